@@ -1,0 +1,624 @@
+"""The section reader, held against wasmtime and against bytes that mean harm."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import tracemalloc
+from collections.abc import Callable
+from functools import partial
+from types import FrameType
+from typing import Any
+
+import attrs
+import pytest
+import wasmtime
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trio_wasmcache._core.wasm import (
+    ELEMENT_LIMIT,
+    HEADER,
+    VALUE_LIMIT,
+    Export,
+    FuncType,
+    GlobalType,
+    Import,
+    Limits,
+    MalformedModuleError,
+    ModuleInfo,
+    TableType,
+    UnsupportedFeatureError,
+    read_module,
+)
+from trio_wasmcache._core.wasm_edit import name_bytes, section, uleb, vector
+
+EVERYTHING = """
+(module
+  (type $pair (func (param i32 i64) (result f64)))
+  (type $none (func))
+  (import "env" "twice" (func $twice (type $pair)))
+  (import "env" "memory" (memory 2 5))
+  (import "env" "table" (table 3 externref))
+  (import "env" "counter" (global (mut i64)))
+  (import "env" "base" (global i32))
+  (func $start (type $none))
+  (func $add (export "add") (param i64 i64) (result i64)
+    local.get 0 local.get 1 i64.add)
+  (func (export "many") (result i32 f32) i32.const 1 f32.const 2)
+  (table $own (export "own") 4 10 funcref)
+  (memory $hidden 7)
+  (global $g (export "pi") f64 (f64.const 3.14))
+  (global (mut v128) (v128.const i32x4 1 2 3 4))
+  (global i32 (i32.add (global.get 1) (i32.const -5)))
+  (start $start)
+  (elem (table $own) (i32.const 0) func $add)
+  (elem func $add $start)
+  (elem declare func $start)
+  (data (memory $hidden) (i32.const 8) "active")
+  (data "passive")
+  (func (memory.init $hidden 1 (i32.const 0) (i32.const 0) (i32.const 0)))
+)
+"""
+
+WATS = [
+    "(module)",
+    EVERYTHING,
+    '(module (func (export "f") (param i32 i64 f32 f64 funcref externref)))',
+    '(module (func (export "f") (result i32 i64 f32 f64 funcref externref) unreachable))',
+    '(module (import "a" "f" (func (param i32 f32) (result i64))) (export "g" (func 0)))',
+    '(module (import "a" "m" (memory 0)) (export "m" (memory 0)))',
+    '(module (import "a" "t" (table 0 7 funcref)) (import "a" "u" (table 1 externref)))',
+    '(module (import "a" "g" (global f32)) (export "g" (global 0)) (export "h" (global 0)))',
+    '(module (memory (export "memory") 17))',
+    '(module (memory (export "none") 0 0) (memory (export "all") 65536 65536))',
+    '(module (table (export "t") 0 4294967295 externref))',
+    '(module (global (export "g") (mut funcref) (ref.null func)))',
+    '(module (global (export "g") externref (ref.null extern)))',
+    '(module (func $f) (global (export "g") funcref (ref.func $f)) (export "f" (func $f)))',
+    '(module (func (export "naïve 🦀 \\00 name")) (memory (export "") 1))',
+    '(module (import "" "" (func)) (import "" "" (func (param i64))))',
+    '(module (func (export "loop") (loop (br 0))))',
+    '(module (@custom "first" (before first) "x") (func (export "f")) (@custom "last" "yy"))',
+    "(module " + "(memory 1 16)" * 40 + ")",
+    "(module " + "(func)" * 300 + ")",
+]
+
+
+def engine_of_this_library() -> wasmtime.Engine:
+    config = wasmtime.Config()
+    config.wasm_gc = False
+    config.wasm_function_references = False
+    config.wasm_exceptions = False
+    config.wasm_threads = False
+    config.wasm_memory64 = False
+    config.wasm_stack_switching = False
+    config.wasm_custom_page_sizes = False
+    config.wasm_multi_memory = True
+    config.shared_memory = False
+    return wasmtime.Engine(config)
+
+
+ENGINE = engine_of_this_library()
+
+
+def wat(text: str) -> bytes:
+    return bytes(wasmtime.wat2wasm(text))
+
+
+def is_valid(wasm: bytes) -> bool:
+    try:
+        wasmtime.Module.validate(ENGINE, wasm)
+    except wasmtime.WasmtimeError:
+        return False
+    return True
+
+
+def read_or_refuse(wasm: bytes) -> ModuleInfo | None:
+    """What the reader found, or None; lets no other exception pass, nor a wrong refusal."""
+    try:
+        return read_module(wasm)
+    except MalformedModuleError as error:
+        refusal = error
+    assert 0 <= refusal.offset <= len(wasm)
+    assert not is_valid(wasm), f"wasmtime takes what the reader refuses: {refusal}"
+    return None
+
+
+def value_name(value_type: wasmtime.ValType) -> str:
+    # wasmtime-py prints externref as the name of the top of its hierarchy.
+    return {"anyref": "externref"}.get(str(value_type), str(value_type))
+
+
+def as_ours(theirs: object) -> FuncType | TableType | Limits | GlobalType:
+    match theirs:
+        case wasmtime.FuncType():
+            return FuncType(
+                tuple(map(value_name, theirs.params)), tuple(map(value_name, theirs.results))
+            )
+        case wasmtime.TableType():
+            limits = theirs.limits
+            return TableType(value_name(theirs.element), Limits(limits.min, limits.max))
+        case wasmtime.MemoryType():
+            return Limits(theirs.limits.min, theirs.limits.max)
+        case wasmtime.GlobalType():
+            return GlobalType(value_name(theirs.content), theirs.mutable)
+    raise AssertionError(theirs)
+
+
+def as_shown(ours: object) -> object:
+    """The type as wasmtime-py shows it: it takes the largest maximum of a table for none."""
+    if isinstance(ours, TableType) and ours.limits.maximum == ELEMENT_LIMIT:
+        return TableType(ours.element, Limits(ours.limits.minimum))
+    return ours
+
+
+def type_of(info: ModuleInfo, export: Export) -> object:
+    spaces: dict[str, Any] = {
+        "func": info.functions,
+        "table": info.tables,
+        "memory": info.memories,
+        "global": info.globals,
+    }
+    return spaces[export.kind][export.index]
+
+
+def assert_agrees_with_wasmtime(wasm: bytes, info: ModuleInfo) -> None:
+    module = wasmtime.Module(ENGINE, wasm)
+    theirs = [(item.module, item.name, as_ours(item.type)) for item in module.imports]
+    assert [(item.module, item.name, as_shown(item.type)) for item in info.imports] == theirs
+    found = [(export.name, as_ours(export.type)) for export in module.exports]
+    ours = [(export.name, as_shown(type_of(info, export))) for export in info.exports]
+    assert ours == found
+
+
+def mentions_v128(info: ModuleInfo) -> bool:
+    """wasmtime-py aborts the process when asked for such a type."""
+    return "v128" in repr((info.types, info.imports, info.globals))
+
+
+def module(*sections: tuple[int, bytes]) -> bytes:
+    return HEADER + b"".join(section(id, payload) for id, payload in sections)
+
+
+def test_the_whole_of_a_module() -> None:
+    """One module that has everything gives every field."""
+    wasm = wat(EVERYTHING)
+    info = read_module(wasm)
+    pair = FuncType(("i32", "i64"), ("f64",))
+    none = FuncType()
+    add = FuncType(("i64", "i64"), ("i64",))
+    many = FuncType((), ("i32", "f32"))
+    assert info.types == (pair, none, add, many)
+    assert info.imports == (
+        Import("env", "twice", "func", pair),
+        Import("env", "memory", "memory", Limits(2, 5)),
+        Import("env", "table", "table", TableType("externref", Limits(3))),
+        Import("env", "counter", "global", GlobalType("i64", True)),
+        Import("env", "base", "global", GlobalType("i32", False)),
+    )
+    assert info.functions == (pair, none, add, many, none)
+    assert info.tables == (
+        TableType("externref", Limits(3)),
+        TableType("funcref", Limits(4, 10)),
+    )
+    assert info.memories == (Limits(2, 5), Limits(7))
+    assert info.globals == (
+        GlobalType("i64", True),
+        GlobalType("i32", False),
+        GlobalType("f64", False),
+        GlobalType("v128", True),
+        GlobalType("i32", False),
+    )
+    assert info.exports == (
+        Export("add", "func", 2),
+        Export("many", "func", 3),
+        Export("own", "table", 1),
+        Export("pi", "global", 2),
+    )
+    assert info.export("own") == Export("own", "table", 1)
+    assert info.export("hidden") is None
+    assert info.start == 1
+    assert (info.imported_functions, info.imported_tables) == (1, 1)
+    assert (info.imported_memories, info.imported_globals) == (1, 2)
+    assert (info.element_segments, info.passive_elements) == (3, 1)
+    assert (info.data_segments, info.passive_data) == (2, 1)
+    ids = [found.id for found in info.sections if found.id]
+    assert ids == [1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 10, 11]
+    [code] = [found for found in info.sections if found.id == 10]
+    bodies = 4
+    assert info.code_bytes == code.end - code.start - 1 - bodies  # one-byte count and sizes
+    assert is_valid(wasm)
+
+
+@pytest.mark.parametrize("text", WATS)
+def test_imports_and_exports_agree_with_wasmtime(text: str) -> None:
+    """Names, order and types of imports and exports are what wasmtime says they are."""
+    wasm = wat(text)
+    assert_agrees_with_wasmtime(wasm, read_module(wasm))
+
+
+@pytest.mark.parametrize("text", WATS)
+def test_sections_cover_the_file(text: str) -> None:
+    """Each payload ends where the next section's id and size begin, up to the last byte."""
+    wasm = wat(text)
+    at = len(HEADER)
+    for found in read_module(wasm).sections:
+        size = uleb(found.end - found.start)
+        assert wasm[at : found.start] == bytes([found.id]) + size
+        at = found.end
+    assert at == len(wasm)
+
+
+def test_hidden_things_are_found() -> None:
+    """Memories, tables and globals that nothing exports are in the index spaces."""
+    info = read_module(
+        wat(
+            "(module (memory 3) (memory 4 9) (table 5 externref) (table 6 6 funcref)"
+            " (global (mut i32) (i32.const 1)))"
+        )
+    )
+    assert info.exports == ()
+    assert info.memories == (Limits(3), Limits(4, 9))
+    assert info.tables == (TableType("externref", Limits(5)), TableType("funcref", Limits(6, 6)))
+    assert info.globals == (GlobalType("i32", True),)
+
+
+def test_forty_memories_are_counted() -> None:
+    """A module cannot hide its size in many memories."""
+    info = read_module(wat("(module " + "(memory 256)" * 40 + ")"))
+    assert sum(memory.minimum for memory in info.memories) == 40 * 256
+
+
+@pytest.mark.parametrize(
+    ("text", "feature"),
+    [
+        ("(module (memory i64 1))", "memory64"),
+        ('(module (import "a" "m" (memory i64 1 2)))', "memory64"),
+        ("(module (table i64 1 funcref))", "table64"),
+        ("(module (memory 1 2 shared))", "shared memory"),
+        ('(module (import "a" "m" (memory 1 2 shared)))', "shared memory"),
+        ("(module (memory 1 (pagesize 1)))", "custom page sizes"),
+        ("(module (tag))", "exception tags"),
+        ('(module (import "a" "t" (tag)))', "exception tags"),
+        ("(module (func (param exnref)))", "exception tags"),
+        ("(module (type (struct)))", "gc types"),
+        ("(module (type (array i8)))", "gc types"),
+        ("(module (type (sub (func))))", "gc types"),
+        ("(module (type (sub final 0 (func))))", "gc types"),
+        ("(module (rec (type (func)) (type (func))))", "gc types"),
+        ("(module (func (param anyref)))", "gc types"),
+        ("(module (func (result i31ref) unreachable))", "gc types"),
+        ("(module (table 1 nullref))", "gc types"),
+        ("(module (global eqref (ref.null none)))", "gc types"),
+        ("(module (global externref (ref.null noextern)))", "gc types"),
+        ("(module (global funcref (ref.null 0)) (type (func)))", "typed function references"),
+        ("(module (global i32 (ref.i31 (i32.const 1))))", "gc types"),
+        ("(module (type (func)) (func (param (ref null 0))))", "typed function references"),
+        ("(module (func (param (ref func))))", "typed function references"),
+        ("(module (type (func)) (type (cont 0)))", "stack switching"),
+        ("(component)", "component"),
+    ],
+)
+def test_what_is_switched_off_is_refused_by_name(text: str, feature: str) -> None:
+    """The error names the feature, and wasmtime, set up as here, refuses the module too."""
+    wasm = wat(text)
+    with pytest.raises(UnsupportedFeatureError) as caught:
+        read_module(wasm)
+    assert caught.value.feature == feature
+    assert str(caught.value).startswith(f"the module uses {feature}, which is switched off here")
+    assert not is_valid(wasm)
+
+
+def test_an_exported_tag_is_refused_by_name() -> None:
+    """A tag may also first show up among the exports, when there is no tag section."""
+    with pytest.raises(UnsupportedFeatureError, match="exception tags"):
+        read_module(module((7, vector([name_bytes("t") + b"\x04\0"]))))
+
+
+TYPE = (1, b"\1\x60\0\0")
+FUNCTION = (3, b"\1\0")
+CODE = (10, b"\1\2\0\x0b")
+TABLE = (4, b"\1\x70\0\0")
+MEMORY = (5, b"\1\0\1")
+
+
+@pytest.mark.parametrize(
+    ("wasm", "message"),
+    [
+        (b"", "no WebAssembly header, at offset 0x0"),
+        (b"\0asm", "no WebAssembly header"),
+        (b"\0asm\2\0\0\0", "no WebAssembly header"),
+        (b"(module)", "no WebAssembly header"),
+        (HEADER + b"\1", "1 bytes needed where 0 are left, at offset 0x9"),
+        (HEADER + b"\1\5\0", "5 items announced with 1 bytes left, at offset 0x9"),
+        (module((14, b"")), "section 14 unknown"),
+        (module(TYPE, TYPE), "section 1 unknown, repeated or out of order, at offset 0xe"),
+        (module(TYPE, CODE, FUNCTION), "section 3 unknown, repeated or out of order"),
+        (module(TYPE, FUNCTION, CODE, (12, b"\0")), "section 12 unknown, repeated or out of"),
+        (module((1, b"\0\0")), "1 bytes too many in section 1"),
+        (module((8, b"\0")), "start function 0 named where there are 0"),
+        (module((0, b"")), "1 bytes needed where 0 are left"),
+        (module((0, b"\2a")), "2 bytes needed where 1 are left"),
+        (module((0, b"\1\xff")), "a name that is not UTF-8"),
+        (module((0, b"\3\xed\xa0\x80")), "a name that is not UTF-8"),  # a surrogate
+        (module((0, b"\2\xc0\x80")), "a name that is not UTF-8"),  # a zero in two bytes
+        (module((1, b"\1\x61\0\0")), "unknown type 0x61"),
+        (module((1, b"\1\x60\1\x40\0")), "unknown value type 0x40"),
+        (module((1, b"\1\x60\xe9\7" + b"\x7f" * 1001 + b"\0")), "1001 parameters or results"),
+        (module((2, b"\1\0\0\5\0")), "unknown kind 0x5"),
+        (module((2, b"\1\0\0\0\0")), "type 0 named where there are 0"),
+        (module(TYPE, (3, b"\1\1")), "type 1 named where there are 1"),
+        (module(TYPE, FUNCTION), "1 functions declared, 0 bodies found"),
+        (module(CODE), "0 functions declared, 1 bodies found"),
+        (module((4, b"\1\x7f\0\0")), "i32 where a reference type is due"),
+        (module((4, b"\1\x70\x08\0")), "unknown table flags 0x8"),
+        (module((4, b"\1\x70\1\5\4")), "a table from 5 up to 4"),
+        (module((5, b"\1\x10\0")), "unknown memory flags 0x10"),
+        (module((5, b"\1\1\5\4")), "a memory from 5 up to 4"),
+        (module((5, b"\1\0\x81\x80\4")), "a memory over 65536"),
+        (module((5, b"\1\1\0\x81\x80\4")), "a memory over 65536"),
+        (module((4, b"\1\x70\0\x80\x80\x80\x80\x10")), "a table over 4294967295"),
+        (module((5, b"\1\0" + b"\x80" * 10 + b"\0")), "a number over 64 bits"),
+        (module((3, b"\x80\x80\x80\x80\x80\0")), "a number over 32 bits"),
+        (module((3, b"\x80\x80\x80\x80\x10")), "a number over 32 bits"),
+        (module((6, b"\1\x7f\2\x41\0\x0b")), "unknown mutability 0x2"),
+        (module((6, b"\1\x7f\x63\x41\0\x0b")), "unknown mutability 0x63"),  # no type: a flag
+        (module((6, b"\1\x7f\0\x41\0")), "1 bytes needed where 0 are left"),
+        (module((6, b"\1\x7f\0\x10\0\x0b")), "opcode 0x10 in a constant"),
+        (module((6, b"\1\x7f\0\xfd\0\x0b")), "opcode 0xfd in a constant"),
+        (module((6, b"\1\x7f\0\x41\xff\xff\xff\xff\x0f\x0b")), "a number over 32 bits"),
+        (module((6, b"\1\x7e\0\x42" + b"\xff" * 9 + b"\1\x0b")), "a number over 64 bits"),
+        (module((6, b"\1\x7e\0\x42" + b"\x80" * 10 + b"\0\x0b")), "a number over 64 bits"),
+        (module((6, b"\1\x70\0\xd0\x40\x0b")), "unknown heap type 0x40"),
+        (module(MEMORY, (7, b"\2\1m\2\0\1m\2\0")), "a second export named 'm'"),
+        (module(MEMORY, (7, b"\1\1m\2\1")), "memory 1 named where there are 1"),
+        (module((7, b"\1\1f\0\0")), "func 0 named where there are 0"),
+        (module((7, b"\1\1f\x05\0")), "unknown kind 0x5"),
+        (module(TABLE, (9, b"\1\x08\0\0")), "element form 8 named where there are 8"),
+        (module(TABLE, (9, b"\1\1\1\0")), "unknown element kind 0x1"),
+        (module(TABLE, (9, b"\1\1\0\1\0")), "function 0 named where there are 0"),
+        (module((9, b"\1\2\0\x41\0\x0b\0\0")), "table 0 named where there are 0"),
+        (module(TYPE, FUNCTION, (10, b"\1\3\0\x0b")), "3 bytes needed where 2 are left"),
+        (module(MEMORY, (11, b"\1\3\0")), "data form 3 named where there are 3"),
+        (module(MEMORY, (11, b"\1\2\1\x41\0\x0b\0")), "memory 1 named where there are 1"),
+        (module(MEMORY, (11, b"\1\1\2x")), "2 bytes needed where 1 are left"),
+        (module((12, b"\1")), "1 data segments declared, 0 found"),
+        (module(MEMORY, (12, b"\0"), (11, b"\1\1\0")), "0 data segments declared, 1 found"),
+    ],
+)
+def test_damage_is_described(wasm: bytes, message: str) -> None:
+    """Each rule of the format has been seen to refuse, and wasmtime refuses the same bytes."""
+    with pytest.raises(MalformedModuleError) as caught:
+        read_module(wasm)
+    assert message in str(caught.value)
+    assert not isinstance(caught.value, UnsupportedFeatureError)
+    assert not is_valid(wasm)
+
+
+@pytest.mark.parametrize("flags", range(8))
+def test_every_form_of_element_segment(flags: int) -> None:
+    """All eight forms are stepped over, and only one and five are passive."""
+    active = b"" if flags & 1 else (b"\0" if flags & 2 else b"") + b"\x41\0\x0b"
+    if flags & 4:
+        kind, items = b"\x70", b"\2\xd2\0\x0b\xd0\x70\x0b"
+    else:
+        kind, items = b"\0", b"\2\0\0"
+    segment = bytes([flags]) + active + (kind if flags & 3 else b"") + items
+    table = (4, b"\1\x70\0\2")
+    wasm = module(TYPE, FUNCTION, table, (9, vector([segment, segment])), CODE)
+    assert is_valid(wasm)
+    info = read_module(wasm)
+    assert info.element_segments == 2
+    assert info.passive_elements == (2 if flags in (1, 5) else 0)
+
+
+@pytest.mark.parametrize(
+    ("type", "value"),
+    [
+        ("i32", "(i32.const -2147483648)"),
+        ("i32", "(i32.const 2147483647)"),
+        ("i64", "(i64.const -9223372036854775808)"),
+        ("i64", "(i64.const 9223372036854775807)"),
+        ("f32", "(f32.const nan)"),
+        ("f64", "(f64.const -0x1p-1074)"),
+        ("v128", "(v128.const i64x2 11 0x0b0b0b0b)"),
+        ("funcref", "(ref.null func)"),
+        ("externref", "(ref.null extern)"),
+        ("funcref", "(ref.func 0)"),
+        ("i32", "(global.get 0)"),
+        ("i32", "(i32.mul (i32.sub (global.get 0) (i32.const 11)) (i32.const 11))"),
+        ("i32", "(i32.add (global.get 0) (global.get 0))"),
+        ("i64", "(i64.mul (i64.sub (i64.const 0) (i64.const 11)) (i64.const 11))"),
+        ("i64", "(i64.add (i64.const 11) (i64.const 11))"),
+    ],
+)
+def test_every_form_of_constant(type: str, value: str) -> None:
+    """Constants are stepped over whole, though their operands may look like an end (11)."""
+    wasm = wat(f'(module (import "a" "g" (global i32)) (func) (global {type} {value}))')
+    assert is_valid(wasm)
+    assert read_module(wasm).globals[1] == GlobalType(type, False)
+
+
+@pytest.mark.parametrize("value", ["(ref.func 0)", "(ref.null func)"])
+def test_tables_with_an_initial_value_are_read(value: str) -> None:
+    """The long form of a table definition gives the same type as the short one."""
+    info = read_module(wat(f"(module (func) (table 1 2 funcref {value}) (table 3 externref))"))
+    assert info.tables == (
+        TableType("funcref", Limits(1, 2)),
+        TableType("externref", Limits(3)),
+    )
+
+
+def test_numbers_may_be_padded() -> None:
+    """Compilers leave room for sizes; five bytes are fine as long as the unused bits are zero."""
+    padded = b"\x81\x80\x80\x80\0"
+    wasm = HEADER + b"\5\x87\x80\x80\x80\0" + padded + b"\0\1"
+    assert is_valid(wasm)
+    assert read_module(wasm).memories == (Limits(1),)
+
+
+def test_the_largest_signature() -> None:
+    """As many parameters and results as wasmtime takes are taken."""
+    values = uleb(VALUE_LIMIT) + b"\x7f" * VALUE_LIMIT
+    wasm = module((1, b"\1\x60" + values + values))
+    assert is_valid(wasm)
+    assert len(read_module(wasm).types[0].params) == VALUE_LIMIT
+
+
+def test_a_module_is_a_value() -> None:
+    """The same bytes give equal, hashable values that nobody can change."""
+    wasm = wat(EVERYTHING)
+    info = read_module(wasm)
+    assert info == read_module(wasm)
+    assert hash(info) == hash(read_module(wasm))
+    assert pickle.loads(pickle.dumps(info)) == info
+    assert info != read_module(wat("(module)"))
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        info.start = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("wasm", [b"nothing", b"\0asm\x0d\0\1\0"])
+def test_errors_survive_pickling(wasm: bytes) -> None:
+    """An error that crosses a process says the same there."""
+    with pytest.raises(MalformedModuleError) as caught:
+        read_module(wasm)
+    error = caught.value
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert (str(again), again.offset) == (str(error), error.offset)
+
+
+@pytest.mark.parametrize("text", WATS)
+def test_every_truncation_is_refused_or_valid(text: str) -> None:
+    """A module cut off anywhere is refused, unless wasmtime takes what is left."""
+    wasm = wat(text)
+    for end in range(len(wasm)):
+        read_or_refuse(wasm[:end])
+
+
+MANY = b"\xff\xff\xff\xff\x0f"  # 2 ** 32 - 1
+
+
+@pytest.mark.parametrize(
+    "wasm",
+    [
+        *(module((id, MANY)) for id in (0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12)),
+        *(HEADER + bytes([id]) + MANY for id in range(14)),
+        module((1, b"\1\x60" + MANY)),
+        module((2, b"\1" + MANY)),
+        module(TABLE, (9, b"\1\0\x41\0\x0b" + MANY)),
+        module(TYPE, FUNCTION, (10, b"\1" + MANY)),
+        module(MEMORY, (11, b"\1\1" + MANY)),
+    ],
+)
+def test_a_huge_count_costs_nothing(wasm: bytes) -> None:
+    """Four thousand million items announced in a few bytes are refused before memory is taken."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(MalformedModuleError):
+            read_module(wasm)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 64 * 1024  # bytes
+
+
+def lines_run(step: Callable[[], object]) -> int:
+    """How many lines of Python that took: a measure of time that no slow machine disturbs."""
+    lines = 0
+
+    def count(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal lines
+        lines += event == "line"
+        return count
+
+    before = sys.gettrace()
+    sys.settrace(count)
+    try:
+        step()
+    finally:
+        sys.settrace(before)
+    return lines
+
+
+def repeated(item: bytes, id: int, *before: tuple[int, bytes]) -> Callable[[int], bytes]:
+    return lambda size: module(*before, (id, vector([item] * (size // len(item)))))
+
+
+@pytest.mark.parametrize(
+    "grown",
+    [
+        repeated(b"\x60\0\0", 1),
+        repeated(b"\0\0\0\0", 2, TYPE),
+        repeated(b"\0", 3, TYPE),
+        repeated(b"\x40\0\x70\0\0\x0b", 4),
+        repeated(b"\0\1", 5),
+        repeated(b"\x7f\0\x6a\x6a\x6a\x0b", 6),
+        repeated(b"\1\0\0", 9),
+        repeated(b"\1\0", 11),
+        lambda size: module(*[(0, b"\0")] * (size // 3)),
+        lambda size: module((6, b"\1\x7f\0" + b"\x6a" * size)),
+        lambda size: module((0, uleb(size) + b"x" * size)),
+        lambda size: module(
+            (1, b"\1\x60" + vector([b"\x7f"] * 1000) + b"\0"), (3, vector([b"\0"] * size))
+        ),
+        lambda size: module(
+            TYPE,
+            (2, b"\1\0\0\0\0"),
+            (7, vector([name_bytes(str(i)) + b"\0\0" for i in range(size // 6)])),
+        ),
+    ],
+)
+def test_steps_and_memory_grow_with_the_bytes(grown: Callable[[int], bytes]) -> None:
+    """Ten times the hostile bytes take ten times the steps, and a bounded number of bytes each."""
+    small, large = grown(2_000), grown(20_000)
+    few, many = (lines_run(partial(read_or_refuse, wasm)) for wasm in (small, large))
+    assert many < 12 * few + 1000
+    tracemalloc.start()
+    try:
+        read_or_refuse(large)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 200 * len(large) + 64 * 1024
+
+
+raw_sections = st.lists(
+    st.builds(section, st.integers(0, 14), st.binary(max_size=24)), max_size=6
+).map(b"".join)
+seeds = st.sampled_from([wat(text) for text in WATS if len(text) < 2000])
+
+
+@st.composite
+def mutated_modules(draw: st.DrawFn) -> bytes:
+    """A good module with some bytes changed, cut out or put in."""
+    wasm = bytearray(draw(seeds))
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, len(wasm)))
+        end = min(len(wasm), at + draw(st.integers(0, 3)))
+        wasm[at:end] = draw(st.binary(max_size=3))
+    return bytes(wasm)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.binary(max_size=200) | st.binary(max_size=200).map(HEADER.__add__))
+def test_random_bytes(wasm: bytes) -> None:
+    """Noise is refused as malformed, never in another way."""
+    read_or_refuse(wasm)
+
+
+@settings(deadline=None, max_examples=500)
+@given(raw_sections)
+def test_random_sections(sections: bytes) -> None:
+    """So is noise that is cut into sections of the right size."""
+    read_or_refuse(HEADER + sections)
+
+
+@settings(deadline=None, max_examples=1000)
+@given(mutated_modules())
+def test_mutated_modules(wasm: bytes) -> None:
+    """A damaged module is refused, or else read: and if wasmtime takes it, read the same way."""
+    info = read_or_refuse(wasm)
+    if info is not None and is_valid(wasm) and not mentions_v128(info):
+        assert_agrees_with_wasmtime(wasm, info)

@@ -1,0 +1,1 @@
+"""How Python values cross into a guest and back."""

@@ -1,0 +1,494 @@
+"""The cache itself: puts the parts together, and opens and closes them in order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, final
+
+import trio
+from attrs import evolve
+
+from ._core.config import CacheConfig
+from ._core.events import Closed, Opened, Reason, Registered as RegisteredEvent, Removed, Resized
+from ._core.records import FunctionRecord, Stage
+from ._core.stats import CacheStats, EntryInfo
+from ._engine.seam import Engine
+from ._evictor import evict_on_time
+from ._function import Function
+from ._group import SchedulingGroup, check_group, find_group, group_opened, open_group, tell_closed
+from ._host import HostFunction
+from ._lease import Lease
+from ._log import LogWriter, ThreadedLogWriter
+from ._register import Compiler, Declaration, declare, read_source
+from ._registry import Registered
+from ._shell import Shell, describe, held_in
+
+MAIN = "main"
+
+
+@asynccontextmanager
+async def open_cache(
+    config: CacheConfig | None = None, *, logger: Any = None
+) -> AsyncIterator[InstanceCache]:
+    """Open a cache for the length of a block.
+
+    .. code-block::
+
+        async with trio_wasmcache.open_cache(CacheConfig(max_size=100 * MiB)) as cache:
+            await cache.register("fib", wasm, args=("i64",), returns="i64")
+
+    When the block ends: no new leases; who waits gets `trio.ClosedResourceError`; calls are
+    stopped within a slice; everything native is freed; the log is flushed. An exception of the
+    block leaves it as it is, not wrapped in a group.
+
+    Args:
+        config: the limits; `CacheConfig()` by default.
+        logger: a structlog logger; ``structlog.get_logger("trio_wasmcache")`` by default. It is
+            called from one thread of the cache's own.
+
+    **Checkpoint:** entering and leaving are checkpoints.
+    **Cancellation:** everything is closed all the same; flushing the log is shielded, for at most
+    `log_flush_timeout` seconds.
+    """
+    from ._engine.engine import WasmtimeEngine
+
+    config = CacheConfig() if config is None else config
+    if not isinstance(config, CacheConfig):
+        raise TypeError(f"config must be a CacheConfig, got {config!r}")
+    engine = WasmtimeEngine(config.stack_size)
+    async with open_with(config, engine, ThreadedLogWriter(logger)) as cache:
+        yield cache
+
+
+@asynccontextmanager
+async def open_with(
+    config: CacheConfig, engine: Engine, log: LogWriter
+) -> AsyncIterator[InstanceCache]:
+    """`open_cache` on any engine and any log: the seam that `trio_wasmcache.testing` uses."""
+    failure: BaseException | None = None
+    shell = Shell(config, engine, log)
+    try:
+        async with trio.open_nursery() as service:
+            cache = InstanceCache(shell, service)
+            shell.tell(Opened(**_limits(config), **_more_limits(config)))
+            shell.tell(group_opened(cache._main))
+            service.start_soon(evict_on_time, shell)
+            try:
+                await trio.lowlevel.checkpoint()
+                yield cache
+            except BaseException as error:
+                # Kept aside, so that the nursery does not wrap it.
+                failure = error
+            finally:
+                await cache._close()
+                service.cancel_scope.cancel()
+    finally:
+        engine.close()
+        await log.close(config.log_flush_timeout)
+    if failure is not None:
+        try:
+            raise failure
+        finally:
+            del failure
+
+
+def _limits(config: CacheConfig) -> dict[str, Any]:
+    return {
+        "max_size_bytes": config.max_size,
+        "max_instance_size_bytes": config.max_instance_size,
+        "max_instances": config.max_instances,
+        "max_code_size_bytes": config.max_code_size,
+        "idle_timeout_seconds": config.idle_timeout,
+    }
+
+
+def _more_limits(config: CacheConfig) -> dict[str, Any]:
+    return {
+        "stack_size_bytes": config.stack_size,
+        "memory_limit_bytes": config.memory_limit,
+        "table_limit_elements": config.table_limit,
+        "total_fuel": config.total_fuel,
+        "yield_fuel": config.yield_fuel,
+        "log_uses": config.log_uses,
+    }
+
+
+@final
+class InstanceCache:
+    """Registered functions, and the instances of them that are kept warm between calls.
+
+    Opened by `open_cache`. All its methods are for the Trio thread that opened it.
+    """
+
+    def __init__(self, shell: Shell, service: trio.Nursery) -> None:
+        self._shell = shell
+        self._compiler = Compiler(shell.engine, service)
+        config = shell.config
+        self._main = SchedulingGroup(
+            shell, shell.main, service, config.main_capacity, config.main_shares
+        )
+        self._groups: dict[str, SchedulingGroup] = {MAIN: self._main}
+        self._opening: set[str] = set()
+
+    # -- functions
+
+    async def register(
+        self,
+        name: str,
+        wasm: bytes | str | os.PathLike[str],
+        *,
+        args: Sequence[str],
+        returns: str | Sequence[str] | None = None,
+        export: str | None = None,
+        abi: str | None = None,
+        called_on_null: bool = False,
+        imports: Mapping[str, Mapping[str, HostFunction]] | None = None,
+        concurrency: int = 1,
+        isolation: str = "reuse",
+        replace: bool = False,
+    ) -> Function:
+        """Compile a module, off the event loop, and make one export of it a function.
+
+        Args:
+            name: what to acquire it by; together with `args`, so overloads are fine.
+            wasm: bytes of a module, WebAssembly text, or a path to either.
+            args: types of the arguments, such as ``("i64", "f64")``.
+            returns: the result's type, several types for a tuple, or None.
+            export: the exported function; `name` by default.
+            abi: how values cross: ``"plain"``.
+            called_on_null: whether it is called when an argument is None. If not, such a call
+                gives None.
+            imports: ``{"module": {"name": HostFunction(...)}}``. WASI preview 1 is there without
+                being given, and grants nothing.
+            concurrency: instances that may run at the same time in one group.
+            isolation: ``"reuse"``: an instance serves one lease after the other as it is.
+            replace: put it in the place of a function of that name and those types. The old one
+                serves until the new one is compiled; who holds it finishes on it.
+
+        Raises:
+            InvalidModuleError, ModuleTooLargeError, LinkError, ExportError, SignatureError,
+            DuplicateFunctionError: nothing of it stays.
+            trio.ClosedResourceError: the cache is closed.
+
+        **Checkpoint:** always.
+        **Cancellation:** nothing of it stays; the compiling thread is abandoned.
+        """
+        shell = self._shell
+        self._check_open()
+        declaration = declare(
+            name=name,
+            args=args,
+            returns=returns,
+            export=export,
+            abi=abi,
+            called_on_null=called_on_null,
+            imports=imports,
+            concurrency=concurrency,
+            isolation=isolation,
+            max_instances=shell.config.max_instances,
+        )
+        key = declaration.key
+        shell.registry.reserve(key, replace)
+        try:
+            source = await read_source(shell.engine, str(key), wasm, shell.config.max_wasm_size)
+            module, seconds = await self._compiler.get(source, declaration, shell.config)
+            self._check_open()
+            record = FunctionRecord(
+                key, shell.registry.next_generation(key), module, declaration.concurrency
+            )
+            return self._install(record, declaration, seconds)
+        finally:
+            shell.registry.release(key)
+
+    def _install(
+        self, record: FunctionRecord, declaration: Declaration, seconds: float
+    ) -> Function:
+        shell, module = self._shell, record.module
+        function = Function(
+            name=record.key.name,
+            args=record.key.args,
+            returns=declaration.returns,
+            generation=record.generation,
+            module_digest=module.digest,
+            code_size=module.code_size,
+            isolation=declaration.isolation,
+            isolation_verdict="reuse: state stays from one lease to the next, as asked for",
+            acquire=self.acquire,
+        )
+        record.payload = Registered(
+            function,
+            module.payload,
+            declaration.abi,
+            declaration.export,
+            declaration.called_on_null,
+        )
+        self._compiler.keep(module)
+        old = shell.registry.put(record)
+        shell.tell(
+            RegisteredEvent(
+                **describe(record),  # type: ignore[arg-type]
+                module_digest=module.digest,
+                code_bytes=module.code_size,
+                artifact_bytes=len(module.payload.artifact.data),
+                compile_seconds=seconds,
+                concurrency=record.concurrency,
+                isolation=function.isolation,
+                isolation_verdict=function.isolation_verdict,
+            )
+        )
+        if old is not None:
+            old.successor = record
+            self._retire(old)
+        return function
+
+    def remove(self, name: str, args: Sequence[str] | None = None) -> None:
+        """Remove a function, or with `args=None` all functions of that name.
+
+        Its idle instances go now. Who holds one finishes on it; who waits for one gets
+        `UnknownFunctionError`.
+
+        Raises:
+            UnknownFunctionError: there is none.
+            trio.ClosedResourceError: the cache is closed.
+        """
+        self._check_open()
+        for record in self._shell.registry.take(name, args):
+            self._retire(record)
+            self._shell.tell(Removed(**describe(record)))  # type: ignore[arg-type]
+
+    def _retire(self, record: FunctionRecord) -> None:
+        self._compiler.drop(record.module)
+        self._shell.act(self._shell.policy.retire(record, trio.current_time()))
+
+    def functions(self) -> tuple[Function, ...]:
+        """What is registered, in order of registration."""
+        return tuple(record.payload.function for record in self._shell.registry.functions.values())
+
+    # -- leases
+
+    def acquire(self, name: str, args: Sequence[str]) -> Lease:
+        """An instance of a function, for the length of a block: ``async with cache.acquire(...)``.
+
+        In the innermost scheduling group of this cache around the caller, or its group ``"main"``.
+        See `Lease.__aenter__` for what entering the block raises.
+        """
+        return Lease(self._shell, find_group(self._shell, self._main), name, args)
+
+    async def warm(self, name: str, args: Sequence[str], count: int = 1) -> None:
+        """Load instances ahead, until `count` of the function live in the caller's group.
+
+        Counts neither as hit nor as miss.
+
+        Raises:
+            ValueError: `count` is not from 1 to the function's concurrency.
+            As `acquire` does.
+
+        **Checkpoint:** always.
+        **Cancellation:** what was loaded by then stays.
+        """
+        self._check_open()
+        record = self._shell.registry.find(name, args)
+        if isinstance(count, bool) or not isinstance(count, int):
+            raise TypeError(f"count must be an int, got {count!r}")
+        if not 1 <= count <= record.concurrency:
+            raise ValueError(
+                f"{record.key}: count must be from 1 to its concurrency, "
+                f"{record.concurrency}; got {count}"
+            )
+        group = find_group(self._shell, self._main)
+        await trio.lowlevel.checkpoint()
+        while True:
+            record = self._shell.registry.find(name, args)
+            entry = record.entries.get(group._record)
+            if entry is not None and entry.live >= min(count, record.concurrency):
+                return
+            async with AsyncExitStack() as stack:
+                await stack.enter_async_context(Lease(self._shell, group, name, args, warm=True))
+            entry = record.entries.get(group._record)
+            if entry is None or not entry.idle:
+                return  # loaded, but too large to be kept: more of them would not be either
+
+    # -- groups
+
+    @asynccontextmanager
+    async def scheduling_group(
+        self, name: str, *, capacity: float, shares: int = 100
+    ) -> AsyncIterator[SchedulingGroup]:
+        """A nursery whose tasks share a capacity and a part of the CPU. See `SchedulingGroup`.
+
+        The block runs in the group, too. When block and tasks have ended, the group's instances
+        go.
+
+        Args:
+            name: not that of another open group.
+            capacity: how many tasks may hold or wait for instances; an int, or `math.inf`.
+            shares: part of the CPU, relative to other groups; 1 to 1,000,000.
+
+        Raises:
+            ValueError, TypeError: a name in use, or what can't be a capacity or shares.
+            trio.ClosedResourceError: the cache is closed.
+
+        **Checkpoint:** as of a `trio.Nursery`; leaving waits for threads that are in a call.
+        **Cancellation:** as of a `trio.Nursery`; the group's instances go all the same.
+        """
+        self._check_open()
+        check_group(name, capacity, shares)
+        if name in self._groups or name in self._opening:
+            raise ValueError(f"a scheduling group {name!r} is open already")
+        self._opening.add(name)
+        group: SchedulingGroup | None = None
+        try:
+            async with open_group(self._shell, name, capacity, shares) as group:
+                self._groups[name] = group
+                yield group
+        finally:
+            if group is not None:
+                await self._close_groups([group], Reason.GROUP_CLOSED)
+                self._groups.pop(name, None)
+            self._opening.discard(name)
+
+    async def _close_groups(self, groups: Sequence[SchedulingGroup], reason: Reason) -> None:
+        """Close groups: waiters and calls are told now, threads are waited for, shielded."""
+        shell = self._shell
+        now = trio.current_time()
+        for group in groups:
+            shell.act(shell.policy.close_group(group._record, now, reason))
+            group._wake_token_waiters()
+        busy = []
+        for group in groups:
+            for request in held_in(shell.policy, group._record):
+                lease: Lease = request.payload
+                event = lease._shut(reason)
+                if request.stage is Stage.LOADING:
+                    event = self._stop_loading(request, event)
+                if event is not None:
+                    busy.append((event, request))
+            tell_closed(group)
+        with trio.CancelScope(shield=True):
+            for event, _ in busy:
+                await event.wait()
+
+    def _stop_loading(self, request: Any, event: trio.Event | None) -> trio.Event | None:
+        instance = request.instance
+        native, instance.payload = instance.payload, None
+        self._shell.act(self._shell.policy.failed(request, trio.current_time()))
+        if native is not None and event is None:
+            native.close()
+        return event
+
+    # -- limits and numbers
+
+    def resize(self, **limits: Any) -> None:
+        """Change fields of the configuration; what no longer fits is evicted now.
+
+        ``cache.resize(max_size=64 * MiB, idle_timeout=1.0)``
+
+        `memory_limit` and `table_limit` hold for functions registered from now on. `stack_size`
+        and the main group's capacity and shares can't be changed.
+
+        Raises:
+            TypeError, ValueError: no such field, or a bad value; nothing has changed.
+            trio.ClosedResourceError: the cache is closed.
+        """
+        self._check_open()
+        shell = self._shell
+        fixed = {"stack_size", "main_capacity", "main_shares"} & limits.keys()
+        if fixed:
+            raise ValueError(f"{', '.join(sorted(fixed))} can't be changed while the cache is open")
+        config = evolve(shell.config, **limits)
+        shell.config = config
+        shell.runner.resize(config)
+        shell.tell(Resized(**_limits(config)))
+        shell.act(shell.policy.resize(config, trio.current_time()))
+        due = shell.policy.next_expiry()
+        shell.sleep.deadline = float("inf") if due is None else due
+
+    @property
+    def config(self) -> CacheConfig:
+        """The limits in force."""
+        return self._shell.config
+
+    def stats(self) -> CacheStats:
+        """Counters and gauges of this moment. Changes nothing."""
+        shell = self._shell
+        policy = shell.policy
+        residents, ledger = policy.residents, policy.residents.ledger
+        return CacheStats(
+            hits=policy.hits,
+            misses=policy.misses,
+            blocks=policy.blocks,
+            calls=shell.calls,
+            evictions={reason.value: n for reason, n in residents.evictions.items()},
+            functions=len(shell.registry.functions),
+            groups=len(self._groups),
+            entries=len(residents.entries),
+            idle_instances=ledger.idle,
+            running_instances=ledger.running,
+            waiting=len(policy.waits.waiting),
+            loaded_modules=ledger.loaded_modules,
+            total_size=ledger.total_size,
+            max_size=policy.config.max_size,
+            code_size=ledger.used,
+            max_code_size=policy.config.max_code_size,
+            artifact_size=sum(
+                len(module.payload.artifact.data) for module in self._compiler.modules.values()
+            ),
+            log_lost=shell.log.lost,
+            log_failures=shell.log.failures,
+        )
+
+    def entries(self) -> tuple[EntryInfo, ...]:
+        """Every function in every group that has instances or waiters. Changes nothing."""
+        infos = []
+        for entry in self._shell.policy.residents.entries:
+            key = entry.function.key
+            rooms = sum(request.stage is Stage.ROOM for request in entry.claims)
+            infos.append(
+                EntryInfo(
+                    function=key.name,
+                    args=key.args,
+                    generation=entry.function.generation,
+                    group=entry.group.name,
+                    idle=len(entry.idle),
+                    running=entry.live - len(entry.idle),
+                    waiting=len(entry.waiting) + rooms,
+                    size=sum(instance.size for instance in entry.idle),
+                    last_used=entry.last_used,
+                )
+            )
+        return tuple(infos)
+
+    def __repr__(self) -> str:
+        ledger = self._shell.policy.residents.ledger
+        policy = self._shell.policy
+        return (
+            f"<InstanceCache {'closed' if self._shell.closed else 'open'}: "
+            f"{len(self._shell.registry.functions)} functions, {len(self._groups)} groups, "
+            f"{ledger.idle} idle instances ({ledger.total_size} of {policy.config.max_size} bytes), "
+            f"{ledger.running} running, {len(policy.waits.waiting)} waiting, "
+            f"code {ledger.used} of {policy.config.max_code_size} bytes>"
+        )
+
+    # -- inside
+
+    def _check_open(self) -> None:
+        if self._shell.closed:
+            raise trio.ClosedResourceError("the cache is closed")
+
+    async def _close(self) -> None:
+        shell = self._shell
+        shell.closed = True
+        shell.policy.closed = True
+        await self._close_groups(list(self._groups.values()), Reason.CLOSED)
+        policy = shell.policy
+        shell.tell(
+            Closed(
+                hits=policy.hits,
+                misses=policy.misses,
+                blocks=policy.blocks,
+                calls=shell.calls,
+                evictions=sum(policy.residents.evictions.values()),
+            )
+        )

@@ -1,0 +1,157 @@
+"""The limits of a cache: bytes, seconds, fuel and counts, checked all at once."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+
+from attrs import field, fields, frozen
+
+KiB = 1024
+MiB = 1024 * KiB
+
+# One page of WebAssembly memory, fixed by its specification.
+WASM_PAGE = 64 * KiB
+# Below this a guest's half of the stack can't hold the frames of ordinary compiled code.
+MIN_STACK_SIZE = 64 * KiB
+
+
+def _whole(minimum: int, maximum: int | None = None) -> dict[str, object]:
+    def check(value: object) -> str | None:
+        if isinstance(value, bool) or not isinstance(value, int):
+            return f"must be an int, got {value!r}"
+        if value < minimum:
+            return f"must be at least {minimum}, got {value!r}"
+        if maximum is not None and value > maximum:
+            return f"must be at most {maximum}, got {value!r}"
+        return None
+
+    return {"check": check}
+
+
+def _seconds(*, zero: bool, infinite: bool) -> dict[str, object]:
+    def check(value: object) -> str | None:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return f"must be a number of seconds, got {value!r}"
+        if math.isnan(value) or value < 0 or (value == 0 and not zero):
+            return f"must be {'at least 0' if zero else 'above 0'} seconds, got {value!r}"
+        if value == math.inf and not infinite:
+            return "must be finite"
+        return None
+
+    return {"check": check}
+
+
+def _flag() -> dict[str, object]:
+    def check(value: object) -> str | None:
+        return None if isinstance(value, bool) else f"must be True or False, got {value!r}"
+
+    return {"check": check}
+
+
+def _tokens() -> dict[str, object]:
+    return {"check": bad_capacity}
+
+
+def _whole_or_none(minimum: int) -> dict[str, object]:
+    check_whole = _whole(minimum)["check"]
+    assert callable(check_whole)
+
+    def check(value: object) -> str | None:
+        problem: str | None = None if value is None else check_whole(value)
+        return problem
+
+    return {"check": check}
+
+
+def bad_capacity(value: object) -> str | None:
+    """Why this can't be a group's capacity (a whole number of at least 1, or `math.inf`)."""
+    if value == math.inf or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return None
+    return f"must be an int of at least 1, or math.inf, got {value!r}"
+
+
+def bad_shares(value: object) -> str | None:
+    """Why this can't be a group's CPU shares (a whole number from 1 to 1,000,000)."""
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1_000_000:
+        return None
+    return f"must be an int from 1 to 1000000, got {value!r}"
+
+
+@frozen(kw_only=True)
+class CacheConfig:
+    """Limits of an `InstanceCache`. All sizes are bytes, all times seconds.
+
+    ``CacheConfig(max_size=64 * MiB, idle_timeout=2.0)``
+
+    Raises:
+        TypeError: fields of the wrong type; the message lists all bad fields.
+        ValueError: fields out of range; the message lists all bad fields.
+    """
+
+    max_size: int = field(default=100 * MiB, metadata=_whole(0))
+    """Idle instances together, at most; running ones do not count."""
+    max_instance_size: int = field(default=8 * MiB, metadata=_whole(0))
+    """An instance larger than this is not kept when its lease ends."""
+    max_instances: int = field(default=4096, metadata=_whole(1, 16384))
+    """Idle and running instances, at most. The kernel's limit on memory mappings
+    (`vm.max_map_count`) ends a process near 21,000, hence the ceiling."""
+    max_code_size: int = field(default=40 * MiB, metadata=_whole(1))
+    """Machine code of loaded modules and stacks of running instances together."""
+    idle_timeout: float = field(default=5.0, metadata=_seconds(zero=False, infinite=True))
+    """An instance unused for this long is evicted; `math.inf` keeps it."""
+    memory_limit: int = field(default=16 * MiB, metadata=_whole(0))
+    """All linear memories of one instance together."""
+    table_limit: int = field(default=10_000, metadata=_whole(0))
+    """Elements of all tables of one instance together."""
+    max_wasm_size: int = field(default=4 * MiB, metadata=_whole(8))
+    """Bytes of a module (or of its text) that `register` accepts."""
+    total_fuel: int = field(default=1_000_000_000, metadata=_whole(1, 2**63 - 1))
+    """What one call may burn; about one unit an instruction."""
+    yield_fuel: int = field(default=100_000, metadata=_whole(1, 2**63 - 1))
+    """What one slice of a call may burn before others run; may exceed `total_fuel`."""
+    offload_after: int | None = field(default=4, metadata=_whole_or_none(0))
+    """Slices run inline before a call goes on in a worker thread; None: never."""
+    max_threads: int = field(factory=lambda: os.cpu_count() or 1, metadata=_whole(1, 1024))
+    """Worker threads running calls at the same time."""
+    stack_size: int = field(default=512 * KiB, metadata=_whole(MIN_STACK_SIZE, 1024 * MiB))
+    """Stack of a running instance; half of it is the guest's."""
+    main_capacity: float = field(default=math.inf, metadata=_tokens())
+    """Capacity of the group ``"main"``, which serves whoever is in no other group."""
+    main_shares: int = field(default=100, metadata={"check": bad_shares})
+    """CPU shares of the group ``"main"``."""
+    log_uses: bool = field(default=False, metadata=_flag())
+    """Also log every acquire and recycle; such a log can be replayed."""
+    log_flush_timeout: float = field(default=1.0, metadata=_seconds(zero=True, infinite=False))
+    """How long leaving the cache waits for the log to be written."""
+
+    def __attrs_post_init__(self) -> None:
+        wrong_type = []
+        wrong_value = []
+        for attribute in fields(CacheConfig):
+            check: Callable[[object], str | None] = attribute.metadata["check"]
+            value = getattr(self, attribute.name)
+            problem = check(value)
+            if problem is not None:
+                right_type = isinstance(value, (int, float)) and not isinstance(value, bool)
+                (wrong_value if right_type else wrong_type).append(f"{attribute.name} {problem}")
+        if wrong_type or wrong_value:
+            kind = TypeError if wrong_type else ValueError
+            raise kind("bad cache configuration: " + "; ".join(wrong_type + wrong_value))
+
+    @classmethod
+    def scylladb(cls) -> CacheConfig:
+        """The defaults of ScyllaDB's own cache, for a shard of 4 GiB.
+
+        Instances of at most 1 MiB, 1 % of the shard's memory for all of them, 5 seconds, 2 MiB of
+        memory each, 100,000,000 units of fuel a call in slices of 100,000.
+        """
+        return cls(
+            max_size=4096 * MiB // 100,
+            max_instance_size=1 * MiB,
+            idle_timeout=5.0,
+            memory_limit=2 * MiB,
+            total_fuel=100_000_000,
+            yield_fuel=100_000,
+        )

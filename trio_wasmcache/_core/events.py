@@ -1,0 +1,296 @@
+"""The facts that the cache tells: frozen values, turned into log lines elsewhere.
+
+Each event's name is ``wasmcache.<past participle>``. Fields are flat, with the unit in the name.
+Names that the standard `logging` module keeps for itself (``args``, ``module``, ``name``) are not
+used, so that every event can go through it.
+
+A change of a field's meaning, or the loss of one, raises `SCHEMA_VERSION`; a new field does not.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import ClassVar
+
+from attrs import asdict, frozen
+
+SCHEMA_VERSION = 1
+
+
+class Reason(enum.Enum):
+    """Why an instance or a seat went."""
+
+    SIZE = "size"
+    COUNT = "count"
+    IDLE = "idle"
+    CODE = "code"
+    STACK = "stack"
+    OVERSIZED = "oversized"
+    CORRUPTED = "corrupted"
+    REMOVED = "removed"
+    GROUP_CLOSED = "group_closed"
+    CLOSED = "closed"
+
+
+@frozen(kw_only=True)
+class Event:
+    """A fact. Which cache, when and in what order is added by the log (see `Stamped`)."""
+
+    name: ClassVar[str] = ""
+
+    @property
+    def level(self) -> str:
+        """The log level that it deserves."""
+        return "info"
+
+    def fields(self) -> dict[str, object]:
+        """{field: plain value}; enums by value, None left in."""
+        return {
+            key: value.value if isinstance(value, enum.Enum) else value
+            for key, value in asdict(self, recurse=False).items()
+        }
+
+
+@frozen(kw_only=True)
+class Opened(Event):
+    """The cache was opened with these limits."""
+
+    name = "wasmcache.opened"
+    max_size_bytes: int
+    max_instance_size_bytes: int
+    max_instances: int
+    max_code_size_bytes: int
+    idle_timeout_seconds: float
+    stack_size_bytes: int
+    memory_limit_bytes: int
+    table_limit_elements: int
+    total_fuel: int
+    yield_fuel: int
+    log_uses: bool
+
+
+@frozen(kw_only=True)
+class Resized(Event):
+    """The limits are these from now on."""
+
+    name = "wasmcache.resized"
+    max_size_bytes: int
+    max_instance_size_bytes: int
+    max_instances: int
+    max_code_size_bytes: int
+    idle_timeout_seconds: float
+
+
+@frozen(kw_only=True)
+class Closed(Event):
+    """The cache was closed after so many leases and evictions. The last event, save `Lost`."""
+
+    name = "wasmcache.closed"
+    hits: int
+    misses: int
+    blocks: int
+    calls: int
+    evictions: int
+
+
+@frozen(kw_only=True)
+class GroupOpened(Event):
+    """A scheduling group was opened; `capacity_tokens` is None where it is unlimited."""
+
+    name = "wasmcache.group_opened"
+    group: str
+    capacity_tokens: int | None
+    shares: int
+
+
+@frozen(kw_only=True)
+class GroupClosed(Event):
+    """A scheduling group was closed; its instances went before this event."""
+
+    name = "wasmcache.group_closed"
+    group: str
+
+
+@frozen(kw_only=True)
+class Registered(Event):
+    """A function may be acquired. `generation` above 1: it replaced the one before."""
+
+    name = "wasmcache.registered"
+    function: str
+    arg_types: str
+    generation: int
+    module_digest: str
+    code_bytes: int
+    artifact_bytes: int
+    compile_seconds: float
+    """Zero where an equal module was compiled already."""
+    concurrency: int
+    isolation: str
+    isolation_verdict: str
+
+
+@frozen(kw_only=True)
+class Removed(Event):
+    """A function may no longer be acquired."""
+
+    name = "wasmcache.removed"
+    function: str
+    arg_types: str
+    generation: int
+
+
+@frozen(kw_only=True)
+class Use(Event):
+    """What the events about one instance share."""
+
+    function: str
+    arg_types: str
+    group: str
+    generation: int
+    instance: int
+
+
+@frozen(kw_only=True)
+class Loaded(Use):
+    """An instance was made. `module_loaded`: its code had to be loaded first."""
+
+    name = "wasmcache.loaded"
+    module_digest: str
+    module_loaded: bool
+    warmed: bool
+    load_seconds: float
+    code_bytes: int
+
+
+@frozen(kw_only=True)
+class Failed(Use):
+    """An instance could not be made; `error` is the type of what the caller got."""
+
+    name = "wasmcache.failed"
+    error: str
+    message: str
+
+    @property
+    def level(self) -> str:
+        return "warning"
+
+
+@frozen(kw_only=True)
+class Evicted(Use):
+    """An instance or a seat went. Sizes are of the whole cache, before and after it went."""
+
+    name = "wasmcache.evicted"
+    reason: Reason
+    module_digest: str
+    freed_bytes: int
+    freed_code_bytes: int
+    idle_seconds: float
+    age_seconds: float
+    uses: int
+    total_size_before_bytes: int
+    total_size_after_bytes: int
+    code_size_before_bytes: int
+    code_size_after_bytes: int
+    limit_bytes: int | None = None
+    """The limit that this one alone exceeds, where that is why."""
+    advice: str | None = None
+    """What to do about it, said once for each function whose instances are too large."""
+
+    @property
+    def level(self) -> str:
+        return "info" if self.advice is None else "warning"
+
+
+@frozen(kw_only=True)
+class Blocked(Event):
+    """With `log_uses`: an acquire had to wait, for a token, an instance or room."""
+
+    name = "wasmcache.blocked"
+    function: str
+    arg_types: str
+    group: str
+    generation: int
+    request: int
+    waits_for: str
+
+
+@frozen(kw_only=True)
+class Acquired(Use):
+    """With `log_uses`: a lease was granted. `uses` counts those before it."""
+
+    name = "wasmcache.acquired"
+    request: int
+    hit: bool
+    wait_seconds: float
+    uses: int
+    module_digest: str
+    code_bytes: int
+    total_size_bytes: int
+    code_size_bytes: int
+
+
+@frozen(kw_only=True)
+class Recycled(Use):
+    """With `log_uses`: a lease ended. `kept` is False where an eviction follows."""
+
+    name = "wasmcache.recycled"
+    request: int
+    size_bytes: int
+    held_seconds: float
+    calls: int
+    kept: bool
+    total_size_bytes: int
+    code_size_bytes: int
+
+
+@frozen(kw_only=True)
+class Lost(Event):
+    """The log's buffer was full: `count` events from sequence number `first_seq` on are missing."""
+
+    name = "wasmcache.lost"
+    count: int
+    first_seq: int
+
+    @property
+    def level(self) -> str:
+        return "warning"
+
+
+EVENTS: tuple[type[Event], ...] = (
+    Opened,
+    Resized,
+    Closed,
+    GroupOpened,
+    GroupClosed,
+    Registered,
+    Removed,
+    Loaded,
+    Failed,
+    Evicted,
+    Blocked,
+    Acquired,
+    Recycled,
+    Lost,
+)
+"""Every kind of event, one for each name."""
+
+
+@frozen
+class Stamped:
+    """An event with what makes a log of it: order, time and origin."""
+
+    event: Event
+    cache: str
+    seq: int
+    at_seconds: float
+    """The cache's clock, `trio.current_time()`: only differences mean something."""
+
+    def fields(self) -> dict[str, object]:
+        """The flat fields of the log line, without its name."""
+        return {
+            "cache": self.cache,
+            "seq": self.seq,
+            "at_seconds": self.at_seconds,
+            "schema": SCHEMA_VERSION,
+            **self.event.fields(),
+        }

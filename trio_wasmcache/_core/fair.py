@@ -1,0 +1,102 @@
+"""CPU shares by fair queueing: whose turn it is, reckoned in fuel burnt per share.
+
+Each group has a virtual time that grows by fuel / shares whenever its guests burn fuel, wherever
+they burn it. Whoever is behind goes first, so that in the long run groups that always have work
+burn fuel in proportion to their shares. A group that was away starts at the present virtual time:
+it gets no credit for having slept (start-time fair queueing: Goyal, Vin and Cheng, 1996).
+
+Within a group it is first come, first served, one turn each.
+
+Pure arithmetic and queues: who is woken and what a turn is used for, the runner knows.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Generic, TypeVar
+
+from attrs import Factory, define
+
+T = TypeVar("T")
+
+
+@define(eq=False)
+class Share:
+    """A group's part of the CPU."""
+
+    shares: int
+    virtual_time: float = 0.0
+    """Units of fuel per share."""
+
+    burst: float = 0.0
+    """Seconds of calls run since the last turn of the loop."""
+
+    def charge(self, fuel: int) -> None:
+        """Account for fuel that a guest of this group burnt."""
+        self.virtual_time += fuel / self.shares
+
+
+@define(eq=False)
+class FairQueue(Generic[T]):
+    """Who waits for a turn on one resource that serves one at a time."""
+
+    now: float = 0.0
+    """The present virtual time: where the group stood whose turn began last."""
+    _lines: dict[Share, deque[T]] = Factory(dict)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._lines.values()))
+
+    def __bool__(self) -> bool:
+        return bool(self._lines)
+
+    def join(self, share: Share, waiter: T) -> None:
+        """`waiter` waits for a turn, behind the others of its group."""
+        line = self._lines.get(share)
+        if line is None:
+            line = self._lines[share] = deque()
+        line.append(waiter)
+
+    def leave(self, share: Share, waiter: T) -> None:
+        """`waiter` gives up; `ValueError` or `KeyError` if it does not wait."""
+        line = self._lines[share]
+        line.remove(waiter)
+        if not line:
+            del self._lines[share]
+
+    def first(self) -> Share | None:
+        """The group whose turn is next, or None if nobody waits."""
+        return min(self._lines, key=_virtual_time, default=None)
+
+    def pop(self) -> T | None:
+        """Take out who is next."""
+        share = self.first()
+        if share is None:
+            return None
+        line = self._lines[share]
+        waiter = line.popleft()
+        if not line:
+            del self._lines[share]
+        return waiter
+
+    def must_yield(self, share: Share) -> bool:
+        """Whether who holds the turn has to hand it over: another group is behind, or its own waits.
+
+        Between groups that stand equal the holder keeps it.
+        """
+        first = self.first()
+        if first is None:
+            return False
+        return first is share or first.virtual_time < share.virtual_time
+
+    def enter(self, share: Share) -> None:
+        """`share` has work again: it starts at the present virtual time, if it was away."""
+        share.virtual_time = max(share.virtual_time, self.now)
+
+    def begin(self, share: Share) -> None:
+        """A turn of `share` begins."""
+        self.now = max(self.now, share.virtual_time)
+
+
+def _virtual_time(share: Share) -> float:
+    return share.virtual_time

@@ -1,0 +1,66 @@
+"""What names a function: its name and argument types, spelt as the caller spelt them.
+
+Overloads are separate functions, so the types are part of the key. The exact spelling is looked
+up first, because that is one dictionary access; only a miss pays for normalising.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+
+from attrs import frozen
+
+_SPACE = re.compile(r"\s+")
+# A name ends up in logs and messages: no control characters, and no essays.
+MAX_NAME_LENGTH = 256
+
+
+@frozen
+class FunctionKey:
+    """Name and argument types; `str()` gives ``name(type, type)``."""
+
+    name: str
+    args: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}({', '.join(self.args)})"
+
+
+def normalise_type(name: str) -> str:
+    """The one spelling of a type name: lower case, no spaces (``List< Int >`` is ``list<int>``)."""
+    return _SPACE.sub("", name).lower()
+
+
+def normalise_types(names: Iterable[str]) -> tuple[str, ...]:
+    """`normalise_type` for each; a `TypeError` for what is not a sequence of strings."""
+    if isinstance(names, str):
+        raise TypeError(f'argument types must be a sequence such as ("i64",), got {names!r}')
+    types = tuple(names)
+    for name in types:
+        if not isinstance(name, str):
+            raise TypeError(f"a type name must be a str, got {name!r}")
+    return tuple(normalise_type(name) for name in types)
+
+
+def check_name(name: object) -> str:
+    """The name, if it can be one: a `str`, not empty, printable, at most 256 characters."""
+    if not isinstance(name, str):
+        raise TypeError(f"a function name must be a str, got {name!r}")
+    if not name or len(name) > MAX_NAME_LENGTH or not name.isprintable():
+        shown = name if len(name) <= 40 else name[:40] + "..."
+        raise ValueError(
+            f"a function name must be 1 to {MAX_NAME_LENGTH} printable characters, got {shown!r}"
+        )
+    return name
+
+
+def near_misses(wanted: FunctionKey, known: Iterable[FunctionKey]) -> tuple[str, ...]:
+    """What the caller may have meant: other overloads first, then similar names; at most four."""
+    keys = list(known)
+    overloads = [str(key) for key in keys if key.name == wanted.name]
+    others = sorted({key.name for key in keys if key.name != wanted.name})
+    similar = set(difflib.get_close_matches(wanted.name, others, n=3))
+    named = [str(key) for key in keys if key.name in similar]
+    return tuple((overloads + named)[:4])

@@ -1,0 +1,107 @@
+"""The book of bytes: what idle instances, loaded code and running stacks add up to.
+
+It only counts. Who goes when a sum is too large is decided in `policy`; the order of last use is
+in `lru`. Two sums are kept, each with its own limit:
+
+- `total_size`: idle instances;
+- `code_size` + `stacks`: code of loaded modules, whatever uses them, and one stack for each
+  instance that is loading or running.
+
+`evictable` holds the modules whose code would go if their idle instances went, least recently
+used first, and `evictable_code` is their sum, so that "can room be made at all?" is one
+subtraction.
+"""
+
+from __future__ import annotations
+
+from attrs import Factory, define
+
+from .lru import LRU
+from .records import Instance, Module
+
+
+@define(eq=False)
+class Ledger:
+    """Sums over instances and modules; every method is O(1)."""
+
+    stack_size: int
+    total_size: int = 0
+    code_size: int = 0
+    stacks: int = 0
+    idle: int = 0
+    running: int = 0
+    """Loading ones included."""
+    loaded_modules: int = 0
+    evictable: LRU[Module] = Factory(lambda: LRU[Module]())
+    evictable_code: int = 0
+
+    @property
+    def used(self) -> int:
+        """Bytes against `max_code_size`."""
+        return self.code_size + self.stacks
+
+    def enter(self, module: Module) -> bool:
+        """A new instance of `module` begins to load; True if the module has to be loaded too."""
+        first = module.users == 0
+        module.users += 1
+        if first:
+            self.code_size += module.code_size
+            self.loaded_modules += 1
+        self._start(module)
+        return first
+
+    def resume(self, instance: Instance) -> None:
+        """An idle instance runs."""
+        module = instance.entry.function.module
+        self.total_size -= instance.size
+        self.idle -= 1
+        del module.idle[instance]
+        self._start(module)
+
+    def suspend(self, instance: Instance) -> None:
+        """A running instance becomes idle, with the size it has now."""
+        module = instance.entry.function.module
+        self.total_size += instance.size
+        self.idle += 1
+        module.idle[instance] = None
+        self._stop(module)
+
+    def leave_running(self, module: Module) -> bool:
+        """A loading or running instance goes; True if its module is to be unloaded."""
+        self._stop(module)
+        return self._leave(module)
+
+    def leave_idle(self, instance: Instance) -> bool:
+        """An idle instance goes; True if its module is to be unloaded."""
+        module = instance.entry.function.module
+        self.total_size -= instance.size
+        self.idle -= 1
+        del module.idle[instance]
+        return self._leave(module)
+
+    def _start(self, module: Module) -> None:
+        if module.running == 0 and module in self.evictable:
+            self.evictable.remove(module)
+            self.evictable_code -= module.code_size
+        module.running += 1
+        self.running += 1
+        self.stacks += self.stack_size
+
+    def _stop(self, module: Module) -> None:
+        module.running -= 1
+        self.running -= 1
+        self.stacks -= self.stack_size
+        if module.running == 0:
+            self.evictable.touch(module)
+            self.evictable_code += module.code_size
+
+    def _leave(self, module: Module) -> bool:
+        module.users -= 1
+        if module.users:
+            return False
+        self.code_size -= module.code_size
+        self.loaded_modules -= 1
+        if module in self.evictable:
+            self.evictable.remove(module)
+            self.evictable_code -= module.code_size
+        return True

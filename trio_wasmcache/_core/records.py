@@ -1,0 +1,130 @@
+"""What the policy keeps its books about: modules, functions, groups, entries, instances, requests.
+
+These have identity, not value, and only the policy and the ledger change them. The shell reads
+them, and hangs what is its own (a native instance, a task to wake) on `payload`.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Hashable
+from typing import Any
+
+from attrs import Factory, define, field
+
+from .keys import FunctionKey
+from .state import State
+
+
+@define(eq=False)
+class Module:
+    """Compiled code that functions share. Loaded while `users` is not zero."""
+
+    digest: str
+    code_size: int
+    users: int = 0
+    """Instances and seats of it, whatever their state."""
+    running: int = 0
+    """Those of them that are loading or running: while there are any, the code can't go."""
+    idle: dict[Instance, None] = Factory(dict)
+    payload: Any = None
+
+
+@define(eq=False)
+class FunctionRecord:
+    """One generation of a function. `retired` once it was removed or replaced."""
+
+    key: FunctionKey
+    generation: int
+    module: Module
+    concurrency: int = 1
+    retired: bool = False
+    successor: FunctionRecord | None = None
+    entries: dict[GroupRecord, Entry] = Factory(dict)
+    warned_oversized: bool = False
+    payload: Any = None
+
+
+@define(eq=False)
+class GroupRecord:
+    """A scheduling group, as far as the policy cares."""
+
+    name: str
+    closed: bool = False
+    entries: dict[Entry, None] = Factory(dict)
+    token_owners: dict[Hashable, int] = Factory(dict)  # {task: leases that share its token}
+
+
+@define(eq=False)
+class Entry:
+    """The slot of one function in one group.
+
+    A *claim* is the right to one of the `concurrency` instances: requests that wait for room,
+    load, or run hold one each. Idle instances are unclaimed.
+    """
+
+    function: FunctionRecord
+    group: GroupRecord
+    live: int = 0
+    """Instances that are loading, running or idle."""
+    idle: list[Instance] = Factory(list)
+    """The most recently used last."""
+    waiting: deque[Request] = Factory(deque)
+    claims: dict[Request, None] = Factory(dict)
+    last_used: float | None = None
+
+    @property
+    def vacant(self) -> bool:
+        """Whether nothing keeps this entry alive."""
+        return not (self.live or self.waiting or self.claims)
+
+
+@define(eq=False)
+class Instance:
+    """One instance, or one seat. Its `entry` never changes."""
+
+    number: int
+    entry: Entry
+    created_at: float
+    state: State = State.ABSENT
+    size: int = 0
+    last_used: float = 0.0
+    uses: int = 0
+    loads_module: bool = False
+    """Whether its code was not loaded when it began to load."""
+    payload: Any = None
+
+
+class Stage(enum.Enum):
+    """How far a request has come. The order is the order of DESIGN's acquire."""
+
+    NEW = "new"
+    QUEUED = "waiting for an instance"
+    ROOM = "waiting for room"
+    LOADING = "loading"
+    GRANTED = "running"
+    ENDED = "ended"
+
+
+@define(eq=False)
+class Request:
+    """One acquire, from its first step to its recycle."""
+
+    entry: Entry
+    owner: Hashable
+    warm: bool = False
+    """Load another instance even if one is idle, and leave it idle: `cache.warm`."""
+    stage: Stage = Stage.NEW
+    instance: Instance | None = None
+    hit: bool = False
+    blocked: bool = False
+    error: Exception | None = field(default=None)
+    """Why it ended, if it did not end well. `Closed` where a group or the cache was closed."""
+    sleeper: Any = None
+    """The task to wake, while it sleeps; the policy does not look at it."""
+    payload: Any = None
+
+
+class Closed(Exception):
+    """A request ended because its group or the cache did; the shell says it in Trio's words."""

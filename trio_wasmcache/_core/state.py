@@ -1,0 +1,62 @@
+"""The life of one instance as a table: what may follow what.
+
+Two rules:
+
+1. Every change of an instance's state goes through `step`.
+2. A step that the table does not name raises `IllegalStepError` and changes nothing.
+
+A seat lives the same life: it is idle while it waits in the cache and running while a lease uses
+the instance made for it.
+"""
+
+from __future__ import annotations
+
+import enum
+
+
+class State(enum.Enum):
+    """Where an instance is in its life."""
+
+    ABSENT = "absent"
+    LOADING = "loading"
+    RUNNING = "running"
+    IDLE = "idle"
+    CLOSED = "closed"
+
+
+class Action(enum.Enum):
+    """What is done to an instance."""
+
+    LOAD = "load"
+    LOADED = "loaded"
+    WARMED = "warmed"
+    ACQUIRE = "acquire"
+    RECYCLE = "recycle"
+    DROP = "drop"
+    EVICT = "evict"
+
+
+# {state: {action: next state}}; whatever is not here is illegal.
+TRANSITIONS: dict[State, dict[Action, State]] = {
+    State.ABSENT: {Action.LOAD: State.LOADING},
+    State.LOADING: {
+        Action.LOADED: State.RUNNING,
+        Action.WARMED: State.IDLE,
+        Action.DROP: State.CLOSED,
+    },
+    State.RUNNING: {Action.RECYCLE: State.IDLE, Action.DROP: State.CLOSED},
+    State.IDLE: {Action.ACQUIRE: State.RUNNING, Action.EVICT: State.CLOSED},
+    State.CLOSED: {},
+}
+
+
+class IllegalStepError(RuntimeError):
+    """A bug in the caller: the instance is not in a state in which this can be done to it."""
+
+
+def step(state: State, action: Action) -> State:
+    """The state after `action`; `IllegalStepError` if the table has no such step."""
+    try:
+        return TRANSITIONS[state][action]
+    except KeyError:
+        raise IllegalStepError(f"can't {action.value} an instance that is {state.value}") from None

@@ -1,0 +1,115 @@
+"""Who waits for whom, and whether anyone could still give way.
+
+The graph has two kinds of nodes. A task waits for one *resource*; a resource is held by tasks.
+One holder giving way is enough, so a wait is hopeless only if **no** task that can be reached from
+it is free to go on (the "or" model of deadlock; with single holders it is the plain search for a
+cycle). Only waits inside the cache are edges: what else a task waits for cannot be seen.
+
+Rejected: a wait-for graph kept up to date on every grant. Waits are rare and short, and the search
+nearly always ends at the first holder, which is running; the fast path should not pay for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import TypeVar
+
+from attrs import Factory, define
+
+from .errors import DeadlockError
+from .records import Entry, GroupRecord, Request
+
+R = TypeVar("R", bound=Hashable)
+
+ROOM = "room for code and stack"
+# What a task can wait for: an instance of an entry, a token of a group, room in the cache.
+Resource = Entry | GroupRecord | str
+
+
+def find_deadlock(
+    owner: Hashable,
+    wanted: R,
+    waiting: Mapping[Hashable, R],
+    holders: Callable[[R], Iterable[Hashable]],
+) -> tuple[tuple[Hashable, R], ...] | None:
+    """The chain of waits that `owner` would close by waiting for `wanted`, or None.
+
+    Args:
+        waiting: {task: resource} of those who wait already; `owner` need not be among them.
+        holders: the tasks that hold a resource.
+
+    Returns:
+        ((task, what it waits for), ...) from `owner` on, along one path back to it; None if some
+        reachable task is free to go on, or if nobody holds what is wanted.
+    """
+    came_from: dict[Hashable, Hashable] = {}
+    wants: dict[Hashable, R] = {owner: wanted}
+    reached: list[Hashable] = [owner]
+    last: Hashable = None
+    for task in reached:  # grows while it is walked
+        for holder in holders(wants[task]):
+            if holder == owner:
+                last = task if last is None else last
+            elif holder in wants:
+                continue
+            elif holder not in waiting:
+                return None
+            else:
+                wants[holder] = waiting[holder]
+                came_from[holder] = task
+                reached.append(holder)
+    if len(reached) == 1 and last is None:
+        return None
+    chain = [reached[-1] if last is None else last]
+    while chain[-1] != owner:
+        chain.append(came_from[chain[-1]])
+    return tuple((task, wants[task]) for task in reversed(chain))
+
+
+@define(eq=False)
+class Waits:
+    """The edges of one cache: who waits, and who holds instances."""
+
+    waiting: dict[Hashable, Resource] = Factory(dict)
+    """{task: what it waits for}."""
+    held: dict[Request, None] = Factory(dict)
+    """Requests that have an instance, loading or running: they hold room."""
+
+    def begin(self, owner: Hashable, resource: Resource) -> None:
+        """`owner` waits for `resource` from now on; `DeadlockError`, and it does not, if in vain."""
+        self.check(owner, resource)
+        self.waiting[owner] = resource
+
+    def end(self, owner: Hashable) -> None:
+        """`owner` waits no longer; no error if it did not."""
+        self.waiting.pop(owner, None)
+
+    def check(self, owner: Hashable, resource: Resource) -> None:
+        """`DeadlockError` if `owner` would wait (or waits) for `resource` in vain."""
+        chain = find_deadlock(owner, resource, self.waiting, self._holders)
+        if chain is not None:
+            lines = tuple(f"{_task_name(task)} waits for {_describe(it)}" for task, it in chain)
+            raise DeadlockError(
+                f"this wait would never end: {', held while '.join(lines)}, held by the first; "
+                "release one before acquiring the other, or raise concurrency or the limits",
+                lines,
+            )
+
+    def _holders(self, resource: Resource) -> Iterable[Hashable]:
+        if isinstance(resource, Entry):
+            return [request.owner for request in resource.claims]
+        if isinstance(resource, GroupRecord):
+            return list(resource.token_owners)
+        return [request.owner for request in self.held]
+
+
+def _task_name(task: Hashable) -> str:
+    return str(getattr(task, "name", task))
+
+
+def _describe(resource: Resource) -> str:
+    if isinstance(resource, Entry):
+        return f"an instance of {resource.function.key} in group {resource.group.name!r}"
+    if isinstance(resource, GroupRecord):
+        return f"a token of group {resource.name!r}"
+    return resource

@@ -1,0 +1,150 @@
+"""What a WebAssembly module declares, as values; the binary format's numbers; and why it is refused.
+
+`wasm` reads these out of bytes, `wasm_edit` writes them.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import attrs
+
+HEADER: Final = b"\0asm\x01\0\0\0"
+PAGE_LIMIT: Final = 65_536  # pages of 64 KiB: all that 32-bit addresses reach
+ELEMENT_LIMIT: Final = (1 << 32) - 1  # elements of a table: likewise
+# Parameters or results of one signature. It is wasmtime's own limit, and it keeps a hostile
+# signature from being paid for again by each of the functions that share it.
+VALUE_LIMIT: Final = 1000
+# Section ids in the order a module must have them; 0, custom, may stand anywhere.
+_ORDER: Final = (1, 2, 3, 4, 5, 13, 6, 7, 8, 9, 12, 10, 11)
+SECTION_RANKS: Final = {section: rank for rank, section in enumerate(_ORDER)}
+KINDS: Final = ("func", "table", "memory", "global")  # the position is the byte
+REFERENCE_TYPES: Final = {0x70: "funcref", 0x6F: "externref"}  # {byte: name}
+VALUE_TYPES: Final = REFERENCE_TYPES | dict(
+    zip(range(0x7B, 0x80), ("v128", "f64", "f32", "i64", "i32"), strict=True)
+)
+REFUSED_TYPES: Final = {  # {byte: the proposal it belongs to}
+    **dict.fromkeys((0x63, 0x64), "typed function references"),
+    **dict.fromkeys((0x6A, 0x6B, 0x6C, 0x6D, 0x6E, 0x71, 0x72, 0x73), "gc types"),
+    **dict.fromkeys((0x4E, 0x4F, 0x50, 0x5E, 0x5F), "gc types"),  # rec, sub, array, struct
+    **dict.fromkeys((0x69, 0x74), "exception tags"),
+    **dict.fromkeys((0x5D, 0x68, 0x75), "stack switching"),
+}
+
+
+class MalformedModuleError(ValueError):
+    """The bytes are not a well-formed module; says what is wrong and at which offset."""
+
+    def __init__(self, what: str, offset: int) -> None:
+        super().__init__(what, offset)
+        self.what, self.offset = what, offset
+
+    def __str__(self) -> str:
+        return f"{self.what}, at offset {self.offset:#x}"
+
+
+class UnsupportedFeatureError(MalformedModuleError):
+    """The module may be good elsewhere, but uses a `feature` that is switched off here."""
+
+    def __init__(self, feature: str, offset: int) -> None:
+        super().__init__(f"the module uses {feature}, which is switched off here", offset)
+        self.args = (feature, offset)  # what pickle calls the class with
+        self.feature = feature
+
+
+@attrs.frozen(cache_hash=True)
+class FuncType:
+    """A signature: names of value types, such as ``("i32", "i64")``."""
+
+    params: tuple[str, ...] = ()
+    results: tuple[str, ...] = ()
+
+
+@attrs.frozen
+class Limits:
+    """Size at start and size it may grow to: pages of a memory, elements of a table."""
+
+    minimum: int
+    maximum: int | None = None
+
+
+@attrs.frozen
+class TableType:
+    """What a table holds (``funcref`` or ``externref``) and how many."""
+
+    element: str
+    limits: Limits
+
+
+@attrs.frozen
+class GlobalType:
+    """The type of a global, and whether it can be set."""
+
+    value_type: str
+    mutable: bool
+
+
+ExternType = FuncType | TableType | Limits | GlobalType  # in the order of KINDS
+
+
+@attrs.frozen
+class Import:
+    """Something the module needs; the class of `type` goes with the `kind`."""
+
+    module: str
+    name: str
+    kind: str
+    type: ExternType
+
+
+@attrs.frozen
+class Export:
+    """Something the module shows; `index` counts in the index space of its `kind`."""
+
+    name: str
+    kind: str
+    index: int
+
+
+@attrs.frozen
+class Section:
+    """Where a section's payload lies: ``wasm[start:end]``, without its id and size."""
+
+    id: int
+    start: int
+    end: int
+
+
+@attrs.frozen(kw_only=True)
+class ModuleInfo:
+    """What a module declares. Index spaces are whole: the imported ones come first."""
+
+    types: tuple[FuncType, ...]
+    imports: tuple[Import, ...]
+    functions: tuple[FuncType, ...]
+    tables: tuple[TableType, ...]
+    memories: tuple[Limits, ...]
+    globals: tuple[GlobalType, ...]
+    exports: tuple[Export, ...]
+    start: int | None
+    imported_functions: int
+    imported_tables: int
+    imported_memories: int
+    imported_globals: int
+    element_segments: int
+    passive_elements: int
+    data_segments: int
+    passive_data: int
+    code_bytes: int
+    """Bytes of function bodies, without the size that stands before each."""
+    sections: tuple[Section, ...]
+    """In the order of the file, custom ones included."""
+    # {name: export}; a dict has no hash, so it stays out of comparisons.
+    _by_name: dict[str, Export] = attrs.field(init=False, eq=False, repr=False, factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        self._by_name.update((export.name, export) for export in self.exports)
+
+    def export(self, name: str) -> Export | None:
+        """The export of that name, or None."""
+        return self._by_name.get(name)

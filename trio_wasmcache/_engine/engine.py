@@ -1,0 +1,256 @@
+"""wasmtime as an `Engine`: how modules are compiled, kept, loaded and linked."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import mmap
+from collections.abc import Callable, Sequence
+from ctypes import byref, c_void_p
+from typing import final
+
+import trio
+from attrs import frozen
+
+from .._core.admit import Edits
+from .._core.config import WASM_PAGE
+from .._core.errors import InvalidModuleError, LinkError, LoadError
+from .._core.wasm import Export, FuncType, MalformedModuleError, ModuleInfo, read_module
+from .._core.wasm_edit import add_exports, clamp_maxima
+from . import native
+from .hosts import HostTable
+from .instance import WasmtimeInstance
+from .seam import Artifact, HostImport
+from .traps import take_error
+
+# Compiling is one thread's work (parallel compilation would starve a small machine's event loop),
+# and two at once keep a large module from holding up a small one.
+MAX_COMPILES = 2
+# Making code executable takes about 3 ms a MB: worth a thread hop (0.2 ms) from here on.
+LOAD_IN_THREAD = 256 * 1024
+WASI_MODULE = "wasi_snapshot_preview1"
+# No name that a toolchain emits, so it won't collide with the module's own exports.
+HIDDEN = "\x00trio_wasmcache:"
+
+_numbers = itertools.count(1)
+
+
+@frozen
+class Plan:
+    """What every instance of a module needs to know, worked out once."""
+
+    memories: int
+    tables: int
+    memory_limit: int
+    table_limit: int
+    memory_exports: tuple[tuple[str, bool, int], ...]
+    """(export name, can it grow, bytes at the start) of each memory."""
+    table_exports: tuple[tuple[str, bool, int], ...]
+    """(export name, can it grow, elements at the start) of each table."""
+    memory_name: str | None
+    function_types: dict[str, FuncType]
+
+
+@final
+class WasmtimeEngine:
+    """See `Engine`."""
+
+    def __init__(self, stack_size: int) -> None:
+        config = native.wasm_config_new()
+        native.config_consume_fuel_set(config, True)
+        native.config_async_stack_size_set(config, stack_size)
+        native.config_max_wasm_stack_set(config, stack_size // 2)
+        native.config_parallel_compilation_set(config, False)
+        # Their types would abort the process when asked for, or let guests share memory.
+        native.config_wasm_gc_set(config, False)
+        native.config_wasm_function_references_set(config, False)
+        native.config_wasm_exceptions_set(config, False)
+        native.config_wasm_threads_set(config, False)
+        native.config_wasm_memory64_set(config, False)
+        native.config_wasm_multi_memory_set(config, True)
+        self._engine: int | None = native.wasm_engine_new_with_config(config)
+        self._compilers = trio.CapacityLimiter(MAX_COMPILES)
+
+    async def to_wasm(self, text: str) -> bytes:
+        return await trio.to_thread.run_sync(_to_wasm, text, abandon_on_cancel=True)
+
+    async def compile(self, wasm: bytes, admit: Callable[[ModuleInfo], Edits]) -> Artifact:
+        # The thread may be abandoned, and the engine closed, while it compiles: it works on a
+        # reference of its own and leaves nothing native behind.
+        # Whoever takes the reference out of `owned` frees it: the thread once it runs, or we if it
+        # was never started.
+        owned = [native.engine_clone(self._open())]
+
+        def run() -> Artifact:
+            engine = owned.pop()
+            try:
+                return _compile(engine, wasm, admit)
+            finally:
+                native.wasm_engine_delete(engine)
+
+        try:
+            return await trio.to_thread.run_sync(
+                run, abandon_on_cancel=True, limiter=self._compilers
+            )
+        finally:
+            with contextlib.suppress(IndexError):
+                native.wasm_engine_delete(owned.pop())
+
+    async def load(self, artifact: Artifact, hosts: Sequence[HostImport]) -> WasmtimeModule:
+        make = functools.partial(WasmtimeModule, self._open(), artifact, tuple(hosts))
+        if len(artifact.data) < LOAD_IN_THREAD:
+            return make()
+        return await trio.to_thread.run_sync(make)
+
+    def close(self) -> None:
+        if self._engine is not None:
+            engine, self._engine = self._engine, None
+            native.wasm_engine_delete(engine)
+
+    def _open(self) -> int:
+        if self._engine is None:
+            raise trio.ClosedResourceError("this engine is closed")
+        return self._engine
+
+
+@final
+class WasmtimeModule:
+    """See `LoadedModule`; made by `WasmtimeEngine.load`."""
+
+    def __init__(self, engine: int, artifact: Artifact, hosts: tuple[HostImport, ...]) -> None:
+        self.engine = engine
+        self.plan = _plan(artifact)
+        self.hosts = HostTable(hosts)
+        self.wasi = any(item.module == WASI_MODULE for item in artifact.info.imports)
+        self.pre: int | None = None
+        self._linker: int | None = native.linker_new(engine)
+        self._module: int | None = None
+        try:
+            self._module = self._deserialize(artifact)
+            self._link()
+        except BaseException:
+            self.close()
+            raise
+
+    def instantiate(self, fuel: int, yield_fuel: int) -> WasmtimeInstance:
+        return WasmtimeInstance(self, next(_numbers), fuel, yield_fuel)
+
+    def close(self) -> None:
+        for name, delete in (
+            ("pre", native.instance_pre_delete),
+            ("_linker", native.linker_delete),
+            ("_module", native.module_delete),
+        ):
+            pointer = getattr(self, name)
+            if pointer:
+                setattr(self, name, None)
+                delete(pointer)
+
+    def _deserialize(self, artifact: Artifact) -> int:
+        made = c_void_p()
+        problem = native.module_deserialize(
+            self.engine, artifact.data, len(artifact.data), byref(made)
+        )
+        if problem:
+            raise LoadError(f"wasmtime would not load its own artifact: {take_error(problem)}")
+        assert made.value is not None
+        return made.value
+
+    def _link(self) -> None:
+        if self.wasi:
+            # Nothing is granted: no files, environment or arguments, and output is discarded.
+            # `poll_oneoff` could sleep on the event loop; hosts define it anew, hence shadowing.
+            native.linker_allow_shadowing(self._linker, True)
+            if problem := native.linker_define_wasi(self._linker):
+                raise LinkError(take_error(problem))
+        if self._linker is not None and (problems := self.hosts.define(self._linker)):
+            raise LinkError("; ".join(problems))
+        made = c_void_p()
+        problem = native.linker_instantiate_pre(self._linker, self._module, byref(made))
+        if problem:
+            raise LinkError(take_error(problem))
+        self.pre = made.value
+
+
+def _to_wasm(text: str) -> bytes:
+    raw = text.encode()
+    out = native.ByteVec()
+    problem = native.wat2wasm(raw, len(raw), byref(out))
+    if problem:
+        raise InvalidModuleError(f"not WebAssembly text: {take_error(problem)}")
+    return native.take_bytes(out)
+
+
+def _compile(engine: int, wasm: bytes, admit: Callable[[ModuleInfo], Edits]) -> Artifact:
+    try:
+        info = read_module(wasm)
+    except MalformedModuleError as error:
+        raise InvalidModuleError(str(error)) from None
+    edits = admit(info)
+    edited = clamp_maxima(wasm, info, edits.memory_maxima, edits.table_maxima)
+    hidden = _hidden_exports(info)
+    if hidden:
+        edited = add_exports(edited, read_module(edited), hidden)
+    made = c_void_p()
+    problem = native.module_new(engine, edited, len(edited), byref(made))
+    if problem:
+        raise InvalidModuleError(f"wasmtime can't compile it: {take_error(problem)}")
+    try:
+        out = native.ByteVec()
+        if problem := native.module_serialize(made, byref(out)):
+            raise InvalidModuleError(f"wasmtime can't serialize it: {take_error(problem)}")
+        start, end = c_void_p(), c_void_p()
+        native.module_image_range(made, byref(start), byref(end))
+        size = (end.value or 0) - (start.value or 0)
+        return Artifact(native.take_bytes(out), _whole_pages(size), info, edits)
+    finally:
+        native.module_delete(made)
+
+
+def _whole_pages(size: int) -> int:
+    return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
+def _hidden_exports(info: ModuleInfo) -> list[Export]:
+    """Exports for the memories and tables that have none: the books count those too."""
+    named = {(export.kind, export.index) for export in info.exports}
+    return [
+        Export(f"{HIDDEN}{kind}:{index}", kind, index)
+        for kind, count in (("memory", len(info.memories)), ("table", len(info.tables)))
+        for index in range(count)
+        if (kind, index) not in named
+    ]
+
+
+def _plan(artifact: Artifact) -> Plan:
+    info, edits = artifact.info, artifact.edits
+    names: dict[tuple[str, int], str] = {}
+    for export in (*info.exports, *_hidden_exports(info)):
+        names.setdefault((export.kind, export.index), export.name)
+    memories = []
+    for index, limits in enumerate(info.memories):
+        maximum = edits.memory_maxima[index] if index < len(edits.memory_maxima) else None
+        growable = limits.minimum not in (maximum, limits.maximum)
+        memories.append((names["memory", index], growable, limits.minimum * WASM_PAGE))
+    tables = []
+    for index, table in enumerate(info.tables):
+        maximum = edits.table_maxima[index] if index < len(edits.table_maxima) else None
+        growable = table.limits.minimum not in (maximum, table.limits.maximum)
+        tables.append((names["table", index], growable, table.limits.minimum))
+    exported = [export for export in info.exports if export.kind == "memory"]
+    chosen = next((e for e in exported if e.name == "memory"), exported[0] if exported else None)
+    return Plan(
+        memories=len(info.memories),
+        tables=len(info.tables),
+        memory_limit=edits.memory_limit,
+        table_limit=edits.table_limit,
+        memory_exports=tuple(memories),
+        table_exports=tuple(tables),
+        memory_name=names["memory", chosen.index] if chosen else None,
+        function_types={
+            export.name: info.functions[export.index]
+            for export in info.exports
+            if export.kind == "func"
+        },
+    )

@@ -1,0 +1,137 @@
+"""Host functions, as wasmtime sees them: two C callbacks that only note and answer.
+
+No user code runs here. wasmtime calls `_on_call` on the guest's stack; it notes what was asked and
+lets the guest be suspended. The runner runs the Python function between two polls, on the ordinary
+stack, and puts the results in place; the next poll asks `_on_continue`, and the guest goes on.
+
+What makes it safe: while the guest is suspended, wasmtime keeps the argument and result cells
+alive and still (crates/c-api/include/wasmtime/async.h), its memory can't move as only the guest
+grows it, and a callback touches nothing but the instance that called.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from .._core.wasm import FuncType
+from . import native
+from .memory import SuspendedMemory
+from .seam import HostCall, HostImport
+from .traps import take_error
+
+if TYPE_CHECKING:
+    from .instance import WasmtimeInstance
+
+# {number in the store's data: instance}; only instances that import host functions are in it.
+INSTANCES: dict[int, WasmtimeInstance] = {}
+
+
+def cells(types: Sequence[str]) -> struct.Struct:
+    """How consecutive wasmtime_val_t look to `struct`: kind and value of each, in turn."""
+    return struct.Struct("<" + "".join(_CELL[native.VALUE_KINDS[name][1]] for name in types))
+
+
+# A kind byte, padding up to the value, the value, padding up to the next cell.
+_CELL = {"i": "B7xi20x", "q": "B7xq16x", "f": "B7xf20x", "d": "B7xd16x"}
+
+
+def kinds(types: Sequence[str]) -> tuple[int, ...]:
+    """The kind bytes that go with `cells`."""
+    return tuple(native.VALUE_KINDS[name][0] for name in types)
+
+
+class HostTable:
+    """The host imports of one module: what to read and write for each. Shared by its instances."""
+
+    def __init__(self, imports: Sequence[HostImport]) -> None:
+        self.imports = tuple(imports)
+        self.params = [cells(host.type.params) for host in imports]
+        self.results = [cells(host.type.results) for host in imports]
+        self.result_kinds = [kinds(host.type.results) for host in imports]
+
+    def define(self, linker: int) -> list[str]:
+        """Define all of them in a linker; the messages of what could not be."""
+        problems = []
+        for index, host in enumerate(self.imports):
+            module, name = host.module.encode(), host.name.encode()
+            function_type = _function_type(host.type)
+            error = native.linker_define_async_func(
+                linker,
+                module,
+                len(module),
+                name,
+                len(name),
+                function_type,
+                _on_call,
+                index + 1,  # a null pointer would arrive as None
+                None,
+            )
+            native.wasm_functype_delete(function_type)
+            if error:
+                problems.append(take_error(error))
+        return problems
+
+
+def _function_type(signature: FuncType) -> int:
+    vectors = []
+    for types in (signature.params, signature.results):
+        array = (ctypes.c_void_p * len(types))(
+            *(native.wasm_valtype_new(native.TYPE_KINDS[name]) for name in types)
+        )
+        vector = native.PointerVec()
+        native.wasm_valtype_vec_new(
+            ctypes.byref(vector), len(types), ctypes.cast(array, ctypes.POINTER(ctypes.c_void_p))
+        )
+        vectors.append(vector)
+    made: int = native.wasm_functype_new(ctypes.byref(vectors[0]), ctypes.byref(vectors[1]))
+    return made
+
+
+@native.HOST_CALL
+def _on_call(
+    env: int,
+    caller: int,
+    args: int,
+    nargs: int,
+    results: int,
+    nresults: int,
+    trap: Any,
+    continuation: Any,
+) -> None:
+    context = native.caller_context(caller)
+    number = native.context_get_data(context)
+    instance = INSTANCES[number]
+    index = env - 1
+    table = instance.hosts
+    raw = ctypes.string_at(args, nargs * native.VALUE_SIZE) if nargs else b""
+    memory = None
+    if instance.memory is not None:
+        memory = SuspendedMemory(
+            native.memory_data(context, instance.memory.handle),
+            native.memory_data_size(context, instance.memory.handle),
+        )
+
+    def answer(values: Sequence[Any]) -> None:
+        if instance.host_call is not call:
+            raise RuntimeError("this host call is over")  # its result cells are gone
+        packed = []
+        for kind, value in zip(table.result_kinds[index], values, strict=True):
+            packed += [kind, value]
+        data = table.results[index].pack(*packed)
+        if data:
+            ctypes.memmove(results, data, len(data))
+        instance.host_call = None
+
+    call = HostCall(index, table.params[index].unpack(raw)[1::2], memory, answer)
+    instance.host_call = call
+    continuation[0].callback = _on_continue
+    continuation[0].env = number
+    continuation[0].finalizer = None
+
+
+@native.CONTINUE
+def _on_continue(env: int) -> bool:
+    return INSTANCES[env].host_call is None

@@ -1,0 +1,62 @@
+"""Reading and writing a guest's linear memory, with every address checked first."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any, final
+
+from . import native
+
+
+def check_range(at: int, n: int, size: int) -> None:
+    """`IndexError` unless the bytes from `at` to `at + n` lie inside a memory of `size` bytes."""
+    if at < 0 or n < 0 or at + n > size:
+        raise IndexError(f"{n} bytes at {at} are not inside the guest's memory of {size} bytes")
+
+
+@final
+class SuspendedMemory:
+    """The memory of a guest that waits for a host function: it can't move or grow meanwhile."""
+
+    __slots__ = ("_base", "size")
+
+    def __init__(self, base: int | None, size: int) -> None:
+        self._base = base or 0
+        self.size = size
+
+    def read(self, at: int, n: int) -> bytes:
+        check_range(at, n, self.size)
+        return ctypes.string_at(self._base + at, n)
+
+    def write(self, at: int, data: bytes | bytearray | memoryview) -> None:
+        raw = bytes(data)
+        check_range(at, len(raw), self.size)
+        ctypes.memmove(self._base + at, raw, len(raw))
+
+
+@final
+class InstanceMemory:
+    """The memory of an instance that has no call under way.
+
+    Base and size are asked for every time: any call may have grown it, and growing may move it.
+    """
+
+    __slots__ = ("_context", "handle")
+
+    def __init__(self, context: Any, handle: Any) -> None:
+        self._context = context
+        self.handle = handle
+
+    @property
+    def size(self) -> int:
+        size: int = native.memory_data_size(self._context, self.handle)
+        return size
+
+    def read(self, at: int, n: int) -> bytes:
+        return self._now().read(at, n)
+
+    def write(self, at: int, data: bytes | bytearray | memoryview) -> None:
+        self._now().write(at, data)
+
+    def _now(self) -> SuspendedMemory:
+        return SuspendedMemory(native.memory_data(self._context, self.handle), self.size)

@@ -1,0 +1,160 @@
+"""The seam between the cache and whatever runs wasm: what an engine can do, in no engine's terms.
+
+There are two engines, wasmtime and the fake of `trio_wasmcache.testing`, and the same contract
+tests run on both. What takes long is async; what runs guest code goes in slices, so that the
+runner decides where and for how long.
+
+One instance, one thing at a time: between `begin` (or the start of its life) and `finish` or
+`abandon`, an instance has a *call under way*, which is polled by one thread at a time, and nothing
+else may be done with the instance. The caller sees to that; the runner is the only caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from attrs import define, frozen
+
+from .._core.admit import Edits
+from .._core.wasm import FuncType, ModuleInfo
+
+
+@frozen
+class Artifact:
+    """Compiled code at rest: plain bytes that only the engine that made them may load again."""
+
+    data: bytes
+    code_size: int
+    """Bytes of the image once loaded, in whole system pages."""
+    info: ModuleInfo
+    """Of the module as it was given, before any edits."""
+    edits: Edits
+
+
+@frozen
+class HostImport:
+    """A host function as the engine sees it: names and types, no Python function."""
+
+    module: str
+    name: str
+    type: FuncType
+
+
+@define(eq=False)
+class HostCall:
+    """The guest called a host function and is suspended until `HostCall.done`."""
+
+    index: int
+    """Which of the module's host imports."""
+    values: tuple[Any, ...]
+    memory: GuestMemory | None
+    """The caller's memory, to be used until the guest goes on."""
+    answer: Callable[[Sequence[Any]], None]
+    """Puts the results in place; the next poll resumes the guest."""
+
+
+class GuestMemory(Protocol):
+    """The linear memory of an instance."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+
+    def read(self, at: int, n: int) -> bytes:
+        """`n` bytes from address `at`; `IndexError` outside of the memory."""
+
+    def write(self, at: int, data: bytes | bytearray | memoryview) -> None:
+        """Put `data` at address `at`; `IndexError` outside of the memory, and nothing is written."""
+
+
+class GuestFunction(Protocol):
+    """An exported function of one instance, with its argument cells prepared."""
+
+    type: FuncType
+
+    def begin(self, values: Sequence[Any], fuel: int) -> None:
+        """Put a call under way. Nothing has run yet.
+
+        Raises:
+            TypeError, OverflowError: a value does not fit its wasm type; no call is under way.
+        """
+
+    def finish(self) -> Any:
+        """The results of a call that `poll` said is over: None, the value, or a tuple.
+
+        Raises:
+            GuestError: it trapped, ran out of fuel, or exited.
+        """
+
+
+class GuestInstance(Protocol):
+    """A store with a module instantiated in it. Begins life with its start under way."""
+
+    host_call: HostCall | None
+    """Set by `poll` when the guest waits for the host."""
+    memory: GuestMemory | None
+
+    def poll(self) -> bool:
+        """Run one slice of what is under way; True when it is over. Any thread may call it."""
+
+    def started(self) -> None:
+        """The start is over. Raises what `GuestFunction.finish` does."""
+
+    def function(self, name: str) -> GuestFunction:
+        """The exported function of that name; it is known to exist."""
+
+    def abandon(self) -> None:
+        """Stop what is under way for good, if anything is. Only `close` may follow."""
+
+    def fuel_left(self) -> int:
+        """Of the fuel given to the call that is, or was last, under way."""
+
+    def measure(self) -> int:
+        """What the instance may touch now: memories, tables x 8, scratch, one page (bytes)."""
+
+    def close(self) -> None:
+        """Free it all. Closing twice is fine."""
+
+
+class LoadedModule(Protocol):
+    """Executable code."""
+
+    def instantiate(self, fuel: int, yield_fuel: int) -> GuestInstance:
+        """A new instance with its start under way.
+
+        Raises:
+            LoadError: the engine has no room for it.
+        """
+
+    def close(self) -> None:
+        """Instances live on; no new ones can be made. Closing twice is fine."""
+
+
+class Engine(Protocol):
+    """Compiles and loads. One for each cache."""
+
+    async def to_wasm(self, text: str) -> bytes:
+        """WebAssembly text to binary; `InvalidModuleError` with line and column if it is wrong."""
+
+    async def compile(self, wasm: bytes, admit: Callable[[ModuleInfo], Edits]) -> Artifact:
+        """Read, check, edit and compile a module, off the event loop.
+
+        Args:
+            admit: looks at what the sections say, raises if it must not come in, and says what to
+                change. May be called in another thread.
+
+        Raises:
+            InvalidModuleError: it can't be read or compiled.
+        """
+
+    async def load(self, artifact: Artifact, hosts: Sequence[HostImport]) -> LoadedModule:
+        """Make an artifact executable and link it.
+
+        Raises:
+            LinkError: wasmtime would not link it after all.
+            LoadError: the engine has no room for it.
+        """
+
+    def close(self) -> None:
+        """Nothing can be loaded any more; what is compiling finishes by itself."""

@@ -1,0 +1,104 @@
+"""Native errors become ours here: one function for traps, one for errors, both take ownership."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import byref, c_int, c_uint8
+
+from .._core.errors import (
+    ExitError,
+    FuelExhaustedError,
+    GuestError,
+    StackOverflowError,
+    TrapError,
+)
+from . import native
+
+# wasmtime_trap_code_enum (crates/c-api/include/wasmtime/trap.h), in the specification's words.
+CODES = {
+    0: "call stack exhausted",
+    1: "out of bounds memory access",
+    2: "unaligned atomic",
+    3: "out of bounds table access",
+    4: "uninitialized element",
+    5: "indirect call type mismatch",
+    6: "integer overflow",
+    7: "integer divide by zero",
+    8: "invalid conversion to integer",
+    9: "unreachable",
+    10: "interrupt",
+    11: "out of fuel",
+    13: "null reference",
+    15: "allocation too large",
+    21: "disabled opcode",
+}
+STACK_OVERFLOW, OUT_OF_FUEL = 0, 11
+# A recursion bomb has tens of thousands of frames, all alike.
+MAX_FRAMES = 32
+
+
+def take_error(pointer: int) -> str:
+    """The message of an owned wasmtime_error_t, which is freed."""
+    message = native.ByteVec()
+    native.error_message(pointer, byref(message))
+    native.error_delete(pointer)
+    return native.take_bytes(message).decode("utf-8", "replace")
+
+
+def guest_error(pointer: int) -> GuestError:
+    """An owned wasmtime_error_t that ended a call: an exit, or what the host side made of it."""
+    status = c_int()
+    exited = native.error_exit_status(pointer, byref(status))
+    frames = native.PointerVec()
+    native.error_wasm_trace(pointer, byref(frames))
+    backtrace = _take_frames(frames)
+    message = take_error(pointer)
+    if exited:
+        return ExitError(
+            f"the guest called proc_exit({status.value})", status=status.value, backtrace=backtrace
+        )
+    return TrapError(_first_line(message), code="host", backtrace=backtrace)
+
+
+def trap_error(pointer: int) -> GuestError:
+    """An owned wasm_trap_t that ended a call."""
+    code = c_uint8()
+    known = native.trap_code(pointer, byref(code))
+    frames = native.PointerVec()
+    native.wasm_trap_trace(pointer, byref(frames))
+    backtrace = _take_frames(frames)
+    text = native.ByteVec()
+    native.wasm_trap_message(pointer, byref(text))
+    native.wasm_trap_delete(pointer)
+    message = _first_line(native.take_bytes(text).decode("utf-8", "replace"))
+    if known and code.value == OUT_OF_FUEL:
+        return FuelExhaustedError("all fuel is burnt", backtrace=backtrace)
+    if known and code.value == STACK_OVERFLOW:
+        return StackOverflowError("the guest's stack is exhausted", backtrace=backtrace)
+    name = CODES.get(code.value, message) if known else message
+    return TrapError(f"wasm trap: {name}", code=name, backtrace=backtrace)
+
+
+def _first_line(message: str) -> str:
+    # Native trap messages say "error while executing at wasm backtrace: ..." first.
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    causes = [line for line in lines if line.startswith(("wasm trap:", "Caused by"))]
+    return (causes or lines or ["unknown error"])[-1 if causes else 0]
+
+
+def _take_frames(frames: native.PointerVec) -> tuple[str, ...]:
+    lines = []
+    for number in range(min(frames.size, MAX_FRAMES)):
+        frame = frames.data[number]
+        name = native.frame_func_name(frame)
+        if name:
+            # The name is the guest's own: keep control characters out of messages and logs.
+            raw = ctypes.string_at(name.contents.data, min(name.contents.size, 200))
+            shown = "".join(c if c.isprintable() else "?" for c in raw.decode("utf-8", "replace"))
+        else:
+            shown = f"func[{native.wasm_frame_func_index(frame)}]"
+        lines.append(f"{shown} at {native.wasm_frame_module_offset(frame):#x}")
+    if frames.size > MAX_FRAMES:
+        lines.append(f"... {frames.size - MAX_FRAMES} more")
+    native.wasm_frame_vec_delete(byref(frames))
+    return tuple(lines)

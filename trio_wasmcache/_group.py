@@ -1,0 +1,236 @@
+"""Scheduling groups: a nursery with a name, a capacity and CPU shares, and who is in which."""
+
+from __future__ import annotations
+
+import contextvars
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, final
+
+import trio
+from trio.lowlevel import Task
+
+from ._core.config import bad_capacity, bad_shares
+from ._core.events import GroupClosed, GroupOpened
+from ._core.fair import Share
+from ._core.records import GroupRecord
+from ._shell import Shell
+
+if TYPE_CHECKING:
+    from ._lease import Lease
+
+# The groups around the running code, innermost last; of all caches.
+_groups: contextvars.ContextVar[tuple[SchedulingGroup, ...]] = contextvars.ContextVar(
+    "trio_wasmcache_groups", default=()
+)
+
+
+@final
+class SchedulingGroup:
+    """A nursery whose tasks share a capacity and a part of the CPU.
+
+    .. code-block::
+
+        async with cache.scheduling_group("oltp", capacity=8, shares=200) as group:
+            group.start_soon(worker)
+
+    Instances never cross groups. At most `capacity` of its tasks hold or wait for instances at the
+    same time; a task counts once, however many leases it nests. When groups compete for the CPU,
+    each gets it in proportion to its `shares`; one alone gets all of it.
+
+    Made by `InstanceCache.scheduling_group`.
+    """
+
+    def __init__(
+        self, shell: Shell, record: GroupRecord, nursery: trio.Nursery, capacity: float, shares: int
+    ) -> None:
+        self._shell = shell
+        self._record = record
+        self._nursery = nursery
+        self._chain = (*_groups.get(), self)
+        self.limiter = trio.CapacityLimiter(capacity)
+        """One token for each task that holds or waits for an instance. `total_tokens` may be set."""
+        self._share = Share(shares)
+        # {task: what it borrowed the token for}; {what: how many leases share it} in the record.
+        self._waiting: set[trio.CancelScope] = set()
+
+    @property
+    def name(self) -> str:
+        """As given; unique among the open groups of its cache."""
+        return self._record.name
+
+    @property
+    def shares(self) -> int:
+        """Its part of the CPU, relative to the other groups'."""
+        return self._share.shares
+
+    @property
+    def cancel_scope(self) -> trio.CancelScope:
+        """The nursery's: cancelling it cancels the group's tasks and its block."""
+        return self._nursery.cancel_scope
+
+    def start_soon(
+        self, async_fn: Callable[..., Awaitable[Any]], *args: Any, name: object = None
+    ) -> None:
+        """`trio.Nursery.start_soon`; inside, this group is the current one."""
+        self._nursery.start_soon(
+            _run_inside, self._chain, async_fn, args, name=async_fn if name is None else name
+        )
+
+    async def start(
+        self, async_fn: Callable[..., Awaitable[Any]], *args: Any, name: object = None
+    ) -> Any:
+        """`trio.Nursery.start`; inside, this group is the current one.
+
+        **Checkpoint:** always.
+        **Cancellation:** as `trio.Nursery.start`: the child is cancelled too.
+        """
+        return await self._nursery.start(
+            _start_inside, self._chain, async_fn, args, name=async_fn if name is None else name
+        )
+
+    def acquire(self, name: str, args: Sequence[str]) -> Lease:
+        """`InstanceCache.acquire` in this group, whatever group the caller is in."""
+        from ._lease import Lease
+
+        return Lease(self._shell, self, name, args)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._record.closed else "open"
+        return (
+            f"<SchedulingGroup {self.name!r} {state}: {self.limiter.borrowed_tokens} of "
+            f"{self.limiter.total_tokens} tokens, {self.shares} shares>"
+        )
+
+    # -- tokens: one for a task, however many leases it nests
+
+    def _take_token_nowait(self, task: Task) -> bool:
+        """Take the task's token, or share the one it has; False if it has to wait."""
+        owners = self._record.token_owners
+        held = owners.get(task)
+        if held is None:
+            try:
+                self.limiter.acquire_on_behalf_of_nowait((self._record, task))
+            except trio.WouldBlock:
+                return False
+            owners[task] = 1
+        else:
+            owners[task] = held + 1
+        return True
+
+    async def _wait_for_token(self, task: Task) -> None:
+        """Wait for a token for `task`, which holds nothing here.
+
+        **Checkpoint:** always.
+        **Cancellation:** no token is taken.
+        """
+        waits = self._shell.policy.waits
+        owners = self._record.token_owners
+        if self.limiter.borrowed_tokens > len(owners):
+            # Somebody uses the limiter for other things too, and may give way at any time.
+            waits.waiting[task] = self._record
+        else:
+            waits.begin(task, self._record)
+        with trio.CancelScope() as scope:
+            self._waiting.add(scope)
+            try:
+                await self.limiter.acquire_on_behalf_of((self._record, task))
+                owners[task] = 1
+            finally:
+                self._waiting.discard(scope)
+                waits.end(task)
+        if scope.cancelled_caught:
+            raise closed_group(self)
+
+    def _give_back_token(self, task: Task) -> None:
+        owners = self._record.token_owners
+        held = owners[task]
+        if held == 1:
+            del owners[task]
+            self.limiter.release_on_behalf_of((self._record, task))
+        else:
+            owners[task] = held - 1
+
+    def _wake_token_waiters(self) -> None:
+        for scope in self._waiting:
+            scope.cancel()
+
+
+def current_group() -> SchedulingGroup | None:
+    """The innermost scheduling group around the caller, of whichever cache; None outside of all."""
+    groups = _groups.get()
+    return groups[-1] if groups else None
+
+
+def find_group(shell: Shell, main: SchedulingGroup) -> SchedulingGroup:
+    """The innermost group of the shell's cache, or its main group."""
+    for group in reversed(_groups.get()):
+        if group._shell is shell:
+            return group
+    return main
+
+
+def closed_group(group: SchedulingGroup) -> trio.ClosedResourceError:
+    """The error for using a group that is closed, or whose cache is."""
+    what = "cache" if group._shell.closed else f"scheduling group {group.name!r}"
+    return trio.ClosedResourceError(f"the {what} is closed")
+
+
+def check_group(name: object, capacity: object, shares: object) -> None:
+    """`TypeError` or `ValueError` for what can't make a group."""
+    if not isinstance(name, str):
+        raise TypeError(f"a group's name must be a str, got {name!r}")
+    if not name or not name.isprintable():
+        raise ValueError(f"a group's name must be printable and not empty, got {name!r}")
+    for what, problem in (("capacity", bad_capacity(capacity)), ("shares", bad_shares(shares))):
+        if problem is not None:
+            raise ValueError(f"{what} of group {name!r} {problem}")
+
+
+@asynccontextmanager
+async def open_group(
+    shell: Shell, name: str, capacity: float, shares: int
+) -> AsyncIterator[SchedulingGroup]:
+    """A nursery that is a scheduling group; the block runs in it. Closing is the caller's."""
+    record = GroupRecord(name)
+    async with trio.open_nursery() as nursery:
+        group = SchedulingGroup(shell, record, nursery, capacity, shares)
+        shell.tell(group_opened(group))
+        reset = _groups.set(group._chain)
+        try:
+            yield group
+        finally:
+            _groups.reset(reset)
+
+
+def group_opened(group: SchedulingGroup) -> GroupOpened:
+    """The fact for the log."""
+    capacity = group.limiter.total_tokens
+    tokens = None if capacity == math.inf else int(capacity)
+    return GroupOpened(group=group.name, capacity_tokens=tokens, shares=group.shares)
+
+
+def tell_closed(group: SchedulingGroup) -> None:
+    """Note in the log that the group is closed."""
+    group._shell.tell(GroupClosed(group=group.name))
+
+
+async def _run_inside(
+    chain: tuple[SchedulingGroup, ...],
+    async_fn: Callable[..., Awaitable[Any]],
+    args: tuple[Any, ...],
+) -> None:
+    _groups.set(chain)
+    await async_fn(*args)
+
+
+async def _start_inside(
+    chain: tuple[SchedulingGroup, ...],
+    async_fn: Callable[..., Awaitable[Any]],
+    args: tuple[Any, ...],
+    *,
+    task_status: trio.TaskStatus[Any],
+) -> None:
+    _groups.set(chain)
+    await async_fn(*args, task_status=task_status)

@@ -1,0 +1,140 @@
+"""Host functions: what an application lets its guests call, and how such a call is run.
+
+The Python function runs in the task that called the guest, on the ordinary stack, while the guest
+is suspended. It may be async: then it may await, open scopes, and be cancelled with the call.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, final
+
+import trio
+from attrs import field, frozen
+
+from ._abi.plain import PlainAbi
+from ._core.admit import WASI_MODULE
+from ._core.wasm import FuncType
+from ._engine.seam import GuestMemory
+
+
+@final
+@frozen
+class HostFunction:
+    """A Python function that a guest may import.
+
+    ``HostFunction(lookup, params=("i64",), results=("i64",))``
+
+    It is called with one value for each of `params` and returns one value, a tuple, or None, as
+    `results` says. What it raises comes out of `Lease.call` as it is. Inside of it,
+    `trio_wasmcache.current_lease()` is the lease that called, and its `memory` the guest's.
+
+    Args:
+        fn: a function, sync or async. A sync one runs on the event loop: it should be short.
+        params: types of the plain ABI, such as ``"i64"`` or ``"u32"``.
+        results: the same, for what it returns.
+
+    Raises:
+        SignatureError: an unknown type.
+        TypeError: `fn` can't be called.
+    """
+
+    fn: Callable[..., Any]
+    params: tuple[str, ...] = field(default=("i64",), converter=tuple)
+    results: tuple[str, ...] = field(default=("i64",), converter=tuple)
+    _abi: PlainAbi = field(init=False, repr=False, eq=False)
+
+    def __attrs_post_init__(self) -> None:
+        if not callable(self.fn):
+            raise TypeError(f"a host function must be callable, got {self.fn!r}")
+        name = getattr(self.fn, "__qualname__", repr(self.fn))
+        # The host returns what the guest gets: its results are lowered, its parameters lifted.
+        object.__setattr__(
+            self, "_abi", PlainAbi(f"host function {name}", self.results, self.params)
+        )
+
+    @property
+    def type(self) -> FuncType:
+        """What the guest sees."""
+        return FuncType(self._abi.signature.results, self._abi.signature.params)
+
+    async def run(self, values: tuple[Any, ...], memory: GuestMemory | None) -> Sequence[Any]:
+        """Call `fn` with what the guest gave; the wasm values to give back."""
+        if self._abi.lift is not None:
+            lifted = self._abi.lift(values[0] if len(values) == 1 else values)
+            values = (lifted,) if len(values) == 1 else lifted
+        result = self.fn(*values)
+        if inspect.isawaitable(result):
+            result = await result
+        if not self.results:
+            given: tuple[Any, ...] = () if result is None else (result,)
+        elif len(self.results) == 1:
+            given = (result,)
+        else:
+            given = tuple(result) if isinstance(result, (tuple, list)) else (result,)
+        if len(given) != len(self.results):
+            raise TypeError(
+                f"{self._abi.what} must return {len(self.results)} values, returned {result!r}"
+            )
+        return self._abi.checked(given)
+
+
+@final
+@frozen
+class PollOneoff:
+    """WASI's `poll_oneoff`, done as a host function: wasmtime's own would sleep on the event loop.
+
+    With nothing granted there is nothing to poll but clocks: the earliest timeout is slept, as a
+    Trio sleep of the calling task, and reported; what asks for a file descriptor gets ENOSYS.
+    """
+
+    type: FuncType = FuncType(("i32", "i32", "i32", "i32"), ("i32",))
+
+    async def run(self, values: tuple[Any, ...], memory: GuestMemory | None) -> Sequence[Any]:
+        at, events_at, count, result_at = (value & 0xFFFFFFFF for value in values)
+        if memory is None or count == 0 or count > 64:
+            return (EINVAL,)
+        timeouts = []
+        try:
+            for number in range(count):
+                raw = memory.read(at + number * SUBSCRIPTION_SIZE, SUBSCRIPTION_SIZE)
+                if raw[8] != EVENT_CLOCK:
+                    return (ENOSYS,)
+                absolute = raw[40] & 1
+                nanoseconds = int.from_bytes(raw[24:32], "little")
+                # Absolute times are of clocks that we do not give: due at once.
+                timeouts.append((0 if absolute else nanoseconds, raw[:8]))
+            due, userdata = min(timeouts)
+            await trio.sleep(due / 1e9)
+            event = userdata + bytes([0, 0, EVENT_CLOCK]) + bytes(EVENT_SIZE - 11)
+            memory.write(events_at, event)
+            memory.write(result_at, (1).to_bytes(4, "little"))
+        except IndexError:
+            return (EFAULT,)
+        return (0,)
+
+
+EINVAL, ENOSYS, EFAULT = 28, 52, 21
+SUBSCRIPTION_SIZE, EVENT_SIZE, EVENT_CLOCK = 48, 32, 0
+BUILT_IN = {(WASI_MODULE, "poll_oneoff"): PollOneoff()}
+AnyHost = HostFunction | PollOneoff
+
+
+def flatten(
+    imports: Mapping[str, Mapping[str, HostFunction]] | None,
+) -> dict[tuple[str, str], AnyHost]:
+    """{(module, name): host function}, the built-in ones included; `TypeError` for what is none."""
+    flat: dict[tuple[str, str], AnyHost] = dict(BUILT_IN)
+    if imports is None:
+        return flat
+    if not isinstance(imports, Mapping):
+        raise TypeError(f'imports must be {{"module": {{"name": HostFunction}}}}, got {imports!r}')
+    for module, names in imports.items():
+        if not isinstance(names, Mapping):
+            raise TypeError(f"imports[{module!r}] must be a mapping of names, got {names!r}")
+        for name, host in names.items():
+            if not isinstance(host, HostFunction):
+                raise TypeError(f"imports[{module!r}][{name!r}] must be a HostFunction: {host!r}")
+            flat[module, name] = host
+    return flat

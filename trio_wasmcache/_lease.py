@@ -1,0 +1,482 @@
+"""What `acquire` gives: one instance, held for the length of a block, and the calls into it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, final
+
+import trio
+from trio.lowlevel import Task
+
+from ._core.errors import GuestError
+from ._core.events import Acquired, Reason, Recycled
+from ._core.records import Request, Stage
+from ._engine.seam import GuestFunction, GuestInstance, GuestMemory
+from ._group import SchedulingGroup, closed_group
+from ._load import settle
+from ._runner import BURST_SECONDS, Job, check_open, context_of_call
+from ._shell import Shell, describe
+
+if TYPE_CHECKING:
+    from ._function import Function
+    from ._registry import Registered
+
+
+@final
+class Lease:
+    """An instance of one function, held by one task at a time.
+
+    .. code-block::
+
+        async with cache.acquire("fib", ("i64",)) as fib:
+            assert await fib.call(10) == 55
+
+    The instance goes back into the cache when the block ends, unless a call of it failed or was
+    cancelled half-way: then it is dropped, and the next acquire gets another.
+
+    Made by `InstanceCache.acquire`, `SchedulingGroup.acquire` and `Function.acquire`; entered once.
+    Entering is a checkpoint, leaving is not: it never waits, and works in a cancelled scope.
+    """
+
+    __slots__ = (
+        "_args",
+        "_at",
+        "_broken",
+        "_busy",
+        "_calls",
+        "_closed",
+        "_find_group",
+        "_fuel",
+        "_function",
+        "_group",
+        "_guest",
+        "_job",
+        "_name",
+        "_native",
+        "_number",
+        "_registered",
+        "_request",
+        "_shell",
+        "_task",
+        "_warm",
+    )
+
+    def __init__(
+        self,
+        shell: Shell,
+        group: SchedulingGroup,
+        name: str,
+        args: Sequence[str],
+        warm: bool = False,
+    ) -> None:
+        self._shell = shell
+        self._group = group
+        self._name = name
+        self._args = args
+        self._warm = warm
+        self._request: Request | None = None
+        self._registered: Registered | None = None
+        self._native: GuestInstance | None = None
+        self._guest: GuestFunction | None = None
+        self._task: Task | None = None
+        self._job: Job | None = None
+        self._busy = False
+        self._broken = False
+        self._closed = False
+        self._calls = 0
+        self._fuel: int | None = None
+        self._number = 0
+        self._at = 0.0
+
+    # -- the block
+
+    async def __aenter__(self) -> Lease:
+        """Wait for the instance, and load it if there is none idle.
+
+        **Checkpoint:** always.
+        **Cancellation:** nothing is held.
+
+        Raises:
+            UnknownFunctionError: no such function is registered (or no longer).
+            LoadError, LinkError: its instance can't be made.
+            CodeMemoryError: its code can't fit into `max_code_size`.
+            DeadlockError: waiting would never end.
+            trio.ClosedResourceError: the group or the cache is closed.
+        """
+        if self._task is not None or self._request is not None:
+            raise RuntimeError("a lease is entered once; acquire again for another")
+        shell, group = self._shell, self._group
+        await trio.lowlevel.checkpoint()
+        if group._record.closed or shell.closed:
+            raise closed_group(group)
+        task = trio.lowlevel.current_task()
+        if not group._take_token_nowait(task):
+            shell.registry.find(self._name, self._args)  # unknown: say so before waiting
+            await group._wait_for_token(task)
+            blocked = True
+        else:
+            blocked = False
+        try:
+            await self._acquire(task, blocked)
+        except BaseException:
+            group._give_back_token(task)
+            raise
+        self._task = task
+        return self
+
+    async def _acquire(self, task: Task, blocked: bool) -> None:
+        shell, group = self._shell, self._group
+        policy = shell.policy
+        if shell.config.log_uses:
+            self._number = shell.number()
+            self._at = trio.current_time()
+        record = shell.registry.find(self._name, self._args)
+        if group._record.closed or shell.closed:
+            raise closed_group(group)
+        request = policy.request(record, group._record, task, self._warm)
+        request.payload = self
+        if blocked:
+            request.blocked = True
+            policy.blocks += 1
+        step = policy.acquire(request, trio.current_time())
+        if step is not None:
+            shell.act(step)
+        if request.stage is not Stage.GRANTED:
+            await settle(shell, group, request)
+        instance = request.instance
+        assert instance is not None
+        self._request = request
+        registered: Registered = instance.entry.function.payload
+        self._registered = registered
+        native: GuestInstance = instance.payload
+        self._native = native
+        self._guest = native.function(registered.export)
+        if shell.config.log_uses:
+            self._tell_acquired(request)
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Give the instance back. No checkpoint, whatever happened in the block."""
+        task, self._task = self._task, None
+        if task is None:
+            return
+        if self._request is not None:
+            self._recycle()
+        self._group._give_back_token(task)
+
+    def _recycle(self, reason: Reason | None = None) -> None:
+        request, self._request = self._request, None
+        native, self._native = self._native, None
+        self._guest = None
+        assert request is not None and native is not None
+        shell = self._shell
+        instance = request.instance
+        assert instance is not None
+        if self._busy:
+            # The block ended, or the cache was closed, under a call: whoever runs it closes.
+            self._closed = True
+            instance.payload = None
+            size = instance.size
+            reason = reason or Reason.CORRUPTED
+            if self._job is not None:
+                self._job.stop = True
+        else:
+            size = native.measure()
+            if self._broken:
+                reason = reason or Reason.CORRUPTED
+        now = trio.current_time()
+        step = shell.policy.recycle(request, size, now, reason)
+        if shell.config.log_uses:
+            self._tell_recycled(
+                request, instance.number, size, now, kept=instance.payload is native
+            )
+        if step is not None:
+            shell.act(step)
+        if shell.sleep.deadline == float("inf"):
+            shell.expect_expiry()
+
+    # -- calls
+
+    async def call(self, *values: Any) -> Any:
+        """Call the function.
+
+        Returns:
+            Its result; None if it has none, a tuple if it has several. With
+            `called_on_null=False`, None for any argument gives None without a call.
+
+        Raises:
+            TypeError, ValueError, OverflowError: a value does not fit; no wasm has run.
+            GuestError: the guest trapped, ran out of fuel or stack, exited, or broke its ABI.
+            trio.BusyResourceError: the instance is in use by another task.
+            trio.BrokenResourceError: an earlier call in this lease failed.
+            trio.ClosedResourceError: the lease, its group or the cache is closed.
+            Exception: whatever a host function raised, as it is.
+
+        **Checkpoint:** cancellation is checked before the guest starts and between slices; others
+        run after each slice and about every 0.5 ms of short calls. A call that finished returns
+        its result.
+        **Cancellation:** the guest is stopped within a slice, and its instance is dropped.
+        """
+        guest, registered, share = self._guest, self._registered, self._group._share
+        if guest is None or registered is None or self._busy or self._broken:
+            raise self._unusable()
+        began = time.perf_counter()
+        if share.burst >= BURST_SECONDS:
+            await self._shell.runner.pass_turn(share)
+            began = time.perf_counter()
+        else:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        if guest is not self._guest or self._busy:
+            raise self._unusable()
+        abi = registered.abi
+        if not registered.called_on_null and None in values and len(values) == len(abi.args):
+            return None
+        raw = values if abi.lower is None else abi.lower(values)
+        shell = self._shell
+        native = self._native
+        assert native is not None
+        fuel = shell.config.total_fuel
+        try:
+            guest.begin(raw, fuel)
+        except (TypeError, ValueError, OverflowError):
+            raise abi.explain(values) from None
+        shell.calls += 1
+        self._calls += 1
+        self._busy = True
+        try:
+            if native.poll():
+                result = guest.finish()
+                burnt = fuel - native.fuel_left()
+                self._fuel = burnt
+                share.virtual_time += burnt / share.shares
+            else:
+                result = await self._drive(native, guest, fuel)
+        except BaseException as error:
+            self._broken = True
+            native.abandon()
+            if isinstance(error, GuestError):
+                self._complete(error, values)
+            raise
+        finally:
+            self._busy = False
+            if self._closed:
+                native.close()
+            share.burst += time.perf_counter() - began
+        return result if abi.lift is None else self._lift(result)
+
+    async def _drive(self, native: GuestInstance, guest: GuestFunction, fuel: int) -> Any:
+        assert self._registered is not None
+        job = Job(native, self._group._share, self._registered.slot.hosts, self, fuel)
+        self._job = job
+        try:
+            job.charge()
+            await self._shell.runner.drive(job)
+            self._fuel = job.burnt
+            return guest.finish()
+        except BaseException:
+            if not job.stop:
+                self._fuel = fuel - native.fuel_left()
+            raise
+        finally:
+            self._job = None
+
+    def _lift(self, result: Any) -> Any:
+        assert self._registered is not None and self._registered.abi.lift is not None
+        return self._registered.abi.lift(result)
+
+    def _complete(self, error: GuestError, values: tuple[Any, ...]) -> None:
+        """Say in the error which function it was, and with what it was called."""
+        assert self._registered is not None
+        key = self._registered.function.key
+        error.function = key.name
+        error.values = values
+        shown = ", ".join(_shorten(repr(value)) for value in values)
+        trace = "".join(f"\n  {frame}" for frame in error.backtrace)
+        fuel = f" after {self._fuel} units of fuel" if self._fuel else ""
+        error.args = (f"{key} called with ({shown}){fuel}: {error.args[0]}{trace}", *error.args[1:])
+
+    # -- what else a lease tells
+
+    @property
+    def memory(self) -> LeaseMemory:
+        """The guest's exported memory: `read(at, n)`, `write(at, data)`, `size` in bytes.
+
+        Each raises `IndexError` outside of the memory, `trio.BusyResourceError` while a call runs
+        (but not in a host function of that call), and `LookupError` if the module exports none.
+        """
+        return LeaseMemory(self)
+
+    @property
+    def fuel_consumed(self) -> int | None:
+        """Fuel that the last call burnt, failed ones included; None before the first."""
+        return self._fuel
+
+    @property
+    def size(self) -> int:
+        """What the instance may touch now: all memories, tables x 8, scratch, one page (bytes)."""
+        if self._native is None or self._busy:
+            raise self._unusable()
+        return self._native.measure()
+
+    @property
+    def function(self) -> Function:
+        """The function that is held: the generation that was current when it was granted."""
+        if self._registered is None:
+            raise self._unusable()
+        function: Function = self._registered.function
+        return function
+
+    def __repr__(self) -> str:
+        state = "not entered"
+        if self._busy:
+            state = "in a call"
+        elif self._broken:
+            state = "broken"
+        elif self._native is not None:
+            state = "held"
+        elif self._request is not None or self._closed or self._registered is not None:
+            state = "ended"
+        return f"<Lease of {self._name!r} in group {self._group.name!r}: {state}>"
+
+    # -- inside
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise closed_group(self._group)
+
+    def _unusable(self) -> Exception:
+        if self._busy:
+            return trio.BusyResourceError("another call of this lease is under way")
+        if self._closed:
+            return closed_group(self._group)
+        if self._broken:
+            return trio.BrokenResourceError(
+                f"an earlier call of {self._name!r} in this lease failed or was cancelled: "
+                "its instance is spoilt; acquire another"
+            )
+        if self._registered is None:
+            return RuntimeError("enter the lease first: async with cache.acquire(...) as lease")
+        return trio.ClosedResourceError("this lease has ended")
+
+    def _guest_memory(self) -> GuestMemory:
+        """The memory as it can be used now: suspended in a host call, or the instance's own."""
+        if self._native is None:
+            raise self._unusable()
+        memory: GuestMemory | None
+        if self._busy:
+            call = self._native.host_call
+            if call is None or context_of_call.get(None) is not self:
+                raise self._unusable()
+            memory = call.memory
+        else:
+            memory = self._native.memory
+        if memory is None:
+            raise LookupError(f"the module of {self._name!r} exports no memory")
+        return memory
+
+    def _shut(self, reason: Reason) -> trio.Event | None:
+        """The cache or the group closes: give the instance up now.
+
+        Returns an event if a thread is still in it: set when the thread is out.
+        """
+        self._closed = True
+        job = self._job
+        if job is not None:
+            job.stop = True
+        request = self._request
+        if request is None:
+            return job.out_of_thread if job is not None and job.in_thread else None
+        native = self._native
+        assert native is not None
+        busy = self._busy
+        self._recycle(reason)
+        if busy and job is not None and job.in_thread:
+            return job.out_of_thread
+        native.close()
+        return None
+
+    def _tell_acquired(self, request: Request) -> None:
+        shell, instance = self._shell, request.instance
+        assert instance is not None
+        now = trio.current_time()
+        ledger = shell.policy.residents.ledger
+        shell.tell(
+            Acquired(
+                **describe(instance.entry.function),  # type: ignore[arg-type]
+                group=self._group.name,
+                instance=instance.number,
+                request=self._number,
+                hit=request.hit,
+                wait_seconds=now - self._at,
+                uses=instance.uses,
+                module_digest=instance.entry.function.module.digest,
+                code_bytes=instance.entry.function.module.code_size,
+                total_size_bytes=ledger.total_size,
+                code_size_bytes=ledger.used,
+            )
+        )
+        self._at = now
+
+    def _tell_recycled(
+        self, request: Request, number: int, size: int, now: float, *, kept: bool
+    ) -> None:
+        ledger = self._shell.policy.residents.ledger
+        self._shell.tell(
+            Recycled(
+                **describe(request.entry.function),  # type: ignore[arg-type]
+                group=self._group.name,
+                instance=number,
+                request=self._number,
+                size_bytes=size,
+                held_seconds=now - self._at,
+                calls=self._calls,
+                kept=kept,
+                total_size_bytes=ledger.total_size,
+                code_size_bytes=ledger.used,
+            )
+        )
+
+
+@final
+class LeaseMemory:
+    """The linear memory of the instance that a lease holds. See `Lease.memory`."""
+
+    __slots__ = ("_lease",)
+
+    def __init__(self, lease: Lease) -> None:
+        self._lease = lease
+
+    @property
+    def size(self) -> int:
+        """Bytes; always whole pages of 64 KiB."""
+        return self._lease._guest_memory().size
+
+    def read(self, at: int, n: int) -> bytes:
+        """A copy of the `n` bytes from address `at`."""
+        return self._lease._guest_memory().read(at, n)
+
+    def write(self, at: int, data: bytes | bytearray | memoryview) -> None:
+        """Put `data` at address `at`."""
+        self._lease._guest_memory().write(at, data)
+
+
+def current_lease() -> Lease:
+    """Inside a host function: the lease whose guest called it.
+
+    Raises:
+        RuntimeError: no host function is running in this context.
+    """
+    lease: Lease | None = context_of_call.get(None)
+    if lease is None:
+        raise RuntimeError("current_lease() has a meaning only inside a host function")
+    return lease
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,138 @@
+"""From facts to structlog: the only file that imports it.
+
+Facts are put into a bounded buffer, which never waits; one thread of its own takes them out and
+writes them, so that a slow sink delays nobody and a failing one is nobody's failure. What does not
+fit into the buffer is dropped, and the log says how many and which.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import secrets
+import threading
+from typing import Any, Protocol, final
+
+import structlog
+import trio
+
+from ._core.events import Event, Lost, Stamped
+
+# At about 1 KB an event, a sink may fall 10 MB behind before anything is lost.
+BUFFER_EVENTS = 10_000
+
+
+class LogWriter(Protocol):
+    """Where a cache's facts go."""
+
+    lost: int
+    """Events that were dropped because the buffer was full."""
+    failures: int
+    """Events that the sink raised on."""
+
+    def add(self, event: Event, at: float) -> None:
+        """Take note of `event`, which happened at time `at` (seconds, the cache's clock)."""
+
+    async def close(self, timeout: float) -> None:
+        """Let what is noted be written, for at most `timeout` seconds, and end."""
+
+
+def write(logger: Any, stamped: Stamped) -> None:
+    """One event to structlog, at its level."""
+    getattr(logger, stamped.event.level)(stamped.event.name, **stamped.fields())
+
+
+class Sequence:
+    """Stamps events of one cache with its name and the next number."""
+
+    def __init__(self) -> None:
+        self.cache = secrets.token_hex(4)
+        self._numbers = itertools.count(1)
+
+    def stamp(self, event: Event, at: float) -> Stamped:
+        """The next event of this cache."""
+        return Stamped(event, self.cache, next(self._numbers), at)
+
+
+@final
+class ThreadedLogWriter:
+    """A `LogWriter` with a thread of its own.
+
+    The thread is a daemon: a sink that never returns can't keep the process from ending.
+    """
+
+    def __init__(self, logger: Any = None) -> None:
+        self._logger = structlog.get_logger("trio_wasmcache") if logger is None else logger
+        self._sequence = Sequence()
+        self._events: collections.deque[Stamped] = collections.deque()
+        self._wake = threading.Semaphore(0)
+        self._done = threading.Event()
+        self._closing = False
+        self._gap: tuple[int, int, float] | None = None  # (first lost, how many, when)
+        self.lost = 0
+        self.failures = 0
+        threading.Thread(target=self._run, name="trio_wasmcache log", daemon=True).start()
+
+    def add(self, event: Event, at: float) -> None:
+        stamped = self._sequence.stamp(event, at)
+        if len(self._events) >= BUFFER_EVENTS:
+            first, count, _ = self._gap or (stamped.seq, 0, at)
+            self._gap = (first, count + 1, at)
+            self.lost += 1
+            return
+        if self._gap is not None:
+            self._tell_gap()
+        self._events.append(stamped)
+        self._wake.release()
+
+    async def close(self, timeout: float) -> None:
+        if self._gap is not None:
+            self._tell_gap()
+        self._closing = True
+        self._wake.release()
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(self._done.wait, timeout)
+
+    def _tell_gap(self) -> None:
+        assert self._gap is not None
+        first, count, at = self._gap
+        self._gap = None
+        self._events.append(self._sequence.stamp(Lost(count=count, first_seq=first), at))
+        self._wake.release()
+
+    def _run(self) -> None:
+        while True:
+            self._wake.acquire()
+            try:
+                stamped = self._events.popleft()
+            except IndexError:
+                if self._closing:
+                    self._done.set()
+                    return
+                continue
+            try:
+                write(self._logger, stamped)
+            except Exception:
+                # There is nobody to tell but the sink that just failed; `stats()` counts it.
+                self.failures += 1
+
+
+@final
+class InlineLogWriter:
+    """A `LogWriter` that writes at once, in the caller's thread: for tests and clocks that jump."""
+
+    def __init__(self, logger: Any = None) -> None:
+        self._logger = structlog.get_logger("trio_wasmcache") if logger is None else logger
+        self._sequence = Sequence()
+        self.lost = 0
+        self.failures = 0
+
+    def add(self, event: Event, at: float) -> None:
+        stamped = self._sequence.stamp(event, at)
+        try:
+            write(self._logger, stamped)
+        except Exception:
+            self.failures += 1
+
+    async def close(self, timeout: float) -> None:
+        await trio.lowlevel.checkpoint()

@@ -1,0 +1,266 @@
+"""How a function comes in: reading, checking and compiling its module, each once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import trio
+from attrs import define, field, frozen
+
+from ._abi.plain import PlainAbi
+from ._core.admit import Edits, check_export, check_imports, check_limits, check_signature
+from ._core.config import CacheConfig
+from ._core.errors import InvalidModuleError, ModuleTooLargeError, SignatureError
+from ._core.keys import FunctionKey, check_name, normalise_type, normalise_types
+from ._core.records import Module
+from ._core.wasm import ModuleInfo
+from ._engine.seam import Artifact, Engine, HostImport
+from ._host import AnyHost, HostFunction, flatten
+from ._registry import ModuleSlot
+
+ISOLATIONS = ("reuse",)
+
+
+@frozen(kw_only=True)
+class Declaration:
+    """What `register` was asked for, checked as far as it can be without the module."""
+
+    key: FunctionKey
+    returns: str | tuple[str, ...] | None
+    export: str
+    abi: PlainAbi
+    called_on_null: bool
+    hosts: Mapping[tuple[str, str], AnyHost]
+    concurrency: int
+    isolation: str
+
+
+def declare(
+    *,
+    name: object,
+    args: Sequence[str],
+    returns: str | Sequence[str] | None,
+    export: str | None,
+    abi: str | None,
+    called_on_null: bool,
+    imports: Mapping[str, Mapping[str, HostFunction]] | None,
+    concurrency: int,
+    isolation: str,
+    max_instances: int,
+) -> Declaration:
+    """Check the parameters of `register`; the errors are those it documents."""
+    key = FunctionKey(check_name(name), normalise_types(args))
+    given: str | tuple[str, ...] | None
+    if returns is None or isinstance(returns, str):
+        given = None if returns is None else normalise_type(returns)
+    else:
+        given = normalise_types(returns)
+    if abi not in (None, "plain"):
+        raise SignatureError(f"{key}: unknown abi {abi!r}; there is 'plain'")
+    if isolation not in ISOLATIONS:
+        raise ValueError(
+            f"{key}: unknown isolation {isolation!r}; there is {', '.join(map(repr, ISOLATIONS))}"
+        )
+    if isinstance(concurrency, bool) or not isinstance(concurrency, int):
+        raise TypeError(f"{key}: concurrency must be an int, got {concurrency!r}")
+    if not 1 <= concurrency <= max_instances:
+        raise ValueError(
+            f"{key}: concurrency must be from 1 to max_instances = {max_instances}, "
+            f"got {concurrency}"
+        )
+    if export is not None and not isinstance(export, str):
+        raise TypeError(f"{key}: export must be a str, got {export!r}")
+    results = (given,) if isinstance(given, str) else given or ()
+    return Declaration(
+        key=key,
+        returns=given,
+        export=key.name if export is None else export,
+        abi=PlainAbi(str(key), key.args, results),
+        called_on_null=called_on_null,
+        hosts=flatten(imports),
+        concurrency=concurrency,
+        isolation=isolation,
+    )
+
+
+async def read_source(
+    engine: Engine, what: str, source: bytes | str | os.PathLike[str], limit: int
+) -> bytes:
+    """The module's bytes, from bytes, WAT text, or a path (read in a thread).
+
+    A `str` is text if it begins as WebAssembly text does, with a parenthesis or a comment;
+    otherwise it is a path.
+
+    Raises:
+        InvalidModuleError: it is none of these, or the file can't be read.
+        ModuleTooLargeError: it is over `limit` bytes.
+    """
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        check_size(what, memoryview(source).nbytes, limit)
+        return bytes(source)
+    if isinstance(source, str) and (source.lstrip()[:1] in ("(", ";") or not source.strip()):
+        check_size(what, len(source), limit)
+        return await engine.to_wasm(source)
+    if not isinstance(source, (str, os.PathLike)):
+        raise TypeError(f"{what}: wasm must be bytes, WAT text or a path, got {source!r}")
+    try:
+        data = await trio.to_thread.run_sync(_read, Path(source), limit, abandon_on_cancel=True)
+    except (OSError, ValueError) as error:
+        raise InvalidModuleError(f"{what}: {str(source)[:200]!r} can't be read: {error}") from error
+    check_size(what, len(data), limit)
+    if data.lstrip()[:1] in (b"(", b";"):
+        return await engine.to_wasm(data.decode("utf-8", "replace"))
+    return data
+
+
+def check_size(what: str, size: int, limit: int) -> None:
+    """`ModuleTooLargeError` if a module has more bytes than `max_wasm_size` allows."""
+    if size > limit:
+        raise ModuleTooLargeError(
+            f"{what}: the module has {'over ' if size == limit + 1 else ''}{size} bytes, "
+            f"max_wasm_size is {limit}: raise it, or strip the module of its debug sections"
+        )
+
+
+def _read(path: Path, limit: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(limit + 1)
+
+
+@final
+@define(eq=False)
+class Compiling:
+    """A compile under way, and how many wait for it."""
+
+    scope: trio.CancelScope
+    done: trio.Event
+    waiting: int = 0
+    module: Module | None = None
+    error: Exception | None = None
+    seconds: float = 0.0
+
+
+@final
+@define(eq=False)
+class Compiler:
+    """Compiles each module once, however many ask at the same time, and shares what came of it."""
+
+    engine: Engine
+    nursery: trio.Nursery
+    modules: dict[Any, Module] = field(factory=dict)
+    """{what makes modules equal: module}, of the functions that are registered."""
+    _users: dict[Module, tuple[Any, int]] = field(factory=dict)
+    _compiling: dict[Any, Compiling] = field(factory=dict)
+
+    async def get(
+        self, wasm: bytes, declaration: Declaration, config: CacheConfig
+    ) -> tuple[Module, float]:
+        """The compiled module, and the seconds that compiling it took (0.0: it was there).
+
+        Only what is registered keeps a module: call `keep` for it in the same step.
+
+        **Checkpoint:** always.
+        **Cancellation:** the compile goes on if another waits for it, else it is abandoned.
+        """
+        hosts = declaration.hosts
+        equal = (
+            hashlib.sha256(wasm).digest(),
+            frozenset(hosts.items()),
+            declaration.isolation,
+            config.memory_limit,
+            config.table_limit,
+        )
+        module = self.modules.get(equal)
+        if module is not None:
+            await trio.lowlevel.checkpoint()
+            self._check(module.payload.artifact.info, declaration)
+            return module, 0.0
+        job = self._compiling.get(equal)
+        if job is None:
+            job = self._compiling[equal] = Compiling(trio.CancelScope(), trio.Event())
+            self.nursery.start_soon(self._run, equal, job, wasm, declaration, config)
+        job.waiting += 1
+        try:
+            await job.done.wait()
+        finally:
+            job.waiting -= 1
+            if job.waiting == 0 and not job.done.is_set():
+                job.scope.cancel()
+                if self._compiling.get(equal) is job:
+                    del self._compiling[equal]
+        if job.error is not None:
+            raise job.error
+        if job.module is None:
+            raise trio.ClosedResourceError("the cache was closed while this module compiled")
+        self._check(job.module.payload.artifact.info, declaration)
+        # Another registration may have come first, and have been removed again since.
+        return self.modules.get(equal, job.module), job.seconds
+
+    def keep(self, module: Module) -> None:
+        """One more function uses `module`."""
+        equal, users = self._users[module]
+        self._users[module] = equal, users + 1
+        self.modules[equal] = module
+
+    def drop(self, module: Module) -> None:
+        """One function fewer uses `module`; the last one takes the artifact with it."""
+        equal, users = self._users[module]
+        self._users[module] = equal, users - 1
+        if users == 1:
+            self.modules.pop(equal, None)
+            del self._users[module]
+
+    async def _run(
+        self,
+        equal: Any,
+        job: Compiling,
+        wasm: bytes,
+        declaration: Declaration,
+        config: CacheConfig,
+    ) -> None:
+        began = trio.current_time()
+        try:
+            with job.scope:
+                artifact = await self.engine.compile(
+                    wasm, lambda info: self._admit(info, declaration, config)
+                )
+                job.module = self._share(equal, artifact, declaration)
+                job.seconds = trio.current_time() - began
+        except Exception as error:
+            job.error = error
+        finally:
+            job.done.set()
+            if self._compiling.get(equal) is job:
+                del self._compiling[equal]
+
+    def _share(self, equal: Any, artifact: Artifact, declaration: Declaration) -> Module:
+        wanted = check_imports(artifact.info, str(declaration.key), _types(declaration.hosts))
+        slot = ModuleSlot(
+            self.engine,
+            artifact,
+            tuple(declaration.hosts[name] for name in wanted),
+            tuple(HostImport(*name, declaration.hosts[name].type) for name in wanted),
+        )
+        module = Module(equal[0].hex(), artifact.code_size, payload=slot)
+        self._users[module] = equal, 0
+        return module
+
+    def _admit(self, info: ModuleInfo, declaration: Declaration, config: CacheConfig) -> Edits:
+        self._check(info, declaration)
+        what = str(declaration.key)
+        return check_limits(info, what, config.memory_limit, config.table_limit)
+
+    def _check(self, info: ModuleInfo, declaration: Declaration) -> None:
+        """All that can be wrong between this declaration and the module."""
+        what = str(declaration.key)
+        check_imports(info, what, _types(declaration.hosts))
+        actual = check_export(info, what, declaration.export)
+        check_signature(what, declaration.export, declaration.abi.signature, actual)
+
+
+def _types(hosts: Mapping[tuple[str, str], AnyHost]) -> dict[tuple[str, str], Any]:
+    return {name: host.type for name, host in hosts.items()}

@@ -1,0 +1,142 @@
+"""Which functions there are, and the modules that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, final
+
+import trio
+from attrs import define, field, frozen
+
+from ._abi.plain import PlainAbi
+from ._core.errors import DuplicateFunctionError, UnknownFunctionError
+from ._core.keys import FunctionKey, near_misses, normalise_types
+from ._core.records import FunctionRecord
+from ._engine.seam import Artifact, Engine, HostImport, LoadedModule
+from ._host import AnyHost
+
+
+@final
+@define(eq=False)
+class ModuleSlot:
+    """A compiled module: an artifact at rest, and its executable form while the ledger says so."""
+
+    engine: Engine
+    artifact: Artifact
+    hosts: tuple[AnyHost, ...]
+    host_imports: tuple[HostImport, ...]
+    loaded: LoadedModule | None = None
+    _loading: trio.Event | None = None
+
+    async def get(self) -> LoadedModule:
+        """The executable module; loaded by whoever asks first, waited for by the others.
+
+        **Checkpoint:** if it is not loaded, maybe.
+        **Cancellation:** of the one that loads: the next one loads.
+        """
+        while self.loaded is None:
+            if self._loading is not None:
+                await self._loading.wait()
+                continue
+            self._loading = trio.Event()
+            try:
+                self.loaded = await self.engine.load(self.artifact, self.host_imports)
+            finally:
+                self._loading.set()
+                self._loading = None
+        return self.loaded
+
+    def unload(self) -> None:
+        """Nobody uses the code any more."""
+        if self.loaded is not None:
+            loaded, self.loaded = self.loaded, None
+            loaded.close()
+
+
+@frozen(eq=False)
+class Registered:
+    """What a lease has to know about its function: hung on `FunctionRecord.payload`."""
+
+    function: Any
+    """The public `Function`."""
+    slot: ModuleSlot
+    abi: PlainAbi
+    export: str
+    called_on_null: bool
+
+
+@final
+@define(eq=False)
+class Registry:
+    """{key: function record}, and the names that are taken while they are being registered."""
+
+    functions: dict[FunctionKey, FunctionRecord] = field(factory=dict)
+    reserved: set[FunctionKey] = field(factory=set)
+    generations: dict[FunctionKey, int] = field(factory=dict)
+    _exact: dict[tuple[str, tuple[str, ...]], FunctionRecord] = field(factory=dict)
+
+    def find(self, name: str, args: Sequence[str]) -> FunctionRecord:
+        """The function of that name and those types; spelt exactly is fastest.
+
+        Raises:
+            UnknownFunctionError: there is none; the message names near misses.
+        """
+        try:
+            return self._exact[name, args]  # type: ignore[index]
+        except (KeyError, TypeError):
+            pass
+        key = FunctionKey(name, normalise_types(args))
+        try:
+            return self.functions[key]
+        except KeyError:
+            pass
+        similar = near_misses(key, self.functions)
+        hint = f"; did you mean {' or '.join(similar)}?" if similar else ""
+        raise UnknownFunctionError(f"no function {key} is registered{hint}")
+
+    def reserve(self, key: FunctionKey, replace: bool) -> None:
+        """Take the name before anything is awaited; `release` gives it back.
+
+        Raises:
+            DuplicateFunctionError: it is taken, and not to be replaced.
+        """
+        if key in self.reserved:
+            raise DuplicateFunctionError(f"{key} is being registered already")
+        if key in self.functions and not replace:
+            raise DuplicateFunctionError(
+                f"{key} is registered already; replace=True puts the new one in its place"
+            )
+        self.reserved.add(key)
+
+    def release(self, key: FunctionKey) -> None:
+        """`register` is over, well or badly."""
+        self.reserved.discard(key)
+
+    def next_generation(self, key: FunctionKey) -> int:
+        """1 for a name never seen, and never the same twice while the cache is open."""
+        self.generations[key] = self.generations.get(key, 0) + 1
+        return self.generations[key]
+
+    def put(self, record: FunctionRecord) -> FunctionRecord | None:
+        """`record` serves its key from now on; the one that did until now is returned."""
+        old = self.functions.get(record.key)
+        self.functions[record.key] = record
+        self._exact[record.key.name, record.key.args] = record
+        return old
+
+    def take(self, name: str, args: Sequence[str] | None) -> list[FunctionRecord]:
+        """Remove one function, or all of that name if `args` is None.
+
+        Raises:
+            UnknownFunctionError: there is none.
+        """
+        if args is not None:
+            found = [self.find(name, args)]
+        else:
+            found = [record for key, record in self.functions.items() if key.name == name]
+            if not found:
+                self.find(name, ())
+        for record in found:
+            del self.functions[record.key]
+            del self._exact[record.key.name, record.key.args]
+        return found

@@ -1,0 +1,217 @@
+"""Drives what an instance has under way: in slices, inline or in a thread, until it is over.
+
+1. The first slice runs at once. A call that ends in it has cost no scheduling.
+2. Every further slice needs a turn of the loop (`_turns`).
+3. After `offload_after` slices the same half-run call goes on in a worker thread, with the GIL
+   free, and stays there while nobody else needs the thread.
+4. When the guest calls the host, it is suspended, turn and thread are given back, and the Python
+   function runs here, in the calling task.
+5. However it ends, nobody is inside the instance any more when `drive` returns or raises.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import math
+import time
+from collections.abc import Sequence
+from typing import Any, final
+
+import outcome
+import trio
+from attrs import define, field
+from trio.lowlevel import Abort, RaiseCancelT
+
+from ._core.config import CacheConfig
+from ._core.fair import Share
+from ._engine.seam import GuestInstance
+from ._host import AnyHost
+from ._turns import Turns
+
+# How long calls that end in their first slice may follow each other before others get a turn.
+BURST_SECONDS = 0.0005
+# A thread looks this often (in slices) whether another call waits for it: at 0.1 ms a slice, the
+# hop there and back (0.3 ms) stays under a tenth of it.
+THREAD_SLICES = 32
+# And comes back this often in any case, so that what it burns is charged to its group.
+CHARGE_SLICES = 256
+
+context_of_call: contextvars.ContextVar[Any] = contextvars.ContextVar("trio_wasmcache_lease")
+"""The lease whose guest called the host function that is running."""
+
+
+@define(eq=False)
+class Job:
+    """One thing under way in one instance, and how to stop it."""
+
+    native: GuestInstance
+    share: Share
+    hosts: Sequence[AnyHost]
+    lease: Any
+    fuel: int
+    burnt: int = 0
+    """Fuel charged so far."""
+    stop: bool = False
+    """Set by another task or the loop: whoever drives it stops at the next slice."""
+    in_thread: bool = False
+    out_of_thread: trio.Event = field(factory=trio.Event)
+
+    def charge(self) -> None:
+        """Charge the group for what was burnt since the last time."""
+        burnt = self.fuel - self.native.fuel_left()
+        self.share.charge(burnt - self.burnt)
+        self.burnt = burnt
+
+
+@final
+class Runner:
+    """Runs the calls of one cache."""
+
+    def __init__(self, config: CacheConfig) -> None:
+        self.config = config
+        self.loop = Turns(1)
+        self.threads = Turns(config.max_threads)
+
+    def resize(self, config: CacheConfig) -> None:
+        """Live under other limits: more threads are used at once, fewer as they come free."""
+        self.config = config
+        self.threads.slots = config.max_threads
+
+    async def pass_turn(self, share: Share) -> None:
+        """Let others run: wait for a turn of the loop, and begin a new burst of short calls.
+
+        **Checkpoint:** always.
+        **Cancellation:** nothing is left behind.
+        """
+        await self.loop.take(share)
+        self.loop.give_back()
+        share.burst = 0.0
+
+    async def drive(self, job: Job) -> None:
+        """Poll until what is under way is over. The first poll is the caller's to have done.
+
+        **Checkpoint:** between slices, so at least once.
+        **Cancellation:** at a slice's end; what was under way is still there, to be abandoned.
+
+        Raises:
+            trio.ClosedResourceError: the cache or the group was closed meanwhile.
+        """
+        limit = math.inf if self.config.offload_after is None else self.config.offload_after
+        slices = 1
+        while True:
+            if job.native.host_call is not None:
+                await self._answer(job)
+                slices = 0
+                over = job.native.poll()
+                job.charge()
+            elif slices < limit:
+                over, slices = await self._inline(job, slices, limit)
+            else:
+                over = await self._in_thread(job)
+            if over:
+                return
+
+    async def _inline(self, job: Job, slices: int, limit: float) -> tuple[bool, int]:
+        await self.loop.take(job.share)
+        holding = True
+        try:
+            while True:
+                check_open(job)
+                over = job.native.poll()
+                job.charge()
+                slices += 1
+                if over or job.native.host_call is not None or slices >= limit:
+                    return over, slices
+                holding = False
+                await self.loop.keep(job.share)
+                holding = True
+        finally:
+            if holding:
+                self.loop.give_back()
+
+    async def _in_thread(self, job: Job) -> bool:
+        await self.threads.take(job.share)
+        holding = True
+        try:
+            while True:
+                check_open(job)
+                over = await self._hop(job)
+                job.charge()
+                if over or job.native.host_call is not None:
+                    return over
+                check_open(job)
+                holding = False
+                await self.threads.keep(job.share)
+                holding = True
+        finally:
+            if holding:
+                self.threads.give_back()
+
+    async def _hop(self, job: Job) -> bool:
+        """Run slices in a thread until the call is over, waits for the host, or must make way.
+
+        Cancelling does not abandon the thread: it is told to stop, does within a slice, and is
+        waited for. A call that was over by then returns its result all the same.
+        """
+        task = trio.lowlevel.current_task()
+        token = trio.lowlevel.current_trio_token()
+        raise_cancel: RaiseCancelT | None = None
+
+        def abort(how: RaiseCancelT) -> Abort:
+            nonlocal raise_cancel
+            raise_cancel = how
+            job.stop = True
+            return Abort.FAILED
+
+        def deliver(result: outcome.Outcome[bool]) -> None:
+            token.run_sync_soon(trio.lowlevel.reschedule, task, result)
+
+        job.in_thread = True
+        try:
+            trio.lowlevel.start_thread_soon(
+                functools.partial(_slices, job, self.threads), deliver, "trio_wasmcache call"
+            )
+            over: bool = await trio.lowlevel.wait_task_rescheduled(abort)
+        finally:
+            job.in_thread = False
+            job.out_of_thread.set()
+            job.out_of_thread = trio.Event()
+        if raise_cancel is not None and not over:
+            raise_cancel()
+        return over
+
+    async def _answer(self, job: Job) -> None:
+        call = job.native.host_call
+        assert call is not None
+        if job.share.burst >= BURST_SECONDS:
+            # A guest that does nothing but call the host must not keep the loop either.
+            await self.pass_turn(job.share)
+        began = time.perf_counter()
+        reset = context_of_call.set(job.lease)
+        try:
+            results = await job.hosts[call.index].run(call.values, call.memory)
+        finally:
+            context_of_call.reset(reset)
+        check_open(job)
+        call.answer(results)
+        job.share.burst += time.perf_counter() - began
+
+
+def check_open(job: Job) -> None:
+    """`trio.ClosedResourceError` if the job was told to stop because its cache or group closed."""
+    if job.stop:
+        raise trio.ClosedResourceError("the cache or the group was closed during this call")
+
+
+def _slices(job: Job, threads: Turns) -> bool:
+    """Runs in a worker thread. Touches the instance and the job, and only looks at `threads`."""
+    native = job.native
+    slices = 0
+    while True:
+        over = native.poll()
+        slices += 1
+        if over or native.host_call is not None or job.stop:
+            return over
+        if slices >= CHARGE_SLICES or (slices >= THREAD_SLICES and threads.contended):
+            return False

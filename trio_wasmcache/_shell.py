@@ -1,0 +1,87 @@
+"""Does what the policy decided: closes, unloads, wakes and logs; nothing is decided here."""
+
+from __future__ import annotations
+
+import math
+from typing import final
+
+import trio
+
+from ._core.config import CacheConfig
+from ._core.events import Event
+from ._core.policy import Policy
+from ._core.records import FunctionRecord, GroupRecord, Request
+from ._core.residents import Step
+from ._engine.seam import Engine
+from ._log import LogWriter
+from ._registry import Registry
+from ._runner import Runner
+
+
+@final
+class Shell:
+    """The parts of one cache that its leases, groups and background task share."""
+
+    def __init__(self, config: CacheConfig, engine: Engine, log: LogWriter) -> None:
+        self.config = config
+        self.engine = engine
+        self.log = log
+        self.policy = Policy(config)
+        self.registry = Registry()
+        self.runner = Runner(config)
+        self.closed = False
+        self.calls = 0
+        # The background task sleeps in this scope; its deadline is the next thing due.
+        self.sleep = trio.CancelScope()
+        self.main: GroupRecord = GroupRecord("main")
+        self._requests = 0
+
+    def act(self, step: Step | None) -> None:
+        """Carry out what a step of the policy left to do. Never waits, never fails."""
+        if step is None:
+            return
+        for instance, event in step.evicted:
+            if instance.payload is not None:
+                native, instance.payload = instance.payload, None
+                native.close()
+            self.tell(event)
+        for module in step.unloaded:
+            if module.users == 0:  # it may have been asked for again within the same step
+                module.payload.unload()
+        for request in step.woken:
+            if request.sleeper is not None:
+                sleeper, request.sleeper = request.sleeper, None
+                trio.lowlevel.reschedule(sleeper)
+
+    def tell(self, event: Event) -> None:
+        """Note a fact for the log."""
+        self.log.add(event, trio.current_time())
+
+    def expect_expiry(self) -> None:
+        """Let the background task wake when something idle is due: called after a recycle.
+
+        While it sleeps until a time that is not later, it need not know: it looks again then.
+        """
+        if self.sleep.deadline == math.inf:
+            due = self.policy.next_expiry()
+            if due is not None:
+                self.sleep.deadline = due
+
+    def number(self) -> int:
+        """A number for a request, for the log."""
+        self._requests += 1
+        return self._requests
+
+
+def describe(record: FunctionRecord) -> dict[str, object]:
+    """The fields by which events name a function."""
+    return {
+        "function": record.key.name,
+        "arg_types": ", ".join(record.key.args),
+        "generation": record.generation,
+    }
+
+
+def held_in(policy: Policy, group: GroupRecord | None) -> list[Request]:
+    """The requests that hold an instance, of one group or of all."""
+    return [r for r in policy.waits.held if group is None or r.entry.group is group]
