@@ -6,35 +6,30 @@ wasmtime, `_log` the only file that imports structlog. Start reading at `_cache.
 decided is decided in `_core.policy`.
 """
 
-from ._cache import InstanceCache as InstanceCache
-from ._cache import open_cache as open_cache
-from ._core.config import CacheConfig as CacheConfig
-from ._core.config import KiB as KiB
-from ._core.config import MiB as MiB
-from ._core.errors import AbiError as AbiError
-from ._core.errors import CodeMemoryError as CodeMemoryError
-from ._core.errors import DeadlockError as DeadlockError
-from ._core.errors import DuplicateFunctionError as DuplicateFunctionError
-from ._core.errors import ExitError as ExitError
-from ._core.errors import ExportError as ExportError
-from ._core.errors import FuelExhaustedError as FuelExhaustedError
-from ._core.errors import GuestError as GuestError
-from ._core.errors import InvalidModuleError as InvalidModuleError
-from ._core.errors import LinkError as LinkError
-from ._core.errors import LoadError as LoadError
-from ._core.errors import MemoryLimitError as MemoryLimitError
-from ._core.errors import ModuleTooLargeError as ModuleTooLargeError
-from ._core.errors import SignatureError as SignatureError
-from ._core.errors import StackOverflowError as StackOverflowError
-from ._core.errors import TrapError as TrapError
-from ._core.errors import UnknownFunctionError as UnknownFunctionError
-from ._core.errors import WasmCacheError as WasmCacheError
-from ._core.stats import CacheStats as CacheStats
-from ._core.stats import EntryInfo as EntryInfo
+from ._cache import InstanceCache as InstanceCache, open_cache as open_cache
+from ._core.config import CacheConfig as CacheConfig, KiB as KiB, MiB as MiB
+from ._core.errors import (
+    AbiError as AbiError,
+    CodeMemoryError as CodeMemoryError,
+    DeadlockError as DeadlockError,
+    DuplicateFunctionError as DuplicateFunctionError,
+    ExitError as ExitError,
+    ExportError as ExportError,
+    FuelExhaustedError as FuelExhaustedError,
+    GuestError as GuestError,
+    InvalidModuleError as InvalidModuleError,
+    LinkError as LinkError,
+    LoadError as LoadError,
+    MemoryLimitError as MemoryLimitError,
+    ModuleTooLargeError as ModuleTooLargeError,
+    SignatureError as SignatureError,
+    StackOverflowError as StackOverflowError,
+    TrapError as TrapError,
+    UnknownFunctionError as UnknownFunctionError,
+    WasmCacheError as WasmCacheError,
+)
+from ._core.stats import CacheStats as CacheStats, EntryInfo as EntryInfo
 from ._function import Function as Function
-from ._group import SchedulingGroup as SchedulingGroup
-from ._group import current_group as current_group
+from ._group import SchedulingGroup as SchedulingGroup, current_group as current_group
 from ._host import HostFunction as HostFunction
-from ._lease import Lease as Lease
-from ._lease import LeaseMemory as LeaseMemory
-from ._lease import current_lease as current_lease
+from ._lease import Lease as Lease, LeaseMemory as LeaseMemory, current_lease as current_lease

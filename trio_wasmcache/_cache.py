@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -124,6 +125,7 @@ class InstanceCache:
 
     def __init__(self, shell: Shell, service: trio.Nursery) -> None:
         self._shell = shell
+        shell.new_lease = functools.partial(Lease, shell)
         self._compiler = Compiler(shell.engine, service)
         config = shell.config
         self._main = SchedulingGroup(
@@ -466,7 +468,8 @@ class InstanceCache:
         return (
             f"<InstanceCache {'closed' if self._shell.closed else 'open'}: "
             f"{len(self._shell.registry.functions)} functions, {len(self._groups)} groups, "
-            f"{ledger.idle} idle instances ({ledger.total_size} of {policy.config.max_size} bytes), "
+            f"{ledger.idle} idle instances "
+            f"({ledger.total_size} of {policy.config.max_size} bytes), "
             f"{ledger.running} running, {len(policy.waits.waiting)} waiting, "
             f"code {ledger.used} of {policy.config.max_code_size} bytes>"
         )

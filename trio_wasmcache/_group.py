@@ -50,7 +50,7 @@ class SchedulingGroup:
         self._nursery = nursery
         self._chain = (*_groups.get(), self)
         self.limiter = trio.CapacityLimiter(capacity)
-        """One token for each task that holds or waits for an instance. `total_tokens` may be set."""
+        """A token for each task that holds or waits for an instance; `total_tokens` may be set."""
         self._share = Share(shares)
         # {task: what it borrowed the token for}; {what: how many leases share it} in the record.
         self._waiting: set[trio.CancelScope] = set()
@@ -92,9 +92,8 @@ class SchedulingGroup:
 
     def acquire(self, name: str, args: Sequence[str]) -> Lease:
         """`InstanceCache.acquire` in this group, whatever group the caller is in."""
-        from ._lease import Lease
-
-        return Lease(self._shell, self, name, args)
+        lease: Lease = self._shell.new_lease(self, name, args)
+        return lease
 
     def __repr__(self) -> str:
         state = "closed" if self._record.closed else "open"

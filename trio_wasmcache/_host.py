@@ -89,7 +89,7 @@ class PollOneoff:
     Trio sleep of the calling task, and reported; what asks for a file descriptor gets ENOSYS.
     """
 
-    type: FuncType = FuncType(("i32", "i32", "i32", "i32"), ("i32",))
+    type: FuncType = field(factory=lambda: FuncType(("i32",) * 4, ("i32",)))
 
     async def run(self, values: tuple[Any, ...], memory: GuestMemory | None) -> Sequence[Any]:
         at, events_at, count, result_at = (value & 0xFFFFFFFF for value in values)

@@ -16,7 +16,7 @@ from ._core.records import Request, Stage
 from ._engine.seam import GuestFunction, GuestInstance, GuestMemory
 from ._group import SchedulingGroup, closed_group
 from ._load import settle
-from ._runner import BURST_SECONDS, Job, check_open, context_of_call
+from ._runner import BURST_SECONDS, Job, context_of_call
 from ._shell import Shell, describe
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from trio.lowlevel import Abort, RaiseCancelT
 from ._core.errors import GuestError, LinkError, LoadError, WasmCacheError
 from ._core.events import Blocked, Failed, Loaded
 from ._core.records import Closed, Request, Stage
+from ._group import closed_group
 from ._runner import Job
 from ._shell import Shell, describe
 
@@ -137,8 +138,6 @@ def _explain(key: object, error: Exception) -> Exception:
 
 
 def _ended(group: SchedulingGroup, request: Request) -> BaseException:
-    from ._group import closed_group
-
     if request.error is None or isinstance(request.error, Closed):
         return closed_group(group)
     return request.error

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import final
+from collections.abc import Callable, Sequence
+from typing import Any, final
 
 import trio
 
@@ -29,6 +30,8 @@ class Shell:
         self.policy = Policy(config)
         self.registry = Registry()
         self.runner = Runner(config)
+        # Makes a lease of a group; leases are above this layer, so the cache puts it here.
+        self.new_lease: Callable[[Any, str, Sequence[str]], Any]
         self.closed = False
         self.calls = 0
         # The background task sleeps in this scope; its deadline is the next thing due.

@@ -127,8 +127,8 @@ class CacheConfig:
     """How long leaving the cache waits for the log to be written."""
 
     def __attrs_post_init__(self) -> None:
-        wrong_type = []
-        wrong_value = []
+        wrong_type: list[str] = []
+        wrong_value: list[str] = []
         for attribute in fields(CacheConfig):
             check: Callable[[object], str | None] = attribute.metadata["check"]
             value = getattr(self, attribute.name)

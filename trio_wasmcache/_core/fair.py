@@ -80,7 +80,7 @@ class FairQueue(Generic[T]):
         return waiter
 
     def must_yield(self, share: Share) -> bool:
-        """Whether who holds the turn has to hand it over: another group is behind, or its own waits.
+        """Whether the holder has to hand its turn over: a group is behind, or its own waits.
 
         Between groups that stand equal the holder keeps it.
         """

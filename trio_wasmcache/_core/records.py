@@ -115,6 +115,8 @@ class Request:
     owner: Hashable
     warm: bool = False
     """Load another instance even if one is idle, and leave it idle: `cache.warm`."""
+    turn: int = 0
+    """Its place among all that were not served at once: who came first has the lower one."""
     stage: Stage = Stage.NEW
     instance: Instance | None = None
     hit: bool = False

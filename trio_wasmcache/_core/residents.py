@@ -10,6 +10,7 @@ from __future__ import annotations
 from attrs import Factory, define
 
 from .config import CacheConfig
+from .errors import CodeMemoryError
 from .events import Evicted, Reason
 from .ledger import Ledger
 from .lru import LRU
@@ -156,16 +157,40 @@ class Residents:
         for instance in [instance for instance in self.lru if instance.size > limit]:
             self.evict(instance, Reason.OVERSIZED, now, result, limit)
         self.shrink(config.max_size, now, result)
-        while self.ledger.idle + self.ledger.running > config.max_instances:
+        self.trim(now, result)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether more is here than the limits allow: after a `resize`, as long as much runs."""
+        ledger, config = self.ledger, self.config
+        return (
+            ledger.idle + ledger.running > config.max_instances
+            or ledger.code_size + ledger.stacks > config.max_code_size
+        )
+
+    def trim(self, now: float, result: Step) -> None:
+        """Of what is too much by count or by code, all goes that may go."""
+        ledger, config = self.ledger, self.config
+        while ledger.idle + ledger.running > config.max_instances:
             if (oldest := self.lru.oldest()) is None:
                 break
             self.evict(oldest, Reason.COUNT, now, result)
-        while self.ledger.used > config.max_code_size:
-            if (module := self.ledger.evictable.oldest()) is None:
+        while ledger.used > config.max_code_size:
+            if (module := ledger.evictable.oldest()) is None:
                 break
             self.evict_module(module, Reason.CODE, now, result)
 
     # -- room for code and stack
+
+    def check_fits(self, function: FunctionRecord) -> None:
+        """`CodeMemoryError` if an instance of `function` needs more than an empty cache has."""
+        code_size, stack_size = function.module.code_size, self.ledger.stack_size
+        if code_size + stack_size > self.config.max_code_size:
+            raise CodeMemoryError(
+                f"{function.key} needs {code_size + stack_size} bytes ({code_size} of code, "
+                f"{stack_size} of stack), but max_code_size is {self.config.max_code_size}: "
+                "raise it, or split the module"
+            )
 
     def make_room(self, module: Module, another: bool, now: float, result: Step) -> bool:
         """Evict what must go for one more running instance of `module`.
@@ -178,26 +203,24 @@ class Residents:
             another: it will be a new instance, which counts against `max_instances`.
         """
         ledger, limit = self.ledger, self.config.max_code_size
+        needed = ledger.stack_size + (0 if module.users else module.code_size)
         possible = ledger.evictable_code
         if module in ledger.evictable:
             possible -= module.code_size
-        if ledger.used + self._needed(module) - possible > limit:
+        if ledger.used + needed - possible > limit:
             return False
-        if another and ledger.idle + ledger.running >= self.config.max_instances:
-            victim = self.lru.oldest()
-            if victim is None:
-                return False
-            self.evict(victim, Reason.COUNT, now, result)
-        # Only now, as that may have unloaded the module itself: as many bytes, needed again.
-        needed = self._needed(module)
+        full = ledger.idle + ledger.running >= self.config.max_instances
+        if another and full and not ledger.idle:
+            return False
         reason = Reason.STACK if module.users else Reason.CODE
         while ledger.used + needed > limit:
             oldest = next(other for other in ledger.evictable if other is not module)
             self.evict_module(oldest, reason, now, result)
+        # Last, as the code that went may have taken instances enough with it. If this one was the
+        # last of `module`, that is unloaded and loaded again: as many bytes go as come.
+        if another and ledger.idle + ledger.running >= self.config.max_instances:
+            self.evict(next(iter(self.lru)), Reason.COUNT, now, result)
         return True
-
-    def _needed(self, module: Module) -> int:
-        return self.ledger.stack_size + (0 if module.users else module.code_size)
 
     # -- what it all comes down to
 
@@ -222,8 +245,8 @@ class Residents:
         if reason is Reason.OVERSIZED and not function.warned_oversized:
             function.warned_oversized = True
             advice = (
-                f"{function.key} takes {instance.size} bytes, more than max_instance_size = {limit}: "
-                "it is loaded anew for every lease until the limit is raised"
+                f"{function.key} takes {instance.size} bytes, more than max_instance_size = "
+                f"{limit}: it is loaded anew for every lease until the limit is raised"
             )
         event = Evicted(
             function=function.key.name,

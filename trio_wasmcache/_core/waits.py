@@ -39,15 +39,18 @@ def find_deadlock(
         holders: the tasks that hold a resource.
 
     Returns:
-        ((task, what it waits for), ...) from `owner` on, along one path back to it; None if some
-        reachable task is free to go on, or if nobody holds what is wanted.
+        ((task, what it waits for), ...) from `owner` on, along one path back to it (or, if others
+        are stuck without it, to one of those); None if some reachable task is free to go on, or
+        waits for what nobody holds: it is about to get that.
     """
     came_from: dict[Hashable, Hashable] = {}
     wants: dict[Hashable, R] = {owner: wanted}
     reached: list[Hashable] = [owner]
     last: Hashable = None
     for task in reached:  # grows while it is walked
+        held = False
         for holder in holders(wants[task]):
+            held = True
             if holder == owner:
                 last = task if last is None else last
             elif holder in wants:
@@ -58,8 +61,8 @@ def find_deadlock(
                 wants[holder] = waiting[holder]
                 came_from[holder] = task
                 reached.append(holder)
-    if len(reached) == 1 and last is None:
-        return None
+        if not held:
+            return None
     chain = [reached[-1] if last is None else last]
     while chain[-1] != owner:
         chain.append(came_from[chain[-1]])
@@ -76,7 +79,7 @@ class Waits:
     """Requests that have an instance, loading or running: they hold room."""
 
     def begin(self, owner: Hashable, resource: Resource) -> None:
-        """`owner` waits for `resource` from now on; `DeadlockError`, and it does not, if in vain."""
+        """`owner` waits for `resource` from now on; if in vain, `DeadlockError` and it does not."""
         self.check(owner, resource)
         self.waiting[owner] = resource
 
@@ -84,19 +87,31 @@ class Waits:
         """`owner` waits no longer; no error if it did not."""
         self.waiting.pop(owner, None)
 
+    def chain(
+        self, owner: Hashable, resource: Resource
+    ) -> tuple[tuple[Hashable, Resource], ...] | None:
+        """Who waits for whom, if `owner` would wait (or waits) for `resource` in vain, or None."""
+        return find_deadlock(owner, resource, self.waiting, self._holders)
+
     def check(self, owner: Hashable, resource: Resource) -> None:
         """`DeadlockError` if `owner` would wait (or waits) for `resource` in vain."""
-        chain = find_deadlock(owner, resource, self.waiting, self._holders)
-        if chain is not None:
-            lines = tuple(f"{_task_name(task)} waits for {_describe(it)}" for task, it in chain)
-            raise DeadlockError(
-                f"this wait would never end: {', held while '.join(lines)}, held by the first; "
-                "release one before acquiring the other, or raise concurrency or the limits",
-                lines,
-            )
+        if self.chain(owner, resource) is not None:
+            raise self.error(owner, resource)
+
+    def error(self, owner: Hashable, resource: Resource) -> DeadlockError:
+        """What to tell `owner`, for which waiting for `resource` is in vain."""
+        chain = self.chain(owner, resource) or ((owner, resource),)
+        lines = tuple(f"{_task_name(task)} waits for {_describe(it)}" for task, it in chain)
+        return DeadlockError(
+            f"this wait would never end: {', held while '.join(lines)}, held by the first; "
+            "release one before acquiring the other, or raise concurrency or the limits",
+            lines,
+        )
 
     def _holders(self, resource: Resource) -> Iterable[Hashable]:
         if isinstance(resource, Entry):
+            if len(resource.claims) < resource.function.concurrency:
+                return []  # within a step: the first in line has not been served yet
             return [request.owner for request in resource.claims]
         if isinstance(resource, GroupRecord):
             return list(resource.token_owners)

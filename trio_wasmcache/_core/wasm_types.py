@@ -1,4 +1,4 @@
-"""What a WebAssembly module declares, as values; the binary format's numbers; and why it is refused.
+"""What a WebAssembly module declares, as values; the format's numbers; why one is refused.
 
 `wasm` reads these out of bytes, `wasm_edit` writes them.
 """

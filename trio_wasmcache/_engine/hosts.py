@@ -90,7 +90,7 @@ def _function_type(signature: FuncType) -> int:
     return made
 
 
-@native.HOST_CALL
+@native.HOST_CALL  # type: ignore[untyped-decorator]
 def _on_call(
     env: int,
     caller: int,
@@ -132,6 +132,6 @@ def _on_call(
     continuation[0].finalizer = None
 
 
-@native.CONTINUE
+@native.CONTINUE  # type: ignore[untyped-decorator]
 def _on_continue(env: int) -> bool:
     return INSTANCES[env].host_call is None

@@ -155,7 +155,7 @@ class WasmtimeInstance:
 class WasmtimeFunction:
     """See `GuestFunction`; made by `WasmtimeInstance.function`."""
 
-    __slots__ = ("_arguments", "_instance", "_kinds", "_lower", "_results", "_lift", "call", "type")
+    __slots__ = ("_arguments", "_instance", "_kinds", "_lift", "_lower", "_results", "call", "type")
 
     def __init__(self, instance: WasmtimeInstance, handle: Any, signature: FuncType) -> None:
         self.type = signature

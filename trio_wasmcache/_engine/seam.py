@@ -65,13 +65,15 @@ class GuestMemory(Protocol):
         """`n` bytes from address `at`; `IndexError` outside of the memory."""
 
     def write(self, at: int, data: bytes | bytearray | memoryview) -> None:
-        """Put `data` at address `at`; `IndexError` outside of the memory, and nothing is written."""
+        """Put `data` at address `at`; `IndexError` (and nothing is written) outside."""
 
 
 class GuestFunction(Protocol):
     """An exported function of one instance, with its argument cells prepared."""
 
-    type: FuncType
+    @property
+    def type(self) -> FuncType:
+        """Its wasm types."""
 
     def begin(self, values: Sequence[Any], fuel: int) -> None:
         """Put a call under way. Nothing has run yet.
@@ -91,9 +93,13 @@ class GuestFunction(Protocol):
 class GuestInstance(Protocol):
     """A store with a module instantiated in it. Begins life with its start under way."""
 
-    host_call: HostCall | None
-    """Set by `poll` when the guest waits for the host."""
-    memory: GuestMemory | None
+    @property
+    def host_call(self) -> HostCall | None:
+        """Set by `poll` when the guest waits for the host."""
+
+    @property
+    def memory(self) -> GuestMemory | None:
+        """The exported memory, if there is one."""
 
     def poll(self) -> bool:
         """Run one slice of what is under way; True when it is over. Any thread may call it."""

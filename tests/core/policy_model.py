@@ -1,0 +1,493 @@
+"""What the policy has to do, said a second time and as plainly as possible.
+
+Written from DESIGN's semantics, to be compared with `Policy` after every step. It shares no code
+with it: lists that are searched, sums that are added up anew, and nothing kept that can be found
+out by looking. Where the policy asks "who is affected?", the model looks at everything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(eq=False)
+class MFunction:
+    """One generation of a function."""
+
+    label: str
+    module: str
+    code: int
+    concurrency: int
+    retired: bool = False
+    successor: MFunction | None = None
+
+    def __repr__(self) -> str:
+        return self.label
+
+
+@dataclass(eq=False)
+class MGroup:
+    """A scheduling group."""
+
+    label: str
+    closed: bool = False
+
+    def __repr__(self) -> str:
+        return self.label
+
+
+Key = tuple[MFunction, MGroup]
+
+
+@dataclass(eq=False)
+class MInstance:
+    """An instance, from its load on, until it goes."""
+
+    number: int
+    key: Key
+    state: str = "loading"  # loading, loaded (to be warm), running, idle
+    size: int = 0
+    last_used: float = 0.0
+    rested: int = 0
+    """The tick at which it became idle: the lowest is the least recently used."""
+
+    @property
+    def module(self) -> str:
+        return self.key[0].module
+
+
+@dataclass(eq=False)
+class MRequest:
+    """One acquire."""
+
+    key: Key
+    owner: str
+    warm: bool
+    turn: int
+    stage: str = "new"  # queued, room, loading, granted, ended
+    claimed: int = 0
+    """The tick at which it got its claim, or 0."""
+    instance: MInstance | None = None
+    blocked: bool = False
+    error: str | None = None
+
+    def __repr__(self) -> str:
+        return f"#{self.turn} of {self.owner} for {self.key}: {self.stage}"
+
+
+@dataclass
+class Outcome:
+    """What a step should do."""
+
+    error: str | None = None
+    """The name of what it raises; then nothing else may have changed."""
+    evicted: list[tuple[int, str]] = field(default_factory=list)
+    unloaded: list[str] = field(default_factory=list)
+    woken: list[MRequest] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Model:
+    """The whole cache."""
+
+    stack: int
+    max_size: int
+    max_instance_size: int
+    max_instances: int
+    max_code: int
+    idle_timeout: float
+    closed: bool = False
+    instances: list[MInstance] = field(default_factory=list)
+    requests: list[MRequest] = field(default_factory=list)
+    """Those that have not ended, in order of arrival."""
+    room: list[MRequest] = field(default_factory=list)
+    keys: list[Key] = field(default_factory=list)
+    """Where something lives, waits or runs, in order of appearance."""
+    stopped: dict[str, int] = field(default_factory=dict)
+    """{module: tick at which the last one of it stopped}."""
+    hits: int = 0
+    misses: int = 0
+    blocks: int = 0
+    ticks: int = 0
+    made: int = 0
+    moving: MRequest | None = None
+    """Back from a load in vain: in line, but it does not wait yet."""
+
+    # -- what there is
+
+    def tick(self) -> int:
+        self.ticks += 1
+        return self.ticks
+
+    def idle(self) -> list[MInstance]:
+        """Least recently used first."""
+        found = [it for it in self.instances if it.state == "idle"]
+        return sorted(found, key=lambda it: it.rested)
+
+    def busy(self) -> list[MInstance]:
+        return [it for it in self.instances if it.state != "idle"]
+
+    def live(self, key: Key) -> list[MInstance]:
+        return [it for it in self.instances if it.key == key]
+
+    def idle_of(self, key: Key) -> list[MInstance]:
+        return [it for it in self.idle() if it.key == key]
+
+    def total_size(self) -> int:
+        return sum(it.size for it in self.idle())
+
+    def code(self) -> dict[str, int]:
+        """{loaded module: bytes}."""
+        return {it.module: it.key[0].code for it in self.instances}
+
+    def used(self) -> int:
+        return sum(self.code().values()) + self.stack * len(self.busy())
+
+    def claims(self, key: Key) -> list[MRequest]:
+        found = [it for it in self.requests if it.claimed and it.key == key]
+        return sorted(found, key=lambda it: it.claimed)
+
+    def queue(self, key: Key) -> list[MRequest]:
+        found = [it for it in self.requests if it.stage == "queued" and it.key == key]
+        return sorted(found, key=lambda it: it.turn)
+
+    def free(self, key: Key) -> bool:
+        return len(self.claims(key)) < key[0].concurrency
+
+    def idle_modules(self) -> list[str]:
+        """Modules of which nothing runs, the least recently used first."""
+        busy = {it.module for it in self.busy()}
+        return sorted((it for it in self.code() if it not in busy), key=self.stopped.__getitem__)
+
+    def fits(self, key: Key) -> bool:
+        return key[0].code + self.stack <= self.max_code
+
+    def stuck(self) -> set[str]:
+        """The owners that can never go on: the greatest set in which all wait for each other."""
+        waiting = {
+            it.owner: it
+            for it in self.requests
+            if it.stage in {"queued", "room"} and it is not self.moving
+        }
+        held = [it for it in self.requests if it.instance is not None]
+        doomed = set(waiting)
+        while True:
+            able = set()
+            for owner in doomed:
+                request = waiting[owner]
+                if request.stage == "room":
+                    givers = held
+                elif self.free(request.key):
+                    able.add(owner)
+                    continue
+                else:
+                    givers = self.claims(request.key)
+                if not givers or any(it.owner not in doomed for it in givers):
+                    able.add(owner)
+            if not able:
+                return doomed
+            doomed -= able
+
+    # -- how it changes
+
+    def leave(self, instance: MInstance, out: Outcome) -> None:
+        self.instances.remove(instance)
+        if instance.state != "idle":
+            self.stop(instance)
+        if instance.module not in self.code():
+            out.unloaded.append(instance.module)
+
+    def stop(self, instance: MInstance) -> None:
+        others = [it for it in self.busy() if it.module == instance.module and it is not instance]
+        if not others:
+            self.stopped[instance.module] = self.tick()
+
+    def evict(self, instance: MInstance, reason: str, out: Outcome) -> None:
+        self.leave(instance, out)
+        out.evicted.append((instance.number, reason))
+
+    def evict_module(self, module: str, reason: str, out: Outcome) -> None:
+        for it in [it for it in self.idle() if it.module == module]:
+            self.evict(it, reason, out)
+
+    def make_room(self, function: MFunction, another: bool, out: Outcome) -> bool:
+        loaded = function.module in self.code()
+        needed = self.stack + (0 if loaded else function.code)
+        missing = self.used() + needed - self.max_code
+        victims = []
+        for module in self.idle_modules():
+            if missing > 0 and module != function.module:
+                victims.append(module)
+                missing -= self.code()[module]
+        if missing > 0:
+            return False
+        if another and len(self.instances) >= self.max_instances and not self.idle():
+            return False
+        for module in victims:
+            self.evict_module(module, "stack" if loaded else "code", out)
+        if another and len(self.instances) >= self.max_instances:
+            self.evict(self.idle()[0], "count", out)
+        return True
+
+    def serve(self, request: MRequest, out: Outcome) -> bool:
+        idle = self.idle_of(request.key)
+        if request.warm and len(self.live(request.key)) < request.key[0].concurrency:
+            idle = []
+        if not self.make_room(request.key[0], not idle, out):
+            return False
+        if idle:
+            request.stage = "granted"
+            request.instance = idle[-1]
+            request.instance.state = "running"
+            self.hits += not request.warm
+        else:
+            self.made += 1
+            request.stage = "loading"
+            request.instance = MInstance(self.made, request.key)
+            self.instances.append(request.instance)
+        return True
+
+    def end(self, request: MRequest, error: str, out: Outcome) -> None:
+        self.drop_out(request)
+        request.error = error
+        out.woken.append(request)
+
+    def drop_out(self, request: MRequest) -> None:
+        self.requests.remove(request)
+        if request in self.room:
+            self.room.remove(request)
+        request.stage = "ended"
+        request.claimed = 0
+        request.instance = None
+
+    def let_go(self, request: MRequest) -> None:
+        request.claimed = 0
+        request.instance = None
+
+    def wait_for_room(self, request: MRequest) -> None:
+        request.stage = "room"
+        self.room.append(request)
+        self.blocks += not request.blocked
+        request.blocked = True
+
+    def trim(self, out: Outcome) -> None:
+        while len(self.instances) > self.max_instances and self.idle():
+            self.evict(self.idle()[0], "count", out)
+        while self.used() > self.max_code and self.idle_modules():
+            self.evict_module(self.idle_modules()[0], "code", out)
+
+    def settle(self, out: Outcome) -> None:
+        """Whoever can be served is, until nobody can: entries first, then room, then deadlocks."""
+        for key in list(self.keys):
+            while self.queue(key) and self.free(key):
+                request = self.queue(key)[0]
+                if not self.fits(key):
+                    self.end(request, "CodeMemoryError", out)
+                    continue
+                request.claimed = self.tick()
+                if self.room or not self.serve(request, out):
+                    self.wait_for_room(request)
+                else:
+                    out.woken.append(request)
+        self.trim(out)
+        while self.room and self.serve(self.room[0], out):
+            out.woken.append(self.room.pop(0))
+        if self.room and self.room[0].owner in self.stuck():
+            # Somebody who holds has to give way; who holds nothing would do so for nothing.
+            holders = {it.owner for it in self.requests if it.instance is not None}
+            lines = self.room + [it for key in self.keys for it in self.queue(key)]
+            self.end(next(it for it in lines if it.owner in holders), "DeadlockError", out)
+            self.settle(out)
+        self.prune()
+
+    def prune(self) -> None:
+        self.keys = [it for it in self.keys if self.live(it) or self.queue(it) or self.claims(it)]
+
+    def appear(self, key: Key) -> None:
+        if key not in self.keys:
+            self.keys.append(key)
+
+    # -- the steps
+
+    def acquire(self, request: MRequest) -> Outcome:
+        out = Outcome()
+        key = request.key
+        if not self.fits(key):
+            out.error = "CodeMemoryError"
+            return out
+        free = self.free(key) and not self.queue(key)
+        self.appear(key)
+        self.requests.append(request)
+        if free:
+            request.claimed = self.tick()
+            if not self.room and self.serve(request, out):
+                self.prune()
+                return out
+        request.stage = "room" if free else "queued"
+        if request.owner in self.stuck():
+            self.drop_out(request)
+            self.prune()
+            out.error = "DeadlockError"
+            return out
+        self.blocks += 1
+        request.blocked = True
+        if free:
+            self.room.append(request)
+        return out
+
+    def loaded(self, request: MRequest) -> Outcome:
+        out = Outcome()
+        instance = request.instance
+        assert instance is not None
+        function, group = instance.key
+        if not (self.closed or group.closed or function.retired):
+            request.stage = "granted"
+            instance.state = "loaded" if request.warm else "running"
+            self.misses += not request.warm
+            return out
+        reason = "closed" if self.closed else "group_closed" if group.closed else "removed"
+        self.evict(instance, reason, out)
+        self.let_go(request)
+        function = request.key[0]
+        while function.retired and function.successor is not None:
+            function = function.successor
+        if reason != "removed":
+            self.end(request, "Closed", out)
+        elif function.retired:
+            self.end(request, "UnknownFunctionError", out)
+        else:
+            request.stage = "queued"
+            request.key = (function, group)
+            self.appear(request.key)
+            self.moving = request
+        self.settle(out)
+        self.moving = None
+        if request.stage == "queued":
+            if request.owner in self.stuck():
+                self.end(request, "DeadlockError", out)
+            else:
+                self.blocks += not request.blocked
+                request.blocked = True
+        out.woken = [it for it in out.woken if it is not request]
+        return out
+
+    def failed(self, request: MRequest) -> Outcome:
+        out = Outcome()
+        assert request.instance is not None
+        self.leave(request.instance, out)
+        self.drop_out(request)
+        self.settle(out)
+        return out
+
+    def cancel(self, request: MRequest) -> Outcome:
+        out = Outcome()
+        self.drop_out(request)
+        self.settle(out)
+        return out
+
+    def recycle(self, request: MRequest, size: int, now: float, drop: str | None) -> Outcome:
+        out = Outcome()
+        instance = request.instance
+        assert instance is not None
+        function, group = instance.key
+        if drop is None:
+            if self.closed:
+                drop = "closed"
+            elif group.closed:
+                drop = "group_closed"
+            elif function.retired:
+                drop = "removed"
+            elif size > self.max_instance_size:
+                drop = "oversized"
+            elif size > self.max_size:
+                drop = "size"
+        if drop is not None:
+            self.evict(instance, drop, out)
+        else:
+            while self.total_size() + size > self.max_size:
+                self.evict(self.idle()[0], "size", out)
+            self.stop(instance)
+            instance.state = "idle"
+            instance.size = size
+            instance.last_used = now
+            instance.rested = self.tick()
+        self.drop_out(request)
+        self.settle(out)
+        return out
+
+    def expire(self, now: float) -> Outcome:
+        out = Outcome()
+        for it in self.idle():
+            if it.last_used + self.idle_timeout <= now:
+                self.evict(it, "idle", out)
+        self.settle(out)
+        return out
+
+    def waiters(self, key: Key) -> list[MRequest]:
+        """Those ahead first: a claim comes before a place in line."""
+        return [it for it in self.claims(key) if it.stage == "room"] + self.queue(key)
+
+    def retire(self, function: MFunction, successor: MFunction | None) -> Outcome:
+        out = Outcome()
+        function.retired = True
+        function.successor = successor
+        for key in [it for it in self.keys if it[0] is function]:
+            for it in self.idle_of(key):
+                self.evict(it, "removed", out)
+            if successor is None:
+                for request in self.waiters(key):
+                    self.end(request, "UnknownFunctionError", out)
+                continue
+            new = (successor, key[1])
+            claims = [it for it in self.claims(key) if it.stage != "granted"]
+            queue = self.queue(key)
+            if claims or queue:
+                self.appear(new)
+            for request in claims + queue:
+                if request.claimed and not self.free(new):
+                    request.claimed = 0
+                    if request.stage == "room":
+                        self.room.remove(request)
+                        request.stage = "queued"
+                request.key = new
+        self.refuse(out)
+        self.settle(out)
+        return out
+
+    def refuse(self, out: Outcome) -> None:
+        for request in list(self.room):
+            if not self.fits(request.key):
+                self.end(request, "CodeMemoryError", out)
+
+    def close_group(self, group: MGroup, reason: str) -> Outcome:
+        out = Outcome()
+        group.closed = True
+        for key in [it for it in self.keys if it[1] is group]:
+            for it in self.idle_of(key):
+                self.evict(it, reason, out)
+            for request in self.waiters(key):
+                self.end(request, "Closed", out)
+        self.settle(out)
+        return out
+
+    def resize(
+        self,
+        max_size: int,
+        max_instance_size: int,
+        max_instances: int,
+        max_code: int,
+        idle_timeout: float,
+    ) -> Outcome:
+        out = Outcome()
+        self.max_size, self.max_instance_size = max_size, max_instance_size
+        self.max_instances, self.max_code = max_instances, max_code
+        self.idle_timeout = idle_timeout
+        for it in self.idle():
+            if it.size > max_instance_size:
+                self.evict(it, "oversized", out)
+        while self.total_size() > max_size:
+            self.evict(self.idle()[0], "size", out)
+        self.trim(out)
+        self.refuse(out)
+        self.settle(out)
+        return out

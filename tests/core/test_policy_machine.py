@@ -1,0 +1,455 @@
+"""The policy against a plain model of it, step by step, with whatever Hypothesis comes up with.
+
+After each step the two must agree in everything: who was evicted, in what order and why, who was
+woken, who waits where, and every sum. What must hold whatever the model says is checked besides,
+so that a mistake made in both is seen too.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+from attrs import asdict
+from core.policy_model import MFunction, MGroup, Model, MRequest, Outcome
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from trio_wasmcache._core.config import KiB, CacheConfig
+from trio_wasmcache._core.errors import WasmCacheError
+from trio_wasmcache._core.events import Evicted, Reason
+from trio_wasmcache._core.keys import FunctionKey
+from trio_wasmcache._core.policy import Policy
+from trio_wasmcache._core.records import (
+    Entry,
+    FunctionRecord,
+    GroupRecord,
+    Module,
+    Request,
+    Stage,
+)
+from trio_wasmcache._core.residents import Step
+from trio_wasmcache._core.state import IllegalStepError, State
+
+# Code is counted in stacks of the smallest size allowed: a module has 1 to 4, the budget 4 to 12.
+UNIT = 64 * KiB
+OWNERS = ("anna", "ben", "cleo", "dora", "emil")
+GIVEN_BACK = {"corrupted", "oversized", "size", "removed", "group_closed", "closed"}
+SIZES = st.integers(0, 60)
+LIMITS = st.fixed_dictionaries(
+    {
+        "max_size": st.integers(0, 200),
+        "max_instance_size": st.sampled_from([20, 50, 100]),
+        "max_instances": st.integers(1, 8),
+        "max_code": st.integers(3, 12),
+        "idle_timeout": st.sampled_from([2.0, 5.0, 1000.0]),
+    }
+)
+PICK = st.integers(0, 1000)
+
+
+def config_of(limits: dict[str, float]) -> CacheConfig:
+    return CacheConfig(
+        max_size=int(limits["max_size"]),
+        max_instance_size=int(limits["max_instance_size"]),
+        max_instances=int(limits["max_instances"]),
+        max_code_size=int(limits["max_code"]) * UNIT,
+        idle_timeout=limits["idle_timeout"],
+        stack_size=UNIT,
+    )
+
+
+def snapshot(policy: Policy) -> list[object]:
+    """All that the policy remembers, as plain values that can be compared."""
+    residents, ledger = policy.residents, policy.residents.ledger
+    entries = [
+        (
+            *(id(entry.function), id(entry.group), entry.live, entry.last_used),
+            *([*entry.idle], [*entry.waiting], [*entry.claims]),
+        )
+        for entry in residents.entries
+    ]
+    modules = {entry.function.module for entry in residents.entries}
+    functions = {entry.function for entry in residents.entries}
+    return [
+        *(policy.config, policy.hits, policy.misses, policy.blocks, policy.closed),
+        *([*policy.room], dict(policy.waits.waiting), [*policy.waits.held]),
+        *(ledger.total_size, ledger.code_size, ledger.stacks, ledger.idle, ledger.running),
+        *(ledger.loaded_modules, [*ledger.evictable], ledger.evictable_code),
+        *([*residents.lru], dict(residents.evictions), entries),
+        {(module.digest, module.users, module.running, *module.idle) for module in modules},
+        {(id(f), f.retired, f.warned_oversized, *map(id, f.entries.values())) for f in functions},
+        {(id(r), r.stage, r.error) for entry in residents.entries for r in entry.claims},
+    ]
+
+
+class PolicyMachine(RuleBasedStateMachine):
+    """Tasks that acquire and recycle, functions and groups that come and go, limits that change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 100.0
+        self.turns = 0
+        self.labels = Counter[str]()
+        self.functions: dict[MFunction, FunctionRecord] = {}
+        self.groups: dict[MGroup, GroupRecord] = {}
+        self.requests: dict[MRequest, Request] = {}
+        self.ended: list[Request] = []
+        self.granted = 0
+
+    @initialize(
+        limits=LIMITS,
+        codes=st.lists(st.integers(1, 4), min_size=4, max_size=4),
+        concurrency=st.integers(1, 3),
+    )
+    def open(self, limits: dict[str, float], codes: list[int], concurrency: int) -> None:
+        self.policy = Policy(config_of(limits))
+        self.model = Model(stack=1, **limits)  # type: ignore[arg-type]
+        self.modules = [Module(f"m{number}", code * UNIT) for number, code in enumerate(codes)]
+        self.open_group()
+        self.register(0, concurrency)
+        self.register(1, 1)
+
+    # -- what tasks do
+
+    @rule(owner=PICK, function=PICK, group=PICK)
+    def acquire(self, owner: int, function: int, group: int) -> None:
+        self.begin(owner, function, group, warm=False)
+
+    @rule(owner=PICK, function=PICK, group=PICK)
+    def warm(self, owner: int, function: int, group: int) -> None:
+        self.begin(owner, function, group, warm=True)
+
+    def begin(self, owner: int, function: int, group: int, warm: bool) -> None:
+        busy = {it.owner for it in self.model.requests if it.stage != "granted"}
+        owners = [it for it in OWNERS if it not in busy]
+        functions = [it for it in self.functions if not it.retired]
+        groups = [it for it in self.groups if not it.closed]
+        if not (owners and functions and groups):
+            return
+        key = functions[function % len(functions)], groups[group % len(groups)]
+        self.turns += 1
+        ours = MRequest(key, owners[owner % len(owners)], warm, self.turns)
+        theirs = None
+        idle = self.model.idle_of(key)
+
+        def act() -> Step | None:
+            nonlocal theirs
+            theirs = self.policy.request(
+                self.functions[key[0]], self.groups[key[1]], ours.owner, warm
+            )
+            self.requests[ours] = theirs
+            return self.policy.acquire(theirs, self.now)
+
+        self.compare(act, lambda: self.model.acquire(ours))
+        assert theirs is not None
+        if theirs.hit and not warm:
+            assert theirs.instance is not None
+            assert theirs.instance.number == idle[-1].number, "not the most recently used"
+
+    @precondition(lambda self: self.at("loading"))
+    @rule(pick=PICK)
+    def load(self, pick: int) -> None:
+        ours, theirs = self.choose(pick, "loading")
+        self.compare(lambda: self.policy.loaded(theirs, self.now), lambda: self.model.loaded(ours))
+
+    @precondition(lambda self: self.at("loading"))
+    @rule(pick=PICK)
+    def fail(self, pick: int) -> None:
+        ours, theirs = self.choose(pick, "loading")
+        self.compare(lambda: self.policy.failed(theirs, self.now), lambda: self.model.failed(ours))
+
+    @precondition(lambda self: self.at("queued", "room"))
+    @rule(pick=PICK)
+    def cancel(self, pick: int) -> None:
+        ours, theirs = self.choose(pick, "queued", "room")
+        self.compare(lambda: self.policy.cancel(theirs, self.now), lambda: self.model.cancel(ours))
+
+    @precondition(lambda self: self.at("granted"))
+    @rule(pick=PICK, size=SIZES)
+    def recycle(self, pick: int, size: int) -> None:
+        self.give_back(pick, size, None)
+
+    @precondition(lambda self: self.at("granted"))
+    @rule(pick=PICK, size=SIZES)
+    def recycle_corrupted(self, pick: int, size: int) -> None:
+        self.give_back(pick, size, Reason.CORRUPTED)
+
+    def give_back(self, pick: int, size: int, drop: Reason | None) -> None:
+        ours, theirs = self.choose(pick, "granted")
+        self.compare(
+            lambda: self.policy.recycle(theirs, size, self.now, drop),
+            lambda: self.model.recycle(ours, size, self.now, drop and drop.value),
+        )
+
+    # -- what time and the application do
+
+    @rule(seconds=st.sampled_from([0.0, 0.5, 1.0, 2.0, 5.0]))
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+        due = self.policy.next_expiry()
+        idle = self.model.idle()
+        assert due == (idle[0].last_used + self.model.idle_timeout if idle else None)
+        self.compare(lambda: self.policy.expire(self.now), lambda: self.model.expire(self.now))
+        later = self.policy.next_expiry()
+        assert later is None or later > self.now
+
+    @precondition(lambda self: len(self.live_functions()) < 5)
+    @rule(module=PICK, concurrency=st.integers(1, 3))
+    def register(self, module: int, concurrency: int) -> None:
+        self.make_function(f"f{len(self.functions)}", module, concurrency)
+
+    def make_function(self, label: str, module: int, concurrency: int) -> MFunction:
+        record = self.modules[module % len(self.modules)]
+        self.labels[label] += 1
+        ours = MFunction(
+            f"{label}/{self.labels[label]}", record.digest, record.code_size // UNIT, concurrency
+        )
+        self.functions[ours] = FunctionRecord(
+            FunctionKey(label, ("i64",)), self.labels[label], record, concurrency
+        )
+        return ours
+
+    @precondition(lambda self: self.live_functions())
+    @rule(pick=PICK)
+    def remove(self, pick: int) -> None:
+        functions = self.live_functions()
+        ours = functions[pick % len(functions)]
+        self.compare(
+            lambda: self.policy.retire(self.functions[ours], self.now),
+            lambda: self.model.retire(ours, None),
+        )
+
+    @precondition(lambda self: self.live_functions())
+    @rule(pick=PICK, module=PICK, concurrency=st.integers(1, 3))
+    def replace(self, pick: int, module: int, concurrency: int) -> None:
+        functions = self.live_functions()
+        old = functions[pick % len(functions)]
+        new = self.make_function(old.label.partition("/")[0], module, concurrency)
+        record = self.functions[old]
+        record.successor = self.functions[new]
+        self.compare(
+            lambda: self.policy.retire(record, self.now), lambda: self.model.retire(old, new)
+        )
+
+    @precondition(lambda self: len(self.open_groups()) < 3)
+    @rule()
+    def open_group(self) -> None:
+        label = f"g{len(self.groups)}"
+        self.groups[MGroup(label)] = GroupRecord(label)
+
+    @precondition(lambda self: self.open_groups())
+    @rule(pick=PICK)
+    def close_group(self, pick: int) -> None:
+        groups = self.open_groups()
+        ours = groups[pick % len(groups)]
+        self.shut(ours, Reason.GROUP_CLOSED)
+
+    def shut(self, ours: MGroup, reason: Reason) -> None:
+        self.compare(
+            lambda: self.policy.close_group(self.groups[ours], self.now, reason),
+            lambda: self.model.close_group(ours, reason.value),
+        )
+
+    @rule(limits=LIMITS)
+    def resize(self, limits: dict[str, float]) -> None:
+        config = config_of(limits)
+        self.compare(
+            lambda: self.policy.resize(config, self.now),
+            lambda: self.model.resize(**limits),  # type: ignore[arg-type]
+        )
+
+    @rule(pick=PICK, step=st.sampled_from(["acquire", "loaded", "failed", "cancel", "recycle"]))
+    def misuse(self, pick: int, step: str) -> None:
+        """A step at the wrong stage raises and changes nothing."""
+        right = {
+            "acquire": {Stage.NEW},
+            "loaded": {Stage.LOADING},
+            "failed": {Stage.LOADING},
+            "cancel": {Stage.QUEUED, Stage.ROOM},
+            "recycle": {Stage.GRANTED},
+        }[step]
+        wrong = [it for it in (*self.requests.values(), *self.ended[-3:]) if it.stage not in right]
+        if not wrong:
+            return
+        request = wrong[pick % len(wrong)]
+        arguments = (1, self.now) if step == "recycle" else (self.now,)
+        before = snapshot(self.policy)
+        with pytest.raises(IllegalStepError):
+            getattr(self.policy, step)(request, *arguments)
+        assert snapshot(self.policy) == before
+
+    def teardown(self) -> None:
+        """The cache is closed under whatever still runs, and nothing is left of anything."""
+        if not hasattr(self, "policy"):
+            return
+        self.policy.closed = self.model.closed = True
+        for group in self.open_groups():
+            self.shut(group, Reason.CLOSED)
+        while self.at("loading"):
+            self.load(0)
+        while self.at("granted"):
+            self.give_back(0, 10, None)
+        assert not self.requests
+        residents = self.policy.residents
+        ledger = residents.ledger
+        assert not (residents.entries or residents.lru or self.policy.room)
+        assert not (self.policy.waits.waiting or self.policy.waits.held)
+        assert (ledger.total_size, ledger.used, ledger.idle, ledger.running) == (0, 0, 0, 0)
+        assert (ledger.loaded_modules, ledger.evictable_code, len(ledger.evictable)) == (0, 0, 0)
+        assert all((it.users, it.running, it.idle) == (0, 0, {}) for it in self.modules)
+        assert not any(it.entries for it in self.functions.values())
+        assert not any(it.entries for it in self.groups.values())
+
+    # -- how they are compared
+
+    def compare(self, act: Callable[[], Step | None], expect: Callable[[], Outcome]) -> None:
+        waiting = {it for it in self.requests.values() if it.stage in {Stage.QUEUED, Stage.ROOM}}
+        lines = [[*entry.waiting] for entry in self.policy.residents.entries]
+        running = {it.instance.number for it in self.model.requests if it.instance is not None}
+        running_before = {it for it in self.requests.values() if it.stage is Stage.GRANTED}
+        before = snapshot(self.policy)
+        outcome = expect()
+        try:
+            step = act()
+        except WasmCacheError as error:
+            assert type(error).__name__ == outcome.error
+            assert snapshot(self.policy) == before
+            self.forget_ended()
+            return
+        assert outcome.error is None, "should have raised"
+        step = step or Step()
+        for _, event in step.evicted:
+            self.check_event(event)
+        evicted = [(instance.number, event.reason.value) for instance, event in step.evicted]
+        assert evicted == outcome.evicted
+        assert [module.digest for module in step.unloaded] == outcome.unloaded
+        assert step.woken == [self.requests[it] for it in outcome.woken]
+        assert waiting >= {*step.woken}
+        assert len({*step.woken}) == len(step.woken)
+        self.check_fifo(lines, step)
+        for instance, event in step.evicted:
+            assert instance.state is State.CLOSED
+            if instance.number in running:  # then it was its own holder that gave it back
+                assert event.reason.value in GIVEN_BACK
+        for ours, theirs in self.requests.items():
+            assert theirs.stage.name.lower() == ours.stage, ours
+            assert (theirs.error and type(theirs.error).__name__) == ours.error
+            assert (theirs.instance and theirs.instance.number) == (
+                ours.instance and ours.instance.number
+            )
+        leases = {it for it in self.requests.values() if it.stage is Stage.GRANTED and not it.warm}
+        self.granted += len(leases - running_before)
+        self.forget_ended()
+
+    def check_event(self, event: Evicted) -> None:
+        fields = asdict(event, recurse=False)
+        assert fields["total_size_before_bytes"] >= fields["total_size_after_bytes"]
+        freed = fields["code_size_before_bytes"] - fields["code_size_after_bytes"]
+        assert freed - fields["freed_code_bytes"] in {0, UNIT}
+        assert fields["idle_seconds"] >= 0
+        assert fields["age_seconds"] >= fields["idle_seconds"]
+
+    @staticmethod
+    def check_fifo(lines: list[list[Request]], step: Step) -> None:
+        """Of those in one line, whoever was served was before all who still stand in it."""
+        for line in lines:
+            places = [line.index(it) for it in step.woken if it in line and it.error is None]
+            left = [place for place, it in enumerate(line) if it.stage is Stage.QUEUED]
+            assert places == sorted(places)
+            assert not (places and left) or max(places) < min(left)
+
+    def forget_ended(self) -> None:
+        for ours in [it for it in self.requests if it.stage == "ended" or it.stage == "new"]:
+            theirs = self.requests.pop(ours)
+            assert theirs.stage is Stage.ENDED
+            self.ended.append(theirs)
+
+    @invariant()
+    def sums_are_what_is_there(self) -> None:
+        model, ledger = self.model, self.policy.residents.ledger
+        assert ledger.total_size == model.total_size() <= model.max_size
+        assert ledger.code_size == sum(model.code().values()) * UNIT
+        assert ledger.stacks == len(model.busy()) * UNIT
+        assert (ledger.idle, ledger.running) == (len(model.idle()), len(model.busy()))
+        assert ledger.loaded_modules == len(model.code())
+        assert [it.digest for it in ledger.evictable] == model.idle_modules()
+        assert ledger.evictable_code == sum(it.code_size for it in ledger.evictable)
+        assert [it.number for it in self.policy.residents.lru] == [it.number for it in model.idle()]
+        assert self.policy.residents.crowded is (
+            len(model.instances) > model.max_instances or model.used() > model.max_code
+        )
+        if self.policy.residents.crowded:
+            assert not model.idle_modules()
+        for module in self.modules:
+            of_it = [it for it in model.instances if it.module == module.digest]
+            busy = [it for it in of_it if it.state != "idle"]
+            assert (module.users, module.running) == (len(of_it), len(busy))
+            assert len(module.idle) == len(of_it) - len(busy)
+
+    @invariant()
+    def entries_are_what_is_there(self) -> None:
+        model = self.model
+        seen: list[Entry] = []
+        for key in model.keys:
+            entry = self.functions[key[0]].entries[self.groups[key[1]]]
+            seen.append(entry)
+            assert entry in self.policy.residents.entries
+            assert entry in self.groups[key[1]].entries
+            assert entry.live == len(model.live(key))
+            assert [it.number for it in entry.idle] == [it.number for it in model.idle_of(key)]
+            assert [*entry.waiting] == [self.requests[it] for it in model.queue(key)]
+            assert [*entry.claims] == [self.requests[it] for it in model.claims(key)]
+            assert len(entry.claims) <= key[0].concurrency
+            if not key[0].retired:
+                assert entry.live <= key[0].concurrency
+            assert not (entry.waiting and len(entry.claims) < key[0].concurrency), "lost wakeup"
+        assert len(self.policy.residents.entries) == len(seen)
+        assert sum(len(it.entries) for it in self.functions.values()) == len(seen)
+        assert sum(len(it.entries) for it in self.groups.values()) == len(seen)
+        assert [*self.policy.room] == [self.requests[it] for it in model.room]
+
+    @invariant()
+    def nobody_waits_in_vain(self) -> None:
+        waiting = {it.owner: it for it in self.model.requests if it.stage in {"queued", "room"}}
+        assert {*self.policy.waits.waiting} == {*waiting}
+        held = [it for it in self.requests.values() if it.instance is not None]
+        assert {*self.policy.waits.held} == {*held}
+        if waiting:
+            assert any(it.owner not in waiting for it in held), "everyone who holds waits"
+        assert not self.model.stuck()
+        if self.model.room:
+            first = self.policy.room[0]
+            assert not self.policy._serve(first, self.now, Step()), "there was room"
+
+    @invariant()
+    def leases_are_hits_and_misses(self) -> None:
+        policy, model = self.policy, self.model
+        assert policy.hits + policy.misses == self.granted
+        assert (policy.hits, policy.blocks) == (model.hits, model.blocks)
+
+    # -- what there is to choose from
+
+    def live_functions(self) -> list[MFunction]:
+        return [it for it in self.functions if not it.retired]
+
+    def open_groups(self) -> list[MGroup]:
+        return [it for it in self.groups if not it.closed]
+
+    def at(self, *stages: str) -> list[MRequest]:
+        return [it for it in self.requests if it.stage in stages]
+
+    def choose(self, pick: int, *stages: str) -> tuple[MRequest, Request]:
+        found = self.at(*stages)
+        ours = found[pick % len(found)]
+        return ours, self.requests[ours]
+
+
+TestPolicy = PolicyMachine.TestCase
