@@ -1,0 +1,78 @@
+"""The command line: ``python -m trio_wasmcache``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import sys
+from collections.abc import Sequence
+
+import trio
+
+from ._demo import Teller, demo
+
+INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; gives the exit status. Wrong arguments exit with 2."""
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_help()
+        return 0
+    colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    status = 0
+    try:
+        trio.run(demo, Teller(colours), options.pause)
+    except* KeyboardInterrupt:
+        status = INTERRUPTED
+    except* BrokenPipeError:
+        # Whoever read has read enough. Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return status
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The commands and their options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trio_wasmcache",
+        description="WebAssembly user-defined functions for Trio, kept warm between calls.",
+    )
+    parser.add_argument("--version", action="version", version=f"trio_wasmcache {version()}")
+    commands = parser.add_subparsers(dest="command", title="commands", metavar="command")
+    told = commands.add_parser(
+        "demo",
+        help="watch a small cache at work: a tour of a few seconds",
+        description="Registers three functions in a small cache and makes each thing happen that "
+        "can happen to them, with the cache's own log of it.",
+    )
+    told.add_argument(
+        "--pause",
+        type=seconds,
+        default=0.3,
+        metavar="SECONDS",
+        help="rest so long after each step (default: %(default)s)",
+    )
+    return parser
+
+
+def seconds(text: str) -> float:
+    """A pause from the command line."""
+    value = float(text)
+    if not 0 <= value <= 60:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 60, got {text}")
+    return value
+
+
+def version() -> str:
+    """Of the installed package."""
+    try:
+        return importlib.metadata.version("trio-wasmcache")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

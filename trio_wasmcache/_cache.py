@@ -64,6 +64,7 @@ async def open_cache(
 
 
 @asynccontextmanager
+@trio.lowlevel.enable_ki_protection
 async def open_with(
     config: CacheConfig, engine: Engine, log: LogWriter
 ) -> AsyncIterator[InstanceCache]:
@@ -71,20 +72,24 @@ async def open_with(
     failure: BaseException | None = None
     shell = Shell(config, engine, log)
     try:
-        async with trio.open_nursery() as service:
-            cache = InstanceCache(shell, service)
-            shell.tell(Opened(**_limits(config), **_more_limits(config)))
-            shell.tell(group_opened(cache._main))
-            service.start_soon(evict_on_time, shell)
-            try:
-                await trio.lowlevel.checkpoint()
-                yield cache
-            except BaseException as error:
-                # Kept aside, so that the nursery does not wrap it.
-                failure = error
-            finally:
-                await cache._close()
-                service.cancel_scope.cancel()
+        with trio.CancelScope() as ending:
+            async with trio.open_nursery() as service:
+                cache = InstanceCache(shell, service)
+                shell.tell(Opened(**_limits(config), **_more_limits(config)))
+                shell.tell(group_opened(cache._main))
+                service.start_soon(evict_on_time, shell)
+                try:
+                    await trio.lowlevel.checkpoint()
+                    yield cache
+                except BaseException as error:
+                    # Kept aside, so that the nursery does not wrap it.
+                    failure = error
+                finally:
+                    # All that is left ends at once when told to, threads within a slice; a
+                    # cancellation from outside must not get between it and the books.
+                    ending.shield = True
+                    await cache._close()
+                    service.cancel_scope.cancel()
     finally:
         engine.close()
         await log.close(config.log_flush_timeout)
@@ -136,6 +141,7 @@ class InstanceCache:
 
     # -- functions
 
+    @trio.lowlevel.enable_ki_protection
     async def register(
         self,
         name: str,
@@ -195,6 +201,7 @@ class InstanceCache:
         shell.registry.reserve(key, replace)
         try:
             source = await read_source(shell.engine, str(key), wasm, shell.config.max_wasm_size)
+            self._check_open()
             module, seconds = await self._compiler.get(source, declaration, shell.config)
             self._check_open()
             record = FunctionRecord(
@@ -245,6 +252,7 @@ class InstanceCache:
             self._retire(old)
         return function
 
+    @trio.lowlevel.enable_ki_protection
     def remove(self, name: str, args: Sequence[str] | None = None) -> None:
         """Remove a function, or with `args=None` all functions of that name.
 
@@ -278,6 +286,7 @@ class InstanceCache:
         """
         return Lease(self._shell, find_group(self._shell, self._main), name, args)
 
+    @trio.lowlevel.enable_ki_protection
     async def warm(self, name: str, args: Sequence[str], count: int = 1) -> None:
         """Load instances ahead, until `count` of the function live in the caller's group.
 
@@ -301,7 +310,7 @@ class InstanceCache:
             )
         group = find_group(self._shell, self._main)
         await trio.lowlevel.checkpoint()
-        while True:
+        for _ in range(count):  # more would be in vain: where there is no room, each evicts another
             record = self._shell.registry.find(name, args)
             entry = record.entries.get(group._record)
             if entry is not None and entry.live >= min(count, record.concurrency):
@@ -315,6 +324,7 @@ class InstanceCache:
     # -- groups
 
     @asynccontextmanager
+    @trio.lowlevel.enable_ki_protection
     async def scheduling_group(
         self, name: str, *, capacity: float, shares: int = 100
     ) -> AsyncIterator[SchedulingGroup]:
@@ -347,7 +357,8 @@ class InstanceCache:
                 yield group
         finally:
             if group is not None:
-                await self._close_groups([group], Reason.GROUP_CLOSED)
+                if not group._record.closed:  # the cache was closed before
+                    await self._close_groups([group], Reason.GROUP_CLOSED)
                 self._groups.pop(name, None)
             self._opening.discard(name)
 
@@ -365,6 +376,11 @@ class InstanceCache:
                 event = lease._shut(reason)
                 if request.stage is Stage.LOADING:
                     event = self._stop_loading(request, event)
+                elif request.stage is Stage.GRANTED:
+                    # Its task was woken but has not run yet: the lease does not know its instance.
+                    assert request.instance is not None
+                    size = request.instance.size
+                    shell.act(shell.policy.recycle(request, size, now, reason))
                 if event is not None:
                     busy.append((event, request))
             tell_closed(group)
@@ -382,6 +398,7 @@ class InstanceCache:
 
     # -- limits and numbers
 
+    @trio.lowlevel.enable_ki_protection
     def resize(self, **limits: Any) -> None:
         """Change fields of the configuration; what no longer fits is evicted now.
 

@@ -118,8 +118,8 @@ class SchedulingGroup:
             owners[task] = held + 1
         return True
 
-    async def _wait_for_token(self, task: Task) -> None:
-        """Wait for a token for `task`, which holds nothing here.
+    async def _wait_for_token(self, task: Task, note_block: Callable[[], None]) -> None:
+        """Wait for a token for `task`, which holds nothing here; first, `note_block` is called.
 
         **Checkpoint:** always.
         **Cancellation:** no token is taken.
@@ -131,6 +131,7 @@ class SchedulingGroup:
             waits.waiting[task] = self._record
         else:
             waits.begin(task, self._record)
+        note_block()
         with trio.CancelScope() as scope:
             self._waiting.add(scope)
             try:

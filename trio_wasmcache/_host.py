@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from types import MethodType
 from typing import Any, final
 
 import trio
@@ -17,6 +18,11 @@ from ._abi.plain import PlainAbi
 from ._core.admit import WASI_MODULE
 from ._core.wasm import FuncType
 from ._engine.seam import GuestMemory
+
+
+def _identity(fn: Callable[..., Any]) -> object:
+    """What makes two functions the same: not being equal, which some objects are that differ."""
+    return fn if isinstance(fn, MethodType) else id(fn)
 
 
 @final
@@ -40,7 +46,7 @@ class HostFunction:
         TypeError: `fn` can't be called.
     """
 
-    fn: Callable[..., Any]
+    fn: Callable[..., Any] = field(eq=_identity)
     params: tuple[str, ...] = field(default=("i64",), converter=tuple)
     results: tuple[str, ...] = field(default=("i64",), converter=tuple)
     _abi: PlainAbi = field(init=False, repr=False, eq=False)
@@ -51,7 +57,7 @@ class HostFunction:
         name = getattr(self.fn, "__qualname__", repr(self.fn))
         # The host returns what the guest gets: its results are lowered, its parameters lifted.
         object.__setattr__(
-            self, "_abi", PlainAbi(f"host function {name}", self.results, self.params)
+            self, "_abi", PlainAbi(f"host function {name}", self.results, self.params, host=True)
         )
 
     @property
@@ -64,9 +70,7 @@ class HostFunction:
         if self._abi.lift is not None:
             lifted = self._abi.lift(values[0] if len(values) == 1 else values)
             values = (lifted,) if len(values) == 1 else lifted
-        result = self.fn(*values)
-        if inspect.isawaitable(result):
-            result = await result
+        result = await _run_unprotected(self.fn, values)
         if not self.results:
             given: tuple[Any, ...] = () if result is None else (result,)
         elif len(self.results) == 1:
@@ -78,6 +82,13 @@ class HostFunction:
                 f"{self._abi.what} must return {len(self.results)} values, returned {result!r}"
             )
         return self._abi.checked(given)
+
+
+@trio.lowlevel.disable_ki_protection
+async def _run_unprotected(fn: Callable[..., Any], values: tuple[Any, ...]) -> Any:
+    """Call user code: Ctrl-C may interrupt it, unlike the library around it."""
+    result = fn(*values)
+    return await result if inspect.isawaitable(result) else result
 
 
 @final
@@ -131,9 +142,13 @@ def flatten(
     if not isinstance(imports, Mapping):
         raise TypeError(f'imports must be {{"module": {{"name": HostFunction}}}}, got {imports!r}')
     for module, names in imports.items():
+        if not isinstance(module, str):
+            raise TypeError(f"imports: the name of a module must be a str, got {module!r}")
         if not isinstance(names, Mapping):
             raise TypeError(f"imports[{module!r}] must be a mapping of names, got {names!r}")
         for name, host in names.items():
+            if not isinstance(name, str):
+                raise TypeError(f"imports[{module!r}]: a name must be a str, got {name!r}")
             if not isinstance(host, HostFunction):
                 raise TypeError(f"imports[{module!r}][{name!r}] must be a HostFunction: {host!r}")
             flat[module, name] = host

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -11,9 +12,10 @@ import trio
 from trio.lowlevel import Task
 
 from ._core.errors import GuestError
-from ._core.events import Acquired, Reason, Recycled
-from ._core.records import Request, Stage
-from ._engine.seam import GuestFunction, GuestInstance, GuestMemory
+from ._core.events import Acquired, Blocked, Reason, Recycled
+from ._core.fair import Share
+from ._core.records import FunctionRecord, Request, Stage
+from ._engine.seam import UNDER_WAY, GuestFunction, GuestInstance, GuestMemory
 from ._group import SchedulingGroup, closed_group
 from ._load import settle
 from ._runner import BURST_SECONDS, Job, context_of_call
@@ -47,6 +49,7 @@ class Lease:
         "_busy",
         "_calls",
         "_closed",
+        "_entered",
         "_find_group",
         "_fuel",
         "_function",
@@ -85,6 +88,7 @@ class Lease:
         self._busy = False
         self._broken = False
         self._closed = False
+        self._entered = False
         self._calls = 0
         self._fuel: int | None = None
         self._number = 0
@@ -92,6 +96,7 @@ class Lease:
 
     # -- the block
 
+    @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> Lease:
         """Wait for the instance, and load it if there is none idle.
 
@@ -105,19 +110,21 @@ class Lease:
             DeadlockError: waiting would never end.
             trio.ClosedResourceError: the group or the cache is closed.
         """
-        if self._task is not None or self._request is not None:
+        if self._entered:
             raise RuntimeError("a lease is entered once; acquire again for another")
+        self._entered = True
         shell, group = self._shell, self._group
         await trio.lowlevel.checkpoint()
         if group._record.closed or shell.closed:
             raise closed_group(group)
+        if shell.config.log_uses:
+            self._number = shell.number()
+            self._at = trio.current_time()
         task = trio.lowlevel.current_task()
-        if not group._take_token_nowait(task):
-            shell.registry.find(self._name, self._args)  # unknown: say so before waiting
-            await group._wait_for_token(task)
-            blocked = True
-        else:
-            blocked = False
+        blocked = not group._take_token_nowait(task)
+        if blocked:
+            record = shell.registry.find(self._name, self._args)  # unknown: say so before waiting
+            await group._wait_for_token(task, functools.partial(self._note_block, record))
         try:
             await self._acquire(task, blocked)
         except BaseException:
@@ -129,17 +136,12 @@ class Lease:
     async def _acquire(self, task: Task, blocked: bool) -> None:
         shell, group = self._shell, self._group
         policy = shell.policy
-        if shell.config.log_uses:
-            self._number = shell.number()
-            self._at = trio.current_time()
         record = shell.registry.find(self._name, self._args)
         if group._record.closed or shell.closed:
             raise closed_group(group)
         request = policy.request(record, group._record, task, self._warm)
         request.payload = self
-        if blocked:
-            request.blocked = True
-            policy.blocks += 1
+        request.blocked = blocked
         step = policy.acquire(request, trio.current_time())
         if step is not None:
             shell.act(step)
@@ -156,6 +158,7 @@ class Lease:
         if shell.config.log_uses:
             self._tell_acquired(request)
 
+    @trio.lowlevel.enable_ki_protection
     async def __aexit__(
         self,
         kind: type[BaseException] | None,
@@ -203,6 +206,7 @@ class Lease:
 
     # -- calls
 
+    @trio.lowlevel.enable_ki_protection
     async def call(self, *values: Any) -> Any:
         """Call the function.
 
@@ -234,61 +238,87 @@ class Lease:
             await trio.lowlevel.checkpoint_if_cancelled()
         if guest is not self._guest or self._busy:
             raise self._unusable()
-        abi = registered.abi
-        if not registered.called_on_null and None in values and len(values) == len(abi.args):
-            return None
-        raw = values if abi.lower is None else abi.lower(values)
-        shell = self._shell
-        native = self._native
+        native, abi = self._native, registered.abi
         assert native is not None
-        fuel = shell.config.total_fuel
+        fuel = self._shell.config.total_fuel
         try:
-            guest.begin(raw, fuel)
+            result = guest.begin(values if abi.lower is None else abi.lower(values), fuel)
+        except GuestError as error:
+            self._account(native, share, fuel)
+            raise self._spoil(native, error, values) from None
         except (TypeError, ValueError, OverflowError):
+            if self._is_null_call(values):
+                return None
             raise abi.explain(values) from None
-        shell.calls += 1
-        self._calls += 1
-        self._busy = True
-        try:
-            if native.poll():
-                result = guest.finish()
-                burnt = fuel - native.fuel_left()
-                self._fuel = burnt
-                share.virtual_time += burnt / share.shares
-            else:
-                result = await self._drive(native, guest, fuel)
-        except BaseException as error:
-            self._broken = True
-            native.abandon()
-            if isinstance(error, GuestError):
-                self._complete(error, values)
-            raise
-        finally:
-            self._busy = False
-            if self._closed:
-                native.close()
-            share.burst += time.perf_counter() - began
+        if result is UNDER_WAY:
+            result = await self._drive(native, guest, fuel, values)
+        else:
+            # As `_account`, written out: this is the fast path.
+            self._fuel = burnt = fuel - native.fuel_left()
+            share.virtual_time += burnt / share.shares
+            self._calls += 1
+            self._shell.calls += 1
+        share.burst += time.perf_counter() - began
         return result if abi.lift is None else self._lift(result)
 
-    async def _drive(self, native: GuestInstance, guest: GuestFunction, fuel: int) -> Any:
+    async def _drive(
+        self, native: GuestInstance, guest: GuestFunction, fuel: int, values: tuple[Any, ...]
+    ) -> Any:
+        """What is left of a call that did not end in its first slice."""
         assert self._registered is not None
         job = Job(native, self._group._share, self._registered.slot.hosts, self, fuel)
         self._job = job
+        self._busy = True
+        self._calls += 1
+        self._shell.calls += 1
         try:
             job.charge()
             await self._shell.runner.drive(job)
             self._fuel = job.burnt
             return guest.finish()
-        except BaseException:
-            if not job.stop:
+        except BaseException as error:
+            if not self._closed:
                 self._fuel = fuel - native.fuel_left()
+            self._spoil(native, error, values)
             raise
         finally:
             self._job = None
+            self._busy = False
+            if self._closed:
+                native.close()
+
+    def _account(self, native: GuestInstance, share: Share, fuel: int) -> None:
+        self._fuel = fuel - native.fuel_left()
+        share.charge(self._fuel)
+        self._calls += 1
+        self._shell.calls += 1
+
+    def _spoil(
+        self, native: GuestInstance, error: BaseException, values: tuple[Any, ...]
+    ) -> BaseException:
+        """A call failed half-way: its instance can't be trusted any more."""
+        self._broken = True
+        native.abandon()
+        if isinstance(error, GuestError):
+            self._complete(error, values)
+        return error
+
+    def _is_null_call(self, values: tuple[Any, ...]) -> bool:
+        """Whether this is a call with a None that gives None without a call."""
+        assert self._registered is not None
+        return (
+            not self._registered.called_on_null
+            and len(values) == len(self._registered.abi.args)
+            and any(value is None for value in values)
+        )
 
     def _lift(self, result: Any) -> Any:
         assert self._registered is not None and self._registered.abi.lift is not None
-        return self._registered.abi.lift(result)
+        try:
+            return self._registered.abi.lift(result)
+        except GuestError:
+            self._broken = True  # it lies: do not keep it
+            raise
 
     def _complete(self, error: GuestError, values: tuple[Any, ...]) -> None:
         """Say in the error which function it was, and with what it was called."""
@@ -351,10 +381,12 @@ class Lease:
             raise closed_group(self._group)
 
     def _unusable(self) -> Exception:
+        if self._closed:
+            closed = self._group._record.closed or self._shell.closed
+            ended = trio.ClosedResourceError("this lease has ended")
+            return closed_group(self._group) if closed else ended
         if self._busy:
             return trio.BusyResourceError("another call of this lease is under way")
-        if self._closed:
-            return closed_group(self._group)
         if self._broken:
             return trio.BrokenResourceError(
                 f"an earlier call of {self._name!r} in this lease failed or was cancelled: "
@@ -400,6 +432,19 @@ class Lease:
             return job.out_of_thread
         native.close()
         return None
+
+    def _note_block(self, record: FunctionRecord) -> None:
+        """The acquire has to wait for a token; its request does not exist yet."""
+        self._shell.policy.blocks += 1
+        if self._shell.config.log_uses:
+            self._shell.tell(
+                Blocked(
+                    **describe(record),  # type: ignore[arg-type]
+                    group=self._group.name,
+                    request=self._number,
+                    waits_for="a token",
+                )
+            )
 
     def _tell_acquired(self, request: Request) -> None:
         shell, instance = self._shell, request.instance

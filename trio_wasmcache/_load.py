@@ -10,6 +10,7 @@ from trio.lowlevel import Abort, RaiseCancelT
 from ._core.errors import GuestError, LinkError, LoadError, WasmCacheError
 from ._core.events import Blocked, Failed, Loaded
 from ._core.records import Closed, Request, Stage
+from ._engine.seam import GuestInstance
 from ._group import closed_group
 from ._runner import Job
 from ._shell import Shell, describe
@@ -70,6 +71,7 @@ async def _load(shell: Shell, group: SchedulingGroup, request: Request) -> None:
     registered: Registered = instance.entry.function.payload
     lease: Lease = request.payload
     began = trio.current_time()
+    native: GuestInstance | None = None
     try:
         module = await registered.slot.get()
         lease._check_open()
@@ -88,7 +90,12 @@ async def _load(shell: Shell, group: SchedulingGroup, request: Request) -> None:
         lease._check_open()
     except BaseException as error:
         if request.stage is Stage.ENDED:
-            raise  # closed meanwhile: all is given back already
+            # Closed meanwhile. The books are in order, but what was made since is ours to free.
+            if native is not None:
+                native.close()
+            if instance.entry.function.module.users == 0:
+                registered.slot.unload()
+            raise
         if instance.payload is not None:
             native, instance.payload = instance.payload, None
             native.close()

@@ -74,14 +74,15 @@ class ThreadedLogWriter:
         threading.Thread(target=self._run, name="trio_wasmcache log", daemon=True).start()
 
     def add(self, event: Event, at: float) -> None:
+        full = len(self._events) >= BUFFER_EVENTS
+        if self._gap is not None and not full:
+            self._tell_gap()
         stamped = self._sequence.stamp(event, at)
-        if len(self._events) >= BUFFER_EVENTS:
+        if full:
             first, count, _ = self._gap or (stamped.seq, 0, at)
             self._gap = (first, count + 1, at)
             self.lost += 1
             return
-        if self._gap is not None:
-            self._tell_gap()
         self._events.append(stamped)
         self._wake.release()
 

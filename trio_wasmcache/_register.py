@@ -74,6 +74,8 @@ def declare(
         )
     if export is not None and not isinstance(export, str):
         raise TypeError(f"{key}: export must be a str, got {export!r}")
+    if not isinstance(called_on_null, bool):
+        raise TypeError(f"{key}: called_on_null must be True or False, got {called_on_null!r}")
     results = (given,) if isinstance(given, str) else given or ()
     return Declaration(
         key=key,
@@ -104,17 +106,33 @@ async def read_source(
         return bytes(source)
     if isinstance(source, str) and (source.lstrip()[:1] in ("(", ";") or not source.strip()):
         check_size(what, len(source), limit)
-        return await engine.to_wasm(source)
+        return await _from_text(engine, what, source, limit)
     if not isinstance(source, (str, os.PathLike)):
-        raise TypeError(f"{what}: wasm must be bytes, WAT text or a path, got {source!r}")
+        raise TypeError(f"{what}: wasm must be bytes, WAT text or a path, got {source!r:.200}")
+    path = Path(os.fsdecode(source))
     try:
-        data = await trio.to_thread.run_sync(_read, Path(source), limit, abandon_on_cancel=True)
+        data = await trio.to_thread.run_sync(_read, path, limit, abandon_on_cancel=True)
     except (OSError, ValueError) as error:
-        raise InvalidModuleError(f"{what}: {str(source)[:200]!r} can't be read: {error}") from error
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InvalidModuleError(f"{what}: {str(path)[:200]!r} can't be read: {reason}") from error
     check_size(what, len(data), limit)
     if data.lstrip()[:1] in (b"(", b";"):
-        return await engine.to_wasm(data.decode("utf-8", "replace"))
+        try:
+            text = data.decode()
+        except UnicodeDecodeError as error:
+            raise InvalidModuleError(f"{what}: {str(path)[:200]!r} is no text: {error}") from error
+        return await _from_text(engine, what, text, limit)
     return data
+
+
+async def _from_text(engine: Engine, what: str, text: str, limit: int) -> bytes:
+    try:
+        wasm = await engine.to_wasm(text)
+    except InvalidModuleError as error:
+        raise InvalidModuleError(f"{what}: {error}") from None
+    # A character of a name may take four bytes.
+    check_size(what, len(wasm), limit)
+    return wasm
 
 
 def check_size(what: str, size: int, limit: int) -> None:
@@ -153,7 +171,6 @@ class Compiler:
     nursery: trio.Nursery
     modules: dict[Any, Module] = field(factory=dict)
     """{what makes modules equal: module}, of the functions that are registered."""
-    _users: dict[Module, tuple[Any, int]] = field(factory=dict)
     _compiling: dict[Any, Compiling] = field(factory=dict)
 
     async def get(
@@ -179,10 +196,26 @@ class Compiler:
             await trio.lowlevel.checkpoint()
             self._check(module.payload.artifact.info, declaration)
             return module, 0.0
-        job = self._compiling.get(equal)
-        if job is None:
-            job = self._compiling[equal] = Compiling(trio.CancelScope(), trio.Event())
-            self.nursery.start_soon(self._run, equal, job, wasm, declaration, config)
+        while True:
+            job = self._compiling.get(equal)
+            mine = job is None
+            if job is None:
+                job = self._compiling[equal] = Compiling(trio.CancelScope(), trio.Event())
+                self.nursery.start_soon(self._run, equal, job, wasm, declaration, config)
+            await self._wait(equal, job)
+            if job.error is None or mine:
+                break
+            # Another's compile failed, maybe for what only its declaration says: try with ours, so
+            # that what comes of it is about us.
+        if job.error is not None:
+            raise job.error
+        if job.module is None:
+            raise trio.ClosedResourceError("the cache was closed while this module compiled")
+        self._check(job.module.payload.artifact.info, declaration)
+        # Another registration may have come first, and have been removed again since.
+        return self.modules.get(equal, job.module), job.seconds
+
+    async def _wait(self, equal: Any, job: Compiling) -> None:
         job.waiting += 1
         try:
             await job.done.wait()
@@ -192,27 +225,19 @@ class Compiler:
                 job.scope.cancel()
                 if self._compiling.get(equal) is job:
                     del self._compiling[equal]
-        if job.error is not None:
-            raise job.error
-        if job.module is None:
-            raise trio.ClosedResourceError("the cache was closed while this module compiled")
-        self._check(job.module.payload.artifact.info, declaration)
-        # Another registration may have come first, and have been removed again since.
-        return self.modules.get(equal, job.module), job.seconds
 
     def keep(self, module: Module) -> None:
         """One more function uses `module`."""
-        equal, users = self._users[module]
-        self._users[module] = equal, users + 1
-        self.modules[equal] = module
+        slot: ModuleSlot = module.payload
+        slot.functions += 1
+        self.modules[slot.equal] = module
 
     def drop(self, module: Module) -> None:
         """One function fewer uses `module`; the last one takes the artifact with it."""
-        equal, users = self._users[module]
-        self._users[module] = equal, users - 1
-        if users == 1:
-            self.modules.pop(equal, None)
-            del self._users[module]
+        slot: ModuleSlot = module.payload
+        slot.functions -= 1
+        if slot.functions == 0:
+            del self.modules[slot.equal]
 
     async def _run(
         self,
@@ -230,6 +255,8 @@ class Compiler:
                 )
                 job.module = self._share(equal, artifact, declaration)
                 job.seconds = trio.current_time() - began
+        except InvalidModuleError as error:
+            job.error = InvalidModuleError(f"{declaration.key}: {error}")
         except Exception as error:
             job.error = error
         finally:
@@ -240,24 +267,23 @@ class Compiler:
     def _share(self, equal: Any, artifact: Artifact, declaration: Declaration) -> Module:
         wanted = check_imports(artifact.info, str(declaration.key), _types(declaration.hosts))
         slot = ModuleSlot(
+            equal,
             self.engine,
             artifact,
             tuple(declaration.hosts[name] for name in wanted),
             tuple(HostImport(*name, declaration.hosts[name].type) for name in wanted),
         )
-        module = Module(equal[0].hex(), artifact.code_size, payload=slot)
-        self._users[module] = equal, 0
-        return module
+        return Module(equal[0].hex(), artifact.code_size, payload=slot)
 
     def _admit(self, info: ModuleInfo, declaration: Declaration, config: CacheConfig) -> Edits:
         self._check(info, declaration)
         what = str(declaration.key)
+        check_imports(info, what, _types(declaration.hosts))
         return check_limits(info, what, config.memory_limit, config.table_limit)
 
     def _check(self, info: ModuleInfo, declaration: Declaration) -> None:
-        """All that can be wrong between this declaration and the module."""
+        """What can be wrong between this declaration and the module; each who shares it checks."""
         what = str(declaration.key)
-        check_imports(info, what, _types(declaration.hosts))
         actual = check_export(info, what, declaration.export)
         check_signature(what, declaration.export, declaration.abi.signature, actual)
 

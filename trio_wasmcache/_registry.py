@@ -21,10 +21,14 @@ from ._host import AnyHost
 class ModuleSlot:
     """A compiled module: an artifact at rest, and its executable form while the ledger says so."""
 
+    equal: Any
+    """What makes it the same module as another: bytes, imports, isolation, limits."""
     engine: Engine
     artifact: Artifact
     hosts: tuple[AnyHost, ...]
     host_imports: tuple[HostImport, ...]
+    functions: int = 0
+    """Registered functions that use it; with the last one, the artifact goes."""
     loaded: LoadedModule | None = None
     _loading: trio.Event | None = None
 

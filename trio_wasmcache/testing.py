@@ -7,7 +7,7 @@ choose sizes, make any native step fail, and cancel at any of them.
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, final
 
@@ -30,7 +30,7 @@ from ._core.wasm import (
     read_module,
 )
 from ._core.wasm_edit import encode_module
-from ._engine.seam import Artifact, HostCall, HostImport
+from ._engine.seam import UNDER_WAY, Artifact, HostCall, HostImport
 from ._log import InlineLogWriter
 
 FAKE_SECTION = "trio_wasmcache.fake"
@@ -300,7 +300,7 @@ class FakeFunction:
     instance: FakeInstance
     type: FuncType
 
-    def begin(self, values: Sequence[Any], fuel: int) -> None:
+    def begin(self, values: Sequence[Any], fuel: int) -> Any:
         if len(values) != len(self.type.params):
             raise ValueError("wrong number of values")
         for value, kind in zip(values, self.type.params, strict=True):
@@ -309,6 +309,7 @@ class FakeFunction:
             if isinstance(value, int) and value.bit_length() > 63:
                 raise OverflowError(f"{value!r} is too large")
         self.instance.begin(tuple(values), fuel)
+        return self.finish() if self.instance.poll() else UNDER_WAY
 
     def finish(self) -> Any:
         return self.instance.finish()
@@ -418,7 +419,11 @@ def _disagreements(cache: InstanceCache) -> list[str]:
     if ledger.total_size > policy.config.max_size:
         problems.append("idle instances exceed max_size")
     waiters = list(itertools.chain(policy.room, *(entry.waiting for entry in entries)))
-    tokens = [o for o, r in policy.waits.waiting.items() if r in (g._record for g in cache._groups.values())]
+    tokens = [
+        o
+        for o, r in policy.waits.waiting.items()
+        if r in (g._record for g in cache._groups.values())
+    ]
     same("waiting tasks", len(policy.waits.waiting), len(waiters) + len(tokens))
     for request in waiters:
         if request.stage not in (Stage.QUEUED, Stage.ROOM):
@@ -434,44 +439,84 @@ def _disagreements(cache: InstanceCache) -> list[str]:
 
 
 async def cancel_everywhere(
-    scenario: Callable[[], Any], check: Callable[[], None] = lambda: None, *, limit: int = 10_000
+    scenario: Callable[[], Awaitable[Any]],
+    check: Callable[[], None] = lambda: None,
+    *,
+    limit: int = 10_000,
 ) -> int:
     """Run `scenario` to be cancelled at its first checkpoint, then at its second, and so on.
 
-    Until it completes uncancelled. `check` is called after each run. Returns how many checkpoints
-    the scenario has.
+    A checkpoint is each time that its task, or one that it starts, lets others run. At each of them
+    it is cancelled twice, in two runs: when the task has just fallen asleep, and when it was woken
+    but has not run yet, so that what it waited for is its own already. Runs go on until one is
+    over before it could be cancelled.
+
+    Args:
+        scenario: an async function without arguments. Everything that is to be cancelled happens
+            in it; others that take part, such as who holds what it waits for, live outside.
+        check: called after each run, such as ``lambda: check_invariants(cache)``.
+        limit: runs, at most.
+
+    Returns:
+        How many times it was cancelled.
 
     Raises:
-        AssertionError: it did not complete within `limit` runs.
+        AssertionError: it was still being cancelled after `limit` runs.
+        Exception: what the scenario, or `check`, raised.
     """
-    for number in range(1, limit):
-        scope = trio.CancelScope()
-        countdown = _Countdown(trio.lowlevel.current_task(), scope, number)
-        trio.lowlevel.add_instrument(countdown)
-        try:
-            with scope:
-                await scenario()
-        finally:
-            trio.lowlevel.remove_instrument(countdown)
-        check()
-        if not scope.cancelled_caught:
-            return number - 1
-    raise AssertionError(f"the scenario did not complete within {limit} runs")
+    task = trio.lowlevel.current_task()
+    runs = 0
+    for woken in (False, True):
+        for number in itertools.count(1):
+            if runs == limit:
+                raise AssertionError(f"the scenario did not complete within {limit} runs")
+            runs += 1
+            with trio.CancelScope() as scope:
+                countdown = _Countdown(task, scope, number, woken)
+                trio.lowlevel.add_instrument(countdown)
+                try:
+                    await scenario()
+                finally:
+                    trio.lowlevel.remove_instrument(countdown)
+            check()
+            if countdown.left:
+                break
+    return runs - 2
 
 
 @final
 class _Countdown(trio.abc.Instrument):
-    """Cancels a scope when its task is about to be suspended for the n-th time."""
+    """Cancels a scope when a task that belongs to it falls asleep, or wakes, for the n-th time."""
 
-    def __init__(self, task: trio.lowlevel.Task, scope: trio.CancelScope, number: int) -> None:
+    def __init__(
+        self, task: trio.lowlevel.Task, scope: trio.CancelScope, number: int, woken: bool
+    ) -> None:
         self._task = task
+        self._children = set(task.child_nurseries)
         self._scope = scope
-        self._left = number
+        self._woken = woken
+        self.left = number
 
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        if task is self._task:
-            self._left -= 1
-            if self._left == 0:
+        # Once a step is over, who slept through it can be cancelled: not in the middle of one,
+        # where no application could do it either.
+        if not self._woken:
+            self._count(task)
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        if self._woken:
+            self._count(task)
+
+    def _count(self, task: trio.lowlevel.Task) -> None:
+        if self.left and self._belongs(task):
+            self.left -= 1
+            if self.left == 0:
                 self._scope.cancel()
 
-
+    def _belongs(self, task: trio.lowlevel.Task | None) -> bool:
+        while task is not None and task is not self._task:
+            nursery = task.parent_nursery
+            if nursery is None or nursery in self._children:
+                return False  # not of the scenario: it was there before
+            task = nursery.parent_task
+        return task is self._task

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,6 +31,10 @@ class PlainType:
     low: int = 0
     high: int = 0
     native: bool = False
+
+    @property
+    def real(self) -> bool:
+        return self.wasm in ("f32", "f64")
 
 
 def _integers() -> list[PlainType]:
@@ -58,12 +63,22 @@ REFUSED = {"v128", "funcref", "externref"}
 class PlainAbi:
     """Values of one signature, lowered and lifted by the plain ABI.
 
+    Args:
+        what: names the function in messages.
+        args: types that Python gives.
+        returns: types that Python gets.
+        host: it is a host function, whose results Python gives and whose arguments it gets.
+
     Raises:
         SignatureError: a type name that is unknown, or that can't cross (v128, references).
     """
 
-    def __init__(self, what: str, args: Sequence[str], returns: Sequence[str]) -> None:
+    def __init__(
+        self, what: str, args: Sequence[str], returns: Sequence[str], *, host: bool = False
+    ) -> None:
         self.what = what
+        self.noun = "result" if host else "argument"
+        self.got = f"{what} was called with" if host else f"{what} returned"
         self.args = tuple(_type(what, name) for name in args)
         self.returns = tuple(_type(what, name) for name in returns)
         self.signature = FuncType(
@@ -88,7 +103,7 @@ class PlainAbi:
             self._lower(values)
         except (TypeError, ValueError, OverflowError) as error:
             return error
-        return TypeError(f"{self.what}: {values!r} can't be passed")
+        return TypeError(f"{self.what}: {shown(values)} can't be passed")
 
     def checked(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
         """The wasm values for `values`, each checked; `lower` even where there is nothing to do."""
@@ -98,15 +113,19 @@ class PlainAbi:
         if len(values) != len(self.args):
             raise self.explain(values)
         return tuple(
-            _lower(self.what, number, kind, value)
+            _lower(self, number, kind, value)
             for number, (kind, value) in enumerate(zip(self.args, values, strict=True), start=1)
         )
 
+    def place(self, number: int) -> str:
+        """How messages name a value that Python gave."""
+        return f"{self.noun} {number} of {self.what}"
+
     def _lift(self, result: Any) -> Any:
         if len(self.returns) == 1:
-            return _lift(self.what, self.returns[0], result)
+            return _lift(self.got, self.returns[0], result)
         return tuple(
-            _lift(self.what, kind, value) for kind, value in zip(self.returns, result, strict=True)
+            _lift(self.got, kind, value) for kind, value in zip(self.returns, result, strict=True)
         )
 
 
@@ -120,35 +139,54 @@ def _type(what: str, name: str) -> PlainType:
     raise SignatureError(f"{what}: unknown type {name!r}; there are {', '.join(TYPES)}")
 
 
-def _lower(what: str, number: int, kind: PlainType, value: Any) -> Any:
-    place = f"argument {number} of {what}"
-    if kind.wasm in ("f32", "f64"):
-        if not isinstance(value, (float, int)) and not hasattr(value, "__float__"):
-            raise TypeError(f"{place}: {kind.name} takes a float, got {value!r}")
-        try:
-            number_value = float(value)
-        except OverflowError:
-            raise OverflowError(f"{place}: {value!r} is too large for {kind.name}") from None
-        except (TypeError, ValueError):
-            raise TypeError(f"{place}: {kind.name} takes a float, got {value!r}") from None
-        if kind.name == "f32" and abs(number_value) > F32_MAX and abs(number_value) != float("inf"):
-            raise OverflowError(f"{place}: {value!r} is too large for f32")
-        return number_value
+def shown(value: object) -> str:
+    """The beginning of a value's repr; some have none, such as an int of over 4300 digits."""
+    try:
+        text = repr(value)
+    except Exception:
+        return f"a value of type {type(value).__name__}"
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def _misfit(abi: PlainAbi, number: int, kind: PlainType, value: Any) -> TypeError:
+    takes = "True or False" if kind.name == "bool" else "a float" if kind.real else "an int"
+    return TypeError(f"{abi.place(number)}: {kind.name} takes {takes}, got {shown(value)}")
+
+
+def _lower(abi: PlainAbi, number: int, kind: PlainType, value: Any) -> Any:
+    if kind.real:
+        return _lower_real(abi, number, kind, value)
     if kind.name == "bool" and not isinstance(value, bool):
-        raise TypeError(f"{place}: bool takes True or False, got {value!r}")
+        raise _misfit(abi, number, kind, value)
     try:
         whole = operator.index(value)
     except TypeError:
-        raise TypeError(f"{place}: {kind.name} takes an int, got {value!r}") from None
+        raise _misfit(abi, number, kind, value) from None
     if not kind.low <= whole <= kind.high:
         raise OverflowError(
-            f"{place}: {value!r} is out of the range of {kind.name}, {kind.low} to {kind.high}"
+            f"{abi.place(number)}: {shown(value)} is out of the range of {kind.name}, "
+            f"{kind.low} to {kind.high}"
         )
     return _signed(whole, kind)
 
 
-# Halfway to what the next f32 would be: what is below rounds to the largest one.
-F32_MAX = (2 - 2**-24) * 2.0**127
+def _lower_real(abi: PlainAbi, number: int, kind: PlainType, value: Any) -> float:
+    if not isinstance(value, (float, int)) and not hasattr(value, "__float__"):
+        raise _misfit(abi, number, kind, value)
+    try:
+        real = float(value)
+        fits = kind.name == "f64" or abs(real) < F32_END or not math.isfinite(real)
+    except OverflowError:
+        fits = False
+    except (TypeError, ValueError):
+        raise _misfit(abi, number, kind, value) from None
+    if not fits:
+        raise OverflowError(f"{abi.place(number)}: {shown(value)} is too large for {kind.name}")
+    return real
+
+
+# Halfway to what the next f32 would be: only what is below rounds to the largest one.
+F32_END = (2 - 2**-24) * 2.0**127
 
 
 def _signed(whole: int, kind: PlainType) -> int:
@@ -156,13 +194,13 @@ def _signed(whole: int, kind: PlainType) -> int:
     return whole - (1 << bits) if whole >> (bits - 1) == 1 else whole
 
 
-def _lift(what: str, kind: PlainType, value: Any) -> Any:
+def _lift(got: str, kind: PlainType, value: Any) -> Any:
     if kind.native:
         return value
     if kind.low == 0 and value < 0:
         value += 1 << (64 if kind.wasm == "i64" else 32)
     if not kind.low <= value <= kind.high:
         raise AbiError(
-            f"{what} returned {value!r}, out of the range of {kind.name}, {kind.low} to {kind.high}"
+            f"{got} {value!r}, out of the range of {kind.name}, {kind.low} to {kind.high}"
         )
     return bool(value) if kind.name == "bool" else value

@@ -16,17 +16,29 @@ from .errors import ExportError, LinkError, ModuleTooLargeError, SignatureError
 from .wasm import FuncType, Limits, ModuleInfo
 
 WASI_MODULE = "wasi_snapshot_preview1"
-WASI_FUNCTIONS = frozenset(
-    """
-    args_get args_sizes_get environ_get environ_sizes_get clock_res_get clock_time_get fd_advise
-    fd_allocate fd_close fd_datasync fd_fdstat_get fd_fdstat_set_flags fd_fdstat_set_rights
-    fd_filestat_get fd_filestat_set_size fd_filestat_set_times fd_pread fd_prestat_get
-    fd_prestat_dir_name fd_pwrite fd_read fd_readdir fd_renumber fd_seek fd_sync fd_tell fd_write
-    path_create_directory path_filestat_get path_filestat_set_times path_link path_open
-    path_readlink path_remove_directory path_rename path_symlink path_unlink_file poll_oneoff
-    proc_exit proc_raise random_get sched_yield sock_accept sock_recv sock_send sock_shutdown
-    """.split()
-)
+# Parameters of each function: i is i32, I is i64. All but `proc_exit` give an errno, an i32.
+_WASI = """
+    args_get ii, args_sizes_get ii, environ_get ii, environ_sizes_get ii, clock_res_get ii,
+    clock_time_get iIi, fd_advise iIIi, fd_allocate iII, fd_close i, fd_datasync i,
+    fd_fdstat_get ii, fd_fdstat_set_flags ii, fd_fdstat_set_rights iII, fd_filestat_get ii,
+    fd_filestat_set_size iI, fd_filestat_set_times iIIi, fd_pread iiiIi, fd_prestat_get ii,
+    fd_prestat_dir_name iii, fd_pwrite iiiIi, fd_read iiii, fd_readdir iiiIi, fd_renumber ii,
+    fd_seek iIii, fd_sync i, fd_tell ii, fd_write iiii, path_create_directory iii,
+    path_filestat_get iiiii, path_filestat_set_times iiiiIIi, path_link iiiiiii,
+    path_open iiiiiIIii, path_readlink iiiiii, path_remove_directory iii, path_rename iiiiii,
+    path_symlink iiiii, path_unlink_file iii, poll_oneoff iiii, proc_exit i, proc_raise i,
+    random_get ii, sched_yield -, sock_accept iii, sock_recv iiiiii, sock_send iiiii,
+    sock_shutdown ii
+"""
+WASI_TYPES = {
+    name: FuncType(
+        tuple({"i": "i32", "I": "i64"}[letter] for letter in letters.strip("-")),
+        () if name == "proc_exit" else ("i32",),
+    )
+    for name, letters in (item.split() for item in _WASI.split(","))
+}
+# Names of a module may be as long as it likes; in a message they are cut.
+MAX_SHOWN = 100
 
 
 @frozen
@@ -119,19 +131,19 @@ def check_imports(
     wanted: list[tuple[str, str]] = []
     problems = []
     for item in info.imports:
-        name = f"{item.module}.{item.name}"
+        name = f"{_shown(item.module)}.{_shown(item.name)}"
         if not isinstance(item.type, FuncType):
             problems.append(f"{name} is a {item.kind}, and only functions can be given")
             continue
-        offered = given.get((item.module, item.name))
+        host = given.get((item.module, item.name))
+        offered = host or (WASI_TYPES.get(item.name) if item.module == WASI_MODULE else None)
         if offered is None:
-            if item.module != WASI_MODULE or item.name not in WASI_FUNCTIONS:
-                problems.append(f"{name} {signature(item.type)} is missing")
+            problems.append(f"{name} {signature(item.type)} is missing")
         elif offered != item.type:
             problems.append(
-                f"{name} is imported as {signature(item.type)}, but given as {signature(offered)}"
+                f"{name} is imported as {signature(item.type)}, but it is {signature(offered)}"
             )
-        elif (item.module, item.name) not in wanted:
+        elif host is not None and (item.module, item.name) not in wanted:
             wanted.append((item.module, item.name))
     if problems:
         shown = problems[:50] + ([f"{len(problems) - 50} more"] if len(problems) > 50 else [])
@@ -151,7 +163,8 @@ def check_export(info: ModuleInfo, what: str, export: str) -> FuncType:
     found = info.export(export)
     if found is None:
         names = [item.name for item in info.exports if item.kind == "func"]
-        listed = ", ".join(map(repr, names[:8])) + (", ..." if len(names) > 8 else "")
+        listed = ", ".join(repr(_shown(name)) for name in names[:8])
+        listed += ", ..." if len(names) > 8 else ""
         raise ExportError(
             f"{what}: the module exports no {export!r}; "
             + (f"the functions it exports are {listed}" if names else "it exports no function")
@@ -171,5 +184,14 @@ def check_signature(what: str, export: str, declared: FuncType, actual: FuncType
 
 
 def signature(function_type: FuncType) -> str:
-    """A function type the way WebAssembly's specification writes it."""
-    return f"[{' '.join(function_type.params)}] -> [{' '.join(function_type.results)}]"
+    """A function type the way WebAssembly's specification writes it; a long one is cut."""
+    params, results = (
+        " ".join(types[:20]) + (f" and {len(types) - 20} more" if len(types) > 20 else "")
+        for types in (function_type.params, function_type.results)
+    )
+    return f"[{params}] -> [{results}]"
+
+
+def _shown(name: str) -> str:
+    name = name if len(name) <= MAX_SHOWN else name[: MAX_SHOWN - 3] + "..."
+    return "".join(c if c.isprintable() else "?" for c in name)

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import itertools
 import mmap
+import sys
 from collections.abc import Callable, Sequence
 from ctypes import byref, c_void_p
 from typing import final
@@ -98,10 +99,20 @@ class WasmtimeEngine:
                 native.wasm_engine_delete(owned.pop())
 
     async def load(self, artifact: Artifact, hosts: Sequence[HostImport]) -> WasmtimeModule:
-        make = functools.partial(WasmtimeModule, self._open(), artifact, tuple(hosts))
-        if len(artifact.data) < LOAD_IN_THREAD:
-            return make()
-        return await trio.to_thread.run_sync(make)
+        # The engine may be closed while a thread loads: it works on a reference of its own, too,
+        # and what it made by then goes.
+        engine = native.engine_clone(self._open())
+        try:
+            make = functools.partial(WasmtimeModule, engine, artifact, tuple(hosts))
+            if len(artifact.data) < LOAD_IN_THREAD:
+                return make()
+            module = await trio.to_thread.run_sync(make)
+        finally:
+            native.wasm_engine_delete(engine)
+        if self._engine is None:
+            module.close()
+        self._open()
+        return module
 
     def close(self) -> None:
         if self._engine is not None:
@@ -119,10 +130,10 @@ class WasmtimeModule:
     """See `LoadedModule`; made by `WasmtimeEngine.load`."""
 
     def __init__(self, engine: int, artifact: Artifact, hosts: tuple[HostImport, ...]) -> None:
-        self.engine = engine
         self.plan = _plan(artifact)
         self.hosts = HostTable(hosts)
         self.wasi = any(item.module == WASI_MODULE for item in artifact.info.imports)
+        self.engine: int | None = native.engine_clone(engine)
         self.pre: int | None = None
         self._linker: int | None = native.linker_new(engine)
         self._module: int | None = None
@@ -141,6 +152,7 @@ class WasmtimeModule:
             ("pre", native.instance_pre_delete),
             ("_linker", native.linker_delete),
             ("_module", native.module_delete),
+            ("engine", native.wasm_engine_delete),
         ):
             pointer = getattr(self, name)
             if pointer:
@@ -174,7 +186,10 @@ class WasmtimeModule:
 
 
 def _to_wasm(text: str) -> bytes:
-    raw = text.encode()
+    try:
+        raw = text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidModuleError(f"not WebAssembly text: {error}") from None
     out = native.ByteVec()
     problem = native.wat2wasm(raw, len(raw), byref(out))
     if problem:
@@ -187,6 +202,9 @@ def _compile(engine: int, wasm: bytes, admit: Callable[[ModuleInfo], Edits]) -> 
         info = read_module(wasm)
     except MalformedModuleError as error:
         raise InvalidModuleError(str(error)) from None
+    for export in info.exports:
+        if export.name.startswith(HIDDEN):
+            raise InvalidModuleError(f"the export name {export.name!r:.60} is kept for ourselves")
     edits = admit(info)
     edited = clamp_maxima(wasm, info, edits.memory_maxima, edits.table_maxima)
     hidden = _hidden_exports(info)
@@ -243,8 +261,9 @@ def _plan(artifact: Artifact) -> Plan:
     return Plan(
         memories=len(info.memories),
         tables=len(info.tables),
-        memory_limit=edits.memory_limit,
-        table_limit=edits.table_limit,
+        # More than C can say is as good as no limit.
+        memory_limit=min(edits.memory_limit, sys.maxsize),
+        table_limit=min(edits.table_limit, sys.maxsize),
         memory_exports=tuple(memories),
         table_exports=tuple(tables),
         memory_name=names["memory", chosen.index] if chosen else None,

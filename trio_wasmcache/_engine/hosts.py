@@ -7,6 +7,10 @@ stack, and puts the results in place; the next poll asks `_on_continue`, and the
 What makes it safe: while the guest is suspended, wasmtime keeps the argument and result cells
 alive and still (crates/c-api/include/wasmtime/async.h), its memory can't move as only the guest
 grows it, and a callback touches nothing but the instance that called.
+
+A callback must not raise: the C API would find no continuation and abort the process. Hence the
+protection from Ctrl-C, which would raise in whatever Python code runs just then, and the check for
+Python stack before each poll.
 """
 
 from __future__ import annotations
@@ -27,6 +31,16 @@ if TYPE_CHECKING:
 
 # {number in the store's data: instance}; only instances that import host functions are in it.
 INSTANCES: dict[int, WasmtimeInstance] = {}
+
+
+# Frames that the callbacks need, and some to spare.
+HEADROOM = 12
+
+
+def check_headroom(frames: int = HEADROOM) -> None:
+    """`RecursionError` now, where it can be raised, if the callbacks could not run for lack of it."""
+    if frames:
+        check_headroom(frames - 1)
 
 
 def cells(types: Sequence[str]) -> struct.Struct:
@@ -124,6 +138,8 @@ def _on_call(
         if data:
             ctypes.memmove(results, data, len(data))
         instance.host_call = None
+        if memory is not None:
+            memory.end()
 
     call = HostCall(index, table.params[index].unpack(raw)[1::2], memory, answer)
     instance.host_call = call

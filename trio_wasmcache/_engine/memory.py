@@ -24,6 +24,10 @@ class SuspendedMemory:
         self._base = base or 0
         self.size = size
 
+    def end(self) -> None:
+        """The guest is gone or goes on: nothing is inside any more."""
+        self._base = self.size = 0
+
     def read(self, at: int, n: int) -> bytes:
         check_range(at, n, self.size)
         return ctypes.string_at(self._base + at, n)

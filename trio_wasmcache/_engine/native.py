@@ -15,6 +15,7 @@ Rules:
 from __future__ import annotations
 
 import ctypes
+import importlib.metadata
 from ctypes import (
     CFUNCTYPE,
     POINTER,
@@ -31,10 +32,11 @@ from ctypes import (
 )
 from typing import Any
 
-import wasmtime
 from wasmtime import _ffi
 
-TESTED_VERSIONS = "46 to 50"
+TESTED_VERSIONS = "42 to 50"
+# Up to 41, calls were async only after this was called; without it they abort the process.
+GONE_SINCE_42 = "wasmtime_config_async_support_set"
 
 # wasmtime_val_t: a kind, and 24 bytes of value at offset 8 (crates/c-api/include/wasmtime/val.h).
 VALUE_SIZE = 32
@@ -164,7 +166,13 @@ _FAST: dict[str, tuple[Any, list[Any]]] = {
 }
 
 
-def _declare(library: Any, table: dict[str, tuple[Any, list[Any]]]) -> None:
+def declare(library: Any, table: dict[str, tuple[Any, list[Any]]]) -> dict[str, Any]:
+    """{name without prefix: function} of what `table` lists, with its prototypes set.
+
+    Raises:
+        ImportError: the library lacks some of it, or is too old to be used.
+    """
+    functions = {}
     missing = []
     for name, (result, arguments) in table.items():
         try:
@@ -173,17 +181,32 @@ def _declare(library: Any, table: dict[str, tuple[Any, list[Any]]]) -> None:
             missing.append(name)
             continue
         function.restype, function.argtypes = result, arguments
-        globals()[name.removeprefix("wasmtime_")] = function
-    if missing:
-        version = getattr(wasmtime, "__version__", "of an unknown version")
+        functions[name.removeprefix("wasmtime_")] = function
+    if missing or hasattr(library, GONE_SINCE_42):
+        version = importlib.metadata.version("wasmtime")
+        problem = f"lacks {', '.join(sorted(missing))}" if missing else "is too old"
         raise ImportError(
-            f"the installed wasmtime ({version}) lacks {', '.join(sorted(missing))}; "
-            f"trio_wasmcache works with wasmtime {TESTED_VERSIONS}"
+            f"the installed wasmtime ({version}) {problem}; trio_wasmcache works with wasmtime "
+            f"{TESTED_VERSIONS}"
         )
+    return functions
 
 
-_declare(ctypes.CDLL(str(_ffi.filename)), _SLOW)
-_declare(ctypes.PyDLL(str(_ffi.filename)), _FAST)
+globals().update(declare(ctypes.CDLL(str(_ffi.filename)), _SLOW))
+globals().update(declare(ctypes.PyDLL(str(_ffi.filename)), _FAST))
+
+
+# The four calls of every guest call, without prototypes: their arguments are ctypes objects that
+# were made once, which halves what the call costs. `library[name]` gives a function of one's own.
+_hot = ctypes.PyDLL(str(_ffi.filename))
+hot_set_fuel = _hot["wasmtime_context_set_fuel"]
+hot_set_fuel.restype = None
+hot_get_fuel = _hot["wasmtime_context_get_fuel"]
+hot_get_fuel.restype = None
+hot_call = _hot["wasmtime_func_call_async"]
+hot_call.restype = c_void_p
+hot_delete = _hot["wasmtime_call_future_delete"]
+hot_delete.restype, hot_delete.argtypes = None, [P]
 
 
 def __getattr__(name: str) -> Any:

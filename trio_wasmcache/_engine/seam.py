@@ -11,6 +11,7 @@ else may be done with the instance. The caller sees to that; the runner is the o
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -18,6 +19,16 @@ from attrs import define, frozen
 
 from .._core.admit import Edits
 from .._core.wasm import FuncType, ModuleInfo
+
+
+class UnderWay(enum.Enum):
+    """See `UNDER_WAY`; an enum, so that type checkers can tell it from a result."""
+
+    UNDER_WAY = "under way"
+
+
+UNDER_WAY = UnderWay.UNDER_WAY
+"""What `GuestFunction.begin` gives for a call that is not over after its first slice."""
 
 
 @frozen
@@ -75,15 +86,19 @@ class GuestFunction(Protocol):
     def type(self) -> FuncType:
         """Its wasm types."""
 
-    def begin(self, values: Sequence[Any], fuel: int) -> None:
-        """Put a call under way. Nothing has run yet.
+    def begin(self, values: Sequence[Any], fuel: int) -> Any:
+        """Begin a call and run its first slice: the result if that ends it, else `UNDER_WAY`.
+
+        The fast path of every call: there is one step here for what `poll` and `finish` do.
 
         Raises:
-            TypeError, OverflowError: a value does not fit its wasm type; no call is under way.
+            TypeError, ValueError, OverflowError: the values do not fit its wasm types; no call is
+                under way, and no wasm has run.
+            GuestError: the call ended so in its first slice.
         """
 
     def finish(self) -> Any:
-        """The results of a call that `poll` said is over: None, the value, or a tuple.
+        """The results of a call that `poll` said is over: None, a value, or a tuple.
 
         Raises:
             GuestError: it trapped, ran out of fuel, or exited.

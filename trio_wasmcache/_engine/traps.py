@@ -35,14 +35,17 @@ CODES = {
 STACK_OVERFLOW, OUT_OF_FUEL = 0, 11
 # A recursion bomb has tens of thousands of frames, all alike.
 MAX_FRAMES = 32
+# wasmtime quotes the line that is wrong, and a line may be all of a module.
+MAX_LINES, MAX_LINE_LENGTH = 12, 200
 
 
 def take_error(pointer: int) -> str:
-    """The message of an owned wasmtime_error_t, which is freed."""
+    """The message of an owned wasmtime_error_t, which is freed; shortened, and fit to be shown."""
     message = native.ByteVec()
     native.error_message(pointer, byref(message))
     native.error_delete(pointer)
-    return native.take_bytes(message).decode("utf-8", "replace")
+    lines = native.take_bytes(message).decode("utf-8", "replace").splitlines()
+    return "\n".join(shown(line) for line in lines[:MAX_LINES])
 
 
 def guest_error(pointer: int) -> GuestError:
@@ -79,11 +82,17 @@ def trap_error(pointer: int) -> GuestError:
     return TrapError(f"wasm trap: {name}", code=name, backtrace=backtrace)
 
 
+def shown(text: str) -> str:
+    """The beginning of what a guest may have chosen, without its control characters."""
+    text = text if len(text) <= MAX_LINE_LENGTH else text[: MAX_LINE_LENGTH - 3] + "..."
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 def _first_line(message: str) -> str:
     # Native trap messages say "error while executing at wasm backtrace: ..." first.
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     causes = [line for line in lines if line.startswith(("wasm trap:", "Caused by"))]
-    return (causes or lines or ["unknown error"])[-1 if causes else 0]
+    return shown((causes or lines or ["unknown error"])[-1 if causes else 0])
 
 
 def _take_frames(frames: native.PointerVec) -> tuple[str, ...]:
@@ -92,12 +101,12 @@ def _take_frames(frames: native.PointerVec) -> tuple[str, ...]:
         frame = frames.data[number]
         name = native.frame_func_name(frame)
         if name:
-            # The name is the guest's own: keep control characters out of messages and logs.
-            raw = ctypes.string_at(name.contents.data, min(name.contents.size, 200))
-            shown = "".join(c if c.isprintable() else "?" for c in raw.decode("utf-8", "replace"))
+            # A character has four bytes at most.
+            size = min(name.contents.size, 4 * MAX_LINE_LENGTH)
+            label = shown(ctypes.string_at(name.contents.data, size).decode("utf-8", "replace"))
         else:
-            shown = f"func[{native.wasm_frame_func_index(frame)}]"
-        lines.append(f"{shown} at {native.wasm_frame_module_offset(frame):#x}")
+            label = f"func[{native.wasm_frame_func_index(frame)}]"
+        lines.append(f"{label} at {native.wasm_frame_module_offset(frame):#x}")
     if frames.size > MAX_FRAMES:
         lines.append(f"... {frames.size - MAX_FRAMES} more")
     native.wasm_frame_vec_delete(byref(frames))

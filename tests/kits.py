@@ -1,0 +1,189 @@
+"""The two engines under one face, so that the same test runs on both: modules, and a way to open.
+
+Every module exports ``run``, which takes one i64 and gives one, unless said otherwise.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import trio_wasmcache
+from trio_wasmcache import CacheConfig, HostFunction, InstanceCache, TrapError
+from trio_wasmcache._engine.hosts import INSTANCES
+from trio_wasmcache._engine.instance import WasmtimeInstance
+from trio_wasmcache.testing import FakeEngine, check_invariants, open_fake_cache
+
+PAGE = 65536
+# What one call of `kit.costly` burns, on either engine, is at least this.
+COSTLY = 50_000
+
+
+class ListLogger:
+    """A logger that keeps its events: (level, event, fields), in order."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str, dict[str, Any]]] = []
+
+    def info(self, event: str, **fields: Any) -> None:
+        self.lines.append(("info", event, fields))
+
+    def warning(self, event: str, **fields: Any) -> None:
+        self.lines.append(("warning", event, fields))
+
+    def fields(self, event: str) -> list[dict[str, Any]]:
+        """Of every event of that name (without ``wasmcache.``)."""
+        return [fields for _, name, fields in self.lines if name == f"wasmcache.{event}"]
+
+    def reasons(self) -> list[str]:
+        """Why instances went, in order."""
+        return [fields["reason"] for fields in self.fields("evicted")]
+
+
+class FakeKit:
+    """Modules that only pretend."""
+
+    name = "fake"
+
+    def __init__(self) -> None:
+        self.engine = FakeEngine()
+
+    def open(
+        self, config: CacheConfig | None = None, *, logger: Any = None
+    ) -> AbstractAsyncContextManager[InstanceCache]:
+        return _checked(open_fake_cache(config, engine=self.engine, logger=logger or ListLogger()))
+
+    def adding(self, number: int, *, pages: int = 1) -> bytes:
+        """Adds `number` to its argument."""
+        return self.engine.module(lambda x: x + number, memory_pages=pages)
+
+    def adding_two(self) -> bytes:
+        """Adds two arguments."""
+        return self.engine.module(lambda x, y: x + y, params=("i64", "i64"))
+
+    def endless(self) -> bytes:
+        return self.engine.module(fuel=math.inf)
+
+    def costly(self) -> bytes:
+        """Gives its argument back after burning some fuel."""
+        return self.engine.module(fuel=COSTLY + 1)
+
+    def trapping(self) -> bytes:
+        def trap(x: int) -> int:
+            raise TrapError("wasm trap: unreachable", code="unreachable")
+
+        return self.engine.module(trap)
+
+    def growing(self) -> bytes:
+        """One page more with each call."""
+        return self.engine.module(grow_pages=1)
+
+    def asking(self, names: Iterable[str] = ("ask",)) -> bytes:
+        """Gives what host function ``host.<name>`` answers to its argument; the first one's."""
+        return self.engine.module(
+            lambda *answers: answers[0], host_imports=[("host", name) for name in names]
+        )
+
+    def endless_start(self) -> bytes:
+        return self.engine.module(start_fuel=math.inf)
+
+
+class WasmtimeKit:
+    """Real ones, written as text."""
+
+    name = "wasmtime"
+
+    def open(
+        self, config: CacheConfig | None = None, *, logger: Any = None
+    ) -> AbstractAsyncContextManager[InstanceCache]:
+        return _checked(open_real_cache(config, logger=logger))
+
+    def adding(self, number: int, *, pages: int = 1) -> str:
+        return function(f"(i64.add (local.get 0) (i64.const {number}))", pages=pages)
+
+    def adding_two(self) -> str:
+        return function("(i64.add (local.get 0) (local.get 1))", params="i64 i64")
+
+    def endless(self) -> str:
+        return function("(loop (br 0)) (unreachable)")
+
+    def costly(self) -> str:
+        return function(
+            "(local $i i64) (loop (local.set $i (i64.add (local.get $i) (i64.const 1)))"
+            f" (br_if 0 (i64.lt_u (local.get $i) (i64.const {COSTLY // 5})))) (local.get 0)"
+        )
+
+    def trapping(self) -> str:
+        return function("(unreachable)")
+
+    def growing(self) -> str:
+        return function("(drop (memory.grow (i32.const 1))) (local.get 0)")
+
+    def asking(self, names: Iterable[str] = ("ask",)) -> str:
+        names = tuple(names)
+        imports = "".join(
+            f'(import "host" "{name}" (func ${name} (param i64) (result i64)))' for name in names
+        )
+        rest = "".join(f"(drop (call ${name} (local.get 0)))" for name in names[1:])
+        return function(
+            f"(local $first i64) (local.set $first (call ${names[0]} (local.get 0)))"
+            f"{rest} (local.get $first)",
+            before=imports,
+        )
+
+    def endless_start(self) -> str:
+        return function("(local.get 0)", after="(start $begin) (func $begin (loop (br 0)))")
+
+
+Kit = FakeKit | WasmtimeKit
+
+
+def function(
+    body: str, *, params: str = "i64", pages: int = 1, before: str = "", after: str = ""
+) -> str:
+    """WebAssembly text of a module that exports ``run`` and its memory."""
+    return (
+        f'(module {before} (memory (export "memory") {pages})'
+        f' (func $run (export "run") (param {params}) (result i64) {body}) {after})'
+    )
+
+
+@asynccontextmanager
+async def open_real_cache(
+    config: CacheConfig | None = None, *, logger: Any = None
+) -> AsyncIterator[InstanceCache]:
+    """`open_cache`, and a look afterwards at whether anything native was left open."""
+    async with trio_wasmcache.open_cache(config, logger=logger or ListLogger()) as cache:
+        yield cache
+    assert not INSTANCES
+    left = [one for one in gc.get_objects() if type(one) is WasmtimeInstance and one._store]
+    assert not left, f"{len(left)} stores were never closed"
+
+
+@asynccontextmanager
+async def _checked(
+    opening: AbstractAsyncContextManager[InstanceCache],
+) -> AsyncIterator[InstanceCache]:
+    async with opening as cache:
+        yield cache
+        check_invariants(cache)
+    check_invariants(cache)
+    stats = cache.stats()
+    assert (stats.idle_instances, stats.running_instances, stats.waiting) == (0, 0, 0)
+    assert (stats.total_size, stats.code_size, stats.loaded_modules) == (0, 0, 0)
+
+
+async def add(cache: InstanceCache, name: str, wasm: bytes | str, **more: Any) -> Any:
+    """Register a module of a kit."""
+    more = {"args": ("i64",), "returns": "i64", "export": "run", **more}
+    return await cache.register(name, wasm, **more)
+
+
+async def add_asking(cache: InstanceCache, kit: Kit, *hosts: Any, name: str = "asks") -> Any:
+    """Register a function that asks host functions; the first one's answer is its result."""
+    names = [f"ask{number}" for number in range(len(hosts))]
+    given = {one: HostFunction(host) for one, host in zip(names, hosts, strict=True)}
+    return await add(cache, name, kit.asking(names), imports={"host": given})

@@ -1,0 +1,191 @@
+"""What the README says, compared with what is there."""
+
+import ast
+import inspect
+import math
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import attrs
+import pytest
+
+import trio_wasmcache
+from trio_wasmcache import CacheConfig, KiB, MiB, WasmCacheError
+from trio_wasmcache._abi.plain import TYPES
+from trio_wasmcache._core.events import EVENTS, SCHEMA_VERSION, Opened, Reason, Stamped
+from trio_wasmcache._log import BUFFER_EVENTS
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", README, re.MULTILINE | re.DOTALL))
+BLOCKS = re.findall(
+    r"^(?:<!-- (\w+) -->\n)?```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL
+)
+
+# What the README says of its snippets: a cache is open and fib is registered.
+AROUND_SNIPPET = """
+import trio, trio_wasmcache
+{fib}
+class Silent:
+    def info(self, event, **fields): pass
+    warning = info
+async def main():
+    async with trio_wasmcache.open_cache(logger=Silent()) as cache:
+        await cache.register("fib", FIB, args=("i64",), returns="i64")
+{snippet}
+trio.run(main)
+"""
+
+
+def rows(section: str, header: str) -> list[list[str]]:
+    """The cells of the table in a section whose first column is called `header`."""
+    lines = SECTIONS[section].splitlines()
+    start = next(n for n, line in enumerate(lines) if line.startswith(f"| {header} |"))
+    table = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        table.append([cell.strip() for cell in line.strip("|").split(" | ")])
+    return table
+
+
+def code(cell: str) -> list[str]:
+    """What is in backticks in a cell."""
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def run(*arguments: str | Path) -> None:
+    result = subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_every_python_block_is_marked() -> None:
+    """Every Python block says how it is run, so that the tests below run it."""
+    assert {mark for mark, _ in BLOCKS} == {"runs", "snippet", "tests"}
+
+
+@pytest.mark.parametrize("program", [text for mark, text in BLOCKS if mark == "runs"])
+def test_programs_run(program: str) -> None:
+    """Whole programs of the README run as they are."""
+    run("-W", "error", "-c", program)
+
+
+@pytest.mark.parametrize("snippet", [text for mark, text in BLOCKS if mark == "snippet"])
+def test_snippets_run(snippet: str) -> None:
+    """The snippets of the README run in a cache in which fib is registered."""
+    first = next(text for mark, text in BLOCKS if mark == "runs")
+    fib = re.search(r'^FIB = """.*?"""$', first, re.MULTILINE | re.DOTALL)
+    assert fib
+    program = AROUND_SNIPPET.format(fib=fib[0], snippet=textwrap.indent(snippet, " " * 8))
+    run("-W", "error", "-c", program)
+
+
+def test_tests_run(tmp_path: Path) -> None:
+    """The tests that the README shows pass under pytest with pytest-trio."""
+    shown = [text for mark, text in BLOCKS if mark == "tests"]
+    (tmp_path / "pytest.ini").write_text("[pytest]\ntrio_mode = true\n")
+    (tmp_path / "test_shown.py").write_text(shown[0])
+    run("-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", tmp_path, tmp_path)
+
+
+def test_commands() -> None:
+    """One line runs the demo and one the tests, the latter as `.ci/run` looks for it."""
+    commands = re.findall(r"^    (python .*)$", README, re.MULTILINE)
+    install = "python -m venv .venv && .venv/bin/pip install"
+    demo = f"{install} . && .venv/bin/python -m trio_wasmcache demo"
+    tests = f"{install} -e '.[test,examples]' && .venv/bin/python -m pytest tests"
+    assert commands == [demo, tests]
+    script = ROOT / ".ci" / "run"
+    if script.exists():  # it is not part of a source distribution
+        pattern = re.search(r"s/\^(.+)\$/\\1/p", script.read_text(encoding="utf-8"))
+        assert pattern, "`.ci/run` does not take the test command from the README"
+        wanted = pattern[1].replace(r"\(", "(").replace(r"\)", ")")
+        assert re.findall(f"^{wanted}$", README, re.MULTILINE) == [tests]
+
+
+def test_config_table() -> None:
+    """The table of limits has every field of CacheConfig, in order, with its default."""
+    names = {"KiB": KiB, "MiB": MiB, "math": math, "os": os}
+    documented = {
+        code(field)[0]: eval(code(default)[0], names)
+        for field, default, _ in rows("Limits", "field")
+    }
+    actual = CacheConfig()
+    fields = [field.name for field in attrs.fields(CacheConfig)]
+    assert list(documented) == fields
+    assert documented == {name: getattr(actual, name) for name in fields}
+
+
+def test_event_table() -> None:
+    """The table of events has every event, in order, with all of its fields."""
+    documented = {code(name)[0]: code(fields) for name, _, fields in rows("The log", "event")}
+    assert list(documented) == [event.name for event in EVENTS]
+    assert documented == {
+        event.name: [field.name for field in attrs.fields(event)] for event in EVENTS
+    }
+
+
+def test_log_section() -> None:
+    """The fields that all events share, the warnings and the buffer are as the text says."""
+    text = SECTIONS["The log"]
+    own = {field.name for field in attrs.fields(Opened)}
+    opened = Opened(**dict.fromkeys(own, 0))
+    shared = Stamped(opened, "c", 1, 0.0).fields().keys() - own
+    paragraph = next(line for line in text.splitlines() if line.startswith("Each event has"))
+    assert set(code(paragraph)) == shared
+    assert f"`schema` (now {SCHEMA_VERSION})" in paragraph
+    assert f"{BUFFER_EVENTS:,} events" in text
+
+
+def test_reason_table() -> None:
+    """The table of reasons has every reason, in order."""
+    documented = [code(reason)[0] for reason, _ in rows("Hit, miss, block, evict", "reason")]
+    assert documented == [reason.value for reason in Reason]
+
+
+def test_error_table() -> None:
+    """The table of errors has every error of the library, each once."""
+    documented = [code(error)[0] for error, _ in rows("Errors", "error")]
+    public = {
+        name
+        for name, value in vars(trio_wasmcache).items()
+        if inspect.isclass(value) and issubclass(value, WasmCacheError)
+    }
+    assert len(documented) == len(set(documented))
+    assert set(documented) == public
+
+
+def test_type_table() -> None:
+    """The table of types has every type that crosses."""
+    documented = [name for cells in rows("Functions", "type") for name in code(cells[0])]
+    assert sorted(documented) == sorted(TYPES)
+
+
+def test_every_public_name_is_mentioned() -> None:
+    """Whatever `trio_wasmcache` exports is in the README."""
+    source = Path(trio_wasmcache.__file__).read_text(encoding="utf-8")
+    public = {
+        alias.asname
+        for node in ast.parse(source).body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert len(public) > 30
+    assert {name for name in public if not re.search(rf"\b{name}\b", README)} == set()
+
+
+def test_examples_table() -> None:
+    """Every example is in the table of examples."""
+    documented = {code(program)[0] for program, _ in rows("Try it", "program")}
+    assert documented == {f"examples/{path.name}" for path in (ROOT / "examples").glob("*.py")}
