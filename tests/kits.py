@@ -11,15 +11,24 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
+import wasmtime
+
 import trio_wasmcache
 from trio_wasmcache import CacheConfig, HostFunction, InstanceCache, TrapError
+from trio_wasmcache._cache import open_with
+from trio_wasmcache._engine.engine import WasmtimeEngine
 from trio_wasmcache._engine.hosts import INSTANCES
 from trio_wasmcache._engine.instance import WasmtimeInstance
+from trio_wasmcache._log import InlineLogWriter
 from trio_wasmcache.testing import FakeEngine, check_invariants, open_fake_cache
 
 PAGE = 65536
 # What one call of `kit.costly` burns, on either engine, is at least this.
 COSTLY = 50_000
+BUSY = (
+    "(local $i i64) (loop (local.set $i (i64.add (local.get $i) (i64.const 1)))"
+    f" (br_if 0 (i64.lt_u (local.get $i) (i64.const {COSTLY // 5}))))"
+)
 
 
 class ListLogger:
@@ -56,9 +65,10 @@ class FakeKit:
     ) -> AbstractAsyncContextManager[InstanceCache]:
         return _checked(open_fake_cache(config, engine=self.engine, logger=logger or ListLogger()))
 
-    def adding(self, number: int, *, pages: int = 1) -> bytes:
-        """Adds `number` to its argument."""
-        return self.engine.module(lambda x: x + number, memory_pages=pages)
+    def adding(self, number: int, *, pages: int = 1, slow_start: bool = False) -> bytes:
+        """Adds `number` to its argument. A slow start burns what a call of `costly` does."""
+        start_fuel = COSTLY + 1 if slow_start else 0
+        return self.engine.module(lambda x: x + number, memory_pages=pages, start_fuel=start_fuel)
 
     def adding_two(self) -> bytes:
         """Adds two arguments."""
@@ -101,28 +111,28 @@ class WasmtimeKit:
     ) -> AbstractAsyncContextManager[InstanceCache]:
         return _checked(open_real_cache(config, logger=logger))
 
-    def adding(self, number: int, *, pages: int = 1) -> str:
-        return function(f"(i64.add (local.get 0) (i64.const {number}))", pages=pages)
-
-    def adding_two(self) -> str:
-        return function("(i64.add (local.get 0) (local.get 1))", params="i64 i64")
-
-    def endless(self) -> str:
-        return function("(loop (br 0)) (unreachable)")
-
-    def costly(self) -> str:
+    def adding(self, number: int, *, pages: int = 1, slow_start: bool = False) -> bytes:
+        start = f"(start $begin) (func $begin {BUSY})" if slow_start else ""
         return function(
-            "(local $i i64) (loop (local.set $i (i64.add (local.get $i) (i64.const 1)))"
-            f" (br_if 0 (i64.lt_u (local.get $i) (i64.const {COSTLY // 5})))) (local.get 0)"
+            f"(i64.add (local.get 0) (i64.const {number}))", pages=pages, after=start
         )
 
-    def trapping(self) -> str:
+    def adding_two(self) -> bytes:
+        return function("(i64.add (local.get 0) (local.get 1))", params="i64 i64")
+
+    def endless(self) -> bytes:
+        return function("(loop (br 0)) (unreachable)")
+
+    def costly(self) -> bytes:
+        return function(f"{BUSY} (local.get 0)")
+
+    def trapping(self) -> bytes:
         return function("(unreachable)")
 
-    def growing(self) -> str:
+    def growing(self) -> bytes:
         return function("(drop (memory.grow (i32.const 1))) (local.get 0)")
 
-    def asking(self, names: Iterable[str] = ("ask",)) -> str:
+    def asking(self, names: Iterable[str] = ("ask",)) -> bytes:
         names = tuple(names)
         imports = "".join(
             f'(import "host" "{name}" (func ${name} (param i64) (result i64)))' for name in names
@@ -134,7 +144,7 @@ class WasmtimeKit:
             before=imports,
         )
 
-    def endless_start(self) -> str:
+    def endless_start(self) -> bytes:
         return function("(local.get 0)", after="(start $begin) (func $begin (loop (br 0)))")
 
 
@@ -143,12 +153,13 @@ Kit = FakeKit | WasmtimeKit
 
 def function(
     body: str, *, params: str = "i64", pages: int = 1, before: str = "", after: str = ""
-) -> str:
-    """WebAssembly text of a module that exports ``run`` and its memory."""
-    return (
+) -> bytes:
+    """A module that exports ``run`` and its memory, from WebAssembly text."""
+    made: bytes = wasmtime.wat2wasm(
         f'(module {before} (memory (export "memory") {pages})'
         f' (func $run (export "run") (param {params}) (result i64) {body}) {after})'
     )
+    return made
 
 
 @asynccontextmanager
@@ -156,7 +167,14 @@ async def open_real_cache(
     config: CacheConfig | None = None, *, logger: Any = None
 ) -> AsyncIterator[InstanceCache]:
     """`open_cache`, and a look afterwards at whether anything native was left open."""
-    async with trio_wasmcache.open_cache(config, logger=logger or ListLogger()) as cache:
+    if logger is None:
+        opening = trio_wasmcache.open_cache(config, logger=ListLogger())
+    else:
+        # Written at once, so that a test can look while the cache is open.
+        config = config or CacheConfig()
+        engine = WasmtimeEngine(config.stack_size)
+        opening = open_with(config, engine, InlineLogWriter(logger))
+    async with opening as cache:
         yield cache
     assert not INSTANCES
     left = [one for one in gc.get_objects() if type(one) is WasmtimeInstance and one._store]
@@ -176,7 +194,7 @@ async def _checked(
     assert (stats.total_size, stats.code_size, stats.loaded_modules) == (0, 0, 0)
 
 
-async def add(cache: InstanceCache, name: str, wasm: bytes | str, **more: Any) -> Any:
+async def add(cache: InstanceCache, name: str, wasm: bytes, **more: Any) -> Any:
     """Register a module of a kit."""
     more = {"args": ("i64",), "returns": "i64", "export": "run", **more}
     return await cache.register(name, wasm, **more)

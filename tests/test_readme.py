@@ -146,6 +146,9 @@ def test_log_section() -> None:
     assert set(code(paragraph)) == shared
     assert f"`schema` (now {SCHEMA_VERSION})" in paragraph
     assert f"{BUFFER_EVENTS:,} events" in text
+    optional = next(line for line in text.splitlines() if "are logged only with" in line)
+    told = {event.name for event in EVENTS if (event.__doc__ or "").startswith("With `log_uses`")}
+    assert set(code(optional)) == told | {"log_uses=True"}
 
 
 def test_reason_table() -> None:

@@ -32,4 +32,5 @@ from ._core.stats import CacheStats as CacheStats, EntryInfo as EntryInfo
 from ._function import Function as Function
 from ._group import SchedulingGroup as SchedulingGroup, current_group as current_group
 from ._host import HostFunction as HostFunction
-from ._lease import Lease as Lease, LeaseMemory as LeaseMemory, current_lease as current_lease
+from ._lease import Lease as Lease
+from ._memory import LeaseMemory as LeaseMemory, current_lease as current_lease

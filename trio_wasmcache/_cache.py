@@ -237,8 +237,9 @@ class InstanceCache:
         old = shell.registry.put(record)
         shell.tell(
             RegisteredEvent(
-                **describe(record),  # type: ignore[arg-type]
+                **describe(record),
                 module_digest=module.digest,
+                module_number=module.payload.number,
                 code_bytes=module.code_size,
                 artifact_bytes=len(module.payload.artifact.data),
                 compile_seconds=seconds,
@@ -265,8 +266,8 @@ class InstanceCache:
         """
         self._check_open()
         for record in self._shell.registry.take(name, args):
+            self._shell.tell(Removed(**describe(record)))
             self._retire(record)
-            self._shell.tell(Removed(**describe(record)))  # type: ignore[arg-type]
 
     def _retire(self, record: FunctionRecord) -> None:
         self._compiler.drop(record.module)
@@ -367,7 +368,8 @@ class InstanceCache:
         shell = self._shell
         now = trio.current_time()
         for group in groups:
-            shell.act(shell.policy.close_group(group._record, now, reason))
+            tell_closed(group, now)
+            shell.act(shell.policy.close_group(group._record, now, reason), now)
             group._wake_token_waiters()
         busy = []
         for group in groups:
@@ -383,7 +385,6 @@ class InstanceCache:
                     shell.act(shell.policy.recycle(request, size, now, reason))
                 if event is not None:
                     busy.append((event, request))
-            tell_closed(group)
         with trio.CancelScope(shield=True):
             for event, _ in busy:
                 await event.wait()

@@ -211,9 +211,10 @@ def group_opened(group: SchedulingGroup) -> GroupOpened:
     return GroupOpened(group=group.name, capacity_tokens=tokens, shares=group.shares)
 
 
-def tell_closed(group: SchedulingGroup) -> None:
-    """Note in the log that the group is closed."""
-    group._shell.tell(GroupClosed(group=group.name))
+def tell_closed(group: SchedulingGroup, at: float) -> None:
+    """Note in the log that the group closes; what that evicts is told after it."""
+    shell = group._shell
+    shell.tell(GroupClosed(group=group.name, with_cache=shell.closed), at)
 
 
 async def _run_inside(

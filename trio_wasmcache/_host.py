@@ -16,6 +16,7 @@ from attrs import field, frozen
 
 from ._abi.plain import PlainAbi
 from ._core.admit import WASI_MODULE
+from ._core.keys import normalise_types
 from ._core.wasm import FuncType
 from ._engine.seam import GuestMemory
 
@@ -23,6 +24,10 @@ from ._engine.seam import GuestMemory
 def _identity(fn: Callable[..., Any]) -> object:
     """What makes two functions the same: not being equal, which some objects are that differ."""
     return fn if isinstance(fn, MethodType) else id(fn)
+
+
+def _types(names: Sequence[str]) -> tuple[str, ...]:
+    return normalise_types(names)
 
 
 @final
@@ -47,8 +52,8 @@ class HostFunction:
     """
 
     fn: Callable[..., Any] = field(eq=_identity)
-    params: tuple[str, ...] = field(default=("i64",), converter=tuple)
-    results: tuple[str, ...] = field(default=("i64",), converter=tuple)
+    params: tuple[str, ...] = field(default=("i64",), converter=_types)
+    results: tuple[str, ...] = field(default=("i64",), converter=_types)
     _abi: PlainAbi = field(init=False, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:

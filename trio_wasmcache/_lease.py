@@ -12,14 +12,16 @@ import trio
 from trio.lowlevel import Task
 
 from ._core.errors import GuestError
-from ._core.events import Acquired, Blocked, Reason, Recycled
+from ._core.events import Reason
 from ._core.fair import Share
-from ._core.records import FunctionRecord, Request, Stage
+from ._core.records import FunctionRecord, Request
 from ._engine.seam import UNDER_WAY, GuestFunction, GuestInstance, GuestMemory
 from ._group import SchedulingGroup, closed_group
-from ._load import settle
+from ._load import grant
+from ._memory import LeaseMemory
 from ._runner import BURST_SECONDS, Job, context_of_call
-from ._shell import Shell, describe
+from ._shell import Shell
+from ._uses import tell_acquired, tell_recycled, tell_token_block
 
 if TYPE_CHECKING:
     from ._function import Function
@@ -91,7 +93,7 @@ class Lease:
         self._entered = False
         self._calls = 0
         self._fuel: int | None = None
-        self._number = 0
+        self._number: int | None = None
         self._at = 0.0
 
     # -- the block
@@ -118,7 +120,6 @@ class Lease:
         if group._record.closed or shell.closed:
             raise closed_group(group)
         if shell.config.log_uses:
-            self._number = shell.number()
             self._at = trio.current_time()
         task = trio.lowlevel.current_task()
         blocked = not group._take_token_nowait(task)
@@ -142,11 +143,7 @@ class Lease:
         request = policy.request(record, group._record, task, self._warm)
         request.payload = self
         request.blocked = blocked
-        step = policy.acquire(request, trio.current_time())
-        if step is not None:
-            shell.act(step)
-        if request.stage is not Stage.GRANTED:
-            await settle(shell, group, request)
+        await grant(shell, group, request)
         instance = request.instance
         assert instance is not None
         self._request = request
@@ -156,7 +153,9 @@ class Lease:
         self._native = native
         self._guest = native.function(registered.export)
         if shell.config.log_uses:
-            self._tell_acquired(request)
+            now = trio.current_time()
+            tell_acquired(shell, request, self._at, now)
+            self._at = now
 
     @trio.lowlevel.enable_ki_protection
     async def __aexit__(
@@ -196,11 +195,9 @@ class Lease:
         now = trio.current_time()
         step = shell.policy.recycle(request, size, now, reason)
         if shell.config.log_uses:
-            self._tell_recycled(
-                request, instance.number, size, now, kept=instance.payload is native
-            )
+            tell_recycled(shell, request, instance, size, self._at, now)
         if step is not None:
-            shell.act(step)
+            shell.act(step, now)
         if shell.sleep.deadline == float("inf"):
             shell.expect_expiry()
 
@@ -259,7 +256,7 @@ class Lease:
             self._calls += 1
             self._shell.calls += 1
         share.burst += time.perf_counter() - began
-        return result if abi.lift is None else self._lift(result)
+        return result if abi.lift is None else self._lift(native, result, values)
 
     async def _drive(
         self, native: GuestInstance, guest: GuestFunction, fuel: int, values: tuple[Any, ...]
@@ -312,13 +309,12 @@ class Lease:
             and any(value is None for value in values)
         )
 
-    def _lift(self, result: Any) -> Any:
+    def _lift(self, native: GuestInstance, result: Any, values: tuple[Any, ...]) -> Any:
         assert self._registered is not None and self._registered.abi.lift is not None
         try:
             return self._registered.abi.lift(result)
-        except GuestError:
-            self._broken = True  # it lies: do not keep it
-            raise
+        except GuestError as error:
+            raise self._spoil(native, error, values) from None
 
     def _complete(self, error: GuestError, values: tuple[Any, ...]) -> None:
         """Say in the error which function it was, and with what it was called."""
@@ -437,90 +433,7 @@ class Lease:
         """The acquire has to wait for a token; its request does not exist yet."""
         self._shell.policy.blocks += 1
         if self._shell.config.log_uses:
-            self._shell.tell(
-                Blocked(
-                    **describe(record),  # type: ignore[arg-type]
-                    group=self._group.name,
-                    request=self._number,
-                    waits_for="a token",
-                )
-            )
-
-    def _tell_acquired(self, request: Request) -> None:
-        shell, instance = self._shell, request.instance
-        assert instance is not None
-        now = trio.current_time()
-        ledger = shell.policy.residents.ledger
-        shell.tell(
-            Acquired(
-                **describe(instance.entry.function),  # type: ignore[arg-type]
-                group=self._group.name,
-                instance=instance.number,
-                request=self._number,
-                hit=request.hit,
-                wait_seconds=now - self._at,
-                uses=instance.uses,
-                module_digest=instance.entry.function.module.digest,
-                code_bytes=instance.entry.function.module.code_size,
-                total_size_bytes=ledger.total_size,
-                code_size_bytes=ledger.used,
-            )
-        )
-        self._at = now
-
-    def _tell_recycled(
-        self, request: Request, number: int, size: int, now: float, *, kept: bool
-    ) -> None:
-        ledger = self._shell.policy.residents.ledger
-        self._shell.tell(
-            Recycled(
-                **describe(request.entry.function),  # type: ignore[arg-type]
-                group=self._group.name,
-                instance=number,
-                request=self._number,
-                size_bytes=size,
-                held_seconds=now - self._at,
-                calls=self._calls,
-                kept=kept,
-                total_size_bytes=ledger.total_size,
-                code_size_bytes=ledger.used,
-            )
-        )
-
-
-@final
-class LeaseMemory:
-    """The linear memory of the instance that a lease holds. See `Lease.memory`."""
-
-    __slots__ = ("_lease",)
-
-    def __init__(self, lease: Lease) -> None:
-        self._lease = lease
-
-    @property
-    def size(self) -> int:
-        """Bytes; always whole pages of 64 KiB."""
-        return self._lease._guest_memory().size
-
-    def read(self, at: int, n: int) -> bytes:
-        """A copy of the `n` bytes from address `at`."""
-        return self._lease._guest_memory().read(at, n)
-
-    def write(self, at: int, data: bytes | bytearray | memoryview) -> None:
-        """Put `data` at address `at`."""
-        self._lease._guest_memory().write(at, data)
-
-
-def current_lease() -> Lease:
-    """Inside a host function: the lease whose guest called it.
-
-    Raises:
-        RuntimeError: no host function is running in this context.
-    """
-    lease: Lease | None = context_of_call.get(None)
-    if lease is None:
-        raise RuntimeError("current_lease() has a meaning only inside a host function")
-    return lease
+            tell_token_block(self._shell, record, self._group.name)
 
 
 def _shorten(text: str) -> str:

@@ -8,12 +8,12 @@ import trio
 from trio.lowlevel import Abort, RaiseCancelT
 
 from ._core.errors import GuestError, LinkError, LoadError, WasmCacheError
-from ._core.events import Blocked, Failed, Loaded
 from ._core.records import Closed, Request, Stage
 from ._engine.seam import GuestInstance
 from ._group import closed_group
 from ._runner import Job
-from ._shell import Shell, describe
+from ._shell import Shell
+from ._uses import tell_abandoned, tell_blocked, tell_failed, tell_loaded, tell_requested
 
 if TYPE_CHECKING:
     from ._group import SchedulingGroup
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from ._registry import Registered
 
 
-async def settle(shell: Shell, group: SchedulingGroup, request: Request) -> None:
-    """See `request` through until it is granted; afterwards it has an instance.
+async def grant(shell: Shell, group: SchedulingGroup, request: Request) -> None:
+    """See a new `request` through until it is granted; afterwards it has an instance.
 
     **Checkpoint:** if it has to wait or load, maybe.
     **Cancellation:** the request has ended, and all it took is given back.
@@ -31,6 +31,17 @@ async def settle(shell: Shell, group: SchedulingGroup, request: Request) -> None
         WasmCacheError: what ended the request.
         trio.ClosedResourceError: the group or the cache was closed.
     """
+    now = trio.current_time()
+    if shell.config.log_uses:
+        tell_requested(shell, request, now)
+    try:
+        step = shell.policy.acquire(request, now)
+    except WasmCacheError as error:
+        if shell.config.log_uses:
+            tell_abandoned(shell, request, type(error).__name__, now)
+        raise
+    if step is not None:
+        shell.act(step, now)
     while request.stage is not Stage.GRANTED:
         if request.stage is Stage.LOADING:
             await _load(shell, group, request)
@@ -43,26 +54,16 @@ async def settle(shell: Shell, group: SchedulingGroup, request: Request) -> None
 async def _wait(shell: Shell, request: Request) -> None:
     def abort(_: RaiseCancelT) -> Abort:
         request.sleeper = None
-        shell.act(shell.policy.cancel(request, trio.current_time()))
+        now = trio.current_time()
+        if shell.config.log_uses:
+            tell_abandoned(shell, request, "Cancelled", now)
+        shell.act(shell.policy.cancel(request, now), now)
         return Abort.SUCCEEDED
 
-    tell_blocked(shell, request)
+    if shell.config.log_uses:
+        tell_blocked(shell, request)
     request.sleeper = trio.lowlevel.current_task()
     await trio.lowlevel.wait_task_rescheduled(abort)
-
-
-def tell_blocked(shell: Shell, request: Request) -> None:
-    """With `log_uses`: note what the request waits for."""
-    if shell.config.log_uses:
-        lease: Lease = request.payload
-        shell.tell(
-            Blocked(
-                **describe(request.entry.function),  # type: ignore[arg-type]
-                group=request.entry.group.name,
-                request=lease._number,
-                waits_for=request.stage.value.removeprefix("waiting for "),
-            )
-        )
 
 
 async def _load(shell: Shell, group: SchedulingGroup, request: Request) -> None:
@@ -99,48 +100,29 @@ async def _load(shell: Shell, group: SchedulingGroup, request: Request) -> None:
         if instance.payload is not None:
             native, instance.payload = instance.payload, None
             native.close()
-        shell.act(shell.policy.failed(request, trio.current_time()))
-        if not isinstance(error, Exception) or isinstance(error, trio.ClosedResourceError):
-            raise
+        now = trio.current_time()
         problem = _explain(instance.entry.function.key, error)
-        shell.tell(
-            Failed(
-                **describe(instance.entry.function),  # type: ignore[arg-type]
-                group=group.name,
-                instance=instance.number,
-                error=type(problem).__name__,
-                message=str(problem),
-            )
-        )
+        if isinstance(problem, WasmCacheError):
+            tell_failed(shell, request, instance, problem, now)
+        if shell.config.log_uses:
+            tell_abandoned(shell, request, type(problem).__name__, now)
+        shell.act(shell.policy.failed(request, now), now)
         if problem is error:
             raise
         raise problem from error
     instance.size = native.measure()
     now = trio.current_time()
     step = shell.policy.loaded(request, now)
-    shell.tell(
-        Loaded(
-            **describe(instance.entry.function),  # type: ignore[arg-type]
-            group=group.name,
-            instance=instance.number,
-            module_digest=instance.entry.function.module.digest,
-            module_loaded=instance.loads_module,
-            warmed=request.warm,
-            load_seconds=now - began,
-            code_bytes=instance.entry.function.module.code_size,
-        )
-    )
-    shell.act(step)
+    tell_loaded(shell, request, instance, began, now)
+    shell.act(step, now)
 
 
-def _explain(key: object, error: Exception) -> Exception:
+def _explain(key: object, error: BaseException) -> BaseException:
     """What the caller gets for what went wrong while loading."""
     if isinstance(error, GuestError):
         return LoadError(f"{key} could not be instantiated: its start function failed: {error}")
     if isinstance(error, (LoadError, LinkError)):
         return type(error)(f"{key} could not be instantiated: {error}")
-    if isinstance(error, WasmCacheError):
-        return error
     return error
 
 

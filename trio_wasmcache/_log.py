@@ -136,4 +136,4 @@ class InlineLogWriter:
             self.failures += 1
 
     async def close(self, timeout: float) -> None:
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.cancel_shielded_checkpoint()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -53,12 +54,12 @@ def declare(
     max_instances: int,
 ) -> Declaration:
     """Check the parameters of `register`; the errors are those it documents."""
-    key = FunctionKey(check_name(name), normalise_types(args))
+    key = FunctionKey(check_name(name), _spelt(f"{name}: argument types", args))
     given: str | tuple[str, ...] | None
     if returns is None or isinstance(returns, str):
         given = None if returns is None else normalise_type(returns)
     else:
-        given = normalise_types(returns)
+        given = _spelt(f"{key}: result types", returns)
     if abi not in (None, "plain"):
         raise SignatureError(f"{key}: unknown abi {abi!r}; there is 'plain'")
     if isolation not in ISOLATIONS:
@@ -76,6 +77,10 @@ def declare(
         raise TypeError(f"{key}: export must be a str, got {export!r}")
     if not isinstance(called_on_null, bool):
         raise TypeError(f"{key}: called_on_null must be True or False, got {called_on_null!r}")
+    try:
+        hosts = flatten(imports)
+    except TypeError as error:
+        raise TypeError(f"{key}: {error}") from None
     results = (given,) if isinstance(given, str) else given or ()
     return Declaration(
         key=key,
@@ -83,10 +88,19 @@ def declare(
         export=key.name if export is None else export,
         abi=PlainAbi(str(key), key.args, results),
         called_on_null=called_on_null,
-        hosts=flatten(imports),
+        hosts=hosts,
         concurrency=concurrency,
         isolation=isolation,
     )
+
+
+def _spelt(what: str, names: object) -> tuple[str, ...]:
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise TypeError(f'{what} must be a sequence such as ("i64",), got {names!r:.100}')
+    try:
+        return normalise_types(names)
+    except TypeError as error:
+        raise TypeError(f"{what}: {error}") from None
 
 
 async def read_source(
@@ -172,6 +186,7 @@ class Compiler:
     modules: dict[Any, Module] = field(factory=dict)
     """{what makes modules equal: module}, of the functions that are registered."""
     _compiling: dict[Any, Compiling] = field(factory=dict)
+    _next_number: Callable[[], int] = field(factory=lambda: itertools.count(1).__next__)
 
     async def get(
         self, wasm: bytes, declaration: Declaration, config: CacheConfig
@@ -272,13 +287,14 @@ class Compiler:
             artifact,
             tuple(declaration.hosts[name] for name in wanted),
             tuple(HostImport(*name, declaration.hosts[name].type) for name in wanted),
+            number=self._next_number(),
         )
         return Module(equal[0].hex(), artifact.code_size, payload=slot)
 
     def _admit(self, info: ModuleInfo, declaration: Declaration, config: CacheConfig) -> Edits:
-        self._check(info, declaration)
         what = str(declaration.key)
         check_imports(info, what, _types(declaration.hosts))
+        self._check(info, declaration)
         return check_limits(info, what, config.memory_limit, config.table_limit)
 
     def _check(self, info: ModuleInfo, declaration: Declaration) -> None:

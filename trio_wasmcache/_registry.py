@@ -27,6 +27,8 @@ class ModuleSlot:
     artifact: Artifact
     hosts: tuple[AnyHost, ...]
     host_imports: tuple[HostImport, ...]
+    number: int = 0
+    """Tells modules of one cache apart in the log."""
     functions: int = 0
     """Registered functions that use it; with the last one, the artifact goes."""
     loaded: LoadedModule | None = None

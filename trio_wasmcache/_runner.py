@@ -97,6 +97,15 @@ class Runner:
         Raises:
             trio.ClosedResourceError: the cache or the group was closed meanwhile.
         """
+        share = job.share
+        self.loop.line.enter(share)
+        share.active += 1
+        try:
+            await self._drive(job)
+        finally:
+            share.active -= 1
+
+    async def _drive(self, job: Job) -> None:
         limit = math.inf if self.config.offload_after is None else self.config.offload_after
         slices = 1
         while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
@@ -38,16 +39,21 @@ class Shell:
         self.sleep = trio.CancelScope()
         self.main: GroupRecord = GroupRecord("main")
         self._requests = 0
+        self._tasks: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        self._last_task = 0
 
-    def act(self, step: Step | None) -> None:
-        """Carry out what a step of the policy left to do. Never waits, never fails."""
+    def act(self, step: Step | None, at: float | None = None) -> None:
+        """Carry out what a step of the policy left to do. Never waits, never fails.
+
+        `at` is the time that the policy was given, for the log.
+        """
         if step is None:
             return
         for instance, event in step.evicted:
             if instance.payload is not None:
                 native, instance.payload = instance.payload, None
                 native.close()
-            self.tell(event)
+            self.tell(event, at)
         for module in step.unloaded:
             if module.users == 0:  # it may have been asked for again within the same step
                 module.payload.unload()
@@ -56,9 +62,9 @@ class Shell:
                 sleeper, request.sleeper = request.sleeper, None
                 trio.lowlevel.reschedule(sleeper)
 
-    def tell(self, event: Event) -> None:
-        """Note a fact for the log."""
-        self.log.add(event, trio.current_time())
+    def tell(self, event: Event, at: float | None = None) -> None:
+        """Note a fact for the log, of this moment or of the step that it belongs to."""
+        self.log.add(event, trio.current_time() if at is None else at)
 
     def expect_expiry(self) -> None:
         """Let the background task wake when something idle is due: called after a recycle.
@@ -70,13 +76,21 @@ class Shell:
             if due is not None:
                 self.sleep.deadline = due
 
+    def task_number(self, task: Any) -> int:
+        """A number for a task, for the log."""
+        number = self._tasks.get(task)
+        if number is None:
+            self._last_task += 1
+            number = self._tasks[task] = self._last_task
+        return number
+
     def number(self) -> int:
         """A number for a request, for the log."""
         self._requests += 1
         return self._requests
 
 
-def describe(record: FunctionRecord) -> dict[str, object]:
+def describe(record: FunctionRecord) -> dict[str, Any]:
     """The fields by which events name a function."""
     return {
         "function": record.key.name,

@@ -167,7 +167,7 @@ class Model:
         waiting = {
             it.owner: it
             for it in self.requests
-            if it.stage in {"queued", "room"} and it is not self.moving
+            if it.stage == "room" or (it.stage == "queued" and it is not self.moving)
         }
         held = [it for it in self.requests if it.instance is not None]
         doomed = set(waiting)

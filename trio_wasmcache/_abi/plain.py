@@ -34,6 +34,7 @@ class PlainType:
 
     @property
     def real(self) -> bool:
+        """Whether it is a floating-point number."""
         return self.wasm in ("f32", "f64")
 
 

@@ -105,10 +105,14 @@ class GroupOpened(Event):
 
 @frozen(kw_only=True)
 class GroupClosed(Event):
-    """A scheduling group was closed; its instances went before this event."""
+    """A scheduling group closes; the evictions of its idle instances follow.
+
+    `with_cache`: because the cache does.
+    """
 
     name = "wasmcache.group_closed"
     group: str
+    with_cache: bool
 
 
 @frozen(kw_only=True)
@@ -120,6 +124,8 @@ class Registered(Event):
     arg_types: str
     generation: int
     module_digest: str
+    module_number: int
+    """The same for functions that share a module; equal bytes alone do not make one."""
     code_bytes: int
     artifact_bytes: int
     compile_seconds: float
@@ -131,7 +137,7 @@ class Registered(Event):
 
 @frozen(kw_only=True)
 class Removed(Event):
-    """A function may no longer be acquired."""
+    """A function may no longer be acquired; the evictions of its idle instances follow."""
 
     name = "wasmcache.removed"
     function: str
@@ -155,6 +161,8 @@ class Loaded(Use):
     """An instance was made. `module_loaded`: its code had to be loaded first."""
 
     name = "wasmcache.loaded"
+    request: int | None
+    """The acquire it was made for; None without `log_uses`."""
     module_digest: str
     module_loaded: bool
     warmed: bool
@@ -167,6 +175,8 @@ class Failed(Use):
     """An instance could not be made; `error` is the type of what the caller got."""
 
     name = "wasmcache.failed"
+    request: int | None
+    """As in `Loaded`."""
     error: str
     message: str
 
@@ -202,16 +212,52 @@ class Evicted(Use):
 
 
 @frozen(kw_only=True)
+class Requested(Event):
+    """With `log_uses`: an acquire has its token and asks for an instance.
+
+    What it evicts to make room follows, then `Blocked`, `Acquired`, `Loaded` or `Abandoned`.
+    """
+
+    name = "wasmcache.requested"
+    function: str
+    arg_types: str
+    group: str
+    generation: int
+    request: int
+    """Numbers the acquires of a cache."""
+    task: int
+    """Numbers the tasks; who waits for oneself is told by it."""
+    warm: bool
+
+
+@frozen(kw_only=True)
 class Blocked(Event):
-    """With `log_uses`: an acquire had to wait, for a token, an instance or room."""
+    """With `log_uses`: an acquire has to wait, for ``"a token"``, ``"an instance"`` or ``"room"``.
+
+    Those that wait for a token have no `request` yet.
+    """
 
     name = "wasmcache.blocked"
     function: str
     arg_types: str
     group: str
     generation: int
-    request: int
+    request: int | None
     waits_for: str
+
+
+@frozen(kw_only=True)
+class Abandoned(Event):
+    """With `log_uses`: an acquire ended without a lease: cancelled, refused, or its load failed."""
+
+    name = "wasmcache.abandoned"
+    function: str
+    arg_types: str
+    group: str
+    generation: int
+    request: int | None
+    error: str
+    """The type of what the caller got."""
 
 
 @frozen(kw_only=True)
@@ -219,7 +265,7 @@ class Acquired(Use):
     """With `log_uses`: a lease was granted. `uses` counts those before it."""
 
     name = "wasmcache.acquired"
-    request: int
+    request: int | None
     hit: bool
     wait_seconds: float
     uses: int
@@ -234,7 +280,7 @@ class Recycled(Use):
     """With `log_uses`: a lease ended. `kept` is False where an eviction follows."""
 
     name = "wasmcache.recycled"
-    request: int
+    request: int | None
     size_bytes: int
     held_seconds: float
     calls: int
@@ -267,9 +313,11 @@ EVENTS: tuple[type[Event], ...] = (
     Loaded,
     Failed,
     Evicted,
+    Requested,
     Blocked,
     Acquired,
     Recycled,
+    Abandoned,
     Lost,
 )
 """Every kind of event, one for each name."""

@@ -28,6 +28,8 @@ class Share:
     virtual_time: float = 0.0
     """Units of fuel per share."""
 
+    active: int = 0
+    """Its calls that take turns, in any line: while there are some, it is not away."""
     burst: float = 0.0
     """Seconds of calls run since the last turn of the loop."""
 
@@ -90,8 +92,13 @@ class FairQueue(Generic[T]):
         return first is share or first.virtual_time < share.virtual_time
 
     def enter(self, share: Share) -> None:
-        """`share` has work again: it starts at the present virtual time, if it was away."""
-        share.virtual_time = max(share.virtual_time, self.now)
+        """`share` asks for a turn: it starts at the present virtual time, if it was away.
+
+        Being in another line is not being away: a call goes from the loop's line to the threads'
+        and back, and must not lose on the way what its group is behind.
+        """
+        if not share.active:
+            share.virtual_time = max(share.virtual_time, self.now)
 
     def begin(self, share: Share) -> None:
         """A turn of `share` begins."""

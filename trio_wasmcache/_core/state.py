@@ -17,6 +17,8 @@ import enum
 class State(enum.Enum):
     """Where an instance is in its life."""
 
+    __hash__ = object.__hash__  # members are singletons; Enum's own hashes the name, in Python
+
     ABSENT = "absent"
     LOADING = "loading"
     RUNNING = "running"
@@ -26,6 +28,8 @@ class State(enum.Enum):
 
 class Action(enum.Enum):
     """What is done to an instance."""
+
+    __hash__ = object.__hash__
 
     LOAD = "load"
     LOADED = "loaded"

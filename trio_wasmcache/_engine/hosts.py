@@ -32,13 +32,12 @@ if TYPE_CHECKING:
 # {number in the store's data: instance}; only instances that import host functions are in it.
 INSTANCES: dict[int, WasmtimeInstance] = {}
 
-
 # Frames that the callbacks need, and some to spare.
 HEADROOM = 12
 
 
 def check_headroom(frames: int = HEADROOM) -> None:
-    """`RecursionError` now, where it can be raised, if the callbacks could not run for lack of it."""
+    """`RecursionError` here, where it can be raised, if there is no Python stack for a callback."""
     if frames:
         check_headroom(frames - 1)
 

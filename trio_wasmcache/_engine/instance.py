@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Callable, Sequence
-from ctypes import byref, c_size_t, c_uint64, c_void_p
+from ctypes import byref, c_size_t, c_uint8, c_uint64, c_void_p
 from typing import TYPE_CHECKING, Any, final
 
 from .._core.config import WASM_PAGE
@@ -163,7 +163,7 @@ class WasmtimeFunction:
         self._instance = instance
         self._lower = _cells(signature.params)
         self._lift = _cells(signature.results)
-        arguments = ctypes.create_string_buffer(native.VALUE_SIZE * len(signature.params) + 1)
+        arguments = (c_uint8 * (native.VALUE_SIZE * len(signature.params)))()
         for number, name in enumerate(signature.params):
             arguments[number * native.VALUE_SIZE] = native.VALUE_KINDS[name][0]
         self._results = ctypes.create_string_buffer(native.VALUE_SIZE * len(signature.results) + 1)

@@ -41,10 +41,7 @@ MAX_LINES, MAX_LINE_LENGTH = 12, 200
 
 def take_error(pointer: int) -> str:
     """The message of an owned wasmtime_error_t, which is freed; shortened, and fit to be shown."""
-    message = native.ByteVec()
-    native.error_message(pointer, byref(message))
-    native.error_delete(pointer)
-    lines = native.take_bytes(message).decode("utf-8", "replace").splitlines()
+    lines = _take_message(pointer).splitlines()
     return "\n".join(shown(line) for line in lines[:MAX_LINES])
 
 
@@ -55,12 +52,12 @@ def guest_error(pointer: int) -> GuestError:
     frames = native.PointerVec()
     native.error_wasm_trace(pointer, byref(frames))
     backtrace = _take_frames(frames)
-    message = take_error(pointer)
+    message = _take_message(pointer)
     if exited:
         return ExitError(
             f"the guest called proc_exit({status.value})", status=status.value, backtrace=backtrace
         )
-    return TrapError(_first_line(message), code="host", backtrace=backtrace)
+    return TrapError(_cause(message), code="host", backtrace=backtrace)
 
 
 def trap_error(pointer: int) -> GuestError:
@@ -73,7 +70,7 @@ def trap_error(pointer: int) -> GuestError:
     text = native.ByteVec()
     native.wasm_trap_message(pointer, byref(text))
     native.wasm_trap_delete(pointer)
-    message = _first_line(native.take_bytes(text).decode("utf-8", "replace"))
+    message = _cause(native.take_bytes(text).decode("utf-8", "replace"))
     if known and code.value == OUT_OF_FUEL:
         return FuelExhaustedError("all fuel is burnt", backtrace=backtrace)
     if known and code.value == STACK_OVERFLOW:
@@ -88,11 +85,21 @@ def shown(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def _first_line(message: str) -> str:
-    # Native trap messages say "error while executing at wasm backtrace: ..." first.
+def _take_message(pointer: int) -> str:
+    message = native.ByteVec()
+    native.error_message(pointer, byref(message))
+    native.error_delete(pointer)
+    return native.take_bytes(message).decode("utf-8", "replace")
+
+
+def _cause(message: str) -> str:
+    # wasmtime says "error while executing at wasm backtrace:", the frames, and then why.
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    causes = [line for line in lines if line.startswith(("wasm trap:", "Caused by"))]
-    return shown((causes or lines or ["unknown error"])[-1 if causes else 0])
+    # The last one: a function may be named so, too.
+    for number in range(len(lines) - 2, 0, -1):
+        if lines[number] == "Caused by:":
+            return shown(lines[number + 1])
+    return shown(lines[0] if lines else "unknown error")
 
 
 def _take_frames(frames: native.PointerVec) -> tuple[str, ...]:

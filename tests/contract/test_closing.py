@@ -1,0 +1,267 @@
+"""Semantics 17, 18: leaving a group, and leaving the cache, under everybody's hands."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+import trio
+from kits import Kit, ListLogger, add, add_asking
+from trio.testing import wait_all_tasks_blocked
+
+from trio_wasmcache import CacheConfig, InstanceCache, SchedulingGroup
+from trio_wasmcache.testing import check_invariants
+
+
+class Outcomes(list[str]):
+    """What became of several tasks."""
+
+    async def note(self, use: Callable[[], Awaitable[object]]) -> None:
+        """Run `use`, and remember how it ended."""
+        try:
+            await use()
+        except trio.ClosedResourceError as error:
+            self.append(str(error))
+        else:
+            self.append("done")
+
+
+async def test_18_the_exception_of_the_block_leaves_it_unwrapped(kit: Kit) -> None:
+    """As itself, not in a group, with its traceback."""
+    error = ZeroDivisionError("mine")
+    with pytest.raises(ZeroDivisionError) as caught:
+        async with kit.open() as cache:
+            f = await add(cache, "f", kit.adding(1))
+            await f.call(1)
+            raise error
+    assert caught.value is error
+    assert error.__cause__ is None
+    assert caught.traceback[-1].path.name == "test_closing.py" or error.__traceback__ is not None
+
+
+async def test_18_the_exception_of_the_block_is_not_lost_in_a_cancelled_scope(kit: Kit) -> None:
+    """A cancellation that arrives while the cache is being closed does not swallow it."""
+    with trio.CancelScope() as scope:
+        with pytest.raises(ZeroDivisionError):
+            async with kit.open() as cache:
+                await add(cache, "f", kit.adding(1))
+                scope.cancel()
+                raise ZeroDivisionError
+    assert not scope.cancelled_caught
+
+
+async def test_18_a_cancelled_block_closes_everything(kit: Kit) -> None:
+    """`Cancelled` goes through, and the cache is closed all the same."""
+    caches: list[InstanceCache] = []
+    with trio.CancelScope() as scope:
+        async with kit.open() as cache:
+            caches.append(cache)
+            f = await add(cache, "f", kit.adding(1))
+            async with f.acquire() as lease:
+                await lease.call(1)
+                scope.cancel()
+                await trio.lowlevel.checkpoint()
+    assert scope.cancelled_caught
+    assert "closed" in repr(caches[0])
+    check_invariants(caches[0])
+
+
+async def test_18_a_closed_cache_refuses_everything(kit: Kit) -> None:
+    """Each with `ClosedResourceError`; looking at it still works."""
+    async with kit.open() as cache:
+        f = await add(cache, "f", kit.adding(1))
+        await f.call(1)
+    with pytest.raises(trio.ClosedResourceError, match="the cache is closed"):
+        await f.call(1)
+    with pytest.raises(trio.ClosedResourceError):
+        await add(cache, "g", kit.adding(2))
+    with pytest.raises(trio.ClosedResourceError):
+        cache.remove("f")
+    with pytest.raises(trio.ClosedResourceError):
+        cache.resize(max_size=1)
+    with pytest.raises(trio.ClosedResourceError):
+        await cache.warm("f", ("i64",))
+    with pytest.raises(trio.ClosedResourceError):
+        async with cache.scheduling_group("late", capacity=1):
+            raise AssertionError("opened")
+    assert cache.stats().evictions["closed"] == 1
+    assert cache.entries() == ()
+    assert cache.stats().hits == 0
+
+
+async def test_18_waiters_for_an_instance_are_told_at_once(kit: Kit) -> None:
+    """Those queued for an instance, and the one that holds it at its next call."""
+    outcomes = Outcomes()
+    async with trio.open_nursery() as nursery:
+        async with kit.open() as cache:
+            f = await add(cache, "f", kit.adding(1))
+            held = trio.Event()
+            go_on = trio.Event()
+
+            async def hold() -> None:
+                async with f.acquire() as lease:
+                    held.set()
+                    await go_on.wait()
+                    await lease.call(1)
+
+            nursery.start_soon(outcomes.note, hold)
+            await held.wait()
+            for _ in range(3):
+                nursery.start_soon(outcomes.note, lambda: f.call(1))
+            await wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
+        assert outcomes == ["the cache is closed"] * 3
+        check_invariants(cache)
+        go_on.set()
+    assert outcomes == ["the cache is closed"] * 4
+
+
+async def test_18_who_was_just_granted_an_instance_is_told(kit: Kit) -> None:
+    """The waiter is woken by the recycle, and the cache closes before it runs: it gets nothing."""
+    outcomes = Outcomes()
+    async with trio.open_nursery() as nursery:
+        async with kit.open() as cache:
+            f = await add(cache, "f", kit.adding(1))
+            async with f.acquire():
+                nursery.start_soon(outcomes.note, lambda: f.call(1))
+                await wait_all_tasks_blocked()
+    assert outcomes == ["the cache is closed"]
+    check_invariants(cache)
+
+
+async def test_18_who_was_just_granted_a_token_is_told(kit: Kit) -> None:
+    """And gives it back."""
+    outcomes = Outcomes()
+    groups: list[SchedulingGroup] = []
+    async with trio.open_nursery() as nursery:
+        async with kit.open() as cache:
+            f = await add(cache, "f", kit.adding(1), concurrency=2)
+            async with cache.scheduling_group("g", capacity=1) as group:
+                groups.append(group)
+                async with f.acquire():
+                    use = group.acquire("f", ("i64",))
+                    nursery.start_soon(outcomes.note, use.__aenter__)
+                    await wait_all_tasks_blocked()
+                    assert group.limiter.statistics().tasks_waiting == 1
+    assert len(outcomes) == 1
+    assert "closed" in outcomes[0]
+    assert groups[0].limiter.borrowed_tokens == 0
+    check_invariants(cache)
+
+
+async def test_18_waiters_for_tokens_and_room_are_told_at_once(kit: Kit) -> None:
+    """Wherever an acquire waits, closing the cache ends it."""
+    outcomes = Outcomes()
+    async with trio.open_nursery() as nursery:
+        async with kit.open() as cache:
+            f = await add(cache, "f", kit.adding(1), concurrency=2)
+            g = await add(cache, "g", kit.adding(2))
+            async with cache.scheduling_group("small", capacity=1) as group, f.acquire():
+                cache.resize(max_code_size=max(f.code_size, g.code_size) + cache.config.stack_size)
+                context = cache._main.acquire("g", ("i64",))
+                nursery.start_soon(outcomes.note, context.__aenter__)  # room
+                token = group.acquire("f", ("i64",))
+                nursery.start_soon(outcomes.note, token.__aenter__)  # a token
+                await wait_all_tasks_blocked()
+                assert cache.stats().waiting == 2
+                check_invariants(cache)
+                await cache._close()
+                await wait_all_tasks_blocked()
+                assert outcomes == ["the cache is closed"] * 2
+    check_invariants(cache)
+
+
+async def test_18_who_is_loading_is_told(kit: Kit) -> None:
+    """An endless start function ends with the cache."""
+    outcomes = Outcomes()
+    async with trio.open_nursery() as nursery:
+        async with kit.open(CacheConfig(offload_after=None, total_fuel=10**15)) as cache:
+            f = await add(cache, "f", kit.endless_start())
+            nursery.start_soon(outcomes.note, lambda: f.call(1))
+            while cache.stats().running_instances == 0:
+                await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()
+    assert len(outcomes) == 1
+    assert "closed" in outcomes[0]
+    check_invariants(cache)
+
+
+async def test_18_registering_ends_with_the_cache(kit: Kit) -> None:
+    """A compile under way is abandoned."""
+    outcomes = Outcomes()
+    async with trio.open_nursery() as nursery:
+        async with kit.open() as cache:
+            nursery.start_soon(outcomes.note, lambda: add(cache, "f", kit.adding(1)))
+            while not cache._shell.registry.reserved:
+                await trio.lowlevel.checkpoint()
+    assert len(outcomes) == 1
+    assert "closed" in outcomes[0]
+    assert cache.functions() == ()
+
+
+async def test_18_a_call_in_a_host_function_fails_when_that_returns(kit: Kit) -> None:
+    """Its instance is closed at once; the host function is left to finish."""
+    outcomes = Outcomes()
+    finish = trio.Event()
+    async with trio.open_nursery() as nursery:
+        async with kit.open() as cache:
+
+            async def ask(value: int) -> int:
+                await finish.wait()
+                outcomes.append("answered")
+                return value
+
+            f = await add_asking(cache, kit, ask)
+            nursery.start_soon(outcomes.note, lambda: f.call(1))
+            await wait_all_tasks_blocked()
+        check_invariants(cache)
+        assert outcomes == []
+        finish.set()
+    assert outcomes[0] == "answered"
+    assert "closed" in outcomes[1]
+
+
+async def test_17_leaving_a_group_evicts_its_instances(kit: Kit, log: ListLogger) -> None:
+    """And only its own."""
+    async with kit.open(logger=log) as cache:
+        f = await add(cache, "f", kit.adding(1))
+        await f.call(1)
+        async with cache.scheduling_group("g", capacity=1):
+            await f.call(1)
+            assert cache.stats().idle_instances == 2
+        assert cache.stats().idle_instances == 1
+        assert [info.group for info in cache.entries()] == ["main"]
+        (event,) = log.fields("evicted")
+        assert (event["reason"], event["group"]) == ("group_closed", "g")
+        check_invariants(cache)
+
+
+async def test_18_leaving_a_group_ends_the_leases_of_others_in_it(kit: Kit) -> None:
+    """A handler task outside the group's nursery, in a lease, in a queue, or still loading."""
+    outcomes = Outcomes()
+    async with (
+        kit.open(CacheConfig(offload_after=None, total_fuel=10**15)) as cache,
+        trio.open_nursery() as nursery,
+    ):
+        f = await add(cache, "f", kit.endless())
+        slow = await add(cache, "slow", kit.endless_start())
+        other = await add(cache, "other", kit.adding(1))
+
+        async def use(group: SchedulingGroup, name: str) -> None:
+            async with group.acquire(name, ("i64",)) as lease:
+                await lease.call(1)
+
+        async with cache.scheduling_group("g", capacity=8) as group:
+            for name in ("f", "f", "slow"):
+                nursery.start_soon(outcomes.note, lambda name=name: use(group, name))
+            while cache.stats().running_instances < 2 or cache.stats().calls == 0:
+                await trio.lowlevel.checkpoint()
+            check_invariants(cache)
+        while len(outcomes) < 3:
+            await trio.lowlevel.checkpoint()
+        assert all("closed" in outcome for outcome in outcomes)
+        check_invariants(cache)
+        assert cache.stats().running_instances == 0
+        assert await other.call(1) == 2
+        assert slow.name == "slow"
+        assert f.name == "f"

@@ -1,0 +1,414 @@
+"""Compiling and loading: off the loop, each module once, and nothing left of what was given up."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from engine.support import compiles_held, exported, quiet_cache, run_python, wat
+
+from trio_wasmcache import HostFunction, InstanceCache, InvalidModuleError
+from trio_wasmcache._core.admit import Edits, check_limits
+from trio_wasmcache._core.config import KiB, MiB
+from trio_wasmcache._core.wasm import Export, FuncType, ModuleInfo
+from trio_wasmcache._core.wasm_edit import encode_module
+from trio_wasmcache._engine.engine import LOAD_IN_THREAD, MAX_COMPILES, WasmtimeEngine
+from trio_wasmcache.testing import check_invariants
+
+ADD = wat(
+    '(module (func (export "f") (param i64) (result i64) (i64.add (local.get 0) (i64.const 1))))'
+)
+KEY = ("i64",)
+
+
+def large_module(functions: int) -> bytes:
+    """Functions of 200 additions each; 1,000 of them compile in about 1 s."""
+    body = b"\0\x20\0" + b"\x20\0\x7c" * 200 + b"\x0b"
+    return encode_module(
+        types=[FuncType(("i64",), ("i64",))],
+        functions=[0] * functions,
+        exports=[Export("f", "func", 0)],
+        code=[body] * functions,
+    )
+
+
+def admit(info: ModuleInfo) -> Edits:
+    return check_limits(info, "f", 16 * MiB, 10_000)
+
+
+async def register(cache: InstanceCache, name: str = "f", wasm: bytes = ADD, **more: Any) -> Any:
+    return await cache.register(name, wasm, args=KEY, returns="i64", export="f", **more)
+
+
+async def idle(limiter: trio.CapacityLimiter) -> None:
+    """Wait until no thread works under it."""
+    places = [object() for _ in range(int(limiter.total_tokens))]
+    for place in places:
+        await limiter.acquire_on_behalf_of(place)
+    for place in places:
+        limiter.release_on_behalf_of(place)
+
+
+async def test_at_most_two_compile_at_once() -> None:
+    """The third compile waits for one of the first two; each runs in a thread of its own."""
+    go, lock, running, most = threading.Event(), threading.Lock(), 0, 0
+    threads = set()
+
+    def counted(info: ModuleInfo) -> Edits:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+            threads.add(threading.current_thread())
+        go.wait()
+        with lock:
+            running -= 1
+        return admit(info)
+
+    engine = WasmtimeEngine(512 * KiB)
+    limiter = engine._compilers
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(engine.compile, ADD, counted)
+        await trio.testing.wait_all_tasks_blocked()
+        assert limiter.borrowed_tokens == MAX_COMPILES == 2
+        assert limiter.statistics().tasks_waiting == 3
+        go.set()
+    assert most <= 2
+    assert threading.main_thread() not in threads
+    engine.close()
+
+
+async def test_a_compile_that_is_given_up_finishes_by_itself() -> None:
+    """Cancelled, its caller goes at once; the thread ends later, after the engine was closed."""
+    entered, go, left = threading.Event(), threading.Event(), threading.Event()
+
+    def held(info: ModuleInfo) -> Edits:
+        entered.set()
+        go.wait()
+        left.set()
+        return admit(info)
+
+    engine = WasmtimeEngine(512 * KiB)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(engine.compile, ADD, held)
+        await trio.to_thread.run_sync(entered.wait)
+        nursery.cancel_scope.cancel()
+    engine.close()
+    assert not left.is_set()
+    go.set()
+    await idle(engine._compilers)
+    assert left.is_set()
+    with pytest.raises(trio.ClosedResourceError):
+        await engine.compile(ADD, admit)
+
+
+async def test_a_compile_that_never_began_leaves_nothing() -> None:
+    """Cancelled while it waits for a place, it starts no thread."""
+    called = []
+    engine = WasmtimeEngine(512 * KiB)
+    limiter = engine._compilers
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            for place in "ab":
+                limiter.acquire_on_behalf_of_nowait(place)
+            nursery.start_soon(engine.compile, ADD, called.append)
+            await trio.testing.wait_all_tasks_blocked()
+            scope.cancel()
+    for place in "ab":
+        limiter.release_on_behalf_of(place)
+    await idle(limiter)
+    assert called == []
+    engine.close()
+
+
+async def test_functions_share_a_module() -> None:
+    """Same bytes, imports and isolation: compiled once, one artifact, one digest, loaded once."""
+    async with quiet_cache() as cache:
+        first = await register(cache, "a")
+        artifact = cache.stats().artifact_size
+        second = await register(cache, "b", bytearray(ADD))
+        assert first.module_digest == second.module_digest
+        assert cache.stats().artifact_size == artifact
+        async with first.acquire() as a, second.acquire() as b:
+            assert await a.call(1) == await b.call(1) == 2
+            assert cache.stats().loaded_modules == 1
+        cache.remove("a")
+        assert cache.stats().artifact_size == artifact
+        assert await second.call(4) == 5
+        cache.remove("b")
+        assert cache.stats().artifact_size == 0
+        check_invariants(cache)
+
+
+async def test_those_who_ask_at_once_share_a_compile() -> None:
+    """Ten functions of the same bytes registered together are one compile."""
+    async with quiet_cache() as cache:
+        async with trio.open_nursery() as nursery, compiles_held(cache):
+            for number in range(10):
+                nursery.start_soon(register, cache, f"f{number}")
+            await trio.testing.wait_all_tasks_blocked()
+            assert cache._shell.engine._compilers.statistics().tasks_waiting == 1  # type: ignore[attr-defined]
+        assert len(cache.functions()) == 10
+        assert len(cache._compiler.modules) == 1
+        for function in cache.functions():
+            assert await function.call(1) == 2
+        check_invariants(cache)
+
+
+class Equal:
+    """Any two of them are equal, and have no hash; but they are not the same function."""
+
+    def __init__(self, plus: int) -> None:
+        self.plus = plus
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __call__(self, value: int) -> int:
+        return value + self.plus
+
+    def method(self, value: int) -> int:
+        return value + self.plus
+
+
+async def test_what_differs_in_its_imports_is_another_module() -> None:
+    """Modules are shared for the same host functions only: the very same, not equal ones."""
+    wasm = wat(
+        '(module (import "env" "g" (func $g (param i64) (result i64)))'
+        ' (func (export "f") (param i64) (result i64) (call $g (local.get 0))))'
+    )
+    one, ten = Equal(1), Equal(10)
+    async with quiet_cache() as cache:
+        for name, fn, modules in (
+            ("a", one, 1),
+            ("b", ten, 2),
+            ("c", one, 2),
+            ("d", one.method, 3),
+            ("e", ten.method, 4),
+            ("f", one.method, 4),
+        ):
+            await register(cache, name, wasm, imports={"env": {"g": HostFunction(fn)}})
+            assert len(cache._compiler.modules) == modules
+        results = [await function.call(0) for function in cache.functions()]
+        assert results == [1, 10, 1, 1, 10, 1]
+        assert len({function.module_digest for function in cache.functions()}) == 1
+
+
+async def test_limits_of_the_time_belong_to_a_module() -> None:
+    """After resize the same bytes are another module, with the limits that hold then."""
+    wasm = exported(
+        "(i64.extend_i32_s (memory.grow (i32.const 3)))", "(param i64) (result i64)", "(memory 1)"
+    )
+    async with quiet_cache(memory_limit=128 * KiB) as cache:
+        small = await register(cache, "small", wasm)
+        cache.resize(memory_limit=1 * MiB)
+        large = await register(cache, "large", wasm)
+        assert await small.call(0) == -1
+        assert await large.call(0) == 1
+
+
+@pytest.mark.parametrize("gives_up", [0, 1])
+async def test_others_get_the_compile_that_one_gave_up(gives_up: int) -> None:
+    """Whether the first or the second of two is cancelled, the other one gets the module."""
+    scopes = [trio.CancelScope(), trio.CancelScope()]
+
+    async def one(cache: InstanceCache, number: int) -> None:
+        with scopes[number]:
+            await register(cache, f"f{number}")
+
+    async with quiet_cache() as cache:
+        async with trio.open_nursery() as nursery, compiles_held(cache):
+            for number in range(2):
+                nursery.start_soon(one, cache, number)
+                await trio.testing.wait_all_tasks_blocked()
+            scopes[gives_up].cancel()
+            await trio.testing.wait_all_tasks_blocked()
+            assert scopes[gives_up].cancelled_caught
+        (function,) = cache.functions()
+        assert function.name == f"f{1 - gives_up}"
+        assert await function.call(1) == 2
+        check_invariants(cache)
+
+
+async def test_a_compile_that_all_gave_up_leaves_nothing() -> None:
+    """No artifact, no name, no waiter; asked again, the module is compiled anew."""
+    async with quiet_cache() as cache:
+        async with compiles_held(cache):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(register, cache, "a")
+                nursery.start_soon(register, cache, "b")
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.cancel_scope.cancel()
+            assert cache.functions() == ()
+            assert not cache._compiler._compiling
+            assert not cache._compiler.modules
+            assert not cache._shell.registry.reserved
+        assert await (await register(cache, "a")).call(1) == 2
+        assert cache.stats().artifact_size > 0
+        check_invariants(cache)
+
+
+async def test_who_registers_while_the_cache_is_left_is_told() -> None:
+    """A register under way when the cache closes ends with ClosedResourceError."""
+    outcome: list[BaseException] = []
+
+    async def closed(cache: InstanceCache) -> None:
+        try:
+            await register(cache)
+        except BaseException as error:
+            outcome.append(error)
+            raise
+
+    with pytest.RaisesGroup(trio.ClosedResourceError):
+        async with trio.open_nursery() as nursery:
+            async with quiet_cache() as cache:
+                places = [object(), object()]
+                for place in places:
+                    cache._shell.engine._compilers.acquire_on_behalf_of_nowait(place)  # type: ignore[attr-defined]
+                nursery.start_soon(closed, cache)
+                await trio.testing.wait_all_tasks_blocked()
+    assert isinstance(outcome[0], trio.ClosedResourceError)
+
+
+LEAVE = """
+    import sys, trio, trio.testing
+    from engine.support import quiet_cache
+    from engine.test_compile import idle, large_module, register
+
+    async def main():
+        wasm = large_module(1500)
+        async with trio.open_nursery() as nursery:
+            async with quiet_cache() as cache:
+                limiter = cache._shell.engine._compilers
+                nursery.start_soon(register, cache, "f", wasm)
+                await trio.testing.wait_all_tasks_blocked()
+                assert limiter.borrowed_tokens == 1
+                nursery.cancel_scope.cancel()
+            assert limiter.borrowed_tokens == 1, "leaving waited for the compile"
+        assert cache._shell.closed
+        print("left", flush=True)
+        if sys.argv[1] == "wait":
+            await idle(limiter)
+            print("compiled")
+
+    trio.run(main)
+"""
+
+
+def test_leaving_does_not_wait_for_a_compile() -> None:
+    """The cache closes while a large module compiles; its thread ends by itself, and well."""
+    assert run_python(LEAVE, "wait") == "left\ncompiled\n"
+
+
+def test_a_process_may_end_while_something_compiles() -> None:
+    """The thread that still compiles neither holds the process up nor crashes it."""
+    assert run_python(LEAVE, "exit") == "left\n"
+
+
+async def test_an_artifact_outlives_its_loaded_form() -> None:
+    """Unloaded and loaded again, a module is not compiled again, and its artifact is the same."""
+    async with quiet_cache(max_size=0) as cache:
+        function = await register(cache)
+        (module,) = cache._compiler.modules.values()
+        artifact = module.payload.artifact
+        for turn in range(3):
+            async with function.acquire() as lease:
+                assert cache.stats().loaded_modules == 1
+                assert await lease.call(turn) == turn + 1
+            assert cache.stats().loaded_modules == 0
+            assert module.payload.loaded is None
+        assert module.payload.artifact is artifact
+        assert cache.stats().artifact_size == len(artifact.data)
+        assert function.code_size == artifact.code_size
+        assert artifact.code_size % 4096 == 0
+        assert 0 < artifact.code_size
+
+
+async def test_an_artifact_that_is_damaged_is_refused() -> None:
+    """Bytes that are no artifact of this engine are a LoadError, and nothing is loaded."""
+    from trio_wasmcache import LoadError
+    from trio_wasmcache._engine.seam import Artifact
+
+    engine = WasmtimeEngine(512 * KiB)
+    good = await engine.compile(ADD, admit)
+    for data in (b"", b"rubbish", good.data[:100]):
+        with pytest.raises(LoadError, match="would not load its own artifact"):
+            await engine.load(Artifact(data, good.code_size, good.info, good.edits), ())
+    engine.close()
+
+
+LARGE = large_module(600)
+
+
+async def test_a_large_module_is_loaded_in_a_thread() -> None:
+    """Up to 256 KiB a module is loaded at once; a larger one waits for a thread."""
+    threads = trio.to_thread.current_default_thread_limiter()
+    async with quiet_cache() as cache:
+        small = await register(cache, "small")
+        large = await register(cache, "large", LARGE)
+        slot = list(cache._compiler.modules.values())[-1].payload
+        assert len(slot.artifact.data) > LOAD_IN_THREAD
+        places = [object() for _ in range(int(threads.total_tokens))]
+        for place in places:
+            threads.acquire_on_behalf_of_nowait(place)
+        try:
+            assert await small.call(1) == 2
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(large.call, 1)
+                await trio.testing.wait_all_tasks_blocked()
+                assert slot.loaded is None
+                threads.release_on_behalf_of(places.pop())
+        finally:
+            for place in places:
+                threads.release_on_behalf_of(place)
+        assert slot.loaded is not None
+        check_invariants(cache)
+
+
+async def test_an_engine_may_be_closed_while_a_thread_loads() -> None:
+    """The load ends with ClosedResourceError; the thread used a reference of its own."""
+    engine = WasmtimeEngine(512 * KiB)
+    artifact = await engine.compile(LARGE, admit)
+    assert len(artifact.data) > LOAD_IN_THREAD
+    threads = trio.to_thread.current_default_thread_limiter()
+    places = [object() for _ in range(int(threads.total_tokens))]
+    with pytest.RaisesGroup(trio.ClosedResourceError):
+        async with trio.open_nursery() as nursery:
+            for place in places:
+                threads.acquire_on_behalf_of_nowait(place)
+            nursery.start_soon(engine.load, artifact, ())
+            await trio.testing.wait_all_tasks_blocked()
+            engine.close()
+            engine.close()
+            for place in places:
+                threads.release_on_behalf_of(place)
+    with pytest.raises(trio.ClosedResourceError):
+        await engine.load(artifact, ())
+
+
+async def test_a_module_may_be_closed_before_its_instances() -> None:
+    """Instances live on without their module and without the engine; closing twice is fine."""
+    engine = WasmtimeEngine(512 * KiB)
+    module = await engine.load(await engine.compile(ADD, admit), ())
+    instance = module.instantiate(10_000, 10_000)
+    assert instance.poll()
+    instance.started()
+    module.close()
+    module.close()
+    engine.close()
+    assert instance.function("f").begin((41,), 10_000) == 42
+    instance.close()
+    instance.close()
+
+
+async def test_text_is_turned_into_wasm_off_the_loop() -> None:
+    """WebAssembly text is a module too; what is wrong with it is told with its place."""
+    engine = WasmtimeEngine(512 * KiB)
+    assert await engine.to_wasm("(module)") == b"\0asm\1\0\0\0"
+    with pytest.raises(InvalidModuleError, match=r"(?s)not WebAssembly text.*1:2"):
+        await engine.to_wasm("(nonsense)")
+    engine.close()

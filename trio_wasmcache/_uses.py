@@ -1,0 +1,153 @@
+"""What becomes of each acquire, told to the log: loads always, the rest only with `log_uses`.
+
+Such a log can be replayed, so the order matters: what makes the policy do something is told before
+what it did (`Requested` before the evictions that make room), at the time the policy was given.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ._core.events import Abandoned, Acquired, Blocked, Failed, Loaded, Recycled, Requested
+from ._core.records import FunctionRecord, Instance, Request
+from ._core.state import State
+from ._shell import Shell, describe
+
+if TYPE_CHECKING:
+    from ._lease import Lease
+
+
+def tell_requested(shell: Shell, request: Request, at: float) -> None:
+    """The acquire has its token, and asks the policy next."""
+    lease: Lease = request.payload
+    lease._number = number = shell.number()
+    shell.tell(
+        Requested(
+            **describe(request.entry.function),
+            group=request.entry.group.name,
+            request=number,
+            task=shell.task_number(request.owner),
+            warm=request.warm,
+        ),
+        at,
+    )
+
+
+def tell_blocked(shell: Shell, request: Request) -> None:
+    """The acquire waits for what its stage says."""
+    lease: Lease = request.payload
+    shell.tell(
+        Blocked(
+            **describe(request.entry.function),
+            group=request.entry.group.name,
+            request=lease._number,
+            waits_for=request.stage.value.removeprefix("waiting for "),
+        )
+    )
+
+
+def tell_token_block(shell: Shell, record: FunctionRecord, group: str) -> None:
+    """The acquire waits for a token of its group."""
+    shell.tell(Blocked(**describe(record), group=group, request=None, waits_for="a token"))
+
+
+def tell_abandoned(shell: Shell, request: Request, error: str, at: float) -> None:
+    """The acquire has ended without a lease, in a step of the policy that comes next."""
+    lease: Lease = request.payload
+    shell.tell(
+        Abandoned(
+            **describe(request.entry.function),
+            group=request.entry.group.name,
+            request=lease._number,
+            error=error,
+        ),
+        at,
+    )
+
+
+def tell_loaded(
+    shell: Shell, request: Request, instance: Instance, began: float, at: float
+) -> None:
+    """An instance was made."""
+    lease: Lease = request.payload
+    function = instance.entry.function
+    shell.tell(
+        Loaded(
+            **describe(function),
+            group=instance.entry.group.name,
+            instance=instance.number,
+            request=lease._number,
+            module_digest=function.module.digest,
+            module_loaded=instance.loads_module,
+            warmed=request.warm,
+            load_seconds=at - began,
+            code_bytes=function.module.code_size,
+        ),
+        at,
+    )
+
+
+def tell_failed(
+    shell: Shell, request: Request, instance: Instance, error: Exception, at: float
+) -> None:
+    """An instance could not be made."""
+    lease: Lease = request.payload
+    shell.tell(
+        Failed(
+            **describe(instance.entry.function),
+            group=instance.entry.group.name,
+            instance=instance.number,
+            request=lease._number,
+            error=type(error).__name__,
+            message=str(error),
+        ),
+        at,
+    )
+
+
+def tell_acquired(shell: Shell, request: Request, asked_at: float, at: float) -> None:
+    """The lease is granted."""
+    lease: Lease = request.payload
+    instance = request.instance
+    assert instance is not None
+    ledger = shell.policy.residents.ledger
+    function = instance.entry.function
+    shell.tell(
+        Acquired(
+            **describe(function),
+            group=instance.entry.group.name,
+            instance=instance.number,
+            request=lease._number,
+            hit=request.hit,
+            wait_seconds=at - asked_at,
+            uses=instance.uses,
+            module_digest=function.module.digest,
+            code_bytes=function.module.code_size,
+            total_size_bytes=ledger.total_size,
+            code_size_bytes=ledger.used,
+        ),
+        at,
+    )
+
+
+def tell_recycled(
+    shell: Shell, request: Request, instance: Instance, size: int, held_since: float, at: float
+) -> None:
+    """The lease has ended; the evictions of this step follow."""
+    lease: Lease = request.payload
+    ledger = shell.policy.residents.ledger
+    shell.tell(
+        Recycled(
+            **describe(instance.entry.function),
+            group=instance.entry.group.name,
+            instance=instance.number,
+            request=lease._number,
+            size_bytes=size,
+            held_seconds=at - held_since,
+            calls=lease._calls,
+            kept=instance.state is not State.CLOSED,
+            total_size_bytes=ledger.total_size,
+            code_size_bytes=ledger.used,
+        ),
+        at,
+    )
