@@ -71,9 +71,7 @@ def drawn(strategy: st.SearchStrategy[Any]) -> list[Any]:
     return values
 
 
-async def echo(
-    cache: InstanceCache, takes: str, gives: str | None = None, **more: Any
-) -> Function:
+async def echo(cache: InstanceCache, takes: str, gives: str | None = None, **more: Any) -> Function:
     """A function that gives back what it gets, as one type or as two of the same wasm type."""
     return await cache.register(
         "echo",
@@ -219,31 +217,29 @@ async def test_what_can_be_an_index_or_a_float_is_one() -> None:
 async def test_a_float_of_32_bits_is_rounded_or_refused() -> None:
     """f32 rounds to the nearest; what would round to infinity is refused, infinity is not."""
     end = (2 - 2**-24) * 2.0**127
-    async with quiet_cache() as cache:
-        async with (await echo(cache, "f32")).acquire() as lease:
-            assert await lease.call(0.1) == struct.unpack("f", struct.pack("f", 0.1))[0]
-            assert await lease.call(LARGEST_F32) == LARGEST_F32
-            assert await lease.call(math.nextafter(end, 0)) == LARGEST_F32
-            assert await lease.call(-math.nextafter(end, 0)) == -LARGEST_F32
-            assert await lease.call(1e-50) == 0.0
-            assert await lease.call(math.inf) == math.inf
-            assert await lease.call(-math.inf) == -math.inf
-            assert math.isnan(await lease.call(math.nan))
-            for value in (end, -end, 1e39, -1e300, 10**40, 10**400, -(10**400)):
-                with pytest.raises(OverflowError, match=r"argument 1 of echo\(f32\): .* f32"):
-                    await lease.call(value)
-            assert await lease.call(1.5) == 1.5
+    async with quiet_cache() as cache, (await echo(cache, "f32")).acquire() as lease:
+        assert await lease.call(0.1) == struct.unpack("f", struct.pack("f", 0.1))[0]
+        assert await lease.call(LARGEST_F32) == LARGEST_F32
+        assert await lease.call(math.nextafter(end, 0)) == LARGEST_F32
+        assert await lease.call(-math.nextafter(end, 0)) == -LARGEST_F32
+        assert await lease.call(1e-50) == 0.0
+        assert await lease.call(math.inf) == math.inf
+        assert await lease.call(-math.inf) == -math.inf
+        assert math.isnan(await lease.call(math.nan))
+        for value in (end, -end, 1e39, -1e300, 10**40, 10**400, -(10**400)):
+            with pytest.raises(OverflowError, match=r"argument 1 of echo\(f32\): .* f32"):
+                await lease.call(value)
+        assert await lease.call(1.5) == 1.5
 
 
 async def test_an_int_too_large_for_a_float_is_refused() -> None:
     """An int that no 64-bit float comes near is an OverflowError."""
-    async with quiet_cache() as cache:
-        async with (await echo(cache, "f64")).acquire() as lease:
-            assert await lease.call(2**53) == 2.0**53
-            for value in (10**400, -(10**400)):
-                with pytest.raises(OverflowError, match="too large for f64"):
-                    await lease.call(value)
-            assert await lease.call(1.5) == 1.5
+    async with quiet_cache() as cache, (await echo(cache, "f64")).acquire() as lease:
+        assert await lease.call(2**53) == 2.0**53
+        for value in (10**400, -(10**400)):
+            with pytest.raises(OverflowError, match="too large for f64"):
+                await lease.call(value)
+        assert await lease.call(1.5) == 1.5
 
 
 @pytest.mark.parametrize(

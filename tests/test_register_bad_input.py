@@ -136,8 +136,7 @@ async def test_a_module_with_any_bit_flipped_is_refused_or_harmless() -> None:
             try:
                 function = await cache.register("f", bytes(damaged), args=KEY, returns="i64")
             except WasmCacheError as error:
-                assert "f(i64)" in str(error)
-                outcomes.add("refused")
+                outcomes.add("refused" if "f(i64)" in str(error) else str(error))
                 continue
             try:
                 await function.call(8)
@@ -145,7 +144,7 @@ async def test_a_module_with_any_bit_flipped_is_refused_or_harmless() -> None:
             except WasmCacheError:
                 outcomes.add("fails")
             cache.remove("f")
-        assert outcomes >= {"refused", "works"}
+        assert outcomes == {"refused", "fails", "works"}
         check_invariants(cache)
         await works(cache)
 
@@ -534,8 +533,10 @@ STARTS = {
         "out of bounds table access",
     ),
     "exiting": (
-        f'(import "{WASI}" "proc_exit" (func $exit (param i32))) (memory (export "memory") 1)'
-        " (func $start (call $exit (i32.const 3)))",
+        (
+            f'(import "{WASI}" "proc_exit" (func $exit (param i32))) (memory (export "memory") 1)'
+            " (func $start (call $exit (i32.const 3)))"
+        ),
         WasmCacheError,
         "proc_exit(3)",
     ),
@@ -719,7 +720,7 @@ ABSURD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "export: a number": ({"export": 5}, TypeError, "export must be a str"),
     "export: bytes": ({"export": b"f"}, TypeError, "export must be a str"),
     "abi: unknown": ({"abi": "rust"}, SignatureError, "'rust'"),
-    "abi: a number": ({"abi": 5}, SignatureError, "5"),
+    "abi: a number": ({"abi": 5}, TypeError, "got 5"),
     "isolation: unknown": ({"isolation": "total"}, ValueError, "'total'"),
     "isolation: none": ({"isolation": None}, ValueError, "None"),
     "concurrency: zero": ({"concurrency": 0}, ValueError, "from 1 to max_instances"),

@@ -11,6 +11,7 @@ from typing import Any, final
 import trio
 from attrs import evolve
 
+from ._abi.protocol import Abi
 from ._core.config import CacheConfig
 from ._core.events import Closed, Opened, Reason, Registered as RegisteredEvent, Removed, Resized
 from ._core.records import FunctionRecord, Stage
@@ -150,7 +151,7 @@ class InstanceCache:
         args: Sequence[str],
         returns: str | Sequence[str] | None = None,
         export: str | None = None,
-        abi: str | None = None,
+        abi: str | Abi | None = None,
         called_on_null: bool = False,
         imports: Mapping[str, Mapping[str, HostFunction]] | None = None,
         concurrency: int = 1,
@@ -165,7 +166,8 @@ class InstanceCache:
             args: types of the arguments, such as ``("i64", "f64")``.
             returns: the result's type, several types for a tuple, or None.
             export: the exported function; `name` by default.
-            abi: how values cross: ``"plain"``.
+            abi: how values cross: ``"plain"``, or an `Abi` of one's own; by default, what the module
+                shows.
             called_on_null: whether it is called when an argument is None. If not, such a call
                 gives None.
             imports: ``{"module": {"name": HostFunction(...)}}``. WASI preview 1 is there without
@@ -229,7 +231,7 @@ class InstanceCache:
         record.payload = Registered(
             function,
             module.payload,
-            declaration.abi,
+            declaration.bind(module.payload.artifact.info),
             declaration.export,
             declaration.called_on_null,
         )

@@ -53,7 +53,8 @@ class SchedulingGroup:
         """A token for each task that holds or waits for an instance; `total_tokens` may be set."""
         self._share = Share(shares)
         # {task: what it borrowed the token for}; {what: how many leases share it} in the record.
-        self._waiting: set[trio.CancelScope] = set()
+        self._waiting: dict[trio.CancelScope, Task] = {}
+        record.others = self._others_have_tokens
 
     @property
     def name(self) -> str:
@@ -126,19 +127,15 @@ class SchedulingGroup:
         """
         waits = self._shell.policy.waits
         owners = self._record.token_owners
-        if self.limiter.borrowed_tokens > len(owners):
-            # Somebody uses the limiter for other things too, and may give way at any time.
-            waits.waiting[task] = self._record
-        else:
-            waits.begin(task, self._record)
+        waits.begin(task, self._record)
         note_block()
         with trio.CancelScope() as scope:
-            self._waiting.add(scope)
+            self._waiting[scope] = task
             try:
                 await self.limiter.acquire_on_behalf_of((self._record, task))
                 owners[task] = 1
             finally:
-                self._waiting.discard(scope)
+                del self._waiting[scope]
                 waits.end(task)
         if scope.cancelled_caught:
             raise closed_group(self)
@@ -153,8 +150,12 @@ class SchedulingGroup:
             owners[task] = held - 1
 
     def _wake_token_waiters(self) -> None:
-        for scope in self._waiting:
+        for scope, task in self._waiting.items():
+            self._shell.policy.waits.end(task)
             scope.cancel()
+
+    def _others_have_tokens(self) -> bool:
+        return self.limiter.borrowed_tokens > len(self._record.token_owners)
 
 
 def current_group() -> SchedulingGroup | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, final
 import trio
 from trio.lowlevel import Task
 
+from ._abi.protocol import Crossing, Invoke
 from ._core.errors import GuestError
 from ._core.events import Reason
 from ._core.fair import Share
@@ -235,20 +236,29 @@ class Lease:
             await trio.lowlevel.checkpoint_if_cancelled()
         if guest is not self._guest or self._busy:
             raise self._unusable()
-        native, abi = self._native, registered.abi
+        native, crossing = self._native, registered.crossing
         assert native is not None
-        fuel = self._shell.config.total_fuel
+        if crossing.steps is not None:
+            return await self._cross(native, crossing, values)
+        fuel, lower = self._shell.config.total_fuel, crossing.lower
         try:
-            result = guest.begin(values if abi.lower is None else abi.lower(values), fuel)
+            result = guest.begin(values if lower is None else lower(values), fuel)
         except GuestError as error:
             self._account(native, share, fuel)
             raise self._spoil(native, error, values) from None
         except (TypeError, ValueError, OverflowError):
             if self._is_null_call(values):
                 return None
-            raise abi.explain(values) from None
+            raise crossing.explain(values) from None
         if result is UNDER_WAY:
-            result = await self._drive(native, guest, fuel, values)
+            self._begin_long()
+            try:
+                result = await self._finish(native, guest, fuel)
+            except BaseException as error:
+                self._spoil(native, error, values)
+                raise
+            finally:
+                self._end_long(native)
         else:
             # As `_account`, written out: this is the fast path.
             self._fuel = burnt = fuel - native.fuel_left()
@@ -256,33 +266,71 @@ class Lease:
             self._calls += 1
             self._shell.calls += 1
         share.burst += time.perf_counter() - began
-        return result if abi.lift is None else self._lift(native, result, values)
+        return result if crossing.lift is None else self._lift(native, result, values)
 
-    async def _drive(
-        self, native: GuestInstance, guest: GuestFunction, fuel: int, values: tuple[Any, ...]
+    async def _cross(
+        self, native: GuestInstance, crossing: Crossing, values: tuple[Any, ...]
     ) -> Any:
-        """What is left of a call that did not end in its first slice."""
-        assert self._registered is not None
-        job = Job(native, self._group._share, self._registered.slot.hosts, self, fuel)
-        self._job = job
+        """A call by an ABI that needs several: `total_fuel` is for all of them together."""
+        assert crossing.steps is not None
+        if self._is_null_call(values):
+            return None
+        if len(values) != crossing.arity:
+            raise crossing.explain(values)
+        left = self._shell.config.total_fuel
+        steps = crossing.steps(native, values)
+        invoke: Invoke | None = None
+        self._begin_long()
+        self._fuel = 0
+        try:
+            invoke = next(steps)
+            while True:
+                guest = native.function(invoke.export)
+                result = guest.begin(invoke.values, left)
+                if result is UNDER_WAY:
+                    result = await self._finish(native, guest, left)
+                else:
+                    burnt = left - native.fuel_left()
+                    self._group._share.charge(burnt)
+                    self._fuel += burnt
+                left = self._shell.config.total_fuel - self._fuel
+                invoke = steps.send(result)
+        except StopIteration as stop:
+            return stop.value
+        except BaseException as error:
+            if invoke is not None or isinstance(error, GuestError):
+                self._spoil(native, error, values)
+            raise
+        finally:
+            steps.close()
+            self._end_long(native)
+
+    def _begin_long(self) -> None:
+        """From here on, until `_end_long`, other tasks may run and find the lease busy."""
         self._busy = True
         self._calls += 1
         self._shell.calls += 1
+
+    def _end_long(self, native: GuestInstance) -> None:
+        self._busy = False
+        if self._closed:
+            native.close()
+
+    async def _finish(self, native: GuestInstance, guest: GuestFunction, fuel: int) -> Any:
+        """What is left of a call that did not end in its first slice."""
+        assert self._registered is not None
+        job = Job(native, self._group._share, self._registered.slot.hosts, self, fuel)
+        before = (self._fuel or 0) if self._registered.crossing.steps is not None else 0
+        self._job = job
         try:
             job.charge()
             await self._shell.runner.drive(job)
-            self._fuel = job.burnt
             return guest.finish()
-        except BaseException as error:
-            if not self._closed:
-                self._fuel = fuel - native.fuel_left()
-            self._spoil(native, error, values)
-            raise
         finally:
             self._job = None
-            self._busy = False
-            if self._closed:
-                native.close()
+            if not self._closed:
+                job.charge()
+            self._fuel = before + job.burnt
 
     def _account(self, native: GuestInstance, share: Share, fuel: int) -> None:
         self._fuel = fuel - native.fuel_left()
@@ -305,14 +353,16 @@ class Lease:
         assert self._registered is not None
         return (
             not self._registered.called_on_null
-            and len(values) == len(self._registered.abi.args)
+            and len(values) == self._registered.crossing.arity
             and any(value is None for value in values)
         )
 
     def _lift(self, native: GuestInstance, result: Any, values: tuple[Any, ...]) -> Any:
-        assert self._registered is not None and self._registered.abi.lift is not None
+        assert self._registered is not None
+        lift = self._registered.crossing.lift
+        assert lift is not None
         try:
-            return self._registered.abi.lift(result)
+            return lift(result)
         except GuestError as error:
             raise self._spoil(native, error, values) from None
 

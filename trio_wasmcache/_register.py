@@ -12,10 +12,11 @@ from typing import Any, final
 import trio
 from attrs import define, field, frozen
 
-from ._abi.plain import PlainAbi
+from ._abi import check_abi, exports_of, recognise
+from ._abi.protocol import Abi, Crossing
 from ._core.admit import Edits, check_export, check_imports, check_limits, check_signature
 from ._core.config import CacheConfig
-from ._core.errors import InvalidModuleError, ModuleTooLargeError, SignatureError
+from ._core.errors import InvalidModuleError, ModuleTooLargeError
 from ._core.keys import FunctionKey, check_name, normalise_type, normalise_types
 from ._core.records import Module
 from ._core.wasm import ModuleInfo
@@ -33,11 +34,20 @@ class Declaration:
     key: FunctionKey
     returns: str | tuple[str, ...] | None
     export: str
-    abi: PlainAbi
+    abi: Abi | None
+    """None: what the module shows."""
     called_on_null: bool
     hosts: Mapping[tuple[str, str], AnyHost]
     concurrency: int
     isolation: str
+
+    def bind(self, info: ModuleInfo) -> Crossing:
+        """How the values cross, now that the module is known; the ABI's errors if they can't."""
+        abi = self.abi or recognise(info)
+        results = (self.returns,) if isinstance(self.returns, str) else self.returns or ()
+        return abi.bind(
+            str(self.key), self.key.args, results, exports_of(info), self.called_on_null
+        )
 
 
 def declare(
@@ -46,7 +56,7 @@ def declare(
     args: Sequence[str],
     returns: str | Sequence[str] | None,
     export: str | None,
-    abi: str | None,
+    abi: object,
     called_on_null: bool,
     imports: Mapping[str, Mapping[str, HostFunction]] | None,
     concurrency: int,
@@ -60,8 +70,7 @@ def declare(
         given = None if returns is None else normalise_type(returns)
     else:
         given = _spelt(f"{key}: result types", returns)
-    if abi not in (None, "plain"):
-        raise SignatureError(f"{key}: unknown abi {abi!r}; there is 'plain'")
+    chosen = check_abi(str(key), abi)
     if isolation not in ISOLATIONS:
         raise ValueError(
             f"{key}: unknown isolation {isolation!r}; there is {', '.join(map(repr, ISOLATIONS))}"
@@ -81,12 +90,11 @@ def declare(
         hosts = flatten(imports)
     except TypeError as error:
         raise TypeError(f"{key}: {error}") from None
-    results = (given,) if isinstance(given, str) else given or ()
     return Declaration(
         key=key,
         returns=given,
         export=key.name if export is None else export,
-        abi=PlainAbi(str(key), key.args, results),
+        abi=chosen,
         called_on_null=called_on_null,
         hosts=hosts,
         concurrency=concurrency,
@@ -301,7 +309,8 @@ class Compiler:
         """What can be wrong between this declaration and the module; each who shares it checks."""
         what = str(declaration.key)
         actual = check_export(info, what, declaration.export)
-        check_signature(what, declaration.export, declaration.abi.signature, actual)
+        crossing = declaration.bind(info)
+        check_signature(what, declaration.export, crossing.signature, actual)
 
 
 def _types(hosts: Mapping[tuple[str, str], AnyHost]) -> dict[tuple[str, str], Any]:

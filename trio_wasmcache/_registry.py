@@ -8,7 +8,7 @@ from typing import Any, final
 import trio
 from attrs import define, field, frozen
 
-from ._abi.plain import PlainAbi
+from ._abi.protocol import Crossing
 from ._core.errors import DuplicateFunctionError, UnknownFunctionError
 from ._core.keys import FunctionKey, near_misses, normalise_types
 from ._core.records import FunctionRecord
@@ -66,7 +66,7 @@ class Registered:
     function: Any
     """The public `Function`."""
     slot: ModuleSlot
-    abi: PlainAbi
+    crossing: Crossing
     export: str
     called_on_null: bool
 

@@ -6,7 +6,10 @@ what it did (`Requested` before the evictions that make room), at the time the p
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
+
+import trio
 
 from ._core.events import Abandoned, Acquired, Blocked, Failed, Loaded, Recycled, Requested
 from ._core.records import FunctionRecord, Instance, Request
@@ -21,6 +24,7 @@ def tell_requested(shell: Shell, request: Request, at: float) -> None:
     """The acquire has its token, and asks the policy next."""
     lease: Lease = request.payload
     lease._number = number = shell.number()
+    deadline = trio.current_effective_deadline()
     shell.tell(
         Requested(
             **describe(request.entry.function),
@@ -28,6 +32,7 @@ def tell_requested(shell: Shell, request: Request, at: float) -> None:
             request=number,
             task=shell.task_number(request.owner),
             warm=request.warm,
+            deadline_seconds=None if deadline == math.inf else deadline,
         ),
         at,
     )
@@ -41,6 +46,7 @@ def tell_blocked(shell: Shell, request: Request) -> None:
             **describe(request.entry.function),
             group=request.entry.group.name,
             request=lease._number,
+            task=shell.task_number(request.owner),
             waits_for=request.stage.value.removeprefix("waiting for "),
         )
     )
@@ -48,7 +54,10 @@ def tell_blocked(shell: Shell, request: Request) -> None:
 
 def tell_token_block(shell: Shell, record: FunctionRecord, group: str) -> None:
     """The acquire waits for a token of its group."""
-    shell.tell(Blocked(**describe(record), group=group, request=None, waits_for="a token"))
+    task = shell.task_number(trio.lowlevel.current_task())
+    shell.tell(
+        Blocked(**describe(record), group=group, request=None, task=task, waits_for="a token")
+    )
 
 
 def tell_abandoned(shell: Shell, request: Request, error: str, at: float) -> None:
@@ -59,6 +68,7 @@ def tell_abandoned(shell: Shell, request: Request, error: str, at: float) -> Non
             **describe(request.entry.function),
             group=request.entry.group.name,
             request=lease._number,
+            task=shell.task_number(request.owner),
             error=error,
         ),
         at,
@@ -99,7 +109,7 @@ def tell_failed(
             instance=instance.number,
             request=lease._number,
             error=type(error).__name__,
-            message=str(error),
+            error_message=str(error),
         ),
         at,
     )

@@ -319,7 +319,7 @@ class FakeFunction:
 class FakeMemory:
     """See `GuestMemory`."""
 
-    _data: bytearray = field(factory=bytearray)
+    _data: bytearray = field(factory=bytearray, repr=False)
 
     @property
     def size(self) -> int:

@@ -243,3 +243,67 @@ async def test_3_a_host_function_that_waits_for_itself_is_refused(kit: Kit) -> N
             await f.call(1)
         assert issubclass(DeadlockError, WasmCacheError)
         check_invariants(cache)
+
+
+async def test_3_a_token_that_was_just_granted_is_no_deadlock(kit: Kit) -> None:
+    """Its new owner has not run yet, but it will, and may give way: so waiting is not in vain."""
+    async with kit.open() as cache:
+        for number, name in enumerate("wxyz"):
+            await add(cache, name, kit.adding(number))
+        async with (
+            cache.scheduling_group("outer", capacity=9) as outer,
+            cache.scheduling_group("inner", capacity=2) as inner,
+            trio.open_nursery() as nursery,
+        ):
+            x, y = outer.acquire("x", ("i64",)), outer.acquire("y", ("i64",))
+            release = trio.Event()
+            done: list[str] = []
+
+            async def patient(name: str) -> None:
+                """Waits for an inner token, and so far holds nothing else."""
+                async with inner.acquire(name, ("i64",)):
+                    done.append("patient")
+
+            async def holds_token_wants_y() -> None:
+                async with inner.acquire("z", ("i64",)), outer.acquire("y", ("i64",)):
+                    done.append("d")
+
+            async def holds_x_wants_token() -> None:
+                async with x, inner.acquire("w", ("i64",)):
+                    done.append("c")
+
+            async def holds_y_wants_x() -> None:
+                async with y:
+                    await release.wait()
+                    await e.__aexit__(None, None, None)  # its token goes to `patient`
+                    async with outer.acquire("x", ("i64",)):
+                        done.append("b")
+
+            e = inner.acquire("y", ("i64",))
+            await e.__aenter__()
+            nursery.start_soon(holds_y_wants_x)
+            await wait_all_tasks_blocked()
+            for use in (holds_token_wants_y, lambda: patient("x"), holds_x_wants_token):
+                nursery.start_soon(use)
+                await wait_all_tasks_blocked()
+            check_invariants(cache)
+            release.set()
+        assert sorted(done) == ["b", "c", "d", "patient"]
+
+
+async def test_3_a_token_that_the_application_uses_itself_is_no_deadlock(kit: Kit) -> None:
+    """Whoever borrowed from `group.limiter` for other things may give it back."""
+    async with kit.open() as cache:
+        f = await add(cache, "f", kit.adding(1))
+        results: list[int] = []
+        async with cache.scheduling_group("g", capacity=1) as group:
+            await group.limiter.acquire_on_behalf_of("something else")
+
+            async def use() -> None:
+                results.append(await f.call(1))
+
+            group.start_soon(use)
+            await wait_all_tasks_blocked()
+            assert results == []
+            group.limiter.release_on_behalf_of("something else")
+        assert results == [2]

@@ -134,6 +134,7 @@ async def test_the_repr_tells_the_state_in_words_and_numbers(kit: Kit) -> None:
                 f"<InstanceCache open: 1 functions, 1 groups, 0 idle instances (0 of {10 * PAGE} "
                 f"bytes), 2 running, 1 waiting, code {code} of {2**22} bytes>"
             )
+            nursery.cancel_scope.cancel()
         assert f"2 idle instances ({4 * PAGE} of {10 * PAGE} bytes), 0 running" in repr(cache)
     assert repr(cache).startswith("<InstanceCache closed: 1 functions")
 
@@ -257,12 +258,12 @@ async def test_a_bad_resize_changes_nothing(kit: Kit) -> None:
 
 async def test_total_size_stays_under_the_limit_while_instances_grow(kit: Kit) -> None:
     """Each call makes its instance larger by a page; after each, idle bytes fit the limit."""
-    config = CacheConfig(max_size=20 * PAGE, max_instance_size=12 * PAGE)
+    config = CacheConfig(max_size=20 * PAGE, max_instance_size=8 * PAGE)
     async with kit.open(config) as cache:
         for name in "abcd":
             await add(cache, name, kit.growing())
-        for round_ in range(15):
-            for name in "abcd":
+        for round_ in range(40):
+            for name in "abcd"[: 1 + round_ % 4]:
                 async with cache.acquire(name, ("i64",)) as lease:
                     await lease.call(round_)
                 assert cache.stats().total_size <= 20 * PAGE

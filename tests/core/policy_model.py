@@ -295,6 +295,13 @@ class Model:
         if self.room and self.room[0].owner in self.stuck():
             # Somebody who holds has to give way; who holds nothing would do so for nothing.
             holders = {it.owner for it in self.requests if it.instance is not None}
+            # One of them overtakes, if what it asks for fits.
+            for request in [it for it in self.room if it.owner in holders]:
+                if self.serve(request, out):
+                    self.room.remove(request)
+                    out.woken.append(request)
+                    self.prune()
+                    return
             lines = self.room + [it for key in self.keys for it in self.queue(key)]
             self.end(next(it for it in lines if it.owner in holders), "DeadlockError", out)
             self.settle(out)
@@ -325,6 +332,10 @@ class Model:
                 return out
         request.stage = "room" if free else "queued"
         if request.owner in self.stuck():
+            if free and self.room and self.serve(request, out):
+                # Those before it in line wait for what it holds.
+                self.prune()
+                return out
             self.drop_out(request)
             self.prune()
             out.error = "DeadlockError"

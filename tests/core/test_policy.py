@@ -146,6 +146,20 @@ def test_room_that_only_the_waiter_itself_holds_is_a_deadlock() -> None:
     assert bench.acquire(inner).stage is Stage.LOADING
 
 
+def test_a_holder_overtakes_those_who_wait_for_what_it_holds() -> None:
+    """Waiting in line behind them would be a deadlock; what it asks for fits, so it is let by."""
+    bench = Bench(max_code=5)
+    big, small = bench.function("big", code=4), bench.function("small", code=1)
+    held = bench.lease(bench.function("a", code=1), "anna")
+    first = bench.acquire(big, "innocent")
+    assert first.stage is Stage.ROOM
+    nested = bench.acquire(small, "anna")
+    assert nested.stage is Stage.LOADING
+    bench.policy.loaded(nested, bench.now)
+    bench.recycle(nested)
+    assert bench.recycle(held).woken == [first]
+
+
 def test_a_deadlock_that_a_release_leaves_is_broken_at_the_holder() -> None:
     """When the last free holder is gone, who holds and waits has to give way, not the first."""
     bench = Bench(max_code=4)

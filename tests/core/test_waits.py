@@ -143,3 +143,13 @@ def test_who_waits_no_longer_is_free() -> None:
     waits.end("anna")
     waits.end("anna")
     assert waits.waiting == {}
+
+
+def test_a_stranger_with_a_token_may_give_way() -> None:
+    """As long as somebody unknown has one of the tokens, waiting for one is not in vain."""
+    waits, group, strange = Waits(), GroupRecord("red"), [True]
+    group.others = lambda: strange[0]
+    group.token_owners["anna"] = 1
+    assert waits.chain("anna", group) is None
+    strange[0] = False
+    assert waits.chain("anna", group) == (("anna", group),)

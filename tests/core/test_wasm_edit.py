@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import wasmtime
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from trio_wasmcache._core.wasm import (
     HEADER,

@@ -254,30 +254,39 @@ async def test_a_compile_that_all_gave_up_leaves_nothing() -> None:
 
 async def test_who_registers_while_the_cache_is_left_is_told() -> None:
     """A register under way when the cache closes ends with ClosedResourceError."""
-    outcome: list[BaseException] = []
+    outcome = []
 
     async def closed(cache: InstanceCache) -> None:
-        try:
+        with pytest.raises(trio.ClosedResourceError) as caught:
             await register(cache)
-        except BaseException as error:
-            outcome.append(error)
-            raise
+        outcome.append(caught.value)
 
-    with pytest.RaisesGroup(trio.ClosedResourceError):
-        async with trio.open_nursery() as nursery:
-            async with quiet_cache() as cache:
-                places = [object(), object()]
-                for place in places:
-                    cache._shell.engine._compilers.acquire_on_behalf_of_nowait(place)  # type: ignore[attr-defined]
-                nursery.start_soon(closed, cache)
-                await trio.testing.wait_all_tasks_blocked()
-    assert isinstance(outcome[0], trio.ClosedResourceError)
+    async with trio.open_nursery() as nursery, quiet_cache() as cache:
+        limiter = cache._shell.engine._compilers  # type: ignore[attr-defined]
+        places = [object() for _ in range(MAX_COMPILES)]
+        for place in places:
+            limiter.acquire_on_behalf_of_nowait(place)
+        nursery.start_soon(closed, cache)
+        await trio.testing.wait_all_tasks_blocked()
+    assert len(outcome) == 1
 
 
 LEAVE = """
-    import sys, trio, trio.testing
+    import sys, threading, trio
     from engine.support import quiet_cache
     from engine.test_compile import idle, large_module, register
+
+    entered, go = threading.Event(), threading.Event()
+
+    def gate(frame, event, argument):
+        # Tells when the thread compiles, and keeps it from being over before it is told to.
+        if frame.f_code.co_name == "_compile":
+            if event == "call":
+                entered.set()
+            elif event == "return" and sys.argv[1] == "wait":
+                go.wait()
+
+    threading.setprofile(gate)
 
     async def main():
         wasm = large_module(1500)
@@ -285,13 +294,13 @@ LEAVE = """
             async with quiet_cache() as cache:
                 limiter = cache._shell.engine._compilers
                 nursery.start_soon(register, cache, "f", wasm)
-                await trio.testing.wait_all_tasks_blocked()
-                assert limiter.borrowed_tokens == 1
+                await trio.to_thread.run_sync(entered.wait)
                 nursery.cancel_scope.cancel()
-            assert limiter.borrowed_tokens == 1, "leaving waited for the compile"
         assert cache._shell.closed
         print("left", flush=True)
         if sys.argv[1] == "wait":
+            assert limiter.borrowed_tokens == 1
+            go.set()
             await idle(limiter)
             print("compiled")
 
@@ -325,7 +334,7 @@ async def test_an_artifact_outlives_its_loaded_form() -> None:
         assert cache.stats().artifact_size == len(artifact.data)
         assert function.code_size == artifact.code_size
         assert artifact.code_size % 4096 == 0
-        assert 0 < artifact.code_size
+        assert artifact.code_size > 0
 
 
 async def test_an_artifact_that_is_damaged_is_refused() -> None:

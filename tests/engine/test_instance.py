@@ -1,4 +1,4 @@
-"""Instances on real wasm: sizes, memory, results, traps, backtraces, and that all of it is freed."""
+"""Instances on real wasm: sizes, memory, results, traps, backtraces, and that all is freed."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ import pytest
 from engine.support import exported, quiet_cache, run_python, wat
 
 from trio_wasmcache import (
-    Function,
     FuelExhaustedError,
+    Function,
     GuestError,
     InstanceCache,
     StackOverflowError,
     TrapError,
 )
-from trio_wasmcache._core.config import KiB, MiB, WASM_PAGE
+from trio_wasmcache._core.config import WASM_PAGE, KiB, MiB
 from trio_wasmcache._engine.traps import CODES, MAX_FRAMES
 from trio_wasmcache.testing import check_invariants
 
 
-async def register(cache: InstanceCache, body: str, rest: str = "", returns: Any = None) -> Function:
+async def register(
+    cache: InstanceCache, body: str, rest: str = "", returns: Any = None
+) -> Function:
     result = f"(result {returns})" if isinstance(returns, str) else ""
     return await cache.register("f", exported(body, result, rest), args=(), returns=returns)
 
@@ -55,7 +57,9 @@ async def test_size_follows_what_hidden_memories_and_tables_grow() -> None:
     """What the guest grows is seen in the size, and counted when the instance is given back."""
     body = """(drop (memory.grow $a (i32.const 2))) (drop (memory.grow $b (i32.const 3)))
         (drop (table.grow $t (ref.null func) (i32.const 10)))"""
-    definitions = "(memory $a 1) (memory $b 1 9) (memory 1 1) (table $t 1 funcref) (table 1 1 funcref)"
+    definitions = (
+        "(memory $a 1) (memory $b 1 9) (memory 1 1) (table $t 1 funcref) (table 1 1 funcref)"
+    )
     async with quiet_cache() as cache:
         function = await register(cache, body, definitions)
         size = 4 * WASM_PAGE + 16
@@ -155,7 +159,10 @@ TRAPS = {
         ("(drop (table.get (i32.const 1)))", "(table 1 funcref)"),
         ("(table.set (i32.const -1) (ref.null func))", "(table 1 funcref)"),
         ("(table.fill (i32.const 0) (ref.null func) (i32.const 2))", "(table 1 funcref)"),
-        ("(table.init 0 (i32.const 0) (i32.const 0) (i32.const 2))", "(table 9 funcref) (elem func)"),
+        (
+            "(table.init 0 (i32.const 0) (i32.const 0) (i32.const 2))",
+            "(table 9 funcref) (elem func)",
+        ),
         ("(call_indirect (i32.const 1))", "(table 1 funcref)"),
     ],
     "uninitialized element": [("(call_indirect (i32.const 0))", "(table 1 funcref)")],
@@ -180,7 +187,7 @@ async def test_a_trap_says_what_it_was(code: str) -> None:
                     await function.call()
                 assert type(caught.value) is TrapError
                 assert caught.value.code == code
-                assert f"f() called with (): after"[:20] in str(caught.value)
+                assert "f() called with ()" in str(caught.value)
                 assert f"wasm trap: {code}" in str(caught.value)
                 assert caught.value.function == "f"
                 assert caught.value.values == ()

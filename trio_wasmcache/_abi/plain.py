@@ -20,6 +20,7 @@ from attrs import frozen
 
 from .._core.errors import AbiError, SignatureError
 from .._core.wasm import FuncType
+from .protocol import Exports
 
 
 @frozen
@@ -61,8 +62,23 @@ TYPES = {
 REFUSED = {"v128", "funcref", "externref"}
 
 
+class Plain:
+    """The plain ABI, as an `Abi`."""
+
+    def bind(
+        self,
+        function: str,
+        args: Sequence[str],
+        returns: Sequence[str],
+        exports: Exports,
+        called_on_null: bool,
+    ) -> PlainAbi:
+        """It needs nothing of the module; that None can't cross, `called_on_null` can't change."""
+        return PlainAbi(function, args, returns)
+
+
 class PlainAbi:
-    """Values of one signature, lowered and lifted by the plain ABI.
+    """Values of one signature, lowered and lifted by the plain ABI: a `Crossing`.
 
     Args:
         what: names the function in messages.
@@ -81,6 +97,8 @@ class PlainAbi:
         self.noun = "result" if host else "argument"
         self.got = f"{what} was called with" if host else f"{what} returned"
         self.args = tuple(_type(what, name) for name in args)
+        self.arity = len(self.args)
+        self.steps = None
         self.returns = tuple(_type(what, name) for name in returns)
         self.signature = FuncType(
             tuple(kind.wasm for kind in self.args), tuple(kind.wasm for kind in self.returns)

@@ -10,9 +10,10 @@ A change of a field's meaning, or the loss of one, raises `SCHEMA_VERSION`; a ne
 from __future__ import annotations
 
 import enum
+import math
 from typing import ClassVar
 
-from attrs import asdict, frozen
+from attrs import asdict, field, frozen
 
 SCHEMA_VERSION = 1
 
@@ -30,6 +31,11 @@ class Reason(enum.Enum):
     REMOVED = "removed"
     GROUP_CLOSED = "group_closed"
     CLOSED = "closed"
+
+
+def _finite(seconds: float | None) -> float | None:
+    """JSON has no word for infinity."""
+    return None if seconds == math.inf else seconds
 
 
 @frozen(kw_only=True)
@@ -60,7 +66,8 @@ class Opened(Event):
     max_instance_size_bytes: int
     max_instances: int
     max_code_size_bytes: int
-    idle_timeout_seconds: float
+    idle_timeout_seconds: float | None = field(converter=_finite)
+    """None: for ever."""
     stack_size_bytes: int
     memory_limit_bytes: int
     table_limit_elements: int
@@ -78,7 +85,8 @@ class Resized(Event):
     max_instance_size_bytes: int
     max_instances: int
     max_code_size_bytes: int
-    idle_timeout_seconds: float
+    idle_timeout_seconds: float | None = field(converter=_finite)
+    """None: for ever."""
 
 
 @frozen(kw_only=True)
@@ -178,7 +186,7 @@ class Failed(Use):
     request: int | None
     """As in `Loaded`."""
     error: str
-    message: str
+    error_message: str
 
     @property
     def level(self) -> str:
@@ -228,6 +236,8 @@ class Requested(Event):
     task: int
     """Numbers the tasks; who waits for oneself is told by it."""
     warm: bool
+    deadline_seconds: float | None
+    """When the caller's cancel scopes give up waiting, on the cache's clock; None: never."""
 
 
 @frozen(kw_only=True)
@@ -243,6 +253,8 @@ class Blocked(Event):
     group: str
     generation: int
     request: int | None
+    task: int
+    """As in `Requested`."""
     waits_for: str
 
 
@@ -256,6 +268,9 @@ class Abandoned(Event):
     group: str
     generation: int
     request: int | None
+    """None: it waited for a token, and has no number yet."""
+    task: int
+    """As in `Requested`."""
     error: str
     """The type of what the caller got."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from attrs import Factory, define, field
@@ -54,6 +54,9 @@ class GroupRecord:
     closed: bool = False
     entries: dict[Entry, None] = Factory(dict)
     token_owners: dict[Hashable, int] = Factory(dict)  # {task: leases that share its token}
+    others: Callable[[], bool] = field(default=lambda: False)
+    """Whether somebody else has a token: one that was granted but does not run yet, or whatever
+    else the application uses the limiter for."""
 
 
 @define(eq=False)

@@ -47,6 +47,9 @@ class Stages:
             try:
                 self._block(request, ROOM)
             except DeadlockError:
+                # Who stands before it in line waits for what it holds: let it by if it fits.
+                if self.room and self._serve(request, now, result):
+                    return result
                 del claims[request]
                 raise
             self._enter_room(request)
@@ -112,12 +115,18 @@ class Stages:
             result.woken.append(request)
 
     def _break_deadlock(self, now: float, result: Step) -> None:
-        """Nobody who holds room can go on: one of them has to give way.
+        """Nobody who holds room can go on: one of them overtakes, if it fits, or gives way.
 
         The first in line would be the wrong one if it holds nothing: the others would be stuck as
         before. All who wait for room are in the same trap, so any of them that holds will do.
         """
         holders = {request.owner for request in self.waits.held}
+        for request in [request for request in self.room if request.owner in holders]:
+            if self._serve(request, now, result):
+                self.room.remove(request)
+                self.waits.end(request.owner)
+                result.woken.append(request)
+                return
         queued = (request for entry in self.residents.entries for request in entry.waiting)
         stuck = (request for request in (*self.room, *queued) if request.owner in holders)
         request = next(stuck, self.room[0])

@@ -22,6 +22,8 @@ from .records import Entry, GroupRecord, Request
 R = TypeVar("R", bound=Hashable)
 
 ROOM = "room for code and stack"
+# Holds a token, is not known here, and so may give way at any time.
+STRANGER = object()
 # What a task can wait for: an instance of an entry, a token of a group, room in the cache.
 Resource = Entry | GroupRecord | str
 
@@ -114,7 +116,7 @@ class Waits:
                 return []  # within a step: the first in line has not been served yet
             return [request.owner for request in resource.claims]
         if isinstance(resource, GroupRecord):
-            return list(resource.token_owners)
+            return [*resource.token_owners, *([STRANGER] if resource.others() else [])]
         return [request.owner for request in self.held]
 
 

@@ -34,6 +34,8 @@ WASI_MODULE = "wasi_snapshot_preview1"
 # No name that a toolchain emits, so it won't collide with the module's own exports.
 HIDDEN = "\x00trio_wasmcache:"
 
+NUMBERS = frozenset(native.VALUE_KINDS)
+
 _numbers = itertools.count(1)
 
 
@@ -51,6 +53,8 @@ class Plan:
     """(export name, can it grow, elements at the start) of each table."""
     memory_name: str | None
     function_types: dict[str, FuncType]
+    global_types: dict[str, str]
+    """Of the exported globals that are numbers."""
 
 
 @final
@@ -271,5 +275,10 @@ def _plan(artifact: Artifact) -> Plan:
             export.name: info.functions[export.index]
             for export in info.exports
             if export.kind == "func"
+        },
+        global_types={
+            export.name: info.globals[export.index].value_type
+            for export in info.exports
+            if export.kind == "global" and info.globals[export.index].value_type in NUMBERS
         },
     )

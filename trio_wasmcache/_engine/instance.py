@@ -38,6 +38,7 @@ class WasmtimeInstance:
         self.plan = plan
         self.hosts = module.hosts
         self.host_call: HostCall | None = None
+        self.state: dict[str, Any] = {}
         self.memory: InstanceMemory | None = None
         self.number = number
         self.future: int | None = None
@@ -100,6 +101,15 @@ class WasmtimeInstance:
             made = WasmtimeFunction(self, self._export(name), self.plan.function_types[name])
             self._functions[name] = made
             return made
+
+    def global_value(self, name: str) -> int | float:
+        if name not in self.plan.global_types:
+            raise LookupError(f"the module exports no global {name!r} that is a number")
+        cell = ctypes.create_string_buffer(native.VALUE_SIZE)
+        native.global_get(self.context, self._export(name), cell)
+        value: int | float
+        (value,) = _VALUES[self.plan.global_types[name]].unpack_from(cell, native.VALUE_OFFSET)
+        return value
 
     def abandon(self) -> None:
         call, self.host_call = self.host_call, None

@@ -5,7 +5,10 @@ from __future__ import annotations
 import ctypes
 from typing import Any, final
 
+from .._core.config import WASM_PAGE
+from .._core.errors import MemoryLimitError
 from . import native
+from .traps import take_error
 
 
 def check_range(at: int, n: int, size: int) -> None:
@@ -61,6 +64,16 @@ class InstanceMemory:
 
     def write(self, at: int, data: bytes | bytearray | memoryview) -> None:
         self._now().write(at, data)
+
+    def grow(self, pages: int) -> int:
+        before = ctypes.c_uint64()
+        problem = native.memory_grow(self._context, self.handle, pages, ctypes.byref(before))
+        if problem:
+            raise MemoryLimitError(
+                f"{pages} more pages than the {self.size // WASM_PAGE} it has are over the limit "
+                f"of the guest's memory: {take_error(problem)}"
+            )
+        return before.value * WASM_PAGE
 
     def _now(self) -> SuspendedMemory:
         return SuspendedMemory(native.memory_data(self._context, self.handle), self.size)

@@ -79,6 +79,13 @@ class GuestMemory(Protocol):
         """Put `data` at address `at`; `IndexError` (and nothing is written) outside."""
 
 
+class OwnMemory(GuestMemory, Protocol):
+    """The linear memory of an instance that has no call under way."""
+
+    def grow(self, pages: int) -> int:
+        """Add pages; the address at which they begin. `MemoryLimitError` if there is no room."""
+
+
 class GuestFunction(Protocol):
     """An exported function of one instance, with its argument cells prepared."""
 
@@ -113,7 +120,7 @@ class GuestInstance(Protocol):
         """Set by `poll` when the guest waits for the host."""
 
     @property
-    def memory(self) -> GuestMemory | None:
+    def memory(self) -> OwnMemory | None:
         """The exported memory, if there is one."""
 
     def poll(self) -> bool:
@@ -124,6 +131,13 @@ class GuestInstance(Protocol):
 
     def function(self, name: str) -> GuestFunction:
         """The exported function of that name; it is known to exist."""
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """For the ABI to keep what it knows about this instance."""
+
+    def global_value(self, name: str) -> int | float:
+        """The value of an exported global; `LookupError` if there is none that is a number."""
 
     def abandon(self) -> None:
         """Stop what is under way for good, if anything is. Only `close` may follow."""
