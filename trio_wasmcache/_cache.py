@@ -166,8 +166,8 @@ class InstanceCache:
             args: types of the arguments, such as ``("i64", "f64")``.
             returns: the result's type, several types for a tuple, or None.
             export: the exported function; `name` by default.
-            abi: how values cross: ``"plain"``, or an `Abi` of one's own; by default, what the module
-                shows.
+            abi: how values cross: ``"plain"``, or an `Abi` of one's own; by default, what the
+                module shows.
             called_on_null: whether it is called when an argument is None. If not, such a call
                 gives None.
             imports: ``{"module": {"name": HostFunction(...)}}``. WASI preview 1 is there without
@@ -441,7 +441,7 @@ class InstanceCache:
             hits=policy.hits,
             misses=policy.misses,
             blocks=policy.blocks,
-            calls=shell.calls,
+            calls=shell.count_calls(),
             evictions={reason.value: n for reason, n in residents.evictions.items()},
             functions=len(shell.registry.functions),
             groups=len(self._groups),
@@ -511,7 +511,7 @@ class InstanceCache:
                 hits=policy.hits,
                 misses=policy.misses,
                 blocks=policy.blocks,
-                calls=shell.calls,
+                calls=shell.count_calls(),
                 evictions=sum(policy.residents.evictions.values()),
             )
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, final
@@ -11,16 +10,17 @@ from typing import TYPE_CHECKING, Any, final
 import trio
 from trio.lowlevel import Task
 
-from ._abi.protocol import Crossing, Invoke
+from ._abi.protocol import Crossing
+from ._calls import call_in_steps, failed, is_null_call, lifted, rest_of_call
 from ._core.errors import GuestError
 from ._core.events import Reason
-from ._core.fair import Share
+from ._core.fair import BURST_FUEL, CALL_FUEL
 from ._core.records import FunctionRecord, Request
 from ._engine.seam import UNDER_WAY, GuestFunction, GuestInstance, GuestMemory
 from ._group import SchedulingGroup, closed_group
 from ._load import grant
 from ._memory import LeaseMemory
-from ._runner import BURST_SECONDS, Job, context_of_call
+from ._runner import Job, context_of_call
 from ._shell import Shell
 from ._uses import tell_acquired, tell_recycled, tell_token_block
 
@@ -52,6 +52,7 @@ class Lease:
         "_busy",
         "_calls",
         "_closed",
+        "_crossing",
         "_entered",
         "_find_group",
         "_fuel",
@@ -64,8 +65,10 @@ class Lease:
         "_number",
         "_registered",
         "_request",
+        "_share",
         "_shell",
         "_task",
+        "_total_fuel",
         "_warm",
     )
 
@@ -79,6 +82,7 @@ class Lease:
     ) -> None:
         self._shell = shell
         self._group = group
+        self._share = group._share
         self._name = name
         self._args = args
         self._warm = warm
@@ -86,6 +90,7 @@ class Lease:
         self._registered: Registered | None = None
         self._native: GuestInstance | None = None
         self._guest: GuestFunction | None = None
+        self._crossing: Crossing
         self._task: Task | None = None
         self._job: Job | None = None
         self._busy = False
@@ -94,6 +99,7 @@ class Lease:
         self._entered = False
         self._calls = 0
         self._fuel: int | None = None
+        self._total_fuel = shell.config.total_fuel
         self._number: int | None = None
         self._at = 0.0
 
@@ -150,6 +156,7 @@ class Lease:
         self._request = request
         registered: Registered = instance.entry.function.payload
         self._registered = registered
+        self._crossing = registered.crossing
         native: GuestInstance = instance.payload
         self._native = native
         self._guest = native.function(registered.export)
@@ -193,6 +200,7 @@ class Lease:
             size = native.measure()
             if self._broken:
                 reason = reason or Reason.CORRUPTED
+        shell.calls += self._calls
         now = trio.current_time()
         step = shell.policy.recycle(request, size, now, reason)
         if shell.config.log_uses:
@@ -225,157 +233,36 @@ class Lease:
         its result.
         **Cancellation:** the guest is stopped within a slice, and its instance is dropped.
         """
-        guest, registered, share = self._guest, self._registered, self._group._share
-        if guest is None or registered is None or self._busy or self._broken:
+        # The fast path: short on purpose. What does not end in its first slice, or fails, or needs
+        # memory to cross, goes on in `_calls`. `_guest` is None while there is a reason not to call.
+        guest, share = self._guest, self._share
+        if guest is None:
             raise self._unusable()
-        began = time.perf_counter()
-        if share.burst >= BURST_SECONDS:
+        if share.burst >= BURST_FUEL:
             await self._shell.runner.pass_turn(share)
-            began = time.perf_counter()
+            if guest is not self._guest:
+                raise self._unusable()
         else:
             await trio.lowlevel.checkpoint_if_cancelled()
-        if guest is not self._guest or self._busy:
-            raise self._unusable()
-        native, crossing = self._native, registered.crossing
-        assert native is not None
+        crossing, fuel = self._crossing, self._total_fuel
         if crossing.steps is not None:
-            return await self._cross(native, crossing, values)
-        fuel, lower = self._shell.config.total_fuel, crossing.lower
+            return await call_in_steps(self, crossing, values)
         try:
-            result = guest.begin(values if lower is None else lower(values), fuel)
+            result = guest.begin(values if crossing.lower is None else crossing.lower(values), fuel)
         except GuestError as error:
-            self._account(native, share, fuel)
-            raise self._spoil(native, error, values) from None
+            raise failed(self, error, values) from None
         except (TypeError, ValueError, OverflowError):
-            if self._is_null_call(values):
+            if is_null_call(self, values):
                 return None
             raise crossing.explain(values) from None
         if result is UNDER_WAY:
-            self._begin_long()
-            try:
-                result = await self._finish(native, guest, fuel)
-            except BaseException as error:
-                self._spoil(native, error, values)
-                raise
-            finally:
-                self._end_long(native)
+            result = await rest_of_call(self, guest, values)
         else:
-            # As `_account`, written out: this is the fast path.
-            self._fuel = burnt = fuel - native.fuel_left()
-            share.virtual_time += burnt / share.shares
             self._calls += 1
-            self._shell.calls += 1
-        share.burst += time.perf_counter() - began
-        return result if crossing.lift is None else self._lift(native, result, values)
-
-    async def _cross(
-        self, native: GuestInstance, crossing: Crossing, values: tuple[Any, ...]
-    ) -> Any:
-        """A call by an ABI that needs several: `total_fuel` is for all of them together."""
-        assert crossing.steps is not None
-        if self._is_null_call(values):
-            return None
-        if len(values) != crossing.arity:
-            raise crossing.explain(values)
-        left = self._shell.config.total_fuel
-        steps = crossing.steps(native, values)
-        invoke: Invoke | None = None
-        self._begin_long()
-        self._fuel = 0
-        try:
-            invoke = next(steps)
-            while True:
-                guest = native.function(invoke.export)
-                result = guest.begin(invoke.values, left)
-                if result is UNDER_WAY:
-                    result = await self._finish(native, guest, left)
-                else:
-                    burnt = left - native.fuel_left()
-                    self._group._share.charge(burnt)
-                    self._fuel += burnt
-                left = self._shell.config.total_fuel - self._fuel
-                invoke = steps.send(result)
-        except StopIteration as stop:
-            return stop.value
-        except BaseException as error:
-            if invoke is not None or isinstance(error, GuestError):
-                self._spoil(native, error, values)
-            raise
-        finally:
-            steps.close()
-            self._end_long(native)
-
-    def _begin_long(self) -> None:
-        """From here on, until `_end_long`, other tasks may run and find the lease busy."""
-        self._busy = True
-        self._calls += 1
-        self._shell.calls += 1
-
-    def _end_long(self, native: GuestInstance) -> None:
-        self._busy = False
-        if self._closed:
-            native.close()
-
-    async def _finish(self, native: GuestInstance, guest: GuestFunction, fuel: int) -> Any:
-        """What is left of a call that did not end in its first slice."""
-        assert self._registered is not None
-        job = Job(native, self._group._share, self._registered.slot.hosts, self, fuel)
-        before = (self._fuel or 0) if self._registered.crossing.steps is not None else 0
-        self._job = job
-        try:
-            job.charge()
-            await self._shell.runner.drive(job)
-            return guest.finish()
-        finally:
-            self._job = None
-            if not self._closed:
-                job.charge()
-            self._fuel = before + job.burnt
-
-    def _account(self, native: GuestInstance, share: Share, fuel: int) -> None:
-        self._fuel = fuel - native.fuel_left()
-        share.charge(self._fuel)
-        self._calls += 1
-        self._shell.calls += 1
-
-    def _spoil(
-        self, native: GuestInstance, error: BaseException, values: tuple[Any, ...]
-    ) -> BaseException:
-        """A call failed half-way: its instance can't be trusted any more."""
-        self._broken = True
-        native.abandon()
-        if isinstance(error, GuestError):
-            self._complete(error, values)
-        return error
-
-    def _is_null_call(self, values: tuple[Any, ...]) -> bool:
-        """Whether this is a call with a None that gives None without a call."""
-        assert self._registered is not None
-        return (
-            not self._registered.called_on_null
-            and len(values) == self._registered.crossing.arity
-            and any(value is None for value in values)
-        )
-
-    def _lift(self, native: GuestInstance, result: Any, values: tuple[Any, ...]) -> Any:
-        assert self._registered is not None
-        lift = self._registered.crossing.lift
-        assert lift is not None
-        try:
-            return lift(result)
-        except GuestError as error:
-            raise self._spoil(native, error, values) from None
-
-    def _complete(self, error: GuestError, values: tuple[Any, ...]) -> None:
-        """Say in the error which function it was, and with what it was called."""
-        assert self._registered is not None
-        key = self._registered.function.key
-        error.function = key.name
-        error.values = values
-        shown = ", ".join(_shorten(repr(value)) for value in values)
-        trace = "".join(f"\n  {frame}" for frame in error.backtrace)
-        fuel = f" after {self._fuel} units of fuel" if self._fuel else ""
-        error.args = (f"{key} called with ({shown}){fuel}: {error.args[0]}{trace}", *error.args[1:])
+            self._fuel = burnt = fuel - guest.fuel_left()
+            share.virtual_time += burnt / share.shares
+            share.burst += burnt + CALL_FUEL
+        return result if crossing.lift is None else lifted(self, result, values)
 
     # -- what else a lease tells
 
@@ -425,6 +312,11 @@ class Lease:
     def _check_open(self) -> None:
         if self._closed:
             raise closed_group(self._group)
+
+    def _make_usable(self, guest: GuestFunction | None) -> None:
+        """A long call is over, and well: the next may come, if the lease is still held."""
+        if not self._closed:
+            self._guest = guest
 
     def _unusable(self) -> Exception:
         if self._closed:
@@ -484,7 +376,3 @@ class Lease:
         self._shell.policy.blocks += 1
         if self._shell.config.log_uses:
             tell_token_block(self._shell, record, self._group.name)
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= 80 else text[:77] + "..."

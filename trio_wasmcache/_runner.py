@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextvars
 import functools
 import math
-import time
 from collections.abc import Sequence
 from typing import Any, final
 
@@ -24,13 +23,11 @@ from attrs import define, field
 from trio.lowlevel import Abort, RaiseCancelT
 
 from ._core.config import CacheConfig
-from ._core.fair import Share
+from ._core.fair import BURST_FUEL, Share
 from ._engine.seam import GuestInstance
 from ._host import AnyHost
 from ._turns import Turns
 
-# How long calls that end in their first slice may follow each other before others get a turn.
-BURST_SECONDS = 0.0005
 # A thread looks this often (in slices) whether another call waits for it: at 0.1 ms a slice, the
 # hop there and back (0.3 ms) stays under a tenth of it.
 THREAD_SLICES = 32
@@ -86,7 +83,7 @@ class Runner:
         """
         await self.loop.take(share)
         self.loop.give_back()
-        share.burst = 0.0
+        share.burst = 0
 
     async def drive(self, job: Job) -> None:
         """Poll until what is under way is over. The first poll is the caller's to have done.
@@ -193,10 +190,9 @@ class Runner:
     async def _answer(self, job: Job) -> None:
         call = job.native.host_call
         assert call is not None
-        if job.share.burst >= BURST_SECONDS:
+        if job.share.burst >= BURST_FUEL:
             # A guest that does nothing but call the host must not keep the loop either.
             await self.pass_turn(job.share)
-        began = time.perf_counter()
         reset = context_of_call.set(job.lease)
         try:
             results = await job.hosts[call.index].run(call.values, call.memory)
@@ -204,7 +200,7 @@ class Runner:
             context_of_call.reset(reset)
         check_open(job)
         call.answer(results)
-        job.share.burst += time.perf_counter() - began
+        job.share.charge(0)
 
 
 def check_open(job: Job) -> None:

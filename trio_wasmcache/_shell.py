@@ -34,6 +34,7 @@ class Shell:
         # Makes a lease of a group; leases are above this layer, so the cache puts it here.
         self.new_lease: Callable[[Any, str, Sequence[str]], Any]
         self.closed = False
+        # Of leases that have ended; those that are held count their own.
         self.calls = 0
         # The background task sleeps in this scope; its deadline is the next thing due.
         self.sleep = trio.CancelScope()
@@ -75,6 +76,10 @@ class Shell:
             due = self.policy.next_expiry()
             if due is not None:
                 self.sleep.deadline = due
+
+    def count_calls(self) -> int:
+        """Calls begun so far."""
+        return self.calls + sum(request.payload._calls for request in self.policy.waits.held)
 
     def task_number(self, task: Any) -> int:
         """A number for a task, for the log."""

@@ -311,6 +311,9 @@ class FakeFunction:
         self.instance.begin(tuple(values), fuel)
         return self.finish() if self.instance.poll() else UNDER_WAY
 
+    def fuel_left(self) -> int:
+        return self.instance.fuel_left()
+
     def finish(self) -> Any:
         return self.instance.finish()
 

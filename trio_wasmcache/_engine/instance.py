@@ -42,7 +42,6 @@ class WasmtimeInstance:
         self.memory: InstanceMemory | None = None
         self.number = number
         self.future: int | None = None
-        self._left = c_uint64()
         self.trap = c_void_p()
         self.error = c_void_p()
         self.errors = byref(self.trap), byref(self.error)
@@ -52,7 +51,7 @@ class WasmtimeInstance:
         self._handle = ctypes.create_string_buffer(native.INSTANCE_SIZE)
         self._store: int | None = native.store_new(module.engine, number or None, None)
         self.context = c_void_p(native.store_context(self._store))
-        self._get_fuel = self.context, byref(self._left)
+        self.fuel_left = self._make_fuel_left()
         native.store_limiter(
             self._store, plan.memory_limit, plan.table_limit, 1, plan.tables, plan.memories
         )
@@ -120,9 +119,16 @@ class WasmtimeInstance:
             native.call_future_delete(future)
             self._drop_errors()
 
-    def fuel_left(self) -> int:
-        native.hot_get_fuel(*self._get_fuel)
-        return self._left.value
+    def _make_fuel_left(self) -> Callable[[], int]:
+        """`GuestInstance.fuel_left` as a closure: every call asks."""
+        get_fuel, context, left = native.hot_get_fuel, self.context, c_uint64()
+        cell = byref(left)
+
+        def fuel_left() -> int:
+            get_fuel(context, cell)
+            return left.value
+
+        return fuel_left
 
     def measure(self) -> int:
         size = self._fixed_size
@@ -166,7 +172,7 @@ class WasmtimeFunction:
     that a call only writes values.
     """
 
-    __slots__ = ("_instance", "_lift", "_lower", "_results", "begin", "type")
+    __slots__ = ("_instance", "_lift", "_lower", "_results", "begin", "fuel_left", "type")
 
     def __init__(self, instance: WasmtimeInstance, handle: Any, signature: FuncType) -> None:
         self.type = signature
@@ -178,6 +184,7 @@ class WasmtimeFunction:
             arguments[number * native.VALUE_SIZE] = native.VALUE_KINDS[name][0]
         self._results = ctypes.create_string_buffer(native.VALUE_SIZE * len(signature.results) + 1)
         self.begin = self._make_begin(arguments, handle)
+        self.fuel_left = instance.fuel_left
 
     def _make_begin(self, arguments: Any, handle: Any) -> Callable[[Sequence[Any], int], Any]:
         """`GuestFunction.begin` as one closure: a third of what it costs as methods of two objects.

@@ -104,6 +104,9 @@ class GuestFunction(Protocol):
             GuestError: the call ended so in its first slice.
         """
 
+    def fuel_left(self) -> int:
+        """As `GuestInstance.fuel_left`."""
+
     def finish(self) -> Any:
         """The results of a call that `poll` said is over: None, a value, or a tuple.
 

@@ -93,7 +93,9 @@ class Parser:
         stamps = frame.select(
             pl.col("event").is_in(list(TYPES)).all(),
             (pl.col("schema") == SCHEMA_VERSION).fill_null(False).all().alias("version"),
-            pl.all_horizontal(pl.col("cache", "seq", "at_seconds").is_not_null()).all().alias("stamp"),
+            pl.all_horizontal(pl.col("cache", "seq", "at_seconds").is_not_null())
+            .all()
+            .alias("stamp"),
         )
         return len(frame) == 0 or (
             all(stamps.row(0)) and frame["at_seconds"].is_finite().all() and self._is_whole(frame)

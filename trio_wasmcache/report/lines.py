@@ -137,7 +137,9 @@ class Reader:
         return self._candidates([line])
 
 
-def _by(firsts: dict[str, dict[str, object] | None], name: str, default: object) -> Callable[[str], object]:
+def _by(
+    firsts: dict[str, dict[str, object] | None], name: str, default: object
+) -> Callable[[str], object]:
     return lambda path: (firsts[path] or {}).get(name, default)
 
 
@@ -204,4 +206,6 @@ def tell_counts(counts: Counts, notes: Notes) -> None:
     """What there is to say about lines that were no events."""
     if counts.foreign:
         lines = count(counts.foreign, "line")
-        notes.remark(f"{lines} of {counts.lines:,} {'is' if counts.foreign == 1 else 'are'} from elsewhere: skipped")
+        notes.remark(
+            f"{lines} of {counts.lines:,} {'is' if counts.foreign == 1 else 'are'} from elsewhere: skipped"
+        )

@@ -37,7 +37,9 @@ class Order:
     @property
     def missing(self) -> int:
         """Events that should be there, those that the cache dropped not counted."""
-        return max(0, sum(last - first + 1 for first, last in self.gaps) + self._dropped - self.lost)
+        return max(
+            0, sum(last - first + 1 for first, last in self.gaps) + self._dropped - self.lost
+        )
 
     def lose(self, number: int) -> None:
         """The cache says that it dropped so many."""
@@ -102,10 +104,13 @@ class Line:
     order: Order = Factory(Order)
     _held: list[tuple[int, int, dict[str, Any]]] = Factory(list)  # heap of (seq, unique, event)
     _pushed: int = 0
+    _highest: int = 0
 
     def put(self, event: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Take one; gives those whose turn it is."""
         order, number = self.order, event["seq"]
+        order.late += number < self._highest
+        self._highest = max(self._highest, number)
         if not order.first and number == 1:
             order.first = 1
         if order.first and number == order.last + 1 and not self._held:
@@ -113,12 +118,9 @@ class Line:
             yield event
             return
         if order.first and number <= order.last:
-            order.late += 1
             order.repeated += 1
             return
         self._pushed += 1
-        if self._held and number < max(self._held[0][0], order.last + 1):
-            order.late += 1
         heapq.heappush(self._held, (number, self._pushed, event))
         yield from self._release(WINDOW)
 

@@ -41,10 +41,7 @@ def make_schema() -> dict[str, Any]:
         "required": ["event", *_STAMP, "schema"],
         "properties": {
             "event": {"enum": names},
-            **{
-                name: {"type": kind, "description": text}
-                for name, (kind, text) in _STAMP.items()
-            },
+            **{name: {"type": kind, "description": text} for name, (kind, text) in _STAMP.items()},
             "schema": {"const": SCHEMA_VERSION},
         },
         "allOf": [
@@ -128,7 +125,11 @@ def as_text() -> str:
     return json.dumps(make_schema(), indent=1) + "\n"
 
 
-STAMP_TYPES: dict[str, tuple[type, ...]] = {"cache": (str,), "seq": (int,), "at_seconds": (float, int)}
+STAMP_TYPES: dict[str, tuple[type, ...]] = {
+    "cache": (str,),
+    "seq": (int,),
+    "at_seconds": (float, int),
+}
 assert {*STAMP_TYPES} <= {field.name for field in fields(Stamped)}
 
 

@@ -1,0 +1,255 @@
+"""Random applications on the fake engine, and the logs that they write.
+
+A workload is a value: functions, groups and the programs of tasks, drawn from a seed; running it
+twice does the same, and its tasks never look at what they get. Times are random floats, so that no
+two things happen at the same moment unless one is the cause of the other.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import trio
+from attrs import define, evolve, frozen
+from trio.testing import MockClock
+
+from trio_wasmcache import CacheConfig, InstanceCache, TrapError, WasmCacheError
+from trio_wasmcache.testing import FakeEngine, open_fake_cache
+
+KiB = 1024
+PAGE = 64 * KiB
+ARGS = ("i64",)
+
+
+class JsonLogger:
+    """A structlog logger that keeps its lines as JSONRenderer writes them."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def info(self, event: str, **fields: Any) -> None:
+        self.lines.append(json.dumps({**fields, "event": event, "level": "info"}))
+
+    warning = info
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.lines]
+
+    def write(self, path: Path) -> Path:
+        path.write_text("".join(f"{line}\n" for line in self.lines))
+        return path
+
+
+@frozen
+class FunctionPlan:
+    """One function; `hold` is how long each lease of it lasts."""
+
+    name: str
+    pages: int
+    code_size: int
+    concurrency: int
+    hold: float
+    traps: bool = False
+    grows: bool = False
+
+
+@frozen
+class Use:
+    """A task takes a rest, acquires, holds, and perhaps acquires more while it holds."""
+
+    rest: float
+    function: int
+    group: str | None
+    patience: float
+    """Seconds after which the wait is given up; `math.inf`: never."""
+    hold: float
+    inner: tuple[Use, ...] = ()
+
+
+@frozen
+class Change:
+    """Something that is done to the cache at a fixed time."""
+
+    at: float
+    kind: str
+    function: int = 0
+    limits: tuple[tuple[str, Any], ...] = ()
+
+
+@frozen
+class Plan:
+    """The whole application."""
+
+    functions: tuple[FunctionPlan, ...]
+    groups: tuple[tuple[str, int | None], ...]
+    tasks: tuple[tuple[float, tuple[Use, ...]], ...]
+    """(when it starts, what it does)."""
+    changes: tuple[Change, ...] = ()
+    close_group_at: float | None = None
+    """When the second group is cancelled and closed, whatever goes on in it."""
+
+
+@define
+class Outcome:
+    """What came of a run."""
+
+    log: JsonLogger
+    errors: int = 0
+    """Acquires that were refused."""
+
+
+async def run_plan(plan: Plan, config: CacheConfig) -> Outcome:
+    """Run the application; its clock must be one that jumps."""
+    outcome = Outcome(JsonLogger())
+    engine = FakeEngine()
+    config = evolve(config, log_uses=True, offload_after=None)
+    async with open_fake_cache(config, engine=engine, logger=outcome.log) as cache:
+        await _Run(plan, engine, cache, outcome).run()
+    return outcome
+
+
+@define(eq=False)
+class _Run:
+    plan: Plan
+    engine: FakeEngine
+    cache: InstanceCache
+    outcome: Outcome
+    began: float = 0.0
+
+    async def run(self) -> None:
+        self.began = trio.current_time()
+        for function in self.plan.functions:
+            await self.register(function, replace=False)
+        async with trio.open_nursery() as nursery:
+            for change in self.plan.changes:
+                nursery.start_soon(self.change, change)
+            await self.open_groups(list(self.plan.groups), {})
+
+    async def open_groups(self, left: list[tuple[str, int | None]], made: dict[str, Any]) -> None:
+        if not left:
+            return await self.run_tasks(made)
+        (name, capacity), *rest = left
+        limit = math.inf if capacity is None else capacity
+        async with self.cache.scheduling_group(name, capacity=limit) as group:
+            made[name] = group
+            await self.open_groups(rest, made)
+        return None
+
+    async def run_tasks(self, groups: dict[str, Any]) -> None:
+        async with trio.open_nursery() as nursery:
+            for start, uses in self.plan.tasks:
+                nursery.start_soon(self.task, start, uses, groups)
+            if self.plan.close_group_at is not None:
+                await trio.sleep_until(self.began + self.plan.close_group_at)
+                nursery.cancel_scope.cancel()
+
+    async def task(self, start: float, uses: tuple[Use, ...], groups: dict[str, Any]) -> None:
+        await trio.sleep_until(self.began + start)
+        for use in uses:
+            await self.use(use, groups)
+
+    async def use(self, use: Use, groups: dict[str, Any]) -> None:
+        await trio.sleep(use.rest)
+        name = self.plan.functions[use.function].name
+        where = self.cache if use.group is None else groups[use.group]
+        lease = where.acquire(name, ARGS)
+        try:
+            with trio.move_on_after(use.patience) as scope:
+                await lease.__aenter__()
+            if scope.cancelled_caught:
+                return
+        except (WasmCacheError, trio.ClosedResourceError):
+            self.outcome.errors += 1
+            return
+        try:
+            await self.hold(lease, use, groups)
+        finally:
+            await lease.__aexit__(None, None, None)
+
+    async def hold(self, lease: Any, use: Use, groups: dict[str, Any]) -> None:
+        try:
+            await lease.call(1)
+        except TrapError:
+            pass
+        await trio.sleep(use.hold)
+        for inner in use.inner:
+            await self.use(inner, groups)
+
+    async def register(self, function: FunctionPlan, replace: bool) -> None:
+        wasm = self.engine.module(
+            _trap if function.traps else _same,
+            memory_pages=function.pages,
+            code_size=function.code_size,
+            grow_pages=int(function.grows),
+        )
+        await self.cache.register(
+            function.name,
+            wasm,
+            args=ARGS,
+            returns="i64",
+            export="run",
+            concurrency=function.concurrency,
+            replace=replace,
+        )
+
+    async def change(self, change: Change) -> None:
+        await trio.sleep_until(self.began + change.at)
+        function = self.plan.functions[change.function]
+        match change.kind:
+            case "resize":
+                self.cache.resize(**dict(change.limits))
+            case "replace":
+                await self.register(function, replace=True)
+            case "remove":
+                if any(one.name == function.name for one in self.cache.functions()):
+                    self.cache.remove(function.name)
+            case "warm":
+                with trio.move_on_after(0.5):
+                    try:
+                        await self.cache.warm(function.name, ARGS, function.concurrency)
+                    except WasmCacheError:
+                        self.outcome.errors += 1
+
+
+def _same(x: int) -> int:
+    return x
+
+
+def _trap(x: int) -> int:
+    raise TrapError("wasm trap: unreachable", code="unreachable")
+
+
+def run_on_jumping_clock(plan: Plan, config: CacheConfig) -> Outcome:
+    """`run_plan`, in a Trio of its own."""
+    result: Outcome = trio.run(run_plan, plan, config, clock=MockClock(autojump_threshold=0))
+    return result
+
+
+def steady_plan(seed: int, tasks: int, uses: int, functions: int = 30) -> Plan:
+    """A plain application: tasks that use functions, some much more often than others."""
+    random = Random(seed)
+    made = tuple(
+        FunctionPlan(f"f{number}", random.randint(1, 20), 16 * KiB, 1, 0.0)
+        for number in range(functions)
+    )
+    weights = [1 / (number + 1) for number in range(functions)]
+    programs = tuple(
+        (
+            random.random(),
+            tuple(
+                Use(random.random(), number, None, math.inf, random.random() / 10)
+                for number in random.choices(range(functions), weights, k=uses)
+            ),
+        )
+        for _ in range(tasks)
+    )
+    return Plan(made, (), programs)
+
+
+Draw = Callable[[Random], Plan]

@@ -1,0 +1,192 @@
+"""Semantics 18 on the real engine: the cache closes, and calls are everywhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import guests
+import pytest
+import trio
+from kits import WasmtimeKit, add
+from trio.testing import wait_all_tasks_blocked
+
+from trio_wasmcache import CacheConfig, Function, HostFunction, InstanceCache, current_lease
+from trio_wasmcache.testing import check_invariants
+
+FOREVER = 10**15
+
+
+class Told:
+    """Who was told that the cache is closed."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    async def told(self, name: str, use: Callable[..., Awaitable[object]], *values: int) -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await use(*values)
+        self.names.append(name)
+
+
+async def put(cache: InstanceCache, name: str, text: str, **more: object) -> Function:
+    function: Function = await add(cache, name, guests.binary(text), **more)
+    return function
+
+
+async def test_everybody_is_told_and_everything_is_closed(real: WasmtimeKit) -> None:
+    """Calls inline, in a thread, waiting for a thread, in a host function; waiters; a slow start."""
+    told = Told()
+    finish = trio.Event()
+
+    async def ask(value: int) -> int:
+        await finish.wait()
+        return value
+
+    limits = CacheConfig(offload_after=1, total_fuel=FOREVER, yield_fuel=10_000, max_threads=1)
+    async with trio.open_nursery() as nursery:
+        async with real.open(limits) as cache:
+            endless = await put(cache, "endless", guests.ENDLESS, concurrency=2)
+            slow = await put(cache, "slow", guests.START_LOOP)
+            hosts = {"host": {"ask": HostFunction(ask)}}
+            asks = await put(cache, "asks", guests.ONLY_ASKS, imports=hosts)
+            nursery.start_soon(told.told, "in a host function", asks.call, 1)
+            await wait_all_tasks_blocked()
+            nursery.start_soon(told.told, "queued behind it", asks.call, 1)
+            await wait_all_tasks_blocked()
+            nursery.start_soon(told.told, "in the thread", endless.call, 1)
+            threads = cache._shell.runner.threads
+            while threads.taken == 0:
+                await trio.lowlevel.checkpoint()
+            nursery.start_soon(told.told, "waiting for the thread", endless.call, 1)
+            while not threads.contended:
+                await trio.lowlevel.checkpoint()
+            cache.resize(offload_after=None)
+            nursery.start_soon(told.told, "loading", slow.call, 1)
+            async with cache.scheduling_group("other", capacity=1) as group:
+                inline = group.acquire("endless", ("i64",))
+
+                async def run_inline() -> None:
+                    async with inline as lease:
+                        await lease.call(1)
+
+                nursery.start_soon(told.told, "inline", run_inline)
+                for _ in range(20):
+                    await trio.lowlevel.checkpoint()
+                assert cache.stats().running_instances == 5
+                assert cache.stats().waiting == 1
+                check_invariants(cache)
+                await cache._close()
+        assert "in a host function" not in told.names
+        check_invariants(cache)
+        finish.set()
+    assert sorted(told.names) == sorted(
+        [
+            *("in a host function", "queued behind it", "in the thread"),
+            *("waiting for the thread", "loading", "inline"),
+        ]
+    )
+    check_invariants(cache)
+
+
+@pytest.mark.parametrize("offload", [None, 0], ids=["inline", "thread"])
+async def test_a_start_function_that_never_ends(real: WasmtimeKit, offload: int | None) -> None:
+    """Its half-made instance is closed, wherever it ran."""
+    told = Told()
+    limits = CacheConfig(offload_after=offload, total_fuel=FOREVER, yield_fuel=10_000)
+    async with trio.open_nursery() as nursery:
+        async with real.open(limits) as cache:
+            slow = await put(cache, "slow", guests.START_LOOP)
+            nursery.start_soon(told.told, "loading", slow.call, 1)
+            for _ in range(30):
+                await trio.lowlevel.checkpoint()
+            assert cache.stats().running_instances == 1
+    assert told.names == ["loading"]
+    check_invariants(cache)
+
+
+@pytest.mark.parametrize("offload", [None, 0], ids=["inline", "thread"])
+async def test_a_call_in_a_group_that_closes(real: WasmtimeKit, offload: int | None) -> None:
+    """Leaving the group waits for the thread, and for nothing else; other groups go on."""
+    told = Told()
+    limits = CacheConfig(offload_after=offload, total_fuel=FOREVER, yield_fuel=10_000)
+    async with real.open(limits) as cache, trio.open_nursery() as nursery:
+        endless = await put(cache, "endless", guests.ENDLESS)
+        fib = await put(cache, "fib", guests.FIB)
+
+        async def from_outside() -> None:
+            async with group.acquire("endless", ("i64",)) as lease:
+                await lease.call(1)
+
+        async with cache.scheduling_group("g", capacity=1) as group:
+            nursery.start_soon(told.told, "outside", from_outside)
+            while cache.stats().calls == 0:
+                await trio.lowlevel.checkpoint()
+            for _ in range(10):
+                await trio.lowlevel.checkpoint()
+        assert cache.stats().running_instances == 0
+        check_invariants(cache)
+        assert await fib.call(10) == 55
+        with pytest.raises(trio.ClosedResourceError, match="'g' is closed"):
+            await from_outside()
+    assert told.names == ["outside"]
+    assert endless.name == "endless"
+
+
+async def test_memory_after_the_cache_was_closed(real: WasmtimeKit) -> None:
+    """A host function that is still running finds the guest's memory gone, and no accident."""
+    told = Told()
+    asked, closed = trio.Event(), trio.Event()
+    seen: list[str] = []
+
+    async def ask(value: int) -> int:
+        memory = current_lease().memory
+        assert memory.read(0, 1) == b"\0"
+        asked.set()
+        await closed.wait()
+        for use in (lambda: memory.read(0, 1), lambda: memory.write(0, b"x"), lambda: memory.size):
+            try:
+                use()
+            except trio.ClosedResourceError:
+                seen.append("closed")
+        return value
+
+    async with trio.open_nursery() as nursery:
+        async with real.open() as cache:
+            hosts = {"host": {"ask": HostFunction(ask)}}
+            asks = await put(cache, "asks", guests.BUSY_ASKER, imports=hosts)
+            nursery.start_soon(told.told, "asks", asks.call, 1)
+            await asked.wait()
+        closed.set()
+    assert seen == ["closed"] * 3
+    assert told.names == ["asks"]
+
+
+async def test_a_wasi_sleep_that_outlives_the_cache(
+    real: WasmtimeKit, mock_clock: trio.testing.MockClock
+) -> None:
+    """It ends with an error, and does not write its event where memory was."""
+    told = Told()
+    async with trio.open_nursery() as nursery:
+        async with real.open() as cache:
+            sleep = await put(cache, "sleep", guests.SLEEP)
+            assert await sleep.call(0) == 0
+            nursery.start_soon(told.told, "sleep", sleep.call, 2 * 10**9)
+            await wait_all_tasks_blocked()
+        assert told.names == []
+        mock_clock.jump(2)
+    assert told.names == ["sleep"]
+
+
+async def test_a_registration_that_is_still_reading(real: WasmtimeKit, tmp_path: Path) -> None:
+    """Its file is read to the end after the cache was closed: it is told so."""
+    told = Told()
+    fifo = tmp_path / "module.wasm"
+    os.mkfifo(fifo)
+    async with trio.open_nursery() as nursery:
+        async with real.open() as cache:
+            nursery.start_soon(told.told, "register", lambda: add(cache, "f", fifo))
+            await wait_all_tasks_blocked()
+        await trio.to_thread.run_sync(fifo.write_bytes, guests.binary(guests.FIB))
+    assert told.names == ["register"]

@@ -1,0 +1,219 @@
+"""Semantics 14: what is idle goes when it is due; with nothing idle nothing wakes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import trio
+import trio.testing
+from kits import FakeKit, ListLogger, add
+from trio.testing import wait_all_tasks_blocked
+
+from trio_wasmcache import CacheConfig, InstanceCache
+from trio_wasmcache.testing import check_invariants
+
+
+def next_deadline() -> float:
+    """Seconds until Trio has to wake for anybody."""
+    return trio.lowlevel.current_statistics().seconds_to_next_deadline
+
+
+async def at(clock: trio.testing.MockClock, seconds: float) -> None:
+    """Let the clock show `seconds`, and everybody do what is due by then."""
+    clock.jump(seconds - trio.current_time())
+    await wait_all_tasks_blocked()
+
+
+@pytest.fixture
+def clock(mock_clock: trio.testing.MockClock) -> trio.testing.MockClock:
+    """A clock that moves only when told."""
+    return mock_clock
+
+
+async def test_an_instance_goes_exactly_at_its_timeout(
+    fake: FakeKit, clock: trio.testing.MockClock, log: ListLogger
+) -> None:
+    """Not before, and not up to twice as late."""
+    async with fake.open(CacheConfig(idle_timeout=5.0), logger=log) as cache:
+        f = await add(cache, "f", fake.adding(1))
+        await at(clock, 3.0)
+        await f.call(1)
+        await at(clock, 7.875)
+        assert cache.stats().idle_instances == 1
+        assert next_deadline() == 0.125
+        await at(clock, 8.0)
+        assert cache.stats().idle_instances == 0
+        assert cache.stats().total_size == cache.stats().code_size == 0
+        (event,) = log.fields("evicted")
+        assert (event["reason"], event["idle_seconds"], event["at_seconds"]) == ("idle", 5.0, 8.0)
+        assert event["age_seconds"] == 5.0
+        assert next_deadline() == math.inf
+        check_invariants(cache)
+
+
+async def test_with_nothing_idle_ever_there_is_no_deadline(
+    fake: FakeKit, clock: trio.testing.MockClock
+) -> None:
+    """Neither in an empty cache, nor while its instances run."""
+    async with fake.open() as cache:
+        f = await add(cache, "f", fake.adding(1))
+        await wait_all_tasks_blocked()
+        assert next_deadline() == math.inf
+        async with f.acquire() as lease:
+            await lease.call(1)
+            await wait_all_tasks_blocked()
+            assert next_deadline() == math.inf
+            await at(clock, 100.0)
+            assert next_deadline() == math.inf
+        assert next_deadline() == 5.0
+
+
+async def test_use_puts_it_off(fake: FakeKit, clock: trio.testing.MockClock) -> None:
+    """Each recycle begins a new timeout; what still runs at the old one is not touched."""
+    async with fake.open(CacheConfig(idle_timeout=5.0)) as cache:
+        f = await add(cache, "f", fake.adding(1))
+        for second in (0.0, 4.0, 8.0):
+            await at(clock, second)
+            await f.call(1)
+        await at(clock, 12.0)
+        async with f.acquire():
+            await at(clock, 20.0)
+            assert cache.stats().running_instances == 1
+        await at(clock, 24.9)
+        assert cache.stats().idle_instances == 1
+        await at(clock, 25.0)
+        assert cache.stats().idle_instances == 0
+        assert cache.stats().hits == 3
+
+
+async def test_each_goes_at_its_own_time(
+    fake: FakeKit, clock: trio.testing.MockClock, log: ListLogger
+) -> None:
+    """In the order of last use, whoever was loaded first."""
+    async with fake.open(CacheConfig(idle_timeout=5.0), logger=log) as cache:
+        for number, name in enumerate("abc"):
+            await add(cache, name, fake.adding(number))
+        for second, name in ((0.0, "a"), (1.0, "b"), (2.0, "a"), (3.0, "c")):
+            await at(clock, second)
+            async with cache.acquire(name, ("i64",)):
+                pass
+        for second in (5.0, 6.0, 7.0, 8.0):
+            await at(clock, second)
+        gone = [(event["function"], event["at_seconds"]) for event in log.fields("evicted")]
+        assert gone == [("b", 6.0), ("a", 7.0), ("c", 8.0)]
+
+
+async def test_it_wakes_only_when_something_is_due(
+    fake: FakeKit, clock: trio.testing.MockClock
+) -> None:
+    """Ten uses before the timeout cost the background task at most one look in vain."""
+    async with fake.open(CacheConfig(idle_timeout=5.0)) as cache:
+        f = await add(cache, "f", fake.adding(1))
+        wakes = 0
+
+        class Count(trio.abc.Instrument):
+            def before_task_step(self, task: trio.lowlevel.Task) -> None:
+                nonlocal wakes
+                wakes += task.name.endswith("evict_on_time")
+
+        await f.call(1)
+        await wait_all_tasks_blocked()
+        instrument = Count()
+        trio.lowlevel.add_instrument(instrument)
+        for second in range(1, 11):
+            await at(clock, second * 0.4)
+            await f.call(1)
+        await at(clock, 8.0)
+        trio.lowlevel.remove_instrument(instrument)
+        assert wakes <= 1
+        assert cache.stats().idle_instances == 1
+        await at(clock, 9.0)
+        assert cache.stats().idle_instances == 0
+
+
+async def test_resizing_the_timeout(fake: FakeKit, clock: trio.testing.MockClock) -> None:
+    """A shorter one holds for what is idle already; with none, nothing is ever due."""
+    async with fake.open(CacheConfig(idle_timeout=50.0)) as cache:
+        f = await add(cache, "f", fake.adding(1))
+        g = await add(cache, "g", fake.adding(2))
+        await f.call(1)
+        await at(clock, 2.0)
+        await g.call(1)
+        cache.resize(idle_timeout=3.0)
+        await at(clock, 3.0)
+        assert [info.function for info in cache.entries()] == ["g"]
+        cache.resize(idle_timeout=math.inf)
+        await wait_all_tasks_blocked()
+        assert next_deadline() == math.inf
+        await at(clock, 1000.0)
+        assert cache.stats().idle_instances == 1
+        cache.resize(idle_timeout=1.0)
+        await wait_all_tasks_blocked()
+        assert cache.stats().idle_instances == 0
+
+
+async def test_everything_idle_goes_and_so_does_the_code(
+    fake: FakeKit, clock: trio.testing.MockClock
+) -> None:
+    """After the timeout the cache is as empty as it began, functions apart."""
+    async with fake.open() as cache:
+        async with cache.scheduling_group("g", capacity=9):
+            await fill(cache, fake)
+            assert cache.stats().total_size > 0
+            await at(clock, 5.0)
+            stats = cache.stats()
+            assert (stats.total_size, stats.code_size, stats.entries) == (0, 0, 0)
+            assert (stats.loaded_modules, stats.idle_instances) == (0, 0)
+            assert fake.engine.open_instances == fake.engine.loaded_modules == 0
+            assert stats.evictions["idle"] == 6
+            assert stats.functions == 3
+            check_invariants(cache)
+
+
+async def fill(cache: InstanceCache, fake: FakeKit) -> None:
+    """Two idle instances of each of three functions."""
+    for number, name in enumerate("abc"):
+        f = await add(cache, name, fake.adding(number), concurrency=2)
+        async with f.acquire(), f.acquire():
+            pass
+
+
+async def test_expiry_makes_room_for_who_waits(
+    fake: FakeKit, clock: trio.testing.MockClock
+) -> None:
+    """An idle instance that pins nothing of use goes by time, and the books let a waiter in."""
+    async with fake.open() as cache:
+        shared = fake.adding(1)
+        idle = await add(cache, "idle", shared)
+        await idle.call(1)
+        running = await add(cache, "running", shared)
+        other = await add(cache, "other", fake.adding(2))
+        results: list[int] = []
+
+        async def use() -> None:
+            results.append(await other.call(1))
+
+        async with trio.open_nursery() as nursery:
+            async with running.acquire():
+                cache.resize(max_code_size=other.code_size + cache.config.stack_size)
+                nursery.start_soon(use)
+                await at(clock, 5.0)
+                assert cache.stats().evictions["idle"] == 1
+                assert results == []
+                check_invariants(cache)
+        assert results == [3]
+
+
+async def test_time_is_trios(
+    fake: FakeKit, autojump_clock: trio.testing.MockClock, log: ListLogger
+) -> None:
+    """A sleeping application wakes up to find it gone."""
+    async with fake.open(CacheConfig(idle_timeout=60.0), logger=log) as cache:
+        f = await add(cache, "f", fake.adding(1))
+        await f.call(1)
+        await trio.sleep(59.9)
+        assert cache.stats().idle_instances == 1
+        await trio.sleep(0.2)
+        assert cache.stats().idle_instances == 0
+    assert [event["at_seconds"] for event in log.fields("evicted")] == [60.0]

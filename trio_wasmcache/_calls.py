@@ -1,0 +1,178 @@
+"""Calls, but for their first slice (that is in `Lease.call`): their rest, their failures, ABIs.
+
+An instance whose call failed or was cancelled half-way is *spoilt*: it holds whatever the guest
+left in the middle of its work, so it serves no other call, and is dropped when its lease ends.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ._abi.protocol import Crossing, Invoke
+from ._core.errors import GuestError
+from ._engine.seam import UNDER_WAY, GuestFunction, GuestInstance
+from ._runner import Job
+
+if TYPE_CHECKING:
+    from ._lease import Lease
+    from ._registry import Registered
+
+
+async def rest_of_call(lease: Lease, guest: GuestFunction, values: tuple[Any, ...]) -> Any:
+    """What is left of a call that did not end in its first slice.
+
+    **Checkpoint:** always.
+    **Cancellation:** the guest is stopped, and its instance is spoilt.
+    """
+    native = _begin(lease)
+    try:
+        result = await _finish(lease, native, guest, lease._total_fuel)
+    except BaseException as error:
+        _spoil(lease, native, error, values)
+        raise
+    finally:
+        _end(lease, native)
+    lease._make_usable(guest)
+    return result
+
+
+async def call_in_steps(lease: Lease, crossing: Crossing, values: tuple[Any, ...]) -> Any:
+    """A call by an ABI that makes several of it: `total_fuel` is for all of them together.
+
+    **Checkpoint:** between slices.
+    **Cancellation:** the guest is stopped, and its instance is spoilt.
+    """
+    assert crossing.steps is not None
+    if is_null_call(lease, values):
+        return None
+    if len(values) != crossing.arity:
+        raise crossing.explain(values)
+    guest = lease._guest
+    native = _begin(lease)
+    steps = crossing.steps(native, values)
+    invoke: Invoke | None = None
+    try:
+        invoke = next(steps)
+        while True:
+            left = lease._total_fuel - (lease._fuel or 0)
+            function = native.function(invoke.export)
+            result = function.begin(invoke.values, left)
+            if result is UNDER_WAY:
+                result = await _finish(lease, native, function, left)
+            else:
+                _account(lease, left - native.fuel_left())
+            invoke = steps.send(result)
+    except StopIteration as stop:
+        lease._make_usable(guest)
+        return stop.value
+    except BaseException as error:
+        # Before the first step, values that do not fit are the caller's mistake.
+        if invoke is None and not isinstance(error, GuestError):
+            lease._make_usable(guest)
+        else:
+            _spoil(lease, native, error, values)
+        raise
+    finally:
+        steps.close()
+        _end(lease, native)
+
+
+def failed(lease: Lease, error: GuestError, values: tuple[Any, ...]) -> GuestError:
+    """A call ended badly in its first slice: the error, complete."""
+    native = lease._native
+    assert native is not None
+    lease._calls += 1
+    lease._fuel = 0
+    _account(lease, lease._total_fuel - native.fuel_left())
+    _spoil(lease, native, error, values)
+    return error
+
+
+def lifted(lease: Lease, result: Any, values: tuple[Any, ...]) -> Any:
+    """The Python value of a result; a guest that returns what can't be is spoilt."""
+    lift, native = lease._crossing.lift, lease._native
+    assert lift is not None
+    try:
+        return lift(result)
+    except GuestError as error:
+        if native is not None:
+            _spoil(lease, native, error, values)
+        raise
+
+
+def is_null_call(lease: Lease, values: tuple[Any, ...]) -> bool:
+    """Whether this is a call with a None that gives None without a call."""
+    registered = lease._registered
+    return (
+        registered is not None
+        and not registered.called_on_null
+        and len(values) == registered.crossing.arity
+        and any(value is None for value in values)
+    )
+
+
+def _begin(lease: Lease) -> GuestInstance:
+    """From here on, until `_end`, other tasks may run, and find the lease busy."""
+    native = lease._native
+    assert native is not None
+    lease._busy = True
+    lease._guest = None
+    lease._calls += 1
+    lease._fuel = 0
+    return native
+
+
+def _end(lease: Lease, native: GuestInstance) -> None:
+    lease._busy = False
+    if lease._closed:
+        native.close()
+
+
+def _account(lease: Lease, burnt: int) -> None:
+    lease._fuel = (lease._fuel or 0) + burnt
+    lease._share.charge(burnt)
+
+
+def _spoil(
+    lease: Lease, native: GuestInstance, error: BaseException, values: tuple[Any, ...]
+) -> None:
+    """A call failed half-way: no other will be made, and the error says which it was."""
+    lease._broken = True
+    lease._guest = None
+    native.abandon()
+    if isinstance(error, GuestError):
+        assert lease._registered is not None
+        _complete(error, lease._registered, values, lease._fuel)
+
+
+async def _finish(lease: Lease, native: GuestInstance, guest: GuestFunction, fuel: int) -> Any:
+    assert lease._registered is not None
+    job = Job(native, lease._share, lease._registered.slot.hosts, lease, fuel)
+    before = lease._fuel or 0
+    lease._job = job
+    try:
+        job.charge()
+        await lease._shell.runner.drive(job)
+        return guest.finish()
+    finally:
+        lease._job = None
+        if not lease._closed:
+            job.charge()
+        lease._fuel = before + job.burnt
+
+
+def _complete(
+    error: GuestError, registered: Registered, values: tuple[Any, ...], fuel: int | None
+) -> None:
+    """Say in the error which function it was, and with what it was called."""
+    key = registered.function.key
+    error.function = key.name
+    error.values = values
+    shown = ", ".join(_shorten(repr(value)) for value in values)
+    trace = "".join(f"\n  {frame}" for frame in error.backtrace)
+    burnt = f" after {fuel} units of fuel" if fuel else ""
+    error.args = (f"{key} called with ({shown}){burnt}: {error.args[0]}{trace}", *error.args[1:])
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 80 else text[:77] + "..."
