@@ -49,7 +49,7 @@ class SchedulingGroup:
         self._record = record
         self._nursery = nursery
         self._chain = (*_groups.get(), self)
-        self.limiter = trio.CapacityLimiter(capacity)
+        self.limiter: trio.CapacityLimiter = trio.CapacityLimiter(capacity)
         """A token for each task that holds or waits for an instance; `total_tokens` may be set."""
         self._share = Share(shares)
         # {task: what it borrowed the token for}; {what: how many leases share it} in the record.

@@ -234,7 +234,7 @@ class Lease:
         **Cancellation:** the guest is stopped within a slice, and its instance is dropped.
         """
         # The fast path: short on purpose. What does not end in its first slice, or fails, or needs
-        # memory to cross, goes on in `_calls`. `_guest` is None while there is a reason not to call.
+        # memory to cross, goes on in `_calls`. `_guest` is None while no call may begin.
         guest, share = self._guest, self._share
         if guest is None:
             raise self._unusable()

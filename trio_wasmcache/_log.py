@@ -113,7 +113,7 @@ class ThreadedLogWriter:
                 continue
             try:
                 write(self._logger, stamped)
-            except Exception:
+            except BaseException:  # `SystemExit` would end this thread, and the log, in silence
                 # There is nobody to tell but the sink that just failed; `stats()` counts it.
                 self.failures += 1
 

@@ -46,7 +46,12 @@ class Declaration:
         abi = self.abi or recognise(info)
         results = (self.returns,) if isinstance(self.returns, str) else self.returns or ()
         return abi.bind(
-            str(self.key), self.key.args, results, exports_of(info), self.called_on_null
+            str(self.key),
+            self.export,
+            self.key.args,
+            results,
+            exports_of(info),
+            self.called_on_null,
         )
 
 

@@ -66,9 +66,9 @@ class Runner:
     """Runs the calls of one cache."""
 
     def __init__(self, config: CacheConfig) -> None:
-        self.config = config
-        self.loop = Turns(1)
-        self.threads = Turns(config.max_threads)
+        self.config: CacheConfig = config
+        self.loop: Turns = Turns(1)
+        self.threads: Turns = Turns(config.max_threads)
 
     def resize(self, config: CacheConfig) -> None:
         """Live under other limits: more threads are used at once, fewer as they come free."""

@@ -28,16 +28,16 @@ class Shell:
         self.config = config
         self.engine = engine
         self.log = log
-        self.policy = Policy(config)
-        self.registry = Registry()
-        self.runner = Runner(config)
+        self.policy: Policy = Policy(config)
+        self.registry: Registry = Registry()
+        self.runner: Runner = Runner(config)
         # Makes a lease of a group; leases are above this layer, so the cache puts it here.
         self.new_lease: Callable[[Any, str, Sequence[str]], Any]
         self.closed = False
         # Of leases that have ended; those that are held count their own.
         self.calls = 0
         # The background task sleeps in this scope; its deadline is the next thing due.
-        self.sleep = trio.CancelScope()
+        self.sleep: trio.CancelScope = trio.CancelScope()
         self.main: GroupRecord = GroupRecord("main")
         self._requests = 0
         self._tasks: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
@@ -79,7 +79,8 @@ class Shell:
 
     def count_calls(self) -> int:
         """Calls begun so far."""
-        return self.calls + sum(request.payload._calls for request in self.policy.waits.held)
+        held: int = sum(request.payload._calls for request in self.policy.waits.held)
+        return self.calls + held
 
     def task_number(self, task: Any) -> int:
         """A number for a task, for the log."""

@@ -244,6 +244,8 @@ async def test_a_compile_that_all_gave_up_leaves_nothing() -> None:
                 await trio.testing.wait_all_tasks_blocked()
                 nursery.cancel_scope.cancel()
             assert cache.functions() == ()
+            await trio.testing.wait_all_tasks_blocked()
+            assert cache._shell.engine._compilers.statistics().tasks_waiting == 0  # type: ignore[attr-defined]
             assert not cache._compiler._compiling
             assert not cache._compiler.modules
             assert not cache._shell.registry.reserved

@@ -334,43 +334,56 @@ async def test_no_instance_is_remembered_longer_than_it_lives() -> None:
     assert before == INSTANCES
 
 
-def test_ctrl_c_does_not_hit_a_callback() -> None:
+CTRL_C = """
+    import signal, sys, trio
+    from engine.support import wat
+    from trio_wasmcache._core.admit import check_limits
+    from trio_wasmcache._core.wasm import FuncType
+    from trio_wasmcache._engine.engine import WasmtimeEngine
+    from trio_wasmcache._engine.seam import UNDER_WAY, HostImport
+
+    SOURCE = wat(
+        '(module (import "env" "g" (func $g (param i64) (result i64)))'
+        ' (func (export "f") (param i64) (result i64) (call $g (local.get 0))))'
+    )
+    hit = []
+
+    def profile(frame, event, argument):
+        if event == "call" and frame.f_code.co_name == sys.argv[1] and not hit:
+            hit.append(frame)
+            signal.raise_signal(signal.SIGINT)
+
+    async def main():
+        engine = WasmtimeEngine(512 * 1024)
+        artifact = await engine.compile(SOURCE, lambda info: check_limits(info, "f", 0, 0))
+        signature = FuncType(("i64",), ("i64",))
+        module = await engine.load(artifact, [HostImport("env", "g", signature)])
+        instance = module.instantiate(10_000, 10_000)
+        assert instance.poll()
+        instance.started()
+        function = instance.function("f")
+        sys.setprofile(profile)
+        assert function.begin((21,), 10_000) is UNDER_WAY
+        instance.host_call.answer((42,))
+        assert instance.poll()
+        sys.setprofile(None)
+        print(hit != [], function.finish())
+        instance.close()
+        module.close()
+        engine.close()
+        await trio.lowlevel.checkpoint()
+
+    try:
+        trio.run(main)
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+
+
+@pytest.mark.parametrize("callback", ["_on_call", "_on_continue"])
+def test_ctrl_c_does_not_hit_a_callback(callback: str) -> None:
     """Ctrl-C while a callback runs is kept for later: raised there, it would abort the process."""
-    script = """
-        import signal, sys, trio
-        from engine.support import quiet_cache
-        from engine.test_hosts import register
-        from trio_wasmcache import HostFunction
-
-        NAMES = {"_on_call", "_on_continue"}
-        hit = set()
-
-        def profile(frame, event, argument):
-            name = frame.f_code.co_name
-            if event == "call" and name in NAMES - hit:
-                hit.add(name)
-                if name == sys.argv[1]:
-                    signal.raise_signal(signal.SIGINT)
-
-        async def main():
-            async with quiet_cache() as cache:
-                function = await register(cache, HostFunction(abs))
-                async with function.acquire() as lease:
-                    sys.setprofile(profile)
-                    try:
-                        print(await lease.call(-42))
-                    finally:
-                        sys.setprofile(None)
-                    await trio.lowlevel.checkpoint()
-
-        try:
-            trio.run(main)
-        except KeyboardInterrupt:
-            print("interrupted")
-        assert hit == NAMES or sys.argv[1] in hit
-    """
-    for callback in ("_on_call", "_on_continue"):
-        assert run_python(script, callback).splitlines()[-1] == "interrupted"
+    assert run_python(CTRL_C, callback) == "True 42\ninterrupted\n"
 
 
 def test_a_host_call_with_no_python_stack_left_is_a_recursion_error() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -252,4 +251,63 @@ def steady_plan(seed: int, tasks: int, uses: int, functions: int = 30) -> Plan:
     return Plan(made, (), programs)
 
 
-Draw = Callable[[Random], Plan]
+def wild_plan(seed: int) -> Plan:
+    """Anything goes: nesting, deadlocks, traps, growth, impatience, replacement, closed groups."""
+    random = Random(seed)
+    functions = tuple(
+        FunctionPlan(
+            f"f{number}",
+            random.randint(1, 4),
+            random.randint(1, 4) * PAGE,
+            random.choice([1, 1, 2, 3]),
+            0.0,
+            traps=random.random() < 0.15,
+            grows=random.random() < 0.3,
+        )
+        for number in range(random.randint(2, 6))
+    )
+    names = ["g1", "g2"][: random.randint(0, 2)]
+    groups = tuple((name, random.choice([None, 1, 2])) for name in names)
+
+    def use(depth: int) -> Use:
+        inner = random.choice([0, 0, 1, 2]) if depth < 2 else 0
+        return Use(
+            random.expovariate(2),
+            random.randrange(len(functions)),
+            random.choice([None, *names]),
+            random.choice([math.inf, math.inf, random.random()]),
+            random.expovariate(2),
+            tuple(use(depth + 1) for _ in range(inner)),
+        )
+
+    tasks = tuple(
+        (random.random() * 3, tuple(use(0) for _ in range(random.randint(1, 6))))
+        for _ in range(random.randint(2, 8))
+    )
+    changes = tuple(
+        Change(
+            random.random() * 10,
+            random.choice(["resize", "resize", "replace", "remove", "warm"]),
+            random.randrange(len(functions)),
+            draw_limits(random),
+        )
+        for _ in range(random.randint(0, 5))
+    )
+    close_at = random.random() * 8 if random.random() < 0.3 else None
+    return Plan(functions, groups, tasks, changes, close_at)
+
+
+def draw_limits(random: Random) -> tuple[tuple[str, Any], ...]:
+    """Limits under which most of `wild_plan`'s functions can run, and all have to fight for it."""
+    return (
+        ("max_size", random.choice([2, 5, 10, 20]) * PAGE),
+        ("max_instance_size", random.choice([4, 6, 100]) * PAGE),
+        ("max_instances", random.randint(2, 8)),
+        ("max_code_size", random.randint(4, 14) * PAGE),
+        ("idle_timeout", random.choice([0.3, 1.0, 100.0])),
+    )
+
+
+def draw_config(random: Random) -> CacheConfig:
+    """A configuration with `draw_limits`."""
+    return CacheConfig(stack_size=PAGE, **dict(draw_limits(random)))

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from attrs import frozen
 
@@ -25,13 +25,18 @@ from .protocol import Exports
 
 @frozen
 class PlainType:
-    """One type: what it is in wasm, its range, and whether wasm's own check is all it takes."""
+    """One type of number, and what it is in wasm."""
 
     name: str
     wasm: str
     low: int = 0
     high: int = 0
     native: bool = False
+    """Wasm's own check of values is all it takes."""
+    truth: bool = False
+    """Only True and False go in."""
+    cut: bool = False
+    """Of a result that is too large only the low bits count; otherwise it breaks the ABI."""
 
     @property
     def real(self) -> bool:
@@ -54,7 +59,7 @@ TYPES = {
     kind.name: kind
     for kind in (
         *_integers(),
-        PlainType("bool", "i32", 0, 1),
+        PlainType("bool", "i32", 0, 1, truth=True),
         PlainType("f32", "f32", native=True),
         PlainType("f64", "f64", native=True),
     )
@@ -68,6 +73,7 @@ class Plain:
     def bind(
         self,
         function: str,
+        export: str,
         args: Sequence[str],
         returns: Sequence[str],
         exports: Exports,
@@ -85,21 +91,28 @@ class PlainAbi:
         args: types that Python gives.
         returns: types that Python gets.
         host: it is a host function, whose results Python gives and whose arguments it gets.
+        types: {type name: type}, for an ABI whose numbers have other names.
 
     Raises:
         SignatureError: a type name that is unknown, or that can't cross (v128, references).
     """
 
     def __init__(
-        self, what: str, args: Sequence[str], returns: Sequence[str], *, host: bool = False
+        self,
+        what: str,
+        args: Sequence[str],
+        returns: Sequence[str],
+        *,
+        host: bool = False,
+        types: Mapping[str, PlainType] = TYPES,
     ) -> None:
         self.what = what
         self.noun = "result" if host else "argument"
         self.got = f"{what} was called with" if host else f"{what} returned"
-        self.args = tuple(_type(what, name) for name in args)
+        self.args = tuple(find_type(what, name, types) for name in args)
         self.arity = len(self.args)
         self.steps = None
-        self.returns = tuple(_type(what, name) for name in returns)
+        self.returns = tuple(find_type(what, name, types) for name in returns)
         self.signature = FuncType(
             tuple(kind.wasm for kind in self.args), tuple(kind.wasm for kind in self.returns)
         )
@@ -114,10 +127,7 @@ class PlainAbi:
     def explain(self, values: tuple[Any, ...]) -> Exception:
         """Why these values can't be the arguments: the error to raise."""
         if len(values) != len(self.args):
-            declared = ", ".join(kind.name for kind in self.args)
-            return TypeError(
-                f"{self.what} takes {len(self.args)} arguments ({declared}), got {len(values)}"
-            )
+            return wrong_count(self.what, [kind.name for kind in self.args], values)
         try:
             self._lower(values)
         except (TypeError, ValueError, OverflowError) as error:
@@ -132,7 +142,7 @@ class PlainAbi:
         if len(values) != len(self.args):
             raise self.explain(values)
         return tuple(
-            _lower(self, number, kind, value)
+            lower_number(self, number, kind, value)
             for number, (kind, value) in enumerate(zip(self.args, values, strict=True), start=1)
         )
 
@@ -142,20 +152,34 @@ class PlainAbi:
 
     def _lift(self, result: Any) -> Any:
         if len(self.returns) == 1:
-            return _lift(self.got, self.returns[0], result)
+            return lift_number(self.got, self.returns[0], result)
         return tuple(
-            _lift(self.got, kind, value) for kind, value in zip(self.returns, result, strict=True)
+            lift_number(self.got, kind, value)
+            for kind, value in zip(self.returns, result, strict=True)
         )
 
 
-def _type(what: str, name: str) -> PlainType:
+class Places(Protocol):
+    """Whoever can say which value it is that does not fit."""
+
+    def place(self, number: int) -> str:
+        """How messages name a value that Python gave."""
+
+
+def find_type(what: str, name: str, types: Mapping[str, PlainType] = TYPES) -> PlainType:
+    """The type of that name; `SignatureError` if there is none, or none that can cross."""
     try:
-        return TYPES[name]
+        return types[name]
     except KeyError:
         pass
     if name in REFUSED:
         raise SignatureError(f"{what}: values of type {name!r} can't cross between Python and wasm")
-    raise SignatureError(f"{what}: unknown type {name!r}; there are {', '.join(TYPES)}")
+    raise SignatureError(f"{what}: unknown type {name!r}; there are {', '.join(types)}")
+
+
+def wrong_count(what: str, names: Sequence[str], values: Sequence[Any]) -> TypeError:
+    """What to raise for too many arguments, or too few."""
+    return TypeError(f"{what} takes {len(names)} arguments ({', '.join(names)}), got {len(values)}")
 
 
 def shown(value: object) -> str:
@@ -167,41 +191,54 @@ def shown(value: object) -> str:
     return text if len(text) <= 100 else text[:97] + "..."
 
 
-def _misfit(abi: PlainAbi, number: int, kind: PlainType, value: Any) -> TypeError:
-    takes = "True or False" if kind.name == "bool" else "a float" if kind.real else "an int"
-    return TypeError(f"{abi.place(number)}: {kind.name} takes {takes}, got {shown(value)}")
+def lower_number(abi: Places, number: int, kind: PlainType, value: Any) -> Any:
+    """The wasm number for `value`; argument `number` is at fault if there is none."""
+    try:
+        return to_number(kind, value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise type(error)(f"{abi.place(number)}: {error}") from None
 
 
-def _lower(abi: PlainAbi, number: int, kind: PlainType, value: Any) -> Any:
+def to_number(kind: PlainType, value: Any) -> Any:
+    """The wasm number for `value`.
+
+    Raises:
+        TypeError: it is no number of that kind.
+        OverflowError: it is out of the type's range.
+    """
     if kind.real:
-        return _lower_real(abi, number, kind, value)
-    if kind.name == "bool" and not isinstance(value, bool):
-        raise _misfit(abi, number, kind, value)
+        return _to_real(kind, value)
+    if kind.truth and not isinstance(value, bool):
+        raise _misfit(kind, value)
     try:
         whole = operator.index(value)
     except TypeError:
-        raise _misfit(abi, number, kind, value) from None
+        raise _misfit(kind, value) from None
     if not kind.low <= whole <= kind.high:
         raise OverflowError(
-            f"{abi.place(number)}: {shown(value)} is out of the range of {kind.name}, "
-            f"{kind.low} to {kind.high}"
+            f"{shown(value)} is out of the range of {kind.name}, {kind.low} to {kind.high}"
         )
     return _signed(whole, kind)
 
 
-def _lower_real(abi: PlainAbi, number: int, kind: PlainType, value: Any) -> float:
+def _to_real(kind: PlainType, value: Any) -> float:
     if not isinstance(value, (float, int)) and not hasattr(value, "__float__"):
-        raise _misfit(abi, number, kind, value)
+        raise _misfit(kind, value)
     try:
         real = float(value)
-        fits = kind.name == "f64" or abs(real) < F32_END or not math.isfinite(real)
+        fits = kind.wasm == "f64" or abs(real) < F32_END or not math.isfinite(real)
     except OverflowError:
         fits = False
     except (TypeError, ValueError):
-        raise _misfit(abi, number, kind, value) from None
+        raise _misfit(kind, value) from None
     if not fits:
-        raise OverflowError(f"{abi.place(number)}: {shown(value)} is too large for {kind.name}")
+        raise OverflowError(f"{shown(value)} is too large for {kind.name}")
     return real
+
+
+def _misfit(kind: PlainType, value: Any) -> TypeError:
+    takes = "True or False" if kind.truth else "a float" if kind.real else "an int"
+    return TypeError(f"{kind.name} takes {takes}, got {shown(value)}")
 
 
 # Halfway to what the next f32 would be: only what is below rounds to the largest one.
@@ -213,13 +250,18 @@ def _signed(whole: int, kind: PlainType) -> int:
     return whole - (1 << bits) if whole >> (bits - 1) == 1 else whole
 
 
-def _lift(got: str, kind: PlainType, value: Any) -> Any:
+def lift_number(got: str, kind: PlainType, value: Any) -> Any:
+    """The Python number for a wasm one; `AbiError` if the type has none."""
     if kind.native:
         return value
+    if kind.cut:
+        if kind.truth:
+            return value != 0
+        return (value - kind.low) % (kind.high - kind.low + 1) + kind.low
     if kind.low == 0 and value < 0:
         value += 1 << (64 if kind.wasm == "i64" else 32)
     if not kind.low <= value <= kind.high:
         raise AbiError(
             f"{got} {value!r}, out of the range of {kind.name}, {kind.low} to {kind.high}"
         )
-    return bool(value) if kind.name == "bool" else value
+    return bool(value) if kind.truth else value

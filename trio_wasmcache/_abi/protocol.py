@@ -38,7 +38,10 @@ class Memory(Protocol):
         """`n` bytes from address `at`; `IndexError` outside of the memory."""
 
     def write(self, at: int, data: bytes | bytearray | memoryview) -> None:
-        """Put `data` at address `at`; `IndexError` (and nothing is written) outside."""
+        """Put `data` at address `at`; `IndexError` (and nothing is written) outside.
+
+        What lies in one piece is copied straight into the guest, with no copy in between.
+        """
 
     def grow(self, pages: int) -> int:
         """Add pages of 64 KiB; the address at which they begin.
@@ -57,7 +60,10 @@ class Guest(Protocol):
 
     @property
     def state(self) -> dict[str, Any]:
-        """For the ABI to keep what it knows about this instance; lives as long as it does."""
+        """For the ABI to keep what it knows about this instance; lives as long as its memory does.
+
+        Addresses of what the ABI had the guest allocate may be kept here from call to call.
+        """
 
     def global_value(self, name: str) -> int | float:
         """The value of an exported global; `LookupError` if there is none of that name."""
@@ -110,6 +116,7 @@ class Abi(Protocol):
     def bind(
         self,
         function: str,
+        export: str,
         args: Sequence[str],
         returns: Sequence[str],
         exports: Exports,
@@ -119,6 +126,7 @@ class Abi(Protocol):
 
         Args:
             function: names the function in messages.
+            export: what is to be called; it is known to exist.
             args, returns: type names, normalised: lower case, no spaces.
             called_on_null: whether None may be an argument; otherwise a call with a None gives
                 None without a call, which the lease sees to.

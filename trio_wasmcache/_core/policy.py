@@ -90,7 +90,7 @@ class Policy(Stages):
         if reason is None:
             if not request.warm:
                 instance.state = step(instance.state, Action.LOADED)
-                self.misses += 1
+                self._count_miss()
             request.stage = Stage.GRANTED
             return None
         result = Step()

@@ -79,6 +79,9 @@ class Stages:
         if not request.warm:
             self.hits += 1
 
+    def _count_miss(self) -> None:
+        self.misses += 1
+
     def _pump(self, entry: Entry, now: float, result: Step) -> None:
         """Something became free: serve the waiters of `entry`, then those who wait for room."""
         while entry.waiting and len(entry.claims) < entry.function.concurrency:

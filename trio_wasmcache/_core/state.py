@@ -14,10 +14,10 @@ from __future__ import annotations
 import enum
 
 
-class State(enum.Enum):
+# Both are looked up on every hit. As strings they have the hash of a string; that of a plain enum is
+# a function in Python.
+class State(str, enum.Enum):  # noqa: UP042
     """Where an instance is in its life."""
-
-    __hash__ = object.__hash__  # members are singletons; Enum's own hashes the name, in Python
 
     ABSENT = "absent"
     LOADING = "loading"
@@ -26,10 +26,8 @@ class State(enum.Enum):
     CLOSED = "closed"
 
 
-class Action(enum.Enum):
+class Action(str, enum.Enum):  # noqa: UP042
     """What is done to an instance."""
-
-    __hash__ = object.__hash__
 
     LOAD = "load"
     LOADED = "loaded"

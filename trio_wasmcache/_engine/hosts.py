@@ -20,6 +20,8 @@ import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import trio
+
 from .._core.wasm import FuncType
 from . import native
 from .memory import SuspendedMemory
@@ -104,6 +106,7 @@ def _function_type(signature: FuncType) -> int:
 
 
 @native.HOST_CALL  # type: ignore[untyped-decorator]
+@trio.lowlevel.enable_ki_protection
 def _on_call(
     env: int,
     caller: int,
@@ -148,5 +151,6 @@ def _on_call(
 
 
 @native.CONTINUE  # type: ignore[untyped-decorator]
+@trio.lowlevel.enable_ki_protection
 def _on_continue(env: int) -> bool:
     return INSTANCES[env].host_call is None

@@ -211,6 +211,16 @@ hot_delete = _hot["wasmtime_call_future_delete"]
 hot_delete.restype, hot_delete.argtypes = None, [P]
 
 
+def memory_view(address: int, size: int) -> memoryview:
+    """Writable bytes at an address, for as long as they are there."""
+    view: memoryview = _view(address, size, 0x200)  # PyBUF_WRITE
+    return view
+
+
+_view = ctypes.pythonapi["PyMemoryView_FromMemory"]
+_view.restype, _view.argtypes = ctypes.py_object, [P, c_size_t, c_int]
+
+
 def __getattr__(name: str) -> Any:
     # Only reached for what is not declared; it also tells type checkers that there is more here.
     raise AttributeError(f"{name} is not a declared function of wasmtime")

@@ -37,16 +37,16 @@ class LeaseBook:
     calls: int = 0
     warm: int = 0
     """Leases that `warm` took to load ahead; neither hit nor miss."""
-    _warm: set[int] = Factory(set)  # requests by `warm` that were not granted yet
+    _ahead: set[int] = Factory(set)  # requests by `warm` that were not granted yet
 
     def take(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Add events of one cache up; gives those that are `acquired`, the warming ones left out."""
         warm = frame.filter(pl.col("warm") == True)["request"]  # noqa: E712 - null is not False
-        self._warm.update(warm.to_list())
+        self._ahead.update(warm.to_list())
         acquired = frame.filter(pl.col("event") == "wasmcache.acquired")
-        if self._warm:
-            ahead = acquired["request"].is_in(list(self._warm)).fill_null(False)
-            self._warm -= set(acquired.filter(ahead)["request"].to_list())
+        if self._ahead:
+            ahead = acquired["request"].is_in(list(self._ahead)).fill_null(False)
+            self._ahead -= set(acquired.filter(ahead)["request"].to_list())
             self.warm += int(ahead.sum())
             acquired = acquired.filter(~ahead)
         self.waits.take(acquired["wait_seconds"])

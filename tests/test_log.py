@@ -1,0 +1,415 @@
+"""Semantics 24: what the log says, event by event, with whole dictionaries."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import structlog
+import trio
+import trio.testing
+from kits import PAGE, FakeKit, ListLogger, add
+from trio.testing import wait_all_tasks_blocked
+
+from trio_wasmcache import CacheConfig, InstanceCache, KiB, LoadError, TrapError, open_cache
+from trio_wasmcache.testing import open_fake_cache
+
+TYPES = ("i64",)
+CODE = 16 * KiB
+STACK = 512 * KiB
+
+
+def told(log: ListLogger, event: str) -> list[dict[str, Any]]:
+    """The fields of every such event, without those that all events have."""
+    lines = [dict(fields) for fields in log.fields(event)]
+    for fields in lines:
+        for key in ("cache", "seq", "at_seconds", "schema"):
+            del fields[key]
+    return lines
+
+
+async def test_every_event_is_stamped(fake: FakeKit, log: ListLogger) -> None:
+    """With the cache's name, a number without gaps, the cache's clock and the schema's version."""
+    async with fake.open(CacheConfig(log_uses=True), logger=log) as cache:
+        f = await add(cache, "f", fake.adding(1))
+        await f.call(1)
+        cache.remove("f")
+    assert [fields["seq"] for _, _, fields in log.lines] == list(range(1, len(log.lines) + 1))
+    (name,) = {fields["cache"] for _, _, fields in log.lines}
+    assert len(name) == 8
+    assert {fields["schema"] for _, _, fields in log.lines} == {1}
+    times = [fields["at_seconds"] for _, _, fields in log.lines]
+    assert times == sorted(times)
+    assert all(event.startswith("wasmcache.") for _, event, _ in log.lines)
+    other = ListLogger()
+    async with fake.open(logger=other):
+        pass
+    assert other.lines[0][2]["cache"] != name
+
+
+async def test_opened_resized_closed(fake: FakeKit, log: ListLogger) -> None:
+    """The limits, whole; and at the end, the counts."""
+    async with fake.open(CacheConfig(idle_timeout=7.0), logger=log) as cache:
+        f = await add(cache, "f", fake.adding(1))
+        await f.call(1)
+        await f.call(1)
+        cache.resize(max_size=10 * PAGE, max_instances=5)
+    limits = {
+        "max_size_bytes": 100 * 2**20,
+        "max_instance_size_bytes": 8 * 2**20,
+        "max_instances": 4096,
+        "max_code_size_bytes": 40 * 2**20,
+        "idle_timeout_seconds": 7.0,
+    }
+    assert told(log, "opened") == [
+        {
+            **limits,
+            "stack_size_bytes": STACK,
+            "memory_limit_bytes": 16 * 2**20,
+            "table_limit_elements": 10_000,
+            "total_fuel": 1_000_000_000,
+            "yield_fuel": 100_000,
+            "log_uses": False,
+        }
+    ]
+    assert log.lines[0][1] == "wasmcache.opened"
+    assert told(log, "resized") == [{**limits, "max_size_bytes": 10 * PAGE, "max_instances": 5}]
+    assert told(log, "closed") == [
+        {"hits": 1, "misses": 1, "blocks": 0, "calls": 2, "evictions": 1}
+    ]
+    assert log.lines[-1][1] == "wasmcache.closed"
+
+
+async def test_registered_removed_loaded(fake: FakeKit, log: ListLogger) -> None:
+    """Functions come and go; the second of the same bytes takes no compile and no load."""
+    async with fake.open(logger=log) as cache:
+        wasm = fake.adding(1)
+        f = await add(cache, "f", wasm, concurrency=2)
+        g = await add(cache, "g", wasm)
+        await cache.warm("f", TYPES)
+        await g.call(1)
+        cache.remove("g")
+    common = {
+        "arg_types": "i64",
+        "generation": 1,
+        "module_digest": f.module_digest,
+        "code_bytes": CODE,
+    }
+    registered = {
+        **common,
+        "module_number": 1,
+        "artifact_bytes": len(wasm),
+        "isolation": "reuse",
+        "isolation_verdict": f.isolation_verdict,
+    }
+    first, second = told(log, "registered")
+    assert first.pop("compile_seconds") >= 0
+    assert first == {**registered, "function": "f", "concurrency": 2}
+    assert second == {**registered, "function": "g", "concurrency": 1, "compile_seconds": 0.0}
+    assert told(log, "removed") == [{"function": "g", "arg_types": "i64", "generation": 1}]
+    loaded = told(log, "loaded")
+    assert all(event.pop("load_seconds") >= 0 for event in loaded)
+    assert loaded == [
+        {
+            **common,
+            "function": name,
+            "group": "main",
+            "instance": number,
+            "request": None,
+            "module_loaded": name == "f",
+            "warmed": name == "f",
+        }
+        for name, number in (("f", 1), ("g", 2))
+    ]
+
+
+async def test_evicted(
+    fake: FakeKit, log: ListLogger, mock_clock: trio.testing.MockClock
+) -> None:
+    """Why, what it was, how long it was idle and alive, its uses, and sizes before and after."""
+    async with fake.open(logger=log) as cache:
+        f = await add(cache, "f", fake.adding(1, pages=3))
+        g = await add(cache, "g", fake.adding(1))
+        mock_clock.jump(10.0)
+        await f.call(1)
+        mock_clock.jump(1.0)
+        await f.call(1)
+        await g.call(1)
+        mock_clock.jump(2.0)
+        cache.resize(max_size=3 * PAGE)
+        (event,) = told(log, "evicted")
+    assert event == {
+        "function": "f",
+        "arg_types": "i64",
+        "group": "main",
+        "generation": 1,
+        "instance": 1,
+        "reason": "size",
+        "module_digest": f.module_digest,
+        "freed_bytes": 4 * PAGE,
+        "freed_code_bytes": CODE,
+        "idle_seconds": 2.0,
+        "age_seconds": 3.0,
+        "uses": 2,
+        "total_size_before_bytes": 6 * PAGE,
+        "total_size_after_bytes": 2 * PAGE,
+        "code_size_before_bytes": 2 * CODE,
+        "code_size_after_bytes": CODE,
+        "limit_bytes": None,
+        "advice": None,
+    }
+
+
+async def test_failed(log: ListLogger) -> None:
+    """A warning with what the caller got."""
+    kit = FakeKit()
+    kit.engine.fail_at = 3
+    async with kit.open(logger=log) as cache:
+        f = await add(cache, "f", kit.adding(1))
+        with pytest.raises(LoadError) as caught:
+            await f.call(1)
+    assert told(log, "failed") == [
+        {
+            "function": "f",
+            "arg_types": "i64",
+            "group": "main",
+            "generation": 1,
+            "instance": 1,
+            "request": None,
+            "error": "LoadError",
+            "error_message": str(caught.value),
+        }
+    ]
+    assert [level for level, event, _ in log.lines if event == "wasmcache.failed"] == ["warning"]
+
+
+async def test_uses(
+    fake: FakeKit, log: ListLogger, mock_clock: trio.testing.MockClock
+) -> None:
+    """With `log_uses`, every acquire, block and recycle, with what a replay needs."""
+    async with fake.open(CacheConfig(log_uses=True), logger=log) as cache:
+        f = await add(cache, "f", fake.adding(1))
+
+        async def use() -> None:
+            async with f.acquire() as lease:
+                await lease.call(1)
+                mock_clock.jump(2.0)
+                await lease.call(2)
+
+        async with trio.open_nursery() as nursery:
+            async with f.acquire():
+                nursery.start_soon(use)
+                await wait_all_tasks_blocked()
+                mock_clock.jump(3.0)
+    names = [event.removeprefix("wasmcache.") for _, event, _ in log.lines]
+    assert names[3:-3] == [
+        *("requested", "loaded", "acquired"),
+        *("requested", "blocked", "recycled", "acquired", "recycled"),
+    ]
+    common = {"function": "f", "arg_types": "i64", "group": "main", "generation": 1}
+    first, second = told(log, "requested")
+    assert first == {**common, "request": 1, "task": 1, "warm": False, "deadline_seconds": None}
+    assert second == {**first, "request": 2, "task": 2}
+    assert told(log, "blocked") == [
+        {**common, "request": 2, "task": 2, "waits_for": "an instance"}
+    ]
+    held = {**common, "instance": 1, "total_size_bytes": 0}
+    assert told(log, "acquired") == [
+        {
+            **held,
+            "request": number,
+            "hit": hit,
+            "wait_seconds": wait,
+            "uses": number - 1,
+            "module_digest": f.module_digest,
+            "code_bytes": CODE,
+            "code_size_bytes": CODE + STACK,
+        }
+        for number, hit, wait in ((1, False, 0.0), (2, True, 3.0))
+    ]
+    first, second = told(log, "recycled")
+    assert second == {
+        **held,
+        "request": 2,
+        "size_bytes": 2 * PAGE,
+        "held_seconds": 2.0,
+        "calls": 2,
+        "kept": True,
+        "total_size_bytes": 2 * PAGE,
+        "code_size_bytes": CODE,
+    }
+    assert (first["request"], first["held_seconds"], first["calls"]) == (1, 3.0, 0)
+
+
+async def test_uses_of_a_token(
+    fake: FakeKit, log: ListLogger, mock_clock: trio.testing.MockClock
+) -> None:
+    """Waiting for a token is a block, and part of the time that the acquire waited."""
+    limits = CacheConfig(log_uses=True, main_capacity=1)
+    async with fake.open(limits, logger=log) as cache:
+        f = await add(cache, "f", fake.adding(1), concurrency=2)
+        async with trio.open_nursery() as nursery:
+            async with f.acquire():
+                nursery.start_soon(f.call, 1)
+                await wait_all_tasks_blocked()
+                mock_clock.jump(3.0)
+    assert [event["waits_for"] for event in told(log, "blocked")] == ["a token"]
+    assert [event["wait_seconds"] for event in told(log, "acquired")] == [0.0, 3.0]
+    assert told(log, "closed")[0]["blocks"] == 1
+
+
+async def test_without_log_uses_there_are_no_uses(fake: FakeKit, log: ListLogger) -> None:
+    """Acquire and recycle are events only when asked for."""
+    async with fake.open(logger=log) as cache:
+        f = await add(cache, "f", fake.adding(1))
+        async with f.acquire(), trio.open_nursery() as nursery:
+            nursery.start_soon(f.call, 1)
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+    names = {event.removeprefix("wasmcache.") for _, event, _ in log.lines}
+    assert names == {
+        *("opened", "group_opened", "registered", "loaded"),
+        *("group_closed", "evicted", "closed"),
+    }
+
+
+# One scenario for each reason, on a cache with functions a, b and c of 2 pages each.
+
+Scenario = Callable[[InstanceCache, FakeKit], Awaitable[None]]
+
+
+async def use(cache: InstanceCache, *names: str) -> None:
+    for name in names:
+        async with cache.acquire(name, TYPES) as lease:
+            await lease.call(1)
+
+
+async def for_size(cache: InstanceCache, fake: FakeKit) -> None:
+    cache.resize(max_size=3 * PAGE)
+    await use(cache, "a", "b")
+
+
+async def for_count(cache: InstanceCache, fake: FakeKit) -> None:
+    cache.resize(max_instances=1)
+    await use(cache, "a", "b")
+
+
+async def for_idleness(cache: InstanceCache, fake: FakeKit) -> None:
+    await use(cache, "a")
+    await trio.sleep(5.1)
+
+
+async def for_code(cache: InstanceCache, fake: FakeKit) -> None:
+    cache.resize(max_code_size=CODE + STACK)
+    await use(cache, "a", "b")
+
+
+async def for_a_stack(cache: InstanceCache, fake: FakeKit) -> None:
+    cache.resize(max_code_size=2 * CODE + STACK)
+    await use(cache, "a", "b")
+    cache.resize(max_code_size=2 * CODE + STACK - 1)
+    await use(cache, "b")
+
+
+async def for_being_oversized(cache: InstanceCache, fake: FakeKit) -> None:
+    cache.resize(max_instance_size=2 * PAGE - 1)
+    await use(cache, "a")
+
+
+async def for_being_corrupted(cache: InstanceCache, fake: FakeKit) -> None:
+    trapping = await add(cache, "t", fake.trapping())
+    with pytest.raises(TrapError):
+        await trapping.call(1)
+
+
+async def for_removal(cache: InstanceCache, fake: FakeKit) -> None:
+    await use(cache, "a")
+    cache.remove("a")
+
+
+async def for_its_group(cache: InstanceCache, fake: FakeKit) -> None:
+    async with cache.scheduling_group("g", capacity=1):
+        await use(cache, "a")
+
+
+@pytest.mark.parametrize(
+    ("reason", "scenario"),
+    [
+        ("size", for_size),
+        ("count", for_count),
+        ("idle", for_idleness),
+        ("code", for_code),
+        ("stack", for_a_stack),
+        ("oversized", for_being_oversized),
+        ("corrupted", for_being_corrupted),
+        ("removed", for_removal),
+        ("group_closed", for_its_group),
+    ],
+)
+async def test_each_eviction_is_one_event_with_its_reason(
+    fake: FakeKit,
+    log: ListLogger,
+    autojump_clock: trio.testing.MockClock,
+    reason: str,
+    scenario: Scenario,
+) -> None:
+    """And what is left when the cache closes, goes as `closed`."""
+    async with fake.open(logger=log) as cache:
+        for number, name in enumerate("abc"):
+            await add(cache, name, fake.adding(number))
+        await scenario(cache, fake)
+        assert log.reasons() == [reason]
+        assert cache.stats().evictions[reason] == 1
+        await use(cache, "c")
+        kept = cache.stats().idle_instances
+    assert log.reasons().count("closed") == kept
+    counted = {key: number for key, number in cache.stats().evictions.items() if number}
+    assert counted == {key: log.reasons().count(key) for key in log.reasons()}
+    instances = [event["instance"] for event in log.fields("evicted")]
+    assert len(set(instances)) == len(instances)
+    sizes = log.fields("evicted")
+    assert all(e["total_size_before_bytes"] >= e["total_size_after_bytes"] for e in sizes)
+
+
+@asynccontextmanager
+async def quiet() -> AsyncIterator[list[Any]]:
+    """Catch what structlog's own configuration is told."""
+    with structlog.testing.capture_logs() as lines:
+        yield lines
+
+
+async def test_structlogs_capture_logs_works() -> None:
+    """Without a logger of its own, the cache writes to structlog as it is configured."""
+    async with quiet() as lines, open_cache(CacheConfig(max_size=5 * PAGE)):
+        pass
+    assert [line["event"] for line in lines] == [
+        "wasmcache.opened",
+        "wasmcache.group_opened",
+        "wasmcache.group_closed",
+        "wasmcache.closed",
+    ]
+    assert {line["log_level"] for line in lines} == {"info"}
+    assert lines[0]["max_size_bytes"] == 5 * PAGE
+    closed = {key: lines[-1][key] for key in lines[-1] if key not in ("at_seconds", "cache")}
+    assert closed == {
+        "event": "wasmcache.closed",
+        "log_level": "info",
+        "seq": 4,
+        "schema": 1,
+        "hits": 0,
+        "misses": 0,
+        "blocks": 0,
+        "calls": 0,
+        "evictions": 0,
+    }
+
+
+async def test_the_inline_writer_goes_to_structlog_too() -> None:
+    """`open_fake_cache` without a logger."""
+    async with quiet() as lines, open_fake_cache():
+        assert [line["event"] for line in lines] == [
+            "wasmcache.opened",
+            "wasmcache.group_opened",
+        ]

@@ -1,0 +1,177 @@
+"""The log's thread: a sink that is slow, stuck or broken is its own problem."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import trio
+from kits import FakeKit, ListLogger, add
+
+from trio_wasmcache import CacheConfig, open_cache
+from trio_wasmcache._cache import open_with
+from trio_wasmcache._core.events import Removed
+from trio_wasmcache._log import BUFFER_EVENTS, InlineLogWriter, ThreadedLogWriter
+
+
+def fact(number: int) -> Removed:
+    """An event to tell apart from others."""
+    return Removed(function=f"f{number}", arg_types="", generation=1)
+
+
+class StuckLogger(ListLogger):
+    """Stands still at its first event, until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.let_go = threading.Event()
+        self.reached = threading.Event()
+        self.wanted = 0
+        self.written = threading.Event()
+        """Set when `wanted` events are written."""
+
+    def info(self, event: str, **fields: Any) -> None:
+        self.reached.set()
+        assert self.let_go.wait(60)
+        super().info(event, **fields)
+        if len(self.lines) == self.wanted:
+            self.written.set()
+
+
+class BrokenLogger(ListLogger):
+    """Raises for every other event."""
+
+    def __init__(self, error: type[BaseException]) -> None:
+        super().__init__()
+        self.error = error
+        self.count = 0
+
+    def info(self, event: str, **fields: Any) -> None:
+        self.count += 1
+        if self.count % 2:
+            raise self.error("the disk is full")
+        super().info(event, **fields)
+
+
+async def test_events_are_written_in_order_by_one_other_thread() -> None:
+    """All of them, before closing ends."""
+    threads = set()
+
+    class Logger(ListLogger):
+        def info(self, event: str, **fields: Any) -> None:
+            threads.add(threading.current_thread())
+            super().info(event, **fields)
+
+    logger = Logger()
+    writer = ThreadedLogWriter(logger)
+    for number in range(1000):
+        writer.add(fact(number), float(number))
+    await writer.close(60)
+    assert [fields["seq"] for _, _, fields in logger.lines] == list(range(1, 1001))
+    assert [fields["at_seconds"] for _, _, fields in logger.lines] == list(range(1000))
+    assert len(threads) == 1
+    assert threads != {threading.current_thread()}
+    assert (writer.lost, writer.failures) == (0, 0)
+
+
+async def test_a_full_buffer_drops_events_and_says_how_many() -> None:
+    """The gap in the numbers is told by an event in its place, as a warning."""
+    logger = StuckLogger()
+    writer = ThreadedLogWriter(logger)
+    writer.add(fact(0), 0.0)
+    await trio.to_thread.run_sync(logger.reached.wait, 60)
+    for number in range(1, BUFFER_EVENTS + 1):
+        writer.add(fact(number), 1.0)
+    assert writer.lost == 0
+    for number in range(7):
+        writer.add(fact(number), 2.0)
+    assert writer.lost == 7
+    logger.let_go.set()
+    await writer.close(60)
+    numbers = [fields["seq"] for _, _, fields in logger.lines]
+    first_lost = BUFFER_EVENTS + 2
+    assert numbers == [*range(1, first_lost), first_lost + 7]
+    level, event, fields = logger.lines[-1]
+    assert (level, event) == ("warning", "wasmcache.lost")
+    assert (fields["count"], fields["first_seq"]) == (7, first_lost)
+
+
+async def test_the_log_goes_on_after_a_gap() -> None:
+    """The `lost` event comes where the gap is, before what came after it."""
+    logger = StuckLogger()
+    writer = ThreadedLogWriter(logger)
+    writer.add(fact(0), 0.0)
+    await trio.to_thread.run_sync(logger.reached.wait, 60)
+    for number in range(BUFFER_EVENTS + 3):
+        writer.add(fact(number), 1.0)
+    logger.wanted = BUFFER_EVENTS + 1
+    logger.let_go.set()
+    assert await trio.to_thread.run_sync(logger.written.wait, 60)
+    writer.add(fact(99), 5.0)
+    await writer.close(60)
+    tail = logger.lines[-2:]
+    assert [event for _, event, _ in tail] == ["wasmcache.lost", "wasmcache.removed"]
+    numbers = [fields["seq"] for _, _, fields in logger.lines]
+    assert numbers == sorted(numbers)
+    first, count = tail[0][2]["first_seq"], tail[0][2]["count"]
+    assert set(range(1, numbers[-1])) - set(numbers) == set(range(first, first + count))
+    assert tail[0][2]["count"] == writer.lost == 3
+
+
+@pytest.mark.parametrize("error", [OSError, SystemExit])
+async def test_a_failing_sink_kills_nothing(fake: FakeKit, error: type[BaseException]) -> None:
+    """What it fails on is counted; the rest is written, and the cache never notices."""
+    logger = BrokenLogger(error)
+    async with open_with(CacheConfig(), fake.engine, ThreadedLogWriter(logger)) as cache:
+        f = await add(cache, "f", fake.adding(1))
+        assert await f.call(1) == 2
+    stats = cache.stats()
+    assert stats.log_failures == (logger.count + 1) // 2
+    assert len(logger.lines) == logger.count // 2
+    assert logger.lines[-1][1] in ("wasmcache.closed", "wasmcache.evicted")
+
+
+async def test_a_failing_sink_of_the_inline_writer(fake: FakeKit) -> None:
+    """The same, where there is no thread."""
+    logger = BrokenLogger(OSError)
+    async with fake.open(logger=logger) as cache:
+        f = await add(cache, "f", fake.adding(1))
+        assert await f.call(1) == 2
+        assert cache.stats().log_failures >= 2
+    writer = InlineLogWriter(BrokenLogger(OSError))
+    writer.add(fact(1), 0.0)
+    assert (writer.failures, writer.lost) == (1, 0)
+
+
+async def test_a_stuck_sink_delays_no_call(fake: FakeKit) -> None:
+    """A hundred leases come and go while the log's thread stands still at the first event."""
+    logger = StuckLogger()
+    config = CacheConfig(log_uses=True)
+    async with open_with(config, fake.engine, ThreadedLogWriter(logger)) as cache:
+        f = await add(cache, "f", fake.adding(1))
+        for number in range(100):
+            assert await f.call(number) == number + 1
+        assert logger.lines == []
+        logger.let_go.set()
+    assert len(logger.fields("acquired")) == 100
+    assert logger.lines[-1][1] == "wasmcache.closed"
+
+
+async def test_closing_waits_for_a_stuck_sink_as_long_as_it_is_told() -> None:
+    """With no time at all, leaving the cache ends although nothing was written."""
+    logger = StuckLogger()
+    async with open_cache(CacheConfig(log_flush_timeout=0), logger=logger):
+        pass
+    assert logger.lines == []
+    logger.let_go.set()
+
+
+async def test_the_flush_is_shielded(fake: FakeKit) -> None:
+    """In a cancelled scope, too, the log is written to the end."""
+    logger = StuckLogger()
+    with trio.CancelScope() as scope:
+        async with open_with(CacheConfig(), fake.engine, ThreadedLogWriter(logger)):
+            scope.cancel()
+            logger.let_go.set()
+    assert logger.lines[-1][1] == "wasmcache.closed"

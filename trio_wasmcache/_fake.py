@@ -1,0 +1,340 @@
+"""The fake engine of `trio_wasmcache.testing`: what it does is chosen, and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+import trio
+from attrs import define, field, frozen
+
+from ._core.admit import Edits
+from ._core.config import WASM_PAGE, KiB
+from ._core.errors import FuelExhaustedError, InvalidModuleError, LoadError, TrapError
+from ._core.wasm import (
+    Export,
+    FuncType,
+    Import,
+    Limits,
+    MalformedModuleError,
+    ModuleInfo,
+    read_module,
+)
+from ._core.wasm_edit import encode_module
+from ._engine.seam import UNDER_WAY, Artifact, HostCall, HostImport
+
+FAKE_SECTION = "trio_wasmcache.fake"
+
+
+class FakeFailure(TrapError):
+    """What `FakeEngine(fail_at=n)` makes of the n-th native step, where that is the guest's."""
+
+
+@frozen
+class Behaviour:
+    """What a fake module does; made by `FakeEngine.module`."""
+
+    run: Callable[..., Any]
+    code_size: int
+    fuel: float
+    start_fuel: float
+    grow_pages: int
+    host_calls: int
+
+
+@final
+class FakeEngine:
+    """An engine in which nothing is native and everything can be chosen.
+
+    .. code-block::
+
+        engine = FakeEngine()
+        double = engine.module(lambda x: 2 * x)
+        async with open_fake_cache(engine=engine) as cache:
+            await cache.register("double", double, args=("i64",), returns="i64", export="run")
+
+    Compiling, loading and starting an instance are native steps with a checkpoint each; so is each
+    call, with a checkpoint between its slices. `steps` names those taken so far.
+
+    Args:
+        fail_at: the number of the native step (from 1) that fails; None: none does.
+    """
+
+    def __init__(self, *, fail_at: int | None = None) -> None:
+        self.fail_at = fail_at
+        self.steps: list[str] = []
+        self.modules: dict[str, Behaviour] = {}
+        self.loaded_modules: int = 0
+        """Executable modules that were not closed yet."""
+        self.open_instances = 0
+        """Instances that were not closed yet."""
+        self.closed: bool = False
+
+    def module(
+        self,
+        run: Callable[..., Any] = lambda *values: values[0] if values else 0,
+        *,
+        params: Sequence[str] = ("i64",),
+        results: Sequence[str] = ("i64",),
+        export: str = "run",
+        memory_pages: int = 1,
+        max_pages: int | None = None,
+        code_size: int = 16 * KiB,
+        fuel: float = 100,
+        start_fuel: float = 0,
+        grow_pages: int = 0,
+        host_imports: Sequence[tuple[str, str]] = (),
+    ) -> bytes:
+        """Bytes to register: a well-formed module whose export behaves as said here.
+
+        Args:
+            run: gives the result; what it raises is what the call raises.
+            params, results: wasm types of the export; host imports have the same.
+            memory_pages, max_pages: its memory, exported as ``"memory"``.
+            code_size: bytes, once loaded.
+            fuel: burnt by a call; `math.inf`: it never ends by itself.
+            start_fuel: burnt by its start.
+            grow_pages: added to the memory by each call.
+            host_imports: (module, name) of host functions; a call calls each, in order, with its
+                own arguments, and then `run` with their results.
+        """
+        name = f"fake module {len(self.modules) + 1}"
+        signature = FuncType(tuple(params), tuple(results))
+        self.modules[name] = Behaviour(
+            run, code_size, fuel, start_fuel, grow_pages, len(host_imports)
+        )
+        return encode_module(
+            types=[signature],
+            imports=[Import(module, item, "func", signature) for module, item in host_imports],
+            functions=[0],
+            memories=[Limits(memory_pages, max_pages)],
+            exports=[Export(export, "func", len(host_imports)), Export("memory", "memory", 0)],
+            code=[b"\x00\x00\x0b"],  # no locals; unreachable; end
+            custom=[(FAKE_SECTION, name.encode())],
+        )
+
+    def step(self, name: str) -> bool:
+        """Count a native step; True if this is the one that fails."""
+        self.steps.append(name)
+        return len(self.steps) == self.fail_at
+
+    async def to_wasm(self, text: str) -> bytes:
+        raise InvalidModuleError("the fake engine reads no text: use FakeEngine.module")
+
+    async def compile(self, wasm: bytes, admit: Callable[[ModuleInfo], Edits]) -> Artifact:
+        await trio.lowlevel.checkpoint()
+        if self.step("compile"):
+            raise InvalidModuleError("the fake engine was told to fail")
+        try:
+            info = read_module(wasm)
+        except MalformedModuleError as error:
+            raise InvalidModuleError(str(error)) from None
+        edits = admit(info)
+        return Artifact(wasm, self._behaviour(wasm).code_size, info, edits)
+
+    async def load(self, artifact: Artifact, hosts: Sequence[HostImport]) -> FakeModule:
+        await trio.lowlevel.checkpoint()
+        if self.step("load"):
+            raise LoadError("the fake engine was told to fail")
+        self.loaded_modules += 1
+        return FakeModule(self, artifact, self._behaviour(artifact.data), len(hosts))
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _behaviour(self, wasm: bytes) -> Behaviour:
+        for section in read_module(wasm).sections:
+            payload = wasm[section.start : section.end]
+            marker = bytes([len(FAKE_SECTION)]) + FAKE_SECTION.encode()
+            if section.id == 0 and payload.startswith(marker):
+                name = payload[len(marker) :].decode()
+                if name in self.modules:
+                    return self.modules[name]
+        raise InvalidModuleError("not made by FakeEngine.module of this engine")
+
+
+@define(eq=False)
+class FakeModule:
+    """See `LoadedModule`."""
+
+    engine: FakeEngine
+    artifact: Artifact
+    behaviour: Behaviour
+    hosts: int
+    closed: bool = False
+
+    def instantiate(self, fuel: int, yield_fuel: int) -> FakeInstance:
+        assert not self.closed, "instantiated after the module was unloaded"
+        if self.engine.step("instantiate"):
+            raise LoadError("the fake engine was told to fail")
+        self.engine.open_instances += 1
+        return FakeInstance(self, fuel, yield_fuel)
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self.engine.loaded_modules -= 1
+
+
+@define(eq=False)
+class FakeInstance:
+    """See `GuestInstance`. Asserts that it is used as the seam says."""
+
+    module: FakeModule
+    fuel: int
+    yield_fuel: int
+    host_call: HostCall | None = None
+    state: dict[str, Any] = field(factory=dict)
+    memory: FakeMemory = field(factory=lambda: FakeMemory())
+    closed: bool = False
+    polling: bool = False
+    _needed: float = 0
+    _burnt: int = 0
+    _under_way: str | None = "start"
+    _polls: int = 0
+    _values: tuple[Any, ...] = ()
+    _answers: list[Any] = field(factory=list)
+    _pages: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        self._pages = sum(limits.minimum for limits in self.module.artifact.info.memories)
+        self.memory = FakeMemory(bytearray(self._pages * WASM_PAGE))
+        self._needed = self.module.behaviour.start_fuel
+
+    def poll(self) -> bool:
+        assert not self.closed, "polled after it was closed"
+        assert self._under_way, "polled with nothing under way"
+        assert not self.polling, "polled by two at once"
+        self.polling = True
+        try:
+            return self._poll()
+        finally:
+            self.polling = False
+
+    def _poll(self) -> bool:
+        self._polls += 1
+        behaviour = self.module.behaviour
+        if self._under_way == "start" and self._polls == 1:
+            return False  # starting takes a checkpoint
+        if self._under_way == "call" and len(self._answers) < behaviour.host_calls:
+            if self.host_call is None:
+                self._call_host(len(self._answers))
+            return False
+        left = min(self._needed, self.fuel) - self._burnt
+        self._burnt += int(min(left, self.yield_fuel))
+        return self._burnt >= min(self._needed, self.fuel)
+
+    def _call_host(self, index: int) -> None:
+        def answer(results: Sequence[Any]) -> None:
+            assert self.host_call is call, "answered a host call that is over"
+            self._answers.append(results[0] if len(results) == 1 else tuple(results))
+            self.host_call = None
+
+        call = HostCall(index, self._values, self.memory, answer)
+        self.host_call = call
+
+    def started(self) -> None:
+        self._finish("start")
+
+    def function(self, name: str) -> FakeFunction:
+        found = self.module.artifact.info.export(name)
+        assert found is not None
+        return FakeFunction(self, self.module.artifact.info.functions[found.index])
+
+    def global_value(self, name: str) -> int | float:
+        raise LookupError(f"the fake module exports no global {name!r}")
+
+    def abandon(self) -> None:
+        assert not self.polling, "abandoned while it was polled"
+        self._under_way = self.host_call = None
+
+    def fuel_left(self) -> int:
+        assert not self.closed, "asked for fuel after it was closed"
+        return self.fuel - self._burnt
+
+    def measure(self) -> int:
+        assert not self.closed and not self._under_way
+        return (self._pages + 1) * WASM_PAGE
+
+    def close(self) -> None:
+        assert not self.polling, "closed while it was polled"
+        self.abandon()
+        if not self.closed:
+            self.closed = True
+            self.module.engine.open_instances -= 1
+
+    def begin(self, values: tuple[Any, ...], fuel: int) -> None:
+        assert not self.closed and self._under_way is None, "begun while something is under way"
+        self._under_way = "call"
+        self._values, self.fuel = values, fuel
+        self._answers = []
+        self._needed = self.module.behaviour.fuel
+        self._burnt = self._polls = 0
+
+    def finish(self) -> Any:
+        self._finish("call")
+        behaviour = self.module.behaviour
+        self._pages += behaviour.grow_pages
+        self.memory.grow(behaviour.grow_pages)
+        return behaviour.run(*(self._answers or self._values))
+
+    def _finish(self, what: str) -> None:
+        assert self._under_way == what
+        self._under_way = None
+        if self.module.engine.step(what):
+            raise FakeFailure("the fake engine was told to fail", code="unreachable")
+        if self._burnt < self._needed:
+            raise FuelExhaustedError("all fuel is burnt")
+
+
+@define(eq=False)
+class FakeFunction:
+    """See `GuestFunction`."""
+
+    instance: FakeInstance
+    type: FuncType
+
+    def begin(self, values: Sequence[Any], fuel: int) -> Any:
+        if len(values) != len(self.type.params):
+            raise ValueError("wrong number of values")
+        for value, kind in zip(values, self.type.params, strict=True):
+            if not isinstance(value, (int, float) if kind in ("f32", "f64") else int):
+                raise TypeError(f"{value!r} is no {kind}")
+            if isinstance(value, int) and value.bit_length() > 63:
+                raise OverflowError(f"{value!r} is too large")
+        self.instance.begin(tuple(values), fuel)
+        return self.finish() if self.instance.poll() else UNDER_WAY
+
+    def fuel_left(self) -> int:
+        return self.instance.fuel_left()
+
+    def finish(self) -> Any:
+        return self.instance.finish()
+
+
+@define(eq=False)
+class FakeMemory:
+    """See `GuestMemory`."""
+
+    _data: bytearray = field(factory=bytearray, repr=False)
+
+    @property
+    def size(self) -> int:
+        return len(self._data)
+
+    def read(self, at: int, n: int) -> bytes:
+        self._check(at, n)
+        return bytes(self._data[at : at + n])
+
+    def write(self, at: int, data: bytes | bytearray | memoryview) -> None:
+        self._check(at, len(data))
+        self._data[at : at + len(data)] = data
+
+    def grow(self, pages: int) -> int:
+        before = len(self._data)
+        self._data += bytes(pages * WASM_PAGE)
+        return before
+
+    def _check(self, at: int, n: int) -> None:
+        if at < 0 or n < 0 or at + n > len(self._data):
+            raise IndexError(f"{n} bytes at {at} are not inside the memory")
