@@ -12,20 +12,22 @@ import trio
 from attrs import evolve
 
 from ._abi.protocol import Abi
+from ._closing import close_groups
 from ._core.config import CacheConfig
 from ._core.events import Closed, Opened, Reason, Registered as RegisteredEvent, Removed, Resized
-from ._core.records import FunctionRecord, Stage
+from ._core.records import FunctionRecord
 from ._core.stats import CacheStats, EntryInfo
 from ._engine.seam import Engine
 from ._evictor import evict_on_time
 from ._function import Function
-from ._group import SchedulingGroup, check_group, find_group, group_opened, open_group, tell_closed
+from ._group import SchedulingGroup, check_group, find_group, group_opened, open_group
 from ._host import HostFunction
 from ._lease import Lease
 from ._log import LogWriter, ThreadedLogWriter
 from ._register import Compiler, Declaration, declare, read_source
 from ._registry import Registered
-from ._shell import Shell, describe, held_in
+from ._shell import Shell, describe
+from ._view import count, describe_entries, in_words
 
 MAIN = "main"
 
@@ -361,43 +363,9 @@ class InstanceCache:
         finally:
             if group is not None:
                 if not group._record.closed:  # the cache was closed before
-                    await self._close_groups([group], Reason.GROUP_CLOSED)
+                    await close_groups(self._shell, [group], Reason.GROUP_CLOSED)
                 self._groups.pop(name, None)
             self._opening.discard(name)
-
-    async def _close_groups(self, groups: Sequence[SchedulingGroup], reason: Reason) -> None:
-        """Close groups: waiters and calls are told now, threads are waited for, shielded."""
-        shell = self._shell
-        now = trio.current_time()
-        for group in groups:
-            tell_closed(group, now)
-            shell.act(shell.policy.close_group(group._record, now, reason), now)
-            group._wake_token_waiters()
-        busy = []
-        for group in groups:
-            for request in held_in(shell.policy, group._record):
-                lease: Lease = request.payload
-                event = lease._shut(reason)
-                if request.stage is Stage.LOADING:
-                    event = self._stop_loading(request, event)
-                elif request.stage is Stage.GRANTED:
-                    # Its task was woken but has not run yet: the lease does not know its instance.
-                    assert request.instance is not None
-                    size = request.instance.size
-                    shell.act(shell.policy.recycle(request, size, now, reason))
-                if event is not None:
-                    busy.append((event, request))
-        with trio.CancelScope(shield=True):
-            for event, _ in busy:
-                await event.wait()
-
-    def _stop_loading(self, request: Any, event: trio.Event | None) -> trio.Event | None:
-        instance = request.instance
-        native, instance.payload = instance.payload, None
-        self._shell.act(self._shell.policy.failed(request, trio.current_time()))
-        if native is not None and event is None:
-            native.close()
-        return event
 
     # -- limits and numbers
 
@@ -434,65 +402,14 @@ class InstanceCache:
 
     def stats(self) -> CacheStats:
         """Counters and gauges of this moment. Changes nothing."""
-        shell = self._shell
-        policy = shell.policy
-        residents, ledger = policy.residents, policy.residents.ledger
-        return CacheStats(
-            hits=policy.hits,
-            misses=policy.misses,
-            blocks=policy.blocks,
-            calls=shell.count_calls(),
-            evictions={reason.value: n for reason, n in residents.evictions.items()},
-            functions=len(shell.registry.functions),
-            groups=len(self._groups),
-            entries=len(residents.entries),
-            idle_instances=ledger.idle,
-            running_instances=ledger.running,
-            waiting=len(policy.waits.waiting),
-            loaded_modules=ledger.loaded_modules,
-            total_size=ledger.total_size,
-            max_size=policy.config.max_size,
-            code_size=ledger.used,
-            max_code_size=policy.config.max_code_size,
-            artifact_size=sum(
-                len(module.payload.artifact.data) for module in self._compiler.modules.values()
-            ),
-            log_lost=shell.log.lost,
-            log_failures=shell.log.failures,
-        )
+        return count(self._shell, len(self._groups))
 
     def entries(self) -> tuple[EntryInfo, ...]:
         """Every function in every group that has instances or waiters. Changes nothing."""
-        infos = []
-        for entry in self._shell.policy.residents.entries:
-            key = entry.function.key
-            rooms = sum(request.stage is Stage.ROOM for request in entry.claims)
-            infos.append(
-                EntryInfo(
-                    function=key.name,
-                    args=key.args,
-                    generation=entry.function.generation,
-                    group=entry.group.name,
-                    idle=len(entry.idle),
-                    running=entry.live - len(entry.idle),
-                    waiting=len(entry.waiting) + rooms,
-                    size=sum(instance.size for instance in entry.idle),
-                    last_used=entry.last_used,
-                )
-            )
-        return tuple(infos)
+        return describe_entries(self._shell)
 
     def __repr__(self) -> str:
-        ledger = self._shell.policy.residents.ledger
-        policy = self._shell.policy
-        return (
-            f"<InstanceCache {'closed' if self._shell.closed else 'open'}: "
-            f"{len(self._shell.registry.functions)} functions, {len(self._groups)} groups, "
-            f"{ledger.idle} idle instances "
-            f"({ledger.total_size} of {policy.config.max_size} bytes), "
-            f"{ledger.running} running, {len(policy.waits.waiting)} waiting, "
-            f"code {ledger.used} of {policy.config.max_code_size} bytes>"
-        )
+        return f"<InstanceCache {in_words(self._shell, len(self._groups))}>"
 
     # -- inside
 
@@ -504,7 +421,7 @@ class InstanceCache:
         shell = self._shell
         shell.closed = True
         shell.policy.closed = True
-        await self._close_groups(list(self._groups.values()), Reason.CLOSED)
+        await close_groups(shell, list(self._groups.values()), Reason.CLOSED)
         policy = shell.policy
         shell.tell(
             Closed(

@@ -32,6 +32,7 @@ def tell_requested(shell: Shell, request: Request, at: float) -> None:
             request=number,
             task=shell.task_number(request.owner),
             warm=request.warm,
+            blocked=request.blocked,
             deadline_seconds=None if deadline == math.inf else deadline,
         ),
         at,
@@ -58,6 +59,15 @@ def tell_token_block(shell: Shell, record: FunctionRecord, group: str) -> None:
     shell.tell(
         Blocked(**describe(record), group=group, request=None, task=task, waits_for="a token")
     )
+
+
+def tell_token_wait_ended(
+    shell: Shell, record: FunctionRecord, group: str, error: BaseException
+) -> None:
+    """The acquire gave up while it waited for a token, or found nothing to ask for after it."""
+    task = shell.task_number(trio.lowlevel.current_task())
+    kind = type(error).__name__
+    shell.tell(Abandoned(**describe(record), group=group, request=None, task=task, error=kind))
 
 
 def tell_abandoned(shell: Shell, request: Request, error: str, at: float) -> None:

@@ -302,7 +302,7 @@ def draw_limits(random: Random) -> tuple[tuple[str, Any], ...]:
     return (
         ("max_size", random.choice([2, 5, 10, 20]) * PAGE),
         ("max_instance_size", random.choice([4, 6, 100]) * PAGE),
-        ("max_instances", random.randint(2, 8)),
+        ("max_instances", random.randint(3, 8)),
         ("max_code_size", random.randint(4, 14) * PAGE),
         ("idle_timeout", random.choice([0.3, 1.0, 100.0])),
     )

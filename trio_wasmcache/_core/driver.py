@@ -32,10 +32,7 @@ ROWS_LIMIT: Final = 16_384
 ROW_AT: Final = 0
 WHICH_AT: Final = 4
 RAW_AT: Final = 8
-HEADER_SIZE: Final = 64
-ROOM_FOR_ROWS: Final = SCRATCH_LIMIT - HEADER_SIZE
-MAX_ROW_SIZE: Final = ROOM_FOR_ROWS // 8
-"""Bytes of all columns and results of one row: eight rows have to fit, whole bytes of validity."""
+VALIDITY_AT: Final = 64
 
 _BLOCK, _LOOP, _IF, _ELSE, _END, _BR_IF, _RETURN, _CALL = 0x02, 0x03, 0x04, 0x05, 11, 13, 15, 16
 _GET, _SET, _TEE, _I32_CONST, _I64_CONST, _F32_CONST, _F64_CONST = 32, 33, 34, 65, 66, 67, 68
@@ -118,8 +115,6 @@ class Layout:
     rows: int
     """Of a chunk, at most; a multiple of 8."""
     pages: int
-    validity: int
-    """Address of the validity bits."""
     args: tuple[int, ...]
     """Address of each column."""
     results: tuple[int, ...]
@@ -128,24 +123,14 @@ class Layout:
     """What the driver itself burns for a row, at most."""
 
 
-def row_size(shape: Shape) -> int:
-    """Bytes of all columns and results of one row."""
-    return sum(CELLS[name].size for name in (*shape.args, *shape.results))
-
-
 @functools.lru_cache(maxsize=256)
 def layout(shape: Shape) -> Layout:
-    """The scratch of a shape, and its driver.
-
-    Raises:
-        ValueError: its rows are larger than `MAX_ROW_SIZE`.
-    """
-    size = row_size(shape)
-    # In eighths of a byte, as validity takes a bit.
-    rows = min(8 * ROOM_FOR_ROWS // (8 * size + 1), ROWS_LIMIT) // 8 * 8
-    if not rows:
-        raise ValueError(f"a row of {size} bytes is larger than {MAX_ROW_SIZE}")
-    at = HEADER_SIZE + -(-rows // 64) * 8
+    """The scratch of a shape, and its driver. All columns begin at a multiple of their cells."""
+    size = sum(CELLS[name].size for name in (*shape.args, *shape.results))
+    # Reckoned in bits, as validity takes one. A signature has at most 1000 parameters and as many
+    # results (`VALUE_LIMIT`), so that eight rows fit always.
+    rows = min(8 * (SCRATCH_LIMIT - VALIDITY_AT - 8) // (8 * size + 1), ROWS_LIMIT) // 8 * 8
+    at = VALIDITY_AT + -(-rows // 64) * 8
     places = []
     for name in (*shape.args, *shape.results):
         places.append(at)
@@ -163,7 +148,7 @@ def layout(shape: Shape) -> Layout:
         code=[body],
     )
     # An instruction has at least one byte and burns at most one unit.
-    return Layout(rows, pages, HEADER_SIZE, args, results, wasm, len(body))
+    return Layout(rows, pages, args, results, wasm, len(body))
 
 
 # Locals: how many rows, the row, its offset in columns of 2, 4 and 8 bytes, and the results.
@@ -179,7 +164,7 @@ def _body(shape: Shape, args: tuple[int, ...], results: tuple[int, ...]) -> byte
     for shift in shifts:
         code += bytes([_GET, _ROW, _I32_CONST, shift, _SHL, _SET, _OFFSETS[shift]])
     if shape.nullable:
-        code += bytes([_GET, _ROW, _I32_CONST, 3, _SHR_U, _LOAD8_U, 0]) + uleb(HEADER_SIZE)
+        code += bytes([_GET, _ROW, _I32_CONST, 3, _SHR_U, _LOAD8_U, 0]) + uleb(VALIDITY_AT)
         code += bytes([_GET, _ROW, _I32_CONST, 7, _AND, _SHR_U, _I32_CONST, 1, _AND, _IF, _VOID])
     code += _call(shape, args, results)
     if shape.nullable:

@@ -236,6 +236,8 @@ class Requested(Event):
     task: int
     """Numbers the tasks; who waits for oneself is told by it."""
     warm: bool
+    blocked: bool
+    """Whether it waited for its token."""
     deadline_seconds: float | None
     """When the caller's cancel scopes give up waiting, on the cache's clock; None: never."""
 

@@ -264,7 +264,8 @@ class Replay:
         group = self.books.groups[event["group"]]
         self._compare(event, "a generation that is gone", function.retired, False)
         request = policy.request(function, group, task, event["warm"])
-        request.blocked = self._end_token_wait(task)
+        request.blocked = event["blocked"]
+        self._end_token_wait(task)
         group.token_owners[task] = group.token_owners.get(task, 0) + 1
         try:
             step = policy.acquire(request, event["at_seconds"])

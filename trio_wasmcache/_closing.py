@@ -1,0 +1,62 @@
+"""Closing groups, and the cache with the last of them, under whatever is going on in them.
+
+1. No new leases; who waits is told at once.
+2. Leases end now, wherever their tasks are: idle in their block, between two slices, loading, or in
+   a host function. What is native is freed in this step, and the task is told when it goes on.
+3. A call in a thread is told to stop, does within a slice, and is waited for, shielded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import trio
+
+from ._core.events import Reason
+from ._core.records import Request, Stage
+from ._group import SchedulingGroup, tell_closed
+from ._shell import Shell, held_in
+
+if TYPE_CHECKING:
+    from ._lease import Lease
+
+
+async def close_groups(shell: Shell, groups: Sequence[SchedulingGroup], reason: Reason) -> None:
+    """Close `groups`; when this returns, nothing of theirs runs any more.
+
+    **Checkpoint:** if a thread is in a call.
+    **Cancellation:** shielded; a thread stops within a slice.
+    """
+    now = trio.current_time()
+    for group in groups:
+        tell_closed(group, now)
+        shell.act(shell.policy.close_group(group._record, now, reason), now)
+        group._wake_token_waiters()
+    in_threads = []
+    for group in groups:
+        for request in held_in(shell.policy, group._record):
+            out_of_thread = _shut(shell, request, reason, now)
+            if out_of_thread is not None:
+                in_threads.append(out_of_thread)
+    with trio.CancelScope(shield=True):
+        for event in in_threads:
+            await event.wait()
+
+
+def _shut(shell: Shell, request: Request, reason: Reason, now: float) -> trio.Event | None:
+    """End one lease, or what is on the way to one; an event if a thread is still in it."""
+    lease: Lease = request.payload
+    instance = request.instance
+    out_of_thread = lease._shut(reason)
+    if request.stage is Stage.LOADING:
+        assert instance is not None
+        native, instance.payload = instance.payload, None
+        shell.act(shell.policy.failed(request, now), now)
+        if native is not None and out_of_thread is None:
+            native.close()
+    elif request.stage is Stage.GRANTED:
+        # Its task was woken but has not run yet: the lease does not know its instance.
+        assert instance is not None
+        shell.act(shell.policy.recycle(request, instance.size, now, reason), now)
+    return out_of_thread

@@ -1,0 +1,70 @@
+"""What a cache tells about itself: reading only, and nothing is kept up to date for its sake."""
+
+from __future__ import annotations
+
+from ._core.records import Stage
+from ._core.stats import CacheStats, EntryInfo
+from ._registry import ModuleSlot
+from ._shell import Shell
+
+
+def count(shell: Shell, groups: int) -> CacheStats:
+    """Counters and gauges of this moment."""
+    policy = shell.policy
+    residents, ledger = policy.residents, policy.residents.ledger
+    slots: set[ModuleSlot] = {record.module.payload for record in shell.registry.functions.values()}
+    return CacheStats(
+        hits=policy.hits,
+        misses=policy.misses,
+        blocks=policy.blocks,
+        calls=shell.count_calls(),
+        evictions={reason.value: n for reason, n in residents.evictions.items()},
+        functions=len(shell.registry.functions),
+        groups=groups,
+        entries=len(residents.entries),
+        idle_instances=ledger.idle,
+        running_instances=ledger.running,
+        waiting=len(policy.waits.waiting),
+        loaded_modules=ledger.loaded_modules,
+        total_size=ledger.total_size,
+        max_size=policy.config.max_size,
+        code_size=ledger.used,
+        max_code_size=policy.config.max_code_size,
+        artifact_size=sum(len(slot.artifact.data) for slot in slots),
+        log_lost=shell.log.lost,
+        log_failures=shell.log.failures,
+    )
+
+
+def describe_entries(shell: Shell) -> tuple[EntryInfo, ...]:
+    """Every function in every group that has instances or waiters."""
+    infos = []
+    for entry in shell.policy.residents.entries:
+        key = entry.function.key
+        rooms = sum(request.stage is Stage.ROOM for request in entry.claims)
+        infos.append(
+            EntryInfo(
+                function=key.name,
+                args=key.args,
+                generation=entry.function.generation,
+                group=entry.group.name,
+                idle=len(entry.idle),
+                running=entry.live - len(entry.idle),
+                waiting=len(entry.waiting) + rooms,
+                size=sum(instance.size for instance in entry.idle),
+                last_used=entry.last_used,
+            )
+        )
+    return tuple(infos)
+
+
+def in_words(shell: Shell, groups: int) -> str:
+    """The state for a repr."""
+    policy, ledger = shell.policy, shell.policy.residents.ledger
+    return (
+        f"{'closed' if shell.closed else 'open'}: {len(shell.registry.functions)} functions, "
+        f"{groups} groups, {ledger.idle} idle instances ({ledger.total_size} of "
+        f"{policy.config.max_size} bytes), {ledger.running} running, "
+        f"{len(policy.waits.waiting)} waiting, "
+        f"code {ledger.used} of {policy.config.max_code_size} bytes"
+    )
