@@ -9,8 +9,9 @@ from trio.lowlevel import Abort, RaiseCancelT
 
 from ._core.errors import GuestError, LinkError, LoadError, WasmCacheError
 from ._core.records import Closed, Request, Stage
-from ._engine.seam import GuestInstance
+from ._engine.seam import UNDER_WAY, GuestInstance
 from ._group import closed_group
+from ._registry import INITIALIZE
 from ._runner import Job
 from ._shell import Shell
 from ._uses import tell_abandoned, tell_blocked, tell_failed, tell_loaded, tell_requested
@@ -79,13 +80,9 @@ async def _load(shell: Shell, group: SchedulingGroup, request: Request) -> None:
         config = shell.config
         native = module.instantiate(config.total_fuel, config.yield_fuel)
         instance.payload = native
-        job = Job(native, group._share, registered.slot.hosts, lease, config.total_fuel)
-        lease._job = job
+        lease._job = Job(native, group._share, registered.slot.hosts, lease, config.total_fuel)
         try:
-            if not native.poll():
-                job.charge()
-                await shell.runner.drive(job)
-            native.started()
+            await _start(shell, lease._job, native, registered.slot.initialize)
         finally:
             lease._job = None
         lease._check_open()
@@ -115,6 +112,21 @@ async def _load(shell: Shell, group: SchedulingGroup, request: Request) -> None:
     step = shell.policy.loaded(request, now)
     tell_loaded(shell, request, instance, began, now)
     shell.act(step, now)
+
+
+async def _start(shell: Shell, job: Job, native: GuestInstance, initialize: bool) -> None:
+    """Run the start function, if there is one, and then `_initialize`, as WASI asks of reactors."""
+    if not native.poll():
+        job.charge()
+        await shell.runner.drive(job)
+    native.started()
+    if initialize:
+        guest = native.function(INITIALIZE)
+        job.burnt = 0
+        if guest.begin((), job.fuel) is UNDER_WAY:
+            job.charge()
+            await shell.runner.drive(job)
+            guest.finish()
 
 
 def _explain(key: object, error: BaseException) -> BaseException:

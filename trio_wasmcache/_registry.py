@@ -15,6 +15,8 @@ from ._core.records import FunctionRecord
 from ._engine.seam import Artifact, Engine, HostImport, LoadedModule
 from ._host import AnyHost
 
+INITIALIZE = "_initialize"
+
 
 @final
 @define(eq=False)
@@ -27,6 +29,8 @@ class ModuleSlot:
     artifact: Artifact
     hosts: tuple[AnyHost, ...]
     host_imports: tuple[HostImport, ...]
+    initialize: bool = False
+    """Whether it is a WASI reactor, whose `_initialize` is called before anything else."""
     number: int = 0
     """Tells modules of one cache apart in the log."""
     functions: int = 0

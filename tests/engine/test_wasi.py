@@ -10,7 +10,15 @@ import trio
 import trio.testing
 from engine.support import WASI, exported, quiet_cache, wat
 
-from trio_wasmcache import ExitError, Function, HostFunction, InstanceCache, TrapError
+from trio_wasmcache import (
+    ExitError,
+    FuelExhaustedError,
+    Function,
+    HostFunction,
+    InstanceCache,
+    LoadError,
+    TrapError,
+)
 from trio_wasmcache._core.admit import WASI_TYPES
 from trio_wasmcache.testing import check_invariants
 
@@ -232,3 +240,27 @@ async def test_a_host_function_may_stand_for_one_of_wasi() -> None:
         assert await function.call(0, 0, 0, 0) == 77
         function = await register(cache, "sched_yield", imports={WASI: given})
         assert await function.call() == 0
+
+
+REACTOR = """(module
+  (global $ready (mut i64) (i64.const 0))
+  (func (export "_initialize") (global.set $ready (i64.add (global.get $ready) (i64.const 1))))
+  (func (export "ready") (result i64) (global.get $ready)))"""
+STUCK = """(module (func (export "_initialize") (loop (br 0))) (func (export "ready")))"""
+
+
+async def test_a_reactor_is_initialized_once_before_the_first_call() -> None:
+    """WASI asks it: toolchains put constructors there."""
+    async with quiet_cache() as cache:
+        ready = await cache.register("ready", REACTOR, args=(), returns="i64")
+        assert [await ready.call(), await ready.call()] == [1, 1]
+
+
+async def test_an_initialize_that_never_ends_is_a_load_that_failed() -> None:
+    """It burns its fuel in slices, and nothing of the instance stays."""
+    async with quiet_cache(total_fuel=1000, yield_fuel=100) as cache:
+        stuck = await cache.register("ready", STUCK, args=())
+        with pytest.raises(LoadError) as caught:
+            await stuck.call()
+        assert isinstance(caught.value.__cause__, FuelExhaustedError)
+        assert cache.stats().running_instances == 0

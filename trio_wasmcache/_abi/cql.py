@@ -1,0 +1,384 @@
+"""CQL's types: names to codecs, and how collections, tuples and user types lie in memory.
+
+The driver package knows how single values look (see `cql_scalars`). How they are framed in lists,
+sets, maps, tuples and user types is done here, because the driver reads as one reads from a trusted
+server: a length that leads out of the value is cut there, and here it is an error.
+
+What comes out is plain Python: list, set, dict, tuple, a named tuple for a user type. In a set or
+the key of a map, where Python wants values that can be hashed, lists come as tuples, sets as
+frozensets and maps as tuples of pairs; as such they go in, too.
+"""
+
+from __future__ import annotations
+
+import collections
+import re
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from typing import Any, Protocol
+
+from attrs import frozen
+
+from .._core.errors import SignatureError
+from .plain import shown
+
+# A name ends up in messages, and each level costs stack.
+MAX_DEPTH = 32
+_COUNT = struct.Struct(">i")
+_NULL = _COUNT.pack(-1)
+_TOKENS = re.compile(r"[<>,]|[^<>,]+")
+
+Data = bytes | memoryview
+
+
+class MalformedError(ValueError):
+    """Bytes that are no value of their type."""
+
+
+class Codec(Protocol):
+    """One CQL type."""
+
+    @property
+    def name(self) -> str:
+        """As CQL spells it, without spaces."""
+
+    @property
+    def hashable(self) -> bool:
+        """Whether it may be in a set, or the key of a map."""
+
+    def encode(self, value: Any) -> Data:
+        """CQL's bytes of a value that is not None.
+
+        Raises:
+            TypeError, ValueError, OverflowError: it has none in this type.
+        """
+
+    def decode(self, data: bytes, hashable: bool = False) -> Any:
+        """The value of CQL's bytes; `MalformedError` if they are none of this type."""
+
+
+@frozen
+class ListCodec:
+    """``list<item>``."""
+
+    name: str
+    item: Codec
+
+    @property
+    def hashable(self) -> bool:
+        return self.item.hashable
+
+    def encode(self, value: Any) -> bytes:
+        if isinstance(value, (str, bytes, bytearray, memoryview, Mapping)) or not (
+            isinstance(value, Sized) and hasattr(value, "__getitem__")
+        ):
+            raise TypeError(f"{self.name} takes a sequence, got {shown(value)}")
+        return b"".join(_counted(value, self.item))
+
+    def decode(self, data: bytes, hashable: bool = False) -> Any:
+        items = _read_items(self.name, data, self.item, hashable)
+        return tuple(items) if hashable else items
+
+
+@frozen
+class SetCodec:
+    """``set<item>``."""
+
+    name: str
+    item: Codec
+
+    @property
+    def hashable(self) -> bool:
+        return True
+
+    def encode(self, value: Any) -> bytes:
+        if isinstance(value, (str, bytes, bytearray, memoryview, Mapping)) or not (
+            isinstance(value, Sized) and isinstance(value, Iterable)
+        ):
+            raise TypeError(f"{self.name} takes a set, got {shown(value)}")
+        items = list(value)
+        if None in items:
+            raise ValueError(f"{self.name} can't hold None")
+        return b"".join(_counted(_in_order(items), self.item))
+
+    def decode(self, data: bytes, hashable: bool = False) -> Any:
+        items = _read_items(self.name, data, self.item, True)
+        if None in items:
+            raise MalformedError(f"{self.name} with a null in it")
+        return frozenset(items) if hashable else set(items)
+
+
+@frozen
+class MapCodec:
+    """``map<key,value>``."""
+
+    name: str
+    key: Codec
+    value: Codec
+
+    @property
+    def hashable(self) -> bool:
+        return self.value.hashable
+
+    def encode(self, value: Any) -> bytes:
+        if isinstance(value, tuple):
+            try:
+                value = dict(value)
+            except (TypeError, ValueError):
+                raise TypeError(
+                    f"{self.name} takes a mapping, or a tuple of pairs, got {shown(value)}"
+                ) from None
+        if not isinstance(value, Mapping):
+            raise TypeError(f"{self.name} takes a mapping, got {shown(value)}")
+        if None in value:
+            raise ValueError(f"{self.name} can't have None for a key")
+        parts: list[Data] = [_COUNT.pack(len(value))]
+        for key in _in_order(list(value)):
+            _put(parts, self.key, key)
+            _put(parts, self.value, value[key])
+        return b"".join(parts)
+
+    def decode(self, data: bytes, hashable: bool = False) -> Any:
+        count, at = _read_count(self.name, data, 8)
+        pairs = []
+        for _ in range(count):
+            key, at = _take(self.name, data, at, self.key, True)
+            item, at = _take(self.name, data, at, self.value, hashable)
+            if key is None:
+                raise MalformedError(f"{self.name} with a null for a key")
+            pairs.append((key, item))
+        _check_end(self.name, data, at)
+        return tuple(pairs) if hashable else dict(pairs)
+
+
+@frozen
+class TupleCodec:
+    """``tuple<a,b,...>``; each of its values may be None."""
+
+    name: str
+    items: tuple[Codec, ...]
+
+    @property
+    def hashable(self) -> bool:
+        return all(item.hashable for item in self.items)
+
+    def encode(self, value: Any) -> bytes:
+        if not isinstance(value, (tuple, list)):
+            raise TypeError(f"{self.name} takes a tuple, got {shown(value)}")
+        if len(value) != len(self.items):
+            raise ValueError(
+                f"{self.name} takes {len(self.items)} values, got {len(value)}: {shown(value)}"
+            )
+        parts: list[Data] = []
+        for codec, item in zip(self.items, value, strict=True):
+            _put(parts, codec, item)
+        return b"".join(parts)
+
+    def decode(self, data: bytes, hashable: bool = False) -> Any:
+        return _read_fields(self.name, data, self.items, hashable)
+
+
+@frozen
+class UserCodec:
+    """A user type: a named tuple of its fields; fields that are not given are null."""
+
+    name: str
+    fields: tuple[str, ...]
+    items: tuple[Codec, ...]
+    make: Callable[..., tuple[Any, ...]]
+
+    @property
+    def hashable(self) -> bool:
+        return all(item.hashable for item in self.items)
+
+    def encode(self, value: Any) -> bytes:
+        parts: list[Data] = []
+        for codec, item in zip(self.items, self._values(value), strict=True):
+            _put(parts, codec, item)
+        return b"".join(parts)
+
+    def _values(self, value: Any) -> Sequence[Any]:
+        if isinstance(value, Mapping):
+            unknown = [name for name in value if name not in self.fields]
+            if unknown:
+                raise ValueError(
+                    f"{self.name} has the fields {', '.join(self.fields)}, got {shown(unknown[0])}"
+                )
+            return [value.get(name) for name in self.fields]
+        if isinstance(value, (tuple, list)):
+            if len(value) != len(self.fields):
+                raise ValueError(
+                    f"{self.name} takes {len(self.fields)} values, got {len(value)}: {shown(value)}"
+                )
+            return value
+        try:
+            return [getattr(value, name) for name in self.fields]
+        except AttributeError:
+            raise TypeError(
+                f"{self.name} takes a mapping, a tuple, or an object with the attributes "
+                f"{', '.join(self.fields)}, got {shown(value)}"
+            ) from None
+
+    def decode(self, data: bytes, hashable: bool = False) -> Any:
+        return self.make(*_read_fields(self.name, data, self.items, hashable))
+
+
+def parse_type(
+    what: str,
+    name: str,
+    scalar: Callable[[str], Codec | None],
+    user_types: Mapping[str, Mapping[str, str]],
+) -> Codec:
+    """The codec for a type name such as ``map<text,frozen<list<int>>>``.
+
+    Raises:
+        SignatureError: it is no CQL type, or one that CQL does not allow.
+    """
+    return _Parser(what, scalar, user_types).parse(name, ())
+
+
+@frozen
+class _Parser:
+    what: str
+    scalar: Callable[[str], Codec | None]
+    user_types: Mapping[str, Mapping[str, str]]
+
+    def parse(self, name: str, within: tuple[str, ...]) -> Codec:
+        tokens = _TOKENS.findall(name)[::-1]
+        codec = self._type(name, tokens, within, 0)
+        if tokens:
+            raise self._error(name, f"there is {tokens[-1]!r} after its end")
+        return codec
+
+    def _type(self, whole: str, tokens: list[str], within: tuple[str, ...], depth: int) -> Codec:
+        if depth > MAX_DEPTH:
+            raise self._error(whole, f"it is nested over {MAX_DEPTH} deep")
+        word = tokens.pop() if tokens else ""
+        if not word or word in "<>,":
+            raise self._error(whole, "a type name is missing")
+        if not tokens or tokens[-1] != "<":
+            return self._simple(whole, word, within)
+        inner = []
+        while tokens and tokens[-1] in ("<" if not inner else ","):
+            tokens.pop()
+            inner.append(self._type(whole, tokens, within, depth + 1))
+        if not tokens or tokens.pop() != ">":
+            raise self._error(whole, "a '>' is missing")
+        return self._compound(whole, word, tuple(inner))
+
+    def _simple(self, whole: str, word: str, within: tuple[str, ...]) -> Codec:
+        if word in self.user_types:
+            return self._user(word, within)
+        codec = self.scalar(word)
+        if codec is None:
+            raise self._error(whole, f"there is no type {word!r}")
+        return codec
+
+    def _compound(self, whole: str, word: str, inner: tuple[Codec, ...]) -> Codec:
+        counts = {"frozen": 1, "list": 1, "set": 1, "map": 2, "tuple": len(inner)}
+        if word not in counts:
+            raise self._error(whole, f"{word!r} takes no types")
+        if len(inner) != counts[word]:
+            raise self._error(whole, f"{word!r} takes {counts[word]} types, not {len(inner)}")
+        if word == "frozen":
+            return inner[0]
+        name = f"{word}<{','.join(codec.name for codec in inner)}>"
+        if word in ("set", "map") and not inner[0].hashable:
+            raise self._error(whole, f"CQL allows no duration in {name!r}")
+        if word == "list":
+            return ListCodec(name, inner[0])
+        if word == "set":
+            return SetCodec(name, inner[0])
+        return MapCodec(name, *inner) if word == "map" else TupleCodec(name, inner)
+
+    def _user(self, word: str, within: tuple[str, ...]) -> Codec:
+        if word in within:
+            raise self._error(word, "the user type contains itself")
+        fields = self.user_types[word]
+        items = tuple(self.parse(kind, (*within, word)) for kind in fields.values())
+        names = tuple(fields)
+        # Names that are none in Python get a place instead: _0, _1.
+        title = word if word.isidentifier() else "user_type"
+        make = collections.namedtuple(title, names, rename=True)  # type: ignore[misc]
+        return UserCodec(word, names, items, make)
+
+    def _error(self, name: str, problem: str) -> SignatureError:
+        return SignatureError(f"{self.what}: {name[:200]!r} is no CQL type: {problem}")
+
+
+def _in_order(items: list[Any]) -> list[Any]:
+    """CQL keeps sets and maps sorted; where Python can't sort, the guest gets them as they are."""
+    try:
+        return sorted(items)
+    except TypeError:
+        return items
+
+
+def _counted(items: Sized, codec: Codec) -> list[Data]:
+    parts: list[Data] = [_COUNT.pack(len(items))]
+    for item in items:  # type: ignore[attr-defined]
+        _put(parts, codec, item)
+    return parts
+
+
+def _put(parts: list[Data], codec: Codec, value: Any) -> None:
+    if value is None:
+        parts.append(_NULL)
+        return
+    data = codec.encode(value)
+    parts.append(_COUNT.pack(len(data)))
+    parts.append(data)
+
+
+def _read_count(name: str, data: bytes, smallest: int) -> tuple[int, int]:
+    """How many items of at least `smallest` bytes there are, and where they begin."""
+    if len(data) < 4:
+        raise MalformedError(f"{name} without a count")
+    (count,) = _COUNT.unpack_from(data)
+    if not 0 <= count * smallest <= len(data) - 4:
+        raise MalformedError(f"{name} of {count} items in {len(data)} bytes")
+    return count, 4
+
+
+def _take(name: str, data: bytes, at: int, codec: Codec, hashable: bool) -> tuple[Any, int]:
+    """The value of the bytes at `at`, and where the next begin."""
+    begin = at + 4
+    if begin > len(data):
+        raise MalformedError(f"{name} ends within a length")
+    (size,) = _COUNT.unpack_from(data, at)
+    if size == -1:
+        return None, begin
+    end = begin + size
+    if size < 0 or end > len(data):
+        raise MalformedError(f"{name} with an item of {size} bytes where {len(data) - begin} are")
+    return codec.decode(data[begin:end], hashable), end
+
+
+def _check_end(name: str, data: bytes, at: int) -> None:
+    if at != len(data):
+        raise MalformedError(f"{name} with {len(data) - at} bytes after its end")
+
+
+def _read_items(name: str, data: bytes, codec: Codec, hashable: bool) -> list[Any]:
+    count, at = _read_count(name, data, 4)
+    items = []
+    for _ in range(count):
+        item, at = _take(name, data, at, codec, hashable)
+        items.append(item)
+    _check_end(name, data, at)
+    return items
+
+
+def _read_fields(
+    name: str, data: bytes, codecs: Sequence[Codec], hashable: bool
+) -> tuple[Any, ...]:
+    """Values that may end early: the rest are null."""
+    at = 0
+    items: list[Any] = []
+    for codec in codecs:
+        if at == len(data):
+            break
+        item, at = _take(name, data, at, codec, hashable)
+        items.append(item)
+    _check_end(name, data, at)
+    return (*items, *[None] * (len(codecs) - len(items)))

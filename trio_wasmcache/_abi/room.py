@@ -1,0 +1,81 @@
+"""Room for arguments in a guest's memory, and reading what a guest says is there.
+
+Room is made in one of two ways: pages that the host grows for itself (`grown_room`), for modules
+that have no allocator to ask, or the guest's own allocator, which the ABIs call.
+"""
+
+from __future__ import annotations
+
+from .._core.config import WASM_PAGE
+from .._core.errors import AbiError, MemoryLimitError
+from .protocol import Guest, Memory
+
+ROOM = "grown room"
+
+
+def memory_of(guest: Guest) -> Memory:
+    """The guest's memory; an ABI that needs it has refused modules without one."""
+    memory = guest.memory
+    assert memory is not None
+    return memory
+
+
+def grown_room(guest: Guest, need: int) -> int:
+    """The address of `need` bytes that are the host's: grown once, and used again by each call.
+
+    If the guest has not grown its memory since, more pages are added where ours end. Otherwise new
+    room is at least twice the old, so that what is left behind is never more than what is used.
+    """
+    memory = memory_of(guest)
+    at, size = guest.state.get(ROOM, (0, 0))
+    if need <= size:
+        return int(at)
+    missing = _pages(need - size)
+    begin = memory.grow(missing)
+    if begin == at + size and size:
+        size += missing * WASM_PAGE
+    else:
+        wanted = max(_pages(need), 2 * _pages(size))
+        try:
+            memory.grow(wanted - missing)
+        except MemoryLimitError:
+            wanted = _pages(need)
+            memory.grow(wanted - missing)
+        at, size = begin, wanted * WASM_PAGE
+    guest.state[ROOM] = at, size
+    return int(at)
+
+
+def read(got: str, memory: Memory, at: int, size: int) -> bytes:
+    """The bytes that a guest says are its result; `AbiError` unless they lie in its memory."""
+    if size < 0 or at + size > memory.size:
+        raise AbiError(
+            f"{got} {size} bytes at address {at}, which are not inside its memory of "
+            f"{memory.size} bytes"
+        )
+    return memory.read(at, size)
+
+
+def check_allocated(what: str, export: str, memory: Memory, at: int, size: int) -> None:
+    """Whether the guest's allocator may be believed.
+
+    Raises:
+        MemoryLimitError: it says that there is no room.
+        AbiError: it gave room that does not lie in its memory.
+    """
+    if at == 0:
+        raise MemoryLimitError(f"{what}: {export}({size}) of the module found no room")
+    if at + size > memory.size:
+        raise AbiError(
+            f"{what}: {export}({size}) returned the address {at}, which has no room for it in a "
+            f"memory of {memory.size} bytes"
+        )
+
+
+def as_i32(address: int) -> int:
+    """An address as wasm's signed i32 has it."""
+    return address - (1 << 32) if address >> 31 else address
+
+
+def _pages(size: int) -> int:
+    return -(-size // WASM_PAGE)

@@ -1,0 +1,153 @@
+"""Drivers in wasmtime: compiled once for each shape, instantiated beside the guest in its store."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+from ctypes import byref, c_uint8, c_void_p
+from typing import TYPE_CHECKING, Any, final
+
+import trio
+
+from .._core.config import WASM_PAGE
+from .._core.driver import Layout, Shape, layout
+from .._core.errors import LoadError
+from .._core.wasm import FuncType
+from . import native
+from .traps import take_error
+
+if TYPE_CHECKING:
+    from .instance import WasmtimeInstance
+
+# Shapes of which the code is kept: each is a page or two of code.
+MAX_DRIVERS = 64
+RUN = FuncType(("i32",), ("i32",))
+
+
+@final
+class DriverCode:
+    """The compiled driver of a shape. Its native parts go with it."""
+
+    def __init__(self, engine: int, shape: Shape) -> None:
+        self.layout: Layout = layout(shape)
+        wasm, made = self.layout.wasm, c_void_p()
+        problem = native.module_new(engine, wasm, len(wasm), byref(made))
+        if problem:
+            raise LoadError(f"wasmtime can't compile a driver for {shape}: {take_error(problem)}")
+        self.module = made.value
+        self.engine: int = native.engine_clone(engine)
+        # At the end of the process, the engines of others may be gone already.
+        weakref.finalize(self, native.module_delete, self.module).atexit = False
+        weakref.finalize(self, native.wasm_engine_delete, self.engine).atexit = False
+
+
+@final
+class Drivers:
+    """The drivers of one engine."""
+
+    def __init__(self) -> None:
+        self._codes: OrderedDict[Shape, DriverCode] = OrderedDict()  # the last used at the end
+
+    async def get(
+        self, engine: Callable[[], int], shape: Shape, limiter: trio.CapacityLimiter
+    ) -> DriverCode:
+        """The driver of a shape; compiled in a thread, once, or now and then twice.
+
+        **Checkpoint:** if it has to be compiled.
+        **Cancellation:** the thread is abandoned; it works on a reference of its own.
+        """
+        code = self._codes.get(shape)
+        if code is None:
+            owned = native.engine_clone(engine())
+            # Whoever is the last to hold it frees it: this call, or a thread that was abandoned.
+            holder = _Held(owned)
+            code = await trio.to_thread.run_sync(
+                holder.compile, shape, abandon_on_cancel=True, limiter=limiter
+            )
+            engine()  # it may have been closed meanwhile
+            code = self._codes.setdefault(shape, code)
+        self._codes.move_to_end(shape)
+        if len(self._codes) > MAX_DRIVERS:
+            self._codes.popitem(last=False)
+        return code
+
+    def close(self) -> None:
+        """Keep none any more; those in use go with who uses them."""
+        self._codes.clear()
+
+
+@final
+class _Held:
+    """A reference to an engine that goes with whoever holds it."""
+
+    def __init__(self, engine: int) -> None:
+        self._engine = engine
+        weakref.finalize(self, native.wasm_engine_delete, engine).atexit = False
+
+    def compile(self, shape: Shape) -> DriverCode:
+        return DriverCode(self._engine, shape)
+
+
+@final
+class WasmtimeDriver:
+    """See `GuestDriver`; made by `WasmtimeInstance.driver`."""
+
+    def __init__(self, instance: WasmtimeInstance, code: DriverCode, export: str) -> None:
+        from .instance import WasmtimeFunction
+
+        self.layout = code.layout
+        self.size = code.layout.pages * WASM_PAGE
+        handle = _instantiate(instance, code, instance.extern(export))
+        function = WasmtimeFunction(
+            instance, _part(instance, handle, b"run"), RUN
+        )
+        self.begin: Callable[[tuple[int], int], Any] = function.begin
+        self.finish: Callable[[], int] = function.finish
+        # The memory can't grow, so it stays where it is for as long as the store does.
+        memory = _part(instance, handle, b"scratch")
+        base = native.memory_data(instance.context, memory)
+        self._scratch = memoryview((c_uint8 * self.size).from_address(base)).cast("B")
+
+    def put(self, at: int, data: bytes | memoryview) -> None:
+        self._scratch[at : at + len(data)] = data
+
+    def get(self, at: int, size: int) -> memoryview:
+        return self._scratch[at : at + size]
+
+    def close(self) -> None:
+        """The store goes: nothing must be read or written any more."""
+        self._scratch = memoryview(b"")
+
+
+def _instantiate(instance: WasmtimeInstance, code: DriverCode, function: Any) -> Any:
+    """A new instance of a driver that calls `function`, in the store of `instance`."""
+    handle = ctypes.create_string_buffer(native.INSTANCE_SIZE)
+    context, module, name = instance.context, b"", b"function"
+    linker = native.linker_new(code.engine)
+    try:
+        problem = native.linker_define(
+            linker, context, module, len(module), name, len(name), function
+        )
+        if problem:
+            raise LoadError(f"wasmtime would not link a driver: {take_error(problem)}")
+        # It has no start function, so that one poll is all it takes; instances are only made like
+        # this in a store whose calls yield.
+        future = native.linker_instantiate_async(
+            linker, context, code.module, handle, *instance.errors
+        )
+        while not native.call_future_poll(future):
+            raise AssertionError("a driver did not start at once")
+        native.hot_delete(future)
+    finally:
+        native.linker_delete(linker)
+    if instance.trap or instance.error:
+        raise LoadError(f"there is no room for a driver: {instance.take_error()}")
+    return handle
+
+
+def _part(instance: WasmtimeInstance, handle: Any, name: bytes) -> Any:
+    found = ctypes.create_string_buffer(native.EXTERN_SIZE)
+    native.instance_export_get(instance.context, handle, name, len(name), found)
+    return ctypes.create_string_buffer(found.raw[native.EXTERN_OFFSET :])
