@@ -113,9 +113,7 @@ class WasmtimeKit:
 
     def adding(self, number: int, *, pages: int = 1, slow_start: bool = False) -> bytes:
         start = f"(start $begin) (func $begin {BUSY})" if slow_start else ""
-        return function(
-            f"(i64.add (local.get 0) (i64.const {number}))", pages=pages, after=start
-        )
+        return function(f"(i64.add (local.get 0) (i64.const {number}))", pages=pages, after=start)
 
     def adding_two(self) -> bytes:
         return function("(i64.add (local.get 0) (local.get 1))", params="i64 i64")

@@ -36,7 +36,7 @@ async def put(cache: InstanceCache, name: str, text: str, **more: object) -> Fun
 
 
 async def test_everybody_is_told_and_everything_is_closed(real: WasmtimeKit) -> None:
-    """Calls inline, in a thread, waiting for a thread, in a host function; waiters; a slow start."""
+    """Calls inline, in a thread, waiting for one, in a host function; a waiter; a slow start."""
     told = Told()
     finish = trio.Event()
 

@@ -12,8 +12,8 @@ from kits import PAGE, WasmtimeKit, add
 from trio_wasmcache import (
     CacheConfig,
     ExitError,
-    Function,
     FuelExhaustedError,
+    Function,
     GuestError,
     InstanceCache,
     Lease,

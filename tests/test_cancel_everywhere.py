@@ -83,7 +83,7 @@ async def test_queued_for_an_instance(kit: Kit) -> None:
 
 
 async def test_queued_for_an_instance_that_has_to_be_loaded(kit: Kit) -> None:
-    """What the slot's last holder leaves is nothing, so the waiter loads, or the one behind does."""
+    """The slot's last holder leaves nothing, so the waiter loads, or the one behind does."""
     async with stage(kit, NOTHING_KEPT) as at:
         f = await add(at.cache, "f", kit.adding(1, slow_start=True))
 

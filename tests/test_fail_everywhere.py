@@ -51,7 +51,7 @@ async def trying(errors: list[WasmCacheError], use: Awaitable[object]) -> None:
 
 
 async def test_an_acquire_and_a_call() -> None:
-    """Compiling, loading, instantiating, starting and calling: whatever fails, the next one works."""
+    """Compiling, loading, instantiating, starting, calling: whatever fails, the next one works."""
 
     async def scenario(cache: InstanceCache, kit: FakeKit, errors: list[WasmCacheError]) -> None:
         wasm = kit.adding(1, slow_start=True)

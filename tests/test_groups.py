@@ -144,7 +144,7 @@ async def test_the_innermost_group_of_its_own_cache(fake: FakeKit) -> None:
 
 
 async def test_group_acquire_names_the_group_outright(fake: FakeKit) -> None:
-    """A server's handler task is in no tenant's nursery; and another group's context is no matter."""
+    """A server's handler task is in no tenant's nursery; whose context it has does not matter."""
     async with fake.open() as cache, trio.open_nursery() as nursery:
         await add(cache, "f", fake.adding(1))
         async with (

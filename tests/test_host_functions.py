@@ -34,9 +34,7 @@ def limits(request: pytest.FixtureRequest) -> CacheConfig:
 async def put(cache: InstanceCache, ask: Callable[..., Any], name: str = "asks") -> Function:
     """Register a guest that burns fuel, asks, burns fuel, asks about the answer, burns fuel."""
     imports = {"host": {"ask": HostFunction(ask)}}
-    function: Function = await add(
-        cache, name, guests.binary(guests.BUSY_ASKER), imports=imports
-    )
+    function: Function = await add(cache, name, guests.binary(guests.BUSY_ASKER), imports=imports)
     return function
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ import trio.testing
 from kits import PAGE, FakeKit, ListLogger, add
 from trio.testing import wait_all_tasks_blocked
 
-from trio_wasmcache import CacheConfig, InstanceCache, KiB, LoadError, TrapError, open_cache
+from trio_wasmcache import CacheConfig, KiB, LoadError, open_cache
 from trio_wasmcache.testing import open_fake_cache
 
 TYPES = ("i64",)
@@ -125,9 +125,7 @@ async def test_registered_removed_loaded(fake: FakeKit, log: ListLogger) -> None
     ]
 
 
-async def test_evicted(
-    fake: FakeKit, log: ListLogger, mock_clock: trio.testing.MockClock
-) -> None:
+async def test_evicted(fake: FakeKit, log: ListLogger, mock_clock: trio.testing.MockClock) -> None:
     """Why, what it was, how long it was idle and alive, its uses, and sizes before and after."""
     async with fake.open(logger=log) as cache:
         f = await add(cache, "f", fake.adding(1, pages=3))
@@ -185,9 +183,7 @@ async def test_failed(log: ListLogger) -> None:
     assert [level for level, event, _ in log.lines if event == "wasmcache.failed"] == ["warning"]
 
 
-async def test_uses(
-    fake: FakeKit, log: ListLogger, mock_clock: trio.testing.MockClock
-) -> None:
+async def test_uses(fake: FakeKit, log: ListLogger, mock_clock: trio.testing.MockClock) -> None:
     """With `log_uses`, every acquire, block and recycle, with what a replay needs."""
     async with fake.open(CacheConfig(log_uses=True), logger=log) as cache:
         f = await add(cache, "f", fake.adding(1))
@@ -210,11 +206,16 @@ async def test_uses(
     ]
     common = {"function": "f", "arg_types": "i64", "group": "main", "generation": 1}
     first, second = told(log, "requested")
-    assert first == {**common, "request": 1, "task": 1, "warm": False, "deadline_seconds": None}
+    assert first == {
+        **common,
+        "request": 1,
+        "task": 1,
+        "warm": False,
+        "blocked": False,
+        "deadline_seconds": None,
+    }
     assert second == {**first, "request": 2, "task": 2}
-    assert told(log, "blocked") == [
-        {**common, "request": 2, "task": 2, "waits_for": "an instance"}
-    ]
+    assert told(log, "blocked") == [{**common, "request": 2, "task": 2, "waits_for": "an instance"}]
     held = {**common, "instance": 1, "total_size_bytes": 0}
     assert told(log, "acquired") == [
         {
@@ -256,6 +257,7 @@ async def test_uses_of_a_token(
                 await wait_all_tasks_blocked()
                 mock_clock.jump(3.0)
     assert [event["waits_for"] for event in told(log, "blocked")] == ["a token"]
+    assert [event["blocked"] for event in told(log, "requested")] == [False, True]
     assert [event["wait_seconds"] for event in told(log, "acquired")] == [0.0, 3.0]
     assert told(log, "closed")[0]["blocks"] == 1
 
@@ -273,104 +275,6 @@ async def test_without_log_uses_there_are_no_uses(fake: FakeKit, log: ListLogger
         *("opened", "group_opened", "registered", "loaded"),
         *("group_closed", "evicted", "closed"),
     }
-
-
-# One scenario for each reason, on a cache with functions a, b and c of 2 pages each.
-
-Scenario = Callable[[InstanceCache, FakeKit], Awaitable[None]]
-
-
-async def use(cache: InstanceCache, *names: str) -> None:
-    for name in names:
-        async with cache.acquire(name, TYPES) as lease:
-            await lease.call(1)
-
-
-async def for_size(cache: InstanceCache, fake: FakeKit) -> None:
-    cache.resize(max_size=3 * PAGE)
-    await use(cache, "a", "b")
-
-
-async def for_count(cache: InstanceCache, fake: FakeKit) -> None:
-    cache.resize(max_instances=1)
-    await use(cache, "a", "b")
-
-
-async def for_idleness(cache: InstanceCache, fake: FakeKit) -> None:
-    await use(cache, "a")
-    await trio.sleep(5.1)
-
-
-async def for_code(cache: InstanceCache, fake: FakeKit) -> None:
-    cache.resize(max_code_size=CODE + STACK)
-    await use(cache, "a", "b")
-
-
-async def for_a_stack(cache: InstanceCache, fake: FakeKit) -> None:
-    cache.resize(max_code_size=2 * CODE + STACK)
-    await use(cache, "a", "b")
-    cache.resize(max_code_size=2 * CODE + STACK - 1)
-    await use(cache, "b")
-
-
-async def for_being_oversized(cache: InstanceCache, fake: FakeKit) -> None:
-    cache.resize(max_instance_size=2 * PAGE - 1)
-    await use(cache, "a")
-
-
-async def for_being_corrupted(cache: InstanceCache, fake: FakeKit) -> None:
-    trapping = await add(cache, "t", fake.trapping())
-    with pytest.raises(TrapError):
-        await trapping.call(1)
-
-
-async def for_removal(cache: InstanceCache, fake: FakeKit) -> None:
-    await use(cache, "a")
-    cache.remove("a")
-
-
-async def for_its_group(cache: InstanceCache, fake: FakeKit) -> None:
-    async with cache.scheduling_group("g", capacity=1):
-        await use(cache, "a")
-
-
-@pytest.mark.parametrize(
-    ("reason", "scenario"),
-    [
-        ("size", for_size),
-        ("count", for_count),
-        ("idle", for_idleness),
-        ("code", for_code),
-        ("stack", for_a_stack),
-        ("oversized", for_being_oversized),
-        ("corrupted", for_being_corrupted),
-        ("removed", for_removal),
-        ("group_closed", for_its_group),
-    ],
-)
-async def test_each_eviction_is_one_event_with_its_reason(
-    fake: FakeKit,
-    log: ListLogger,
-    autojump_clock: trio.testing.MockClock,
-    reason: str,
-    scenario: Scenario,
-) -> None:
-    """And what is left when the cache closes, goes as `closed`."""
-    async with fake.open(logger=log) as cache:
-        for number, name in enumerate("abc"):
-            await add(cache, name, fake.adding(number))
-        await scenario(cache, fake)
-        assert log.reasons() == [reason]
-        assert cache.stats().evictions[reason] == 1
-        await use(cache, "c")
-        kept = cache.stats().idle_instances
-    assert log.reasons().count("closed") == kept
-    counted = {key: number for key, number in cache.stats().evictions.items() if number}
-    assert counted == {key: log.reasons().count(key) for key in log.reasons()}
-    instances = [event["instance"] for event in log.fields("evicted")]
-    assert len(set(instances)) == len(instances)
-    sizes = log.fields("evicted")
-    assert all(e["total_size_before_bytes"] >= e["total_size_after_bytes"] for e in sizes)
 
 
 @asynccontextmanager

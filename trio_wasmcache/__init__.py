@@ -6,6 +6,17 @@ wasmtime, `_log` the only file that imports structlog. Start reading at `_cache.
 decided is decided in `_core.policy`.
 """
 
+from ._abi.buffer import BufferAbi as BufferAbi
+from ._abi.protocol import (
+    Abi as Abi,
+    Crossing as Crossing,
+    Exports as Exports,
+    FuncType as FuncType,
+    Guest as Guest,
+    Invoke as Invoke,
+    Memory as Memory,
+)
+from ._abi.scylla import ScyllaAbi as ScyllaAbi
 from ._cache import InstanceCache as InstanceCache, open_cache as open_cache
 from ._core.config import CacheConfig as CacheConfig, KiB as KiB, MiB as MiB
 from ._core.errors import (

@@ -171,7 +171,9 @@ def _complete(
     shown = ", ".join(_shorten(repr(value)) for value in values)
     trace = "".join(f"\n  {frame}" for frame in error.backtrace)
     burnt = f" after {fuel} units of fuel" if fuel else ""
-    error.args = (f"{key} called with ({shown}){burnt}: {error.args[0]}{trace}", *error.args[1:])
+    row = "" if error.row is None else f" in row {error.row} of a batch,"
+    what = f"{key}{row} called with ({shown}){burnt}"
+    error.args = (f"{what}: {error.args[0]}{trace}", *error.args[1:])
 
 
 def _shorten(text: str) -> str:

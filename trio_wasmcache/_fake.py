@@ -10,6 +10,7 @@ from attrs import define, field, frozen
 
 from ._core.admit import Edits
 from ._core.config import WASM_PAGE, KiB
+from ._core.driver import Shape
 from ._core.errors import FuelExhaustedError, InvalidModuleError, LoadError, TrapError
 from ._core.wasm import (
     Export,
@@ -22,6 +23,7 @@ from ._core.wasm import (
 )
 from ._core.wasm_edit import encode_module
 from ._engine.seam import UNDER_WAY, Artifact, HostCall, HostImport
+from ._fake_driver import FakeDriver, FakeDriverCode
 
 FAKE_SECTION = "trio_wasmcache.fake"
 
@@ -139,6 +141,12 @@ class FakeEngine:
         self.loaded_modules += 1
         return FakeModule(self, artifact, self._behaviour(artifact.data), len(hosts))
 
+    async def driver(self, shape: Shape) -> FakeDriverCode:
+        await trio.lowlevel.checkpoint()
+        if self.step("driver"):
+            raise LoadError("the fake engine was told to fail")
+        return FakeDriverCode(shape)
+
     def close(self) -> None:
         self.closed = True
 
@@ -186,8 +194,10 @@ class FakeInstance:
     host_call: HostCall | None = None
     state: dict[str, Any] = field(factory=dict)
     memory: FakeMemory = field(factory=lambda: FakeMemory())
+    drivers: dict[Any, FakeDriver] = field(factory=dict)
     closed: bool = False
     polling: bool = False
+    _driver: FakeDriver | None = None
     _needed: float = 0
     _burnt: int = 0
     _under_way: str | None = "start"
@@ -213,24 +223,31 @@ class FakeInstance:
 
     def _poll(self) -> bool:
         self._polls += 1
-        behaviour = self.module.behaviour
         if self._under_way == "start" and self._polls == 1:
             return False  # starting takes a checkpoint
-        if self._under_way == "call" and len(self._answers) < behaviour.host_calls:
-            if self.host_call is None:
-                self._call_host(len(self._answers))
+        if self._driver is not None:
+            return self._driver.run(self.yield_fuel)
+        if self._under_way == "call" and not self.ask_host(self._values):
             return False
         left = min(self._needed, self.fuel) - self._burnt
         self._burnt += int(min(left, self.yield_fuel))
         return self._burnt >= min(self._needed, self.fuel)
 
-    def _call_host(self, index: int) -> None:
+    def ask_host(self, values: tuple[Any, ...]) -> bool:
+        """Whether the host has given all the answers for this call; if not, ask for the next."""
+        if len(self._answers) == self.module.behaviour.host_calls:
+            return True
+        if self.host_call is None:
+            self._call_host(len(self._answers), values)
+        return False
+
+    def _call_host(self, index: int, values: tuple[Any, ...]) -> None:
         def answer(results: Sequence[Any]) -> None:
             assert self.host_call is call, "answered a host call that is over"
             self._answers.append(results[0] if len(results) == 1 else tuple(results))
             self.host_call = None
 
-        call = HostCall(index, self._values, self.memory, answer)
+        call = HostCall(index, values, self.memory, answer)
         self.host_call = call
 
     def started(self) -> None:
@@ -246,7 +263,7 @@ class FakeInstance:
 
     def abandon(self) -> None:
         assert not self.polling, "abandoned while it was polled"
-        self._under_way = self.host_call = None
+        self._under_way = self.host_call = self._driver = None
 
     def fuel_left(self) -> int:
         assert not self.closed, "asked for fuel after it was closed"
@@ -254,7 +271,8 @@ class FakeInstance:
 
     def measure(self) -> int:
         assert not self.closed and not self._under_way
-        return (self._pages + 1) * WASM_PAGE
+        scratch = sum(len(driver.scratch) for driver in self.drivers.values())
+        return (self._pages + 1) * WASM_PAGE + scratch
 
     def close(self) -> None:
         assert not self.polling, "closed while it was polled"
@@ -273,10 +291,32 @@ class FakeInstance:
 
     def finish(self) -> Any:
         self._finish("call")
+        return self.result(self._values)
+
+    def result(self, values: tuple[Any, ...]) -> Any:
+        """What a call ends with."""
         behaviour = self.module.behaviour
         self._pages += behaviour.grow_pages
         self.memory.grow(behaviour.grow_pages)
-        return behaviour.run(*(self._answers or self._values))
+        answers, self._answers = self._answers, []
+        return behaviour.run(*(answers or values))
+
+    def begin_rows(self, driver: FakeDriver, fuel: int) -> None:
+        """A driver begins to call for rows; see `FakeDriver`."""
+        self.begin((), fuel)
+        self._driver = driver
+        self._needed = 0
+
+    def burn(self, fuel: float) -> int:
+        """Burn that much, if there is as much; how much it was."""
+        burnt = int(min(fuel, self.fuel_left()))
+        self._burnt += burnt
+        return burnt
+
+    def end_rows(self) -> None:
+        """The rows are over."""
+        self._driver = None
+        self._finish("call")
 
     def _finish(self, what: str) -> None:
         assert self._under_way == what

@@ -11,6 +11,7 @@ import trio
 from trio.lowlevel import Task
 
 from ._abi.protocol import Crossing
+from ._batch import map_columns
 from ._calls import call_in_steps, failed, is_null_call, lifted, rest_of_call
 from ._core.errors import GuestError
 from ._core.events import Reason
@@ -54,9 +55,7 @@ class Lease:
         "_closed",
         "_crossing",
         "_entered",
-        "_find_group",
         "_fuel",
-        "_function",
         "_group",
         "_guest",
         "_job",
@@ -263,6 +262,29 @@ class Lease:
             share.virtual_time += burnt / share.shares
             share.burst += burnt + CALL_FUEL
         return result if crossing.lift is None else lifted(self, result, values)
+
+    @trio.lowlevel.enable_ki_protection
+    async def map(self, columns: Any, *, rows: int | None = None) -> Any:
+        """Call the function for every row of some columns: much faster than a call for each.
+
+        Args:
+            columns: for each argument a buffer of its type (`array`, NumPy), which is not copied
+                first, a list, Arrow data, or a scalar for all rows. Or an Arrow table.
+            rows: how many there are, where no column says so. `total_fuel` is for each.
+
+        Returns:
+            A column for each result, in a tuple if there are several: an Arrow array if one came
+            in, a list if a None did or if it is not numbers, else an `array.array`, for bools a
+            `memoryview`. Rows with a null give null as they do in `call`.
+
+        Raises:
+            TypeError, ValueError, OverflowError: a column, or the value in a row, does not fit.
+            GuestError, LoadError: the guest failed in row `row`; there is no room for a driver.
+
+        **Checkpoint:** always; others run after each slice.
+        **Cancellation:** the guest is stopped within a slice, and its instance is dropped.
+        """
+        return await map_columns(self, columns, rows)
 
     # -- what else a lease tells
 

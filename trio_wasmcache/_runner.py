@@ -15,7 +15,7 @@ import contextvars
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, Protocol, final
 
 import outcome
 import trio
@@ -24,7 +24,7 @@ from trio.lowlevel import Abort, RaiseCancelT
 
 from ._core.config import CacheConfig
 from ._core.fair import BURST_FUEL, Share
-from ._engine.seam import GuestInstance
+from ._engine.seam import HostCall
 from ._host import AnyHost
 from ._turns import Turns
 
@@ -38,11 +38,25 @@ context_of_call: contextvars.ContextVar[Any] = contextvars.ContextVar("trio_wasm
 """The lease whose guest called the host function that is running."""
 
 
+class Polled(Protocol):
+    """What is driven: an instance with a call under way, or a batch. See `GuestInstance`."""
+
+    @property
+    def host_call(self) -> HostCall | None:
+        """Set by `poll` when the guest waits for the host."""
+
+    def poll(self) -> bool:
+        """Run one slice; True when it is over. Any thread may call it."""
+
+    def fuel_left(self) -> int:
+        """Of the job's fuel."""
+
+
 @define(eq=False)
 class Job:
     """One thing under way in one instance, and how to stop it."""
 
-    native: GuestInstance
+    native: Polled
     share: Share
     hosts: Sequence[AnyHost]
     lease: Any

@@ -214,7 +214,7 @@ async def test_6_a_call_checks_for_cancellation_before_the_guest_starts(kit: Kit
 
 
 async def test_6_a_short_call_that_has_begun_returns_its_result(kit: Kit) -> None:
-    """A host function cancels the call's scope while it runs: the guest ends, so its result counts."""
+    """A host function cancels the scope around the call: the guest ends, so its result counts."""
     async with kit.open(CacheConfig(yield_fuel=10**9)) as cache:
         scope = trio.CancelScope()
 
@@ -285,4 +285,3 @@ async def test_5_a_failed_load_lets_every_waiter_try_for_itself(kit: Kit) -> Non
         assert len(set(map(id, errors))) == 4
         assert cache.stats().entries == 0
         check_invariants(cache)
-

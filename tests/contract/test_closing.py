@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
-from kits import Kit, ListLogger, add, add_asking
+from kits import FakeKit, Kit, ListLogger, add, add_asking
 from trio.testing import wait_all_tasks_blocked
 
 from trio_wasmcache import CacheConfig, InstanceCache, SchedulingGroup
@@ -140,6 +140,8 @@ async def test_18_who_was_just_granted_a_token_is_told(kit: Kit) -> None:
                 assert cache._main.limiter.statistics().tasks_waiting == 1
     assert outcomes == ["the cache is closed"]
     assert cache._main.limiter.borrowed_tokens == 0
+    if isinstance(kit, FakeKit):  # and nothing was loaded for it
+        assert kit.engine.steps.count("instantiate") == 1
     check_invariants(cache)
 
 
@@ -178,6 +180,45 @@ async def test_18_who_is_loading_is_told(kit: Kit) -> None:
     assert len(outcomes) == 1
     assert "closed" in outcomes[0]
     check_invariants(cache)
+
+
+@pytest.mark.parametrize("offload", [None, 0], ids=["inline", "thread"])
+async def test_18_what_was_half_loaded_is_closed(fake: FakeKit, offload: int | None) -> None:
+    """An instance whose start is under way, wherever that runs."""
+    outcomes = Outcomes()
+    async with trio.open_nursery() as nursery:
+        async with fake.open(CacheConfig(offload_after=offload, total_fuel=10**15)) as cache:
+            f = await add(cache, "f", fake.endless_start())
+            nursery.start_soon(outcomes.note, lambda: f.call(1))
+            while fake.engine.open_instances == 0:
+                await trio.lowlevel.checkpoint()
+            for _ in range(5):
+                await trio.lowlevel.checkpoint()
+    assert len(outcomes) == 1
+    assert fake.engine.open_instances == fake.engine.loaded_modules == 0
+
+
+async def test_18_a_module_that_is_loading_is_unloaded() -> None:
+    """As soon as it is there, as nobody wants it any more.
+
+    Whether it is still loading when the cache closes is up to the order in which Trio runs tasks,
+    which is random; in thirty runs it is.
+    """
+    steps = set()
+    for _ in range(30):
+        fake = FakeKit()
+        outcomes = Outcomes()
+        async with trio.open_nursery() as nursery:
+            async with fake.open() as cache:
+                f = await add(cache, "f", fake.adding(1))
+                nursery.start_soon(outcomes.note, lambda f=f: f.call(1))
+                while cache.stats().running_instances == 0:
+                    await trio.lowlevel.checkpoint()
+        assert len(outcomes) == 1
+        assert "closed" in outcomes[0]
+        assert fake.engine.open_instances == fake.engine.loaded_modules == 0
+        steps.add(tuple(fake.engine.steps))
+    assert ("compile", "load") in steps
 
 
 async def test_18_registering_ends_with_the_cache(kit: Kit) -> None:

@@ -45,13 +45,12 @@ async def test_3_two_tasks_that_want_each_others_function(kit: Kit) -> None:
                         await lease.call(1)
                         outcomes.append("done")
             except DeadlockError as error:
-                assert len(error.chain) == 2
-                outcomes.append("deadlock")
+                outcomes.append(f"deadlock of {len(error.chain)}")
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(use, f, g, 0)
             nursery.start_soon(use, g, f, 1)
-        assert outcomes == ["deadlock", "done"]
+        assert outcomes == ["deadlock of 2", "done"]
         check_invariants(cache)
 
 
@@ -179,12 +178,11 @@ async def test_3_a_token_that_never_comes(kit: Kit) -> None:
                         async with other.acquire("f", ("i64",)):
                             outcomes.append("done")
                 except DeadlockError as error:
-                    assert "a token of group" in str(error)
-                    outcomes.append("deadlock")
+                    outcomes.append("token" if "a token of group" in str(error) else "?")
 
             nursery.start_soon(use, 0)
             nursery.start_soon(use, 1)
-        assert sorted(outcomes) == ["deadlock", "done"]
+        assert sorted(outcomes) == ["done", "token"]
 
 
 async def test_3_nested_acquires_at_capacity_one_work(kit: Kit) -> None:

@@ -15,6 +15,7 @@ from trio_wasmcache import (
     ExportError,
     InstanceCache,
     InvalidModuleError,
+    MiB,
 )
 from trio_wasmcache.testing import check_invariants
 
@@ -179,6 +180,58 @@ async def test_12_waiters_for_room_are_served_in_order(kit: Kit) -> None:
                 assert cache.stats().waiting == 3
                 check_invariants(cache)
         assert order == ["b", "c", "d"]
+
+
+async def test_12_who_comes_later_does_not_overtake_those_who_wait_for_room(
+    fake: FakeKit,
+) -> None:
+    """Although there is room for the small one at once, the large one before it goes first."""
+    async with fake.open() as cache:
+        a = await add(cache, "a", fake.adding(1))
+        large = await add(cache, "large", fake.engine.module(code_size=1 * MiB))
+        small = await add(cache, "small", fake.adding(3))
+        stack = cache.config.stack_size
+        # Enough for the large one alone, or for both others.
+        assert a.code_size + small.code_size + 2 * stack < large.code_size + stack
+        cache.resize(max_code_size=large.code_size + stack + small.code_size)
+        order: list[str] = []
+
+        async def use(name: str) -> None:
+            async with cache.acquire(name, ("i64",)):
+                order.append(name)
+                await trio.lowlevel.checkpoint()
+
+        async with trio.open_nursery() as nursery:
+            async with a.acquire():
+                for name in ("large", "small"):
+                    nursery.start_soon(use, name)
+                    await wait_all_tasks_blocked()
+                assert order == []
+                check_invariants(cache)
+        assert order == ["large", "small"]
+
+
+async def test_12_its_own_code_is_no_room_for_it(fake: FakeKit) -> None:
+    """What is asked for can't make room by going itself: so it waits, and stays."""
+    async with fake.open() as cache:
+        f = await add(cache, "f", fake.engine.module(code_size=1 * MiB))
+        g = await add(cache, "g", fake.adding(1))
+        await f.call(1)
+        done: list[str] = []
+
+        async def use() -> None:
+            async with f.acquire():
+                done.append("f")
+
+        async with trio.open_nursery() as nursery, g.acquire():
+            cache.resize(max_code_size=f.code_size + g.code_size + cache.config.stack_size)
+            nursery.start_soon(use)
+            await wait_all_tasks_blocked()
+            assert done == []
+            assert cache.stats().idle_instances == 1
+            check_invariants(cache)
+        assert done == ["f"]
+        assert cache.stats().hits == 1
 
 
 async def test_12_what_would_not_fit_an_empty_budget_is_refused(kit: Kit) -> None:

@@ -121,7 +121,7 @@ async def test_9_the_least_recently_used_go_until_it_fits(kit: Kit, log: ListLog
             check_invariants(cache)
         assert cache.stats().total_size == 6 * PAGE
         assert sorted(info.function for info in cache.entries()) == ["a", "c", "d"]
-    assert [fields["function"] for fields in log.fields("evicted")][0] == "b"
+    assert log.fields("evicted")[0]["function"] == "b"
     assert log.reasons()[0] == "size"
 
 

@@ -67,9 +67,7 @@ def unfairness(one: Group, other: Group, since: tuple[int, int] = (0, 0)) -> flo
 
 
 sizes = st.lists(st.integers(1, MAX_SLICE), min_size=50, max_size=400)
-some_groups = st.lists(
-    st.tuples(st.integers(1, 1000), st.integers(1, 5)), min_size=2, max_size=5
-)
+some_groups = st.lists(st.tuples(st.integers(1, 1000), st.integers(1, 5)), min_size=2, max_size=5)
 
 
 @given(some_groups, sizes)

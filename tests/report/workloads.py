@@ -7,6 +7,7 @@ two things happen at the same moment unless one is the cause of the other.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -69,6 +70,8 @@ class Use:
     """Seconds after which the wait is given up; `math.inf`: never."""
     hold: float
     inner: tuple[Use, ...] = ()
+    after: float = 0.0
+    """Seconds that it holds on after those."""
 
 
 @frozen
@@ -87,11 +90,13 @@ class Plan:
 
     functions: tuple[FunctionPlan, ...]
     groups: tuple[tuple[str, int | None], ...]
-    tasks: tuple[tuple[float, tuple[Use, ...]], ...]
+    tasks: tuple[tuple[float, tuple[Use, ...]], ...] = ()
     """(when it starts, what it does)."""
     changes: tuple[Change, ...] = ()
-    close_group_at: float | None = None
-    """When the second group is cancelled and closed, whatever goes on in it."""
+    close_at: float | None = None
+    """When all tasks are cancelled, whatever goes on in them."""
+    group_tasks: tuple[tuple[int, float, tuple[Use, ...]], ...] = ()
+    """(group, when it starts, what it does): tasks that belong to a group, which ends with them."""
 
 
 @define
@@ -128,7 +133,19 @@ class _Run:
         async with trio.open_nursery() as nursery:
             for change in self.plan.changes:
                 nursery.start_soon(self.change, change)
-            await self.open_groups(list(self.plan.groups), {})
+            if self.plan.group_tasks:
+                for number in range(len(self.plan.groups)):
+                    nursery.start_soon(self.group, number)
+            else:
+                await self.open_groups(list(self.plan.groups), {})
+
+    async def group(self, number: int) -> None:
+        name, capacity = self.plan.groups[number]
+        limit = math.inf if capacity is None else capacity
+        async with self.cache.scheduling_group(name, capacity=limit) as group:
+            for home, start, uses in self.plan.group_tasks:
+                if home == number:
+                    group.start_soon(self.task, start, uses, {name: group})
 
     async def open_groups(self, left: list[tuple[str, int | None]], made: dict[str, Any]) -> None:
         if not left:
@@ -144,8 +161,8 @@ class _Run:
         async with trio.open_nursery() as nursery:
             for start, uses in self.plan.tasks:
                 nursery.start_soon(self.task, start, uses, groups)
-            if self.plan.close_group_at is not None:
-                await trio.sleep_until(self.began + self.plan.close_group_at)
+            if self.plan.close_at is not None:
+                await trio.sleep_until(self.began + self.plan.close_at)
                 nursery.cancel_scope.cancel()
 
     async def task(self, start: float, uses: tuple[Use, ...], groups: dict[str, Any]) -> None:
@@ -172,13 +189,12 @@ class _Run:
             await lease.__aexit__(None, None, None)
 
     async def hold(self, lease: Any, use: Use, groups: dict[str, Any]) -> None:
-        try:
+        with contextlib.suppress(TrapError):
             await lease.call(1)
-        except TrapError:
-            pass
         await trio.sleep(use.hold)
         for inner in use.inner:
             await self.use(inner, groups)
+        await trio.sleep(use.after)
 
     async def register(self, function: FunctionPlan, replace: bool) -> None:
         wasm = self.engine.module(
@@ -295,6 +311,67 @@ def wild_plan(seed: int) -> Plan:
     )
     close_at = random.random() * 8 if random.random() < 0.3 else None
     return Plan(functions, groups, tasks, changes, close_at)
+
+
+def calm_plan(seed: int) -> Plan:
+    """An application that `whatif` promises to get right: see the end of its docstring."""
+    random = Random(seed)
+    functions = (FunctionPlan("f", 2, PAGE, 2, 0.0),) + tuple(
+        FunctionPlan(
+            f"f{number}",
+            random.randint(1, 4),
+            random.randint(1, 4) * PAGE,
+            concurrency := random.choice([1, 1, 2, 3]),
+            random.choice([0.0, random.expovariate(2)]) if concurrency == 1 else 0.0,
+            traps=random.random() < 0.15,
+        )
+        for number in range(random.randint(2, 6))
+    )
+    groups = tuple((f"g{number}", random.choice([None, 1, 2])) for number in range(2))
+
+    def use(group: int, least: int) -> Use:
+        # Functions with a fixed hold are used in one group only, or two leases of them could begin,
+        # and so end, at the same moment.
+        allowed = [
+            number
+            for number, function in enumerate(functions)
+            if number >= least and (not function.hold or number % 2 == group)
+        ]
+        index = random.choice(allowed or [0])
+        function = functions[index]
+        impatient = function.hold and not function.traps and groups[group][1] is None
+        inner: tuple[Use, ...] = ()
+        if not function.hold and index + 2 < len(functions) and random.random() < 0.5:
+            # Always upwards, so that nobody waits in a circle.
+            inner = (use(group, index + 1),)
+        return Use(
+            random.expovariate(2),
+            index,
+            groups[group][0],
+            random.expovariate(1) if impatient and random.random() < 0.5 else math.inf,
+            function.hold or random.expovariate(2),
+            inner,
+            random.random() if inner else 0.0,
+        )
+
+    tasks = tuple(
+        (
+            group := random.randrange(2),
+            random.random() * 3,
+            tuple(use(group, 0) for _ in range(random.randint(1, 8))),
+        )
+        for _ in range(random.randint(2, 10))
+    )
+    changes = tuple(
+        Change(
+            random.random() * 5,
+            random.choice(["resize", "replace"]),
+            random.randrange(len(functions)),
+            draw_limits(random),
+        )
+        for _ in range(random.randint(0, 4))
+    )
+    return Plan(functions, groups, changes=changes, group_tasks=tasks)
 
 
 def draw_limits(random: Random) -> tuple[tuple[str, Any], ...]:

@@ -1,14 +1,19 @@
-"""How Python values cross into a guest and back. The protocol is in `protocol`, plain the default."""
+"""How Python values cross into a guest and back: what ABIs there are, and which one is meant.
+
+`protocol` says what an ABI is; `plain` is the default, `scylla` and `buffer` go through memory.
+"""
 
 from __future__ import annotations
 
 from .._core.errors import SignatureError
 from .._core.wasm import ModuleInfo
+from .buffer import BufferAbi
 from .plain import Plain
 from .protocol import Abi, Exports
+from .scylla import VERSION_GLOBAL, ScyllaAbi
 
 # {name: ABI}
-ABIS: dict[str, Abi] = {"plain": Plain()}
+ABIS: dict[str, Abi] = {"plain": Plain(), "scylla": ScyllaAbi(), "buffer": BufferAbi()}
 
 
 def check_abi(what: str, abi: object) -> Abi | None:
@@ -31,8 +36,9 @@ def check_abi(what: str, abi: object) -> Abi | None:
 
 
 def recognise(info: ModuleInfo) -> Abi:
-    """The ABI that a module shows by what it exports."""
-    return ABIS["plain"]
+    """The ABI that a module shows by what it exports: plain without another sign."""
+    scylla = any(e.kind == "global" and e.name == VERSION_GLOBAL for e in info.exports)
+    return ABIS["scylla" if scylla else "plain"]
 
 
 def exports_of(info: ModuleInfo) -> Exports:

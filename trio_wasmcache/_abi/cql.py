@@ -258,7 +258,7 @@ class _Parser:
             raise self._error(whole, "a type name is missing")
         if not tokens or tokens[-1] != "<":
             return self._simple(whole, word, within)
-        inner = []
+        inner: list[Codec] = []
         while tokens and tokens[-1] in ("<" if not inner else ","):
             tokens.pop()
             inner.append(self._type(whole, tokens, within, depth + 1))

@@ -25,9 +25,9 @@ from .plain import PlainType, shown, to_number
 
 # The version of the CQL protocol whose encoding UDFs see; for single values all are the same.
 PROTOCOL = 4
-DAY = 24 * 60 * 60 * 10**9
-# Python turns no int into decimal digits that has more (4300), and 1 bit is 0.3 of a digit.
-MAX_DECIMAL_SIZE = 4 + 1700
+DAY = 24 * 60 * 60 * 10**9  # nanoseconds
+# A scale, and 4300 digits: Python converts no int that has more.
+MAX_DECIMAL_SIZE = 4 + 1785
 
 
 @frozen
@@ -69,31 +69,30 @@ class Scalar:
             raise MalformedError(f"{self.name} that can't be: {error}") from None
 
 
-class _Driver:
-    """The driver's modules, or a clear word about how to get them."""
-
-    def __init__(self) -> None:
-        try:
-            self.types = importlib.import_module("cassandra.cqltypes")
-            self.util = importlib.import_module("cassandra.util")
-        except ImportError as error:
-            raise ImportError(
-                "CQL values that cross through memory need a driver package: "
-                "pip install 'trio-wasmcache[scylla]'"
-            ) from error
-
-
 class _Varint:
-    """As the driver's, which takes over a second for what fits into a guest's memory."""
+    """As the driver's, which reads what fits into a guest's memory in over a second."""
 
-    @staticmethod
-    def serialize(value: int, protocol: int) -> bytes:
-        size = (value + (value < 0)).bit_length() // 8 + 1
-        return value.to_bytes(size, "big", signed=True)
+    def __init__(self, driver: Any) -> None:
+        self.serialize = driver.serialize
 
     @staticmethod
     def deserialize(data: bytes, protocol: int) -> int:
         return int.from_bytes(data, "big", signed=True)
+
+
+class _Decimal:
+    """As the driver's, which would begin to read any number of digits."""
+
+    def __init__(self, driver: Any) -> None:
+        self._driver = driver
+
+    def serialize(self, value: decimal.Decimal, protocol: int) -> Any:
+        return self._driver.serialize(value, protocol)
+
+    def deserialize(self, data: bytes, protocol: int) -> Any:
+        if len(data) > MAX_DECIMAL_SIZE:
+            raise ValueError(f"its {len(data)} bytes are more digits than Python converts")
+        return self._driver.deserialize(data, protocol)
 
 
 class _Timestamp:
@@ -121,25 +120,154 @@ def scalars() -> Mapping[str, Scalar]:
     Raises:
         ImportError: the driver package is not installed.
     """
-    driver = _Driver()
-    types, util = driver.types, driver.util
-    date, time = functools.partial(_date, util), functools.partial(_time, util)
-    duration, to_duration = functools.partial(_duration, util), functools.partial(_duration, util)
+    try:
+        types = importlib.import_module("cassandra.cqltypes")
+        util = importlib.import_module("cassandra.util")
+    except ImportError as error:
+        raise ImportError(
+            "CQL values that cross through memory take a driver package: "
+            "pip install 'trio-wasmcache[scylla]'"
+        ) from error
+    time = functools.partial(_time, util.Time)
+    duration = functools.partial(_duration, util.Duration)
+    text = functools.partial(_text, "text", "utf-8")
     known = [
-        *_numbers(types),
-        Scalar("boolean", types.BooleanType, _number(PlainType("boolean", "i32", 0, 1, truth=True)), (1,)),
-        Scalar("varint", _Varint, _varint),
-        Scalar("decimal", types.DecimalType, _decimal),
-        Scalar("text", types.UTF8Type, functools.partial(_text, "text"), empty=True),
-        Scalar("varchar", types.UTF8Type, functools.partial(_text, "varchar"), empty=True),
-        Scalar("ascii", types.AsciiType, _ascii, empty=True),
+        Scalar("tinyint", types.ByteType, _integer("tinyint", 8), (1,)),
+        Scalar("smallint", types.ShortType, _integer("smallint", 16), (2,)),
+        Scalar("int", types.Int32Type, _integer("int", 32), (4,)),
+        Scalar("bigint", types.LongType, _integer("bigint", 64), (8,)),
+        Scalar("counter", types.CounterColumnType, _integer("counter", 64), (8,)),
+        Scalar("float", types.FloatType, _number(PlainType("float", "f32")), (4,)),
+        Scalar("double", types.DoubleType, _number(PlainType("double", "f64")), (8,)),
+        Scalar("boolean", types.BooleanType, _number(BOOLEAN), (1,)),
+        Scalar("varint", _Varint(types.IntegerType), _varint),
+        Scalar("decimal", _Decimal(types.DecimalType), _decimal),
+        Scalar("text", types.UTF8Type, text, empty=True),
+        Scalar("varchar", types.UTF8Type, text, empty=True),
+        Scalar("ascii", types.AsciiType, functools.partial(_text, "ascii", "ascii"), empty=True),
         Scalar("blob", types.BytesType, _blob, empty=True),
-        Scalar("uuid", types.UUIDType, functools.partial(_uuid, "uuid"), (16,)),
+        Scalar("uuid", types.UUIDType, _uuid, (16,)),
         Scalar("timeuuid", types.TimeUUIDType, _timeuuid, (16,), _timeuuid),
         Scalar("inet", types.InetAddressType, _inet, (4, 16)),
-        Scalar("date", types.SimpleDateType, date, (4,)),
+        Scalar("date", types.SimpleDateType, functools.partial(_date, util.Date), (4,)),
         Scalar("time", types.TimeType, time, (8,), time),
         Scalar("timestamp", _Timestamp(types.DateType), _timestamp, (8,)),
-        Scalar("duration", types.DurationType, duration, finish=to_duration, hashable=False),
+        Scalar("duration", types.DurationType, duration, (), duration, hashable=False),
     ]
     return {scalar.name: scalar for scalar in known}
+
+
+BOOLEAN = PlainType("boolean", "i32", 0, 1, truth=True)
+
+
+def _number(kind: PlainType) -> Callable[[Any], Any]:
+    return functools.partial(to_number, kind)
+
+
+def _integer(name: str, bits: int) -> Callable[[Any], Any]:
+    wasm = "i64" if bits == 64 else "i32"
+    return _number(PlainType(name, wasm, -(1 << (bits - 1)), (1 << (bits - 1)) - 1))
+
+
+def _varint(value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"varint takes an int, got {shown(value)}") from None
+
+
+def _decimal(value: Any) -> decimal.Decimal:
+    if not isinstance(value, (decimal.Decimal, int)) or isinstance(value, bool):
+        raise TypeError(f"decimal takes a Decimal or an int, got {shown(value)}")
+    exact = decimal.Decimal(value)
+    if not exact.is_finite():
+        raise ValueError(f"decimal takes finite numbers, got {shown(value)}")
+    return exact
+
+
+def _text(name: str, encoding: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} takes a str, got {shown(value)}")
+    try:
+        value.encode(encoding)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} can't hold {shown(value)}: {error.reason}") from None
+    return value
+
+
+def _blob(value: Any) -> memoryview:
+    try:
+        view = memoryview(value)
+    except TypeError:
+        raise TypeError(f"blob takes bytes, got {shown(value)}") from None
+    return view.cast("B") if view.c_contiguous else memoryview(view.tobytes())
+
+
+def _uuid(value: Any) -> uuid.UUID:
+    if not isinstance(value, uuid.UUID):
+        raise TypeError(f"a uuid is a uuid.UUID, got {shown(value)}")
+    return value
+
+
+def _timeuuid(value: Any) -> uuid.UUID:
+    if _uuid(value).version != 1:
+        raise ValueError(f"a timeuuid is a UUID of version 1, got {shown(value)}")
+    made: uuid.UUID = value
+    return made
+
+
+def _inet(value: Any) -> Any:
+    if not isinstance(value, (str, ipaddress.IPv4Address, ipaddress.IPv6Address)):
+        raise TypeError(f"inet takes a str or an address of ipaddress, got {shown(value)}")
+    try:
+        address = ipaddress.ip_address(value)
+    except ValueError:
+        raise ValueError(f"inet takes an IP address, got {shown(value)}") from None
+    if getattr(address, "scope_id", None) is not None:
+        raise ValueError(f"inet can't hold the scope of {shown(value)}")
+    return address
+
+
+def _date(made: Any, value: Any) -> Any:
+    if isinstance(value, datetime.datetime) or not isinstance(value, (datetime.date, made)):
+        raise TypeError(f"date takes a datetime.date or the driver's Date, got {shown(value)}")
+    day = value if isinstance(value, made) else made(value)
+    if not -(1 << 31) <= day.days_from_epoch < 1 << 31:
+        raise OverflowError(f"{shown(value)} is out of the range of date")
+    return day
+
+
+def _time(made: Any, value: Any) -> Any:
+    if not isinstance(value, (datetime.time, made)):
+        raise TypeError(f"time takes a datetime.time or the driver's Time, got {shown(value)}")
+    if isinstance(value, datetime.time):
+        if value.tzinfo is not None:
+            raise ValueError(f"time can't hold the time zone of {shown(value)}")
+        return made(value)
+    if not 0 <= value.nanosecond_time < DAY:
+        raise OverflowError(f"{shown(value)} is out of the range of time")
+    return value
+
+
+def _timestamp(value: Any) -> datetime.datetime | int:
+    if isinstance(value, datetime.datetime):
+        return value
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"timestamp takes a datetime or an int (ms), got {shown(value)}")
+    if not -(1 << 63) <= value < 1 << 63:
+        raise OverflowError(f"{shown(value)} is out of the range of timestamp")
+    return value
+
+
+def _duration(made: Any, value: Any) -> Any:
+    if not isinstance(value, made):
+        raise TypeError(f"duration takes the driver's Duration, got {shown(value)}")
+    parts = value.months, value.days, value.nanoseconds
+    if not all(isinstance(part, int) for part in parts):
+        raise TypeError(f"the parts of a duration are ints, got {shown(value)}")
+    for part, bits in zip(parts, (31, 31, 63), strict=True):
+        if not -(1 << bits) <= part < 1 << bits:
+            raise OverflowError(f"{shown(value)} is out of the range of duration")
+    if min(parts) < 0 < max(parts):
+        raise ValueError(f"the parts of a duration have one sign, got {shown(value)}")
+    return value

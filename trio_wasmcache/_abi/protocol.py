@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from attrs import frozen
 
-from .._core.wasm import FuncType
+from .._core.wasm import FuncType as FuncType
 
 
 @frozen

@@ -22,7 +22,7 @@ from typing import Final
 import attrs
 
 from .config import WASM_PAGE
-from .wasm_edit import encode_module, sleb, uleb, vector
+from .wasm_edit import encode_module, name_bytes, section, sleb, uleb, vector
 from .wasm_types import VALUE_TYPES, Export, FuncType, Import, Limits
 
 SCRATCH_LIMIT: Final = 2 * WASM_PAGE
@@ -38,6 +38,7 @@ _BLOCK, _LOOP, _IF, _ELSE, _END, _BR_IF, _RETURN, _CALL = 0x02, 0x03, 0x04, 0x05
 _GET, _SET, _TEE, _I32_CONST, _I64_CONST, _F32_CONST, _F64_CONST = 32, 33, 34, 65, 66, 67, 68
 _I32_STORE, _NE, _LT_U, _ADD, _AND, _SHL, _SHR_U = 0x36, 0x47, 0x49, 0x6A, 0x71, 0x74, 0x76
 _LOAD8_U, _EXTEND8_S, _EXTEND16_S, _VOID = 0x2D, 0xC0, 0xC1, 0x40
+_TRUTH: Final = bytes([_I32_CONST, 0, _NE])
 _TYPE_BYTES: Final = {name: byte for byte, name in VALUE_TYPES.items()}
 _ZEROS: Final = {
     "i32": bytes([_I32_CONST, 0]),
@@ -45,7 +46,6 @@ _ZEROS: Final = {
     "f32": bytes([_F32_CONST]) + bytes(4),
     "f64": bytes([_F64_CONST]) + bytes(8),
 }
-_STORES: Final = {"i32": 0x36, "i64": 0x37, "f32": 0x38, "f64": 0x39}
 
 
 @attrs.frozen
@@ -61,6 +61,8 @@ class Cell:
     store: int
     check: bytes = b""
     """Instructions that turn an i32 into 0 if, and only if, it is in range; empty: all are."""
+    truth: bool = False
+    """Anything but 0 is 1."""
 
     @property
     def shift(self) -> int:
@@ -72,14 +74,18 @@ def _shr(bits: int) -> bytes:
     return bytes([_I32_CONST, bits, _SHR_U])
 
 
+_SMALL: Final = (
+    Cell("bool", "?", 1, "i32", 0x2D, 0x3A, _shr(1), truth=True),
+    Cell("i8", "b", 1, "i32", 0x2C, 0x3A, bytes([_EXTEND8_S])),
+    Cell("u8", "B", 1, "i32", 0x2D, 0x3A, _shr(8)),
+    Cell("i16", "h", 2, "i32", 0x2E, 0x3B, bytes([_EXTEND16_S])),
+    Cell("u16", "H", 2, "i32", 0x2F, 0x3B, _shr(16)),
+)
 CELLS: Final = {
     cell.name: cell
     for cell in (
-        Cell("bool", "?", 1, "i32", 0x2D, 0x3A, _shr(1)),
-        Cell("i8", "b", 1, "i32", 0x2C, 0x3A, bytes([_EXTEND8_S])),
-        Cell("u8", "B", 1, "i32", 0x2D, 0x3A, _shr(8)),
-        Cell("i16", "h", 2, "i32", 0x2E, 0x3B, bytes([_EXTEND16_S])),
-        Cell("u16", "H", 2, "i32", 0x2F, 0x3B, _shr(16)),
+        *_SMALL,
+        *(attrs.evolve(cell, name=f"cut {cell.name}", check=b"") for cell in _SMALL),
         Cell("i32", "i", 4, "i32", 0x28, 0x36),
         Cell("u32", "I", 4, "i32", 0x28, 0x36),
         Cell("i64", "q", 8, "i64", 0x29, 0x37),
@@ -88,14 +94,15 @@ CELLS: Final = {
         Cell("f64", "d", 8, "f64", 0x2B, 0x39),
     )
 }
-"""{type of the plain ABI: cell}"""
+"""{name: cell}: the types of the plain ABI, and those whose results are cut instead of checked."""
 
 
 @attrs.frozen(cache_hash=True)
 class Shape:
-    """What a driver is made for: types of the plain ABI, and whether rows may be null."""
+    """What a driver is made for, and whether rows may be null."""
 
     args: tuple[str, ...]
+    """Names of cells."""
     results: tuple[str, ...]
     nullable: bool = False
 
@@ -146,6 +153,8 @@ def layout(shape: Shape) -> Layout:
         memories=[Limits(pages, pages)],
         exports=[Export("run", "func", 1), Export("scratch", "memory", 0)],
         code=[body],
+        # For backtraces: subsection 1, the name of function 1.
+        custom=[("name", section(1, vector([uleb(1) + name_bytes("trio_wasmcache driver")])))],
     )
     # An instruction has at least one byte and burns at most one unit.
     return Layout(rows, pages, args, results, wasm, len(body))
@@ -187,10 +196,11 @@ def _call(shape: Shape, args: tuple[int, ...], results: tuple[int, ...]) -> byte
     for name, at in zip(shape.args, args, strict=True):
         cell = CELLS[name]
         code += _offset(cell) + _access(cell.load, cell, at)
-        if name == "bool":
-            code += bytes([_I32_CONST, 0, _NE])  # a buffer of bools may hold any bytes
+        if cell.truth:
+            code += _TRUTH  # a buffer of bools may hold any bytes
     code += bytes([_CALL, 0])
     if direct:
+        code += _TRUTH if cells[0].truth else b""
         return bytes(code + _access(cells[0].store, cells[0], results[0]))
     for number in reversed(range(len(cells))):
         code += bytes([_SET]) + uleb(_RESULTS + number)
@@ -199,10 +209,11 @@ def _call(shape: Shape, args: tuple[int, ...], results: tuple[int, ...]) -> byte
         if cell.check:
             signed = len(cell.check) == 1  # extending what is in range changes nothing
             code += get + cell.check + (get + bytes([_NE]) if signed else b"")
-            code += bytes([_IF, _VOID, _I32_CONST, 0]) + get + bytes([_STORES["i32"], 2, RAW_AT])
+            code += bytes([_IF, _VOID, _I32_CONST, 0]) + get + bytes([_I32_STORE, 2, RAW_AT])
             code += bytes([_I32_CONST, 0, _I32_CONST]) + sleb(number)
-            code += bytes([_STORES["i32"], 2, WHICH_AT, _GET, _ROW, _RETURN, _END])
-        code += _offset(cell) + get + _access(cell.store, cell, at)
+            code += bytes([_I32_STORE, 2, WHICH_AT, _GET, _ROW, _RETURN, _END])
+        cut = _TRUTH if cell.truth and not cell.check else b""
+        code += _offset(cell) + get + cut + _access(cell.store, cell, at)
     return bytes(code)
 
 

@@ -77,7 +77,8 @@ class DeadlockError(WasmCacheError):
 class GuestError(WasmCacheError):
     """The guest ended its call without a result. The instance is dropped, the cache is fine.
 
-    `function` is the name it is registered under, `values` the arguments of the call.
+    `function` is the name it is registered under, `values` the arguments of the call, `row` the
+    number of the row (from 0) if it was one of a batch, else None.
     """
 
     def __init__(
@@ -87,11 +88,13 @@ class GuestError(WasmCacheError):
         function: str = "",
         values: tuple[object, ...] = (),
         backtrace: tuple[str, ...] = (),
+        row: int | None = None,
     ) -> None:
         super().__init__(message)
         self.function = function
         self.values = values
         self.backtrace = backtrace
+        self.row = row
 
 
 class TrapError(GuestError):
@@ -109,8 +112,9 @@ class TrapError(GuestError):
         function: str = "",
         values: tuple[object, ...] = (),
         backtrace: tuple[str, ...] = (),
+        row: int | None = None,
     ) -> None:
-        super().__init__(message, function=function, values=values, backtrace=backtrace)
+        super().__init__(message, function=function, values=values, backtrace=backtrace, row=row)
         self.code = code
 
 
@@ -137,8 +141,9 @@ class ExitError(GuestError):
         function: str = "",
         values: tuple[object, ...] = (),
         backtrace: tuple[str, ...] = (),
+        row: int | None = None,
     ) -> None:
-        super().__init__(message, function=function, values=values, backtrace=backtrace)
+        super().__init__(message, function=function, values=values, backtrace=backtrace, row=row)
         self.status = status
 
 

@@ -7,7 +7,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from ctypes import byref, c_uint8, c_void_p
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 import trio
 
@@ -16,10 +16,9 @@ from .._core.driver import Layout, Shape, layout
 from .._core.errors import LoadError
 from .._core.wasm import FuncType
 from . import native
+from .instance import WasmtimeFunction, WasmtimeInstance
+from .seam import UnderWay
 from .traps import take_error
-
-if TYPE_CHECKING:
-    from .instance import WasmtimeInstance
 
 # Shapes of which the code is kept: each is a page or two of code.
 MAX_DRIVERS = 64
@@ -31,6 +30,7 @@ class DriverCode:
     """The compiled driver of a shape. Its native parts go with it."""
 
     def __init__(self, engine: int, shape: Shape) -> None:
+        self.shape: Shape = shape
         self.layout: Layout = layout(shape)
         wasm, made = self.layout.wasm, c_void_p()
         problem = native.module_new(engine, wasm, len(wasm), byref(made))
@@ -41,6 +41,14 @@ class DriverCode:
         # At the end of the process, the engines of others may be gone already.
         weakref.finalize(self, native.module_delete, self.module).atexit = False
         weakref.finalize(self, native.wasm_engine_delete, self.engine).atexit = False
+
+    def attach(self, instance: WasmtimeInstance, export: str) -> WasmtimeDriver:
+        """See `DriverCode` in `seam`."""
+        driver = instance.drivers.get((self.shape, export))
+        if driver is None:
+            driver = WasmtimeDriver(instance, self, export)
+            instance.add_driver((self.shape, export), driver)
+        return driver
 
 
 @final
@@ -92,22 +100,16 @@ class _Held:
 
 @final
 class WasmtimeDriver:
-    """See `GuestDriver`; made by `WasmtimeInstance.driver`."""
+    """See `GuestDriver`; made by `DriverCode.attach`."""
 
     def __init__(self, instance: WasmtimeInstance, code: DriverCode, export: str) -> None:
-        from .instance import WasmtimeFunction
-
-        self.layout = code.layout
-        self.size = code.layout.pages * WASM_PAGE
+        self.layout: Layout = code.layout
+        self.size: int = code.layout.pages * WASM_PAGE
         handle = _instantiate(instance, code, instance.extern(export))
-        function = WasmtimeFunction(
-            instance, _part(instance, handle, b"run"), RUN
-        )
-        self.begin: Callable[[tuple[int], int], Any] = function.begin
-        self.finish: Callable[[], int] = function.finish
+        run = WasmtimeFunction(instance, _part(instance, handle, b"run"), RUN)
+        self._begin, self._finish = run.begin, run.finish
         # The memory can't grow, so it stays where it is for as long as the store does.
-        memory = _part(instance, handle, b"scratch")
-        base = native.memory_data(instance.context, memory)
+        base = native.memory_data(instance.context, _part(instance, handle, b"scratch"))
         self._scratch = memoryview((c_uint8 * self.size).from_address(base)).cast("B")
 
     def put(self, at: int, data: bytes | memoryview) -> None:
@@ -116,34 +118,41 @@ class WasmtimeDriver:
     def get(self, at: int, size: int) -> memoryview:
         return self._scratch[at : at + size]
 
+    def begin(self, rows: int, fuel: int) -> int | UnderWay:
+        done: int | UnderWay = self._begin((rows,), fuel)
+        return done
+
+    def finish(self) -> int:
+        done: int = self._finish()
+        return done
+
     def close(self) -> None:
-        """The store goes: nothing must be read or written any more."""
+        """The store goes: there is nothing to read or write any more."""
         self._scratch = memoryview(b"")
 
 
 def _instantiate(instance: WasmtimeInstance, code: DriverCode, function: Any) -> Any:
     """A new instance of a driver that calls `function`, in the store of `instance`."""
     handle = ctypes.create_string_buffer(native.INSTANCE_SIZE)
-    context, module, name = instance.context, b"", b"function"
     linker = native.linker_new(code.engine)
     try:
-        problem = native.linker_define(
-            linker, context, module, len(module), name, len(name), function
-        )
+        name = b"function"
+        problem = native.linker_define(linker, instance.context, b"", 0, name, len(name), function)
         if problem:
             raise LoadError(f"wasmtime would not link a driver: {take_error(problem)}")
-        # It has no start function, so that one poll is all it takes; instances are only made like
-        # this in a store whose calls yield.
-        future = native.linker_instantiate_async(
-            linker, context, code.module, handle, *instance.errors
-        )
-        while not native.call_future_poll(future):
-            raise AssertionError("a driver did not start at once")
-        native.hot_delete(future)
+        # Only so are instances made in a store whose calls yield. There is no start function, and
+        # one poll is all it takes.
+        with instance.room_for_driver(code.layout.pages * WASM_PAGE):
+            future = native.linker_instantiate_async(
+                linker, instance.context, code.module, handle, *instance.errors
+            )
+            over = native.call_future_poll(future)
+            native.hot_delete(future)
     finally:
         native.linker_delete(linker)
     if instance.trap or instance.error:
         raise LoadError(f"there is no room for a driver: {instance.take_error()}")
+    assert over, "a driver did not start at once"
     return handle
 
 

@@ -16,10 +16,12 @@ from attrs import frozen
 
 from .._core.admit import Edits
 from .._core.config import WASM_PAGE
+from .._core.driver import Shape
 from .._core.errors import InvalidModuleError, LinkError, LoadError
 from .._core.wasm import Export, FuncType, MalformedModuleError, ModuleInfo, read_module
 from .._core.wasm_edit import add_exports, clamp_maxima
 from . import native
+from .drivers import DriverCode, Drivers
 from .hosts import HostTable
 from .instance import WasmtimeInstance
 from .seam import Artifact, HostImport
@@ -76,6 +78,7 @@ class WasmtimeEngine:
         native.config_wasm_multi_memory_set(config, True)
         self._engine: int | None = native.wasm_engine_new_with_config(config)
         self._compilers = trio.CapacityLimiter(MAX_COMPILES)
+        self._drivers = Drivers()
 
     async def to_wasm(self, text: str) -> bytes:
         return await trio.to_thread.run_sync(_to_wasm, text, abandon_on_cancel=True)
@@ -118,7 +121,11 @@ class WasmtimeEngine:
         self._open()
         return module
 
+    async def driver(self, shape: Shape) -> DriverCode:
+        return await self._drivers.get(self._open, shape, self._compilers)
+
     def close(self) -> None:
+        self._drivers.close()
         if self._engine is not None:
             engine, self._engine = self._engine, None
             native.wasm_engine_delete(engine)

@@ -7,9 +7,10 @@ allocates nothing.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from ctypes import byref, c_size_t, c_uint8, c_uint64, c_void_p
 from typing import TYPE_CHECKING, Any, final
 
@@ -23,6 +24,7 @@ from .seam import UNDER_WAY
 from .traps import guest_error, take_error, trap_error
 
 if TYPE_CHECKING:
+    from .drivers import WasmtimeDriver
     from .engine import WasmtimeModule
     from .seam import HostCall
 
@@ -48,6 +50,8 @@ class WasmtimeInstance:
         self._sizes: list[tuple[Any, Any, int]] = []
         self._fixed_size = WASM_PAGE
         self._functions: dict[str, WasmtimeFunction] = {}
+        self.drivers: dict[Any, WasmtimeDriver] = {}
+        """{(shape, export): driver}; kept for as long as the store."""
         self._handle = ctypes.create_string_buffer(native.INSTANCE_SIZE)
         self._store: int | None = native.store_new(module.engine, number or None, None)
         self.context = c_void_p(native.store_context(self._store))
@@ -138,6 +142,8 @@ class WasmtimeInstance:
 
     def close(self) -> None:
         self.abandon()
+        for driver in self.drivers.values():
+            driver.close()
         INSTANCES.pop(self.number, None)
         if self._store is not None:
             store, self._store = self._store, None
@@ -155,13 +161,34 @@ class WasmtimeInstance:
         if self.trap or self.error:
             self.take_error()
 
-    def _export(self, name: str) -> Any:
+    @contextlib.contextmanager
+    def room_for_driver(self, size: int) -> Iterator[None]:
+        """Meanwhile, one more instance fits into the store, and one more memory of that size."""
+        plan, count = self.plan, len(self.drivers) + 1
+        counts = 1 + count, plan.tables, plan.memories + count
+        memory_limit = max(plan.memory_limit, size)
+        native.store_limiter(self._store, memory_limit, plan.table_limit, *counts)
+        try:
+            yield
+        finally:
+            native.store_limiter(self._store, plan.memory_limit, plan.table_limit, *counts)
+
+    def add_driver(self, key: Any, driver: WasmtimeDriver) -> None:
+        """From now on it is part of the instance, and of its size."""
+        self.drivers[key] = driver
+        self._fixed_size += driver.size
+
+    def extern(self, name: str) -> Any:
+        """An export, as it is given to a linker."""
         found = ctypes.create_string_buffer(native.EXTERN_SIZE)
         raw = name.encode()
         if not native.instance_export_get(self.context, self._handle, raw, len(raw), found):
             raise AssertionError(f"wasmtime does not know the export {name!r}")
+        return found
+
+    def _export(self, name: str) -> Any:
         # The handle behind the kind, copied out so that it can be passed by itself.
-        return ctypes.create_string_buffer(found.raw[native.EXTERN_OFFSET :])
+        return ctypes.create_string_buffer(self.extern(name).raw[native.EXTERN_OFFSET :])
 
 
 @final

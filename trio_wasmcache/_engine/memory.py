@@ -37,20 +37,13 @@ class SuspendedMemory:
 
     def write(self, at: int, data: bytes | bytearray | memoryview) -> None:
         # What lies in one piece is not copied on its way.
-        if not isinstance(data, bytes):
-            with memoryview(data) as view:
-                return self._write_view(at, view)
-        check_range(at, len(data), self.size)
-        ctypes.memmove(self._base + at, data, len(data))
-
-    def _write_view(self, at: int, view: memoryview) -> None:
-        if not view.c_contiguous:
-            return self.write(at, view.tobytes())
-        check_range(at, view.nbytes, self.size)
-        if view.nbytes:
-            with native.memory_view(self._base + at, view.nbytes) as target, view.cast("B") as raw:
-                target[:] = raw
-        return None
+        with memoryview(data) as view:
+            check_range(at, view.nbytes, self.size)
+            if isinstance(data, bytes) or not view.c_contiguous:
+                ctypes.memmove(self._base + at, bytes(data), view.nbytes)
+            elif view.nbytes:
+                with native.memory_view(self._base + at, view.nbytes) as to, view.cast("B") as raw:
+                    to[:] = raw
 
 
 @final

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from attrs import define, frozen
 
 from .._core.admit import Edits
+from .._core.driver import Layout, Shape
 from .._core.wasm import FuncType, ModuleInfo
 
 
@@ -115,6 +116,43 @@ class GuestFunction(Protocol):
         """
 
 
+class GuestDriver(Protocol):
+    """Calls an export for each row of columns that lie in its scratch; see `_core/driver`.
+
+    Part of its instance: what it begins is polled and abandoned there.
+    """
+
+    @property
+    def layout(self) -> Layout:
+        """Where things lie in the scratch."""
+
+    def put(self, at: int, data: bytes | memoryview) -> None:
+        """Put bytes at an address of the scratch, where there is room for them."""
+
+    def get(self, at: int, size: int) -> memoryview:
+        """The bytes at an address of the scratch: to be used at once, they are not copied."""
+
+    def begin(self, rows: int, fuel: int) -> int | UnderWay:
+        """Begin to call for that many rows, and run the first slice; see `GuestFunction.begin`.
+
+        The result is how many rows are done: all, or those before one with a result out of range.
+        """
+
+    def finish(self) -> int:
+        """How many rows are done, once `poll` said that it is over; raises what the guest did."""
+
+
+class DriverCode(Protocol):
+    """A compiled driver, for any instance of its engine."""
+
+    def attach(self, instance: Any, export: str) -> GuestDriver:
+        """A driver that calls this export of the instance; the same one, if it has one already.
+
+        Raises:
+            LoadError: the engine has no room for it.
+        """
+
+
 class GuestInstance(Protocol):
     """A store with a module instantiated in it. Begins life with its start under way."""
 
@@ -192,6 +230,13 @@ class Engine(Protocol):
         Raises:
             LinkError: wasmtime would not link it after all.
             LoadError: the engine has no room for it.
+        """
+
+    async def driver(self, shape: Shape) -> DriverCode:
+        """The driver of a shape, compiled off the event loop if it is not there yet.
+
+        Raises:
+            LoadError: it can't be compiled.
         """
 
     def close(self) -> None:

@@ -7,9 +7,8 @@ one: it would not have been needed, had that instance stayed.
 
 from __future__ import annotations
 
-from attrs import Factory, define
-
 import polars as pl
+from attrs import Factory, define
 
 # Reasons for which an instance goes that another limit would have kept.
 LIMITS = ("size", "count", "idle", "code", "stack", "oversized")

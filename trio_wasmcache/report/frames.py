@@ -29,7 +29,7 @@ _POLARS: dict[type, pl.DataType] = {
 _LEFT_OUT = {"message", "advice", "isolation_verdict", "artifact_bytes", "deadline_seconds"}
 TYPES = {event.name: {**STAMP_TYPES, **types_of(event)} for event in EVENTS}
 # Fields that came after the first logs were written; a log without them is fine.
-OPTIONAL = {"deadline_seconds", "task"}
+OPTIONAL = {"deadline_seconds", "task", "blocked"}
 
 
 def _column(kinds: tuple[type, ...]) -> pl.DataType:

@@ -138,7 +138,11 @@ class Replay:
             else:
                 handle(event)
         except (KeyError, IllegalStepError, AssertionError, ValueError) as error:
-            what = f"{error}" if isinstance(error, IllegalStepError) else "the books know nothing of it"
+            what = (
+                f"{error}"
+                if isinstance(error, IllegalStepError)
+                else "the books know nothing of it"
+            )
             self._disagree(event["seq"], f"{name}: {what}")
 
     def _disagree(self, seq: int, text: str) -> None:
@@ -264,7 +268,7 @@ class Replay:
         group = self.books.groups[event["group"]]
         self._compare(event, "a generation that is gone", function.retired, False)
         request = policy.request(function, group, task, event["warm"])
-        request.blocked = event["blocked"]
+        request.blocked = bool(event.get("blocked"))
         self._end_token_wait(task)
         group.token_owners[task] = group.token_owners.get(task, 0) + 1
         try:
@@ -342,7 +346,11 @@ class Replay:
         assert instance is not None
         self._compare(event, "the instance", event["instance"], instance.number)
         drop = None
-        if not event["kept"] and following is not None and following["event"] == "wasmcache.evicted":
+        if (
+            not event["kept"]
+            and following is not None
+            and following["event"] == "wasmcache.evicted"
+        ):
             # Whether a call failed, only the cache knows; other reasons are the policy's.
             if following["instance"] == event["instance"] and following["reason"] == "corrupted":
                 drop = Reason.CORRUPTED
@@ -389,6 +397,9 @@ class Replay:
         at: float = event["at_seconds"]
         for instance in itertools.islice(self.policy.residents.lru, 1):
             due = instance.last_used + self.policy.config.idle_timeout
-            if instance.number == event["instance"] and at - instance.last_used != event["idle_seconds"]:
+            if (
+                instance.number == event["instance"]
+                and at - instance.last_used != event["idle_seconds"]
+            ):
                 return max(due, min(at, instance.last_used + event["idle_seconds"]))
         return at

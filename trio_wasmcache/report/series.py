@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from attrs import Factory, define
-
 import polars as pl
+from attrs import Factory, define
 
 BINS = 240
 FIRST_WIDTH = 1 / 64  # seconds; doubled until all fits

@@ -1,0 +1,92 @@
+"""The driver generator: what it writes is valid, fits its scratch, and calls for each row."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import wasmtime
+from hypothesis import given, settings, strategies as st
+
+from trio_wasmcache._core.config import WASM_PAGE
+from trio_wasmcache._core.driver import (
+    CELLS,
+    ROWS_LIMIT,
+    SCRATCH_LIMIT,
+    VALIDITY_AT,
+    Shape,
+    layout,
+)
+from trio_wasmcache._core.wasm import Limits, read_module
+from trio_wasmcache._core.wasm_types import VALUE_LIMIT
+
+ENGINE = wasmtime.Engine()
+ARGS = st.lists(st.sampled_from([n for n in CELLS if not n.startswith("cut")]), max_size=12)
+SHAPES = st.builds(
+    Shape,
+    ARGS.map(tuple),
+    st.lists(st.sampled_from(list(CELLS)), max_size=6).map(tuple),
+    st.booleans(),
+)
+
+
+@given(SHAPES)
+@settings(max_examples=60, deadline=None)
+def test_any_shape_gives_a_valid_module(shape: Shape) -> None:
+    """It imports the function and nothing else, and its memory can't grow."""
+    wasm = layout(shape).wasm
+    wasmtime.Module.validate(ENGINE, wasm)
+    info = read_module(wasm)
+    assert [(one.kind, one.type) for one in info.imports] == [("func", shape.signature)]
+    pages = layout(shape).pages
+    assert info.memories == (Limits(pages, pages),)
+
+
+@given(SHAPES)
+@settings(max_examples=200, deadline=None)
+def test_columns_do_not_overlap(shape: Shape) -> None:
+    """Header, validity, columns and results lie one behind the other, each aligned."""
+    made = layout(shape)
+    assert 8 <= made.rows <= ROWS_LIMIT
+    assert made.rows % 8 == 0
+    names = (*shape.args, *shape.results)
+    places = [
+        (at, at + made.rows * CELLS[name].size, CELLS[name].size)
+        for name, at in zip(names, (*made.args, *made.results), strict=True)
+    ]
+    places.insert(0, (VALIDITY_AT, VALIDITY_AT + made.rows // 8, 1))
+    for (_, end, _), (begin, _, size) in pairwise(places):
+        assert end <= begin
+        assert begin % size == 0
+    assert places[-1][1] <= made.pages * WASM_PAGE <= SCRATCH_LIMIT <= 256 * 1024
+
+
+def test_the_largest_signature_fits() -> None:
+    """As many parameters and results as wasm allows, all of eight bytes, and nullable."""
+    names = ("i64",) * VALUE_LIMIT
+    made = layout(Shape(names, names, nullable=True))
+    assert made.rows == 8
+    wasmtime.Module.validate(ENGINE, made.wasm)
+
+
+def test_what_a_driver_burns_is_bounded() -> None:
+    """`fuel_per_row` is an upper bound of its own fuel, rows without a call included."""
+    config = wasmtime.Config()
+    config.consume_fuel = True
+    engine = wasmtime.Engine(config)
+    for nullable in (False, True):
+        shape = Shape(("bool", "i16", "f64"), ("i8", "bool", "u64"), nullable)
+        made = layout(shape)
+        store = wasmtime.Store(engine)
+        store.set_fuel(10**9)
+        text = "(module (func (export \"f\") (param i32 i32 f64) (result i32 i32 i64) %s))"
+        body = "(i32.const 1) (i32.const 1) (i64.const 1)"
+        function = wasmtime.Instance(
+            store, wasmtime.Module(engine, wasmtime.wat2wasm(text % body)), []
+        ).exports(store)["f"]
+        driver = wasmtime.Instance(store, wasmtime.Module(engine, made.wasm), [function])
+        for rows in (1, 8, made.rows):
+            before = store.get_fuel()
+            assert driver.exports(store)["run"](store, rows) == rows
+            # Of the function itself: entering it, and three constants.
+            burnt = before - store.get_fuel() - 4 * rows
+            assert 0 < burnt <= rows * made.fuel_per_row

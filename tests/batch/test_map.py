@@ -1,0 +1,230 @@
+"""Batches on both engines: what goes in and comes out, beside the same in plain Python."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from array import array
+from typing import Any
+
+import pytest
+import trio
+from batch.modules import INTEGERS, both, counting, dividing, held, same, silent
+from hypothesis import HealthCheck, given, settings, strategies as st
+from kits import PAGE, FakeKit, Kit, WasmtimeKit
+from trio.testing import assert_checkpoints
+
+from trio_wasmcache import CacheConfig
+from trio_wasmcache._core.driver import CELLS, Shape, layout
+
+TWO = ("i64", "i64")
+# More than a chunk of two i64 columns, and no multiple of eight.
+MANY = layout(Shape(TWO, ("i64",))).rows * 3 + 13
+
+
+async def test_a_whole_life(kit: Kit) -> None:
+    """Columns of all kinds, several batches and a call, in one lease; the next one reuses it."""
+    async with kit.open() as cache:
+        f = await cache.register("f", kit.adding_two(), args=TWO, returns="i64", export="run")
+        async with f.acquire() as lease:
+            before = lease.size
+            with assert_checkpoints():
+                result = await lease.map([array("q", [1, 2, 3]), [10, 20, 30]])
+            assert type(result) is array
+            assert result == array("q", [11, 22, 33])
+            assert lease.fuel_consumed
+            assert before < lease.size <= before + 4 * PAGE
+            size = lease.size
+            assert list(await lease.map((range(4), 5))) == [5, 6, 7, 8]
+            assert await lease.call(1, 2) == 3
+            assert list(await lease.map([memoryview(array("q", [7])), (8,)])) == [15]
+            assert lease.size == size
+        assert cache.stats().total_size == size
+        assert cache.stats().calls == 4
+        async with f.acquire() as lease:
+            assert list(await lease.map([[1], [1]])) == [2]
+            assert lease.size == size
+        assert cache.stats().misses == 1
+
+
+async def test_many_chunks(kit: Kit) -> None:
+    """Every row has its own result, in order, whatever chunk it is in."""
+    async with held(kit, kit.adding_two(), args=TWO) as (_, lease):
+        left, right = array("q", range(MANY)), array("q", range(0, -3 * MANY, -3))
+        result = await lease.map([left, right])
+        assert result == array("q", range(0, -2 * MANY, -2))
+
+
+async def test_several_results_come_as_a_tuple(kit: Kit) -> None:
+    """Each a column of its own type."""
+    async with held(kit, both(kit), args=("u32",), returns=("u32", "f64")) as (_, lease):
+        number = layout(Shape(("u32",), ("u32", "f64"))).rows + 1
+        quotients, remainders = await lease.map([array("I", range(number))])
+        assert quotients == array("I", [n // 1000 for n in range(number)])
+        assert remainders == array("d", [n % 1000 for n in range(number)])
+
+
+async def test_no_results_are_none(kit: Kit) -> None:
+    """As of a call."""
+    async with held(kit, silent(kit), returns=None) as (_, lease):
+        assert await lease.map([[1, 2]]) is None
+        assert await lease.map([[]]) is None
+
+
+async def test_no_columns_take_rows(kit: Kit) -> None:
+    """`rows` says how often to call; so it does where all columns are scalars."""
+    async with held(kit, counting(kit), args=()) as (_, lease):
+        assert list(await lease.map([], rows=5)) == [1, 2, 3, 4, 5]
+        assert list(await lease.map([], rows=0)) == []
+    async with held(kit, kit.adding_two(), args=TWO) as (_, lease):
+        assert list(await lease.map([1, 2], rows=2)) == [3, 3]
+        assert list(await lease.map([[1, 5], 2], rows=2)) == [3, 7]
+
+
+async def test_no_rows_are_no_call(kit: Kit) -> None:
+    """An empty column of the right type comes back, and the lease is as usable as before."""
+    async with held(kit, kit.trapping()) as (_, lease):
+        with assert_checkpoints():
+            result = await lease.map([[]])
+        assert result == array("q")
+        assert await lease.map([array("q")]) == array("q")
+        assert not lease._broken
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+async def test_integers_of_each_type(kit: Kit, name: str) -> None:
+    """The whole range of the type goes through, from a buffer, a list and a scalar."""
+    wasm, low, high = INTEGERS[name]
+    values = [low, high, low + 1, 0, 1, high - 1]
+    async with held(kit, same(kit, wasm), args=(name,), returns=name) as (_, lease):
+        buffer = array(CELLS[name].code, values)
+        for given_values in (buffer, values, tuple(values)):
+            result = await lease.map([given_values])
+            assert result.typecode == buffer.typecode
+            assert result == buffer
+        assert list(await lease.map([high], rows=3)) == [high] * 3
+
+
+async def test_bools(kit: Kit) -> None:
+    """Out comes a buffer of bools; any byte but 0 in one is true."""
+    async with held(kit, same(kit, "i32"), args=("bool",), returns="bool") as (_, lease):
+        result = await lease.map([[True, False, True]])
+        assert (result.format, result.tolist()) == ("?", [True, False, True])
+        odd = memoryview(bytes([0, 1, 2, 255])).cast("?")
+        assert (await lease.map([odd])).tolist() == [False, True, True, True]
+        empty = await lease.map([[]])
+        assert (empty.format, len(empty)) == ("?", 0)
+
+
+@pytest.mark.parametrize(("name", "code"), [("f32", "f"), ("f64", "d")])
+async def test_reals(kit: Kit, name: str, code: str) -> None:
+    """Every bit pattern of a buffer comes back as it was, NaNs with a payload included."""
+    size = struct.calcsize(code)
+    raw = struct.pack(f"<3{code}", -0.0, float("inf"), 1.5) + b"\x01" * (size - 2) + b"\xf0\x7f"
+    async with held(kit, same(kit, name), args=(name,), returns=name) as (_, lease):
+        column = array(code, raw)
+        if isinstance(kit, FakeKit):
+            column.pop()  # Python itself does not keep the payload
+        assert (await lease.map([column])).tobytes() == column.tobytes()
+        assert list(await lease.map([[1, 2.5, True]])) == [1.0, 2.5, 1.0]
+
+
+async def test_buffers_of_any_layout(kit: Kit) -> None:
+    """Strided, reversed, read-only, of ctypes and of bytes: rows are what Python sees in them."""
+    async with held(kit, same(kit, "i64")) as (_, lease):
+        number = 3 * layout(Shape(("i64",), ("i64",))).rows
+        every = memoryview(array("q", range(number)))
+        for view in (every[::3], every[::-1], every[5:17], every.toreadonly(), every[7::1000]):
+            assert list(await lease.map([view])) == view.tolist()
+        numbers = (ctypes.c_int64 * 4)(1, -2, 3, -4)
+        assert list(await lease.map([numbers])) == [1, -2, 3, -4]
+    async with held(kit, same(kit, "i32"), args=("u8",), returns="u8") as (_, lease):
+        assert (await lease.map([b"bytes"])).tobytes() == b"bytes"
+        assert (await lease.map([bytearray(b"more")])).tobytes() == b"more"
+
+
+async def test_nulls_give_none_without_a_call(kit: Kit) -> None:
+    """A None in a list makes a list of results, with None in the same rows; others are called."""
+    async with held(kit, dividing(kit), args=TWO) as (_, lease):
+        divisors = [None if n % 5 == 0 else n % 5 for n in range(MANY)]
+        result = await lease.map([array("q", range(MANY)), divisors])
+        assert type(result) is list
+        assert result == [None if d is None else n // d for n, d in enumerate(divisors)]
+        assert await lease.map([[1, None, None], [None, 0, None]]) == [None] * 3
+        assert await lease.map([[6, 8], None]) == [None, None]
+        assert await lease.map([[6, 8], 2]) == array("q", [3, 4])
+
+
+async def test_fuel_of_a_batch_is_that_of_its_rows(kit: Kit) -> None:
+    """`fuel_consumed` counts all rows, and the group is charged for them."""
+    config = CacheConfig(offload_after=None)
+    async with held(kit, kit.costly(), config) as (cache, lease):
+        await lease.call(1)
+        one = lease.fuel_consumed
+        before = cache._main._share.virtual_time
+        await lease.map([range(20)])
+        assert one is not None
+        assert lease.fuel_consumed is not None
+        assert 20 * one <= lease.fuel_consumed <= 20 * (one + 60)
+        charged = (cache._main._share.virtual_time - before) * 100
+        assert charged == pytest.approx(lease.fuel_consumed)
+
+
+async def test_the_budget_of_fuel_is_for_each_row(kit: Kit) -> None:
+    """Many rows burn more together than one may; however small the budget is."""
+    config = CacheConfig(total_fuel=60_000, yield_fuel=10_000, offload_after=None)
+    async with held(kit, kit.costly(), config) as (_, lease):
+        assert list(await lease.map([range(50)])) == list(range(50))
+    if isinstance(kit, WasmtimeKit):
+        async with held(kit, same(kit, "i64"), CacheConfig(total_fuel=2)) as (_, lease):
+            assert list(await lease.map([range(50)])) == list(range(50))
+
+
+async def test_a_batch_lets_others_run(kit: Kit) -> None:
+    """Between slices, also while a long list is checked."""
+    config = CacheConfig(yield_fuel=1000, offload_after=None)
+    async with held(kit, kit.adding(1), config) as (_, lease):
+        ticks = 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                ticks += 1
+                await trio.lowlevel.checkpoint()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tick)
+            await lease.map([list(range(100_000))])
+            nursery.cancel_scope.cancel()
+        assert ticks > 100
+
+
+@given(data=st.data())
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+async def test_any_rows(kit: Kit, data: Any) -> None:
+    """Columns of any kind and length, with nulls or without, give what Python gives."""
+    number = data.draw(st.integers(0, 40))
+    whole = st.integers(-(2**40), 2**40)
+    kinds = st.sampled_from(["list", "nulls", "array", "strided", "scalar"])
+    columns: list[Any] = []
+    seen: list[list[int | None]] = []
+    for _ in range(2):
+        kind = data.draw(kinds)
+        values: list[Any] = data.draw(st.lists(whole, min_size=number, max_size=number))
+        if kind == "scalar":
+            columns.append(data.draw(whole))
+            values = [columns[-1]] * number
+        elif kind == "nulls":
+            gone = data.draw(st.lists(st.booleans(), min_size=number, max_size=number))
+            values = [None if g else v for v, g in zip(values, gone, strict=True)]
+            columns.append(values)
+        elif kind == "strided":
+            columns.append(memoryview(array("q", [v for v in values for _ in range(2)]))[::2])
+        else:
+            columns.append(values if kind == "list" else array("q", values))
+        seen.append(values)
+    wanted = [None if None in (a, b) else a + b for a, b in zip(*seen, strict=True)]  # type: ignore[operator]
+    async with held(kit, kit.adding_two(), args=TWO) as (_, lease):
+        assert list(await lease.map(columns, rows=number)) == wanted

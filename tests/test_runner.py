@@ -1,0 +1,183 @@
+"""The runner with a guest whose every slice waits to be let through: nothing is left to chance."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import trio
+
+from trio_wasmcache import CacheConfig
+from trio_wasmcache._core.fair import Share
+from trio_wasmcache._runner import CHARGE_SLICES, THREAD_SLICES, Job, Runner
+
+
+class Gated:
+    """Something to be polled: each slice burns ten units and, in a thread, waits for a permit."""
+
+    host_call = None
+
+    def __init__(self, slices: int, loop: threading.Thread) -> None:
+        self.slices = slices
+        self.loop = loop
+        self.polled: list[str] = []
+        self.permits = threading.Semaphore(0)
+        self.reached = threading.Semaphore(0)
+
+    def poll(self) -> bool:
+        here = threading.current_thread() is self.loop
+        self.polled.append("loop" if here else "thread")
+        if not here:
+            self.reached.release()
+            assert self.permits.acquire(timeout=60)
+        return len(self.polled) >= self.slices
+
+    def fuel_left(self) -> int:
+        return 10**6 - 10 * len(self.polled)
+
+    async def in_slice(self) -> None:
+        """Wait until a thread is in a slice."""
+        assert await trio.to_thread.run_sync(self.reached.acquire, True, 60)
+
+
+def start(slices: int, **config: object) -> tuple[Runner, Gated, Job]:
+    """A runner, and a job of so many slices; the first is the caller's, and done."""
+    runner = Runner(CacheConfig(**config))  # type: ignore[arg-type]
+    guest = Gated(slices, threading.current_thread())
+    assert not guest.poll()
+    job = Job(guest, Share(100), (), None, 10**6)
+    job.charge()
+    return runner, guest, job
+
+
+def all_given_back(runner: Runner) -> bool:
+    """No turn is taken or waited for."""
+    lines = (runner.loop, runner.threads)
+    return all(line.taken == 0 and not line.contended for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("offload_after", "places"),
+    [
+        (None, ["loop"] * 6),
+        (0, ["loop"] + ["thread"] * 5),
+        (1, ["loop"] + ["thread"] * 5),
+        (4, ["loop"] * 4 + ["thread"] * 2),
+    ],
+)
+async def test_where_slices_run(offload_after: int | None, places: list[str]) -> None:
+    """The first slices run inline; after `offload_after` of them the call goes on in a thread."""
+    runner, guest, job = start(6, offload_after=offload_after)
+    for _ in range(6):
+        guest.permits.release()
+    await runner.drive(job)
+    assert guest.polled == places
+    assert job.burnt == 60
+    assert job.share.virtual_time == pytest.approx(0.6)
+    assert all_given_back(runner)
+
+
+async def test_cancelled_in_a_thread_it_stops_after_the_slice() -> None:
+    """The thread is waited for, and does not begin another slice."""
+    runner, guest, job = start(1000, offload_after=0)
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(runner.drive, job)
+            await guest.in_slice()
+            scope.cancel()
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            assert job.in_thread  # it can't be abandoned: it is in there
+            guest.permits.release()
+    assert scope.cancelled_caught
+    assert guest.polled == ["loop", "thread"]
+    assert not job.in_thread
+    assert all_given_back(runner)
+
+
+async def test_cancelled_in_its_last_slice_it_is_over() -> None:
+    """What a thread has finished by the time it looks, is finished."""
+    runner, guest, job = start(2, offload_after=0)
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(runner.drive, job)
+            await guest.in_slice()
+            scope.cancel()
+            guest.permits.release()
+    assert guest.polled == ["loop", "thread"]
+    assert job.burnt == 20
+    assert all_given_back(runner)
+
+
+async def test_told_to_stop_in_a_thread() -> None:
+    """As closing the cache does: within a slice, with an error, and the event tells when."""
+    runner, guest, job = start(1000, offload_after=0)
+    async with trio.open_nursery() as nursery:
+
+        async def drive() -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await runner.drive(job)
+
+        nursery.start_soon(drive)
+        await guest.in_slice()
+        out = job.out_of_thread
+        job.stop = True
+        assert not out.is_set()
+        guest.permits.release()
+        await out.wait()
+        assert guest.polled == ["loop", "thread"]
+    assert all_given_back(runner)
+
+
+async def test_a_lone_call_stays_in_its_thread() -> None:
+    """It comes back only to be charged for what it burnt."""
+    runner, guest, job = start(CHARGE_SLICES + 5, offload_after=0)
+    charged: list[int] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(runner.drive, job)
+        for number in range(1, CHARGE_SLICES + 5):
+            await guest.in_slice()
+            if number % 100 == 0 or number > CHARGE_SLICES:
+                charged.append(job.burnt)
+            guest.permits.release()
+    assert charged[:2] == [10, 10]
+    assert charged[-1] == 10 * (1 + CHARGE_SLICES)
+    assert job.burnt == 10 * (CHARGE_SLICES + 5)
+    assert all_given_back(runner)
+
+
+async def test_a_call_in_a_thread_makes_way_for_one_that_waits() -> None:
+    """With one thread and two calls of one group, each gets its turns."""
+    runner, guest, job = start(1000, offload_after=0, max_threads=1)
+    other = Gated(3, threading.current_thread())
+    assert not other.poll()
+    second = Job(other, job.share, (), None, 10**6)
+    scope = trio.CancelScope()
+
+    async def first() -> None:
+        with scope:
+            await runner.drive(job)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(first)
+        await guest.in_slice()
+        nursery.start_soon(runner.drive, second)
+        while not runner.threads.contended:
+            await trio.lowlevel.checkpoint()
+        for _ in range(THREAD_SLICES):
+            guest.permits.release()
+        await other.in_slice()
+        assert guest.polled.count("thread") == THREAD_SLICES
+        assert runner.threads.taken == 1
+        scope.cancel()  # while it waits for its next turn
+        other.permits.release()
+        other.permits.release()
+    assert other.polled == ["loop", "thread", "thread"]
+    assert guest.polled.count("thread") == THREAD_SLICES
+    assert all_given_back(runner)
+
+
+async def test_fewer_and_more_threads() -> None:
+    """`resize` is for what is begun from then on."""
+    runner = Runner(CacheConfig(max_threads=1))
+    runner.resize(CacheConfig(max_threads=3))
+    assert runner.threads.slots == 3

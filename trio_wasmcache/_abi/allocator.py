@@ -1,0 +1,111 @@
+"""Which allocator a module exports, how it is called, and whose what is allocated.
+
+| exports | shape | arguments belong to |
+|---|---|---|
+| `__wbindgen_malloc`, `__wbindgen_free` | wasm-bindgen's: (size[, align]); (pointer, size[, align]) | the guest |
+| `cabi_realloc` | the component model's: (old, old size, align, size) | the guest |
+| `malloc`, `free` (or `_malloc`, `_free`) | C's: (size); (pointer) | the host |
+| `alloc` or `allocate`; `free`, `dealloc` or `deallocate` | (size[, align]); (pointer[, size[, align]]) | the host |
+| none of these | the host grows pages for arguments | the host |
+"""  # noqa: E501
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Any
+
+from attrs import frozen
+
+from .._core.admit import signature
+from .._core.errors import ExportError
+from .protocol import Exports, Guest, Invoke
+from .room import as_i32, check_allocated, grown_room, memory_of
+
+WBINDGEN = ("__wbindgen_malloc", "__wbindgen_free")
+CABI = "cabi_realloc"
+# (what allocates, what may free)
+OTHERS = (
+    ("malloc", ("free",)),
+    ("_malloc", ("_free",)),
+    ("alloc", ("dealloc", "free")),
+    ("allocate", ("deallocate", "free")),
+)
+# Bytes and UTF-8 need none; Rust wants to be told the same when it frees.
+ALIGN = 1
+
+
+@frozen
+class Allocator:
+    """How to get room in one module, and to give it back."""
+
+    what: str
+    """Names the function in messages."""
+    alloc: str | None
+    """None: pages are grown instead."""
+    alloc_arity: int
+    free: str | None
+    free_arity: int
+    guest_owns: bool
+    """Arguments are the guest's, which frees them; otherwise the host's, which uses them again."""
+
+    def allocate(self, guest: Guest, size: int) -> Generator[Invoke, Any, int]:
+        """The address of at least one byte, however small `size` is."""
+        size = max(size, 1)
+        if self.alloc is None:
+            return grown_room(guest, size)
+        values = {1: (size,), 2: (size, ALIGN), 4: (0, 0, ALIGN, size)}[self.alloc_arity]
+        at: int = (yield Invoke(self.alloc, tuple(map(as_i32, values)))) & 0xFFFFFFFF
+        check_allocated(self.what, self.alloc, memory_of(guest), at, size)
+        return at
+
+    def release(self, at: int, size: int) -> Generator[Invoke, Any, None]:
+        """Give back what `allocate` gave, or the guest."""
+        if self.free is not None and at:
+            values = (at, size, ALIGN)[: self.free_arity]
+            yield Invoke(self.free, tuple(map(as_i32, values)))
+
+
+def find_allocator(what: str, exports: Exports, alloc: str | None, free: str | None) -> Allocator:
+    """The allocator of that name, or the first that the module is seen to have.
+
+    Raises:
+        ExportError: it is not exported, or has no shape that is known.
+    """
+    if alloc is None and free is not None:
+        raise ExportError(f"{what}: free={free!r} was given without alloc")
+    if alloc is None:
+        alloc, free = _detect(exports)
+    if alloc is None:
+        return Allocator(what, None, 0, None, 0, False)
+    arity = _arity(what, exports, alloc, (1, 2, 4), ("i32",))
+    free_arity = 0 if free is None else _arity(what, exports, free, (1, 2, 3), ())
+    guest_owns = alloc in (WBINDGEN[0], CABI)
+    return Allocator(what, alloc, arity, free, free_arity, guest_owns)
+
+
+def _detect(exports: Exports) -> tuple[str | None, str | None]:
+    names = exports.functions
+    if all(name in names for name in WBINDGEN):
+        return WBINDGEN
+    if CABI in names:
+        return CABI, None
+    for alloc, frees in OTHERS:
+        for free in frees:
+            if alloc in names and free in names:
+                return alloc, free
+    return None, None
+
+
+def _arity(
+    what: str, exports: Exports, name: str, arities: Sequence[int], results: tuple[str, ...]
+) -> int:
+    kind = exports.functions.get(name)
+    if kind is None:
+        raise ExportError(f"{what}: the module exports no function {name!r}")
+    arity = len(kind.params)
+    if arity not in arities or set(kind.params) != {"i32"} or kind.results != results:
+        raise ExportError(
+            f"{what}: {name!r} is {signature(kind)}, which is not how memory is "
+            f"{'allocated' if results else 'freed'}"
+        )
+    return arity

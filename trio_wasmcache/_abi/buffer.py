@@ -1,0 +1,330 @@
+"""The buffer ABI: bytes and str in and out, through memory that the module's allocator gives.
+
+The types are `bytes`, `str` (UTF-8), and those of the plain ABI; one result at most is a buffer.
+See `BufferAbi` for the conventions, and `allocator` for the allocators that are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack
+from typing import Any, Literal, get_args
+
+from attrs import field, frozen, validators
+
+from .._core.admit import signature
+from .._core.errors import AbiError, ExportError, SignatureError
+from .._core.wasm import FuncType
+from .allocator import CABI, WBINDGEN, Allocator, find_allocator
+from .plain import TYPES, find_type, lift_number, lower_number, shown, wrong_count
+from .protocol import Crossing, Exports, Guest, Invoke, Memory
+from .room import memory_of, read
+
+BUFFERS = ("bytes", "str")
+KNOWN = {**TYPES, **dict.fromkeys(BUFFERS, TYPES["i32"])}
+
+Argument = Literal["pair", "nul"]
+Result = Literal["packed", "packed_low", "pair", "area", "out", "nul"]
+Owner = Literal["host", "guest"]
+
+# What a guest writes about its result: pointer and length; wasm-bindgen adds an error and a flag.
+AREA_SIZE = 16
+KEPT = "kept buffers"
+SEARCHED_AT_ONCE = 4096
+
+
+def _one_of(kind: Any) -> Any:
+    return validators.optional(validators.in_(get_args(kind)))
+
+
+@frozen(kw_only=True)
+class BufferAbi:
+    """Bytes and text in and out, as an `Abi`; ``abi="buffer"`` is one that finds out by itself.
+
+    .. code-block::
+
+        BufferAbi(alloc="get_memory", free="put_memory", result="nul")
+
+    Args:
+        alloc: the export that allocates; None: the first that is known, or pages are grown.
+        free: the export that frees; None beside an `alloc`: nothing is freed.
+        argument: "pair" (pointer, length) or "nul" (pointer to bytes with a zero at their end).
+        result: "packed" (i64, pointer << 32 | length), "packed_low" (i64, length << 32 | pointer),
+            "pair" (two results), "area" (address of pointer and length), "out" (the first parameter
+            is the address where to put pointer and length) or "nul". None: what the export's type
+            shows, "packed" for an i64.
+        arguments_of: "host": the host frees them, in fact it uses them again; "guest": the guest
+            frees them. None: the allocator's habit.
+        result_of: "host": the host frees it, if it does not lie in an argument; "guest": it is
+            static, or the guest frees it later. None: the allocator's habit.
+    """
+
+    alloc: str | None = None
+    free: str | None = None
+    argument: Argument = field(default="pair", validator=validators.in_(get_args(Argument)))
+    result: Result | None = field(default=None, validator=_one_of(Result))
+    arguments_of: Owner | None = field(default=None, validator=_one_of(Owner))
+    result_of: Owner | None = field(default=None, validator=_one_of(Owner))
+
+    def bind(
+        self,
+        function: str,
+        export: str,
+        args: Sequence[str],
+        returns: Sequence[str],
+        exports: Exports,
+        called_on_null: bool,
+    ) -> Crossing:
+        """See `Abi.bind`."""
+        for name in (*args, *returns):
+            find_type(function, name, KNOWN)
+        if len(returns) > 1 and any(name in BUFFERS for name in returns):
+            raise SignatureError(f"{function}: a buffer can only be the one result")
+        if not exports.memories:
+            raise ExportError(f"{function}: the module exports no memory for buffers")
+        allocator = find_allocator(function, exports, self.alloc, self.free)
+        params: list[str] = []
+        for name in args:
+            pair = name in BUFFERS and self.argument == "pair"
+            params += ("i32", "i32") if pair else (KNOWN[name].wasm,)
+        style: Result | None = None
+        results = [KNOWN[name].wasm for name in returns]
+        if returns and returns[0] in BUFFERS:
+            style = self.result or _shown_style(function, exports.functions[export], allocator)
+            results = {"out": [], "pair": ["i32", "i32"], "area": ["i32"], "nul": ["i32"]}.get(
+                style, ["i64"]
+            )
+            if style == "out":
+                params.insert(0, "i32")
+        post = f"cabi_post_{export}" if allocator.alloc == CABI else None
+        return BufferCrossing(
+            function,
+            export,
+            tuple(args),
+            tuple(returns),
+            FuncType(tuple(params), tuple(results)),
+            allocator,
+            nul=self.argument == "nul",
+            style=style,
+            guest_owns=allocator.guest_owns
+            if self.arguments_of is None
+            else self.arguments_of == "guest",
+            free_result=self.result_of != "guest" and allocator.free is not None,
+            post=post if post in exports.functions and self.result_of != "guest" else None,
+        )
+
+
+def _shown_style(what: str, actual: FuncType, allocator: Allocator) -> Result:
+    if actual.results == ("i64",):
+        return "packed"
+    if actual.results == ("i32", "i32"):
+        return "pair"
+    if actual.results == () and actual.params[:1] == ("i32",):
+        return "out"
+    if actual.results == ("i32",) and allocator.alloc == CABI:
+        return "area"
+    raise SignatureError(
+        f"{what}: how its export of type {signature(actual)} gives a buffer can't be seen; say it: "
+        f"abi=BufferAbi(result=...), one of {', '.join(get_args(Result))}"
+    )
+
+
+@frozen(eq=False)
+class BufferCrossing:
+    """Values of one signature, some of them buffers: a `Crossing`."""
+
+    what: str
+    export: str
+    args: tuple[str, ...]
+    returns: tuple[str, ...]
+    signature: FuncType
+    allocator: Allocator
+    nul: bool = field(kw_only=True)
+    style: Result | None = field(kw_only=True)
+    """How a buffer comes back; None: the results are numbers."""
+    guest_owns: bool = field(kw_only=True)
+    free_result: bool = field(kw_only=True)
+    post: str | None = field(kw_only=True)
+    """What to call when the result has been read."""
+    lower: Callable[[tuple[Any, ...]], Sequence[Any]] | None = field(default=None, init=False)
+    lift: Callable[[Any], Any] | None = field(default=None, init=False)
+
+    @property
+    def arity(self) -> int:
+        return len(self.args)
+
+    @property
+    def got(self) -> str:
+        """How messages begin that are about a result."""
+        return f"{self.what} returned"
+
+    def place(self, number: int) -> str:
+        """How messages name an argument."""
+        return f"argument {number} of {self.what}"
+
+    def explain(self, values: tuple[Any, ...]) -> Exception:
+        if len(values) != len(self.args):
+            return wrong_count(self.what, self.args, values)
+        try:
+            with ExitStack() as views:
+                self._lower(values, views)
+        except (TypeError, ValueError, OverflowError) as error:
+            return error
+        return TypeError(f"{self.what}: {shown(values)} can't be passed")
+
+    def steps(self, guest: Guest, values: tuple[Any, ...]) -> Generator[Invoke, Any, Any]:
+        """The steps of one call; see `Crossing.steps`."""
+        wasm: list[Any] = []
+        own: list[tuple[int, int]] = []  # (begin, end) of arguments that stay the host's
+        area = 0
+        with ExitStack() as views:
+            lowered = self._lower(values, views)
+            rooms = yield from self._rooms(guest, lowered)
+            if self.style == "out":
+                area = rooms.pop(0)
+                memory_of(guest).write(area, bytes(AREA_SIZE))
+                wasm.append(area)
+            for value in lowered:
+                if not isinstance(value, (bytes, memoryview)):
+                    wasm.append(value)
+                    continue
+                at = rooms.pop(0)
+                self._write(memory_of(guest), at, value)
+                wasm += (at,) if self.nul else (at, len(value))
+                if not self.guest_owns:
+                    own.append((at, at + len(value)))
+        result = yield Invoke(self.export, self._signed(wasm))
+        if self.style is None:
+            return self._numbers(result)
+        memory = memory_of(guest)
+        at, size = self._find(memory, result, area)
+        data = read(self.got, memory, at, size)
+        if self.post is not None:
+            yield Invoke(self.post, (result,))
+        elif self.free_result and not any(begin <= at < end for begin, end in own):
+            yield from self.allocator.release(at, size + (self.style == "nul"))
+        if self.returns[0] == "bytes":
+            return data
+        try:
+            return data.decode()
+        except UnicodeDecodeError as error:
+            raise AbiError(f"{self.got} what is not UTF-8: {error}") from None
+
+    def _lower(self, values: tuple[Any, ...], views: ExitStack) -> list[Any]:
+        """Numbers for numbers, bytes or a view of bytes for buffers; nothing is copied but text."""
+        return [
+            self._buffer(number, name, value, views)
+            if name in BUFFERS
+            else lower_number(self, number, TYPES[name], value)
+            for number, (name, value) in enumerate(zip(self.args, values, strict=True), start=1)
+        ]
+
+    def _buffer(self, number: int, name: str, value: Any, views: ExitStack) -> bytes | memoryview:
+        data: bytes | memoryview
+        if name == "str":
+            if not isinstance(value, str):
+                raise TypeError(f"{self.place(number)}: str takes a str, got {shown(value)}")
+            try:
+                data = value.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"{self.place(number)}: str has no UTF-8 for {shown(value)}: {error.reason}"
+                ) from None
+        else:
+            try:
+                view = views.enter_context(memoryview(value))
+            except TypeError:
+                raise TypeError(
+                    f"{self.place(number)}: bytes takes bytes or a buffer, got {shown(value)}"
+                ) from None
+            data = view.tobytes() if not view.c_contiguous else view
+            if isinstance(data, memoryview):
+                data = views.enter_context(data.cast("B"))
+        if len(data) >= 1 << 31:
+            raise OverflowError(f"{self.place(number)}: {name} of {len(data)} bytes is too large")
+        if self.nul and b"\0" in (data if isinstance(data, bytes) else bytes(data)):
+            raise ValueError(f"{self.place(number)}: {shown(value)} has a zero in it")
+        return data
+
+    def _rooms(self, guest: Guest, lowered: list[Any]) -> Generator[Invoke, Any, list[int]]:
+        """Addresses: for the result's area, if there is to be one, and for each buffer."""
+        sizes = [len(one) + self.nul for one in lowered if isinstance(one, (bytes, memoryview))]
+        areas = [AREA_SIZE] if self.style == "out" else []
+        if self.allocator.alloc is None:
+            # One piece of grown memory, each part at a multiple of eight.
+            offsets = [0]
+            for size in (*areas, *sizes):
+                offsets.append(offsets[-1] + -(-size // 8) * 8)
+            base = yield from self.allocator.allocate(guest, offsets[-1])
+            return [base + offset for offset in offsets[:-1]]
+        rooms = []
+        for size in areas:
+            rooms.append((yield from self._kept(guest, "area", size)))
+        for number, size in enumerate(sizes):
+            if self.guest_owns:
+                rooms.append((yield from self.allocator.allocate(guest, size)))
+            else:
+                rooms.append((yield from self._kept(guest, number, size)))
+        return rooms
+
+    def _kept(self, guest: Guest, name: int | str, size: int) -> Generator[Invoke, Any, int]:
+        """Room that is allocated once, used by each call, and made anew when it is too small."""
+        kept: dict[int | str, tuple[int, int]] = guest.state.setdefault(KEPT, {})
+        at, capacity = kept.get(name, (0, 0))
+        if capacity < max(size, 1):
+            if at:
+                del kept[name]
+                yield from self.allocator.release(at, capacity)
+            capacity = max(size, 1)
+            at = yield from self.allocator.allocate(guest, capacity)
+            kept[name] = at, capacity
+        return at
+
+    def _write(self, memory: Memory, at: int, data: bytes | memoryview) -> None:
+        memory.write(at, data)
+        if self.nul:
+            memory.write(at + len(data), b"\0")
+
+    def _signed(self, wasm: list[Any]) -> tuple[Any, ...]:
+        return tuple(
+            value - (1 << 32) if kind == "i32" and value >> 31 > 0 else value
+            for kind, value in zip(self.signature.params, wasm, strict=True)
+        )
+
+    def _numbers(self, result: Any) -> Any:
+        if not self.returns:
+            return None
+        if len(self.returns) == 1:
+            return lift_number(self.got, TYPES[self.returns[0]], result)
+        return tuple(
+            lift_number(self.got, TYPES[name], value)
+            for name, value in zip(self.returns, result, strict=True)
+        )
+
+    def _find(self, memory: Memory, result: Any, area: int) -> tuple[int, int]:
+        """Address and size of what the guest gives back."""
+        if self.style in ("packed", "packed_low"):
+            high, low = result >> 32 & 0xFFFFFFFF, result & 0xFFFFFFFF
+            return (high, low) if self.style == "packed" else (low, high)
+        if self.style == "pair":
+            return result[0] & 0xFFFFFFFF, result[1] & 0xFFFFFFFF
+        if self.style == "nul":
+            at = result & 0xFFFFFFFF
+            return at, self._length(memory, at)
+        at = area if self.style == "out" else result & 0xFFFFFFFF
+        raw = read(f"{self.got} its result's place in", memory, at, 8)
+        if self.allocator.alloc == WBINDGEN[0] and self.style == "out":
+            failed = int.from_bytes(memory.read(at + 12, 4), "little")
+            if failed:
+                raise AbiError(f"{self.got} an error instead of a {self.returns[0]}")
+        return int.from_bytes(raw[:4], "little"), int.from_bytes(raw[4:], "little")
+
+    def _length(self, memory: Memory, at: int) -> int:
+        end = at
+        while end < memory.size:
+            piece = memory.read(end, min(SEARCHED_AT_ONCE, memory.size - end))
+            found = piece.find(0)
+            if found >= 0:
+                return end - at + found
+            end += len(piece)
+        raise AbiError(f"{self.got} the address {at}, after which there is no zero in its memory")

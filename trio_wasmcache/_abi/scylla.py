@@ -1,0 +1,260 @@
+"""ScyllaDB's ABI: runs modules that were built as UDFs for ScyllaDB, with CQL's type names.
+
+Without nulls, what wasm has a type for crosses as that: boolean, tinyint, smallint and int as i32,
+bigint as i64, float and double. All other types, and every type with `called_on_null`, cross as one
+i64: the size of the value in CQL's encoding << 32 | its address; size -1 is null.
+
+The module exports a global `_scylla_abi`, the address of a little-endian u32: its version.
+
+1. Arguments lie in pages that the host grows. It used to grow some for every argument; here they
+   are used again by each call. The host frees nothing.
+2. Arguments lie where the exported `_scylla_malloc` says, and are the guest's to free. A result is
+   the host's: it calls `_scylla_free`.
+
+See ScyllaDB's docs/dev/wasm.md. The version is read when a value has to cross through memory, not
+before: modules that need none may have no such global, or let it point anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any
+
+from attrs import field, frozen
+
+from .._core.admit import signature
+from .._core.errors import AbiError, ExportError, SignatureError
+from .._core.keys import normalise_type
+from .._core.wasm import FuncType
+from .cql import Codec, Data, MalformedError, parse_type
+from .cql_scalars import scalars
+from .plain import PlainAbi, PlainType, lift_number, lower_number, shown, wrong_count
+from .protocol import Crossing, Exports, Guest, Invoke
+from .room import as_i32, check_allocated, grown_room, memory_of, read
+
+VERSION_GLOBAL = "_scylla_abi"
+MALLOC, FREE = "_scylla_malloc", "_scylla_free"
+VERSION = "version of the Scylla ABI"
+# Arguments of version 1 begin at multiples of this: enough for any type of C or Rust.
+ALIGNMENT = 16
+MAX_SIZE = 2**31 - 1
+
+# {CQL type that crosses as a number: the number}; results are cut as ScyllaDB cuts them.
+NATIVE = {
+    kind.name: kind
+    for kind in (
+        PlainType("boolean", "i32", 0, 1, truth=True, cut=True),
+        PlainType("tinyint", "i32", -(2**7), 2**7 - 1, cut=True),
+        PlainType("smallint", "i32", -(2**15), 2**15 - 1, cut=True),
+        PlainType("int", "i32", -(2**31), 2**31 - 1, native=True),
+        PlainType("bigint", "i64", -(2**63), 2**63 - 1, native=True),
+        PlainType("float", "f32", native=True),
+        PlainType("double", "f64", native=True),
+    )
+}
+
+
+def _user_types(given: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
+    return {
+        normalise_type(name): {one: normalise_type(kind) for one, kind in fields.items()}
+        for name, fields in given.items()
+    }
+
+
+@frozen
+class ScyllaAbi:
+    """ScyllaDB's ABI, as an `Abi`; ``abi="scylla"`` is one without user types.
+
+    .. code-block::
+
+        ScyllaAbi(user_types={"address": {"street": "text", "zip": "int"}})
+
+    Args:
+        user_types: {name: {field: CQL type}}; a field may be of another user type.
+    """
+
+    user_types: Mapping[str, Mapping[str, str]] = field(factory=dict, converter=_user_types)
+
+    def bind(
+        self,
+        function: str,
+        export: str,
+        args: Sequence[str],
+        returns: Sequence[str],
+        exports: Exports,
+        called_on_null: bool,
+    ) -> Crossing:
+        """See `Abi.bind`; besides, an `ImportError` if the driver package is needed and missing."""
+        if len(returns) != 1:
+            raise SignatureError(
+                f"{function}: a CQL function returns one value, not {len(returns)}"
+            )
+        if not called_on_null and all(name in NATIVE for name in (*args, *returns)):
+            return PlainAbi(function, args, returns, types=NATIVE)
+        natives = {} if called_on_null else NATIVE
+        kinds = [natives.get(name) or self._codec(function, name) for name in args]
+        result = natives.get(returns[0]) or self._codec(function, returns[0])
+        if not exports.memories:
+            raise ExportError(f"{function}: the module exports no memory for values to cross")
+        if exports.globals.get(VERSION_GLOBAL) != "i32":
+            raise ExportError(
+                f"{function}: the module has to export a global {VERSION_GLOBAL!r} of type i32, "
+                "which says where its version of the ABI is"
+            )
+        return ScyllaCrossing(function, export, kinds, result, exports.functions)
+
+    def _codec(self, function: str, name: str) -> Codec:
+        return parse_type(function, name, lambda word: scalars().get(word), self.user_types)
+
+
+class ScyllaCrossing:
+    """Values of one signature, some of which cross through memory: a `Crossing`."""
+
+    lower: Callable[[tuple[Any, ...]], Sequence[Any]] | None = None
+    lift: Callable[[Any], Any] | None = None
+
+    def __init__(
+        self,
+        what: str,
+        export: str,
+        args: Sequence[PlainType | Codec],
+        result: PlainType | Codec,
+        functions: Mapping[str, FuncType],
+    ) -> None:
+        self.what = what
+        self.got = f"{what} returned"
+        self.arity = len(args)
+        self.signature = FuncType(tuple(map(_wasm, args)), (_wasm(result),))
+        self._export = export
+        self._args = tuple(args)
+        self._result = result
+        self._functions = functions
+
+    def place(self, number: int) -> str:
+        """How messages name an argument."""
+        return f"argument {number} of {self.what}"
+
+    def explain(self, values: tuple[Any, ...]) -> Exception:
+        if len(values) != self.arity:
+            return wrong_count(self.what, [kind.name for kind in self._args], values)
+        try:
+            self._encode(values)
+        except (TypeError, ValueError, OverflowError) as error:
+            return error
+        return TypeError(f"{self.what}: {shown(values)} can't be passed")
+
+    def steps(self, guest: Guest, values: tuple[Any, ...]) -> Generator[Invoke, Any, Any]:
+        """The steps of one call; see `Crossing.steps`."""
+        encoded = self._encode(values)
+        version = self._version(guest)
+        if version == 1:
+            lowered = self._place_grown(guest, encoded)
+        else:
+            lowered = yield from self._place_allocated(guest, encoded)
+        del encoded  # a caller's buffer is not held while the guest runs
+        result = yield Invoke(self._export, lowered)
+        if isinstance(self._result, PlainType):
+            return lift_number(self.got, self._result, result)
+        size, at = result >> 32, result & 0xFFFFFFFF
+        if size == -1:
+            return None
+        data = read(self.got, memory_of(guest), at, size)
+        if version == 2 and at:
+            yield Invoke(FREE, (as_i32(at),))
+        try:
+            return self._result.decode(data)
+        except MalformedError as error:
+            raise AbiError(f"{self.got} no {self._result.name}: {error}") from None
+
+    def _encode(self, values: tuple[Any, ...]) -> list[Any]:
+        """Numbers as they are; otherwise bytes, or None."""
+        encoded = []
+        for number, (kind, value) in enumerate(zip(self._args, values, strict=True), start=1):
+            if isinstance(kind, PlainType):
+                encoded.append(lower_number(self, number, kind, value))
+            else:
+                encoded.append(None if value is None else self._bytes(number, kind, value))
+        return encoded
+
+    def _bytes(self, number: int, codec: Codec, value: Any) -> Data:
+        try:
+            data = codec.encode(value)
+            if len(data) > MAX_SIZE:
+                raise OverflowError(f"{len(data)} bytes are more than {codec.name} can have")
+        except (TypeError, ValueError, OverflowError) as error:
+            text = f"{self.place(number)}: {error}"
+            if not str(error).startswith(codec.name):
+                text = f"{self.place(number)}, of type {codec.name}: {error}"
+            # A UnicodeEncodeError could not be made of a text.
+            kinds = (TypeError, OverflowError, ValueError)
+            raise next(kind for kind in kinds if isinstance(error, kind))(text) from None
+        return data
+
+    def _version(self, guest: Guest) -> int:
+        """Of the guest's ABI, read once for each instance."""
+        version: int | None = guest.state.get(VERSION)
+        if version is None:
+            at = int(guest.global_value(VERSION_GLOBAL)) & 0xFFFFFFFF
+            got = f"{self.what}: its {VERSION_GLOBAL} says that its version is"
+            version = int.from_bytes(read(got, memory_of(guest), at, 4), "little")
+            if version not in (1, 2):
+                raise AbiError(f"{got} {version} (at address {at}); versions are 1 and 2")
+            if version == 2:
+                self._check_allocator()
+            guest.state[VERSION] = version
+        return version
+
+    def _check_allocator(self) -> None:
+        for name, results in ((MALLOC, ("i32",)), (FREE, ())):
+            actual = self._functions.get(name)
+            if actual != FuncType(("i32",), results):
+                found = "missing" if actual is None else signature(actual)
+                raise AbiError(
+                    f"{self.what}: a module of version 2 exports {MALLOC}, [i32] -> [i32], and "
+                    f"{FREE}, [i32] -> []; its {name} is {found}"
+                )
+
+    def _place_grown(self, guest: Guest, encoded: list[Any]) -> tuple[Any, ...]:
+        sizes = [
+            -(-max(len(data), 1) // ALIGNMENT) * ALIGNMENT if isinstance(data, Data) else 0
+            for data in encoded
+        ]
+        at = grown_room(guest, sum(sizes)) if any(sizes) else 0
+        memory = memory_of(guest)
+        lowered = []
+        for kind, data, size in zip(self._args, encoded, sizes, strict=True):
+            if not isinstance(kind, PlainType):
+                if data is not None:
+                    memory.write(at, data)
+                data = _pointed(data, at)
+            lowered.append(data)
+            at += size
+        return tuple(lowered)
+
+    def _place_allocated(
+        self, guest: Guest, encoded: list[Any]
+    ) -> Generator[Invoke, Any, tuple[Any, ...]]:
+        memory = memory_of(guest)
+        lowered = []
+        for kind, data in zip(self._args, encoded, strict=True):
+            if isinstance(kind, PlainType):
+                lowered.append(data)
+                continue
+            at = 0
+            if data is not None:
+                size = max(len(data), 1)  # so that no room for nothing is not taken for no room
+                at = (yield Invoke(MALLOC, (as_i32(size),))) & 0xFFFFFFFF
+                check_allocated(self.what, MALLOC, memory, at, size)
+                memory.write(at, data)
+            lowered.append(_pointed(data, at))
+        return tuple(lowered)
+
+
+def _wasm(kind: PlainType | Codec) -> str:
+    return kind.wasm if isinstance(kind, PlainType) else "i64"
+
+
+def _pointed(data: Data | None, at: int) -> int:
+    if data is None:
+        return -1 << 32
+    return len(data) << 32 | at

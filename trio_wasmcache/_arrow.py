@@ -1,0 +1,172 @@
+"""Columns in Arrow's format, in and out: whatever speaks its C data interface, by way of pyarrow.
+
+pyarrow is imported when the first such column comes along, in a thread, as it takes a while.
+"""
+
+from __future__ import annotations
+
+import bisect
+import importlib
+import itertools
+import sys
+from collections.abc import Sequence
+from typing import Any, final
+
+import trio
+
+from ._columns import Column
+from ._core.driver import Cell
+
+# {cell: how pyarrow writes its type}
+TYPES = {
+    "bool": "bool",
+    "f32": "float",
+    "f64": "double",
+    **{f"i{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
+    **{f"u{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
+}
+# Types of functions, of any ABI, and how pyarrow's factories are called; others it makes out.
+FACTORIES = {name: kind for name, kind in TYPES.items() if name[0] in "iu"} | dict(
+    pair.split(":")
+    for pair in (
+        "bool:bool_ boolean:bool_ f32:float32 float:float32 f64:float64 double:float64 "
+        "tinyint:int8 smallint:int16 int:int32 bigint:int64 "
+        "str:string text:string ascii:string varchar:string bytes:binary blob:binary"
+    ).split()
+)
+
+
+def is_arrow(value: Any) -> bool:
+    """Whether it speaks Arrow's C data interface."""
+    return hasattr(value, "__arrow_c_array__") or hasattr(value, "__arrow_c_stream__")
+
+
+async def load() -> Any:
+    """pyarrow.
+
+    Raises:
+        ImportError: it is not installed; says how to.
+    """
+    if "pyarrow" in sys.modules:
+        return sys.modules["pyarrow"]
+    try:
+        return await trio.to_thread.run_sync(importlib.import_module, "pyarrow")
+    except ImportError as error:
+        raise ImportError(
+            "columns in Arrow's format take pyarrow: pip install 'trio-wasmcache[arrow]'"
+        ) from error
+
+
+async def table_columns(table: Any) -> list[Any]:
+    """The columns of a table or record batch, each as pyarrow has it."""
+    pa = await load()
+    if not isinstance(table, (pa.Table, pa.RecordBatch)):
+        # Reading a stream may run a query.
+        table = await trio.to_thread.run_sync(pa.table, table)
+    return list(table.columns)
+
+
+async def arrow_column(value: Any) -> ArrowColumn:
+    """A column of what speaks Arrow's C data interface."""
+    pa = await load()
+    if isinstance(value, pa.Array):
+        return ArrowColumn(pa, value.type, [value])
+    if not isinstance(value, pa.ChunkedArray):
+        if not hasattr(value, "__arrow_c_stream__"):
+            array = pa.array(value)
+            return ArrowColumn(pa, array.type, [array])
+        value = await trio.to_thread.run_sync(pa.chunked_array, value)
+    if pa.types.is_struct(value.type) and value.type.num_fields == 1:
+        (value,) = value.flatten()  # a table of one column
+    return ArrowColumn(pa, value.type, value.chunks)
+
+
+@final
+class ArrowColumn(Column):
+    """An array, in one chunk or several."""
+
+    def __init__(self, pa: Any, kind: Any, chunks: Sequence[Any]) -> None:
+        self._pa = pa
+        self._type = kind
+        self._chunks = [chunk for chunk in chunks if len(chunk)]
+        self._starts = [0, *itertools.accumulate(map(len, self._chunks))]
+        self.rows: int = self._starts[-1]
+        self.nullable = any(chunk.null_count for chunk in self._chunks)
+
+    def use(self, cell: Cell) -> None:
+        wanted = TYPES[cell.name]
+        if str(self._type) == "null":
+            # Nothing but nulls, and no bytes for them.
+            kind = getattr(self._pa, FACTORIES[cell.name])()
+            self._chunks = [self._pa.nulls(len(chunk), kind) for chunk in self._chunks]
+        elif str(self._type) != wanted:
+            raise TypeError(f"takes an Arrow array of {wanted}, got one of {self._type}")
+        self._cell = cell
+
+    def _parts(self, start: int, stop: int) -> list[Any]:
+        """Arrays that make up these rows."""
+        parts = []
+        number = bisect.bisect_right(self._starts, start) - 1
+        while start < stop:
+            begin, end = self._starts[number : number + 2]
+            part = self._chunks[number].slice(start - begin, min(stop, end) - start)
+            parts.append(part)
+            start, number = start + len(part), number + 1
+        return parts
+
+    def raw(self, start: int, stop: int) -> bytes | memoryview:
+        parts = [self._bytes(part) for part in self._parts(start, stop)]
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _bytes(self, part: Any) -> memoryview:
+        if self._cell.truth:
+            part = part.cast(self._pa.uint8())  # Arrow's take a bit
+        size = self._cell.size
+        data = memoryview(part.buffers()[1]).cast("B")
+        return data[part.offset * size : (part.offset + len(part)) * size]
+
+    def validity(self, start: int, stop: int) -> int | None:
+        if not self.nullable:
+            return None
+        bits = place = 0
+        for part in self._parts(start, stop):
+            bits |= _valid_bits(part) << place
+            place += len(part)
+        return bits
+
+    def values(self, start: int, stop: int) -> Sequence[Any]:
+        return [value for part in self._parts(start, stop) for value in part.to_pylist()]
+
+
+def _valid_bits(part: Any) -> int:
+    every: int = (1 << len(part)) - 1
+    if not part.null_count:
+        return every
+    data = memoryview(part.buffers()[0]).cast("B")
+    first, odd = divmod(part.offset, 8)
+    end = -(-(part.offset + len(part)) // 8)
+    bits: int = int.from_bytes(data[first:end], "little") >> odd & every
+    return bits
+
+
+def from_cells(cell: Cell, rows: int, data: Any, validity: bytes | None) -> Any:
+    """An Arrow array of cells that lie in a buffer, which is not copied."""
+    pa = sys.modules["pyarrow"]
+    name = "uint8" if cell.truth else FACTORIES[cell.name.removeprefix("cut ")]
+    buffers = [None if validity is None else pa.py_buffer(validity), pa.py_buffer(data)]
+    array = pa.Array.from_buffers(getattr(pa, name)(), rows, buffers)
+    return array.cast(pa.bool_()) if cell.truth else array
+
+
+def from_values(kind: str, values: Sequence[Any]) -> Any:
+    """An Arrow array of Python values.
+
+    Raises:
+        TypeError: Arrow has no type for them.
+    """
+    pa = sys.modules["pyarrow"]
+    factory = FACTORIES.get(kind)
+    try:
+        return pa.array(values, None if factory is None else getattr(pa, factory)())
+    except pa.ArrowException as error:
+        raise TypeError(f"values of type {kind} don't fit into an Arrow array: {error}") from None
