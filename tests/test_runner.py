@@ -12,6 +12,13 @@ from trio_wasmcache._core.fair import Share
 from trio_wasmcache._runner import CHARGE_SLICES, THREAD_SLICES, Job, Runner
 
 
+class Holder:
+    """What a job needs of a lease: the error for one that was ended under it."""
+
+    def _unusable(self) -> Exception:
+        return trio.ClosedResourceError("ended")
+
+
 class Gated:
     """Something to be polled: each slice burns ten units and, in a thread, waits for a permit."""
 
@@ -29,7 +36,7 @@ class Gated:
         self.polled.append("loop" if here else "thread")
         if not here:
             self.reached.release()
-            assert self.permits.acquire(timeout=60)
+            assert self.permits.acquire(timeout=20)
         return len(self.polled) >= self.slices
 
     def fuel_left(self) -> int:
@@ -37,7 +44,7 @@ class Gated:
 
     async def in_slice(self) -> None:
         """Wait until a thread is in a slice."""
-        assert await trio.to_thread.run_sync(self.reached.acquire, True, 60)
+        assert await trio.to_thread.run_sync(self.reached.acquire, True, 20)
 
 
 def start(slices: int, **config: object) -> tuple[Runner, Gated, Job]:
@@ -45,7 +52,7 @@ def start(slices: int, **config: object) -> tuple[Runner, Gated, Job]:
     runner = Runner(CacheConfig(**config))  # type: ignore[arg-type]
     guest = Gated(slices, threading.current_thread())
     assert not guest.poll()
-    job = Job(guest, Share(100), (), None, 10**6)
+    job = Job(guest, Share(100), (), Holder(), 10**6)
     job.charge()
     return runner, guest, job
 
@@ -150,7 +157,7 @@ async def test_a_call_in_a_thread_makes_way_for_one_that_waits() -> None:
     runner, guest, job = start(1000, offload_after=0, max_threads=1)
     other = Gated(3, threading.current_thread())
     assert not other.poll()
-    second = Job(other, job.share, (), None, 10**6)
+    second = Job(other, job.share, (), Holder(), 10**6)
     scope = trio.CancelScope()
 
     async def first() -> None:

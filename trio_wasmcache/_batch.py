@@ -204,12 +204,11 @@ async def _run(lease: Lease, batch: Batch) -> None:
 def _blame(lease: Lease, batch: Batch, error: BaseException) -> None:
     """A batch failed half-way: its instance is spoilt, and the error says in which row."""
     values: tuple[Any, ...] = ()
-    if not lease._closed or isinstance(error, GuestError):
-        row = batch.row()
-        if isinstance(error, GuestError):
-            error.row, values = row, tuple(one.values(row, row + 1)[0] for one in batch.columns)
-        elif isinstance(error, Exception) and batch.host_call is not None:
-            error.add_note(f"in row {row} of a batch of {batch.crossing.what}")
+    if isinstance(error, GuestError) and not error.function:
+        error.row = row = batch.row()
+        values = tuple(one.values(row, row + 1)[0] for one in batch.columns)
+    elif isinstance(error, Exception) and not lease._closed and batch.host_call is not None:
+        error.add_note(f"in row {batch.row()} of a batch of {batch.crossing.what}")
     _calls._spoil(lease, batch.native, error, values)
 
 
@@ -279,13 +278,12 @@ class Batch:
         for one, at in zip(self.columns, layout.args, strict=True):
             if one.rows is not None:
                 self.driver.put(at, one.raw(start, stop))
+        self._valid = (1 << chunk) - 1
         if any(one.nullable for one in self.columns):
-            bits = (1 << chunk) - 1
             for one in self.columns:
                 valid = one.validity(start, stop)
-                bits = bits if valid is None else bits & valid
-            self.driver.put(VALIDITY_AT, bits.to_bytes(-(-chunk // 8), "little"))
-            self._valid = bits
+                self._valid &= self._valid if valid is None else valid
+            self.driver.put(VALIDITY_AT, self._valid.to_bytes(-(-chunk // 8), "little"))
         self._chunk_fuel = min(chunk * (self.total_fuel + layout.fuel_per_row), MAX_FUEL)
         self._chunk, self._watched = chunk, -1
 

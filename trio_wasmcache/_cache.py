@@ -27,9 +27,11 @@ from ._log import LogWriter, ThreadedLogWriter
 from ._register import Compiler, Declaration, declare, read_source
 from ._registry import Registered
 from ._shell import Shell, describe
-from ._view import count, describe_entries, in_words
+from ._view import begin_anew, count, describe_entries, in_words
 
 MAIN = "main"
+# What `resize` can't change. A log that began without uses can't be replayed, so it goes on so.
+FIXED = frozenset(("stack_size", "main_capacity", "main_shares", "log_uses"))
 
 
 @asynccontextmanager
@@ -141,6 +143,8 @@ class InstanceCache:
         )
         self._groups: dict[str, SchedulingGroup] = {MAIN: self._main}
         self._opening: set[str] = set()
+        # Around each `register` under way; cancelled when the cache is closed.
+        self._registering: set[trio.CancelScope] = set()
 
     # -- functions
 
@@ -203,17 +207,27 @@ class InstanceCache:
         )
         key = declaration.key
         shell.registry.reserve(key, replace)
-        try:
-            source = await read_source(shell.engine, str(key), wasm, shell.config.max_wasm_size)
-            self._check_open()
-            module, seconds = await self._compiler.get(source, declaration, shell.config)
-            self._check_open()
-            record = FunctionRecord(
-                key, shell.registry.next_generation(key), module, declaration.concurrency
-            )
-            return self._install(record, declaration, seconds)
-        finally:
-            shell.registry.release(key)
+        with trio.CancelScope() as scope:
+            self._registering.add(scope)
+            try:
+                return await self._register(declaration, wasm)
+            finally:
+                self._registering.discard(scope)
+                shell.registry.release(key)
+        raise trio.ClosedResourceError(f"the cache was closed while {key} was being registered")
+
+    async def _register(
+        self, declaration: Declaration, wasm: bytes | str | os.PathLike[str]
+    ) -> Function:
+        shell, key = self._shell, declaration.key
+        source = await read_source(shell.engine, str(key), wasm, shell.config.max_wasm_size)
+        self._check_open()
+        module, seconds = await self._compiler.get(source, declaration, shell.config)
+        self._check_open()
+        record = FunctionRecord(
+            key, shell.registry.next_generation(key), module, declaration.concurrency
+        )
+        return self._install(record, declaration, seconds)
 
     def _install(
         self, record: FunctionRecord, declaration: Declaration, seconds: float
@@ -239,6 +253,8 @@ class InstanceCache:
         )
         self._compiler.keep(module)
         old = shell.registry.put(record)
+        if seconds:
+            shell.policy.note_compiled(record, seconds)
         shell.tell(
             RegisteredEvent(
                 **describe(record),
@@ -375,8 +391,8 @@ class InstanceCache:
 
         ``cache.resize(max_size=64 * MiB, idle_timeout=1.0)``
 
-        `memory_limit` and `table_limit` hold for functions registered from now on. `stack_size`
-        and the main group's capacity and shares can't be changed.
+        `memory_limit` and `table_limit` hold for functions registered from now on. `stack_size`,
+        `log_uses` and the main group's capacity and shares can't be changed.
 
         Raises:
             TypeError, ValueError: no such field, or a bad value; nothing has changed.
@@ -384,7 +400,7 @@ class InstanceCache:
         """
         self._check_open()
         shell = self._shell
-        fixed = {"stack_size", "main_capacity", "main_shares"} & limits.keys()
+        fixed = FIXED & limits.keys()
         if fixed:
             raise ValueError(f"{', '.join(sorted(fixed))} can't be changed while the cache is open")
         config = evolve(shell.config, **limits)
@@ -401,8 +417,19 @@ class InstanceCache:
         return self._shell.config
 
     def stats(self) -> CacheStats:
-        """Counters and gauges of this moment. Changes nothing."""
+        """Counters, distributions and gauges of this moment. Changes nothing."""
         return count(self._shell, len(self._groups))
+
+    @trio.lowlevel.enable_ki_protection
+    def pop_stats(self) -> CacheStats:
+        """As `stats`, and then all counters and distributions begin anew; gauges stay.
+
+        Use it from one place only: what it gave, nobody else gets. ``wasmcache.closed`` in the log
+        tells the counters of the whole time all the same.
+        """
+        stats = self.stats()
+        begin_anew(self._shell)
+        return stats
 
     def entries(self) -> tuple[EntryInfo, ...]:
         """Every function in every group that has instances or waiters. Changes nothing."""
@@ -420,6 +447,8 @@ class InstanceCache:
     async def _close(self) -> None:
         shell = self._shell
         shell.closed = True
+        for scope in self._registering:
+            scope.cancel()
         shell.policy.closed = True
         await close_groups(shell, list(self._groups.values()), Reason.CLOSED)
         policy = shell.policy

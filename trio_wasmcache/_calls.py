@@ -6,16 +6,25 @@ left in the middle of its work, so it serves no other call, and is dropped when 
 
 from __future__ import annotations
 
+import time
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
+
+import trio
 
 from ._abi.protocol import Crossing, Invoke
 from ._core.errors import GuestError
+from ._core.fair import BURST_FUEL
 from ._engine.seam import UNDER_WAY, GuestFunction, GuestInstance
 from ._runner import Job
 
 if TYPE_CHECKING:
     from ._lease import Lease
     from ._registry import Registered
+
+
+# `BURST_FUEL` is about half a millisecond.
+FUEL_PER_SECOND = 2000 * BURST_FUEL
 
 
 async def rest_of_call(lease: Lease, guest: GuestFunction, values: tuple[Any, ...]) -> Any:
@@ -52,16 +61,20 @@ async def call_in_steps(lease: Lease, crossing: Crossing, values: tuple[Any, ...
     steps = crossing.steps(native, values)
     invoke: Invoke | None = None
     try:
-        invoke = next(steps)
+        invoke = _step(lease, steps, None)
         while True:
             left = lease._total_fuel - (lease._fuel or 0)
             function = native.function(invoke.export)
-            result = function.begin(invoke.values, left)
+            try:
+                result = function.begin(invoke.values, left)
+            except GuestError:
+                _account(lease, left - native.fuel_left())
+                raise
             if result is UNDER_WAY:
                 result = await _finish(lease, native, function, left)
             else:
                 _account(lease, left - native.fuel_left())
-            invoke = steps.send(result)
+            invoke = _step(lease, steps, result)
     except StopIteration as stop:
         lease._make_usable(guest)
         return stop.value
@@ -77,6 +90,15 @@ async def call_in_steps(lease: Lease, crossing: Crossing, values: tuple[Any, ...
         _end(lease, native)
 
 
+def _step(lease: Lease, steps: Generator[Invoke, Any, Any], result: Any) -> Invoke:
+    """Let the ABI convert values; the time it takes counts as if the guest had burnt fuel."""
+    began = time.perf_counter()
+    try:
+        return steps.send(result)
+    finally:
+        lease._share.burst += int((time.perf_counter() - began) * FUEL_PER_SECOND)
+
+
 def failed(lease: Lease, error: GuestError, values: tuple[Any, ...]) -> GuestError:
     """A call ended badly in its first slice: the error, complete."""
     native = lease._native
@@ -84,6 +106,7 @@ def failed(lease: Lease, error: GuestError, values: tuple[Any, ...]) -> GuestErr
     lease._calls += 1
     lease._fuel = 0
     _account(lease, lease._total_fuel - native.fuel_left())
+    lease._entry.uses.fuels.add(lease._fuel)
     _spoil(lease, native, error, values)
     return error
 
@@ -119,13 +142,17 @@ def _begin(lease: Lease) -> GuestInstance:
     lease._guest = None
     lease._calls += 1
     lease._fuel = 0
+    lease._began = trio.current_time()
+    lease._entry.uses.continued += 1
     return native
 
 
 def _end(lease: Lease, native: GuestInstance) -> None:
     lease._busy = False
-    if lease._closed:
-        native.close()
+    seconds = trio.current_time() - lease._began
+    lease._shell.policy.note_long_call(lease._entry, lease._fuel or 0, seconds)
+    if lease._closed and lease._request is not None:
+        lease._recycle(lease._end_reason)
 
 
 def _account(lease: Lease, burnt: int) -> None:
@@ -138,9 +165,11 @@ def _spoil(
 ) -> None:
     """A call failed half-way: no other will be made, and the error says which it was."""
     lease._broken = True
+    lease._shell.policy.note_error(lease._entry, type(error).__name__)
     lease._guest = None
     native.abandon()
-    if isinstance(error, GuestError):
+    if isinstance(error, GuestError) and not error.function:
+        # Not if it is another guest's, that a host function of this one called.
         assert lease._registered is not None
         _complete(error, lease._registered, values, lease._fuel)
 

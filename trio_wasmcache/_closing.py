@@ -36,27 +36,32 @@ async def close_groups(shell: Shell, groups: Sequence[SchedulingGroup], reason: 
     in_threads = []
     for group in groups:
         for request in held_in(shell.policy, group._record):
-            out_of_thread = _shut(shell, request, reason, now)
+            out_of_thread = _shut(shell, request, reason)
             if out_of_thread is not None:
-                in_threads.append(out_of_thread)
+                in_threads.append((request, out_of_thread))
     with trio.CancelScope(shield=True):
-        for event in in_threads:
-            await event.wait()
+        for request, out_of_thread in in_threads:
+            await out_of_thread.wait()
+            if request in shell.policy.waits.held:
+                _shut(shell, request, reason)
 
 
-def _shut(shell: Shell, request: Request, reason: Reason, now: float) -> trio.Event | None:
-    """End one lease, or what is on the way to one; an event if a thread is still in it."""
+def _shut(shell: Shell, request: Request, reason: Reason) -> trio.Event | None:
+    """End one lease, or what is on the way to one; an event, and not yet, if a thread is in it."""
     lease: Lease = request.payload
     instance = request.instance
     out_of_thread = lease._shut(reason)
+    if out_of_thread is not None:
+        return out_of_thread
+    now = trio.current_time()
     if request.stage is Stage.LOADING:
         assert instance is not None
         native, instance.payload = instance.payload, None
         shell.act(shell.policy.failed(request, now), now)
-        if native is not None and out_of_thread is None:
+        if native is not None:
             native.close()
     elif request.stage is Stage.GRANTED:
         # Its task was woken but has not run yet: the lease does not know its instance.
         assert instance is not None
         shell.act(shell.policy.recycle(request, instance.size, now, reason), now)
-    return out_of_thread
+    return None

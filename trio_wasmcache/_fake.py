@@ -250,6 +250,9 @@ class FakeInstance:
         call = HostCall(index, values, self.memory, answer)
         self.host_call = call
 
+    def set_yield_fuel(self, fuel: int) -> None:
+        self.yield_fuel = fuel
+
     def started(self) -> None:
         self._finish("start")
 

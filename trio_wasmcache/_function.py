@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, final
 
+import trio
 from attrs import field, frozen
 
 from ._core.keys import FunctionKey
@@ -43,6 +44,7 @@ class Function:
         """`InstanceCache.acquire` of this name and these types."""
         return self._acquire(self.name, self.args)
 
+    @trio.lowlevel.enable_ki_protection
     async def call(self, *values: Any) -> Any:
         """Acquire, call once, recycle. See `Lease.call`.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextvars
+import functools
+import inspect
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -224,7 +226,7 @@ async def _run_inside(
     args: tuple[Any, ...],
 ) -> None:
     _groups.set(chain)
-    await async_fn(*args)
+    await _coroutine(async_fn, args)
 
 
 async def _start_inside(
@@ -235,4 +237,20 @@ async def _start_inside(
     task_status: trio.TaskStatus[Any],
 ) -> None:
     _groups.set(chain)
-    await async_fn(*args, task_status=task_status)
+    await _coroutine(functools.partial(async_fn, task_status=task_status), args)
+
+
+def _coroutine(async_fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -> Awaitable[Any]:
+    """What to await for a task; the two common mistakes get the message they deserve."""
+    if inspect.iscoroutine(async_fn):
+        async_fn.close()
+        raise TypeError(
+            f"a task starts from an async function, not from a coroutine such as {async_fn!r}: "
+            "write start_soon(fn, arg), not start_soon(fn(arg))"
+        )
+    result = async_fn(*args)
+    if not inspect.isawaitable(result):
+        raise TypeError(
+            f"a task starts from an async function, but {async_fn!r} is none: it gave {result!r}"
+        )
+    return result

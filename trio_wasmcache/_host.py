@@ -15,10 +15,10 @@ import trio
 from attrs import field, frozen
 
 from ._abi.plain import PlainAbi
-from ._core.admit import WASI_MODULE
 from ._core.keys import normalise_types
 from ._core.wasm import FuncType
 from ._engine.seam import GuestMemory
+from ._wasi import BUILT_IN, WasiFunction
 
 
 def _identity(fn: Callable[..., Any]) -> object:
@@ -70,6 +70,10 @@ class HostFunction:
         """What the guest sees."""
         return FuncType(self._abi.signature.results, self._abi.signature.params)
 
+    def fuel(self, values: tuple[Any, ...]) -> int:
+        """What the call costs the group, beyond the guest's own fuel: nothing, it is ours."""
+        return 0
+
     async def run(self, values: tuple[Any, ...], memory: GuestMemory | None) -> Sequence[Any]:
         """Call `fn` with what the guest gave; the wasm values to give back."""
         if self._abi.lift is not None:
@@ -96,45 +100,7 @@ async def _run_unprotected(fn: Callable[..., Any], values: tuple[Any, ...]) -> A
     return await result if inspect.isawaitable(result) else result
 
 
-@final
-@frozen
-class PollOneoff:
-    """WASI's `poll_oneoff`, done as a host function: wasmtime's own would sleep on the event loop.
-
-    With nothing granted there is nothing to poll but clocks: the earliest timeout is slept, as a
-    Trio sleep of the calling task, and reported; what asks for a file descriptor gets ENOSYS.
-    """
-
-    type: FuncType = field(factory=lambda: FuncType(("i32",) * 4, ("i32",)))
-
-    async def run(self, values: tuple[Any, ...], memory: GuestMemory | None) -> Sequence[Any]:
-        at, events_at, count, result_at = (value & 0xFFFFFFFF for value in values)
-        if memory is None or count == 0 or count > 64:
-            return (EINVAL,)
-        timeouts = []
-        try:
-            for number in range(count):
-                raw = memory.read(at + number * SUBSCRIPTION_SIZE, SUBSCRIPTION_SIZE)
-                if raw[8] != EVENT_CLOCK:
-                    return (ENOSYS,)
-                absolute = raw[40] & 1
-                nanoseconds = int.from_bytes(raw[24:32], "little")
-                # Absolute times are of clocks that we do not give: due at once.
-                timeouts.append((0 if absolute else nanoseconds, raw[:8]))
-            due, userdata = min(timeouts)
-            await trio.sleep(due / 1e9)
-            event = userdata + bytes([0, 0, EVENT_CLOCK]) + bytes(EVENT_SIZE - 11)
-            memory.write(events_at, event)
-            memory.write(result_at, (1).to_bytes(4, "little"))
-        except IndexError:
-            return (EFAULT,)
-        return (0,)
-
-
-EINVAL, ENOSYS, EFAULT = 28, 52, 21
-SUBSCRIPTION_SIZE, EVENT_SIZE, EVENT_CLOCK = 48, 32, 0
-BUILT_IN = {(WASI_MODULE, "poll_oneoff"): PollOneoff()}
-AnyHost = HostFunction | PollOneoff
+AnyHost = HostFunction | WasiFunction
 
 
 def flatten(

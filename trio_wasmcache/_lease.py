@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, final
@@ -13,17 +14,18 @@ from trio.lowlevel import Task
 from ._abi.protocol import Crossing
 from ._batch import map_columns
 from ._calls import call_in_steps, failed, is_null_call, lifted, rest_of_call
-from ._core.errors import GuestError
+from ._core.errors import DeadlockError, GuestError
 from ._core.events import Reason
 from ._core.fair import BURST_FUEL, CALL_FUEL
-from ._core.records import FunctionRecord, Request
+from ._core.headroom import check_headroom
+from ._core.records import Entry, FunctionRecord, Request
 from ._engine.seam import UNDER_WAY, GuestFunction, GuestInstance, GuestMemory
 from ._group import SchedulingGroup, closed_group
 from ._load import grant
 from ._memory import LeaseMemory
 from ._runner import Job, context_of_call
 from ._shell import Shell
-from ._uses import tell_acquired, tell_recycled, tell_token_block
+from ._uses import tell_acquired, tell_recycled, tell_token_block, tell_token_wait_ended
 
 if TYPE_CHECKING:
     from ._function import Function
@@ -49,12 +51,15 @@ class Lease:
     __slots__ = (
         "_args",
         "_at",
+        "_began",
         "_broken",
         "_busy",
         "_calls",
         "_closed",
         "_crossing",
+        "_end_reason",
         "_entered",
+        "_entry",
         "_fuel",
         "_group",
         "_guest",
@@ -90,11 +95,14 @@ class Lease:
         self._native: GuestInstance | None = None
         self._guest: GuestFunction | None = None
         self._crossing: Crossing
+        self._entry: Entry
+        self._began: float
         self._task: Task | None = None
         self._job: Job | None = None
         self._busy = False
         self._broken = False
         self._closed = False
+        self._end_reason = Reason.CORRUPTED
         self._entered = False
         self._calls = 0
         self._fuel: int | None = None
@@ -131,7 +139,15 @@ class Lease:
         blocked = not group._take_token_nowait(task)
         if blocked:
             record = shell.registry.find(self._name, self._args)  # unknown: say so before waiting
-            await group._wait_for_token(task, functools.partial(self._note_block, record))
+            self._at = trio.current_time()
+            try:
+                await group._wait_for_token(task, functools.partial(self._note_block, record))
+            except BaseException as error:
+                entry = shell.policy.residents.entry(record, group._record)
+                shell.policy.note_error(entry, type(error).__name__)
+                if shell.config.log_uses and not isinstance(error, DeadlockError):
+                    tell_token_wait_ended(shell, record, group.name, error)
+                raise
         try:
             await self._acquire(task, blocked)
         except BaseException:
@@ -143,20 +159,26 @@ class Lease:
     async def _acquire(self, task: Task, blocked: bool) -> None:
         shell, group = self._shell, self._group
         policy = shell.policy
+        # A RecursionError half-way through the policy's books would leave them wrong.
+        check_headroom()
         record = shell.registry.find(self._name, self._args)
         if group._record.closed or shell.closed:
             raise closed_group(group)
         request = policy.request(record, group._record, task, self._warm)
         request.payload = self
         request.blocked = blocked
+        request.since = self._at if blocked else None
         await grant(shell, group, request)
         instance = request.instance
         assert instance is not None
         self._request = request
-        registered: Registered = instance.entry.function.payload
+        self._entry = entry = instance.entry
+        registered: Registered = entry.function.payload
         self._registered = registered
         self._crossing = registered.crossing
         native: GuestInstance = instance.payload
+        if native.yield_fuel != shell.config.yield_fuel:
+            native.set_yield_fuel(shell.config.yield_fuel)  # resized since it was made
         self._native = native
         self._guest = native.function(registered.export)
         if shell.config.log_uses:
@@ -176,38 +198,47 @@ class Lease:
         if task is None:
             return
         if self._request is not None:
-            self._recycle()
+            if self._busy:
+                self._end_under_a_call(Reason.CORRUPTED)
+            else:
+                self._recycle()
         self._group._give_back_token(task)
 
     def _recycle(self, reason: Reason | None = None) -> None:
+        """Give the instance back to the policy. No thread is in it."""
         request, self._request = self._request, None
         native, self._native = self._native, None
+        clean = self._guest is not None
         self._guest = None
-        assert request is not None and native is not None
-        shell = self._shell
+        assert request is not None
+        assert native is not None
         instance = request.instance
         assert instance is not None
-        if self._busy:
-            # The block ended, or the cache was closed, under a call: whoever runs it closes.
-            self._closed = True
-            instance.payload = None
-            size = instance.size
+        shell = self._shell
+        if not clean:
+            # A call failed or is half-way, whoever has it under way.
             reason = reason or Reason.CORRUPTED
-            if self._job is not None:
-                self._job.stop = True
-        else:
-            size = native.measure()
-            if self._broken:
-                reason = reason or Reason.CORRUPTED
-        shell.calls += self._calls
+            native.abandon()
+        size = native.measure()
         now = trio.current_time()
         step = shell.policy.recycle(request, size, now, reason)
         if shell.config.log_uses:
             tell_recycled(shell, request, instance, size, self._at, now)
         if step is not None:
             shell.act(step, now)
-        if shell.sleep.deadline == float("inf"):
+        if shell.sleep.deadline == math.inf:
             shell.expect_expiry()
+
+    def _end_under_a_call(self, reason: Reason) -> None:
+        """The block ended, or the cache closes, while another task has a call under way here.
+
+        Whoever runs the call is told, and gives the instance back when nobody is inside any more.
+        """
+        self._closed = True
+        self._guest = None
+        self._end_reason = reason
+        if self._job is not None:
+            self._job.end()
 
     # -- calls
 
@@ -246,21 +277,25 @@ class Lease:
         crossing, fuel = self._crossing, self._total_fuel
         if crossing.steps is not None:
             return await call_in_steps(self, crossing, values)
+        self._guest = None
         try:
             result = guest.begin(values if crossing.lower is None else crossing.lower(values), fuel)
         except GuestError as error:
             raise failed(self, error, values) from None
         except (TypeError, ValueError, OverflowError):
+            self._guest = guest
             if is_null_call(self, values):
                 return None
             raise crossing.explain(values) from None
         if result is UNDER_WAY:
             result = await rest_of_call(self, guest, values)
         else:
+            self._guest = guest
             self._calls += 1
             self._fuel = burnt = fuel - guest.fuel_left()
             share.virtual_time += burnt / share.shares
             share.burst += burnt + CALL_FUEL
+            self._entry.uses.fuels.add(burnt)
         return result if crossing.lift is None else lifted(self, result, values)
 
     @trio.lowlevel.enable_ki_protection
@@ -270,7 +305,7 @@ class Lease:
         Args:
             columns: for each argument a buffer of its type (`array`, NumPy), which is not copied
                 first, a list, Arrow data, or a scalar for all rows. Or an Arrow table.
-            rows: how many there are, where no column says so. `total_fuel` is for each.
+            rows: how many, where no column says so. `total_fuel` is for each of them.
 
         Returns:
             A column for each result, in a tuple if there are several: an Arrow array if one came
@@ -280,7 +315,6 @@ class Lease:
         Raises:
             TypeError, ValueError, OverflowError: a column, or the value in a row, does not fit.
             GuestError, LoadError: the guest failed in row `row`; there is no room for a driver.
-
         **Checkpoint:** always; others run after each slice.
         **Cancellation:** the guest is stopped within a slice, and its instance is dropped.
         """
@@ -305,7 +339,7 @@ class Lease:
     @property
     def size(self) -> int:
         """What the instance may touch now: all memories, tables x 8, scratch, one page (bytes)."""
-        if self._native is None or self._busy:
+        if self._native is None or (self._guest is None and not self._broken):
             raise self._unusable()
         return self._native.measure()
 
@@ -354,18 +388,21 @@ class Lease:
             )
         if self._registered is None:
             return RuntimeError("enter the lease first: async with cache.acquire(...) as lease")
+        if self._native is not None:
+            return trio.BusyResourceError("another thread has a call of this lease under way")
         return trio.ClosedResourceError("this lease has ended")
 
     def _guest_memory(self) -> GuestMemory:
         """The memory as it can be used now: suspended in a host call, or the instance's own."""
-        if self._native is None:
-            raise self._unusable()
         memory: GuestMemory | None
-        if self._busy:
-            call = self._native.host_call
+        if self._job is not None:
+            # In a call, or being loaded: then only for its own host functions.
+            call = self._job.native.host_call
             if call is None or context_of_call.get(None) is not self:
                 raise self._unusable()
             memory = call.memory
+        elif self._native is None or (self._guest is None and not self._broken):
+            raise self._unusable()
         else:
             memory = self._native.memory
         if memory is None:
@@ -373,28 +410,19 @@ class Lease:
         return memory
 
     def _shut(self, reason: Reason) -> trio.Event | None:
-        """The cache or the group closes: give the instance up now.
+        """The cache or the group closes: give the instance up now, if there is one.
 
-        Returns an event if a thread is still in it: set when the thread is out.
+        Returns an event if a thread is in it: set when it is out; then nothing was given up yet.
         """
-        self._closed = True
-        job = self._job
-        if job is not None:
-            job.stop = True
-        request = self._request
-        if request is None:
-            return job.out_of_thread if job is not None and job.in_thread else None
-        native = self._native
-        assert native is not None
-        busy = self._busy
-        self._recycle(reason)
-        if busy and job is not None and job.in_thread:
-            return job.out_of_thread
-        native.close()
+        self._end_under_a_call(reason)
+        if self._job is not None and self._job.in_thread:
+            return self._job.out_of_thread
+        if self._request is not None:
+            self._recycle(reason)
         return None
 
     def _note_block(self, record: FunctionRecord) -> None:
         """The acquire has to wait for a token; its request does not exist yet."""
-        self._shell.policy.blocks += 1
+        self._shell.policy.note_token_block(record, self._group._record)
         if self._shell.config.log_uses:
             tell_token_block(self._shell, record, self._group.name)

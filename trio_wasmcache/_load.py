@@ -8,7 +8,9 @@ import trio
 from trio.lowlevel import Abort, RaiseCancelT
 
 from ._core.errors import GuestError, LinkError, LoadError, WasmCacheError
+from ._core.fair import BURST_FUEL
 from ._core.records import Closed, Request, Stage
+from ._core.uses import microseconds
 from ._engine.seam import UNDER_WAY, GuestInstance
 from ._group import closed_group
 from ._registry import INITIALIZE
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
     from ._group import SchedulingGroup
     from ._lease import Lease
     from ._registry import Registered
+
+
+# What making an instance costs beside its fuel: about 40 microseconds.
+LOAD_FUEL = 40_000
 
 
 async def grant(shell: Shell, group: SchedulingGroup, request: Request) -> None:
@@ -38,16 +44,29 @@ async def grant(shell: Shell, group: SchedulingGroup, request: Request) -> None:
     try:
         step = shell.policy.acquire(request, now)
     except WasmCacheError as error:
+        shell.policy.note_error(request.entry, type(error).__name__)
         if shell.config.log_uses:
             tell_abandoned(shell, request, type(error).__name__, now)
         raise
     if step is not None:
         shell.act(step, now)
+    if request.stage is not Stage.GRANTED:
+        try:
+            await _see_through(shell, group, request)
+        except BaseException as error:
+            shell.policy.note_error(request.entry, type(error).__name__)
+            raise
+
+
+async def _see_through(shell: Shell, group: SchedulingGroup, request: Request) -> None:
     while request.stage is not Stage.GRANTED:
         if request.stage is Stage.LOADING:
             await _load(shell, group, request)
         elif request.stage is Stage.ENDED:
-            raise _ended(group, request)
+            ended = _ended(group, request)
+            if shell.config.log_uses:
+                tell_abandoned(shell, request, type(ended).__name__, trio.current_time())
+            raise ended
         else:
             await _wait(shell, request)
 
@@ -76,8 +95,11 @@ async def _load(shell: Shell, group: SchedulingGroup, request: Request) -> None:
     native: GuestInstance | None = None
     try:
         module = await registered.slot.get()
+        if group._share.burst >= BURST_FUEL:
+            await shell.runner.pass_turn(group._share)
         lease._check_open()
         config = shell.config
+        lease._registered = registered
         native = module.instantiate(config.total_fuel, config.yield_fuel)
         instance.payload = native
         lease._job = Job(native, group._share, registered.slot.hosts, lease, config.total_fuel)
@@ -99,7 +121,7 @@ async def _load(shell: Shell, group: SchedulingGroup, request: Request) -> None:
             native.close()
         now = trio.current_time()
         problem = _explain(instance.entry.function.key, error)
-        if isinstance(problem, WasmCacheError):
+        if isinstance(problem, Exception) and not isinstance(problem, trio.ClosedResourceError):
             tell_failed(shell, request, instance, problem, now)
         if shell.config.log_uses:
             tell_abandoned(shell, request, type(problem).__name__, now)
@@ -109,6 +131,7 @@ async def _load(shell: Shell, group: SchedulingGroup, request: Request) -> None:
         raise problem from error
     instance.size = native.measure()
     now = trio.current_time()
+    instance.entry.uses.loads.add(microseconds(now - began))
     step = shell.policy.loaded(request, now)
     tell_loaded(shell, request, instance, began, now)
     shell.act(step, now)
@@ -116,15 +139,18 @@ async def _load(shell: Shell, group: SchedulingGroup, request: Request) -> None:
 
 async def _start(shell: Shell, job: Job, native: GuestInstance, initialize: bool) -> None:
     """Run the start function, if there is one, and then `_initialize`, as WASI asks of reactors."""
-    if not native.poll():
-        job.charge()
+    over = native.poll()
+    job.charge()
+    job.share.burst += LOAD_FUEL
+    if not over:
         await shell.runner.drive(job)
     native.started()
     if initialize:
         guest = native.function(INITIALIZE)
         job.burnt = 0
-        if guest.begin((), job.fuel) is UNDER_WAY:
-            job.charge()
+        over = guest.begin((), job.fuel) is not UNDER_WAY
+        job.charge()
+        if not over:
             await shell.runner.drive(job)
             guest.finish()
 

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import _arrow, _calls
-from ._abi.protocol import Invoke
 from ._columns import Column
 from ._core.errors import GuestError
 from ._core.fair import BURST_FUEL
@@ -44,7 +43,8 @@ async def map_rows(
     """
     registered, share, runner = lease._registered, lease._share, lease._shell.runner
     assert registered is not None
-    returns = registered.function.returns
+    given = registered.function.returns
+    returns: tuple[str, ...] = (given,) if isinstance(given, str) else given or ()
     results: list[list[Any]] = [[] for _ in returns]
     for start in range(0, rows, PIECE):
         stop = min(start + PIECE, rows)
@@ -84,7 +84,7 @@ async def _row(
         assert isinstance(error, Exception)
         raise type(error)(f"row {row}: {error}") from None
     except BaseException as error:
-        if isinstance(error, GuestError):
+        if isinstance(error, GuestError) and not error.function:
             error.row = row
         elif isinstance(error, Exception):
             error.add_note(f"in row {row} of a batch of {lease._name}")
@@ -116,7 +116,7 @@ async def _call_in_steps(lease: Lease, native: GuestInstance, values: tuple[Any,
     left = lease._total_fuel
     try:
         try:
-            invoke: Invoke = next(steps)
+            invoke = _calls._step(lease, steps, None)
         except GuestError:
             raise
         except (TypeError, ValueError, OverflowError) as error:
@@ -127,7 +127,7 @@ async def _call_in_steps(lease: Lease, native: GuestInstance, values: tuple[Any,
             result = function.begin(invoke.values, left)
             result = await _end_of(lease, native, function, result, left)
             left -= (lease._fuel or 0) - before
-            invoke = steps.send(result)
+            invoke = _calls._step(lease, steps, result)
     except StopIteration as stop:
         return stop.value
     finally:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextvars
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, final
 
 import outcome
@@ -33,6 +33,9 @@ from ._turns import Turns
 THREAD_SLICES = 32
 # And comes back this often in any case, so that what it burns is charged to its group.
 CHARGE_SLICES = 256
+
+# A group that asks again within so many turns of others was not away: it was between two calls.
+AWAY_TURNS = 2
 
 context_of_call: contextvars.ContextVar[Any] = contextvars.ContextVar("trio_wasmcache_lease")
 """The lease whose guest called the host function that is running."""
@@ -65,8 +68,16 @@ class Job:
     """Fuel charged so far."""
     stop: bool = False
     """Set by another task or the loop: whoever drives it stops at the next slice."""
+    parked: trio.CancelScope | None = None
+    """Around the last wait for a turn; cancelling it is only for `end`."""
     in_thread: bool = False
     out_of_thread: trio.Event = field(factory=trio.Event)
+
+    def end(self) -> None:
+        """Tell whoever drives it to stop: at once if it waits for a turn, else in a slice."""
+        self.stop = True
+        if self.parked is not None:
+            self.parked.cancel()
 
     def charge(self) -> None:
         """Charge the group for what was burnt since the last time."""
@@ -109,12 +120,17 @@ class Runner:
             trio.ClosedResourceError: the cache or the group was closed meanwhile.
         """
         share = job.share
-        self.loop.line.enter(share)
+        turns = self.loop.line.turns + self.threads.line.turns
+        if not share.active and turns - share.left > AWAY_TURNS:
+            # Others had turns of either kind while it asked for none: it was away.
+            self.loop.line.enter(share)
+            self.threads.line.enter(share)
         share.active += 1
         try:
             await self._drive(job)
         finally:
             share.active -= 1
+            share.left = self.loop.line.turns + self.threads.line.turns
 
     async def _drive(self, job: Job) -> None:
         limit = math.inf if self.config.offload_after is None else self.config.offload_after
@@ -122,6 +138,11 @@ class Runner:
         while True:
             if job.native.host_call is not None:
                 await self._answer(job)
+                if job.share.burst >= BURST_FUEL:
+                    # Nor must a guest that does little but call the host keep the loop, nor many
+                    # that go on in the same pass.
+                    await self._parked(job, self.pass_turn)
+                    check_open(job)
                 slices = 0
                 over = job.native.poll()
                 job.charge()
@@ -133,7 +154,7 @@ class Runner:
                 return
 
     async def _inline(self, job: Job, slices: int, limit: float) -> tuple[bool, int]:
-        await self.loop.take(job.share)
+        await self._parked(job, self.loop.take)
         holding = True
         try:
             while True:
@@ -144,14 +165,14 @@ class Runner:
                 if over or job.native.host_call is not None or slices >= limit:
                     return over, slices
                 holding = False
-                await self.loop.keep(job.share)
+                await self._parked(job, self.loop.keep)
                 holding = True
         finally:
             if holding:
                 self.loop.give_back()
 
     async def _in_thread(self, job: Job) -> bool:
-        await self.threads.take(job.share)
+        await self._parked(job, self.threads.take)
         holding = True
         try:
             while True:
@@ -162,7 +183,7 @@ class Runner:
                     return over
                 check_open(job)
                 holding = False
-                await self.threads.keep(job.share)
+                await self._parked(job, self.threads.keep)
                 holding = True
         finally:
             if holding:
@@ -204,23 +225,30 @@ class Runner:
     async def _answer(self, job: Job) -> None:
         call = job.native.host_call
         assert call is not None
-        if job.share.burst >= BURST_FUEL:
-            # A guest that does nothing but call the host must not keep the loop either.
-            await self.pass_turn(job.share)
+        host = job.hosts[call.index]
         reset = context_of_call.set(job.lease)
         try:
-            results = await job.hosts[call.index].run(call.values, call.memory)
+            results = await host.run(call.values, call.memory)
         finally:
             context_of_call.reset(reset)
+            job.share.charge(host.fuel(call.values))
         check_open(job)
         call.answer(results)
-        job.share.charge(0)
+
+    async def _parked(self, job: Job, wait: Callable[[Share], Awaitable[None]]) -> None:
+        """Wait for a turn, but not while the lease ends: then it is told at once, turn or no."""
+        check_open(job)
+        with trio.CancelScope() as job.parked:
+            await wait(job.share)
+        if job.parked.cancelled_caught:
+            check_open(job)
 
 
 def check_open(job: Job) -> None:
-    """`trio.ClosedResourceError` if the job was told to stop because its cache or group closed."""
+    """`trio.ClosedResourceError` if the job was told to stop as its lease, group or cache ended."""
     if job.stop:
-        raise trio.ClosedResourceError("the cache or the group was closed during this call")
+        error: Exception = job.lease._unusable()
+        raise error
 
 
 def _slices(job: Job, threads: Turns) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 import trio
+from attrs import Factory, frozen
 
 from ._core.config import CacheConfig
-from ._core.events import Event
+from ._core.events import Event, Reason
 from ._core.policy import Policy
 from ._core.records import FunctionRecord, GroupRecord, Request
 from ._core.residents import Step
@@ -18,6 +19,19 @@ from ._engine.seam import Engine
 from ._log import LogWriter
 from ._registry import Registry
 from ._runner import Runner
+
+
+@frozen(kw_only=True)
+class Base:
+    """The counters of a cache at one moment, for those that are told since then."""
+
+    hits: int = 0
+    misses: int = 0
+    blocks: int = 0
+    calls: int = 0
+    evictions: Mapping[Reason, int] = Factory(dict)
+    log_lost: int = 0
+    log_failures: int = 0
 
 
 @final
@@ -34,8 +48,8 @@ class Shell:
         # Makes a lease of a group; leases are above this layer, so the cache puts it here.
         self.new_lease: Callable[[Any, str, Sequence[str]], Any]
         self.closed = False
-        # Of leases that have ended; those that are held count their own.
-        self.calls = 0
+        # What was counted when statistics began anew.
+        self.base = Base()
         # The background task sleeps in this scope; its deadline is the next thing due.
         self.sleep: trio.CancelScope = trio.CancelScope()
         self.main: GroupRecord = GroupRecord("main")
@@ -79,8 +93,8 @@ class Shell:
 
     def count_calls(self) -> int:
         """Calls begun so far."""
-        held: int = sum(request.payload._calls for request in self.policy.waits.held)
-        return self.calls + held
+        snapshot = self.policy.residents.snapshot()
+        return self.base.calls + sum(uses.calls for uses in snapshot.parts())
 
     def task_number(self, task: Any) -> int:
         """A number for a task, for the log."""

@@ -1,11 +1,11 @@
-"""What a cache tells about itself: reading only, and nothing is kept up to date for its sake."""
+"""What a cache tells about itself. Reading changes nothing, save where it begins anew."""
 
 from __future__ import annotations
 
 from ._core.records import Stage
 from ._core.stats import CacheStats, EntryInfo
 from ._registry import ModuleSlot
-from ._shell import Shell
+from ._shell import Base, Shell
 
 
 def count(shell: Shell, groups: int) -> CacheStats:
@@ -13,12 +13,16 @@ def count(shell: Shell, groups: int) -> CacheStats:
     policy = shell.policy
     residents, ledger = policy.residents, policy.residents.ledger
     slots: set[ModuleSlot] = {record.module.payload for record in shell.registry.functions.values()}
+    base, uses = shell.base, residents.snapshot()
     return CacheStats(
-        hits=policy.hits,
-        misses=policy.misses,
-        blocks=policy.blocks,
-        calls=shell.count_calls(),
-        evictions={reason.value: n for reason, n in residents.evictions.items()},
+        hits=policy.hits - base.hits,
+        misses=policy.misses - base.misses,
+        blocks=policy.blocks - base.blocks,
+        calls=sum(part.calls for part in uses.parts()),
+        evictions={
+            reason.value: number - base.evictions.get(reason, 0)
+            for reason, number in residents.evictions.items()
+        },
         functions=len(shell.registry.functions),
         groups=groups,
         entries=len(residents.entries),
@@ -31,9 +35,25 @@ def count(shell: Shell, groups: int) -> CacheStats:
         code_size=ledger.used,
         max_code_size=policy.config.max_code_size,
         artifact_size=sum(len(slot.artifact.data) for slot in slots),
+        log_lost=shell.log.lost - base.log_lost,
+        log_failures=shell.log.failures - base.log_failures,
+        uses=uses,
+    )
+
+
+def begin_anew(shell: Shell) -> None:
+    """From now on, all that is counted is counted from 0, but for what the log tells in the end."""
+    policy = shell.policy
+    shell.base = Base(
+        hits=policy.hits,
+        misses=policy.misses,
+        blocks=policy.blocks,
+        calls=shell.count_calls(),
+        evictions=dict(policy.residents.evictions),
         log_lost=shell.log.lost,
         log_failures=shell.log.failures,
     )
+    policy.residents.begin_anew()
 
 
 def describe_entries(shell: Shell) -> tuple[EntryInfo, ...]:

@@ -105,7 +105,9 @@ SCALARS: dict[str, st.SearchStrategy[Any]] = {
     "uuid": st.uuids(),
     "timeuuid": st.uuids(version=1),
     "inet": st.ip_addresses().map(
-        lambda one: socket.inet_ntop(socket.AF_INET6 if one.version == 6 else socket.AF_INET, one.packed)
+        lambda one: socket.inet_ntop(
+            socket.AF_INET6 if one.version == 6 else socket.AF_INET, one.packed
+        )
     ),
     "date": st.integers(-(2**31), 2**31 - 1).map(Date),
     "time": st.integers(0, 86_400 * 10**9 - 1).map(Time),

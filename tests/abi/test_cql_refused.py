@@ -180,7 +180,7 @@ def test_what_is_no_cql_type_is_refused(name: str, said: str) -> None:
 
 def test_names_of_user_types_are_normalised() -> None:
     """User types are found however they, and the types of their fields, are spelt."""
-    bind("point", **{"Point": {"x": "Frozen< List<INT> >"}})
+    bind("point", Point={"x": "Frozen< List<INT> >"})
     bind("ks.type-9", **{"ks.type-9": {"class": "int", "a b": "int"}})
 
 

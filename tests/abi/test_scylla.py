@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 import trio
-from abi.support import PAGE, SCALARS, VERSIONS, cql_types, cql_values, udf
+from abi.support import PAGE, VERSIONS, udf
 from engine.support import quiet_cache, wat
-from hypothesis import given, settings, strategies as st
 
 from trio_wasmcache import (
     AbiError,
-    Function,
     FuelExhaustedError,
+    Function,
     InstanceCache,
     MemoryLimitError,
     ScyllaAbi,
@@ -69,7 +68,13 @@ async def test_texts_go_in_and_out(wasm: bytes) -> None:
     async with checked_cache() as cache:
         join = await add(cache, wasm, "join", " Text ", "TEXT", returns="text", abi="scylla")
         async with join.acquire() as lease:
-            for left, right in (("", ""), ("", "x"), ("x", ""), ("aé€", "\U0001f600"), ("a\0", "b")):
+            for left, right in (
+                ("", ""),
+                ("", "x"),
+                ("x", ""),
+                ("aé€", "\U0001f600"),
+                ("a\0", "b"),
+            ):
                 assert await lease.call(left, right) == left + right
             assert await lease.call("x" * 50_000, "y" * 10_000) == "x" * 50_000 + "y" * 10_000
             assert await lease.call(None, "x") is None
@@ -361,36 +366,3 @@ async def test_a_udf_in_rust() -> None:
             for _ in range(200):
                 await lease.call("some words " * 100)
             assert lease.size == before
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-@settings(max_examples=25, deadline=None, database=None)
-@given(data=st.data())
-def test_values_survive_the_guest(version: int, data: st.DataObject) -> None:
-    """Whatever the type, nested or null: what a guest gives back as it got it is the same value."""
-    names = data.draw(st.lists(cql_types(), min_size=1, max_size=4), label="types")
-    cases = [
-        (name, data.draw(st.lists(st.none() | cql_values(name), min_size=1, max_size=4), label=name))
-        for name in names
-    ]
-    trio.run(_echo_all, udf(f"scylla_v{version}"), cases)
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-@settings(max_examples=10, deadline=None, database=None)
-@given(data=st.data())
-def test_every_single_type_survives_the_guest(version: int, data: st.DataObject) -> None:
-    """The same for each simple type."""
-    cases = [(name, data.draw(st.lists(cql_values(name), max_size=3), label=name)) for name in SCALARS]
-    trio.run(_echo_all, udf(f"scylla_v{version}"), cases)
-
-
-async def _echo_all(wasm: bytes, cases: list[tuple[str, list[Any]]]) -> None:
-    async with checked_cache() as cache:
-        for name, values in cases:
-            echo = await add(
-                cache, wasm, "echo", name, returns=name, called_on_null=True, replace=True
-            )
-            async with echo.acquire() as lease:
-                for value in values:
-                    assert await lease.call(value) == value

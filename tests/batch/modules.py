@@ -32,9 +32,7 @@ def same(kit: Kit, wasm: str) -> bytes:
     """Gives its argument back."""
     if isinstance(kit, FakeKit):
         return kit.engine.module(lambda x: x, params=(wasm,), results=(wasm,))
-    return binary(
-        f'(module (func (export "run") (param {wasm}) (result {wasm}) (local.get 0)))'
-    )
+    return binary(f'(module (func (export "run") (param {wasm}) (result {wasm}) (local.get 0)))')
 
 
 def dividing(kit: Kit) -> bytes:

@@ -78,7 +78,7 @@ def test_what_a_driver_burns_is_bounded() -> None:
         made = layout(shape)
         store = wasmtime.Store(engine)
         store.set_fuel(10**9)
-        text = "(module (func (export \"f\") (param i32 i32 f64) (result i32 i32 i64) %s))"
+        text = '(module (func (export "f") (param i32 i32 f64) (result i32 i32 i64) %s))'
         body = "(i32.const 1) (i32.const 1) (i64.const 1)"
         function = wasmtime.Instance(
             store, wasmtime.Module(engine, wasmtime.wat2wasm(text % body)), []

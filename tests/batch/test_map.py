@@ -172,7 +172,7 @@ async def test_fuel_of_a_batch_is_that_of_its_rows(kit: Kit) -> None:
 
 async def test_the_budget_of_fuel_is_for_each_row(kit: Kit) -> None:
     """Many rows burn more together than one may; however small the budget is."""
-    config = CacheConfig(total_fuel=60_000, yield_fuel=10_000, offload_after=None)
+    config = CacheConfig(total_fuel=100_000, yield_fuel=10_000, offload_after=None)
     async with held(kit, kit.costly(), config) as (_, lease):
         assert list(await lease.map([range(50)])) == list(range(50))
     if isinstance(kit, WasmtimeKit):

@@ -9,10 +9,10 @@ from pathlib import Path
 import attrs
 import trio
 
-from . import calls, loop, shares
+from . import batches, calls, loop, shares
 from .harness import Report
 
-SUITES = {"calls": calls.run, "loop": loop.run, "shares": shares.run}
+SUITES = {"batches": batches.run, "calls": calls.run, "loop": loop.run, "shares": shares.run}
 
 
 def main() -> None:

@@ -300,3 +300,29 @@ async def test_18_leaving_a_group_ends_the_leases_of_others_in_it(kit: Kit) -> N
         assert await other.call(1) == 2
         assert slow.name == "slow"
         assert f.name == "f"
+
+
+@pytest.mark.parametrize("offload", [None, 0], ids=["inline", "thread"])
+async def test_18_a_group_is_closed_whole_in_a_cancelled_scope(
+    fake: FakeKit, offload: int | None
+) -> None:
+    """A thread that is in a call is waited for all the same."""
+    outcomes = Outcomes()
+    limits = CacheConfig(offload_after=offload, total_fuel=10**15)
+    async with fake.open(limits) as cache, trio.open_nursery() as nursery:
+        await add(cache, "f", fake.endless())
+
+        async def use(group: SchedulingGroup) -> None:
+            async with group.acquire("f", ("i64",)) as lease:
+                await lease.call(1)
+
+        with trio.CancelScope() as scope:
+            async with cache.scheduling_group("g", capacity=1) as group:
+                nursery.start_soon(outcomes.note, lambda: use(group))
+                while cache.stats().calls == 0:
+                    await trio.lowlevel.checkpoint()
+                scope.cancel()
+        assert fake.engine.open_instances == fake.engine.loaded_modules == 0
+        assert cache.stats().groups == 1
+        check_invariants(cache)
+    assert len(outcomes) == 1

@@ -235,3 +235,22 @@ async def test_fuel_is_for_each_call(kit: Kit) -> None:
             assert fuel is not None
             assert 30_000 < fuel < 300_000
         assert math.isfinite(fuel * 10)
+
+
+async def test_a_lease_that_ends_while_a_call_waits_for_its_turn(kit: Kit) -> None:
+    """After many short calls the next one waits; it must not run on an instance given back."""
+    async with kit.open() as cache:
+        f = await add(cache, "f", kit.adding(1))
+        async with trio.open_nursery() as nursery:
+
+            async def call(lease: Lease) -> None:
+                with pytest.raises(trio.ClosedResourceError, match="has ended"):
+                    await lease.call(1)
+
+            async with f.acquire() as lease:
+                cache._main._share.burst = 10**9
+                nursery.start_soon(call, lease)
+                while cache._shell.runner.loop.taken == 0:
+                    await trio.lowlevel.checkpoint()
+        assert cache.stats().calls == 0
+        assert cache.stats().idle_instances == 1

@@ -15,6 +15,7 @@ from trio_wasmcache import (
     ExportError,
     InstanceCache,
     InvalidModuleError,
+    LinkError,
     MiB,
 )
 from trio_wasmcache.testing import check_invariants
@@ -61,6 +62,44 @@ async def test_11_a_module_is_compiled_once_however_many_ask(fake: FakeKit) -> N
         assert fake.engine.steps == ["compile"]
         assert len(cache.functions()) == 11
         assert await cache.functions()[3].call(1) == 2
+
+
+async def test_11_who_shares_a_failed_compile_gets_an_error_of_its_own(kit: Kit) -> None:
+    """Two registrations of the same bad bytes at the same time: each message names its function."""
+    async with kit.open() as cache:
+        wasm = kit.asking()
+        messages: dict[str, str] = {}
+
+        async def register(name: str) -> None:
+            with pytest.raises(LinkError) as caught:
+                await add(cache, name, wasm)
+            messages[name] = str(caught.value)
+
+        async with trio.open_nursery() as nursery:
+            for name in ("one", "two"):
+                nursery.start_soon(register, name)
+        for name in ("one", "two"):
+            assert messages[name].startswith(f"{name}(i64)")
+            assert "host.ask" in messages[name]
+        assert cache.functions() == ()
+
+
+async def test_11_a_compile_that_nobody_waits_for_is_abandoned() -> None:
+    """Unless it was just finished, which depends on the order in which Trio runs tasks."""
+    steps = set()
+    for _ in range(30):
+        fake = FakeKit()
+        async with fake.open() as cache:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(add, cache, "f", fake.adding(1))
+                while not cache._compiler._compiling:
+                    await trio.lowlevel.checkpoint()
+                nursery.cancel_scope.cancel()
+            await wait_all_tasks_blocked()
+            assert not cache._compiler._compiling
+            assert cache.stats().artifact_size == 0
+            steps.add(tuple(fake.engine.steps))
+    assert () in steps
 
 
 async def test_11_cancelling_one_of_two_registrations_leaves_the_compile(fake: FakeKit) -> None:

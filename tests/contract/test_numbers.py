@@ -90,6 +90,30 @@ async def test_a_block_is_counted_once_also_if_cancelled(kit: Kit) -> None:
         assert cache.stats().blocks == 2
 
 
+async def test_waiting_for_a_token_and_then_for_an_instance_is_one_block(kit: Kit) -> None:
+    """An acquire is counted at its first wait, whatever it waits for later."""
+    async with kit.open(CacheConfig(main_capacity=1)) as cache:
+        f = await add(cache, "f", kit.adding(1))
+        await add(cache, "g", kit.adding(1))
+        results: list[int] = []
+
+        async def use() -> None:
+            results.append(await f.call(1))
+
+        async with trio.open_nursery() as nursery:
+            async with f.acquire(), cache.acquire("g", ("i64",)):
+                nursery.start_soon(use)
+                await wait_all_tasks_blocked()
+                assert cache.stats().blocks == 1
+                # With a second token it goes on, to wait for the instance.
+                cache._main.limiter.total_tokens = 2
+                await wait_all_tasks_blocked()
+                assert cache.entries()[0].waiting == 1
+                check_invariants(cache)
+        assert results == [2]
+        assert cache.stats().blocks == 1
+
+
 async def test_entries_tell_what_is_where(kit: Kit) -> None:
     """For each function in each group: idle, running, waiting, size, when it was last used."""
     async with kit.open() as cache:

@@ -133,6 +133,31 @@ async def test_15_a_load_that_was_overtaken_is_done_again(kit: Kit) -> None:
         assert (cache.stats().hits, cache.stats().misses) == (1, 1)
 
 
+async def test_15_a_load_that_was_overtaken_twice(kit: Kit) -> None:
+    """It goes on with the newest generation, and so does who waits behind it."""
+    config = CacheConfig(yield_fuel=1000, offload_after=None)
+    async with kit.open(config) as cache:
+        f = await add(cache, "f", kit.adding(1, slow_start=True))
+        newer = [kit.adding(number) for number in (2, 3)]
+        for number, wasm in enumerate(newer):
+            await add(cache, f"compiled already {number}", wasm)
+        results: list[int] = []
+
+        async def use() -> None:
+            results.append(await f.call(0))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(use)
+            nursery.start_soon(use)
+            while cache.stats().running_instances == 0:
+                await trio.lowlevel.checkpoint()
+            for wasm in newer:
+                await add(cache, "f", wasm, replace=True)
+                check_invariants(cache)
+            assert cache.stats().misses == 0
+        assert results == [3, 3]
+
+
 async def test_15_a_load_whose_function_is_removed_ends_with_an_error(kit: Kit) -> None:
     """Nothing is granted that is not registered any more."""
     config = CacheConfig(yield_fuel=1000, offload_after=None)

@@ -24,6 +24,8 @@ from .plain import shown
 
 # A name ends up in messages, and each level costs stack.
 MAX_DEPTH = 32
+# So many values of one hash are no accident: Python would compare each with all before.
+MAX_SAME_HASH = 64
 _COUNT = struct.Struct(">i")
 _NULL = _COUNT.pack(-1)
 _TOKENS = re.compile(r"[<>,]|[^<>,]+")
@@ -105,6 +107,7 @@ class SetCodec:
         items = _read_items(self.name, data, self.item, True)
         if None in items:
             raise MalformedError(f"{self.name} with a null in it")
+        _check_hashes(self.name, items)
         return frozenset(items) if hashable else set(items)
 
 
@@ -148,7 +151,10 @@ class MapCodec:
                 raise MalformedError(f"{self.name} with a null for a key")
             pairs.append((key, item))
         _check_end(self.name, data, at)
-        return tuple(pairs) if hashable else dict(pairs)
+        if hashable:
+            return tuple(pairs)
+        _check_hashes(self.name, [key for key, _ in pairs])
+        return dict(pairs)
 
 
 @frozen
@@ -328,6 +334,14 @@ def _put(parts: list[Data], codec: Codec, value: Any) -> None:
     data = codec.encode(value)
     parts.append(_COUNT.pack(len(data)))
     parts.append(data)
+
+
+def _check_hashes(name: str, items: list[Any]) -> None:
+    """Numbers and UUIDs of one hash are easily made; a million of them would take hours."""
+    if len(items) > MAX_SAME_HASH:
+        ((_, most),) = collections.Counter(map(hash, items)).most_common(1)
+        if most > MAX_SAME_HASH:
+            raise MalformedError(f"{name} in which {most} values have the same hash")
 
 
 def _read_count(name: str, data: bytes, smallest: int) -> tuple[int, int]:

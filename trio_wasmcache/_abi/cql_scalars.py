@@ -25,6 +25,7 @@ from .plain import PlainType, shown, to_number
 
 # The version of the CQL protocol whose encoding UDFs see; for single values all are the same.
 PROTOCOL = 4
+THREE_VINTS = tuple(range(3, 28))  # each has one to nine bytes
 DAY = 24 * 60 * 60 * 10**9  # nanoseconds
 # A scale, and 4300 digits: Python converts no int that has more.
 MAX_DECIMAL_SIZE = 4 + 1785
@@ -152,7 +153,7 @@ def scalars() -> Mapping[str, Scalar]:
         Scalar("date", types.SimpleDateType, functools.partial(_date, util.Date), (4,)),
         Scalar("time", types.TimeType, time, (8,), time),
         Scalar("timestamp", _Timestamp(types.DateType), _timestamp, (8,)),
-        Scalar("duration", types.DurationType, duration, (), duration, hashable=False),
+        Scalar("duration", types.DurationType, duration, THREE_VINTS, duration, hashable=False),
     ]
     return {scalar.name: scalar for scalar in known}
 

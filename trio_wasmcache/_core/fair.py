@@ -12,6 +12,7 @@ Pure arithmetic and queues: who is woken and what a turn is used for, the runner
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import Generic, TypeVar
 
@@ -36,6 +37,8 @@ class Share:
 
     active: int = 0
     """Its calls that take turns, in any line: while there are some, it is not away."""
+    left: float = -math.inf
+    """How many turns had begun when its last call ended; a new group was always away."""
     burst: int = 0
     """Fuel of its calls since its last turn of the loop; see `BURST_FUEL`."""
 
@@ -49,6 +52,8 @@ class Share:
 class FairQueue(Generic[T]):
     """Who waits for a turn on one resource that serves one at a time."""
 
+    turns: int = 0
+    """Turns begun so far."""
     now: float = 0.0
     """The present virtual time: where the group stood whose turn began last."""
     _lines: dict[Share, deque[T]] = Factory(dict)
@@ -109,6 +114,7 @@ class FairQueue(Generic[T]):
 
     def begin(self, share: Share) -> None:
         """A turn of `share` begins."""
+        self.turns += 1
         self.now = max(self.now, share.virtual_time)
 
 

@@ -28,6 +28,7 @@ from .records import Closed, Entry, FunctionRecord, GroupRecord, Instance, Reque
 from .residents import Step
 from .stages import Stages
 from .state import Action, IllegalStepError, State, step
+from .uses import MICROSECONDS, microseconds
 
 
 @define(eq=False)
@@ -61,8 +62,10 @@ class Policy(Stages):
             ledger = self.residents.ledger
             if ledger.code_size + ledger.stacks + ledger.stack_size <= self.config.max_code_size:
                 claims[request] = None
-                self._grant(request)
+                self._grant(request, now)
                 return None
+        if request.since is None:
+            request.since = now
         self._turns += 1
         request.turn = self._turns
         try:
@@ -90,8 +93,9 @@ class Policy(Stages):
         if reason is None:
             if not request.warm:
                 instance.state = step(instance.state, Action.LOADED)
-                self._count_miss()
+                self._count_miss(request, now)
             request.stage = Stage.GRANTED
+            request.since = now
             return None
         result = Step()
         claimed = request.entry
@@ -150,6 +154,8 @@ class Policy(Stages):
         residents, config = self.residents, self.config
         if not request.warm:
             instance.uses += 1
+            assert request.since is not None
+            entry.uses.holds.add(int((now - request.since) * MICROSECONDS))
         limit = None
         if (unwanted := self._unwanted(entry)) is not None:
             drop = drop or unwanted
@@ -196,6 +202,8 @@ class Policy(Stages):
         `UnknownFunctionError`; who runs is not disturbed; who loads is seen to in `loaded`.
         """
         function.retired = True
+        if function.successor is None:
+            self.residents.book.drop_function(function.key)
         result = Step()
         for entry in list(function.entries.values()):
             self.residents.evict_entry(entry, Reason.REMOVED, now, result)
@@ -211,6 +219,9 @@ class Policy(Stages):
     def close_group(self, group: GroupRecord, now: float, reason: Reason) -> Step:
         """No new leases in `group`: its idle instances go, its waiters end with `Closed`."""
         group.closed = True
+        if not self.closed:
+            group.gone = True
+            self.residents.book.drop_group(group.name)
         result = Step()
         for entry in list(group.entries):
             self.residents.evict_entry(entry, reason, now, result)
@@ -229,6 +240,30 @@ class Policy(Stages):
             self._pump(entry, now, result)
         self._pump_room(now, result)
         return result
+
+    # -- what is noted about uses
+
+    def note_token_block(self, function: FunctionRecord, group: GroupRecord) -> None:
+        """An acquire has to wait for a token of its group, so there is no request yet."""
+        self.blocks += 1
+        entry = self.residents.entry(function, group)
+        entry.uses.blocks += 1
+        self.residents.noted(entry)
+
+    def note_error(self, entry: Entry, error: str) -> None:
+        """An acquire, or a call, ended with an error of that type."""
+        entry.uses.note_error(error)
+        self.residents.noted(entry)
+
+    def note_long_call(self, entry: Entry, fuel: int, seconds: float) -> None:
+        """A call that had gone on beyond its first slice is over, and so is its lease maybe."""
+        entry.uses.runs.add(microseconds(seconds))
+        entry.uses.fuels.add(fuel)
+        self.residents.noted(entry)
+
+    def note_compiled(self, function: FunctionRecord, seconds: float) -> None:
+        """The module of a function was compiled, for it."""
+        self.residents.book.of_function(function.key).compiles.add(microseconds(seconds))
 
     def _unwanted(self, entry: Entry) -> Reason | None:
         """Why a running instance of `entry` must not come back into the cache."""

@@ -15,6 +15,7 @@ from attrs import Factory, define, field
 
 from .keys import FunctionKey
 from .state import State
+from .uses import UseStats
 
 
 @define(eq=False)
@@ -45,6 +46,14 @@ class FunctionRecord:
     warned_oversized: bool = False
     payload: Any = None
 
+    @property
+    def gone(self) -> bool:
+        """Whether it was removed, and not replaced by what is there still."""
+        function = self
+        while function.retired and function.successor is not None:
+            function = function.successor
+        return function.retired
+
 
 @define(eq=False)
 class GroupRecord:
@@ -52,6 +61,8 @@ class GroupRecord:
 
     name: str
     closed: bool = False
+    gone: bool = False
+    """Whether it was closed while the cache stayed open."""
     entries: dict[Entry, None] = Factory(dict)
     token_owners: dict[Hashable, int] = Factory(dict)  # {task: leases that share its token}
     others: Callable[[], bool] = field(default=lambda: False)
@@ -76,6 +87,8 @@ class Entry:
     waiting: deque[Request] = Factory(deque)
     claims: dict[Request, None] = Factory(dict)
     last_used: float | None = None
+    uses: UseStats = Factory(UseStats)
+    """Since it was made, or since all statistics began anew."""
 
     @property
     def vacant(self) -> bool:
@@ -124,6 +137,8 @@ class Request:
     instance: Instance | None = None
     hit: bool = False
     blocked: bool = False
+    since: float | None = None
+    """When it asked, once it has to wait; when it was granted, once it is (seconds)."""
     error: Exception | None = field(default=None)
     """Why it ended, if it did not end well. `Closed` where a group or the cache was closed."""
     sleeper: Any = None

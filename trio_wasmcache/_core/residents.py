@@ -16,6 +16,7 @@ from .ledger import Ledger
 from .lru import LRU
 from .records import Entry, FunctionRecord, GroupRecord, Instance, Module, Request
 from .state import TRANSITIONS, Action, step
+from .uses import Cell, Snapshot, UseBook
 
 
 @define
@@ -42,6 +43,7 @@ class Residents:
     lru: LRU[Instance] = Factory(lambda: LRU[Instance]())
     evictions: dict[Reason, int] = Factory(lambda: dict.fromkeys(Reason, 0))
     entries: dict[Entry, None] = Factory(dict)
+    book: UseBook = Factory(UseBook)
     _numbers: int = 0
 
     # -- entries: made when asked for, forgotten when nothing needs them
@@ -61,6 +63,38 @@ class Residents:
             del self.entries[entry]
             del entry.group.entries[entry]
             del entry.function.entries[entry.group]
+            self._collect(entry)
+
+    # -- what is told about uses
+
+    def noted(self, entry: Entry) -> None:
+        """Something was, in an entry that was made only for that, or may be forgotten already."""
+        if entry in self.entries:
+            self.forget(entry)
+        else:
+            self._collect(entry)
+
+    def snapshot(self) -> Snapshot:
+        """All uses so far."""
+        return self.book.snapshot(map(self._cell, self.entries))
+
+    def begin_anew(self) -> None:
+        """From now on, uses are counted from 0."""
+        self.book.clear()
+        for entry in self.entries:
+            entry.uses.clear()
+
+    def _collect(self, entry: Entry) -> None:
+        self.book.add(self._cell(entry))
+        entry.uses.clear()
+
+    def _cell(self, entry: Entry) -> Cell:
+        function, group = entry.function, entry.group
+        return (
+            entry.uses,
+            None if function.gone else function.key,
+            None if group.gone else group.name,
+        )
 
     # -- in, and back
 

@@ -19,6 +19,7 @@ from .config import CacheConfig
 from .errors import CodeMemoryError, DeadlockError, UnknownFunctionError
 from .records import Entry, FunctionRecord, Request, Stage
 from .residents import Residents, Step
+from .uses import microseconds
 from .waits import ROOM, Resource, Waits
 
 
@@ -64,23 +65,32 @@ class Stages:
         if not self.residents.make_room(entry.function.module, not hit, now, result):
             return False
         if hit:
-            self._grant(request)
+            self._grant(request, now)
         else:
             request.instance = self.residents.start(entry, now)
             request.stage = Stage.LOADING
             self.waits.held[request] = None
         return True
 
-    def _grant(self, request: Request) -> None:
-        request.instance = self.residents.resume(request.entry)
+    def _grant(self, request: Request, now: float) -> None:
+        entry = request.entry
+        request.instance = self.residents.resume(entry)
         request.stage = Stage.GRANTED
         request.hit = True
         self.waits.held[request] = None
         if not request.warm:
             self.hits += 1
+            entry.uses.hits += 1
+            if request.since is not None:
+                entry.uses.waits.add(microseconds(now - request.since))
+        request.since = now
 
-    def _count_miss(self) -> None:
+    def _count_miss(self, request: Request, now: float) -> None:
         self.misses += 1
+        uses = request.entry.uses
+        uses.misses += 1
+        if request.since is not None:
+            uses.waits.add(microseconds(now - request.since))
 
     def _pump(self, entry: Entry, now: float, result: Step) -> None:
         """Something became free: serve the waiters of `entry`, then those who wait for room."""
@@ -233,6 +243,7 @@ class Stages:
         if not request.blocked:
             request.blocked = True
             self.blocks += 1
+            request.entry.uses.blocks += 1
 
     def _end(self, request: Request, error: Exception, result: Step) -> None:
         self.waits.end(request.owner)

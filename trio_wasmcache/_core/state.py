@@ -14,8 +14,8 @@ from __future__ import annotations
 import enum
 
 
-# Both are looked up on every hit. As strings they have the hash of a string; that of a plain enum is
-# a function in Python.
+# Both are looked up on every hit. As strings they have the hash of a string; that of a plain enum
+# is a function in Python.
 class State(str, enum.Enum):  # noqa: UP042
     """Where an instance is in its life."""
 

@@ -2,12 +2,144 @@
 
 from __future__ import annotations
 
-from attrs import frozen
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import final
+
+from attrs import Factory, define, field, frozen
+
+from .uses import Distribution, Snapshot, UseStats, add_up
 
 
+@final
+@frozen(kw_only=True)
+class DistributionSummary:
+    """How often which values came. Durations are microseconds, rounded down; fuel is units."""
+
+    count: int
+    total: int
+    """Their exact sum."""
+    mean: float
+    """0.0 if there are none."""
+    p50: int
+    """An estimate of the value that half of them are not above: it has as many bits, so it is less
+    than twice as large, and more than half. 0 if there are none."""
+    p90: int
+    """The same for 90 per cent of them."""
+    p99: int
+    """The same for 99 per cent of them."""
+    buckets: tuple[tuple[int, int], ...]
+    """((the largest value that belongs into it, how many there are), ...), ascending and without
+    empty ones. The largest values are 0, 1, 3, 7, 15 and so on; the smallest is the one after the
+    largest of the bucket before."""
+
+
+def summarise(distribution: Distribution, zeros: int = 0) -> DistributionSummary:
+    """The summary of a distribution, and of so many values of 0 beside it."""
+    buckets = dict(distribution.buckets)
+    if zeros:
+        buckets[0] = buckets.get(0, 0) + zeros
+    ordered = sorted(buckets.items())
+    count = sum(buckets.values())
+    return DistributionSummary(
+        count=count,
+        total=distribution.total,
+        mean=distribution.total / count if count else 0.0,
+        p50=_quantile(ordered, count, 50),
+        p90=_quantile(ordered, count, 90),
+        p99=_quantile(ordered, count, 99),
+        buckets=tuple(((1 << bits) - 1, number) for bits, number in ordered),
+    )
+
+
+def _quantile(buckets: Sequence[tuple[int, int]], count: int, percent: int) -> int:
+    """The value that so many per cent are not above, as if those of a bucket lay evenly in it."""
+    place = -(-count * percent // 100)
+    for bits, number in buckets:
+        if place <= number:
+            low, high = 1 << bits >> 1, (1 << bits) - 1
+            return low + (high - low) * (2 * place - 1) // (2 * number)
+        place -= number
+    return 0
+
+
+@final
+@frozen(kw_only=True)
+class UseSummary:
+    """What became of the acquires and calls of one function, of one group, or of all."""
+
+    hits: int
+    misses: int
+    blocks: int
+    calls: int
+    """Calls begun; a batch is one."""
+    errors: dict[str, int]
+    """{name of its type: acquires and calls that failed with it}, ``"Cancelled"`` among them; not
+    those for what is no function, nor those for values that don't fit."""
+    wait: DistributionSummary
+    """From asking for an instance to having it, loading included; 0: there was one idle.
+    Of those that got one."""
+    load: DistributionSummary
+    """Making an instance, `InstanceCache.warm` included, and loading its code if need be."""
+    hold: DistributionSummary
+    """The length of leases that have ended."""
+    run: DistributionSummary
+    """How long calls went on after their first slice; 0: they ended in it. Those whose values
+    cross through memory, and batches, from their beginning."""
+    fuel: DistributionSummary
+    """Fuel (units) of calls that are over, failed ones included."""
+    compile: DistributionSummary
+    """Compiling modules, for functions whose module was not there. None of it is a group's."""
+
+
+def summarise_uses(uses: UseStats) -> UseSummary:
+    """In numbers for people; and what was left out because it can be worked out."""
+    return UseSummary(
+        hits=uses.hits,
+        misses=uses.misses,
+        blocks=uses.blocks,
+        calls=uses.calls,
+        errors=dict(uses.errors),
+        wait=summarise(uses.waits, uses.hits + uses.misses - uses.waits.count),
+        load=summarise(uses.loads),
+        hold=summarise(uses.holds),
+        run=summarise(uses.runs, uses.fuels.count - uses.runs.count),
+        fuel=summarise(uses.fuels),
+        compile=summarise(uses.compiles),
+    )
+
+
+@final
+@define(eq=False, repr=False)
+class Summaries(Mapping[str, UseSummary]):
+    """{name: summary}, each made when it is asked for; frozen all the same."""
+
+    _parts: dict[str, list[UseStats]]
+    _made: dict[str, UseSummary] = Factory(dict)
+
+    def __getitem__(self, name: str) -> UseSummary:
+        made = self._made.get(name)
+        if made is None:
+            made = self._made[name] = summarise_uses(add_up(self._parts[name]))
+        return made
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __repr__(self) -> str:
+        return f"<summaries of {', '.join(map(repr, self._parts)) or 'nothing'}>"
+
+
+@final
 @frozen(kw_only=True)
 class CacheStats:
-    """Counters since the cache was opened, and gauges of the moment. Sizes are bytes."""
+    """Counters since the cache was opened, and gauges of the moment. Sizes are bytes.
+
+    After `InstanceCache.pop_stats`, counters and distributions begin anew; gauges do not.
+    """
 
     hits: int
     """Leases granted from an idle instance or seat."""
@@ -43,6 +175,60 @@ class CacheStats:
     """Events that the log dropped because its sink was too slow."""
     log_failures: int
     """Events that the sink raised on."""
+    _uses: Snapshot = field(factory=Snapshot, repr=False, eq=False)
+
+    @cached_property
+    def _summary(self) -> UseSummary:
+        return summarise_uses(add_up(self._uses.parts()))
+
+    @property
+    def errors(self) -> dict[str, int]:
+        """See `UseSummary`, as for all below, which are of the whole cache."""
+        return self._summary.errors
+
+    @property
+    def wait(self) -> DistributionSummary:
+        """From asking for an instance to having it (microseconds)."""
+        return self._summary.wait
+
+    @property
+    def load(self) -> DistributionSummary:
+        """Making an instance (microseconds)."""
+        return self._summary.load
+
+    @property
+    def hold(self) -> DistributionSummary:
+        """The length of leases that have ended (microseconds)."""
+        return self._summary.hold
+
+    @property
+    def run(self) -> DistributionSummary:
+        """How long calls went on after their first slice (microseconds)."""
+        return self._summary.run
+
+    @property
+    def fuel(self) -> DistributionSummary:
+        """Fuel (units) of calls that are over."""
+        return self._summary.fuel
+
+    @property
+    def compile(self) -> DistributionSummary:
+        """Compiling modules (microseconds)."""
+        return self._summary.compile
+
+    @cached_property
+    def per_function(self) -> Mapping[str, UseSummary]:
+        """{name and argument types: summary}, of functions that were used or compiled.
+
+        ``"fib(i64)"``. All generations of a function are one; under ``""`` are all functions that
+        were removed.
+        """
+        return Summaries(self._uses.by_function())
+
+    @cached_property
+    def per_group(self) -> Mapping[str, UseSummary]:
+        """{name: summary}, of groups in which functions were used; under ``""``: closed ones."""
+        return Summaries(self._uses.by_group())
 
 
 @frozen(kw_only=True)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from .._core.headroom import check_headroom as check_headroom
 from .._core.wasm import FuncType
 from . import native
 from .memory import SuspendedMemory
@@ -33,15 +34,6 @@ if TYPE_CHECKING:
 
 # {number in the store's data: instance}; only instances that import host functions are in it.
 INSTANCES: dict[int, WasmtimeInstance] = {}
-
-# Frames that the callbacks need, and some to spare.
-HEADROOM = 12
-
-
-def check_headroom(frames: int = HEADROOM) -> None:
-    """`RecursionError` here, where it can be raised, if there is no Python stack for a callback."""
-    if frames:
-        check_headroom(frames - 1)
 
 
 def cells(types: Sequence[str]) -> struct.Struct:
@@ -129,6 +121,15 @@ def _on_call(
             native.memory_data(context, instance.memory.handle),
             native.memory_data_size(context, instance.memory.handle),
         )
+    elif instance.plan.memory_name is not None:
+        # Its start function runs: the exports are not known yet, but the caller has them.
+        found = ctypes.create_string_buffer(native.EXTERN_SIZE)
+        name = instance.plan.memory_name.encode()
+        if native.caller_export_get(caller, name, len(name), found):
+            handle = found.raw[native.EXTERN_OFFSET :]
+            memory = SuspendedMemory(
+                native.memory_data(context, handle), native.memory_data_size(context, handle)
+            )
 
     def answer(values: Sequence[Any]) -> None:
         if instance.host_call is not call:

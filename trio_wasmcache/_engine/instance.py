@@ -43,6 +43,7 @@ class WasmtimeInstance:
         self.state: dict[str, Any] = {}
         self.memory: InstanceMemory | None = None
         self.number = number
+        self.yield_fuel = yield_fuel
         self.future: int | None = None
         self.trap = c_void_p()
         self.error = c_void_p()
@@ -77,6 +78,10 @@ class WasmtimeInstance:
             check_headroom()
         over: bool = native.call_future_poll(self.future)
         return over
+
+    def set_yield_fuel(self, fuel: int) -> None:
+        self.yield_fuel = fuel
+        native.context_fuel_async_yield_interval(self.context, fuel)
 
     def started(self) -> None:
         future, self.future = self.future, None

@@ -146,6 +146,7 @@ _FAST: dict[str, tuple[Any, list[Any]]] = {
     "wasmtime_context_fuel_async_yield_interval": (P, [P, c_uint64]),
     "wasmtime_func_call_async": (P, [P, P, P, c_size_t, P, c_size_t, P, P]),
     "wasmtime_caller_context": (P, [P]),
+    "wasmtime_caller_export_get": (c_bool, [P, c_char_p, c_size_t, P]),
     "wasmtime_memory_data": (P, [P, P]),
     "wasmtime_memory_data_size": (c_size_t, [P, P]),
     "wasmtime_memory_grow": (P, [P, P, c_uint64, POINTER(c_uint64)]),

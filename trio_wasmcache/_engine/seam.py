@@ -164,6 +164,13 @@ class GuestInstance(Protocol):
     def memory(self) -> OwnMemory | None:
         """The exported memory, if there is one."""
 
+    @property
+    def yield_fuel(self) -> int:
+        """What one slice may burn."""
+
+    def set_yield_fuel(self, fuel: int) -> None:
+        """Another length for the slices of calls from now on; nothing is under way."""
+
     def poll(self) -> bool:
         """Run one slice of what is under way; True when it is over. Any thread may call it."""
 

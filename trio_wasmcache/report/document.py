@@ -15,9 +15,7 @@ from .summary import CacheSummary, Summary
 REPORT_VERSION = 1
 
 
-def make_document(
-    summary: Summary, reader: Reader, parser: Parser, notes: Notes
-) -> dict[str, Any]:
+def make_document(summary: Summary, reader: Reader, parser: Parser, notes: Notes) -> dict[str, Any]:
     """The whole report."""
     return {
         "report": REPORT_VERSION,

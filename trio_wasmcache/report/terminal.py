@@ -80,16 +80,23 @@ def _overview(cache: dict[str, Any]) -> RenderableType:
         peak = cache["peak"]
         timeout = limits["idle_timeout_seconds"]
         facts += [
-            ("idle instances", f"{size(peak['total_size_bytes'])} at most, of "
-             f"{size(limits['max_size_bytes'])}"),
-            ("code and stacks", f"{size(peak['code_size_bytes'])} at most, of "
-             f"{size(limits['max_code_size_bytes'])}"),
+            (
+                "idle instances",
+                f"{size(peak['total_size_bytes'])} at most, of {size(limits['max_size_bytes'])}",
+            ),
+            (
+                "code and stacks",
+                f"{size(peak['code_size_bytes'])} at most, of "
+                f"{size(limits['max_code_size_bytes'])}",
+            ),
             ("idle timeout", seconds(math.inf if timeout is None else timeout)),
         ]
     if leases["hit_rate"] is not None:
         facts.append(
-            ("hit rate", f"{rate(leases['hit_rate'])} of "
-             f"{leases['hits'] + leases['misses']:,} leases")
+            (
+                "hit rate",
+                f"{rate(leases['hit_rate'])} of {leases['hits'] + leases['misses']:,} leases",
+            )
         )
     elif cache["closed"]:
         closed = cache["closed"]
@@ -101,12 +108,18 @@ def _overview(cache: dict[str, Any]) -> RenderableType:
     thrash, reloads = cache["thrash"], cache["reloads"]
     evictions = cache["evictions"]["count"]
     facts += [
-        ("thrash", f"{thrash['count']:,} loaded again within {thrash['within_seconds']:g} s of "
-         f"going: {seconds(thrash['load_seconds'])}"),
+        (
+            "thrash",
+            f"{thrash['count']:,} loaded again within {thrash['within_seconds']:g} s of "
+            f"going: {seconds(thrash['load_seconds'])}",
+        ),
         ("never reused", f"{cache['never_reused']:,} of {evictions:,} evicted"),
-        ("churn", f"{_number(churn['loads_per_100_leases'])} loads per 100 leases; "
-         f"{_number(churn['evictions_per_minute'])} evictions a minute, "
-         f"{_number(churn['peak_evictions_per_minute'])} at worst"),
+        (
+            "churn",
+            f"{_number(churn['loads_per_100_leases'])} loads per 100 leases; "
+            f"{_number(churn['evictions_per_minute'])} evictions a minute, "
+            f"{_number(churn['peak_evictions_per_minute'])} at worst",
+        ),
         ("paid for evictions", f"{reloads['count']:,} loads, {seconds(reloads['seconds'])}"),
     ]
     table = Table(box=None, show_header=False, pad_edge=False)

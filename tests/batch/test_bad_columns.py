@@ -1,0 +1,117 @@
+"""Columns that do not fit: each is told before anything has run, and the lease goes on."""
+
+from __future__ import annotations
+
+from array import array
+from typing import Any
+
+import pytest
+import trio
+from batch.modules import counting, held, same
+from kits import FakeKit, Kit
+
+from trio_wasmcache import Lease
+
+TWO = ("i64", "i64")
+
+COLUMNS: list[tuple[Any, type[Exception], str]] = [
+    ([[1, 2]], TypeError, r"f\(i64, i64\) takes 2 arguments \(i64, i64\), got 1"),
+    ([[1], [2], [3]], TypeError, "takes 2 arguments .* got 3"),
+    ([[1, 2], [3]], ValueError, "argument 1 has 2, that of argument 2 has 1"),
+    ([[1, 2], array("q", [1, 2, 3])], ValueError, "differ in their number of rows"),
+    ([1, 2], ValueError, r"give map\(columns, rows=...\)"),
+    (array("q", [1]), TypeError, r"a list with a column for each argument.*got array"),
+    (7, TypeError, "a list with a column for each argument.*got int"),
+    (iter([[1], [2]]), TypeError, "a list with a column for each argument"),
+    ([array("i", [1]), [1]], TypeError, r"argument 1 of f.*i64 takes a buffer of format 'q'.*'i'"),
+    ([[1], array("Q", [1])], TypeError, r"argument 2 of f.* \(8 bytes an item\), got one of .*'Q'"),
+    ([[1], array("d", [1])], TypeError, "got one of format 'd'"),
+    ([[1], b"x"], TypeError, "got one of format 'B'"),
+    ([[1], memoryview(bytes(16)).cast("q", (2, 1))], ValueError, "has one dimension.* has 2"),
+    ([[1, 2, "3"], 1], TypeError, "row 2: argument 1 of f.*: i64 takes an int, got '3'"),
+    ([[1, 2, 3], [1, 2.5, 3]], TypeError, "row 1: argument 2 of f.*: i64 takes an int, got 2.5"),
+    ([[1, 2**63], 1], OverflowError, f"row 1: argument 1 of .*{2**63} is out of the range of i64"),
+    ([[1, 2], 2**63], OverflowError, "row 0: argument 2 of .* is out of the range of i64"),
+    ([[1, 2], "2"], TypeError, "row 0: argument 2 of .* takes an int, got '2'"),
+    ([[1, 2], {1, 2}], TypeError, r"takes an int, got {1, 2}"),
+    ([[1] * 5000 + [None, 0.5], 1], TypeError, "row 5001: argument 1"),
+]
+
+
+@pytest.mark.parametrize(("columns", "kind", "message"), COLUMNS)
+async def test_columns_that_do_not_fit(
+    kit: Kit, columns: Any, kind: type[Exception], message: str
+) -> None:
+    """Named are argument, type, row and value, or what differs; no wasm has run."""
+    async with held(kit, kit.adding_two(), args=TWO) as (_, lease):
+        with pytest.raises(kind, match=message) as caught:
+            await lease.map(columns)
+        assert type(caught.value) is kind
+        assert not lease.fuel_consumed
+        assert list(await lease.map([[1], [2]])) == [3]
+        assert await lease.call(1, 2) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "kind", "message"),
+    [
+        ("u8", [1, 256], OverflowError, "row 1: .*256 is out of the range of u8, 0 to 255"),
+        ("i8", [-129], OverflowError, "row 0: .*-129 is out of the range of i8"),
+        ("u32", [2**32 - 1, -1], OverflowError, "row 1: .*-1 is out of the range of u32"),
+        ("bool", [True, 1], TypeError, "row 1: .*bool takes True or False, got 1"),
+    ],
+)
+async def test_values_out_of_range(
+    kit: Kit, name: str, values: list[Any], kind: type[Exception], message: str
+) -> None:
+    """By their logical type, as for a single call."""
+    async with held(kit, same(kit, "i32"), args=(name,), returns=name) as (_, lease):
+        with pytest.raises(kind, match=message):
+            await lease.map([values])
+
+
+async def test_reals_out_of_range(kit: Kit) -> None:
+    """What no f32 comes near is refused, not made infinite."""
+    async with held(kit, same(kit, "f32"), args=("f32",), returns="f32") as (_, lease):
+        with pytest.raises(OverflowError, match=r"row 1: .* is too large for f32"):
+            await lease.map([[1.0, 1e39]])
+        with pytest.raises(TypeError, match=r"row 0: .*f32 takes a float, got 'x'"):
+            await lease.map([["x"]])
+
+
+async def test_null_is_no_number(kit: Kit) -> None:
+    """A function that is called on null gets it, and numbers have none."""
+    more = {"args": TWO, "called_on_null": True}
+    async with held(kit, kit.adding_two(), **more) as (_, lease):
+        with pytest.raises(TypeError, match=r"row 1: argument 1 of f.* got None"):
+            await lease.map([[1, None, None], [1, 2, 3]])
+        with pytest.raises(TypeError, match=r"row 0: argument 2 of f.* got None"):
+            await lease.map([[1, 2], None])
+
+
+async def test_rows_that_contradict(kit: Kit) -> None:
+    """A number of rows that is not that of the columns, or none at all."""
+    async with held(kit, counting(kit), args=()) as (_, lease):
+        with pytest.raises(ValueError, match="there can't be -1 rows"):
+            await lease.map([], rows=-1)
+        with pytest.raises(ValueError, match="no column says"):
+            await lease.map([])
+        assert list(await lease.map([], rows=1)) == [1]
+    async with held(kit, kit.adding(1)) as (_, lease):
+        with pytest.raises(ValueError, match="argument 1 has 2; rows=3"):
+            await lease.map([[1, 2]], rows=3)
+
+
+async def test_a_list_that_changes_meanwhile(fake: FakeKit) -> None:
+    """Its length is looked at again as it is checked, piece by piece."""
+    values = [1] * 10_000
+
+    async def batch(lease: Lease) -> None:
+        with pytest.raises(ValueError, match="changed its length"):
+            await lease.map([values])
+
+    async with held(fake, fake.adding(1)) as (_, lease), trio.open_nursery() as nursery:
+        nursery.start_soon(batch, lease)
+        while not lease._busy:
+            await trio.lowlevel.checkpoint()
+        values.clear()

@@ -1,0 +1,144 @@
+"""Batches beside the driver's bare loop, wasmtime-py, and plain Python; and what others feel."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from array import array
+from typing import Any
+
+import trio
+import wasmtime
+
+from trio_wasmcache import CacheConfig, open_cache
+from trio_wasmcache._core.driver import Shape
+from trio_wasmcache._engine.seam import UNDER_WAY
+
+from .harness import Report, SilentLogger, percentile
+from .loop import lateness
+
+ADD = """(module
+  (func (export "add") (param i64 i64) (result i64) (i64.add (local.get 0) (local.get 1)))
+  (func (export "mix") (param i64 i64) (result i64) (local i64)
+    (local.set 2 (i64.xor (local.get 0) (i64.mul (local.get 1) (i64.const 0x9e3779b97f4a7c15))))
+    (i64.xor (local.get 2) (i64.shr_u (local.get 2) (i64.const 29)))))"""
+TWO = ("i64", "i64")
+
+
+def add(x: int, y: int) -> int:
+    return x + y
+
+
+async def _in_place(lease: Any, rows: int) -> float:
+    """Nanoseconds a row of the driver's own loop over one chunk that is there, again and again.
+
+    In the slices of a batch, but without copies, turns of the loop, or looks at anything.
+    """
+    code = await lease._shell.engine.driver(Shape(TWO, ("i64",)))
+    driver, native = code.attach(lease._native, "add"), lease._native
+    chunk = driver.layout.rows
+    began = time.perf_counter()
+    for _ in range(rows // chunk):
+        done = driver.begin(chunk, 10**12)
+        if done is UNDER_WAY:
+            while not native.poll():
+                pass
+            driver.finish()
+    return (time.perf_counter() - began) / (rows // chunk * chunk) * 1e9
+
+
+async def bench_rows(report: Report, rows: int, rounds: int) -> None:
+    """The same rows in every way there is, taking turns."""
+    engine = wasmtime.Engine()
+    store = wasmtime.Store(engine)
+    bare = wasmtime.Instance(store, wasmtime.Module(engine, ADD), []).exports(store)["add"]
+    left, right = array("q", range(rows)), array("q", range(rows, 0, -1))
+    lists = left.tolist(), right.tolist()
+    few = min(rows, 20_000)
+    ns: dict[str, list[float]] = {}
+
+    def note(name: str, began: float, number: int = rows) -> None:
+        ns.setdefault(name, []).append((time.perf_counter() - began) / number * 1e9)
+
+    async with open_cache(CacheConfig(), logger=SilentLogger()) as cache:
+        function = await cache.register("add", ADD, args=TWO, returns="i64")
+        async with function.acquire() as lease:
+            await lease.map([left, right])
+            for _ in range(rounds):
+                ns.setdefault("in place", []).append(await _in_place(lease, rows))
+                began = time.perf_counter()
+                result = await lease.map([left, right])
+                note("map", began)
+                assert result[rows // 2] == rows
+                began = time.perf_counter()
+                await lease.map(lists)
+                note("map of lists", began)
+                began = time.perf_counter()
+                for x, y in zip(lists[0][:few], lists[1][:few], strict=True):
+                    bare(store, x, y)
+                note("wasmtime-py", began, few)
+                began = time.perf_counter()
+                for x, y in zip(lists[0][:few], lists[1][:few], strict=True):
+                    await lease.call(x, y)
+                note("call", began, few)
+                began = time.perf_counter()
+                wanted = [add(x, y) for x, y in zip(*lists, strict=True)]
+                note("Python", began)
+                assert wanted[rows // 2] == rows
+    median = {name: statistics.median(taken) for name, taken in ns.items()}
+    for name, value in median.items():
+        report.add(f"{rows:,} rows of two i64, {name}", value, "ns/row")
+    report.add("map / the driver's loop in place", median["map"] / median["in place"], "", at_most=2.5)
+    report.add("map / wasmtime-py", median["map"] / median["wasmtime-py"], "", at_most=0.001)
+    report.add("map / list comprehension", median["map"] / median["Python"], "", at_most=1)
+    report.add("map / a call for each row", median["map"] / median["call"], "")
+
+
+async def bench_others(report: Report, rows: int, seconds: float, rounds: int) -> None:
+    """A 1 ms ticker beside batches, and how soon a cancelled batch ends."""
+    idle: list[float] = []
+    await lateness(seconds, idle)
+    floor = percentile(idle, 0.99)
+    left, right = array("q", [1]) * rows, array("q", [2]) * rows
+    for what, offload in (("inline", None), ("offloaded", CacheConfig().offload_after)):
+        config = CacheConfig(offload_after=offload)
+        async with open_cache(config, logger=SilentLogger()) as cache:
+            function = await cache.register("mix", ADD, args=TWO, returns="i64")
+            batches = 0
+
+            async def batch(function: Any = function) -> None:
+                nonlocal batches
+                async with function.acquire() as lease:
+                    while True:
+                        await lease.map([left, right])
+                        batches += 1
+
+            late: list[float] = []
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(batch)
+                await trio.sleep(0.05)
+                await lateness(seconds, late)
+                nursery.cancel_scope.cancel()
+            report.add(
+                f"ticker p99 above idle, batches of {rows:,}, {what}",
+                percentile(late, 0.99) - floor,
+                "ms",
+                at_most=3,
+                note=f"{batches} batches done; worst {max(late):.1f}",
+            )
+            ends = []
+            for number in range(rounds):
+                async with function.acquire() as lease:
+                    due = trio.current_time() + 0.01 + 0.0007 * (number % 10)
+                    with trio.move_on_at(due) as scope:
+                        await lease.map([left, right])
+                    assert scope.cancelled_caught
+                    ends.append((trio.current_time() - due) * 1e3)
+            report.add(
+                f"cancel a batch of {rows:,}, {what}: median", statistics.median(ends), "ms", at_most=5
+            )
+
+
+async def run(report: Report, quick: bool) -> None:
+    await bench_rows(report, 200_000 if quick else 1_000_000, 5 if quick else 11)
+    await bench_others(report, 10_000_000, 0.5 if quick else 3, 10 if quick else 50)

@@ -1,0 +1,159 @@
+"""Everything at once, at random: many tasks, tight limits, replacing, cancelling, closing groups.
+
+What order Trio runs tasks in is random as well, so a failure may not come back with its seed; it is
+a bug all the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from random import Random
+
+import pytest
+import trio
+from kits import COSTLY, PAGE, Kit, add
+from staging import look
+
+from trio_wasmcache import (
+    CacheConfig,
+    CodeMemoryError,
+    DeadlockError,
+    DuplicateFunctionError,
+    HostFunction,
+    InstanceCache,
+    SchedulingGroup,
+    TrapError,
+    UnknownFunctionError,
+)
+
+TYPES = ("i64",)
+ENOUGH = 20_000  # passes of the loop; a storm takes some hundreds
+
+
+class Storm:
+    """One cache in it."""
+
+    def __init__(self, cache: InstanceCache, kit: Kit, random: Random) -> None:
+        self.cache = cache
+        self.kit = kit
+        self.random = random
+        self.modules: list[bytes] = []
+        self.names: list[str] = []
+        self.groups: list[SchedulingGroup | None] = [None]
+        self.scopes: list[trio.CancelScope] = []
+        self.working = 0
+        self.leases = 0
+
+    async def register(self) -> None:
+        """Two functions of one module, slow and costly ones, one that traps, one that asks."""
+        kit, shared = self.kit, self.kit.adding(1)
+        self.modules += [shared, shared, kit.adding(1, slow_start=True), kit.costly()]
+        self.modules += [kit.trapping(), kit.growing()]
+        for number, wasm in enumerate(self.modules):
+            concurrency = self.random.choice([1, 1, 2])
+            await add(self.cache, f"f{number}", wasm, concurrency=concurrency)
+        self.names = [f"f{number}" for number in range(len(self.modules))]
+        imports = {"host": {"ask": HostFunction(self.ask)}}
+        await add(self.cache, "asks", kit.asking(), imports=imports)
+        code = max(function.code_size for function in self.cache.functions())
+        room = self.random.choice([2, 3, 100]) * (code + self.cache.config.stack_size)
+        self.cache.resize(max_code_size=room, max_instances=self.random.choice([2, 5, 50]))
+
+    async def ask(self, value: int) -> int:
+        """A host function that takes its time, fails, or works."""
+        await trio.lowlevel.checkpoint()
+        if self.random.random() < 0.2:
+            raise ZeroDivisionError
+        return value
+
+    async def work(self) -> None:
+        """Some leases, one after the other; anybody may cancel one."""
+        self.working += 1
+        try:
+            for _ in range(5):
+                with trio.CancelScope() as scope:
+                    self.scopes.append(scope)
+                    await self.lease(1)
+                self.scopes.remove(scope)
+        finally:
+            self.working -= 1
+
+    async def lease(self, depth: int) -> None:
+        """A lease of anything, in any group, with calls and perhaps another lease in it."""
+        random = self.random
+        group = random.choice(self.groups)
+        name = random.choice([*self.names, "asks"])
+        try:
+            async with (group or self.cache).acquire(name, TYPES) as lease:
+                self.leases += 1
+                for _ in range(random.randrange(3)):
+                    try:
+                        await lease.call(random.randrange(100))
+                    except (TrapError, ZeroDivisionError, trio.BrokenResourceError):
+                        break
+                if depth < 3 and random.random() < 0.5:
+                    await self.lease(depth + 1)
+        except (DeadlockError, UnknownFunctionError, CodeMemoryError, trio.ClosedResourceError):
+            pass
+        look(self.cache, self.kit)
+
+    async def disturb(self) -> None:
+        """Until everybody has finished, do something unexpected now and then."""
+        random, cache = self.random, self.cache
+        for _ in range(ENOUGH):
+            await trio.lowlevel.checkpoint()
+            chance = random.random()
+            if chance < 0.03 and self.scopes:
+                random.choice(self.scopes).cancel()
+            elif chance < 0.05:
+                name, wasm = random.choice(self.names), random.choice(self.modules)
+                try:
+                    await add(cache, name, wasm, replace=True, concurrency=random.choice([1, 2]))
+                except DuplicateFunctionError:
+                    raise AssertionError("nobody else registers") from None
+            elif chance < 0.055 and len(cache.functions()) > 3:
+                cache.remove(random.choice(cache.functions()[:-1]).name)
+            elif chance < 0.07:
+                cache.resize(max_size=random.choice([0, 3, 10, 100]) * PAGE)
+            look(cache, self.kit)
+            if not self.working:
+                return
+        raise AssertionError(f"somebody waits for ever: {cache!r}, {cache.entries()}")
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_storm(kit: Kit, seed: int) -> None:
+    """Whatever happens, the books agree, everybody finishes, and nothing is left."""
+    random = Random(seed)
+    config = CacheConfig(
+        yield_fuel=COSTLY // 3,
+        offload_after=random.choice([None, None, 0]),
+        main_capacity=random.choice([1, 3, math.inf]),
+        max_threads=random.choice([1, 2]),
+        log_uses=random.random() < 0.5,
+    )
+    async with kit.open(config) as cache:
+        storm = Storm(cache, kit, random)
+        await storm.register()
+        capacities: Sequence[int] = random.choices([1, 2, 5], k=2)
+        async with trio.open_nursery() as nursery:
+            async with (
+                cache.scheduling_group("a", capacity=capacities[0]) as a,
+                cache.scheduling_group("b", capacity=capacities[1]) as b,
+            ):
+                storm.groups += [a, b]
+                for _ in range(4):
+                    for start in (a.start_soon, b.start_soon, nursery.start_soon):
+                        start(storm.work)
+                await trio.lowlevel.checkpoint()
+                if random.random() < 0.5:
+                    await storm.disturb()
+            if storm.working:
+                await storm.disturb()
+        assert storm.leases > 10
+        look(cache, kit)
+        stats = cache.stats()
+        assert (stats.running_instances, stats.waiting) == (0, 0)
+        assert cache._main.limiter.borrowed_tokens == 0
+        assert cache._shell.runner.loop.taken == cache._shell.runner.threads.taken == 0

@@ -1,0 +1,240 @@
+"""How often, how long and how much: what is counted about uses, while it happens.
+
+1. Whole numbers only: microseconds, or units of fuel. Values are given; there is no clock here.
+2. An event is recorded once, in the `UseStats` of the entry that it happens to. What that means
+   for the function, the group and the cache is worked out when somebody asks (`_core/stats`).
+3. What can be worked out is not recorded: a lease that is in no bucket of waits did not wait, a
+   call that is in none of runs ended in its first slice. So a hit pays for one distribution, its
+   hold, and a call for one, its fuel.
+4. Adding up loses nothing: the sum of two is what one would be that had seen all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, final
+
+from attrs import Factory, define, frozen
+
+from .keys import FunctionKey
+
+MICROSECONDS = 1_000_000  # in a second
+
+
+def microseconds(seconds: float) -> int:
+    """A duration as it is recorded: rounded down, and 0 for a clock that went backwards."""
+    return max(0, int(seconds * MICROSECONDS))
+
+
+@final
+@define(eq=False)
+class Distribution:
+    """Whole numbers that are not negative, told apart by how many bits they have.
+
+    A bucket is twice as wide as the one before, so any quantile is known within a factor of two,
+    at any scale, and without being told a range. Of 64 possible ones few are ever used.
+    """
+
+    total: int = 0
+    """Their sum."""
+    buckets: dict[int, int] = Factory(dict)
+    """{bits: how many values have so many}."""
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return sum(self.buckets.values())
+
+    def add(self, value: int) -> None:
+        """Record `value`, which is not negative."""
+        self.total += value
+        try:
+            self.buckets[value.bit_length()] += 1
+        except KeyError:
+            self.buckets[value.bit_length()] = 1
+
+    def merge(self, other: Distribution) -> None:
+        """Record all that `other` did."""
+        self.total += other.total
+        buckets = self.buckets
+        for bits, count in other.buckets.items():
+            buckets[bits] = buckets.get(bits, 0) + count
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.total = 0
+        self.buckets.clear()
+
+    def copy(self) -> Distribution:
+        """One that `add` to this one does not change."""
+        return Distribution(self.total, self.buckets.copy())
+
+
+@final
+@define(eq=False)
+class UseStats:
+    """What happened to the acquires, instances and calls of one entry, or of several together."""
+
+    hits: int = 0
+    misses: int = 0
+    blocks: int = 0
+    continued: int = 0
+    """Calls that went on beyond a first slice; when they are over, they are in `runs`."""
+    errors: dict[str, int] = Factory(dict)
+    """{name of its type: acquires and calls that ended with it}."""
+    waits: Distribution = Factory(Distribution)
+    """From asking to being granted (microseconds), of leases that were not granted at once."""
+    loads: Distribution = Factory(Distribution)
+    """Making an instance, loading its code included (microseconds)."""
+    holds: Distribution = Factory(Distribution)
+    """From being granted to being given back (microseconds)."""
+    runs: Distribution = Factory(Distribution)
+    """From the end of the first slice (microseconds), of calls that went on and are over."""
+    fuels: Distribution = Factory(Distribution)
+    """Fuel of every call that is over."""
+    compiles: Distribution = Factory(Distribution)
+    """Compiling the module (microseconds); only of functions."""
+
+    @property
+    def calls(self) -> int:
+        """Calls begun. Those that end in their first slice are known by their fuel alone."""
+        return self.fuels.count - self.runs.count + self.continued
+
+    @property
+    def distributions(self) -> tuple[Distribution, ...]:
+        """All of them, always in the same order."""
+        return self.waits, self.loads, self.holds, self.runs, self.fuels, self.compiles
+
+    def note_error(self, name: str) -> None:
+        """An acquire or a call ended with an error of that type."""
+        self.errors[name] = self.errors.get(name, 0) + 1
+
+    def merge(self, other: UseStats) -> None:
+        """Record all that `other` did."""
+        self.hits += other.hits
+        self.misses += other.misses
+        self.blocks += other.blocks
+        self.continued += other.continued
+        for name, count in other.errors.items():
+            self.errors[name] = self.errors.get(name, 0) + count
+        for mine, theirs in zip(self.distributions, other.distributions, strict=True):
+            if theirs.buckets:
+                mine.merge(theirs)
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.hits = self.misses = self.blocks = self.continued = 0
+        self.errors.clear()
+        for distribution in self.distributions:
+            distribution.clear()
+
+    def copy(self) -> UseStats:
+        """One that stays as it is."""
+        return UseStats(
+            self.hits,
+            self.misses,
+            self.blocks,
+            self.continued,
+            self.errors.copy(),
+            *[distribution.copy() for distribution in self.distributions],
+        )
+
+
+def add_up(parts: Iterable[UseStats]) -> UseStats:
+    """Their sum."""
+    result = UseStats()
+    for part in parts:
+        result.merge(part)
+    return result
+
+
+# Uses, and the function and the group they were of; None where that one is gone.
+Cell = tuple[UseStats, FunctionKey | None, str | None]
+
+
+@final
+@frozen(eq=False)
+class Snapshot:
+    """All uses at one moment. What is in it is changed no more, by anyone."""
+
+    functions: Mapping[FunctionKey | None, UseStats] = Factory(dict)
+    """Of entries that are forgotten."""
+    groups: Mapping[str | None, UseStats] = Factory(dict)
+    """The same once more, by group."""
+    live: Sequence[Cell] = ()
+    """Of entries that are there."""
+
+    def by_function(self) -> dict[str, list[UseStats]]:
+        """{name and argument types: parts of what it did}; ``""`` for those that are gone."""
+        parts = {str(key or ""): [uses] for key, uses in self.functions.items()}
+        for uses, key, _ in self.live:
+            parts.setdefault(str(key or ""), []).append(uses)
+        return parts
+
+    def by_group(self) -> dict[str, list[UseStats]]:
+        """{name: parts of what was done in it}; ``""`` for those that are gone."""
+        parts = {name or "": [uses] for name, uses in self.groups.items()}
+        for uses, _, name in self.live:
+            parts.setdefault(name or "", []).append(uses)
+        return parts
+
+    def parts(self) -> Iterator[UseStats]:
+        """All of it, each once."""
+        yield from self.functions.values()
+        for uses, _, _ in self.live:
+            yield uses
+
+
+@final
+@define(eq=False)
+class UseBook:
+    """Where the uses of entries go that are forgotten: to their function, and to their group.
+
+    None in the place of a name stands for all functions that were removed, or all groups that were
+    closed: the book is no longer than what is registered and open, and nothing gets lost.
+    """
+
+    functions: dict[FunctionKey | None, UseStats] = Factory(dict)
+    groups: dict[str | None, UseStats] = Factory(dict)
+    _fresh: set[UseStats] = Factory(set)
+    """What no snapshot has seen. The rest is copied before it changes: so a snapshot copies only
+    what has changed since the last one, and not while somebody waits for it."""
+
+    def add(self, cell: Cell) -> None:
+        """Take the uses of an entry in."""
+        uses, function, group = cell
+        self.of_function(function).merge(uses)
+        self._own(self.groups, group).merge(uses)
+
+    def of_function(self, key: FunctionKey | None) -> UseStats:
+        """Where to add what a function did, in this step."""
+        return self._own(self.functions, key)
+
+    def drop_function(self, key: FunctionKey) -> None:
+        """It was removed."""
+        if (uses := self.functions.pop(key, None)) is not None:
+            self.of_function(None).merge(uses)
+
+    def drop_group(self, name: str) -> None:
+        """It was closed."""
+        if (uses := self.groups.pop(name, None)) is not None:
+            self._own(self.groups, None).merge(uses)
+
+    def snapshot(self, live: Iterable[Cell]) -> Snapshot:
+        """All uses: those in the book, and copies of those that are still recorded in."""
+        self._fresh = set()
+        cells = [(uses.copy(), key, group) for uses, key, group in live]
+        return Snapshot(self.functions.copy(), self.groups.copy(), cells)
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.functions.clear()
+        self.groups.clear()
+        self._fresh.clear()
+
+    def _own(self, book: dict[Any, UseStats], name: object) -> UseStats:
+        uses = book.get(name)
+        if uses is None or uses not in self._fresh:
+            uses = book[name] = UseStats() if uses is None else uses.copy()
+            self._fresh.add(uses)
+        return uses
