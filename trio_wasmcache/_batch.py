@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import array
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, final
 
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 # Values of lists that are packed between two turns of the loop: about 0.1 ms.
 PIECE = 2048
 MAX_FUEL = 2**63 - 1
+# Copying takes the GIL. In a thread, between slices of some microseconds, the event loop would wait
+# for Python's switch interval, 5 ms, to get it; so a thread lets go of it this often (seconds), and
+# for long enough for another thread to wake.
+REST_EVERY, REST = 0.001, 0.00005
 NO_BOOLS = memoryview(b"\0").cast("?")[:0]  # an empty buffer can't be cast
 
 
@@ -50,7 +55,7 @@ async def map_columns(lease: Lease, columns: Any, rows: int | None) -> Any:
         crossing, registered = lease._crossing, lease._registered
         assert registered is not None
         numbers = isinstance(crossing, PlainAbi)
-        arrow, found = await _look_at(columns, objects=not numbers)
+        arrow, found = await _look_at(lease._name, columns, objects=not numbers)
         _check_open(lease)
         rows = _count(crossing, found, rows)
         if isinstance(crossing, PlainAbi):
@@ -77,7 +82,7 @@ async def map_columns(lease: Lease, columns: Any, rows: int | None) -> Any:
     return result
 
 
-async def _look_at(columns: Any, *, objects: bool) -> tuple[bool, list[Column]]:
+async def _look_at(what: str, columns: Any, *, objects: bool) -> tuple[bool, list[Column]]:
     """Whether some are Arrow's, and all columns."""
     if _arrow.is_arrow(columns):
         columns = await _arrow.table_columns(columns)
@@ -87,11 +92,14 @@ async def _look_at(columns: Any, *, objects: bool) -> tuple[bool, list[Column]]:
             f"in Arrow's format, got {type(columns).__name__}"
         )
     found: list[Column] = []
-    for value in columns:
+    for number, value in enumerate(columns, start=1):
         if _arrow.is_arrow(value):
             found.append(await _arrow.arrow_column(value))
-        else:
+            continue
+        try:
             found.append(column(value, objects=objects))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"argument {number} of {what}: {error}") from None
     return any(isinstance(one, _arrow.ArrowColumn) for one in found), found
 
 
@@ -188,14 +196,14 @@ async def _run(lease: Lease, batch: Batch) -> None:
     """
     assert lease._registered is not None
     job = Job(batch, lease._share, lease._registered.slot.hosts, lease, batch.fuel)
-    lease._job = job
+    batch.job = lease._job = job
     try:
         over = batch.poll()
         job.charge()
         if not over:
             await lease._shell.runner.drive(job)
     finally:
-        lease._job = None
+        batch.job = lease._job = None  # no cycle: large results go when nobody uses them any more
         if not lease._closed:
             job.charge()
         lease._fuel = job.burnt
@@ -231,6 +239,7 @@ class Batch:
     """For a row."""
     fuel: int = 2**200
     """More than any batch can burn."""
+    job: Job | None = None
     _done: int = 0  # rows whose results are out
     _chunk: int = 0  # rows of the chunk that is under way
     _chunk_fuel: int = 0
@@ -238,6 +247,7 @@ class Batch:
     _burnt: int = 0  # by the chunks that are done
     _watched: int = -1  # the row of the chunk that was running at the end of the last slice
     _watched_since: int = 0  # how much of its fuel was left then
+    _rested: float = 0.0  # when the GIL was let go of for long
 
     def __attrs_post_init__(self) -> None:
         layout, chunk = self.driver.layout, min(self.driver.layout.rows, self.rows)
@@ -306,6 +316,14 @@ class Batch:
         for sink, at in zip(self.sinks, self.driver.layout.results, strict=True):
             sink.add(self.driver.get(at, done * sink.cell.size), done, self._valid)
         self._done, self._chunk = self._done + done, 0
+        if self.job is not None and self.job.in_thread:
+            self._rest()
+
+    def _rest(self) -> None:
+        now = time.perf_counter()
+        if now - self._rested > REST_EVERY:
+            self._rested = now
+            time.sleep(REST)
 
     def _refuse(self) -> None:
         """A row gave a result out of its range."""

@@ -74,7 +74,8 @@ def column(value: Any, *, objects: bool) -> Column:
         objects: bytes are single values, not columns of numbers.
 
     Raises:
-        ValueError: a buffer has several dimensions.
+        TypeError: a buffer's items are none that Python knows.
+        ValueError: it has several dimensions.
     """
     if isinstance(value, (list, tuple, range)):
         return ListColumn(value)
@@ -82,8 +83,10 @@ def column(value: Any, *, objects: bool) -> Column:
         return Scalar(value)
     try:
         view = memoryview(value)
-    except (TypeError, ValueError):  # NumPy's dates, among others, have no format for a buffer
+    except TypeError:
         return Scalar(value)
+    except ValueError as error:  # such as NumPy's dates
+        raise TypeError(f"its items are no numbers: {error}") from None
     if view.ndim == 0:
         return Scalar(view[()])  # NumPy's scalars are such buffers
     if objects and view.format == "B" and isinstance(value, memoryview):

@@ -167,7 +167,8 @@ class Lease:
         request = policy.request(record, group._record, task, self._warm)
         request.payload = self
         request.blocked = blocked
-        request.since = self._at if blocked else None
+        if blocked:
+            request.since = self._at
         await grant(shell, group, request)
         instance = request.instance
         assert instance is not None

@@ -9,7 +9,7 @@ from trio.lowlevel import Abort, RaiseCancelT
 
 from ._core.errors import GuestError, LinkError, LoadError, WasmCacheError
 from ._core.fair import BURST_FUEL
-from ._core.records import Closed, Request, Stage
+from ._core.records import GRANTED, Closed, Request, Stage
 from ._core.uses import microseconds
 from ._engine.seam import UNDER_WAY, GuestInstance
 from ._group import closed_group
@@ -50,7 +50,7 @@ async def grant(shell: Shell, group: SchedulingGroup, request: Request) -> None:
         raise
     if step is not None:
         shell.act(step, now)
-    if request.stage is not Stage.GRANTED:
+    if request.stage is not GRANTED:
         try:
             await _see_through(shell, group, request)
         except BaseException as error:

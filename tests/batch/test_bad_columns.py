@@ -27,7 +27,7 @@ COLUMNS: list[tuple[Any, type[Exception], str]] = [
     ([[1], array("Q", [1])], TypeError, r"argument 2 of f.* \(8 bytes an item\), got one of .*'Q'"),
     ([[1], array("d", [1])], TypeError, "got one of format 'd'"),
     ([[1], b"x"], TypeError, "got one of format 'B'"),
-    ([[1], memoryview(bytes(16)).cast("q", (2, 1))], ValueError, "has one dimension.* has 2"),
+    ([[1], memoryview(bytes(16)).cast("q", (2, 1))], ValueError, "argument 2 of f: .* has 2"),
     ([[1, 2, "3"], 1], TypeError, "row 2: argument 1 of f.*: i64 takes an int, got '3'"),
     ([[1, 2, 3], [1, 2.5, 3]], TypeError, "row 1: argument 2 of f.*: i64 takes an int, got 2.5"),
     ([[1, 2**63], 1], OverflowError, f"row 1: argument 1 of .*{2**63} is out of the range of i64"),
@@ -77,6 +77,17 @@ async def test_reals_out_of_range(kit: Kit) -> None:
             await lease.map([[1.0, 1e39]])
         with pytest.raises(TypeError, match=r"row 0: .*f32 takes a float, got 'x'"):
             await lease.map([["x"]])
+
+
+async def test_items_that_are_no_numbers(fake: FakeKit) -> None:
+    """NumPy's dates make a buffer that has no format."""
+    numpy = pytest.importorskip("numpy")
+    dates = numpy.array(["2020-02-02"], dtype="datetime64[s]")
+    async with held(fake, fake.adding(1)) as (_, lease):
+        with pytest.raises(TypeError, match="argument 1 of f: its items are no numbers"):
+            await lease.map([dates])
+        assert list(await lease.map([numpy.arange(3)])) == [1, 2, 3]
+        assert list(await lease.map([numpy.int64(3)], rows=1)) == [4]
 
 
 async def test_null_is_no_number(kit: Kit) -> None:

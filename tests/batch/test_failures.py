@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from trio_wasmcache import (
     current_lease,
 )
 from trio_wasmcache._core.driver import Shape, layout
+from trio_wasmcache._engine.instance import WasmtimeInstance
 from trio_wasmcache.testing import check_invariants
 
 TWO = ("i64", "i64")
@@ -332,6 +334,18 @@ async def test_no_room_for_a_driver(fake: FakeKit) -> None:
                 await lease.map([[1]])
             assert list(await lease.map([[1]])) == [2]
         check_invariants(cache)
+
+
+async def test_a_store_lets_nothing_in_by_itself(
+    real: WasmtimeKit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without room made for it, a driver is refused; the instance is as usable as before."""
+    async with held(real, real.adding(1)) as (_, lease):
+        with monkeypatch.context() as patch:
+            patch.setattr(WasmtimeInstance, "room_for_driver", lambda *_: nullcontext())
+            with pytest.raises(LoadError, match="no room for a driver"):
+                await lease.map([[1]])
+        assert list(await lease.map([[1]])) == [2]
 
 
 async def test_a_driver_fits_however_low_the_limits_are(real: WasmtimeKit) -> None:

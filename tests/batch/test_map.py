@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import struct
+import weakref
 from array import array
 from typing import Any
 
@@ -45,6 +47,21 @@ async def test_a_whole_life(kit: Kit) -> None:
             assert list(await lease.map([[1], [1]])) == [2]
             assert lease.size == size
         assert cache.stats().misses == 1
+
+
+async def test_results_go_with_their_last_use(kit: Kit) -> None:
+    """Neither the lease nor a reference cycle keeps them, or the columns."""
+    gc.collect()
+    gc.disable()
+    try:
+        async with held(kit, kit.adding(1), CacheConfig(offload_after=0)) as (_, lease):
+            column = array("q", range(MANY))
+            result = await lease.map([column])
+            gone = weakref.ref(result), weakref.ref(column)
+            del result, column
+            assert [one() for one in gone] == [None, None]
+    finally:
+        gc.enable()
 
 
 async def test_many_chunks(kit: Kit) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from array import array
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
@@ -85,10 +86,11 @@ async def test_rows_go_through_the_steps_of_the_abi(kit: Kit) -> None:
                 str(n + 2) for n in range(0, 4000, 2)
             ]
             assert await lease.map([8], rows=2) == ["10", "10"]
+            assert await lease.map([(ctypes.c_int64 * 2)(4, 6)]) == ["6", "8"]
             assert await lease.map([[]]) == []
             assert await lease.map([[2, None]]) == ["4", None]
             assert await lease.call(2) == "4"
-        assert cache.stats().calls == 6
+        assert cache.stats().calls == 7
         check_invariants(cache)
 
 

@@ -24,11 +24,21 @@ from attrs import define
 from .config import CacheConfig
 from .errors import CodeMemoryError, DeadlockError
 from .events import Reason
-from .records import Closed, Entry, FunctionRecord, GroupRecord, Instance, Request, Stage
+from .records import (
+    GRANTED,
+    NEW,
+    Closed,
+    Entry,
+    FunctionRecord,
+    GroupRecord,
+    Instance,
+    Request,
+    Stage,
+)
 from .residents import Step
 from .stages import Stages
 from .state import Action, IllegalStepError, State, step
-from .uses import MICROSECONDS, microseconds
+from .uses import microseconds
 
 
 @define(eq=False)
@@ -53,7 +63,7 @@ class Policy(Stages):
             CodeMemoryError: it would not fit into an empty budget.
             DeadlockError: it would have to wait for itself.
         """
-        _expect(request, Stage.NEW)
+        _expect(request, NEW)
         entry = request.entry
         claims = entry.claims
         free = len(claims) < entry.function.concurrency and not entry.waiting
@@ -64,7 +74,7 @@ class Policy(Stages):
                 claims[request] = None
                 self._grant(request, now)
                 return None
-        if request.since is None:
+        if not request.blocked:
             request.since = now
         self._turns += 1
         request.turn = self._turns
@@ -149,13 +159,12 @@ class Policy(Stages):
         With `drop` the instance goes for that reason. Otherwise it stays if it may, and the least
         recently used go until it fits.
         """
-        instance = _instance(request, Stage.GRANTED)
+        instance = _instance(request, GRANTED)
         entry = instance.entry
         residents, config = self.residents, self.config
         if not request.warm:
             instance.uses += 1
-            assert request.since is not None
-            entry.uses.holds.add(int((now - request.since) * MICROSECONDS))
+            entry.uses.holds.add(int((now - request.since) * 1e6))
         limit = None
         if (unwanted := self._unwanted(entry)) is not None:
             drop = drop or unwanted

@@ -123,6 +123,10 @@ class Stage(enum.Enum):
     ENDED = "ended"
 
 
+# For what is done on every hit: an attribute of an enum takes 40 ns, a name of a module 2.
+NEW, GRANTED, ENDED = Stage.NEW, Stage.GRANTED, Stage.ENDED
+
+
 @define(eq=False)
 class Request:
     """One acquire, from its first step to its recycle."""
@@ -137,8 +141,8 @@ class Request:
     instance: Instance | None = None
     hit: bool = False
     blocked: bool = False
-    since: float | None = None
-    """When it asked, once it has to wait; when it was granted, once it is (seconds)."""
+    since: float = 0.0
+    """When it asked, if it had to wait; from when it is granted on, when that was (seconds)."""
     error: Exception | None = field(default=None)
     """Why it ended, if it did not end well. `Closed` where a group or the cache was closed."""
     sleeper: Any = None

@@ -12,11 +12,12 @@ from attrs import Factory, define
 from .config import CacheConfig
 from .errors import CodeMemoryError
 from .events import Evicted, Reason
+from .keys import FunctionKey
 from .ledger import Ledger
 from .lru import LRU
-from .records import Entry, FunctionRecord, GroupRecord, Instance, Module, Request
+from .records import Entry, FunctionRecord, GroupRecord, Instance, Module, Request, Stage
 from .state import TRANSITIONS, Action, step
-from .uses import Cell, Snapshot, UseBook
+from .uses import Snapshot, UseBook
 
 
 @define
@@ -76,25 +77,23 @@ class Residents:
 
     def snapshot(self) -> Snapshot:
         """All uses so far."""
-        return self.book.snapshot(map(self._cell, self.entries))
+        return self.book.snapshot(
+            (entry.uses.copy(_held(entry)), *self._names(entry)) for entry in self.entries
+        )
 
     def begin_anew(self) -> None:
         """From now on, uses are counted from 0."""
         self.book.clear()
         for entry in self.entries:
-            entry.uses.clear()
+            entry.uses.clear(_held(entry))
 
     def _collect(self, entry: Entry) -> None:
-        self.book.add(self._cell(entry))
+        self.book.add(entry.uses, *self._names(entry))
         entry.uses.clear()
 
-    def _cell(self, entry: Entry) -> Cell:
+    def _names(self, entry: Entry) -> tuple[FunctionKey | None, str | None]:
         function, group = entry.function, entry.group
-        return (
-            entry.uses,
-            None if function.gone else function.key,
-            None if group.gone else group.name,
-        )
+        return None if function.gone else function.key, None if group.gone else group.name
 
     # -- in, and back
 
@@ -303,3 +302,9 @@ class Residents:
             advice=advice,
         )
         result.evicted.append((instance, event))
+
+
+def _held(entry: Entry) -> int:
+    """Leases of it that have not ended."""
+    claims = entry.claims
+    return sum(request.stage is Stage.GRANTED and not request.warm for request in claims)

@@ -17,7 +17,7 @@ from attrs import Factory, define
 
 from .config import CacheConfig
 from .errors import CodeMemoryError, DeadlockError, UnknownFunctionError
-from .records import Entry, FunctionRecord, Request, Stage
+from .records import ENDED, GRANTED, Entry, FunctionRecord, Request, Stage
 from .residents import Residents, Step
 from .uses import microseconds
 from .waits import ROOM, Resource, Waits
@@ -73,24 +73,23 @@ class Stages:
         return True
 
     def _grant(self, request: Request, now: float) -> None:
-        entry = request.entry
-        request.instance = self.residents.resume(entry)
-        request.stage = Stage.GRANTED
+        request.instance = self.residents.resume(request.entry)
+        request.stage = GRANTED
         request.hit = True
         self.waits.held[request] = None
         if not request.warm:
             self.hits += 1
-            entry.uses.hits += 1
-            if request.since is not None:
-                entry.uses.waits.add(microseconds(now - request.since))
+            if request.turn or request.blocked:
+                self._note_wait(request, now)
         request.since = now
 
     def _count_miss(self, request: Request, now: float) -> None:
         self.misses += 1
-        uses = request.entry.uses
-        uses.misses += 1
-        if request.since is not None:
-            uses.waits.add(microseconds(now - request.since))
+        request.entry.uses.misses += 1
+        self._note_wait(request, now)
+
+    def _note_wait(self, request: Request, now: float) -> None:
+        request.entry.uses.waits.add(microseconds(now - request.since))
 
     def _pump(self, entry: Entry, now: float, result: Step) -> None:
         """Something became free: serve the waiters of `entry`, then those who wait for room."""
@@ -252,7 +251,7 @@ class Stages:
         result.woken.append(request)
 
     def _let_go(self, request: Request) -> None:
-        request.stage = Stage.ENDED
+        request.stage = ENDED
         request.instance = None
         del self.waits.held[request]
         request.entry.claims.pop(request, None)

@@ -100,7 +100,7 @@ def summarise_uses(uses: UseStats) -> UseSummary:
         blocks=uses.blocks,
         calls=uses.calls,
         errors=dict(uses.errors),
-        wait=summarise(uses.waits, uses.hits + uses.misses - uses.waits.count),
+        wait=summarise(uses.waits, uses.granted - uses.waits.count),
         load=summarise(uses.loads),
         hold=summarise(uses.holds),
         run=summarise(uses.runs, uses.fuels.count - uses.runs.count),

@@ -3,8 +3,9 @@
 1. Whole numbers only: microseconds, or units of fuel. Values are given; there is no clock here.
 2. An event is recorded once, in the `UseStats` of the entry that it happens to. What that means
    for the function, the group and the cache is worked out when somebody asks (`_core/stats`).
-3. What can be worked out is not recorded: a lease that is in no bucket of waits did not wait, a
-   call that is in none of runs ended in its first slice. So a hit pays for one distribution, its
+3. What can be worked out is not recorded: leases granted are those that have ended and those that
+   are held, and what is no miss is a hit; a lease that is not among the waits did not wait, a call
+   that is not among the runs ended in its first slice. So a hit pays for one distribution, its
    hold, and a call for one, its fuel.
 4. Adding up loses nothing: the sum of two is what one would be that had seen all of it.
 """
@@ -18,12 +19,10 @@ from attrs import Factory, define, frozen
 
 from .keys import FunctionKey
 
-MICROSECONDS = 1_000_000  # in a second
-
 
 def microseconds(seconds: float) -> int:
     """A duration as it is recorded: rounded down, and 0 for a clock that went backwards."""
-    return max(0, int(seconds * MICROSECONDS))
+    return max(0, int(seconds * 1e6))
 
 
 @final
@@ -75,9 +74,12 @@ class Distribution:
 class UseStats:
     """What happened to the acquires, instances and calls of one entry, or of several together."""
 
-    hits: int = 0
     misses: int = 0
     blocks: int = 0
+    held: int = 0
+    """Leases that have not ended, where this is a copy."""
+    carried: int = 0
+    """Those that were held when counting began, and so are not counted as granted."""
     continued: int = 0
     """Calls that went on beyond a first slice; when they are over, they are in `runs`."""
     errors: dict[str, int] = Factory(dict)
@@ -96,6 +98,16 @@ class UseStats:
     """Compiling the module (microseconds); only of functions."""
 
     @property
+    def granted(self) -> int:
+        """Leases: those that have ended, and those that are held."""
+        return self.holds.count + self.held - self.carried
+
+    @property
+    def hits(self) -> int:
+        """Leases for which nothing had to be loaded."""
+        return self.granted - self.misses
+
+    @property
     def calls(self) -> int:
         """Calls begun. Those that end in their first slice are known by their fuel alone."""
         return self.fuels.count - self.runs.count + self.continued
@@ -111,9 +123,10 @@ class UseStats:
 
     def merge(self, other: UseStats) -> None:
         """Record all that `other` did."""
-        self.hits += other.hits
         self.misses += other.misses
         self.blocks += other.blocks
+        self.held += other.held
+        self.carried += other.carried
         self.continued += other.continued
         for name, count in other.errors.items():
             self.errors[name] = self.errors.get(name, 0) + count
@@ -121,19 +134,21 @@ class UseStats:
             if theirs.buckets:
                 mine.merge(theirs)
 
-    def clear(self) -> None:
-        """Begin anew."""
-        self.hits = self.misses = self.blocks = self.continued = 0
+    def clear(self, held: int = 0) -> None:
+        """Begin anew, while so many leases are held."""
+        self.misses = self.blocks = self.continued = 0
+        self.carried = held
         self.errors.clear()
         for distribution in self.distributions:
             distribution.clear()
 
-    def copy(self) -> UseStats:
-        """One that stays as it is."""
+    def copy(self, held: int = 0) -> UseStats:
+        """One that stays as it is, taken while so many leases are held."""
         return UseStats(
-            self.hits,
             self.misses,
             self.blocks,
+            held,
+            self.carried,
             self.continued,
             self.errors.copy(),
             *[distribution.copy() for distribution in self.distributions],
@@ -200,9 +215,8 @@ class UseBook:
     """What no snapshot has seen. The rest is copied before it changes: so a snapshot copies only
     what has changed since the last one, and not while somebody waits for it."""
 
-    def add(self, cell: Cell) -> None:
+    def add(self, uses: UseStats, function: FunctionKey | None, group: str | None) -> None:
         """Take the uses of an entry in."""
-        uses, function, group = cell
         self.of_function(function).merge(uses)
         self._own(self.groups, group).merge(uses)
 
@@ -221,10 +235,9 @@ class UseBook:
             self._own(self.groups, None).merge(uses)
 
     def snapshot(self, live: Iterable[Cell]) -> Snapshot:
-        """All uses: those in the book, and copies of those that are still recorded in."""
+        """All uses: those in the book, and copies of those that are still being recorded."""
         self._fresh = set()
-        cells = [(uses.copy(), key, group) for uses, key, group in live]
-        return Snapshot(self.functions.copy(), self.groups.copy(), cells)
+        return Snapshot(self.functions.copy(), self.groups.copy(), tuple(live))
 
     def clear(self) -> None:
         """Begin anew."""
