@@ -240,7 +240,7 @@ async def _start_inside(
     await _coroutine(functools.partial(async_fn, task_status=task_status), args)
 
 
-def _coroutine(async_fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -> Awaitable[Any]:
+def _coroutine(async_fn: Any, args: tuple[Any, ...]) -> Awaitable[Any]:
     """What to await for a task; the two common mistakes get the message they deserve."""
     if inspect.iscoroutine(async_fn):
         async_fn.close()
@@ -253,4 +253,5 @@ def _coroutine(async_fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -
         raise TypeError(
             f"a task starts from an async function, but {async_fn!r} is none: it gave {result!r}"
         )
-    return result
+    awaitable: Awaitable[Any] = result
+    return awaitable

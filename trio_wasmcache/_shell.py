@@ -49,7 +49,7 @@ class Shell:
         self.new_lease: Callable[[Any, str, Sequence[str]], Any]
         self.closed = False
         # What was counted when statistics began anew.
-        self.base = Base()
+        self.base: Base = Base()
         # The background task sleeps in this scope; its deadline is the next thing due.
         self.sleep: trio.CancelScope = trio.CancelScope()
         self.main: GroupRecord = GroupRecord("main")

@@ -110,6 +110,12 @@ def _disagreements(cache: InstanceCache) -> list[str]:
         borrowed = group.limiter.borrowed_tokens
         if borrowed < len(owners) or any(count < 1 for count in owners.values()):
             problems.append(f"group {group.name!r}: {borrowed} tokens for {len(owners)} tasks")
+    uses, base = residents.snapshot(), shell.base
+    for what, parts in (("function", uses.by_function()), ("group", uses.by_group())):
+        counted = [part for several in parts.values() for part in several]
+        same(f"hits by {what}", policy.hits - base.hits, sum(part.hits for part in counted))
+        same(f"misses by {what}", policy.misses - base.misses, sum(p.misses for p in counted))
+        same(f"blocks by {what}", policy.blocks - base.blocks, sum(p.blocks for p in counted))
     if shell.closed and (idle or running or waiters):
         problems.append("something is left in a closed cache")
     return problems

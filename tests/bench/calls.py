@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import trio
+import trio.lowlevel
 import wasmtime
 
 from trio_wasmcache import CacheConfig, HostFunction, open_cache
@@ -28,7 +29,7 @@ async def run(report: Report, quick: bool) -> None:
         await cache.register("same", FIB, args=("i64",), returns="i64")
 
         async def nap(value: int) -> int:
-            await trio.sleep(0)
+            await trio.lowlevel.checkpoint()
             return value
 
         async def sync(value: int) -> int:
@@ -58,7 +59,7 @@ async def run(report: Report, quick: bool) -> None:
 
             async def alone(n: int) -> None:
                 for _ in range(n):
-                    await trio.sleep(0)
+                    await trio.lowlevel.checkpoint()
 
             us = await interleave(
                 {"bare": wasmtime_py, "held": held, "nap": through, "sleep": alone}, number, rounds

@@ -7,12 +7,13 @@ import time
 
 import trio
 
-from trio_wasmcache import CacheConfig, HostFunction, InstanceCache, open_cache
+from trio_wasmcache import CacheConfig, Function, HostFunction, InstanceCache, open_cache
 
 from .harness import FIB, Report, SilentLogger, percentile
 
 TICK = 0.001
-HOST = """(module (import "host" "nap" (func $nap)) (func (export "naps") (loop (call $nap) (br 0))))"""
+HOST = """(module (import "host" "nap" (func $nap))
+  (func (export "naps") (loop (call $nap) (br 0))))"""
 
 
 async def lateness(seconds: float, latenesses: list[float]) -> None:
@@ -100,16 +101,11 @@ async def bench_cancel(report: Report, rounds: int) -> None:
             source = HOST if name == "naps" else FIB
             await cache.register(name, source, args=(), imports=imports)
             fib = await cache.register("fib", FIB, args=("i64",), returns="i64", concurrency=100)
-            late, answers = [], []
-
-            async def neighbour() -> None:
-                while True:
-                    answers.append(await fib.call(10))
-                    await trio.sleep(0.01)
-
+            late: list[float] = []
+            answers: list[int] = []
             async with trio.open_nursery() as nursery:
                 for _ in range(100):
-                    nursery.start_soon(neighbour)
+                    nursery.start_soon(_neighbour, fib, answers)
                 for _ in range(rounds):
                     async with cache.acquire(name, ()) as lease:
                         due = trio.current_time() + 0.02
@@ -125,6 +121,12 @@ async def bench_cancel(report: Report, rounds: int) -> None:
             at_most=5,
             note=f"{len(answers)} neighbours' results, {wrong} wrong",
         )
+
+
+async def _neighbour(fib: Function, answers: list[int]) -> None:
+    while True:
+        answers.append(await fib.call(10))
+        await trio.sleep(0.01)
 
 
 async def run(report: Report, quick: bool) -> None:

@@ -17,7 +17,6 @@ from trio_wasmcache import (
     HostFunction,
     InstanceCache,
     LoadError,
-    TrapError,
 )
 from trio_wasmcache._core.admit import WASI_TYPES
 from trio_wasmcache.testing import check_invariants

@@ -37,7 +37,7 @@ from .records import (
 )
 from .residents import Step
 from .stages import Stages
-from .state import Action, IllegalStepError, State, step
+from .state import LOADING, RECYCLE, Action, IllegalStepError, step
 from .uses import microseconds
 
 
@@ -182,7 +182,7 @@ class Policy(Stages):
                 result = Step()
                 residents.shrink(config.max_size - size, now, result)
             # One that was loaded to be warm never ran.
-            action = Action.WARMED if instance.state is State.LOADING else Action.RECYCLE
+            action = Action.WARMED if instance.state is LOADING else RECYCLE
             residents.settle(instance, action, size, now)
         self._let_go(request)
         if entry.waiting or self.room or drop is not None or residents.crowded:
@@ -254,7 +254,7 @@ class Policy(Stages):
 
     def note_token_block(self, function: FunctionRecord, group: GroupRecord) -> None:
         """An acquire has to wait for a token of its group, so there is no request yet."""
-        self.blocks += 1
+        self._count_block()
         entry = self.residents.entry(function, group)
         entry.uses.blocks += 1
         self.residents.noted(entry)

@@ -16,7 +16,7 @@ from .keys import FunctionKey
 from .ledger import Ledger
 from .lru import LRU
 from .records import Entry, FunctionRecord, GroupRecord, Instance, Module, Request, Stage
-from .state import TRANSITIONS, Action, step
+from .state import ACQUIRE, TRANSITIONS, Action, step
 from .uses import Snapshot, UseBook
 
 
@@ -109,7 +109,7 @@ class Residents:
     def resume(self, entry: Entry) -> Instance:
         """The most recently used idle instance of `entry` runs again."""
         instance = entry.idle[-1]
-        state = TRANSITIONS[instance.state][Action.ACQUIRE]
+        state = TRANSITIONS[instance.state][ACQUIRE]
         entry.idle.pop()
         self.lru.remove(instance)
         self.ledger.resume(instance)

@@ -83,6 +83,9 @@ class Stages:
                 self._note_wait(request, now)
         request.since = now
 
+    def _count_block(self) -> None:
+        self.blocks += 1
+
     def _count_miss(self, request: Request, now: float) -> None:
         self.misses += 1
         request.entry.uses.misses += 1

@@ -38,6 +38,9 @@ class Action(str, enum.Enum):  # noqa: UP042
     EVICT = "evict"
 
 
+# For what is done on every hit: see `records.NEW`.
+LOADING, ACQUIRE, RECYCLE = State.LOADING, Action.ACQUIRE, Action.RECYCLE
+
 # {state: {action: next state}}; whatever is not here is illegal.
 TRANSITIONS: dict[State, dict[Action, State]] = {
     State.ABSENT: {Action.LOAD: State.LOADING},

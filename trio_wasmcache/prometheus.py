@@ -1,0 +1,223 @@
+"""A cache's statistics for Prometheus: a collector for `prometheus_client`.
+
+Needs the extra ``trio_wasmcache[prometheus]``; nothing else in the package imports this file.
+Names and units follow https://prometheus.io/docs/practices/naming/: base units, ``_total``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import final
+
+import trio
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+from ._cache import InstanceCache
+from ._core.stats import CacheStats, DistributionSummary, UseSummary
+
+# Bits of the values where one exported bucket ends and the next begins. Every fourth factor of two
+# would be too coarse to alert on, every single one too many lines. 1 microsecond to 67 seconds:
+DURATION_BITS = range(0, 27, 2)
+# 63 to 17 billion units; by default, a call has a billion.
+FUEL_BITS = range(6, 35, 4)
+
+# (field of CacheStats, metric, what it is)
+COUNTERS = (
+    ("hits", "hits", "Leases granted from an idle instance."),
+    ("misses", "misses", "Leases for which something had to be loaded."),
+    ("blocks", "blocks", "Acquires that had to wait."),
+    ("calls", "calls", "Calls begun."),
+)
+GAUGES = (
+    ("functions", "functions", "Registered functions."),
+    ("groups", "groups", "Open scheduling groups."),
+    ("entries", "entries", "Functions in groups that have instances or are waited for."),
+    ("running_instances", "running_instances", "Instances that are held, or being loaded."),
+    ("waiting", "waiting_acquires", "Acquires that wait for an instance or for room."),
+    ("loaded_modules", "loaded_modules", "Modules whose code is loaded."),
+    ("total_size", "idle_instances_bytes", "Size of all idle instances together."),
+    ("max_size", "max_idle_instances_bytes", "The limit of that: max_size."),
+    ("code_size", "code_bytes", "Code of loaded modules and stacks of running instances."),
+    ("max_code_size", "max_code_bytes", "The limit of that: max_code_size."),
+    ("artifact_size", "artifact_bytes", "Serialized code of all registered modules."),
+)
+# (field of UseSummary, metric, what it is); durations, then fuel.
+DURATIONS = (
+    ("wait", "wait_seconds", "From asking for an instance to having it; loading included."),
+    ("load", "load_seconds", "Making an instance."),
+    ("hold", "hold_seconds", "Length of leases that have ended."),
+    ("run", "run_seconds", "How long calls went on after their first slice."),
+    ("compile", "compile_seconds", "Compiling modules."),
+)
+FUEL = ("fuel", "call_fuel", "Fuel burnt by calls that are over.")
+OF_GROUPS = tuple(one for one in DURATIONS if one[0] != "compile")
+
+
+@final
+class CacheCollector(Collector):
+    """What `InstanceCache.stats` tells, as metrics.
+
+    .. code-block::
+
+        prometheus_client.REGISTRY.register(CacheCollector(cache))
+
+    Make it in the cache's Trio thread. It may be collected in any thread, such as that of
+    `prometheus_client.start_http_server`: the numbers are taken in the Trio thread, between two
+    steps of its tasks, and made into metrics where it is collected.
+
+    Counters begin with the cache; `InstanceCache.pop_stats` would reset them, so leave that alone.
+    Use one namespace for each cache of a process.
+
+    Args:
+        cache: an open cache. Unregister the collector when it is closed; until then it tells what
+            there was in the end.
+        namespace: what all names begin with.
+        per_group: also counters and histograms for each scheduling group.
+        per_function: also counters, counts and sums for each function: 18 lines each, so think of
+            who has to store them.
+    """
+
+    def __init__(
+        self,
+        cache: InstanceCache,
+        *,
+        namespace: str = "trio_wasmcache",
+        per_group: bool = True,
+        per_function: bool = False,
+    ) -> None:
+        self._cache = cache
+        self._namespace = namespace
+        self._per_group = per_group
+        self._per_function = per_function
+        self._token = trio.lowlevel.current_trio_token()
+
+    def describe(self) -> Iterable[Metric]:
+        """The metrics without their values, so that registering finds names that are taken."""
+        return self._metrics(None)
+
+    def collect(self) -> Iterable[Metric]:
+        """The metrics of this moment. In another thread, this waits for the Trio thread."""
+        return self._metrics(self._read())
+
+    def _read(self) -> CacheStats:
+        try:
+            here = trio.lowlevel.current_trio_token() is self._token
+        except RuntimeError:
+            here = False
+        if here:
+            return self._cache.stats()
+        try:
+            return trio.from_thread.run_sync(self._cache.stats, trio_token=self._token)
+        except trio.RunFinishedError:
+            return self._cache.stats()  # nobody changes it any more
+
+    def _metrics(self, stats: CacheStats | None) -> Iterator[Metric]:
+        prefix = f"{self._namespace}_"
+        for field, name, what in COUNTERS:
+            value = None if stats is None else getattr(stats, field)
+            yield CounterMetricFamily(prefix + name, what, value=value)
+        yield from self._more_counters(prefix, stats)
+        idle = None if stats is None else stats.idle_instances + stats.running_instances
+        yield GaugeMetricFamily(prefix + "instances", "Instances, idle and running.", value=idle)
+        for field, name, what in GAUGES:
+            value = None if stats is None else getattr(stats, field)
+            yield GaugeMetricFamily(prefix + name, what, value=value, unit=_unit(name))
+        for field, name, what in (*DURATIONS, FUEL):
+            family = HistogramMetricFamily(prefix + name, what, labels=(), unit=_unit(name))
+            if stats is not None:
+                _add_histogram(family, (), field, getattr(stats, field))
+            yield family
+        if self._per_group:
+            groups = {} if stats is None else stats.per_group
+            yield from _counters(f"{prefix}group_", "group", groups)
+            for field, name, what in (*OF_GROUPS, FUEL):
+                family = HistogramMetricFamily(
+                    f"{prefix}group_{name}", what, labels=("group",), unit=_unit(name)
+                )
+                for group, summary in groups.items():
+                    _add_histogram(family, (group,), field, getattr(summary, field))
+                yield family
+        if self._per_function:
+            functions = {} if stats is None else stats.per_function
+            yield from _counters(f"{prefix}function_", "function", functions)
+            for field, name, what in (*DURATIONS, FUEL):
+                sums = SummaryMetricFamily(
+                    f"{prefix}function_{name}", what, labels=("function",), unit=_unit(name)
+                )
+                for function, summary in functions.items():
+                    distribution: DistributionSummary = getattr(summary, field)
+                    total = _in_unit(field, distribution.total)
+                    sums.add_metric((function,), distribution.count, total)
+                yield sums
+
+    def _more_counters(self, prefix: str, stats: CacheStats | None) -> Iterator[Metric]:
+        evictions = CounterMetricFamily(
+            f"{prefix}evictions", "Instances that went, by reason.", labels=("reason",)
+        )
+        errors = CounterMetricFamily(
+            f"{prefix}errors", "Acquires and calls that failed, by type.", labels=("type",)
+        )
+        lost = CounterMetricFamily(f"{prefix}log_lost_events", "Events that the log dropped.")
+        failed = CounterMetricFamily(f"{prefix}log_failures", "Events that the log's sink refused.")
+        if stats is not None:
+            for reason, count in stats.evictions.items():
+                evictions.add_metric((reason,), count)
+            for error, count in stats.errors.items():
+                errors.add_metric((error,), count)
+            lost.add_metric((), stats.log_lost)
+            failed.add_metric((), stats.log_failures)
+        yield from (evictions, errors, lost, failed)
+
+
+def _unit(name: str) -> str:
+    """What the name ends with, if that is a unit."""
+    last = name.rpartition("_")[2]
+    return last if last in ("seconds", "bytes") else ""
+
+
+def _counters(prefix: str, label: str, summaries: Mapping[str, UseSummary]) -> Iterator[Metric]:
+    for field, name, what in COUNTERS:
+        family = CounterMetricFamily(prefix + name, what, labels=(label,))
+        for key, summary in summaries.items():
+            family.add_metric((key,), getattr(summary, field))
+        yield family
+    errors = CounterMetricFamily(
+        f"{prefix}errors", "Acquires and calls that failed, by type.", labels=(label, "type")
+    )
+    for key, summary in summaries.items():
+        for error, count in summary.errors.items():
+            errors.add_metric((key, error), count)
+    yield errors
+
+
+def _add_histogram(
+    family: HistogramMetricFamily,
+    labels: tuple[str, ...],
+    field: str,
+    distribution: DistributionSummary,
+) -> None:
+    """One series. Its buckets are always the same ones, as Prometheus needs to add them up."""
+    counts = {largest.bit_length(): count for largest, count in distribution.buckets}
+    buckets: list[tuple[str, float]] = []
+    for bits in FUEL_BITS if field == "fuel" else DURATION_BITS:
+        below = sum(count for had, count in counts.items() if had <= bits)
+        buckets.append((floatToGoString(_end_of(field, bits)), below))
+    buckets.append(("+Inf", distribution.count))
+    family.add_metric(labels, buckets, _in_unit(field, distribution.total))
+
+
+def _end_of(field: str, bits: int) -> float:
+    """What is not above it has at most so many bits. Durations had been rounded down."""
+    return float((1 << bits) - 1) if field == "fuel" else (1 << bits) / 1e6
+
+
+def _in_unit(field: str, total: int) -> float:
+    return float(total) if field == "fuel" else total / 1e6
