@@ -18,7 +18,6 @@ from prometheus_client.core import (
     SummaryMetricFamily,
 )
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from ._cache import InstanceCache
 from ._core.stats import CacheStats, DistributionSummary, UseSummary
@@ -209,7 +208,7 @@ def _add_histogram(
     buckets: list[tuple[str, float]] = []
     for bits in FUEL_BITS if field == "fuel" else DURATION_BITS:
         below = sum(count for had, count in counts.items() if had <= bits)
-        buckets.append((floatToGoString(_end_of(field, bits)), below))
+        buckets.append((str(_end_of(field, bits)), below))
     buckets.append(("+Inf", distribution.count))
     family.add_metric(labels, buckets, _in_unit(field, distribution.total))
 

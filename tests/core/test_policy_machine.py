@@ -39,6 +39,7 @@ from trio_wasmcache._core.records import (
 )
 from trio_wasmcache._core.residents import Step
 from trio_wasmcache._core.state import IllegalStepError, State
+from trio_wasmcache._core.uses import add_up
 
 # Code is counted in stacks of the smallest size allowed: a module has 1 to 4, the budget 4 to 12.
 UNIT = 64 * KiB
@@ -471,6 +472,12 @@ class PolicyMachine(RuleBasedStateMachine):
         policy, model = self.policy, self.model
         assert policy.hits + policy.misses == self.granted
         assert (policy.hits, policy.blocks) == (model.hits, model.blocks)
+        uses = policy.residents.snapshot()
+        for parts in (uses.by_function(), uses.by_group()):
+            all_of_it = add_up(part for several in parts.values() for part in several)
+            counted = all_of_it.hits, all_of_it.misses, all_of_it.blocks
+            assert counted == (policy.hits, policy.misses, policy.blocks)
+            assert policy.misses <= all_of_it.waits.count <= all_of_it.granted
 
     # -- what there is to choose from
 

@@ -1,0 +1,297 @@
+"""Distributions against sorted lists, uses added up in any order, and what the policy records."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import attrs
+import pytest
+from core.policy_bench import Bench
+from hypothesis import given, strategies as st
+
+from trio_wasmcache import CacheStats, DeadlockError
+from trio_wasmcache._core.keys import FunctionKey
+from trio_wasmcache._core.records import GroupRecord, Stage
+from trio_wasmcache._core.stats import DistributionSummary, summarise, summarise_uses
+from trio_wasmcache._core.uses import (
+    Distribution,
+    Snapshot,
+    UseBook,
+    UseStats,
+    add_up,
+    microseconds,
+)
+
+# Half of them small, as most waits are; and some as large as fuel can be.
+values = st.one_of(st.integers(0, 20), st.integers(0, 2**63))
+NAMES = ("f", "g", None)
+
+
+def distribution(numbers: list[int]) -> Distribution:
+    """A distribution of those."""
+    made = Distribution()
+    for number in numbers:
+        made.add(number)
+    return made
+
+
+@st.composite
+def uses(draw: st.DrawFn) -> UseStats:
+    """What may have happened in one entry."""
+    maybe = st.none() | values
+    made = UseStats(blocks=draw(st.integers(0, 3)))
+    for hold, wait in draw(st.lists(st.tuples(values, maybe), max_size=3)):
+        made.holds.add(hold)
+        if wait is not None:
+            made.misses += draw(st.booleans())
+            made.waits.add(wait)
+    for fuel, run in draw(st.lists(st.tuples(values, maybe), max_size=3)):
+        made.fuels.add(fuel)
+        if run is not None:
+            made.continued += 1
+            made.runs.add(run)
+    for error in draw(st.lists(st.sampled_from(["TrapError", "Cancelled"]), max_size=3)):
+        made.note_error(error)
+    for one in (made.loads, made.compiles):
+        for number in draw(st.lists(values, max_size=2)):
+            one.add(number)
+    return made
+
+
+@given(st.lists(values, min_size=1))
+def test_a_summary_is_that_of_the_sorted_list(numbers: list[int]) -> None:
+    """Count, total and mean are exact; a quantile has as many bits as the value in its place."""
+    summary = summarise(distribution(numbers))
+    ordered = sorted(numbers)
+    assert (summary.count, summary.total) == (len(numbers), sum(numbers))
+    assert summary.mean == sum(numbers) / len(numbers)
+    for percent, estimate in ((50, summary.p50), (90, summary.p90), (99, summary.p99)):
+        true = ordered[math.ceil(len(ordered) * percent / 100) - 1]
+        assert estimate.bit_length() == true.bit_length()
+    assert summary.p50 <= summary.p90 <= summary.p99
+    bounds = [largest for largest, _ in summary.buckets]
+    assert bounds == sorted(set(bounds))
+    before = -1
+    for largest, count in summary.buckets:
+        assert count == sum(before < number <= largest for number in numbers) > 0
+        before = largest
+
+
+@given(st.lists(values), st.integers(0, 5))
+def test_zeros_beside_a_distribution_are_as_if_recorded(numbers: list[int], zeros: int) -> None:
+    """What is known not to have taken any time need not be recorded."""
+    assert summarise(distribution(numbers), zeros) == summarise(
+        distribution([*numbers, *[0] * zeros])
+    )
+
+
+def test_a_summary_of_nothing() -> None:
+    """All zero, without buckets, and no division by zero."""
+    assert summarise(Distribution()) == DistributionSummary(
+        count=0, total=0, mean=0.0, p50=0, p90=0, p99=0, buckets=()
+    )
+
+
+@given(st.lists(values), st.lists(values))
+def test_merging_distributions_is_addition(some: list[int], others: list[int]) -> None:
+    """The sum is what one would be that had seen all; a copy does not change with it."""
+    whole = distribution(some)
+    before = whole.copy()
+    whole.merge(distribution(others))
+    assert summarise(whole) == summarise(distribution(some + others))
+    assert summarise(before) == summarise(distribution(some))
+    whole.clear()
+    assert summarise(whole) == summarise(Distribution())
+
+
+@given(st.lists(uses()), st.randoms())
+def test_adding_up_uses_does_not_depend_on_the_order(
+    parts: list[UseStats], chance: random.Random
+) -> None:
+    """Nor on what was added up before; and it changes none of them."""
+    before = [summarise_uses(part) for part in parts]
+    whole = summarise_uses(add_up(parts))
+    shuffled = list(parts)
+    chance.shuffle(shuffled)
+    assert summarise_uses(add_up([add_up(shuffled[:2]), *shuffled[2:]])) == whole
+    assert [summarise_uses(part) for part in parts] == before
+    for field in ("hits", "misses", "blocks", "calls"):
+        assert getattr(whole, field) == sum(getattr(one, field) for one in before)
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(uses(), st.sampled_from(NAMES), st.sampled_from(NAMES)),
+            st.sampled_from(["snapshot", "drop function", "drop group"]),
+        )
+    )
+)
+def test_the_book_keeps_all_and_snapshots_stay(steps: list[object]) -> None:
+    """By function as by group it holds the sum of all it took in; snapshots do not change."""
+    book, taken = UseBook(), UseStats()
+    kept: list[tuple[Snapshot, object]] = []
+    for step in steps:
+        if isinstance(step, tuple):
+            part, function, group = step
+            book.add(part, function and FunctionKey(function, ()), group)
+            taken.merge(part)
+        elif step == "snapshot":
+            kept.append((book.snapshot([]), summarise_uses(taken)))
+        elif step == "drop function":
+            book.drop_function(FunctionKey("f", ()))
+            assert FunctionKey("f", ()) not in book.functions
+        else:
+            book.drop_group("g")
+            assert "g" not in book.groups
+    kept.append((book.snapshot([]), summarise_uses(taken)))
+    for snapshot, expected in kept:
+        assert summarise_uses(add_up(snapshot.functions.values())) == expected
+        assert summarise_uses(add_up(snapshot.groups.values())) == expected
+    book.clear()
+    assert (book.functions, book.groups) == ({}, {})
+    assert summarise_uses(add_up(kept[-1][0].parts())) == kept[-1][1]
+
+
+def test_durations_are_rounded_down_and_never_negative() -> None:
+    """Also where a clock goes backwards."""
+    assert [microseconds(s) for s in (0.0, 0.9e-6, 1.5e-6, 2.0, -1.0)] == [0, 0, 1, 2_000_000, 0]
+
+
+def stats_of(bench: Bench) -> CacheStats:
+    """The statistics of a policy: its counters, gauges of zero, and its distributions."""
+    policy, snapshot = bench.policy, bench.policy.residents.snapshot()
+    given_here = {"hits": policy.hits, "misses": policy.misses, "blocks": policy.blocks}
+    names = [field.name for field in attrs.fields(CacheStats) if not field.name.startswith("_")]
+    rest = dict.fromkeys(names, 0)
+    return CacheStats(**{**rest, "evictions": {}, **given_here}, uses=snapshot)
+
+
+def test_the_policy_records_waits_and_holds_once() -> None:
+    """From asking to being granted, and from then on; a hit at once waits for nothing."""
+    bench = Bench()
+    policy, function = bench.policy, bench.function("f")
+    first, _ = bench.ask(function)
+    bench.now = 2.0
+    policy.loaded(first, bench.now)  # waited 2 s, for its load
+    second, _ = bench.ask(function, "bertha")
+    bench.now = 5.0
+    policy.recycle(first, 1, bench.now)  # held 3 s; the second waited as long
+    bench.now = 6.0
+    policy.recycle(second, 1, bench.now)
+    third, _ = bench.ask(function)
+    summary = stats_of(bench).per_function["f(i64)"]
+    assert (summary.hits, summary.misses, summary.blocks) == (2, 1, 1)
+    assert (summary.wait.count, summary.wait.total) == (3, 5_000_000)
+    assert summary.wait.buckets[0] == (0, 1)
+    assert (summary.hold.count, summary.hold.total) == (2, 4_000_000)
+    bench.now = 7.0
+    policy.recycle(third, 1, bench.now)
+    assert stats_of(bench).hold.total == 5_000_000
+
+
+def test_warming_is_neither_waited_for_nor_held() -> None:
+    """Instances that are loaded ahead are no leases."""
+    bench = Bench()
+    request, _ = bench.ask(bench.function("f"), warm=True)
+    bench.now = 2.0
+    bench.policy.loaded(request, bench.now)
+    bench.policy.recycle(request, 1, bench.now)
+    stats = stats_of(bench)
+    assert (stats.wait.count, stats.hold.count) == (0, 0)
+    assert list(stats.per_group) == ["main"]
+    assert stats.per_group["main"].hits == 0
+
+
+def test_what_goes_is_counted_under_no_name() -> None:
+    """A removed function and a closed group keep their sums, but not their names."""
+    bench = Bench()
+    function, red = bench.function("f"), GroupRecord("red")
+    for group in (bench.main, red):
+        bench.idle(function, group=group)
+    held = bench.lease(function, group=red)
+    assert stats_of(bench).per_function["f(i64)"].hits == 1
+    bench.retire(function)
+    bench.close(red)
+    for _ in range(2):
+        stats = stats_of(bench)
+        assert {name: one.misses for name, one in stats.per_function.items()} == {"": 2}
+        assert {name: one.misses for name, one in stats.per_group.items()} == {"main": 1, "": 1}
+        assert stats.per_group[""].hits == stats.per_function[""].hits == 1
+        if held.stage is Stage.GRANTED:
+            bench.recycle(held)
+
+
+def test_a_replacement_goes_on_with_what_its_predecessor_had() -> None:
+    """All generations of a function are one, also if an old one is still held."""
+    bench = Bench()
+    old, new = bench.function("f"), bench.function("f", "new")
+    held = bench.lease(old)
+    bench.retire(old, new)
+    bench.recycle(held)
+    bench.lease(new)
+    assert {name: one.misses for name, one in stats_of(bench).per_function.items()} == {"f(i64)": 2}
+
+
+def test_errors_and_late_calls_find_their_way_into_a_forgotten_entry() -> None:
+    """What is noted after the last instance went is not lost."""
+    bench = Bench()
+    policy, function = bench.policy, bench.function("f")
+    request, _ = bench.ask(function)
+    entry = request.entry
+    policy.failed(request, 0.0)
+    assert entry not in policy.residents.entries
+    policy.note_error(entry, "LoadError")
+    entry.uses.continued += 1
+    policy.note_long_call(entry, 7, 0.5)
+    policy.note_token_block(function, bench.main)
+    summary = stats_of(bench).per_function["f(i64)"]
+    assert (summary.errors, summary.calls, summary.blocks) == ({"LoadError": 1}, 1, 1)
+    assert (summary.run.total, summary.fuel.total) == (500_000, 7)
+    assert not policy.residents.entries
+
+
+def test_a_deadlock_blocks_nobody() -> None:
+    """Who is refused has not waited; the lease that it holds is counted."""
+    bench = Bench()
+    request = bench.lease(bench.function("f"))
+    with pytest.raises(DeadlockError):
+        bench.ask(request.entry.function)
+    stats = stats_of(bench)
+    assert (stats.blocks, stats.wait.count, stats.per_group["main"].misses) == (0, 1, 1)
+
+
+def test_beginning_anew_leaves_held_leases_out() -> None:
+    """A lease is granted once, so it is not granted again in the next period, when it ends."""
+    bench = Bench()
+    policy = bench.policy
+    request = bench.lease(bench.function("f"))
+    policy.residents.begin_anew()
+    assert stats_of(bench).per_group["main"].hits == 0
+    policy.recycle(request, 1, 3.0)
+    summary = stats_of(bench).per_group["main"]
+    assert (summary.hits, summary.misses, summary.wait.count) == (0, 0, 0)
+    assert (summary.hold.count, summary.hold.total) == (1, 3_000_000)
+    bench.retire(request.entry.function)
+    assert stats_of(bench).per_function[""].hits == 0
+
+
+def test_stats_are_frozen() -> None:
+    """Neither a summary nor a mapping of them can be changed, and both stay as they were."""
+    bench = Bench()
+    function = bench.function("f")
+    request, _ = bench.ask(function)
+    before = stats_of(bench)
+    bench.policy.loaded(request, 1.0)
+    bench.policy.recycle(request, 1, 2.0)
+    assert before.per_function["f(i64)"].misses == before.wait.count == before.hold.count == 0
+    assert before.per_function["f(i64)"] is before.per_function["f(i64)"]
+    assert repr(before.per_function) == "<summaries of 'f(i64)'>"
+    assert repr(stats_of(Bench()).per_group) == "<summaries of nothing>"
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        before.hits = 1  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        before.per_function["f(i64)"] = before.per_function["f(i64)"]  # type: ignore[index]
+    with pytest.raises(KeyError):
+        before.per_group["none"]
