@@ -39,7 +39,12 @@ from ._core.errors import (
     UnknownFunctionError as UnknownFunctionError,
     WasmCacheError as WasmCacheError,
 )
-from ._core.stats import CacheStats as CacheStats, EntryInfo as EntryInfo
+from ._core.stats import (
+    CacheStats as CacheStats,
+    DistributionSummary as DistributionSummary,
+    EntryInfo as EntryInfo,
+    UseSummary as UseSummary,
+)
 from ._function import Function as Function
 from ._group import SchedulingGroup as SchedulingGroup, current_group as current_group
 from ._host import HostFunction as HostFunction

@@ -95,9 +95,10 @@ async def _load(shell: Shell, group: SchedulingGroup, request: Request) -> None:
     native: GuestInstance | None = None
     try:
         module = await registered.slot.get()
+        lease._check_open()
         if group._share.burst >= BURST_FUEL:
             await shell.runner.pass_turn(group._share)
-        lease._check_open()
+            lease._check_open()
         config = shell.config
         lease._registered = registered
         native = module.instantiate(config.total_fuel, config.yield_fuel)

@@ -9,10 +9,16 @@ from pathlib import Path
 import attrs
 import trio
 
-from . import batches, calls, loop, shares
+from . import batches, calls, loop, shares, statistics
 from .harness import Report
 
-SUITES = {"batches": batches.run, "calls": calls.run, "loop": loop.run, "shares": shares.run}
+SUITES = {
+    "batches": batches.run,
+    "calls": calls.run,
+    "loop": loop.run,
+    "shares": shares.run,
+    "statistics": statistics.run,
+}
 
 
 def main() -> None:

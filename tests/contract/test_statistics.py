@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import pytest
 import trio
-from kits import COSTLY, Kit, ListLogger, add
+from kits import COSTLY, FakeKit, Kit, ListLogger, add
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_wasmcache import CacheConfig, CacheStats, LoadError, TrapError, UnknownFunctionError
+from trio_wasmcache import (
+    CacheConfig,
+    CacheStats,
+    InstanceCache,
+    LoadError,
+    SchedulingGroup,
+    TrapError,
+    UnknownFunctionError,
+)
 from trio_wasmcache._core.stats import UseSummary
-from trio_wasmcache.testing import FakeEngine, check_invariants, open_fake_cache
+from trio_wasmcache.testing import check_invariants
 
 DISTRIBUTIONS = ("wait", "load", "hold", "run", "fuel")
 
@@ -46,12 +54,12 @@ def check_sums(stats: CacheStats) -> None:
     assert stats.run.count == stats.fuel.count <= stats.calls
 
 
-async def workload(kit: Kit, cache: object) -> int:
+async def workload(kit: Kit, cache: InstanceCache) -> int:
     """Hits, misses, blocks, traps, long calls and cancelled waits in two groups; leases granted."""
     granted = 0
-    f = await add(cache, "f", kit.adding(1))  # type: ignore[arg-type]
-    costly = await add(cache, "costly", kit.costly())  # type: ignore[arg-type]
-    trapping = await add(cache, "trapping", kit.trapping())  # type: ignore[arg-type]
+    f = await add(cache, "f", kit.adding(1))
+    costly = await add(cache, "costly", kit.costly())
+    trapping = await add(cache, "trapping", kit.trapping())
 
     async def use() -> None:
         nonlocal granted
@@ -69,7 +77,7 @@ async def workload(kit: Kit, cache: object) -> int:
     async with trio.open_nursery() as nursery:
         for _ in range(3):
             nursery.start_soon(use)
-    async with cache.scheduling_group("red", capacity=1) as group:  # type: ignore[attr-defined]
+    async with cache.scheduling_group("red", capacity=1) as group:
         for _ in range(3):
             group.start_soon(use)
     async with f.acquire(), trio.open_nursery() as nursery:
@@ -91,8 +99,7 @@ async def test_sums_agree_whatever_happens(kit: Kit) -> None:
         assert stats.errors == {"TrapError": 6, "Cancelled": 1}
         assert set(stats.per_function) == {"f(i64)", "costly(i64)", "trapping(i64)"}
         assert set(stats.per_group) == {"main", ""}
-        assert stats.per_group[""].blocks == 2  # two waited for the one token
-        assert stats.blocks > 3
+        assert stats.per_group[""].blocks >= 2  # for the one token
         assert stats.load.count == stats.misses
         check_sums(stats)
         cache.remove("trapping")
@@ -130,11 +137,9 @@ async def test_popping_begins_anew(kit: Kit, log: ListLogger) -> None:
         assert popped == before
         assert figures(popped) == figures(before)
         after = cache.stats()
-        assert set(figures(after).values()) <= {0, (0, 0), None} or after.errors == {}
-        assert all(not any(one) for one in figures(after).values() if isinstance(one, tuple))
-        assert (after.hits, after.misses, after.blocks, after.calls) == (0, 0, 0, 0)
+        assert all(one in (0, (0, 0), {}) for one in figures(after).values())
         assert set(after.evictions.values()) == {0}
-        assert (after.errors, after.compile.count) == ({}, 0)
+        assert (after.compile.count, after.load.buckets) == (0, ())
         assert after.idle_instances == before.idle_instances > 0
         assert after.total_size == before.total_size > 0
         check_sums(after)
@@ -239,9 +244,9 @@ async def test_who_gives_up_waiting_for_a_token_is_counted(kit: Kit) -> None:
             check_sums(stats)
 
 
-async def red_call(group: object, name: str) -> None:
+async def red_call(group: SchedulingGroup, name: str) -> None:
     """Acquire in a group, whatever group the caller is in."""
-    async with group.acquire(name, ("i64",)):  # type: ignore[attr-defined]
+    async with group.acquire(name, ("i64",)):
         raise AssertionError
 
 
@@ -269,28 +274,25 @@ async def test_compiling_is_of_the_function_whose_module_was_not_there(kit: Kit)
         assert "main" not in stats.per_group
 
 
-async def test_times_are_those_of_the_clock(autojump_clock: MockClock) -> None:
+async def test_times_are_those_of_the_clock(fake: FakeKit, autojump_clock: MockClock) -> None:
     """Waits from asking to being granted, holds from then on; of tokens as of instances."""
-    async with open_fake_cache(logger=ListLogger()) as cache:
-        f = await cache.register(
-            "f", FakeEngine().module(), args=("i64",), returns="i64", export="run"
-        )
+    async with fake.open() as cache:
+        f = await add(cache, "f", fake.adding(1))
 
         async def use(seconds: float) -> None:
             async with f.acquire():
                 await trio.sleep(seconds)
 
-        async with cache.scheduling_group("red", capacity=1) as red, trio.open_nursery() as nursery:
+        async with cache.scheduling_group("red", capacity=1) as red:
             red.start_soon(use, 4)
             await wait_all_tasks_blocked()
-            red.start_soon(use, 0)  # waits for the token, 4 s
-            nursery.start_soon(use, 1)
+            red.start_soon(use, 1)  # waits for the token, 4 s
         async with trio.open_nursery() as nursery:
             nursery.start_soon(use, 2)
             await wait_all_tasks_blocked()
             nursery.start_soon(use, 0)  # waits for the instance, 2 s
         stats = cache.stats()
-        assert (stats.wait.count, stats.hold.count) == (5, 5)
+        assert (stats.wait.count, stats.hold.count) == (4, 4)
         assert 6_000_000 <= stats.wait.total < 6_001_000
         assert 7_000_000 <= stats.hold.total < 7_001_000
         assert [count for largest, count in stats.wait.buckets if largest > 1_000_000] == [1, 1]
