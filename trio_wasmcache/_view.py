@@ -18,7 +18,7 @@ def count(shell: Shell, groups: int) -> CacheStats:
         hits=policy.hits - base.hits,
         misses=policy.misses - base.misses,
         blocks=policy.blocks - base.blocks,
-        calls=sum(part.calls for part in uses.parts()),
+        calls=uses.calls,
         evictions={
             reason.value: number - base.evictions.get(reason, 0)
             for reason, number in residents.evictions.items()

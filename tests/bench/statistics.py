@@ -13,8 +13,6 @@ from trio_wasmcache.testing import FakeEngine, open_fake_cache
 
 from .harness import FIB, Report, SilentLogger, interleave, percentile
 
-FUNCTIONS = 10_000
-
 
 def once(function: Callable[[], object], rounds: int) -> float:
     """Median milliseconds."""
@@ -63,19 +61,19 @@ async def bench_recording(report: Report, number: int, rounds: int) -> None:
     report.add("recording a value / held call", added / us["held"], "")
 
 
-async def bench_reading(report: Report, rounds: int) -> None:
-    """`stats()` with 10,000 functions, as many as may have instances, and a scrape of them."""
+async def bench_reading(report: Report, functions: int, rounds: int) -> None:
+    """`stats()` with many functions, of which as many as may have instances, and a scrape."""
     engine = FakeEngine()
     config = CacheConfig(max_size=4096 * MiB, max_code_size=4096 * MiB, offload_after=None)
     async with open_fake_cache(config, engine=engine, logger=SilentLogger()) as cache:
         wasm = engine.module()
-        for number in range(FUNCTIONS):
+        for number in range(functions):
             function = await cache.register(
                 f"f{number}", wasm, args=("i64",), returns="i64", export="run"
             )
             await function.call(1)
         live = cache.stats().entries
-        report.add("functions with an instance, of 10,000", live, "")
+        report.add(f"functions with an instance, of {functions:,}", float(live), "")
         report.add("stats()", once(cache.stats, rounds), "ms", at_most=20)
 
         def all_functions() -> None:
@@ -96,4 +94,4 @@ def _collect(collector: CacheCollector) -> None:
 
 async def run(report: Report, quick: bool) -> None:
     await bench_recording(report, *((200, 5) if quick else (1000, 21)))
-    await bench_reading(report, 3 if quick else 15)
+    await bench_reading(report, *((500, 3) if quick else (10_000, 15)))

@@ -13,7 +13,13 @@ from hypothesis import given, strategies as st
 from trio_wasmcache import CacheStats, DeadlockError
 from trio_wasmcache._core.keys import FunctionKey
 from trio_wasmcache._core.records import GroupRecord, Stage
-from trio_wasmcache._core.stats import DistributionSummary, summarise, summarise_uses
+from trio_wasmcache._core.stats import (
+    NOTHING,
+    DistributionSummary,
+    UseSummary,
+    summarise,
+    summarise_uses,
+)
 from trio_wasmcache._core.uses import (
     Distribution,
     Snapshot,
@@ -53,9 +59,8 @@ def uses(draw: st.DrawFn) -> UseStats:
             made.runs.add(run)
     for error in draw(st.lists(st.sampled_from(["TrapError", "Cancelled"]), max_size=3)):
         made.note_error(error)
-    for one in (made.loads, made.compiles):
-        for number in draw(st.lists(values, max_size=2)):
-            one.add(number)
+    for number in draw(st.lists(values, max_size=2)):
+        made.loads.add(number)
     return made
 
 
@@ -131,27 +136,46 @@ def test_adding_up_uses_does_not_depend_on_the_order(
 def test_the_book_keeps_all_and_snapshots_stay(steps: list[object]) -> None:
     """By function as by group it holds the sum of all it took in; snapshots do not change."""
     book, taken = UseBook(), UseStats()
-    kept: list[tuple[Snapshot, object]] = []
+    kept: list[tuple[Snapshot, UseSummary]] = []
     for step in steps:
         if isinstance(step, tuple):
             part, function, group = step
             book.add(part, function and FunctionKey(function, ()), group)
             taken.merge(part)
+            if function:
+                book.of_function(FunctionKey(function, ())).compiles.add(9)
+                taken.compiles.add(9)
         elif step == "snapshot":
-            kept.append((book.snapshot([]), summarise_uses(taken)))
+            kept.append((Snapshot(*book.share(), book.calls), summarise_uses(taken)))
         elif step == "drop function":
             book.drop_function(FunctionKey("f", ()))
             assert FunctionKey("f", ()) not in book.functions
         else:
             book.drop_group("g")
             assert "g" not in book.groups
-    kept.append((book.snapshot([]), summarise_uses(taken)))
+    kept.append((Snapshot(*book.share(), book.calls), summarise_uses(taken)))
     for snapshot, expected in kept:
         assert summarise_uses(add_up(snapshot.functions.values())) == expected
-        assert summarise_uses(add_up(snapshot.groups.values())) == expected
+        in_groups = attrs.evolve(expected, compile=NOTHING)
+        assert summarise_uses(add_up(snapshot.groups.values())) == in_groups
+        assert summarise_uses(snapshot.whole()) == expected
+        assert snapshot.calls == expected.calls
     book.clear()
-    assert (book.functions, book.groups) == ({}, {})
-    assert summarise_uses(add_up(kept[-1][0].parts())) == kept[-1][1]
+    assert (book.functions, book.groups, book.calls) == ({}, {}, 0)
+    assert summarise_uses(kept[-1][0].whole()) == kept[-1][1]
+
+
+@given(uses(), uses())
+def test_what_was_frozen_is_taken_as_it_was(some: UseStats, other: UseStats) -> None:
+    """Freezing and taking is merging, and freezes the moment."""
+    frozen, merged = some.freeze(2), some.copy()
+    merged.held = 2
+    some.clear()
+    taken = other.copy()
+    taken.take(frozen)
+    merged.merge(other)
+    assert attrs.asdict(taken) == attrs.asdict(merged)
+    assert summarise_uses(some) == summarise_uses(UseStats())
 
 
 def test_durations_are_rounded_down_and_never_negative() -> None:

@@ -15,7 +15,7 @@ from .events import Evicted, Reason
 from .keys import FunctionKey
 from .ledger import Ledger
 from .lru import LRU
-from .records import Entry, FunctionRecord, GroupRecord, Instance, Module, Request, Stage
+from .records import GRANTED, Entry, FunctionRecord, GroupRecord, Instance, Module, Request
 from .state import ACQUIRE, TRANSITIONS, Action, step
 from .uses import Snapshot, UseBook
 
@@ -77,9 +77,13 @@ class Residents:
 
     def snapshot(self) -> Snapshot:
         """All uses so far."""
-        return self.book.snapshot(
-            (entry.uses.copy(_held(entry)), *self._names(entry)) for entry in self.entries
-        )
+        frozen = [entry.uses.freeze(_held(entry)) for entry in self.entries]
+        names = list(map(self._names, self.entries))
+        return Snapshot(*self.book.share(), self.count_calls(), frozen, names)
+
+    def count_calls(self) -> int:
+        """Calls begun, since uses are counted."""
+        return self.book.calls + sum(entry.uses.calls for entry in self.entries)
 
     def begin_anew(self) -> None:
         """From now on, uses are counted from 0."""
@@ -306,5 +310,6 @@ class Residents:
 
 def _held(entry: Entry) -> int:
     """Leases of it that have not ended."""
-    claims = entry.claims
-    return sum(request.stage is Stage.GRANTED and not request.warm for request in claims)
+    if not entry.claims:
+        return 0
+    return sum(request.stage is GRANTED and not request.warm for request in entry.claims)

@@ -36,6 +36,8 @@ class DistributionSummary:
 
 def summarise(distribution: Distribution, zeros: int = 0) -> DistributionSummary:
     """The summary of a distribution, and of so many values of 0 beside it."""
+    if not zeros and not distribution.buckets:
+        return NOTHING
     buckets = dict(distribution.buckets)
     if zeros:
         buckets[0] = buckets.get(0, 0) + zeros
@@ -44,7 +46,7 @@ def summarise(distribution: Distribution, zeros: int = 0) -> DistributionSummary
     return DistributionSummary(
         count=count,
         total=distribution.total,
-        mean=distribution.total / count if count else 0.0,
+        mean=distribution.total / count,
         p50=_quantile(ordered, count, 50),
         p90=_quantile(ordered, count, 90),
         p99=_quantile(ordered, count, 99),
@@ -60,7 +62,10 @@ def _quantile(buckets: Sequence[tuple[int, int]], count: int, percent: int) -> i
             low, high = 1 << bits >> 1, (1 << bits) - 1
             return low + (high - low) * (2 * place - 1) // (2 * number)
         place -= number
-    return 0
+    raise AssertionError(f"{percent} per cent of {count} are not in {buckets}")
+
+
+NOTHING = DistributionSummary(count=0, total=0, mean=0.0, p50=0, p90=0, p99=0, buckets=())
 
 
 @final
@@ -120,7 +125,9 @@ class Summaries(Mapping[str, UseSummary]):
     def __getitem__(self, name: str) -> UseSummary:
         made = self._made.get(name)
         if made is None:
-            made = self._made[name] = summarise_uses(add_up(self._parts[name]))
+            parts = self._parts[name]
+            uses = parts[0] if len(parts) == 1 else add_up(parts)
+            made = self._made[name] = summarise_uses(uses)
         return made
 
     def __iter__(self) -> Iterator[str]:
@@ -179,7 +186,7 @@ class CacheStats:
 
     @cached_property
     def _summary(self) -> UseSummary:
-        return summarise_uses(add_up(self._uses.parts()))
+        return summarise_uses(self._uses.whole())
 
     @property
     def errors(self) -> dict[str, int]:

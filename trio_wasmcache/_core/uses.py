@@ -12,7 +12,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, final
 
 from attrs import Factory, define, frozen
@@ -142,29 +143,57 @@ class UseStats:
         for distribution in self.distributions:
             distribution.clear()
 
-    def copy(self, held: int = 0) -> UseStats:
-        """One that stays as it is, taken while so many leases are held."""
-        return UseStats(
-            self.misses,
-            self.blocks,
-            held,
-            self.carried,
-            self.continued,
-            self.errors.copy(),
-            *[distribution.copy() for distribution in self.distributions],
-        )
+    def copy(self) -> UseStats:
+        """One that what is recorded in this one does not change."""
+        result = UseStats()
+        result.merge(self)
+        return result
+
+    def freeze(self, held: int) -> Frozen:
+        """All of it, while so many leases are held.
+
+        One object, and whole numbers: a copy of each of 4,096 entries would be 57,000 objects, and
+        keep the garbage collector busy for longer than it takes to make them.
+        """
+        frozen = [self.misses, self.blocks, held, self.carried, self.continued]
+        for one in self.distributions:
+            buckets = one.buckets
+            frozen += (one.total, len(buckets), *buckets, *buckets.values())
+        return frozen, self.errors.copy() if self.errors else NO_ERRORS
+
+    def take(self, frozen: Frozen) -> None:
+        """Record all that is in what `freeze` made."""
+        numbers, errors = frozen
+        self.misses += numbers[0]
+        self.blocks += numbers[1]
+        self.held += numbers[2]
+        self.carried += numbers[3]
+        self.continued += numbers[4]
+        for name, count in errors.items():
+            self.errors[name] = self.errors.get(name, 0) + count
+        at = 5
+        for one in self.distributions:
+            one.total += numbers[at]
+            size, buckets = numbers[at + 1], one.buckets
+            at += 2
+            for place in range(at, at + size):
+                bits = numbers[place]
+                buckets[bits] = buckets.get(bits, 0) + numbers[place + size]
+            at += 2 * size
+
+
+# Counters; then of each distribution the total, how many buckets there are, their keys, and their
+# counts. And errors.
+Frozen = tuple[list[int], Mapping[str, int]]
+NO_ERRORS: Mapping[str, int] = {}
 
 
 def add_up(parts: Iterable[UseStats]) -> UseStats:
-    """Their sum."""
+    """Their sum; none of them changes with it."""
     result = UseStats()
     for part in parts:
         result.merge(part)
     return result
-
-
-# Uses, and the function and the group they were of; None where that one is gone.
-Cell = tuple[UseStats, FunctionKey | None, str | None]
 
 
 @final
@@ -176,28 +205,41 @@ class Snapshot:
     """Of entries that are forgotten."""
     groups: Mapping[str | None, UseStats] = Factory(dict)
     """The same once more, by group."""
-    live: Sequence[Cell] = ()
-    """Of entries that are there."""
+    calls: int = 0
+    """Of all."""
+    _live: Sequence[Frozen] = ()
+    """Of entries that are there: of which function and group, say `_names`."""
+    _names: Sequence[tuple[FunctionKey | None, str | None]] = ()
 
     def by_function(self) -> dict[str, list[UseStats]]:
         """{name and argument types: parts of what it did}; ``""`` for those that are gone."""
         parts = {str(key or ""): [uses] for key, uses in self.functions.items()}
-        for uses, key, _ in self.live:
+        for state, (key, _) in zip(self._live, self._names, strict=True):
+            uses = UseStats()
+            uses.take(state)
             parts.setdefault(str(key or ""), []).append(uses)
         return parts
 
-    def by_group(self) -> dict[str, list[UseStats]]:
-        """{name: parts of what was done in it}; ``""`` for those that are gone."""
-        parts = {name or "": [uses] for name, uses in self.groups.items()}
-        for uses, _, name in self.live:
-            parts.setdefault(name or "", []).append(uses)
-        return parts
+    @cached_property
+    def sums(self) -> Mapping[str, UseStats]:
+        """{name: all that was done in that group}; ``""`` for those that are gone."""
+        sums = {name or "": uses.copy() for name, uses in self.groups.items()}
+        for state, (_, name) in zip(self._live, self._names, strict=True):
+            if (name or "") not in sums:
+                sums[name or ""] = UseStats()
+            sums[name or ""].take(state)
+        return sums
 
-    def parts(self) -> Iterator[UseStats]:
-        """All of it, each once."""
-        yield from self.functions.values()
-        for uses, _, _ in self.live:
-            yield uses
+    def by_group(self) -> dict[str, list[UseStats]]:
+        """As `by_function`, by the names of groups."""
+        return {name: [uses] for name, uses in self.sums.items()}
+
+    def whole(self) -> UseStats:
+        """All of it. Of what is compiled, groups know nothing."""
+        result = add_up(self.sums.values())
+        for uses in self.functions.values():
+            result.compiles.merge(uses.compiles)
+        return result
 
 
 @final
@@ -211,12 +253,15 @@ class UseBook:
 
     functions: dict[FunctionKey | None, UseStats] = Factory(dict)
     groups: dict[str | None, UseStats] = Factory(dict)
+    calls: int = 0
+    """Of all."""
     _fresh: set[UseStats] = Factory(set)
     """What no snapshot has seen. The rest is copied before it changes: so a snapshot copies only
     what has changed since the last one, and not while somebody waits for it."""
 
     def add(self, uses: UseStats, function: FunctionKey | None, group: str | None) -> None:
         """Take the uses of an entry in."""
+        self.calls += uses.calls
         self.of_function(function).merge(uses)
         self._own(self.groups, group).merge(uses)
 
@@ -227,23 +272,26 @@ class UseBook:
     def drop_function(self, key: FunctionKey) -> None:
         """It was removed."""
         if (uses := self.functions.pop(key, None)) is not None:
+            self._fresh.discard(uses)
             self.of_function(None).merge(uses)
 
     def drop_group(self, name: str) -> None:
         """It was closed."""
         if (uses := self.groups.pop(name, None)) is not None:
+            self._fresh.discard(uses)
             self._own(self.groups, None).merge(uses)
-
-    def snapshot(self, live: Iterable[Cell]) -> Snapshot:
-        """All uses: those in the book, and copies of those that are still being recorded."""
-        self._fresh = set()
-        return Snapshot(self.functions.copy(), self.groups.copy(), tuple(live))
 
     def clear(self) -> None:
         """Begin anew."""
+        self.calls = 0
         self.functions.clear()
         self.groups.clear()
         self._fresh.clear()
+
+    def share(self) -> tuple[dict[FunctionKey | None, UseStats], dict[str | None, UseStats]]:
+        """What is in the book, by function and by group, to be changed no more."""
+        self._fresh = set()
+        return self.functions.copy(), self.groups.copy()
 
     def _own(self, book: dict[Any, UseStats], name: object) -> UseStats:
         uses = book.get(name)
