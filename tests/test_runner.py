@@ -183,8 +183,21 @@ async def test_a_call_in_a_thread_makes_way_for_one_that_waits() -> None:
     assert all_given_back(runner)
 
 
-async def test_fewer_and_more_threads() -> None:
-    """`resize` is for what is begun from then on."""
-    runner = Runner(CacheConfig(max_threads=1))
-    runner.resize(CacheConfig(max_threads=3))
-    assert runner.threads.slots == 3
+async def test_a_call_that_waits_for_a_thread_gets_one_when_there_are_more() -> None:
+    """`resize` upwards is for those who wait, too: nobody has to give a thread back first."""
+    runner, guest, job = start(3, offload_after=0, max_threads=1)
+    other = Gated(2, threading.current_thread())
+    assert not other.poll()
+    second = Job(other, job.share, (), Holder(), 10**6)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(runner.drive, job)
+        await guest.in_slice()
+        nursery.start_soon(runner.drive, second)
+        while not runner.threads.contended:
+            await trio.lowlevel.checkpoint()
+        runner.resize(CacheConfig(offload_after=0, max_threads=2))
+        await other.in_slice()  # while the first call is still in the only thread there was
+        other.permits.release()
+        guest.permits.release()
+        guest.permits.release()
+    assert all_given_back(runner)

@@ -142,6 +142,25 @@ async def test_several_slots() -> None:
     assert track.turns.taken == 0
 
 
+async def test_more_slots_wake_who_waits() -> None:
+    """In the step that makes them, as many as there are new ones; fewer take none away."""
+    track, share = Track(), Share(100)
+    async with trio.open_nursery() as nursery:
+        await track.turns.take(share)
+        for name in "abc":
+            nursery.start_soon(track.work, name, share, 1)
+            await wait_all_tasks_blocked()
+        track.turns.resize(3)
+        assert (track.turns.taken, len(track.turns.line)) == (3, 1)
+        track.turns.resize(1)
+        assert track.turns.taken == 3
+        track.turns.give_back()
+        assert (track.turns.taken, len(track.turns.line)) == (2, 1)
+        track.turns.resize(3)
+    assert sorted(track.order) == ["a", "b", "c"]
+    assert track.turns.taken == 0
+
+
 async def test_cancelled_in_line() -> None:
     """It leaves the line, and those behind move up."""
     track, share = Track(), Share(100)

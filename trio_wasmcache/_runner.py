@@ -98,7 +98,7 @@ class Runner:
     def resize(self, config: CacheConfig) -> None:
         """Live under other limits: more threads are used at once, fewer as they come free."""
         self.config = config
-        self.threads.slots = config.max_threads
+        self.threads.resize(config.max_threads)
 
     async def pass_turn(self, share: Share) -> None:
         """Let others run: wait for a turn of the loop, and begin a new burst of short calls.

@@ -58,6 +58,11 @@ class Turns:
         else:
             await self._pass(share)
 
+    def resize(self, slots: int) -> None:
+        """So many turns from now on: more begin in this step, fewer as they are given back."""
+        self.slots = slots
+        self._hand_out()
+
     def give_back(self) -> None:
         """The turn is over; whoever is next is woken in this step."""
         self.taken -= 1
