@@ -10,9 +10,9 @@ import trio
 from kits import FakeKit, ListLogger, add
 
 from trio_wasmcache import CacheConfig, open_cache
-from trio_wasmcache._cache import open_with
 from trio_wasmcache._core.events import Removed
 from trio_wasmcache._log import BUFFER_EVENTS, InlineLogWriter, ThreadedLogWriter
+from trio_wasmcache._open import open_with
 
 
 def fact(number: int) -> Removed:

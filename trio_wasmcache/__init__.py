@@ -2,7 +2,7 @@
 
 Imports point one way: cache > evictor, lease > group, runner, log > engine, abi > core. `_core` is
 pure: no clock, thread, event loop, logging or wasmtime. `_engine` is the only folder that imports
-wasmtime, `_log` the only file that imports structlog. Start reading at `_cache.open_cache`; what is
+wasmtime, `_log` the only file that imports structlog. Start reading at `_open.open_cache`; what is
 decided is decided in `_core.policy`.
 """
 
@@ -17,7 +17,7 @@ from ._abi.protocol import (
     Memory as Memory,
 )
 from ._abi.scylla import ScyllaAbi as ScyllaAbi
-from ._cache import InstanceCache as InstanceCache, open_cache as open_cache
+from ._cache import InstanceCache as InstanceCache
 from ._core.config import CacheConfig as CacheConfig, KiB as KiB, MiB as MiB
 from ._core.errors import (
     AbiError as AbiError,
@@ -50,3 +50,4 @@ from ._group import SchedulingGroup as SchedulingGroup, current_group as current
 from ._host import HostFunction as HostFunction
 from ._lease import Lease as Lease
 from ._memory import LeaseMemory as LeaseMemory, current_lease as current_lease
+from ._open import open_cache as open_cache

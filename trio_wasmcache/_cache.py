@@ -1,4 +1,4 @@
-"""The cache itself: puts the parts together, and opens and closes them in order."""
+"""The cache itself: functions come and go, instances are acquired, limits change."""
 
 from __future__ import annotations
 
@@ -14,116 +14,21 @@ from attrs import evolve
 from ._abi.protocol import Abi
 from ._closing import close_groups
 from ._core.config import CacheConfig
-from ._core.events import Closed, Opened, Reason, Registered as RegisteredEvent, Removed, Resized
+from ._core.events import Closed, Reason, Registered as RegisteredEvent, Removed, Resized
 from ._core.records import FunctionRecord
 from ._core.stats import CacheStats, EntryInfo
-from ._engine.seam import Engine
-from ._evictor import evict_on_time
 from ._function import Function
-from ._group import SchedulingGroup, check_group, find_group, group_opened, open_group
+from ._group import SchedulingGroup, check_group, find_group, open_group
 from ._host import HostFunction
 from ._lease import Lease
-from ._log import LogWriter, ThreadedLogWriter
 from ._register import Compiler, Declaration, declare, read_source
 from ._registry import Registered
-from ._shell import Shell, describe
+from ._shell import Shell, describe, describe_limits
 from ._view import begin_anew, count, describe_entries, in_words
 
 MAIN = "main"
 # What `resize` can't change. A log that began without uses can't be replayed, so it goes on so.
 FIXED = frozenset(("stack_size", "main_capacity", "main_shares", "log_uses"))
-
-
-@asynccontextmanager
-async def open_cache(
-    config: CacheConfig | None = None, *, logger: Any = None
-) -> AsyncIterator[InstanceCache]:
-    """Open a cache for the length of a block.
-
-    .. code-block::
-
-        async with trio_wasmcache.open_cache(CacheConfig(max_size=100 * MiB)) as cache:
-            await cache.register("fib", wasm, args=("i64",), returns="i64")
-
-    When the block ends: no new leases; who waits gets `trio.ClosedResourceError`; calls are
-    stopped within a slice; everything native is freed; the log is flushed. An exception of the
-    block leaves it as it is, not wrapped in a group.
-
-    Args:
-        config: the limits; `CacheConfig()` by default.
-        logger: a structlog logger; ``structlog.get_logger("trio_wasmcache")`` by default. It is
-            called from one thread of the cache's own.
-
-    **Checkpoint:** entering and leaving are checkpoints.
-    **Cancellation:** everything is closed all the same; flushing the log is shielded, for at most
-    `log_flush_timeout` seconds.
-    """
-    from ._engine.engine import WasmtimeEngine
-
-    config = CacheConfig() if config is None else config
-    if not isinstance(config, CacheConfig):
-        raise TypeError(f"config must be a CacheConfig, got {config!r}")
-    engine = WasmtimeEngine(config.stack_size)
-    async with open_with(config, engine, ThreadedLogWriter(logger)) as cache:
-        yield cache
-
-
-@asynccontextmanager
-@trio.lowlevel.enable_ki_protection
-async def open_with(
-    config: CacheConfig, engine: Engine, log: LogWriter
-) -> AsyncIterator[InstanceCache]:
-    """`open_cache` on any engine and any log: the seam that `trio_wasmcache.testing` uses."""
-    failure: BaseException | None = None
-    shell = Shell(config, engine, log)
-    try:
-        with trio.CancelScope() as ending:
-            async with trio.open_nursery() as service:
-                cache = InstanceCache(shell, service)
-                shell.tell(Opened(**_limits(config), **_more_limits(config)))
-                shell.tell(group_opened(cache._main))
-                service.start_soon(evict_on_time, shell)
-                try:
-                    await trio.lowlevel.checkpoint()
-                    yield cache
-                except BaseException as error:
-                    # Kept aside, so that the nursery does not wrap it.
-                    failure = error
-                finally:
-                    # All that is left ends at once when told to, threads within a slice; a
-                    # cancellation from outside must not get between it and the books.
-                    ending.shield = True
-                    await cache._close()
-                    service.cancel_scope.cancel()
-    finally:
-        engine.close()
-        await log.close(config.log_flush_timeout)
-    if failure is not None:
-        try:
-            raise failure
-        finally:
-            del failure
-
-
-def _limits(config: CacheConfig) -> dict[str, Any]:
-    return {
-        "max_size_bytes": config.max_size,
-        "max_instance_size_bytes": config.max_instance_size,
-        "max_instances": config.max_instances,
-        "max_code_size_bytes": config.max_code_size,
-        "idle_timeout_seconds": config.idle_timeout,
-    }
-
-
-def _more_limits(config: CacheConfig) -> dict[str, Any]:
-    return {
-        "stack_size_bytes": config.stack_size,
-        "memory_limit_bytes": config.memory_limit,
-        "table_limit_elements": config.table_limit,
-        "total_fuel": config.total_fuel,
-        "yield_fuel": config.yield_fuel,
-        "log_uses": config.log_uses,
-    }
 
 
 @final
@@ -406,7 +311,7 @@ class InstanceCache:
         config = evolve(shell.config, **limits)
         shell.config = config
         shell.runner.resize(config)
-        shell.tell(Resized(**_limits(config)))
+        shell.tell(Resized(**describe_limits(config)))
         shell.act(shell.policy.resize(config, trio.current_time()))
         due = shell.policy.next_expiry()
         shell.sleep.deadline = float("inf") if due is None else due

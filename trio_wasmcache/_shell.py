@@ -118,6 +118,17 @@ def describe(record: FunctionRecord) -> dict[str, Any]:
     }
 
 
+def describe_limits(config: CacheConfig) -> dict[str, Any]:
+    """The fields by which events tell the limits that `resize` can change, and a replay needs."""
+    return {
+        "max_size_bytes": config.max_size,
+        "max_instance_size_bytes": config.max_instance_size,
+        "max_instances": config.max_instances,
+        "max_code_size_bytes": config.max_code_size,
+        "idle_timeout_seconds": config.idle_timeout,
+    }
+
+
 def held_in(policy: Policy, group: GroupRecord | None) -> list[Request]:
     """The requests that hold an instance, of one group or of all."""
     return [r for r in policy.waits.held if group is None or r.entry.group is group]

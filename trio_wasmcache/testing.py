@@ -13,12 +13,13 @@ from typing import Any, final
 
 import trio
 
-from ._cache import InstanceCache, open_with
+from ._cache import InstanceCache
 from ._core.config import CacheConfig
 from ._core.records import Stage
 from ._core.state import State
 from ._fake import FakeEngine as FakeEngine, FakeFailure as FakeFailure
 from ._log import InlineLogWriter
+from ._open import open_with
 
 
 @asynccontextmanager

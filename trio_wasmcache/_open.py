@@ -1,0 +1,100 @@
+"""Opens a cache for the length of a block: puts the parts together, and closes them in order."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import trio
+
+from ._cache import InstanceCache
+from ._core.config import CacheConfig
+from ._core.events import Opened
+from ._engine.seam import Engine
+from ._evictor import evict_on_time
+from ._group import group_opened
+from ._log import LogWriter, ThreadedLogWriter
+from ._shell import Shell, describe_limits
+
+
+@asynccontextmanager
+async def open_cache(
+    config: CacheConfig | None = None, *, logger: Any = None
+) -> AsyncIterator[InstanceCache]:
+    """Open a cache for the length of a block.
+
+    .. code-block::
+
+        async with trio_wasmcache.open_cache(CacheConfig(max_size=100 * MiB)) as cache:
+            await cache.register("fib", wasm, args=("i64",), returns="i64")
+
+    When the block ends: no new leases; who waits gets `trio.ClosedResourceError`; calls are
+    stopped within a slice; everything native is freed; the log is flushed. An exception of the
+    block leaves it as it is, not wrapped in a group.
+
+    Args:
+        config: the limits; `CacheConfig()` by default.
+        logger: a structlog logger; ``structlog.get_logger("trio_wasmcache")`` by default. It is
+            called from one thread of the cache's own.
+
+    **Checkpoint:** entering and leaving are checkpoints.
+    **Cancellation:** everything is closed all the same; flushing the log is shielded, for at most
+    `log_flush_timeout` seconds.
+    """
+    from ._engine.engine import WasmtimeEngine
+
+    config = CacheConfig() if config is None else config
+    if not isinstance(config, CacheConfig):
+        raise TypeError(f"config must be a CacheConfig, got {config!r}")
+    engine = WasmtimeEngine(config.stack_size)
+    async with open_with(config, engine, ThreadedLogWriter(logger)) as cache:
+        yield cache
+
+
+@asynccontextmanager
+@trio.lowlevel.enable_ki_protection
+async def open_with(
+    config: CacheConfig, engine: Engine, log: LogWriter
+) -> AsyncIterator[InstanceCache]:
+    """`open_cache` on any engine and any log: the seam that `trio_wasmcache.testing` uses."""
+    failure: BaseException | None = None
+    shell = Shell(config, engine, log)
+    try:
+        with trio.CancelScope() as ending:
+            async with trio.open_nursery() as service:
+                cache = InstanceCache(shell, service)
+                shell.tell(Opened(**describe_limits(config), **_more_limits(config)))
+                shell.tell(group_opened(cache._main))
+                service.start_soon(evict_on_time, shell)
+                try:
+                    await trio.lowlevel.checkpoint()
+                    yield cache
+                except BaseException as error:
+                    # Kept aside, so that the nursery does not wrap it.
+                    failure = error
+                finally:
+                    # All that is left ends at once when told to, threads within a slice; a
+                    # cancellation from outside must not get between it and the books.
+                    ending.shield = True
+                    await cache._close()
+                    service.cancel_scope.cancel()
+    finally:
+        engine.close()
+        await log.close(config.log_flush_timeout)
+    if failure is not None:
+        try:
+            raise failure
+        finally:
+            del failure
+
+
+def _more_limits(config: CacheConfig) -> dict[str, Any]:
+    return {
+        "stack_size_bytes": config.stack_size,
+        "memory_limit_bytes": config.memory_limit,
+        "table_limit_elements": config.table_limit,
+        "total_fuel": config.total_fuel,
+        "yield_fuel": config.yield_fuel,
+        "log_uses": config.log_uses,
+    }
