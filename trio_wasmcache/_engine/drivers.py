@@ -16,7 +16,8 @@ from .._core.driver import Layout, Shape, layout
 from .._core.errors import LoadError
 from .._core.wasm import FuncType
 from . import native
-from .instance import WasmtimeFunction, WasmtimeInstance
+from .function import WasmtimeFunction
+from .instance import WasmtimeInstance
 from .seam import UnderWay
 from .traps import take_error
 

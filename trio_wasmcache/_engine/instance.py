@@ -1,8 +1,7 @@
 """An instance in wasmtime: a store, what is instantiated in it, and the one call under way.
 
-The store's context, the argument and result cells and the two error slots must stay where they are
-while a call future lives; they are allocated once for each instance and function, so that a call
-allocates nothing.
+The store's context, the argument and result cells (in `function`) and the two error slots must stay
+where they are while a call future lives; they are allocated once for each instance and function.
 """
 
 from __future__ import annotations
@@ -10,17 +9,16 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import struct
-from collections.abc import Callable, Iterator, Sequence
-from ctypes import byref, c_size_t, c_uint8, c_uint64, c_void_p
+from collections.abc import Callable, Iterator
+from ctypes import byref, c_uint64, c_void_p
 from typing import TYPE_CHECKING, Any, final
 
 from .._core.config import WASM_PAGE
 from .._core.errors import GuestError, LoadError
-from .._core.wasm import FuncType
 from . import native
+from .function import WasmtimeFunction
 from .hosts import INSTANCES, check_headroom
 from .memory import InstanceMemory, SuspendedMemory
-from .seam import UNDER_WAY
 from .traps import guest_error, take_error, trap_error
 
 if TYPE_CHECKING:
@@ -55,7 +53,7 @@ class WasmtimeInstance:
         """{(shape, export): driver}; kept for as long as the store."""
         self._handle = ctypes.create_string_buffer(native.INSTANCE_SIZE)
         self._store: int | None = native.store_new(module.engine, number or None, None)
-        self.context = c_void_p(native.store_context(self._store))
+        self.context: Any = c_void_p.from_param(native.store_context(self._store))
         self.fuel_left = self._make_fuel_left()
         native.store_limiter(
             self._store, plan.memory_limit, plan.table_limit, 1, plan.tables, plan.memories
@@ -130,11 +128,11 @@ class WasmtimeInstance:
 
     def _make_fuel_left(self) -> Callable[[], int]:
         """`GuestInstance.fuel_left` as a closure: every call asks."""
-        get_fuel, context, left = native.hot_get_fuel, self.context, c_uint64()
-        cell = byref(left)
+        get_fuel, left = native.hot_get_fuel, c_uint64()
+        where = self.context, byref(left)
 
         def fuel_left() -> int:
-            get_fuel(context, cell)
+            get_fuel(*where)
             return left.value
 
         return fuel_left
@@ -196,92 +194,5 @@ class WasmtimeInstance:
         return ctypes.create_string_buffer(self.extern(name).raw[native.EXTERN_OFFSET :])
 
 
-@final
-class WasmtimeFunction:
-    """See `GuestFunction`; made by `WasmtimeInstance.function`.
-
-    The cells of arguments and results are made once, with the kind of each argument in place, so
-    that a call only writes values.
-    """
-
-    __slots__ = ("_instance", "_lift", "_lower", "_results", "begin", "fuel_left", "type")
-
-    def __init__(self, instance: WasmtimeInstance, handle: Any, signature: FuncType) -> None:
-        self.type = signature
-        self._instance = instance
-        self._lower = _cells(signature.params)
-        self._lift = _cells(signature.results)
-        arguments = (c_uint8 * (native.VALUE_SIZE * len(signature.params)))()
-        for number, name in enumerate(signature.params):
-            arguments[number * native.VALUE_SIZE] = native.VALUE_KINDS[name][0]
-        self._results = ctypes.create_string_buffer(native.VALUE_SIZE * len(signature.results) + 1)
-        self.begin = self._make_begin(arguments, handle)
-        self.fuel_left = instance.fuel_left
-
-    def _make_begin(self, arguments: Any, handle: Any) -> Callable[[Sequence[Any], int], Any]:
-        """`GuestFunction.begin` as one closure: a third of what it costs as methods of two objects.
-
-        Five native calls, each needed: fuel for this call, the call, its first slice, its end; the
-        fuel that is left is asked for by who charges it.
-        """
-        instance, signature = self._instance, self.type
-        lower, finish = self._lower, self.finish
-        context, fuel_cell = instance.context, c_uint64()
-        call = (
-            context,
-            handle,
-            arguments,
-            c_size_t(len(signature.params)),
-            self._results,
-            c_size_t(len(signature.results)),
-            *instance.errors,
-        )
-        set_fuel, call_async, poll = native.hot_set_fuel, native.hot_call, native.call_future_poll
-        hosted = bool(instance.hosts.imports)
-        set_to = 0
-
-        def begin(values: Sequence[Any], fuel: int) -> Any:
-            nonlocal set_to
-            try:
-                for (codec, at), value in zip(lower, values, strict=True):
-                    codec.pack_into(arguments, at, value)
-            except struct.error as error:
-                raise _misfit(values, signature, error) from None
-            if fuel != set_to:
-                fuel_cell.value = set_to = fuel
-            if hosted:
-                check_headroom()
-            set_fuel(context, fuel_cell)
-            instance.future = future = call_async(*call)
-            return finish() if poll(future) else UNDER_WAY
-
-        return begin
-
-    def finish(self) -> Any:
-        instance = self._instance
-        future, instance.future = instance.future, None
-        native.hot_delete(future)
-        if instance.trap or instance.error:
-            raise instance.take_error()
-        lift = self._lift
-        if len(lift) == 1:
-            codec, at = lift[0]
-            return codec.unpack_from(self._results, at)[0]
-        return tuple(codec.unpack_from(self._results, at)[0] for codec, at in lift) or None
-
-
-def _cells(types: Sequence[str]) -> list[tuple[struct.Struct, int]]:
-    """[(how the value looks, where it lies)] for consecutive wasmtime_val_t."""
-    return [
-        (_VALUES[name], number * native.VALUE_SIZE + native.VALUE_OFFSET)
-        for number, name in enumerate(types)
-    ]
-
-
 # {value type: how its value looks in a cell}
 _VALUES = {name: struct.Struct("<" + code) for name, (_, code) in native.VALUE_KINDS.items()}
-
-
-def _misfit(values: Sequence[Any], signature: FuncType, error: struct.error) -> Exception:
-    kind = OverflowError if all(isinstance(value, (int, float)) for value in values) else TypeError
-    return kind(f"{tuple(values)!r} does not fit {signature.params}: {error}")
