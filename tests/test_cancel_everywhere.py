@@ -69,6 +69,35 @@ async def test_in_a_host_function(kit: Kit) -> None:
         assert await outer.call(6) == 7
 
 
+async def test_while_loading_on_a_seat(kit: Kit) -> None:
+    """The seat is back, and so is its module; the next lease of it is a hit again."""
+    async with stage(kit, KEPT) as at:
+        slow = await add(at.cache, "slow", kit.adding(1, slow_start=True), isolation="fresh")
+        assert await slow.call(1) == 2
+
+        async def scenario() -> None:
+            async with slow.acquire():
+                pass  # without a checkpoint in which an instance could be lost
+
+        await at.run(scenario, least=8)
+        stats = at.cache.stats()
+        assert (stats.misses, stats.idle_instances, stats.loaded_modules) == (1, 1, 1)
+        assert sum(stats.evictions.values()) == 0
+        assert await slow.call(1) == 2
+
+
+async def test_queued_for_a_seat(kit: Kit) -> None:
+    """Whoever is behind loads on it."""
+    async with stage(kit, KEPT) as at:
+        f = await add(at.cache, "f", kit.adding(1, slow_start=True), isolation="fresh")
+
+        async def scenario() -> None:
+            await at.occupy(f.acquire, behind=f.acquire)
+            assert await f.call(1) == 2
+
+        await at.run(scenario, least=10)
+
+
 async def test_queued_for_an_instance(kit: Kit) -> None:
     """The one behind is served as if nobody had been before it."""
     async with stage(kit, KEPT) as at:

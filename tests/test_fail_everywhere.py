@@ -87,6 +87,32 @@ async def test_waiters_behind_the_one_that_fails() -> None:
     assert steps == ["compile", "load"] + ["instantiate", "start", "call"] * 4
 
 
+async def test_waiters_for_a_seat_on_which_loading_fails() -> None:
+    """It stays, whichever step fails, and the others are served on it, without another load."""
+
+    async def scenario(cache: InstanceCache, kit: FakeKit, errors: list[WasmCacheError]) -> None:
+        await trying(errors, add(cache, "f", kit.adding(1), isolation="fresh"))
+        if errors:
+            return
+        (f,) = cache.functions()
+        results: list[int] = []
+
+        async def use() -> None:
+            async with f.acquire():
+                results.append(1)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(trying, errors, use())
+        assert len(results) == 4 - len(errors)
+        stats = cache.stats()
+        assert (stats.hits + stats.misses, stats.misses) == (len(results), 1)
+        assert (stats.idle_instances, sum(stats.evictions.values())) == (1, 0)
+
+    steps = await fail_everywhere(scenario)
+    assert steps == ["compile", "load"] + ["instantiate", "start"] * 4
+
+
 async def test_waiters_for_room_behind_the_one_that_fails() -> None:
     """Three functions, room for one: what a failed load gives back, the next in line gets."""
 

@@ -119,6 +119,7 @@ async def test_registered_removed_loaded(fake: FakeKit, log: ListLogger) -> None
             "instance": number,
             "request": None,
             "module_loaded": name == "f",
+            "seat": False,
             "warmed": name == "f",
         }
         for name, number in (("f", 1), ("g", 2))
@@ -145,6 +146,7 @@ async def test_evicted(fake: FakeKit, log: ListLogger, mock_clock: trio.testing.
         "generation": 1,
         "instance": 1,
         "reason": "size",
+        "seat": False,
         "module_digest": f.module_digest,
         "freed_bytes": 4 * PAGE,
         "freed_code_bytes": CODE,
@@ -237,6 +239,7 @@ async def test_uses(fake: FakeKit, log: ListLogger, mock_clock: trio.testing.Moc
         "size_bytes": 2 * PAGE,
         "held_seconds": 2.0,
         "calls": 2,
+        "seat": False,
         "kept": True,
         "total_size_bytes": 2 * PAGE,
         "code_size_bytes": CODE,

@@ -15,6 +15,7 @@ from ._abi.protocol import Abi
 from ._closing import close_groups
 from ._core.config import CacheConfig
 from ._core.events import Closed, Reason, Registered as RegisteredEvent, Removed, Resized
+from ._core.isolation import REUSE, verdict
 from ._core.records import FunctionRecord
 from ._core.stats import CacheStats, EntryInfo
 from ._function import Function
@@ -84,7 +85,8 @@ class InstanceCache:
             imports: ``{"module": {"name": HostFunction(...)}}``. WASI preview 1 is there without
                 being given, and grants nothing.
             concurrency: instances that may run at the same time in one group.
-            isolation: ``"reuse"``: an instance serves one lease after the other as it is.
+            isolation: what a lease may find of the one before it. ``"reuse"``: all of it, as an
+                instance serves one after the other. ``"fresh"``: nothing, as each gets a new one.
             replace: put it in the place of a function of that name and those types. The old one
                 serves until the new one is compiled; who holds it finishes on it.
 
@@ -146,7 +148,7 @@ class InstanceCache:
             module_digest=module.digest,
             code_size=module.code_size,
             isolation=declaration.isolation,
-            isolation_verdict="reuse: state stays from one lease to the next, as asked for",
+            isolation_verdict=verdict(declaration.isolation),
             acquire=self.acquire,
         )
         record.payload = Registered(
@@ -155,6 +157,7 @@ class InstanceCache:
             declaration.bind(module.payload.artifact.info),
             declaration.export,
             declaration.called_on_null,
+            declaration.isolation == REUSE,
         )
         self._compiler.keep(module)
         old = shell.registry.put(record)

@@ -18,7 +18,8 @@ from ._core.errors import DeadlockError, GuestError
 from ._core.events import Reason
 from ._core.fair import BURST_FUEL, CALL_FUEL
 from ._core.headroom import check_headroom
-from ._core.records import Entry, FunctionRecord, Request
+from ._core.isolation import SEAT_SIZE
+from ._core.records import Entry, FunctionRecord, Instance, Request
 from ._engine.seam import UNDER_WAY, GuestFunction, GuestInstance, GuestMemory
 from ._group import SchedulingGroup, closed_group
 from ._load import grant
@@ -213,22 +214,31 @@ class Lease:
         self._guest = None
         assert request is not None
         assert native is not None
-        instance = request.instance
+        instance, registered = request.instance, self._registered
         assert instance is not None
-        shell = self._shell
+        assert registered is not None
+        shell, seat = self._shell, False
         if not clean:
             # A call failed or is half-way, whoever has it under way.
             reason = reason or Reason.CORRUPTED
             native.abandon()
-        size = native.measure()
+        elif not registered.keeps_state and reason is None:
+            seat = self._leave_seat(instance, native)
+        size = SEAT_SIZE if seat else native.measure()
         now = trio.current_time()
-        step = shell.policy.recycle(request, size, now, reason)
+        step = shell.policy.recycle(request, size, now, reason, seat)
         if shell.config.log_uses:
             tell_recycled(shell, request, instance, size, self._at, now)
         if step is not None:
             shell.act(step, now)
         if shell.sleep.deadline == math.inf:
             shell.expect_expiry()
+
+    def _leave_seat(self, instance: Instance, native: GuestInstance) -> bool:
+        """The next lease must find nothing of this one: the instance is closed."""
+        instance.payload = None
+        native.close()
+        return True
 
     def _end_under_a_call(self, reason: Reason) -> None:
         """The block ended, or the cache closes, while another task has a call under way here.

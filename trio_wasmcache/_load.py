@@ -133,8 +133,9 @@ async def _load(shell: Shell, group: SchedulingGroup, request: Request) -> None:
     instance.size = native.measure()
     now = trio.current_time()
     instance.entry.uses.loads.add(microseconds(now - began))
+    seat = instance.seat
     step = shell.policy.loaded(request, now)
-    tell_loaded(shell, request, instance, began, now)
+    tell_loaded(shell, request, instance, seat, began, now)
     shell.act(step, now)
 
 

@@ -17,6 +17,7 @@ from ._abi.protocol import Abi, Crossing
 from ._core.admit import Edits, check_export, check_imports, check_limits, check_signature
 from ._core.config import CacheConfig
 from ._core.errors import InvalidModuleError, ModuleTooLargeError
+from ._core.isolation import ISOLATIONS
 from ._core.keys import FunctionKey, check_name, normalise_type, normalise_types
 from ._core.records import Module
 from ._core.wasm import FuncType, ModuleInfo
@@ -24,7 +25,6 @@ from ._engine.seam import Artifact, Engine, HostImport
 from ._host import AnyHost, HostFunction, flatten
 from ._registry import INITIALIZE, ModuleSlot
 
-ISOLATIONS = ("reuse",)
 # Hashing takes 1 to 2 ms a MB: worth a thread hop (0.2 ms) from here on.
 DIGEST_IN_THREAD = 256 * 1024
 

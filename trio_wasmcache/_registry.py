@@ -73,6 +73,8 @@ class Registered:
     crossing: Crossing
     export: str
     called_on_null: bool
+    keeps_state: bool = True
+    """Whether an instance serves the next lease as the last one left it."""
 
 
 @final

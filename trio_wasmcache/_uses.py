@@ -86,9 +86,9 @@ def tell_abandoned(shell: Shell, request: Request, error: str, at: float) -> Non
 
 
 def tell_loaded(
-    shell: Shell, request: Request, instance: Instance, began: float, at: float
+    shell: Shell, request: Request, instance: Instance, seat: bool, began: float, at: float
 ) -> None:
-    """An instance was made."""
+    """An instance was made, on a seat or from nothing."""
     lease: Lease = request.payload
     function = instance.entry.function
     shell.tell(
@@ -99,6 +99,7 @@ def tell_loaded(
             request=lease._number,
             module_digest=function.module.digest,
             module_loaded=instance.loads_module,
+            seat=seat,
             warmed=request.warm,
             load_seconds=at - began,
             code_bytes=function.module.code_size,
@@ -165,6 +166,7 @@ def tell_recycled(
             size_bytes=size,
             held_seconds=at - held_since,
             calls=lease._calls,
+            seat=instance.seat,
             kept=instance.state is not State.CLOSED,
             total_size_bytes=ledger.total_size,
             code_size_bytes=ledger.used,

@@ -84,8 +84,9 @@ def _disagreements(cache: InstanceCache) -> list[str]:
     same("evictable code", ledger.evictable_code, evictable)
     for instance in idle:
         same("state of an idle instance", instance.state, State.IDLE)
-        if instance.payload is None:
-            problems.append(f"idle instance {instance.number} has nothing native")
+        if (instance.payload is None) is not instance.seat:
+            what = "is a seat with something" if instance.seat else "has nothing"
+            problems.append(f"idle instance {instance.number} {what} native")
         if instance.size > policy.config.max_instance_size:
             problems.append(f"instance {instance.number} is over max_instance_size")
     for entry in entries:

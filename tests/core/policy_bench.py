@@ -100,10 +100,16 @@ class Bench:
         assert request.stage is Stage.GRANTED
         return request
 
-    def recycle(self, request: Request, size: int = 10, drop: Reason | None = None) -> Step:
+    def recycle(
+        self,
+        request: Request,
+        size: int = 10,
+        drop: Reason | None = None,
+        seat: bool = False,
+    ) -> Step:
         """The lease ends, one second later, so that the order of last use is plain."""
         self.now += 1
-        return self.policy.recycle(request, size, self.now, drop) or Step()
+        return self.policy.recycle(request, size, self.now, drop, seat) or Step()
 
     def idle(
         self, function: FunctionRecord, size: int = 10, group: GroupRecord | None = None
@@ -113,6 +119,16 @@ class Bench:
         instance = request.instance
         assert instance is not None
         self.recycle(request, size)
+        return instance
+
+    def seat(
+        self, function: FunctionRecord, size: int = 10, group: GroupRecord | None = None
+    ) -> Instance:
+        """A seat, left by a lease."""
+        request = self.lease(function, "someone", group)
+        instance = request.instance
+        assert instance is not None
+        self.recycle(request, size, seat=True)
         return instance
 
     def retire(self, old: FunctionRecord, new: FunctionRecord | None = None) -> Step:

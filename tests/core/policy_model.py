@@ -47,6 +47,8 @@ class MInstance:
     key: Key
     state: str = "loading"  # loading, loaded (to be warm), running, idle
     size: int = 0
+    seat: bool = False
+    """Nothing is there but a place: a lease of it loads first, and is a hit all the same."""
     last_used: float = 0.0
     rested: int = 0
     """The tick at which it became idle: the lowest is the least recently used."""
@@ -235,7 +237,11 @@ class Model:
             idle = []
         if not self.make_room(request.key[0], not idle, out):
             return False
-        if idle:
+        if idle and idle[-1].seat:
+            request.stage = "loading"
+            request.instance = idle[-1]
+            request.instance.state = "loading"
+        elif idle:
             request.stage = "granted"
             request.instance = idle[-1]
             request.instance.state = "running"
@@ -351,12 +357,14 @@ class Model:
         instance = request.instance
         assert instance is not None
         function, group = instance.key
-        if not (self.closed or group.closed or function.retired):
+        seat, instance.seat = instance.seat, False
+        reason = self.unwanted(instance)
+        if reason is None:
             request.stage = "granted"
             instance.state = "loaded" if request.warm else "running"
-            self.misses += not request.warm
+            self.hits += seat and not request.warm
+            self.misses += not seat and not request.warm
             return out
-        reason = "closed" if self.closed else "group_closed" if group.closed else "removed"
         self.evict(instance, reason, out)
         self.let_go(request)
         function = request.key[0]
@@ -382,10 +390,14 @@ class Model:
         out.woken = [it for it in out.woken if it is not request]
         return out
 
-    def failed(self, request: MRequest) -> Outcome:
+    def failed(self, request: MRequest, now: float) -> Outcome:
         out = Outcome()
-        assert request.instance is not None
-        self.leave(request.instance, out)
+        instance = request.instance
+        assert instance is not None
+        if instance.seat:
+            self.rest(instance, instance.size, now, self.unwanted(instance), out)
+        else:
+            self.leave(instance, out)
         self.drop_out(request)
         self.settle(out)
         return out
@@ -396,22 +408,34 @@ class Model:
         self.settle(out)
         return out
 
-    def recycle(self, request: MRequest, size: int, now: float, drop: str | None) -> Outcome:
+    def recycle(
+        self, request: MRequest, size: int, now: float, drop: str | None, seat: bool
+    ) -> Outcome:
         out = Outcome()
         instance = request.instance
         assert instance is not None
+        instance.seat = seat
+        self.rest(instance, size, now, drop or self.unwanted(instance), out)
+        self.drop_out(request)
+        self.settle(out)
+        return out
+
+    def unwanted(self, instance: MInstance) -> str | None:
         function, group = instance.key
-        if drop is None:
-            if self.closed:
-                drop = "closed"
-            elif group.closed:
-                drop = "group_closed"
-            elif function.retired:
-                drop = "removed"
-            elif size > self.max_instance_size:
-                drop = "oversized"
-            elif size > self.max_size:
-                drop = "size"
+        if self.closed:
+            return "closed"
+        if group.closed:
+            return "group_closed"
+        return "removed" if function.retired else None
+
+    def rest(
+        self, instance: MInstance, size: int, now: float, drop: str | None, out: Outcome
+    ) -> None:
+        """What was busy becomes idle, or goes."""
+        if drop is None and size > self.max_instance_size:
+            drop = "oversized"
+        if drop is None and size > self.max_size:
+            drop = "size"
         if drop is not None:
             self.evict(instance, drop, out)
         else:
@@ -422,9 +446,6 @@ class Model:
             instance.size = size
             instance.last_used = now
             instance.rested = self.tick()
-        self.drop_out(request)
-        self.settle(out)
-        return out
 
     def expire(self, now: float) -> Outcome:
         out = Outcome()

@@ -15,10 +15,12 @@ LEGAL = {
     (State.ABSENT, Action.LOAD): State.LOADING,
     (State.LOADING, Action.LOADED): State.RUNNING,
     (State.LOADING, Action.WARMED): State.IDLE,
+    (State.LOADING, Action.LEAVE): State.IDLE,
     (State.LOADING, Action.DROP): State.CLOSED,
     (State.RUNNING, Action.RECYCLE): State.IDLE,
     (State.RUNNING, Action.DROP): State.CLOSED,
     (State.IDLE, Action.ACQUIRE): State.RUNNING,
+    (State.IDLE, Action.TAKE): State.LOADING,
     (State.IDLE, Action.EVICT): State.CLOSED,
 }
 

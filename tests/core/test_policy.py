@@ -50,6 +50,7 @@ def test_the_whole_life_of_a_lease() -> None:
         "generation": 1,
         "instance": 1,
         "reason": "idle",
+        "seat": False,
         "module_digest": "f",
         "freed_bytes": 30,
         "freed_code_bytes": 3 * UNIT,

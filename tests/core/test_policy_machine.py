@@ -95,6 +95,7 @@ def snapshot(policy: Policy) -> list[object]:
         *(ledger.total_size, ledger.code_size, ledger.stacks, ledger.idle, ledger.running),
         *(ledger.loaded_modules, [*ledger.evictable], ledger.evictable_code),
         *([*residents.lru], dict(residents.evictions), entries),
+        [it.seat for it in residents.lru],
         {(module.digest, module.users, module.running, *module.idle) for module in modules},
         {(id(f), f.retired, f.warned_oversized, *map(id, f.entries.values())) for f in functions},
         {(id(r), r.stage, r.error) for entry in residents.entries for r in entry.claims},
@@ -141,13 +142,13 @@ class PolicyMachine(RuleBasedStateMachine):
         if ours is not None and ours.stage == "loading":
             self.load(self.at("loading").index(ours))
 
-    @rule(owner=PICK, function=PICK, group=PICK, size=SIZES)
-    def use(self, owner: int, function: int, group: int, size: int) -> None:
+    @rule(owner=PICK, function=PICK, group=PICK, size=SIZES, seat=st.booleans())
+    def use(self, owner: int, function: int, group: int, size: int, seat: bool) -> None:
         ours = self.begin(owner, function, group)
         if ours is not None and ours.stage == "loading":
             self.load(self.at("loading").index(ours))
         if ours is not None and ours.stage == "granted":
-            self.recycle(self.at("granted").index(ours), size)
+            self.recycle(self.at("granted").index(ours), size, seat)
 
     @rule(owner=PICK, function=PICK, group=PICK)
     def warm(self, owner: int, function: int, group: int) -> None:
@@ -191,7 +192,10 @@ class PolicyMachine(RuleBasedStateMachine):
     @rule(pick=PICK)
     def fail(self, pick: int) -> None:
         ours, theirs = self.choose(pick, "loading")
-        self.compare(lambda: self.policy.failed(theirs, self.now), lambda: self.model.failed(ours))
+        self.compare(
+            lambda: self.policy.failed(theirs, self.now),
+            lambda: self.model.failed(ours, self.now),
+        )
 
     @precondition(lambda self: self.at("queued", "room"))
     @rule(pick=PICK)
@@ -200,20 +204,20 @@ class PolicyMachine(RuleBasedStateMachine):
         self.compare(lambda: self.policy.cancel(theirs, self.now), lambda: self.model.cancel(ours))
 
     @precondition(lambda self: self.at("granted"))
-    @rule(pick=PICK, size=SIZES)
-    def recycle(self, pick: int, size: int) -> None:
-        self.give_back(pick, size, None)
+    @rule(pick=PICK, size=SIZES, seat=st.booleans())
+    def recycle(self, pick: int, size: int, seat: bool) -> None:
+        self.give_back(pick, size, None, seat)
 
     @precondition(lambda self: self.at("granted"))
     @rule(pick=PICK, size=SIZES)
     def recycle_corrupted(self, pick: int, size: int) -> None:
         self.give_back(pick, size, Reason.CORRUPTED)
 
-    def give_back(self, pick: int, size: int, drop: Reason | None) -> None:
+    def give_back(self, pick: int, size: int, drop: Reason | None, seat: bool = False) -> None:
         ours, theirs = self.choose(pick, "granted")
         self.compare(
-            lambda: self.policy.recycle(theirs, size, self.now, drop),
-            lambda: self.model.recycle(ours, size, self.now, drop and drop.value),
+            lambda: self.policy.recycle(theirs, size, self.now, drop, seat),
+            lambda: self.model.recycle(ours, size, self.now, drop and drop.value, seat),
         )
 
     # -- what time and the application do
@@ -420,7 +424,8 @@ class PolicyMachine(RuleBasedStateMachine):
         assert ledger.loaded_modules == len(model.code())
         assert [it.digest for it in ledger.evictable] == model.idle_modules()
         assert ledger.evictable_code == sum(it.code_size for it in ledger.evictable)
-        assert [it.number for it in self.policy.residents.lru] == [it.number for it in model.idle()]
+        idle = [(it.number, it.seat) for it in model.idle()]
+        assert [(it.number, it.seat) for it in self.policy.residents.lru] == idle
         assert self.policy.residents.crowded is (
             len(model.instances) > model.max_instances or model.used() > model.max_code
         )
@@ -520,12 +525,12 @@ def test_the_policy_agrees_with_the_model_on_a_long_walk(seed: int) -> None:
     weights = {
         lambda: machine.acquire(pick(), pick(), pick()): 20,
         lambda: machine.acquire_and_load(pick(), pick(), pick()): 10,
-        lambda: machine.use(pick(), pick(), pick(), pick() % 60): 40,
+        lambda: machine.use(pick(), pick(), pick(), pick() % 60, pick() % 3 == 0): 40,
         lambda: machine.warm(pick(), pick(), pick()): 6,
         lambda: machine.at("loading") and machine.load(pick()): 50,
         lambda: machine.at("loading") and machine.fail(pick()): 4,
         lambda: machine.at("queued", "room") and machine.cancel(pick()): 6,
-        lambda: machine.at("granted") and machine.recycle(pick(), pick() % 60): 40,
+        lambda: machine.at("granted") and machine.recycle(pick(), pick() % 60, pick() % 3 == 0): 40,
         lambda: machine.at("granted") and machine.recycle_corrupted(pick(), 9): 3,
         lambda: machine.advance(random.choice([0.1, 0.1, 1.0])): 6,
         lambda: machine.live_functions()[4:] or machine.register(pick(), 1 + pick() % 3): 6,

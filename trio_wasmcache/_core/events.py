@@ -173,6 +173,8 @@ class Loaded(Use):
     """The acquire it was made for; None without `log_uses`."""
     module_digest: str
     module_loaded: bool
+    seat: bool
+    """Whether it was made on the seat of that number, and the lease is a hit."""
     warmed: bool
     load_seconds: float
     code_bytes: int
@@ -199,6 +201,8 @@ class Evicted(Use):
 
     name = "wasmcache.evicted"
     reason: Reason
+    seat: bool
+    """Whether it was a seat."""
     module_digest: str
     freed_bytes: int
     freed_code_bytes: int
@@ -301,6 +305,8 @@ class Recycled(Use):
     size_bytes: int
     held_seconds: float
     calls: int
+    seat: bool
+    """Whether its instance was closed, and left a seat."""
     kept: bool
     total_size_bytes: int
     code_size_bytes: int

@@ -56,8 +56,9 @@ class Policy(Stages):
     def acquire(self, request: Request, now: float) -> Step | None:
         """Take `request` as far as it goes without waiting.
 
-        Afterwards its `stage` is GRANTED (a hit), LOADING, QUEUED or ROOM. A warm request is
-        GRANTED at once where `concurrency` allows no further instance.
+        Afterwards its `stage` is GRANTED (a hit), LOADING, QUEUED or ROOM. What loads is a hit,
+        too, if it does so on a seat. A warm request is GRANTED at once where `concurrency` allows
+        no further instance.
 
         Raises:
             CodeMemoryError: it would not fit into an empty budget.
@@ -67,7 +68,7 @@ class Policy(Stages):
         entry = request.entry
         claims = entry.claims
         free = len(claims) < entry.function.concurrency and not entry.waiting
-        if free and entry.idle and not self.room and not request.warm:
+        if free and entry.idle and not (self.room or request.warm or entry.idle[-1].seat):
             # The fast path of a hit.
             ledger = self.residents.ledger
             if ledger.code_size + ledger.stacks + ledger.stack_size <= self.config.max_code_size:
@@ -99,11 +100,13 @@ class Policy(Stages):
         It is not among the `woken`, as it did not sleep.
         """
         instance = _instance(request, Stage.LOADING)
+        seat, instance.seat = instance.seat, False
         reason = self._unwanted(instance.entry)
         if reason is None:
+            request.hit = seat
             if not request.warm:
                 instance.state = step(instance.state, Action.LOADED)
-                self._count_miss(request, now)
+                self._count_loaded(request, now)
             request.stage = Stage.GRANTED
             request.since = now
             return None
@@ -122,14 +125,17 @@ class Policy(Stages):
         return result
 
     def failed(self, request: Request, now: float) -> Step:
-        """The load failed or was cancelled: all that was taken is given back.
+        """The load failed or was cancelled: all that was taken is given back, a seat too.
 
         The slot goes to the first waiter of the entry, which tries for itself.
         """
         instance = _instance(request, Stage.LOADING)
         result = Step()
         claimed = request.entry
-        self.residents.discard(instance, result)
+        if instance.seat:
+            self._put_back(instance, now, result)
+        else:
+            self.residents.discard(instance, result)
         self._let_go(request)
         self._pump(claimed, now, result)
         self._pump(instance.entry, now, result)
@@ -152,16 +158,24 @@ class Policy(Stages):
     # -- recycle
 
     def recycle(
-        self, request: Request, size: int, now: float, drop: Reason | None = None
+        self,
+        request: Request,
+        size: int,
+        now: float,
+        drop: Reason | None = None,
+        seat: bool = False,
     ) -> Step | None:
         """The lease ended; `size` is what its instance may touch now (bytes).
 
         With `drop` the instance goes for that reason. Otherwise it stays if it may, and the least
-        recently used go until it fits.
+        recently used go until it fits. With `seat` it is closed already, and a seat stays, of that
+        size.
         """
         instance = _instance(request, GRANTED)
         entry = instance.entry
         residents, config = self.residents, self.config
+        if seat:
+            instance.seat = True
         if not request.warm:
             instance.uses += 1
             entry.uses.holds.add(int((now - request.since) * 1e6))
@@ -189,6 +203,20 @@ class Policy(Stages):
             result = result or Step()
             self._pump(entry, now, result)
         return result
+
+    def _put_back(self, seat: Instance, now: float, result: Step) -> None:
+        """Nothing could be loaded on `seat`: it stays as if it had just been left, if it may."""
+        config, limit = self.config, None
+        reason = self._unwanted(seat.entry)
+        if reason is None and seat.size > config.max_instance_size:
+            reason, limit = Reason.OVERSIZED, config.max_instance_size
+        elif reason is None and seat.size > config.max_size:
+            reason, limit = Reason.SIZE, config.max_size
+        if reason is not None:
+            self.residents.drop(seat, reason, now, result, limit)
+        else:
+            self.residents.shrink(config.max_size - seat.size, now, result)
+            self.residents.settle(seat, Action.LEAVE, seat.size, now)
 
     def expire(self, now: float) -> Step:
         """Evict what has been idle for `idle_timeout`."""

@@ -109,6 +109,8 @@ class Instance:
     uses: int = 0
     loads_module: bool = False
     """Whether its code was not loaded when it began to load."""
+    seat: bool = False
+    """Whether there is nothing native behind it: it has to be loaded again for a lease."""
     payload: Any = None
 
 

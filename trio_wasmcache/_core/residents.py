@@ -120,6 +120,17 @@ class Residents:
         instance.state = state
         return instance
 
+    def take(self, entry: Entry) -> Instance:
+        """The most recently used of `entry` is a seat: an instance begins to load on it."""
+        instance = entry.idle[-1]
+        state = step(instance.state, Action.TAKE)
+        entry.idle.pop()
+        self.lru.remove(instance)
+        self.ledger.resume(instance)
+        instance.state = state
+        instance.loads_module = False
+        return instance
+
     def settle(self, instance: Instance, action: Action, size: int, now: float) -> None:
         """A running (or just loaded) instance becomes idle. The caller has seen to its fitting."""
         entry = instance.entry
@@ -292,6 +303,7 @@ class Residents:
             generation=function.generation,
             instance=instance.number,
             reason=reason,
+            seat=instance.seat,
             module_digest=module.digest,
             freed_bytes=instance.size,
             freed_code_bytes=0 if module.users else module.code_size,

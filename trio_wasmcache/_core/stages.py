@@ -64,10 +64,11 @@ class Stages:
             hit = False
         if not self.residents.make_room(entry.function.module, not hit, now, result):
             return False
-        if hit:
+        if hit and not entry.idle[-1].seat:
             self._grant(request, now)
         else:
-            request.instance = self.residents.start(entry, now)
+            residents = self.residents
+            request.instance = residents.take(entry) if hit else residents.start(entry, now)
             request.stage = Stage.LOADING
             self.waits.held[request] = None
         return True
@@ -86,9 +87,12 @@ class Stages:
     def _count_block(self) -> None:
         self.blocks += 1
 
-    def _count_miss(self, request: Request, now: float) -> None:
-        self.misses += 1
-        request.entry.uses.misses += 1
+    def _count_loaded(self, request: Request, now: float) -> None:
+        if request.hit:
+            self.hits += 1
+        else:
+            self.misses += 1
+            request.entry.uses.misses += 1
         self._note_wait(request, now)
 
     def _note_wait(self, request: Request, now: float) -> None:

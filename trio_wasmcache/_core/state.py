@@ -5,8 +5,9 @@ Two rules:
 1. Every change of an instance's state goes through `step`.
 2. A step that the table does not name raises `IllegalStepError` and changes nothing.
 
-A seat lives the same life: it is idle while it waits in the cache and running while a lease uses
-the instance made for it.
+A seat lives the same life: it is idle while it waits in the cache, loading while an instance is
+made for a lease, and running while the lease uses that. If no instance can be made, it is idle
+again.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ class Action(str, enum.Enum):  # noqa: UP042
     LOADED = "loaded"
     WARMED = "warmed"
     ACQUIRE = "acquire"
+    TAKE = "take"
+    LEAVE = "leave"
     RECYCLE = "recycle"
     DROP = "drop"
     EVICT = "evict"
@@ -47,10 +50,15 @@ TRANSITIONS: dict[State, dict[Action, State]] = {
     State.LOADING: {
         Action.LOADED: State.RUNNING,
         Action.WARMED: State.IDLE,
+        Action.LEAVE: State.IDLE,
         Action.DROP: State.CLOSED,
     },
     State.RUNNING: {Action.RECYCLE: State.IDLE, Action.DROP: State.CLOSED},
-    State.IDLE: {Action.ACQUIRE: State.RUNNING, Action.EVICT: State.CLOSED},
+    State.IDLE: {
+        Action.ACQUIRE: State.RUNNING,
+        Action.TAKE: State.LOADING,
+        Action.EVICT: State.CLOSED,
+    },
     State.CLOSED: {},
 }
 

@@ -165,6 +165,7 @@ class CacheStats:
     entries: int
     """Functions in groups that have instances or are waited for."""
     idle_instances: int
+    """Seats included."""
     running_instances: int
     """Held, or being loaded."""
     waiting: int
@@ -247,6 +248,7 @@ class EntryInfo:
     generation: int
     group: str
     idle: int
+    """Instances and seats."""
     running: int
     """Instances held or being loaded."""
     waiting: int
