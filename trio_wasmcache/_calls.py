@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ._lease import Lease
     from ._registry import Registered
 
+
+E = TypeVar("E", bound=BaseException)
 
 # `BURST_FUEL` is about half a millisecond.
 FUEL_PER_SECOND = 2000 * BURST_FUEL
@@ -99,7 +101,7 @@ def _step(lease: Lease, steps: Generator[Invoke, Any, Any], result: Any) -> Invo
         lease._share.burst += int((time.perf_counter() - began) * FUEL_PER_SECOND)
 
 
-def failed(lease: Lease, error: GuestError, values: tuple[Any, ...]) -> GuestError:
+def failed(lease: Lease, error: E, values: tuple[Any, ...]) -> E:
     """A call ended badly in its first slice: the error, complete."""
     native = lease._native
     assert native is not None

@@ -298,6 +298,9 @@ class Lease:
             if is_null_call(self, values):
                 return None
             raise crossing.explain(values) from None
+        except BaseException as error:
+            failed(self, error, values)
+            raise
         if result is UNDER_WAY:
             result = await rest_of_call(self, guest, values)
         else:

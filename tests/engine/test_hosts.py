@@ -380,10 +380,64 @@ CTRL_C = """
 """
 
 
-@pytest.mark.parametrize("callback", ["_on_call", "_on_continue"])
+@pytest.mark.parametrize("callback", ["_on_call", "_note"])
 def test_ctrl_c_does_not_hit_a_callback(callback: str) -> None:
     """Ctrl-C while a callback runs is kept for later: raised there, it would abort the process."""
     assert run_python(CTRL_C, callback) == "True 42\ninterrupted\n"
+
+
+def test_what_a_signal_handler_raises_in_a_callback_ends_the_call() -> None:
+    """Not the process, wherever in the callback it is raised: at its very first instruction, too.
+
+    The signal comes while the guest is busy, so Python sees it when the callback begins. Another
+    one comes soon after, and may hit the callback while it deals with the first.
+    """
+    output = run_python(
+        """
+        import signal, trio, trio_wasmcache
+        from engine.support import quiet_cache
+
+        SOURCE = '''(module (import "env" "g" (func $g (param i64) (result i64)))
+            (func (export "f") (param i64) (result i64) (local i64)
+                (loop (local.set 1 (i64.add (local.get 1) (i64.const 1)))
+                    (br_if 0 (i64.lt_u (local.get 1) (i64.const 100_000))))
+                (call $g (local.get 0))))'''
+        hits = []
+
+        def handler(number, frame):
+            if frame.f_code.co_name in ("_on_call", "_note"):
+                hits.append((frame.f_code.co_name, frame.f_lasti))
+                raise ZeroDivisionError
+
+        async def main():
+            async with quiet_cache(yield_fuel=1_000_000) as cache:
+                host = trio_wasmcache.HostFunction(abs)
+                f = await cache.register(
+                    "f", SOURCE, args=("i64",), returns="i64", imports={"env": {"g": host}}
+                )
+                raised = 0
+                for _ in range(1000):
+                    async with f.acquire() as lease:
+                        signal.setitimer(signal.ITIMER_REAL, 0.0001, 0.0001)
+                        try:
+                            assert await lease.call(-1) == 1
+                        except ZeroDivisionError:
+                            raised += 1
+                        signal.setitimer(signal.ITIMER_REAL, 0)
+                        if raised:
+                            try:
+                                await lease.call(-1)
+                            except trio.BrokenResourceError:
+                                print("broken")
+                    if raised and ("_on_call", 0) in hits:
+                        break
+                print(("_on_call", 0) in hits, raised > 0, await f.call(-2))
+
+        signal.signal(signal.SIGALRM, handler)
+        trio.run(main)
+        """
+    )
+    assert set(output.splitlines()) == {"broken", "True True 2"}
 
 
 def test_a_host_call_with_no_python_stack_left_is_a_recursion_error() -> None:

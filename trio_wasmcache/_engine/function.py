@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from .._core.wasm import FuncType
 from . import native
-from .hosts import check_headroom
+from .hosts import RAISED, check_headroom, take_raised
 from .seam import UNDER_WAY
 
 if TYPE_CHECKING:
@@ -77,7 +77,10 @@ class WasmtimeFunction:
                 check_headroom()
             set_fuel(*fuel_for)
             instance.future = future = call_async(*call)
-            if not poll(future):
+            over = poll(future)
+            if hosted and RAISED.error is not None:
+                raise take_raised()
+            if not over:
                 return UNDER_WAY
             instance.future = None
             delete(future)

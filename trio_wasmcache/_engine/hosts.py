@@ -1,23 +1,26 @@
-"""Host functions, as wasmtime sees them: two C callbacks that only note and answer.
+"""Host functions, as wasmtime sees them: a C callback that only notes, and C's own that answers.
 
 No user code runs here. wasmtime calls `_on_call` on the guest's stack; it notes what was asked and
 lets the guest be suspended. The runner runs the Python function between two polls, on the ordinary
-stack, and puts the results in place; the next poll asks `_on_continue`, and the guest goes on.
+stack, and puts the results in place; the next poll asks `ANSWERED`, and the guest goes on.
 
 What makes it safe: while the guest is suspended, wasmtime keeps the argument and result cells
 alive and still (crates/c-api/include/wasmtime/async.h), its memory can't move as only the guest
 grows it, and a callback touches nothing but the instance that called.
 
-A callback must not raise: the C API would find no continuation and abort the process. Hence the
-protection from Ctrl-C, which would raise in whatever Python code runs just then, and the check for
-Python stack before each poll.
+The callback must not raise: the C API would find no continuation and abort the process. But Python
+runs signal handlers in whatever Python code runs next in the main thread, and after a slice that is
+the callback. Ctrl-C waits, as Trio sees that the frame is protected. What the handler of another
+signal raises is kept in `RAISED`, and ends the call when the poll is over. And that there is Python
+stack for the callback is checked before each poll.
 """
 
 from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -34,6 +37,29 @@ if TYPE_CHECKING:
 
 # {number in the store's data: instance}; only instances that import host functions are in it.
 INSTANCES: dict[int, WasmtimeInstance] = {}
+
+# Whether a suspended guest may go on: `strlen` of the C string `WasmtimeInstance.answered`, 1 or 0.
+# So no Python code runs to tell.
+ANSWERED = native.CONTINUE(("strlen", ctypes.CDLL(None)))
+# For a guest that may go on at once, as its call is over for us.
+_TEXT = ctypes.create_string_buffer(b"!")
+_AT_ONCE = native.Continuation(ANSWERED, ctypes.addressof(_TEXT), None)
+
+
+class _Raised(threading.local):
+    """What was raised within a callback, of each thread."""
+
+    error: BaseException | None = None
+
+
+RAISED = _Raised()
+
+
+def take_raised() -> BaseException:
+    """What was raised within a callback, which is forgotten."""
+    error, RAISED.error = RAISED.error, None
+    assert error is not None
+    return error
 
 
 def cells(types: Sequence[str]) -> struct.Struct:
@@ -97,8 +123,25 @@ def _function_type(signature: FuncType) -> int:
     return made
 
 
+def _tried_from_the_start(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, whose `try` holds from its very first instruction on.
+
+    That is where Python looks for signals, one before the place where any `try` can begin. Where a
+    `try` holds is a table: for the first one a byte with its start, marked with the high bit, and
+    one with its length.
+    """
+    code = function.__code__
+    table = code.co_exceptiontable
+    start, length = table[0] & 0x7F, table[1]
+    if start + length < 0x40:  # else they are more than a byte each
+        table = bytes([0x80, start + length]) + table[2:]
+        function.__code__ = code.replace(co_exceptiontable=table)
+    return function
+
+
 @native.HOST_CALL  # type: ignore[untyped-decorator]
 @trio.lowlevel.enable_ki_protection
+@_tried_from_the_start
 def _on_call(
     env: int,
     caller: int,
@@ -109,6 +152,16 @@ def _on_call(
     trap: Any,
     continuation: Any,
 ) -> None:
+    try:
+        _note(env, caller, args, nargs, results, continuation)
+    except BaseException as error:
+        # Another signal may be waiting. Nothing is called here, as after calls Python looks for it.
+        continuation[0] = _AT_ONCE
+        RAISED.error = error
+
+
+def _note(env: int, caller: int, args: int, nargs: int, results: int, continuation: Any) -> None:
+    """Note what the guest asks for; it goes on once that is answered."""
     context = native.caller_context(caller)
     number = native.context_get_data(context)
     instance = INSTANCES[number]
@@ -140,18 +193,14 @@ def _on_call(
         data = table.results[index].pack(*packed)
         if data:
             ctypes.memmove(results, data, len(data))
+        instance.answered[0] = 1
         instance.host_call = None
         if memory is not None:
             memory.end()
 
     call = HostCall(index, table.params[index].unpack(raw)[1::2], memory, answer)
     instance.host_call = call
-    continuation[0].callback = _on_continue
-    continuation[0].env = number
+    instance.answered[0] = 0
+    continuation[0].callback = ANSWERED
+    continuation[0].env = ctypes.addressof(instance.answered)
     continuation[0].finalizer = None
-
-
-@native.CONTINUE  # type: ignore[untyped-decorator]
-@trio.lowlevel.enable_ki_protection
-def _on_continue(env: int) -> bool:
-    return INSTANCES[env].host_call is None

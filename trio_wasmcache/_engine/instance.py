@@ -10,14 +10,14 @@ import contextlib
 import ctypes
 import struct
 from collections.abc import Callable, Iterator
-from ctypes import byref, c_uint64, c_void_p
+from ctypes import byref, c_uint8, c_uint64, c_void_p
 from typing import TYPE_CHECKING, Any, final
 
 from .._core.config import WASM_PAGE
 from .._core.errors import GuestError, LoadError
 from . import native
 from .function import WasmtimeFunction
-from .hosts import INSTANCES, check_headroom
+from .hosts import INSTANCES, RAISED, check_headroom, take_raised
 from .memory import InstanceMemory, SuspendedMemory
 from .traps import guest_error, take_error, trap_error
 
@@ -38,6 +38,8 @@ class WasmtimeInstance:
         self.plan = plan
         self.hosts = module.hosts
         self.host_call: HostCall | None = None
+        self.answered = (c_uint8 * 2)()
+        """A C string: not empty once `host_call` is answered."""
         self.state: dict[str, Any] = {}
         self.memory: InstanceMemory | None = None
         self.number = number
@@ -72,9 +74,14 @@ class WasmtimeInstance:
         )
 
     def poll(self) -> bool:
-        if self.hosts.imports:
-            check_headroom()
-        over: bool = native.call_future_poll(self.future)
+        over: bool
+        if not self.hosts.imports:
+            over = native.call_future_poll(self.future)
+            return over
+        check_headroom()
+        over = native.call_future_poll(self.future)
+        if RAISED.error is not None:
+            raise take_raised()
         return over
 
     def set_yield_fuel(self, fuel: int) -> None:
