@@ -278,6 +278,39 @@ async def test_capacity_can_be_changed(fake: FakeKit) -> None:
         assert inside == 4
 
 
+async def test_the_limiter_knows_who_had_tokens_before_anyone_looked(fake: FakeKit) -> None:
+    """Looking at it late, or never, makes no difference to who is let in and who waits."""
+    async with fake.open() as cache:
+        f = await add(cache, "f", fake.adding(1), concurrency=9)
+        inside: list[int] = []
+        leave = [trio.Event() for _ in range(4)]
+
+        async def use(number: int) -> None:
+            async with f.acquire(), f.acquire():
+                inside.append(number)
+                await leave[number].wait()
+
+        async with cache.scheduling_group("g", capacity=2) as group:
+            for number in range(4):
+                group.start_soon(use, number)
+                await wait_all_tasks_blocked()
+            assert inside == [0, 1]
+            leave[1].set()
+            await wait_all_tasks_blocked()
+            leave[0].set()
+            await wait_all_tasks_blocked()
+            assert inside == [0, 1, 2, 3]
+            assert "2 of 2 tokens" in repr(group)
+            check_invariants(cache)
+            assert group.limiter.borrowed_tokens == 2
+            leave[2].set()
+            await wait_all_tasks_blocked()
+            assert group.limiter.borrowed_tokens == 1
+            leave[3].set()
+            await wait_all_tasks_blocked()
+            assert group.limiter.borrowed_tokens == 0
+
+
 async def test_the_cancel_scope_is_the_nurserys(fake: FakeKit) -> None:
     """Cancelling it ends the group's tasks and its block; the group's instances go."""
     async with fake.open() as cache:

@@ -316,8 +316,11 @@ class InstanceCache:
         shell.runner.resize(config)
         shell.tell(Resized(**describe_limits(config)))
         shell.act(shell.policy.resize(config, trio.current_time()))
-        due = shell.policy.next_expiry()
-        shell.sleep.deadline = float("inf") if due is None else due
+        shell.sleep_until(shell.policy.next_expiry())
+        for entry in shell.policy.residents.entries:
+            for instance in (*entry.idle, *(request.instance for request in entry.claims)):
+                if instance is not None:
+                    instance.ready = None  # the next lease of it goes the long way, and adapts it
 
     @property
     def config(self) -> CacheConfig:

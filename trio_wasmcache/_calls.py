@@ -17,6 +17,7 @@ from ._core.errors import GuestError
 from ._core.fair import BURST_FUEL
 from ._engine.seam import UNDER_WAY, GuestFunction, GuestInstance
 from ._runner import Job
+from ._taking import recycle
 
 if TYPE_CHECKING:
     from ._lease import Lease
@@ -154,7 +155,7 @@ def _end(lease: Lease, native: GuestInstance) -> None:
     seconds = trio.current_time() - lease._began
     lease._shell.policy.note_long_call(lease._entry, lease._fuel or 0, seconds)
     if lease._closed and lease._request is not None:
-        lease._recycle(lease._end_reason)
+        recycle(lease, lease._end_reason)
 
 
 def _account(lease: Lease, burnt: int) -> None:

@@ -6,7 +6,6 @@ With nothing idle it sleeps without a deadline. Who recycles into an empty cache
 
 from __future__ import annotations
 
-import math
 from typing import NoReturn
 
 import trio
@@ -21,7 +20,7 @@ async def evict_on_time(shell: Shell) -> NoReturn:
     to be seen, so nothing is caught here, and the cache's block is cancelled.
     """
     while True:
-        due = shell.policy.next_expiry()
-        with trio.CancelScope(deadline=math.inf if due is None else due) as shell.sleep:
+        with trio.CancelScope() as shell.sleep:
+            shell.sleep_until(shell.policy.next_expiry())
             await trio.sleep_forever()
         shell.act(shell.policy.expire(trio.current_time()))

@@ -51,11 +51,13 @@ class SchedulingGroup:
         self._record = record
         self._nursery = nursery
         self._chain = (*_groups.get(), self)
-        self.limiter: trio.CapacityLimiter = trio.CapacityLimiter(capacity)
-        """A token for each task that holds or waits for an instance; `total_tokens` may be set."""
         self._share = Share(shares)
-        # {task: what it borrowed the token for}; {what: how many leases share it} in the record.
-        self._waiting: dict[trio.CancelScope, Task] = {}
+        # Who has tokens is in the record. Trio's limiter costs a hit as much as all else that it
+        # does, so there is one only while somebody waits, or since somebody looked.
+        self._capacity = capacity
+        self._limiter: trio.CapacityLimiter | None = None
+        self._watched = False
+        self._waiting: dict[trio.CancelScope, Task] = {}  # those who wait for a token
         record.others = self._others_have_tokens
 
     @property
@@ -67,6 +69,12 @@ class SchedulingGroup:
     def shares(self) -> int:
         """Its part of the CPU, relative to the other groups'."""
         return self._share.shares
+
+    @property
+    def limiter(self) -> trio.CapacityLimiter:
+        """A token for each task that holds or waits for an instance; `total_tokens` may be set."""
+        self._watched = True
+        return self._need_limiter()
 
     @property
     def cancel_scope(self) -> trio.CancelScope:
@@ -100,9 +108,10 @@ class SchedulingGroup:
 
     def __repr__(self) -> str:
         state = "closed" if self._record.closed else "open"
+        borrowed, total = self._count_tokens()
         return (
-            f"<SchedulingGroup {self.name!r} {state}: {self.limiter.borrowed_tokens} of "
-            f"{self.limiter.total_tokens} tokens, {self.shares} shares>"
+            f"<SchedulingGroup {self.name!r} {state}: {borrowed} of {total} tokens, "
+            f"{self.shares} shares>"
         )
 
     # -- tokens: one for a task, however many leases it nests
@@ -111,14 +120,18 @@ class SchedulingGroup:
         """Take the task's token, or share the one it has; False if it has to wait."""
         owners = self._record.token_owners
         held = owners.get(task)
-        if held is None:
+        if held is not None:
+            owners[task] = held + 1
+            return True
+        if self._limiter is None:
+            if len(owners) >= self._capacity:
+                return False
+        else:
             try:
-                self.limiter.acquire_on_behalf_of_nowait((self._record, task))
+                self._limiter.acquire_on_behalf_of_nowait((self._record, task))
             except trio.WouldBlock:
                 return False
-            owners[task] = 1
-        else:
-            owners[task] = held + 1
+        owners[task] = 1
         return True
 
     async def _wait_for_token(self, task: Task, note_block: Callable[[], None]) -> None:
@@ -134,11 +147,13 @@ class SchedulingGroup:
         with trio.CancelScope() as scope:
             self._waiting[scope] = task
             try:
-                await self.limiter.acquire_on_behalf_of((self._record, task))
+                await self._need_limiter().acquire_on_behalf_of((self._record, task))
                 owners[task] = 1
             finally:
                 del self._waiting[scope]
                 waits.end(task)
+                if not (self._waiting or self._watched):
+                    self._limiter = None
         if scope.cancelled_caught:
             raise closed_group(self)
 
@@ -147,7 +162,8 @@ class SchedulingGroup:
         held = owners[task]
         if held == 1:
             del owners[task]
-            self.limiter.release_on_behalf_of((self._record, task))
+            if self._limiter is not None:
+                self._limiter.release_on_behalf_of((self._record, task))
         else:
             owners[task] = held - 1
 
@@ -157,7 +173,21 @@ class SchedulingGroup:
             scope.cancel()
 
     def _others_have_tokens(self) -> bool:
-        return self.limiter.borrowed_tokens > len(self._record.token_owners)
+        return self._count_tokens()[0] > len(self._record.token_owners)
+
+    def _count_tokens(self) -> tuple[int, float]:
+        """How many are borrowed, of how many."""
+        if self._limiter is None:
+            return len(self._record.token_owners), self._capacity
+        return self._limiter.borrowed_tokens, self._limiter.total_tokens
+
+    def _need_limiter(self) -> trio.CapacityLimiter:
+        """Trio's limiter, in which those who have tokens have them."""
+        if self._limiter is None:
+            self._limiter = trio.CapacityLimiter(self._capacity)
+            for task in self._record.token_owners:
+                self._limiter.acquire_on_behalf_of_nowait((self._record, task))
+        return self._limiter
 
 
 def current_group() -> SchedulingGroup | None:
@@ -209,7 +239,7 @@ async def open_group(
 
 def group_opened(group: SchedulingGroup) -> GroupOpened:
     """The fact for the log."""
-    capacity = group.limiter.total_tokens
+    _, capacity = group._count_tokens()
     tokens = None if capacity == math.inf else int(capacity)
     return GroupOpened(group=group.name, capacity_tokens=tokens, shares=group.shares)
 

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, final
 
 import trio
-from trio.lowlevel import Task
+from trio.lowlevel import Task, checkpoint, checkpoint_if_cancelled, current_task
 
 from ._abi.protocol import Crossing
 from ._batch import map_columns
 from ._calls import call_in_steps, failed, is_null_call, lifted, rest_of_call
-from ._core.errors import DeadlockError, GuestError
+from ._core.errors import GuestError
 from ._core.events import Reason
-from ._core.fair import BURST_FUEL, CALL_FUEL
-from ._core.headroom import check_headroom
-from ._core.isolation import SEAT_SIZE
-from ._core.records import Entry, FunctionRecord, Instance, Request
+from ._core.fair import BURST_FUEL, CALL_FUEL, Share
+from ._core.records import Entry, Request
 from ._engine.seam import UNDER_WAY, GuestFunction, GuestInstance, GuestMemory
 from ._group import SchedulingGroup, closed_group
-from ._load import grant
+from ._held import Held
 from ._memory import LeaseMemory
 from ._runner import Job, context_of_call
 from ._shell import Shell
-from ._uses import tell_acquired, tell_recycled, tell_token_block, tell_token_wait_ended
+from ._taking import give_back, give_back_token, leave_later, recycle, take
 
 if TYPE_CHECKING:
     from ._function import Function
@@ -49,33 +45,27 @@ class Lease:
     Entering is a checkpoint, leaving is not: it never waits, and works in a cancelled scope.
     """
 
-    __slots__ = (
-        "_args",
-        "_at",
-        "_began",
-        "_broken",
-        "_busy",
-        "_calls",
-        "_closed",
-        "_crossing",
-        "_end_reason",
-        "_entered",
-        "_entry",
-        "_fuel",
-        "_group",
-        "_guest",
-        "_job",
-        "_name",
-        "_native",
-        "_number",
-        "_registered",
-        "_request",
-        "_share",
-        "_shell",
-        "_task",
-        "_total_fuel",
-        "_warm",
-    )
+    # As long as nothing else is said; most leases end without having said it.
+    _entered = False
+    _task: Task | None = None
+    """Who has the group's token for it."""
+    _request: Request | None = None
+    _held: Held | None = None
+    """What is held, or was."""
+    _guest: GuestFunction | None = None
+    """None while no call may begin."""
+    _job: Job | None = None
+    _busy = False
+    _broken = False
+    _closed = False
+    _end_reason = Reason.CORRUPTED
+    _loading: Registered | None = None
+    _calls = 0
+    _fuel: int | None = None
+    _began = 0.0
+    _total_fuel = 0
+    _number: int | None = None
+    _at = 0.0
 
     def __init__(
         self,
@@ -87,29 +77,9 @@ class Lease:
     ) -> None:
         self._shell = shell
         self._group = group
-        self._share = group._share
         self._name = name
         self._args = args
         self._warm = warm
-        self._request: Request | None = None
-        self._registered: Registered | None = None
-        self._native: GuestInstance | None = None
-        self._guest: GuestFunction | None = None
-        self._crossing: Crossing
-        self._entry: Entry
-        self._began: float
-        self._task: Task | None = None
-        self._job: Job | None = None
-        self._busy = False
-        self._broken = False
-        self._closed = False
-        self._end_reason = Reason.CORRUPTED
-        self._entered = False
-        self._calls = 0
-        self._fuel: int | None = None
-        self._total_fuel = shell.config.total_fuel
-        self._number: int | None = None
-        self._at = 0.0
 
     # -- the block
 
@@ -130,63 +100,32 @@ class Lease:
         if self._entered:
             raise RuntimeError("a lease is entered once; acquire again for another")
         self._entered = True
-        shell, group = self._shell, self._group
-        await trio.lowlevel.checkpoint()
-        if group._record.closed or shell.closed:
-            raise closed_group(group)
-        if shell.config.log_uses:
-            self._at = trio.current_time()
-        task = trio.lowlevel.current_task()
-        blocked = not group._take_token_nowait(task)
-        if blocked:
-            record = shell.registry.find(self._name, self._args)  # unknown: say so before waiting
-            self._at = trio.current_time()
+        await checkpoint()
+        # The fast path of a hit: short on purpose, like the policy's part of it. With no token
+        # free, nothing idle, or much to log, it goes the long way, in `_taking`.
+        shell, group, task = self._shell, self._group, current_task()
+        record = group._record
+        owners = record.token_owners
+        if (
+            group._limiter is None
+            and task not in owners
+            and len(owners) < group._capacity
+            and not (self._warm or shell.log_uses)
+        ):
             try:
-                await group._wait_for_token(task, functools.partial(self._note_block, record))
-            except BaseException as error:
-                entry = shell.policy.residents.entry(record, group._record)
-                shell.policy.note_error(entry, type(error).__name__)
-                if shell.config.log_uses and not isinstance(error, DeadlockError):
-                    tell_token_wait_ended(shell, record, group.name, error)
-                raise
-        try:
-            await self._acquire(task, blocked)
-        except BaseException:
-            group._give_back_token(task)
-            raise
-        self._task = task
-        return self
-
-    async def _acquire(self, task: Task, blocked: bool) -> None:
-        shell, group = self._shell, self._group
-        policy = shell.policy
-        # A RecursionError half-way through the policy's books would leave them wrong.
-        check_headroom()
-        record = shell.registry.find(self._name, self._args)
-        if group._record.closed or shell.closed:
-            raise closed_group(group)
-        request = policy.request(record, group._record, task, self._warm)
-        request.payload = self
-        request.blocked = blocked
-        if blocked:
-            request.since = self._at
-        await grant(shell, group, request)
-        instance = request.instance
-        assert instance is not None
-        self._request = request
-        self._entry = entry = instance.entry
-        registered: Registered = entry.function.payload
-        self._registered = registered
-        self._crossing = registered.crossing
-        native: GuestInstance = instance.payload
-        if native.yield_fuel != shell.config.yield_fuel:
-            native.set_yield_fuel(shell.config.yield_fuel)  # resized since it was made
-        self._native = native
-        self._guest = native.function(registered.export)
-        if shell.config.log_uses:
-            now = trio.current_time()
-            tell_acquired(shell, request, self._at, now)
-            self._at = now
+                function = shell.exact[self._name, self._args]  # type: ignore[index]
+            except (KeyError, TypeError):
+                return await take(self, task)
+            request = shell.policy.hit(function, record, task, self, shell.now())
+            if request is not None:
+                owners[task] = 1
+                self._task = task
+                self._request = request
+                self._held = held = request.instance.ready  # type: ignore[union-attr]
+                self._guest = held.guest
+                self._total_fuel = shell.config.total_fuel
+                return self
+        return await take(self, task)
 
     @trio.lowlevel.enable_ki_protection
     async def __aexit__(
@@ -196,60 +135,31 @@ class Lease:
         traceback: TracebackType | None,
     ) -> None:
         """Give the instance back. No checkpoint, whatever happened in the block."""
-        task, self._task = self._task, None
+        task, request, held = self._task, self._request, self._held
         if task is None:
             return
-        if self._request is not None:
-            if self._busy:
-                self._end_under_a_call(Reason.CORRUPTED)
+        self._task = None
+        shell, group = self._shell, self._group
+        owners = group._record.token_owners
+        try:
+            # The fast path again: of a hit after which the instance rests, and nobody is waiting.
+            if (
+                self._guest is not None
+                and request is not None
+                and held is not None
+                and shell.policy.rest(request, held.measure(), shell.now())
+            ):
+                self._guest = self._request = None
+                if not shell.expects_expiry:
+                    shell.expect_expiry()
             else:
-                self._recycle()
-        self._group._give_back_token(task)
-
-    def _recycle(self, reason: Reason | None = None) -> None:
-        """Give the instance back to the policy. No thread is in it."""
-        request, self._request = self._request, None
-        native, self._native = self._native, None
-        clean = self._guest is not None
-        self._guest = None
-        assert request is not None
-        assert native is not None
-        instance, registered = request.instance, self._registered
-        assert instance is not None
-        assert registered is not None
-        shell, seat = self._shell, False
-        if not clean:
-            # A call failed or is half-way, whoever has it under way.
-            reason = reason or Reason.CORRUPTED
-            native.abandon()
-        elif not registered.keeps_state and reason is None:
-            seat = self._leave_seat(instance, native)
-        size = SEAT_SIZE if seat else native.measure()
-        now = trio.current_time()
-        step = shell.policy.recycle(request, size, now, reason, seat)
-        if shell.config.log_uses:
-            tell_recycled(shell, request, instance, size, self._at, now)
-        if step is not None:
-            shell.act(step, now)
-        if shell.sleep.deadline == math.inf:
-            shell.expect_expiry()
-
-    def _leave_seat(self, instance: Instance, native: GuestInstance) -> bool:
-        """The next lease must find nothing of this one: the instance is closed."""
-        instance.payload = None
-        native.close()
-        return True
-
-    def _end_under_a_call(self, reason: Reason) -> None:
-        """The block ended, or the cache closes, while another task has a call under way here.
-
-        Whoever runs the call is told, and gives the instance back when nobody is inside any more.
-        """
-        self._closed = True
-        self._guest = None
-        self._end_reason = reason
-        if self._job is not None:
-            self._job.end()
+                give_back(self)
+            if group._limiter is None and owners[task] == 1:
+                del owners[task]
+            else:
+                give_back_token(self, task)
+        except RecursionError:
+            leave_later(self, task)
 
     # -- calls
 
@@ -275,29 +185,29 @@ class Lease:
         **Cancellation:** the guest is stopped within a slice, and its instance is dropped.
         """
         # The fast path: short on purpose. What does not end in its first slice, or fails, or needs
-        # memory to cross, goes on in `_calls`. `_guest` is None while no call may begin.
-        guest, share = self._guest, self._share
-        if guest is None:
+        # memory to cross, goes on in `_calls`.
+        guest, held, share = self._guest, self._held, self._group._share
+        if guest is None or held is None:
             raise self._unusable()
         if share.burst >= BURST_FUEL:
             await self._shell.runner.pass_turn(share)
             if guest is not self._guest:
                 raise self._unusable()
         else:
-            await trio.lowlevel.checkpoint_if_cancelled()
-        crossing, fuel = self._crossing, self._total_fuel
-        if crossing.steps is not None:
-            return await call_in_steps(self, crossing, values)
+            await checkpoint_if_cancelled()
+        if held.steps is not None:
+            return await call_in_steps(self, held.crossing, values)
+        lower, fuel = held.lower, self._total_fuel
         self._guest = None
         try:
-            result = guest.begin(values if crossing.lower is None else crossing.lower(values), fuel)
+            result = held.begin(values if lower is None else lower(values), fuel)
         except GuestError as error:
             raise failed(self, error, values) from None
         except (TypeError, ValueError, OverflowError):
             self._guest = guest
             if is_null_call(self, values):
                 return None
-            raise crossing.explain(values) from None
+            raise held.crossing.explain(values) from None
         except BaseException as error:
             failed(self, error, values)
             raise
@@ -306,11 +216,11 @@ class Lease:
         else:
             self._guest = guest
             self._calls += 1
-            self._fuel = burnt = fuel - guest.fuel_left()
+            self._fuel = burnt = fuel - held.fuel_left()
             share.virtual_time += burnt / share.shares
             share.burst += burnt + CALL_FUEL
-            self._entry.uses.fuels.add(burnt)
-        return result if crossing.lift is None else lifted(self, result, values)
+            held.fuels.add(burnt)
+        return result if held.lift is None else lifted(self, result, values)
 
     @trio.lowlevel.enable_ki_protection
     async def map(self, columns: Any, *, rows: int | None = None) -> Any:
@@ -377,7 +287,31 @@ class Lease:
             state = "ended"
         return f"<Lease of {self._name!r} in group {self._group.name!r}: {state}>"
 
-    # -- inside
+    # -- inside: what is held, seen from the parts of a lease that are files of their own
+
+    @property
+    def _share(self) -> Share:
+        return self._group._share
+
+    @property
+    def _native(self) -> GuestInstance | None:
+        """None when nothing is held, or no longer."""
+        return None if self._request is None or self._held is None else self._held.native
+
+    @property
+    def _registered(self) -> Registered | None:
+        """Of what is held, was, or is being loaded."""
+        return self._loading if self._held is None else self._held.registered
+
+    @property
+    def _crossing(self) -> Crossing:
+        assert self._held is not None
+        return self._held.crossing
+
+    @property
+    def _entry(self) -> Entry:
+        assert self._held is not None
+        return self._held.entry
 
     def _check_open(self) -> None:
         if self._closed:
@@ -387,6 +321,17 @@ class Lease:
         """A long call is over, and well: the next may come, if the lease is still held."""
         if not self._closed:
             self._guest = guest
+
+    def _end_under_a_call(self, reason: Reason) -> None:
+        """The block ended, or the cache closes, while another task has a call under way here.
+
+        Whoever runs the call is told, and gives the instance back when nobody is inside any more.
+        """
+        self._closed = True
+        self._guest = None
+        self._end_reason = reason
+        if self._job is not None:
+            self._job.end()
 
     def _unusable(self) -> Exception:
         if self._closed:
@@ -432,11 +377,5 @@ class Lease:
         if self._job is not None and self._job.in_thread:
             return self._job.out_of_thread
         if self._request is not None:
-            self._recycle(reason)
+            recycle(self, reason)
         return None
-
-    def _note_block(self, record: FunctionRecord) -> None:
-        """The acquire has to wait for a token; its request does not exist yet."""
-        self._shell.policy.note_token_block(record, self._group._record)
-        if self._shell.config.log_uses:
-            tell_token_block(self._shell, record, self._group.name)

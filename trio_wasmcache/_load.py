@@ -100,7 +100,7 @@ async def _load(shell: Shell, group: SchedulingGroup, request: Request) -> None:
             await shell.runner.pass_turn(group._share)
             lease._check_open()
         config = shell.config
-        lease._registered = registered
+        lease._loading = registered
         native = module.instantiate(config.total_fuel, config.yield_fuel)
         instance.payload = native
         lease._job = Job(native, group._share, registered.slot.hosts, lease, config.total_fuel)

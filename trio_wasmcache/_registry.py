@@ -85,7 +85,7 @@ class Registry:
     functions: dict[FunctionKey, FunctionRecord] = field(factory=dict)
     reserved: set[FunctionKey] = field(factory=set)
     generations: dict[FunctionKey, int] = field(factory=dict)
-    _exact: dict[tuple[str, tuple[str, ...]], FunctionRecord] = field(factory=dict)
+    exact: dict[tuple[str, tuple[str, ...]], FunctionRecord] = field(factory=dict)
 
     def find(self, name: str, args: Sequence[str]) -> FunctionRecord:
         """The function of that name and those types; spelt exactly is fastest.
@@ -94,7 +94,7 @@ class Registry:
             UnknownFunctionError: there is none; the message names near misses.
         """
         try:
-            return self._exact[name, args]  # type: ignore[index]
+            return self.exact[name, args]  # type: ignore[index]
         except (KeyError, TypeError):
             pass
         key = FunctionKey(name, normalise_types(args))
@@ -133,7 +133,7 @@ class Registry:
         """`record` serves its key from now on; the one that did until now is returned."""
         old = self.functions.get(record.key)
         self.functions[record.key] = record
-        self._exact[record.key.name, record.key.args] = record
+        self.exact[record.key.name, record.key.args] = record
         return old
 
     def take(self, name: str, args: Sequence[str] | None) -> list[FunctionRecord]:
@@ -150,5 +150,5 @@ class Registry:
                 self.find(name, ())
         for record in found:
             del self.functions[record.key]
-            del self._exact[record.key.name, record.key.args]
+            del self.exact[record.key.name, record.key.args]
         return found

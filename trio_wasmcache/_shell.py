@@ -44,14 +44,22 @@ class Shell:
         self.log = log
         self.policy: Policy = Policy(config)
         self.registry: Registry = Registry()
+        self.exact: Mapping[tuple[str, tuple[str, ...]], FunctionRecord] = self.registry.exact
         self.runner: Runner = Runner(config)
         # Makes a lease of a group; leases are above this layer, so the cache puts it here.
         self.new_lease: Callable[[Any, str, Sequence[str]], Any]
         self.closed = False
+        # What a hit asks: Trio's clock, without the way to it; whether each use is logged.
+        self.now: Callable[[], float] = trio.lowlevel.current_clock().current_time
+        self.log_uses: bool = config.log_uses
+        self.token: trio.lowlevel.TrioToken = trio.lowlevel.current_trio_token()
+        # What could not be done where a block ended, for want of room on Python's stack.
+        self.leaving: list[Callable[[], None]] = []
         # What was counted when statistics began anew.
         self.base: Base = Base()
         # The background task sleeps in this scope; its deadline is the next thing due.
         self.sleep: trio.CancelScope = trio.CancelScope()
+        self.expects_expiry = False
         self.main: GroupRecord = GroupRecord("main")
         self._requests = 0
         self._tasks: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
@@ -86,10 +94,19 @@ class Shell:
 
         While it sleeps until a time that is not later, it need not know: it looks again then.
         """
-        if self.sleep.deadline == math.inf:
-            due = self.policy.next_expiry()
-            if due is not None:
-                self.sleep.deadline = due
+        if not self.expects_expiry:
+            self.sleep_until(self.policy.next_expiry())
+
+    def sleep_until(self, due: float | None) -> None:
+        """Let the background task wake at that time; None: not by itself."""
+        self.expects_expiry = due is not None
+        self.sleep.deadline = math.inf if due is None else due
+
+    def let_leave(self) -> None:
+        """Do what was put off to where there is room on Python's stack."""
+        while self.leaving:
+            self.leaving[-1]()
+            self.leaving.pop()
 
     def count_calls(self) -> int:
         """Calls begun so far."""

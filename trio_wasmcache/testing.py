@@ -72,12 +72,10 @@ def _disagreements(cache: InstanceCache) -> list[str]:
     modules = {i.entry.function.module for i in (*idle, *running)}
     same("loaded modules", ledger.loaded_modules, len(modules))
     same("code", ledger.code_size, sum(module.code_size for module in modules))
-    same("stacks", ledger.stacks, len(running) * ledger.stack_size)
     for module in modules:
         mine = [i for i in running if i.entry.function.module is module]
         rest = [i for i in idle if i.entry.function.module is module]
         same(f"users of {module.digest[:8]}", module.users, len(mine) + len(rest))
-        same(f"running of {module.digest[:8]}", module.running, len(mine))
         same(f"idle of {module.digest[:8]}", set(module.idle), set(rest))
         same(f"evictable {module.digest[:8]}", module in ledger.evictable, not mine)
     evictable = sum(module.code_size for module in ledger.evictable)
@@ -109,9 +107,12 @@ def _disagreements(cache: InstanceCache) -> list[str]:
             problems.append(f"a waiter is {request.stage.value}")
     for group in cache._groups.values():
         owners = group._record.token_owners
-        borrowed = group.limiter.borrowed_tokens
+        borrowed, _ = group._count_tokens()
         if borrowed < len(owners) or any(count < 1 for count in owners.values()):
             problems.append(f"group {group.name!r}: {borrowed} tokens for {len(owners)} tasks")
+        for request in (*held, *waiters):
+            if request.entry.group is group._record and request.owner not in owners:
+                problems.append(f"group {group.name!r}: {request.owner} uses it without a token")
     uses, base = residents.snapshot(), shell.base
     for what, parts in (("function", uses.by_function()), ("group", uses.by_group())):
         counted = [part for several in parts.values() for part in several]

@@ -108,6 +108,7 @@ class PolicyMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 100.0
+        self.short = True  # whether hits may go the short way
         self.turns = 0
         self.labels = Counter[str]()
         self.functions: dict[MFunction, FunctionRecord] = {}
@@ -169,11 +170,20 @@ class PolicyMachine(RuleBasedStateMachine):
 
         def act() -> Step | None:
             nonlocal theirs
-            theirs = self.policy.request(
-                self.functions[key[0]], self.groups[key[1]], ours.owner, warm
-            )
+            where = self.functions[key[0]], self.groups[key[1]]
+            short = self.short and not warm
+            if short:
+                before = snapshot(self.policy)
+                theirs = self.policy.hit(*where, ours.owner, ours, self.now)
+                if theirs is not None:
+                    self.requests[ours] = theirs
+                    return None
+                assert snapshot(self.policy) == before, "refused, and changed something"
+            theirs = self.policy.request(*where, ours.owner, warm)
             self.requests[ours] = theirs
-            return self.policy.acquire(theirs, self.now)
+            step = self.policy.acquire(theirs, self.now)
+            assert not (short and theirs.hit and step is None), "a plain hit was refused"
+            return step
 
         self.compare(act, lambda: self.model.acquire(ours))
         assert theirs is not None
@@ -186,6 +196,8 @@ class PolicyMachine(RuleBasedStateMachine):
     @rule(pick=PICK)
     def load(self, pick: int) -> None:
         ours, theirs = self.choose(pick, "loading")
+        assert theirs.instance is not None
+        theirs.instance.ready = True
         self.compare(lambda: self.policy.loaded(theirs, self.now), lambda: self.model.loaded(ours))
 
     @precondition(lambda self: self.at("loading"))
@@ -215,8 +227,21 @@ class PolicyMachine(RuleBasedStateMachine):
 
     def give_back(self, pick: int, size: int, drop: Reason | None, seat: bool = False) -> None:
         ours, theirs = self.choose(pick, "granted")
+
+        def act() -> Step | None:
+            assert theirs.instance is not None
+            short = self.short and not (drop or seat) and theirs.instance.request is theirs
+            if short:
+                before = snapshot(self.policy)
+                if self.policy.rest(theirs, size, self.now):
+                    return None
+                assert snapshot(self.policy) == before, "refused, and changed something"
+            step = self.policy.recycle(theirs, size, self.now, drop, seat)
+            assert step is not None or not short, "a plain recycle was refused"
+            return step
+
         self.compare(
-            lambda: self.policy.recycle(theirs, size, self.now, drop, seat),
+            act,
             lambda: self.model.recycle(ours, size, self.now, drop and drop.value, seat),
         )
 
@@ -312,6 +337,11 @@ class PolicyMachine(RuleBasedStateMachine):
             lambda: self.policy.resize(config, self.now),
             lambda: self.model.resize(**limits),  # type: ignore[arg-type]
         )
+
+    @rule(pick=PICK)
+    def go_the_other_way(self, pick: int) -> None:
+        """The short way of a hit and the long one lead to the same, also one after the other."""
+        self.short = pick % 3 != 0
 
     @rule(pick=PICK, step=st.sampled_from([*STAGES_OF]))
     def misuse(self, pick: int, step: str) -> None:
@@ -429,6 +459,7 @@ class PolicyMachine(RuleBasedStateMachine):
         assert self.policy.residents.crowded is (
             len(model.instances) > model.max_instances or model.used() > model.max_code
         )
+        assert self.policy.residents.shrunk or not self.policy.residents.crowded
         if self.policy.residents.crowded:
             assert not model.idle_modules()
         for module in self.modules:

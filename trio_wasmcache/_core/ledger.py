@@ -27,13 +27,22 @@ class Ledger:
     stack_size: int
     total_size: int = 0
     code_size: int = 0
-    stacks: int = 0
-    idle: int = 0
+    instances: int = 0
     running: int = 0
-    """Loading ones included."""
+    """Of the instances; loading ones included."""
     loaded_modules: int = 0
     evictable: LRU[Module] = Factory(lambda: LRU[Module]())
     evictable_code: int = 0
+
+    @property
+    def idle(self) -> int:
+        """Of the instances."""
+        return self.instances - self.running
+
+    @property
+    def stacks(self) -> int:
+        """Bytes: one stack for each that is loading or running."""
+        return self.running * self.stack_size
 
     @property
     def used(self) -> int:
@@ -43,60 +52,59 @@ class Ledger:
     def enter(self, module: Module) -> bool:
         """A new instance of `module` begins to load; True if the module has to be loaded too."""
         first = module.users == 0
-        module.users += 1
         if first:
             self.code_size += module.code_size
             self.loaded_modules += 1
         self._start(module)
+        module.users += 1
+        self.instances += 1
         return first
 
     def resume(self, instance: Instance) -> None:
         """An idle instance runs."""
         module = instance.entry.function.module
         self.total_size -= instance.size
-        self.idle -= 1
-        del module.idle[instance]
         self._start(module)
+        del module.idle[instance]
 
     def suspend(self, instance: Instance) -> None:
         """A running instance becomes idle, with the size it has now."""
         module = instance.entry.function.module
         self.total_size += instance.size
-        self.idle += 1
         module.idle[instance] = None
         self._stop(module)
 
     def leave_running(self, module: Module) -> bool:
         """A loading or running instance goes; True if its module is to be unloaded."""
+        module.users -= 1
+        self.instances -= 1
         self._stop(module)
-        return self._leave(module)
+        return self._left(module)
 
     def leave_idle(self, instance: Instance) -> bool:
         """An idle instance goes; True if its module is to be unloaded."""
         module = instance.entry.function.module
         self.total_size -= instance.size
-        self.idle -= 1
         del module.idle[instance]
-        return self._leave(module)
+        module.users -= 1
+        self.instances -= 1
+        return self._left(module)
 
     def _start(self, module: Module) -> None:
+        """One more runs; it is not among those of `module` yet."""
         if module.running == 0 and module in self.evictable:
             self.evictable.remove(module)
             self.evictable_code -= module.code_size
-        module.running += 1
         self.running += 1
-        self.stacks += self.stack_size
 
     def _stop(self, module: Module) -> None:
-        module.running -= 1
+        """One less runs; it is not among those of `module` any more."""
         self.running -= 1
-        self.stacks -= self.stack_size
         if module.running == 0:
             self.evictable.touch(module)
             self.evictable_code += module.code_size
 
-    def _leave(self, module: Module) -> bool:
-        module.users -= 1
+    def _left(self, module: Module) -> bool:
         if module.users:
             return False
         self.code_size -= module.code_size

@@ -16,25 +16,25 @@ T = TypeVar("T")
 class LRU(Generic[T]):
     """Members in order of last use, oldest first."""
 
-    __slots__ = ("_order",)
+    __slots__ = ("order",)
 
     def __init__(self) -> None:
         # A plain dict would do but for its front: finding the first key steps over every deleted
         # one before it. OrderedDict keeps a linked list.
-        self._order: OrderedDict[T, None] = OrderedDict()
+        self.order: OrderedDict[T, None] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._order)
+        return len(self.order)
 
     def __iter__(self) -> Iterator[T]:
-        return iter(self._order)
+        return iter(self.order)
 
     def __contains__(self, member: object) -> bool:
-        return member in self._order
+        return member in self.order
 
     def touch(self, member: T) -> None:
         """Put `member` last: it is now the most recently used."""
-        order = self._order
+        order = self.order
         if member in order:
             order.move_to_end(member)
         else:
@@ -42,8 +42,8 @@ class LRU(Generic[T]):
 
     def remove(self, member: T) -> None:
         """Take `member` out; `KeyError` if it is not in."""
-        del self._order[member]
+        del self.order[member]
 
     def oldest(self) -> T | None:
         """The least recently used member, or None; nothing changes."""
-        return next(iter(self._order), None)
+        return next(iter(self.order), None)

@@ -11,8 +11,8 @@ Rules:
 4. Recycling never waits and never fails.
 
 What is there and how it goes is in `residents`; how a request goes from stage to stage is in
-`stages`. The shell around them closes, loads, wakes and logs; the log tool replays a log through
-this file.
+`stages`, and how nearly all of them do in `hits`. The shell around them closes, loads, wakes and
+logs; the log tool replays a log through this file.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from attrs import define
 from .config import CacheConfig
 from .errors import CodeMemoryError, DeadlockError
 from .events import Reason
+from .hits import Hits
 from .records import (
     GRANTED,
     NEW,
@@ -36,13 +37,12 @@ from .records import (
     Stage,
 )
 from .residents import Step
-from .stages import Stages
 from .state import LOADING, RECYCLE, Action, IllegalStepError, step
 from .uses import microseconds
 
 
 @define(eq=False)
-class Policy(Stages):
+class Policy(Hits):
     """Decides for one cache. Its clock is the `now` (seconds) that it is given."""
 
     # -- acquire
@@ -175,7 +175,7 @@ class Policy(Stages):
         entry = instance.entry
         residents, config = self.residents, self.config
         if seat:
-            instance.seat = True
+            instance.seat, instance.ready = True, None
         if not request.warm:
             instance.uses += 1
             entry.uses.holds.add(int((now - request.since) * 1e6))
@@ -199,7 +199,7 @@ class Policy(Stages):
             action = Action.WARMED if instance.state is LOADING else RECYCLE
             residents.settle(instance, action, size, now)
         self._let_go(request)
-        if entry.waiting or self.room or drop is not None or residents.crowded:
+        if entry.waiting or self.room or drop is not None or residents.shrunk:
             result = result or Step()
             self._pump(entry, now, result)
         return result

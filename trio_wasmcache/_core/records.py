@@ -26,10 +26,13 @@ class Module:
     code_size: int
     users: int = 0
     """Instances and seats of it, whatever their state."""
-    running: int = 0
-    """Those of them that are loading or running: while there are any, the code can't go."""
     idle: dict[Instance, None] = Factory(dict)
     payload: Any = None
+
+    @property
+    def running(self) -> int:
+        """Instances that are loading or running: while there are any, the code can't go."""
+        return self.users - len(self.idle)
 
 
 @define(eq=False)
@@ -107,6 +110,10 @@ class Instance:
     size: int = 0
     last_used: float = 0.0
     uses: int = 0
+    request: Request | None = None
+    """Of its hits, one after the other: see `hits`."""
+    ready: Any = None
+    """What the shell has made of `payload`, so that a hit finds it; None where it can't be one."""
     loads_module: bool = False
     """Whether its code was not loaded when it began to load."""
     seat: bool = False

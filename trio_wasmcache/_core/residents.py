@@ -45,6 +45,8 @@ class Residents:
     evictions: dict[Reason, int] = Factory(lambda: dict.fromkeys(Reason, 0))
     entries: dict[Entry, None] = Factory(dict)
     book: UseBook = Factory(UseBook)
+    shrunk: bool = False
+    """Whether it may be `crowded`: only `resize` can make it so, and `trim` looks again."""
     _numbers: int = 0
 
     # -- entries: made when asked for, forgotten when nothing needs them
@@ -227,6 +229,7 @@ class Residents:
             if (module := ledger.evictable.oldest()) is None:
                 break
             self.evict_module(module, Reason.CODE, now, result)
+        self.shrunk = self.crowded
 
     # -- room for code and stack
 

@@ -120,7 +120,7 @@ class Stages:
         self.residents.forget(entry)
 
     def _pump_room(self, now: float, result: Step) -> None:
-        if self.residents.crowded:
+        if self.residents.shrunk:
             self.residents.trim(now, result)
         while self.room:
             request = self.room[0]

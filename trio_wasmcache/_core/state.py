@@ -42,7 +42,8 @@ class Action(str, enum.Enum):  # noqa: UP042
 
 
 # For what is done on every hit: see `records.NEW`.
-LOADING, ACQUIRE, RECYCLE = State.LOADING, Action.ACQUIRE, Action.RECYCLE
+LOADING, RUNNING, IDLE = State.LOADING, State.RUNNING, State.IDLE
+ACQUIRE, RECYCLE = Action.ACQUIRE, Action.RECYCLE
 
 # {state: {action: next state}}; whatever is not here is illegal.
 TRANSITIONS: dict[State, dict[Action, State]] = {

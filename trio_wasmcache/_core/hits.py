@@ -1,0 +1,131 @@
+"""A hit from its first step to its last, written out: what nearly every acquire and recycle is.
+
+`Policy.acquire` and `Policy.recycle` do the same, and all else, in a dozen calls each. Here there
+is not one, as a call in Python costs as much as three of these lines. Whatever is out of the
+ordinary is refused with nothing changed, and goes the long way. That both ways lead to the same
+state, whatever the state before, is tested with the policy's model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+from attrs import define
+
+from .records import ENDED, GRANTED, FunctionRecord, GroupRecord, Request
+from .stages import Stages
+from .state import IDLE, RUNNING
+
+
+@define(eq=False)
+class Hits(Stages):
+    """The short way of a hit."""
+
+    def hit(
+        self,
+        function: FunctionRecord,
+        group: GroupRecord,
+        owner: Hashable,
+        payload: Any,
+        now: float,
+    ) -> Request | None:
+        """A request that is GRANTED an idle instance, or None: then nothing has changed.
+
+        Only an instance that is `ready` is taken, and nobody else may be kept waiting by it.
+        """
+        entry = function.entries.get(group)
+        if entry is None or not entry.idle or entry.waiting or self.room:
+            return None
+        instance, claims = entry.idle[-1], entry.claims
+        residents = self.residents
+        ledger = residents.ledger
+        running = ledger.running + 1
+        module = function.module
+        idle = module.idle
+        only_idle = len(idle) == module.users
+        if (
+            instance.ready is None
+            or instance.state is not IDLE
+            or len(claims) >= function.concurrency
+            or ledger.code_size + running * ledger.stack_size > self.config.max_code_size
+        ):
+            return None
+        request = instance.request
+        if request is None:
+            request = instance.request = Request(entry, owner)
+            request.hit = True
+        # The instance and the order of use. From here on there is not even a call of C, which could
+        # still fail for want of room on Python's stack.
+        entry.idle.pop()
+        instance.state = RUNNING
+        del residents.lru.order[instance]
+        # The ledger.
+        if only_idle:
+            del ledger.evictable.order[module]
+            ledger.evictable_code -= module.code_size
+        del idle[instance]
+        ledger.running = running
+        ledger.total_size -= instance.size
+        # The request. Whose it was in an earlier hit does not know it any more.
+        request.instance = instance
+        request.owner = owner
+        request.payload = payload
+        request.stage = GRANTED
+        request.since = now
+        claims[request] = self.waits.held[request] = None
+        self.hits += 1
+        return request
+
+    def rest(self, request: Request, size: int, now: float) -> bool:
+        """The lease of a `hit` ended well: its instance is idle again; False: nothing has changed.
+
+        `size` is what the instance may touch now (bytes).
+        """
+        instance, entry, config = request.instance, request.entry, self.config
+        residents = self.residents
+        ledger = residents.ledger
+        total = ledger.total_size + size
+        if (
+            instance is None
+            or instance.request is not request
+            or instance.state is not RUNNING
+            or size > config.max_instance_size
+            or total > config.max_size
+            or entry.waiting
+            or self.room
+            or entry.function.retired
+            or entry.group.closed
+            or residents.shrunk
+        ):
+            return False
+        module = entry.function.module
+        idle = module.idle
+        only_idle = len(idle) + 1 == module.users
+        held = int((now - request.since) * 1e6)
+        bits = held.bit_length()
+        # The instance and the order of use; as above, no calls from here on.
+        entry.idle.append(instance)
+        instance.state = IDLE
+        instance.size = size
+        instance.last_used = entry.last_used = now
+        instance.uses += 1
+        residents.lru.order[instance] = None
+        # The ledger.
+        idle[instance] = None
+        if only_idle:
+            ledger.evictable.order[module] = None
+            ledger.evictable_code += module.code_size
+        ledger.running -= 1
+        ledger.total_size = total
+        # The request, and what is told about it.
+        request.stage = ENDED
+        request.instance = request.payload = None
+        del entry.claims[request], self.waits.held[request]
+        holds = entry.uses.holds
+        holds.total += held
+        if bits in holds.buckets:
+            holds.buckets[bits] += 1
+        else:
+            holds.buckets[bits] = 1
+        return True

@@ -1,0 +1,55 @@
+"""What a lease needs at hand of the instance that it holds, looked up once for all its leases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, final
+
+from attrs import define
+
+from ._abi.protocol import Crossing, Guest, Invoke
+from ._core.records import Entry, Instance
+from ._core.uses import Distribution
+from ._engine.seam import GuestFunction, GuestInstance
+from ._registry import Registered
+
+
+@final
+@define(eq=False)
+class Held:
+    """An instance that is ready to be called; hung on `Instance.ready`, if it may be hit again."""
+
+    native: GuestInstance
+    guest: GuestFunction
+    registered: Registered
+    crossing: Crossing
+    entry: Entry
+    # What every call and every recycle wants, taken out of these.
+    begin: Callable[[Sequence[Any], int], Any]
+    fuel_left: Callable[[], int]
+    measure: Callable[[], int]
+    lower: Callable[[tuple[Any, ...]], Sequence[Any]] | None
+    lift: Callable[[Any], Any] | None
+    steps: Callable[[Guest, tuple[Any, ...]], Generator[Invoke, Any, Any]] | None
+    fuels: Distribution
+
+
+def hold(instance: Instance) -> Held:
+    """All that of an instance which was granted."""
+    native: GuestInstance = instance.payload
+    registered: Registered = instance.entry.function.payload
+    guest, crossing = native.function(registered.export), registered.crossing
+    return Held(
+        native,
+        guest,
+        registered,
+        crossing,
+        instance.entry,
+        guest.begin,
+        guest.fuel_left,
+        native.measure,
+        crossing.lower,
+        crossing.lift,
+        crossing.steps,
+        instance.entry.uses.fuels,
+    )

@@ -1,0 +1,175 @@
+"""How a lease comes by its instance and gives it back, where that is no plain hit.
+
+The plain hit is in `Lease.__aenter__` and `__aexit__`; what is here does the same, and more.
+
+A `RecursionError` half-way through the books would leave them wrong. So it is asked for before, at
+the price of a few calls that a hit does not pay: its steps make none (see `_core/hits`). Where it
+comes while a block is left, the lease is given back by the event loop, from the top of the stack.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from typing import TYPE_CHECKING
+
+import trio
+from trio.lowlevel import Task
+
+from ._core.errors import DeadlockError
+from ._core.events import Reason
+from ._core.headroom import check_headroom
+from ._core.isolation import SEAT_SIZE
+from ._core.records import FunctionRecord, Instance
+from ._engine.seam import GuestInstance
+from ._group import closed_group
+from ._held import Held, hold
+from ._load import grant
+from ._uses import tell_acquired, tell_recycled, tell_token_block, tell_token_wait_ended
+
+if TYPE_CHECKING:
+    from ._lease import Lease
+
+
+async def take(lease: Lease, task: Task) -> Lease:
+    """Take a token and then an instance: what is left of entering after its checkpoint.
+
+    **Checkpoint:** if it has to wait or load, maybe.
+    **Cancellation:** nothing is held.
+    """
+    shell, group = lease._shell, lease._group
+    if shell.leaving:
+        shell.let_leave()
+    if group._record.closed or shell.closed:
+        raise closed_group(group)
+    if shell.log_uses:
+        lease._at = trio.current_time()
+    blocked = not group._take_token_nowait(task)
+    if blocked:
+        record = shell.registry.find(lease._name, lease._args)  # unknown: say so before waiting
+        lease._at = trio.current_time()
+        try:
+            await group._wait_for_token(task, functools.partial(_note_block, lease, record))
+        except BaseException as error:
+            entry = shell.policy.residents.entry(record, group._record)
+            shell.policy.note_error(entry, type(error).__name__)
+            if shell.log_uses and not isinstance(error, DeadlockError):
+                tell_token_wait_ended(shell, record, group.name, error)
+            raise
+    try:
+        await _acquire(lease, task, blocked)
+    except BaseException:
+        group._give_back_token(task)
+        raise
+    lease._task = task
+    return lease
+
+
+async def _acquire(lease: Lease, task: Task, blocked: bool) -> None:
+    shell, group = lease._shell, lease._group
+    policy = shell.policy
+    check_headroom()
+    record = shell.registry.find(lease._name, lease._args)
+    if group._record.closed or shell.closed:
+        raise closed_group(group)
+    request = policy.request(record, group._record, task, lease._warm)
+    request.payload = lease
+    request.blocked = blocked
+    if blocked:
+        request.since = lease._at
+    await grant(shell, group, request)
+    instance = request.instance
+    assert instance is not None
+    held: Held = hold(instance) if instance.ready is None else instance.ready
+    if held.registered.keeps_state:
+        instance.ready = held
+    config = shell.config
+    if held.native.yield_fuel != config.yield_fuel:
+        held.native.set_yield_fuel(config.yield_fuel)  # resized since it was made
+    lease._request = request
+    lease._held = held
+    lease._guest = held.guest
+    lease._total_fuel = config.total_fuel
+    if shell.log_uses:
+        now = trio.current_time()
+        tell_acquired(shell, request, lease._at, now)
+        lease._at = now
+
+
+def give_back(lease: Lease) -> None:
+    """The block has ended: the instance goes back, now or when the call under way is over.
+
+    Raises:
+        RecursionError: there is not enough room on Python's stack; nothing has changed.
+    """
+    check_headroom()
+    if lease._request is not None:
+        if lease._busy:
+            lease._end_under_a_call(Reason.CORRUPTED)
+        else:
+            recycle(lease)
+
+
+def give_back_token(lease: Lease, task: Task) -> None:
+    """Raises `RecursionError` as `give_back` does."""
+    check_headroom()
+    lease._group._give_back_token(task)
+
+
+def leave_later(lease: Lease, task: Task) -> None:
+    """There was not enough room on Python's stack: the rest is done in the next pass of the loop.
+
+    Or before, if somebody acquires. Entering had a checkpoint at the same depth, so there is room
+    for this much, and where there is not quite, the loop is not woken by it but by the next event.
+    """
+    lease._shell.leaving.append(functools.partial(_leave, lease, task))
+    with contextlib.suppress(RecursionError):
+        lease._shell.token.run_sync_soon(lease._shell.let_leave)
+
+
+def _leave(lease: Lease, task: Task) -> None:
+    give_back(lease)
+    give_back_token(lease, task)
+    lease._shell.expect_expiry()
+
+
+def recycle(lease: Lease, reason: Reason | None = None) -> None:
+    """Give the instance back to the policy. No thread is in it."""
+    native: GuestInstance | None = lease._native
+    request, lease._request = lease._request, None
+    clean = lease._guest is not None
+    lease._guest = None
+    assert request is not None
+    assert native is not None
+    instance, registered = request.instance, lease._registered
+    assert instance is not None
+    assert registered is not None
+    shell, seat = lease._shell, False
+    if not clean:
+        # A call failed or is half-way, whoever has it under way.
+        reason = reason or Reason.CORRUPTED
+        native.abandon()
+    elif not registered.keeps_state and reason is None:
+        seat = _leave_seat(instance, native)
+    size = SEAT_SIZE if seat else native.measure()
+    now = trio.current_time()
+    step = shell.policy.recycle(request, size, now, reason, seat)
+    if shell.log_uses:
+        tell_recycled(shell, request, instance, size, lease._at, now)
+    if step is not None:
+        shell.act(step, now)
+    shell.expect_expiry()
+
+
+def _leave_seat(instance: Instance, native: GuestInstance) -> bool:
+    """The next lease must find nothing of this one: the instance is closed."""
+    instance.payload = None
+    native.close()
+    return True
+
+
+def _note_block(lease: Lease, record: FunctionRecord) -> None:
+    """The acquire has to wait for a token; its request does not exist yet."""
+    lease._shell.policy.note_token_block(record, lease._group._record)
+    if lease._shell.log_uses:
+        tell_token_block(lease._shell, record, lease._group.name)
