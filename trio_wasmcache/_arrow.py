@@ -25,6 +25,9 @@ TYPES = {
     **{f"i{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
     **{f"u{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
 }
+MAX_OFFSET = 2**31 - 1
+# Rows that are looked at on the event loop.
+FEW = 1000
 # Types of functions, of any ABI, and how pyarrow's factories are called; others it makes out.
 FACTORIES = {name: kind for name, kind in TYPES.items() if name[0] in "iu"} | dict(
     pair.split(":")
@@ -103,6 +106,32 @@ class ArrowColumn(Column):
             raise TypeError(f"takes an Arrow array of {wanted}, got one of {self._type}")
         self._cell = cell
 
+    async def bytes_chunks(self, name: str) -> list[Any] | None:
+        """Its chunks as text or bytes (`name`: "string", "binary"); None: it is none of that.
+
+        Dictionaries and views become plain arrays, in a thread.
+
+        Raises:
+            ValueError: it is damaged, or not UTF-8.
+        """
+        pa, kind = self._pa, str(self._type)
+        if kind.startswith("dictionary<values="):
+            kind = str(self._type.value_type)
+        if kind not in (name, f"large_{name}", f"{name}_view"):
+            return None
+        wanted = getattr(pa, name)() if str(self._type) == name else getattr(pa, f"large_{name}")()
+
+        def convert() -> list[Any]:
+            chunks = [chunk.cast(wanted) for chunk in self._chunks]
+            for chunk in chunks:
+                chunk.validate(full=True)
+            return chunks
+
+        try:
+            return await trio.to_thread.run_sync(convert) if self.rows > FEW else convert()
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"its Arrow array is damaged: {error}") from None
+
     def _parts(self, start: int, stop: int) -> list[Any]:
         """Arrays that make up these rows."""
         parts = []
@@ -130,7 +159,7 @@ class ArrowColumn(Column):
             return None
         bits = place = 0
         for part in self._parts(start, stop):
-            bits |= _valid_bits(part) << place
+            bits |= valid_bits(part) << place
             place += len(part)
         return bits
 
@@ -138,7 +167,8 @@ class ArrowColumn(Column):
         return [value for part in self._parts(start, stop) for value in part.to_pylist()]
 
 
-def _valid_bits(part: Any) -> int:
+def valid_bits(part: Any) -> int:
+    """A bit for each row of an array, the first one lowest; 0 is null."""
     every: int = (1 << len(part)) - 1
     if not part.null_count:
         return every
@@ -156,6 +186,25 @@ def from_cells(cell: Cell, rows: int, data: Any, validity: bytes | None) -> Any:
     buffers = [None if validity is None else pa.py_buffer(validity), pa.py_buffer(data)]
     array = pa.Array.from_buffers(getattr(pa, name)(), rows, buffers)
     return array.cast(pa.bool_()) if cell.truth else array
+
+
+def from_bytes(kind: str, rows: int, validity: bytes | None, ends: Any, data: Any) -> Any:
+    """An Arrow array of text or bytes, whose offsets of 64 bits and data lie in buffers."""
+    pa = sys.modules["pyarrow"]
+    small = getattr(pa, FACTORIES[kind])()
+    large = pa.large_string() if small == pa.string() else pa.large_binary()
+    buffers = [
+        None if validity is None else pa.py_buffer(validity),
+        *map(pa.py_buffer, (ends, data)),
+    ]
+    array = pa.Array.from_buffers(large, rows, buffers)
+    # Where offsets of 32 bits do, as they do nearly always, the array is of the usual type.
+    return array.cast(small) if len(data) <= MAX_OFFSET else array
+
+
+def together(parts: Sequence[Any]) -> Any:
+    """One Arrow array of several."""
+    return sys.modules["pyarrow"].concat_arrays(parts)
 
 
 def from_values(kind: str, values: Sequence[Any]) -> Any:

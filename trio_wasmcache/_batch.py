@@ -1,43 +1,39 @@
 """Batches: one function called for every row of some columns, at the speed of wasm.
 
 1. All columns are looked at first: what does not fit raises before any wasm runs.
-2. Where all values are numbers, a driver does the loop (`_core/driver`): chunk by chunk, columns
-   are copied into its scratch, it is driven like any call, and results are copied out. To the
-   runner, the whole batch is one thing under way: slices, threads and shares are those of a call.
-3. Other ABIs go row by row (`_rows`).
+2. A driver does the loop (`_core/driver`, `_core/memory_driver`): chunk by chunk, columns are
+   copied into its scratch, it is driven like any call, and results are copied out (`_chunks`).
+3. What no driver does, such as an ABI of the user's own, goes row by row (`_rows`).
 4. Either all rows have a result, or the batch raises, and what there was of results is forgotten.
 """
 
 from __future__ import annotations
 
-import array
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, final
-
-from attrs import Factory, define
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from . import _arrow, _calls
-from ._abi.plain import PlainAbi, PlainType, lift_number
+from ._abi.bulk import Bulk
+from ._abi.plain import PlainAbi, PlainType, cell_name
 from ._abi.protocol import Crossing
-from ._columns import Column, MisfitError, column, valid_rows
-from ._core.driver import CELLS, RAW_AT, ROW_AT, VALIDITY_AT, WHICH_AT, Cell, Shape
-from ._core.errors import FuelExhaustedError, GuestError
-from ._engine.seam import UNDER_WAY, GuestDriver, GuestInstance, HostCall
-from ._rows import map_rows
-from ._runner import Job
+from ._chunks import NumberChunks
+from ._columns import Column, MisfitError, column
+from ._core.driver import CELLS, Shape, layout
+from ._core.errors import GuestError
+from ._core.memory_driver import memory_layout
+from ._engine.seam import GuestFunction, GuestInstance
+from ._memory_chunks import MemoryChunks, Packed
+from ._packed import ArrowBytes, PackedColumn
+from ._rows import map_rows, next_row
+from ._sinks import BytesSink, Sink
 
 if TYPE_CHECKING:
     from ._lease import Lease
 
-# Values of lists that are packed between two turns of the loop: about 0.1 ms.
-PIECE = 2048
-MAX_FUEL = 2**63 - 1
-# Copying takes the GIL. In a thread, between slices of some microseconds, the event loop would wait
-# for Python's switch interval, 5 ms, to get it; so a thread lets go of it this often (seconds), and
-# for long enough for another thread to wake.
-REST_EVERY, REST = 0.001, 0.00005
-NO_BOOLS = memoryview(b"\0").cast("?")[:0]  # an empty buffer can't be cast
+# Values that are packed between two turns of the loop, at most, and at first where each takes
+# microseconds; and how long that may take (seconds).
+PIECE, HEAVY_PIECE, PIECE_TIME = 2048, 32, 0.0003
 
 
 async def map_columns(lease: Lease, columns: Any, rows: int | None) -> Any:
@@ -50,30 +46,18 @@ async def map_columns(lease: Lease, columns: Any, rows: int | None) -> Any:
     if guest is None:
         raise lease._unusable()
     native = _calls._begin(lease)
-    batch: Batch | None = None
     try:
-        crossing, registered = lease._crossing, lease._registered
-        assert registered is not None
+        crossing = lease._crossing
         numbers = isinstance(crossing, PlainAbi)
         arrow, found = await _look_at(lease._name, columns, objects=not numbers)
         _check_open(lease)
         rows = _count(crossing, found, rows)
         if isinstance(crossing, PlainAbi):
-            shape, sinks = await _check(lease, crossing, found, rows, arrow)
-            if rows:
-                code = await lease._shell.engine.driver(shape)
-                _check_open(lease)
-                driver = code.attach(native, registered.export)
-                batch = Batch(native, driver, crossing, found, rows, sinks, lease._total_fuel)
-                await _run(lease, batch)
-            results = [sink.result(rows) for sink in sinks]
-            result = results[0] if len(results) == 1 else tuple(results) or None
+            result = await _map_numbers(lease, native, crossing, found, rows, arrow)
         else:
-            result = await map_rows(lease, native, guest, found, rows, arrow)
-    except BaseException as error:
-        if batch is not None:
-            _blame(lease, batch, error)
-        elif not lease._broken:
+            result = await _map_values(lease, native, guest, found, rows, arrow)
+    except BaseException:
+        if not lease._broken:
             lease._make_usable(guest)
         raise
     finally:
@@ -125,40 +109,173 @@ def _count(crossing: Crossing, columns: Sequence[Column], rows: int | None) -> i
     return known.pop()
 
 
-async def _check(
-    lease: Lease, crossing: PlainAbi, columns: Sequence[Column], rows: int, arrow: bool
-) -> tuple[Shape, list[Sink]]:
-    """Check all values; the shape of the driver, and where its results go.
+async def _map_numbers(
+    lease: Lease,
+    native: GuestInstance,
+    crossing: PlainAbi,
+    columns: Sequence[Column],
+    rows: int,
+    arrow: bool,
+) -> Any:
+    assert lease._registered is not None
+    for number, (one, kind) in enumerate(zip(columns, crossing.args, strict=True)):
+        try:
+            one.use(CELLS[cell_name(kind)])
+        except MisfitError as misfit:
+            raise _misfit(crossing, columns, misfit.row) from None
+        except TypeError as error:
+            raise TypeError(f"{crossing.place(number + 1)}: {kind.name} {error}") from None
+    await _pack_all(lease, crossing, columns, columns, rows)
+    shape = Shape(
+        tuple(cell_name(kind) for kind in crossing.args),
+        tuple(cell_name(kind, cut=True) for kind in crossing.returns),
+        any(one.nullable for one in columns),
+    )
+    nones = not arrow and any(one.holds_none for one in columns)
+    sinks = [Sink(CELLS[name], arrow, nones) for name in shape.results]
+    if rows:
+        code = await lease._shell.engine.driver(shape)
+        assert code is not None
+        _check_open(lease)
+        driver = code.attach(native, {"function": lease._registered.export})
+        batch = NumberChunks(
+            native, driver, crossing, layout(shape), columns, rows, sinks, lease._total_fuel
+        )
+        await batch.run(lease)
+    return _together([sink.result(rows) for sink in sinks])
+
+
+async def _map_values(
+    lease: Lease,
+    native: GuestInstance,
+    guest: GuestFunction,
+    columns: Sequence[Column],
+    rows: int,
+    arrow: bool,
+) -> Any:
+    bulk = _bulk_of(lease._crossing, native)
+    packed = None
+    if bulk is not None and rows:
+        packed = await _packed(lease, bulk, columns)
+    if bulk is None or packed is None:
+        return await map_rows(lease, native, guest, columns, rows, arrow)
+    await _pack_all(lease, lease._crossing, columns, packed, rows)
+    made = memory_layout(bulk.shape)
+    scalars = sum(one.size(0, 1) for one in packed if _is_packed(one) and one.rows is None)
+    code = await lease._shell.engine.driver(bulk.shape) if scalars <= made.data_size else None
+    _check_open(lease)
+    if code is None:
+        return await map_rows(lease, native, guest, columns, rows, arrow)
+    assert lease._registered is not None
+    sinks: list[Sink | BytesSink]
+    if bulk.wire is not None:
+        kind = lease._registered.function.returns
+        assert isinstance(kind, str)
+        sinks = [BytesSink(kind, bulk.wire, bulk.lift, arrow)]
+    else:
+        nones = not arrow and any(one.holds_none for one in packed)
+        sinks = [Sink(CELLS[name], arrow, nones) for name in bulk.shape.results]
+    driver = code.attach(native, bulk.exports)
+    batch = MemoryChunks(native, driver, bulk, made, packed, rows, sinks, lease._total_fuel)
+    while batch.done < rows:
+        await batch.run(lease)
+        if batch.done < rows:
+            row = batch.done
+            batch.skip(await next_row(lease, native, guest, row, batch.values(row)))
+    return _together([sink.result(rows) for sink in sinks])
+
+
+def _bulk_of(crossing: Crossing, native: GuestInstance) -> Bulk | None:
+    """How a memory driver makes the calls; None if it can't."""
+    make = getattr(crossing, "bulk", None)
+    try:
+        bulk: Bulk | None = None if make is None else make(native)
+    except GuestError:
+        return None  # the first call raises it, and names its row
+    return bulk
+
+
+async def _packed(
+    lease: Lease, bulk: Bulk, columns: Sequence[Column]
+) -> list[Column | Packed] | None:
+    """The columns as a memory driver takes them; None if they go row by row.
+
+    Raises:
+        MisfitError, ValueError: a scalar does not fit, or what is Arrow's is damaged.
+    """
+    assert lease._registered is not None
+    refuses_none = lease._registered.called_on_null and not bulk.shape.passes_nulls
+    packed: list[Column | Packed] = []
+    for number, (one, kind) in enumerate(zip(columns, bulk.args, strict=True), start=1):
+        if isinstance(kind, PlainType):
+            try:
+                one.use(CELLS[cell_name(kind)])
+            except MisfitError as misfit:
+                raise _misfit(lease._crossing, columns, misfit.row) from None
+            except TypeError:
+                return None  # numbers of another type, which may fit one by one
+            packed.append(one)
+            continue
+        chunks = None
+        if isinstance(one, _arrow.ArrowColumn) and kind.arrow:
+            try:
+                chunks = await one.bytes_chunks(kind.arrow)
+            except ValueError as error:
+                raise ValueError(f"argument {number} of {bulk.what}: {error}") from None
+            _check_open(lease)
+        if isinstance(one, _arrow.ArrowColumn) and chunks is not None:
+            packed.append(ArrowBytes(one, chunks))
+        else:
+            packed.append(PackedColumn(one, kind, refuses_none=refuses_none))
+    return packed
+
+
+def _is_packed(one: Column | Packed) -> TypeGuard[Packed]:
+    return not isinstance(one, Column)
+
+
+async def _pack_all(
+    lease: Lease,
+    crossing: Crossing,
+    columns: Sequence[Column],
+    packed: Sequence[Column | Packed],
+    rows: int,
+) -> None:
+    """Check all values of columns.
 
     **Checkpoint:** maybe.
     **Cancellation:** nothing has run.
     """
     assert lease._registered is not None
-    for number, (one, kind) in enumerate(zip(columns, crossing.args, strict=True), start=1):
+    refuses_none = lease._registered.called_on_null
+    for one in packed:
         try:
-            one.use(CELLS[cell_name(kind)])
             await _pack(lease, one, rows)
         except MisfitError as misfit:
             raise _misfit(crossing, columns, misfit.row) from None
-        except TypeError as error:
-            raise TypeError(f"{crossing.place(number)}: {kind.name} {error}") from None
-        if one.nullable and lease._registered.called_on_null and rows:
+        takes_none = isinstance(one, PackedColumn)  # or it has raised
+        if one.nullable and refuses_none and rows and not takes_none:
             raise _misfit(crossing, columns, _first_null(one, rows))
-    shape = Shape(
-        tuple(cell_name(kind) for kind in crossing.args),
-        tuple("cut " * kind.cut + cell_name(kind) for kind in crossing.returns),
-        any(one.nullable for one in columns),
-    )
-    nones = not arrow and any(one.holds_none for one in columns)
-    return shape, [Sink(CELLS[name], arrow, nones) for name in shape.results]
 
 
-async def _pack(lease: Lease, one: Column, rows: int) -> None:
-    for start in range(0, rows if one.packs else 0, PIECE):
-        one.pack(start, min(start + PIECE, rows))
+async def _pack(lease: Lease, one: Column | Packed, rows: int) -> None:
+    heavy = isinstance(one, PackedColumn) and one.heavy
+    piece = HEAVY_PIECE if heavy else PIECE
+    end = 0 if not one.packs else rows if one.rows is not None else 1
+    start = 0
+    while start < end:
+        stop = min(start + piece, end)
+        began = time.perf_counter()
+        one.pack(start, stop)
+        took = time.perf_counter() - began
         if start:  # the first piece of each column is free
             await lease._shell.runner.pass_turn(lease._share)
             _check_open(lease)
+        start = stop
+        if took > PIECE_TIME:
+            piece = max(1, piece // 2)
+        elif took < PIECE_TIME / 4:
+            piece = min(2 * piece, PIECE)
 
 
 def _check_open(lease: Lease) -> None:
@@ -174,202 +291,11 @@ def _misfit(crossing: Crossing, columns: Sequence[Column], row: int) -> Exceptio
     return type(error)(f"row {row}: {error}")
 
 
-def _first_null(one: Column, rows: int) -> int:
+def _first_null(one: Column | Packed, rows: int) -> int:
     bits = one.validity(0, rows) or 0
     return (~bits & bits + 1).bit_length() - 1
 
 
-def cell_name(kind: PlainType) -> str:
-    """The cell in which values of a type lie in columns."""
-    if kind.real:
-        return kind.wasm
-    if kind.truth:
-        return "bool"
-    return f"{'i' if kind.low else 'u'}{(kind.high - kind.low).bit_length()}"
-
-
-async def _run(lease: Lease, batch: Batch) -> None:
-    """Drive a batch to its end.
-
-    **Checkpoint:** between slices.
-    **Cancellation:** the guest is stopped, to be abandoned.
-    """
-    assert lease._registered is not None
-    job = Job(batch, lease._share, lease._registered.slot.hosts, lease, batch.fuel)
-    batch.job = lease._job = job
-    try:
-        over = batch.poll()
-        job.charge()
-        if not over:
-            await lease._shell.runner.drive(job)
-    finally:
-        batch.job = lease._job = None  # no cycle: large results go when nobody uses them any more
-        if not lease._closed:
-            job.charge()
-        lease._fuel = job.burnt
-
-
-def _blame(lease: Lease, batch: Batch, error: BaseException) -> None:
-    """A batch failed half-way: its instance is spoilt, and the error says in which row."""
-    values: tuple[Any, ...] = ()
-    if isinstance(error, GuestError) and not error.function:
-        error.row = row = batch.row()
-        values = tuple(one.values(row, row + 1)[0] for one in batch.columns)
-    elif isinstance(error, Exception) and not lease._closed and batch.host_call is not None:
-        error.add_note(f"in row {batch.row()} of a batch of {batch.crossing.what}")
-    _calls._spoil(lease, batch.native, error, values)
-
-
-@final
-@define(eq=False)
-class Batch:
-    """The rows of a batch as one thing under way, for the runner to drive: a `Polled`.
-
-    A poll either copies a chunk in and runs its first slice, or runs a further slice; and if that
-    was the chunk's last, it copies the results out.
-    """
-
-    native: GuestInstance
-    driver: GuestDriver
-    crossing: PlainAbi
-    columns: Sequence[Column]
-    rows: int
-    sinks: list[Sink]
-    total_fuel: int
-    """For a row."""
-    fuel: int = 2**200
-    """More than any batch can burn."""
-    job: Job | None = None
-    _done: int = 0  # rows whose results are out
-    _chunk: int = 0  # rows of the chunk that is under way
-    _chunk_fuel: int = 0
-    _valid: int = 0
-    _burnt: int = 0  # by the chunks that are done
-    _watched: int = -1  # the row of the chunk that was running at the end of the last slice
-    _watched_since: int = 0  # how much of its fuel was left then
-    _rested: float = 0.0  # when the GIL was let go of for long
-
-    def __attrs_post_init__(self) -> None:
-        layout, chunk = self.driver.layout, min(self.driver.layout.rows, self.rows)
-        for one, at in zip(self.columns, layout.args, strict=True):
-            if one.rows is None:
-                self.driver.put(at, one.raw(0, chunk))
-
-    @property
-    def host_call(self) -> HostCall | None:
-        return self.native.host_call
-
-    def fuel_left(self) -> int:
-        running = self._chunk_fuel - self.native.fuel_left() if self._chunk else 0
-        return self.fuel - self._burnt - running
-
-    def poll(self) -> bool:
-        if not self._chunk:
-            self._fill()
-            done = self.driver.begin(self._chunk, self._chunk_fuel)
-        else:
-            done = self.driver.finish() if self.native.poll() else UNDER_WAY
-        if done is UNDER_WAY:
-            if self.native.host_call is None:
-                self._watch()
-            return False
-        self._collect(done)
-        return self._done == self.rows
-
-    def row(self) -> int:
-        """The row that is running, or was the last to run."""
-        return self._done + int.from_bytes(self.driver.get(ROW_AT, 4), "little")
-
-    def _fill(self) -> None:
-        """Copy the next chunk in."""
-        layout = self.driver.layout
-        chunk = min(layout.rows, self.rows - self._done)
-        start, stop = self._done, self._done + chunk
-        for one, at in zip(self.columns, layout.args, strict=True):
-            if one.rows is not None:
-                self.driver.put(at, one.raw(start, stop))
-        self._valid = (1 << chunk) - 1
-        if any(one.nullable for one in self.columns):
-            for one in self.columns:
-                valid = one.validity(start, stop)
-                self._valid &= self._valid if valid is None else valid
-            self.driver.put(VALIDITY_AT, self._valid.to_bytes(-(-chunk // 8), "little"))
-        self._chunk_fuel = min(chunk * (self.total_fuel + layout.fuel_per_row), MAX_FUEL)
-        self._chunk, self._watched = chunk, -1
-
-    def _watch(self) -> None:
-        """A slice is over: stop a row that has burnt its `total_fuel`.
-
-        What it burnt before it was first seen is not known, which gives it a slice more.
-        """
-        row, left = self.row(), self.native.fuel_left()
-        if row != self._watched:
-            self._watched, self._watched_since = row, left
-        elif self._watched_since - left >= self.total_fuel:
-            raise FuelExhaustedError(f"the row burnt all of its fuel, {self.total_fuel} units")
-
-    def _collect(self, done: int) -> None:
-        """Copy the results of a chunk out."""
-        if done != self._chunk:
-            self._refuse()
-        self._burnt += self._chunk_fuel - self.native.fuel_left()
-        for sink, at in zip(self.sinks, self.driver.layout.results, strict=True):
-            sink.add(self.driver.get(at, done * sink.cell.size), done, self._valid)
-        self._done, self._chunk = self._done + done, 0
-        if self.job is not None and self.job.in_thread:
-            self._rest()
-
-    def _rest(self) -> None:
-        now = time.perf_counter()
-        if now - self._rested > REST_EVERY:
-            self._rested = now
-            time.sleep(REST)
-
-    def _refuse(self) -> None:
-        """A row gave a result out of its range."""
-        which = int.from_bytes(self.driver.get(WHICH_AT, 4), "little")
-        raw = int.from_bytes(self.driver.get(RAW_AT, 4), "little", signed=True)
-        lift_number(self.crossing.got, self.crossing.returns[which], raw)
-        raise AssertionError(f"{raw} is in range")
-
-
-@final
-@define(eq=False)
-class Sink:
-    """Gathers the results of one column."""
-
-    cell: Cell
-    arrow: bool
-    nones: bool
-    """Rows that are null come out as None, in a list."""
-    _array: array.array[Any] = Factory(
-        lambda self: array.array("B" if self.cell.truth else self.cell.code), takes_self=True
-    )
-    _list: list[Any] = Factory(list)
-    _validity: bytearray = Factory(bytearray)
-    _nulls: bool = False
-
-    def add(self, data: memoryview, rows: int, valid: int) -> None:
-        """The results of the next chunk, and a bit for each that is valid."""
-        if self.nones:
-            which = valid_rows(valid, rows)
-            values = data.cast(self.cell.code).tolist()  # type: ignore[call-overload]
-            self._list += [v if yes else None for v, yes in zip(values, which, strict=True)]
-            return
-        self._array.frombytes(data)
-        if self.arrow:
-            # A chunk has a multiple of eight rows, unless it is the last.
-            self._validity += valid.to_bytes(-(-rows // 8), "little")
-            self._nulls = self._nulls or valid.bit_count() < rows
-
-    def result(self, rows: int) -> Any:
-        """All of them: a list, an Arrow array, or a buffer of the type."""
-        if self.nones:
-            return self._list
-        if self.arrow:
-            return _arrow.from_cells(
-                self.cell, rows, self._array, bytes(self._validity) if self._nulls else None
-            )
-        if self.cell.truth:
-            return memoryview(self._array).cast("?") if rows else NO_BOOLS
-        return self._array
+def _together(results: list[Any]) -> Any:
+    """What `map` returns: a column, several in a tuple, or None."""
+    return results[0] if len(results) == 1 else tuple(results) or None

@@ -15,7 +15,7 @@ from ._core.driver import Cell
 
 # Of `struct` and `memoryview`: what is the same kind of number, whatever its size.
 _KINDS = ("?", "bhilqn", "BHILQN", "fd")
-_BITS = bytes.maketrans(b"\0\1", b"01")
+BITS = bytes.maketrans(b"\0\1", b"01")
 
 
 class MisfitError(Exception):
@@ -170,7 +170,7 @@ class ListColumn(Column):
 
     def validity(self, start: int, stop: int) -> int | None:
         # As binary digits, the highest first: of powers of two, `int` makes short work.
-        return int(self._valid[start:stop][::-1].translate(_BITS), 2) if self._valid else None
+        return int(self._valid[start:stop][::-1].translate(BITS), 2) if self._valid else None
 
     def values(self, start: int, stop: int) -> Sequence[Any]:
         part = self._values[start:stop]

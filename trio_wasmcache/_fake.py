@@ -12,6 +12,7 @@ from ._core.admit import Edits
 from ._core.config import WASM_PAGE, KiB
 from ._core.driver import Shape
 from ._core.errors import FuelExhaustedError, InvalidModuleError, LoadError, TrapError
+from ._core.memory_shape import MemoryShape
 from ._core.wasm import (
     Export,
     FuncType,
@@ -141,8 +142,10 @@ class FakeEngine:
         self.loaded_modules += 1
         return FakeModule(self, artifact, self._behaviour(artifact.data), len(hosts))
 
-    async def driver(self, shape: Shape) -> FakeDriverCode:
+    async def driver(self, shape: Shape | MemoryShape) -> FakeDriverCode | None:
         await trio.lowlevel.checkpoint()
+        if isinstance(shape, MemoryShape):
+            return None
         if self.step("driver"):
             raise LoadError("the fake engine was told to fail")
         return FakeDriverCode(shape)

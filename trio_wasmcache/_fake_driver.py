@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from attrs import define, field, frozen
@@ -24,10 +25,11 @@ class FakeDriverCode:
 
     shape: Shape
 
-    def attach(self, instance: FakeInstance, export: str) -> FakeDriver:
-        driver = instance.drivers.get((self.shape, export))
+    def attach(self, instance: FakeInstance, exports: Mapping[str, str]) -> FakeDriver:
+        key = self.shape, tuple(exports.items())
+        driver = instance.drivers.get(key)
         if driver is None:
-            driver = instance.drivers[self.shape, export] = FakeDriver(instance, self.shape)
+            driver = instance.drivers[key] = FakeDriver(instance, self.shape)
         return driver
 
 

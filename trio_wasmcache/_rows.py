@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import _arrow, _calls
+from ._abi.plain import PlainType
 from ._columns import Column
 from ._core.errors import GuestError
 from ._core.fair import BURST_FUEL
 from ._engine.seam import UNDER_WAY, GuestFunction, GuestInstance
+from ._sinks import as_numbers
 
 if TYPE_CHECKING:
     from ._lease import Lease
@@ -41,7 +43,7 @@ async def map_rows(
     **Checkpoint:** between slices, and about every 0.5 ms of short rows.
     **Cancellation:** the guest is stopped, and its instance is spoilt if a row was under way.
     """
-    registered, share, runner = lease._registered, lease._share, lease._shell.runner
+    registered = lease._registered
     assert registered is not None
     given = registered.function.returns
     returns: tuple[str, ...] = (given,) if isinstance(given, str) else given or ()
@@ -51,24 +53,40 @@ async def map_rows(
         parts = [one.values(start, stop) for one in columns]
         piece = zip(*parts, strict=True) if parts else itertools.repeat((), stop - start)
         for row, values in enumerate(piece, start):
-            if share.burst >= BURST_FUEL:
-                await runner.pass_turn(share)
-                if lease._closed:
-                    raise lease._unusable()
-            if not registered.called_on_null and any(value is None for value in values):
-                result = (None,) * len(returns) if len(returns) > 1 else None
-            else:
-                result = await _row(lease, native, guest, row, values)
+            result = await next_row(lease, native, guest, row, values)
             if len(returns) == 1:
                 results[0].append(result)
-            else:
-                for column, value in zip(results, result or (), strict=True):
-                    column.append(value)
-    made = [
-        _arrow.from_values(kind, column) if arrow else column
-        for kind, column in zip(returns, results, strict=True)
-    ]
+                continue
+            for number, column in enumerate(results):
+                column.append(None if result is None else result[number])
+    # Of ABIs that say which of their results are numbers.
+    numbers: tuple[PlainType, ...] = getattr(lease._crossing, "numbers", ())
+    made = []
+    for number, (kind, column) in enumerate(zip(returns, results, strict=True)):
+        if numbers:
+            nones = not arrow and None in column
+            made.append(as_numbers(numbers[number], column, nones=nones, arrow=arrow))
+        else:
+            made.append(_arrow.from_values(kind, column) if arrow else column)
     return made[0] if len(made) == 1 else tuple(made) or None
+
+
+async def next_row(
+    lease: Lease, native: GuestInstance, guest: GuestFunction, row: int, values: tuple[Any, ...]
+) -> Any:
+    """The result of one row of a batch; None if a null is why it is not called for.
+
+    **Checkpoint:** between slices, and about every 0.5 ms of short rows.
+    **Cancellation:** the guest is stopped, and its instance is spoilt if it was under way.
+    """
+    assert lease._registered is not None
+    if lease._share.burst >= BURST_FUEL:
+        await lease._shell.runner.pass_turn(lease._share)
+        if lease._closed:
+            raise lease._unusable()
+    if not lease._registered.called_on_null and any(value is None for value in values):
+        return None
+    return await _row(lease, native, guest, row, values)
 
 
 async def _row(

@@ -11,7 +11,7 @@ import trio
 import wasmtime
 
 from trio_wasmcache import CacheConfig, open_cache
-from trio_wasmcache._core.driver import Shape
+from trio_wasmcache._core.driver import Shape, layout
 from trio_wasmcache._engine.seam import UNDER_WAY
 
 from .harness import Report, SilentLogger, percentile
@@ -35,8 +35,8 @@ async def _in_place(lease: Any, rows: int) -> float:
     In the slices of a batch, but without copies, turns of the loop, or looks at anything.
     """
     code = await lease._shell.engine.driver(Shape(TWO, ("i64",)))
-    driver, native = code.attach(lease._native, "add"), lease._native
-    chunk = driver.layout.rows
+    driver, native = code.attach(lease._native, {"function": "add"}), lease._native
+    chunk = layout(code.shape).rows
     began = time.perf_counter()
     for _ in range(rows // chunk):
         done = driver.begin(chunk, 10**12)

@@ -14,11 +14,23 @@ from attrs import field, frozen, validators
 
 from .._core.admit import signature
 from .._core.errors import AbiError, ExportError, SignatureError
+from .._core.memory_shape import AREA_SIZE, BYTES, MemoryShape
 from .._core.wasm import FuncType
 from .allocator import CABI, WBINDGEN, Allocator, find_allocator
-from .plain import TYPES, find_type, lift_number, lower_number, shown, wrong_count
+from .bulk import KEPT, Bulk
+from .plain import (
+    TYPES,
+    PlainType,
+    cell_name,
+    find_type,
+    lift_number,
+    lower_number,
+    shown,
+    wrong_count,
+)
 from .protocol import Crossing, Exports, Guest, Invoke, Memory
 from .room import memory_of, read
+from .wire import Blob, Text, Wire
 
 BUFFERS = ("bytes", "str")
 KNOWN = {**TYPES, **dict.fromkeys(BUFFERS, TYPES["i32"])}
@@ -27,9 +39,6 @@ Argument = Literal["pair", "nul"]
 Result = Literal["packed", "packed_low", "pair", "area", "out", "nul"]
 Owner = Literal["host", "guest"]
 
-# What a guest writes about its result: pointer and length; wasm-bindgen adds an error and a flag.
-AREA_SIZE = 16
-KEPT = "kept buffers"
 SEARCHED_AT_ONCE = 4096
 
 
@@ -96,7 +105,9 @@ class BufferAbi:
             )
             if style == "out":
                 params.insert(0, "i32")
-        post = f"cabi_post_{export}" if allocator.alloc == CABI else None
+        post: str | None = f"cabi_post_{export}" if allocator.alloc == CABI else None
+        if post not in exports.functions or self.result_of == "guest":
+            post = None
         return BufferCrossing(
             function,
             export,
@@ -110,7 +121,8 @@ class BufferAbi:
             if self.arguments_of is None
             else self.arguments_of == "guest",
             free_result=self.result_of != "guest" and allocator.free is not None,
-            post=post if post in exports.functions and self.result_of != "guest" else None,
+            post=post,
+            post_type=exports.functions[post] if post else None,
         )
 
 
@@ -146,12 +158,18 @@ class BufferCrossing:
     free_result: bool = field(kw_only=True)
     post: str | None = field(kw_only=True)
     """What to call when the result has been read."""
+    post_type: FuncType | None = field(kw_only=True)
     lower: Callable[[tuple[Any, ...]], Sequence[Any]] | None = field(default=None, init=False)
     lift: Callable[[Any], Any] | None = field(default=None, init=False)
 
     @property
     def arity(self) -> int:
         return len(self.args)
+
+    @property
+    def numbers(self) -> tuple[PlainType, ...]:
+        """The types of its results, if they are numbers."""
+        return () if self.style else tuple(TYPES[name] for name in self.returns)
 
     @property
     def got(self) -> str:
@@ -203,6 +221,52 @@ class BufferCrossing:
             yield Invoke(self.post, (result,))
         elif self.free_result and not any(begin <= at < end for begin, end in own):
             yield from self.allocator.release(at, size + (self.style == "nul"))
+        return self._decode(data)
+
+    def bulk(self, guest: Guest) -> Bulk | None:
+        """See `BulkCrossing`."""
+        if self.style == "nul":
+            return None  # to look for the zero would burn the row's fuel
+        if self.post and self.style not in ("area", "packed", "packed_low"):
+            return None
+        if self.post and self.post_type != FuncType(self.signature.results, ()):
+            return None
+        allocator = self.allocator
+        grown = allocator.alloc is None
+        exports = {"function": self.export, "alloc": allocator.alloc, "free": allocator.free}
+        shape = MemoryShape(
+            tuple(BYTES if name in BUFFERS else cell_name(TYPES[name]) for name in self.args),
+            (BYTES,) if self.style else tuple(cell_name(kind) for kind in self.numbers),
+            argument="nul" if self.nul else "pair",
+            style=self.style,
+            room="grown" if grown else "guest" if self.guest_owns else "kept",
+            align=8 if grown else 1,
+            alloc=allocator.alloc_arity,
+            free=allocator.free_arity,
+            frees=self.style is not None and self.free_result and not self.post,
+            post=self.style is not None and self.post is not None,
+            flagged=allocator.alloc == WBINDGEN[0] and self.style == "out",
+        )
+        if shape.post:
+            exports["post"] = self.post
+        return Bulk(
+            self.what,
+            self.got,
+            shape,
+            {name: export for name, export in exports.items() if export is not None},
+            tuple(self._wire(name) or TYPES[name] for name in self.args),
+            self.numbers,
+            self._wire(self.returns[0]) if self.style else None,
+            self._decode,
+            self.returns[0] if self.style else "",
+        )
+
+    def _wire(self, name: str) -> Wire | None:
+        if name not in BUFFERS:
+            return None
+        return Text(nul=self.nul) if name == "str" else Blob(nul=self.nul)
+
+    def _decode(self, data: bytes) -> Any:
         if self.returns[0] == "bytes":
             return data
         try:

@@ -55,6 +55,16 @@ def _integers() -> list[PlainType]:
     return types
 
 
+def cell_name(kind: PlainType, *, cut: bool = False) -> str:
+    """The cell in which values of a type lie in columns; with `cut`, results that may be cut."""
+    if kind.real:
+        return kind.wasm
+    prefix = "cut " if cut and kind.cut else ""
+    if kind.truth:
+        return f"{prefix}bool"
+    return f"{prefix}{'i' if kind.low else 'u'}{(kind.high - kind.low).bit_length()}"
+
+
 TYPES = {
     kind.name: kind
     for kind in (

@@ -25,12 +25,23 @@ from attrs import field, frozen
 from .._core.admit import signature
 from .._core.errors import AbiError, ExportError, SignatureError
 from .._core.keys import normalise_type
+from .._core.memory_shape import BYTES, MemoryShape
 from .._core.wasm import FuncType
+from .bulk import Bulk
 from .cql import Codec, Data, MalformedError, parse_type
 from .cql_scalars import scalars
-from .plain import PlainAbi, PlainType, lift_number, lower_number, shown, wrong_count
+from .plain import (
+    PlainAbi,
+    PlainType,
+    cell_name,
+    lift_number,
+    lower_number,
+    shown,
+    wrong_count,
+)
 from .protocol import Crossing, Exports, Guest, Invoke
 from .room import as_i32, check_allocated, grown_room, memory_of, read
+from .wire import Blob, Fixed, Single, Text, Wire
 
 VERSION_GLOBAL = "_scylla_abi"
 MALLOC, FREE = "_scylla_malloc", "_scylla_free"
@@ -101,7 +112,9 @@ class ScyllaAbi:
                 f"{function}: the module has to export a global {VERSION_GLOBAL!r} of type i32, "
                 "which says where its version of the ABI is"
             )
-        return ScyllaCrossing(function, export, kinds, result, exports.functions)
+        return ScyllaCrossing(
+            function, export, kinds, result, exports.functions, called_on_null=called_on_null
+        )
 
     def _codec(self, function: str, name: str) -> Codec:
         return parse_type(function, name, lambda word: scalars().get(word), self.user_types)
@@ -120,15 +133,19 @@ class ScyllaCrossing:
         args: Sequence[PlainType | Codec],
         result: PlainType | Codec,
         functions: Mapping[str, FuncType],
+        *,
+        called_on_null: bool = False,
     ) -> None:
         self.what = what
         self.got = f"{what} returned"
+        self.numbers = (result,) if isinstance(result, PlainType) else ()
         self.arity = len(args)
         self.signature = FuncType(tuple(map(_wasm, args)), (_wasm(result),))
         self._export = export
         self._args = tuple(args)
         self._result = result
         self._functions = functions
+        self._called_on_null = called_on_null
 
     def place(self, number: int) -> str:
         """How messages name an argument."""
@@ -161,6 +178,39 @@ class ScyllaCrossing:
         data = read(self.got, memory_of(guest), at, size)
         if version == 2 and at:
             yield Invoke(FREE, (as_i32(at),))
+        return self._decode(data)
+
+    def bulk(self, guest: Guest) -> Bulk:
+        """See `BulkCrossing`."""
+        grown = self._version(guest) == 1
+        result = self._result
+        shape = MemoryShape(
+            tuple(map(_cell_or_bytes, self._args)),
+            (_cell_or_bytes(result, cut=True),),
+            argument="packed",
+            style=None if self.numbers else "cql",
+            room="grown" if grown else "guest",
+            align=ALIGNMENT if grown else 1,
+            alloc=0 if grown else 1,
+            free=0 if grown else 1,
+            frees=not grown and not self.numbers,
+            passes_nulls=self._called_on_null,
+            heavy=not isinstance(result, PlainType) and _wire(result).heavy,
+        )
+        return Bulk(
+            self.what,
+            self.got,
+            shape,
+            {"function": self._export, **({} if grown else {"alloc": MALLOC, "free": FREE})},
+            tuple(one if isinstance(one, PlainType) else _wire(one) for one in self._args),
+            self.numbers,
+            None if isinstance(result, PlainType) else _wire(result),
+            self._decode,
+            result.name,
+        )
+
+    def _decode(self, data: bytes) -> Any:
+        assert not isinstance(self._result, PlainType)
         try:
             return self._result.decode(data)
         except MalformedError as error:
@@ -248,6 +298,33 @@ class ScyllaCrossing:
                 memory.write(at, data)
             lowered.append(_pointed(data, at))
         return tuple(lowered)
+
+
+# {CQL type: how many of them look}; of others one is made after the other.
+_WIRES: dict[str, Wire] = {
+    "text": Text(),
+    "varchar": Text(),
+    "ascii": Text("ascii"),
+    "blob": Blob(),
+    "boolean": Fixed("?", 1),
+    "tinyint": Fixed("b", 1),
+    "smallint": Fixed("h", 2),
+    "int": Fixed("i", 4),
+    "bigint": Fixed("q", 8),
+    "counter": Fixed("q", 8),
+    "float": Fixed("f", 4),
+    "double": Fixed("d", 8),
+}
+
+
+def _wire(codec: Codec) -> Wire:
+    return _WIRES.get(codec.name) or Single(codec.encode, codec.decode)
+
+
+def _cell_or_bytes(kind: PlainType | Codec, *, cut: bool = False) -> str:
+    if isinstance(kind, PlainType):
+        return cell_name(kind, cut=cut)
+    return BYTES
 
 
 def _wasm(kind: PlainType | Codec) -> str:

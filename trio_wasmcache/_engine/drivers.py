@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from ctypes import byref, c_uint8, c_void_p
 from typing import Any, final
 
@@ -14,11 +14,14 @@ import trio
 from .._core.config import WASM_PAGE
 from .._core.driver import Layout, Shape, layout
 from .._core.errors import LoadError
+from .._core.memory_driver import memory_layout
+from .._core.memory_shape import MemoryLayout, MemoryShape
 from .._core.wasm import FuncType
 from . import native
 from .function import WasmtimeFunction
 from .instance import WasmtimeInstance
 from .seam import UnderWay
+from .text import to_wasm
 from .traps import take_error
 
 # Shapes of which the code is kept: each is a page or two of code.
@@ -30,10 +33,16 @@ RUN = FuncType(("i32",), ("i32",))
 class DriverCode:
     """The compiled driver of a shape. Its native parts go with it."""
 
-    def __init__(self, engine: int, shape: Shape) -> None:
-        self.shape: Shape = shape
-        self.layout: Layout = layout(shape)
-        wasm, made = self.layout.wasm, c_void_p()
+    def __init__(self, engine: int, shape: Shape | MemoryShape) -> None:
+        self.shape = shape
+        self.layout: Layout | MemoryLayout
+        if isinstance(shape, Shape):
+            self.layout = layout(shape)
+            wasm = self.layout.wasm
+        else:
+            self.layout = memory_layout(shape)
+            wasm = to_wasm(self.layout.text)
+        made = c_void_p()
         problem = native.module_new(engine, wasm, len(wasm), byref(made))
         if problem:
             raise LoadError(f"wasmtime can't compile a driver for {shape}: {take_error(problem)}")
@@ -43,12 +52,13 @@ class DriverCode:
         weakref.finalize(self, native.module_delete, self.module).atexit = False
         weakref.finalize(self, native.wasm_engine_delete, self.engine).atexit = False
 
-    def attach(self, instance: WasmtimeInstance, export: str) -> WasmtimeDriver:
+    def attach(self, instance: WasmtimeInstance, exports: Mapping[str, str]) -> WasmtimeDriver:
         """See `DriverCode` in `seam`."""
-        driver = instance.drivers.get((self.shape, export))
+        key = self.shape, tuple(exports.items())
+        driver = instance.drivers.get(key)
         if driver is None:
-            driver = WasmtimeDriver(instance, self, export)
-            instance.add_driver((self.shape, export), driver)
+            driver = WasmtimeDriver(instance, self, exports)
+            instance.add_driver(key, driver)
         return driver
 
 
@@ -57,10 +67,15 @@ class Drivers:
     """The drivers of one engine."""
 
     def __init__(self) -> None:
-        self._codes: OrderedDict[Shape, DriverCode] = OrderedDict()  # the last used at the end
+        self._codes: OrderedDict[Shape | MemoryShape, DriverCode] = (
+            OrderedDict()
+        )  # the last used at the end
 
     async def get(
-        self, engine: Callable[[], int], shape: Shape, limiter: trio.CapacityLimiter
+        self,
+        engine: Callable[[], int],
+        shape: Shape | MemoryShape,
+        limiter: trio.CapacityLimiter,
     ) -> DriverCode:
         """The driver of a shape; compiled in a thread, once, or now and then twice.
 
@@ -95,7 +110,7 @@ class _Held:
         self._engine = engine
         weakref.finalize(self, native.wasm_engine_delete, engine).atexit = False
 
-    def compile(self, shape: Shape) -> DriverCode:
+    def compile(self, shape: Shape | MemoryShape) -> DriverCode:
         return DriverCode(self._engine, shape)
 
 
@@ -103,10 +118,15 @@ class _Held:
 class WasmtimeDriver:
     """See `GuestDriver`; made by `DriverCode.attach`."""
 
-    def __init__(self, instance: WasmtimeInstance, code: DriverCode, export: str) -> None:
-        self.layout: Layout = code.layout
+    def __init__(
+        self, instance: WasmtimeInstance, code: DriverCode, exports: Mapping[str, str]
+    ) -> None:
         self.size: int = code.layout.pages * WASM_PAGE
-        handle = _instantiate(instance, code, instance.extern(export))
+        parts = {name: instance.extern(export) for name, export in exports.items()}
+        if isinstance(code.shape, MemoryShape):
+            assert instance.plan.memory_name is not None
+            parts["memory"] = instance.extern(instance.plan.memory_name)
+        handle = _instantiate(instance, code, parts)
         run = WasmtimeFunction(instance, _part(instance, handle, b"run"), RUN)
         self._begin, self._finish = run.begin, run.finish
         # The memory can't grow, so it stays where it is for as long as the store does.
@@ -132,15 +152,16 @@ class WasmtimeDriver:
         self._scratch = memoryview(b"")
 
 
-def _instantiate(instance: WasmtimeInstance, code: DriverCode, function: Any) -> Any:
-    """A new instance of a driver that calls `function`, in the store of `instance`."""
+def _instantiate(instance: WasmtimeInstance, code: DriverCode, parts: Mapping[str, Any]) -> Any:
+    """A new instance of a driver with these imports, in the store of `instance`."""
     handle = ctypes.create_string_buffer(native.INSTANCE_SIZE)
     linker = native.linker_new(code.engine)
     try:
-        name = b"function"
-        problem = native.linker_define(linker, instance.context, b"", 0, name, len(name), function)
-        if problem:
-            raise LoadError(f"wasmtime would not link a driver: {take_error(problem)}")
+        for name, part in parts.items():
+            raw = name.encode()
+            problem = native.linker_define(linker, instance.context, b"", 0, raw, len(raw), part)
+            if problem:
+                raise LoadError(f"wasmtime would not link a driver: {take_error(problem)}")
         # Only so are instances made in a store whose calls yield. There is no start function, and
         # one poll is all it takes.
         with instance.room_for_driver(code.layout.pages * WASM_PAGE):

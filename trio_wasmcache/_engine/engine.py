@@ -18,6 +18,7 @@ from .._core.admit import Edits
 from .._core.config import WASM_PAGE
 from .._core.driver import Shape
 from .._core.errors import InvalidModuleError, LinkError, LoadError
+from .._core.memory_shape import MemoryShape
 from .._core.wasm import Export, FuncType, MalformedModuleError, ModuleInfo, read_module
 from .._core.wasm_edit import add_exports, clamp_maxima
 from . import native
@@ -25,6 +26,7 @@ from .drivers import DriverCode, Drivers
 from .hosts import HostTable
 from .instance import WasmtimeInstance
 from .seam import Artifact, HostImport
+from .text import to_wasm
 from .traps import take_error
 
 # Compiling is one thread's work (parallel compilation would starve a small machine's event loop),
@@ -81,7 +83,7 @@ class WasmtimeEngine:
         self._drivers = Drivers()
 
     async def to_wasm(self, text: str) -> bytes:
-        return await trio.to_thread.run_sync(_to_wasm, text, abandon_on_cancel=True)
+        return await trio.to_thread.run_sync(to_wasm, text, abandon_on_cancel=True)
 
     async def compile(self, wasm: bytes, admit: Callable[[ModuleInfo], Edits]) -> Artifact:
         # The thread may be abandoned, and the engine closed, while it compiles: it works on a
@@ -121,7 +123,7 @@ class WasmtimeEngine:
         self._open()
         return module
 
-    async def driver(self, shape: Shape) -> DriverCode:
+    async def driver(self, shape: Shape | MemoryShape) -> DriverCode:
         return await self._drivers.get(self._open, shape, self._compilers)
 
     def close(self) -> None:
@@ -194,18 +196,6 @@ class WasmtimeModule:
         if problem:
             raise LinkError(take_error(problem))
         self.pre = made.value
-
-
-def _to_wasm(text: str) -> bytes:
-    try:
-        raw = text.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidModuleError(f"not WebAssembly text: {error}") from None
-    out = native.ByteVec()
-    problem = native.wat2wasm(raw, len(raw), byref(out))
-    if problem:
-        raise InvalidModuleError(f"not WebAssembly text: {take_error(problem)}")
-    return native.take_bytes(out)
 
 
 def _compile(engine: int, wasm: bytes, admit: Callable[[ModuleInfo], Edits]) -> Artifact:

@@ -12,13 +12,14 @@ else may be done with the instance. The caller sees to that; the runner is the o
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from attrs import define, frozen
 
 from .._core.admit import Edits
-from .._core.driver import Layout, Shape
+from .._core.driver import Shape
+from .._core.memory_shape import MemoryShape
 from .._core.wasm import FuncType, ModuleInfo
 
 
@@ -122,10 +123,6 @@ class GuestDriver(Protocol):
     Part of its instance: what it begins is polled and abandoned there.
     """
 
-    @property
-    def layout(self) -> Layout:
-        """Where things lie in the scratch."""
-
     def put(self, at: int, data: bytes | memoryview) -> None:
         """Put bytes at an address of the scratch, where there is room for them."""
 
@@ -135,7 +132,7 @@ class GuestDriver(Protocol):
     def begin(self, rows: int, fuel: int) -> int | UnderWay:
         """Begin to call for that many rows, and run the first slice; see `GuestFunction.begin`.
 
-        The result is how many rows are done: all, or those before one with a result out of range.
+        The result is how many rows are done: all, or those before one that it stopped at.
         """
 
     def finish(self) -> int:
@@ -145,8 +142,12 @@ class GuestDriver(Protocol):
 class DriverCode(Protocol):
     """A compiled driver, for any instance of its engine."""
 
-    def attach(self, instance: Any, export: str) -> GuestDriver:
-        """A driver that calls this export of the instance; the same one, if it has one already.
+    def attach(self, instance: Any, exports: Mapping[str, str]) -> GuestDriver:
+        """A driver that calls exports of the instance; the same one, if it has one already.
+
+        Args:
+            exports: {what the driver imports: which export that is}; the memory goes without
+                saying.
 
         Raises:
             LoadError: the engine has no room for it.
@@ -239,8 +240,10 @@ class Engine(Protocol):
             LoadError: the engine has no room for it.
         """
 
-    async def driver(self, shape: Shape) -> DriverCode:
+    async def driver(self, shape: Shape | MemoryShape) -> DriverCode | None:
         """The driver of a shape, compiled off the event loop if it is not there yet.
+
+        None: this engine has none for functions whose values cross through memory.
 
         Raises:
             LoadError: it can't be compiled.

@@ -1,0 +1,146 @@
+"""How a column of values looks as bytes, one value behind the other, and back: many at a time.
+
+What an ABI does for one value is the measure: a wire gives the same bytes and the same values, or
+raises, whereupon whoever asked does it value by value, and finds the one that does not fit.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, final
+
+from attrs import field, frozen
+
+Data = bytes | memoryview
+
+
+class Wire(Protocol):
+    """The values of one type in bulk. A size of -1 is a null."""
+
+    @property
+    def arrow(self) -> str:
+        """ "string" or "binary" if Arrow's values of that type are the very bytes; else empty."""
+
+    @property
+    def heavy(self) -> bool:
+        """Whether a value takes microseconds."""
+
+    def pack(self, values: Sequence[Any]) -> tuple[Data, Sequence[int]]:
+        """The bytes of all values together, and how many each has; any exception if one does not
+        fit, or is None."""
+
+    def unpack(self, data: bytes, sizes: Sequence[int]) -> list[Any]:
+        """The values of such bytes; any exception if some are none."""
+
+
+@final
+@frozen
+class Text:
+    """UTF-8 or ASCII."""
+
+    encoding: str = "utf-8"
+    nul: bool = False
+    """A zero ends a text, so there may be none in it."""
+    heavy: bool = field(default=False, init=False)
+
+    @property
+    def arrow(self) -> str:
+        return "string" if self.encoding == "utf-8" and not self.nul else ""
+
+    def pack(self, values: Sequence[Any]) -> tuple[bytes, Sequence[int]]:
+        joined = "".join(values)
+        if self.nul and "\0" in joined:
+            raise ValueError("there is a zero in it")
+        if joined.isascii():
+            return joined.encode(), list(map(len, values))
+        encoded = [str.encode(value, self.encoding) for value in values]
+        return b"".join(encoded), list(map(len, encoded))
+
+    def unpack(self, data: bytes, sizes: Sequence[int]) -> list[Any]:
+        at = 0
+        if data.isascii():
+            text = data.decode()
+            if min(sizes, default=0) >= 0:
+                return [text[at : (at := at + size)] for size in sizes]
+            return [None if size < 0 else text[at : (at := at + size)] for size in sizes]
+        encoding = self.encoding
+        return [
+            None if size < 0 else data[at : (at := at + size)].decode(encoding) for size in sizes
+        ]
+
+
+@final
+@frozen
+class Blob:
+    """Bytes as they are."""
+
+    nul: bool = False
+    heavy: bool = field(default=False, init=False)
+
+    @property
+    def arrow(self) -> str:
+        return "" if self.nul else "binary"
+
+    def pack(self, values: Sequence[Any]) -> tuple[bytes, Sequence[int]]:
+        if not {bytes, bytearray}.issuperset(map(type, values)):
+            values = [
+                value if type(value) is bytes else bytes(memoryview(value)) for value in values
+            ]
+        data = b"".join(values)
+        if self.nul and 0 in data:
+            raise ValueError("there is a zero in it")
+        return data, list(map(len, values))
+
+    def unpack(self, data: bytes, sizes: Sequence[int]) -> list[Any]:
+        at = 0
+        return [None if size < 0 else data[at : (at := at + size)] for size in sizes]
+
+
+@final
+@frozen
+class Fixed:
+    """Numbers of so many bytes, the highest first."""
+
+    code: str
+    """Of `struct`."""
+    size: int
+    arrow: str = field(default="", init=False)
+    heavy: bool = field(default=False, init=False)
+
+    def pack(self, values: Sequence[Any]) -> tuple[bytes, Sequence[int]]:
+        if self.code == "?" and not {bool}.issuperset(map(type, values)):
+            raise TypeError("not all are bools")
+        return struct.pack(f">{len(values)}{self.code}", *values), [self.size] * len(values)
+
+    def unpack(self, data: bytes, sizes: Sequence[int]) -> list[Any]:
+        found = iter(struct.unpack(f">{len(data) // self.size}{self.code}", data))
+        if sizes.count(self.size) == len(sizes):
+            return list(found)
+        if any(size not in (-1, self.size) for size in sizes):
+            raise ValueError("not all have that size")
+        return [None if size < 0 else next(found) for size in sizes]
+
+
+@final
+@frozen
+class Single:
+    """Whatever an ABI makes of one value after the other."""
+
+    encode: Callable[[Any], Data]
+    decode: Callable[[bytes], Any]
+    arrow: str = field(default="", init=False)
+    heavy: bool = field(default=True, init=False)
+
+    def pack(self, values: Sequence[Any]) -> tuple[bytes, Sequence[int]]:
+        if any(value is None for value in values):
+            raise TypeError("None is no value")
+        encoded = [self.encode(value) for value in values]
+        return b"".join(encoded), list(map(len, encoded))
+
+    def unpack(self, data: bytes, sizes: Sequence[int]) -> list[Any]:
+        at, values = 0, []
+        for size in sizes:
+            values.append(None if size < 0 else self.decode(data[at : at + size]))
+            at += max(size, 0)
+        return values

@@ -1,0 +1,242 @@
+"""Batches under way: rows in chunks through the scratch of a driver, driven like any call.
+
+Whatever the columns are, a poll either copies a chunk in and runs its first slice, or runs a
+further slice; and if that was the chunk's last, it copies the results out. To the runner, the whole
+batch is one thing under way.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, final
+
+from . import _calls
+from ._abi.plain import PlainAbi, lift_number
+from ._columns import Column
+from ._core.driver import RAW_AT, ROW_AT, VALIDITY_AT, WHICH_AT, Layout
+from ._core.errors import FuelExhaustedError, GuestError
+from ._engine.seam import UNDER_WAY, GuestDriver, GuestInstance, HostCall, UnderWay
+from ._runner import Job
+from ._sinks import Sink
+
+if TYPE_CHECKING:
+    from ._lease import Lease
+
+MAX_FUEL = 2**63 - 1
+# More than any batch can burn.
+BATCH_FUEL = 2**200
+# Copying takes the GIL. In a thread, between slices of some microseconds, the event loop would wait
+# for Python's switch interval, 5 ms, to get it; so a thread lets go of it this often (seconds), and
+# for long enough for another thread to wake.
+REST_EVERY, REST = 0.001, 0.00005
+
+
+class Chunks:
+    """The rows of a batch as one thing under way, for the runner to drive: a `Polled`."""
+
+    def __init__(
+        self,
+        native: GuestInstance,
+        driver: GuestDriver,
+        what: str,
+        rows: int,
+        total_fuel: int,
+        fuel_per_row: int,
+    ) -> None:
+        self.native = native
+        self.driver = driver
+        self.what = what  # names the function in messages
+        self.rows = rows
+        self.total_fuel = total_fuel  # for a row
+        self._row_fuel = min(total_fuel + fuel_per_row, MAX_FUEL)  # what the driver burns included
+        self.job: Job | None = None
+        self.done = 0  # rows whose chunks are over
+        self._chunk = 0  # rows of the chunk that is under way
+        self._chunk_fuel = 0
+        self._burnt = 0  # by what is over
+        self._watched = -1  # the row that was running at the end of the last slice
+        self._watched_since = 0  # how much of its fuel was left then
+        self._rested = 0.0  # when the GIL was let go of for long
+
+    # -- what differs
+
+    def fill(self) -> int:
+        """Copy the next chunk in; how many rows it has. 0: the next row has to go otherwise."""
+        raise NotImplementedError
+
+    def collect(self, done: int) -> bool:
+        """Copy results out; whether the chunk is over. Otherwise the driver is to run again."""
+        raise NotImplementedError
+
+    def look_back(self) -> None:
+        """The running row failed: raise what one before it would have raised, were it looked at."""
+
+    def values(self, row: int) -> tuple[Any, ...]:
+        """The arguments of a row."""
+        raise NotImplementedError
+
+    # -- as the runner sees it
+
+    @property
+    def host_call(self) -> HostCall | None:
+        return self.native.host_call
+
+    def fuel_left(self) -> int:
+        running = self._chunk_fuel - self.native.fuel_left() if self._chunk_fuel else 0
+        return BATCH_FUEL - self._burnt - running
+
+    def poll(self) -> bool:
+        if not self._chunk_fuel:
+            if not self._chunk:
+                self._chunk = self.fill()
+                if not self._chunk:
+                    return True
+            self._watched = -1
+            self._chunk_fuel = min(self._chunk * self._row_fuel, MAX_FUEL)
+            done: int | UnderWay = self.driver.begin(self._chunk, self._chunk_fuel)
+        else:
+            done = self.driver.finish() if self.native.poll() else UNDER_WAY
+        if done is UNDER_WAY:
+            if self.native.host_call is None:
+                self._watch()
+            return False
+        self._burnt += self._chunk_fuel - self.native.fuel_left()
+        self._chunk_fuel = 0
+        if self.collect(done):
+            self.done, self._chunk = self.done + self._chunk, 0
+        if self.job is not None and self.job.in_thread:
+            self._rest()
+        return self.done == self.rows
+
+    def row(self) -> int:
+        """The row that is running, or was the last to run."""
+        return self.done + int.from_bytes(self.driver.get(ROW_AT, 4), "little")
+
+    def _watch(self) -> None:
+        """A slice is over: stop a row that has burnt its `total_fuel`.
+
+        What it burnt before it was first seen is not known, which gives it a slice more.
+        """
+        row, left = self.row(), self.native.fuel_left()
+        if row != self._watched:
+            self._watched, self._watched_since = row, left
+        elif self._watched_since - left >= self.total_fuel:
+            raise FuelExhaustedError(f"the row burnt all of its fuel, {self.total_fuel} units")
+
+    def _rest(self) -> None:
+        now = time.perf_counter()
+        if now - self._rested > REST_EVERY:
+            self._rested = now
+            time.sleep(REST)
+
+    # -- as who makes it sees it
+
+    async def run(self, lease: Lease) -> None:
+        """Drive it until all rows are done, or one that has to go otherwise is the next.
+
+        **Checkpoint:** between slices.
+        **Cancellation:** the guest is stopped, and its instance is spoilt.
+        """
+        try:
+            await self._drive(lease)
+        except BaseException as error:
+            earlier = self._earlier(lease, error)
+            self._blame(lease, earlier or error)
+            if earlier is None:
+                raise
+            raise earlier from None
+
+    async def _drive(self, lease: Lease) -> None:
+        assert lease._registered is not None
+        before = lease._fuel or 0
+        job = Job(self, lease._share, lease._registered.slot.hosts, lease, self.fuel_left())
+        self.job = lease._job = job
+        try:
+            over = self.poll()
+            job.charge()
+            if not over:
+                await lease._shell.runner.drive(job)
+        finally:
+            # No cycle: large results go when nobody uses them any more.
+            self.job = lease._job = None
+            if not lease._closed:
+                job.charge()
+            lease._fuel = before + job.burnt
+
+    def _earlier(self, lease: Lease, error: BaseException) -> GuestError | None:
+        """What was wrong with a row before the one that failed, if anything was."""
+        if self._chunk_fuel and isinstance(error, Exception) and not lease._closed:
+            try:
+                self.look_back()
+            except GuestError as earlier:
+                return earlier
+        return None
+
+    def _blame(self, lease: Lease, error: BaseException) -> None:
+        """The batch failed half-way: its instance is spoilt, and the error says in which row."""
+        values: tuple[Any, ...] = ()
+        if isinstance(error, GuestError) and not error.function:
+            if error.row is None:
+                error.row = self.row()
+            values = self.values(error.row)
+        elif isinstance(error, Exception) and not lease._closed and self.host_call is not None:
+            error.add_note(f"in row {self.row()} of a batch of {self.what}")
+        _calls._spoil(lease, self.native, error, values)
+
+
+@final
+class NumberChunks(Chunks):
+    """A batch in which all values are numbers."""
+
+    def __init__(
+        self,
+        native: GuestInstance,
+        driver: GuestDriver,
+        crossing: PlainAbi,
+        layout: Layout,
+        columns: Sequence[Column],
+        rows: int,
+        sinks: Sequence[Sink],
+        fuel: int,
+    ) -> None:
+        super().__init__(native, driver, crossing.what, rows, fuel, layout.fuel_per_row)
+        self._crossing = crossing
+        self._layout = layout
+        self._columns = columns
+        self._sinks = sinks
+        self._valid = 0
+        for one, at in zip(columns, layout.args, strict=True):
+            if one.rows is None:
+                driver.put(at, one.raw(0, min(layout.rows, rows)))
+
+    def values(self, row: int) -> tuple[Any, ...]:
+        return tuple(one.values(row, row + 1)[0] for one in self._columns)
+
+    def fill(self) -> int:
+        chunk = min(self._layout.rows, self.rows - self.done)
+        start, stop = self.done, self.done + chunk
+        for one, at in zip(self._columns, self._layout.args, strict=True):
+            if one.rows is not None:
+                self.driver.put(at, one.raw(start, stop))
+        self._valid = (1 << chunk) - 1
+        if any(one.nullable for one in self._columns):
+            for one in self._columns:
+                valid = one.validity(start, stop)
+                self._valid &= self._valid if valid is None else valid
+            self.driver.put(VALIDITY_AT, self._valid.to_bytes(-(-chunk // 8), "little"))
+        return chunk
+
+    def collect(self, done: int) -> bool:
+        if done != self._chunk:
+            self._refuse()
+        for sink, at in zip(self._sinks, self._layout.results, strict=True):
+            sink.add(self.driver.get(at, done * sink.cell.size), done, self._valid)
+        return True
+
+    def _refuse(self) -> None:
+        """A row gave a result out of its range."""
+        which = int.from_bytes(self.driver.get(WHICH_AT, 4), "little")
+        raw = int.from_bytes(self.driver.get(RAW_AT, 4), "little", signed=True)
+        lift_number(self._crossing.got, self._crossing.returns[which], raw)
+        raise AssertionError(f"{raw} is in range")
