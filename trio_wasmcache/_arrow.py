@@ -122,7 +122,12 @@ class ArrowColumn(Column):
         wanted = getattr(pa, name)() if str(self._type) == name else getattr(pa, f"large_{name}")()
 
         def convert() -> list[Any]:
-            chunks = [chunk.cast(wanted) for chunk in self._chunks]
+            chunks = []
+            for chunk in self._chunks:
+                if pa.types.is_dictionary(chunk.type):
+                    plain = chunk.dictionary.cast(wanted)  # of views, nothing can be taken
+                    chunk = pa.DictionaryArray.from_arrays(chunk.indices, plain)
+                chunks.append(chunk.cast(wanted))
             for chunk in chunks:
                 chunk.validate(full=True)
             return chunks

@@ -125,7 +125,8 @@ async def _map_numbers(
             raise _misfit(crossing, columns, misfit.row) from None
         except TypeError as error:
             raise TypeError(f"{crossing.place(number + 1)}: {kind.name} {error}") from None
-    await _pack_all(lease, crossing, columns, columns, rows)
+    refuses_none = lease._registered.called_on_null
+    await _pack_all(lease, columns, columns, rows, refuses_none=refuses_none)
     shape = Shape(
         tuple(cell_name(kind) for kind in crossing.args),
         tuple(cell_name(kind, cut=True) for kind in crossing.returns),
@@ -155,18 +156,20 @@ async def _map_values(
 ) -> Any:
     bulk = _bulk_of(lease._crossing, native)
     packed = None
+    assert lease._registered is not None
     if bulk is not None and rows:
-        packed = await _packed(lease, bulk, columns)
+        refuses_none = lease._registered.called_on_null and not bulk.shape.passes_nulls
+        packed = await _packed(lease, bulk, columns, refuses_none=refuses_none)
+        if packed is not None:
+            await _pack_all(lease, columns, packed, rows, refuses_none=refuses_none)
     if bulk is None or packed is None:
         return await map_rows(lease, native, guest, columns, rows, arrow)
-    await _pack_all(lease, lease._crossing, columns, packed, rows)
     made = memory_layout(bulk.shape)
     scalars = sum(one.size(0, 1) for one in packed if _is_packed(one) and one.rows is None)
     code = await lease._shell.engine.driver(bulk.shape) if scalars <= made.data_size else None
     _check_open(lease)
     if code is None:
         return await map_rows(lease, native, guest, columns, rows, arrow)
-    assert lease._registered is not None
     sinks: list[Sink | BytesSink]
     if bulk.wire is not None:
         kind = lease._registered.function.returns
@@ -196,15 +199,13 @@ def _bulk_of(crossing: Crossing, native: GuestInstance) -> Bulk | None:
 
 
 async def _packed(
-    lease: Lease, bulk: Bulk, columns: Sequence[Column]
+    lease: Lease, bulk: Bulk, columns: Sequence[Column], *, refuses_none: bool
 ) -> list[Column | Packed] | None:
     """The columns as a memory driver takes them; None if they go row by row.
 
     Raises:
         MisfitError, ValueError: a scalar does not fit, or what is Arrow's is damaged.
     """
-    assert lease._registered is not None
-    refuses_none = lease._registered.called_on_null and not bulk.shape.passes_nulls
     packed: list[Column | Packed] = []
     for number, (one, kind) in enumerate(zip(columns, bulk.args, strict=True), start=1):
         if isinstance(kind, PlainType):
@@ -236,26 +237,27 @@ def _is_packed(one: Column | Packed) -> TypeGuard[Packed]:
 
 async def _pack_all(
     lease: Lease,
-    crossing: Crossing,
     columns: Sequence[Column],
     packed: Sequence[Column | Packed],
     rows: int,
+    *,
+    refuses_none: bool,
 ) -> None:
     """Check all values of columns.
+
+    Args:
+        refuses_none: a null is a value that does not fit.
 
     **Checkpoint:** maybe.
     **Cancellation:** nothing has run.
     """
-    assert lease._registered is not None
-    refuses_none = lease._registered.called_on_null
     for one in packed:
         try:
             await _pack(lease, one, rows)
         except MisfitError as misfit:
-            raise _misfit(crossing, columns, misfit.row) from None
-        takes_none = isinstance(one, PackedColumn)  # or it has raised
-        if one.nullable and refuses_none and rows and not takes_none:
-            raise _misfit(crossing, columns, _first_null(one, rows))
+            raise _misfit(lease._crossing, columns, misfit.row) from None
+        if one.nullable and refuses_none and rows:
+            raise _misfit(lease._crossing, columns, _first_null(one, rows))
 
 
 async def _pack(lease: Lease, one: Column | Packed, rows: int) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import statistics
 import time
 from array import array
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import trio
 import wasmtime
 
-from trio_wasmcache import CacheConfig, open_cache
+from trio_wasmcache import CacheConfig, _batch, open_cache
 from trio_wasmcache._core.driver import Shape, layout
 from trio_wasmcache._engine.seam import UNDER_WAY
 
@@ -23,6 +25,7 @@ ADD = """(module
     (local.set 2 (i64.xor (local.get 0) (i64.mul (local.get 1) (i64.const 0x9e3779b97f4a7c15))))
     (i64.xor (local.get 2) (i64.shr_u (local.get 2) (i64.const 29)))))"""
 TWO = ("i64", "i64")
+UDFS = Path(__file__).parents[1] / "udfs"
 
 
 def add(x: int, y: int) -> int:
@@ -99,6 +102,51 @@ async def bench_rows(report: Report, rows: int, rounds: int) -> None:
     report.add("map / a call for each row", median["map"] / median["call"], "")
 
 
+async def bench_text(report: Report, rows: int, rounds: int) -> None:
+    """Functions of text in one batch, and row by row: by calls, and as `map` does what is left."""
+    words = [f"word number {n}" for n in range(rows)]
+    arrow = pa.array(words)
+    async with open_cache(CacheConfig(), logger=SilentLogger()) as cache:
+        for what, module, export, args, abi in (
+            ("scylla v1", "scylla_v1", "join", ("text", "text"), "scylla"),
+            ("scylla v2", "scylla_v2", "join", ("text", "text"), "scylla"),
+            ("buffer", "buffer", "upper_packed", ("str",), "buffer"),
+        ):
+            function = await cache.register(
+                what,
+                UDFS / f"{module}.wasm",
+                args=args,
+                returns=args[0],
+                export=export,
+                abi=abi,
+            )
+            us: dict[str, list[float]] = {}
+            few = min(rows, 2000)
+            async with function.acquire() as lease:
+                for _ in range(rounds):
+                    for way, column in (("map", words), ("map of Arrow", arrow)):
+                        began = time.perf_counter()
+                        await lease.map([column] * len(args))
+                        us.setdefault(way, []).append((time.perf_counter() - began) / rows * 1e6)
+                    began = time.perf_counter()
+                    for word in words[:few]:
+                        await lease.call(*[word] * len(args))
+                    us.setdefault("call", []).append((time.perf_counter() - began) / few * 1e6)
+                    driven, _batch._bulk_of = _batch._bulk_of, lambda *_: None
+                    began = time.perf_counter()
+                    await lease.map([words[:few]] * len(args))
+                    us.setdefault("row by row", []).append(
+                        (time.perf_counter() - began) / few * 1e6
+                    )
+                    _batch._bulk_of = driven
+            median = {way: statistics.median(taken) for way, taken in us.items()}
+            for way, value in median.items():
+                report.add(f"{rows:,} rows of text, {what}, {way}", value, "us/row")
+            for way in ("map", "map of Arrow"):
+                slowest = min(median["call"], median["row by row"]) / median[way]
+                report.add(f"{what}: {way}, times as fast as row by row", slowest, "", at_least=5)
+
+
 async def bench_others(report: Report, rows: int, seconds: float, rounds: int) -> None:
     """A 1 ms ticker beside batches, and how soon a cancelled batch ends."""
     idle: list[float] = []
@@ -146,4 +194,5 @@ async def bench_others(report: Report, rows: int, seconds: float, rounds: int) -
 
 async def run(report: Report, quick: bool) -> None:
     await bench_rows(report, 200_000 if quick else 1_000_000, 5 if quick else 11)
+    await bench_text(report, 20_000 if quick else 200_000, 3 if quick else 7)
     await bench_others(report, 10_000_000, 0.5 if quick else 3, 10 if quick else 50)

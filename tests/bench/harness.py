@@ -57,12 +57,15 @@ class Report:
         unit: str,
         *,
         at_most: float | None = None,
+        at_least: float | None = None,
         between: tuple[float, float] | None = None,
         note: str = "",
     ) -> None:
         bar, met = "", None
         if at_most is not None:
             bar, met = f"<= {at_most:g}", value <= at_most
+        if at_least is not None:
+            bar, met = f">= {at_least:g}", value >= at_least
         if between is not None:
             bar, met = f"{between[0]:g} to {between[1]:g}", between[0] <= value <= between[1]
         self.results.append(Result(name, value, unit, bar, met, note))
