@@ -6,7 +6,6 @@ from array import array
 from itertools import pairwise
 from typing import Any
 
-import polars as pl
 import pyarrow as pa
 import pytest
 from batch.routes import both, drives, udf
@@ -99,6 +98,7 @@ async def test_any_chunks(
 
 async def test_frames_of_other_libraries(real: WasmtimeKit) -> None:
     """A column, or all columns of a frame, of polars."""
+    pl = pytest.importorskip("polars", reason="NOT TESTED: polars is not installed")
     frame = pl.DataFrame({"a": ["x", None, "z"], "b": ["1", "2", "3"]})
     async with real.open() as cache:
         f = await join(cache)
