@@ -20,6 +20,9 @@ from ._core.events import Event, Lost, Stamped
 
 # At about 1 KB an event, a sink may fall 10 MB behind before anything is lost.
 BUFFER_EVENTS = 10_000
+# The thread lets events come in for so long (seconds) before it writes them. To wake it for each
+# would have it fight with the event loop for the GIL: that cost more than loading an instance.
+GATHER = 0.01
 
 
 class LogWriter(Protocol):
@@ -65,9 +68,10 @@ class ThreadedLogWriter:
         self._logger = structlog.get_logger("trio_wasmcache") if logger is None else logger
         self._sequence = Sequence()
         self._events: collections.deque[Stamped] = collections.deque()
-        self._wake = threading.Semaphore(0)
+        self._wake = threading.Event()
+        self._closing = threading.Event()
         self._done = threading.Event()
-        self._closing = False
+        self._awake = False  # so that it need not be woken
         self._gap: tuple[int, int, float] | None = None  # (first lost, how many, when)
         self.lost = 0
         self.failures = 0
@@ -83,14 +87,13 @@ class ThreadedLogWriter:
             self._gap = (first, count + 1, at)
             self.lost += 1
             return
-        self._events.append(stamped)
-        self._wake.release()
+        self._put(stamped)
 
     async def close(self, timeout: float) -> None:
         if self._gap is not None:
             self._tell_gap()
-        self._closing = True
-        self._wake.release()
+        self._closing.set()
+        self._wake.set()
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(self._done.wait, timeout)
 
@@ -98,24 +101,32 @@ class ThreadedLogWriter:
         assert self._gap is not None
         first, count, at = self._gap
         self._gap = None
-        self._events.append(self._sequence.stamp(Lost(count=count, first_seq=first), at))
-        self._wake.release()
+        self._put(self._sequence.stamp(Lost(count=count, first_seq=first), at))
+
+    def _put(self, stamped: Stamped) -> None:
+        self._events.append(stamped)
+        if not self._awake:
+            self._awake = True
+            self._wake.set()
 
     def _run(self) -> None:
-        while True:
-            self._wake.acquire()
-            try:
-                stamped = self._events.popleft()
-            except IndexError:
-                if self._closing:
-                    self._done.set()
-                    return
-                continue
-            try:
-                write(self._logger, stamped)
-            except BaseException:  # `SystemExit` would end this thread, and the log, in silence
-                # There is nobody to tell but the sink that just failed; `stats()` counts it.
-                self.failures += 1
+        while not self._done.is_set():
+            self._wake.wait()
+            closing = self._closing.wait(GATHER)
+            # In this order: what comes in after it is either written now, or wakes the thread.
+            self._wake.clear()
+            self._awake = False
+            while self._events:
+                self._write(self._events.popleft())
+            if closing:
+                self._done.set()
+
+    def _write(self, stamped: Stamped) -> None:
+        try:
+            write(self._logger, stamped)
+        except BaseException:  # `SystemExit` would end this thread, and the log, in silence
+            # There is nobody to tell but the sink that just failed; `stats()` counts it.
+            self.failures += 1
 
 
 @final
