@@ -19,7 +19,7 @@ from ._core.isolation import REUSE, verdict
 from ._core.records import FunctionRecord
 from ._core.stats import CacheStats, EntryInfo
 from ._function import Function
-from ._group import SchedulingGroup, check_group, find_group, open_group
+from ._group import SchedulingGroup, check_group, find_group, groups_around, open_group
 from ._host import HostFunction
 from ._lease import Lease
 from ._register import Compiler, Declaration, declare, read_source
@@ -213,7 +213,9 @@ class InstanceCache:
         In the innermost scheduling group of this cache around the caller, or its group ``"main"``.
         See `Lease.__aenter__` for what entering the block raises.
         """
-        return Lease(self._shell, find_group(self._shell, self._main), name, args)
+        shell, inside = self._shell, groups_around()
+        group = find_group(shell, self._main) if inside else self._main
+        return Lease(shell, group, name, args)
 
     @trio.lowlevel.enable_ki_protection
     async def warm(self, name: str, args: Sequence[str], count: int = 1) -> None:

@@ -340,6 +340,14 @@ class FakeFunction:
     instance: FakeInstance
     type: FuncType
 
+    @property
+    def left(self) -> FakeFunction:
+        return self
+
+    @property
+    def value(self) -> int:
+        return self.instance.fuel_left()
+
     def begin(self, values: Sequence[Any], fuel: int) -> Any:
         if len(values) != len(self.type.params):
             raise ValueError("wrong number of values")
@@ -350,9 +358,6 @@ class FakeFunction:
                 raise OverflowError(f"{value!r} is too large")
         self.instance.begin(tuple(values), fuel)
         return self.finish() if self.instance.poll() else UNDER_WAY
-
-    def fuel_left(self) -> int:
-        return self.instance.fuel_left()
 
     def finish(self) -> Any:
         return self.instance.finish()

@@ -196,6 +196,10 @@ def current_group() -> SchedulingGroup | None:
     return groups[-1] if groups else None
 
 
+groups_around = _groups.get
+"""The groups around the caller, innermost last; of all caches."""
+
+
 def find_group(shell: Shell, main: SchedulingGroup) -> SchedulingGroup:
     """The innermost group of the shell's cache, or its main group."""
     for group in reversed(_groups.get()):

@@ -10,7 +10,7 @@ from attrs import define
 from ._abi.protocol import Crossing, Guest, Invoke
 from ._core.records import Entry, Instance
 from ._core.uses import Distribution
-from ._engine.seam import GuestFunction, GuestInstance
+from ._engine.seam import Counter, GuestFunction, GuestInstance
 from ._registry import Registered
 
 
@@ -26,7 +26,7 @@ class Held:
     entry: Entry
     # What every call and every recycle wants, taken out of these.
     begin: Callable[[Sequence[Any], int], Any]
-    fuel_left: Callable[[], int]
+    left: Counter
     measure: Callable[[], int]
     lower: Callable[[tuple[Any, ...]], Sequence[Any]] | None
     lift: Callable[[Any], Any] | None
@@ -46,7 +46,7 @@ def hold(instance: Instance) -> Held:
         crossing,
         instance.entry,
         guest.begin,
-        guest.fuel_left,
+        guest.left,
         native.measure,
         crossing.lower,
         crossing.lift,

@@ -216,10 +216,15 @@ class Lease:
         else:
             self._guest = guest
             self._calls += 1
-            self._fuel = burnt = fuel - held.fuel_left()
+            self._fuel = burnt = fuel - held.left.value
             share.virtual_time += burnt / share.shares
             share.burst += burnt + CALL_FUEL
-            held.fuels.add(burnt)
+            fuels, bits = held.fuels, burnt.bit_length()  # `Distribution.add`, written out
+            fuels.total += burnt
+            if bits in fuels.buckets:
+                fuels.buckets[bits] += 1
+            else:
+                fuels.buckets[bits] = 1
         return result if held.lift is None else lifted(self, result, values)
 
     @trio.lowlevel.enable_ki_protection

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 class WasmtimeFunction:
     """See `GuestFunction`; made by `WasmtimeInstance.function`."""
 
-    __slots__ = ("_instance", "_take", "begin", "fuel_left", "type")
+    __slots__ = ("_instance", "_take", "begin", "left", "type")
 
     def __init__(self, instance: WasmtimeInstance, handle: Any, signature: FuncType) -> None:
         self.type = signature
         self._instance = instance
-        self.fuel_left = instance.fuel_left
+        self.left = c_uint64()
         params, results = signature.params, signature.results
         arguments, answers = _cells(params), _cells(results)
         for number, name in enumerate(params):
@@ -55,13 +55,14 @@ class WasmtimeFunction:
     ) -> Callable[[Sequence[Any], int], Any]:
         """`GuestFunction.begin` as one closure: a third of what it costs as methods of two objects.
 
-        Four native calls, each needed: fuel for this call, the call, its first slice, its end. For
-        the fuel that is left, whoever charges it asks.
+        Five native calls, each needed: fuel for this call, the call, its first slice, its end, and
+        the fuel that is left, to be charged for what burnt.
         """
         instance, signature, take = self._instance, self.type, self._take
         trap, error = instance.trap, instance.error
         set_fuel, call_async = native.hot_set_fuel, native.hot_call
         poll, delete = native.call_future_poll, native.hot_delete
+        get_fuel, where_left = native.hot_get_fuel, (instance.context, byref(self.left))
         hosted = bool(instance.hosts.imports)
         set_to, fuel_for = 0, (instance.context, c_uint64.from_param(0))
 
@@ -86,6 +87,7 @@ class WasmtimeFunction:
             delete(future)
             if trap or error:
                 raise instance.take_error()
+            get_fuel(*where_left)
             return take()
 
         return begin

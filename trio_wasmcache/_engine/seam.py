@@ -88,6 +88,14 @@ class OwnMemory(GuestMemory, Protocol):
         """Add pages; the address at which they begin. `MemoryLimitError` if there is no room."""
 
 
+class Counter(Protocol):
+    """Somewhere to read a number."""
+
+    @property
+    def value(self) -> int:
+        """As it was written last."""
+
+
 class GuestFunction(Protocol):
     """An exported function of one instance, with its argument cells prepared."""
 
@@ -106,8 +114,9 @@ class GuestFunction(Protocol):
             GuestError: the call ended so in its first slice.
         """
 
-    def fuel_left(self) -> int:
-        """As `GuestInstance.fuel_left`."""
+    @property
+    def left(self) -> Counter:
+        """Of the fuel, what was left when `begin` gave a result; the same object every time."""
 
     def finish(self) -> Any:
         """The results of a call that `poll` said is over: None, a value, or a tuple.
