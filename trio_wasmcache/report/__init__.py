@@ -1,0 +1,19 @@
+"""The log tool: what a cache's log says, and what the cache would have done under other limits.
+
+It is used from the command line (``python -m trio_wasmcache report LOG...``, ``replay``, ``whatif``
+and ``tune``; ``--help`` tells the rest) and needs ``pip install 'trio-wasmcache[report]'``. Its
+only interface besides is `schema`, the JSON Schema of the events.
+
+From bytes to answers, each file one idea, and imports point down:
+
+    commands                        the command line
+    terminal, page, charts          what people see
+    tuning, whatif                  questions about other limits
+    distances, tasks                what they are worked out from: stack distances, programs of tasks
+    replay, books                   the log run through the cache's own policy
+    summary, leases, entries        what is added up while the events go by, in bounded memory
+    series, histogram               small books of time and of sizes
+    order                           sequence numbers: gaps, repeats, lateness
+    frames, lines, notes            bytes to lines to events, and what was wrong with them
+    schema                          what an event looks like
+"""

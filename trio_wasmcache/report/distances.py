@@ -1,0 +1,124 @@
+"""How large the cache would have to be for each acquire to be a hit: stack distances, in one pass.
+
+Idle instances are kept in order of last use, and a smaller cache keeps a front part of what a larger
+one keeps, as it evicts from the back. So keep them all, as an endless cache would. An instance at
+depth d (its size and those of all that were used after it and are idle, too) survives in a cache
+of at least d bytes, and it has to survive from one use to the next: what counts is how deep it
+ever was in between. Giving an instance back puts it in front and all others deeper; taking one
+out lifts all that are behind it.
+
+That is: add to a prefix, and ask for one element's highest value ever. A tree of sums, with the
+highest of each sum beside it, does both in O(log n) (the "historic maximum" of segment trees).
+
+It is exact for limits of `max_size` and `idle_timeout` that no other limit cuts short, from the
+size of the largest instance on (a smaller cache would drop that one alone, and keep others for it).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+
+from attrs import Factory, define
+
+FIRST_ROOM = 1024
+
+
+@define(eq=False)
+class Resting:
+    """An idle instance."""
+
+    size: int
+    since: float
+    place: int
+    """The later it was given back, the higher."""
+
+
+@define(eq=False)
+class Stack:
+    """All instances that an endless cache would have idle, by key: function, generation, group."""
+
+    largest: int = 0
+    """Of the instances that were ever given back."""
+    _resting: dict[Hashable, list[Resting]] = Factory(dict)  # the most recently used last
+    _places: dict[int, Resting] = Factory(dict)
+    _room: int = FIRST_ROOM
+    _next: int = 0
+    _sums: list[int] = Factory(lambda: [0] * (2 * FIRST_ROOM))
+    _highest: list[int] = Factory(lambda: [0] * (2 * FIRST_ROOM))
+
+    def take(self, key: Hashable, now: float) -> tuple[float, float]:
+        """The most recently used instance of `key` runs.
+
+        Returns:
+            (bytes that the cache needs for this to be a hit, seconds that it was idle); two
+            infinities if there is none.
+        """
+        resting = self._resting.get(key)
+        if not resting:
+            return math.inf, math.inf
+        instance = resting.pop()
+        del self._places[instance.place]
+        deepest = instance.size + self._deepen(instance.place, -instance.size)
+        return float(deepest), now - instance.since
+
+    def give_back(self, key: Hashable, size: int, now: float) -> None:
+        """An instance of `key` is idle from now on."""
+        if self._next == self._room:
+            self._make_room()
+        instance = Resting(size, now, self._next)
+        self._next += 1
+        self._resting.setdefault(key, []).append(instance)
+        self._places[instance.place] = instance
+        self._deepen(instance.place, size)
+        self._sums[self._room + instance.place] = self._highest[self._room + instance.place] = 0
+        self.largest = max(self.largest, size)
+
+    def forget(self, key: Hashable) -> None:
+        """All idle instances of `key` go: its function was removed, or its group closed."""
+        for instance in self._resting.pop(key, []):
+            del self._places[instance.place]
+            self._deepen(instance.place, -instance.size)
+
+    def _deepen(self, place: int, by: int) -> int:
+        """All that were given back before `place` are deeper by so much; its own highest sum."""
+        sums, highest = self._sums, self._highest
+        node, half = 1, self._room >> 1
+        while half:
+            left, right = 2 * node, 2 * node + 1
+            summed, high = sums[node], highest[node]
+            if summed or high:
+                for child in (left, right):
+                    if sums[child] + high > highest[child]:
+                        highest[child] = sums[child] + high
+                    sums[child] += summed
+                sums[node] = highest[node] = 0
+            if place & half:
+                sums[left] += by
+                if sums[left] > highest[left]:
+                    highest[left] = sums[left]
+                node = right
+            else:
+                node = left
+            half >>= 1
+        return highest[node]
+
+    def _make_room(self) -> None:
+        """The places have run out: move those in use together, into a larger tree if need be."""
+        for place in self._places:
+            self._deepen(place, 0)
+        leaves = [
+            (instance, self._sums[self._room + place], self._highest[self._room + place])
+            for place, instance in sorted(self._places.items())
+        ]
+        while self._room < 4 * len(leaves):
+            self._room *= 2
+        self._sums = [0] * (2 * self._room)
+        self._highest = [0] * (2 * self._room)
+        self._places = {}
+        for place, (instance, summed, high) in enumerate(leaves):
+            instance.place = place
+            self._places[place] = instance
+            self._sums[self._room + place] = summed
+            self._highest[self._room + place] = high
+        self._next = len(leaves)

@@ -1,0 +1,85 @@
+"""What became of what was evicted: loaded again, and how soon; or never used a second time.
+
+Followed for each function in each group, one eviction and one load after the other, because it is
+the order that tells. A load that comes after an eviction is charged to the reason of the latest
+one: it would not have been needed, had that instance stayed.
+"""
+
+from __future__ import annotations
+
+import polars as pl
+from attrs import Factory, define
+
+# Reasons for which an instance goes that another limit would have kept.
+LIMITS = ("size", "count", "idle", "code", "stack", "oversized")
+# One that went for these had to go.
+Key = tuple[str, str, str]  # (function, argument types, group)
+
+
+@define
+class Fate:
+    """Of one function in one group."""
+
+    loads: int = 0
+    load_seconds: float = 0.0
+    evictions: int = 0
+    thrashed: int = 0
+    """Loads soon after an eviction that a limit was the reason of."""
+    never_reused: int = 0
+    """Instances that went after at most one lease."""
+    gone: list[tuple[float, str]] = Factory(list)
+    """(when, why) of what was evicted and not loaded again, the latest last."""
+
+
+# Evictions of one entry that still wait for a load; more than its concurrency can't be loaded again.
+MAX_GONE = 64
+
+
+@define(eq=False)
+class Fates:
+    """Of all. Args: thrash_seconds: what counts as soon."""
+
+    thrash_seconds: float
+    by_key: dict[Key, Fate] = Factory(dict)
+    paid: dict[str, list[float]] = Factory(dict)
+    """{reason: [loads that an eviction for it made necessary, seconds that they took]}."""
+    thrash_seconds_paid: float = 0.0
+
+    def take(self, frame: pl.DataFrame, times: pl.Series) -> None:
+        """Events of one cache in order; `times` are seconds since its first event."""
+        relevant = frame["event"].is_in(["wasmcache.loaded", "wasmcache.evicted"])
+        columns = ["function", "arg_types", "group", "reason", "load_seconds", "uses"]
+        rows = frame.filter(relevant).select(columns)
+        lists = [rows[name].to_list() for name in columns]
+        for at, function, types, group, reason, seconds, uses in zip(
+            times.filter(relevant).to_list(), *lists, strict=True
+        ):
+            key = (function, types, group)
+            fate = self.by_key.get(key)
+            if fate is None:
+                fate = self.by_key[key] = Fate()
+            if reason is None:
+                self._loaded(fate, at, seconds)
+            else:
+                fate.evictions += 1
+                fate.never_reused += uses <= 1
+                fate.gone.append((at, reason))
+                if len(fate.gone) > MAX_GONE:
+                    del fate.gone[0]
+
+    def _loaded(self, fate: Fate, at: float, seconds: float) -> None:
+        fate.loads += 1
+        fate.load_seconds += seconds
+        if not fate.gone:
+            return
+        gone_at, reason = fate.gone.pop()
+        paid = self.paid.setdefault(reason, [0, 0.0])
+        paid[0] += 1
+        paid[1] += seconds
+        if reason in LIMITS and at - gone_at <= self.thrash_seconds:
+            fate.thrashed += 1
+            self.thrash_seconds_paid += seconds
+
+    def total(self, name: str) -> int:
+        """The sum of one number of all fates."""
+        return sum(getattr(fate, name) for fate in self.by_key.values())

@@ -1,0 +1,147 @@
+"""Sequence numbers: what is missing, what came twice, what came late; events in their order.
+
+The cache numbers its events from 1 without gaps. Whoever writes them may mix them up (several
+threads, several files); within `WINDOW` events they are put in order again.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from typing import Any
+
+import polars as pl
+from attrs import Factory, define
+
+# Events that are held back while one before them has not come. At 2 KB each, 20 MB.
+WINDOW = 10_000
+# Gaps that are remembered one by one; a log with more is past repair.
+MAX_GAPS = 10_000
+
+
+@define(eq=False)
+class Order:
+    """The sequence numbers of one cache."""
+
+    first: int = 0
+    last: int = 0
+    late: int = 0
+    """Events that came after one with a higher number."""
+    repeated: int = 0
+    lost: int = 0
+    """Events that the cache itself says it dropped: its buffer was full."""
+    gaps: list[tuple[int, int]] = Factory(list)
+    """(first, last) of what is missing."""
+    _dropped: int = 0
+
+    @property
+    def missing(self) -> int:
+        """Events that should be there, those that the cache dropped not counted."""
+        return max(
+            0, sum(last - first + 1 for first, last in self.gaps) + self._dropped - self.lost
+        )
+
+    def lose(self, number: int) -> None:
+        """The cache says that it dropped so many."""
+        self.lost += number
+
+    def sort(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The events of one cache in order, without those that came before."""
+        numbers = frame["seq"]
+        steps = numbers.diff().drop_nulls()
+        if not self.first:
+            lowest = numbers.min()
+            assert isinstance(lowest, int)
+            self.first, self.last = lowest, lowest - 1
+        if not (numbers[0] == self.last + 1 and (steps == 1).all()):
+            self.late += int((steps < 0).sum())
+            whole = len(frame)
+            frame = frame.unique("seq", keep="first", maintain_order=True).sort("seq")
+            late = frame.filter(pl.col("seq") <= self.last)
+            if len(late):
+                self.late += len(late)
+                filled = [number for number in late["seq"] if self._fill(number)]
+                frame = frame.filter((pl.col("seq") > self.last) | pl.col("seq").is_in(filled))
+            self.repeated += whole - len(frame)
+            fresh = frame.filter(pl.col("seq") > self.last)["seq"]
+            before = pl.concat([pl.Series([self.last]), fresh[:-1]]) if len(fresh) else fresh
+            jumped = fresh - before > 1
+            for number, previous in zip(fresh.filter(jumped), before.filter(jumped), strict=True):
+                self.skip(previous + 1, number - 1)
+        if len(frame):
+            highest = frame["seq"].max()
+            assert isinstance(highest, int)
+            self.last = max(self.last, highest)
+        return frame
+
+    def skip(self, first: int, last: int) -> None:
+        """These have not come, and later ones have."""
+        if len(self.gaps) >= MAX_GAPS:
+            lowest = self.gaps.pop(0)
+            self._dropped += lowest[1] - lowest[0] + 1
+        self.gaps.append((first, last))
+
+    def _fill(self, number: int) -> bool:
+        """Whether this number was missing; from now on it is not."""
+        if number < self.first:
+            # The log began in the middle, and now comes what was before.
+            if self.first - number > 1:
+                self.gaps.insert(0, (number + 1, self.first - 1))
+            self.first = number
+            return True
+        for index, (first, last) in enumerate(self.gaps):
+            if first <= number <= last:
+                parts = [(first, number - 1), (number + 1, last)]
+                self.gaps[index : index + 1] = [part for part in parts if part[0] <= part[1]]
+                return True
+        return False
+
+
+@define(eq=False)
+class Line:
+    """The events of one cache, one by one and in order."""
+
+    order: Order = Factory(Order)
+    _held: list[tuple[int, int, dict[str, Any]]] = Factory(list)  # heap of (seq, unique, event)
+    _pushed: int = 0
+    _highest: int = 0
+
+    def put(self, event: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Take one; gives those whose turn it is."""
+        order, number = self.order, event["seq"]
+        order.late += number < self._highest
+        self._highest = max(self._highest, number)
+        if not order.first and number == 1:
+            order.first = 1
+        if order.first and number == order.last + 1 and not self._held:
+            order.last = number
+            yield event
+            return
+        if order.first and number <= order.last:
+            order.repeated += 1
+            return
+        self._pushed += 1
+        heapq.heappush(self._held, (number, self._pushed, event))
+        yield from self._release(WINDOW)
+
+    def end(self) -> Iterator[dict[str, Any]]:
+        """Nothing more will come."""
+        yield from self._release(0)
+
+    def _release(self, window: int) -> Iterator[dict[str, Any]]:
+        order, held = self.order, self._held
+        while held:
+            number = held[0][0]
+            due = order.first and number <= order.last + 1
+            if not due and len(held) <= window:
+                return
+            event = heapq.heappop(held)[2]
+            if order.first and number <= order.last:
+                order.repeated += 1
+                continue
+            if not order.first:
+                order.first = number
+            elif number > order.last + 1:
+                order.skip(order.last + 1, number - 1)
+            order.last = number
+            yield event
