@@ -6,10 +6,13 @@ only interface besides is `schema`, the JSON Schema of the events.
 
 From bytes to answers, each file one idea, and imports point down:
 
-    commands                        the command line
-    terminal, page, charts          what people see
+    commands                        the command line, and ``report``
+    questions                       ``replay``, ``whatif`` and ``tune``
+    answers, tuning_page            what they show
+    terminal, page, charts          what the report shows, made from its document
+    session                         what the commands share
     tuning, whatif                  questions about other limits
-    distances, tasks                what they are worked out from: stack distances, programs of tasks
+    distances, tasks, tokens        stack distances; programs of tasks; who waits for a token
     replay, books                   the log run through the cache's own policy
     summary, leases, entries        what is added up while the events go by, in bounded memory
     series, histogram               small books of time and of sizes

@@ -17,18 +17,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from .._core.events import Reason
-from .terminal import seconds, size
-from .tuning import Advice, Curve
+from .units import seconds, size
 
 TEXT, MUTED, GRID = "#010203", "#020304", "#030405"
-_SERIES = [f"#0a0b{number:02x}" for number in range(len(Reason))]
+SERIES = [f"#0a0b{number:02x}" for number in range(len(Reason))]
 _VARIABLES = {
     TEXT: "var(--text)",
     MUTED: "var(--muted)",
     GRID: "var(--grid)",
-    **{stand_in: f"var(--c{number})" for number, stand_in in enumerate(_SERIES)},
+    **{stand_in: f"var(--c{number})" for number, stand_in in enumerate(SERIES)},
 }
-REASON_COLOURS = {reason.value: colour for reason, colour in zip(Reason, _SERIES, strict=True)}
+REASON_COLOURS = {reason.value: colour for reason, colour in zip(Reason, SERIES, strict=True)}
 WIDTH, HEIGHT = 7.6, 2.5  # inches; the page scales them
 SETTINGS: dict[str, Any] = {
     "svg.fonttype": "none",
@@ -57,21 +56,21 @@ def charts_of(cache: dict[str, Any]) -> dict[str, tuple[str, str]]:
     limits = cache["limits"]
     made: dict[str, tuple[str, str]] = {}
 
-    def draw(name: str, title: str, plot: Callable[[Axes], None]) -> None:
-        made[name] = (title, _svg(f"{cache['cache']}-{name}", plot))
+    def add(name: str, title: str, plot: Callable[[Axes], None]) -> None:
+        made[name] = (title, draw(f"{cache['cache']}-{name}", plot))
 
     if "size" in points:
         limit = limits.get("max_size_bytes")
-        draw("size", "Size of idle instances", lambda ax: _level(ax, points["size"], width, limit))
+        add("size", "Size of idle instances", lambda ax: _level(ax, points["size"], width, limit))
         limit_of_code = limits.get("max_code_size_bytes")
-        draw(
+        add(
             "code",
             "Code of loaded modules and stacks of running instances",
             lambda ax: _level(ax, points["code"], width, limit_of_code),
         )
     reasons = [name for name in REASON_COLOURS if f"evicted {name}" in points]
     if reasons:
-        draw(
+        add(
             "evictions",
             "Evictions by reason",
             lambda ax: _stacked(
@@ -81,65 +80,29 @@ def charts_of(cache: dict[str, Any]) -> dict[str, tuple[str, str]]:
             ),
         )
     if "hits" in points:
-        draw(
+        add(
             "leases",
             "Leases granted: hits and misses",
             lambda ax: _stacked(
                 ax,
                 width,
-                [("hits", points["hits"], _SERIES[2]), ("misses", points["misses"], _SERIES[1])],
+                [("hits", points["hits"], SERIES[2]), ("misses", points["misses"], SERIES[1])],
             ),
         )
     paid = cache["reloads"]["by_reason"]
     if paid:
-        draw("paid", "Loads that evictions made necessary", lambda ax: _paid(ax, paid))
+        add("paid", "Loads that evictions made necessary", lambda ax: _paid(ax, paid))
     if cache["wait_bars"]:
-        draw("waits", "Time to get a lease", lambda ax: _waits(ax, cache["wait_bars"]))
+        add("waits", "Time to get a lease", lambda ax: _waits(ax, cache["wait_bars"]))
     return made
 
 
-def curve_chart(curve: Curve, advice: Advice, now: int) -> str:
-    """The hit rate by size, with its knee, the size now, and the one advised."""
-
-    def plot(ax: Axes) -> None:
-        marks = [(curve.knee(), "knee", 1), (now, "now", 4), (advice.max_size, "advised", 2)]
-        points = curve.points([mark for mark, _, _ in marks if mark >= curve.smallest])
-        ax.plot(
-            [point.max_size for point in points],
-            [point.hit_rate for point in points],
-            color=_SERIES[0],
-            linewidth=1.8,
-            drawstyle="steps-post",
-        )
-        for number, (mark, name, colour) in enumerate(marks):
-            if mark < curve.smallest:
-                continue
-            rate = curve.at(mark).hit_rate
-            ax.plot([mark], [rate], "o", color=_SERIES[colour], markersize=6, label=name)
-            ax.annotate(
-                f"{name}: {size(mark)}, {rate:.1%}",
-                (mark, rate),
-                xytext=(8, -12 - 12 * number),
-                textcoords="offset points",
-                fontsize=8,
-                color=TEXT,
-                annotation_clip=False,
-            )
-        ax.set_ylim(0, 1.05)
-        ax.set_xlim(left=0, right=1.25 * max(point.max_size for point in points))
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size(value)))
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
-        ax.set_xlabel("max_size")
-
-    return _svg("curve", plot, height=3.4)
-
-
 def _level(ax: Axes, values: Sequence[float], width: float, limit: int | None) -> None:
-    ax.fill_between(*_steps(values, width), step="post", color=_SERIES[0], alpha=0.25, linewidth=0)
-    ax.plot(*_steps(values, width), drawstyle="steps-post", color=_SERIES[0], linewidth=1.4)
+    ax.fill_between(*_steps(values, width), step="post", color=SERIES[0], alpha=0.25, linewidth=0)
+    ax.plot(*_steps(values, width), drawstyle="steps-post", color=SERIES[0], linewidth=1.4)
     highest = max(values, default=0)
     if limit and limit < 3 * highest:
-        ax.axhline(limit, color=_SERIES[3], linewidth=1, linestyle=(0, (4, 3)))
+        ax.axhline(limit, color=SERIES[3], linewidth=1, linestyle=(0, (4, 3)))
         ax.annotate(
             f"limit: {size(limit)}",
             (1, limit),
@@ -190,7 +153,7 @@ def _paid(ax: Axes, paid: dict[str, dict[str, float]]) -> None:
 def _waits(ax: Axes, bars: Sequence[tuple[float, int]]) -> None:
     labels = [f"≤ {seconds(end)}" if end else "at once" for end, _ in bars]
     places = range(len(bars))
-    ax.bar(places, [number for _, number in bars], color=_SERIES[0], width=0.9, linewidth=0)
+    ax.bar(places, [number for _, number in bars], color=SERIES[0], width=0.9, linewidth=0)
     shown = [place for place in places if place == 0 or (len(bars) - 1 - place) % 5 == 0]
     ax.set_xticks(shown, [labels[place] for place in shown])
     ax.set_yscale("symlog", linthresh=1)
@@ -219,7 +182,7 @@ def _time_axis(ax: Axes, end: float) -> None:
     ax.set_xlabel(f"{name} since the first event")
 
 
-def _svg(name: str, plot: Callable[[Axes], None], height: float = HEIGHT) -> str:
+def draw(name: str, plot: Callable[[Axes], None], height: float = HEIGHT) -> str:
     with mpl.rc_context({**SETTINGS, "svg.hashsalt": name}):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         plot(figure.subplots())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,8 @@ from typing import Any
 import jinja2
 from attrs import Factory, define
 
-from .charts import charts_of, curve_chart
-from .results import Result
-from .terminal import rate, seconds, size
-from .tuning import Advice, Curve, Tuner
+from .charts import charts_of
+from .units import rate, seconds, size
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 TOP = 50
@@ -50,47 +47,7 @@ def report_page(document: dict[str, Any]) -> str:
     lines = document["lines"]
     files = ", ".join(document["files"])
     subtitle = f"{lines['events']:,} events in {lines['read']:,} lines of {files}"
-    return _render("What the instance cache did", subtitle, document["notes"], sections)
-
-
-def tuning_page(
-    tuner: Tuner, curve: Curve, advice: Advice, checked: Result | None, notes: Sequence[str]
-) -> str:
-    """The page of a tuning."""
-    assert tuner.limits is not None
-    knee = curve.knee()
-    texts = [advice.sentence]
-    if checked is not None:
-        texts.append(
-            f"Run through the policy with all other limits as they are, it has "
-            f"{checked.hit_rate:.2%}, and {size(checked.peak_size)} idle at most."
-        )
-    chart = curve_chart(curve, advice, tuner.limits["max_size"])
-    rows = [
-        (size(point.max_size), rate(point.hit_rate), seconds(point.load_seconds))
-        for point in curve.points()[::10]
-    ]
-    section = Section(
-        "Hit rate by size",
-        facts=[
-            ("leases", f"{tuner.leases:,}"),
-            ("hit rate in the log", rate(tuner.hits / tuner.leases if tuner.leases else None)),
-            ("knee", size(knee)),
-            ("advised max_size", size(advice.max_size)),
-            ("advised idle_timeout", seconds(advice.idle_timeout)),
-        ],
-        texts=texts,
-        code=advice.line,
-        charts={"curve": ("Hit rate by max_size", chart)},
-        tables=[Table("The curve", ("max_size", "hit rate", "loads cost"), rows)],
-    )
-    timeout = seconds(min(math.inf, curve.timeout))
-    return _render(
-        "How large the instance cache should be",
-        f"Idle instances going after {timeout}",
-        notes,
-        [section],
-    )
+    return render("What the instance cache did", subtitle, document["notes"], sections)
 
 
 def _section(cache: dict[str, Any], charted: bool) -> Section:
@@ -163,7 +120,8 @@ def _table(cache: dict[str, Any], what: str) -> Table:
     return Table(title, columns, rows)
 
 
-def _render(title: str, subtitle: str, notes: Sequence[str], sections: Sequence[Section]) -> str:
+def render(title: str, subtitle: str, notes: Sequence[str], sections: Sequence[Section]) -> str:
+    """The page, everything in it escaped save the charts."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(title=title, subtitle=subtitle, notes=notes, sections=sections)

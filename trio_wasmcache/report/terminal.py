@@ -1,55 +1,17 @@
-"""What people see on a terminal: tables that fit into 80 columns."""
+"""The report on a terminal: tables that fit into 80 columns."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .results import Result
-from .tuning import Advice, Curve, Tuner
+from .units import rate, seconds, size
 
 TOP = 10
-# Rows of the curve that `tune` shows.
-CURVE_ROWS = 12
-
-
-def size(number: float | None) -> str:
-    """``3.4 MiB``."""
-    if number is None:
-        return "-"
-    for unit in ("B", "KiB", "MiB"):
-        if abs(number) < 1024:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1024
-    return f"{number:.1f} GiB"
-
-
-def seconds(number: float | None) -> str:
-    """``12 µs``, ``3.4 ms``, ``5.6 s``, ``2 h 03 min``."""
-    if number is None or number == math.inf:
-        return "never" if number == math.inf else "-"
-    if number == 0:
-        return "0 s"
-    if number < 1e-3:
-        return f"{number * 1e6:.0f} µs"
-    if number < 1:
-        return f"{number * 1e3:.1f} ms"
-    if number < 120:
-        return f"{number:.1f} s"
-    minutes = int(number // 60)
-    if minutes < 120:
-        return f"{minutes} min {number % 60:02.0f} s"
-    return f"{minutes // 60:,} h {minutes % 60:02} min"
-
-
-def rate(number: float | None) -> str:
-    """``97.12 %``."""
-    return "-" if number is None else f"{number:.2%}".replace("%", " %")
 
 
 def show_report(console: Console, document: dict[str, Any], top: int = TOP) -> None:
@@ -63,7 +25,8 @@ def show_report(console: Console, document: dict[str, Any], top: int = TOP) -> N
             console.print(_rows(cache, what, top))
 
 
-def _table(title: str, first: str, *columns: str) -> Table:
+def make_table(title: str, first: str, *columns: str) -> Table:
+    """A table whose first column gives way where the others need the room."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     table.add_column(first, overflow="ellipsis", no_wrap=True, ratio=1)
     for column in columns:
@@ -86,8 +49,10 @@ def _overview(cache: dict[str, Any]) -> RenderableType:
             ),
             (
                 "code and stacks",
-                f"{size(peak['code_size_bytes'])} at most, of "
-                f"{size(limits['max_code_size_bytes'])}",
+                (
+                    f"{size(peak['code_size_bytes'])} at most, of "
+                    f"{size(limits['max_code_size_bytes'])}"
+                ),
             ),
             ("idle timeout", seconds(math.inf if timeout is None else timeout)),
         ]
@@ -110,15 +75,19 @@ def _overview(cache: dict[str, Any]) -> RenderableType:
     facts += [
         (
             "thrash",
-            f"{thrash['count']:,} loaded again within {thrash['within_seconds']:g} s of "
-            f"going: {seconds(thrash['load_seconds'])}",
+            (
+                f"{thrash['count']:,} loaded again within {thrash['within_seconds']:g} s of "
+                f"going: {seconds(thrash['load_seconds'])}"
+            ),
         ),
         ("never reused", f"{cache['never_reused']:,} of {evictions:,} evicted"),
         (
             "churn",
-            f"{_number(churn['loads_per_100_leases'])} loads per 100 leases; "
-            f"{_number(churn['evictions_per_minute'])} evictions a minute, "
-            f"{_number(churn['peak_evictions_per_minute'])} at worst",
+            (
+                f"{_number(churn['loads_per_100_leases'])} loads per 100 leases; "
+                f"{_number(churn['evictions_per_minute'])} evictions a minute, "
+                f"{_number(churn['peak_evictions_per_minute'])} at worst"
+            ),
         ),
         ("paid for evictions", f"{reloads['count']:,} loads, {seconds(reloads['seconds'])}"),
     ]
@@ -138,7 +107,9 @@ def _reasons(cache: dict[str, Any]) -> RenderableType | None:
     reasons, paid = cache["evictions"]["by_reason"], cache["reloads"]["by_reason"]
     if not reasons:
         return Text("No evictions.\n")
-    table = _table("Evictions", "reason", "count", "part", "freed", "code", "loaded again", "paid")
+    table = make_table(
+        "Evictions", "reason", "count", "part", "freed", "code", "loaded again", "paid"
+    )
     total = cache["evictions"]["count"]
     for reason, row in reasons.items():
         again = paid.get(reason, {"count": 0, "seconds": 0.0})
@@ -164,7 +135,7 @@ def _loads(cache: dict[str, Any]) -> RenderableType | None:
     rows = [(name, row) for name, row in rows if row["count"]]
     if not rows:
         return None
-    table = _table("Times", "", "count", "median", "95 %", "99 %", "longest", "total")
+    table = make_table("Times", "", "count", "median", "95 %", "99 %", "longest", "total")
     for name, row in rows:
         quantiles = [seconds(row[part]) for part in ("p50", "p95", "p99", "max", "total")]
         table.add_row(name, f"{row['count']:,}", *quantiles)
@@ -188,7 +159,7 @@ def _rows(cache: dict[str, Any], what: str, top: int) -> RenderableType:
     title = f"{what.capitalize()}s"
     if len(rows) > top:
         title += f" (the first {top} of {len(rows):,})"
-    table = _table(
+    table = make_table(
         title, what, "leases", "hit rate", "waits", "loads", "evicted", "thrash", "unused", "load s"
     )
     for row in rows[:top]:
@@ -205,83 +176,3 @@ def _rows(cache: dict[str, Any], what: str, top: int) -> RenderableType:
             f"{row['load_seconds']:.3g}",
         )
     return Group(table, Text())
-
-
-def show_whatif(console: Console, rows: Sequence[tuple[str, Result]]) -> None:
-    """A row for each setting; the first one is the log's own."""
-    table = _table(
-        "Under other limits", "limits", "hit rate", "misses", "waits", "evicted", "load", "peak"
-    )
-    for name, result in rows:
-        table.add_row(
-            Text(name),
-            rate(result.hit_rate),
-            f"{result.misses:,}",
-            f"{result.blocks:,}",
-            f"{sum(result.evictions.values()):,}",
-            seconds(result.load_seconds),
-            size(result.peak_size),
-        )
-    console.print(table)
-
-
-def show_tuning(
-    console: Console, tuner: Tuner, curve: Curve, advice: Advice, checked: Result | None
-) -> None:
-    """The curve in a few rows, and what to do."""
-    knee, low, high = curve.knee(), curve.smallest, curve.largest
-    assert tuner.limits is not None
-    marks = {tuner.limits["max_size"]: "now", knee: "knee", advice.max_size: "advised"}
-    steps = [
-        int(low * (high / max(low, 1)) ** (number / (CURVE_ROWS - 1))) if low else high
-        for number in range(CURVE_ROWS)
-    ]
-    table = _table(
-        f"Hit rate by size, idle instances going after {seconds(curve.timeout)}",
-        "max_size",
-        "hit rate",
-        "loads cost",
-        "",
-    )
-    for step in sorted({*steps, *(mark for mark in marks if low <= mark)}):
-        point = curve.at(step)
-        bar = "█" * round(point.hit_rate * 30)
-        table.add_row(
-            f"{size(step)}  {marks.get(step, '')}",
-            rate(point.hit_rate),
-            seconds(point.load_seconds),
-            Text(f"{bar:30}", style="cyan"),
-            style="bold" if step in marks else None,
-        )
-    console.print(table)
-    console.print()
-    console.print(Text(advice.sentence))
-    if checked is not None:
-        console.print(
-            Text(
-                f"Run through the policy with all other limits as they are, it has "
-                f"{checked.hit_rate:.2%}, and {size(checked.peak_size)} idle at most."
-            )
-        )
-    console.print(Text(f"\n{advice.line}", style="bold"))
-
-
-def show_replay(console: Console, rows: Sequence[dict[str, Any]]) -> None:
-    """Whether books and logs agree, for each cache."""
-    for row in rows:
-        agreed = not row["disagreed"]
-        console.print(
-            Text(
-                f"Cache {row['cache']}: {row['events']:,} events, {row['leases']:,} leases, "
-                f"{row['evictions']:,} evictions replayed"
-            )
-        )
-        if agreed:
-            console.print(Text("The books agree with the log everywhere.", style="green"))
-            continue
-        console.print(
-            Text(f"The books disagree with the log {row['disagreed']:,} times:", style="bold red")
-        )
-        for one in row["disagreements"][:TOP]:
-            console.print(Text(f"  event {one['seq']:,}: {one['text']}"))
-        console.print(Text("The first one is the one to look at: others may come of it."))
