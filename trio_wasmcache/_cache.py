@@ -161,6 +161,7 @@ class InstanceCache:
         )
         self._compiler.keep(module)
         old = shell.registry.put(record)
+        now = trio.current_time()
         if seconds:
             shell.policy.note_compiled(record, seconds)
         shell.tell(
@@ -174,11 +175,12 @@ class InstanceCache:
                 concurrency=record.concurrency,
                 isolation=function.isolation,
                 isolation_verdict=function.isolation_verdict,
-            )
+            ),
+            now,
         )
         if old is not None:
             old.successor = record
-            self._retire(old)
+            self._retire(old, now)
         return function
 
     @trio.lowlevel.enable_ki_protection
@@ -194,12 +196,13 @@ class InstanceCache:
         """
         self._check_open()
         for record in self._shell.registry.take(name, args):
-            self._shell.tell(Removed(**describe(record)))
-            self._retire(record)
+            now = trio.current_time()
+            self._shell.tell(Removed(**describe(record)), now)
+            self._retire(record, now)
 
-    def _retire(self, record: FunctionRecord) -> None:
+    def _retire(self, record: FunctionRecord, now: float) -> None:
         self._compiler.drop(record.module)
-        self._shell.act(self._shell.policy.retire(record, trio.current_time()))
+        self._shell.act(self._shell.policy.retire(record, now), now)
 
     def functions(self) -> tuple[Function, ...]:
         """What is registered, in order of registration."""
@@ -316,8 +319,9 @@ class InstanceCache:
         config = evolve(shell.config, **limits)
         shell.config = config
         shell.runner.resize(config)
-        shell.tell(Resized(**describe_limits(config)))
-        shell.act(shell.policy.resize(config, trio.current_time()))
+        now = trio.current_time()
+        shell.tell(Resized(**describe_limits(config)), now)
+        shell.act(shell.policy.resize(config, now), now)
         shell.sleep_until(shell.policy.next_expiry())
         for entry in shell.policy.residents.entries:
             for instance in (*entry.idle, *(request.instance for request in entry.claims)):

@@ -23,4 +23,5 @@ async def evict_on_time(shell: Shell) -> NoReturn:
         with trio.CancelScope() as shell.sleep:
             shell.sleep_until(shell.policy.next_expiry())
             await trio.sleep_forever()
-        shell.act(shell.policy.expire(trio.current_time()))
+        now = trio.current_time()
+        shell.act(shell.policy.expire(now), now)

@@ -58,7 +58,10 @@ async def take(lease: Lease, task: Task) -> Lease:
             raise
     try:
         await _acquire(lease, task, blocked)
-    except BaseException:
+    except BaseException as error:
+        if blocked and lease._number is None and shell.log_uses:
+            # Removed or closed while it waited; the log still has it waiting for its token.
+            tell_token_wait_ended(shell, record, group.name, error)
         group._give_back_token(task)
         raise
     lease._task = task
