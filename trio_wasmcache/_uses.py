@@ -102,6 +102,7 @@ def tell_loaded(
             seat=seat,
             warmed=request.warm,
             load_seconds=at - began,
+            size_bytes=instance.size,
             code_bytes=function.module.code_size,
         ),
         at,

@@ -18,12 +18,26 @@ import trio
 from attrs import define, evolve, frozen
 from trio.testing import MockClock
 
-from trio_wasmcache import CacheConfig, InstanceCache, TrapError, WasmCacheError
+from trio_wasmcache import (
+    CacheConfig,
+    HostFunction,
+    InstanceCache,
+    LoadError,
+    TrapError,
+    WasmCacheError,
+)
 from trio_wasmcache.testing import FakeEngine, open_fake_cache
 
 KiB = 1024
 PAGE = 64 * KiB
 ARGS = ("i64",)
+
+
+class CoarseRandom(Random):
+    """Everything at one of few moments."""
+
+    def random(self) -> float:
+        return int(super().random() * 8) / 8
 
 
 class JsonLogger:
@@ -57,6 +71,12 @@ class FunctionPlan:
     hold: float
     traps: bool = False
     grows: bool = False
+    load: float = 0.0
+    """Seconds that loading its module takes."""
+    flaky: bool = False
+    """Every other load of its module fails."""
+    asks: float = 0.0
+    """Seconds that each call spends in a host function."""
 
 
 @frozen
@@ -72,6 +92,8 @@ class Use:
     inner: tuple[Use, ...] = ()
     after: float = 0.0
     """Seconds that it holds on after those."""
+    limit: float = math.inf
+    """Seconds after which all of it is cancelled, whatever it is at."""
 
 
 @frozen
@@ -97,6 +119,25 @@ class Plan:
     """When all tasks are cancelled, whatever goes on in them."""
     group_tasks: tuple[tuple[int, float, tuple[Use, ...]], ...] = ()
     """(group, when it starts, what it does): tasks that belong to a group, which ends with them."""
+    group_ends: tuple[float, ...] = ()
+    """Seconds after which each group is cancelled."""
+
+
+class SlowEngine(FakeEngine):
+    """A fake engine on which loading a module takes time, and may fail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plans: dict[bytes, FunctionPlan] = {}
+        self.loads = 0
+
+    async def load(self, artifact: Any, hosts: Any) -> Any:
+        plan = self.plans[artifact.data]
+        await trio.sleep(plan.load)
+        self.loads += 1
+        if plan.flaky and self.loads % 2:
+            raise LoadError("every other load fails")
+        return await super().load(artifact, hosts)
 
 
 @define
@@ -111,7 +152,7 @@ class Outcome:
 async def run_plan(plan: Plan, config: CacheConfig) -> Outcome:
     """Run the application; its clock must be one that jumps."""
     outcome = Outcome(JsonLogger())
-    engine = FakeEngine()
+    engine = SlowEngine()
     config = evolve(config, log_uses=True, offload_after=None)
     async with open_fake_cache(config, engine=engine, logger=outcome.log) as cache:
         await _Run(plan, engine, cache, outcome).run()
@@ -121,7 +162,7 @@ async def run_plan(plan: Plan, config: CacheConfig) -> Outcome:
 @define(eq=False)
 class _Run:
     plan: Plan
-    engine: FakeEngine
+    engine: SlowEngine
     cache: InstanceCache
     outcome: Outcome
     began: float = 0.0
@@ -143,6 +184,8 @@ class _Run:
         name, capacity = self.plan.groups[number]
         limit = math.inf if capacity is None else capacity
         async with self.cache.scheduling_group(name, capacity=limit) as group:
+            if self.plan.group_ends:
+                group.cancel_scope.deadline = self.began + self.plan.group_ends[number]
             for home, start, uses in self.plan.group_tasks:
                 if home == number:
                     group.start_soon(self.task, start, uses, {name: group})
@@ -173,8 +216,12 @@ class _Run:
     async def use(self, use: Use, groups: dict[str, Any]) -> None:
         await trio.sleep(use.rest)
         name = self.plan.functions[use.function].name
-        where = self.cache if use.group is None else groups[use.group]
+        where = groups.get(use.group, self.cache)
         lease = where.acquire(name, ARGS)
+        with trio.move_on_after(use.limit):
+            await self.lease(lease, use, groups)
+
+    async def lease(self, lease: Any, use: Use, groups: dict[str, Any]) -> None:
         try:
             with trio.move_on_after(use.patience) as scope:
                 await lease.__aenter__()
@@ -197,12 +244,18 @@ class _Run:
         await trio.sleep(use.after)
 
     async def register(self, function: FunctionPlan, replace: bool) -> None:
+        async def ask(x: int) -> int:
+            await trio.sleep(function.asks)
+            return x
+
         wasm = self.engine.module(
             _trap if function.traps else _same,
             memory_pages=function.pages,
             code_size=function.code_size,
             grow_pages=int(function.grows),
+            host_imports=[("env", "ask")] if function.asks else [],
         )
+        self.engine.plans[wasm] = function
         await self.cache.register(
             function.name,
             wasm,
@@ -211,6 +264,7 @@ class _Run:
             export="run",
             concurrency=function.concurrency,
             replace=replace,
+            imports={"env": {"ask": HostFunction(ask)}},
         )
 
     async def change(self, change: Change) -> None:
@@ -267,9 +321,9 @@ def steady_plan(seed: int, tasks: int, uses: int, functions: int = 30) -> Plan:
     return Plan(made, (), programs)
 
 
-def wild_plan(seed: int) -> Plan:
-    """Anything goes: nesting, deadlocks, traps, growth, impatience, replacement, closed groups."""
-    random = Random(seed)
+def wild_plan(random: Random) -> Plan:
+    """Anything goes: nesting, deadlocks, traps, growth, impatience, loads that fail, replacement,
+    groups that are closed whatever goes on in them."""
     functions = tuple(
         FunctionPlan(
             f"f{number}",
@@ -279,6 +333,9 @@ def wild_plan(seed: int) -> Plan:
             0.0,
             traps=random.random() < 0.15,
             grows=random.random() < 0.3,
+            load=random.choice([0.0, random.expovariate(3)]),
+            flaky=random.random() < 0.15,
+            asks=random.choice([0.0, 0.0, random.random()]),
         )
         for number in range(random.randint(2, 6))
     )
@@ -294,12 +351,13 @@ def wild_plan(seed: int) -> Plan:
             random.choice([math.inf, math.inf, random.random()]),
             random.expovariate(2),
             tuple(use(depth + 1) for _ in range(inner)),
+            limit=random.choice([math.inf, math.inf, math.inf, random.expovariate(1)]),
         )
 
-    tasks = tuple(
-        (random.random() * 3, tuple(use(0) for _ in range(random.randint(1, 6))))
-        for _ in range(random.randint(2, 8))
-    )
+    def program() -> tuple[float, tuple[Use, ...]]:
+        return random.random() * 3, tuple(use(0) for _ in range(random.randint(1, 6)))
+
+    tasks = [program() for _ in range(random.randint(2, 8))]
     changes = tuple(
         Change(
             random.random() * 10,
@@ -310,12 +368,19 @@ def wild_plan(seed: int) -> Plan:
         for _ in range(random.randint(0, 5))
     )
     close_at = random.random() * 8 if random.random() < 0.3 else None
-    return Plan(functions, groups, tasks, changes, close_at)
+    if not names or random.random() < 0.5:
+        return Plan(functions, groups, tuple(tasks), changes, close_at)
+    return Plan(
+        functions,
+        groups,
+        changes=changes,
+        group_tasks=tuple((random.randrange(len(groups)), *task) for task in tasks),
+        group_ends=tuple(random.choice([math.inf, random.random() * 8]) for _ in groups),
+    )
 
 
-def calm_plan(seed: int) -> Plan:
+def calm_plan(random: Random) -> Plan:
     """An application that `whatif` promises to get right: see the end of its docstring."""
-    random = Random(seed)
     functions = (FunctionPlan("f", 2, PAGE, 2, 0.0),) + tuple(
         FunctionPlan(
             f"f{number}",

@@ -177,6 +177,8 @@ class Loaded(Use):
     """Whether it was made on the seat of that number, and the lease is a hit."""
     warmed: bool
     load_seconds: float
+    size_bytes: int
+    """What it may touch, before its first call."""
     code_bytes: int
 
 

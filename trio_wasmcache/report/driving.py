@@ -150,7 +150,10 @@ class Driver:
 
     def loaded(self, event: Event) -> Step | None:
         """A `loaded` event."""
-        return self.policy.loaded(self.requests[event["request"]], event["at_seconds"])
+        request = self.requests[event["request"]]
+        assert request.instance is not None
+        request.instance.size = event["size_bytes"]
+        return self.policy.loaded(request, event["at_seconds"])
 
     def recycle(self, event: Event, drop: Reason | None) -> Step | None:
         """A `recycled` event; `drop`: what only the cache could know, that a call failed."""

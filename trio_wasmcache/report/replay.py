@@ -105,10 +105,14 @@ class Replay:
     def finish(self) -> None:
         """There are no more events."""
         pending, self._pending = self._pending, None
-        if pending is not None:
-            self._go_through(pending, None)
-            if self.complete:
-                self._settle(pending["seq"])
+        if pending is None:
+            return
+        if pending["event"] == "wasmcache.recycled" and not pending["kept"]:
+            self.left_out += 1  # why it was not kept, the next event would tell
+            return
+        self._go_through(pending, None)
+        if self.complete:
+            self._settle(pending["seq"])
 
     @property
     def policy(self) -> Policy:
@@ -236,6 +240,8 @@ class Replay:
         instance = request.instance
         assert instance is not None
         self._compare(event, "the instance", event["instance"], instance.number)
+        told = request in self._driven.granted
+        self._compare(event, "told to be acquired", told, True)
         # Whether a call failed, only the cache knows; other reasons are the policy's.
         spoilt = following is not None and is_end_of_spoilt(event, following)
         self._act(self._driven.recycle(event, Reason.CORRUPTED if spoilt else None))
