@@ -389,18 +389,19 @@ def calm_plan(random: Random) -> Plan:
             concurrency := random.choice([1, 1, 2, 3]),
             random.choice([0.0, random.expovariate(2)]) if concurrency == 1 else 0.0,
             traps=random.random() < 0.15,
+            load=random.choice([0.0, random.expovariate(3)]) if concurrency == 1 else 0.0,
         )
         for number in range(random.randint(2, 6))
     )
     groups = tuple((f"g{number}", random.choice([None, 1, 2])) for number in range(2))
 
     def use(group: int, least: int) -> Use:
-        # Functions with a fixed hold are used in one group only, or two leases of them could begin,
-        # and so end, at the same moment.
+        # Functions with a fixed hold, or whose loads take time, are used in one group only, or two
+        # leases of them could begin, and so end, at the same moment.
         allowed = [
             number
             for number, function in enumerate(functions)
-            if number >= least and (not function.hold or number % 2 == group)
+            if number >= least and (not (function.hold or function.load) or number % 2 == group)
         ]
         index = random.choice(allowed or [0])
         function = functions[index]

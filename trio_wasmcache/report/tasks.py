@@ -224,6 +224,7 @@ class Recorder:
     def _on_loaded(self, made: Application, event: dict[str, Any]) -> None:
         acquire = self._requests[event["request"]]
         acquire.load_seconds = event["load_seconds"]
+        made.sizes.setdefault(acquire.name, event["size_bytes"])
         kinds = made._loads.setdefault(acquire.name, {})
         _sample(kinds.setdefault(event["module_loaded"], []), event["load_seconds"])
 

@@ -262,7 +262,7 @@ class WhatIf:
         self.result.peak_code = max(self.result.peak_code, ledger.used)
         self._act(step)
         self._go_on(request)
-        if request.stage in (Stage.QUEUED, Stage.ROOM) and not blocked:
+        if request.stage in (Stage.QUEUED, Stage.ROOM, Stage.LOADING) and not blocked:
             self._expect_to_give_up(acquire)
 
     def _drop(self, acquire: Acquire) -> Request:
@@ -304,6 +304,8 @@ class WhatIf:
             self._give_back(acquire)
             self._refuse(acquire)
             return
+        assert request.instance is not None
+        request.instance.size = self.application.sizes.get(acquire.name, 0)
         self._act(policy.loaded(request, self._now))
         self._go_on(request)
 
@@ -357,6 +359,10 @@ class WhatIf:
         elif request is not None and request.stage in (Stage.QUEUED, Stage.ROOM):
             self._drop(acquire)
             self._act(self._books.policy.cancel(request, self._now))
+            self._give_back(acquire)
+        elif request is not None and request.stage is Stage.LOADING:
+            self._drop(acquire)
+            self._act(self._books.policy.failed(request, self._now))
             self._give_back(acquire)
         else:
             return
