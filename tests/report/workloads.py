@@ -77,6 +77,8 @@ class FunctionPlan:
     """Every other load of its module fails."""
     asks: float = 0.0
     """Seconds that each call spends in a host function."""
+    fresh: bool = False
+    """Every lease gets a new instance."""
 
 
 @frozen
@@ -265,6 +267,7 @@ class _Run:
             concurrency=function.concurrency,
             replace=replace,
             imports={"env": {"ask": HostFunction(ask)}},
+            isolation="fresh" if function.fresh else "reuse",
         )
 
     async def change(self, change: Change) -> None:
@@ -336,6 +339,7 @@ def wild_plan(random: Random) -> Plan:
             load=random.choice([0.0, random.expovariate(3)]),
             flaky=random.random() < 0.15,
             asks=random.choice([0.0, 0.0, random.random()]),
+            fresh=random.random() < 0.25,
         )
         for number in range(random.randint(2, 6))
     )

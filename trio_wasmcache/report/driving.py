@@ -161,7 +161,8 @@ class Driver:
         self.granted.discard(request)
         if request in self.closing:
             self.closing.remove(request)
-        step = self.policy.recycle(request, event["size_bytes"], event["at_seconds"], drop)
+        size, at = event["size_bytes"], event["at_seconds"]
+        step = self.policy.recycle(request, size, at, drop, event["seat"])
         self._give_back_token(request)
         return step
 

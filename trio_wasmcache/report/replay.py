@@ -33,7 +33,7 @@ from .driving import Driver, Event
 MAX_KEPT = 50
 COMPARED = (
     *("function", "arg_types", "group", "generation", "instance", "module_digest"),
-    *("freed_bytes", "freed_code_bytes", "uses", "limit_bytes"),
+    *("seat", "freed_bytes", "freed_code_bytes", "uses", "limit_bytes"),
     *("total_size_before_bytes", "total_size_after_bytes"),
     *("code_size_before_bytes", "code_size_after_bytes"),
 )
@@ -225,6 +225,7 @@ class Replay:
         assert instance is not None
         self._compare(event, "the instance", event["instance"], instance.number)
         self._compare(event, "module_loaded", event["module_loaded"], instance.loads_module)
+        self._compare(event, "seat", event["seat"], instance.seat)
         self._act(self._driven.loaded(event))
 
     def _on_abandoned(self, event: Event) -> None:
@@ -299,10 +300,9 @@ class Replay:
 
 def is_end_of_spoilt(recycled: Event, following: Event) -> bool:
     """Whether the event after a `recycled` says that a call had failed: its instance goes."""
-    return (
-        following["event"] == "wasmcache.evicted"
-        and following["reason"] == Reason.CORRUPTED.value
-        and following["instance"] == recycled["instance"]
+    return following["event"] == "wasmcache.evicted" and (
+        (following["reason"], following["instance"])
+        == (Reason.CORRUPTED.value, recycled["instance"])
     )
 
 

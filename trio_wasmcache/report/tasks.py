@@ -19,6 +19,8 @@ from .replay import NotReplayable
 
 # Holds and loads of a function of which the median is taken, the latest ones: enough to be typical.
 SAMPLES = 1001
+# Seconds. What is told of one step is told with one time, save for rounding.
+INSTANT = 1e-6
 
 
 @define(eq=False)
@@ -35,10 +37,14 @@ class Acquire:
     index: int
     """Its place in the task's program."""
     warm: bool = False
+    requested_seq: int = 0
+    """Which event told that it had its token."""
     patience: float | None = None
     """Seconds after which the caller gives up waiting; None: never."""
     load_seconds: float | None = None
     """What its load took; None: it had none."""
+    cold: bool = False
+    """Whether that included loading the module."""
     outcome: str = "open"
     """leased, gave up, refused, failed; open: the log does not tell."""
     release: Release | None = None
@@ -93,9 +99,12 @@ class Application:
     _holds: dict[tuple[str, str], list[float]] = Factory(dict)
 
     def load_seconds(self, name: tuple[str, str], cold: bool) -> float:
-        """What a load of this function usually takes; `cold`: with that of its module."""
+        """What a load of this function usually takes; `cold`: with that of its module.
+
+        A load that is not, and was never seen, counts as nothing: it takes some 50 microseconds.
+        """
         found = self._loads.get(name, {})
-        samples = found.get(cold) or found.get(not cold)
+        samples = found.get(cold) or (found.get(False) if cold else None)
         return statistics.median(samples) if samples else 0.0
 
     def hold_seconds(self, name: tuple[str, str]) -> float:
@@ -117,6 +126,8 @@ class Recorder:
     _over: dict[int, float] = Factory(dict)  # {task: when its last step was over}
     _deadlines: dict[int, float | None] = Factory(dict)
     _last_release: Release | None = None
+    _freed: dict[str, tuple[float, int]] = Factory(dict)
+    """{module: (when its code was last freed, which event told it)}."""
 
     def feed(self, event: dict[str, Any]) -> None:
         """The next event.
@@ -217,16 +228,22 @@ class Recorder:
         if acquire is None:
             acquire = self._begin(made, event)
         acquire.warm = event["warm"]
+        acquire.requested_seq = event["seq"]
         if event.get("deadline_seconds") is not None:
             acquire.patience = event["deadline_seconds"] - acquire.start
         self._requests[event["request"]] = acquire
 
     def _on_loaded(self, made: Application, event: dict[str, Any]) -> None:
         acquire = self._requests[event["request"]]
-        acquire.load_seconds = event["load_seconds"]
+        took = acquire.load_seconds = event["load_seconds"]
+        freed_at, freed_seq = self._freed.get(event["module_digest"], (-1.0, 0))
+        # What went in the step that this load began with was the last user of the module: the
+        # books have it unloaded and loaded again, but the code never went.
+        same_time = abs(event["at_seconds"] - took - freed_at) < INSTANT
+        kept = same_time and acquire.requested_seq < freed_seq
+        acquire.cold = event["module_loaded"] and not kept
         made.sizes.setdefault(acquire.name, event["size_bytes"])
-        kinds = made._loads.setdefault(acquire.name, {})
-        _sample(kinds.setdefault(event["module_loaded"], []), event["load_seconds"])
+        _sample(made._loads.setdefault(acquire.name, {}).setdefault(acquire.cold, []), took)
 
     def _on_acquired(self, made: Application, event: dict[str, Any]) -> None:
         acquire = self._requests[event["request"]]
@@ -249,6 +266,8 @@ class Recorder:
         self._count(acquire, at)
 
     def _on_evicted(self, made: Application, event: dict[str, Any]) -> None:
+        if event["freed_code_bytes"]:
+            self._freed[event["module_digest"]] = event["at_seconds"], event["seq"]
         if event["reason"] == "corrupted" and self._last_release is not None:
             self._last_release.corrupted = True
 

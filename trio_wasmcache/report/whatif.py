@@ -41,7 +41,7 @@ from attrs import Factory, define, evolve
 
 from .._core.errors import DeadlockError, WasmCacheError
 from .._core.events import Evicted, Reason
-from .._core.records import Request, Stage
+from .._core.records import Module, Request, Stage
 from .._core.residents import Step
 from .books import Books, config_of, limits_of
 from .results import Result
@@ -74,6 +74,7 @@ class WhatIf:
     _leases: dict[Acquire, Request] = Factory(dict)  # granted, waiting or loading
     _asked: dict[Acquire, float] = Factory(dict)  # {acquire under way: when it began}
     _acquires: dict[Request, Acquire] = Factory(dict)
+    _ready: dict[Module, float] = Factory(dict)  # {module that is not unloaded: from when on}
     _usual: dict[tuple[tuple[str, str], bool], float] = Factory(dict)
     _served: int = 0
     _remaining: int = 0
@@ -130,6 +131,9 @@ class WhatIf:
     def _act(self, step: Step | None) -> None:
         if step is None:
             return
+        for module in step.unloaded:
+            if not module.users:
+                self._ready.pop(module, None)
         for _, event in step.evicted:
             self.evicted(event)
         for request in step.woken:
@@ -283,16 +287,30 @@ class WhatIf:
             self._refuse(acquire)
 
     def _load(self, acquire: Acquire, request: Request) -> None:
+        """It takes what making the instance does, after what is left of loading its module."""
         instance = request.instance
         assert instance is not None
-        seconds = acquire.load_seconds
-        if seconds is None:
-            usual = (acquire.name, instance.loads_module)
-            if usual not in self._usual:
-                self._usual[usual] = self.application.load_seconds(*usual)
-            seconds = self._usual[usual]
+        module = instance.entry.function.module
+        ready = self._ready.get(module)
+        if ready is None:
+            seconds = self._seconds(acquire, cold=True)
+            self._ready[module] = self._now + seconds - self._usual_seconds(acquire.name, False)
+        else:
+            seconds = max(0.0, ready - self._now) + self._seconds(acquire, cold=False)
         self.result.load_seconds += seconds
         self._at(self._now + seconds, partial(self._loaded, acquire, request))
+
+    def _seconds(self, acquire: Acquire, cold: bool) -> float:
+        """What the load took, if it had the same to do; what it usually takes, if not."""
+        if acquire.load_seconds is not None and acquire.cold == cold:
+            return acquire.load_seconds
+        return self._usual_seconds(acquire.name, cold)
+
+    def _usual_seconds(self, name: tuple[str, str], cold: bool) -> float:
+        key = name, cold
+        if key not in self._usual:
+            self._usual[key] = self.application.load_seconds(name, cold)
+        return self._usual[key]
 
     def _loaded(self, acquire: Acquire, request: Request) -> None:
         if self._leases.get(acquire) is not request or request.stage is not Stage.LOADING:
