@@ -394,6 +394,7 @@ def calm_plan(random: Random) -> Plan:
             random.choice([0.0, random.expovariate(2)]) if concurrency == 1 else 0.0,
             traps=random.random() < 0.15,
             load=random.choice([0.0, random.expovariate(3)]) if concurrency == 1 else 0.0,
+            fresh=random.random() < 0.2,
         )
         for number in range(random.randint(2, 6))
     )

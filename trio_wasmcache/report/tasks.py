@@ -15,7 +15,7 @@ from typing import Any
 from attrs import Factory, define
 
 from .notes import Notes, count
-from .replay import NotReplayable
+from .replay import check_start
 
 # Holds and loads of a function of which the median is taken, the latest ones: enough to be typical.
 SAMPLES = 1001
@@ -58,6 +58,9 @@ class Release:
     gap: float
     index: int
     size: int
+    """Bytes of what it leaves."""
+    seat: bool = False
+    """Whether that is a seat."""
     corrupted: bool = False
 
 
@@ -93,8 +96,10 @@ class Application:
     """When the last lease or change was over."""
     leases: int = 0
     hits: int = 0
-    sizes: dict[tuple[str, str], int] = Factory(dict)
-    """{function: size of an instance of it, the last that the log tells}."""
+    loaded_sizes: dict[tuple[str, str], int] = Factory(dict)
+    """{function: size of a new instance, the last that the log tells}."""
+    left: dict[tuple[str, str], tuple[int, bool]] = Factory(dict)
+    """{function: (size of what a lease of it left, whether that is a seat), likewise}."""
     _loads: dict[tuple[str, str], dict[bool, list[float]]] = Factory(dict)
     _holds: dict[tuple[str, str], list[float]] = Factory(dict)
 
@@ -136,11 +141,7 @@ class Recorder:
             NotReplayable: it is the first, and not one that a replay can begin with.
         """
         if self.made is None:
-            if event["event"] != "wasmcache.opened" or not event["log_uses"]:
-                raise NotReplayable(
-                    "other limits can only be tried on a log that was written with log_uses=True, "
-                    "from its `wasmcache.opened` event on"
-                )
+            check_start(event, "another run of it")
             self.made = Application(event)
         handle = getattr(self, "_on_" + event["event"].removeprefix("wasmcache."), None)
         if handle is not None:
@@ -242,7 +243,7 @@ class Recorder:
         same_time = abs(event["at_seconds"] - took - freed_at) < INSTANT
         kept = same_time and acquire.requested_seq < freed_seq
         acquire.cold = event["module_loaded"] and not kept
-        made.sizes.setdefault(acquire.name, event["size_bytes"])
+        made.loaded_sizes[acquire.name] = event["size_bytes"]
         _sample(made._loads.setdefault(acquire.name, {}).setdefault(acquire.cold, []), took)
 
     def _on_acquired(self, made: Application, event: dict[str, Any]) -> None:
@@ -256,11 +257,12 @@ class Recorder:
         acquire = self._requests.pop(event["request"])
         task, at = acquire.task, event["at_seconds"]
         program = made.programs[task]
-        release = Release(acquire, self._gap(task, at), len(program), event["size_bytes"])
+        left = event["size_bytes"], event["seat"]
+        release = Release(acquire, self._gap(task, at), len(program), *left)
         acquire.release = release
         program.append(release)
         self._last_release = release
-        made.sizes[acquire.name] = release.size
+        made.left[acquire.name] = left
         self._over[task] = at
         _sample(made._holds.setdefault(acquire.name, []), event["held_seconds"])
         self._count(acquire, at)

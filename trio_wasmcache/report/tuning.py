@@ -17,7 +17,7 @@ from attrs import Factory, define, frozen
 
 from .books import limits_of
 from .distances import Stack
-from .replay import NotReplayable
+from .replay import check_start
 
 KiB, MiB = 1024, 1024 * 1024
 # Loads of a function of which the median stands for those that did not happen.
@@ -125,11 +125,7 @@ class Tuner:
             NotReplayable: it is the first, and the log can't be tuned by.
         """
         if self.limits is None:
-            if event["event"] != "wasmcache.opened" or not event["log_uses"]:
-                raise NotReplayable(
-                    "tuning needs a log that was written with log_uses=True, from its "
-                    "`wasmcache.opened` event on"
-                )
+            check_start(event, "tuning")
             self.limits = limits_of(event)
         if self._ended is not None:
             self._give_back(event)

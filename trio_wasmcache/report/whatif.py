@@ -2,32 +2,29 @@
 
 What is assumed:
 
-1. A task does the same as in the log, in the same order: it asks for the same functions in the same
-   groups. Between being served and its next step passes the time that passed then: it holds its
-   leases for as long, and rests for as long. So if it waits longer, all it does later is later.
+1. A task does the same as in the log, in the same order, and between being served and its next step
+   passes the time that passed then. If it waits longer, all it does later is later.
 2. A task begins when it began. Functions are registered, removed and replaced, and limits changed,
-   when they were. Groups are opened when they were, and closed as long after their last lease ended
-   as they were (or, if they were closed under leases, when they were); so is the cache, after the
-   last lease or change.
-3. An instance has the size that it had in the log at the end of the same lease, and a lease in
-   which a call failed costs the instance again.
-4. A load takes what it took for the same acquire; if that was a hit then, what it usually takes for
-   the function (the median). A load that failed fails again.
-5. A caller gives up waiting as long after it asked as its cancel scopes said then, or as it did
-   then. If it is served now and was not then, it holds its lease for as long as is usual for the
-   function.
-6. Where an acquire is refused now, what was done under its lease is not done. Where it was refused
-   then and is not now, as in 5; what would have been done under its lease nobody knows.
+   when they were. Groups, and the cache, are closed as long after their last lease as they were; or,
+   if that was under leases, when they were.
+3. A lease leaves an instance or a seat of the size that it left then; one in which a call failed
+   costs the instance again.
+4. Loads take what `loading` says. A load that failed fails again.
+5. A caller gives up waiting when its cancel scopes said, or after the time that it took then. If it
+   is served now and was not then, it holds its lease for as long as is usual for the function.
+6. Where an acquire is refused, what was done under its lease is not done. Where it was refused then
+   and is not now, as in 5; what would have been done under its lease nobody knows.
 
-A real run under other limits then does the same, in the same order, if
+A real run under these limits does the very same, if
 
 - tasks do not look at what they get or how long it took, and what they do has no other cause;
-- no acquire was refused in the log, and those that gave up were for functions whose leases all last
-  equally long, with nothing else done under them;
-- the size of an instance depends on its function only, and nothing is removed or warmed;
-- each group's tasks are its own, and no two things happen at the same moment by chance.
+- in the log, no acquire was refused and no load failed, whoever gave up did so on a function whose
+  leases all last equally long, with nothing else done under them, and each function was used;
+- sizes depend on the function only, and nothing was removed or warmed;
+- each group's tasks are its own, no two things happen at the same moment by chance, and no two loads
+  of one module, that take time, overlap.
 
-The tests hold it to that, with random applications of that kind.
+The tests hold it to that, with random applications of that kind. Others are approximated.
 """
 
 from __future__ import annotations
@@ -41,9 +38,10 @@ from attrs import Factory, define, evolve
 
 from .._core.errors import DeadlockError, WasmCacheError
 from .._core.events import Evicted, Reason
-from .._core.records import Module, Request, Stage
+from .._core.records import Request, Stage
 from .._core.residents import Step
 from .books import Books, config_of, limits_of
+from .loading import Loading
 from .results import Result
 from .tasks import Acquire, Application, Release
 from .tokens import Tokens
@@ -55,13 +53,14 @@ class WhatIf:
 
     Args:
         limits: fields of `CacheConfig`; those that are not named are as in the log.
+        concurrency: of every function; None: as in the log.
         evicted: told of each eviction, in order.
     """
 
     application: Application
     limits: dict[str, Any]
+    concurrency: int | None = None
     evicted: Callable[[Evicted], None] = lambda event: None
-    advanced: Callable[[int], None] = lambda acquires: None
     result: Result = Factory(lambda self: Result(self.limits), takes_self=True)
     _books: Books = Factory(
         lambda self: Books(evolve(config_of(self.application.opened), **self.limits)),
@@ -74,9 +73,7 @@ class WhatIf:
     _leases: dict[Acquire, Request] = Factory(dict)  # granted, waiting or loading
     _asked: dict[Acquire, float] = Factory(dict)  # {acquire under way: when it began}
     _acquires: dict[Request, Acquire] = Factory(dict)
-    _ready: dict[Module, float] = Factory(dict)  # {module that is not unloaded: from when on}
-    _usual: dict[tuple[tuple[str, str], bool], float] = Factory(dict)
-    _served: int = 0
+    _loading: Loading = Factory(lambda self: Loading(self.application), takes_self=True)
     _remaining: int = 0
     """Acquires and changes that are still to come."""
 
@@ -131,9 +128,7 @@ class WhatIf:
     def _act(self, step: Step | None) -> None:
         if step is None:
             return
-        for module in step.unloaded:
-            if not module.users:
-                self._ready.pop(module, None)
+        self._loading.act(step)
         for _, event in step.evicted:
             self.evicted(event)
         for request in step.woken:
@@ -144,6 +139,8 @@ class WhatIf:
     def _change(self, event: dict[str, Any]) -> None:
         match event["event"]:
             case "wasmcache.registered":
+                if self.concurrency is not None:
+                    event = {**event, "concurrency": self.concurrency}
                 self._act(self._books.register(event, self._now))
             case "wasmcache.removed":
                 self._act(self._books.remove(event, self._now))
@@ -172,7 +169,7 @@ class WhatIf:
             acquire = self._acquires.pop(request)
             del self._leases[acquire]
             if request.stage is Stage.LOADING:
-                self._act(policy.failed(request, self._now))
+                self._fail(request)
                 self._give_back(acquire)
                 self._refuse(acquire)
             else:
@@ -287,30 +284,16 @@ class WhatIf:
             self._refuse(acquire)
 
     def _load(self, acquire: Acquire, request: Request) -> None:
-        """It takes what making the instance does, after what is left of loading its module."""
-        instance = request.instance
-        assert instance is not None
-        module = instance.entry.function.module
-        ready = self._ready.get(module)
-        if ready is None:
-            seconds = self._seconds(acquire, cold=True)
-            self._ready[module] = self._now + seconds - self._usual_seconds(acquire.name, False)
-        else:
-            seconds = max(0.0, ready - self._now) + self._seconds(acquire, cold=False)
+        assert request.instance is not None
+        seconds = self._loading.begin(acquire, request.instance, self._now)
         self.result.load_seconds += seconds
         self._at(self._now + seconds, partial(self._loaded, acquire, request))
 
-    def _seconds(self, acquire: Acquire, cold: bool) -> float:
-        """What the load took, if it had the same to do; what it usually takes, if not."""
-        if acquire.load_seconds is not None and acquire.cold == cold:
-            return acquire.load_seconds
-        return self._usual_seconds(acquire.name, cold)
-
-    def _usual_seconds(self, name: tuple[str, str], cold: bool) -> float:
-        key = name, cold
-        if key not in self._usual:
-            self._usual[key] = self.application.load_seconds(name, cold)
-        return self._usual[key]
+    def _fail(self, request: Request) -> None:
+        """A load ends without an instance."""
+        assert request.instance is not None
+        self._loading.failed(request.instance, self._now)
+        self._act(self._books.policy.failed(request, self._now))
 
     def _loaded(self, acquire: Acquire, request: Request) -> None:
         if self._leases.get(acquire) is not request or request.stage is not Stage.LOADING:
@@ -318,12 +301,12 @@ class WhatIf:
         policy = self._books.policy
         if acquire.outcome == "failed":
             self._drop(acquire)
-            self._act(policy.failed(request, self._now))
+            self._fail(request)
             self._give_back(acquire)
             self._refuse(acquire)
             return
         assert request.instance is not None
-        request.instance.size = self.application.sizes.get(acquire.name, 0)
+        request.instance.size = self.application.loaded_sizes.get(acquire.name, 0)
         self._act(policy.loaded(request, self._now))
         self._go_on(request)
 
@@ -335,9 +318,8 @@ class WhatIf:
             return  # the log ends while it is held
         if release is None:
             hold = self.application.hold_seconds(acquire.name)
-            release = Release(
-                acquire, hold, acquire.index, self.application.sizes.get(acquire.name, 0)
-            )
+            size, seat = self.application.left.get(acquire.name, (0, False))
+            release = Release(acquire, hold, acquire.index, size, seat)
             self._at(self._now + hold, partial(self._release, release))
         else:
             self._next(self._program(acquire), acquire.index + 1, self._now)
@@ -348,9 +330,9 @@ class WhatIf:
             self._done(acquire, release.index)
             return
         request = self._drop(acquire)
-        drop = Reason.CORRUPTED if release.corrupted else None
-        self._act(self._books.policy.recycle(request, release.size, self._now, drop))
-        total = self._books.policy.residents.ledger.total_size
+        policy, drop = self._books.policy, Reason.CORRUPTED if release.corrupted else None
+        self._act(policy.recycle(request, release.size, self._now, drop, release.seat))
+        total = policy.residents.ledger.total_size
         self.result.peak_size = max(self.result.peak_size, total)
         self._give_back(acquire)
         self._done(acquire, release.index)
@@ -380,7 +362,7 @@ class WhatIf:
             self._give_back(acquire)
         elif request is not None and request.stage is Stage.LOADING:
             self._drop(acquire)
-            self._act(self._books.policy.failed(request, self._now))
+            self._fail(request)
             self._give_back(acquire)
         else:
             return
@@ -406,9 +388,6 @@ class WhatIf:
 
     def _count(self, acquire: Acquire) -> None:
         """It is over. The last one of a group lets that close."""
-        self._served += 1
-        if self._served % 10_000 == 0:
-            self.advanced(10_000)
         tokens = self._tokens[acquire.group]
         self._one_done_of(tokens)
         self._one_done()
