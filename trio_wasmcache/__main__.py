@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -12,15 +13,33 @@ import trio
 
 from ._demo import Teller, demo
 
+# The log tool's commands. It has options of its own, and is imported only when it is asked for: it
+# needs libraries that the cache does not.
+LOG_COMMANDS = {
+    "report": "what a log says: evictions, hits, waits, thrash, sizes over time",
+    "replay": "run a log through the cache's own policy, and compare",
+    "whatif": "what the same requests would have met under other limits",
+    "tune": "how large the cache should be",
+}
+NEEDED = ("click", "jinja2", "matplotlib", "polars", "rich", "zstandard")
+MISUSED = 2
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; gives the exit status. Wrong arguments exit with 2."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given and given[0] in LOG_COMMANDS:
+        return read_log(given)
     parser = make_parser()
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(given)
     if options.command is None:
         parser.print_help()
+        return 0
+    if options.command == "schema":
+        from .report.schema import as_text
+
+        sys.stdout.write(as_text())
         return 0
     colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     status = 0
@@ -32,6 +51,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read has read enough. Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return status
+
+
+def read_log(arguments: Sequence[str]) -> int:
+    """Run a command of the log tool, if what it needs is installed."""
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        print(
+            f"{arguments[0]} needs {', '.join(missing)}: pip install 'trio-wasmcache[report]'",
+            file=sys.stderr,
+        )
+        return MISUSED
+    from .report.commands import run
+
+    return run(arguments)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -55,6 +88,9 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="rest so long after each step (default: %(default)s)",
     )
+    for name, text in LOG_COMMANDS.items():
+        commands.add_parser(name, help=text, add_help=False)
+    commands.add_parser("schema", help="print the JSON Schema of the log's events")
     return parser
 
 

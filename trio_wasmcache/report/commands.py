@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
 
 import click
 
 from .document import make_document
-from .notes import NOTHING
+from .notes import FINE, NOTHING
 from .questions import replay, tune, whatif
-from .session import CACHE, HTML, JSON, LOGS, Seconds, Session, print_json, write_text
+from .session import CACHE, HTML, JSON, LOGS, Session, parse_seconds, print_json, write_text
 from .summary import THRASH_SECONDS, Summary
 from .terminal import TOP, show_report
 
 PROGRAM = "python -m trio_wasmcache"
+INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -34,8 +38,9 @@ def commands() -> None:
 @CACHE
 @click.option(
     "--thrash-seconds",
-    type=Seconds(),
-    default=THRASH_SECONDS,
+    type=parse_seconds,
+    default=str(THRASH_SECONDS),
+    metavar="SECONDS",
     show_default=True,
     help="Loaded again so soon after an eviction is thrash.",
 )
@@ -54,7 +59,12 @@ def report(
     thrash_seconds: float,
     top: int,
 ) -> int:
-    """What was evicted and why, hits and waits, thrash, churn, sizes over time."""
+    """What was evicted and why, hits and waits, thrash, churn, sizes over time.
+
+    LOG is a file of JSON lines, plain or compressed with gzip or zstd, or - for standard input;
+    several files are one log. Lines that are no events are skipped and counted. The exit status is
+    0; 1 if some of the input was missing or damaged; 2 if there was nothing to analyse.
+    """
     session = Session(logs)
     summary = Summary(thrash_seconds)
     with session.bar():
@@ -69,6 +79,7 @@ def report(
         return session.nothing()
     document = make_document(summary, session.reader, session.parser, session.notes)
     if html is not None:
+        # Charts take a second to import, which nobody waits for who wants none.
         from .page import report_page
 
         write_text(html, report_page(document))
@@ -85,9 +96,24 @@ for question in (replay, whatif, tune):
 
 def run(arguments: Sequence[str]) -> int:
     """Run a command; gives the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # A terminal that has no letter for something shows its code.
+            stream.reconfigure(errors="backslashreplace")
     try:
-        status = commands.main(list(arguments), prog_name=PROGRAM, standalone_mode=False)
+        # Not `commands.main`, which has an exit status of its own for a broken pipe.
+        with commands.make_context(PROGRAM, list(arguments)) as context:
+            status: int = commands.invoke(context)
+        sys.stdout.flush()
+        return status
+    except click.exceptions.Exit as asked:  # for help
+        return asked.exit_code
     except click.ClickException as error:
         error.show()
         return NOTHING
-    return status if isinstance(status, int) else 0
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read has read enough. Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FINE

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from .._core.events import Reason
+from .entries import Fate
 from .frames import Parser
 from .leases import Leases
 from .lines import Reader
+from .names import Key, shown
 from .notes import Notes
-from .summary import CacheSummary, Summary
+from .order import Order
+from .summary import OTHER, REASONS, CacheSummary, Gone, Summary
 
 # Grows when a field changes its meaning or goes; new ones do not count.
 REPORT_VERSION = 1
+# Gaps that are told one by one.
+MAX_GAPS = 100
+# The time over which the worst churn is told, in seconds; it may be longer in a long log.
+BUSY_SECONDS = 1.0
 
 
 def make_document(summary: Summary, reader: Reader, parser: Parser, notes: Notes) -> dict[str, Any]:
@@ -34,39 +41,60 @@ def make_document(summary: Summary, reader: Reader, parser: Parser, notes: Notes
 
 
 def _cache(cache: CacheSummary) -> dict[str, Any]:
-    order, fates, leases = cache.order, cache.fates, cache.leases
-    functions, groups = _functions(cache), _groups(cache)
-    evictions = sum(numbers[0] for numbers in cache.evictions.values())
-    granted = leases.hits + leases.misses
-    minutes = cache.span / 60
-    peak_minute = _peak(cache, "evicted ")
     return {
         "cache": cache.cache,
         "log_uses": cache.log_uses,
-        "span_seconds": cache.span,
+        "span_seconds": cache.series.end,
+        "began": cache.began,
+        "ended": cache.ended,
         "limits": cache.limits,
         "resizes": cache.resizes,
         "closed": cache.closed,
-        "events": dict(cache.kinds),
-        "sequence": {
-            "first": order.first,
-            "last": order.last,
-            "missing": order.missing,
-            "lost": order.lost,
-            "late": order.late,
-            "repeated": order.repeated,
+        "events": dict(sorted(cache.kinds.items())),
+        "sequence": _sequence(cache.order),
+        "clock": {
+            "jumps_back": cache.clock.jumps,
+            "longest_silence_seconds": cache.clock.longest_silence,
         },
-        "clock": {"jumps_back": cache.jumps, "longest_silence_seconds": cache.longest_silence},
-        "evictions": {"count": evictions, "by_reason": _reasons(cache)},
+        **_uses(cache),
+        **_evictions(cache),
+        "peak": {"total_size_bytes": cache.peak_size, "code_size_bytes": cache.peak_code},
+        "functions": _rows(cache, "function", lambda key: shown(key[0], key[1])),
+        "groups": _rows(cache, "group", lambda key: key[2]),
+        "over_time": _over_time(cache),
+    }
+
+
+def _sequence(order: Order) -> dict[str, Any]:
+    return {
+        "first": order.first,
+        "last": order.last,
+        "missing": order.missing,
+        "gaps": order.gaps[:MAX_GAPS],
+        "lost": order.lost,
+        "late": order.late,
+        "repeated": order.repeated,
+    }
+
+
+def _uses(cache: CacheSummary) -> dict[str, Any]:
+    """What was asked for, granted and loaded."""
+    leases = cache.leases
+    granted = leases.hits + leases.misses
+    return {
         "leases": {
+            "acquires": leases.acquires,
             "hits": leases.hits,
             "misses": leases.misses,
+            "blocks": leases.blocks,
             "hit_rate": leases.hits / granted if granted else None,
+            "miss_rate": leases.misses / granted if granted else None,
+            "block_rate": leases.blocks / leases.acquires if leases.acquires else None,
             "warmed": leases.warm,
             "calls": leases.calls,
             "wait_seconds": leases.waits.as_dict(),
             "held_seconds": leases.holds.as_dict(),
-            "blocked": dict(leases.waits_for),
+            "waits_for": dict(leases.waits_for),
             "abandoned": dict(leases.abandoned),
         },
         "loads": {
@@ -75,109 +103,97 @@ def _cache(cache: CacheSummary) -> dict[str, Any]:
             "failed": cache.kinds["wasmcache.failed"],
             "compile_seconds": cache.compile_seconds,
         },
-        "reloads": {
-            "count": int(sum(loads for loads, _ in fates.paid.values())),
-            "seconds": sum(seconds for _, seconds in fates.paid.values()),
-            "by_reason": {
-                reason: {"count": int(loads), "seconds": seconds}
-                for reason, (loads, seconds) in sorted(fates.paid.items())
-            },
-        },
-        "thrash": {
-            "within_seconds": fates.thrash_seconds,
-            "count": fates.total("thrashed"),
-            "load_seconds": fates.thrash_seconds_paid,
-        },
-        "never_reused": fates.total("never_reused"),
-        "age_seconds": cache.ages.as_dict(),
-        "churn": {
-            "loads_per_100_leases": 100 * fates.total("loads") / granted if granted else None,
-            "evictions_per_minute": evictions / minutes if minutes else None,
-            "peak_evictions_per_minute": peak_minute,
-        },
-        "peak": {"total_size_bytes": cache.peak_size, "code_size_bytes": cache.peak_code},
-        "functions": functions,
-        "groups": groups,
-        "over_time": _over_time(cache),
         "wait_bars": leases.waits.bars() if leases.waits.count else [],
     }
 
 
-def _reasons(cache: CacheSummary) -> dict[str, dict[str, float]]:
-    found: dict[str, dict[str, float]] = {}
-    for reason in (member.value for member in Reason):
-        rows = [numbers for key, numbers in cache.evictions.items() if key[0] == reason]
-        if rows:
-            found[reason] = {
-                "count": sum(row[0] for row in rows),
-                "freed_bytes": sum(row[1] for row in rows),
-                "freed_code_bytes": sum(row[2] for row in rows),
-            }
-    return found
+def _evictions(cache: CacheSummary) -> dict[str, Any]:
+    """What went, and what came of it."""
+    fates, leases = cache.fates, cache.leases
+    total = sum(gone.count for gone in cache.gone.values())
+    loads = sum(fate.loads for fate in fates.by_key.values())
+    granted = leases.hits + leases.misses
+    busiest, busy_seconds = cache.series.busiest("evicted ", BUSY_SECONDS)
+    return {
+        "evictions": {"count": total, "by_reason": _reasons(cache)},
+        "age_seconds": cache.ages.as_dict(),
+        "never_reused": sum(fate.never_reused for fate in fates.by_key.values()),
+        "reloads": {
+            "count": sum(paid.count for paid in fates.paid.values()),
+            "seconds": sum(paid.seconds for paid in fates.paid.values()),
+            "by_reason": {
+                reason: {"count": fates.paid[reason].count, "seconds": fates.paid[reason].seconds}
+                for reason in (*REASONS, OTHER)
+                if reason in fates.paid
+            },
+        },
+        "thrash": {
+            "within_seconds": fates.thrash_seconds,
+            "count": sum(fate.thrashed for fate in fates.by_key.values()),
+            "load_seconds": fates.thrash_load_seconds,
+        },
+        "churn": {
+            "loads_per_100_leases": 100 * loads / granted if granted else None,
+            "evictions_per_minute": 60 * total / cache.series.end if cache.series.end else None,
+            "busiest_evictions": int(busiest),
+            "busiest_seconds": busy_seconds,
+        },
+    }
 
 
-def _functions(cache: CacheSummary) -> list[dict[str, Any]]:
-    """A row for each function, those that were loaded for the longest first."""
+def _reasons(cache: CacheSummary) -> dict[str, dict[str, int]]:
+    sums: dict[str, Gone] = {}
+    for (reason, _), gone in cache.gone.items():
+        one = sums.setdefault(reason, Gone())
+        one.count += gone.count
+        one.freed_bytes += gone.freed_bytes
+        one.freed_code_bytes += gone.freed_code_bytes
+    return {
+        reason: {
+            "count": sums[reason].count,
+            "freed_bytes": sums[reason].freed_bytes,
+            "freed_code_bytes": sums[reason].freed_code_bytes,
+        }
+        for reason in (*REASONS, OTHER)
+        if reason in sums
+    }
+
+
+_FATE = ("loads", "load_seconds", "evictions", "thrashed", "never_reused")
+_LEASES = ("hits", "misses", "blocks", "abandoned", "wait_seconds", "held_seconds")
+
+
+def _rows(cache: CacheSummary, what: str, name: Callable[[Key], str]) -> list[dict[str, Any]]:
+    """A row for each, those that were loaded for the longest first."""
     rows: dict[str, dict[str, Any]] = {}
+
+    def add(key: Key, numbers: Fate | Leases, fields: tuple[str, ...]) -> None:
+        row = rows.get(name(key))
+        if row is None:
+            blank = {field: getattr(Leases(), field) for field in _LEASES}
+            blank |= {field: getattr(Fate(), field) for field in _FATE}
+            row = rows[name(key)] = {what: name(key), **blank, "by_reason": {}}
+        for field in fields:
+            row[field] += getattr(numbers, field)
+
     for key, fate in cache.fates.by_key.items():
-        row = rows.setdefault(f"{key[0]}({key[1]})", _blank())
-        row["loads"] += fate.loads
-        row["load_seconds"] += fate.load_seconds
-        row["evictions"] += fate.evictions
-        row["thrashed"] += fate.thrashed
-        row["never_reused"] += fate.never_reused
+        add(key, fate, _FATE)
     for key, leases in cache.leases.by_key.items():
-        _add_leases(rows.setdefault(f"{key[0]}({key[1]})", _blank()), leases)
-    return _ranked("function", rows)
+        add(key, leases, _LEASES)
+    for (reason, key), gone in cache.gone.items():
+        by_reason = rows[name(key)]["by_reason"]
+        by_reason[reason] = by_reason.get(reason, 0) + gone.count
 
-
-def _groups(cache: CacheSummary) -> list[dict[str, Any]]:
-    rows: dict[str, dict[str, Any]] = {}
-    for key, fate in cache.fates.by_key.items():
-        row = rows.setdefault(key[2], _blank())
-        row["loads"] += fate.loads
-        row["load_seconds"] += fate.load_seconds
-        row["evictions"] += fate.evictions
-        row["thrashed"] += fate.thrashed
-        row["never_reused"] += fate.never_reused
-    for key, leases in cache.leases.by_key.items():
-        _add_leases(rows.setdefault(key[2], _blank()), leases)
-    return _ranked("group", rows)
-
-
-def _blank() -> dict[str, Any]:
-    names = ("hits", "misses", "blocks", "abandoned", "loads", "evictions", "thrashed")
-    return dict.fromkeys((*names, "never_reused"), 0) | dict.fromkeys(
-        ("load_seconds", "wait_seconds", "held_seconds"), 0.0
-    )
-
-
-def _add_leases(row: dict[str, Any], leases: Leases) -> None:
-    for name in ("hits", "misses", "blocks", "abandoned", "wait_seconds", "held_seconds"):
-        row[name] += getattr(leases, name)
-
-
-def _ranked(what: str, rows: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    def rank(item: tuple[str, dict[str, Any]]) -> tuple[float, ...]:
-        row = item[1]
+    def rank(row: dict[str, Any]) -> tuple[float, ...]:
         return -row["load_seconds"], -row["evictions"], -row["misses"], -row["hits"]
 
-    return [{what: name, **row} for name, row in sorted(rows.items(), key=rank)]
-
-
-def _peak(cache: CacheSummary, prefix: str) -> float | None:
-    """The most in one bin, by the minute."""
-    bins: dict[int, float] = {}
-    for name, found in cache.series.sums.items():
-        if name.startswith(prefix):
-            for number, value in found.items():
-                bins[number] = bins.get(number, 0) + value
-    width = min(cache.series.width, cache.span)
-    return max(bins.values()) * 60 / width if bins and width else None
+    return sorted(rows.values(), key=rank)
 
 
 def _over_time(cache: CacheSummary) -> dict[str, Any]:
     series = cache.series
-    names = [*series.sums, *series.peaks]
-    points = {name: [value for _, value in series.points(name)] for name in sorted(names)}
-    return {"width_seconds": series.width, "points": points}
+    names = sorted([*series.sums, *series.levels])
+    return {
+        "width_seconds": series.width,
+        "points": {name: series.points(name) for name in names},
+    }

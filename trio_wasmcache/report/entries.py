@@ -10,10 +10,12 @@ from __future__ import annotations
 import polars as pl
 from attrs import Factory, define
 
+from .names import OTHERS, Key
+
 # Reasons for which an instance goes that another limit would have kept.
 LIMITS = ("size", "count", "idle", "code", "stack", "oversized")
-# One that went for these had to go.
-Key = tuple[str, str, str]  # (function, argument types, group)
+# Evictions of one entry that still wait for a load; few entries have so many instances.
+MAX_GONE = 64
 
 
 @define
@@ -31,8 +33,12 @@ class Fate:
     """(when, why) of what was evicted and not loaded again, the latest last."""
 
 
-# Evictions of one entry that still wait for a load; more than its concurrency can't be loaded again.
-MAX_GONE = 64
+@define
+class Paid:
+    """Loads that evictions made necessary."""
+
+    count: int = 0
+    seconds: float = 0.0
 
 
 @define(eq=False)
@@ -41,9 +47,9 @@ class Fates:
 
     thrash_seconds: float
     by_key: dict[Key, Fate] = Factory(dict)
-    paid: dict[str, list[float]] = Factory(dict)
-    """{reason: [loads that an eviction for it made necessary, seconds that they took]}."""
-    thrash_seconds_paid: float = 0.0
+    paid: dict[str, Paid] = Factory(dict)
+    """By the reason of the eviction."""
+    thrash_load_seconds: float = 0.0
 
     def take(self, frame: pl.DataFrame, times: pl.Series) -> None:
         """Events of one cache in order; `times` are seconds since its first event."""
@@ -60,12 +66,12 @@ class Fates:
                 fate = self.by_key[key] = Fate()
             if reason is None:
                 self._loaded(fate, at, seconds)
-            else:
-                fate.evictions += 1
-                fate.never_reused += uses <= 1
+                continue
+            fate.evictions += 1
+            fate.never_reused += uses <= 1
+            if key != OTHERS:  # of whom it is not known who is loaded again
                 fate.gone.append((at, reason))
-                if len(fate.gone) > MAX_GONE:
-                    del fate.gone[0]
+                del fate.gone[:-MAX_GONE]
 
     def _loaded(self, fate: Fate, at: float, seconds: float) -> None:
         fate.loads += 1
@@ -73,13 +79,9 @@ class Fates:
         if not fate.gone:
             return
         gone_at, reason = fate.gone.pop()
-        paid = self.paid.setdefault(reason, [0, 0.0])
-        paid[0] += 1
-        paid[1] += seconds
+        paid = self.paid.setdefault(reason, Paid())
+        paid.count += 1
+        paid.seconds += seconds
         if reason in LIMITS and at - gone_at <= self.thrash_seconds:
             fate.thrashed += 1
-            self.thrash_seconds_paid += seconds
-
-    def total(self, name: str) -> int:
-        """The sum of one number of all fates."""
-        return sum(getattr(fate, name) for fate in self.by_key.values())
+            self.thrash_load_seconds += seconds

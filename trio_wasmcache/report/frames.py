@@ -1,7 +1,7 @@
 """From lines to events: frames of polars for adding up, dictionaries for going through one by one.
 
-A block of well-formed lines is parsed by polars at once. If that fails, its lines are looked at
-one by one, and those that are no events are left out and counted.
+A block of well-formed lines is parsed by polars at once. If that fails, the block is halved until
+the lines that are no events are alone; those are looked at one by one, left out and counted.
 """
 
 from __future__ import annotations
@@ -10,43 +10,57 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable
+from types import NoneType
 from typing import Any
 
 import polars as pl
-from attrs import Factory, define, fields
+from attrs import Factory, define
 
 from .._core.events import EVENTS, SCHEMA_VERSION
-from .notes import Notes, count
+from .names import tally
+from .notes import Notes, cite, count
 from .schema import STAMP_TYPES, types_of
 
+# What the report is worked out from. Other fields may be there or not.
+USED = frozenset(
+    """
+    function arg_types group request reason uses warm blocked waits_for error hit
+    max_size_bytes max_instance_size_bytes max_instances max_code_size_bytes idle_timeout_seconds
+    log_uses hits misses blocks calls evictions count compile_seconds module_loaded load_seconds
+    wait_seconds held_seconds age_seconds idle_seconds freed_bytes freed_code_bytes
+    total_size_bytes code_size_bytes total_size_before_bytes code_size_before_bytes
+    total_size_after_bytes code_size_after_bytes first_seq
+    """.split()
+)
+# Fields that came after the first logs of this schema were written: a log without them is fine.
+OPTIONAL = frozenset({"deadline_seconds", "task", "blocked"})
+Types = dict[str, dict[str, tuple[type, ...]]]
+# {event: {field: the types that its value may have}}
+TYPES: Types = {event.name: {**STAMP_TYPES, **types_of(event)} for event in EVENTS}
+_USED_TYPES: Types = {
+    name: {field: kinds for field, kinds in types.items() if field in USED | STAMP_TYPES.keys()}
+    for name, types in TYPES.items()
+}
 _POLARS: dict[type, pl.DataType] = {
     str: pl.String(),
     int: pl.Int64(),
     float: pl.Float64(),
     bool: pl.Boolean(),
 }
-# Long texts that nothing is worked out from.
-_LEFT_OUT = {"message", "advice", "isolation_verdict", "artifact_bytes", "deadline_seconds"}
-TYPES = {event.name: {**STAMP_TYPES, **types_of(event)} for event in EVENTS}
-# Fields that came after the first logs were written; a log without them is fine.
-OPTIONAL = {"deadline_seconds", "task", "blocked"}
-
-
-def _column(kinds: tuple[type, ...]) -> pl.DataType:
-    return next(_POLARS[kind] for kind in kinds if kind in _POLARS)
-
-
 SCHEMA: dict[str, pl.DataType] = {
     "event": pl.String(),
     "schema": pl.Int64(),
-    **{name: _column(kinds) for name, kinds in STAMP_TYPES.items()},
+    "timestamp": pl.String(),
     **{
-        name: _column(kinds)
-        for event in EVENTS
-        for name, kinds in types_of(event).items()
-        if name not in _LEFT_OUT
+        field: next(_POLARS[kind] for kind in kinds if kind in _POLARS)
+        for types in _USED_TYPES.values()
+        for field, kinds in types.items()
     },
 }
+# Numbers from here on are no sizes and no times. polars refuses whole ones by itself.
+ABSURD = 2**63
+# Fewer lines than this are looked at one by one rather than parsed in two halves.
+FEW = 64
 
 
 @define(eq=False)
@@ -65,81 +79,63 @@ class Parser:
         """The events among `lines`, with all the columns of `SCHEMA`."""
         try:
             made = pl.read_ndjson(b"\n".join(lines), schema=SCHEMA)
-            if self._is_clean(made):
+            if len(made) == len(lines) and _is_clean(made):
                 self.events += len(made)
                 return made
         except pl.exceptions.PolarsError:
             pass
-        events = self.records(lines)
+        if len(lines) > FEW:
+            half = len(lines) // 2
+            return pl.concat([self.frame(lines[:half]), self.frame(lines[half:])])
+        events = self._parse(lines, _USED_TYPES)
+        for event in events:
+            if "timestamp" in event:
+                event["timestamp"] = str(event["timestamp"])
         rows = {name: [event.get(name) for event in events] for name in SCHEMA}
         return pl.DataFrame(rows, schema=SCHEMA)
 
     def records(self, lines: Iterable[bytes]) -> list[dict[str, Any]]:
-        """The events among `lines`, as dictionaries."""
+        """The events among `lines`, as dictionaries, whole in all their fields."""
+        return self._parse(lines, TYPES)
+
+    def _parse(self, lines: Iterable[bytes], types: Types) -> list[dict[str, Any]]:
         found = []
         for line in lines:
             try:
                 event = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 self.damaged += 1
                 continue
-            if self._is_event(event):
+            if b"\\ud" in line or b"\\uD" in line:
+                _mend_surrogates(event)
+            if self._is_event(event, types):
                 found.append(event)
         self.events += len(found)
         return found
 
-    def _is_clean(self, frame: pl.DataFrame) -> bool:
-        """Whether every row is an event of this schema, complete as to what all events have."""
-        stamps = frame.select(
-            pl.col("event").is_in(list(TYPES)).all(),
-            (pl.col("schema") == SCHEMA_VERSION).fill_null(False).all().alias("version"),
-            pl.all_horizontal(pl.col("cache", "seq", "at_seconds").is_not_null())
-            .all()
-            .alias("stamp"),
-        )
-        return len(frame) == 0 or (
-            all(stamps.row(0)) and frame["at_seconds"].is_finite().all() and self._is_whole(frame)
-        )
-
-    def _is_whole(self, frame: pl.DataFrame) -> bool:
-        """Whether no event lacks a field that it must have."""
-        for name in frame["event"].unique():
-            needed = [
-                column
-                for column, kinds in TYPES[name].items()
-                if type(None) not in kinds and column in SCHEMA and column not in OPTIONAL
-            ]
-            rows = frame.filter(pl.col("event") == name).select(needed)
-            if any(rows.null_count().row(0)):
-                return False
-        return True
-
-    def _is_event(self, event: Any) -> bool:
+    def _is_event(self, event: Any, types: Types) -> bool:
         name = event.get("event") if isinstance(event, dict) else None
         if not (isinstance(name, str) and name.startswith("wasmcache.")):
             self.foreign += 1
             return False
         version = event.get("schema")
         if version != SCHEMA_VERSION or isinstance(version, bool):
-            self.other_schemas[str(version)[:20]] += 1
+            tally(self.other_schemas, str(version))
             return False
-        if name not in TYPES:
-            self.unknown[name[:60]] += 1
+        if name not in types:
+            tally(self.unknown, name)
             return False
-        for field, kinds in TYPES[name].items():
+        for field, kinds in types[name].items():
             value = event.get(field)
-            if isinstance(value, bool):
-                fits = bool in kinds
-            elif field in OPTIONAL and value is None:
-                fits = True
-            else:
-                fits = isinstance(value, kinds) and _is_sane(value)
-            if not fits:
+            if value == math.inf and NoneType in kinds:
+                event[field] = None
+            elif not (_fits(value, kinds) or (field in OPTIONAL and value is None)):
                 self.damaged += 1
                 return False
-            if value == math.inf:
-                event[field] = None
-        return event["at_seconds"] is not None
+        if event["seq"] < 1:
+            self.damaged += 1
+            return False
+        return True
 
     def tell(self, notes: Notes) -> None:
         """What there is to say about what was not understood."""
@@ -148,16 +144,53 @@ class Parser:
             notes.problem(f"{lines}: not whole, or with values that no event has; left out")
         for version, number in self.other_schemas.items():
             notes.problem(
-                f"{count(number, 'event')} of schema {version}: this tool reads schema "
+                f"{count(number, 'event')} of schema {cite(version)}: this tool reads schema "
                 f"{SCHEMA_VERSION}; left out"
             )
         for name, number in self.unknown.items():
-            notes.remark(f"{count(number, 'event')} {name}: not known to this version; left out")
+            notes.remark(
+                f"{count(number, 'event')} {cite(name)}: not known to this version; left out"
+            )
 
 
-def _is_sane(value: Any) -> bool:
-    """Whether a number is one, and fits where events' numbers go."""
-    return not isinstance(value, (int, float)) or value == math.inf or abs(value) < 2**63
+def _is_clean(frame: pl.DataFrame) -> bool:
+    """Whether every row is an event of this schema that the report can be worked out from."""
+    if not len(frame):
+        return True
+    seq, version = frame["seq"], frame["schema"]
+    if not (
+        frame["event"].is_in(list(TYPES)).fill_null(False).all()
+        and (version == SCHEMA_VERSION).fill_null(False).all()
+        and (seq > 0).fill_null(False).all()
+    ):
+        return False
+    sane = frame.select(pl.selectors.float().abs().max() < ABSURD).row(0)
+    return False not in sane and _is_whole(frame)
 
 
-assert all(field.name in SCHEMA or field.name in _LEFT_OUT for e in EVENTS for field in fields(e))
+def _is_whole(frame: pl.DataFrame) -> bool:
+    """Whether no event lacks a field that it must have."""
+    for name in frame["event"].unique():
+        needed = [
+            column
+            for column, kinds in _USED_TYPES[name].items()
+            if NoneType not in kinds and column not in OPTIONAL
+        ]
+        rows = frame.filter(pl.col("event") == name).select(needed)
+        if any(rows.null_count().row(0)):
+            return False
+    return True
+
+
+def _fits(value: Any, kinds: tuple[type, ...]) -> bool:
+    if isinstance(value, bool):
+        return bool in kinds
+    return isinstance(value, kinds) and (not isinstance(value, (int, float)) or abs(value) < ABSURD)
+
+
+def _mend_surrogates(event: Any) -> None:
+    """Halves of characters, which JSON can name and no text can have."""
+    if isinstance(event, dict):
+        for field, value in event.items():
+            if isinstance(value, str):
+                event[field] = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

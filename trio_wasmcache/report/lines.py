@@ -1,4 +1,4 @@
-"""From files to lines that may be events: plain, gzip or zstd, or standard input, block by block.
+"""From files to lines that may be events, block by block.
 
 Memory is bounded by the size of a block, whatever the size of the file; a line longer than
 `MAX_LINE` is no event and is passed over.
@@ -6,34 +6,29 @@ Memory is bounded by the size of a block, whatever the size of the file; a line 
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
-import sys
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import Any
 
-import zstandard
 from attrs import Factory, define, field
 
-from .notes import Notes, count
+from .notes import Notes, cite, count
+from .streams import READ_ERRORS, STDIN, CountingFile, explain, open_stream, read_some
 
 BLOCK = 8 * 1024 * 1024
 # The longest event that the cache writes is a few KB.
 MAX_LINE = 1024 * 1024
-STDIN = "-"
+# Where the first event of a file is looked for, to tell which file is the oldest.
+HEAD = 64 * 1024
 # Whatever renders JSON writes the name of an event so.
 MARK = b'"wasmcache.'
 NAME = b"wasmcache."
-# A terminal has lines of this many columns at best; more of a file name is of no use.
-_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 @define
 class Counts:
-    """How many lines there were, and of what kind."""
+    """How many lines there were, and of what kind; empty ones are not counted."""
 
     lines: int = 0
     foreign: int = 0
@@ -48,7 +43,7 @@ class Reader:
 
     Args:
         paths: ``"-"`` is standard input.
-        advanced: called with the bytes that were taken from the files (compressed, if they are).
+        advanced: called with the bytes that were taken from the files (packed, if they are).
     """
 
     paths: Sequence[str]
@@ -56,7 +51,7 @@ class Reader:
     advanced: Callable[[int], None] = field(default=lambda _: None)
     counts: Counts = Factory(Counts)
     opened: int = 0
-    """Files that could be read at least in part."""
+    """Files that could be opened."""
 
     def blocks(self) -> Iterator[list[bytes]]:
         """Lists of lines, each of which may be an event."""
@@ -66,35 +61,47 @@ class Reader:
     @property
     def size(self) -> int | None:
         """Bytes of all files together; None if that is not known."""
-        if STDIN in self.paths:
+        paths = [Path(path) for path in self.paths]
+        if STDIN in self.paths or any(path.exists() and not path.is_file() for path in paths):
             return None
-        sizes = [Path(path).stat().st_size for path in self.paths if Path(path).is_file()]
-        return sum(sizes)
+        return sum(path.stat().st_size for path in paths if path.exists())
 
     def _ordered(self) -> list[str]:
         """Rotated files are often named newest first; a log is read oldest first."""
-        if len(self.paths) < 2 or STDIN in self.paths:
-            return list(self.paths)
-        firsts = {path: _first_event(path) for path in self.paths}
-        found = [first for first in firsts.values() if first is not None]
-        if len(found) < 2:
-            return list(self.paths)
-        key: Callable[[str], object] | None = None
-        if all(isinstance(first.get("timestamp"), str) for first in found):
-            key = _by(firsts, "timestamp", "")
-        elif len({first.get("cache") for first in found}) == 1:
-            key = _by(firsts, "seq", 0)
-        return sorted(self.paths, key=key) if key is not None else list(self.paths)  # type: ignore[arg-type]
+        paths = list(self.paths)
+        # What is no file, such as a pipe, can be read only once.
+        if len(paths) < 2 or not all(Path(path).is_file() for path in paths):
+            return paths
+        firsts = {path: first for path in paths if (first := _first_event(path)) is not None}
+        for key in ("timestamp", "seq"):
+            values: dict[str, Any] = {path: first.get(key) for path, first in firsts.items()}
+            if key == "seq" and len({first.get("cache") for first in firsts.values()}) > 1:
+                break
+            kinds = {type(value) for value in values.values()}
+            if len(kinds) == 1 and kinds <= {str, int, float}:
+                # Files without an event have nothing to be in the wrong place with.
+                return sorted(values, key=values.__getitem__) + [
+                    path for path in paths if path not in values
+                ]
+        return paths
 
     def _blocks(self, path: str) -> Iterator[list[bytes]]:
-        raw = _Counting(self.advanced)
-        rest = b""
-        skipping = False
         try:
-            stream = _open(path, raw)
+            file = CountingFile(path, self.advanced)
+        except OSError as unopened:
+            self.notes.problem(f"{cite(path)}: {explain(unopened)}")
+            return
+        with file:
+            rest, skipping = b"", False
+            error: Exception | None = None
+            try:
+                stream = open_stream(file)
+            except READ_ERRORS as unreadable:  # a directory, for one
+                self.notes.problem(f"{cite(path)}: {explain(unreadable)}")
+                return
             self.opened += 1
-            while True:
-                data = stream.read(BLOCK)
+            while error is None:
+                data, error = read_some(stream, BLOCK)
                 if not data:
                     break
                 if skipping:
@@ -104,14 +111,10 @@ class Reader:
                 rest = lines.pop()
                 if len(rest) > MAX_LINE:
                     rest, skipping = b"", True
-                    self.counts.lines += 1
-                    self.counts.foreign += 1
+                    self._too_long(1)
                 yield self._candidates(lines)
-        except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-            what = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            self.notes.problem(f"{path}: {what}")
-        finally:
-            raw.close()
+        if error is not None:
+            self.notes.problem(f"{cite(path)}: {explain(error)}; what came before is analysed")
         if rest.strip():
             yield self._last(path, rest)
 
@@ -119,93 +122,51 @@ class Reader:
         found = [line for line in lines if MARK in line]
         self.counts.lines += len(lines)
         if len(found) < len(lines):
-            self.counts.foreign += len(lines) - len(found)
+            empty = sum(not line or line.isspace() for line in lines)
+            self.counts.lines -= empty
+            self.counts.foreign += len(lines) - len(found) - empty
             if not found:
                 self.counts.named += sum(NAME in line for line in lines)
+        if found and max(map(len, found)) > MAX_LINE:
+            short = [line for line in found if len(line) <= MAX_LINE]
+            self._too_long(len(found) - len(short), counted=True)
+            return short
         return found
+
+    def _too_long(self, number: int, counted: bool = False) -> None:
+        self.counts.lines += 0 if counted else number
+        self.counts.foreign += number
 
     def _last(self, path: str, line: bytes) -> list[bytes]:
         """What follows the last newline: all of a line, or the part that was written so far."""
         try:
             json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             if line.lstrip().startswith(b"{"):
                 self.counts.lines += 1
                 self.counts.half_written += 1
-                self.notes.remark(f"{path}: the last line is only half written; it is left out")
+                self.notes.remark(f"{cite(path)}: the last line is half written; it is left out")
                 return []
         return self._candidates([line])
 
-
-def _by(
-    firsts: dict[str, dict[str, object] | None], name: str, default: object
-) -> Callable[[str], object]:
-    return lambda path: (firsts[path] or {}).get(name, default)
+    def tell(self) -> None:
+        """What there is to say about lines that were no events."""
+        counts = self.counts
+        if counts.foreign:
+            are = "is" if counts.foreign == 1 else "are"
+            lines = count(counts.foreign, "line")
+            self.notes.remark(f"{lines} of {counts.lines:,} {are} from elsewhere: skipped")
 
 
 def _first_event(path: str) -> dict[str, object] | None:
     """The first event in a file, if it is near the beginning; problems are told later."""
-    raw = _Counting(lambda _: None)
     try:
-        for line in _open(path, raw).read(64 * 1024).split(b"\n"):
+        with CountingFile(path, lambda _: None) as file:
+            head, _ = read_some(open_stream(file), HEAD)
+        for line in head.split(b"\n"):
             if MARK in line:
                 event = json.loads(line)
                 return event if isinstance(event, dict) else None
-    except (OSError, EOFError, ValueError, zlib.error, zstandard.ZstdError):
+    except (*READ_ERRORS, ValueError, RecursionError):
         pass
-    finally:
-        raw.close()
     return None
-
-
-class _Counting(io.RawIOBase):
-    """A file that tells how much was read of it."""
-
-    def __init__(self, advanced: Callable[[int], None]) -> None:
-        self._advanced = advanced
-        self._file: IO[bytes] | None = None
-        self._owned = True
-
-    def open(self, path: str) -> None:
-        if path == STDIN:
-            self._file, self._owned = sys.stdin.buffer, False
-        else:
-            self._file = Path(path).open("rb")  # noqa: SIM115 - closed by `close`
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        assert self._file is not None
-        data = self._file.read(len(buffer))
-        buffer[: len(data)] = data
-        self._advanced(len(data))
-        return len(data)
-
-    def close(self) -> None:
-        if self._file is not None and self._owned:
-            self._file.close()
-        super().close()
-
-
-def _open(path: str, raw: _Counting) -> IO[bytes]:
-    """What is in the file, decompressed if its first bytes say so."""
-    raw.open(path)
-    buffered = io.BufferedReader(raw, 1024 * 1024)
-    head = buffered.peek(4)[:4]
-    kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
-    if kind == "gzip":
-        return gzip.GzipFile(fileobj=buffered)  # type: ignore[return-value]
-    if kind == "zstd":
-        stream = zstandard.ZstdDecompressor().stream_reader(buffered, read_across_frames=True)
-        return io.BufferedReader(stream)  # type: ignore[type-var, return-value]
-    return buffered
-
-
-def tell_counts(counts: Counts, notes: Notes) -> None:
-    """What there is to say about lines that were no events."""
-    if counts.foreign:
-        lines = count(counts.foreign, "line")
-        notes.remark(
-            f"{lines} of {counts.lines:,} {'is' if counts.foreign == 1 else 'are'} from elsewhere: skipped"
-        )

@@ -6,6 +6,7 @@ threads, several files); within `WINDOW` events they are put in order again.
 
 from __future__ import annotations
 
+import bisect
 import heapq
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +18,7 @@ from attrs import Factory, define
 WINDOW = 10_000
 # Gaps that are remembered one by one; a log with more is past repair.
 MAX_GAPS = 10_000
+ENDLESS = 2**64  # above all numbers of events
 
 
 @define(eq=False)
@@ -31,19 +33,19 @@ class Order:
     lost: int = 0
     """Events that the cache itself says it dropped: its buffer was full."""
     gaps: list[tuple[int, int]] = Factory(list)
-    """(first, last) of what is missing."""
-    _dropped: int = 0
+    """(first, last) of what is missing and was not lost by the cache, in order."""
+    _forgotten: int = 0  # missing events in gaps that were too many to remember
 
     @property
     def missing(self) -> int:
         """Events that should be there, those that the cache dropped not counted."""
-        return max(
-            0, sum(last - first + 1 for first, last in self.gaps) + self._dropped - self.lost
-        )
+        return sum(last - first + 1 for first, last in self.gaps) + self._forgotten
 
-    def lose(self, number: int) -> None:
-        """The cache says that it dropped so many."""
+    def lose(self, number: int, first: int) -> None:
+        """The cache says that it dropped so many from this one on; it says so afterwards."""
         self.lost += number
+        unknown = number - self._take_out(first, first + number - 1)
+        self._forgotten = max(0, self._forgotten - unknown)
 
     def sort(self, frame: pl.DataFrame) -> pl.DataFrame:
         """The events of one cache in order, without those that came before."""
@@ -76,10 +78,11 @@ class Order:
 
     def skip(self, first: int, last: int) -> None:
         """These have not come, and later ones have."""
-        if len(self.gaps) >= MAX_GAPS:
-            lowest = self.gaps.pop(0)
-            self._dropped += lowest[1] - lowest[0] + 1
         self.gaps.append((first, last))
+        if len(self.gaps) > MAX_GAPS:
+            forgotten = self.gaps[: MAX_GAPS // 2]
+            del self.gaps[: MAX_GAPS // 2]
+            self._forgotten += sum(last - first + 1 for first, last in forgotten)
 
     def _fill(self, number: int) -> bool:
         """Whether this number was missing; from now on it is not."""
@@ -89,12 +92,20 @@ class Order:
                 self.gaps.insert(0, (number + 1, self.first - 1))
             self.first = number
             return True
-        for index, (first, last) in enumerate(self.gaps):
-            if first <= number <= last:
-                parts = [(first, number - 1), (number + 1, last)]
-                self.gaps[index : index + 1] = [part for part in parts if part[0] <= part[1]]
-                return True
-        return False
+        return self._take_out(number, number) > 0
+
+    def _take_out(self, first: int, last: int) -> int:
+        """How many of these were missing; from now on they are not."""
+        index = max(0, bisect.bisect_right(self.gaps, (first, ENDLESS)) - 1)
+        taken = 0
+        while index < len(self.gaps) and self.gaps[index][0] <= last:
+            low, high = self.gaps[index]
+            taken += max(0, min(high, last) - max(low, first) + 1)
+            parts = [(low, min(high, first - 1)), (max(low, last + 1), high)]
+            left = [(low, high) for low, high in parts if low <= high]
+            self.gaps[index : index + 1] = left
+            index += len(left)
+        return taken
 
 
 @define(eq=False)

@@ -15,7 +15,17 @@ from .feeding import Feeder
 from .notes import NOTHING
 from .replay import NotReplayable, Replay
 from .results import Result
-from .session import CACHE, HTML, JSON, LOGS, Seconds, Session, Size, print_json, write_text
+from .session import (
+    CACHE,
+    HTML,
+    JSON,
+    LOGS,
+    Session,
+    parse_seconds,
+    parse_size,
+    print_json,
+    write_text,
+)
 from .tasks import Application, Recorder
 from .tuning import Tuner, advise
 from .units import seconds, size
@@ -77,11 +87,13 @@ def replay(logs: Sequence[str], as_json: bool, only: str | None) -> int:
 @LOGS
 @JSON
 @CACHE
-@click.option("--max-size", type=Size(), multiple=True, help="Bytes of idle instances together.")
-@click.option("--max-instance-size", type=Size(), multiple=True, help="Bytes of one instance.")
+@click.option(
+    "--max-size", type=parse_size, multiple=True, help="Bytes of idle instances together."
+)
+@click.option("--max-instance-size", type=parse_size, multiple=True, help="Bytes of one instance.")
 @click.option("--max-instances", type=int, multiple=True, help="Idle and running ones.")
-@click.option("--max-code-size", type=Size(), multiple=True, help="Bytes of code and stacks.")
-@click.option("--idle-timeout", type=Seconds(), multiple=True, help="Seconds, or inf.")
+@click.option("--max-code-size", type=parse_size, multiple=True, help="Bytes of code and stacks.")
+@click.option("--idle-timeout", type=parse_seconds, multiple=True, help="Seconds, or inf.")
 def whatif(logs: Sequence[str], as_json: bool, only: str | None, **limits: Sequence[Any]) -> int:
     """The same requests under other limits; each option may be given several times."""
     given = {name: values for name, values in limits.items() if values}

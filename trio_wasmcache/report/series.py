@@ -11,60 +11,83 @@ FIRST_WIDTH = 1 / 64  # seconds; doubled until all fits
 
 @define(eq=False)
 class Series:
-    """{measure: {bin: value}}; what is measured is added up or its peak is kept.
+    """Sums of what happened, and levels of what lasts.
 
     Times are seconds since the first event.
     """
 
     width: float = FIRST_WIDTH
-    sums: dict[str, dict[int, float]] = Factory(dict)
-    peaks: dict[str, dict[int, float]] = Factory(dict)
+    """Of a bin, in seconds."""
     end: float = 0.0
+    sums: dict[str, dict[int, float]] = Factory(dict)
+    """{measure: {bin: sum}}."""
+    levels: dict[str, dict[int, tuple[float, float]]] = Factory(dict)
+    """{measure: {bin: (highest, last)}}."""
 
     def reach(self, end: float) -> None:
         """Widen the bins until `end` is in one of them."""
         self.end = max(self.end, end)
         while end >= self.width * BINS:
             self.width *= 2
-            for measures, join in ((self.sums, sum), (self.peaks, max)):
-                for name, bins in measures.items():
-                    halves: dict[int, list[float]] = {}
-                    for number, value in bins.items():
-                        halves.setdefault(number // 2, []).append(value)
-                    measures[name] = {number: join(values) for number, values in halves.items()}
+            for name, bins in self.sums.items():
+                added: dict[int, float] = {}
+                for number, value in bins.items():
+                    added[number // 2] = added.get(number // 2, 0.0) + value
+                self.sums[name] = added
+            for name, levels in self.levels.items():
+                joined: dict[int, tuple[float, float]] = {}
+                for number, level in sorted(levels.items()):
+                    joined[number // 2] = _join(joined.get(number // 2), level)
+                self.levels[name] = joined
 
     def add(self, name: str, times: pl.Series, values: pl.Series | None = None) -> None:
         """Add `values` (1 each, if there are none) up at `times`."""
         bins = self.sums.setdefault(name, {})
-        frame = self._binned(times, values)
+        if values is None:
+            values = pl.repeat(1, len(times), eager=True, dtype=pl.Int64)
+        frame = pl.DataFrame({"bin": self._numbers(times), "value": values})
         for number, value in frame.group_by("bin").agg(pl.col("value").sum()).iter_rows():
-            bins[number] = bins.get(number, 0) + value
+            bins[number] = bins.get(number, 0.0) + value
 
-    def peak(self, name: str, times: pl.Series, values: pl.Series) -> None:
-        """Keep the largest of `values` in each bin."""
-        bins = self.peaks.setdefault(name, {})
-        frame = self._binned(times, values)
-        for number, value in frame.group_by("bin").agg(pl.col("value").max()).iter_rows():
-            bins[number] = max(bins.get(number, 0), value)
+    def level(self, name: str, times: pl.Series, highest: pl.Series, last: pl.Series) -> None:
+        """At each of `times` it was up to `highest`, and `last` from then on."""
+        levels = self.levels.setdefault(name, {})
+        frame = pl.DataFrame({"bin": self._numbers(times), "highest": highest, "last": last})
+        grouped = frame.group_by("bin", maintain_order=True)
+        for number, *level in grouped.agg(
+            pl.col("highest").max(), pl.col("last").last()
+        ).iter_rows():
+            levels[number] = _join(levels.get(number), (level[0], level[1]))
 
-    def points(self, name: str) -> list[tuple[float, float]]:
-        """(start of a bin in seconds, value), with zeros where nothing was added.
-
-        A peak holds on until there is another one.
-        """
+    def points(self, name: str) -> list[float]:
+        """A value for each bin: the sum; or the highest level, which holds on from bin to bin."""
         count = int(self.end // self.width) + 1
         if name in self.sums:
             bins = self.sums[name]
-            return [(number * self.width, bins.get(number, 0.0)) for number in range(count)]
-        value, found = 0.0, []
+            return [bins.get(number, 0.0) for number in range(count)]
+        levels, value, found = self.levels[name], 0.0, []
         for number in range(count):
-            value = self.peaks.get(name, {}).get(number, value)
-            found.append((number * self.width, value))
+            highest, last = levels.get(number, (value, value))
+            found.append(max(highest, value))
+            value = last
         return found
 
-    def _binned(self, times: pl.Series, values: pl.Series | None) -> pl.DataFrame:
-        numbers = (times.clip(lower_bound=0.0) / self.width).floor().cast(pl.Int64)
-        if values is None:
-            values = pl.repeat(1, len(times), eager=True, dtype=pl.Int64)
-        frame = pl.DataFrame({"bin": numbers, "value": values})
-        return frame.drop_nulls()
+    def busiest(self, prefix: str, seconds: float) -> tuple[float, float]:
+        """(the largest sum of all measures called `prefix`, the time it took).
+
+        The time is one bin, or as many as make up `seconds`.
+        """
+        wide = max(1, round(seconds / self.width))
+        sums: dict[int, float] = {}
+        for name, bins in self.sums.items():
+            if name.startswith(prefix):
+                for number, value in bins.items():
+                    sums[number // wide] = sums.get(number // wide, 0.0) + value
+        return max(sums.values(), default=0.0), wide * self.width
+
+    def _numbers(self, times: pl.Series) -> pl.Series:
+        return (times.clip(lower_bound=0.0) / self.width).floor().cast(pl.Int64)
+
+
+def _join(before: tuple[float, float] | None, after: tuple[float, float]) -> tuple[float, float]:
+    return after if before is None else (max(before[0], after[0]), after[1])

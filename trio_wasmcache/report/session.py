@@ -10,58 +10,68 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from .frames import Parser
-from .lines import Reader, tell_counts
+from .lines import Reader
 from .notes import NOTHING, Notes
 
 # Below this a bar would be gone before it is seen.
 BAR_FROM = 8 * 1024 * 1024
+# Of what is written to a file or a pipe.
+PLAIN_COLUMNS = 80
 _UNITS = {"": 1, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 _UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
-class Size(click.ParamType):
-    """Bytes: ``65536``, ``64KiB``, ``100MiB``."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> int:
-        if isinstance(value, int):
-            return value
-        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", value)
-        if not found or found[2].lower() not in _UNITS:
-            self.fail(f"{value!r} is no size; 65536, 64KiB and 100MiB are", param, ctx)
-        return int(float(found[1]) * _UNITS[found[2].lower()])
+def parse_size(text: str) -> int:
+    """Bytes: ``65536``, ``64KiB``, ``1.5MiB``."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text, re.ASCII)
+    if not found or found[2].lower() not in _UNITS:
+        raise click.BadParameter(f"{text!r} is no size; 65536, 64KiB and 1.5MiB are")
+    return int(float(found[1]) * _UNITS[found[2].lower()])
 
 
-class Seconds(click.ParamType):
+def parse_seconds(text: str) -> float:
     """``2.5``, or ``inf``."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if math.isnan(number) or number < 0:
+        raise click.BadParameter(f"{text!r} is no number of seconds")
+    return number
 
-    name = "seconds"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
-        if math.isnan(number) or number < 0:
-            self.fail(f"{value!r} is no number of seconds", param, ctx)
-        return number
+LOGS = click.argument("logs", nargs=-1, required=True, metavar="LOG...")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+HTML = click.option(
+    "--html",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Also write one self-contained page with charts.",
+)
+CACHE = click.option("--cache", "only", metavar="ID", help="Only this cache of the log.")
+
+
+class _Output(Console):
+    """Where the answer goes."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # what is handled where this is called; rich itself would exit with 1
 
 
 class Session:
-    """What all commands share: the input, remarks on it, and a bar while it is read."""
+    """The input of a command, what there is to say about it, and where the output goes."""
 
     def __init__(self, logs: Sequence[str]) -> None:
         self.errors = Console(stderr=True, highlight=False, soft_wrap=True)
-        self.out = Console(highlight=False, width=None if sys.stdout.isatty() else _columns())
-        self.notes = Notes(lambda text: self.errors.print(f"{text}", markup=False, style="yellow"))
+        columns = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", PLAIN_COLUMNS))
+        self.out = _Output(highlight=False, width=columns)
+        self.notes = Notes(lambda text: self.errors.print(text, markup=False, style="yellow"))
         self.reader = Reader(logs, self.notes)
         self.parser = Parser()
 
@@ -80,7 +90,7 @@ class Session:
 
     def tell(self) -> None:
         """What there is to say about the input."""
-        tell_counts(self.reader.counts, self.notes)
+        self.reader.tell()
         self.parser.tell(self.notes)
 
     def nothing(self) -> int:
@@ -96,24 +106,10 @@ class Session:
         return NOTHING
 
 
-def _columns() -> int:
-    return int(os.environ.get("COLUMNS", "80"))
-
-
 def print_json(value: object) -> None:
+    """For programs; all in ASCII, so that no terminal has to be trusted with names."""
     json.dump(value, sys.stdout, indent=1)
     sys.stdout.write("\n")
-
-
-LOGS = click.argument("logs", nargs=-1, required=True, metavar="LOG...")
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-HTML = click.option(
-    "--html",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Also write one self-contained page with charts.",
-)
-CACHE = click.option("--cache", "only", metavar="ID", help="Only this cache of the log.")
 
 
 def write_text(path: Path, text: str) -> None:

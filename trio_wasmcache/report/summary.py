@@ -8,18 +8,23 @@ from typing import Any
 import polars as pl
 from attrs import Factory, define
 
+from .._core.events import Reason
+from .clock import Clock
 from .entries import Fates
+from .frames import TYPES
 from .histogram import Histogram
 from .leases import LeaseBook
-from .notes import Notes, count
+from .names import MAX_KEYS, Key, Names
+from .notes import Notes, cite, count
 from .order import Order
 from .series import Series
+from .units import seconds
 
-# The clock only goes forward. Events of one step may be told with the time of its beginning, so
-# some microseconds backwards are nothing; this much is another machine's clock, or a broken one.
-JUMP = 1.0
 THRASH_SECONDS = 10.0
-EVICTED = "wasmcache.evicted"
+# A log of so many restarts is better read in parts.
+MAX_CACHES = 1000
+REASONS = [reason.value for reason in Reason]
+OTHER = "other"  # a reason that this version does not know
 LIMITS = (
     "max_size_bytes",
     "max_instance_size_bytes",
@@ -27,6 +32,16 @@ LIMITS = (
     "max_code_size_bytes",
     "idle_timeout_seconds",
 )
+COUNTS = ("hits", "misses", "blocks", "calls", "evictions")
+
+
+@define
+class Gone:
+    """Evictions."""
+
+    count: int = 0
+    freed_bytes: int = 0
+    freed_code_bytes: int = 0
 
 
 @define(eq=False)
@@ -36,29 +51,30 @@ class CacheSummary:
     cache: str
     fates: Fates
     order: Order = Factory(Order)
+    clock: Clock = Factory(Clock)
+    names: Names = Factory(Names)
     kinds: Counter[str] = Factory(Counter)
+    """{event: how many}."""
     limits: dict[str, Any] = Factory(dict)
     """Those in force at the end."""
     resizes: int = 0
     log_uses: bool = False
     closed: dict[str, int] | None = None
     """The cache's own counts, if it was closed."""
+    began: str | None = None
+    """The timestamp of the first event that has one."""
+    ended: str | None = None
+    """That of the last one."""
     leases: LeaseBook = Factory(LeaseBook)
     loads: Histogram = Factory(Histogram)
     module_loads: int = 0
     compile_seconds: float = 0.0
     ages: Histogram = Factory(Histogram)
-    idles: Histogram = Factory(Histogram)
     series: Series = Factory(Series)
-    evictions: dict[tuple[str, str, str, str], list[int]] = Factory(dict)
-    """{(reason, function, argument types, group): [count, bytes, bytes of code]}."""
-    jumps: int = 0
-    longest_silence: float = 0.0
+    gone: dict[tuple[str, Key], Gone] = Factory(dict)
+    """{(reason, who): what went}."""
     peak_size: int = 0
     peak_code: int = 0
-    _began: float | None = None
-    _clock: float = 0.0
-    _shift: float = 0.0
 
     def take(self, frame: pl.DataFrame) -> None:
         """Add events of this cache up."""
@@ -66,129 +82,118 @@ class CacheSummary:
         frame = self.order.sort(frame)
         if not len(frame):
             return
-        times = self._times(frame["at_seconds"], int((frame["seq"] <= last).sum()))
+        frame = self.names.limit(frame).with_columns(
+            pl.when(pl.col("reason").is_in(REASONS) | pl.col("reason").is_null())
+            .then("reason")
+            .otherwise(pl.lit(OTHER))
+            .alias("reason")
+        )
+        times = self.clock.times(frame["at_seconds"], int((frame["seq"] <= last).sum()))
         end = times.max()
         assert isinstance(end, float)
         self.series.reach(end)
-        for kind, number in frame["event"].value_counts().iter_rows():
-            self.kinds[kind] += number
-        self._take_rare(frame)
-        self.fates.take(frame, times)
         frame = frame.with_columns(times.alias("time"))
-        self._take_leases(frame)
-        self._take_loads(frame)
-        self._take_evictions(frame.filter(pl.col("event") == EVICTED))
+        parts = {kind: frame.clear() for kind in TYPES}
+        for (kind,), part in frame.partition_by("event", as_dict=True).items():
+            self.kinds[kind] += len(part)
+            parts[kind] = part
+        self._take_rare(frame, parts)
+        self.fates.take(frame, times)
+        self._take_leases(parts)
+        self._take_sizes(frame)
+        self._take_loads(parts["wasmcache.loaded"])
+        self._take_evictions(parts["wasmcache.evicted"])
 
-    def _times(self, clock: pl.Series, late: int) -> pl.Series:
-        """Seconds since the first event; where the clock jumps back, time goes on from there.
+    def _take_rare(self, frame: pl.DataFrame, parts: dict[str, pl.DataFrame]) -> None:
+        stamps = frame["timestamp"].drop_nulls()
+        if len(stamps):
+            self.began = self.began or stamps[0]
+            self.ended = stamps[-1]
+        for row in parts["wasmcache.opened"].iter_rows(named=True):
+            self.limits = {name: row[name] for name in LIMITS}
+            self.log_uses = row["log_uses"]
+        for row in parts["wasmcache.resized"].iter_rows(named=True):
+            self.limits = {name: row[name] for name in LIMITS}
+            self.resizes += 1
+        for row in parts["wasmcache.closed"].iter_rows(named=True):
+            self.closed = {name: row[name] for name in COUNTS}
+        for number, first in parts["wasmcache.lost"].select("count", "first_seq").iter_rows():
+            self.order.lose(number, first)
+        self.compile_seconds += float(parts["wasmcache.registered"]["compile_seconds"].sum())
 
-        Args:
-            late: so many at the front fill gaps that earlier blocks left.
-        """
-        if self._began is None:
-            self._began = self._clock = clock[0]
-        shifts = pl.repeat(self._shift, len(clock), eager=True)
-        fresh = clock[late:]
-        if len(fresh):
-            before = pl.concat([pl.Series([self._clock]), fresh[:-1]])
-            steps = fresh - before
-            self._clock = fresh[-1]
-            longest = steps.max()
-            assert isinstance(longest, float)
-            self.longest_silence = max(self.longest_silence, longest)
-            back = steps < -JUMP
-            if back.any():
-                self.jumps += int(back.sum())
-                zeros = pl.zeros(len(steps), eager=True)
-                jumped = (-steps).zip_with(back, zeros).cum_sum() + self._shift
-                shifts = pl.concat([shifts[:late], jumped])
-                self._shift = jumped[-1]
-        return clock - self._began + shifts
-
-    def _take_rare(self, frame: pl.DataFrame) -> None:
-        rare = ["opened", "resized", "closed", "registered", "lost"]
-        rows = frame.filter(pl.col("event").is_in([f"wasmcache.{name}" for name in rare]))
-        for row in rows.iter_rows(named=True):
-            match row["event"].removeprefix("wasmcache."):
-                case "opened":
-                    self.limits = {name: row[name] for name in LIMITS}
-                    self.log_uses = row["log_uses"]
-                case "resized":
-                    self.limits = {name: row[name] for name in LIMITS}
-                    self.resizes += 1
-                case "closed":
-                    names = ("hits", "misses", "blocks", "calls", "evictions")
-                    self.closed = {name: row[name] for name in names}
-                case "registered":
-                    self.compile_seconds += row["compile_seconds"]
-                case _:
-                    self.order.lose(row["count"])
-
-    def _take_leases(self, frame: pl.DataFrame) -> None:
-        acquired = self.leases.take(frame)
-        series = self.series
+    def _take_leases(self, parts: dict[str, pl.DataFrame]) -> None:
+        acquired = self.leases.take(parts)
         if len(acquired):
-            series.add("hits", acquired["time"], acquired["hit"].cast(pl.Int64))
-            series.add("misses", acquired["time"], (~acquired["hit"]).cast(pl.Int64))
+            hits = acquired["hit"].cast(pl.Int64)
+            self.series.add("hits", acquired["time"], hits)
+            self.series.add("misses", acquired["time"], 1 - hits)
+
+    def _take_sizes(self, frame: pl.DataFrame) -> None:
+        def either(now: str, otherwise: str) -> pl.Expr:
+            return pl.coalesce(now, otherwise)
+
         sizes = frame.select(
             "time",
-            pl.coalesce("total_size_bytes", "total_size_before_bytes").alias("size"),
-            pl.coalesce("code_size_bytes", "code_size_before_bytes").alias("code"),
+            size=either("total_size_bytes", "total_size_before_bytes"),
+            size_then=either("total_size_bytes", "total_size_after_bytes"),
+            code=either("code_size_bytes", "code_size_before_bytes"),
+            code_then=either("code_size_bytes", "code_size_after_bytes"),
         ).drop_nulls()
         if len(sizes):
-            series.peak("size", sizes["time"], sizes["size"])
-            series.peak("code", sizes["time"], sizes["code"])
-            self.peak_size = max(self.peak_size, sizes["size"].max())  # type: ignore[type-var]
-            self.peak_code = max(self.peak_code, sizes["code"].max())  # type: ignore[type-var]
+            for name in ("size", "code"):
+                self.series.level(name, sizes["time"], sizes[name], sizes[f"{name}_then"])
+            size, code = sizes.select(pl.col("size", "code").max()).row(0)
+            self.peak_size = max(self.peak_size, size)
+            self.peak_code = max(self.peak_code, code)
 
-    def _take_loads(self, frame: pl.DataFrame) -> None:
-        loaded = frame.filter(pl.col("event") == "wasmcache.loaded")
-        if len(loaded):
-            self.loads.take(loaded["load_seconds"])
-            self.module_loads += int(loaded["module_loaded"].sum())
-            self.series.add("load_seconds", loaded["time"], loaded["load_seconds"])
+    def _take_loads(self, loaded: pl.DataFrame) -> None:
+        self.loads.take(loaded["load_seconds"])
+        self.module_loads += int(loaded["module_loaded"].sum())
 
     def _take_evictions(self, evicted: pl.DataFrame) -> None:
-        if not len(evicted):
-            return
         self.ages.take(evicted["age_seconds"])
-        self.idles.take(evicted.filter(pl.col("reason") == "idle")["idle_seconds"])
         grouped = evicted.group_by("reason", "function", "arg_types", "group").agg(
             pl.len(), pl.col("freed_bytes").sum(), pl.col("freed_code_bytes").sum()
         )
-        for reason, function, types, group, *numbers in grouped.iter_rows():
-            sums = self.evictions.setdefault((reason, function, types, group), [0, 0, 0])
-            for index, number in enumerate(numbers):
-                sums[index] += number
+        for reason, function, types, group, number, freed, freed_code in grouped.iter_rows():
+            gone = self.gone.setdefault((reason, (function, types, group)), Gone())
+            gone.count += number
+            gone.freed_bytes += freed
+            gone.freed_code_bytes += freed_code
         for (reason,), rows in evicted.group_by("reason"):
             self.series.add(f"evicted {reason}", rows["time"])
 
-    @property
-    def span(self) -> float:
-        """Seconds from the first event to the last."""
-        return self.series.end
-
     def tell(self, notes: Notes) -> None:
         """What there is to say about this log."""
-        order, name = self.order, f"cache {self.cache}"
+        order, name = self.order, f"cache {cite(self.cache)}"
         if order.lost:
             notes.problem(f"{name}: {count(order.lost, 'event')} lost: the cache's buffer was full")
         if order.missing:
-            where = ", ".join(
-                f"{first}" if first == last else f"{first} to {last}"
-                for first, last in order.gaps[:3]
-            )
-            more = ", ..." if len(order.gaps) > 3 else ""
-            notes.problem(f"{name}: {count(order.missing, 'event')} missing: {where}{more}")
+            notes.problem(f"{name}: {count(order.missing, 'event')} missing{_where(order)}")
         if order.first > 1:
             notes.remark(f"{name}: begins with event {order.first:,}, not with the first")
         if order.late:
             notes.remark(f"{name}: {count(order.late, 'event')} came out of order: put in order")
         if order.repeated:
             notes.remark(f"{name}: {count(order.repeated, 'event')} came twice: counted once")
-        if self.jumps:
-            jumps = count(self.jumps, "time")
+        if self.clock.jumps:
+            jumps = count(self.clock.jumps, "time")
             notes.problem(f"{name}: the clock jumped back {jumps}: time is counted on from there")
+        if self.clock.long_silences:
+            notes.remark(
+                f"{name}: nothing happened for {seconds(self.clock.longest_silence)}, or the clock "
+                "jumped forward"
+            )
+        if self.names.others:
+            notes.remark(
+                f"{name}: more than {MAX_KEYS:,} functions in groups: the later ones are counted "
+                "together, as (others)"
+            )
+
+
+def _where(order: Order) -> str:
+    first = [f"{one:,}" if one == last else f"{one:,} to {last:,}" for one, last in order.gaps[:3]]
+    return ": " * bool(first) + ", ".join(first) + ", ..." * (len(order.gaps) > 3)
 
 
 @define(eq=False)
@@ -197,20 +202,32 @@ class Summary:
 
     thrash_seconds: float = THRASH_SECONDS
     caches: dict[str, CacheSummary] = Factory(dict)
+    left_out: int = 0
+    """Events of caches that were too many."""
 
     def take(self, frame: pl.DataFrame) -> None:
         """Add the events of a block up."""
-        for part in frame.partition_by("cache", maintain_order=True):
-            name = part["cache"][0]
+        for (name,), part in frame.partition_by("cache", maintain_order=True, as_dict=True).items():
             cache = self.caches.get(name)
             if cache is None:
+                if len(self.caches) >= MAX_CACHES:
+                    self.left_out += len(part)
+                    continue
                 cache = self.caches[name] = CacheSummary(name, Fates(self.thrash_seconds))
             cache.take(part)
 
     def tell(self, notes: Notes) -> None:
         """What there is to say about all of them."""
         if len(self.caches) > 1:
-            names = ", ".join([*self.caches][:4]) + (", ..." if len(self.caches) > 4 else "")
-            notes.remark(f"{len(self.caches)} caches in this log: {names}; each by itself below")
+            names = ", ".join(map(cite, [*self.caches][:4]))
+            more = ", ..." if len(self.caches) > 4 else ""
+            notes.remark(
+                f"{len(self.caches):,} caches in this log, each by itself below: {names}{more}"
+            )
+        if self.left_out:
+            notes.problem(
+                f"more than {MAX_CACHES:,} caches: {count(self.left_out, 'event')} of the later "
+                "ones left out"
+            )
         for cache in self.caches.values():
             cache.tell(notes)

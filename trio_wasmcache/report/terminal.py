@@ -9,170 +9,201 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .units import rate, seconds, size
+from .notes import cite, count
+from .units import moment, rate, seconds, short, size
 
 TOP = 10
+NOTHING_PAID = {"count": 0, "seconds": 0.0}
 
 
 def show_report(console: Console, document: dict[str, Any], top: int = TOP) -> None:
     """All caches, one after the other."""
     for cache in document["caches"]:
-        console.print(_overview(cache))
-        for part in (_reasons(cache), _loads(cache), _waits(cache)):
-            if part is not None:
-                console.print(part)
-        for what in ("function", "group"):
-            console.print(_rows(cache, what, top))
+        parts = [_overview(cache), _reasons(cache), _times(cache), _waits(cache)]
+        parts += [_rows(cache, what, top) for what in ("function", "group")]
+        show(console, Group(*(Group(part, Text()) for part in parts if part is not None)))
+
+
+def show(console: Console, what: RenderableType) -> None:
+    """Print it; into a file or a pipe without the spaces that fill up lines."""
+    if console.is_terminal:
+        console.print(what)
+        return
+    with console.capture() as captured:
+        console.print(what)
+    for line in captured.get().splitlines():
+        console.out(line.rstrip(), highlight=False)
 
 
 def make_table(title: str, first: str, *columns: str) -> Table:
     """A table whose first column gives way where the others need the room."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    table.add_column(first, overflow="ellipsis", no_wrap=True, ratio=1)
+    table.add_column(first, overflow="ellipsis", no_wrap=True, min_width=8, header_style="dim")
     for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column, justify="right", no_wrap=True, header_style="dim")
     return table
 
 
 def _overview(cache: dict[str, Any]) -> RenderableType:
-    limits, leases, churn = cache["limits"], cache["leases"], cache["churn"]
-    facts = [
-        ("time", f"{seconds(cache['span_seconds'])}, {sum(cache['events'].values()):,} events"),
-    ]
-    if limits:
-        peak = cache["peak"]
-        timeout = limits["idle_timeout_seconds"]
-        facts += [
-            (
-                "idle instances",
-                f"{size(peak['total_size_bytes'])} at most, of {size(limits['max_size_bytes'])}",
-            ),
-            (
-                "code and stacks",
-                (
-                    f"{size(peak['code_size_bytes'])} at most, of "
-                    f"{size(limits['max_code_size_bytes'])}"
-                ),
-            ),
-            ("idle timeout", seconds(math.inf if timeout is None else timeout)),
-        ]
-    if leases["hit_rate"] is not None:
-        facts.append(
-            (
-                "hit rate",
-                f"{rate(leases['hit_rate'])} of {leases['hits'] + leases['misses']:,} leases",
-            )
-        )
-    elif cache["closed"]:
-        closed = cache["closed"]
-        granted = closed["hits"] + closed["misses"]
-        part = rate(closed["hits"] / granted) if granted else "-"
-        facts.append(("hit rate", f"{part} of {granted:,} leases (by the cache's own count)"))
-    else:
-        facts.append(("hit rate", "not in this log: it was written without log_uses"))
-    thrash, reloads = cache["thrash"], cache["reloads"]
-    evictions = cache["evictions"]["count"]
-    facts += [
-        (
-            "thrash",
-            (
-                f"{thrash['count']:,} loaded again within {thrash['within_seconds']:g} s of "
-                f"going: {seconds(thrash['load_seconds'])}"
-            ),
-        ),
-        ("never reused", f"{cache['never_reused']:,} of {evictions:,} evicted"),
-        (
-            "churn",
-            (
-                f"{_number(churn['loads_per_100_leases'])} loads per 100 leases; "
-                f"{_number(churn['evictions_per_minute'])} evictions a minute, "
-                f"{_number(churn['peak_evictions_per_minute'])} at worst"
-            ),
-        ),
-        ("paid for evictions", f"{reloads['count']:,} loads, {seconds(reloads['seconds'])}"),
-    ]
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
-    for name, text in facts:
-        table.add_row(name, text)
-    return Group(Text(f"Cache {cache['cache']}", style="bold"), table, Text())
+    for name, text in _facts(cache):
+        table.add_row(name, Text(text))
+    return Group(Text(f"Cache {cite(cache['cache'])}", style="bold"), table)
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
+def _facts(cache: dict[str, Any]) -> list[tuple[str, str]]:
+    leases, thrash = cache["leases"], cache["thrash"]
+    evictions = cache["evictions"]["count"]
+    facts = [("time", f"{seconds(cache['span_seconds'])}, {_sum(cache['events']):,} events")]
+    if cache["began"]:
+        began, ended = (cite(moment(cache[name])) for name in ("began", "ended"))
+        facts.append(("from, to", f"{began}, {ended}"))
+    facts += _limits(cache)
+    granted = leases["hits"] + leases["misses"]
+    if granted:
+        facts += [
+            (
+                "hits, misses",
+                f"{rate(leases['hit_rate'])} and {rate(leases['miss_rate'])} of {granted:,} leases",
+            ),
+            ("waits", f"{rate(leases['block_rate'])} of {leases['acquires']:,} acquires"),
+        ]
+    elif cache["closed"]:
+        closed = cache["closed"]
+        granted = closed["hits"] + closed["misses"]
+        hit_rate = rate(closed["hits"] / granted if granted else None)
+        facts.append(("hits", f"{hit_rate} of {granted:,} leases, by the cache's own count"))
+    else:
+        facts.append(("hits", "not in this log, which was written without log_uses"))
+    churn = f"{short(cache['churn']['busiest_evictions'])} evictions in the busiest "
+    churn += seconds(cache["churn"]["busiest_seconds"])
+    if cache["churn"]["evictions_per_minute"] is not None:
+        churn += f", {_number(cache['churn']['evictions_per_minute'])} a minute on average"
+    if cache["churn"]["loads_per_100_leases"] is not None:
+        churn += f"; {_number(cache['churn']['loads_per_100_leases'])} loads per 100 leases"
+    reloads = cache["reloads"]
+    return [
+        *facts,
+        ("churn", churn),
+        ("never reused", f"{cache['never_reused']:,} of {evictions:,} evicted"),
+        (
+            "thrash",
+            (
+                f"{thrash['count']:,} loaded again within {thrash['within_seconds']:g} s of going, "
+                f"in {seconds(thrash['load_seconds'])}"
+            ),
+        ),
+        (
+            "paid for evictions",
+            (
+                f"{reloads['count']:,} loads, {seconds(reloads['seconds'])} of "
+                f"{seconds(cache['loads']['total'])} spent loading"
+            ),
+        ),
+    ]
 
 
-def _reasons(cache: dict[str, Any]) -> RenderableType | None:
+def _limits(cache: dict[str, Any]) -> list[tuple[str, str]]:
+    limits, peak = cache["limits"], cache["peak"]
+    idle, code = size(peak["total_size_bytes"]), size(peak["code_size_bytes"])
+    if not limits:
+        return [("idle instances", f"{idle} at most"), ("code and stacks", f"{code} at most")]
+    timeout = limits["idle_timeout_seconds"]
+    resizes = cache["resizes"]
+    changed = f" (limits as at the end, after {count(resizes, 'resize')})" if resizes else ""
+    return [
+        ("idle instances", f"{idle} at most, of {size(limits['max_size_bytes'])}"),
+        ("code and stacks", f"{code} at most, of {size(limits['max_code_size_bytes'])}"),
+        ("idle timeout", seconds(math.inf if timeout is None else timeout) + changed),
+    ]
+
+
+def _sum(counts: dict[str, int]) -> int:
+    return sum(counts.values())
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}" if value < 99.95 else short(value)
+
+
+def _reasons(cache: dict[str, Any]) -> RenderableType:
     reasons, paid = cache["evictions"]["by_reason"], cache["reloads"]["by_reason"]
     if not reasons:
-        return Text("No evictions.\n")
-    table = make_table(
-        "Evictions", "reason", "count", "part", "freed", "code", "loaded again", "paid"
-    )
+        return Text("No evictions.")
+    columns = ("count", "part", "freed", "code freed", "loaded again", "time paid")
+    table = make_table("Evictions", "reason", *columns)
     total = cache["evictions"]["count"]
     for reason, row in reasons.items():
-        again = paid.get(reason, {"count": 0, "seconds": 0.0})
+        again = paid.get(reason, NOTHING_PAID)
         table.add_row(
             reason,
-            f"{row['count']:,}",
-            f"{row['count'] / total:.0%}",
+            short(row["count"]),
+            rate(row["count"] / total),
             size(row["freed_bytes"]),
             size(row["freed_code_bytes"]),
-            f"{again['count']:,}",
+            short(again["count"]),
             seconds(again["seconds"]),
         )
-    return Group(table, Text())
+    return table
 
 
-def _loads(cache: dict[str, Any]) -> RenderableType | None:
-    rows = [("to be loaded", cache["loads"])]
-    if cache["leases"]["wait_seconds"]["count"]:
-        rows.append(("to get a lease", cache["leases"]["wait_seconds"]))
-        rows.append(("lease held", cache["leases"]["held_seconds"]))
-    if cache["age_seconds"]["count"]:
-        rows.append(("age when evicted", cache["age_seconds"]))
-    rows = [(name, row) for name, row in rows if row["count"]]
-    if not rows:
-        return None
-    table = make_table("Times", "", "count", "median", "95 %", "99 %", "longest", "total")
+def _times(cache: dict[str, Any]) -> RenderableType | None:
+    leases = cache["leases"]
+    rows = [
+        ("to load", cache["loads"]),
+        ("to get a lease", leases["wait_seconds"]),
+        ("lease held", leases["held_seconds"]),
+        ("age at eviction", cache["age_seconds"]),
+    ]
+    table = make_table("Times", "what", "count", "median", "95 %", "99 %", "longest", "total")
     for name, row in rows:
-        quantiles = [seconds(row[part]) for part in ("p50", "p95", "p99", "max", "total")]
-        table.add_row(name, f"{row['count']:,}", *quantiles)
-    return Group(table, Text())
+        if row["count"]:
+            quantiles = [seconds(row[part]) for part in ("p50", "p95", "p99", "max", "total")]
+            table.add_row(name, short(row["count"]), *quantiles)
+    return table if table.row_count else None
 
 
 def _waits(cache: dict[str, Any]) -> RenderableType | None:
     leases = cache["leases"]
     parts = []
-    if leases["blocked"]:
-        waits = ", ".join(f"{number:,} for {what}" for what, number in leases["blocked"].items())
-        parts.append(f"Waits: {waits}")
-    if leases["abandoned"]:
-        ends = ", ".join(f"{number:,} {error}" for error, number in leases["abandoned"].items())
-        parts.append(f"Ended without a lease: {ends}")
-    return Text("\n".join(parts) + "\n") if parts else None
+    for title, counts in (
+        ("Waited for", leases["waits_for"]),
+        ("Ended without a lease", leases["abandoned"]),
+    ):
+        if counts:
+            told = ", ".join(f"{cite(what)} {number:,}" for what, number in _largest(counts))
+            parts.append(f"{title}: {told}")
+    if cache["loads"]["failed"]:
+        parts.append(f"Loads that failed: {cache['loads']['failed']:,}")
+    return Text("\n".join(parts)) if parts else None
 
 
-def _rows(cache: dict[str, Any], what: str, top: int) -> RenderableType:
+def _largest(counts: dict[str, int]) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda item: -item[1])[:TOP]
+
+
+def _rows(cache: dict[str, Any], what: str, top: int) -> RenderableType | None:
     rows = cache[f"{what}s"]
+    if not rows:
+        return None
     title = f"{what.capitalize()}s"
     if len(rows) > top:
-        title += f" (the first {top} of {len(rows):,})"
-    table = make_table(
-        title, what, "leases", "hit rate", "waits", "loads", "evicted", "thrash", "unused", "load s"
-    )
+        title += f" (the first {top} of {len(rows):,}, by time spent loading)"
+    columns = ("leases", "hits", "waits", "loads", "loading", "evicted", "thrash", "unused")
+    table = make_table(title, what, *columns)
     for row in rows[:top]:
         granted = row["hits"] + row["misses"]
         table.add_row(
-            Text(row[what]),
-            f"{granted:,}" if granted else "-",
-            f"{row['hits'] / granted:.1%}" if granted else "-",
-            f"{row['blocks']:,}",
-            f"{row['loads']:,}",
-            f"{row['evictions']:,}",
-            f"{row['thrashed']:,}",
-            f"{row['never_reused']:,}",
-            f"{row['load_seconds']:.3g}",
+            Text(cite(row[what])),
+            short(granted) if granted else "-",
+            rate(row["hits"] / granted if granted else None),
+            short(row["blocks"]) if granted else "-",
+            short(row["loads"]),
+            seconds(row["load_seconds"]),
+            short(row["evictions"]),
+            short(row["thrashed"]),
+            short(row["never_reused"]),
         )
-    return Group(table, Text())
+    return table

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
-from .charts import SERIES, TEXT, draw
+from .charts import SERIES, TEXT, Chart, draw
 from .page import Section, Table, render
 from .results import Result
 from .tuning import Advice, Curve, Tuner
@@ -43,7 +43,7 @@ def tuning_page(
         ],
         texts=texts,
         code=advice.line,
-        charts={"curve": ("Hit rate by max_size", chart)},
+        charts=[Chart("curve", "Hit rate by max_size", chart)],
         tables=[Table("The curve", ("max_size", "hit rate", "loads cost"), rows)],
     )
     timeout = seconds(min(math.inf, curve.timeout))

@@ -2,38 +2,78 @@
 
 from __future__ import annotations
 
+import datetime
 import math
+import re
 
 
 def size(number: float | None) -> str:
     """``3.4 MiB``."""
     if number is None:
         return "-"
-    for unit in ("B", "KiB", "MiB"):
-        if abs(number) < 1024:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(number) < (1024 if unit == "B" else 999.95):
             return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
         number /= 1024
-    return f"{number:.1f} GiB"
+    return f"{number:,.1f} TiB"
 
 
 def seconds(number: float | None) -> str:
-    """``12 µs``, ``3.4 ms``, ``5.6 s``, ``2 h 03 min``."""
+    """``12 µs``, ``3.4 ms``, ``5.6 s``, ``3 min 20 s``, ``2 h 03 min``, ``4 d 20 h``."""
     if number is None or number == math.inf:
-        return "never" if number == math.inf else "-"
+        return "-" if number is None else "never"
     if number == 0:
         return "0 s"
-    if number < 1e-3:
+    if number < 0.9995e-3:
         return f"{number * 1e6:.0f} µs"
-    if number < 1:
-        return f"{number * 1e3:.1f} ms"
-    if number < 120:
+    if number < 0.9995:
+        return f"{number * 1e3:.{1 if number < 0.0995 else 0}f} ms"
+    if number < 119.95:
         return f"{number:.1f} s"
-    minutes = int(number // 60)
-    if minutes < 120:
-        return f"{minutes} min {number % 60:02.0f} s"
-    return f"{minutes // 60:,} h {minutes % 60:02} min"
+    whole = round(number)
+    if whole < 7200:
+        return f"{whole // 60} min {whole % 60:02} s"
+    minutes = round(number / 60)
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02} min"
+    hours = round(number / 3600)
+    return f"{hours // 24:,} d {hours % 24:02} h"
 
 
 def rate(number: float | None) -> str:
-    """``97.12 %``."""
-    return "-" if number is None else f"{number:.2%}".replace("%", " %")
+    """``97.1 %``; never 100 % where something is missing, nor 0 % where something is there."""
+    if number is None:
+        return "-"
+    text = f"{number:.1%}"
+    if number < 1 and text == "100.0%":
+        text = ">99.9%"
+    elif number > 0 and text == "0.0%":
+        text = "<0.1%"
+    return text.replace("%", " %")
+
+
+def short(number: float) -> str:
+    """``99,999``, ``123k``, ``4.5M``: a count where there is little room."""
+    if number < 100_000:
+        return f"{number:,.0f}"
+    for unit in ("k", "M"):
+        number /= 1000
+        if number < 9.995:
+            return f"{number:.1f}{unit}"
+        if number < 999.5:
+            return f"{number:.0f}{unit}"
+    return f"{number / 1000:,.1f}G"
+
+
+def moment(timestamp: str) -> str:
+    """``2026-11-24 10:00:05Z`` of what structlog stamps, ISO 8601 or seconds since 1970."""
+    found = re.fullmatch(
+        r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(?:[.,]\d+)?(Z|[+-]\d\d:?\d\d)?", timestamp, re.ASCII
+    )
+    if found:
+        return f"{found[1]} {found[2]}{found[3] or ''}"
+    try:
+        at = datetime.datetime.fromtimestamp(float(timestamp), datetime.UTC)
+    except (ValueError, OverflowError, OSError):
+        return timestamp
+    return f"{at:%Y-%m-%d %H:%M:%S}Z"

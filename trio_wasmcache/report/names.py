@@ -1,0 +1,57 @@
+"""Who is told apart: as many functions and groups as memory allows, and the others together."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import polars as pl
+from attrs import Factory, define
+
+# (function, argument types, group)
+Key = tuple[str, str, str]
+KEY = ("function", "arg_types", "group")
+# About 1 KB each. A service that opens a group for each connection has no end of them.
+MAX_KEYS = 20_000
+# Errors, kinds of waits, schemas: there are a few of each.
+MAX_WORDS = 30
+OTHERS: Key = ("(others)", "", "(others)")
+
+
+@define(eq=False)
+class Names:
+    """The first `MAX_KEYS` that came."""
+
+    others: bool = False
+    """Whether there were more."""
+    _known: set[tuple[str | None, ...]] = Factory(set)
+
+    def limit(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The frame with those that came too late renamed to `OTHERS`."""
+        fresh = frame.select(KEY).unique(maintain_order=True).rows()
+        fresh = [key for key in fresh if key not in self._known]
+        room = MAX_KEYS - len(self._known)
+        self._known.update(fresh[:room])
+        late = fresh[room:]
+        if not late:
+            return frame
+        self.others = True
+        schema = dict.fromkeys(KEY, pl.String())
+        marks = pl.DataFrame(late, schema=schema, orient="row").with_columns(late=True)
+        marked = frame.join(marks, on=KEY, how="left", nulls_equal=True, maintain_order="left")
+        return marked.with_columns(
+            pl.when("late", pl.col(name).is_not_null())
+            .then(pl.lit(other))
+            .otherwise(name)
+            .alias(name)
+            for name, other in zip(KEY, OTHERS, strict=True)
+        ).drop("late")
+
+
+def shown(function: str, types: str) -> str:
+    """``add(i64, i64)``."""
+    return function if (function, types) == OTHERS[:2] else f"{function}({types})"
+
+
+def tally(counter: Counter[str], word: str, number: int = 1) -> None:
+    """Count a word; those that come after `MAX_WORDS` different ones are counted together."""
+    counter[word if word in counter or len(counter) < MAX_WORDS else OTHERS[0]] += number

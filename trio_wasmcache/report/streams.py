@@ -1,0 +1,117 @@
+"""Files as streams of bytes: plain, gzip or zstd, whichever their first bytes say."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+import zstandard
+
+STDIN = "-"
+# What a damaged file raises while it is read.
+READ_ERRORS = (OSError, EOFError, zlib.error, zstandard.ZstdError)
+_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+# Compressed bytes that are unpacked at once. A block of 128 KiB may come from four of them, so
+# even a file made to burst needs less than 100 MB.
+_ZSTD_PIECE = 2048
+
+
+class CountingFile(io.RawIOBase):
+    """A file, or standard input, that tells how much was read of it."""
+
+    def __init__(self, path: str, advanced: Callable[[int], None]) -> None:
+        self._advanced = advanced
+        self._owned = path != STDIN
+        self._file: IO[bytes] = sys.stdin.buffer
+        if self._owned:
+            self._file = Path(path).open("rb")  # noqa: SIM115 - closed by `close`
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        self._advanced(len(data))
+        return len(data)
+
+    def close(self) -> None:
+        if self._owned and not self.closed:
+            self._file.close()
+        super().close()
+
+
+class _Unzstd(io.RawIOBase):
+    """What is in a zstd file, one frame after the other.
+
+    zstandard's own reader takes a file that was cut off for one that has ended.
+    """
+
+    def __init__(self, packed: io.BufferedIOBase) -> None:
+        self._packed = packed
+        self._left = b""  # packed bytes that were read and belong to the next frame
+        self._ready = memoryview(b"")
+        self._frame: zstandard.ZstdDecompressionObj | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        while not self._ready:
+            piece = self._left or self._packed.read(_ZSTD_PIECE)
+            self._left = b""
+            if not piece:
+                if self._frame is not None:
+                    raise EOFError("the file ends before its last frame does")
+                return 0
+            if self._frame is None:
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+            self._ready = memoryview(self._frame.decompress(piece))
+            if self._frame.eof:
+                self._left, self._frame = self._frame.unused_data, None
+        taken = self._ready[: len(buffer)]
+        buffer[: len(taken)] = taken
+        self._ready = self._ready[len(taken) :]
+        return len(taken)
+
+
+def open_stream(file: CountingFile) -> io.BufferedIOBase:
+    """What is in the file, unpacked if it is packed."""
+    buffered = io.BufferedReader(file, 1024 * 1024)
+    head = buffered.peek(4)[:4]
+    kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
+    if kind == "gzip":
+        return gzip.GzipFile(fileobj=buffered)
+    if kind == "zstd":
+        return io.BufferedReader(_Unzstd(buffered))
+    return buffered
+
+
+def read_some(stream: io.BufferedIOBase, size: int) -> tuple[bytes, Exception | None]:
+    """Up to `size` bytes, fewer at the end; and what went wrong after them."""
+    parts: list[bytes] = []
+    left = size
+    try:
+        while left:
+            part = stream.read1(left)
+            if not part:
+                break
+            parts.append(part)
+            left -= len(part)
+    except READ_ERRORS as error:
+        return b"".join(parts), error
+    return b"".join(parts), None
+
+
+def explain(error: Exception) -> str:
+    """In words, whatever library it is from."""
+    strerror = getattr(error, "strerror", None)
+    if strerror:
+        return str(strerror)
+    text = " ".join(str(error).split()) or type(error).__name__
+    return f"damaged: {text[0].lower()}{text[1:]}"
