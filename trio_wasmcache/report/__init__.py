@@ -14,9 +14,11 @@ From bytes to answers, each file one idea, and imports point down:
     tuning, whatif                  questions about other limits
     distances, tasks, tokens        stack distances; programs of tasks; who waits for a token
     replay, books                   the log run through the cache's own policy
+    document                        the report as plain values
     summary, leases, entries        what is added up while the events go by, in bounded memory
-    series, histogram               small books of time and of sizes
-    order                           sequence numbers: gaps, repeats, lateness
-    frames, lines, notes            bytes to lines to events, and what was wrong with them
+    series, histogram, names        small books of what happened when, how long it took, and to whom
+    order, clock                    sequence numbers and times, and what is wrong with them
+    frames, lines, streams          events from lines from files
+    notes, units                    what was wrong with the input; numbers as people read them
     schema                          what an event looks like
 """

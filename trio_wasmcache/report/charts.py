@@ -185,12 +185,12 @@ def _byte_ticks(top: float) -> list[float]:
 
 def _stacked(ax: Axes, times: Times, layers: Sequence[tuple[str, Sequence[float], str]]) -> None:
     base = [0.0] * len(layers[0][1])
-    starts = [number * times.width for number in range(len(base))]
+    edges = [number * times.width for number in range(len(base) + 1)]
     for name, values, colour in layers:
-        ax.bar(
-            starts, values, times.width, base, color=colour, label=name, align="edge", linewidth=0
-        )
-        base = [below + value for below, value in zip(base, values, strict=True)]
+        top = [below + value for below, value in zip(base, values, strict=True)]
+        ax.stairs(top, edges, baseline=base, fill=True, color=colour, label=name, linewidth=0)
+        base = top
+    ax.set_ylim(0, 1.05 * max(base))
     _legend(ax)
     _counts(ax.yaxis)
     ax.set_ylabel(f"in {_even(seconds(times.width))}")

@@ -76,7 +76,7 @@ def report(
     session.tell()
     summary.tell(session.notes)
     if not summary.caches:
-        return session.nothing()
+        return session.nothing(only)
     document = make_document(summary, session.reader, session.parser, session.notes)
     if html is not None:
         # Charts take a second to import, which nobody waits for who wants none.
@@ -113,7 +113,10 @@ def run(arguments: Sequence[str]) -> int:
         return NOTHING
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read has read enough. Python would complain again when it flushes at exit.
+    except OSError as error:  # of writing: what can't be read is a note
+        # Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FINE
+        if isinstance(error, BrokenPipeError):  # whoever read has read enough
+            return FINE
+        print(f"the answer can't be written: {error.strerror}", file=sys.stderr)
+        return NOTHING

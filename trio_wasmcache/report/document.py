@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -128,7 +129,7 @@ def _evictions(cache: CacheSummary) -> dict[str, Any]:
             },
         },
         "thrash": {
-            "within_seconds": fates.thrash_seconds,
+            "within_seconds": None if fates.thrash_seconds == math.inf else fates.thrash_seconds,
             "count": sum(fate.thrashed for fate in fates.by_key.values()),
             "load_seconds": fates.thrash_load_seconds,
         },
@@ -183,6 +184,14 @@ def _rows(cache: CacheSummary, what: str, name: Callable[[Key], str]) -> list[di
     for (reason, key), gone in cache.gone.items():
         by_reason = rows[name(key)]["by_reason"]
         by_reason[reason] = by_reason.get(reason, 0) + gone.count
+
+    for row in rows.values():
+        # In the order of the reasons, not in that in which polars found them.
+        row["by_reason"] = {
+            reason: row["by_reason"][reason]
+            for reason in (*REASONS, OTHER)
+            if reason in row["by_reason"]
+        }
 
     def rank(row: dict[str, Any]) -> tuple[float, ...]:
         return -row["load_seconds"], -row["evictions"], -row["misses"], -row["hits"]

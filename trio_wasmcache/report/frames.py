@@ -89,7 +89,7 @@ class Parser:
             return pl.concat([self.frame(lines[:half]), self.frame(lines[half:])])
         events = self._parse(lines, _USED_TYPES)
         for event in events:
-            if "timestamp" in event:
+            if event.get("timestamp") is not None:
                 event["timestamp"] = str(event["timestamp"])
         rows = {name: [event.get(name) for event in events] for name in SCHEMA}
         return pl.DataFrame(rows, schema=SCHEMA)

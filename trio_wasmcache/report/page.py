@@ -12,7 +12,7 @@ from attrs import Factory, define
 
 from .charts import Chart, charts_of
 from .notes import cite, count
-from .units import moment, rate, seconds, size
+from .units import moment, rate, seconds, size, soon
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 TOP = 50
@@ -92,7 +92,7 @@ def _section(cache: dict[str, Any], prefix: str, charted: bool) -> Section:
     section.facts += [
         (f"{evictions:,}", "evictions"),
         (f"{cache['never_reused']:,}", "of them never reused"),
-        (f"{thrash['count']:,}", f"thrash: loaded again within {thrash['within_seconds']:g} s"),
+        (f"{thrash['count']:,}", f"thrash: loaded again {soon(thrash['within_seconds'])}"),
         (
             seconds(reloads["seconds"]),
             f"loading again what was evicted, {reloads['count']:,} times",

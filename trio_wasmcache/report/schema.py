@@ -1,6 +1,6 @@
 """What a line of the log looks like: a JSON Schema, generated from the event classes.
 
-``python -m trio_wasmcache.report.schema`` prints it; `events.schema.json` is what it printed last.
+``python -m trio_wasmcache schema`` prints it; `events.schema.json` is what it printed last.
 Other fields may stand beside those of the schema: whatever a structlog processor adds, such as
 ``level`` and ``timestamp``.
 """
@@ -11,7 +11,6 @@ import ast
 import enum
 import inspect
 import json
-import sys
 import textwrap
 from pathlib import Path
 from types import NoneType, UnionType
@@ -23,10 +22,20 @@ from .._core.events import EVENTS, SCHEMA_VERSION, Event, Stamped
 
 SHIPPED = Path(__file__).with_name("events.schema.json")
 _TYPES = {str: "string", int: "integer", float: "number", bool: "boolean"}
-_STAMP = {
-    "cache": ("string", "Which cache: a name made up when it was opened."),
-    "seq": ("integer", "Numbers the events of a cache, from 1, without gaps."),
-    "at_seconds": ("number", "The cache's clock: only differences mean something."),
+_STAMP: dict[str, dict[str, Any]] = {
+    "cache": {
+        "type": "string",
+        "description": "Which cache: a name made up when it was opened.",
+    },
+    "seq": {
+        "type": "integer",
+        "minimum": 1,
+        "description": "Numbers the events of a cache, from 1, without gaps.",
+    },
+    "at_seconds": {
+        "type": "number",
+        "description": "The cache's clock: only differences mean something.",
+    },
 }
 
 
@@ -41,7 +50,7 @@ def make_schema() -> dict[str, Any]:
         "required": ["event", *_STAMP, "schema"],
         "properties": {
             "event": {"enum": names},
-            **{name: {"type": kind, "description": text} for name, (kind, text) in _STAMP.items()},
+            **_STAMP,
             "schema": {"const": SCHEMA_VERSION},
         },
         "allOf": [
@@ -131,7 +140,3 @@ STAMP_TYPES: dict[str, tuple[type, ...]] = {
     "at_seconds": (float, int),
 }
 assert {*STAMP_TYPES} <= {field.name for field in fields(Stamped)}
-
-
-if __name__ == "__main__":
-    sys.stdout.write(as_text())

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from .frames import Parser
 from .lines import Reader
-from .notes import NOTHING, Notes
+from .notes import NOTHING, Notes, cite
 
 # Below this a bar would be gone before it is seen.
 BAR_FROM = 8 * 1024 * 1024
@@ -93,7 +93,7 @@ class Session:
         self.reader.tell()
         self.parser.tell(self.notes)
 
-    def nothing(self) -> int:
+    def nothing(self, only: str | None = None) -> int:
         """There are no events to analyse: say why."""
         counts = self.reader.counts
         if self.reader.opened:
@@ -102,13 +102,15 @@ class Session:
                 text = "the log is empty"
             elif counts.named:
                 text += ": the log names events, but not as JSON; write it with JSONRenderer"
+            elif only is not None:
+                text += f" of cache {cite(only)}"
             self.errors.print(text, style="red", markup=False)
         return NOTHING
 
 
 def print_json(value: object) -> None:
     """For programs; all in ASCII, so that no terminal has to be trusted with names."""
-    json.dump(value, sys.stdout, indent=1)
+    json.dump(value, sys.stdout, indent=1, allow_nan=False)
     sys.stdout.write("\n")
 
 

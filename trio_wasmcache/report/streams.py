@@ -114,4 +114,6 @@ def explain(error: Exception) -> str:
     if strerror:
         return str(strerror)
     text = " ".join(str(error).split()) or type(error).__name__
-    return f"damaged: {text[0].lower()}{text[1:]}"
+    if text[1:2].islower():
+        text = text[0].lower() + text[1:]
+    return f"damaged: {text}"

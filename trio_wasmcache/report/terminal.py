@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .notes import cite, count
-from .units import moment, rate, seconds, short, size
+from .units import moment, rate, seconds, short, size, soon
 
 TOP = 10
 NOTHING_PAID = {"count": 0, "seconds": 0.0}
@@ -91,7 +91,7 @@ def _facts(cache: dict[str, Any]) -> list[tuple[str, str]]:
         (
             "thrash",
             (
-                f"{thrash['count']:,} loaded again within {thrash['within_seconds']:g} s of going, "
+                f"{thrash['count']:,} loaded again {soon(thrash['within_seconds'])}, "
                 f"in {seconds(thrash['load_seconds'])}"
             ),
         ),
@@ -157,10 +157,10 @@ def _times(cache: dict[str, Any]) -> RenderableType | None:
         ("lease held", leases["held_seconds"]),
         ("age at eviction", cache["age_seconds"]),
     ]
-    table = make_table("Times", "what", "count", "median", "95 %", "99 %", "longest", "total")
+    table = make_table("Times", "what", "count", "median", "95 %", "99 %", "longest")
     for name, row in rows:
         if row["count"]:
-            quantiles = [seconds(row[part]) for part in ("p50", "p95", "p99", "max", "total")]
+            quantiles = [seconds(row[part]) for part in ("p50", "p95", "p99", "max")]
             table.add_row(name, short(row["count"]), *quantiles)
     return table if table.row_count else None
 

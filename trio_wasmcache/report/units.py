@@ -77,3 +77,8 @@ def moment(timestamp: str) -> str:
     except (ValueError, OverflowError, OSError):
         return timestamp
     return f"{at:%Y-%m-%d %H:%M:%S}Z"
+
+
+def soon(within: float | None) -> str:
+    """What counts as thrash: an eviction and a load, at most so many seconds apart; None: ever."""
+    return "after they went" if within is None else f"within {within:g} s of going"

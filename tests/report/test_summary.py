@@ -1,0 +1,439 @@
+"""What a log adds up to: every number of the report, by hand and against the cache's own counts."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report.logs import PAGE, Log, MiB, busy_log, run_command, run_report, text_of, without
+from report.workloads import draw_config, run_on_jumping_clock, wild_plan
+
+from trio_wasmcache._core.events import Abandoned, Blocked, Failed, Reason, Resized
+from trio_wasmcache.report import clock, leases, lines, names, summary
+from trio_wasmcache.report.clock import JUMP, LONG_SILENCE
+
+Capture = pytest.CaptureFixture[str]
+
+
+def report_on(capsys: Capture, tmp_path: Path, log: Log) -> dict[str, Any]:
+    """The only cache of a log in which nothing is wrong."""
+    ran = run_report(capsys, log.write(tmp_path / "log"))
+    assert (ran.status, ran.err) == (0, "")
+    return ran.cache
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_counts_are_the_caches_own(
+    seed: int, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hits, misses, blocks, calls and evictions of a wild application, read in small blocks."""
+    monkeypatch.setattr(lines, "BLOCK", 3000)
+    outcome = run_on_jumping_clock(wild_plan(seed), draw_config(random.Random(seed)))
+    ran = run_report(capsys, outcome.log.write(tmp_path / "log"))
+    assert (ran.status, ran.err) == (0, "")
+    cache = ran.cache
+    counted = {name: cache["leases"][name] for name in ("hits", "misses", "blocks", "calls")}
+    counted["evictions"] = cache["evictions"]["count"]
+    assert counted == cache["closed"]
+    for rows in (cache["functions"], cache["groups"]):
+        for name in ("hits", "misses", "blocks"):
+            assert sum(row[name] for row in rows) == cache["closed"][name]
+        assert sum(row["evictions"] for row in rows) == cache["closed"]["evictions"]
+        by_reason = [number for row in rows for number in row["by_reason"].values()]
+        assert sum(by_reason) == cache["closed"]["evictions"]
+    assert sum(cache["events"].values()) == ran.document["lines"]["events"]
+    assert cache["sequence"] == {
+        "first": 1,
+        "last": len(outcome.log.lines),
+        "missing": 0,
+        "gaps": [],
+        "lost": 0,
+        "late": 0,
+        "repeated": 0,
+    }
+
+
+def test_evictions_by_reason_function_and_group(tmp_path: Path, capsys: Capture) -> None:
+    """With what they freed; each table adds up to all of them."""
+    log = Log()
+    log.opened()
+    log.evicted(1, Reason.SIZE, "a/f", freed_bytes=10, freed_code_bytes=1)
+    log.evicted(2, Reason.SIZE, "b/f", freed_bytes=20, freed_code_bytes=2)
+    log.evicted(3, Reason.IDLE, "b/g", freed_bytes=40, freed_code_bytes=4)
+    cache = report_on(capsys, tmp_path, log)
+    assert cache["evictions"] == {
+        "count": 3,
+        "by_reason": {
+            "size": {"count": 2, "freed_bytes": 30, "freed_code_bytes": 3},
+            "idle": {"count": 1, "freed_bytes": 40, "freed_code_bytes": 4},
+        },
+    }
+    functions = {row["function"]: row["by_reason"] for row in cache["functions"]}
+    assert functions == {"f(i64)": {"size": 2}, "g(i64)": {"idle": 1}}
+    groups = {row["group"]: row["by_reason"] for row in cache["groups"]}
+    assert groups == {"a": {"size": 1}, "b": {"size": 1, "idle": 1}}
+
+
+def test_a_load_is_charged_to_the_eviction_before_it(tmp_path: Path, capsys: Capture) -> None:
+    """Of the same function in the same group; the first one is nobody's fault."""
+    log = Log()
+    log.loaded(0, seconds=1.0)
+    log.evicted(1, Reason.IDLE)
+    log.loaded(2, "other/f", seconds=2.0)
+    log.loaded(3, "g", seconds=4.0)
+    log.loaded(4, seconds=8.0)
+    log.loaded(5, seconds=16.0)  # a second instance: nothing has gone that it could replace
+    log.evicted(6, Reason.SIZE)
+    log.evicted(7, Reason.CORRUPTED)
+    log.loaded(8, seconds=32.0)
+    log.loaded(9, seconds=64.0)
+    cache = report_on(capsys, tmp_path, log)
+    assert cache["reloads"] == {
+        "count": 3,
+        "seconds": 104.0,
+        "by_reason": {
+            "size": {"count": 1, "seconds": 64.0},
+            "idle": {"count": 1, "seconds": 8.0},
+            "corrupted": {"count": 1, "seconds": 32.0},
+        },
+    }
+    assert cache["loads"]["count"] == 7
+    assert cache["loads"]["total"] == 127.0
+
+
+@pytest.mark.parametrize(("within", "thrashed"), [("2.5", 0), ("3", 1), ("inf", 2)])
+def test_thrash(within: str, thrashed: int, tmp_path: Path, capsys: Capture) -> None:
+    """Is what comes back soon after a limit made it go; what had to go does not count."""
+    log = Log()
+    for start, reason in ((0, Reason.SIZE), (100, Reason.IDLE), (200, Reason.REMOVED)):
+        log.loaded(start)
+        log.evicted(start + 1, reason)
+        log.loaded(start + (4 if reason is not Reason.IDLE else 50), seconds=2.0)
+        log.evicted(start + 60, Reason.CLOSED)
+    path = log.write(tmp_path / "log")
+    cache = run_command(capsys, "report", "--json", "--thrash-seconds", within, path).cache
+    assert cache["thrash"] == {
+        "within_seconds": None if within == "inf" else float(within),
+        "count": thrashed,
+        "load_seconds": 2.0 * thrashed,
+    }
+
+
+def test_never_reused_and_ages(tmp_path: Path, capsys: Capture) -> None:
+    """An instance that went after one lease or none was not worth keeping."""
+    log = Log()
+    for number, uses in enumerate((0, 1, 2, 3)):
+        log.evicted(number, uses=uses, age_seconds=float(number))
+    cache = report_on(capsys, tmp_path, log)
+    assert cache["never_reused"] == 2
+    assert cache["age_seconds"]["count"] == 4
+    assert cache["age_seconds"]["max"] == 3.0
+    assert cache["age_seconds"]["total"] == 6.0
+
+
+def test_churn(tmp_path: Path, capsys: Capture) -> None:
+    """Loads per lease, evictions per minute, and those of the busiest second."""
+    log = Log()
+    log.opened()
+    for at in (1.0, 10.0, 10.1, 10.2, 10.9, 50.0):
+        log.evicted(at)
+    log.loaded(55)
+    for _ in range(4):
+        log.acquired(60)
+    cache = report_on(capsys, tmp_path, log)
+    assert cache["churn"] == {
+        "loads_per_100_leases": 25.0,
+        "evictions_per_minute": 6.0,
+        "busiest_evictions": 4,
+        "busiest_seconds": 1.0,
+    }
+
+
+def test_waits(tmp_path: Path, capsys: Capture) -> None:
+    """An acquire that waits is one block, for however many things it waits in turn."""
+    log = Log()
+    of_f = {"function": "f", "arg_types": "i64", "group": "main", "generation": 1}
+
+    def blocked(at: float, request: int | None, what: str) -> None:
+        log.add(at, Blocked(**of_f, request=request, task=1, waits_for=what))
+
+    blocked(1, None, "a token")
+    log.requested(2, 1, blocked=True)
+    blocked(2, 1, "an instance")
+    blocked(3, 1, "room")
+    log.acquired(4, request=1, wait_seconds=3.0)
+    log.requested(5, 2)
+    blocked(5, 2, "an instance")
+    blocked(6, 2, "an instance")
+    log.acquired(7, request=2, wait_seconds=2.0)
+    log.requested(8, 3)
+    log.acquired(8, hit=False, request=3)
+    blocked(9, None, "a token")
+    log.add(10, Abandoned(**of_f, request=None, task=1, error="Cancelled"))
+    log.add(10, Failed(**of_f, instance=2, request=None, error="LoadError", error_message="no"))
+    cache = report_on(capsys, tmp_path, log)
+    taken = cache["leases"]
+    assert (taken["acquires"], taken["blocks"], taken["block_rate"]) == (4, 3, 0.75)
+    assert (taken["hits"], taken["misses"]) == (2, 1)
+    assert taken["hit_rate"] == pytest.approx(2 / 3)
+    assert taken["miss_rate"] == pytest.approx(1 / 3)
+    assert taken["waits_for"] == {"a token": 2, "an instance": 3, "room": 1}
+    assert taken["abandoned"] == {"Cancelled": 1}
+    assert taken["wait_seconds"]["total"] == 5.0
+    assert cache["loads"]["failed"] == 1
+    assert cache["functions"][0]["abandoned"] == 1
+    assert cache["wait_bars"][0] == [0.0, 1]
+    assert sum(number for _, number in cache["wait_bars"]) == 3
+
+
+def test_warming_is_neither_hit_nor_miss(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its leases are told apart, also where they are granted blocks later."""
+    monkeypatch.setattr(lines, "BLOCK", 500)
+    log = Log()
+    log.requested(1, 1, warm=True)
+    log.requested(1, 2)
+    log.requested(1, 3, warm=True)
+    log.loaded(2, warmed=True)
+    log.acquired(3, hit=False, request=1)
+    log.acquired(3, hit=False, request=2)
+    log.recycled(4, request=1, held_seconds=0.0)
+    log.add(
+        5,
+        Abandoned(
+            function="f",
+            arg_types="i64",
+            group="main",
+            generation=1,
+            request=3,
+            task=1,
+            error="Cancelled",
+        ),
+    )
+    taken = report_on(capsys, tmp_path, log)["leases"]
+    assert (taken["hits"], taken["misses"], taken["warmed"]) == (0, 1, 1)
+
+
+def test_requests_that_never_end_are_forgotten(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A log in which nothing is ever granted does not fill the memory."""
+    monkeypatch.setattr(leases, "MAX_OPEN", 10)
+    log = Log()
+    for number in range(1, 40):
+        log.requested(1, number, warm=True, blocked=True)
+    log.acquired(2, hit=True, request=7)
+    taken = report_on(capsys, tmp_path, log)["leases"]
+    assert taken["acquires"] == 39
+    assert taken["hits"] + taken["warmed"] == 1
+
+
+def test_size_over_time(tmp_path: Path, capsys: Capture) -> None:
+    """The highest of each bin; where nothing happens, the last one holds on."""
+    log = Log()
+    log.opened(0)
+    log.recycled(16, total_size_bytes=5 * PAGE, code_size_bytes=100)
+    log.recycled(16.5, total_size_bytes=3 * PAGE, code_size_bytes=300)
+    log.evicted(
+        160, total_size_before_bytes=9 * PAGE, total_size_after_bytes=PAGE, code_size_after_bytes=7
+    )
+    log.closed(239)
+    cache = report_on(capsys, tmp_path, log)
+    assert cache["over_time"]["width_seconds"] == 1.0
+    sizes = cache["over_time"]["points"]["size"]
+    assert sizes[:16] == [0.0] * 16
+    assert sizes[16] == 5 * PAGE
+    assert sizes[17:160] == [3 * PAGE] * 143
+    assert sizes[160] == 9 * PAGE
+    assert sizes[161:] == [PAGE] * 79
+    assert cache["over_time"]["points"]["code"][16:18] == [300, 300]
+    assert cache["over_time"]["points"]["evicted size"][160] == 1
+    assert cache["peak"] == {"total_size_bytes": 9 * PAGE, "code_size_bytes": 8192}
+
+
+def test_limits_and_times(tmp_path: Path, capsys: Capture) -> None:
+    """Those in force at the end; when the log began and ended, if its lines say so."""
+    log = Log()
+    log.opened(100.0)
+    log.registered(100.0, "f")
+    log.registered(101.0, "g")
+    more = {"max_instance_size_bytes": MiB, "max_code_size_bytes": MiB, "max_instances": 5}
+    log.add(102.5, Resized(max_size_bytes=MiB, idle_timeout_seconds=None, **more))
+    log.closed(103.0)
+    for number, line in enumerate(log.lines[1:]):
+        line["timestamp"] = f"2026-01-01T00:00:0{number}Z"
+    cache = report_on(capsys, tmp_path, log)
+    assert cache["limits"] == {"max_size_bytes": MiB, **more, "idle_timeout_seconds": None}
+    assert cache["resizes"] == 1
+    assert cache["span_seconds"] == 3.0
+    assert (cache["began"], cache["ended"]) == ("2026-01-01T00:00:00Z", "2026-01-01T00:00:03Z")
+    assert cache["loads"]["compile_seconds"] == 0.5
+    assert cache["log_uses"] is True
+
+
+def test_gaps_lateness_and_repeats_are_told(tmp_path: Path, capsys: Capture) -> None:
+    """By number; missing events are a flaw, those that came late or twice are not."""
+    log = busy_log()
+    rows = without(log.lines, 10, 20, 21, 22, 30, 40, 50)
+    rows[5], rows[7] = rows[7], rows[5]
+    rows.insert(60, rows[59])
+    path = tmp_path / "log"
+    path.write_text(text_of(rows))
+    ran = run_report(capsys, path)
+    assert ran.status == 1
+    assert ran.cache["sequence"]["missing"] == 7
+    assert ran.cache["sequence"]["gaps"][:2] == [[10, 10], [20, 22]]
+    assert ran.err.splitlines() == [
+        "cache cafe0001: 7 events missing: 10, 20 to 22, 30, ...",
+        "cache cafe0001: 2 events came out of order: put in order",
+        "cache cafe0001: 1 event came twice: counted once",
+    ]
+    assert ran.document["notes"] == ran.err.splitlines()
+
+
+def test_a_log_from_its_middle(tmp_path: Path, capsys: Capture) -> None:
+    """Is as good as any, for the time that it tells of."""
+    path = tmp_path / "log"
+    path.write_text(text_of(busy_log().lines[50:]))
+    ran = run_report(capsys, path)
+    assert ran.status == 0
+    assert ran.err == "cache cafe0001: begins with event 51, not with the first\n"
+    assert ran.cache["limits"] == {}
+
+
+def test_lost_events(tmp_path: Path, capsys: Capture) -> None:
+    """Are the cache's own loss, and said to be."""
+    log = busy_log()
+    log.lost(30, 5, 10)
+    path = tmp_path / "log"
+    path.write_text(text_of(without(log.lines, *range(10, 15))))
+    ran = run_report(capsys, path)
+    assert ran.status == 1
+    assert ran.err == "cache cafe0001: 5 events lost: the cache's buffer was full\n"
+    assert (ran.cache["sequence"]["lost"], ran.cache["sequence"]["missing"]) == (5, 0)
+
+
+def test_two_caches(tmp_path: Path, capsys: Capture) -> None:
+    """Mixed in one log, each is told by itself, as if it were alone; or one of them only."""
+    one, two = busy_log("one"), busy_log("two", rounds=7)
+    mixed = [line for pair in zip(one.lines, two.lines, strict=False) for line in pair]
+    mixed += one.lines[len(two.lines) :]
+    path = tmp_path / "log"
+    path.write_text(text_of(mixed))
+    ran = run_report(capsys, path)
+    assert ran.status == 0
+    assert ran.err == "2 caches in this log, each by itself below: one, two\n"
+    alone = [report_on(capsys, tmp_path, log) for log in (one, two)]
+    assert ran.document["caches"] == alone
+    path.write_text(text_of(mixed))
+    only = run_command(capsys, "report", "--json", "--cache", "two", path)
+    assert only.document["caches"] == [alone[1]]
+    assert only.err == ""
+    none = run_command(capsys, "report", "--json", "--cache", "three", path)
+    assert (none.status, none.out) == (2, "")
+    assert none.err == "no events to analyse of cache three\n"
+
+
+@pytest.mark.parametrize("cut", [10_000_000, 3000])
+def test_the_clock_jumps(
+    cut: int, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Backwards: told, and time goes on from there. Forwards: it may be so. A little is nothing."""
+    monkeypatch.setattr(lines, "BLOCK", cut)
+    log = busy_log()
+    for line in log.lines[30:]:
+        line["at_seconds"] -= 1000.0
+    for line in log.lines[60:]:
+        line["at_seconds"] -= JUMP / 2
+    for line in log.lines[90:]:
+        line["at_seconds"] += LONG_SILENCE + 1
+    ran = run_report(capsys, log.write(tmp_path / "log"))
+    assert ran.status == 1
+    assert ran.err.splitlines() == [
+        "cache cafe0001: the clock jumped back 1 time: time is counted on from there",
+        "cache cafe0001: nothing happened for 24 h 00 min, or the clock jumped forward",
+    ]
+    assert ran.cache["clock"]["jumps_back"] == 1
+    assert ran.cache["clock"]["longest_silence_seconds"] == pytest.approx(86401, abs=1)
+    straight = busy_log().lines[-1]["at_seconds"]
+    expected = straight + LONG_SILENCE + 1 - JUMP / 2
+    assert ran.cache["span_seconds"] == pytest.approx(expected, abs=0.5)
+    assert clock.JUMP == JUMP
+
+
+def test_functions_and_groups_without_end(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The later ones are counted together, so that the memory stays bounded and the sums right."""
+    monkeypatch.setattr(names, "MAX_KEYS", 10)
+    monkeypatch.setattr(summary, "MAX_KEYS", 10)
+    log = Log()
+    log.opened()
+    for number in range(50):
+        function = f"g{number}/f{number}"
+        log.loaded(number, function)
+        log.acquired(number, number % 2 == 0, function)
+        log.evicted(number + 0.5, Reason.SIZE, function)
+    log.loaded(60, "g3/f3")
+    ran = run_report(capsys, log.write(tmp_path / "log"))
+    assert ran.err == (
+        "cache cafe0001: more than 10 functions in groups: the later ones are counted together, "
+        "as (others)\n"
+    )
+    for what in ("functions", "groups"):
+        assert len(ran.cache[what]) <= 11
+        assert sum(row["evictions"] for row in ran.cache[what]) == 50
+        assert sum(row["hits"] for row in ran.cache[what]) == 25
+    others = [row for row in ran.cache["functions"] if row["function"] == "(others)"]
+    assert others[0]["evictions"] >= 40
+    assert ran.cache["reloads"]["count"] == 1
+
+
+def test_caches_without_end(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The later ones are left out, which is a flaw."""
+    monkeypatch.setattr(summary, "MAX_CACHES", 5)
+    path = tmp_path / "log"
+    path.write_text("".join(busy_log(f"c{number}", 1).text() for number in range(8)))
+    ran = run_report(capsys, path)
+    assert ran.status == 1
+    assert len(ran.document["caches"]) == 5
+    assert ran.err.splitlines() == [
+        "5 caches in this log, each by itself below: c0, c1, c2, c3, ...",
+        f"more than 5 caches: {3 * len(busy_log('c', 1).lines)} events of the later ones left out",
+    ]
+
+
+def test_a_reason_of_the_future(tmp_path: Path, capsys: Capture) -> None:
+    """Is counted as another one."""
+    log = Log()
+    log.evicted(1)
+    log.loaded(2)
+    log.evicted(3)
+    log.lines[0]["reason"] = "<b>whim</b>"
+    cache = report_on(capsys, tmp_path, log)
+    assert cache["evictions"]["by_reason"].keys() == {"size", "other"}
+    assert cache["reloads"]["by_reason"] == {"other": {"count": 1, "seconds": 0.5}}
+    assert cache["thrash"]["count"] == 0
+
+
+def test_the_document_is_json(tmp_path: Path, capsys: Capture) -> None:
+    """In ASCII, without words that JSON does not have."""
+    log = busy_log()
+    log.evicted(50, function="naïve \x1b[31m\u202e")
+    ran = run_command(
+        capsys, "report", "--json", "--thrash-seconds", "inf", log.write(tmp_path / "log")
+    )
+    assert ran.out.isascii()
+    assert ran.out.isprintable() or set(ran.out) & set(map(chr, range(32))) == {"\n"}
+    assert "naïve \x1b[31m\u202e(i64)" in [row["function"] for row in ran.cache["functions"]]
+
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    json.loads(ran.out, parse_constant=refuse)
