@@ -31,7 +31,7 @@ def test_the_counts_are_the_caches_own(
 ) -> None:
     """Hits, misses, blocks, calls and evictions of a wild application, read in small blocks."""
     monkeypatch.setattr(lines, "BLOCK", 3000)
-    outcome = run_on_jumping_clock(wild_plan(seed), draw_config(random.Random(seed)))
+    outcome = run_on_jumping_clock(wild_plan(random.Random(seed)), draw_config(random.Random(seed)))
     ran = run_report(capsys, outcome.log.write(tmp_path / "log"))
     assert (ran.status, ran.err) == (0, "")
     cache = ran.cache
@@ -102,6 +102,24 @@ def test_a_load_is_charged_to_the_eviction_before_it(tmp_path: Path, capsys: Cap
     }
     assert cache["loads"]["count"] == 7
     assert cache["loads"]["total"] == 127.0
+
+
+def test_loads_on_seats_are_nobodys_fault(tmp_path: Path, capsys: Capture) -> None:
+    """A function with a new instance for each lease is loaded for each; only a lost seat costs."""
+    log = Log()
+    log.loaded(0, seconds=1.0)
+    log.loaded(1, seconds=2.0, seat=True)
+    log.evicted(2, Reason.IDLE, seat=True)
+    log.loaded(3, seconds=4.0)
+    log.evicted(4, Reason.IDLE, seat=True)
+    log.loaded(5, seconds=8.0, seat=True)  # another one's, with concurrency
+    for number in range(5):
+        log.acquired(6, number > 1)
+    cache = report_on(capsys, tmp_path, log)
+    assert (cache["loads"]["count"], cache["loads"]["on_seats"]) == (4, 2)
+    assert cache["reloads"]["count"] == 1
+    assert cache["reloads"]["seconds"] == 4.0
+    assert cache["churn"]["loads_per_100_leases"] == 40.0
 
 
 @pytest.mark.parametrize(("within", "thrashed"), [("2.5", 0), ("3", 1), ("inf", 2)])

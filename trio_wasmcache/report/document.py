@@ -101,6 +101,7 @@ def _uses(cache: CacheSummary) -> dict[str, Any]:
         "loads": {
             **cache.loads.as_dict(),
             "modules": cache.module_loads,
+            "on_seats": cache.fates.on_seats,
             "failed": cache.kinds["wasmcache.failed"],
             "compile_seconds": cache.compile_seconds,
         },
@@ -112,7 +113,7 @@ def _evictions(cache: CacheSummary) -> dict[str, Any]:
     """What went, and what came of it."""
     fates, leases = cache.fates, cache.leases
     total = sum(gone.count for gone in cache.gone.values())
-    loads = sum(fate.loads for fate in fates.by_key.values())
+    loads = sum(fate.loads for fate in fates.by_key.values()) - fates.on_seats
     granted = leases.hits + leases.misses
     busiest, busy_seconds = cache.series.busiest("evicted ", BUSY_SECONDS)
     return {

@@ -50,14 +50,16 @@ class Fates:
     paid: dict[str, Paid] = Factory(dict)
     """By the reason of the eviction."""
     thrash_load_seconds: float = 0.0
+    on_seats: int = 0
+    """Loads of functions that get a new instance for each lease; no eviction made them so."""
 
     def take(self, frame: pl.DataFrame, times: pl.Series) -> None:
         """Events of one cache in order; `times` are seconds since its first event."""
         relevant = frame["event"].is_in(["wasmcache.loaded", "wasmcache.evicted"])
-        columns = ["function", "arg_types", "group", "reason", "load_seconds", "uses"]
+        columns = ["function", "arg_types", "group", "reason", "load_seconds", "uses", "seat"]
         rows = frame.filter(relevant).select(columns)
         lists = [rows[name].to_list() for name in columns]
-        for at, function, types, group, reason, seconds, uses in zip(
+        for at, function, types, group, reason, seconds, uses, seat in zip(
             times.filter(relevant).to_list(), *lists, strict=True
         ):
             key = (function, types, group)
@@ -65,7 +67,12 @@ class Fates:
             if fate is None:
                 fate = self.by_key[key] = Fate()
             if reason is None:
-                self._loaded(fate, at, seconds)
+                fate.loads += 1
+                fate.load_seconds += seconds
+                if seat:
+                    self.on_seats += 1
+                elif fate.gone:
+                    self._loaded_again(fate, at, seconds)
                 continue
             fate.evictions += 1
             fate.never_reused += uses <= 1
@@ -73,11 +80,7 @@ class Fates:
                 fate.gone.append((at, reason))
                 del fate.gone[:-MAX_GONE]
 
-    def _loaded(self, fate: Fate, at: float, seconds: float) -> None:
-        fate.loads += 1
-        fate.load_seconds += seconds
-        if not fate.gone:
-            return
+    def _loaded_again(self, fate: Fate, at: float, seconds: float) -> None:
         gone_at, reason = fate.gone.pop()
         paid = self.paid.setdefault(reason, Paid())
         paid.count += 1

@@ -27,13 +27,13 @@ USED = frozenset(
     function arg_types group request reason uses warm blocked waits_for error hit
     max_size_bytes max_instance_size_bytes max_instances max_code_size_bytes idle_timeout_seconds
     log_uses hits misses blocks calls evictions count compile_seconds module_loaded load_seconds
-    wait_seconds held_seconds age_seconds idle_seconds freed_bytes freed_code_bytes
+    seat wait_seconds held_seconds age_seconds idle_seconds freed_bytes freed_code_bytes
     total_size_bytes code_size_bytes total_size_before_bytes code_size_before_bytes
     total_size_after_bytes code_size_after_bytes first_seq
     """.split()
 )
 # Fields that came after the first logs of this schema were written: a log without them is fine.
-OPTIONAL = frozenset({"deadline_seconds", "task", "blocked"})
+OPTIONAL = frozenset({"deadline_seconds", "task", "blocked", "seat"})
 Types = dict[str, dict[str, tuple[type, ...]]]
 # {event: {field: the types that its value may have}}
 TYPES: Types = {event.name: {**STAMP_TYPES, **types_of(event)} for event in EVENTS}
@@ -127,9 +127,9 @@ class Parser:
             return False
         for field, kinds in types[name].items():
             value = event.get(field)
-            if value == math.inf and NoneType in kinds:
+            if (value == math.inf and NoneType in kinds) or (value is None and field in OPTIONAL):
                 event[field] = None
-            elif not (_fits(value, kinds) or (field in OPTIONAL and value is None)):
+            elif not _fits(value, kinds):
                 self.damaged += 1
                 return False
         if event["seq"] < 1:
