@@ -33,8 +33,8 @@ def run(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess
     )
 
 
-def output_of(name: str) -> str:
-    result = run(EXAMPLES / name)
+def output_of(name: str, *arguments: str | Path) -> str:
+    result = run(EXAMPLES / name, *arguments)
     assert result.stderr == ""
     assert result.returncode == 0
     return result.stdout
@@ -50,7 +50,7 @@ def test_every_example_is_tested_and_short() -> None:
     """Each example has a test here, and fewer than 60 lines."""
     here = Path(__file__).read_text(encoding="utf-8")
     for example in EXAMPLES.glob("*.py"):
-        assert f'output_of("{example.name}")' in here
+        assert f'output_of("{example.name}"' in here
         assert len(example.read_text(encoding="utf-8").splitlines()) < 60, example.name
 
 
@@ -95,6 +95,41 @@ def test_host_function() -> None:
     assert "100 of product 1:   187.50" in out
     assert number(r"all at once: ([\d.]+) s in total", out) < 1.0
     assert "No price of product 4: the call raised KeyError" in out
+
+
+@pytest.fixture(scope="module")
+def written_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the application with a log writes."""
+    log = tmp_path_factory.mktemp("log") / "wasmcache.jsonl"
+    assert output_of("write_log.py", log) == f"Now try: python -m trio_wasmcache report {log}\n"
+    return log
+
+
+def test_write_log(written_log: Path) -> None:
+    """The log is whole, and its report agrees with the cache's own counts."""
+    result = run("-m", "trio_wasmcache", "report", "--json", written_log)
+    assert (result.returncode, result.stderr) == (0, "")
+    (cache,) = json.loads(result.stdout)["caches"]
+    assert cache["sequence"]["missing"] == 0
+    assert {row["group"] for row in cache["groups"]} == {"web", "reports"}
+    assert {"size", "group_closed"} <= cache["evictions"]["by_reason"].keys()
+    counted = {name: cache["leases"][name] for name in ("hits", "misses", "blocks", "calls")}
+    assert {**counted, "evictions": cache["evictions"]["count"]} == cache["closed"]
+
+
+def test_ask_log(written_log: Path) -> None:
+    """polars answers three questions, and agrees with the report."""
+    out = output_of("ask_log.py", written_log)
+    assert out.count("?") == 3
+    report = run("-m", "trio_wasmcache", "report", "--json", written_log)
+    (cache,) = json.loads(report.stdout)["caches"]
+    loads = re.findall(r"│ check_\d +┆ +(\d+) ", out)
+    assert sum(map(int, loads)) == cache["reloads"]["by_reason"]["size"]["count"]
+    leases = re.findall(r"│ (?:web|reports) +┆ (true|false) +┆ (\d+) ", out)
+    hits = sum(int(number) for hit, number in leases if hit == "true")
+    misses = sum(int(number) for hit, number in leases if hit == "false")
+    assert (hits, misses) == (cache["leases"]["hits"], cache["leases"]["misses"])
+    assert {int(of) for of in re.findall(r"┆ (\d+) +│$", out, re.MULTILINE)} >= {hits}
 
 
 def test_every_udf_has_its_source() -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import json
 import math
 import os
 import re
@@ -11,6 +12,7 @@ import textwrap
 from pathlib import Path
 
 import attrs
+import jsonschema
 import pytest
 
 import trio_wasmcache
@@ -18,6 +20,13 @@ from trio_wasmcache import CacheConfig, KiB, MiB, WasmCacheError
 from trio_wasmcache._abi.plain import TYPES
 from trio_wasmcache._core.events import EVENTS, SCHEMA_VERSION, Opened, Reason, Stamped
 from trio_wasmcache._log import BUFFER_EVENTS
+from trio_wasmcache.report.commands import INTERRUPTED, report
+from trio_wasmcache.report.document import REPORT_VERSION
+from trio_wasmcache.report.entries import LIMITS
+from trio_wasmcache.report.notes import FINE, FLAWED, NOTHING
+from trio_wasmcache.report.schema import make_schema
+from trio_wasmcache.report.summary import THRASH_SECONDS
+from trio_wasmcache.report.terminal import TOP
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -58,9 +67,11 @@ def code(cell: str) -> list[str]:
     return re.findall(r"`([^`]+)`", cell)
 
 
-def run(*arguments: str | Path) -> None:
+def run(*arguments: str | Path, cwd: Path | None = None) -> str:
+    """What a program writes to standard error; it must end well."""
     result = subprocess.run(
         [sys.executable, *arguments],
+        cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -68,6 +79,7 @@ def run(*arguments: str | Path) -> None:
         check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr
+    return result.stderr
 
 
 def test_every_python_block_is_marked() -> None:
@@ -75,10 +87,56 @@ def test_every_python_block_is_marked() -> None:
     assert {mark for mark, _ in BLOCKS} == {"runs", "snippet", "tests"}
 
 
-@pytest.mark.parametrize("program", [text for mark, text in BLOCKS if mark == "runs"])
-def test_programs_run(program: str) -> None:
+def is_recipe(text: str) -> bool:
+    """Whether a program of the README shows where the log can go."""
+    return "import logging" in text or "from logging" in text
+
+
+@pytest.mark.parametrize(
+    "program", [text for mark, text in BLOCKS if mark == "runs" and not is_recipe(text)]
+)
+def test_programs_run(program: str, tmp_path: Path) -> None:
     """Whole programs of the README run as they are."""
-    run("-W", "error", "-c", program)
+    run("-W", "error", "-c", program, cwd=tmp_path)
+
+
+def test_recipes_for_the_log(tmp_path: Path) -> None:
+    """One rotates files, one goes through the standard logging; what they write is valid."""
+    validator = jsonschema.Draft202012Validator(make_schema())
+    for recipe in (text for mark, text in BLOCKS if is_recipe(text)):
+        told = run("-W", "error", "-c", recipe, cwd=tmp_path)
+        if "RotatingFileHandler" in recipe:
+            assert told == ""
+            told = (tmp_path / "wasmcache.jsonl").read_text(encoding="utf-8")
+        lines = [json.loads(line) for line in told.splitlines()]
+        for line in lines:
+            assert {"level", "timestamp"} <= line.keys()
+            if line["event"].startswith("wasmcache."):
+                validator.validate(line)
+        events = [line["event"] for line in lines]
+        assert events[-1] == "wasmcache.closed"
+        assert events.count("another line, which the report skips and counts") == (
+            "RotatingFileHandler" not in recipe
+        )
+
+
+def test_exit_statuses_and_options_of_the_log_tool() -> None:
+    """The tables of the log tool are what it does."""
+    statuses = [int(status) for status, _ in rows("Reading the log", "exit status")]
+    assert statuses == [FINE, FLAWED, NOTHING, INTERRUPTED]
+    documented = {code(option)[0].split()[0] for option, _ in rows("Reading the log", "option")}
+    options = {option for parameter in report.params for option in parameter.opts}
+    assert documented == {option for option in options if option.startswith("--")}
+    text = SECTIONS["Reading the log"]
+    assert f"{THRASH_SECONDS:g} by default" in text
+    assert f"{TOP} by default" in text
+    assert f"`report` in it is {REPORT_VERSION}" in text
+    limits = next(
+        meaning
+        for word, meaning in rows("Reading the log", "the report's word")
+        if word == "thrash"
+    )
+    assert code(limits) == [*LIMITS]
 
 
 @pytest.mark.parametrize("snippet", [text for mark, text in BLOCKS if mark == "snippet"])

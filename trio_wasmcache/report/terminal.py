@@ -79,8 +79,12 @@ def _facts(cache: dict[str, Any]) -> list[tuple[str, str]]:
         facts.append(("hits", "not in this log, which was written without log_uses"))
     churn = f"{short(cache['churn']['busiest_evictions'])} evictions in the busiest "
     churn += seconds(cache["churn"]["busiest_seconds"])
-    if cache["churn"]["evictions_per_minute"] is not None:
-        churn += f", {_number(cache['churn']['evictions_per_minute'])} a minute on average"
+    average = cache["churn"]["evictions_per_minute"]
+    if average is not None:
+        often = (
+            f"{_number(average / 60)} a second" if average > 60 else f"{_number(average)} a minute"
+        )
+        churn += f", {often} on average"
     if cache["churn"]["loads_per_100_leases"] is not None:
         churn += f"; {_number(cache['churn']['loads_per_100_leases'])} loads per 100 leases"
     reloads = cache["reloads"]
