@@ -1,4 +1,4 @@
-"""A log with `log_uses`, run through the policy again: the books agree with it, or say where not."""
+"""A log with `log_uses`, run through the policy again: the books agree, or say where not."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_log_replayed_under_its_own_limits_gives_its_own_evictions(
 
 
 async def test_a_log_of_real_modules_and_threads_agrees() -> None:
-    """Calls in threads that a closing group has to wait for, traps, several groups, small limits."""
+    """Calls in threads that a closing group waits for, traps, several groups, small limits."""
     log = JsonLogger()
     kit = WasmtimeKit()
     config = CacheConfig(log_uses=True, offload_after=0, max_size=300_000, max_instances=6)
@@ -166,11 +166,11 @@ def leave_out(name: str, **index: Any) -> Callable[[list[Event]], None]:
 
 def swap_evictions(events: list[Event]) -> None:
     """The first two of one step."""
-    for index, (one, two) in enumerate(zip(events, events[1:], strict=False)):
-        if one["event"] == two["event"] == "wasmcache.evicted":
-            if one["at_seconds"] == two["at_seconds"]:
-                events[index : index + 2] = [two, one]
-                return
+    for index, (one, two) in enumerate(itertools.pairwise(events)):
+        evicted = one["event"] == two["event"] == "wasmcache.evicted"
+        if evicted and one["at_seconds"] == two["at_seconds"]:
+            events[index : index + 2] = [two, one]
+            return
     raise AssertionError("no two evictions in a row")
 
 

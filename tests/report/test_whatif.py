@@ -143,7 +143,8 @@ def test_whatever_the_application_does_it_comes_to_an_end(seed: int) -> None:
 def one_after_the_other(*functions: int, patience: float = math.inf) -> Plan:
     """One task that uses these, a second apart, for half a second each."""
     plans = tuple(
-        FunctionPlan(f"f{number}", 1, PAGE, 1, 0.5, load=0.25) for number in range(max(functions) + 1)
+        FunctionPlan(f"f{number}", 1, PAGE, 1, 0.5, load=0.25)
+        for number in range(max(functions) + 1)
     )
     uses = tuple(Use(0.5, number, None, patience, 0.5) for number in functions)
     return Plan(plans, (), tasks=((0.0, uses),))
@@ -184,7 +185,9 @@ def test_a_function_that_does_not_fit_is_refused() -> None:
 def test_more_concurrency_lets_two_tasks_run_at_a_time() -> None:
     """Who waited for an instance loads one of its own."""
     plan = one_after_the_other(0)
-    plan = evolve(plan, tasks=tuple((start, uses) for start in (0.0, 0.1) for _, uses in plan.tasks))
+    plan = evolve(
+        plan, tasks=tuple((start, uses) for start in (0.0, 0.1) for _, uses in plan.tasks)
+    )
     made = recorded(run_on_jumping_clock(plan, CONFIG).log.events)
     one, two = (WhatIf(made, {}, concurrency=number).run() for number in (1, 2))
     assert (one.blocks, one.hits, one.misses) == (1, 1, 1)

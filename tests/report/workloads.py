@@ -385,7 +385,7 @@ def wild_plan(random: Random) -> Plan:
 
 def calm_plan(random: Random) -> Plan:
     """An application that `whatif` promises to get right: see the end of its docstring."""
-    functions = (FunctionPlan("f", 2, PAGE, 2, 0.0),) + tuple(
+    others = [
         FunctionPlan(
             f"f{number}",
             random.randint(1, 4),
@@ -397,7 +397,8 @@ def calm_plan(random: Random) -> Plan:
             fresh=random.random() < 0.2,
         )
         for number in range(random.randint(2, 6))
-    )
+    ]
+    functions = (FunctionPlan("f", 2, PAGE, 2, 0.0), *others)
     groups = tuple((f"g{number}", random.choice([None, 1, 2])) for number in range(2))
 
     def use(group: int, least: int) -> Use:

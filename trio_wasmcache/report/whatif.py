@@ -4,8 +4,8 @@ What is assumed:
 
 1. A task does the same as in the log, in the same order, and between being served and its next step
    passes the time that passed then. If it waits longer, all it does later is later.
-2. A task begins when it began. Functions are registered, removed and replaced, and limits changed,
-   when they were. Groups, and the cache, are closed as long after their last lease as they were; or,
+2. A task begins when it began. Functions are registered, removed and replaced, and limits are
+   changed, when they were. Groups, and the cache, are closed as long after their last lease as they were; or,
    if that was under leases, when they were.
 3. A lease leaves an instance or a seat of the size that it left then; one in which a call failed
    costs the instance again.
@@ -21,8 +21,8 @@ A real run under these limits does the very same, if
 - in the log, no acquire was refused and no load failed, whoever gave up did so on a function whose
   leases all last equally long, with nothing else done under them, and each function was used;
 - sizes depend on the function only, and nothing was removed or warmed;
-- each group's tasks are its own, no two things happen at the same moment by chance, and no two loads
-  of one module, that take time, overlap.
+- each group's tasks are its own, no two things happen at the same moment by chance, and no two
+  loads of one module, that take time, overlap.
 
 The tests hold it to that, with random applications of that kind. Others are approximated.
 """
