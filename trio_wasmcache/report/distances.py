@@ -1,11 +1,11 @@
 """How large the cache would have to be for each acquire to be a hit: stack distances, in one pass.
 
 Idle instances are kept in order of last use, and a smaller cache keeps a front part of what a
-larger one keeps, as it evicts from the back. So keep them all, as an endless cache would. An instance at
-depth d (its size and those of all that were used after it and are idle, too) survives in a cache
-of at least d bytes, and it has to survive from one use to the next: what counts is how deep it
-ever was in between. Giving an instance back puts it in front and all others deeper; taking one
-out lifts all that are behind it.
+larger one keeps, as it evicts from the back. So keep them all, as an endless cache would. An
+instance at depth d (its size and those of all that were used after it and are idle, too) survives
+in a cache of at least d bytes, and it has to survive from one use to the next: what counts is how
+deep it ever was in between. Giving an instance back puts it in front and all others deeper; taking
+one out lifts all that are behind it.
 
 That is: add to a prefix, and ask for one element's highest value ever. A tree of sums, with the
 highest of each sum beside it, does both in O(log n) (the "historic maximum" of segment trees).
