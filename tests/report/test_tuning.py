@@ -6,7 +6,6 @@ import math
 from random import Random
 from typing import Any
 
-import polars as pl
 import pytest
 from attrs import evolve
 from hypothesis import given, settings, strategies as st
@@ -24,11 +23,9 @@ from report.workloads import (
 from trio_wasmcache import CacheConfig
 from trio_wasmcache._core.events import Reason
 from trio_wasmcache._core.records import Request, Stage
-from trio_wasmcache.report.advice import advise, in_source, round_up
 from trio_wasmcache.report.books import Books, config_of
-from trio_wasmcache.report.curve import Curve
 from trio_wasmcache.report.distances import Stack
-from trio_wasmcache.report.replay import NotReplayable, is_end_of_spoilt
+from trio_wasmcache.report.replay import is_end_of_spoilt
 from trio_wasmcache.report.tuning import Tuner
 
 Event = dict[str, Any]

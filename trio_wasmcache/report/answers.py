@@ -1,30 +1,76 @@
-"""The answers of ``replay``, ``whatif`` and ``tune`` on a terminal."""
+"""The answers of ``replay``, ``whatif`` and ``tune``: on a terminal, and for programs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from attrs import frozen
 from rich.console import Console
 from rich.text import Text
 
+from .advice import Advice
+from .curve import Curve
+from .replay import Replay
 from .results import Result
+from .tasks import Application
 from .terminal import TOP, make_table
-from .tuning import Advice, Curve, Tuner
+from .tuning import Tuner
 from .units import rate, seconds, size
+from .whatif import WhatIf
 
 # Rows of the curve that `tune` shows.
 CURVE_ROWS = 12
+BAR = 24
 
 
-def show_whatif(console: Console, rows: Sequence[tuple[str, Result]]) -> None:
+@frozen
+class Setting:
+    """What `whatif` tries."""
+
+    given: dict[str, Any]
+    """Fields of `CacheConfig`, and `concurrency`."""
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """Without `concurrency`, which is the functions'."""
+        return {name: value for name, value in self.given.items() if name != "concurrency"}
+
+    @property
+    def concurrency(self) -> int | None:
+        """Of every function; None: as it is."""
+        return self.given.get("concurrency")
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; an infinite timeout is null."""
+        return {name: None if it == math.inf else it for name, it in self.given.items()}
+
+    def run(self, application: Application) -> Result:
+        """The application under these limits."""
+        return WhatIf(application, self.limits, self.concurrency).run()
+
+    def __str__(self) -> str:
+        return (
+            "\n".join(f"{name}={_in_words(name, value)}" for name, value in self.given.items())
+            or "as logged"
+        )
+
+
+def _in_words(name: str, value: Any) -> str:
+    if name == "idle_timeout":
+        return seconds(value)
+    return size(value) if name.endswith("_size") else str(value)
+
+
+def show_whatif(console: Console, rows: Sequence[tuple[Setting, Result]]) -> None:
     """A row for each setting; the first one is the log's own."""
     table = make_table(
-        "Under other limits", "limits", "hit rate", "misses", "waits", "evicted", "load", "peak"
+        "Under other limits", "limits", "hit rate", "misses", "waits", "evicted", "loading", "peak"
     )
-    for name, result in rows:
+    for setting, result in rows:
         table.add_row(
-            Text(name),
+            Text(str(setting)),
             rate(result.hit_rate),
             f"{result.misses:,}",
             f"{result.blocks:,}",
@@ -33,15 +79,24 @@ def show_whatif(console: Console, rows: Sequence[tuple[str, Result]]) -> None:
             size(result.peak_size),
         )
     console.print(table)
+    for setting, result in rows:
+        if result.refused:
+            console.print(
+                Text(f"{str(setting).replace(chr(10), ' ')}: {result.refused:,} acquires refused")
+            )
 
 
-def show_tuning(
-    console: Console, tuner: Tuner, curve: Curve, advice: Advice, checked: Result | None
-) -> None:
+def show_tuning(console: Console, tuner: Tuner, curve: Curve, advice: Advice) -> None:
     """The curve in a few rows, and what to do."""
-    knee, low, high = curve.knee(), curve.smallest, curve.largest
     assert tuner.limits is not None
-    marks = {tuner.limits["max_size"]: "now", knee: "knee", advice.max_size: "advised"}
+    low, high = curve.smallest, curve.largest
+    marks: dict[int, str] = {}
+    for step, mark in (
+        (tuner.limits["max_size"], "now"),
+        (curve.knee(), "knee"),
+        (advice.max_size, "advised"),
+    ):
+        marks[step] = f"{marks[step]}, {mark}" if step in marks else mark
     steps = [
         int(low * (high / max(low, 1)) ** (number / (CURVE_ROWS - 1))) if low else high
         for number in range(CURVE_ROWS)
@@ -50,48 +105,95 @@ def show_tuning(
         f"Hit rate by size, idle instances going after {seconds(curve.timeout)}",
         "max_size",
         "hit rate",
-        "loads cost",
+        "loading",
         "",
     )
+    table.columns[-1].justify = "left"
     for step in sorted({*steps, *(mark for mark in marks if low <= mark)}):
         point = curve.at(step)
-        bar = "█" * round(point.hit_rate * 30)
+        bar = "█" * round(point.hit_rate * BAR)
         table.add_row(
             f"{size(step)}  {marks.get(step, '')}",
             rate(point.hit_rate),
             seconds(point.load_seconds),
-            Text(f"{bar:30}", style="cyan"),
+            Text(f"{bar:{BAR}}", style="cyan"),
             style="bold" if step in marks else None,
         )
     console.print(table)
     console.print()
     console.print(Text(advice.sentence))
-    if checked is not None:
-        console.print(
-            Text(
-                f"Run through the policy with all other limits as they are, it has "
-                f"{checked.hit_rate:.2%}, and {size(checked.peak_size)} idle at most."
-            )
-        )
+    if advice.verdict is not None:
+        console.print(Text(advice.verdict))
     console.print(Text(f"\n{advice.line}", style="bold"))
 
 
-def show_replay(console: Console, rows: Sequence[dict[str, Any]]) -> None:
+def tune_document(tuner: Tuner, curve: Curve, advice: Advice, target: float) -> dict[str, Any]:
+    """For programs; an infinite timeout is null."""
+    timeout = None if advice.idle_timeout == math.inf else advice.idle_timeout
+    return {
+        "leases": tuner.leases,
+        "hit_rate": tuner.hits / tuner.leases,
+        "target_hit_rate": target,
+        "advice": {
+            "sentence": advice.sentence,
+            "line": advice.line,
+            "max_size": advice.max_size,
+            "idle_timeout": timeout,
+            "hit_rate": advice.hit_rate,
+            "verdict": advice.verdict,
+        },
+        "checked": None if advice.checked is None else advice.checked.as_dict(),
+        "knee": curve.knee(),
+        "exact_from": curve.smallest,
+        "curve": [
+            {
+                "max_size": point.max_size,
+                "hit_rate": point.hit_rate,
+                "load_seconds": point.load_seconds,
+            }
+            for point in curve.points()
+        ],
+    }
+
+
+def show_replay(console: Console, replays: Mapping[str, Replay]) -> None:
     """Whether books and logs agree, for each cache."""
-    for row in rows:
-        agreed = not row["disagreed"]
+    for cache, replay in replays.items():
         console.print(
             Text(
-                f"Cache {row['cache']}: {row['events']:,} events, {row['leases']:,} leases, "
-                f"{row['evictions']:,} evictions replayed"
+                f"Cache {cache}: {replay.events:,} events, {replay.leases:,} leases and "
+                f"{replay.evictions:,} evictions replayed"
             )
         )
-        if agreed:
-            console.print(Text("The books agree with the log everywhere.", style="green"))
+        if not replay.disagreed:
+            where = "everywhere" if replay.gap is None else "as far as it goes"
+            console.print(Text(f"The books agree with the log {where}.", style="green"))
             continue
         console.print(
-            Text(f"The books disagree with the log {row['disagreed']:,} times:", style="bold red")
+            Text(f"The books disagree with the log {replay.disagreed:,} times:", style="bold red")
         )
-        for one in row["disagreements"][:TOP]:
-            console.print(Text(f"  event {one['seq']:,}: {one['text']}"))
+        for seq, text in replay.disagreements[:TOP]:
+            console.print(Text(f"  event {seq:,}: {text}"))
         console.print(Text("The first one is the one to look at: others may come of it."))
+
+
+def replay_document(replays: Mapping[str, Replay], notes: Sequence[str]) -> dict[str, Any]:
+    """For programs."""
+    return {
+        "caches": [
+            {
+                "cache": cache,
+                "agrees": not replay.disagreed,
+                "complete": replay.complete,
+                "events": replay.events,
+                "leases": replay.leases,
+                "evictions": replay.evictions,
+                "left_out": replay.left_out,
+                "missing": None if replay.gap is None else list(replay.gap),
+                "disagreed": replay.disagreed,
+                "disagreements": [{"seq": seq, "text": text} for seq, text in replay.disagreements],
+            }
+            for cache, replay in replays.items()
+        ],
+        "notes": list(notes),
+    }

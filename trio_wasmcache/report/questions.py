@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
-from .answers import show_replay, show_tuning, show_whatif
+from .._core.config import CacheConfig
+from .advice import advise
+from .answers import Setting, replay_document, show_replay, show_tuning, show_whatif, tune_document
 from .feeding import Feeder
-from .notes import NOTHING
+from .notes import FLAWED, NOTHING, count
 from .replay import NotReplayable, Replay
-from .results import Result
 from .session import (
     CACHE,
     HTML,
@@ -27,9 +27,10 @@ from .session import (
     write_text,
 )
 from .tasks import Application, Recorder
-from .tuning import Tuner, advise
-from .units import seconds, size
+from .tuning import Tuner
 from .whatif import WhatIf
+
+T = TypeVar("T", Replay, Recorder, "Both")
 
 
 @click.command()
@@ -37,95 +38,105 @@ from .whatif import WhatIf
 @JSON
 @CACHE
 def replay(logs: Sequence[str], as_json: bool, only: str | None) -> int:
-    """Run a log with log_uses through the cache's own policy, and compare."""
+    """Run a log with log_uses through the cache's own policy, and compare.
+
+    Exits with 0 if the books agree with the log everywhere, and it is all there; with 1 if they
+    disagree, or events are missing; with 2 if there is nothing that can be replayed.
+    """
     session = Session(logs)
-    feeder = Feeder(session.reader, session.parser, only)
-    replays: dict[str, Replay | None] = {}
-    with session.bar():
-        for event in feeder.events():
-            cache = event["cache"]
-            if cache not in replays:
-                replays[cache] = Replay()
-            running = replays[cache]
-            if running is not None:
-                try:
-                    running.feed(event)
-                except NotReplayable as error:
-                    session.notes.problem(f"cache {cache}: {error}")
-                    replays[cache] = None
-    session.tell()
-    feeder.tell(session.notes)
-    rows = []
+    replays = _feed(session, only, Replay)
     for cache, running in replays.items():
-        if running is None:
-            continue
         running.finish()
         if running.disagreed:
-            session.notes.status = max(session.notes.status, 1)
-        rows.append(
-            {
-                "cache": cache,
-                "events": running.events,
-                "leases": running.leases,
-                "evictions": running.evictions,
-                "disagreed": running.disagreed,
-                "disagreements": [
-                    {"seq": seq, "text": text} for seq, text in running.disagreements
-                ],
-            }
-        )
-    if not rows:
-        return session.nothing() if not replays else NOTHING
+            session.notes.status = FLAWED
+        if running.gap is not None:
+            session.notes.problem(
+                f"cache {cache}: replayed up to event {running.gap[0] - 1:,}; those after it are "
+                f"missing, and {count(running.left_out, 'event')} after them left out"
+            )
+        elif not running.complete:
+            session.notes.remark(f"cache {cache}: the log ends before the cache was closed")
+    if not replays:
+        return NOTHING
     if as_json:
-        print_json({"caches": rows, "notes": session.notes.texts})
+        print_json(replay_document(replays, session.notes.texts))
     else:
-        show_replay(session.out, rows)
+        show_replay(session.out, replays)
     return session.notes.status
+
+
+def _limits(command: Callable[..., int]) -> Callable[..., int]:
+    for name, kind, text in (
+        ("concurrency", int, "Instances of each function in each group."),
+        ("idle-timeout", parse_seconds, "Seconds, or inf."),
+        ("max-code-size", parse_size, "Code of loaded modules and stacks together."),
+        ("max-instances", int, "Idle and running ones."),
+        ("max-instance-size", parse_size, "One instance, to be kept."),
+        ("max-size", parse_size, "Idle instances together, such as 64MiB."),
+    ):
+        command = click.option(f"--{name}", type=kind, multiple=True, help=text)(command)
+    return command
 
 
 @click.command()
 @LOGS
 @JSON
 @CACHE
-@click.option(
-    "--max-size", type=parse_size, multiple=True, help="Bytes of idle instances together."
-)
-@click.option("--max-instance-size", type=parse_size, multiple=True, help="Bytes of one instance.")
-@click.option("--max-instances", type=int, multiple=True, help="Idle and running ones.")
-@click.option("--max-code-size", type=parse_size, multiple=True, help="Bytes of code and stacks.")
-@click.option("--idle-timeout", type=parse_seconds, multiple=True, help="Seconds, or inf.")
-def whatif(logs: Sequence[str], as_json: bool, only: str | None, **limits: Sequence[Any]) -> int:
-    """The same requests under other limits; each option may be given several times."""
-    given = {name: values for name, values in limits.items() if values}
-    if not given:
-        raise click.UsageError("name at least one limit, such as --max-size 64MiB")
-    settings = [
-        dict(zip(given, values, strict=True)) for values in itertools.product(*given.values())
-    ]
+@_limits
+def whatif(logs: Sequence[str], as_json: bool, only: str | None, **given: Sequence[Any]) -> int:
+    """The same requests under other limits.
+
+    Each option may be given several times: every combination is tried. The log has to be one with
+    log_uses. Tasks do the same again, one thing after the other; what they wait for is worked out
+    anew. `trio_wasmcache/report/whatif.py` tells what is exact, and what is an approximation.
+    """
+    settings = _settings({name: values for name, values in given.items() if values})
     session = Session(logs)
-    feeder = Feeder(session.reader, session.parser, only)
-    recorders = _record(
-        session, feeder, lambda: Recorder(), lambda one: one.made and one.made.leases
-    )
-    session.tell()
-    feeder.tell(session.notes)
-    if recorders is None:
-        return session.nothing() if not feeder.lines else NOTHING
-    recorder = recorders
+    recorder = _largest(session, only, Recorder)
+    if recorder is None:
+        return NOTHING
     recorder.tell(session.notes)
     assert recorder.made is not None
-    rows = []
-    for setting in ({}, *settings):
-        try:
-            rows.append((_named(setting), WhatIf(recorder.made, setting).run()))
-        except (TypeError, ValueError) as error:
-            raise click.UsageError(str(error)) from None
+    rows = [(setting, setting.run(recorder.made)) for setting in settings]
     if as_json:
-        results = [{"setting": name, **result.as_dict()} for name, result in rows]
+        results = [{"setting": setting.as_dict(), **it.as_dict()} for setting, it in rows]
         print_json({"results": results, "notes": session.notes.texts})
     else:
         show_whatif(session.out, rows)
     return session.notes.status
+
+
+def _settings(given: dict[str, Sequence[Any]]) -> list[Setting]:
+    """Every combination, after the log's own limits."""
+    if not given:
+        raise click.UsageError("name at least one limit, such as --max-size 64MiB")
+    settings = [Setting({})]
+    for values in itertools.product(*given.values()):
+        setting = Setting(dict(zip(given, values, strict=True)))
+        try:
+            CacheConfig(**setting.limits)
+        except (TypeError, ValueError) as error:
+            raise click.UsageError(str(error)) from None
+        if setting.concurrency is not None and setting.concurrency < 1:
+            raise click.UsageError(f"concurrency must be at least 1, got {setting.concurrency}")
+        settings.append(setting)
+    return settings
+
+
+class Both:
+    """What `tune` needs: leases by what they need, and programs to check the advice with."""
+
+    def __init__(self) -> None:
+        self.tuner = Tuner()
+        self.recorder = Recorder()
+
+    def feed(self, event: dict[str, Any]) -> None:
+        self.tuner.feed(event)
+        self.recorder.feed(event)
+
+    @property
+    def made(self) -> Application | None:
+        return self.recorder.made
 
 
 @click.command()
@@ -133,9 +144,18 @@ def whatif(logs: Sequence[str], as_json: bool, only: str | None, **limits: Seque
 @JSON
 @HTML
 @CACHE
-@click.option("--target-hit-rate", type=click.FloatRange(0, 1), default=0.99, show_default=True)
 @click.option(
-    "--check/--no-check", default=True, help="Run the advised limits through the policy, too."
+    "--target-hit-rate",
+    type=click.FloatRange(0, 1),
+    default=0.99,
+    show_default=True,
+    help="Hits of all leases, from 0 to 1.",
+)
+@click.option(
+    "--check/--no-check",
+    default=True,
+    show_default=True,
+    help="Run the advised limits through the policy, too.",
 )
 def tune(
     logs: Sequence[str],
@@ -145,111 +165,77 @@ def tune(
     target_hit_rate: float,
     check: bool,
 ) -> int:
-    """How large the cache has to be for a hit rate, and what each size would give."""
+    """How large the cache has to be for a hit rate, and what each size would give.
+
+    The log has to be one with log_uses. The curve takes leases to begin and end when they did, and
+    other limits than max_size and idle_timeout not to interfere; then it is exact from the size of
+    the largest instance on. The check drops both assumptions.
+    """
     session = Session(logs)
-    feeder = Feeder(session.reader, session.parser, only)
-    made = _record(session, feeder, lambda: _Both(check), lambda both: both.tuner.leases)
-    session.tell()
-    feeder.tell(session.notes)
+    made = _largest(session, only, Both)
     if made is None:
-        return session.nothing() if not feeder.lines else NOTHING
+        return NOTHING
     tuner = made.tuner
     if not tuner.leases:
         session.errors.print("no leases to tune by", style="red")
         return NOTHING
+    made.recorder.tell(session.notes)
     curve, advice = advise(tuner, target_hit_rate)
-    checked = None
-    if made.recorder is not None and made.recorder.made is not None:
-        checked = _check(made.recorder.made, advice.max_size, advice.idle_timeout)
+    if check and made.made is not None:
+        wanted = {"max_size": advice.max_size, "idle_timeout": advice.idle_timeout}
+        advice.checked = WhatIf(made.made, wanted).run()
     if html is not None:
+        # As in `report`: charts take a second to import.
         from .tuning_page import tuning_page
 
-        write_text(html, tuning_page(tuner, curve, advice, checked, session.notes.texts))
+        write_text(html, tuning_page(tuner, curve, advice, session.notes.texts))
     if as_json:
-        timeout = None if advice.idle_timeout == math.inf else advice.idle_timeout
-        print_json(
-            {
-                "leases": tuner.leases,
-                "hit_rate": tuner.hits / tuner.leases,
-                "target_hit_rate": target_hit_rate,
-                "advice": {
-                    "sentence": advice.sentence,
-                    "line": advice.line,
-                    "max_size": advice.max_size,
-                    "idle_timeout": timeout,
-                    "hit_rate": curve.at(advice.max_size).hit_rate,
-                },
-                "checked": None if checked is None else checked.as_dict(),
-                "knee": curve.knee(),
-                "curve": [
-                    {
-                        "max_size": point.max_size,
-                        "hit_rate": point.hit_rate,
-                        "load_seconds": point.load_seconds,
-                    }
-                    for point in curve.points()
-                ],
-                "notes": session.notes.texts,
-            }
-        )
+        document = tune_document(tuner, curve, advice, target_hit_rate)
+        print_json({**document, "notes": session.notes.texts})
     else:
-        show_tuning(session.out, tuner, curve, advice, checked)
+        show_tuning(session.out, tuner, curve, advice)
     return session.notes.status
 
 
-class _Both:
-    """What `tune` needs: leases by what they need, and programs to check the advice with."""
-
-    def __init__(self, check: bool) -> None:
-        self.tuner = Tuner()
-        self.recorder = Recorder() if check else None
-
-    def feed(self, event: dict[str, Any]) -> None:
-        self.tuner.feed(event)
-        if self.recorder is not None:
-            self.recorder.feed(event)
-
-
-def _record(
-    session: Session, feeder: Feeder, make: Callable[[], Any], leases: Callable[[Any], Any]
-) -> Any:
-    """Feed the events of each cache to one of `make`'s; gives that with the most leases."""
-    made: dict[str, Any] = {}
+def _feed(session: Session, only: str | None, make: Callable[[], T]) -> dict[str, T]:
+    """{cache: one of `make`'s, fed with its events}; caches that have not got what it needs are
+    left out, and it is said why."""
+    feeder = Feeder(session.reader, session.parser, only)
+    made: dict[str, T] = {}
+    refused: set[str] = set()
     with session.bar():
         for event in feeder.events():
             cache = event["cache"]
+            if cache in refused:
+                continue
             if cache not in made:
                 made[cache] = make()
-            if made[cache] is not None:
-                try:
-                    made[cache].feed(event)
-                except NotReplayable as error:
-                    session.notes.problem(f"cache {cache}: {error}")
-                    made[cache] = None
-    found = {cache: one for cache, one in made.items() if one is not None}
-    if not found:
+            try:
+                made[cache].feed(event)
+            except NotReplayable as error:
+                session.notes.problem(f"cache {cache}: {error}")
+                refused.add(cache)
+                del made[cache]
+    session.tell()
+    feeder.tell(session.notes)
+    if not made and not refused:
+        session.nothing(only)
+    return made
+
+
+def _largest(session: Session, only: str | None, make: Callable[[], T]) -> T | None:
+    """As `_feed`, that with the most leases; None if there is none."""
+    made = _feed(session, only, make)
+    if not made:
         return None
-    cache, best = max(found.items(), key=lambda item: leases(item[1]) or 0)
-    if len(found) > 1:
+    cache, largest = max(made.items(), key=lambda item: _leases(item[1]))
+    if len(made) > 1:
         session.notes.remark(
-            f"{len(found)} caches in this log; this is about {cache}, which has the most leases "
+            f"{len(made)} caches in this log; this is about {cache}, which has the most leases "
             "(--cache ID is for the others)"
         )
-    return best
+    return largest
 
 
-def _check(application: Application, max_size: int, idle_timeout: float) -> Result | None:
-    try:
-        return WhatIf(application, {"max_size": max_size, "idle_timeout": idle_timeout}).run()
-    except ValueError:
-        return None
-
-
-def _named(setting: dict[str, Any]) -> str:
-    if not setting:
-        return "as logged"
-    parts = []
-    for name, value in setting.items():
-        shown = str(value) if name == "max_instances" else size(value)
-        parts.append(f"{name}={seconds(value) if name == 'idle_timeout' else shown}")
-    return " ".join(parts)
+def _leases(one: Any) -> int:
+    return 0 if one.made is None else int(one.made.leases)

@@ -10,6 +10,7 @@ About 0.5 KB of memory for each lease.
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from typing import Any
 
 from attrs import Factory, define
@@ -151,10 +152,30 @@ class Recorder:
                 self.ignored += 1
 
     def tell(self, notes: Notes) -> None:
-        """What there is to say about events that could not be used."""
+        """What there is to say about events that could not be used, or only in part."""
         if self.ignored:
             notes.problem(
                 f"{count(self.ignored, 'event')} left out: the requests they belong to are missing"
+            )
+        if self.made is None:
+            return
+        outcomes = Counter(
+            item.outcome
+            for program in self.made.programs.values()
+            for item in program
+            if isinstance(item, Acquire)
+        )
+        removed = sum(change["event"] == "wasmcache.removed" for change in self.made.changes)
+        parts = [
+            f"{count(outcomes['refused'], 'acquire')} refused" * bool(outcomes["refused"]),
+            f"{count(outcomes['failed'], 'load')} failed" * bool(outcomes["failed"]),
+            f"{count(removed, 'function')} removed" * bool(removed),
+        ]
+        if any(parts):
+            told = ", ".join(part for part in parts if part)
+            notes.remark(
+                f"{told}: what would have come after that is not known, so other limits are "
+                "approximated"
             )
 
     # -- the cache and its groups

@@ -8,25 +8,19 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
+from .advice import Advice
 from .charts import SERIES, TEXT, Chart, draw
+from .curve import Curve
 from .page import Section, Table, render
-from .results import Result
-from .tuning import Advice, Curve, Tuner
+from .tuning import Tuner
 from .units import rate, seconds, size
 
 
-def tuning_page(
-    tuner: Tuner, curve: Curve, advice: Advice, checked: Result | None, notes: Sequence[str]
-) -> str:
+def tuning_page(tuner: Tuner, curve: Curve, advice: Advice, notes: Sequence[str]) -> str:
     """The page of a tuning."""
     assert tuner.limits is not None
     knee = curve.knee()
-    texts = [advice.sentence]
-    if checked is not None:
-        texts.append(
-            f"Run through the policy with all other limits as they are, it has "
-            f"{checked.hit_rate:.2%}, and {size(checked.peak_size)} idle at most."
-        )
+    texts = [advice.sentence, *([] if advice.verdict is None else [advice.verdict])]
     chart = curve_chart(curve, advice, tuner.limits["max_size"])
     rows = [
         (size(point.max_size), rate(point.hit_rate), seconds(point.load_seconds))

@@ -4,9 +4,9 @@ What is assumed:
 
 1. A task does the same as in the log, in the same order, and between being served and its next step
    passes the time that passed then. If it waits longer, all it does later is later.
-2. A task begins when it began. Functions are registered, removed and replaced, and limits are
-   changed, when they were. Groups, and the cache, are closed as long after their last lease as they
-   were; or, if that was under leases, when they were.
+2. A task begins when it began. Functions are registered, removed and replaced, and limits changed,
+   when they were. Groups, and the cache, are closed as long after their last lease as they were;
+   or, if that was under leases, when they were.
 3. A lease leaves an instance or a seat of the size that it left then; one in which a call failed
    costs the instance again.
 4. Loads take what `loading` says. A load that failed fails again.

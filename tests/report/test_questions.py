@@ -1,0 +1,295 @@
+"""``replay``, ``whatif`` and ``tune`` from the command line: answers, notes and exit statuses."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from report.logs import run_command
+from report.workloads import (
+    PAGE,
+    FunctionPlan,
+    Plan,
+    Use,
+    draw_config,
+    run_on_jumping_clock,
+    steady_plan,
+    wild_plan,
+)
+
+from trio_wasmcache import CacheConfig
+
+Capture = pytest.CaptureFixture[str]
+CONFIG = CacheConfig(stack_size=PAGE, idle_timeout=5.0, max_size=40 * PAGE)
+
+
+@functools.cache
+def _lines() -> tuple[str, ...]:
+    return tuple(run_on_jumping_clock(steady_plan(2, 3, 60, functions=8), CONFIG).log.lines)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """A log with uses of an application at work."""
+    return write(tmp_path / "log", _lines())
+
+
+def write(path: Path, lines: Any) -> Path:
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+def events_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# -- replay
+
+
+def test_replay_of_a_whole_log(log: Path, capsys: Capture) -> None:
+    """The books agree; nothing on standard error; status 0."""
+    ran = run_command(capsys, "replay", log)
+    assert (ran.status, ran.err) == (0, "")
+    assert "The books agree with the log everywhere." in ran.out
+    assert f"{len(_lines()):,} events, 180 leases" in ran.out
+
+
+def test_replay_for_programs(log: Path, capsys: Capture) -> None:
+    """All counts, and no disagreement."""
+    ran = run_command(capsys, "replay", log, "--json")
+    (cache,) = json.loads(ran.out)["caches"]
+    assert ran.status == 0
+    assert (cache["agrees"], cache["complete"], cache["missing"]) == (True, True, None)
+    assert (cache["events"], cache["leases"], cache["left_out"]) == (len(_lines()), 180, 0)
+    assert cache["disagreements"] == []
+
+
+def test_replay_where_books_and_log_disagree(log: Path, capsys: Capture) -> None:
+    """Status 1, and each disagreement by the number of its event."""
+    events = events_of(log)
+    changed = next(it for it in events if it["event"] == "wasmcache.evicted")
+    changed["freed_bytes"] += 1
+    write(log, map(json.dumps, events))
+    ran = run_command(capsys, "replay", log)
+    assert ran.status == 1
+    assert "The books disagree with the log 1 times:" in ran.out
+    assert f"event {changed['seq']:,}: evicted: freed_bytes is" in ran.out
+    document = json.loads(run_command(capsys, "replay", log, "--json").out)
+    assert document["caches"][0]["agrees"] is False
+    assert [it["seq"] for it in document["caches"][0]["disagreements"]] == [changed["seq"]]
+
+
+def test_replay_of_a_log_with_a_hole(log: Path, capsys: Capture) -> None:
+    """It ends there: status 1, and what is missing is told."""
+    lines = log.read_text().splitlines()
+    write(log, lines[:40] + lines[43:])
+    ran = run_command(capsys, "replay", log)
+    assert ran.status == 1
+    assert "3 events missing" in ran.err
+    left = len(lines) - 43
+    assert f"replayed up to event 40; those after it are missing, and {left} events" in ran.err
+    assert "The books agree with the log as far as it goes." in ran.out
+
+
+def test_replay_of_a_log_that_ends_too_soon(log: Path, capsys: Capture) -> None:
+    """A remark, and status 0: what is there agrees."""
+    lines = log.read_text().splitlines()
+    write(log, [*lines[:60], lines[60][:50]])
+    log.write_text(log.read_text().rstrip("\n"))
+    ran = run_command(capsys, "replay", log)
+    assert ran.status == 0
+    assert "the log ends before the cache was closed" in ran.err
+
+
+@pytest.mark.parametrize("command", ["replay", "tune", "whatif"])
+def test_a_log_without_its_beginning(log: Path, capsys: Capture, command: str) -> None:
+    """Says from which event it is, and what it would need; status 2."""
+    write(log, log.read_text().splitlines()[9:])
+    options = ["--max-size", "1MiB"] if command == "whatif" else []
+    ran = run_command(capsys, command, log, *options)
+    assert (ran.status, ran.out) == (2, "")
+    assert "the log begins with event 10" in ran.err
+    assert "`wasmcache.opened`" in ran.err
+
+
+@pytest.mark.parametrize("command", ["replay", "tune", "whatif"])
+def test_a_log_without_uses(log: Path, capsys: Capture, command: str) -> None:
+    """Names the setting that it should have been written with; status 2."""
+    events = events_of(log)
+    events[0]["log_uses"] = False
+    write(log, map(json.dumps, events))
+    options = ["--max-size", "1MiB"] if command == "whatif" else []
+    ran = run_command(capsys, command, log, *options)
+    assert (ran.status, ran.out) == (2, "")
+    assert "CacheConfig(log_uses=True)" in ran.err
+
+
+@pytest.mark.parametrize("command", ["replay", "tune"])
+def test_nothing_to_ask(tmp_path: Path, capsys: Capture, command: str) -> None:
+    """An empty file, a file that is not there, other lines: status 2, and why."""
+    empty, other = write(tmp_path / "empty", []), write(tmp_path / "other", ["hello"])
+    for path, told in (
+        (empty, "the log is empty"),
+        (other, "no events to analyse"),
+        (tmp_path / "none", "No such file"),
+    ):
+        ran = run_command(capsys, command, path)
+        assert (ran.status, ran.out) == (2, "")
+        assert told in ran.err
+
+
+def test_replay_of_two_caches_in_one_log(log: Path, capsys: Capture) -> None:
+    """Each by itself; one that can't be replayed is told, and the other is replayed."""
+    other = [{**event, "cache": "ffff"} for event in events_of(log)]
+    mixed = [it for pair in zip(events_of(log), other, strict=True) for it in pair]
+    write(log, map(json.dumps, mixed))
+    ran = run_command(capsys, "replay", log)
+    assert (ran.status, ran.out.count("agree with the log everywhere")) == (0, 2)
+    ran = run_command(capsys, "replay", log, "--cache", "ffff")
+    assert (ran.status, ran.out.count("agree with the log everywhere")) == (0, 1)
+    write(log, map(json.dumps, mixed[1:]))
+    ran = run_command(capsys, "replay", log)
+    assert (ran.status, ran.out.count("agree with the log everywhere")) == (1, 1)
+    assert ran.err.count("the log begins with event 2") == 1
+
+
+# -- whatif
+
+
+def test_whatif_tries_every_combination(log: Path, capsys: Capture) -> None:
+    """After the log's own limits; a larger cache misses less."""
+    sizes = ["--max-size", "512KiB", "--max-size", "8MiB"]
+    times = ["--idle-timeout", "1", "--idle-timeout", "inf"]
+    ran = run_command(capsys, "whatif", log, *sizes, *times, "--json")
+    assert ran.status == 0
+    document = json.loads(ran.out)
+    settings = [row["setting"] for row in document["results"]]
+    assert settings[0] == {}
+    assert [(it["max_size"], it["idle_timeout"]) for it in settings[1:]] == [
+        (512 * 1024, 1.0),
+        (512 * 1024, None),
+        (8 * 1024 * 1024, 1.0),
+        (8 * 1024 * 1024, None),
+    ]
+    own, small, _, _, large = document["results"]
+    assert small["hit_rate"] < own["hit_rate"] < large["hit_rate"]
+    assert small["load_seconds"] >= 0.0
+    assert large["peak_size"] > own["peak_size"]
+    closed = events_of(log)[-1]
+    assert (own["hits"], own["misses"]) == (closed["hits"], closed["misses"])
+
+
+def test_whatif_on_a_terminal(log: Path, capsys: Capture) -> None:
+    """A table, a row for each setting, with what was refused below."""
+    ran = run_command(
+        capsys, "whatif", log, "--max-size", "512KiB", "--max-code-size", "1", "--concurrency", "2"
+    )
+    assert ran.status == 0
+    assert "as logged" in ran.out
+    assert "max_size=512.0 KiB" in ran.out
+    assert "concurrency=2" in ran.out
+    assert "180 acquires refused" in ran.out
+    assert max(map(len, ran.out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ([], "name at least one limit"),
+        (["--max-size", "lots"], "no size"),
+        (["--idle-timeout", "0"], "idle_timeout must be above 0"),
+        (["--max-instances", "99999"], "max_instances must be at most 16384"),
+        (["--concurrency", "0"], "concurrency must be at least 1"),
+    ],
+)
+def test_limits_that_make_no_sense(
+    log: Path, capsys: Capture, options: list[str], told: str
+) -> None:
+    """Wrong usage, said before anything is read."""
+    ran = run_command(capsys, "whatif", log, *options)
+    assert (ran.status, ran.out) == (2, "")
+    assert told in ran.err
+
+
+def test_whatif_says_what_it_can_not_know(tmp_path: Path, capsys: Capture) -> None:
+    """Refused acquires, failed loads, removed functions: a remark, and still an answer."""
+    plan = wild_plan(Random(2961))
+    log = run_on_jumping_clock(plan, draw_config(Random(2961))).log
+    kinds = {(it["event"], it.get("error")) for it in log.events}
+    assert ("wasmcache.failed", "LoadError") in kinds
+    ran = run_command(capsys, "whatif", log.write(tmp_path / "log"), "--max-instances", "9")
+    assert ran.status == 0
+    assert "failed" in ran.err
+    assert "approximated" in ran.err
+
+
+# -- tune
+
+
+def test_tune_on_a_terminal(log: Path, capsys: Capture) -> None:
+    """The curve with its knee, one sentence, and the line to paste."""
+    ran = run_command(capsys, "tune", log, "--target-hit-rate", "0.9")
+    assert (ran.status, ran.err) == (0, "")
+    for part in ("knee", "now", "advised", "Run through the policy", "reaches a hit rate of"):
+        assert part in ran.out
+    line = ran.out.splitlines()[-1]
+    assert line.startswith("CacheConfig(max_size=")
+    made = eval(line, {"CacheConfig": CacheConfig, "MiB": 2**20, "KiB": 1024, "math": math})
+    assert made.idle_timeout == 5.0
+    assert max(map(len, ran.out.splitlines())) <= max(80, len(line))
+
+
+def test_tune_for_programs(log: Path, capsys: Capture) -> None:
+    """The whole curve; what is advised reaches the target, and one page less does not."""
+    ran = run_command(capsys, "tune", log, "--target-hit-rate", "0.9", "--json")
+    document = json.loads(ran.out)
+    advice, curve = document["advice"], document["curve"]
+    assert advice["hit_rate"] >= 0.9
+    assert document["checked"]["hit_rate"] == pytest.approx(advice["hit_rate"], abs=0.02)
+    rates = [point["hit_rate"] for point in curve]
+    assert rates == sorted(rates)
+    assert curve[0]["max_size"] == document["exact_from"]
+    smaller = [it["hit_rate"] for it in curve if it["max_size"] <= advice["max_size"] - PAGE]
+    assert all(rate < 0.9 for rate in smaller)
+    assert document["exact_from"] <= document["knee"] <= curve[-1]["max_size"]
+    unchecked = run_command(capsys, "tune", log, "--no-check", "--json")
+    assert json.loads(unchecked.out)["checked"] is None
+
+
+def test_tune_writes_a_page(log: Path, tmp_path: Path, capsys: Capture) -> None:
+    """With the curve as a picture, the sentence and the line."""
+    page = tmp_path / "tune.html"
+    ran = run_command(capsys, "tune", log, "--target-hit-rate", "0.9", "--html", page)
+    assert ran.status == 0
+    html = page.read_text()
+    for part in ("<svg", "Hit rate by max_size", "CacheConfig(max_size=", "Run through the policy"):
+        assert part in html
+
+
+def test_tune_without_leases(tmp_path: Path, capsys: Capture) -> None:
+    """There is nothing to tune by; status 2."""
+    lines = run_on_jumping_clock(Plan((), ()), CONFIG).log.lines
+    ran = run_command(capsys, "tune", write(tmp_path / "log", lines))
+    assert (ran.status, ran.out) == (2, "")
+    assert "no leases to tune by" in ran.err
+
+
+def test_tune_takes_the_cache_with_the_most_leases(
+    log: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """And says so; another one can be named."""
+    use = (0.0, (Use(0.1, 0, None, math.inf, 0.1),))
+    plan = Plan((FunctionPlan("f", 1, PAGE, 1, 0.0),), (), tasks=(use,))
+    small = run_on_jumping_clock(plan, CONFIG).log
+    other = small.write(tmp_path / "other")
+    ran = run_command(capsys, "tune", log, other, "--json")
+    assert json.loads(ran.out)["leases"] == 180
+    assert "2 caches in this log; this is about" in ran.err
+    name = small.events[0]["cache"]
+    ran = run_command(capsys, "tune", log, other, "--json", "--cache", name)
+    assert json.loads(ran.out)["leases"] == 1
