@@ -180,23 +180,16 @@ class WhatIf:
     def _close(self) -> None:
         if not self._books.policy.closed:
             self._books.policy.closed = True
-            for index, tokens in self._tokens.items():
-                if not tokens.record.closed:
-                    self._close_group(index, Reason.CLOSED)
+            for index in self._tokens:
+                self._close_group(index, Reason.CLOSED)
 
     def _one_done(self) -> None:
-        """One acquire or change fewer; after the last one the cache closes."""
+        """One acquire or change fewer; after the last one the cache closes, as it did then."""
         made = self.application
         self._remaining -= 1
-        if not self._remaining and made.closed_at is not None and not self._cut_short:
-            after = made.closed_at - made.last_at
-            self._at(self._now + after, self._close)
-
-    @property
-    def _cut_short(self) -> bool:
-        """Whether the cache was closed under leases."""
-        made = self.application
-        return any(it.cut_short and it.with_cache for it in made.groups)
+        cut_short = any(it.cut_short and it.with_cache for it in made.groups)
+        if not self._remaining and made.closed_at is not None and not cut_short:
+            self._at(self._now + (made.closed_at - made.last_at), self._close)
 
     # -- tasks
 
