@@ -195,21 +195,20 @@ def test_more_concurrency_lets_two_tasks_run_at_a_time() -> None:
     assert two.wait_seconds < one.wait_seconds
 
 
-def test_more_room_serves_who_gave_up() -> None:
-    """It holds its lease for as long as is usual for the function."""
-    plan = one_after_the_other(0, 0, 0)
-    busy = (0.0, (Use(0.0, 1, None, math.inf, 3.0),))
+def test_who_gave_up_is_served_where_there_is_more() -> None:
+    """And holds its lease for as long as is usual for the function."""
     plan = Plan(
-        (*plan.functions, FunctionPlan("f1", 1, PAGE, 1, 0.5)),
+        (FunctionPlan("f", 1, PAGE, 1, 3.0),),
         (),
-        tasks=(busy, (0.0, one_after_the_other(0, 0, patience=0.5).tasks[0][1]), *plan.tasks),
+        tasks=(
+            (0.0, (Use(0.0, 0, None, math.inf, 3.0),)),
+            (0.1, (Use(0.0, 0, None, 0.5, 3.0), Use(0.0, 0, None, math.inf, 3.0))),
+        ),
     )
-    config = evolve(CONFIG, max_instances=2)
-    logged = run_on_jumping_clock(plan, config).log.events
-    gave_up = [it for it in logged if it["event"] == "wasmcache.abandoned"]
-    assert gave_up
-    result, _ = what_if(logged, max_instances=10)
-    assert result.hits + result.misses + result.gave_up + result.refused == 6
+    made = recorded(run_on_jumping_clock(plan, CONFIG).log.events)
+    one, two = (WhatIf(made, {}, concurrency=number).run() for number in (1, 2))
+    assert (one.gave_up, one.hits, one.misses, one.wait_seconds) == (1, 1, 1, 3.0 - 0.6)
+    assert (two.gave_up, two.hits, two.misses, two.wait_seconds) == (0, 1, 2, 0.0)
 
 
 @pytest.mark.parametrize(
