@@ -1,0 +1,259 @@
+"""Guests that want more than there is: memory, tables, instances, functions, names, exports."""
+
+from __future__ import annotations
+
+from trio_wasmcache import (
+    ExportError,
+    InvalidModuleError,
+    LinkError,
+    ModuleTooLargeError,
+    TrapError,
+)
+from trio_wasmcache._core.wasm import Export, FuncType, GlobalType, Import, Limits, TableType
+from trio_wasmcache._core.wasm_edit import encode_module, i32_const, uleb
+
+from .guest import Fails, Gives, Guest, Refused, function
+
+I64 = FuncType(("i64",), ("i64",))
+SAME = b"\0\x20\0\x0b"  # no locals; local.get 0; end
+RUN = Export("run", "func", 0)
+
+
+def module(body: bytes = SAME, *, functions: int = 1, **parts: object) -> bytes:
+    """A module whose first function is ``run``, and the others like it."""
+    given: dict[str, object] = {
+        "types": [I64],
+        "functions": [0] * functions,
+        "code": [body] * functions,
+        "exports": [RUN],
+    }
+    return encode_module(**{**given, **parts})  # type: ignore[arg-type]
+
+
+def nested(opening: bytes, levels: int) -> bytes:
+    """Blocks within blocks, then ``local.get 0``."""
+    return b"\0" + opening * levels + b"\x0b" * levels + b"\x20\0\x0b"
+
+
+def grown(size: str, grow: str) -> str:
+    """Grows until there is no more; gives how much there is."""
+    return function(
+        f"(loop (br_if 0 (i32.ne {grow} (i32.const -1)))) (i64.extend_i32_u {size})",
+        "(memory 1) (table 1 funcref)",
+    )
+
+
+FORTY = "".join(f"(memory $m{number} 1)" for number in range(40))
+GROW_FORTY = "".join(
+    f"(loop (br_if 0 (i32.ne (memory.grow $m{n} (i32.const 1)) (i32.const -1))))"
+    for n in range(40)
+)
+SUM_OF_FORTY = "(i32.add (memory.size $m0)" * 39 + "(memory.size $m0)" + ")" * 39
+for _number in range(39, 0, -1):
+    SUM_OF_FORTY = SUM_OF_FORTY.replace("$m0)", f"$m{_number})", 1)
+FILL = """(memory (export "memory") 1)
+  (func $grow (loop (br_if 0 (i32.ne (memory.grow (i32.const 1)) (i32.const -1)))))"""
+
+GUESTS = [
+    Guest(
+        "a memory bomb",
+        "the memory of the process",
+        grown("(memory.size)", "(memory.grow (i32.const 1))"),
+        Gives(64),
+    ),
+    Guest(
+        "a memory bomb in one step",
+        "the memory of the process",
+        function(
+            "(i64.extend_i32_s (memory.grow (i32.const 65535)))", '(memory (export "memory") 1)'
+        ),
+        Gives(-1),
+    ),
+    Guest(
+        "a table bomb",
+        "the memory of the process, beside its memories",
+        grown("(table.size)", "(table.grow (ref.null func) (i32.const 100))"),
+        Gives(4901),
+    ),
+    Guest(
+        "forty memories that grow",
+        "whoever limits each memory by itself",
+        function(f"{GROW_FORTY} (i64.extend_i32_u {SUM_OF_FORTY})", FORTY),
+        Gives(64),
+    ),
+    Guest(
+        "forty memories of 4 MiB",
+        "whoever limits each memory by itself",
+        function("(local.get 0)", "(memory 64)" * 40),
+        Refused(ModuleTooLargeError, "memory_limit is 4194304"),
+    ),
+    Guest(
+        "a memory of 4 GiB",
+        "the address space",
+        function("(local.get 0)", "(memory 65536)"),
+        Refused(ModuleTooLargeError, "memory_limit is 4194304"),
+    ),
+    Guest(
+        "a table of 4 thousand million",
+        "the address space",
+        function("(local.get 0)", "(table 4294967295 funcref)"),
+        Refused(ModuleTooLargeError, "table_limit is 5000"),
+    ),
+    Guest(
+        "a hundred thousand memories",
+        "whoever looks at each before they are counted",
+        lambda: module(memories=[Limits(0)] * 100_000),
+        Refused(InvalidModuleError, "memories"),
+    ),
+    Guest(
+        "an instance bomb",
+        "the memory of the process: thirty instances of 4 MiB",
+        function("(i64.extend_i32_u (memory.size))", f"{FILL} (start $grow)"),
+        Gives(64),
+        at_once=30,
+    ),
+    Guest(
+        "bulk fills",
+        "the event loop: one instruction, one MiB after the other, for no fuel",
+        function(
+            "(call $grow)"
+            f"{'(memory.fill (i32.const 0) (i32.const 9) (i32.const 0x400000))' * 8}"
+            "(i64.load8_u (i32.const 0x3fffff))",
+            FILL,
+        ),
+        Gives(9),
+    ),
+    Guest(
+        "a bulk copy over itself, over the end",
+        "the memory beside its own",
+        function(
+            "(memory.copy (i32.const 1) (i32.const 0) (i32.const 65536)) (local.get 0)",
+            "(memory 1)",
+        ),
+        Fails(TrapError, "out of bounds memory access"),
+    ),
+    Guest(
+        "a table filled and copied",
+        "the event loop: bulk instructions on tables",
+        function(
+            "(loop (br_if 0 (i32.ne (table.grow (ref.null func) (i32.const 1000)) (i32.const -1))))"
+            + "(table.fill (i32.const 0) (ref.func $run) (i32.const 4000))" * 20
+            + "(i64.extend_i32_u (table.size))",
+            "(table 1 funcref) (elem declare func $run)",
+        ),
+        Gives(4001),
+    ),
+    Guest(
+        "a data segment outside of memory",
+        "the memory beside its own, while it is made",
+        function("(local.get 0)", '(memory 1) (data (i32.const 65535) "ab")'),
+        Fails(Exception, "out of bounds memory access"),
+    ),
+    Guest(
+        "an element segment outside of its table",
+        "the table beside its own, while it is made",
+        function("(local.get 0)", "(table 1 funcref) (elem (i32.const 1) $run)"),
+        Fails(Exception, "out of bounds table access"),
+    ),
+    Guest(
+        "fifty thousand locals",
+        "the compiler",
+        lambda: module(b"\1" + uleb(49_000) + b"\x7e\x20\0\x0b"),
+        Gives(7),
+    ),
+    Guest(
+        "four thousand million locals",
+        "the compiler",
+        lambda: module(b"\1" + uleb(2**32 - 1) + b"\x7e\x20\0\x0b"),
+        Refused(InvalidModuleError, "locals"),
+    ),
+    Guest(
+        "blocks a hundred thousand deep",
+        "whoever reads by recursion",
+        lambda: module(nested(b"\x02\x40", 100_000)),
+        Gives(7),
+    ),
+    Guest(
+        "loops two thousand deep",
+        "the compiler",
+        lambda: module(nested(b"\x03\x40", 2000)),
+        Gives(7),
+    ),
+    Guest(
+        "a function of 1 MiB",
+        "the compiler",
+        lambda: module(b"\0" + b"\x20\0\x21\0" * 262_144 + b"\x20\0\x0b"),
+        Gives(7),
+    ),
+    Guest(
+        "a jump table of a hundred thousand",
+        "the compiler",
+        lambda: module(
+            b"\0\x02\x40\x20\0\xa7\x0e" + uleb(99_999) + bytes(100_000) + b"\x0b\x20\0\x0b"
+        ),
+        Gives(7),
+    ),
+    Guest(
+        "nine thousand functions",
+        "the compiler",
+        lambda: module(functions=4000),
+        Gives(7),
+    ),
+    Guest(
+        "nine thousand exports",
+        "whoever looks at all of them for every call",
+        lambda: module(exports=[RUN, *(Export(f"e{n}", "func", 0) for n in range(9000))]),
+        Gives(7),
+    ),
+    Guest(
+        "nine thousand globals",
+        "whoever looks at all of them for every call",
+        lambda: module(globals=[(GlobalType("i32", True), i32_const(n)) for n in range(9000)]),
+        Gives(7),
+    ),
+    Guest(
+        "nine thousand imports",
+        "the message that names what is missing",
+        lambda: module(
+            imports=[Import(f"m{n}", "f", "func", I64) for n in range(9000)],
+            exports=[Export("run", "func", 9000)],
+        ),
+        Refused(LinkError, "and 8950 more".removeprefix("and ")),
+    ),
+    Guest(
+        "an import of a global, a table and a memory",
+        "what belongs to others",
+        function(
+            "(local.get 0)",
+            '(import "a" "g" (global (mut i32))) (import "a" "t" (table 1 funcref))'
+            '(import "a" "m" (memory 1))',
+        ),
+        Refused(LinkError, "only functions can be given"),
+    ),
+    Guest(
+        "an announced count of four thousand million",
+        "whoever allocates on the word of the input",
+        lambda: b"\0asm\1\0\0\0\1\5" + b"\xff\xff\xff\xff\x0f",
+        Refused(InvalidModuleError, "items announced"),
+    ),
+    Guest(
+        "an export of what is not there",
+        "whoever trusts an index",
+        lambda: module(exports=[Export("run", "func", 1)]),
+        Refused(InvalidModuleError, "func 1 named where there are 1"),
+    ),
+    Guest(
+        "a memory for a function",
+        "whoever calls what is none",
+        lambda: module(memories=[Limits(1)], exports=[Export("run", "memory", 0)]),
+        Refused(ExportError, "is a memory, not a function"),
+    ),
+    Guest(
+        "a table of itself",
+        "whoever counts references",
+        lambda: module(
+            tables=[TableType("funcref", Limits(4000))], elements=[(0, 0, [0] * 4000)]
+        ),
+        Gives(7),
+    ),
+]

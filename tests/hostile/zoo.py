@@ -1,0 +1,8 @@
+"""All guests of the zoo."""
+
+from __future__ import annotations
+
+from . import bombs, calls, features, hosts, liars, names
+
+THEMES = (calls, bombs, features, liars, names, hosts)
+ZOO = [guest for theme in THEMES for guest in theme.GUESTS]
