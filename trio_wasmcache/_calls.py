@@ -190,7 +190,7 @@ async def _finish(lease: Lease, native: GuestInstance, guest: GuestFunction, fue
         lease._job = None
         if not lease._closed:
             job.charge()
-        lease._fuel = before + job.burnt
+        lease._fuel = before + job.burnt + job.hosted
 
 
 def _complete(

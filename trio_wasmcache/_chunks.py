@@ -151,6 +151,7 @@ class Chunks:
         assert lease._registered is not None
         before = lease._fuel or 0
         job = Job(self, lease._share, lease._registered.slot.hosts, lease, self.fuel_left())
+        job.allowed = (self.rows - self.done) * self._row_fuel
         self.job = lease._job = job
         try:
             over = self.poll()
@@ -162,7 +163,7 @@ class Chunks:
             self.job = lease._job = None
             if not lease._closed:
                 job.charge()
-            lease._fuel = before + job.burnt
+            lease._fuel = before + job.burnt + job.hosted
 
     def _earlier(self, lease: Lease, error: BaseException) -> GuestError | None:
         """What was wrong with a row before the one that failed, if anything was."""

@@ -70,8 +70,8 @@ class HostFunction:
         """What the guest sees."""
         return FuncType(self._abi.signature.results, self._abi.signature.params)
 
-    def fuel(self, values: tuple[Any, ...]) -> int:
-        """What the call costs the group, beyond the guest's own fuel: nothing, it is ours."""
+    def fuel(self, values: tuple[Any, ...], memory: GuestMemory | None) -> int:
+        """What it costs of the call's fuel, beyond the guest's own: nothing, it is ours."""
         return 0
 
     async def run(self, values: tuple[Any, ...], memory: GuestMemory | None) -> Sequence[Any]:

@@ -14,7 +14,14 @@ from attrs import define, field, frozen
 
 from ._abi import check_abi, exports_of, recognise
 from ._abi.protocol import Abi, Crossing
-from ._core.admit import Edits, check_export, check_imports, check_limits, check_signature
+from ._core.admit import (
+    Edits,
+    check_counts,
+    check_export,
+    check_imports,
+    check_limits,
+    check_signature,
+)
 from ._core.config import CacheConfig
 from ._core.errors import InvalidModuleError, ModuleTooLargeError
 from ._core.isolation import ISOLATIONS
@@ -309,6 +316,7 @@ class Compiler:
 
     def _admit(self, info: ModuleInfo, declaration: Declaration, config: CacheConfig) -> Edits:
         what = str(declaration.key)
+        check_counts(info, what, config.table_limit)
         check_imports(info, what, _types(declaration.hosts))
         self._check(info, declaration)
         return check_limits(info, what, config.memory_limit, config.table_limit)

@@ -19,10 +19,11 @@ from typing import Any, Protocol, final
 
 import outcome
 import trio
-from attrs import define, field
+from attrs import Factory, define, field
 from trio.lowlevel import Abort, RaiseCancelT
 
 from ._core.config import CacheConfig
+from ._core.errors import FuelExhaustedError
 from ._core.fair import BURST_FUEL, Share
 from ._engine.seam import HostCall
 from ._host import AnyHost
@@ -65,7 +66,11 @@ class Job:
     lease: Any
     fuel: int
     burnt: int = 0
-    """Fuel charged so far."""
+    """Fuel of the guest's own charged so far."""
+    hosted: int = 0
+    """Fuel charged for what the host did for the guest."""
+    allowed: int = field(default=Factory(lambda self: self.fuel, takes_self=True), kw_only=True)
+    """What both may come to together."""
     stop: bool = False
     """Set by another task or the loop: whoever drives it stops at the next slice."""
     parked: trio.CancelScope | None = None
@@ -231,8 +236,14 @@ class Runner:
             results = await host.run(call.values, call.memory)
         finally:
             context_of_call.reset(reset)
-            job.share.charge(host.fuel(call.values))
+            cost = host.fuel(call.values, call.memory)
+            job.share.charge(cost)
+            job.hosted += cost
         check_open(job)
+        if job.burnt + job.hosted > job.allowed:
+            # The store knows of its own fuel only, and a guest that has the host work in its stead
+            # would go on for days.
+            raise FuelExhaustedError("all fuel is burnt")
         call.answer(results)
 
     async def _parked(self, job: Job, wait: Callable[[Share], Awaitable[None]]) -> None:

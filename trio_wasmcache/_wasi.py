@@ -39,8 +39,8 @@ class WasiFunction(Protocol):
     def type(self) -> FuncType:
         """What the guest sees."""
 
-    def fuel(self, values: tuple[Any, ...]) -> int:
-        """What a call with these values costs the group, beyond the guest's own fuel."""
+    def fuel(self, values: tuple[Any, ...], memory: GuestMemory | None) -> int:
+        """What it did costs that much of the call's fuel, beyond the guest's own."""
 
     async def run(self, values: tuple[Any, ...], memory: GuestMemory | None) -> Sequence[Any]:
         """Do it; the wasm values to give back."""
@@ -57,7 +57,7 @@ class PollOneoff:
 
     type: FuncType = field(factory=lambda: WASI_TYPES["poll_oneoff"])
 
-    def fuel(self, values: tuple[Any, ...]) -> int:
+    def fuel(self, values: tuple[Any, ...], memory: GuestMemory | None) -> int:
         return 0
 
     async def run(self, values: tuple[Any, ...], memory: GuestMemory | None) -> Sequence[Any]:
@@ -91,9 +91,10 @@ class RandomGet:
 
     type: FuncType = field(factory=lambda: WASI_TYPES["random_get"])
 
-    def fuel(self, values: tuple[Any, ...]) -> int:
-        length: int = values[1] & 0xFFFFFFFF
-        return length * RANDOM_FUEL
+    def fuel(self, values: tuple[Any, ...], memory: GuestMemory | None) -> int:
+        at, length = (value & 0xFFFFFFFF for value in values)
+        inside = memory is not None and at + length <= memory.size
+        return length * RANDOM_FUEL if inside else 0
 
     async def run(self, values: tuple[Any, ...], memory: GuestMemory | None) -> Sequence[Any]:
         at, left = (value & 0xFFFFFFFF for value in values)
@@ -114,7 +115,7 @@ class FdWrite:
 
     type: FuncType = field(factory=lambda: WASI_TYPES["fd_write"])
 
-    def fuel(self, values: tuple[Any, ...]) -> int:
+    def fuel(self, values: tuple[Any, ...], memory: GuestMemory | None) -> int:
         return 0
 
     async def run(self, values: tuple[Any, ...], memory: GuestMemory | None) -> Sequence[Any]:
@@ -145,7 +146,7 @@ class ProcExit:
 
     type: FuncType = field(factory=lambda: WASI_TYPES["proc_exit"])
 
-    def fuel(self, values: tuple[Any, ...]) -> int:
+    def fuel(self, values: tuple[Any, ...], memory: GuestMemory | None) -> int:
         return 0
 
     async def run(self, values: tuple[Any, ...], memory: GuestMemory | None) -> Sequence[Any]:

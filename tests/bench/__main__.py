@@ -9,12 +9,13 @@ from pathlib import Path
 import attrs
 import trio
 
-from . import batches, calls, log, loop, shares, statistics
+from . import batches, calls, hostile, log, loop, shares, statistics
 from .harness import Report
 
 SUITES = {
     "batches": batches.run,
     "calls": calls.run,
+    "hostile": hostile.run,
     "log": log.run,
     "loop": loop.run,
     "shares": shares.run,

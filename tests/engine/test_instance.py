@@ -204,7 +204,9 @@ async def test_recursion_without_end_is_a_stack_overflow() -> None:
                 with pytest.raises(StackOverflowError, match="stack is exhausted") as caught:
                     await function.call()
                 assert 1 < len(caught.value.backtrace) <= MAX_FRAMES + 1
-                assert caught.value.backtrace[0].startswith("deep at 0x")
+                # Where the first is can't be known: it found no room for itself.
+                assert caught.value.backtrace[0] == "deep"
+                assert caught.value.backtrace[1].startswith("deep at 0x")
             check_invariants(cache)
 
 

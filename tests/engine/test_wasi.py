@@ -189,6 +189,26 @@ async def test_a_guest_can_not_keep_the_loop_by_calling_wasi(
         assert cache.stats().evictions["corrupted"] == 1
 
 
+async def test_what_the_host_does_for_a_guest_is_fuel_of_its_call() -> None:
+    """A guest that has the host make random bytes for ever burns its budget by that alone."""
+    wasm = exported(
+        "(loop (drop (call $random_get (i32.const 0) (i32.const 65536))) (br 0))",
+        "",
+        f'{imported("random_get")} (memory (export "memory") 1)',
+    )
+    async with quiet_cache(total_fuel=1_000_000) as cache:
+        function = await cache.register("f", wasm, args=())
+        async with function.acquire() as lease:
+            with pytest.raises(FuelExhaustedError, match="all fuel is burnt"):
+                await lease.call()
+            assert lease.fuel_consumed is not None
+            assert 1_000_000 <= lease.fuel_consumed < 1_300_000  # each of four costs 262,144
+        async with function.acquire() as lease:
+            with pytest.raises(FuelExhaustedError, match="in row 0 of a batch"):
+                await lease.map([], rows=1)
+        check_invariants(cache)
+
+
 def clock(timeout: int, userdata: int = 7, absolute: bool = False) -> bytes:
     """A subscription of poll_oneoff to a clock, in nanoseconds."""
     return struct.pack("<QB7xI4xQQH6x", userdata, 0, 1, timeout, 0, absolute)

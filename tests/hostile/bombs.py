@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from trio_wasmcache import (
     ExportError,
+    FuelExhaustedError,
     InvalidModuleError,
     LinkError,
+    LoadError,
     ModuleTooLargeError,
     TrapError,
 )
@@ -45,12 +47,11 @@ def grown(size: str, grow: str) -> str:
 
 FORTY = "".join(f"(memory $m{number} 1)" for number in range(40))
 GROW_FORTY = "".join(
-    f"(loop (br_if 0 (i32.ne (memory.grow $m{n} (i32.const 1)) (i32.const -1))))"
-    for n in range(40)
+    f"(loop (br_if 0 (i32.ne (memory.grow $m{n} (i32.const 1)) (i32.const -1))))" for n in range(40)
 )
-SUM_OF_FORTY = "(i32.add (memory.size $m0)" * 39 + "(memory.size $m0)" + ")" * 39
-for _number in range(39, 0, -1):
-    SUM_OF_FORTY = SUM_OF_FORTY.replace("$m0)", f"$m{_number})", 1)
+SUM_OF_FORTY = "(memory.size $m0)"
+for _number in range(1, 40):
+    SUM_OF_FORTY = f"(i32.add (memory.size $m{_number}) {SUM_OF_FORTY})"
 FILL = """(memory (export "memory") 1)
   (func $grow (loop (br_if 0 (i32.ne (memory.grow (i32.const 1)) (i32.const -1)))))"""
 
@@ -79,7 +80,7 @@ GUESTS = [
         "forty memories that grow",
         "whoever limits each memory by itself",
         function(f"{GROW_FORTY} (i64.extend_i32_u {SUM_OF_FORTY})", FORTY),
-        Gives(64),
+        Gives(40),  # the 24 pages that are left are not enough to give each one more
     ),
     Guest(
         "forty memories of 4 MiB",
@@ -100,9 +101,9 @@ GUESTS = [
         Refused(ModuleTooLargeError, "table_limit is 5000"),
     ),
     Guest(
-        "a hundred thousand memories",
+        "ten thousand memories",
         "whoever looks at each before they are counted",
-        lambda: module(memories=[Limits(0)] * 100_000),
+        lambda: module(memories=[Limits(0)] * 10_000),
         Refused(InvalidModuleError, "memories"),
     ),
     Guest(
@@ -114,14 +115,14 @@ GUESTS = [
     ),
     Guest(
         "bulk fills",
-        "the event loop: one instruction, one MiB after the other, for no fuel",
+        "the event loop: an instruction that takes a millisecond a MiB",
         function(
             "(call $grow)"
             f"{'(memory.fill (i32.const 0) (i32.const 9) (i32.const 0x400000))' * 8}"
             "(i64.load8_u (i32.const 0x3fffff))",
             FILL,
         ),
-        Gives(9),
+        Fails(FuelExhaustedError, "all fuel is burnt"),
     ),
     Guest(
         "a bulk copy over itself, over the end",
@@ -147,13 +148,13 @@ GUESTS = [
         "a data segment outside of memory",
         "the memory beside its own, while it is made",
         function("(local.get 0)", '(memory 1) (data (i32.const 65535) "ab")'),
-        Fails(Exception, "out of bounds memory access"),
+        Fails(LoadError, "out of bounds memory access"),
     ),
     Guest(
         "an element segment outside of its table",
         "the table beside its own, while it is made",
         function("(local.get 0)", "(table 1 funcref) (elem (i32.const 1) $run)"),
-        Fails(Exception, "out of bounds table access"),
+        Fails(LoadError, "out of bounds table access"),
     ),
     Guest(
         "fifty thousand locals",
@@ -165,7 +166,21 @@ GUESTS = [
         "four thousand million locals",
         "the compiler",
         lambda: module(b"\1" + uleb(2**32 - 1) + b"\x7e\x20\0\x0b"),
-        Refused(InvalidModuleError, "locals"),
+        Refused(ModuleTooLargeError, "has 4294967295 locals"),
+    ),
+    Guest(
+        "ten thousand functions with fifty thousand locals each",
+        "the compiler: a quarter of a minute for 120 KB",
+        lambda: module(b"\1" + uleb(49_000) + b"\x7e\x20\0\x0b", functions=10_000),
+        Refused(ModuleTooLargeError, "has 490000000 locals"),
+    ),
+    Guest(
+        "a million elements",
+        "the compiler: 2 KB of memory for each byte",
+        lambda: module(
+            tables=[TableType("funcref", Limits(1))], elements=[(None, 0, [0] * 1_000_000)]
+        ),
+        Refused(ModuleTooLargeError, "has 1000000 elements"),
     ),
     Guest(
         "blocks a hundred thousand deep",
@@ -186,15 +201,15 @@ GUESTS = [
         Gives(7),
     ),
     Guest(
-        "a jump table of a hundred thousand",
+        "a jump table of sixty thousand",
         "the compiler",
         lambda: module(
-            b"\0\x02\x40\x20\0\xa7\x0e" + uleb(99_999) + bytes(100_000) + b"\x0b\x20\0\x0b"
+            b"\0\x02\x40\x20\0\xa7\x0e" + uleb(59_999) + bytes(60_000) + b"\x0b\x20\0\x0b"
         ),
         Gives(7),
     ),
     Guest(
-        "nine thousand functions",
+        "four thousand functions",
         "the compiler",
         lambda: module(functions=4000),
         Gives(7),
@@ -218,7 +233,7 @@ GUESTS = [
             imports=[Import(f"m{n}", "f", "func", I64) for n in range(9000)],
             exports=[Export("run", "func", 9000)],
         ),
-        Refused(LinkError, "and 8950 more".removeprefix("and ")),
+        Refused(LinkError, "8950 more"),
     ),
     Guest(
         "an import of a global, a table and a memory",
@@ -251,9 +266,7 @@ GUESTS = [
     Guest(
         "a table of itself",
         "whoever counts references",
-        lambda: module(
-            tables=[TableType("funcref", Limits(4000))], elements=[(0, 0, [0] * 4000)]
-        ),
+        lambda: module(tables=[TableType("funcref", Limits(4000))], elements=[(0, 0, [0] * 4000)]),
         Gives(7),
     ),
 ]

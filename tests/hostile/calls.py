@@ -127,7 +127,9 @@ GUESTS = [
     Guest(
         "proc_exit",
         "the process",
-        function("(call $exit (i32.const 0)) (i64.const 1)", f'{EXIT} (memory (export "memory") 1)'),
+        function(
+            "(call $exit (i32.const 0)) (i64.const 1)", f'{EXIT} (memory (export "memory") 1)'
+        ),
         Fails(ExitError, "the guest called proc_exit(0)"),
     ),
     Guest(

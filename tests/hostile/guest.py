@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import wasmtime
-from attrs import field, frozen
+from attrs import Factory, field, frozen
 
-from trio_wasmcache import CacheConfig, Function, HostFunction, InstanceCache, KiB, MiB
+from trio_wasmcache import CacheConfig, Function, HostFunction, InstanceCache, MiB
 
 Imports = Mapping[str, Mapping[str, HostFunction]]
 # Loops end soon, and bombs are small: it is the limits that are tested, not their size.
@@ -20,7 +20,6 @@ CONFIG = CacheConfig(
     total_fuel=1_000_000, memory_limit=4 * MiB, table_limit=5000, max_instance_size=2 * MiB
 )
 MAX_MESSAGE = 6000
-LENGTH = 64 * KiB
 
 
 @frozen
@@ -64,6 +63,9 @@ class Guest:
     """Made for the cache, and for the name that it is registered under there."""
     at_once: int = field(default=1, kw_only=True)
     """How many tasks call it at the same time, each in an instance of its own."""
+    concurrency: int = field(
+        default=Factory(lambda self: self.at_once, takes_self=True), kw_only=True
+    )
 
     def wasm(self) -> bytes:
         """What is given to `register`."""
@@ -82,7 +84,7 @@ class Guest:
             export=self.export,
             abi=self.abi,
             imports=self.imports and self.imports(cache, name),
-            concurrency=self.at_once,
+            concurrency=self.concurrency,
         )
 
     async def attack(self, cache: InstanceCache, name: str, wasm: bytes) -> Any:

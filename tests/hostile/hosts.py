@@ -1,4 +1,4 @@
-"""Guests that turn on their host functions: to come in again, to make them read what is not there."""
+"""Guests that turn on their host functions: to come in again, or have them read elsewhere."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from trio_wasmcache import (
     FuelExhaustedError,
     HostFunction,
     InstanceCache,
+    StackOverflowError,
     TrapError,
     current_lease,
 )
@@ -80,7 +81,7 @@ GUESTS = [
         Fails(TrapError, "called with (0)"),
         values=(3,),
         imports=_acquires_itself,
-        at_once=4,
+        concurrency=4,
     ),
     Guest(
         "a host function that calls its caller",
@@ -120,9 +121,15 @@ GUESTS = [
         imports=_answers_nonsense,
     ),
     Guest(
-        "one that does nothing but ask",
+        "one that does little but ask",
         "the event loop: the host works for it",
-        function("(loop (drop (call $ask (local.get 0))) (br 0)) (unreachable)", ASK),
+        function(
+            """(loop (drop (call $ask (local.get 0))) (local.set 1 (i64.const 100))
+            (loop (local.set 1 (i64.sub (local.get 1) (i64.const 1)))
+              (br_if 0 (i64.ne (local.get 1) (i64.const 0)))) (br 0)) (unreachable)""",
+            ASK,
+            "(param i64) (result i64) (local i64)",
+        ),
         Fails(FuelExhaustedError, "all fuel is burnt"),
         imports=_answers,
     ),
@@ -131,10 +138,11 @@ GUESTS = [
         "the host's stack: callbacks run on the guest's",
         function(
             """(if (i64.eqz (local.get 0)) (then (drop (call $ask (local.get 0)))))
-            (i64.add (call $run (i64.sub (local.get 0) (i64.const 1))) (call $ask (i64.const 0)))""",
+            (i64.add (call $ask (i64.const 0))
+                     (call $run (i64.sub (local.get 0) (i64.const 1))))""",
             ASK,
         ),
-        Fails(Exception, "stack is exhausted"),
+        Fails(StackOverflowError, "stack is exhausted"),
         values=(1000,),
         imports=_answers,
     ),

@@ -5,12 +5,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar, final
+
+from attrs import frozen
+
 from .._core.errors import SignatureError
 from .._core.wasm import ModuleInfo
 from .buffer import BufferAbi
 from .plain import Plain
 from .protocol import Abi, Exports
 from .scylla import VERSION_GLOBAL, ScyllaAbi
+
+T = TypeVar("T")
 
 # {name: ABI}
 ABIS: dict[str, Abi] = {"plain": Plain(), "scylla": ScyllaAbi(), "buffer": BufferAbi()}
@@ -37,14 +44,36 @@ def check_abi(what: str, abi: object) -> Abi | None:
 
 def recognise(info: ModuleInfo) -> Abi:
     """The ABI that a module shows by what it exports: plain without another sign."""
-    scylla = any(e.kind == "global" and e.name == VERSION_GLOBAL for e in info.exports)
-    return ABIS["scylla" if scylla else "plain"]
+    shown = info.export(VERSION_GLOBAL)
+    return ABIS["scylla" if shown is not None and shown.kind == "global" else "plain"]
 
 
 def exports_of(info: ModuleInfo) -> Exports:
-    """What an ABI sees of a module."""
+    """What an ABI sees of a module. Nothing is copied: there may be tens of thousands."""
     return Exports(
-        {e.name: info.functions[e.index] for e in info.exports if e.kind == "func"},
-        {e.name: info.globals[e.index].value_type for e in info.exports if e.kind == "global"},
-        tuple(e.name for e in info.exports if e.kind == "memory"),
+        _Named(info, "func", lambda index: info.functions[index]),
+        _Named(info, "global", lambda index: info.globals[index].value_type),
+        info.exported_memories,
     )
+
+
+@final
+@frozen
+class _Named(Mapping[str, T]):
+    """{name: type} of the exports of one kind."""
+
+    _info: ModuleInfo
+    _kind: str
+    _type: Callable[[int], T]
+
+    def __getitem__(self, name: str) -> T:
+        found = self._info.export(name)
+        if found is None or found.kind != self._kind:
+            raise KeyError(name)
+        return self._type(found.index)
+
+    def __iter__(self) -> Iterator[str]:
+        return (export.name for export in self._info.exports if export.kind == self._kind)
+
+    def __len__(self) -> int:
+        return sum(export.kind == self._kind for export in self._info.exports)

@@ -37,6 +37,11 @@ WASI_TYPES = {
     )
     for name, letters in (item.split() for item in _WASI.split(","))
 }
+# What a module may declare. A few bytes of each cost the compiler some KB and up to 50 µs, so that
+# a module of 4 MiB could take 9 GB and a minute; real modules of that size are far below.
+MAX_TYPES, MAX_FUNCTIONS, MAX_EXPORTS, MAX_ELEMENTS = 10_000, 50_000, 50_000, 100_000
+# Locals beyond one for each byte of code are none that the code uses.
+SPARE_LOCALS = 100_000
 # Names of a module may be as long as it likes; in a message they are cut.
 MAX_SHOWN = 100
 
@@ -84,6 +89,21 @@ def check_limits(info: ModuleInfo, what: str, memory_limit: int, table_limit: in
         share_out(info.memories, memory_limit // WASM_PAGE),
         share_out(tables, table_limit),
     )
+
+
+def check_counts(info: ModuleInfo, what: str, table_limit: int) -> None:
+    """`ModuleTooLargeError` for more of something than a compiler should be given."""
+    for noun, count, most in (
+        ("types", len(info.types), MAX_TYPES),
+        ("functions", len(info.functions), MAX_FUNCTIONS),
+        ("exports", len(info.exports), MAX_EXPORTS),
+        ("elements in its segments", info.elements, max(MAX_ELEMENTS, table_limit)),
+        ("locals", info.locals, SPARE_LOCALS + info.code_bytes),
+    ):
+        if count > most:
+            raise ModuleTooLargeError(
+                f"{what} has {count} {noun}, over {most}: too many to compile"
+            )
 
 
 def share_out(limits: Sequence[Limits], budget: int) -> tuple[int | None, ...]:

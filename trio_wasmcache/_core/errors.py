@@ -27,8 +27,9 @@ class InvalidModuleError(WasmCacheError):
 class ModuleTooLargeError(WasmCacheError):
     """`register` was given a module over a limit of the configuration.
 
-    Its bytes exceed `max_wasm_size`, its memories together start over `memory_limit`, or its
-    tables over `table_limit`.
+    Its bytes exceed `max_wasm_size`, its memories together start over `memory_limit`, its tables
+    over `table_limit`, or it declares more functions, types, exports, elements or locals than a
+    compiler should be given.
     """
 
 

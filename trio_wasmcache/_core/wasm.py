@@ -3,7 +3,7 @@
 1. Any bytes give a `ModuleInfo` or a `MalformedModuleError`, never another exception.
 2. Nothing is allocated on the word of the input: a count is refused first if the bytes left cannot
    hold that many items. Each byte is looked at once and nothing nests: time and memory are linear.
-3. Accepted is not yet valid: bodies and initial values are skipped, since wasmtime checks them.
+3. Accepted is not yet valid: instructions and initial values are skipped, wasmtime checks them.
 4. What the engine has switched off is refused by name, before wasmtime-py can abort on its types.
 """
 
@@ -198,6 +198,7 @@ class _Reader:
         self.start: int | None = None
         self.data_count: int | None = None
         self.passive_elements = self.passive_data = self.code_bytes = 0
+        self.elements = self.locals = 0
         # {section id: (bytes of the smallest item, what reads one)}
         self.items: dict[int, tuple[int, Callable[[], object]]] = {
             1: (2, self.type),
@@ -277,6 +278,8 @@ class _Reader:
             data_segments=counts[11],
             passive_data=self.passive_data,
             code_bytes=self.code_bytes,
+            elements=self.elements,
+            locals=self.locals,
             sections=tuple(self.sections),
         )
 
@@ -345,13 +348,22 @@ class _Reader:
             cursor.reference_type()
         elif flags & 3 and (kind := cursor.byte()):
             cursor.fail(f"unknown element kind {kind:#x}")
-        for _ in range(cursor.count()):
+        count = cursor.count()
+        self.elements += count
+        for _ in range(count):
             cursor.expression() if flags & 4 else cursor.index(functions, "function")
 
     def body(self) -> None:
-        size = self.cursor.number(32)
-        self.cursor.skip(size)
+        cursor, end = self.cursor, self.cursor.end
+        size = cursor.number(32)
+        cursor.skip(size)
         self.code_bytes += size
+        # A few bytes may ask for any number of locals: they are counted, the rest is skipped.
+        cursor.at, cursor.end = cursor.begin, cursor.at
+        for _ in range(cursor.count(2)):
+            self.locals += cursor.number(32)
+            cursor.value_type()
+        cursor.at, cursor.end = cursor.end, end
 
     def data(self) -> None:
         cursor = self.cursor

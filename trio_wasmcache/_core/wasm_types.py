@@ -137,13 +137,22 @@ class ModuleInfo:
     passive_data: int
     code_bytes: int
     """Bytes of function bodies, without the size that stands before each."""
+    elements: int
+    """Items of all element segments together."""
+    locals: int
+    """Of all functions together, without their parameters."""
     sections: tuple[Section, ...]
     """In the order of the file, custom ones included."""
     # {name: export}; a dict has no hash, so it stays out of comparisons.
     _by_name: dict[str, Export] = attrs.field(init=False, eq=False, repr=False, factory=dict)
 
+    exported_memories: tuple[str, ...] = attrs.field(init=False, eq=False, repr=False)
+    """Names, in order."""
+
     def __attrs_post_init__(self) -> None:
         self._by_name.update((export.name, export) for export in self.exports)
+        memories = tuple(export.name for export in self.exports if export.kind == "memory")
+        object.__setattr__(self, "exported_memories", memories)
 
     def export(self, name: str) -> Export | None:
         """The export of that name, or None."""

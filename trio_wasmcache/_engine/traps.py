@@ -35,6 +35,7 @@ CODES = {
 STACK_OVERFLOW, OUT_OF_FUEL = 0, 11
 # A recursion bomb has tens of thousands of frames, all alike.
 MAX_FRAMES = 32
+UNKNOWN_OFFSET = ctypes.c_size_t(-1).value
 # wasmtime quotes the line that is wrong, and a line may be all of a module.
 MAX_LINES, MAX_LINE_LENGTH = 12, 200
 
@@ -113,7 +114,9 @@ def _take_frames(frames: native.PointerVec) -> tuple[str, ...]:
             label = shown(ctypes.string_at(name.contents.data, size).decode("utf-8", "replace"))
         else:
             label = f"func[{native.wasm_frame_func_index(frame)}]"
-        lines.append(f"{label} at {native.wasm_frame_module_offset(frame):#x}")
+        offset = native.wasm_frame_module_offset(frame)
+        # Where it is not known, as in the prologue that found no stack, the offset is -1.
+        lines.append(label if offset == UNKNOWN_OFFSET else f"{label} at {offset:#x}")
     if frames.size > MAX_FRAMES:
         lines.append(f"... {frames.size - MAX_FRAMES} more")
     native.wasm_frame_vec_delete(byref(frames))
