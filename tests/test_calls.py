@@ -131,7 +131,7 @@ async def test_endless_recursion(real: WasmtimeKit, offload: int | None) -> None
         for _ in range(3):
             with pytest.raises(StackOverflowError, match=r"recursion\(i64\)") as caught:
                 await recursion.call(0)
-            assert caught.value.backtrace[0].startswith("deeper at 0x")
+            assert caught.value.backtrace[0] == "deeper"  # its place is not known
             assert len(caught.value.backtrace) < 50
         check_invariants(cache)
 
