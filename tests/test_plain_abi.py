@@ -181,6 +181,45 @@ async def test_a_value_without_a_repr_is_named_by_its_type() -> None:
             await (await echo(cache, "u8")).call(Nothing())
 
 
+class Unprintable:
+    """A number and a buffer that has no repr."""
+
+    def __index__(self) -> int:
+        raise OverflowError("too large to tell")
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no repr")
+
+
+@pytest.mark.parametrize("name", ["i32", "i64", "u8"])
+async def test_a_number_whose_repr_raises_is_refused_all_the_same(name: str) -> None:
+    """Nobody asks it for more than it can say, and the instance is not spoilt."""
+    async with quiet_cache() as cache:
+        function = await cache.register(
+            "f", ECHO, args=(name,), returns=name, export=WASM_TYPES[name]
+        )
+        async with function.acquire() as lease:
+            with pytest.raises((TypeError, OverflowError)):
+                await lease.call(Unprintable())
+            assert await lease.call(7) == 7
+
+
+async def test_a_failed_call_of_a_value_whose_repr_raises_says_so() -> None:
+    """The error of the guest is not lost on the way to naming its arguments."""
+
+    class Bytes(bytes):
+        __repr__ = Unprintable.__repr__
+
+    wasm = wat(
+        '(module (memory (export "memory") 1)'
+        ' (func (export "f") (param i32 i32) (result i32) unreachable))'
+    )
+    async with quiet_cache() as cache:
+        function = await cache.register("f", wasm, args=("bytes",), returns="u32", abi="buffer")
+        with pytest.raises(TrapError, match=r"called with \(a value of type Bytes\)"):
+            await function.call(Bytes(b"x"))
+
+
 async def test_a_value_as_long_as_a_book_is_cut() -> None:
     """A message stays short whatever was passed."""
     async with quiet_cache() as cache:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
+from ._abi.plain import shown
 from ._abi.protocol import Crossing, Invoke
 from ._core.errors import GuestError
 from ._core.fair import BURST_FUEL
@@ -200,13 +201,9 @@ def _complete(
     key = registered.function.key
     error.function = key.name
     error.values = values
-    shown = ", ".join(_shorten(repr(value)) for value in values)
+    listed = ", ".join(shown(value) for value in values)
     trace = "".join(f"\n  {frame}" for frame in error.backtrace)
     burnt = f" after {fuel} units of fuel" if fuel else ""
     row = "" if error.row is None else f" in row {error.row} of a batch,"
-    what = f"{key}{row} called with ({shown}){burnt}"
+    what = f"{key}{row} called with ({listed}){burnt}"
     error.args = (f"{what}: {error.args[0]}{trace}", *error.args[1:])
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= 80 else text[:77] + "..."

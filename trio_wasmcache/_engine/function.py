@@ -177,4 +177,6 @@ def _misfit(values: Sequence[Any], signature: FuncType, error: Exception) -> Exc
         kind = ValueError
     elif all(isinstance(value, (int, float)) for value in values):
         kind = OverflowError
-    return kind(f"{tuple(values)!r} does not fit {signature.params}: {error}")
+    # Their types, not their reprs: those may be endless, or raise.
+    types = tuple(type(value).__name__ for value in values)
+    return kind(f"values of {types} do not fit {signature.params}: {error}")

@@ -1,0 +1,118 @@
+"""One input for each number: from real modules, the zoo, the generator, or from nothing."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from random import Random
+
+from trio_wasmcache._core.wasm import HEADER, MalformedModuleError, read_module
+from trio_wasmcache._core.wasm_edit import section, uleb
+
+from ..hostile.zoo import ZOO
+from .generate import generate
+
+ROOT = Path(__file__).parents[2]
+# What compiles in a few milliseconds; a larger one is taken now and then.
+SMALL = 20_000
+# {how an input is made: how often}
+KINDS = {
+    "noise": 1,
+    "sections of noise": 1,
+    "cut": 2,
+    "blind": 4,
+    "in a section": 6,
+    "generated": 3,
+    "generated, in a section": 3,
+}
+
+
+@cache
+def corpus() -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+    """Modules to be damaged: small ones, and large ones."""
+    paths = sorted([*ROOT.glob("examples/udfs/*.wasm"), *ROOT.glob("tests/udfs/*.wasm")])
+    modules = [path.read_bytes() for path in paths]
+    modules += [wasm for guest in ZOO if len(wasm := guest.wasm()) <= SMALL]
+    small = tuple(wasm for wasm in modules if len(wasm) <= SMALL)
+    return small, tuple(wasm for wasm in modules if len(wasm) > SMALL)
+
+
+def make(seed: int, number: int) -> tuple[str, bytes]:
+    """How the input of that number was made, and its bytes: always the same."""
+    random = Random(f"{seed}/{number}")
+    kind = random.choices(
+        (
+            "noise",
+            "sections of noise",
+            "cut",
+            "blind",
+            "in a section",
+            "generated",
+            "generated, in",
+        ),
+        (1, 1, 2, 4, 6, 3, 3),
+    )[0]
+    if kind == "noise":
+        header = random.choice((b"", HEADER, b"(module "))
+        return kind, header + random.randbytes(random.randrange(200))
+    if kind == "sections of noise":
+        ids = sorted(random.choices(range(14), k=random.randrange(6)))
+        return kind, HEADER + b"".join(
+            section(id, random.randbytes(random.randrange(30))) for id in ids
+        )
+    if kind.startswith("generated"):
+        wasm = generate(random)
+        return kind, _in_section(random, wasm) if kind.endswith("section") else wasm
+    small, large = corpus()
+    wasm = random.choice(large if large and random.random() < 0.03 else small)
+    if kind == "cut":
+        return kind, wasm[: random.randrange(len(wasm))]
+    return kind, _blind(random, wasm) if kind == "blind" else _in_section(random, wasm)
+
+
+def _blind(random: Random, wasm: bytes) -> bytes:
+    """Some bytes changed, put in, taken out, or moved."""
+    damaged = bytearray(wasm)
+    for _ in range(random.randint(1, 4)):
+        at = random.randrange(len(damaged) + 1)
+        end = min(len(damaged), at + random.randrange(6))
+        damaged[at:end] = random.choice((_byte(random), b"", bytes(damaged[at:end]) * 2))
+    return bytes(damaged)
+
+
+def _in_section(random: Random, wasm: bytes) -> bytes:
+    """One section damaged, doubled, emptied or exchanged, and all sizes as they must be."""
+    try:
+        sections = read_module(wasm).sections
+    except MalformedModuleError:
+        return _blind(random, wasm)
+    parts = [(one.id, wasm[one.start : one.end]) for one in sections]
+    if not parts:
+        return wasm
+    chosen = random.randrange(len(parts))
+    id, payload = parts[chosen]
+    match random.randrange(8):
+        case 0:
+            del parts[chosen]
+        case 1:
+            parts.insert(chosen, (id, payload))
+        case 2:
+            parts[chosen] = id, b""
+        case 3:  # from another module
+            other = random.choice(corpus()[0])
+            try:
+                found = [one for one in read_module(other).sections if one.id == id]
+            except MalformedModuleError:
+                found = []
+            if found:
+                parts[chosen] = id, other[found[0].start : found[0].end]
+        case 4:  # another count
+            parts[chosen] = id, uleb(random.choice((0, 1, 2, 127, 2**32 - 1))) + payload[1:]
+        case _:
+            parts[chosen] = id, _blind(random, payload) if payload else payload
+    return HEADER + b"".join(section(id, payload) for id, payload in parts)
+
+
+def _byte(random: Random) -> bytes:
+    interesting = (0, 1, 0x0B, 0x40, 0x60, 0x6E, 0x70, 0x7B, 0x7F, 0x80, 0xFC, 0xFD, 0xFF)
+    return bytes([random.choice((*interesting, random.randrange(256)))])

@@ -1,0 +1,172 @@
+"""Tries inputs one after the other in a process of its own, which is free to die.
+
+Each input is in the file before it is tried, and its outcome is a line of JSON after it. What is
+neither an error of the library's nor a harmless result is told as such, and the next one follows.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import trio
+import wasmtime
+
+from trio_wasmcache import (
+    CacheConfig,
+    InstanceCache,
+    KiB,
+    MiB,
+    SignatureError,
+    WasmCacheError,
+    open_cache,
+)
+from trio_wasmcache._core.wasm import MalformedModuleError, ModuleInfo, read_module
+from trio_wasmcache._engine.hosts import INSTANCES
+from trio_wasmcache._engine.instance import WasmtimeInstance
+from trio_wasmcache.testing import check_invariants
+
+from .mutate import make
+
+CONFIG = CacheConfig(
+    total_fuel=50_000, memory_limit=1 * MiB, max_size=2 * MiB, max_wasm_size=512 * KiB
+)
+# Inputs for one cache; then it is closed, and it is looked at whether anything is left.
+INPUTS_EACH = 50
+VALUES = {"i32": (0, -1, 65_535, 2**31 - 1), "i64": (0, -1, 2**63 - 1), "f32": (0.0, 1e38)}
+ABIS = (None, None, "plain", "scylla", "buffer")
+TYPES = ("i32", "i64", "f32", "f64", "text", "blob", "list<int>", "str", "bytes", "bool")
+
+
+class Silent:
+    """A logger that writes nothing."""
+
+    def info(self, event: str, **fields: Any) -> None:
+        pass
+
+    warning = info
+
+
+def validator() -> wasmtime.Engine:
+    """wasmtime with the same features as here, for its verdict."""
+    config = wasmtime.Config()
+    config.wasm_gc = False
+    config.wasm_function_references = False
+    config.wasm_exceptions = False
+    config.wasm_threads = False
+    config.wasm_memory64 = False
+    config.wasm_stack_switching = False
+    config.wasm_custom_page_sizes = False
+    config.wasm_multi_memory = True
+    config.shared_memory = False
+    return wasmtime.Engine(config)
+
+
+ENGINE = validator()
+
+
+def read(wasm: bytes) -> ModuleInfo | None:
+    """What the section reader finds; what wasmtime takes, it must read."""
+    try:
+        return read_module(wasm)
+    except MalformedModuleError as error:
+        refusal = error
+    try:
+        wasmtime.Module.validate(ENGINE, wasm)
+    except wasmtime.WasmtimeError:
+        return None
+    raise AssertionError(f"wasmtime takes what the reader refuses: {refusal}")
+
+
+async def one(cache: InstanceCache, wasm: bytes, random: Random) -> str:
+    """The outcome of one input: the name of an error, or ``result``."""
+    info = read(wasm)
+    args, returns, export = _declared(random, info)
+    abi = random.choice(ABIS)
+    try:
+        await cache.register(
+            "f", wasm, args=args, returns=returns, export=export, abi=abi, called_on_null=False
+        )
+    except (WasmCacheError, SignatureError) as error:
+        _check(error)
+        return f"register: {type(error).__name__}"
+    try:
+        async with cache.acquire("f", args) as lease:
+            for _ in range(2):
+                await lease.call(*_values(random, args))
+        return "result"
+    except (WasmCacheError, TypeError, ValueError, OverflowError) as error:
+        _check(error)
+        return f"call: {type(error).__name__}"
+    finally:
+        cache.remove("f")
+
+
+def _check(error: Exception) -> None:
+    message = str(error)
+    assert len(message) < 20_000, f"a message of {len(message)} characters"
+    assert message.replace("\n", "").isprintable(), ascii(message)
+
+
+def _declared(
+    random: Random, info: ModuleInfo | None
+) -> tuple[tuple[str, ...], tuple[str, ...], str]:
+    """Types and export: now and then at random, otherwise what the module shows."""
+    functions = [one for one in info.exports if one.kind == "func"] if info is not None else []
+    if info is None or not functions or random.random() < 0.2:
+        return tuple(random.choices(TYPES, k=random.randrange(3))), ("i64",), "run"
+    chosen = random.choice(functions)
+    kind = info.functions[chosen.index]
+    return kind.params, kind.results, chosen.name
+
+
+def _values(random: Random, args: tuple[str, ...]) -> list[Any]:
+    given: dict[str, tuple[Any, ...]] = {
+        **VALUES,
+        "text": ("", "some text", "é🦀"),
+        "str": ("", "some text", "é🦀"),
+        "blob": (b"", b"\0\xff"),
+        "bytes": (b"", b"\0\xff"),
+        "list<int>": ([], [1, 2]),
+        "bool": (True, False),
+    }
+    return [random.choice(given.get(name, (0.5,))) for name in args]
+
+
+async def run(seed: int, begin: int, end: int, path: Path, crash_at: int) -> None:
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    for first in range(begin, end, INPUTS_EACH):
+        async with open_cache(CONFIG, logger=Silent()) as cache:
+            for number in range(first, min(first + INPUTS_EACH, end)):
+                kind, wasm = make(seed, number)
+                os.ftruncate(file, 0)
+                os.pwrite(file, wasm, 0)
+                print(json.dumps({"begins": number, "kind": kind}), flush=True)
+                if number == crash_at:
+                    os.abort()
+                try:
+                    outcome = await one(cache, wasm, Random(number))
+                    check_invariants(cache)
+                    wrong = False
+                except Exception as error:
+                    outcome, wrong = f"{type(error).__name__}: {error}", True
+                print(json.dumps({"ends": number, "outcome": outcome, "wrong": wrong}), flush=True)
+        assert not INSTANCES
+        left = [one for one in gc.get_objects() if type(one) is WasmtimeInstance and one._store]
+        assert not left, f"{len(left)} stores were never closed"
+        print(json.dumps({"resident": _resident()}), flush=True)
+
+
+def _resident() -> int:
+    """Bytes of this process in memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGESIZE")
+
+
+if __name__ == "__main__":
+    trio.run(run, *map(int, sys.argv[1:4]), Path(sys.argv[4]), int(sys.argv[5]))
