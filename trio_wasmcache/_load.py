@@ -159,8 +159,10 @@ async def _start(shell: Shell, job: Job, native: GuestInstance, initialize: bool
 
 def _explain(key: object, error: BaseException) -> BaseException:
     """What the caller gets for what went wrong while loading."""
-    if isinstance(error, GuestError):
+    if isinstance(error, GuestError) and getattr(error, "code", "") != "host":
         return LoadError(f"{key} could not be instantiated: its start function failed: {error}")
+    if isinstance(error, GuestError):  # wasmtime's own: it got no memory, or no stack
+        return LoadError(f"{key} could not be instantiated: {error}")
     if isinstance(error, (LoadError, LinkError)):
         return type(error)(f"{key} could not be instantiated: {error}")
     return error

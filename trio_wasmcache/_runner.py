@@ -240,7 +240,7 @@ class Runner:
             job.share.charge(cost)
             job.hosted += cost
         check_open(job)
-        if job.burnt + job.hosted > job.allowed:
+        if cost and job.burnt + job.hosted > job.allowed:
             # The store knows of its own fuel only, and a guest that has the host work in its stead
             # would go on for days.
             raise FuelExhaustedError("all fuel is burnt")

@@ -53,6 +53,7 @@ class WasmtimeInstance:
         self._functions: dict[str, WasmtimeFunction] = {}
         self.drivers: dict[Any, WasmtimeDriver] = {}
         """{(shape, export): driver}; kept for as long as the store."""
+        self._driver_attempts = 0
         self._handle = ctypes.create_string_buffer(native.INSTANCE_SIZE)
         self._store: int | None = native.store_new(module.engine, number or None, None)
         self.context: Any = c_void_p.from_param(native.store_context(self._store))
@@ -174,7 +175,9 @@ class WasmtimeInstance:
     @contextlib.contextmanager
     def room_for_driver(self, size: int) -> Iterator[None]:
         """Meanwhile, one more instance fits into the store, and one more memory of that size."""
-        plan, count = self.plan, len(self.drivers) + 1
+        # One that found no memory counts, too: the store never forgets an instance.
+        self._driver_attempts += 1
+        plan, count = self.plan, self._driver_attempts
         counts = 1 + count, plan.tables, plan.memories + count
         memory_limit = max(plan.memory_limit, size)
         native.store_limiter(self._store, memory_limit, plan.table_limit, *counts)
