@@ -90,8 +90,9 @@ def report(
     return session.notes.status
 
 
-for question in (replay, whatif, tune):
-    commands.add_command(question)
+commands.add_command(replay)
+commands.add_command(whatif)
+commands.add_command(tune)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -68,12 +68,14 @@ class Session:
     """The input of a command, what there is to say about it, and where the output goes."""
 
     def __init__(self, logs: Sequence[str]) -> None:
-        self.errors = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.errors: Console = Console(stderr=True, highlight=False, soft_wrap=True)
         columns = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", PLAIN_COLUMNS))
-        self.out = _Output(highlight=False, width=columns)
-        self.notes = Notes(lambda text: self.errors.print(text, markup=False, style="yellow"))
-        self.reader = Reader(logs, self.notes)
-        self.parser = Parser()
+        self.out: Console = _Output(highlight=False, width=columns)
+        self.notes: Notes = Notes(
+            lambda text: self.errors.print(text, markup=False, style="yellow")
+        )
+        self.reader: Reader = Reader(logs, self.notes)
+        self.parser: Parser = Parser()
 
     @contextlib.contextmanager
     def bar(self) -> Iterator[None]:

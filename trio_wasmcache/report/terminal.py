@@ -13,7 +13,7 @@ from .notes import cite, count
 from .units import moment, rate, seconds, short, size, soon
 
 TOP = 10
-NOTHING_PAID = {"count": 0, "seconds": 0.0}
+NOTHING_PAID: dict[str, float] = {"count": 0, "seconds": 0.0}
 
 
 def show_report(console: Console, document: dict[str, Any], top: int = TOP) -> None:
