@@ -69,8 +69,7 @@ def test_the_report_in_a_pipe(tmp_path: Path, capsys: Capture) -> None:
         "Loads that failed: 1",
         "Functions\n",
         "Groups (the first 10 of 16, by time spent loading)",
-        "a_rather_long_n",
-        "…",
+        "\na_rather_lo… - - - 1 20 min 34 s 15 0 0\n",
         "2.0 TiB",
     ):
         assert re.sub(" +", " ", part) in re.sub(" +", " ", ran.out), part
@@ -131,7 +130,7 @@ def test_names_from_the_log_do_nothing(tmp_path: Path, capsys: Capture) -> None:
     ran = report(capsys, "--top", "50", path)
     for text in (ran.out, ran.err):
         assert all(letter.isprintable() or letter == "\n" for letter in text)
-        assert r"\x1b[31m\x1b]0;owned\x07[bold red]x[/]<script>" in text
+        assert r"\x1b[31m\x1b]0;owned\x07[bol" in text
     assert "missing" in ran.err
     assert max(map(cell_len, ran.out.splitlines())) <= 80
 

@@ -20,7 +20,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, Multiple
 
 from .notes import cite
 from .summary import OTHER, REASONS
-from .units import moment, seconds, short, size
+from .units import MAX_MOMENT, moment, seconds, short, size
 
 TEXT, MUTED, GRID = "#010203", "#020304", "#030405"
 HITS, MISSES, LIMIT = "#040506", "#050607", "#060708"
@@ -92,7 +92,7 @@ class Times:
             step = next((step for step in TIME_STEPS if end / unit / step <= 9), None)
             ax.xaxis.set_major_locator(MultipleLocator(unit * step) if step else MaxNLocator(8))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / unit:,g}"))
-        since = "the first event" if self.began is None else cite(moment(self.began))
+        since = "the first event" if self.began is None else cite(moment(self.began), MAX_MOMENT)
         ax.set_xlabel(f"{name} since {since}")
 
 
@@ -198,9 +198,9 @@ def _stacked(ax: Axes, times: Times, layers: Sequence[tuple[str, Sequence[float]
 
 
 def _legend(ax: Axes) -> None:
-    ax.legend(
-        loc="lower left", bbox_to_anchor=(0, 1), ncols=6, fontsize=8, handlelength=1, borderpad=0
-    )
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    figure.legend(loc="outside upper left", ncols=6, fontsize=8, handlelength=1, borderpad=0)
 
 
 def _counts(axis: Any) -> None:
@@ -263,8 +263,10 @@ def _waits(ax: Axes, bars: Sequence[tuple[float, int]]) -> None:
         linewidth=0,
     )
     ends = list(zip(places, bars, strict=True))[1:]
-    ticks = [(0, "at once")]
-    ticks += [(place, _even(seconds(end))) for place, (end, _) in ends if _is_power_of_ten(end)]
+    powers_of_ten = [(place, end) for place, (end, _) in ends if f"{end:.3e}".startswith("1.000")]
+    if len(powers_of_ten) < 2:
+        powers_of_ten = [(place, end) for place, (end, _) in ends[:: max(1, len(ends) - 1)]]
+    ticks = [(0, "at once"), *((place, _even(seconds(end))) for place, end in powers_of_ten)]
     ax.set_xticks([place + 0.5 * bool(place) for place, _ in ticks], [text for _, text in ticks])
     ax.set_yscale("symlog", linthresh=1)
     highest = max(number for _, number in bars)
@@ -275,10 +277,6 @@ def _waits(ax: Axes, bars: Sequence[tuple[float, int]]) -> None:
     ax.set_ylim(0, 2 * highest)
     ax.set_ylabel("leases")
     ax.set_xlabel("from asking to having it, loading included")
-
-
-def _is_power_of_ten(value: float) -> bool:
-    return f"{value:.3e}".startswith("1.000")
 
 
 def draw(name: str, plot: Callable[[Axes], None], height: float = HEIGHT) -> str:

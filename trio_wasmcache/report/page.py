@@ -12,7 +12,7 @@ from attrs import Factory, define
 
 from .charts import Chart, charts_of
 from .notes import cite, count
-from .units import moment, rate, seconds, size, soon
+from .units import MAX_MOMENT, moment, rate, seconds, size, soon
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 TOP = 50
@@ -76,7 +76,8 @@ def _section(cache: dict[str, Any], prefix: str, charted: bool) -> Section:
         f"{sum(cache['events'].values()):,} events in {seconds(cache['span_seconds'])}"
     )
     if cache["began"]:
-        section.subtitle += f", from {moment(cache['began'])} to {moment(cache['ended'])}"
+        began, ended = (cite(moment(cache[name]), MAX_MOMENT) for name in ("began", "ended"))
+        section.subtitle += f", from {began} to {ended}"
     if granted:
         section.facts = [
             (rate(leases["hit_rate"]), f"hits, of {granted:,} leases"),

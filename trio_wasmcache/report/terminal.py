@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from .notes import cite, count
-from .units import moment, rate, seconds, short, size, soon
+from .units import MAX_MOMENT, moment, rate, seconds, short, size, soon
 
 TOP = 10
+# Of a name, however little room there is.
+LEAST_COLUMNS = 8
 NOTHING_PAID: dict[str, float] = {"count": 0, "seconds": 0.0}
 
 
@@ -21,6 +24,9 @@ def show_report(console: Console, document: dict[str, Any], top: int = TOP) -> N
     for cache in document["caches"]:
         parts = [_overview(cache), _reasons(cache), _times(cache), _waits(cache)]
         parts += [_rows(cache, what, top) for what in ("function", "group")]
+        for part in parts:
+            if isinstance(part, Table) and part.show_header:
+                fit(part, console.width)
         show(console, Group(*(Group(part, Text()) for part in parts if part is not None)))
 
 
@@ -36,12 +42,23 @@ def show(console: Console, what: RenderableType) -> None:
 
 
 def make_table(title: str, first: str, *columns: str) -> Table:
-    """A table whose first column gives way where the others need the room."""
+    """A table of numbers, of which the first column says what they are of."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    table.add_column(first, overflow="ellipsis", no_wrap=True, min_width=8, header_style="dim")
+    table.add_column(
+        first, overflow="ellipsis", no_wrap=True, min_width=LEAST_COLUMNS, header_style="dim"
+    )
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True, header_style="dim")
     return table
+
+
+def fit(table: Table, width: int) -> None:
+    """Let the first column give way where the others need the room; rich would shrink them all."""
+    first, *others = table.columns
+    needed = sum(
+        2 + max(cell_len(str(cell)) for cell in (column.header, *column.cells)) for column in others
+    )
+    first.max_width = max(LEAST_COLUMNS, width - needed)
 
 
 def _overview(cache: dict[str, Any]) -> RenderableType:
@@ -58,7 +75,7 @@ def _facts(cache: dict[str, Any]) -> list[tuple[str, str]]:
     evictions = cache["evictions"]["count"]
     facts = [("time", f"{seconds(cache['span_seconds'])}, {_sum(cache['events']):,} events")]
     if cache["began"]:
-        began, ended = (cite(moment(cache[name])) for name in ("began", "ended"))
+        began, ended = (cite(moment(cache[name]), MAX_MOMENT) for name in ("began", "ended"))
         facts.append(("from, to", f"{began}, {ended}"))
     facts += _limits(cache)
     granted = leases["hits"] + leases["misses"]
@@ -77,7 +94,7 @@ def _facts(cache: dict[str, Any]) -> list[tuple[str, str]]:
         facts.append(("hits", f"{hit_rate} of {granted:,} leases, by the cache's own count"))
     else:
         facts.append(("hits", "not in this log, which was written without log_uses"))
-    churn = f"{short(cache['churn']['busiest_evictions'])} evictions in the busiest "
+    churn = f"{count(cache['churn']['busiest_evictions'], 'eviction')} in the busiest "
     churn += seconds(cache["churn"]["busiest_seconds"])
     average = cache["churn"]["evictions_per_minute"]
     if average is not None:

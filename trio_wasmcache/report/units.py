@@ -6,6 +6,9 @@ import datetime
 import math
 import re
 
+# What is shown of a time that is none.
+MAX_MOMENT = 32
+
 
 def size(number: float | None) -> str:
     """``3.4 MiB``."""
