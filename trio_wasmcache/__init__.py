@@ -9,6 +9,7 @@ decided is decided in `_core.policy`.
 from ._abi.buffer import BufferAbi as BufferAbi
 from ._abi.protocol import (
     Abi as Abi,
+    Convert as Convert,
     Crossing as Crossing,
     Exports as Exports,
     FuncType as FuncType,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from . import _arrow, _calls
 from ._abi.bulk import Bulk
+from ._abi.pace import breathe, is_large
 from ._abi.plain import PlainAbi, PlainType, cell_name
 from ._abi.protocol import Crossing
 from ._chunks import NumberChunks
@@ -31,9 +32,9 @@ from ._sinks import BytesSink, Sink
 if TYPE_CHECKING:
     from ._lease import Lease
 
-# Values that are packed between two turns of the loop, at most, and at first where each takes
-# microseconds; and how long that may take (seconds).
-PIECE, HEAVY_PIECE, PIECE_TIME = 2048, 32, 0.0003
+# Values that are packed between two turns of the loop, at most, and how long that may take
+# (seconds). Where each takes microseconds, many are packed in a thread.
+PIECE, PIECE_TIME, HEAVY_ROWS = 2048, 0.0003, 64
 
 
 async def map_columns(lease: Lease, columns: Any, rows: int | None) -> Any:
@@ -182,7 +183,9 @@ async def _map_values(
     batch = MemoryChunks(native, driver, bulk, made, packed, rows, sinks, lease._total_fuel)
     while batch.done < rows:
         await batch.run(lease)
-        if batch.done < rows:
+        if batch.large is not None:
+            await batch.settle(lease)
+        elif batch.done < rows:
             row = batch.done
             batch.skip(await next_row(lease, native, guest, row, batch.values(row)))
     return _together([sink.result(rows) for sink in sinks])
@@ -261,10 +264,14 @@ async def _pack_all(
 
 
 async def _pack(lease: Lease, one: Column | Packed, rows: int) -> None:
-    heavy = isinstance(one, PackedColumn) and one.heavy
-    piece = HEAVY_PIECE if heavy else PIECE
     end = 0 if not one.packs else rows if one.rows is not None else 1
-    start = 0
+    if isinstance(one, PackedColumn) and one.heavy and end:
+        if end > HEAVY_ROWS or is_large(one.values(0, end)):
+            await _pack_in_thread(lease, one, end)
+        else:
+            one.pack(0, end)
+        return
+    start, piece = 0, PIECE
     while start < end:
         stop = min(start + piece, end)
         began = time.perf_counter()
@@ -278,6 +285,22 @@ async def _pack(lease: Lease, one: Column | Packed, rows: int) -> None:
             piece = max(1, piece // 2)
         elif took < PIECE_TIME / 4:
             piece = min(2 * piece, PIECE)
+
+
+async def _pack_in_thread(lease: Lease, one: Packed, end: int) -> None:
+    abandoned = False
+
+    def pack() -> None:
+        for start in range(0, end, HEAVY_ROWS):
+            if abandoned:
+                return
+            one.pack(start, min(start + HEAVY_ROWS, end))
+            breathe()
+
+    try:
+        await _calls.convert(lease, pack)
+    finally:
+        abandoned = True
 
 
 def _check_open(lease: Lease) -> None:

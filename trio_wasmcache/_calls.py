@@ -7,13 +7,13 @@ left in the middle of its work, so it serves no other call, and is dropped when 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
 from ._abi.plain import shown
-from ._abi.protocol import Crossing, Invoke
+from ._abi.protocol import Crossing, Invoke, Step
 from ._core.errors import GuestError
 from ._core.fair import BURST_FUEL
 from ._engine.seam import UNDER_WAY, GuestFunction, GuestInstance
@@ -65,7 +65,7 @@ async def call_in_steps(lease: Lease, crossing: Crossing, values: tuple[Any, ...
     steps = crossing.steps(native, values)
     invoke: Invoke | None = None
     try:
-        invoke = _step(lease, steps, None)
+        invoke = await _step(lease, steps, None)
         while True:
             left = lease._total_fuel - (lease._fuel or 0)
             function = native.function(invoke.export)
@@ -78,10 +78,10 @@ async def call_in_steps(lease: Lease, crossing: Crossing, values: tuple[Any, ...
                 result = await _finish(lease, native, function, left)
             else:
                 _account(lease, left - native.fuel_left())
-            invoke = _step(lease, steps, result)
-    except StopIteration as stop:
+            invoke = await _step(lease, steps, result)
+    except Finished as finished:
         lease._make_usable(guest)
-        return stop.value
+        return finished.result
     except BaseException as error:
         # Before the first step, values that do not fit are the caller's mistake.
         if invoke is None and not isinstance(error, GuestError):
@@ -94,13 +94,58 @@ async def call_in_steps(lease: Lease, crossing: Crossing, values: tuple[Any, ...
         _end(lease, native)
 
 
-def _step(lease: Lease, steps: Generator[Invoke, Any, Any], result: Any) -> Invoke:
-    """Let the ABI convert values; the time it takes counts as if the guest had burnt fuel."""
-    began = time.perf_counter()
+class Finished(Exception):
+    """The ABI has made all steps of a call."""
+
+    def __init__(self, result: Any) -> None:
+        super().__init__(result)
+        self.result = result
+
+
+async def _step(lease: Lease, steps: Generator[Step, Any, Any], result: Any) -> Invoke:
+    """Let the ABI convert values, up to the next thing to call; `Finished` if there is none.
+
+    The time that takes counts as if the guest had burnt fuel, save in a thread.
+
+    **Checkpoint:** if something takes long.
+    **Cancellation:** only there; nothing is under way in the guest.
+    """
+    send, sent = steps.send, result
+    while True:
+        began = time.perf_counter()
+        try:
+            step = send(sent)
+        except StopIteration as stop:
+            raise Finished(stop.value) from None
+        finally:
+            lease._share.burst += int((time.perf_counter() - began) * FUEL_PER_SECOND)
+        if isinstance(step, Invoke):
+            return step
+        try:
+            send, sent = steps.send, await convert(lease, step.function, *step.values)
+        except Exception as error:
+            if lease._closed:
+                raise
+            send, sent = steps.throw, error
+
+
+async def convert(lease: Lease, function: Callable[..., Any], *values: Any) -> Any:
+    """What the function returns, called in a thread.
+
+    **Checkpoint:** always.
+    **Cancellation:** the thread is abandoned.
+
+    Raises:
+        trio.ClosedResourceError: the lease, its group or the cache was closed meanwhile.
+    """
     try:
-        return steps.send(result)
-    finally:
-        lease._share.burst += int((time.perf_counter() - began) * FUEL_PER_SECOND)
+        result = await lease._shell.runner.convert(function, *values)
+    except Exception:
+        if not lease._closed:
+            raise
+    if lease._closed:
+        raise lease._unusable()
+    return result
 
 
 def failed(lease: Lease, error: E, values: tuple[Any, ...]) -> E:

@@ -69,6 +69,11 @@ class Chunks:
         """Copy results out; whether the chunk is over. Otherwise the driver is to run again."""
         raise NotImplementedError
 
+    @property
+    def paused(self) -> bool:
+        """Whether something has to be done outside before the driver goes on."""
+        return False
+
     def look_back(self) -> None:
         """The running row failed: raise what one before it would have raised, were it looked at."""
 
@@ -107,7 +112,7 @@ class Chunks:
             self.done, self._chunk = self.done + self._chunk, 0
         if self.job is not None and self.job.in_thread:
             self._rest()
-        return self.done == self.rows
+        return self.paused or self.done == self.rows
 
     def row(self) -> int:
         """The row that is running, or was the last to run."""
@@ -133,7 +138,7 @@ class Chunks:
     # -- as who makes it sees it
 
     async def run(self, lease: Lease) -> None:
-        """Drive it until all rows are done, or one that has to go otherwise is the next.
+        """Drive it until all rows are done, it is paused, or a row has to go otherwise.
 
         **Checkpoint:** between slices.
         **Cancellation:** the guest is stopped, and its instance is spoilt.

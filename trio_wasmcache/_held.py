@@ -7,7 +7,7 @@ from typing import Any, final
 
 from attrs import define
 
-from ._abi.protocol import Crossing, Guest, Invoke
+from ._abi.protocol import Crossing, Guest, Step
 from ._core.records import Entry, Instance
 from ._core.uses import Distribution
 from ._engine.seam import Counter, GuestFunction, GuestInstance
@@ -30,7 +30,7 @@ class Held:
     measure: Callable[[], int]
     lower: Callable[[tuple[Any, ...]], Sequence[Any]] | None
     lift: Callable[[Any], Any] | None
-    steps: Callable[[Guest, tuple[Any, ...]], Generator[Invoke, Any, Any]] | None
+    steps: Callable[[Guest, tuple[Any, ...]], Generator[Step, Any, Any]] | None
     fuels: Distribution
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import bisect
 import struct
 from collections.abc import Sequence
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
+from . import _calls
 from ._abi.bulk import KEPT, Bulk
+from ._abi.pace import LONG
 from ._abi.room import memory_of, read
 from ._chunks import Chunks
 from ._columns import Column
@@ -31,6 +33,9 @@ from ._core.memory_shape import (
 from ._engine.seam import GuestDriver, GuestInstance
 from ._packed import ArrowBytes, PackedColumn
 from ._sinks import BytesSink, Sink
+
+if TYPE_CHECKING:
+    from ._lease import Lease
 
 ZERO = bytes(4)
 _STATE = struct.Struct("<III")
@@ -68,6 +73,8 @@ class MemoryChunks(Chunks):
         self._moving = [one for one in self._packed if one.rows is not None]
         self._nullable = any(one.nullable for one in columns)
         self._passes_nulls = bulk.shape.passes_nulls
+        self.large: bytes | None = None
+        """A result whose conversion takes long: `settle` it before going on."""
         self._first = 0  # row of the chunk whose result is the next to be taken
         self._valid = 0
         self._data = layout.data  # where data of columns begins, behind that of scalars
@@ -210,10 +217,33 @@ class MemoryChunks(Chunks):
         if why != READ_OUT:
             self._bulk.refuse(self.native, why, at, size)
         data = read(self._bulk.got, memory_of(self.native), at, size)
-        self._add(done, data, (size,))
+        if self._bulk.shape.heavy and size > LONG:
+            self.large = data
+        else:
+            self._add(done, data, (size,))
         self.driver.put(FIRST_AT, done.to_bytes(4, "little"))
         self._first = done + 1
         return False
+
+    @property
+    def paused(self) -> bool:
+        return self.large is not None
+
+    async def settle(self, lease: Lease) -> None:
+        """Convert the large result in a thread.
+
+        **Checkpoint:** always.
+        **Cancellation:** the instance is spoilt.
+        """
+        data, self.large = self.large, None
+        (sink,) = self._sinks
+        try:
+            sink.add_value(await _calls.convert(lease, self._bulk.lift, data))
+        except BaseException as error:
+            if isinstance(error, GuestError):
+                error.row = self.done + self._first - 1
+            self._blame(lease, error)
+            raise
 
     def look_back(self) -> None:
         self._take(self._cell(ROW_AT))

@@ -134,8 +134,8 @@ async def _call_in_steps(lease: Lease, native: GuestInstance, values: tuple[Any,
     left = lease._total_fuel
     try:
         try:
-            invoke = _calls._step(lease, steps, None)
-        except GuestError:
+            invoke = await _calls._step(lease, steps, None)
+        except (GuestError, _calls.Finished):
             raise
         except (TypeError, ValueError, OverflowError) as error:
             raise _ValuesError from error
@@ -145,9 +145,9 @@ async def _call_in_steps(lease: Lease, native: GuestInstance, values: tuple[Any,
             result = function.begin(invoke.values, left)
             result = await _end_of(lease, native, function, result, left)
             left -= (lease._fuel or 0) - before
-            invoke = _calls._step(lease, steps, result)
-    except StopIteration as stop:
-        return stop.value
+            invoke = await _calls._step(lease, steps, result)
+    except _calls.Finished as finished:
+        return finished.result
     finally:
         steps.close()
 

@@ -15,19 +15,22 @@ import contextvars
 import functools
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol, final
+from typing import Any, Protocol, TypeVar, final
 
 import outcome
 import trio
 from attrs import Factory, define, field
 from trio.lowlevel import Abort, RaiseCancelT
 
+from ._abi.pace import paced
 from ._core.config import CacheConfig
 from ._core.errors import FuelExhaustedError
 from ._core.fair import BURST_FUEL, Share
 from ._engine.seam import HostCall
 from ._host import AnyHost
 from ._turns import Turns
+
+T = TypeVar("T")
 
 # A thread looks this often (in slices) whether another call waits for it: at 0.1 ms a slice, the
 # hop there and back (0.3 ms) stays under a tenth of it.
@@ -99,11 +102,13 @@ class Runner:
         self.config: CacheConfig = config
         self.loop: Turns = Turns(1)
         self.threads: Turns = Turns(config.max_threads)
+        self.converters = trio.CapacityLimiter(config.max_threads)
 
     def resize(self, config: CacheConfig) -> None:
         """Live under other limits: more threads are used at once, fewer as they come free."""
         self.config = config
         self.threads.resize(config.max_threads)
+        self.converters.total_tokens = config.max_threads
 
     async def pass_turn(self, share: Share) -> None:
         """Let others run: wait for a turn of the loop, and begin a new burst of short calls.
@@ -114,6 +119,16 @@ class Runner:
         await self.loop.take(share)
         self.loop.give_back()
         share.burst = 0
+
+    async def convert(self, function: Callable[..., T], *values: Any) -> T:
+        """Call a function that converts values, in a thread, for it takes long.
+
+        **Checkpoint:** always.
+        **Cancellation:** the thread is abandoned.
+        """
+        return await trio.to_thread.run_sync(
+            paced, function, *values, abandon_on_cancel=True, limiter=self.converters
+        )
 
     async def drive(self, job: Job) -> None:
         """Poll until what is under way is over. The first poll is the caller's to have done.

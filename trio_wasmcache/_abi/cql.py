@@ -13,50 +13,33 @@ from __future__ import annotations
 
 import collections
 import re
-import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
-from typing import Any, Protocol
+from typing import Any
 
 from attrs import frozen
 
 from .._core.errors import SignatureError
+from .cql_frames import (
+    PACE,
+    Codec,
+    Data,
+    MalformedError,
+    check_end,
+    check_hashes,
+    counted,
+    put,
+    read_count,
+    read_fields,
+    read_items,
+    take,
+    write_count,
+)
+from .pace import breathe
 from .plain import shown
 
 # A name ends up in messages, and each level costs stack.
 MAX_DEPTH = 32
-# So many values of one hash are no accident: Python would compare each with all before.
-MAX_SAME_HASH = 64
-_COUNT = struct.Struct(">i")
-_NULL = _COUNT.pack(-1)
 _TOKENS = re.compile(r"[<>,]|[^<>,]+")
-
-Data = bytes | memoryview
-
-
-class MalformedError(ValueError):
-    """Bytes that are no value of their type."""
-
-
-class Codec(Protocol):
-    """One CQL type."""
-
-    @property
-    def name(self) -> str:
-        """As CQL spells it, without spaces."""
-
-    @property
-    def hashable(self) -> bool:
-        """Whether it may be in a set, or the key of a map."""
-
-    def encode(self, value: Any) -> Data:
-        """CQL's bytes of a value that is not None.
-
-        Raises:
-            TypeError, ValueError, OverflowError: it has none in this type.
-        """
-
-    def decode(self, data: bytes, hashable: bool = False) -> Any:
-        """The value of CQL's bytes; `MalformedError` if they are none of this type."""
 
 
 @frozen
@@ -75,10 +58,10 @@ class ListCodec:
             isinstance(value, Sized) and hasattr(value, "__getitem__")
         ):
             raise TypeError(f"{self.name} takes a sequence, got {shown(value)}")
-        return b"".join(_counted(value, self.item))
+        return b"".join(counted(value, self.item))
 
     def decode(self, data: bytes, hashable: bool = False) -> Any:
-        items = _read_items(self.name, data, self.item, hashable)
+        items = read_items(self.name, data, self.item, hashable)
         return tuple(items) if hashable else items
 
 
@@ -101,13 +84,13 @@ class SetCodec:
         items = list(value)
         if None in items:
             raise ValueError(f"{self.name} can't hold None")
-        return b"".join(_counted(_in_order(items), self.item))
+        return b"".join(counted(_in_order(items), self.item))
 
     def decode(self, data: bytes, hashable: bool = False) -> Any:
-        items = _read_items(self.name, data, self.item, True)
+        items = read_items(self.name, data, self.item, True)
         if None in items:
             raise MalformedError(f"{self.name} with a null in it")
-        _check_hashes(self.name, items)
+        check_hashes(self.name, items)
         return frozenset(items) if hashable else set(items)
 
 
@@ -135,25 +118,30 @@ class MapCodec:
             raise TypeError(f"{self.name} takes a mapping, got {shown(value)}")
         if None in value:
             raise ValueError(f"{self.name} can't have None for a key")
-        parts: list[Data] = [_COUNT.pack(len(value))]
-        for key in _in_order(list(value)):
-            _put(parts, self.key, key)
-            _put(parts, self.value, value[key])
+        value = dict(value)  # in a thread, it may change meanwhile
+        parts: list[Data] = [write_count(len(value))]
+        for number, key in enumerate(_in_order(list(value))):
+            if not number % PACE:
+                breathe()
+            put(parts, self.key, key)
+            put(parts, self.value, value[key])
         return b"".join(parts)
 
     def decode(self, data: bytes, hashable: bool = False) -> Any:
-        count, at = _read_count(self.name, data, 8)
+        count, at = read_count(self.name, data, 8)
         pairs = []
-        for _ in range(count):
-            key, at = _take(self.name, data, at, self.key, True)
-            item, at = _take(self.name, data, at, self.value, hashable)
+        for number in range(count):
+            if not number % PACE:
+                breathe()
+            key, at = take(self.name, data, at, self.key, True)
+            item, at = take(self.name, data, at, self.value, hashable)
             if key is None:
                 raise MalformedError(f"{self.name} with a null for a key")
             pairs.append((key, item))
-        _check_end(self.name, data, at)
+        check_end(self.name, data, at)
         if hashable:
             return tuple(pairs)
-        _check_hashes(self.name, [key for key, _ in pairs])
+        check_hashes(self.name, [key for key, _ in pairs])
         return dict(pairs)
 
 
@@ -177,11 +165,11 @@ class TupleCodec:
             )
         parts: list[Data] = []
         for codec, item in zip(self.items, value, strict=True):
-            _put(parts, codec, item)
+            put(parts, codec, item)
         return b"".join(parts)
 
     def decode(self, data: bytes, hashable: bool = False) -> Any:
-        return _read_fields(self.name, data, self.items, hashable)
+        return read_fields(self.name, data, self.items, hashable)
 
 
 @frozen
@@ -200,7 +188,7 @@ class UserCodec:
     def encode(self, value: Any) -> bytes:
         parts: list[Data] = []
         for codec, item in zip(self.items, self._values(value), strict=True):
-            _put(parts, codec, item)
+            put(parts, codec, item)
         return b"".join(parts)
 
     def _values(self, value: Any) -> Sequence[Any]:
@@ -226,7 +214,7 @@ class UserCodec:
             ) from None
 
     def decode(self, data: bytes, hashable: bool = False) -> Any:
-        return self.make(*_read_fields(self.name, data, self.items, hashable))
+        return self.make(*read_fields(self.name, data, self.items, hashable))
 
 
 def parse_type(
@@ -318,81 +306,3 @@ def _in_order(items: list[Any]) -> list[Any]:
         return sorted(items)
     except TypeError:
         return items
-
-
-def _counted(items: Sized, codec: Codec) -> list[Data]:
-    parts: list[Data] = [_COUNT.pack(len(items))]
-    for item in items:  # type: ignore[attr-defined]
-        _put(parts, codec, item)
-    return parts
-
-
-def _put(parts: list[Data], codec: Codec, value: Any) -> None:
-    if value is None:
-        parts.append(_NULL)
-        return
-    data = codec.encode(value)
-    parts.append(_COUNT.pack(len(data)))
-    parts.append(data)
-
-
-def _check_hashes(name: str, items: list[Any]) -> None:
-    """Numbers and UUIDs of one hash are easily made; a million of them would take hours."""
-    if len(items) > MAX_SAME_HASH:
-        ((_, most),) = collections.Counter(map(hash, items)).most_common(1)
-        if most > MAX_SAME_HASH:
-            raise MalformedError(f"{name} in which {most} values have the same hash")
-
-
-def _read_count(name: str, data: bytes, smallest: int) -> tuple[int, int]:
-    """How many items of at least `smallest` bytes there are, and where they begin."""
-    if len(data) < 4:
-        raise MalformedError(f"{name} without a count")
-    (count,) = _COUNT.unpack_from(data)
-    if not 0 <= count * smallest <= len(data) - 4:
-        raise MalformedError(f"{name} of {count} items in {len(data)} bytes")
-    return count, 4
-
-
-def _take(name: str, data: bytes, at: int, codec: Codec, hashable: bool) -> tuple[Any, int]:
-    """The value of the bytes at `at`, and where the next begin."""
-    begin = at + 4
-    if begin > len(data):
-        raise MalformedError(f"{name} ends within a length")
-    (size,) = _COUNT.unpack_from(data, at)
-    if size == -1:
-        return None, begin
-    end = begin + size
-    if size < 0 or end > len(data):
-        raise MalformedError(f"{name} with an item of {size} bytes where {len(data) - begin} are")
-    return codec.decode(data[begin:end], hashable), end
-
-
-def _check_end(name: str, data: bytes, at: int) -> None:
-    if at != len(data):
-        raise MalformedError(f"{name} with {len(data) - at} bytes after its end")
-
-
-def _read_items(name: str, data: bytes, codec: Codec, hashable: bool) -> list[Any]:
-    count, at = _read_count(name, data, 4)
-    items = []
-    for _ in range(count):
-        item, at = _take(name, data, at, codec, hashable)
-        items.append(item)
-    _check_end(name, data, at)
-    return items
-
-
-def _read_fields(
-    name: str, data: bytes, codecs: Sequence[Codec], hashable: bool
-) -> tuple[Any, ...]:
-    """Values that may end early: the rest are null."""
-    at = 0
-    items: list[Any] = []
-    for codec in codecs:
-        if at == len(data):
-            break
-        item, at = _take(name, data, at, codec, hashable)
-        items.append(item)
-    _check_end(name, data, at)
-    return (*items, *[None] * (len(codecs) - len(items)))

@@ -2,8 +2,9 @@
 
 An ABI never calls anything. It says what to call: `Crossing.steps` is a generator that yields an
 `Invoke` for each call of an export of the guest, gets its result, and may read and write the
-guest's memory in between. So an ABI is plain synchronous code that can be tested without wasm,
-while slicing, cancelling and charging for fuel stay with the lease, which drives the generator.
+guest's memory in between. What takes long it leaves to a thread, by yielding a `Convert`. So an ABI
+is plain synchronous code that can be tested without wasm, while slicing, cancelling and charging
+for fuel stay with the lease, which drives the generator.
 
 What a guest says is never believed: addresses and sizes are checked where they are used, and an
 `AbiError` costs the guest its instance.
@@ -25,6 +26,22 @@ class Invoke:
 
     export: str
     values: tuple[Any, ...]
+
+
+@frozen
+class Convert:
+    """Call this function in a thread, as it takes long; the answer is what it returns.
+
+    It is for conversions: the function must not use the guest, which others may close meanwhile.
+    What it raises is raised where this was yielded.
+    """
+
+    function: Callable[..., Any]
+    values: tuple[Any, ...]
+
+
+Step = Invoke | Convert
+"""What an ABI may ask for."""
 
 
 class Memory(Protocol):
@@ -99,11 +116,11 @@ class Crossing(Protocol):
         """A wasm result to a Python value, where that takes no memory; None: it is the same."""
 
     @property
-    def steps(self) -> Callable[[Guest, tuple[Any, ...]], Generator[Invoke, Any, Any]] | None:
+    def steps(self) -> Callable[[Guest, tuple[Any, ...]], Generator[Step, Any, Any]] | None:
         """The steps of one call, which return its result; None: `lower`, the call, and `lift`.
 
         Values that do not fit raise `TypeError`, `ValueError` or `OverflowError` before the first
-        step, naming the argument's number, its type and the value.
+        `Invoke`, naming the argument's number, its type and the value.
         """
 
     def explain(self, values: tuple[Any, ...]) -> Exception:

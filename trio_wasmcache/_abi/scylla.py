@@ -28,8 +28,10 @@ from .._core.keys import normalise_type
 from .._core.memory_shape import BYTES, MemoryShape
 from .._core.wasm import FuncType
 from .bulk import Bulk
-from .cql import Codec, Data, MalformedError, parse_type
+from .cql import parse_type
+from .cql_frames import Codec, Data, MalformedError
 from .cql_scalars import scalars
+from .pace import LONG, is_large
 from .plain import (
     PlainAbi,
     PlainType,
@@ -39,7 +41,7 @@ from .plain import (
     shown,
     wrong_count,
 )
-from .protocol import Crossing, Exports, Guest, Invoke
+from .protocol import Convert, Crossing, Exports, Guest, Invoke, Step
 from .room import as_i32, check_allocated, grown_room, memory_of, read
 from .wire import Blob, Fixed, Single, Text, Wire
 
@@ -146,6 +148,7 @@ class ScyllaCrossing:
         self._result = result
         self._functions = functions
         self._called_on_null = called_on_null
+        self._compound = any(not isinstance(one, PlainType) and _wire(one).heavy for one in args)
 
     def place(self, number: int) -> str:
         """How messages name an argument."""
@@ -160,9 +163,13 @@ class ScyllaCrossing:
             return error
         return TypeError(f"{self.what}: {shown(values)} can't be passed")
 
-    def steps(self, guest: Guest, values: tuple[Any, ...]) -> Generator[Invoke, Any, Any]:
+    def steps(self, guest: Guest, values: tuple[Any, ...]) -> Generator[Step, Any, Any]:
         """The steps of one call; see `Crossing.steps`."""
-        encoded = self._encode(values)
+        encoded: list[Any]
+        if self._compound and is_large(values):
+            encoded = yield Convert(self._encode, (values,))
+        else:
+            encoded = self._encode(values)
         version = self._version(guest)
         if version == 1:
             lowered = self._place_grown(guest, encoded)
@@ -178,6 +185,8 @@ class ScyllaCrossing:
         data = read(self.got, memory_of(guest), at, size)
         if version == 2 and at:
             yield Invoke(FREE, (as_i32(at),))
+        if len(data) > LONG and _wire(self._result).heavy:
+            return (yield Convert(self._decode, (data,)))
         return self._decode(data)
 
     def bulk(self, guest: Guest) -> Bulk:

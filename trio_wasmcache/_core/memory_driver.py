@@ -21,7 +21,7 @@ from typing import Final
 
 import attrs
 
-from .driver import CELLS, Cell
+from .driver import CELLS
 from .memory_shape import (
     ALLOCATED_OUTSIDE,
     AREA_OUTSIDE,
@@ -50,6 +50,7 @@ from .memory_shape import (
     scratch_of,
 )
 from .wasm_types import FuncType
+from .wat import get, i32, load, misfits, put, read, store, write
 
 
 @functools.lru_cache(maxsize=256)
@@ -60,54 +61,14 @@ def memory_layout(shape: MemoryShape) -> MemoryLayout:
     return attrs.evolve(made, text=text, fuel_per_row=fuel)
 
 
-# How cells are loaded and stored: {size: suffix}.
-_NARROW: Final = {1: "8", 2: "16"}
-
-
-def _load(cell: Cell) -> str:
-    sign = "s" if cell.name in ("i8", "i16") else "u"
-    return f"{cell.wasm}.load" + (f"{_NARROW[cell.size]}_{sign}" if cell.size < 4 else "")
-
-
-def _store(cell: Cell) -> str:
-    return f"{cell.wasm}.store" + _NARROW.get(cell.size, "")
-
-
-def _fits(cell: Cell, value: str) -> str:
-    """An expression that is not 0 if, and only if, the value is out of the cell's range."""
-    if cell.name in ("i8", "i16"):
-        return f"(i32.ne (i32.extend{8 * cell.size}_s {value}) {value})"
-    return f"(i32.shr_u {value} (i32.const {1 if cell.truth else 8 * cell.size}))"
-
-
-def _i32(number: int) -> str:
-    return f"(i32.const {number})"
-
-
-def _get(name: str) -> str:
-    return f"(local.get ${name})"
-
-
-def _set(name: str, value: str) -> str:
-    return f"(local.set ${name} {value})"
-
-
-def _read(at: int, where: str = "(i32.const 0)", what: str = "i32.load") -> str:
-    return f"({what} $scratch offset={at} {where})"
-
-
-def _write(at: int, value: str, where: str = "(i32.const 0)", what: str = "i32.store") -> str:
-    return f"({what} $scratch offset={at} {where} {value})"
-
-
 INSIDE: Final = """
   (func $inside (param $at i32) (param $size i32) (result i32)
     (i64.le_u (i64.add (i64.extend_i32_u (local.get $at)) (i64.extend_i32_u (local.get $size)))
       (i64.shl (i64.extend_i32_u (memory.size $guest)) (i64.const 16))))"""
 STOP: Final = f"""
   (func $stop (param $why i32) (param $at i32) (param $size i32)
-    {_write(WHY_AT, _get("why"))} {_write(AT_AT, _get("at"))} {_write(SIZE_AT, _get("size"))})"""
-NEXT: Final = _set("row", f"(i32.add {_get('row')} (i32.const 1))")
+    {write(WHY_AT, get("why"))} {write(AT_AT, get("at"))} {write(SIZE_AT, get("size"))})"""
+NEXT: Final = put("row", f"(i32.add {get('row')} (i32.const 1))")
 
 
 class _Writer:
@@ -144,17 +105,17 @@ class _Writer:
 
     def _allocate(self) -> str:
         """Room for at least one byte; 0, and the reason is told, if the guest has none."""
-        size = _get("size")
-        values = {1: size, 2: f"{size} {_i32(1)}", 4: f"{_i32(0)} {_i32(0)} {_i32(1)} {size}"}
+        size = get("size")
+        values = {1: size, 2: f"{size} {i32(1)}", 4: f"{i32(0)} {i32(0)} {i32(1)} {size}"}
         return f"""
   (func $allocate (param $size i32) (result i32) (local $at i32)
-    {_set("size", f"(select {size} {_i32(1)} {size})")}
-    {_set("at", f"(call $alloc {values[self.shape.alloc]})")}
-    (if (i32.eqz {_get("at")})
-      (then (call $stop {_i32(NO_ROOM)} {_i32(0)} {size}) (return {_i32(0)})))
-    (if (i32.eqz (call $inside {_get("at")} {size}))
-      (then (call $stop {_i32(ALLOCATED_OUTSIDE)} {_get("at")} {size}) (return {_i32(0)})))
-    {_get("at")})"""
+    {put("size", f"(select {size} {i32(1)} {size})")}
+    {put("at", f"(call $alloc {values[self.shape.alloc]})")}
+    (if (i32.eqz {get("at")})
+      (then (call $stop {i32(NO_ROOM)} {i32(0)} {size}) (return {i32(0)})))
+    (if (i32.eqz (call $inside {get("at")} {size}))
+      (then (call $stop {i32(ALLOCATED_OUTSIDE)} {get("at")} {size}) (return {i32(0)})))
+    {get("at")})"""
 
     def _run(self) -> str:
         names = ["row", "out", "at", "size", "base", "area", "mine"]
@@ -165,12 +126,12 @@ class _Writer:
                 declared += f" (local $result{n} {CELLS[name].wasm})"
         return f"""
   (func (export "run") (param $rows i32) (result i32) {declared}
-    {_write(WHY_AT, _i32(0))}
-    {_set("row", _read(FIRST_AT))}
+    {write(WHY_AT, i32(0))}
+    {put("row", read(FIRST_AT))}
     {self._resume() if self.shape.style else ""}
     (block $stopped
       (loop $next
-        {_write(ROW_AT, _get("row"))}
+        {write(ROW_AT, get("row"))}
         (block $over
           {"" if self.shape.passes_nulls else self._skip_null()}
           {self._sizes()}
@@ -179,52 +140,52 @@ class _Writer:
           {self._call()}
           {self._bytes() if self.shape.style else self._numbers()})
         {NEXT}
-        (br_if $next (i32.lt_u {_get("row")} {_get("rows")}))))
-    {_get("row")})"""
+        (br_if $next (i32.lt_u {get("row")} {get("rows")}))))
+    {get("row")})"""
 
     def _resume(self) -> str:
         """The row whose result the host has read out is over, but for what is to be given back."""
-        return f"""(if {_read(PENDING_AT)} (then
-      {_write(ROW_AT, _get("row"))}
-      {_set("mine", f"(i32.sub {_read(PENDING_AT)} {_i32(1)})")}
-      {_write(PENDING_AT, _i32(0))}
-      {_set("at", _read(AT_AT))} {_set("size", _read(SIZE_AT))}
-      {_set("wide", _read(RAW_AT, what="i64.load"))}
+        return f"""(if {read(PENDING_AT)} (then
+      {write(ROW_AT, get("row"))}
+      {put("mine", f"(i32.sub {read(PENDING_AT)} {i32(1)})")}
+      {write(PENDING_AT, i32(0))}
+      {put("at", read(AT_AT))} {put("size", read(SIZE_AT))}
+      {put("wide", read(RAW_AT, what="i64.load"))}
       {self._give_back()}
       {NEXT}
-      (if (i32.ge_u {_get("row")} {_get("rows")}) (then (return {_get("row")})))))"""
+      (if (i32.ge_u {get("row")} {get("rows")}) (then (return {get("row")})))))"""
 
     def _valid(self, at: int) -> str:
         """The bit of this row."""
-        byte = _read(at, f"(i32.shr_u {_get('row')} {_i32(3)})", "i32.load8_u")
-        return f"(i32.and (i32.shr_u {byte} (i32.and {_get('row')} {_i32(7)})) {_i32(1)})"
+        byte = read(at, f"(i32.shr_u {get('row')} {i32(3)})", "i32.load8_u")
+        return f"(i32.and (i32.shr_u {byte} (i32.and {get('row')} {i32(7)})) {i32(1)})"
 
     def _skip_null(self) -> str:
         clear = ""
         for name, at in zip(self.shape.results, self.layout.results, strict=True):
             if name == BYTES:
-                clear += _write(at, _i32(-1), self._row(4))
+                clear += write(at, i32(-1), self._row(4))
             else:
                 cell = CELLS[name]
-                clear += _write(at, f"({cell.wasm}.const 0)", self._row(cell.size), _store(cell))
+                clear += write(at, f"({cell.wasm}.const 0)", self._row(cell.size), store(cell))
         valid = self._valid(self.layout.validity[0])
         return f"(if (i32.eqz {valid}) (then {clear} (br $over)))"
 
     def _row(self, size: int) -> str:
         """Where this row lies in a column of cells of that size."""
         shift = size.bit_length() - 1
-        return f"(i32.shl {_get('row')} {_i32(shift)})" if shift else _get("row")
+        return f"(i32.shl {get('row')} {i32(shift)})" if shift else get("row")
 
     def _sizes(self) -> str:
         """Where the bytes of each argument lie in the scratch, and how many they are."""
         code = ""
         for number, n in enumerate(self.buffers):
             offsets, state = self.layout.args[n], self.layout.states[number]
-            at = f"(i32.mul {_get('row')} {_read(state + STEP)})"
-            end = _read(offsets, f"(i32.add {at} {_read(state + WIDTH)})")
-            code += _set(f"from{n}", _read(offsets, at))
-            code += _set(f"size{n}", f"(i32.sub {end} {_get(f'from{n}')})")
-            code += _set(f"from{n}", f"(i32.add {_get(f'from{n}')} {_read(state + BIAS)})")
+            at = f"(i32.mul {get('row')} {read(state + STEP)})"
+            end = read(offsets, f"(i32.add {at} {read(state + WIDTH)})")
+            code += put(f"from{n}", read(offsets, at))
+            code += put(f"size{n}", f"(i32.sub {end} {get(f'from{n}')})")
+            code += put(f"from{n}", f"(i32.add {get(f'from{n}')} {read(state + BIAS)})")
         return code
 
     def _passed(self, number: int, code: str, otherwise: str = "") -> str:
@@ -238,72 +199,70 @@ class _Writer:
         """An address for the area of the result, and for each argument of bytes."""
         shape, code = self.shape, ""
         if shape.room == "grown":
-            code += _set("base", _read(BASE_AT))
+            code += put("base", read(BASE_AT))
             if shape.areas:
-                code += _set("area", _get("base"))
-                code += _set("base", f"(i32.add {_get('base')} {_i32(AREA_SIZE)})")
+                code += put("area", get("base"))
+                code += put("base", f"(i32.add {get('base')} {i32(AREA_SIZE)})")
         elif shape.areas:
-            code += self._kept("area", len(self.buffers), _i32(AREA_SIZE))
+            code += self._kept("area", len(self.buffers), i32(AREA_SIZE))
         for number, n in enumerate(self.buffers):
-            size = (
-                f"(i32.add {_get(f'size{n}')} {_i32(self.nul)})" if self.nul else _get(f"size{n}")
-            )
+            size = f"(i32.add {get(f'size{n}')} {i32(self.nul)})" if self.nul else get(f"size{n}")
             if shape.room == "grown":
-                one = _set(f"at{n}", _get("base")) + _set("base", self._end(size))
+                one = put(f"at{n}", get("base")) + put("base", self._end(size))
             elif shape.room == "kept":
                 one = self._kept(f"at{n}", number, size)
             else:
-                one = _set(f"at{n}", f"(call $allocate {size})")
-                one += f"(br_if $stopped (i32.eqz {_get(f'at{n}')}))"
-            null = _set(f"at{n}", _i32(0)) + _set(f"size{n}", _i32(-1))
+                one = put(f"at{n}", f"(call $allocate {size})")
+                one += f"(br_if $stopped (i32.eqz {get(f'at{n}')}))"
+            null = put(f"at{n}", i32(0)) + put(f"size{n}", i32(-1))
             code += self._passed(number, one, null)
         return code
 
     def _end(self, size: str) -> str:
         """Where the next argument in grown room begins; none is empty."""
         mask = self.shape.align - 1
-        least = f"(select {size} {_i32(1)} {size})"
-        return f"(i32.add {_get('base')} (i32.and (i32.add {least} {_i32(mask)}) {_i32(~mask)}))"
+        least = f"(select {size} {i32(1)} {size})"
+        return f"(i32.add {get('base')} (i32.and (i32.add {least} {i32(mask)}) {i32(~mask)}))"
 
     def _kept(self, name: str, number: int, size: str) -> str:
         """Room that was allocated for a row before, and is made anew when it is too small."""
         at, capacity = (self.layout.states[number] + one for one in (KEPT_AT, KEPT_SIZE))
-        free = self._free(_get("at"), _get("size")) if self.shape.free else ""
+        free = self._free(get("at"), get("size")) if self.shape.free else ""
         return f"""
-          {_set("size", f"(select {size} {_i32(1)} {size})")}
-          (if (i32.lt_u {_read(capacity)} {_get("size")}) (then
-            {_set("at", _read(at))} {_set("mine", _get("size"))}
-            (if {_get("at")} (then
-              {_set("size", _read(capacity))} {_write(at, _i32(0))} {_write(capacity, _i32(0))}
+          {put("size", f"(select {size} {i32(1)} {size})")}
+          (if (i32.lt_u {read(capacity)} {get("size")}) (then
+            {put("at", read(at))} {put("mine", get("size"))}
+            (if {get("at")} (then
+              {put("size", read(capacity))} {write(at, i32(0))} {write(capacity, i32(0))}
               {free}))
-            {_set("at", f"(call $allocate {_get('mine')})")}
-            (br_if $stopped (i32.eqz {_get("at")}))
-            {_write(at, _get("at"))} {_write(capacity, _get("mine"))}))
-          {_set(name, _read(at))}"""
+            {put("at", f"(call $allocate {get('mine')})")}
+            (br_if $stopped (i32.eqz {get("at")}))
+            {write(at, get("at"))} {write(capacity, get("mine"))}))
+          {put(name, read(at))}"""
 
     def _copies(self) -> str:
         code = ""
         if self.shape.areas:
             for offset in (0, 8):
-                code += f"(i64.store $guest offset={offset} {_get('area')} (i64.const 0))"
+                code += f"(i64.store $guest offset={offset} {get('area')} (i64.const 0))"
         for number, n in enumerate(self.buffers):
-            at, size = _get(f"at{n}"), _get(f"size{n}")
-            one = f"(memory.copy $guest $scratch {at} {_get(f'from{n}')} {size})"
+            at, size = get(f"at{n}"), get(f"size{n}")
+            one = f"(memory.copy $guest $scratch {at} {get(f'from{n}')} {size})"
             if self.nul:
-                one += f"(i32.store8 $guest (i32.add {at} {size}) {_i32(0)})"
+                one += f"(i32.store8 $guest (i32.add {at} {size}) {i32(0)})"
             code += self._passed(number, one)
         return code
 
     def _call(self) -> str:
         """The call, whose results stay on the stack."""
-        values = _get("area") if self.shape.areas else ""
+        values = get("area") if self.shape.areas else ""
         for n, (name, column) in enumerate(zip(self.shape.args, self.layout.args, strict=True)):
             if name != BYTES:
                 cell = CELLS[name]
-                value = _read(column, self._row(cell.size), _load(cell))
-                values += f"(i32.ne {value} {_i32(0)})" if cell.truth else value
+                value = read(column, self._row(cell.size), load(cell))
+                values += f"(i32.ne {value} {i32(0)})" if cell.truth else value
                 continue
-            at, size = _get(f"at{n}"), _get(f"size{n}")
+            at, size = get(f"at{n}"), get(f"size{n}")
             wide = f"(i64.shl (i64.extend_i32_s {size}) (i64.const 32))"
             values += {
                 "pair": at + size,
@@ -317,87 +276,87 @@ class _Writer:
         cells = [CELLS[name] for name in self.shape.results]
         code = "".join(f"(local.set $result{n})" for n in reversed(range(len(cells))))
         for n, (cell, at) in enumerate(zip(cells, self.layout.results, strict=True)):
-            value = _get(f"result{n}")
+            value = get(f"result{n}")
             if cell.check:
-                code += f"(if {_fits(cell, value)} (then "
-                code += f"(call $stop {_i32(RANGE)} {value} {_i32(n)}) (br $stopped)))"
+                code += f"(if {misfits(cell, value)} (then "
+                code += f"(call $stop {i32(RANGE)} {value} {i32(n)}) (br $stopped)))"
             elif cell.truth:
-                value = f"(i32.ne {value} {_i32(0)})"
-            code += _write(at, value, self._row(cell.size), _store(cell))
+                value = f"(i32.ne {value} {i32(0)})"
+            code += write(at, value, self._row(cell.size), store(cell))
         return code
 
     def _bytes(self) -> str:
         """The result's address and size, looked at; then its bytes are copied out."""
         (sizes,) = self.layout.results
-        at, size, out = _get("at"), _get("size"), _get("out")
-        pending = f"""(if (i32.gt_u {size} (i32.sub {_i32(self.layout.out_size)} {out})) (then
-            {_write(PENDING_AT, f"(i32.add {_get('mine')} {_i32(1)})")}
-            {_write(RAW_AT, _get("wide"), what="i64.store")}
-            (call $stop {_i32(READ_OUT)} {at} {size}) (br $stopped)))"""
-        where = f"(i32.add {_i32(self.layout.out)} {out})"
+        at, size, out = get("at"), get("size"), get("out")
+        pending = f"""(if (i32.gt_u {size} (i32.sub {i32(self.layout.out_size)} {out})) (then
+            {write(PENDING_AT, f"(i32.add {get('mine')} {i32(1)})")}
+            {write(RAW_AT, get("wide"), what="i64.store")}
+            (call $stop {i32(READ_OUT)} {at} {size}) (br $stopped)))"""
+        where = f"(i32.add {i32(self.layout.out)} {out})"
         return f"""
           {self._found(sizes)}
-          (if {self._outside()} (then (call $stop {_i32(OUTSIDE)} {at} {size}) (br $stopped)))
+          (if {self._outside()} (then (call $stop {i32(OUTSIDE)} {at} {size}) (br $stopped)))
           {self._mine()}
           {pending}
           (memory.copy $scratch $guest {where} {at} {size})
-          {_set("out", f"(i32.add {out} {size})")}
-          {_write(sizes, size, self._row(4))}
+          {put("out", f"(i32.add {out} {size})")}
+          {write(sizes, size, self._row(4))}
           {self._give_back()}"""
 
     def _found(self, sizes: int) -> str:
-        style, wide = self.shape.style, _get("wide")
+        style, wide = self.shape.style, get("wide")
         low, high = f"(i32.wrap_i64 {wide})", f"(i32.wrap_i64 (i64.shr_u {wide} (i64.const 32)))"
         if style == "packed":
-            return f"(local.set $wide) {_set('at', high)} {_set('size', low)}"
+            return f"(local.set $wide) {put('at', high)} {put('size', low)}"
         if style == "packed_low":
-            return f"(local.set $wide) {_set('at', low)} {_set('size', high)}"
+            return f"(local.set $wide) {put('at', low)} {put('size', high)}"
         if style == "pair":
             return "(local.set $size) (local.set $at)"
         if style == "cql":
-            null = _write(sizes, _i32(-1), self._row(4))
-            return f"""(local.set $wide) {_set("at", low)} {_set("size", high)}
-          (if (i32.eq {_get("size")} {_i32(-1)}) (then {null} (br $over)))"""
-        area = _get("area")
+            null = write(sizes, i32(-1), self._row(4))
+            return f"""(local.set $wide) {put("at", low)} {put("size", high)}
+          (if (i32.eq {get("size")} {i32(-1)}) (then {null} (br $over)))"""
+        area = get("area")
         code = "" if style == "out" else "(local.set $area)"
         code += f"""
-          (if (i32.eqz (call $inside {area} {_i32(8)}))
-            (then (call $stop {_i32(AREA_OUTSIDE)} {area} {_i32(8)}) (br $stopped)))
-          {_set("wide", f"(i64.extend_i32_u {area})")}"""
+          (if (i32.eqz (call $inside {area} {i32(8)}))
+            (then (call $stop {i32(AREA_OUTSIDE)} {area} {i32(8)}) (br $stopped)))
+          {put("wide", f"(i64.extend_i32_u {area})")}"""
         if self.shape.flagged:
             code += f"""(if (i32.load $guest offset=12 {area})
-            (then (call $stop {_i32(FAILED)} {_i32(0)} {_i32(0)}) (br $stopped)))"""
+            (then (call $stop {i32(FAILED)} {i32(0)} {i32(0)}) (br $stopped)))"""
         at, size = f"(i32.load $guest {area})", f"(i32.load $guest offset=4 {area})"
-        return f"{code} {_set('at', at)} {_set('size', size)}"
+        return f"{code} {put('at', at)} {put('size', size)}"
 
     def _outside(self) -> str:
-        outside = f"(i32.eqz (call $inside {_get('at')} {_get('size')}))"
+        outside = f"(i32.eqz (call $inside {get('at')} {get('size')}))"
         if self.shape.style == "cql":
-            return f"(i32.or (i32.lt_s {_get('size')} {_i32(0)}) {outside})"
+            return f"(i32.or (i32.lt_s {get('size')} {i32(0)}) {outside})"
         return outside
 
     def _mine(self) -> str:
         """Whether the host has to free the result."""
         if not self.shape.frees:
             return ""
-        mine = f"(i32.ne {_get('at')} {_i32(0)})"
+        mine = f"(i32.ne {get('at')} {i32(0)})"
         if self.shape.room != "guest":
             for n in self.buffers:
-                within = f"(i32.lt_u (i32.sub {_get('at')} {_get(f'at{n}')}) {_get(f'size{n}')})"
+                within = f"(i32.lt_u (i32.sub {get('at')} {get(f'at{n}')}) {get(f'size{n}')})"
                 mine = f"(i32.and {mine} (i32.eqz {within}))"
-        return _set("mine", mine)
+        return put("mine", mine)
 
     def _give_back(self) -> str:
         if self.shape.post:
             (kind,) = self.shape.signature.results
-            raw = _get("wide") if kind == "i64" else f"(i32.wrap_i64 {_get('wide')})"
+            raw = get("wide") if kind == "i64" else f"(i32.wrap_i64 {get('wide')})"
             return f"(call $post {raw})"
         if not self.shape.frees:
             return ""
-        return f"(if {_get('mine')} (then {self._free(_get('at'), _get('size'))}))"
+        return f"(if {get('mine')} (then {self._free(get('at'), get('size'))}))"
 
     def _free(self, at: str, size: str) -> str:
-        return f"(call $free {' '.join((at, size, _i32(1))[: self.shape.free])})"
+        return f"(call $free {' '.join((at, size, i32(1))[: self.shape.free])})"
 
 
 def _import(name: str, kind: FuncType) -> str:

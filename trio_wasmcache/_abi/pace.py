@@ -1,0 +1,60 @@
+"""Conversions that take long: how large is large, and how a thread that does one lets others run.
+
+Python switches threads every 5 ms where it can. That is too seldom for an event loop, so a thread
+that converts lets go of the interpreter more often, wherever a conversion says `breathe`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+# Values in a collection, and bytes of one, whose conversion takes about 2 ms.
+MANY, LONG = 4096, 32 * 1024
+# Seconds between two breaths, and how long one is: another thread has to wake up for it.
+EVERY, BREATH = 0.001, 0.0001
+_CONTAINERS = frozenset({list, tuple, set, frozenset, dict})
+MAX_DEPTH = 32
+_thread = threading.local()
+
+
+def is_large(values: Any) -> bool:
+    """Whether there are `MANY` values in some collections, those within each other included.
+
+    Only Python's own are looked into: those of others may do anything when they are.
+    """
+    return _count(values, MANY, MAX_DEPTH) >= MANY
+
+
+def _count(value: Any, limit: int, depth: int) -> int:
+    if type(value) not in _CONTAINERS or not depth:
+        return 1
+    number = len(value) + 1
+    if number >= limit:
+        return number
+    for item in value.values() if isinstance(value, dict) else value:
+        number += _count(item, limit - number, depth - 1) - 1
+        if number >= limit:
+            break
+    return number
+
+
+def breathe() -> None:
+    """Called now and then by what may run for long."""
+    last = getattr(_thread, "breathed", None)
+    if last is not None and time.perf_counter() - last > EVERY:
+        time.sleep(BREATH)
+        _thread.breathed = time.perf_counter()
+
+
+def paced(function: Callable[..., T], *values: Any) -> T:
+    """Call the function in a thread in which `breathe` has an effect."""
+    _thread.breathed = time.perf_counter()
+    try:
+        return function(*values)
+    finally:
+        _thread.breathed = None
