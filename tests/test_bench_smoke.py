@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("suite", ["calls", "log", "loop", "statistics"])
+@pytest.mark.parametrize("suite", ["calls", "isolation", "log", "loop", "statistics"])
 def test_a_bench_runs_and_writes_its_figures(suite: str, tmp_path: Path) -> None:
     """With a name, a value and a unit for each."""
     figures = tmp_path / "figures.json"

@@ -86,6 +86,22 @@ async def test_while_loading_on_a_seat(kit: Kit) -> None:
         assert await slow.call(1) == 2
 
 
+async def test_in_leases_that_are_reset(kit: Kit) -> None:
+    """Loading, marking, calling: what is kept is as it began, and what is not leaves nothing."""
+    async with stage(kit, KEPT) as at:
+        wasm = kit.costly()
+
+        async def scenario() -> None:
+            f = await add(at.cache, "f", wasm, isolation="reset", replace=True)
+            for _ in range(2):
+                async with f.acquire() as lease:
+                    assert lease.memory.read(0, 6) == bytes(6)
+                    lease.memory.write(0, b"secret")
+                    assert await lease.call(5) == 5
+
+        await at.run(scenario, least=20)
+
+
 async def test_queued_for_a_seat(kit: Kit) -> None:
     """Whoever is behind loads on it."""
     async with stage(kit, KEPT) as at:

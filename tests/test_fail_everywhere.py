@@ -113,6 +113,22 @@ async def test_waiters_for_a_seat_on_which_loading_fails() -> None:
     assert steps == ["compile", "load"] + ["instantiate", "start"] * 4
 
 
+async def test_an_instance_that_can_not_be_marked() -> None:
+    """Is none: its load has failed, and what waits for it goes on with another."""
+
+    async def scenario(cache: InstanceCache, kit: FakeKit, errors: list[WasmCacheError]) -> None:
+        await trying(errors, add(cache, "f", kit.growing(), isolation="reset"))
+        if errors:
+            return
+        (f,) = cache.functions()
+        async with trio.open_nursery() as nursery:
+            for _ in range(2):
+                nursery.start_soon(trying, errors, f.call(1))
+
+    steps = await fail_everywhere(scenario)
+    assert steps == ["compile", "load"] + ["instantiate", "start", "mark", "call"] * 2
+
+
 async def test_waiters_for_room_behind_the_one_that_fails() -> None:
     """Three functions, room for one: what a failed load gives back, the next in line gets."""
 

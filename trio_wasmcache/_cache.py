@@ -15,7 +15,7 @@ from ._abi.protocol import Abi
 from ._closing import close_groups
 from ._core.config import CacheConfig
 from ._core.events import Closed, Reason, Registered as RegisteredEvent, Removed, Resized
-from ._core.isolation import REUSE, verdict
+from ._core.isolation import RESET, REUSE, verdict
 from ._core.records import FunctionRecord
 from ._core.stats import CacheStats, EntryInfo
 from ._function import Function
@@ -87,6 +87,8 @@ class InstanceCache:
             concurrency: instances that may run at the same time in one group.
             isolation: what a lease may find of the one before it. ``"reuse"``: all of it, as an
                 instance serves one after the other. ``"fresh"``: nothing, as each gets a new one.
+                ``"reset"``: nothing, as it is put back to how it began, where that can be done
+                (see `Function.isolation_verdict`).
             replace: put it in the place of a function of that name and those types. The old one
                 serves until the new one is compiled; who holds it finishes on it.
 
@@ -148,7 +150,7 @@ class InstanceCache:
             module_digest=module.digest,
             code_size=module.code_size,
             isolation=declaration.isolation,
-            isolation_verdict=verdict(declaration.isolation),
+            isolation_verdict=verdict(declaration.isolation, module.payload.why_not),
             acquire=self.acquire,
         )
         record.payload = Registered(
@@ -158,6 +160,7 @@ class InstanceCache:
             declaration.export,
             declaration.called_on_null,
             declaration.isolation == REUSE,
+            declaration.isolation == RESET and module.payload.why_not is None,
         )
         self._compiler.keep(module)
         old = shell.registry.put(record)

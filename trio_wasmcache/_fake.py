@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import trio
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from ._core.admit import Edits
 from ._core.config import WASM_PAGE, KiB
@@ -43,6 +43,7 @@ class Behaviour:
     start_fuel: float
     grow_pages: int
     host_calls: int
+    resettable: bool
 
 
 @final
@@ -87,6 +88,7 @@ class FakeEngine:
         start_fuel: float = 0,
         grow_pages: int = 0,
         host_imports: Sequence[tuple[str, str]] = (),
+        resettable: bool = True,
     ) -> bytes:
         """Bytes to register: a well-formed module whose export behaves as said here.
 
@@ -100,11 +102,12 @@ class FakeEngine:
             grow_pages: added to the memory by each call.
             host_imports: (module, name) of host functions; a call calls each, in order, with its
                 own arguments, and then `run` with their results.
+            resettable: whether its instances can be put back, as ``isolation="reset"`` asks.
         """
         name = f"fake module {len(self.modules) + 1}"
         signature = FuncType(tuple(params), tuple(results))
         self.modules[name] = Behaviour(
-            run, code_size, fuel, start_fuel, grow_pages, len(host_imports)
+            run, code_size, fuel, start_fuel, grow_pages, len(host_imports), resettable
         )
         return encode_module(
             types=[signature],
@@ -134,6 +137,13 @@ class FakeEngine:
             raise InvalidModuleError(str(error)) from None
         edits = admit(info)
         return Artifact(wasm, self._behaviour(wasm).code_size, info, edits)
+
+    async def prove(
+        self, artifact: Artifact, hosts: Sequence[HostImport], initialize: str | None
+    ) -> Artifact:
+        await trio.lowlevel.checkpoint()
+        resettable = self._behaviour(artifact.data).resettable
+        return evolve(artifact, obstacle=None if resettable else "the fake module says so")
 
     async def load(self, artifact: Artifact, hosts: Sequence[HostImport]) -> FakeModule:
         await trio.lowlevel.checkpoint()
@@ -208,6 +218,7 @@ class FakeInstance:
     _values: tuple[Any, ...] = ()
     _answers: list[Any] = field(factory=list)
     _pages: int = 0
+    _marked: int | None = None
 
     def __attrs_post_init__(self) -> None:
         self._pages = sum(limits.minimum for limits in self.module.artifact.info.memories)
@@ -258,6 +269,22 @@ class FakeInstance:
 
     def started(self) -> None:
         self._finish("start")
+
+    def mark(self) -> None:
+        assert self.module.artifact.edits.reset and self.module.artifact.obstacle is None
+        if self.module.engine.step("mark"):
+            raise LoadError("the fake engine was told to fail")
+        self._marked = self._pages
+
+    def reset(self) -> bool:
+        assert not self.closed and not self._under_way
+        if self._marked != self._pages:
+            return False
+        self.memory.clear()
+        self.state.clear()
+        for driver in self.drivers.values():
+            driver.scratch[:] = bytes(len(driver.scratch))
+        return True
 
     def function(self, name: str) -> FakeFunction:
         found = self.module.artifact.info.export(name)
@@ -380,6 +407,10 @@ class FakeMemory:
     def write(self, at: int, data: bytes | bytearray | memoryview) -> None:
         self._check(at, len(data))
         self._data[at : at + len(data)] = data
+
+    def clear(self) -> None:
+        """As it began: zeros."""
+        self._data[:] = bytes(len(self._data))
 
     def grow(self, pages: int) -> int:
         before = len(self._data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, final
 
@@ -28,10 +29,15 @@ class Held:
     begin: Callable[[Sequence[Any], int], Any]
     left: Counter
     measure: Callable[[], int]
+    """What it may touch now, for the short way back: where it is not kept as it is, put back."""
     lower: Callable[[tuple[Any, ...]], Sequence[Any]] | None
     lift: Callable[[Any], Any] | None
     steps: Callable[[Guest, tuple[Any, ...]], Generator[Step, Any, Any]] | None
     fuels: Distribution
+
+
+# No limit allows it.
+TOO_LARGE: Any = math.inf
 
 
 def hold(instance: Instance) -> Held:
@@ -47,9 +53,20 @@ def hold(instance: Instance) -> Held:
         instance.entry,
         guest.begin,
         guest.left,
-        native.measure,
+        _put_back(native) if registered.resets else native.measure,
         crossing.lower,
         crossing.lift,
         crossing.steps,
         instance.entry.uses.fuels,
     )
+
+
+def _put_back(native: GuestInstance) -> Callable[[], int]:
+    """Puts the instance back, and measures it; what can't be put back has to go the long way."""
+    reset, measure = native.reset, native.measure
+
+    def put_back() -> int:
+        size: int = measure() if reset() else TOO_LARGE
+        return size
+
+    return put_back

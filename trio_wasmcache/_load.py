@@ -109,6 +109,8 @@ async def _load(shell: Shell, group: SchedulingGroup, request: Request) -> None:
         finally:
             lease._job = None
         lease._check_open()
+        if registered.resets:
+            native.mark()
     except BaseException as error:
         if request.stage is Stage.ENDED:
             # Closed meanwhile. The books are in order, but what was made since is ours to free.

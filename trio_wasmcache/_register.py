@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, final
 
 import trio
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from ._abi import check_abi, exports_of, recognise
 from ._abi.protocol import Abi, Crossing
@@ -24,11 +24,11 @@ from ._core.admit import (
 )
 from ._core.config import CacheConfig
 from ._core.errors import InvalidModuleError, ModuleTooLargeError
-from ._core.isolation import ISOLATIONS
+from ._core.isolation import ISOLATIONS, RESET, obstacle
 from ._core.keys import FunctionKey, check_name, normalise_type, normalise_types
 from ._core.records import Module
 from ._core.wasm import FuncType, ModuleInfo
-from ._engine.seam import Artifact, Engine, HostImport
+from ._engine.seam import Engine, HostImport
 from ._host import AnyHost, HostFunction, flatten
 from ._registry import INITIALIZE, ModuleSlot
 
@@ -287,10 +287,7 @@ class Compiler:
         began = trio.current_time()
         try:
             with job.scope:
-                artifact = await self.engine.compile(
-                    wasm, lambda info: self._admit(info, declaration, config)
-                )
-                job.module = self._share(equal, artifact, declaration)
+                job.module = await self._make(equal, wasm, declaration, config)
                 job.seconds = trio.current_time() - began
         except InvalidModuleError as error:
             job.error = InvalidModuleError(f"{declaration.key}: {error}")
@@ -301,15 +298,31 @@ class Compiler:
             if self._compiling.get(equal) is job:
                 del self._compiling[equal]
 
-    def _share(self, equal: Any, artifact: Artifact, declaration: Declaration) -> Module:
-        wanted = check_imports(artifact.info, str(declaration.key), _types(declaration.hosts))
+    async def _make(
+        self, equal: Any, wasm: bytes, declaration: Declaration, config: CacheConfig
+    ) -> Module:
+        artifact = await self.engine.compile(
+            wasm, lambda info: self._admit(info, declaration, config)
+        )
+        info, hosts = artifact.info, declaration.hosts
+        wanted = check_imports(info, str(declaration.key), _types(hosts))
+        host_imports = tuple(HostImport(*name, hosts[name].type) for name in wanted)
+        reactor = _is_reactor(info)
+        why_not = None
+        if declaration.isolation == RESET:
+            why_not = _obstacle(info, declaration)
+        if artifact.edits.reset:
+            initialize = INITIALIZE if reactor else None
+            artifact = await self.engine.prove(artifact, host_imports, initialize)
+            why_not = artifact.obstacle
         slot = ModuleSlot(
             equal,
             self.engine,
             artifact,
-            tuple(declaration.hosts[name] for name in wanted),
-            tuple(HostImport(*name, declaration.hosts[name].type) for name in wanted),
-            initialize=_is_reactor(artifact.info),
+            tuple(hosts[name] for name in wanted),
+            host_imports,
+            why_not=why_not,
+            initialize=reactor,
             number=self._next_number(),
         )
         return Module(equal[0].hex(), artifact.code_size, payload=slot)
@@ -319,7 +332,9 @@ class Compiler:
         check_counts(info, what, config.table_limit)
         check_imports(info, what, _types(declaration.hosts))
         self._check(info, declaration)
-        return check_limits(info, what, config.memory_limit, config.table_limit)
+        edits = check_limits(info, what, config.memory_limit, config.table_limit)
+        resets = declaration.isolation == RESET and _obstacle(info, declaration) is None
+        return evolve(edits, reset=resets)
 
     def _check(self, info: ModuleInfo, declaration: Declaration) -> None:
         """What can be wrong between this declaration and the module; each who shares it checks."""
@@ -342,6 +357,11 @@ def _is_reactor(info: ModuleInfo) -> bool:
         and found.kind == "func"
         and info.functions[found.index] == FuncType((), ())
     )
+
+
+def _obstacle(info: ModuleInfo, declaration: Declaration) -> str | None:
+    given = {name for name, host in declaration.hosts.items() if isinstance(host, HostFunction)}
+    return obstacle(info, info.start is not None or _is_reactor(info), given)
 
 
 def _types(hosts: Mapping[tuple[str, str], AnyHost]) -> dict[tuple[str, str], Any]:

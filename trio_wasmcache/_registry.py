@@ -29,6 +29,8 @@ class ModuleSlot:
     artifact: Artifact
     hosts: tuple[AnyHost, ...]
     host_imports: tuple[HostImport, ...]
+    why_not: str | None = None
+    """Why its instances can't be reset, where that was asked for."""
     initialize: bool = False
     """Whether it is a WASI reactor, whose `_initialize` is called before anything else."""
     number: int = 0
@@ -75,6 +77,8 @@ class Registered:
     called_on_null: bool
     keeps_state: bool = True
     """Whether an instance serves the next lease as the last one left it."""
+    resets: bool = False
+    """Whether, if it does not, it is put back rather than closed."""
 
 
 @final

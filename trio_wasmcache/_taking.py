@@ -29,6 +29,7 @@ from ._uses import tell_acquired, tell_recycled, tell_token_block, tell_token_wa
 
 if TYPE_CHECKING:
     from ._lease import Lease
+    from ._registry import Registered
 
 
 async def take(lease: Lease, task: Task) -> Lease:
@@ -84,7 +85,7 @@ async def _acquire(lease: Lease, task: Task, blocked: bool) -> None:
     instance = request.instance
     assert instance is not None
     held: Held = hold(instance) if instance.ready is None else instance.ready
-    if held.registered.keeps_state:
+    if held.registered.keeps_state or held.registered.resets:
         instance.ready = held
     config = shell.config
     if held.native.yield_fuel != config.yield_fuel:
@@ -153,7 +154,7 @@ def recycle(lease: Lease, reason: Reason | None = None) -> None:
         reason = reason or Reason.CORRUPTED
         native.abandon()
     elif not registered.keeps_state and reason is None:
-        seat = _leave_seat(instance, native)
+        seat = _leave_seat(registered, instance, native)
     size = SEAT_SIZE if seat else native.measure()
     now = trio.current_time()
     step = shell.policy.recycle(request, size, now, reason, seat)
@@ -164,8 +165,10 @@ def recycle(lease: Lease, reason: Reason | None = None) -> None:
     shell.expect_expiry()
 
 
-def _leave_seat(instance: Instance, native: GuestInstance) -> bool:
-    """The next lease must find nothing of this one: the instance is closed."""
+def _leave_seat(registered: Registered, instance: Instance, native: GuestInstance) -> bool:
+    """The next lease must find nothing of this one: whether the instance was closed for that."""
+    if registered.resets and native.reset():
+        return False
     instance.payload = None
     native.close()
     return True

@@ -9,13 +9,14 @@ from pathlib import Path
 import attrs
 import trio
 
-from . import batches, calls, hostile, log, loop, shares, statistics
+from . import batches, calls, hostile, isolation, log, loop, shares, statistics
 from .harness import Report
 
 SUITES = {
     "batches": batches.run,
     "calls": calls.run,
     "hostile": hostile.run,
+    "isolation": isolation.run,
     "log": log.run,
     "loop": loop.run,
     "shares": shares.run,

@@ -57,6 +57,8 @@ class Edits:
     memory_maxima: tuple[int | None, ...] = ()
     """Pages, for each memory; None leaves what the module declares."""
     table_maxima: tuple[int | None, ...] = ()
+    reset: bool = False
+    """Whether its instances are to be put back, for which all that it can change is exported."""
 
 
 def check_limits(info: ModuleInfo, what: str, memory_limit: int, table_limit: int) -> Edits:

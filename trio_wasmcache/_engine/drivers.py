@@ -20,6 +20,7 @@ from .._core.wasm import FuncType
 from . import native
 from .function import WasmtimeFunction
 from .instance import WasmtimeInstance
+from .restore import discard
 from .seam import UnderWay
 from .text import to_wasm
 from .traps import take_error
@@ -132,14 +133,23 @@ class WasmtimeDriver:
         # The memory can't grow, so it stays where it is for as long as the store does.
         base = native.memory_data(instance.context, _part(instance, handle, b"scratch"))
         self._scratch = memoryview((c_uint8 * self.size).from_address(base)).cast("B")
+        self._base, self._clean = base, True
 
     def put(self, at: int, data: bytes | memoryview) -> None:
+        self._clean = False
         self._scratch[at : at + len(data)] = data
 
     def get(self, at: int, size: int) -> memoryview:
         return self._scratch[at : at + size]
 
+    def wipe(self) -> bool:
+        """Forget what lies in the scratch; False if the system would not."""
+        if not self._clean:
+            self._clean = discard(self._base, self.size)
+        return self._clean
+
     def begin(self, rows: int, fuel: int) -> int | UnderWay:
+        self._clean = False
         done: int | UnderWay = self._begin((rows,), fuel)
         return done
 
@@ -164,7 +174,7 @@ def _instantiate(instance: WasmtimeInstance, code: DriverCode, parts: Mapping[st
                 raise LoadError(f"wasmtime would not link a driver: {take_error(problem)}")
         # Only so are instances made in a store whose calls yield. There is no start function, and
         # one poll is all it takes.
-        with instance.room_for_driver(code.layout.pages * WASM_PAGE):
+        with instance.room_for(memory=code.layout.pages * WASM_PAGE):
             future = native.linker_instantiate_async(
                 linker, instance.context, code.module, handle, *instance.errors
             )

@@ -12,19 +12,21 @@ from ctypes import byref, c_void_p
 from typing import final
 
 import trio
-from attrs import frozen
+from attrs import evolve, frozen
 
 from .._core.admit import Edits
 from .._core.config import WASM_PAGE
 from .._core.driver import Shape
 from .._core.errors import InvalidModuleError, LinkError, LoadError
 from .._core.memory_shape import MemoryShape
+from .._core.restorer import restorer
 from .._core.wasm import Export, FuncType, MalformedModuleError, ModuleInfo, read_module
 from .._core.wasm_edit import add_exports, clamp_maxima
 from . import native
 from .drivers import DriverCode, Drivers
 from .hosts import HostTable
 from .instance import WasmtimeInstance
+from .restore import RestorePlan, UnrestorableError, find_patches
 from .seam import Artifact, HostImport
 from .text import to_wasm
 from .traps import take_error
@@ -59,6 +61,8 @@ class Plan:
     function_types: dict[str, FuncType]
     global_types: dict[str, str]
     """Of the exported globals that are numbers."""
+    names: dict[tuple[str, int], str]
+    """{(kind, index): the name it is exported by}"""
 
 
 @final
@@ -86,6 +90,9 @@ class WasmtimeEngine:
         return await trio.to_thread.run_sync(to_wasm, text, abandon_on_cancel=True)
 
     async def compile(self, wasm: bytes, admit: Callable[[ModuleInfo], Edits]) -> Artifact:
+        return await self._in_compiler(lambda engine: _compile(engine, wasm, admit))
+
+    async def _in_compiler(self, work: Callable[[int], Artifact]) -> Artifact:
         # The thread may be abandoned, and the engine closed, while it compiles: it works on a
         # reference of its own and leaves nothing native behind.
         # Whoever takes the reference out of `owned` frees it: the thread once it runs, or we if it
@@ -95,7 +102,7 @@ class WasmtimeEngine:
         def run() -> Artifact:
             engine = owned.pop()
             try:
-                return _compile(engine, wasm, admit)
+                return work(engine)
             finally:
                 native.wasm_engine_delete(engine)
 
@@ -123,6 +130,13 @@ class WasmtimeEngine:
         self._open()
         return module
 
+    async def prove(
+        self, artifact: Artifact, hosts: Sequence[HostImport], initialize: str | None
+    ) -> Artifact:
+        return await self._in_compiler(
+            lambda engine: _prove(engine, artifact, tuple(hosts), initialize)
+        )
+
     async def driver(self, shape: Shape | MemoryShape) -> DriverCode:
         return await self._drivers.get(self._open, shape, self._compilers)
 
@@ -146,12 +160,16 @@ class WasmtimeModule:
         self.plan = _plan(artifact)
         self.hosts = HostTable(hosts)
         self.wasi = any(item.module == WASI_MODULE for item in artifact.info.imports)
+        self.restore: RestorePlan | None = artifact.restore
+        self.restorer: int | None = None
         self.engine: int | None = native.engine_clone(engine)
         self.pre: int | None = None
         self._linker: int | None = native.linker_new(engine)
         self._module: int | None = None
         try:
-            self._module = self._deserialize(artifact)
+            self._module = _deserialize(engine, artifact.data)
+            if self.restore is not None and self.restore.code:
+                self.restorer = _deserialize(engine, self.restore.code)
             self._link()
         except BaseException:
             self.close()
@@ -165,22 +183,13 @@ class WasmtimeModule:
             ("pre", native.instance_pre_delete),
             ("_linker", native.linker_delete),
             ("_module", native.module_delete),
+            ("restorer", native.module_delete),
             ("engine", native.wasm_engine_delete),
         ):
             pointer = getattr(self, name)
             if pointer:
                 setattr(self, name, None)
                 delete(pointer)
-
-    def _deserialize(self, artifact: Artifact) -> int:
-        made = c_void_p()
-        problem = native.module_deserialize(
-            self.engine, artifact.data, len(artifact.data), byref(made)
-        )
-        if problem:
-            raise LoadError(f"wasmtime would not load its own artifact: {take_error(problem)}")
-        assert made.value is not None
-        return made.value
 
     def _link(self) -> None:
         if self.wasi:
@@ -198,6 +207,15 @@ class WasmtimeModule:
         self.pre = made.value
 
 
+def _deserialize(engine: int, data: bytes) -> int:
+    made = c_void_p()
+    problem = native.module_deserialize(engine, data, len(data), byref(made))
+    if problem:
+        raise LoadError(f"wasmtime would not load its own artifact: {take_error(problem)}")
+    assert made.value is not None
+    return made.value
+
+
 def _compile(engine: int, wasm: bytes, admit: Callable[[ModuleInfo], Edits]) -> Artifact:
     try:
         info = read_module(wasm)
@@ -208,11 +226,16 @@ def _compile(engine: int, wasm: bytes, admit: Callable[[ModuleInfo], Edits]) -> 
             raise InvalidModuleError(f"the export name {export.name!r:.60} is kept for ourselves")
     edits = admit(info)
     edited = clamp_maxima(wasm, info, edits.memory_maxima, edits.table_maxima)
-    hidden = _hidden_exports(info)
+    hidden = _hidden_exports(info, edits)
     if hidden:
         edited = add_exports(edited, read_module(edited), hidden)
+    return Artifact(*_build(engine, edited), info, edits)
+
+
+def _build(engine: int, wasm: bytes) -> tuple[bytes, int]:
+    """Compiled code at rest, and its bytes once it is loaded."""
     made = c_void_p()
-    problem = native.module_new(engine, edited, len(edited), byref(made))
+    problem = native.module_new(engine, wasm, len(wasm), byref(made))
     if problem:
         raise InvalidModuleError(f"wasmtime can't compile it: {take_error(problem)}")
     try:
@@ -221,23 +244,45 @@ def _compile(engine: int, wasm: bytes, admit: Callable[[ModuleInfo], Edits]) -> 
             raise InvalidModuleError(f"wasmtime can't serialize it: {take_error(problem)}")
         start, end = c_void_p(), c_void_p()
         native.module_image_range(made, byref(start), byref(end))
-        size = (end.value or 0) - (start.value or 0)
-        return Artifact(native.take_bytes(out), _whole_pages(size), info, edits)
+        return native.take_bytes(out), _whole_pages((end.value or 0) - (start.value or 0))
     finally:
         native.module_delete(made)
+
+
+def _prove(
+    engine: int, artifact: Artifact, hosts: tuple[HostImport, ...], initialize: str | None
+) -> Artifact:
+    """See `Engine.prove`."""
+    code, code_size, made = b"", 0, restorer(artifact.info)
+    if made is not None:
+        code, code_size = _build(engine, made.wasm)
+    plan = RestorePlan(code, made)
+    artifact = evolve(artifact, code_size=artifact.code_size + code_size, restore=plan)
+    module = WasmtimeModule(engine, artifact, hosts)
+    try:
+        patches = find_patches(module, artifact.info, initialize)
+    except UnrestorableError as error:
+        size = artifact.code_size - code_size
+        return evolve(artifact, code_size=size, restore=None, obstacle=str(error))
+    finally:
+        module.close()
+    return evolve(artifact, restore=evolve(plan, patches=patches))
 
 
 def _whole_pages(size: int) -> int:
     return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
-def _hidden_exports(info: ModuleInfo) -> list[Export]:
-    """Exports for the memories and tables that have none: the books count those too."""
+def _hidden_exports(info: ModuleInfo, edits: Edits) -> list[Export]:
+    """Exports for what has none: memories and tables for the books, globals to put them back."""
     named = {(export.kind, export.index) for export in info.exports}
+    wanted = [("memory", index) for index in range(len(info.memories))]
+    wanted += [("table", index) for index in range(len(info.tables))]
+    if edits.reset:
+        wanted += [("global", index) for index, one in enumerate(info.globals) if one.mutable]
     return [
         Export(f"{HIDDEN}{kind}:{index}", kind, index)
-        for kind, count in (("memory", len(info.memories)), ("table", len(info.tables)))
-        for index in range(count)
+        for kind, index in wanted
         if (kind, index) not in named
     ]
 
@@ -245,7 +290,7 @@ def _hidden_exports(info: ModuleInfo) -> list[Export]:
 def _plan(artifact: Artifact) -> Plan:
     info, edits = artifact.info, artifact.edits
     names: dict[tuple[str, int], str] = {}
-    for export in (*info.exports, *_hidden_exports(info)):
+    for export in (*info.exports, *_hidden_exports(info, edits)):
         names.setdefault((export.kind, export.index), export.name)
     memories = []
     for index, limits in enumerate(info.memories):
@@ -278,4 +323,5 @@ def _plan(artifact: Artifact) -> Plan:
             for export in info.exports
             if export.kind == "global" and info.globals[export.index].value_type in NUMBERS
         },
+        names=names,
     )

@@ -19,6 +19,7 @@ from . import native
 from .function import WasmtimeFunction
 from .hosts import INSTANCES, RAISED, check_headroom, take_raised
 from .memory import InstanceMemory, SuspendedMemory
+from .restore import Restoring
 from .traps import guest_error, take_error, trap_error
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class WasmtimeInstance:
 
     def __init__(self, module: WasmtimeModule, number: int, fuel: int, yield_fuel: int) -> None:
         plan = module.plan
+        self.module = module
         self.plan = plan
         self.hosts = module.hosts
         self.host_call: HostCall | None = None
@@ -51,16 +53,15 @@ class WasmtimeInstance:
         self._sizes: list[tuple[Any, Any, int]] = []
         self._fixed_size = WASM_PAGE
         self._functions: dict[str, WasmtimeFunction] = {}
+        self._room = (1, plan.tables, plan.memories)
+        self._restoring: Restoring | None = None
         self.drivers: dict[Any, WasmtimeDriver] = {}
         """{(shape, export): driver}; kept for as long as the store."""
-        self._driver_attempts = 0
         self._handle = ctypes.create_string_buffer(native.INSTANCE_SIZE)
         self._store: int | None = native.store_new(module.engine, number or None, None)
         self.context: Any = c_void_p.from_param(native.store_context(self._store))
         self.fuel_left = self._make_fuel_left()
-        native.store_limiter(
-            self._store, plan.memory_limit, plan.table_limit, 1, plan.tables, plan.memories
-        )
+        native.store_limiter(self._store, plan.memory_limit, plan.table_limit, *self._room)
         problem = native.context_set_fuel(self.context, fuel)
         problem = problem or native.context_fuel_async_yield_interval(self.context, yield_fuel)
         if not problem and module.wasi:
@@ -95,7 +96,7 @@ class WasmtimeInstance:
         if self.trap or self.error:
             raise self.take_error()
         for name, growable, size in self.plan.memory_exports:
-            handle = self._export(name)
+            handle = self.export(name)
             if growable:
                 self._sizes.append((native.memory_data_size, handle, 1))
             else:
@@ -104,15 +105,23 @@ class WasmtimeInstance:
                 self.memory = InstanceMemory(self.context, handle)
         for name, growable, elements in self.plan.table_exports:
             if growable:
-                self._sizes.append((native.table_size, self._export(name), TABLE_ELEMENT_SIZE))
+                self._sizes.append((native.table_size, self.export(name), TABLE_ELEMENT_SIZE))
             else:
                 self._fixed_size += elements * TABLE_ELEMENT_SIZE
+
+    def mark(self) -> None:
+        assert self.module.restore is not None
+        self._restoring = Restoring(self, self.module, self.module.restore)
+        self._fixed_size += self._restoring.size
+
+    def reset(self) -> bool:
+        return self._restoring is not None and self._restoring.reset()
 
     def function(self, name: str) -> WasmtimeFunction:
         try:
             return self._functions[name]
         except KeyError:
-            made = WasmtimeFunction(self, self._export(name), self.plan.function_types[name])
+            made = WasmtimeFunction(self, self.export(name), self.plan.function_types[name])
             self._functions[name] = made
             return made
 
@@ -120,7 +129,7 @@ class WasmtimeInstance:
         if name not in self.plan.global_types:
             raise LookupError(f"the module exports no global {name!r} that is a number")
         cell = ctypes.create_string_buffer(native.VALUE_SIZE)
-        native.global_get(self.context, self._export(name), cell)
+        native.global_get(self.context, self.export(name), cell)
         value: int | float
         (value,) = _VALUES[self.plan.global_types[name]].unpack_from(cell, native.VALUE_OFFSET)
         return value
@@ -173,13 +182,17 @@ class WasmtimeInstance:
             self.take_error()
 
     @contextlib.contextmanager
-    def room_for_driver(self, size: int) -> Iterator[None]:
-        """Meanwhile, one more instance fits into the store, and one more memory of that size."""
+    def room_for(self, *, memory: int = 0, tables: int = 0) -> Iterator[None]:
+        """From now on one more instance fits into the store, and meanwhile its memory and tables.
+
+        Args:
+            memory: bytes of its one memory; 0: it has none.
+            tables: how many it has.
+        """
         # One that found no memory counts, too: the store never forgets an instance.
-        self._driver_attempts += 1
-        plan, count = self.plan, self._driver_attempts
-        counts = 1 + count, plan.tables, plan.memories + count
-        memory_limit = max(plan.memory_limit, size)
+        plan, (instances, all_tables, memories) = self.plan, self._room
+        self._room = counts = instances + 1, all_tables + tables, memories + (memory > 0)
+        memory_limit = max(plan.memory_limit, memory)
         native.store_limiter(self._store, memory_limit, plan.table_limit, *counts)
         try:
             yield
@@ -199,8 +212,8 @@ class WasmtimeInstance:
             raise AssertionError(f"wasmtime does not know the export {name!r}")
         return found
 
-    def _export(self, name: str) -> Any:
-        # The handle behind the kind, copied out so that it can be passed by itself.
+    def export(self, name: str) -> Any:
+        """The handle of an export, copied out so that it can be passed by itself."""
         return ctypes.create_string_buffer(self.extern(name).raw[native.EXTERN_OFFSET :])
 
 

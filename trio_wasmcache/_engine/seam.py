@@ -43,6 +43,10 @@ class Artifact:
     info: ModuleInfo
     """Of the module as it was given, before any edits."""
     edits: Edits
+    restore: Any = None
+    """What `GuestInstance.mark` needs: the engine's own."""
+    obstacle: str | None = None
+    """Why its instances can't be put back, found by trying."""
 
 
 @frozen
@@ -187,6 +191,19 @@ class GuestInstance(Protocol):
     def started(self) -> None:
         """The start is over. Raises what `GuestFunction.finish` does."""
 
+    def mark(self) -> None:
+        """It has started, and is now what `reset` puts it back to. Only of what was proved.
+
+        Raises:
+            LoadError: the engine has no room for what that takes.
+        """
+
+    def reset(self) -> bool:
+        """Put it back to when it was marked, at once; False if that can't be done.
+
+        Then it is neither as it was nor as it began, and only `close` may follow.
+        """
+
     def function(self, name: str) -> GuestFunction:
         """The exported function of that name; it is known to exist."""
 
@@ -239,6 +256,19 @@ class Engine(Protocol):
 
         Raises:
             InvalidModuleError: it can't be read or compiled.
+        """
+
+    async def prove(
+        self, artifact: Artifact, hosts: Sequence[HostImport], initialize: str | None
+    ) -> Artifact:
+        """Find out, off the event loop, how instances of an artifact are put back, or why not.
+
+        Args:
+            artifact: compiled with `Edits.reset`.
+            initialize: an export that is called once an instance has started.
+
+        Returns:
+            The artifact with what `GuestInstance.mark` needs, or with an `obstacle`.
         """
 
     async def load(self, artifact: Artifact, hosts: Sequence[HostImport]) -> LoadedModule:

@@ -1,0 +1,285 @@
+"""How an instance is put back to how it began: drop what it wrote, and run its restorer.
+
+1. On Linux, wasmtime maps what a memory begins with copy-on-write from a file in memory. Pages that
+   were written are private copies; `madvise(MADV_DONTNEED)` drops them, and what is read next is
+   the image again, or zeros where there is none (madvise(2), "MADV_DONTNEED").
+2. What is not in that image, because a start function wrote it or wasmtime made none, is found out
+   at `register`: two instances are made, one of them is filled with rubbish and put back, and
+   where it then differs from the other, what that has is noted as a *patch*, to be copied back.
+3. Tables and globals are put back by a restorer (`_core/restorer`) in the same store.
+4. Whatever is not as it should be makes the answer "no", and the instance is closed. It is never
+   served half put back.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable, Iterator
+from ctypes import c_int, c_size_t, c_void_p
+from typing import TYPE_CHECKING, Any, final
+
+from attrs import frozen
+
+from .._core.config import WASM_PAGE, KiB, MiB
+from .._core.errors import GuestError, LoadError
+from .._core.restorer import Restorer
+from .._core.wasm import FuncType, ModuleInfo
+from . import native
+from .function import WasmtimeFunction
+from .seam import UNDER_WAY
+from .traps import take_error
+
+if TYPE_CHECKING:
+    from .engine import WasmtimeModule
+    from .instance import WasmtimeInstance
+
+# Fuel that a start may burn when it is tried: about 0.1 s, in a thread.
+TRIAL_FUEL = 100_000_000
+TRIAL_SLICE = 1_000_000
+# The memories of an instance that is tried are filled twice: about 1 ms a MiB.
+TRIAL_SIZE = 64 * MiB
+# Copying back more than this takes longer than making a new instance.
+PATCH_SIZE = 256 * KiB
+# A restorer burns a unit for each table element and each instruction; this is never the limit.
+RESTORER_FUEL = 1 << 40
+# What is looked at, and patched, at a time. Smaller than any system's page would do as well.
+PIECE = 4 * KiB
+LINUX = sys.platform == "linux"
+MADV_DONTNEED = 4
+# Of a table.
+ELEMENT_SIZE = 8
+
+Patch = tuple[int, bytes]
+"""Where in a memory, and what."""
+
+
+@frozen
+class RestorePlan:
+    """How instances of one module are put back."""
+
+    code: bytes
+    """The restorer, serialized; empty: there is none."""
+    restorer: Restorer | None
+    patches: tuple[tuple[Patch, ...], ...] = ()
+    """For each memory."""
+
+
+class UnrestorableError(Exception):
+    """Instances of a module can't be put back; the message says why."""
+
+
+_madvise: Any = None
+if LINUX:
+    # Keeps the GIL: waiting to get it again would take longer than the call.
+    _madvise = ctypes.PyDLL(None)["madvise"]
+    _madvise.restype, _madvise.argtypes = c_int, [c_void_p, c_size_t, c_int]
+
+
+def discard(base: int, size: int) -> bool:
+    """Whole pages become what they were mapped as; False if the system would not."""
+    return _madvise is not None and (not size or _madvise(base, size, MADV_DONTNEED) == 0)
+
+
+@final
+class Restoring:
+    """Puts one instance back. Made when it has started, as what it is then is what it goes back to.
+
+    Raises:
+        LoadError: the engine has no room for its restorer.
+    """
+
+    def __init__(
+        self, instance: WasmtimeInstance, module: WasmtimeModule, plan: RestorePlan
+    ) -> None:
+        self._instance = instance
+        self._wasi: bool = module.wasi
+        # [(what measures it, its handle, its size)] of what may have grown: there is no way back.
+        self._sizes: list[tuple[Any, Any, int]] = []
+        # [(address, bytes)]: what has not grown has not moved, so addresses are asked for once.
+        self.memories: list[tuple[int, int]] = []
+        self.patches: tuple[tuple[Patch, ...], ...] = plan.patches
+        for name, growable, size in instance.plan.memory_exports:
+            handle = instance.export(name)
+            self.memories.append((native.memory_data(instance.context, handle), size))
+            if growable:
+                self._sizes.append((native.memory_data_size, handle, size))
+        for name, growable, elements in instance.plan.table_exports:
+            if growable:
+                self._sizes.append((native.table_size, instance.export(name), elements))
+        self._run: Callable[[], bool] | None = None
+        self.size: int = 0
+        """Bytes that the restorer adds to its instance."""
+        if plan.restorer is not None:
+            self._run = _attach(instance, module, plan.restorer)
+            self.size = plan.restorer.elements * ELEMENT_SIZE
+
+    def grown(self) -> bool:
+        """Whether a memory or a table is larger than the module declares."""
+        context = self._instance.context
+        return any(measure(context, handle) != size for measure, handle, size in self._sizes)
+
+    def reset(self) -> bool:
+        """Whether the instance is as it was when this was made; if not, it is spoilt."""
+        instance = self._instance
+        if self.grown() or not all(discard(base, size) for base, size in self.memories):
+            return False
+        for (base, _), patches in zip(self.memories, self.patches, strict=False):
+            for at, data in patches:
+                ctypes.memmove(base + at, data, len(data))
+        if not all(driver.wipe() for driver in instance.drivers.values()):
+            return False
+        if self._wasi and native.context_set_wasi(instance.context, native.wasi_config_new()):
+            return False  # file descriptors are state, too: a guest may close them
+        instance.state.clear()
+        return self._run is None or self._run()
+
+
+def _attach(
+    instance: WasmtimeInstance, module: WasmtimeModule, made: Restorer
+) -> Callable[[], bool]:
+    """Instantiate the restorer in the store of `instance`; what puts back."""
+    handle = ctypes.create_string_buffer(native.INSTANCE_SIZE)
+    linker = native.linker_new(module.engine)
+    try:
+        for number, (kind, index) in enumerate(made.imports):
+            name = str(number).encode()
+            extern = instance.extern(instance.plan.names[kind, index])
+            problem = native.linker_define(
+                linker, instance.context, b"", 0, name, len(name), extern
+            )
+            if problem:
+                raise LoadError(f"wasmtime would not link a restorer: {take_error(problem)}")
+        tables = sum(kind == "table" for kind, _ in made.imports)
+        with instance.room_for(tables=tables):
+            future = native.linker_instantiate_async(
+                linker, instance.context, module.restorer, handle, *instance.errors
+            )
+            _poll(future)
+            native.hot_delete(future)
+    finally:
+        native.linker_delete(linker)
+    if instance.trap or instance.error:
+        raise LoadError(f"there is no room for a restorer: {instance.take_error()}")
+    found = ctypes.create_string_buffer(native.EXTERN_SIZE)
+    native.instance_export_get(instance.context, handle, b"reset", 5, found)
+    exported = ctypes.create_string_buffer(found.raw[native.EXTERN_OFFSET :])
+    function = WasmtimeFunction(instance, exported, FuncType())
+
+    def run() -> bool:
+        try:
+            if function.begin((), RESTORER_FUEL) is UNDER_WAY:
+                _poll(instance.future)
+                function.finish()
+        except (GuestError, RecursionError):
+            return False
+        return True
+
+    return run
+
+
+def _poll(future: int | None) -> None:
+    # What a restorer does is short, however short a slice is.
+    while not native.call_future_poll(future):
+        pass
+
+
+# -- the trial
+
+
+def find_patches(
+    module: WasmtimeModule, info: ModuleInfo, initialize: str | None
+) -> tuple[tuple[Patch, ...], ...]:
+    """Try it: make two instances, spoil one and put it back, and see what differs.
+
+    Raises:
+        UnrestorableError: it can't be put back, or would not be what a new instance is.
+    """
+    if _madvise is None:
+        raise UnrestorableError("memory can't be put back on this system")
+    if sum(memory.minimum for memory in info.memories) * WASM_PAGE > TRIAL_SIZE:
+        raise UnrestorableError(f"its memories have more than {TRIAL_SIZE} bytes")
+    first = second = None
+    assert module.restore is not None
+    try:
+        first, second = _started(module, initialize), _started(module, initialize)
+        spoilt = Restoring(first, module, module.restore)
+        model = Restoring(second, module, module.restore)
+        if spoilt.grown() or model.grown():
+            raise UnrestorableError("its start makes it grow")
+        if any(_differences(spoilt, model)):
+            raise UnrestorableError("its start does not do the same each time")
+        _spoil(spoilt)
+        spoilt.patches = patches = _differences(spoilt, model)
+        size = sum(len(data) for several in patches for _, data in several)
+        if size > PATCH_SIZE:
+            raise UnrestorableError(
+                f"{size} bytes would have to be copied each time, which takes longer than to make "
+                "a new instance"
+            )
+        _spoil(spoilt)
+        if any(_differences(spoilt, model)):
+            raise UnrestorableError("its memory does not stay put back")
+        return patches
+    except GuestError as error:
+        raise UnrestorableError(f"its start failed when it was tried: {error}") from None
+    except LoadError as error:
+        raise UnrestorableError(str(error)) from None
+    finally:
+        for instance in (first, second):
+            if instance is not None:
+                instance.close()
+
+
+def _started(module: WasmtimeModule, initialize: str | None) -> WasmtimeInstance:
+    instance = module.instantiate(TRIAL_FUEL, TRIAL_SLICE)
+    try:
+        _poll_to_the_end(instance)
+        instance.started()
+        if initialize is not None:
+            function = instance.function(initialize)
+            if function.begin((), TRIAL_FUEL) is UNDER_WAY:
+                _poll_to_the_end(instance)
+                function.finish()
+    except BaseException:
+        instance.close()
+        raise
+    return instance
+
+
+def _poll_to_the_end(instance: WasmtimeInstance) -> None:
+    over = False
+    while not over:
+        if instance.host_call is not None:
+            host = instance.hosts.imports[instance.host_call.index]
+            raise UnrestorableError(f"its start calls {host.module}.{host.name}")
+        over = instance.poll()
+
+
+def _spoil(restoring: Restoring) -> None:
+    """Fill all memories, and put them back."""
+    for base, size in restoring.memories:
+        ctypes.memset(base, 0xA5, size)
+    if not restoring.reset():
+        raise UnrestorableError("the engine could not put it back")
+
+
+def _differences(ours: Restoring, theirs: Restoring) -> tuple[tuple[Patch, ...], ...]:
+    """What would have to be copied to the memories of one so that they are as the other's."""
+    return tuple(
+        tuple(_patches(base, model, size))
+        for (base, size), (model, _) in zip(ours.memories, theirs.memories, strict=True)
+    )
+
+
+def _patches(base: int, model: int, size: int) -> Iterator[Patch]:
+    for start in range(0, size, WASM_PAGE):
+        if _same(base + start, model + start, WASM_PAGE):
+            continue
+        for at in range(start, start + WASM_PAGE, PIECE):
+            if not _same(base + at, model + at, PIECE):
+                yield at, ctypes.string_at(model + at, PIECE)
+
+
+def _same(one: int, other: int, size: int) -> bool:
+    return ctypes.string_at(one, size) == ctypes.string_at(other, size)
