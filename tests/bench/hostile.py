@@ -14,6 +14,8 @@ from ..hostile.zoo import ZOO
 from .harness import FIB, Report, SilentLogger, percentile
 
 NEIGHBOURS = 20
+# Tasks of the zoo in the cache at once. Stacks of more would not leave room for others.
+TENANTS = 32
 
 
 async def _neighbour(cache: InstanceCache, number: int, end: float, taken: list[float]) -> None:
@@ -48,7 +50,7 @@ async def _measure(seconds: float, zoo: bool, got: list[Any]) -> list[float]:
                 await ZOO[number].register(cache, f"guest {number}", wasm)
         async with (
             cache.scheduling_group("neighbours", capacity=NEIGHBOURS) as good,
-            cache.scheduling_group("tenants", capacity=len(ZOO)) as tenants,
+            cache.scheduling_group("tenants", capacity=TENANTS) as tenants,
         ):
             for number, wasm in enumerate(modules):
                 tenants.start_soon(_tenant, cache, number, ZOO[number], wasm, got)
