@@ -1,4 +1,4 @@
-"""The log tool on a log of a million events: how long the report takes, and how much memory."""
+"""The log tool on a log of a million events: how long its commands take, and how much memory."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from trio.testing import MockClock
 from trio_wasmcache import CacheConfig, MiB
 from trio_wasmcache.testing import FakeEngine, open_fake_cache
 
+from . import log_tune
 from .harness import Report
 
 ROOT = Path(__file__).parent.parent.parent
@@ -99,3 +100,4 @@ async def run(report: Report, quick: bool) -> None:
             seconds, memory = run_tool("report", *options, log)
             report.add(what, seconds, "s", at_most=10)
             report.add(f"{what}: memory", memory, "MiB", at_most=1024)
+        log_tune.measure(report, log, run_tool, quick)

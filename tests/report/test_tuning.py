@@ -15,6 +15,7 @@ from report.workloads import (
     Plan,
     Use,
     draw_config,
+    in_turn,
     run_on_jumping_clock,
     steady_plan,
     wild_plan,
@@ -25,7 +26,7 @@ from trio_wasmcache._core.events import Reason
 from trio_wasmcache._core.records import Request, Stage
 from trio_wasmcache.report.books import Books, config_of
 from trio_wasmcache.report.distances import Stack
-from trio_wasmcache.report.replay import is_end_of_spoilt
+from trio_wasmcache.report.replay import NotReplayable, is_end_of_spoilt
 from trio_wasmcache.report.tuning import Tuner
 
 Event = dict[str, Any]
@@ -199,3 +200,32 @@ def test_places_run_out_and_are_made() -> None:
             fast.give_back(key, size, now)
             slow.give_back(key, size, now)
     assert fast.largest == 8
+
+
+@pytest.mark.parametrize("first", [{"event": "wasmcache.lost", "seq": 3}, {"log_uses": False}])
+def test_what_can_not_be_tuned_by(first: dict[str, Any]) -> None:
+    """A log without its beginning, or without uses."""
+    events = run_on_jumping_clock(in_turn(1, 1, 0.1), CONFIG).log.events
+    with pytest.raises(NotReplayable, match="tuning needs"):
+        Tuner().feed({**events[0], **first})
+
+
+def test_events_of_requests_without_a_beginning_are_left_out() -> None:
+    """And counted."""
+    events = run_on_jumping_clock(in_turn(2, 3, 0.1), CONFIG).log.events
+    tuner = Tuner()
+    for event in events:
+        if event["event"] != "wasmcache.acquired" or event["request"] != 2:
+            tuner.feed(event)
+    assert (tuner.leases, tuner.ignored) == (5, 1)
+
+
+def test_a_seat_is_loaded_on_for_every_hit() -> None:
+    """So a hit costs what that takes: here nothing, as against the module's load."""
+    plan = in_turn(2, 3, 0.1)
+    fresh = tuple(evolve(function, fresh=True) for function in plan.functions)
+    tuner = tuned(run_on_jumping_clock(evolve(plan, functions=fresh), CONFIG).log.events)
+    curve = tuner.curve(math.inf)
+    assert (curve.smallest, curve.largest) == (PAGE, 2 * PAGE)
+    assert [curve.at(size).hit_rate for size in (PAGE, 2 * PAGE)] == [0.0, 4 / 6]
+    assert [curve.at(size).load_seconds for size in (PAGE, 2 * PAGE)] == pytest.approx([3.0, 1.0])

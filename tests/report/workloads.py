@@ -328,6 +328,13 @@ def steady_plan(seed: int, tasks: int, uses: int, functions: int = 30) -> Plan:
     return Plan(made, (), programs)
 
 
+def in_turn(functions: int, times: int, rest: float) -> Plan:
+    """One task that uses one function after the other, and rests before each use."""
+    plans = tuple(FunctionPlan(f"f{n}", 1, PAGE, 1, 0.0, load=0.5) for n in range(functions))
+    uses = tuple(Use(rest, n, None, math.inf, 0.1) for _ in range(times) for n in range(functions))
+    return Plan(plans, (), tasks=((0.0, uses),))
+
+
 def wild_plan(random: Random) -> Plan:
     """Anything goes: nesting, deadlocks, traps, growth, impatience, loads that fail, replacement,
     groups that are closed whatever goes on in them."""

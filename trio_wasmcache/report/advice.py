@@ -104,13 +104,14 @@ def advise(tuner: Tuner, target: float) -> tuple[Curve, Advice]:
     curve = tuner.curve(timeout)
     logged = tuner.hits / tuner.leases if tuner.leases else 0.0
     was = f"the log has {rate(logged)} with {in_source('max_size', now)}"
+    wanted = f"{target * 100:.6g} %"
     size = curve.smallest_for(target)
     longer = None if size is not None else tuner.timeout_for(target)
     if size is not None:
         size = round_up(size)
         reached = curve.at(size).hit_rate
         text = (
-            f"max_size = {in_source('max_size', size)} reaches a hit rate of {rate(target)}: "
+            f"max_size = {in_source('max_size', size)} reaches a hit rate of {wanted}: "
             f"{rate(reached)} ({was})."
         )
     elif longer is not None:
@@ -119,7 +120,7 @@ def advise(tuner: Tuner, target: float) -> tuple[Curve, Advice]:
         size = round_up(curve.smallest_for(target) or curve.largest)
         reached = curve.at(size).hit_rate
         text = (
-            f"No size reaches {rate(target)} while idle instances go after {short:g} s; "
+            f"No size reaches {wanted} while idle instances go after {short:g} s; "
             f"idle_timeout = {timeout:g} with max_size = {in_source('max_size', size)} does: "
             f"{rate(reached)} ({was})."
         )
@@ -128,7 +129,7 @@ def advise(tuner: Tuner, target: float) -> tuple[Curve, Advice]:
         size = round_up(curve.smallest_for(curve.best.hit_rate) or curve.largest)
         reached = curve.at(size).hit_rate
         text = (
-            f"Nothing reaches {rate(target)}: first loads and spoilt instances alone leave "
+            f"Nothing reaches {wanted}: first loads and spoilt instances alone leave "
             f"{rate(best)} at best; max_size = {in_source('max_size', size)} reaches "
             f"{rate(reached)} ({was})."
         )

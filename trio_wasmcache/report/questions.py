@@ -126,17 +126,24 @@ def _settings(given: dict[str, Sequence[Any]]) -> list[Setting]:
 class Both:
     """What `tune` needs: leases by what they need, and programs to check the advice with."""
 
-    def __init__(self) -> None:
+    def __init__(self, check: bool) -> None:
         self.tuner = Tuner()
         self.recorder = Recorder()
+        self.check = check
 
     def feed(self, event: dict[str, Any]) -> None:
         self.tuner.feed(event)
-        self.recorder.feed(event)
+        if self.check:
+            self.recorder.feed(event)
 
     @property
     def made(self) -> Application | None:
+        """Programs to run; None without `check`."""
         return self.recorder.made
+
+    @property
+    def leases(self) -> int:
+        return self.tuner.leases
 
 
 @click.command()
@@ -172,7 +179,7 @@ def tune(
     the largest instance on. The check drops both assumptions.
     """
     session = Session(logs)
-    made = _largest(session, only, Both)
+    made = _largest(session, only, lambda: Both(check))
     if made is None:
         return NOTHING
     tuner = made.tuner
@@ -181,7 +188,7 @@ def tune(
         return NOTHING
     made.recorder.tell(session.notes)
     curve, advice = advise(tuner, target_hit_rate)
-    if check and made.made is not None:
+    if made.made is not None:
         wanted = {"max_size": advice.max_size, "idle_timeout": advice.idle_timeout}
         advice.checked = WhatIf(made.made, wanted).run()
     if html is not None:
@@ -228,14 +235,10 @@ def _largest(session: Session, only: str | None, make: Callable[[], T]) -> T | N
     made = _feed(session, only, make)
     if not made:
         return None
-    cache, largest = max(made.items(), key=lambda item: _leases(item[1]))
+    cache, largest = max(made.items(), key=lambda item: item[1].leases)
     if len(made) > 1:
         session.notes.remark(
             f"{len(made)} caches in this log; this is about {cache}, which has the most leases "
             "(--cache ID is for the others)"
         )
     return largest
-
-
-def _leases(one: Any) -> int:
-    return 0 if one.made is None else int(one.made.leases)

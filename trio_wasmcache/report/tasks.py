@@ -151,6 +151,11 @@ class Recorder:
             except KeyError:
                 self.ignored += 1
 
+    @property
+    def leases(self) -> int:
+        """So far."""
+        return 0 if self.made is None else self.made.leases
+
     def tell(self, notes: Notes) -> None:
         """What there is to say about events that could not be used, or only in part."""
         if self.ignored:
