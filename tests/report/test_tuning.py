@@ -223,7 +223,7 @@ def test_events_of_requests_without_a_beginning_are_left_out() -> None:
 def test_a_seat_is_loaded_on_for_every_hit() -> None:
     """So a hit costs what that takes: here nothing, as against the module's load."""
     plan = in_turn(2, 3, 0.1)
-    fresh = tuple(evolve(function, fresh=True) for function in plan.functions)
+    fresh = tuple(evolve(function, isolation="fresh") for function in plan.functions)
     tuner = tuned(run_on_jumping_clock(evolve(plan, functions=fresh), CONFIG).log.events)
     curve = tuner.curve(math.inf)
     assert (curve.smallest, curve.largest) == (PAGE, 2 * PAGE)

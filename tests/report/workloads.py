@@ -78,8 +78,7 @@ class FunctionPlan:
     """Every other load of its module fails."""
     asks: float = 0.0
     """Seconds that each call spends in a host function."""
-    fresh: bool = False
-    """Every lease gets a new instance."""
+    isolation: str = "reuse"
 
 
 @frozen
@@ -268,7 +267,7 @@ class _Run:
             concurrency=function.concurrency,
             replace=replace,
             imports={"env": {"ask": HostFunction(ask)}},
-            isolation="fresh" if function.fresh else "reuse",
+            isolation=function.isolation,
         )
 
     async def change(self, change: Change) -> None:
@@ -350,7 +349,7 @@ def wild_plan(random: Random) -> Plan:
             load=random.choice([0.0, random.expovariate(3)]),
             flaky=random.random() < 0.15,
             asks=random.choice([0.0, 0.0, random.random()]),
-            fresh=random.random() < 0.25,
+            isolation=random.choice(["reuse", "reuse", "fresh", "reset"]),
         )
         for number in range(random.randint(2, 6))
     )
@@ -405,7 +404,7 @@ def calm_plan(random: Random) -> Plan:
             random.choice([0.0, random.expovariate(2)]) if concurrency == 1 else 0.0,
             traps=random.random() < 0.15,
             load=random.choice([0.0, random.expovariate(3)]) if concurrency == 1 else 0.0,
-            fresh=random.random() < 0.2,
+            isolation=random.choice(["reuse", "reuse", "reuse", "fresh", "reset"]),
         )
         for number in range(random.randint(2, 6))
     ]
