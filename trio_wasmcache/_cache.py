@@ -29,7 +29,9 @@ from ._view import begin_anew, count, describe_entries, in_words
 
 MAIN = "main"
 # What `resize` can't change. A log that began without uses can't be replayed, so it goes on so.
-FIXED = frozenset(("stack_size", "main_capacity", "main_shares", "log_uses"))
+FIXED = frozenset(
+    ("stack_size", "compile_memory", "compile_seconds", "main_capacity", "main_shares", "log_uses")
+)
 
 
 @final
@@ -308,7 +310,8 @@ class InstanceCache:
         ``cache.resize(max_size=64 * MiB, idle_timeout=1.0)``
 
         `memory_limit` and `table_limit` hold for functions registered from now on. `stack_size`,
-        `log_uses` and the main group's capacity and shares can't be changed.
+        `log_uses`, how modules are compiled, and the main group's capacity and shares can't be
+        changed.
 
         Raises:
             TypeError, ValueError: no such field, or a bad value; nothing has changed.

@@ -42,12 +42,16 @@ async def open_cache(
     **Cancellation:** everything is closed all the same; flushing the log is shielded, for at most
     `log_flush_timeout` seconds.
     """
+    from ._engine.apart import Apart
     from ._engine.engine import WasmtimeEngine
 
     config = CacheConfig() if config is None else config
     if not isinstance(config, CacheConfig):
         raise TypeError(f"config must be a CacheConfig, got {config!r}")
-    engine = WasmtimeEngine(config.stack_size)
+    apart = None
+    if config.compile_memory is not None:
+        apart = Apart(config.stack_size, config.compile_memory, config.compile_seconds)
+    engine = WasmtimeEngine(config.stack_size, apart)
     async with open_with(config, engine, ThreadedLogWriter(logger)) as cache:
         yield cache
 

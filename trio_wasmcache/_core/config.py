@@ -107,6 +107,11 @@ class CacheConfig:
     """Elements of all tables of one instance together."""
     max_wasm_size: int = field(default=4 * MiB, metadata=_whole(8))
     """Bytes of a module (or of its text) that `register` accepts."""
+    compile_memory: int | None = field(default=None, metadata=_whole_or_none(1 * MiB))
+    """What compiling a module may take, in a process of its own; None: it is compiled in this
+    process, without a limit."""
+    compile_seconds: float = field(default=10.0, metadata=_seconds(zero=False, infinite=False))
+    """CPU time that compiling may take there."""
     total_fuel: int = field(default=1_000_000_000, metadata=_whole(1, 2**63 - 1))
     """What one call may burn; about one unit an instruction."""
     yield_fuel: int = field(default=100_000, metadata=_whole(1, 2**63 - 1))

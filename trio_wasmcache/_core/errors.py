@@ -20,7 +20,8 @@ class InvalidModuleError(WasmCacheError):
     """`register` was given something that is not a module we can compile.
 
     Not wasm, truncated, WAT with a syntax error, or using a proposal that is switched off
-    (memory64, threads, GC types, exceptions).
+    (memory64, threads, GC types, exceptions); or compiling it took more than `compile_memory` or
+    `compile_seconds`.
     """
 
 

@@ -23,6 +23,7 @@ from .._core.restorer import restorer
 from .._core.wasm import Export, FuncType, MalformedModuleError, ModuleInfo, read_module
 from .._core.wasm_edit import add_exports, clamp_maxima
 from . import native
+from .apart import Apart
 from .drivers import DriverCode, Drivers
 from .hosts import HostTable
 from .instance import WasmtimeInstance
@@ -67,9 +68,9 @@ class Plan:
 
 @final
 class WasmtimeEngine:
-    """See `Engine`."""
+    """See `Engine`. With `apart`, modules are compiled in processes of their own."""
 
-    def __init__(self, stack_size: int) -> None:
+    def __init__(self, stack_size: int, apart: Apart | None = None) -> None:
         config = native.wasm_config_new()
         native.config_consume_fuel_set(config, True)
         native.config_async_stack_size_set(config, stack_size)
@@ -83,6 +84,7 @@ class WasmtimeEngine:
         native.config_wasm_memory64_set(config, False)
         native.config_wasm_multi_memory_set(config, True)
         self._engine: int | None = native.wasm_engine_new_with_config(config)
+        self._apart = apart
         self._compilers = trio.CapacityLimiter(MAX_COMPILES)
         self._drivers = Drivers()
 
@@ -90,14 +92,20 @@ class WasmtimeEngine:
         return await trio.to_thread.run_sync(to_wasm, text, abandon_on_cancel=True)
 
     async def compile(self, wasm: bytes, admit: Callable[[ModuleInfo], Edits]) -> Artifact:
-        return await self._in_compiler(lambda engine: _compile(engine, wasm, admit))
+        apart = self._apart
+
+        def work(engine: int) -> Artifact:
+            make = functools.partial(build, engine) if apart is None else apart.build
+            return _compile(make, wasm, admit)
+
+        return await self._in_compiler(work)
 
     async def _in_compiler(self, work: Callable[[int], Artifact]) -> Artifact:
         # The thread may be abandoned, and the engine closed, while it compiles: it works on a
         # reference of its own and leaves nothing native behind.
         # Whoever takes the reference out of `owned` frees it: the thread once it runs, or we if it
         # was never started.
-        owned = [native.engine_clone(self._open())]
+        owned = [native.engine_clone(self.open())]
 
         def run() -> Artifact:
             engine = owned.pop()
@@ -117,7 +125,7 @@ class WasmtimeEngine:
     async def load(self, artifact: Artifact, hosts: Sequence[HostImport]) -> WasmtimeModule:
         # The engine may be closed while a thread loads: it works on a reference of its own, too,
         # and what it made by then goes.
-        engine = native.engine_clone(self._open())
+        engine = native.engine_clone(self.open())
         try:
             make = functools.partial(WasmtimeModule, engine, artifact, tuple(hosts))
             if len(artifact.data) < LOAD_IN_THREAD:
@@ -127,7 +135,7 @@ class WasmtimeEngine:
             native.wasm_engine_delete(engine)
         if self._engine is None:
             module.close()
-        self._open()
+        self.open()
         return module
 
     async def prove(
@@ -138,7 +146,7 @@ class WasmtimeEngine:
         )
 
     async def driver(self, shape: Shape | MemoryShape) -> DriverCode:
-        return await self._drivers.get(self._open, shape, self._compilers)
+        return await self._drivers.get(self.open, shape, self._compilers)
 
     def close(self) -> None:
         self._drivers.close()
@@ -146,7 +154,7 @@ class WasmtimeEngine:
             engine, self._engine = self._engine, None
             native.wasm_engine_delete(engine)
 
-    def _open(self) -> int:
+    def open(self) -> int:
         if self._engine is None:
             raise trio.ClosedResourceError("this engine is closed")
         return self._engine
@@ -216,7 +224,11 @@ def _deserialize(engine: int, data: bytes) -> int:
     return made.value
 
 
-def _compile(engine: int, wasm: bytes, admit: Callable[[ModuleInfo], Edits]) -> Artifact:
+def _compile(
+    make: Callable[[bytes], tuple[bytes, int]],
+    wasm: bytes,
+    admit: Callable[[ModuleInfo], Edits],
+) -> Artifact:
     try:
         info = read_module(wasm)
     except MalformedModuleError as error:
@@ -229,10 +241,10 @@ def _compile(engine: int, wasm: bytes, admit: Callable[[ModuleInfo], Edits]) -> 
     hidden = _hidden_exports(info, edits)
     if hidden:
         edited = add_exports(edited, read_module(edited), hidden)
-    return Artifact(*_build(engine, edited), info, edits)
+    return Artifact(*make(edited), info, edits)
 
 
-def _build(engine: int, wasm: bytes) -> tuple[bytes, int]:
+def build(engine: int, wasm: bytes) -> tuple[bytes, int]:
     """Compiled code at rest, and its bytes once it is loaded."""
     made = c_void_p()
     problem = native.module_new(engine, wasm, len(wasm), byref(made))
@@ -255,7 +267,7 @@ def _prove(
     """See `Engine.prove`."""
     code, code_size, made = b"", 0, restorer(artifact.info)
     if made is not None:
-        code, code_size = _build(engine, made.wasm)
+        code, code_size = build(engine, made.wasm)
     plan = RestorePlan(code, made)
     artifact = evolve(artifact, code_size=artifact.code_size + code_size, restore=plan)
     module = WasmtimeModule(engine, artifact, hosts)
