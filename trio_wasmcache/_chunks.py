@@ -7,9 +7,13 @@ batch is one thing under way.
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, final
+
+import trio
 
 from . import _calls
 from ._abi.plain import PlainAbi, lift_number
@@ -27,9 +31,9 @@ MAX_FUEL = 2**63 - 1
 # More than any batch can burn.
 BATCH_FUEL = 2**200
 # Copying takes the GIL. In a thread, between slices of some microseconds, the event loop would wait
-# for Python's switch interval, 5 ms, to get it; so a thread lets go of it this often (seconds), and
-# for long enough for another thread to wake.
-REST_EVERY, REST = 0.001, 0.00005
+# for Python's switch interval, 5 ms, to get it; so a thread stands back this often (seconds) until
+# the loop has come round, but not for long: the loop may be busy with what needs no GIL.
+REST_EVERY, REST = 0.001, 0.003
 
 
 class Chunks:
@@ -57,7 +61,8 @@ class Chunks:
         self._burnt = 0  # by what is over
         self._watched = -1  # the row that was running at the end of the last slice
         self._watched_since = 0  # how much of its fuel was left then
-        self._rested = 0.0  # when the GIL was let go of for long
+        self._rested = 0.0  # when the loop came round last
+        self._token = trio.lowlevel.current_trio_token()
 
     # -- what differs
 
@@ -130,10 +135,13 @@ class Chunks:
             raise FuelExhaustedError(f"the row burnt all of its fuel, {self.total_fuel} units")
 
     def _rest(self) -> None:
-        now = time.perf_counter()
-        if now - self._rested > REST_EVERY:
-            self._rested = now
-            time.sleep(REST)
+        if time.perf_counter() - self._rested > REST_EVERY:
+            passed = threading.Lock()
+            passed.acquire()
+            with contextlib.suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(passed.release)
+                passed.acquire(timeout=REST)
+            self._rested = time.perf_counter()
 
     # -- as who makes it sees it
 

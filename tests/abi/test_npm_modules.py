@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 from attrs import frozen
+from batch.routes import drives
 from engine.support import quiet_cache
 
 from trio_wasmcache import AbiError, BufferAbi, Exports, FuncType, Guest, HostFunction, Invoke
@@ -109,6 +110,12 @@ async def test_a_hash_without_an_allocator(packages: Path) -> None:
                 [await h32.call(text.encode(), 7), str(await h64.call(text, 7))] for text in TEXTS
             ]
             assert found == expected
+            raw = [text.encode() for text in TEXTS]
+            assert [list(await h32.map([raw * 9, 7])), list(await h64.map([TEXTS * 9, 7]))] == [
+                [pair[0] for pair in expected] * 9,
+                [int(pair[1]) for pair in expected] * 9,
+            ]
+            assert drives(h32)
             size = h32.size
             assert await h32.call(bytes(10), 0) == await h32.call(bytearray(10), 0)
             assert h32.size == size
@@ -149,12 +156,19 @@ async def test_compressors_by_wasm_bindgen(packages: Path, package: str) -> None
             found = [await pack.call(value) for value in values]
             assert [data.hex() for data in found] == expected
             assert [await unpack.call(data) for data in found] == values
+            assert await pack.map([values * 9]) == found * 9
+            assert await unpack.map([found * 9]) == values * 9
+            assert drives(pack)
             sizes = pack.size, unpack.size
             for _ in range(200):
                 assert await unpack.call(await pack.call(values[-1])) == values[-1]
             assert (pack.size, unpack.size) == sizes
             with pytest.raises(AbiError, match=f"returned an error instead of a {kind}"):
                 await unpack.call(found[-1][:-1])
+        async with decompress.acquire() as unpack:
+            with pytest.raises(AbiError, match=f"returned an error instead of a {kind}") as caught:
+                await unpack.map([[*found, found[-1][:-1]]])
+            assert caught.value.row == len(found)
 
 
 @frozen

@@ -16,7 +16,7 @@ from trio_wasmcache import CacheConfig, _batch, open_cache
 from trio_wasmcache._core.driver import Shape, layout
 from trio_wasmcache._engine.seam import UNDER_WAY
 
-from .harness import Report, SilentLogger, percentile
+from .harness import FIB, Report, SilentLogger, percentile
 from .loop import lateness
 
 ADD = """(module
@@ -147,41 +147,74 @@ async def bench_text(report: Report, rows: int, rounds: int) -> None:
                 report.add(f"{what}: {way}, times as fast as row by row", slowest, "", at_least=5)
 
 
+async def _ticker_beside(lease: Any, columns: Any, seconds: float, late: list[float]) -> int:
+    """How late a 1 ms ticker is beside batches, for that long or a little more; how many."""
+    began, batches = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lateness, 2 * seconds, late)
+            result = await lease.map(columns)
+            nursery.cancel_scope.cancel()
+        # To free so much memory takes milliseconds: not while the ticker runs.
+        del result
+        batches += 1
+    return batches
+
+
+async def _ticker_beside_call(lease: Any, seconds: float, late: list[float]) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lease.call, 60)
+        await lateness(seconds, late)
+        nursery.cancel_scope.cancel()
+
+
 async def bench_others(report: Report, rows: int, seconds: float, rounds: int) -> None:
-    """A 1 ms ticker beside batches, and how soon a cancelled batch ends."""
-    idle: list[float] = []
-    await lateness(seconds, idle)
-    floor = percentile(idle, 0.99)
-    left, right = array("q", [1]) * rows, array("q", [2]) * rows
+    """A 1 ms ticker beside batches, and how soon a cancelled batch ends.
+
+    The idle loop, a single call and batches take turns, as what else runs on a machine changes.
+    """
+    columns = array("q", [1]) * rows, array("q", [2]) * rows
     for what, offload in (("inline", None), ("offloaded", CacheConfig().offload_after)):
-        config = CacheConfig(offload_after=offload)
+        config = CacheConfig(offload_after=offload, total_fuel=10**13)
+        idle: list[float] = []
+        single: list[float] = []
+        late: list[float] = []
+        batches = 0
         async with open_cache(config, logger=SilentLogger()) as cache:
-            function = await cache.register("mix", ADD, args=TWO, returns="i64")
-            late: list[float] = []
-            async with function.acquire() as lease:
-                began = time.perf_counter()
-                batches = 0
-                while time.perf_counter() - began < seconds:
-                    async with trio.open_nursery() as nursery:
-                        nursery.start_soon(lateness, seconds, late)
-                        result = await lease.map([left, right])
-                        nursery.cancel_scope.cancel()
-                    # To free so much memory takes milliseconds: not while the ticker runs.
-                    del result
-                    batches += 1
+            mix = await cache.register("mix", ADD, args=TWO, returns="i64")
+            fib = await cache.register("fib", FIB, args=("i64",), returns="i64")
+            for _ in range(6):
+                await lateness(seconds / 6, idle)
+                async with fib.acquire() as lease:
+                    await _ticker_beside_call(lease, seconds / 6, single)
+                async with mix.acquire() as lease:
+                    batches += await _ticker_beside(lease, columns, seconds / 6, late)
+            floor = percentile(idle, 0.99)
+            report.add(
+                f"ticker p99 above idle beside a single call, {what}",
+                percentile(single, 0.99) - floor,
+                "ms",
+                at_most=3,
+            )
             report.add(
                 f"ticker p99 above idle in batches of {rows:,}, {what}",
                 percentile(late, 0.99) - floor,
                 "ms",
                 at_most=3,
-                note=f"{batches} batches, {len(late)} ticks; the worst {max(late):.1f}",
+                note=f"idle {floor:.1f}; {batches} batches, {len(late)} ticks",
+            )
+            report.add(
+                f"ticker median in batches of {rows:,}, {what}",
+                statistics.median(late),
+                "ms",
+                at_most=1,
             )
             ends = []
             for number in range(rounds):
-                async with function.acquire() as lease:
+                async with mix.acquire() as lease:
                     due = trio.current_time() + 0.01 + 0.0007 * (number % 10)
                     with trio.move_on_at(due) as scope:
-                        await lease.map([left, right])
+                        await lease.map(columns)
                     assert scope.cancelled_caught, "the batch is too short"
                     ends.append((trio.current_time() - due) * 1e3)
             report.add(
@@ -192,7 +225,35 @@ async def bench_others(report: Report, rows: int, seconds: float, rounds: int) -
             )
 
 
+async def bench_large(report: Report, seconds: float) -> None:
+    """A 1 ms ticker beside calls with a list of a MiB, whose conversion takes long."""
+    values = list(range(128 * 1024))
+    idle: list[float] = []
+    late: list[float] = []
+    calls = 0
+    async with open_cache(CacheConfig(), logger=SilentLogger()) as cache:
+        types = {"args": ("text", "list<int>"), "returns": "list<int>"}
+        second = await cache.register("second", UDFS / "scylla_v2.wasm", **types)
+        async with second.acquire() as lease:
+            for _ in range(4):
+                await lateness(seconds / 4, idle)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(lateness, seconds / 4, late)
+                    began = time.perf_counter()
+                    while time.perf_counter() - began < seconds / 4:
+                        await lease.call("", values)
+                        calls += 1
+                    nursery.cancel_scope.cancel()
+    report.add(
+        "ticker p99 above idle beside lists of a MiB",
+        percentile(late, 0.99) - percentile(idle, 0.99),
+        "ms",
+        note=f"{calls} calls; the worst {max(late):.1f}",
+    )
+
+
 async def run(report: Report, quick: bool) -> None:
     await bench_rows(report, 200_000 if quick else 1_000_000, 5 if quick else 11)
     await bench_text(report, 20_000 if quick else 200_000, 3 if quick else 7)
-    await bench_others(report, 10_000_000, 0.5 if quick else 3, 10 if quick else 50)
+    await bench_large(report, 0.5 if quick else 2)
+    await bench_others(report, 10_000_000, 0.6 if quick else 6, 10 if quick else 50)

@@ -314,6 +314,8 @@ class BufferCrossing:
         """Addresses: for the result's area, if there is to be one, and for each buffer."""
         sizes = [len(one) + self.nul for one in lowered if isinstance(one, (bytes, memoryview))]
         areas = [AREA_SIZE] if self.style == "out" else []
+        if not areas and not sizes:
+            return []
         if self.allocator.alloc is None:
             # One piece of grown memory, each part at a multiple of eight.
             offsets = [0]
