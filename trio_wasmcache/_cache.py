@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from typing import Any, final
 
 import trio
@@ -18,6 +18,7 @@ from ._core.events import Closed, Reason, Registered as RegisteredEvent, Removed
 from ._core.isolation import RESET, REUSE, verdict
 from ._core.records import FunctionRecord
 from ._core.stats import CacheStats, EntryInfo
+from ._ctrl_c import opening
 from ._function import Function
 from ._group import SchedulingGroup, check_group, find_group, groups_around, open_group
 from ._host import HostFunction
@@ -262,8 +263,7 @@ class InstanceCache:
 
     # -- groups
 
-    @asynccontextmanager
-    @trio.lowlevel.enable_ki_protection
+    @opening
     async def scheduling_group(
         self, name: str, *, capacity: float, shares: int = 100
     ) -> AsyncIterator[SchedulingGroup]:

@@ -15,8 +15,10 @@ import trio
 
 from ._core.events import Reason
 from ._core.records import Request, Stage
+from ._ctrl_c import outlast
 from ._group import SchedulingGroup, tell_closed
 from ._shell import Shell, held_in
+from ._uses import CLOSED, tell_abandoned
 
 if TYPE_CHECKING:
     from ._lease import Lease
@@ -26,24 +28,29 @@ async def close_groups(shell: Shell, groups: Sequence[SchedulingGroup], reason: 
     """Close `groups`; when this returns, nothing of theirs runs any more.
 
     **Checkpoint:** if a thread is in a call.
-    **Cancellation:** shielded; a thread stops within a slice.
+    **Cancellation:** shielded, from Ctrl-C as well; a thread stops within a slice.
     """
     now = trio.current_time()
     for group in groups:
         tell_closed(group, now)
-        shell.act(shell.policy.close_group(group._record, now, reason), now)
-        group._wake_token_waiters()
+        step = shell.policy.close_group(group._record, now, reason)
+        shell.act(step, now)
+        if shell.log_uses:
+            # Now, as the log of a cache ends before its tasks have been told.
+            for request in step.woken:
+                if request.stage is Stage.ENDED:
+                    tell_abandoned(shell, request, CLOSED, now)
+        group._end_token_waits()
     in_threads = []
     for group in groups:
         for request in held_in(shell.policy, group._record):
             out_of_thread = _shut(shell, request, reason)
             if out_of_thread is not None:
                 in_threads.append((request, out_of_thread))
-    with trio.CancelScope(shield=True):
-        for request, out_of_thread in in_threads:
-            await out_of_thread.wait()
-            if request in shell.policy.waits.held:
-                _shut(shell, request, reason)
+    for request, out_of_thread in in_threads:
+        await outlast(out_of_thread)
+        if request in shell.policy.waits.held:
+            _shut(shell, request, reason)
 
 
 def _shut(shell: Shell, request: Request, reason: Reason) -> trio.Event | None:
@@ -54,6 +61,8 @@ def _shut(shell: Shell, request: Request, reason: Reason) -> trio.Event | None:
     if out_of_thread is not None:
         return out_of_thread
     now = trio.current_time()
+    if shell.log_uses and request.stage in (Stage.LOADING, Stage.GRANTED):
+        tell_abandoned(shell, request, CLOSED, now)
     if request.stage is Stage.LOADING:
         assert instance is not None
         native, instance.payload = instance.payload, None

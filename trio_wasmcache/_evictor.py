@@ -13,6 +13,7 @@ import trio
 from ._shell import Shell
 
 
+@trio.lowlevel.enable_ki_protection
 async def evict_on_time(shell: Shell) -> NoReturn:
     """Evict what has been idle for `idle_timeout`, when it is due and not later. Runs for ever.
 

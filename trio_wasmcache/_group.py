@@ -7,7 +7,6 @@ import functools
 import inspect
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, final
 
 import trio
@@ -17,6 +16,7 @@ from ._core.config import bad_capacity, bad_shares
 from ._core.events import GroupClosed, GroupOpened
 from ._core.fair import Share
 from ._core.records import GroupRecord
+from ._ctrl_c import opening
 from ._shell import Shell
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ class SchedulingGroup:
         self._capacity = capacity
         self._limiter: trio.CapacityLimiter | None = None
         self._watched = False
-        self._waiting: dict[trio.CancelScope, Task] = {}  # those who wait for a token
+        # {around a wait for a token: (whose it is, how to note that it was in vain)}
+        self._waiting: dict[trio.CancelScope, tuple[Task, Callable[[str], None]]] = {}
         record.others = self._others_have_tokens
 
     @property
@@ -134,8 +135,12 @@ class SchedulingGroup:
         owners[task] = 1
         return True
 
-    async def _wait_for_token(self, task: Task, note_block: Callable[[], None]) -> None:
+    async def _wait_for_token(
+        self, task: Task, note_block: Callable[[], None], note_end: Callable[[str], None]
+    ) -> None:
         """Wait for a token for `task`, which holds nothing here; first, `note_block` is called.
+
+        `note_end` is called where the group is closed meanwhile, in that step.
 
         **Checkpoint:** always.
         **Cancellation:** no token is taken.
@@ -145,7 +150,7 @@ class SchedulingGroup:
         waits.begin(task, self._record)
         note_block()
         with trio.CancelScope() as scope:
-            self._waiting[scope] = task
+            self._waiting[scope] = task, note_end
             try:
                 await self._need_limiter().acquire_on_behalf_of((self._record, task))
                 owners[task] = 1
@@ -167,9 +172,10 @@ class SchedulingGroup:
         else:
             owners[task] = held - 1
 
-    def _wake_token_waiters(self) -> None:
-        for scope, task in self._waiting.items():
+    def _end_token_waits(self) -> None:
+        for scope, (task, note_end) in self._waiting.items():
             self._shell.policy.waits.end(task)
+            note_end(trio.ClosedResourceError.__name__)
             scope.cancel()
 
     def _others_have_tokens(self) -> bool:
@@ -225,7 +231,7 @@ def check_group(name: object, capacity: object, shares: object) -> None:
             raise ValueError(f"{what} of group {name!r} {problem}")
 
 
-@asynccontextmanager
+@opening
 async def open_group(
     shell: Shell, name: str, capacity: float, shares: int
 ) -> AsyncIterator[SchedulingGroup]:

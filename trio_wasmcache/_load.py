@@ -63,10 +63,12 @@ async def _see_through(shell: Shell, group: SchedulingGroup, request: Request) -
         if request.stage is Stage.LOADING:
             await _load(shell, group, request)
         elif request.stage is Stage.ENDED:
-            ended = _ended(group, request)
-            if shell.config.log_uses:
-                tell_abandoned(shell, request, type(ended).__name__, trio.current_time())
-            raise ended
+            if request.error is None or isinstance(request.error, Closed):
+                raise closed_group(group)  # who closed it has told the log
+            if shell.log_uses:
+                kind = type(request.error).__name__
+                tell_abandoned(shell, request, kind, trio.current_time())
+            raise request.error
         else:
             await _wait(shell, request)
 
@@ -168,9 +170,3 @@ def _explain(key: object, error: BaseException) -> BaseException:
     if isinstance(error, (LoadError, LinkError)):
         return type(error)(f"{key} could not be instantiated: {error}")
     return error
-
-
-def _ended(group: SchedulingGroup, request: Request) -> BaseException:
-    if request.error is None or isinstance(request.error, Closed):
-        return closed_group(group)
-    return request.error

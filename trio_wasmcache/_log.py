@@ -8,15 +8,19 @@ fit into the buffer is dropped, and the log says how many and which.
 from __future__ import annotations
 
 import collections
+import contextlib
+import functools
 import itertools
 import secrets
 import threading
+from collections.abc import Callable
 from typing import Any, Protocol, final
 
 import structlog
 import trio
 
 from ._core.events import Event, Lost, Stamped
+from ._ctrl_c import outlast
 
 # At about 1 KB an event, a sink may fall 10 MB behind before anything is lost.
 BUFFER_EVENTS = 10_000
@@ -70,7 +74,8 @@ class ThreadedLogWriter:
         self._events: collections.deque[Stamped] = collections.deque()
         self._wake = threading.Event()
         self._closing = threading.Event()
-        self._done = threading.Event()
+        self._written: Callable[[], object] | None = None
+        """Tells who closes the log that all is written; None until somebody does."""
         self._awake = False  # so that it need not be woken
         self._gap: tuple[int, int, float] | None = None  # (first lost, how many, when)
         self.lost = 0
@@ -92,10 +97,12 @@ class ThreadedLogWriter:
     async def close(self, timeout: float) -> None:
         if self._gap is not None:
             self._tell_gap()
+        # Not by `trio.to_thread`, whose threads may all be taken.
+        written, token = trio.Event(), trio.lowlevel.current_trio_token()
+        self._written = functools.partial(token.run_sync_soon, written.set)
         self._closing.set()
         self._wake.set()
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(self._done.wait, timeout)
+        await outlast(written, timeout)
 
     def _tell_gap(self) -> None:
         assert self._gap is not None
@@ -110,7 +117,8 @@ class ThreadedLogWriter:
             self._wake.set()
 
     def _run(self) -> None:
-        while not self._done.is_set():
+        closing = False
+        while not closing:
             self._wake.wait()
             closing = self._closing.wait(GATHER)
             # In this order: what comes in after it is either written now, or wakes the thread.
@@ -118,8 +126,9 @@ class ThreadedLogWriter:
             self._awake = False
             while self._events:
                 self._write(self._events.popleft())
-            if closing:
-                self._done.set()
+        assert self._written is not None
+        with contextlib.suppress(trio.RunFinishedError):  # they did not wait for so long
+            self._written()
 
     def _write(self, stamped: Stamped) -> None:
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import trio
@@ -11,6 +10,7 @@ import trio
 from ._cache import InstanceCache
 from ._core.config import CacheConfig
 from ._core.events import Opened
+from ._ctrl_c import opening
 from ._engine.seam import Engine
 from ._evictor import evict_on_time
 from ._group import group_opened
@@ -18,7 +18,7 @@ from ._log import LogWriter, ThreadedLogWriter
 from ._shell import Shell, describe_limits
 
 
-@asynccontextmanager
+@opening
 async def open_cache(
     config: CacheConfig | None = None, *, logger: Any = None
 ) -> AsyncIterator[InstanceCache]:
@@ -39,8 +39,8 @@ async def open_cache(
             called from one thread of the cache's own.
 
     **Checkpoint:** entering and leaving are checkpoints.
-    **Cancellation:** everything is closed all the same; flushing the log is shielded, for at most
-    `log_flush_timeout` seconds.
+    **Cancellation:** everything is closed all the same, and so it is after Ctrl-C, however often;
+    flushing the log is shielded, for at most `log_flush_timeout` seconds.
     """
     from ._engine.apart import Apart
     from ._engine.engine import WasmtimeEngine
@@ -56,8 +56,7 @@ async def open_cache(
         yield cache
 
 
-@asynccontextmanager
-@trio.lowlevel.enable_ki_protection
+@opening
 async def open_with(
     config: CacheConfig, engine: Engine, log: LogWriter
 ) -> AsyncIterator[InstanceCache]:
@@ -83,6 +82,12 @@ async def open_with(
                     ending.shield = True
                     await cache._close()
                     service.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        # Ctrl-C while it was closing: not wrapped, either.
+        interrupts, others = group.split(KeyboardInterrupt)
+        if interrupts is None or others is not None:
+            raise
+        failure = KeyboardInterrupt()
     finally:
         engine.close()
         await log.close(config.log_flush_timeout)

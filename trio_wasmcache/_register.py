@@ -276,6 +276,7 @@ class Compiler:
         if slot.functions == 0:
             del self.modules[slot.equal]
 
+    @trio.lowlevel.enable_ki_protection
     async def _run(
         self,
         equal: Any,
@@ -347,7 +348,10 @@ class Compiler:
 async def _digest(wasm: bytes) -> bytes:
     if len(wasm) < DIGEST_IN_THREAD:
         return hashlib.sha256(wasm).digest()
-    return await trio.to_thread.run_sync(lambda: hashlib.sha256(wasm).digest())
+    digest = await trio.to_thread.run_sync(lambda: hashlib.sha256(wasm).digest())
+    # A thread is waited for whatever comes; the cache may have been closed meanwhile.
+    await trio.lowlevel.checkpoint_if_cancelled()
+    return digest
 
 
 def _is_reactor(info: ModuleInfo) -> bool:

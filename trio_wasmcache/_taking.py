@@ -50,19 +50,23 @@ async def take(lease: Lease, task: Task) -> Lease:
         record = shell.registry.find(lease._name, lease._args)  # unknown: say so before waiting
         lease._at = trio.current_time()
         try:
-            await group._wait_for_token(task, functools.partial(_note_block, lease, record))
+            await group._wait_for_token(
+                task,
+                functools.partial(_note_block, lease, record),
+                functools.partial(_note_no_token, lease, record, task),
+            )
         except BaseException as error:
             entry = shell.policy.residents.entry(record, group._record)
             shell.policy.note_error(entry, type(error).__name__)
-            if shell.log_uses and not isinstance(error, DeadlockError):
-                tell_token_wait_ended(shell, record, group.name, error)
+            if not (group._record.closed or isinstance(error, DeadlockError)):
+                _note_no_token(lease, record, task, type(error).__name__)
             raise
     try:
         await _acquire(lease, task, blocked)
     except BaseException as error:
-        if blocked and lease._number is None and shell.log_uses:
-            # Removed or closed while it waited; the log still has it waiting for its token.
-            tell_token_wait_ended(shell, record, group.name, error)
+        if blocked and lease._number is None and not group._record.closed:
+            # Removed while it waited; the log still has it waiting for its token.
+            _note_no_token(lease, record, task, type(error).__name__)
         group._give_back_token(task)
         raise
     lease._task = task
@@ -179,3 +183,9 @@ def _note_block(lease: Lease, record: FunctionRecord) -> None:
     lease._shell.policy.note_token_block(record, lease._group._record)
     if lease._shell.log_uses:
         tell_token_block(lease._shell, record, lease._group.name)
+
+
+def _note_no_token(lease: Lease, record: FunctionRecord, task: Task, error: str) -> None:
+    """Waiting for the token was in vain."""
+    if lease._shell.log_uses:
+        tell_token_wait_ended(lease._shell, record, lease._group.name, task, error)

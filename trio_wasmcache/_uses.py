@@ -10,6 +10,7 @@ import math
 from typing import TYPE_CHECKING
 
 import trio
+from trio.lowlevel import Task
 
 from ._core.events import Abandoned, Acquired, Blocked, Failed, Loaded, Recycled, Requested
 from ._core.records import FunctionRecord, Instance, Request
@@ -18,6 +19,9 @@ from ._shell import Shell, describe
 
 if TYPE_CHECKING:
     from ._lease import Lease
+
+# What those get whose group or cache is closed.
+CLOSED = trio.ClosedResourceError.__name__
 
 
 def tell_requested(shell: Shell, request: Request, at: float) -> None:
@@ -62,12 +66,11 @@ def tell_token_block(shell: Shell, record: FunctionRecord, group: str) -> None:
 
 
 def tell_token_wait_ended(
-    shell: Shell, record: FunctionRecord, group: str, error: BaseException
+    shell: Shell, record: FunctionRecord, group: str, task: Task, error: str
 ) -> None:
-    """The acquire gave up while it waited for a token, or found nothing to ask for after it."""
-    task = shell.task_number(trio.lowlevel.current_task())
-    kind = type(error).__name__
-    shell.tell(Abandoned(**describe(record), group=group, request=None, task=task, error=kind))
+    """The acquire gave up while it waited for a token."""
+    number = shell.task_number(task)
+    shell.tell(Abandoned(**describe(record), group=group, request=None, task=number, error=error))
 
 
 def tell_abandoned(shell: Shell, request: Request, error: str, at: float) -> None:
