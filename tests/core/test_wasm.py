@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import sys
 import tracemalloc
@@ -16,6 +17,7 @@ import wasmtime
 from hypothesis import given, settings, strategies as st
 
 from trio_wasmcache._core.wasm import (
+    BREATHS,
     ELEMENT_LIMIT,
     HEADER,
     VALUE_LIMIT,
@@ -581,6 +583,30 @@ def test_steps_and_memory_grow_with_the_bytes(grown: Callable[[int], bytes]) -> 
     finally:
         tracemalloc.stop()
     assert peak < 200 * len(large) + 64 * 1024
+
+
+@pytest.mark.parametrize(
+    "wasm",
+    [
+        repeated(b"\x60\0\0", 1)(30_000),
+        module(TYPE, FUNCTION, TABLE, (9, b"\1\1\0" + uleb(10_000) + b"\0" * 10_000)),
+        module((6, b"\1\x7f\0\x41\0" + b"\x41\0\x6a" * 10_000 + b"\x0b")),
+        module(*[(0, b"\0")] * 10_000),
+        module(TYPE, FUNCTION, (10, vector([b"\xa2\x9c\1" + b"\x90\x4e" + b"\0\x7f" * 10_000]))),
+    ],
+    ids=["items", "elements", "a constant", "sections", "locals"],
+)
+def test_a_large_module_is_read_in_small_steps(wasm: bytes) -> None:
+    """Others get the interpreter now and then: after a few hundred of whatever there is much of."""
+    breaths = 0
+
+    def breathe() -> None:
+        nonlocal breaths
+        breaths += 1
+
+    with contextlib.suppress(MalformedModuleError):
+        read_module(wasm, breathe)
+    assert 10_000 / BREATHS - 1 <= breaths <= 2 * 10_000 / BREATHS + 10
 
 
 raw_sections = st.lists(

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NoReturn
 
@@ -39,10 +39,16 @@ from .wasm_types import (
     UnsupportedFeatureError as UnsupportedFeatureError,
 )
 
+# Items, or instructions of constants, between two breaths: about half a millisecond.
+BREATHS = 256
 
-def read_module(wasm: bytes) -> ModuleInfo:
-    """What the module declares; a `MalformedModuleError` if it is damaged or not for us."""
-    return _Reader(wasm).read()
+
+def read_module(wasm: bytes, breathe: Callable[[], object] = lambda: None) -> ModuleInfo:
+    """What the module declares; a `MalformedModuleError` if it is damaged or not for us.
+
+    A hostile one takes seconds: `breathe` is called now and then, for a thread to let others run.
+    """
+    return _Reader(wasm, breathe).read()
 
 
 @attrs.define
@@ -54,6 +60,14 @@ class Cursor:
     end: int
     begin: int = 0
     """Where the last number, name or byte began: the place an error names."""
+    breathe: Callable[[], object] = lambda: None
+
+    def items(self, count: int) -> Iterator[int]:
+        """Numbers of that many items, with a breath now and then."""
+        for number in range(count):
+            if number % BREATHS == 0:
+                self.breathe()
+            yield number
 
     def fail(self, what: str) -> NoReturn:
         raise MalformedModuleError(what, self.begin)
@@ -160,7 +174,11 @@ class Cursor:
 
     def expression(self) -> None:
         """Steps over a constant expression, its end included."""
+        steps = 0
         while (opcode := self.byte()) != 0x0B:  # end
+            steps += 1
+            if steps % BREATHS == 0:
+                self.breathe()
             match opcode:
                 case 0x41 | 0x42:  # i32.const, i64.const
                     self.number(32 if opcode == 0x41 else 64, signed=True)
@@ -187,8 +205,8 @@ class Cursor:
 class _Reader:
     """Goes through the sections once. Nearly all of them are a count and then items."""
 
-    def __init__(self, wasm: bytes) -> None:
-        self.cursor = Cursor(wasm, 0, len(wasm))
+    def __init__(self, wasm: bytes, breathe: Callable[[], object]) -> None:
+        self.cursor = Cursor(wasm, 0, len(wasm), breathe=breathe)
         self.types: list[FuncType] = []
         self.imports: list[Import] = []
         self.spaces: dict[str, list[Any]] = {kind: [] for kind in KINDS}  # {kind: index space}
@@ -228,6 +246,8 @@ class _Reader:
                 last = rank
             length = cursor.count()
             cursor.end = cursor.at + length
+            if len(self.sections) % BREATHS == 0:
+                cursor.breathe()
             self.sections.append(Section(section, cursor.at, cursor.end))
             self.section(section)
             if cursor.at < cursor.end:
@@ -241,7 +261,7 @@ class _Reader:
         if section in self.items:
             smallest, read_item = self.items[section]
             self.counts[section] = cursor.count(smallest)
-            for _ in range(self.counts[section]):
+            for _ in cursor.items(self.counts[section]):
                 read_item()
         elif section == 8:
             self.start = cursor.index(len(self.spaces["func"]), "start function")
@@ -350,7 +370,7 @@ class _Reader:
             cursor.fail(f"unknown element kind {kind:#x}")
         count = cursor.count()
         self.elements += count
-        for _ in range(count):
+        for _ in cursor.items(count):
             cursor.expression() if flags & 4 else cursor.index(functions, "function")
 
     def body(self) -> None:
@@ -360,7 +380,7 @@ class _Reader:
         self.code_bytes += size
         # A few bytes may ask for any number of locals: they are counted, the rest is skipped.
         cursor.at, cursor.end = cursor.begin, cursor.at
-        for _ in range(cursor.count(2)):
+        for _ in cursor.items(cursor.count(2)):
             self.locals += cursor.number(32)
             cursor.value_type()
         cursor.at, cursor.end = cursor.end, end

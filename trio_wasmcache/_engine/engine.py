@@ -24,6 +24,7 @@ from .._core.wasm import Export, FuncType, MalformedModuleError, ModuleInfo, rea
 from .._core.wasm_edit import add_exports, clamp_maxima
 from . import native
 from .apart import Apart
+from .breath import Breath
 from .drivers import DriverCode, Drivers
 from .hosts import HostTable
 from .instance import WasmtimeInstance
@@ -229,8 +230,9 @@ def _compile(
     wasm: bytes,
     admit: Callable[[ModuleInfo], Edits],
 ) -> Artifact:
+    breathe = Breath()
     try:
-        info = read_module(wasm)
+        info = read_module(wasm, breathe)
     except MalformedModuleError as error:
         raise InvalidModuleError(str(error)) from None
     for export in info.exports:
@@ -240,7 +242,7 @@ def _compile(
     edited = clamp_maxima(wasm, info, edits.memory_maxima, edits.table_maxima)
     hidden = _hidden_exports(info, edits)
     if hidden:
-        edited = add_exports(edited, read_module(edited), hidden)
+        edited = add_exports(edited, read_module(edited, breathe), hidden)
     return Artifact(*make(edited), info, edits)
 
 
