@@ -343,11 +343,11 @@ async def test_declared_types_must_be_those_of_the_export(
 ) -> None:
     """Types or numbers of arguments or results that differ are refused, with both signatures."""
     async with quiet_cache() as cache:
-        key = f"f({', '.join(args)})"
+        key = f"f({', '.join(args)})"[:900]  # what is longer is cut
         await refused(cache, SignatureError, key, said, args=args, returns=returns)
 
 
-@pytest.mark.parametrize("name", ["int", "", "i128", "list<i64>", "I 6 5", "text", "\x1b[31m"])
+@pytest.mark.parametrize("name", ["int", "", "i128", "list<i64>", "I 6 5", "text"])
 async def test_unknown_types_are_refused(name: str) -> None:
     """A type name that is unknown is refused with the list of those that are not."""
     async with quiet_cache() as cache:
@@ -357,6 +357,14 @@ async def test_unknown_types_are_refused(name: str) -> None:
         HostFunction(print, params=(name,))
     with pytest.raises(SignatureError, match="host function"):
         HostFunction(print, results=(name,))
+
+
+async def test_a_type_name_that_would_spoil_a_log_is_refused() -> None:
+    """Whatever the ABI knows: with control characters, no name is one."""
+    async with quiet_cache() as cache:
+        said = r"f: argument types: '\x1b[31m' can't be the name of a type"
+        await refused(cache, SignatureError, said, args=("\x1b[31m",))
+        await refused(cache, SignatureError, "result types", returns=("i64", "a\x07"))
 
 
 @pytest.mark.parametrize("name", ["v128", "funcref", "externref"])

@@ -23,7 +23,7 @@ from ._core.admit import (
     check_signature,
 )
 from ._core.config import CacheConfig
-from ._core.errors import InvalidModuleError, ModuleTooLargeError
+from ._core.errors import InvalidModuleError, ModuleTooLargeError, SignatureError
 from ._core.isolation import ISOLATIONS, RESET, obstacle
 from ._core.keys import FunctionKey, check_name, normalise_type, normalise_types
 from ._core.records import Module
@@ -120,9 +120,14 @@ def _spelt(what: str, names: object) -> tuple[str, ...]:
     if isinstance(names, str) or not isinstance(names, Iterable):
         raise TypeError(f'{what} must be a sequence such as ("i64",), got {names!r:.100}')
     try:
-        return normalise_types(names)
+        types = normalise_types(names)
     except TypeError as error:
         raise TypeError(f"{what}: {error}") from None
+    for name in types:
+        # They end up in the log, and an ABI of one's own may know any.
+        if not name.isprintable():
+            raise SignatureError(f"{what}: {name!r:.100} can't be the name of a type")
+    return types
 
 
 async def read_source(

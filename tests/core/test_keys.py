@@ -110,3 +110,18 @@ def test_near_misses_are_overloads_then_similar_names() -> None:
     assert near_misses(key("fib"), []) == ()
     many = [key("f", *["i64"] * count) for count in range(1, 9)]
     assert len(near_misses(key("f"), many)) == 4
+
+
+def test_an_unknown_name_is_compared_with_a_few() -> None:
+    """However many there are: those that are about as long, and begin alike."""
+    known = [key("x" * length + str(number), "i64") for length in (9, 99) for number in range(5000)]
+    known += [key("function", "i64"), key("funktions", "i64")]
+    assert near_misses(key("funktion", "i64"), known) == ("function(i64)", "funktions(i64)")
+    assert near_misses(key("x" * 100_000, "i64"), known) == ()
+
+
+def test_what_is_asked_for_is_shown_in_short_and_without_control_characters() -> None:
+    """A message may name what a stranger asked for, and end up on a terminal."""
+    assert str(key("a\x1b[2J", "i64\n\u2028", "größe")) == "a?[2J(i64??, größe)"
+    long = str(key("f" * 5000, "i64"))
+    assert (len(long), long[-4:]) == (1000, "f...")

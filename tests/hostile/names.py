@@ -7,6 +7,7 @@ from trio_wasmcache import (
     InvalidModuleError,
     LinkError,
     LoadError,
+    SignatureError,
     StackOverflowError,
     TrapError,
 )
@@ -69,6 +70,20 @@ GUESTS = [
         ATTACKS,
         lambda: module(exports=[Export(EVIL, "func", 0)] * 2),
         Refused(InvalidModuleError, "a second export named"),
+    ),
+    Guest(
+        "types with such names",
+        ATTACKS,
+        function("(local.get 0)"),
+        Refused(SignatureError, "can't be the name of a type"),
+        args=(EVIL,),
+    ),
+    Guest(
+        "an export that is not there, with a long name",
+        "the message that says so",
+        function("(local.get 0)"),
+        Refused(ExportError, "the module exports no 'mmm"),
+        export="m" * LONG,
     ),
     Guest(
         "imports with such names",

@@ -188,11 +188,11 @@ def check_export(info: ModuleInfo, what: str, export: str) -> FuncType:
         listed = ", ".join(repr(_shown(name)) for name in names[:8])
         listed += ", ..." if len(names) > 8 else ""
         raise ExportError(
-            f"{what}: the module exports no {export!r}; "
+            f"{what}: the module exports no {export!r:.300}; "
             + (f"the functions it exports are {listed}" if names else "it exports no function")
         )
     if found.kind != "func":
-        raise ExportError(f"{what}: the export {export!r} is a {found.kind}, not a function")
+        raise ExportError(f"{what}: the export {export!r:.300} is a {found.kind}, not a function")
     return info.functions[found.index]
 
 
@@ -200,7 +200,7 @@ def check_signature(what: str, export: str, declared: FuncType, actual: FuncType
     """`SignatureError` unless the declared types cross as the exported function's."""
     if declared != actual:
         raise SignatureError(
-            f"{what} is declared as {signature(declared)}, but the export {export!r} is "
+            f"{what} is declared as {signature(declared)}, but the export {export!r:.300} is "
             f"{signature(actual)}"
         )
 

@@ -7,6 +7,7 @@ up first, because that is one dictionary access; only a miss pays for normalisin
 from __future__ import annotations
 
 import difflib
+import heapq
 import re
 from collections.abc import Iterable
 
@@ -15,6 +16,10 @@ from attrs import frozen
 _SPACE = re.compile(r"\s+")
 # A name ends up in logs and messages: no control characters, and no essays.
 MAX_NAME_LENGTH = 256
+# Whoever asks for what is not there may ask for anything: it is shown up to here.
+MAX_SHOWN = 1000
+# Names that an unknown one is compared with: each takes up to a tenth of a millisecond.
+MAX_COMPARED = 50
 
 
 @frozen
@@ -25,7 +30,14 @@ class FunctionKey:
     args: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"{self.name}({', '.join(self.args)})"
+        text = f"{self.name}({', '.join(self.args)})"
+        if len(text) > MAX_SHOWN:
+            text = text[: MAX_SHOWN - 3] + "..."
+        return text if text.isprintable() else re.sub(r"\W", _printable, text)
+
+
+def _printable(found: re.Match[str]) -> str:
+    return found[0] if found[0].isprintable() else "?"
 
 
 def normalise_type(name: str) -> str:
@@ -60,7 +72,16 @@ def near_misses(wanted: FunctionKey, known: Iterable[FunctionKey]) -> tuple[str,
     """What the caller may have meant: other overloads first, then similar names; at most four."""
     keys = list(known)
     overloads = [str(key) for key in keys if key.name == wanted.name]
-    others = sorted({key.name for key in keys if key.name != wanted.name})
-    similar = set(difflib.get_close_matches(wanted.name, others, n=3))
+    others = {key.name for key in keys if key.name != wanted.name}
+    likely: list[str] = []
+    if len(wanted.name) <= MAX_NAME_LENGTH:
+        # Slips of the pen begin alike, and are about as long.
+        length, first = len(wanted.name), wanted.name[:1]
+        likely = heapq.nsmallest(
+            MAX_COMPARED,
+            others,
+            key=lambda name: (abs(len(name) - length) + (name[:1] != first), name),
+        )
+    similar = set(difflib.get_close_matches(wanted.name, likely, n=3)) if likely else set()
     named = [str(key) for key in keys if key.name in similar]
     return tuple((overloads + named)[:4])
