@@ -10,13 +10,14 @@ from random import Random
 from typing import Any
 
 import pytest
-import trio
+import trio.testing
 from hypothesis import given, strategies as st
-from kits import WasmtimeKit
+from kits import PAGE, WasmtimeKit
 from report.workloads import CoarseRandom, JsonLogger, draw_config, run_on_jumping_clock, wild_plan
 
 from trio_wasmcache import CacheConfig
 from trio_wasmcache.report.replay import MAX_KEPT, NotReplayable, Replay
+from trio_wasmcache.testing import FakeEngine, open_fake_cache
 
 Event = dict[str, Any]
 
@@ -146,6 +147,29 @@ async def test_a_log_of_real_modules_and_threads_agrees() -> None:
     assert replay.complete
     assert evicted == logged(log.events)
     assert {"corrupted", "group_closed"} <= {reason for _, reason, _ in evicted}
+
+
+async def test_a_lease_that_is_granted_in_the_moment_of_the_closing_agrees() -> None:
+    """Its task was woken, and finds the cache closed before it has run: the log has no word of it."""
+    log = JsonLogger()
+    engine = FakeEngine()
+    config = CacheConfig(log_uses=True, offload_after=None)
+    async with trio.open_nursery() as nursery:
+        async with open_fake_cache(config, engine=engine, logger=log) as cache:
+            await cache.register("f", engine.module(), args=("i64",), returns="i64", export="run")
+
+            async def come_too_late() -> None:
+                with pytest.raises(trio.ClosedResourceError):
+                    async with cache.acquire("f", ("i64",)):
+                        pass
+
+            async with cache.acquire("f", ("i64",)):
+                nursery.start_soon(come_too_late)
+                await trio.testing.wait_all_tasks_blocked()
+    assert log.events[-1]["hits"] == 1
+    replay, evicted = replayed(log.events)
+    assert replay.disagreements == []
+    assert evicted == logged(log.events) == [(1, "closed", 2 * PAGE)]
 
 
 def change(name: str, index: dict[str, Any], **fields: Any) -> Callable[[list[Event]], None]:

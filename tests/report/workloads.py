@@ -123,6 +123,8 @@ class Plan:
     """(group, when it starts, what it does): tasks that belong to a group, which ends with them."""
     group_ends: tuple[float, ...] = ()
     """Seconds after which each group is cancelled."""
+    outside: bool = False
+    """Whether `tasks` outlive groups and cache, which are closed at `close_at` under their hands."""
 
 
 class SlowEngine(FakeEngine):
@@ -156,8 +158,9 @@ async def run_plan(plan: Plan, config: CacheConfig) -> Outcome:
     outcome = Outcome(JsonLogger())
     engine = SlowEngine()
     config = evolve(config, log_uses=True, offload_after=None)
-    async with open_fake_cache(config, engine=engine, logger=outcome.log) as cache:
-        await _Run(plan, engine, cache, outcome).run()
+    async with trio.open_nursery() as outside:
+        async with open_fake_cache(config, engine=engine, logger=outcome.log) as cache:
+            await _Run(plan, engine, cache, outcome, outside).run()
     return outcome
 
 
@@ -167,6 +170,7 @@ class _Run:
     engine: SlowEngine
     cache: InstanceCache
     outcome: Outcome
+    outside: trio.Nursery
     began: float = 0.0
 
     async def run(self) -> None:
@@ -181,6 +185,8 @@ class _Run:
                     nursery.start_soon(self.group, number)
             else:
                 await self.open_groups(list(self.plan.groups), {})
+                if self.plan.outside:
+                    nursery.cancel_scope.cancel()
 
     async def group(self, number: int) -> None:
         name, capacity = self.plan.groups[number]
@@ -204,8 +210,9 @@ class _Run:
 
     async def run_tasks(self, groups: dict[str, Any]) -> None:
         async with trio.open_nursery() as nursery:
+            home = self.outside if self.plan.outside else nursery
             for start, uses in self.plan.tasks:
-                nursery.start_soon(self.task, start, uses, groups)
+                home.start_soon(self.task, start, uses, groups)
             if self.plan.close_at is not None:
                 await trio.sleep_until(self.began + self.plan.close_at)
                 nursery.cancel_scope.cancel()
@@ -238,7 +245,7 @@ class _Run:
             await lease.__aexit__(None, None, None)
 
     async def hold(self, lease: Any, use: Use, groups: dict[str, Any]) -> None:
-        with contextlib.suppress(TrapError):
+        with contextlib.suppress(TrapError, trio.ClosedResourceError):
             await lease.call(1)
         await trio.sleep(use.hold)
         for inner in use.inner:
@@ -383,6 +390,9 @@ def wild_plan(random: Random) -> Plan:
     )
     close_at = random.random() * 8 if random.random() < 0.3 else None
     if not names or random.random() < 0.5:
+        if random.random() < 0.3:
+            at = random.random() * 6
+            return Plan(functions, groups, tuple(tasks), changes, at, outside=True)
         return Plan(functions, groups, tuple(tasks), changes, close_at)
     return Plan(
         functions,
