@@ -124,7 +124,7 @@ class Plan:
     group_ends: tuple[float, ...] = ()
     """Seconds after which each group is cancelled."""
     outside: bool = False
-    """Whether `tasks` outlive groups and cache, which are closed at `close_at` under their hands."""
+    """Whether `tasks` outlive groups and cache, which are closed under them, at `close_at`."""
 
 
 class SlowEngine(FakeEngine):
