@@ -150,7 +150,7 @@ async def test_a_log_of_real_modules_and_threads_agrees() -> None:
 
 
 async def test_a_lease_that_is_granted_in_the_moment_of_the_closing_agrees() -> None:
-    """Its task was woken, but finds the cache closed: the log has no word of the lease."""
+    """Its task was woken, but finds the cache closed: it has a hit, and no lease."""
     log = JsonLogger()
     engine = FakeEngine()
     config = CacheConfig(log_uses=True, offload_after=None)

@@ -7,8 +7,7 @@ Rules:
    step that the policy took.
 2. A token is held from its `requested` on until after the step of its `recycled` or `abandoned`,
    as in the cache: who holds it decides what is a deadlock.
-3. Closing a group ends its loads, and leases whose tasks have not run yet, without a word in the
-   log. They end here in the order in which the cache ends them: that in which they began.
+3. Closing a group ends its loads, and leases whose tasks have not run yet: they are `abandoned`.
 """
 
 from __future__ import annotations
@@ -36,11 +35,8 @@ class Driver:
     """{number: request} of those that the log has not told the end of."""
     granted: set[Request] = Factory(set)
     """Those of which the log has told `acquired`: their tasks know that they hold something."""
-    closing: list[Request] = Factory(list)
-    """What was held in a group when it was closed, and has not ended yet; in order."""
     _token_waits: dict[int, GroupRecord] = Factory(dict)  # {task: group}
     _capacities: dict[GroupRecord, int | None] = Factory(dict)
-    _reason: Reason = Reason.CLOSED  # of the closing
 
     @property
     def policy(self) -> Policy:
@@ -70,37 +66,16 @@ class Driver:
         """An `evicted` event that the cache's clock was the cause of."""
         return self.policy.expire(event["at_seconds"])
 
-    # -- closing
-
     def close_group(self, event: Event) -> Step:
-        """A `group_closed` event; `end_silently` does the rest."""
+        """A `group_closed` event."""
         policy = self.policy
         group = self.books.groups[event["group"]]
-        self._reason = Reason.CLOSED if event["with_cache"] else Reason.GROUP_CLOSED
+        reason = Reason.CLOSED if event["with_cache"] else Reason.GROUP_CLOSED
         policy.closed = policy.closed or event["with_cache"]
-        step = policy.close_group(group, event["at_seconds"], self._reason)
+        step = policy.close_group(group, event["at_seconds"], reason)
         for task in [task for task, wanted in self._token_waits.items() if wanted is group]:
             self.end_token_wait(task)
-        self.closing += self.books.held_in(group)
         return step
-
-    def next_silent(self, before: Request | None = None) -> Request | None:
-        """What the closing ends next without a word, if it comes before `before`."""
-        for request in self.closing:
-            if request is before:
-                return None
-            # One that is not silent, and still here, has a thread in it: that comes later.
-            if request not in self.granted:
-                return request
-        return None
-
-    def end_silently(self, request: Request, at: float) -> Step | None:
-        """End one of those. If its task has slept, it says so when it wakes: see `abandon`."""
-        self.closing.remove(request)
-        if request.stage is Stage.LOADING:
-            return self.policy.failed(request, at)
-        assert request.instance is not None
-        return self.policy.recycle(request, request.instance.size, at, self._reason)
 
     # -- tokens
 
@@ -159,8 +134,6 @@ class Driver:
         """A `recycled` event; `drop`: what only the cache could know, that a call failed."""
         request = self.requests.pop(event["request"])
         self.granted.discard(request)
-        if request in self.closing:
-            self.closing.remove(request)
         size, at = event["size_bytes"], event["at_seconds"]
         step = self.policy.recycle(request, size, at, drop, event["seat"])
         self._give_back_token(request)
@@ -172,6 +145,9 @@ class Driver:
         at, step = event["at_seconds"], None
         if request.stage is Stage.LOADING:
             step = self.policy.failed(request, at)
+        elif request.stage is Stage.GRANTED:
+            assert request.instance is not None
+            step = self.policy.recycle(request, request.instance.size, at)
         elif request.stage is not Stage.ENDED:
             step = self.policy.cancel(request, at)
         self._give_back_token(request)

@@ -141,8 +141,6 @@ class Replay:
         if name != "evicted":
             self._settle(event["seq"])
         try:
-            if self._driven.closing:
-                self._end_silently(name, event)
             if name == "recycled":
                 self._on_recycled(event, following)
             else:
@@ -168,20 +166,6 @@ class Replay:
                 f"been evicted ({event.reason.value}); the log has not got that",
             )
         self._expected.clear()
-
-    def _end_silently(self, name: str, event: Event) -> None:
-        """Do what the closing of a group has done by now without telling."""
-        driver = self._driven
-        before = driver.requests.get(event["request"]) if name == "recycled" else None
-        if name == "group_closed" and event["with_cache"] and driver.policy.closed:
-            return  # first all groups are closed, then what they hold
-        while not self._expected:
-            request = driver.next_silent(before)
-            if request is None:
-                break
-            self._act(driver.end_silently(request, event["at_seconds"]))
-            if name != "evicted":
-                self._settle(event["seq"])
 
     def _disagree(self, seq: int, text: str) -> None:
         self.disagreed += 1
@@ -314,7 +298,7 @@ def _booked_error(request: Request, logged: str) -> str:
     match request.stage:
         case Stage.LOADING:
             return logged
-        case Stage.ENDED:
+        case Stage.GRANTED:
             return "ClosedResourceError"
         case _:
             return "Cancelled"
