@@ -6,6 +6,7 @@ import gzip
 import io
 import os
 import threading
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -118,10 +119,14 @@ def test_a_file_made_to_burst(pack: Pack, tmp_path: Path) -> None:
         return data, error
 
     lines.read_some = watched
+    tracemalloc.start()
     try:
         reader, found = read(bomb)
+        _, most = tracemalloc.get_traced_memory()
     finally:
+        tracemalloc.stop()
         lines.read_some = real
+    assert most < 8 * BLOCK
     assert found == [EVENT]
     assert largest <= BLOCK
     assert (reader.counts.lines, reader.counts.foreign) == (2, 1)

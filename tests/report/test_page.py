@@ -71,6 +71,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     log = full_log(EVIL)
     for number in range(5):
         log.evicted(300 + number, function=EVIL)
+    log.evicted(310, function=r"$\frac{$")  # what matplotlib would take for a formula, a wrong one
     for number, line in enumerate(log.lines):
         line["timestamp"] = line["cache"] = EVIL
         for name in ("error", "waits_for"):
@@ -198,6 +199,7 @@ def test_names_are_escaped(hostile: Path) -> None:
     assert not [name for name, _ in tags.attributes if name.startswith("on")]
     assert "&lt;script&gt;document.title" in text
     assert "\x1b" not in text
+    assert text.count(r"$\frac{$") == 2  # in a table, and in a chart
 
 
 def test_the_same_log_gives_the_same_page(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_a_series_widens() -> None:
         values = pl.Series([value for _, value in part])
         series.add("sum", times, values)
         series.add("count", times)
-        series.level("level", times, values, -values)
+        series.level("level", times, values, 9 - values)
     bins: dict[int, list[int]] = {}
     for at, value in events:
         bins.setdefault(int(at // series.width), []).append(value)
@@ -157,7 +157,7 @@ def test_a_series_widens() -> None:
         inside = bins.get(number, [])
         assert (sums[number], counts[number]) == (sum(inside), len(inside))
         assert levels[number] == max([*inside, last])
-        last = -inside[-1] if inside else last
+        last = 9 - inside[-1] if inside else last
     busiest, width = series.busiest("sum", 2.5 * series.width)
     assert width == 2 * series.width
     assert busiest == max(sum(sums[number : number + 2]) for number in range(0, count, 2))

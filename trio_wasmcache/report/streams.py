@@ -16,9 +16,9 @@ STDIN = "-"
 # What a damaged file raises while it is read.
 READ_ERRORS = (OSError, EOFError, zlib.error, zstandard.ZstdError)
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
-# Compressed bytes that are unpacked at once. A block of 128 KiB may come from four of them, so
-# even a file made to burst needs less than 100 MB.
-_ZSTD_PIECE = 2048
+# Packed bytes that are unpacked at once. A block of 128 KiB may come from three of them, so that
+# even a file made to burst gives no more than some 20 MB.
+_ZSTD_PIECE = 512
 
 
 class CountingFile(io.RawIOBase):
