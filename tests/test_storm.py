@@ -28,6 +28,7 @@ from trio_wasmcache import (
 )
 
 TYPES = ("i64",)
+LEVELS = ("reuse", "fresh", "reset")
 # Passes of the loop until somebody must be waiting for ever. A storm takes some hundreds, but with
 # threads the loop may spin many times until one of them gets the GIL.
 ENOUGH = 500_000
@@ -54,11 +55,12 @@ class Storm:
         self.modules += [shared, shared, kit.adding(1, slow_start=True), kit.costly()]
         self.modules += [kit.trapping(), kit.growing()]
         for number, wasm in enumerate(self.modules):
-            concurrency = self.random.choice([1, 1, 2])
-            await add(self.cache, f"f{number}", wasm, concurrency=concurrency)
+            concurrency, isolation = self.random.choice([1, 1, 2]), self.random.choice(LEVELS)
+            await add(self.cache, f"f{number}", wasm, concurrency=concurrency, isolation=isolation)
         self.names = [f"f{number}" for number in range(len(self.modules))]
         imports = {"host": {"ask": HostFunction(self.ask)}}
-        await add(self.cache, "asks", kit.asking(), imports=imports)
+        isolation = self.random.choice(LEVELS)
+        await add(self.cache, "asks", kit.asking(), imports=imports, isolation=isolation)
         code = max(function.code_size for function in self.cache.functions())
         room = self.random.choice([2, 3, 100]) * (code + self.cache.config.stack_size)
         self.cache.resize(max_code_size=room, max_instances=self.random.choice([2, 5, 50]))
@@ -90,6 +92,9 @@ class Storm:
         try:
             async with (group or self.cache).acquire(name, TYPES) as lease:
                 self.leases += 1
+                if lease.function.isolation != "reuse":
+                    assert lease.memory.read(1000, 8) == bytes(8), "it was left by another lease"
+                lease.memory.write(1000, b"a secret")
                 for _ in range(random.randrange(3)):
                     try:
                         await lease.call(random.randrange(100))
@@ -113,7 +118,11 @@ class Storm:
             elif chance < 0.05:
                 name, wasm = random.choice(self.names), random.choice(self.modules)
                 try:
-                    await add(cache, name, wasm, replace=True, concurrency=random.choice([1, 2]))
+                    more = {
+                        "concurrency": random.choice([1, 2]),
+                        "isolation": random.choice(LEVELS),
+                    }
+                    await add(cache, name, wasm, replace=True, **more)
                 except DuplicateFunctionError:
                     raise AssertionError("nobody else registers") from None
             elif chance < 0.055 and len(cache.functions()) > 3:
