@@ -176,7 +176,7 @@ class InstanceCache:
                 module_digest=module.digest,
                 module_number=module.payload.number,
                 code_bytes=module.code_size,
-                artifact_bytes=len(module.payload.artifact.data),
+                artifact_bytes=module.payload.artifact.size,
                 compile_seconds=seconds,
                 concurrency=record.concurrency,
                 isolation=function.isolation,

@@ -34,7 +34,7 @@ def count(shell: Shell, groups: int) -> CacheStats:
         max_size=policy.config.max_size,
         code_size=ledger.used,
         max_code_size=policy.config.max_code_size,
-        artifact_size=sum(len(slot.artifact.data) for slot in slots),
+        artifact_size=sum(slot.artifact.size for slot in slots),
         log_lost=shell.log.lost - base.log_lost,
         log_failures=shell.log.failures - base.log_failures,
         uses=uses,

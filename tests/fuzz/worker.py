@@ -26,6 +26,7 @@ from trio_wasmcache import (
     WasmCacheError,
     open_cache,
 )
+from trio_wasmcache._core.isolation import ISOLATIONS
 from trio_wasmcache._core.wasm import MalformedModuleError, ModuleInfo, read_module
 from trio_wasmcache._engine.hosts import INSTANCES
 from trio_wasmcache._engine.instance import WasmtimeInstance
@@ -90,7 +91,14 @@ async def one(cache: InstanceCache, wasm: bytes, random: Random) -> str:
     abi = random.choice(ABIS)
     try:
         await cache.register(
-            "f", wasm, args=args, returns=returns, export=export, abi=abi, called_on_null=False
+            "f",
+            wasm,
+            args=args,
+            returns=returns,
+            export=export,
+            abi=abi,
+            called_on_null=False,
+            isolation=random.choice(ISOLATIONS),
         )
     except (WasmCacheError, SignatureError) as error:
         _check(error)

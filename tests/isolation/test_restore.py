@@ -161,6 +161,8 @@ def test_only_what_a_start_wrote_is_copied(wasm: bytes, initialize: str | None) 
     """The rest comes from the image: patches are the pages that the trial found to differ."""
     with proved(wasm, initialize) as (artifact, start):
         places = [at for at, _ in artifact.restore.patches[0]]
+        at_rest = len(artifact.data) + len(artifact.restore.code)
+        assert artifact.size == at_rest + 4096 * len(places)
         assert places == ([0, 36 * 4096] if wasm is STARTER else [0])
         instance = start()
         assert instance.memory is not None

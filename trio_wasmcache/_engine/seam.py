@@ -44,9 +44,14 @@ class Artifact:
     """Of the module as it was given, before any edits."""
     edits: Edits
     restore: Any = None
-    """What `GuestInstance.mark` needs: the engine's own."""
+    """What `GuestInstance.mark` needs: the engine's own, with a `size` in bytes."""
     obstacle: str | None = None
     """Why its instances can't be put back, found by trying."""
+
+    @property
+    def size(self) -> int:
+        """Bytes, all of it."""
+        return len(self.data) + (0 if self.restore is None else int(self.restore.size))
 
 
 @frozen
