@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from bench import plot, readme
+from bench.harness import Result
 
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("suite", ["calls", "isolation", "log", "loop", "statistics"])
+@pytest.mark.parametrize("suite", ["isolation", "log", "loop", "statistics"])
 def test_a_bench_runs_and_writes_its_figures(suite: str, tmp_path: Path) -> None:
     """With a name, a value and a unit for each."""
     figures = tmp_path / "figures.json"
@@ -22,6 +26,25 @@ def test_a_bench_runs_and_writes_its_figures(suite: str, tmp_path: Path) -> None
     lines = json.loads(figures.read_text())
     assert lines
     assert all(line["name"] and isinstance(line["value"], float) for line in lines)
+
+
+def test_the_readme_has_the_rows_of_the_bench(tmp_path: Path) -> None:
+    """All of the suites that it shows, in order, under the same names; and a picture is drawn.
+
+    A quick run has fewer entries than they say, and without Extism there are no rows of it.
+    """
+    figures, picture = tmp_path / "figures.json", tmp_path / "figures.svg"
+    command = [sys.executable, "-m", "tests.bench", "--quick", *readme.SUITES, "batches", "loop"]
+    command += ["--json", str(figures), *(["--plot", str(picture)] if plot.available() else [])]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert max(len(line) for line in done.stdout.splitlines() if line[:1] not in " (") <= 80
+    results = [Result(**line) for line in json.loads(figures.read_text())]
+    wanted = [re.sub(r"[\d,]{2,}", "N", result.name) for result in results if readme.shows(result)]
+    has_extism = importlib.util.find_spec("extism") is not None
+    there = [re.sub(r"[\d,]{2,}", "N", name) for name in readme.names()]
+    assert wanted == [name for name in there if has_extism or "Extism" not in name]
+    assert picture.exists() == plot.available()
 
 
 def test_an_unknown_suite_is_refused() -> None:

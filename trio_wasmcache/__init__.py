@@ -4,51 +4,96 @@ Imports point one way: cache > evictor, lease > group, runner, log > engine, abi
 pure: no clock, thread, event loop, logging or wasmtime. `_engine` is the only folder that imports
 wasmtime, `_log` the only file that imports structlog. Start reading at `_open.open_cache`; what is
 decided is decided in `_core.policy`.
+
+What is asked for is imported then: with all of it at once, importing this package would take longer
+than importing Trio, wasmtime and structlog together.
 """
 
-from ._abi.buffer import BufferAbi as BufferAbi
-from ._abi.protocol import (
-    Abi as Abi,
-    Convert as Convert,
-    Crossing as Crossing,
-    Exports as Exports,
-    FuncType as FuncType,
-    Guest as Guest,
-    Invoke as Invoke,
-    Memory as Memory,
-)
-from ._abi.scylla import ScyllaAbi as ScyllaAbi
-from ._cache import InstanceCache as InstanceCache
-from ._core.config import CacheConfig as CacheConfig, KiB as KiB, MiB as MiB
-from ._core.errors import (
-    AbiError as AbiError,
-    CodeMemoryError as CodeMemoryError,
-    DeadlockError as DeadlockError,
-    DuplicateFunctionError as DuplicateFunctionError,
-    ExitError as ExitError,
-    ExportError as ExportError,
-    FuelExhaustedError as FuelExhaustedError,
-    GuestError as GuestError,
-    InvalidModuleError as InvalidModuleError,
-    LinkError as LinkError,
-    LoadError as LoadError,
-    MemoryLimitError as MemoryLimitError,
-    ModuleTooLargeError as ModuleTooLargeError,
-    SignatureError as SignatureError,
-    StackOverflowError as StackOverflowError,
-    TrapError as TrapError,
-    UnknownFunctionError as UnknownFunctionError,
-    WasmCacheError as WasmCacheError,
-)
-from ._core.stats import (
-    CacheStats as CacheStats,
-    DistributionSummary as DistributionSummary,
-    EntryInfo as EntryInfo,
-    UseSummary as UseSummary,
-)
-from ._function import Function as Function
-from ._group import SchedulingGroup as SchedulingGroup, current_group as current_group
-from ._host import HostFunction as HostFunction
-from ._lease import Lease as Lease
-from ._memory import LeaseMemory as LeaseMemory, current_lease as current_lease
-from ._open import open_cache as open_cache
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ._abi.buffer import BufferAbi as BufferAbi
+    from ._abi.protocol import (
+        Abi as Abi,
+        Convert as Convert,
+        Crossing as Crossing,
+        Exports as Exports,
+        FuncType as FuncType,
+        Guest as Guest,
+        Invoke as Invoke,
+        Memory as Memory,
+    )
+    from ._abi.scylla import ScyllaAbi as ScyllaAbi
+    from ._cache import InstanceCache as InstanceCache
+    from ._core.config import CacheConfig as CacheConfig, KiB as KiB, MiB as MiB
+    from ._core.errors import (
+        AbiError as AbiError,
+        CodeMemoryError as CodeMemoryError,
+        DeadlockError as DeadlockError,
+        DuplicateFunctionError as DuplicateFunctionError,
+        ExitError as ExitError,
+        ExportError as ExportError,
+        FuelExhaustedError as FuelExhaustedError,
+        GuestError as GuestError,
+        InvalidModuleError as InvalidModuleError,
+        LinkError as LinkError,
+        LoadError as LoadError,
+        MemoryLimitError as MemoryLimitError,
+        ModuleTooLargeError as ModuleTooLargeError,
+        SignatureError as SignatureError,
+        StackOverflowError as StackOverflowError,
+        TrapError as TrapError,
+        UnknownFunctionError as UnknownFunctionError,
+        WasmCacheError as WasmCacheError,
+    )
+    from ._core.stats import (
+        CacheStats as CacheStats,
+        DistributionSummary as DistributionSummary,
+        EntryInfo as EntryInfo,
+        UseSummary as UseSummary,
+    )
+    from ._function import Function as Function
+    from ._group import SchedulingGroup as SchedulingGroup, current_group as current_group
+    from ._host import HostFunction as HostFunction
+    from ._lease import Lease as Lease
+    from ._memory import LeaseMemory as LeaseMemory, current_lease as current_lease
+    from ._open import open_cache as open_cache
+
+# {module: the public names that it has}
+_HOMES = {
+    "._abi.buffer": "BufferAbi",
+    "._abi.protocol": "Abi Convert Crossing Exports FuncType Guest Invoke Memory",
+    "._abi.scylla": "ScyllaAbi",
+    "._cache": "InstanceCache",
+    "._core.config": "CacheConfig KiB MiB",
+    "._core.errors": (
+        "AbiError CodeMemoryError DeadlockError DuplicateFunctionError ExitError "
+        "ExportError FuelExhaustedError GuestError InvalidModuleError LinkError LoadError "
+        "MemoryLimitError ModuleTooLargeError SignatureError StackOverflowError TrapError "
+        "UnknownFunctionError WasmCacheError"
+    ),
+    "._core.stats": "CacheStats DistributionSummary EntryInfo UseSummary",
+    "._function": "Function",
+    "._group": "SchedulingGroup current_group",
+    "._host": "HostFunction",
+    "._lease": "Lease",
+    "._memory": "LeaseMemory current_lease",
+    "._open": "open_cache",
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        home = _HOME_OF[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    found = globals()[name] = getattr(importlib.import_module(home, __name__), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME_OF})

@@ -46,7 +46,6 @@ class Lease:
     """
 
     # As long as nothing else is said; most leases end without having said it.
-    _entered = False
     _task: Task | None = None
     """Who has the group's token for it."""
     _request: Request | None = None
@@ -60,7 +59,6 @@ class Lease:
     _closed = False
     _end_reason = Reason.CORRUPTED
     _loading: Registered | None = None
-    _calls = 0
     _fuel: int | None = None
     _began = 0.0
     _total_fuel = 0
@@ -80,6 +78,8 @@ class Lease:
         self._name = name
         self._args = args
         self._warm = warm
+        self._entered = False
+        self._calls = 0
 
     # -- the block
 
@@ -224,7 +224,7 @@ class Lease:
             if bits in fuels.buckets:
                 fuels.buckets[bits] += 1
             else:
-                fuels.buckets[bits] = 1
+                fuels.count_in(bits)
         return result if held.lift is None else lifted(self, result, values)
 
     @trio.lowlevel.enable_ki_protection

@@ -1,53 +1,88 @@
-"""What a call costs, beside wasmtime-py's own."""
+"""Hits and held calls beside what people would use instead, and beside the floor."""
 
 from __future__ import annotations
 
 import trio
 import trio.lowlevel
-import wasmtime
 
-from trio_wasmcache import CacheConfig, HostFunction, open_cache
+from trio_wasmcache import CacheConfig, HostFunction, InstanceCache, open_cache
 
-from .harness import FIB, Report, SilentLogger, interleave
+from . import peers
+from .harness import FIB, Candidate, Report, SilentLogger, interleave
 
 HOST = """(module (import "host" "f" (func $f (param i64) (result i64)))
   (func (export "through") (param i64) (result i64) (call $f (local.get 0))))"""
+I64 = ("i64",)
 
 
-async def run(report: Report, quick: bool) -> None:
-    number, rounds = (200, 5) if quick else (1000, 21)
-    engine = wasmtime.Engine()
-    store = wasmtime.Store(engine)
-    module = wasmtime.Module(engine, FIB)
-    bare = wasmtime.Instance(store, module, []).exports(store)["same"]
-
-    async def wasmtime_py(n: int) -> None:
+def _hits(cache: InstanceCache) -> Candidate:
+    async def hits(n: int) -> None:
         for _ in range(n):
-            bare(store, 1)
+            async with cache.acquire("same", I64) as lease:
+                await lease.call(1)
 
+    return hits
+
+
+async def bench_calls(report: Report, number: int, rounds: int) -> None:
+    """All in one run, taking turns."""
+    async with (
+        peers.floor() as floor,
+        open_cache(CacheConfig(), logger=SilentLogger()) as cache,
+        open_cache(CacheConfig(), logger=SilentLogger()) as other,
+    ):
+        for one in (cache, other):
+            await one.register("same", FIB, args=I64, returns="i64")
+        candidates: dict[str, Candidate | tuple[Candidate, int]] = {
+            "python": peers.python(),
+            "bare": peers.bare(),
+            "floor": floor,
+            "hit": _hits(cache),
+            "thread": (peers.in_thread(), max(1, number // 10)),
+        }
+        if extism := peers.extism():
+            candidates["extism"] = extism
+        async with other.acquire("same", I64) as lease:
+
+            async def held(n: int) -> None:
+                for _ in range(n):
+                    await lease.call(1)
+
+            candidates["held"] = held
+            us = await interleave(candidates, number, rounds)
+    report.add("plain Python function", us["python"], "us")
+    report.add("wasmtime-py: Func.__call__", us["bare"], "us")
+    report.add("wasmtime-py in trio.to_thread.run_sync", us["thread"], "us")
+    if "extism" in us:
+        report.add("Extism: Plugin.call of 8 bytes", us["extism"], "us")
+    report.add("floor: block, checkpoint, fuel, native call", us["floor"], "us")
+    report.add("hit: acquire, call, recycle", us["hit"], "us")
+    report.add("held call", us["held"], "us")
+    beyond = (us["hit"] - us["floor"]) / us["bare"]
+    report.add("(hit - floor) / wasmtime-py call", beyond, "", at_most=0.2)
+    report.add("hit / wasmtime-py call", us["hit"] / us["bare"], "", at_most=0.5)
+    report.add("hit / wasmtime-py call in a thread", us["hit"] / us["thread"], "", at_most=0.12)
+    report.add("held call / wasmtime-py call", us["held"] / us["bare"], "", at_most=0.15)
+    if "extism" in us:
+        report.add("held call / Extism call", us["held"] / us["extism"], "", at_most=0.4)
+    else:
+        print("  (Extism is not installed: pip install -e '.[bench]')")
+
+
+async def bench_host(report: Report, number: int, rounds: int) -> None:
+    """What a host function that awaits adds to a call."""
+
+    async def nap(value: int) -> int:
+        await trio.lowlevel.checkpoint()
+        return value
+
+    imports = {"host": {"f": HostFunction(nap)}}
     async with open_cache(CacheConfig(), logger=SilentLogger()) as cache:
-        await cache.register("same", FIB, args=("i64",), returns="i64")
-
-        async def nap(value: int) -> int:
-            await trio.lowlevel.checkpoint()
-            return value
-
-        async def sync(value: int) -> int:
-            return value
-
-        for name, fn in (("nap", nap), ("sync", sync)):
-            await cache.register(
-                name,
-                HOST,
-                args=("i64",),
-                returns="i64",
-                export="through",
-                imports={"host": {"f": HostFunction(fn)}},
-            )
-        async with (
-            cache.acquire("same", ("i64",)) as same,
-            cache.acquire("nap", ("i64",)) as napping,
-        ):
+        await cache.register("same", FIB, args=I64, returns="i64")
+        await cache.register(
+            "nap", HOST, args=I64, returns="i64", export="through", imports=imports
+        )
+        async with cache.acquire("same", I64) as same, cache.acquire("nap", I64) as napping:
 
             async def held(n: int) -> None:
                 for _ in range(n):
@@ -61,16 +96,23 @@ async def run(report: Report, quick: bool) -> None:
                 for _ in range(n):
                     await trio.lowlevel.checkpoint()
 
-            us = await interleave(
-                {"bare": wasmtime_py, "held": held, "nap": through, "sleep": alone}, number, rounds
-            )
-    report.add("wasmtime-py Func.__call__", us["bare"], "us")
-    report.add("held call", us["held"], "us")
-    report.add("held call / wasmtime-py call", us["held"] / us["bare"], "", at_most=0.15)
+            candidates: dict[str, Candidate | tuple[Candidate, int]] = {
+                "held": held,
+                "nap": through,
+                "checkpoint": alone,
+            }
+            us = await interleave(candidates, number, rounds)
     report.add(
         "async host function that awaits sleep(0) adds",
         us["nap"] - us["held"],
         "us",
         at_most=80,
-        note=f"of which sleep(0) itself {us['sleep']:.1f}",
+        note=f"of which sleep(0) itself {us['checkpoint']:.1f}",
     )
+
+
+async def run(report: Report, quick: bool) -> None:
+    # Rounds so short that many are not interrupted by whatever else the machine does.
+    number, rounds = (20, 5) if quick else (100, 301)
+    await bench_calls(report, number, rounds)
+    await bench_host(report, number, 5 if quick else 201)

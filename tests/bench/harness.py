@@ -6,9 +6,13 @@ one taken in the same breath. Nothing here asserts a time.
 
 from __future__ import annotations
 
+import os
+import platform
 import statistics
+import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from attrs import Factory, define
@@ -21,6 +25,9 @@ FIB = """(module
                      (call $fib (i64.sub (local.get 0) (i64.const 2)))))))
   (func (export "same") (param i64) (result i64) (local.get 0))
   (func (export "forever") (loop (br 0))))"""
+
+# A line is 80 columns: name, value, unit, bar, verdict.
+NAME, VALUE, UNIT, BAR = 48, 9, 6, 8
 
 
 class SilentLogger:
@@ -42,6 +49,17 @@ class Result:
     bar: str = ""
     met: bool | None = None
     note: str = ""
+    suite: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """What is said beside the bar."""
+        return "" if self.met is None else "PASS" if self.met else "MISSED"
+
+    def __str__(self) -> str:
+        name = self.name if len(self.name) <= NAME else self.name[: NAME - 3] + "..."
+        figures = f"{shown(self.value):>{VALUE}} {self.unit:{UNIT}} {self.bar:{BAR}}"
+        return f"{name:{NAME}}{figures} {self.verdict}".rstrip()
 
 
 @define
@@ -49,6 +67,7 @@ class Report:
     """All lines of a run."""
 
     results: list[Result] = Factory(list)
+    suite: str = ""
 
     def add(
         self,
@@ -67,22 +86,52 @@ class Report:
         if at_least is not None:
             bar, met = f">= {at_least:g}", value >= at_least
         if between is not None:
-            bar, met = f"{between[0]:g} to {between[1]:g}", between[0] <= value <= between[1]
-        self.results.append(Result(name, value, unit, bar, met, note))
-        verdict = "" if met is None else ("  ok" if met else "  MISSED")
-        print(f"{name:58} {value:10.3f} {unit:6} {bar:12}{verdict}  {note}", flush=True)
+            bar, met = f"{between[0]:g}-{between[1]:g}", between[0] <= value <= between[1]
+        result = Result(name, value, unit, bar, met, note, self.suite)
+        self.results.append(result)
+        print(result, flush=True)
+        if len(name) > NAME:
+            print(f"  ({name})")
+        if note:
+            print(f"  {note}")
+
+
+def shown(value: float) -> str:
+    """Three digits that count, and no exponent."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def machine() -> str:
+    """The kind of machine this is; nothing that tells which one."""
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = info.read_text().splitlines()
+        named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        model = named[0] if named else model
+    python = f"{platform.python_implementation()} {platform.python_version()}"
+    return f"{model}, {os.cpu_count()} cores, {sys.platform}, {python}"
+
+
+Candidate = Callable[[int], Awaitable[None]]
 
 
 async def interleave(
-    candidates: dict[str, Callable[[int], Awaitable[None]]], number: int, rounds: int
+    candidates: Mapping[str, Candidate | tuple[Candidate, int]], number: int, rounds: int
 ) -> dict[str, float]:
-    """{name: median microseconds of one of the `number` repetitions that each candidate makes}."""
+    """{name: median microseconds of one of the repetitions that each candidate makes}.
+
+    Args:
+        candidates: with a number of their own where they are slow.
+        number: repetitions in a round.
+    """
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds):
-        for name, candidate in candidates.items():
+        for name, given in candidates.items():
+            candidate, n = given if isinstance(given, tuple) else (given, number)
             began = time.perf_counter()
-            await candidate(number)
-            times[name].append((time.perf_counter() - began) / number * 1e6)
+            await candidate(n)
+            times[name].append((time.perf_counter() - began) / n * 1e6)
     return {name: statistics.median(taken) for name, taken in times.items()}
 
 

@@ -104,6 +104,12 @@ class Hits(Stages):
         only_idle = len(idle) + 1 == module.users
         held = int((now - request.since) * 1e6)
         bits = held.bit_length()
+        holds = entry.uses.holds
+        holds.total += held
+        if bits in holds.buckets:
+            holds.buckets[bits] += 1
+        else:
+            holds.count_in(bits)
         # The instance and the order of use; as above, no calls from here on.
         entry.idle.append(instance)
         instance.state = IDLE
@@ -118,14 +124,8 @@ class Hits(Stages):
             ledger.evictable_code += module.code_size
         ledger.running -= 1
         ledger.total_size = total
-        # The request, and what is told about it.
+        # The request.
         request.stage = ENDED
         request.instance = request.payload = None
         del entry.claims[request], self.waits.held[request]
-        holds = entry.uses.holds
-        holds.total += held
-        if bits in holds.buckets:
-            holds.buckets[bits] += 1
-        else:
-            holds.buckets[bits] = 1
         return True

@@ -7,7 +7,6 @@ them, and hangs what is its own (a native instance, a task to wake) on `payload`
 from __future__ import annotations
 
 import enum
-from collections import deque
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -87,7 +86,7 @@ class Entry:
     """Instances that are loading, running or idle."""
     idle: list[Instance] = Factory(list)
     """The most recently used last."""
-    waiting: deque[Request] = Factory(deque)
+    waiting: list[Request] = Factory(list)
     claims: dict[Request, None] = Factory(dict)
     last_used: float | None = None
     uses: UseStats = Factory(UseStats)

@@ -101,7 +101,7 @@ class Stages:
     def _pump(self, entry: Entry, now: float, result: Step) -> None:
         """Something became free: serve the waiters of `entry`, then those who wait for room."""
         while entry.waiting and len(entry.claims) < entry.function.concurrency:
-            request = entry.waiting.popleft()
+            request = entry.waiting.pop(0)
             try:
                 self.residents.check_fits(entry.function)
             except CodeMemoryError as error:

@@ -26,6 +26,10 @@ def microseconds(seconds: float) -> int:
     return max(0, int(seconds * 1e6))
 
 
+# What nothing was added to has no buckets of its own: of six in an entry, half stay empty.
+EMPTY: dict[int, int] = {}
+
+
 @final
 @define(eq=False)
 class Distribution:
@@ -37,7 +41,7 @@ class Distribution:
 
     total: int = 0
     """Their sum."""
-    buckets: dict[int, int] = Factory(dict)
+    buckets: dict[int, int] = EMPTY
     """{bits: how many values have so many}."""
 
     @property
@@ -48,26 +52,28 @@ class Distribution:
     def add(self, value: int) -> None:
         """Record `value`, which is not negative."""
         self.total += value
-        try:
-            self.buckets[value.bit_length()] += 1
-        except KeyError:
-            self.buckets[value.bit_length()] = 1
+        self.count_in(value.bit_length())
+
+    def count_in(self, bits: int, count: int = 1) -> None:
+        """So many values more have so many bits; their sum is the caller's to add."""
+        if self.buckets is EMPTY:
+            self.buckets = {}
+        self.buckets[bits] = self.buckets.get(bits, 0) + count
 
     def merge(self, other: Distribution) -> None:
         """Record all that `other` did."""
         self.total += other.total
-        buckets = self.buckets
         for bits, count in other.buckets.items():
-            buckets[bits] = buckets.get(bits, 0) + count
+            self.count_in(bits, count)
 
     def clear(self) -> None:
         """Begin anew."""
         self.total = 0
-        self.buckets.clear()
+        self.buckets = EMPTY
 
     def copy(self) -> Distribution:
         """One that `add` to this one does not change."""
-        return Distribution(self.total, self.buckets.copy())
+        return Distribution(self.total, self.buckets.copy() if self.buckets else EMPTY)
 
 
 @final
@@ -174,11 +180,10 @@ class UseStats:
         at = 5
         for one in self.distributions:
             one.total += numbers[at]
-            size, buckets = numbers[at + 1], one.buckets
+            size = numbers[at + 1]
             at += 2
             for place in range(at, at + size):
-                bits = numbers[place]
-                buckets[bits] = buckets.get(bits, 0) + numbers[place + size]
+                one.count_in(numbers[place], numbers[place + size])
             at += 2 * size
 
 

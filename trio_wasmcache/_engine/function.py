@@ -8,6 +8,7 @@ once, as ctypes passes on what `byref` and `from_param` give and converts all el
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Callable, Sequence
 from ctypes import addressof, byref, c_char, c_size_t, c_uint64, c_void_p
@@ -33,25 +34,32 @@ class WasmtimeFunction:
         self._instance = instance
         self.left = c_uint64()
         params, results = signature.params, signature.results
-        arguments, answers = _cells(params), _cells(results)
+        # Consecutive wasmtime_val_t. A bytearray stays where it is unless it is resized.
+        cells = bytearray(native.VALUE_SIZE * (len(params) + len(results)) or 1)
         for number, name in enumerate(params):
-            arguments[number * native.VALUE_SIZE] = native.VALUE_KINDS[name][0]
-        self._take = _taker(answers, results)
+            cells[number * native.VALUE_SIZE] = native.VALUE_KINDS[name][0]
+        places = _places(cells, (*params, *results))
+        self._take = _taker(places[len(params) :])
+        address = addressof(c_char.from_buffer(cells))
         self.begin = self._make_begin(
-            _putter(arguments, params),
+            _putter(cells, params, places[: len(params)]),
+            places[-1] if len(results) == 1 else None,
             (
                 instance.context,
                 byref(handle),
-                _address(arguments),
-                c_size_t.from_param(len(params)),
-                _address(answers),
-                c_size_t.from_param(len(results)),
+                c_void_p.from_param(address),
+                _count(len(params)),
+                c_void_p.from_param(address + native.VALUE_SIZE * len(params)),
+                _count(len(results)),
                 *instance.errors,
             ),
         )
 
     def _make_begin(
-        self, put: Callable[[Sequence[Any]], None], call: tuple[Any, ...]
+        self,
+        put: Callable[[Sequence[Any]], None],
+        single: tuple[Any, int] | None,
+        call: tuple[Any, ...],
     ) -> Callable[[Sequence[Any], int], Any]:
         """`GuestFunction.begin` as one closure: a third of what it costs as methods of two objects.
 
@@ -64,6 +72,7 @@ class WasmtimeFunction:
         poll, delete = native.call_future_poll, native.hot_delete
         get_fuel, where_left = native.hot_get_fuel, (instance.context, byref(self.left))
         hosted = bool(instance.hosts.imports)
+        answer, at = single or (None, 0)  # nearly always there is one result
         set_to, fuel_for = 0, (instance.context, c_uint64.from_param(0))
 
         def begin(values: Sequence[Any], fuel: int) -> Any:
@@ -88,7 +97,7 @@ class WasmtimeFunction:
             if trap or error:
                 raise instance.take_error()
             get_fuel(*where_left)
-            return take()
+            return answer[at] if answer else take()
 
         return begin
 
@@ -101,27 +110,28 @@ class WasmtimeFunction:
         return self._take()
 
 
-def _cells(types: Sequence[str]) -> bytearray:
-    """Room for consecutive wasmtime_val_t. A bytearray stays where it is unless it is resized."""
-    return bytearray(native.VALUE_SIZE * len(types))
-
-
-def _address(cells: bytearray) -> Any:
-    """Where they begin, as C takes it."""
-    return c_void_p.from_param(addressof(c_char.from_buffer(cells)) if cells else None)
+@functools.cache
+def _count(number: int) -> Any:
+    """As C takes it; the few there are, are shared by all functions."""
+    return c_size_t.from_param(number)
 
 
 def _places(cells: bytearray, types: Sequence[str]) -> list[tuple[Any, int]]:
     """[(view of all cells as that type, index of the value in it)], one for each cell."""
-    places = []
-    for number, name in enumerate(types):
-        view = memoryview(cells).cast(native.VALUE_KINDS[name][1])  # type: ignore[call-overload]
-        at = number * native.VALUE_SIZE + native.VALUE_OFFSET
-        places.append((view, at // view.itemsize))
-    return places
+    codes = {name: native.VALUE_KINDS[name][1] for name in types}
+    views: dict[str, Any] = {
+        name: memoryview(cells).cast(code)  # type: ignore[call-overload]
+        for name, code in codes.items()
+    }
+    return [
+        (views[name], (number * native.VALUE_SIZE + native.VALUE_OFFSET) // views[name].itemsize)
+        for number, name in enumerate(types)
+    ]
 
 
-def _putter(cells: bytearray, types: Sequence[str]) -> Callable[[Sequence[Any]], None]:
+def _putter(
+    cells: bytearray, types: Sequence[str], places: Sequence[tuple[Any, int]]
+) -> Callable[[Sequence[Any]], None]:
     """Puts the values of a call into their cells; raises if one does not fit, or they are too few.
 
     Written out for up to two, where the loop would cost more than what it does.
@@ -135,7 +145,6 @@ def _putter(cells: bytearray, types: Sequence[str]) -> Callable[[Sequence[Any]],
                 codec.pack_into(cells, number * native.VALUE_SIZE + native.VALUE_OFFSET, value)
 
         return put
-    places = _places(cells, types)
     if not places:
 
         def put(values: Sequence[Any]) -> None:
@@ -162,9 +171,8 @@ def _putter(cells: bytearray, types: Sequence[str]) -> Callable[[Sequence[Any]],
     return put
 
 
-def _taker(cells: bytearray, types: Sequence[str]) -> Callable[[], Any]:
+def _taker(places: Sequence[tuple[Any, int]]) -> Callable[[], Any]:
     """Takes the results out of their cells: None, a value, or a tuple."""
-    places = _places(cells, types)
     if len(places) == 1:
         view, at = places[0]
         return lambda: view[at]

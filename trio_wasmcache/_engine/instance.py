@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from ctypes import byref, c_uint8, c_uint64, c_void_p
 from typing import TYPE_CHECKING, Any, final
 
@@ -60,7 +60,6 @@ class WasmtimeInstance:
         self._handle = ctypes.create_string_buffer(native.INSTANCE_SIZE)
         self._store: int | None = native.store_new(module.engine, number or None, None)
         self.context: Any = c_void_p.from_param(native.store_context(self._store))
-        self.fuel_left = self._make_fuel_left()
         native.store_limiter(self._store, plan.memory_limit, plan.table_limit, *self._room)
         problem = native.context_set_fuel(self.context, fuel)
         problem = problem or native.context_fuel_async_yield_interval(self.context, yield_fuel)
@@ -143,16 +142,10 @@ class WasmtimeInstance:
             native.call_future_delete(future)
             self._drop_errors()
 
-    def _make_fuel_left(self) -> Callable[[], int]:
-        """`GuestInstance.fuel_left` as a closure: every call asks."""
-        get_fuel, left = native.hot_get_fuel, c_uint64()
-        where = self.context, byref(left)
-
-        def fuel_left() -> int:
-            get_fuel(*where)
-            return left.value
-
-        return fuel_left
+    def fuel_left(self) -> int:
+        left = c_uint64()
+        native.hot_get_fuel(self.context, byref(left))
+        return left.value
 
     def measure(self) -> int:
         size = self._fixed_size

@@ -1,0 +1,67 @@
+"""Instructions instead of time: ``python -m tests.bench.instructions hit floor held bare``.
+
+For each it runs itself twice under valgrind's callgrind, with few repetitions and with many; the
+difference, for one, is the same on a busy machine and on an idle one. PROFILE.md has figures.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import trio
+
+from trio_wasmcache import CacheConfig, open_cache
+
+from . import peers
+from .harness import FIB, SilentLogger
+
+FEW, MANY = 500, 1500
+I64 = ("i64",)
+
+
+async def repeat(what: str, times: int) -> None:
+    async with (
+        peers.floor() as floor,
+        open_cache(CacheConfig(idle_timeout=1000), logger=SilentLogger()) as cache,
+    ):
+        await cache.register("same", FIB, args=I64, returns="i64")
+        if what == "floor":
+            await floor(times)
+        elif what == "bare":
+            await peers.bare()(times)
+        elif what == "hit":
+            for _ in range(times):
+                async with cache.acquire("same", I64) as lease:
+                    await lease.call(1)
+        elif what == "held":
+            async with cache.acquire("same", I64) as lease:
+                for _ in range(times):
+                    await lease.call(1)
+        else:
+            raise SystemExit(f"no such thing: {what}")
+
+
+def count(what: str, times: int) -> int:
+    command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", sys.executable]
+    command += ["-m", "tests.bench.instructions", what, str(times)]
+    environment = os.environ | {"PYTHONHASHSEED": "0"}
+    done = subprocess.run(command, capture_output=True, check=True, timeout=600, env=environment)
+    found = re.search(rb"Collected : (\d+)", done.stderr)
+    assert found, done.stderr
+    return int(found[1])
+
+
+def main() -> None:
+    if sys.argv[-1].isdigit():
+        trio.run(repeat, sys.argv[1], int(sys.argv[2]))
+        return
+    for what in sys.argv[1:]:
+        each = (count(what, MANY) - count(what, FEW)) / (MANY - FEW)
+        print(f"{what:8} {each:9,.0f} instructions")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""What the package offers is there, whether a type checker asks for it or a program."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import trio_wasmcache
+
+
+def declared() -> set[str]:
+    """The names that type checkers see."""
+    tree = ast.parse(Path(trio_wasmcache.__file__).read_text(encoding="utf-8"))
+    (guarded,) = (node for node in tree.body if isinstance(node, ast.If))
+    imports = [node for node in guarded.body if isinstance(node, ast.ImportFrom)]
+    return {alias.name for node in imports for alias in node.names}
+
+
+def test_type_checkers_and_programs_see_the_same_names() -> None:
+    """Each is imported when it is asked for, and is in `dir`."""
+    names = declared()
+    assert names == trio_wasmcache._HOME_OF.keys()
+    assert names <= {*dir(trio_wasmcache)}
+    assert all(getattr(trio_wasmcache, name).__name__ for name in names - {"KiB", "MiB"})
+    assert (trio_wasmcache.KiB, trio_wasmcache.MiB) == (2**10, 2**20)
+
+
+def test_other_names_are_missing() -> None:
+    """As of any module."""
+    with pytest.raises(AttributeError, match="'trio_wasmcache' has no attribute 'opencache'"):
+        _ = trio_wasmcache.opencache
+
+
+def test_importing_imports_nothing_else() -> None:
+    """So that a program which might need it need not pay before it does."""
+    code = "import sys, trio_wasmcache; print([n for n in sys.modules if 'wasm' in n])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "['trio_wasmcache']\n"

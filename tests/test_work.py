@@ -1,0 +1,182 @@
+"""What a hit, a call and a miss do is counted, and is what `work.json` says: no more, and no less.
+
+Time differs from machine to machine; what is done does not. `python tests/test_work.py` writes the
+file anew, for the Python that runs it; then look at what has changed, and why.
+
+Native calls and checkpoints are the same with any Python. Calls of our Python functions, and the
+bytes that are allocated at the peak, are counted for each version of it, with some slack, as they
+differ a little between releases of Python and Trio.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import tracemalloc
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+import trio
+import trio.lowlevel
+
+from trio_wasmcache import CacheConfig, open_cache
+from trio_wasmcache._engine import native
+
+NUMBERS = Path(__file__).parent / "work.json"
+VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
+# As a part of the number, and at least so many.
+SLACK, LEAST = 0.1, {"python": 1, "bytes": 300}
+I64 = ("i64",)
+SAME = '(module (memory 1 2) (func (export "same") (param i64) (result i64) (local.get 0)))'
+Work = dict[str, Any]
+
+
+class Silent:
+    """A logger that writes nothing."""
+
+    def info(self, event: str, **fields: Any) -> None:
+        pass
+
+    warning = info
+
+
+class Checkpoints(trio.abc.Instrument):
+    """How often the task that made it let others run."""
+
+    def __init__(self) -> None:
+        self.task = trio.lowlevel.current_task()
+        self.count = 0
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.count += task is self.task
+
+
+@contextmanager
+def counted_native_calls() -> Iterator[Counter[str]]:
+    """{C function: calls}, of what is made from now on."""
+    counter = Counter[str]()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, function in list(vars(native).items()):
+            if not hasattr(function, "restype"):
+                continue
+
+            def count(*args: Any, function: Any = function) -> Any:
+                counter[function.__name__] += 1
+                return function(*args)
+
+            patch.setattr(native, name, count)
+        yield counter
+
+
+def python_calls(frames: list[str]) -> Callable[[FrameType, str, Any], None]:
+    """A profile function that notes each function of ours that is called."""
+
+    def profile(frame: FrameType, event: str, _: Any) -> None:
+        if event == "call" and "trio_wasmcache" in frame.f_code.co_filename:
+            frames.append(frame.f_code.co_name)
+
+    return profile
+
+
+async def work_of(action: Callable[[], Awaitable[Any]], counter: Counter[str]) -> Work:
+    """What `action` does when it is not new any more."""
+    for _ in range(20):
+        await action()
+    checkpoints = Checkpoints()
+    trio.lowlevel.add_instrument(checkpoints)
+    counter.clear()
+    await action()
+    calls = dict(sorted(counter.items()))
+    trio.lowlevel.remove_instrument(checkpoints)
+    frames: list[str] = []
+    sys.setprofile(python_calls(frames))
+    await action()
+    sys.setprofile(None)
+    peaks = []
+    tracemalloc.start()
+    gc.collect()
+    for _ in range(10):
+        before, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        await action()
+        peaks.append(tracemalloc.get_traced_memory()[1] - before)
+    tracemalloc.stop()
+    return {
+        "native": calls,
+        "checkpoints": checkpoints.count,
+        "python": {VERSION: len(frames)},
+        "bytes": {VERSION: min(peaks)},
+    }
+
+
+async def measure() -> dict[str, Work]:
+    """{what: its work}."""
+    found = {}
+    with counted_native_calls() as counter:
+        async with open_cache(CacheConfig(), logger=Silent()) as cache:
+            await cache.register("same", SAME, args=I64, returns="i64")
+
+            async def hit() -> None:
+                async with cache.acquire("same", I64) as lease:
+                    await lease.call(1)
+
+            found["hit"] = await work_of(hit, counter)
+            async with cache.acquire("same", I64) as held:
+
+                async def call() -> None:
+                    await held.call(1)
+
+                found["held call"] = await work_of(call, counter)
+        async with open_cache(CacheConfig(max_size=0), logger=Silent()) as cache:
+            for name in ("same", "other"):
+                await cache.register(name, SAME, args=I64, returns="i64", export="same")
+
+            async def miss() -> None:
+                async with cache.acquire("same", I64) as lease:
+                    await lease.call(1)
+
+            async with cache.acquire("other", I64):  # keeps the code loaded
+                found["miss"] = await work_of(miss, counter)
+    return found
+
+
+@pytest.fixture(scope="module")
+def works() -> dict[str, Work]:
+    """As `measure` finds them."""
+    return trio.run(measure)
+
+
+@pytest.mark.parametrize("what", ["hit", "held call", "miss"])
+def test_the_work_is_what_was_agreed(works: dict[str, Work], what: str) -> None:
+    """Native calls and checkpoints exactly; of Python functions and memory, not more."""
+    agreed: Work = json.loads(NUMBERS.read_text())[what]
+    found = works[what]
+    assert found["native"] == agreed["native"]
+    assert found["checkpoints"] == agreed["checkpoints"]
+    for kind in ("python", "bytes"):
+        limit = agreed.get(kind, {}).get(VERSION)
+        if limit is not None:
+            assert found[kind][VERSION] <= limit + max(LEAST[kind], SLACK * limit), kind
+
+
+def main() -> None:
+    """Write what is found now; numbers of other versions of Python stay."""
+    agreed = json.loads(NUMBERS.read_text()) if NUMBERS.exists() else {}
+    for what, work in trio.run(measure).items():
+        for kind, value in work.items():
+            mine = agreed.setdefault(what, {})
+            if kind in ("native", "checkpoints"):
+                mine[kind] = value
+            else:
+                mine[kind] = dict(sorted({**mine.get(kind, {}), **value}.items()))
+    NUMBERS.write_text(json.dumps(agreed, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
