@@ -121,7 +121,10 @@ def test_the_line_keeps_what_else_was_set() -> None:
             {"hits": 5, "misses": 5, "evictions": {"code": 2, "stack": 3, "count": 9, "idle": 1}},
             "What holds it back is max_instances (9 times) and max_code_size (5 times): `whatif`",
         ),
-        ({"hits": 1, "misses": 1, "refused": 1}, "What holds it back is max_code_size (1 time)"),
+        (
+            {"hits": 1, "misses": 1, "refused": 2, "evictions": {"stack": 1}},
+            "It refuses 2 acquires. What holds it back is max_code_size (1 time)",
+        ),
         ({"hits": 1, "misses": 1, "evictions": {"oversized": 2}}, "max_instance_size (2 times)"),
     ],
 )

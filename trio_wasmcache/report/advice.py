@@ -13,6 +13,7 @@ from attrs import Factory, define, fields_dict
 
 from .._core.config import CacheConfig, KiB, MiB
 from .curve import Curve
+from .notes import count
 from .results import Result
 from .tuning import Tuner
 from .units import rate, size as in_words
@@ -84,7 +85,7 @@ class Advice:
                 limit = OTHER_LIMITS[reason]
                 costs[limit] = costs.get(limit, 0) + number
         if checked.refused:
-            costs["max_code_size"] = costs.get("max_code_size", 0) + checked.refused
+            told += f" It refuses {count(checked.refused, 'acquire')}."
         if not costs:
             return told
         listed = " and ".join(

@@ -166,7 +166,7 @@ def _level(ax: Axes, values: Sequence[float], times: Times, limit: int | None) -
         )
     top = 1.18 * max(highest, limit if limit is not None and shown else 0)
     ax.set_ylim(0, top)
-    ax.yaxis.set_major_locator(FixedLocator(_byte_ticks(top)))
+    ax.yaxis.set_major_locator(FixedLocator(byte_ticks(top)))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _even(size(value))))
     times.finish(ax, len(values))
 
@@ -175,7 +175,7 @@ def _even(text: str) -> str:
     return text.replace(".0 ", " ")
 
 
-def _byte_ticks(top: float) -> list[float]:
+def byte_ticks(top: float) -> list[float]:
     """Round numbers of bytes, at most five steps up to the top."""
     step = 1.0
     while top / step > 5:

@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from .advice import Advice
-from .charts import SERIES, TEXT, Chart, draw
+from .charts import SERIES, TEXT, Chart, byte_ticks, draw
 from .curve import Curve
 from .page import Section, Table, render
 from .tuning import Tuner
@@ -29,11 +29,12 @@ def tuning_page(tuner: Tuner, curve: Curve, advice: Advice, notes: Sequence[str]
     section = Section(
         "Hit rate by size",
         facts=[
-            ("leases", f"{tuner.leases:,}"),
-            ("hit rate in the log", rate(tuner.hits / tuner.leases if tuner.leases else None)),
-            ("knee", size(knee)),
-            ("advised max_size", size(advice.max_size)),
-            ("advised idle_timeout", seconds(advice.idle_timeout)),
+            (rate(advice.hit_rate), f"hits, of {tuner.leases:,} leases, as advised"),
+            (rate(tuner.hits / tuner.leases), "hits in the log"),
+            (size(advice.max_size), "max_size, as advised"),
+            (size(tuner.limits["max_size"]), "max_size in the log"),
+            (size(knee), "the knee: more begins to buy less"),
+            (seconds(advice.idle_timeout), "idle_timeout, as advised"),
         ],
         texts=texts,
         code=advice.line,
@@ -78,6 +79,7 @@ def curve_chart(curve: Curve, advice: Advice, now: int) -> str:
             )
         ax.set_ylim(0, 1.05)
         ax.set_xlim(left=0, right=1.25 * max(point.max_size for point in points))
+        ax.xaxis.set_major_locator(FixedLocator(byte_ticks(ax.get_xlim()[1])))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size(value)))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
         ax.set_xlabel("max_size")
