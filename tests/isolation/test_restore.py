@@ -285,6 +285,26 @@ def test_memory_that_does_not_come_back(monkeypatch: pytest.MonkeyPatch) -> None
     assert prove(OPEN)[0].obstacle == "its memory does not stay put back"
 
 
+def test_a_restorer_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves an instance that is not served again, and nothing under way."""
+    with proved(OPEN) as (_, start):
+        monkeypatch.setattr(restore, "RESTORER_FUEL", 0)
+        instance = start()
+        assert not instance.reset()
+        assert instance.future is None
+    assert prove(OPEN)[0].obstacle == "the engine could not put it back"
+
+
+def test_an_instance_that_can_not_be_made_for_the_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine has no room: then the function works as a fresh one, once it has."""
+
+    def refuse(*_: object) -> None:
+        raise LoadError("no room")
+
+    monkeypatch.setattr(WasmtimeModule, "instantiate", refuse)
+    assert prove(OPEN)[0].obstacle == "no room"
+
+
 def test_no_room_for_a_restorer(monkeypatch: pytest.MonkeyPatch) -> None:
     """An error when an instance is marked, which is a part of loading it."""
     with proved(OPEN) as (_, start):

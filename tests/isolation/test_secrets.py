@@ -23,6 +23,7 @@ from isolation.guests import (
 from kits import PAGE, WasmtimeKit, add
 
 from trio_wasmcache import CacheConfig, HostFunction, InstanceCache, TrapError, current_lease
+from trio_wasmcache._engine import restore
 from trio_wasmcache.testing import check_invariants
 
 LEVELS = ("fresh", "reset")
@@ -173,6 +174,23 @@ async def test_what_an_abi_keeps(real: WasmtimeKit, level: str) -> None:
             async with f.acquire() as lease:
                 assert await lease.call(b"a secret") == 1
                 assert await lease.call(b"mine") == 1  # in the same room
+
+
+@pytest.mark.parametrize(("step", "broken"), [("_madvise", lambda *_: -1), ("RESTORER_FUEL", 0)])
+async def test_an_instance_that_could_not_be_put_back(
+    real: WasmtimeKit, monkeypatch: pytest.MonkeyPatch, step: str, broken: Any
+) -> None:
+    """Is closed, wherever that failed, and leaves a seat; the next lease is a hit on it."""
+    async with guest(real, "reset") as (cache, f):
+        for _ in range(2):  # granted after a load, and as the short hit of an idle instance
+            await f.call(0)
+            async with f.acquire() as lease:
+                await lease.call(12345)
+                monkeypatch.setattr(restore, step, broken)
+            monkeypatch.undo()
+            assert cache.stats().total_size == PAGE
+            assert found(await f.call(0)) == []
+        assert cache.stats().misses == 1
 
 
 async def test_several_at_the_same_time(real: WasmtimeKit, level: str) -> None:
