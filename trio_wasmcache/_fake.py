@@ -25,6 +25,7 @@ from ._core.wasm import (
 from ._core.wasm_edit import encode_module
 from ._engine.seam import UNDER_WAY, Artifact, HostCall, HostImport
 from ._fake_driver import FakeDriver, FakeDriverCode
+from ._fake_memory import FakeMemory
 
 FAKE_SECTION = "trio_wasmcache.fake"
 
@@ -388,35 +389,3 @@ class FakeFunction:
 
     def finish(self) -> Any:
         return self.instance.finish()
-
-
-@define(eq=False)
-class FakeMemory:
-    """See `GuestMemory`."""
-
-    _data: bytearray = field(factory=bytearray, repr=False)
-
-    @property
-    def size(self) -> int:
-        return len(self._data)
-
-    def read(self, at: int, n: int) -> bytes:
-        self._check(at, n)
-        return bytes(self._data[at : at + n])
-
-    def write(self, at: int, data: bytes | bytearray | memoryview) -> None:
-        self._check(at, len(data))
-        self._data[at : at + len(data)] = data
-
-    def clear(self) -> None:
-        """As it began: zeros."""
-        self._data[:] = bytes(len(self._data))
-
-    def grow(self, pages: int) -> int:
-        before = len(self._data)
-        self._data += bytes(pages * WASM_PAGE)
-        return before
-
-    def _check(self, at: int, n: int) -> None:
-        if at < 0 or n < 0 or at + n > len(self._data):
-            raise IndexError(f"{n} bytes at {at} are not inside the memory")
