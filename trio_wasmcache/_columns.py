@@ -15,6 +15,7 @@ from ._core.driver import Cell
 
 # Of `struct` and `memoryview`: what is the same kind of number, whatever its size.
 _KINDS = ("?", "bhilqn", "BHILQN", "fd")
+_NUMBERS = frozenset("".join(_KINDS))
 BITS = bytes.maketrans(b"\0\1", b"01")
 
 
@@ -93,6 +94,8 @@ def column(value: Any, *, objects: bool) -> Column:
         return Scalar(value)
     if view.ndim > 1:
         raise ValueError(f"a column has one dimension, this buffer has {view.ndim}")
+    if objects and view.format.lstrip("@=<") not in _NUMBERS:
+        return ListColumn(value.tolist())  # NumPy's arrays of text and of objects
     return BufferColumn(view)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import trio
 from abi.support import SCALARS, cql_values
@@ -331,6 +332,48 @@ async def test_values_that_do_not_fit(real: WasmtimeKit, scylla: bytes) -> None:
             with pytest.raises(OverflowError, match=r"row 1: argument 2 of count"):
                 await lease.map([["a", "b"], [1, 2**31]])
             assert list(await lease.map(["banana", range(97, 100)])) == [3, 1, 0]
+
+
+async def test_texts_of_other_kinds(real: WasmtimeKit, scylla: bytes) -> None:
+    """NumPy's, and what is derived from str, whatever it says of itself."""
+    numpy = pytest.importorskip("numpy", reason="NOT TESTED: NumPy is not installed")
+
+    class Liar(str):
+        def __len__(self) -> int:
+            return 1000
+
+    async with real.open() as cache:
+        join = await cache.register("join", scylla, args=("text", "text"), returns="text")
+        for texts in (
+            numpy.array(["ab", "c"]),
+            numpy.array(["ab", "c"], dtype=object),
+            [Liar("ab"), "c"],
+        ):
+            assert await both(join, [texts, "!"]) == ["ab!", "c!"]
+        assert await both(join, [numpy.array(["a", None]), numpy.str_("b")]) == ["ab", None]
+        error = r"argument 1 of join.* its items are no numbers"
+        async with join.acquire() as lease:
+            with pytest.raises(TypeError, match=error):
+                await lease.map([numpy.array(["2026-01-01"], dtype="datetime64[ns]"), "b"])
+
+
+async def test_columns_of_other_types(real: WasmtimeKit, scylla: bytes) -> None:
+    """Numbers go in if they fit, from whatever buffer; what is no text is refused."""
+    async with real.open() as cache:
+        count = await cache.register("count", scylla, args=("text", "int"), returns="int")
+        for letters in (array("q", [97, 98]), array("i", [97, 98]), (97, 98)):
+            assert list(await both(count, ["banana", letters])) == [3, 1]
+        async with count.acquire() as lease:
+            for column in (pa.array([1]), pa.array([b"a"]), [b"a"]):
+                with pytest.raises(TypeError, match=r"row 0: argument 1 of count.*takes a str"):
+                    await lease.map([column, 1])
+            with pytest.raises(TypeError, match=r"row 0: argument 2 of count.*takes an int"):
+                await lease.map(["banana", 1.5], rows=2)
+        for returns, wanted in (("tinyint", [44, 3, 0]), ("boolean", [True, True, False])):
+            f = await cache.register(
+                returns, scylla, args=count.args, returns=returns, export="count"
+            )
+            assert list(await both(f, [["a" * 300, "aaa", "b"], 97])) == wanted
 
 
 async def test_the_first_row_of_a_guest_that_breaks_its_abi(real: WasmtimeKit) -> None:

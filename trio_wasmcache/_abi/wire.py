@@ -53,7 +53,9 @@ class Text:
         if self.nul and "\0" in joined:
             raise ValueError("there is a zero in it")
         if joined.isascii():
-            return joined.encode(), list(map(len, values))
+            sizes = list(map(len, values))
+            if sum(sizes) == len(joined):  # a class derived from str may say anything
+                return joined.encode(), sizes
         encoded = [str.encode(value, self.encoding) for value in values]
         return b"".join(encoded), list(map(len, encoded))
 
