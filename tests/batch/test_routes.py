@@ -222,6 +222,20 @@ async def test_what_goes_wrong(
         check_invariants(cache)
 
 
+@pytest.mark.parametrize(
+    ("size", "error"), [(1013, TrapError), (1019, MemoryLimitError), (1021, AbiError)]
+)
+async def test_an_allocator_of_scylla_that_fails(
+    real: WasmtimeKit, size: int, error: type[Exception]
+) -> None:
+    """By a trap, for want of room, or by a lie: nothing is written, and the row is named."""
+    async with real.open() as cache:
+        echo = await cache.register("echo", udf("scylla_v2"), args=("text",), returns="text")
+        failed = await both(echo, [["a", None, "b" * size, "c"]])
+        assert (type(failed), failed.row) == (error, 2)
+        check_invariants(cache)
+
+
 @given(
     st.lists(
         st.sampled_from(["", "x", "g", "a", "h!", "t", "l", "b", "é", "x" * 1019]), max_size=40
