@@ -96,8 +96,8 @@ async def run(report: Report, quick: bool) -> None:
             wrong += 1
     refused = sum(isinstance(guest.gets, Refused) for guest in ZOO)
     note = f"{refused} of them refused by register"
-    report.add("guests in the zoo", len(ZOO), "", note=note)
-    report.add("attacks", len(got), "", note=f"{wrong} got what they must not")
+    report.add("guests in the zoo", float(len(ZOO)), "", note=note)
+    report.add("attacks", float(len(got)), "", note=f"{wrong} got what they must not")
     for name, part in (("p50", 0.5), ("p99", 0.99)):
         for where, taken in (("alone", alone), ("beside the zoo", beside)):
             note = f"{len(taken)} calls, all right"
