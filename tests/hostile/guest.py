@@ -74,7 +74,9 @@ class Guest:
         made: bytes = wasmtime.wat2wasm(f"(module {self.source})")
         return made
 
-    async def register(self, cache: InstanceCache, name: str, wasm: bytes) -> Function:
+    async def register(
+        self, cache: InstanceCache, name: str, wasm: bytes, isolation: str = "reuse"
+    ) -> Function:
         """Bring it in, under a name of our own."""
         return await cache.register(
             name,
@@ -85,6 +87,7 @@ class Guest:
             abi=self.abi,
             imports=self.imports and self.imports(cache, name),
             concurrency=self.concurrency,
+            isolation=isolation,
         )
 
     async def attack(self, cache: InstanceCache, name: str, wasm: bytes) -> Any:
