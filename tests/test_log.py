@@ -61,6 +61,7 @@ async def test_opened_resized_closed(fake: FakeKit, log: ListLogger) -> None:
         "max_instance_size_bytes": 8 * 2**20,
         "max_instances": 4096,
         "max_code_size_bytes": 40 * 2**20,
+        "max_running_size_bytes": None,
         "idle_timeout_seconds": 7.0,
     }
     assert told(log, "opened") == [
@@ -101,6 +102,7 @@ async def test_registered_removed_loaded(fake: FakeKit, log: ListLogger) -> None
         **common,
         "module_number": 1,
         "artifact_bytes": len(wasm),
+        "worst_size_bytes": f.worst_size,
         "isolation": "reuse",
         "isolation_verdict": f.isolation_verdict,
     }

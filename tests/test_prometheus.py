@@ -72,13 +72,21 @@ async def test_counters_and_gauges_are_those_of_stats(used: InstanceCache) -> No
         "loaded_modules": stats.loaded_modules,
         "idle_instances_bytes": stats.total_size,
         "max_idle_instances_bytes": stats.max_size,
+        "running_instances_bytes": stats.running_size,
+        "max_running_instances_bytes": math.inf,
+        "scratch_bytes": stats.scratch_size,
         "code_bytes": stats.code_size,
         "max_code_bytes": stats.max_code_size,
+        "module_code_bytes": stats.module_code_size,
+        "stacks_bytes": stats.stacks_size,
+        "idle_stacks_bytes": stats.idle_stacks_size,
         "artifact_bytes": stats.artifact_size,
     }
     for name, value in gauges.items():
         assert metrics[PREFIX + name].type == "gauge"
         assert values(metrics[PREFIX + name]) == {(): value}
+    used.resize(max_running_size=5)
+    assert values(scrape(CacheCollector(used))[PREFIX + "max_running_instances_bytes"]) == {(): 5}
     evictions = values(metrics[f"{PREFIX}evictions"], "_total")
     assert evictions == {(reason,): count for reason, count in stats.evictions.items()}
     assert values(metrics[f"{PREFIX}errors"], "_total") == {("TrapError",): 1}

@@ -827,6 +827,7 @@ def test_all_bad_limits_are_named_at_once() -> None:
         {"memory_limit": 2**63, "table_limit": 2**63},
         {"memory_limit": 2**64, "table_limit": 2**64},
         {"max_size": 10**30, "max_instance_size": 10**30, "max_code_size": 10**30},
+        {"max_running_size": 10**30},
         {"total_fuel": 2**63 - 1, "yield_fuel": 2**63 - 1},
         {"yield_fuel": 1},
         {"stack_size": 64 * KiB},

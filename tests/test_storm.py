@@ -64,6 +64,9 @@ class Storm:
         code = max(function.code_size for function in self.cache.functions())
         room = self.random.choice([2, 3, 100]) * (code + self.cache.config.stack_size)
         self.cache.resize(max_code_size=room, max_instances=self.random.choice([2, 5, 50]))
+        worst = max(function.worst_size for function in self.cache.functions())
+        times = self.random.choice([None, 1, 2, 5])
+        self.cache.resize(max_running_size=None if times is None else times * worst)
 
     async def ask(self, value: int) -> int:
         """A host function that takes its time, fails, or works."""

@@ -53,6 +53,8 @@ def more(old: int) -> int:
         (change(ledger, "instances", more), "idle instances"),
         (change(ledger, "running", more), "running instances"),
         (change(ledger, "code_size", more), "code"),
+        (change(ledger, "running_size", more), "running_size"),
+        (change(lambda cache: idle(cache).entry.function, "worst_size", 1), "touch at most"),
         (change(ledger, "loaded_modules", more), "loaded modules"),
         (change(ledger, "evictable_code", more), "evictable code"),
         (change(lambda cache: idle(cache).entry, "live", more), "live instances of"),

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ._core.config import CacheConfig as CacheConfig, KiB as KiB, MiB as MiB
     from ._core.errors import (
         AbiError as AbiError,
+        CacheDirError as CacheDirError,
         CodeMemoryError as CodeMemoryError,
         DeadlockError as DeadlockError,
         DuplicateFunctionError as DuplicateFunctionError,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
         CacheStats as CacheStats,
         DistributionSummary as DistributionSummary,
         EntryInfo as EntryInfo,
+        ResidentBytes as ResidentBytes,
         UseSummary as UseSummary,
     )
     from ._function import Function as Function
@@ -70,12 +72,12 @@ _HOMES = {
     "._cache": "InstanceCache",
     "._core.config": "CacheConfig KiB MiB",
     "._core.errors": (
-        "AbiError CodeMemoryError DeadlockError DuplicateFunctionError ExitError "
+        "AbiError CacheDirError CodeMemoryError DeadlockError DuplicateFunctionError ExitError "
         "ExportError FuelExhaustedError GuestError InvalidModuleError LinkError LoadError "
         "MemoryLimitError ModuleTooLargeError SignatureError StackOverflowError TrapError "
         "UnknownFunctionError WasmCacheError"
     ),
-    "._core.stats": "CacheStats DistributionSummary EntryInfo UseSummary",
+    "._core.stats": "CacheStats DistributionSummary EntryInfo ResidentBytes UseSummary",
     "._function": "Function",
     "._group": "SchedulingGroup current_group",
     "._host": "HostFunction",

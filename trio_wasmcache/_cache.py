@@ -11,14 +11,16 @@ from typing import Any, final
 import trio
 from attrs import evolve
 
-from ._abi.protocol import Abi
+from ._abi.protocol import Abi, Crossing
 from ._closing import close_groups
+from ._core.admit import worst_size
 from ._core.config import CacheConfig
 from ._core.events import Closed, Reason, Registered as RegisteredEvent, Removed, Resized
 from ._core.isolation import RESET, REUSE, verdict
 from ._core.records import FunctionRecord
-from ._core.stats import CacheStats, EntryInfo
+from ._core.stats import CacheStats, EntryInfo, ResidentBytes
 from ._ctrl_c import opening
+from ._engine.seam import Artifact
 from ._function import Function
 from ._group import SchedulingGroup, check_group, find_group, groups_around, open_group
 from ._host import HostFunction
@@ -26,12 +28,12 @@ from ._lease import Lease
 from ._register import Compiler, Declaration, declare, read_source
 from ._registry import Registered
 from ._shell import Shell, describe, describe_limits
-from ._view import begin_anew, count, describe_entries, in_words
+from ._view import begin_anew, count, count_resident, describe_entries, in_words
 
 MAIN = "main"
 # What `resize` can't change. A log that began without uses can't be replayed, so it goes on so.
 FIXED = frozenset(
-    ("stack_size", "compile_memory", "compile_seconds", "main_capacity", "main_shares", "log_uses")
+    "stack_size compile_memory compile_seconds main_capacity main_shares cache_dir log_uses".split()
 )
 
 
@@ -136,13 +138,19 @@ class InstanceCache:
         self._check_open()
         module, seconds = await self._compiler.get(source, declaration, shell.config)
         self._check_open()
+        artifact: Artifact = module.payload.artifact
+        crossing = declaration.bind(artifact.info)
         record = FunctionRecord(
-            key, shell.registry.next_generation(key), module, declaration.concurrency
+            key,
+            shell.registry.next_generation(key),
+            module,
+            declaration.concurrency,
+            worst_size(artifact.info, artifact.edits),
         )
-        return self._install(record, declaration, seconds)
+        return self._install(record, declaration, crossing, seconds)
 
     def _install(
-        self, record: FunctionRecord, declaration: Declaration, seconds: float
+        self, record: FunctionRecord, declaration: Declaration, crossing: Crossing, seconds: float
     ) -> Function:
         shell, module = self._shell, record.module
         function = Function(
@@ -152,6 +160,7 @@ class InstanceCache:
             generation=record.generation,
             module_digest=module.digest,
             code_size=module.code_size,
+            worst_size=record.worst_size,
             isolation=declaration.isolation,
             isolation_verdict=verdict(declaration.isolation, module.payload.why_not),
             acquire=self.acquire,
@@ -159,7 +168,7 @@ class InstanceCache:
         record.payload = Registered(
             function,
             module.payload,
-            declaration.bind(module.payload.artifact.info),
+            crossing,
             declaration.export,
             declaration.called_on_null,
             declaration.isolation == REUSE,
@@ -179,6 +188,7 @@ class InstanceCache:
                 artifact_bytes=module.payload.artifact.size,
                 compile_seconds=seconds,
                 concurrency=record.concurrency,
+                worst_size_bytes=record.worst_size,
                 isolation=function.isolation,
                 isolation_verdict=function.isolation_verdict,
             ),
@@ -310,8 +320,8 @@ class InstanceCache:
         ``cache.resize(max_size=64 * MiB, idle_timeout=1.0)``
 
         `memory_limit` and `table_limit` hold for functions registered from now on. `stack_size`,
-        `log_uses`, how modules are compiled, and the main group's capacity and shares can't be
-        changed.
+        `cache_dir`, `log_uses`, how modules are compiled, and the main group's capacity and shares
+        can't be changed.
 
         Raises:
             TypeError, ValueError: no such field, or a bad value; nothing has changed.
@@ -353,6 +363,18 @@ class InstanceCache:
         stats = self.stats()
         begin_anew(self._shell)
         return stats
+
+    @trio.lowlevel.enable_ki_protection
+    async def resident_bytes(self) -> ResidentBytes:
+        """How much of what the books allow is in memory now, as the kernel tells; in a thread.
+
+        Raises:
+            NotImplementedError: the system is not Linux, or hides ``/proc/self/pagemap``.
+
+        **Checkpoint:** always.
+        **Cancellation:** nothing changes.
+        """
+        return await count_resident(self._shell)
 
     def entries(self) -> tuple[EntryInfo, ...]:
         """Every function in every group that has instances or waiters. Changes nothing."""

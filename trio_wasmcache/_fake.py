@@ -13,6 +13,7 @@ from ._core.config import WASM_PAGE, KiB
 from ._core.driver import Shape
 from ._core.errors import FuelExhaustedError, InvalidModuleError, LoadError, TrapError
 from ._core.memory_shape import MemoryShape
+from ._core.stats import ResidentBytes
 from ._core.wasm import (
     Export,
     FuncType,
@@ -73,6 +74,7 @@ class FakeEngine:
         """Executable modules that were not closed yet."""
         self.open_instances = 0
         """Instances that were not closed yet."""
+        self.scratch_size: int = 0
         self.closed: bool = False
 
     def module(
@@ -152,6 +154,22 @@ class FakeEngine:
             raise LoadError("the fake engine was told to fail")
         self.loaded_modules += 1
         return FakeModule(self, artifact, self._behaviour(artifact.data), len(hosts))
+
+    async def count_resident(
+        self,
+        *,
+        idle: Sequence[FakeInstance],
+        running: Sequence[FakeInstance],
+        modules: Sequence[FakeModule],
+    ) -> ResidentBytes:
+        """All memory of a fake is resident."""
+        await trio.lowlevel.checkpoint()
+        return ResidentBytes(
+            idle=sum(instance.resident_size for instance in idle),
+            running=sum(instance.resident_size for instance in running),
+            code=sum(module.behaviour.code_size for module in modules),
+            stacks=0,
+        )
 
     async def driver(self, shape: Shape | MemoryShape) -> FakeDriverCode | None:
         await trio.lowlevel.checkpoint()
@@ -308,12 +326,20 @@ class FakeInstance:
         scratch = sum(len(driver.scratch) for driver in self.drivers.values())
         return (self._pages + 1) * WASM_PAGE + scratch
 
+    @property
+    def resident_size(self) -> int:
+        """Bytes of its memory and its scratches."""
+        scratch = sum(len(driver.scratch) for driver in self.drivers.values())
+        return self.memory.size + scratch
+
     def close(self) -> None:
         assert not self.polling, "closed while it was polled"
         self.abandon()
         if not self.closed:
             self.closed = True
             self.module.engine.open_instances -= 1
+            for driver in self.drivers.values():
+                self.module.engine.scratch_size -= len(driver.scratch)
 
     def begin(self, values: tuple[Any, ...], fuel: int) -> None:
         assert not self.closed and self._under_way is None, "begun while something is under way"

@@ -30,6 +30,7 @@ class FakeDriverCode:
         driver = instance.drivers.get(key)
         if driver is None:
             driver = instance.drivers[key] = FakeDriver(instance, self.shape)
+            instance.module.engine.scratch_size += len(driver.scratch)
         return driver
 
 

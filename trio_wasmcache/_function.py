@@ -30,6 +30,8 @@ class Function:
     """SHA-256 of the module's bytes, in hexadecimal."""
     code_size: int
     """Bytes of machine code while the module is loaded, in whole system pages."""
+    worst_size: int
+    """Bytes that one instance of it may touch at most, under the limits it was registered with."""
     isolation: str
     isolation_verdict: str
     """Why the isolation is what it is."""

@@ -93,7 +93,7 @@ class Lease:
         Raises:
             UnknownFunctionError: no such function is registered (or no longer).
             LoadError, LinkError: its instance can't be made.
-            CodeMemoryError: its code can't fit into `max_code_size`.
+            CodeMemoryError: it can't fit into `max_code_size`, or `max_running_size`.
             DeadlockError: waiting would never end.
             trio.ClosedResourceError: the group or the cache is closed.
         """

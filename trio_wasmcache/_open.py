@@ -38,20 +38,29 @@ async def open_cache(
         logger: a structlog logger; ``structlog.get_logger("trio_wasmcache")`` by default. It is
             called from one thread of the cache's own.
 
+    Raises:
+        CacheDirError: `cache_dir` can't be used.
+
     **Checkpoint:** entering and leaving are checkpoints.
     **Cancellation:** everything is closed all the same, and so it is after Ctrl-C, however often;
     flushing the log is shielded, for at most `log_flush_timeout` seconds.
     """
     from ._engine.apart import Apart
+    from ._engine.code_cache import CodeCache
     from ._engine.engine import WasmtimeEngine
 
     config = CacheConfig() if config is None else config
     if not isinstance(config, CacheConfig):
         raise TypeError(f"config must be a CacheConfig, got {config!r}")
-    apart = None
+    apart = code_cache = None
+    if config.cache_dir is not None:
+        code_cache = await trio.to_thread.run_sync(CodeCache, config.cache_dir, config.stack_size)
     if config.compile_memory is not None:
-        apart = Apart(config.stack_size, config.compile_memory, config.compile_seconds)
-    engine = WasmtimeEngine(config.stack_size, apart)
+        apart = Apart(
+            config.stack_size, config.compile_memory, config.compile_seconds, config.cache_dir
+        )
+    engine = WasmtimeEngine(config.stack_size, apart, code_cache)
+    del code_cache  # the engine gives it up when it is closed
     async with open_with(config, engine, ThreadedLogWriter(logger)) as cache:
         yield cache
 

@@ -142,6 +142,7 @@ def describe_limits(config: CacheConfig) -> dict[str, Any]:
         "max_instance_size_bytes": config.max_instance_size,
         "max_instances": config.max_instances,
         "max_code_size_bytes": config.max_code_size,
+        "max_running_size_bytes": config.max_running_size,
         "idle_timeout_seconds": config.idle_timeout,
     }
 

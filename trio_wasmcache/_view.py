@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ._core.records import Stage
-from ._core.stats import CacheStats, EntryInfo
+from ._core.stats import CacheStats, EntryInfo, ResidentBytes
 from ._registry import ModuleSlot
 from ._shell import Base, Shell
 
@@ -32,12 +32,35 @@ def count(shell: Shell, groups: int) -> CacheStats:
         loaded_modules=ledger.loaded_modules,
         total_size=ledger.total_size,
         max_size=policy.config.max_size,
+        running_size=ledger.running_size,
+        max_running_size=policy.config.max_running_size,
+        scratch_size=shell.engine.scratch_size,
         code_size=ledger.used,
         max_code_size=policy.config.max_code_size,
+        module_code_size=ledger.code_size,
+        stacks_size=ledger.stacks,
+        idle_stacks_size=max(0, shell.engine.open_instances - ledger.running) * ledger.stack_size,
         artifact_size=sum(slot.artifact.size for slot in slots),
         log_lost=shell.log.lost - base.log_lost,
         log_failures=shell.log.failures - base.log_failures,
         uses=uses,
+    )
+
+
+async def count_resident(shell: Shell) -> ResidentBytes:
+    """What is in memory at this moment.
+
+    **Checkpoint:** always.
+    **Cancellation:** nothing is left behind.
+    """
+    residents, held = shell.policy.residents, shell.policy.waits.held
+    running = [request.instance.payload for request in held if request.instance is not None]
+    modules = {instance.entry.function.module for instance in residents.lru}
+    modules |= {request.entry.function.module for request in held}
+    return await shell.engine.count_resident(
+        idle=[one.payload for one in residents.lru if one.payload is not None],
+        running=[native for native in running if native is not None],
+        modules=[one.payload.loaded for one in modules if one.payload.loaded is not None],
     )
 
 

@@ -6,6 +6,7 @@ Names and units follow https://prometheus.io/docs/practices/naming/: base units,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import final
 
@@ -44,8 +45,14 @@ GAUGES = (
     ("loaded_modules", "loaded_modules", "Modules whose code is loaded."),
     ("total_size", "idle_instances_bytes", "Size of all idle instances together."),
     ("max_size", "max_idle_instances_bytes", "The limit of that: max_size."),
+    ("running_size", "running_instances_bytes", "What running instances may touch at most."),
+    ("max_running_size", "max_running_instances_bytes", "The limit of that; +Inf: there is none."),
+    ("scratch_size", "scratch_bytes", "What batches keep in idle and running instances."),
     ("code_size", "code_bytes", "Code of loaded modules and stacks of running instances."),
     ("max_code_size", "max_code_bytes", "The limit of that: max_code_size."),
+    ("module_code_size", "module_code_bytes", "Code of loaded modules."),
+    ("stacks_size", "stacks_bytes", "Stacks of running instances."),
+    ("idle_stacks_size", "idle_stacks_bytes", "What idle instances may keep of their stacks."),
     ("artifact_size", "artifact_bytes", "Serialized code of all registered modules."),
 )
 # (field of UseSummary, metric, what it is); durations, then fuel.
@@ -128,6 +135,8 @@ class CacheCollector(Collector):
         yield GaugeMetricFamily(prefix + "instances", "Instances, idle and running.", value=idle)
         for field, name, what in GAUGES:
             value = None if stats is None else getattr(stats, field)
+            if stats is not None and value is None:
+                value = math.inf  # a limit that is not set
             yield GaugeMetricFamily(prefix + name, what, value=value, unit=_unit(name))
         for field, name, what in (*DURATIONS, FUEL):
             family = HistogramMetricFamily(prefix + name, what, labels=(), unit=_unit(name))

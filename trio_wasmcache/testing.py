@@ -72,6 +72,8 @@ def _disagreements(cache: InstanceCache) -> list[str]:
     modules = {i.entry.function.module for i in (*idle, *running)}
     same("loaded modules", ledger.loaded_modules, len(modules))
     same("code", ledger.code_size, sum(module.code_size for module in modules))
+    worst = sum(instance.entry.function.worst_size for instance in running)
+    same("running_size", ledger.running_size, worst)
     for module in modules:
         mine = [i for i in running if i.entry.function.module is module]
         rest = [i for i in idle if i.entry.function.module is module]
@@ -87,6 +89,8 @@ def _disagreements(cache: InstanceCache) -> list[str]:
             problems.append(f"idle instance {instance.number} {what} native")
         if instance.size > policy.config.max_instance_size:
             problems.append(f"instance {instance.number} is over max_instance_size")
+        if instance.size > instance.entry.function.worst_size:
+            problems.append(f"instance {instance.number} is over what it may touch at most")
     for entry in entries:
         mine = [i for i in running if i.entry is entry]
         same(f"live instances of {entry.function.key}", entry.live, len(entry.idle) + len(mine))

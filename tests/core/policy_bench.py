@@ -47,12 +47,17 @@ class Bench:
         self.modules: dict[str, Module] = {}
 
     def function(
-        self, name: str, module: str | None = None, code: int = 1, concurrency: int = 1
+        self,
+        name: str,
+        module: str | None = None,
+        code: int = 1,
+        concurrency: int = 1,
+        worst: int = 0,
     ) -> FunctionRecord:
         """A function; its module is named like it, unless it shares one."""
         digest = module or name
         record = self.modules.setdefault(digest, Module(digest, code * UNIT))
-        return FunctionRecord(FunctionKey(name, ("i64",)), 1, record, concurrency)
+        return FunctionRecord(FunctionKey(name, ("i64",)), 1, record, concurrency, worst)
 
     def ask(
         self,

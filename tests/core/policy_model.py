@@ -18,6 +18,8 @@ class MFunction:
     module: str
     code: int
     concurrency: int
+    worst: int
+    """What an instance of it may touch."""
     retired: bool = False
     successor: MFunction | None = None
 
@@ -97,6 +99,7 @@ class Model:
     max_instance_size: int
     max_instances: int
     max_code: int
+    max_running: int | None
     idle_timeout: float
     closed: bool = False
     instances: list[MInstance] = field(default_factory=list)
@@ -162,7 +165,13 @@ class Model:
         return sorted((it for it in self.code() if it not in busy), key=self.stopped.__getitem__)
 
     def fits(self, key: Key) -> bool:
-        return key[0].code + self.stack <= self.max_code
+        return key[0].code + self.stack <= self.max_code and self.may_run(key[0].worst)
+
+    def may_run(self, size: int) -> bool:
+        return self.max_running is None or size <= self.max_running
+
+    def running_size(self) -> int:
+        return sum(it.key[0].worst for it in self.busy())
 
     def stuck(self) -> set[str]:
         """The owners that can never go on: the greatest set in which all wait for each other."""
@@ -221,7 +230,7 @@ class Model:
             if missing > 0 and module != function.module:
                 victims.append(module)
                 missing -= self.code()[module]
-        if missing > 0:
+        if missing > 0 or not self.may_run(self.running_size() + function.worst):
             return False
         if another and len(self.instances) >= self.max_instances and not self.idle():
             return False
@@ -508,11 +517,13 @@ class Model:
         max_instance_size: int,
         max_instances: int,
         max_code: int,
+        max_running: int | None,
         idle_timeout: float,
     ) -> Outcome:
         out = Outcome()
         self.max_size, self.max_instance_size = max_size, max_instance_size
         self.max_instances, self.max_code = max_instances, max_code
+        self.max_running = max_running
         self.idle_timeout = idle_timeout
         for it in self.idle():
             if it.size > max_instance_size:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -19,6 +20,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "max_instance_size": 8 * MiB,
         "max_instances": 4096,
         "max_code_size": 40 * MiB,
+        "max_running_size": None,
         "idle_timeout": 5.0,
         "memory_limit": 16 * MiB,
         "table_limit": 10_000,
@@ -32,6 +34,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "stack_size": 512 * KiB,
         "main_capacity": math.inf,
         "main_shares": 100,
+        "cache_dir": None,
         "log_uses": False,
         "log_flush_timeout": 1.0,
     }
@@ -119,6 +122,8 @@ BAD: list[tuple[str, Any]] = [
     ("log_flush_timeout", -0.1),
     ("log_flush_timeout", math.inf),
     ("offload_after", -1),
+    *(("cache_dir", value) for value in ("", 5, True, ["folder"], b"bytes")),
+    *(("max_running_size", value) for value in (0, -1, True, 1.5, "5")),
     ("main_capacity", 1.5),
     ("main_capacity", -math.inf),
     ("main_shares", 1_000_001),
@@ -148,6 +153,8 @@ def test_a_bad_field_is_refused_by_name(name: str, value: Any) -> None:
         *(("compile_memory", value) for value in (None, 1 * MiB)),
         *(("compile_seconds", value) for value in (0.1, 60)),
         ("max_code_size", 1),
+        *(("cache_dir", value) for value in ("here", Path("there"), None)),
+        *(("max_running_size", value) for value in (None, 1, 10**30)),
         ("yield_fuel", 2_000_000_000),
     ],
 )

@@ -83,24 +83,32 @@ class TestLRU:
 STACK = 10
 
 
-def instance_of(module: Module, size: int = 0) -> Instance:
-    function = FunctionRecord(FunctionKey("f", ()), 1, module)
+def function_of(module: Module, worst: int = 50) -> FunctionRecord:
+    return FunctionRecord(FunctionKey("f", ()), 1, module, worst_size=worst)
+
+
+def instance_of(function: FunctionRecord, size: int = 0) -> Instance:
     return Instance(1, Entry(function, GroupRecord("g")), 0.0, size=size)
 
 
 class TestLedger:
     def test_one_instance_from_its_load_to_its_end(self) -> None:
-        """Code is there from the load on, a stack while it runs, its size while it is idle."""
+        """Code is there from the load on, a stack and its worst case while it runs, its size while
+        it is idle."""
         ledger, module = Ledger(STACK), Module("m", 100)
-        instance = instance_of(module, size=7)
-        assert ledger.enter(module)
+        function = function_of(module)
+        instance = instance_of(function, size=7)
+        assert ledger.enter(function)
         assert (ledger.used, ledger.total_size, ledger.running, ledger.idle) == (110, 0, 1, 0)
+        assert ledger.running_size == 50
         assert (ledger.loaded_modules, ledger.evictable_code) == (1, 0)
         ledger.suspend(instance)
         assert (ledger.used, ledger.total_size, ledger.running, ledger.idle) == (100, 7, 0, 1)
+        assert ledger.running_size == 0
         assert (ledger.evictable_code, [*ledger.evictable]) == (100, [module])
         ledger.resume(instance)
         assert (ledger.used, ledger.total_size, ledger.evictable_code) == (110, 0, 0)
+        assert ledger.running_size == 50
         ledger.suspend(instance)
         assert ledger.leave_idle(instance)
         assert (ledger.used, ledger.total_size, ledger.idle, ledger.loaded_modules) == (0, 0, 0, 0)
@@ -110,24 +118,25 @@ class TestLedger:
     def test_a_module_is_unloaded_with_the_last_that_uses_it(self) -> None:
         """Loaded once however many use it; `leave` says when its code is to go."""
         ledger, module = Ledger(STACK), Module("m", 100)
-        idle = instance_of(module, size=7)
-        assert [ledger.enter(module) for _ in "123"] == [True, False, False]
-        assert ledger.used == 130
+        function, other = function_of(module), function_of(module, worst=5)
+        idle = instance_of(function, size=7)
+        assert [ledger.enter(one) for one in (function, other, other)] == [True, False, False]
+        assert (ledger.used, ledger.running_size) == (130, 60)
         ledger.suspend(idle)
-        assert not ledger.leave_running(module)
-        assert ledger.evictable_code == 0, "one still runs"
-        assert not ledger.leave_running(module)
+        assert not ledger.leave_running(other)
+        assert (ledger.evictable_code, ledger.running_size) == (0, 5), "one still runs"
+        assert not ledger.leave_running(other)
         assert ledger.evictable_code == 100
         assert ledger.leave_idle(idle)
-        assert (ledger.used, ledger.evictable_code) == (0, 0)
+        assert (ledger.used, ledger.evictable_code, ledger.running_size) == (0, 0, 0)
 
     def test_modules_are_evictable_in_the_order_in_which_they_stopped(self) -> None:
         """The least recently used first: the order of stopping, not of loading."""
         ledger = Ledger(STACK)
-        modules = [Module(name, 100) for name in "abc"]
-        instances = [instance_of(module) for module in modules]
-        for module in modules:
-            ledger.enter(module)
+        functions = [function_of(Module(name, 100)) for name in "abc"]
+        instances = [instance_of(function) for function in functions]
+        for function in functions:
+            ledger.enter(function)
         for number in (2, 0, 1):
             ledger.suspend(instances[number])
         ledger.resume(instances[2])

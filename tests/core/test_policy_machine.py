@@ -8,9 +8,10 @@ so that a mistake made in both is seen too.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from random import Random
+from typing import Any
 
 import pytest
 from attrs import asdict
@@ -51,6 +52,7 @@ LIMITS = st.fixed_dictionaries(
         "max_instance_size": st.sampled_from([100, 50, 20]),
         "max_instances": st.integers(1, 9),
         "max_code": st.integers(4, 12),
+        "max_running": st.sampled_from([None, 4, 6, 10]),
         "idle_timeout": st.sampled_from([2.0, 5.0, 1000.0]),
     }
 )
@@ -63,15 +65,18 @@ STAGES_OF = {
     "recycle": {Stage.GRANTED},
 }
 WALK = 800
+Limits = Mapping[str, Any]
 PICK = st.integers(0, 11)
 
 
-def config_of(limits: dict[str, float]) -> CacheConfig:
+def config_of(limits: Limits) -> CacheConfig:
+    most = limits["max_running"]
     return CacheConfig(
         max_size=int(limits["max_size"]),
         max_instance_size=int(limits["max_instance_size"]),
         max_instances=int(limits["max_instances"]),
         max_code_size=int(limits["max_code"]) * UNIT,
+        max_running_size=None if most is None else int(most),
         idle_timeout=limits["idle_timeout"],
         stack_size=UNIT,
     )
@@ -94,6 +99,7 @@ def snapshot(policy: Policy) -> list[object]:
         *([*policy.room], dict(policy.waits.waiting), [*policy.waits.held]),
         *(ledger.total_size, ledger.code_size, ledger.stacks, ledger.idle, ledger.running),
         *(ledger.loaded_modules, [*ledger.evictable], ledger.evictable_code),
+        ledger.running_size,
         *([*residents.lru], dict(residents.evictions), entries),
         [it.seat for it in residents.lru],
         {(module.digest, module.users, module.running, *module.idle) for module in modules},
@@ -122,7 +128,7 @@ class PolicyMachine(RuleBasedStateMachine):
         codes=st.lists(st.integers(1, 4), min_size=4, max_size=4),
         concurrency=st.integers(2, 3),
     )
-    def open(self, limits: dict[str, float], codes: list[int], concurrency: int) -> None:
+    def open(self, limits: Limits, codes: list[int], concurrency: int) -> None:
         self.policy = Policy(config_of(limits))
         self.model = Model(stack=1, **limits)  # type: ignore[arg-type]
         self.modules = [Module(f"m{number}", code * UNIT) for number, code in enumerate(codes)]
@@ -291,10 +297,14 @@ class PolicyMachine(RuleBasedStateMachine):
         record = self.modules[module % len(self.modules)]
         self.labels[label] += 1
         ours = MFunction(
-            f"{label}/{self.labels[label]}", record.digest, record.code_size // UNIT, concurrency
+            f"{label}/{self.labels[label]}",
+            record.digest,
+            record.code_size // UNIT,
+            concurrency,
+            worst=1 + module % 4,
         )
         self.functions[ours] = FunctionRecord(
-            FunctionKey(label, ("i64",)), self.labels[label], record, concurrency
+            FunctionKey(label, ("i64",)), self.labels[label], record, concurrency, ours.worst
         )
         return ours
 
@@ -331,7 +341,7 @@ class PolicyMachine(RuleBasedStateMachine):
             lambda: self.model.close_group(ours, reason.value),
         )
 
-    def resize(self, limits: dict[str, float]) -> None:
+    def resize(self, limits: Limits) -> None:
         config = config_of(limits)
         self.compare(
             lambda: self.policy.resize(config, self.now),
@@ -374,6 +384,7 @@ class PolicyMachine(RuleBasedStateMachine):
         assert not (residents.entries or residents.lru or self.policy.room)
         assert not (self.policy.waits.waiting or self.policy.waits.held)
         assert (ledger.total_size, ledger.used, ledger.idle, ledger.running) == (0, 0, 0, 0)
+        assert ledger.running_size == 0
         assert (ledger.loaded_modules, ledger.evictable_code, len(ledger.evictable)) == (0, 0, 0)
         assert all((it.users, it.running, it.idle) == (0, 0, {}) for it in self.modules)
         assert not any(it.entries for it in self.functions.values())
@@ -450,6 +461,7 @@ class PolicyMachine(RuleBasedStateMachine):
         assert ledger.total_size == model.total_size() <= model.max_size
         assert ledger.code_size == sum(model.code().values()) * UNIT
         assert ledger.stacks == len(model.busy()) * UNIT
+        assert ledger.running_size == model.running_size()
         assert (ledger.idle, ledger.running) == (len(model.idle()), len(model.busy()))
         assert ledger.loaded_modules == len(model.code())
         assert [it.digest for it in ledger.evictable] == model.idle_modules()
@@ -535,13 +547,14 @@ class PolicyMachine(RuleBasedStateMachine):
 TestPolicy = PolicyMachine.TestCase
 
 
-def draw_limits(random: Random, wide: bool = False) -> dict[str, float]:
+def draw_limits(random: Random, wide: bool = False) -> Limits:
     """Limits that leave something to do; `wide` ones now and then let the cache fill up."""
     return {
         "max_size": random.choice([30, 100, 200, 400]),
         "max_instance_size": random.choice([40, 50, 100]),
         "max_instances": random.randint(6, 14) if wide else random.randint(2, 9),
         "max_code": random.randint(9, 20) if wide else random.randint(4, 12),
+        "max_running": random.choice([None, None, 8, 12, 20] if wide else [None, 3, 4, 6, 10]),
         "idle_timeout": random.choice([2.0, 20.0, 1000.0]),
     }
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from attrs import frozen
 
 from .config import WASM_PAGE
+from .driver import SCRATCH_LIMIT
 from .errors import ExportError, LinkError, ModuleTooLargeError, SignatureError
 from .wasm import FuncType, Limits, ModuleInfo
 
@@ -44,6 +45,10 @@ MAX_TYPES, MAX_FUNCTIONS, MAX_EXPORTS, MAX_ELEMENTS = 10_000, 50_000, 50_000, 10
 SPARE_LOCALS = 100_000
 # Names of a module may be as long as it likes; in a message they are cut.
 MAX_SHOWN = 100
+TABLE_ELEMENT_SIZE = 8
+# An instance keeps a scratch for batches with nulls, and one for those without; if values cross
+# through memory, there is but one.
+SCRATCHES = 2
 
 
 @frozen
@@ -137,6 +142,28 @@ def share_out(limits: Sequence[Limits], budget: int) -> tuple[int | None, ...]:
             i for i in growing if (ceiling := limits[i].maximum) is None or maxima[i] < ceiling
         ]
     return tuple(maxima)
+
+
+def worst_size(info: ModuleInfo, edits: Edits) -> int:
+    """What an instance may touch at most (bytes).
+
+    All memories and tables, as large as they may become; the scratches of batches; and one page.
+    """
+    pages = _maxima(info.memories, edits.memory_maxima, edits.memory_limit // WASM_PAGE)
+    tables = [table.limits for table in info.tables]
+    elements = _maxima(tables, edits.table_maxima, edits.table_limit)
+    rest = WASM_PAGE + SCRATCHES * SCRATCH_LIMIT
+    return pages * WASM_PAGE + elements * TABLE_ELEMENT_SIZE + rest
+
+
+def _maxima(declared: Sequence[Limits], edited: Sequence[int | None], limit: int) -> int:
+    """The sum of what each may grow to: by its own word, by what was edited, and by the limit."""
+    total = 0
+    for number, limits in enumerate(declared):
+        clamp = edited[number] if number < len(edited) else None
+        bounds = [bound for bound in (limits.maximum, clamp) if bound is not None]
+        total += min([*bounds, limit])
+    return total
 
 
 def check_imports(

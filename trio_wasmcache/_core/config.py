@@ -43,6 +43,15 @@ def _seconds(*, zero: bool, infinite: bool) -> dict[str, object]:
     return {"check": check}
 
 
+def _path_or_none() -> dict[str, object]:
+    def check(value: object) -> str | None:
+        if value is None or (isinstance(value, (str, os.PathLike)) and os.fspath(value)):
+            return None
+        return f"must be a path or None, got {value!r}"
+
+    return {"check": check, "type": (str, os.PathLike)}
+
+
 def _flag() -> dict[str, object]:
     def check(value: object) -> str | None:
         return None if isinstance(value, bool) else f"must be True or False, got {value!r}"
@@ -99,6 +108,9 @@ class CacheConfig:
     (`vm.max_map_count`) ends a process near 21,000, hence the ceiling."""
     max_code_size: int = field(default=40 * MiB, metadata=_whole(1))
     """Machine code of loaded modules and stacks of running instances together."""
+    max_running_size: int | None = field(default=None, metadata=_whole_or_none(1))
+    """Running instances together, each counted with the most that it may touch under its limits
+    (`Function.worst_size`), at most; who would exceed it waits. None: no limit."""
     idle_timeout: float = field(default=5.0, metadata=_seconds(zero=False, infinite=True))
     """An instance unused for this long is evicted; `math.inf` keeps it."""
     memory_limit: int = field(default=16 * MiB, metadata=_whole(0))
@@ -126,6 +138,9 @@ class CacheConfig:
     """Capacity of the group ``"main"``, which serves whoever is in no other group."""
     main_shares: int = field(default=100, metadata={"check": bad_shares})
     """CPU shares of the group ``"main"``."""
+    cache_dir: str | os.PathLike[str] | None = field(default=None, metadata=_path_or_none())
+    """A folder in which compiled code is kept across restarts, made if it does not exist; it must
+    be the user's, with mode 0700, and nobody but this library should write there. None: none."""
     log_uses: bool = field(default=False, metadata=_flag())
     """Also log every acquire and recycle; such a log can be replayed."""
     log_flush_timeout: float = field(default=1.0, metadata=_seconds(zero=True, infinite=False))
@@ -139,7 +154,8 @@ class CacheConfig:
             value = getattr(self, attribute.name)
             problem = check(value)
             if problem is not None:
-                right_type = isinstance(value, (int, float)) and not isinstance(value, bool)
+                right = attribute.metadata.get("type", (int, float))
+                right_type = isinstance(value, right) and not isinstance(value, bool)
                 (wrong_value if right_type else wrong_type).append(f"{attribute.name} {problem}")
         if wrong_type or wrong_value:
             kind = TypeError if wrong_type else ValueError

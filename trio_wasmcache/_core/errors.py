@@ -16,6 +16,14 @@ class WasmCacheError(Exception):
     """Base of all errors of this library; catch it to catch them all."""
 
 
+class CacheDirError(WasmCacheError):
+    """`open_cache` can't keep compiled code in `cache_dir`.
+
+    It is not a folder, is a symbolic link, belongs to somebody else, is open to others, or can't be
+    made or written.
+    """
+
+
 class InvalidModuleError(WasmCacheError):
     """`register` was given something that is not a module we can compile.
 
@@ -62,7 +70,10 @@ class LoadError(WasmCacheError):
 
 
 class CodeMemoryError(WasmCacheError):
-    """Code and stack of the function would not fit into an otherwise empty `max_code_size`."""
+    """The function could not run even in an otherwise empty cache.
+
+    Its code and stack exceed `max_code_size`, or what its instance may touch `max_running_size`.
+    """
 
 
 class DeadlockError(WasmCacheError):

@@ -66,6 +66,8 @@ class Opened(Event):
     max_instance_size_bytes: int
     max_instances: int
     max_code_size_bytes: int
+    max_running_size_bytes: int | None = None
+    """None: no limit."""
     idle_timeout_seconds: float | None = field(converter=_finite)
     """None: for ever."""
     stack_size_bytes: int
@@ -85,6 +87,8 @@ class Resized(Event):
     max_instance_size_bytes: int
     max_instances: int
     max_code_size_bytes: int
+    max_running_size_bytes: int | None = None
+    """None: no limit."""
     idle_timeout_seconds: float | None = field(converter=_finite)
     """None: for ever."""
 
@@ -139,6 +143,8 @@ class Registered(Event):
     compile_seconds: float
     """Zero where an equal module was compiled already."""
     concurrency: int
+    worst_size_bytes: int
+    """What one instance may touch at most; counted against `max_running_size`."""
     isolation: str
     isolation_verdict: str
 

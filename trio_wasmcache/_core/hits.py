@@ -41,6 +41,7 @@ class Hits(Stages):
         residents = self.residents
         ledger = residents.ledger
         running = ledger.running + 1
+        running_size = ledger.running_size + function.worst_size
         module = function.module
         idle = module.idle
         only_idle = len(idle) == module.users
@@ -49,6 +50,7 @@ class Hits(Stages):
             or instance.state is not IDLE
             or len(claims) >= function.concurrency
             or ledger.code_size + running * ledger.stack_size > self.config.max_code_size
+            or running_size > residents.running_limit
         ):
             return None
         request = instance.request
@@ -66,6 +68,7 @@ class Hits(Stages):
             ledger.evictable_code -= module.code_size
         del idle[instance]
         ledger.running = running
+        ledger.running_size = running_size
         ledger.total_size -= instance.size
         # The request. Whose it was in an earlier hit does not know it any more.
         request.instance = instance
@@ -123,6 +126,7 @@ class Hits(Stages):
             ledger.evictable.order[module] = None
             ledger.evictable_code += module.code_size
         ledger.running -= 1
+        ledger.running_size -= entry.function.worst_size
         ledger.total_size = total
         # The request.
         request.stage = ENDED

@@ -1,9 +1,10 @@
 """The book of bytes: what idle instances, loaded code and running stacks add up to.
 
 It only counts. Who goes when a sum is too large is decided in `policy`; the order of last use is
-in `lru`. Two sums are kept, each with its own limit:
+in `lru`. Three sums are kept, each with its own limit:
 
-- `total_size`: idle instances;
+- `total_size`: idle instances, as large as they are;
+- `running_size`: instances that are loading or running, as large as they may become;
 - `code_size` + `stacks`: code of loaded modules, whatever uses them, and one stack for each
   instance that is loading or running.
 
@@ -17,7 +18,7 @@ from __future__ import annotations
 from attrs import Factory, define
 
 from .lru import LRU
-from .records import Instance, Module
+from .records import FunctionRecord, Instance, Module
 
 
 @define(eq=False)
@@ -26,6 +27,7 @@ class Ledger:
 
     stack_size: int
     total_size: int = 0
+    running_size: int = 0
     code_size: int = 0
     instances: int = 0
     running: int = 0
@@ -49,36 +51,38 @@ class Ledger:
         """Bytes against `max_code_size`."""
         return self.code_size + self.stacks
 
-    def enter(self, module: Module) -> bool:
-        """A new instance of `module` begins to load; True if the module has to be loaded too."""
+    def enter(self, function: FunctionRecord) -> bool:
+        """A new instance of it begins to load; True if the module has to be loaded too."""
+        module = function.module
         first = module.users == 0
         if first:
             self.code_size += module.code_size
             self.loaded_modules += 1
-        self._start(module)
+        self._start(function)
         module.users += 1
         self.instances += 1
         return first
 
     def resume(self, instance: Instance) -> None:
         """An idle instance runs."""
-        module = instance.entry.function.module
+        function = instance.entry.function
         self.total_size -= instance.size
-        self._start(module)
-        del module.idle[instance]
+        self._start(function)
+        del function.module.idle[instance]
 
     def suspend(self, instance: Instance) -> None:
         """A running instance becomes idle, with the size it has now."""
-        module = instance.entry.function.module
+        function = instance.entry.function
         self.total_size += instance.size
-        module.idle[instance] = None
-        self._stop(module)
+        function.module.idle[instance] = None
+        self._stop(function)
 
-    def leave_running(self, module: Module) -> bool:
+    def leave_running(self, function: FunctionRecord) -> bool:
         """A loading or running instance goes; True if its module is to be unloaded."""
+        module = function.module
         module.users -= 1
         self.instances -= 1
-        self._stop(module)
+        self._stop(function)
         return self._left(module)
 
     def leave_idle(self, instance: Instance) -> bool:
@@ -90,16 +94,20 @@ class Ledger:
         self.instances -= 1
         return self._left(module)
 
-    def _start(self, module: Module) -> None:
-        """One more runs; it is not among those of `module` yet."""
+    def _start(self, function: FunctionRecord) -> None:
+        """One more runs; it is not among those of its module yet."""
+        module = function.module
         if module.running == 0 and module in self.evictable:
             self.evictable.remove(module)
             self.evictable_code -= module.code_size
         self.running += 1
+        self.running_size += function.worst_size
 
-    def _stop(self, module: Module) -> None:
-        """One less runs; it is not among those of `module` any more."""
+    def _stop(self, function: FunctionRecord) -> None:
+        """One less runs; it is not among those of its module any more."""
+        module = function.module
         self.running -= 1
+        self.running_size -= function.worst_size
         if module.running == 0:
             self.evictable.touch(module)
             self.evictable_code += module.code_size

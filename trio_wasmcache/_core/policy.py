@@ -5,8 +5,8 @@ Rules:
 1. A step is synchronous. It takes the time, changes state once, and *returns* what must be closed,
    who must be woken and what happened; it never does any of it. An error changes nothing.
 2. A request goes through the same stages in the same order: an instance of its entry (first come,
-   first served), then room for code and stack (first come, first served in the whole cache), then
-   the load if there is nothing idle.
+   first served), then room to run (first come, first served in the whole cache), then the load if
+   there is nothing idle.
 3. An instance or room is granted in the step that frees it. Nothing is ever assigned but idle.
 4. Recycling never waits and never fails.
 
@@ -70,8 +70,11 @@ class Policy(Hits):
         free = len(claims) < entry.function.concurrency and not entry.waiting
         if free and entry.idle and not (self.room or request.warm or entry.idle[-1].seat):
             # The fast path of a hit.
-            ledger = self.residents.ledger
-            if ledger.code_size + ledger.stacks + ledger.stack_size <= self.config.max_code_size:
+            residents, ledger = self.residents, self.residents.ledger
+            if (
+                ledger.code_size + ledger.stacks + ledger.stack_size <= self.config.max_code_size
+                and ledger.running_size + entry.function.worst_size <= residents.running_limit
+            ):
                 claims[request] = None
                 self._grant(request, now)
                 return None

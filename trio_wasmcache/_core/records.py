@@ -42,6 +42,8 @@ class FunctionRecord:
     generation: int
     module: Module
     concurrency: int = 1
+    worst_size: int = 0
+    """What one instance of it may touch at most (bytes)."""
     retired: bool = False
     successor: FunctionRecord | None = None
     entries: dict[GroupRecord, Entry] = Factory(dict)

@@ -7,6 +7,8 @@ Whatever leaves is recorded in the `Step` that the shell gets.
 
 from __future__ import annotations
 
+import math
+
 from attrs import Factory, define
 
 from .config import CacheConfig
@@ -45,6 +47,8 @@ class Residents:
     evictions: dict[Reason, int] = Factory(lambda: dict.fromkeys(Reason, 0))
     entries: dict[Entry, None] = Factory(dict)
     book: UseBook = Factory(UseBook)
+    running_limit: float = Factory(lambda self: _limit(self.config), takes_self=True)
+    """`max_running_size`, as a number."""
     shrunk: bool = False
     """Whether it may be `crowded`: only `resize` can make it so, and `trim` looks again."""
     _numbers: int = 0
@@ -108,7 +112,7 @@ class Residents:
         self._numbers += 1
         instance = Instance(self._numbers, entry, now)
         instance.state = step(instance.state, Action.LOAD)
-        instance.loads_module = self.ledger.enter(entry.function.module)
+        instance.loads_module = self.ledger.enter(entry.function)
         entry.live += 1
         return instance
 
@@ -203,6 +207,7 @@ class Residents:
     def resize(self, config: CacheConfig, now: float, result: Step) -> None:
         """Under smaller limits, what no longer fits goes."""
         self.config = config
+        self.running_limit = _limit(config)
         limit = config.max_instance_size
         for instance in [instance for instance in self.lru if instance.size > limit]:
             self.evict(instance, Reason.OVERSIZED, now, result, limit)
@@ -231,10 +236,16 @@ class Residents:
             self.evict_module(module, Reason.CODE, now, result)
         self.shrunk = self.crowded
 
-    # -- room for code and stack
+    # -- room to run: for code, for a stack, and for what the instance may touch
 
     def check_fits(self, function: FunctionRecord) -> None:
         """`CodeMemoryError` if an instance of `function` needs more than an empty cache has."""
+        worst = function.worst_size
+        if worst > self.running_limit:
+            raise CodeMemoryError(
+                f"{function.key} may touch {worst} bytes while it runs, but max_running_size is "
+                f"{self.running_limit}: raise it, or register under a smaller memory_limit"
+            )
         code_size, stack_size = function.module.code_size, self.ledger.stack_size
         if code_size + stack_size > self.config.max_code_size:
             raise CodeMemoryError(
@@ -243,17 +254,20 @@ class Residents:
                 "raise it, or split the module"
             )
 
-    def make_room(self, module: Module, another: bool, now: float, result: Step) -> bool:
-        """Evict what must go for one more running instance of `module`.
+    def make_room(self, function: FunctionRecord, another: bool, now: float, result: Step) -> bool:
+        """Evict what must go for one more running instance of `function`.
 
         Looks first whether room can be made at all; if not, nothing changes and the answer is
-        False. Whole modules go, least recently used first, never one that is in use and never
-        `module` itself: an eviction that frees no code would be for nothing.
+        False. Whole modules go, least recently used first, never one that is in use and never its
+        own: an eviction that frees no code would be for nothing. What running instances may touch
+        no eviction makes less.
 
         Args:
             another: it will be a new instance, which counts against `max_instances`.
         """
-        ledger, limit = self.ledger, self.config.max_code_size
+        ledger, limit, module = self.ledger, self.config.max_code_size, function.module
+        if ledger.running_size + function.worst_size > self.running_limit:
+            return False
         needed = ledger.stack_size + (0 if module.users else module.code_size)
         possible = ledger.evictable_code
         if module in ledger.evictable:
@@ -276,7 +290,7 @@ class Residents:
     # -- what it all comes down to
 
     def _leave_running(self, instance: Instance, result: Step) -> None:
-        if self.ledger.leave_running(instance.entry.function.module):
+        if self.ledger.leave_running(instance.entry.function):
             result.unloaded.append(instance.entry.function.module)
         instance.entry.live -= 1
 
@@ -321,6 +335,10 @@ class Residents:
             advice=advice,
         )
         result.evicted.append((instance, event))
+
+
+def _limit(config: CacheConfig) -> float:
+    return math.inf if config.max_running_size is None else config.max_running_size
 
 
 def _held(entry: Entry) -> int:

@@ -62,7 +62,7 @@ class Stages:
         hit = bool(entry.idle)
         if request.warm and entry.live < entry.function.concurrency:
             hit = False
-        if not self.residents.make_room(entry.function.module, not hit, now, result):
+        if not self.residents.make_room(entry.function, not hit, now, result):
             return False
         if hit and not entry.idle[-1].seat:
             self._grant(request, now)

@@ -174,9 +174,20 @@ class CacheStats:
     total_size: int
     """All idle instances together."""
     max_size: int
+    running_size: int
+    """What all running instances together may touch at most, whatever they do."""
+    max_running_size: int | None
+    scratch_size: int
+    """What batches keep: in idle instances part of `total_size`, else of `running_size`."""
     code_size: int
     """Code of loaded modules and stacks of running instances together."""
     max_code_size: int
+    module_code_size: int
+    """Code of loaded modules: one part of `code_size`."""
+    stacks_size: int
+    """Stacks of running instances: the other part."""
+    idle_stacks_size: int
+    """What idle instances may keep of stacks that they once ran on: nobody can see how much."""
     artifact_size: int
     """Serialized code of all registered modules, loaded or not."""
     log_lost: int
@@ -188,6 +199,12 @@ class CacheStats:
     @cached_property
     def _summary(self) -> UseSummary:
         return summarise_uses(self._uses.whole())
+
+    @property
+    def accounted_size(self) -> int:
+        """All that the books know of: idle and running instances, code, stacks and artifacts."""
+        instances = self.total_size + self.idle_stacks_size + self.running_size
+        return instances + self.code_size + self.artifact_size
 
     @property
     def errors(self) -> dict[str, int]:
@@ -237,6 +254,30 @@ class CacheStats:
     def per_group(self) -> Mapping[str, UseSummary]:
         """{name: summary}, of groups in which functions were used; under ``""``: closed ones."""
         return Summaries(self._uses.by_group())
+
+
+@final
+@frozen(kw_only=True)
+class ResidentBytes:
+    """What is in memory of the mappings that are a cache's own, in whole system pages.
+
+    Sizes say what may be touched; this is what was.
+    """
+
+    idle: int
+    """Memories of idle instances, and their scratches."""
+    running: int
+    """Of running instances, and of those that are being loaded."""
+    code: int
+    """Code of loaded modules."""
+    stacks: int
+    """Stacks of running instances, and what idle ones keep of theirs. Of all caches in the process
+    that have the same `stack_size`: whose a stack is can't be seen."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.idle + self.running + self.code + self.stacks
 
 
 @frozen(kw_only=True)

@@ -21,7 +21,7 @@ from .records import Entry, GroupRecord, Request
 
 R = TypeVar("R", bound=Hashable)
 
-ROOM = "room for code and stack"
+ROOM = "room for code, stack and memory"
 # Holds a token, is not known here, and so may give way at any time.
 STRANGER = object()
 # What a task can wait for: an instance of an entry, a token of a group, room in the cache.

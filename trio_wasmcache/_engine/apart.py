@@ -7,6 +7,7 @@ is one that may be ended. It is started for each module, which costs some tenths
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -17,13 +18,13 @@ from typing import final
 
 from attrs import frozen
 
-from .._core.errors import InvalidModuleError
+from .._core.errors import CacheDirError, InvalidModuleError
 
 # What the answer begins with, and how long the size after it is.
 BUILT, REFUSED, SIZE_BYTES = b"B", b"R", 8
 START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from trio_wasmcache._engine.apart import main; main(*map(int, sys.argv[2:]))"
+    "from trio_wasmcache._engine.apart import main; main(sys.argv[2], *map(int, sys.argv[3:]))"
 )
 # Seconds for the process to start and to read, and for a machine that is busy.
 PATIENCE = 30.0
@@ -39,6 +40,8 @@ class Apart:
     """Bytes of address space beyond what the process has when it begins."""
     seconds: float
     """Of CPU time, rounded up."""
+    folder: str | os.PathLike[str] | None = None
+    """Where compiled code is kept; see `CodeCache`."""
 
     def build(self, wasm: bytes) -> tuple[bytes, int]:
         """Compiled code at rest, and its bytes once it is loaded. Blocks: for threads.
@@ -48,7 +51,8 @@ class Apart:
         """
         limits = self.stack_size, self.memory, -int(-self.seconds // 1)
         # -I: neither the working directory nor the user's own site takes part.
-        command = [sys.executable, "-I", "-c", START, json.dumps(sys.path), *map(str, limits)]
+        command = [sys.executable, "-I", "-c", START, json.dumps(sys.path)]
+        command += [os.fsdecode(self.folder or ""), *map(str, limits)]
         try:
             done = subprocess.run(
                 command,
@@ -79,15 +83,19 @@ class Apart:
         )
 
 
-def main(stack_size: int, memory: int, seconds: int) -> None:
+def main(folder: str, stack_size: int, memory: int, seconds: int) -> None:
     """The process: a module on its standard input, the answer on its standard output."""
+    from .code_cache import CodeCache
     from .engine import WasmtimeEngine, build
 
-    engine = WasmtimeEngine(stack_size)
+    engine, code_cache = WasmtimeEngine(stack_size), None
+    if folder:
+        with contextlib.suppress(CacheDirError):  # having none only costs time
+            code_cache = CodeCache(folder, stack_size)
     wasm = sys.stdin.buffer.read()
     _limit(memory, seconds)
     try:
-        code, size = build(engine.open(), wasm)
+        code, size = build(engine.open(), wasm, code_cache)
         answer = BUILT + size.to_bytes(SIZE_BYTES, "little") + code
     except InvalidModuleError as error:
         answer = REFUSED + str(error).encode()

@@ -132,6 +132,7 @@ class WasmtimeDriver:
         self._begin, self._finish = run.begin, run.finish
         # The memory can't grow, so it stays where it is for as long as the store does.
         base = native.memory_data(instance.context, _part(instance, handle, b"scratch"))
+        self.range: tuple[int, int] = (base, self.size)
         self._scratch = memoryview((c_uint8 * self.size).from_address(base)).cast("B")
         self._base, self._clean = base, True
 

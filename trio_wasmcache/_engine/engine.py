@@ -7,7 +7,7 @@ import functools
 import itertools
 import mmap
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from ctypes import byref, c_void_p
 from typing import final
 
@@ -20,16 +20,20 @@ from .._core.driver import Shape
 from .._core.errors import InvalidModuleError, LinkError, LoadError
 from .._core.memory_shape import MemoryShape
 from .._core.restorer import restorer
+from .._core.stats import ResidentBytes
 from .._core.wasm import Export, FuncType, MalformedModuleError, ModuleInfo, read_module
 from .._core.wasm_edit import add_exports, clamp_maxima
 from . import native
 from .apart import Apart
 from .breath import Breath
+from .code_cache import CodeCache, new_module
 from .drivers import DriverCode, Drivers
 from .hosts import HostTable
-from .instance import WasmtimeInstance
+from .instance import Tally, WasmtimeInstance
+from .resident import Range, count_resident, find_stacks
 from .restore import RestorePlan, UnrestorableError, find_patches
 from .seam import Artifact, HostImport
+from .settings import new_config
 from .text import to_wasm
 from .traps import take_error
 
@@ -69,35 +73,39 @@ class Plan:
 
 @final
 class WasmtimeEngine:
-    """See `Engine`. With `apart`, modules are compiled in processes of their own."""
+    """See `Engine`. With `apart`, modules are compiled in processes of their own.
 
-    def __init__(self, stack_size: int, apart: Apart | None = None) -> None:
-        config = native.wasm_config_new()
-        native.config_consume_fuel_set(config, True)
-        native.config_async_stack_size_set(config, stack_size)
-        native.config_max_wasm_stack_set(config, stack_size // 2)
-        native.config_parallel_compilation_set(config, False)
-        # Their types would abort the process when asked for, or let guests share memory.
-        native.config_wasm_gc_set(config, False)
-        native.config_wasm_function_references_set(config, False)
-        native.config_wasm_exceptions_set(config, False)
-        native.config_wasm_threads_set(config, False)
-        native.config_wasm_memory64_set(config, False)
-        native.config_wasm_multi_memory_set(config, True)
-        self._engine: int | None = native.wasm_engine_new_with_config(config)
+    With a `code_cache`, what is compiled is kept on disk.
+    """
+
+    def __init__(
+        self, stack_size: int, apart: Apart | None = None, code_cache: CodeCache | None = None
+    ) -> None:
+        self._engine: int | None = native.wasm_engine_new_with_config(new_config(stack_size))
         self._apart = apart
+        self._code_cache = code_cache
+        self._stack_size = stack_size
+        self._tally = Tally()
         self._compilers = trio.CapacityLimiter(MAX_COMPILES)
         self._drivers = Drivers()
+
+    @property
+    def open_instances(self) -> int:
+        return self._tally.instances
+
+    @property
+    def scratch_size(self) -> int:
+        return self._tally.scratch
 
     async def to_wasm(self, text: str) -> bytes:
         return await trio.to_thread.run_sync(to_wasm, text, abandon_on_cancel=True)
 
     async def compile(self, wasm: bytes, admit: Callable[[ModuleInfo], Edits]) -> Artifact:
-        apart = self._apart
+        apart, code_cache = self._apart, self._code_cache
 
         def work(engine: int) -> Artifact:
-            make = functools.partial(build, engine) if apart is None else apart.build
-            return _compile(make, wasm, admit)
+            make = functools.partial(build, engine, code_cache=code_cache)
+            return _compile(make if apart is None else apart.build, wasm, admit)
 
         return await self._in_compiler(work)
 
@@ -128,7 +136,7 @@ class WasmtimeEngine:
         # and what it made by then goes.
         engine = native.engine_clone(self.open())
         try:
-            make = functools.partial(WasmtimeModule, engine, artifact, tuple(hosts))
+            make = functools.partial(WasmtimeModule, engine, artifact, tuple(hosts), self._tally)
             if len(artifact.data) < LOAD_IN_THREAD:
                 return make()
             module = await trio.to_thread.run_sync(make)
@@ -146,11 +154,30 @@ class WasmtimeEngine:
             lambda engine: _prove(engine, artifact, tuple(hosts), initialize)
         )
 
+    async def count_resident(
+        self,
+        *,
+        idle: Sequence[WasmtimeInstance],
+        running: Sequence[WasmtimeInstance],
+        modules: Sequence[WasmtimeModule],
+    ) -> ResidentBytes:
+        # Where they are is asked here, as a store is one thread's at a time; what is there then
+        # stays readable for the kernel, whatever becomes of it.
+        groups: list[Iterable[Range]] = [
+            [one for instance in instances for one in instance.ranges()]
+            for instances in (idle, running)
+        ]
+        groups.append([image for module in modules for image in module.images])
+        groups.append(find_stacks(self._stack_size))
+        found = await trio.to_thread.run_sync(count_resident, groups, abandon_on_cancel=True)
+        return ResidentBytes(**dict(zip(("idle", "running", "code", "stacks"), found, strict=True)))
+
     async def driver(self, shape: Shape | MemoryShape) -> DriverCode:
         return await self._drivers.get(self.open, shape, self._compilers)
 
     def close(self) -> None:
         self._drivers.close()
+        self._code_cache = None
         if self._engine is not None:
             engine, self._engine = self._engine, None
             native.wasm_engine_delete(engine)
@@ -165,7 +192,10 @@ class WasmtimeEngine:
 class WasmtimeModule:
     """See `LoadedModule`; made by `WasmtimeEngine.load`."""
 
-    def __init__(self, engine: int, artifact: Artifact, hosts: tuple[HostImport, ...]) -> None:
+    def __init__(
+        self, engine: int, artifact: Artifact, hosts: tuple[HostImport, ...], tally: Tally
+    ) -> None:
+        self.tally = tally
         self.plan = _plan(artifact)
         self.hosts = HostTable(hosts)
         self.wasi = any(item.module == WASI_MODULE for item in artifact.info.imports)
@@ -177,8 +207,10 @@ class WasmtimeModule:
         self._module: int | None = None
         try:
             self._module = _deserialize(engine, artifact.data)
+            self.images: list[Range] = [image_of(self._module)]
             if self.restore is not None and self.restore.code:
                 self.restorer = _deserialize(engine, self.restore.code)
+                self.images.append(image_of(self.restorer))
             self._link()
         except BaseException:
             self.close()
@@ -246,19 +278,16 @@ def _compile(
     return Artifact(*make(edited), info, edits)
 
 
-def build(engine: int, wasm: bytes) -> tuple[bytes, int]:
+def build(engine: int, wasm: bytes, code_cache: CodeCache | None = None) -> tuple[bytes, int]:
     """Compiled code at rest, and its bytes once it is loaded."""
-    made = c_void_p()
-    problem = native.module_new(engine, wasm, len(wasm), byref(made))
-    if problem:
-        raise InvalidModuleError(f"wasmtime can't compile it: {take_error(problem)}")
+    compile_it = new_module if code_cache is None else code_cache.compile
+    made = compile_it(engine, wasm)
     try:
         out = native.ByteVec()
         if problem := native.module_serialize(made, byref(out)):
             raise InvalidModuleError(f"wasmtime can't serialize it: {take_error(problem)}")
-        start, end = c_void_p(), c_void_p()
-        native.module_image_range(made, byref(start), byref(end))
-        return native.take_bytes(out), _whole_pages((end.value or 0) - (start.value or 0))
+        _, size = image_of(made)
+        return native.take_bytes(out), _whole_pages(size)
     finally:
         native.module_delete(made)
 
@@ -272,7 +301,7 @@ def _prove(
         code, code_size = build(engine, made.wasm)
     plan = RestorePlan(code, made)
     artifact = evolve(artifact, code_size=artifact.code_size + code_size, restore=plan)
-    module = WasmtimeModule(engine, artifact, hosts)
+    module = WasmtimeModule(engine, artifact, hosts, Tally())
     try:
         patches = find_patches(module, artifact.info, initialize)
     except UnrestorableError as error:
@@ -281,6 +310,13 @@ def _prove(
     finally:
         module.close()
     return evolve(artifact, restore=evolve(plan, patches=patches))
+
+
+def image_of(module: int) -> Range:
+    """Where the code of a module is."""
+    start, end = c_void_p(), c_void_p()
+    native.module_image_range(module, byref(start), byref(end))
+    return start.value or 0, (end.value or 0) - (start.value or 0)
 
 
 def _whole_pages(size: int) -> int:

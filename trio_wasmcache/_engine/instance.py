@@ -13,8 +13,12 @@ from collections.abc import Iterator
 from ctypes import byref, c_uint8, c_uint64, c_void_p
 from typing import TYPE_CHECKING, Any, final
 
+from attrs import define
+
+from .._core.admit import TABLE_ELEMENT_SIZE
 from .._core.config import WASM_PAGE
 from .._core.errors import GuestError, LoadError
+from .._core.wasm import PAGE_LIMIT
 from . import native
 from .function import WasmtimeFunction
 from .hosts import INSTANCES, RAISED, check_headroom, take_raised
@@ -27,7 +31,15 @@ if TYPE_CHECKING:
     from .engine import WasmtimeModule
     from .seam import HostCall
 
-TABLE_ELEMENT_SIZE = 8
+
+@define
+class Tally:
+    """What all instances of one engine have together."""
+
+    instances: int = 0
+    """Those that are not closed."""
+    scratch: int = 0
+    """Bytes of the drivers' scratches."""
 
 
 @final
@@ -38,6 +50,7 @@ class WasmtimeInstance:
         plan = module.plan
         self.module = module
         self.plan = plan
+        self._tally = module.tally
         self.hosts = module.hosts
         self.host_call: HostCall | None = None
         self.answered = (c_uint8 * 2)()
@@ -58,6 +71,10 @@ class WasmtimeInstance:
         self.drivers: dict[Any, WasmtimeDriver] = {}
         """{(shape, export): driver}; kept for as long as the store."""
         self._handle = ctypes.create_string_buffer(native.INSTANCE_SIZE)
+        # (handle, address, bytes if it can't grow) of each memory. It stays where it is, as
+        # addresses are reserved for all that it could grow to.
+        self._memories: list[tuple[Any, int, int | None]] = []
+        self._tally.instances += 1
         self._store: int | None = native.store_new(module.engine, number or None, None)
         self.context: Any = c_void_p.from_param(native.store_context(self._store))
         native.store_limiter(self._store, plan.memory_limit, plan.table_limit, *self._room)
@@ -96,6 +113,8 @@ class WasmtimeInstance:
             raise self.take_error()
         for name, growable, size in self.plan.memory_exports:
             handle = self.export(name)
+            base = native.memory_data(self.context, handle) or 0
+            self._memories.append((handle, base, size if not growable else None))
             if growable:
                 self._sizes.append((native.memory_data_size, handle, 1))
             else:
@@ -153,13 +172,28 @@ class WasmtimeInstance:
             size += measure(self.context, handle) * unit
         return size
 
+    def ranges(self) -> list[tuple[int, int]]:
+        """(address, bytes) of all memory that it may touch, scratches included."""
+        ranges = [driver.range for driver in self.drivers.values()]
+        most = min(self.plan.memory_limit, PAGE_LIMIT * WASM_PAGE)
+        for handle, base, size in self._memories:
+            if size is None:
+                # While something is under way, it must not be asked.
+                quiet = self.future is None and self._store is not None
+                size = native.memory_data_size(self.context, handle) if quiet else most
+            ranges.append((base, size))
+        return ranges
+
     def close(self) -> None:
         self.abandon()
         for driver in self.drivers.values():
             driver.close()
+            self._tally.scratch -= driver.size
+        self.drivers.clear()
         INSTANCES.pop(self.number, None)
         if self._store is not None:
             store, self._store = self._store, None
+            self._tally.instances -= 1
             native.store_delete(store)
 
     def take_error(self) -> GuestError:
@@ -196,6 +230,7 @@ class WasmtimeInstance:
         """From now on it is part of the instance, and of its size."""
         self.drivers[key] = driver
         self._fixed_size += driver.size
+        self._tally.scratch += driver.size
 
     def extern(self, name: str) -> Any:
         """An export, as it is given to a linker."""

@@ -93,6 +93,7 @@ _OUT = POINTER(c_void_p)
 
 # {name: (result, arguments)}; these give up the GIL.
 _SLOW: dict[str, tuple[Any, list[Any]]] = {
+    "wasmtime_config_cache_config_load": (P, [P, c_char_p]),
     "wasm_engine_new_with_config": (P, [P]),
     "wasm_engine_delete": (None, [P]),
     "wasmtime_wat2wasm": (P, [c_char_p, c_size_t, _VEC]),
@@ -108,6 +109,7 @@ _SLOW: dict[str, tuple[Any, list[Any]]] = {
 # These keep it.
 _FAST: dict[str, tuple[Any, list[Any]]] = {
     "wasm_config_new": (P, []),
+    "wasm_config_delete": (None, [P]),
     "wasmtime_config_consume_fuel_set": (None, [P, c_bool]),
     "wasmtime_config_max_wasm_stack_set": (None, [P, c_size_t]),
     "wasmtime_config_async_stack_size_set": (None, [P, c_size_t]),

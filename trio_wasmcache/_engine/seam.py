@@ -20,6 +20,7 @@ from attrs import define, frozen
 from .._core.admit import Edits
 from .._core.driver import Shape
 from .._core.memory_shape import MemoryShape
+from .._core.stats import ResidentBytes
 from .._core.wasm import FuncType, ModuleInfo
 
 
@@ -249,6 +250,14 @@ class LoadedModule(Protocol):
 class Engine(Protocol):
     """Compiles and loads. One for each cache."""
 
+    @property
+    def open_instances(self) -> int:
+        """Instances that are not closed."""
+
+    @property
+    def scratch_size(self) -> int:
+        """Bytes of the scratches that drivers keep, in all instances that are not closed."""
+
     async def to_wasm(self, text: str) -> bytes:
         """WebAssembly text to binary; `InvalidModuleError` with line and column if it is wrong."""
 
@@ -282,6 +291,21 @@ class Engine(Protocol):
         Raises:
             LinkError: wasmtime would not link it after all.
             LoadError: the engine has no room for it.
+        """
+
+    async def count_resident(
+        self,
+        *,
+        idle: Sequence[Any],
+        running: Sequence[Any],
+        modules: Sequence[Any],
+    ) -> ResidentBytes:
+        """What is in memory of these instances and modules, which are its own.
+
+        Those that run may go on, or be closed, meanwhile.
+
+        Raises:
+            NotImplementedError: the system does not tell.
         """
 
     async def driver(self, shape: Shape | MemoryShape) -> DriverCode | None:

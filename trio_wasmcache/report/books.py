@@ -20,6 +20,7 @@ LIMITS = {
     "max_instance_size": "max_instance_size_bytes",
     "max_instances": "max_instances",
     "max_code_size": "max_code_size_bytes",
+    "max_running_size": "max_running_size_bytes",
     "idle_timeout": "idle_timeout_seconds",
 }
 NameKey = tuple[str, str]  # (function, argument types)
@@ -27,7 +28,8 @@ NameKey = tuple[str, str]  # (function, argument types)
 
 def limits_of(event: dict[str, Any]) -> dict[str, Any]:
     """The limits that an `opened` or `resized` event tells, named as in `CacheConfig`."""
-    limits = {name: event[field] for name, field in LIMITS.items()}
+    # A log from before there was `max_running_size` had no such limit.
+    limits = {name: event.get(field) for name, field in LIMITS.items()}
     if limits["idle_timeout"] is None:
         limits["idle_timeout"] = math.inf
     return limits
@@ -74,6 +76,7 @@ class Books:
             event["generation"],
             module,
             event["concurrency"],
+            event.get("worst_size_bytes", 0),
         )
         old = self.current.get(name)
         self.current[name] = self.functions[(*name, event["generation"])] = record

@@ -1,0 +1,67 @@
+"""How much of our own mappings is in memory: asked of the kernel, page by page.
+
+The kernel tells each process about its own pages in ``/proc/self/pagemap``: which of them are
+present. What an address belongs to, the engine knows; but for stacks, which wasmtime keeps to
+itself: they are found by their size, and by the guard page before each.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+PAGEMAP = Path("/proc/self/pagemap")
+MAPS = Path("/proc/self/maps")
+# An entry of the page map has 64 bits. The highest says that the page is present, in the last byte
+# of this little-endian word; the rest tells where, and is hidden from most processes.
+ENTRY = 8
+PRESENT = bytes(byte >> 7 for byte in range(256))
+# Pages asked for at once: 64 KiB of answers.
+CHUNK = 8192
+LINE = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) (....) \S+ \S+ 0 *\n")
+
+Range = tuple[int, int]
+"""(address, bytes)."""
+
+
+def count_resident(groups: Sequence[Iterable[Range]]) -> list[int]:
+    """For each group of address ranges, the bytes of it that are in memory.
+
+    Raises:
+        NotImplementedError: this system does not tell.
+    """
+    try:
+        opened = os.open(PAGEMAP, os.O_RDONLY)
+    except OSError as error:
+        raise NotImplementedError(f"this system does not tell what is resident: {error}") from None
+    try:
+        return [sum(_resident(opened, *one) for one in ranges) for ranges in groups]
+    finally:
+        os.close(opened)
+
+
+def _resident(pagemap: int, address: int, size: int) -> int:
+    page = os.sysconf("SC_PAGE_SIZE")
+    first, end = address // page, -(-(address + size) // page)
+    found = 0
+    while first < end:
+        data = os.pread(pagemap, min(CHUNK, end - first) * ENTRY, first * ENTRY)
+        if not data:
+            break  # beyond all that can be mapped
+        found += data[ENTRY - 1 :: ENTRY].translate(PRESENT).count(1)
+        first += len(data) // ENTRY
+    return found * page
+
+
+def find_stacks(stack_size: int) -> Iterator[Range]:
+    """Where stacks of that size are, of all engines in this process: each has a guard before it."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    wanted = -(-stack_size // page) * page
+    guarded = 0
+    for match in LINE.finditer(MAPS.read_bytes()):
+        start, end, rights = int(match[1], 16), int(match[2], 16), match[3]
+        if rights == b"rw-p" and end - start == wanted and start == guarded:
+            yield start, wanted
+        guarded = end if rights == b"---p" else 0

@@ -1,0 +1,25 @@
+"""How wasmtime is set up: one configuration for all that compiles and runs code of one cache.
+
+Code that one engine has compiled is loaded by another only if both were set up alike.
+"""
+
+from __future__ import annotations
+
+from . import native
+
+
+def new_config(stack_size: int) -> int:
+    """A configuration, to be given to an engine, which takes it over."""
+    config: int = native.wasm_config_new()
+    native.config_consume_fuel_set(config, True)
+    native.config_async_stack_size_set(config, stack_size)
+    native.config_max_wasm_stack_set(config, stack_size // 2)
+    native.config_parallel_compilation_set(config, False)
+    # Their types would abort the process when asked for, or let guests share memory.
+    native.config_wasm_gc_set(config, False)
+    native.config_wasm_function_references_set(config, False)
+    native.config_wasm_exceptions_set(config, False)
+    native.config_wasm_threads_set(config, False)
+    native.config_wasm_memory64_set(config, False)
+    native.config_wasm_multi_memory_set(config, True)
+    return config
