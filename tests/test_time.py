@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 from kits import FakeKit, ListLogger, add
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_wasmcache import CacheConfig, InstanceCache
 from trio_wasmcache.testing import check_invariants
@@ -217,3 +217,20 @@ async def test_time_is_trios(
         await trio.sleep(0.2)
         assert cache.stats().idle_instances == 0
     assert [event["at_seconds"] for event in log.fields("evicted")] == [60.0]
+
+
+async def test_a_hit_reads_the_clock_that_trio_reads(fake: FakeKit) -> None:
+    """By a shorter way, where it is Trio's own; a clock that stands still is asked as it is."""
+    async with fake.open() as cache:
+        before = trio.current_time()
+        now = cache._shell.now()
+        after = trio.current_time()
+        assert before - 0.01 <= now <= after + 0.01
+    times = []
+
+    async def on_another_clock() -> None:
+        async with FakeKit().open() as cache:
+            times.append((cache._shell.now(), trio.current_time()))
+
+    await trio.to_thread.run_sync(lambda: trio.run(on_another_clock, clock=MockClock()))
+    assert times == [(0.0, 0.0)]

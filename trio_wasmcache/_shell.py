@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
@@ -49,8 +50,8 @@ class Shell:
         # Makes a lease of a group; leases are above this layer, so the cache puts it here.
         self.new_lease: Callable[[Any, str, Sequence[str]], Any]
         self.closed = False
-        # What a hit asks: Trio's clock, without the way to it; whether each use is logged.
-        self.now: Callable[[], float] = trio.lowlevel.current_clock().current_time
+        # What a hit asks: the time, and whether each use is logged.
+        self.now: Callable[[], float] = _short_way_to_the_clock()
         self.log_uses: bool = config.log_uses
         self.token: trio.lowlevel.TrioToken = trio.lowlevel.current_trio_token()
         # What could not be done where a block ended, for want of room on Python's stack.
@@ -124,6 +125,20 @@ class Shell:
         """A number for a request, for the log."""
         self._requests += 1
         return self._requests
+
+
+def _short_way_to_the_clock() -> Callable[[], float]:
+    """`trio.current_time`, by a shorter way.
+
+    Trio's own clock adds a constant to `perf_counter`. Asked through Python, twice in a hit, it
+    costs a quarter of what a hit does itself; so C adds it. Any other clock is asked as it is.
+    """
+    clock = trio.lowlevel.current_clock()
+    if type(clock).__name__ != "SystemClock":
+        return clock.current_time
+    # Between the two a thread may have had its turn: the largest is the best.
+    constant = max(clock.current_time() - time.perf_counter() for _ in range(10))
+    return map(constant.__add__, iter(time.perf_counter, None)).__next__
 
 
 def describe(record: FunctionRecord) -> dict[str, Any]:
