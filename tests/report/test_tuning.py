@@ -54,6 +54,7 @@ def brute_force(events: list[Event], size: int, timeout: float) -> int:
             max_instance_size=16 * GiB,
             max_instances=16384,
             max_code_size=16 * GiB,
+            max_running_size=None,
             idle_timeout=timeout,
         )
     )

@@ -24,6 +24,7 @@ from trio_wasmcache import (
     HostFunction,
     InstanceCache,
     LoadError,
+    MiB,
     TrapError,
     WasmCacheError,
 )
@@ -474,6 +475,8 @@ def draw_limits(random: Random) -> tuple[tuple[str, Any], ...]:
         ("max_instances", random.randint(3, 8)),
         ("max_code_size", random.randint(4, 14) * PAGE),
         ("idle_timeout", random.choice([0.3, 1.0, 100.0])),
+        # Each may touch a little more than 16 MiB: two, or three, or as many as may be.
+        ("max_running_size", random.choice([None, 35 * MiB, 60 * MiB])),
     )
 
 

@@ -69,6 +69,7 @@ def _limits(command: Callable[..., int]) -> Callable[..., int]:
     for name, kind, text in (
         ("concurrency", int, "Instances of each function in each group."),
         ("idle-timeout", parse_seconds, "Seconds, or inf."),
+        ("max-running-size", parse_size, "Running instances, by the most they may touch."),
         ("max-code-size", parse_size, "Code of loaded modules and stacks together."),
         ("max-instances", int, "Idle and running ones."),
         ("max-instance-size", parse_size, "One instance, to be kept."),
