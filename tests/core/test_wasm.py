@@ -20,7 +20,10 @@ from trio_wasmcache._core.wasm import (
     BREATHS,
     ELEMENT_LIMIT,
     HEADER,
+    ITEM_LIMITS,
+    SECTION_LIMIT,
     VALUE_LIMIT,
+    ExcessiveModuleError,
     Export,
     FuncType,
     GlobalType,
@@ -119,6 +122,8 @@ def read_or_refuse(wasm: bytes) -> ModuleInfo | None:
     """What the reader found, or None; lets no other exception pass, nor a wrong refusal."""
     try:
         return read_module(wasm)
+    except ExcessiveModuleError:
+        return None
     except MalformedModuleError as error:
         refusal = error
     assert 0 <= refusal.offset <= len(wasm)
@@ -545,6 +550,35 @@ def lines_run(step: Callable[[], object]) -> int:
 
 def repeated(item: bytes, id: int, *before: tuple[int, bytes]) -> Callable[[int], bytes]:
     return lambda size: module(*before, (id, vector([item] * (size // len(item)))))
+
+
+@pytest.mark.parametrize(
+    ("id", "item", "before"),
+    [
+        (1, b"\x60\0\0", ()),
+        (2, b"\0\0\0\0", (TYPE,)),
+        (4, b"\x70\0\0", ()),
+        (5, b"\0\0", ()),
+        (6, b"\x7f\0\x41\0\x0b", ()),
+        (7, b"", (TYPE, (2, b"\1\0\0\0\0"))),
+        (9, b"\1\0\0", ()),
+        (11, b"\1\0", ()),
+    ],
+)
+def test_what_is_kept_is_bounded(id: int, item: bytes, before: tuple[Any, ...]) -> None:
+    """As many items as the limit says are read; one more is refused before any of them is."""
+    limit = ITEM_LIMITS[id]
+    items = [item or name_bytes(str(number)) + b"\0\0" for number in range(limit + 1)]
+    read_module(module(*before, (id, vector(items[:-1]))))
+    with pytest.raises(ExcessiveModuleError, match=f"{limit + 1} items in section {id}, over"):
+        read_module(module(*before, (id, vector(items))))
+
+
+def test_sections_are_counted_too() -> None:
+    """Custom ones cost three bytes each."""
+    assert len(read_module(module(*[(0, b"\0")] * SECTION_LIMIT)).sections) == SECTION_LIMIT
+    with pytest.raises(ExcessiveModuleError, match=f"more than {SECTION_LIMIT} sections"):
+        read_module(module(*[(0, b"\0")] * (SECTION_LIMIT + 1)))
 
 
 @pytest.mark.parametrize(

@@ -19,13 +19,16 @@ import attrs
 from .wasm_types import (
     ELEMENT_LIMIT as ELEMENT_LIMIT,
     HEADER as HEADER,
+    ITEM_LIMITS as ITEM_LIMITS,
     KINDS as KINDS,
     PAGE_LIMIT as PAGE_LIMIT,
     REFERENCE_TYPES as REFERENCE_TYPES,
     REFUSED_TYPES as REFUSED_TYPES,
+    SECTION_LIMIT as SECTION_LIMIT,
     SECTION_RANKS as SECTION_RANKS,
     VALUE_LIMIT as VALUE_LIMIT,
     VALUE_TYPES as VALUE_TYPES,
+    ExcessiveModuleError as ExcessiveModuleError,
     Export as Export,
     ExternType as ExternType,
     FuncType as FuncType,
@@ -248,6 +251,8 @@ class _Reader:
             cursor.end = cursor.at + length
             if len(self.sections) % BREATHS == 0:
                 cursor.breathe()
+            if len(self.sections) == SECTION_LIMIT:
+                raise ExcessiveModuleError(f"more than {SECTION_LIMIT} sections", cursor.begin)
             self.sections.append(Section(section, cursor.at, cursor.end))
             self.section(section)
             if cursor.at < cursor.end:
@@ -260,8 +265,12 @@ class _Reader:
         cursor = self.cursor
         if section in self.items:
             smallest, read_item = self.items[section]
-            self.counts[section] = cursor.count(smallest)
-            for _ in cursor.items(self.counts[section]):
+            count = self.counts[section] = cursor.count(smallest)
+            limit = ITEM_LIMITS.get(section, count)
+            if count > limit:
+                what = f"{count} items in section {section}, over {limit}"
+                raise ExcessiveModuleError(what, cursor.begin)
+            for _ in cursor.items(count):
                 read_item()
         elif section == 8:
             self.start = cursor.index(len(self.spaces["func"]), "start function")

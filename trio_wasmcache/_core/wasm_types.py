@@ -15,6 +15,18 @@ ELEMENT_LIMIT: Final = (1 << 32) - 1  # elements of a table: likewise
 # Parameters or results of one signature. It is wasmtime's own limit, and it keeps a hostile
 # signature from being paid for again by each of the functions that share it.
 VALUE_LIMIT: Final = 1000
+# {section id: items in it, at most}. For tables, memories and segments it is wasmtime's own limit;
+# types, imports, globals and exports are kept as objects, and while there are millions, Python's
+# garbage collector stops all threads for tenths of a second. What may come in is less: see `admit`.
+ITEM_LIMITS: Final = {
+    1: 20_000,
+    2: 10_000,
+    6: 10_000,
+    7: 60_000,
+    **dict.fromkeys((4, 5), 100),
+    **dict.fromkeys((9, 11), 100_000),
+}
+SECTION_LIMIT: Final = 10_000  # sections, custom ones included
 # Section ids in the order a module must have them; 0, custom, may stand anywhere.
 _ORDER: Final = (1, 2, 3, 4, 5, 13, 6, 7, 8, 9, 12, 10, 11)
 SECTION_RANKS: Final = {section: rank for rank, section in enumerate(_ORDER)}
@@ -50,6 +62,10 @@ class UnsupportedFeatureError(MalformedModuleError):
         super().__init__(f"the module uses {feature}, which is switched off here", offset)
         self.args = (feature, offset)  # what pickle calls the class with
         self.feature = feature
+
+
+class ExcessiveModuleError(MalformedModuleError):
+    """The module may be valid, but has more of something than any that is of use."""
 
 
 @attrs.frozen(cache_hash=True)
