@@ -46,6 +46,7 @@ MISFITS: list[tuple[str, Any, type[Exception], str]] = [
     ("decimal", 1.5, TypeError, "decimal takes a Decimal or an int, got 1.5"),
     ("decimal", True, TypeError, "decimal takes a Decimal"),
     ("decimal", decimal.Decimal("NaN"), ValueError, "finite"),
+    ("set<decimal>", [decimal.Decimal(1), decimal.Decimal("NaN")], ValueError, "finite"),
     ("decimal", decimal.Decimal((0, (1,), 2**31 + 1)), ValueError, "decimal can't hold"),
     ("text", b"bytes", TypeError, "text takes a str, got b'bytes'"),
     ("text", "\ud800", ValueError, "text can't hold '\\ud800'"),

@@ -304,5 +304,5 @@ def _in_order(items: list[Any]) -> list[Any]:
     """CQL keeps sets and maps sorted; where Python can't sort, the guest gets them as they are."""
     try:
         return sorted(items)
-    except TypeError:
+    except (TypeError, ArithmeticError):  # a Decimal that is no number has no place in an order
         return items
