@@ -27,7 +27,7 @@ from ._core.errors import InvalidModuleError, ModuleTooLargeError, SignatureErro
 from ._core.isolation import ISOLATIONS, RESET, obstacle
 from ._core.keys import FunctionKey, check_name, normalise_type, normalise_types
 from ._core.records import Module
-from ._core.wasm import FuncType, ModuleInfo
+from ._core.wasm import ExcessiveModuleError, FuncType, ModuleInfo
 from ._engine.seam import Engine, HostImport
 from ._host import AnyHost, HostFunction, flatten
 from ._registry import INITIALIZE, ModuleSlot
@@ -297,6 +297,8 @@ class Compiler:
                 job.seconds = trio.current_time() - began
         except InvalidModuleError as error:
             job.error = InvalidModuleError(f"{declaration.key}: {error}")
+        except ExcessiveModuleError as error:
+            job.error = ModuleTooLargeError(f"{declaration.key}: {error}")
         except Exception as error:
             job.error = error
         finally:

@@ -570,7 +570,7 @@ def test_what_is_kept_is_bounded(id: int, item: bytes, before: tuple[Any, ...]) 
     limit = ITEM_LIMITS[id]
     items = [item or name_bytes(str(number)) + b"\0\0" for number in range(limit + 1)]
     read_module(module(*before, (id, vector(items[:-1]))))
-    with pytest.raises(ExcessiveModuleError, match=f"{limit + 1} items in section {id}, over"):
+    with pytest.raises(ExcessiveModuleError, match=f"{limit + 1} .*s, more than {limit}"):
         read_module(module(*before, (id, vector(items))))
 
 

@@ -104,7 +104,7 @@ GUESTS = [
         "ten thousand memories",
         "whoever looks at each before they are counted",
         lambda: module(memories=[Limits(0)] * 10_000),
-        Refused(InvalidModuleError, "memories"),
+        Refused(ModuleTooLargeError, "10000 memories, more than 100"),
     ),
     Guest(
         "an instance bomb",

@@ -20,6 +20,7 @@ from .wasm_types import (
     ELEMENT_LIMIT as ELEMENT_LIMIT,
     HEADER as HEADER,
     ITEM_LIMITS as ITEM_LIMITS,
+    ITEM_NAMES as ITEM_NAMES,
     KINDS as KINDS,
     PAGE_LIMIT as PAGE_LIMIT,
     REFERENCE_TYPES as REFERENCE_TYPES,
@@ -252,7 +253,7 @@ class _Reader:
             if len(self.sections) % BREATHS == 0:
                 cursor.breathe()
             if len(self.sections) == SECTION_LIMIT:
-                raise ExcessiveModuleError(f"more than {SECTION_LIMIT} sections", cursor.begin)
+                raise ExcessiveModuleError(f"more than {SECTION_LIMIT} sections")
             self.sections.append(Section(section, cursor.at, cursor.end))
             self.section(section)
             if cursor.at < cursor.end:
@@ -268,8 +269,7 @@ class _Reader:
             count = self.counts[section] = cursor.count(smallest)
             limit = ITEM_LIMITS.get(section, count)
             if count > limit:
-                what = f"{count} items in section {section}, over {limit}"
-                raise ExcessiveModuleError(what, cursor.begin)
+                raise ExcessiveModuleError(f"{count} {ITEM_NAMES[section]}, more than {limit}")
             for _ in cursor.items(count):
                 read_item()
         elif section == 8:

@@ -26,6 +26,16 @@ ITEM_LIMITS: Final = {
     **dict.fromkeys((4, 5), 100),
     **dict.fromkeys((9, 11), 100_000),
 }
+ITEM_NAMES: Final = {
+    1: "types",
+    2: "imports",
+    4: "tables",
+    5: "memories",
+    6: "globals",
+    7: "exports",
+    9: "element segments",
+    11: "data segments",
+}
 SECTION_LIMIT: Final = 10_000  # sections, custom ones included
 # Section ids in the order a module must have them; 0, custom, may stand anywhere.
 _ORDER: Final = (1, 2, 3, 4, 5, 13, 6, 7, 8, 9, 12, 10, 11)
@@ -64,8 +74,8 @@ class UnsupportedFeatureError(MalformedModuleError):
         self.feature = feature
 
 
-class ExcessiveModuleError(MalformedModuleError):
-    """The module may be valid, but has more of something than any that is of use."""
+class ExcessiveModuleError(ValueError):
+    """The module may be well-formed, but has more of something than any that is of use."""
 
 
 @attrs.frozen(cache_hash=True)

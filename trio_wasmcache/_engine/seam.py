@@ -270,6 +270,7 @@ class Engine(Protocol):
 
         Raises:
             InvalidModuleError: it can't be read or compiled.
+            ExcessiveModuleError: it is not worth reading.
         """
 
     async def prove(
