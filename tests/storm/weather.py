@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from random import Random
 
-import pytest
 import trio
 from kits import COSTLY, PAGE, Kit, add
 from staging import look
@@ -29,25 +28,30 @@ from trio_wasmcache import (
 
 TYPES = ("i64",)
 LEVELS = ("reuse", "fresh", "reset")
-# Passes of the loop until somebody must be waiting for ever. A storm takes some hundreds, but with
-# threads the loop may spin many times until one of them gets the GIL.
-ENOUGH = 500_000
+# Leases of each task, one after the other, in a small storm.
+ROUNDS = 5
+# Passes of the loop for each round, until somebody must be waiting for ever. They are some hundreds
+# in a small storm, but with threads the loop may spin many times until one of them gets the GIL.
+ENOUGH = 100_000
 
 
 class Storm:
     """One cache in it."""
 
-    def __init__(self, cache: InstanceCache, kit: Kit, random: Random) -> None:
+    def __init__(self, cache: InstanceCache, kit: Kit, random: Random, rounds: int) -> None:
         self.cache = cache
         self.kit = kit
         self.random = random
+        self.rounds = rounds
         self.modules: list[bytes] = []
         self.names: list[str] = []
         self.groups: list[SchedulingGroup | None] = [None]
         self.scopes: list[trio.CancelScope] = []
         self.working = 0
         self.leases = 0
-        self.disturbances = 40  # left; with more, hardly any lease would be granted
+        self.operations = 0
+        """Leases asked for, calls, and disturbances."""
+        self.disturbances = 8 * rounds  # left; with more, hardly any lease would be granted
 
     async def register(self) -> None:
         """Two functions of one module, slow and costly ones, one that traps, one that asks."""
@@ -79,7 +83,7 @@ class Storm:
         """Some leases, one after the other; anybody may cancel one."""
         self.working += 1
         try:
-            for _ in range(5):
+            for _ in range(self.rounds):
                 with trio.CancelScope() as scope:
                     self.scopes.append(scope)
                     await self.lease(1)
@@ -92,6 +96,7 @@ class Storm:
         random = self.random
         group = random.choice(self.groups)
         name = random.choice([*self.names, "asks"])
+        self.operations += 1
         try:
             async with (group or self.cache).acquire(name, TYPES) as lease:
                 self.leases += 1
@@ -99,6 +104,7 @@ class Storm:
                     assert lease.memory.read(1000, 8) == bytes(8), "it was left by another lease"
                 lease.memory.write(1000, b"a secret")
                 for _ in range(random.randrange(3)):
+                    self.operations += 1
                     try:
                         await lease.call(random.randrange(100))
                     except (TrapError, ZeroDivisionError, trio.BrokenResourceError):
@@ -112,7 +118,7 @@ class Storm:
     async def disturb(self) -> None:
         """Until everybody has finished, do something unexpected now and then."""
         random, cache = self.random, self.cache
-        for _ in range(ENOUGH):
+        for _ in range(ENOUGH * self.rounds):
             await trio.lowlevel.checkpoint()
             chance = random.random() if self.disturbances else 1.0
             self.disturbances -= chance < 0.07
@@ -133,15 +139,18 @@ class Storm:
             elif chance < 0.07:
                 cache.resize(max_size=random.choice([0, 3, 10, 100]) * PAGE)
             if chance < 0.07:
+                self.operations += 1
                 look(cache, self.kit)
             if not self.working:
                 return
         raise AssertionError(f"somebody waits for ever: {cache!r}, {cache.entries()}")
 
 
-@pytest.mark.parametrize("seed", range(8))
-async def test_storm(kit: Kit, seed: int) -> None:
-    """Whatever happens, the books agree, everybody finishes, and nothing is left."""
+async def blow(kit: Kit, seed: int, rounds: int = ROUNDS) -> int:
+    """One storm, from the opening of its cache until nothing is left; how many operations it had.
+
+    Whatever happens, the books agree, and everybody finishes.
+    """
     random = Random(seed)
     config = CacheConfig(
         yield_fuel=COSTLY // 3,
@@ -151,7 +160,7 @@ async def test_storm(kit: Kit, seed: int) -> None:
         log_uses=random.random() < 0.5,
     )
     async with kit.open(config) as cache:
-        storm = Storm(cache, kit, random)
+        storm = Storm(cache, kit, random, rounds)
         await storm.register()
         capacities: Sequence[int] = random.choices([1, 2, 5], k=2)
         async with trio.open_nursery() as nursery:
@@ -174,3 +183,4 @@ async def test_storm(kit: Kit, seed: int) -> None:
         assert (stats.running_instances, stats.waiting) == (0, 0)
         assert cache._main.limiter.borrowed_tokens == 0
         assert cache._shell.runner.loop.taken == cache._shell.runner.threads.taken == 0
+    return storm.operations

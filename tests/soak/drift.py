@@ -1,0 +1,80 @@
+"""What may not drift: memory of the process, and what is left once everything has been removed."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from trio_wasmcache import CacheStats
+from trio_wasmcache._engine.engine import WasmtimeModule
+from trio_wasmcache._engine.hosts import INSTANCES
+from trio_wasmcache._engine.instance import WasmtimeInstance
+
+MIB = 1024 * 1024
+# RSS may grow by so much, along the line that fits best, from the end of the warm-up to the last
+# look. The longer a soak, the smaller a leak that it sees: 3 MiB a minute in 10 minutes, 24 KiB a
+# minute in 16 hours.
+GROWTH = 16 * MIB
+# The first third of all looks is the warm-up; with fewer than these after it, nothing is said.
+LOOKS = 5
+# Threads of Trio's that wait for work have such names; those that work, their work's.
+IDLE_THREAD = "Trio thread"
+
+
+def rss() -> int:
+    """Of this process (bytes)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+def growth(looks: Sequence[tuple[float, float]]) -> float | None:
+    """By how much the best line through (time, value) rises after the warm-up; None: too few."""
+    warm = looks[len(looks) // 3 :]
+    if len(warm) < LOOKS:
+        return None
+    times, values = zip(*warm, strict=True)
+    time, value = sum(times) / len(times), sum(values) / len(values)
+    slope = sum((t - time) * (v - value) for t, v in warm) / sum((t - time) ** 2 for t in times)
+    return slope * (times[-1] - times[0])
+
+
+def drifts(looks: Sequence[tuple[float, float]], most: float = GROWTH) -> str | None:
+    """What to say of it if it grew by more than `most`."""
+    grown = growth(looks)
+    if grown is None or grown <= most:
+        return None
+    values = ", ".join(f"{value / MIB:.0f}" for _, value in looks)
+    return f"RSS grew by {grown / MIB:.1f} MiB after the warm-up, at most {most / MIB:g}: {values}"
+
+
+def books_left(stats: CacheStats) -> list[str]:
+    """What is not zero though every function was removed and nobody runs."""
+    names = (
+        *("functions", "entries", "idle_instances", "running_instances", "waiting"),
+        *("loaded_modules", "total_size", "running_size", "scratch_size", "code_size"),
+        *("artifact_size", "accounted_size"),
+    )
+    values = {name: getattr(stats, name) for name in names}
+    return [f"{name} is {value}" for name, value in values.items() if value]
+
+
+def handles_left() -> list[str]:
+    """Instances and modules with something native that was never closed."""
+    gc.collect()
+    found = gc.get_objects()
+    stores = sum(type(one) is WasmtimeInstance and one._store is not None for one in found)
+    modules = sum(type(one) is WasmtimeModule and one.engine is not None for one in found)
+    left = {"instances": len(INSTANCES), "open stores": stores, "open modules": modules}
+    return [f"{number} {what}" for what, number in left.items() if number]
+
+
+def busy_threads() -> set[str]:
+    """Threads that do something: all but this one, and those of Trio's that wait for work."""
+    own = threading.current_thread()
+    return {
+        thread.name
+        for thread in threading.enumerate()
+        if thread is not own and not thread.name.startswith(IDLE_THREAD)
+    }
