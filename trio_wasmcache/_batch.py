@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -92,14 +93,19 @@ def _count(crossing: Crossing, columns: Sequence[Column], rows: int | None) -> i
     """How many rows there are.
 
     Raises:
-        TypeError: there are too many columns, or too few.
+        TypeError: there are too many columns, or too few; `rows` is no int.
         ValueError: they differ in length, or nothing says how many rows there are.
     """
     if len(columns) != crossing.arity:
         raise crossing.explain(tuple(columns))
     lengths = {n: one.rows for n, one in enumerate(columns, 1) if one.rows is not None}
-    if rows is not None and rows < 0:
-        raise ValueError(f"there can't be {rows} rows")
+    if rows is not None:
+        try:
+            rows = operator.index(rows)
+        except TypeError:
+            raise TypeError(f"rows takes an int, got {type(rows).__name__}") from None
+        if rows < 0:
+            raise ValueError(f"there can't be {rows} rows")
     known = set(lengths.values()) | (set() if rows is None else {rows})
     if len(known) > 1:
         listed = ", ".join(f"that of argument {n} has {length}" for n, length in lengths.items())
@@ -123,6 +129,8 @@ async def _map_numbers(
         try:
             one.use(CELLS[cell_name(kind)])
         except MisfitError as misfit:
+            if not rows:
+                continue  # no row takes that scalar
             raise _misfit(crossing, columns, misfit.row) from None
         except TypeError as error:
             raise TypeError(f"{crossing.place(number + 1)}: {kind.name} {error}") from None

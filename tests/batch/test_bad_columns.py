@@ -109,8 +109,21 @@ async def test_rows_that_contradict(kit: Kit) -> None:
             await lease.map([])
         assert list(await lease.map([], rows=1)) == [1]
     async with held(kit, kit.adding(1)) as (_, lease):
+        for wrong in (2.0, "2"):
+            with pytest.raises(TypeError, match=f"rows takes an int, got {type(wrong).__name__}"):
+                await lease.map([1], rows=wrong)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="argument 1 has 2; rows=3"):
             await lease.map([[1, 2]], rows=3)
+
+
+@pytest.mark.parametrize("empty", [[], range(0), array("q")])
+async def test_without_rows_no_scalar_is_wrong(kit: Kit, empty: Any) -> None:
+    """As None is, and as text is: nothing would take it, whatever it is."""
+    async with held(kit, kit.adding_two(), args=TWO) as (_, lease):
+        for scalar in (2**63, "2", None):
+            assert list(await lease.map([empty, scalar])) == []
+            assert list(await lease.map([scalar, empty])) == []
+        assert await lease.call(1, 2) == 3
 
 
 async def test_a_list_that_changes_meanwhile(fake: FakeKit) -> None:
