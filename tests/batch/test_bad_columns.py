@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import trio
-from batch.modules import counting, held, same
-from kits import FakeKit, Kit
+from batch.modules import binary, counting, held, same
+from kits import FakeKit, Kit, WasmtimeKit
 
 from trio_wasmcache import Lease
 
@@ -124,6 +124,41 @@ async def test_without_rows_no_scalar_is_wrong(kit: Kit, empty: Any) -> None:
             assert list(await lease.map([empty, scalar])) == []
             assert list(await lease.map([scalar, empty])) == []
         assert await lease.call(1, 2) == 3
+
+
+@pytest.mark.parametrize("columns", [[[1, None], 2**63], [[1, None], [1, 2**63]]])
+async def test_a_null_is_not_to_blame(kit: Kit, columns: list[Any]) -> None:
+    """What does not fit is named, also where a null stands before it in its row."""
+    async with held(kit, kit.adding_two(), args=TWO) as (_, lease):
+        with pytest.raises(OverflowError, match=f"argument 2 of .*{2**63} is out of the range"):
+            await lease.map(columns)
+        assert not lease.fuel_consumed
+
+
+@pytest.mark.parametrize(
+    ("abi", "args", "good", "bad", "message"),
+    [
+        ("buffer", ("str", "i32"), "a", 2**40, "argument 2 of .*out of the range of i32"),
+        ("buffer", ("i32", "str"), 1, 7, "argument 2 of .*str takes a str, got 7"),
+        ("scylla", ("int", "text"), 1, 7, "argument 2 of .*text takes a str, got 7"),
+    ],
+)
+async def test_a_null_beside_text_is_not_to_blame(
+    real: WasmtimeKit, abi: str, args: tuple[str, str], good: Any, bad: Any, message: str
+) -> None:
+    """The same in what crosses through memory."""
+    params = "i32 i64" if abi == "scylla" else "i32 i32 i32"
+    wasm = binary(f"""(memory (export "memory") 1) (data (i32.const 0) "\\01\\00\\00\\00")
+        (global (export "_scylla_abi") i32 (i32.const 0))
+        (func (export "f") (param {params}) (result i32) (local.get 0))""")
+    returns = "int" if abi == "scylla" else "i32"
+    async with real.open() as cache:
+        await cache.register("f", wasm, args=args, returns=returns, abi=abi)
+        async with cache.acquire("f", args) as lease:
+            with pytest.raises((TypeError, OverflowError), match=message):
+                await lease.map([[good, None], [None, bad]])
+            with pytest.raises((TypeError, OverflowError), match=message):
+                await lease.map([None, [None, bad]])
 
 
 async def test_a_list_that_changes_meanwhile(fake: FakeKit) -> None:

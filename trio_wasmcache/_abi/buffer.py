@@ -26,6 +26,7 @@ from .plain import (
     lift_number,
     lower_number,
     shown,
+    to_blame,
     wrong_count,
 )
 from .protocol import Crossing, Exports, Guest, Invoke, Memory
@@ -185,7 +186,8 @@ class BufferCrossing:
             return wrong_count(self.what, self.args, values)
         try:
             with ExitStack() as views:
-                self._lower(values, views)
+                for number, (name, value) in to_blame(self.args, values):
+                    self._lower_one(number, name, value, views)
         except (TypeError, ValueError, OverflowError) as error:
             return error
         return TypeError(f"{self.what}: {shown(values)} can't be passed")
@@ -277,11 +279,14 @@ class BufferCrossing:
     def _lower(self, values: tuple[Any, ...], views: ExitStack) -> list[Any]:
         """Numbers for numbers, bytes or a view of bytes for buffers; nothing is copied but text."""
         return [
-            self._buffer(number, name, value, views)
-            if name in BUFFERS
-            else lower_number(self, number, TYPES[name], value)
+            self._lower_one(number, name, value, views)
             for number, (name, value) in enumerate(zip(self.args, values, strict=True), start=1)
         ]
+
+    def _lower_one(self, number: int, name: str, value: Any, views: ExitStack) -> Any:
+        if name in BUFFERS:
+            return self._buffer(number, name, value, views)
+        return lower_number(self, number, TYPES[name], value)
 
     def _buffer(self, number: int, name: str, value: Any, views: ExitStack) -> bytes | memoryview:
         data: bytes | memoryview

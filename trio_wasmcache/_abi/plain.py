@@ -14,13 +14,15 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from attrs import frozen
 
 from .._core.errors import AbiError, SignatureError
 from .._core.wasm import FuncType
 from .protocol import Exports
+
+T = TypeVar("T")
 
 
 @frozen
@@ -139,7 +141,8 @@ class PlainAbi:
         if len(values) != len(self.args):
             return wrong_count(self.what, [kind.name for kind in self.args], values)
         try:
-            self._lower(values)
+            for number, (kind, value) in to_blame(self.args, values):
+                lower_number(self, number, kind, value)
         except (TypeError, ValueError, OverflowError) as error:
             return error
         return TypeError(f"{self.what}: {shown(values)} can't be passed")
@@ -199,6 +202,12 @@ def shown(value: object) -> str:
     except Exception:
         return f"a value of type {type(value).__name__}"
     return text if len(text) <= 100 else text[:97] + "..."
+
+
+def to_blame(kinds: Sequence[T], values: tuple[Any, ...]) -> list[tuple[int, tuple[T, Any]]]:
+    """Arguments with their numbers, None last: beside another that does not fit, it is a null."""
+    numbered = enumerate(zip(kinds, values, strict=True), start=1)
+    return sorted(numbered, key=lambda one: one[1][1] is None)
 
 
 def lower_number(abi: Places, number: int, kind: PlainType, value: Any) -> Any:

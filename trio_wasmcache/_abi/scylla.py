@@ -39,6 +39,7 @@ from .plain import (
     lift_number,
     lower_number,
     shown,
+    to_blame,
     wrong_count,
 )
 from .protocol import Convert, Crossing, Exports, Guest, Invoke, Step
@@ -158,7 +159,8 @@ class ScyllaCrossing:
         if len(values) != self.arity:
             return wrong_count(self.what, [kind.name for kind in self._args], values)
         try:
-            self._encode(values)
+            for number, (kind, value) in to_blame(self._args, values):
+                self._encode_one(number, kind, value)
         except (TypeError, ValueError, OverflowError) as error:
             return error
         return TypeError(f"{self.what}: {shown(values)} can't be passed")
@@ -227,13 +229,15 @@ class ScyllaCrossing:
 
     def _encode(self, values: tuple[Any, ...]) -> list[Any]:
         """Numbers as they are; otherwise bytes, or None."""
-        encoded = []
-        for number, (kind, value) in enumerate(zip(self._args, values, strict=True), start=1):
-            if isinstance(kind, PlainType):
-                encoded.append(lower_number(self, number, kind, value))
-            else:
-                encoded.append(None if value is None else self._bytes(number, kind, value))
-        return encoded
+        return [
+            self._encode_one(number, kind, value)
+            for number, (kind, value) in enumerate(zip(self._args, values, strict=True), start=1)
+        ]
+
+    def _encode_one(self, number: int, kind: PlainType | Codec, value: Any) -> Any:
+        if isinstance(kind, PlainType):
+            return lower_number(self, number, kind, value)
+        return None if value is None else self._bytes(number, kind, value)
 
     def _bytes(self, number: int, codec: Codec, value: Any) -> Data:
         try:
