@@ -157,7 +157,59 @@ def test_replay_of_two_caches_in_one_log(log: Path, capsys: Capture) -> None:
     assert ran.err.count("the log begins with event 2") == 1
 
 
+@pytest.mark.parametrize("command", [["replay"], ["tune"], ["whatif", "--max-size", "8MiB"]])
+def test_clocks_that_jump(log: Path, capsys: Capture, command: list[str]) -> None:
+    """Backwards: told, with status 1, as `report` does. Forwards: it may be so."""
+    events = events_of(log)
+    for event in events[100:]:
+        event["at_seconds"] -= 1000.0
+    write(log, map(json.dumps, events))
+    ran = run_command(capsys, *command, log)
+    assert ran.status == 1
+    assert "the clock jumped back 1 time; what is worked out" in ran.err
+    for event in events[100:]:
+        event["at_seconds"] += 1000.0 + 2 * 86_400
+    write(log, map(json.dumps, events))
+    ran = run_command(capsys, *command, log)
+    assert ran.status == 0
+    assert "or the clock jumped forward" in ran.err
+
+
+@pytest.mark.parametrize("target", ["nan", "-0.1", "1.1", "most"])
+def test_a_rate_that_is_none(log: Path, capsys: Capture, target: str) -> None:
+    """Wrong usage, said before anything is read."""
+    ran = run_command(capsys, "tune", log, "--target-hit-rate", target)
+    assert (ran.status, ran.out) == (2, "")
+    assert "is no rate from 0 to 1" in ran.err
+
+
+def test_the_id_of_a_cache_can_do_nothing(log: Path, capsys: Capture) -> None:
+    """Whoever writes a log can name a cache as they like: a terminal does not obey it."""
+    events = [{**event, "cache": "\x1b[2Jx"} for event in events_of(log)]
+    write(log, map(json.dumps, events[:50] + events[60:]))
+    for command in (["replay"], ["tune"], ["whatif", "--max-size", "8MiB"]):
+        ran = run_command(capsys, *command, log)
+        assert ran.status == 1
+        assert "\x1b" not in ran.out + ran.err
+        assert "\\x1b[2Jx" in ran.err
+    write(log, map(json.dumps, events[1:]))
+    assert "\x1b" not in run_command(capsys, "replay", log).err
+
+
 # -- whatif
+
+
+def test_whatif_tells_what_the_log_has(log: Path, capsys: Capture) -> None:
+    """Where the log's own limits do not give the log's own hits, its hit rate is told, too."""
+    command = ["whatif", log, "--max-size", "8MiB"]
+    assert "The log itself" not in run_command(capsys, *command).out
+    events = events_of(log)
+    hit = next(it for it in events if it["event"] == "wasmcache.acquired" and not it["hit"])
+    hit["hit"] = True
+    write(log, map(json.dumps, events))
+    assert "The log itself has" in run_command(capsys, *command).out
+    document = json.loads(run_command(capsys, *command, "--json").out)
+    assert document["logged"]["hits"] == document["results"][0]["hits"] + 1
 
 
 def test_whatif_tries_every_combination(log: Path, capsys: Capture) -> None:

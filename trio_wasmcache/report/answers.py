@@ -12,6 +12,7 @@ from rich.text import Text
 
 from .advice import Advice
 from .curve import Curve
+from .notes import cite
 from .replay import Replay
 from .results import Result
 from .tasks import Application
@@ -63,7 +64,9 @@ def _in_words(name: str, value: Any) -> str:
     return size(value) if name.endswith("_size") else str(value)
 
 
-def show_whatif(console: Console, rows: Sequence[tuple[Setting, Result]]) -> None:
+def show_whatif(
+    console: Console, rows: Sequence[tuple[Setting, Result]], application: Application
+) -> None:
     """A row for each setting; the first one is the log's own."""
     table = make_table(
         "Under other limits", "limits", "hit rate", "misses", "waits", "evicted", "loading", "peak"
@@ -79,6 +82,14 @@ def show_whatif(console: Console, rows: Sequence[tuple[Setting, Result]]) -> Non
             size(result.peak_size),
         )
     console.print(table)
+    own, hits, leases = rows[0][1], application.hits, application.leases
+    if leases and (own.hits, own.misses) != (hits, leases - hits):
+        console.print(
+            Text(
+                f"The log itself has {rate(hits / leases)} of {leases:,} leases: run again under "
+                "its own limits, it is approximated, and so are the others."
+            )
+        )
     for setting, result in rows:
         if result.refused:
             console.print(
@@ -161,7 +172,7 @@ def show_replay(console: Console, replays: Mapping[str, Replay]) -> None:
     for cache, replay in replays.items():
         console.print(
             Text(
-                f"Cache {cache}: {replay.events:,} events, {replay.leases:,} leases and "
+                f"Cache {cite(cache)}: {replay.events:,} events, {replay.leases:,} leases and "
                 f"{replay.evictions:,} evictions replayed"
             )
         )

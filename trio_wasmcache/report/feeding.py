@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from attrs import Factory, define
 
+from .clock import JUMP, LONG_SILENCE
 from .frames import Parser
 from .lines import Reader
-from .notes import Notes, count
+from .notes import Notes, cite, count
 from .order import Line
+from .units import seconds
 
 
 @define(eq=False)
@@ -21,6 +24,11 @@ class Feeder:
     parser: Parser
     only: str | None = None
     lines: dict[str, Line] = Factory(dict)
+    jumps: Counter[str] = Factory(Counter)
+    """{cache: how often its clock jumped back}."""
+    silences: dict[str, float] = Factory(dict)
+    """{cache: the longest silence, if it is one to speak of}."""
+    _last: dict[str, float] = Factory(dict)
 
     def events(self) -> Iterator[dict[str, Any]]:
         """All events, those of each cache in order."""
@@ -32,27 +40,48 @@ class Feeder:
                 line = self.lines.get(cache)
                 if line is None:
                     line = self.lines[cache] = Line()
-                yield from line.put(event)
-        for line in self.lines.values():
-            yield from line.end()
+                yield from self._timed(cache, line.put(event))
+        for cache, line in self.lines.items():
+            yield from self._timed(cache, line.end())
+
+    def _timed(self, cache: str, events: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for event in events:
+            now = event["at_seconds"]
+            step = now - self._last.get(cache, now)
+            self._last[cache] = now
+            if step < -JUMP:
+                self.jumps[cache] += 1
+            elif step > LONG_SILENCE:
+                self.silences[cache] = max(step, self.silences.get(cache, 0.0))
+            yield event
 
     def tell(self, notes: Notes) -> None:
-        """What there is to say about numbers that are missing or came twice."""
+        """What there is to say about numbers that are missing or came twice, and clocks."""
         for cache, line in self.lines.items():
-            order = line.order
+            order, name = line.order, cite(cache)
             missing = sum(last - first + 1 for first, last in order.gaps)
             if missing:
                 first = order.gaps[0][0]
                 notes.problem(
-                    f"cache {cache}: {count(missing, 'event')} missing, the first is {first:,}; "
+                    f"cache {name}: {count(missing, 'event')} missing, the first is {first:,}; "
                     "what is said about later ones may be wrong"
                 )
             if order.late:
                 notes.remark(
-                    f"cache {cache}: {count(order.late, 'event')} came out of order: put in order"
+                    f"cache {name}: {count(order.late, 'event')} came out of order: put in order"
                 )
             if order.repeated:
                 notes.remark(
-                    f"cache {cache}: {count(order.repeated, 'event')} came twice or far too late: "
+                    f"cache {name}: {count(order.repeated, 'event')} came twice or far too late: "
                     "left out"
+                )
+            if self.jumps[cache]:
+                notes.problem(
+                    f"cache {name}: the clock jumped back {count(self.jumps[cache], 'time')}; what "
+                    "is worked out from times may be wrong"
+                )
+            if cache in self.silences:
+                notes.remark(
+                    f"cache {name}: nothing happened for {seconds(self.silences[cache])}, or the "
+                    "clock jumped forward; then what is worked out from times is wrong"
                 )

@@ -41,6 +41,7 @@ _USED_TYPES: Types = {
     name: {field: kinds for field, kinds in types.items() if field in USED | STAMP_TYPES.keys()}
     for name, types in TYPES.items()
 }
+_OWN = {name: {"event", "schema", "timestamp", *fields} for name, fields in _USED_TYPES.items()}
 _POLARS: dict[type, pl.DataType] = {
     str: pl.String(),
     int: pl.Int64(),
@@ -91,7 +92,12 @@ class Parser:
         for event in events:
             if event.get("timestamp") is not None:
                 event["timestamp"] = str(event["timestamp"])
-        rows = {name: [event.get(name) for event in events] for name in SCHEMA}
+        # What an event has got beside its own fields may be anything.
+        kept = [
+            {name: event[name] for name in _OWN[event["event"]] if name in event}
+            for event in events
+        ]
+        rows = {name: [event.get(name) for event in kept] for name in SCHEMA}
         return pl.DataFrame(rows, schema=SCHEMA)
 
     def records(self, lines: Iterable[bytes]) -> list[dict[str, Any]]:
@@ -119,7 +125,7 @@ class Parser:
             self.foreign += 1
             return False
         version = event.get("schema")
-        if version != SCHEMA_VERSION or isinstance(version, bool):
+        if version != SCHEMA_VERSION or type(version) is not int:
             tally(self.other_schemas, str(version))
             return False
         if name not in types:

@@ -13,7 +13,7 @@ from .._core.config import CacheConfig
 from .advice import advise
 from .answers import Setting, replay_document, show_replay, show_tuning, show_whatif, tune_document
 from .feeding import Feeder
-from .notes import FLAWED, NOTHING, count
+from .notes import FLAWED, NOTHING, cite, count
 from .replay import NotReplayable, Replay
 from .session import (
     CACHE,
@@ -21,6 +21,7 @@ from .session import (
     JSON,
     LOGS,
     Session,
+    parse_rate,
     parse_seconds,
     parse_size,
     print_json,
@@ -51,11 +52,11 @@ def replay(logs: Sequence[str], as_json: bool, only: str | None) -> int:
             session.notes.status = FLAWED
         if running.gap is not None:
             session.notes.problem(
-                f"cache {cache}: replayed up to event {running.gap[0] - 1:,}; those after it are "
-                f"missing, and {count(running.left_out, 'event')} after them left out"
+                f"cache {cite(cache)}: replayed up to event {running.gap[0] - 1:,}; those after "
+                f"it are missing, and {count(running.left_out, 'event')} after them left out"
             )
         elif not running.complete:
-            session.notes.remark(f"cache {cache}: the log ends before the cache was closed")
+            session.notes.remark(f"cache {cite(cache)}: the log ends before the cache was closed")
     if not replays:
         return NOTHING
     if as_json:
@@ -66,16 +67,22 @@ def replay(logs: Sequence[str], as_json: bool, only: str | None) -> int:
 
 
 def _limits(command: Callable[..., int]) -> Callable[..., int]:
-    for name, kind, text in (
-        ("concurrency", int, "Instances of each function in each group."),
-        ("idle-timeout", parse_seconds, "Seconds, or inf."),
-        ("max-running-size", parse_size, "Running instances, by the most they may touch."),
-        ("max-code-size", parse_size, "Code of loaded modules and stacks together."),
-        ("max-instances", int, "Idle and running ones."),
-        ("max-instance-size", parse_size, "One instance, to be kept."),
-        ("max-size", parse_size, "Idle instances together, such as 64MiB."),
+    for name, kind, metavar, text in (
+        ("concurrency", int, "NUMBER", "Instances of each function in each group."),
+        ("idle-timeout", parse_seconds, "SECONDS", "Seconds, or inf."),
+        (
+            "max-running-size",
+            parse_size,
+            "SIZE",
+            "Running instances, by the most they may touch.",
+        ),
+        ("max-code-size", parse_size, "SIZE", "Code of loaded modules and stacks together."),
+        ("max-instances", int, "NUMBER", "Idle and running ones."),
+        ("max-instance-size", parse_size, "SIZE", "One instance, to be kept."),
+        ("max-size", parse_size, "SIZE", "Idle instances together, such as 64MiB."),
     ):
-        command = click.option(f"--{name}", type=kind, multiple=True, help=text)(command)
+        option = click.option(f"--{name}", type=kind, multiple=True, metavar=metavar, help=text)
+        command = option(command)
     return command
 
 
@@ -89,7 +96,8 @@ def whatif(logs: Sequence[str], as_json: bool, only: str | None, **given: Sequen
 
     Each option may be given several times: every combination is tried. The log has to be one with
     log_uses. Tasks do the same again, one thing after the other; what they wait for is worked out
-    anew. `trio_wasmcache/report/whatif.py` tells what is exact, and what is an approximation.
+    anew, also for the log's own limits: what differs there from the log is what is approximated.
+    `trio_wasmcache/report/whatif.py` tells what is exact.
     """
     settings = _settings({name: values for name, values in given.items() if values})
     session = Session(logs)
@@ -101,9 +109,10 @@ def whatif(logs: Sequence[str], as_json: bool, only: str | None, **given: Sequen
     rows = [(setting, setting.run(recorder.made)) for setting in settings]
     if as_json:
         results = [{"setting": setting.as_dict(), **it.as_dict()} for setting, it in rows]
-        print_json({"results": results, "notes": session.notes.texts})
+        logged = {"hits": recorder.made.hits, "misses": recorder.made.leases - recorder.made.hits}
+        print_json({"logged": logged, "results": results, "notes": session.notes.texts})
     else:
-        show_whatif(session.out, rows)
+        show_whatif(session.out, rows, recorder.made)
     return session.notes.status
 
 
@@ -154,7 +163,8 @@ class Both:
 @CACHE
 @click.option(
     "--target-hit-rate",
-    type=click.FloatRange(0, 1),
+    type=parse_rate,
+    metavar="RATE",
     default=0.99,
     show_default=True,
     help="Hits of all leases, from 0 to 1.",
@@ -221,7 +231,7 @@ def _feed(session: Session, only: str | None, make: Callable[[], T]) -> dict[str
             try:
                 made[cache].feed(event)
             except NotReplayable as error:
-                session.notes.problem(f"cache {cache}: {error}")
+                session.notes.problem(f"cache {cite(cache)}: {error}")
                 refused.add(cache)
                 del made[cache]
     session.tell()
@@ -239,7 +249,7 @@ def _largest(session: Session, only: str | None, make: Callable[[], T]) -> T | N
     cache, largest = max(made.items(), key=lambda item: item[1].leases)
     if len(made) > 1:
         session.notes.remark(
-            f"{len(made)} caches in this log; this is about {cache}, which has the most leases "
-            "(--cache ID is for the others)"
+            f"{len(made)} caches in this log; this is about {cite(cache)}, which has the most "
+            "leases (--cache ID is for the others)"
         )
     return largest

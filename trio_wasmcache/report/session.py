@@ -46,6 +46,17 @@ def parse_seconds(text: str) -> float:
     return number
 
 
+def parse_rate(text: str) -> float:
+    """From 0 to 1."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number <= 1:  # nor is nan
+        raise click.BadParameter(f"{text!r} is no rate from 0 to 1")
+    return number
+
+
 LOGS = click.argument("logs", nargs=-1, required=True, metavar="LOG...")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 HTML = click.option(
