@@ -8,7 +8,6 @@ looked at then, and must not grow. Exit status 1 if anything is wrong, or a resu
 from __future__ import annotations
 
 import argparse
-import gc
 import math
 import sys
 import time
@@ -20,7 +19,7 @@ import trio
 from trio_wasmcache import open_cache
 from trio_wasmcache.testing import check_invariants
 
-from .drift import MIB, books_left, busy_threads, drifts, handles_left, rss
+from .drift import MIB, books_left, busy_threads, drifts, handles_left, quiet_rss
 from .life import CONFIG, Life
 
 # Seconds in which everybody must have stopped, on a busy machine.
@@ -62,8 +61,7 @@ class Soak:
                 stuck = await self.settle({LOG_THREAD})
                 life.problems += [*books_left(cache.stats()), *handles_left(), *stuck]
                 check_invariants(cache)
-                gc.collect()
-                self.looks.append((time.monotonic() - began, rss()))
+                self.looks.append((time.monotonic() - began, quiet_rss()))
                 print(self.line(number, life), flush=True)
                 self.problems = life.problems
                 grown = drifts(self.looks)
@@ -88,7 +86,7 @@ class Soak:
         quiet = self.looks[-1][1]
         return (
             f"{number}: {life.calls:,} calls, {life.operations:,} operations; "
-            f"RSS {life.most_rss / MIB:.0f} MiB at most, {quiet / MIB:.0f} with all removed; "
+            f"RSS {life.most_rss / MIB:.0f} MiB at most, {quiet / MIB:.1f} with all removed; "
             f"accounted {life.most_accounted / MIB:.0f} MiB at most, "
             f"{life.cache.stats().accounted_size} with all removed; {errors or 'no errors'}"
         )
