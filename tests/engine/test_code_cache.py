@@ -7,6 +7,7 @@ compile was a hit is seen by its file: it is not written again.
 from __future__ import annotations
 
 import os
+import resource
 import stat
 from collections.abc import Iterator
 from ctypes import byref
@@ -19,7 +20,7 @@ from engine.support import Quiet, exported, quiet_cache, run_python
 from trio_wasmcache import CacheConfig, CacheDirError, InvalidModuleError, WasmCacheError
 from trio_wasmcache._core.config import KiB
 from trio_wasmcache._engine import native
-from trio_wasmcache._engine.code_cache import CodeCache, new_module
+from trio_wasmcache._engine.code_cache import CodeCache, _write, new_module
 from trio_wasmcache._engine.settings import new_config
 from trio_wasmcache._open import open_cache
 
@@ -213,6 +214,39 @@ async def test_a_folder_of_somebody_else_is_refused(folder: Path) -> None:
     os.chown(folder, 12345, -1)
     with pytest.raises(CacheDirError, match="belongs to user 12345, not to 0"):
         await call(folder, giving(1))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+async def test_a_folder_in_one_of_somebody_else_is_refused(folder: Path) -> None:
+    """Who owns that one could put another in its place, whatever its mode is."""
+    folder.mkdir(mode=0o755)
+    os.chown(folder, 12345, -1)
+    with pytest.raises(CacheDirError, match="could be replaced by user 12345"):
+        await call(folder / "code", giving(1))
+
+
+async def test_a_full_disk_is_one_error_and_leaves_nothing(
+    folder: Path,
+) -> None:
+    """No half-written file stays, of the settings or of a digest."""
+    await call(folder, giving(1))
+    there = {file for file in folder.rglob("*") if file.parent != folder / "wasmtime"}
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limit[1]))  # no file can have even one byte
+    try:
+        with pytest.raises(CacheDirError, match="can't be used"):
+            CodeCache(folder, STACK)
+        with pytest.raises(OSError, match="too large"):
+            _write(folder / "digests" / "new", b"digest")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert {file for file in folder.rglob("*") if file.parent != folder / "wasmtime"} == there
+
+
+async def test_a_name_with_a_zero_byte_is_refused(tmp_path: Path) -> None:
+    """As any other that can't be a folder's."""
+    with pytest.raises(CacheDirError, match="can't be used"):
+        await call(tmp_path / "co\0de", giving(1))
 
 
 async def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:

@@ -33,6 +33,9 @@ from . import native
 from .settings import new_config
 from .traps import take_error
 
+# In a user namespace the system's own folders belong to it.
+_NOBODY = 65534
+
 
 def new_module(engine: int, wasm: bytes) -> int:
     """A compiled module, which is the caller's to delete; `InvalidModuleError` if it is none."""
@@ -60,7 +63,7 @@ class CodeCache:
             config = new_config(stack_size)
             with _settings(root, self._code) as path:
                 problem = native.config_cache_config_load(config, path)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a name with a zero byte is a `ValueError`
             raise CacheDirError(f"cache_dir {_shown(folder)} can't be used: {error}") from error
         if problem:
             native.wasm_config_delete(config)
@@ -185,9 +188,11 @@ def _problem(folder: Path) -> str | None:
     if found.st_mode & 0o077:
         return f"is open to others (mode {stat.S_IMODE(found.st_mode):04o})"
     for parent in folder.resolve().parents:
-        mode = parent.stat().st_mode
-        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        seen = parent.stat()
+        if seen.st_mode & stat.S_IWOTH and not seen.st_mode & stat.S_ISVTX:
             return f"could be replaced by anybody, as {_shown(parent)} is open to all"
+        if seen.st_uid not in (0, os.geteuid(), _NOBODY):
+            return f"could be replaced by user {seen.st_uid}, whose {_shown(parent)} is"
     return None
 
 
@@ -200,10 +205,14 @@ def _settings(root: Path, code: Path) -> Iterator[bytes]:
         text = f"[cache]\ndirectory = {quoted}\n".encode()
     except UnicodeEncodeError:
         raise CacheDirError(f"cache_dir {_shown(code)} is not a path in UTF-8") from None
-    with tempfile.NamedTemporaryFile(dir=root, suffix=".toml") as file:
-        file.write(text)
-        file.flush()
-        yield os.fsencode(file.name)
+    # Not a file that removes itself: it would try again, in vain, where writing it failed.
+    number, name = tempfile.mkstemp(dir=root, suffix=".toml")
+    try:
+        with os.fdopen(number, "wb") as file:
+            file.write(text)
+        yield os.fsencode(name)
+    finally:
+        Path(name).unlink()
 
 
 def _look(file: Path) -> tuple[int, int, int]:
@@ -218,9 +227,14 @@ def _digest(file: Path) -> bytes:
 
 def _write(place: Path, content: bytes) -> None:
     """Put it there whole, or not at all."""
-    with tempfile.NamedTemporaryFile(dir=place.parent, delete=False) as file:
-        file.write(content)
-    os.replace(file.name, place)  # noqa: PTH105
+    number, name = tempfile.mkstemp(dir=place.parent)
+    try:
+        with os.fdopen(number, "wb") as file:
+            file.write(content)
+        os.replace(name, place)  # noqa: PTH105
+    except BaseException:
+        Path(name).unlink()
+        raise
 
 
 def _shown(path: str | os.PathLike[str]) -> str:
