@@ -45,6 +45,7 @@ LIMITS = CacheConfig(
     total_fuel=200_000_000,  # a few tenths of a second of the CPU
     memory_limit=8 * MiB,
     max_wasm_size=1 * MiB,
+    compile_memory=512 * MiB,  # its modules come from strangers
     offload_after=8,
 )
 CALL_SECONDS = 5.0  # for a call and its waiting
@@ -155,9 +156,13 @@ class Service:
                 concurrency=2,
                 replace=replace,
             )
+        except (TypeError, ValueError, OverflowError) as error:
+            raise Problem(400, str(error)) from None
         finally:
             tenant.uploading -= 1
-        if tenant.gone.is_set() or (function in tenant.functions and not replace):
+        now = tenant.functions.get(function)
+        # Of other arguments it is an overload: it took no one's place, and nobody would remove it.
+        if tenant.gone.is_set() or (now is not None and (not replace or now.args != made.args)):
             self.cache.remove(made.name, made.args)
             raise Problem(409, f"{name!r} went, or had another such upload, meanwhile")
         tenant.functions[function] = made
@@ -235,10 +240,18 @@ async def json_body(default: dict[str, Any] | None = None) -> dict[str, Any]:
     return body
 
 
+async def read_body() -> None:
+    """Before anything is answered: Hypercorn can lose a connection whose body comes after that."""
+    await request.get_data()
+
+
 async def explain(error: Exception) -> Response:
     """Every error as JSON with the status that it deserves; what is not foreseen is ours."""
     if isinstance(error, HTTPException):  # Quart's own, such as 413 for a body that is too large
-        return answer({"error": error.name, "message": error.description}, error.code or 500)
+        told = answer({"error": error.name, "message": error.description}, error.code or 500)
+        if error.code in (408, 413):  # and the rest of it may still come
+            told.headers["connection"] = "close"
+        return told
     statuses = (status for kind, status in STATUS if isinstance(error, kind))
     status = error.status if isinstance(error, Problem) else next(statuses, 500)
     message = str(error) if status != 500 else "an error of the service"
@@ -252,6 +265,7 @@ def make_app(service: Service) -> QuartTrio:
     # A little more than the largest module, so that it is the cache that refuses those.
     app.config["MAX_CONTENT_LENGTH"] = LIMITS.max_wasm_size + 64 * 1024
     app.config["BODY_TIMEOUT"] = CALL_SECONDS
+    app.before_request(read_body)
     app.errorhandler(Exception)(explain)
     for method, path, view in (
         ("GET", "/stats", service.stats),

@@ -181,6 +181,45 @@ async def test_a_hostile_tenant_spoils_nothing_for_others() -> None:
     print(f"{service.answers[200]} right answers, p50 {p50:.0f} ms, p99 {p99:.0f} ms; eve: {bad}")
 
 
+async def test_mistakes_of_clients_are_told_and_leave_nothing() -> None:
+    """On one connection, also where a request is refused before its body has come."""
+    process, address = await trio.to_thread.run_sync(start)
+    statuses: Counter[int] = Counter()
+
+    async def upload(client: httpx.AsyncClient, kind: str) -> None:
+        wasm = bytes(guests.binary(f'(func (export "run") (param {kind}))'))
+        query = {"args": kind, "export": "run", "replace": 1}
+        statuses[(await client.put("/ann/same", params=query, content=wasm)).status_code] += 1
+
+    try:
+        async with httpx.AsyncClient(base_url=address, timeout=HANG) as client:
+            assert (await client.put("/ann")).status_code == 201
+            for _ in range(20):
+                for method, path, status in (
+                    ("POST", "/ann/none", 404),
+                    ("PUT", "/bob/none", 404),
+                    ("POST", "/stats", 405),
+                ):
+                    answer = await client.request(method, path, content=b"[]")
+                    assert answer.status_code == status
+            answer = await client.put("/ann/big", content=bytes(2**21))
+            assert (answer.status_code, answer.headers["connection"]) == (413, "close")
+            answer = await client.put("/ann/%0Anew%20line", content=b"")
+            assert (answer.status_code, answer.json()["error"]) == (400, "Problem")
+            # All at once, each with other arguments: only one of them becomes the function.
+            async with trio.open_nursery() as nursery:
+                for kind in ("i32", "i64", "f32", "f64"):
+                    nursery.start_soon(upload, client, kind)
+            assert statuses == {201: 1, 409: 3}
+            assert (await client.delete("/ann/same")).status_code == 200
+            assert (await client.get("/stats")).json()["functions"] == 0
+    finally:
+        process.terminate()
+        output, errors = await trio.to_thread.run_sync(process.communicate)
+    assert (process.returncode, errors) == (0, "")
+    assert "service.failed" not in output
+
+
 @pytest.mark.parametrize(("arguments", "code"), [([], 0), (["port"], 2)])
 def test_without_a_port_it_explains_itself(arguments: list[str], code: int) -> None:
     """And listens nowhere."""
