@@ -12,7 +12,14 @@ import trio
 from kits import WasmtimeKit, add
 from trio.testing import wait_all_tasks_blocked
 
-from trio_wasmcache import CacheConfig, Function, HostFunction, InstanceCache, current_lease
+from trio_wasmcache import (
+    CacheConfig,
+    DeadlockError,
+    Function,
+    HostFunction,
+    InstanceCache,
+    current_lease,
+)
 from trio_wasmcache.testing import check_invariants
 
 FOREVER = 10**15
@@ -190,3 +197,54 @@ async def test_a_registration_that_is_still_reading(real: WasmtimeKit, tmp_path:
             await wait_all_tasks_blocked()
         await trio.to_thread.run_sync(fifo.write_bytes, guests.binary(guests.FIB))
     assert told.names == ["register"]
+
+
+@pytest.mark.parametrize("how", ["in a thread", "in a host function"])
+async def test_a_block_that_ends_before_its_call_holds_nothing(real: WasmtimeKit, how: str) -> None:
+    """Another task has the call under way: whoever left the block can wait for the instance."""
+    told, finish = Told(), trio.Event()
+
+    async def ask(value: int) -> int:
+        await finish.wait()
+        return value
+
+    limits = CacheConfig(offload_after=0, total_fuel=FOREVER, yield_fuel=10_000)
+    async with real.open(limits) as cache, trio.open_nursery() as nursery:
+        if how == "in a thread":
+            function = await put(cache, "endless", guests.ENDLESS)
+        else:
+            hosts = {"host": {"ask": HostFunction(ask)}}
+            function = await put(cache, "asks", guests.ONLY_ASKS, imports=hosts)
+        async with function.acquire() as lease:
+            nursery.start_soon(told.told, how, lease.call, 1)
+            await wait_all_tasks_blocked()
+        check_invariants(cache)
+        async with trio.open_nursery() as waiting:
+            waiting.start_soon(_let_go, cache, finish)
+            async with function.acquire():  # not a deadlock
+                assert told.names == [how]
+        check_invariants(cache)
+
+
+async def _let_go(cache: InstanceCache, finish: trio.Event) -> None:
+    check_invariants(cache)
+    finish.set()
+
+
+async def test_a_caller_whose_lease_has_ended_still_can_deadlock(real: WasmtimeKit) -> None:
+    """Its host function waits for the very instance that it keeps."""
+    left = trio.Event()
+
+    async def ask(value: int) -> int:
+        await left.wait()
+        with pytest.raises(DeadlockError):
+            await function.call(value)
+        return value
+
+    async with real.open(CacheConfig()) as cache, trio.open_nursery() as nursery:
+        hosts = {"host": {"ask": HostFunction(ask)}}
+        function = await put(cache, "asks", guests.ONLY_ASKS, imports=hosts)
+        async with function.acquire() as lease:
+            nursery.start_soon(Told().told, "asks", lease.call, 1)
+            await wait_all_tasks_blocked()
+        left.set()

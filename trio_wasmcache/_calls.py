@@ -188,6 +188,7 @@ def _begin(lease: Lease) -> GuestInstance:
     native = lease._native
     assert native is not None
     lease._busy = True
+    lease._caller = trio.lowlevel.current_task()
     lease._guest = None
     lease._calls += 1
     lease._fuel = 0
@@ -198,6 +199,7 @@ def _begin(lease: Lease) -> GuestInstance:
 
 def _end(lease: Lease, native: GuestInstance) -> None:
     lease._busy = False
+    lease._caller = None
     seconds = trio.current_time() - lease._began
     lease._shell.policy.note_long_call(lease._entry, lease._fuel or 0, seconds)
     if lease._closed and lease._request is not None:

@@ -55,6 +55,8 @@ class Lease:
     """None while no call may begin."""
     _job: Job | None = None
     _busy = False
+    _caller: Task | None = None
+    """Who has the call under way, while it is busy."""
     _broken = False
     _closed = False
     _end_reason = Reason.CORRUPTED

@@ -113,6 +113,8 @@ def give_back(lease: Lease) -> None:
     check_headroom()
     if lease._request is not None:
         if lease._busy:
+            # From now on it is up to the caller when the instance is free.
+            lease._request.owner = lease._caller
             lease._end_under_a_call(Reason.CORRUPTED)
         else:
             recycle(lease)

@@ -143,6 +143,8 @@ class Request:
 
     entry: Entry
     owner: Hashable
+    """The task that waits for or holds its instance; once the block of the lease has ended, who
+    still has a call of it under way, and need not have a token."""
     warm: bool = False
     """Load another instance even if one is idle, and leave it idle: `cache.warm`."""
     turn: int = 0
