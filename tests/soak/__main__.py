@@ -19,11 +19,13 @@ import trio
 from trio_wasmcache import open_cache
 from trio_wasmcache.testing import check_invariants
 
-from .drift import MIB, books_left, busy_threads, drifts, handles_left, quiet_rss
+from .drift import MIB, books_left, busy_threads, code_mappings, drifts, handles_left, quiet_rss
 from .life import CONFIG, Life
 
 # Seconds in which everybody must have stopped, on a busy machine.
 PATIENCE = 120.0
+# Mappings of code that wasmtime and ctypes may make for themselves: some 5, and no more later.
+OTHER_CODE = 16
 # Of the cache's, while it is open.
 LOG_THREAD = "trio_wasmcache log"
 
@@ -52,6 +54,7 @@ class Soak:
         began = time.monotonic()
         async with open_cache(CONFIG, logger=Silent()) as cache:
             life = Life(cache, self.random)
+            mappings = code_mappings()
             for number in range(1, math.ceil(minutes * 60 / interval) + 1):
                 with trio.move_on_after(interval + PATIENCE) as scope:
                     await life.live(interval)
@@ -60,6 +63,9 @@ class Soak:
                 life.empty()
                 stuck = await self.settle({LOG_THREAD})
                 life.problems += [*books_left(cache.stats()), *handles_left(), *stuck]
+                left = code_mappings() - mappings
+                if left > OTHER_CODE:
+                    life.problems.append(f"{left} mappings of code are left")
                 check_invariants(cache)
                 self.looks.append((time.monotonic() - began, quiet_rss()))
                 print(self.line(number, life), flush=True)

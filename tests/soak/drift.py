@@ -79,6 +79,12 @@ def handles_left() -> list[str]:
     return [f"{number} {what}" for what, number in left.items() if number]
 
 
+def code_mappings() -> int:
+    """Mappings of machine code that belong to no file: each loaded module has one."""
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    return sum("x" in line[1] and len(line) == 5 for line in lines)
+
+
 def busy_threads() -> set[str]:
     """Threads that do something: all but this one, and those of Trio's that wait for work."""
     own = threading.current_thread()

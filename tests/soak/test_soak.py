@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 from kits import WasmtimeKit, add, open_real_cache
-from soak.drift import MIB, books_left, busy_threads, drifts, growth, handles_left
+from soak.drift import MIB, books_left, busy_threads, code_mappings, drifts, growth, handles_left
 from soak.guests import GUESTS
 from soak.life import CONFIG, Life
 
@@ -86,11 +86,13 @@ async def test_what_is_left_is_told(real: WasmtimeKit) -> None:
         assert books_left(cache.stats()) == []
         function = await add(cache, "f", real.adding(1))
         await function.call(1)
+        mappings = code_mappings()
         left = books_left(cache.stats())
         assert {line.split()[0] for line in left} >= {"functions", "total_size", "accounted_size"}
         assert handles_left() == ["1 open stores", "1 open modules"]
         cache.remove("f")
         assert books_left(cache.stats()) == handles_left() == []
+        assert code_mappings() == mappings - 1
     before, go = busy_threads(), threading.Event()
     thread = threading.Thread(target=go.wait, name="at work")
     thread.start()
