@@ -155,7 +155,8 @@ class Lease:
                 if not shell.expects_expiry:
                     shell.expect_expiry()
             else:
-                give_back(self)
+                give_back(self, task)
+                return
             if group._limiter is None and owners[task] == 1:
                 del owners[task]
             else:

@@ -105,11 +105,21 @@ async def _load(shell: Shell, group: SchedulingGroup, request: Request) -> None:
         lease._loading = registered
         native = module.instantiate(config.total_fuel, config.yield_fuel)
         instance.payload = native
-        lease._job = Job(native, group._share, registered.slot.hosts, lease, config.total_fuel)
-        try:
-            await _start(shell, lease._job, native, registered.slot.initialize)
-        finally:
-            lease._job = None
+        over = native.poll()
+        burnt = config.total_fuel - native.fuel_left()
+        group._share.charge(burnt)
+        group._share.burst += LOAD_FUEL
+        initialize = registered.slot.initialize
+        if over and not initialize:
+            native.started()
+        else:
+            lease._job = job = Job(
+                native, group._share, registered.slot.hosts, lease, config.total_fuel, burnt
+            )
+            try:
+                await _start(shell, job, native, over, initialize)
+            finally:
+                lease._job = None
         lease._check_open()
         if registered.resets:
             native.mark()
@@ -143,11 +153,10 @@ async def _load(shell: Shell, group: SchedulingGroup, request: Request) -> None:
     shell.act(step, now)
 
 
-async def _start(shell: Shell, job: Job, native: GuestInstance, initialize: bool) -> None:
-    """Run the start function, if there is one, and then `_initialize`, as WASI asks of reactors."""
-    over = native.poll()
-    job.charge()
-    job.share.burst += LOAD_FUEL
+async def _start(
+    shell: Shell, job: Job, native: GuestInstance, over: bool, initialize: bool
+) -> None:
+    """Finish the start function, and then run `_initialize`, as WASI asks of reactors."""
     if not over:
         await shell.runner.drive(job)
     native.started()

@@ -100,6 +100,8 @@ class Shell:
 
     def sleep_until(self, due: float | None) -> None:
         """Let the background task wake at that time; None: not by itself."""
+        if due is None and not self.expects_expiry:
+            return  # as it does already; to tell Trio so costs more than a call
         self.expects_expiry = due is not None
         self.sleep.deadline = math.inf if due is None else due
 

@@ -104,8 +104,10 @@ async def _acquire(lease: Lease, task: Task, blocked: bool) -> None:
         lease._at = now
 
 
-def give_back(lease: Lease) -> None:
+def give_back(lease: Lease, task: Task) -> None:
     """The block has ended: the instance goes back, now or when the call under way is over.
+
+    The token goes back at once.
 
     Raises:
         RecursionError: there is not enough room on Python's stack; nothing has changed.
@@ -118,6 +120,7 @@ def give_back(lease: Lease) -> None:
             lease._end_under_a_call(Reason.CORRUPTED)
         else:
             recycle(lease)
+    lease._group._give_back_token(task)
 
 
 def give_back_token(lease: Lease, task: Task) -> None:
@@ -138,8 +141,7 @@ def leave_later(lease: Lease, task: Task) -> None:
 
 
 def _leave(lease: Lease, task: Task) -> None:
-    give_back(lease)
-    give_back_token(lease, task)
+    give_back(lease, task)
     lease._shell.expect_expiry()
 
 

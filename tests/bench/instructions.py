@@ -1,4 +1,4 @@
-"""Instructions instead of time: ``python -m tests.bench.instructions hit floor held bare``.
+"""Instructions instead of time: ``python -m tests.bench.instructions hit floor held bare miss``.
 
 For each it runs itself twice under valgrind's callgrind, with few repetitions and with many; the
 difference, for one, is the same on a busy machine and on an idle one. PROFILE.md has figures.
@@ -40,8 +40,24 @@ async def repeat(what: str, times: int) -> None:
             async with cache.acquire("same", I64) as lease:
                 for _ in range(times):
                     await lease.call(1)
+        elif what in ("miss", "store"):
+            await load(what, times)
         else:
             raise SystemExit(f"no such thing: {what}")
+
+
+async def load(what: str, times: int) -> None:
+    """A miss whose module is loaded, or what wasmtime-py does for the same."""
+    if what == "store":
+        await peers.new_store()(times)
+        return
+    async with open_cache(CacheConfig(max_size=0), logger=SilentLogger()) as cache:
+        for name in ("same", "fib"):
+            await cache.register(name, FIB, args=I64, returns="i64", export=name)
+        async with cache.acquire("fib", I64):  # keeps the code loaded
+            for _ in range(times):
+                async with cache.acquire("same", I64) as lease:
+                    await lease.call(1)
 
 
 def count(what: str, times: int) -> int:

@@ -63,8 +63,11 @@ class Distribution:
     def merge(self, other: Distribution) -> None:
         """Record all that `other` did."""
         self.total += other.total
+        if self.buckets is EMPTY:
+            self.buckets = other.buckets.copy() if other.buckets else EMPTY
+            return
         for bits, count in other.buckets.items():
-            self.count_in(bits, count)
+            self.buckets[bits] = self.buckets.get(bits, 0) + count
 
     def clear(self) -> None:
         """Begin anew."""
@@ -147,7 +150,8 @@ class UseStats:
         self.carried = held
         self.errors.clear()
         for distribution in self.distributions:
-            distribution.clear()
+            if distribution.buckets:
+                distribution.clear()
 
     def copy(self) -> UseStats:
         """One that what is recorded in this one does not change."""

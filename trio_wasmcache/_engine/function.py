@@ -35,10 +35,10 @@ class WasmtimeFunction:
         self.left = c_uint64()
         params, results = signature.params, signature.results
         # Consecutive wasmtime_val_t. A bytearray stays where it is unless it is resized.
-        cells = bytearray(native.VALUE_SIZE * (len(params) + len(results)) or 1)
-        for number, name in enumerate(params):
-            cells[number * native.VALUE_SIZE] = native.VALUE_KINDS[name][0]
-        places = _places(cells, (*params, *results))
+        empty, codes, spots = _layout(params, results)
+        cells = bytearray(empty)
+        views = {code: memoryview(cells).cast(code) for code in codes}  # type: ignore[call-overload]
+        places = [(views[code], at) for code, at in spots]
         self._take = _taker(places[len(params) :])
         address = addressof(c_char.from_buffer(cells))
         self.begin = self._make_begin(
@@ -116,17 +116,25 @@ def _count(number: int) -> Any:
     return c_size_t.from_param(number)
 
 
-def _places(cells: bytearray, types: Sequence[str]) -> list[tuple[Any, int]]:
-    """[(view of all cells as that type, index of the value in it)], one for each cell."""
-    codes = {name: native.VALUE_KINDS[name][1] for name in types}
-    views: dict[str, Any] = {
-        name: memoryview(cells).cast(code)  # type: ignore[call-overload]
-        for name, code in codes.items()
-    }
-    return [
-        (views[name], (number * native.VALUE_SIZE + native.VALUE_OFFSET) // views[name].itemsize)
-        for number, name in enumerate(types)
-    ]
+@functools.lru_cache(256)
+def _layout(
+    params: tuple[str, ...], results: tuple[str, ...]
+) -> tuple[bytes, tuple[str, ...], tuple[tuple[str, int], ...]]:
+    """The same for all functions of one signature.
+
+    Returns:
+        Cells with no values yet; the codes of their types, each once; (code, index of the value
+        in all cells as that type) of each.
+    """
+    empty = bytearray(native.VALUE_SIZE * (len(params) + len(results)) or 1)
+    for number, name in enumerate(params):
+        empty[number * native.VALUE_SIZE] = native.VALUE_KINDS[name][0]
+    codes = [native.VALUE_KINDS[name][1] for name in (*params, *results)]
+    spots = tuple(
+        (code, (number * native.VALUE_SIZE + native.VALUE_OFFSET) // struct.calcsize(code))
+        for number, code in enumerate(codes)
+    )
+    return bytes(empty), tuple(dict.fromkeys(codes)), spots
 
 
 def _putter(

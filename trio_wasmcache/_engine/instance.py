@@ -10,7 +10,7 @@ import contextlib
 import ctypes
 import struct
 from collections.abc import Iterator
-from ctypes import byref, c_uint8, c_uint64, c_void_p
+from ctypes import byref, c_char, c_uint8, c_uint64, c_void_p
 from typing import TYPE_CHECKING, Any, final
 
 from attrs import define
@@ -46,6 +46,33 @@ class Tally:
 class WasmtimeInstance:
     """See `GuestInstance`; made by `WasmtimeModule.instantiate`."""
 
+    __slots__ = (
+        "_fixed_size",
+        "_functions",
+        "_handle",
+        "_memories",
+        "_restoring",
+        "_room",
+        "_sizes",
+        "_store",
+        "_tally",
+        "answered",
+        "context",
+        "drivers",
+        "error",
+        "errors",
+        "future",
+        "host_call",
+        "hosts",
+        "memory",
+        "module",
+        "number",
+        "plan",
+        "state",
+        "trap",
+        "yield_fuel",
+    )
+
     def __init__(self, module: WasmtimeModule, number: int, fuel: int, yield_fuel: int) -> None:
         plan = module.plan
         self.module = module
@@ -53,8 +80,8 @@ class WasmtimeInstance:
         self._tally = module.tally
         self.hosts = module.hosts
         self.host_call: HostCall | None = None
-        self.answered = (c_uint8 * 2)()
-        """A C string: not empty once `host_call` is answered."""
+        self.answered: Any = _ANSWERED() if self.hosts.imports else None
+        """A C string, where there is anything to answer: not empty once `host_call` is."""
         self.state: dict[str, Any] = {}
         self.memory: InstanceMemory | None = None
         self.number = number
@@ -70,7 +97,7 @@ class WasmtimeInstance:
         self._restoring: Restoring | None = None
         self.drivers: dict[Any, WasmtimeDriver] = {}
         """{(shape, export): driver}; kept for as long as the store."""
-        self._handle = ctypes.create_string_buffer(native.INSTANCE_SIZE)
+        self._handle = _INSTANCE()
         # (handle, address, bytes if it can't grow) of each memory. It stays where it is, as
         # addresses are reserved for all that it could grow to.
         self._memories: list[tuple[Any, int, int | None]] = []
@@ -234,7 +261,7 @@ class WasmtimeInstance:
 
     def extern(self, name: str) -> Any:
         """An export, as it is given to a linker."""
-        found = ctypes.create_string_buffer(native.EXTERN_SIZE)
+        found = _EXTERN()
         raw = name.encode()
         if not native.instance_export_get(self.context, self._handle, raw, len(raw), found):
             raise AssertionError(f"wasmtime does not know the export {name!r}")
@@ -242,8 +269,13 @@ class WasmtimeInstance:
 
     def export(self, name: str) -> Any:
         """The handle of an export, copied out so that it can be passed by itself."""
-        return ctypes.create_string_buffer(self.extern(name).raw[native.EXTERN_OFFSET :])
+        return _HANDLE.from_buffer_copy(self.extern(name), native.EXTERN_OFFSET)
 
 
+# What C writes to. The types are made once: `create_string_buffer` looks for them every time.
+_ANSWERED = c_uint8 * 2
+_INSTANCE = c_char * native.INSTANCE_SIZE
+_EXTERN = c_char * native.EXTERN_SIZE
+_HANDLE = c_char * (native.EXTERN_SIZE - native.EXTERN_OFFSET)
 # {value type: how its value looks in a cell}
 _VALUES = {name: struct.Struct("<" + code) for name, (_, code) in native.VALUE_KINDS.items()}
