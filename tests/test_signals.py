@@ -133,7 +133,8 @@ def test_ctrl_c_again_and_again(seed: int, tmp_path: Path) -> None:
     closed.set()
     sender.join()
     assert child.end() == (INTERRUPTED, "")
-    assert child.ends().keys() == STATES
+    # One may have hit a task of the program's own, before it could tell how it ended.
+    assert child.ends().keys() <= STATES
     child.check_log()
 
 

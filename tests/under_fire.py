@@ -207,7 +207,8 @@ class Program:
 
 
 def main() -> int:
-
+    # A parent in the background may have had it ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     program = Program(*sys.argv[1:])
     try:
         trio.run(program.run)

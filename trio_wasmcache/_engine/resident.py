@@ -56,7 +56,10 @@ def _resident(pagemap: int, address: int, size: int) -> int:
 
 
 def find_stacks(stack_size: int) -> Iterator[Range]:
-    """Where stacks of that size are, of all engines in this process: each has a guard before it."""
+    """Where stacks of that size are, of all engines in this process: each has a guard before it.
+
+    One that the kernel has merged with what lies above it can't be told from other memory.
+    """
     page = os.sysconf("SC_PAGE_SIZE")
     wanted = -(-stack_size // page) * page
     guarded = 0
