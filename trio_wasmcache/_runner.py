@@ -102,7 +102,7 @@ class Runner:
         self.config: CacheConfig = config
         self.loop: Turns = Turns(1)
         self.threads: Turns = Turns(config.max_threads)
-        self.converters = trio.CapacityLimiter(config.max_threads)
+        self.converters: trio.CapacityLimiter = trio.CapacityLimiter(config.max_threads)
 
     def resize(self, config: CacheConfig) -> None:
         """Live under other limits: more threads are used at once, fewer as they come free."""

@@ -60,7 +60,7 @@ class Shell:
         self.base: Base = Base()
         # The background task sleeps in this scope; its deadline is the next thing due.
         self.sleep: trio.CancelScope = trio.CancelScope()
-        self.expects_expiry = False
+        self.expects_expiry: bool = False
         self.main: GroupRecord = GroupRecord("main")
         self._requests = 0
         self._tasks: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()

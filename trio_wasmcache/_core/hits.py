@@ -22,6 +22,8 @@ from .state import IDLE, RUNNING
 class Hits(Stages):
     """The short way of a hit."""
 
+    hits: int = 0  # as in `Stages`; said again, as type checkers want it where it is counted
+
     def hit(
         self,
         function: FunctionRecord,

@@ -137,8 +137,8 @@ class Both:
     """What `tune` needs: leases by what they need, and programs to check the advice with."""
 
     def __init__(self, check: bool) -> None:
-        self.tuner = Tuner()
-        self.recorder = Recorder()
+        self.tuner: Tuner = Tuner()
+        self.recorder: Recorder = Recorder()
         self.check = check
 
     def feed(self, event: dict[str, Any]) -> None:
