@@ -14,6 +14,7 @@ from typing import Any
 import attrs
 import pytest
 import wasmtime
+from fuzz.verdict import ENGINE
 from hypothesis import given, settings, strategies as st
 
 from trio_wasmcache._core.wasm import (
@@ -87,23 +88,6 @@ WATS = [
     "(module " + "(memory 1 16)" * 40 + ")",
     "(module " + "(func)" * 300 + ")",
 ]
-
-
-def engine_of_this_library() -> wasmtime.Engine:
-    config = wasmtime.Config()
-    config.wasm_gc = False
-    config.wasm_function_references = False
-    config.wasm_exceptions = False
-    config.wasm_threads = False
-    config.wasm_memory64 = False
-    config.wasm_stack_switching = False
-    config.wasm_custom_page_sizes = False
-    config.wasm_multi_memory = True
-    config.shared_memory = False
-    return wasmtime.Engine(config)
-
-
-ENGINE = engine_of_this_library()
 
 
 def wat(text: str) -> bytes:

@@ -33,6 +33,7 @@ from trio_wasmcache._engine.instance import WasmtimeInstance
 from trio_wasmcache.testing import check_invariants
 
 from .mutate import make
+from .verdict import ENGINE
 
 CONFIG = CacheConfig(
     total_fuel=50_000, memory_limit=1 * MiB, max_size=2 * MiB, max_wasm_size=512 * KiB
@@ -51,24 +52,6 @@ class Silent:
         pass
 
     warning = info
-
-
-def validator() -> wasmtime.Engine:
-    """wasmtime with the same features as here, for its verdict."""
-    config = wasmtime.Config()
-    config.wasm_gc = False
-    config.wasm_function_references = False
-    config.wasm_exceptions = False
-    config.wasm_threads = False
-    config.wasm_memory64 = False
-    config.wasm_stack_switching = False
-    config.wasm_custom_page_sizes = False
-    config.wasm_multi_memory = True
-    config.shared_memory = False
-    return wasmtime.Engine(config)
-
-
-ENGINE = validator()
 
 
 def read(wasm: bytes) -> ModuleInfo | None:
