@@ -390,7 +390,8 @@ def test_what_a_signal_handler_raises_in_a_callback_ends_the_call() -> None:
     """Not the process, wherever in the callback it is raised: at its very first instruction, too.
 
     The guest is busy for many times as long as it takes the signal to come, on any machine, so
-    Python sees that when the callback begins. Another one comes soon after, and may hit the callback while it deals with the first.
+    Python sees that when the callback begins. Another one comes soon after, and may hit the
+    callback while it deals with the first.
     """
     output = run_python(
         """
