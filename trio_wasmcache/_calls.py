@@ -16,6 +16,7 @@ from ._abi.plain import shown
 from ._abi.protocol import Crossing, Invoke, Step
 from ._core.errors import GuestError
 from ._core.fair import BURST_FUEL
+from ._core.uses import FUELS
 from ._engine.seam import UNDER_WAY, GuestFunction, GuestInstance
 from ._runner import Job
 from ._taking import recycle
@@ -155,7 +156,7 @@ def failed(lease: Lease, error: E, values: tuple[Any, ...]) -> E:
     lease._calls += 1
     lease._fuel = 0
     _account(lease, lease._total_fuel - native.fuel_left())
-    lease._entry.uses.fuels.add(lease._fuel)
+    lease._entry.uses.add(FUELS, lease._fuel)
     _spoil(lease, native, error, values)
     return error
 

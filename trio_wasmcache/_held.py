@@ -10,7 +10,7 @@ from attrs import define
 
 from ._abi.protocol import Crossing, Guest, Step
 from ._core.records import Entry, Instance
-from ._core.uses import Distribution
+from ._core.uses import UseStats
 from ._engine.seam import Counter, GuestFunction, GuestInstance
 from ._registry import Registered
 
@@ -28,12 +28,13 @@ class Held:
     # What every call and every recycle wants, taken out of these.
     begin: Callable[[Sequence[Any], int], Any]
     left: Counter
-    measure: Callable[[], int]
-    """What it may touch now, for the short way back: where it is not kept as it is, put back."""
+    measure: Callable[[Any], int]
+    """Of `native`, what it may touch now, for the short way back: where it is not kept as it is,
+    put back."""
     lower: Callable[[tuple[Any, ...]], Sequence[Any]] | None
     lift: Callable[[Any], Any] | None
     steps: Callable[[Guest, tuple[Any, ...]], Generator[Step, Any, Any]] | None
-    fuels: Distribution
+    uses: UseStats
 
 
 # No limit allows it.
@@ -53,20 +54,15 @@ def hold(instance: Instance) -> Held:
         instance.entry,
         guest.begin,
         guest.left,
-        _put_back(native) if registered.resets else native.measure,
+        _put_back if registered.resets else type(native).measure,
         crossing.lower,
         crossing.lift,
         crossing.steps,
-        instance.entry.uses.fuels,
+        instance.entry.uses,
     )
 
 
-def _put_back(native: GuestInstance) -> Callable[[], int]:
+def _put_back(native: GuestInstance) -> int:
     """Puts the instance back, and measures it; what can't be put back has to go the long way."""
-    reset, measure = native.reset, native.measure
-
-    def put_back() -> int:
-        size: int = measure() if reset() else TOO_LARGE
-        return size
-
-    return put_back
+    size: int = native.measure() if native.reset() else TOO_LARGE
+    return size

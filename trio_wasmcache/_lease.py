@@ -149,7 +149,7 @@ class Lease:
                 self._guest is not None
                 and request is not None
                 and held is not None
-                and shell.policy.rest(request, held.measure(), shell.now())
+                and shell.policy.rest(request, held.measure(held.native), shell.now())
             ):
                 self._guest = self._request = None
                 if not shell.expects_expiry:
@@ -203,7 +203,8 @@ class Lease:
         lower, fuel = held.lower, self._total_fuel
         self._guest = None
         try:
-            result = held.begin(values if lower is None else lower(values), fuel)
+            begin = held.begin
+            result = begin(values if lower is None else lower(values), fuel)
         except GuestError as error:
             raise failed(self, error, values) from None
         except (TypeError, ValueError, OverflowError):
@@ -222,12 +223,12 @@ class Lease:
             self._fuel = burnt = fuel - held.left.value
             share.virtual_time += burnt / share.shares
             share.burst += burnt + CALL_FUEL
-            fuels, bits = held.fuels, burnt.bit_length()  # `Distribution.add`, written out
-            fuels.total += burnt
-            if bits in fuels.buckets:
-                fuels.buckets[bits] += 1
-            else:
-                fuels.count_in(bits)
+            uses, place = held.uses, burnt.bit_length()  # `UseStats.add`, written out
+            uses.fuel += burnt
+            try:
+                uses.counts[place] += 1
+            except KeyError:
+                uses.count_in(place)
         return result if held.lift is None else lifted(self, result, values)
 
     @trio.lowlevel.enable_ki_protection

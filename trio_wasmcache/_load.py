@@ -10,7 +10,7 @@ from trio.lowlevel import Abort, RaiseCancelT
 from ._core.errors import GuestError, LinkError, LoadError, WasmCacheError
 from ._core.fair import BURST_FUEL
 from ._core.records import GRANTED, Closed, Request, Stage
-from ._core.uses import microseconds
+from ._core.uses import LOADS, microseconds
 from ._engine.seam import UNDER_WAY, GuestInstance
 from ._group import closed_group
 from ._registry import INITIALIZE
@@ -146,7 +146,7 @@ async def _load(shell: Shell, group: SchedulingGroup, request: Request) -> None:
         raise problem from error
     instance.size = native.measure()
     now = trio.current_time()
-    instance.entry.uses.loads.add(microseconds(now - began))
+    instance.entry.uses.add(LOADS, microseconds(now - began))
     seat = instance.seat
     step = shell.policy.loaded(request, now)
     tell_loaded(shell, request, instance, seat, began, now)

@@ -6,6 +6,7 @@ difference, for one, is the same on a busy machine and on an idle one. PROFILE.m
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import subprocess
@@ -23,6 +24,7 @@ I64 = ("i64",)
 
 
 async def repeat(what: str, times: int) -> None:
+    gc.disable()  # a collection more or less would be told as a difference
     async with (
         peers.floor() as floor,
         open_cache(CacheConfig(idle_timeout=1000), logger=SilentLogger()) as cache,

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from trio_wasmcache import CacheConfig, MiB, open_cache
-from trio_wasmcache._core.uses import Distribution
+from trio_wasmcache._core.uses import FUELS, UseStats
 from trio_wasmcache.prometheus import CacheCollector
 from trio_wasmcache.testing import FakeEngine, open_fake_cache
 
@@ -26,7 +26,7 @@ def once(function: Callable[[], object], rounds: int) -> float:
 
 async def bench_recording(report: Report, number: int, rounds: int) -> None:
     """One value in a distribution, beside the call and the lease that pay for one each."""
-    distribution = Distribution()
+    uses = UseStats()
 
     async def nothing(n: int) -> None:
         for _ in range(n):
@@ -34,7 +34,7 @@ async def bench_recording(report: Report, number: int, rounds: int) -> None:
 
     async def add(n: int) -> None:
         for value in range(n):
-            distribution.add(value)
+            uses.add(FUELS, value)
 
     async with open_cache(CacheConfig(), logger=SilentLogger()) as cache:
         same = await cache.register("same", FIB, args=("i64",), returns="i64")

@@ -40,7 +40,7 @@ from trio_wasmcache._core.records import (
 )
 from trio_wasmcache._core.residents import Step
 from trio_wasmcache._core.state import IllegalStepError, State
-from trio_wasmcache._core.uses import add_up
+from trio_wasmcache._core.uses import WAITS, add_up
 
 # Code is counted in stacks of the smallest size allowed: a module has 1 to 4, the budget 4 to 12.
 UNIT = 64 * KiB
@@ -525,7 +525,7 @@ class PolicyMachine(RuleBasedStateMachine):
             all_of_it = add_up(part for several in parts.values() for part in several)
             counted = all_of_it.hits, all_of_it.misses, all_of_it.blocks
             assert counted == (policy.hits, policy.misses, policy.blocks)
-            assert policy.misses <= all_of_it.waits.count <= all_of_it.granted
+            assert policy.misses <= all_of_it.count(WAITS) <= all_of_it.granted
 
     # -- what there is to choose from
 

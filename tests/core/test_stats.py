@@ -21,6 +21,14 @@ from trio_wasmcache._core.stats import (
     summarise_uses,
 )
 from trio_wasmcache._core.uses import (
+    COMPILES,
+    FUELS,
+    HOLDS,
+    LOADS,
+    RUNS,
+    SPAN,
+    SUMS,
+    WAITS,
     Distribution,
     Snapshot,
     UseBook,
@@ -34,12 +42,12 @@ values = st.one_of(st.integers(0, 20), st.integers(0, 2**63))
 NAMES = ("f", "g", None)
 
 
-def distribution(numbers: list[int]) -> Distribution:
+def distribution(numbers: list[int], kind: int = HOLDS) -> Distribution:
     """A distribution of those."""
-    made = Distribution()
+    made = UseStats()
     for number in numbers:
-        made.add(number)
-    return made
+        made.add(kind, number)
+    return made.distribution(kind)
 
 
 @st.composite
@@ -48,19 +56,19 @@ def uses(draw: st.DrawFn) -> UseStats:
     maybe = st.none() | values
     made = UseStats(blocks=draw(st.integers(0, 3)))
     for hold, wait in draw(st.lists(st.tuples(values, maybe), max_size=3)):
-        made.holds.add(hold)
+        made.add(HOLDS, hold)
         if wait is not None:
             made.misses += draw(st.booleans())
-            made.waits.add(wait)
+            made.add(WAITS, wait)
     for fuel, run in draw(st.lists(st.tuples(values, maybe), max_size=3)):
-        made.fuels.add(fuel)
+        made.add(FUELS, fuel)
         if run is not None:
             made.continued += 1
-            made.runs.add(run)
+            made.add(RUNS, run)
     for error in draw(st.lists(st.sampled_from(["TrapError", "Cancelled"]), max_size=3)):
         made.note_error(error)
     for number in draw(st.lists(values, max_size=2)):
-        made.loads.add(number)
+        made.add(LOADS, number)
     return made
 
 
@@ -98,16 +106,38 @@ def test_a_summary_of_nothing() -> None:
     )
 
 
-@given(st.lists(values), st.lists(values))
-def test_merging_distributions_is_addition(some: list[int], others: list[int]) -> None:
-    """The sum is what one would be that had seen all; a copy does not change with it."""
-    whole = distribution(some)
-    before = whole.copy()
-    whole.merge(distribution(others))
-    assert summarise(whole) == summarise(distribution(some + others))
-    assert summarise(before) == summarise(distribution(some))
+@given(st.lists(st.tuples(st.sampled_from(sorted(SUMS)), values)), st.integers(0, 5))
+def test_values_of_one_kind_are_not_taken_for_another(
+    recorded: list[tuple[int, int]], size: int
+) -> None:
+    """However many bits they have: all kinds are counted in one place, and told apart again."""
+    longest = 2 ** (SPAN - 1) - 1
+    recorded += [(kind, longest) for kind in SUMS][:size]
+    made = UseStats()
+    for kind, value in recorded:
+        made.add(kind, value)
+    for kind in SUMS:
+        mine = [value for it, value in recorded if it == kind]
+        assert made.count(kind) == len(mine)
+        assert summarise(made.distribution(kind)) == summarise(distribution(mine, kind))
+        assert made.distribution(kind).total == sum(mine)
+        assert sum(made.distribution(kind).buckets.values()) == len(mine)
+
+
+@given(uses(), uses())
+def test_merging_is_addition(some: UseStats, other: UseStats) -> None:
+    """What was copied before does not change with it, and nothing is left after clearing."""
+    whole, before = some.copy(), summarise_uses(some)
+    whole.merge(other)
+    for kind in SUMS:
+        parts = [one.distribution(kind) for one in (some, other)]
+        summed = whole.distribution(kind)
+        assert summed.total == sum(part.total for part in parts)
+        for bits, count in summed.buckets.items():
+            assert count == sum(part.buckets.get(bits, 0) for part in parts)
+    assert summarise_uses(some) == before
     whole.clear()
-    assert summarise(whole) == summarise(Distribution())
+    assert attrs.asdict(whole) == attrs.asdict(UseStats())
 
 
 @given(st.lists(uses()), st.randoms())
@@ -143,8 +173,8 @@ def test_the_book_keeps_all_and_snapshots_stay(steps: list[object]) -> None:
             book.add(part, function and FunctionKey(function, ()), group)
             taken.merge(part)
             if function:
-                book.of_function(FunctionKey(function, ())).compiles.add(9)
-                taken.compiles.add(9)
+                book.of_function(FunctionKey(function, ())).add(COMPILES, 9)
+                taken.add(COMPILES, 9)
         elif step == "snapshot":
             kept.append((Snapshot(*book.share(), book.calls), summarise_uses(taken)))
         elif step == "drop function":

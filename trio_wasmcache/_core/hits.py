@@ -16,6 +16,7 @@ from attrs import define
 from .records import ENDED, GRANTED, FunctionRecord, GroupRecord, Request
 from .stages import Stages
 from .state import IDLE, RUNNING
+from .uses import HOLDS
 
 
 @define(eq=False)
@@ -108,13 +109,13 @@ class Hits(Stages):
         idle = module.idle
         only_idle = len(idle) + 1 == module.users
         held = int((now - request.since) * 1e6)
-        bits = held.bit_length()
-        holds = entry.uses.holds
-        holds.total += held
-        if bits in holds.buckets:
-            holds.buckets[bits] += 1
-        else:
-            holds.count_in(bits)
+        place = HOLDS + held.bit_length()  # `UseStats.add`, written out
+        uses = entry.uses
+        uses.hold += held
+        try:
+            uses.counts[place] += 1
+        except KeyError:
+            uses.count_in(place)
         # The instance and the order of use; as above, no calls from here on.
         entry.idle.append(instance)
         instance.state = IDLE

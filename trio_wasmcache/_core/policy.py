@@ -38,7 +38,7 @@ from .records import (
 )
 from .residents import Step
 from .state import LOADING, RECYCLE, Action, IllegalStepError, step
-from .uses import microseconds
+from .uses import COMPILES, FUELS, HOLDS, RUNS, microseconds
 
 
 @define(eq=False)
@@ -181,7 +181,7 @@ class Policy(Hits):
             instance.seat, instance.ready = True, None
         if not request.warm:
             instance.uses += 1
-            entry.uses.holds.add(int((now - request.since) * 1e6))
+            entry.uses.add(HOLDS, int((now - request.since) * 1e6))
         limit = None
         if (unwanted := self._unwanted(entry)) is not None:
             drop = drop or unwanted
@@ -297,13 +297,13 @@ class Policy(Hits):
 
     def note_long_call(self, entry: Entry, fuel: int, seconds: float) -> None:
         """A call that had gone on beyond its first slice is over, and so is its lease maybe."""
-        entry.uses.runs.add(microseconds(seconds))
-        entry.uses.fuels.add(fuel)
+        entry.uses.add(RUNS, microseconds(seconds))
+        entry.uses.add(FUELS, fuel)
         self.residents.noted(entry)
 
     def note_compiled(self, function: FunctionRecord, seconds: float) -> None:
         """The module of a function was compiled, for it."""
-        self.residents.book.of_function(function.key).compiles.add(microseconds(seconds))
+        self.residents.book.of_function(function.key).add(COMPILES, microseconds(seconds))
 
     def _unwanted(self, entry: Entry) -> Reason | None:
         """Why a running instance of `entry` must not come back into the cache."""

@@ -19,7 +19,7 @@ from .config import CacheConfig
 from .errors import CodeMemoryError, DeadlockError, UnknownFunctionError
 from .records import ENDED, GRANTED, Entry, FunctionRecord, Request, Stage
 from .residents import Residents, Step
-from .uses import microseconds
+from .uses import WAITS, microseconds
 from .waits import ROOM, Resource, Waits
 
 
@@ -96,7 +96,7 @@ class Stages:
         self._note_wait(request, now)
 
     def _note_wait(self, request: Request, now: float) -> None:
-        request.entry.uses.waits.add(microseconds(now - request.since))
+        request.entry.uses.add(WAITS, microseconds(now - request.since))
 
     def _pump(self, entry: Entry, now: float, result: Step) -> None:
         """Something became free: serve the waiters of `entry`, then those who wait for room."""

@@ -8,7 +8,18 @@ from typing import final
 
 from attrs import Factory, define, field, frozen
 
-from .uses import Distribution, Snapshot, UseStats, add_up
+from .uses import (
+    COMPILES,
+    FUELS,
+    HOLDS,
+    LOADS,
+    RUNS,
+    WAITS,
+    Distribution,
+    Snapshot,
+    UseStats,
+    add_up,
+)
 
 
 @final
@@ -105,12 +116,12 @@ def summarise_uses(uses: UseStats) -> UseSummary:
         blocks=uses.blocks,
         calls=uses.calls,
         errors=dict(uses.errors),
-        wait=summarise(uses.waits, uses.granted - uses.waits.count),
-        load=summarise(uses.loads),
-        hold=summarise(uses.holds),
-        run=summarise(uses.runs, uses.fuels.count - uses.runs.count),
-        fuel=summarise(uses.fuels),
-        compile=summarise(uses.compiles),
+        wait=summarise(uses.distribution(WAITS), uses.granted - uses.count(WAITS)),
+        load=summarise(uses.distribution(LOADS)),
+        hold=summarise(uses.distribution(HOLDS)),
+        run=summarise(uses.distribution(RUNS), uses.count(FUELS) - uses.count(RUNS)),
+        fuel=summarise(uses.distribution(FUELS)),
+        compile=summarise(uses.distribution(COMPILES)),
     )
 
 

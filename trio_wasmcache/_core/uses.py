@@ -26,12 +26,26 @@ def microseconds(seconds: float) -> int:
     return max(0, int(seconds * 1e6))
 
 
-# What nothing was added to has no buckets of its own: of six in an entry, half stay empty.
-EMPTY: dict[int, int] = {}
+# What a value is of. It is counted at its kind plus the number of its bits; none has as many as
+# `SPAN`. The kinds of every hit come first, as Python keeps numbers up to 256 ready.
+SPAN = 128
+FUELS, HOLDS, WAITS, LOADS, RUNS, COMPILES = range(0, 6 * SPAN, SPAN)
+# {kind: where its sum is}
+SUMS = {
+    FUELS: "fuel",
+    HOLDS: "hold",
+    WAITS: "wait",
+    LOADS: "load",
+    RUNS: "run",
+    COMPILES: "compile",
+}
+# As long as there is nothing to count: most have no errors, and a new one has nothing at all.
+NO_COUNTS: dict[int, int] = {}
+NO_ERRORS: dict[str, int] = {}
 
 
 @final
-@define(eq=False)
+@frozen
 class Distribution:
     """Whole numbers that are not negative, told apart by how many bits they have.
 
@@ -41,48 +55,17 @@ class Distribution:
 
     total: int = 0
     """Their sum."""
-    buckets: dict[int, int] = EMPTY
+    buckets: Mapping[int, int] = Factory(dict)
     """{bits: how many values have so many}."""
-
-    @property
-    def count(self) -> int:
-        """How many there are."""
-        return sum(self.buckets.values())
-
-    def add(self, value: int) -> None:
-        """Record `value`, which is not negative."""
-        self.total += value
-        self.count_in(value.bit_length())
-
-    def count_in(self, bits: int, count: int = 1) -> None:
-        """So many values more have so many bits; their sum is the caller's to add."""
-        if self.buckets is EMPTY:
-            self.buckets = {}
-        self.buckets[bits] = self.buckets.get(bits, 0) + count
-
-    def merge(self, other: Distribution) -> None:
-        """Record all that `other` did."""
-        self.total += other.total
-        if self.buckets is EMPTY:
-            self.buckets = other.buckets.copy() if other.buckets else EMPTY
-            return
-        for bits, count in other.buckets.items():
-            self.buckets[bits] = self.buckets.get(bits, 0) + count
-
-    def clear(self) -> None:
-        """Begin anew."""
-        self.total = 0
-        self.buckets = EMPTY
-
-    def copy(self) -> Distribution:
-        """One that `add` to this one does not change."""
-        return Distribution(self.total, self.buckets.copy() if self.buckets else EMPTY)
 
 
 @final
 @define(eq=False)
 class UseStats:
-    """What happened to the acquires, instances and calls of one entry, or of several together."""
+    """What happened to the acquires, instances and calls of one entry, or of several together.
+
+    One object and one dictionary for all six distributions: every entry has one, and keeps it.
+    """
 
     misses: int = 0
     blocks: int = 0
@@ -91,26 +74,51 @@ class UseStats:
     carried: int = 0
     """Those that were held when counting began, and so are not counted as granted."""
     continued: int = 0
-    """Calls that went on beyond a first slice; when they are over, they are in `runs`."""
-    errors: dict[str, int] = Factory(dict)
+    """Calls that went on beyond a first slice; when they are over, they are in `RUNS`."""
+    errors: dict[str, int] = NO_ERRORS
     """{name of its type: acquires and calls that ended with it}."""
-    waits: Distribution = Factory(Distribution)
-    """From asking to being granted (microseconds), of leases that were not granted at once."""
-    loads: Distribution = Factory(Distribution)
-    """Making an instance, loading its code included (microseconds)."""
-    holds: Distribution = Factory(Distribution)
+    counts: dict[int, int] = NO_COUNTS
+    """{kind + bits: how many values of that kind have so many}."""
+    fuel: int = 0
+    """Of every call that is over, as all sums here."""
+    hold: int = 0
     """From being granted to being given back (microseconds)."""
-    runs: Distribution = Factory(Distribution)
+    wait: int = 0
+    """From asking to being granted (microseconds), of leases that were not granted at once."""
+    load: int = 0
+    """Making an instance, loading its code included (microseconds)."""
+    run: int = 0
     """From the end of the first slice (microseconds), of calls that went on and are over."""
-    fuels: Distribution = Factory(Distribution)
-    """Fuel of every call that is over."""
-    compiles: Distribution = Factory(Distribution)
+    compile: int = 0
     """Compiling the module (microseconds); only of functions."""
+
+    def add(self, kind: int, value: int) -> None:
+        """Record a value of that kind; it is not negative."""
+        name = SUMS[kind]
+        setattr(self, name, getattr(self, name) + value)
+        self.count_in(kind + value.bit_length())
+
+    def count_in(self, place: int, count: int = 1) -> None:
+        """So many values more are counted there; their sum is the caller's to add."""
+        if self.counts is NO_COUNTS:
+            self.counts = {}
+        self.counts[place] = self.counts.get(place, 0) + count
+
+    def count(self, kind: int) -> int:
+        """How many values of that kind there are."""
+        return sum(n for place, n in self.counts.items() if kind <= place < kind + SPAN)
+
+    def distribution(self, kind: int) -> Distribution:
+        """All values of that kind."""
+        buckets = {
+            place - kind: n for place, n in self.counts.items() if kind <= place < kind + SPAN
+        }
+        return Distribution(getattr(self, SUMS[kind]), buckets)
 
     @property
     def granted(self) -> int:
         """Leases: those that have ended, and those that are held."""
-        return self.holds.count + self.held - self.carried
+        return self.count(HOLDS) + self.held - self.carried
 
     @property
     def hits(self) -> int:
@@ -120,16 +128,19 @@ class UseStats:
     @property
     def calls(self) -> int:
         """Calls begun. Those that end in their first slice are known by their fuel alone."""
-        return self.fuels.count - self.runs.count + self.continued
+        calls = self.continued
+        for place, count in self.counts.items():
+            if place < FUELS + SPAN:
+                calls += count
+            elif RUNS <= place < RUNS + SPAN:
+                calls -= count
+        return calls
 
-    @property
-    def distributions(self) -> tuple[Distribution, ...]:
-        """All of them, always in the same order."""
-        return self.waits, self.loads, self.holds, self.runs, self.fuels, self.compiles
-
-    def note_error(self, name: str) -> None:
-        """An acquire or a call ended with an error of that type."""
-        self.errors[name] = self.errors.get(name, 0) + 1
+    def note_error(self, name: str, count: int = 1) -> None:
+        """An acquire or a call ended with an error of that type, or so many did."""
+        if self.errors is NO_ERRORS:
+            self.errors = {}
+        self.errors[name] = self.errors.get(name, 0) + count
 
     def merge(self, other: UseStats) -> None:
         """Record all that `other` did."""
@@ -138,20 +149,27 @@ class UseStats:
         self.held += other.held
         self.carried += other.carried
         self.continued += other.continued
+        self.fuel += other.fuel
+        self.hold += other.hold
+        self.wait += other.wait
+        self.load += other.load
+        self.run += other.run
+        self.compile += other.compile
         for name, count in other.errors.items():
-            self.errors[name] = self.errors.get(name, 0) + count
-        for mine, theirs in zip(self.distributions, other.distributions, strict=True):
-            if theirs.buckets:
-                mine.merge(theirs)
+            self.note_error(name, count)
+        if self.counts is NO_COUNTS:
+            self.counts = other.counts.copy() if other.counts else NO_COUNTS
+            return
+        counts = self.counts
+        for place, count in other.counts.items():
+            counts[place] = counts.get(place, 0) + count
 
     def clear(self, held: int = 0) -> None:
         """Begin anew, while so many leases are held."""
         self.misses = self.blocks = self.continued = 0
         self.carried = held
-        self.errors.clear()
-        for distribution in self.distributions:
-            if distribution.buckets:
-                distribution.clear()
+        self.fuel = self.hold = self.wait = self.load = self.run = self.compile = 0
+        self.errors, self.counts = NO_ERRORS, NO_COUNTS
 
     def copy(self) -> UseStats:
         """One that what is recorded in this one does not change."""
@@ -162,39 +180,28 @@ class UseStats:
     def freeze(self, held: int) -> Frozen:
         """All of it, while so many leases are held.
 
-        One object, and whole numbers: a copy of each of 4,096 entries would be 57,000 objects, and
-        keep the garbage collector busy for longer than it takes to make them.
+        Few objects, and whole numbers: more for each of 4,096 entries would keep the garbage
+        collector busy for longer than it takes to make them.
         """
         frozen = [self.misses, self.blocks, held, self.carried, self.continued]
-        for one in self.distributions:
-            buckets = one.buckets
-            frozen += (one.total, len(buckets), *buckets, *buckets.values())
+        frozen += (self.fuel, self.hold, self.wait, self.load, self.run, self.compile)
+        frozen += self.counts
+        frozen += self.counts.values()
         return frozen, self.errors.copy() if self.errors else NO_ERRORS
 
     def take(self, frozen: Frozen) -> None:
         """Record all that is in what `freeze` made."""
         numbers, errors = frozen
-        self.misses += numbers[0]
-        self.blocks += numbers[1]
-        self.held += numbers[2]
-        self.carried += numbers[3]
-        self.continued += numbers[4]
-        for name, count in errors.items():
-            self.errors[name] = self.errors.get(name, 0) + count
-        at = 5
-        for one in self.distributions:
-            one.total += numbers[at]
-            size = numbers[at + 1]
-            at += 2
-            for place in range(at, at + size):
-                one.count_in(numbers[place], numbers[place + size])
-            at += 2 * size
+        counters, middle = numbers[:COUNTERS], (len(numbers) + COUNTERS) // 2
+        counts = dict(zip(numbers[COUNTERS:middle], numbers[middle:], strict=True))
+        misses, blocks, held, carried, continued, *sums = counters
+        self.merge(UseStats(misses, blocks, held, carried, continued, {**errors}, counts, *sums))
 
 
-# Counters; then of each distribution the total, how many buckets there are, their keys, and their
-# counts. And errors.
+# Counters and sums; then where values are counted, and how many in each place. And errors.
 Frozen = tuple[list[int], Mapping[str, int]]
-NO_ERRORS: Mapping[str, int] = {}
+# How many of the first there are.
+COUNTERS = 5 + len(SUMS)
 
 
 def add_up(parts: Iterable[UseStats]) -> UseStats:
@@ -247,7 +254,10 @@ class Snapshot:
         """All of it. Of what is compiled, groups know nothing."""
         result = add_up(self.sums.values())
         for uses in self.functions.values():
-            result.compiles.merge(uses.compiles)
+            result.compile += uses.compile
+            for place, count in uses.counts.items():
+                if place >= COMPILES:
+                    result.count_in(place, count)
         return result
 
 

@@ -23,7 +23,7 @@ from .instance import WasmtimeInstance
 from .restore import discard
 from .seam import UnderWay
 from .text import to_wasm
-from .traps import take_error
+from .traps import Ending, take_error
 
 # Shapes of which the code is kept: each is a page or two of code.
 MAX_DRIVERS = 64
@@ -128,7 +128,8 @@ class WasmtimeDriver:
             assert instance.plan.memory_name is not None
             parts["memory"] = instance.extern(instance.plan.memory_name)
         handle = _instantiate(instance, code, parts)
-        run = WasmtimeFunction(instance, _part(instance, handle, b"run"), RUN)
+        made = _part(instance, handle, b"run")
+        run = WasmtimeFunction(instance, "run", made, instance.module.frame(RUN))
         self._begin, self._finish = run.begin, run.finish
         # The memory can't grow, so it stays where it is for as long as the store does.
         base = native.memory_data(instance.context, _part(instance, handle, b"scratch"))
@@ -166,7 +167,7 @@ class WasmtimeDriver:
 def _instantiate(instance: WasmtimeInstance, code: DriverCode, parts: Mapping[str, Any]) -> Any:
     """A new instance of a driver with these imports, in the store of `instance`."""
     handle = ctypes.create_string_buffer(native.INSTANCE_SIZE)
-    linker = native.linker_new(code.engine)
+    linker, ending = native.linker_new(code.engine), Ending()
     try:
         for name, part in parts.items():
             raw = name.encode()
@@ -177,19 +178,19 @@ def _instantiate(instance: WasmtimeInstance, code: DriverCode, parts: Mapping[st
         # one poll is all it takes.
         with instance.room_for(memory=code.layout.pages * WASM_PAGE):
             future = native.linker_instantiate_async(
-                linker, instance.context, code.module, handle, *instance.errors
+                linker, instance.context, code.module, handle, ending.trap_ref, ending.error_ref
             )
             over = native.call_future_poll(future)
             native.hot_delete(future)
     finally:
         native.linker_delete(linker)
-    if instance.trap or instance.error:
-        raise LoadError(f"there is no room for a driver: {instance.take_error()}")
+    if ending.trap or ending.error:
+        raise LoadError(f"there is no room for a driver: {ending.take_error()}")
     assert over, "a driver did not start at once"
     return handle
 
 
-def _part(instance: WasmtimeInstance, handle: Any, name: bytes) -> Any:
+def _part(instance: WasmtimeInstance, handle: Any, name: bytes) -> bytes:
     found = ctypes.create_string_buffer(native.EXTERN_SIZE)
     native.instance_export_get(instance.context, handle, name, len(name), found)
-    return ctypes.create_string_buffer(found.raw[native.EXTERN_OFFSET :])
+    return found.raw[native.EXTERN_OFFSET :]

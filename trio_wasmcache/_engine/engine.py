@@ -8,8 +8,8 @@ import itertools
 import mmap
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from ctypes import byref, c_void_p
-from typing import final
+from ctypes import byref, c_uint64, c_void_p
+from typing import Any, final
 
 import trio
 from attrs import evolve, frozen
@@ -28,8 +28,9 @@ from .apart import Apart
 from .breath import Breath
 from .code_cache import CodeCache, new_module
 from .drivers import DriverCode, Drivers
+from .function import Caller, Frame
 from .hosts import HostTable
-from .instance import Tally, WasmtimeInstance
+from .instance import Start, Tally, WasmtimeInstance
 from .resident import Range, count_resident, find_stacks
 from .restore import RestorePlan, UnrestorableError, find_patches
 from .seam import Artifact, HostImport
@@ -55,8 +56,8 @@ _numbers = itertools.count(1)
 class Plan:
     """What every instance of a module needs to know, worked out once."""
 
-    memories: int
-    tables: int
+    room: tuple[int, int, int]
+    """How many instances, tables and memories a store of one instance has."""
     memory_limit: int
     table_limit: int
     memory_exports: tuple[tuple[str, bool, int], ...]
@@ -202,6 +203,11 @@ class WasmtimeModule:
         self.restore: RestorePlan | None = artifact.restore
         self.restorer: int | None = None
         self.engine: int | None = native.engine_clone(engine)
+        left = c_uint64()
+        self.left: tuple[c_uint64, Any] = left, byref(left)
+        """Where to ask for fuel, and how that is given to C; one thread's, as all calls are."""
+        self.spare: Start | None = None
+        self._callers: dict[FuncType, Caller] = {}
         self.pre: int | None = None
         self._linker: int | None = native.linker_new(engine)
         self._module: int | None = None
@@ -218,6 +224,13 @@ class WasmtimeModule:
 
     def instantiate(self, fuel: int, yield_fuel: int) -> WasmtimeInstance:
         return WasmtimeInstance(self, next(_numbers), fuel, yield_fuel)
+
+    def frame(self, signature: FuncType) -> Frame:
+        """Where all functions of that signature are called, one after the other."""
+        caller = self._callers.get(signature)
+        if caller is None:
+            caller = self._callers[signature] = Caller(signature, bool(self.hosts.imports))
+        return caller.frame
 
     def close(self) -> None:
         for name, delete in (
@@ -355,8 +368,7 @@ def _plan(artifact: Artifact) -> Plan:
     exported = [export for export in info.exports if export.kind == "memory"]
     chosen = next((e for e in exported if e.name == "memory"), exported[0] if exported else None)
     return Plan(
-        memories=len(info.memories),
-        tables=len(info.tables),
+        room=(1, len(info.tables), len(info.memories)),
         # More than C can say is as good as no limit.
         memory_limit=min(edits.memory_limit, sys.maxsize),
         table_limit=min(edits.table_limit, sys.maxsize),

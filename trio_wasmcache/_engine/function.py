@@ -1,9 +1,14 @@
 """An exported function in wasmtime: the cells of its values, and the native calls of a call.
 
-The cells of arguments and results are made once for each function of an instance, with the kind of
-each argument in place, so that a call only writes values. They are written and read through
-memoryviews of their types, at a third of what `struct` costs; and what C is given was made ready
-once, as ctypes passes on what `byref` and `from_param` give and converts all else for every call.
+What C reads and writes in a call is a *frame*: cells of arguments and results, with the kind of
+each argument in place, so that a call only writes values; and where C says how it ended. No idle
+instance has one. All instances of a module share one for each signature, as the first slice of a
+call is one step; a call that goes on keeps it until it is over, and whoever comes meanwhile makes
+another.
+
+Cells are written and read through memoryviews of their types, at a third of what `struct` costs;
+and what C is given was made ready once, as ctypes passes on `bytes` and what `byref` and
+`from_param` give, and converts all else for every call.
 """
 
 from __future__ import annotations
@@ -12,12 +17,14 @@ import functools
 import struct
 from collections.abc import Callable, Sequence
 from ctypes import addressof, byref, c_char, c_size_t, c_uint64, c_void_p
+from types import MethodType
 from typing import TYPE_CHECKING, Any, final
 
 from .._core.wasm import FuncType
 from . import native
 from .hosts import RAISED, check_headroom, take_raised
 from .seam import UNDER_WAY
+from .traps import Ending
 
 if TYPE_CHECKING:
     from .instance import WasmtimeInstance
@@ -27,87 +34,162 @@ if TYPE_CHECKING:
 class WasmtimeFunction:
     """See `GuestFunction`; made by `WasmtimeInstance.function`."""
 
-    __slots__ = ("_instance", "_take", "begin", "left", "type")
+    __slots__ = ("call", "frame", "fuel", "fuel_for", "instance", "name", "where_left")
 
-    def __init__(self, instance: WasmtimeInstance, handle: Any, signature: FuncType) -> None:
+    def __init__(self, instance: WasmtimeInstance, name: str, handle: bytes, frame: Frame) -> None:
+        self.instance = instance
+        self.name = name
+        self.frame = frame
+        # What the native calls are given, as tuples that are there already.
+        self.call = (instance.context, handle, *frame.call)
+        self.where_left = (instance.context, frame.caller.left_ref)
+        self.fuel = -1
+        self.fuel_for: tuple[Any, Any] = (instance.context, None)
+
+    @property
+    def type(self) -> FuncType:
+        return self.frame.caller.type
+
+    @property
+    def begin(self) -> Callable[[Sequence[Any], int], Any]:
+        # Not kept here, where it would be a cycle for the garbage collector.
+        return MethodType(self.frame.begin, self)
+
+    @property
+    def left(self) -> c_uint64:
+        return self.frame.caller.left
+
+    def set_fuel(self, fuel: int) -> None:
+        """`fuel_for` says this much from now on."""
+        caller = self.frame.caller
+        if fuel != caller.fuel:
+            caller.fuel, caller.fuel_ref = fuel, c_uint64.from_param(fuel)
+        self.fuel, self.fuel_for = fuel, (self.instance.context, caller.fuel_ref)
+
+    def finish(self) -> Any:
+        frame = self.instance.end()
+        assert isinstance(frame, Frame)
+        try:
+            if frame.trap or frame.error:
+                raise frame.take_error()
+            return frame.take()
+        finally:
+            frame.leave()
+
+
+@final
+class Caller:
+    """What functions of one signature share, of all instances of a module. It is one thread's."""
+
+    __slots__ = ("frame", "fuel", "fuel_ref", "hosted", "left", "left_ref", "spare", "type")
+
+    def __init__(self, signature: FuncType, hosted: bool) -> None:
         self.type = signature
-        self._instance = instance
+        self.hosted = hosted
         self.left = c_uint64()
-        params, results = signature.params, signature.results
+        self.left_ref: Any = byref(self.left)
+        self.fuel, self.fuel_ref = 0, c_uint64.from_param(0)
+        self.frame = Frame(self)
+        self.spare: list[Frame] = []
+        """More of them, in which nothing is under way now."""
+
+    def apart(self, function: WasmtimeFunction) -> Callable[[Sequence[Any], int], Any]:
+        """`begin` of a function, for while another's call keeps `frame`."""
+        frame = self.spare.pop() if self.spare else Frame(self)
+        return WasmtimeFunction(function.instance, function.name, function.call[1], frame).begin
+
+
+@final
+class Frame(Ending):
+    """What C reads and writes in one call, and how that begins."""
+
+    __slots__ = ("begin", "busy", "call", "caller", "function", "take")
+
+    def __init__(self, caller: Caller) -> None:
+        super().__init__()
+        self.caller = caller
+        self.busy = False
+        """Whether a call goes on beyond its first slice."""
+        self.function: WasmtimeFunction | None = None
+        """The one that is called: C goes on reading its handle."""
+        params, results = caller.type.params, caller.type.results
         # Consecutive wasmtime_val_t. A bytearray stays where it is unless it is resized.
         empty, codes, spots = _layout(params, results)
         cells = bytearray(empty)
         views = {code: memoryview(cells).cast(code) for code in codes}  # type: ignore[call-overload]
         places = [(views[code], at) for code, at in spots]
-        self._take = _taker(places[len(params) :])
         address = addressof(c_char.from_buffer(cells))
+        self.call = (
+            c_void_p.from_param(address),
+            _count(len(params)),
+            c_void_p.from_param(address + native.VALUE_SIZE * len(params)),
+            _count(len(results)),
+            self.trap_ref,
+            self.error_ref,
+        )
+        """The arguments of the native call, after context and handle of the function."""
+        self.take = _taker(places[len(params) :])
         self.begin = self._make_begin(
-            _putter(cells, params, places[: len(params)]),
-            places[-1] if len(results) == 1 else None,
-            (
-                instance.context,
-                byref(handle),
-                c_void_p.from_param(address),
-                _count(len(params)),
-                c_void_p.from_param(address + native.VALUE_SIZE * len(params)),
-                _count(len(results)),
-                *instance.errors,
-            ),
+            _putter(cells, params, places[: len(params)]), places[-1] if len(results) == 1 else None
         )
 
     def _make_begin(
-        self,
-        put: Callable[[Sequence[Any]], None],
-        single: tuple[Any, int] | None,
-        call: tuple[Any, ...],
-    ) -> Callable[[Sequence[Any], int], Any]:
+        self, put: Callable[[Sequence[Any]], None], single: tuple[Any, int] | None
+    ) -> Callable[[WasmtimeFunction, Sequence[Any], int], Any]:
         """`GuestFunction.begin` as one closure: a third of what it costs as methods of two objects.
 
         Five native calls, each needed: fuel for this call, the call, its first slice, its end, and
         the fuel that is left, to be charged for what burnt.
         """
-        instance, signature, take = self._instance, self.type, self._take
-        trap, error = instance.trap, instance.error
+        frame, caller, hosted = self, self.caller, self.caller.hosted
+        trap, error = self.trap, self.error
         set_fuel, call_async = native.hot_set_fuel, native.hot_call
         poll, delete = native.call_future_poll, native.hot_delete
-        get_fuel, where_left = native.hot_get_fuel, (instance.context, byref(self.left))
-        hosted = bool(instance.hosts.imports)
+        get_fuel = native.hot_get_fuel
         answer, at = single or (None, 0)  # nearly always there is one result
-        set_to, fuel_for = 0, (instance.context, c_uint64.from_param(0))
 
-        def begin(values: Sequence[Any], fuel: int) -> Any:
-            nonlocal set_to, fuel_for
+        def begin(function: WasmtimeFunction, values: Sequence[Any], fuel: int) -> Any:
+            if frame.busy:
+                return caller.apart(function)(values, fuel)
             try:
                 put(values)
             except (TypeError, ValueError, OverflowError, struct.error) as problem:
-                raise _misfit(values, signature, problem) from None
-            if fuel != set_to:
-                set_to, fuel_for = fuel, (instance.context, c_uint64.from_param(fuel))
+                raise _misfit(values, caller.type, problem) from None
+            if fuel != function.fuel:
+                function.set_fuel(fuel)
             if hosted:
                 check_headroom()
-            set_fuel(*fuel_for)
-            instance.future = future = call_async(*call)
-            over = poll(future)
-            if hosted and RAISED.error is not None:
-                raise take_raised()
+            set_fuel(*function.fuel_for)
+            future = call_async(*function.call)
+            try:
+                over = poll(future)
+                if hosted and RAISED.error is not None:
+                    raise take_raised()
+            except BaseException:
+                frame.keep(function, future)
+                raise
             if not over:
+                frame.keep(function, future)
                 return UNDER_WAY
-            instance.future = None
             delete(future)
             if trap or error:
-                raise instance.take_error()
-            get_fuel(*where_left)
-            return answer[at] if answer else take()
+                raise frame.take_error()
+            get_fuel(*function.where_left)
+            return answer[at] if answer else frame.take()
 
         return begin
 
-    def finish(self) -> Any:
-        instance = self._instance
-        future, instance.future = instance.future, None
-        native.hot_delete(future)
-        if instance.trap or instance.error:
-            raise instance.take_error()
-        return self._take()
+    def keep(self, function: WasmtimeFunction, future: int) -> None:
+        """The call is not over: from now on the frame is its own."""
+        self.busy = True
+        self.function = function
+        function.instance.future, function.instance.ending = future, self
+
+    def leave(self) -> None:
+        self.function = None
+        self.busy = False
+        if self is not self.caller.frame:
+            self.caller.spare.append(self)
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """An instance in wasmtime: a store, what is instantiated in it, and the one call under way.
 
-The store's context, the argument and result cells (in `function`) and the two error slots must stay
-where they are while a call future lives; they are allocated once for each instance and function.
+What C writes to must stay where it is while a call future lives: the instance keeps it (`ending`)
+for as long. Nothing of it is needed while nothing is under way.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ import contextlib
 import ctypes
 import struct
 from collections.abc import Iterator
-from ctypes import byref, c_char, c_uint8, c_uint64, c_void_p
+from ctypes import c_char, c_uint8, c_void_p
 from typing import TYPE_CHECKING, Any, final
 
 from attrs import define
 
 from .._core.admit import TABLE_ELEMENT_SIZE
 from .._core.config import WASM_PAGE
-from .._core.errors import GuestError, LoadError
+from .._core.errors import LoadError
 from .._core.wasm import PAGE_LIMIT
 from . import native
 from .function import WasmtimeFunction
 from .hosts import INSTANCES, RAISED, check_headroom, take_raised
 from .memory import InstanceMemory, SuspendedMemory
 from .restore import Restoring
-from .traps import guest_error, take_error, trap_error
+from .traps import Ending, take_error
 
 if TYPE_CHECKING:
     from .drivers import WasmtimeDriver
@@ -43,6 +43,17 @@ class Tally:
 
 
 @final
+class Start(Ending):
+    """What C writes to while an instance starts; afterwards the next one may use it."""
+
+    __slots__ = ("handle",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.handle = _INSTANCE()
+
+
+@final
 class WasmtimeInstance:
     """See `GuestInstance`; made by `WasmtimeModule.instantiate`."""
 
@@ -54,13 +65,12 @@ class WasmtimeInstance:
         "_restoring",
         "_room",
         "_sizes",
+        "_state",
         "_store",
-        "_tally",
         "answered",
         "context",
         "drivers",
-        "error",
-        "errors",
+        "ending",
         "future",
         "host_call",
         "hosts",
@@ -68,8 +78,6 @@ class WasmtimeInstance:
         "module",
         "number",
         "plan",
-        "state",
-        "trap",
         "yield_fuel",
     )
 
@@ -77,31 +85,27 @@ class WasmtimeInstance:
         plan = module.plan
         self.module = module
         self.plan = plan
-        self._tally = module.tally
         self.hosts = module.hosts
         self.host_call: HostCall | None = None
         self.answered: Any = _ANSWERED() if self.hosts.imports else None
         """A C string, where there is anything to answer: not empty once `host_call` is."""
-        self.state: dict[str, Any] = {}
+        self._state: dict[str, Any] | None = None
         self.memory: InstanceMemory | None = None
         self.number = number
         self.yield_fuel = yield_fuel
         self.future: int | None = None
-        self.trap = c_void_p()
-        self.error = c_void_p()
-        self.errors = byref(self.trap), byref(self.error)
-        self._sizes: list[tuple[Any, Any, int]] = []
+        self._sizes: tuple[tuple[Any, bytes, int], ...] = ()
         self._fixed_size = WASM_PAGE
-        self._functions: dict[str, WasmtimeFunction] = {}
-        self._room = (1, plan.tables, plan.memories)
+        self._functions: tuple[WasmtimeFunction, ...] = ()
+        self._room = plan.room
         self._restoring: Restoring | None = None
-        self.drivers: dict[Any, WasmtimeDriver] = {}
+        self.drivers: dict[Any, WasmtimeDriver] = NO_DRIVERS
         """{(shape, export): driver}; kept for as long as the store."""
-        self._handle = _INSTANCE()
+        self._handle = b""
         # (handle, address, bytes if it can't grow) of each memory. It stays where it is, as
         # addresses are reserved for all that it could grow to.
-        self._memories: list[tuple[Any, int, int | None]] = []
-        self._tally.instances += 1
+        self._memories: tuple[tuple[bytes, int, int | None], ...] = ()
+        module.tally.instances += 1
         self._store: int | None = native.store_new(module.engine, number or None, None)
         self.context: Any = c_void_p.from_param(native.store_context(self._store))
         native.store_limiter(self._store, plan.memory_limit, plan.table_limit, *self._room)
@@ -114,8 +118,12 @@ class WasmtimeInstance:
             raise LoadError(f"wasmtime would not set up a store: {take_error(problem)}")
         if self.hosts.imports:
             INSTANCES[number] = self
+        self.ending: Ending | None
+        """Of what is under way, or was."""
+        self.ending = start = module.spare or Start()
+        module.spare = None
         self.future = native.instance_pre_instantiate_async(
-            module.pre, self.context, self._handle, *self.errors
+            module.pre, self.context, start.handle, start.trap_ref, start.error_ref
         )
 
     def poll(self) -> bool:
@@ -134,23 +142,25 @@ class WasmtimeInstance:
         native.context_fuel_async_yield_interval(self.context, fuel)
 
     def started(self) -> None:
-        future, self.future = self.future, None
-        native.hot_delete(future)
-        if self.trap or self.error:
-            raise self.take_error()
+        start = self.end()
+        assert isinstance(start, Start)
+        if start.trap or start.error:
+            raise start.take_error()
+        self._handle = start.handle.raw
+        self.module.spare = start
         for name, growable, size in self.plan.memory_exports:
             handle = self.export(name)
             base = native.memory_data(self.context, handle) or 0
-            self._memories.append((handle, base, size if not growable else None))
+            self._memories += ((handle, base, size if not growable else None),)
             if growable:
-                self._sizes.append((native.memory_data_size, handle, 1))
+                self._sizes += ((native.memory_data_size, handle, 1),)
             else:
                 self._fixed_size += size
             if name == self.plan.memory_name:
                 self.memory = InstanceMemory(self.context, handle)
         for name, growable, elements in self.plan.table_exports:
             if growable:
-                self._sizes.append((native.table_size, self.export(name), TABLE_ELEMENT_SIZE))
+                self._sizes += ((native.table_size, self.export(name), TABLE_ELEMENT_SIZE),)
             else:
                 self._fixed_size += elements * TABLE_ELEMENT_SIZE
 
@@ -163,12 +173,13 @@ class WasmtimeInstance:
         return self._restoring is not None and self._restoring.reset()
 
     def function(self, name: str) -> WasmtimeFunction:
-        try:
-            return self._functions[name]
-        except KeyError:
-            made = WasmtimeFunction(self, self.export(name), self.plan.function_types[name])
-            self._functions[name] = made
-            return made
+        for made in self._functions:  # one, or the few that an ABI calls
+            if made.name == name:
+                return made
+        frame = self.module.frame(self.plan.function_types[name])
+        made = WasmtimeFunction(self, name, self.export(name), frame)
+        self._functions += (made,)
+        return made
 
     def global_value(self, name: str) -> int | float:
         if name not in self.plan.global_types:
@@ -179,6 +190,20 @@ class WasmtimeInstance:
         (value,) = _VALUES[self.plan.global_types[name]].unpack_from(cell, native.VALUE_OFFSET)
         return value
 
+    @property
+    def state(self) -> dict[str, Any]:
+        if self._state is None:
+            self._state = {}
+        return self._state
+
+    def end(self) -> Ending:
+        """What was under way is over; how it ended."""
+        future, self.future = self.future, None
+        native.hot_delete(future)
+        ending, self.ending = self.ending, None
+        assert ending is not None
+        return ending
+
     def abandon(self) -> None:
         call, self.host_call = self.host_call, None
         if call is not None and isinstance(call.memory, SuspendedMemory):
@@ -186,12 +211,17 @@ class WasmtimeInstance:
         if self.future is not None:
             future, self.future = self.future, None
             native.call_future_delete(future)
-            self._drop_errors()
+            ending, self.ending = self.ending, None
+            if ending is not None:
+                if ending.trap or ending.error:
+                    ending.take_error()
+                ending.leave()
 
     def fuel_left(self) -> int:
-        left = c_uint64()
-        native.hot_get_fuel(self.context, byref(left))
-        return left.value
+        left, where = self.module.left
+        native.hot_get_fuel(self.context, where)
+        value: int = left.value
+        return value
 
     def measure(self) -> int:
         size = self._fixed_size
@@ -215,25 +245,14 @@ class WasmtimeInstance:
         self.abandon()
         for driver in self.drivers.values():
             driver.close()
-            self._tally.scratch -= driver.size
-        self.drivers.clear()
+            self.module.tally.scratch -= driver.size
+        self.drivers = NO_DRIVERS
+        self._functions = ()
         INSTANCES.pop(self.number, None)
         if self._store is not None:
             store, self._store = self._store, None
-            self._tally.instances -= 1
+            self.module.tally.instances -= 1
             native.store_delete(store)
-
-    def take_error(self) -> GuestError:
-        trap, error = self.trap.value, self.error.value
-        self.trap.value = self.error.value = None
-        if trap:
-            return trap_error(trap)
-        assert error is not None
-        return guest_error(error)
-
-    def _drop_errors(self) -> None:
-        if self.trap or self.error:
-            self.take_error()
 
     @contextlib.contextmanager
     def room_for(self, *, memory: int = 0, tables: int = 0) -> Iterator[None]:
@@ -255,9 +274,9 @@ class WasmtimeInstance:
 
     def add_driver(self, key: Any, driver: WasmtimeDriver) -> None:
         """From now on it is part of the instance, and of its size."""
-        self.drivers[key] = driver
+        self.drivers = {**self.drivers, key: driver}
         self._fixed_size += driver.size
-        self._tally.scratch += driver.size
+        self.module.tally.scratch += driver.size
 
     def extern(self, name: str) -> Any:
         """An export, as it is given to a linker."""
@@ -267,15 +286,16 @@ class WasmtimeInstance:
             raise AssertionError(f"wasmtime does not know the export {name!r}")
         return found
 
-    def export(self, name: str) -> Any:
+    def export(self, name: str) -> bytes:
         """The handle of an export, copied out so that it can be passed by itself."""
-        return _HANDLE.from_buffer_copy(self.extern(name), native.EXTERN_OFFSET)
+        handle: bytes = self.extern(name).raw[native.EXTERN_OFFSET :]
+        return handle
 
 
+NO_DRIVERS: dict[Any, WasmtimeDriver] = {}
 # What C writes to. The types are made once: `create_string_buffer` looks for them every time.
 _ANSWERED = c_uint8 * 2
 _INSTANCE = c_char * native.INSTANCE_SIZE
 _EXTERN = c_char * native.EXTERN_SIZE
-_HANDLE = c_char * (native.EXTERN_SIZE - native.EXTERN_OFFSET)
 # {value type: how its value looks in a cell}
 _VALUES = {name: struct.Struct("<" + code) for name, (_, code) in native.VALUE_KINDS.items()}

@@ -28,7 +28,7 @@ from .._core.wasm import FuncType, ModuleInfo
 from . import native
 from .function import WasmtimeFunction
 from .seam import UNDER_WAY
-from .traps import take_error
+from .traps import Ending, take_error
 
 if TYPE_CHECKING:
     from .engine import WasmtimeModule
@@ -148,7 +148,7 @@ def _attach(
 ) -> Callable[[], bool]:
     """Instantiate the restorer in the store of `instance`; what puts back."""
     handle = ctypes.create_string_buffer(native.INSTANCE_SIZE)
-    linker = native.linker_new(module.engine)
+    linker, ending = native.linker_new(module.engine), Ending()
     try:
         for number, (kind, index) in enumerate(made.imports):
             name = str(number).encode()
@@ -161,22 +161,28 @@ def _attach(
         tables = sum(kind == "table" for kind, _ in made.imports)
         with instance.room_for(tables=tables):
             future = native.linker_instantiate_async(
-                linker, instance.context, module.restorer, handle, *instance.errors
+                linker,
+                instance.context,
+                module.restorer,
+                handle,
+                ending.trap_ref,
+                ending.error_ref,
             )
             _poll(future)
             native.hot_delete(future)
     finally:
         native.linker_delete(linker)
-    if instance.trap or instance.error:
-        raise LoadError(f"there is no room for a restorer: {instance.take_error()}")
+    if ending.trap or ending.error:
+        raise LoadError(f"there is no room for a restorer: {ending.take_error()}")
     found = ctypes.create_string_buffer(native.EXTERN_SIZE)
     native.instance_export_get(instance.context, handle, b"reset", 5, found)
-    exported = ctypes.create_string_buffer(found.raw[native.EXTERN_OFFSET :])
-    function = WasmtimeFunction(instance, exported, FuncType())
+    exported = found.raw[native.EXTERN_OFFSET :]
+    function = WasmtimeFunction(instance, "reset", exported, module.frame(FuncType()))
+    begin = function.begin
 
     def run() -> bool:
         try:
-            if function.begin((), RESTORER_FUEL) is UNDER_WAY:
+            if begin((), RESTORER_FUEL) is UNDER_WAY:
                 _poll(instance.future)
                 function.finish()
         except (GuestError, RecursionError):

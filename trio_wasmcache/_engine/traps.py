@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import byref, c_int, c_uint8
+from ctypes import byref, c_int, c_uint8, c_void_p
+from typing import Any
 
 from .._core.errors import (
     ExitError,
@@ -38,6 +39,29 @@ MAX_FRAMES = 32
 UNKNOWN_OFFSET = ctypes.c_size_t(-1).value
 # wasmtime quotes the line that is wrong, and a line may be all of a module.
 MAX_LINES, MAX_LINE_LENGTH = 12, 200
+
+
+class Ending:
+    """Where C says how something ended: with a trap, with an error, or well. Can be used again."""
+
+    __slots__ = ("error", "error_ref", "trap", "trap_ref")
+
+    def __init__(self) -> None:
+        self.trap, self.error = c_void_p(), c_void_p()
+        self.trap_ref: Any = byref(self.trap)
+        self.error_ref: Any = byref(self.error)
+
+    def leave(self) -> None:
+        """Nothing is under way in it any more, and it has been looked at."""
+
+    def take_error(self) -> GuestError:
+        """What it ended with, where `trap` or `error` is set; they are no longer."""
+        trap, error = self.trap.value, self.error.value
+        self.trap.value = self.error.value = None
+        if trap:
+            return trap_error(trap)
+        assert error is not None
+        return guest_error(error)
 
 
 def take_error(pointer: int) -> str:

@@ -1,0 +1,152 @@
+"""Calls of one signature share what C writes to; those that are under way have their own."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from engine.support import wat
+
+from trio_wasmcache import TrapError
+from trio_wasmcache._core.admit import check_limits
+from trio_wasmcache._core.config import KiB
+from trio_wasmcache._engine.engine import WasmtimeEngine
+from trio_wasmcache._engine.function import WasmtimeFunction
+from trio_wasmcache._engine.instance import WasmtimeInstance
+from trio_wasmcache._engine.seam import UNDER_WAY
+
+# Both count down from `$n`, which takes slices, and then say what they were given; or trap.
+SOURCE = """(module
+  (func $spin (param $n i32) (loop $again
+    (local.set $n (i32.sub (local.get $n) (i32.const 1)))
+    (br_if $again (i32.gt_s (local.get $n) (i32.const 0)))))
+  (func (export "one") (param i32 i64) (result i64) (call $spin (local.get 0)) (local.get 1))
+  (func (export "two") (param i32 i64) (result i64 i64)
+    (call $spin (local.get 0)) (local.get 1) (local.get 1))
+  (func (export "trap") (param i32 i64) (result i64) (call $spin (local.get 0)) unreachable))"""
+FUEL, SLICE, LONG = 100_000, 1_000, 1_000
+
+
+@asynccontextmanager
+async def instances(count: int) -> AsyncIterator[list[WasmtimeInstance]]:
+    """So many instances of one module."""
+    engine = WasmtimeEngine(512 * KiB)
+    artifact = await engine.compile(wat(SOURCE), lambda info: check_limits(info, "frames", 0, 0))
+    module = await engine.load(artifact, ())
+    made = [module.instantiate(FUEL, SLICE) for _ in range(count)]
+    for instance in made:
+        assert instance.poll()
+        instance.started()
+    yield made
+    for instance in made:
+        instance.close()
+    module.close()
+    engine.close()
+
+
+def finish(function: WasmtimeFunction) -> object:
+    while not function.instance.poll():
+        pass
+    return function.finish()
+
+
+@pytest.mark.parametrize("name", ["one", "two"])
+async def test_calls_that_are_under_way_together_do_not_mix(name: str) -> None:
+    """Each gets its own result, whoever begins, ends in a slice, or is over, and in what order."""
+    async with instances(5) as made:
+        functions = [instance.function(name) for instance in made]
+        expected = (lambda value: value) if name == "one" else (lambda value: (value, value))
+        for order in ([0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2]):
+            for number, function in enumerate(functions[:4]):
+                assert function.begin((LONG, number), FUEL) is UNDER_WAY
+                assert functions[4].begin((1, 40 + number), FUEL) == expected(40 + number)
+            for number in order:
+                assert finish(functions[number]) == expected(number)
+                assert functions[4].begin((1, 50), FUEL) == expected(50)
+                assert functions[4].left.value > FUEL - SLICE
+
+
+async def test_how_one_call_ends_is_not_told_of_another() -> None:
+    """A trap in the first slice, or after some, is that of the call that trapped."""
+    async with instances(3) as (first, second, third):
+        long, good = first.function("one"), third.function("one")
+        assert long.begin((LONG, 1), FUEL) is UNDER_WAY
+        for many in (1, LONG):
+            bad = second.function("trap")
+            with pytest.raises(TrapError, match="unreachable"):
+                if bad.begin((many, 2), FUEL) is UNDER_WAY:
+                    finish(bad)
+            assert good.begin((1, 3), FUEL) == 3
+        assert finish(long) == 1
+
+
+async def test_what_is_abandoned_leaves_nothing_to_others() -> None:
+    """Neither a call that was given up half-way, nor one whose end nobody asked for."""
+    async with instances(3) as (first, second, third):
+        assert first.function("one").begin((LONG, 1), FUEL) is UNDER_WAY
+        first.abandon()
+        assert second.function("trap").begin((LONG, 2), FUEL) is UNDER_WAY
+        while not second.poll():
+            pass
+        second.abandon()
+        for value in range(3):
+            assert third.function("one").begin((1, value), FUEL) == value
+            assert third.function("one").begin((LONG, value), FUEL) is UNDER_WAY
+            assert finish(third.function("one")) == value
+
+
+async def test_values_that_do_not_fit_disturb_nobody() -> None:
+    """Those of a call that never was are not what the next one is given."""
+    async with instances(2) as (first, second):
+        long, other = first.function("one"), second.function("one")
+        for begun in (False, True):
+            if begun:
+                assert long.begin((LONG, 1), FUEL) is UNDER_WAY
+            for values in ((1,), (1, 2, 3), (1, "2"), (2**40, 2)):
+                with pytest.raises((TypeError, ValueError, OverflowError)):
+                    other.begin(values, FUEL)
+            assert other.begin((1, 7), FUEL) == 7
+        assert finish(long) == 1
+
+
+async def test_frames_of_calls_that_are_over_are_used_again() -> None:
+    """However many were under way together: no more are made than then."""
+    async with instances(3) as made:
+        caller = made[0].function("one").frame.caller
+        for _ in range(3):
+            functions = [instance.function("one") for instance in made]
+            for function in functions:
+                assert function.begin((LONG, 1), FUEL) is UNDER_WAY
+            assert caller.spare == []
+            for function in functions[:2]:
+                assert finish(function) == 1
+            made[2].abandon()
+            assert (len(caller.spare), caller.frame.busy) == (2, False)
+            made[2].close()
+            made[2] = made[0].module.instantiate(FUEL, SLICE)
+            assert made[2].poll()
+            made[2].started()
+
+
+async def test_a_closed_instance_goes_at_once() -> None:
+    """Not when the garbage collector comes: nothing of it refers to itself, not even half-way."""
+
+    def functions() -> int:
+        return sum(isinstance(one, WasmtimeFunction) for one in gc.get_objects())
+
+    gc.disable()
+    try:
+        async with instances(2) as made:
+            for name in ("one", "two"):
+                function = made[1].function(name)
+                assert function.begin((LONG, 1), FUEL) is UNDER_WAY
+                finish(function)
+            assert function.begin((LONG, 1), FUEL) is UNDER_WAY
+            assert functions() == 2
+            del function
+            made.pop().close()
+            assert functions() == 0
+    finally:
+        gc.enable()
