@@ -136,10 +136,9 @@ class InstanceCache:
         shell, key = self._shell, declaration.key
         source = await read_source(shell.engine, str(key), wasm, shell.config.max_wasm_size)
         self._check_open()
-        module, seconds = await self._compiler.get(source, declaration, shell.config)
+        module, crossing, seconds = await self._compiler.get(source, declaration, shell.config)
         self._check_open()
         artifact: Artifact = module.payload.artifact
-        crossing = declaration.bind(artifact.info)
         record = FunctionRecord(
             key,
             shell.registry.next_generation(key),

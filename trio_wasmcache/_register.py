@@ -217,8 +217,8 @@ class Compiler:
 
     async def get(
         self, wasm: bytes, declaration: Declaration, config: CacheConfig
-    ) -> tuple[Module, float]:
-        """The compiled module, and the seconds that compiling it took (0.0: it was there).
+    ) -> tuple[Module, Crossing, float]:
+        """The compiled module, how values cross, and seconds of compiling (0.0: it was there).
 
         Only what is registered keeps a module: call `keep` for it in the same step.
 
@@ -236,8 +236,7 @@ class Compiler:
         module = self.modules.get(equal)
         if module is not None:
             await trio.lowlevel.checkpoint()
-            self._check(module.payload.artifact.info, declaration)
-            return module, 0.0
+            return module, self._check(module.payload.artifact.info, declaration), 0.0
         while True:
             job = self._compiling.get(equal)
             mine = job is None
@@ -253,9 +252,9 @@ class Compiler:
             raise job.error
         if job.module is None:
             raise trio.ClosedResourceError("the cache was closed while this module compiled")
-        self._check(job.module.payload.artifact.info, declaration)
+        crossing = self._check(job.module.payload.artifact.info, declaration)
         # Another registration may have come first, and have been removed again since.
-        return self.modules.get(equal, job.module), job.seconds
+        return self.modules.get(equal, job.module), crossing, job.seconds
 
     async def _wait(self, equal: Any, job: Compiling) -> None:
         job.waiting += 1
@@ -344,12 +343,13 @@ class Compiler:
         resets = declaration.isolation == RESET and _obstacle(info, declaration) is None
         return evolve(edits, reset=resets)
 
-    def _check(self, info: ModuleInfo, declaration: Declaration) -> None:
+    def _check(self, info: ModuleInfo, declaration: Declaration) -> Crossing:
         """What can be wrong between this declaration and the module; each who shares it checks."""
         what = str(declaration.key)
         actual = check_export(info, what, declaration.export)
         crossing = declaration.bind(info)
         check_signature(what, declaration.export, crossing.signature, actual)
+        return crossing
 
 
 async def _digest(wasm: bytes) -> bytes:

@@ -339,6 +339,15 @@ async def test_an_artifact_outlives_its_loaded_form() -> None:
         assert artifact.code_size > 0
 
 
+async def test_code_has_nothing_that_only_debuggers_want() -> None:
+    """No unwind tables: traps, their messages and where they happened do not need them."""
+    engine = WasmtimeEngine(512 * KiB)
+    artifact = await engine.compile(ADD, admit)
+    assert b".text" in artifact.data
+    assert b".eh_frame" not in artifact.data
+    engine.close()
+
+
 async def test_an_artifact_that_is_damaged_is_refused() -> None:
     """Bytes that are no artifact of this engine are a LoadError, and nothing is loaded."""
     from trio_wasmcache import LoadError

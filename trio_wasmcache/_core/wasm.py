@@ -92,12 +92,18 @@ class Cursor:
         self.at += size
 
     def byte(self) -> int:
-        self.skip(1)
-        return self.data[self.begin]
+        at = self.begin = self.at
+        if at >= self.end:
+            self.skip(1)  # fails
+        self.at = at + 1
+        return self.data[at]
 
     def number(self, bits: int, *, signed: bool = False) -> int:
         """A LEB128 number; refused if longer than needed for `bits`, or over them."""
         begin = self.at
+        if not signed and begin < self.end and (small := self.data[begin]) < 0x80:
+            self.begin, self.at = begin, begin + 1  # most are one byte
+            return small
         value = shift = 0
         byte = 0x80
         while byte >= 0x80 and shift < bits:
@@ -389,9 +395,10 @@ class _Reader:
         self.code_bytes += size
         # A few bytes may ask for any number of locals: they are counted, the rest is skipped.
         cursor.at, cursor.end = cursor.begin, cursor.at
-        for _ in cursor.items(cursor.count(2)):
-            self.locals += cursor.number(32)
-            cursor.value_type()
+        if groups := cursor.count(2):
+            for _ in cursor.items(groups):
+                self.locals += cursor.number(32)
+                cursor.value_type()
         cursor.at, cursor.end = cursor.end, end
 
     def data(self) -> None:

