@@ -204,6 +204,40 @@ async def test_a_number_whose_repr_raises_is_refused_all_the_same(name: str) -> 
             assert await lease.call(7) == 7
 
 
+class Broken:
+    """Neither an index nor a float after all."""
+
+    def __index__(self) -> int:
+        raise KeyError("no index")
+
+    def __float__(self) -> float:
+        raise ZeroDivisionError("no float")
+
+
+@pytest.mark.parametrize("name", ["i32", "i64", "u8", "f32", "f64"])
+async def test_a_number_that_raises_whatever_is_refused_all_the_same(name: str) -> None:
+    """Its error is named in a TypeError; no wasm has run, so the lease goes on."""
+    problem = "ZeroDivisionError" if name.startswith("f") else "KeyError"
+    async with quiet_cache() as cache, (await echo(cache, name)).acquire() as lease:
+        for value in (lease.call(Broken()), lease.map([[1, Broken()]])):
+            with pytest.raises(TypeError, match=rf"argument 1 of echo\(.*, which raised {problem}"):
+                await value
+        assert await lease.call(7) == 7
+
+
+async def test_a_bool_of_numpy_is_one() -> None:
+    """By itself, in a list, for all rows, and as what a host function gives."""
+    numpy = pytest.importorskip("numpy")
+    async with quiet_cache() as cache, (await echo(cache, "bool")).acquire() as lease:
+        assert await lease.call(numpy.True_) is True
+        assert await lease.call(numpy.False_) is False
+        assert (await lease.map([[numpy.True_, False]])).tolist() == [True, False]
+        assert (await lease.map([numpy.True_], rows=2)).tolist() == [True, True]
+        for value in (numpy.int8(1), numpy.array([True]), b"x"):
+            with pytest.raises(TypeError, match="bool takes True or False, got"):
+                await lease.call(value)
+
+
 async def test_a_failed_call_of_a_value_whose_repr_raises_says_so() -> None:
     """The error of the guest is not lost on the way to naming its arguments."""
 

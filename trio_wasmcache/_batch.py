@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import operator
+import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -27,7 +28,7 @@ from ._core.memory_driver import memory_layout
 from ._engine.seam import GuestFunction, GuestInstance
 from ._memory_chunks import MemoryChunks, Packed
 from ._packed import ArrowBytes, PackedColumn
-from ._rows import map_rows, next_row
+from ._rows import in_row, map_rows, next_row
 from ._sinks import BytesSink, Sink
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def _count(crossing: Crossing, columns: Sequence[Column], rows: int | None) -> i
             rows = operator.index(rows)
         except TypeError:
             raise TypeError(f"rows takes an int, got {type(rows).__name__}") from None
-        if rows < 0:
+        if not 0 <= rows <= sys.maxsize:
             raise ValueError(f"there can't be {rows} rows")
     known = set(lengths.values()) | (set() if rows is None else {rows})
     if len(known) > 1:
@@ -320,8 +321,7 @@ def _check_open(lease: Lease) -> None:
 def _misfit(crossing: Crossing, columns: Sequence[Column], row: int) -> Exception:
     """The error for values that don't fit, with their row; scalars are the same in all."""
     values = tuple(one.values(row, row + 1)[0] for one in columns)
-    error = crossing.explain(values)
-    return type(error)(f"row {row}: {error}")
+    return in_row(crossing.explain(values), row, values)
 
 
 def _first_null(one: Column | Packed, rows: int) -> int:

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Sequence
 from typing import Any, final
 
+from ._abi.plain import truth
 from ._core.driver import Cell
 
 # Of `struct` and `memoryview`: what is the same kind of number, whatever its size.
@@ -75,7 +76,7 @@ def column(value: Any, *, objects: bool) -> Column:
         objects: bytes are single values, not columns of numbers.
 
     Raises:
-        TypeError: a buffer's items are none that Python knows.
+        TypeError: a buffer's items are none that Python knows, or it is not all there is.
         ValueError: it has several dimensions.
     """
     if isinstance(value, (list, tuple, range)):
@@ -88,6 +89,11 @@ def column(value: Any, *, objects: bool) -> Column:
         return Scalar(value)
     except ValueError as error:  # such as NumPy's dates
         raise TypeError(f"its items are no numbers: {error}") from None
+    if hasattr(value, "filled"):
+        raise TypeError(
+            "the mask of NumPy's masked arrays is not in their buffer: give map their tolist(), in "
+            "which None is what is masked, or pyarrow.array(...) of them"
+        )
     if view.ndim == 0:
         return Scalar(view[()])  # NumPy's scalars are such buffers
     if objects and view.format == "B" and isinstance(value, memoryview):
@@ -101,8 +107,8 @@ def column(value: Any, *, objects: bool) -> Column:
 
 def pack(cell: Cell, values: Sequence[Any]) -> bytes:
     """The values as cells; any exception if one does not fit."""
-    if cell.truth and not all(isinstance(value, bool) for value in values):
-        raise TypeError("not a bool")
+    if cell.truth and not {bool}.issuperset(map(type, values)):
+        values = [truth(value) for value in values]
     return struct.pack(f"<{len(values)}{cell.code}", *values)
 
 

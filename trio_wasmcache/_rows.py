@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from . import _arrow, _calls
 from ._abi.plain import PlainType
@@ -28,6 +28,16 @@ PIECE = 512
 
 class _ValuesError(Exception):
     """The values of a row do not fit: `__cause__`; no wasm has run for it."""
+
+
+def in_row(error: Exception, row: int, values: tuple[Any, ...]) -> Exception:
+    """The error of values that do not fit, as one of a batch: `row` and `values` say which."""
+    kinds: tuple[type[Exception], ...] = (TypeError, OverflowError, ValueError)
+    # Not all of their subclasses take a message.
+    kind = next((kind for kind in kinds if isinstance(error, kind)), TypeError)
+    made: Any = kind(f"row {row}: {error}")
+    made.row, made.values = row, values
+    return cast("Exception", made)
 
 
 async def map_rows(
@@ -100,7 +110,7 @@ async def _row(
     except _ValuesError as misfit:
         error = misfit.__cause__
         assert isinstance(error, Exception)
-        raise type(error)(f"row {row}: {error}") from None
+        raise in_row(error, row, values) from None
     except BaseException as error:
         if isinstance(error, GuestError) and not error.function:
             error.row = row

@@ -136,6 +136,23 @@ class Echo:
         return len(self._back) << 32 | 100
 
 
+@pytest.mark.parametrize(
+    ("value", "milliseconds"),
+    [
+        (datetime.datetime(1970, 1, 1, 0, 0, 0, 1999), 1),
+        (datetime.datetime(1969, 12, 31, 23, 59, 59, 999999), -1),
+        (datetime.datetime(1969, 12, 31, 23, 59, 59, 998001), -2),
+    ],
+)
+def test_a_timestamp_is_cut_to_the_millisecond_before(
+    value: datetime.datetime, milliseconds: int
+) -> None:
+    """CQL has no shorter time; before 1970 as well as after."""
+    echo = Echo("timestamp")
+    echo.call(value)
+    assert echo.got == milliseconds.to_bytes(8, "big", signed=True)
+
+
 @pytest.mark.parametrize(("name", "value", "raw"), GOLDEN)
 def test_a_value_is_the_bytes_of_the_specification(name: str, value: Any, raw: str) -> None:
     """What the guest gets is what the specification says, and the same bytes give the value."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import trio
 from batch.modules import binary, counting, held, same
@@ -66,8 +67,10 @@ async def test_values_out_of_range(
 ) -> None:
     """By their logical type, as for a single call."""
     async with held(kit, same(kit, "i32"), args=(name,), returns=name) as (_, lease):
-        with pytest.raises(kind, match=message):
+        with pytest.raises(kind, match=message) as caught:
             await lease.map([values])
+        error: Any = caught.value
+        assert (error.row, error.values) == (len(values) - 1, (values[-1],))
 
 
 async def test_reals_out_of_range(kit: Kit) -> None:
@@ -90,6 +93,18 @@ async def test_items_that_are_no_numbers(fake: FakeKit) -> None:
         assert list(await lease.map([numpy.int64(3)], rows=1)) == [4]
 
 
+async def test_a_masked_array_is_refused(fake: FakeKit) -> None:
+    """What is masked would be taken for a number; the two ways to pass it as null are told."""
+    numpy = pytest.importorskip("numpy")
+    masked = numpy.ma.masked_array([1, 2, 3], mask=[0, 1, 0])
+    async with held(fake, fake.adding(1)) as (_, lease):
+        for column, rows in ((masked, None), (numpy.ma.masked, 1)):
+            with pytest.raises(TypeError, match="argument 1 of f: the mask of NumPy's"):
+                await lease.map([column], rows=rows)
+        assert await lease.map([masked.tolist()]) == [2, None, 4]
+        assert (await lease.map([pa.array(masked)])).to_pylist() == [2, None, 4]
+
+
 async def test_null_is_no_number(kit: Kit) -> None:
     """A function that is called on null gets it, and numbers have none."""
     more = {"args": TWO, "called_on_null": True}
@@ -101,10 +116,11 @@ async def test_null_is_no_number(kit: Kit) -> None:
 
 
 async def test_rows_that_contradict(kit: Kit) -> None:
-    """A number of rows that is not that of the columns, or none at all."""
+    """A number of rows that is not that of the columns, that none can have, or none at all."""
     async with held(kit, counting(kit), args=()) as (_, lease):
-        with pytest.raises(ValueError, match="there can't be -1 rows"):
-            await lease.map([], rows=-1)
+        for rows in (-1, 2**63):
+            with pytest.raises(ValueError, match=f"there can't be {rows} rows"):
+                await lease.map([], rows=rows)
         with pytest.raises(ValueError, match="no column says"):
             await lease.map([])
         assert list(await lease.map([], rows=1)) == [1]

@@ -75,6 +75,22 @@ class Words(Twice):
     steps: Any = None
 
 
+class Unencodable:
+    """Raises a ValueError that is not made of a message."""
+
+    def __int__(self) -> int:
+        return len("é".encode("ascii"))
+
+
+@frozen
+class Sum(Twice):
+    """Two numbers to their sum; leaves it to wasm to find what is none."""
+
+    arity: int = 2
+    signature: FuncType = FuncType(("i64", "i64"), ("i64",))
+    steps: Any = None
+
+
 async def test_rows_go_through_the_steps_of_the_abi(kit: Kit) -> None:
     """A list of whatever the ABI makes of it, for columns of every kind."""
     async with kit.open() as cache:
@@ -107,11 +123,24 @@ async def test_a_value_that_does_not_fit(kit: Kit) -> None:
     async with kit.open() as cache:
         f = await add(cache, "f", kit.adding(1), abi=Twice())
         async with f.acquire() as lease:
-            with pytest.raises(ValueError, match=r"^row 2: 3 is odd"):
+            with pytest.raises(ValueError, match=r"^row 2: 3 is odd") as caught:
                 await lease.map([[0, 2, 3, 4]])
+            error: Any = caught.value
+            assert (error.row, error.values) == (2, (3,))
             with pytest.raises(TypeError, match="takes 1 argument, got 2"):
                 await lease.map([[0], [2]])
             assert await lease.map([[0]]) == ["2"]
+
+
+async def test_a_null_beside_a_value_that_does_not_fit(kit: Kit) -> None:
+    """As `call` does, what goes row by row gives null, and looks no further."""
+    async with kit.open() as cache:
+        f = await add(cache, "f", kit.adding_two(), args=("i64", "i64"), abi=Sum())
+        async with f.acquire() as lease:
+            assert await lease.call(None, "no number") is None
+            assert await lease.map([[None, 1], ["no number", 2]]) == [None, 3]
+            with pytest.raises(TypeError, match="row 1"):
+                await lease.map([[None, 1], ["no number", "no number"]])
 
 
 async def test_an_abi_without_steps(kit: Kit) -> None:
@@ -125,6 +154,8 @@ async def test_an_abi_without_steps(kit: Kit) -> None:
                 await lease.map([["1", "x"]])
             with pytest.raises(TypeError, match=r"row 0: f takes"):
                 await lease.map([[str(2**63)]])
+            with pytest.raises(ValueError, match=r"row 1: 'ascii' codec can't encode"):
+                await lease.map([["1", Unencodable()]])
             assert await lease.map([["1"]]) == ["2"]
 
 

@@ -254,7 +254,8 @@ def _time(made: Any, value: Any) -> Any:
 
 def _timestamp(value: Any) -> datetime.datetime | int:
     if isinstance(value, datetime.datetime):
-        return value
+        # Whole milliseconds, the earlier one as ever; the driver cuts towards 1970.
+        return value.replace(microsecond=value.microsecond // 1000 * 1000)
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"timestamp takes a datetime or an int (ms), got {shown(value)}")
     if not -(1 << 63) <= value < 1 << 63:

@@ -227,12 +227,10 @@ def to_number(kind: PlainType, value: Any) -> Any:
     """
     if kind.real:
         return _to_real(kind, value)
-    if kind.truth and not isinstance(value, bool):
-        raise _misfit(kind, value)
     try:
-        whole = operator.index(value)
-    except TypeError:
-        raise _misfit(kind, value) from None
+        whole = operator.index(truth(value) if kind.truth else value)
+    except Exception as problem:  # of a value's own, anything may come
+        raise _misfit(kind, value, problem) from None
     if not kind.low <= whole <= kind.high:
         raise OverflowError(
             f"{shown(value)} is out of the range of {kind.name}, {kind.low} to {kind.high}"
@@ -240,24 +238,39 @@ def to_number(kind: PlainType, value: Any) -> Any:
     return _signed(whole, kind)
 
 
+def truth(value: Any) -> bool:
+    """The bool that it is: Python's or NumPy's, whose only face without NumPy is a buffer.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if isinstance(value, bool):
+        return value
+    view = memoryview(value)
+    if view.ndim or view.format != "?":
+        raise TypeError("not a bool")
+    return bool(view[()])
+
+
 def _to_real(kind: PlainType, value: Any) -> float:
-    if not isinstance(value, (float, int)) and not hasattr(value, "__float__"):
-        raise _misfit(kind, value)
     try:
+        if not isinstance(value, (float, int)) and not hasattr(value, "__float__"):
+            raise TypeError("not a number")  # such as text, of which `float` would make one
         real = float(value)
         fits = kind.wasm == "f64" or abs(real) < F32_END or not math.isfinite(real)
     except OverflowError:
         fits = False
-    except (TypeError, ValueError):
-        raise _misfit(kind, value) from None
+    except Exception as problem:
+        raise _misfit(kind, value, problem) from None
     if not fits:
         raise OverflowError(f"{shown(value)} is too large for {kind.name}")
     return real
 
 
-def _misfit(kind: PlainType, value: Any) -> TypeError:
+def _misfit(kind: PlainType, value: Any, problem: Exception) -> TypeError:
     takes = "True or False" if kind.truth else "a float" if kind.real else "an int"
-    return TypeError(f"{kind.name} takes {takes}, got {shown(value)}")
+    raised = "" if isinstance(problem, TypeError) else f", which raised {shown(problem)}"
+    return TypeError(f"{kind.name} takes {takes}, got {shown(value)}{raised}")
 
 
 # Halfway to what the next f32 would be: only what is below rounds to the largest one.

@@ -12,6 +12,8 @@ from typing import Any, Protocol, final
 
 from attrs import field, frozen
 
+from .plain import truth
+
 Data = bytes | memoryview
 
 
@@ -112,7 +114,7 @@ class Fixed:
 
     def pack(self, values: Sequence[Any]) -> tuple[bytes, Sequence[int]]:
         if self.code == "?" and not {bool}.issuperset(map(type, values)):
-            raise TypeError("not all are bools")
+            values = [truth(value) for value in values]
         return struct.pack(f">{len(values)}{self.code}", *values), [self.size] * len(values)
 
     def unpack(self, data: bytes, sizes: Sequence[int]) -> list[Any]:

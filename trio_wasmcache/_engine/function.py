@@ -153,7 +153,7 @@ class Frame(Ending):
                 return caller.apart(function)(values, fuel)
             try:
                 put(values)
-            except (TypeError, ValueError, OverflowError, struct.error) as problem:
+            except Exception as problem:  # a value's `__index__` may raise anything
                 raise _misfit(values, caller.type, problem) from None
             if fuel != function.fuel:
                 function.set_fuel(fuel)
