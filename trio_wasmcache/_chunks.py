@@ -32,8 +32,9 @@ MAX_FUEL = 2**63 - 1
 BATCH_FUEL = 2**200
 # Copying takes the GIL. In a thread, between slices of some microseconds, the event loop would wait
 # for Python's switch interval, 5 ms, to get it; so a thread stands back this often (seconds) until
-# the loop has come round, but not for long: the loop may be busy with what needs no GIL.
-REST_EVERY, REST = 0.001, 0.003
+# the loop has come round, but not for long: the loop may be busy with what needs no GIL, or have no
+# core just now.
+REST_EVERY, REST = 0.001, 0.0003
 
 
 class Chunks:
@@ -219,27 +220,45 @@ class NumberChunks(Chunks):
         self._layout = layout
         self._columns = columns
         self._sinks = sinks
-        self._valid = 0
+        self._moving: list[tuple[Column, int]] = []
         for one, at in zip(columns, layout.args, strict=True):
             if one.rows is None:
                 driver.put(at, one.raw(0, min(layout.rows, rows)))
+            else:
+                self._moving.append((one, at))
+        self._nullable = any(one.nullable for one in columns)
+        self._marks = self._nullable or any(sink.arrow for sink in sinks)
+        self._valid = 0  # a bit for each row of the chunk, where anyone asks for it
 
     def values(self, row: int) -> tuple[Any, ...]:
         return tuple(one.values(row, row + 1)[0] for one in self._columns)
 
     def fill(self) -> int:
-        chunk = min(self._layout.rows, self.rows - self.done)
+        chunk = self._fitting(min(self._layout.rows, self.rows - self.done))
         start, stop = self.done, self.done + chunk
-        for one, at in zip(self._columns, self._layout.args, strict=True):
-            if one.rows is not None:
-                self.driver.put(at, one.raw(start, stop))
-        self._valid = (1 << chunk) - 1
-        if any(one.nullable for one in self._columns):
+        put = self.driver.put
+        for one, at in self._moving:
+            put(at, one.raw(start, stop))
+        if self._marks:
+            self._valid = (1 << chunk) - 1
+        if self._nullable:
             for one in self._columns:
                 valid = one.validity(start, stop)
                 self._valid &= self._valid if valid is None else valid
-            self.driver.put(VALIDITY_AT, self._valid.to_bytes(-(-chunk // 8), "little"))
+            put(VALIDITY_AT, self._valid.to_bytes(-(-chunk // 8), "little"))
         return chunk
+
+    def _fitting(self, most: int) -> int:
+        """How many of so many rows end together with a slice, if they burn what others did.
+
+        Each slice costs as much as a thousand short rows, however few are left for it.
+        """
+        if not self._burnt:
+            return most
+        fuel = self.native.yield_fuel
+        slices = most * self._burnt // (self.done * fuel)
+        # A little less: rows are not all alike.
+        return slices * fuel * self.done * 63 // (64 * self._burnt) or most
 
     def collect(self, done: int) -> bool:
         if done != self._chunk:
