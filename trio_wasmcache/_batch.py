@@ -143,7 +143,7 @@ async def _map_numbers(
         any(one.nullable for one in columns),
     )
     nones = not arrow and any(one.holds_none for one in columns)
-    sinks = [Sink(CELLS[name], arrow, nones) for name in shape.results]
+    sinks = [Sink(CELLS[name], arrow, nones, rows) for name in shape.results]
     if rows:
         code = await lease._shell.engine.driver(shape)
         assert code is not None
@@ -153,7 +153,7 @@ async def _map_numbers(
             native, driver, crossing, layout(shape), columns, rows, sinks, lease._total_fuel
         )
         await batch.run(lease)
-    return _together([sink.result(rows) for sink in sinks])
+    return _together([sink.result() for sink in sinks])
 
 
 async def _map_values(
@@ -184,10 +184,10 @@ async def _map_values(
     if bulk.wire is not None:
         kind = lease._registered.function.returns
         assert isinstance(kind, str)
-        sinks = [BytesSink(kind, bulk.wire, bulk.lift, arrow)]
+        sinks = [BytesSink(kind, bulk.wire, bulk.lift, arrow, rows)]
     else:
         nones = not arrow and any(one.holds_none for one in packed)
-        sinks = [Sink(CELLS[name], arrow, nones) for name in bulk.shape.results]
+        sinks = [Sink(CELLS[name], arrow, nones, rows) for name in bulk.shape.results]
     driver = code.attach(native, bulk.exports)
     batch = MemoryChunks(native, driver, bulk, made, packed, rows, sinks, lease._total_fuel)
     while batch.done < rows:
@@ -197,7 +197,7 @@ async def _map_values(
         elif batch.done < rows:
             row = batch.done
             batch.skip(await next_row(lease, native, guest, row, batch.values(row)))
-    return _together([sink.result(rows) for sink in sinks])
+    return _together([sink.result() for sink in sinks])
 
 
 def _bulk_of(crossing: Crossing, native: GuestInstance) -> Bulk | None:

@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 MAX_FUEL = 2**63 - 1
 # More than any batch can burn.
 BATCH_FUEL = 2**200
-# Copying takes the GIL. In a thread, between slices of some microseconds, the event loop would wait
-# for Python's switch interval, 5 ms, to get it; so a thread stands back this often (seconds) until
-# the loop has come round, but not for long: the loop may be busy with what needs no GIL, or have no
-# core just now.
-REST_EVERY, REST = 0.001, 0.0003
+# Copying takes the GIL. In a thread, between slices of some microseconds, the event loop might wait
+# for Python's switch interval, 5 ms, to get it. So a thread asks the loop to come round this often
+# (seconds). If it has not by the next time, the thread stands back for it, but not for long: the
+# loop may be busy with what needs no GIL, or have no core just now.
+LOOP_EVERY, REST = 0.001, 0.0003
 
 
 class Chunks:
@@ -62,7 +62,8 @@ class Chunks:
         self._burnt = 0  # by what is over
         self._watched = -1  # the row that was running at the end of the last slice
         self._watched_since = 0  # how much of its fuel was left then
-        self._rested = 0.0  # when the loop came round last
+        self._asked: threading.Lock | None = None  # held until the loop comes round
+        self._since = 0.0  # when it was asked to, or came, or was waited for
         self._token = trio.lowlevel.current_trio_token()
 
     # -- what differs
@@ -117,7 +118,7 @@ class Chunks:
         if self.collect(done):
             self.done, self._chunk = self.done + self._chunk, 0
         if self.job is not None and self.job.in_thread:
-            self._rest()
+            self._make_way()
         return self.paused or self.done == self.rows
 
     def row(self) -> int:
@@ -135,14 +136,23 @@ class Chunks:
         elif self._watched_since - left >= self.total_fuel:
             raise FuelExhaustedError(f"the row burnt all of its fuel, {self.total_fuel} units")
 
-    def _rest(self) -> None:
-        if time.perf_counter() - self._rested > REST_EVERY:
-            passed = threading.Lock()
-            passed.acquire()
+    def _make_way(self) -> None:
+        """In a thread: see that the event loop gets the GIL now and then."""
+        now, asked = time.perf_counter(), self._asked
+        if now - self._since < LOOP_EVERY:
+            if asked is not None and asked.acquire(blocking=False):
+                self._asked, self._since = None, now
+            return
+        if asked is None:
+            asked = threading.Lock()
+            asked.acquire()
             with contextlib.suppress(trio.RunFinishedError):
-                self._token.run_sync_soon(passed.release)
-                passed.acquire(timeout=REST)
-            self._rested = time.perf_counter()
+                self._token.run_sync_soon(asked.release)
+                self._asked = asked
+        else:
+            asked.acquire(timeout=REST)
+            self._asked = None
+        self._since = time.perf_counter()
 
     # -- as who makes it sees it
 

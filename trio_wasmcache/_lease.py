@@ -242,12 +242,13 @@ class Lease:
 
         Returns:
             A column for each result, in a tuple if there are several: an Arrow array if one came
-            in, a list if a None did or if it is not numbers, else an `array.array`, for bools a
-            `memoryview`. Rows with a null give null as they do in `call`.
+            in, a list if a None did or if it is not numbers, else a `memoryview`. Rows with a null
+            give null as they do in `call`.
 
         Raises:
             TypeError, ValueError, OverflowError: a column, or the value in a row, does not fit.
             GuestError, LoadError: the guest failed in row `row`; there is no room for a driver.
+            MemoryError: there is none for the results.
         **Checkpoint:** always; others run after each slice.
         **Cancellation:** the guest is stopped within a slice, and its instance is dropped.
         """

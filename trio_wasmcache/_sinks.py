@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import itertools
+import mmap
+import struct
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
@@ -13,10 +16,14 @@ from . import _arrow
 from ._abi.plain import PlainType, cell_name
 from ._abi.wire import Data, Wire
 from ._columns import valid_rows
+from ._core.config import KiB, MiB
 from ._core.driver import CELLS, Cell
 from ._core.errors import GuestError
 
-NO_BOOLS = memoryview(b"\0").cast("?")[:0]  # an empty buffer can't be cast
+# Bytes from which on results get memory of their own from the kernel, which fills it with zeros
+# page by page as it is written to, and gives it back at once; and a large page of it. A page fault
+# costs a microsecond or two: with pages of 4 KiB, as much as the rows that fill them.
+MAPPED, HUGE = 128 * KiB, 2 * MiB
 # Values that are made into an Arrow array at once.
 ARROW_PIECE = 4096
 
@@ -45,6 +52,27 @@ class Bits:
         return bytes(self.data) + self._rest.to_bytes(1, "little")
 
 
+def room(size: int) -> memoryview:
+    """So many bytes to write to.
+
+    Raises:
+        MemoryError: there are not as many.
+    """
+    if size < MAPPED:
+        return memoryview(bytearray(size))
+    huge = size >= 2 * HUGE and hasattr(mmap, "MADV_HUGEPAGE")
+    try:
+        # Large pages begin at multiples of their size: so does what is a multiple of it.
+        whole = -(-size // HUGE) * HUGE if huge else size
+        mapped = mmap.mmap(-1, whole, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError):
+        raise MemoryError(f"there is no memory for {size} bytes of results") from None
+    if huge:
+        with contextlib.suppress(OSError):  # a kernel without them
+            mapped.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(mapped)[:size]
+
+
 @final
 @define(eq=False)
 class Sink:
@@ -54,9 +82,12 @@ class Sink:
     arrow: bool
     nones: bool
     """Rows that are null come out as None, in a list."""
-    _array: array.array[Any] = Factory(
-        lambda self: array.array("B" if self.cell.truth else self.cell.code), takes_self=True
+    rows: int
+    """How many there will be."""
+    _room: memoryview = Factory(
+        lambda self: room(0 if self.nones else self.rows * self.cell.size), takes_self=True
     )
+    _end: int = 0  # of the bytes that are there
     _list: list[Any] = Factory(list)
     _validity: Bits = Factory(Bits)
 
@@ -67,7 +98,8 @@ class Sink:
             values = data.cast(self.cell.code).tolist()  # type: ignore[call-overload]
             self._list += [v if yes else None for v, yes in zip(values, which, strict=True)]
             return
-        self._array.frombytes(data)
+        start, self._end = self._end, self._end + len(data)
+        self._room[start : self._end] = data
         if self.arrow:
             self._validity.add(valid, rows)
 
@@ -76,19 +108,21 @@ class Sink:
         if self.nones:
             self._list.append(value)
             return
-        self._array.append(0 if value is None else value)
+        cell, start = self.cell, self._end
+        self._end += cell.size
+        struct.pack_into("<" + cell.code, self._room, start, 0 if value is None else value)
         if self.arrow:
             self._validity.add(int(value is not None), 1)
 
-    def result(self, rows: int) -> Any:
+    def result(self) -> Any:
         """All of them: a list, an Arrow array, or a buffer of the type."""
         if self.nones:
             return self._list
         if self.arrow:
-            return _arrow.from_cells(self.cell, rows, self._array, self._validity.result())
-        if self.cell.truth:
-            return memoryview(self._array).cast("?") if rows else NO_BOOLS
-        return self._array
+            return _arrow.from_cells(self.cell, self.rows, self._room, self._validity.result())
+        if not self.rows:  # an empty buffer can't be cast
+            return memoryview(bytes(self.cell.size)).cast(self.cell.code)[:0]  # type: ignore[call-overload]
+        return self._room.cast(self.cell.code)  # type: ignore[call-overload]
 
 
 @final
@@ -102,6 +136,7 @@ class BytesSink:
     lift: Callable[[bytes], Any]
     """Of one result; raises `AbiError` where there is no value."""
     arrow: bool
+    rows: int
     _list: list[Any] = Factory(list)
     _parts: list[Any] = Factory(list)  # Arrow arrays of what was in the list
     _data: bytearray = Factory(bytearray)
@@ -160,19 +195,21 @@ class BytesSink:
         else:
             self._put(*self.wire.pack((value,)))
 
-    def result(self, rows: int) -> Any:
+    def result(self) -> Any:
         """All of them: a list, or an Arrow array."""
         if not self.arrow:
             return self._list
         if not self._as_bytes:
             last = _arrow.from_values(self.kind, self._list)
             return _arrow.together([*self._parts, last]) if self._parts else last
-        return _arrow.from_bytes(self.kind, rows, self._validity.result(), self._ends, self._data)
+        return _arrow.from_bytes(
+            self.kind, self.rows, self._validity.result(), self._ends, self._data
+        )
 
 
 def as_numbers(kind: PlainType, values: list[Any], *, nones: bool, arrow: bool) -> Any:
     """Results that were made one by one as a `Sink` gives them."""
-    sink = Sink(CELLS[cell_name(kind)], arrow, nones)
+    sink = Sink(CELLS[cell_name(kind)], arrow, nones, len(values))
     for value in values:
         sink.add_value(value)
-    return sink.result(len(values))
+    return sink.result()

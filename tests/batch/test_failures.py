@@ -152,16 +152,20 @@ async def test_cancelled_half_way(real: WasmtimeKit, offload: int | None) -> Non
     async with real.open(config) as cache:
         works = await add(cache, "works", binary(WORKS), concurrency=2)
         column = array("q", [1000]) * 10_000_000
+        leases: list[Lease] = []
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
 
                 async def batch() -> None:
                     async with works.acquire() as lease:
+                        leases.append(lease)
                         await lease.map([column])
 
                 nursery.start_soon(batch)
                 async with works.acquire() as lease:
                     assert list(await lease.map([[1000] * 1000])) == [1000] * 1000
+                while not leases or leases[0]._job is None:
+                    await trio.lowlevel.checkpoint()
                 scope.cancel()
         assert scope.cancelled_caught
         assert cache.stats().evictions["corrupted"] == 1

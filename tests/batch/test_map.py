@@ -16,8 +16,10 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from kits import PAGE, FakeKit, Kit, WasmtimeKit
 from trio.testing import assert_checkpoints
 
-from trio_wasmcache import CacheConfig
+from trio_wasmcache import CacheConfig, _sinks
+from trio_wasmcache._batch import PIECE
 from trio_wasmcache._core.driver import CELLS, Shape, layout
+from trio_wasmcache._sinks import HUGE, MAPPED, room
 
 TWO = ("i64", "i64")
 # More than a chunk of two i64 columns, and no multiple of eight.
@@ -32,7 +34,7 @@ async def test_a_whole_life(kit: Kit) -> None:
             before = lease.size
             with assert_checkpoints():
                 result = await lease.map([array("q", [1, 2, 3]), [10, 20, 30]])
-            assert type(result) is array
+            assert (type(result), result.format, result.readonly) == (memoryview, "q", False)
             assert result == array("q", [11, 22, 33])
             assert lease.fuel_consumed
             assert before < lease.size <= before + 4 * PAGE
@@ -117,7 +119,7 @@ async def test_integers_of_each_type(kit: Kit, name: str) -> None:
         buffer = array(CELLS[name].code, values)
         for given_values in (buffer, values, tuple(values)):
             result = await lease.map([given_values])
-            assert result.typecode == buffer.typecode
+            assert result.format == buffer.typecode
             assert result == buffer
         assert list(await lease.map([high], rows=3)) == [high] * 3
 
@@ -197,6 +199,19 @@ async def test_the_budget_of_fuel_is_for_each_row(kit: Kit) -> None:
             assert list(await lease.map([range(50)])) == list(range(50))
 
 
+async def test_chunks_end_with_slices(real: WasmtimeKit) -> None:
+    """But for the first, whose rows tell what a row burns: no slice is begun for a few rows."""
+    config = CacheConfig(offload_after=None)
+    async with held(real, real.adding_two(), config, args=TWO) as (cache, lease):
+        before = cache._shell.runner.loop.line.turns
+        await lease.map([range(200_000), 1])
+        turns = cache._shell.runner.loop.line.turns - before
+        checked = 200_000 // PIECE  # of the list
+        assert lease.fuel_consumed is not None
+        whole = lease.fuel_consumed / config.yield_fuel
+        assert whole < turns - checked < 1.1 * whole + 4
+
+
 async def test_a_batch_lets_others_run(kit: Kit) -> None:
     """Between slices, also while a long list is checked."""
     config = CacheConfig(yield_fuel=1000, offload_after=None)
@@ -245,3 +260,40 @@ async def test_any_rows(kit: Kit, data: Any) -> None:
     wanted = [None if None in (a, b) else a + b for a, b in zip(*seen, strict=True)]  # type: ignore[operator]
     async with held(kit, kit.adding_two(), args=TWO) as (_, lease):
         assert list(await lease.map(columns, rows=number)) == wanted
+
+
+@pytest.mark.parametrize("name", ["u8", "i64"])
+async def test_results_of_any_size(kit: Kit, name: str) -> None:
+    """In memory of their own or not, in large pages or not: each byte is where it belongs."""
+    size = CELLS[name].size
+    wasm = INTEGERS[name][0]
+    async with held(kit, same(kit, wasm), args=(name,), returns=name) as (_, lease):
+        for rows in (1, MAPPED // size - 1, MAPPED // size):
+            column = array(CELLS[name].code, [n % 251 for n in range(rows)])
+            result = await lease.map([column])
+            assert (len(result), result.nbytes) == (rows, rows * size)
+            assert result == column
+    for number in (HUGE - 1, 2 * HUGE, 2 * HUGE + 5):
+        made = room(number)
+        assert made.nbytes == number
+        assert not made.readonly
+        made[-1] = 7
+        assert made[:3].tolist() == [0, 0, 0]
+
+
+async def test_more_results_than_there_is_memory_for(kit: Kit) -> None:
+    """The batch raises `MemoryError` before anything runs, and the lease goes on."""
+    async with held(kit, kit.adding(1)) as (_, lease):
+        for rows in (2**50, 2**62):
+            with pytest.raises(MemoryError, match=f"{8 * rows} bytes of results"):
+                await lease.map([1], rows=rows)
+        assert not lease.fuel_consumed
+        assert (await lease.map([[1]])).tolist() == [2]
+
+
+def test_a_kernel_without_large_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether Python or the kernel knows of none, results have memory all the same."""
+    monkeypatch.setattr(_sinks.mmap, "MADV_HUGEPAGE", -1)
+    assert room(2 * HUGE).nbytes == 2 * HUGE
+    monkeypatch.delattr(_sinks.mmap, "MADV_HUGEPAGE")
+    assert room(2 * HUGE + 1).nbytes == 2 * HUGE + 1

@@ -28,6 +28,7 @@ from trio_wasmcache._core.wasm import FuncType
 from trio_wasmcache.testing import check_invariants
 
 UDFS = Path(__file__).parents[1] / "udfs"
+TWO_I64_TO_I64 = FuncType(("i64", "i64"), ("i64",))
 I64_TO_I64, TWO_I64 = FuncType(("i64",), ("i64",)), FuncType((), ("i64", "i64"))
 
 
@@ -87,7 +88,7 @@ class Sum(Twice):
     """Two numbers to their sum; leaves it to wasm to find what is none."""
 
     arity: int = 2
-    signature: FuncType = FuncType(("i64", "i64"), ("i64",))
+    signature: FuncType = TWO_I64_TO_I64
     steps: Any = None
 
 
