@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
-from trio_wasmcache import CacheConfig
+from trio_wasmcache import CacheConfig, HostFunction
 from trio_wasmcache._core.fair import Share
+from trio_wasmcache._engine.seam import HostCall
 from trio_wasmcache._runner import CHARGE_SLICES, THREAD_SLICES, Job, Runner
 
 
@@ -201,3 +204,48 @@ async def test_a_call_that_waits_for_a_thread_gets_one_when_there_are_more() -> 
         guest.permits.release()
         guest.permits.release()
     assert all_given_back(runner)
+
+
+class Waiting:
+    """Something to be polled inline: its host function waits first, then come so many slices."""
+
+    def __init__(self, name: str, slices: int, order: list[str]) -> None:
+        self.name = name
+        self.order = order
+        self.left = slices
+        self.burnt = 0
+        self.host_call: HostCall | None = HostCall(0, (), None, self.answer)
+
+    def answer(self, values: object) -> None:
+        self.host_call = None
+
+    def poll(self) -> bool:
+        self.order.append(self.name)
+        self.left -= 1
+        self.burnt += 1000
+        return not self.left
+
+    def fuel_left(self) -> int:
+        return 10**6 - self.burnt
+
+
+async def test_who_sleeps_in_a_host_function_gets_no_credit() -> None:
+    """A group whose call waits for the host is away: what others burn meanwhile, it is not owed."""
+    runner = Runner(CacheConfig(offload_after=None))
+    wake = trio.Event()
+    order: list[str] = []
+    slept, worked = Share(100), Share(100)
+
+    async def drive(name: str, share: Share, slices: int, host: Callable[[], object]) -> None:
+        guest = Waiting(name, slices, order)
+        await runner.drive(Job(guest, share, (HostFunction(host, (), ()),), Holder(), 10**6))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(drive, "s", slept, 20, wake.wait)
+        await wait_all_tasks_blocked()
+        await drive("w", worked, 100, lambda: None)
+        order.clear()
+        wake.set()
+        nursery.start_soon(drive, "w", worked, 20, lambda: None)
+    assert order[:20].count("w") in (9, 10, 11)
+    assert slept.active == worked.active == 0

@@ -139,18 +139,27 @@ class Runner:
         Raises:
             trio.ClosedResourceError: the cache or the group was closed meanwhile.
         """
-        share = job.share
-        turns = self.loop.line.turns + self.threads.line.turns
-        if not share.active and turns - share.left > AWAY_TURNS:
+        self._arrive(job.share)
+        try:
+            await self._drive(job)
+        finally:
+            self._leave(job.share)
+
+    def _arrive(self, share: Share) -> None:
+        """One more call of the group takes turns."""
+        if not share.active and self._turns() - share.left > AWAY_TURNS:
             # Others had turns of either kind while it asked for none: it was away.
             self.loop.line.enter(share)
             self.threads.line.enter(share)
         share.active += 1
-        try:
-            await self._drive(job)
-        finally:
-            share.active -= 1
-            share.left = self.loop.line.turns + self.threads.line.turns
+
+    def _leave(self, share: Share) -> None:
+        """One call fewer of the group takes turns."""
+        share.active -= 1
+        share.left = self._turns()
+
+    def _turns(self) -> int:
+        return self.loop.line.turns + self.threads.line.turns
 
     async def _drive(self, job: Job) -> None:
         limit = math.inf if self.config.offload_after is None else self.config.offload_after
@@ -247,9 +256,12 @@ class Runner:
         assert call is not None
         host = job.hosts[call.index]
         reset = context_of_call.set(job.lease)
+        # It may take hours, and a group that burns nothing meanwhile is not owed turns for them.
+        self._leave(job.share)
         try:
             results = await host.run(call.values, call.memory)
         finally:
+            self._arrive(job.share)
             context_of_call.reset(reset)
             cost = host.fuel(call.values, call.memory)
             job.share.charge(cost)

@@ -36,9 +36,10 @@ class Share:
     """Units of fuel per share."""
 
     active: int = 0
-    """Its calls that take turns, in any line: while there are some, it is not away."""
+    """Its calls that take turns, in any line, and do not wait for a host function: while there are
+    some, it is not away."""
     left: float = -math.inf
-    """How many turns had begun when its last call ended; a new group was always away."""
+    """How many turns had begun when the last of these ended; a new group was always away."""
     burst: int = 0
     """Fuel of its calls since its last turn of the loop; see `BURST_FUEL`."""
 
