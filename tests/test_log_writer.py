@@ -175,3 +175,31 @@ async def test_the_flush_is_shielded(fake: FakeKit) -> None:
             scope.cancel()
             logger.let_go.set()
     assert logger.lines[-1][1] == "wasmcache.closed"
+
+
+async def test_closing_is_not_missed_by_a_thread_about_to_write() -> None:
+    """It may be told between its look at whether to close and its forgetting that it was woken."""
+    logger = ListLogger()
+    writer = ThreadedLogWriter(logger)
+    threads: list[threading.Thread] = []
+    has_looked, was_told = threading.Event(), threading.Event()
+
+    class Wake(threading.Event):
+        def clear(self) -> None:
+            threads.append(threading.current_thread())
+            has_looked.set()
+            assert was_told.wait(60)
+            super().clear()
+
+    before, writer._wake = writer._wake, Wake()
+    writer.add(fact(1), 0.0)
+    before.set()
+    assert await trio.to_thread.run_sync(has_looked.wait, 60)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer.close, 5)
+        while not writer._wake.is_set() or not writer._closing.is_set():
+            await trio.lowlevel.checkpoint()
+        was_told.set()
+    threads[0].join(5)
+    assert not threads[0].is_alive()
+    assert len(logger.lines) == 1

@@ -120,10 +120,12 @@ class ThreadedLogWriter:
         closing = False
         while not closing:
             self._wake.wait()
-            closing = self._closing.wait(GATHER)
-            # In this order: what comes in after it is either written now, or wakes the thread.
+            self._closing.wait(GATHER)
+            # In this order: what comes in after it is either written now, or wakes the thread; and
+            # who closes has said so before waking it.
             self._wake.clear()
             self._awake = False
+            closing = self._closing.is_set()
             while self._events:
                 self._write(self._events.popleft())
         assert self._written is not None
