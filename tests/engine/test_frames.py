@@ -12,6 +12,8 @@ from engine.support import wat
 from trio_wasmcache import TrapError
 from trio_wasmcache._core.admit import check_limits
 from trio_wasmcache._core.config import KiB
+from trio_wasmcache._core.driver import Shape
+from trio_wasmcache._engine.drivers import RUN, DriverCode
 from trio_wasmcache._engine.engine import WasmtimeEngine
 from trio_wasmcache._engine.function import WasmtimeFunction
 from trio_wasmcache._engine.instance import WasmtimeInstance
@@ -128,6 +130,16 @@ async def test_frames_of_calls_that_are_over_are_used_again() -> None:
             made[2] = made[0].module.instantiate(FUEL, SLICE)
             assert made[2].poll()
             made[2].started()
+
+
+async def test_a_driver_shares_nothing_as_its_chunks_begin_in_any_thread() -> None:
+    """It has a frame of its own: no other's, and none of a function's."""
+    async with instances(2) as made:
+        code = DriverCode(made[0].module.engine, Shape(("i32", "i64"), ("i64",)))
+        drivers = [code.attach(instance, {"function": "one"}) for instance in made]
+        callers = [driver._begin.__self__.frame.caller for driver in drivers]
+        assert callers[0] is not callers[1]
+        assert not {caller.frame for caller in callers} & {made[0].module.frame(RUN)}
 
 
 async def test_a_closed_instance_goes_at_once() -> None:

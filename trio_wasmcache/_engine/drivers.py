@@ -18,7 +18,7 @@ from .._core.memory_driver import memory_layout
 from .._core.memory_shape import MemoryLayout, MemoryShape
 from .._core.wasm import FuncType
 from . import native
-from .function import WasmtimeFunction
+from .function import Caller, WasmtimeFunction
 from .instance import WasmtimeInstance
 from .restore import discard
 from .seam import UnderWay
@@ -129,7 +129,9 @@ class WasmtimeDriver:
             parts["memory"] = instance.extern(instance.plan.memory_name)
         handle = _instantiate(instance, code, parts)
         made = _part(instance, handle, b"run")
-        run = WasmtimeFunction(instance, "run", made, instance.module.frame(RUN))
+        # A frame of its own, as chunks begin in any thread, and those of instances at once.
+        caller = Caller(RUN, bool(instance.hosts.imports))
+        run = WasmtimeFunction(instance, "run", made, caller.frame)
         self._begin, self._finish = run.begin, run.finish
         # The memory can't grow, so it stays where it is for as long as the store does.
         base = native.memory_data(instance.context, _part(instance, handle, b"scratch"))

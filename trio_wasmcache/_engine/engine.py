@@ -8,8 +8,8 @@ import itertools
 import mmap
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from ctypes import byref, c_uint64, c_void_p
-from typing import Any, final
+from ctypes import byref, c_void_p
+from typing import final
 
 import trio
 from attrs import evolve, frozen
@@ -203,9 +203,6 @@ class WasmtimeModule:
         self.restore: RestorePlan | None = artifact.restore
         self.restorer: int | None = None
         self.engine: int | None = native.engine_clone(engine)
-        left = c_uint64()
-        self.left: tuple[c_uint64, Any] = left, byref(left)
-        """Where to ask for fuel, and how that is given to C; one thread's, as all calls are."""
         self.spare: Start | None = None
         self._callers: dict[FuncType, Caller] = {}
         self.pre: int | None = None

@@ -10,7 +10,7 @@ import contextlib
 import ctypes
 import struct
 from collections.abc import Iterator
-from ctypes import c_char, c_uint8, c_void_p
+from ctypes import byref, c_char, c_uint8, c_uint64, c_void_p
 from typing import TYPE_CHECKING, Any, final
 
 from attrs import define
@@ -218,8 +218,8 @@ class WasmtimeInstance:
                 ending.leave()
 
     def fuel_left(self) -> int:
-        left, where = self.module.left
-        native.hot_get_fuel(self.context, where)
+        left = c_uint64()  # of this call, for it may be any thread's
+        native.hot_get_fuel(self.context, byref(left))
         value: int = left.value
         return value
 
