@@ -248,3 +248,30 @@ async def test_a_caller_whose_lease_has_ended_still_can_deadlock(real: WasmtimeK
             nursery.start_soon(Told().told, "asks", lease.call, 1)
             await wait_all_tasks_blocked()
         left.set()
+
+
+async def test_a_caller_that_waits_when_its_lease_ends_may_deadlock(real: WasmtimeKit) -> None:
+    """It was no deadlock while the block could give the instance back; now only it could itself."""
+    told: list[str] = []
+
+    async def ask(value: int) -> int:
+        with pytest.raises(DeadlockError, match="asks waits for an instance"):
+            await function.call(value)
+        told.append("waiter")
+        return value
+
+    async def asks() -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await lease.call(1)
+
+    async with real.open(CacheConfig()) as cache, trio.open_nursery() as nursery:
+        hosts = {"host": {"ask": HostFunction(ask)}}
+        function = await put(cache, "asks", guests.ONLY_ASKS, imports=hosts)
+        async with function.acquire() as lease:
+            nursery.start_soon(asks, name="asks")
+            await wait_all_tasks_blocked()
+            assert cache.stats().waiting == 1
+        await wait_all_tasks_blocked()
+        assert told == ["waiter"]
+        check_invariants(cache)
+    check_invariants(cache)

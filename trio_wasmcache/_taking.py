@@ -115,9 +115,9 @@ def give_back(lease: Lease, task: Task) -> None:
     check_headroom()
     if lease._request is not None:
         if lease._busy:
-            # From now on it is up to the caller when the instance is free.
-            lease._request.owner = lease._caller
+            shell, now = lease._shell, trio.current_time()
             lease._end_under_a_call(Reason.CORRUPTED)
+            shell.act(shell.policy.hand_over(lease._request, lease._caller, now), now)
         else:
             recycle(lease)
     lease._group._give_back_token(task)

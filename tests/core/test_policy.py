@@ -196,6 +196,39 @@ def test_a_release_may_leave_a_deadlock_between_a_line_and_room() -> None:
     assert bench.recycle(held).woken == [claimer]
 
 
+def test_whoever_is_left_with_an_instance_may_wait_for_it() -> None:
+    """The block has ended, and the call in it waits for what only its end could give back."""
+    bench = Bench()
+    function, other = bench.function("f"), bench.function("g")
+    lease = bench.lease(function, "anna")
+    waiting = bench.acquire(function, "caller")
+    behind = bench.acquire(function, "ben")
+    step = bench.policy.hand_over(lease, "caller", bench.now)
+    assert step is not None
+    assert step.woken == [waiting]
+    assert isinstance(waiting.error, DeadlockError)
+    assert waiting.error.chain == ("caller waits for an instance of f(i64) in group 'main'",)
+    assert bench.recycle(lease).woken == [behind]
+    held = bench.lease(other, "anna")
+    assert bench.policy.hand_over(held, "caller", bench.now) is None
+
+
+def test_whoever_is_left_with_an_instance_may_wait_for_a_token() -> None:
+    """Such a wait is not for the policy to end: who has the token and needs the instance gives way."""
+    bench = Bench()
+    small = GroupRecord("small", token_owners={"ben": 1})
+    function = bench.function("f")
+    lease = bench.lease(function, "anna")
+    first, needs = bench.acquire(function, "innocent"), bench.acquire(function, "ben")
+    bench.policy.waits.begin("caller", small)
+    step = bench.policy.hand_over(lease, "caller", bench.now)
+    assert step is not None
+    assert step.woken == [needs]
+    assert isinstance(needs.error, DeadlockError)
+    assert len(needs.error.chain) == 2
+    assert first.stage is Stage.QUEUED
+
+
 def test_waits_for_tokens_of_two_groups_can_deadlock() -> None:
     """A token is held by a task; two tasks may wait crosswise, or for an instance and a token."""
     bench = Bench()

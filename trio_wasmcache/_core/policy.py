@@ -160,6 +160,21 @@ class Policy(Hits):
 
     # -- recycle
 
+    def hand_over(self, request: Request, owner: Hashable, now: float) -> Step | None:
+        """The block of the lease has ended, but not the call of it that `owner` has under way.
+
+        So from now on it is up to `owner` when the instance is free. If that one waits, maybe for
+        this very instance, the wait may be in vain now: then it ends with a `DeadlockError`.
+        """
+        _expect(request, GRANTED)
+        request.owner = owner
+        resource = self.waits.waiting.get(owner)
+        if resource is None or self.waits.chain(owner, resource) is None:
+            return None
+        result = Step()
+        self._break_cycle(owner, now, result)
+        return result
+
     def recycle(
         self,
         request: Request,

@@ -12,6 +12,7 @@ The steps that the shell takes are in `policy`, which builds on this. What holds
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Hashable
 
 from attrs import Factory, define
 
@@ -146,9 +147,25 @@ class Stages:
                 self.waits.end(request.owner)
                 result.woken.append(request)
                 return
+        stuck = (request for request in self._waiters() if request.owner in holders)
+        self._give_way(next(stuck, self.room[0]), now, result)
+
+    def _break_cycle(self, owner: Hashable, now: float, result: Step) -> None:
+        """What `owner` waits for, nobody can give it any more: it gives way, or one that it needs.
+
+        The latter where it waits for a token: such a wait is not the policy's to end.
+        """
+        waiters = {request.owner: request for request in self._waiters()}
+        needed = (waiters[task] for task in self.waits.reach(owner) if task in waiters)
+        self._give_way(next(needed), now, result)
+
+    def _waiters(self) -> list[Request]:
+        """All who wait, for room first."""
         queued = (request for entry in self.residents.entries for request in entry.waiting)
-        stuck = (request for request in (*self.room, *queued) if request.owner in holders)
-        request = next(stuck, self.room[0])
+        return [*self.room, *queued]
+
+    def _give_way(self, request: Request, now: float, result: Step) -> None:
+        """Its wait ends with a `DeadlockError`."""
         error = self.waits.error(request.owner, self.waits.waiting[request.owner])
         if request.stage is Stage.ROOM:
             self._leave_room(request)

@@ -95,6 +95,14 @@ class Waits:
         """Who waits for whom, if `owner` would wait (or waits) for `resource` in vain, or None."""
         return find_deadlock(owner, resource, self.waiting, self._holders)
 
+    def reach(self, owner: Hashable) -> list[Hashable]:
+        """`owner`, which waits in vain, and all whom it needs to give way, nearest first."""
+        reached = [owner]
+        for task in reached:  # grows while it is walked
+            holders = dict.fromkeys(self._holders(self.waiting[task]))
+            reached += [holder for holder in holders if holder not in reached]
+        return reached
+
     def check(self, owner: Hashable, resource: Resource) -> None:
         """`DeadlockError` if `owner` would wait (or waits) for `resource` in vain."""
         if self.chain(owner, resource) is not None:
