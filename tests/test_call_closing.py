@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from pathlib import Path
 
 import guests
@@ -16,10 +16,17 @@ from trio_wasmcache import (
     CacheConfig,
     DeadlockError,
     Function,
+    FuncType,
+    Guest,
     HostFunction,
     InstanceCache,
+    Invoke,
+    Lease,
+    MemoryLimitError,
     current_lease,
 )
+from trio_wasmcache._abi.protocol import Step
+from trio_wasmcache._engine.instance import WasmtimeInstance
 from trio_wasmcache.testing import check_invariants
 
 FOREVER = 10**15
@@ -275,3 +282,150 @@ async def test_a_caller_that_waits_when_its_lease_ends_may_deadlock(real: Wasmti
         assert told == ["waiter"]
         check_invariants(cache)
     check_invariants(cache)
+
+
+class InTwoSteps:
+    """An ABI that calls the export twice."""
+
+    lower = lift = None
+    arity = 1
+    signature = FuncType(("i64",), ("i64",))
+
+    def bind(self, *_: object) -> InTwoSteps:
+        return self
+
+    def steps(self, _: Guest, values: tuple[int, ...]) -> Generator[Step, int, int]:
+        first = yield Invoke("run", values)
+        return first + (yield Invoke("run", values))
+
+    def explain(self, values: object) -> Exception:
+        return TypeError(values)
+
+
+async def test_a_call_in_steps_ends_between_them(real: WasmtimeKit) -> None:
+    """The thread had finished the first when it came out; a closed lease begins no second one."""
+    told = Told()
+    limits = CacheConfig(offload_after=0, yield_fuel=200_000)
+    async with real.open(limits) as cache, trio.open_nursery() as nursery:
+        await put(cache, "count", guests.COUNT, abi=InTwoSteps())
+
+        async def from_outside() -> None:
+            async with group.acquire("count", ("i64",)) as lease:
+                leases.append(lease)
+                await lease.call(50_000)  # not over in its first slice, but in its second
+
+        leases: list[Lease] = []
+        async with cache.scheduling_group("g", capacity=1) as group:
+            nursery.start_soon(told.told, "outside", from_outside)
+            while not cache._shell.runner.threads.taken:
+                await trio.lowlevel.checkpoint()
+            ((job,),) = [[lease._job for lease in leases]]
+            assert job is not None
+            while not job.in_thread:
+                await trio.lowlevel.checkpoint()
+        assert told.names == ["outside"]
+        assert leases[0].fuel_consumed == job.burnt
+        check_invariants(cache)
+
+
+class CleansUp(InTwoSteps):
+    """An ABI that uses the guest until the very end, whatever became of it."""
+
+    def __init__(self) -> None:
+        self.failed: list[type[Exception]] = []
+        self.under_way: bool | None = None
+
+    def steps(self, guest: Guest, values: tuple[int, ...]) -> Generator[Step, int, int]:
+        memory = guest.memory
+        assert memory is not None
+        assert isinstance(guest, WasmtimeInstance)
+        try:
+            return (yield Invoke("run", values))
+        finally:
+            self.under_way = guest.future is not None
+            for use in (
+                lambda: memory.read(0, 1),
+                lambda: memory.write(0, b"x"),
+                lambda: memory.grow(1),
+                lambda: guest.global_value("g"),
+            ):
+                try:
+                    use()
+                except Exception as error:
+                    self.failed.append(type(error))
+            memory.read(memory.size - 1, 1)
+
+
+CLEANED = """
+(import "host" "ask" (func $ask (param i64) (result i64))) (memory (export "memory") 1 9)
+(global (export "g") i32 (i32.const 1))
+(func (export "run") (param i64) (result i64) (call $ask (local.get 0)))
+"""
+
+
+async def sleep_for_ever(value: int) -> int:
+    await trio.sleep_forever()
+    return value
+
+
+async def test_an_abi_that_cleans_up_after_its_instance_was_closed(real: WasmtimeKit) -> None:
+    """There is nothing inside any more, it is told so, and who called is told why."""
+    told, finish, abi = Told(), trio.Event(), CleansUp()
+
+    async def ask(value: int) -> int:
+        await finish.wait()
+        return value
+
+    async with trio.open_nursery() as nursery:
+        async with real.open() as cache:
+            hosts = {"host": {"ask": HostFunction(ask)}}
+            function = await put(cache, "cleaned", CLEANED, abi=abi, imports=hosts)
+            nursery.start_soon(told.told, "call", function.call, 1)
+            await wait_all_tasks_blocked()
+        finish.set()
+    assert told.names == ["call"]
+    assert abi.failed == [IndexError, IndexError, MemoryLimitError, LookupError]
+
+
+@pytest.mark.parametrize("how", ["call", "map"])
+async def test_an_abi_that_cleans_up_after_a_cancelled_call(real: WasmtimeKit, how: str) -> None:
+    """Nothing is under way in the instance any more when it does."""
+    abi = CleansUp()
+    async with real.open() as cache:
+        hosts = {"host": {"ask": HostFunction(sleep_for_ever)}}
+        function = await put(cache, "cleaned", CLEANED, abi=abi, imports=hosts)
+        async with function.acquire() as lease, trio.open_nursery() as nursery:
+            use, value = (lease.call, 1) if how == "call" else (lease.map, [[1]])
+            nursery.start_soon(use, value)
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        check_invariants(cache)
+    assert (abi.under_way, abi.failed) == (False, [])
+
+
+class FailsToCleanUp(InTwoSteps):
+    """An ABI with a mistake in it."""
+
+    def steps(self, guest: Guest, values: tuple[int, ...]) -> Generator[Step, int, int]:
+        try:
+            return (yield Invoke("run", values))
+        finally:
+            raise ZeroDivisionError
+
+
+async def test_an_abi_that_fails_to_clean_up(real: WasmtimeKit) -> None:
+    """Its error is the call's, and the instance does not stay busy for ever."""
+
+    def ask(value: int) -> int:
+        raise KeyError(value)
+
+    async with real.open() as cache:
+        hosts = {"host": {"ask": HostFunction(ask)}}
+        function = await put(cache, "cleaned", CLEANED, abi=FailsToCleanUp(), imports=hosts)
+        async with function.acquire() as lease:
+            with pytest.raises(ZeroDivisionError):
+                await lease.call(1)
+            with pytest.raises(trio.BrokenResourceError):
+                await lease.call(1)
+        assert cache.stats().running_instances == 0
+        check_invariants(cache)

@@ -91,8 +91,10 @@ async def call_in_steps(lease: Lease, crossing: Crossing, values: tuple[Any, ...
             _spoil(lease, native, error, values)
         raise
     finally:
-        steps.close()
-        _end(lease, native)
+        try:
+            put_away(lease, steps)
+        finally:
+            _end(lease, native)
 
 
 class Finished(Exception):
@@ -110,6 +112,9 @@ async def _step(lease: Lease, steps: Generator[Step, Any, Any], result: Any) -> 
 
     **Checkpoint:** if something takes long.
     **Cancellation:** only there; nothing is under way in the guest.
+
+    Raises:
+        trio.ClosedResourceError: there is something to call, and the lease has ended.
     """
     send, sent = steps.send, result
     while True:
@@ -121,6 +126,8 @@ async def _step(lease: Lease, steps: Generator[Step, Any, Any], result: Any) -> 
         finally:
             lease._share.burst += int((time.perf_counter() - began) * FUEL_PER_SECOND)
         if isinstance(step, Invoke):
+            if lease._closed:  # a thread was in the call before, and has finished it
+                raise lease._unusable()
             return step
         try:
             send, sent = steps.send, await convert(lease, step.function, *step.values)
@@ -128,6 +135,15 @@ async def _step(lease: Lease, steps: Generator[Step, Any, Any], result: Any) -> 
             if lease._closed:
                 raise
             send, sent = steps.throw, error
+
+
+def put_away(lease: Lease, steps: Generator[Step, Any, Any]) -> None:
+    """An ABI's steps are over, or will never be; it may clean up, in a guest that may be gone."""
+    try:
+        steps.close()
+    except Exception:
+        if not lease._closed:
+            raise
 
 
 async def convert(lease: Lease, function: Callable[..., Any], *values: Any) -> Any:

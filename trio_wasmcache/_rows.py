@@ -92,8 +92,8 @@ async def next_row(
     assert lease._registered is not None
     if lease._share.burst >= BURST_FUEL:
         await lease._shell.runner.pass_turn(lease._share)
-        if lease._closed:
-            raise lease._unusable()
+    if lease._closed:
+        raise lease._unusable()
     if not lease._registered.called_on_null and any(value is None for value in values):
         return None
     return await _row(lease, native, guest, row, values)
@@ -158,8 +158,13 @@ async def _call_in_steps(lease: Lease, native: GuestInstance, values: tuple[Any,
             invoke = await _calls._step(lease, steps, result)
     except _calls.Finished as finished:
         return finished.result
+    except _ValuesError:
+        raise
+    except BaseException:
+        native.abandon()  # the ABI may clean up now, and not under a call
+        raise
     finally:
-        steps.close()
+        _calls.put_away(lease, steps)
 
 
 async def _end_of(

@@ -214,7 +214,7 @@ def test_whoever_is_left_with_an_instance_may_wait_for_it() -> None:
 
 
 def test_whoever_is_left_with_an_instance_may_wait_for_a_token() -> None:
-    """Such a wait is not for the policy to end: who has the token and needs the instance gives way."""
+    """Such a wait is not the policy's to end: who has the token, and needs it, gives way."""
     bench = Bench()
     small = GroupRecord("small", token_owners={"ben": 1})
     function = bench.function("f")

@@ -184,6 +184,8 @@ class WasmtimeInstance:
     def global_value(self, name: str) -> int | float:
         if name not in self.plan.global_types:
             raise LookupError(f"the module exports no global {name!r} that is a number")
+        if self._store is None:
+            raise LookupError(f"the instance with the global {name!r} is closed")
         cell = ctypes.create_string_buffer(native.VALUE_SIZE)
         native.global_get(self.context, self.export(name), cell)
         value: int | float
@@ -252,6 +254,8 @@ class WasmtimeInstance:
         if self._store is not None:
             store, self._store = self._store, None
             self.module.tally.instances -= 1
+            if self.memory is not None:
+                self.memory.end()
             native.store_delete(store)
 
     @contextlib.contextmanager

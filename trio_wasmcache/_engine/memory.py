@@ -51,6 +51,7 @@ class InstanceMemory:
     """The memory of an instance that has no call under way.
 
     Base and size are asked for every time: any call may have grown it, and growing may move it.
+    It can't outlive its instance: an ABI may still have it when that is closed, and clean up.
     """
 
     __slots__ = ("_context", "handle")
@@ -59,8 +60,14 @@ class InstanceMemory:
         self._context = context
         self.handle = handle
 
+    def end(self) -> None:
+        """The instance is closed: nothing is inside any more."""
+        self._context = None
+
     @property
     def size(self) -> int:
+        if self._context is None:
+            return 0
         size: int = native.memory_data_size(self._context, self.handle)
         return size
 
@@ -71,6 +78,8 @@ class InstanceMemory:
         self._now().write(at, data)
 
     def grow(self, pages: int) -> int:
+        if self._context is None:
+            raise MemoryLimitError("the instance is closed: its memory can't grow")
         before = ctypes.c_uint64()
         problem = native.memory_grow(self._context, self.handle, pages, ctypes.byref(before))
         if problem:
@@ -81,4 +90,6 @@ class InstanceMemory:
         return before.value * WASM_PAGE
 
     def _now(self) -> SuspendedMemory:
+        if self._context is None:
+            return SuspendedMemory(None, 0)
         return SuspendedMemory(native.memory_data(self._context, self.handle), self.size)
