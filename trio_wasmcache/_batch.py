@@ -143,7 +143,8 @@ async def _map_numbers(
         any(one.nullable for one in columns),
     )
     nones = not arrow and any(one.holds_none for one in columns)
-    sinks = [Sink(CELLS[name], arrow, nones, rows) for name in shape.results]
+    memory = lease._shell.results
+    sinks = [Sink(CELLS[name], arrow, nones, rows, memory) for name in shape.results]
     if rows:
         code = await lease._shell.engine.driver(shape)
         assert code is not None
@@ -187,7 +188,8 @@ async def _map_values(
         sinks = [BytesSink(kind, bulk.wire, bulk.lift, arrow, rows)]
     else:
         nones = not arrow and any(one.holds_none for one in packed)
-        sinks = [Sink(CELLS[name], arrow, nones, rows) for name in bulk.shape.results]
+        memory = lease._shell.results
+        sinks = [Sink(CELLS[name], arrow, nones, rows, memory) for name in bulk.shape.results]
     driver = code.attach(native, bulk.exports)
     batch = MemoryChunks(native, driver, bulk, made, packed, rows, sinks, lease._total_fuel)
     while batch.done < rows:

@@ -69,13 +69,14 @@ async def map_rows(
                 continue
             for number, column in enumerate(results):
                 column.append(None if result is None else result[number])
+    memory = lease._shell.results
     # Of ABIs that say which of their results are numbers.
     numbers: tuple[PlainType, ...] = getattr(lease._crossing, "numbers", ())
     made = []
     for number, (kind, column) in enumerate(zip(returns, results, strict=True)):
         if numbers:
             nones = not arrow and None in column
-            made.append(as_numbers(numbers[number], column, nones=nones, arrow=arrow))
+            made.append(as_numbers(numbers[number], column, memory, nones=nones, arrow=arrow))
         else:
             made.append(_arrow.from_values(kind, column) if arrow else column)
     return made[0] if len(made) == 1 else tuple(made) or None

@@ -19,6 +19,7 @@ from ._core.residents import Step
 from ._engine.seam import Engine
 from ._log import LogWriter
 from ._registry import Registry
+from ._results import ResultMemory
 from ._runner import Runner
 
 
@@ -47,6 +48,7 @@ class Shell:
         self.registry: Registry = Registry()
         self.exact: Mapping[tuple[str, tuple[str, ...]], FunctionRecord] = self.registry.exact
         self.runner: Runner = Runner(config)
+        self.results: ResultMemory = ResultMemory()
         # Makes a lease of a group; leases are above this layer, so the cache puts it here.
         self.new_lease: Callable[[Any, str, Sequence[str]], Any]
         self.closed = False

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import array
-import contextlib
 import itertools
-import mmap
 import struct
 from collections.abc import Callable, Sequence
 from typing import Any, final
@@ -16,14 +14,10 @@ from . import _arrow
 from ._abi.plain import PlainType, cell_name
 from ._abi.wire import Data, Wire
 from ._columns import valid_rows
-from ._core.config import KiB, MiB
 from ._core.driver import CELLS, Cell
 from ._core.errors import GuestError
+from ._results import ResultMemory
 
-# Bytes from which on results get memory of their own from the kernel, which fills it with zeros
-# page by page as it is written to, and gives it back at once; and a large page of it. A page fault
-# costs a microsecond or two: with pages of 4 KiB, as much as the rows that fill them.
-MAPPED, HUGE = 128 * KiB, 2 * MiB
 # Values that are made into an Arrow array at once.
 ARROW_PIECE = 4096
 
@@ -52,27 +46,6 @@ class Bits:
         return bytes(self.data) + self._rest.to_bytes(1, "little")
 
 
-def room(size: int) -> memoryview:
-    """So many bytes to write to.
-
-    Raises:
-        MemoryError: there are not as many.
-    """
-    if size < MAPPED:
-        return memoryview(bytearray(size))
-    huge = size >= 2 * HUGE and hasattr(mmap, "MADV_HUGEPAGE")
-    try:
-        # Large pages begin at multiples of their size: so does what is a multiple of it.
-        whole = -(-size // HUGE) * HUGE if huge else size
-        mapped = mmap.mmap(-1, whole, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except (OSError, OverflowError):
-        raise MemoryError(f"there is no memory for {size} bytes of results") from None
-    if huge:
-        with contextlib.suppress(OSError):  # a kernel without them
-            mapped.madvise(mmap.MADV_HUGEPAGE)
-    return memoryview(mapped)[:size]
-
-
 @final
 @define(eq=False)
 class Sink:
@@ -84,8 +57,10 @@ class Sink:
     """Rows that are null come out as None, in a list."""
     rows: int
     """How many there will be."""
+    memory: ResultMemory
     _room: memoryview = Factory(
-        lambda self: room(0 if self.nones else self.rows * self.cell.size), takes_self=True
+        lambda self: self.memory.take(0 if self.nones else self.rows * self.cell.size),
+        takes_self=True,
     )
     _end: int = 0  # of the bytes that are there
     _list: list[Any] = Factory(list)
@@ -207,9 +182,11 @@ class BytesSink:
         )
 
 
-def as_numbers(kind: PlainType, values: list[Any], *, nones: bool, arrow: bool) -> Any:
+def as_numbers(
+    kind: PlainType, values: list[Any], memory: ResultMemory, *, nones: bool, arrow: bool
+) -> Any:
     """Results that were made one by one as a `Sink` gives them."""
-    sink = Sink(CELLS[cell_name(kind)], arrow, nones, len(values))
+    sink = Sink(CELLS[cell_name(kind)], arrow, nones, len(values), memory)
     for value in values:
         sink.add_value(value)
     return sink.result()

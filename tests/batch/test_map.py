@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from kits import PAGE, FakeKit, Kit, WasmtimeKit
 from trio.testing import assert_checkpoints
 
-from trio_wasmcache import CacheConfig, _sinks
+from trio_wasmcache import CacheConfig
 from trio_wasmcache._batch import PIECE
 from trio_wasmcache._core.driver import CELLS, Shape, layout
-from trio_wasmcache._sinks import HUGE, MAPPED, room
+from trio_wasmcache._results import KEPT, MAPPED, ResultMemory
 
 TWO = ("i64", "i64")
 # More than a chunk of two i64 columns, and no multiple of eight.
@@ -264,7 +264,7 @@ async def test_any_rows(kit: Kit, data: Any) -> None:
 
 @pytest.mark.parametrize("name", ["u8", "i64"])
 async def test_results_of_any_size(kit: Kit, name: str) -> None:
-    """In memory of their own or not, in large pages or not: each byte is where it belongs."""
+    """In memory of their own or not: each byte is where it belongs."""
     size = CELLS[name].size
     wasm = INTEGERS[name][0]
     async with held(kit, same(kit, wasm), args=(name,), returns=name) as (_, lease):
@@ -273,12 +273,6 @@ async def test_results_of_any_size(kit: Kit, name: str) -> None:
             result = await lease.map([column])
             assert (len(result), result.nbytes) == (rows, rows * size)
             assert result == column
-    for number in (HUGE - 1, 2 * HUGE, 2 * HUGE + 5):
-        made = room(number)
-        assert made.nbytes == number
-        assert not made.readonly
-        made[-1] = 7
-        assert made[:3].tolist() == [0, 0, 0]
 
 
 async def test_more_results_than_there_is_memory_for(kit: Kit) -> None:
@@ -291,9 +285,35 @@ async def test_more_results_than_there_is_memory_for(kit: Kit) -> None:
         assert (await lease.map([[1]])).tolist() == [2]
 
 
-def test_a_kernel_without_large_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether Python or the kernel knows of none, results have memory all the same."""
-    monkeypatch.setattr(_sinks.mmap, "MADV_HUGEPAGE", -1)
-    assert room(2 * HUGE).nbytes == 2 * HUGE
-    monkeypatch.delattr(_sinks.mmap, "MADV_HUGEPAGE")
-    assert room(2 * HUGE + 1).nbytes == 2 * HUGE + 1
+async def test_memory_of_results_is_used_again(kit: Kit) -> None:
+    """But only when nobody sees it any more: not the result, nor a slice, nor another's view."""
+    async with held(kit, same(kit, "i64")) as (cache, lease):
+        rows = MAPPED // 8
+        one, two = array("q", [1]) * rows, array("q", [2]) * rows
+        results = cache._shell.results
+        for part in (slice(0, None), slice(5, None, 2)):
+            view = (await lease.map([one]))[part]
+            kept = results._kept
+            assert await lease.map([two]) == two
+            assert results._kept is not kept
+            assert view.tolist() == [1] * len(view)
+            del view
+            kept = results._kept
+            assert await lease.map([one]) == one
+            assert results._kept is kept
+
+
+def test_what_memory_of_results_is_kept() -> None:
+    """The largest up to a limit, for results that are not much smaller."""
+    memory = ResultMemory()
+    memory.take(KEPT + 1)
+    assert memory._kept is None
+    memory.take(4 * MAPPED)
+    kept = memory._kept
+    assert kept is not None
+    for size in (MAPPED - 1, MAPPED, 2 * MAPPED - 1):
+        assert memory.take(size).obj is not kept
+        assert memory._kept is kept
+    for size in (2 * MAPPED, 4 * MAPPED):
+        assert memory.take(size).obj is kept
+    assert memory.take(4 * MAPPED + 1).obj is memory._kept is not kept

@@ -73,8 +73,9 @@ async def bench_rows(report: Report, rows: int, rounds: int) -> None:
                 result = await lease.map([left, right])
                 note("map", began)
                 assert result[rows // 2] == rows
-                # Results of the next batch go where these were. In memory that the kernel has to
-                # find first, page faults cost as much as the rows (8 MB: 3 ms, here).
+                # The next results go where these were, as of whoever is done with one batch before
+                # the next. In memory that the kernel has to find first, page faults cost as much
+                # as the rows (8 MB: 3 ms, here).
                 del result
                 began = time.perf_counter()
                 await lease.map(lists)
