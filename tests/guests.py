@@ -68,6 +68,14 @@ EXIT = """
 (func (export "run") (param i64) (result i64)
   (call $exit (i32.wrap_i64 (local.get 0))) (i64.const 1))
 """
+# Fills so many pages with random bytes.
+RANDOM = """
+(import "wasi_snapshot_preview1" "random_get" (func $random (param i32 i32) (result i32)))
+(memory (export "memory") 100)
+(func (export "run") (param i64) (result i64)
+  (i64.extend_i32_u
+    (call $random (i32.const 0) (i32.mul (i32.wrap_i64 (local.get 0)) (i32.const 65536)))))
+"""
 # Sleeps for so many nanoseconds, as WASI has it: the clock subscription is at 0, the event at 100.
 SLEEP = """
 (import "wasi_snapshot_preview1" "poll_oneoff"

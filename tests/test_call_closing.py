@@ -9,7 +9,7 @@ from pathlib import Path
 import guests
 import pytest
 import trio
-from kits import WasmtimeKit, add
+from kits import ListLogger, WasmtimeKit, add
 from trio.testing import wait_all_tasks_blocked
 
 from trio_wasmcache import (
@@ -23,6 +23,7 @@ from trio_wasmcache import (
     Invoke,
     Lease,
     MemoryLimitError,
+    SchedulingGroup,
     current_lease,
 )
 from trio_wasmcache._abi.protocol import Step
@@ -191,6 +192,50 @@ async def test_a_wasi_sleep_that_outlives_the_cache(
         assert told.names == []
         mock_clock.jump(2)
     assert told.names == ["sleep"]
+
+
+async def test_random_bytes_that_outlive_the_cache(real: WasmtimeKit) -> None:
+    """What is left of them is not written where memory was, and the error says why."""
+    told = Told()
+    async with trio.open_nursery() as nursery:
+        async with real.open() as cache:
+            random = await put(cache, "random", guests.RANDOM)
+            nursery.start_soon(told.told, "random", random.call, 100)
+            while cache.stats().calls == 0:
+                await trio.lowlevel.checkpoint()
+    assert told.names == ["random"]
+
+
+async def test_a_group_that_is_closing_when_the_cache_is(
+    real: WasmtimeKit, log: ListLogger
+) -> None:
+    """Its end is told once, though both wait for the same thread."""
+    told, leave = Told(), trio.Event()
+    # A slice takes some milliseconds, so that the thread is still in there when the cache closes.
+    limits = CacheConfig(offload_after=0, total_fuel=FOREVER, yield_fuel=10_000_000)
+    async with trio.open_nursery() as nursery:
+        async with real.open(limits, logger=log) as cache:
+            await put(cache, "endless", guests.ENDLESS)
+
+            async def block(task_status: trio.TaskStatus[SchedulingGroup]) -> None:
+                async with cache.scheduling_group("g", capacity=1) as group:
+                    task_status.started(group)
+                    await leave.wait()
+
+            async def from_outside() -> None:
+                async with group.acquire("endless", ("i64",)) as lease:
+                    await lease.call(1)
+
+            group = await nursery.start(block)
+            nursery.start_soon(told.told, "outside", from_outside)
+            while cache._shell.runner.threads.taken == 0:
+                await trio.lowlevel.checkpoint()
+            leave.set()
+            while not group._record.closed:
+                await trio.lowlevel.checkpoint()
+            assert cache.stats().running_instances == 1
+        assert told.names == ["outside"]
+    assert sorted(fields["group"] for fields in log.fields("group_closed")) == ["g", "main"]
 
 
 async def test_a_registration_that_is_still_reading(real: WasmtimeKit, tmp_path: Path) -> None:

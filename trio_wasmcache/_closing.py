@@ -32,6 +32,8 @@ async def close_groups(shell: Shell, groups: Sequence[SchedulingGroup], reason: 
     """
     now = trio.current_time()
     for group in groups:
+        if group._record.closed:
+            continue  # it is closing already, and waits for a thread
         tell_closed(group, now)
         step = shell.policy.close_group(group._record, now, reason)
         shell.act(step, now)
@@ -66,9 +68,9 @@ def _shut(shell: Shell, request: Request, reason: Reason) -> trio.Event | None:
     if request.stage is Stage.LOADING:
         assert instance is not None
         native, instance.payload = instance.payload, None
-        shell.act(shell.policy.failed(request, now), now)
         if native is not None:
-            native.close()
+            native.close()  # first, as its start may use the code that goes next
+        shell.act(shell.policy.failed(request, now), now)
     elif request.stage is Stage.GRANTED:
         # Its task was woken but has not run yet: the lease does not know its instance.
         assert instance is not None

@@ -202,15 +202,19 @@ class FakeModule:
     behaviour: Behaviour
     hosts: int
     closed: bool = False
+    starting: set[FakeInstance] = field(factory=set, repr=False)
 
     def instantiate(self, fuel: int, yield_fuel: int) -> FakeInstance:
         assert not self.closed, "instantiated after the module was unloaded"
         if self.engine.step("instantiate"):
             raise LoadError("the fake engine was told to fail")
         self.engine.open_instances += 1
-        return FakeInstance(self, fuel, yield_fuel)
+        instance = FakeInstance(self, fuel, yield_fuel)
+        self.starting.add(instance)
+        return instance
 
     def close(self) -> None:
+        assert not self.starting, "unloaded under an instance that is starting"
         if not self.closed:
             self.closed = True
             self.engine.loaded_modules -= 1
@@ -287,6 +291,7 @@ class FakeInstance:
         self.yield_fuel = fuel
 
     def started(self) -> None:
+        self.module.starting.discard(self)
         self._finish("start")
 
     def mark(self) -> None:
@@ -315,6 +320,7 @@ class FakeInstance:
 
     def abandon(self) -> None:
         assert not self.polling, "abandoned while it was polled"
+        self.module.starting.discard(self)
         self._under_way = self.host_call = self._driver = None
 
     def fuel_left(self) -> int:

@@ -100,11 +100,14 @@ class RandomGet:
         at, left = (value & 0xFFFFFFFF for value in values)
         if memory is None or at + left > memory.size:
             return (EFAULT,)
-        while left > RANDOM_CHUNK:
-            memory.write(at, os.urandom(RANDOM_CHUNK))
-            at, left = at + RANDOM_CHUNK, left - RANDOM_CHUNK
-            await trio.lowlevel.checkpoint()
-        memory.write(at, os.urandom(left))
+        try:
+            while left > RANDOM_CHUNK:
+                memory.write(at, os.urandom(RANDOM_CHUNK))
+                at, left = at + RANDOM_CHUNK, left - RANDOM_CHUNK
+                await trio.lowlevel.checkpoint()
+            memory.write(at, os.urandom(left))
+        except IndexError:  # the cache was closed meanwhile
+            return (EFAULT,)
         return (SUCCESS,)
 
 
