@@ -68,6 +68,14 @@ EXIT = """
 (func (export "run") (param i64) (result i64)
   (call $exit (i32.wrap_i64 (local.get 0))) (i64.const 1))
 """
+# Gives what the host told its start function.
+ASKS_AT_START = """
+(import "host" "ask" (func $ask (param i64) (result i64)))
+(global $got (mut i64) (i64.const 0))
+(func $begin (global.set $got (call $ask (i64.const 4))))
+(start $begin)
+(func (export "run") (param i64) (result i64) (global.get $got))
+"""
 # Fills so many pages with random bytes.
 RANDOM = """
 (import "wasi_snapshot_preview1" "random_get" (func $random (param i32 i32) (result i32)))

@@ -342,13 +342,6 @@ async def test_a_guest_that_only_asks_lets_others_run(real: WasmtimeKit) -> None
 
 async def test_a_host_function_of_a_start_function(real: WasmtimeKit) -> None:
     """It is answered, too; and what it raises comes out of the acquire as it is."""
-    text = """
-    (import "host" "ask" (func $ask (param i64) (result i64)))
-    (global $got (mut i64) (i64.const 0))
-    (func $begin (global.set $got (call $ask (i64.const 4))))
-    (start $begin)
-    (func (export "run") (param i64) (result i64) (global.get $got))
-    """
     answers: list[Any] = [ZeroDivisionError("mine"), 42]
 
     async def ask(value: int) -> int:
@@ -361,8 +354,28 @@ async def test_a_host_function_of_a_start_function(real: WasmtimeKit) -> None:
 
     async with real.open() as cache:
         imports = {"host": {"ask": HostFunction(ask)}}
-        function = await add(cache, "f", guests.binary(text), imports=imports)
+        function = await add(cache, "f", guests.binary(guests.ASKS_AT_START), imports=imports)
         with pytest.raises(ZeroDivisionError, match="mine"):
             await function.call(0)
         check_invariants(cache)
         assert await function.call(0) == 42
+
+
+async def test_a_lease_whose_instance_is_being_made(real: WasmtimeKit) -> None:
+    """Its start function may find it by `current_lease`: it is busy, and not at its end."""
+    seen: list[str] = []
+
+    async def ask(value: int) -> int:
+        lease = current_lease()
+        seen.append(repr(lease))
+        with pytest.raises(trio.BusyResourceError, match="is being made"):
+            await lease.call(1)
+        with pytest.raises(trio.BusyResourceError):
+            seen.append(str(lease.size))
+        return value
+
+    async with real.open() as cache:
+        imports = {"host": {"ask": HostFunction(ask)}}
+        function = await add(cache, "f", guests.binary(guests.ASKS_AT_START), imports=imports)
+        assert await function.call(1) == 4
+    assert seen == ["<Lease of 'f' in group 'main': loading>"]

@@ -261,7 +261,8 @@ class Lease:
         """The guest's exported memory: `read(at, n)`, `write(at, data)`, `size` in bytes.
 
         Each raises `IndexError` outside of the memory, `trio.BusyResourceError` while a call runs
-        (but not in a host function of that call), and `LookupError` if the module exports none.
+        (but not in a host function of that call), `LookupError` if the module exports none, and
+        `TypeError` for what is no address, no length or no bytes.
         """
         return LeaseMemory(self)
 
@@ -289,6 +290,8 @@ class Lease:
         state = "not entered"
         if self._busy:
             state = "in a call"
+        elif self._job is not None:
+            state = "loading"
         elif self._broken:
             state = "broken"
         elif self._native is not None:
@@ -350,6 +353,8 @@ class Lease:
             return closed_group(self._group) if closed else ended
         if self._busy:
             return trio.BusyResourceError("another call of this lease is under way")
+        if self._job is not None:
+            return trio.BusyResourceError("the instance of this lease is being made")
         if self._broken:
             return trio.BrokenResourceError(
                 f"an earlier call of {self._name!r} in this lease failed or was cancelled: "

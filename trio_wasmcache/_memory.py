@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING, final
 
 from ._runner import context_of_call
@@ -26,11 +27,21 @@ class LeaseMemory:
 
     def read(self, at: int, n: int) -> bytes:
         """A copy of the `n` bytes from address `at`."""
+        at, n = _whole("at", at), _whole("n", n)
         return self._lease._guest_memory().read(at, n)
 
     def write(self, at: int, data: bytes | bytearray | memoryview) -> None:
         """Put `data` at address `at`."""
+        at = _whole("at", at)
         self._lease._guest_memory().write(at, data)
+
+
+def _whole(what: str, value: object) -> int:
+    """A whole number, NumPy's included; anything else would get as far as C."""
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{what} must be an int, got {value!r:.100}") from None
 
 
 def current_lease() -> Lease:

@@ -101,6 +101,8 @@ class Registry:
             return self.exact[name, args]  # type: ignore[index]
         except (KeyError, TypeError):
             pass
+        if not isinstance(name, str):
+            raise TypeError(f"a function name must be a str, got {name!r:.100}")
         key = FunctionKey(name, normalise_types(args))
         try:
             return self.functions[key]

@@ -44,6 +44,9 @@ async def test_1_an_unknown_function_is_refused_naming_near_misses(kit: Kit) -> 
         with pytest.raises(UnknownFunctionError, match=r"distance\(f64\).*distance\(i64\)"):
             async with cache.acquire("distance", ("f64",)):
                 raise AssertionError("granted")
+        for name, args in ((5, ("i64",)), ([], ()), (None, ())):
+            with pytest.raises(TypeError, match="a function name must be a str, got "):
+                await cache.acquire(name, args).__aenter__()  # type: ignore[arg-type]
         check_invariants(cache)
 
 

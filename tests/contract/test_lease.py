@@ -185,6 +185,11 @@ async def test_memory_can_be_read_and_written_between_calls(kit: Kit) -> None:
                     memory.read(at, n)
             with pytest.raises(IndexError):
                 memory.write(PAGE - 1, b"xy")
+            for at, n, what in ((1.5, 1, "at"), (0, 1.0, "n"), ("0", 1, "at"), (0, None, "n")):
+                with pytest.raises(TypeError, match=f"{what} must be an int, got "):
+                    memory.read(at, n)  # type: ignore[arg-type]
+            with pytest.raises(TypeError, match=r"at must be an int, got 0\.5"):
+                memory.write(0.5, b"x")  # type: ignore[arg-type]
             await lease.call(1)
             assert memory.size == 2 * PAGE
             assert memory.read(PAGE - 5, 5) == b"hello"

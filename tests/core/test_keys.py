@@ -62,6 +62,8 @@ def test_a_string_is_not_a_sequence_of_types() -> None:
     with pytest.raises(TypeError) as caught:
         normalise_types("i64")
     assert str(caught.value) == """argument types must be a sequence such as ("i64",), got 'i64'"""
+    with pytest.raises(TypeError, match=r"must be a sequence .*, got None$"):
+        normalise_types(None)  # type: ignore[arg-type]
 
 
 def test_a_type_that_is_no_string_is_named() -> None:

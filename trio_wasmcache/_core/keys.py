@@ -47,8 +47,8 @@ def normalise_type(name: str) -> str:
 
 def normalise_types(names: Iterable[str]) -> tuple[str, ...]:
     """`normalise_type` for each; a `TypeError` for what is not a sequence of strings."""
-    if isinstance(names, str):
-        raise TypeError(f'argument types must be a sequence such as ("i64",), got {names!r}')
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise TypeError(f'argument types must be a sequence such as ("i64",), got {names!r:.100}')
     types = tuple(names)
     for name in types:
         if not isinstance(name, str):
