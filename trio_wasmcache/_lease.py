@@ -118,7 +118,8 @@ class Lease:
                 function = shell.exact[self._name, self._args]  # type: ignore[index]
             except (KeyError, TypeError):
                 return await take(self, task)
-            request = shell.policy.hit(function, record, task, self, shell.now())
+            now = shell.now
+            request = shell.policy.hit(function, record, task, self, now())
             if request is not None:
                 owners[task] = 1
                 self._task = task
@@ -137,20 +138,19 @@ class Lease:
         traceback: TracebackType | None,
     ) -> None:
         """Give the instance back. No checkpoint, whatever happened in the block."""
-        task, request, held = self._task, self._request, self._held
+        task = self._task
         if task is None:
             return
         self._task = None
+        # Both are there as long as a call may begin; to look again would cost what it is to save.
+        request: Any = self._request
+        held: Any = self._held
         shell, group = self._shell, self._group
-        owners = group._record.token_owners
+        owners, now = group._record.token_owners, shell.now
         try:
             # The fast path again: of a hit after which the instance rests, and nobody is waiting.
-            if (
-                self._guest is not None
-                and request is not None
-                and held is not None
-                and shell.policy.rest(request, held.measure(held.native), shell.now())
-            ):
+            measure = None if self._guest is None else held.measure
+            if measure is not None and shell.policy.rest(request, measure(held.native), now()):
                 self._guest = self._request = None
                 if not shell.expects_expiry:
                     shell.expect_expiry()

@@ -72,13 +72,16 @@ def _disagreements(cache: InstanceCache) -> list[str]:
     modules = {i.entry.function.module for i in (*idle, *running)}
     same("loaded modules", ledger.loaded_modules, len(modules))
     same("code", ledger.code_size, sum(module.code_size for module in modules))
+    most = (policy.config.max_code_size - ledger.code_size) // ledger.stack_size
+    same("how many may run", ledger.most_running, most)
     worst = sum(instance.entry.function.worst_size for instance in running)
     same("running_size", ledger.running_size, worst)
     for module in modules:
         mine = [i for i in running if i.entry.function.module is module]
-        rest = [i for i in idle if i.entry.function.module is module]
+        rest = [i for i in residents.lru if i.entry.function.module is module]
         same(f"users of {module.digest[:8]}", module.users, len(mine) + len(rest))
-        same(f"idle of {module.digest[:8]}", set(module.idle), set(rest))
+        same(f"idle of {module.digest[:8]}", module.idle, rest)
+        same(f"running of {module.digest[:8]}", module.running, len(mine))
         same(f"evictable {module.digest[:8]}", module in ledger.evictable, not mine)
     evictable = sum(module.code_size for module in ledger.evictable)
     same("evictable code", ledger.evictable_code, evictable)

@@ -386,7 +386,7 @@ class PolicyMachine(RuleBasedStateMachine):
         assert (ledger.total_size, ledger.used, ledger.idle, ledger.running) == (0, 0, 0, 0)
         assert ledger.running_size == 0
         assert (ledger.loaded_modules, ledger.evictable_code, len(ledger.evictable)) == (0, 0, 0)
-        assert all((it.users, it.running, it.idle) == (0, 0, {}) for it in self.modules)
+        assert all((it.users, it.running, it.instances) == (0, 0, {}) for it in self.modules)
         assert not any(it.entries for it in self.functions.values())
         assert not any(it.entries for it in self.groups.values())
 
@@ -462,6 +462,8 @@ class PolicyMachine(RuleBasedStateMachine):
         assert ledger.code_size == sum(model.code().values()) * UNIT
         assert ledger.stacks == len(model.busy()) * UNIT
         assert ledger.running_size == model.running_size()
+        spare = model.max_code - sum(model.code().values())
+        assert ledger.most_running == spare // model.stack
         assert (ledger.idle, ledger.running) == (len(model.idle()), len(model.busy()))
         assert ledger.loaded_modules == len(model.code())
         assert [it.digest for it in ledger.evictable] == model.idle_modules()
@@ -478,7 +480,9 @@ class PolicyMachine(RuleBasedStateMachine):
             of_it = [it for it in model.instances if it.module == module.digest]
             busy = [it for it in of_it if it.state != "idle"]
             assert (module.users, module.running) == (len(of_it), len(busy))
-            assert len(module.idle) == len(of_it) - len(busy)
+            idle_ones = [it.number for it in model.idle() if it.module == module.digest]
+            assert [it.number for it in module.idle] == idle_ones
+            assert len(module.instances) == len(of_it)
 
     @invariant()
     def entries_are_what_is_there(self) -> None:

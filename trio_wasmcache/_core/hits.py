@@ -38,21 +38,16 @@ class Hits(Stages):
         Only an instance that is `ready` is taken, and nobody else may be kept waiting by it.
         """
         entry = function.entries.get(group)
-        if entry is None or not entry.idle or entry.waiting or self.room:
+        if entry is None or not (idle := entry.idle) or entry.waiting or self.room:
             return None
-        instance, claims = entry.idle[-1], entry.claims
-        residents = self.residents
+        instance, claims, residents = idle[-1], entry.claims, self.residents
         ledger = residents.ledger
         running = ledger.running + 1
         running_size = ledger.running_size + function.worst_size
-        module = function.module
-        idle = module.idle
-        only_idle = len(idle) == module.users
         if (
             instance.ready is None
-            or instance.state is not IDLE
             or len(claims) >= function.concurrency
-            or ledger.code_size + running * ledger.stack_size > self.config.max_code_size
+            or running > ledger.most_running
             or running_size > residents.running_limit
         ):
             return None
@@ -62,14 +57,19 @@ class Hits(Stages):
             request.hit = True
         # The instance and the order of use. From here on there is not even a call of C, which could
         # still fail for want of room on Python's stack.
-        entry.idle.pop()
+        del idle[-1]
         instance.state = RUNNING
-        del residents.lru.order[instance]
+        before, after = instance.before, instance.after
+        before.after, after.before = after, before
+        instance.before = instance.after = None
         # The ledger.
-        if only_idle:
-            del ledger.evictable.order[module]
+        module = function.module
+        if module.running == 0:
+            before, after = module.before, module.after
+            before.after, after.before = after, before
+            module.before = module.after = None
             ledger.evictable_code -= module.code_size
-        del idle[instance]
+        module.running += 1
         ledger.running = running
         ledger.running_size = running_size
         ledger.total_size -= instance.size
@@ -95,7 +95,6 @@ class Hits(Stages):
         if (
             instance is None
             or instance.request is not request
-            or instance.state is not RUNNING
             or size > config.max_instance_size
             or total > config.max_size
             or entry.waiting
@@ -105,9 +104,6 @@ class Hits(Stages):
             or residents.shrunk
         ):
             return False
-        module = entry.function.module
-        idle = module.idle
-        only_idle = len(idle) + 1 == module.users
         held = int((now - request.since) * 1e6)
         place = HOLDS + held.bit_length()  # `UseStats.add`, written out
         uses = entry.uses
@@ -121,15 +117,24 @@ class Hits(Stages):
         instance.state = IDLE
         instance.size = size
         instance.last_used = entry.last_used = now
+        residents.rests = instance.rested = residents.rests + 1
         instance.uses += 1
-        residents.lru.order[instance] = None
+        ring = residents.lru
+        last = ring.before
+        instance.before, instance.after = last, ring
+        last.after = ring.before = instance
         # The ledger.
-        idle[instance] = None
-        if only_idle:
-            ledger.evictable.order[module] = None
+        function = entry.function
+        module = function.module
+        module.running -= 1
+        if module.running == 0:
+            modules = ledger.evictable
+            last = modules.before
+            module.before, module.after = last, modules
+            last.after = modules.before = module
             ledger.evictable_code += module.code_size
         ledger.running -= 1
-        ledger.running_size -= entry.function.worst_size
+        ledger.running_size -= function.worst_size
         ledger.total_size = total
         # The request.
         request.stage = ENDED

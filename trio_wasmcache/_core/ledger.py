@@ -15,7 +15,9 @@ subtraction.
 
 from __future__ import annotations
 
-from attrs import Factory, define
+import sys
+
+from attrs import Factory, define, field
 
 from .lru import LRU
 from .records import FunctionRecord, Instance, Module
@@ -26,6 +28,8 @@ class Ledger:
     """Sums over instances and modules; every method is O(1)."""
 
     stack_size: int
+    code_limit: int = sys.maxsize
+    """`max_code_size`; changed by `limit_code`."""
     total_size: int = 0
     running_size: int = 0
     code_size: int = 0
@@ -35,6 +39,19 @@ class Ledger:
     loaded_modules: int = 0
     evictable: LRU[Module] = Factory(lambda: LRU[Module]())
     evictable_code: int = 0
+    most_running: int = field(init=False)
+    """As many may run, with the code that is loaded: what a hit asks, worked out before."""
+
+    def __attrs_post_init__(self) -> None:
+        self._reckon()
+
+    def limit_code(self, limit: int) -> None:
+        """Code and stacks may take so many bytes from now on."""
+        self.code_limit = limit
+        self._reckon()
+
+    def _reckon(self) -> None:
+        self.most_running = (self.code_limit - self.code_size) // self.stack_size
 
     @property
     def idle(self) -> int:
@@ -57,6 +74,7 @@ class Ledger:
         first = module.users == 0
         if first:
             self.code_size += module.code_size
+            self._reckon()
             self.loaded_modules += 1
         self._start(function)
         module.users += 1
@@ -65,17 +83,13 @@ class Ledger:
 
     def resume(self, instance: Instance) -> None:
         """An idle instance runs."""
-        function = instance.entry.function
         self.total_size -= instance.size
-        self._start(function)
-        del function.module.idle[instance]
+        self._start(instance.entry.function)
 
     def suspend(self, instance: Instance) -> None:
         """A running instance becomes idle, with the size it has now."""
-        function = instance.entry.function
         self.total_size += instance.size
-        function.module.idle[instance] = None
-        self._stop(function)
+        self._stop(instance.entry.function)
 
     def leave_running(self, function: FunctionRecord) -> bool:
         """A loading or running instance goes; True if its module is to be unloaded."""
@@ -89,23 +103,24 @@ class Ledger:
         """An idle instance goes; True if its module is to be unloaded."""
         module = instance.entry.function.module
         self.total_size -= instance.size
-        del module.idle[instance]
         module.users -= 1
         self.instances -= 1
         return self._left(module)
 
     def _start(self, function: FunctionRecord) -> None:
-        """One more runs; it is not among those of its module yet."""
+        """One more runs."""
         module = function.module
-        if module.running == 0 and module in self.evictable:
+        if module in self.evictable:
             self.evictable.remove(module)
             self.evictable_code -= module.code_size
+        module.running += 1
         self.running += 1
         self.running_size += function.worst_size
 
     def _stop(self, function: FunctionRecord) -> None:
-        """One less runs; it is not among those of its module any more."""
+        """One less runs."""
         module = function.module
+        module.running -= 1
         self.running -= 1
         self.running_size -= function.worst_size
         if module.running == 0:
@@ -116,6 +131,7 @@ class Ledger:
         if module.users:
             return False
         self.code_size -= module.code_size
+        self._reckon()
         self.loaded_modules -= 1
         if module in self.evictable:
             self.evictable.remove(module)

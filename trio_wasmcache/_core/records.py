@@ -13,7 +13,7 @@ from typing import Any
 from attrs import Factory, define, field
 
 from .keys import FunctionKey
-from .state import State
+from .state import IDLE, State
 from .uses import UseStats
 
 
@@ -25,13 +25,20 @@ class Module:
     code_size: int
     users: int = 0
     """Instances and seats of it, whatever their state."""
-    idle: dict[Instance, None] = Factory(dict)
+    running: int = 0
+    """Those of them that are loading or running: while there are any, the code can't go."""
+    instances: dict[Instance, None] = field(factory=dict, repr=False)
+    """All of them. Which are idle they know themselves."""
     payload: Any = None
+    before: Any = field(default=None, repr=False)
+    after: Any = field(default=None, repr=False)
+    """Its neighbours among those that are evictable: see `lru`."""
 
     @property
-    def running(self) -> int:
-        """Instances that are loading or running: while there are any, the code can't go."""
-        return self.users - len(self.idle)
+    def idle(self) -> list[Instance]:
+        """The least recently used first."""
+        idle = [instance for instance in self.instances if instance.state is IDLE]
+        return sorted(idle, key=_rested)
 
 
 @define(eq=False)
@@ -110,6 +117,8 @@ class Instance:
     state: State = State.ABSENT
     size: int = 0
     last_used: float = 0.0
+    rested: int = 0
+    """Its place among all that ever became idle: who did first has the lower one."""
     uses: int = 0
     request: Request | None = None
     """Of its hits, one after the other: see `hits`."""
@@ -120,6 +129,13 @@ class Instance:
     seat: bool = False
     """Whether there is nothing native behind it: it has to be loaded again for a lease."""
     payload: Any = None
+    before: Any = field(default=None, repr=False)
+    after: Any = field(default=None, repr=False)
+    """Its neighbours in the order of last use, while it is idle: see `lru`."""
+
+
+def _rested(instance: Instance) -> int:
+    return instance.rested
 
 
 class Stage(enum.Enum):

@@ -7,8 +7,6 @@ Whatever leaves is recorded in the `Step` that the shell gets.
 
 from __future__ import annotations
 
-import math
-
 from attrs import Factory, define
 
 from .config import CacheConfig
@@ -20,6 +18,9 @@ from .lru import LRU
 from .records import GRANTED, Entry, FunctionRecord, GroupRecord, Instance, Module, Request
 from .state import ACQUIRE, TRANSITIONS, Action, step
 from .uses import Snapshot, UseBook
+
+# More bytes than there are.
+NO_LIMIT = 1 << 64
 
 
 @define
@@ -42,15 +43,19 @@ class Residents:
     """The instances of one cache."""
 
     config: CacheConfig
-    ledger: Ledger = Factory(lambda self: Ledger(self.config.stack_size), takes_self=True)
+    ledger: Ledger = Factory(
+        lambda self: Ledger(self.config.stack_size, self.config.max_code_size), takes_self=True
+    )
     lru: LRU[Instance] = Factory(lambda: LRU[Instance]())
     evictions: dict[Reason, int] = Factory(lambda: dict.fromkeys(Reason, 0))
     entries: dict[Entry, None] = Factory(dict)
     book: UseBook = Factory(UseBook)
-    running_limit: float = Factory(lambda self: _limit(self.config), takes_self=True)
+    running_limit: int = Factory(lambda self: _limit(self.config), takes_self=True)
     """`max_running_size`, as a number."""
     shrunk: bool = False
     """Whether it may be `crowded`: only `resize` can make it so, and `trim` looks again."""
+    rests: int = 0
+    """How often an instance became idle so far."""
     _numbers: int = 0
 
     # -- entries: made when asked for, forgotten when nothing needs them
@@ -113,6 +118,7 @@ class Residents:
         instance = Instance(self._numbers, entry, now)
         instance.state = step(instance.state, Action.LOAD)
         instance.loads_module = self.ledger.enter(entry.function)
+        entry.function.module.instances[instance] = None
         entry.live += 1
         return instance
 
@@ -143,6 +149,8 @@ class Residents:
         instance.state = step(instance.state, action)
         instance.size = size
         instance.last_used = entry.last_used = now
+        self.rests += 1
+        instance.rested = self.rests
         self.ledger.suspend(instance)
         self.lru.touch(instance)
         entry.idle.append(instance)
@@ -176,6 +184,7 @@ class Residents:
         self.lru.remove(instance)
         entry.idle.remove(instance)
         entry.live -= 1
+        del entry.function.module.instances[instance]
         if self.ledger.leave_idle(instance):
             result.unloaded.append(entry.function.module)
         instance.state = state
@@ -189,7 +198,7 @@ class Residents:
 
     def evict_module(self, module: Module, reason: Reason, now: float, result: Step) -> None:
         """All idle instances of a module that has no others go, and so does its code."""
-        for instance in list(module.idle):
+        for instance in module.idle:
             self.evict(instance, reason, now, result)
 
     def shrink(self, target: int, now: float, result: Step) -> None:
@@ -208,6 +217,7 @@ class Residents:
         """Under smaller limits, what no longer fits goes."""
         self.config = config
         self.running_limit = _limit(config)
+        self.ledger.limit_code(config.max_code_size)
         limit = config.max_instance_size
         for instance in [instance for instance in self.lru if instance.size > limit]:
             self.evict(instance, Reason.OVERSIZED, now, result, limit)
@@ -290,8 +300,10 @@ class Residents:
     # -- what it all comes down to
 
     def _leave_running(self, instance: Instance, result: Step) -> None:
+        module = instance.entry.function.module
+        del module.instances[instance]
         if self.ledger.leave_running(instance.entry.function):
-            result.unloaded.append(instance.entry.function.module)
+            result.unloaded.append(module)
         instance.entry.live -= 1
 
     def _record(
@@ -337,8 +349,9 @@ class Residents:
         result.evicted.append((instance, event))
 
 
-def _limit(config: CacheConfig) -> float:
-    return math.inf if config.max_running_size is None else config.max_running_size
+def _limit(config: CacheConfig) -> int:
+    # No infinity: to compare a whole number with a float takes three times as long.
+    return NO_LIMIT if config.max_running_size is None else config.max_running_size
 
 
 def _held(entry: Entry) -> int:
