@@ -27,6 +27,15 @@ class ResultMemory:
     def __init__(self) -> None:
         self._kept: mmap.mmap | None = None
 
+    @property
+    def size(self) -> int:
+        """Bytes that are kept."""
+        return 0 if self._kept is None else len(self._kept)
+
+    def forget(self) -> None:
+        """Keep nothing: it goes, at the latest when nobody sees it any more."""
+        self._kept = None
+
     def take(self, size: int) -> memoryview:
         """So many bytes to write to: all of them, as others' results may still lie there.
 

@@ -80,6 +80,8 @@ class Shell:
                 native, instance.payload = instance.payload, None
                 native.close()
             self.tell(event, at)
+            # Memory is short, or the cache has less to do.
+            self.results.forget()
         for module in step.unloaded:
             if module.users == 0:  # it may have been asked for again within the same step
                 module.payload.unload()

@@ -35,6 +35,7 @@ def count(shell: Shell, groups: int) -> CacheStats:
         running_size=ledger.running_size,
         max_running_size=policy.config.max_running_size,
         scratch_size=shell.engine.scratch_size,
+        results_size=shell.results.size,
         code_size=ledger.used,
         max_code_size=policy.config.max_code_size,
         module_code_size=ledger.code_size,

@@ -303,6 +303,19 @@ async def test_memory_of_results_is_used_again(kit: Kit) -> None:
             assert results._kept is kept
 
 
+async def test_memory_of_results_is_kept_until_something_is_evicted(kit: Kit) -> None:
+    """It is in the books, and goes with the first instance that goes."""
+    async with held(kit, same(kit, "i64")) as (cache, lease):
+        rows = MAPPED // 8
+        result = await lease.map([array("q", [1]) * rows])
+        assert cache.stats().results_size == MAPPED
+        assert cache.stats().accounted_size >= MAPPED + cache.stats().code_size
+        cache.remove("f")
+        assert cache.stats().results_size == MAPPED
+    assert cache.stats().results_size == 0
+    assert result.tolist() == [1] * rows
+
+
 def test_what_memory_of_results_is_kept() -> None:
     """The largest up to a limit, for results that are not much smaller."""
     memory = ResultMemory()

@@ -190,6 +190,8 @@ class CacheStats:
     max_running_size: int | None
     scratch_size: int
     """What batches keep: in idle instances part of `total_size`, else of `running_size`."""
+    results_size: int
+    """Memory kept for the results of the next batch, until something is evicted."""
     code_size: int
     """Code of loaded modules and stacks of running instances together."""
     max_code_size: int
@@ -213,9 +215,9 @@ class CacheStats:
 
     @property
     def accounted_size(self) -> int:
-        """All that the books know of: idle and running instances, code, stacks and artifacts."""
+        """All that the books know of: instances, code, stacks, artifacts and kept results."""
         instances = self.total_size + self.idle_stacks_size + self.running_size
-        return instances + self.code_size + self.artifact_size
+        return instances + self.code_size + self.artifact_size + self.results_size
 
     @property
     def errors(self) -> dict[str, int]:
