@@ -205,6 +205,30 @@ async def test_expiry_makes_room_for_who_waits(
         assert results == [3]
 
 
+async def test_a_seat_that_was_taken_in_vain_goes_on_time(
+    fake: FakeKit, clock: trio.testing.MockClock
+) -> None:
+    """Nothing was idle for a while, so nobody looks any more; putting it back is a reason to."""
+    async with fake.open(CacheConfig(yield_fuel=100, offload_after=None)) as cache:
+        f = await add(cache, "f", fake.adding(1, slow_start=True), isolation="fresh")
+        await f.call(1)
+        assert cache.stats().idle_instances == 1
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(f.call, 1)
+            while cache.stats().running_instances == 0:
+                await trio.lowlevel.checkpoint()
+            clock.jump(7.0)
+            while next_deadline() != math.inf:
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+        assert cache.stats().idle_instances == 1
+        await at(clock, 11.875)
+        assert cache.stats().idle_instances == 1
+        await at(clock, 12.0)
+        assert cache.stats().idle_instances == 0
+        check_invariants(cache)
+
+
 async def test_time_is_trios(
     fake: FakeKit, autojump_clock: trio.testing.MockClock, log: ListLogger
 ) -> None:

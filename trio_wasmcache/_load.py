@@ -141,6 +141,7 @@ async def _load(shell: Shell, group: SchedulingGroup, request: Request) -> None:
         if shell.config.log_uses:
             tell_abandoned(shell, request, type(problem).__name__, now)
         shell.act(shell.policy.failed(request, now), now)
+        shell.expect_expiry()  # of a seat that was taken in vain
         if problem is error:
             raise
         raise problem from error

@@ -95,7 +95,7 @@ class Shell:
         self.log.add(event, trio.current_time() if at is None else at)
 
     def expect_expiry(self) -> None:
-        """Let the background task wake when something idle is due: called after a recycle.
+        """Let the background task wake when something idle is due: called whenever something rests.
 
         While it sleeps until a time that is not later, it need not know: it looks again then.
         """
