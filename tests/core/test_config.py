@@ -113,6 +113,7 @@ BAD: list[tuple[str, Any]] = [
     ("compile_memory", 1.5e9),
     ("compile_seconds", 0),
     ("compile_seconds", math.inf),
+    *((name, 10**400) for name in ("idle_timeout", "compile_seconds", "log_flush_timeout")),
     ("total_fuel", 2**63),
     ("yield_fuel", 2**63),
     ("stack_size", 64 * KiB - 1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Callable
 
 from attrs import field, fields, frozen
@@ -34,10 +35,10 @@ def _seconds(*, zero: bool, infinite: bool) -> dict[str, object]:
     def check(value: object) -> str | None:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return f"must be a number of seconds, got {value!r}"
+        if value > sys.float_info.max and not (infinite and value == math.inf):
+            return "must be finite"
         if math.isnan(value) or value < 0 or (value == 0 and not zero):
             return f"must be {'at least 0' if zero else 'above 0'} seconds, got {value!r}"
-        if value == math.inf and not infinite:
-            return "must be finite"
         return None
 
     return {"check": check}

@@ -60,8 +60,8 @@ class CodeCache:
             self._root = root = _private_folder(folder)
             self._code = _private_folder(root / "wasmtime")
             self._digests = _private_folder(root / "digests")
-            config = new_config(stack_size)
             with _settings(root, self._code) as path:
+                config = new_config(stack_size)
                 problem = native.config_cache_config_load(config, path)
         except (OSError, ValueError) as error:  # a name with a zero byte is a `ValueError`
             raise CacheDirError(f"cache_dir {_shown(folder)} can't be used: {error}") from error
