@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import trio
 from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
@@ -102,6 +104,21 @@ async def test_the_turn_is_looked_at_again_when_its_holder_wakes() -> None:
         assert track.turns.taken == 1
         await track.work("behind", behind, 1)
     assert track.order == ["behind", "ahead"]
+    assert track.turns.taken == 0
+
+
+async def test_a_turn_that_is_looked_at_again_very_often() -> None:
+    """Whoever is far ahead waits as long as it takes, and not deeper and deeper on the stack."""
+    track, ahead, behind = Track(), Share(1), Share(1_000_000)
+    ahead.virtual_time = 1e9
+    async with trio.open_nursery() as nursery:
+        await track.turns.take(behind)
+        nursery.start_soon(track.work, "a", ahead, 1)
+        await wait_all_tasks_blocked()
+        track.turns.give_back()
+        for _ in range(sys.getrecursionlimit()):
+            await track.work("b", behind, 1)
+    assert track.order == ["b"] * sys.getrecursionlimit() + ["a"]
     assert track.turns.taken == 0
 
 

@@ -42,9 +42,10 @@ class Turns:
         self.line.enter(share)
         if self.taken < self.slots and not self.line:
             self.taken += 1
-            await self._pass(share)
+            await self._pass()
         else:
             await self._wait(share)
+        await self._begin(share)
 
     async def keep(self, share: Share) -> None:
         """The holder has used its turn: hand it over if it has to, and wait for the next.
@@ -56,7 +57,8 @@ class Turns:
             self.give_back()
             await self._wait(share)
         else:
-            await self._pass(share)
+            await self._pass()
+        await self._begin(share)
 
     def resize(self, slots: int) -> None:
         """So many turns from now on: more begin in this step, fewer as they are given back."""
@@ -68,13 +70,12 @@ class Turns:
         self.taken -= 1
         self._hand_out()
 
-    async def _pass(self, share: Share) -> None:
+    async def _pass(self) -> None:
         try:
             await trio.lowlevel.checkpoint()
         except BaseException:
             self.give_back()
             raise
-        await self._begin(share)
 
     async def _wait(self, share: Share) -> None:
         task = trio.lowlevel.current_task()
@@ -85,15 +86,13 @@ class Turns:
 
         self.line.join(share, task)
         await trio.lowlevel.wait_task_rescheduled(abort)
-        await self._begin(share)
 
     async def _begin(self, share: Share) -> None:
-        first = self.line.first()
-        if first is not None and first.virtual_time < share.virtual_time:
+        # As often as it takes, which may be thousands of times for a group with a tiny share.
+        while (first := self.line.first()) and first.virtual_time < share.virtual_time:
             self.give_back()
             await self._wait(share)
-        else:
-            self.line.begin(share)
+        self.line.begin(share)
 
     def _hand_out(self) -> None:
         while self.taken < self.slots and (task := self.line.pop()) is not None:
