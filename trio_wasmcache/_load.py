@@ -38,7 +38,7 @@ async def grant(shell: Shell, group: SchedulingGroup, request: Request) -> None:
         WasmCacheError: what ended the request.
         trio.ClosedResourceError: the group or the cache was closed.
     """
-    now = trio.current_time()
+    now = shell.now()
     if shell.config.log_uses:
         tell_requested(shell, request, now)
     try:
@@ -67,7 +67,7 @@ async def _see_through(shell: Shell, group: SchedulingGroup, request: Request) -
                 raise closed_group(group)  # who closed it has told the log
             if shell.log_uses:
                 kind = type(request.error).__name__
-                tell_abandoned(shell, request, kind, trio.current_time())
+                tell_abandoned(shell, request, kind, shell.now())
             raise request.error
         else:
             await _wait(shell, request)
@@ -76,7 +76,7 @@ async def _see_through(shell: Shell, group: SchedulingGroup, request: Request) -
 async def _wait(shell: Shell, request: Request) -> None:
     def abort(_: RaiseCancelT) -> Abort:
         request.sleeper = None
-        now = trio.current_time()
+        now = shell.now()
         if shell.config.log_uses:
             tell_abandoned(shell, request, "Cancelled", now)
         shell.act(shell.policy.cancel(request, now), now)
@@ -93,10 +93,10 @@ async def _load(shell: Shell, group: SchedulingGroup, request: Request) -> None:
     assert instance is not None
     registered: Registered = instance.entry.function.payload
     lease: Lease = request.payload
-    began = trio.current_time()
+    began = shell.now()
     native: GuestInstance | None = None
     try:
-        module = await registered.slot.get()
+        module = registered.slot.loaded or await registered.slot.get()
         lease._check_open()
         if group._share.burst >= BURST_FUEL:
             await shell.runner.pass_turn(group._share)
@@ -134,7 +134,7 @@ async def _load(shell: Shell, group: SchedulingGroup, request: Request) -> None:
         if instance.payload is not None:
             native, instance.payload = instance.payload, None
             native.close()
-        now = trio.current_time()
+        now = shell.now()
         problem = _explain(instance.entry.function.key, error)
         if isinstance(problem, Exception) and not isinstance(problem, trio.ClosedResourceError):
             tell_failed(shell, request, instance, problem, now)
@@ -146,7 +146,7 @@ async def _load(shell: Shell, group: SchedulingGroup, request: Request) -> None:
             raise
         raise problem from error
     instance.size = native.measure()
-    now = trio.current_time()
+    now = shell.now()
     instance.entry.uses.add(LOADS, microseconds(now - began))
     seat = instance.seat
     step = shell.policy.loaded(request, now)

@@ -44,11 +44,11 @@ async def take(lease: Lease, task: Task) -> Lease:
     if group._record.closed or shell.closed:
         raise closed_group(group)
     if shell.log_uses:
-        lease._at = trio.current_time()
+        lease._at = shell.now()
     blocked = not group._take_token_nowait(task)
     if blocked:
         record = shell.registry.find(lease._name, lease._args)  # unknown: say so before waiting
-        lease._at = trio.current_time()
+        lease._at = shell.now()
         try:
             await group._wait_for_token(
                 task,
@@ -99,7 +99,7 @@ async def _acquire(lease: Lease, task: Task, blocked: bool) -> None:
     lease._guest = held.guest
     lease._total_fuel = config.total_fuel
     if shell.log_uses:
-        now = trio.current_time()
+        now = shell.now()
         tell_acquired(shell, request, lease._at, now)
         lease._at = now
 
@@ -164,7 +164,7 @@ def recycle(lease: Lease, reason: Reason | None = None) -> None:
     elif not registered.keeps_state and reason is None:
         seat = _leave_seat(registered, instance, native)
     size = SEAT_SIZE if seat else native.measure()
-    now = trio.current_time()
+    now = shell.now()
     step = shell.policy.recycle(request, size, now, reason, seat)
     if shell.log_uses:
         tell_recycled(shell, request, instance, size, lease._at, now)
