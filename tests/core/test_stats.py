@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import random
+import weakref
 
 import attrs
 import pytest
@@ -11,8 +13,10 @@ from core.policy_bench import Bench
 from hypothesis import given, strategies as st
 
 from trio_wasmcache import CacheStats, DeadlockError
+from trio_wasmcache._core.events import Reason
 from trio_wasmcache._core.keys import FunctionKey
-from trio_wasmcache._core.records import GroupRecord, Stage
+from trio_wasmcache._core.records import FunctionRecord, GroupRecord, Stage
+from trio_wasmcache._core.residents import PARKED
 from trio_wasmcache._core.stats import (
     NOTHING,
     DistributionSummary,
@@ -304,6 +308,84 @@ def test_errors_and_late_calls_find_their_way_into_a_forgotten_entry() -> None:
     assert (summary.errors, summary.calls, summary.blocks) == ({"LoadError": 1}, 1, 1)
     assert (summary.run.total, summary.fuel.total) == (500_000, 7)
     assert not policy.residents.entries
+
+
+def come_and_go(bench: Bench, functions: list[FunctionRecord], group: GroupRecord) -> None:
+    """Each is leased once, and nothing of it stays."""
+    for function in functions:
+        bench.recycle(bench.lease(function, group=group), drop=Reason.CORRUPTED)
+        assert not bench.policy.residents.entries
+        assert len(bench.policy.residents._parked) <= PARKED
+
+
+@pytest.mark.parametrize("many", [1, PARKED, PARKED + 3])
+def test_entries_that_come_and_go_count_on(many: int) -> None:
+    """Nothing is lost and nothing counted twice, whoever asks in between, and whatever ends."""
+    bench, red = Bench(), GroupRecord("red")
+    functions = [bench.function(f"f{number}") for number in range(many)]
+    for times in range(1, 4):
+        come_and_go(bench, functions, bench.main)
+        come_and_go(bench, functions, red)
+        come_and_go(bench, functions[:1], red)
+        if times != 2:
+            stats = stats_of(bench)
+            seen = {name: one.misses for name, one in stats.per_function.items()}
+            assert seen.pop("f0(i64)") == 3 * times
+            assert seen == {f"f{number}(i64)": 2 * times for number in range(1, many)}
+            groups = {name: one.misses for name, one in stats.per_group.items()}
+            assert groups == {"main": many * times, "red": (many + 1) * times}
+            assert stats.wait.count == stats.hold.count == (2 * many + 1) * times
+    come_and_go(bench, functions[:1], red)
+    bench.retire(functions[0])
+    come_and_go(bench, functions[1:], bench.main)
+    bench.close(red)
+    stats = stats_of(bench)
+    assert (stats.per_function[""].misses, "f0(i64)" in stats.per_function) == (10, False)
+    assert stats.per_group[""].misses == 3 * (many + 1) + 1
+    assert stats.per_group["main"].misses == 3 * many + many - 1
+
+
+def test_what_is_noted_of_an_entry_that_came_and_went_is_counted_once() -> None:
+    """Before it comes again, while it is there, and after its counts were added up."""
+    bench = Bench()
+    policy, function = bench.policy, bench.function("f")
+    request = bench.lease(function)
+    entry = request.entry
+    bench.now = 3.0
+    bench.recycle(request, drop=Reason.CORRUPTED)
+    policy.note_error(entry, "Late")
+    again = bench.lease(function)
+    policy.note_error(entry, "Late")
+    bench.recycle(again, drop=Reason.CORRUPTED)
+    assert stats_of(bench).errors == {"Late": 2}
+    policy.note_error(entry, "Late")
+    last = bench.lease(function)
+    policy.note_error(entry, "Late")
+    bench.recycle(last, drop=Reason.CORRUPTED)
+    assert stats_of(bench).errors == {"Late": 4}
+    policy.note_error(entry, "Late")
+    policy.residents.begin_anew()
+    assert stats_of(bench).errors == {}
+    policy.note_error(entry, "Late")
+    assert stats_of(bench).errors == {"Late": 1}
+
+
+def test_nothing_is_kept_of_what_was_removed_or_closed() -> None:
+    """Counts of forgotten entries are kept for when they come again: these do not."""
+    bench, red = Bench(), GroupRecord("red")
+    functions = [bench.function(name) for name in "fgh"]
+    held = bench.lease(functions[2])
+    for function in functions[:2]:
+        for group in (bench.main, red):
+            bench.recycle(bench.lease(function, group=group), drop=Reason.CORRUPTED)
+    bench.retire(functions[0])
+    bench.retire(functions[2])
+    bench.close(red)
+    bench.recycle(held, drop=Reason.CORRUPTED)
+    gone = [weakref.ref(function) for function in functions] + [weakref.ref(red)]
+    del functions, function, group, red, held
+    gc.collect()
+    assert [ref() is None for ref in gone] == [True, True, True, True]
 
 
 def test_a_deadlock_blocks_nobody() -> None:

@@ -256,6 +256,7 @@ class Policy(Hits):
         Its idle instances go. Who waits goes on with the successor, in order, or ends with
         `UnknownFunctionError`; who runs is not disturbed; who loads is seen to in `loaded`.
         """
+        self.residents.fold()
         function.retired = True
         if function.successor is None:
             self.residents.book.drop_function(function.key)
@@ -273,6 +274,7 @@ class Policy(Hits):
 
     def close_group(self, group: GroupRecord, now: float, reason: Reason) -> Step:
         """No new leases in `group`: its idle instances go, its waiters end with `Closed`."""
+        self.residents.fold()
         group.closed = True
         if not self.closed:
             group.gone = True

@@ -19,6 +19,9 @@ from .records import GRANTED, Entry, FunctionRecord, GroupRecord, Instance, Modu
 from .state import ACQUIRE, TRANSITIONS, Action, step
 from .uses import Snapshot, UseBook
 
+# Forgotten entries whose counts are not added up yet: as many as an application may have in turn,
+# and few enough to take no memory.
+PARKED = 64
 # More bytes than there are.
 NO_LIMIT = 1 << 64
 
@@ -54,6 +57,9 @@ class Residents:
     """`max_running_size`, as a number."""
     shrunk: bool = False
     """Whether it may be `crowded`: only `resize` can make it so, and `trim` looks again."""
+    _parked: dict[tuple[FunctionRecord, GroupRecord], Entry] = Factory(dict)
+    """Entries that are forgotten, but for what they counted: where nothing is kept, each acquire
+    makes one, and would add it all up again."""
     rests: int = 0
     """How often an instance became idle so far."""
     _numbers: int = 0
@@ -64,7 +70,8 @@ class Residents:
         """The entry of `function` in `group`, made if there is none."""
         entry = function.entries.get(group)
         if entry is None:
-            entry = function.entries[group] = Entry(function, group)
+            entry = self._parked.pop((function, group), None) or Entry(function, group)
+            function.entries[group] = entry
             group.entries[entry] = None
             self.entries[entry] = None
         return entry
@@ -75,7 +82,13 @@ class Residents:
             del self.entries[entry]
             del entry.group.entries[entry]
             del entry.function.entries[entry.group]
-            self._collect(entry)
+            entry.last_used = None
+            if entry.function.retired or entry.group.closed:
+                self._collect(entry)
+            else:
+                if len(self._parked) >= PARKED:
+                    self.fold()
+                self._parked[entry.function, entry.group] = entry
 
     # -- what is told about uses
 
@@ -83,21 +96,30 @@ class Residents:
         """Something was, in an entry that was made only for that, or may be forgotten already."""
         if entry in self.entries:
             self.forget(entry)
-        else:
+        elif self._parked.get((entry.function, entry.group)) is not entry:
             self._collect(entry)
+
+    def fold(self) -> None:
+        """What forgotten entries have counted goes to their functions and groups."""
+        for entry in self._parked.values():
+            self._collect(entry)
+        self._parked.clear()
 
     def snapshot(self) -> Snapshot:
         """All uses so far."""
+        self.fold()
         frozen = [entry.uses.freeze(_held(entry)) for entry in self.entries]
         names = list(map(self._names, self.entries))
         return Snapshot(*self.book.share(), self.count_calls(), frozen, names)
 
     def count_calls(self) -> int:
         """Calls begun, since uses are counted."""
+        self.fold()
         return self.book.calls + sum(entry.uses.calls for entry in self.entries)
 
     def begin_anew(self) -> None:
         """From now on, uses are counted from 0."""
+        self.fold()
         self.book.clear()
         for entry in self.entries:
             entry.uses.clear(_held(entry))
