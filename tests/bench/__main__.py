@@ -18,7 +18,7 @@ from . import plot, readme
 from .harness import Report, machine
 
 # Without being asked for: what the README shows.
-DEFAULT = ("calls", "misses", "entries", "waiting", "batches", "loop", "startup")
+DEFAULT = ("calls", "misses", "first", "entries", "waiting", "batches", "loop", "startup")
 # Whatever is here and no part of the machinery is a suite, with a function `run`.
 MACHINERY = {"__main__", "harness", "instructions", "peers", "plot", "readme"}
 HERE = Path(__file__).parent

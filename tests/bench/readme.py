@@ -13,6 +13,17 @@ BEGIN, END = "<!-- figures -->\n", "<!-- end of figures -->\n"
 # Of these suites, every row; of the others, what is named here.
 SUITES = ("calls", "misses", "entries", "waiting", "startup")
 OTHERS = (
+    *(
+        f"{name} ({size})"
+        for size in ("3 KB", "70 KB")
+        for name in (
+            "plain compile, instantiate, call",
+            "plain, metered, one thread",
+            "register and first call",
+            "register and first call / plain",
+            "the same / plain, metered, one thread",
+        )
+    ),
     "map / a call for each row",
     "map / wasmtime-py",
     "ticker p99 above idle during fib(35), inline",

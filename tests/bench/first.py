@@ -1,0 +1,150 @@
+"""From the bytes of a module to the result of its first call, step by step beside the plain way.
+
+Each way does what the one above it does and one thing more, so that the difference is the price of
+that. Those that compile on one thread do so with the settings that the cache needs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import trio
+import wasmtime
+
+from trio_wasmcache import CacheConfig, InstanceCache, open_cache
+from trio_wasmcache._core.wasm import read_module
+
+from .harness import Report, SilentLogger
+
+I64 = ("i64",)
+FUEL = 1_000_000_000
+Way = Callable[[bytes], Awaitable[None]]
+
+
+def module(functions: int, number: int) -> str:
+    """WebAssembly text of a module that is like no other, of about so many functions."""
+    body = " ".join(
+        f"(local.set 1 (i64.mul (i64.add (local.get 1) (i64.const {n})) (local.get 0)))"
+        for n in range(20)
+    )
+    others = "\n".join(
+        f"(func (param i64) (result i64) (local i64) {body} (local.get 1))"
+        for _ in range(functions)
+    )
+    return (
+        f'(module (memory 1) (global i64 (i64.const {number})) (export "memory" (memory 0))\n'
+        f'(func (export "same") (param i64) (result i64) (local.get 0))\n{others})'
+    )
+
+
+def _engine(*, metered: bool, parallel: bool) -> wasmtime.Engine:
+    config = wasmtime.Config()
+    config.consume_fuel, config.parallel_compilation = metered, parallel
+    return wasmtime.Engine(config)
+
+
+def _call(engine: wasmtime.Engine, made: wasmtime.Module, metered: bool) -> None:
+    store = wasmtime.Store(engine)
+    if metered:
+        store.set_fuel(FUEL)
+    same: Any = wasmtime.Instance(store, made, []).exports(store)["same"]
+    same(store, 1)
+
+
+def _plain(engine: wasmtime.Engine, metered: bool) -> Way:
+    async def plain(wasm: bytes) -> None:
+        _call(engine, wasmtime.Module(engine, wasm), metered)
+
+    return plain
+
+
+def _kept(engine: wasmtime.Engine) -> Way:
+    async def kept(wasm: bytes) -> None:
+        data = wasmtime.Module(engine, wasm).serialize()
+        _call(engine, wasmtime.Module.deserialize(engine, data), True)
+
+    return kept
+
+
+def _in_thread(engine: wasmtime.Engine, look: Callable[[bytes], object]) -> Way:
+    def compiled(wasm: bytes) -> bytearray:
+        look(wasm)
+        return wasmtime.Module(engine, wasm).serialize()
+
+    async def in_thread(wasm: bytes) -> None:
+        data = await trio.to_thread.run_sync(compiled, wasm)
+        _call(engine, wasmtime.Module.deserialize(engine, data), True)
+
+    return in_thread
+
+
+def _ours(cache: InstanceCache) -> Way:
+    numbers = itertools.count()
+
+    async def ours(wasm: bytes) -> None:
+        function = await cache.register(
+            f"f{next(numbers)}", wasm, args=I64, export="same", returns="i64"
+        )
+        await function.call(1)
+
+    return ours
+
+
+def ways(cache: InstanceCache) -> dict[str, Way]:
+    """{what is told of it: the way}, each with a step more than the one before."""
+    alone = _engine(metered=True, parallel=False)
+    return {
+        "plain compile, instantiate, call": _plain(_engine(metered=False, parallel=True), False),
+        "plain, metered": _plain(_engine(metered=True, parallel=True), True),
+        "plain, metered, one thread": _plain(alone, True),
+        "and serialized, and loaded from that": _kept(alone),
+        "and compiled in a Trio thread": _in_thread(alone, lambda wasm: None),
+        "and its sections read": _in_thread(alone, read_module),
+        "register and first call": _ours(cache),
+    }
+
+
+async def _interleave(
+    candidates: Mapping[str, Way], functions: int, rounds: int
+) -> dict[str, tuple[float, float]]:
+    """{name: median milliseconds, and of CPU time}; every module is like no other."""
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in candidates}
+    numbers = itertools.count()
+    for _ in range(rounds):
+        for name, way in candidates.items():
+            wasm = bytes(wasmtime.wat2wasm(module(functions, next(numbers))))
+            cpu, began = time.process_time(), time.perf_counter()
+            await way(wasm)
+            wall, cpu = time.perf_counter() - began, time.process_time() - cpu
+            taken[name].append((wall * 1e3, cpu * 1e3))
+    return {
+        name: (statistics.median(wall for wall, _ in times), statistics.median(c for _, c in times))
+        for name, times in taken.items()
+    }
+
+
+async def bench_first(report: Report, what: str, functions: int, rounds: int) -> None:
+    """All ways for modules of one size."""
+    async with open_cache(CacheConfig(), logger=SilentLogger()) as cache:
+        ms = await _interleave(ways(cache), functions, rounds)
+    for name, (wall, cpu) in ms.items():
+        report.add(f"{name} ({what})", wall, "ms", note=f"{cpu:.3g} ms of CPU time")
+    ours, plain, alone = (
+        ms[name][0]
+        for name in (
+            "register and first call",
+            "plain compile, instantiate, call",
+            "plain, metered, one thread",
+        )
+    )
+    report.add(f"register and first call / plain ({what})", ours / plain, "", at_most=1.15)
+    report.add(f"the same / plain, metered, one thread ({what})", ours / alone, "")
+
+
+async def run(report: Report, quick: bool) -> None:
+    await bench_first(report, "3 KB", 14, 2 if quick else 81)
+    await bench_first(report, "70 KB", 335, 1 if quick else 25)
