@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Any
 
@@ -318,6 +319,33 @@ def test_leaving_does_not_wait_for_a_compile() -> None:
 def test_a_process_may_end_while_something_compiles() -> None:
     """The thread that still compiles neither holds the process up nor crashes it."""
     assert run_python(LEAVE, "exit") == "left\n"
+
+
+FORK = """
+    import os, signal, trio, warnings
+    from engine.support import quiet_cache
+    from engine.test_compile import large_module, register
+
+    async def main():
+        async with quiet_cache() as cache:
+            function = await register(cache, "f", large_module(30))
+            print(await function.call(1), flush=True)
+
+    trio.run(main)
+    warnings.simplefilter("ignore")  # fork and threads: the very thing that is tried
+    if (child := os.fork()) == 0:
+        signal.alarm(60)
+        trio.run(main)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_process_that_was_forked_compiles_too() -> None:
+    """It has none of the threads that its parent compiled in."""
+    first, second = run_python(FORK).split()
+    assert first == second
 
 
 async def test_an_artifact_outlives_its_loaded_form() -> None:
