@@ -38,8 +38,9 @@ from .settings import new_config
 from .text import to_wasm
 from .traps import take_error
 
-# Compiling is one thread's work (parallel compilation would starve a small machine's event loop),
-# and two at once keep a large module from holding up a small one.
+# Compiling is one thread's work (on all cores, it would starve a small machine's event loop, and
+# never end in a forked process; `tests/bench/PROFILE.md` has more), and two at once keep a large
+# module from holding up a small one.
 MAX_COMPILES = 2
 # Making code executable takes about 3 ms a MB: worth a thread hop (0.2 ms) from here on.
 LOAD_IN_THREAD = 256 * 1024
