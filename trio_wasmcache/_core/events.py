@@ -372,6 +372,10 @@ EVENTS: tuple[type[Event], ...] = (
 """Every kind of event, one for each name."""
 
 
+# What every line has, besides the fields of its event.
+STAMPS = "cache", "seq", "at_seconds", "schema"
+
+
 @frozen
 class Stamped:
     """An event with what makes a log of it: order, time and origin."""
@@ -384,12 +388,6 @@ class Stamped:
 
     def fields(self) -> dict[str, object]:
         """The flat fields of the log line, without its name."""
+        stamps = self.cache, self.seq, self.at_seconds, SCHEMA_VERSION
         names, values_of = _reader(type(self.event))
-        made = {
-            "cache": self.cache,
-            "seq": self.seq,
-            "at_seconds": self.at_seconds,
-            "schema": SCHEMA_VERSION,
-        }
-        made.update(zip(names, values_of(self.event), strict=True))
-        return made
+        return dict(zip((*STAMPS, *names), (*stamps, *values_of(self.event)), strict=True))

@@ -96,7 +96,7 @@ class Residents:
         """Something was, in an entry that was made only for that, or may be forgotten already."""
         if entry in self.entries:
             self.forget(entry)
-        elif self._parked.get((entry.function, entry.group)) is not entry:
+        else:
             self._collect(entry)
 
     def fold(self) -> None:
