@@ -25,7 +25,13 @@ from ._engine.seam import GuestInstance
 from ._group import closed_group
 from ._held import Held, hold
 from ._load import grant
-from ._uses import tell_acquired, tell_recycled, tell_token_block, tell_token_wait_ended
+from ._uses import (
+    tell_acquired,
+    tell_left,
+    tell_recycled,
+    tell_token_block,
+    tell_token_wait_ended,
+)
 
 if TYPE_CHECKING:
     from ._lease import Lease
@@ -115,9 +121,13 @@ def give_back(lease: Lease, task: Task) -> None:
     check_headroom()
     if lease._request is not None:
         if lease._busy:
-            shell, now = lease._shell, trio.current_time()
+            shell, request, caller = lease._shell, lease._request, lease._caller
+            assert caller is not None
+            now = trio.current_time()
             lease._end_under_a_call(Reason.CORRUPTED)
-            shell.act(shell.policy.hand_over(lease._request, lease._caller, now), now)
+            if shell.log_uses:
+                tell_left(shell, request, caller, now)
+            shell.act(shell.policy.hand_over(request, caller, now), now)
         else:
             recycle(lease)
     lease._group._give_back_token(task)

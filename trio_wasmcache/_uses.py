@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING
 import trio
 from trio.lowlevel import Task
 
-from ._core.events import Abandoned, Acquired, Blocked, Failed, Loaded, Recycled, Requested
+from ._core.events import (
+    Abandoned,
+    Acquired,
+    Blocked,
+    Failed,
+    Left,
+    Loaded,
+    Recycled,
+    Requested,
+)
 from ._core.records import FunctionRecord, Instance, Request
 from ._core.state import State
 from ._shell import Shell, describe
@@ -150,6 +159,20 @@ def tell_acquired(shell: Shell, request: Request, asked_at: float, at: float) ->
             code_bytes=function.module.code_size,
             total_size_bytes=ledger.total_size,
             code_size_bytes=ledger.used,
+        ),
+        at,
+    )
+
+
+def tell_left(shell: Shell, request: Request, caller: Task, at: float) -> None:
+    """The block of the lease has ended, but not the call of it that `caller` has under way."""
+    lease: Lease = request.payload
+    shell.tell(
+        Left(
+            **describe(request.entry.function),
+            group=request.entry.group.name,
+            request=lease._number,
+            task=shell.task_number(caller),
         ),
         at,
     )

@@ -10,12 +10,13 @@ from random import Random
 from typing import Any
 
 import pytest
+import trio
 import trio.testing
 from hypothesis import given, strategies as st
-from kits import PAGE, WasmtimeKit
+from kits import PAGE, WasmtimeKit, add
 from report.workloads import CoarseRandom, JsonLogger, draw_config, run_on_jumping_clock, wild_plan
 
-from trio_wasmcache import CacheConfig
+from trio_wasmcache import CacheConfig, DeadlockError, HostFunction
 from trio_wasmcache.report.replay import MAX_KEPT, NotReplayable, Replay
 from trio_wasmcache.testing import FakeEngine, open_fake_cache
 
@@ -305,3 +306,52 @@ def test_an_empty_log_is_nothing() -> None:
     """No events, no disagreement."""
     replay, _ = replayed([])
     assert (replay.events, replay.disagreed) == (0, 0)
+
+
+@pytest.mark.parametrize("how", ["waits before", "waits after", "others wait"])
+async def test_a_lease_whose_block_ended_under_a_call(real: WasmtimeKit, how: str) -> None:
+    """The log tells whose it is from then on, and so the replay knows what is a deadlock."""
+    left, logger = trio.Event(), JsonLogger()
+    results: list[object] = []
+
+    async def ask(value: int) -> int:
+        if how != "waits before":
+            await left.wait()
+        if how != "others wait":
+            with pytest.raises(DeadlockError):
+                await function.call(value)
+            results.append("deadlock")
+        return value
+
+    async def call() -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await lease.call(1)
+
+    async def set_when_all_wait() -> None:
+        await trio.testing.wait_all_tasks_blocked()
+        left.set()
+
+    async with (
+        real.open(CacheConfig(log_uses=True), logger=logger) as cache,
+        trio.open_nursery() as nursery,
+    ):
+        hosts = {"host": {"ask": HostFunction(ask)}}
+        function = await add(cache, "f", real.asking(), imports=hosts)
+        async with function.acquire() as lease:
+            nursery.start_soon(call)
+            await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(set_when_all_wait)
+        if how == "others wait":
+            async with function.acquire():
+                results.append("granted")
+    assert results == ["granted" if how == "others wait" else "deadlock"]
+    events = logger.events
+    (told,) = [event for event in events if event["event"] == "wasmcache.left"]
+    requested = [event for event in events if event["event"] == "wasmcache.requested"]
+    assert told["request"] == requested[0]["request"]
+    assert told["task"] != requested[0]["task"]
+    replay, evicted = replayed(events)
+    assert (replay.disagreements, evicted) == ([], logged(events))
+    assert replay.complete
+    without = numbered([event for event in events if event is not told])
+    assert replayed(without)[0].disagreements

@@ -323,6 +323,23 @@ class Acquired(Use):
 
 
 @frozen(kw_only=True)
+class Left(Event):
+    """With `log_uses`: a block ended, and another task has a call of its lease under way.
+
+    From now on the instance is that task's. `Recycled` follows when the call is over.
+    """
+
+    name = "wasmcache.left"
+    function: str
+    arg_types: str
+    group: str
+    generation: int
+    request: int | None
+    task: int
+    """Who has it from now on; as in `Requested`."""
+
+
+@frozen(kw_only=True)
 class Recycled(Use):
     """With `log_uses`: a lease ended. `kept` is False where an eviction follows."""
 
@@ -365,6 +382,7 @@ EVENTS: tuple[type[Event], ...] = (
     Requested,
     Blocked,
     Acquired,
+    Left,
     Recycled,
     Abandoned,
     Lost,

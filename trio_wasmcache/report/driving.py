@@ -5,13 +5,14 @@ Rules:
 1. An event is what was done *to* the policy, at the time that it was given: `requested` is
    `acquire`, `recycled` is `recycle`, and so on. Each method here is one of them, and gives the
    step that the policy took.
-2. A token is held from its `requested` on until after the step of its `recycled` or `abandoned`,
-   as in the cache: who holds it decides what is a deadlock.
+2. A token is held from its `requested` on until after the step of its `left`, `recycled` or
+   `abandoned`, as in the cache: who holds it decides what is a deadlock.
 3. Closing a group ends its loads, and leases whose tasks have not run yet: they are `abandoned`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 from attrs import Factory, define
@@ -35,6 +36,8 @@ class Driver:
     """{number: request} of those that the log has not told the end of."""
     granted: set[Request] = Factory(set)
     """Those of which the log has told `acquired`: their tasks know that they hold something."""
+    _left: set[Request] = Factory(set)
+    """Those whose block has ended, under a call: their token is given back."""
     _token_waits: dict[int, GroupRecord] = Factory(dict)  # {task: group}
     _capacities: dict[GroupRecord, int | None] = Factory(dict)
 
@@ -98,8 +101,8 @@ class Driver:
         waiting = any(wanted is group for wanted in self._token_waits.values())
         return waiting and (capacity is None or len(group.token_owners) < capacity)
 
-    def _give_back_token(self, request: Request) -> None:
-        owners, task = request.entry.group.token_owners, request.owner
+    def _give_back_token(self, request: Request, task: Hashable) -> None:
+        owners = request.entry.group.token_owners
         if owners[task] > 1:
             owners[task] -= 1
         else:
@@ -130,13 +133,25 @@ class Driver:
         request.instance.size = event["size_bytes"]
         return self.policy.loaded(request, event["at_seconds"])
 
+    def leave(self, event: Event) -> Step | None:
+        """A `left` event."""
+        request = self.requests[event["request"]]
+        before = request.owner
+        step = self.policy.hand_over(request, event["task"], event["at_seconds"])
+        self._give_back_token(request, before)
+        self._left.add(request)
+        return step
+
     def recycle(self, event: Event, drop: Reason | None) -> Step | None:
         """A `recycled` event; `drop`: what only the cache could know, that a call failed."""
         request = self.requests.pop(event["request"])
         self.granted.discard(request)
         size, at = event["size_bytes"], event["at_seconds"]
         step = self.policy.recycle(request, size, at, drop, event["seat"])
-        self._give_back_token(request)
+        if request in self._left:
+            self._left.remove(request)
+        else:
+            self._give_back_token(request, request.owner)
         return step
 
     def abandon(self, event: Event) -> Step | None:
@@ -150,7 +165,7 @@ class Driver:
             step = self.policy.recycle(request, request.instance.size, at)
         elif request.stage is not Stage.ENDED:
             step = self.policy.cancel(request, at)
-        self._give_back_token(request)
+        self._give_back_token(request, request.owner)
         return step
 
 

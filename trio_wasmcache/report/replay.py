@@ -220,6 +220,9 @@ class Replay:
         self._compare(event, "the error", event["error"], _booked_error(request, event["error"]))
         self._act(self._driven.abandon(event))
 
+    def _on_left(self, event: Event) -> None:
+        self._act(self._driven.leave(event))
+
     def _on_recycled(self, event: Event, following: Event | None) -> None:
         request = self._driven.requests[event["request"]]
         instance = request.instance
