@@ -12,10 +12,10 @@ import trio
 from attrs import evolve
 
 from ._abi.protocol import Abi, Crossing
-from ._closing import close_groups
+from ._closing import close_groups, tell_all_closed
 from ._core.admit import worst_size
 from ._core.config import CacheConfig
-from ._core.events import Closed, Reason, Registered as RegisteredEvent, Removed, Resized
+from ._core.events import Reason, Registered as RegisteredEvent, Removed, Resized
 from ._core.isolation import RESET, REUSE, verdict
 from ._core.records import FunctionRecord
 from ._core.stats import CacheStats, EntryInfo, ResidentBytes
@@ -338,10 +338,7 @@ class InstanceCache:
         shell.tell(Resized(**describe_limits(config)), now)
         shell.act(shell.policy.resize(config, now), now)
         shell.sleep_until(shell.policy.next_expiry())
-        for entry in shell.policy.residents.entries:
-            for instance in (*entry.idle, *(request.instance for request in entry.claims)):
-                if instance is not None:
-                    instance.ready = None  # the next lease of it goes the long way, and adapts it
+        shell.adapt_instances()
 
     @property
     def config(self) -> CacheConfig:
@@ -395,13 +392,4 @@ class InstanceCache:
             scope.cancel()
         shell.policy.closed = True
         await close_groups(shell, list(self._groups.values()), Reason.CLOSED)
-        policy = shell.policy
-        shell.tell(
-            Closed(
-                hits=policy.hits,
-                misses=policy.misses,
-                blocks=policy.blocks,
-                calls=shell.count_calls(),
-                evictions=sum(policy.residents.evictions.values()),
-            )
-        )
+        tell_all_closed(shell)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from ._core.events import Reason
+from ._core.events import Closed, Reason
 from ._core.records import Request, Stage
 from ._ctrl_c import outlast
 from ._group import SchedulingGroup, tell_closed
@@ -53,6 +53,20 @@ async def close_groups(shell: Shell, groups: Sequence[SchedulingGroup], reason: 
         await outlast(out_of_thread)
         if request in shell.policy.waits.held:
             _shut(shell, request, reason)
+
+
+def tell_all_closed(shell: Shell) -> None:
+    """The last fact for the log: all is closed, after so many of each."""
+    policy = shell.policy
+    shell.tell(
+        Closed(
+            hits=policy.hits,
+            misses=policy.misses,
+            blocks=policy.blocks,
+            calls=shell.count_calls(),
+            evictions=sum(policy.residents.evictions.values()),
+        )
+    )
 
 
 def _shut(shell: Shell, request: Request, reason: Reason) -> trio.Event | None:

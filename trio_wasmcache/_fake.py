@@ -24,8 +24,9 @@ from ._core.wasm import (
     read_module,
 )
 from ._core.wasm_edit import encode_module
-from ._engine.seam import UNDER_WAY, Artifact, HostCall, HostImport
+from ._engine.seam import Artifact, HostCall, HostImport
 from ._fake_driver import FakeDriver, FakeDriverCode
+from ._fake_function import FakeFunction
 from ._fake_memory import FakeMemory
 
 FAKE_SECTION = "trio_wasmcache.fake"
@@ -391,33 +392,3 @@ class FakeInstance:
             raise FakeFailure("the fake engine was told to fail", code="unreachable")
         if self._burnt < self._needed:
             raise FuelExhaustedError("all fuel is burnt")
-
-
-@define(eq=False)
-class FakeFunction:
-    """See `GuestFunction`."""
-
-    instance: FakeInstance
-    type: FuncType
-
-    @property
-    def left(self) -> FakeFunction:
-        return self
-
-    @property
-    def value(self) -> int:
-        return self.instance.fuel_left()
-
-    def begin(self, values: Sequence[Any], fuel: int) -> Any:
-        if len(values) != len(self.type.params):
-            raise ValueError("wrong number of values")
-        for value, kind in zip(values, self.type.params, strict=True):
-            if not isinstance(value, (int, float) if kind in ("f32", "f64") else int):
-                raise TypeError(f"{value!r} is no {kind}")
-            if isinstance(value, int) and value.bit_length() > 63:
-                raise OverflowError(f"{value!r} is too large")
-        self.instance.begin(tuple(values), fuel)
-        return self.finish() if self.instance.poll() else UNDER_WAY
-
-    def finish(self) -> Any:
-        return self.instance.finish()

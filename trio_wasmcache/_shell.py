@@ -109,6 +109,13 @@ class Shell:
         self.expects_expiry = due is not None
         self.sleep.deadline = math.inf if due is None else due
 
+    def adapt_instances(self) -> None:
+        """Limits have changed: the next lease of each goes the long way, and adapts it to them."""
+        for entry in self.policy.residents.entries:
+            for instance in (*entry.idle, *(request.instance for request in entry.claims)):
+                if instance is not None:
+                    instance.ready = None
+
     def let_leave(self) -> None:
         """Do what was put off to where there is room on Python's stack."""
         while self.leaving:

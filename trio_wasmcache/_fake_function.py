@@ -1,0 +1,44 @@
+"""An exported function of the fake engine: what a call is given, and how it begins and ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from attrs import define
+
+from ._core.wasm import FuncType
+from ._engine.seam import UNDER_WAY
+
+if TYPE_CHECKING:
+    from ._fake import FakeInstance
+
+
+@define(eq=False)
+class FakeFunction:
+    """See `GuestFunction`."""
+
+    instance: FakeInstance
+    type: FuncType
+
+    @property
+    def left(self) -> FakeFunction:
+        return self
+
+    @property
+    def value(self) -> int:
+        return self.instance.fuel_left()
+
+    def begin(self, values: Sequence[Any], fuel: int) -> Any:
+        if len(values) != len(self.type.params):
+            raise ValueError("wrong number of values")
+        for value, kind in zip(values, self.type.params, strict=True):
+            if not isinstance(value, (int, float) if kind in ("f32", "f64") else int):
+                raise TypeError(f"{value!r} is no {kind}")
+            if isinstance(value, int) and value.bit_length() > 63:
+                raise OverflowError(f"{value!r} is too large")
+        self.instance.begin(tuple(values), fuel)
+        return self.finish() if self.instance.poll() else UNDER_WAY
+
+    def finish(self) -> Any:
+        return self.instance.finish()
