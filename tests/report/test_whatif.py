@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from attrs import evolve
-from hypothesis import assume, given, settings, strategies as st
+from hypothesis import assume, example, given, settings, strategies as st
 from report.workloads import (
     PAGE,
     FunctionPlan,
@@ -124,6 +124,7 @@ def test_its_own_limits_give_the_log_itself(seed: int) -> None:
 
 @settings(max_examples=settings.default.max_examples // 5)
 @given(st.integers(0, 2**32))
+@example(1369)  # a group closes under a lease that has another one nested in it
 def test_whatever_the_application_does_it_comes_to_an_end(seed: int) -> None:
     """An approximation at worst: each acquire is served, refused or given up, and none is lost."""
     random = Random(seed)

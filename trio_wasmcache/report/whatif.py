@@ -201,6 +201,8 @@ class WhatIf:
                 self._at(over + item.gap, partial(self._step, item))
                 return
             over += item.gap  # its lease was cut short; the task found out when it came there
+            if self._asked.pop(item.acquire, None) is not None:
+                self._count(item.acquire)
             index += 1
 
     def _program(self, acquire: Acquire) -> list[Acquire | Release]:
