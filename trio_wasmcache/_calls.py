@@ -7,7 +7,7 @@ left in the middle of its work, so it serves no other call, and is dropped when 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
@@ -70,11 +70,7 @@ async def call_in_steps(lease: Lease, crossing: Crossing, values: tuple[Any, ...
         while True:
             left = lease._total_fuel - (lease._fuel or 0)
             function = native.function(invoke.export)
-            try:
-                result = function.begin(invoke.values, left)
-            except GuestError:
-                _account(lease, left - native.fuel_left())
-                raise
+            result = begin(lease, native, function, invoke.values, left)
             if result is UNDER_WAY:
                 result = await _finish(lease, native, function, left)
             else:
@@ -95,6 +91,17 @@ async def call_in_steps(lease: Lease, crossing: Crossing, values: tuple[Any, ...
             put_away(lease, steps)
         finally:
             _end(lease, native)
+
+
+def begin(
+    lease: Lease, native: GuestInstance, function: GuestFunction, values: Sequence[Any], fuel: int
+) -> Any:
+    """Begin one of the calls that a lease makes; what it burns is charged also where it fails."""
+    try:
+        return function.begin(values, fuel)
+    except GuestError:
+        _account(lease, fuel - native.fuel_left())
+        raise
 
 
 class Finished(Exception):

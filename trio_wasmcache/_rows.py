@@ -130,7 +130,7 @@ async def _call(
     except (TypeError, ValueError, OverflowError) as error:
         raise _ValuesError from error
     try:
-        result = guest.begin(lowered, lease._total_fuel)
+        result = _calls.begin(lease, native, guest, lowered, lease._total_fuel)
     except (TypeError, ValueError, OverflowError):
         raise _ValuesError from crossing.explain(values)
     result = await _end_of(lease, native, guest, result, lease._total_fuel)
@@ -153,7 +153,7 @@ async def _call_in_steps(lease: Lease, native: GuestInstance, values: tuple[Any,
         while True:
             function = native.function(invoke.export)
             before = lease._fuel or 0
-            result = function.begin(invoke.values, left)
+            result = _calls.begin(lease, native, function, invoke.values, left)
             result = await _end_of(lease, native, function, result, left)
             left -= (lease._fuel or 0) - before
             invoke = await _calls._step(lease, steps, result)

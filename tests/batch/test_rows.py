@@ -178,6 +178,20 @@ async def test_a_guest_that_fails_names_its_row(kit: Kit) -> None:
     check_invariants(cache)
 
 
+@pytest.mark.parametrize("abi", [Twice(), Words()], ids=["steps", "no steps"])
+async def test_a_row_that_fails_at_once_has_burnt_fuel(kit: Kit, abi: Twice) -> None:
+    """What it burnt in its only slice is the lease's, and its group is charged for it."""
+    async with kit.open() as cache:
+        f = await add(cache, "f", kit.trapping(), abi=abi)
+        async with cache.scheduling_group("g", capacity=1) as group, f.acquire() as lease:
+            before = group._share.virtual_time
+            with pytest.raises(TrapError):
+                await lease.map([[2]])
+            assert lease.fuel_consumed
+            charged = (group._share.virtual_time - before) * group.shares
+            assert charged == pytest.approx(lease.fuel_consumed)
+
+
 @pytest.mark.parametrize("offload", [None, 0], ids=["inline", "thread"])
 async def test_rows_that_take_many_slices(kit: Kit, offload: int | None) -> None:
     """Each has its own budget of fuel, and goes where a call would."""
