@@ -11,6 +11,7 @@ from kits import FakeKit, ListLogger, add
 
 from trio_wasmcache import CacheConfig, open_cache
 from trio_wasmcache._core.events import Removed
+from trio_wasmcache._engine.engine import WasmtimeEngine
 from trio_wasmcache._log import BUFFER_EVENTS, InlineLogWriter, ThreadedLogWriter
 from trio_wasmcache._open import open_with
 
@@ -203,3 +204,28 @@ async def test_closing_is_not_missed_by_a_thread_about_to_write() -> None:
     threads[0].join(5)
     assert not threads[0].is_alive()
     assert len(logger.lines) == 1
+
+
+async def test_where_no_thread_can_start_no_cache_is_opened(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And nothing native is left."""
+
+    def no_thread(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    engines: list[WasmtimeEngine] = []
+    make = WasmtimeEngine.__init__
+
+    def note(engine: WasmtimeEngine, *arguments: Any) -> None:
+        engines.append(engine)
+        make(engine, *arguments)
+
+    monkeypatch.setattr(WasmtimeEngine, "__init__", note)
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    with pytest.raises(RuntimeError, match="new thread"):
+        async with open_cache():
+            pass
+    (engine,) = engines
+    with pytest.raises(trio.ClosedResourceError):
+        engine.open()

@@ -61,7 +61,12 @@ async def open_cache(
         )
     engine = WasmtimeEngine(config.stack_size, apart, code_cache)
     del code_cache  # the engine gives it up when it is closed
-    async with open_with(config, engine, ThreadedLogWriter(logger)) as cache:
+    try:
+        log = ThreadedLogWriter(logger)
+    except BaseException:  # there was no thread to be had
+        engine.close()
+        raise
+    async with open_with(config, engine, log) as cache:
         yield cache
 
 
