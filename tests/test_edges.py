@@ -227,10 +227,12 @@ async def test_another_slice_length_holds_for_warm_instances_too() -> None:
         assert turns.turns == before
 
 
+@pytest.mark.parametrize("fuel", [10, 1000])
 @pytest.mark.parametrize("warm", [False, True])
-async def test_running_out_of_python_stack_leaves_the_books_right(warm: bool) -> None:
-    """Wherever in acquire or recycle it happens, the next acquire works."""
+async def test_running_out_of_python_stack_leaves_the_books_right(warm: bool, fuel: int) -> None:
+    """Wherever in acquire, a short or long call or recycle it happens, the next acquire works."""
     engine = FakeEngine()
+    config = CacheConfig(offload_after=None, yield_fuel=100)
 
     async def down(levels: int, call: Callable[[], Any]) -> Any:
         if levels:
@@ -238,10 +240,9 @@ async def test_running_out_of_python_stack_leaves_the_books_right(warm: bool) ->
         return await call()
 
     for spare in range(5, 90):
-        async with open_fake_cache(engine=engine, logger=ListLogger()) as cache:
-            function = await cache.register(
-                "f", engine.module(), args=I64, returns="i64", export="run"
-            )
+        async with open_fake_cache(config, engine=engine, logger=ListLogger()) as cache:
+            wasm = engine.module(fuel=fuel)
+            function = await cache.register("f", wasm, args=I64, returns="i64", export="run")
             if warm:
                 await function.call(1)
             depth = sys.getrecursionlimit() - len(inspect.stack()) - spare

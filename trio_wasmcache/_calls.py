@@ -16,6 +16,7 @@ from ._abi.plain import shown
 from ._abi.protocol import Crossing, Invoke, Step
 from ._core.errors import GuestError
 from ._core.fair import BURST_FUEL
+from ._core.headroom import check_headroom
 from ._core.uses import FUELS
 from ._engine.seam import UNDER_WAY, GuestFunction, GuestInstance
 from ._runner import Job
@@ -209,6 +210,7 @@ def is_null_call(lease: Lease, values: tuple[Any, ...]) -> bool:
 
 def _begin(lease: Lease) -> GuestInstance:
     """From here on, until `_end`, other tasks may run, and find the lease busy."""
+    check_headroom()  # for `_end`, too
     native = lease._native
     assert native is not None
     lease._busy = True

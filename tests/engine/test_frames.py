@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -13,6 +14,7 @@ from trio_wasmcache import TrapError
 from trio_wasmcache._core.admit import check_limits
 from trio_wasmcache._core.config import KiB
 from trio_wasmcache._core.driver import Shape
+from trio_wasmcache._engine import native
 from trio_wasmcache._engine.drivers import RUN, DriverCode
 from trio_wasmcache._engine.engine import WasmtimeEngine
 from trio_wasmcache._engine.function import WasmtimeFunction
@@ -84,6 +86,42 @@ async def test_how_one_call_ends_is_not_told_of_another() -> None:
         assert finish(long) == 1
 
 
+@pytest.mark.parametrize("many", [1, LONG])
+async def test_a_trap_that_nobody_was_told_of_is_not_told_of_another(
+    many: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The handler of a signal may raise when a call has ended, before it is looked at how."""
+    delete = native.hot_delete
+
+    def handle(*_: object) -> None:
+        raise InterruptedError
+
+    def interrupted(future: object) -> None:
+        delete(future)
+        if armed:
+            signal.raise_signal(signal.SIGUSR1)
+
+    armed = False
+    monkeypatch.setattr(native, "hot_delete", interrupted)
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        async with instances(2) as (first, second):
+            bad, good = first.function("trap"), second.function("one")
+            armed = True
+            with pytest.raises(InterruptedError):
+                if bad.begin((many, 1), FUEL) is UNDER_WAY:
+                    finish(bad)
+            armed = False
+            assert good.begin((1, 2), FUEL) == 2
+            first.abandon()
+            caller = good.frame.caller
+            frames = [caller.frame, *caller.spare]
+            assert not any(frame.trap or frame.busy for frame in frames)
+            assert good.begin((1, 3), FUEL) == 3
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
 async def test_what_is_abandoned_leaves_nothing_to_others() -> None:
     """Neither a call that was given up half-way, nor one whose end nobody asked for."""
     async with instances(3) as (first, second, third):
@@ -130,6 +168,23 @@ async def test_frames_of_calls_that_are_over_are_used_again() -> None:
             made[2] = made[0].module.instantiate(FUEL, SLICE)
             assert made[2].poll()
             made[2].started()
+
+
+async def test_short_calls_beside_a_long_one_make_one_frame() -> None:
+    """Whether they end well, trap or are refused, the next one has it again."""
+    async with instances(2) as (first, second):
+        long, short, bad = first.function("one"), second.function("one"), second.function("trap")
+        assert long.begin((LONG, 1), FUEL) is UNDER_WAY
+        assert short.begin((1, 2), FUEL) == 2
+        (spare,) = short.frame.caller.spare
+        assert short.begin((1, 3), FUEL) == 3
+        with pytest.raises(OverflowError):
+            short.begin((2**40, 2), FUEL)
+        with pytest.raises(TrapError):
+            bad.begin((1, 4), FUEL)
+        second.abandon()
+        assert short.frame.caller.spare == [spare]
+        assert finish(long) == 1
 
 
 async def test_a_driver_shares_nothing_as_its_chunks_begin_in_any_thread() -> None:

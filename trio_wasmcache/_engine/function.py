@@ -93,10 +93,15 @@ class Caller:
         self.spare: list[Frame] = []
         """More of them, in which nothing is under way now."""
 
-    def apart(self, function: WasmtimeFunction) -> Callable[[Sequence[Any], int], Any]:
+    def apart(self, function: WasmtimeFunction, values: Sequence[Any], fuel: int) -> Any:
         """`begin` of a function, for while another's call keeps `frame`."""
         frame = self.spare.pop() if self.spare else Frame(self)
-        return WasmtimeFunction(function.instance, function.name, function.call[1], frame).begin
+        twin = WasmtimeFunction(function.instance, function.name, function.call[1], frame)
+        try:
+            return frame.begin(twin, values, fuel)
+        finally:
+            if not frame.busy:
+                self.spare.append(frame)
 
 
 @final
@@ -109,7 +114,7 @@ class Frame(Ending):
         super().__init__()
         self.caller = caller
         self.busy = False
-        """Whether a call goes on beyond its first slice."""
+        """Whether a call goes on beyond its first slice, or ended badly in it."""
         self.function: WasmtimeFunction | None = None
         """The one that is called: C goes on reading its handle."""
         params, results = caller.type.params, caller.type.results
@@ -150,7 +155,7 @@ class Frame(Ending):
 
         def begin(function: WasmtimeFunction, values: Sequence[Any], fuel: int) -> Any:
             if frame.busy:
-                return caller.apart(function)(values, fuel)
+                return caller.apart(function, values, fuel)
             try:
                 put(values)
             except Exception as problem:  # a value's `__index__` may raise anything
@@ -161,29 +166,30 @@ class Frame(Ending):
                 check_headroom()
             set_fuel(*function.fuel_for)
             future = call_async(*function.call)
+            ended = False
             try:
                 over = poll(future)
                 if hosted and RAISED.error is not None:
                     raise take_raised()
-            except BaseException:
-                frame.keep(function, future)
-                raise
+                if over:
+                    done, future = future, None
+                    delete(done)
+                    if trap or error:
+                        raise frame.take_error()
+                    ended = True
+            finally:
+                # The frame is the call's own as long as anything of it is left there. That takes no
+                # calls: it may be that there is no room for another on Python's stack.
+                if not ended:
+                    frame.busy, frame.function = True, function
+                    instance = function.instance
+                    instance.future, instance.ending = future, frame
             if not over:
-                frame.keep(function, future)
                 return UNDER_WAY
-            delete(future)
-            if trap or error:
-                raise frame.take_error()
             get_fuel(*function.where_left)
             return answer[at] if answer else frame.take()
 
         return begin
-
-    def keep(self, function: WasmtimeFunction, future: int) -> None:
-        """The call is not over: from now on the frame is its own."""
-        self.busy = True
-        self.function = function
-        function.instance.future, function.instance.ending = future, self
 
     def leave(self) -> None:
         self.function = None

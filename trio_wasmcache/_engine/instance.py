@@ -94,6 +94,8 @@ class WasmtimeInstance:
         self.number = number
         self.yield_fuel = yield_fuel
         self.future: int | None = None
+        self.ending: Ending | None = None
+        """Of what is under way, or was."""
         self._sizes: tuple[tuple[Any, bytes, int], ...] = ()
         self._fixed_size = WASM_PAGE
         self._functions: tuple[WasmtimeFunction, ...] = ()
@@ -118,8 +120,6 @@ class WasmtimeInstance:
             raise LoadError(f"wasmtime would not set up a store: {take_error(problem)}")
         if self.hosts.imports:
             INSTANCES[number] = self
-        self.ending: Ending | None
-        """Of what is under way, or was."""
         self.ending = start = module.spare or Start()
         module.spare = None
         self.future = native.instance_pre_instantiate_async(
@@ -213,11 +213,12 @@ class WasmtimeInstance:
         if self.future is not None:
             future, self.future = self.future, None
             native.call_future_delete(future)
-            ending, self.ending = self.ending, None
-            if ending is not None:
-                if ending.trap or ending.error:
-                    ending.take_error()
-                ending.leave()
+        # The future may be gone, and how it ended be there still.
+        ending, self.ending = self.ending, None
+        if ending is not None:
+            if ending.trap or ending.error:
+                ending.take_error()
+            ending.leave()
 
     def fuel_left(self) -> int:
         left = c_uint64()  # of this call, for it may be any thread's
