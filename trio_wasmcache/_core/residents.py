@@ -22,8 +22,8 @@ from .uses import Snapshot, UseBook
 # Forgotten entries whose counts are not added up yet: as many as an application may have in turn,
 # and few enough to take no memory.
 PARKED = 64
-# More bytes than there are.
-NO_LIMIT = 1 << 64
+# More bytes than any limits of a function come to, which may be said as any whole number.
+NO_LIMIT = 1 << 4096
 
 
 @define
