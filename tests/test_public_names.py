@@ -29,6 +29,13 @@ def test_type_checkers_and_programs_see_the_same_names() -> None:
     assert (trio_wasmcache.KiB, trio_wasmcache.MiB) == (2**10, 2**20)
 
 
+def test_import_star_imports_the_public_names() -> None:
+    """And nothing else."""
+    names: dict[str, object] = {}
+    exec("from trio_wasmcache import *", names)
+    assert names.keys() - {"__builtins__"} == declared()
+
+
 def test_other_names_are_missing() -> None:
     """As of any module."""
     with pytest.raises(AttributeError, match="'trio_wasmcache' has no attribute 'opencache'"):

@@ -89,6 +89,8 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.s
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__all__":  # asked for by `import *`; type checkers see the names above
+        return sorted(_HOME_OF)
     try:
         home = _HOME_OF[name]
     except KeyError:

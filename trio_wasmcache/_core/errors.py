@@ -109,6 +109,14 @@ class GuestError(WasmCacheError):
         self.backtrace = backtrace
         self.row = row
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions are copied and unpickled by their `args` alone, without what is named.
+        return _again, (type(self), self.args), self.__dict__
+
+
+def _again(kind: type[GuestError], args: tuple[object, ...]) -> GuestError:
+    return kind.__new__(kind, *args)
+
 
 class TrapError(GuestError):
     """The guest trapped. `code` is WebAssembly's name for it, such as ``"unreachable"``.
