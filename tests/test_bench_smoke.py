@@ -47,9 +47,21 @@ def test_the_readme_has_the_rows_of_the_bench(tmp_path: Path) -> None:
     assert picture.exists() == plot.available()
 
 
-def test_an_unknown_suite_is_refused() -> None:
-    """With the exit code of a usage error, and the name."""
-    command = [sys.executable, "-m", "tests.bench", "speed"]
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["speed"], "speed"),
+        (["startup", "--json", "nowhere/figures.json"], "nowhere/figures.json"),
+        (["startup", "--json", "tests"], "tests"),
+        (["startup", "--plot", "figures.xyz"], "figures.xyz" if plot.available() else "[bench]"),
+        (["startup", "--readme"], "--readme"),
+        (["--quick", "--readme"], "--readme"),
+    ],
+)
+def test_what_can_not_be_done_is_refused_at_once(arguments: list[str], named: str) -> None:
+    """With the exit code of a usage error, and the name, before anything is measured."""
+    command = [sys.executable, "-m", "tests.bench", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
-    assert "speed" in done.stderr
+    assert named in done.stderr
+    assert not done.stdout

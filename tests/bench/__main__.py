@@ -39,6 +39,16 @@ def main() -> None:
         parser.error(f"no such suite: {', '.join(sorted(unknown))}")
     if options.plot and not plot.available():
         parser.error("--plot needs matplotlib: pip install -e '.[bench]'")
+    # All this is better known before some minutes have passed.
+    if options.plot and options.plot.suffix not in (".svg", ".png"):
+        parser.error(f"--plot draws .svg or .png, not {options.plot}")
+    if options.readme and (options.quick or not {*DEFAULT} <= {*names}):
+        parser.error("--readme needs all rows of the table: neither --quick nor only some suites")
+    for path in filter(None, (options.json, options.plot)):
+        try:
+            path.open("a").close()
+        except OSError as error:
+            parser.error(f"{path} can't be written: {error.strerror}")
     report = Report()
     began = time.monotonic()
     print(machine())
