@@ -28,6 +28,22 @@ def test_a_bench_runs_and_writes_its_figures(suite: str, tmp_path: Path) -> None
     assert all(line["name"] and isinstance(line["value"], float) for line in lines)
 
 
+def test_a_bench_needs_nothing_but_the_core() -> None:
+    """What compares with optional packages leaves them out; nothing else is imported."""
+    code = """
+import sys
+missing = ("pyarrow", "extism", "matplotlib", "pytest", "scylla", "cassandra", "numpy", "polars")
+sys.modules.update(dict.fromkeys(missing))
+import importlib
+from tests.bench.__main__ import SUITES
+for suite in sorted(SUITES):
+    importlib.import_module(f"tests.bench.{suite}")
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_readme_has_the_rows_of_the_bench(tmp_path: Path) -> None:
     """All of the suites that it shows, in order, under the same names; and a picture is drawn.
 
