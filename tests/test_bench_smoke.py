@@ -81,3 +81,11 @@ def test_what_can_not_be_done_is_refused_at_once(arguments: list[str], named: st
     assert done.returncode == 2
     assert named in done.stderr
     assert not done.stdout
+
+
+def test_what_can_not_be_counted_is_refused() -> None:
+    """All of it, before anything is counted."""
+    command = [sys.executable, "-m", "tests.bench.instructions", "hit", "speed"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "no such thing: speed" in done.stderr

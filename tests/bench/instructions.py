@@ -8,9 +8,11 @@ and the same with 70.
 
 from __future__ import annotations
 
+import argparse
 import gc
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -39,6 +41,7 @@ FIRST = {
     for way, name in WAYS.items()
     for size, functions in first.SIZES.items()
 }
+KNOWN = ("bare", "floor", "held", "hit", "miss", "store", *FIRST)
 I64 = ("i64",)
 
 
@@ -63,7 +66,7 @@ async def repeat(what: str, times: int) -> None:
                     await lease.call(1)
         elif what in ("miss", "store"):
             await load(what, times)
-        elif what in FIRST:
+        else:
             name, functions = FIRST[what]
             way = first.ways(cache)[name]
             # As many, however many are used: what that takes is not to count.
@@ -72,8 +75,6 @@ async def repeat(what: str, times: int) -> None:
             ]
             for wasm in modules[:times]:
                 await way(wasm)
-        else:
-            raise SystemExit(f"no such thing: {what}")
 
 
 async def load(what: str, times: int) -> None:
@@ -104,7 +105,14 @@ def main() -> None:
     if sys.argv[-1].isdigit():
         trio.run(repeat, sys.argv[1], int(sys.argv[2]))
         return
-    for what in sys.argv[1:]:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.instructions", description=__doc__)
+    parser.add_argument("what", nargs="+", help=f"of {', '.join(KNOWN)}")
+    asked = parser.parse_args().what
+    if unknown := {*asked} - {*KNOWN}:
+        parser.error(f"no such thing: {', '.join(sorted(unknown))}")
+    if not shutil.which("valgrind"):
+        parser.error("there is no valgrind: apt-get install valgrind")
+    for what in asked:
         few, many = (FEW_MODULES, MANY_MODULES) if what in FIRST else (FEW, MANY)
         each = (count(what, many) - count(what, few)) / (many - few)
         print(f"{what:10} {each:11,.0f} instructions")
