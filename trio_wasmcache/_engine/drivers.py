@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from ctypes import byref, c_uint8, c_void_p
-from typing import Any, final
+from typing import final
 
 import trio
 
@@ -23,7 +22,8 @@ from .instance import WasmtimeInstance
 from .restore import discard
 from .seam import UnderWay
 from .text import to_wasm
-from .traps import Ending, take_error
+from .traps import take_error
+from .within import instantiate, part
 
 # Shapes of which the code is kept: each is a page or two of code.
 MAX_DRIVERS = 64
@@ -127,14 +127,14 @@ class WasmtimeDriver:
         if isinstance(code.shape, MemoryShape):
             assert instance.plan.memory_name is not None
             parts["memory"] = instance.extern(instance.plan.memory_name)
-        handle = _instantiate(instance, code, parts)
-        made = _part(instance, handle, b"run")
+        handle = instantiate(instance, "driver", code.engine, code.module, parts, memory=self.size)
+        made = part(instance, handle, b"run")
         # A frame of its own, as chunks begin in any thread, and those of instances at once.
         caller = Caller(RUN, bool(instance.hosts.imports))
         run = WasmtimeFunction(instance, "run", made, caller.frame)
         self._begin, self._finish = run.begin, run.finish
         # The memory can't grow, so it stays where it is for as long as the store does.
-        base = native.memory_data(instance.context, _part(instance, handle, b"scratch"))
+        base = native.memory_data(instance.context, part(instance, handle, b"scratch"))
         self.range: tuple[int, int] = (base, self.size)
         self._scratch = memoryview((c_uint8 * self.size).from_address(base)).cast("B")
         self._base, self._clean = base, True
@@ -164,35 +164,3 @@ class WasmtimeDriver:
     def close(self) -> None:
         """The store goes: there is nothing to read or write any more."""
         self._scratch = memoryview(b"")
-
-
-def _instantiate(instance: WasmtimeInstance, code: DriverCode, parts: Mapping[str, Any]) -> Any:
-    """A new instance of a driver with these imports, in the store of `instance`."""
-    handle = ctypes.create_string_buffer(native.INSTANCE_SIZE)
-    linker, ending = native.linker_new(code.engine), Ending()
-    try:
-        for name, part in parts.items():
-            raw = name.encode()
-            problem = native.linker_define(linker, instance.context, b"", 0, raw, len(raw), part)
-            if problem:
-                raise LoadError(f"wasmtime would not link a driver: {take_error(problem)}")
-        # Only so are instances made in a store whose calls yield. There is no start function, and
-        # one poll is all it takes.
-        with instance.room_for(memory=code.layout.pages * WASM_PAGE):
-            future = native.linker_instantiate_async(
-                linker, instance.context, code.module, handle, ending.trap_ref, ending.error_ref
-            )
-            over = native.call_future_poll(future)
-            native.hot_delete(future)
-    finally:
-        native.linker_delete(linker)
-    if ending.trap or ending.error:
-        raise LoadError(f"there is no room for a driver: {ending.take_error()}")
-    assert over, "a driver did not start at once"
-    return handle
-
-
-def _part(instance: WasmtimeInstance, handle: Any, name: bytes) -> bytes:
-    found = ctypes.create_string_buffer(native.EXTERN_SIZE)
-    native.instance_export_get(instance.context, handle, name, len(name), found)
-    return found.raw[native.EXTERN_OFFSET :]

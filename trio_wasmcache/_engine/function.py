@@ -101,7 +101,7 @@ class Caller:
             return frame.begin(twin, values, fuel)
         finally:
             if not frame.busy:
-                self.spare.append(frame)
+                frame.leave()
 
 
 @final

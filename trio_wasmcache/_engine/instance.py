@@ -223,8 +223,7 @@ class WasmtimeInstance:
     def fuel_left(self) -> int:
         left = c_uint64()  # of this call, for it may be any thread's
         native.hot_get_fuel(self.context, byref(left))
-        value: int = left.value
-        return value
+        return left.value
 
     def measure(self) -> int:
         size = self._fixed_size

@@ -28,7 +28,7 @@ from .._core.wasm import FuncType, ModuleInfo
 from . import native
 from .function import WasmtimeFunction
 from .seam import UNDER_WAY
-from .traps import Ending, take_error
+from .within import instantiate, part, poll_until_over
 
 if TYPE_CHECKING:
     from .engine import WasmtimeModule
@@ -147,55 +147,26 @@ def _attach(
     instance: WasmtimeInstance, module: WasmtimeModule, made: Restorer
 ) -> Callable[[], bool]:
     """Instantiate the restorer in the store of `instance`; what puts back."""
-    handle = ctypes.create_string_buffer(native.INSTANCE_SIZE)
-    linker, ending = native.linker_new(module.engine), Ending()
-    try:
-        for number, (kind, index) in enumerate(made.imports):
-            name = str(number).encode()
-            extern = instance.extern(instance.plan.names[kind, index])
-            problem = native.linker_define(
-                linker, instance.context, b"", 0, name, len(name), extern
-            )
-            if problem:
-                raise LoadError(f"wasmtime would not link a restorer: {take_error(problem)}")
-        tables = sum(kind == "table" for kind, _ in made.imports)
-        with instance.room_for(tables=tables):
-            future = native.linker_instantiate_async(
-                linker,
-                instance.context,
-                module.restorer,
-                handle,
-                ending.trap_ref,
-                ending.error_ref,
-            )
-            _poll(future)
-            native.hot_delete(future)
-    finally:
-        native.linker_delete(linker)
-    if ending.trap or ending.error:
-        raise LoadError(f"there is no room for a restorer: {ending.take_error()}")
-    found = ctypes.create_string_buffer(native.EXTERN_SIZE)
-    native.instance_export_get(instance.context, handle, b"reset", 5, found)
-    exported = found.raw[native.EXTERN_OFFSET :]
+    parts = {
+        str(number): instance.extern(instance.plan.names[kind, index])
+        for number, (kind, index) in enumerate(made.imports)
+    }
+    tables = sum(kind == "table" for kind, _ in made.imports)
+    handle = instantiate(instance, "restorer", module.engine, module.restorer, parts, tables=tables)
+    exported = part(instance, handle, b"reset")
     function = WasmtimeFunction(instance, "reset", exported, module.frame(FuncType()))
     begin = function.begin
 
     def run() -> bool:
         try:
             if begin((), RESTORER_FUEL) is UNDER_WAY:
-                _poll(instance.future)
+                poll_until_over(instance.future)
                 function.finish()
         except (GuestError, RecursionError):
             return False
         return True
 
     return run
-
-
-def _poll(future: int | None) -> None:
-    # What a restorer does is short, however short a slice is.
-    while not native.call_future_poll(future):
-        pass
 
 
 # -- the trial
