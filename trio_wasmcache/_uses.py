@@ -7,7 +7,7 @@ what it did (`Requested` before the evictions that make room), at the time the p
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 from trio.lowlevel import Task
@@ -33,17 +33,25 @@ if TYPE_CHECKING:
 CLOSED = trio.ClosedResourceError.__name__
 
 
+def _whose(shell: Shell, request: Request, task: Any) -> dict[str, Any]:
+    """The fields by which events name an acquire, and a task."""
+    lease: Lease = request.payload
+    return {
+        **describe(request.entry.function),
+        "group": request.entry.group.name,
+        "request": lease._number,
+        "task": shell.task_number(task),
+    }
+
+
 def tell_requested(shell: Shell, request: Request, at: float) -> None:
     """The acquire has its token, and asks the policy next."""
     lease: Lease = request.payload
-    lease._number = number = shell.number()
+    lease._number = shell.number()
     deadline = trio.current_effective_deadline()
     shell.tell(
         Requested(
-            **describe(request.entry.function),
-            group=request.entry.group.name,
-            request=number,
-            task=shell.task_number(request.owner),
+            **_whose(shell, request, request.owner),
             warm=request.warm,
             blocked=request.blocked,
             deadline_seconds=None if deadline == math.inf else deadline,
@@ -54,13 +62,9 @@ def tell_requested(shell: Shell, request: Request, at: float) -> None:
 
 def tell_blocked(shell: Shell, request: Request) -> None:
     """The acquire waits for what its stage says."""
-    lease: Lease = request.payload
     shell.tell(
         Blocked(
-            **describe(request.entry.function),
-            group=request.entry.group.name,
-            request=lease._number,
-            task=shell.task_number(request.owner),
+            **_whose(shell, request, request.owner),
             waits_for=request.stage.value.removeprefix("waiting for "),
         )
     )
@@ -84,17 +88,7 @@ def tell_token_wait_ended(
 
 def tell_abandoned(shell: Shell, request: Request, error: str, at: float) -> None:
     """The acquire has ended without a lease, in a step of the policy that comes next."""
-    lease: Lease = request.payload
-    shell.tell(
-        Abandoned(
-            **describe(request.entry.function),
-            group=request.entry.group.name,
-            request=lease._number,
-            task=shell.task_number(request.owner),
-            error=error,
-        ),
-        at,
-    )
+    shell.tell(Abandoned(**_whose(shell, request, request.owner), error=error), at)
 
 
 def tell_loaded(
@@ -166,16 +160,7 @@ def tell_acquired(shell: Shell, request: Request, asked_at: float, at: float) ->
 
 def tell_left(shell: Shell, request: Request, caller: Task, at: float) -> None:
     """The block of the lease has ended, but not the call of it that `caller` has under way."""
-    lease: Lease = request.payload
-    shell.tell(
-        Left(
-            **describe(request.entry.function),
-            group=request.entry.group.name,
-            request=lease._number,
-            task=shell.task_number(caller),
-        ),
-        at,
-    )
+    shell.tell(Left(**_whose(shell, request, caller)), at)
 
 
 def tell_recycled(

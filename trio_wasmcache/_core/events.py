@@ -10,6 +10,7 @@ A change of a field's meaning, or the loss of one, raises `SCHEMA_VERSION`; a ne
 from __future__ import annotations
 
 import enum
+import functools
 import math
 from collections.abc import Callable
 from operator import attrgetter
@@ -53,26 +54,18 @@ class Event:
 
     def fields(self) -> dict[str, object]:
         """{field: plain value}; enums by value, None left in."""
-        names, values_of = _reader(type(self))
+        names, values_of = _reader(type(self))  # type: ignore[arg-type] # classes can be hashed
         return dict(zip(names, values_of(self), strict=True))
 
 
-Reader = tuple[tuple[str, ...], Callable[[Event], tuple[object, ...]]]
-# {kind of event: its fields, and what reads them}
-_readers: dict[type[Event], Reader] = {}
-
-
-def _reader(kind: type[Event]) -> Reader:
-    """How the fields of a kind of event are read, at a third of what `attrs.asdict` costs.
+@functools.cache
+def _reader(kind: type[Event]) -> tuple[tuple[str, ...], Callable[[Event], tuple[object, ...]]]:
+    """The fields of a kind of event, and what reads them at a third of what `attrs.asdict` costs.
 
     The log's thread does this for every event, while the event loop waits for the GIL.
     """
-    reader = _readers.get(kind)
-    if reader is None:
-        names = tuple(it.name for it in fields(kind))
-        places = (f"{name}.value" if name == "reason" else name for name in names)
-        reader = _readers[kind] = names, attrgetter(*places)
-    return reader
+    names = tuple(it.name for it in fields(kind))
+    return names, attrgetter(*(f"{name}.value" if name == "reason" else name for name in names))
 
 
 @frozen(kw_only=True)
@@ -273,36 +266,35 @@ class Requested(Event):
 
 
 @frozen(kw_only=True)
-class Blocked(Event):
+class OfTask(Event):
+    """Of an acquire or its lease, and of the task whose it is."""
+
+    function: str
+    arg_types: str
+    group: str
+    generation: int
+    request: int | None
+    """None: it has no number yet, as while it waits for a token."""
+    task: int
+    """As in `Requested`."""
+
+
+@frozen(kw_only=True)
+class Blocked(OfTask):
     """With `log_uses`: an acquire has to wait, for ``"a token"``, ``"an instance"`` or ``"room"``.
 
     Those that wait for a token have no `request` yet.
     """
 
     name = "wasmcache.blocked"
-    function: str
-    arg_types: str
-    group: str
-    generation: int
-    request: int | None
-    task: int
-    """As in `Requested`."""
     waits_for: str
 
 
 @frozen(kw_only=True)
-class Abandoned(Event):
+class Abandoned(OfTask):
     """With `log_uses`: an acquire ended without a lease: cancelled, refused, or its load failed."""
 
     name = "wasmcache.abandoned"
-    function: str
-    arg_types: str
-    group: str
-    generation: int
-    request: int | None
-    """None: it waited for a token, and has no number yet."""
-    task: int
-    """As in `Requested`."""
     error: str
     """The type of what the caller got."""
 
@@ -323,20 +315,13 @@ class Acquired(Use):
 
 
 @frozen(kw_only=True)
-class Left(Event):
+class Left(OfTask):
     """With `log_uses`: a block ended, and another task has a call of its lease under way.
 
-    From now on the instance is that task's. `Recycled` follows when the call is over.
+    From now on the instance is that `task`'s. `Recycled` follows when the call is over.
     """
 
     name = "wasmcache.left"
-    function: str
-    arg_types: str
-    group: str
-    generation: int
-    request: int | None
-    task: int
-    """Who has it from now on; as in `Requested`."""
 
 
 @frozen(kw_only=True)
@@ -390,10 +375,6 @@ EVENTS: tuple[type[Event], ...] = (
 """Every kind of event, one for each name."""
 
 
-# What every line has, besides the fields of its event.
-STAMPS = "cache", "seq", "at_seconds", "schema"
-
-
 @frozen
 class Stamped:
     """An event with what makes a log of it: order, time and origin."""
@@ -406,6 +387,10 @@ class Stamped:
 
     def fields(self) -> dict[str, object]:
         """The flat fields of the log line, without its name."""
-        stamps = self.cache, self.seq, self.at_seconds, SCHEMA_VERSION
-        names, values_of = _reader(type(self.event))
-        return dict(zip((*STAMPS, *names), (*stamps, *values_of(self.event)), strict=True))
+        return {
+            "cache": self.cache,
+            "seq": self.seq,
+            "at_seconds": self.at_seconds,
+            "schema": SCHEMA_VERSION,
+            **self.event.fields(),
+        }
