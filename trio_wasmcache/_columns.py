@@ -11,7 +11,7 @@ import struct
 from collections.abc import Sequence
 from typing import Any, final
 
-from ._abi.plain import truth
+from ._abi.plain import truths
 from ._core.driver import Cell
 
 # Of `struct` and `memoryview`: what is the same kind of number, whatever its size.
@@ -107,8 +107,8 @@ def column(value: Any, *, objects: bool) -> Column:
 
 def pack(cell: Cell, values: Sequence[Any]) -> bytes:
     """The values as cells; any exception if one does not fit."""
-    if cell.truth and not {bool}.issuperset(map(type, values)):
-        values = [truth(value) for value in values]
+    if cell.truth:
+        values = truths(values)
     return struct.pack(f"<{len(values)}{cell.code}", *values)
 
 

@@ -252,6 +252,13 @@ def truth(value: Any) -> bool:
     return bool(view[()])
 
 
+def truths(values: Sequence[Any]) -> Sequence[bool]:
+    """The bools that they are; `TypeError` if one is none. Python's own stay as they are."""
+    if {bool}.issuperset(map(type, values)):
+        return values
+    return [truth(value) for value in values]
+
+
 def _to_real(kind: PlainType, value: Any) -> float:
     try:
         if not isinstance(value, (float, int)) and not hasattr(value, "__float__"):

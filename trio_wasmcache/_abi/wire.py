@@ -12,7 +12,7 @@ from typing import Any, Protocol, final
 
 from attrs import field, frozen
 
-from .plain import truth
+from .plain import truths
 
 Data = bytes | memoryview
 
@@ -113,8 +113,8 @@ class Fixed:
     heavy: bool = field(default=False, init=False)
 
     def pack(self, values: Sequence[Any]) -> tuple[bytes, Sequence[int]]:
-        if self.code == "?" and not {bool}.issuperset(map(type, values)):
-            values = [truth(value) for value in values]
+        if self.code == "?":
+            values = truths(values)
         return struct.pack(f">{len(values)}{self.code}", *values), [self.size] * len(values)
 
     def unpack(self, data: bytes, sizes: Sequence[int]) -> list[Any]:
