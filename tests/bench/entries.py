@@ -85,20 +85,24 @@ async def _native(functions: int) -> AsyncIterator[tuple[InstanceCache, list[Pla
 async def bench_entries(report: Report, many: int, natively: int, rounds: int) -> None:
     """A lease of an idle instance among few entries and among many."""
     async with _fake(AROUND, 1) as (_, few), _fake(many // 100, 100) as (cache, places):
-        entries = cache.stats().entries
-        spread = places[:: max(1, len(places) // AROUND)][:AROUND]
-        candidates = {"few": _hits(few), "many": _hits(spread), "all": _walk(places)}
-        us = await interleave(candidates, AROUND * 3, rounds)
-    report.add(f"lease at {AROUND} entries, fake engine", us["few"], "us")
-    ratio = us["many"] / us["few"]
-    report.add(f"{AROUND} of {entries:,}, in turn / {AROUND} of {AROUND}", ratio, "", at_most=1.15)
-    report.add(f"all {entries:,}, at random / {AROUND} of {AROUND}", us["all"] / us["few"], "")
+        await _compare(report, "fake engine", few, cache, places, rounds)
     async with _native(AROUND) as (_, few), _native(natively) as (cache, places):
-        entries = cache.stats().entries
-        spread = places[:: max(1, len(places) // AROUND)][:AROUND]
-        candidates = {"few": _hits(few), "many": _hits(spread), "all": _walk(places)}
-        us = await interleave(candidates, AROUND * 3, rounds)
-    report.add(f"lease at {AROUND} entries, wasmtime", us["few"], "us")
+        await _compare(report, "wasmtime", few, cache, places, rounds)
+
+
+async def _compare(
+    report: Report,
+    engine: str,
+    few: Sequence[Place],
+    cache: InstanceCache,
+    places: Sequence[Place],
+    rounds: int,
+) -> None:
+    entries = cache.stats().entries
+    spread = places[:: max(1, len(places) // AROUND)][:AROUND]
+    candidates = {"few": _hits(few), "many": _hits(spread), "all": _walk(places)}
+    us = await interleave(candidates, AROUND * 3, rounds)
+    report.add(f"lease at {AROUND} entries, {engine}", us["few"], "us")
     ratio = us["many"] / us["few"]
     report.add(f"{AROUND} of {entries:,}, in turn / {AROUND} of {AROUND}", ratio, "", at_most=1.15)
     report.add(f"all {entries:,}, at random / {AROUND} of {AROUND}", us["all"] / us["few"], "")

@@ -13,10 +13,10 @@ import pytest
 import trio
 import trio.testing
 from hypothesis import given, strategies as st
-from kits import PAGE, WasmtimeKit, add
+from kits import PAGE, WasmtimeKit, add_asking
 from report.workloads import CoarseRandom, JsonLogger, draw_config, run_on_jumping_clock, wild_plan
 
-from trio_wasmcache import CacheConfig, DeadlockError, HostFunction
+from trio_wasmcache import CacheConfig, DeadlockError
 from trio_wasmcache.report.replay import MAX_KEPT, NotReplayable, Replay
 from trio_wasmcache.testing import FakeEngine, open_fake_cache
 
@@ -335,8 +335,7 @@ async def test_a_lease_whose_block_ended_under_a_call(real: WasmtimeKit, how: st
         real.open(CacheConfig(log_uses=True), logger=logger) as cache,
         trio.open_nursery() as nursery,
     ):
-        hosts = {"host": {"ask": HostFunction(ask)}}
-        function = await add(cache, "f", real.asking(), imports=hosts)
+        function = await add_asking(cache, real, ask)
         async with function.acquire() as lease:
             nursery.start_soon(call)
             await trio.testing.wait_all_tasks_blocked()

@@ -62,15 +62,8 @@ def books_left(stats: CacheStats) -> list[str]:
     """What is not zero though every function was removed and nobody runs."""
     names = (
         *("functions", "entries", "idle_instances", "running_instances", "waiting"),
-        *(
-            "loaded_modules",
-            "total_size",
-            "running_size",
-            "scratch_size",
-            "results_size",
-            "code_size",
-        ),
-        *("artifact_size", "accounted_size"),
+        *("loaded_modules", "total_size", "running_size", "scratch_size", "results_size"),
+        *("code_size", "artifact_size", "accounted_size"),
     )
     values = {name: getattr(stats, name) for name in names}
     return [f"{name} is {value}" for name, value in values.items() if value]
