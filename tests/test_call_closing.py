@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Awaitable, Callable, Generator
 from pathlib import Path
+from typing import Any
 
 import guests
 import pytest
@@ -347,27 +349,46 @@ class InTwoSteps:
         return TypeError(values)
 
 
-async def test_a_call_in_steps_ends_between_them(real: WasmtimeKit) -> None:
+async def test_a_call_in_steps_ends_between_them(
+    real: WasmtimeKit, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The thread had finished the first when it came out; a closed lease begins no second one."""
     told = Told()
+    closing = threading.Event()
+    start_thread_soon = trio.lowlevel.start_thread_soon
+
+    def start_once_closing(work: Callable[[], object], *more: Any) -> None:
+        def late() -> object:
+            closing.wait()
+            return work()
+
+        start_thread_soon(late, *more)
+
+    async def from_outside() -> None:
+        async with group.acquire("count", ("i64",)) as lease:
+            leases.append(lease)
+            await lease.call(50_000)  # not over in its first slice, but in its second
+
+    leases: list[Lease] = []
     limits = CacheConfig(offload_after=0, yield_fuel=200_000)
     async with real.open(limits) as cache, trio.open_nursery() as nursery:
         await put(cache, "count", guests.COUNT, abi=InTwoSteps())
-
-        async def from_outside() -> None:
-            async with group.acquire("count", ("i64",)) as lease:
-                leases.append(lease)
-                await lease.call(50_000)  # not over in its first slice, but in its second
-
-        leases: list[Lease] = []
+        monkeypatch.setattr(trio.lowlevel, "start_thread_soon", start_once_closing)
         async with cache.scheduling_group("g", capacity=1) as group:
+
+            async def let_the_thread_go_on() -> None:
+                while not group._record.closed:
+                    await trio.lowlevel.checkpoint()
+                closing.set()
+
             nursery.start_soon(told.told, "outside", from_outside)
             while not cache._shell.runner.threads.taken:
                 await trio.lowlevel.checkpoint()
-            ((job,),) = [[lease._job for lease in leases]]
+            job = leases[0]._job
             assert job is not None
             while not job.in_thread:
                 await trio.lowlevel.checkpoint()
+            nursery.start_soon(let_the_thread_go_on)
         assert told.names == ["outside"]
         assert leases[0].fuel_consumed == job.burnt
         check_invariants(cache)
