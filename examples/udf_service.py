@@ -310,7 +310,7 @@ async def main(port: int) -> None:
         async with trio.open_nursery() as server:
             run = functools.partial(serve, app, config, shutdown_trigger=stop.wait)
             (address,) = await server.start(run)
-            print(json.dumps({"event": "service.listening", "address": address}), flush=True)
+            structlog.get_logger().info("service.listening", address=address)
         # It has ended, as it was told to: nobody is served any more, and the tenants go.
         tenants.cancel_scope.cancel()
 
