@@ -1,9 +1,20 @@
-"""Fixtures for all tests: both engines, and a log to look at."""
+"""Fixtures for all tests: both engines, and a log to look at; and how hard Hypothesis tries.
+
+`HYPOTHESIS_PROFILE` is "ci" (the default), which tries the same examples each time, so that a
+change is judged by what it changed; or "nightly": ten times as many, and others every night.
+"""
 
 from __future__ import annotations
 
+import os
+
 import pytest
+from hypothesis import settings
 from kits import FakeKit, Kit, ListLogger, WasmtimeKit
+
+settings.register_profile("ci", max_examples=100, deadline=None, derandomize=True)
+settings.register_profile("nightly", max_examples=1000, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 @pytest.fixture(params=[FakeKit, WasmtimeKit], ids=["fake", "wasmtime"])

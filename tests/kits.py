@@ -12,6 +12,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import wasmtime
+from hypothesis import settings
 
 import trio_wasmcache
 from trio_wasmcache import CacheConfig, HostFunction, InstanceCache, TrapError
@@ -147,6 +148,11 @@ class WasmtimeKit:
 
 
 Kit = FakeKit | WasmtimeKit
+
+
+def tries(number: int, **more: Any) -> settings:
+    """So many examples for Hypothesis to try, and ten times as many at night (see `conftest`)."""
+    return settings(max_examples=number * settings.default.max_examples // 100, **more)
 
 
 def function(

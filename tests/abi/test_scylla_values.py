@@ -8,11 +8,12 @@ import pytest
 import trio
 from abi.support import SCALARS, VERSIONS, cql_types, cql_values, udf
 from engine.support import quiet_cache
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
+from kits import tries
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@settings(max_examples=25, deadline=None, database=None)
+@tries(25, database=None)
 @given(data=st.data())
 def test_values_survive_the_guest(version: int, data: st.DataObject) -> None:
     """Whatever the type, nested or null: what a guest gives back as it got it is the same value."""
@@ -28,7 +29,7 @@ def test_values_survive_the_guest(version: int, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@settings(max_examples=10, deadline=None, database=None)
+@tries(10, database=None)
 @given(data=st.data())
 def test_every_single_type_survives_the_guest(version: int, data: st.DataObject) -> None:
     """The same for each simple type."""

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from batch.modules import binary
 from batch.routes import both, drives, outcome, row_by_row, seen, udf
-from hypothesis import HealthCheck, given, settings, strategies as st
-from kits import WasmtimeKit
+from hypothesis import HealthCheck, given, strategies as st
+from kits import WasmtimeKit, tries
 
 from trio_wasmcache import AbiError, BufferAbi, Function
 
@@ -140,9 +140,7 @@ LIARS = """(module (memory (export "memory") 1)
   (func (export "packed") (param i64) (result i64) (local.get 0))
   (func (export "area") (param i32 i32) (result i32) (local.get 0))
   (func (export "number") (param i32 i32 i32) (result i32) (local.get 2)))"""
-ROUNDS = settings(
-    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+ROUNDS = tries(10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @given(claims=st.lists(st.tuples(CLAIMS, CLAIMS), min_size=1, max_size=3))

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from batch.modules import INTEGERS, both, dividing, held, same, silent
-from hypothesis import HealthCheck, given, settings, strategies as st
-from kits import Kit, WasmtimeKit, add
+from hypothesis import HealthCheck, given, strategies as st
+from kits import Kit, WasmtimeKit, add, tries
 
 from trio_wasmcache import CacheConfig, TrapError
 from trio_wasmcache._core.driver import Shape, layout
@@ -205,9 +205,7 @@ async def test_a_batch_in_a_thread(real: WasmtimeKit) -> None:
     cuts=st.lists(st.integers(0, 60), max_size=4),
     begin=st.integers(0, 20),
 )
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@tries(40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_any_chunks(kit: Kit, left: list[int | None], cuts: list[int], begin: int) -> None:
     """However an array is cut into chunks and sliced, its rows are the same."""
     edges = [0, *sorted(min(cut, len(left)) for cut in cuts), len(left)]

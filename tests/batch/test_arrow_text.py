@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from batch.routes import both, drives, udf
-from hypothesis import HealthCheck, given, settings, strategies as st
-from kits import WasmtimeKit
+from hypothesis import HealthCheck, given, strategies as st
+from kits import WasmtimeKit, tries
 
 from trio_wasmcache import AbiError, Function, InstanceCache
 
@@ -78,9 +78,7 @@ async def test_both_routes_give_the_same_array(real: WasmtimeKit) -> None:
     begin=st.integers(0, 9),
     large=st.booleans(),
 )
-@settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@tries(15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_any_chunks(
     real: WasmtimeKit, texts: list[str | None], cuts: list[int], begin: int, large: bool
 ) -> None:

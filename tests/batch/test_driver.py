@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 
 import wasmtime
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
+from kits import tries
 
 from trio_wasmcache._core.config import WASM_PAGE
 from trio_wasmcache._core.driver import (
@@ -30,7 +31,7 @@ SHAPES = st.builds(
 
 
 @given(SHAPES)
-@settings(max_examples=60, deadline=None)
+@tries(60)
 def test_any_shape_gives_a_valid_module(shape: Shape) -> None:
     """It imports the function and nothing else, and its memory can't grow."""
     wasm = layout(shape).wasm
@@ -42,7 +43,7 @@ def test_any_shape_gives_a_valid_module(shape: Shape) -> None:
 
 
 @given(SHAPES)
-@settings(max_examples=200, deadline=None)
+@tries(200)
 def test_columns_do_not_overlap(shape: Shape) -> None:
     """Header, validity, columns and results lie one behind the other, each aligned."""
     made = layout(shape)

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import trio
 from batch.modules import INTEGERS, both, counting, dividing, held, same, silent
-from hypothesis import HealthCheck, given, settings, strategies as st
-from kits import PAGE, FakeKit, Kit, WasmtimeKit
+from hypothesis import HealthCheck, given, strategies as st
+from kits import PAGE, FakeKit, Kit, WasmtimeKit, tries
 from trio.testing import assert_checkpoints
 
 from trio_wasmcache import CacheConfig
@@ -232,9 +232,7 @@ async def test_a_batch_lets_others_run(kit: Kit) -> None:
 
 
 @given(data=st.data())
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@tries(40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_any_rows(kit: Kit, data: Any) -> None:
     """Columns of any kind and length, with nulls or without, give what Python gives."""
     number = data.draw(st.integers(0, 40))

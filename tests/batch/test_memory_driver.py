@@ -6,7 +6,8 @@ from itertools import pairwise
 from typing import Any
 
 import wasmtime
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
+from kits import tries
 
 from trio_wasmcache._core.config import WASM_PAGE
 from trio_wasmcache._core.driver import CELLS, SCRATCH_LIMIT
@@ -54,7 +55,7 @@ def shapes(draw: st.DrawFn) -> MemoryShape:
 
 
 @given(shapes())
-@settings(max_examples=60, deadline=None)
+@tries(60)
 def test_any_shape_gives_a_valid_module(shape: MemoryShape) -> None:
     """It imports the function, a memory and what it needs, and its own memory can't grow."""
     wasm = wasmtime.wat2wasm(memory_layout(shape).text)
@@ -66,7 +67,7 @@ def test_any_shape_gives_a_valid_module(shape: MemoryShape) -> None:
 
 
 @given(shapes())
-@settings(max_examples=200, deadline=None)
+@tries(200)
 def test_nothing_overlaps(shape: MemoryShape) -> None:
     """Header, validity, columns, results and data lie one behind the other, each aligned."""
     made = memory_layout(shape)

@@ -10,8 +10,8 @@ import pytest
 import trio
 from abi.support import SCALARS, cql_values
 from batch.routes import both, drives, hashes, moody_cache, outcome, row_by_row, udf
-from hypothesis import HealthCheck, given, settings, strategies as st
-from kits import WasmtimeKit
+from hypothesis import HealthCheck, given, strategies as st
+from kits import WasmtimeKit, tries
 
 from trio_wasmcache import (
     AbiError,
@@ -45,9 +45,7 @@ def several(values: st.SearchStrategy[Any]) -> st.SearchStrategy[list[Any]]:
     return st.lists(st.none() | values, max_size=30)
 
 
-ROUNDS = settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+ROUNDS = tries(12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(params=[1, 2], ids=["v1", "v2"])

@@ -15,7 +15,8 @@ import attrs
 import pytest
 import wasmtime
 from fuzz.verdict import ENGINE
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
+from kits import tries
 
 from trio_wasmcache._core.wasm import (
     BREATHS,
@@ -644,21 +645,21 @@ def mutated_modules(draw: st.DrawFn) -> bytes:
     return bytes(wasm)
 
 
-@settings(deadline=None, max_examples=300)
+@tries(300)
 @given(st.binary(max_size=200) | st.binary(max_size=200).map(HEADER.__add__))
 def test_random_bytes(wasm: bytes) -> None:
     """Noise is refused as malformed, never in another way."""
     read_or_refuse(wasm)
 
 
-@settings(deadline=None, max_examples=500)
+@tries(500)
 @given(raw_sections)
 def test_random_sections(sections: bytes) -> None:
     """So is noise that is cut into sections of the right size."""
     read_or_refuse(HEADER + sections)
 
 
-@settings(deadline=None, max_examples=1000)
+@tries(1000)
 @given(mutated_modules())
 def test_mutated_modules(wasm: bytes) -> None:
     """A damaged module is refused, or else read: and if wasmtime takes it, read the same way."""

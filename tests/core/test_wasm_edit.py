@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import wasmtime
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from trio_wasmcache._core.wasm import (
     HEADER,
@@ -405,7 +405,6 @@ def modules(draw: st.DrawFn) -> bytes:
     )
 
 
-@settings(deadline=None)
 @given(modules(), st.data())
 def test_any_module_can_be_edited(wasm: bytes, data: st.DataObject) -> None:
     """Exports of all and maxima for all leave a valid module that differs in nothing else."""

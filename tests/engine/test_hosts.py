@@ -9,7 +9,8 @@ import pytest
 import trio
 import trio.testing
 from engine.support import WASI, exported, quiet_cache, run_python, wat
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
+from kits import tries
 
 from trio_wasmcache import (
     AbiError,
@@ -96,7 +97,7 @@ async def test_all_types_go_together() -> None:
         function = await register(cache, HostFunction(host, names, names))
         async with function.acquire() as lease:
 
-            @settings(max_examples=10, deadline=None)
+            @tries(10)
             @given(st.tuples(*(st.sampled_from(VALUES[name]) for name in names)))
             def collect(values: tuple[Any, ...]) -> None:
                 chosen.append(values)

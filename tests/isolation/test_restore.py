@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import trio
 from attrs import evolve
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from isolation.guests import REACTOR, STARTER, binary
 
 from trio_wasmcache._core.admit import check_limits
@@ -126,7 +126,6 @@ def test_random_writes_are_gone() -> None:
         assert artifact.obstacle is None
         instance, wanted = start(), state(start())
 
-        @settings(deadline=None)
         @given(st.lists(WRITES, max_size=8))
         def write(writes: list[tuple[str, tuple[Any, ...]]]) -> None:
             for name, values in writes:

@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from trio_wasmcache.report import order as module
 from trio_wasmcache.report.order import Line, Order
@@ -22,7 +22,6 @@ def sort(order: Order, numbers: list[int]) -> list[int]:
 
 
 @given(BLOCKS)
-@settings(max_examples=100, deadline=None)
 def test_each_event_comes_once(blocks: list[list[int]]) -> None:
     """Whatever the order, each number comes out once, in order within its block, and what never
     came is missing."""
@@ -41,7 +40,6 @@ def test_each_event_comes_once(blocks: list[list[int]]) -> None:
 
 
 @given(BLOCKS)
-@settings(max_examples=100, deadline=None)
 def test_lines_and_frames_agree(blocks: list[list[int]]) -> None:
     """Events that come one by one come out in order, and the same are missing."""
     order, line = Order(), Line()

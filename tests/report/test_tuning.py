@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from attrs import evolve
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
+from kits import tries
 from report.workloads import (
     PAGE,
     FunctionPlan,
@@ -107,7 +108,7 @@ def check(events: list[Event], timeouts: tuple[float, ...]) -> None:
             assert curve.at(size).hit_rate == pytest.approx(hits / max(1, tuner.leases))
 
 
-@settings(max_examples=settings.default.max_examples // 4)
+@tries(25)
 @given(st.integers(0, 2**32))
 def test_one_pass_gives_what_replays_at_twenty_sizes_give(seed: int) -> None:
     """Whatever is in the log: nesting, traps, growth, replacement, groups that close, seats."""

@@ -7,7 +7,8 @@ import random
 
 import polars as pl
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
+from kits import tries
 
 from trio_wasmcache.report.histogram import Histogram
 from trio_wasmcache.report.notes import cite
@@ -114,7 +115,7 @@ def test_sizes_and_times_of_options() -> None:
 
 
 @given(VALUES)
-@settings(max_examples=50, deadline=None)
+@tries(50)
 def test_a_histogram(values: list[float]) -> None:
     """Counts are exact, quantiles right to 6 %, in one piece or in several."""
     histogram, whole = Histogram(), Histogram()

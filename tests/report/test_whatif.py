@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from attrs import evolve
-from hypothesis import assume, example, given, settings, strategies as st
+from hypothesis import assume, example, given, strategies as st
+from kits import tries
 from report.workloads import (
     PAGE,
     FunctionPlan,
@@ -84,7 +85,7 @@ def without_resizes(plan: Plan) -> Plan:
     return evolve(plan, changes=tuple(it for it in plan.changes if it.kind != "resize"))
 
 
-@settings(max_examples=settings.default.max_examples // 4)
+@tries(25)
 @given(st.integers(0, 2**32))
 def test_other_limits_give_what_a_live_run_under_them_gave(seed: int) -> None:
     """The same evictions in the same order; as many hits, misses and waits; the same peak."""
@@ -110,7 +111,7 @@ def test_other_limits_give_what_a_live_run_under_them_gave(seed: int) -> None:
     assert result.peak_size == max(recycled, default=0)
 
 
-@settings(max_examples=settings.default.max_examples // 10)
+@tries(10)
 @given(st.integers(0, 2**32))
 def test_its_own_limits_give_the_log_itself(seed: int) -> None:
     """Also where limits changed in between: those changes are part of the log."""
@@ -122,7 +123,7 @@ def test_its_own_limits_give_the_log_itself(seed: int) -> None:
     assert result.hits == logged[-1]["hits"]
 
 
-@settings(max_examples=settings.default.max_examples // 5)
+@tries(20)
 @given(st.integers(0, 2**32))
 @example(1369)  # a group closes under a lease that has another one nested in it
 def test_whatever_the_application_does_it_comes_to_an_end(seed: int) -> None:
