@@ -166,6 +166,7 @@ class Program:
         start("waiting for room", other.call, 1)
         await until(lambda: cache.stats().waiting == waiting + 1)
         start("reading a module", add, cache, "fifo", self.fifo)
+        await until(lambda: bool(cache._shell.registry.reserved))
         start("compiling", add, cache, "large", large())
         await until(lambda: cache._shell.engine._compilers.borrowed_tokens == 1)
         if self.place == "sync":
