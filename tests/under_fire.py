@@ -23,7 +23,14 @@ import guests
 import trio
 from kits import add
 
-from trio_wasmcache import CacheConfig, HostFunction, InstanceCache, SchedulingGroup, open_cache
+from trio_wasmcache import (
+    CacheConfig,
+    HostFunction,
+    InstanceCache,
+    Lease,
+    SchedulingGroup,
+    open_cache,
+)
 from trio_wasmcache._engine.hosts import INSTANCES
 from trio_wasmcache._engine.instance import WasmtimeInstance
 from trio_wasmcache.testing import check_invariants
@@ -66,6 +73,7 @@ class Program:
         self.fifo = fifo
         self.finish = trio.Event()  # set once the cache is closed
         self.status = INTERRUPTED
+        self.batched: Lease | None = None
 
     async def run(self) -> None:
         try:
@@ -105,7 +113,10 @@ class Program:
             self.finish.set()
 
     async def begin(self, cache: InstanceCache, nursery: trio.Nursery) -> None:
-        """Bring everything about, one thing after the other, each seen to be so."""
+        """Bring everything about, one thing after the other, each seen to be so.
+
+        Ctrl-C then hits the main task: the others are in the library, which is not cut short.
+        """
         asked = trio.Event()
 
         async def ask(value: int) -> int:
@@ -153,6 +164,7 @@ class Program:
         running = cache.stats().running_instances
         await until(lambda: cache.stats().running_instances > running)
         start("in a batch", self.batch, count)
+        await until(lambda: self.batched is not None and self.batched._job is not None)
         start("in its block", self.hold, cache)
         group: SchedulingGroup = await nursery.start(self.group, cache)
         start("inline", self.use, group)
@@ -187,8 +199,8 @@ class Program:
             say(mark="ended", name=name, how=ended)
 
     async def batch(self, count: Any) -> None:
-        async with count.acquire() as lease:
-            await lease.map([array("q", [10**9]) * 1000])
+        async with count.acquire() as self.batched:
+            await self.batched.map([array("q", [10**9]) * 1000])
 
     async def hold(self, cache: InstanceCache) -> None:
         async with cache.acquire("count", TYPES) as lease:
