@@ -381,6 +381,7 @@ async def test_a_call_in_steps_ends_between_them(
                     await trio.lowlevel.checkpoint()
                 closing.set()
 
+            nursery.start_soon(let_the_thread_go_on)  # first, as the group also waits if this fails
             nursery.start_soon(told.told, "outside", from_outside)
             while not cache._shell.runner.threads.taken:
                 await trio.lowlevel.checkpoint()
@@ -388,7 +389,6 @@ async def test_a_call_in_steps_ends_between_them(
             assert job is not None
             while not job.in_thread:
                 await trio.lowlevel.checkpoint()
-            nursery.start_soon(let_the_thread_go_on)
         assert told.names == ["outside"]
         assert leases[0].fuel_consumed == job.burnt
         check_invariants(cache)

@@ -38,9 +38,9 @@ def instantiate(
     handle = ctypes.create_string_buffer(native.INSTANCE_SIZE)
     linker, ending = native.linker_new(engine), Ending()
     try:
-        for name, part in parts.items():
+        for name, extern in parts.items():
             raw = name.encode()
-            problem = native.linker_define(linker, instance.context, b"", 0, raw, len(raw), part)
+            problem = native.linker_define(linker, instance.context, b"", 0, raw, len(raw), extern)
             if problem:
                 raise LoadError(f"wasmtime would not link a {what}: {take_error(problem)}")
         # Only so are instances made in a store whose calls yield.
