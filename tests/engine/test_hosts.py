@@ -347,6 +347,8 @@ CTRL_C = """
         '(module (import "env" "g" (func $g (param i64) (result i64)))'
         ' (func (export "f") (param i64) (result i64) (call $g (local.get 0))))'
     )
+    # A parent in the background may have had it ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     hit = []
 
     def profile(frame, event, argument):
