@@ -3,7 +3,7 @@
 The plain hit is in `Lease.__aenter__` and `__aexit__`; what is here does the same, and more.
 
 A `RecursionError` half-way through the books would leave them wrong. So it is asked for before, at
-the price of a few calls that a hit does not pay: its steps make none (see `_core/hits`). Where it
+the price of a few calls that a hit does not pay: its steps make none (see `_core/policy`). Where it
 comes while a block is left, the lease is given back by the event loop, from the top of the stack.
 """
 

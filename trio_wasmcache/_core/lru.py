@@ -14,7 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 
 class Member(Protocol):
-    """What can be in an order, in one at a time; only the order, or `hits`, changes this."""
+    """Part of an order, of one at a time; only the order or `Policy` changes its neighbours."""
 
     before: Any
     after: Any

@@ -121,7 +121,7 @@ class Instance:
     """Its place among all that ever became idle: who did first has the lower one."""
     uses: int = 0
     request: Request | None = None
-    """Of its hits, one after the other: see `hits`."""
+    """Of its hits, one after the other: see `Policy.hit`."""
     ready: Any = None
     """What the shell has made of `payload`, so that a hit finds it; None where it can't be one."""
     loads_module: bool = False
