@@ -15,7 +15,7 @@ from ._abi.protocol import Abi, Crossing
 from ._closing import close_groups, tell_all_closed
 from ._core.admit import worst_size
 from ._core.config import CacheConfig
-from ._core.events import Reason, Registered as RegisteredEvent, Removed, Resized
+from ._core.events import Reason
 from ._core.isolation import RESET, REUSE, verdict
 from ._core.records import FunctionRecord
 from ._core.stats import CacheStats, EntryInfo, ResidentBytes
@@ -27,7 +27,7 @@ from ._host import HostFunction
 from ._lease import Lease
 from ._register import Compiler, Declaration, declare, read_source
 from ._registry import Registered
-from ._shell import Shell, describe, describe_limits
+from ._shell import Shell
 from ._view import begin_anew, count, count_resident, describe_entries, in_words
 
 MAIN = "main"
@@ -178,20 +178,18 @@ class InstanceCache:
         now = trio.current_time()
         if seconds:
             shell.policy.note_compiled(record, seconds)
-        shell.tell(
-            RegisteredEvent(
-                **describe(record),
-                module_digest=module.digest,
-                module_number=module.payload.number,
-                code_bytes=module.code_size,
-                artifact_bytes=module.payload.artifact.size,
-                compile_seconds=seconds,
-                concurrency=record.concurrency,
-                worst_size_bytes=record.worst_size,
-                isolation=function.isolation,
-                isolation_verdict=function.isolation_verdict,
-            ),
+        shell.journal.registered(
+            record,
             now,
+            module_digest=module.digest,
+            module_number=module.payload.number,
+            code_bytes=module.code_size,
+            artifact_bytes=module.payload.artifact.size,
+            compile_seconds=seconds,
+            concurrency=record.concurrency,
+            worst_size_bytes=record.worst_size,
+            isolation=function.isolation,
+            isolation_verdict=function.isolation_verdict,
         )
         if old is not None:
             old.successor = record
@@ -212,7 +210,7 @@ class InstanceCache:
         self._check_open()
         for record in self._shell.registry.take(name, args):
             now = trio.current_time()
-            self._shell.tell(Removed(**describe(record)), now)
+            self._shell.journal.removed(record, now)
             self._retire(record, now)
 
     def _retire(self, record: FunctionRecord, now: float) -> None:
@@ -335,7 +333,7 @@ class InstanceCache:
         shell.config = config
         shell.runner.resize(config)
         now = trio.current_time()
-        shell.tell(Resized(**describe_limits(config)), now)
+        shell.journal.resized(config, now)
         shell.act(shell.policy.resize(config, now), now)
         shell.sleep_until(shell.policy.next_expiry())
         shell.adapt_instances()

@@ -13,15 +13,18 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from ._core.events import Closed, Reason
+from ._core.events import Reason
 from ._core.records import Request, Stage
 from ._ctrl_c import outlast
-from ._group import SchedulingGroup, tell_closed
+from ._group import SchedulingGroup
 from ._shell import Shell, held_in
-from ._uses import CLOSED, tell_abandoned
 
 if TYPE_CHECKING:
     from ._lease import Lease
+
+
+# What those get whose group or cache is closed.
+CLOSED = trio.ClosedResourceError.__name__
 
 
 async def close_groups(shell: Shell, groups: Sequence[SchedulingGroup], reason: Reason) -> None:
@@ -34,14 +37,13 @@ async def close_groups(shell: Shell, groups: Sequence[SchedulingGroup], reason: 
     for group in groups:
         if group._record.closed:
             continue  # it is closing already, and waits for a thread
-        tell_closed(group, now)
+        shell.journal.group_closed(group.name, shell.closed, now)
         step = shell.policy.close_group(group._record, now, reason)
         shell.act(step, now)
-        if shell.log_uses:
-            # Now, as the log of a cache ends before its tasks have been told.
-            for request in step.woken:
-                if request.stage is Stage.ENDED:
-                    tell_abandoned(shell, request, CLOSED, now)
+        for request in step.woken:
+            if request.stage is Stage.ENDED:
+                # Now, as the log of a cache ends before its tasks have been told.
+                shell.journal.abandoned(request, CLOSED, now)
         group._end_token_waits()
     in_threads = []
     for group in groups:
@@ -58,14 +60,12 @@ async def close_groups(shell: Shell, groups: Sequence[SchedulingGroup], reason: 
 def tell_all_closed(shell: Shell) -> None:
     """The last fact for the log: all is closed, after so many of each."""
     policy = shell.policy
-    shell.tell(
-        Closed(
-            hits=policy.hits,
-            misses=policy.misses,
-            blocks=policy.blocks,
-            calls=shell.count_calls(),
-            evictions=sum(policy.residents.evictions.values()),
-        )
+    shell.journal.closed(
+        hits=policy.hits,
+        misses=policy.misses,
+        blocks=policy.blocks,
+        calls=shell.count_calls(),
+        evictions=sum(policy.residents.evictions.values()),
     )
 
 
@@ -77,8 +77,8 @@ def _shut(shell: Shell, request: Request, reason: Reason) -> trio.Event | None:
     if out_of_thread is not None:
         return out_of_thread
     now = trio.current_time()
-    if shell.log_uses and request.stage in (Stage.LOADING, Stage.GRANTED):
-        tell_abandoned(shell, request, CLOSED, now)
+    if request.stage in (Stage.LOADING, Stage.GRANTED):
+        shell.journal.abandoned(request, CLOSED, now)
     if request.stage is Stage.LOADING:
         assert instance is not None
         native, instance.payload = instance.payload, None

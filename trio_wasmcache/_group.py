@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextvars
 import functools
 import inspect
-import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, final
 
@@ -13,7 +12,6 @@ import trio
 from trio.lowlevel import Task
 
 from ._core.config import bad_capacity, bad_shares
-from ._core.events import GroupClosed, GroupOpened
 from ._core.fair import Share
 from ._core.records import GroupRecord
 from ._ctrl_c import opening
@@ -114,6 +112,10 @@ class SchedulingGroup:
             f"<SchedulingGroup {self.name!r} {state}: {borrowed} of {total} tokens, "
             f"{self.shares} shares>"
         )
+
+    def note_opened(self) -> None:
+        """Note for the log that it is open."""
+        self._shell.journal.group_opened(self.name, self._count_tokens()[1], self.shares)
 
     # -- tokens: one for a task, however many leases it nests
 
@@ -239,25 +241,12 @@ async def open_group(
     record = GroupRecord(name)
     async with trio.open_nursery() as nursery:
         group = SchedulingGroup(shell, record, nursery, capacity, shares)
-        shell.tell(group_opened(group))
+        group.note_opened()
         reset = _groups.set(group._chain)
         try:
             yield group
         finally:
             _groups.reset(reset)
-
-
-def group_opened(group: SchedulingGroup) -> GroupOpened:
-    """The fact for the log."""
-    _, capacity = group._count_tokens()
-    tokens = None if capacity == math.inf else int(capacity)
-    return GroupOpened(group=group.name, capacity_tokens=tokens, shares=group.shares)
-
-
-def tell_closed(group: SchedulingGroup, at: float) -> None:
-    """Note in the log that the group closes; what that evicts is told after it."""
-    shell = group._shell
-    shell.tell(GroupClosed(group=group.name, with_cache=shell.closed), at)
 
 
 async def _run_inside(

@@ -64,7 +64,6 @@ class Lease:
     _fuel: int | None = None
     _began = 0.0
     _total_fuel = 0
-    _number: int | None = None
     _at = 0.0
 
     def __init__(
@@ -112,7 +111,7 @@ class Lease:
             group._limiter is None
             and task not in owners
             and len(owners) < group._capacity
-            and not (self._warm or shell.log_uses)
+            and not (self._warm or shell.journal.log_uses)
         ):
             try:
                 function = shell.exact[self._name, self._args]  # type: ignore[index]

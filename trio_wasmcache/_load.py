@@ -16,7 +16,6 @@ from ._group import closed_group
 from ._registry import INITIALIZE
 from ._runner import Job
 from ._shell import Shell
-from ._uses import tell_abandoned, tell_blocked, tell_failed, tell_loaded, tell_requested
 
 if TYPE_CHECKING:
     from ._group import SchedulingGroup
@@ -39,14 +38,12 @@ async def grant(shell: Shell, group: SchedulingGroup, request: Request) -> None:
         trio.ClosedResourceError: the group or the cache was closed.
     """
     now = shell.now()
-    if shell.config.log_uses:
-        tell_requested(shell, request, now)
+    shell.journal.requested(request, now)
     try:
         step = shell.policy.acquire(request, now)
     except WasmCacheError as error:
         shell.policy.note_error(request.entry, type(error).__name__)
-        if shell.config.log_uses:
-            tell_abandoned(shell, request, type(error).__name__, now)
+        shell.journal.abandoned(request, type(error).__name__, now)
         raise
     if step is not None:
         shell.act(step, now)
@@ -65,9 +62,7 @@ async def _see_through(shell: Shell, group: SchedulingGroup, request: Request) -
         elif request.stage is Stage.ENDED:
             if request.error is None or isinstance(request.error, Closed):
                 raise closed_group(group)  # who closed it has told the log
-            if shell.log_uses:
-                kind = type(request.error).__name__
-                tell_abandoned(shell, request, kind, shell.now())
+            shell.journal.abandoned(request, type(request.error).__name__, shell.now())
             raise request.error
         else:
             await _wait(shell, request)
@@ -77,13 +72,11 @@ async def _wait(shell: Shell, request: Request) -> None:
     def abort(_: RaiseCancelT) -> Abort:
         request.sleeper = None
         now = shell.now()
-        if shell.config.log_uses:
-            tell_abandoned(shell, request, "Cancelled", now)
+        shell.journal.abandoned(request, "Cancelled", now)
         shell.act(shell.policy.cancel(request, now), now)
         return Abort.SUCCEEDED
 
-    if shell.config.log_uses:
-        tell_blocked(shell, request)
+    shell.journal.blocked(request)
     request.sleeper = trio.lowlevel.current_task()
     await trio.lowlevel.wait_task_rescheduled(abort)
 
@@ -137,9 +130,8 @@ async def _load(shell: Shell, group: SchedulingGroup, request: Request) -> None:
         now = shell.now()
         problem = _explain(instance.entry.function.key, error)
         if isinstance(problem, Exception) and not isinstance(problem, trio.ClosedResourceError):
-            tell_failed(shell, request, instance, problem, now)
-        if shell.config.log_uses:
-            tell_abandoned(shell, request, type(problem).__name__, now)
+            shell.journal.failed(request, instance, problem, now)
+        shell.journal.abandoned(request, type(problem).__name__, now)
         shell.act(shell.policy.failed(request, now), now)
         shell.expect_expiry()  # of a seat that was taken in vain
         if problem is error:
@@ -150,7 +142,7 @@ async def _load(shell: Shell, group: SchedulingGroup, request: Request) -> None:
     instance.entry.uses.add(LOADS, microseconds(now - began))
     seat = instance.seat
     step = shell.policy.loaded(request, now)
-    tell_loaded(shell, request, instance, seat, began, now)
+    shell.journal.loaded(request, instance, seat, began, now)
     shell.act(step, now)
 
 

@@ -9,13 +9,11 @@ import trio
 
 from ._cache import InstanceCache
 from ._core.config import CacheConfig
-from ._core.events import Opened
 from ._ctrl_c import opening
 from ._engine.seam import Engine
 from ._evictor import evict_on_time
-from ._group import group_opened
 from ._log import LogWriter, ThreadedLogWriter
-from ._shell import Shell, describe_limits
+from ._shell import Shell
 
 
 @opening
@@ -81,8 +79,8 @@ async def open_with(
         with trio.CancelScope() as ending:
             async with trio.open_nursery() as service:
                 cache = InstanceCache(shell, service)
-                shell.tell(Opened(**describe_limits(config), **_more_limits(config)))
-                shell.tell(group_opened(cache._main))
+                shell.journal.opened(config)
+                cache._main.note_opened()
                 service.start_soon(evict_on_time, shell)
                 try:
                     await trio.lowlevel.checkpoint()
@@ -110,14 +108,3 @@ async def open_with(
             raise failure
         finally:
             del failure
-
-
-def _more_limits(config: CacheConfig) -> dict[str, Any]:
-    return {
-        "stack_size_bytes": config.stack_size,
-        "memory_limit_bytes": config.memory_limit,
-        "table_limit_elements": config.table_limit,
-        "total_fuel": config.total_fuel,
-        "yield_fuel": config.yield_fuel,
-        "log_uses": config.log_uses,
-    }

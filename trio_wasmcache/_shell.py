@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
@@ -12,11 +11,12 @@ import trio
 from attrs import Factory, frozen
 
 from ._core.config import CacheConfig
-from ._core.events import Event, Reason
+from ._core.events import Reason
 from ._core.policy import Policy
 from ._core.records import FunctionRecord, GroupRecord, Request
 from ._core.residents import Step
 from ._engine.seam import Engine
+from ._journal import Journal
 from ._log import LogWriter
 from ._registry import Registry
 from ._results import ResultMemory
@@ -44,6 +44,7 @@ class Shell:
         self.config = config
         self.engine = engine
         self.log = log
+        self.journal: Journal = Journal(log, config.log_uses)
         self.policy: Policy = Policy(config)
         self.registry: Registry = Registry()
         self.exact: Mapping[tuple[str, tuple[str, ...]], FunctionRecord] = self.registry.exact
@@ -52,9 +53,8 @@ class Shell:
         # Makes a lease of a group; leases are above this layer, so the cache puts it here.
         self.new_lease: Callable[[Any, str, Sequence[str]], Any]
         self.closed = False
-        # What a hit asks: the time, and whether each use is logged.
+        # What a hit asks.
         self.now: Callable[[], float] = _short_way_to_the_clock()
-        self.log_uses: bool = config.log_uses
         self.token: trio.lowlevel.TrioToken = trio.lowlevel.current_trio_token()
         # What could not be done where a block ended, for want of room on Python's stack.
         self.leaving: list[Callable[[], None]] = []
@@ -64,9 +64,6 @@ class Shell:
         self.sleep: trio.CancelScope = trio.CancelScope()
         self.expects_expiry: bool = False
         self.main: GroupRecord = GroupRecord("main")
-        self._requests = 0
-        self._tasks: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-        self._last_task = 0
 
     def act(self, step: Step | None, at: float | None = None) -> None:
         """Carry out what a step of the policy left to do. Never waits, never fails.
@@ -79,7 +76,7 @@ class Shell:
             if instance.payload is not None:
                 native, instance.payload = instance.payload, None
                 native.close()
-            self.tell(event, at)
+            self.journal.note(event, at)
             # Memory is short, or the cache has less to do.
             self.results.forget()
         for module in step.unloaded:
@@ -89,10 +86,6 @@ class Shell:
             if request.sleeper is not None:
                 sleeper, request.sleeper = request.sleeper, None
                 trio.lowlevel.reschedule(sleeper)
-
-    def tell(self, event: Event, at: float | None = None) -> None:
-        """Note a fact for the log, of this moment or of the step that it belongs to."""
-        self.log.add(event, trio.current_time() if at is None else at)
 
     def expect_expiry(self) -> None:
         """Let the background task wake when something idle is due: called whenever something rests.
@@ -126,19 +119,6 @@ class Shell:
         """Calls begun so far."""
         return self.base.calls + self.policy.residents.count_calls()
 
-    def task_number(self, task: Any) -> int:
-        """A number for a task, for the log."""
-        number = self._tasks.get(task)
-        if number is None:
-            self._last_task += 1
-            number = self._tasks[task] = self._last_task
-        return number
-
-    def number(self) -> int:
-        """A number for a request, for the log."""
-        self._requests += 1
-        return self._requests
-
 
 def _short_way_to_the_clock() -> Callable[[], float]:
     """`trio.current_time`, by a shorter way.
@@ -152,27 +132,6 @@ def _short_way_to_the_clock() -> Callable[[], float]:
     # Between the two a thread may have had its turn: the largest is the best.
     constant = max(clock.current_time() - time.perf_counter() for _ in range(10))
     return map(constant.__add__, iter(time.perf_counter, None)).__next__
-
-
-def describe(record: FunctionRecord) -> dict[str, Any]:
-    """The fields by which events name a function."""
-    return {
-        "function": record.key.name,
-        "arg_types": ", ".join(record.key.args),
-        "generation": record.generation,
-    }
-
-
-def describe_limits(config: CacheConfig) -> dict[str, Any]:
-    """The fields by which events tell the limits that `resize` can change, and a replay needs."""
-    return {
-        "max_size_bytes": config.max_size,
-        "max_instance_size_bytes": config.max_instance_size,
-        "max_instances": config.max_instances,
-        "max_code_size_bytes": config.max_code_size,
-        "max_running_size_bytes": config.max_running_size,
-        "idle_timeout_seconds": config.idle_timeout,
-    }
 
 
 def held_in(policy: Policy, group: GroupRecord | None) -> list[Request]:

@@ -25,13 +25,6 @@ from ._engine.seam import GuestInstance
 from ._group import closed_group
 from ._held import Held, hold
 from ._load import grant
-from ._uses import (
-    tell_acquired,
-    tell_left,
-    tell_recycled,
-    tell_token_block,
-    tell_token_wait_ended,
-)
 
 if TYPE_CHECKING:
     from ._lease import Lease
@@ -49,7 +42,7 @@ async def take(lease: Lease, task: Task) -> Lease:
         shell.let_leave()
     if group._record.closed or shell.closed:
         raise closed_group(group)
-    if shell.log_uses:
+    if shell.journal.log_uses:
         lease._at = shell.now()
     blocked = not group._take_token_nowait(task)
     if blocked:
@@ -68,22 +61,25 @@ async def take(lease: Lease, task: Task) -> Lease:
                 _note_no_token(lease, record, task, type(error).__name__)
             raise
     try:
-        await _acquire(lease, task, blocked)
-    except BaseException as error:
-        if blocked and lease._number is None and not group._record.closed:
-            # Removed while it waited; the log still has it waiting for its token.
-            _note_no_token(lease, record, task, type(error).__name__)
+        check_headroom()
+        try:
+            record = shell.registry.find(lease._name, lease._args)
+        except Exception as error:
+            if blocked and not group._record.closed:
+                # Removed while it waited; the log still has it waiting for its token.
+                _note_no_token(lease, record, task, type(error).__name__)
+            raise
+        await _acquire(lease, record, task, blocked)
+    except BaseException:
         group._give_back_token(task)
         raise
     lease._task = task
     return lease
 
 
-async def _acquire(lease: Lease, task: Task, blocked: bool) -> None:
+async def _acquire(lease: Lease, record: FunctionRecord, task: Task, blocked: bool) -> None:
     shell, group = lease._shell, lease._group
     policy = shell.policy
-    check_headroom()
-    record = shell.registry.find(lease._name, lease._args)
     if group._record.closed or shell.closed:
         raise closed_group(group)
     request = policy.request(record, group._record, task, lease._warm)
@@ -104,10 +100,9 @@ async def _acquire(lease: Lease, task: Task, blocked: bool) -> None:
     lease._held = held
     lease._guest = held.guest
     lease._total_fuel = config.total_fuel
-    if shell.log_uses:
-        now = shell.now()
-        tell_acquired(shell, request, lease._at, now)
-        lease._at = now
+    if shell.journal.log_uses:
+        ledger = policy.residents.ledger
+        shell.journal.acquired(request, instance, lease._at, shell.now(), ledger)
 
 
 def give_back(lease: Lease, task: Task) -> None:
@@ -125,8 +120,7 @@ def give_back(lease: Lease, task: Task) -> None:
             assert caller is not None
             now = trio.current_time()
             lease._end_under_a_call(Reason.CORRUPTED)
-            if shell.log_uses:
-                tell_left(shell, request, caller, now)
+            shell.journal.left(request, caller, now)
             shell.act(shell.policy.hand_over(request, caller, now), now)
         else:
             recycle(lease)
@@ -176,8 +170,9 @@ def recycle(lease: Lease, reason: Reason | None = None) -> None:
     size = SEAT_SIZE if seat else native.measure()
     now = shell.now()
     step = shell.policy.recycle(request, size, now, reason, seat)
-    if shell.log_uses:
-        tell_recycled(shell, request, instance, size, lease._at, now)
+    shell.journal.recycled(
+        request, instance, size, lease._calls, now, shell.policy.residents.ledger
+    )
     if step is not None:
         shell.act(step, now)
     shell.expect_expiry()
@@ -195,11 +190,10 @@ def _leave_seat(registered: Registered, instance: Instance, native: GuestInstanc
 def _note_block(lease: Lease, record: FunctionRecord) -> None:
     """The acquire has to wait for a token; its request does not exist yet."""
     lease._shell.policy.note_token_block(record, lease._group._record)
-    if lease._shell.log_uses:
-        tell_token_block(lease._shell, record, lease._group.name)
+    task = trio.lowlevel.current_task()
+    lease._shell.journal.token_blocked(record, lease._group.name, task)
 
 
 def _note_no_token(lease: Lease, record: FunctionRecord, task: Task, error: str) -> None:
     """Waiting for the token was in vain."""
-    if lease._shell.log_uses:
-        tell_token_wait_ended(lease._shell, record, lease._group.name, task, error)
+    lease._shell.journal.token_abandoned(record, lease._group.name, task, error)
