@@ -141,6 +141,7 @@ async def _map_numbers(
         tuple(cell_name(kind) for kind in crossing.args),
         tuple(cell_name(kind, cut=True) for kind in crossing.returns),
         any(one.nullable for one in columns),
+        crossing.post is not None,
     )
     nones = not arrow and any(one.holds_none for one in columns)
     memory = lease._shell.results
@@ -149,7 +150,10 @@ async def _map_numbers(
         code = await lease._shell.engine.driver(shape)
         assert code is not None
         _check_open(lease)
-        driver = code.attach(native, {"function": lease._registered.export})
+        exports = {"function": lease._registered.export}
+        if crossing.post is not None:
+            exports["post"] = crossing.post
+        driver = code.attach(native, exports)
         batch = NumberChunks(
             native, driver, crossing, layout(shape), columns, rows, sinks, lease._total_fuel
         )

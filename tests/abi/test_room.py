@@ -111,3 +111,14 @@ async def test_all_that_is_a_buffer_can_be_written() -> None:
             for wrong in ("text", 5, None):
                 with pytest.raises(TypeError):
                     lease.memory.write(0, wrong)  # type: ignore[arg-type]
+
+
+def test_room_never_begins_at_a_null_pointer() -> None:
+    """A memory without pages gives room behind address 0, and more of it in one piece."""
+    guest = FakeGuest(pages=0, max_pages=10)
+    assert grown_room(guest, 100) == 16
+    assert guest.size == PAGE
+    assert grown_room(guest, PAGE - 16) == 16
+    assert guest.size == PAGE
+    assert grown_room(guest, PAGE) == 16
+    assert guest.size == 2 * PAGE

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import trio
 from batch.modules import STOPS, WORKS, binary, both, dividing, held, same
+from batch.routes import both as by_both
 from kits import FakeKit, Kit, WasmtimeKit, add, add_asking
 from staging import stage
 
@@ -368,3 +369,27 @@ async def test_a_driver_fits_however_low_the_limits_are(real: WasmtimeKit) -> No
         async with f.acquire() as lease:
             await lease.map([[1, 2]])
         assert cache.stats().evictions["oversized"] == 1
+
+
+NULL = """(module (memory (export "memory") 0)
+  (func (export "sent") (param $at i32) (param $size i32) (result i64)
+    (i64.or (i64.shl (i64.extend_i32_u (local.get $at)) (i64.const 32))
+      (i64.extend_i32_u (local.get $size))))
+  (func (export "null") (param $at i32) (param $size i32) (result i64)
+    (i64.extend_i32_u (local.get $size))))"""
+
+
+async def test_a_null_pointer_is_no_result(real: WasmtimeKit) -> None:
+    """By both routes; nothing at a null pointer is nothing, and no argument is sent to one."""
+    async with real.open() as cache:
+        given: Any = {"args": ("str",), "returns": "str", "abi": "buffer"}
+        sent = await cache.register("sent", binary(NULL), **given)
+        values = ["a", "", "b" * 70_000, "c" * 200_000]
+        assert await by_both(sent, [values]) == values
+        null = await cache.register("null", binary(NULL), **given)
+        assert await by_both(null, [["", ""]]) == ["", ""]
+        error = await by_both(null, [["", "ab", ""]])
+        assert isinstance(error, AbiError)
+        assert error.row == 1
+        assert "returned 2 bytes at address 0, which is a null pointer" in str(error)
+        check_invariants(cache)

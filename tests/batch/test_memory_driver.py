@@ -35,7 +35,7 @@ def shapes(draw: st.DrawFn) -> MemoryShape:
     style: Any = draw(st.sampled_from(["cql", "packed", "packed_low", "pair", "area", "out", None]))
     room: Any = draw(st.sampled_from(["grown", "kept", "guest"]))
     free = draw(st.sampled_from([0, 1, 2, 3])) if room != "grown" else 0
-    post = style in ("area", "packed") and draw(st.booleans())
+    post = style in ("area", "packed", None) and draw(st.booleans())
     numbers = tuple(draw(st.lists(st.sampled_from(list(CELLS)), max_size=3)))
     return MemoryShape(
         args=tuple(draw(st.lists(CELL | st.just(BYTES), max_size=6))),

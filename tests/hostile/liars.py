@@ -65,6 +65,7 @@ def buffer(
     return Guest(f"buffer: {name}", "the host, by its ABI", source, gets, **given)
 
 
+NULL = "bytes at address 0, which is a null pointer"
 OUTSIDE = "which are not inside its memory of 65536 bytes"
 
 GUESTS = [
@@ -82,6 +83,8 @@ GUESTS = [
     scylla("the largest size", Fails(AbiError, OUTSIDE), packed(2**31 - 1, 1024)),
     scylla("a result at -1", Fails(AbiError, OUTSIDE), packed(5, -1)),
     scylla("a result over the end", Fails(AbiError, OUTSIDE), packed(5, 65532)),
+    scylla("five bytes at a null pointer", Fails(AbiError, NULL), packed(5, 0)),
+    scylla("nothing at a null pointer", Gives(""), packed(0, 0)),
     scylla("nothing at the end", Gives(""), packed(0, 65536)),
     scylla("null, somewhere", Gives(None), packed(-1, -1)),
     scylla(
@@ -128,6 +131,41 @@ GUESTS = [
     ),
     buffer("its argument for its result", Gives("hello"), "(i64.const 0x80000000005)"),
     buffer("a size of -1", Fails(AbiError, OUTSIDE), "(i64.const 0x400ffffffff)"),
+    buffer("five bytes at a null pointer", Fails(AbiError, NULL), "(i64.const 5)"),
+    buffer("nothing at a null pointer", Gives(""), "(i64.const 0)"),
+    buffer(
+        "five bytes at a null pointer, the other way round",
+        Fails(AbiError, NULL),
+        "(i64.const 0x500000000)",
+        abi=BufferAbi(result="packed_low"),
+    ),
+    buffer(
+        "text at a null pointer",
+        Fails(AbiError, NULL),
+        "(i32.const 0)",
+        result="i32",
+        abi=BufferAbi(result="nul"),
+    ),
+    buffer(
+        "an area at a null pointer",
+        Fails(AbiError, "its result's place in 8 bytes at address 0"),
+        "(i32.const 0)",
+        result="i32",
+        abi=BufferAbi(result="area"),
+    ),
+    buffer(
+        "an area with a null pointer in it",
+        Fails(AbiError, NULL),
+        "(i32.store offset=1028 (i32.const 0) (i32.const 5)) (i32.const 1024)",
+        result="i32",
+        abi=BufferAbi(result="area"),
+    ),
+    buffer(
+        "a pair with a null pointer in it",
+        Fails(AbiError, NULL),
+        "(i32.const 0) (i32.const 5)",
+        result="i32 i32",
+    ),
     buffer("a result at the end", Fails(AbiError, OUTSIDE), "(i64.const 0xfffffff000000008)"),
     buffer(
         "no room", Fails(MemoryLimitError, "found no room"), "(i64.const 0)", malloc="(i32.const 0)"

@@ -29,8 +29,9 @@ from .plain import (
     to_blame,
     wrong_count,
 )
+from .post import find_post, post_values
 from .protocol import Crossing, Exports, Guest, Invoke, Memory
-from .room import memory_of, read
+from .room import check_address, memory_of, read
 from .wire import Blob, Text, Wire
 
 BUFFERS = ("bytes", "str")
@@ -106,9 +107,9 @@ class BufferAbi:
             )
             if style == "out":
                 params.insert(0, "i32")
-        post: str | None = f"cabi_post_{export}" if allocator.alloc == CABI else None
-        if post not in exports.functions or self.result_of == "guest":
-            post = None
+        post = None
+        if style is None or self.result_of != "guest":
+            post = find_post(function, export, exports)
         return BufferCrossing(
             function,
             export,
@@ -123,7 +124,6 @@ class BufferAbi:
             else self.arguments_of == "guest",
             free_result=self.result_of != "guest" and allocator.free is not None,
             post=post,
-            post_type=exports.functions[post] if post else None,
         )
 
 
@@ -159,7 +159,6 @@ class BufferCrossing:
     free_result: bool = field(kw_only=True)
     post: str | None = field(kw_only=True)
     """What to call when the result has been read."""
-    post_type: FuncType | None = field(kw_only=True)
     lower: Callable[[tuple[Any, ...]], Sequence[Any]] | None = field(default=None, init=False)
     lift: Callable[[Any], Any] | None = field(default=None, init=False)
 
@@ -215,12 +214,15 @@ class BufferCrossing:
                     own.append((at, at + len(value)))
         result = yield Invoke(self.export, self._signed(wasm))
         if self.style is None:
-            return self._numbers(result)
+            numbers = self._numbers(result)
+            if self.post is not None:
+                yield Invoke(self.post, post_values(result, self.signature.results))
+            return numbers
         memory = memory_of(guest)
         at, size = self._find(memory, result, area)
         data = read(self.got, memory, at, size)
         if self.post is not None:
-            yield Invoke(self.post, (result,))
+            yield Invoke(self.post, post_values(result, self.signature.results))
         elif self.free_result and not any(begin <= at < end for begin, end in own):
             yield from self.allocator.release(at, size + (self.style == "nul"))
         return self._decode(data)
@@ -229,9 +231,7 @@ class BufferCrossing:
         """See `BulkCrossing`."""
         if self.style == "nul":
             return None  # to look for the zero would burn the row's fuel
-        if self.post and self.style not in ("area", "packed", "packed_low"):
-            return None
-        if self.post and self.post_type != FuncType(self.signature.results, ()):
+        if self.post and self.style not in (None, "area", "packed", "packed_low"):
             return None
         allocator = self.allocator
         grown = allocator.alloc is None
@@ -246,7 +246,7 @@ class BufferCrossing:
             alloc=allocator.alloc_arity,
             free=allocator.free_arity,
             frees=self.style is not None and self.free_result and not self.post,
-            post=self.style is not None and self.post is not None,
+            post=self.post is not None,
             flagged=allocator.alloc == WBINDGEN[0] and self.style == "out",
         )
         if shape.post:
@@ -381,6 +381,7 @@ class BufferCrossing:
             return result[0] & 0xFFFFFFFF, result[1] & 0xFFFFFFFF
         if self.style == "nul":
             at = result & 0xFFFFFFFF
+            check_address(f"{self.got} bytes at", at)
             return at, self._length(memory, at)
         at = area if self.style == "out" else result & 0xFFFFFFFF
         raw = read(f"{self.got} its result's place in", memory, at, 8)

@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from attrs import frozen
 
 from .._core.errors import AbiError, SignatureError
 from .._core.wasm import FuncType
-from .protocol import Exports
+from .post import find_post, post_values
+from .protocol import Exports, Guest, Invoke
 
 T = TypeVar("T")
 
@@ -91,8 +92,12 @@ class Plain:
         exports: Exports,
         called_on_null: bool,
     ) -> PlainAbi:
-        """It needs nothing of the module; that None can't cross, `called_on_null` can't change."""
-        return PlainAbi(function, args, returns)
+        """It needs nothing of the module; that None can't cross, `called_on_null` can't change.
+
+        A module may want to be told that a call is over; see `find_post`.
+        """
+        post = find_post(function, export, exports)
+        return PlainAbi(function, args, returns, export=export, post=post)
 
 
 class PlainAbi:
@@ -104,6 +109,7 @@ class PlainAbi:
         returns: types that Python gets.
         host: it is a host function, whose results Python gives and whose arguments it gets.
         types: {type name: type}, for an ABI whose numbers have other names.
+        post: an export to be called with the results of each call of `export`.
 
     Raises:
         SignatureError: a type name that is unknown, or that can't cross (v128, references).
@@ -117,13 +123,19 @@ class PlainAbi:
         *,
         host: bool = False,
         types: Mapping[str, PlainType] = TYPES,
+        export: str = "",
+        post: str | None = None,
     ) -> None:
         self.what = what
+        self.export = export
+        self.post = post
         self.noun = "result" if host else "argument"
         self.got = f"{what} was called with" if host else f"{what} returned"
         self.args = tuple(find_type(what, name, types) for name in args)
         self.arity = len(self.args)
-        self.steps = None
+        self.steps: Callable[[Guest, tuple[Any, ...]], Generator[Invoke, Any, Any]] | None = (
+            None if post is None else self._steps
+        )
         self.returns = tuple(find_type(what, name, types) for name in returns)
         self.signature = FuncType(
             tuple(kind.wasm for kind in self.args), tuple(kind.wasm for kind in self.returns)
@@ -162,6 +174,14 @@ class PlainAbi:
     def place(self, number: int) -> str:
         """How messages name a value that Python gave."""
         return f"{self.noun} {number} of {self.what}"
+
+    def _steps(self, guest: Guest, values: tuple[Any, ...]) -> Generator[Invoke, Any, Any]:
+        """Call the export, then tell the module that its results were taken."""
+        assert self.post is not None
+        result = yield Invoke(self.export, self.checked(values))
+        lifted = result if self.lift is None else self.lift(result)
+        yield Invoke(self.post, post_values(result, self.signature.results))
+        return lifted
 
     def _lift(self, result: Any) -> Any:
         if len(self.returns) == 1:

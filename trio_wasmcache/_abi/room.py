@@ -13,6 +13,11 @@ from .protocol import Guest, Memory
 ROOM = "grown room"
 
 
+# Where grown room begins in a memory that has no page yet. Address 0 is a null pointer to a guest,
+# and so it is to us. A multiple of what any ABI aligns to.
+FIRST_ADDRESS = 16
+
+
 def memory_of(guest: Guest) -> Memory:
     """The guest's memory; an ABI that needs it has refused modules without one."""
     memory = guest.memory
@@ -30,25 +35,44 @@ def grown_room(guest: Guest, need: int) -> int:
     at, size = guest.state.get(ROOM, (0, 0))
     if need <= size:
         return int(at)
-    missing = _pages(need - size)
+    null = 0 if memory.size else FIRST_ADDRESS
+    missing = _pages(need + null - size)
     begin = memory.grow(missing)
     if begin == at + size and size:
         size += missing * WASM_PAGE
     else:
-        wanted = max(_pages(need), 2 * _pages(size))
+        wanted = max(_pages(need + null), 2 * _pages(size))
         try:
             memory.grow(wanted - missing)
         except MemoryLimitError:
-            wanted = _pages(need)
+            wanted = _pages(need + null)
             memory.grow(wanted - missing)
-        at, size = begin, wanted * WASM_PAGE
+        at, size = begin + null, wanted * WASM_PAGE - null
     guest.state[ROOM] = at, size
     return int(at)
 
 
 def read(got: str, memory: Memory, at: int, size: int) -> bytes:
-    """The bytes that a guest says are its result; `AbiError` unless they lie in its memory."""
-    if size < 0 or at + size > memory.size:
+    """Return the bytes that a guest says are its result.
+
+    Raises:
+        AbiError: they are not inside its memory, or the address is 0, a null pointer.
+    """
+    data = read_anywhere(got, memory, at, size)
+    if size:
+        check_address(f"{got} {size} bytes at", at)
+    return data
+
+
+def check_address(got: str, at: int) -> None:
+    """Raise `AbiError` for the address 0, which guests have for "nothing"."""
+    if at == 0:
+        raise AbiError(f"{got} address 0, which is a null pointer")
+
+
+def read_anywhere(got: str, memory: Memory, at: int, size: int) -> bytes:
+    """Return bytes of a guest's memory, at address 0 too; `AbiError` if they are not inside it."""
+    if at < 0 or size < 0 or at + size > memory.size:
         raise AbiError(
             f"{got} {size} bytes at address {at}, which are not inside its memory of "
             f"{memory.size} bytes"

@@ -43,7 +43,7 @@ from .plain import (
     wrong_count,
 )
 from .protocol import Convert, Crossing, Exports, Guest, Invoke, Step
-from .room import as_i32, check_allocated, grown_room, memory_of, read
+from .room import as_i32, check_allocated, grown_room, memory_of, read, read_anywhere
 from .wire import Blob, Fixed, Single, Text, Wire
 
 VERSION_GLOBAL = "_scylla_abi"
@@ -259,7 +259,7 @@ class ScyllaCrossing:
         if version is None:
             at = int(guest.global_value(VERSION_GLOBAL)) & 0xFFFFFFFF
             got = f"{self.what}: its {VERSION_GLOBAL} says that its version is"
-            version = int.from_bytes(read(got, memory_of(guest), at, 4), "little")
+            version = int.from_bytes(read_anywhere(got, memory_of(guest), at, 4), "little")
             if version not in (1, 2):
                 raise AbiError(f"{got} {version} (at address {at}); versions are 1 and 2")
             if version == 2:

@@ -105,6 +105,8 @@ class Shape:
     """Names of cells."""
     results: tuple[str, ...]
     nullable: bool = False
+    post: bool = False
+    """There is a function to call with the results of each row, once they are stored."""
 
     @property
     def signature(self) -> FuncType:
@@ -146,15 +148,24 @@ def layout(shape: Shape) -> Layout:
     pages = -(-at // WASM_PAGE)
     body = _body(shape, args, results)
     signature, run = shape.signature, FuncType(("i32",), ("i32",))
+    post = FuncType(signature.results)
+    imports = [Import("", "function", "func", signature)]
+    if shape.post:
+        imports.append(Import("", "post", "func", post))
     wasm = encode_module(
-        types=[signature, run],
-        imports=[Import("", "function", "func", signature)],
+        types=[signature, run, *([post] if shape.post else [])],
+        imports=imports,
         functions=[1],
         memories=[Limits(pages, pages)],
-        exports=[Export("run", "func", 1), Export("scratch", "memory", 0)],
+        exports=[Export("run", "func", len(imports)), Export("scratch", "memory", 0)],
         code=[body],
-        # For backtraces: subsection 1, the name of function 1.
-        custom=[("name", section(1, vector([uleb(1) + name_bytes("trio_wasmcache driver")])))],
+        # For backtraces: subsection 1, the name of the one function that is its own.
+        custom=[
+            (
+                "name",
+                section(1, vector([uleb(len(imports)) + name_bytes("trio_wasmcache driver")])),
+            )
+        ],
     )
     # An instruction has at least one byte and burns at most one unit.
     return Layout(rows, pages, args, results, wasm, len(body))
@@ -190,7 +201,7 @@ def _call(shape: Shape, args: tuple[int, ...], results: tuple[int, ...]) -> byte
     """The call of one row, between loading its arguments and storing its results."""
     code = bytearray()
     cells = [CELLS[name] for name in shape.results]
-    direct = len(cells) == 1 and not cells[0].check
+    direct = len(cells) == 1 and not cells[0].check and not shape.post
     if direct:
         code += _offset(cells[0])  # below the value, where a store wants it
     for name, at in zip(shape.args, args, strict=True):
@@ -214,6 +225,10 @@ def _call(shape: Shape, args: tuple[int, ...], results: tuple[int, ...]) -> byte
             code += bytes([_I32_STORE, 2, WHICH_AT, _GET, _ROW, _RETURN, _END])
         cut = _TRUTH if cell.truth and not cell.check else b""
         code += _offset(cell) + get + cut + _access(cell.store, cell, at)
+    if shape.post:
+        for number in range(len(cells)):
+            code += bytes([_GET]) + uleb(_RESULTS + number)
+        code += bytes([_CALL, 1])
     return bytes(code)
 
 

@@ -7,8 +7,9 @@ written as text, which wasmtime turns into a module.
 
 1. The scratch has cells of numbers as a driver's has. A column of bytes is offsets into its data,
    32 or 64 bits each, as Arrow has them: those of row n and n + 1 are around its bytes.
-2. Addresses and sizes of the guest are never believed: what does not lie in its memory ends the
-   loop at its row, with the reason in `why`, and what it said in `at` and `size`.
+2. Addresses and sizes of the guest are never believed: what does not lie in its memory, or lies at
+   address 0, ends the loop at its row, with the reason in `why`, and what it said in `at` and
+   `size`.
 3. A result that does not fit into what is left of the scratch ends the loop, too. The host reads
    it out of the guest's memory and runs the driver again from this row, which then only gives back
    what has to be given back, and goes on with the next.
@@ -63,6 +64,8 @@ def memory_layout(shape: MemoryShape) -> MemoryLayout:
 
 INSIDE: Final = """
   (func $inside (param $at i32) (param $size i32) (result i32)
+    (if (i32.and (i32.eqz (local.get $at)) (i32.ne (local.get $size) (i32.const 0)))
+      (then (return (i32.const 0))))
     (i64.le_u (i64.add (i64.extend_i32_u (local.get $at)) (i64.extend_i32_u (local.get $size)))
       (i64.shl (i64.extend_i32_u (memory.size $guest)) (i64.const 16))))"""
 STOP: Final = f"""
@@ -91,7 +94,7 @@ class _Writer:
         if shape.free:
             parts.append(_import("free", FuncType(("i32",) * shape.free, ())))
         if shape.post:
-            parts.append(_import("post", FuncType(shape.signature.results, ())))
+            parts.append(_import("post", FuncType(shape.signature.results)))
         parts.append('(import "" "memory" (memory $guest 0))')
         parts.append(f'(memory $scratch (export "scratch") {pages} {pages})')
         run = self._run()
@@ -283,6 +286,9 @@ class _Writer:
             elif cell.truth:
                 value = f"(i32.ne {value} {i32(0)})"
             code += write(at, value, self._row(cell.size), store(cell))
+        if self.shape.post:
+            given = " ".join(get(f"result{n}") for n in range(len(cells)))
+            code += f"(call $post {given})"
         return code
 
     def _bytes(self) -> str:
