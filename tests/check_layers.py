@@ -18,7 +18,7 @@ BREACHES = {
     "The core is pure": ("_core/lru.py", "import time"),
     "Only the engine imports wasmtime or ctypes": ("_lease.py", "import ctypes"),
     "Only the log imports structlog": ("_evictor.py", "import structlog"),
-    "Only the collector imports prometheus_client": ("_view.py", "import prometheus_client"),
+    "Only the collector imports prometheus_client": ("_statistics.py", "import prometheus_client"),
     "The log tool's imports point down": ("report/frames.py", "from . import summary"),
     "The log tool runs nothing": ("report/lines.py", "import trio"),
     "Only the log tool imports what it is made with": ("_core/stats.py", "import polars"),

@@ -115,7 +115,7 @@ async def test_it_wakes_only_when_something_is_due(
         class Count(trio.abc.Instrument):
             def before_task_step(self, task: trio.lowlevel.Task) -> None:
                 nonlocal wakes
-                wakes += task.name.endswith("evict_on_time")
+                wakes += task.name.endswith("Evictor.run")
 
         await f.call(1)
         await wait_all_tasks_blocked()

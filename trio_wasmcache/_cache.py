@@ -12,7 +12,7 @@ import trio
 from attrs import evolve
 
 from ._abi.protocol import Abi, Crossing
-from ._closing import close_groups, tell_all_closed
+from ._closing import close_groups
 from ._core.admit import worst_size
 from ._core.config import CacheConfig
 from ._core.events import Reason
@@ -28,7 +28,7 @@ from ._lease import Lease
 from ._register import Compiler, Declaration, declare, read_source
 from ._registry import Registered
 from ._shell import Shell
-from ._view import begin_anew, count, count_resident, describe_entries, in_words
+from ._statistics import Statistics
 
 MAIN = "main"
 # What `resize` can't change. A log that began without uses can't be replayed, so it goes on so.
@@ -47,6 +47,7 @@ class InstanceCache:
     def __init__(self, shell: Shell, service: trio.Nursery) -> None:
         self._shell = shell
         shell.new_lease = functools.partial(Lease, shell)
+        self._statistics = Statistics(shell)
         self._compiler = Compiler(shell.engine, service)
         config = shell.config
         self._main = SchedulingGroup(
@@ -335,7 +336,7 @@ class InstanceCache:
         now = trio.current_time()
         shell.journal.resized(config, now)
         shell.act(shell.policy.resize(config, now), now)
-        shell.sleep_until(shell.policy.next_expiry())
+        shell.evictor.sleep_until(shell.policy.next_expiry())
         shell.adapt_instances()
 
     @property
@@ -345,7 +346,7 @@ class InstanceCache:
 
     def stats(self) -> CacheStats:
         """Counters, distributions and gauges of this moment. Changes nothing."""
-        return count(self._shell, len(self._groups))
+        return self._statistics.count(len(self._groups))
 
     @trio.lowlevel.enable_ki_protection
     def pop_stats(self) -> CacheStats:
@@ -355,7 +356,7 @@ class InstanceCache:
         tells the counters of the whole time all the same.
         """
         stats = self.stats()
-        begin_anew(self._shell)
+        self._statistics.restart()
         return stats
 
     @trio.lowlevel.enable_ki_protection
@@ -368,14 +369,14 @@ class InstanceCache:
         **Checkpoint:** always.
         **Cancellation:** nothing changes.
         """
-        return await count_resident(self._shell)
+        return await self._statistics.count_resident()
 
     def entries(self) -> tuple[EntryInfo, ...]:
         """Every function in every group that has instances or waiters. Changes nothing."""
-        return describe_entries(self._shell)
+        return self._statistics.describe_entries()
 
     def __repr__(self) -> str:
-        return f"<InstanceCache {in_words(self._shell, len(self._groups))}>"
+        return f"<InstanceCache {self._statistics.in_words(len(self._groups))}>"
 
     # -- inside
 
@@ -390,4 +391,4 @@ class InstanceCache:
             scope.cancel()
         shell.policy.closed = True
         await close_groups(shell, list(self._groups.values()), Reason.CLOSED)
-        tell_all_closed(shell)
+        shell.journal.closed(**self._statistics.totals())

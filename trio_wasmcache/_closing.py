@@ -57,18 +57,6 @@ async def close_groups(shell: Shell, groups: Sequence[SchedulingGroup], reason: 
             _shut(shell, request, reason)
 
 
-def tell_all_closed(shell: Shell) -> None:
-    """The last fact for the log: all is closed, after so many of each."""
-    policy = shell.policy
-    shell.journal.closed(
-        hits=policy.hits,
-        misses=policy.misses,
-        blocks=policy.blocks,
-        calls=shell.count_calls(),
-        evictions=sum(policy.residents.evictions.values()),
-    )
-
-
 def _shut(shell: Shell, request: Request, reason: Reason) -> trio.Event | None:
     """End one lease, or what is on the way to one; an event, and not yet, if a thread is in it."""
     lease: Lease = request.payload

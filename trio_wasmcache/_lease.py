@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, final
@@ -22,7 +23,7 @@ from ._held import Held
 from ._memory import LeaseMemory
 from ._runner import Job, context_of_call
 from ._shell import Shell
-from ._taking import give_back, give_back_token, leave_later, recycle, take
+from ._taking import give_back, give_back_token, leave, recycle, take
 
 if TYPE_CHECKING:
     from ._function import Function
@@ -151,8 +152,8 @@ class Lease:
             measure = None if self._guest is None else held.measure
             if measure is not None and shell.policy.rest(request, measure(held.native), now()):
                 self._guest = self._request = None
-                if not shell.expects_expiry:
-                    shell.expect_expiry()
+                if not shell.evictor.expects_expiry:
+                    shell.evictor.expect_expiry()
             else:
                 give_back(self, task)
                 return
@@ -161,7 +162,7 @@ class Lease:
             else:
                 give_back_token(self, task)
         except RecursionError:
-            leave_later(self, task)
+            shell.exits.add(functools.partial(leave, self, task))
 
     # -- calls
 

@@ -133,7 +133,7 @@ async def _load(shell: Shell, group: SchedulingGroup, request: Request) -> None:
             shell.journal.failed(request, instance, problem, now)
         shell.journal.abandoned(request, type(problem).__name__, now)
         shell.act(shell.policy.failed(request, now), now)
-        shell.expect_expiry()  # of a seat that was taken in vain
+        shell.evictor.expect_expiry()  # of a seat that was taken in vain
         if problem is error:
             raise
         raise problem from error

@@ -11,7 +11,6 @@ from ._cache import InstanceCache
 from ._core.config import CacheConfig
 from ._ctrl_c import opening
 from ._engine.seam import Engine
-from ._evictor import evict_on_time
 from ._log import LogWriter, ThreadedLogWriter
 from ._shell import Shell
 
@@ -81,7 +80,7 @@ async def open_with(
                 cache = InstanceCache(shell, service)
                 shell.journal.opened(config)
                 cache._main.note_opened()
-                service.start_soon(evict_on_time, shell)
+                service.start_soon(shell.evictor.run)
                 try:
                     await trio.lowlevel.checkpoint()
                     yield cache

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 import trio
-from attrs import Factory, frozen
 
 from ._core.config import CacheConfig
-from ._core.events import Reason
 from ._core.policy import Policy
 from ._core.records import FunctionRecord, GroupRecord, Request
 from ._core.residents import Step
 from ._engine.seam import Engine
+from ._evictor import Evictor
 from ._journal import Journal
 from ._log import LogWriter
 from ._registry import Registry
@@ -23,17 +22,35 @@ from ._results import ResultMemory
 from ._runner import Runner
 
 
-@frozen(kw_only=True)
-class Base:
-    """The counters of a cache at one moment, for those that are told since then."""
+@final
+class DeferredExits:
+    """Exits of leases that were deferred, as there was not enough of Python's stack for them.
 
-    hits: int = 0
-    misses: int = 0
-    blocks: int = 0
-    calls: int = 0
-    evictions: Mapping[Reason, int] = Factory(dict)
-    log_lost: int = 0
-    log_failures: int = 0
+    They run in the next pass of the loop, from the top of the stack, or before the next acquire.
+    """
+
+    def __init__(self) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+        self._exits: list[Callable[[], None]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._exits)
+
+    def add(self, leave: Callable[[], None]) -> None:
+        """Run `leave` later.
+
+        Entering had a checkpoint at the same depth, so the stack suffices for this much; where it
+        does not quite, the loop is not woken by it, but by the next event.
+        """
+        self._exits.append(leave)
+        with contextlib.suppress(RecursionError):
+            self._token.run_sync_soon(self.run)
+
+    def run(self) -> None:
+        """Run all that are deferred; one that fails stays."""
+        while self._exits:
+            self._exits[-1]()
+            self._exits.pop()
 
 
 @final
@@ -55,14 +72,8 @@ class Shell:
         self.closed = False
         # What a hit asks.
         self.now: Callable[[], float] = _short_way_to_the_clock()
-        self.token: trio.lowlevel.TrioToken = trio.lowlevel.current_trio_token()
-        # What could not be done where a block ended, for want of room on Python's stack.
-        self.leaving: list[Callable[[], None]] = []
-        # What was counted when statistics began anew.
-        self.base: Base = Base()
-        # The background task sleeps in this scope; its deadline is the next thing due.
-        self.sleep: trio.CancelScope = trio.CancelScope()
-        self.expects_expiry: bool = False
+        self.exits = DeferredExits()
+        self.evictor = Evictor(self.policy, self.act)
         self.main: GroupRecord = GroupRecord("main")
 
     def act(self, step: Step | None, at: float | None = None) -> None:
@@ -87,37 +98,12 @@ class Shell:
                 sleeper, request.sleeper = request.sleeper, None
                 trio.lowlevel.reschedule(sleeper)
 
-    def expect_expiry(self) -> None:
-        """Let the background task wake when something idle is due: called whenever something rests.
-
-        While it sleeps until a time that is not later, it need not know: it looks again then.
-        """
-        if not self.expects_expiry:
-            self.sleep_until(self.policy.next_expiry())
-
-    def sleep_until(self, due: float | None) -> None:
-        """Let the background task wake at that time; None: not by itself."""
-        if due is None and not self.expects_expiry:
-            return  # as it does already; to tell Trio so costs more than a call
-        self.expects_expiry = due is not None
-        self.sleep.deadline = math.inf if due is None else due
-
     def adapt_instances(self) -> None:
         """Limits have changed: the next lease of each goes the long way, and adapts it to them."""
         for entry in self.policy.residents.entries:
             for instance in (*entry.idle, *(request.instance for request in entry.claims)):
                 if instance is not None:
                     instance.ready = None
-
-    def let_leave(self) -> None:
-        """Do what was put off to where there is room on Python's stack."""
-        while self.leaving:
-            self.leaving[-1]()
-            self.leaving.pop()
-
-    def count_calls(self) -> int:
-        """Calls begun so far."""
-        return self.base.calls + self.policy.residents.count_calls()
 
 
 def _short_way_to_the_clock() -> Callable[[], float]:

@@ -9,7 +9,6 @@ comes while a block is left, the lease is given back by the event loop, from the
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from typing import TYPE_CHECKING
 
@@ -38,8 +37,8 @@ async def take(lease: Lease, task: Task) -> Lease:
     **Cancellation:** nothing is held.
     """
     shell, group = lease._shell, lease._group
-    if shell.leaving:
-        shell.let_leave()
+    if shell.exits:
+        shell.exits.run()
     if group._record.closed or shell.closed:
         raise closed_group(group)
     if shell.journal.log_uses:
@@ -133,20 +132,10 @@ def give_back_token(lease: Lease, task: Task) -> None:
     lease._group._give_back_token(task)
 
 
-def leave_later(lease: Lease, task: Task) -> None:
-    """There was not enough room on Python's stack: the rest is done in the next pass of the loop.
-
-    Or before, if somebody acquires. Entering had a checkpoint at the same depth, so there is room
-    for this much, and where there is not quite, the loop is not woken by it but by the next event.
-    """
-    lease._shell.leaving.append(functools.partial(_leave, lease, task))
-    with contextlib.suppress(RecursionError):
-        lease._shell.token.run_sync_soon(lease._shell.let_leave)
-
-
-def _leave(lease: Lease, task: Task) -> None:
+def leave(lease: Lease, task: Task) -> None:
+    """Give back what a block left behind, from the top of Python's stack."""
     give_back(lease, task)
-    lease._shell.expect_expiry()
+    lease._shell.evictor.expect_expiry()
 
 
 def recycle(lease: Lease, reason: Reason | None = None) -> None:
@@ -175,7 +164,7 @@ def recycle(lease: Lease, reason: Reason | None = None) -> None:
     )
     if step is not None:
         shell.act(step, now)
-    shell.expect_expiry()
+    shell.evictor.expect_expiry()
 
 
 def _leave_seat(registered: Registered, instance: Instance, native: GuestInstance) -> bool:

@@ -122,12 +122,12 @@ def _disagreements(cache: InstanceCache) -> list[str]:
                 continue  # its block has ended, and its token is given back; a call is under way
             if request.entry.group is group._record and request.owner not in owners:
                 problems.append(f"group {group.name!r}: {request.owner} uses it without a token")
-    uses, base = residents.snapshot(), shell.base
+    uses, told = residents.snapshot(), cache.stats()
     for what, parts in (("function", uses.by_function()), ("group", uses.by_group())):
         counted = [part for several in parts.values() for part in several]
-        same(f"hits by {what}", policy.hits - base.hits, sum(part.hits for part in counted))
-        same(f"misses by {what}", policy.misses - base.misses, sum(p.misses for p in counted))
-        same(f"blocks by {what}", policy.blocks - base.blocks, sum(p.blocks for p in counted))
+        same(f"hits by {what}", told.hits, sum(part.hits for part in counted))
+        same(f"misses by {what}", told.misses, sum(p.misses for p in counted))
+        same(f"blocks by {what}", told.blocks, sum(p.blocks for p in counted))
     if shell.closed and (idle or running or waiters):
         problems.append("something is left in a closed cache")
     return problems
