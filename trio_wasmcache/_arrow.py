@@ -6,16 +6,15 @@ pyarrow is imported when the first such column comes along, in a thread, as it t
 from __future__ import annotations
 
 import bisect
-import importlib
 import itertools
 import sys
-from collections.abc import Sequence
-from typing import Any, final
-
-import trio
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar, final
 
 from ._columns import Column
 from ._core.driver import Cell
+
+T = TypeVar("T")
 
 # {cell: how pyarrow writes its type}
 TYPES = {
@@ -39,12 +38,25 @@ FACTORIES = {name: kind for name, kind in TYPES.items() if name[0] in "iu"} | di
 )
 
 
+class Threads(Protocol):
+    """How what takes long is done in threads, for the lease whose batch this is."""
+
+    async def import_module(self, name: str) -> Any:
+        """The module of that name."""
+
+    async def read(self, function: Callable[..., T], *values: Any) -> T:
+        """What a function returns that may run the user's code, for any time."""
+
+    async def convert(self, function: Callable[..., T], *values: Any) -> T:
+        """What a function returns that works for a while, and waits for nothing."""
+
+
 def is_arrow(value: Any) -> bool:
     """Whether it speaks Arrow's C data interface."""
     return hasattr(value, "__arrow_c_array__") or hasattr(value, "__arrow_c_stream__")
 
 
-async def load() -> Any:
+async def load(threads: Threads) -> Any:
     """pyarrow.
 
     Raises:
@@ -53,32 +65,32 @@ async def load() -> Any:
     if "pyarrow" in sys.modules:
         return sys.modules["pyarrow"]
     try:
-        return await trio.to_thread.run_sync(importlib.import_module, "pyarrow")
+        return await threads.import_module("pyarrow")
     except ImportError as error:
         raise ImportError(
             "columns in Arrow's format take pyarrow: pip install 'trio-wasmcache[arrow]'"
         ) from error
 
 
-async def table_columns(table: Any) -> list[Any]:
+async def table_columns(table: Any, threads: Threads) -> list[Any]:
     """The columns of a table or record batch, each as pyarrow has it."""
-    pa = await load()
+    pa = await load(threads)
     if not isinstance(table, (pa.Table, pa.RecordBatch)):
         # Reading a stream may run a query.
-        table = await trio.to_thread.run_sync(pa.table, table)
+        table = await threads.read(pa.table, table)
     return list(table.columns)
 
 
-async def arrow_column(value: Any) -> ArrowColumn:
+async def arrow_column(value: Any, threads: Threads) -> ArrowColumn:
     """A column of what speaks Arrow's C data interface."""
-    pa = await load()
+    pa = await load(threads)
     if isinstance(value, pa.Array):
         return ArrowColumn(pa, value.type, [value])
     if not isinstance(value, pa.ChunkedArray):
         if not hasattr(value, "__arrow_c_stream__"):
             array = pa.array(value)
             return ArrowColumn(pa, array.type, [array])
-        value = await trio.to_thread.run_sync(pa.chunked_array, value)
+        value = await threads.read(pa.chunked_array, value)
     if pa.types.is_struct(value.type) and value.type.num_fields == 1:
         (value,) = value.flatten()  # a table of one column
     return ArrowColumn(pa, value.type, value.chunks)
@@ -106,7 +118,7 @@ class ArrowColumn(Column):
             raise TypeError(f"takes an Arrow array of {wanted}, got one of {self._type}")
         self._cell = cell
 
-    async def bytes_chunks(self, name: str) -> list[Any] | None:
+    async def bytes_chunks(self, name: str, threads: Threads) -> list[Any] | None:
         """Its chunks as text or bytes (`name`: "string", "binary"); None: it is none of that.
 
         Dictionaries and views become plain arrays, in a thread.
@@ -133,7 +145,7 @@ class ArrowColumn(Column):
             return chunks
 
         try:
-            return await trio.to_thread.run_sync(convert) if self.rows > FEW else convert()
+            return await threads.convert(convert) if self.rows > FEW else convert()
         except pa.ArrowInvalid as error:
             raise ValueError(f"its Arrow array is damaged: {error}") from None
 

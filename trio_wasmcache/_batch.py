@@ -52,8 +52,9 @@ async def map_columns(lease: Lease, columns: Any, rows: int | None) -> Any:
     try:
         crossing = lease._crossing
         numbers = isinstance(crossing, PlainAbi)
-        arrow, found = await _look_at(lease._name, columns, objects=not numbers)
-        _check_open(lease)
+        arrow, found = await lease._unless_closed(
+            _look_at, lease._name, columns, not numbers, lease._shell.runner
+        )
         rows = _count(crossing, found, rows)
         if isinstance(crossing, PlainAbi):
             result = await _map_numbers(lease, native, crossing, found, rows, arrow)
@@ -69,10 +70,12 @@ async def map_columns(lease: Lease, columns: Any, rows: int | None) -> Any:
     return result
 
 
-async def _look_at(what: str, columns: Any, *, objects: bool) -> tuple[bool, list[Column]]:
+async def _look_at(
+    what: str, columns: Any, objects: bool, threads: _arrow.Threads
+) -> tuple[bool, list[Column]]:
     """Whether some are Arrow's, and all columns."""
     if _arrow.is_arrow(columns):
-        columns = await _arrow.table_columns(columns)
+        columns = await _arrow.table_columns(columns, threads)
     if not isinstance(columns, (list, tuple)):
         raise TypeError(
             "map takes a list with a column for each argument, such as map([column]), or a table "
@@ -81,7 +84,7 @@ async def _look_at(what: str, columns: Any, *, objects: bool) -> tuple[bool, lis
     found: list[Column] = []
     for number, value in enumerate(columns, start=1):
         if _arrow.is_arrow(value):
-            found.append(await _arrow.arrow_column(value))
+            found.append(await _arrow.arrow_column(value, threads))
             continue
         try:
             found.append(column(value, objects=objects))
@@ -147,9 +150,8 @@ async def _map_numbers(
     memory = lease._shell.results
     sinks = [Sink(CELLS[name], arrow, nones, rows, memory) for name in shape.results]
     if rows:
-        code = await lease._shell.engine.driver(shape)
+        code = await lease._unless_closed(lease._shell.engine.driver, shape)
         assert code is not None
-        _check_open(lease)
         exports = {"function": lease._registered.export}
         if crossing.post is not None:
             exports["post"] = crossing.post
@@ -181,8 +183,9 @@ async def _map_values(
         return await map_rows(lease, native, guest, columns, rows, arrow)
     made = memory_layout(bulk.shape)
     scalars = sum(one.size(0, 1) for one in packed if _is_packed(one) and one.rows is None)
-    code = await lease._shell.engine.driver(bulk.shape) if scalars <= made.data_size else None
-    _check_open(lease)
+    code = None
+    if scalars <= made.data_size:
+        code = await lease._unless_closed(lease._shell.engine.driver, bulk.shape)
     if code is None:
         return await map_rows(lease, native, guest, columns, rows, arrow)
     sinks: list[Sink | BytesSink]
@@ -238,10 +241,11 @@ async def _packed(
         chunks = None
         if isinstance(one, _arrow.ArrowColumn) and kind.arrow:
             try:
-                chunks = await one.bytes_chunks(kind.arrow)
+                chunks = await lease._unless_closed(
+                    one.bytes_chunks, kind.arrow, lease._shell.runner
+                )
             except ValueError as error:
                 raise ValueError(f"argument {number} of {bulk.what}: {error}") from None
-            _check_open(lease)
         if isinstance(one, _arrow.ArrowColumn) and chunks is not None:
             packed.append(ArrowBytes(one, chunks))
         else:

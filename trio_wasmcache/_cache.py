@@ -135,7 +135,9 @@ class InstanceCache:
         self, declaration: Declaration, wasm: bytes | str | os.PathLike[str]
     ) -> Function:
         shell, key = self._shell, declaration.key
-        source = await read_source(shell.engine, str(key), wasm, shell.config.max_wasm_size)
+        source = await read_source(
+            shell.engine, str(key), wasm, shell.config.max_wasm_size, self._compiler.readers
+        )
         self._check_open()
         module, crossing, seconds = await self._compiler.get(source, declaration, shell.config)
         self._check_open()

@@ -163,14 +163,7 @@ async def convert(lease: Lease, function: Callable[..., Any], *values: Any) -> A
     Raises:
         trio.ClosedResourceError: the lease, its group or the cache was closed meanwhile.
     """
-    try:
-        result = await lease._shell.runner.convert(function, *values)
-    except Exception:
-        if not lease._closed:
-            raise
-    if lease._closed:
-        raise lease._unusable()
-    return result
+    return await lease._unless_closed(lease._shell.runner.convert, function, *values)
 
 
 def failed(lease: Lease, error: E, values: tuple[Any, ...]) -> E:

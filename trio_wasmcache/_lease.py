@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, TypeVar, final
 
 import trio
 from trio.lowlevel import Task, checkpoint, checkpoint_if_cancelled, current_task
@@ -28,6 +28,8 @@ from ._taking import give_back, give_back_token, leave, recycle, take
 if TYPE_CHECKING:
     from ._function import Function
     from ._registry import Registered
+
+T = TypeVar("T")
 
 
 @final
@@ -55,6 +57,8 @@ class Lease:
     _guest: GuestFunction | None = None
     """None while no call may begin."""
     _job: Job | None = None
+    _apart: trio.CancelScope | None = None
+    """Around what is waited for that is no turn; cancelling it is only for the end of the lease."""
     _busy = False
     _caller: Task | None = None
     """Who has the call under way, while it is busy."""
@@ -345,6 +349,27 @@ class Lease:
         self._end_reason = reason
         if self._job is not None:
             self._job.end()
+        if self._apart is not None:
+            self._apart.cancel()
+
+    async def _unless_closed(self, wait: Callable[..., Awaitable[T]], *args: Any) -> T:
+        """What `wait` gives: a load, or work in a thread. The end of the lease ends it.
+
+        **Checkpoint:** as of `wait`.
+        **Cancellation:** as of `wait`.
+
+        Raises:
+            trio.ClosedResourceError: the lease, its group or the cache was closed meanwhile.
+        """
+        with trio.CancelScope() as self._apart:
+            try:
+                result = await wait(*args)
+            except Exception:
+                if not self._closed:
+                    raise
+            if not self._closed:
+                return result
+        raise self._unusable()
 
     def _unusable(self) -> Exception:
         if self._closed:

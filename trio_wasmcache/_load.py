@@ -89,8 +89,9 @@ async def _load(shell: Shell, group: SchedulingGroup, request: Request) -> None:
     began = shell.now()
     native: GuestInstance | None = None
     try:
-        module = registered.slot.loaded or await registered.slot.get()
-        lease._check_open()
+        module = registered.slot.loaded
+        if module is None:
+            module = await lease._unless_closed(registered.slot.get)
         if group._share.burst >= BURST_FUEL:
             await shell.runner.pass_turn(group._share)
             lease._check_open()

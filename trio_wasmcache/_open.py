@@ -51,7 +51,9 @@ async def open_cache(
         raise TypeError(f"config must be a CacheConfig, got {config!r}")
     apart = code_cache = None
     if config.cache_dir is not None:
-        code_cache = await trio.to_thread.run_sync(CodeCache, config.cache_dir, config.stack_size)
+        code_cache = await trio.to_thread.run_sync(
+            CodeCache, config.cache_dir, config.stack_size, limiter=trio.CapacityLimiter(1)
+        )
     if config.compile_memory is not None:
         apart = Apart(
             config.stack_size, config.compile_memory, config.compile_seconds, config.cache_dir

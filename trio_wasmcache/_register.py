@@ -34,6 +34,9 @@ from ._registry import INITIALIZE, ModuleSlot
 
 # Hashing takes 1 to 2 ms a MB: worth a thread hop (0.2 ms) from here on.
 DIGEST_IN_THREAD = 256 * 1024
+# Files read at the same time, and modules hashed. A file may be on a disk that does not answer, and
+# a thread that reads it keeps its place even when abandoned; hashing always ends.
+MAX_READS, MAX_DIGESTS = 8, 2
 
 
 @frozen(kw_only=True)
@@ -131,9 +134,13 @@ def _spelt(what: str, names: object) -> tuple[str, ...]:
 
 
 async def read_source(
-    engine: Engine, what: str, source: bytes | str | os.PathLike[str], limit: int
+    engine: Engine,
+    what: str,
+    source: bytes | str | os.PathLike[str],
+    limit: int,
+    readers: trio.CapacityLimiter,
 ) -> bytes:
-    """The module's bytes, from bytes, WAT text, or a path (read in a thread).
+    """The module's bytes, from bytes, WAT text, or a path (read in a thread of `readers`).
 
     A `str` is text if it begins as WebAssembly text does, with a parenthesis or a comment;
     otherwise it is a path.
@@ -152,7 +159,9 @@ async def read_source(
         raise TypeError(f"{what}: wasm must be bytes, WAT text or a path, got {source!r:.200}")
     path = Path(os.fsdecode(source))
     try:
-        data = await trio.to_thread.run_sync(_read, path, limit, abandon_on_cancel=True)
+        data = await trio.to_thread.run_sync(
+            _read, path, limit, abandon_on_cancel=True, limiter=readers
+        )
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InvalidModuleError(f"{what}: {str(path)[:200]!r} can't be read: {reason}") from error
@@ -212,6 +221,8 @@ class Compiler:
     nursery: trio.Nursery
     modules: dict[Any, Module] = field(factory=dict)
     """{what makes modules equal: module}, of the functions that are registered."""
+    readers: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(MAX_READS))
+    _digests: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(MAX_DIGESTS))
     _compiling: dict[Any, Compiling] = field(factory=dict)
     _next_number: Callable[[], int] = field(factory=lambda: itertools.count(1).__next__)
 
@@ -227,7 +238,7 @@ class Compiler:
         """
         hosts = declaration.hosts
         equal = (
-            await _digest(wasm),
+            await _digest(wasm, self._digests),
             frozenset(hosts.items()),
             declaration.isolation,
             config.memory_limit,
@@ -352,10 +363,10 @@ class Compiler:
         return crossing
 
 
-async def _digest(wasm: bytes) -> bytes:
+async def _digest(wasm: bytes, limiter: trio.CapacityLimiter) -> bytes:
     if len(wasm) < DIGEST_IN_THREAD:
         return hashlib.sha256(wasm).digest()
-    digest = await trio.to_thread.run_sync(lambda: hashlib.sha256(wasm).digest())
+    digest = await trio.to_thread.run_sync(lambda: hashlib.sha256(wasm).digest(), limiter=limiter)
     # A thread is waited for whatever comes; the cache may have been closed meanwhile.
     await trio.lowlevel.checkpoint_if_cancelled()
     return digest

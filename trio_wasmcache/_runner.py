@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import importlib
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeVar, final
@@ -103,6 +104,7 @@ class Runner:
         self.loop: Turns = Turns(1)
         self.threads: Turns = Turns(config.max_threads)
         self.converters: trio.CapacityLimiter = trio.CapacityLimiter(config.max_threads)
+        self.importers: trio.CapacityLimiter = trio.CapacityLimiter(1)
 
     def resize(self, config: CacheConfig) -> None:
         """Live under other limits: more threads are used at once, fewer as they come free."""
@@ -128,6 +130,27 @@ class Runner:
         """
         return await trio.to_thread.run_sync(
             paced, function, *values, abandon_on_cancel=True, limiter=self.converters
+        )
+
+    async def import_module(self, name: str) -> Any:
+        """Import a module in a thread.
+
+        **Checkpoint:** always.
+        **Cancellation:** waits for the thread.
+        """
+        return await trio.to_thread.run_sync(importlib.import_module, name, limiter=self.importers)
+
+    async def read(self, function: Callable[..., T], *values: Any) -> T:
+        """Call a function that reads what the user gave, in a thread, for it may take any time.
+
+        As that may wait for anything, such as another call of this cache, it waits for no token:
+        there are no more of these threads than leases that are held.
+
+        **Checkpoint:** always.
+        **Cancellation:** the thread is abandoned.
+        """
+        return await trio.to_thread.run_sync(
+            function, *values, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1)
         )
 
     async def drive(self, job: Job) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 import trio
@@ -198,27 +199,30 @@ async def test_18_what_was_half_loaded_is_closed(fake: FakeKit, offload: int | N
     assert fake.engine.open_instances == fake.engine.loaded_modules == 0
 
 
-async def test_18_a_module_that_is_loading_is_unloaded() -> None:
-    """As soon as it is there, as nobody wants it any more.
+async def test_18_a_module_that_is_loading_is_unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As soon as it is there, as nobody wants it any more: a thread that loads is waited for."""
+    fake = FakeKit()
+    outcomes = Outcomes()
+    load, begun, finish = fake.engine.load, trio.Event(), trio.Event()
 
-    Whether it is still loading when the cache closes is up to the order in which Trio runs tasks,
-    which is random; in thirty runs it is.
-    """
-    steps = set()
-    for _ in range(30):
-        fake = FakeKit()
-        outcomes = Outcomes()
-        async with trio.open_nursery() as nursery:
-            async with fake.open() as cache:
-                f = await add(cache, "f", fake.adding(1))
-                nursery.start_soon(outcomes.note, lambda f=f: f.call(1))
-                while cache.stats().running_instances == 0:
-                    await trio.lowlevel.checkpoint()
-        assert len(outcomes) == 1
-        assert "closed" in outcomes[0]
-        assert fake.engine.open_instances == fake.engine.loaded_modules == 0
-        steps.add(tuple(fake.engine.steps))
-    assert ("compile", "load") in steps
+    async def load_in_thread(*args: Any) -> Any:
+        begun.set()
+        with trio.CancelScope(shield=True):
+            await finish.wait()
+            return await load(*args)
+
+    monkeypatch.setattr(fake.engine, "load", load_in_thread)
+    async with trio.open_nursery() as nursery:
+        async with fake.open() as cache:
+            f = await add(cache, "f", fake.adding(1))
+            nursery.start_soon(outcomes.note, lambda: f.call(1))
+            await begun.wait()
+        assert fake.engine.steps == ["compile"]
+        finish.set()
+    assert len(outcomes) == 1
+    assert "closed" in outcomes[0]
+    assert fake.engine.steps == ["compile", "load"]
+    assert fake.engine.open_instances == fake.engine.loaded_modules == 0
 
 
 async def test_18_registering_ends_with_the_cache(kit: Kit) -> None:

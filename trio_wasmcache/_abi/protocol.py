@@ -33,6 +33,7 @@ class Convert:
     """Call this function in a thread, as it takes long; the answer is what it returns.
 
     It is for conversions: the function must not use the guest, which others may close meanwhile.
+    Nor may it wait for the cache: at most `max_threads` conversions run at the same time.
     What it raises is raised where this was yielded.
     """
 

@@ -44,6 +44,11 @@ from .traps import take_error
 MAX_COMPILES = 2
 # Making code executable takes about 3 ms a MB: worth a thread hop (0.2 ms) from here on.
 LOAD_IN_THREAD = 256 * 1024
+# Of each kind of work, how much is done in threads at the same time. Each kind has a limiter of its
+# own, so none waits for another, nor for Trio's default threads, which may all be taken by blocking
+# work of the application: which may itself wait for this cache. None of this work waits for
+# anything, so each limiter's turn always comes.
+MAX_LOADS, MAX_TEXTS, MAX_DRIVER_COMPILES, MAX_COUNTS = 4, 2, 1, 1
 WASI_MODULE = "wasi_snapshot_preview1"
 # No name that a toolchain emits, so it won't collide with the module's own exports.
 HIDDEN = "\x00trio_wasmcache:"
@@ -89,6 +94,10 @@ class WasmtimeEngine:
         self._stack_size = stack_size
         self._tally = Tally()
         self._compilers = trio.CapacityLimiter(MAX_COMPILES)
+        self._loaders = trio.CapacityLimiter(MAX_LOADS)
+        self._texts = trio.CapacityLimiter(MAX_TEXTS)
+        self._driver_compilers = trio.CapacityLimiter(MAX_DRIVER_COMPILES)
+        self._counters = trio.CapacityLimiter(MAX_COUNTS)
         self._drivers = Drivers()
 
     @property
@@ -100,7 +109,9 @@ class WasmtimeEngine:
         return self._tally.scratch
 
     async def to_wasm(self, text: str) -> bytes:
-        return await trio.to_thread.run_sync(to_wasm, text, abandon_on_cancel=True)
+        return await trio.to_thread.run_sync(
+            to_wasm, text, abandon_on_cancel=True, limiter=self._texts
+        )
 
     async def compile(self, wasm: bytes, admit: Callable[[ModuleInfo], Edits]) -> Artifact:
         apart, code_cache = self._apart, self._code_cache
@@ -141,7 +152,7 @@ class WasmtimeEngine:
             make = functools.partial(WasmtimeModule, engine, artifact, tuple(hosts), self._tally)
             if len(artifact.data) < LOAD_IN_THREAD:
                 return make()
-            module = await trio.to_thread.run_sync(make)
+            module = await trio.to_thread.run_sync(make, limiter=self._loaders)
         finally:
             native.wasm_engine_delete(engine)
         if self._engine is None:
@@ -171,11 +182,13 @@ class WasmtimeEngine:
         ]
         groups.append([image for module in modules for image in module.images])
         groups.append(find_stacks(self._stack_size))
-        found = await trio.to_thread.run_sync(count_resident, groups, abandon_on_cancel=True)
+        found = await trio.to_thread.run_sync(
+            count_resident, groups, abandon_on_cancel=True, limiter=self._counters
+        )
         return ResidentBytes(**dict(zip(("idle", "running", "code", "stacks"), found, strict=True)))
 
     async def driver(self, shape: Shape | MemoryShape) -> DriverCode:
-        return await self._drivers.get(self.open, shape, self._compilers)
+        return await self._drivers.get(self.open, shape, self._driver_compilers)
 
     def close(self) -> None:
         self._drivers.close()
