@@ -57,7 +57,7 @@ class Stage:
         stats = self.cache.stats()
         assert (stats.running_instances, stats.waiting) == (0, 0)
         for group in self.cache._groups.values():
-            assert group.limiter.borrowed_tokens == 0
+            assert group.capacity.count()[0] == 0
         if isinstance(self._kit, FakeKit):
             kept = stats.idle_instances - seats(self.cache)
             assert self._kit.engine.open_instances == kept

@@ -233,7 +233,7 @@ async def test_a_group_that_is_closing_when_the_cache_is(
             while cache._shell.runner.threads.taken == 0:
                 await trio.lowlevel.checkpoint()
             leave.set()
-            while not group._record.closed:
+            while not group._state.record.closed:
                 await trio.lowlevel.checkpoint()
             assert cache.stats().running_instances == 1
         assert told.names == ["outside"]
@@ -377,7 +377,7 @@ async def test_a_call_in_steps_ends_between_them(
         async with cache.scheduling_group("g", capacity=1) as group:
 
             async def let_the_thread_go_on() -> None:
-                while not group._record.closed:
+                while not group._state.record.closed:
                     await trio.lowlevel.checkpoint()
                 closing.set()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -12,6 +11,7 @@ import trio
 from attrs import evolve
 
 from ._abi.protocol import Abi, Crossing
+from ._capacity import GroupState, new_group_state
 from ._closing import close_groups
 from ._core.admit import worst_size
 from ._core.config import CacheConfig
@@ -22,7 +22,7 @@ from ._core.stats import CacheStats, EntryInfo, ResidentBytes
 from ._ctrl_c import opening
 from ._engine.seam import Artifact
 from ._function import Function
-from ._group import SchedulingGroup, check_group, find_group, groups_around, open_group
+from ._group import SchedulingGroup, check_group, find_group, groups_around, note_opened, open_group
 from ._host import HostFunction
 from ._lease import Lease
 from ._register import Compiler, Declaration, declare, read_source
@@ -46,14 +46,14 @@ class InstanceCache:
 
     def __init__(self, shell: Shell, service: trio.Nursery) -> None:
         self._shell = shell
-        shell.new_lease = functools.partial(Lease, shell)
         self._statistics = Statistics(shell)
         self._compiler = Compiler(shell.engine, service)
         config = shell.config
-        self._main = SchedulingGroup(
-            shell, shell.main, service, config.main_capacity, config.main_shares
-        )
-        self._groups: dict[str, SchedulingGroup] = {MAIN: self._main}
+        main = new_group_state(MAIN, config.main_capacity, config.main_shares)
+        self._main_state = main
+        self._main = SchedulingGroup(shell, main, service)
+        note_opened(shell, main)
+        self._groups: dict[str, GroupState] = {MAIN: main}
         self._opening: set[str] = set()
         # Around each `register` under way; cancelled when the cache is closed.
         self._registering: set[trio.CancelScope] = set()
@@ -233,7 +233,7 @@ class InstanceCache:
         See `Lease.__aenter__` for what entering the block raises.
         """
         shell, inside = self._shell, groups_around()
-        group = find_group(shell, self._main) if inside else self._main
+        group = find_group(shell, self._main_state) if inside else self._main_state
         return Lease(shell, group, name, args)
 
     @trio.lowlevel.enable_ki_protection
@@ -258,16 +258,16 @@ class InstanceCache:
                 f"{record.key}: count must be from 1 to its concurrency, "
                 f"{record.concurrency}; got {count}"
             )
-        group = find_group(self._shell, self._main)
+        group = find_group(self._shell, self._main_state)
         await trio.lowlevel.checkpoint()
         for _ in range(count):  # more would be in vain: where there is no room, each evicts another
             record = self._shell.registry.find(name, args)
-            entry = record.entries.get(group._record)
+            entry = record.entries.get(group.record)
             if entry is not None and entry.live >= min(count, record.concurrency):
                 return
             async with AsyncExitStack() as stack:
                 await stack.enter_async_context(Lease(self._shell, group, name, args, warm=True))
-            entry = record.entries.get(group._record)
+            entry = record.entries.get(group.record)
             if entry is None or not entry.idle:
                 return  # loaded, but too large to be kept: more of them would not be either
 
@@ -299,16 +299,16 @@ class InstanceCache:
         if name in self._groups or name in self._opening:
             raise ValueError(f"a scheduling group {name!r} is open already")
         self._opening.add(name)
-        group: SchedulingGroup | None = None
+        state = new_group_state(name, capacity, shares)
         try:
-            async with open_group(self._shell, name, capacity, shares) as group:
-                self._groups[name] = group
+            async with open_group(self._shell, state) as group:
+                self._groups[name] = state
                 yield group
         finally:
-            if group is not None:
-                if not group._record.closed:  # the cache was closed before
-                    await close_groups(self._shell, [group], Reason.GROUP_CLOSED)
-                self._groups.pop(name, None)
+            if name in self._groups:
+                if not state.record.closed:  # the cache was closed before
+                    await close_groups(self._shell, [state], Reason.GROUP_CLOSED)
+                del self._groups[name]
             self._opening.discard(name)
 
     # -- limits and numbers

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from ._capacity import GroupState
 from ._core.events import Reason
 from ._core.records import Request, Stage
 from ._ctrl_c import outlast
-from ._group import SchedulingGroup
 from ._shell import Shell, held_in
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 CLOSED = trio.ClosedResourceError.__name__
 
 
-async def close_groups(shell: Shell, groups: Sequence[SchedulingGroup], reason: Reason) -> None:
+async def close_groups(shell: Shell, groups: Sequence[GroupState], reason: Reason) -> None:
     """Close `groups`; when this returns, nothing of theirs runs any more.
 
     **Checkpoint:** if a thread is in a call.
@@ -35,19 +35,19 @@ async def close_groups(shell: Shell, groups: Sequence[SchedulingGroup], reason: 
     """
     now = trio.current_time()
     for group in groups:
-        if group._record.closed:
+        if group.record.closed:
             continue  # it is closing already, and waits for a thread
-        shell.journal.group_closed(group.name, shell.closed, now)
-        step = shell.policy.close_group(group._record, now, reason)
+        shell.journal.group_closed(group.record.name, shell.closed, now)
+        step = shell.policy.close_group(group.record, now, reason)
         shell.act(step, now)
         for request in step.woken:
             if request.stage is Stage.ENDED:
                 # Now, as the log of a cache ends before its tasks have been told.
                 shell.journal.abandoned(request, CLOSED, now)
-        group._end_token_waits()
+        group.capacity.refuse_waits()
     in_threads = []
     for group in groups:
-        for request in held_in(shell.policy, group._record):
+        for request in held_in(shell.policy, group.record):
             out_of_thread = _shut(shell, request, reason)
             if out_of_thread is not None:
                 in_threads.append((request, out_of_thread))

@@ -6,22 +6,19 @@ import contextvars
 import functools
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 import trio
-from trio.lowlevel import Task
+from attrs import frozen
 
+from ._capacity import GroupState
 from ._core.config import bad_capacity, bad_shares
-from ._core.fair import Share
-from ._core.records import GroupRecord
 from ._ctrl_c import opening
+from ._lease import Lease
 from ._shell import Shell
 
-if TYPE_CHECKING:
-    from ._lease import Lease
-
 # The groups around the running code, innermost last; of all caches.
-_groups: contextvars.ContextVar[tuple[SchedulingGroup, ...]] = contextvars.ContextVar(
+_groups: contextvars.ContextVar[tuple[_Inside, ...]] = contextvars.ContextVar(
     "trio_wasmcache_groups", default=()
 )
 
@@ -42,38 +39,26 @@ class SchedulingGroup:
     Made by `InstanceCache.scheduling_group`.
     """
 
-    def __init__(
-        self, shell: Shell, record: GroupRecord, nursery: trio.Nursery, capacity: float, shares: int
-    ) -> None:
+    def __init__(self, shell: Shell, state: GroupState, nursery: trio.Nursery) -> None:
         self._shell = shell
-        self._record = record
+        self._state = state
         self._nursery = nursery
-        self._chain = (*_groups.get(), self)
-        self._share = Share(shares)
-        # Who has tokens is in the record. Trio's limiter costs a hit as much as all else that it
-        # does, so there is one only while somebody waits, or since somebody looked.
-        self._capacity = capacity
-        self._limiter: trio.CapacityLimiter | None = None
-        self._watched = False
-        # {around a wait for a token: (whose it is, how to note that it was in vain)}
-        self._waiting: dict[trio.CancelScope, tuple[Task, Callable[[str], None]]] = {}
-        record.others = self._others_have_tokens
+        self._chain = (*_groups.get(), _Inside(self, state, shell))
 
     @property
     def name(self) -> str:
         """As given; unique among the open groups of its cache."""
-        return self._record.name
+        return self._state.record.name
 
     @property
     def shares(self) -> int:
         """Its part of the CPU, relative to the other groups'."""
-        return self._share.shares
+        return self._state.share.shares
 
     @property
     def limiter(self) -> trio.CapacityLimiter:
         """A token for each task that holds or waits for an instance; `total_tokens` may be set."""
-        self._watched = True
-        return self._need_limiter()
+        return self._state.capacity.watch()
 
     @property
     def cancel_scope(self) -> trio.CancelScope:
@@ -102,124 +87,43 @@ class SchedulingGroup:
 
     def acquire(self, name: str, args: Sequence[str]) -> Lease:
         """`InstanceCache.acquire` in this group, whatever group the caller is in."""
-        lease: Lease = self._shell.new_lease(self, name, args)
-        return lease
+        return Lease(self._shell, self._state, name, args)
 
     def __repr__(self) -> str:
-        state = "closed" if self._record.closed else "open"
-        borrowed, total = self._count_tokens()
+        state = "closed" if self._state.record.closed else "open"
+        borrowed, total = self._state.capacity.count()
         return (
             f"<SchedulingGroup {self.name!r} {state}: {borrowed} of {total} tokens, "
             f"{self.shares} shares>"
         )
 
-    def note_opened(self) -> None:
-        """Note for the log that it is open."""
-        self._shell.journal.group_opened(self.name, self._count_tokens()[1], self.shares)
 
-    # -- tokens: one for a task, however many leases it nests
+@final
+@frozen
+class _Inside:
+    """A group that runs code, as the context of that code knows it."""
 
-    def _take_token_nowait(self, task: Task) -> bool:
-        """Take the task's token, or share the one it has; False if it has to wait."""
-        owners = self._record.token_owners
-        held = owners.get(task)
-        if held is not None:
-            owners[task] = held + 1
-            return True
-        if self._limiter is None:
-            if len(owners) >= self._capacity:
-                return False
-        else:
-            try:
-                self._limiter.acquire_on_behalf_of_nowait((self._record, task))
-            except trio.WouldBlock:
-                return False
-        owners[task] = 1
-        return True
-
-    async def _wait_for_token(
-        self, task: Task, note_block: Callable[[], None], note_end: Callable[[str], None]
-    ) -> None:
-        """Wait for a token for `task`, which holds nothing here; first, `note_block` is called.
-
-        `note_end` is called where the group is closed meanwhile, in that step.
-
-        **Checkpoint:** always.
-        **Cancellation:** no token is taken.
-        """
-        waits = self._shell.policy.waits
-        owners = self._record.token_owners
-        waits.begin(task, self._record)
-        note_block()
-        with trio.CancelScope() as scope:
-            self._waiting[scope] = task, note_end
-            try:
-                await self._need_limiter().acquire_on_behalf_of((self._record, task))
-                owners[task] = 1
-            finally:
-                del self._waiting[scope]
-                waits.end(task)
-                if not (self._waiting or self._watched):
-                    self._limiter = None
-        if scope.cancelled_caught:
-            raise closed_group(self)
-
-    def _give_back_token(self, task: Task) -> None:
-        owners = self._record.token_owners
-        held = owners[task]
-        if held == 1:
-            del owners[task]
-            if self._limiter is not None:
-                self._limiter.release_on_behalf_of((self._record, task))
-        else:
-            owners[task] = held - 1
-
-    def _end_token_waits(self) -> None:
-        for scope, (task, note_end) in self._waiting.items():
-            self._shell.policy.waits.end(task)
-            note_end(trio.ClosedResourceError.__name__)
-            scope.cancel()
-
-    def _others_have_tokens(self) -> bool:
-        return self._count_tokens()[0] > len(self._record.token_owners)
-
-    def _count_tokens(self) -> tuple[int, float]:
-        """How many are borrowed, of how many."""
-        if self._limiter is None:
-            return len(self._record.token_owners), self._capacity
-        return self._limiter.borrowed_tokens, self._limiter.total_tokens
-
-    def _need_limiter(self) -> trio.CapacityLimiter:
-        """Trio's limiter, in which those who have tokens have them."""
-        if self._limiter is None:
-            self._limiter = trio.CapacityLimiter(self._capacity)
-            for task in self._record.token_owners:
-                self._limiter.acquire_on_behalf_of_nowait((self._record, task))
-        return self._limiter
+    group: SchedulingGroup
+    state: GroupState
+    shell: Shell
 
 
 def current_group() -> SchedulingGroup | None:
-    """The innermost scheduling group around the caller, of whichever cache; None outside of all."""
+    """Return the innermost scheduling group around the caller, of whichever cache, or None."""
     groups = _groups.get()
-    return groups[-1] if groups else None
+    return groups[-1].group if groups else None
 
 
 groups_around = _groups.get
 """The groups around the caller, innermost last; of all caches."""
 
 
-def find_group(shell: Shell, main: SchedulingGroup) -> SchedulingGroup:
-    """The innermost group of the shell's cache, or its main group."""
-    for group in reversed(_groups.get()):
-        if group._shell is shell:
-            return group
+def find_group(shell: Shell, main: GroupState) -> GroupState:
+    """Return the state of the innermost group of the shell's cache, or of its main group."""
+    for inside in reversed(_groups.get()):
+        if inside.shell is shell:
+            return inside.state
     return main
-
-
-def closed_group(group: SchedulingGroup) -> trio.ClosedResourceError:
-    """The error for using a group that is closed, or whose cache is."""
-    what = "cache" if group._shell.closed else f"scheduling group {group.name!r}"
-    return trio.ClosedResourceError(f"the {what} is closed")
 
 
 def check_group(name: object, capacity: object, shares: object) -> None:
@@ -234,23 +138,26 @@ def check_group(name: object, capacity: object, shares: object) -> None:
 
 
 @opening
-async def open_group(
-    shell: Shell, name: str, capacity: float, shares: int
-) -> AsyncIterator[SchedulingGroup]:
-    """A nursery that is a scheduling group; the block runs in it. Closing is the caller's."""
-    record = GroupRecord(name)
+async def open_group(shell: Shell, state: GroupState) -> AsyncIterator[SchedulingGroup]:
+    """Open a nursery that is a scheduling group; the block runs in it. Closing is the caller's."""
     async with trio.open_nursery() as nursery:
-        group = SchedulingGroup(shell, record, nursery, capacity, shares)
-        group.note_opened()
-        reset = _groups.set(group._chain)
+        group = SchedulingGroup(shell, state, nursery)
+        note_opened(shell, state)
+        reset = _groups.set((*_groups.get(), _Inside(group, state, shell)))
         try:
             yield group
         finally:
             _groups.reset(reset)
 
 
+def note_opened(shell: Shell, state: GroupState) -> None:
+    """Note for the log that a group is open."""
+    _, capacity = state.capacity.count()
+    shell.journal.group_opened(state.record.name, capacity, state.share.shares)
+
+
 async def _run_inside(
-    chain: tuple[SchedulingGroup, ...],
+    chain: tuple[_Inside, ...],
     async_fn: Callable[..., Awaitable[Any]],
     args: tuple[Any, ...],
 ) -> None:
@@ -259,7 +166,7 @@ async def _run_inside(
 
 
 async def _start_inside(
-    chain: tuple[SchedulingGroup, ...],
+    chain: tuple[_Inside, ...],
     async_fn: Callable[..., Awaitable[Any]],
     args: tuple[Any, ...],
     *,

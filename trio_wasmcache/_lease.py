@@ -13,12 +13,12 @@ from trio.lowlevel import Task, checkpoint, checkpoint_if_cancelled, current_tas
 from ._abi.protocol import Crossing
 from ._batch import map_columns
 from ._calls import call_in_steps, failed, is_null_call, lifted, rest_of_call
+from ._capacity import GroupState
 from ._core.errors import GuestError
 from ._core.events import Reason
 from ._core.fair import BURST_FUEL, CALL_FUEL, Share
 from ._core.records import Entry, Request
 from ._engine.seam import UNDER_WAY, GuestFunction, GuestInstance, GuestMemory
-from ._group import SchedulingGroup, closed_group
 from ._held import Held
 from ._memory import LeaseMemory
 from ._runner import Job, context_of_call
@@ -74,7 +74,7 @@ class Lease:
     def __init__(
         self,
         shell: Shell,
-        group: SchedulingGroup,
+        group: GroupState,
         name: str,
         args: Sequence[str],
         warm: bool = False,
@@ -110,12 +110,12 @@ class Lease:
         # The fast path of a hit: short on purpose, like the policy's part of it. With no token
         # free, nothing idle, or much to log, it goes the long way, in `_taking`.
         shell, group, task = self._shell, self._group, current_task()
-        record = group._record
-        owners = record.token_owners
+        capacity = group.capacity
+        owners = capacity.owners
         if (
-            group._limiter is None
+            capacity.limiter is None
             and task not in owners
-            and len(owners) < group._capacity
+            and len(owners) < capacity.total
             and not (self._warm or shell.journal.log_uses)
         ):
             try:
@@ -123,7 +123,7 @@ class Lease:
             except (KeyError, TypeError):
                 return await take(self, task)
             now = shell.now
-            request = shell.policy.hit(function, record, task, self, now())
+            request = shell.policy.hit(function, group.record, task, self, now())
             if request is not None:
                 owners[task] = 1
                 self._task = task
@@ -150,7 +150,8 @@ class Lease:
         request: Any = self._request
         held: Any = self._held
         shell, group = self._shell, self._group
-        owners, now = group._record.token_owners, shell.now
+        capacity, now = group.capacity, shell.now
+        owners = capacity.owners
         try:
             # The fast path again: of a hit after which the instance rests, and nobody is waiting.
             measure = None if self._guest is None else held.measure
@@ -161,7 +162,7 @@ class Lease:
             else:
                 give_back(self, task)
                 return
-            if group._limiter is None and owners[task] == 1:
+            if capacity.limiter is None and owners[task] == 1:
                 del owners[task]
             else:
                 give_back_token(self, task)
@@ -193,7 +194,7 @@ class Lease:
         """
         # The fast path: short on purpose. What does not end in its first slice, or fails, or needs
         # memory to cross, goes on in `_calls`.
-        guest, held, share = self._guest, self._held, self._group._share
+        guest, held, share = self._guest, self._held, self._group.share
         if guest is None or held is None:
             raise self._unusable()
         if share.burst >= BURST_FUEL:
@@ -302,13 +303,13 @@ class Lease:
             state = "held"
         elif self._request is not None or self._closed or self._registered is not None:
             state = "ended"
-        return f"<Lease of {self._name!r} in group {self._group.name!r}: {state}>"
+        return f"<Lease of {self._name!r} in group {self._group.record.name!r}: {state}>"
 
     # -- inside: what is held, seen from the parts of a lease that are files of their own
 
     @property
     def _share(self) -> Share:
-        return self._group._share
+        return self._group.share
 
     @property
     def _native(self) -> GuestInstance | None:
@@ -332,7 +333,7 @@ class Lease:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise closed_group(self._group)
+            raise self._shell.closed_error(self._group.record)
 
     def _make_usable(self, guest: GuestFunction | None) -> None:
         """A long call is over, and well: the next may come, if the lease is still held."""
@@ -373,9 +374,9 @@ class Lease:
 
     def _unusable(self) -> Exception:
         if self._closed:
-            closed = self._group._record.closed or self._shell.closed
+            closed = self._group.record.closed or self._shell.closed
             ended = trio.ClosedResourceError("this lease has ended")
-            return closed_group(self._group) if closed else ended
+            return self._shell.closed_error(self._group.record) if closed else ended
         if self._busy:
             return trio.BusyResourceError("another call of this lease is under way")
         if self._job is not None:

@@ -7,18 +7,17 @@ from typing import TYPE_CHECKING
 import trio
 from trio.lowlevel import Abort, RaiseCancelT
 
+from ._capacity import GroupState
 from ._core.errors import GuestError, LinkError, LoadError, WasmCacheError
 from ._core.fair import BURST_FUEL
 from ._core.records import GRANTED, Closed, Request, Stage
 from ._core.uses import LOADS, microseconds
 from ._engine.seam import UNDER_WAY, GuestInstance
-from ._group import closed_group
 from ._registry import INITIALIZE
 from ._runner import Job
 from ._shell import Shell
 
 if TYPE_CHECKING:
-    from ._group import SchedulingGroup
     from ._lease import Lease
     from ._registry import Registered
 
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 LOAD_FUEL = 40_000
 
 
-async def grant(shell: Shell, group: SchedulingGroup, request: Request) -> None:
+async def grant(shell: Shell, group: GroupState, request: Request) -> None:
     """See a new `request` through until it is granted; afterwards it has an instance.
 
     **Checkpoint:** if it has to wait or load, maybe.
@@ -55,13 +54,13 @@ async def grant(shell: Shell, group: SchedulingGroup, request: Request) -> None:
             raise
 
 
-async def _see_through(shell: Shell, group: SchedulingGroup, request: Request) -> None:
+async def _see_through(shell: Shell, group: GroupState, request: Request) -> None:
     while request.stage is not Stage.GRANTED:
         if request.stage is Stage.LOADING:
             await _load(shell, group, request)
         elif request.stage is Stage.ENDED:
             if request.error is None or isinstance(request.error, Closed):
-                raise closed_group(group)  # who closed it has told the log
+                raise shell.closed_error(group.record)  # who closed it has told the log
             shell.journal.abandoned(request, type(request.error).__name__, shell.now())
             raise request.error
         else:
@@ -81,7 +80,7 @@ async def _wait(shell: Shell, request: Request) -> None:
     await trio.lowlevel.wait_task_rescheduled(abort)
 
 
-async def _load(shell: Shell, group: SchedulingGroup, request: Request) -> None:
+async def _load(shell: Shell, group: GroupState, request: Request) -> None:
     instance = request.instance
     assert instance is not None
     registered: Registered = instance.entry.function.payload
@@ -92,8 +91,8 @@ async def _load(shell: Shell, group: SchedulingGroup, request: Request) -> None:
         module = registered.slot.loaded
         if module is None:
             module = await lease._unless_closed(registered.slot.get)
-        if group._share.burst >= BURST_FUEL:
-            await shell.runner.pass_turn(group._share)
+        if group.share.burst >= BURST_FUEL:
+            await shell.runner.pass_turn(group.share)
             lease._check_open()
         config = shell.config
         lease._loading = registered
@@ -101,14 +100,14 @@ async def _load(shell: Shell, group: SchedulingGroup, request: Request) -> None:
         instance.payload = native
         over = native.poll()
         burnt = config.total_fuel - native.fuel_left()
-        group._share.charge(burnt)
-        group._share.burst += LOAD_FUEL
+        group.share.charge(burnt)
+        group.share.burst += LOAD_FUEL
         initialize = registered.slot.initialize
         if over and not initialize:
             native.started()
         else:
             lease._job = job = Job(
-                native, group._share, registered.slot.hosts, lease, config.total_fuel, burnt
+                native, group.share, registered.slot.hosts, lease, config.total_fuel, burnt
             )
             try:
                 await _start(shell, job, native, over, initialize)

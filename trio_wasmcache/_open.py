@@ -79,9 +79,8 @@ async def open_with(
     try:
         with trio.CancelScope() as ending:
             async with trio.open_nursery() as service:
-                cache = InstanceCache(shell, service)
                 shell.journal.opened(config)
-                cache._main.note_opened()
+                cache = InstanceCache(shell, service)
                 service.start_soon(shell.evictor.run)
                 try:
                     await trio.lowlevel.checkpoint()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, final
+from collections.abc import Callable, Mapping
+from typing import final
 
 import trio
 
@@ -67,14 +67,11 @@ class Shell:
         self.exact: Mapping[tuple[str, tuple[str, ...]], FunctionRecord] = self.registry.exact
         self.runner: Runner = Runner(config)
         self.results: ResultMemory = ResultMemory()
-        # Makes a lease of a group; leases are above this layer, so the cache puts it here.
-        self.new_lease: Callable[[Any, str, Sequence[str]], Any]
         self.closed = False
         # What a hit asks.
         self.now: Callable[[], float] = _short_way_to_the_clock()
         self.exits = DeferredExits()
         self.evictor = Evictor(self.policy, self.act)
-        self.main: GroupRecord = GroupRecord("main")
 
     def act(self, step: Step | None, at: float | None = None) -> None:
         """Carry out what a step of the policy left to do. Never waits, never fails.
@@ -97,6 +94,11 @@ class Shell:
             if request.sleeper is not None:
                 sleeper, request.sleeper = request.sleeper, None
                 trio.lowlevel.reschedule(sleeper)
+
+    def closed_error(self, group: GroupRecord) -> trio.ClosedResourceError:
+        """Return the error for using a group that is closed, or whose cache is."""
+        what = "cache" if self.closed else f"scheduling group {group.name!r}"
+        return trio.ClosedResourceError(f"the {what} is closed")
 
     def adapt_instances(self) -> None:
         """Limits have changed: the next lease of each goes the long way, and adapts it to them."""

@@ -9,10 +9,10 @@ comes while a block is left, the lease is given back by the event loop, from the
 
 from __future__ import annotations
 
-import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, final
 
 import trio
+from attrs import frozen
 from trio.lowlevel import Task
 
 from ._core.errors import DeadlockError
@@ -21,7 +21,6 @@ from ._core.headroom import check_headroom
 from ._core.isolation import SEAT_SIZE
 from ._core.records import FunctionRecord, Instance
 from ._engine.seam import GuestInstance
-from ._group import closed_group
 from ._held import Held, hold
 from ._load import grant
 
@@ -39,24 +38,20 @@ async def take(lease: Lease, task: Task) -> Lease:
     shell, group = lease._shell, lease._group
     if shell.exits:
         shell.exits.run()
-    if group._record.closed or shell.closed:
-        raise closed_group(group)
+    if group.record.closed or shell.closed:
+        raise shell.closed_error(group.record)
     if shell.journal.log_uses:
         lease._at = shell.now()
-    blocked = not group._take_token_nowait(task)
+    blocked = not group.capacity.take_nowait(task)
     if blocked:
         record = shell.registry.find(lease._name, lease._args)  # unknown: say so before waiting
         lease._at = shell.now()
         try:
-            await group._wait_for_token(
-                task,
-                functools.partial(_note_block, lease, record),
-                functools.partial(_note_no_token, lease, record, task),
-            )
+            await _wait_for_token(lease, record, task)
         except BaseException as error:
-            entry = shell.policy.residents.entry(record, group._record)
+            entry = shell.policy.residents.entry(record, group.record)
             shell.policy.note_error(entry, type(error).__name__)
-            if not (group._record.closed or isinstance(error, DeadlockError)):
+            if not (group.record.closed or isinstance(error, DeadlockError)):
                 _note_no_token(lease, record, task, type(error).__name__)
             raise
     try:
@@ -64,13 +59,13 @@ async def take(lease: Lease, task: Task) -> Lease:
         try:
             record = shell.registry.find(lease._name, lease._args)
         except Exception as error:
-            if blocked and not group._record.closed:
+            if blocked and not group.record.closed:
                 # Removed while it waited; the log still has it waiting for its token.
                 _note_no_token(lease, record, task, type(error).__name__)
             raise
         await _acquire(lease, record, task, blocked)
     except BaseException:
-        group._give_back_token(task)
+        group.capacity.give_back(task)
         raise
     lease._task = task
     return lease
@@ -79,9 +74,9 @@ async def take(lease: Lease, task: Task) -> Lease:
 async def _acquire(lease: Lease, record: FunctionRecord, task: Task, blocked: bool) -> None:
     shell, group = lease._shell, lease._group
     policy = shell.policy
-    if group._record.closed or shell.closed:
-        raise closed_group(group)
-    request = policy.request(record, group._record, task, lease._warm)
+    if group.record.closed or shell.closed:
+        raise shell.closed_error(group.record)
+    request = policy.request(record, group.record, task, lease._warm)
     request.payload = lease
     request.blocked = blocked
     if blocked:
@@ -123,13 +118,13 @@ def give_back(lease: Lease, task: Task) -> None:
             shell.act(shell.policy.hand_over(request, caller, now), now)
         else:
             recycle(lease)
-    lease._group._give_back_token(task)
+    lease._group.capacity.give_back(task)
 
 
 def give_back_token(lease: Lease, task: Task) -> None:
     """Raises `RecursionError` as `give_back` does."""
     check_headroom()
-    lease._group._give_back_token(task)
+    lease._group.capacity.give_back(task)
 
 
 def leave(lease: Lease, task: Task) -> None:
@@ -176,13 +171,34 @@ def _leave_seat(registered: Registered, instance: Instance, native: GuestInstanc
     return True
 
 
-def _note_block(lease: Lease, record: FunctionRecord) -> None:
-    """The acquire has to wait for a token; its request does not exist yet."""
-    lease._shell.policy.note_token_block(record, lease._group._record)
-    task = trio.lowlevel.current_task()
-    lease._shell.journal.token_blocked(record, lease._group.name, task)
+async def _wait_for_token(lease: Lease, record: FunctionRecord, task: Task) -> None:
+    shell, group = lease._shell, lease._group
+    waits, journal = shell.policy.waits, shell.journal
+    waits.begin(task, group.record)
+    shell.policy.note_token_block(record, group.record)
+    journal.token_blocked(record, group.record.name, task)
+    if not await group.capacity.take(task, _TokenWait(lease, record, task)):
+        raise shell.closed_error(group.record)
+
+
+@final
+@frozen
+class _TokenWait:
+    """See `capacity.TokenWait`; the request of the acquire does not exist yet."""
+
+    lease: Lease
+    record: FunctionRecord
+    task: Task
+
+    def over(self) -> None:
+        self.lease._shell.policy.waits.end(self.task)
+
+    def refused(self) -> None:
+        self.over()
+        error = trio.ClosedResourceError.__name__
+        _note_no_token(self.lease, self.record, self.task, error)
 
 
 def _note_no_token(lease: Lease, record: FunctionRecord, task: Task, error: str) -> None:
     """Waiting for the token was in vain."""
-    lease._shell.journal.token_abandoned(record, lease._group.name, task, error)
+    lease._shell.journal.token_abandoned(record, lease._group.record.name, task, error)

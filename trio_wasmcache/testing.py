@@ -106,22 +106,23 @@ def _disagreements(cache: InstanceCache) -> list[str]:
     if ledger.total_size > policy.config.max_size:
         problems.append("idle instances exceed max_size")
     waiters = list(itertools.chain(policy.room, *(entry.waiting for entry in entries)))
-    groups: list[object] = [group._record for group in cache._groups.values()]
+    groups: list[object] = [group.record for group in cache._groups.values()]
     tokens = [what for what in policy.waits.waiting.values() if what in groups]
     same("waiting tasks", len(policy.waits.waiting), len(waiters) + len(tokens))
     for request in waiters:
         if request.stage not in (Stage.QUEUED, Stage.ROOM):
             problems.append(f"a waiter is {request.stage.value}")
     for group in cache._groups.values():
-        owners = group._record.token_owners
-        borrowed, _ = group._count_tokens()
+        name = group.record.name
+        owners = group.capacity.owners
+        borrowed, _ = group.capacity.count()
         if borrowed < len(owners) or any(count < 1 for count in owners.values()):
-            problems.append(f"group {group.name!r}: {borrowed} tokens for {len(owners)} tasks")
+            problems.append(f"group {name!r}: {borrowed} tokens for {len(owners)} tasks")
         for request in (*held, *waiters):
             if getattr(request.payload, "_closed", False):
                 continue  # its block has ended, and its token is given back; a call is under way
-            if request.entry.group is group._record and request.owner not in owners:
-                problems.append(f"group {group.name!r}: {request.owner} uses it without a token")
+            if request.entry.group is group.record and request.owner not in owners:
+                problems.append(f"group {name!r}: {request.owner} uses it without a token")
     uses, told = residents.snapshot(), cache.stats()
     for what, parts in (("function", uses.by_function()), ("group", uses.by_group())):
         counted = [part for several in parts.values() for part in several]

@@ -10,7 +10,7 @@ from core.policy_bench import UNIT, Bench, reasons
 from trio_wasmcache._core.errors import CodeMemoryError, DeadlockError, UnknownFunctionError
 from trio_wasmcache._core.events import Reason
 from trio_wasmcache._core.policy import Policy
-from trio_wasmcache._core.records import Closed, GroupRecord, Request, Stage
+from trio_wasmcache._core.records import Closed, GroupRecord, Request, Stage, TokenBook
 from trio_wasmcache._core.state import IllegalStepError, State
 
 
@@ -216,7 +216,7 @@ def test_whoever_is_left_with_an_instance_may_wait_for_it() -> None:
 def test_whoever_is_left_with_an_instance_may_wait_for_a_token() -> None:
     """Such a wait is not the policy's to end: who has the token, and needs it, gives way."""
     bench = Bench()
-    small = GroupRecord("small", token_owners={"ben": 1})
+    small = GroupRecord("small", tokens=TokenBook({"ben": 1}))
     function = bench.function("f")
     lease = bench.lease(function, "anna")
     first, needs = bench.acquire(function, "innocent"), bench.acquire(function, "ben")
@@ -234,7 +234,7 @@ def test_waits_for_tokens_of_two_groups_can_deadlock() -> None:
     bench = Bench()
     waits = bench.policy.waits
     red, blue = GroupRecord("red"), GroupRecord("blue")
-    red.token_owners["anna"] = blue.token_owners["ben"] = 1
+    red.tokens.owners["anna"] = blue.tokens.owners["ben"] = 1
     waits.begin("anna", blue)
     with pytest.raises(DeadlockError) as caught:
         waits.begin("ben", red)

@@ -138,7 +138,7 @@ def test_a_claim_that_is_free_is_nobodys() -> None:
 def test_who_waits_no_longer_is_free() -> None:
     """`end` takes the edge out; ending a wait that is not there is no error."""
     waits, group = Waits(), GroupRecord("red")
-    group.token_owners["ben"] = 2
+    group.tokens.owners["ben"] = 2
     waits.begin("anna", group)
     waits.end("anna")
     waits.end("anna")
@@ -148,8 +148,8 @@ def test_who_waits_no_longer_is_free() -> None:
 def test_a_stranger_with_a_token_may_give_way() -> None:
     """As long as somebody unknown has one of the tokens, waiting for one is not in vain."""
     waits, group, strange = Waits(), GroupRecord("red"), [True]
-    group.others = lambda: strange[0]
-    group.token_owners["anna"] = 1
+    group.tokens.strangers = lambda: strange[0]
+    group.tokens.owners["anna"] = 1
     assert waits.chain("anna", group) is None
     strange[0] = False
     assert waits.chain("anna", group) == (("anna", group),)

@@ -67,6 +67,16 @@ class FunctionRecord:
 
 
 @define(eq=False)
+class TokenBook:
+    """Who has the tokens of a group, for the search for deadlocks."""
+
+    owners: dict[Hashable, int] = Factory(dict)  # {task: leases that share its token}
+    strangers: Callable[[], bool] = field(default=lambda: False)
+    """Tells whether somebody else has a token: a task to which one was granted but which does not
+    run yet, or whatever else the application uses the limiter for."""
+
+
+@define(eq=False)
 class GroupRecord:
     """A scheduling group, as far as the policy cares."""
 
@@ -75,10 +85,7 @@ class GroupRecord:
     gone: bool = False
     """Whether it was closed while the cache stayed open."""
     entries: dict[Entry, None] = Factory(dict)
-    token_owners: dict[Hashable, int] = Factory(dict)  # {task: leases that share its token}
-    others: Callable[[], bool] = field(default=lambda: False)
-    """Whether somebody else has a token: one that was granted but does not run yet, or whatever
-    else the application uses the limiter for."""
+    tokens: TokenBook = Factory(TokenBook)
 
 
 @define(eq=False)

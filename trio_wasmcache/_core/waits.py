@@ -124,7 +124,7 @@ class Waits:
                 return []  # within a step: the first in line has not been served yet
             return [request.owner for request in resource.claims]
         if isinstance(resource, GroupRecord):
-            return [*resource.token_owners, *([STRANGER] if resource.others() else [])]
+            return [*resource.tokens.owners, *([STRANGER] if resource.tokens.strangers() else [])]
         return [request.owner for request in self.held]
 
 

@@ -11,7 +11,7 @@ from attrs import Factory, define, evolve
 from .._core.config import CacheConfig
 from .._core.keys import FunctionKey
 from .._core.policy import Policy
-from .._core.records import FunctionRecord, GroupRecord, Module, Request
+from .._core.records import FunctionRecord, GroupRecord, Module, Request, TokenBook
 from .._core.residents import Step
 
 # {field of `CacheConfig`: field of the events that tell the limits}.
@@ -58,9 +58,8 @@ class Books:
     _modules: dict[int, Module] = Factory(dict)
 
     def open_group(self, name: str, others: Callable[[], bool]) -> GroupRecord:
-        """A group of that name; see `GroupRecord.others`."""
-        group = self.groups[name] = GroupRecord(name)
-        group.others = others
+        """A group of that name; see `TokenBook.strangers`."""
+        group = self.groups[name] = GroupRecord(name, tokens=TokenBook(strangers=others))
         return group
 
     def register(self, event: dict[str, Any], now: float) -> Step:

@@ -99,10 +99,10 @@ class Driver:
         """Whether somebody who waits for a token was given one, and has only not run since."""
         capacity = self._capacities[group]
         waiting = any(wanted is group for wanted in self._token_waits.values())
-        return waiting and (capacity is None or len(group.token_owners) < capacity)
+        return waiting and (capacity is None or len(group.tokens.owners) < capacity)
 
     def _give_back_token(self, request: Request, task: Hashable) -> None:
-        owners = request.entry.group.token_owners
+        owners = request.entry.group.tokens.owners
         if owners[task] > 1:
             owners[task] -= 1
         else:
@@ -118,7 +118,7 @@ class Driver:
         request = self.policy.request(function, group, task, event["warm"])
         request.blocked = event["blocked"]
         self.end_token_wait(task)
-        group.token_owners[task] = group.token_owners.get(task, 0) + 1
+        group.tokens.owners[task] = group.tokens.owners.get(task, 0) + 1
         self.requests[event["request"]] = request
         try:
             return self.policy.acquire(request, event["at_seconds"])

@@ -23,7 +23,7 @@ class Tokens:
     """Acquires that are still to come, or under way."""
 
     def take(self, task: int) -> bool:
-        owners, capacity = self.record.token_owners, self.group.capacity
+        owners, capacity = self.record.tokens.owners, self.group.capacity
         if task in owners:
             owners[task] += 1
         elif not self.waiting and (capacity is None or len(owners) < capacity):
@@ -34,7 +34,7 @@ class Tokens:
 
     def give_back(self, task: int) -> Acquire | None:
         """Gives who is served next; it has the token already."""
-        owners, capacity = self.record.token_owners, self.group.capacity
+        owners, capacity = self.record.tokens.owners, self.group.capacity
         owners[task] -= 1
         if owners[task]:
             return None
