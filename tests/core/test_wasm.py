@@ -20,6 +20,8 @@ from kits import tries
 
 from trio_wasmcache._core.wasm import (
     BREATHS,
+    BYTES_PER_STEP,
+    CONSTANT_LIMIT,
     ELEMENT_LIMIT,
     HEADER,
     ITEM_LIMITS,
@@ -609,11 +611,11 @@ def test_steps_and_memory_grow_with_the_bytes(grown: Callable[[int], bytes]) -> 
     [
         repeated(b"\x60\0\0", 1)(30_000),
         module(TYPE, FUNCTION, TABLE, (9, b"\1\1\0" + uleb(10_000) + b"\0" * 10_000)),
-        module((6, b"\1\x7f\0\x41\0" + b"\x41\0\x6a" * 10_000 + b"\x0b")),
+        module((6, vector([b"\x7f\0\x41\0" + b"\x41\0\x6a" * 499 + b"\x0b"] * 10))),
         module(*[(0, b"\0")] * 10_000),
         module(TYPE, FUNCTION, (10, vector([b"\xa2\x9c\1" + b"\x90\x4e" + b"\0\x7f" * 10_000]))),
     ],
-    ids=["items", "elements", "a constant", "sections", "locals"],
+    ids=["items", "elements", "constants", "sections", "locals"],
 )
 def test_a_large_module_is_read_in_small_steps(wasm: bytes) -> None:
     """Others get the interpreter now and then: after a few hundred of whatever there is much of."""
@@ -626,6 +628,59 @@ def test_a_large_module_is_read_in_small_steps(wasm: bytes) -> None:
     with contextlib.suppress(MalformedModuleError):
         read_module(wasm, breathe)
     assert 10_000 / BREATHS - 1 <= breaths <= 2 * 10_000 / BREATHS + 10
+
+
+BOMBS: dict[str, Callable[[int], bytes]] = {
+    "functions": lambda n: module(TYPE, (3, vector([b"\0"] * n))),
+    "bodies": lambda n: module(TYPE, FUNCTION, (10, vector([b"\0"] * n))),
+    "types of many values": lambda n: module(
+        (1, vector([b"\x60" + vector([b"\x7f"] * 1000) + b"\0"] * (n // 1000)))
+    ),
+    "indexes": lambda n: module(TYPE, FUNCTION, (9, b"\1\1\0" + vector([b"\0"] * n))),
+    "padded indexes": lambda n: module(
+        TYPE, FUNCTION, (9, b"\1\1\0" + vector([b"\x80\0"] * (n // 2)))
+    ),
+    "references": lambda n: module(
+        TYPE, FUNCTION, (9, b"\1\5\x70" + vector([b"\xd2\0\x0b"] * (n // 3)))
+    ),
+    "segments of references": lambda n: module(
+        TYPE, FUNCTION, (9, vector([b"\5\x70\1\xd2\0\x0b"] * (n // 6)))
+    ),
+    "groups of locals": lambda n: module(
+        TYPE,
+        FUNCTION,
+        (10, b"\1" + uleb(n // 2 * 2 + 4) + uleb(n // 2 + (1 << 27)) + b"\0\x7f" * (n // 2)),
+    ),
+    "constants of the longest": lambda n: module(
+        (6, vector([b"\x7f\0" + b"\x6a" * CONSTANT_LIMIT + b"\x0b"] * (n // CONSTANT_LIMIT)))
+    ),
+    "offsets": lambda n: module(MEMORY, (11, vector([b"\0\x41\0\x0b\0"] * (n // 5)))),
+    "initial values": lambda n: module(
+        (4, vector([b"\x40\0\x70\0\0" + b"\x6a" * (n // 100) + b"\x0b"] * 99))
+    ),
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
+def test_reading_ends_within_its_steps(
+    bomb: Callable[[int], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a module is full of, it is refused after few lines of Python: under two a byte."""
+    monkeypatch.setattr("trio_wasmcache._core.wasm.STEPS", 1000)
+    wasm = bomb(200_000)
+    limit = 1000 + len(wasm) // BYTES_PER_STEP
+    assert lines_run(partial(read_or_refuse, wasm)) < 25 * limit < 2 * len(wasm)
+    with pytest.raises((ExcessiveModuleError, MalformedModuleError)):
+        read_module(wasm)
+
+
+def test_a_constant_expression_is_short() -> None:
+    """One of `CONSTANT_LIMIT` instructions is read; a longer one is refused where it begins."""
+    instructions = b"\x41\0" + b"\x41\0\x6a" * ((CONSTANT_LIMIT - 1) // 2)
+    one = module((6, b"\1\x7f\0" + instructions + b"\x0b"))
+    read_module(one)
+    with pytest.raises(MalformedModuleError, match=r"more than 1000 instructions, at offset 0x\w+"):
+        read_module(module((6, b"\1\x7f\0" + instructions + b"\x41\0\x6a\x0b")))
 
 
 raw_sections = st.lists(

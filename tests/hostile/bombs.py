@@ -12,7 +12,7 @@ from trio_wasmcache import (
     TrapError,
 )
 from trio_wasmcache._core.wasm import Export, FuncType, GlobalType, Import, Limits, TableType
-from trio_wasmcache._core.wasm_edit import encode_module, i32_const, uleb
+from trio_wasmcache._core.wasm_edit import encode_module, i32_const, section, uleb
 
 from .guest import Fails, Gives, Guest, Refused, function
 
@@ -173,6 +173,28 @@ GUESTS = [
         "the compiler: a quarter of a minute for 120 KB",
         lambda: module(b"\1" + uleb(49_000) + b"\x7e\x20\0\x0b", functions=10_000),
         Refused(ModuleTooLargeError, "has 490000000 locals"),
+    ),
+    Guest(
+        "a constant of 1,390,000 instructions",
+        "whoever reads it instruction by instruction before the compiler is limited",
+        lambda: module(
+            globals=[(GlobalType("i32", False), b"\x41\0" + b"\x41\0\x6a" * 695_000 + b"\x0b")]
+        ),
+        Refused(InvalidModuleError, "a constant expression of more than 1000 instructions"),
+    ),
+    Guest(
+        "constants of 1,390,000 instructions together",
+        "the same",
+        lambda: module(
+            globals=[(GlobalType("i32", False), b"\x41\0" + b"\x41\0\x6a" * 499 + b"\x0b")] * 1390
+        ),
+        Refused(ModuleTooLargeError, "it declares more than a module of"),
+    ),
+    Guest(
+        "three million functions",
+        "whoever reads on before there are too many",
+        lambda: encode_module(types=[I64]) + section(3, uleb(3_000_000) + bytes(3_000_000)),
+        Refused(ModuleTooLargeError, "it declares more than a module of"),
     ),
     Guest(
         "a million elements",

@@ -177,7 +177,7 @@ def check_imports(
     Raises:
         LinkError: imports that nobody gives, or of another type than what is given: all of them.
     """
-    wanted: list[tuple[str, str]] = []
+    wanted: dict[tuple[str, str], None] = {}
     problems = []
     for item in info.imports:
         name = f"{_shown(item.module)}.{_shown(item.name)}"
@@ -192,8 +192,8 @@ def check_imports(
             problems.append(
                 f"{name} is imported as {signature(item.type)}, but it is {signature(offered)}"
             )
-        elif host is not None and (item.module, item.name) not in wanted:
-            wanted.append((item.module, item.name))
+        elif host is not None:
+            wanted[item.module, item.name] = None
     if problems:
         shown = problems[:50] + ([f"{len(problems) - 50} more"] if len(problems) > 50 else [])
         raise LinkError(

@@ -37,8 +37,8 @@ class ModuleTooLargeError(WasmCacheError):
     """`register` was given a module over a limit of the configuration.
 
     Its bytes exceed `max_wasm_size`, its memories together start over `memory_limit`, its tables
-    over `table_limit`, or it declares more functions, types, exports, elements or locals than a
-    compiler should be given.
+    over `table_limit`, it declares more functions, types, exports, elements or locals than a
+    compiler should be given, or more items altogether than a module of its size needs.
     """
 
 

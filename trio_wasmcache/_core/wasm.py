@@ -3,6 +3,8 @@
 1. Any bytes give a `ModuleInfo` or a `MalformedModuleError`, never another exception.
 2. Nothing is allocated on the word of the input: a count is refused first if the bytes left cannot
    hold that many items. Each byte is looked at once and nothing nests: time and memory are linear.
+   What takes Python an instruction of its own is a *step*, and of these there is a limit, far below
+   the number of bytes: reading a module of 4 MiB takes half a second, whatever is in it.
 3. Accepted is not yet valid: instructions and initial values are skipped, wasmtime checks them.
 4. What the engine has switched off is refused by name, before wasmtime-py can abort on its types.
 """
@@ -45,6 +47,13 @@ from .wasm_types import (
 
 # Items, or instructions of constants, between two breaths: about half a millisecond.
 BREATHS = 256
+# Steps of reading a module: each item, parameter, result, group of locals, or instruction of a
+# constant is one, and so are four indexes of an element segment. Real modules take one for 100
+# bytes. A step is about a microsecond.
+STEPS, BYTES_PER_STEP = 200_000, 16
+INDEXES_PER_STEP = 4
+# Instructions of one constant expression. Compilers write up to three.
+CONSTANT_LIMIT = 1000
 
 
 def read_module(wasm: bytes, breathe: Callable[[], object] = lambda: None) -> ModuleInfo:
@@ -65,9 +74,33 @@ class Cursor:
     begin: int = 0
     """Where the last number, name or byte began: the place an error names."""
     breathe: Callable[[], object] = lambda: None
+    steps: int = 0
+    """Number of steps taken so far; see `STEPS`."""
 
-    def items(self, count: int) -> Iterator[int]:
-        """Numbers of that many items, with a breath now and then."""
+    def spend(self, steps: int) -> None:
+        """Count steps, before they are taken.
+
+        Raises:
+            ExcessiveModuleError: they are more than a module of this size may take.
+        """
+        before = self.steps
+        self.steps += steps
+        if self.steps // BREATHS > before // BREATHS:
+            self.breathe()
+        limit = STEPS + len(self.data) // BYTES_PER_STEP
+        if self.steps > limit:
+            raise ExcessiveModuleError(
+                f"it declares more than a module of {len(self.data)} bytes needs: reading it takes "
+                f"over {limit} steps, at offset {self.begin:#x}"
+            )
+
+    def items(self, count: int, per_step: int = 1) -> Iterator[int]:
+        """Yield the numbers of that many items, with a breath now and then.
+
+        Args:
+            per_step: how many of them are one step.
+        """
+        self.spend(-(-count // per_step))
         for number in range(count):
             if number % BREATHS == 0:
                 self.breathe()
@@ -146,6 +179,7 @@ class Cursor:
         count = self.count()
         if count > VALUE_LIMIT:
             self.fail(f"{count} parameters or results, over {VALUE_LIMIT}")
+        self.spend(count)
         return tuple(self.value_type() for _ in range(count))
 
     def reference_type(self) -> str:
@@ -183,12 +217,14 @@ class Cursor:
         return marked
 
     def expression(self) -> None:
-        """Steps over a constant expression, its end included."""
-        steps = 0
+        """Step over a constant expression, its end included."""
+        begin, instructions = self.at, 0
         while (opcode := self.byte()) != 0x0B:  # end
-            steps += 1
-            if steps % BREATHS == 0:
-                self.breathe()
+            instructions += 1
+            if instructions > CONSTANT_LIMIT:
+                self.begin = begin
+                self.fail(f"a constant expression of more than {CONSTANT_LIMIT} instructions")
+            self.spend(1)
             match opcode:
                 case 0x41 | 0x42:  # i32.const, i64.const
                     self.number(32 if opcode == 0x41 else 64, signed=True)
@@ -256,8 +292,7 @@ class _Reader:
                 last = rank
             length = cursor.count()
             cursor.end = cursor.at + length
-            if len(self.sections) % BREATHS == 0:
-                cursor.breathe()
+            cursor.spend(1)
             if len(self.sections) == SECTION_LIMIT:
                 raise ExcessiveModuleError(f"more than {SECTION_LIMIT} sections")
             self.sections.append(Section(section, cursor.at, cursor.end))
@@ -385,7 +420,7 @@ class _Reader:
             cursor.fail(f"unknown element kind {kind:#x}")
         count = cursor.count()
         self.elements += count
-        for _ in cursor.items(count):
+        for _ in cursor.items(count, 1 if flags & 4 else INDEXES_PER_STEP):
             cursor.expression() if flags & 4 else cursor.index(functions, "function")
 
     def body(self) -> None:
