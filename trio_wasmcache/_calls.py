@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
-from ._abi.plain import shown
-from ._abi.protocol import Crossing, Invoke, Step
+from ._abi.plain import exact_values, shown
+from ._abi.protocol import Crossing, Guest, Invoke, Step
 from ._core.errors import GuestError
 from ._core.fair import BURST_FUEL
 from ._core.headroom import check_headroom
 from ._core.uses import FUELS
-from ._engine.seam import UNDER_WAY, GuestFunction, GuestInstance
+from ._engine.seam import UNDER_WAY, GuestFunction, GuestInstance, InexactError
 from ._runner import Job
 from ._taking import recycle
 
@@ -62,11 +62,47 @@ async def call_in_steps(lease: Lease, crossing: Crossing, values: tuple[Any, ...
         return None
     if len(values) != crossing.arity:
         raise crossing.explain(values)
+    return await _make_steps(lease, crossing.steps, values)
+
+
+async def call_converted(lease: Lease, guest: GuestFunction, values: tuple[Any, ...]) -> Any:
+    """Make a call whose values are no plain ints and floats, or do not fit.
+
+    **Checkpoint:** between slices.
+    **Cancellation:** the guest is stopped, and its instance is spoilt.
+    """
+    if is_null_call(lease, values):
+        return None
+    crossing, registered = lease._crossing, lease._registered
+    assert registered is not None
+    try:
+        lowered = values if crossing.lower is None else crossing.lower(values)
+        exact = exact_values(guest.type, lowered)
+    except (TypeError, ValueError, OverflowError):
+        raise crossing.explain(values) from None
+    if guest is not lease._guest:  # code of the values' own has run, and the lease may have ended
+        raise lease._unusable()
+    export, lift = registered.export, crossing.lift
+
+    def steps(native: Guest, values: tuple[Any, ...]) -> Generator[Step, Any, Any]:
+        result = yield Invoke(export, exact)
+        return result if lift is None else lift(result)
+
+    return await _make_steps(lease, steps, values)
+
+
+async def _make_steps(
+    lease: Lease,
+    make: Callable[[Guest, tuple[Any, ...]], Generator[Step, Any, Any]],
+    values: tuple[Any, ...],
+) -> Any:
+    """See `call_in_steps`."""
     guest = lease._guest
     native = _begin(lease)
-    steps = crossing.steps(native, values)
+    steps: Generator[Step, Any, Any] | None = None
     invoke: Invoke | None = None
     try:
+        steps = make(native, values)
         invoke = await _step(lease, steps, None)
         while True:
             left = lease._total_fuel - (lease._fuel or 0)
@@ -89,7 +125,8 @@ async def call_in_steps(lease: Lease, crossing: Crossing, values: tuple[Any, ...
         raise
     finally:
         try:
-            put_away(lease, steps)
+            if steps is not None:
+                put_away(lease, steps)
         finally:
             _end(lease, native)
 
@@ -97,9 +134,21 @@ async def call_in_steps(lease: Lease, crossing: Crossing, values: tuple[Any, ...
 def begin(
     lease: Lease, native: GuestInstance, function: GuestFunction, values: Sequence[Any], fuel: int
 ) -> Any:
-    """Begin one of the calls that a lease makes; what it burns is charged also where it fails."""
+    """Begin one of the calls that a lease makes; what it burns is charged also where it fails.
+
+    Raises:
+        trio.ClosedResourceError: the lease has ended, as code of the values' own may have seen to.
+    """
+    if lease._closed:
+        raise lease._unusable()
     try:
-        return function.begin(values, fuel)
+        try:
+            return function.begin(values, fuel)
+        except InexactError:
+            exact = exact_values(function.type, values)
+        if lease._closed:
+            raise lease._unusable()
+        return function.begin(exact, fuel)
     except GuestError:
         _account(lease, fuel - native.fuel_left())
         raise
@@ -131,6 +180,10 @@ async def _step(lease: Lease, steps: Generator[Step, Any, Any], result: Any) -> 
             step = send(sent)
         except StopIteration as stop:
             raise Finished(stop.value) from None
+        except Exception:
+            if lease._closed:  # by code of the values' own; the ABI met an instance that is gone
+                raise lease._unusable() from None
+            raise
         finally:
             lease._share.burst += int((time.perf_counter() - began) * FUEL_PER_SECOND)
         if isinstance(step, Invoke):
@@ -169,7 +222,8 @@ async def convert(lease: Lease, function: Callable[..., Any], *values: Any) -> A
 def failed(lease: Lease, error: E, values: tuple[Any, ...]) -> E:
     """A call ended badly in its first slice: the error, complete."""
     native = lease._native
-    assert native is not None
+    if native is None:  # what converts the values ended the lease, and then raised this
+        return error
     lease._calls += 1
     lease._fuel = 0
     _account(lease, lease._total_fuel - native.fuel_left())

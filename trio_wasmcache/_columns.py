@@ -7,6 +7,7 @@ values that do not fit before any wasm runs. `_arrow` adds columns in Arrow's fo
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Sequence
 from typing import Any, final
@@ -146,8 +147,14 @@ class ListColumn(Column):
     packs = True
 
     def __init__(self, values: Sequence[Any]) -> None:
-        self.rows: int = len(values)
+        if type(values) not in (list, tuple, range):
+            # Of a class of its own, the items are taken once: its length need not be theirs.
+            count = len(values)
+            values = list(itertools.islice(values, count + 1))
+            if len(values) != count:
+                raise ValueError(f"a column of {count} items had another number of them")
         self._values = values
+        self.rows: int = len(values)
         self._packed = bytearray()
         self._valid = bytearray()  # a byte a row, once there is a null
 

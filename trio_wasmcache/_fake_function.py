@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import define
 
 from ._core.wasm import FuncType
-from ._engine.seam import UNDER_WAY
+from ._engine.seam import UNDER_WAY, InexactError
 
 if TYPE_CHECKING:
     from ._fake import FakeInstance
@@ -30,14 +30,16 @@ class FakeFunction:
         return self.instance.fuel_left()
 
     def begin(self, values: Sequence[Any], fuel: int) -> Any:
+        if type(values) is not tuple or not {int, float}.issuperset(map(type, values)):
+            raise InexactError
         if len(values) != len(self.type.params):
             raise ValueError("wrong number of values")
         for value, kind in zip(values, self.type.params, strict=True):
-            if not isinstance(value, (int, float) if kind in ("f32", "f64") else int):
+            if isinstance(value, float) and kind not in ("f32", "f64"):
                 raise TypeError(f"{value!r} is no {kind}")
             if isinstance(value, int) and value.bit_length() > 63:
                 raise OverflowError(f"{value!r} is too large")
-        self.instance.begin(tuple(values), fuel)
+        self.instance.begin(values, fuel)
         return self.finish() if self.instance.poll() else UNDER_WAY
 
     def finish(self) -> Any:

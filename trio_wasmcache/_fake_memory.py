@@ -22,8 +22,10 @@ class FakeMemory:
         return bytes(self._data[at : at + n])
 
     def write(self, at: int, data: bytes | bytearray | memoryview) -> None:
-        self._check(at, len(data))
-        self._data[at : at + len(data)] = data
+        with memoryview(data) as view:
+            raw = view.tobytes()
+        self._check(at, len(raw))
+        self._data[at : at + len(raw)] = raw
 
     def clear(self) -> None:
         """As it began: zeros."""

@@ -12,7 +12,7 @@ from trio.lowlevel import Task, checkpoint, checkpoint_if_cancelled, current_tas
 
 from ._abi.protocol import Crossing
 from ._batch import map_columns
-from ._calls import call_in_steps, failed, is_null_call, lifted, rest_of_call
+from ._calls import call_converted, call_in_steps, failed, lifted, rest_of_call
 from ._capacity import GroupState
 from ._core.errors import GuestError
 from ._core.events import Reason
@@ -112,16 +112,17 @@ class Lease:
         shell, group, task = self._shell, self._group, current_task()
         capacity = group.capacity
         owners = capacity.owners
+        try:
+            # First, as a name may be of a class whose `__hash__` does whatever it likes.
+            function = shell.exact[self._name, self._args]  # type: ignore[index]
+        except (KeyError, TypeError):
+            return await take(self, task)
         if (
             capacity.limiter is None
             and task not in owners
             and len(owners) < capacity.total
             and not (self._warm or shell.journal.log_uses)
         ):
-            try:
-                function = shell.exact[self._name, self._args]  # type: ignore[index]
-            except (KeyError, TypeError):
-                return await take(self, task)
             now = shell.now
             request = shell.policy.hit(function, group.record, task, self, now())
             if request is not None:
@@ -209,14 +210,20 @@ class Lease:
         self._guest = None
         try:
             begin = held.begin
-            result = begin(values if lower is None else lower(values), fuel)
+            if lower is None:
+                result = begin(values, fuel)
+            else:
+                lowered = lower(values)
+                if self._request is None:  # code of the values' own has run, and ended the lease
+                    raise self._unusable()
+                result = begin(lowered, fuel)
         except GuestError as error:
             raise failed(self, error, values) from None
         except (TypeError, ValueError, OverflowError):
+            if self._request is None:
+                raise self._unusable() from None
             self._guest = guest
-            if is_null_call(self, values):
-                return None
-            raise held.crossing.explain(values) from None
+            return await call_converted(self, guest, values)
         except BaseException as error:
             failed(self, error, values)
             raise
@@ -337,7 +344,7 @@ class Lease:
 
     def _make_usable(self, guest: GuestFunction | None) -> None:
         """A long call is over, and well: the next may come, if the lease is still held."""
-        if not self._closed:
+        if not self._closed and self._request is not None:
             self._guest = guest
 
     def _end_under_a_call(self, reason: Reason) -> None:

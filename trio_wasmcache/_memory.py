@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from typing import TYPE_CHECKING, final
 
+from ._abi.plain import shown
 from ._runner import context_of_call
 
 if TYPE_CHECKING:
@@ -33,7 +34,12 @@ class LeaseMemory:
     def write(self, at: int, data: bytes | bytearray | memoryview) -> None:
         """Put `data` at address `at`."""
         at = _whole("at", at)
-        self._lease._guest_memory().write(at, data)
+        try:
+            view = memoryview(data)  # before the look at the lease, as it may run code of its own
+        except TypeError:
+            raise TypeError(f"data must be bytes or a buffer, got {shown(data)}") from None
+        with view:
+            self._lease._guest_memory().write(at, view)
 
 
 def _whole(what: str, value: object) -> int:
@@ -41,7 +47,7 @@ def _whole(what: str, value: object) -> int:
     try:
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(f"{what} must be an int, got {value!r:.100}") from None
+        raise TypeError(f"{what} must be an int, got {shown(value)}") from None
 
 
 def current_lease() -> Lease:

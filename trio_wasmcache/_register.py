@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import operator
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -94,6 +95,7 @@ def declare(
         )
     if isinstance(concurrency, bool) or not isinstance(concurrency, int):
         raise TypeError(f"{key}: concurrency must be an int, got {concurrency!r}")
+    concurrency = operator.index(concurrency)
     if not 1 <= concurrency <= max_instances:
         raise ValueError(
             f"{key}: concurrency must be from 1 to max_instances = {max_instances}, "
@@ -110,7 +112,7 @@ def declare(
     return Declaration(
         key=key,
         returns=given,
-        export=key.name if export is None else export,
+        export=key.name if export is None else str.__str__(export),
         abi=chosen,
         called_on_null=called_on_null,
         hosts=hosts,
@@ -150,8 +152,9 @@ async def read_source(
         ModuleTooLargeError: it is over `limit` bytes.
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
-        check_size(what, memoryview(source).nbytes, limit)
-        return bytes(source)
+        view = memoryview(source)  # and not what a class of its own says of itself
+        check_size(what, view.nbytes, limit)
+        return view.tobytes()
     if isinstance(source, str) and (source.lstrip()[:1] in ("(", ";") or not source.strip()):
         check_size(what, len(source), limit)
         return await _from_text(engine, what, source, limit)

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 from attrs import field, frozen, validators
 
 from .._core.admit import signature
+from .._core.buffers import flat
 from .._core.errors import AbiError, ExportError, SignatureError
 from .._core.memory_shape import AREA_SIZE, BYTES, MemoryShape
 from .._core.wasm import FuncType
@@ -294,7 +295,7 @@ class BufferCrossing:
             if not isinstance(value, str):
                 raise TypeError(f"{self.place(number)}: str takes a str, got {shown(value)}")
             try:
-                data = value.encode()
+                data = str.encode(value)
             except UnicodeEncodeError as error:
                 raise ValueError(
                     f"{self.place(number)}: str has no UTF-8 for {shown(value)}: {error.reason}"
@@ -306,9 +307,7 @@ class BufferCrossing:
                 raise TypeError(
                     f"{self.place(number)}: bytes takes bytes or a buffer, got {shown(value)}"
                 ) from None
-            data = view.tobytes() if not view.c_contiguous else view
-            if isinstance(data, memoryview):
-                data = views.enter_context(data.cast("B"))
+            data = views.enter_context(flat(view))
         if len(data) >= 1 << 31:
             raise OverflowError(f"{self.place(number)}: {name} of {len(data)} bytes is too large")
         if self.nul and b"\0" in (data if isinstance(data, bytes) else bytes(data)):

@@ -27,6 +27,7 @@ from .cql_frames import (
     check_end,
     check_hashes,
     counted,
+    listed,
     put,
     read_count,
     read_fields,
@@ -81,8 +82,8 @@ class SetCodec:
             isinstance(value, Sized) and isinstance(value, Iterable)
         ):
             raise TypeError(f"{self.name} takes a set, got {shown(value)}")
-        items = list(value)
-        if None in items:
+        items = listed(self.name, value, len(value))
+        if any(item is None for item in items):
             raise ValueError(f"{self.name} can't hold None")
         return b"".join(counted(_in_order(items), self.item))
 
@@ -116,15 +117,16 @@ class MapCodec:
                 ) from None
         if not isinstance(value, Mapping):
             raise TypeError(f"{self.name} takes a mapping, got {shown(value)}")
-        if None in value:
+        # Taken once: in a thread, it may change meanwhile.
+        pairs = {key: value[key] for key in listed(self.name, value, len(value))}
+        if None in pairs:
             raise ValueError(f"{self.name} can't have None for a key")
-        value = dict(value)  # in a thread, it may change meanwhile
-        parts: list[Data] = [write_count(len(value))]
-        for number, key in enumerate(_in_order(list(value))):
+        parts: list[Data] = [write_count(len(pairs))]
+        for number, key in enumerate(_in_order(list(pairs))):
             if not number % PACE:
                 breathe()
             put(parts, self.key, key)
-            put(parts, self.value, value[key])
+            put(parts, self.value, pairs[key])
         return b"".join(parts)
 
     def decode(self, data: bytes, hashable: bool = False) -> Any:

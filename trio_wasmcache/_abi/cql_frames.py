@@ -7,8 +7,9 @@ driver, which reads from a trusted server, would cut it there.
 from __future__ import annotations
 
 import collections
+import itertools
 import struct
-from collections.abc import Sequence, Sized
+from collections.abc import Iterable, Sequence, Sized
 from typing import Any, Protocol
 
 from .pace import breathe
@@ -51,9 +52,11 @@ class Codec(Protocol):
 
 def counted(items: Sized, codec: Codec) -> list[Data]:
     """How many items there are, and each of them, framed."""
-    parts: list[Data] = [_COUNT.pack(count := len(items))]
+    parts: list[Data] = [write_count(count := len(items))]
     left = count
     for item in items:  # type: ignore[attr-defined]
+        if not left:
+            raise ValueError(f"a collection had {count} items, and then more")
         if not left % PACE:
             breathe()
         left -= 1
@@ -63,13 +66,21 @@ def counted(items: Sized, codec: Codec) -> list[Data]:
     return parts
 
 
+def listed(name: str, items: Iterable[Any], count: int) -> list[Any]:
+    """The items, which are said to be so many; `ValueError` if they are more, or have no end."""
+    found = list(itertools.islice(items, count + 1))
+    if len(found) > count:
+        raise ValueError(f"{name} had {count} items, and then more")
+    return found
+
+
 def put(parts: list[Data], codec: Codec, value: Any) -> None:
     """Add a value, framed."""
     if value is None:
         parts.append(_NULL)
         return
     data = codec.encode(value)
-    parts.append(_COUNT.pack(len(data)))
+    parts.append(write_count(len(data)))
     parts.append(data)
 
 
@@ -138,5 +149,7 @@ def read_fields(name: str, data: bytes, codecs: Sequence[Codec], hashable: bool)
 
 
 def write_count(count: int) -> bytes:
-    """A count, or a size."""
+    """A count, or a size; `OverflowError` if CQL has no place for one as large."""
+    if count >> 31:
+        raise OverflowError(f"CQL counts no further than {2**31 - 1}, got {count}")
     return _COUNT.pack(count)

@@ -20,6 +20,7 @@ from typing import Any
 
 from attrs import frozen
 
+from .._core.buffers import flat
 from .cql_frames import Data, MalformedError
 from .plain import PlainType, shown, to_number
 
@@ -56,7 +57,8 @@ class Scalar:
             data: bytes = self.driver.serialize(checked, PROTOCOL)
         except (ValueError, OverflowError, struct.error) as error:
             raise ValueError(f"{self.name} can't hold {shown(value)}: {error}") from None
-        return data
+        # The driver asks values of classes of their own, which may give anything.
+        return data if type(data) is bytes else memoryview(data).tobytes()
 
     def decode(self, data: bytes, hashable: bool = False) -> Any:
         if not data and not self.empty:
@@ -191,11 +193,12 @@ def _decimal(value: Any) -> decimal.Decimal:
 def _text(name: str, encoding: str, value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name} takes a str, got {shown(value)}")
+    exact = str.__str__(value)  # a class of its own may encode as it likes
     try:
-        value.encode(encoding)
+        exact.encode(encoding)
     except UnicodeEncodeError as error:
         raise ValueError(f"{name} can't hold {shown(value)}: {error.reason}") from None
-    return value
+    return exact
 
 
 def _blob(value: Any) -> memoryview:
@@ -203,7 +206,7 @@ def _blob(value: Any) -> memoryview:
         view = memoryview(value)
     except TypeError:
         raise TypeError(f"blob takes bytes, got {shown(value)}") from None
-    return view.cast("B") if view.c_contiguous else memoryview(view.tobytes())
+    return flat(view)
 
 
 def _uuid(value: Any) -> uuid.UUID:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from attrs import frozen
@@ -256,6 +256,21 @@ def to_number(kind: PlainType, value: Any) -> Any:
             f"{shown(value)} is out of the range of {kind.name}, {kind.low} to {kind.high}"
         )
     return _signed(whole, kind)
+
+
+def exact_values(signature: FuncType, values: Iterable[Any]) -> tuple[int | float, ...]:
+    """The wasm values as a tuple of plain ints and floats, which run no code when they are used.
+
+    Raises:
+        TypeError, ValueError, OverflowError: they do not fit the parameters of the signature.
+    """
+    given = tuple(values)
+    if len(given) != len(signature.params):
+        raise ValueError(f"{len(given)} values do not fit the parameters {signature.params}")
+    return tuple(
+        to_number(find_type("a wasm function", kind), value)
+        for kind, value in zip(signature.params, given, strict=True)
+    )
 
 
 def truth(value: Any) -> bool:

@@ -251,6 +251,10 @@ class ScyllaCrossing:
             # A UnicodeEncodeError could not be made of a text.
             kinds = (TypeError, OverflowError, ValueError)
             raise next(kind for kind in kinds if isinstance(error, kind))(text) from None
+        except Exception as error:  # of a value's own, anything may come
+            raise TypeError(
+                f"{self.place(number)}, of type {codec.name}: {shown(value)} raised {shown(error)}"
+            ) from None
         return data
 
     def _version(self, guest: Guest) -> int:

@@ -54,10 +54,9 @@ class Text:
         joined = "".join(values)
         if self.nul and "\0" in joined:
             raise ValueError("there is a zero in it")
-        if joined.isascii():
-            sizes = list(map(len, values))
-            if sum(sizes) == len(joined):  # a class derived from str may say anything
-                return joined.encode(), sizes
+        if joined.isascii() and {str}.issuperset(map(type, values)):
+            # Of a class derived from str, `len` may say anything.
+            return joined.encode(), list(map(len, values))
         encoded = [str.encode(value, self.encoding) for value in values]
         return b"".join(encoded), list(map(len, encoded))
 
@@ -87,9 +86,10 @@ class Blob:
         return "" if self.nul else "binary"
 
     def pack(self, values: Sequence[Any]) -> tuple[bytes, Sequence[int]]:
-        if not {bytes, bytearray}.issuperset(map(type, values)):
+        if not {bytes}.issuperset(map(type, values)):
+            # Others may change between two looks at them, or say any length.
             values = [
-                value if type(value) is bytes else bytes(memoryview(value)) for value in values
+                value if type(value) is bytes else memoryview(value).tobytes() for value in values
             ]
         data = b"".join(values)
         if self.nul and 0 in data:

@@ -42,7 +42,7 @@ def _printable(found: re.Match[str]) -> str:
 
 def normalise_type(name: str) -> str:
     """The one spelling of a type name: lower case, no spaces (``List< Int >`` is ``list<int>``)."""
-    return _SPACE.sub("", name).lower()
+    return _SPACE.sub("", str.__str__(name)).lower()
 
 
 def normalise_types(names: Iterable[str]) -> tuple[str, ...]:
@@ -60,6 +60,7 @@ def check_name(name: object) -> str:
     """The name, if it can be one: a `str`, not empty, printable, at most 256 characters."""
     if not isinstance(name, str):
         raise TypeError(f"a function name must be a str, got {name!r}")
+    name = str.__str__(name)  # one of a class of its own may be equal to anything
     if not name or len(name) > MAX_NAME_LENGTH or not name.isprintable():
         shown = name if len(name) <= 40 else name[:40] + "..."
         raise ValueError(

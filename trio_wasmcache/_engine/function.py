@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, final
 from .._core.wasm import FuncType
 from . import native
 from .hosts import RAISED, check_headroom, take_raised
-from .seam import UNDER_WAY
+from .seam import UNDER_WAY, InexactError
 from .traps import Ending
 
 if TYPE_CHECKING:
@@ -156,38 +156,45 @@ class Frame(Ending):
         def begin(function: WasmtimeFunction, values: Sequence[Any], fuel: int) -> Any:
             if frame.busy:
                 return caller.apart(function, values, fuel)
+            # From here on a call that comes in between, from a signal's handler or a finalizer,
+            # has cells of its own.
+            frame.busy, begun, ended = True, False, False
             try:
-                put(values)
-            except Exception as problem:  # a value's `__index__` may raise anything
-                raise _misfit(values, caller.type, problem) from None
-            if fuel != function.fuel:
-                function.set_fuel(fuel)
-            if hosted:
-                check_headroom()
-            set_fuel(*function.fuel_for)
-            future = call_async(*function.call)
-            ended = False
-            try:
+                try:
+                    put(values)
+                except InexactError:
+                    raise
+                except Exception as problem:
+                    raise _misfit(values, caller.type, problem) from None
+                if fuel != function.fuel:
+                    function.set_fuel(fuel)
+                if hosted:
+                    check_headroom()
+                set_fuel(*function.fuel_for)
+                future = call_async(*function.call)
+                begun = True
                 over = poll(future)
                 if hosted and RAISED.error is not None:
                     raise take_raised()
-                if over:
-                    done, future = future, None
-                    delete(done)
-                    if trap or error:
-                        raise frame.take_error()
-                    ended = True
+                if not over:
+                    return UNDER_WAY
+                done, future = future, None
+                delete(done)
+                if trap or error:
+                    raise frame.take_error()
+                get_fuel(*function.where_left)
+                result = answer[at] if answer else frame.take()
+                ended = True
+                return result
             finally:
                 # The frame is the call's own as long as anything of it is left there. That takes no
                 # calls: it may be that there is no room for another on Python's stack.
-                if not ended:
-                    frame.busy, frame.function = True, function
+                if ended or not begun:
+                    frame.busy = False
+                else:
+                    frame.function = function
                     instance = function.instance
                     instance.future, instance.ending = future, frame
-            if not over:
-                return UNDER_WAY
-            get_fuel(*function.where_left)
-            return answer[at] if answer else frame.take()
 
         return begin
 
@@ -196,6 +203,10 @@ class Frame(Ending):
         self.busy = False
         if self is not self.caller.frame:
             self.caller.spare.append(self)
+
+
+# What a cell takes, as the very type.
+INTS, NUMBERS = frozenset({int}), frozenset({int, float})
 
 
 @functools.cache
@@ -230,38 +241,63 @@ def _putter(
 ) -> Callable[[Sequence[Any]], None]:
     """Puts the values of a call into their cells; raises if one does not fit, or they are too few.
 
-    Written out for up to two, where the loop would cost more than what it does.
+    Only plain ints and floats are put there: an `__index__` could do anything in between, such as
+    make another call with the same cells, or close the instance. Written out for up to two, where
+    the loop would cost more than what it does.
     """
+    kinds = [INTS if name[0] == "i" else NUMBERS for name in types]
     if "f32" in types:
         # A memoryview makes an infinity of a float that is too large; struct refuses it.
         codecs = [struct.Struct("<" + native.VALUE_KINDS[name][1]) for name in types]
 
         def put(values: Sequence[Any]) -> None:
-            for number, (codec, value) in enumerate(zip(codecs, values, strict=True)):
+            if type(values) is not tuple:
+                raise InexactError
+            for number, (codec, kind, value) in enumerate(zip(codecs, kinds, values, strict=True)):
+                if type(value) not in kind:
+                    raise InexactError
                 codec.pack_into(cells, number * native.VALUE_SIZE + native.VALUE_OFFSET, value)
 
         return put
     if not places:
 
         def put(values: Sequence[Any]) -> None:
+            if type(values) is not tuple:
+                raise InexactError
             () = values
 
     elif len(places) == 1:
         ((first, i),) = places
+        (kind,) = kinds
 
         def put(values: Sequence[Any]) -> None:
-            (first[i],) = values
+            if type(values) is not tuple:
+                raise InexactError
+            (value,) = values
+            if type(value) not in kind:
+                raise InexactError
+            first[i] = value
 
     elif len(places) == 2:
         (first, i), (second, j) = places
+        kind, other = kinds
 
         def put(values: Sequence[Any]) -> None:
-            first[i], second[j] = values
+            if type(values) is not tuple:
+                raise InexactError
+            one, two = values
+            if type(one) not in kind or type(two) not in other:
+                raise InexactError
+            first[i], second[j] = one, two
 
     else:
 
         def put(values: Sequence[Any]) -> None:
-            for (view, at), value in zip(places, values, strict=True):
+            if type(values) is not tuple:
+                raise InexactError
+            for (view, at), kind, value in zip(places, kinds, values, strict=True):
+                if type(value) not in kind:
+                    raise InexactError
                 view[at] = value
 
     return put

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+from operator import index
 from typing import Any, final
 
+from .._core.buffers import flat
 from .._core.config import WASM_PAGE
 from .._core.errors import MemoryLimitError
 from . import native
@@ -32,18 +34,22 @@ class SuspendedMemory:
         self._base = self.size = 0
 
     def read(self, at: int, n: int) -> bytes:
+        at, n = index(at), index(n)
         check_range(at, n, self.size)
         return ctypes.string_at(self._base + at, n)
 
     def write(self, at: int, data: bytes | bytearray | memoryview) -> None:
-        # What lies in one piece is not copied on its way.
-        with memoryview(data) as view:
-            check_range(at, view.nbytes, self.size)
-            if isinstance(data, bytes) or not view.c_contiguous:
-                ctypes.memmove(self._base + at, bytes(data), view.nbytes)
-            elif view.nbytes:
-                with native.memory_view(self._base + at, view.nbytes) as to, view.cast("B") as raw:
-                    to[:] = raw
+        at = index(at)
+        with flat(data) as raw:
+            self.put(at, raw)
+
+    def put(self, at: int, raw: memoryview) -> None:
+        """Write bytes that lie in one piece: their length is the view's own."""
+        size = raw.nbytes
+        check_range(at, size, self.size)
+        if size:
+            with native.memory_view(self._base + at, size) as to:
+                to[:] = raw
 
 
 @final
@@ -72,10 +78,13 @@ class InstanceMemory:
         return size
 
     def read(self, at: int, n: int) -> bytes:
+        at, n = index(at), index(n)
         return self._now().read(at, n)
 
     def write(self, at: int, data: bytes | bytearray | memoryview) -> None:
-        self._now().write(at, data)
+        at = index(at)
+        with flat(data) as raw:
+            self._now().put(at, raw)
 
     def grow(self, pages: int) -> int:
         if self._context is None:

@@ -34,6 +34,10 @@ UNDER_WAY = UnderWay.UNDER_WAY
 """What `GuestFunction.begin` gives for a call that is not over after its first slice."""
 
 
+class InexactError(TypeError):
+    """Values of a call are no tuple of plain ints and floats: to use them would run their code."""
+
+
 @frozen
 class Artifact:
     """Compiled code at rest: plain bytes that only the engine that made them may load again."""
@@ -116,9 +120,13 @@ class GuestFunction(Protocol):
     def begin(self, values: Sequence[Any], fuel: int) -> Any:
         """Begin a call and run its first slice: the result if that ends it, else `UNDER_WAY`.
 
+        No code of the values' own is run: they must be a tuple of plain ints and floats.
+
         The fast path of every call: there is one step here for what `poll` and `finish` do.
 
         Raises:
+            InexactError: they are no such tuple; convert them, and begin again if the instance is
+                still there then.
             TypeError, ValueError, OverflowError: the values do not fit its wasm types; no call is
                 under way, and no wasm has run.
             GuestError: the call ended so in its first slice.
