@@ -184,11 +184,11 @@ async def test_a_row_that_fails_at_once_has_burnt_fuel(kit: Kit, abi: Twice) -> 
     async with kit.open() as cache:
         f = await add(cache, "f", kit.trapping(), abi=abi)
         async with cache.scheduling_group("g", capacity=1) as group, f.acquire() as lease:
-            before = group._share.virtual_time
+            before = group._state.share.virtual_time
             with pytest.raises(TrapError):
                 await lease.map([[2]])
             assert lease.fuel_consumed
-            charged = (group._share.virtual_time - before) * group.shares
+            charged = (group._state.share.virtual_time - before) * group.shares
             assert charged == pytest.approx(lease.fuel_consumed)
 
 

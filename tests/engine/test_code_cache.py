@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
+import socket
 import stat
 from collections.abc import Iterator
 from ctypes import byref
@@ -20,7 +22,7 @@ from engine.support import Quiet, exported, quiet_cache, run_python
 from trio_wasmcache import CacheConfig, CacheDirError, InvalidModuleError, WasmCacheError
 from trio_wasmcache._core.config import KiB
 from trio_wasmcache._engine import native
-from trio_wasmcache._engine.code_cache import CodeCache, _write, new_module
+from trio_wasmcache._engine.code_cache import CodeCache, StrangeFileError, _read, _write, new_module
 from trio_wasmcache._engine.settings import new_config
 from trio_wasmcache._open import open_cache
 
@@ -367,3 +369,95 @@ async def test_settings_are_left_nowhere(folder: Path) -> None:
     """The file that told wasmtime about the folder is gone."""
     await call(folder, giving(1))
     assert {path.name for path in folder.iterdir()} == {"wasmtime", "digests"}
+
+
+def put(place: Path, what: str) -> None:
+    """Put something at a place that is no code of ours, and would not end if it was read."""
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place)
+    place.unlink(missing_ok=True)
+    if what == "pipe":
+        os.mkfifo(place, 0o600)
+    elif what == "endless":
+        place.symlink_to("/dev/zero")
+    elif what == "loop":
+        place.symlink_to(place.name)
+    elif what == "folder":
+        place.mkdir(mode=0o700)
+        (place / "deep").mkdir()
+    elif what == "socket":
+        with socket.socket(socket.AF_UNIX) as made:
+            at = os.open(place.parent, os.O_RDONLY)
+            made.bind(f"/proc/self/fd/{at}/{place.name}")  # a longer path would not fit
+            os.close(at)
+    elif what == "device":
+        os.mknod(place, 0o600 | stat.S_IFCHR, os.makedev(1, 5))
+    elif what == "sparse":
+        with place.open("wb") as file:
+            file.truncate(2**40)
+    else:
+        place.write_bytes(b"x")
+        os.chown(place, 12345, -1)
+
+
+STRANGERS = "pipe endless loop folder socket device sparse other".split()
+PLACES = "code new stats digest wasmtime modules compiler top".split()
+
+
+@pytest.mark.parametrize("what", STRANGERS)
+@pytest.mark.parametrize("where", PLACES)
+def test_nothing_is_opened_but_regular_files_of_ours(folder: Path, what: str, where: str) -> None:
+    """Whatever else is there, wherever, does not hold `register` up, and is gone from its place."""
+    if what in ("device", "other") and os.geteuid() != 0:
+        pytest.skip("only root can make one")
+    assert trio.run(call, folder, giving(1)) == 1
+    (code,) = code_files(folder)
+    (digest,) = (folder / "digests").iterdir()
+    place = {
+        "code": code,
+        "new": code.with_name("new"),
+        "stats": code.with_suffix(".stats"),
+        "digest": digest,
+        "wasmtime": folder / "wasmtime" / "new",
+        "modules": folder / "wasmtime" / "modules" / "new",
+        "compiler": code.parent.parent / "new" / "new",
+        "top": folder / "digests" / "new",
+    }[where]
+    place.parent.mkdir(exist_ok=True)
+    put(place, what)
+    script = """
+        import sys, trio
+        from pathlib import Path
+        from engine.test_code_cache import call, giving
+
+        print(trio.run(call, Path(sys.argv[1]), giving(1)))
+    """
+    assert run_python(script, str(folder)) == "1\n"
+    assert looks(folder)
+    found = [file for file in folder.rglob("*") if not file.is_dir()]
+    assert all(file.is_file() and not file.is_symlink() for file in found)
+    assert sum(file.stat().st_size for file in found) < 2**20
+
+
+def test_a_file_that_is_replaced_after_the_look_is_not_read(folder: Path) -> None:
+    """By what opens it: neither link nor pipe is followed, and no more than its size is read."""
+    folder.mkdir(mode=0o700)
+    for what in STRANGERS[:5]:
+        put(folder / what, what)
+        with pytest.raises(OSError, match=r"no regular file|Is a directory"):
+            list(_read(folder / what, 2**50))
+    put(folder / "sparse", "sparse")
+    with pytest.raises(StrangeFileError, match="at most 1000 bytes"):
+        list(_read(folder / "sparse", 1000))
+    pieces = _read(folder / "sparse", 2**50)
+    next(pieces)
+    (folder / "sparse").write_bytes(b"short now")
+    assert list(pieces) == []
+
+
+@pytest.mark.parametrize("name", ["~", "~/code", "~nobody"])
+async def test_a_tilde_is_not_taken_for_a_name(name: str) -> None:
+    """It would be a folder of that name in the working directory, which nobody means."""
+    with pytest.raises(CacheDirError, match=r"is not expanded; give os\.path\.expanduser"):
+        async with open_cache(CacheConfig(cache_dir=name), logger=Quiet()):
+            raise AssertionError("it is open")

@@ -141,7 +141,8 @@ class CacheConfig:
     """CPU shares of the group ``"main"``."""
     cache_dir: str | os.PathLike[str] | None = field(default=None, metadata=_path_or_none())
     """A folder in which compiled code is kept across restarts, made if it does not exist; it must
-    be the user's, with mode 0700, and nobody but this library should write there. None: none."""
+    be the user's, with mode 0700, and nobody but this library should write there: whatever is in it
+    that is no regular file of the user's is removed. "~" is not expanded. None: none."""
     log_uses: bool = field(default=False, metadata=_flag())
     """Also log every acquire and recycle; such a log can be replayed."""
     log_flush_timeout: float = field(default=1.0, metadata=_seconds(zero=True, infinite=False))

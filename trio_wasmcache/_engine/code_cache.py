@@ -4,9 +4,12 @@ wasmtime runs what it finds in its cache: nothing there is signed, or has a chec
 flipped bits, two in five made it load other code without a word, and one in five made it fail. So:
 
 1. The folder belongs to the user, nobody else may read or write it, and it is no symbolic link.
-2. A digest is kept of each file that a compile of ours left. Before each compile, what is not as
-   its digest says is removed, and so is what has none.
-3. Where something is wrong all the same, code is compiled without the cache, and the cache is
+2. Nothing is opened there but regular files of the user's. Before each compile, as wasmtime opens
+   files by their names, whatever else there is, is removed: links, pipes, sockets, devices, and
+   folders where files should be. Our own reading is by `_read`, which can't be fooled in between.
+3. Size and digest are kept of each file that a compile of ours left. Before each compile, what is
+   not as they say is removed, and so is what has none; what has another size is not even read.
+4. Where something is wrong all the same, code is compiled without the cache, and the cache is
    emptied. Having none only costs time.
 
 In the folder, ``wasmtime`` is wasmtime's, which limits its size and removes what it does not know;
@@ -16,9 +19,11 @@ In the folder, ``wasmtime`` is wasmtime's, which limits its size and removes wha
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import shutil
 import stat
 import tempfile
 import threading
@@ -33,6 +38,13 @@ from . import native
 from .settings import new_config
 from .traps import take_error
 
+# Folders within wasmtime's own: ``modules``, and one for each of its compilers.
+CODE_DEPTH = 2
+# Of what is kept of a file: its size and its digest, as text.
+MAX_NOTE_SIZE = 128
+# Of what wasmtime notes of it, which it reads whole.
+MAX_OTHER_SIZE = 64 * 1024
+PIECE = 1024 * 1024
 # In a user namespace the system's own folders belong to it.
 _NOBODY = 65534
 
@@ -103,12 +115,15 @@ class CodeCache:
         if (problem := _problem(self._root)) is not None:
             raise PermissionError(f"cache_dir {problem} now")
         with self._lock:
+            _remove_strangers(self._code, CODE_DEPTH)
+            _remove_strangers(self._digests, 0)
             for file in self._files():
                 with contextlib.suppress(FileNotFoundError):
                     look = _look(file)
                     if self._good.get(file) == look:
                         continue
-                    if _digest(file) == self._noted(file):
+                    noted = self._noted(file)
+                    if noted is not None and noted == _note(file, noted):
                         self._good[file] = look
                     else:
                         self._good.pop(file, None)
@@ -122,7 +137,7 @@ class CodeCache:
                     continue
                 with contextlib.suppress(FileNotFoundError):
                     look = _look(file)
-                    _write(self._place(file), _digest(file))
+                    _write(self._place(file), _note(file))
                     self._good[file] = look
 
     def _empty(self) -> None:
@@ -149,14 +164,20 @@ class CodeCache:
 
     def _noted(self, file: Path) -> bytes | None:
         try:
-            return self._place(file).read_bytes()
-        except FileNotFoundError:
+            return b"".join(_read(self._place(file), MAX_NOTE_SIZE))
+        except (FileNotFoundError, StrangeFileError):
             return None
 
 
 def _private_folder(path: str | os.PathLike[str]) -> Path:
     """The folder, made if need be; `CacheDirError` unless only its owner, who is us, can use it."""
-    folder = Path(os.path.abspath(os.fsdecode(path)))  # noqa: PTH100 - links are not to be followed
+    text = os.fsdecode(path)
+    if text.startswith("~"):
+        raise CacheDirError(
+            f"cache_dir {_shown(path)}: '~' is not expanded; give os.path.expanduser(...) of it, "
+            "or './~...' for a folder of that name"
+        )
+    folder = Path(os.path.abspath(text))  # noqa: PTH100 - links are not to be followed
     if not hasattr(os, "geteuid"):
         raise CacheDirError("cache_dir needs a system on which folders have owners and modes")
     _make(folder)
@@ -220,9 +241,65 @@ def _look(file: Path) -> tuple[int, int, int]:
     return found.st_ino, found.st_mtime_ns, found.st_size
 
 
-def _digest(file: Path) -> bytes:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest().encode()
+def _note(file: Path, noted: bytes | None = None) -> bytes:
+    """Size and digest of a file; not the digest, if it has not the size that was noted."""
+    size = file.lstat().st_size
+    if noted is not None and noted.split(b" ")[0] != b"%d" % size:
+        return b""
+    digest = hashlib.sha256()
+    for piece in _read(file, size):
+        digest.update(piece)
+    return b"%d %s" % (size, digest.hexdigest().encode())
+
+
+class StrangeFileError(OSError):
+    """What has that name is no regular file of ours, or is larger than it may be."""
+
+
+def _read(file: Path, most: int) -> Iterator[bytes]:
+    """A regular file of ours, in pieces: whatever is put in its place meanwhile, no other.
+
+    Raises:
+        StrangeFileError: it is none, or larger than `most` bytes.
+    """
+    # Not blocking: without it, to open a pipe would wait for who writes into it.
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        number = os.open(file, flags)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, or a socket
+            raise StrangeFileError(f"{file} is no regular file") from None
+        raise
+    with os.fdopen(number, "rb", buffering=0) as opened:
+        found = os.fstat(number)
+        if not _is_ours(found) or found.st_size > most:
+            raise StrangeFileError(f"{file} is no regular file of ours of at most {most} bytes")
+        left = found.st_size
+        while left and (piece := opened.read(min(left, PIECE))):
+            left -= len(piece)
+            yield piece
+
+
+def _is_ours(found: os.stat_result) -> bool:
+    return stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
+
+
+def _remove_strangers(folder: Path, depth: int) -> None:
+    """Remove what is neither a regular file of ours, nor a folder down to that depth."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):
+                found = entry.stat(follow_symlinks=False)
+                if stat.S_ISDIR(found.st_mode):
+                    if depth and found.st_uid == os.geteuid():
+                        _remove_strangers(folder / entry.name, depth - 1)
+                    else:
+                        shutil.rmtree(folder / entry.name)
+                elif not _is_ours(found) or (
+                    # Files of code, which have a digest, are the only ones that may be large.
+                    found.st_size > MAX_OTHER_SIZE and (depth or entry.name.endswith(".stats"))
+                ):
+                    (folder / entry.name).unlink()
 
 
 def _write(place: Path, content: bytes) -> None:
