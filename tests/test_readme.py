@@ -16,10 +16,11 @@ import pytest
 
 import trio_wasmcache
 from trio_wasmcache import CacheConfig, KiB, MiB, WasmCacheError
+from trio_wasmcache.__main__ import INTERRUPTED
 from trio_wasmcache._abi.plain import TYPES
 from trio_wasmcache._core.events import EVENTS, SCHEMA_VERSION, Opened, Reason, Stamped
 from trio_wasmcache._log import BUFFER_EVENTS
-from trio_wasmcache.report.commands import INTERRUPTED, report
+from trio_wasmcache.report.commands import report
 from trio_wasmcache.report.document import REPORT_VERSION
 from trio_wasmcache.report.entries import LIMITS
 from trio_wasmcache.report.notes import FINE, FLAWED, NOTHING

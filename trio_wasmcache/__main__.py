@@ -62,9 +62,14 @@ def read_log(arguments: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return MISUSED
-    from .report.commands import run
+    try:
+        # It takes a second, in which Ctrl-C may come, too.
+        from .report.commands import run
 
-    return run(arguments)
+        return run(arguments)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -214,11 +214,12 @@ def test_a_pipe_is_read_once(tmp_path: Path) -> None:
 
 def test_progress_is_told_in_bytes_of_the_file(tmp_path: Path) -> None:
     """All of them, whatever they unpack to."""
-    advanced: list[int] = []
+    advanced: list[tuple[int, int]] = []
     path = save(tmp_path / "log", gzip.compress(EVENT * 1000 + b"\n"))
-    reader = Reader([str(path)], Notes(lambda _: None), advanced.append)
+    reader = Reader([str(path)], Notes(lambda _: None), lambda *both: advanced.append(both))
     assert list(reader.blocks())
-    assert sum(advanced) == reader.size == path.stat().st_size
+    assert sum(taken for taken, _ in advanced) == reader.size == path.stat().st_size
+    assert sum(unpacked for _, unpacked in advanced) == len(EVENT) * 1000 + 1
 
 
 @pytest.mark.parametrize("stamp", [None, "2026-01-01T00:00:00.%03dZ", 1767225600.5])

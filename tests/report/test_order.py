@@ -110,13 +110,12 @@ def test_gaps_without_end_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert order.missing == 38
 
 
-def test_a_late_event_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_late_event_is_waited_for() -> None:
     """For as many events as the window has; then they go on without it."""
-    monkeypatch.setattr(module, "WINDOW", 5)
     line = Line()
     out: list[int] = []
     for number in (1, 2, 4, 5, 3, 7, 8, 9, 10, 11, 12, 6, 13):
-        out += [event["seq"] for event in line.put({"seq": number})]
+        out += [event["seq"] for event in line.put({"seq": number}, window=5)]
     out += [event["seq"] for event in line.end()]
     assert out == [1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12, 13]
     assert line.order.gaps == [(6, 6)]

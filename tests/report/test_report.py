@@ -7,6 +7,7 @@ import io
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -340,15 +341,49 @@ def test_whoever_reads_may_stop(tmp_path: Path) -> None:
     assert done.stderr == "the answer can't be written: No space left on device\n"
 
 
-def test_ctrl_c(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ends it without a traceback."""
+@pytest.mark.parametrize("name", ["report", "replay", "whatif", "tune"])
+def test_ctrl_c(name: str, tmp_path: Path) -> None:
+    """Ends it with a word, 130 and no traceback, while it waits for more of a log."""
+    pipe = tmp_path / "log"
+    os.mkfifo(pipe)
+    arguments = ["-m", "trio_wasmcache", name, str(pipe)]
+    arguments += ["--max-size", "1MiB"] if name == "whatif" else []
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=restore_ctrl_c,
+        text=True,
+    ) as process:
+        with pipe.open("w") as writer:  # now it has begun to read
+            writer.write(busy_log().text())
+            writer.flush()
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "", "interrupted\n")
 
-    def interrupt(self: object) -> None:
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr("trio_wasmcache.report.commands.Session.bar", interrupt)
-    ran = report(capsys, tmp_path / "log")
-    assert (ran.status, ran.out, ran.err) == (130, "", "")
+def restore_ctrl_c() -> None:
+    """Undo what a parent in the background may have set."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_ctrl_c_while_it_begins(tmp_path: Path) -> None:
+    """Ends it just so: importing its libraries takes a second."""
+    program = (
+        "import sys\n"
+        "class Interrupter:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'polars': raise KeyboardInterrupt\n"
+        "from trio_wasmcache import __main__\n"
+        "__main__.NEEDED = ()\n"
+        "sys.meta_path.insert(0, Interrupter())\n"
+        "sys.exit(__main__.main(['report', 'log']))"
+    )
+    done = command("-c", program, stdout=subprocess.PIPE)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
 def test_a_terminal_without_letters(tmp_path: Path) -> None:

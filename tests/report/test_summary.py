@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from report.logs import PAGE, Log, MiB, busy_log, run_command, run_report
+from report.logs import PAGE, Log, MiB, busy_log, run_command, run_report, text_of
+from report.test_report import full_log
 from report.workloads import draw_config, run_on_jumping_clock, wild_plan
 
 from trio_wasmcache._core.events import Abandoned, Blocked, Failed, Reason, Resized
 from trio_wasmcache.report import leases, lines, names, summary
+from trio_wasmcache.report.frames import Parser
+from trio_wasmcache.report.names import OTHERS
+from trio_wasmcache.report.summary import Summary
 
 Capture = pytest.CaptureFixture[str]
 
@@ -30,6 +37,7 @@ def test_the_counts_are_the_caches_own(
 ) -> None:
     """Hits, misses, blocks, calls and evictions of a wild application, read in small blocks."""
     monkeypatch.setattr(lines, "BLOCK", 3000)
+    monkeypatch.setattr(summary, "HELD_BLOCKS", 1 + seed % 3)
     outcome = run_on_jumping_clock(wild_plan(random.Random(seed)), draw_config(random.Random(seed)))
     ran = run_report(capsys, outcome.log.write(tmp_path / "log"))
     assert (ran.status, ran.err) == (0, "")
@@ -323,17 +331,83 @@ def test_functions_and_groups_without_end(
 def test_caches_without_end(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The later ones are left out, which is a flaw."""
-    monkeypatch.setattr(summary, "MAX_CACHES", 5)
+    """The later ones are added up, with the same sums as if they were told apart."""
     path = tmp_path / "log"
-    path.write_text("".join(busy_log(f"c{number}", 1).text() for number in range(8)))
+    logs = [full_log() if number > 5 else busy_log(rounds=number + 1) for number in range(8)]
+    for number, log in enumerate(logs):
+        for line in log.lines:
+            line["cache"] = f"c{number}"
+    # One after the other, and mixed: a request is one of its cache.
+    lines = [line for log in logs[:4] for line in log.lines]
+    lines += [line for row in itertools.zip_longest(*(it.lines for it in logs[4:])) for line in row]
+    path.write_text(text_of(line for line in lines if line is not None))
+    apart = run_report(capsys, path).document
+    assert apart["others"] is None
+    monkeypatch.setattr(summary, "MAX_CACHES", 3)
     ran = run_report(capsys, path)
-    assert ran.status == 1
-    assert len(ran.document["caches"]) == 5
-    assert ran.err.splitlines() == [
-        "5 caches in this log, each by itself below: c0, c1, c2, c3, ...",
-        f"more than 5 caches: {3 * len(busy_log('c', 1).lines)} events of the later ones left out",
-    ]
+    assert ran.status == 0
+    assert ran.document["caches"] == apart["caches"][:3]
+    told = ran.err.splitlines()
+    assert told[0] == "3 caches in this log, each by itself below: c0, c1, c2"
+    assert told[1].startswith(
+        "5 caches more, whose events are only added up, all together: --cache"
+    )
+    others, late = ran.document["others"], apart["caches"][3:]
+    assert (others["caches"], others["more"]) == (5, False)
+    assert others["events"] == sum((Counter(it["events"]) for it in late), Counter())
+    for name in ("acquires", "hits", "misses", "blocks", "calls"):
+        assert others["leases"][name] == sum(it["leases"][name] for it in late), name
+    assert others["leases"]["waits_for"] == {"an instance": 2}
+    for name in ("count", "failed", "modules"):
+        assert others["loads"][name] == sum(it["loads"][name] for it in late)
+    assert others["evictions"]["count"] == sum(it["evictions"]["count"] for it in late)
+    for reason, row in others["evictions"]["by_reason"].items():
+        for name, number in row.items():
+            rows = [it["evictions"]["by_reason"].get(reason) for it in late]
+            assert number == sum(row[name] for row in rows if row is not None)
+    for name, number in others["peak"].items():
+        assert number == max(it["peak"][name] for it in late)
+    page = tmp_path / "page"
+    text = re.sub(" +", " ", run_command(capsys, "report", "--html", page, path).out)
+    assert "5 other caches, added up together\n" in text
+    assert f" of {others['leases']['hits'] + others['leases']['misses']} leases" in text
+    assert "5 other caches, added up together</h2>" in page.read_text()
+    monkeypatch.setattr(summary, "MAX_COUNTED", 4)
+    ran = run_report(capsys, path)
+    assert "more than 4 caches more" in ran.err
+    assert (ran.document["others"]["caches"], ran.document["others"]["more"]) == (4, True)
+
+
+def test_objects_for_caches_are_bounded() -> None:
+    """However many caches there are: those apart, the space for all their names, and numbers."""
+    made = Summary()
+    for start in range(0, 1000, 100):
+        rows = []
+        for number in range(start, start + 100):
+            log = Log(f"c{number}")
+            log.opened()
+            log.evicted(1, function=f"g/{number}" + "x" * 5000)
+            rows += log.text().encode().splitlines()
+        made.take(Parser().frame(rows))
+    made.add_up()
+    assert len(made.caches) == summary.MAX_CACHES
+    assert made.others.count == 900
+    assert made.others.sums.gone.keys() == {("size", OTHERS)}
+    spent = names.MAX_KEYS - made.space.keys
+    assert spent == 2 * summary.MAX_CACHES + 5000 // names.KEY_LETTERS * summary.MAX_CACHES
+
+
+def test_long_names_take_more_space() -> None:
+    """So that no names, however long, are more than some MB."""
+    space = names.Space(keys=10)
+    assert (
+        space.take([("x" * 5000, "", ""), ("f", "", ""), ("g" * 4999, "", ""), ("h", "", "")]) == 0
+    )
+    assert space.take([("f", "", ""), ("g" * 4000, "", ""), ("h", "", "")]) == 2
+    assert space.keys == 0
+    counter = Counter[str]()
+    names.tally(counter, "x" * 10**6)
+    assert counter == {"x" * names.MAX_LETTERS: 1}
 
 
 def test_a_reason_of_the_future(tmp_path: Path, capsys: Capture) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
@@ -18,7 +19,6 @@ from .summary import THRASH_SECONDS, Summary
 from .terminal import TOP, show_report
 
 PROGRAM = "python -m trio_wasmcache"
-INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -73,6 +73,7 @@ def report(
             if only is not None:
                 frame = frame.filter(frame["cache"] == only)
             summary.take(frame)
+        summary.add_up()
     session.tell()
     summary.tell(session.notes)
     if not summary.caches:
@@ -96,7 +97,14 @@ commands.add_command(tune)
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run a command; gives the exit status."""
+    """Run a command; returns the exit status.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed.
+    """
+    # polars, when it is imported, has the system go on with a read that Ctrl-C has interrupted: with
+    # a pipe in which nothing comes, that would be for ever.
+    signal.siginterrupt(signal.SIGINT, True)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             # A terminal that has no letter for something shows its code.
@@ -112,8 +120,6 @@ def run(arguments: Sequence[str]) -> int:
     except click.ClickException as error:
         error.show()
         return NOTHING
-    except KeyboardInterrupt:
-        return INTERRUPTED
     except OSError as error:  # of writing: what can't be read is a note
         # Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -13,7 +13,7 @@ from .lines import Reader
 from .names import Key, shown
 from .notes import Notes
 from .order import Order
-from .summary import OTHER, REASONS, CacheSummary, Gone, Summary
+from .summary import OTHER, REASONS, CacheSummary, Gone, Others, Summary, Sums
 
 # Grows when a field changes its meaning or goes; new ones do not count.
 REPORT_VERSION = 1
@@ -38,6 +38,22 @@ def make_document(summary: Summary, reader: Reader, parser: Parser, notes: Notes
         },
         "notes": list(notes.texts),
         "caches": [_cache(cache) for cache in summary.caches.values()],
+        "others": _others(summary.others) if summary.others.count else None,
+    }
+
+
+def _others(others: Others) -> dict[str, Any]:
+    """The caches that are not told apart: what can be added up without their order and clocks."""
+    sums = others.sums
+    return {
+        "caches": others.count,
+        "more": others.more,
+        "events": dict(sorted(sums.kinds.items())),
+        "lost": sums.lost,
+        **_uses(sums, on_seats=None),
+        "evictions": _gone(sums),
+        "age_seconds": sums.ages.as_dict(),
+        "peak": {"total_size_bytes": others.peak_size, "code_size_bytes": others.peak_code},
     }
 
 
@@ -51,13 +67,13 @@ def _cache(cache: CacheSummary) -> dict[str, Any]:
         "limits": cache.limits,
         "resizes": cache.resizes,
         "closed": cache.closed,
-        "events": dict(sorted(cache.kinds.items())),
+        "events": dict(sorted(cache.sums.kinds.items())),
         "sequence": _sequence(cache.order),
         "clock": {
             "jumps_back": cache.clock.jumps,
             "longest_silence_seconds": cache.clock.longest_silence,
         },
-        **_uses(cache),
+        **_uses(cache.sums, cache.fates.on_seats),
         **_evictions(cache),
         "peak": {"total_size_bytes": cache.peak_size, "code_size_bytes": cache.peak_code},
         "functions": _rows(cache, "function", lambda key: shown(key[0], key[1])),
@@ -78,9 +94,9 @@ def _sequence(order: Order) -> dict[str, Any]:
     }
 
 
-def _uses(cache: CacheSummary) -> dict[str, Any]:
+def _uses(sums: Sums, on_seats: int | None) -> dict[str, Any]:
     """What was asked for, granted and loaded."""
-    leases = cache.leases
+    leases = sums.leases
     granted = leases.hits + leases.misses
     return {
         "leases": {
@@ -99,11 +115,11 @@ def _uses(cache: CacheSummary) -> dict[str, Any]:
             "abandoned": dict(leases.abandoned),
         },
         "loads": {
-            **cache.loads.as_dict(),
-            "modules": cache.module_loads,
-            "on_seats": cache.fates.on_seats,
-            "failed": cache.kinds["wasmcache.failed"],
-            "compile_seconds": cache.compile_seconds,
+            **sums.loads.as_dict(),
+            "modules": sums.module_loads,
+            "on_seats": on_seats,
+            "failed": sums.kinds["wasmcache.failed"],
+            "compile_seconds": sums.compile_seconds,
         },
         "wait_bars": leases.waits.bars() if leases.waits.count else [],
     }
@@ -111,14 +127,15 @@ def _uses(cache: CacheSummary) -> dict[str, Any]:
 
 def _evictions(cache: CacheSummary) -> dict[str, Any]:
     """What went, and what came of it."""
-    fates, leases = cache.fates, cache.leases
-    total = sum(gone.count for gone in cache.gone.values())
+    fates, leases = cache.fates, cache.sums.leases
+    gone = _gone(cache.sums)
+    total = gone["count"]
     loads = sum(fate.loads for fate in fates.by_key.values()) - fates.on_seats
     granted = leases.hits + leases.misses
     busiest, busy_seconds = cache.series.busiest("evicted ", BUSY_SECONDS)
     return {
-        "evictions": {"count": total, "by_reason": _reasons(cache)},
-        "age_seconds": cache.ages.as_dict(),
+        "evictions": gone,
+        "age_seconds": cache.sums.ages.as_dict(),
         "never_reused": sum(fate.never_reused for fate in fates.by_key.values()),
         "reloads": {
             "count": sum(paid.count for paid in fates.paid.values()),
@@ -143,21 +160,25 @@ def _evictions(cache: CacheSummary) -> dict[str, Any]:
     }
 
 
-def _reasons(cache: CacheSummary) -> dict[str, dict[str, int]]:
-    sums: dict[str, Gone] = {}
-    for (reason, _), gone in cache.gone.items():
-        one = sums.setdefault(reason, Gone())
+def _gone(sums: Sums) -> dict[str, Any]:
+    """Evictions by reason."""
+    by_reason: dict[str, Gone] = {}
+    for (reason, _), gone in sums.gone.items():
+        one = by_reason.setdefault(reason, Gone())
         one.count += gone.count
         one.freed_bytes += gone.freed_bytes
         one.freed_code_bytes += gone.freed_code_bytes
     return {
-        reason: {
-            "count": sums[reason].count,
-            "freed_bytes": sums[reason].freed_bytes,
-            "freed_code_bytes": sums[reason].freed_code_bytes,
-        }
-        for reason in (*REASONS, OTHER)
-        if reason in sums
+        "count": sum(gone.count for gone in by_reason.values()),
+        "by_reason": {
+            reason: {
+                "count": by_reason[reason].count,
+                "freed_bytes": by_reason[reason].freed_bytes,
+                "freed_code_bytes": by_reason[reason].freed_code_bytes,
+            }
+            for reason in (*REASONS, OTHER)
+            if reason in by_reason
+        },
     }
 
 
@@ -180,9 +201,9 @@ def _rows(cache: CacheSummary, what: str, name: Callable[[Key], str]) -> list[di
 
     for key, fate in cache.fates.by_key.items():
         add(key, fate, _FATE)
-    for key, leases in cache.leases.by_key.items():
+    for key, leases in cache.sums.leases.by_key.items():
         add(key, leases, _LEASES)
-    for (reason, key), gone in cache.gone.items():
+    for (reason, key), gone in cache.sums.gone.items():
         by_reason = rows[name(key)]["by_reason"]
         by_reason[reason] = by_reason.get(reason, 0) + gone.count
 

@@ -39,6 +39,7 @@ class Driver:
     _left: set[Request] = Factory(set)
     """Those whose block has ended, under a call: their token is given back."""
     _token_waits: dict[int, GroupRecord] = Factory(dict)  # {task: group}
+    _waiting: dict[GroupRecord, dict[int, None]] = Factory(dict)  # {group: tasks}
     _capacities: dict[GroupRecord, int | None] = Factory(dict)
 
     @property
@@ -76,7 +77,7 @@ class Driver:
         reason = Reason.CLOSED if event["with_cache"] else Reason.GROUP_CLOSED
         policy.closed = policy.closed or event["with_cache"]
         step = policy.close_group(group, event["at_seconds"], reason)
-        for task in [task for task, wanted in self._token_waits.items() if wanted is group]:
+        for task in list(self._waiting.get(group, ())):
             self.end_token_wait(task)
         return step
 
@@ -87,19 +88,27 @@ class Driver:
         function = self.books.functions[_generation(event)]
         group = self.books.groups[event["group"]]
         self.policy.note_token_block(function, group)
+        self._forget_wait(event["task"])
         self._token_waits[event["task"]] = group
+        self._waiting.setdefault(group, {})[event["task"]] = None
         self.policy.waits.waiting[event["task"]] = group
 
     def end_token_wait(self, task: int) -> None:
         """The task waits for a token no longer; no error if it did not."""
         self.policy.waits.end(task)
-        self._token_waits.pop(task, None)
+        self._forget_wait(task)
+
+    def _forget_wait(self, task: int) -> None:
+        group = self._token_waits.pop(task, None)
+        if group is not None:
+            del self._waiting[group][task]
 
     def _others_have_tokens(self, group: GroupRecord) -> bool:
         """Whether somebody who waits for a token was given one, and has only not run since."""
         capacity = self._capacities[group]
-        waiting = any(wanted is group for wanted in self._token_waits.values())
-        return waiting and (capacity is None or len(group.tokens.owners) < capacity)
+        return bool(self._waiting.get(group)) and (
+            capacity is None or len(group.tokens.owners) < capacity
+        )
 
     def _give_back_token(self, request: Request, task: Hashable) -> None:
         owners = request.entry.group.tokens.owners

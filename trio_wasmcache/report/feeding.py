@@ -12,8 +12,14 @@ from .clock import JUMP, LONG_SILENCE
 from .frames import Parser
 from .lines import Reader
 from .notes import Notes, cite, count
-from .order import Line
+from .order import WINDOW, Line
 from .units import seconds
+
+# Caches that are gone through, the first ones that come: each costs some 50 KB, however few its
+# events.
+MAX_CACHES = 1000
+# Events of a cache that are held back even where others hold back all that they may together.
+LEAST_WINDOW = 10
 
 
 @define(eq=False)
@@ -26,9 +32,12 @@ class Feeder:
     lines: dict[str, Line] = Factory(dict)
     jumps: Counter[str] = Factory(Counter)
     """{cache: how often its clock jumped back}."""
+    left_out: int = 0
+    """Events of caches that were too many."""
     silences: dict[str, float] = Factory(dict)
     """{cache: the longest silence, if it is one to speak of}."""
     _last: dict[str, float] = Factory(dict)
+    _held: int = 0  # events that are held back, of all caches
 
     def events(self) -> Iterator[dict[str, Any]]:
         """All events, those of each cache in order."""
@@ -39,8 +48,14 @@ class Feeder:
                     continue
                 line = self.lines.get(cache)
                 if line is None:
+                    if len(self.lines) >= MAX_CACHES:
+                        self.left_out += 1
+                        continue
                     line = self.lines[cache] = Line()
-                yield from self._timed(cache, line.put(event))
+                before = line.holding
+                window = max(LEAST_WINDOW, WINDOW - (self._held - before))
+                yield from self._timed(cache, line.put(event, window))
+                self._held += line.holding - before
         for cache, line in self.lines.items():
             yield from self._timed(cache, line.end())
 
@@ -57,6 +72,11 @@ class Feeder:
 
     def tell(self, notes: Notes) -> None:
         """What there is to say about numbers that are missing or came twice, and clocks."""
+        if self.left_out:
+            notes.problem(
+                f"more than {MAX_CACHES:,} caches: {count(self.left_out, 'event')} of the later "
+                "ones left out; --cache ID is for one of them"
+            )
         for cache, line in self.lines.items():
             order, name = line.order, cite(cache)
             missing = sum(last - first + 1 for first, last in order.gaps)

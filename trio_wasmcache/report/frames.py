@@ -1,7 +1,8 @@
 """From lines to events: frames of polars for adding up, dictionaries for going through one by one.
 
-A block of well-formed lines is parsed by polars at once. If that fails, the block is halved until
-the lines that are no events are alone; those are looked at one by one, left out and counted.
+Polars parses a block of well-formed lines at once. If that fails, it parses the block in a few
+pieces, and the lines of a piece that fails, too, are parsed one by one. So no line is parsed more
+than three times, whatever the lines are; lines that are no events are left out and counted.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ SCHEMA: dict[str, pl.DataType] = {
 }
 # Numbers from here on are no sizes and no times. polars refuses whole ones by itself.
 ABSURD = 2**63
-# Fewer lines than this are looked at one by one rather than parsed in two halves.
+# Pieces of a block with a line that is no event: a few such lines cost a few pieces.
+PIECES = 16
+# A piece of so many lines is not worth a call of polars.
 FEW = 64
 
 
@@ -75,19 +78,34 @@ class Parser:
     other_schemas: Counter[str] = Factory(Counter)
     foreign: int = 0
     """JSON that mentions an event, but is none."""
+    parsed: int = 0
+    """Lines that were parsed, each as often as it was: at most three times."""
 
     def frame(self, lines: list[bytes]) -> pl.DataFrame:
         """The events among `lines`, with all the columns of `SCHEMA`."""
+        made = self._at_once(lines)
+        if made is not None:
+            return made
+        length = max(FEW, -(-len(lines) // PIECES))
+        pieces = [lines[start : start + length] for start in range(0, len(lines), length)]
+        return pl.concat([self._piece(piece) for piece in pieces], rechunk=True)
+
+    def _at_once(self, lines: list[bytes]) -> pl.DataFrame | None:
+        """Parse all lines by polars; None if not all are events."""
+        self.parsed += len(lines)
         try:
             made = pl.read_ndjson(b"\n".join(lines), schema=SCHEMA)
-            if len(made) == len(lines) and _is_clean(made):
-                self.events += len(made)
-                return made
         except pl.exceptions.PolarsError:
-            pass
-        if len(lines) > FEW:
-            half = len(lines) // 2
-            return pl.concat([self.frame(lines[:half]), self.frame(lines[half:])])
+            return None
+        if len(made) != len(lines) or not _is_clean(made):
+            return None
+        self.events += len(made)
+        return made
+
+    def _piece(self, lines: list[bytes]) -> pl.DataFrame:
+        made = self._at_once(lines) if len(lines) > FEW else None
+        if made is not None:
+            return made
         events = self._parse(lines, _USED_TYPES)
         for event in events:
             if event.get("timestamp") is not None:
@@ -107,6 +125,7 @@ class Parser:
     def _parse(self, lines: Iterable[bytes], types: Types) -> list[dict[str, Any]]:
         found = []
         for line in lines:
+            self.parsed += 1
             try:
                 event = json.loads(line)
             except (ValueError, RecursionError):

@@ -10,8 +10,9 @@ from attrs import Factory, define
 from .histogram import Histogram
 from .names import KEY, Key, tally
 
-# Requests that are followed until they are granted; a log has more only if it is not a log.
-MAX_OPEN = 100_000
+# Requests of a cache that are followed until they are granted; a log has more only if it is not a
+# log.
+MAX_OPEN = 20_000
 
 
 @define

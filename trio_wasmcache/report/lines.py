@@ -1,7 +1,9 @@
 """From files to lines that may be events, block by block.
 
 Memory is bounded by the size of a block, whatever the size of the file; a line longer than
-`MAX_LINE` is no event and is passed over.
+`MAX_LINE` is no event and is passed over. Only lines that may be events become objects, the others
+are counted at the speed of a search; a packed file that gives next to nothing else, and no end of
+it, is left (`MAX_BARREN`).
 """
 
 from __future__ import annotations
@@ -15,15 +17,22 @@ from attrs import Factory, define, field
 
 from .notes import Notes, cite, count
 from .streams import READ_ERRORS, STDIN, CountingFile, explain, open_stream, read_some
+from .units import size
 
 BLOCK = 8 * 1024 * 1024
 # The longest event that the cache writes is a few KB.
 MAX_LINE = 1024 * 1024
+# Bytes without an event after which a packed file is left, if each of its own bytes gave more than
+# `MAX_RATIO` of them: no log is packed like that, nor is gzip able to pack one much better.
+MAX_BARREN = 2 * 1024 * 1024 * 1024
+MAX_RATIO = 500
 # Where the first event of a file is looked for, to tell which file is the oldest.
 HEAD = 64 * 1024
 # Whatever renders JSON writes the name of an event so.
 MARK = b'"wasmcache.'
 NAME = b"wasmcache."
+# What a blank line may have got, beside its end.
+BLANKS = b" \t\r\x0b\x0c"
 
 
 @define
@@ -33,7 +42,7 @@ class Counts:
     lines: int = 0
     foreign: int = 0
     named: int = 0
-    """Foreign lines that mention an event's name all the same."""
+    """How often an event's name was mentioned where no line had one as JSON."""
     half_written: int = 0
 
 
@@ -43,12 +52,13 @@ class Reader:
 
     Args:
         paths: ``"-"`` is standard input.
-        advanced: called with the bytes that were taken from the files (packed, if they are).
+        advanced: called with the bytes that were taken from the files since it was called before
+            (packed, if they are), and the bytes that came of them.
     """
 
     paths: Sequence[str]
     notes: Notes
-    advanced: Callable[[int], None] = field(default=lambda _: None)
+    advanced: Callable[[int, int], None] = field(default=lambda taken, unpacked: None)
     counts: Counts = Factory(Counts)
     opened: int = 0
     """Files that could be opened."""
@@ -87,7 +97,7 @@ class Reader:
 
     def _blocks(self, path: str) -> Iterator[list[bytes]]:
         try:
-            file = CountingFile(path, self.advanced)
+            file = CountingFile(path)
         except OSError as unopened:
             self.notes.problem(f"{cite(path)}: {explain(unopened)}")
             return
@@ -100,33 +110,51 @@ class Reader:
                 self.notes.problem(f"{cite(path)}: {explain(unreadable)}")
                 return
             self.opened += 1
+            told = fruitful_at = barren = 0
             while error is None:
                 data, error = read_some(stream, BLOCK)
+                self.advanced(file.count - told, len(data))
+                told = file.count
                 if not data:
                     break
+                barren += len(data)
                 if skipping:
                     _, newline, data = data.partition(b"\n")
                     skipping = not newline
-                lines = (rest + data).split(b"\n")
-                rest = lines.pop()
+                data = rest + data
+                end = data.rfind(b"\n") + 1
+                rest = data[end:]
                 if len(rest) > MAX_LINE:
                     rest, skipping = b"", True
                     self._too_long(1)
-                yield self._candidates(lines)
+                found = self._candidates(data[:end])
+                if found:
+                    barren, fruitful_at = 0, file.count
+                    yield found
+                elif barren > max(MAX_BARREN, MAX_RATIO * (file.count - fruitful_at)):
+                    self.notes.problem(
+                        f"{cite(path)}: it is packed so that it goes on for {size(barren)} without "
+                        "an event; the rest is left out"
+                    )
+                    return
         if error is not None:
             self.notes.problem(f"{cite(path)}: {explain(error)}; what came before is analysed")
         if rest.strip():
             yield self._last(path, rest)
 
-    def _candidates(self, lines: list[bytes]) -> list[bytes]:
-        found = [line for line in lines if MARK in line]
-        self.counts.lines += len(lines)
-        if len(found) < len(lines):
-            empty = sum(not line or line.isspace() for line in lines)
-            self.counts.lines -= empty
-            self.counts.foreign += len(lines) - len(found) - empty
+    def _candidates(self, data: bytes) -> list[bytes]:
+        """Take the lines that may be events out of whole lines, and count the others."""
+        lines = data.count(b"\n")
+        if 2 * data.count(MARK) > lines:
+            found = [line for line in data.split(b"\n") if MARK in line]
+        else:
+            found = _lines_with_mark(data)
+        if len(found) < lines:
+            lines = _count_filled(data)
+            self.counts.foreign += lines - len(found)
             if not found:
-                self.counts.named += sum(NAME in line for line in lines)
+                self.counts.named += data.count(NAME)
+        self.counts.lines += lines
         if found and max(map(len, found)) > MAX_LINE:
             short = [line for line in found if len(line) <= MAX_LINE]
             self._too_long(len(found) - len(short), counted=True)
@@ -147,7 +175,7 @@ class Reader:
                 self.counts.half_written += 1
                 self.notes.remark(f"{cite(path)}: the last line is half written; it is left out")
                 return []
-        return self._candidates([line])
+        return self._candidates(line + b"\n")
 
     def tell(self) -> None:
         """What there is to say about lines that were no events."""
@@ -158,10 +186,29 @@ class Reader:
             self.notes.remark(f"{lines} of {counts.lines:,} {are} from elsewhere: skipped")
 
 
+def _lines_with_mark(data: bytes) -> list[bytes]:
+    """Find the few lines with a mark; the others are not made into objects."""
+    found = []
+    at = data.find(MARK)
+    while at >= 0:
+        end = data.find(b"\n", at)
+        found.append(data[data.rfind(b"\n", 0, at) + 1 : end])
+        at = data.find(MARK, end)
+    return found
+
+
+def _count_filled(data: bytes) -> int:
+    """Count the lines that are not blank."""
+    data = data.translate(None, BLANKS)
+    while b"\n\n" in data:  # each time, half of the blank lines go
+        data = data.replace(b"\n\n", b"\n")
+    return data.count(b"\n") - data.startswith(b"\n")
+
+
 def _first_event(path: str) -> dict[str, object] | None:
     """The first event in a file, if it is near the beginning; problems are told later."""
     try:
-        with CountingFile(path, lambda _: None) as file:
+        with CountingFile(path) as file:
             head, _ = read_some(open_stream(file), HEAD)
         for line in head.split(b"\n"):
             if MARK in line:

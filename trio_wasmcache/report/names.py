@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import polars as pl
 from attrs import Factory, define
@@ -10,17 +11,39 @@ from attrs import Factory, define
 # (function, argument types, group)
 Key = tuple[str, str, str]
 KEY = ("function", "arg_types", "group")
-# About 1 KB each. A service that opens a group for each connection has no end of them.
+# In all caches together, at about 1 KB each: a service that opens a group for each connection has
+# no end of them.
 MAX_KEYS = 20_000
+# Letters of a name that count as one key: the names that applications give are shorter.
+KEY_LETTERS = 500
+# Letters of a word that are kept.
+MAX_LETTERS = 200
 # Errors, kinds of waits, schemas: there are a few of each.
 MAX_WORDS = 30
 OTHERS: Key = ("(others)", "", "(others)")
 
 
 @define(eq=False)
-class Names:
-    """The first `MAX_KEYS` that came."""
+class Space:
+    """What is left for keys, of what all caches share."""
 
+    keys: int = Factory(lambda: MAX_KEYS)
+
+    def take(self, keys: Sequence[tuple[str | None, ...]]) -> int:
+        """Take the space for the first of these keys; returns how many found some."""
+        for number, key in enumerate(keys):
+            needed = 1 + sum(len(part or "") for part in key) // KEY_LETTERS
+            if needed > self.keys:
+                return number
+            self.keys -= needed
+        return len(keys)
+
+
+@define(eq=False)
+class Names:
+    """Those of one cache, as many as find space."""
+
+    space: Space = Factory(Space)
     others: bool = False
     """Whether there were more."""
     _known: set[tuple[str | None, ...]] = Factory(set)
@@ -29,9 +52,9 @@ class Names:
         """The frame with those that came too late renamed to `OTHERS`."""
         fresh = frame.select(KEY).unique(maintain_order=True).rows()
         fresh = [key for key in fresh if key not in self._known]
-        room = MAX_KEYS - len(self._known)
-        self._known.update(fresh[:room])
-        late = fresh[room:]
+        kept = self.space.take(fresh)
+        self._known.update(fresh[:kept])
+        late = fresh[kept:]
         if not late:
             return frame
         self.others = True
@@ -54,4 +77,5 @@ def shown(function: str, types: str) -> str:
 
 def tally(counter: Counter[str], word: str, number: int = 1) -> None:
     """Count a word; those that come after `MAX_WORDS` different ones are counted together."""
+    word = word[:MAX_LETTERS]
     counter[word if word in counter or len(counter) < MAX_WORDS else OTHERS[0]] += number

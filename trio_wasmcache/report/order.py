@@ -14,8 +14,11 @@ from typing import Any
 import polars as pl
 from attrs import Factory, define
 
-# Events that are held back while one before them has not come. At 2 KB each, 20 MB.
+# Events that are held back while one before them has not come, of all caches of a log together. At
+# 2 KB each, 20 MB.
 WINDOW = 10_000
+# Letters of an event's texts that count as one event more.
+EVENT_LETTERS = 2000
 # Gaps that are remembered one by one; a log with more is past repair.
 MAX_GAPS = 10_000
 ENDLESS = 2**64  # above all numbers of events
@@ -113,12 +116,15 @@ class Line:
     """The events of one cache, one by one and in order."""
 
     order: Order = Factory(Order)
-    _held: list[tuple[int, int, dict[str, Any]]] = Factory(list)  # heap of (seq, unique, event)
+    holding: int = 0
+    """Events that are held back; one with long texts counts as several."""
+    # heap of (seq, unique, cost, event)
+    _held: list[tuple[int, int, int, dict[str, Any]]] = Factory(list)
     _pushed: int = 0
     _highest: int = 0
 
-    def put(self, event: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Take one; gives those whose turn it is."""
+    def put(self, event: dict[str, Any], window: int = WINDOW) -> Iterator[dict[str, Any]]:
+        """Take one, hold at most `window` back; gives those whose turn it is."""
         order, number = self.order, event["seq"]
         order.late += number < self._highest
         self._highest = max(self._highest, number)
@@ -132,8 +138,11 @@ class Line:
             order.repeated += 1
             return
         self._pushed += 1
-        heapq.heappush(self._held, (number, self._pushed, event))
-        yield from self._release(WINDOW)
+        letters = sum(len(it) for it in event.values() if isinstance(it, str))
+        cost = 1 + letters // EVENT_LETTERS
+        self.holding += cost
+        heapq.heappush(self._held, (number, self._pushed, cost, event))
+        yield from self._release(window)
 
     def end(self) -> Iterator[dict[str, Any]]:
         """Nothing more will come."""
@@ -144,9 +153,10 @@ class Line:
         while held:
             number = held[0][0]
             due = order.first and number <= order.last + 1
-            if not due and len(held) <= window:
+            if not due and self.holding <= window:
                 return
-            event = heapq.heappop(held)[2]
+            _, _, cost, event = heapq.heappop(held)
+            self.holding -= cost
             if order.first and number <= order.last:
                 order.repeated += 1
                 continue

@@ -62,6 +62,8 @@ def report_page(document: dict[str, Any]) -> str:
         files += f" and {count(len(document['files']) - 4, 'more file')}"
     subtitle = f"{count(lines['events'], 'event')} in {count(lines['read'], 'line')} of {files}"
     notes = list(document["notes"])
+    if document["others"] is not None:
+        sections.append(_others(document["others"]))
     if len(caches) > MAX_SHOWN:
         notes.append(f"the {MAX_SHOWN} caches with the most events are shown here")
     return render("What the instance cache did", subtitle, notes, sections)
@@ -109,22 +111,44 @@ def _section(cache: dict[str, Any], prefix: str, charted: bool) -> Section:
     return section
 
 
+def _others(others: dict[str, Any]) -> Section:
+    """The caches that are not told apart."""
+    more = "More than " * others["more"]
+    section = Section(f"{more}{count(others['caches'], 'other cache')}, added up together")
+    section.subtitle = f"{sum(others['events'].values()):,} events"
+    leases = others["leases"]
+    granted = leases["hits"] + leases["misses"]
+    section.facts = [
+        (f"{others['evictions']['count']:,}", "evictions"),
+        (size(others["peak"]["total_size_bytes"]), "idle instances, at most in one cache"),
+    ]
+    if granted:
+        section.facts.insert(0, (rate(leases["hit_rate"]), f"hits, of {granted:,} leases"))
+    tables = [_reasons(others), _times(others), _counts(others)]
+    section.tables = [table for table in tables if table.rows]
+    return section
+
+
 def _reasons(cache: dict[str, Any]) -> Table:
-    paid, total = cache["reloads"]["by_reason"], cache["evictions"]["count"]
-    nothing = {"count": 0, "seconds": 0.0}
-    rows = [
-        (
+    total = cache["evictions"]["count"]
+    # Not of caches that are added up, whose order is not known.
+    paid = cache["reloads"]["by_reason"] if "reloads" in cache else None
+    columns = ["reason", "count", "part", "freed", "code freed"]
+    if paid is not None:
+        columns += ["loaded again", "time paid"]
+    rows = []
+    for reason, row in cache["evictions"]["by_reason"].items():
+        cells = [
             reason,
             f"{row['count']:,}",
             rate(row["count"] / total),
             size(row["freed_bytes"]),
             size(row["freed_code_bytes"]),
-            f"{paid.get(reason, nothing)['count']:,}",
-            seconds(paid.get(reason, nothing)["seconds"]),
-        )
-        for reason, row in cache["evictions"]["by_reason"].items()
-    ]
-    columns = ("reason", "count", "part", "freed", "code freed", "loaded again", "time paid")
+        ]
+        if paid is not None:
+            again = paid.get(reason, {"count": 0, "seconds": 0.0})
+            cells += [f"{again['count']:,}", seconds(again["seconds"])]
+        rows.append(cells)
     return Table("Evictions", columns, rows)
 
 

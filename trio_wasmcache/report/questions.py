@@ -106,7 +106,8 @@ def whatif(logs: Sequence[str], as_json: bool, only: str | None, **given: Sequen
         return NOTHING
     recorder.tell(session.notes)
     assert recorder.made is not None
-    rows = [(setting, setting.run(recorder.made)) for setting in settings]
+    made = recorder.made
+    rows = [(it, it.run(made)) for it in session.each(settings, "running")]
     if as_json:
         results = [{"setting": setting.as_dict(), **it.as_dict()} for setting, it in rows]
         logged = {"hits": recorder.made.hits, "misses": recorder.made.leases - recorder.made.hits}

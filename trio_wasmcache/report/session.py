@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import click
 from rich.console import Console
@@ -18,8 +19,10 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from .frames import Parser
 from .lines import Reader
 from .notes import NOTHING, Notes, cite
+from .units import size
 
-# Below this a bar would be gone before it is seen.
+T = TypeVar("T")
+# Bytes, as they were packed or unpacked; below this a bar would be gone before it is seen.
 BAR_FROM = 8 * 1024 * 1024
 # Of what is written to a file or a pipe.
 PLAIN_COLUMNS = 80
@@ -90,16 +93,48 @@ class Session:
 
     @contextlib.contextmanager
     def bar(self) -> Iterator[None]:
-        """While the input is read."""
-        total = self.reader.size
-        if not self.errors.is_terminal or (total is not None and total < BAR_FROM):
+        """Show how far the input is read, if it is a pipe, or once it is more than `BAR_FROM`."""
+        if not self.errors.is_terminal:
             yield
             return
-        columns = (TextColumn("reading"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=self.errors, transient=True) as progress:
-            task = progress.add_task("", total=total)
-            self.reader.advanced = lambda number: progress.advance(task, number)
+        progress = self._progress()
+        total = self.reader.size
+        task = progress.add_task("reading", total=total)
+        gone_through = 0
+
+        def advance(taken: int, unpacked: int) -> None:
+            nonlocal gone_through
+            gone_through += unpacked
+            progress.update(task, advance=taken, description=f"reading, {size(gone_through)}")
+            if gone_through >= BAR_FROM:
+                progress.start()
+
+        self.reader.advanced = advance
+        try:
+            if total is None or total >= BAR_FROM:
+                progress.start()
             yield
+        finally:
+            if progress.live.is_started:
+                progress.stop()
+
+    def each(self, items: Sequence[T], what: str) -> Iterator[T]:
+        """Go through what takes long for each item, and show how many are done."""
+        with self._progress() if self.errors.is_terminal else contextlib.nullcontext() as progress:
+            task = None if progress is None else progress.add_task(what, total=len(items))
+            for item in items:
+                yield item
+                if progress is not None and task is not None:
+                    progress.advance(task)
+
+    def _progress(self) -> Progress:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+        )
+        return Progress(*columns, console=self.errors, transient=True)
 
     def tell(self) -> None:
         """What there is to say about the input."""

@@ -6,9 +6,8 @@ import gzip
 import io
 import sys
 import zlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import zstandard
 
@@ -22,22 +21,25 @@ _ZSTD_PIECE = 512
 
 
 class CountingFile(io.RawIOBase):
-    """A file, or standard input, that tells how much was read of it."""
+    """A file, or standard input, that counts the bytes that were read of it."""
 
-    def __init__(self, path: str, advanced: Callable[[int], None]) -> None:
-        self._advanced = advanced
+    def __init__(self, path: str) -> None:
+        self.count = 0
         self._owned = path != STDIN
+        # A read of a pipe gives what is there: one that waited for more, in a loop of its own in C,
+        # would not see a Ctrl-C that came between its calls of the system.
         self._file: IO[bytes] = sys.stdin.buffer
         if self._owned:
-            self._file = Path(path).open("rb")  # noqa: SIM115 - closed by `close`
+            self._file = Path(path).open("rb", buffering=0)  # noqa: SIM115 - closed by `close`
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        data = self._file.read(len(buffer))
+        read = self._file.read if self._owned else cast("io.BufferedReader", self._file).read1
+        data = read(len(buffer))
         buffer[: len(data)] = data
-        self._advanced(len(data))
+        self.count += len(data)
         return len(data)
 
     def close(self) -> None:

@@ -131,6 +131,7 @@ class Recorder:
     _token_waits: dict[int, Acquire] = Factory(dict)  # {task: what it waits with}
     _over: dict[int, float] = Factory(dict)  # {task: when its last step was over}
     _deadlines: dict[int, float | None] = Factory(dict)
+    _under_way: Counter[int] = Factory(Counter)  # {index of a group: acquires and leases}
     _last_release: Release | None = None
     _freed: dict[str, tuple[float, int]] = Factory(dict)
     """{module: (when its code was last freed, which event told it)}."""
@@ -202,8 +203,7 @@ class Recorder:
         group.with_cache = event["with_cache"]
         if group.with_cache:
             made.closed_at = event["at_seconds"]
-        waiting = [*self._requests.values(), *self._token_waits.values()]
-        group.cut_short = any(one.group == index for one in waiting)
+        group.cut_short = self._under_way[index] > 0
 
     # -- tasks
 
@@ -226,6 +226,7 @@ class Recorder:
             len(program),
         )
         program.append(acquire)
+        self._under_way[acquire.group] += 1
         return acquire
 
     def _finish(self, acquire: Acquire, outcome: str, at: float) -> None:
@@ -239,6 +240,7 @@ class Recorder:
     def _count(self, acquire: Acquire, at: float) -> None:
         assert self.made is not None
         self.made.last_at = at
+        self._under_way[acquire.group] -= 1
         group = self.made.groups[acquire.group]
         if group.closed_at is None:
             group.acquires += 1

@@ -28,6 +28,37 @@ def show_report(console: Console, document: dict[str, Any], top: int = TOP) -> N
             if isinstance(part, Table) and part.show_header:
                 fit(part, console.width)
         show(console, Group(*(Group(part, Text()) for part in parts if part is not None)))
+    if document["others"] is not None:
+        _show_others(console, document["others"])
+
+
+def _show_others(console: Console, others: dict[str, Any]) -> None:
+    """The caches that are not told apart."""
+    more = "More than " * others["more"]
+    title = f"{more}{count(others['caches'], 'other cache')}, added up together"
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
+    leases, peak = others["leases"], others["peak"]
+    granted = leases["hits"] + leases["misses"]
+    facts = [("events", f"{_sum(others['events']):,}")]
+    if granted:
+        facts.append(_hits(leases))
+    facts += [
+        ("idle instances", f"{size(peak['total_size_bytes'])} at most in one cache"),
+        ("code and stacks", f"{size(peak['code_size_bytes'])} at most in one cache"),
+    ]
+    for name, text in facts:
+        table.add_row(name, Text(text))
+    parts = [Group(Text(title, style="bold"), table), _reasons(others), _times(others)]
+    parts.append(_waits(others))
+    show(console, Group(*(Group(part, Text()) for part in parts if part is not None)))
+
+
+def _hits(leases: dict[str, Any]) -> tuple[str, str]:
+    granted = leases["hits"] + leases["misses"]
+    rates = f"{rate(leases['hit_rate'])} and {rate(leases['miss_rate'])}"
+    return "hits, misses", f"{rates} of {granted:,} leases"
 
 
 def show(console: Console, what: RenderableType) -> None:
@@ -81,10 +112,7 @@ def _facts(cache: dict[str, Any]) -> list[tuple[str, str]]:
     granted = leases["hits"] + leases["misses"]
     if granted:
         facts += [
-            (
-                "hits, misses",
-                f"{rate(leases['hit_rate'])} and {rate(leases['miss_rate'])} of {granted:,} leases",
-            ),
+            _hits(leases),
             ("waits", f"{rate(leases['block_rate'])} of {leases['acquires']:,} acquires"),
         ]
     elif cache["closed"]:
@@ -150,23 +178,27 @@ def _number(value: float) -> str:
 
 
 def _reasons(cache: dict[str, Any]) -> RenderableType:
-    reasons, paid = cache["evictions"]["by_reason"], cache["reloads"]["by_reason"]
+    reasons = cache["evictions"]["by_reason"]
     if not reasons:
         return Text("No evictions.")
-    columns = ("count", "part", "freed", "code freed", "loaded again", "time paid")
+    columns = ["count", "part", "freed", "code freed"]
+    paid = None
+    if "reloads" in cache:  # not of caches that are added up, whose order is not known
+        paid = cache["reloads"]["by_reason"]
+        columns += ["loaded again", "time paid"]
     table = make_table("Evictions", "reason", *columns)
     total = cache["evictions"]["count"]
     for reason, row in reasons.items():
-        again = paid.get(reason, NOTHING_PAID)
-        table.add_row(
-            reason,
+        cells = [
             short(row["count"]),
             rate(row["count"] / total),
             size(row["freed_bytes"]),
             size(row["freed_code_bytes"]),
-            short(again["count"]),
-            seconds(again["seconds"]),
-        )
+        ]
+        if paid is not None:
+            again = paid.get(reason, NOTHING_PAID)
+            cells += [short(again["count"]), seconds(again["seconds"])]
+        table.add_row(reason, *cells)
     return table
 
 

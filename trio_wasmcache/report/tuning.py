@@ -45,6 +45,7 @@ class Tuner:
     _groups: dict[str, int] = Factory(dict)  # {open group: its number}
     _opened_groups: int = 0
     _keys: dict[tuple[str, str], set[Key]] = Factory(dict)  # {function: what was ever idle}
+    _keys_in: dict[int, set[Key]] = Factory(dict)  # {number of an open group: the same}
     _loading: dict[int, float] = Factory(dict)  # {request: seconds its load took}
     _leased: dict[int, Key] = Factory(dict)
     _warm: set[int] = Factory(set)
@@ -126,9 +127,9 @@ class Tuner:
 
     def _on_group_closed(self, event: dict[str, Any]) -> None:
         group = self._groups.pop(event["group"], None)
-        for keys in self._keys.values():
-            for key in [key for key in keys if key[3] == group]:
-                keys.remove(key)
+        if group is not None:
+            for key in self._keys_in.pop(group, ()):
+                self._keys[key[:2]].discard(key)
                 self.stack.forget(key)
 
     def _on_registered(self, event: dict[str, Any]) -> None:
@@ -144,6 +145,7 @@ class Tuner:
 
     def _retire(self, name: tuple[str, str]) -> None:
         for key in self._keys.pop(name, ()):
+            self._keys_in[key[3]].discard(key)
             self.stack.forget(key)
 
     def _on_requested(self, event: dict[str, Any]) -> None:
@@ -191,4 +193,5 @@ class Tuner:
         gone = self._current.get(name) != key[2] or self._groups.get(event["group"]) != key[3]
         if not (spoilt or too_large or gone):
             self._keys.setdefault(name, set()).add(key)
+            self._keys_in.setdefault(key[3], set()).add(key)
             self.stack.give_back(key, event["size_bytes"], event["at_seconds"])

@@ -160,8 +160,7 @@ class WhatIf:
         if record.closed:
             return
         self._act(policy.close_group(record, self._now, reason))
-        waiting = list(tokens.waiting)
-        tokens.waiting.clear()
+        waiting = tokens.stop_waiting()
         for acquire in waiting:
             policy.waits.end(acquire.task)
             self._refuse(acquire)
@@ -187,8 +186,9 @@ class WhatIf:
         """One acquire or change fewer; after the last one the cache closes, as it did then."""
         made = self.application
         self._remaining -= 1
-        cut_short = any(it.cut_short and it.with_cache for it in made.groups)
-        if not self._remaining and made.closed_at is not None and not cut_short:
+        if self._remaining or made.closed_at is None:
+            return
+        if not any(it.cut_short and it.with_cache for it in made.groups):
             self._at(self._now + (made.closed_at - made.last_at), self._close)
 
     # -- tasks
@@ -232,7 +232,7 @@ class WhatIf:
             self._refuse(acquire)
             return
         policy.blocks += 1
-        tokens.waiting.append(acquire)
+        tokens.wait(acquire)
         self._expect_to_give_up(acquire)
 
     def _request(self, acquire: Acquire, blocked: bool) -> None:
@@ -348,8 +348,7 @@ class WhatIf:
     def _give_up(self, acquire: Acquire) -> None:
         tokens = self._tokens[acquire.group]
         request = self._leases.get(acquire)
-        if acquire in tokens.waiting:
-            tokens.waiting.remove(acquire)
+        if tokens.give_up(acquire):
             self._books.policy.waits.end(acquire.task)
         elif request is not None and request.stage in (Stage.QUEUED, Stage.ROOM):
             self._drop(acquire)
