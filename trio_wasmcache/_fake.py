@@ -8,7 +8,7 @@ from typing import Any, final
 import trio
 from attrs import define, evolve, field, frozen
 
-from ._core.admit import Edits
+from ._core.admit import Edits, check_call
 from ._core.config import WASM_PAGE, KiB
 from ._core.driver import Shape
 from ._core.errors import FuelExhaustedError, InvalidModuleError, LoadError, TrapError
@@ -313,8 +313,11 @@ class FakeInstance:
 
     def function(self, name: str) -> FakeFunction:
         found = self.module.artifact.info.export(name)
-        assert found is not None
-        return FakeFunction(self, self.module.artifact.info.functions[found.index])
+        is_function = found is not None and found.kind == "func"
+        functions = self.module.artifact.info.functions
+        return FakeFunction(
+            self, check_call(functions[found.index] if found and is_function else None, name)
+        )
 
     def global_value(self, name: str) -> int | float:
         raise LookupError(f"the fake module exports no global {name!r}")

@@ -18,6 +18,7 @@ from ._abi.protocol import Abi, Crossing
 from ._core.admit import (
     Edits,
     check_counts,
+    check_crossing,
     check_export,
     check_imports,
     check_limits,
@@ -362,7 +363,8 @@ class Compiler:
         what = str(declaration.key)
         actual = check_export(info, what, declaration.export)
         crossing = declaration.bind(info)
-        check_signature(what, declaration.export, crossing.signature, actual)
+        declared = check_crossing(what, crossing.signature)
+        check_signature(what, declaration.export, declared, actual)
         return crossing
 
 

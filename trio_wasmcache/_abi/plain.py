@@ -18,8 +18,9 @@ from typing import Any, Protocol, TypeVar
 
 from attrs import frozen
 
+from .._core.admit import no_crossing
 from .._core.errors import AbiError, SignatureError
-from .._core.wasm import FuncType
+from .._core.wasm import OTHER_TYPES, FuncType
 from .post import find_post, post_values
 from .protocol import Exports, Guest, Invoke
 
@@ -77,7 +78,6 @@ TYPES = {
         PlainType("f64", "f64", native=True),
     )
 }
-REFUSED = {"v128", "funcref", "externref"}
 
 
 class Plain:
@@ -205,8 +205,8 @@ def find_type(what: str, name: str, types: Mapping[str, PlainType] = TYPES) -> P
         return types[name]
     except KeyError:
         pass
-    if name in REFUSED:
-        raise SignatureError(f"{what}: values of type {name!r} can't cross between Python and wasm")
+    if name in OTHER_TYPES or name.startswith("(ref"):
+        raise SignatureError(f"{what}: {no_crossing(name)}")
     raise SignatureError(f"{what}: unknown type {name!r}; there are {', '.join(types)}")
 
 

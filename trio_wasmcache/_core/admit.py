@@ -13,8 +13,8 @@ from attrs import frozen
 
 from .config import WASM_PAGE
 from .driver import SCRATCH_LIMIT
-from .errors import ExportError, LinkError, ModuleTooLargeError, SignatureError
-from .wasm import FuncType, Limits, ModuleInfo
+from .errors import AbiError, ExportError, LinkError, ModuleTooLargeError, SignatureError
+from .wasm import NUMBER_TYPES, OTHER_TYPES, FuncType, Limits, ModuleInfo
 
 WASI_MODULE = "wasi_snapshot_preview1"
 # Parameters of each function: i is i32, I is i64. All but `proc_exit` give an errno, an i32.
@@ -186,7 +186,9 @@ def check_imports(
             continue
         host = given.get((item.module, item.name))
         offered = host or (WASI_TYPES.get(item.name) if item.module == WASI_MODULE else None)
-        if offered is None:
+        if (other := item.type.uncrossable()) is not None:
+            problems.append(f"{name} {signature(item.type)} can't be given: {no_crossing(other)}")
+        elif offered is None:
             problems.append(f"{name} {signature(item.type)} is missing")
         elif offered != item.type:
             problems.append(
@@ -230,6 +232,47 @@ def check_signature(what: str, export: str, declared: FuncType, actual: FuncType
             f"{what} is declared as {signature(declared)}, but the export {export!r:.300} is "
             f"{signature(actual)}"
         )
+
+
+def check_crossing(what: str, declared: object) -> FuncType:
+    """Return what an ABI says is the type of an export, if values of all its types can cross.
+
+    Raises:
+        TypeError: it is no `FuncType` of two tuples of names.
+        SignatureError: it has a type that can't cross, or that there is not.
+    """
+    if not isinstance(declared, FuncType) or not all(
+        isinstance(types, tuple) and all(isinstance(name, str) for name in types)
+        for types in (declared.params, declared.results)
+    ):
+        raise TypeError(
+            f"{what}: the signature of a crossing must be a FuncType, got {declared!r:.200}"
+        )
+    if (name := declared.uncrossable()) is not None:
+        raise SignatureError(f"{what}: {no_crossing(name)}")
+    return declared
+
+
+def check_call(exported: FuncType | None, export: object) -> FuncType:
+    """Return the type of an export that an ABI wants to call; None: there is no such function.
+
+    Raises:
+        AbiError: there is none, or values of one of its types can't cross.
+    """
+    if exported is None:
+        raise AbiError(f"its ABI calls {export!r:.300}, and the module exports no such function")
+    if (name := exported.uncrossable()) is not None:
+        raise AbiError(
+            f"its ABI calls {export!r:.300}, which is {signature(exported)}: {no_crossing(name)}"
+        )
+    return exported
+
+
+def no_crossing(name: str) -> str:
+    """Say that values of a type can't cross, or that there is no such type."""
+    if name in OTHER_TYPES or name.startswith("(ref"):
+        return f"values of type {name!r:.100} can't cross between Python and wasm"
+    return f"unknown type {name!r:.100}; wasm's numbers are {', '.join(NUMBER_TYPES)}"
 
 
 def signature(function_type: FuncType) -> str:

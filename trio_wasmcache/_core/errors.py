@@ -169,4 +169,7 @@ class ExitError(GuestError):
 
 
 class AbiError(GuestError):
-    """The guest broke its ABI: an address, a size or a text that cannot be what it says."""
+    """The guest broke its ABI: an address, a size or a text that cannot be what it says.
+
+    Or an ABI of the application's own calls an export that is missing, or whose values can't cross.
+    """

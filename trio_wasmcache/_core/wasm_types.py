@@ -45,6 +45,14 @@ REFERENCE_TYPES: Final = {0x70: "funcref", 0x6F: "externref"}  # {byte: name}
 VALUE_TYPES: Final = REFERENCE_TYPES | dict(
     zip(range(0x7B, 0x80), ("v128", "f64", "f32", "i64", "i32"), strict=True)
 )
+NUMBER_TYPES: Final = ("i32", "i64", "f32", "f64")
+"""The value types that cross between Python and wasm."""
+OTHER_TYPES: Final = (
+    *("v128", "funcref", "externref", "exnref", "anyref", "eqref", "i31ref", "structref"),
+    *("arrayref", "contref", "nullref", "nullfuncref", "nullexternref", "nullexnref"),
+    "nullcontref",
+)
+"""The others, proposals included: names that are known, and can't be declared."""
 REFUSED_TYPES: Final = {  # {byte: the proposal it belongs to}
     **dict.fromkeys((0x63, 0x64), "typed function references"),
     **dict.fromkeys((0x6A, 0x6B, 0x6C, 0x6D, 0x6E, 0x71, 0x72, 0x73), "gc types"),
@@ -84,6 +92,11 @@ class FuncType:
 
     params: tuple[str, ...] = ()
     results: tuple[str, ...] = ()
+
+    def uncrossable(self) -> str | None:
+        """Return the first type whose values can't cross between Python and wasm; None: all can."""
+        types = (*self.params, *self.results)
+        return next((name for name in types if name not in NUMBER_TYPES), None)
 
 
 @attrs.frozen

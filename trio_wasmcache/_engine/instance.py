@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from attrs import define
 
-from .._core.admit import TABLE_ELEMENT_SIZE
+from .._core.admit import TABLE_ELEMENT_SIZE, check_call
 from .._core.config import WASM_PAGE
 from .._core.errors import LoadError
 from .._core.wasm import PAGE_LIMIT
@@ -176,7 +176,7 @@ class WasmtimeInstance:
         for made in self._functions:  # one, or the few that an ABI calls
             if made.name == name:
                 return made
-        frame = self.module.frame(self.plan.function_types[name])
+        frame = self.module.frame(check_call(self.plan.function_types.get(name), name))
         made = WasmtimeFunction(self, name, self.export(name), frame)
         self._functions += (made,)
         return made

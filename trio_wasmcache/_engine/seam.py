@@ -219,7 +219,11 @@ class GuestInstance(Protocol):
         """
 
     def function(self, name: str) -> GuestFunction:
-        """The exported function of that name; it is known to exist."""
+        """The exported function of that name.
+
+        Raises:
+            AbiError: there is none, or values of one of its types can't cross.
+        """
 
     @property
     def state(self) -> dict[str, Any]:
