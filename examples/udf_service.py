@@ -2,7 +2,7 @@
 
     python examples/udf_service.py 8080
 
-    curl -X PUT localhost:8080/acme -H 'content-type: application/json' -d '{"shares": 200}'
+    curl -X PUT localhost:8080/acme
     curl -X PUT 'localhost:8080/acme/longest?args=i64&returns=i64' \\
          --data-binary @examples/udfs/collatz.wasm
     curl localhost:8080/acme/longest -H 'content-type: application/json' -d '{"args": [1000]}'
@@ -14,17 +14,43 @@ is any that is free. It listens on this machine only and asks nobody who they ar
 that in front of it.
 
 Each tenant is a scheduling group: with instances of its own, at most so many of its calls at work
-at the same time, and its share of the CPU. A group is a nursery, so it needs a task that stays in
-it for as long as the tenant is there (`keep_tenant`). The server's own tasks are never inside of
-it, which is why they ask for leases by `group.acquire`.
+at the same time, and its share of the CPU. The service decides how many and which share (`PLANS`):
+whatever a tenant sends is checked against the service's own limits, and a field or a value that is
+none of those listed here is refused with 400. A group is a nursery, so it needs a task that stays
+in it for as long as the tenant is there (`keep_tenant`). The server's own tasks are never inside of
+it, which is why they ask for leases by `group.acquire`, and register by `group.start`.
+
+Results have JSON as follows, within others, too:
+
+| value | JSON |
+|---|---|
+| integer of up to 64 bits | number; it may be beyond the 53 bits that JavaScript's have |
+| larger integer (`varint`) | string: decimal, or hexadecimal ("0x...") from 4,300 digits on |
+| float | number, or "NaN", "Infinity", "-Infinity" |
+| boolean, text, null | the same |
+| `bytes`, `blob` | string: base64 |
+| `decimal`, `uuid`, `timeuuid`, `inet` | string |
+| `date`, `time` | string: "2026-02-03", "04:05:06.789000000" |
+| `date` before year 1 or after year 9999 | number of days since 1970 |
+| `timestamp` | string: "2026-02-03T04:05:06.789Z"; out of that range the number of milliseconds |
+| `duration` | {"months": 1, "days": 2, "nanoseconds": 3} |
+| list, tuple, set, several results, a column | array; a set in no order |
+| map | object if all keys are text, else array of [key, value] |
+| user type | object |
 """
 
+import base64
+import datetime
+import decimal
 import functools
+import ipaddress
 import json
 import math
 import os
+import re
 import signal
 import sys
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -49,7 +75,11 @@ LIMITS = CacheConfig(
     offload_after=8,
 )
 CALL_SECONDS = 5.0  # for a call and its waiting
+UPLOAD_SECONDS = 60.0  # for registering, which may wait for others' compiling
 TENANTS, FUNCTIONS = 32, 16  # at most; functions are for each tenant
+UPLOADS = 4  # of a tenant at the same time
+ARGUMENTS = 32  # of a function
+NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # of tenants and functions
 QUEUE = 64  # calls of a tenant that may wait for one of its tokens
 GRACE_SECONDS = 1.0  # for requests under way at the end
 
@@ -61,8 +91,22 @@ STATUS: list[tuple[type[Exception], int]] = [
     (wasm.CodeMemoryError, 503),
     (wasm.DeadlockError, 503),
     (wasm.WasmCacheError, 422),  # a module that is refused, an instance or a call that failed
+    (MemoryError, 503),
     (trio.ClosedResourceError, 503),  # the tenant goes, or the service does
 ]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the service grants a tenant, which has no say in it."""
+
+    capacity: int = 4
+    """Calls at work at the same time."""
+    shares: int = 100
+    """Of the CPU."""
+
+
+PLANS = {"acme": Plan(capacity=8, shares=200)}  # others have the usual one
 
 
 @dataclass
@@ -70,6 +114,7 @@ class Tenant:
     """Who may upload and call; `group` is where it is done."""
 
     group: SchedulingGroup
+    plan: Plan
     gone: trio.Event = field(default_factory=trio.Event)
     functions: dict[str, wasm.Function] = field(default_factory=dict)
     uploading: int = 0
@@ -100,27 +145,26 @@ class Service:
             raise Problem(404, f"there is no tenant {name!r}") from None
 
     async def open_tenant(self, name: str) -> Response:
-        options = await json_body(default={})
-        capacity, shares = options.get("capacity", 4), options.get("shares", 100)
+        check_name("a tenant", name)
+        check_fields("the body", await json_body(default={}), ())
         if name in self.tenants or name in self.opening:
             raise Problem(409, f"there is a tenant {name!r} already")
         if len(self.tenants) + len(self.opening) >= TENANTS:
             raise Problem(503, f"there are {TENANTS} tenants already")
         self.opening.add(name)
         try:
-            await self.nursery.start(self.keep_tenant, name, capacity, shares)
-        except (TypeError, ValueError) as error:
-            raise Problem(400, str(error)) from None
+            await self.nursery.start(self.keep_tenant, name, PLANS.get(name, Plan()))
         finally:
             self.opening.discard(name)
         return answer({"tenant": name}, 201)
 
     async def keep_tenant(
-        self, name: str, capacity: int, shares: int, *, task_status: trio.TaskStatus[None]
+        self, name: str, plan: Plan, *, task_status: trio.TaskStatus[None]
     ) -> None:
         """Stay in the tenant's group until it goes; what it had goes then, calls included."""
-        async with self.cache.scheduling_group(name, capacity=capacity, shares=shares) as group:
-            self.tenants[name] = tenant = Tenant(group)
+        granted = {"capacity": plan.capacity, "shares": plan.shares}
+        async with self.cache.scheduling_group(name, **granted) as group:
+            self.tenants[name] = tenant = Tenant(group, plan)
             task_status.started()
             try:
                 await tenant.gone.wait()
@@ -136,18 +180,27 @@ class Service:
     async def upload(self, name: str, function: str) -> Response:
         """The body is the module; arguments in the address say what its export takes and gives."""
         tenant = self.tenant(name)
+        check_name("a function", function)
+        check_fields("the address", request.args, ("args", "returns", "export", "replace"))
         old = tenant.functions.get(function)
-        replace = request.args.get("replace", "0") == "1"
+        if request.args.get("replace", "0") not in ("0", "1"):
+            raise Problem(400, "replace must be 0 or 1")
+        replace = request.args.get("replace") == "1"
+        if tenant.uploading >= UPLOADS:
+            raise Problem(429, f"{UPLOADS} uploads of {name!r} are under way already")
         if old is None and len(tenant.functions) + tenant.uploading >= FUNCTIONS:
             raise Problem(409, f"{name!r} has {FUNCTIONS} functions already")
-        args = tuple(filter(None, request.args.get("args", "").split(",")))
+        args = split_types(request.args.get("args", ""))
+        if len(args) > ARGUMENTS:
+            raise Problem(400, f"a function has at most {ARGUMENTS} arguments, not {len(args)}")
         if old is not None and old.args != args and replace:
             raise Problem(409, f"{function!r} takes {old.args}: delete it first")
         if old is not None and not replace:
             raise Problem(409, f"{name!r} has a function {function!r} already")
         tenant.uploading += 1
         try:
-            made = await self.cache.register(
+            register = functools.partial(
+                self.cache.register,
                 f"{name}/{function}",
                 await request.get_data(),
                 args=args,
@@ -156,8 +209,11 @@ class Service:
                 concurrency=2,
                 replace=replace,
             )
+            made = await in_group(tenant, register)
         except (TypeError, ValueError, OverflowError) as error:
             raise Problem(400, str(error)) from None
+        except trio.TooSlowError:
+            raise Problem(504, f"it took longer than {UPLOAD_SECONDS:g} s") from None
         finally:
             tenant.uploading -= 1
         now = tenant.functions.get(function)
@@ -185,9 +241,10 @@ class Service:
         tenant = self.tenant(name)
         made = self.function(tenant, function)
         body = await json_body()
-        if not isinstance(body.get("args", body.get("columns")), list):
+        check_fields("the body", body, ("args", "columns"))
+        if len(body) != 1 or not isinstance(body.get("args", body.get("columns")), list):
             raise Problem(400, 'the body must be {"args": [...]} or {"columns": [[...], ...]}')
-        if tenant.calls >= QUEUE + tenant.group.limiter.total_tokens:
+        if tenant.calls >= QUEUE + tenant.plan.capacity:
             raise Problem(429, f"{QUEUE} calls of {name!r} are waiting already")
         tenant.calls += 1
         try:
@@ -214,17 +271,85 @@ class Service:
         return answer({**shown, "tenants": tenants})
 
 
+async def in_group(tenant: Tenant, register: Any) -> wasm.Function:
+    """Register as a task of the tenant's: compiling goes round the groups that ask for it."""
+
+    async def task(*, task_status: trio.TaskStatus[wasm.Function]) -> None:
+        task_status.started(await register())
+
+    if tenant.gone.is_set():
+        raise trio.ClosedResourceError("the tenant went")
+    with trio.fail_after(UPLOAD_SECONDS):
+        try:
+            made: wasm.Function = await tenant.group.start(task)
+        except RuntimeError:  # the group goes: nobody may start in it, or what did was cancelled
+            if tenant.gone.is_set():
+                raise trio.ClosedResourceError("the tenant went") from None
+            raise
+    return made
+
+
+def check_name(what: str, name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise Problem(400, f"the name of {what} is 1 to 64 of A-Z, a-z, 0-9, '_', '.' and '-'")
+
+
+def check_fields(where: str, given: Any, known: tuple[str, ...]) -> None:
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise Problem(400, f"{where} has {unknown[0][:40]!r}; known are: {', '.join(known) or '-'}")
+
+
+def split_types(text: str) -> tuple[str, ...]:
+    """At the commas that are not within <>."""
+    depth, parts = 0, [""]
+    for letter in text:
+        depth += (letter == "<") - (letter == ">")
+        if letter == "," and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return tuple(filter(None, parts))
+
+
 def plain(value: Any) -> Any:
-    """As JSON has it: columns are lists, and what is not a number is null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, (int, str)):
+    """As JSON has it; see the table at the top."""
+    kind = type(value).__name__
+    if value is None or isinstance(value, (str, bool)):
         return value
-    return [plain(one) for one in value]
+    if isinstance(value, int):
+        if -(2**63) <= value < 2**64:
+            return value
+        return str(value) if value.bit_length() < 14_000 else hex(value)
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return value
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, datetime.datetime):  # CQL's are UTC, and do not say so
+        return value.isoformat(timespec="milliseconds") + "Z"
+    texts = (decimal.Decimal, uuid.UUID, datetime.date, ipaddress.IPv4Address)
+    if isinstance(value, (*texts, ipaddress.IPv6Address)) or kind == "Time":
+        return str(value)
+    if kind == "Date":  # the driver's, for what `datetime.date` can't hold
+        return str(value) if "-" in str(value)[1:] else value.days_from_epoch
+    if kind == "Duration":
+        return {part: getattr(value, part) for part in ("months", "days", "nanoseconds")}
+    if isinstance(value, dict):
+        if all(isinstance(key, str) for key in value):
+            return {key: plain(one) for key, one in value.items()}
+        return [[plain(key), plain(one)] for key, one in value.items()]
+    if hasattr(value, "_fields"):  # a named tuple: a user type
+        return {name: plain(one) for name, one in zip(value._fields, value, strict=True)}
+    if isinstance(value, (list, tuple, set, frozenset, memoryview)):
+        return [plain(one) for one in value]
+    raise Problem(422, f"a result of type {kind} has no JSON")
 
 
 def answer(value: object, status: int = 200) -> Response:
-    return Response(json.dumps(value, default=dict), status, content_type="application/json")
+    text = json.dumps(value, default=dict, allow_nan=False)
+    return Response(text, status, content_type="application/json")
 
 
 async def json_body(default: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import collections
+import datetime
+import decimal
 import gc
+import importlib.util
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +26,11 @@ import httpx
 import pytest
 import trio
 from bench.harness import percentile
+from hostile.guest import Gives
+from hostile.liars import packed, scylla
+
+from trio_wasmcache._abi.cql import parse_type
+from trio_wasmcache._abi.cql_scalars import scalars
 
 ROOT = Path(__file__).parent.parent
 SERVICE = ROOT / "examples" / "udf_service.py"
@@ -144,7 +156,7 @@ async def test_a_hostile_tenant_spoils_nothing_for_others() -> None:
                 reading.start_soon(keep_reading)
                 async with service.client() as client:
                     for tenant in (*GOOD, "eve"):
-                        made = await client.put(f"/{tenant}", json={"capacity": 2})
+                        made = await client.put(f"/{tenant}")
                         assert made.status_code == 201
                     for tenant in GOOD:
                         body = f"(i64.add (local.get 0) (i64.const {len(tenant) + ord(tenant[0])}))"
@@ -228,6 +240,158 @@ async def test_mistakes_of_clients_are_told_and_leave_nothing() -> None:
         output, errors = await trio.to_thread.run_sync(process.communicate)
     assert (process.returncode, errors) == (0, "")
     assert "service.failed" not in output
+
+
+@asynccontextmanager
+async def running() -> AsyncIterator[httpx.AsyncClient]:
+    """The service, which fails nothing by its own fault and ends well."""
+    process, address = await trio.to_thread.run_sync(start)
+    try:
+        with trio.fail_after(HANG):
+            async with httpx.AsyncClient(base_url=address, timeout=HANG) as client:
+                yield client
+    finally:
+        process.terminate()
+        output, errors = await trio.to_thread.run_sync(process.communicate)
+    assert (process.returncode, errors) == (0, "")
+    assert "service.failed" not in output
+
+
+HUGE = 10**5000
+DAY = datetime.date(2026, 2, 3)
+NOON = datetime.datetime(2026, 2, 3, 4, 5, 6, 789000)
+# (CQL type, value or its bytes, what JSON says)
+RESULTS: list[tuple[str, Any, Any]] = [
+    ("tuple<boolean>", (True,), [True]),
+    ("tuple<int>", (-7,), [-7]),
+    ("tuple<bigint>", (-(2**63),), [-(2**63)]),
+    ("list<float>", [math.inf], ["Infinity"]),
+    ("list<double>", [math.nan, -math.inf, 0.5], ["NaN", "-Infinity", 0.5]),
+    ("varint", 2**64, str(2**64)),
+    ("varint", -(2**70), str(-(2**70))),
+    ("varint", 7, 7),
+    ("varint", HUGE, hex(HUGE)),
+    ("decimal", decimal.Decimal("-1.50"), "-1.50"),
+    ("text", "h\u00e9\0", "h\u00e9\0"),
+    ("ascii", "a", "a"),
+    ("blob", b"\0\xff", "AP8="),
+    ("uuid", uuid.UUID(int=1), "00000000-0000-0000-0000-000000000001"),
+    (
+        "timeuuid",
+        uuid.UUID("00000000-0000-1000-8000-000000000000"),
+        "00000000-0000-1000-8000-000000000000",
+    ),
+    ("inet", "127.0.0.1", "127.0.0.1"),
+    ("inet", "::1", "::1"),
+    ("date", DAY, "2026-02-03"),
+    ("date", b"\0\0\0\0", -(2**31)),
+    ("time", datetime.time(4, 5, 6, 789000), "04:05:06.789000000"),
+    ("timestamp", NOON, "2026-02-03T04:05:06.789Z"),
+    ("timestamp", 2**62, 2**62),
+    ("duration", b"\2\4\6", {"months": 1, "days": 2, "nanoseconds": 3}),
+    ("list<int>", [1, None], [1, None]),
+    ("set<uuid>", {uuid.UUID(int=1)}, ["00000000-0000-0000-0000-000000000001"]),
+    ("map<text,decimal>", {"a": decimal.Decimal(1)}, {"a": "1"}),
+    ("map<int,blob>", {1: b"x"}, [[1, "eA=="]]),
+    ("map<list<int>,set<date>>", {(1,): {DAY}}, [[[1], ["2026-02-03"]]]),
+    ("tuple<int,inet,varint>", (1, "::1", 2**64), [1, "::1", str(2**64)]),
+]
+
+
+async def test_every_type_of_result_has_json() -> None:
+    """As the service says at its top, by a call and in a column; a null is null."""
+    async with running() as client:
+        assert (await client.put("/ann")).status_code == 201
+        for kind, value, says in RESULTS:
+            codec = parse_type("test", kind, lambda word: scalars().get(word), {})
+            raw = isinstance(value, bytes) and kind != "blob"
+            data = value if raw else bytes(codec.encode(value))
+            text = "".join(f"\\{byte:02x}" for byte in data)
+            sizes = {"same": len(data), **({"null": -1} if kind == "text" else {})}
+            for name, size in sizes.items():
+                gives, far = packed(size, 1024), "(i32.const 60000)"
+                wasm = scylla("", Gives(None), gives, malloc=far, data=text).wasm()
+                query = {"args": "text", "returns": kind, "export": "run", "replace": 1}
+                made = await client.put(f"/ann/{name}", params=query, content=bytes(wasm))
+                assert made.status_code == 201, (kind, made.text)
+                got = await client.post(f"/ann/{name}", json={"args": ["x"]})
+                expected = says if name == "same" else None
+                assert (got.status_code, got.json()) == (200, {"result": expected}), kind
+                got = await client.post(f"/ann/{name}", json={"columns": [["x", "y"]]})
+                assert got.json() == {"result": [expected, expected]}, kind
+
+
+def test_a_user_type_is_an_object() -> None:
+    """Whose fields are as other values; a set within it is an array."""
+    spec = importlib.util.spec_from_file_location("udf_service", SERVICE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    address = collections.namedtuple("address", "street zips")
+    assert module.plain([address("a", frozenset({1}))]) == [{"street": "a", "zips": [1]}]
+    assert module.plain(memoryview(b"ab")) == [97, 98]
+    with pytest.raises(module.Problem, match="a result of type object has no JSON"):
+        module.plain(object())
+
+
+TOO_MUCH: list[tuple[str, str, Any]] = [
+    *(
+        ("PUT", "/bob", body)
+        for body in (
+            '{"capacity": Infinity}',
+            '{"capacity": NaN}',
+            '{"capacity": 1}',
+            '{"shares": 1000000}',
+            '{"name": "eve"}',
+            "[]",
+            "[" * 10_000,
+            '{"a": ' + "9" * 5000 + "}",
+        )
+    ),
+    ("PUT", "/" + "a" * 65, ""),
+    ("PUT", "/a%20b", ""),
+    ("PUT", "/ann/" + "f" * 65, ""),
+    ("PUT", "/ann/f?" + "args=" + ",".join(["i64"] * 33), ""),
+    ("PUT", "/ann/f?isolation=fresh", ""),
+    ("PUT", "/ann/f?concurrency=100000", ""),
+    ("PUT", "/ann/f?replace=2", ""),
+    ("PUT", "/ann/f?args=i64&returns=" + "list<" * 2000, ""),
+    *(
+        ("POST", "/ann/same", body)
+        for body in (
+            "",
+            "{}",
+            '{"args": 7}',
+            '{"args": [1], "columns": [[1]]}',
+            '{"args": [1], "timeout": 1e9}',
+            '{"args": [NaN]}',
+            '{"args": [1, 2]}',
+            '{"args": [' + "1," * 100_000 + "1]}",
+            '{"columns": [' + "[1]," * 10_000 + "[1]]}",
+            '{"args": [' + "[" * 500 + "]" * 500 + "]}",
+            '{"columns": [1]}',
+        )
+    ),
+]
+
+
+async def test_what_tenants_send_is_held_to_the_services_own_limits() -> None:
+    """400 or 422, never a limit of the tenant's choice, and nothing that is left behind."""
+    async with running() as client:
+        assert (await client.put("/ann", content=b"{}")).status_code == 201
+        wasm = guests.binary('(func (export "run") (param i64) (result i64) (local.get 0))')
+        query = {"args": "i64", "returns": "i64", "export": "run"}
+        made = await client.put("/ann/same", params=query, content=bytes(wasm))
+        assert made.status_code == 201
+        before = (await client.get("/stats")).json()
+        for method, path, body in TOO_MUCH:
+            got = await client.request(method, path, content=body)
+            assert got.status_code in (400, 422), (path[:50], body[:50], got.text)
+            assert len(got.text) < 2000
+        assert (await client.post("/ann/same", json={"args": [7]})).json() == {"result": 7}
+        after = (await client.get("/stats")).json()
+        assert (after["tenants"], after["functions"]) == (before["tenants"], 1)
 
 
 @pytest.mark.parametrize(("arguments", "code"), [([], 0), (["port"], 2)])
