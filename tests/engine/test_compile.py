@@ -394,8 +394,8 @@ LARGE = large_module(600)
 
 async def test_a_large_module_is_loaded_in_a_thread() -> None:
     """Up to 256 KiB a module is loaded at once; a larger one waits for a thread."""
-    threads = trio.to_thread.current_default_thread_limiter()
     async with quiet_cache() as cache:
+        threads: trio.CapacityLimiter = cache._shell.engine._loaders  # type: ignore[attr-defined]
         small = await register(cache, "small")
         large = await register(cache, "large", LARGE)
         slot = list(cache._compiler.modules.values())[-1].payload
@@ -422,7 +422,7 @@ async def test_an_engine_may_be_closed_while_a_thread_loads() -> None:
     engine = WasmtimeEngine(512 * KiB)
     artifact = await engine.compile(LARGE, admit)
     assert len(artifact.data) > LOAD_IN_THREAD
-    threads = trio.to_thread.current_default_thread_limiter()
+    threads = engine._loaders
     places = [object() for _ in range(int(threads.total_tokens))]
     with pytest.RaisesGroup(trio.ClosedResourceError):
         async with trio.open_nursery() as nursery:
