@@ -408,7 +408,7 @@ class CleansUp(InTwoSteps):
         try:
             return (yield Invoke("run", values))
         finally:
-            self.under_way = guest.future is not None
+            self.under_way = guest.future != 0
             for use in (
                 lambda: memory.read(0, 1),
                 lambda: memory.write(0, b"x"),

@@ -451,6 +451,9 @@ async def test_a_module_may_be_closed_before_its_instances() -> None:
     assert instance.function("f").begin((41,), 10_000) == 42
     instance.close()
     instance.close()
+    with pytest.raises(trio.ClosedResourceError, match="this module is closed"):
+        module.instantiate(10_000, 10_000)
+    assert engine.open_instances == 0
 
 
 async def test_text_is_turned_into_wasm_off_the_loop() -> None:

@@ -1,9 +1,9 @@
 """The check of wasmtime's shared library, and which versions of it there are tests for."""
 
-from __future__ import annotations
-
+import ast
 import ctypes
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,11 +13,6 @@ from engine.support import ROOT
 
 from trio_wasmcache._engine import native
 
-TABLE: dict[str, tuple[Any, list[Any]]] = {
-    "wasmtime_first": (None, [ctypes.c_void_p]),
-    "wasm_second": (ctypes.c_bool, []),
-}
-
 
 class Symbol:
     """Stands for a function of a shared library, which lets itself be given a prototype."""
@@ -26,19 +21,36 @@ class Symbol:
     argtypes: Any = None
 
 
+def first(pointer: native.Pointer, on: native.Bool, /) -> None:
+    raise NotImplementedError
+
+
+def wasm_second() -> native.Bool:
+    raise NotImplementedError
+
+
+def declared(handle: Any) -> tuple[native.Library, Any, Any]:
+    library = native.Library(handle)
+    return library, library.declare(first), library.declare(wasm_second)
+
+
 def test_a_library_with_all_symbols_is_declared() -> None:
-    """Each function gets its prototype, and a name without the prefix."""
-    library = SimpleNamespace(wasmtime_first=Symbol(), wasm_second=Symbol())
-    functions = native.declare(library, TABLE)
-    assert functions == {"first": library.wasmtime_first, "wasm_second": library.wasm_second}
-    assert library.wasmtime_first.argtypes == [ctypes.c_void_p]
-    assert library.wasm_second.restype is ctypes.c_bool
+    """Each function is C's own, found with the prefix or without, and has its prototype."""
+    handle = SimpleNamespace(wasmtime_first=Symbol(), wasm_second=Symbol())
+    library, *functions = declared(handle)
+    native.check(library)
+    assert functions == [handle.wasmtime_first, handle.wasm_second]
+    assert handle.wasmtime_first.argtypes == [ctypes.c_void_p, ctypes.c_bool]
+    assert handle.wasmtime_first.restype is None
+    assert handle.wasm_second.argtypes == []
+    assert handle.wasm_second.restype is ctypes.c_bool
 
 
 def test_missing_symbols_are_an_import_error() -> None:
     """All that is missing is named at once, with the version there is and those that work."""
+    library, *_ = declared(SimpleNamespace())
     with pytest.raises(ImportError) as caught:
-        native.declare(SimpleNamespace(), TABLE)
+        native.check(native.Library(SimpleNamespace()), library)
     assert "lacks wasm_second, wasmtime_first" in str(caught.value)
     assert re.search(r"the installed wasmtime \(\d+\.\d+", str(caught.value))
     assert f"works with wasmtime {native.TESTED_VERSIONS}" in str(caught.value)
@@ -46,22 +58,66 @@ def test_missing_symbols_are_an_import_error() -> None:
 
 def test_a_library_that_is_too_old_is_an_import_error() -> None:
     """Up to 41 nothing is missing, but the first call would abort the process: refused, too."""
-    library = SimpleNamespace(wasmtime_first=Symbol(), wasm_second=Symbol())
-    setattr(library, native.GONE_SINCE_42, Symbol())
+    handle = SimpleNamespace(wasmtime_first=Symbol(), wasm_second=Symbol())
+    setattr(handle, native.GONE_SINCE_42, Symbol())
+    library, *_ = declared(handle)
     with pytest.raises(ImportError, match="is too old; trio_wasmcache works with wasmtime 42"):
-        native.declare(library, TABLE)
+        native.check(library)
 
 
 def test_a_real_library_without_them_is_an_import_error() -> None:
     """The check works on what ctypes loads, not only on a stand-in."""
+    library, *_ = declared(ctypes.CDLL(None))
     with pytest.raises(ImportError, match="lacks wasm_second, wasmtime_first"):
-        native.declare(ctypes.CDLL(None), TABLE)
+        native.check(library)
 
 
-def test_what_is_not_declared_is_not_there() -> None:
-    """A function that was forgotten in the tables is an AttributeError that says so."""
-    with pytest.raises(AttributeError, match="not a declared function of wasmtime"):
-        native.linker_define_unknown_imports_as_traps  # noqa: B018
+def test_all_that_is_written_is_declared() -> None:
+    """No Python function is left where a C function belongs, and each has its whole prototype."""
+    written = ast.parse(Path(native.__file__).read_text())
+    functions = [
+        item
+        for item in written.body
+        if isinstance(item, ast.FunctionDef) and "declare" in ast.unparse(item.decorator_list)
+    ]
+    assert len(functions) > 60
+    for item in functions:
+        function = getattr(native, item.name)
+        assert isinstance(function, ctypes._CFuncPtr), item.name  # type: ignore[attr-defined]
+        assert len(function.argtypes) == len(item.args.posonlyargs), item.name
+        assert (function.restype is None) == (ast.unparse(item.returns) == "None"), item.name
+
+
+# {a call: what is wrong with it}
+CALLS = {
+    "native.engine_clone(engine)": "",
+    "native.engine_clone(None)": "[arg-type]",
+    "native.engine_clone()": "[call-arg]",
+    "native.module_new(engine, b'', 0, byref(c_void_p()))": "",
+    "native.module_new(engine, '', 0, byref(c_void_p()))": "[arg-type]",
+    "native.linker_define_unknown_imports_as_traps(engine)": "[attr-defined]",
+    "_: int = native.module_new(engine, b'', 0, byref(c_void_p()))": "[assignment]",
+}
+
+
+def test_type_checkers_see_the_prototypes(tmp_path: Path) -> None:
+    """A call that does not fit its prototype, or of what is not declared, is an error of types."""
+    run = pytest.importorskip("mypy.api").run
+    shutil.copy(native.__file__, tmp_path / "native.py")  # alone it is checked in a second
+    lines = [
+        "import native; from ctypes import byref, c_void_p",
+        "engine = native.wasm_engine_new_with_config(native.wasm_config_new())",
+        *CALLS,
+    ]
+    calls = tmp_path / "calls.py"
+    calls.write_text("\n".join(lines))
+    options = ["--strict", "--config-file=", f"--cache-dir={tmp_path}", "--hide-error-context"]
+    output, problems, _ = run([*options, str(calls)])
+    assert not problems
+    for number, (call, error) in enumerate(CALLS.items(), 3):
+        found = [one for one in output.splitlines() if f"calls.py:{number}: error" in one]
+        assert len(found) == bool(error), (call, output)
+        assert not error or found[0].endswith(error), (call, output)
 
 
 def test_the_dependency_says_what_was_tested() -> None:

@@ -290,7 +290,7 @@ def test_a_restorer_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(restore, "RESTORER_FUEL", 0)
         instance = start()
         assert not instance.reset()
-        assert instance.future is None
+        assert not instance.future
     assert prove(OPEN)[0].obstacle == "the engine could not put it back"
 
 

@@ -73,7 +73,7 @@ def handles_left() -> list[str]:
     """Instances and modules with something native that was never closed."""
     gc.collect()
     found = gc.get_objects()
-    stores = sum(type(one) is WasmtimeInstance and one._store is not None for one in found)
+    stores = sum(type(one) is WasmtimeInstance and one._store != 0 for one in found)
     modules = sum(type(one) is WasmtimeModule and one.engine is not None for one in found)
     left = {"instances": len(INSTANCES), "open stores": stores, "open modules": modules}
     return [f"{number} {what}" for what, number in left.items() if number]

@@ -55,8 +55,7 @@ def new_module(engine: int, wasm: bytes) -> int:
     problem = native.module_new(engine, wasm, len(wasm), byref(made))
     if problem:
         raise InvalidModuleError(f"wasmtime can't compile it: {take_error(problem)}")
-    assert made.value is not None
-    return made.value
+    return native.pointer_in(made)
 
 
 @final
@@ -80,7 +79,7 @@ class CodeCache:
         if problem:
             native.wasm_config_delete(config)
             raise CacheDirError(f"cache_dir {_shown(folder)} can't be used: {take_error(problem)}")
-        self._engine: int = native.wasm_engine_new_with_config(config)
+        self._engine = native.wasm_engine_new_with_config(config)
         # At the end of the process its thread goes by itself.
         weakref.finalize(self, native.wasm_engine_delete, self._engine).atexit = False
         self._lock = threading.Lock()

@@ -47,7 +47,7 @@ class DriverCode:
         problem = native.module_new(engine, wasm, len(wasm), byref(made))
         if problem:
             raise LoadError(f"wasmtime can't compile a driver for {shape}: {take_error(problem)}")
-        self.module = made.value
+        self.module = native.pointer_in(made)
         self.engine: int = native.engine_clone(engine)
         # At the end of the process, the engines of others may be gone already.
         weakref.finalize(self, native.module_delete, self.module).atexit = False
@@ -134,7 +134,7 @@ class WasmtimeDriver:
         run = WasmtimeFunction(instance, "run", made, caller.frame)
         self._begin, self._finish = run.begin, run.finish
         # The memory can't grow, so it stays where it is for as long as the store does.
-        base = native.memory_data(instance.context, part(instance, handle, b"scratch"))
+        base = native.memory_data(instance.context, part(instance, handle, b"scratch")) or 0
         self.range: tuple[int, int] = (base, self.size)
         self._scratch = memoryview((c_uint8 * self.size).from_address(base)).cast("B")
         self._base, self._clean = base, True

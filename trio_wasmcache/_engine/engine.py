@@ -215,13 +215,13 @@ class WasmtimeModule:
         self.hosts = HostTable(hosts)
         self.wasi = any(item.module == WASI_MODULE for item in artifact.info.imports)
         self.restore: RestorePlan | None = artifact.restore
-        self.restorer: int | None = None
-        self.engine: int | None = native.engine_clone(engine)
+        self.restorer: int = 0
+        self.engine: int = native.engine_clone(engine)
         self.spare: Start | None = None
         self._callers: dict[FuncType, Caller] = {}
-        self.pre: int | None = None
-        self._linker: int | None = native.linker_new(engine)
-        self._module: int | None = None
+        self.pre: int = 0
+        self._linker: int = native.linker_new(engine)
+        self._module: int = 0
         try:
             self._module = _deserialize(engine, artifact.data)
             self.images: list[Range] = [image_of(self._module)]
@@ -253,7 +253,7 @@ class WasmtimeModule:
         ):
             pointer = getattr(self, name)
             if pointer:
-                setattr(self, name, None)
+                setattr(self, name, 0)
                 delete(pointer)
 
     def _link(self) -> None:
@@ -263,13 +263,13 @@ class WasmtimeModule:
             native.linker_allow_shadowing(self._linker, True)
             if problem := native.linker_define_wasi(self._linker):
                 raise LinkError(take_error(problem))
-        if self._linker is not None and (problems := self.hosts.define(self._linker)):
+        if problems := self.hosts.define(self._linker):
             raise LinkError("; ".join(problems))
         made = c_void_p()
         problem = native.linker_instantiate_pre(self._linker, self._module, byref(made))
         if problem:
             raise LinkError(take_error(problem))
-        self.pre = made.value
+        self.pre = native.pointer_in(made)
 
 
 def _deserialize(engine: int, data: bytes) -> int:
@@ -277,8 +277,7 @@ def _deserialize(engine: int, data: bytes) -> int:
     problem = native.module_deserialize(engine, data, len(data), byref(made))
     if problem:
         raise LoadError(f"wasmtime would not load its own artifact: {take_error(problem)}")
-    assert made.value is not None
-    return made.value
+    return native.pointer_in(made)
 
 
 def _compile(

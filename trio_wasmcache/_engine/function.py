@@ -44,7 +44,10 @@ class WasmtimeFunction:
         self.call = (instance.context, handle, *frame.call)
         self.where_left = (instance.context, frame.caller.left_ref)
         self.fuel = -1
-        self.fuel_for: tuple[Any, Any] = (instance.context, None)
+        self.fuel_for: tuple[native.Context, native.Ready] = (
+            instance.context,
+            frame.caller.fuel_ref,
+        )
 
     @property
     def type(self) -> FuncType:
@@ -87,8 +90,9 @@ class Caller:
         self.type = signature
         self.hosted = hosted
         self.left = c_uint64()
-        self.left_ref: Any = byref(self.left)
-        self.fuel, self.fuel_ref = 0, c_uint64.from_param(0)
+        self.left_ref = byref(self.left)
+        self.fuel = 0
+        self.fuel_ref: native.Ready = c_uint64.from_param(0)
         self.frame = Frame(self)
         self.spare: list[Frame] = []
         """More of them, in which nothing is under way now."""
@@ -178,7 +182,7 @@ class Frame(Ending):
                     raise take_raised()
                 if not over:
                     return UNDER_WAY
-                done, future = future, None
+                done, future = future, 0
                 delete(done)
                 if trap or error:
                     raise frame.take_error()
@@ -210,7 +214,7 @@ INTS, NUMBERS = frozenset({int}), frozenset({int, float})
 
 
 @functools.cache
-def _count(number: int) -> Any:
+def _count(number: int) -> native.Ready:
     """As C takes it; the few there are, are shared by all functions."""
     return c_size_t.from_param(number)
 

@@ -119,8 +119,7 @@ def _function_type(signature: FuncType) -> int:
             ctypes.byref(vector), len(types), ctypes.cast(array, ctypes.POINTER(ctypes.c_void_p))
         )
         vectors.append(vector)
-    made: int = native.wasm_functype_new(ctypes.byref(vectors[0]), ctypes.byref(vectors[1]))
-    return made
+    return native.wasm_functype_new(ctypes.byref(vectors[0]), ctypes.byref(vectors[1]))
 
 
 def _tried_from_the_start(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from ctypes import byref, c_char, c_uint8, c_uint64, c_void_p
 from typing import TYPE_CHECKING, Any, final
 
+import trio
 from attrs import define
 
 from .._core.admit import TABLE_ELEMENT_SIZE, check_call
@@ -23,7 +24,7 @@ from . import native
 from .function import WasmtimeFunction
 from .hosts import INSTANCES, RAISED, check_headroom, take_raised
 from .memory import InstanceMemory, SuspendedMemory
-from .restore import Restoring
+from .restore import Measure, Restoring
 from .traps import Ending, take_error
 
 if TYPE_CHECKING:
@@ -93,10 +94,11 @@ class WasmtimeInstance:
         self.memory: InstanceMemory | None = None
         self.number = number
         self.yield_fuel = yield_fuel
-        self.future: int | None = None
+        self.future: int = 0
+        """0 while nothing is under way."""
         self.ending: Ending | None = None
         """Of what is under way, or was."""
-        self._sizes: tuple[tuple[Any, bytes, int], ...] = ()
+        self._sizes: tuple[tuple[Measure, bytes, int], ...] = ()
         self._fixed_size = WASM_PAGE
         self._functions: tuple[WasmtimeFunction, ...] = ()
         self._room = plan.room
@@ -107,9 +109,11 @@ class WasmtimeInstance:
         # (handle, address, bytes if it can't grow) of each memory. It stays where it is, as
         # addresses are reserved for all that it could grow to.
         self._memories: tuple[tuple[bytes, int, int | None], ...] = ()
+        if not module.pre:
+            raise trio.ClosedResourceError("this module is closed: no instance can be made of it")
         module.tally.instances += 1
-        self._store: int | None = native.store_new(module.engine, number or None, None)
-        self.context: Any = c_void_p.from_param(native.store_context(self._store))
+        self._store: int = native.store_new(module.engine, number or None, None)
+        self.context: native.Context = c_void_p.from_param(native.store_context(self._store))
         native.store_limiter(self._store, plan.memory_limit, plan.table_limit, *self._room)
         problem = native.context_set_fuel(self.context, fuel)
         problem = problem or native.context_fuel_async_yield_interval(self.context, yield_fuel)
@@ -127,10 +131,8 @@ class WasmtimeInstance:
         )
 
     def poll(self) -> bool:
-        over: bool
         if not self.hosts.imports:
-            over = native.call_future_poll(self.future)
-            return over
+            return native.call_future_poll(self.future)
         check_headroom()
         over = native.call_future_poll(self.future)
         if RAISED.error is not None:
@@ -184,7 +186,7 @@ class WasmtimeInstance:
     def global_value(self, name: str) -> int | float:
         if name not in self.plan.global_types:
             raise LookupError(f"the module exports no global {name!r} that is a number")
-        if self._store is None:
+        if not self._store:
             raise LookupError(f"the instance with the global {name!r} is closed")
         cell = ctypes.create_string_buffer(native.VALUE_SIZE)
         native.global_get(self.context, self.export(name), cell)
@@ -200,7 +202,7 @@ class WasmtimeInstance:
 
     def end(self) -> Ending:
         """What was under way is over; how it ended."""
-        future, self.future = self.future, None
+        future, self.future = self.future, 0
         native.hot_delete(future)
         ending, self.ending = self.ending, None
         assert ending is not None
@@ -210,8 +212,8 @@ class WasmtimeInstance:
         call, self.host_call = self.host_call, None
         if call is not None and isinstance(call.memory, SuspendedMemory):
             call.memory.end()  # a host function may still be running
-        if self.future is not None:
-            future, self.future = self.future, None
+        if self.future:
+            future, self.future = self.future, 0
             native.call_future_delete(future)
         # The future may be gone, and how it ended be there still.
         ending, self.ending = self.ending, None
@@ -238,7 +240,7 @@ class WasmtimeInstance:
         for handle, base, size in self._memories:
             if size is None:
                 # While something is under way, it must not be asked.
-                quiet = self.future is None and self._store is not None
+                quiet = not self.future and self._store
                 size = native.memory_data_size(self.context, handle) if quiet else most
             ranges.append((base, size))
         return ranges
@@ -251,8 +253,8 @@ class WasmtimeInstance:
         self.drivers = NO_DRIVERS
         self._functions = ()
         INSTANCES.pop(self.number, None)
-        if self._store is not None:
-            store, self._store = self._store, None
+        if self._store:
+            store, self._store = self._store, 0
             self.module.tally.instances -= 1
             if self.memory is not None:
                 self.memory.end()
@@ -282,7 +284,7 @@ class WasmtimeInstance:
         self._fixed_size += driver.size
         self.module.tally.scratch += driver.size
 
-    def extern(self, name: str) -> Any:
+    def extern(self, name: str) -> native.Buffer:
         """An export, as it is given to a linker."""
         found = _EXTERN()
         raw = name.encode()
@@ -292,8 +294,7 @@ class WasmtimeInstance:
 
     def export(self, name: str) -> bytes:
         """The handle of an export, copied out so that it can be passed by itself."""
-        handle: bytes = self.extern(name).raw[native.EXTERN_OFFSET :]
-        return handle
+        return self.extern(name).raw[native.EXTERN_OFFSET :]
 
 
 NO_DRIVERS: dict[Any, WasmtimeDriver] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from operator import index
-from typing import Any, final
+from typing import final
 
 from .._core.buffers import flat
 from .._core.config import WASM_PAGE
@@ -62,8 +62,8 @@ class InstanceMemory:
 
     __slots__ = ("_context", "handle")
 
-    def __init__(self, context: Any, handle: Any) -> None:
-        self._context = context
+    def __init__(self, context: native.Context, handle: bytes) -> None:
+        self._context: native.Context | None = context
         self.handle = handle
 
     def end(self) -> None:
@@ -74,8 +74,7 @@ class InstanceMemory:
     def size(self) -> int:
         if self._context is None:
             return 0
-        size: int = native.memory_data_size(self._context, self.handle)
-        return size
+        return native.memory_data_size(self._context, self.handle)
 
     def read(self, at: int, n: int) -> bytes:
         at, n = index(at), index(n)

@@ -10,17 +10,25 @@ Rules:
 2. What runs guest code, compiles, or touches much memory gives up the GIL (`CDLL`). What only
    reads or writes a field keeps it (`PyDLL`): dropping and taking it costs more than the call.
 3. A missing symbol is an `ImportError` that names the versions that were tested.
+4. A function is written as a Python function without a body: from its annotations type checkers
+   know how it is called, and ctypes gets its prototype. It is replaced by the C function itself,
+   so a call costs nothing more.
 """
 
-from __future__ import annotations
+# mypy: disable-error-code="empty-body"
+# No `from __future__ import annotations`: they are read here, when each function is declared.
 
 import ctypes
 import importlib.metadata
+from collections.abc import Callable
 from ctypes import (
     CFUNCTYPE,
     POINTER,
+    Array,
     Structure,
+    byref,
     c_bool,
+    c_char,
     c_char_p,
     c_int,
     c_int64,
@@ -30,9 +38,19 @@ from ctypes import (
     c_uint64,
     c_void_p,
 )
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeAlias, TypeVar, get_args
 
 from wasmtime import _ffi
+
+if TYPE_CHECKING:
+    from ctypes import _CArgObject as Reference, _Pointer
+else:
+    Reference = type(byref(c_int()))
+    """What `byref` gives."""
+
+    class _Pointer:
+        __class_getitem__ = staticmethod(POINTER)
+
 
 TESTED_VERSIONS = "42 to 50"
 # Up to 41, calls were async only after this was called; without it they abort the process.
@@ -56,12 +74,18 @@ class ByteVec(Structure):
     """wasm_byte_vec_t: owned bytes."""
 
     _fields_ = (("size", c_size_t), ("data", c_void_p))
+    if TYPE_CHECKING:
+        size: int
+        data: int | None
 
 
 class PointerVec(Structure):
     """wasm_frame_vec_t, wasm_valtype_vec_t: owned pointers."""
 
     _fields_ = (("size", c_size_t), ("data", POINTER(c_void_p)))
+    if TYPE_CHECKING:
+        size: int
+        data: _Pointer[c_void_p]
 
 
 CONTINUE = CFUNCTYPE(c_bool, c_void_p)
@@ -86,135 +110,470 @@ HOST_CALL = CFUNCTYPE(
     POINTER(Continuation),
 )
 
-P = c_void_p
-_VEC = POINTER(ByteVec)
-_PVEC = POINTER(PointerVec)
-_OUT = POINTER(c_void_p)
+# What is passed: the type that callers see, and the one that ctypes converts to.
+Ready: TypeAlias = Reference | c_void_p | c_size_t | c_uint64
+"""A converted argument, from `byref` or `from_param`: passed on as it is."""
+Context: TypeAlias = Reference | c_void_p
+"""A converted pointer to a store's context."""
+Buffer: TypeAlias = Array[c_char]
 
-# {name: (result, arguments)}; these give up the GIL.
-_SLOW: dict[str, tuple[Any, list[Any]]] = {
-    "wasmtime_config_cache_config_load": (P, [P, c_char_p]),
-    "wasm_engine_new_with_config": (P, [P]),
-    "wasm_engine_delete": (None, [P]),
-    "wasmtime_wat2wasm": (P, [c_char_p, c_size_t, _VEC]),
-    "wasmtime_module_new": (P, [P, c_char_p, c_size_t, _OUT]),
-    "wasmtime_module_serialize": (P, [P, _VEC]),
-    "wasmtime_module_deserialize": (P, [P, c_char_p, c_size_t, _OUT]),
-    "wasmtime_module_delete": (None, [P]),
-    "wasmtime_store_delete": (None, [P]),
-    "wasmtime_call_future_poll": (c_bool, [P]),
-    "wasmtime_call_future_delete": (None, [P]),
-}
-
-# These keep it.
-_FAST: dict[str, tuple[Any, list[Any]]] = {
-    "wasm_config_new": (P, []),
-    "wasm_config_delete": (None, [P]),
-    "wasmtime_config_consume_fuel_set": (None, [P, c_bool]),
-    "wasmtime_config_max_wasm_stack_set": (None, [P, c_size_t]),
-    "wasmtime_config_async_stack_size_set": (None, [P, c_size_t]),
-    "wasmtime_config_parallel_compilation_set": (None, [P, c_bool]),
-    "wasmtime_config_native_unwind_info_set": (None, [P, c_bool]),
-    "wasmtime_config_wasm_threads_set": (None, [P, c_bool]),
-    "wasmtime_config_wasm_gc_set": (None, [P, c_bool]),
-    "wasmtime_config_wasm_function_references_set": (None, [P, c_bool]),
-    "wasmtime_config_wasm_exceptions_set": (None, [P, c_bool]),
-    "wasmtime_config_wasm_memory64_set": (None, [P, c_bool]),
-    "wasmtime_config_wasm_multi_memory_set": (None, [P, c_bool]),
-    "wasmtime_engine_clone": (P, [P]),
-    "wasmtime_module_image_range": (None, [P, _OUT, _OUT]),
-    "wasm_byte_vec_delete": (None, [_VEC]),
-    "wasmtime_linker_new": (P, [P]),
-    "wasmtime_linker_delete": (None, [P]),
-    "wasmtime_linker_allow_shadowing": (None, [P, c_bool]),
-    "wasmtime_linker_define_wasi": (P, [P]),
-    "wasmtime_linker_define_async_func": (
-        P,
-        [P, c_char_p, c_size_t, c_char_p, c_size_t, P, HOST_CALL, P, P],
-    ),
-    "wasmtime_linker_define": (P, [P, P, c_char_p, c_size_t, c_char_p, c_size_t, P]),
-    "wasmtime_linker_instantiate_pre": (P, [P, P, _OUT]),
-    "wasmtime_linker_instantiate_async": (P, [P, P, P, P, P, P]),
-    "wasmtime_instance_pre_delete": (None, [P]),
-    "wasmtime_instance_pre_instantiate_async": (P, [P, P, P, P, P]),
-    "wasmtime_instance_export_get": (c_bool, [P, P, c_char_p, c_size_t, P]),
-    "wasmtime_store_new": (P, [P, P, P]),
-    "wasmtime_store_context": (P, [P]),
-    "wasmtime_store_limiter": (None, [P, c_int64, c_int64, c_int64, c_int64, c_int64]),
-    "wasmtime_context_set_wasi": (P, [P, P]),
-    "wasi_config_new": (P, []),
-    "wasmtime_context_set_fuel": (P, [P, c_uint64]),
-    "wasmtime_context_get_fuel": (P, [P, P]),
-    "wasmtime_context_get_data": (P, [P]),
-    "wasmtime_context_fuel_async_yield_interval": (P, [P, c_uint64]),
-    "wasmtime_func_call_async": (P, [P, P, P, c_size_t, P, c_size_t, P, P]),
-    "wasmtime_caller_context": (P, [P]),
-    "wasmtime_caller_export_get": (c_bool, [P, c_char_p, c_size_t, P]),
-    "wasmtime_memory_data": (P, [P, P]),
-    "wasmtime_memory_data_size": (c_size_t, [P, P]),
-    "wasmtime_memory_grow": (P, [P, P, c_uint64, POINTER(c_uint64)]),
-    "wasmtime_table_size": (c_uint64, [P, P]),
-    "wasmtime_global_get": (None, [P, P, P]),
-    "wasm_valtype_new": (P, [c_uint8]),
-    "wasm_valtype_vec_new": (None, [_PVEC, c_size_t, _OUT]),
-    "wasm_functype_new": (P, [_PVEC, _PVEC]),
-    "wasm_functype_delete": (None, [P]),
-    "wasmtime_error_message": (None, [P, _VEC]),
-    "wasmtime_error_exit_status": (c_bool, [P, POINTER(c_int)]),
-    "wasmtime_error_wasm_trace": (None, [P, _PVEC]),
-    "wasmtime_error_delete": (None, [P]),
-    "wasm_trap_message": (None, [P, _VEC]),
-    "wasm_trap_trace": (None, [P, _PVEC]),
-    "wasmtime_trap_code": (c_bool, [P, POINTER(c_uint8)]),
-    "wasm_trap_delete": (None, [P]),
-    "wasm_frame_vec_delete": (None, [_PVEC]),
-    "wasm_frame_func_index": (c_uint32, [P]),
-    "wasm_frame_module_offset": (c_size_t, [P]),
-    "wasmtime_frame_func_name": (_VEC, [P]),
-}
+Pointer = Annotated[int, c_void_p]
+Nullable = Annotated[int | None, c_void_p]
+Problem = Annotated[int | None, c_void_p]
+"""An error that the caller owns, or null."""
+StoreContext = Annotated[Context | int, c_void_p]
+Handle = Annotated[bytes, c_void_p]
+"""wasmtime_func_t and its like, by address."""
+Place = Annotated[Buffer | Reference | int, c_void_p]
+"""Where C writes, or reads what was written there before."""
+Address = Annotated[Buffer | bytes, c_void_p]
+"""wasmtime_instance_t, by address."""
+Text = Annotated[bytes, c_char_p]
+Size = Annotated[int, c_size_t]
+Bool = Annotated[bool, c_bool]
+Byte = Annotated[int, c_uint8]
+Index = Annotated[int, c_uint32]
+Fuel = Annotated[int, c_uint64]
+Pages = Annotated[int, c_uint64]
+Elements = Annotated[int, c_uint64]
+Limit = Annotated[int, c_int64]
+IntegerOut = Annotated[Reference, POINTER(c_int)]
+ByteOut = Annotated[Reference, POINTER(c_uint8)]
+PagesOut = Annotated[Reference, POINTER(c_uint64)]
+PointerOut = Annotated[Reference, POINTER(c_void_p)]
+Pointers = Annotated[_Pointer[c_void_p], POINTER(c_void_p)]
+Bytes = Annotated[Reference, POINTER(ByteVec)]
+Vector = Annotated[Reference, POINTER(PointerVec)]
+Name = Annotated[_Pointer[ByteVec] | None, POINTER(ByteVec)]
+"""Bytes that C keeps, or null."""
+Callback = Annotated[Any, HOST_CALL]
 
 
-def declare(library: Any, table: dict[str, tuple[Any, list[Any]]]) -> dict[str, Any]:
-    """{name without prefix: function} of what `table` lists, with its prototypes set.
+class Declaration(Protocol):
+    """A C function, written as a Python function without a body."""
+
+    __name__: str
+    __call__: Callable[..., Any]
+
+
+D = TypeVar("D", bound=Declaration)
+
+
+class Library:
+    """Functions of one handle on a shared library, and which of them it lacks."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+        self.missing: list[str] = []
+
+    def declare(self, written: D) -> D:
+        """Give the C function its prototype, and take it in place of what is written."""
+        name = written.__name__
+        if not name.startswith(("wasm_", "wasi_")):
+            name = f"wasmtime_{name}"
+        found: Any = getattr(self._handle, name, None)
+        if found is None:
+            self.missing.append(name)
+            return written  # `check` refuses the library
+        *arguments, found.restype = map(_c_type, written.__annotations__.values())
+        found.argtypes = arguments
+        declared: D = found
+        return declared
+
+    def is_too_old(self) -> bool:
+        """Whether calls are not asynchronous from the start."""
+        return hasattr(self._handle, GONE_SINCE_42)
+
+
+def _c_type(annotation: Any) -> Any:
+    return None if annotation is None else get_args(annotation)[1]
+
+
+def check(*libraries: Library) -> None:
+    """Refuse libraries that lack what was declared, or that are too old to be used.
 
     Raises:
-        ImportError: the library lacks some of it, or is too old to be used.
+        ImportError: it names all that is missing.
     """
-    functions = {}
-    missing = []
-    for name, (result, arguments) in table.items():
-        try:
-            function = getattr(library, name)
-        except AttributeError:
-            missing.append(name)
-            continue
-        function.restype, function.argtypes = result, arguments
-        functions[name.removeprefix("wasmtime_")] = function
-    if missing or hasattr(library, GONE_SINCE_42):
+    missing = sorted(name for library in libraries for name in library.missing)
+    if missing or any(library.is_too_old() for library in libraries):
         version = importlib.metadata.version("wasmtime")
-        problem = f"lacks {', '.join(sorted(missing))}" if missing else "is too old"
+        problem = f"lacks {', '.join(missing)}" if missing else "is too old"
         raise ImportError(
             f"the installed wasmtime ({version}) {problem}; trio_wasmcache works with wasmtime "
             f"{TESTED_VERSIONS}"
         )
-    return functions
 
 
-globals().update(declare(ctypes.CDLL(str(_ffi.filename)), _SLOW))
-globals().update(declare(ctypes.PyDLL(str(_ffi.filename)), _FAST))
+_slow = Library(ctypes.CDLL(str(_ffi.filename)))
+_fast = Library(ctypes.PyDLL(str(_ffi.filename)))
+
+
+# These give up the GIL.
+@_slow.declare
+def config_cache_config_load(config: Pointer, path: Text, /) -> Problem: ...
+
+
+@_slow.declare
+def wasm_engine_new_with_config(config: Pointer, /) -> Pointer: ...
+
+
+@_slow.declare
+def wasm_engine_delete(engine: Pointer, /) -> None: ...
+
+
+@_slow.declare
+def wat2wasm(text: Text, size: Size, wasm: Bytes, /) -> Problem: ...
+
+
+@_slow.declare
+def module_new(engine: Pointer, wasm: Text, size: Size, module: PointerOut, /) -> Problem: ...
+
+
+@_slow.declare
+def module_serialize(module: Pointer, code: Bytes, /) -> Problem: ...
+
+
+@_slow.declare
+def module_deserialize(
+    engine: Pointer, code: Text, size: Size, module: PointerOut, /
+) -> Problem: ...
+
+
+@_slow.declare
+def module_delete(module: Pointer, /) -> None: ...
+
+
+@_slow.declare
+def store_delete(store: Pointer, /) -> None: ...
+
+
+@_slow.declare
+def call_future_poll(future: Pointer, /) -> Bool: ...
+
+
+@_slow.declare
+def call_future_delete(future: Pointer, /) -> None: ...
+
+
+# These keep it.
+@_fast.declare
+def wasm_config_new() -> Pointer: ...
+
+
+@_fast.declare
+def wasm_config_delete(config: Pointer, /) -> None: ...
+
+
+@_fast.declare
+def config_consume_fuel_set(config: Pointer, on: Bool, /) -> None: ...
+
+
+@_fast.declare
+def config_max_wasm_stack_set(config: Pointer, size: Size, /) -> None: ...
+
+
+@_fast.declare
+def config_async_stack_size_set(config: Pointer, size: Size, /) -> None: ...
+
+
+@_fast.declare
+def config_parallel_compilation_set(config: Pointer, on: Bool, /) -> None: ...
+
+
+@_fast.declare
+def config_native_unwind_info_set(config: Pointer, on: Bool, /) -> None: ...
+
+
+@_fast.declare
+def config_wasm_threads_set(config: Pointer, on: Bool, /) -> None: ...
+
+
+@_fast.declare
+def config_wasm_gc_set(config: Pointer, on: Bool, /) -> None: ...
+
+
+@_fast.declare
+def config_wasm_function_references_set(config: Pointer, on: Bool, /) -> None: ...
+
+
+@_fast.declare
+def config_wasm_exceptions_set(config: Pointer, on: Bool, /) -> None: ...
+
+
+@_fast.declare
+def config_wasm_memory64_set(config: Pointer, on: Bool, /) -> None: ...
+
+
+@_fast.declare
+def config_wasm_multi_memory_set(config: Pointer, on: Bool, /) -> None: ...
+
+
+@_fast.declare
+def engine_clone(engine: Pointer, /) -> Pointer: ...
+
+
+@_fast.declare
+def module_image_range(module: Pointer, start: PointerOut, end: PointerOut, /) -> None: ...
+
+
+@_fast.declare
+def wasm_byte_vec_delete(vec: Bytes, /) -> None: ...
+
+
+@_fast.declare
+def linker_new(engine: Pointer, /) -> Pointer: ...
+
+
+@_fast.declare
+def linker_delete(linker: Pointer, /) -> None: ...
+
+
+@_fast.declare
+def linker_allow_shadowing(linker: Pointer, on: Bool, /) -> None: ...
+
+
+@_fast.declare
+def linker_define_wasi(linker: Pointer, /) -> Problem: ...
+
+
+@_fast.declare
+def linker_define_async_func(
+    linker: Pointer,
+    module: Text,
+    module_size: Size,
+    name: Text,
+    name_size: Size,
+    type_: Pointer,
+    callback: Callback,
+    env: Nullable,
+    finalizer: Nullable,
+    /,
+) -> Problem: ...
+
+
+@_fast.declare
+def linker_define(
+    linker: Pointer,
+    context: StoreContext,
+    module: Text,
+    module_size: Size,
+    name: Text,
+    name_size: Size,
+    extern: Place,
+    /,
+) -> Problem: ...
+
+
+@_fast.declare
+def linker_instantiate_pre(linker: Pointer, module: Pointer, pre: PointerOut, /) -> Problem: ...
+
+
+@_fast.declare
+def linker_instantiate_async(
+    linker: Pointer,
+    context: StoreContext,
+    module: Pointer,
+    instance: Place,
+    trap: Place,
+    error: Place,
+    /,
+) -> Pointer: ...
+
+
+@_fast.declare
+def instance_pre_delete(pre: Pointer, /) -> None: ...
+
+
+@_fast.declare
+def instance_pre_instantiate_async(
+    pre: Pointer, context: StoreContext, instance: Place, trap: Place, error: Place, /
+) -> Pointer: ...
+
+
+@_fast.declare
+def instance_export_get(
+    context: StoreContext, instance: Address, name: Text, size: Size, extern: Place, /
+) -> Bool: ...
+
+
+@_fast.declare
+def store_new(engine: Pointer, data: Nullable, finalizer: Nullable, /) -> Pointer: ...
+
+
+@_fast.declare
+def store_context(store: Pointer, /) -> Pointer: ...
+
+
+@_fast.declare
+def store_limiter(
+    store: Pointer,
+    memory_size: Limit,
+    table_elements: Limit,
+    instances: Limit,
+    tables: Limit,
+    memories: Limit,
+    /,
+) -> None: ...
+
+
+@_fast.declare
+def context_set_wasi(context: StoreContext, config: Pointer, /) -> Problem: ...
+
+
+@_fast.declare
+def wasi_config_new() -> Pointer: ...
+
+
+@_fast.declare
+def context_set_fuel(context: StoreContext, fuel: Fuel, /) -> Problem: ...
+
+
+@_fast.declare
+def context_get_fuel(context: StoreContext, fuel: Place, /) -> Problem: ...
+
+
+@_fast.declare
+def context_get_data(context: StoreContext, /) -> Pointer: ...
+
+
+@_fast.declare
+def context_fuel_async_yield_interval(context: StoreContext, fuel: Fuel, /) -> Problem: ...
+
+
+@_fast.declare
+def func_call_async(
+    context: StoreContext,
+    function: Handle,
+    arguments: Place,
+    number: Size,
+    results: Place,
+    results_number: Size,
+    trap: Place,
+    error: Place,
+    /,
+) -> Pointer: ...
+
+
+@_fast.declare
+def caller_context(caller: Pointer, /) -> Pointer: ...
+
+
+@_fast.declare
+def caller_export_get(caller: Pointer, name: Text, size: Size, extern: Place, /) -> Bool: ...
+
+
+@_fast.declare
+def memory_data(context: StoreContext, memory: Handle, /) -> Nullable: ...
+
+
+@_fast.declare
+def memory_data_size(context: StoreContext, memory: Handle, /) -> Size: ...
+
+
+@_fast.declare
+def memory_grow(
+    context: StoreContext, memory: Handle, pages: Pages, before: PagesOut, /
+) -> Problem: ...
+
+
+@_fast.declare
+def table_size(context: StoreContext, table: Handle, /) -> Elements: ...
+
+
+@_fast.declare
+def global_get(context: StoreContext, global_: Handle, value: Place, /) -> None: ...
+
+
+@_fast.declare
+def wasm_valtype_new(kind: Byte, /) -> Pointer: ...
+
+
+@_fast.declare
+def wasm_valtype_vec_new(vec: Vector, number: Size, types: Pointers, /) -> None: ...
+
+
+@_fast.declare
+def wasm_functype_new(params: Vector, results: Vector, /) -> Pointer: ...
+
+
+@_fast.declare
+def wasm_functype_delete(type_: Pointer, /) -> None: ...
+
+
+@_fast.declare
+def error_message(error: Pointer, message: Bytes, /) -> None: ...
+
+
+@_fast.declare
+def error_exit_status(error: Pointer, status: IntegerOut, /) -> Bool: ...
+
+
+@_fast.declare
+def error_wasm_trace(error: Pointer, frames: Vector, /) -> None: ...
+
+
+@_fast.declare
+def error_delete(error: Pointer, /) -> None: ...
+
+
+@_fast.declare
+def wasm_trap_message(trap: Pointer, message: Bytes, /) -> None: ...
+
+
+@_fast.declare
+def wasm_trap_trace(trap: Pointer, frames: Vector, /) -> None: ...
+
+
+@_fast.declare
+def trap_code(trap: Pointer, code: ByteOut, /) -> Bool: ...
+
+
+@_fast.declare
+def wasm_trap_delete(trap: Pointer, /) -> None: ...
+
+
+@_fast.declare
+def wasm_frame_vec_delete(frames: Vector, /) -> None: ...
+
+
+@_fast.declare
+def wasm_frame_func_index(frame: Nullable, /) -> Index: ...
+
+
+@_fast.declare
+def wasm_frame_module_offset(frame: Nullable, /) -> Size: ...
+
+
+@_fast.declare
+def frame_func_name(frame: Nullable, /) -> Name: ...
+
+
+check(_slow, _fast)
 
 
 # The four calls of every guest call, without prototypes: their arguments are ctypes objects that
 # were made once, which halves what the call costs. `library[name]` gives a function of one's own.
 _hot = ctypes.PyDLL(str(_ffi.filename))
-hot_set_fuel = _hot["wasmtime_context_set_fuel"]
-hot_set_fuel.restype = None
-hot_get_fuel = _hot["wasmtime_context_get_fuel"]
-hot_get_fuel.restype = None
-hot_call = _hot["wasmtime_func_call_async"]
-hot_call.restype = c_void_p
-hot_delete = _hot["wasmtime_call_future_delete"]
-hot_delete.restype, hot_delete.argtypes = None, [P]
+
+
+def _without_prototype(name: str, result: Any) -> Any:
+    found = _hot[name]
+    found.restype = result
+    return found
+
+
+hot_set_fuel: Callable[[Context, Ready], None] = _without_prototype(
+    "wasmtime_context_set_fuel", None
+)
+hot_get_fuel: Callable[[Context, Ready], None] = _without_prototype(
+    "wasmtime_context_get_fuel", None
+)
+hot_call: Callable[[Context, bytes, Ready, Ready, Ready, Ready, Ready, Ready], int] = (
+    _without_prototype("wasmtime_func_call_async", c_void_p)
+)
+hot_delete: Callable[[int], None] = _without_prototype("wasmtime_call_future_delete", None)
+hot_delete.argtypes = [c_void_p]  # type: ignore[attr-defined]  # it is new for each call
 
 
 def memory_view(address: int, size: int) -> memoryview:
@@ -224,17 +583,19 @@ def memory_view(address: int, size: int) -> memoryview:
 
 
 _view = ctypes.pythonapi["PyMemoryView_FromMemory"]
-_view.restype, _view.argtypes = ctypes.py_object, [P, c_size_t, c_int]
+_view.restype, _view.argtypes = ctypes.py_object, [c_void_p, c_size_t, c_int]
 
 
-def __getattr__(name: str) -> Any:
-    # Only reached for what is not declared; it also tells type checkers that there is more here.
-    raise AttributeError(f"{name} is not a declared function of wasmtime")
+def pointer_in(place: c_void_p) -> int:
+    """Return what C has put there, of a function that reported no problem: it is not null."""
+    if place.value is None:
+        raise AssertionError("wasmtime reported no problem, and made nothing")
+    return place.value
 
 
 def take_bytes(vec: ByteVec) -> bytes:
     """The bytes of an owned vector, which is freed."""
     try:
-        return ctypes.string_at(vec.data, vec.size) if vec.size else b""
+        return ctypes.string_at(vec.data, vec.size) if vec.data and vec.size else b""
     finally:
-        globals()["wasm_byte_vec_delete"](ctypes.byref(vec))
+        wasm_byte_vec_delete(byref(vec))

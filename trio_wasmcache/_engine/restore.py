@@ -17,7 +17,7 @@ import ctypes
 import sys
 from collections.abc import Callable, Iterator
 from ctypes import c_int, c_size_t, c_void_p
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, final
 
 from attrs import frozen
 
@@ -50,6 +50,8 @@ MADV_DONTNEED = 4
 # Of a table.
 ELEMENT_SIZE = 8
 
+Measure = Callable[[native.Context, bytes], int]
+"""How large a memory or a table is, by context and handle."""
 Patch = tuple[int, bytes]
 """Where in a memory, and what."""
 
@@ -74,8 +76,8 @@ class UnrestorableError(Exception):
     """Instances of a module can't be put back; the message says why."""
 
 
-_madvise: Any = None
-_memcmp: Any = None
+_madvise: Callable[[int, int, int], int] | None = None
+_memcmp: Callable[[int, int, int], int] | None = None
 if LINUX:
     _memcmp = ctypes.CDLL(None)["memcmp"]
     _memcmp.restype, _memcmp.argtypes = c_int, [c_void_p, c_void_p, c_size_t]
@@ -103,13 +105,13 @@ class Restoring:
         self._instance = instance
         self._wasi: bool = module.wasi
         # [(what measures it, its handle, its size)] of what may have grown: there is no way back.
-        self._sizes: list[tuple[Any, Any, int]] = []
+        self._sizes: list[tuple[Measure, bytes, int]] = []
         # [(address, bytes)]: what has not grown has not moved, so addresses are asked for once.
         self.memories: list[tuple[int, int]] = []
         self.patches: tuple[tuple[Patch, ...], ...] = plan.patches
         for name, growable, size in instance.plan.memory_exports:
             handle = instance.export(name)
-            self.memories.append((native.memory_data(instance.context, handle), size))
+            self.memories.append((native.memory_data(instance.context, handle) or 0, size))
             if growable:
                 self._sizes.append((native.memory_data_size, handle, size))
         for name, growable, elements in instance.plan.table_exports:
@@ -272,4 +274,4 @@ def _patches(base: int, model: int, size: int) -> Iterator[Patch]:
 
 def _same(one: int, other: int, size: int) -> bool:
     # Without a copy, and without the GIL, which the event loop wants.
-    return not _memcmp(one, other, size)
+    return _memcmp is not None and not _memcmp(one, other, size)

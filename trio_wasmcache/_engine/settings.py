@@ -12,7 +12,7 @@ from . import native
 
 def new_config(stack_size: int) -> int:
     """A configuration, to be given to an engine, which takes it over."""
-    config: int = native.wasm_config_new()
+    config = native.wasm_config_new()
     native.config_consume_fuel_set(config, True)
     native.config_async_stack_size_set(config, stack_size)
     native.config_max_wasm_stack_set(config, stack_size // 2)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import byref, c_int, c_uint8, c_void_p
-from typing import Any
 
 from .._core.errors import (
     ExitError,
@@ -48,8 +47,7 @@ class Ending:
 
     def __init__(self) -> None:
         self.trap, self.error = c_void_p(), c_void_p()
-        self.trap_ref: Any = byref(self.trap)
-        self.error_ref: Any = byref(self.error)
+        self.trap_ref, self.error_ref = byref(self.trap), byref(self.error)
 
     def leave(self) -> None:
         """Nothing is under way in it any more, and it has been looked at."""
@@ -60,8 +58,9 @@ class Ending:
         self.trap.value = self.error.value = None
         if trap:
             return trap_error(trap)
-        assert error is not None
-        return guest_error(error)
+        if error:
+            return guest_error(error)
+        raise AssertionError("it ended well")
 
 
 def take_error(pointer: int) -> str:
@@ -135,7 +134,9 @@ def _take_frames(frames: native.PointerVec) -> tuple[str, ...]:
         if name:
             # A character has four bytes at most.
             size = min(name.contents.size, 4 * MAX_LINE_LENGTH)
-            label = shown(ctypes.string_at(name.contents.data, size).decode("utf-8", "replace"))
+            label = shown(
+                ctypes.string_at(name.contents.data or 0, size).decode("utf-8", "replace")
+            )
         else:
             label = f"func[{native.wasm_frame_func_index(frame)}]"
         offset = native.wasm_frame_module_offset(frame)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .._core.errors import LoadError
 from . import native
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 def instantiate(
     instance: WasmtimeInstance,
     what: str,
-    engine: int | None,
-    module: int | None,
-    parts: Mapping[str, Any],
+    engine: int,
+    module: int,
+    parts: Mapping[str, native.Buffer],
     *,
     memory: int = 0,
     tables: int = 0,
-) -> Any:
+) -> native.Buffer:
     """A new instance of `module`, which has no start function; its handle.
 
     Args:
@@ -57,14 +57,14 @@ def instantiate(
     return handle
 
 
-def part(instance: WasmtimeInstance, handle: Any, name: bytes) -> bytes:
+def part(instance: WasmtimeInstance, handle: native.Buffer, name: bytes) -> bytes:
     """The handle of an export of what `instantiate` made."""
     found = ctypes.create_string_buffer(native.EXTERN_SIZE)
     native.instance_export_get(instance.context, handle, name, len(name), found)
     return found.raw[native.EXTERN_OFFSET :]
 
 
-def poll_until_over(future: int | None) -> None:
+def poll_until_over(future: int) -> None:
     """Of what is short, however short a slice is."""
     while not native.call_future_poll(future):
         pass
