@@ -20,7 +20,7 @@ from __future__ import annotations
 import ctypes
 import struct
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -28,6 +28,7 @@ import trio
 from .._core.headroom import check_headroom as check_headroom
 from .._core.wasm import FuncType
 from . import native
+from .exception_table import holds_from_the_start, tried_from_the_start
 from .memory import SuspendedMemory
 from .seam import HostCall, HostImport
 from .traps import take_error
@@ -98,7 +99,7 @@ class HostTable:
                 name,
                 len(name),
                 function_type,
-                _on_call,
+                _CALLBACK,
                 index + 1,  # a null pointer would arrive as None
                 None,
             )
@@ -122,25 +123,8 @@ def _function_type(signature: FuncType) -> int:
     return native.wasm_functype_new(ctypes.byref(vectors[0]), ctypes.byref(vectors[1]))
 
 
-def _tried_from_the_start(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, whose `try` holds from its very first instruction on.
-
-    That is where Python looks for signals, one before the place where any `try` can begin. Where a
-    `try` holds is a table: for the first one a byte with its start, marked with the high bit, and
-    one with its length.
-    """
-    code = function.__code__
-    table = code.co_exceptiontable
-    start, length = table[0] & 0x7F, table[1]
-    if start + length < 0x40:  # else they are more than a byte each
-        table = bytes([0x80, start + length]) + table[2:]
-        function.__code__ = code.replace(co_exceptiontable=table)
-    return function
-
-
-@native.HOST_CALL  # type: ignore[untyped-decorator]
 @trio.lowlevel.enable_ki_protection
-@_tried_from_the_start
+@tried_from_the_start
 def _on_call(
     env: int,
     caller: int,
@@ -157,6 +141,12 @@ def _on_call(
         # Another signal may be waiting. Nothing is called here, as after calls Python looks for it.
         continuation[0] = _AT_ONCE
         RAISED.error = error
+
+
+_CALLBACK = native.HOST_CALL(_on_call)
+NO_GAP = holds_from_the_start(_on_call)
+"""Whether `_on_call` keeps all that signal handlers raise. Where this Python has tables of another
+format, it does not keep what comes before its first instruction is over, which ends the process."""
 
 
 def _note(env: int, caller: int, args: int, nargs: int, results: int, continuation: Any) -> None:
