@@ -78,6 +78,9 @@ class InstanceCache:
     ) -> Function:
         """Compile a module, off the event loop, and make one export of it a function.
 
+        It is compiled when it is the turn of the caller's group (`current_group`, or ``"main"``):
+        one module of a group is compiled at a time, the oldest first, and two of all groups.
+
         Args:
             name: what to acquire it by; together with `args`, so overloads are fine.
             wasm: bytes of a module, WebAssembly text, or a path to either.
@@ -139,7 +142,10 @@ class InstanceCache:
             shell.engine, str(key), wasm, shell.config.max_wasm_size, self._compiler.readers
         )
         self._check_open()
-        module, crossing, seconds = await self._compiler.get(source, declaration, shell.config)
+        group = find_group(shell, self._main_state)
+        module, crossing, seconds = await self._compiler.get(
+            source, declaration, shell.config, group
+        )
         self._check_open()
         artifact: Artifact = module.payload.artifact
         record = FunctionRecord(

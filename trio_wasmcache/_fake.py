@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, final
 
 import trio
@@ -24,6 +24,7 @@ from ._core.wasm import (
     read_module,
 )
 from ._core.wasm_edit import encode_module
+from ._engine.compile_slots import CompileSlots, Turn
 from ._engine.seam import Artifact, HostCall, HostImport
 from ._fake_driver import FakeDriver, FakeDriverCode
 from ._fake_function import FakeFunction
@@ -77,6 +78,7 @@ class FakeEngine:
         """Instances that were not closed yet."""
         self.scratch_size: int = 0
         self.closed: bool = False
+        self._slots = CompileSlots(1)
 
     def module(
         self,
@@ -131,7 +133,12 @@ class FakeEngine:
     async def to_wasm(self, text: str) -> bytes:
         raise InvalidModuleError("the fake engine reads no text: use FakeEngine.module")
 
-    async def compile(self, wasm: bytes, admit: Callable[[ModuleInfo], Edits]) -> Artifact:
+    def turn(self, group: Hashable) -> Turn:
+        return self._slots.turn(group)
+
+    async def compile(
+        self, wasm: bytes, admit: Callable[[ModuleInfo], Edits], turn: Turn | None = None
+    ) -> Artifact:
         await trio.lowlevel.checkpoint()
         if self.step("compile"):
             raise InvalidModuleError("the fake engine was told to fail")
@@ -143,7 +150,11 @@ class FakeEngine:
         return Artifact(wasm, self._behaviour(wasm).code_size, info, edits)
 
     async def prove(
-        self, artifact: Artifact, hosts: Sequence[HostImport], initialize: str | None
+        self,
+        artifact: Artifact,
+        hosts: Sequence[HostImport],
+        initialize: str | None,
+        turn: Turn | None = None,
     ) -> Artifact:
         await trio.lowlevel.checkpoint()
         resettable = self._behaviour(artifact.data).resettable

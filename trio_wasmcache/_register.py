@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import operator
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -30,6 +30,7 @@ from ._core.isolation import ISOLATIONS, RESET, obstacle
 from ._core.keys import FunctionKey, check_name, normalise_type, normalise_types
 from ._core.records import Module
 from ._core.wasm import ExcessiveModuleError, FuncType, ModuleInfo
+from ._engine.compile_slots import Turn
 from ._engine.seam import Engine, HostImport
 from ._host import AnyHost, HostFunction, flatten
 from ._registry import INITIALIZE, ModuleSlot
@@ -208,8 +209,9 @@ def _read(path: Path, limit: int) -> bytes:
 class Compiling:
     """A compile under way, and how many wait for it."""
 
-    scope: trio.CancelScope
-    done: trio.Event
+    turn: Turn
+    scope: trio.CancelScope = field(factory=trio.CancelScope)
+    done: trio.Event = field(factory=trio.Event)
     waiting: int = 0
     module: Module | None = None
     error: Exception | None = None
@@ -231,9 +233,12 @@ class Compiler:
     _next_number: Callable[[], int] = field(factory=lambda: itertools.count(1).__next__)
 
     async def get(
-        self, wasm: bytes, declaration: Declaration, config: CacheConfig
+        self, wasm: bytes, declaration: Declaration, config: CacheConfig, group: Hashable
     ) -> tuple[Module, Crossing, float]:
-        """The compiled module, how values cross, and seconds of compiling (0.0: it was there).
+        """Return the compiled module, how values cross, and seconds of compiling.
+
+        They are 0.0 if it was there. It is compiled in the turn of `group`, or of another that
+        waits for the same module.
 
         Only what is registered keeps a module: call `keep` for it in the same step.
 
@@ -256,8 +261,9 @@ class Compiler:
             job = self._compiling.get(equal)
             mine = job is None
             if job is None:
-                job = self._compiling[equal] = Compiling(trio.CancelScope(), trio.Event())
+                job = self._compiling[equal] = Compiling(self.engine.turn(group))
                 self.nursery.start_soon(self._run, equal, job, wasm, declaration, config)
+            job.turn.join(group)
             await self._wait(equal, job)
             if job.error is None or mine:
                 break
@@ -307,7 +313,7 @@ class Compiler:
         began = trio.current_time()
         try:
             with job.scope:
-                job.module = await self._make(equal, wasm, declaration, config)
+                job.module = await self._make(equal, wasm, declaration, config, job.turn)
                 job.seconds = trio.current_time() - began
         except InvalidModuleError as error:
             job.error = InvalidModuleError(f"{declaration.key}: {error}")
@@ -321,10 +327,15 @@ class Compiler:
                 del self._compiling[equal]
 
     async def _make(
-        self, equal: Any, wasm: bytes, declaration: Declaration, config: CacheConfig
+        self,
+        equal: Any,
+        wasm: bytes,
+        declaration: Declaration,
+        config: CacheConfig,
+        turn: Turn,
     ) -> Module:
         artifact = await self.engine.compile(
-            wasm, lambda info: self._admit(info, declaration, config)
+            wasm, lambda info: self._admit(info, declaration, config), turn
         )
         info, hosts = artifact.info, declaration.hosts
         wanted = check_imports(info, str(declaration.key), _types(hosts))
@@ -335,7 +346,7 @@ class Compiler:
             why_not = _obstacle(info, declaration)
         if artifact.edits.reset:
             initialize = INITIALIZE if reactor else None
-            artifact = await self.engine.prove(artifact, host_imports, initialize)
+            artifact = await self.engine.prove(artifact, host_imports, initialize, turn)
             why_not = artifact.obstacle
         slot = ModuleSlot(
             equal,

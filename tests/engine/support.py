@@ -11,10 +11,11 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import trio
 import wasmtime
 
 from trio_wasmcache import CacheConfig, InstanceCache, open_cache
+from trio_wasmcache._engine.compile_slots import CompileSlots
+from trio_wasmcache._engine.engine import MAX_COMPILES
 
 ROOT = Path(__file__).parents[2]
 WASI = "wasi_snapshot_preview1"
@@ -46,15 +47,21 @@ def exported(body: str, signature: str = "", rest: str = "") -> bytes:
 @asynccontextmanager
 async def compiles_held(cache: InstanceCache) -> AsyncIterator[None]:
     """Whoever has something compiled waits until the block ends."""
-    limiter: trio.CapacityLimiter = cache._shell.engine._compilers  # type: ignore[attr-defined]
-    places = [object() for _ in range(int(limiter.total_tokens))]
-    for place in places:
-        limiter.acquire_on_behalf_of_nowait(place)
+    async with slots_held(cache._shell.engine._compilers):  # type: ignore[attr-defined]
+        yield
+
+
+@asynccontextmanager
+async def slots_held(slots: CompileSlots) -> AsyncIterator[None]:
+    """All slots are taken, each by a group of its own, until the block ends."""
+    turns = [slots.turn(object()) for _ in range(MAX_COMPILES)]
+    for turn in turns:
+        await turn.acquire_on_behalf_of(None)
     try:
         yield
     finally:
-        for place in places:
-            limiter.release_on_behalf_of(place)
+        for turn in turns:
+            turn.release_on_behalf_of(None)
 
 
 def run_python(script: str, *arguments: str) -> str:

@@ -9,13 +9,21 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from engine.support import compiles_held, exported, quiet_cache, run_python, wat
+from engine.support import (
+    compiles_held,
+    exported,
+    quiet_cache,
+    run_python,
+    slots_held,
+    wat,
+)
 
 from trio_wasmcache import HostFunction, InstanceCache, InvalidModuleError
 from trio_wasmcache._core.admit import Edits, check_limits
 from trio_wasmcache._core.config import KiB, MiB
 from trio_wasmcache._core.wasm import Export, FuncType, ModuleInfo
 from trio_wasmcache._core.wasm_edit import encode_module
+from trio_wasmcache._engine.compile_slots import CompileSlots
 from trio_wasmcache._engine.engine import LOAD_IN_THREAD, MAX_COMPILES, WasmtimeEngine
 from trio_wasmcache.testing import check_invariants
 
@@ -44,13 +52,10 @@ async def register(cache: InstanceCache, name: str = "f", wasm: bytes = ADD, **m
     return await cache.register(name, wasm, args=KEY, returns="i64", export="f", **more)
 
 
-async def idle(limiter: trio.CapacityLimiter) -> None:
-    """Wait until no thread works under it."""
-    places = [object() for _ in range(int(limiter.total_tokens))]
-    for place in places:
-        await limiter.acquire_on_behalf_of(place)
-    for place in places:
-        limiter.release_on_behalf_of(place)
+async def idle(slots: CompileSlots) -> None:
+    """Wait until no thread works in them."""
+    while slots.running:
+        await trio.lowlevel.checkpoint()
 
 
 async def test_at_most_two_compile_at_once() -> None:
@@ -75,8 +80,8 @@ async def test_at_most_two_compile_at_once() -> None:
         for _ in range(5):
             nursery.start_soon(engine.compile, ADD, counted)
         await trio.testing.wait_all_tasks_blocked()
-        assert limiter.borrowed_tokens == MAX_COMPILES == 2
-        assert limiter.statistics().tasks_waiting == 3
+        assert limiter.running == MAX_COMPILES == 2
+        assert limiter.waiting == 3
         go.set()
     assert most <= 2
     assert threading.main_thread() not in threads
@@ -112,15 +117,14 @@ async def test_a_compile_that_never_began_leaves_nothing() -> None:
     called = []
     engine = WasmtimeEngine(512 * KiB)
     limiter = engine._compilers
-    with trio.CancelScope() as scope:
-        async with trio.open_nursery() as nursery:
-            for place in "ab":
-                limiter.acquire_on_behalf_of_nowait(place)
-            nursery.start_soon(engine.compile, ADD, called.append)
-            await trio.testing.wait_all_tasks_blocked()
-            scope.cancel()
-    for place in "ab":
-        limiter.release_on_behalf_of(place)
+    async with slots_held(limiter):
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(engine.compile, ADD, called.append)
+                await trio.testing.wait_all_tasks_blocked()
+                assert limiter.waiting == 1
+                scope.cancel()
+        assert limiter.waiting == 0
     await idle(limiter)
     assert called == []
     engine.close()
@@ -152,7 +156,7 @@ async def test_those_who_ask_at_once_share_a_compile() -> None:
             for number in range(10):
                 nursery.start_soon(register, cache, f"f{number}")
             await trio.testing.wait_all_tasks_blocked()
-            assert cache._shell.engine._compilers.statistics().tasks_waiting == 1  # type: ignore[attr-defined]
+            assert cache._shell.engine._compilers.waiting == 1  # type: ignore[attr-defined]
         assert len(cache.functions()) == 10
         assert len(cache._compiler.modules) == 1
         for function in cache.functions():
@@ -246,7 +250,7 @@ async def test_a_compile_that_all_gave_up_leaves_nothing() -> None:
                 nursery.cancel_scope.cancel()
             assert cache.functions() == ()
             await trio.testing.wait_all_tasks_blocked()
-            assert cache._shell.engine._compilers.statistics().tasks_waiting == 0  # type: ignore[attr-defined]
+            assert cache._shell.engine._compilers.waiting == 0  # type: ignore[attr-defined]
             assert not cache._compiler._compiling
             assert not cache._compiler.modules
             assert not cache._shell.registry.reserved
@@ -265,12 +269,13 @@ async def test_who_registers_while_the_cache_is_left_is_told() -> None:
         outcome.append(caught.value)
 
     async with trio.open_nursery() as nursery, quiet_cache() as cache:
-        limiter = cache._shell.engine._compilers  # type: ignore[attr-defined]
-        places = [object() for _ in range(MAX_COMPILES)]
-        for place in places:
-            limiter.acquire_on_behalf_of_nowait(place)
+        slots = cache._shell.engine._compilers  # type: ignore[attr-defined]
+        for _ in range(MAX_COMPILES):
+            await slots.turn(object()).acquire_on_behalf_of(None)
         nursery.start_soon(closed, cache)
         await trio.testing.wait_all_tasks_blocked()
+        assert slots.waiting == 1
+    assert slots.waiting == 0
     assert len(outcome) == 1
 
 
@@ -302,7 +307,7 @@ LEAVE = """
         assert cache._shell.closed
         print("left", flush=True)
         if sys.argv[1] == "wait":
-            assert limiter.borrowed_tokens == 1
+            assert limiter.running == 1
             go.set()
             await idle(limiter)
             print("compiled")
@@ -463,3 +468,115 @@ async def test_text_is_turned_into_wasm_off_the_loop() -> None:
     with pytest.raises(InvalidModuleError, match=r"(?s)not WebAssembly text.*1:2"):
         await engine.to_wasm("(nonsense)")
     engine.close()
+
+
+class InOrder:
+    """Modules that note when they are compiled, and wait there until they are let go."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.changed = trio.Event()
+        self._go: dict[str, threading.Event] = {}
+        self._token = trio.lowlevel.current_trio_token()
+
+    async def compile(self, engine: WasmtimeEngine, group: object, name: str) -> None:
+        self._go[name] = threading.Event()
+
+        def held(info: ModuleInfo) -> Edits:
+            self._token.run_sync_soon(self._note, name)
+            self._go[name].wait()
+            return admit(info)
+
+        await engine.compile(ADD, held, engine.turn(group))
+
+    def _note(self, name: str) -> None:
+        self.begun.append(name)
+        self.changed.set()
+        self.changed = trio.Event()
+
+    async def until(self, *names: str) -> None:
+        while self.begun != list(names):
+            await self.changed.wait()
+
+    def let_go(self, name: str) -> None:
+        self._go[name].set()
+
+
+async def test_compiles_go_round_the_groups() -> None:
+    """One for each group at a time; the first of a group comes before others' second."""
+    engine, order = WasmtimeEngine(512 * KiB), InOrder()
+    async with trio.open_nursery() as nursery:
+        for name in ("a1", "a2", "a3", "b1", "b2"):
+            nursery.start_soon(order.compile, engine, name[0], name)
+            await trio.testing.wait_all_tasks_blocked()
+        await order.until("a1", "b1")
+        nursery.start_soon(order.compile, engine, "c", "c1")
+        await trio.testing.wait_all_tasks_blocked()
+        order.let_go("a1")
+        await order.until("a1", "b1", "c1")
+        order.let_go("b1")
+        await order.until("a1", "b1", "c1", "a2")
+        order.let_go("c1")
+        await order.until("a1", "b1", "c1", "a2", "b2")
+        order.let_go("b2")
+        await idle_but_one(engine._compilers)
+        assert len(order.begun) == 5  # the other slot is no second one for `a`
+        order.let_go("a2")
+        await order.until("a1", "b1", "c1", "a2", "b2", "a3")
+        order.let_go("a3")
+    assert (engine._compilers.running, engine._compilers.waiting) == (0, 0)
+    engine.close()
+
+
+async def idle_but_one(slots: CompileSlots) -> None:
+    while slots.running > 1:
+        await trio.lowlevel.checkpoint()
+
+
+async def test_closing_the_engine_wakes_all_who_wait() -> None:
+    """They get ClosedResourceError, and so does who comes later."""
+    engine, told = WasmtimeEngine(512 * KiB), []
+
+    async def wait(group: int) -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await engine.compile(ADD, admit, engine.turn(group))
+        told.append(group)
+
+    async with slots_held(engine._compilers):
+        async with trio.open_nursery() as nursery:
+            for group in (1, 2, 2, 3):
+                nursery.start_soon(wait, group)
+            await trio.testing.wait_all_tasks_blocked()
+            assert engine._compilers.waiting == 4
+            engine.close()
+        assert sorted(told) == [1, 2, 2, 3]
+        assert engine._compilers.waiting == 0
+
+
+async def test_a_register_waits_in_the_turn_of_its_group() -> None:
+    """A module that another group wants, too, waits in the lines of both."""
+
+    def module(number: int) -> bytes:
+        return exported(f"(i64.const {number})", "(param i64) (result i64)")
+
+    async with quiet_cache() as cache:
+        slots: CompileSlots = cache._shell.engine._compilers  # type: ignore[attr-defined]
+        async with (
+            cache.scheduling_group("busy", capacity=9) as busy,
+            cache.scheduling_group("other", capacity=1) as other,
+        ):
+            async with compiles_held(cache):
+                for number in range(4):
+                    busy.start_soon(register, cache, f"b{number}", module(number))
+                    await trio.testing.wait_all_tasks_blocked()
+                other.start_soon(register, cache, "shared", module(3))
+                other.start_soon(register, cache, "own", module(4))
+                await trio.testing.wait_all_tasks_blocked()
+                assert slots.waiting == 5
+                lines = list(slots._queue._waiting.values())
+                assert [len(line) for line in lines] == [4, 2]
+                assert list(lines[0])[3] is next(iter(lines[1]))
+        assert len(cache.functions()) == 6
+        assert (slots.running, slots.waiting) == (0, 0)
+        assert len(cache._compiler.modules) == 5
+        check_invariants(cache)

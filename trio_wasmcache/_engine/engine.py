@@ -7,9 +7,9 @@ import functools
 import itertools
 import mmap
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from ctypes import byref, c_void_p
-from typing import final
+from typing import cast, final
 
 import trio
 from attrs import evolve, frozen
@@ -27,6 +27,7 @@ from . import native
 from .apart import Apart
 from .breath import Breath
 from .code_cache import CodeCache, new_module
+from .compile_slots import CompileSlots, Turn
 from .drivers import DriverCode, Drivers
 from .function import Caller, Frame
 from .hosts import HostTable
@@ -39,8 +40,8 @@ from .text import to_wasm
 from .traps import take_error
 
 # Compiling is one thread's work (on all cores, it would starve a small machine's event loop, and
-# never end in a forked process; `tests/bench/PROFILE.md` has more), and two at once keep a large
-# module from holding up a small one.
+# never end in a forked process; `tests/bench/PROFILE.md` has more), and two at once, of which no
+# group gets both, keep one group's modules from holding up another's.
 MAX_COMPILES = 2
 # Making code executable takes about 3 ms a MB: worth a thread hop (0.2 ms) from here on.
 LOAD_IN_THREAD = 256 * 1024
@@ -93,7 +94,7 @@ class WasmtimeEngine:
         self._code_cache = code_cache
         self._stack_size = stack_size
         self._tally = Tally()
-        self._compilers = trio.CapacityLimiter(MAX_COMPILES)
+        self._compilers = CompileSlots(MAX_COMPILES)
         self._loaders = trio.CapacityLimiter(MAX_LOADS)
         self._texts = trio.CapacityLimiter(MAX_TEXTS)
         self._driver_compilers = trio.CapacityLimiter(MAX_DRIVER_COMPILES)
@@ -113,16 +114,21 @@ class WasmtimeEngine:
             to_wasm, text, abandon_on_cancel=True, limiter=self._texts
         )
 
-    async def compile(self, wasm: bytes, admit: Callable[[ModuleInfo], Edits]) -> Artifact:
+    def turn(self, group: Hashable) -> Turn:
+        return self._compilers.turn(group)
+
+    async def compile(
+        self, wasm: bytes, admit: Callable[[ModuleInfo], Edits], turn: Turn | None = None
+    ) -> Artifact:
         apart, code_cache = self._apart, self._code_cache
 
         def work(engine: int) -> Artifact:
             make = functools.partial(build, engine, code_cache=code_cache)
             return _compile(make if apart is None else apart.build, wasm, admit)
 
-        return await self._in_compiler(work)
+        return await self._in_compiler(work, turn)
 
-    async def _in_compiler(self, work: Callable[[int], Artifact]) -> Artifact:
+    async def _in_compiler(self, work: Callable[[int], Artifact], turn: Turn | None) -> Artifact:
         # The thread may be abandoned, and the engine closed, while it compiles: it works on a
         # reference of its own and leaves nothing native behind.
         # Whoever takes the reference out of `owned` frees it: the thread once it runs, or we if it
@@ -138,7 +144,10 @@ class WasmtimeEngine:
 
         try:
             return await trio.to_thread.run_sync(
-                run, abandon_on_cancel=True, limiter=self._compilers
+                run,
+                abandon_on_cancel=True,
+                # It has the two methods that are documented to be enough.
+                limiter=cast("trio.CapacityLimiter", turn or self.turn(object())),
             )
         finally:
             with contextlib.suppress(IndexError):
@@ -161,10 +170,14 @@ class WasmtimeEngine:
         return module
 
     async def prove(
-        self, artifact: Artifact, hosts: Sequence[HostImport], initialize: str | None
+        self,
+        artifact: Artifact,
+        hosts: Sequence[HostImport],
+        initialize: str | None,
+        turn: Turn | None = None,
     ) -> Artifact:
         return await self._in_compiler(
-            lambda engine: _prove(engine, artifact, tuple(hosts), initialize)
+            lambda engine: _prove(engine, artifact, tuple(hosts), initialize), turn
         )
 
     async def count_resident(
@@ -191,6 +204,7 @@ class WasmtimeEngine:
         return await self._drivers.get(self.open, shape, self._driver_compilers)
 
     def close(self) -> None:
+        self._compilers.close()
         self._drivers.close()
         self._code_cache = None
         if self._engine is not None:

@@ -12,7 +12,7 @@ else may be done with the instance. The caller sees to that; the runner is the o
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Protocol
 
 from attrs import define, frozen
@@ -22,6 +22,7 @@ from .._core.driver import Shape
 from .._core.memory_shape import MemoryShape
 from .._core.stats import ResidentBytes
 from .._core.wasm import FuncType, ModuleInfo
+from .compile_slots import Turn
 
 
 class UnderWay(enum.Enum):
@@ -273,20 +274,31 @@ class Engine(Protocol):
     async def to_wasm(self, text: str) -> bytes:
         """WebAssembly text to binary; `InvalidModuleError` with line and column if it is wrong."""
 
-    async def compile(self, wasm: bytes, admit: Callable[[ModuleInfo], Edits]) -> Artifact:
-        """Read, check, edit and compile a module, off the event loop.
+    def turn(self, group: Hashable) -> Turn:
+        """Return a place in line for `compile` and `prove`, in the turn of that group."""
+
+    async def compile(
+        self, wasm: bytes, admit: Callable[[ModuleInfo], Edits], turn: Turn | None = None
+    ) -> Artifact:
+        """Read, check, edit and compile a module, off the event loop, when it is its turn.
 
         Args:
+            turn: whose turn it waits for; None: that of a group of its own.
             admit: looks at what the sections say, raises if it must not come in, and says what to
                 change. May be called in another thread.
 
         Raises:
             InvalidModuleError: it can't be read or compiled.
             ExcessiveModuleError: it is not worth reading.
+            trio.ClosedResourceError: the engine was closed while it waited.
         """
 
     async def prove(
-        self, artifact: Artifact, hosts: Sequence[HostImport], initialize: str | None
+        self,
+        artifact: Artifact,
+        hosts: Sequence[HostImport],
+        initialize: str | None,
+        turn: Turn | None = None,
     ) -> Artifact:
         """Find out, off the event loop, how instances of an artifact are put back, or why not.
 

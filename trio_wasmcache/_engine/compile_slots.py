@@ -1,0 +1,116 @@
+"""Waiting for a slot in which to compile; see `CompileQueue` for who is next."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import final
+
+import trio
+
+from .._core.compile_queue import CompileQueue
+
+
+@final
+class CompileSlots:
+    """The slots of one engine, and who waits for them. One Trio run's."""
+
+    def __init__(self, slots: int) -> None:
+        self._queue: CompileQueue[Hashable, Turn] = CompileQueue(slots)
+        self._closed = False
+
+    @property
+    def running(self) -> int:
+        """Number of slots that are taken, by abandoned compiles too until their threads end."""
+        return self._queue.running
+
+    @property
+    def waiting(self) -> int:
+        """Number of compiles that wait for a slot."""
+        return self._queue.waiting
+
+    def turn(self, group: Hashable) -> Turn:
+        """Return a compile of that group, which neither runs nor waits yet."""
+        return Turn(self, group)
+
+    def close(self) -> None:
+        """Wake all who wait with `trio.ClosedResourceError`, and give out no more slots."""
+        self._closed = True
+        for turn in self._queue.clear():
+            turn.wake()
+
+    async def take(self, turn: Turn) -> None:
+        """Wait for a slot; see `Turn.acquire_on_behalf_of`."""
+        self._check_open()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._start(self._queue.add(turn, turn.groups))
+        try:
+            await turn.woken()
+        except BaseException:
+            # Granted and cancelled in one step, it has the slot.
+            if self._queue.is_waiting(turn):
+                self._queue.withdraw(turn)
+            else:
+                self.give_back(turn)
+            raise
+        self._check_open()
+
+    def give_back(self, turn: Turn) -> None:
+        """Free the slot of a compile; the next one takes it in this step."""
+        self._start(self._queue.finish(turn))
+
+    def join(self, turn: Turn, group: Hashable) -> None:
+        """Let a compile wait in one more group, if it waits."""
+        if self._queue.is_waiting(turn):
+            self._start(self._queue.join(turn, group))
+
+    def _start(self, turns: list[Turn]) -> None:
+        for turn in turns:
+            turn.wake()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError("this engine is closed")
+
+
+@final
+class Turn:
+    """One compile, as a limiter for `trio.to_thread.run_sync`: a thread that is abandoned keeps it.
+
+    It may be taken again once it was given back.
+    """
+
+    def __init__(self, slots: CompileSlots, group: Hashable) -> None:
+        self._slots = slots
+        self._event = trio.Event()
+        self.groups: dict[Hashable, None] = {group: None}
+        """Groups of those who want it."""
+
+    def join(self, group: Hashable) -> None:
+        """Let it be compiled in another group's turn, too: whichever comes first."""
+        if group not in self.groups:
+            self.groups[group] = None
+            self._slots.join(self, group)
+
+    async def acquire_on_behalf_of(self, borrower: object) -> None:
+        """Wait for a slot.
+
+        **Checkpoint:** always.
+        **Cancellation:** nothing is taken, and nobody waits.
+
+        Raises:
+            trio.ClosedResourceError: the engine was closed.
+        """
+        self._event = trio.Event()
+        await self._slots.take(self)
+
+    def release_on_behalf_of(self, borrower: object) -> None:
+        """Free the slot."""
+        self._slots.give_back(self)
+
+    def wake(self) -> None:
+        """Let the wait for a slot end."""
+        self._event.set()
+
+    async def woken(self) -> None:
+        """Wait for `wake`."""
+        await self._event.wait()
