@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, final
 import trio
 from trio.lowlevel import Task, checkpoint, checkpoint_if_cancelled, current_task
 
+from ._abi.plain import exact_values
 from ._abi.protocol import Crossing
 from ._batch import map_columns
 from ._calls import call_converted, call_in_steps, failed, lifted, rest_of_call
@@ -18,7 +19,7 @@ from ._core.errors import GuestError
 from ._core.events import Reason
 from ._core.fair import BURST_FUEL, CALL_FUEL, Share
 from ._core.records import Entry, Request
-from ._engine.seam import UNDER_WAY, GuestFunction, GuestInstance, GuestMemory
+from ._engine.seam import UNDER_WAY, GuestFunction, GuestInstance, GuestMemory, InexactError
 from ._held import Held
 from ._memory import LeaseMemory
 from ._runner import Job, context_of_call
@@ -211,7 +212,13 @@ class Lease:
         try:
             begin = held.begin
             if lower is None:
-                result = begin(values, fuel)
+                try:
+                    result = begin(values, fuel)
+                except InexactError:
+                    lowered: Sequence[Any] = exact_values(guest.type, values)
+                    if self._request is None:  # as below
+                        raise self._unusable() from None
+                    result = begin(lowered, fuel)
             else:
                 lowered = lower(values)
                 if self._request is None:  # code of the values' own has run, and ended the lease

@@ -264,13 +264,14 @@ def exact_values(signature: FuncType, values: Iterable[Any]) -> tuple[int | floa
     Raises:
         TypeError, ValueError, OverflowError: they do not fit the parameters of the signature.
     """
-    given = tuple(values)
-    if len(given) != len(signature.params):
-        raise ValueError(f"{len(given)} values do not fit the parameters {signature.params}")
-    return tuple(
-        to_number(find_type("a wasm function", kind), value)
-        for kind, value in zip(signature.params, given, strict=True)
-    )
+    given, params = tuple(values), signature.params
+    if len(given) != len(params):
+        raise ValueError(f"{len(given)} values do not fit the parameters {params}")
+    exact = []
+    for name, value in zip(params, given, strict=True):
+        kind = TYPES.get(name) or find_type("a wasm function", name)
+        exact.append(to_number(kind, value))
+    return tuple(exact)
 
 
 def truth(value: Any) -> bool:

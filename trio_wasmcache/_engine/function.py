@@ -245,11 +245,13 @@ def _putter(
 ) -> Callable[[Sequence[Any]], None]:
     """Puts the values of a call into their cells; raises if one does not fit, or they are too few.
 
-    Only plain ints and floats are put there: an `__index__` could do anything in between, such as
-    make another call with the same cells, or close the instance. Written out for up to two, where
-    the loop would cost more than what it does.
+    Only ints and floats are put there, of which C reads the number itself: an `__index__` could do
+    anything in between, such as make another call with the same cells, or close the instance.
+    (`isinstance` asks the value for its `__class__`, so it is `issubclass`.) Written out for up to
+    two, where the loop would cost more than what it does.
     """
     kinds = [INTS if name[0] == "i" else NUMBERS for name in types]
+    bases = [int if name[0] == "i" else float for name in types]
     if "f32" in types:
         # A memoryview makes an infinity of a float that is too large; struct refuses it.
         codecs = [struct.Struct("<" + native.VALUE_KINDS[name][1]) for name in types]
@@ -257,8 +259,9 @@ def _putter(
         def put(values: Sequence[Any]) -> None:
             if type(values) is not tuple:
                 raise InexactError
-            for number, (codec, kind, value) in enumerate(zip(codecs, kinds, values, strict=True)):
-                if type(value) not in kind:
+            cells_of = zip(codecs, kinds, bases, values, strict=True)
+            for number, (codec, kind, base, value) in enumerate(cells_of):
+                if type(value) not in kind and not issubclass(type(value), base):
                     raise InexactError
                 codec.pack_into(cells, number * native.VALUE_SIZE + native.VALUE_OFFSET, value)
 
@@ -272,25 +275,27 @@ def _putter(
 
     elif len(places) == 1:
         ((first, i),) = places
-        (kind,) = kinds
+        (kind,), (base,) = kinds, bases
 
         def put(values: Sequence[Any]) -> None:
             if type(values) is not tuple:
                 raise InexactError
             (value,) = values
-            if type(value) not in kind:
+            if type(value) not in kind and not issubclass(type(value), base):
                 raise InexactError
             first[i] = value
 
     elif len(places) == 2:
         (first, i), (second, j) = places
-        kind, other = kinds
+        (kind, kind_2), (base, base_2) = kinds, bases
 
         def put(values: Sequence[Any]) -> None:
             if type(values) is not tuple:
                 raise InexactError
             one, two = values
-            if type(one) not in kind or type(two) not in other:
+            if type(one) not in kind and not issubclass(type(one), base):
+                raise InexactError
+            if type(two) not in kind_2 and not issubclass(type(two), base_2):
                 raise InexactError
             first[i], second[j] = one, two
 
@@ -299,8 +304,8 @@ def _putter(
         def put(values: Sequence[Any]) -> None:
             if type(values) is not tuple:
                 raise InexactError
-            for (view, at), kind, value in zip(places, kinds, values, strict=True):
-                if type(value) not in kind:
+            for (view, at), kind, base, value in zip(places, kinds, bases, values, strict=True):
+                if type(value) not in kind and not issubclass(type(value), base):
                     raise InexactError
                 view[at] = value
 

@@ -36,7 +36,7 @@ UNDER_WAY = UnderWay.UNDER_WAY
 
 
 class InexactError(TypeError):
-    """Values of a call are no tuple of plain ints and floats: to use them would run their code."""
+    """Values of a call are no tuple of ints and floats: to use them would run code of theirs."""
 
 
 @frozen
@@ -121,7 +121,8 @@ class GuestFunction(Protocol):
     def begin(self, values: Sequence[Any], fuel: int) -> Any:
         """Begin a call and run its first slice: the result if that ends it, else `UNDER_WAY`.
 
-        No code of the values' own is run: they must be a tuple of plain ints and floats.
+        No code of the values' own is run: they must be a tuple of ints and floats. Of classes of
+        their own, an engine takes the number itself, or none.
 
         The fast path of every call: there is one step here for what `poll` and `finish` do.
 
