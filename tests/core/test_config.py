@@ -186,3 +186,25 @@ def test_what_is_no_capacity_is_told_with_its_value(value: object) -> None:
 def test_shares_are_a_whole_number_in_range(value: object, good: bool) -> None:
     """From 1 to a million."""
     assert (bad_shares(value) is None) is good
+
+
+class Large(int):
+    """Says that it fits wherever it is compared."""
+
+    def __le__(self, other: object) -> bool:
+        return True
+
+    __ge__ = __le__
+
+    def __lt__(self, other: object) -> bool:
+        return False
+
+    __gt__ = __lt__
+
+
+def test_numbers_of_classes_of_their_own_are_taken_as_what_they_are() -> None:
+    """No comparison of theirs lets them in, and none is kept."""
+    for name in ("max_size", "yield_fuel", "max_threads", "max_instances", "memory_limit"):
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            CacheConfig(**{name: Large(-5)})
+    assert type(CacheConfig(max_size=Large(2**20)).max_size) is int

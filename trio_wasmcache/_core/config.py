@@ -154,6 +154,10 @@ class CacheConfig:
         for attribute in fields(CacheConfig):
             check: Callable[[object], str | None] = attribute.metadata["check"]
             value = getattr(self, attribute.name)
+            if isinstance(value, (int, float)) and type(value) not in (int, float, bool):
+                # One of a class of its own may compare and add as it likes: its number is taken.
+                value = int.__pos__(value) if isinstance(value, int) else float.__pos__(value)
+                object.__setattr__(self, attribute.name, value)
             problem = check(value)
             if problem is not None:
                 right = attribute.metadata.get("type", (int, float))
