@@ -73,7 +73,7 @@ async def test_a_start_function_is_charged_for_its_first_slice() -> None:
         await cache.register("f", wasm, args=I64, returns="i64", export="run")
         async with cache.scheduling_group("g", capacity=1, shares=1) as group:
             async with cache.acquire("f", I64):
-                assert group._share.virtual_time >= 90_000
+                assert group._state.share.virtual_time >= 90_000
 
 
 @pytest.mark.parametrize("offload_after", [None, 0])
@@ -101,9 +101,9 @@ async def test_closing_a_group_ends_its_calls_that_wait_for_a_turn(
 
             nursery.start_soon(hog)
             async with cache.scheduling_group("g", capacity=1, shares=1) as group:
-                group._share.virtual_time = 1e12  # far ahead, so it waits
-                group._share.left = 0
-                group._share.active = 1
+                group._state.share.virtual_time = 1e12  # far ahead, so it waits
+                group._state.share.left = 0
+                group._state.share.active = 1
                 nursery.start_soon(victim, group.acquire("f", ()))
                 while not cache._shell.runner.loop.contended and not (
                     cache._shell.runner.threads.contended

@@ -10,11 +10,14 @@ from typing import Any
 import guests
 import pytest
 import trio
+import wasmtime
+from attrs import evolve
 from kits import WasmtimeKit, add
 from trio.testing import wait_all_tasks_blocked
 
 from trio_wasmcache import (
     CacheConfig,
+    FuelExhaustedError,
     Function,
     HostFunction,
     InstanceCache,
@@ -379,3 +382,126 @@ async def test_a_lease_whose_instance_is_being_made(real: WasmtimeKit) -> None:
         function = await add(cache, "f", guests.binary(guests.ASKS_AT_START), imports=imports)
         assert await function.call(1) == 4
     assert seen == ["<Lease of 'f' in group 'main': loading>"]
+
+
+async def test_each_call_of_the_host_is_fuel_of_the_call(
+    real: WasmtimeKit, limits: CacheConfig
+) -> None:
+    """4,000 units, sync or async, beside what the guest burns; and `total_fuel` bounds both."""
+    imports = {"host": {"ask": HostFunction(lambda value: value)}}
+
+    async def later(value: int) -> int:
+        await trio.lowlevel.checkpoint()
+        return value
+
+    async with real.open(evolve(limits, total_fuel=1_000_000)) as cache:
+        asks = await add(cache, "asks", guests.binary(guests.ONLY_ASKS), imports=imports)
+        slow = await add(
+            cache,
+            "slow",
+            guests.binary(guests.ONLY_ASKS),
+            imports={"host": {"ask": HostFunction(later)}},
+        )
+        burnt = {}
+        for function in (asks, slow):
+            async with function.acquire() as lease:
+                for count in (10, 20):
+                    await lease.call(count)
+                    burnt[function.name, count] = lease.fuel_consumed or 0
+                with pytest.raises(FuelExhaustedError, match="after 1000000 units of fuel"):
+                    await lease.call(1000)
+                assert lease.fuel_consumed == 1_000_000
+        assert burnt["asks", 10] == burnt["slow", 10]
+        assert burnt["asks", 20] == burnt["slow", 20]
+        each = (burnt["asks", 20] - burnt["asks", 10]) / 10
+        assert 4000 < each < 4100
+        check_invariants(cache)
+
+
+async def test_total_fuel_bounds_a_row_that_does_little_but_ask(
+    real: WasmtimeKit, limits: CacheConfig
+) -> None:
+    """As it bounds a call, within two slices: the fuel of other rows is not its own."""
+    asked = 0
+
+    def ask(value: int) -> int:
+        nonlocal asked
+        asked += 1
+        return value
+
+    async with real.open(evolve(limits, total_fuel=1_000_000)) as cache:
+        imports = {"host": {"ask": HostFunction(ask)}}
+        asks = await add(cache, "asks", guests.binary(guests.ONLY_ASKS), imports=imports)
+        async with asks.acquire() as lease:
+            assert list(await lease.map([[10, 20, 30]])) == [10, 20, 30]
+            before = asked
+            with pytest.raises(FuelExhaustedError) as caught:
+                await lease.map([[10, 20, 10**6, *[10] * 500]])
+            assert caught.value.row == 2
+            assert asked - before < 30 + 1_000_000 / 4000 + 3
+        check_invariants(cache)
+
+
+# Takes stack and a lock, and asks; gives both back, as a function of C or Rust does.
+HOLDER = """(module
+  (import "host" "ask" (func $ask (param i64) (result i64)))
+  (global $stack (mut i64) (i64.const 1000)) (global $lock (mut i64) (i64.const 0))
+  (func (export "run") (param i64) (result i64)
+    (global.set $stack (i64.sub (global.get $stack) (i64.const 100)))
+    (global.set $lock (i64.add (global.get $lock) (i64.const 1)))
+    (if (i64.lt_s (call $ask (local.get 0)) (i64.const 0)) (then (local.set 0 (i64.const -1))))
+    (global.set $lock (i64.sub (global.get $lock) (i64.const 1)))
+    (global.set $stack (i64.add (global.get $stack) (i64.const 100)))
+    (i64.add (local.get 0) (i64.add (global.get $stack) (global.get $lock)))))"""
+
+
+def test_wasmtime_leaves_a_guest_whose_host_raised_in_the_middle() -> None:
+    """Its frames are gone, but its stack and its lock are not given back: it can't be kept."""
+    store = wasmtime.Store()
+    answers = iter([ZeroDivisionError(), ZeroDivisionError(), 1])
+
+    def ask(_: int) -> int:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    i64 = wasmtime.ValType.i64()
+    host = wasmtime.Func(store, wasmtime.FuncType([i64], [i64]), ask)
+    module = wasmtime.Module(store.engine, HOLDER)
+    run = wasmtime.Instance(store, module, [host]).exports(store)["run"]
+    assert isinstance(run, wasmtime.Func)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            run(store, 0)
+    assert run(store, 0) == 1000 - 2 * 100 + 2
+
+
+@pytest.mark.parametrize("isolation", ["reuse", "fresh", "reset"])
+async def test_an_exception_costs_the_instance_and_a_result_code_does_not(
+    real: WasmtimeKit, limits: CacheConfig, isolation: str
+) -> None:
+    """So no call meets what was left in the middle: the next gets an instance as it began."""
+    asked = 0
+
+    def ask(value: int) -> int:
+        nonlocal asked
+        asked += 1
+        if value == 13:
+            raise ZeroDivisionError
+        return -1 if value > 13 else value
+
+    async with real.open(limits) as cache:
+        imports = {"host": {"ask": HostFunction(ask)}}
+        function = await add(cache, "f", HOLDER, imports=imports, isolation=isolation)
+        for value, result in ((1, 1001), (14, 999), (2, 1002)):
+            assert await function.call(value) == result
+        assert cache.stats().evictions["corrupted"] == 0
+        async with function.acquire() as lease:
+            with pytest.raises(ZeroDivisionError):
+                await lease.call(13)
+            with pytest.raises(trio.BrokenResourceError):
+                await lease.call(1)
+        assert cache.stats().evictions["corrupted"] == 1
+        assert await function.call(3) == 1003
+        check_invariants(cache)

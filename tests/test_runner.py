@@ -10,7 +10,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from trio_wasmcache import CacheConfig, HostFunction
-from trio_wasmcache._core.fair import Share
+from trio_wasmcache._core.fair import CALL_FUEL, Share
 from trio_wasmcache._engine.seam import HostCall
 from trio_wasmcache._runner import CHARGE_SLICES, THREAD_SLICES, Job, Runner
 
@@ -214,10 +214,14 @@ class Waiting:
         self.order = order
         self.left = slices
         self.burnt = 0
-        self.host_call: HostCall | None = HostCall(0, (), None, self.answer)
+        self.host_call: HostCall | None = HostCall(0, (), None, self.answer, self.take_fuel)
 
     def answer(self, values: object) -> None:
         self.host_call = None
+
+    def take_fuel(self, fuel: int) -> int:
+        self.burnt += fuel
+        return fuel
 
     def poll(self) -> bool:
         self.order.append(self.name)
@@ -249,3 +253,131 @@ async def test_who_sleeps_in_a_host_function_gets_no_credit() -> None:
         nursery.start_soon(drive, "w", worked, 20, lambda: None)
     assert order[:20].count("w") in (9, 10, 11)
     assert slept.active == worked.active == 0
+
+
+class CpuClock:
+    """CPU time of the loop's thread, which passes only when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def work(self, seconds: float) -> None:
+        """Take CPU time."""
+        self.now += seconds
+
+
+async def charged(host: Callable[[Share], object], clock: CpuClock, slices: int = 1) -> Share:
+    """The share of a group whose guest calls a host function, and burns 1,000 units a slice."""
+    runner, share = Runner(CacheConfig(offload_after=None), clock), Share(100)
+    guest = Waiting("g", slices, [])
+    function = HostFunction(lambda: host(share), (), ())
+    await runner.drive(Job(guest, share, (function,), Holder(), 10**6))
+    assert share.active == 0
+    assert all_given_back(runner)
+    return share
+
+
+async def test_cpu_time_of_a_sync_host_function_is_its_groups() -> None:
+    """All of it, at 1,000 units a microsecond, beside what the guest burns."""
+    clock = CpuClock()
+    share = await charged(lambda _: clock.work(0.0003), clock)
+    assert share.virtual_time * 100 == pytest.approx(300_000 + 1000, abs=10)
+    assert share.burst == 300_000 + 1000 + CALL_FUEL
+
+
+async def test_steps_of_an_async_host_function_are_charged_and_its_waits_are_not() -> None:
+    """While it waits, the thread may do anything; an error goes through it like a value."""
+    clock = CpuClock()
+    waiting, go_on = trio.Event(), trio.Event()
+    active: list[int] = []
+
+    async def host(share: Share) -> None:
+        for _ in range(2):
+            clock.work(0.0001)
+            active.append(share.active)
+            waiting.set()
+            await go_on.wait()
+        with trio.move_on_after(0):
+            await trio.sleep_forever()
+        clock.work(0.0001)
+
+    async with trio.open_nursery() as nursery:
+
+        async def other() -> None:
+            await waiting.wait()
+            clock.work(1)
+            go_on.set()
+
+        nursery.start_soon(other)
+        share = await charged(host, clock)
+    assert share.virtual_time * 100 == pytest.approx(300_000 + 1000, abs=10)
+    assert active == [1, 1]
+
+
+async def test_what_a_host_function_raises_passes_and_is_charged() -> None:
+    """As it is, after its CPU time; a cancelled one, too."""
+    clock = CpuClock()
+    shares: list[Share] = []
+
+    def sync(share: Share) -> None:
+        shares.append(share)
+        clock.work(0.0002)
+        raise ZeroDivisionError
+
+    async def later(share: Share) -> None:
+        shares.append(share)
+        await trio.lowlevel.checkpoint()
+        clock.work(0.0002)
+        raise ZeroDivisionError
+
+    async def cancelled(share: Share) -> None:
+        shares.append(share)
+        try:
+            await trio.sleep_forever()
+        finally:
+            clock.work(0.0002)
+
+    for host in (sync, later):
+        with pytest.raises(ZeroDivisionError):
+            await charged(host, clock)
+    with trio.move_on_after(0) as scope:
+        await charged(cancelled, clock)
+    assert scope.cancelled_caught
+    for share in shares:
+        assert share.virtual_time * 100 == pytest.approx(200_000, abs=10)
+        assert share.active == 0
+
+
+async def test_what_a_host_function_has_guests_burn_is_charged_once() -> None:
+    """Calls that it makes in its own group are charged there, with the CPU time that they take."""
+    clock = CpuClock()
+
+    def host(share: Share) -> None:
+        share.charge(150_000)
+        clock.work(0.0002)
+
+    share = await charged(host, clock)
+    assert share.burst == 200_000 + 1000 + CALL_FUEL
+    assert share.virtual_time * 100 == pytest.approx(200_000 - CALL_FUEL + 1000)
+
+
+@pytest.mark.parametrize(("calls", "passes"), [(4, 0), (5, 1), (23, 4)])
+async def test_after_half_a_millisecond_of_host_work_a_turn_is_passed(
+    calls: int, passes: int
+) -> None:
+    """Counted over calls of the host, however short each is."""
+    clock = CpuClock()
+    runner, share = Runner(CacheConfig(offload_after=None), clock), Share(100)
+
+    class Asking(Waiting):
+        def poll(self) -> bool:
+            self.host_call = HostCall(0, (), None, self.answer, self.take_fuel)
+            return super().poll()
+
+    guest = Asking("g", calls, [])
+    function = HostFunction(lambda: clock.work(0.0001), (), ())
+    await runner.drive(Job(guest, share, (function,), Holder(), 10**6))
+    assert runner.loop.line.turns == passes

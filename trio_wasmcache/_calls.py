@@ -6,7 +6,6 @@ left in the middle of its work, so it serves no other call, and is dropped when 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,7 +14,6 @@ import trio
 from ._abi.plain import exact_values, shown
 from ._abi.protocol import Crossing, Guest, Invoke, Step
 from ._core.errors import GuestError
-from ._core.fair import BURST_FUEL
 from ._core.headroom import check_headroom
 from ._core.uses import FUELS
 from ._engine.seam import UNDER_WAY, GuestFunction, GuestInstance, InexactError
@@ -28,9 +26,6 @@ if TYPE_CHECKING:
 
 
 E = TypeVar("E", bound=BaseException)
-
-# `BURST_FUEL` is about half a millisecond.
-FUEL_PER_SECOND = 2000 * BURST_FUEL
 
 
 async def rest_of_call(lease: Lease, guest: GuestFunction, values: tuple[Any, ...]) -> Any:
@@ -165,7 +160,7 @@ class Finished(Exception):
 async def _step(lease: Lease, steps: Generator[Step, Any, Any], result: Any) -> Invoke:
     """Let the ABI convert values, up to the next thing to call; `Finished` if there is none.
 
-    The time that takes counts as if the guest had burnt fuel, save in a thread.
+    The group is charged with the CPU time that takes, unless it is a thread's.
 
     **Checkpoint:** if something takes long.
     **Cancellation:** only there; nothing is under way in the guest.
@@ -174,18 +169,17 @@ async def _step(lease: Lease, steps: Generator[Step, Any, Any], result: Any) -> 
         trio.ClosedResourceError: there is something to call, and the lease has ended.
     """
     send, sent = steps.send, result
+    meter = lease._shell.runner.meter(lease._share)
     while True:
-        began = time.perf_counter()
         try:
-            step = send(sent)
+            with meter:
+                step = send(sent)
         except StopIteration as stop:
             raise Finished(stop.value) from None
         except Exception:
             if lease._closed:  # by code of the values' own; the ABI met an instance that is gone
                 raise lease._unusable() from None
             raise
-        finally:
-            lease._share.burst += int((time.perf_counter() - began) * FUEL_PER_SECOND)
         if isinstance(step, Invoke):
             if lease._closed:  # a thread was in the call before, and has finished it
                 raise lease._unusable()
@@ -311,7 +305,7 @@ async def _finish(lease: Lease, native: GuestInstance, guest: GuestFunction, fue
         lease._job = None
         if not lease._closed:
             job.charge()
-        lease._fuel = before + job.burnt + job.hosted
+        lease._fuel = before + job.burnt
 
 
 def _complete(

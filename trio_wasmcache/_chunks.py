@@ -110,8 +110,7 @@ class Chunks:
         else:
             done = self.driver.finish() if self.native.poll() else UNDER_WAY
         if done is UNDER_WAY:
-            if self.native.host_call is None:
-                self._watch()
+            self._watch()
             return False
         self._burnt += self._chunk_fuel - self.native.fuel_left()
         self._chunk_fuel = 0
@@ -175,7 +174,6 @@ class Chunks:
         assert lease._registered is not None
         before = lease._fuel or 0
         job = Job(self, lease._share, lease._registered.slot.hosts, lease, self.fuel_left())
-        job.allowed = (self.rows - self.done) * self._row_fuel
         self.job = lease._job = job
         try:
             over = self.poll()
@@ -187,7 +185,7 @@ class Chunks:
             self.job = lease._job = None
             if not lease._closed:
                 job.charge()
-            lease._fuel = before + job.burnt + job.hosted
+            lease._fuel = before + job.burnt
 
     def _earlier(self, lease: Lease, error: BaseException) -> GuestError | None:
         """What was wrong with a row before the one that failed, if anything was."""

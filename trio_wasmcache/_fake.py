@@ -241,6 +241,7 @@ class FakeInstance:
     yield_fuel: int
     host_call: HostCall | None = None
     state: dict[str, Any] = field(factory=dict)
+    host_state: dict[str, Any] = field(factory=dict)
     memory: FakeMemory = field(factory=lambda: FakeMemory())
     drivers: dict[Any, FakeDriver] = field(factory=dict)
     closed: bool = False
@@ -296,8 +297,15 @@ class FakeInstance:
             self._answers.append(results[0] if len(results) == 1 else tuple(results))
             self.host_call = None
 
-        call = HostCall(index, values, self.memory, answer)
+        call = HostCall(index, values, self.memory, answer, self._take_fuel, self.host_state)
         self.host_call = call
+
+    def _take_fuel(self, fuel: int) -> int:
+        if self.host_call is None:
+            return fuel
+        taken = min(fuel, self.fuel_left())
+        self.fuel -= taken
+        return taken
 
     def set_yield_fuel(self, fuel: int) -> None:
         self.yield_fuel = fuel
@@ -318,6 +326,7 @@ class FakeInstance:
             return False
         self.memory.clear()
         self.state.clear()
+        self.host_state.clear()
         for driver in self.drivers.values():
             driver.scratch[:] = bytes(len(driver.scratch))
         return True

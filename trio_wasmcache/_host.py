@@ -7,7 +7,7 @@ is suspended. It may be async: then it may await, open scopes, and be cancelled 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from types import MethodType
 from typing import Any, final
 
@@ -17,8 +17,8 @@ from attrs import field, frozen
 from ._abi.plain import PlainAbi
 from ._core.keys import normalise_types
 from ._core.wasm import FuncType
-from ._engine.seam import GuestMemory
-from ._wasi import BUILT_IN, WasiFunction
+from ._engine.seam import HostCall
+from ._runtime.wasi import BUILT_IN, WasiFunction
 
 
 def _identity(fn: Callable[..., Any]) -> object:
@@ -70,16 +70,22 @@ class HostFunction:
         """What the guest sees."""
         return FuncType(self._abi.signature.results, self._abi.signature.params)
 
-    def fuel(self, values: tuple[Any, ...], memory: GuestMemory | None) -> int:
-        """What it costs of the call's fuel, beyond the guest's own: nothing, it is ours."""
-        return 0
+    serve_alone = None
+    """See `HostImport.serve`: it may need the task that called."""
 
-    async def run(self, values: tuple[Any, ...], memory: GuestMemory | None) -> Sequence[Any]:
-        """Call `fn` with what the guest gave; the wasm values to give back."""
+    def serve(self, call: HostCall) -> tuple[Any, ...] | Coroutine[Any, Any, tuple[Any, ...]]:
+        """Call `fn` with what the guest gave: the wasm values to give back, or what ends so."""
+        values = call.values
         if self._abi.lift is not None:
             lifted = self._abi.lift(values[0] if len(values) == 1 else values)
             values = (lifted,) if len(values) == 1 else lifted
-        result = await _run_unprotected(self.fn, values)
+        result = _call_unprotected(self.fn, values)
+        return self._rest(result) if inspect.isawaitable(result) else self._checked(result)
+
+    async def _rest(self, result: Awaitable[Any]) -> tuple[Any, ...]:
+        return self._checked(await _await_unprotected(result))
+
+    def _checked(self, result: Any) -> tuple[Any, ...]:
         if not self.results:
             given: tuple[Any, ...] = () if result is None else (result,)
         elif len(self.results) == 1:
@@ -94,10 +100,14 @@ class HostFunction:
 
 
 @trio.lowlevel.disable_ki_protection
-async def _run_unprotected(fn: Callable[..., Any], values: tuple[Any, ...]) -> Any:
+def _call_unprotected(fn: Callable[..., Any], values: tuple[Any, ...]) -> Any:
     """Call user code: Ctrl-C may interrupt it, unlike the library around it."""
-    result = fn(*values)
-    return await result if inspect.isawaitable(result) else result
+    return fn(*values)
+
+
+@trio.lowlevel.disable_ki_protection
+async def _await_unprotected(result: Awaitable[Any]) -> Any:
+    return await result
 
 
 AnyHost = HostFunction | WasiFunction

@@ -339,7 +339,9 @@ class Compiler:
         )
         info, hosts = artifact.info, declaration.hosts
         wanted = check_imports(info, str(declaration.key), _types(hosts))
-        host_imports = tuple(HostImport(*name, hosts[name].type) for name in wanted)
+        host_imports = tuple(
+            HostImport(*name, hosts[name].type, hosts[name].serve_alone) for name in wanted
+        )
         reactor = _is_reactor(info)
         why_not = None
         if declaration.isolation == RESET:

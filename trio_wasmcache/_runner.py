@@ -5,7 +5,7 @@
 3. After `offload_after` slices the same half-run call goes on in a worker thread, with the GIL
    free, and stays there while nobody else needs the thread.
 4. When the guest calls the host, it is suspended, turn and thread are given back, and the Python
-   function runs here, in the calling task.
+   function runs here, in the calling task. It costs the call fuel, and the group CPU time.
 5. However it ends, nobody is inside the instance any more when `drive` returns or raises.
 """
 
@@ -15,18 +15,19 @@ import contextvars
 import functools
 import importlib
 import math
-from collections.abc import Awaitable, Callable, Sequence
+import time
+import types
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from typing import Any, Protocol, TypeVar, final
 
 import outcome
 import trio
-from attrs import Factory, define, field
+from attrs import define, field
 from trio.lowlevel import Abort, RaiseCancelT
 
 from ._abi.pace import paced
 from ._core.config import CacheConfig
-from ._core.errors import FuelExhaustedError
-from ._core.fair import BURST_FUEL, Share
+from ._core.fair import BURST_FUEL, CALL_FUEL, Share
 from ._engine.seam import HostCall
 from ._host import AnyHost
 from ._turns import Turns
@@ -70,11 +71,7 @@ class Job:
     lease: Any
     fuel: int
     burnt: int = 0
-    """Fuel of the guest's own charged so far."""
-    hosted: int = 0
-    """Fuel charged for what the host did for the guest."""
-    allowed: int = field(default=Factory(lambda self: self.fuel, takes_self=True), kw_only=True)
-    """What both may come to together."""
+    """Fuel so far: what the guest burnt, and what the host did for it cost."""
     stop: bool = False
     """Set by another task or the loop: whoever drives it stops at the next slice."""
     parked: trio.CancelScope | None = None
@@ -89,18 +86,47 @@ class Job:
             self.parked.cancel()
 
     def charge(self) -> None:
-        """Charge the group for what was burnt since the last time."""
+        """Charge the group for what the guest burnt since the last time."""
         burnt = self.fuel - self.native.fuel_left()
         self.share.charge(burnt - self.burnt)
         self.burnt = burnt
 
 
 @final
-class Runner:
-    """Runs the calls of one cache."""
+class Meter:
+    """Charges a group with the CPU time that this thread takes inside the block.
 
-    def __init__(self, config: CacheConfig) -> None:
+    The event loop must not go on meanwhile. What tasks do that a host function starts is not seen.
+    """
+
+    __slots__ = ("_began", "_burst", "_clock", "_share")
+
+    def __init__(self, share: Share, clock: Callable[[], float]) -> None:
+        self._share = share
+        self._clock = clock
+
+    def __enter__(self) -> None:
+        self._burst = self._share.burst
+        self._began = self._clock()
+
+    def __exit__(self, *_: object) -> None:
+        self._share.charge_host(self._clock() - self._began, self._burst)
+
+
+@final
+class Runner:
+    """Runs the calls of one cache.
+
+    Args:
+        config: limits, and how many threads there are.
+        cpu_clock: seconds of CPU time that the calling thread has taken.
+    """
+
+    def __init__(
+        self, config: CacheConfig, cpu_clock: Callable[[], float] = time.thread_time
+    ) -> None:
         self.config: CacheConfig = config
+        self.cpu_clock: Callable[[], float] = cpu_clock
         self.loop: Turns = Turns(1)
         self.threads: Turns = Turns(config.max_threads)
         self.converters: trio.CapacityLimiter = trio.CapacityLimiter(config.max_threads)
@@ -111,6 +137,10 @@ class Runner:
         self.config = config
         self.threads.resize(config.max_threads)
         self.converters.total_tokens = config.max_threads
+
+    def meter(self, share: Share) -> Meter:
+        """A block in which the host works for a guest of a group."""
+        return Meter(share, self.cpu_clock)
 
     async def pass_turn(self, share: Share) -> None:
         """Let others run: wait for a turn of the loop, and begin a new burst of short calls.
@@ -278,23 +308,74 @@ class Runner:
         call = job.native.host_call
         assert call is not None
         host = job.hosts[call.index]
+        meter = self.meter(job.share)
         reset = context_of_call.set(job.lease)
-        # It may take hours, and a group that burns nothing meanwhile is not owed turns for them.
-        self._leave(job.share)
         try:
-            results = await host.run(call.values, call.memory)
+            call.spend(CALL_FUEL)
+            with meter:
+                served = host.serve(call)
+            if isinstance(served, tuple):
+                results = served
+            elif isinstance(served, Coroutine):
+                results = await self._metered(job.share, meter, served)
+            else:
+                results = await self._run_steps(job, meter, served)
         finally:
-            self._arrive(job.share)
             context_of_call.reset(reset)
-            cost = host.fuel(call.values, call.memory)
-            job.share.charge(cost)
-            job.hosted += cost
+            # The group is charged with CPU time in its place.
+            job.burnt += call.spent
         check_open(job)
-        if cost and job.burnt + job.hosted > job.allowed:
-            # The store knows of its own fuel only, and a guest that has the host work in its stead
-            # would go on for days.
-            raise FuelExhaustedError("all fuel is burnt")
         call.answer(results)
+
+    async def _run_steps(
+        self, job: Job, meter: Meter, steps: Generator[float, None, tuple[Any, ...]]
+    ) -> tuple[Any, ...]:
+        """What a host function of our own returns, which yields how long it waits (seconds)."""
+        try:
+            while True:
+                with meter:
+                    try:
+                        pause = next(steps)
+                    except StopIteration as end:
+                        results: tuple[Any, ...] = end.value
+                        return results
+                if pause:
+                    await self._parked(job, functools.partial(self._sleep, pause))
+                else:
+                    await self._parked(job, self.pass_turn)
+                check_open(job)
+        finally:
+            steps.close()
+
+    async def _sleep(self, seconds: float, share: Share) -> None:
+        self._leave(share)
+        try:
+            await trio.sleep(seconds)
+        finally:
+            self._arrive(share)
+
+    @types.coroutine
+    def _metered(
+        self, share: Share, meter: Meter, function: Coroutine[Any, Any, tuple[Any, ...]]
+    ) -> Generator[Any, Any, tuple[Any, ...]]:
+        """Await an async host function: its steps are charged, the time that it waits is not."""
+        go_on, value = function.send, None
+        while True:
+            with meter:
+                try:
+                    message = go_on(value)
+                except StopIteration as end:
+                    results: tuple[Any, ...] = end.value
+                    return results
+            # It may wait for hours, and a group that burns nothing is not owed turns for them.
+            self._leave(share)
+            try:
+                value = yield message
+                go_on = function.send
+            except BaseException as error:
+                go_on, value = function.throw, error
+            finally:
+                self._arrive(share)
 
     async def _parked(self, job: Job, wait: Callable[[Share], Awaitable[None]]) -> None:
         """Wait for a turn, but not while the lease ends: then it is told at once, turn or no."""

@@ -180,12 +180,12 @@ async def test_fuel_of_a_batch_is_that_of_its_rows(kit: Kit) -> None:
     async with held(kit, kit.costly(), config) as (cache, lease):
         await lease.call(1)
         one = lease.fuel_consumed
-        before = cache._main._share.virtual_time
+        before = cache._main._state.share.virtual_time
         await lease.map([range(20)])
         assert one is not None
         assert lease.fuel_consumed is not None
         assert 20 * one <= lease.fuel_consumed <= 20 * (one + 60)
-        charged = (cache._main._share.virtual_time - before) * 100
+        charged = (cache._main._state.share.virtual_time - before) * 100
         assert charged == pytest.approx(lease.fuel_consumed)
 
 

@@ -30,9 +30,9 @@ async def split(
             for _ in range(tasks):
                 group.start_soon(work, group, name)
         await trio.sleep(0.1)
-        before = [group._share.virtual_time * group.shares for group in (three, one)]
+        before = [group._state.share.virtual_time * group.shares for group in (three, one)]
         await trio.sleep(seconds)
-        after = [group._share.virtual_time * group.shares for group in (three, one)]
+        after = [group._state.share.virtual_time * group.shares for group in (three, one)]
         three.cancel_scope.cancel()
         one.cancel_scope.cancel()
     return (after[0] - before[0]) / max(after[1] - before[1], 1)

@@ -16,9 +16,33 @@ EXIT = '(import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))'
 RANDOM = '(import "wasi_snapshot_preview1" "random_get" (func $get (param i32 i32) (result i32)))'
 POLL = """(import "wasi_snapshot_preview1" "poll_oneoff"
   (func $poll (param i32 i32 i32 i32) (result i32)))"""
+WASI = '(import "wasi_snapshot_preview1" "{}" (func $wasi (param {}) (result i32)))'
 FULL = """(memory (export "memory") 1)
   (func $grow (loop (br_if 0 (i32.ne (memory.grow (i32.const 1)) (i32.const -1)))))"""
 SIZE = "(i32.mul (memory.size) (i32.const 65536))"
+
+
+def repeats(name: str, attacks: str, call: str, imported: str, *, first: str = "") -> Guest:
+    """One that grows to 4 MiB and makes the host work, with `$wasi`, until its fuel is burnt."""
+    function_name, _, params = imported.partition(" ")
+    return Guest(
+        name,
+        attacks,
+        function(
+            f"(call $grow) {first} (loop (drop (call $wasi {call})) (br 0)) (unreachable)",
+            f"{WASI.format(function_name, params)} {FULL}",
+        ),
+        Fails(FuelExhaustedError, "after 1000000 units of fuel: all fuel is burnt"),
+    )
+
+
+def words(*values: int) -> str:
+    """Constants of type i32."""
+    return " ".join(f"(i32.const {value})" for value in values)
+
+
+HALF_A_MILLION = 4 * 2**20 // 8
+LOOKS = "the event loop: the host walks a list of the guest's, for next to no fuel"
 
 
 def traps(name: str, words: str, body: str, rest: str = "") -> Guest:
@@ -157,6 +181,73 @@ GUESTS = [
             f"{RANDOM} {FULL}",
         ),
         Fails(FuelExhaustedError, "all fuel is burnt"),
+    ),
+    repeats(
+        "half a million iovecs to read into, of no file",
+        LOOKS,
+        words(7, 0, HALF_A_MILLION, 64),
+        "fd_read i32 i32 i32 i32",
+    ),
+    repeats(
+        "half a million iovecs to read into, of input",
+        LOOKS,
+        words(0, 0, HALF_A_MILLION, 64),
+        "fd_read i32 i32 i32 i32",
+    ),
+    repeats(
+        "half a million iovecs to read into, at an offset",
+        LOOKS,
+        f"{words(3, 0, HALF_A_MILLION)} (i64.const 0) {words(64)}",
+        "fd_pread i32 i32 i32 i64 i32",
+    ),
+    repeats(
+        "half a million iovecs to write, at an offset",
+        LOOKS,
+        f"{words(3, 0, HALF_A_MILLION)} (i64.const 0) {words(64)}",
+        "fd_pwrite i32 i32 i32 i64 i32",
+    ),
+    repeats(
+        "half a million iovecs to write",
+        LOOKS,
+        words(1, 0, HALF_A_MILLION, 64),
+        "fd_write i32 i32 i32 i32",
+    ),
+    repeats(
+        "a thousand iovecs to write, again and again",
+        LOOKS,
+        words(2, 0, 1024, 64),
+        "fd_write i32 i32 i32 i32",
+    ),
+    repeats(
+        "a path of all of memory to open",
+        "the event loop: the host copies it, and looks whether it is UTF-8",
+        f"{words(3, 0, 0, 4 * 2**20, 0)} (i64.const 0) (i64.const 0) {words(0, 64)}",
+        "path_open i32 i32 i32 i32 i32 i64 i64 i32 i32",
+        first="(memory.fill (i32.const 0) (i32.const 97) (i32.const 4194304))",
+    ),
+    repeats(
+        "two paths of all of memory to link",
+        "the event loop: the host copies them",
+        words(3, 0, 0, 4 * 2**20, 3, 0, 4 * 2**20),
+        "path_link i32 i32 i32 i32 i32 i32 i32",
+    ),
+    repeats(
+        "65,536 subscriptions to poll",
+        LOOKS,
+        words(0, 2**22 - 2**16, 2**16, 64),
+        "poll_oneoff i32 i32 i32 i32",
+    ),
+    repeats(
+        "64 clocks that are due, again and again",
+        LOOKS,
+        words(0, 2**16, 64, 2**17),
+        "poll_oneoff i32 i32 i32 i32",
+    ),
+    repeats(
+        "one that yields for ever",
+        "whoever counts only what is burnt between two turns",
+        "",
+        "sched_yield",
     ),
     Guest(
         "random bytes outside of memory",

@@ -171,8 +171,7 @@ def check_imports(
 ) -> tuple[tuple[str, str], ...]:
     """The (module, name) of the imports that host functions have to serve, in order.
 
-    WASI preview 1 is there by itself, unless a function of it is given. What the module does not
-    import may be given; it is not used.
+    What the module does not import may be given; it is not used.
 
     Raises:
         LinkError: imports that nobody gives, or of another type than what is given: all of them.
@@ -184,8 +183,7 @@ def check_imports(
         if not isinstance(item.type, FuncType):
             problems.append(f"{name} is a {item.kind}, and only functions can be given")
             continue
-        host = given.get((item.module, item.name))
-        offered = host or (WASI_TYPES.get(item.name) if item.module == WASI_MODULE else None)
+        offered = given.get((item.module, item.name))
         if (other := item.type.uncrossable()) is not None:
             problems.append(f"{name} {signature(item.type)} can't be given: {no_crossing(other)}")
         elif offered is None:
@@ -194,7 +192,7 @@ def check_imports(
             problems.append(
                 f"{name} is imported as {signature(item.type)}, but it is {signature(offered)}"
             )
-        elif host is not None:
+        else:
             wanted[item.module, item.name] = None
     if problems:
         shown = problems[:50] + ([f"{len(problems) - 50} more"] if len(problems) > 50 else [])

@@ -25,6 +25,8 @@ T = TypeVar("T")
 # its fuel (3 to 4 microseconds) counts as well, or trivial calls would never make room.
 BURST_FUEL = 500_000
 CALL_FUEL = 4_000
+# What the host does for a guest is charged as CPU time, at the same rate.
+FUEL_PER_SECOND = 2000 * BURST_FUEL
 
 
 @define(eq=False)
@@ -47,6 +49,21 @@ class Share:
         """Account for fuel that a guest of this group burnt."""
         self.virtual_time += fuel / self.shares
         self.burst += fuel + CALL_FUEL
+
+    def charge_host(self, seconds: float, burst: int) -> None:
+        """Account for CPU time that the host took for a guest of this group.
+
+        Args:
+            seconds: of CPU time.
+            burst: as it was when that began. What was added since, by calls that the host made for
+                this group meanwhile, is charged already.
+        """
+        added = self.burst - burst
+        charged = added if added >= 0 else self.burst  # less than before: a turn was passed
+        fuel = int(seconds * FUEL_PER_SECOND) - charged
+        if fuel > 0:
+            self.virtual_time += fuel / self.shares
+            self.burst += fuel
 
 
 @define(eq=False)

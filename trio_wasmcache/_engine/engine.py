@@ -50,7 +50,6 @@ LOAD_IN_THREAD = 256 * 1024
 # work of the application: which may itself wait for this cache. None of this work waits for
 # anything, so each limiter's turn always comes.
 MAX_LOADS, MAX_TEXTS, MAX_DRIVER_COMPILES, MAX_COUNTS = 4, 2, 1, 1
-WASI_MODULE = "wasi_snapshot_preview1"
 # No name that a toolchain emits, so it won't collide with the module's own exports.
 HIDDEN = "\x00trio_wasmcache:"
 
@@ -227,7 +226,6 @@ class WasmtimeModule:
         self.tally = tally
         self.plan = _plan(artifact)
         self.hosts = HostTable(hosts)
-        self.wasi = any(item.module == WASI_MODULE for item in artifact.info.imports)
         self.restore: RestorePlan | None = artifact.restore
         self.restorer: int = 0
         self.engine: int = native.engine_clone(engine)
@@ -271,12 +269,6 @@ class WasmtimeModule:
                 delete(pointer)
 
     def _link(self) -> None:
-        if self.wasi:
-            # Nothing is granted: no files, environment or arguments, and output is discarded.
-            # `poll_oneoff` could sleep on the event loop; hosts define it anew, hence shadowing.
-            native.linker_allow_shadowing(self._linker, True)
-            if problem := native.linker_define_wasi(self._linker):
-                raise LinkError(take_error(problem))
         if problems := self.hosts.define(self._linker):
             raise LinkError("; ".join(problems))
         made = c_void_p()

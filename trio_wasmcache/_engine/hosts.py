@@ -187,7 +187,8 @@ def _note(env: int, caller: int, args: int, nargs: int, results: int, continuati
         if memory is not None:
             memory.end()
 
-    call = HostCall(index, table.params[index].unpack(raw)[1::2], memory, answer)
+    values = table.params[index].unpack(raw)[1::2]
+    call = HostCall(index, values, memory, answer, instance.take_fuel, instance.host_state)
     instance.host_call = call
     instance.answered[0] = 0
     continuation[0].callback = ANSWERED

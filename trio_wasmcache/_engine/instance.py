@@ -74,6 +74,7 @@ class WasmtimeInstance:
         "ending",
         "future",
         "host_call",
+        "host_state",
         "hosts",
         "memory",
         "module",
@@ -90,6 +91,8 @@ class WasmtimeInstance:
         self.host_call: HostCall | None = None
         self.answered: Any = _ANSWERED() if self.hosts.imports else None
         """A C string, where there is anything to answer: not empty once `host_call` is."""
+        self.host_state: dict[str, Any] = {} if self.hosts.imports else NO_STATE
+        """See `HostCall.state`."""
         self._state: dict[str, Any] | None = None
         self.memory: InstanceMemory | None = None
         self.number = number
@@ -117,8 +120,6 @@ class WasmtimeInstance:
         native.store_limiter(self._store, plan.memory_limit, plan.table_limit, *self._room)
         problem = native.context_set_fuel(self.context, fuel)
         problem = problem or native.context_fuel_async_yield_interval(self.context, yield_fuel)
-        if not problem and module.wasi:
-            problem = native.context_set_wasi(self.context, native.wasi_config_new())
         if problem:
             self.close()
             raise LoadError(f"wasmtime would not set up a store: {take_error(problem)}")
@@ -222,6 +223,15 @@ class WasmtimeInstance:
                 ending.take_error()
             ending.leave()
 
+    def take_fuel(self, fuel: int) -> int:
+        """See `HostCall.take_fuel`; the guest waits for the host, so its counter is at rest."""
+        if self.host_call is None:
+            return fuel  # it was abandoned meanwhile, and nothing of it is counted any more
+        left = self.fuel_left()
+        taken = min(fuel, left)
+        native.context_set_fuel(self.context, left - taken)
+        return taken
+
     def fuel_left(self) -> int:
         left = c_uint64()  # of this call, for it may be any thread's
         native.hot_get_fuel(self.context, byref(left))
@@ -298,6 +308,7 @@ class WasmtimeInstance:
 
 
 NO_DRIVERS: dict[Any, WasmtimeDriver] = {}
+NO_STATE: dict[str, Any] = {}
 # What C writes to. The types are made once: `create_string_buffer` looks for them every time.
 _ANSWERED = c_uint8 * 2
 _INSTANCE = c_char * native.INSTANCE_SIZE

@@ -169,7 +169,7 @@ class Library:
     def declare(self, written: D) -> D:
         """Give the C function its prototype, and take it in place of what is written."""
         name = written.__name__
-        if not name.startswith(("wasm_", "wasi_")):
+        if not name.startswith("wasm_"):
             name = f"wasmtime_{name}"
         found: Any = getattr(self._handle, name, None)
         if found is None:
@@ -330,14 +330,6 @@ def linker_delete(linker: Pointer, /) -> None: ...
 
 
 @_fast.declare
-def linker_allow_shadowing(linker: Pointer, on: Bool, /) -> None: ...
-
-
-@_fast.declare
-def linker_define_wasi(linker: Pointer, /) -> Problem: ...
-
-
-@_fast.declare
 def linker_define_async_func(
     linker: Pointer,
     module: Text,
@@ -415,14 +407,6 @@ def store_limiter(
     memories: Limit,
     /,
 ) -> None: ...
-
-
-@_fast.declare
-def context_set_wasi(context: StoreContext, config: Pointer, /) -> Problem: ...
-
-
-@_fast.declare
-def wasi_config_new() -> Pointer: ...
 
 
 @_fast.declare

@@ -23,11 +23,12 @@ from attrs import frozen
 
 from .._core.config import WASM_PAGE, KiB, MiB
 from .._core.errors import GuestError, LoadError
+from .._core.fair import CALL_FUEL
 from .._core.restorer import Restorer
 from .._core.wasm import FuncType, ModuleInfo
 from . import native
 from .function import WasmtimeFunction
-from .seam import UNDER_WAY
+from .seam import UNDER_WAY, HostCall, HostImport
 from .within import instantiate, part, poll_until_over
 
 if TYPE_CHECKING:
@@ -103,7 +104,6 @@ class Restoring:
         self, instance: WasmtimeInstance, module: WasmtimeModule, plan: RestorePlan
     ) -> None:
         self._instance = instance
-        self._wasi: bool = module.wasi
         # [(what measures it, its handle, its size)] of what may have grown: there is no way back.
         self._sizes: list[tuple[Measure, bytes, int]] = []
         # [(address, bytes)]: what has not grown has not moved, so addresses are asked for once.
@@ -139,9 +139,8 @@ class Restoring:
                 ctypes.memmove(base + at, data, len(data))
         if not all(driver.wipe() for driver in instance.drivers.values()):
             return False
-        if self._wasi and native.context_set_wasi(instance.context, native.wasi_config_new()):
-            return False  # file descriptors are state, too: a guest may close them
         instance.state.clear()
+        instance.host_state.clear()  # open descriptors are state, too: a guest may close them
         return self._run is None or self._run()
 
 
@@ -221,12 +220,12 @@ def find_patches(
 def _started(module: WasmtimeModule, initialize: str | None) -> WasmtimeInstance:
     instance = module.instantiate(TRIAL_FUEL, TRIAL_SLICE)
     try:
-        _poll_to_the_end(instance)
+        poll_to_the_end(instance)
         instance.started()
         if initialize is not None:
             function = instance.function(initialize)
             if function.begin((), TRIAL_FUEL) is UNDER_WAY:
-                _poll_to_the_end(instance)
+                poll_to_the_end(instance)
                 function.finish()
     except BaseException:
         instance.close()
@@ -234,13 +233,30 @@ def _started(module: WasmtimeModule, initialize: str | None) -> WasmtimeInstance
     return instance
 
 
-def _poll_to_the_end(instance: WasmtimeInstance) -> None:
+def poll_to_the_end(instance: WasmtimeInstance) -> None:
+    """Drive what is under way as the runner would, with nobody else to wait for."""
     over = False
     while not over:
         if instance.host_call is not None:
-            host = instance.hosts.imports[instance.host_call.index]
-            raise UnrestorableError(f"its start calls {host.module}.{host.name}")
+            _answer(instance.hosts.imports[instance.host_call.index], instance.host_call)
         over = instance.poll()
+
+
+def _answer(host: HostImport, call: HostCall) -> None:
+    """Answer a host call at once, as nobody waits in a trial."""
+    if host.serve is None:
+        raise UnrestorableError(f"its start calls {host.module}.{host.name}")
+    call.spend(CALL_FUEL)
+    served = host.serve(call)
+    while not isinstance(served, tuple):
+        try:
+            pause = next(served)
+        except StopIteration as end:
+            served = end.value
+        else:
+            if pause:
+                raise UnrestorableError(f"its start waits in {host.module}.{host.name}")
+    call.answer(served)
 
 
 def _spoil(restoring: Restoring) -> None:

@@ -15,10 +15,11 @@ import enum
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Protocol
 
-from attrs import define, frozen
+from attrs import define, field, frozen
 
 from .._core.admit import Edits
 from .._core.driver import Shape
+from .._core.errors import FuelExhaustedError
 from .._core.memory_shape import MemoryShape
 from .._core.stats import ResidentBytes
 from .._core.wasm import FuncType, ModuleInfo
@@ -62,11 +63,18 @@ class Artifact:
 
 @frozen
 class HostImport:
-    """A host function as the engine sees it: names and types, no Python function."""
+    """A host function as the engine sees it: names and types, no function of the application."""
 
     module: str
     name: str
     type: FuncType
+    serve: Callable[[HostCall], Any] | None = field(default=None, eq=False, repr=False)
+    """Answers a call without the runner, for `Engine.prove`: the results, or a generator that
+    yields how long to wait (seconds) and returns them. None: only the runner can."""
+
+
+def _take_all(fuel: int) -> int:
+    return fuel
 
 
 @define(eq=False)
@@ -80,6 +88,23 @@ class HostCall:
     """The caller's memory, to be used until the guest goes on."""
     answer: Callable[[Sequence[Any]], None]
     """Puts the results in place; the next poll resumes the guest."""
+    take_fuel: Callable[[int], int] = _take_all
+    """Takes that much of what the guest's call has left, or all of it; how much it was."""
+    state: dict[str, Any] = field(factory=dict)
+    """For host functions to keep what they know about this instance; a reset clears it."""
+    spent: int = 0
+    """Fuel that this host call has cost so far."""
+
+    def spend(self, fuel: int) -> None:
+        """Charge the guest's call for something that the host does for it, before it is done.
+
+        Raises:
+            FuelExhaustedError: the call has less than that left, and now nothing.
+        """
+        taken = self.take_fuel(fuel)
+        self.spent += taken
+        if taken < fuel:
+            raise FuelExhaustedError("all fuel is burnt")
 
 
 class GuestMemory(Protocol):

@@ -1,0 +1,1 @@
+"""How guest code runs: what the host does for it, and what that costs."""
