@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextvars
 import functools
 import importlib
-import math
 import time
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
@@ -192,11 +191,50 @@ class Runner:
         Raises:
             trio.ClosedResourceError: the cache or the group was closed meanwhile.
         """
-        self._arrive(job.share)
+        share, native = job.share, job.native
+        offload_after = self.config.offload_after
+        slices, over = 1, False
+        self._arrive(share)
         try:
-            await self._drive(job)
+            while not over:
+                check_open(job)
+                if native.host_call is not None:
+                    await self._answer(job)
+                    if share.burst >= BURST_FUEL:
+                        # Nor must a guest that does little but call the host keep the loop, nor
+                        # many that go on in the same pass.
+                        await self._parked(job, self.pass_turn)
+                        check_open(job)
+                    slices = 0
+                    over = native.poll()
+                    job.charge()
+                    continue
+                inline = offload_after is None or slices < offload_after
+                turns = self.loop if inline else self.threads
+                # Each slice resumes all coroutines from the task down to the wait for a turn. So
+                # that wait is right here, and not in methods of its own.
+                with trio.CancelScope() as job.parked:
+                    await turns.take(share)
+                    holding = True
+                    try:
+                        while True:
+                            check_open(job)
+                            over = native.poll() if inline else await self._hop(job)
+                            job.charge()
+                            slices += 1
+                            if over or native.host_call is not None:
+                                break
+                            if inline and offload_after is not None and slices >= offload_after:
+                                break
+                            check_open(job)
+                            holding = False
+                            await turns.keep(share)
+                            holding = True
+                    finally:
+                        if holding:
+                            turns.give_back()
         finally:
-            self._leave(job.share)
+            self._leave(share)
 
     def _arrive(self, share: Share) -> None:
         """One more call of the group takes turns."""
@@ -213,63 +251,6 @@ class Runner:
 
     def _turns(self) -> int:
         return self.loop.line.turns + self.threads.line.turns
-
-    async def _drive(self, job: Job) -> None:
-        limit = math.inf if self.config.offload_after is None else self.config.offload_after
-        slices = 1
-        while True:
-            if job.native.host_call is not None:
-                await self._answer(job)
-                if job.share.burst >= BURST_FUEL:
-                    # Nor must a guest that does little but call the host keep the loop, nor many
-                    # that go on in the same pass.
-                    await self._parked(job, self.pass_turn)
-                    check_open(job)
-                slices = 0
-                over = job.native.poll()
-                job.charge()
-            elif slices < limit:
-                over, slices = await self._inline(job, slices, limit)
-            else:
-                over = await self._in_thread(job)
-            if over:
-                return
-
-    async def _inline(self, job: Job, slices: int, limit: float) -> tuple[bool, int]:
-        await self._parked(job, self.loop.take)
-        holding = True
-        try:
-            while True:
-                check_open(job)
-                over = job.native.poll()
-                job.charge()
-                slices += 1
-                if over or job.native.host_call is not None or slices >= limit:
-                    return over, slices
-                holding = False
-                await self._parked(job, self.loop.keep)
-                holding = True
-        finally:
-            if holding:
-                self.loop.give_back()
-
-    async def _in_thread(self, job: Job) -> bool:
-        await self._parked(job, self.threads.take)
-        holding = True
-        try:
-            while True:
-                check_open(job)
-                over = await self._hop(job)
-                job.charge()
-                if over or job.native.host_call is not None:
-                    return over
-                check_open(job)
-                holding = False
-                await self._parked(job, self.threads.keep)
-                holding = True
-        finally:
-            if holding:
-                self.threads.give_back()
 
     async def _hop(self, job: Job) -> bool:
         """Run slices in a thread until the call is over, waits for the host, or must make way.

@@ -10,6 +10,7 @@ line while it runs them, gets more turns than one in two.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import final
 
 import trio
@@ -44,8 +45,10 @@ class Turns:
             self.taken += 1
             await self._pass()
         else:
-            await self._wait(share)
-        await self._begin(share)
+            await trio.lowlevel.wait_task_rescheduled(self._join(share))
+        while self._is_ahead(share):
+            await trio.lowlevel.wait_task_rescheduled(self._join(share))
+        self.line.begin(share)
 
     async def keep(self, share: Share) -> None:
         """The holder has used its turn: hand it over if it has to, and wait for the next.
@@ -53,12 +56,19 @@ class Turns:
         **Checkpoint:** always.
         **Cancellation:** the turn is given back.
         """
+        # As `take`, but written out: each call of a coroutine here is one more for every slice.
         if self.line.must_yield(share):
             self.give_back()
-            await self._wait(share)
+            await trio.lowlevel.wait_task_rescheduled(self._join(share))
         else:
-            await self._pass()
-        await self._begin(share)
+            try:
+                await trio.lowlevel.checkpoint()
+            except BaseException:
+                self.give_back()
+                raise
+        while self._is_ahead(share):
+            await trio.lowlevel.wait_task_rescheduled(self._join(share))
+        self.line.begin(share)
 
     def resize(self, slots: int) -> None:
         """So many turns from now on: more begin in this step, fewer as they are given back."""
@@ -77,7 +87,8 @@ class Turns:
             self.give_back()
             raise
 
-    async def _wait(self, share: Share) -> None:
+    def _join(self, share: Share) -> Callable[[RaiseCancelT], Abort]:
+        """Join the line; return what leaves it again, for Trio to call on cancellation."""
         task = trio.lowlevel.current_task()
 
         def abort(_: RaiseCancelT) -> Abort:
@@ -85,14 +96,18 @@ class Turns:
             return Abort.SUCCEEDED
 
         self.line.join(share, task)
-        await trio.lowlevel.wait_task_rescheduled(abort)
+        return abort
 
-    async def _begin(self, share: Share) -> None:
-        # As often as it takes, which may be thousands of times for a group with a tiny share.
-        while (first := self.line.first()) and first.virtual_time < share.virtual_time:
-            self.give_back()
-            await self._wait(share)
-        self.line.begin(share)
+    def _is_ahead(self, share: Share) -> bool:
+        """Return whether another group is further behind: then the turn is given back.
+
+        That may come out so thousands of times for a group with a tiny share.
+        """
+        first = self.line.first()
+        if first is None or first.virtual_time >= share.virtual_time:
+            return False
+        self.give_back()
+        return True
 
     def _hand_out(self) -> None:
         while self.taken < self.slots and (task := self.line.pop()) is not None:
