@@ -174,6 +174,38 @@ GUESTS = [
         lambda: module(b"\1" + uleb(49_000) + b"\x7e\x20\0\x0b", functions=10_000),
         Refused(ModuleTooLargeError, "has 490000000 locals"),
     ),
+    *(
+        Guest(
+            f"a thousand values on the stack across {name}",
+            "the compiler: 13 seconds and 5 GB for a few KB",
+            lambda body=body: encode_module(  # type: ignore[misc]
+                types=[
+                    I64,
+                    FuncType((), ("i64",) * 1000),
+                    FuncType(("i64",) * 1000, ("i64",) * 1000),
+                ],
+                functions=[0, 1],
+                code=[b"\0\x10\1" + body + b"\0\x0b", b"\0\0\x0b"],
+                exports=[RUN],
+            ),
+            Refused(ModuleTooLargeError, "values on the stack across calls and blocks"),
+        )
+        for name, body in (
+            ("calls", b"\x10\1" * 4000),
+            ("indirect calls", b"\x41\0\x11\1\0" * 4000),
+            ("calls that take them", b"\x10\x81\x80\0" * 500),
+            ("loops", b"\3\2\x0b" * 500),
+            ("blocks", b"\2\2\x0b" * 500),
+            ("blocks within blocks", b"\2\x82\x80\x80\0" * 500 + b"\x0b" * 500),
+            ("conditions", b"\x41\1\4\2\x0b" * 500),
+        )
+    ),
+    Guest(
+        "one value on the stack across 20,000 loops",
+        "the compiler: 8 GB for 60 KB",
+        lambda: module(b"\0\x20\0" + b"\3\0\x0b" * 20_000 + b"\x0b"),
+        Refused(ModuleTooLargeError, "values on the stack across calls and blocks"),
+    ),
     Guest(
         "a constant of 1,390,000 instructions",
         "whoever reads it instruction by instruction before the compiler is limited",

@@ -38,7 +38,8 @@ class ModuleTooLargeError(WasmCacheError):
 
     Its bytes exceed `max_wasm_size`, its memories together start over `memory_limit`, its tables
     over `table_limit`, it declares more functions, types, exports, elements or locals than a
-    compiler should be given, or more items altogether than a module of its size needs.
+    compiler should be given, more items altogether than a module of its size needs, or a function
+    keeps more values on the stack across calls and blocks than a compiler should be given.
     """
 
 

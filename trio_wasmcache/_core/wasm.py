@@ -4,8 +4,9 @@
 2. Nothing is allocated on the word of the input: a count is refused first if the bytes left cannot
    hold that many items. Each byte is looked at once and nothing nests: time and memory are linear.
    What takes Python an instruction of its own is a *step*, and of these there is a limit, far below
-   the number of bytes: reading a module of 4 MiB takes half a second, whatever is in it.
-3. Accepted is not yet valid: instructions and initial values are skipped, wasmtime checks them.
+   the number of bytes: reading a module of 4 MiB takes about a second, whatever is in it.
+3. Accepted is not yet valid: initial values are skipped, and instructions only weighed; wasmtime
+   checks them.
 4. What the engine has switched off is refused by name, before wasmtime-py can abort on its types.
 """
 
@@ -18,6 +19,11 @@ from typing import Any, NoReturn
 
 import attrs
 
+from .wasm_stack import (
+    FUNCTION_LIMIT as FUNCTION_WEIGHT,
+    MODULE_LIMIT as MODULE_WEIGHT,
+    Weigher,
+)
 from .wasm_types import (
     ELEMENT_LIMIT as ELEMENT_LIMIT,
     HEADER as HEADER,
@@ -49,21 +55,29 @@ from .wasm_types import (
 
 # Items, or instructions of constants, between two breaths: about half a millisecond.
 BREATHS = 256
-# Steps of reading a module: each item, parameter, result, group of locals, or instruction of a
-# constant is one, and so are four indexes of an element segment. Real modules take one for 100
-# bytes. A step is about a microsecond.
+# Steps of reading a module: each item, parameter, result, group of locals, instruction of a
+# constant, or run of instructions is one, and so are four indexes of an element segment. Real
+# modules take one for 100 bytes. A step is about a microsecond.
 STEPS, BYTES_PER_STEP = 200_000, 16
 INDEXES_PER_STEP = 4
 # Instructions of one constant expression. Compilers write up to three.
 CONSTANT_LIMIT = 1000
 
 
-def read_module(wasm: bytes, breathe: Callable[[], object] = lambda: None) -> ModuleInfo:
-    """What the module declares; a `MalformedModuleError` if it is damaged or not for us.
+def read_module(
+    wasm: bytes, breathe: Callable[[], object] = lambda: None, *, weigh: bool = True
+) -> ModuleInfo:
+    """Return what the module declares.
 
-    A hostile one takes seconds: `breathe` is called now and then, for a thread to let others run.
+    Args:
+        breathe: called now and then, for a thread to let others run.
+        weigh: whether to look at instructions for what they keep on the stack.
+
+    Raises:
+        MalformedModuleError: it is damaged or not for us.
+        ExcessiveModuleError: it has too much of something.
     """
-    return _Reader(wasm, breathe).read()
+    return _Reader(wasm, breathe, weigh=weigh).read()
 
 
 @attrs.define
@@ -253,7 +267,10 @@ class Cursor:
 class _Reader:
     """Goes through the sections once. Nearly all of them are a count and then items."""
 
-    def __init__(self, wasm: bytes, breathe: Callable[[], object]) -> None:
+    def __init__(self, wasm: bytes, breathe: Callable[[], object], *, weigh: bool) -> None:
+        self.weigh = weigh
+        self.weigher: Weigher | None = None
+        self.weight = 0
         self.cursor = Cursor(wasm, 0, len(wasm), breathe=breathe)
         self.types: list[FuncType] = []
         self.imports: list[Import] = []
@@ -436,7 +453,26 @@ class _Reader:
             for _ in cursor.items(groups):
                 self.locals += cursor.number(32)
                 cursor.value_type()
+        if self.weigh:
+            self.weigh_body(size)
         cursor.at, cursor.end = cursor.end, end
+
+    def weigh_body(self, size: int) -> None:
+        """Refuse a body that keeps too much on the stack; see `wasm_stack`."""
+        cursor, functions = self.cursor, self.spaces["func"]
+        if self.weigher is None:
+            self.weigher = Weigher(self.types, functions)
+        left = MODULE_WEIGHT + len(cursor.data) - self.weight
+        limit = min(FUNCTION_WEIGHT, left)
+        weight = self.weigher.weigh(
+            cursor.data, cursor.at, cursor.end, limit, partial(cursor.spend, 1)
+        )
+        self.weight += weight
+        if weight > limit:
+            raise ExcessiveModuleError(
+                f"the function at offset {cursor.at:#x}, of {size} bytes, keeps over {limit} "
+                "values on the stack across calls and blocks: too many to compile"
+            )
 
     def data(self) -> None:
         cursor = self.cursor

@@ -303,7 +303,7 @@ def _compile(
     edited = clamp_maxima(wasm, info, edits.memory_maxima, edits.table_maxima)
     hidden = _hidden_exports(info, edits)
     if hidden:
-        edited = add_exports(edited, read_module(edited, breathe), hidden)
+        edited = add_exports(edited, read_module(edited, breathe, weigh=False), hidden)
     return Artifact(*make(edited), info, edits)
 
 
