@@ -41,7 +41,11 @@ FIXED = frozenset(
 class InstanceCache:
     """Registered functions, and the instances of them that are kept warm between calls.
 
-    Opened by `open_cache`. All its methods are for the Trio thread that opened it.
+    Opened by `open_cache`. Its methods must be called in the Trio run that opened it, and not in
+    the middle of a step of it, as signal handlers and finalizers may: there, and in other threads,
+    they raise `RuntimeError` and change nothing. Other threads use `trio.from_thread`, handlers
+    `trio.lowlevel.TrioToken.run_sync_soon`. `repr()`, `config` and `acquire` (not entering what it
+    gives) work anywhere, and all that only reads does so once the cache is closed.
     """
 
     def __init__(self, shell: Shell, service: trio.Nursery) -> None:
@@ -110,6 +114,7 @@ class InstanceCache:
         **Cancellation:** nothing of it stays; the compiling thread is abandoned.
         """
         shell = self._shell
+        shell.owner.check("register", waits=True)
         self._check_open()
         declaration = declare(
             name=name,
@@ -216,6 +221,7 @@ class InstanceCache:
             UnknownFunctionError: there is none.
             trio.ClosedResourceError: the cache is closed.
         """
+        self._shell.owner.check("remove")
         self._check_open()
         for record in self._shell.registry.take(name, args):
             now = trio.current_time()
@@ -228,6 +234,7 @@ class InstanceCache:
 
     def functions(self) -> tuple[Function, ...]:
         """What is registered, in order of registration."""
+        self._shell.owner.check_reading("functions")
         return tuple(record.payload.function for record in self._shell.registry.functions.values())
 
     # -- leases
@@ -255,6 +262,7 @@ class InstanceCache:
         **Checkpoint:** always.
         **Cancellation:** what was loaded by then stays.
         """
+        self._shell.owner.check("warm", waits=True)
         self._check_open()
         record = self._shell.registry.find(name, args)
         if isinstance(count, bool) or not isinstance(count, int):
@@ -300,6 +308,7 @@ class InstanceCache:
         **Checkpoint:** as of a `trio.Nursery`; leaving waits for threads that are in a call.
         **Cancellation:** as of a `trio.Nursery`; the group's instances go all the same.
         """
+        self._shell.owner.check("scheduling_group", waits=True)
         self._check_open()
         check_group(name, capacity, shares)
         if name in self._groups or name in self._opening:
@@ -333,8 +342,9 @@ class InstanceCache:
             TypeError, ValueError: no such field, or a bad value; nothing has changed.
             trio.ClosedResourceError: the cache is closed.
         """
-        self._check_open()
         shell = self._shell
+        shell.owner.check("resize")
+        self._check_open()
         fixed = FIXED & limits.keys()
         if fixed:
             raise ValueError(f"{', '.join(sorted(fixed))} can't be changed while the cache is open")
@@ -354,6 +364,7 @@ class InstanceCache:
 
     def stats(self) -> CacheStats:
         """Counters, distributions and gauges of this moment. Changes nothing."""
+        self._shell.owner.check_reading("stats")
         return self._statistics.count(len(self._groups))
 
     @trio.lowlevel.enable_ki_protection
@@ -363,7 +374,8 @@ class InstanceCache:
         Use it from one place only: what it gave, nobody else gets. ``wasmcache.closed`` in the log
         tells the counters of the whole time all the same.
         """
-        stats = self.stats()
+        self._shell.owner.check("pop_stats")
+        stats = self._statistics.count(len(self._groups))
         self._statistics.restart()
         return stats
 
@@ -377,10 +389,12 @@ class InstanceCache:
         **Checkpoint:** always.
         **Cancellation:** nothing changes.
         """
+        self._shell.owner.check("resident_bytes", waits=True)
         return await self._statistics.count_resident()
 
     def entries(self) -> tuple[EntryInfo, ...]:
         """Every function in every group that has instances or waiters. Changes nothing."""
+        self._shell.owner.check_reading("entries")
         return self._statistics.describe_entries()
 
     def __repr__(self) -> str:

@@ -103,9 +103,10 @@ class Capacity:
 
     def count(self) -> tuple[int, float]:
         """Return how many tokens are borrowed, and how many there are."""
-        if self.limiter is None:
+        limiter = self.limiter  # once, as `repr` may be called in any thread
+        if limiter is None:
             return len(self.owners), self.total
-        return self.limiter.borrowed_tokens, self.limiter.total_tokens
+        return limiter.borrowed_tokens, limiter.total_tokens
 
     def _strangers_have_some(self) -> bool:
         return self.count()[0] > len(self.owners)

@@ -15,6 +15,7 @@ from ._capacity import GroupState
 from ._core.config import bad_capacity, bad_shares
 from ._ctrl_c import opening
 from ._lease import Lease
+from ._owner import calls_user
 from ._shell import Shell
 
 # The groups around the running code, innermost last; of all caches.
@@ -58,6 +59,7 @@ class SchedulingGroup:
     @property
     def limiter(self) -> trio.CapacityLimiter:
         """A token for each task that holds or waits for an instance; `total_tokens` may be set."""
+        self._shell.owner.check("SchedulingGroup.limiter")
         return self._state.capacity.watch()
 
     @property
@@ -69,6 +71,7 @@ class SchedulingGroup:
         self, async_fn: Callable[..., Awaitable[Any]], *args: Any, name: object = None
     ) -> None:
         """`trio.Nursery.start_soon`; inside, this group is the current one."""
+        self._shell.owner.check("SchedulingGroup.start_soon")
         self._nursery.start_soon(
             _run_inside, self._chain, async_fn, args, name=async_fn if name is None else name
         )
@@ -81,6 +84,7 @@ class SchedulingGroup:
         **Checkpoint:** always.
         **Cancellation:** as `trio.Nursery.start`: the child is cancelled too.
         """
+        self._shell.owner.check("SchedulingGroup.start", waits=True)
         return await self._nursery.start(
             _start_inside, self._chain, async_fn, args, name=async_fn if name is None else name
         )
@@ -156,6 +160,7 @@ def note_opened(shell: Shell, state: GroupState) -> None:
     shell.journal.group_opened(state.record.name, capacity, state.share.shares)
 
 
+@calls_user
 async def _run_inside(
     chain: tuple[_Inside, ...],
     async_fn: Callable[..., Awaitable[Any]],
@@ -165,6 +170,7 @@ async def _run_inside(
     await _coroutine(async_fn, args)
 
 
+@calls_user
 async def _start_inside(
     chain: tuple[_Inside, ...],
     async_fn: Callable[..., Awaitable[Any]],
@@ -176,6 +182,7 @@ async def _start_inside(
     await _coroutine(functools.partial(async_fn, task_status=task_status), args)
 
 
+@calls_user
 def _coroutine(async_fn: Any, args: tuple[Any, ...]) -> Awaitable[Any]:
     """What to await for a task; the two common mistakes get the message they deserve."""
     if inspect.iscoroutine(async_fn):

@@ -18,6 +18,7 @@ from ._abi.plain import PlainAbi
 from ._core.keys import normalise_types
 from ._core.wasm import FuncType
 from ._engine.seam import HostCall
+from ._owner import calls_user
 from ._runtime.wasi import BUILT_IN, WasiFunction
 
 
@@ -100,12 +101,14 @@ class HostFunction:
 
 
 @trio.lowlevel.disable_ki_protection
+@calls_user
 def _call_unprotected(fn: Callable[..., Any], values: tuple[Any, ...]) -> Any:
     """Call user code: Ctrl-C may interrupt it, unlike the library around it."""
     return fn(*values)
 
 
 @trio.lowlevel.disable_ki_protection
+@calls_user
 async def _await_unprotected(result: Awaitable[Any]) -> Any:
     return await result
 

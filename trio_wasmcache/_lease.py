@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Awaitable, Callable, Sequence
+from threading import get_ident
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
@@ -104,13 +105,20 @@ class Lease:
             DeadlockError: waiting would never end.
             trio.ClosedResourceError: the group or the cache is closed.
         """
+        shell = self._shell
+        if get_ident() != shell.thread:
+            raise shell.owner.refusal("acquire", waits=True)
         if self._entered:
             raise RuntimeError("a lease is entered once; acquire again for another")
+        try:
+            task = current_task()
+        except RuntimeError:
+            raise shell.owner.refusal("acquire", waits=True) from None
         self._entered = True
         await checkpoint()
         # The fast path of a hit: short on purpose, like the policy's part of it. With no token
         # free, nothing idle, or much to log, it goes the long way, in `_taking`.
-        shell, group, task = self._shell, self._group, current_task()
+        group = self._group
         capacity = group.capacity
         owners = capacity.owners
         try:
@@ -144,14 +152,21 @@ class Lease:
         traceback: TracebackType | None,
     ) -> None:
         """Give the instance back. No checkpoint, whatever happened in the block."""
-        task = self._task
+        task, shell = self._task, self._shell
         if task is None:
             return
+        if kind is GeneratorExit and not shell.owner.may_leave():
+            # A coroutine is finalized that was never run to its end: maybe at any line.
+            self._task = None
+            shell.exits.add(functools.partial(leave, self, task))
+            return
+        if get_ident() != shell.thread:
+            raise shell.owner.refusal("acquire", waits=True)
         self._task = None
         # Both are there as long as a call may begin; to look again would cost what it is to save.
         request: Any = self._request
         held: Any = self._held
-        shell, group = self._shell, self._group
+        group = self._group
         capacity, now = group.capacity, shell.now
         owners = capacity.owners
         try:
@@ -194,6 +209,8 @@ class Lease:
         its result.
         **Cancellation:** the guest is stopped within a slice, and its instance is dropped.
         """
+        if get_ident() != self._shell.thread:
+            raise self._shell.owner.refusal("call", waits=True)
         # The fast path: short on purpose. What does not end in its first slice, or fails, or needs
         # memory to cross, goes on in `_calls`.
         guest, held, share = self._guest, self._held, self._group.share
@@ -271,6 +288,7 @@ class Lease:
         **Checkpoint:** always; others run after each slice.
         **Cancellation:** the guest is stopped within a slice, and its instance is dropped.
         """
+        self._check_thread("map", waits=True)
         return await map_columns(self, columns, rows)
 
     # -- what else a lease tells
@@ -293,7 +311,8 @@ class Lease:
     @property
     def size(self) -> int:
         """What the instance may touch now: all memories, tables x 8, scratch, one page (bytes)."""
-        if self._native is None or (self._guest is None and not self._broken):
+        self._check_thread("size")
+        if self._task is None or self._native is None or not (self._guest or self._broken):
             raise self._unusable()
         return self._native.measure()
 
@@ -344,6 +363,10 @@ class Lease:
     def _entry(self) -> Entry:
         assert self._held is not None
         return self._held.entry
+
+    def _check_thread(self, method: str, *, waits: bool = False) -> None:
+        if get_ident() != self._shell.thread:
+            raise self._shell.owner.refusal(method, waits=waits)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -408,6 +431,7 @@ class Lease:
 
     def _guest_memory(self) -> GuestMemory:
         """The memory as it can be used now: suspended in a host call, or the instance's own."""
+        self._check_thread("memory")
         memory: GuestMemory | None
         if self._job is not None:
             # In a call, or being loaded: then only for its own host functions.
@@ -415,7 +439,7 @@ class Lease:
             if call is None or context_of_call.get(None) is not self:
                 raise self._unusable()
             memory = call.memory
-        elif self._native is None or (self._guest is None and not self._broken):
+        elif self._task is None or self._native is None or not (self._guest or self._broken):
             raise self._unusable()
         else:
             memory = self._native.memory

@@ -12,6 +12,7 @@ from ._core.config import CacheConfig
 from ._ctrl_c import opening
 from ._engine.seam import Engine
 from ._log import LogWriter, ThreadedLogWriter
+from ._owner import check_trio
 from ._shell import Shell
 
 
@@ -37,6 +38,7 @@ async def open_cache(
 
     Raises:
         CacheDirError: `cache_dir` can't be used.
+        RuntimeError: there is no Trio run here, but another event loop, or none.
 
     **Checkpoint:** entering and leaving are checkpoints.
     **Cancellation:** everything is closed all the same, and so it is after Ctrl-C, however often;
@@ -46,6 +48,7 @@ async def open_cache(
     from ._engine.code_cache import CodeCache
     from ._engine.engine import WasmtimeEngine
 
+    check_trio("open_cache")
     config = CacheConfig() if config is None else config
     if not isinstance(config, CacheConfig):
         raise TypeError(f"config must be a CacheConfig, got {config!r}")
@@ -102,6 +105,7 @@ async def open_with(
         failure = KeyboardInterrupt()
     finally:
         engine.close()
+        shell.owner.end()
         await log.close(config.log_flush_timeout)
     if failure is not None:
         try:

@@ -17,6 +17,7 @@ from ._engine.seam import Engine
 from ._evictor import Evictor
 from ._journal import Journal
 from ._log import LogWriter
+from ._owner import Owner
 from ._registry import Registry
 from ._results import ResultMemory
 from ._runner import Runner
@@ -24,9 +25,10 @@ from ._runner import Runner
 
 @final
 class DeferredExits:
-    """Exits of leases that were deferred, as there was not enough of Python's stack for them.
+    """Exits of leases that were deferred: a finalizer, or too little of Python's stack, was there.
 
     They run in the next pass of the loop, from the top of the stack, or before the next acquire.
+    Any thread may add one.
     """
 
     def __init__(self) -> None:
@@ -43,14 +45,18 @@ class DeferredExits:
         does not quite, the loop is not woken by it, but by the next event.
         """
         self._exits.append(leave)
-        with contextlib.suppress(RecursionError):
+        with contextlib.suppress(RecursionError, trio.RunFinishedError):
             self._token.run_sync_soon(self.run)
 
     def run(self) -> None:
         """Run all that are deferred; one that fails stays."""
         while self._exits:
-            self._exits[-1]()
-            self._exits.pop()
+            leave = self._exits.pop()
+            try:
+                leave()
+            except BaseException:
+                self._exits.append(leave)
+                raise
 
 
 @final
@@ -68,7 +74,9 @@ class Shell:
         self.runner: Runner = Runner(config)
         self.results: ResultMemory = ResultMemory()
         self.closed = False
-        # What a hit asks.
+        self.owner = Owner()
+        # What a hit asks: its thread, and the time.
+        self.thread: int = self.owner.thread
         self.now: Callable[[], float] = _short_way_to_the_clock()
         self.exits = DeferredExits()
         self.evictor = Evictor(self.policy, self.act)

@@ -76,7 +76,8 @@ class CacheCollector(Collector):
 
         prometheus_client.REGISTRY.register(CacheCollector(cache))
 
-    Make it in the cache's Trio thread. It may be collected in any thread, such as that of
+    Make it in the Trio run of the cache: elsewhere, it raises `RuntimeError`. It may be collected
+    in any thread that runs no Trio of its own, such as that of
     `prometheus_client.start_http_server`: the numbers are taken in the Trio thread, between two
     steps of its tasks, and made into metrics where it is collected.
 
@@ -104,6 +105,7 @@ class CacheCollector(Collector):
         self._namespace = namespace
         self._per_group = per_group
         self._per_function = per_function
+        cache.stats()  # refuses where the next line would note another run's token
         self._token = trio.lowlevel.current_trio_token()
 
     def describe(self) -> Iterable[Metric]:

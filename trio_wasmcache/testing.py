@@ -43,7 +43,9 @@ def check_invariants(cache: InstanceCache) -> None:
 
     Raises:
         AssertionError: they disagree; all disagreements are listed. That is a bug of the library.
+        RuntimeError: the cache belongs to another Trio run, or a step of it is under way.
     """
+    cache._shell.owner.check_reading("check_invariants", compares=True)
     problems = list(_disagreements(cache))
     assert not problems, "the books disagree:\n  " + "\n  ".join(problems)
 
