@@ -412,5 +412,6 @@ class InstanceCache:
         for scope in self._registering:
             scope.cancel()
         shell.policy.closed = True
+        shell.registry.close()
         await close_groups(shell, list(self._groups.values()), Reason.CLOSED)
         shell.journal.closed(**self._statistics.totals())

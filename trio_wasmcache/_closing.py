@@ -16,25 +16,30 @@ import trio
 from ._capacity import GroupState
 from ._core.events import Reason
 from ._core.records import Request, Stage
-from ._ctrl_c import outlast
-from ._shell import Shell, held_in
+from ._ctrl_c import let_others_run, outlast
+from ._shell import CLOSED, Shell
 
 if TYPE_CHECKING:
     from ._lease import Lease
 
 
-# What those get whose group or cache is closed.
-CLOSED = trio.ClosedResourceError.__name__
+# Groups, instances and waiters that are seen to in one step of the loop: at 20 to 50 microseconds
+# each, about a millisecond. One group is closed in one step, however many instances it has.
+MAX_WORK = 32
 
 
 async def close_groups(shell: Shell, groups: Sequence[GroupState], reason: Reason) -> None:
     """Close `groups`; when this returns, nothing of theirs runs any more.
 
-    **Checkpoint:** if a thread is in a call.
+    **Checkpoint:** if a thread is in a call, or there is much to close.
     **Cancellation:** shielded, from Ctrl-C as well; a thread stops within a slice.
     """
     now = trio.current_time()
+    work = 0
     for group in groups:
+        if work >= MAX_WORK:
+            await let_others_run()
+            now, work = trio.current_time(), 0
         if group.record.closed:
             continue  # it is closing already, and waits for a thread
         shell.journal.group_closed(group.record.name, shell.closed, now)
@@ -45,12 +50,19 @@ async def close_groups(shell: Shell, groups: Sequence[GroupState], reason: Reaso
                 # Now, as the log of a cache ends before its tasks have been told.
                 shell.journal.abandoned(request, CLOSED, now)
         group.capacity.refuse_waits()
+        work += 1 + len(step.evicted) + len(step.woken)
+    records = {group.record for group in groups}
     in_threads = []
-    for group in groups:
-        for request in held_in(shell.policy, group.record):
-            out_of_thread = _shut(shell, request, reason)
-            if out_of_thread is not None:
-                in_threads.append((request, out_of_thread))
+    for request in [one for one in shell.policy.waits.held if one.entry.group in records]:
+        if work >= MAX_WORK:
+            await let_others_run()
+            work = 0
+        if request not in shell.policy.waits.held:
+            continue  # its lease has ended meanwhile
+        out_of_thread = _shut(shell, request, reason)
+        if out_of_thread is not None:
+            in_threads.append((request, out_of_thread))
+        work += 1
     for request, out_of_thread in in_threads:
         await outlast(out_of_thread)
         if request in shell.policy.waits.held:

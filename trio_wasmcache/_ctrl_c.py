@@ -40,6 +40,18 @@ async def outlast(event: trio.Event, seconds: float = math.inf) -> None:
         signal.raise_signal(signal.SIGINT)
 
 
+async def let_others_run() -> None:
+    """Let other tasks run, whatever comes.
+
+    **Checkpoint:** always.
+    **Cancellation:** shielded. Ctrl-C is raised at the next checkpoint instead.
+    """
+    try:
+        await trio.lowlevel.cancel_shielded_checkpoint()
+    except KeyboardInterrupt:
+        signal.raise_signal(signal.SIGINT)  # as above
+
+
 def opening(
     function: Callable[P, AsyncIterator[T]],
 ) -> Callable[P, AbstractAsyncContextManager[T]]:

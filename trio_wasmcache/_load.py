@@ -15,7 +15,7 @@ from ._core.uses import LOADS, microseconds
 from ._engine.seam import UNDER_WAY, GuestInstance
 from ._registry import INITIALIZE
 from ._runner import Job
-from ._shell import Shell
+from ._shell import CLOSED, Shell
 
 if TYPE_CHECKING:
     from ._lease import Lease
@@ -144,6 +144,9 @@ async def _load(shell: Shell, group: GroupState, request: Request) -> None:
     step = shell.policy.loaded(request, now)
     shell.journal.loaded(request, instance, seat, began, now)
     shell.act(step, now)
+    if isinstance(request.error, Closed):
+        # Its group was closed meanwhile, and its lease would have been in the next pass.
+        shell.journal.abandoned(request, CLOSED, now)
 
 
 async def _start(

@@ -126,6 +126,10 @@ class Registry:
             )
         self.reserved.add(key)
 
+    def close(self) -> None:
+        """Let no acquire find a function the short way: the long way says that it is closed."""
+        self.exact.clear()
+
     def release(self, key: FunctionKey) -> None:
         """`register` is over, well or badly."""
         self.reserved.discard(key)

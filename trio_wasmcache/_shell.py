@@ -11,7 +11,7 @@ import trio
 
 from ._core.config import CacheConfig
 from ._core.policy import Policy
-from ._core.records import FunctionRecord, GroupRecord, Request
+from ._core.records import FunctionRecord, GroupRecord
 from ._core.residents import Step
 from ._engine.seam import Engine
 from ._evictor import Evictor
@@ -21,6 +21,9 @@ from ._owner import Owner
 from ._registry import Registry
 from ._results import ResultMemory
 from ._runner import Runner
+
+# What those get whose group or cache is closed.
+CLOSED = trio.ClosedResourceError.__name__
 
 
 @final
@@ -128,8 +131,3 @@ def _short_way_to_the_clock() -> Callable[[], float]:
     # Between the two a thread may have had its turn: the largest is the best.
     constant = max(clock.current_time() - time.perf_counter() for _ in range(10))
     return map(constant.__add__, iter(time.perf_counter, None)).__next__
-
-
-def held_in(policy: Policy, group: GroupRecord | None) -> list[Request]:
-    """The requests that hold an instance, of one group or of all."""
-    return [r for r in policy.waits.held if group is None or r.entry.group is group]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ import trio
 from kits import FakeKit, Kit, ListLogger, add, add_asking
 from trio.testing import wait_all_tasks_blocked
 
-from trio_wasmcache import CacheConfig, InstanceCache, SchedulingGroup
+from trio_wasmcache import CacheConfig, InstanceCache, MiB, SchedulingGroup
+from trio_wasmcache._closing import MAX_WORK
 from trio_wasmcache.testing import check_invariants
 
 
@@ -330,3 +332,54 @@ async def test_18_a_group_is_closed_whole_in_a_cancelled_scope(
         assert cache.stats().groups == 1
         check_invariants(cache)
     assert len(outcomes) == 1
+
+
+@pytest.mark.parametrize("holding", [False, True], ids=["idle", "held"])
+async def test_18_closing_many_groups_lets_others_run(fake: FakeKit, holding: bool) -> None:
+    """Pass by pass; meanwhile, nothing is granted any more, and cancelling changes nothing."""
+    number = 10 * MAX_WORK
+    passes = 0
+    groups: list[SchedulingGroup] = []
+    refused: list[bool] = []
+    stop = trio.Event()
+
+    async def tenant(name: str) -> None:
+        with suppress(trio.ClosedResourceError):
+            async with cache.scheduling_group(name, capacity=2) as group:
+                async with group.acquire("f", ("i64",)) as lease:
+                    await lease.call(1)
+                    groups.append(group)
+                    if holding:
+                        await stop.wait()
+                await stop.wait()
+
+    async def look_on() -> None:
+        nonlocal passes
+        while not stop.is_set():
+            await trio.lowlevel.checkpoint()
+            if cache._shell.closed:
+                passes += 1
+                scope.cancel()
+                for group in (groups[0], groups[-1]):
+                    try:
+                        async with group.acquire("f", ("i64",)):
+                            refused.append(False)
+                    except trio.ClosedResourceError:
+                        refused.append(True)
+
+    config = CacheConfig(max_code_size=1024 * MiB, offload_after=None)
+    async with trio.open_nursery() as nursery:
+        with trio.CancelScope() as scope:
+            async with fake.open(config) as cache:
+                await add(cache, "f", fake.adding(1), concurrency=2)
+                for place in range(number):
+                    nursery.start_soon(tenant, f"g{place}")
+                while len(groups) < number:
+                    await trio.lowlevel.checkpoint()
+                nursery.start_soon(look_on)
+        assert passes >= 5  # three checkpoints each
+        assert refused
+        assert all(refused)
+        assert cache.stats().idle_instances == cache.stats().running_instances == 0
+        check_invariants(cache)
+        stop.set()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import trio
-from kits import Kit, add, add_asking
+from kits import FakeKit, Kit, add, add_asking
 from trio.testing import Sequencer, wait_all_tasks_blocked
 
-from trio_wasmcache import DeadlockError, WasmCacheError
+from trio_wasmcache import CacheConfig, DeadlockError, MiB, WasmCacheError
 from trio_wasmcache.testing import check_invariants
 
 
@@ -305,3 +305,35 @@ async def test_3_a_token_that_the_application_uses_itself_is_no_deadlock(kit: Ki
             assert results == []
             group.limiter.release_on_behalf_of("something else")
         assert results == [2]
+
+
+async def test_3_the_message_of_a_long_chain_is_cut(fake: FakeKit) -> None:
+    """It has the first and the last of it, and says how many are between; `chain` has all."""
+    number = 200
+    async with fake.open(CacheConfig(max_code_size=1024 * MiB)) as cache:
+        functions = [await add(cache, f"f{n}", fake.adding(n)) for n in range(number)]
+        go = trio.Event()
+
+        async def use(place: int) -> None:
+            async with functions[place].acquire():
+                await go.wait()
+                async with functions[(place + 1) % number].acquire():
+                    pass
+
+        async with trio.open_nursery() as nursery:
+            for place in range(1, number):
+                nursery.start_soon(use, place, name=f"task {place} {'x' * 1000}")
+            async with functions[0].acquire():
+                await wait_all_tasks_blocked()
+                go.set()
+                await wait_all_tasks_blocked()
+                with pytest.raises(DeadlockError) as caught:
+                    async with functions[1].acquire():
+                        raise AssertionError("granted")
+        message, chain = str(caught.value), caught.value.chain
+        assert len(chain) == number
+        shown = [line for line in chain if line in message]
+        assert shown == [*chain[:4], *chain[-3:]]
+        assert f"{number - 7} more tasks wait likewise" in message
+        assert len(message) < 3000
+        check_invariants(cache)

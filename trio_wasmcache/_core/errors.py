@@ -80,7 +80,8 @@ class CodeMemoryError(WasmCacheError):
 class DeadlockError(WasmCacheError):
     """Waiting would never end: everyone who could give way is waiting too.
 
-    `chain` tells who waits for what, starting with the task that got this error.
+    `chain` tells who waits for what, starting with the task that got this error. All of them are in
+    it; the message leaves the middle of a long chain out.
     """
 
     def __init__(self, message: str, chain: tuple[str, ...] = ()) -> None:

@@ -519,7 +519,8 @@ class Policy:
 
     def _pump(self, entry: Entry, now: float, result: Step) -> None:
         """Something became free: serve the waiters of `entry`, then those who wait for room."""
-        while entry.waiting and len(entry.claims) < entry.function.concurrency:
+        # In a cache that closes, group by group, nobody is served any more.
+        while not self.closed and entry.waiting and len(entry.claims) < entry.function.concurrency:
             request = entry.waiting.pop(0)
             try:
                 self.residents.check_fits(entry.function)
@@ -541,7 +542,7 @@ class Policy:
     def _pump_room(self, now: float, result: Step) -> None:
         if self.residents.shrunk:
             self.residents.trim(now, result)
-        while self.room:
+        while self.room and not self.closed:
             request = self.room[0]
             if not self._serve(request, now, result):
                 # Whoever released was perhaps the last that could, and nobody else will notice.

@@ -22,6 +22,8 @@ from .records import Entry, GroupRecord, Request
 R = TypeVar("R", bound=Hashable)
 
 ROOM = "room for code, stack and memory"
+# What the message of a `DeadlockError` shows: waits of a long chain, characters of a task's name.
+FIRST_SHOWN, LAST_SHOWN, NAME_SHOWN = 4, 3, 100
 # Holds a token, is not known here, and so may give way at any time.
 STRANGER = object()
 # What a task can wait for: an instance of an entry, a token of a group, room in the cache.
@@ -98,9 +100,12 @@ class Waits:
     def reach(self, owner: Hashable) -> list[Hashable]:
         """`owner`, which waits in vain, and all whom it needs to give way, nearest first."""
         reached = [owner]
+        seen = {owner}
         for task in reached:  # grows while it is walked
-            holders = dict.fromkeys(self._holders(self.waiting[task]))
-            reached += [holder for holder in holders if holder not in reached]
+            for holder in self._holders(self.waiting[task]):
+                if holder not in seen:
+                    seen.add(holder)
+                    reached.append(holder)
         return reached
 
     def check(self, owner: Hashable, resource: Resource) -> None:
@@ -112,8 +117,12 @@ class Waits:
         """What to tell `owner`, for which waiting for `resource` is in vain."""
         chain = self.chain(owner, resource) or ((owner, resource),)
         lines = tuple(f"{_task_name(task)} waits for {_describe(it)}" for task, it in chain)
+        shown = list(lines)
+        if len(lines) > FIRST_SHOWN + LAST_SHOWN + 1:
+            left_out = len(lines) - FIRST_SHOWN - LAST_SHOWN
+            shown[FIRST_SHOWN:-LAST_SHOWN] = [f"{left_out} more tasks wait likewise"]
         return DeadlockError(
-            f"this wait would never end: {', held while '.join(lines)}, held by the first; "
+            f"this wait would never end: {', held while '.join(shown)}, held by the first; "
             "release one before acquiring the other, or raise concurrency or the limits",
             lines,
         )
@@ -129,7 +138,7 @@ class Waits:
 
 
 def _task_name(task: Hashable) -> str:
-    return str(getattr(task, "name", task))
+    return f"{getattr(task, 'name', task)!s:.{NAME_SHOWN}}"
 
 
 def _describe(resource: Resource) -> str:
