@@ -20,13 +20,13 @@ from trio_wasmcache.__main__ import INTERRUPTED
 from trio_wasmcache._abi.plain import TYPES
 from trio_wasmcache._core.events import EVENTS, SCHEMA_VERSION, Opened, Reason, Stamped
 from trio_wasmcache._log import BUFFER_EVENTS
-from trio_wasmcache.report.commands import report
-from trio_wasmcache.report.document import REPORT_VERSION
-from trio_wasmcache.report.entries import LIMITS
-from trio_wasmcache.report.notes import FINE, FLAWED, NOTHING
-from trio_wasmcache.report.schema import make_schema
-from trio_wasmcache.report.summary import THRASH_SECONDS
-from trio_wasmcache.report.terminal import TOP
+from trio_wasmcache.report.cli.commands import report
+from trio_wasmcache.report.output.document import REPORT_VERSION
+from trio_wasmcache.report.output.terminal import TOP
+from trio_wasmcache.report.reading.notes import FINE, FLAWED, NOTHING
+from trio_wasmcache.report.reading.schema import make_schema
+from trio_wasmcache.report.summary.entries import LIMITS
+from trio_wasmcache.report.summary.summary import THRASH_SECONDS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

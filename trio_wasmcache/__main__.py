@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     if options.command == "schema":
-        from .report.schema import as_text
+        from .report.reading.schema import as_text
 
         sys.stdout.write(as_text())
         return 0
@@ -64,7 +64,7 @@ def read_log(arguments: Sequence[str]) -> int:
         return MISUSED
     try:
         # It takes a second, in which Ctrl-C may come, too.
-        from .report.commands import run
+        from .report.cli.commands import run
 
         return run(arguments)
     except KeyboardInterrupt:

@@ -24,8 +24,8 @@ from trio_wasmcache._core.events import (
     Requested,
     Stamped,
 )
-from trio_wasmcache.report.commands import run
-from trio_wasmcache.report.schema import types_of
+from trio_wasmcache.report.cli.commands import run
+from trio_wasmcache.report.reading.schema import types_of
 
 MiB = 2**20
 PAGE = 65536

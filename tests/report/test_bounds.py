@@ -12,23 +12,24 @@ from typing import Any
 
 import pytest
 import zstandard
+from report.cli.test_questions import CONFIG
 from report.logs import Log, busy_log, run_command
-from report.test_questions import CONFIG
 from report.workloads import PAGE, FunctionPlan, Plan, Use, run_on_jumping_clock
 
-from trio_wasmcache.report import feeding, lines, session
-from trio_wasmcache.report.feeding import Feeder
-from trio_wasmcache.report.frames import Parser
-from trio_wasmcache.report.lines import Reader
-from trio_wasmcache.report.notes import FLAWED, Notes
-from trio_wasmcache.report.order import EVENT_LETTERS, WINDOW, Line
-from trio_wasmcache.report.replay import Replay
-from trio_wasmcache.report.tasks import Recorder
-from trio_wasmcache.report.tuning import Tuner
-from trio_wasmcache.report.whatif import WhatIf
+from trio_wasmcache.report.cli import session
+from trio_wasmcache.report.reading import feeding, lines
+from trio_wasmcache.report.reading.feeding import Feeder
+from trio_wasmcache.report.reading.frames import Parser
+from trio_wasmcache.report.reading.lines import Reader
+from trio_wasmcache.report.reading.notes import FLAWED, Notes
+from trio_wasmcache.report.reading.order import EVENT_LETTERS, WINDOW, Line
+from trio_wasmcache.report.replay.replay import Replay
+from trio_wasmcache.report.tuning.tuning import Tuner
+from trio_wasmcache.report.whatif.tasks import Recorder
+from trio_wasmcache.report.whatif.whatif import WhatIf
 
 Capture = pytest.CaptureFixture[str]
-REPORT = str(Path(feeding.__file__).parent)
+REPORT = str(Path(feeding.__file__).parent.parent)
 
 
 def steps(act: Callable[[], object]) -> int:

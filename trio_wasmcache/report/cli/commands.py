@@ -1,0 +1,129 @@
+"""The command line of the log tool; what it exits with is told in `notes`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from io import TextIOWrapper
+from pathlib import Path
+
+import click
+
+from ..output.document import make_document
+from ..output.terminal import TOP, show_report
+from ..reading.notes import FINE, NOTHING
+from ..summary.summary import THRASH_SECONDS, Summary
+from .questions import replay, tune, whatif
+from .session import CACHE, HTML, JSON, LOGS, Session, parse_seconds, print_json, write_text
+
+PROGRAM = "python -m trio_wasmcache"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def commands() -> None:
+    """What a cache's log says, and what the cache would have done under other limits.
+
+    LOG is a file of JSON lines, plain or compressed with gzip or zstd, or - for standard input.
+    Lines that are no events are skipped. The exit status is 0; 1 if some of the input was missing
+    or damaged, or books and log disagree; 2 if there was nothing to analyse.
+    """
+
+
+@commands.command()
+@LOGS
+@JSON
+@HTML
+@CACHE
+@click.option(
+    "--thrash-seconds",
+    type=parse_seconds,
+    default=str(THRASH_SECONDS),
+    metavar="SECONDS",
+    show_default=True,
+    help="Loaded again so soon after an eviction is thrash.",
+)
+@click.option(
+    "--top",
+    type=click.IntRange(1),
+    default=TOP,
+    show_default=True,
+    help="Rows of the tables by function and group.",
+)
+def report(
+    logs: Sequence[str],
+    as_json: bool,
+    html: Path | None,
+    only: str | None,
+    thrash_seconds: float,
+    top: int,
+) -> int:
+    """What was evicted and why, hits and waits, thrash, churn, sizes over time.
+
+    LOG is a file of JSON lines, plain or compressed with gzip or zstd, or - for standard input;
+    several files are one log. Lines that are no events are skipped and counted. The exit status is
+    0; 1 if some of the input was missing or damaged; 2 if there was nothing to analyse.
+    """
+    session = Session(logs)
+    summary = Summary(thrash_seconds)
+    with session.bar():
+        for block in session.reader.blocks():
+            frame = session.parser.frame(block)
+            if only is not None:
+                frame = frame.filter(frame["cache"] == only)
+            summary.take(frame)
+        summary.add_up()
+    session.tell()
+    summary.tell(session.notes)
+    if not summary.caches:
+        return session.nothing(only)
+    document = make_document(summary, session.reader, session.parser, session.notes)
+    if html is not None:
+        # Charts take a second to import, which nobody waits for who wants none.
+        from ..output.page import report_page
+
+        write_text(html, report_page(document))
+    if as_json:
+        print_json(document)
+    else:
+        show_report(session.out, document, top)
+    return session.notes.status
+
+
+commands.add_command(replay)
+commands.add_command(whatif)
+commands.add_command(tune)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command; returns the exit status.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed.
+    """
+    # polars, when it is imported, has the system go on with a read that Ctrl-C has interrupted;
+    # with a pipe in which nothing comes, that would be for ever.
+    signal.siginterrupt(signal.SIGINT, True)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # A terminal that has no letter for something shows its code.
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        # Not `commands.main`, which has an exit status of its own for a broken pipe.
+        with commands.make_context(PROGRAM, list(arguments)) as context:
+            status: int = commands.invoke(context)
+        sys.stdout.flush()
+        return status
+    except click.exceptions.Exit as asked:  # for help
+        return asked.exit_code
+    except click.ClickException as error:
+        error.show()
+        return NOTHING
+    except OSError as error:  # of writing: what can't be read is a note
+        # Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):  # whoever read has read enough
+            return FINE
+        print(f"the answer can't be written: {error.strerror}", file=sys.stderr)
+        return NOTHING

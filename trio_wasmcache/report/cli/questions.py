@@ -1,0 +1,263 @@
+"""The commands that ask what would have been: ``replay``, ``whatif`` and ``tune``."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ..._core.config import CacheConfig
+from ..output.answers import (
+    Setting,
+    replay_document,
+    show_replay,
+    show_tuning,
+    show_whatif,
+    tune_document,
+)
+from ..reading.feeding import Feeder
+from ..reading.notes import FLAWED, NOTHING, cite, count
+from ..replay.replay import NotReplayable, Replay
+from ..tuning.advice import advise
+from ..tuning.tuning import Tuner
+from ..whatif.tasks import Application, Recorder
+from ..whatif.whatif import WhatIf
+from .session import (
+    CACHE,
+    HTML,
+    JSON,
+    LOGS,
+    Session,
+    parse_rate,
+    parse_seconds,
+    parse_size,
+    print_json,
+    write_text,
+)
+
+T = TypeVar("T", Replay, Recorder, "Both")
+
+
+@click.command()
+@LOGS
+@JSON
+@CACHE
+def replay(logs: Sequence[str], as_json: bool, only: str | None) -> int:
+    """Run a log with log_uses through the cache's own policy, and compare.
+
+    Exits with 0 if the books agree with the log everywhere, and it is all there; with 1 if they
+    disagree, or events are missing; with 2 if there is nothing that can be replayed.
+    """
+    session = Session(logs)
+    replays = _feed(session, only, Replay)
+    for cache, running in replays.items():
+        running.finish()
+        if running.disagreed:
+            session.notes.status = FLAWED
+        if running.gap is not None:
+            session.notes.problem(
+                f"cache {cite(cache)}: replayed up to event {running.gap[0] - 1:,}; those after "
+                f"it are missing, and {count(running.left_out, 'event')} after them left out"
+            )
+        elif not running.complete:
+            session.notes.remark(f"cache {cite(cache)}: the log ends before the cache was closed")
+    if not replays:
+        return NOTHING
+    if as_json:
+        print_json(replay_document(replays, session.notes.texts))
+    else:
+        show_replay(session.out, replays)
+    return session.notes.status
+
+
+def _limits(command: Callable[..., int]) -> Callable[..., int]:
+    for name, kind, metavar, text in (
+        ("concurrency", int, "NUMBER", "Instances of each function in each group."),
+        ("idle-timeout", parse_seconds, "SECONDS", "Seconds, or inf."),
+        (
+            "max-running-size",
+            parse_size,
+            "SIZE",
+            "Running instances, by the most they may touch.",
+        ),
+        ("max-code-size", parse_size, "SIZE", "Code of loaded modules and stacks together."),
+        ("max-instances", int, "NUMBER", "Idle and running ones."),
+        ("max-instance-size", parse_size, "SIZE", "One instance, to be kept."),
+        ("max-size", parse_size, "SIZE", "Idle instances together, such as 64MiB."),
+    ):
+        option = click.option(f"--{name}", type=kind, multiple=True, metavar=metavar, help=text)
+        command = option(command)
+    return command
+
+
+@click.command()
+@LOGS
+@JSON
+@CACHE
+@_limits
+def whatif(logs: Sequence[str], as_json: bool, only: str | None, **given: Sequence[Any]) -> int:
+    """The same requests under other limits.
+
+    Each option may be given several times: every combination is tried. The log has to be one with
+    log_uses. Tasks do the same again, one thing after the other; what they wait for is worked out
+    anew, also for the log's own limits: what differs there from the log is what is approximated.
+    `trio_wasmcache/report/whatif/whatif.py` tells what is exact.
+    """
+    settings = _settings({name: values for name, values in given.items() if values})
+    session = Session(logs)
+    recorder = _largest(session, only, Recorder)
+    if recorder is None:
+        return NOTHING
+    recorder.tell(session.notes)
+    assert recorder.made is not None
+    made = recorder.made
+    rows = [(it, it.run(made)) for it in session.each(settings, "running")]
+    if as_json:
+        results = [{"setting": setting.as_dict(), **it.as_dict()} for setting, it in rows]
+        logged = {"hits": recorder.made.hits, "misses": recorder.made.leases - recorder.made.hits}
+        print_json({"logged": logged, "results": results, "notes": session.notes.texts})
+    else:
+        show_whatif(session.out, rows, recorder.made)
+    return session.notes.status
+
+
+def _settings(given: dict[str, Sequence[Any]]) -> list[Setting]:
+    """Every combination, after the log's own limits."""
+    if not given:
+        raise click.UsageError("name at least one limit, such as --max-size 64MiB")
+    settings = [Setting({})]
+    for values in itertools.product(*given.values()):
+        setting = Setting(dict(zip(given, values, strict=True)))
+        try:
+            CacheConfig(**setting.limits)
+        except (TypeError, ValueError) as error:
+            raise click.UsageError(str(error)) from None
+        if setting.concurrency is not None and setting.concurrency < 1:
+            raise click.UsageError(f"concurrency must be at least 1, got {setting.concurrency}")
+        settings.append(setting)
+    return settings
+
+
+class Both:
+    """What `tune` needs: leases by what they need, and programs to check the advice with."""
+
+    def __init__(self, check: bool) -> None:
+        self.tuner: Tuner = Tuner()
+        self.recorder: Recorder = Recorder()
+        self.check = check
+
+    def feed(self, event: dict[str, Any]) -> None:
+        self.tuner.feed(event)
+        if self.check:
+            self.recorder.feed(event)
+
+    @property
+    def made(self) -> Application | None:
+        """Programs to run; None without `check`."""
+        return self.recorder.made
+
+    @property
+    def leases(self) -> int:
+        return self.tuner.leases
+
+
+@click.command()
+@LOGS
+@JSON
+@HTML
+@CACHE
+@click.option(
+    "--target-hit-rate",
+    type=parse_rate,
+    metavar="RATE",
+    default=0.99,
+    show_default=True,
+    help="Hits of all leases, from 0 to 1.",
+)
+@click.option(
+    "--check/--no-check",
+    default=True,
+    show_default=True,
+    help="Run the advised limits through the policy, too.",
+)
+def tune(
+    logs: Sequence[str],
+    as_json: bool,
+    html: Path | None,
+    only: str | None,
+    target_hit_rate: float,
+    check: bool,
+) -> int:
+    """How large the cache has to be for a hit rate, and what each size would give.
+
+    The log has to be one with log_uses. The curve takes leases to begin and end when they did, and
+    other limits than max_size and idle_timeout not to interfere; then it is exact from the size of
+    the largest instance on. The check drops both assumptions.
+    """
+    session = Session(logs)
+    made = _largest(session, only, lambda: Both(check))
+    if made is None:
+        return NOTHING
+    tuner = made.tuner
+    if not tuner.leases:
+        session.errors.print("no leases to tune by", style="red")
+        return NOTHING
+    made.recorder.tell(session.notes)
+    curve, advice = advise(tuner, target_hit_rate)
+    if made.made is not None:
+        wanted = {"max_size": advice.max_size, "idle_timeout": advice.idle_timeout}
+        advice.checked = WhatIf(made.made, wanted).run()
+    if html is not None:
+        # As in `report`: charts take a second to import.
+        from ..output.tuning_page import tuning_page
+
+        write_text(html, tuning_page(tuner, curve, advice, session.notes.texts))
+    if as_json:
+        document = tune_document(tuner, curve, advice, target_hit_rate)
+        print_json({**document, "notes": session.notes.texts})
+    else:
+        show_tuning(session.out, tuner, curve, advice)
+    return session.notes.status
+
+
+def _feed(session: Session, only: str | None, make: Callable[[], T]) -> dict[str, T]:
+    """{cache: one of `make`'s, fed with its events}; caches that have not got what it needs are
+    left out, and it is said why."""
+    feeder = Feeder(session.reader, session.parser, only)
+    made: dict[str, T] = {}
+    refused: set[str] = set()
+    with session.bar():
+        for event in feeder.events():
+            cache = event["cache"]
+            if cache in refused:
+                continue
+            if cache not in made:
+                made[cache] = make()
+            try:
+                made[cache].feed(event)
+            except NotReplayable as error:
+                session.notes.problem(f"cache {cite(cache)}: {error}")
+                refused.add(cache)
+                del made[cache]
+    session.tell()
+    feeder.tell(session.notes)
+    if not made and not refused:
+        session.nothing(only)
+    return made
+
+
+def _largest(session: Session, only: str | None, make: Callable[[], T]) -> T | None:
+    """As `_feed`, that with the most leases; None if there is none."""
+    made = _feed(session, only, make)
+    if not made:
+        return None
+    cache, largest = max(made.items(), key=lambda item: item[1].leases)
+    if len(made) > 1:
+        session.notes.remark(
+            f"{len(made)} caches in this log; this is about {cite(cache)}, which has the most "
+            "leases (--cache ID is for the others)"
+        )
+    return largest

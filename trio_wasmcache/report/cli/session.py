@@ -1,0 +1,170 @@
+"""What the commands share: reading a log with a bar, remarks on it, options, and printing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from ..reading.frames import Parser
+from ..reading.lines import Reader
+from ..reading.notes import NOTHING, Notes, cite
+from ..reading.units import size
+
+T = TypeVar("T")
+# Bytes, as they were packed or unpacked; below this a bar would be gone before it is seen.
+BAR_FROM = 8 * 1024 * 1024
+# Of what is written to a file or a pipe.
+PLAIN_COLUMNS = 80
+_UNITS = {"": 1, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+_UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def parse_size(text: str) -> int:
+    """Bytes: ``65536``, ``64KiB``, ``1.5MiB``."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text, re.ASCII)
+    if not found or found[2].lower() not in _UNITS:
+        raise click.BadParameter(f"{text!r} is no size; 65536, 64KiB and 1.5MiB are")
+    return int(float(found[1]) * _UNITS[found[2].lower()])
+
+
+def parse_seconds(text: str) -> float:
+    """``2.5``, or ``inf``."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if math.isnan(number) or number < 0:
+        raise click.BadParameter(f"{text!r} is no number of seconds")
+    return number
+
+
+def parse_rate(text: str) -> float:
+    """From 0 to 1."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number <= 1:  # nor is nan
+        raise click.BadParameter(f"{text!r} is no rate from 0 to 1")
+    return number
+
+
+LOGS = click.argument("logs", nargs=-1, required=True, metavar="LOG...")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+HTML = click.option(
+    "--html",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Also write one self-contained page with charts.",
+)
+CACHE = click.option("--cache", "only", metavar="ID", help="Only this cache of the log.")
+
+
+class _Output(Console):
+    """Where the answer goes."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # what is handled where this is called; rich itself would exit with 1
+
+
+class Session:
+    """The input of a command, what there is to say about it, and where the output goes."""
+
+    def __init__(self, logs: Sequence[str]) -> None:
+        self.errors: Console = Console(stderr=True, highlight=False, soft_wrap=True)
+        columns = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", PLAIN_COLUMNS))
+        self.out: Console = _Output(highlight=False, width=columns)
+        self.notes: Notes = Notes(
+            lambda text: self.errors.print(text, markup=False, style="yellow")
+        )
+        self.reader: Reader = Reader(logs, self.notes)
+        self.parser: Parser = Parser()
+
+    @contextlib.contextmanager
+    def bar(self) -> Iterator[None]:
+        """Show how far the input is read, if it is a pipe, or once it is more than `BAR_FROM`."""
+        if not self.errors.is_terminal:
+            yield
+            return
+        progress = self._progress()
+        total = self.reader.size
+        task = progress.add_task("reading", total=total)
+        gone_through = 0
+
+        def advance(taken: int, unpacked: int) -> None:
+            nonlocal gone_through
+            gone_through += unpacked
+            progress.update(task, advance=taken, description=f"reading, {size(gone_through)}")
+            if gone_through >= BAR_FROM:
+                progress.start()
+
+        self.reader.advanced = advance
+        try:
+            if total is None or total >= BAR_FROM:
+                progress.start()
+            yield
+        finally:
+            if progress.live.is_started:
+                progress.stop()
+
+    def each(self, items: Sequence[T], what: str) -> Iterator[T]:
+        """Go through what takes long for each item, and show how many are done."""
+        with self._progress() if self.errors.is_terminal else contextlib.nullcontext() as progress:
+            task = None if progress is None else progress.add_task(what, total=len(items))
+            for item in items:
+                yield item
+                if progress is not None and task is not None:
+                    progress.advance(task)
+
+    def _progress(self) -> Progress:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+        )
+        return Progress(*columns, console=self.errors, transient=True)
+
+    def tell(self) -> None:
+        """What there is to say about the input."""
+        self.reader.tell()
+        self.parser.tell(self.notes)
+
+    def nothing(self, only: str | None = None) -> int:
+        """There are no events to analyse: say why."""
+        counts = self.reader.counts
+        if self.reader.opened:
+            text = "no events to analyse"
+            if not counts.lines:
+                text = "the log is empty"
+            elif counts.named:
+                text += ": the log names events, but not as JSON; write it with JSONRenderer"
+            elif only is not None:
+                text += f" of cache {cite(only)}"
+            self.errors.print(text, style="red", markup=False)
+        return NOTHING
+
+
+def print_json(value: object) -> None:
+    """For programs; all in ASCII, so that no terminal has to be trusted with names."""
+    json.dump(value, sys.stdout, indent=1, allow_nan=False)
+    sys.stdout.write("\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a page; a file that can't be written is wrong usage."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise click.FileError(str(path), error.strerror or str(error)) from None

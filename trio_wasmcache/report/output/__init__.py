@@ -1,0 +1,1 @@
+"""Answers as plain values, on a terminal and as pages."""

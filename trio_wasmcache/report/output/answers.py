@@ -1,0 +1,210 @@
+"""The answers of ``replay``, ``whatif`` and ``tune``: on a terminal, and for programs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from attrs import frozen
+from rich.console import Console
+from rich.text import Text
+
+from ..reading.notes import cite
+from ..reading.units import rate, seconds, size
+from ..replay.replay import Replay
+from ..tuning.advice import Advice
+from ..tuning.curve import Curve
+from ..tuning.tuning import Tuner
+from ..whatif.results import Result
+from ..whatif.tasks import Application
+from ..whatif.whatif import WhatIf
+from .terminal import TOP, make_table
+
+# Rows of the curve that `tune` shows.
+CURVE_ROWS = 12
+BAR = 24
+
+
+@frozen
+class Setting:
+    """What `whatif` tries."""
+
+    given: dict[str, Any]
+    """Fields of `CacheConfig`, and `concurrency`."""
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """Without `concurrency`, which is the functions'."""
+        return {name: value for name, value in self.given.items() if name != "concurrency"}
+
+    @property
+    def concurrency(self) -> int | None:
+        """Of every function; None: as it is."""
+        return self.given.get("concurrency")
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; an infinite timeout is null."""
+        return {name: None if it == math.inf else it for name, it in self.given.items()}
+
+    def run(self, application: Application) -> Result:
+        """The application under these limits."""
+        return WhatIf(application, self.limits, self.concurrency).run()
+
+    def __str__(self) -> str:
+        return (
+            "\n".join(f"{name}={_in_words(name, value)}" for name, value in self.given.items())
+            or "as logged"
+        )
+
+
+def _in_words(name: str, value: Any) -> str:
+    if name == "idle_timeout":
+        return seconds(value)
+    return size(value) if name.endswith("_size") else str(value)
+
+
+def show_whatif(
+    console: Console, rows: Sequence[tuple[Setting, Result]], application: Application
+) -> None:
+    """A row for each setting; the first one is the log's own."""
+    table = make_table(
+        "Under other limits", "limits", "hit rate", "misses", "waits", "evicted", "loading", "peak"
+    )
+    for setting, result in rows:
+        table.add_row(
+            Text(str(setting)),
+            rate(result.hit_rate),
+            f"{result.misses:,}",
+            f"{result.blocks:,}",
+            f"{sum(result.evictions.values()):,}",
+            seconds(result.load_seconds),
+            size(result.peak_size),
+        )
+    console.print(table)
+    own, hits, leases = rows[0][1], application.hits, application.leases
+    if leases and (own.hits, own.misses) != (hits, leases - hits):
+        console.print(
+            Text(
+                f"The log itself has {rate(hits / leases)} of {leases:,} leases: run again under "
+                "its own limits, it is approximated, and so are the others."
+            )
+        )
+    for setting, result in rows:
+        if result.refused:
+            console.print(
+                Text(f"{str(setting).replace(chr(10), ' ')}: {result.refused:,} acquires refused")
+            )
+
+
+def show_tuning(console: Console, tuner: Tuner, curve: Curve, advice: Advice) -> None:
+    """The curve in a few rows, and what to do."""
+    assert tuner.limits is not None
+    low, high = curve.smallest, curve.largest
+    marks: dict[int, str] = {}
+    for step, mark in (
+        (tuner.limits["max_size"], "now"),
+        (curve.knee(), "knee"),
+        (advice.max_size, "advised"),
+    ):
+        marks[step] = f"{marks[step]}, {mark}" if step in marks else mark
+    steps = [
+        int(low * (high / max(low, 1)) ** (number / (CURVE_ROWS - 1))) if low else high
+        for number in range(CURVE_ROWS)
+    ]
+    table = make_table(
+        f"Hit rate by size, idle instances going after {seconds(curve.timeout)}",
+        "max_size",
+        "hit rate",
+        "loading",
+        "",
+    )
+    table.columns[-1].justify = "left"
+    for step in sorted({*steps, *(mark for mark in marks if low <= mark)}):
+        point = curve.at(step)
+        bar = "█" * round(point.hit_rate * BAR)
+        table.add_row(
+            f"{size(step)}  {marks.get(step, '')}",
+            rate(point.hit_rate),
+            seconds(point.load_seconds),
+            Text(f"{bar:{BAR}}", style="cyan"),
+            style="bold" if step in marks else None,
+        )
+    console.print(table)
+    console.print()
+    console.print(Text(advice.sentence))
+    if advice.verdict is not None:
+        console.print(Text(advice.verdict))
+    console.print(Text(f"\n{advice.line}", style="bold"))
+
+
+def tune_document(tuner: Tuner, curve: Curve, advice: Advice, target: float) -> dict[str, Any]:
+    """For programs; an infinite timeout is null."""
+    timeout = None if advice.idle_timeout == math.inf else advice.idle_timeout
+    return {
+        "leases": tuner.leases,
+        "hit_rate": tuner.hits / tuner.leases,
+        "target_hit_rate": target,
+        "advice": {
+            "sentence": advice.sentence,
+            "line": advice.line,
+            "max_size": advice.max_size,
+            "idle_timeout": timeout,
+            "hit_rate": advice.hit_rate,
+            "verdict": advice.verdict,
+        },
+        "checked": None if advice.checked is None else advice.checked.as_dict(),
+        "knee": curve.knee(),
+        "exact_from": curve.smallest,
+        "curve": [
+            {
+                "max_size": point.max_size,
+                "hit_rate": point.hit_rate,
+                "load_seconds": point.load_seconds,
+            }
+            for point in curve.points()
+        ],
+    }
+
+
+def show_replay(console: Console, replays: Mapping[str, Replay]) -> None:
+    """Whether books and logs agree, for each cache."""
+    for cache, replay in replays.items():
+        console.print(
+            Text(
+                f"Cache {cite(cache)}: {replay.events:,} events, {replay.leases:,} leases and "
+                f"{replay.evictions:,} evictions replayed"
+            )
+        )
+        if not replay.disagreed:
+            where = "everywhere" if replay.gap is None else "as far as it goes"
+            console.print(Text(f"The books agree with the log {where}.", style="green"))
+            continue
+        console.print(
+            Text(f"The books disagree with the log {replay.disagreed:,} times:", style="bold red")
+        )
+        for seq, text in replay.disagreements[:TOP]:
+            console.print(Text(f"  event {seq:,}: {text}"))
+        console.print(Text("The first one is the one to look at: others may come of it."))
+
+
+def replay_document(replays: Mapping[str, Replay], notes: Sequence[str]) -> dict[str, Any]:
+    """For programs."""
+    return {
+        "caches": [
+            {
+                "cache": cache,
+                "agrees": not replay.disagreed,
+                "complete": replay.complete,
+                "events": replay.events,
+                "leases": replay.leases,
+                "evictions": replay.evictions,
+                "left_out": replay.left_out,
+                "missing": None if replay.gap is None else list(replay.gap),
+                "disagreed": replay.disagreed,
+                "disagreements": [{"seq": seq, "text": text} for seq, text in replay.disagreements],
+            }
+            for cache, replay in replays.items()
+        ],
+        "notes": list(notes),
+    }

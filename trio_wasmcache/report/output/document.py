@@ -1,0 +1,230 @@
+"""The report as plain values: what `--json` prints, and what the terminal and the page show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from ..reading.frames import Parser
+from ..reading.lines import Reader
+from ..reading.names import Key, shown
+from ..reading.notes import Notes
+from ..reading.order import Order
+from ..summary.entries import Fate
+from ..summary.leases import Leases
+from ..summary.summary import OTHER, REASONS, CacheSummary, Gone, Others, Summary, Sums
+
+# Grows when a field changes its meaning or goes; new ones do not count.
+REPORT_VERSION = 1
+# Gaps that are told one by one.
+MAX_GAPS = 100
+# The time over which the worst churn is told, in seconds; it may be longer in a long log.
+BUSY_SECONDS = 1.0
+
+
+def make_document(summary: Summary, reader: Reader, parser: Parser, notes: Notes) -> dict[str, Any]:
+    """The whole report."""
+    return {
+        "report": REPORT_VERSION,
+        "files": list(reader.paths),
+        "lines": {
+            "read": reader.counts.lines,
+            "events": parser.events,
+            "foreign": reader.counts.foreign + parser.foreign,
+            "damaged": parser.damaged,
+            "half_written": reader.counts.half_written,
+            "other_schemas": dict(parser.other_schemas),
+        },
+        "notes": list(notes.texts),
+        "caches": [_cache(cache) for cache in summary.caches.values()],
+        "others": _others(summary.others) if summary.others.count else None,
+    }
+
+
+def _others(others: Others) -> dict[str, Any]:
+    """The caches that are not told apart: what can be added up without their order and clocks."""
+    sums = others.sums
+    return {
+        "caches": others.count,
+        "more": others.more,
+        "events": dict(sorted(sums.kinds.items())),
+        "lost": sums.lost,
+        **_uses(sums, on_seats=None),
+        "evictions": _gone(sums),
+        "age_seconds": sums.ages.as_dict(),
+        "peak": {"total_size_bytes": others.peak_size, "code_size_bytes": others.peak_code},
+    }
+
+
+def _cache(cache: CacheSummary) -> dict[str, Any]:
+    return {
+        "cache": cache.cache,
+        "log_uses": cache.log_uses,
+        "span_seconds": cache.series.end,
+        "began": cache.began,
+        "ended": cache.ended,
+        "limits": cache.limits,
+        "resizes": cache.resizes,
+        "closed": cache.closed,
+        "events": dict(sorted(cache.sums.kinds.items())),
+        "sequence": _sequence(cache.order),
+        "clock": {
+            "jumps_back": cache.clock.jumps,
+            "longest_silence_seconds": cache.clock.longest_silence,
+        },
+        **_uses(cache.sums, cache.fates.on_seats),
+        **_evictions(cache),
+        "peak": {"total_size_bytes": cache.peak_size, "code_size_bytes": cache.peak_code},
+        "functions": _rows(cache, "function", lambda key: shown(key[0], key[1])),
+        "groups": _rows(cache, "group", lambda key: key[2]),
+        "over_time": _over_time(cache),
+    }
+
+
+def _sequence(order: Order) -> dict[str, Any]:
+    return {
+        "first": order.first,
+        "last": order.last,
+        "missing": order.missing,
+        "gaps": order.gaps[:MAX_GAPS],
+        "lost": order.lost,
+        "late": order.late,
+        "repeated": order.repeated,
+    }
+
+
+def _uses(sums: Sums, on_seats: int | None) -> dict[str, Any]:
+    """What was asked for, granted and loaded."""
+    leases = sums.leases
+    granted = leases.hits + leases.misses
+    return {
+        "leases": {
+            "acquires": leases.acquires,
+            "hits": leases.hits,
+            "misses": leases.misses,
+            "blocks": leases.blocks,
+            "hit_rate": leases.hits / granted if granted else None,
+            "miss_rate": leases.misses / granted if granted else None,
+            "block_rate": leases.blocks / leases.acquires if leases.acquires else None,
+            "warmed": leases.warm,
+            "calls": leases.calls,
+            "wait_seconds": leases.waits.as_dict(),
+            "held_seconds": leases.holds.as_dict(),
+            "waits_for": dict(leases.waits_for),
+            "abandoned": dict(leases.abandoned),
+        },
+        "loads": {
+            **sums.loads.as_dict(),
+            "modules": sums.module_loads,
+            "on_seats": on_seats,
+            "failed": sums.kinds["wasmcache.failed"],
+            "compile_seconds": sums.compile_seconds,
+        },
+        "wait_bars": leases.waits.bars() if leases.waits.count else [],
+    }
+
+
+def _evictions(cache: CacheSummary) -> dict[str, Any]:
+    """What went, and what came of it."""
+    fates, leases = cache.fates, cache.sums.leases
+    gone = _gone(cache.sums)
+    total = gone["count"]
+    loads = sum(fate.loads for fate in fates.by_key.values()) - fates.on_seats
+    granted = leases.hits + leases.misses
+    busiest, busy_seconds = cache.series.busiest("evicted ", BUSY_SECONDS)
+    return {
+        "evictions": gone,
+        "age_seconds": cache.sums.ages.as_dict(),
+        "never_reused": sum(fate.never_reused for fate in fates.by_key.values()),
+        "reloads": {
+            "count": sum(paid.count for paid in fates.paid.values()),
+            "seconds": sum(paid.seconds for paid in fates.paid.values()),
+            "by_reason": {
+                reason: {"count": fates.paid[reason].count, "seconds": fates.paid[reason].seconds}
+                for reason in (*REASONS, OTHER)
+                if reason in fates.paid
+            },
+        },
+        "thrash": {
+            "within_seconds": None if fates.thrash_seconds == math.inf else fates.thrash_seconds,
+            "count": sum(fate.thrashed for fate in fates.by_key.values()),
+            "load_seconds": fates.thrash_load_seconds,
+        },
+        "churn": {
+            "loads_per_100_leases": 100 * loads / granted if granted else None,
+            "evictions_per_minute": 60 * total / cache.series.end if cache.series.end else None,
+            "busiest_evictions": int(busiest),
+            "busiest_seconds": busy_seconds,
+        },
+    }
+
+
+def _gone(sums: Sums) -> dict[str, Any]:
+    """Evictions by reason."""
+    by_reason: dict[str, Gone] = {}
+    for (reason, _), gone in sums.gone.items():
+        one = by_reason.setdefault(reason, Gone())
+        one.count += gone.count
+        one.freed_bytes += gone.freed_bytes
+        one.freed_code_bytes += gone.freed_code_bytes
+    return {
+        "count": sum(gone.count for gone in by_reason.values()),
+        "by_reason": {
+            reason: {
+                "count": by_reason[reason].count,
+                "freed_bytes": by_reason[reason].freed_bytes,
+                "freed_code_bytes": by_reason[reason].freed_code_bytes,
+            }
+            for reason in (*REASONS, OTHER)
+            if reason in by_reason
+        },
+    }
+
+
+_FATE = ("loads", "load_seconds", "evictions", "thrashed", "never_reused")
+_LEASES = ("hits", "misses", "blocks", "abandoned", "wait_seconds", "held_seconds")
+
+
+def _rows(cache: CacheSummary, what: str, name: Callable[[Key], str]) -> list[dict[str, Any]]:
+    """A row for each, those that were loaded for the longest first."""
+    rows: dict[str, dict[str, Any]] = {}
+
+    def add(key: Key, numbers: Fate | Leases, fields: tuple[str, ...]) -> None:
+        row = rows.get(name(key))
+        if row is None:
+            blank = {field: getattr(Leases(), field) for field in _LEASES}
+            blank |= {field: getattr(Fate(), field) for field in _FATE}
+            row = rows[name(key)] = {what: name(key), **blank, "by_reason": {}}
+        for field in fields:
+            row[field] += getattr(numbers, field)
+
+    for key, fate in cache.fates.by_key.items():
+        add(key, fate, _FATE)
+    for key, leases in cache.sums.leases.by_key.items():
+        add(key, leases, _LEASES)
+    for (reason, key), gone in cache.sums.gone.items():
+        by_reason = rows[name(key)]["by_reason"]
+        by_reason[reason] = by_reason.get(reason, 0) + gone.count
+
+    for row in rows.values():
+        # In the order of the reasons, not in that in which polars found them.
+        row["by_reason"] = {
+            reason: row["by_reason"][reason]
+            for reason in (*REASONS, OTHER)
+            if reason in row["by_reason"]
+        }
+
+    def rank(row: dict[str, Any]) -> tuple[float, ...]:
+        return -row["load_seconds"], -row["evictions"], -row["misses"], -row["hits"]
+
+    return sorted(rows.values(), key=rank)
+
+
+def _over_time(cache: CacheSummary) -> dict[str, Any]:
+    series = cache.series
+    names = sorted([*series.sums, *series.levels])
+    return {
+        "width_seconds": series.width,
+        "points": {name: series.points(name) for name in names},
+    }

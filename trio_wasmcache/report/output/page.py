@@ -1,0 +1,237 @@
+"""One self-contained HTML page: tables and charts, no scripts, nothing from the network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from attrs import Factory, define
+
+from ..reading.notes import cite, count
+from ..reading.units import MAX_MOMENT, moment, rate, seconds, size, soon
+from .charts import Chart, charts_of
+
+TEMPLATE = Path(__file__).with_name("page.html.j2")
+TOP = 50
+# A log of many restarts has many caches: of those with the fewest events there are tables only, and
+# then nothing.
+MAX_CHARTED, MAX_SHOWN = 8, 50
+MAX_TEXT = 2000
+
+
+@define
+class Table:
+    """One table of the page; numbers stand right, names (the first `left` columns) left."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+    left: int = 1
+
+
+@define
+class Section:
+    """One cache, or one answer."""
+
+    title: str
+    subtitle: str = ""
+    facts: list[tuple[str, str]] = Factory(list)
+    """(number, what it is)."""
+    texts: list[str] = Factory(list)
+    code: str = ""
+    charts: list[Chart] = Factory(list)
+    tables: list[Table] = Factory(list)
+
+
+def report_page(document: dict[str, Any]) -> str:
+    """The page of a report's document."""
+    caches = sorted(document["caches"], key=lambda cache: -sum(cache["events"].values()))
+    kept = [id(cache) for cache in caches[:MAX_SHOWN]]
+    sections = [
+        _section(cache, f"c{number}", id(cache) in kept[:MAX_CHARTED])
+        for number, cache in enumerate(document["caches"])
+        if id(cache) in kept
+    ]
+    lines = document["lines"]
+    files = ", ".join("standard input" if file == "-" else file for file in document["files"][:4])
+    if len(document["files"]) > 4:
+        files += f" and {count(len(document['files']) - 4, 'more file')}"
+    subtitle = f"{count(lines['events'], 'event')} in {count(lines['read'], 'line')} of {files}"
+    notes = list(document["notes"])
+    if document["others"] is not None:
+        sections.append(_others(document["others"]))
+    if len(caches) > MAX_SHOWN:
+        notes.append(f"the {MAX_SHOWN} caches with the most events are shown here")
+    return render("What the instance cache did", subtitle, notes, sections)
+
+
+def _section(cache: dict[str, Any], prefix: str, charted: bool) -> Section:
+    leases, thrash, peak = cache["leases"], cache["thrash"], cache["peak"]
+    granted = leases["hits"] + leases["misses"]
+    evictions, reloads = cache["evictions"]["count"], cache["reloads"]
+    section = Section(f"Cache {cite(cache['cache'])}")
+    section.subtitle = (
+        f"{sum(cache['events'].values()):,} events in {seconds(cache['span_seconds'])}"
+    )
+    if cache["began"]:
+        began, ended = (cite(moment(cache[name]), MAX_MOMENT) for name in ("began", "ended"))
+        section.subtitle += f", from {began} to {ended}"
+    if granted:
+        section.facts = [
+            (rate(leases["hit_rate"]), f"hits, of {granted:,} leases"),
+            (rate(leases["block_rate"]), f"waits, of {leases['acquires']:,} acquires"),
+        ]
+    elif cache["closed"]:
+        closed = cache["closed"]
+        total = closed["hits"] + closed["misses"]
+        hit_rate = rate(closed["hits"] / total if total else None)
+        section.facts = [(hit_rate, f"hits, of {total:,} leases, by the cache's own count")]
+    else:
+        section.facts = [("-", "hits: not in this log, which was written without log_uses")]
+    section.facts += [
+        (f"{evictions:,}", "evictions"),
+        (f"{cache['never_reused']:,}", "of them never reused"),
+        (f"{thrash['count']:,}", f"thrash: loaded again {soon(thrash['within_seconds'])}"),
+        (
+            seconds(reloads["seconds"]),
+            f"loading again what was evicted, {reloads['count']:,} times",
+        ),
+        (size(peak["total_size_bytes"]), "of idle instances at most"),
+        (size(peak["code_size_bytes"]), "of code and stacks at most"),
+    ]
+    if charted:
+        section.charts = charts_of(cache, prefix)
+    tables = [_reasons(cache), _times(cache), _counts(cache)]
+    tables += [_rows(cache, "function"), _rows(cache, "group"), _limits(cache)]
+    section.tables = [table for table in tables if table.rows]
+    return section
+
+
+def _others(others: dict[str, Any]) -> Section:
+    """The caches that are not told apart."""
+    more = "More than " * others["more"]
+    section = Section(f"{more}{count(others['caches'], 'other cache')}, added up together")
+    section.subtitle = f"{sum(others['events'].values()):,} events"
+    leases = others["leases"]
+    granted = leases["hits"] + leases["misses"]
+    section.facts = [
+        (f"{others['evictions']['count']:,}", "evictions"),
+        (size(others["peak"]["total_size_bytes"]), "idle instances, at most in one cache"),
+    ]
+    if granted:
+        section.facts.insert(0, (rate(leases["hit_rate"]), f"hits, of {granted:,} leases"))
+    tables = [_reasons(others), _times(others), _counts(others)]
+    section.tables = [table for table in tables if table.rows]
+    return section
+
+
+def _reasons(cache: dict[str, Any]) -> Table:
+    total = cache["evictions"]["count"]
+    # Not of caches that are added up, whose order is not known.
+    paid = cache["reloads"]["by_reason"] if "reloads" in cache else None
+    columns = ["reason", "count", "part", "freed", "code freed"]
+    if paid is not None:
+        columns += ["loaded again", "time paid"]
+    rows = []
+    for reason, row in cache["evictions"]["by_reason"].items():
+        cells = [
+            reason,
+            f"{row['count']:,}",
+            rate(row["count"] / total),
+            size(row["freed_bytes"]),
+            size(row["freed_code_bytes"]),
+        ]
+        if paid is not None:
+            again = paid.get(reason, {"count": 0, "seconds": 0.0})
+            cells += [f"{again['count']:,}", seconds(again["seconds"])]
+        rows.append(cells)
+    return Table("Evictions", columns, rows)
+
+
+def _times(cache: dict[str, Any]) -> Table:
+    leases = cache["leases"]
+    rows = [
+        (name, f"{row['count']:,}", *(seconds(row[part]) for part in ("p50", "p95", "p99", "max")))
+        for name, row in (
+            ("to load an instance", cache["loads"]),
+            ("to get a lease", leases["wait_seconds"]),
+            ("lease held", leases["held_seconds"]),
+            ("age at eviction", cache["age_seconds"]),
+        )
+        if row["count"]
+    ]
+    return Table("Times", ("what", "count", "median", "95 %", "99 %", "longest"), rows)
+
+
+def _counts(cache: dict[str, Any]) -> Table:
+    leases = cache["leases"]
+    rows = [
+        ("waited for", cite(what), f"{number:,}") for what, number in leases["waits_for"].items()
+    ]
+    rows += [
+        ("ended without a lease", cite(what), f"{number:,}")
+        for what, number in leases["abandoned"].items()
+    ]
+    if cache["loads"]["failed"]:
+        rows.append(("loads", "failed", f"{cache['loads']['failed']:,}"))
+    return Table("Waits and failures", ("what", "", "count"), rows, left=2)
+
+
+def _rows(cache: dict[str, Any], what: str) -> Table:
+    rows = []
+    for row in cache[f"{what}s"][:TOP]:
+        granted = row["hits"] + row["misses"]
+        rows.append(
+            (
+                cite(row[what]),
+                f"{granted:,}" if granted else "-",
+                rate(row["hits"] / granted if granted else None),
+                f"{row['blocks']:,}" if granted else "-",
+                f"{row['loads']:,}",
+                seconds(row["load_seconds"]),
+                f"{row['evictions']:,}",
+                f"{row['thrashed']:,}",
+                f"{row['never_reused']:,}",
+                ", ".join(f"{reason} {number:,}" for reason, number in row["by_reason"].items()),
+            )
+        )
+    columns = (
+        *(what, "leases", "hits", "waits", "loads", "loading", "evicted", "thrash"),
+        *("never reused", "evicted for"),
+    )
+    table = Table(f"{what.capitalize()}s", columns, rows)
+    if len(cache[f"{what}s"]) > TOP:
+        table.note = f"The first {TOP} of {len(cache[f'{what}s']):,}, by time spent loading."
+    return table
+
+
+def _limits(cache: dict[str, Any]) -> Table:
+    rows = []
+    for name, value in cache["limits"].items():
+        if name == "idle_timeout_seconds":
+            text = seconds(math.inf if value is None else value)
+        else:
+            text = size(value) if name.endswith("_bytes") else f"{value:,}"
+        rows.append((name.removesuffix("_bytes").removesuffix("_seconds"), text))
+    table = Table("Limits", ("limit", "value"), rows)
+    if cache["resizes"]:
+        table.note = f"As they were at the end, after {count(cache['resizes'], 'resize')}."
+    return table
+
+
+def render(title: str, subtitle: str, notes: Sequence[str], sections: Sequence[Section]) -> str:
+    """The page, everything in it escaped save the charts."""
+
+    def visible(value: Any) -> Any:
+        """Texts as a terminal shows them; what the template calls safe is no plain `str`."""
+        return cite(value, MAX_TEXT) if type(value) is str else value
+
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, finalize=visible, trim_blocks=True
+    )
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(title=title, subtitle=subtitle, notes=notes, sections=sections)

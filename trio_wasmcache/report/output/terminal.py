@@ -1,0 +1,262 @@
+"""The report on a terminal: tables that fit into 80 columns."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from rich.cells import cell_len
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ..reading.notes import cite, count
+from ..reading.units import MAX_MOMENT, moment, rate, seconds, short, size, soon
+
+TOP = 10
+# Of a name, however little room there is.
+LEAST_COLUMNS = 8
+NOTHING_PAID: dict[str, float] = {"count": 0, "seconds": 0.0}
+
+
+def show_report(console: Console, document: dict[str, Any], top: int = TOP) -> None:
+    """All caches, one after the other."""
+    for cache in document["caches"]:
+        parts = [_overview(cache), _reasons(cache), _times(cache), _waits(cache)]
+        parts += [_rows(cache, what, top) for what in ("function", "group")]
+        for part in parts:
+            if isinstance(part, Table) and part.show_header:
+                fit(part, console.width)
+        show(console, Group(*(Group(part, Text()) for part in parts if part is not None)))
+    if document["others"] is not None:
+        _show_others(console, document["others"])
+
+
+def _show_others(console: Console, others: dict[str, Any]) -> None:
+    """The caches that are not told apart."""
+    more = "More than " * others["more"]
+    title = f"{more}{count(others['caches'], 'other cache')}, added up together"
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
+    leases, peak = others["leases"], others["peak"]
+    granted = leases["hits"] + leases["misses"]
+    facts = [("events", f"{_sum(others['events']):,}")]
+    if granted:
+        facts.append(_hits(leases))
+    facts += [
+        ("idle instances", f"{size(peak['total_size_bytes'])} at most in one cache"),
+        ("code and stacks", f"{size(peak['code_size_bytes'])} at most in one cache"),
+    ]
+    for name, text in facts:
+        table.add_row(name, Text(text))
+    parts = [Group(Text(title, style="bold"), table), _reasons(others), _times(others)]
+    parts.append(_waits(others))
+    show(console, Group(*(Group(part, Text()) for part in parts if part is not None)))
+
+
+def _hits(leases: dict[str, Any]) -> tuple[str, str]:
+    granted = leases["hits"] + leases["misses"]
+    rates = f"{rate(leases['hit_rate'])} and {rate(leases['miss_rate'])}"
+    return "hits, misses", f"{rates} of {granted:,} leases"
+
+
+def show(console: Console, what: RenderableType) -> None:
+    """Print it; into a file or a pipe without the spaces that fill up lines."""
+    if console.is_terminal:
+        console.print(what)
+        return
+    with console.capture() as captured:
+        console.print(what)
+    for line in captured.get().splitlines():
+        console.out(line.rstrip(), highlight=False)
+
+
+def make_table(title: str, first: str, *columns: str) -> Table:
+    """A table of numbers, of which the first column says what they are of."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.add_column(
+        first, overflow="ellipsis", no_wrap=True, min_width=LEAST_COLUMNS, header_style="dim"
+    )
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True, header_style="dim")
+    return table
+
+
+def fit(table: Table, width: int) -> None:
+    """Let the first column give way where the others need the room; rich would shrink them all."""
+    first, *others = table.columns
+    needed = sum(
+        2 + max(cell_len(str(cell)) for cell in (column.header, *column.cells)) for column in others
+    )
+    first.max_width = max(LEAST_COLUMNS, width - needed)
+
+
+def _overview(cache: dict[str, Any]) -> RenderableType:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
+    for name, text in _facts(cache):
+        table.add_row(name, Text(text))
+    return Group(Text(f"Cache {cite(cache['cache'])}", style="bold"), table)
+
+
+def _facts(cache: dict[str, Any]) -> list[tuple[str, str]]:
+    leases, thrash = cache["leases"], cache["thrash"]
+    evictions = cache["evictions"]["count"]
+    facts = [("time", f"{seconds(cache['span_seconds'])}, {_sum(cache['events']):,} events")]
+    if cache["began"]:
+        began, ended = (cite(moment(cache[name]), MAX_MOMENT) for name in ("began", "ended"))
+        facts.append(("from, to", f"{began}, {ended}"))
+    facts += _limits(cache)
+    granted = leases["hits"] + leases["misses"]
+    if granted:
+        facts += [
+            _hits(leases),
+            ("waits", f"{rate(leases['block_rate'])} of {leases['acquires']:,} acquires"),
+        ]
+    elif cache["closed"]:
+        closed = cache["closed"]
+        granted = closed["hits"] + closed["misses"]
+        hit_rate = rate(closed["hits"] / granted if granted else None)
+        facts.append(("hits", f"{hit_rate} of {granted:,} leases, by the cache's own count"))
+    else:
+        facts.append(("hits", "not in this log, which was written without log_uses"))
+    churn = f"{count(cache['churn']['busiest_evictions'], 'eviction')} in the busiest "
+    churn += seconds(cache["churn"]["busiest_seconds"])
+    average = cache["churn"]["evictions_per_minute"]
+    if average is not None:
+        often = (
+            f"{_number(average / 60)} a second" if average > 60 else f"{_number(average)} a minute"
+        )
+        churn += f", {often} on average"
+    if cache["churn"]["loads_per_100_leases"] is not None:
+        churn += f"; {_number(cache['churn']['loads_per_100_leases'])} loads per 100 leases"
+    reloads = cache["reloads"]
+    return [
+        *facts,
+        ("churn", churn),
+        ("never reused", f"{cache['never_reused']:,} of {evictions:,} evicted"),
+        (
+            "thrash",
+            (
+                f"{thrash['count']:,} loaded again {soon(thrash['within_seconds'])}, "
+                f"in {seconds(thrash['load_seconds'])}"
+            ),
+        ),
+        (
+            "paid for evictions",
+            (
+                f"{reloads['count']:,} loads, {seconds(reloads['seconds'])} of "
+                f"{seconds(cache['loads']['total'])} spent loading"
+            ),
+        ),
+    ]
+
+
+def _limits(cache: dict[str, Any]) -> list[tuple[str, str]]:
+    limits, peak = cache["limits"], cache["peak"]
+    idle, code = size(peak["total_size_bytes"]), size(peak["code_size_bytes"])
+    if not limits:
+        return [("idle instances", f"{idle} at most"), ("code and stacks", f"{code} at most")]
+    timeout = limits["idle_timeout_seconds"]
+    resizes = cache["resizes"]
+    changed = f" (limits as at the end, after {count(resizes, 'resize')})" if resizes else ""
+    return [
+        ("idle instances", f"{idle} at most, of {size(limits['max_size_bytes'])}"),
+        ("code and stacks", f"{code} at most, of {size(limits['max_code_size_bytes'])}"),
+        ("idle timeout", seconds(math.inf if timeout is None else timeout) + changed),
+    ]
+
+
+def _sum(counts: dict[str, int]) -> int:
+    return sum(counts.values())
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}" if value < 99.95 else short(value)
+
+
+def _reasons(cache: dict[str, Any]) -> RenderableType:
+    reasons = cache["evictions"]["by_reason"]
+    if not reasons:
+        return Text("No evictions.")
+    columns = ["count", "part", "freed", "code freed"]
+    paid = None
+    if "reloads" in cache:  # not of caches that are added up, whose order is not known
+        paid = cache["reloads"]["by_reason"]
+        columns += ["loaded again", "time paid"]
+    table = make_table("Evictions", "reason", *columns)
+    total = cache["evictions"]["count"]
+    for reason, row in reasons.items():
+        cells = [
+            short(row["count"]),
+            rate(row["count"] / total),
+            size(row["freed_bytes"]),
+            size(row["freed_code_bytes"]),
+        ]
+        if paid is not None:
+            again = paid.get(reason, NOTHING_PAID)
+            cells += [short(again["count"]), seconds(again["seconds"])]
+        table.add_row(reason, *cells)
+    return table
+
+
+def _times(cache: dict[str, Any]) -> RenderableType | None:
+    leases = cache["leases"]
+    rows = [
+        ("to load", cache["loads"]),
+        ("to get a lease", leases["wait_seconds"]),
+        ("lease held", leases["held_seconds"]),
+        ("age at eviction", cache["age_seconds"]),
+    ]
+    table = make_table("Times", "what", "count", "median", "95 %", "99 %", "longest")
+    for name, row in rows:
+        if row["count"]:
+            quantiles = [seconds(row[part]) for part in ("p50", "p95", "p99", "max")]
+            table.add_row(name, short(row["count"]), *quantiles)
+    return table if table.row_count else None
+
+
+def _waits(cache: dict[str, Any]) -> RenderableType | None:
+    leases = cache["leases"]
+    parts = []
+    for title, counts in (
+        ("Waited for", leases["waits_for"]),
+        ("Ended without a lease", leases["abandoned"]),
+    ):
+        if counts:
+            told = ", ".join(f"{cite(what)} {number:,}" for what, number in _largest(counts))
+            parts.append(f"{title}: {told}")
+    if cache["loads"]["failed"]:
+        parts.append(f"Loads that failed: {cache['loads']['failed']:,}")
+    return Text("\n".join(parts)) if parts else None
+
+
+def _largest(counts: dict[str, int]) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda item: -item[1])[:TOP]
+
+
+def _rows(cache: dict[str, Any], what: str, top: int) -> RenderableType | None:
+    rows = cache[f"{what}s"]
+    if not rows:
+        return None
+    title = f"{what.capitalize()}s"
+    if len(rows) > top:
+        title += f" (the first {top} of {len(rows):,}, by time spent loading)"
+    columns = ("leases", "hits", "waits", "loads", "loading", "evicted", "thrash", "unused")
+    table = make_table(title, what, *columns)
+    for row in rows[:top]:
+        granted = row["hits"] + row["misses"]
+        table.add_row(
+            Text(cite(row[what])),
+            short(granted) if granted else "-",
+            rate(row["hits"] / granted if granted else None),
+            short(row["blocks"]) if granted else "-",
+            short(row["loads"]),
+            seconds(row["load_seconds"]),
+            short(row["evictions"]),
+            short(row["thrashed"]),
+            short(row["never_reused"]),
+        )
+    return table

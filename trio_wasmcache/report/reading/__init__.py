@@ -1,0 +1,1 @@
+"""From files to events in order, and what was wrong with them."""

@@ -1,0 +1,221 @@
+"""From lines to events: frames of polars for adding up, dictionaries for going through one by one.
+
+Polars parses a block of well-formed lines at once. If that fails, it parses the block in a few
+pieces, and the lines of a piece that fails, too, are parsed one by one. So no line is parsed more
+than three times, whatever the lines are; lines that are no events are left out and counted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable
+from types import NoneType
+from typing import Any
+
+import polars as pl
+from attrs import Factory, define
+
+from ..._core.events import EVENTS, SCHEMA_VERSION
+from .names import tally
+from .notes import Notes, cite, count
+from .schema import STAMP_TYPES, types_of
+
+# What the report is worked out from. Other fields may be there or not.
+USED = frozenset(
+    """
+    function arg_types group request reason uses warm blocked waits_for error hit
+    max_size_bytes max_instance_size_bytes max_instances max_code_size_bytes idle_timeout_seconds
+    log_uses hits misses blocks calls evictions count compile_seconds module_loaded load_seconds
+    seat wait_seconds held_seconds age_seconds idle_seconds freed_bytes freed_code_bytes
+    total_size_bytes code_size_bytes total_size_before_bytes code_size_before_bytes
+    total_size_after_bytes code_size_after_bytes first_seq
+    """.split()
+)
+# Fields that came after the first logs of this schema were written: a log without them is fine.
+OPTIONAL = frozenset({"deadline_seconds", "task", "blocked", "seat"})
+Types = dict[str, dict[str, tuple[type, ...]]]
+# {event: {field: the types that its value may have}}
+TYPES: Types = {event.name: {**STAMP_TYPES, **types_of(event)} for event in EVENTS}
+_USED_TYPES: Types = {
+    name: {field: kinds for field, kinds in types.items() if field in USED | STAMP_TYPES.keys()}
+    for name, types in TYPES.items()
+}
+_OWN = {name: {"event", "schema", "timestamp", *fields} for name, fields in _USED_TYPES.items()}
+_POLARS: dict[type, pl.DataType] = {
+    str: pl.String(),
+    int: pl.Int64(),
+    float: pl.Float64(),
+    bool: pl.Boolean(),
+}
+SCHEMA: dict[str, pl.DataType] = {
+    "event": pl.String(),
+    "schema": pl.Int64(),
+    "timestamp": pl.String(),
+    **{
+        field: next(_POLARS[kind] for kind in kinds if kind in _POLARS)
+        for types in _USED_TYPES.values()
+        for field, kinds in types.items()
+    },
+}
+# Numbers from here on are no sizes and no times. polars refuses whole ones by itself.
+ABSURD = 2**63
+# Pieces of a block with a line that is no event: a few such lines cost a few pieces.
+PIECES = 16
+# A piece of so many lines is not worth a call of polars.
+FEW = 64
+
+
+@define(eq=False)
+class Parser:
+    """Lines in, events out; what is not understood is counted."""
+
+    events: int = 0
+    damaged: int = 0
+    unknown: Counter[str] = Factory(Counter)
+    """{event of this schema that this version does not know: how many}."""
+    other_schemas: Counter[str] = Factory(Counter)
+    foreign: int = 0
+    """JSON that mentions an event, but is none."""
+    parsed: int = 0
+    """Lines that were parsed, each as often as it was: at most three times."""
+
+    def frame(self, lines: list[bytes]) -> pl.DataFrame:
+        """The events among `lines`, with all the columns of `SCHEMA`."""
+        made = self._at_once(lines)
+        if made is not None:
+            return made
+        length = max(FEW, -(-len(lines) // PIECES))
+        pieces = [lines[start : start + length] for start in range(0, len(lines), length)]
+        return pl.concat([self._piece(piece) for piece in pieces], rechunk=True)
+
+    def _at_once(self, lines: list[bytes]) -> pl.DataFrame | None:
+        """Parse all lines by polars; None if not all are events."""
+        self.parsed += len(lines)
+        try:
+            made = pl.read_ndjson(b"\n".join(lines), schema=SCHEMA)
+        except pl.exceptions.PolarsError:
+            return None
+        if len(made) != len(lines) or not _is_clean(made):
+            return None
+        self.events += len(made)
+        return made
+
+    def _piece(self, lines: list[bytes]) -> pl.DataFrame:
+        made = self._at_once(lines) if len(lines) > FEW else None
+        if made is not None:
+            return made
+        events = self._parse(lines, _USED_TYPES)
+        for event in events:
+            if event.get("timestamp") is not None:
+                event["timestamp"] = str(event["timestamp"])
+        # What an event has got beside its own fields may be anything.
+        kept = [
+            {name: event[name] for name in _OWN[event["event"]] if name in event}
+            for event in events
+        ]
+        rows = {name: [event.get(name) for event in kept] for name in SCHEMA}
+        return pl.DataFrame(rows, schema=SCHEMA)
+
+    def records(self, lines: Iterable[bytes]) -> list[dict[str, Any]]:
+        """The events among `lines`, as dictionaries, whole in all their fields."""
+        return self._parse(lines, TYPES)
+
+    def _parse(self, lines: Iterable[bytes], types: Types) -> list[dict[str, Any]]:
+        found = []
+        for line in lines:
+            self.parsed += 1
+            try:
+                event = json.loads(line)
+            except (ValueError, RecursionError):
+                self.damaged += 1
+                continue
+            if b"\\ud" in line or b"\\uD" in line:
+                _mend_surrogates(event)
+            if self._is_event(event, types):
+                found.append(event)
+        self.events += len(found)
+        return found
+
+    def _is_event(self, event: Any, types: Types) -> bool:
+        name = event.get("event") if isinstance(event, dict) else None
+        if not (isinstance(name, str) and name.startswith("wasmcache.")):
+            self.foreign += 1
+            return False
+        version = event.get("schema")
+        if version != SCHEMA_VERSION or type(version) is not int:
+            tally(self.other_schemas, str(version))
+            return False
+        if name not in types:
+            tally(self.unknown, name)
+            return False
+        for field, kinds in types[name].items():
+            value = event.get(field)
+            if (value == math.inf and NoneType in kinds) or (value is None and field in OPTIONAL):
+                event[field] = None
+            elif not _fits(value, kinds):
+                self.damaged += 1
+                return False
+        if event["seq"] < 1:
+            self.damaged += 1
+            return False
+        return True
+
+    def tell(self, notes: Notes) -> None:
+        """What there is to say about what was not understood."""
+        if self.damaged:
+            lines = count(self.damaged, "damaged line")
+            notes.problem(f"{lines}: not whole, or with values that no event has; left out")
+        for version, number in self.other_schemas.items():
+            notes.problem(
+                f"{count(number, 'event')} of schema {cite(version)}: this tool reads schema "
+                f"{SCHEMA_VERSION}; left out"
+            )
+        for name, number in self.unknown.items():
+            notes.remark(
+                f"{count(number, 'event')} {cite(name)}: not known to this version; left out"
+            )
+
+
+def _is_clean(frame: pl.DataFrame) -> bool:
+    """Whether every row is an event of this schema that the report can be worked out from."""
+    if not len(frame):
+        return True
+    seq, version = frame["seq"], frame["schema"]
+    if not (
+        frame["event"].is_in(list(TYPES)).fill_null(False).all()
+        and (version == SCHEMA_VERSION).fill_null(False).all()
+        and (seq > 0).fill_null(False).all()
+    ):
+        return False
+    sane = frame.select(pl.selectors.float().abs().max() < ABSURD).row(0)
+    return False not in sane and _is_whole(frame)
+
+
+def _is_whole(frame: pl.DataFrame) -> bool:
+    """Whether no event lacks a field that it must have."""
+    for name in frame["event"].unique():
+        needed = [
+            column
+            for column, kinds in _USED_TYPES[name].items()
+            if NoneType not in kinds and column not in OPTIONAL
+        ]
+        rows = frame.filter(pl.col("event") == name).select(needed)
+        if any(rows.null_count().row(0)):
+            return False
+    return True
+
+
+def _fits(value: Any, kinds: tuple[type, ...]) -> bool:
+    if isinstance(value, bool):
+        return bool in kinds
+    return isinstance(value, kinds) and (not isinstance(value, (int, float)) or abs(value) < ABSURD)
+
+
+def _mend_surrogates(event: Any) -> None:
+    """Halves of characters, which JSON can name and no text can have."""
+    if isinstance(event, dict):
+        for field, value in event.items():
+            if isinstance(value, str):
+                event[field] = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,0 +1,142 @@
+"""What a line of the log looks like: a JSON Schema, generated from the event classes.
+
+``python -m trio_wasmcache schema`` prints it; `events.schema.json` is what it printed last.
+Other fields may stand beside those of the schema: whatever a structlog processor adds, such as
+``level`` and ``timestamp``.
+"""
+
+from __future__ import annotations
+
+import ast
+import enum
+import inspect
+import json
+import textwrap
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from attrs import fields
+
+from ..._core.events import EVENTS, SCHEMA_VERSION, Event, Stamped
+
+SHIPPED = Path(__file__).parent.parent / "events.schema.json"
+_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean"}
+_STAMP: dict[str, dict[str, Any]] = {
+    "cache": {
+        "type": "string",
+        "description": "Which cache: a name made up when it was opened.",
+    },
+    "seq": {
+        "type": "integer",
+        "minimum": 1,
+        "description": "Numbers the events of a cache, from 1, without gaps.",
+    },
+    "at_seconds": {
+        "type": "number",
+        "description": "The cache's clock: only differences mean something.",
+    },
+}
+
+
+def make_schema() -> dict[str, Any]:
+    """The schema, as plain values for `json.dumps`."""
+    names = [event.name for event in EVENTS]
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": f"urn:trio-wasmcache:events:{SCHEMA_VERSION}",
+        "title": f"A line of a trio_wasmcache log, schema {SCHEMA_VERSION}",
+        "type": "object",
+        "required": ["event", *_STAMP, "schema"],
+        "properties": {
+            "event": {"enum": names},
+            **_STAMP,
+            "schema": {"const": SCHEMA_VERSION},
+        },
+        "allOf": [
+            {
+                "if": {"properties": {"event": {"const": event.name}}},
+                "then": {"$ref": f"#/$defs/{_short(event)}"},
+            }
+            for event in EVENTS
+        ],
+        "$defs": {_short(event): _definition(event) for event in EVENTS},
+    }
+
+
+def types_of(event: type[Event]) -> dict[str, tuple[type, ...]]:
+    """{field: the Python types that its value in a parsed line may have}."""
+    hints = get_type_hints(event)
+    return {field.name: _plain(hints[field.name]) for field in fields(event)}
+
+
+def _plain(hint: Any) -> tuple[type, ...]:
+    if get_origin(hint) in (Union, UnionType):
+        return tuple(kind for part in get_args(hint) for kind in _plain(part))
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return (str,)
+    return (float, int) if hint is float else (hint,)
+
+
+def _short(event: type[Event]) -> str:
+    return event.name.removeprefix("wasmcache.")
+
+
+def _definition(event: type[Event]) -> dict[str, Any]:
+    hints = get_type_hints(event)
+    told = _docstrings(event)
+    properties = {}
+    for field in fields(event):
+        properties[field.name] = _property(hints[field.name])
+        if field.name in told:
+            properties[field.name]["description"] = told[field.name]
+    return {
+        "description": inspect.cleandoc(event.__doc__ or ""),
+        "required": list(properties),
+        "properties": properties,
+    }
+
+
+def _property(hint: Any) -> dict[str, Any]:
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return {"enum": [member.value for member in hint]}
+    parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    kinds = [_TYPES[part] for part in parts if part is not NoneType]
+    if NoneType in parts:
+        kinds.append("null")
+    made: dict[str, Any] = {"type": kinds[0] if len(kinds) == 1 else kinds}
+    if int in parts:
+        made["minimum"] = 0
+    return made
+
+
+def _docstrings(event: type[Event]) -> dict[str, str]:
+    """{field: the string that stands below it in the source}, which Python itself throws away."""
+    told: dict[str, str] = {}
+    for base in reversed(event.__mro__[:-1]):
+        if not issubclass(base, Event):
+            continue
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for above, below in zip(body.body, body.body[1:], strict=False):
+            if (
+                isinstance(above, ast.AnnAssign)
+                and isinstance(above.target, ast.Name)
+                and isinstance(below, ast.Expr)
+                and isinstance(below.value, ast.Constant)
+            ):
+                told[above.target.id] = inspect.cleandoc(str(below.value.value))
+    return told
+
+
+def as_text() -> str:
+    """The shipped file's contents."""
+    return json.dumps(make_schema(), indent=1) + "\n"
+
+
+STAMP_TYPES: dict[str, tuple[type, ...]] = {
+    "cache": (str,),
+    "seq": (int,),
+    "at_seconds": (float, int),
+}
+assert {*STAMP_TYPES} <= {field.name for field in fields(Stamped)}

@@ -1,0 +1,1 @@
+"""A log run through the cache's own policy, and compared."""

@@ -1,0 +1,99 @@
+"""The cache's own policy, with functions and groups under the names that a log has for them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from attrs import Factory, define, evolve
+
+from ..._core.config import CacheConfig
+from ..._core.keys import FunctionKey
+from ..._core.policy import Policy
+from ..._core.records import FunctionRecord, GroupRecord, Module, Request, TokenBook
+from ..._core.residents import Step
+
+# {field of `CacheConfig`: field of the events that tell the limits}.
+LIMITS = {
+    "max_size": "max_size_bytes",
+    "max_instance_size": "max_instance_size_bytes",
+    "max_instances": "max_instances",
+    "max_code_size": "max_code_size_bytes",
+    "max_running_size": "max_running_size_bytes",
+    "idle_timeout": "idle_timeout_seconds",
+}
+NameKey = tuple[str, str]  # (function, argument types)
+
+
+def limits_of(event: dict[str, Any]) -> dict[str, Any]:
+    """The limits that an `opened` or `resized` event tells, named as in `CacheConfig`."""
+    # A log from before there was `max_running_size` had no such limit.
+    limits = {name: event.get(field) for name, field in LIMITS.items()}
+    if limits["idle_timeout"] is None:
+        limits["idle_timeout"] = math.inf
+    return limits
+
+
+def config_of(event: dict[str, Any]) -> CacheConfig:
+    """The configuration that an `opened` event tells.
+
+    Raises:
+        ValueError: no cache has such limits.
+    """
+    return CacheConfig(stack_size=event["stack_size_bytes"], **limits_of(event))
+
+
+@define(eq=False)
+class Books:
+    """A policy, and what it was told of functions and groups."""
+
+    config: CacheConfig
+    policy: Policy = Factory(lambda self: Policy(self.config), takes_self=True)
+    groups: dict[str, GroupRecord] = Factory(dict)
+    current: dict[NameKey, FunctionRecord] = Factory(dict)
+    """What an acquire finds."""
+    functions: dict[tuple[str, str, int], FunctionRecord] = Factory(dict)
+    """{(function, argument types, generation): record}, of whatever age."""
+    _modules: dict[int, Module] = Factory(dict)
+
+    def open_group(self, name: str, others: Callable[[], bool]) -> GroupRecord:
+        """A group of that name; see `TokenBook.strangers`."""
+        group = self.groups[name] = GroupRecord(name, tokens=TokenBook(strangers=others))
+        return group
+
+    def register(self, event: dict[str, Any], now: float) -> Step:
+        """A `registered` event: the function is there, and what it replaces is retired."""
+        name = event["function"], event["arg_types"]
+        module = self._modules.get(event["module_number"])
+        if module is None:
+            module = Module(event["module_digest"], event["code_bytes"])
+            self._modules[event["module_number"]] = module
+        types = tuple(event["arg_types"].split(", ")) if event["arg_types"] else ()
+        record = FunctionRecord(
+            FunctionKey(event["function"], types),
+            event["generation"],
+            module,
+            event["concurrency"],
+            event.get("worst_size_bytes", 0),
+        )
+        old = self.current.get(name)
+        self.current[name] = self.functions[(*name, event["generation"])] = record
+        if old is None:
+            return Step()
+        old.successor = record
+        return self.policy.retire(old, now)
+
+    def remove(self, event: dict[str, Any], now: float) -> Step:
+        """A `removed` event."""
+        record = self.current.pop((event["function"], event["arg_types"]), None)
+        return Step() if record is None else self.policy.retire(record, now)
+
+    def resize(self, limits: dict[str, Any], now: float) -> Step:
+        """Other limits from now on."""
+        self.config = evolve(self.config, **limits)
+        return self.policy.resize(self.config, now)
+
+    def held_in(self, group: GroupRecord) -> list[Request]:
+        """The requests that hold an instance of a group, in the order in which it is closed."""
+        return [request for request in self.policy.waits.held if request.entry.group is group]

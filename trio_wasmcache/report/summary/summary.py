@@ -1,0 +1,345 @@
+"""What the log of each cache adds up to, block by block, in memory that does not grow with it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import polars as pl
+from attrs import Factory, define
+
+from ..._core.events import Reason
+from ..reading.clock import Clock
+from ..reading.frames import TYPES
+from ..reading.names import MAX_KEYS, OTHERS, Key, Names, Space
+from ..reading.notes import Notes, cite, count
+from ..reading.order import Order
+from ..reading.units import seconds
+from .entries import Fates
+from .histogram import Histogram
+from .leases import LeaseBook
+from .series import Series
+
+THRASH_SECONDS = 10.0
+# Caches that are told apart, the first ones that come; the others are added up together.
+MAX_CACHES = 100
+# Letters of the name of a cache that is told apart; `open_cache` makes up names of eight.
+MAX_NAME = 1000
+# Caches that are counted; of more, it is said that there are more.
+MAX_COUNTED = 100_000
+# Adding up costs some milliseconds for each cache, however few its events: so it is done for many
+# events at once.
+HELD_EVENTS = 100_000
+HELD_BLOCKS = 8
+REASONS = [reason.value for reason in Reason]
+OTHER = "other"  # a reason that this version does not know
+LIMITS = (
+    "max_size_bytes",
+    "max_instance_size_bytes",
+    "max_instances",
+    "max_code_size_bytes",
+    "idle_timeout_seconds",
+)
+COUNTS = ("hits", "misses", "blocks", "calls", "evictions")
+
+
+@define
+class Gone:
+    """Evictions."""
+
+    count: int = 0
+    freed_bytes: int = 0
+    freed_code_bytes: int = 0
+
+
+@define(eq=False)
+class Sums:
+    """What is only added up, whatever the order of events, and of one cache or of many."""
+
+    kinds: Counter[str] = Factory(Counter)
+    """{event: how many}."""
+    leases: LeaseBook = Factory(LeaseBook)
+    loads: Histogram = Factory(Histogram)
+    module_loads: int = 0
+    compile_seconds: float = 0.0
+    ages: Histogram = Factory(Histogram)
+    gone: dict[tuple[str, Key], Gone] = Factory(dict)
+    """{(reason, who): what went}."""
+    lost: int = 0
+    """Events that a cache itself says it dropped."""
+
+    def take(self, frame: pl.DataFrame) -> tuple[dict[str, pl.DataFrame], pl.DataFrame]:
+        """Add events up.
+
+        Returns:
+            {kind of event: events}, and the leases granted, without those by `warm`.
+        """
+        nothing = frame.clear()
+        parts = dict.fromkeys(TYPES, nothing)
+        for (kind,), part in frame.partition_by("event", as_dict=True).items():
+            self.kinds[kind] += len(part)
+            parts[kind] = part
+        loaded, evicted = parts["wasmcache.loaded"], parts["wasmcache.evicted"]
+        self.compile_seconds += float(parts["wasmcache.registered"]["compile_seconds"].sum())
+        self.lost += int(parts["wasmcache.lost"]["count"].sum())
+        if len(loaded):
+            self.loads.take(loaded["load_seconds"])
+            self.module_loads += int(loaded["module_loaded"].sum())
+        if len(evicted):
+            self._take_evictions(evicted)
+        return parts, self.leases.take(parts)
+
+    def _take_evictions(self, evicted: pl.DataFrame) -> None:
+        self.ages.take(evicted["age_seconds"])
+        grouped = evicted.group_by("reason", "function", "arg_types", "group").agg(
+            pl.len(), pl.col("freed_bytes").sum(), pl.col("freed_code_bytes").sum()
+        )
+        for reason, function, types, group, number, freed, freed_code in grouped.iter_rows():
+            gone = self.gone.setdefault((reason, (function, types, group)), Gone())
+            gone.count += number
+            gone.freed_bytes += freed
+            gone.freed_code_bytes += freed_code
+
+
+def _with_known_reasons(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.with_columns(
+        pl.when(pl.col("reason").is_in(REASONS) | pl.col("reason").is_null())
+        .then("reason")
+        .otherwise(pl.lit(OTHER))
+        .alias("reason")
+    )
+
+
+@define(eq=False)
+class CacheSummary:
+    """One cache's log."""
+
+    cache: str
+    fates: Fates
+    names: Names = Factory(Names)
+    order: Order = Factory(Order)
+    clock: Clock = Factory(Clock)
+    sums: Sums = Factory(Sums)
+    limits: dict[str, Any] = Factory(dict)
+    """Those in force at the end."""
+    resizes: int = 0
+    log_uses: bool = False
+    closed: dict[str, int] | None = None
+    """The cache's own counts, if it was closed."""
+    began: str | None = None
+    """The timestamp of the first event that has one."""
+    ended: str | None = None
+    """That of the last one."""
+    series: Series = Factory(Series)
+    peak_size: int = 0
+    peak_code: int = 0
+
+    def take(self, frame: pl.DataFrame) -> None:
+        """Add events of this cache up."""
+        last = self.order.last
+        frame = self.order.sort(frame)
+        if not len(frame):
+            return
+        frame = _with_known_reasons(self.names.limit(frame))
+        times = self.clock.times(frame["at_seconds"], int((frame["seq"] <= last).sum()))
+        end = times.max()
+        assert isinstance(end, float)
+        self.series.reach(end)
+        frame = frame.with_columns(times.alias("time"))
+        parts, acquired = self.sums.take(frame)
+        self._take_rare(frame, parts)
+        self.fates.take(frame, times)
+        self._take_sizes(frame)
+        if len(acquired):
+            hits = acquired["hit"].cast(pl.Int64)
+            self.series.add("hits", acquired["time"], hits)
+            self.series.add("misses", acquired["time"], 1 - hits)
+        for (reason,), rows in parts["wasmcache.evicted"].group_by("reason"):
+            self.series.add(f"evicted {reason}", rows["time"])
+
+    def _take_rare(self, frame: pl.DataFrame, parts: dict[str, pl.DataFrame]) -> None:
+        stamps = frame["timestamp"].drop_nulls()
+        if len(stamps):
+            self.began = self.began or stamps[0][:MAX_NAME]
+            self.ended = stamps[-1][:MAX_NAME]
+        for row in parts["wasmcache.opened"].iter_rows(named=True):
+            self.limits = {name: row[name] for name in LIMITS}
+            self.log_uses = row["log_uses"]
+        for row in parts["wasmcache.resized"].iter_rows(named=True):
+            self.limits = {name: row[name] for name in LIMITS}
+            self.resizes += 1
+        for row in parts["wasmcache.closed"].iter_rows(named=True):
+            self.closed = {name: row[name] for name in COUNTS}
+        for number, first in parts["wasmcache.lost"].select("count", "first_seq").iter_rows():
+            self.order.lose(number, first)
+
+    def _take_sizes(self, frame: pl.DataFrame) -> None:
+        def either(now: str, otherwise: str) -> pl.Expr:
+            return pl.coalesce(now, otherwise)
+
+        sizes = frame.select(
+            "time",
+            size=either("total_size_bytes", "total_size_before_bytes"),
+            size_then=either("total_size_bytes", "total_size_after_bytes"),
+            code=either("code_size_bytes", "code_size_before_bytes"),
+            code_then=either("code_size_bytes", "code_size_after_bytes"),
+        ).drop_nulls()
+        if len(sizes):
+            for name in ("size", "code"):
+                self.series.level(name, sizes["time"], sizes[name], sizes[f"{name}_then"])
+            size, code = sizes.select(pl.col("size", "code").max()).row(0)
+            self.peak_size = max(self.peak_size, size)
+            self.peak_code = max(self.peak_code, code)
+
+    def tell(self, notes: Notes) -> None:
+        """What there is to say about this log."""
+        order, name = self.order, f"cache {cite(self.cache)}"
+        if order.lost:
+            notes.problem(f"{name}: {count(order.lost, 'event')} lost: the cache's buffer was full")
+        if order.missing:
+            notes.problem(f"{name}: {count(order.missing, 'event')} missing{_where(order)}")
+        if order.first > 1:
+            notes.remark(f"{name}: begins with event {order.first:,}, not with the first")
+        if order.late:
+            notes.remark(f"{name}: {count(order.late, 'event')} came out of order: put in order")
+        if order.repeated:
+            notes.remark(f"{name}: {count(order.repeated, 'event')} came twice: counted once")
+        if self.clock.jumps:
+            jumps = count(self.clock.jumps, "time")
+            notes.problem(f"{name}: the clock jumped back {jumps}: time is counted on from there")
+        if self.clock.long_silences:
+            notes.remark(
+                f"{name}: nothing happened for {seconds(self.clock.longest_silence)}, or the clock "
+                "jumped forward"
+            )
+        if self.names.others:
+            notes.remark(
+                f"{name}: more than {MAX_KEYS:,} functions in groups: the later ones are counted "
+                "together, as (others)"
+            )
+
+
+def _where(order: Order) -> str:
+    first = [f"{one:,}" if one == last else f"{one:,} to {last:,}" for one, last in order.gaps[:3]]
+    return ": " * bool(first) + ", ".join(first) + ", ..." * (len(order.gaps) > 3)
+
+
+@define(eq=False)
+class Others:
+    """The caches that are too many to be told apart, added up together.
+
+    Each has its own clock and numbers its events by itself, so nothing is said of when and in what
+    order things happened; a request is known by its number and the name of its cache.
+    """
+
+    sums: Sums = Factory(Sums)
+    peak_size: int = 0
+    peak_code: int = 0
+    _names: set[int] = Factory(set)  # hashes of the caches' names
+
+    @property
+    def count(self) -> int:
+        """Number of caches, at most `MAX_COUNTED`."""
+        return len(self._names)
+
+    @property
+    def more(self) -> bool:
+        """Whether there may be more caches than were counted."""
+        return self.count >= MAX_COUNTED
+
+    @property
+    def counted(self) -> str:
+        """``19,900 caches``, or that there are more."""
+        more = "more than " * self.more
+        return more + count(self.count, "cache")
+
+    def take(self, frame: pl.DataFrame) -> None:
+        """Add events of several caches up."""
+        if self.count < MAX_COUNTED:
+            self._names.update(frame["cache"].unique().hash()[: MAX_COUNTED - self.count])
+        named = pl.col("function").is_not_null(), pl.col("group").is_not_null()
+        function, types, group = (pl.lit(name) for name in OTHERS)
+        frame = _with_known_reasons(frame).with_columns(
+            pl.when(named[0]).then(function).alias("function"),
+            pl.when(named[0]).then(types).alias("arg_types"),
+            pl.when(named[1]).then(group).alias("group"),
+            pl.when(pl.col("request").is_not_null()).then(
+                pl.struct("cache", "request").hash().reinterpret(signed=True).alias("request")
+            ),
+        )
+        self.sums.take(frame)
+        size, code = frame.select(
+            pl.max_horizontal("total_size_bytes", "total_size_before_bytes").max().fill_null(0),
+            pl.max_horizontal("code_size_bytes", "code_size_before_bytes")
+            .max()
+            .fill_null(0)
+            .alias("code"),
+        ).row(0)
+        self.peak_size = max(self.peak_size, size)
+        self.peak_code = max(self.peak_code, code)
+
+
+@define(eq=False)
+class Summary:
+    """All caches of a log: the first `MAX_CACHES` by themselves, the others together."""
+
+    thrash_seconds: float = THRASH_SECONDS
+    caches: dict[str, CacheSummary] = Factory(dict)
+    """In order of appearance."""
+    others: Others = Factory(Others)
+    space: Space = Factory(Space)
+    _held: list[pl.DataFrame] = Factory(list)  # blocks that are not added up yet
+    _held_events: int = 0
+
+    def take(self, frame: pl.DataFrame) -> None:
+        """Take the events of a block; they are added up now or later."""
+        self._held.append(frame)
+        self._held_events += len(frame)
+        if self._held_events >= HELD_EVENTS or len(self._held) >= HELD_BLOCKS:
+            self.add_up()
+
+    def add_up(self) -> None:
+        """Add up what was taken."""
+        if not self._held:
+            return
+        frame = pl.concat(self._held, rechunk=True)
+        self._held, self._held_events = [], 0
+        late = False
+        for name in frame["cache"].unique(maintain_order=True):
+            if name not in self.caches:
+                if len(self.caches) < MAX_CACHES and len(name) <= MAX_NAME:
+                    self._open(name)
+                else:
+                    late = True
+        if late:
+            apart = frame["cache"].is_in([*self.caches])
+            self.others.take(frame.filter(~apart))
+            frame = frame.filter(apart)
+        for (name,), part in frame.partition_by("cache", maintain_order=True, as_dict=True).items():
+            self.caches[name].take(part)
+
+    def _open(self, name: str) -> None:
+        names = Names(self.space)
+        self.caches[name] = CacheSummary(name, Fates(self.thrash_seconds), names)
+
+    def tell(self, notes: Notes) -> None:
+        """What there is to say about all of them."""
+        others = self.others
+        if len(self.caches) > 1 or others.count:
+            names = ", ".join(map(cite, [*self.caches][:4]))
+            more = ", ..." if len(self.caches) > 4 else ""
+            notes.remark(
+                f"{count(len(self.caches), 'cache')} in this log, each by itself below: "
+                f"{names}{more}"
+            )
+        if others.count:
+            notes.remark(
+                f"{others.counted} more, whose events are only added up, all together: "
+                "--cache ID tells of one of them"
+            )
+        if others.sums.lost:
+            notes.problem(
+                f"other caches: {count(others.sums.lost, 'event')} lost: a cache's buffer was full"
+            )
+        for cache in self.caches.values():
+            cache.tell(notes)

@@ -1,0 +1,1 @@
+"""How the hit rate depends on sizes and times, and what to set them to."""

@@ -1,0 +1,155 @@
+"""What to set the limits to: one sentence, a line to paste, and whether the policy bears it out.
+
+The curve knows `max_size` and `idle_timeout` only. So the advice is run through the policy with all
+other limits as they are (see `whatif`), and if those cost hits, it says which.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from attrs import Factory, define, fields_dict
+
+from ..._core.config import CacheConfig, KiB, MiB
+from ..reading.notes import count
+from ..reading.units import rate, size as in_words
+from ..whatif.results import Result
+from .curve import Curve
+from .tuning import Tuner
+
+# {reason of an eviction: the limit that it is for}, of those that the curve does not know.
+OTHER_LIMITS = {
+    "count": "max_instances",
+    "code": "max_code_size",
+    "stack": "max_code_size",
+    "oversized": "max_instance_size",
+}
+# Below this, a difference of hit rates is what leases make that begin a little sooner or later.
+SAME_RATE = 0.001
+
+
+@define
+class Advice:
+    """A recommendation."""
+
+    sentence: str
+    limits: dict[str, Any]
+    """All that can be resized, as they would be; named as in `CacheConfig`."""
+    hit_rate: float
+    """By the curve."""
+    checked: Result | None = None
+    """What the policy makes of it."""
+    _defaults: dict[str, Any] = Factory(
+        lambda: {name: field.default for name, field in fields_dict(CacheConfig).items()}
+    )
+
+    @property
+    def max_size(self) -> int:
+        """Bytes."""
+        size: int = self.limits["max_size"]
+        return size
+
+    @property
+    def idle_timeout(self) -> float:
+        """Seconds; may be infinite."""
+        timeout: float = self.limits["idle_timeout"]
+        return timeout
+
+    @property
+    def line(self) -> str:
+        """For the application's source: what is advised, and what else is not as by default."""
+        shown = [
+            f"{name}={in_source(name, value)}"
+            for name, value in self.limits.items()
+            if name in ("max_size", "idle_timeout") or value != self._defaults[name]
+        ]
+        return f"CacheConfig({', '.join(shown)})"
+
+    @property
+    def verdict(self) -> str | None:
+        """What came of checking it, in a sentence or two; None: it was not checked."""
+        checked = self.checked
+        if checked is None:
+            return None
+        told = (
+            f"Run through the policy, with tasks that wait for each other and all other limits as "
+            f"they are, it has {rate(checked.hit_rate)}, and {in_words(checked.peak_size)} idle "
+            "at most."
+        )
+        if checked.hit_rate >= self.hit_rate - SAME_RATE:
+            return told
+        costs: dict[str, int] = {}
+        for reason, number in checked.evictions.items():
+            if reason in OTHER_LIMITS:
+                limit = OTHER_LIMITS[reason]
+                costs[limit] = costs.get(limit, 0) + number
+        if checked.refused:
+            told += f" It refuses {count(checked.refused, 'acquire')}."
+        if not costs:
+            return told
+        listed = " and ".join(
+            f"{limit} ({number:,} {'time' if number == 1 else 'times'})"
+            for limit, number in sorted(costs.items(), key=lambda item: -item[1])
+        )
+        return f"{told} What holds it back is {listed}: `whatif` tells what raising that gives."
+
+
+def advise(tuner: Tuner, target: float) -> tuple[Curve, Advice]:
+    """The smallest limits that reach a hit rate, or come as near as can be.
+
+    Gives the curve at the idle timeout that is advised, too.
+    """
+    assert tuner.limits is not None
+    timeout, now = tuner.limits["idle_timeout"], tuner.limits["max_size"]
+    curve = tuner.curve(timeout)
+    logged = tuner.hits / tuner.leases if tuner.leases else 0.0
+    was = f"the log has {rate(logged)} with {in_source('max_size', now)}"
+    wanted = f"{target * 100:.6g} %"
+    size = curve.smallest_for(target)
+    longer = None if size is not None else tuner.timeout_for(target)
+    if size is not None:
+        size = round_up(size)
+        reached = curve.at(size).hit_rate
+        text = (
+            f"max_size = {in_source('max_size', size)} reaches a hit rate of {wanted}: "
+            f"{rate(reached)} ({was})."
+        )
+    elif longer is not None:
+        short, timeout = timeout, math.floor(longer) + 1.0
+        curve = tuner.curve(timeout)
+        size = round_up(curve.smallest_for(target) or curve.largest)
+        reached = curve.at(size).hit_rate
+        text = (
+            f"No size reaches {wanted} while idle instances go after {short:g} s; "
+            f"idle_timeout = {timeout:g} with max_size = {in_source('max_size', size)} does: "
+            f"{rate(reached)} ({was})."
+        )
+    else:
+        best = tuner.curve(math.inf).best.hit_rate
+        size = round_up(curve.smallest_for(curve.best.hit_rate) or curve.largest)
+        reached = curve.at(size).hit_rate
+        text = (
+            f"Nothing reaches {wanted}: first loads and spoilt instances alone leave "
+            f"{rate(best)} at best; max_size = {in_source('max_size', size)} reaches "
+            f"{rate(reached)} ({was})."
+        )
+    limits = {**tuner.limits, "max_size": size, "idle_timeout": timeout}
+    return curve, Advice(text, limits, reached)
+
+
+def round_up(size: int) -> int:
+    """To what one would write: whole MiB, or for small ones whole pages of WebAssembly."""
+    unit = MiB if size > 16 * MiB else 64 * KiB
+    return max(unit, -(-size // unit) * unit)
+
+
+def in_source(name: str, value: float) -> str:
+    """A limit as one would write it: ``64 * MiB``, ``2.5``, ``math.inf``."""
+    if name == "idle_timeout":
+        return "math.inf" if value == math.inf else f"{value:g}"
+    if name.endswith("_size"):
+        for unit, written in ((MiB, "MiB"), (KiB, "KiB")):
+            if value and value % unit == 0:
+                return f"{int(value // unit)} * {written}"
+    return str(value)

@@ -1,0 +1,197 @@
+"""How the hit rate depends on `max_size` and `idle_timeout`, worked out in one pass over a log.
+
+Leases begin and end when they did. Each has a size from which on, and an idle time from which on,
+it would have been a hit (see `distances`); counting them gives the whole curve.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from array import array
+from typing import Any
+
+import polars as pl
+from attrs import Factory, define
+
+from ..replay.books import limits_of
+from ..replay.replay import check_start, is_end_of_spoilt
+from .curve import Curve
+from .distances import Stack
+
+# Loads of a function of which the median stands for those that did not happen.
+SAMPLES = 1001
+Key = tuple[str, str, int, int]  # (function, argument types, generation, number of the group)
+
+
+@define(eq=False)
+class Tuner:
+    """Feeds a `Stack` with a log's leases."""
+
+    limits: dict[str, Any] | None = None
+    """In force at the end of the log."""
+    leases: int = 0
+    hits: int = 0
+    ignored: int = 0
+    stack: Stack = Factory(Stack)
+    _sizes: array[float] = Factory(lambda: array("d"))  # bytes needed, for each lease
+    _gaps: array[float] = Factory(lambda: array("d"))  # seconds that its instance was idle
+    _costs: array[float] = Factory(lambda: array("d"))  # seconds of its load
+    _was_hit: bytearray = Factory(bytearray)  # whether it was one; then a load was that on a seat
+    _names: array[int] = Factory(lambda: array("l"))  # number of the function
+    _numbers: dict[tuple[str, str], int] = Factory(dict)
+    _loads: dict[tuple[int, bool], list[float]] = Factory(dict)  # {(function, a hit): seconds}
+    _current: dict[tuple[str, str], int] = Factory(dict)  # {function: generation}
+    _groups: dict[str, int] = Factory(dict)  # {open group: its number}
+    _opened_groups: int = 0
+    _keys: dict[tuple[str, str], set[Key]] = Factory(dict)  # {function: what was ever idle}
+    _keys_in: dict[int, set[Key]] = Factory(dict)  # {number of an open group: the same}
+    _loading: dict[int, float] = Factory(dict)  # {request: seconds its load took}
+    _leased: dict[int, Key] = Factory(dict)
+    _warm: set[int] = Factory(set)
+    _ended: tuple[Key, dict[str, Any]] | None = None
+
+    def feed(self, event: dict[str, Any]) -> None:
+        """The next event.
+
+        Raises:
+            NotReplayable: it is the first, and the log can't be tuned by.
+        """
+        if self.limits is None:
+            check_start(event, "tuning")
+            self.limits = limits_of(event)
+        if self._ended is not None:
+            self._give_back(event)
+        handle = getattr(self, "_on_" + event["event"].removeprefix("wasmcache."), None)
+        if handle is not None:
+            try:
+                handle(event)
+            except KeyError:
+                self.ignored += 1
+
+    def curve(self, timeout: float) -> Curve:
+        """What size gives what, where idle instances go after `timeout` seconds.
+
+        A miss costs what its load took, or what that usually takes for the function; a hit costs
+        nothing, unless it is one on a seat: then, what that took or usually takes.
+        """
+        hit, cost = pl.col("hit") == 1, pl.col("cost")
+        frame = pl.DataFrame(
+            {
+                "size": self._sizes,
+                "gap": self._gaps,
+                "cost": self._costs,
+                "hit": list(self._was_hit),
+                "name": self._names,
+            }
+        ).with_columns(
+            pl.when(hit).then(self._usual(hit=False)).otherwise(cost).alias("missed"),
+            pl.when(hit).then(cost).otherwise(self._usual(hit=True)).alias("served"),
+        )
+        needs = (
+            frame.filter(pl.col("size").is_finite() & (pl.col("gap") < timeout))
+            .sort("size")
+            .select(
+                pl.col("size").cast(pl.Int64),
+                pl.int_range(1, pl.len() + 1).alias("hits"),
+                (pl.col("missed") - pl.col("served")).cum_sum().alias("load_seconds"),
+            )
+            .unique("size", keep="last", maintain_order=True)
+        )
+        total = float(frame["missed"].sum())
+        return Curve(self.leases, self.stack.largest, timeout, needs, total)
+
+    def _usual(self, hit: bool) -> pl.Expr:
+        """What a load for a lease of that kind usually takes, by the function's number."""
+        usual = {
+            number: statistics.median(taken)
+            for (number, was_hit), taken in self._loads.items()
+            if was_hit == hit
+        }
+        return pl.col("name").replace_strict(usual, default=0.0, return_dtype=pl.Float64)
+
+    def timeout_for(self, hit_rate: float) -> float | None:
+        """The shortest timeout with which the hit rate can be reached; None: there is none."""
+        wanted = math.ceil(hit_rate * self.leases - 1e-9)
+        gaps = sorted(gap for gap in self._gaps if gap < math.inf)
+        return None if wanted > len(gaps) else gaps[wanted - 1] if wanted else 0.0
+
+    # -- events
+
+    def _on_resized(self, event: dict[str, Any]) -> None:
+        self.limits = limits_of(event)
+
+    def _on_group_opened(self, event: dict[str, Any]) -> None:
+        self._opened_groups += 1
+        self._groups[event["group"]] = self._opened_groups
+
+    def _on_group_closed(self, event: dict[str, Any]) -> None:
+        group = self._groups.pop(event["group"], None)
+        if group is not None:
+            for key in self._keys_in.pop(group, ()):
+                self._keys[key[:2]].discard(key)
+                self.stack.forget(key)
+
+    def _on_registered(self, event: dict[str, Any]) -> None:
+        name = event["function"], event["arg_types"]
+        self._retire(name)
+        self._current[name] = event["generation"]
+        self._numbers.setdefault(name, len(self._numbers))
+
+    def _on_removed(self, event: dict[str, Any]) -> None:
+        name = event["function"], event["arg_types"]
+        self._retire(name)
+        self._current.pop(name, None)
+
+    def _retire(self, name: tuple[str, str]) -> None:
+        for key in self._keys.pop(name, ()):
+            self._keys_in[key[3]].discard(key)
+            self.stack.forget(key)
+
+    def _on_requested(self, event: dict[str, Any]) -> None:
+        if event["warm"]:
+            self._warm.add(event["request"])
+
+    def _on_loaded(self, event: dict[str, Any]) -> None:
+        seconds = self._loading[event["request"]] = event["load_seconds"]
+        number = self._numbers[event["function"], event["arg_types"]]
+        samples = self._loads.setdefault((number, event["seat"]), [])
+        samples.append(seconds)
+        if len(samples) > 2 * SAMPLES:
+            del samples[:SAMPLES]
+
+    def _on_acquired(self, event: dict[str, Any]) -> None:
+        name, request = (event["function"], event["arg_types"]), event["request"]
+        key = (*name, event["generation"], self._groups[event["group"]])
+        self._leased[request] = key
+        loaded = self._loading.pop(request, 0.0)
+        if request in self._warm:
+            if event["hit"]:
+                self.stack.take(key, event["at_seconds"])
+            return
+        size, gap = self.stack.take(key, event["at_seconds"])
+        self.leases += 1
+        self.hits += event["hit"]
+        self._sizes.append(size)
+        self._gaps.append(gap)
+        self._costs.append(loaded)
+        self._was_hit.append(event["hit"])
+        self._names.append(self._numbers[name])
+
+    def _on_recycled(self, event: dict[str, Any]) -> None:
+        self._warm.discard(event["request"])
+        self._ended = self._leased.pop(event["request"]), event
+
+    def _give_back(self, following: dict[str, Any]) -> None:
+        """A lease has ended, unless `following` says that its instance was spoilt."""
+        assert self._ended is not None and self.limits is not None
+        key, event = self._ended
+        self._ended = None
+        spoilt = is_end_of_spoilt(event, following)
+        too_large = event["size_bytes"] > self.limits["max_instance_size"]
+        name = key[:2]
+        gone = self._current.get(name) != key[2] or self._groups.get(event["group"]) != key[3]
+        if not (spoilt or too_large or gone):
+            self._keys.setdefault(name, set()).add(key)
+            self._keys_in.setdefault(key[3], set()).add(key)
+            self.stack.give_back(key, event["size_bytes"], event["at_seconds"])

@@ -1,0 +1,1 @@
+"""The same requests under other limits."""

@@ -1,0 +1,57 @@
+"""How long loads take in a what-if: making an instance, and before that what its module needs.
+
+A module that is loaded already costs nothing more; one that another lease is loading costs what is
+left of that. A load takes what it took in the log, if it had the same to do there; if not, what
+such a load usually takes for the function.
+"""
+
+from __future__ import annotations
+
+from attrs import Factory, define
+
+from ..._core.records import Instance, Module
+from ..._core.residents import Step
+from .tasks import Acquire, Application
+
+
+@define(eq=False)
+class Loading:
+    """Which modules are loaded, or when they will be."""
+
+    application: Application
+    ready: dict[Module, float] = Factory(dict)
+    """{module that is not unloaded: from when on it is loaded}."""
+    _usual: dict[tuple[tuple[str, str], bool], float] = Factory(dict)
+
+    def begin(self, acquire: Acquire, instance: Instance, now: float) -> float:
+        """Seconds that the load takes which begins now."""
+        module = instance.entry.function.module
+        ready = self.ready.get(module)
+        if ready is not None:
+            return max(0.0, ready - now) + self._seconds(acquire, cold=False)
+        seconds = self._seconds(acquire, cold=True)
+        self.ready[module] = now + seconds - self._usual_seconds(acquire.name, False)
+        return seconds
+
+    def failed(self, instance: Instance, now: float) -> None:
+        """A load ended without an instance; what it had of the module is lost, if it had begun."""
+        module = instance.entry.function.module
+        if instance.loads_module and self.ready.get(module, now) > now:
+            del self.ready[module]
+
+    def act(self, step: Step) -> None:
+        """Modules are unloaded, save those that were asked for again within the step."""
+        for module in step.unloaded:
+            if not module.users:
+                self.ready.pop(module, None)
+
+    def _seconds(self, acquire: Acquire, cold: bool) -> float:
+        if acquire.load_seconds is not None and acquire.cold == cold:
+            return acquire.load_seconds
+        return self._usual_seconds(acquire.name, cold)
+
+    def _usual_seconds(self, name: tuple[str, str], cold: bool) -> float:
+        key = name, cold
+        if key not in self._usual:
+            self._usual[key] = self.application.load_seconds(name, cold)
+        return self._usual[key]

@@ -1,0 +1,325 @@
+"""What the application did, task by task, taken out of a log with `log_uses`.
+
+A task's program is what it did in order: acquires and releases, each with the time that passed
+since the step before was over. What the cache made it wait is left out, as that is the cache's
+doing; see `whatif` for what is assumed when such programs are run under other limits.
+
+About 0.5 KB of memory for each lease.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from typing import Any
+
+from attrs import Factory, define
+
+from ..reading.notes import Notes, count
+from ..replay.replay import check_start
+
+# Holds and loads of a function of which the median is taken, the latest ones: enough to be typical.
+SAMPLES = 1001
+# Seconds. What is told of one step is told with one time, save for rounding.
+INSTANT = 1e-6
+
+
+@define(eq=False)
+class Acquire:
+    """One acquire, as the log tells of it."""
+
+    task: int
+    name: tuple[str, str]
+    group: int
+    """Index into `Application.groups`."""
+    start: float
+    gap: float
+    """Seconds since the task's step before was over; for the first one, its time."""
+    index: int
+    """Its place in the task's program."""
+    warm: bool = False
+    requested_seq: int = 0
+    """Which event told that it had its token."""
+    patience: float | None = None
+    """Seconds after which the caller gives up waiting; None: never."""
+    load_seconds: float | None = None
+    """What its load took; None: it had none."""
+    cold: bool = False
+    """Whether that included loading the module."""
+    outcome: str = "open"
+    """leased, gave up, refused, failed; open: the log does not tell."""
+    release: Release | None = None
+
+
+@define(eq=False)
+class Release:
+    """The end of a lease."""
+
+    acquire: Acquire
+    gap: float
+    index: int
+    size: int
+    """Bytes of what it leaves."""
+    seat: bool = False
+    """Whether that is a seat."""
+    corrupted: bool = False
+
+
+@define(eq=False)
+class Group:
+    """A scheduling group, from its opening to its closing."""
+
+    name: str
+    capacity: int | None
+    opened_at: float
+    closed_at: float | None = None
+    acquires: int = 0
+    """Those that were over when it was closed."""
+    last_at: float = 0.0
+    """When the last of them was over."""
+    with_cache: bool = False
+    """It was closed because the cache was."""
+    cut_short: bool = False
+    """It was closed under leases or waits, not after them."""
+
+
+@define(eq=False)
+class Application:
+    """All that is needed to run the same requests again."""
+
+    opened: dict[str, Any]
+    groups: list[Group] = Factory(list)
+    changes: list[dict[str, Any]] = Factory(list)
+    """`registered`, `removed` and `resized` events."""
+    programs: dict[int, list[Acquire | Release]] = Factory(dict)
+    closed_at: float | None = None
+    last_at: float = 0.0
+    """When the last lease or change was over."""
+    leases: int = 0
+    hits: int = 0
+    loaded_sizes: dict[tuple[str, str], int] = Factory(dict)
+    """{function: size of a new instance, the last that the log tells}."""
+    left: dict[tuple[str, str], tuple[int, bool]] = Factory(dict)
+    """{function: (size of what a lease of it left, whether that is a seat), likewise}."""
+    _loads: dict[tuple[str, str], dict[bool, list[float]]] = Factory(dict)
+    _holds: dict[tuple[str, str], list[float]] = Factory(dict)
+
+    def load_seconds(self, name: tuple[str, str], cold: bool) -> float:
+        """What a load of this function usually takes; `cold`: with that of its module.
+
+        A load that is not, and was never seen, counts as nothing: it takes some 50 microseconds.
+        """
+        found = self._loads.get(name, {})
+        samples = found.get(cold) or (found.get(False) if cold else None)
+        return statistics.median(samples) if samples else 0.0
+
+    def hold_seconds(self, name: tuple[str, str]) -> float:
+        """For how long a lease of this function is usually held."""
+        samples = self._holds.get(name)
+        return statistics.median(samples) if samples else 0.0
+
+
+@define(eq=False)
+class Recorder:
+    """Makes an `Application` of events, fed in order."""
+
+    made: Application | None = None
+    ignored: int = 0
+    """Events about requests of which the beginning is missing."""
+    _open: dict[str, int] = Factory(dict)  # {group: index}
+    _requests: dict[int, Acquire] = Factory(dict)
+    _token_waits: dict[int, Acquire] = Factory(dict)  # {task: what it waits with}
+    _over: dict[int, float] = Factory(dict)  # {task: when its last step was over}
+    _deadlines: dict[int, float | None] = Factory(dict)
+    _under_way: Counter[int] = Factory(Counter)  # {index of a group: acquires and leases}
+    _last_release: Release | None = None
+    _freed: dict[str, tuple[float, int]] = Factory(dict)
+    """{module: (when its code was last freed, which event told it)}."""
+
+    def feed(self, event: dict[str, Any]) -> None:
+        """The next event.
+
+        Raises:
+            NotReplayable: it is the first, and not one that a replay can begin with.
+        """
+        if self.made is None:
+            check_start(event, "another run of it")
+            self.made = Application(event)
+        handle = getattr(self, "_on_" + event["event"].removeprefix("wasmcache."), None)
+        if handle is not None:
+            try:
+                handle(self.made, event)
+            except KeyError:
+                self.ignored += 1
+
+    @property
+    def leases(self) -> int:
+        """So far."""
+        return 0 if self.made is None else self.made.leases
+
+    def tell(self, notes: Notes) -> None:
+        """What there is to say about events that could not be used, or only in part."""
+        if self.ignored:
+            notes.problem(
+                f"{count(self.ignored, 'event')} left out: the requests they belong to are missing"
+            )
+        if self.made is None:
+            return
+        outcomes = Counter(
+            item.outcome
+            for program in self.made.programs.values()
+            for item in program
+            if isinstance(item, Acquire)
+        )
+        removed = sum(change["event"] == "wasmcache.removed" for change in self.made.changes)
+        parts = [
+            f"{count(outcomes['refused'], 'acquire')} refused" * bool(outcomes["refused"]),
+            f"{count(outcomes['failed'], 'load')} failed" * bool(outcomes["failed"]),
+            f"{count(removed, 'function')} removed" * bool(removed),
+        ]
+        if any(parts):
+            told = ", ".join(part for part in parts if part)
+            notes.remark(
+                f"{told}: what would have come after that is not known, so other limits are "
+                "approximated"
+            )
+
+    # -- the cache and its groups
+
+    def _on_registered(self, made: Application, event: dict[str, Any]) -> None:
+        made.changes.append(event)
+        made.last_at = event["at_seconds"]
+
+    _on_removed = _on_resized = _on_registered
+
+    def _on_group_opened(self, made: Application, event: dict[str, Any]) -> None:
+        self._open[event["group"]] = len(made.groups)
+        made.groups.append(Group(event["group"], event["capacity_tokens"], event["at_seconds"]))
+
+    def _on_group_closed(self, made: Application, event: dict[str, Any]) -> None:
+        index = self._open[event["group"]]
+        group = made.groups[index]
+        group.closed_at = event["at_seconds"]
+        group.with_cache = event["with_cache"]
+        if group.with_cache:
+            made.closed_at = event["at_seconds"]
+        group.cut_short = self._under_way[index] > 0
+
+    # -- tasks
+
+    def _gap(self, task: int, at: float) -> float:
+        return at - self._over.get(task, 0.0)
+
+    def _begin(self, made: Application, event: dict[str, Any]) -> Acquire:
+        task, at = event["task"], event["at_seconds"]
+        stale = self._token_waits.pop(task, None)
+        if stale is not None:
+            # It waited for a token, and this is another acquire: it must have given up.
+            self._finish(stale, "gave up", stale.start)
+        program = made.programs.setdefault(task, [])
+        acquire = Acquire(
+            task,
+            (event["function"], event["arg_types"]),
+            self._open[event["group"]],
+            at,
+            self._gap(task, at),
+            len(program),
+        )
+        program.append(acquire)
+        self._under_way[acquire.group] += 1
+        return acquire
+
+    def _finish(self, acquire: Acquire, outcome: str, at: float) -> None:
+        """It is over, and not because its lease ended."""
+        acquire.outcome = outcome
+        if outcome == "gave up" and acquire.patience is None:
+            acquire.patience = at - acquire.start
+        self._over[acquire.task] = at
+        self._count(acquire, at)
+
+    def _count(self, acquire: Acquire, at: float) -> None:
+        assert self.made is not None
+        self.made.last_at = at
+        self._under_way[acquire.group] -= 1
+        group = self.made.groups[acquire.group]
+        if group.closed_at is None:
+            group.acquires += 1
+            group.last_at = at
+
+    def _on_blocked(self, made: Application, event: dict[str, Any]) -> None:
+        if event["request"] is None:
+            self._token_waits[event["task"]] = self._begin(made, event)
+
+    def _on_requested(self, made: Application, event: dict[str, Any]) -> None:
+        acquire = None
+        if event.get("blocked"):
+            acquire = self._token_waits.pop(event["task"], None)
+        if acquire is None:
+            acquire = self._begin(made, event)
+        acquire.warm = event["warm"]
+        acquire.requested_seq = event["seq"]
+        if event.get("deadline_seconds") is not None:
+            acquire.patience = event["deadline_seconds"] - acquire.start
+        self._requests[event["request"]] = acquire
+
+    def _on_loaded(self, made: Application, event: dict[str, Any]) -> None:
+        acquire = self._requests[event["request"]]
+        took = acquire.load_seconds = event["load_seconds"]
+        freed_at, freed_seq = self._freed.get(event["module_digest"], (-1.0, 0))
+        # What went in the step that this load began with was the last user of the module: the
+        # books have it unloaded and loaded again, but the code never went.
+        same_time = abs(event["at_seconds"] - took - freed_at) < INSTANT
+        kept = same_time and acquire.requested_seq < freed_seq
+        acquire.cold = event["module_loaded"] and not kept
+        made.loaded_sizes[acquire.name] = event["size_bytes"]
+        _sample(made._loads.setdefault(acquire.name, {}).setdefault(acquire.cold, []), took)
+
+    def _on_acquired(self, made: Application, event: dict[str, Any]) -> None:
+        acquire = self._requests[event["request"]]
+        acquire.outcome = "leased"
+        made.leases += not acquire.warm
+        made.hits += event["hit"] and not acquire.warm
+        self._over[acquire.task] = event["at_seconds"]
+
+    def _on_recycled(self, made: Application, event: dict[str, Any]) -> None:
+        acquire = self._requests.pop(event["request"])
+        task, at = acquire.task, event["at_seconds"]
+        program = made.programs[task]
+        left = event["size_bytes"], event["seat"]
+        release = Release(acquire, self._gap(task, at), len(program), *left)
+        acquire.release = release
+        program.append(release)
+        self._last_release = release
+        made.left[acquire.name] = left
+        self._over[task] = at
+        _sample(made._holds.setdefault(acquire.name, []), event["held_seconds"])
+        self._count(acquire, at)
+
+    def _on_evicted(self, made: Application, event: dict[str, Any]) -> None:
+        if event["freed_code_bytes"]:
+            self._freed[event["module_digest"]] = event["at_seconds"], event["seq"]
+        if event["reason"] == "corrupted" and self._last_release is not None:
+            self._last_release.corrupted = True
+
+    def _on_failed(self, made: Application, event: dict[str, Any]) -> None:
+        self._requests[event["request"]].outcome = "failed"
+
+    def _on_abandoned(self, made: Application, event: dict[str, Any]) -> None:
+        number, at = event["request"], event["at_seconds"]
+        if number is None:
+            acquire = self._token_waits.pop(event["task"], None)
+            if acquire is None:
+                acquire = self._begin(made, event)  # refused before it waited
+        else:
+            acquire = self._requests.pop(number)
+        outcome = "gave up" if event["error"] == "Cancelled" else "refused"
+        if acquire.outcome == "failed":
+            outcome = "failed"
+            acquire.load_seconds = at - acquire.start
+        self._finish(acquire, outcome, at)
+
+
+def _sample(samples: list[float], value: float) -> None:
+    samples.append(value)
+    if len(samples) > 2 * SAMPLES:
+        del samples[:SAMPLES]

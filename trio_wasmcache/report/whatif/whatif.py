@@ -1,0 +1,397 @@
+"""What the cache would have done under other limits: the same requests, through its own policy.
+
+What is assumed:
+
+1. A task does the same as in the log, in the same order, and between being served and its next step
+   passes the time that passed then. If it waits longer, all it does later is later.
+2. A task begins when it began. Functions are registered, removed and replaced, and limits changed,
+   when they were. Groups, and the cache, are closed as long after their last lease as they were;
+   or, if that was under leases, when they were.
+3. A lease leaves an instance or a seat of the size that it left then; one in which a call failed
+   costs the instance again.
+4. Loads take what `loading` says. A load that failed fails again.
+5. A caller gives up waiting when its cancel scopes said, or after the time that it took then. If it
+   is served now and was not then, it holds its lease for as long as is usual for the function.
+6. Where an acquire is refused, what was done under its lease is not done. Where it was refused then
+   and is not now, as in 5; what would have been done under its lease nobody knows.
+
+A real run under these limits does the very same, if
+
+- tasks do not look at what they get or how long it took, and what they do has no other cause;
+- in the log, no acquire was refused and no load failed, whoever gave up did so on a function whose
+  leases all last equally long, with nothing else done under them, and each function was used;
+- sizes depend on the function only, and nothing was removed or warmed;
+- each group's tasks are its own, no two things happen at the same moment by chance, and no two
+  loads of one module, that take time, overlap.
+
+The tests hold it to that, with random applications of that kind. Others are approximated.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from attrs import Factory, define, evolve
+
+from ..._core.errors import DeadlockError, WasmCacheError
+from ..._core.events import Evicted, Reason
+from ..._core.records import Request, Stage
+from ..._core.residents import Step
+from ..replay.books import Books, config_of, limits_of
+from .loading import Loading
+from .results import Result
+from .tasks import Acquire, Application, Release
+from .tokens import Tokens
+
+
+@define(eq=False)
+class WhatIf:
+    """One run of an application under limits.
+
+    Args:
+        limits: fields of `CacheConfig`; those that are not named are as in the log.
+        concurrency: of every function; None: as in the log.
+        evicted: told of each eviction, in order.
+    """
+
+    application: Application
+    limits: dict[str, Any]
+    concurrency: int | None = None
+    evicted: Callable[[Evicted], None] = lambda event: None
+    result: Result = Factory(lambda self: Result(self.limits), takes_self=True)
+    _books: Books = Factory(
+        lambda self: Books(evolve(config_of(self.application.opened), **self.limits)),
+        takes_self=True,
+    )
+    _heap: list[tuple[float, int, Callable[[], None]]] = Factory(list)
+    _order: int = 0
+    _now: float = 0.0
+    _tokens: dict[int, Tokens] = Factory(dict)  # {index of a group: its tokens}
+    _leases: dict[Acquire, Request] = Factory(dict)  # granted, waiting or loading
+    _asked: dict[Acquire, float] = Factory(dict)  # {acquire under way: when it began}
+    _acquires: dict[Request, Acquire] = Factory(dict)
+    _loading: Loading = Factory(lambda self: Loading(self.application), takes_self=True)
+    _remaining: int = 0
+    """Acquires and changes that are still to come."""
+
+    def run(self) -> Result:
+        """Everything, from the opening to the closing.
+
+        Raises:
+            TypeError, ValueError: no cache has such limits.
+        """
+        made, policy = self.application, self._books.policy
+        self.result.limits = {
+            name: getattr(self._books.config, name) for name in limits_of(made.opened)
+        }
+        for index, group in enumerate(made.groups):
+            self._at(group.opened_at, partial(self._open_group, index))
+            if group.closed_at is None or (group.acquires and not group.cut_short):
+                continue
+            if not group.with_cache:
+                self._at(group.closed_at, partial(self._close_group, index))
+            elif group.cut_short:
+                self._at(group.closed_at, self._close)
+        for change in made.changes:
+            self._at(change["at_seconds"], partial(self._change, change))
+        self._remaining = len(made.changes)
+        for program in made.programs.values():
+            self._remaining += sum(isinstance(item, Acquire) for item in program)
+            self._next(program, 0, 0.0)
+        if not self._remaining and made.closed_at is not None:
+            self._at(made.closed_at, self._close)
+        heap, lru = self._heap, policy.residents.lru
+        while heap:
+            at = heap[0][0]
+            oldest = lru.oldest()
+            if oldest is not None:
+                due = oldest.last_used + policy.config.idle_timeout
+                if due <= at:
+                    self._now = max(self._now, due)
+                    self._act(policy.expire(self._now))
+                    continue
+            self._now = max(self._now, at)
+            heapq.heappop(heap)[2]()
+        self.result.hits, self.result.misses = policy.hits, policy.misses
+        self.result.blocks = policy.blocks
+        counted = policy.residents.evictions.items()
+        self.result.evictions = {reason.value: number for reason, number in counted if number}
+        return self.result
+
+    def _at(self, when: float, act: Callable[[], None]) -> None:
+        self._order += 1
+        heapq.heappush(self._heap, (when, self._order, act))
+
+    def _act(self, step: Step | None) -> None:
+        if step is None:
+            return
+        self._loading.act(step)
+        for _, event in step.evicted:
+            self.evicted(event)
+        for request in step.woken:
+            self._go_on(request)
+
+    # -- functions, groups, closing
+
+    def _change(self, event: dict[str, Any]) -> None:
+        match event["event"]:
+            case "wasmcache.registered":
+                if self.concurrency is not None:
+                    event = {**event, "concurrency": self.concurrency}
+                self._act(self._books.register(event, self._now))
+            case "wasmcache.removed":
+                self._act(self._books.remove(event, self._now))
+            case _:
+                changed = {k: v for k, v in limits_of(event).items() if k not in self.limits}
+                self._act(self._books.resize(changed, self._now))
+        self._one_done()
+
+    def _open_group(self, index: int) -> None:
+        group = self.application.groups[index]
+        record = self._books.open_group(group.name, lambda: False)
+        self._tokens[index] = Tokens(index, group, record, left=group.acquires)
+
+    def _close_group(self, index: int, reason: Reason = Reason.GROUP_CLOSED) -> None:
+        tokens = self._tokens[index]
+        record, policy = tokens.record, self._books.policy
+        if record.closed:
+            return
+        self._act(policy.close_group(record, self._now, reason))
+        waiting = tokens.stop_waiting()
+        for acquire in waiting:
+            policy.waits.end(acquire.task)
+            self._refuse(acquire)
+        for request in self._books.held_in(record):
+            acquire = self._acquires.pop(request)
+            del self._leases[acquire]
+            if request.stage is Stage.LOADING:
+                self._fail(request)
+                self._give_back(acquire)
+                self._refuse(acquire)
+            else:
+                size = acquire.release.size if acquire.release else 0
+                self._act(policy.recycle(request, size, self._now, reason))
+                self._give_back(acquire)
+
+    def _close(self) -> None:
+        if not self._books.policy.closed:
+            self._books.policy.closed = True
+            for index in self._tokens:
+                self._close_group(index, Reason.CLOSED)
+
+    def _one_done(self) -> None:
+        """One acquire or change fewer; after the last one the cache closes, as it did then."""
+        made = self.application
+        self._remaining -= 1
+        if self._remaining or made.closed_at is None:
+            return
+        if not any(it.cut_short and it.with_cache for it in made.groups):
+            self._at(self._now + (made.closed_at - made.last_at), self._close)
+
+    # -- tasks
+
+    def _next(self, program: list[Acquire | Release], index: int, over: float) -> None:
+        """The step before was over at `over`: what comes next comes as long after it as it did."""
+        while index < len(program):
+            item = program[index]
+            if isinstance(item, Acquire) or item.acquire in self._leases:
+                self._at(over + item.gap, partial(self._step, item))
+                return
+            over += item.gap  # its lease was cut short; the task found out when it came there
+            if self._asked.pop(item.acquire, None) is not None:
+                self._count(item.acquire)
+            index += 1
+
+    def _program(self, acquire: Acquire) -> list[Acquire | Release]:
+        return self.application.programs[acquire.task]
+
+    def _step(self, item: Acquire | Release) -> None:
+        if isinstance(item, Release):
+            self._release(item)
+            return
+        tokens = self._tokens.get(item.group)
+        if tokens is None:  # it comes there earlier than it did, and has to wait for the group
+            self._at(self.application.groups[item.group].opened_at, partial(self._step, item))
+            return
+        self._asked[item] = self._now
+        if tokens.record.closed:
+            self._refuse(item)
+        elif tokens.take(item.task):
+            self._request(item, blocked=False)
+        else:
+            self._wait_for_token(item, tokens)
+
+    def _wait_for_token(self, acquire: Acquire, tokens: Tokens) -> None:
+        policy = self._books.policy
+        try:
+            policy.waits.begin(acquire.task, tokens.record)
+        except DeadlockError:
+            self._refuse(acquire)
+            return
+        policy.blocks += 1
+        tokens.wait(acquire)
+        self._expect_to_give_up(acquire)
+
+    def _request(self, acquire: Acquire, blocked: bool) -> None:
+        """It has its token."""
+        policy, books = self._books.policy, self._books
+        function = books.current.get(acquire.name)
+        if function is None:
+            self._give_back(acquire)
+            self._refuse(acquire)
+            return
+        record = self._tokens[acquire.group].record
+        request = policy.request(function, record, acquire.task, acquire.warm)
+        request.blocked = blocked
+        self._leases[acquire], self._acquires[request] = request, acquire
+        try:
+            step = policy.acquire(request, self._now)
+        except WasmCacheError:
+            self._drop(acquire)
+            self._give_back(acquire)
+            self._refuse(acquire)
+            return
+        ledger = policy.residents.ledger
+        self.result.peak_code = max(self.result.peak_code, ledger.used)
+        self._act(step)
+        self._go_on(request)
+        if request.stage in (Stage.QUEUED, Stage.ROOM, Stage.LOADING) and not blocked:
+            self._expect_to_give_up(acquire)
+
+    def _drop(self, acquire: Acquire) -> Request:
+        request = self._leases.pop(acquire)
+        del self._acquires[request]
+        return request
+
+    def _go_on(self, request: Request) -> None:
+        """It sleeps no longer, or has not begun to."""
+        acquire = self._acquires[request]
+        if request.stage is Stage.GRANTED:
+            self._granted(acquire)
+        elif request.stage is Stage.LOADING:
+            self._load(acquire, request)
+        elif request.stage is Stage.ENDED:
+            self._drop(acquire)
+            self._give_back(acquire)
+            self._refuse(acquire)
+
+    def _load(self, acquire: Acquire, request: Request) -> None:
+        assert request.instance is not None
+        seconds = self._loading.begin(acquire, request.instance, self._now)
+        self.result.load_seconds += seconds
+        self._at(self._now + seconds, partial(self._loaded, acquire, request))
+
+    def _fail(self, request: Request) -> None:
+        """A load ends without an instance."""
+        assert request.instance is not None
+        self._loading.failed(request.instance, self._now)
+        self._act(self._books.policy.failed(request, self._now))
+
+    def _loaded(self, acquire: Acquire, request: Request) -> None:
+        if self._leases.get(acquire) is not request or request.stage is not Stage.LOADING:
+            return  # its group was closed meanwhile
+        policy = self._books.policy
+        if acquire.outcome == "failed":
+            self._drop(acquire)
+            self._fail(request)
+            self._give_back(acquire)
+            self._refuse(acquire)
+            return
+        assert request.instance is not None
+        request.instance.size = self.application.loaded_sizes.get(acquire.name, 0)
+        self._act(policy.loaded(request, self._now))
+        self._go_on(request)
+
+    def _granted(self, acquire: Acquire) -> None:
+        if not acquire.warm:
+            self.result.wait_seconds += self._now - self._asked[acquire]
+        release = acquire.release
+        if release is None and acquire.outcome == "leased":
+            return  # the log ends while it is held
+        if release is None:
+            hold = self.application.hold_seconds(acquire.name)
+            size, seat = self.application.left.get(acquire.name, (0, False))
+            release = Release(acquire, hold, acquire.index, size, seat)
+            self._at(self._now + hold, partial(self._release, release))
+        else:
+            self._next(self._program(acquire), acquire.index + 1, self._now)
+
+    def _release(self, release: Release) -> None:
+        acquire = release.acquire
+        if acquire not in self._leases:
+            self._done(acquire, release.index)
+            return
+        request = self._drop(acquire)
+        policy, drop = self._books.policy, Reason.CORRUPTED if release.corrupted else None
+        self._act(policy.recycle(request, release.size, self._now, drop, release.seat))
+        total = policy.residents.ledger.total_size
+        self.result.peak_size = max(self.result.peak_size, total)
+        self._give_back(acquire)
+        self._done(acquire, release.index)
+
+    def _give_back(self, acquire: Acquire) -> None:
+        following = self._tokens[acquire.group].give_back(acquire.task)
+        if following is not None:
+            self._books.policy.waits.end(following.task)
+            self._request(following, blocked=True)
+
+    # -- giving up, being refused, being done
+
+    def _expect_to_give_up(self, acquire: Acquire) -> None:
+        if acquire.patience is not None:
+            at = self._asked[acquire] + acquire.patience
+            self._at(at, partial(self._give_up, acquire))
+
+    def _give_up(self, acquire: Acquire) -> None:
+        tokens = self._tokens[acquire.group]
+        request = self._leases.get(acquire)
+        if tokens.give_up(acquire):
+            self._books.policy.waits.end(acquire.task)
+        elif request is not None and request.stage in (Stage.QUEUED, Stage.ROOM):
+            self._drop(acquire)
+            self._act(self._books.policy.cancel(request, self._now))
+            self._give_back(acquire)
+        elif request is not None and request.stage is Stage.LOADING:
+            self._drop(acquire)
+            self._fail(request)
+            self._give_back(acquire)
+        else:
+            return
+        self.result.gave_up += 1
+        self._skip(acquire)
+
+    def _refuse(self, acquire: Acquire) -> None:
+        self.result.refused += 1
+        self._skip(acquire)
+
+    def _skip(self, acquire: Acquire) -> None:
+        """It has no lease, so what was done under it is not done."""
+        end = acquire.index if acquire.release is None else acquire.release.index
+        for item in self._program(acquire)[acquire.index + 1 : end]:
+            if isinstance(item, Acquire):
+                self._count(item)
+        self._done(acquire, end)
+
+    def _done(self, acquire: Acquire, index: int) -> None:
+        self._asked.pop(acquire, None)
+        self._count(acquire)
+        self._next(self._program(acquire), index + 1, self._now)
+
+    def _count(self, acquire: Acquire) -> None:
+        """It is over. The last one of a group lets that close."""
+        tokens = self._tokens[acquire.group]
+        self._one_done_of(tokens)
+        self._one_done()
+
+    def _one_done_of(self, tokens: Tokens) -> None:
+        """One acquire of a group fewer; after the last one it closes."""
+        tokens.left -= 1
+        group = tokens.group
+        if tokens.left or group.closed_at is None or group.cut_short:
+            return
+        if not group.with_cache:
+            after = group.closed_at - group.last_at
+            self._at(self._now + after, partial(self._close_group, tokens.index))
