@@ -16,6 +16,7 @@ from report.cli.test_questions import CONFIG
 from report.logs import Log, busy_log, run_command
 from report.workloads import PAGE, FunctionPlan, Plan, Use, run_on_jumping_clock
 
+from trio_wasmcache._core.events import Removed, Stamped
 from trio_wasmcache.report.cli import session
 from trio_wasmcache.report.reading import feeding, lines
 from trio_wasmcache.report.reading.feeding import Feeder
@@ -23,6 +24,7 @@ from trio_wasmcache.report.reading.frames import Parser
 from trio_wasmcache.report.reading.lines import Reader
 from trio_wasmcache.report.reading.notes import FLAWED, Notes
 from trio_wasmcache.report.reading.order import EVENT_LETTERS, WINDOW, Line
+from trio_wasmcache.report.reading.records import make_event
 from trio_wasmcache.report.replay.replay import Replay
 from trio_wasmcache.report.tuning.tuning import Tuner
 from trio_wasmcache.report.whatif.tasks import Recorder
@@ -148,7 +150,8 @@ def test_steps_are_in_proportion_to_events() -> None:
     """Four times the groups, functions, tasks and leases are four times the steps."""
 
     def run(number: int) -> dict[str, float]:
-        events = run_on_jumping_clock(grouped(number), CONFIG).log.events
+        logged = run_on_jumping_clock(grouped(number), CONFIG).log.events
+        events = [make_event(fields) for fields in logged]
         recorder, counted = Recorder(), {}
         for name, made in (("replay", Replay()), ("tune", Tuner()), ("record", recorder)):
             feed = made.feed
@@ -176,12 +179,18 @@ def test_events_that_are_held_back_are_bounded(tmp_path: Path) -> None:
     for _ in feeder.events():
         most = max(most, sum(line.holding for line in feeder.lines.values()))
     assert WINDOW - 300 < most <= WINDOW + 100 * feeding.LEAST_WINDOW
+
+    def long(seq: int) -> Stamped:
+        return Stamped(
+            Removed(function="x" * 100 * EVENT_LETTERS, arg_types="", generation=1), "c", seq, 0
+        )
+
     line = Line()
     for seq in range(2, 100):
-        list(line.put({"seq": seq, "function": "x" * 100 * EVENT_LETTERS}))
+        list(line.put(long(seq)))
     assert line.holding == 98 * 101
-    list(line.put({"seq": 100, "function": "x" * 100 * EVENT_LETTERS}))
-    list(line.put({"seq": 101, "function": "x" * 100 * EVENT_LETTERS}))
+    list(line.put(long(100)))
+    list(line.put(long(101)))
     assert line.holding <= WINDOW
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from report.logs import Log, busy_log
 
-from trio_wasmcache._core.events import SCHEMA_VERSION
+from trio_wasmcache._core.events import SCHEMA_VERSION, Evicted, Opened, Reason
 from trio_wasmcache.report.reading.frames import FEW, OPTIONAL, SCHEMA, TYPES, USED, Parser
 from trio_wasmcache.report.reading.notes import FINE, FLAWED, Notes
+from trio_wasmcache.report.reading.records import make_event, read_event
 
 # Lines as the first logs of this schema had them. A field that came later is not in them, and must
 # be in `OPTIONAL`; whoever changes a line here breaks the logs of others.
@@ -60,8 +61,8 @@ def test_polars_and_python_agree() -> None:
     events = slow.records(lines)
     assert fast.events == slow.events == len(lines) == len(frame)
     for row, event in zip(frame.iter_rows(named=True), events, strict=True):
-        used = {name: event.get(name) for name in SCHEMA}
-        assert row == used
+        fields = {"event": event.event.name, **event.fields()}
+        assert row == {name: fields.get(name) for name in SCHEMA}
     assert [*frame.columns] == [*SCHEMA]
 
 
@@ -139,12 +140,31 @@ def test_what_is_not_used_is_not_needed() -> None:
     assert len(Parser().records(encode([line]))) == 0
 
 
+def test_what_is_usual_is_done_at_once() -> None:
+    """Events are the same whether they are the first of their kind, looked at field by field, or
+    a later one; and a reason of the future stays a word."""
+    lines = [json.loads(line) for line in encode(busy_log().lines)]
+    singly = [make_event(line) for line in lines]
+    at_once = [read_event(line) for line in lines]
+    assert at_once == singly
+    assert {type(one.event).__name__ for one in singly} >= {"Requested", "Acquired", "Evicted"}
+    assert isinstance(singly[-2].event, Evicted)
+    assert isinstance(singly[-2].event.reason, Reason)
+    future = read_event({**lines[-2], "reason": "whim"})
+    assert future is not None
+    assert isinstance(future.event, Evicted)
+    assert future.event.reason == "whim"  # type: ignore[comparison-overlap]
+
+
 def test_infinite_where_null_may_be() -> None:
     """A limit that there is not, written by a renderer that knows no null for it."""
     log = Log()
     log.opened()
     line = {**log.lines[0], "idle_timeout_seconds": float("inf")}
-    assert Parser().records(encode([line]))[0]["idle_timeout_seconds"] is None
+    for _ in range(2):
+        opened = Parser().records(encode([line, line]))[1].event
+        assert isinstance(opened, Opened)
+        assert opened.idle_timeout_seconds is None
     assert Parser().frame(encode([line]))["idle_timeout_seconds"].to_list() == [None]
 
 
@@ -212,7 +232,7 @@ def test_odd_names(text: str) -> None:
     line = json.dumps({**valid(), "function": text, "seq": 1.0}).encode()
     fine = json.dumps({**valid(), "function": text}).encode()
     expected = text.replace("\ud800", "\ufffd")
-    assert [event["function"] for event in Parser().records([fine])] == [expected]
+    assert [event.event.fields()["function"] for event in Parser().records([fine])] == [expected]
     # The other line makes sure that they are looked at one by one.
     assert Parser().frame([line, fine])["function"].to_list() == [expected]
 

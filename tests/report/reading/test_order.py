@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import polars as pl
 import pytest
 from hypothesis import given, strategies as st
 
+from trio_wasmcache._core.events import Lost, Stamped
 from trio_wasmcache.report.reading import order as module
 from trio_wasmcache.report.reading.order import Line, Order
 
 # Numbers in blocks, as they come out of files.
 BLOCKS = st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=12), max_size=8)
+
+
+def numbered(seq: int) -> Stamped:
+    return Stamped(Lost(count=1, first_seq=1), "c", seq, 0.0)
 
 
 def sort(order: Order, numbers: list[int]) -> list[int]:
@@ -43,13 +46,13 @@ def test_each_event_comes_once(blocks: list[list[int]]) -> None:
 def test_lines_and_frames_agree(blocks: list[list[int]]) -> None:
     """Events that come one by one come out in order, and the same are missing."""
     order, line = Order(), Line()
-    events: list[dict[str, Any]] = []
+    events: list[Stamped] = []
     for block in blocks:
         sort(order, block)
         for number in block:
-            events += line.put({"seq": number})
+            events += line.put(numbered(number))
     events += line.end()
-    numbers = [event["seq"] for event in events]
+    numbers = [event.seq for event in events]
     assert numbers == sorted({number for block in blocks for number in block})
     assert line.order.gaps == order.gaps
     assert line.order.repeated == order.repeated
@@ -115,8 +118,8 @@ def test_a_late_event_is_waited_for() -> None:
     line = Line()
     out: list[int] = []
     for number in (1, 2, 4, 5, 3, 7, 8, 9, 10, 11, 12, 6, 13):
-        out += [event["seq"] for event in line.put({"seq": number}, window=5)]
-    out += [event["seq"] for event in line.end()]
+        out += [event.seq for event in line.put(numbered(number), window=5)]
+    out += [event.seq for event in line.end()]
     assert out == [1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12, 13]
     assert line.order.gaps == [(6, 6)]
     assert (line.order.late, line.order.repeated) == (2, 1)

@@ -17,6 +17,7 @@ from kits import PAGE, WasmtimeKit, add_asking
 from report.workloads import CoarseRandom, JsonLogger, draw_config, run_on_jumping_clock, wild_plan
 
 from trio_wasmcache import CacheConfig, DeadlockError
+from trio_wasmcache.report.reading.records import make_event
 from trio_wasmcache.report.replay.replay import MAX_KEPT, NotReplayable, Replay
 from trio_wasmcache.testing import FakeEngine, open_fake_cache
 
@@ -30,7 +31,7 @@ def replayed(events: list[Event]) -> tuple[Replay, list[tuple[int, str, int]]]:
         evicted=lambda it: evicted.append((it.instance, it.reason.value, it.freed_bytes))
     )
     for event in events:
-        replay.feed(event)
+        replay.feed(make_event(event))
     replay.finish()
     return replay, evicted
 
@@ -299,7 +300,7 @@ def test_a_log_that_breaks_off_agrees_as_far_as_it_goes(wild_log: list[Event]) -
 def test_what_can_not_be_replayed(wild_log: list[Event], fields: dict[str, Any], told: str) -> None:
     """A log without its beginning, without uses, or with limits that no cache has."""
     with pytest.raises(NotReplayable, match=told):
-        Replay().feed({**wild_log[0], **fields})
+        Replay().feed(make_event({**wild_log[0], **fields}))
 
 
 def test_an_empty_log_is_nothing() -> None:

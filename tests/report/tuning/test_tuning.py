@@ -23,8 +23,9 @@ from report.workloads import (
 )
 
 from trio_wasmcache import CacheConfig
-from trio_wasmcache._core.events import Reason
+from trio_wasmcache._core.events import Opened, Reason, Recycled, Registered, Removed
 from trio_wasmcache._core.records import Request, Stage
+from trio_wasmcache.report.reading.records import make_event
 from trio_wasmcache.report.replay.books import Books, config_of
 from trio_wasmcache.report.replay.replay import NotReplayable, is_end_of_spoilt
 from trio_wasmcache.report.tuning.distances import Stack
@@ -39,14 +40,16 @@ CONFIG = CacheConfig(stack_size=PAGE, idle_timeout=5.0, max_size=10 * PAGE)
 def tuned(events: list[Event]) -> Tuner:
     tuner = Tuner()
     for event in events:
-        tuner.feed(event)
+        tuner.feed(make_event(event))
     assert tuner.ignored == 0
     return tuner
 
 
 def brute_force(events: list[Event], size: int, timeout: float) -> int:
     """Hits, by the cache's own policy, with leases beginning and ending when they did."""
-    opened = config_of(events[0])
+    first = make_event(events[0]).event
+    assert isinstance(first, Opened)
+    opened = config_of(first)
     limit = opened.max_instance_size
     books = Books(
         evolve(
@@ -61,7 +64,7 @@ def brute_force(events: list[Event], size: int, timeout: float) -> int:
     )
     policy, requests = books.policy, dict[int, Request]()
     for event, following in zip(events, [*events[1:], events[-1]], strict=True):
-        now = event["at_seconds"]
+        now, made = event["at_seconds"], make_event(event).event
         policy.expire(now)
         match event["event"].removeprefix("wasmcache."):
             case "group_opened":
@@ -70,9 +73,11 @@ def brute_force(events: list[Event], size: int, timeout: float) -> int:
                 group = books.groups.pop(event["group"])
                 policy.close_group(group, now, Reason.GROUP_CLOSED)
             case "registered":
-                books.register({**event, "concurrency": 10**6}, now)
+                assert isinstance(made, Registered)
+                books.register(evolve(made, concurrency=10**6), now)
             case "removed":
-                books.remove(event, now)
+                assert isinstance(made, Removed)
+                books.remove(made, now)
             case "resized":
                 limit = event["max_instance_size_bytes"]
             case "acquired":
@@ -89,7 +94,9 @@ def brute_force(events: list[Event], size: int, timeout: float) -> int:
             case "requested" if event["warm"]:
                 requests[event["request"]] = None  # type: ignore[assignment]
             case "recycled":
-                drop = Reason.CORRUPTED if is_end_of_spoilt(event, following) else None
+                assert isinstance(made, Recycled)
+                after = make_event(following).event
+                drop = Reason.CORRUPTED if is_end_of_spoilt(made, after) else None
                 if event["size_bytes"] > limit:
                     drop = Reason.OVERSIZED
                 request = requests[event["request"]]
@@ -209,7 +216,7 @@ def test_what_can_not_be_tuned_by(first: dict[str, Any]) -> None:
     """A log without its beginning, or without uses."""
     events = run_on_jumping_clock(in_turn(1, 1, 0.1), CONFIG).log.events
     with pytest.raises(NotReplayable, match="tuning needs"):
-        Tuner().feed({**events[0], **first})
+        Tuner().feed(make_event({**events[0], **first}))
 
 
 def test_events_of_requests_without_a_beginning_are_left_out() -> None:
@@ -218,7 +225,7 @@ def test_events_of_requests_without_a_beginning_are_left_out() -> None:
     tuner = Tuner()
     for event in events:
         if event["event"] != "wasmcache.acquired" or event["request"] != 2:
-            tuner.feed(event)
+            tuner.feed(make_event(event))
     assert (tuner.leases, tuner.ignored) == (5, 1)
 
 

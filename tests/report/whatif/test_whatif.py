@@ -24,6 +24,7 @@ from report.workloads import (
 )
 
 from trio_wasmcache import CacheConfig
+from trio_wasmcache.report.reading.records import make_event
 from trio_wasmcache.report.replay.replay import NotReplayable
 from trio_wasmcache.report.whatif.results import Result
 from trio_wasmcache.report.whatif.tasks import Application, Recorder
@@ -37,7 +38,7 @@ CONFIG = CacheConfig(stack_size=PAGE, idle_timeout=10.0)
 def recorded(events: list[Event]) -> Application:
     recorder = Recorder()
     for event in events:
-        recorder.feed(event)
+        recorder.feed(make_event(event))
     assert recorder.ignored == 0
     assert recorder.made is not None
     return recorder.made
@@ -220,7 +221,7 @@ def test_what_can_not_be_asked(first: dict[str, Any]) -> None:
     """A log without its beginning, or without uses."""
     logged = run_on_jumping_clock(one_after_the_other(0), CONFIG).log.events
     with pytest.raises(NotReplayable, match="needs"):
-        Recorder().feed({**logged[0], **first})
+        Recorder().feed(make_event({**logged[0], **first}))
 
 
 def test_limits_that_no_cache_has() -> None:
@@ -239,7 +240,7 @@ def test_a_log_with_a_hole_is_used_as_far_as_it_goes() -> None:
     recorder = Recorder()
     for event in logged:
         if event["seq"] != requested[1]:
-            recorder.feed(event)
+            recorder.feed(make_event(event))
     assert recorder.ignored == 3  # loaded, acquired, recycled
     assert recorder.made is not None
     result = WhatIf(recorder.made, {}).run()

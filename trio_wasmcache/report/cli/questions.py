@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from ..._core.config import CacheConfig
+from ..._core.events import Stamped
 from ..output.answers import (
     Setting,
     replay_document,
@@ -149,7 +150,7 @@ class Both:
         self.recorder: Recorder = Recorder()
         self.check = check
 
-    def feed(self, event: dict[str, Any]) -> None:
+    def feed(self, event: Stamped) -> None:
         self.tuner.feed(event)
         if self.check:
             self.recorder.feed(event)
@@ -231,7 +232,7 @@ def _feed(session: Session, only: str | None, make: Callable[[], T]) -> dict[str
     refused: set[str] = set()
     with session.bar():
         for event in feeder.events():
-            cache = event["cache"]
+            cache = event.cache
             if cache in refused:
                 continue
             if cache not in made:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 from attrs import Factory, define
 
+from ..._core.events import Stamped
 from .clock import JUMP, LONG_SILENCE
 from .frames import Parser
 from .lines import Reader
@@ -39,11 +39,11 @@ class Feeder:
     _last: dict[str, float] = Factory(dict)
     _held: int = 0  # events that are held back, of all caches
 
-    def events(self) -> Iterator[dict[str, Any]]:
+    def events(self) -> Iterator[Stamped]:
         """All events, those of each cache in order."""
         for block in self.reader.blocks():
             for event in self.parser.records(block):
-                cache = event["cache"]
+                cache = event.cache
                 if self.only is not None and cache != self.only:
                     continue
                 line = self.lines.get(cache)
@@ -59,9 +59,9 @@ class Feeder:
         for cache, line in self.lines.items():
             yield from self._timed(cache, line.end())
 
-    def _timed(self, cache: str, events: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    def _timed(self, cache: str, events: Iterator[Stamped]) -> Iterator[Stamped]:
         for event in events:
-            now = event["at_seconds"]
+            now = event.at_seconds
             step = now - self._last.get(cache, now)
             self._last[cache] = now
             if step < -JUMP:

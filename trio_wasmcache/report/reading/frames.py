@@ -1,4 +1,4 @@
-"""From lines to events: frames of polars for adding up, dictionaries for going through one by one.
+"""From lines to events: frames of polars for adding up, objects for going through one by one.
 
 Polars parses a block of well-formed lines at once. If that fails, it parses the block in a few
 pieces, and the lines of a piece that fails, too, are parsed one by one. So no line is parsed more
@@ -8,19 +8,20 @@ than three times, whatever the lines are; lines that are no events are left out 
 from __future__ import annotations
 
 import json
-import math
+from codecs import BOM_UTF8
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import NoneType
 from typing import Any
 
 import polars as pl
 from attrs import Factory, define
 
-from ..._core.events import EVENTS, SCHEMA_VERSION
+from ..._core.events import SCHEMA_VERSION, Stamped
 from .names import tally
 from .notes import Notes, cite, count
-from .schema import STAMP_TYPES, types_of
+from .records import ABSURD, KINDS, OPTIONAL, fits, is_endless, make_event, read_event
+from .schema import STAMP_TYPES
 
 # What the report is worked out from. Other fields may be there or not.
 USED = frozenset(
@@ -33,11 +34,9 @@ USED = frozenset(
     total_size_after_bytes code_size_after_bytes first_seq
     """.split()
 )
-# Fields that came after the first logs of this schema were written: a log without them is fine.
-OPTIONAL = frozenset({"deadline_seconds", "task", "blocked", "seat"})
 Types = dict[str, dict[str, tuple[type, ...]]]
 # {event: {field: the types that its value may have}}
-TYPES: Types = {event.name: {**STAMP_TYPES, **types_of(event)} for event in EVENTS}
+TYPES: Types = {name: kind.types for name, kind in KINDS.items()}
 _USED_TYPES: Types = {
     name: {field: kinds for field, kinds in types.items() if field in USED | STAMP_TYPES.keys()}
     for name, types in TYPES.items()
@@ -59,8 +58,8 @@ SCHEMA: dict[str, pl.DataType] = {
         for field, kinds in types.items()
     },
 }
-# Numbers from here on are no sizes and no times. polars refuses whole ones by itself.
-ABSURD = 2**63
+# As `json.loads`, which first looks for the encoding of what it is given.
+_decode = json.JSONDecoder().decode
 # Pieces of a block with a line that is no event: a few such lines cost a few pieces.
 PIECES = 16
 # A piece of so many lines is not worth a call of polars.
@@ -118,23 +117,32 @@ class Parser:
         rows = {name: [event.get(name) for event in kept] for name in SCHEMA}
         return pl.DataFrame(rows, schema=SCHEMA)
 
-    def records(self, lines: Iterable[bytes]) -> list[dict[str, Any]]:
-        """The events among `lines`, as dictionaries, whole in all their fields."""
-        return self._parse(lines, TYPES)
-
-    def _parse(self, lines: Iterable[bytes], types: Types) -> list[dict[str, Any]]:
+    def records(self, lines: Iterable[bytes]) -> list[Stamped]:
+        """The events among `lines`, one by one."""
         found = []
+        for fields in self._load(lines):
+            event = read_event(fields)
+            if event is None and self._is_event(fields, TYPES):
+                event = make_event(fields)
+            if event is not None:
+                found.append(event)
+        self.events += len(found)
+        return found
+
+    def _load(self, lines: Iterable[bytes]) -> Iterator[Any]:
         for line in lines:
             self.parsed += 1
             try:
-                event = json.loads(line)
+                fields = _decode(line.removeprefix(BOM_UTF8).decode())
             except (ValueError, RecursionError):
                 self.damaged += 1
                 continue
             if b"\\ud" in line or b"\\uD" in line:
-                _mend_surrogates(event)
-            if self._is_event(event, types):
-                found.append(event)
+                _mend_surrogates(fields)
+            yield fields
+
+    def _parse(self, lines: Iterable[bytes], types: Types) -> list[dict[str, Any]]:
+        found = [fields for fields in self._load(lines) if self._is_event(fields, types)]
         self.events += len(found)
         return found
 
@@ -152,9 +160,9 @@ class Parser:
             return False
         for field, kinds in types[name].items():
             value = event.get(field)
-            if (value == math.inf and NoneType in kinds) or (value is None and field in OPTIONAL):
+            if is_endless(value, kinds) or (value is None and field in OPTIONAL):
                 event[field] = None
-            elif not _fits(value, kinds):
+            elif not fits(value, kinds):
                 self.damaged += 1
                 return False
         if event["seq"] < 1:
@@ -205,12 +213,6 @@ def _is_whole(frame: pl.DataFrame) -> bool:
         if any(rows.null_count().row(0)):
             return False
     return True
-
-
-def _fits(value: Any, kinds: tuple[type, ...]) -> bool:
-    if isinstance(value, bool):
-        return bool in kinds
-    return isinstance(value, kinds) and (not isinstance(value, (int, float)) or abs(value) < ABSURD)
 
 
 def _mend_surrogates(event: Any) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import bisect
 import heapq
 from collections.abc import Iterator
-from typing import Any
 
 import polars as pl
 from attrs import Factory, define
+
+from ..._core.events import Stamped
 
 # Events that are held back while one before them has not come, of all caches of a log together. At
 # 2 KB each, 20 MB.
@@ -119,13 +120,13 @@ class Line:
     holding: int = 0
     """Events that are held back; one with long texts counts as several."""
     # heap of (seq, unique, cost, event)
-    _held: list[tuple[int, int, int, dict[str, Any]]] = Factory(list)
+    _held: list[tuple[int, int, int, Stamped]] = Factory(list)
     _pushed: int = 0
     _highest: int = 0
 
-    def put(self, event: dict[str, Any], window: int = WINDOW) -> Iterator[dict[str, Any]]:
+    def put(self, event: Stamped, window: int = WINDOW) -> Iterator[Stamped]:
         """Take one, hold at most `window` back; gives those whose turn it is."""
-        order, number = self.order, event["seq"]
+        order, number = self.order, event.seq
         order.late += number < self._highest
         self._highest = max(self._highest, number)
         if not order.first and number == 1:
@@ -138,17 +139,17 @@ class Line:
             order.repeated += 1
             return
         self._pushed += 1
-        letters = sum(len(it) for it in event.values() if isinstance(it, str))
+        letters = sum(len(it) for it in event.fields().values() if isinstance(it, str))
         cost = 1 + letters // EVENT_LETTERS
         self.holding += cost
         heapq.heappush(self._held, (number, self._pushed, cost, event))
         yield from self._release(window)
 
-    def end(self) -> Iterator[dict[str, Any]]:
+    def end(self) -> Iterator[Stamped]:
         """Nothing more will come."""
         yield from self._release(0)
 
-    def _release(self, window: int) -> Iterator[dict[str, Any]]:
+    def _release(self, window: int) -> Iterator[Stamped]:
         order, held = self.order, self._held
         while held:
             number = held[0][0]

@@ -9,6 +9,7 @@ from typing import Any
 from attrs import Factory, define, evolve
 
 from ..._core.config import CacheConfig
+from ..._core.events import Opened, Registered, Removed, Resized
 from ..._core.keys import FunctionKey
 from ..._core.policy import Policy
 from ..._core.records import FunctionRecord, GroupRecord, Module, Request, TokenBook
@@ -26,22 +27,22 @@ LIMITS = {
 NameKey = tuple[str, str]  # (function, argument types)
 
 
-def limits_of(event: dict[str, Any]) -> dict[str, Any]:
+def limits_of(event: Opened | Resized) -> dict[str, Any]:
     """The limits that an `opened` or `resized` event tells, named as in `CacheConfig`."""
     # A log from before there was `max_running_size` had no such limit.
-    limits = {name: event.get(field) for name, field in LIMITS.items()}
+    limits = {name: getattr(event, field) for name, field in LIMITS.items()}
     if limits["idle_timeout"] is None:
         limits["idle_timeout"] = math.inf
     return limits
 
 
-def config_of(event: dict[str, Any]) -> CacheConfig:
+def config_of(event: Opened) -> CacheConfig:
     """The configuration that an `opened` event tells.
 
     Raises:
         ValueError: no cache has such limits.
     """
-    return CacheConfig(stack_size=event["stack_size_bytes"], **limits_of(event))
+    return CacheConfig(stack_size=event.stack_size_bytes, **limits_of(event))
 
 
 @define(eq=False)
@@ -62,31 +63,31 @@ class Books:
         group = self.groups[name] = GroupRecord(name, tokens=TokenBook(strangers=others))
         return group
 
-    def register(self, event: dict[str, Any], now: float) -> Step:
+    def register(self, event: Registered, now: float) -> Step:
         """A `registered` event: the function is there, and what it replaces is retired."""
-        name = event["function"], event["arg_types"]
-        module = self._modules.get(event["module_number"])
+        name = event.function, event.arg_types
+        module = self._modules.get(event.module_number)
         if module is None:
-            module = Module(event["module_digest"], event["code_bytes"])
-            self._modules[event["module_number"]] = module
-        types = tuple(event["arg_types"].split(", ")) if event["arg_types"] else ()
+            module = Module(event.module_digest, event.code_bytes)
+            self._modules[event.module_number] = module
+        types = tuple(event.arg_types.split(", ")) if event.arg_types else ()
         record = FunctionRecord(
-            FunctionKey(event["function"], types),
-            event["generation"],
+            FunctionKey(event.function, types),
+            event.generation,
             module,
-            event["concurrency"],
-            event.get("worst_size_bytes", 0),
+            event.concurrency,
+            event.worst_size_bytes,
         )
         old = self.current.get(name)
-        self.current[name] = self.functions[(*name, event["generation"])] = record
+        self.current[name] = self.functions[(*name, event.generation)] = record
         if old is None:
             return Step()
         old.successor = record
         return self.policy.retire(old, now)
 
-    def remove(self, event: dict[str, Any], now: float) -> Step:
+    def remove(self, event: Removed, now: float) -> Step:
         """A `removed` event."""
-        record = self.current.pop((event["function"], event["arg_types"]), None)
+        record = self.current.pop((event.function, event.arg_types), None)
         return Step() if record is None else self.policy.retire(record, now)
 
     def resize(self, limits: dict[str, Any], now: float) -> Step:

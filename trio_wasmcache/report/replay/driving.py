@@ -13,18 +13,28 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any
 
 from attrs import Factory, define
 
 from ..._core.errors import WasmCacheError
-from ..._core.events import Reason
+from ..._core.events import (
+    Abandoned,
+    Blocked,
+    GroupClosed,
+    GroupOpened,
+    Left,
+    Loaded,
+    Reason,
+    Recycled,
+    Registered,
+    Removed,
+    Requested,
+    Resized,
+)
 from ..._core.policy import Policy
 from ..._core.records import GroupRecord, Request, Stage
 from ..._core.residents import Step
 from .books import Books, limits_of
-
-Event = dict[str, Any]
 
 
 @define(eq=False)
@@ -32,8 +42,8 @@ class Driver:
     """A policy that goes through what another one went through."""
 
     books: Books
-    requests: dict[int, Request] = Factory(dict)
-    """{number: request} of those that the log has not told the end of."""
+    requests: dict[int | None, Request] = Factory(dict)
+    """{number: request} of those that the log has not told the end of; none is called None."""
     granted: set[Request] = Factory(set)
     """Those of which the log has told `acquired`: their tasks know that they hold something."""
     _left: set[Request] = Factory(set)
@@ -49,49 +59,49 @@ class Driver:
 
     # -- functions, groups, limits
 
-    def open_group(self, event: Event) -> None:
+    def open_group(self, event: GroupOpened) -> None:
         """A `group_opened` event."""
-        group = self.books.open_group(event["group"], lambda: self._others_have_tokens(group))
-        self._capacities[group] = event["capacity_tokens"]
+        group = self.books.open_group(event.group, lambda: self._others_have_tokens(group))
+        self._capacities[group] = event.capacity_tokens
 
-    def register(self, event: Event) -> Step:
+    def register(self, event: Registered, now: float) -> Step:
         """A `registered` event."""
-        return self.books.register(event, event["at_seconds"])
+        return self.books.register(event, now)
 
-    def remove(self, event: Event) -> Step:
+    def remove(self, event: Removed, now: float) -> Step:
         """A `removed` event."""
-        return self.books.remove(event, event["at_seconds"])
+        return self.books.remove(event, now)
 
-    def resize(self, event: Event) -> Step:
+    def resize(self, event: Resized, now: float) -> Step:
         """A `resized` event."""
-        return self.books.resize(limits_of(event), event["at_seconds"])
+        return self.books.resize(limits_of(event), now)
 
-    def expire(self, event: Event) -> Step:
+    def expire(self, now: float) -> Step:
         """An `evicted` event that the cache's clock was the cause of."""
-        return self.policy.expire(event["at_seconds"])
+        return self.policy.expire(now)
 
-    def close_group(self, event: Event) -> Step:
+    def close_group(self, event: GroupClosed, now: float) -> Step:
         """A `group_closed` event."""
         policy = self.policy
-        group = self.books.groups[event["group"]]
-        reason = Reason.CLOSED if event["with_cache"] else Reason.GROUP_CLOSED
-        policy.closed = policy.closed or event["with_cache"]
-        step = policy.close_group(group, event["at_seconds"], reason)
+        group = self.books.groups[event.group]
+        reason = Reason.CLOSED if event.with_cache else Reason.GROUP_CLOSED
+        policy.closed = policy.closed or event.with_cache
+        step = policy.close_group(group, now, reason)
         for task in list(self._waiting.get(group, ())):
             self.end_token_wait(task)
         return step
 
     # -- tokens
 
-    def wait_for_token(self, event: Event) -> None:
+    def wait_for_token(self, event: Blocked) -> None:
         """A `blocked` event of an acquire that has no number yet."""
         function = self.books.functions[_generation(event)]
-        group = self.books.groups[event["group"]]
+        group = self.books.groups[event.group]
         self.policy.note_token_block(function, group)
-        self._forget_wait(event["task"])
-        self._token_waits[event["task"]] = group
-        self._waiting.setdefault(group, {})[event["task"]] = None
-        self.policy.waits.waiting[event["task"]] = group
+        self._forget_wait(event.task)
+        self._token_waits[event.task] = group
+        self._waiting.setdefault(group, {})[event.task] = None
+        self.policy.waits.waiting[event.task] = group
 
     def end_token_wait(self, task: int) -> None:
         """The task waits for a token no longer; no error if it did not."""
@@ -119,64 +129,63 @@ class Driver:
 
     # -- requests
 
-    def acquire(self, event: Event) -> Step | None:
+    def acquire(self, event: Requested, now: float) -> Step | None:
         """A `requested` event. Where it is refused, the request ends with the `error`."""
         function = self.books.functions[_generation(event)]
-        group = self.books.groups[event["group"]]
-        task = event["task"]
-        request = self.policy.request(function, group, task, event["warm"])
-        request.blocked = event["blocked"]
+        group = self.books.groups[event.group]
+        task = event.task
+        request = self.policy.request(function, group, task, event.warm)
+        request.blocked = event.blocked
         self.end_token_wait(task)
         group.tokens.owners[task] = group.tokens.owners.get(task, 0) + 1
-        self.requests[event["request"]] = request
+        self.requests[event.request] = request
         try:
-            return self.policy.acquire(request, event["at_seconds"])
+            return self.policy.acquire(request, now)
         except WasmCacheError as error:
             request.error = error
             return None
 
-    def loaded(self, event: Event) -> Step | None:
+    def loaded(self, event: Loaded, now: float) -> Step | None:
         """A `loaded` event."""
-        request = self.requests[event["request"]]
+        request = self.requests[event.request]
         assert request.instance is not None
-        request.instance.size = event["size_bytes"]
-        return self.policy.loaded(request, event["at_seconds"])
+        request.instance.size = event.size_bytes
+        return self.policy.loaded(request, now)
 
-    def leave(self, event: Event) -> Step | None:
+    def leave(self, event: Left, now: float) -> Step | None:
         """A `left` event."""
-        request = self.requests[event["request"]]
+        request = self.requests[event.request]
         before = request.owner
-        step = self.policy.hand_over(request, event["task"], event["at_seconds"])
+        step = self.policy.hand_over(request, event.task, now)
         self._give_back_token(request, before)
         self._left.add(request)
         return step
 
-    def recycle(self, event: Event, drop: Reason | None) -> Step | None:
+    def recycle(self, event: Recycled, now: float, drop: Reason | None) -> Step | None:
         """A `recycled` event; `drop`: what only the cache could know, that a call failed."""
-        request = self.requests.pop(event["request"])
+        request = self.requests.pop(event.request)
         self.granted.discard(request)
-        size, at = event["size_bytes"], event["at_seconds"]
-        step = self.policy.recycle(request, size, at, drop, event["seat"])
+        step = self.policy.recycle(request, event.size_bytes, now, drop, event.seat)
         if request in self._left:
             self._left.remove(request)
         else:
             self._give_back_token(request, request.owner)
         return step
 
-    def abandon(self, event: Event) -> Step | None:
+    def abandon(self, event: Abandoned, now: float) -> Step | None:
         """An `abandoned` event of an acquire that has a number."""
-        request = self.requests.pop(event["request"])
-        at, step = event["at_seconds"], None
+        request = self.requests.pop(event.request)
+        step = None
         if request.stage is Stage.LOADING:
-            step = self.policy.failed(request, at)
+            step = self.policy.failed(request, now)
         elif request.stage is Stage.GRANTED:
             assert request.instance is not None
-            step = self.policy.recycle(request, request.instance.size, at)
+            step = self.policy.recycle(request, request.instance.size, now)
         elif request.stage is not Stage.ENDED:
-            step = self.policy.cancel(request, at)
+            step = self.policy.cancel(request, now)
         self._give_back_token(request, request.owner)
         return step
 
 
-def _generation(event: Event) -> tuple[str, str, int]:
-    return event["function"], event["arg_types"], event["generation"]
+def _generation(event: Requested | Blocked) -> tuple[str, str, int]:
+    return event.function, event.arg_types, event.generation

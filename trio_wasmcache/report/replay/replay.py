@@ -17,17 +17,35 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 from attrs import Factory, define
 
-from ..._core.events import Evicted, Reason
+from ..._core.events import (
+    Abandoned,
+    Acquired,
+    Blocked,
+    Closed as ClosedEvent,
+    Event,
+    Evicted,
+    GroupClosed,
+    GroupOpened,
+    Left,
+    Loaded,
+    Opened,
+    Reason,
+    Recycled,
+    Registered,
+    Removed,
+    Requested,
+    Resized,
+    Stamped,
+)
 from ..._core.policy import Policy
 from ..._core.records import Closed, Request, Stage
 from ..._core.residents import Step
 from ..._core.state import IllegalStepError, State
 from .books import Books, config_of
-from .driving import Driver, Event
+from .driving import Driver
 
 # Disagreements that are kept word by word; the rest is counted.
 MAX_KEPT = 50
@@ -43,18 +61,24 @@ class NotReplayable(Exception):
     """The log is not one that can be replayed; the message says why."""
 
 
-def check_start(event: Event, what: str) -> None:
-    """`NotReplayable` unless this is the first event of a log that tells of every use."""
-    if event["event"] != "wasmcache.opened":
+def check_start(stamped: Stamped, what: str) -> Opened:
+    """Return the first event of a log that tells of every use.
+
+    Raises:
+        NotReplayable: it is another one, or the log does not tell of every use.
+    """
+    event = stamped.event
+    if not isinstance(event, Opened):
         raise NotReplayable(
-            f"the log begins with event {event['seq']:,}: {what} needs it from its "
+            f"the log begins with event {stamped.seq:,}: {what} needs it from its "
             "`wasmcache.opened` event on"
         )
-    if not event["log_uses"]:
+    if not event.log_uses:
         raise NotReplayable(
             f"the log was written without log_uses, and {what} needs every use of the cache: open "
             "it with CacheConfig(log_uses=True)"
         )
+    return event
 
 
 @define(eq=False)
@@ -78,11 +102,12 @@ class Replay:
     evicted: Callable[[Evicted], None] = lambda event: None
     """Told of each eviction that the policy decides on, in order."""
     _driver: Driver | None = None
-    _pending: Event | None = None
+    _now: Stamped | None = None  # the event that is gone through
+    _pending: Stamped | None = None
     _last: int = 0
     _expected: deque[Evicted] = Factory(deque)
 
-    def feed(self, event: Event) -> None:
+    def feed(self, event: Stamped) -> None:
         """The next event; it is gone through when the one after it is known.
 
         Raises:
@@ -91,13 +116,13 @@ class Replay:
         if self._driver is None:
             self._open(event)
             return
-        if self.gap is None and event["seq"] != self._last + 1:
-            self.gap = self._last + 1, event["seq"] - 1
+        if self.gap is None and event.seq != self._last + 1:
+            self.gap = self._last + 1, event.seq - 1
             self.finish()
         if self.gap is not None:
             self.left_out += 1
             return
-        self._last = event["seq"]
+        self._last = event.seq
         if self._pending is not None:
             self._go_through(self._pending, event)
         self._pending = event
@@ -107,12 +132,12 @@ class Replay:
         pending, self._pending = self._pending, None
         if pending is None:
             return
-        if pending["event"] == "wasmcache.recycled" and not pending["kept"]:
+        if isinstance(pending.event, Recycled) and not pending.event.kept:
             self.left_out += 1  # why it was not kept, the next event would tell
             return
         self._go_through(pending, None)
         if self.complete:
-            self._settle(pending["seq"])
+            self._settle(pending.seq)
 
     @property
     def policy(self) -> Policy:
@@ -124,173 +149,193 @@ class Replay:
         assert self._driver is not None
         return self._driver
 
-    def _open(self, event: Event) -> None:
-        check_start(event, "a replay")
+    def _open(self, stamped: Stamped) -> None:
+        opened = check_start(stamped, "a replay")
         try:
-            self._driver = Driver(Books(config_of(event)))
+            self._driver = Driver(Books(config_of(opened)))
         except (TypeError, ValueError) as error:
             raise NotReplayable(f"no cache has these limits: {error}") from None
         self.events = 1
-        self._last = event["seq"]
+        self._last = stamped.seq
 
     # -- the frame around each event
 
-    def _go_through(self, event: Event, following: Event | None) -> None:
+    def _go_through(self, stamped: Stamped, following: Stamped | None) -> None:
         self.events += 1
-        name = event["event"].removeprefix("wasmcache.")
-        if name != "evicted":
-            self._settle(event["seq"])
+        event = stamped.event
+        if not isinstance(event, Evicted):
+            self._settle(stamped.seq)
+        self._now = stamped
         try:
-            if name == "recycled":
-                self._on_recycled(event, following)
-            else:
-                getattr(self, f"_on_{name}", _pass)(event)
+            self._handle(event, stamped.at_seconds, following)
         except IllegalStepError as error:
-            self._disagree(event["seq"], f"{name}: {error}")
-        except (KeyError, AssertionError, ValueError, AttributeError):
-            self._disagree(event["seq"], f"{name}: the books know nothing of it")
+            self._disagree(f"{_short(event)}: {error}")
+        except (KeyError, AssertionError, ValueError, AttributeError, TypeError):
+            self._disagree(f"{_short(event)}: the books know nothing of it")
+
+    def _handle(self, event: Event, now: float, following: Stamped | None) -> None:
+        driver = self._driven
+        match event:  # the frequent ones first
+            case Requested():
+                self._act(driver.acquire(event, now))
+            case Acquired():
+                self._on_acquired(event)
+            case Recycled():
+                self._on_recycled(event, now, following)
+            case Loaded():
+                self._on_loaded(event, now)
+            case Evicted():
+                self._on_evicted(event, now)
+            case Blocked():
+                self._on_blocked(event)
+            case Abandoned():
+                self._on_abandoned(event, now)
+            case Left():
+                self._act(driver.leave(event, now))
+            case GroupOpened():
+                driver.open_group(event)
+            case GroupClosed():
+                self._act(driver.close_group(event, now))
+            case Registered():
+                self._act(driver.register(event, now))
+            case Removed():
+                self._act(driver.remove(event, now))
+            case Resized():
+                self._act(driver.resize(event, now))
+            case ClosedEvent():
+                self._on_closed(event)
 
     def _act(self, step: Step | None) -> None:
-        """What a step of the policy evicted is what the log has to tell next."""
+        """Expect the evictions of a step of the policy to be what the log tells next."""
         if step is not None:
             for _, event in step.evicted:
                 self._expected.append(event)
                 self.evicted(event)
 
     def _settle(self, seq: int) -> None:
-        """All that the last step evicted should have been told by now."""
+        """Disagree with a log that has not told all that the last step evicted by now."""
         for event in self._expected:
-            self._disagree(
+            self._note(
                 seq,
                 f"before this event, instance {event.instance} of {event.function} should have "
                 f"been evicted ({event.reason.value}); the log has not got that",
             )
         self._expected.clear()
 
-    def _disagree(self, seq: int, text: str) -> None:
+    def _note(self, seq: int, text: str) -> None:
         self.disagreed += 1
         if len(self.disagreements) < MAX_KEPT:
             self.disagreements.append((seq, text))
 
+    def _disagree(self, text: str) -> None:
+        assert self._now is not None
+        self._note(self._now.seq, text)
+
     def _compare(self, event: Event, what: str, logged: object, booked: object) -> None:
         if logged != booked:
-            name = event["event"].removeprefix("wasmcache.")
-            text = f"{name}: {what} is {logged!r} in the log, {booked!r} by the books"
-            self._disagree(event["seq"], text)
+            text = f"{_short(event)}: {what} is {logged!r} in the log, {booked!r} by the books"
+            self._disagree(text)
 
-    def _compare_sizes(self, event: Event) -> None:
+    def _compare_sizes(self, event: Acquired | Recycled) -> None:
         ledger = self.policy.residents.ledger
-        self._compare(event, "total_size_bytes", event["total_size_bytes"], ledger.total_size)
-        self._compare(event, "code_size_bytes", event["code_size_bytes"], ledger.used)
+        self._compare(event, "total_size_bytes", event.total_size_bytes, ledger.total_size)
+        self._compare(event, "code_size_bytes", event.code_size_bytes, ledger.used)
 
     # -- what makes the policy do something
 
-    def _on_group_opened(self, event: Event) -> None:
-        self._driven.open_group(event)
-
-    def _on_registered(self, event: Event) -> None:
-        self._act(self._driven.register(event))
-
-    def _on_removed(self, event: Event) -> None:
-        self._act(self._driven.remove(event))
-
-    def _on_resized(self, event: Event) -> None:
-        self._act(self._driven.resize(event))
-
-    def _on_group_closed(self, event: Event) -> None:
-        self._act(self._driven.close_group(event))
-
-    def _on_requested(self, event: Event) -> None:
-        self._act(self._driven.acquire(event))
-
-    def _on_loaded(self, event: Event) -> None:
-        request = self._driven.requests[event["request"]]
+    def _on_loaded(self, event: Loaded, now: float) -> None:
+        request = self._driven.requests[event.request]
         instance = request.instance
         assert instance is not None
-        self._compare(event, "the instance", event["instance"], instance.number)
-        self._compare(event, "module_loaded", event["module_loaded"], instance.loads_module)
-        self._compare(event, "seat", event["seat"], instance.seat)
-        self._act(self._driven.loaded(event))
+        self._compare(event, "the instance", event.instance, instance.number)
+        self._compare(event, "module_loaded", event.module_loaded, instance.loads_module)
+        self._compare(event, "seat", event.seat, instance.seat)
+        self._act(self._driven.loaded(event, now))
 
-    def _on_abandoned(self, event: Event) -> None:
-        if event["request"] is None:
-            self._driven.end_token_wait(event["task"])
+    def _on_abandoned(self, event: Abandoned, now: float) -> None:
+        if event.request is None:
+            self._driven.end_token_wait(event.task)
             return
-        request = self._driven.requests[event["request"]]
-        self._compare(event, "the error", event["error"], _booked_error(request, event["error"]))
-        self._act(self._driven.abandon(event))
+        request = self._driven.requests[event.request]
+        self._compare(event, "the error", event.error, _booked_error(request, event.error))
+        self._act(self._driven.abandon(event, now))
 
-    def _on_left(self, event: Event) -> None:
-        self._act(self._driven.leave(event))
-
-    def _on_recycled(self, event: Event, following: Event | None) -> None:
-        request = self._driven.requests[event["request"]]
+    def _on_recycled(self, event: Recycled, now: float, following: Stamped | None) -> None:
+        request = self._driven.requests[event.request]
         instance = request.instance
         assert instance is not None
-        self._compare(event, "the instance", event["instance"], instance.number)
+        self._compare(event, "the instance", event.instance, instance.number)
         told = request in self._driven.granted
         self._compare(event, "told to be acquired", told, True)
         # Whether a call failed, only the cache knows; other reasons are the policy's.
-        spoilt = following is not None and is_end_of_spoilt(event, following)
-        self._act(self._driven.recycle(event, Reason.CORRUPTED if spoilt else None))
-        self._compare(event, "kept", event["kept"], instance.state is not State.CLOSED)
+        spoilt = following is not None and is_end_of_spoilt(event, following.event)
+        self._act(self._driven.recycle(event, now, Reason.CORRUPTED if spoilt else None))
+        self._compare(event, "kept", event.kept, instance.state is not State.CLOSED)
         self._compare_sizes(event)
 
     # -- what tells what it did
 
-    def _on_blocked(self, event: Event) -> None:
-        if event["request"] is None:
+    def _on_blocked(self, event: Blocked) -> None:
+        if event.request is None:
             self._driven.wait_for_token(event)
             return
-        booked = self._driven.requests[event["request"]].stage.value
+        booked = self._driven.requests[event.request].stage.value
         waits_for = booked.removeprefix("waiting for ")
-        self._compare(event, "what it waits for", event["waits_for"], waits_for)
+        self._compare(event, "what it waits for", event.waits_for, waits_for)
 
-    def _on_acquired(self, event: Event) -> None:
-        request = self._driven.requests[event["request"]]
+    def _on_acquired(self, event: Acquired) -> None:
+        request = self._driven.requests[event.request]
         instance = request.instance
         if request.stage is not Stage.GRANTED or instance is None:
-            stage = request.stage.value
-            self._disagree(event["seq"], f"acquired: by the books this request is {stage}")
+            self._disagree(f"acquired: by the books this request is {request.stage.value}")
             return
         self.leases += not request.warm
         self._driven.granted.add(request)
-        self._compare(event, "the instance", event["instance"], instance.number)
-        self._compare(event, "a hit", event["hit"], request.hit)
-        self._compare(event, "uses", event["uses"], instance.uses)
+        self._compare(event, "the instance", event.instance, instance.number)
+        self._compare(event, "a hit", event.hit, request.hit)
+        self._compare(event, "uses", event.uses, instance.uses)
         self._compare_sizes(event)
 
-    def _on_evicted(self, event: Event) -> None:
+    def _on_evicted(self, event: Evicted, now: float) -> None:
         self.evictions += 1
-        if not self._expected and event["reason"] == "idle":
-            self._act(self._driven.expire(event))
+        if not self._expected and event.reason is Reason.IDLE:
+            self._act(self._driven.expire(now))
         if not self._expected:
             self._disagree(
-                event["seq"],
-                f"evicted: instance {event['instance']} of {event['function']} went "
-                f"({event['reason']}); by the books nothing had to go",
+                f"evicted: instance {event.instance} of {event.function} went "
+                f"({_reason(event)}); by the books nothing had to go"
             )
             return
         booked = self._expected.popleft()
-        self._compare(event, "reason", event["reason"], booked.reason.value)
+        self._compare(event, "reason", _reason(event), booked.reason.value)
         for name in COMPARED:
-            self._compare(event, name, event[name], getattr(booked, name))
+            self._compare(event, name, getattr(event, name), getattr(booked, name))
 
-    def _on_closed(self, event: Event) -> None:
+    def _on_closed(self, event: ClosedEvent) -> None:
         policy = self.policy
         self.complete = True
         for name in ("hits", "misses", "blocks"):
-            self._compare(event, name, event[name], getattr(policy, name))
+            self._compare(event, name, getattr(event, name), getattr(policy, name))
         evictions = sum(policy.residents.evictions.values())
-        self._compare(event, "evictions", event["evictions"], evictions)
+        self._compare(event, "evictions", event.evictions, evictions)
 
 
-def is_end_of_spoilt(recycled: Event, following: Event) -> bool:
+def is_end_of_spoilt(recycled: Recycled, following: Event) -> bool:
     """Whether the event after a `recycled` says that a call had failed: its instance goes."""
-    return following["event"] == "wasmcache.evicted" and (
-        (following["reason"], following["instance"])
-        == (Reason.CORRUPTED.value, recycled["instance"])
+    return (
+        isinstance(following, Evicted)
+        and following.reason is Reason.CORRUPTED
+        and following.instance == recycled.instance
     )
+
+
+def _short(event: Event) -> str:
+    return event.name.removeprefix("wasmcache.")
+
+
+def _reason(event: Evicted) -> str:
+    """The reason in a word, also one that this version does not know (see `reading.records`)."""
+    return str(getattr(event.reason, "value", event.reason))
 
 
 def _booked_error(request: Request, logged: str) -> str:
@@ -305,7 +350,3 @@ def _booked_error(request: Request, logged: str) -> str:
             return "ClosedResourceError"
         case _:
             return "Cancelled"
-
-
-def _pass(event: Any) -> None:
-    pass

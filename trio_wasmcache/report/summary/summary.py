@@ -199,7 +199,7 @@ class CacheSummary:
         if order.missing:
             notes.problem(f"{name}: {count(order.missing, 'event')} missing{_where(order)}")
         if order.first > 1:
-            notes.remark(f"{name}: begins with event {order.first:,}, not with the first")
+            notes.problem(f"{name}: begins with event {order.first:,}, not with the first")
         if order.late:
             notes.remark(f"{name}: {count(order.late, 'event')} came out of order: put in order")
         if order.repeated:

@@ -14,6 +14,19 @@ from typing import Any
 import polars as pl
 from attrs import Factory, define
 
+from ..._core.events import (
+    Acquired,
+    Event,
+    GroupClosed,
+    GroupOpened,
+    Loaded,
+    Recycled,
+    Registered,
+    Removed,
+    Requested,
+    Resized,
+    Stamped,
+)
 from ..replay.books import limits_of
 from ..replay.replay import check_start, is_end_of_spoilt
 from .curve import Curve
@@ -46,28 +59,49 @@ class Tuner:
     _opened_groups: int = 0
     _keys: dict[tuple[str, str], set[Key]] = Factory(dict)  # {function: what was ever idle}
     _keys_in: dict[int, set[Key]] = Factory(dict)  # {number of an open group: the same}
-    _loading: dict[int, float] = Factory(dict)  # {request: seconds its load took}
-    _leased: dict[int, Key] = Factory(dict)
-    _warm: set[int] = Factory(set)
-    _ended: tuple[Key, dict[str, Any]] | None = None
+    _loading: dict[int | None, float] = Factory(dict)  # {request: seconds its load took}
+    _leased: dict[int | None, Key] = Factory(dict)
+    _warm: set[int | None] = Factory(set)
+    _ended: tuple[Key, Recycled, float] | None = None
 
-    def feed(self, event: dict[str, Any]) -> None:
+    def feed(self, event: Stamped) -> None:
         """The next event.
 
         Raises:
             NotReplayable: it is the first, and the log can't be tuned by.
         """
         if self.limits is None:
-            check_start(event, "tuning")
-            self.limits = limits_of(event)
+            self.limits = limits_of(check_start(event, "tuning"))
         if self._ended is not None:
-            self._give_back(event)
-        handle = getattr(self, "_on_" + event["event"].removeprefix("wasmcache."), None)
-        if handle is not None:
-            try:
-                handle(event)
-            except KeyError:
-                self.ignored += 1
+            self._give_back(event.event)
+        try:
+            self._handle(event.event, event.at_seconds)
+        except KeyError:
+            self.ignored += 1
+
+    def _handle(self, event: Event, at: float) -> None:
+        match event:  # the frequent ones first
+            case Requested(warm=True):
+                self._warm.add(event.request)
+            case Acquired():
+                self._on_acquired(event, at)
+            case Recycled():
+                self._warm.discard(event.request)
+                self._ended = self._leased.pop(event.request), event, at
+            case Loaded():
+                self._on_loaded(event)
+            case GroupOpened():
+                self._opened_groups += 1
+                self._groups[event.group] = self._opened_groups
+            case GroupClosed():
+                self._on_group_closed(event)
+            case Registered():
+                self._on_registered(event)
+            case Removed():
+                self._retire((event.function, event.arg_types))
+                self._current.pop((event.function, event.arg_types), None)
+            case Resized():
+                self.limits = limits_of(event)
 
     def curve(self, timeout: float) -> Curve:
         """What size gives what, where idle instances go after `timeout` seconds.
@@ -118,80 +152,60 @@ class Tuner:
 
     # -- events
 
-    def _on_resized(self, event: dict[str, Any]) -> None:
-        self.limits = limits_of(event)
-
-    def _on_group_opened(self, event: dict[str, Any]) -> None:
-        self._opened_groups += 1
-        self._groups[event["group"]] = self._opened_groups
-
-    def _on_group_closed(self, event: dict[str, Any]) -> None:
-        group = self._groups.pop(event["group"], None)
+    def _on_group_closed(self, event: GroupClosed) -> None:
+        group = self._groups.pop(event.group, None)
         if group is not None:
             for key in self._keys_in.pop(group, ()):
                 self._keys[key[:2]].discard(key)
                 self.stack.forget(key)
 
-    def _on_registered(self, event: dict[str, Any]) -> None:
-        name = event["function"], event["arg_types"]
+    def _on_registered(self, event: Registered) -> None:
+        name = event.function, event.arg_types
         self._retire(name)
-        self._current[name] = event["generation"]
+        self._current[name] = event.generation
         self._numbers.setdefault(name, len(self._numbers))
-
-    def _on_removed(self, event: dict[str, Any]) -> None:
-        name = event["function"], event["arg_types"]
-        self._retire(name)
-        self._current.pop(name, None)
 
     def _retire(self, name: tuple[str, str]) -> None:
         for key in self._keys.pop(name, ()):
             self._keys_in[key[3]].discard(key)
             self.stack.forget(key)
 
-    def _on_requested(self, event: dict[str, Any]) -> None:
-        if event["warm"]:
-            self._warm.add(event["request"])
-
-    def _on_loaded(self, event: dict[str, Any]) -> None:
-        seconds = self._loading[event["request"]] = event["load_seconds"]
-        number = self._numbers[event["function"], event["arg_types"]]
-        samples = self._loads.setdefault((number, event["seat"]), [])
+    def _on_loaded(self, event: Loaded) -> None:
+        seconds = self._loading[event.request] = event.load_seconds
+        number = self._numbers[event.function, event.arg_types]
+        samples = self._loads.setdefault((number, event.seat), [])
         samples.append(seconds)
         if len(samples) > 2 * SAMPLES:
             del samples[:SAMPLES]
 
-    def _on_acquired(self, event: dict[str, Any]) -> None:
-        name, request = (event["function"], event["arg_types"]), event["request"]
-        key = (*name, event["generation"], self._groups[event["group"]])
+    def _on_acquired(self, event: Acquired, at: float) -> None:
+        name, request = (event.function, event.arg_types), event.request
+        key = (*name, event.generation, self._groups[event.group])
         self._leased[request] = key
         loaded = self._loading.pop(request, 0.0)
         if request in self._warm:
-            if event["hit"]:
-                self.stack.take(key, event["at_seconds"])
+            if event.hit:
+                self.stack.take(key, at)
             return
-        size, gap = self.stack.take(key, event["at_seconds"])
+        size, gap = self.stack.take(key, at)
         self.leases += 1
-        self.hits += event["hit"]
+        self.hits += event.hit
         self._sizes.append(size)
         self._gaps.append(gap)
         self._costs.append(loaded)
-        self._was_hit.append(event["hit"])
+        self._was_hit.append(event.hit)
         self._names.append(self._numbers[name])
 
-    def _on_recycled(self, event: dict[str, Any]) -> None:
-        self._warm.discard(event["request"])
-        self._ended = self._leased.pop(event["request"]), event
-
-    def _give_back(self, following: dict[str, Any]) -> None:
+    def _give_back(self, following: Event) -> None:
         """A lease has ended, unless `following` says that its instance was spoilt."""
         assert self._ended is not None and self.limits is not None
-        key, event = self._ended
+        key, event, at = self._ended
         self._ended = None
         spoilt = is_end_of_spoilt(event, following)
-        too_large = event["size_bytes"] > self.limits["max_instance_size"]
+        too_large = event.size_bytes > self.limits["max_instance_size"]
         name = key[:2]
-        gone = self._current.get(name) != key[2] or self._groups.get(event["group"]) != key[3]
+        gone = self._current.get(name) != key[2] or self._groups.get(event.group) != key[3]
         if not (spoilt or too_large or gone):
             self._keys.setdefault(name, set()).add(key)
             self._keys_in.setdefault(key[3], set()).add(key)
-            self.stack.give_back(key, event["size_bytes"], event["at_seconds"])
+            self.stack.give_back(key, event.size_bytes, at)

@@ -11,15 +11,33 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from typing import Any
 
 from attrs import Factory, define
 
+from ..._core.events import (
+    Abandoned,
+    Acquired,
+    Blocked,
+    Evicted,
+    Failed,
+    GroupClosed,
+    GroupOpened,
+    Loaded,
+    Opened,
+    Reason,
+    Recycled,
+    Registered,
+    Removed,
+    Requested,
+    Resized,
+    Stamped,
+)
 from ..reading.notes import Notes, count
 from ..replay.replay import check_start
 
 # Holds and loads of a function of which the median is taken, the latest ones: enough to be typical.
 SAMPLES = 1001
+Asked = Requested | Blocked | Abandoned
 # Seconds. What is told of one step is told with one time, save for rounding.
 INSTANT = 1e-6
 
@@ -87,9 +105,9 @@ class Group:
 class Application:
     """All that is needed to run the same requests again."""
 
-    opened: dict[str, Any]
+    opened: Opened
     groups: list[Group] = Factory(list)
-    changes: list[dict[str, Any]] = Factory(list)
+    changes: list[Stamped] = Factory(list)
     """`registered`, `removed` and `resized` events."""
     programs: dict[int, list[Acquire | Release]] = Factory(dict)
     closed_at: float | None = None
@@ -127,7 +145,7 @@ class Recorder:
     ignored: int = 0
     """Events about requests of which the beginning is missing."""
     _open: dict[str, int] = Factory(dict)  # {group: index}
-    _requests: dict[int, Acquire] = Factory(dict)
+    _requests: dict[int | None, Acquire] = Factory(dict)
     _token_waits: dict[int, Acquire] = Factory(dict)  # {task: what it waits with}
     _over: dict[int, float] = Factory(dict)  # {task: when its last step was over}
     _deadlines: dict[int, float | None] = Factory(dict)
@@ -136,21 +154,46 @@ class Recorder:
     _freed: dict[str, tuple[float, int]] = Factory(dict)
     """{module: (when its code was last freed, which event told it)}."""
 
-    def feed(self, event: dict[str, Any]) -> None:
+    def feed(self, event: Stamped) -> None:
         """The next event.
 
         Raises:
             NotReplayable: it is the first, and not one that a replay can begin with.
         """
         if self.made is None:
-            check_start(event, "another run of it")
-            self.made = Application(event)
-        handle = getattr(self, "_on_" + event["event"].removeprefix("wasmcache."), None)
-        if handle is not None:
-            try:
-                handle(self.made, event)
-            except KeyError:
-                self.ignored += 1
+            self.made = Application(check_start(event, "another run of it"))
+        try:
+            self._handle(self.made, event)
+        except KeyError:
+            self.ignored += 1
+
+    def _handle(self, made: Application, stamped: Stamped) -> None:
+        at = stamped.at_seconds
+        match stamped.event:  # the frequent ones first
+            case Requested() as event:
+                self._on_requested(made, event, at, stamped.seq)
+            case Acquired() as event:
+                self._on_acquired(made, event, at)
+            case Recycled() as event:
+                self._on_recycled(made, event, at)
+            case Loaded() as event:
+                self._on_loaded(made, event, at)
+            case Evicted() as event:
+                self._on_evicted(event, at, stamped.seq)
+            case Blocked(request=None) as event:
+                self._token_waits[event.task] = self._begin(made, event, at)
+            case Abandoned() as event:
+                self._on_abandoned(made, event, at)
+            case Failed() as event:
+                self._requests[event.request].outcome = "failed"
+            case GroupOpened() as event:
+                self._open[event.group] = len(made.groups)
+                made.groups.append(Group(event.group, event.capacity_tokens, at))
+            case GroupClosed() as event:
+                self._on_group_closed(made, event, at)
+            case Registered() | Removed() | Resized():
+                made.changes.append(stamped)
+                made.last_at = at
 
     @property
     def leases(self) -> int:
@@ -171,7 +214,7 @@ class Recorder:
             for item in program
             if isinstance(item, Acquire)
         )
-        removed = sum(change["event"] == "wasmcache.removed" for change in self.made.changes)
+        removed = sum(isinstance(change.event, Removed) for change in self.made.changes)
         parts = [
             f"{count(outcomes['refused'], 'acquire')} refused" * bool(outcomes["refused"]),
             f"{count(outcomes['failed'], 'load')} failed" * bool(outcomes["failed"]),
@@ -184,25 +227,15 @@ class Recorder:
                 "approximated"
             )
 
-    # -- the cache and its groups
+    # -- groups
 
-    def _on_registered(self, made: Application, event: dict[str, Any]) -> None:
-        made.changes.append(event)
-        made.last_at = event["at_seconds"]
-
-    _on_removed = _on_resized = _on_registered
-
-    def _on_group_opened(self, made: Application, event: dict[str, Any]) -> None:
-        self._open[event["group"]] = len(made.groups)
-        made.groups.append(Group(event["group"], event["capacity_tokens"], event["at_seconds"]))
-
-    def _on_group_closed(self, made: Application, event: dict[str, Any]) -> None:
-        index = self._open[event["group"]]
+    def _on_group_closed(self, made: Application, event: GroupClosed, at: float) -> None:
+        index = self._open[event.group]
         group = made.groups[index]
-        group.closed_at = event["at_seconds"]
-        group.with_cache = event["with_cache"]
+        group.closed_at = at
+        group.with_cache = event.with_cache
         if group.with_cache:
-            made.closed_at = event["at_seconds"]
+            made.closed_at = at
         group.cut_short = self._under_way[index] > 0
 
     # -- tasks
@@ -210,8 +243,10 @@ class Recorder:
     def _gap(self, task: int, at: float) -> float:
         return at - self._over.get(task, 0.0)
 
-    def _begin(self, made: Application, event: dict[str, Any]) -> Acquire:
-        task, at = event["task"], event["at_seconds"]
+    def _begin(
+        self, made: Application, event: Requested | Blocked | Abandoned, at: float
+    ) -> Acquire:
+        task = event.task
         stale = self._token_waits.pop(task, None)
         if stale is not None:
             # It waited for a token, and this is another acquire: it must have given up.
@@ -219,8 +254,8 @@ class Recorder:
         program = made.programs.setdefault(task, [])
         acquire = Acquire(
             task,
-            (event["function"], event["arg_types"]),
-            self._open[event["group"]],
+            (event.function, event.arg_types),
+            self._open[event.group],
             at,
             self._gap(task, at),
             len(program),
@@ -246,73 +281,66 @@ class Recorder:
             group.acquires += 1
             group.last_at = at
 
-    def _on_blocked(self, made: Application, event: dict[str, Any]) -> None:
-        if event["request"] is None:
-            self._token_waits[event["task"]] = self._begin(made, event)
-
-    def _on_requested(self, made: Application, event: dict[str, Any]) -> None:
+    def _on_requested(self, made: Application, event: Requested, at: float, seq: int) -> None:
         acquire = None
-        if event.get("blocked"):
-            acquire = self._token_waits.pop(event["task"], None)
+        if event.blocked:
+            acquire = self._token_waits.pop(event.task, None)
         if acquire is None:
-            acquire = self._begin(made, event)
-        acquire.warm = event["warm"]
-        acquire.requested_seq = event["seq"]
-        if event.get("deadline_seconds") is not None:
-            acquire.patience = event["deadline_seconds"] - acquire.start
-        self._requests[event["request"]] = acquire
+            acquire = self._begin(made, event, at)
+        acquire.warm = event.warm
+        acquire.requested_seq = seq
+        if event.deadline_seconds is not None:
+            acquire.patience = event.deadline_seconds - acquire.start
+        self._requests[event.request] = acquire
 
-    def _on_loaded(self, made: Application, event: dict[str, Any]) -> None:
-        acquire = self._requests[event["request"]]
-        took = acquire.load_seconds = event["load_seconds"]
-        freed_at, freed_seq = self._freed.get(event["module_digest"], (-1.0, 0))
+    def _on_loaded(self, made: Application, event: Loaded, at: float) -> None:
+        acquire = self._requests[event.request]
+        took = acquire.load_seconds = event.load_seconds
+        freed_at, freed_seq = self._freed.get(event.module_digest, (-1.0, 0))
         # What went in the step that this load began with was the last user of the module: the
         # books have it unloaded and loaded again, but the code never went.
-        same_time = abs(event["at_seconds"] - took - freed_at) < INSTANT
+        same_time = abs(at - took - freed_at) < INSTANT
         kept = same_time and acquire.requested_seq < freed_seq
-        acquire.cold = event["module_loaded"] and not kept
-        made.loaded_sizes[acquire.name] = event["size_bytes"]
+        acquire.cold = event.module_loaded and not kept
+        made.loaded_sizes[acquire.name] = event.size_bytes
         _sample(made._loads.setdefault(acquire.name, {}).setdefault(acquire.cold, []), took)
 
-    def _on_acquired(self, made: Application, event: dict[str, Any]) -> None:
-        acquire = self._requests[event["request"]]
+    def _on_acquired(self, made: Application, event: Acquired, at: float) -> None:
+        acquire = self._requests[event.request]
         acquire.outcome = "leased"
         made.leases += not acquire.warm
-        made.hits += event["hit"] and not acquire.warm
-        self._over[acquire.task] = event["at_seconds"]
+        made.hits += event.hit and not acquire.warm
+        self._over[acquire.task] = at
 
-    def _on_recycled(self, made: Application, event: dict[str, Any]) -> None:
-        acquire = self._requests.pop(event["request"])
-        task, at = acquire.task, event["at_seconds"]
+    def _on_recycled(self, made: Application, event: Recycled, at: float) -> None:
+        acquire = self._requests.pop(event.request)
+        task = acquire.task
         program = made.programs[task]
-        left = event["size_bytes"], event["seat"]
+        left = event.size_bytes, event.seat
         release = Release(acquire, self._gap(task, at), len(program), *left)
         acquire.release = release
         program.append(release)
         self._last_release = release
         made.left[acquire.name] = left
         self._over[task] = at
-        _sample(made._holds.setdefault(acquire.name, []), event["held_seconds"])
+        _sample(made._holds.setdefault(acquire.name, []), event.held_seconds)
         self._count(acquire, at)
 
-    def _on_evicted(self, made: Application, event: dict[str, Any]) -> None:
-        if event["freed_code_bytes"]:
-            self._freed[event["module_digest"]] = event["at_seconds"], event["seq"]
-        if event["reason"] == "corrupted" and self._last_release is not None:
+    def _on_evicted(self, event: Evicted, at: float, seq: int) -> None:
+        if event.freed_code_bytes:
+            self._freed[event.module_digest] = at, seq
+        if event.reason is Reason.CORRUPTED and self._last_release is not None:
             self._last_release.corrupted = True
 
-    def _on_failed(self, made: Application, event: dict[str, Any]) -> None:
-        self._requests[event["request"]].outcome = "failed"
-
-    def _on_abandoned(self, made: Application, event: dict[str, Any]) -> None:
-        number, at = event["request"], event["at_seconds"]
+    def _on_abandoned(self, made: Application, event: Abandoned, at: float) -> None:
+        number = event.request
         if number is None:
-            acquire = self._token_waits.pop(event["task"], None)
+            acquire = self._token_waits.pop(event.task, None)
             if acquire is None:
-                acquire = self._begin(made, event)  # refused before it waited
+                acquire = self._begin(made, event, at)  # refused before it waited
         else:
             acquire = self._requests.pop(number)
-        outcome = "gave up" if event["error"] == "Cancelled" else "refused"
+        outcome = "gave up" if event.error == "Cancelled" else "refused"
         if acquire.outcome == "failed":
             outcome = "failed"
             acquire.load_seconds = at - acquire.start

@@ -37,7 +37,7 @@ from typing import Any
 from attrs import Factory, define, evolve
 
 from ..._core.errors import DeadlockError, WasmCacheError
-from ..._core.events import Evicted, Reason
+from ..._core.events import Event, Evicted, Reason, Registered, Removed, Resized
 from ..._core.records import Request, Stage
 from ..._core.residents import Step
 from ..replay.books import Books, config_of, limits_of
@@ -96,7 +96,7 @@ class WhatIf:
             elif group.cut_short:
                 self._at(group.closed_at, self._close)
         for change in made.changes:
-            self._at(change["at_seconds"], partial(self._change, change))
+            self._at(change.at_seconds, partial(self._change, change.event))
         self._remaining = len(made.changes)
         for program in made.programs.values():
             self._remaining += sum(isinstance(item, Acquire) for item in program)
@@ -136,15 +136,15 @@ class WhatIf:
 
     # -- functions, groups, closing
 
-    def _change(self, event: dict[str, Any]) -> None:
-        match event["event"]:
-            case "wasmcache.registered":
+    def _change(self, event: Event) -> None:
+        match event:
+            case Registered():
                 if self.concurrency is not None:
-                    event = {**event, "concurrency": self.concurrency}
+                    event = evolve(event, concurrency=self.concurrency)
                 self._act(self._books.register(event, self._now))
-            case "wasmcache.removed":
+            case Removed():
                 self._act(self._books.remove(event, self._now))
-            case _:
+            case Resized():
                 changed = {k: v for k, v in limits_of(event).items() if k not in self.limits}
                 self._act(self._books.resize(changed, self._now))
         self._one_done()

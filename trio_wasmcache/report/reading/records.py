@@ -1,0 +1,114 @@
+"""From the fields of a line to an event of the cache's own classes, `_core/events.py`.
+
+A million events go through here, so what is usual is done at once: the values of all fields are
+fetched together, and fit if values of the same types were looked at one by one before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import repeat
+from operator import call, itemgetter
+from types import NoneType
+from typing import Any
+
+from attrs import Factory, define
+
+from ..._core.events import EVENTS, SCHEMA_VERSION, Event, Reason, Stamped
+from .schema import STAMP_TYPES, types_of
+
+# Numbers from here on are no sizes and no times. polars refuses whole ones by itself.
+ABSURD = 2**63
+# Fields that came after the first logs of this schema were written: a log without them is fine, and
+# the events made of it have None there.
+OPTIONAL = frozenset({"deadline_seconds", "task", "blocked", "seat"})
+STAMPS = ("schema", *STAMP_TYPES)
+_REASONS: dict[str, Any] = {reason.value: reason for reason in Reason}
+# Signatures that are remembered; there are a few for each kind of event.
+MAX_SIGNATURES = 100
+Setter = Callable[[Event, Any], None]
+
+
+@define(eq=False)
+class Kind:
+    """How events of one class are made."""
+
+    make: type[Event]
+    names: tuple[str, ...]
+    types: dict[str, tuple[type, ...]]
+    """{field, stamps included: the types that its value may have}."""
+    get: itemgetter[Any]
+    """Fetches the stamps and the values of all fields."""
+    setters: tuple[Setter, ...]
+    """What sets the fields of a new event: `__init__` does it by their names, at twice the cost."""
+    reason: int | None
+    """Which field is the reason."""
+    known: dict[tuple[type, ...], Callable[[Any], tuple[float, ...]]] = Factory(dict)
+    """{types of values that fit: what fetches the numbers among them}."""
+
+    def build(self, values: list[Any]) -> Event:
+        """Make an event of the values of its fields, in order."""
+        if self.reason is not None:
+            # A reason that this version does not know stays a text.
+            values[self.reason] = _REASONS.get(values[self.reason], values[self.reason])
+        event = object.__new__(self.make)
+        for _ in map(call, self.setters, repeat(event), values):
+            pass
+        return event
+
+
+def _kind_of(event: type[Event]) -> Kind:
+    types = types_of(event)
+    names = tuple(types)
+    return Kind(
+        event,
+        names,
+        {**STAMP_TYPES, **types},
+        itemgetter(*STAMPS, *names),
+        tuple(getattr(event, name).__set__ for name in names),
+        names.index("reason") if "reason" in names else None,
+    )
+
+
+KINDS = {event.name: _kind_of(event) for event in EVENTS}
+
+
+def read_event(fields: Any) -> Stamped | None:
+    """Make an event of the fields of a line, if it is what a cache usually writes."""
+    try:
+        kind = KINDS[fields["event"]]
+        values = kind.get(fields)
+        numbers = kind.known[tuple(map(type, values))](values)
+    except (KeyError, TypeError):
+        return None
+    # No sum below `ABSURD` has a part above it, or one that is infinite or no number.
+    if not sum(map(abs, numbers)) < ABSURD:
+        return None
+    version, cache, seq, at, *rest = values
+    if version != SCHEMA_VERSION or seq < 1:
+        return None
+    return Stamped(kind.build(rest), cache, seq, at)
+
+
+def make_event(fields: dict[str, Any]) -> Stamped:
+    """Make an event of fields that were looked at one by one, and fit."""
+    kind = KINDS[fields["event"]]
+    if len(kind.known) < MAX_SIGNATURES and kind.types.keys() <= fields.keys():
+        signature = tuple(map(type, kind.get(fields)))
+        numbers = [index for index, one in enumerate(signature) if one in (int, float)]
+        kind.known[signature] = itemgetter(*numbers)  # the stamps alone are three
+    event = kind.build([fields.get(name) for name in kind.names])
+    return Stamped(event, fields["cache"], fields["seq"], fields["at_seconds"])
+
+
+def fits(value: Any, kinds: tuple[type, ...]) -> bool:
+    """Whether a field may have this value."""
+    if isinstance(value, bool):
+        return bool in kinds
+    return isinstance(value, kinds) and (not isinstance(value, (int, float)) or abs(value) < ABSURD)
+
+
+def is_endless(value: Any, kinds: tuple[type, ...]) -> bool:
+    """Whether it is the infinity that some fields have as null."""
+    return value == math.inf and NoneType in kinds
