@@ -70,6 +70,7 @@ from trio_wasmcache import CacheConfig, InstanceCache, MiB, SchedulingGroup
 LIMITS = CacheConfig(
     total_fuel=200_000_000,  # a few tenths of a second of the CPU
     memory_limit=8 * MiB,
+    max_result_size=1 * MiB,  # of text, six times as long in JSON; or 130,000 numbers
     max_wasm_size=1 * MiB,
     compile_memory=512 * MiB,  # its modules come from strangers
     offload_after=8,

@@ -62,6 +62,7 @@ async def test_opened_resized_closed(fake: FakeKit, log: ListLogger) -> None:
         "max_instances": 4096,
         "max_code_size_bytes": 40 * 2**20,
         "max_running_size_bytes": None,
+        "max_result_size_bytes": 256 * 2**20,
         "idle_timeout_seconds": 7.0,
     }
     assert told(log, "opened") == [

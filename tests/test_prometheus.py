@@ -76,6 +76,8 @@ async def test_counters_and_gauges_are_those_of_stats(used: InstanceCache) -> No
         "max_running_instances_bytes": math.inf,
         "scratch_bytes": stats.scratch_size,
         "results_bytes": stats.results_size,
+        "pending_results_bytes": stats.pending_results_size,
+        "max_result_bytes": stats.max_result_size,
         "code_bytes": stats.code_size,
         "max_code_bytes": stats.max_code_size,
         "module_code_bytes": stats.module_code_size,

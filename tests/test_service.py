@@ -50,6 +50,17 @@ BAD = {
 }
 
 
+MIB = 2**20
+# So many zeros of its memory, as text.
+TEXT = bytes(
+    guests.binary(
+        '(memory (export "memory") 96) (global (export "_scylla_abi") i32 (i32.const 8))'
+        '(data (i32.const 8) "\\01") (func (export "run") (param i64) (result i64)'
+        " (i64.or (i64.const 16) (i64.shl (local.get 0) (i64.const 32))))"
+    )
+)
+
+
 # httpx leaves the body of a request half sent where the service answers before it has come whole,
 # or goes meanwhile: a generator that Trio warns of whenever it is collected.
 pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'httpx:ResourceWarning")
@@ -233,6 +244,18 @@ async def test_mistakes_of_clients_are_told_and_leave_nothing() -> None:
                 for kind in ("i32", "i64", "f32", "f64"):
                     nursery.start_soon(upload, client, kind)
             assert statuses == {201: 1, 409: 3}
+            # Text of control characters is six times as long in JSON; and a flood in a batch.
+            query = {"args": "bigint", "returns": "text", "export": "run"}
+            made = await client.put("/ann/text", params=query, content=TEXT)
+            assert made.status_code == 201
+            answer = await client.post("/ann/text", json={"args": [MIB - 100]})
+            assert answer.json() == {"result": "\0" * (MIB - 100)}
+            assert MIB < len(answer.content) < 6 * MIB
+            for body in ({"args": [MIB]}, {"args": [4 * MIB]}, {"columns": [[MIB // 4] * 2000]}):
+                answer = await client.post("/ann/text", json=body)
+                assert (answer.status_code, answer.json()["error"]) == (422, "ResultTooLargeError")
+                assert len(answer.content) < 2000
+            assert (await client.delete("/ann/text")).status_code == 200
             assert (await client.delete("/ann/same")).status_code == 200
             assert (await client.get("/stats")).json()["functions"] == 0
     finally:

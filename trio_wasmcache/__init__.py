@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         LoadError as LoadError,
         MemoryLimitError as MemoryLimitError,
         ModuleTooLargeError as ModuleTooLargeError,
+        ResultTooLargeError as ResultTooLargeError,
         SignatureError as SignatureError,
         StackOverflowError as StackOverflowError,
         TrapError as TrapError,
@@ -74,8 +75,8 @@ _HOMES = {
     "._core.errors": (
         "AbiError CacheDirError CodeMemoryError DeadlockError DuplicateFunctionError ExitError "
         "ExportError FuelExhaustedError GuestError InvalidModuleError LinkError LoadError "
-        "MemoryLimitError ModuleTooLargeError SignatureError StackOverflowError TrapError "
-        "UnknownFunctionError WasmCacheError"
+        "MemoryLimitError ModuleTooLargeError ResultTooLargeError SignatureError "
+        "StackOverflowError TrapError UnknownFunctionError WasmCacheError"
     ),
     "._core.stats": "CacheStats DistributionSummary EntryInfo ResidentBytes UseSummary",
     "._function": "Function",

@@ -19,14 +19,16 @@ from . import _arrow, _calls
 from ._abi.bulk import Bulk
 from ._abi.pace import breathe, is_large
 from ._abi.plain import PlainAbi, PlainType, cell_name
-from ._abi.protocol import Crossing
+from ._abi.protocol import Crossing, Guest
 from ._chunks import NumberChunks
 from ._columns import Column, MisfitError, column
 from ._core.driver import CELLS, Shape, layout
-from ._core.errors import GuestError
+from ._core.errors import GuestError, ResultTooLargeError
 from ._core.memory_driver import memory_layout
+from ._core.tally import NUMBER, SLOT, Tally
 from ._engine.seam import GuestFunction, GuestInstance
 from ._memory_chunks import MemoryChunks, Packed
+from ._metered import MeteredGuest
 from ._packed import ArrowBytes, PackedColumn
 from ._rows import in_row, map_rows, next_row
 from ._sinks import BytesSink, Sink
@@ -41,6 +43,16 @@ PIECE, PIECE_TIME, HEAVY_ROWS = 2048, 0.0003, 64
 
 async def map_columns(lease: Lease, columns: Any, rows: int | None) -> Any:
     """See `Lease.map`."""
+    try:
+        return await _map_columns(lease, columns, rows)
+    except GuestError as error:
+        if error.row is not None:
+            # Frames of the batch have all of its columns once more, packed.
+            error.__traceback__ = None
+        raise
+
+
+async def _map_columns(lease: Lease, columns: Any, rows: int | None) -> Any:
     share, runner = lease._share, lease._shell.runner
     if lease._guest is None:
         raise lease._unusable()
@@ -49,6 +61,8 @@ async def map_columns(lease: Lease, columns: Any, rows: int | None) -> Any:
     if guest is None:
         raise lease._unusable()
     native = _calls._begin(lease)
+    book = lease._shell.result_book
+    tally = book.begin()
     try:
         crossing = lease._crossing
         numbers = isinstance(crossing, PlainAbi)
@@ -57,14 +71,15 @@ async def map_columns(lease: Lease, columns: Any, rows: int | None) -> Any:
         )
         rows = _count(crossing, found, rows)
         if isinstance(crossing, PlainAbi):
-            result = await _map_numbers(lease, native, crossing, found, rows, arrow)
+            result = await _map_numbers(lease, native, crossing, found, rows, arrow, tally)
         else:
-            result = await _map_values(lease, native, guest, found, rows, arrow)
+            result = await _map_values(lease, native, guest, found, rows, arrow, tally)
     except BaseException:
         if not lease._broken:
             lease._make_usable(guest)
         raise
     finally:
+        book.end(tally)
         _calls._end(lease, native)
     lease._make_usable(guest)
     return result
@@ -127,6 +142,7 @@ async def _map_numbers(
     columns: Sequence[Column],
     rows: int,
     arrow: bool,
+    tally: Tally,
 ) -> Any:
     assert lease._registered is not None
     for number, (one, kind) in enumerate(zip(columns, crossing.args, strict=True)):
@@ -147,8 +163,7 @@ async def _map_numbers(
         crossing.post is not None,
     )
     nones = not arrow and any(one.holds_none for one in columns)
-    memory = lease._shell.results
-    sinks = [Sink(CELLS[name], arrow, nones, rows, memory) for name in shape.results]
+    sinks = _number_sinks(lease, shape.results, columns, rows, tally, arrow=arrow, nones=nones)
     if rows:
         code = await lease._unless_closed(lease._shell.engine.driver, shape)
         assert code is not None
@@ -170,8 +185,9 @@ async def _map_values(
     columns: Sequence[Column],
     rows: int,
     arrow: bool,
+    tally: Tally,
 ) -> Any:
-    bulk = _bulk_of(lease._crossing, native)
+    bulk = _bulk_of(lease._crossing, MeteredGuest(native, tally))
     packed = None
     assert lease._registered is not None
     if bulk is not None and rows:
@@ -180,40 +196,66 @@ async def _map_values(
         if packed is not None:
             await _pack_all(lease, columns, packed, rows, refuses_none=refuses_none)
     if bulk is None or packed is None:
-        return await map_rows(lease, native, guest, columns, rows, arrow)
+        return await map_rows(lease, native, guest, columns, rows, arrow, tally)
     made = memory_layout(bulk.shape)
     scalars = sum(one.size(0, 1) for one in packed if _is_packed(one) and one.rows is None)
     code = None
     if scalars <= made.data_size:
         code = await lease._unless_closed(lease._shell.engine.driver, bulk.shape)
     if code is None:
-        return await map_rows(lease, native, guest, columns, rows, arrow)
+        return await map_rows(lease, native, guest, columns, rows, arrow, tally)
     sinks: list[Sink | BytesSink]
     if bulk.wire is not None:
         kind = lease._registered.function.returns
         assert isinstance(kind, str)
-        sinks = [BytesSink(kind, bulk.wire, bulk.lift, arrow, rows)]
+        sinks = [BytesSink(kind, bulk.wire, bulk.lift, arrow, rows, tally)]
     else:
         nones = not arrow and any(one.holds_none for one in packed)
-        memory = lease._shell.results
-        sinks = [Sink(CELLS[name], arrow, nones, rows, memory) for name in bulk.shape.results]
+        names = bulk.shape.results
+        sinks = [*_number_sinks(lease, names, packed, rows, tally, arrow=arrow, nones=nones)]
     driver = code.attach(native, bulk.exports)
-    batch = MemoryChunks(native, driver, bulk, made, packed, rows, sinks, lease._total_fuel)
+    batch = MemoryChunks(native, driver, bulk, made, packed, rows, sinks, lease._total_fuel, tally)
     while batch.done < rows:
         await batch.run(lease)
         if batch.large is not None:
             await batch.settle(lease)
         elif batch.done < rows:
             row = batch.done
-            batch.skip(await next_row(lease, native, guest, row, batch.values(row)))
+            batch.skip(await next_row(lease, native, guest, row, batch.values(row), tally))
     return _together([sink.result() for sink in sinks])
 
 
-def _bulk_of(crossing: Crossing, native: GuestInstance) -> Bulk | None:
+def _number_sinks(
+    lease: Lease,
+    names: Sequence[str],
+    columns: Sequence[Column | Packed],
+    rows: int,
+    tally: Tally,
+    *,
+    arrow: bool,
+    nones: bool,
+) -> list[Sink]:
+    """Where results go that are numbers, in cells of these names.
+
+    Raises:
+        ResultTooLargeError: they will exceed `max_result_size`; nothing has run.
+    """
+    memory, cells = lease._shell.results, [CELLS[name] for name in names]
+    try:
+        return [Sink(cell, arrow, nones, rows, memory, tally) for cell in cells]
+    except ResultTooLargeError as error:
+        each = sum(SLOT + NUMBER if nones else cell.size for cell in cells)
+        error.row = tally.limit // each
+        values = tuple(one.values(error.row, error.row + 1)[0] for one in columns)
+        _calls.refuse(lease, error, values)
+        raise
+
+
+def _bulk_of(crossing: Crossing, guest: Guest) -> Bulk | None:
     """How a memory driver makes the calls; None if it can't."""
     make = getattr(crossing, "bulk", None)
     try:
-        bulk: Bulk | None = None if make is None else make(native)
+        bulk: Bulk | None = None if make is None else make(guest)
     except GuestError:
         return None  # the first call raises it, and names its row
     return bulk

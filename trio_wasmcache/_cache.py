@@ -351,6 +351,7 @@ class InstanceCache:
         config = evolve(shell.config, **limits)
         shell.config = config
         shell.runner.resize(config)
+        shell.result_book.limit = config.max_result_size
         now = trio.current_time()
         shell.journal.resized(config, now)
         shell.act(shell.policy.resize(config, now), now)

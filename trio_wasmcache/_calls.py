@@ -13,10 +13,13 @@ import trio
 
 from ._abi.plain import exact_values, shown
 from ._abi.protocol import Crossing, Guest, Invoke, Step
-from ._core.errors import GuestError
+from ._core.config import KiB
+from ._core.errors import GuestError, ResultTooLargeError
 from ._core.headroom import check_headroom
+from ._core.tally import Tally, size_of
 from ._core.uses import FUELS
 from ._engine.seam import UNDER_WAY, GuestFunction, GuestInstance, InexactError
+from ._metered import MeteredGuest
 from ._runner import Job
 from ._taking import recycle
 
@@ -26,6 +29,10 @@ if TYPE_CHECKING:
 
 
 E = TypeVar("E", bound=BaseException)
+
+# Bytes of the arguments of a failed call that its error keeps; characters or bytes of a longer one;
+# and arguments that its message shows.
+MAX_KEPT, BEGINNING, MAX_SHOWN = 64 * KiB, 1000, 20
 
 
 async def rest_of_call(lease: Lease, guest: GuestFunction, values: tuple[Any, ...]) -> Any:
@@ -94,26 +101,35 @@ async def _make_steps(
     """See `call_in_steps`."""
     guest = lease._guest
     native = _begin(lease)
+    book = lease._shell.result_book
+    tally = book.begin()
     steps: Generator[Step, Any, Any] | None = None
     invoke: Invoke | None = None
+    inside = False
     try:
-        steps = make(native, values)
-        invoke = await _step(lease, steps, None)
+        steps = make(MeteredGuest(native, tally), values)
+        invoke = await step(lease, steps, None, tally, lease._total_fuel)
         while True:
             left = lease._total_fuel - (lease._fuel or 0)
             function = native.function(invoke.export)
+            inside = True
             result = begin(lease, native, function, invoke.values, left)
             if result is UNDER_WAY:
                 result = await _finish(lease, native, function, left)
             else:
                 _account(lease, left - native.fuel_left())
-            invoke = await _step(lease, steps, result)
+            inside = False
+            left = lease._total_fuel - (lease._fuel or 0)
+            invoke = await step(lease, steps, result, tally, left)
     except Finished as finished:
         lease._make_usable(guest)
         return finished.result
     except BaseException as error:
         # Before the first step, values that do not fit are the caller's mistake.
         if invoke is None and not isinstance(error, GuestError):
+            lease._make_usable(guest)
+        elif isinstance(error, ResultTooLargeError) and not inside:
+            refuse(lease, error, values)
             lease._make_usable(guest)
         else:
             _spoil(lease, native, error, values)
@@ -123,6 +139,7 @@ async def _make_steps(
             if steps is not None:
                 put_away(lease, steps)
         finally:
+            book.end(tally)
             _end(lease, native)
 
 
@@ -157,10 +174,13 @@ class Finished(Exception):
         self.result = result
 
 
-async def _step(lease: Lease, steps: Generator[Step, Any, Any], result: Any) -> Invoke:
+async def step(
+    lease: Lease, steps: Generator[Step, Any, Any], result: Any, tally: Tally, left: int
+) -> Invoke:
     """Let the ABI convert values, up to the next thing to call; `Finished` if there is none.
 
-    The group is charged with the CPU time that takes, unless it is a thread's.
+    The group is charged with the CPU time that takes, unless it is a thread's. What the ABI reads
+    of the guest's memory, and the values it makes, cost fuel of the call, which has `left` of it.
 
     **Checkpoint:** if something takes long.
     **Cancellation:** only there; nothing is under way in the guest.
@@ -168,28 +188,47 @@ async def _step(lease: Lease, steps: Generator[Step, Any, Any], result: Any) -> 
     Raises:
         trio.ClosedResourceError: there is something to call, and the lease has ended.
     """
+    tally.allowed = left
     send, sent = steps.send, result
     meter = lease._shell.runner.meter(lease._share)
-    while True:
-        try:
-            with meter:
-                step = send(sent)
-        except StopIteration as stop:
-            raise Finished(stop.value) from None
-        except Exception:
-            if lease._closed:  # by code of the values' own; the ABI met an instance that is gone
-                raise lease._unusable() from None
-            raise
-        if isinstance(step, Invoke):
-            if lease._closed:  # a thread was in the call before, and has finished it
-                raise lease._unusable()
-            return step
-        try:
-            send, sent = steps.send, await convert(lease, step.function, *step.values)
-        except Exception as error:
-            if lease._closed:
+    try:
+        while True:
+            try:
+                with meter:
+                    asked = send(sent)
+            except StopIteration as stop:
+                count_result(lease, stop.value, tally)
+                raise Finished(stop.value) from None
+            except Exception:
+                if lease._closed:
+                    # By code of the values' own; the ABI met an instance that is gone.
+                    raise lease._unusable() from None
                 raise
-            send, sent = steps.throw, error
+            if isinstance(asked, Invoke):
+                if lease._closed:  # a thread was in the call before, and has finished it
+                    raise lease._unusable()
+                return asked
+            try:
+                send, sent = steps.send, await convert(lease, asked.function, *asked.values)
+            except Exception as error:
+                if lease._closed:
+                    raise
+                send, sent = steps.throw, error
+    finally:
+        if tally.spent:
+            lease._fuel = (lease._fuel or 0) + tally.take_spent()
+
+
+def count_result(lease: Lease, value: Any, tally: Tally) -> None:
+    """Count what an ABI of the user's own has made, which did not count it itself."""
+    if not counts_results(lease._crossing):
+        size = size_of(value, tally.limit - tally.begun)
+        tally.add(max(size - (tally.size - tally.begun), 0))
+
+
+def counts_results(crossing: Crossing) -> bool:
+    """Whether it counts all that it makes of a result: those of this library do."""
+    return getattr(crossing, "counts_results", False)
 
 
 def put_away(lease: Lease, steps: Generator[Step, Any, Any]) -> None:
@@ -273,6 +312,12 @@ def _end(lease: Lease, native: GuestInstance) -> None:
         recycle(lease, lease._end_reason)
 
 
+def charge(lease: Lease, fuel: int) -> None:
+    """What the host has done for a call is fuel of that call, and of its group."""
+    if fuel:
+        _account(lease, fuel)
+
+
 def _account(lease: Lease, burnt: int) -> None:
     lease._fuel = (lease._fuel or 0) + burnt
     lease._share.charge(burnt)
@@ -290,6 +335,13 @@ def _spoil(
         # Not if it is another guest's, that a host function of this one called.
         assert lease._registered is not None
         _complete(error, lease._registered, values, lease._fuel)
+
+
+def refuse(lease: Lease, error: ResultTooLargeError, values: tuple[Any, ...]) -> None:
+    """A result is too large; the guest has returned and knows nothing of it, so it is intact."""
+    lease._shell.policy.note_error(lease._entry, type(error).__name__)
+    assert lease._registered is not None
+    _complete(error, lease._registered, values, lease._fuel)
 
 
 async def _finish(lease: Lease, native: GuestInstance, guest: GuestFunction, fuel: int) -> Any:
@@ -314,10 +366,33 @@ def _complete(
     """Say in the error which function it was, and with what it was called."""
     key = registered.function.key
     error.function = key.name
-    error.values = values
-    listed = ", ".join(shown(value) for value in values)
+    error.values = kept_values(values)
+    listed = ", ".join(shown(value) for value in values[:MAX_SHOWN])
+    if len(values) > MAX_SHOWN:
+        listed += f", and {len(values) - MAX_SHOWN} more"
     trace = "".join(f"\n  {frame}" for frame in error.backtrace)
     burnt = f" after {fuel} units of fuel" if fuel else ""
     row = "" if error.row is None else f" in row {error.row} of a batch,"
     what = f"{key}{row} called with ({listed}){burnt}"
     error.args = (f"{what}: {error.args[0]}{trace}", *error.args[1:])
+    if counts_results(registered.crossing):
+        # Frames of a conversion, and errors of others in it, have the data that was converted.
+        error.__traceback__ = error.__context__ = None
+
+
+def kept_values(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments of a failed call as its error keeps them: the beginning of what is large."""
+    kept, left = [], MAX_KEPT
+    for value in values:
+        size = size_of(value, left)
+        if size > left:
+            value, size = _beginning(value), 0
+        left -= size
+        kept.append(value)
+    return tuple(kept)
+
+
+def _beginning(value: Any) -> Any:
+    if type(value) in (str, bytes):
+        return value[:BEGINNING]
+    return shown(value)

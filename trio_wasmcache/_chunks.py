@@ -19,7 +19,7 @@ from . import _calls
 from ._abi.plain import PlainAbi, lift_number
 from ._columns import Column
 from ._core.driver import RAW_AT, ROW_AT, VALIDITY_AT, WHICH_AT, Layout
-from ._core.errors import FuelExhaustedError, GuestError
+from ._core.errors import FuelExhaustedError, GuestError, ResultTooLargeError
 from ._engine.seam import UNDER_WAY, GuestDriver, GuestInstance, HostCall, UnderWay
 from ._runner import Job
 from ._sinks import Sink
@@ -62,6 +62,8 @@ class Chunks:
         self._burnt = 0  # by what is over
         self._watched = -1  # the row that was running at the end of the last slice
         self._watched_since = 0  # how much of its fuel was left then
+        self.refusal: ResultTooLargeError | None = None
+        """Raised while nothing is under way in the guest: its instance is intact."""
         self._asked: threading.Lock | None = None  # held until the loop comes round
         self._since = 0.0  # when it was asked to, or came, or was waited for
         self._token = trio.lowlevel.current_trio_token()
@@ -75,6 +77,10 @@ class Chunks:
     def collect(self, done: int) -> bool:
         """Copy results out; whether the chunk is over. Otherwise the driver is to run again."""
         raise NotImplementedError
+
+    def take_spent(self) -> int:
+        """The fuel that collecting results has cost since the last time."""
+        return 0
 
     @property
     def paused(self) -> bool:
@@ -114,7 +120,11 @@ class Chunks:
             return False
         self._burnt += self._chunk_fuel - self.native.fuel_left()
         self._chunk_fuel = 0
-        if self.collect(done):
+        try:
+            over = self.collect(done)
+        finally:
+            self._burnt += self.take_spent()
+        if over:
             self.done, self._chunk = self.done + self._chunk, 0
         if self.job is not None and self.job.in_thread:
             self._make_way()
@@ -164,6 +174,10 @@ class Chunks:
         try:
             await self._drive(lease)
         except BaseException as error:
+            refusal, self.refusal = self.refusal, None
+            if refusal is not None and error is refusal:
+                _calls.refuse(lease, refusal, self.values(refusal.row or 0))
+                raise
             earlier = self._earlier(lease, error)
             self._blame(lease, earlier or error)
             if earlier is None:

@@ -285,5 +285,6 @@ def _limits(config: CacheConfig) -> dict[str, Any]:
         "max_instances": config.max_instances,
         "max_code_size_bytes": config.max_code_size,
         "max_running_size_bytes": config.max_running_size,
+        "max_result_size_bytes": config.max_result_size,
         "idle_timeout_seconds": config.idle_timeout,
     }

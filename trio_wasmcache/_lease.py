@@ -199,6 +199,7 @@ class Lease:
         Raises:
             TypeError, ValueError, OverflowError: a value does not fit; no wasm has run.
             GuestError: the guest trapped, ran out of fuel or stack, exited, or broke its ABI.
+            ResultTooLargeError: the result exceeds `max_result_size`; the lease goes on.
             trio.BusyResourceError: the instance is in use by another task.
             trio.BrokenResourceError: an earlier call in this lease failed.
             trio.ClosedResourceError: the lease, its group or the cache is closed.
@@ -284,6 +285,8 @@ class Lease:
         Raises:
             TypeError, ValueError, OverflowError: a column, or the value in a row, does not fit.
             GuestError, LoadError: the guest failed in row `row`; there is no room for a driver.
+            ResultTooLargeError: the results up to row `row` exceed `max_result_size`; the lease
+                goes on.
             MemoryError: there is none for the results.
         **Checkpoint:** always; others run after each slice.
         **Cancellation:** the guest is stopped within a slice, and its instance is dropped.

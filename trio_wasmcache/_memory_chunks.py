@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, final
 from . import _calls
 from ._abi.bulk import KEPT, Bulk
 from ._abi.pace import LONG
-from ._abi.room import memory_of, read
+from ._abi.room import memory_of, read_result
 from ._chunks import Chunks
 from ._columns import Column
-from ._core.errors import GuestError
+from ._core.errors import GuestError, ResultTooLargeError
 from ._core.memory_shape import (
     AT_AT,
     BASE_AT,
@@ -30,7 +30,9 @@ from ._core.memory_shape import (
     WHY_AT,
     MemoryLayout,
 )
+from ._core.tally import SLOT, Tally
 from ._engine.seam import GuestDriver, GuestInstance
+from ._metered import MeteredGuest
 from ._packed import ArrowBytes, PackedColumn
 from ._sinks import BytesSink, Sink
 
@@ -62,8 +64,13 @@ class MemoryChunks(Chunks):
         rows: int,
         sinks: Sequence[Sink | BytesSink],
         fuel: int,
+        tally: Tally,
     ) -> None:
         super().__init__(native, driver, bulk.what, rows, fuel, layout.fuel_per_row)
+        self._tally = tally
+        self._guest = MeteredGuest(native, tally)
+        self._refused: ResultTooLargeError | None = None
+        """To be raised once the guest has been told that the result can go."""
         self._bulk = bulk
         self._layout = layout
         self._columns = columns
@@ -170,9 +177,9 @@ class MemoryChunks(Chunks):
             for one in self._packed
         )
         bound += len(self._packed) * (bulk.padded(0) + bulk.shape.align)
-        at, size = bulk.grown(self.native, 0)
+        at, size = bulk.grown(self._guest, 0)
         if bound > size and start < stop:
-            at, size = bulk.grown(self.native, self._need(start))
+            at, size = bulk.grown(self._guest, self._need(start))
         end = stop
         if bound > size:
             end = next((row for row in range(start + 1, stop) if self._need(row) > size), stop)
@@ -209,21 +216,54 @@ class MemoryChunks(Chunks):
     # -- out of it
 
     def collect(self, done: int) -> bool:
-        self._take(done)
         self._take_kept()
+        if self._refused is not None:
+            self.refusal, self._refused = self._refused, None
+            raise self.refusal
+        why = 0 if done == self._chunk else self._cell(WHY_AT)
+        try:
+            self._take(done)
+        except ResultTooLargeError as error:
+            return self._refuse(error, done, why)
         if done == self._chunk:
             return True
-        why, at, size = self._cell(WHY_AT), self._cell(AT_AT), self._cell(SIZE_AT)
+        at, size = self._cell(AT_AT), self._cell(SIZE_AT)
         if why != READ_OUT:
-            self._bulk.refuse(self.native, why, at, size)
-        data = read(self._bulk.got, memory_of(self.native), at, size)
+            self._bulk.refuse(self._guest, why, at, size)
+        tally = self._tally
+        tally.begin_row()
+        tally.allowed = self.total_fuel
+        data, refused = read_result(self._bulk.got, memory_of(self._guest), at, size)
+        if refused is not None:
+            refused.row = self.done + done
+            return self._refuse(refused, done, why)
         if self._bulk.shape.heavy and size > LONG:
             self.large = data
         else:
-            self._add(done, data, (size,))
-        self.driver.put(FIRST_AT, done.to_bytes(4, "little"))
-        self._first = done + 1
+            try:
+                self._add(done, data, (size,))
+            except ResultTooLargeError as error:
+                return self._refuse(error, done, why)
+        self._go_on_behind(done)
         return False
+
+    def _go_on_behind(self, row: int) -> None:
+        """The driver is to give back the result of this row of the chunk, and to go on."""
+        self.driver.put(FIRST_AT, row.to_bytes(4, "little"))
+        self._first = row + 1
+
+    def _refuse(self, error: ResultTooLargeError, done: int, why: int) -> bool:
+        """Raise the error, now or when the guest has been given back the result that it left."""
+        if why == READ_OUT:
+            self._go_on_behind(done)
+            self._refused, self._chunk = error, done + 1
+            return False
+        if not why:
+            self.refusal = error
+        raise error
+
+    def take_spent(self) -> int:
+        return self._tally.take_spent()
 
     @property
     def paused(self) -> bool:
@@ -237,13 +277,21 @@ class MemoryChunks(Chunks):
         """
         data, self.large = self.large, None
         (sink,) = self._sinks
+        tally = self._tally
         try:
-            sink.add_value(await _calls.convert(lease, self._bulk.lift, data))
+            tally.add(SLOT)
+            sink.add_value(await _calls.convert(lease, self._bulk.lift, data, tally))
+            tally.begin_row()
+        except ResultTooLargeError as error:
+            error.row = self.done + self._first - 1
+            self._refused, self._chunk = error, self._first
         except BaseException as error:
             if isinstance(error, GuestError):
                 error.row = self.done + self._first - 1
             self._blame(lease, error)
             raise
+        finally:
+            _calls.charge(lease, tally.take_spent())
 
     def look_back(self) -> None:
         self._take(self._cell(ROW_AT))
@@ -257,6 +305,8 @@ class MemoryChunks(Chunks):
         if start >= stop:
             return
         rows = stop - start
+        self._tally.begin_row()
+        self._tally.allowed = rows * self.total_fuel
         for sink, at in zip(self._sinks, self._layout.results, strict=True):
             if isinstance(sink, Sink):
                 size = sink.cell.size
@@ -265,7 +315,9 @@ class MemoryChunks(Chunks):
                 continue
             sizes = self.driver.get(at + start * 4, rows * 4).cast("i").tolist()
             total = sum(sizes) if min(sizes) >= 0 else sum(max(size, 0) for size in sizes)
+            self._tally.copy_some(total)
             self._add(start, bytes(self.driver.get(self._layout.out, total)), sizes)
+            self._tally.begin_row()
 
     def _add(self, start: int, data: bytes, sizes: Sequence[int]) -> None:
         (sink,) = self._sinks

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, cast
 from . import _arrow, _calls
 from ._abi.plain import PlainType
 from ._columns import Column
-from ._core.errors import GuestError
+from ._core.errors import GuestError, ResultTooLargeError
 from ._core.fair import BURST_FUEL
+from ._core.tally import NUMBER, SLOT, Tally
 from ._engine.seam import UNDER_WAY, GuestFunction, GuestInstance
+from ._metered import MeteredGuest
 from ._sinks import as_numbers
 
 if TYPE_CHECKING:
@@ -30,13 +32,21 @@ class _ValuesError(Exception):
     """The values of a row do not fit: `__cause__`; no wasm has run for it."""
 
 
+class _Refused(Exception):
+    """The result of a row is too large; the guest had returned."""
+
+    def __init__(self, error: ResultTooLargeError) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 def in_row(error: Exception, row: int, values: tuple[Any, ...]) -> Exception:
     """The error of values that do not fit, as one of a batch: `row` and `values` say which."""
     kinds: tuple[type[Exception], ...] = (TypeError, OverflowError, ValueError)
     # Not all of their subclasses take a message.
     kind = next((kind for kind in kinds if isinstance(error, kind)), TypeError)
     made: Any = kind(f"row {row}: {error}")
-    made.row, made.values = row, values
+    made.row, made.values = row, _calls.kept_values(values)
     return cast("Exception", made)
 
 
@@ -47,6 +57,7 @@ async def map_rows(
     columns: Sequence[Column],
     rows: int,
     arrow: bool,
+    tally: Tally,
 ) -> Any:
     """What `Lease.map` returns: a list of results, or an Arrow array if a column was one.
 
@@ -63,12 +74,13 @@ async def map_rows(
         parts = [one.values(start, stop) for one in columns]
         piece = zip(*parts, strict=True) if parts else itertools.repeat((), stop - start)
         for row, values in enumerate(piece, start):
-            result = await next_row(lease, native, guest, row, values)
+            result = await next_row(lease, native, guest, row, values, tally)
             if len(returns) == 1:
                 results[0].append(result)
                 continue
             for number, column in enumerate(results):
                 column.append(None if result is None else result[number])
+    tally.begin_row()
     memory = lease._shell.results
     # Of ABIs that say which of their results are numbers.
     numbers: tuple[PlainType, ...] = getattr(lease._crossing, "numbers", ())
@@ -76,14 +88,21 @@ async def map_rows(
     for number, (kind, column) in enumerate(zip(returns, results, strict=True)):
         if numbers:
             nones = not arrow and None in column
-            made.append(as_numbers(numbers[number], column, memory, nones=nones, arrow=arrow))
+            made.append(
+                as_numbers(numbers[number], column, memory, tally, nones=nones, arrow=arrow)
+            )
         else:
             made.append(_arrow.from_values(kind, column) if arrow else column)
     return made[0] if len(made) == 1 else tuple(made) or None
 
 
 async def next_row(
-    lease: Lease, native: GuestInstance, guest: GuestFunction, row: int, values: tuple[Any, ...]
+    lease: Lease,
+    native: GuestInstance,
+    guest: GuestFunction,
+    row: int,
+    values: tuple[Any, ...],
+    tally: Tally,
 ) -> Any:
     """The result of one row of a batch; None if a null is why it is not called for.
 
@@ -95,19 +114,33 @@ async def next_row(
         await lease._shell.runner.pass_turn(lease._share)
     if lease._closed:
         raise lease._unusable()
-    if not lease._registered.called_on_null and any(value is None for value in values):
-        return None
-    return await _row(lease, native, guest, row, values)
+    tally.begin_row()
+    try:
+        tally.add(SLOT + NUMBER * len(getattr(lease._crossing, "numbers", ())))
+        if not lease._registered.called_on_null and any(value is None for value in values):
+            return None
+    except ResultTooLargeError as error:
+        error.row = row
+        _calls.refuse(lease, error, values)
+        raise
+    return await _row(lease, native, guest, row, values, tally)
 
 
 async def _row(
-    lease: Lease, native: GuestInstance, guest: GuestFunction, row: int, values: tuple[Any, ...]
+    lease: Lease,
+    native: GuestInstance,
+    guest: GuestFunction,
+    row: int,
+    values: tuple[Any, ...],
+    tally: Tally,
 ) -> Any:
     """One call; its failure says in which row."""
     try:
         if lease._crossing.steps is None:
-            return await _call(lease, native, guest, values)
-        return await _call_in_steps(lease, native, values)
+            return await _call(lease, native, guest, values, tally)
+        return await _call_in_steps(lease, native, values, tally)
+    except _Refused as refused:
+        too_large = refused.error
     except _ValuesError as misfit:
         error = misfit.__cause__
         assert isinstance(error, Exception)
@@ -119,10 +152,18 @@ async def _row(
             error.add_note(f"in row {row} of a batch of {lease._name}")
         _calls._spoil(lease, native, error, values)
         raise
+    # Not in the handler, where the other error would be its context, and keep what it has seen.
+    too_large.row = row
+    _calls.refuse(lease, too_large, values)
+    raise too_large
 
 
 async def _call(
-    lease: Lease, native: GuestInstance, guest: GuestFunction, values: tuple[Any, ...]
+    lease: Lease,
+    native: GuestInstance,
+    guest: GuestFunction,
+    values: tuple[Any, ...],
+    tally: Tally,
 ) -> Any:
     crossing = lease._crossing
     try:
@@ -134,32 +175,43 @@ async def _call(
     except (TypeError, ValueError, OverflowError):
         raise _ValuesError from crossing.explain(values)
     result = await _end_of(lease, native, guest, result, lease._total_fuel)
-    return result if crossing.lift is None else crossing.lift(result)
+    lifted = result if crossing.lift is None else crossing.lift(result)
+    try:
+        _calls.count_result(lease, lifted, tally)
+    except ResultTooLargeError as error:
+        raise _Refused(error) from None
+    return lifted
 
 
-async def _call_in_steps(lease: Lease, native: GuestInstance, values: tuple[Any, ...]) -> Any:
+async def _call_in_steps(
+    lease: Lease, native: GuestInstance, values: tuple[Any, ...], tally: Tally
+) -> Any:
     """As `call_in_steps` in `_calls`, which does what is needed around it for one call."""
     make_steps = lease._crossing.steps
     assert make_steps is not None
-    steps = make_steps(native, values)
+    steps = make_steps(MeteredGuest(native, tally), values)
     left = lease._total_fuel
+    start = lease._fuel or 0
     try:
         try:
-            invoke = await _calls._step(lease, steps, None)
+            invoke = await _calls.step(lease, steps, None, tally, left)
         except (GuestError, _calls.Finished):
             raise
         except (TypeError, ValueError, OverflowError) as error:
             raise _ValuesError from error
         while True:
             function = native.function(invoke.export)
-            before = lease._fuel or 0
             result = _calls.begin(lease, native, function, invoke.values, left)
             result = await _end_of(lease, native, function, result, left)
-            left -= (lease._fuel or 0) - before
-            invoke = await _calls._step(lease, steps, result)
+            left = lease._total_fuel + start - (lease._fuel or 0)
+            try:
+                invoke = await _calls.step(lease, steps, result, tally, left)
+            except ResultTooLargeError as error:
+                raise _Refused(error) from None
+            left = lease._total_fuel + start - (lease._fuel or 0)
     except _calls.Finished as finished:
         return finished.result
-    except _ValuesError:
+    except (_ValuesError, _Refused):
         raise
     except BaseException:
         native.abandon()  # the ABI may clean up now, and not under a call

@@ -19,7 +19,7 @@ from ._journal import Journal
 from ._log import LogWriter
 from ._owner import Owner
 from ._registry import Registry
-from ._results import ResultMemory
+from ._results import ResultBook, ResultMemory
 from ._runner import Runner
 
 # What those get whose group or cache is closed.
@@ -76,6 +76,7 @@ class Shell:
         self.exact: Mapping[tuple[str, tuple[str, ...]], FunctionRecord] = self.registry.exact
         self.runner: Runner = Runner(config)
         self.results: ResultMemory = ResultMemory()
+        self.result_book: ResultBook = ResultBook(config.max_result_size)
         self.closed = False
         self.owner = Owner()
         # What a hit asks: its thread, and the time.

@@ -16,10 +16,13 @@ from ._abi.wire import Data, Wire
 from ._columns import valid_rows
 from ._core.driver import CELLS, Cell
 from ._core.errors import GuestError
+from ._core.tally import NUMBER, SLOT, Tally
 from ._results import ResultMemory
 
 # Values that are made into an Arrow array at once.
 ARROW_PIECE = 4096
+# Bytes of an offset in a column of bytes.
+WIDE = 8
 
 
 @define(eq=False)
@@ -58,13 +61,17 @@ class Sink:
     rows: int
     """How many there will be."""
     memory: ResultMemory
-    _room: memoryview = Factory(
-        lambda self: self.memory.take(0 if self.nones else self.rows * self.cell.size),
-        takes_self=True,
-    )
+    tally: Tally
+    _room: memoryview = Factory(lambda self: self._take(), takes_self=True)
     _end: int = 0  # of the bytes that are there
     _list: list[Any] = Factory(list)
     _validity: Bits = Factory(Bits)
+
+    def _take(self) -> memoryview:
+        if self.nones:
+            self.tally.add(self.rows * (SLOT + NUMBER))
+            return memoryview(b"")
+        return self.memory.take(self.rows * self.cell.size, self.tally)
 
     def add(self, data: memoryview, rows: int, valid: int) -> None:
         """The results of the next rows, and a bit for each that is valid."""
@@ -108,15 +115,18 @@ class BytesSink:
     kind: str
     """The type of the results, as `_arrow` knows it."""
     wire: Wire
-    lift: Callable[[bytes], Any]
+    lift: Callable[[bytes, Tally], Any]
     """Of one result; raises `AbiError` where there is no value."""
     arrow: bool
     rows: int
+    tally: Tally
     _list: list[Any] = Factory(list)
     _parts: list[Any] = Factory(list)  # Arrow arrays of what was in the list
     _data: bytearray = Factory(bytearray)
     _ends: array.array[int] = Factory(lambda: array.array("q", [0]))
     _validity: Bits = Factory(Bits)
+    _before: int = Factory(lambda self: self.tally.size, takes_self=True)
+    """The tally before what is in the list now."""
 
     @property
     def _as_bytes(self) -> bool:
@@ -126,19 +136,35 @@ class BytesSink:
         """The results of the next rows.
 
         Raises:
-            AbiError: one has no value; `row` counts from the first of these.
+            AbiError, ResultTooLargeError, FuelExhaustedError: one has no value, or is too large, or
+                costs too much; `row` counts from the first of these.
         """
         if self._as_bytes:
             if not data.isascii() and self.wire.arrow == "string":
+                mark = self.tally.mark()
                 self._values(data, sizes)  # each has to be text by itself
+                self.tally.go_back(mark)
             self._put(data, sizes)
         else:
             self._list += self._values(data, sizes)
             if self.arrow and len(self._list) >= ARROW_PIECE:
-                self._parts.append(_arrow.from_values(self.kind, self._list))
-                self._list = []
+                self._parts.append(self._part())
+
+    def _part(self) -> Any:
+        """The list as an Arrow array, which takes its place, also in the tally."""
+        made = _arrow.from_values(self.kind, self._list)
+        self._list = []
+        self.tally.size = self._before
+        self.tally.add(made.nbytes)
+        self._before = self.tally.size
+        return made
 
     def _put(self, data: Data, sizes: Sequence[int]) -> None:
+        try:
+            self.tally.add_made(len(data) + WIDE * len(sizes), len(sizes))
+        except GuestError as error:
+            error.row = self._first_too_large(sizes)
+            raise
         self._data += data
         valid = (1 << len(sizes)) - 1
         if min(sizes, default=0) < 0:
@@ -147,25 +173,40 @@ class BytesSink:
         self._validity.add(valid, len(sizes))
         self._ends.extend(itertools.accumulate(sizes, initial=self._ends.pop()))
 
+    def _first_too_large(self, sizes: Sequence[int]) -> int:
+        """Which row it is, of those that are too large together."""
+        left = self.tally.limit - self.tally.size
+        for row, size in enumerate(sizes):
+            left -= max(size, 0) + WIDE
+            if left < 0:
+                return row
+        return len(sizes) - 1
+
     def _values(self, data: bytes, sizes: Sequence[int]) -> list[Any]:
+        tally, mark = self.tally, self.tally.mark()
         try:
-            return self.wire.unpack(data, sizes)
+            tally.add(SLOT * len(sizes))
+            return self.wire.unpack(data, sizes, tally)
         except Exception:
-            values, at = [], 0
-            for row, size in enumerate(sizes):
-                try:
-                    values.append(None if size < 0 else self.lift(data[at : at + size]))
-                except GuestError as error:
-                    error.row = row
-                    raise
-                at += max(size, 0)
-            return values
+            tally.go_back(mark)
+        values, at = [], 0
+        for row, size in enumerate(sizes):
+            try:
+                tally.add(SLOT)
+                values.append(None if size < 0 else self.lift(data[at : at + size], tally))
+            except GuestError as error:
+                error.row = row
+                raise
+            at += max(size, 0)
+        return values
 
     def add_value(self, value: Any) -> None:
-        """The result of one row, made otherwise."""
+        """The result of one row, made otherwise; what it takes is in the tally, with its slot."""
         if not self._as_bytes:
             self._list.append(value)
-        elif value is None:
+            return
+        self.tally.size = self.tally.begun  # the value goes, and its bytes stay
+        if value is None:
             self._put(b"", (-1,))
         else:
             self._put(*self.wire.pack((value,)))
@@ -175,18 +216,27 @@ class BytesSink:
         if not self.arrow:
             return self._list
         if not self._as_bytes:
-            last = _arrow.from_values(self.kind, self._list)
-            return _arrow.together([*self._parts, last]) if self._parts else last
+            last = self._part()
+            if not self._parts:
+                return last
+            self.tally.raw = sum(part.nbytes for part in (*self._parts, last))  # once more
+            return _arrow.together([*self._parts, last])
         return _arrow.from_bytes(
             self.kind, self.rows, self._validity.result(), self._ends, self._data
         )
 
 
 def as_numbers(
-    kind: PlainType, values: list[Any], memory: ResultMemory, *, nones: bool, arrow: bool
+    kind: PlainType,
+    values: list[Any],
+    memory: ResultMemory,
+    tally: Tally,
+    *,
+    nones: bool,
+    arrow: bool,
 ) -> Any:
     """Results that were made one by one as a `Sink` gives them."""
-    sink = Sink(CELLS[cell_name(kind)], arrow, nones, len(values), memory)
+    sink = Sink(CELLS[cell_name(kind)], arrow, nones, len(values), memory, tally)
     for value in values:
         sink.add_value(value)
     return sink.result()

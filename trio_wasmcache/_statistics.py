@@ -66,6 +66,8 @@ class Statistics:
             max_running_size=policy.config.max_running_size,
             scratch_size=shell.engine.scratch_size,
             results_size=shell.results.size,
+            pending_results_size=shell.result_book.size,
+            max_result_size=shell.config.max_result_size,
             code_size=ledger.used,
             max_code_size=policy.config.max_code_size,
             module_code_size=ledger.code_size,

@@ -49,6 +49,8 @@ GAUGES = (
     ("max_running_size", "max_running_instances_bytes", "The limit of that; +Inf: there is none."),
     ("scratch_size", "scratch_bytes", "What batches keep in idle and running instances."),
     ("results_size", "results_bytes", "Memory kept for the results of the next batch."),
+    ("pending_results_size", "pending_results_bytes", "Results of calls and batches under way."),
+    ("max_result_size", "max_result_bytes", "The limit of each of these: max_result_size."),
     ("code_size", "code_bytes", "Code of loaded modules and stacks of running instances."),
     ("max_code_size", "max_code_bytes", "The limit of that: max_code_size."),
     ("module_code_size", "module_code_bytes", "Code of loaded modules."),

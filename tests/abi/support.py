@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from trio_wasmcache import Crossing, Exports, Guest, Invoke, MemoryLimitError
 from trio_wasmcache._abi.cql import _in_order
+from trio_wasmcache._core.tally import Tally
 from trio_wasmcache._core.wasm import FuncType
 
 UDFS = Path(__file__).parents[1] / "udfs"
@@ -33,6 +34,7 @@ class FakeGuest:
         self.memory = self
         self.state: dict[str, Any] = {}
         self.values = values
+        self.tally = Tally(2**40, allowed=2**40)
 
     @property
     def size(self) -> int:

@@ -292,17 +292,17 @@ async def test_an_endless_allocator_can_be_cancelled() -> None:
 
 
 async def test_fuel_is_for_all_steps_together() -> None:
-    """What malloc, the function and free burn is one sum, under one limit."""
+    """What malloc, the function, free and the result cost is one sum, under one limit."""
     async with checked_cache() as cache:
         join = await add(cache, udf("scylla_v2"), "join", "text", "text", returns="text")
         async with join.acquire() as lease:
             await lease.call("a" * 1000, "b" * 1000)
             whole = lease.fuel_consumed
         assert whole is not None
-    async with checked_cache(total_fuel=whole + 1) as cache:
+    async with checked_cache(total_fuel=whole) as cache:
         join = await add(cache, udf("scylla_v2"), "join", "text", "text", returns="text")
         assert len(await join.call("a" * 1000, "b" * 1000)) == 2000
-    async with checked_cache(total_fuel=whole) as cache:
+    async with checked_cache(total_fuel=whole - 1) as cache:
         join = await add(cache, udf("scylla_v2"), "join", "text", "text", returns="text")
         with pytest.raises(FuelExhaustedError):
             await join.call("a" * 1000, "b" * 1000)

@@ -19,6 +19,7 @@ from trio.testing import assert_checkpoints
 from trio_wasmcache import CacheConfig
 from trio_wasmcache._batch import PIECE
 from trio_wasmcache._core.driver import CELLS, Shape, layout
+from trio_wasmcache._core.tally import Tally
 from trio_wasmcache._results import KEPT, MAPPED, ResultMemory
 
 TWO = ("i64", "i64")
@@ -275,7 +276,8 @@ async def test_results_of_any_size(kit: Kit, name: str) -> None:
 
 async def test_more_results_than_there_is_memory_for(kit: Kit) -> None:
     """The batch raises `MemoryError` before anything runs, and the lease goes on."""
-    async with held(kit, kit.adding(1)) as (_, lease):
+    config = CacheConfig(max_result_size=2**70)
+    async with held(kit, kit.adding(1), config) as (_, lease):
         for rows in (2**50, 2**62):
             with pytest.raises(MemoryError, match=f"{8 * rows} bytes of results"):
                 await lease.map([1], rows=rows)
@@ -317,14 +319,15 @@ async def test_memory_of_results_is_kept_until_something_is_evicted(kit: Kit) ->
 def test_what_memory_of_results_is_kept() -> None:
     """The largest up to a limit, for results that are not much smaller."""
     memory = ResultMemory()
-    memory.take(KEPT + 1)
+    tally = Tally(2**40)
+    memory.take(KEPT + 1, tally)
     assert memory._kept is None
-    memory.take(4 * MAPPED)
+    memory.take(4 * MAPPED, tally)
     kept = memory._kept
     assert kept is not None
     for size in (MAPPED - 1, MAPPED, 2 * MAPPED - 1):
-        assert memory.take(size).obj is not kept
+        assert memory.take(size, tally).obj is not kept
         assert memory._kept is kept
     for size in (2 * MAPPED, 4 * MAPPED):
-        assert memory.take(size).obj is kept
-    assert memory.take(4 * MAPPED + 1).obj is memory._kept is not kept
+        assert memory.take(size, tally).obj is kept
+    assert memory.take(4 * MAPPED + 1, tally).obj is memory._kept is not kept

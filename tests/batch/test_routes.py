@@ -215,7 +215,9 @@ async def test_what_goes_wrong(
             assert result == values
         else:
             assert (type(result), result.row) == (error, row)
-            assert result.values == (values[row],) if row is not None else True
+            assert row is not None
+            given = values[row]
+            assert result.values == (given if len(given) <= 65_000 else given[:1000],)
         assert await f.call("x") == "x"
         check_invariants(cache)
 

@@ -24,6 +24,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "idle_timeout": 5.0,
         "memory_limit": 16 * MiB,
         "table_limit": 10_000,
+        "max_result_size": 256 * MiB,
         "max_wasm_size": 4 * MiB,
         "compile_memory": None,
         "compile_seconds": 10.0,

@@ -8,7 +8,9 @@ from trio_wasmcache import (
     InvalidModuleError,
     LinkError,
     LoadError,
+    MiB,
     ModuleTooLargeError,
+    ResultTooLargeError,
     TrapError,
 )
 from trio_wasmcache._core.wasm import Export, FuncType, GlobalType, Import, Limits, TableType
@@ -52,6 +54,20 @@ GROW_FORTY = "".join(
 SUM_OF_FORTY = "(memory.size $m0)"
 for _number in range(1, 40):
     SUM_OF_FORTY = f"(i32.add (memory.size $m{_number}) {SUM_OF_FORTY})"
+# So many bytes of its memory.
+RESULT = function(
+    "(i64.or (i64.const 0x1000000000) (local.get 0))", '(memory (export "memory") 64)'
+)
+# A list of so many items of no bytes.
+TUPLES = (
+    '(memory (export "memory") 64) (global (export "_scylla_abi") i32 (i32.const 8))'
+    '(data (i32.const 8) "\\01") (func (export "run") (param i64) (result i64)'
+    " (i32.store8 (i32.const 17) (i32.wrap_i64 (i64.shr_u (local.get 0) (i64.const 16))))"
+    " (i32.store8 (i32.const 18) (i32.wrap_i64 (i64.shr_u (local.get 0) (i64.const 8))))"
+    " (i32.store8 (i32.const 19) (i32.wrap_i64 (local.get 0)))"
+    " (i64.or (i64.const 16) (i64.shl (i64.add (i64.const 4)"
+    " (i64.shl (local.get 0) (i64.const 2))) (i64.const 32))))"
+)
 FILL = """(memory (export "memory") 1)
   (func $grow (loop (br_if 0 (i32.ne (memory.grow (i32.const 1)) (i32.const -1)))))"""
 
@@ -123,6 +139,55 @@ GUESTS = [
             FILL,
         ),
         Fails(FuelExhaustedError, "all fuel is burnt"),
+    ),
+    Guest(
+        "sixteen gigabytes of results",
+        "the memory of the process, by rows of a batch",
+        RESULT,
+        Fails(ResultTooLargeError, "more than max_result_size = 1048576"),
+        returns="bytes",
+        values=(4 * MiB - 16,),
+        abi="buffer",
+        rows=4000,
+    ),
+    Guest(
+        "many results that are small",
+        "the memory of the process, by rows of a batch",
+        RESULT,
+        Fails(ResultTooLargeError, "in row 115 of a batch"),
+        returns="bytes",
+        values=(9000,),
+        abi="buffer",
+        rows=1000,
+    ),
+    Guest(
+        "a result as large as its memory",
+        "the memory of the process, in a call",
+        RESULT,
+        Fails(ResultTooLargeError, "more than max_result_size = 1048576"),
+        returns="str",
+        values=(4 * MiB - 16,),
+        abi="buffer",
+    ),
+    Guest(
+        "a hundred thousand tuples of nothing",
+        "Python, which needs four hundred bytes for each four of them",
+        TUPLES,
+        Fails(ResultTooLargeError, "more than max_result_size = 1048576"),
+        returns=f"list<tuple<{','.join(['int'] * 40)}>>",
+        args=("bigint",),
+        values=(100_000,),
+        abi="scylla",
+    ),
+    Guest(
+        "a million values",
+        "Python, which takes half a microsecond for each",
+        TUPLES,
+        Fails(FuelExhaustedError, "copying and converting its result"),
+        returns="list<text>",
+        args=("bigint",),
+        values=(16_000,),
+        abi="scylla",
     ),
     Guest(
         "a bulk copy over itself, over the end",

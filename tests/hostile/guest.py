@@ -17,7 +17,11 @@ from trio_wasmcache import CacheConfig, Function, HostFunction, InstanceCache, M
 Imports = Mapping[str, Mapping[str, HostFunction]]
 # Loops end soon, and bombs are small: it is the limits that are tested, not their size.
 CONFIG = CacheConfig(
-    total_fuel=1_000_000, memory_limit=4 * MiB, table_limit=5000, max_instance_size=2 * MiB
+    total_fuel=1_000_000,
+    memory_limit=4 * MiB,
+    table_limit=5000,
+    max_instance_size=2 * MiB,
+    max_result_size=1 * MiB,
 )
 MAX_MESSAGE = 6000
 
@@ -63,6 +67,8 @@ class Guest:
     """Made for the cache, and for the name that it is registered under there."""
     at_once: int = field(default=1, kw_only=True)
     """How many tasks call it at the same time, each in an instance of its own."""
+    rows: int = field(default=0, kw_only=True)
+    """It is called for a batch of as many equal rows; 0: in a call."""
     concurrency: int = field(
         default=Factory(lambda self: self.at_once, takes_self=True), kw_only=True
     )
@@ -96,6 +102,8 @@ class Guest:
             if not any(function.name == name for function in cache.functions()):
                 await self.register(cache, name, wasm)
             async with cache.acquire(name, self.args) as lease:
+                if self.rows:
+                    return await lease.map([[value] * self.rows for value in self.values])
                 return await lease.call(*self.values)
         except Exception as error:
             return error

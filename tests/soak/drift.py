@@ -63,6 +63,7 @@ def books_left(stats: CacheStats) -> list[str]:
     names = (
         *("functions", "entries", "idle_instances", "running_instances", "waiting"),
         *("loaded_modules", "total_size", "running_size", "scratch_size", "results_size"),
+        "pending_results_size",
         *("code_size", "artifact_size", "accounted_size"),
     )
     values = {name: getattr(stats, name) for name in names}

@@ -16,6 +16,7 @@ from .._core.admit import signature
 from .._core.buffers import flat
 from .._core.errors import AbiError, ExportError, SignatureError
 from .._core.memory_shape import AREA_SIZE, BYTES, MemoryShape
+from .._core.tally import BYTES_SIZE, Tally, text_size
 from .._core.wasm import FuncType
 from .allocator import CABI, WBINDGEN, Allocator, find_allocator
 from .bulk import KEPT, Bulk
@@ -32,7 +33,7 @@ from .plain import (
 )
 from .post import find_post, post_values
 from .protocol import Crossing, Exports, Guest, Invoke, Memory
-from .room import check_address, memory_of, read
+from .room import check_address, memory_of, read, read_result
 from .wire import Blob, Text, Wire
 
 BUFFERS = ("bytes", "str")
@@ -162,6 +163,7 @@ class BufferCrossing:
     """What to call when the result has been read."""
     lower: Callable[[tuple[Any, ...]], Sequence[Any]] | None = field(default=None, init=False)
     lift: Callable[[Any], Any] | None = field(default=None, init=False)
+    counts_results: bool = field(default=True, init=False)
 
     @property
     def arity(self) -> int:
@@ -221,12 +223,14 @@ class BufferCrossing:
             return numbers
         memory = memory_of(guest)
         at, size = self._find(memory, result, area)
-        data = read(self.got, memory, at, size)
+        data, refused = read_result(self.got, memory, at, size)
         if self.post is not None:
             yield Invoke(self.post, post_values(result, self.signature.results))
         elif self.free_result and not any(begin <= at < end for begin, end in own):
             yield from self.allocator.release(at, size + (self.style == "nul"))
-        return self._decode(data)
+        if refused is not None:
+            raise refused
+        return self._decode(data, guest.tally)
 
     def bulk(self, guest: Guest) -> Bulk | None:
         """See `BulkCrossing`."""
@@ -269,13 +273,17 @@ class BufferCrossing:
             return None
         return Text(nul=self.nul) if name == "str" else Blob(nul=self.nul)
 
-    def _decode(self, data: bytes) -> Any:
+    def _decode(self, data: bytes, tally: Tally) -> Any:
         if self.returns[0] == "bytes":
+            tally.add_made(BYTES_SIZE + len(data), 1)
             return data
+        tally.add_made(text_size(data), 1)
         try:
             return data.decode()
         except UnicodeDecodeError as error:
-            raise AbiError(f"{self.got} what is not UTF-8: {error}") from None
+            problem = str(error)
+        # Not in the handler: the other error has all of the data.
+        raise AbiError(f"{self.got} what is not UTF-8: {problem}")
 
     def _lower(self, values: tuple[Any, ...], views: ExitStack) -> list[Any]:
         """Numbers for numbers, bytes or a view of bytes for buffers; nothing is copied but text."""

@@ -23,6 +23,7 @@ from .._core.memory_shape import (
     RANGE,
     MemoryShape,
 )
+from .._core.tally import Tally
 from .plain import PlainType, lift_number
 from .protocol import Guest
 from .room import ROOM, check_allocated, grown_room, memory_of, read
@@ -47,8 +48,8 @@ class Bulk:
     """Empty if the result is bytes."""
     wire: Wire | None
     """Of the result, if it is bytes."""
-    lift: Callable[[bytes], Any]
-    """The value of a result; `AbiError` if it has none."""
+    lift: Callable[[bytes, Tally], Any]
+    """The value of a result, which is counted; `AbiError` if it has none."""
     returns: str
     """The type of the result as messages name it."""
     kept: tuple[int | str, ...] = field(init=False)

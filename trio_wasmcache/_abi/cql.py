@@ -13,13 +13,17 @@ from __future__ import annotations
 
 import collections
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from typing import Any
 
-from attrs import frozen
+from attrs import field, frozen
 
 from .._core.errors import SignatureError
+from .._core.tally import SLOT, Tally
 from .cql_frames import (
+    HASHED,
+    LIST_SIZE,
     PACE,
     Codec,
     Data,
@@ -40,6 +44,7 @@ from .plain import shown
 
 # A name ends up in messages, and each level costs stack.
 MAX_DEPTH = 32
+_PAIR_SIZE = sys.getsizeof((None, None))
 _TOKENS = re.compile(r"[<>,]|[^<>,]+")
 
 
@@ -49,6 +54,8 @@ class ListCodec:
 
     name: str
     item: Codec
+    single: bool = field(default=False, init=False)
+    each: int = field(default=0, init=False)
 
     @property
     def hashable(self) -> bool:
@@ -61,8 +68,8 @@ class ListCodec:
             raise TypeError(f"{self.name} takes a sequence, got {shown(value)}")
         return b"".join(counted(value, self.item))
 
-    def decode(self, data: bytes, hashable: bool = False) -> Any:
-        items = read_items(self.name, data, self.item, hashable)
+    def decode(self, data: bytes, at: int, end: int, tally: Tally, hashable: bool = False) -> Any:
+        items = read_items(self.name, data, at, end, self.item, tally, hashable)
         return tuple(items) if hashable else items
 
 
@@ -72,6 +79,8 @@ class SetCodec:
 
     name: str
     item: Codec
+    single: bool = field(default=False, init=False)
+    each: int = field(default=0, init=False)
 
     @property
     def hashable(self) -> bool:
@@ -87,12 +96,15 @@ class SetCodec:
             raise ValueError(f"{self.name} can't hold None")
         return b"".join(counted(_in_order(items), self.item))
 
-    def decode(self, data: bytes, hashable: bool = False) -> Any:
-        items = read_items(self.name, data, self.item, True)
+    def decode(self, data: bytes, at: int, end: int, tally: Tally, hashable: bool = False) -> Any:
+        items = read_items(self.name, data, at, end, self.item, tally, True)
         if None in items:
             raise MalformedError(f"{self.name} with a null in it")
+        tally.check(HASHED * len(items))
         check_hashes(self.name, items)
-        return frozenset(items) if hashable else set(items)
+        made = frozenset(items) if hashable else set(items)
+        tally.add(sys.getsizeof(made) - sys.getsizeof(items))
+        return made
 
 
 @frozen
@@ -102,6 +114,8 @@ class MapCodec:
     name: str
     key: Codec
     value: Codec
+    single: bool = field(default=False, init=False)
+    each: int = field(default=0, init=False)
 
     @property
     def hashable(self) -> bool:
@@ -129,22 +143,36 @@ class MapCodec:
             put(parts, self.value, pairs[key])
         return b"".join(parts)
 
-    def decode(self, data: bytes, hashable: bool = False) -> Any:
-        count, at = read_count(self.name, data, 8)
-        pairs = []
+    def decode(self, data: bytes, at: int, end: int, tally: Tally, hashable: bool = False) -> Any:
+        count, at = read_count(self.name, data, at, end, 8)
+        each = self.key.each + self.value.each
+        tally.add_made(LIST_SIZE + (SLOT + _PAIR_SIZE + each) * count, 2 * count if each else 1)
+        pairs: list[tuple[Any, Any]] = []
+        single: list[Any] = []  # those that are to be counted
         for number in range(count):
             if not number % PACE:
                 breathe()
-            key, at = take(self.name, data, at, self.key, True)
-            item, at = take(self.name, data, at, self.value, hashable)
+                if single:
+                    tally.add_values(single)
+                    single.clear()
+            key, at = take(self.name, data, at, end, self.key, tally, True)
+            item, at = take(self.name, data, at, end, self.value, tally, hashable)
             if key is None:
                 raise MalformedError(f"{self.name} with a null for a key")
             pairs.append((key, item))
-        check_end(self.name, data, at)
+            if self.key.single and not self.key.each:
+                single.append(key)
+            if self.value.single and not self.value.each:
+                single.append(item)
+        tally.add_values(single)
+        check_end(self.name, at, end)
         if hashable:
             return tuple(pairs)
+        tally.check(HASHED * count)
         check_hashes(self.name, [key for key, _ in pairs])
-        return dict(pairs)
+        made = dict(pairs)
+        tally.add(sys.getsizeof(made) - LIST_SIZE - (SLOT + _PAIR_SIZE) * count)
+        return made
 
 
 @frozen
@@ -153,6 +181,8 @@ class TupleCodec:
 
     name: str
     items: tuple[Codec, ...]
+    single: bool = field(default=False, init=False)
+    each: int = field(default=0, init=False)
 
     @property
     def hashable(self) -> bool:
@@ -170,8 +200,8 @@ class TupleCodec:
             put(parts, codec, item)
         return b"".join(parts)
 
-    def decode(self, data: bytes, hashable: bool = False) -> Any:
-        return read_fields(self.name, data, self.items, hashable)
+    def decode(self, data: bytes, at: int, end: int, tally: Tally, hashable: bool = False) -> Any:
+        return read_fields(self.name, data, at, end, self.items, tally, hashable)
 
 
 @frozen
@@ -182,6 +212,8 @@ class UserCodec:
     fields: tuple[str, ...]
     items: tuple[Codec, ...]
     make: Callable[..., tuple[Any, ...]]
+    single: bool = field(default=False, init=False)
+    each: int = field(default=0, init=False)
 
     @property
     def hashable(self) -> bool:
@@ -215,8 +247,8 @@ class UserCodec:
                 f"{', '.join(self.fields)}, got {shown(value)}"
             ) from None
 
-    def decode(self, data: bytes, hashable: bool = False) -> Any:
-        return self.make(*read_fields(self.name, data, self.items, hashable))
+    def decode(self, data: bytes, at: int, end: int, tally: Tally, hashable: bool = False) -> Any:
+        return self.make(*read_fields(self.name, data, at, end, self.items, tally, hashable))
 
 
 def parse_type(

@@ -9,15 +9,20 @@ from __future__ import annotations
 import collections
 import itertools
 import struct
+import sys
 from collections.abc import Iterable, Sequence, Sized
 from typing import Any, Protocol
 
+from .._core.tally import SLOT, Tally
 from .pace import breathe
 
 # Items between two breaths.
 PACE = 64
 # So many values of one hash are no accident: Python would compare each with all before.
 MAX_SAME_HASH = 64
+# Bytes of an empty list and an empty tuple; and those that a set, a map or the hashes of their
+# values take for each of them while they are made, at most.
+LIST_SIZE, TUPLE_SIZE, HASHED = sys.getsizeof([]), sys.getsizeof(()), 110
 _COUNT = struct.Struct(">i")
 _NULL = _COUNT.pack(-1)
 
@@ -46,8 +51,23 @@ class Codec(Protocol):
             TypeError, ValueError, OverflowError: it has none in this type.
         """
 
-    def decode(self, data: bytes, hashable: bool = False) -> Any:
-        """The value of CQL's bytes; `MalformedError` if they are none of this type."""
+    @property
+    def single(self) -> bool:
+        """Whether its values hold no others; whoever has them decoded counts what they take."""
+
+    @property
+    def each(self) -> int:
+        """Bytes that each of such values takes in Python at most; 0 where that varies."""
+
+    def decode(self, data: bytes, at: int, end: int, tally: Tally, hashable: bool = False) -> Any:
+        """The value of CQL's bytes from `at` to `end`, which are not copied but for single values.
+
+        The tally has what a collection takes before it is made, with all that is in it.
+
+        Raises:
+            MalformedError: they are none of this type.
+            ResultTooLargeError, FuelExhaustedError: it is too large.
+        """
 
 
 def counted(items: Sized, codec: Codec) -> list[Data]:
@@ -92,59 +112,83 @@ def check_hashes(name: str, items: list[Any]) -> None:
             raise MalformedError(f"{name} in which {most} values have the same hash")
 
 
-def read_count(name: str, data: bytes, smallest: int) -> tuple[int, int]:
+def read_count(name: str, data: bytes, at: int, end: int, smallest: int) -> tuple[int, int]:
     """How many items of at least `smallest` bytes there are, and where they begin."""
-    if len(data) < 4:
+    if end - at < 4:
         raise MalformedError(f"{name} without a count")
-    (count,) = _COUNT.unpack_from(data)
-    if not 0 <= count * smallest <= len(data) - 4:
-        raise MalformedError(f"{name} of {count} items in {len(data)} bytes")
-    return count, 4
+    (count,) = _COUNT.unpack_from(data, at)
+    if not 0 <= count * smallest <= end - at - 4:
+        raise MalformedError(f"{name} of {count} items in {end - at} bytes")
+    return count, at + 4
 
 
-def take(name: str, data: bytes, at: int, codec: Codec, hashable: bool) -> tuple[Any, int]:
-    """The value of the bytes at `at`, and where the next begin."""
+def take(
+    name: str, data: bytes, at: int, end: int, codec: Codec, tally: Tally, hashable: bool
+) -> tuple[Any, int]:
+    """The value of the bytes at `at`, and where the next begin.
+
+    The tally has it, but for what single values take.
+    """
     begin = at + 4
-    if begin > len(data):
+    if begin > end:
         raise MalformedError(f"{name} ends within a length")
     (size,) = _COUNT.unpack_from(data, at)
     if size == -1:
         return None, begin
-    end = begin + size
-    if size < 0 or end > len(data):
-        raise MalformedError(f"{name} with an item of {size} bytes where {len(data) - begin} are")
-    return codec.decode(data[begin:end], hashable), end
+    stop = begin + size
+    if size < 0 or stop > end:
+        raise MalformedError(f"{name} with an item of {size} bytes where {end - begin} are")
+    return codec.decode(data, begin, stop, tally, hashable), stop
 
 
-def check_end(name: str, data: bytes, at: int) -> None:
+def check_end(name: str, at: int, end: int) -> None:
     """Whether that is all."""
-    if at != len(data):
-        raise MalformedError(f"{name} with {len(data) - at} bytes after its end")
+    if at != end:
+        raise MalformedError(f"{name} with {end - at} bytes after its end")
 
 
-def read_items(name: str, data: bytes, codec: Codec, hashable: bool) -> list[Any]:
+def read_items(
+    name: str, data: bytes, at: int, end: int, codec: Codec, tally: Tally, hashable: bool
+) -> list[Any]:
     """The values of one type that are counted in `data`."""
-    count, at = read_count(name, data, 4)
-    items = []
+    count, at = read_count(name, data, at, end, 4)
+    tally.add_made(LIST_SIZE + (SLOT + codec.each) * count, count if codec.each else 1)
+    varies = codec.single and not codec.each
+    items: list[Any] = [None] * count
     for number in range(count):
         if not number % PACE:
             breathe()
-        item, at = take(name, data, at, codec, hashable)
-        items.append(item)
-    check_end(name, data, at)
+            if varies and number:
+                tally.add_values(items[number - PACE : number])
+        items[number], at = take(name, data, at, end, codec, tally, hashable)
+    if varies and count:
+        tally.add_values(items[(count - 1) // PACE * PACE :])
+    check_end(name, at, end)
     return items
 
 
-def read_fields(name: str, data: bytes, codecs: Sequence[Codec], hashable: bool) -> tuple[Any, ...]:
+def count_one(value: Any, codec: Codec, tally: Tally) -> None:
+    """Count a value that holds no others."""
+    if codec.each:
+        tally.add_made(codec.each, 1)
+    else:
+        tally.add_values((value,))
+
+
+def read_fields(
+    name: str, data: bytes, at: int, end: int, codecs: Sequence[Codec], tally: Tally, hashable: bool
+) -> tuple[Any, ...]:
     """Values that may end early: the rest are null."""
-    at = 0
+    tally.add_made(TUPLE_SIZE + SLOT * len(codecs), 1)
     items: list[Any] = []
     for codec in codecs:
-        if at == len(data):
+        if at == end:
             break
-        item, at = take(name, data, at, codec, hashable)
+        item, at = take(name, data, at, end, codec, tally, hashable)
         items.append(item)
-    check_end(name, data, at)
+        if codec.single:
+            count_one(item, codec, tally)
+    check_end(name, at, end)
     return (*items, *[None] * (len(codecs) - len(items)))
 
 

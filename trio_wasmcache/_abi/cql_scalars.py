@@ -18,15 +18,28 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from attrs import frozen
+from attrs import field, frozen
 
 from .._core.buffers import flat
+from .._core.tally import NUMBER, Tally, bytes_size, int_size, text_size
 from .cql_frames import Data, MalformedError
 from .plain import PlainType, shown, to_number
 
 # The version of the CQL protocol whose encoding UDFs see; for single values all are the same.
 PROTOCOL = 4
 THREE_VINTS = tuple(range(3, 28))  # each has one to nine bytes
+# Bytes from which on it is worked out how large a value is before it is made.
+LARGE = 4096
+# {type: bytes of a value in Python, with the ints in it}, at most; all others are numbers.
+_SIZES = {
+    "uuid": 112,
+    "timeuuid": 112,
+    "inet": 96,
+    "date": 128,
+    "time": 112,
+    "timestamp": 64,
+    "duration": 192,
+}
 DAY = 24 * 60 * 60 * 10**9  # nanoseconds
 # A scale, and 4300 digits: Python converts no int that has more.
 MAX_DECIMAL_SIZE = 4 + 1785
@@ -48,6 +61,14 @@ class Scalar:
     empty: bool = False
     """No bytes are a value, too; otherwise they are CQL's leftover "empty", which gives None."""
     hashable: bool = True
+    size: Callable[[bytes], int] = bytes_size
+    """How large a value of many bytes is in Python."""
+    single: bool = field(default=True, init=False)
+    each: int = field(init=False)
+
+    @each.default
+    def _each(self) -> int:
+        return _SIZES.get(self.name, NUMBER if self.sizes else 0)
 
     def encode(self, value: Any) -> Data:
         checked = self.check(value)
@@ -60,9 +81,12 @@ class Scalar:
         # The driver asks values of classes of their own, which may give anything.
         return data if type(data) is bytes else memoryview(data).tobytes()
 
-    def decode(self, data: bytes, hashable: bool = False) -> Any:
-        if not data and not self.empty:
+    def decode(self, data: bytes, at: int, end: int, tally: Tally, hashable: bool = False) -> Any:
+        if at == end and not self.empty:
             return None
+        data = data[at:end]
+        if len(data) > LARGE:
+            tally.check(self.size(data))
         if self.sizes and len(data) not in self.sizes:
             raise MalformedError(f"{self.name} of {len(data)} bytes")
         try:
@@ -136,6 +160,7 @@ def scalars() -> Mapping[str, Scalar]:
     time = functools.partial(_time, util.Time)
     duration = functools.partial(_duration, util.Duration)
     text = functools.partial(_text, "text", "utf-8")
+    ascii_text = functools.partial(_text, "ascii", "ascii")
     known = [
         Scalar("tinyint", types.ByteType, _integer("tinyint", 8), (1,)),
         Scalar("smallint", types.ShortType, _integer("smallint", 16), (2,)),
@@ -145,11 +170,11 @@ def scalars() -> Mapping[str, Scalar]:
         Scalar("float", types.FloatType, _number(PlainType("float", "f32")), (4,)),
         Scalar("double", types.DoubleType, _number(PlainType("double", "f64")), (8,)),
         Scalar("boolean", types.BooleanType, _number(BOOLEAN), (1,)),
-        Scalar("varint", _Varint, _varint),
+        Scalar("varint", _Varint, _varint, size=int_size),
         Scalar("decimal", _Decimal(types.DecimalType), _decimal),
-        Scalar("text", types.UTF8Type, text, empty=True),
-        Scalar("varchar", types.UTF8Type, text, empty=True),
-        Scalar("ascii", types.AsciiType, functools.partial(_text, "ascii", "ascii"), empty=True),
+        Scalar("text", types.UTF8Type, text, empty=True, size=text_size),
+        Scalar("varchar", types.UTF8Type, text, empty=True, size=text_size),
+        Scalar("ascii", types.AsciiType, ascii_text, empty=True, size=text_size),
         Scalar("blob", types.BytesType, _blob, empty=True),
         Scalar("uuid", types.UUIDType, _uuid, (16,)),
         Scalar("timeuuid", types.TimeUUIDType, _timeuuid, (16,), _timeuuid),

@@ -11,8 +11,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
+import reprlib
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -114,6 +116,8 @@ class PlainAbi:
     Raises:
         SignatureError: a type name that is unknown, or that can't cross (v128, references).
     """
+
+    counts_results = True  # its results are as many numbers as its signature says
 
     def __init__(
         self,
@@ -218,10 +222,52 @@ def wrong_count(what: str, names: Sequence[str], values: Sequence[Any]) -> TypeE
 def shown(value: object) -> str:
     """The beginning of a value's repr; some have none, such as an int of over 4300 digits."""
     try:
-        text = repr(value)
+        text = _SHORT.repr(value)
     except Exception:
         return f"a value of type {type(value).__name__}"
     return text if len(text) <= 100 else text[:97] + "..."
+
+
+class _Short(reprlib.Repr):
+    """Looks at no more of a large value than is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 20
+        self.maxdict = self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = 100
+        self.maxarray = self.maxdeque = 100
+        self.maxstring = self.maxlong = self.maxother = 300
+
+    def repr_instance(self, value: Any, level: int) -> str:
+        return repr(value)
+
+    def repr_dict(self, value: dict[Any, Any], level: int) -> str:
+        return f"{{{self._pairs(value, level)}}}" if level > 0 else "{...}"
+
+    def repr_set(self, value: set[Any], level: int) -> str:
+        return f"{{{self._items(value, level)}}}" if value else "set()"
+
+    def repr_frozenset(self, value: frozenset[Any], level: int) -> str:
+        return f"frozenset({{{self._items(value, level)}}})" if value else "frozenset()"
+
+    def _items(self, values: Iterable[Any], level: int) -> str:
+        some = itertools.islice(values, self.maxlist)
+        return ", ".join(self.repr1(value, level - 1) for value in some) if level > 0 else "..."
+
+    def _pairs(self, values: dict[Any, Any], level: int) -> str:
+        some = itertools.islice(values.items(), self.maxdict)
+        return ", ".join(
+            f"{self.repr1(key, level - 1)}: {self.repr1(value, level - 1)}" for key, value in some
+        )
+
+    def repr_bytes(self, value: bytes, level: int) -> str:
+        return repr(value[: self.maxstring])
+
+    def repr_bytearray(self, value: bytearray, level: int) -> str:
+        return repr(value[: self.maxstring])
+
+
+_SHORT = _Short()
 
 
 def to_blame(kinds: Sequence[T], values: tuple[Any, ...]) -> list[tuple[int, tuple[T, Any]]]:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from attrs import frozen
 
+from .._core.tally import Tally
 from .._core.wasm import FuncType as FuncType
 
 
@@ -53,7 +54,13 @@ class Memory(Protocol):
         """Bytes."""
 
     def read(self, at: int, n: int) -> bytes:
-        """`n` bytes from address `at`; `IndexError` outside of the memory."""
+        """`n` bytes from address `at`, which cost fuel of the call.
+
+        Raises:
+            IndexError: they are not inside the memory.
+            ResultTooLargeError: they would exceed `max_result_size`.
+            FuelExhaustedError: the call has not enough fuel left.
+        """
 
     def write(self, at: int, data: bytes | bytearray | memoryview) -> None:
         """Put `data` at address `at`; `IndexError` (and nothing is written) outside.
@@ -85,6 +92,13 @@ class Guest(Protocol):
 
     def global_value(self, name: str) -> int | float:
         """The value of an exported global; `LookupError` if there is none of that name."""
+
+    @property
+    def tally(self) -> Tally:
+        """Counts what the result takes; `guest.tally.add(size)` before something large is made.
+
+        What is read of the guest's memory is counted, and costs fuel, without being asked.
+        """
 
 
 @frozen

@@ -7,7 +7,7 @@ that have no allocator to ask, or the guest's own allocator, which the ABIs call
 from __future__ import annotations
 
 from .._core.config import WASM_PAGE
-from .._core.errors import AbiError, MemoryLimitError
+from .._core.errors import AbiError, MemoryLimitError, ResultTooLargeError
 from .protocol import Guest, Memory
 
 ROOM = "grown room"
@@ -62,6 +62,19 @@ def read(got: str, memory: Memory, at: int, size: int) -> bytes:
     if size:
         check_address(f"{got} {size} bytes at", at)
     return data
+
+
+def read_result(
+    got: str, memory: Memory, at: int, size: int
+) -> tuple[bytes, ResultTooLargeError | None]:
+    """Return what `read` does, and None; or nothing, and why the result is refused as too large.
+
+    Then the guest can be told to free it before the error is raised.
+    """
+    try:
+        return read(got, memory, at, size), None
+    except ResultTooLargeError as error:
+        return b"", error
 
 
 def check_address(got: str, at: int) -> None:

@@ -17,6 +17,7 @@ before: modules that need none may have no such global, or let it point anywhere
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
@@ -26,10 +27,11 @@ from .._core.admit import signature
 from .._core.errors import AbiError, ExportError, SignatureError
 from .._core.keys import normalise_type
 from .._core.memory_shape import BYTES, MemoryShape
+from .._core.tally import Tally
 from .._core.wasm import FuncType
 from .bulk import Bulk
 from .cql import parse_type
-from .cql_frames import Codec, Data, MalformedError
+from .cql_frames import Codec, Data, MalformedError, count_one
 from .cql_scalars import scalars
 from .pace import LONG, is_large
 from .plain import (
@@ -43,7 +45,7 @@ from .plain import (
     wrong_count,
 )
 from .protocol import Convert, Crossing, Exports, Guest, Invoke, Step
-from .room import as_i32, check_allocated, grown_room, memory_of, read, read_anywhere
+from .room import as_i32, check_allocated, grown_room, memory_of, read_anywhere, read_result
 from .wire import Blob, Fixed, Single, Text, Wire
 
 VERSION_GLOBAL = "_scylla_abi"
@@ -128,6 +130,7 @@ class ScyllaCrossing:
 
     lower: Callable[[tuple[Any, ...]], Sequence[Any]] | None = None
     lift: Callable[[Any], Any] | None = None
+    counts_results = True
 
     def __init__(
         self,
@@ -184,12 +187,14 @@ class ScyllaCrossing:
         size, at = result >> 32, result & 0xFFFFFFFF
         if size == -1:
             return None
-        data = read(self.got, memory_of(guest), at, size)
+        data, refused = read_result(self.got, memory_of(guest), at, size)
         if version == 2 and at:
             yield Invoke(FREE, (as_i32(at),))
+        if refused is not None:
+            raise refused
         if len(data) > LONG and _wire(self._result).heavy:
-            return (yield Convert(self._decode, (data,)))
-        return self._decode(data)
+            return (yield Convert(self._decode, (data, guest.tally)))
+        return self._decode(data, guest.tally)
 
     def bulk(self, guest: Guest) -> Bulk:
         """See `BulkCrossing`."""
@@ -220,12 +225,13 @@ class ScyllaCrossing:
             result.name,
         )
 
-    def _decode(self, data: bytes) -> Any:
+    def _decode(self, data: bytes, tally: Tally) -> Any:
         assert not isinstance(self._result, PlainType)
         try:
-            return self._result.decode(data)
+            return _decode_all(self._result, data, tally)
         except MalformedError as error:
-            raise AbiError(f"{self.got} no {self._result.name}: {error}") from None
+            problem = str(error)
+        raise AbiError(f"{self.got} no {self._result.name}: {problem}")
 
     def _encode(self, values: tuple[Any, ...]) -> list[Any]:
         """Numbers as they are; otherwise bytes, or None."""
@@ -335,7 +341,14 @@ _WIRES: dict[str, Wire] = {
 
 
 def _wire(codec: Codec) -> Wire:
-    return _WIRES.get(codec.name) or Single(codec.encode, codec.decode)
+    return _WIRES.get(codec.name) or Single(codec.encode, functools.partial(_decode_all, codec))
+
+
+def _decode_all(codec: Codec, data: bytes, tally: Tally) -> Any:
+    value = codec.decode(data, 0, len(data), tally)
+    if codec.single:
+        count_one(value, codec, tally)
+    return value
 
 
 def _cell_or_bytes(kind: PlainType | Codec, *, cut: bool = False) -> str:

@@ -12,9 +12,12 @@ from typing import Any, Protocol, final
 
 from attrs import field, frozen
 
+from .._core.tally import ASCII_SIZE, BYTES_SIZE, NUMBER, SMALL, Tally
 from .plain import truths
 
 Data = bytes | memoryview
+# Bytes that a character of one byte takes beside one that is not in the basic plane.
+WIDEST = 4
 
 
 class Wire(Protocol):
@@ -32,8 +35,8 @@ class Wire(Protocol):
         """The bytes of all values together, and how many each has; any exception if one does not
         fit, or is None."""
 
-    def unpack(self, data: bytes, sizes: Sequence[int]) -> list[Any]:
-        """The values of such bytes; any exception if some are none."""
+    def unpack(self, data: bytes, sizes: Sequence[int], tally: Tally) -> list[Any]:
+        """The values of such bytes; any exception if some are none, or they are too large."""
 
 
 @final
@@ -60,17 +63,22 @@ class Text:
         encoded = [str.encode(value, self.encoding) for value in values]
         return b"".join(encoded), list(map(len, encoded))
 
-    def unpack(self, data: bytes, sizes: Sequence[int]) -> list[Any]:
+    def unpack(self, data: bytes, sizes: Sequence[int], tally: Tally) -> list[Any]:
         at = 0
         if data.isascii():
+            tally.add_made(len(data) + ASCII_SIZE * len(sizes), len(sizes))
             text = data.decode()
             if min(sizes, default=0) >= 0:
                 return [text[at : (at := at + size)] for size in sizes]
             return [None if size < 0 else text[at : (at := at + size)] for size in sizes]
+        if len(data) > SMALL:
+            tally.check(WIDEST * len(data))  # if not, each is looked at by itself
         encoding = self.encoding
-        return [
+        values = [
             None if size < 0 else data[at : (at := at + size)].decode(encoding) for size in sizes
         ]
+        tally.add_values(values)
+        return values
 
 
 @final
@@ -96,7 +104,8 @@ class Blob:
             raise ValueError("there is a zero in it")
         return data, list(map(len, values))
 
-    def unpack(self, data: bytes, sizes: Sequence[int]) -> list[Any]:
+    def unpack(self, data: bytes, sizes: Sequence[int], tally: Tally) -> list[Any]:
+        tally.add_made(len(data) + BYTES_SIZE * len(sizes), len(sizes))
         at = 0
         return [None if size < 0 else data[at : (at := at + size)] for size in sizes]
 
@@ -117,7 +126,8 @@ class Fixed:
             values = truths(values)
         return struct.pack(f">{len(values)}{self.code}", *values), [self.size] * len(values)
 
-    def unpack(self, data: bytes, sizes: Sequence[int]) -> list[Any]:
+    def unpack(self, data: bytes, sizes: Sequence[int], tally: Tally) -> list[Any]:
+        tally.add_made(NUMBER * len(sizes), len(sizes))
         found = iter(struct.unpack(f">{len(data) // self.size}{self.code}", data))
         if sizes.count(self.size) == len(sizes):
             return list(found)
@@ -132,7 +142,7 @@ class Single:
     """Whatever an ABI makes of one value after the other."""
 
     encode: Callable[[Any], Data]
-    decode: Callable[[bytes], Any]
+    decode: Callable[[bytes, Tally], Any]
     arrow: str = field(default="", init=False)
     heavy: bool = field(default=True, init=False)
 
@@ -142,9 +152,9 @@ class Single:
         encoded = [self.encode(value) for value in values]
         return b"".join(encoded), list(map(len, encoded))
 
-    def unpack(self, data: bytes, sizes: Sequence[int]) -> list[Any]:
+    def unpack(self, data: bytes, sizes: Sequence[int], tally: Tally) -> list[Any]:
         at, values = 0, []
         for size in sizes:
-            values.append(None if size < 0 else self.decode(data[at : at + size]))
+            values.append(None if size < 0 else self.decode(data[at : at + size], tally))
             at += max(size, 0)
         return values

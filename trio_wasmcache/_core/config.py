@@ -118,6 +118,8 @@ class CacheConfig:
     """All linear memories of one instance together."""
     table_limit: int = field(default=10_000, metadata=_whole(0))
     """Elements of all tables of one instance together."""
+    max_result_size: int = field(default=256 * MiB, metadata=_whole(1 * KiB))
+    """The result of one call, or all results of one batch, as large as they are in Python."""
     max_wasm_size: int = field(default=4 * MiB, metadata=_whole(8))
     """Bytes of a module (or of its text) that `register` accepts."""
     compile_memory: int | None = field(default=None, metadata=_whole_or_none(1 * MiB))

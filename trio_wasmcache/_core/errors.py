@@ -92,8 +92,11 @@ class DeadlockError(WasmCacheError):
 class GuestError(WasmCacheError):
     """The guest ended its call without a result. The instance is dropped, the cache is fine.
 
+    A `ResultTooLargeError` does not cost the instance.
+
     `function` is the name it is registered under, `values` the arguments of the call, `row` the
-    number of the row (from 0) if it was one of a batch, else None.
+    number of the row (from 0) if it was one of a batch, else None. An argument of over 64 KiB is
+    not kept: the beginning of its text or bytes, or else of its repr, is in its place.
     """
 
     def __init__(
@@ -168,6 +171,15 @@ class ExitError(GuestError):
     ) -> None:
         super().__init__(message, function=function, values=values, backtrace=backtrace, row=row)
         self.status = status
+
+
+class ResultTooLargeError(GuestError):
+    """The result of the call, or the results of the batch up to `row`, exceed `max_result_size`.
+
+    They are counted as the bytes that the guest gives and as the values that Python makes of them;
+    a value is refused before it is made. The guest had returned, so its instance is intact, and the
+    lease goes on.
+    """
 
 
 class AbiError(GuestError):

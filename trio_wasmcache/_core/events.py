@@ -79,6 +79,8 @@ class Opened(Event):
     max_code_size_bytes: int
     max_running_size_bytes: int | None = None
     """None: no limit."""
+    max_result_size_bytes: int | None = None
+    """None: a log from before there was one."""
     idle_timeout_seconds: float | None = field(converter=_finite)
     """None: for ever."""
     stack_size_bytes: int
@@ -100,6 +102,8 @@ class Resized(Event):
     max_code_size_bytes: int
     max_running_size_bytes: int | None = None
     """None: no limit."""
+    max_result_size_bytes: int | None = None
+    """None: a log from before there was one."""
     idle_timeout_seconds: float | None = field(converter=_finite)
     """None: for ever."""
 

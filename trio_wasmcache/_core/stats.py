@@ -192,6 +192,11 @@ class CacheStats:
     """What batches keep: in idle instances part of `total_size`, else of `running_size`."""
     results_size: int
     """Memory kept for the results of the next batch, until something is evicted."""
+    pending_results_size: int
+    """Results of calls and batches under way: what was copied out of guests, and the values made of
+    that. What is returned is the caller's."""
+    max_result_size: int
+    """Limit of each of these."""
     code_size: int
     """Code of loaded modules and stacks of running instances together."""
     max_code_size: int
@@ -215,9 +220,10 @@ class CacheStats:
 
     @property
     def accounted_size(self) -> int:
-        """All that the books know of: instances, code, stacks, artifacts and kept results."""
+        """All that the books know of: instances, code, stacks, artifacts and results."""
         instances = self.total_size + self.idle_stacks_size + self.running_size
-        return instances + self.code_size + self.artifact_size + self.results_size
+        results = self.results_size + self.pending_results_size
+        return instances + self.code_size + self.artifact_size + results
 
     @property
     def errors(self) -> dict[str, int]:
