@@ -336,7 +336,8 @@ async def _pack(lease: Lease, one: Column | Packed, rows: int) -> None:
     while start < end:
         stop = min(start + piece, end)
         began = time.perf_counter()
-        one.pack(start, stop)
+        with lease._shell.runner.meter(lease._share):
+            one.pack(start, stop)
         took = time.perf_counter() - began
         if start:  # the first piece of each column is free
             await lease._shell.runner.pass_turn(lease._share)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import itertools
 import struct
 import weakref
 from array import array
@@ -181,6 +182,7 @@ async def test_fuel_of_a_batch_is_that_of_its_rows(kit: Kit) -> None:
     async with held(kit, kit.costly(), config) as (cache, lease):
         await lease.call(1)
         one = lease.fuel_consumed
+        cache._shell.runner.cpu_clock = lambda: 0.0  # checking columns is charged by time
         before = cache._main._state.share.virtual_time
         await lease.map([range(20)])
         assert one is not None
@@ -331,3 +333,17 @@ def test_what_memory_of_results_is_kept() -> None:
     for size in (2 * MAPPED, 4 * MAPPED):
         assert memory.take(size, tally).obj is kept
     assert memory.take(4 * MAPPED + 1, tally).obj is memory._kept is not kept
+
+
+async def test_checking_a_column_is_cpu_time_of_the_group(kit: Kit) -> None:
+    """It is done for the guest, on the event loop: what it takes is charged to the share."""
+    ticks = itertools.count()
+    async with held(kit, kit.adding(1)) as (cache, lease):
+        share = cache._main._state.share
+        charged = []
+        for clock in (lambda: 0.0, lambda: next(ticks) * 0.001):
+            cache._shell.runner.cpu_clock = clock
+            before = share.virtual_time
+            await lease.map([[1, 2, 3]])
+            charged.append((share.virtual_time - before) * 100)
+        assert charged[1] - charged[0] == pytest.approx(1_000_000, abs=10)
