@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import re
 import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -15,7 +17,9 @@ from typing import Any
 import pytest
 from report.cli.test_report import HOSTILE, full_log
 from report.logs import OPENED, Log, busy_log, run_command, text_of
+from report.workloads import run_on_jumping_clock, steady_plan
 
+from trio_wasmcache import CacheConfig, MiB
 from trio_wasmcache._core.events import Resized
 from trio_wasmcache.report.cli.commands import run
 from trio_wasmcache.report.output import page
@@ -142,6 +146,130 @@ def test_in_a_browser(mode: str, browser: Any, full: Path) -> None:
     assert browser.execute_script("return performance.getEntriesByType('resource')") == []
     width = "return document.documentElement.scrollWidth <= document.documentElement.clientWidth"
     assert browser.execute_script(width)
+
+
+# What can be seen of a page: for each text of a chart, its size in pixels and its place, and the
+# place of the chart; and for each table, whether it scrolls, and whether it says so.
+SEEN = """
+const box = element => {
+  const {left, top, right, bottom} = element.getBoundingClientRect();
+  return [left, top, right, bottom];
+};
+const seen = element => element.getClientRects().length > 0;
+return {
+  charts: [...document.querySelectorAll('figure svg')].filter(seen).map(svg => ({
+    name: svg.closest('figure').dataset.chart,
+    box: box(svg),
+    texts: [...svg.querySelectorAll('text')].map(text => {
+      const {a, b} = text.getScreenCTM();
+      const type = parseFloat(getComputedStyle(text).fontSize) * Math.hypot(a, b);
+      return {type, box: box(text), text: text.textContent};
+    }),
+  })),
+  type: Math.min(...[...document.querySelectorAll('body *')].filter(
+    element => !element.closest('svg') && seen(element)).map(
+    element => parseFloat(getComputedStyle(element).fontSize))),
+  tables: [...document.querySelectorAll('.table')].map(table =>
+    [table.scrollWidth > table.clientWidth, table.querySelector('.hint').offsetHeight > 0]),
+  width: document.documentElement.scrollWidth,
+  inside: document.documentElement.clientWidth,
+  body: document.body.clientWidth,
+};
+"""
+WIDTHS = (390, 1200)
+
+
+@pytest.fixture(scope="module")
+def tuning(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The page of ``tune``, and what it says on a terminal."""
+    folder = tmp_path_factory.mktemp("tuning")
+    log = run_on_jumping_clock(steady_plan(1, 3, 80), CacheConfig(max_size=3 * MiB)).log
+    path, html, out = log.write(folder / "log"), folder / "tune.html", io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
+        command = ["tune", "--target-hit-rate", "0.6", "--html", str(html), str(path)]
+        assert run(command) == 0
+    return html, out.getvalue()
+
+
+def resize(browser: Any, width: int) -> None:
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
+def overlap(one: list[float], other: list[float]) -> bool:
+    """Whether two boxes (left, top, right, bottom) have more in common than an edge."""
+    return all(
+        min(one[low + 2], other[low + 2]) - max(one[low], other[low]) > 0.5 for low in (0, 1)
+    )
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", ["report", "tune"])
+def test_all_can_be_read(
+    name: str, width: int, mode: str, browser: Any, full: Path, tuning: tuple[Path, str]
+) -> None:
+    """On a phone and on a desk: type of 10 pixels or more, no text over another or cut off, and
+    tables that are wider than the page say so, and only those."""
+    resize(browser, width)
+    try:
+        look(browser, full if name == "report" else tuning[0], mode)
+        seen = browser.execute_script(SEEN)
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert [chart["name"] for chart in seen["charts"]] == (
+        CHARTS if name == "report" else ["curve"]
+    )
+    assert seen["width"] == seen["inside"] <= width
+    assert seen["type"] >= 10
+    for chart in seen["charts"]:
+        left, top, right, bottom = chart["box"]
+        texts = chart["texts"]
+        assert texts
+        for text in texts:
+            assert 10 <= text["type"] <= 18, (chart["name"], text)
+            box = text["box"]
+            assert left - 1 <= box[0] <= box[2] <= right + 1, (chart["name"], text)
+            assert top - 1 <= box[1] <= box[3] <= bottom + 1, (chart["name"], text)
+        for one, other in itertools.combinations(texts, 2):
+            assert not overlap(one["box"], other["box"]), (chart["name"], one, other)
+    assert all(scrolls == told for scrolls, told in seen["tables"])
+    if width == 390 and name == "report":
+        assert any(scrolls for scrolls, _ in seen["tables"])
+    if name == "tune":
+        left, _, right, _ = seen["charts"][0]["box"]
+        assert right - left > 0.8 * seen["body"]
+
+
+def test_both_pages_of_a_tuning_mark_the_same(tuning: tuple[Path, str]) -> None:
+    """The terminal, the table and the legends of both pictures name the same sizes."""
+    html, out = tuning
+    marked = re.findall(r"^(\S+ \w+)  ([a-z][a-z, ]*?) +\d", out, re.MULTILINE)
+    assert {mark for _, marks in marked for mark in marks.split(", ")} == {"now", "knee", "advised"}
+    page = html.read_text(encoding="utf-8")
+    rows = re.findall(r'<tr class="marked">(.*?)</tr>', page, re.DOTALL)
+    cells = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in rows]
+    assert [(row[0], row[3]) for row in cells] == marked
+    for size, marks in marked:
+        assert page.count(f"{marks}: {size}, ") == 2
+
+
+def test_legends_have_what_is_drawn() -> None:
+    """And nothing else: here, no lease missed."""
+    log = Log()
+    log.opened()
+    for number in range(5):
+        log.requested(number, number)
+        log.acquired(number, True, request=number)
+    assert 'aria-label="Leases' in (text := page_text(log))
+    assert ">hits</text>" in text
+    assert ">misses</text>" not in text
+
+
+def page_text(log: Log) -> str:
+    """The page of a log."""
+    with tempfile.TemporaryDirectory() as folder:
+        return page_of(Path(folder), log.text()).read_text(encoding="utf-8")
 
 
 def test_names_from_the_log_in_a_browser(browser: Any, hostile: Path) -> None:

@@ -13,7 +13,7 @@ from rich.text import Text
 from ..reading.notes import cite
 from ..reading.units import rate, seconds, size
 from ..replay.replay import Replay
-from ..tuning.advice import Advice
+from ..tuning.advice import Advice, rows_of
 from ..tuning.curve import Curve
 from ..tuning.tuning import Tuner
 from ..whatif.results import Result
@@ -21,8 +21,6 @@ from ..whatif.tasks import Application
 from ..whatif.whatif import WhatIf
 from .terminal import TOP, make_table
 
-# Rows of the curve that `tune` shows.
-CURVE_ROWS = 12
 BAR = 24
 
 
@@ -99,19 +97,6 @@ def show_whatif(
 
 def show_tuning(console: Console, tuner: Tuner, curve: Curve, advice: Advice) -> None:
     """The curve in a few rows, and what to do."""
-    assert tuner.limits is not None
-    low, high = curve.smallest, curve.largest
-    marks: dict[int, str] = {}
-    for step, mark in (
-        (tuner.limits["max_size"], "now"),
-        (curve.knee(), "knee"),
-        (advice.max_size, "advised"),
-    ):
-        marks[step] = f"{marks[step]}, {mark}" if step in marks else mark
-    steps = [
-        int(low * (high / max(low, 1)) ** (number / (CURVE_ROWS - 1))) if low else high
-        for number in range(CURVE_ROWS)
-    ]
     table = make_table(
         f"Hit rate by size, idle instances going after {seconds(curve.timeout)}",
         "max_size",
@@ -120,15 +105,15 @@ def show_tuning(console: Console, tuner: Tuner, curve: Curve, advice: Advice) ->
         "",
     )
     table.columns[-1].justify = "left"
-    for step in sorted({*steps, *(mark for mark in marks if low <= mark)}):
-        point = curve.at(step)
+    for row in rows_of(tuner, curve, advice):
+        point = row.point
         bar = "█" * round(point.hit_rate * BAR)
         table.add_row(
-            f"{size(step)}  {marks.get(step, '')}",
+            f"{size(point.max_size)}  {', '.join(row.marks)}",
             rate(point.hit_rate),
             seconds(point.load_seconds),
             Text(f"{bar:{BAR}}", style="cyan"),
-            style="bold" if step in marks else None,
+            style="bold" if row.marks else None,
         )
     console.print(table)
     console.print()

@@ -36,15 +36,29 @@ _VARIABLES = {
 }
 REASON_COLOURS = dict(zip((*REASONS, OTHER), SERIES, strict=True))
 LEVEL = SERIES[0]
-WIDTH, HEIGHT = 6.4, 2.4  # inches; the page scales them
-# Of names beside bars: more would leave no room for the bars.
-MAX_NAME = 28
+# Inches of 72 points. The page scales pictures to their column, which is as wide as a phone (390
+# pixels, less the margins) or somewhat wider, so that a point is a pixel or somewhat more.
+WIDTH, HEIGHT = 4.2, 2.5
+# Points; on a page, text is nowhere smaller than 10 pixels.
+TYPE = 9.6
+# Letters of names beside bars: more would leave no room for the bars.
+MAX_NAME = 20
+# Entries of a legend beside each other.
+LEGEND_COLUMNS = 3
+LEGEND_ROW = 0.2  # inches
+# Ticks of a horizontal axis: more labels would touch.
+MAX_TICKS = 5
 MAX_BARS = 10
 SETTINGS: Any = {
     "svg.fonttype": "none",  # text stays text: it can be found, and takes the page's font
     "text.parse_math": False,  # a name with two dollar signs is no formula
     "font.family": "sans-serif",
-    "font.size": 9,
+    "font.size": TYPE,
+    "axes.labelsize": TYPE,
+    "xtick.labelsize": TYPE,
+    "ytick.labelsize": TYPE,
+    "legend.fontsize": TYPE,
+    "legend.columnspacing": 1.2,
     "text.color": TEXT,
     "axes.labelcolor": MUTED,
     "axes.edgecolor": GRID,
@@ -74,6 +88,8 @@ class Chart:
     name: str
     title: str
     svg: str
+    wide: str | None = None
+    """The same for a page with much space, if it is the only one there."""
 
 
 @frozen
@@ -89,8 +105,10 @@ class Times:
         name, unit = next((name, unit) for name, unit in TIME_UNITS if end >= 3 * unit or unit == 1)
         ax.set_xlim(0, end)
         if end >= 3 * unit:
-            step = next((step for step in TIME_STEPS if end / unit / step <= 9), None)
-            ax.xaxis.set_major_locator(MultipleLocator(unit * step) if step else MaxNLocator(8))
+            step = next((step for step in TIME_STEPS if end / unit / step <= MAX_TICKS), None)
+            ax.xaxis.set_major_locator(
+                MultipleLocator(unit * step) if step else MaxNLocator(MAX_TICKS)
+            )
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / unit:,g}"))
         since = "the first event" if self.began is None else cite(moment(self.began), MAX_MOMENT)
         ax.set_xlabel(f"{name} since {since}")
@@ -120,19 +138,21 @@ def charts_of(cache: dict[str, Any], prefix: str) -> list[Chart]:
         if f"evicted {reason}" in points
     ]
     if layers:
-        add("evictions", "Evictions by reason", lambda ax: _stacked(ax, times, layers))
-    if "hits" in points:
+        height = HEIGHT + _legend_height(len(layers))
+        add("evictions", "Evictions by reason", lambda ax: _stacked(ax, times, layers), height)
+    if any(points.get("hits", ())) or any(points.get("misses", ())):
         leases = [("hits", points["hits"], HITS), ("misses", points["misses"], MISSES)]
         add("leases", "Leases: hits and misses", lambda ax: _stacked(ax, times, leases))
     for what in ("function", "group"):
         rows = [row for row in cache[f"{what}s"] if row["evictions"]]
         rows = sorted(rows, key=lambda row: -row["evictions"])[:MAX_BARS]
+        reasons = len({reason for row in rows for reason in row["by_reason"]})
         if len(rows) > 1 or (rows and what == "function"):
             add(
                 f"{what}s",
                 f"Evictions by {what}",
                 lambda ax, rows=rows, what=what: _ranking(ax, rows, what),  # type: ignore[misc]
-                max(HEIGHT, 0.9 + 0.24 * len(rows)),
+                max(HEIGHT, 0.9 + 0.24 * len(rows) + _legend_height(reasons)),
             )
     if paid:
         add("paid", "Loads that evictions made necessary", lambda ax: _paid(ax, paid))
@@ -161,7 +181,6 @@ def _level(ax: Axes, values: Sequence[float], times: Times, limit: int | None) -
             textcoords="offset points",
             ha="right",
             va="bottom" if shown else "top",
-            fontsize=8,
             color=MUTED,
         )
     top = 1.18 * max(highest, limit if limit is not None and shown else 0)
@@ -184,6 +203,7 @@ def byte_ticks(top: float) -> list[float]:
 
 
 def _stacked(ax: Axes, times: Times, layers: Sequence[tuple[str, Sequence[float], str]]) -> None:
+    layers = [layer for layer in layers if any(layer[1])]
     base = [0.0] * len(layers[0][1])
     edges = [number * times.width for number in range(len(base) + 1)]
     for name, values, colour in layers:
@@ -197,14 +217,19 @@ def _stacked(ax: Axes, times: Times, layers: Sequence[tuple[str, Sequence[float]
     times.finish(ax, len(base))
 
 
+def _legend_height(entries: int) -> float:
+    """Inches that a legend has beyond its first row."""
+    return LEGEND_ROW * ((entries - 1) // LEGEND_COLUMNS)
+
+
 def _legend(ax: Axes) -> None:
     figure = ax.get_figure(root=True)
     assert figure is not None
-    figure.legend(loc="outside upper left", ncols=6, fontsize=8, handlelength=1, borderpad=0)
+    figure.legend(loc="outside upper left", ncols=LEGEND_COLUMNS, handlelength=1, borderpad=0)
 
 
-def _counts(axis: Any) -> None:
-    axis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
+def _counts(axis: Any, ticks: int = MAX_TICKS) -> None:
+    axis.set_major_locator(MaxNLocator(ticks, integer=True, steps=[1, 2, 5, 10]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
 
 
@@ -239,17 +264,17 @@ def _paid(ax: Axes, paid: dict[str, dict[str, float]]) -> None:
     bars = ax.barh(names, values, 0.6, color=[REASON_COLOURS[name] for name in names], linewidth=0)
     rows = [paid[name] for name in names]
     labels = [f"{short(row['count'])} loads, {seconds(row['seconds'])}" for row in rows]
-    ax.bar_label(bars, labels, padding=4, fontsize=8, color=TEXT)
+    ax.bar_label(bars, labels, padding=4, color=TEXT)
     ax.tick_params(axis="y", labelcolor=TEXT)
-    ax.set_xlim(0, 1.3 * max(values))
+    ax.set_xlim(0, 1.9 * max(values))
     ax.set_ylim(-0.6, max(len(names), 3) - 0.4)
     ax.grid(visible=False)
-    _counts(ax.xaxis)
+    _counts(ax.xaxis, MAX_TICKS - 2)
     ax.set_xlabel("loads")
     if by_time:
-        ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        ax.xaxis.set_major_locator(MaxNLocator(MAX_TICKS - 2, steps=[1, 2, 5, 10]))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _even(seconds(value))))
-        ax.set_xlabel("time spent loading again what had been evicted")
+        ax.set_xlabel("time spent on these loads")
 
 
 def _waits(ax: Axes, bars: Sequence[tuple[float, int]]) -> None:
@@ -266,6 +291,7 @@ def _waits(ax: Axes, bars: Sequence[tuple[float, int]]) -> None:
     powers_of_ten = [(place, end) for place, (end, _) in ends if f"{end:.3e}".startswith("1.000")]
     if len(powers_of_ten) < 2:
         powers_of_ten = [(place, end) for place, (end, _) in ends[:: max(1, len(ends) - 1)]]
+    powers_of_ten = powers_of_ten[:: max(1, -(-len(powers_of_ten) // MAX_TICKS))]
     ticks = [(0, "at once"), *((place, _even(seconds(end))) for place, end in powers_of_ten)]
     ax.set_xticks([place + 0.5 * bool(place) for place, _ in ticks], [text for _, text in ticks])
     ax.set_yscale("symlog", linthresh=1)
@@ -279,10 +305,19 @@ def _waits(ax: Axes, bars: Sequence[tuple[float, int]]) -> None:
     ax.set_xlabel("from asking to having it, loading included")
 
 
-def draw(name: str, plot: Callable[[Axes], None], height: float = HEIGHT) -> str:
-    """An SVG element; `name`, of letters and digits, sets its parts apart from those of others."""
+def draw(
+    name: str, plot: Callable[[Axes], None], height: float = HEIGHT, width: float = WIDTH
+) -> str:
+    """Draw an SVG element.
+
+    Args:
+        name: of letters and digits; sets its parts apart from those of other pictures.
+        plot: draws into the axes that it is given.
+        height: inches.
+        width: inches.
+    """
     with mpl.rc_context({**SETTINGS, "svg.hashsalt": name}):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained")
         plot(figure.subplots())
         out = io.StringIO()
         metadata: Any = {"Date": None, "Creator": None}

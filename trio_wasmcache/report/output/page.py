@@ -31,6 +31,8 @@ class Table:
     rows: Sequence[Sequence[str]]
     note: str = ""
     left: int = 1
+    marked: int | None = None
+    """A row with a text in this column is marked."""
 
 
 @define

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from ..reading.units import rate, seconds, size
-from ..tuning.advice import Advice
+from ..tuning.advice import Advice, marks_of, rows_of
 from ..tuning.curve import Curve
 from ..tuning.tuning import Tuner
-from .charts import SERIES, TEXT, Chart, byte_ticks, draw
+from .charts import SERIES, WIDTH, Chart, byte_ticks, draw
 from .page import Section, Table, render
+
+# Inches; see `charts.WIDTH`. On a wide page, the only picture there is has all of it.
+WIDE, HEIGHT = 11.0, 3.6
+COLOURS = {"now": 4, "knee": 1, "advised": 2}
 
 
 def tuning_page(tuner: Tuner, curve: Curve, advice: Advice, notes: Sequence[str]) -> str:
@@ -21,10 +25,17 @@ def tuning_page(tuner: Tuner, curve: Curve, advice: Advice, notes: Sequence[str]
     assert tuner.limits is not None
     knee = curve.knee()
     texts = [advice.sentence, *([] if advice.verdict is None else [advice.verdict])]
-    chart = curve_chart(curve, advice, tuner.limits["max_size"])
+    marks = marks_of(tuner, curve, advice)
+    narrow = curve_chart("curve", curve, marks, WIDTH, HEIGHT)
+    wide = curve_chart("wide", curve, marks, WIDE, HEIGHT)
     rows = [
-        (size(point.max_size), rate(point.hit_rate), seconds(point.load_seconds))
-        for point in curve.points()[::10]
+        (
+            size(row.point.max_size),
+            rate(row.point.hit_rate),
+            seconds(row.point.load_seconds),
+            ", ".join(row.marks),
+        )
+        for row in rows_of(tuner, curve, advice)
     ]
     section = Section(
         "Hit rate by size",
@@ -38,8 +49,8 @@ def tuning_page(tuner: Tuner, curve: Curve, advice: Advice, notes: Sequence[str]
         ],
         texts=texts,
         code=advice.line,
-        charts=[Chart("curve", "Hit rate by max_size", chart)],
-        tables=[Table("The curve", ("max_size", "hit rate", "loads cost"), rows)],
+        charts=[Chart("curve", "Hit rate by max_size", narrow, wide)],
+        tables=[Table("The curve", ("max_size", "hit rate", "loads cost", ""), rows, marked=3)],
     )
     timeout = seconds(min(math.inf, curve.timeout))
     return render(
@@ -50,12 +61,13 @@ def tuning_page(tuner: Tuner, curve: Curve, advice: Advice, notes: Sequence[str]
     )
 
 
-def curve_chart(curve: Curve, advice: Advice, now: int) -> str:
-    """The hit rate by size, with its knee, the size now, and the one advised."""
+def curve_chart(
+    name: str, curve: Curve, marks: Mapping[int, Sequence[str]], width: float, height: float
+) -> str:
+    """Draw the hit rate by size, with the sizes that are marked; `width` and `height` in inches."""
 
     def plot(ax: Axes) -> None:
-        marks = [(curve.knee(), "knee", 1), (now, "now", 4), (advice.max_size, "advised", 2)]
-        points = curve.points([mark for mark, _, _ in marks if mark >= curve.smallest])
+        points = curve.points([*marks])
         ax.plot(
             [point.max_size for point in points],
             [point.hit_rate for point in points],
@@ -63,25 +75,22 @@ def curve_chart(curve: Curve, advice: Advice, now: int) -> str:
             linewidth=1.8,
             drawstyle="steps-post",
         )
-        for number, (mark, name, colour) in enumerate(marks):
-            if mark < curve.smallest:
-                continue
-            rate = curve.at(mark).hit_rate
-            ax.plot([mark], [rate], "o", color=SERIES[colour], markersize=6, label=name)
-            ax.annotate(
-                f"{name}: {size(mark)}, {rate:.1%}",
-                (mark, rate),
-                xytext=(8, -12 - 12 * number),
-                textcoords="offset points",
-                fontsize=8,
-                color=TEXT,
-                annotation_clip=False,
-            )
+        # Named in the legend, where names can't touch however near to each other the sizes are.
+        for mark, names in marks.items():
+            hit_rate = curve.at(mark).hit_rate
+            label = f"{', '.join(names)}: {size(mark)}, {rate(hit_rate)}"
+            colour = SERIES[COLOURS[names[0]]]
+            ax.plot([mark], [hit_rate], "o", color=colour, markersize=6, label=label)
         ax.set_ylim(0, 1.05)
-        ax.set_xlim(left=0, right=1.25 * max(point.max_size for point in points))
+        ax.set_xlim(left=0, right=1.05 * max(point.max_size for point in points))
         ax.xaxis.set_major_locator(FixedLocator(byte_ticks(ax.get_xlim()[1])))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size(value)))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
         ax.set_xlabel("max_size")
+        if marks:
+            figure = ax.get_figure(root=True)
+            assert figure is not None
+            columns = len(marks) if width > WIDTH else 1
+            figure.legend(loc="outside upper left", ncols=columns, handlelength=1, borderpad=0)
 
-    return draw("curve", plot, height=3.4)
+    return draw(name, plot, height, width)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from attrs import Factory, define, fields_dict
+from attrs import Factory, define, fields_dict, frozen
 
 from ..._core.config import CacheConfig, KiB, MiB
 from ..reading.notes import count
 from ..reading.units import rate, size as in_words
 from ..whatif.results import Result
-from .curve import Curve
+from .curve import Curve, Point
 from .tuning import Tuner
 
 # {reason of an eviction: the limit that it is for}, of those that the curve does not know.
@@ -25,6 +25,8 @@ OTHER_LIMITS = {
     "stack": "max_code_size",
     "oversized": "max_instance_size",
 }
+# Rows of the curve that are shown, beside the marked ones.
+CURVE_ROWS = 12
 # Below this, a difference of hit rates is what leases make that begin a little sooner or later.
 SAME_RATE = 0.001
 
@@ -136,6 +138,40 @@ def advise(tuner: Tuner, target: float) -> tuple[Curve, Advice]:
         )
     limits = {**tuner.limits, "max_size": size, "idle_timeout": timeout}
     return curve, Advice(text, limits, reached)
+
+
+@frozen
+class Row:
+    """A size of the curve, and what marks it."""
+
+    point: Point
+    marks: tuple[str, ...]
+    """Of ``now``, ``knee`` and ``advised``, those that it is."""
+
+
+def marks_of(tuner: Tuner, curve: Curve, advice: Advice) -> dict[int, tuple[str, ...]]:
+    """{size: what it is}, of those that the curve is exact for."""
+    assert tuner.limits is not None
+    marks: dict[int, tuple[str, ...]] = {}
+    for size, mark in (
+        (tuner.limits["max_size"], "now"),
+        (curve.knee(), "knee"),
+        (advice.max_size, "advised"),
+    ):
+        if size >= curve.smallest:
+            marks[size] = (*marks.get(size, ()), mark)
+    return marks
+
+
+def rows_of(tuner: Tuner, curve: Curve, advice: Advice) -> list[Row]:
+    """The curve in a few rows, the marked sizes among them."""
+    low, high = curve.smallest, curve.largest
+    marks = marks_of(tuner, curve, advice)
+    steps = [
+        int(low * (high / max(low, 1)) ** (number / (CURVE_ROWS - 1))) if low else high
+        for number in range(CURVE_ROWS)
+    ]
+    return [Row(curve.at(size), marks.get(size, ())) for size in sorted({*steps, *marks})]
 
 
 def round_up(size: int) -> int:
