@@ -71,6 +71,10 @@ class FakeKit:
         start_fuel = COSTLY + 1 if slow_start else 0
         return self.engine.module(lambda x: x + number, memory_pages=pages, start_fuel=start_fuel)
 
+    def unresettable(self) -> bytes:
+        """Gives its argument back; its instances can't be put back."""
+        return self.engine.module(resettable=False)
+
     def adding_two(self) -> bytes:
         """Adds two arguments."""
         return self.engine.module(lambda x, y: x + y, params=("i64", "i64"))
@@ -115,6 +119,9 @@ class WasmtimeKit:
     def adding(self, number: int, *, pages: int = 1, slow_start: bool = False) -> bytes:
         start = f"(start $begin) (func $begin {BUSY})" if slow_start else ""
         return function(f"(i64.add (local.get 0) (i64.const {number}))", pages=pages, after=start)
+
+    def unresettable(self) -> bytes:
+        return function("(local.get 0)", after='(data "can be dropped")')
 
     def adding_two(self) -> bytes:
         return function("(i64.add (local.get 0) (local.get 1))", params="i64 i64")

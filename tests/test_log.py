@@ -64,10 +64,12 @@ async def test_opened_resized_closed(fake: FakeKit, log: ListLogger) -> None:
         "max_running_size_bytes": None,
         "max_result_size_bytes": 256 * 2**20,
         "idle_timeout_seconds": 7.0,
+        "max_address_space_bytes": None,
     }
     assert told(log, "opened") == [
         {
             **limits,
+            "max_mappings": None,
             "stack_size_bytes": STACK,
             "memory_limit_bytes": 16 * 2**20,
             "table_limit_elements": 10_000,
@@ -104,6 +106,9 @@ async def test_registered_removed_loaded(fake: FakeKit, log: ListLogger) -> None
         "module_number": 1,
         "artifact_bytes": len(wasm),
         "worst_size_bytes": f.worst_size,
+        "address_space_bytes": 0,
+        "mappings": 0,
+        "module_mappings": 0,
         "isolation": "reuse",
         "isolation_verdict": f.isolation_verdict,
     }
@@ -245,6 +250,8 @@ async def test_uses(fake: FakeKit, log: ListLogger, mock_clock: trio.testing.Moc
         "calls": 2,
         "seat": False,
         "kept": True,
+        "address_space_bytes": 0,
+        "mappings": 0,
         "total_size_bytes": 2 * PAGE,
         "code_size_bytes": CODE,
     }

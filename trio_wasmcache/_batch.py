@@ -167,10 +167,12 @@ async def _map_numbers(
     if rows:
         code = await lease._unless_closed(lease._shell.engine.driver, shape)
         assert code is not None
-        exports = {"function": lease._registered.export}
+        held = lease._held
+        assert held is not None
+        exports = {"function": held.registered.export}
         if crossing.post is not None:
             exports["post"] = crossing.post
-        driver = code.attach(native, exports)
+        driver = held.attach(lease._shell, code, exports)
         batch = NumberChunks(
             native, driver, crossing, layout(shape), columns, rows, sinks, lease._total_fuel
         )
@@ -189,9 +191,10 @@ async def _map_values(
 ) -> Any:
     bulk = _bulk_of(lease._crossing, MeteredGuest(native, tally))
     packed = None
-    assert lease._registered is not None
+    held = lease._held
+    assert held is not None
     if bulk is not None and rows:
-        refuses_none = lease._registered.called_on_null and not bulk.shape.passes_nulls
+        refuses_none = held.registered.called_on_null and not bulk.shape.passes_nulls
         packed = await _packed(lease, bulk, columns, refuses_none=refuses_none)
         if packed is not None:
             await _pack_all(lease, columns, packed, rows, refuses_none=refuses_none)
@@ -206,14 +209,14 @@ async def _map_values(
         return await map_rows(lease, native, guest, columns, rows, arrow, tally)
     sinks: list[Sink | BytesSink]
     if bulk.wire is not None:
-        kind = lease._registered.function.returns
+        kind = held.registered.function.returns
         assert isinstance(kind, str)
         sinks = [BytesSink(kind, bulk.wire, bulk.lift, arrow, rows, tally)]
     else:
         nones = not arrow and any(one.holds_none for one in packed)
         names = bulk.shape.results
         sinks = [*_number_sinks(lease, names, packed, rows, tally, arrow=arrow, nones=nones)]
-    driver = code.attach(native, bulk.exports)
+    driver = held.attach(lease._shell, code, bulk.exports)
     batch = MemoryChunks(native, driver, bulk, made, packed, rows, sinks, lease._total_fuel, tally)
     while batch.done < rows:
         await batch.run(lease)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -20,14 +21,14 @@ from ._core.isolation import RESET, REUSE, verdict
 from ._core.records import FunctionRecord
 from ._core.stats import CacheStats, EntryInfo, ResidentBytes
 from ._ctrl_c import opening
-from ._engine.seam import Artifact
+from ._engine.seam import Artifact, NoMemoryError
 from ._function import Function
 from ._group import SchedulingGroup, check_group, find_group, groups_around, note_opened, open_group
 from ._host import HostFunction
 from ._lease import Lease
 from ._register import Compiler, Declaration, declare, read_source
 from ._registry import Registered
-from ._shell import Shell
+from ._shell import COMPILE_SHARE, Shell
 from ._statistics import Statistics
 
 MAIN = "main"
@@ -101,13 +102,17 @@ class InstanceCache:
             isolation: what a lease may find of the one before it. ``"reuse"``: all of it, as an
                 instance serves one after the other. ``"fresh"``: nothing, as each gets a new one.
                 ``"reset"``: nothing, as it is put back to how it began, where that can be done
-                (see `Function.isolation_verdict`).
+                (see `Function.isolation_verdict`). Functions of the same bytes and imports share
+                their code whatever their isolation, but for one that can be put back: its code
+                is another.
             replace: put it in the place of a function of that name and those types. The old one
                 serves until the new one is compiled; who holds it finishes on it.
 
         Raises:
             InvalidModuleError, ModuleTooLargeError, LinkError, ExportError, SignatureError,
             DuplicateFunctionError: nothing of it stays.
+            CodeMemoryError: the system has no memory left to compile it, though everything idle
+                was evicted.
             trio.ClosedResourceError: the cache is closed.
 
         **Checkpoint:** always.
@@ -148,9 +153,16 @@ class InstanceCache:
         )
         self._check_open()
         group = find_group(shell, self._main_state)
-        module, crossing, seconds = await self._compiler.get(
-            source, declaration, shell.config, group
-        )
+        module = None
+        for attempt in itertools.count():
+            try:
+                found = await self._compiler.get(source, declaration, shell.config, group)
+                module, crossing, seconds = found
+                break
+            except NoMemoryError as error:
+                self._check_open()
+                shell.relieve(key, COMPILE_SHARE, error, attempt)
+        assert module is not None
         self._check_open()
         artifact: Artifact = module.payload.artifact
         record = FunctionRecord(
@@ -159,6 +171,8 @@ class InstanceCache:
             module,
             declaration.concurrency,
             worst_size(artifact.info, artifact.edits),
+            artifact.address_space,
+            artifact.mappings,
         )
         return self._install(record, declaration, crossing, seconds)
 
@@ -202,6 +216,9 @@ class InstanceCache:
             compile_seconds=seconds,
             concurrency=record.concurrency,
             worst_size_bytes=record.worst_size,
+            address_space_bytes=record.address_space,
+            mappings=record.mappings,
+            module_mappings=module.mappings,
             isolation=function.isolation,
             isolation_verdict=function.isolation_verdict,
         )
@@ -353,7 +370,7 @@ class InstanceCache:
         shell.runner.resize(config)
         shell.result_book.limit = config.max_result_size
         now = trio.current_time()
-        shell.journal.resized(config, now)
+        shell.journal.resized(config, shell.engine.system, now)
         shell.act(shell.policy.resize(config, now), now)
         shell.evictor.sleep_until(shell.policy.next_expiry())
         shell.adapt_instances()

@@ -18,9 +18,16 @@ from ._core.errors import GuestError, ResultTooLargeError
 from ._core.headroom import check_headroom
 from ._core.tally import Tally, size_of
 from ._core.uses import FUELS
-from ._engine.seam import UNDER_WAY, GuestFunction, GuestInstance, InexactError
+from ._engine.seam import (
+    UNDER_WAY,
+    GuestFunction,
+    GuestInstance,
+    InexactError,
+    NoMemoryError,
+)
 from ._metered import MeteredGuest
 from ._runner import Job
+from ._shell import STACK_SHARE
 from ._taking import recycle
 
 if TYPE_CHECKING:
@@ -150,20 +157,21 @@ def begin(
 
     Raises:
         trio.ClosedResourceError: the lease has ended, as code of the values' own may have seen to.
+        CodeMemoryError: the system has no memory for a stack, though everything idle was evicted.
     """
-    if lease._closed:
-        raise lease._unusable()
-    try:
-        try:
-            return function.begin(values, fuel)
-        except InexactError:
-            exact = exact_values(function.type, values)
+    exact = values
+    while True:
         if lease._closed:
             raise lease._unusable()
-        return function.begin(exact, fuel)
-    except GuestError:
-        _account(lease, fuel - native.fuel_left())
-        raise
+        try:
+            return function.begin(exact, fuel)
+        except InexactError:
+            exact = exact_values(function.type, values)
+        except NoMemoryError as error:  # for its stack: none of the guest has run
+            lease._shell.relieve(lease._entry.function.key, STACK_SHARE, error)
+        except GuestError:
+            _account(lease, fuel - native.fuel_left())
+            raise
 
 
 class Finished(Exception):

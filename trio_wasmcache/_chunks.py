@@ -20,8 +20,16 @@ from ._abi.plain import PlainAbi, lift_number
 from ._columns import Column
 from ._core.driver import RAW_AT, ROW_AT, VALIDITY_AT, WHICH_AT, Layout
 from ._core.errors import FuelExhaustedError, GuestError, ResultTooLargeError
-from ._engine.seam import UNDER_WAY, GuestDriver, GuestInstance, HostCall, UnderWay
+from ._engine.seam import (
+    UNDER_WAY,
+    GuestDriver,
+    GuestInstance,
+    HostCall,
+    NoMemoryError,
+    UnderWay,
+)
 from ._runner import Job
+from ._shell import STACK_SHARE
 from ._sinks import Sink
 
 if TYPE_CHECKING:
@@ -112,7 +120,11 @@ class Chunks:
                     return True
             self._watched = -1
             self._chunk_fuel = min(self._chunk * self._row_fuel, MAX_FUEL)
-            done: int | UnderWay = self.driver.begin(self._chunk, self._chunk_fuel)
+            try:
+                done: int | UnderWay = self.driver.begin(self._chunk, self._chunk_fuel)
+            except NoMemoryError:
+                self._chunk_fuel = 0  # it has not begun, and may begin anew
+                raise
         else:
             done = self.driver.finish() if self.native.poll() else UNDER_WAY
         if done is UNDER_WAY:
@@ -184,13 +196,21 @@ class Chunks:
                 raise
             raise earlier from None
 
+    def _first_poll(self, lease: Lease) -> bool:
+        """Poll; idle instances go for its stack if the system has no memory for that."""
+        while True:
+            try:
+                return self.poll()
+            except NoMemoryError as error:
+                lease._shell.relieve(lease._entry.function.key, STACK_SHARE, error)
+
     async def _drive(self, lease: Lease) -> None:
         assert lease._registered is not None
         before = lease._fuel or 0
         job = Job(self, lease._share, lease._registered.slot.hosts, lease, self.fuel_left())
         self.job = lease._job = job
         try:
-            over = self.poll()
+            over = self._first_poll(lease)
             job.charge()
             if not over:
                 await lease._shell.runner.drive(job)

@@ -9,7 +9,7 @@ import trio
 from attrs import define, evolve, field, frozen
 
 from ._core.admit import Edits, check_call
-from ._core.config import WASM_PAGE, KiB
+from ._core.config import WASM_PAGE, KiB, SystemLimits
 from ._core.driver import Shape
 from ._core.errors import FuelExhaustedError, InvalidModuleError, LoadError, TrapError
 from ._core.memory_shape import MemoryShape
@@ -25,7 +25,7 @@ from ._core.wasm import (
 )
 from ._core.wasm_edit import encode_module
 from ._engine.compile_slots import CompileSlots, Turn
-from ._engine.seam import Artifact, HostCall, HostImport
+from ._engine.seam import Artifact, HostCall, HostImport, NoMemoryError
 from ._fake_driver import FakeDriver, FakeDriverCode
 from ._fake_function import FakeFunction
 from ._fake_memory import FakeMemory
@@ -48,6 +48,8 @@ class Behaviour:
     grow_pages: int
     host_calls: int
     resettable: bool
+    address_space: int
+    mappings: int
 
 
 @final
@@ -70,6 +72,10 @@ class FakeEngine:
 
     def __init__(self, *, fail_at: int | None = None) -> None:
         self.fail_at = fail_at
+        self.refusals: int = 0
+        """How many compiles, loads and instantiations from now on get no memory from the system."""
+        self.system: SystemLimits = SystemLimits()
+        """What the system leaves the cache; by default, there is no limit."""
         self.steps: list[str] = []
         self.modules: dict[str, Behaviour] = {}
         self.loaded_modules: int = 0
@@ -95,6 +101,8 @@ class FakeEngine:
         grow_pages: int = 0,
         host_imports: Sequence[tuple[str, str]] = (),
         resettable: bool = True,
+        address_space: int = 0,
+        mappings: int = 0,
     ) -> bytes:
         """Bytes to register: a well-formed module whose export behaves as said here.
 
@@ -109,11 +117,21 @@ class FakeEngine:
             host_imports: (module, name) of host functions; a call calls each, in order, with its
                 own arguments, and then `run` with their results.
             resettable: whether its instances can be put back, as ``isolation="reset"`` asks.
+            address_space: bytes of addresses that an instance reserves, and each of its drivers.
+            mappings: memory mappings of an instance, and of each of its drivers.
         """
         name = f"fake module {len(self.modules) + 1}"
         signature = FuncType(tuple(params), tuple(results))
         self.modules[name] = Behaviour(
-            run, code_size, fuel, start_fuel, grow_pages, len(host_imports), resettable
+            run,
+            code_size,
+            fuel,
+            start_fuel,
+            grow_pages,
+            len(host_imports),
+            resettable,
+            address_space,
+            mappings,
         )
         return encode_module(
             types=[signature],
@@ -130,6 +148,12 @@ class FakeEngine:
         self.steps.append(name)
         return len(self.steps) == self.fail_at
 
+    def check_memory(self) -> None:
+        """Raise `NoMemoryError` as often as `refusals` says."""
+        if self.refusals:
+            self.refusals -= 1
+            raise NoMemoryError("Cannot allocate memory (os error 12)")
+
     async def to_wasm(self, text: str) -> bytes:
         raise InvalidModuleError("the fake engine reads no text: use FakeEngine.module")
 
@@ -142,12 +166,20 @@ class FakeEngine:
         await trio.lowlevel.checkpoint()
         if self.step("compile"):
             raise InvalidModuleError("the fake engine was told to fail")
+        self.check_memory()
         try:
             info = read_module(wasm)
         except MalformedModuleError as error:
             raise InvalidModuleError(str(error)) from None
-        edits = admit(info)
-        return Artifact(wasm, self._behaviour(wasm).code_size, info, edits)
+        edits, behaviour = admit(info), self._behaviour(wasm)
+        return Artifact(
+            wasm,
+            behaviour.code_size,
+            info,
+            edits,
+            address_space=behaviour.address_space,
+            mappings=behaviour.mappings,
+        )
 
     async def prove(
         self,
@@ -164,6 +196,7 @@ class FakeEngine:
         await trio.lowlevel.checkpoint()
         if self.step("load"):
             raise LoadError("the fake engine was told to fail")
+        self.check_memory()
         self.loaded_modules += 1
         return FakeModule(self, artifact, self._behaviour(artifact.data), len(hosts))
 
@@ -220,6 +253,7 @@ class FakeModule:
         assert not self.closed, "instantiated after the module was unloaded"
         if self.engine.step("instantiate"):
             raise LoadError("the fake engine was told to fail")
+        self.engine.check_memory()
         self.engine.open_instances += 1
         instance = FakeInstance(self, fuel, yield_fuel)
         self.starting.add(instance)
@@ -355,6 +389,11 @@ class FakeInstance:
         assert not self.closed and not self._under_way
         scratch = sum(len(driver.scratch) for driver in self.drivers.values())
         return (self._pages + 1) * WASM_PAGE + scratch
+
+    @property
+    def reserved(self) -> tuple[int, int]:
+        behaviour, parts = self.module.behaviour, 1 + len(self.drivers)
+        return behaviour.address_space * parts, behaviour.mappings * parts
 
     @property
     def resident_size(self) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, final
 
 from attrs import define
@@ -11,8 +12,16 @@ from attrs import define
 from ._abi.protocol import Crossing, Guest, Step
 from ._core.records import Entry, Instance
 from ._core.uses import UseStats
-from ._engine.seam import Counter, GuestFunction, GuestInstance
+from ._engine.seam import (
+    Counter,
+    DriverCode,
+    GuestDriver,
+    GuestFunction,
+    GuestInstance,
+    NoMemoryError,
+)
 from ._registry import Registered
+from ._shell import Shell
 
 
 @final
@@ -35,6 +44,28 @@ class Held:
     lift: Callable[[Any], Any] | None
     steps: Callable[[Guest, tuple[Any, ...]], Generator[Step, Any, Any]] | None
     uses: UseStats
+
+    def attach(self, shell: Shell, code: DriverCode, exports: Mapping[str, str]) -> GuestDriver:
+        """Attach a driver to the instance; idle ones go for it if the system has no room.
+
+        It reserves addresses of its own, which the books take note of when the lease ends.
+
+        Raises:
+            CodeMemoryError: nothing idle is left, and the system has no room still.
+        """
+        reserved = self.native.reserved
+        needed = max(1, reserved[0]), max(1, reserved[1])
+        driver: GuestDriver | None = None
+        for attempt in itertools.count():
+            try:
+                driver = code.attach(self.native, exports)
+                break
+            except NoMemoryError as error:
+                shell.relieve(self.entry.function.key, needed, error, attempt)
+        assert driver is not None
+        if self.native.reserved != reserved:
+            self.measure = _the_long_way
+        return driver
 
 
 # No limit allows it.
@@ -60,6 +91,12 @@ def hold(instance: Instance) -> Held:
         crossing.steps,
         instance.entry.uses,
     )
+
+
+def _the_long_way(native: GuestInstance) -> int:
+    """Keep an instance whose reservation has changed from the short way back."""
+    size: int = TOO_LARGE
+    return size
 
 
 def _put_back(native: GuestInstance) -> int:

@@ -16,7 +16,7 @@ import trio
 from attrs import define
 from trio.lowlevel import Task
 
-from ._core.config import CacheConfig
+from ._core.config import CacheConfig, SystemLimits
 from ._core.events import (
     Abandoned,
     Acquired,
@@ -30,11 +30,13 @@ from ._core.events import (
     Loaded,
     Opened,
     Recycled,
+    Refused,
     Registered,
     Removed,
     Requested,
     Resized,
 )
+from ._core.keys import FunctionKey
 from ._core.ledger import Ledger
 from ._core.records import FunctionRecord, Instance, Request
 from ._core.state import State
@@ -68,11 +70,12 @@ class Journal:
 
     # -- the cache, its groups and its functions
 
-    def opened(self, config: CacheConfig) -> None:
+    def opened(self, config: CacheConfig, system: SystemLimits) -> None:
         """Note that the cache is open, with all limits."""
         self.note(
             Opened(
-                **_limits(config),
+                **_limits(config, system),
+                max_mappings=system.mappings,
                 stack_size_bytes=config.stack_size,
                 memory_limit_bytes=config.memory_limit,
                 table_limit_elements=config.table_limit,
@@ -82,9 +85,9 @@ class Journal:
             )
         )
 
-    def resized(self, config: CacheConfig, at: float) -> None:
+    def resized(self, config: CacheConfig, system: SystemLimits, at: float) -> None:
         """Note the limits in force from now on; the evictions that they cause follow."""
-        self.note(Resized(**_limits(config)), at)
+        self.note(Resized(**_limits(config, system)), at)
 
     def closed(self, *, hits: int, misses: int, blocks: int, calls: int, evictions: int) -> None:
         """Note that the cache is closed: the last event."""
@@ -106,6 +109,21 @@ class Journal:
     def removed(self, function: FunctionRecord, at: float) -> None:
         """Note that a function was removed; the evictions of that step follow."""
         self.note(Removed(**_function(function)), at)
+
+    def refused(
+        self, key: FunctionKey, address_space: int, mappings: int, error: Exception, at: float
+    ) -> None:
+        """Note that the system gave no memory; the evictions for it follow."""
+        self.note(
+            Refused(
+                function=key.name,
+                arg_types=", ".join(key.args),
+                address_space_bytes=address_space,
+                mappings=mappings,
+                error_message=str(error),
+            ),
+            at,
+        )
 
     # -- waiting
 
@@ -214,6 +232,7 @@ class Journal:
         request: Request,
         instance: Instance,
         size: int,
+        reserved: tuple[int, int],
         calls: int,
         at: float,
         ledger: Ledger,
@@ -229,6 +248,8 @@ class Journal:
                 calls=calls,
                 seat=instance.seat,
                 kept=instance.state is not State.CLOSED,
+                address_space_bytes=reserved[0],
+                mappings=reserved[1],
                 total_size_bytes=ledger.total_size,
                 code_size_bytes=ledger.used,
             ),
@@ -277,7 +298,7 @@ def _function(record: FunctionRecord) -> dict[str, Any]:
     }
 
 
-def _limits(config: CacheConfig) -> dict[str, Any]:
+def _limits(config: CacheConfig, system: SystemLimits) -> dict[str, Any]:
     """Return what `resize` can change and a replay needs."""
     return {
         "max_size_bytes": config.max_size,
@@ -287,4 +308,5 @@ def _limits(config: CacheConfig) -> dict[str, Any]:
         "max_running_size_bytes": config.max_running_size,
         "max_result_size_bytes": config.max_result_size,
         "idle_timeout_seconds": config.idle_timeout,
+        "max_address_space_bytes": system.max_address_space(config),
     }

@@ -20,11 +20,18 @@ from ._core.errors import GuestError
 from ._core.events import Reason
 from ._core.fair import BURST_FUEL, CALL_FUEL, Share
 from ._core.records import Entry, Request
-from ._engine.seam import UNDER_WAY, GuestFunction, GuestInstance, GuestMemory, InexactError
+from ._engine.seam import (
+    UNDER_WAY,
+    GuestFunction,
+    GuestInstance,
+    GuestMemory,
+    InexactError,
+    NoMemoryError,
+)
 from ._held import Held
 from ._memory import LeaseMemory
 from ._runner import Job, context_of_call
-from ._shell import Shell
+from ._shell import STACK_SHARE, Shell
 from ._taking import give_back, give_back_token, leave, recycle, take
 
 if TYPE_CHECKING:
@@ -200,6 +207,8 @@ class Lease:
             TypeError, ValueError, OverflowError: a value does not fit; no wasm has run.
             GuestError: the guest trapped, ran out of fuel or stack, exited, or broke its ABI.
             ResultTooLargeError: the result exceeds `max_result_size`; the lease goes on.
+            CodeMemoryError: the system has no memory for its stack, though everything idle was
+                evicted; the lease can go on.
             trio.BusyResourceError: the instance is in use by another task.
             trio.BrokenResourceError: an earlier call in this lease failed.
             trio.ClosedResourceError: the lease, its group or the cache is closed.
@@ -242,6 +251,10 @@ class Lease:
                 if self._request is None:  # code of the values' own has run, and ended the lease
                     raise self._unusable()
                 result = begin(lowered, fuel)
+        except NoMemoryError as error:  # for its stack: none of the guest has run
+            self._guest = guest
+            self._shell.relieve(held.entry.function.key, STACK_SHARE, error)
+            return await self.call(*values)
         except GuestError as error:
             raise failed(self, error, values) from None
         except (TypeError, ValueError, OverflowError):
@@ -287,6 +300,8 @@ class Lease:
             GuestError, LoadError: the guest failed in row `row`; there is no room for a driver.
             ResultTooLargeError: the results up to row `row` exceed `max_result_size`; the lease
                 goes on.
+            CodeMemoryError: the system has no memory for a driver, though everything idle was
+                evicted; the lease can go on.
             MemoryError: there is none for the results.
         **Checkpoint:** always; others run after each slice.
         **Cancellation:** the guest is stopped within a slice, and its instance is dropped.

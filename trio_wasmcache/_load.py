@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import trio
@@ -10,9 +11,9 @@ from trio.lowlevel import Abort, RaiseCancelT
 from ._capacity import GroupState
 from ._core.errors import GuestError, LinkError, LoadError, WasmCacheError
 from ._core.fair import BURST_FUEL
-from ._core.records import GRANTED, Closed, Request, Stage
+from ._core.records import GRANTED, Closed, Instance, Request, Stage
 from ._core.uses import LOADS, microseconds
-from ._engine.seam import UNDER_WAY, GuestInstance
+from ._engine.seam import UNDER_WAY, GuestInstance, NoMemoryError
 from ._registry import INITIALIZE
 from ._runner import Job
 from ._shell import CLOSED, Shell
@@ -83,21 +84,66 @@ async def _wait(shell: Shell, request: Request) -> None:
 async def _load(shell: Shell, group: GroupState, request: Request) -> None:
     instance = request.instance
     assert instance is not None
-    registered: Registered = instance.entry.function.payload
-    lease: Lease = request.payload
+    record = instance.entry.function
     began = shell.now()
+    module = record.module
+    needed = record.address_space + module.code_size, max(1, record.mappings + module.mappings)
     native: GuestInstance | None = None
     try:
-        module = registered.slot.loaded
-        if module is None:
-            module = await lease._unless_closed(registered.slot.get)
-        if group.share.burst >= BURST_FUEL:
-            await shell.runner.pass_turn(group.share)
-            lease._check_open()
-        config = shell.config
-        lease._loading = registered
-        native = module.instantiate(config.total_fuel, config.yield_fuel)
-        instance.payload = native
+        for attempt in itertools.count():
+            try:
+                native = await _make(shell, group, request, instance)
+                break
+            except NoMemoryError as error:
+                if request.stage is Stage.ENDED:
+                    raise
+                shell.relieve(record.key, needed, error, attempt)
+    except BaseException as error:
+        if request.stage is Stage.ENDED:
+            # Closed meanwhile. The books are in order, but what was made since is ours to free.
+            if record.module.users == 0:
+                record.payload.slot.unload()
+            raise
+        now = shell.now()
+        problem = _explain(record.key, error)
+        if isinstance(problem, Exception) and not isinstance(problem, trio.ClosedResourceError):
+            shell.journal.failed(request, instance, problem, now)
+        shell.journal.abandoned(request, type(problem).__name__, now)
+        shell.act(shell.policy.failed(request, now), now)
+        shell.evictor.expect_expiry()  # of a seat that was taken in vain
+        if problem is error:
+            raise
+        raise problem from error
+    assert native is not None
+    instance.size = native.measure()
+    now = shell.now()
+    instance.entry.uses.add(LOADS, microseconds(now - began))
+    seat = instance.seat
+    step = shell.policy.loaded(request, now)
+    shell.journal.loaded(request, instance, seat, began, now)
+    shell.act(step, now)
+    if isinstance(request.error, Closed):
+        # Its group was closed meanwhile, and its lease would have been in the next pass.
+        shell.journal.abandoned(request, CLOSED, now)
+
+
+async def _make(
+    shell: Shell, group: GroupState, request: Request, instance: Instance
+) -> GuestInstance:
+    """Load the code if need be, make an instance, and see it through its start."""
+    registered: Registered = instance.entry.function.payload
+    lease: Lease = request.payload
+    module = registered.slot.loaded
+    if module is None:
+        module = await lease._unless_closed(registered.slot.get)
+    if group.share.burst >= BURST_FUEL:
+        await shell.runner.pass_turn(group.share)
+        lease._check_open()
+    config = shell.config
+    lease._loading = registered
+    native = module.instantiate(config.total_fuel, config.yield_fuel)
+    instance.payload = native
+    try:
         over = native.poll()
         burnt = config.total_fuel - native.fuel_left()
         group.share.charge(burnt)
@@ -116,37 +162,12 @@ async def _load(shell: Shell, group: GroupState, request: Request) -> None:
         lease._check_open()
         if registered.resets:
             native.mark()
-    except BaseException as error:
-        if request.stage is Stage.ENDED:
-            # Closed meanwhile. The books are in order, but what was made since is ours to free.
-            if native is not None:
-                native.close()
-            if instance.entry.function.module.users == 0:
-                registered.slot.unload()
-            raise
-        if instance.payload is not None:
-            native, instance.payload = instance.payload, None
-            native.close()
-        now = shell.now()
-        problem = _explain(instance.entry.function.key, error)
-        if isinstance(problem, Exception) and not isinstance(problem, trio.ClosedResourceError):
-            shell.journal.failed(request, instance, problem, now)
-        shell.journal.abandoned(request, type(problem).__name__, now)
-        shell.act(shell.policy.failed(request, now), now)
-        shell.evictor.expect_expiry()  # of a seat that was taken in vain
-        if problem is error:
-            raise
-        raise problem from error
-    instance.size = native.measure()
-    now = shell.now()
-    instance.entry.uses.add(LOADS, microseconds(now - began))
-    seat = instance.seat
-    step = shell.policy.loaded(request, now)
-    shell.journal.loaded(request, instance, seat, began, now)
-    shell.act(step, now)
-    if isinstance(request.error, Closed):
-        # Its group was closed meanwhile, and its lease would have been in the next pass.
-        shell.journal.abandoned(request, CLOSED, now)
+    except BaseException:
+        # Whoever closed the group meanwhile has forgotten it, and could not close it.
+        instance.payload = None
+        native.close()
+        raise
+    return native
 
 
 async def _start(

@@ -82,7 +82,7 @@ async def open_with(
     try:
         with trio.CancelScope() as ending:
             async with trio.open_nursery() as service:
-                shell.journal.opened(config)
+                shell.journal.opened(config, engine.system)
                 cache = InstanceCache(shell, service)
                 service.start_soon(shell.evictor.run)
                 try:

@@ -26,7 +26,7 @@ from ._core.admit import (
 )
 from ._core.config import CacheConfig
 from ._core.errors import InvalidModuleError, ModuleTooLargeError, SignatureError
-from ._core.isolation import ISOLATIONS, RESET, obstacle
+from ._core.isolation import ISOLATIONS, RESET, hides_globals, obstacle
 from ._core.keys import FunctionKey, check_name, normalise_type, normalise_types
 from ._core.records import Module
 from ._core.wasm import ExcessiveModuleError, FuncType, ModuleInfo
@@ -205,6 +205,19 @@ def _read(path: Path, limit: int) -> bytes:
 
 
 @final
+@frozen
+class Equal:
+    """What makes modules the same: functions that agree in all of it share one."""
+
+    digest: bytes
+    hosts: frozenset[tuple[tuple[str, str], AnyHost]]
+    memory_limit: int
+    table_limit: int
+    prepared: bool = False
+    """Whether it was prepared to be reset, which adds exports to it, and a restorer."""
+
+
+@final
 @define(eq=False)
 class Compiling:
     """A compile under way, and how many wait for it."""
@@ -225,11 +238,11 @@ class Compiler:
 
     engine: Engine
     nursery: trio.Nursery
-    modules: dict[Any, Module] = field(factory=dict)
+    modules: dict[Equal, Module] = field(factory=dict)
     """{what makes modules equal: module}, of the functions that are registered."""
     readers: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(MAX_READS))
     _digests: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(MAX_DIGESTS))
-    _compiling: dict[Any, Compiling] = field(factory=dict)
+    _compiling: dict[Equal, Compiling] = field(factory=dict)
     _next_number: Callable[[], int] = field(factory=lambda: itertools.count(1).__next__)
 
     async def get(
@@ -245,15 +258,17 @@ class Compiler:
         **Checkpoint:** always.
         **Cancellation:** the compile goes on if another waits for it, else it is abandoned.
         """
-        hosts = declaration.hosts
-        equal = (
+        resets = declaration.isolation == RESET
+        plain = Equal(
             await _digest(wasm, self._digests),
-            frozenset(hosts.items()),
-            declaration.isolation,
+            frozenset(declaration.hosts.items()),
             config.memory_limit,
             config.table_limit,
         )
+        equal = evolve(plain, prepared=resets)
         module = self.modules.get(equal)
+        if module is None and resets:
+            module = self._unresettable(plain, declaration)
         if module is not None:
             await trio.lowlevel.checkpoint()
             return module, self._check(module.payload.artifact.info, declaration), 0.0
@@ -275,9 +290,21 @@ class Compiler:
             raise trio.ClosedResourceError("the cache was closed while this module compiled")
         crossing = self._check(job.module.payload.artifact.info, declaration)
         # Another registration may have come first, and have been removed again since.
-        return self.modules.get(equal, job.module), crossing, job.seconds
+        slot: ModuleSlot = job.module.payload
+        module = self.modules.get(slot.equal, job.module)
+        module.payload.why_not = module.payload.why_not or slot.why_not
+        return module, crossing, job.seconds
 
-    async def _wait(self, equal: Any, job: Compiling) -> None:
+    def _unresettable(self, plain: Equal, declaration: Declaration) -> Module | None:
+        """Return the module as it is without preparation, if that is known to be in vain."""
+        module = self.modules.get(plain)
+        if module is None:
+            return None
+        slot: ModuleSlot = module.payload
+        slot.why_not = slot.why_not or _obstacle(slot.artifact.info, declaration)
+        return None if slot.why_not is None else module
+
+    async def _wait(self, equal: Equal, job: Compiling) -> None:
         job.waiting += 1
         try:
             await job.done.wait()
@@ -304,7 +331,7 @@ class Compiler:
     @trio.lowlevel.enable_ki_protection
     async def _run(
         self,
-        equal: Any,
+        equal: Equal,
         job: Compiling,
         wasm: bytes,
         declaration: Declaration,
@@ -328,7 +355,7 @@ class Compiler:
 
     async def _make(
         self,
-        equal: Any,
+        equal: Equal,
         wasm: bytes,
         declaration: Declaration,
         config: CacheConfig,
@@ -350,6 +377,9 @@ class Compiler:
             initialize = INITIALIZE if reactor else None
             artifact = await self.engine.prove(artifact, host_imports, initialize, turn)
             why_not = artifact.obstacle
+        if why_not is not None and not (artifact.edits.reset and hides_globals(info)):
+            # Its preparation came to nothing, and has not changed the code: any level can use it.
+            equal = evolve(equal, prepared=False)
         slot = ModuleSlot(
             equal,
             self.engine,
@@ -360,7 +390,9 @@ class Compiler:
             initialize=reactor,
             number=self._next_number(),
         )
-        return Module(equal[0].hex(), artifact.code_size, payload=slot)
+        return Module(
+            equal.digest.hex(), artifact.code_size, artifact.module_mappings, payload=slot
+        )
 
     def _admit(self, info: ModuleInfo, declaration: Declaration, config: CacheConfig) -> Edits:
         what = str(declaration.key)

@@ -24,13 +24,13 @@ class ModuleSlot:
     """A compiled module: an artifact at rest, and its executable form while the ledger says so."""
 
     equal: Any
-    """What makes it the same module as another: bytes, imports, isolation, limits."""
+    """What makes it the same module as another: bytes, imports, limits, preparation."""
     engine: Engine
     artifact: Artifact
     hosts: tuple[AnyHost, ...]
     host_imports: tuple[HostImport, ...]
     why_not: str | None = None
-    """Why its instances can't be reset, where that was asked for."""
+    """Why its instances can't be reset, where that is known."""
     initialize: bool = False
     """Whether it is a WASI reactor, whose `_initialize` is called before anything else."""
     number: int = 0

@@ -9,7 +9,9 @@ from typing import final
 
 import trio
 
-from ._core.config import CacheConfig
+from ._core.config import CacheConfig, MiB
+from ._core.errors import CodeMemoryError
+from ._core.keys import FunctionKey
 from ._core.policy import Policy
 from ._core.records import FunctionRecord, GroupRecord
 from ._core.residents import Step
@@ -62,6 +64,11 @@ class DeferredExits:
                 raise
 
 
+# Bytes of addresses and mappings that are freed first for a stack that gets no memory, and for a
+# module that is compiled.
+STACK_SHARE = COMPILE_SHARE = 64 * MiB, 64
+
+
 @final
 class Shell:
     """The parts of one cache that its leases, groups and background task share."""
@@ -71,7 +78,7 @@ class Shell:
         self.engine = engine
         self.log = log
         self.journal: Journal = Journal(log, config.log_uses)
-        self.policy: Policy = Policy(config)
+        self.policy: Policy = Policy(config, engine.system)
         self.registry: Registry = Registry()
         self.exact: Mapping[tuple[str, tuple[str, ...]], FunctionRecord] = self.registry.exact
         self.runner: Runner = Runner(config)
@@ -106,6 +113,35 @@ class Shell:
             if request.sleeper is not None:
                 sleeper, request.sleeper = request.sleeper, None
                 trio.lowlevel.reschedule(sleeper)
+
+    def relieve(
+        self, key: FunctionKey, needed: tuple[int, int], error: Exception, attempt: int = 0
+    ) -> None:
+        """Evict idle instances, as the system gave no memory for something of a function.
+
+        Args:
+            needed: bytes of addresses and mappings that it reserves.
+            error: what the system said.
+            attempt: how often this was in vain; each time twice as much is evicted.
+
+        Raises:
+            CodeMemoryError: nothing idle is left that could go.
+        """
+        now = self.now()
+        space, mappings = needed[0] << attempt, needed[1] << attempt
+        step = self.policy.relieve(space, mappings, now)
+        if step is None:
+            ledger = self.policy.residents.ledger
+            raise CodeMemoryError(
+                f"the system has no memory, addresses or mappings left for {key}, which reserves "
+                f"some {needed[0]} bytes and {needed[1]} mappings, and nothing of the cache is "
+                f"idle: {error}. The cache has reserved {ledger.address_space} bytes and "
+                f"{ledger.mappings} mappings in all. Raise RLIMIT_AS (ulimit -v) or "
+                "vm.max_map_count, or lower max_address_space or max_instances, so that the cache "
+                "leaves more to the rest of the process"
+            ) from error
+        self.journal.refused(key, space, mappings, error, now)
+        self.act(step, now)
 
     def closed_error(self, group: GroupRecord) -> trio.ClosedResourceError:
         """Return the error for using a group that is closed, or whose cache is."""

@@ -72,6 +72,10 @@ class Statistics:
             max_code_size=policy.config.max_code_size,
             module_code_size=ledger.code_size,
             stacks_size=ledger.stacks,
+            address_space=ledger.address_space,
+            max_address_space=policy.system.max_address_space(policy.config),
+            mappings=ledger.mappings,
+            max_mappings=policy.system.mappings,
             idle_stacks_size=max(0, shell.engine.open_instances - ledger.running)
             * ledger.stack_size,
             artifact_size=sum(slot.artifact.size for slot in slots),

@@ -15,6 +15,7 @@ import trio
 from attrs import frozen
 from trio.lowlevel import Task
 
+from ._core.config import CacheConfig
 from ._core.errors import DeadlockError
 from ._core.events import Reason
 from ._core.headroom import check_headroom
@@ -150,21 +151,30 @@ def recycle(lease: Lease, reason: Reason | None = None) -> None:
         reason = reason or Reason.CORRUPTED
         native.abandon()
     elif not registered.keeps_state and reason is None:
-        seat = _leave_seat(registered, instance, native)
+        seat = _leave_seat(registered, instance, native, shell.config)
     size = SEAT_SIZE if seat else native.measure()
+    reserved = (0, 0) if seat else native.reserved
+    if reserved != (instance.address_space, instance.mappings):
+        instance.ready = None  # it was kept from the short way back: see `Held.attach`
     now = shell.now()
-    step = shell.policy.recycle(request, size, now, reason, seat)
+    step = shell.policy.recycle(request, size, now, reason, seat, reserved)
     shell.journal.recycled(
-        request, instance, size, lease._calls, now, shell.policy.residents.ledger
+        request, instance, size, reserved, lease._calls, now, shell.policy.residents.ledger
     )
     if step is not None:
         shell.act(step, now)
     shell.evictor.expect_expiry()
 
 
-def _leave_seat(registered: Registered, instance: Instance, native: GuestInstance) -> bool:
-    """The next lease must find nothing of this one: whether the instance was closed for that."""
-    if registered.resets and native.reset():
+def _leave_seat(
+    registered: Registered, instance: Instance, native: GuestInstance, config: CacheConfig
+) -> bool:
+    """Put the instance back, as the next lease must find nothing of this one.
+
+    Returns whether it was closed instead: it can't be put back, or would be too large to be kept.
+    """
+    largest = min(config.max_instance_size, config.max_size)
+    if registered.resets and native.measure() <= largest and native.reset():
         return False
     instance.payload = None
     native.close()

@@ -56,6 +56,10 @@ GAUGES = (
     ("module_code_size", "module_code_bytes", "Code of loaded modules."),
     ("stacks_size", "stacks_bytes", "Stacks of running instances."),
     ("idle_stacks_size", "idle_stacks_bytes", "What idle instances may keep of their stacks."),
+    ("address_space", "address_space_bytes", "Addresses that instances and code reserve."),
+    ("max_address_space", "max_address_space_bytes", "The limit of that; +Inf: none is known."),
+    ("mappings", "mappings", "Memory mappings of instances and loaded code."),
+    ("max_mappings", "max_mappings", "The limit of that; +Inf: none is known."),
     ("artifact_size", "artifact_bytes", "Serialized code of all registered modules."),
 )
 # (field of UseSummary, metric, what it is); durations, then fuel.

@@ -78,6 +78,19 @@ def _disagreements(cache: InstanceCache) -> list[str]:
     same("how many may run", ledger.most_running, most)
     worst = sum(instance.entry.function.worst_size for instance in running)
     same("running_size", ledger.running_size, worst)
+    space = sum(instance.address_space for instance in (*idle, *running))
+    space += sum(module.code_size for module in modules)
+    same("address_space", ledger.address_space, space)
+    mappings = sum(instance.mappings for instance in (*idle, *running))
+    mappings += sum(module.mappings for module in modules)
+    same("mappings", ledger.mappings, mappings)
+    if residents.overbooked and not residents.shrunk:
+        problems.append("more addresses or mappings are reserved than the limits allow")
+    for instance in idle:
+        booked = instance.address_space, instance.mappings
+        native = instance.payload
+        real = (0, 0) if native is None else native.reserved
+        same(f"reservation of idle instance {instance.number}", booked, real)
     for module in modules:
         mine = [i for i in running if i.entry.function.module is module]
         rest = [i for i in residents.lru if i.entry.function.module is module]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+
+import pytest
 import trio
-from kits import PAGE, FakeKit, Kit, ListLogger, add
+from kits import PAGE, FakeKit, Kit, ListLogger, WasmtimeKit, add
 
 from trio_wasmcache import CacheConfig
 from trio_wasmcache.testing import check_invariants
@@ -55,6 +59,28 @@ async def test_one_that_has_grown_leaves_a_seat(kit: Kit) -> None:
         )
 
 
+async def test_one_that_is_too_large_to_be_kept_leaves_a_seat(kit: Kit, log: ListLogger) -> None:
+    """As under `fresh`, also if it was put back before on the short way: 19 of 20 are hits."""
+    for limits in ({"max_instance_size": 3 * PAGE}, {"max_size": 3 * PAGE}):
+        async with kit.open(CacheConfig(**limits), logger=log) as cache:
+            f = await add(cache, "f", kit.adding(1, pages=4), isolation="reset")
+            for turn in range(20):
+                async with f.acquire() as lease:
+                    assert lease.memory.read(9, 1) == b"\0"
+                    lease.memory.write(9, b"x")
+                    assert await lease.call(turn) == turn + 1
+                check_invariants(cache)
+            stats = cache.stats()
+            assert (stats.hits, stats.misses, stats.total_size) == (19, 1, PAGE)
+            assert stats.load.count == 20
+            cache.resize(max_instance_size=8 * PAGE, max_size=8 * PAGE)
+            await f.call(1)
+            assert cache.stats().total_size == 5 * PAGE
+            cache.resize(**limits)
+            await f.call(1)
+    assert set(log.reasons()) <= {"closed", "oversized", "size"}
+
+
 async def test_where_it_can_not_be_done_leases_are_fresh(log: ListLogger) -> None:
     """The verdict says why, to whoever asks and in the log; what was asked for stays as it was."""
     kit = FakeKit()
@@ -98,7 +124,7 @@ async def test_a_cache_that_closes_puts_nothing_back(fake: FakeKit, log: ListLog
 
 
 async def test_the_levels_of_one_module(kit: Kit) -> None:
-    """The same bytes, loaded once for each of them, and each keeps to its own."""
+    """The same bytes under each of them, and each keeps to its own."""
     async with kit.open(CacheConfig(max_size=100 * PAGE)) as cache:
         wasm = kit.adding(1)
         for level in ("reuse", "fresh", "reset"):
@@ -108,5 +134,74 @@ async def test_the_levels_of_one_module(kit: Kit) -> None:
             async with f.acquire() as lease:
                 assert (lease.memory.read(0, 1) == b"x") is (level == "reuse")
                 await trio.lowlevel.checkpoint()
-        assert cache.stats().loaded_modules == 3
+        assert cache.stats().loaded_modules == 2  # that of the last one is prepared
         check_invariants(cache)
+
+
+LEVELS = ("reuse", "fresh", "reset")
+
+
+@pytest.mark.parametrize("order", [*itertools.permutations(LEVELS)], ids=" ".join)
+async def test_the_same_bytes_are_kept_once_where_they_can_not_be_reset(
+    kit: Kit, log: ListLogger, order: tuple[str, ...]
+) -> None:
+    """In whatever order they come: one artifact, one loaded module, and a verdict for each."""
+    async with kit.open(logger=log) as cache:
+        wasm = kit.unresettable()
+        functions = {level: await add(cache, level, wasm, isolation=level) for level in order}
+        for turn in range(2):
+            for level, f in functions.items():
+                async with f.acquire() as lease:
+                    kept = level == "reuse" and turn == 1
+                    assert (lease.memory.read(0, 1) == b"x") is kept
+                    lease.memory.write(0, b"x")
+            check_invariants(cache)
+        assert cache.stats().loaded_modules == 1
+        registered = log.fields("registered")
+        assert len({fields["module_number"] for fields in registered}) == 1
+        assert cache.stats().artifact_size == registered[0]["artifact_bytes"]
+        verdicts = [functions[level].isolation_verdict.partition(":") for level in LEVELS]
+        assert [verdict for verdict, _, _ in verdicts] == ["reuse", "fresh", "fresh"]
+        assert "as reset is not possible" in functions["reset"].isolation_verdict
+        for level in order:
+            cache.remove(level)
+            check_invariants(cache)
+        assert cache.stats().artifact_size == 0
+
+
+@pytest.mark.parametrize("order", [*itertools.permutations(LEVELS)], ids=" ".join)
+async def test_what_the_sections_tell_is_not_compiled_again(
+    real: WasmtimeKit, log: ListLogger, order: tuple[str, ...]
+) -> None:
+    """Only where reset has to be tried, the module is prepared for it before it is known."""
+    async with real.open(logger=log) as cache:
+        for level in order:
+            await add(cache, level, real.unresettable(), isolation=level)
+    compiled = [fields["compile_seconds"] > 0 for fields in log.fields("registered")]
+    assert compiled == [True, False, False]
+
+
+async def test_those_who_come_at_once_share_it_too(kit: Kit) -> None:
+    """Each compile is under way before anyone knows that they come to the same."""
+    async with kit.open() as cache:
+        wasm = kit.unresettable()
+        async with trio.open_nursery() as nursery:
+            for level in LEVELS:
+                nursery.start_soon(functools.partial(add, cache, level, wasm, isolation=level))
+        for f in cache.functions():
+            await f.call(1)
+        assert cache.stats().loaded_modules == 1
+        verdicts = {f.name: f.isolation_verdict for f in cache.functions()}
+        assert "reset is not possible" in verdicts["reset"]
+        check_invariants(cache)
+
+
+async def test_one_that_can_be_reset_has_code_of_its_own(kit: Kit, log: ListLogger) -> None:
+    """The other levels share theirs."""
+    async with kit.open(logger=log) as cache:
+        wasm = kit.adding(1)
+        for level in LEVELS:
+            await (await add(cache, level, wasm, isolation=level)).call(1)
+        numbers = [fields["module_number"] for fields in log.fields("registered")]
+        assert numbers[0] == numbers[1] != numbers[2]
+        assert cache.stats().loaded_modules == 2

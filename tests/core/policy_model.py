@@ -20,6 +20,10 @@ class MFunction:
     concurrency: int
     worst: int
     """What an instance of it may touch."""
+    space: int = 0
+    """Addresses that an instance of it reserves."""
+    mappings: int = 0
+    """Mappings of an instance of it; its module has one."""
     retired: bool = False
     successor: MFunction | None = None
 
@@ -49,6 +53,8 @@ class MInstance:
     key: Key
     state: str = "loading"  # loading, loaded (to be warm), running, idle
     size: int = 0
+    space: int = 0
+    mappings: int = 0
     seat: bool = False
     """Nothing is there but a place: a lease of it loads first, and is a hit all the same."""
     last_used: float = 0.0
@@ -101,6 +107,8 @@ class Model:
     max_code: int
     max_running: int | None
     idle_timeout: float
+    max_space: int | None = None
+    max_mappings: int | None = None
     closed: bool = False
     instances: list[MInstance] = field(default_factory=list)
     requests: list[MRequest] = field(default_factory=list)
@@ -165,7 +173,44 @@ class Model:
         return sorted((it for it in self.code() if it not in busy), key=self.stopped.__getitem__)
 
     def fits(self, key: Key) -> bool:
-        return key[0].code + self.stack <= self.max_code and self.may_run(key[0].worst)
+        function = key[0]
+        alone = function.space + function.code, function.mappings + 1
+        return (
+            function.code + self.stack <= self.max_code
+            and self.may_run(function.worst)
+            and self.may_reserve(*alone)
+        )
+
+    def may_reserve(self, space: int, mappings: int) -> bool:
+        return (self.max_space is None or space <= self.max_space) and (
+            self.max_mappings is None or mappings <= self.max_mappings
+        )
+
+    def reserved(self) -> tuple[int, int]:
+        """By all instances and all loaded code; a module has one mapping."""
+        code = self.code()
+        return (
+            sum(it.space for it in self.instances) + sum(code.values()),
+            sum(it.mappings for it in self.instances) + len(code),
+        )
+
+    def least_reserved(self, needed: str | None) -> tuple[int, int]:
+        """If all that is idle went, but for the code of the module that is needed."""
+        busy = self.busy()
+        code = {it.module: it.key[0].code for it in busy}
+        if needed is not None and needed in self.code():
+            code[needed] = self.code()[needed]
+        return (
+            sum(it.space for it in busy) + sum(code.values()),
+            sum(it.mappings for it in busy) + len(code),
+        )
+
+    def space_victims(self, needed: str | None) -> list[MInstance]:
+        """Who goes for addresses, the first one first."""
+        seats = [it for it in self.idle() if it.seat and it.module in self.idle_modules()]
+        return [it for it in self.idle() if not it.seat] + [
+            it for it in seats if it.module != needed
+        ]
 
     def may_run(self, size: int) -> bool:
         return self.max_running is None or size <= self.max_running
@@ -221,7 +266,7 @@ class Model:
         for it in [it for it in self.idle() if it.module == module]:
             self.evict(it, reason, out)
 
-    def make_room(self, function: MFunction, another: bool, out: Outcome) -> bool:
+    def make_room(self, function: MFunction, another: bool, seat: bool, out: Outcome) -> bool:
         loaded = function.module in self.code()
         needed = self.stack + (0 if loaded else function.code)
         missing = self.used() + needed - self.max_code
@@ -234,22 +279,35 @@ class Model:
             return False
         if another and len(self.instances) >= self.max_instances and not self.idle():
             return False
+        if (another or seat) and not self.may_have(function, self.least_reserved(function.module)):
+            return False
         for module in victims:
             self.evict_module(module, "stack" if loaded else "code", out)
+        while (another or seat) and not self.may_have(function, self.reserved()):
+            self.evict(self.space_victims(function.module)[0], "address_space", out)
         if another and len(self.instances) >= self.max_instances:
             self.evict(self.idle()[0], "count", out)
         return True
+
+    def may_have(self, function: MFunction, beside: tuple[int, int]) -> bool:
+        """Whether another instance of a function fits beside what is reserved."""
+        space, mappings = beside[0] + function.space, beside[1] + function.mappings
+        if function.module not in self.code():
+            space, mappings = space + function.code, mappings + 1
+        return self.may_reserve(space, mappings)
 
     def serve(self, request: MRequest, out: Outcome) -> bool:
         idle = self.idle_of(request.key)
         if request.warm and len(self.live(request.key)) < request.key[0].concurrency:
             idle = []
-        if not self.make_room(request.key[0], not idle, out):
+        seat = bool(idle) and idle[-1].seat
+        if not self.make_room(request.key[0], not idle, seat, out):
             return False
         if idle and idle[-1].seat:
             request.stage = "loading"
             request.instance = idle[-1]
             request.instance.state = "loading"
+            self.start(request.instance)
         elif idle:
             request.stage = "granted"
             request.instance = idle[-1]
@@ -259,8 +317,13 @@ class Model:
             self.made += 1
             request.stage = "loading"
             request.instance = MInstance(self.made, request.key)
+            self.start(request.instance)
             self.instances.append(request.instance)
         return True
+
+    def start(self, instance: MInstance) -> None:
+        function = instance.key[0]
+        instance.space, instance.mappings = function.space, function.mappings
 
     def end(self, request: MRequest, error: str, out: Outcome) -> None:
         self.drop_out(request)
@@ -290,6 +353,8 @@ class Model:
             self.evict(self.idle()[0], "count", out)
         while self.used() > self.max_code and self.idle_modules():
             self.evict_module(self.idle_modules()[0], "code", out)
+        while not self.may_reserve(*self.reserved()) and self.space_victims(None):
+            self.evict(self.space_victims(None)[0], "address_space", out)
 
     def settle(self, out: Outcome) -> None:
         """Whoever can be served is, until nobody can: entries first, then room, then deadlocks."""
@@ -404,6 +469,7 @@ class Model:
         instance = request.instance
         assert instance is not None
         if instance.seat:
+            instance.space = instance.mappings = 0
             self.rest(instance, instance.size, now, self.unwanted(instance), out)
         else:
             self.leave(instance, out)
@@ -418,13 +484,21 @@ class Model:
         return out
 
     def recycle(
-        self, request: MRequest, size: int, now: float, drop: str | None, seat: bool
+        self,
+        request: MRequest,
+        size: int,
+        now: float,
+        drop: str | None,
+        seat: bool,
+        grown: int = 0,
     ) -> Outcome:
         out = Outcome()
         instance = request.instance
         assert instance is not None
         instance.seat = seat
-        self.rest(instance, size, now, drop or self.unwanted(instance), out)
+        if seat:
+            instance.space = instance.mappings = 0
+        self.rest(instance, size, now, drop or self.unwanted(instance), out, grown)
         self.drop_out(request)
         self.settle(out)
         return out
@@ -438,13 +512,28 @@ class Model:
         return "removed" if function.retired else None
 
     def rest(
-        self, instance: MInstance, size: int, now: float, drop: str | None, out: Outcome
+        self,
+        instance: MInstance,
+        size: int,
+        now: float,
+        drop: str | None,
+        out: Outcome,
+        grown: int = 0,
     ) -> None:
         """What was busy becomes idle, or goes."""
         if drop is None and size > self.max_instance_size:
             drop = "oversized"
         if drop is None and size > self.max_size:
             drop = "size"
+        if drop is None and grown:
+            instance.space += grown
+            instance.mappings += grown
+            if not self.may_reserve(*self.reserved()):
+                if self.may_reserve(*self.least_reserved(None)):
+                    while not self.may_reserve(*self.reserved()):
+                        self.evict(self.space_victims(None)[0], "address_space", out)
+                else:
+                    drop = "address_space"
         if drop is not None:
             self.evict(instance, drop, out)
         else:
@@ -455,6 +544,17 @@ class Model:
             instance.size = size
             instance.last_used = now
             instance.rested = self.tick()
+
+    def relieve(self, space: int, mappings: int) -> Outcome:
+        out = Outcome()
+        left = self.reserved()[0] - space, self.reserved()[1] - mappings
+        while any(one > target for one, target in zip(self.reserved(), left, strict=True)):
+            if not self.space_victims(None):
+                break
+            self.evict(self.space_victims(None)[0], "address_space", out)
+        if out.evicted:
+            self.settle(out)
+        return out
 
     def expire(self, now: float) -> Outcome:
         out = Outcome()
@@ -519,8 +619,10 @@ class Model:
         max_code: int,
         max_running: int | None,
         idle_timeout: float,
+        max_space: int | None = None,
     ) -> Outcome:
         out = Outcome()
+        self.max_space = max_space
         self.max_size, self.max_instance_size = max_size, max_instance_size
         self.max_instances, self.max_code = max_instances, max_code
         self.max_running = max_running

@@ -21,6 +21,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "max_instances": 4096,
         "max_code_size": 40 * MiB,
         "max_running_size": None,
+        "max_address_space": None,
         "idle_timeout": 5.0,
         "memory_limit": 16 * MiB,
         "table_limit": 10_000,

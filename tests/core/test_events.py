@@ -104,10 +104,11 @@ def test_an_event_is_a_frozen_value(kind: type[Event]) -> None:
 
 
 def test_what_needs_attention_is_a_warning() -> None:
-    """A failed load, lost events, an eviction with advice; the rest is for information."""
+    """Failed loads, lost events, no memory, an eviction with advice; the rest is information."""
     assert {kind.__name__ for kind in EVENTS if sample(kind).level == "warning"} == {
         "Failed",
         "Lost",
+        "Refused",
     }
     evicted = sample(Evicted)
     assert isinstance(evicted, Evicted)
@@ -129,8 +130,8 @@ def test_a_stamp_puts_origin_and_order_before_the_fields() -> None:
 
 
 def test_the_reasons_are_those_of_the_contract() -> None:
-    """Ten words, which logs and dashboards may rely on."""
+    """Eleven words, which logs and dashboards may rely on."""
     assert [reason.value for reason in Reason] == [
         *("size", "count", "idle", "code", "stack", "oversized", "corrupted", "removed"),
-        *("group_closed", "closed"),
+        *("group_closed", "closed", "address_space"),
     ]

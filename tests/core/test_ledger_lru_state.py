@@ -129,6 +129,21 @@ class TestLedger:
         assert (ledger.evictable_code, [*ledger.evictable]) == (0, [])
         assert (module.users, module.running) == (0, 0)
 
+    def test_addresses_and_mappings_are_those_of_instances_and_of_loaded_code(self) -> None:
+        """Booked as what each reserves now; an instance that goes takes its own with it."""
+        ledger, module = Ledger(STACK), Module("m", 100, 3)
+        instance = instance_of(function_of(module))
+        ledger.enter(instance.entry.function)
+        assert (ledger.address_space, ledger.mappings) == (100, 3)
+        ledger.reserve(instance, 1000, 5)
+        ledger.reserve(instance, 1500, 7)
+        assert (ledger.address_space, ledger.mappings) == (1600, 10)
+        ledger.suspend(instance)
+        ledger.resume(instance)
+        assert (ledger.address_space, ledger.mappings) == (1600, 10)
+        assert ledger.leave_running(instance)
+        assert (ledger.address_space, ledger.mappings) == (0, 0)
+
     def test_a_module_is_unloaded_with_the_last_that_uses_it(self) -> None:
         """Loaded once however many use it; `leave` says when its code is to go."""
         ledger, module = Ledger(STACK), Module("m", 100)
@@ -137,9 +152,9 @@ class TestLedger:
         assert [ledger.enter(one) for one in (function, other, other)] == [True, False, False]
         assert (ledger.used, ledger.running_size) == (130, 60)
         ledger.suspend(idle)
-        assert not ledger.leave_running(other)
+        assert not ledger.leave_running(instance_of(other))
         assert (ledger.evictable_code, ledger.running_size) == (0, 5), "one still runs"
-        assert not ledger.leave_running(other)
+        assert not ledger.leave_running(instance_of(other))
         assert ledger.evictable_code == 100
         assert ledger.leave_idle(idle)
         assert (ledger.used, ledger.evictable_code, ledger.running_size) == (0, 0, 0)

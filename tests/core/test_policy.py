@@ -138,7 +138,7 @@ def test_room_that_only_the_waiter_itself_holds_is_a_deadlock() -> None:
     small = bench.function("small", code=1)
     idle = bench.idle(small)
     lease = bench.lease(outer)
-    with pytest.raises(DeadlockError, match="room for code, stack and memory"):
+    with pytest.raises(DeadlockError, match="room for code, stack, memory and addresses"):
         bench.acquire(inner)
     assert idle.state is State.IDLE
     assert not bench.policy.room
@@ -174,7 +174,7 @@ def test_a_deadlock_that_a_release_leaves_is_broken_at_the_holder() -> None:
     assert step.woken == [nested]
     assert (nested.stage, first.stage) == (Stage.ENDED, Stage.ROOM)
     assert isinstance(nested.error, DeadlockError)
-    assert nested.error.chain == ("anna waits for room for code, stack and memory",)
+    assert nested.error.chain == ("anna waits for room for code, stack, memory and addresses",)
     assert step.evicted == []
 
     assert bench.recycle(held).woken == [first]

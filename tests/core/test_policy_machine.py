@@ -25,7 +25,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from trio_wasmcache._core.config import CacheConfig, KiB
+from trio_wasmcache._core.config import CacheConfig, KiB, SystemLimits
 from trio_wasmcache._core.errors import WasmCacheError
 from trio_wasmcache._core.events import Evicted, Reason
 from trio_wasmcache._core.keys import FunctionKey
@@ -53,6 +53,7 @@ LIMITS = st.fixed_dictionaries(
         "max_instances": st.integers(1, 9),
         "max_code": st.integers(4, 12),
         "max_running": st.sampled_from([None, 4, 6, 10]),
+        "max_space": st.sampled_from([None, None, 9, 12, 20]),
         "idle_timeout": st.sampled_from([2.0, 5.0, 1000.0]),
     }
 )
@@ -70,13 +71,14 @@ PICK = st.integers(0, 11)
 
 
 def config_of(limits: Limits) -> CacheConfig:
-    most = limits["max_running"]
+    most, space = limits["max_running"], limits["max_space"]
     return CacheConfig(
         max_size=int(limits["max_size"]),
         max_instance_size=int(limits["max_instance_size"]),
         max_instances=int(limits["max_instances"]),
         max_code_size=int(limits["max_code"]) * UNIT,
         max_running_size=None if most is None else int(most),
+        max_address_space=None if space is None else int(space) * UNIT,
         idle_timeout=limits["idle_timeout"],
         stack_size=UNIT,
     )
@@ -99,9 +101,9 @@ def snapshot(policy: Policy) -> list[object]:
         *([*policy.room], dict(policy.waits.waiting), [*policy.waits.held]),
         *(ledger.total_size, ledger.code_size, ledger.stacks, ledger.idle, ledger.running),
         *(ledger.loaded_modules, [*ledger.evictable], ledger.evictable_code),
-        ledger.running_size,
+        *(ledger.running_size, ledger.address_space, ledger.mappings),
         *([*residents.lru], dict(residents.evictions), entries),
-        [it.seat for it in residents.lru],
+        [(it.seat, it.address_space, it.mappings) for it in residents.lru],
         {(module.digest, module.users, module.running, *module.idle) for module in modules},
         {(id(f), f.retired, f.warned_oversized, *map(id, f.entries.values())) for f in functions},
         {(id(r), r.stage, r.error) for entry in residents.entries for r in entry.claims},
@@ -127,11 +129,14 @@ class PolicyMachine(RuleBasedStateMachine):
         limits=LIMITS,
         codes=st.lists(st.integers(1, 4), min_size=4, max_size=4),
         concurrency=st.integers(2, 3),
+        mappings=st.sampled_from([None, None, 8, 12]),
     )
-    def open(self, limits: Limits, codes: list[int], concurrency: int) -> None:
-        self.policy = Policy(config_of(limits))
-        self.model = Model(stack=1, **limits)  # type: ignore[arg-type]
-        self.modules = [Module(f"m{number}", code * UNIT) for number, code in enumerate(codes)]
+    def open(
+        self, limits: Limits, codes: list[int], concurrency: int, mappings: int | None
+    ) -> None:
+        self.policy = Policy(config_of(limits), SystemLimits(mappings=mappings))
+        self.model = Model(stack=1, max_mappings=mappings, **limits)  # type: ignore[arg-type]
+        self.modules = [Module(f"m{number}", code * UNIT, 1) for number, code in enumerate(codes)]
         for _ in range(2):
             self.open_group()
         for number in range(3):
@@ -231,24 +236,42 @@ class PolicyMachine(RuleBasedStateMachine):
     def recycle_corrupted(self, pick: int, size: int) -> None:
         self.give_back(pick, size, Reason.CORRUPTED)
 
-    def give_back(self, pick: int, size: int, drop: Reason | None, seat: bool = False) -> None:
+    @precondition(lambda self: self.at("granted"))
+    @rule(pick=PICK, size=SIZES, grown=st.integers(1, 4))
+    def recycle_grown(self, pick: int, size: int, grown: int) -> None:
+        """It reserves more than it did when it was granted."""
+        self.give_back(pick, size, None, grown=grown)
+
+    @rule(space=st.integers(0, 9), mappings=st.integers(1, 9))
+    def relieve(self, space: int, mappings: int) -> None:
+        """The system refuses memory for a load."""
+        self.compare(
+            lambda: self.policy.relieve(space * UNIT, mappings, self.now),
+            lambda: self.model.relieve(space, mappings),
+        )
+
+    def give_back(
+        self, pick: int, size: int, drop: Reason | None, seat: bool = False, grown: int = 0
+    ) -> None:
         ours, theirs = self.choose(pick, "granted")
 
         def act() -> Step | None:
             assert theirs.instance is not None
-            short = self.short and not (drop or seat) and theirs.instance.request is theirs
+            instance = theirs.instance
+            short = self.short and not (drop or seat or grown) and instance.request is theirs
             if short:
                 before = snapshot(self.policy)
                 if self.policy.rest(theirs, size, self.now):
                     return None
                 assert snapshot(self.policy) == before, "refused, and changed something"
-            step = self.policy.recycle(theirs, size, self.now, drop, seat)
+            more = instance.address_space + grown * UNIT, instance.mappings + grown
+            step = self.policy.recycle(theirs, size, self.now, drop, seat, more)
             assert step is not None or not short, "a plain recycle was refused"
             return step
 
         self.compare(
             act,
-            lambda: self.model.recycle(ours, size, self.now, drop and drop.value, seat),
+            lambda: self.model.recycle(ours, size, self.now, drop and drop.value, seat, grown),
         )
 
     # -- what time and the application do
@@ -302,9 +325,17 @@ class PolicyMachine(RuleBasedStateMachine):
             record.code_size // UNIT,
             concurrency,
             worst=1 + module % 4,
+            space=module % 5,
+            mappings=1 + module % 3,
         )
         self.functions[ours] = FunctionRecord(
-            FunctionKey(label, ("i64",)), self.labels[label], record, concurrency, ours.worst
+            FunctionKey(label, ("i64",)),
+            self.labels[label],
+            record,
+            concurrency,
+            ours.worst,
+            ours.space * UNIT,
+            ours.mappings,
         )
         return ours
 
@@ -384,7 +415,7 @@ class PolicyMachine(RuleBasedStateMachine):
         assert not (residents.entries or residents.lru or self.policy.room)
         assert not (self.policy.waits.waiting or self.policy.waits.held)
         assert (ledger.total_size, ledger.used, ledger.idle, ledger.running) == (0, 0, 0, 0)
-        assert ledger.running_size == 0
+        assert (ledger.running_size, ledger.address_space, ledger.mappings) == (0, 0, 0)
         assert (ledger.loaded_modules, ledger.evictable_code, len(ledger.evictable)) == (0, 0, 0)
         assert all((it.users, it.running, it.instances) == (0, 0, {}) for it in self.modules)
         assert not any(it.entries for it in self.functions.values())
@@ -462,6 +493,12 @@ class PolicyMachine(RuleBasedStateMachine):
         assert ledger.code_size == sum(model.code().values()) * UNIT
         assert ledger.stacks == len(model.busy()) * UNIT
         assert ledger.running_size == model.running_size()
+        space, mappings = model.reserved()
+        assert (ledger.address_space, ledger.mappings) == (space * UNIT, mappings)
+        reserves = [(it.space * UNIT, it.mappings) for it in model.idle()]
+        lru = self.policy.residents.lru
+        assert [(it.address_space, it.mappings) for it in lru] == reserves
+        assert all(it == (0, 0) for it, one in zip(reserves, lru, strict=True) if one.seat)
         spare = model.max_code - sum(model.code().values())
         assert ledger.most_running == spare // model.stack
         assert (ledger.idle, ledger.running) == (len(model.idle()), len(model.busy()))
@@ -471,11 +508,18 @@ class PolicyMachine(RuleBasedStateMachine):
         idle = [(it.number, it.seat) for it in model.idle()]
         assert [(it.number, it.seat) for it in self.policy.residents.lru] == idle
         assert self.policy.residents.crowded is (
-            len(model.instances) > model.max_instances or model.used() > model.max_code
+            len(model.instances) > model.max_instances
+            or model.used() > model.max_code
+            or not model.may_reserve(*model.reserved())
         )
         assert self.policy.residents.shrunk or not self.policy.residents.crowded
         if self.policy.residents.crowded:
-            assert not model.idle_modules()
+            if len(model.instances) > model.max_instances:
+                assert not model.idle()
+            if model.used() > model.max_code:
+                assert not model.idle_modules()
+            if not model.may_reserve(*model.reserved()):
+                assert not model.space_victims(None)
         for module in self.modules:
             of_it = [it for it in model.instances if it.module == module.digest]
             busy = [it for it in of_it if it.state != "idle"]
@@ -560,6 +604,7 @@ def draw_limits(random: Random, wide: bool = False) -> Limits:
         "max_code": random.randint(9, 20) if wide else random.randint(4, 12),
         "max_running": random.choice([None, None, 8, 12, 20] if wide else [None, 3, 4, 6, 10]),
         "idle_timeout": random.choice([2.0, 20.0, 1000.0]),
+        "max_space": random.choice([None, None, 14, 20, 30] if wide else [None, 9, 12, 18]),
     }
 
 
@@ -569,7 +614,12 @@ def test_the_policy_agrees_with_the_model_on_a_long_walk(seed: int) -> None:
     random = Random(seed)
     machine = PolicyMachine()
     pick = partial(random.randrange, 1000)
-    machine.open(draw_limits(random, True), [random.randint(1, 4) for _ in "1234"], 2)
+    machine.open(
+        draw_limits(random, True),
+        [random.randint(1, 4) for _ in "1234"],
+        2,
+        random.choice([None, 12, 20]),
+    )
     weights = {
         lambda: machine.acquire(pick(), pick(), pick()): 20,
         lambda: machine.acquire_and_load(pick(), pick(), pick()): 10,
@@ -580,6 +630,8 @@ def test_the_policy_agrees_with_the_model_on_a_long_walk(seed: int) -> None:
         lambda: machine.at("queued", "room") and machine.cancel(pick()): 6,
         lambda: machine.at("granted") and machine.recycle(pick(), pick() % 60, pick() % 3 == 0): 40,
         lambda: machine.at("granted") and machine.recycle_corrupted(pick(), 9): 3,
+        lambda: machine.at("granted") and machine.recycle_grown(pick(), 9, 1 + pick() % 4): 3,
+        lambda: machine.relieve(pick() % 6, 1 + pick() % 6): 1,
         lambda: machine.advance(random.choice([0.1, 0.1, 1.0])): 6,
         lambda: machine.live_functions()[4:] or machine.register(pick(), 1 + pick() % 3): 6,
         lambda: machine.live_functions()[1:] and machine.remove(pick()): 1,

@@ -125,7 +125,7 @@ def test_who_holds_what_it_waits_for_is_told_at_once() -> None:
     lease = bench.lease(bench.function("f", worst=6), "anna")
     with pytest.raises(DeadlockError) as caught:
         bench.acquire(bench.function("g", worst=6), "anna")
-    assert caught.value.chain == ("anna waits for room for code, stack and memory",)
+    assert caught.value.chain == ("anna waits for room for code, stack, memory and addresses",)
     bench.recycle(lease)
     assert bench.acquire(bench.function("g", worst=6), "anna").stage is Stage.LOADING
 

@@ -112,7 +112,7 @@ def test_a_wait_that_is_refused_does_not_begin() -> None:
     waits.held[request] = None
     for resource, words in (
         (request.entry, "an instance of f(i64) in group 'main'"),
-        (ROOM, "room for code, stack and memory"),
+        (ROOM, "room for code, stack, memory and addresses"),
     ):
         with pytest.raises(DeadlockError) as caught:
             waits.begin(task, resource)

@@ -123,6 +123,20 @@ GUESTS = [
         Refused(ModuleTooLargeError, "10000 memories, more than 100"),
     ),
     Guest(
+        "a hundred empty memories",
+        "the address space: 4 GiB for each, in an instance that counts 64 KiB",
+        lambda: module(memories=[Limits(0)] * 100),
+        Gives(7),
+        at_once=400,
+    ),
+    Guest(
+        "sixty memories of a page",
+        "the kernel's table of mappings: three for each",
+        lambda: module(memories=[Limits(1)] * 60),
+        Gives(7),
+        at_once=100,
+    ),
+    Guest(
         "an instance bomb",
         "the memory of the process: thirty instances of 4 MiB",
         function("(i64.extend_i32_u (memory.size))", f"{FILL} (start $grow)"),

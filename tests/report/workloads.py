@@ -262,6 +262,8 @@ class _Run:
             _trap if function.traps else _same,
             memory_pages=function.pages,
             code_size=function.code_size,
+            address_space=function.pages * PAGE,
+            mappings=1 + function.pages % 3,
             grow_pages=int(function.grows),
             host_imports=[("env", "ask")] if function.asks else [],
         )
@@ -477,6 +479,7 @@ def draw_limits(random: Random) -> tuple[tuple[str, Any], ...]:
         ("idle_timeout", random.choice([0.3, 1.0, 100.0])),
         # Each may touch a little more than 16 MiB: two, or three, or as many as may be.
         ("max_running_size", random.choice([None, 35 * MiB, 60 * MiB])),
+        ("max_address_space", random.choice([None, 12 * PAGE, 20 * PAGE])),
     )
 
 

@@ -150,10 +150,15 @@ def worst_size(info: ModuleInfo, edits: Edits) -> int:
     All memories and tables, as large as they may become; the scratches of batches; and one page.
     """
     pages = _maxima(info.memories, edits.memory_maxima, edits.memory_limit // WASM_PAGE)
-    tables = [table.limits for table in info.tables]
-    elements = _maxima(tables, edits.table_maxima, edits.table_limit)
+    elements = table_elements(info, edits)
     rest = WASM_PAGE + SCRATCHES * SCRATCH_LIMIT
     return pages * WASM_PAGE + elements * TABLE_ELEMENT_SIZE + rest
+
+
+def table_elements(info: ModuleInfo, edits: Edits) -> int:
+    """Return how many elements all tables of an instance may have together."""
+    tables = [table.limits for table in info.tables]
+    return _maxima(tables, edits.table_maxima, edits.table_limit)
 
 
 def _maxima(declared: Sequence[Limits], edited: Sequence[int | None], limit: int) -> int:

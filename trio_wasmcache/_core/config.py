@@ -90,6 +90,21 @@ def bad_shares(value: object) -> str | None:
 
 
 @frozen(kw_only=True)
+class SystemLimits:
+    """What a cache may take of what the system allows the process; None: no limit is known."""
+
+    address_space: int | None = None
+    """Bytes of addresses, where `max_address_space` does not say."""
+    mappings: int | None = None
+    """Memory mappings, as the kernel counts them."""
+
+    def max_address_space(self, config: CacheConfig) -> int | None:
+        """Return the limit in force under `config` (bytes), or None."""
+        said = config.max_address_space
+        return self.address_space if said is None else said
+
+
+@frozen(kw_only=True)
 class CacheConfig:
     """Limits of an `InstanceCache`. All sizes are bytes, all times seconds.
 
@@ -105,13 +120,18 @@ class CacheConfig:
     max_instance_size: int = field(default=8 * MiB, metadata=_whole(0))
     """An instance larger than this is not kept when its lease ends."""
     max_instances: int = field(default=4096, metadata=_whole(1, 16384))
-    """Idle and running instances, at most. The kernel's limit on memory mappings
-    (`vm.max_map_count`) ends a process near 21,000, hence the ceiling."""
+    """Idle and running instances, at most. With the kernel's usual limit on memory mappings
+    (`vm.max_map_count`, of which a cache takes three quarters) there is room for about 9,800 that
+    have one memory each."""
     max_code_size: int = field(default=40 * MiB, metadata=_whole(1))
     """Machine code of loaded modules and stacks of running instances together."""
     max_running_size: int | None = field(default=None, metadata=_whole_or_none(1))
     """Running instances together, each counted with the most that it may touch under its limits
     (`Function.worst_size`), at most; who would exceed it waits. None: no limit."""
+    max_address_space: int | None = field(default=None, metadata=_whole_or_none(1))
+    """Addresses that instances and loaded code reserve together, at most: some 4 GiB for each
+    memory of an instance, however little of it is used. None: three quarters of what the system
+    allows (the smaller of `RLIMIT_AS` and 2^47 bytes)."""
     idle_timeout: float = field(default=5.0, metadata=_seconds(zero=False, infinite=True))
     """An instance unused for this long is evicted; `math.inf` keeps it."""
     memory_limit: int = field(default=16 * MiB, metadata=_whole(0))

@@ -73,7 +73,10 @@ class LoadError(WasmCacheError):
 class CodeMemoryError(WasmCacheError):
     """The function could not run even in an otherwise empty cache.
 
-    Its code and stack exceed `max_code_size`, or what its instance may touch `max_running_size`.
+    Its code and stack exceed `max_code_size`, what its instance may touch `max_running_size`, or
+    what it reserves `max_address_space` or the mappings that the kernel allows. Also if the system
+    has no memory or addresses left for it once everything idle is evicted: that is the host's lack,
+    not the guest's fault.
     """
 
 

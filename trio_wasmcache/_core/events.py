@@ -34,6 +34,7 @@ class Reason(enum.Enum):
     REMOVED = "removed"
     GROUP_CLOSED = "group_closed"
     CLOSED = "closed"
+    ADDRESS_SPACE = "address_space"
 
 
 def _finite(seconds: float | None) -> float | None:
@@ -83,6 +84,10 @@ class Opened(Event):
     """None: a log from before there was one."""
     idle_timeout_seconds: float | None = field(converter=_finite)
     """None: for ever."""
+    max_address_space_bytes: int | None = None
+    """None: no limit."""
+    max_mappings: int | None = None
+    """What the kernel's limit on mappings leaves this cache; None: no limit."""
     stack_size_bytes: int
     memory_limit_bytes: int
     table_limit_elements: int
@@ -106,6 +111,8 @@ class Resized(Event):
     """None: a log from before there was one."""
     idle_timeout_seconds: float | None = field(converter=_finite)
     """None: for ever."""
+    max_address_space_bytes: int | None = None
+    """None: no limit."""
 
 
 @frozen(kw_only=True)
@@ -160,6 +167,12 @@ class Registered(Event):
     concurrency: int
     worst_size_bytes: int
     """What one instance may touch at most; counted against `max_running_size`."""
+    address_space_bytes: int
+    """Addresses that one instance reserves; counted against `max_address_space`."""
+    mappings: int
+    """Memory mappings of one instance."""
+    module_mappings: int
+    """Memory mappings of the code, while it is loaded."""
     isolation: str
     isolation_verdict: str
 
@@ -172,6 +185,27 @@ class Removed(Event):
     function: str
     arg_types: str
     generation: int
+
+
+@frozen(kw_only=True)
+class Refused(Event):
+    """The system gave no memory, addresses or mappings for a function: idle instances go for it.
+
+    The evictions follow, reserving at least so much together if there was so much to evict. Then
+    it is tried again.
+    """
+
+    name = "wasmcache.refused"
+    function: str
+    arg_types: str
+    address_space_bytes: int
+    mappings: int
+    error_message: str
+    """What the system said."""
+
+    @property
+    def level(self) -> str:
+        return "warning"
 
 
 @frozen(kw_only=True)
@@ -340,6 +374,10 @@ class Recycled(Use):
     seat: bool
     """Whether its instance was closed, and left a seat."""
     kept: bool
+    address_space_bytes: int
+    """Addresses that its instance reserves now."""
+    mappings: int
+    """Memory mappings of its instance now."""
     total_size_bytes: int
     code_size_bytes: int
 
@@ -365,6 +403,7 @@ EVENTS: tuple[type[Event], ...] = (
     GroupClosed,
     Registered,
     Removed,
+    Refused,
     Loaded,
     Failed,
     Evicted,

@@ -48,6 +48,15 @@ def obstacle(info: ModuleInfo, starts: bool, given: Collection[tuple[str, str]])
     return None
 
 
+def hides_globals(info: ModuleInfo) -> bool:
+    """Return whether the module has mutable globals that are not exported.
+
+    Preparing it to be reset exports them: its code is another then.
+    """
+    exported = {export.index for export in info.exports if export.kind == "global"}
+    return any(one.mutable and number not in exported for number, one in enumerate(info.globals))
+
+
 def verdict(isolation: str, why_not: str | None) -> str:
     """What becomes of what a lease leaves behind, in one sentence.
 

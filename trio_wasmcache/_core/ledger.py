@@ -1,12 +1,15 @@
 """The book of bytes: what idle instances, loaded code and running stacks add up to.
 
 It only counts. Who goes when a sum is too large is decided in `policy`; the order of last use is
-in `lru`. Three sums are kept, each with its own limit:
+in `lru`. These sums are kept, each with its own limit:
 
 - `total_size`: idle instances, as large as they are;
 - `running_size`: instances that are loading or running, as large as they may become;
 - `code_size` + `stacks`: code of loaded modules, whatever uses them, and one stack for each
-  instance that is loading or running.
+  instance that is loading or running;
+- `address_space` and `mappings`: what instances and loaded code reserve of the process's addresses
+  and of the kernel's table of mappings. An idle instance reserves as much as a running one, so a
+  hit does not change them.
 
 `evictable` holds the modules whose code would go if their idle instances went, least recently
 used first, and `evictable_code` is their sum, so that "can room be made at all?" is one
@@ -33,6 +36,8 @@ class Ledger:
     total_size: int = 0
     running_size: int = 0
     code_size: int = 0
+    address_space: int = 0
+    mappings: int = 0
     instances: int = 0
     running: int = 0
     """Of the instances; loading ones included."""
@@ -74,12 +79,20 @@ class Ledger:
         first = module.users == 0
         if first:
             self.code_size += module.code_size
+            self.address_space += module.code_size
+            self.mappings += module.mappings
             self._reckon()
             self.loaded_modules += 1
         self._start(function)
         module.users += 1
         self.instances += 1
         return first
+
+    def reserve(self, instance: Instance, address_space: int, mappings: int) -> None:
+        """Note that an instance reserves so much from now on, whatever it did."""
+        self.address_space += address_space - instance.address_space
+        self.mappings += mappings - instance.mappings
+        instance.address_space, instance.mappings = address_space, mappings
 
     def resume(self, instance: Instance) -> None:
         """An idle instance runs."""
@@ -91,9 +104,11 @@ class Ledger:
         self.total_size += instance.size
         self._stop(instance.entry.function)
 
-    def leave_running(self, function: FunctionRecord) -> bool:
+    def leave_running(self, instance: Instance) -> bool:
         """A loading or running instance goes; True if its module is to be unloaded."""
+        function = instance.entry.function
         module = function.module
+        self.reserve(instance, 0, 0)
         module.users -= 1
         self.instances -= 1
         self._stop(function)
@@ -103,6 +118,7 @@ class Ledger:
         """An idle instance goes; True if its module is to be unloaded."""
         module = instance.entry.function.module
         self.total_size -= instance.size
+        self.reserve(instance, 0, 0)
         module.users -= 1
         self.instances -= 1
         return self._left(module)
@@ -131,6 +147,8 @@ class Ledger:
         if module.users:
             return False
         self.code_size -= module.code_size
+        self.address_space -= module.code_size
+        self.mappings -= module.mappings
         self._reckon()
         self.loaded_modules -= 1
         if module in self.evictable:

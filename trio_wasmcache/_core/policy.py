@@ -36,7 +36,7 @@ from typing import Any
 
 from attrs import Factory, define
 
-from .config import CacheConfig
+from .config import CacheConfig, SystemLimits
 from .errors import CodeMemoryError, DeadlockError, UnknownFunctionError
 from .events import Reason
 from .records import (
@@ -62,7 +62,10 @@ class Policy:
     """Decides for one cache. Its clock is the `now` (seconds) that it is given."""
 
     config: CacheConfig
-    residents: Residents = Factory(lambda self: Residents(self.config), takes_self=True)
+    system: SystemLimits = Factory(SystemLimits)
+    residents: Residents = Factory(
+        lambda self: Residents(self.config, self.system), takes_self=True
+    )
     room: deque[Request] = Factory(deque)
     """Who waits for room, in order."""
     waits: Waits = Factory(Waits)
@@ -328,18 +331,21 @@ class Policy:
         now: float,
         drop: Reason | None = None,
         seat: bool = False,
+        reserved: tuple[int, int] | None = None,
     ) -> Step | None:
         """The lease ended; `size` is what its instance may touch now (bytes).
 
         With `drop` the instance goes for that reason. Otherwise it stays if it may, and the least
         recently used go until it fits. With `seat` it is closed already, and a seat stays, of that
-        size.
+        size. `reserved` is what the instance reserves now (bytes of addresses, mappings), where
+        that has changed.
         """
         instance = _instance(request, GRANTED)
         entry = instance.entry
         residents, config = self.residents, self.config
         if seat:
             instance.seat, instance.ready = True, None
+            residents.ledger.reserve(instance, 0, 0)
         if not request.warm:
             instance.uses += 1
             entry.uses.add(HOLDS, int((now - request.since) * 1e6))
@@ -351,13 +357,18 @@ class Policy:
         elif drop is None and size > config.max_size:
             drop, limit = Reason.SIZE, config.max_size
         result = None
-        if drop is not None:
+        booked = instance.address_space, instance.mappings
+        if drop is None and not seat and reserved not in (None, booked):
             result = Step()
+            if not residents.reserve(instance, reserved, now, result):
+                drop = Reason.ADDRESS_SPACE
+        if drop is not None:
+            result = result or Step()
             instance.size = size
             residents.drop(instance, drop, now, result, limit)
         else:
             if residents.ledger.total_size + size > config.max_size:
-                result = Step()
+                result = result or Step()
                 residents.shrink(config.max_size - size, now, result)
             # One that was loaded to be warm never ran.
             action = Action.WARMED if instance.state is LOADING else RECYCLE
@@ -366,6 +377,19 @@ class Policy:
         if entry.waiting or self.room or drop is not None or residents.shrunk:
             result = result or Step()
             self._pump(entry, now, result)
+        return result
+
+    def relieve(self, address_space: int, mappings: int, now: float) -> Step | None:
+        """Evict idle instances, as the system gave no memory, addresses or mappings for a load.
+
+        They go least recently used first, until they have reserved that many bytes of addresses
+        and that many mappings together. None: nothing idle is left that could help.
+        """
+        result = Step()
+        self.residents.relieve(address_space, mappings, now, result)
+        if not result.evicted:
+            return None
+        self._pump_room(now, result)
         return result
 
     # -- time
@@ -482,9 +506,10 @@ class Policy:
         hit = bool(entry.idle)
         if request.warm and entry.live < entry.function.concurrency:
             hit = False
-        if not self.residents.make_room(entry.function, not hit, now, result):
+        seat = hit and entry.idle[-1].seat
+        if not self.residents.make_room(entry.function, not hit, now, result, seat):
             return False
-        if hit and not entry.idle[-1].seat:
+        if hit and not seat:
             self._grant(request, now)
         else:
             residents = self.residents
@@ -706,6 +731,7 @@ class Policy:
     def _put_back(self, seat: Instance, now: float, result: Step) -> None:
         """Nothing could be loaded on `seat`: it stays as if it had just been left, if it may."""
         config, limit = self.config, None
+        self.residents.ledger.reserve(seat, 0, 0)
         reason = self._unwanted(seat.entry)
         if reason is None and seat.size > config.max_instance_size:
             reason, limit = Reason.OVERSIZED, config.max_instance_size

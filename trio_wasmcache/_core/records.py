@@ -23,6 +23,8 @@ class Module:
 
     digest: str
     code_size: int
+    mappings: int = 0
+    """Memory mappings of the code, while it is loaded."""
     users: int = 0
     """Instances and seats of it, whatever their state."""
     running: int = 0
@@ -51,6 +53,10 @@ class FunctionRecord:
     concurrency: int = 1
     worst_size: int = 0
     """What one instance of it may touch at most (bytes)."""
+    address_space: int = 0
+    """Addresses that a new instance of it reserves (bytes)."""
+    mappings: int = 0
+    """Memory mappings of a new instance of it."""
     retired: bool = False
     successor: FunctionRecord | None = None
     entries: dict[GroupRecord, Entry] = Factory(dict)
@@ -123,6 +129,10 @@ class Instance:
     created_at: float
     state: State = State.ABSENT
     size: int = 0
+    address_space: int = 0
+    """Addresses that it reserves (bytes); a seat reserves none. The ledger changes it."""
+    mappings: int = 0
+    """Its memory mappings. The ledger changes it."""
     last_used: float = 0.0
     rested: int = 0
     """Its place among all that ever became idle: who did first has the lower one."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from attrs import Factory, define
 
-from .config import CacheConfig
+from .config import CacheConfig, SystemLimits
 from .errors import CodeMemoryError
 from .events import Evicted, Reason
 from .keys import FunctionKey
@@ -46,6 +46,7 @@ class Residents:
     """The instances of one cache."""
 
     config: CacheConfig
+    system: SystemLimits = Factory(SystemLimits)
     ledger: Ledger = Factory(
         lambda self: Ledger(self.config.stack_size, self.config.max_code_size), takes_self=True
     )
@@ -53,8 +54,14 @@ class Residents:
     evictions: dict[Reason, int] = Factory(lambda: dict.fromkeys(Reason, 0))
     entries: dict[Entry, None] = Factory(dict)
     book: UseBook = Factory(UseBook)
-    running_limit: int = Factory(lambda self: _limit(self.config), takes_self=True)
+    running_limit: int = Factory(
+        lambda self: _number(self.config.max_running_size), takes_self=True
+    )
     """`max_running_size`, as a number."""
+    space_limit: int = Factory(lambda self: self._space_limit(), takes_self=True)
+    """`max_address_space` (bytes), as a number."""
+    mapping_limit: int = Factory(lambda self: _number(self.system.mappings), takes_self=True)
+    """Mappings that instances and code may have together."""
     shrunk: bool = False
     """Whether it may be `crowded`: only `resize` can make it so, and `trim` looks again."""
     _parked: dict[tuple[FunctionRecord, GroupRecord], Entry] = Factory(dict)
@@ -140,6 +147,7 @@ class Residents:
         instance = Instance(self._numbers, entry, now)
         instance.state = step(instance.state, Action.LOAD)
         instance.loads_module = self.ledger.enter(entry.function)
+        self.ledger.reserve(instance, entry.function.address_space, entry.function.mappings)
         entry.function.module.instances[instance] = None
         entry.live += 1
         return instance
@@ -161,6 +169,7 @@ class Residents:
         entry.idle.pop()
         self.lru.remove(instance)
         self.ledger.resume(instance)
+        self.ledger.reserve(instance, entry.function.address_space, entry.function.mappings)
         instance.state = state
         instance.loads_module = False
         return instance
@@ -238,7 +247,8 @@ class Residents:
     def resize(self, config: CacheConfig, now: float, result: Step) -> None:
         """Under smaller limits, what no longer fits goes."""
         self.config = config
-        self.running_limit = _limit(config)
+        self.running_limit = _number(config.max_running_size)
+        self.space_limit = self._space_limit()
         self.ledger.limit_code(config.max_code_size)
         limit = config.max_instance_size
         for instance in [instance for instance in self.lru if instance.size > limit]:
@@ -253,10 +263,17 @@ class Residents:
         return (
             ledger.idle + ledger.running > config.max_instances
             or ledger.code_size + ledger.stacks > config.max_code_size
+            or self.overbooked
         )
 
+    @property
+    def overbooked(self) -> bool:
+        """Whether more addresses or mappings are reserved than the limits allow."""
+        ledger = self.ledger
+        return ledger.address_space > self.space_limit or ledger.mappings > self.mapping_limit
+
     def trim(self, now: float, result: Step) -> None:
-        """Of what is too much by count or by code, all goes that may go."""
+        """Evict what is too much by count, by code or by addresses, as far as it is idle."""
         ledger, config = self.ledger, self.config
         while ledger.idle + ledger.running > config.max_instances:
             if (oldest := self.lru.oldest()) is None:
@@ -266,9 +283,11 @@ class Residents:
             if (module := ledger.evictable.oldest()) is None:
                 break
             self.evict_module(module, Reason.CODE, now, result)
+        while self.overbooked and (victim := self._space_victim()) is not None:
+            self.evict(victim, Reason.ADDRESS_SPACE, now, result)
         self.shrunk = self.crowded
 
-    # -- room to run: for code, for a stack, and for what the instance may touch
+    # -- room to run: for code, for a stack, for what the instance may touch and what it reserves
 
     def check_fits(self, function: FunctionRecord) -> None:
         """`CodeMemoryError` if an instance of `function` needs more than an empty cache has."""
@@ -285,8 +304,29 @@ class Residents:
                 f"{stack_size} of stack), but max_code_size is {self.config.max_code_size}: "
                 "raise it, or split the module"
             )
+        space = function.address_space + code_size
+        if space > self.space_limit:
+            raise CodeMemoryError(
+                f"{function.key} reserves {space} bytes of addresses, but max_address_space is "
+                f"{self.space_limit}: raise it (or the process's RLIMIT_AS), or build the module "
+                "with fewer memories"
+            )
+        mappings = function.mappings + function.module.mappings
+        if mappings > self.mapping_limit:
+            raise CodeMemoryError(
+                f"{function.key} needs {mappings} memory mappings, but the cache may have "
+                f"{self.mapping_limit}: raise the system's vm.max_map_count, or build the module "
+                "with fewer memories"
+            )
 
-    def make_room(self, function: FunctionRecord, another: bool, now: float, result: Step) -> bool:
+    def make_room(
+        self,
+        function: FunctionRecord,
+        another: bool,
+        now: float,
+        result: Step,
+        seat: bool = False,
+    ) -> bool:
         """Evict what must go for one more running instance of `function`.
 
         Looks first whether room can be made at all; if not, nothing changes and the answer is
@@ -296,6 +336,7 @@ class Residents:
 
         Args:
             another: it will be a new instance, which counts against `max_instances`.
+            seat: it will be loaded on a seat of its module.
         """
         ledger, limit, module = self.ledger, self.config.max_code_size, function.module
         if ledger.running_size + function.worst_size > self.running_limit:
@@ -309,22 +350,111 @@ class Residents:
         full = ledger.idle + ledger.running >= self.config.max_instances
         if another and full and not ledger.idle:
             return False
+        if (another or seat) and not self._space_for(function):
+            return False
         reason = Reason.STACK if module.users else Reason.CODE
         while ledger.used + needed > limit:
             oldest = next(other for other in ledger.evictable if other is not module)
             self.evict_module(oldest, reason, now, result)
+        while (another or seat) and max(self._missing(function)) > 0:
+            victim = self._space_victim(module)
+            assert victim is not None
+            self.evict(victim, Reason.ADDRESS_SPACE, now, result)
         # Last, as the code that went may have taken instances enough with it. If this one was the
         # last of `module`, that is unloaded and loaded again: as many bytes go as come.
         if another and ledger.idle + ledger.running >= self.config.max_instances:
             self.evict(next(iter(self.lru)), Reason.COUNT, now, result)
         return True
 
+    def reserve(
+        self, instance: Instance, reserved: tuple[int, int], now: float, result: Step
+    ) -> bool:
+        """Note what a running instance reserves now (bytes of addresses, mappings).
+
+        Idle instances are evicted for it, least recently used first. Returns False, and evicts
+        none, if there is too little to evict.
+        """
+        ledger = self.ledger
+        ledger.reserve(instance, *reserved)
+        if not self.overbooked:
+            return True
+        space, mappings = self._idle_space(None)
+        if (
+            ledger.address_space - space > self.space_limit
+            or ledger.mappings - mappings > self.mapping_limit
+        ):
+            return False
+        while self.overbooked and (victim := self._space_victim()) is not None:
+            self.evict(victim, Reason.ADDRESS_SPACE, now, result)
+        return True
+
+    def relieve(self, address_space: int, mappings: int, now: float, result: Step) -> None:
+        """Evict idle instances until so much less is reserved, or nothing more can go."""
+        ledger = self.ledger
+        space_target = ledger.address_space - address_space
+        mapping_target = ledger.mappings - mappings
+        while ledger.address_space > space_target or ledger.mappings > mapping_target:
+            if (victim := self._space_victim()) is None:
+                return
+            self.evict(victim, Reason.ADDRESS_SPACE, now, result)
+
+    def _space_limit(self) -> int:
+        return _number(self.system.max_address_space(self.config))
+
+    def _missing(self, function: FunctionRecord) -> tuple[int, int]:
+        """How many bytes of addresses and mappings are missing for an instance of `function`."""
+        ledger, module = self.ledger, function.module
+        space = ledger.address_space + function.address_space - self.space_limit
+        mappings = ledger.mappings + function.mappings - self.mapping_limit
+        if module.users == 0:
+            return space + module.code_size, mappings + module.mappings
+        return space, mappings
+
+    def _space_for(self, function: FunctionRecord) -> bool:
+        """Whether evicting idle instances can free what an instance of `function` reserves."""
+        missing = self._missing(function)
+        if max(missing) <= 0:
+            return True
+        idle = self._idle_space(function.module)
+        return missing[0] <= idle[0] and missing[1] <= idle[1]
+
+    def _idle_space(self, needed: Module | None) -> tuple[int, int]:
+        """Addresses (bytes) and mappings that would be free if all that is idle went.
+
+        The code of `needed` stays: what its going would free, its coming back takes again. Added
+        up where it is asked, which is rare: a sum kept at hand would have to be kept in each hit.
+        """
+        space = mappings = 0
+        for instance in self.lru:
+            space += instance.address_space
+            mappings += instance.mappings
+        for module in self.ledger.evictable:
+            if module is not needed:
+                space += module.code_size
+                mappings += module.mappings
+        return space, mappings
+
+    def _space_victim(self, needed: Module | None = None) -> Instance | None:
+        """The idle instance that goes next for addresses or mappings, if any is worth it.
+
+        The least recently used first; after all that reserve something, the seats that keep code
+        loaded which nothing else needs.
+        """
+        for instance in self.lru:
+            if not instance.seat:
+                return instance
+        for instance in self.lru:
+            module = instance.entry.function.module
+            if module.running == 0 and module is not needed:
+                return instance
+        return None
+
     # -- what it all comes down to
 
     def _leave_running(self, instance: Instance, result: Step) -> None:
         module = instance.entry.function.module
         del module.instances[instance]
-        if self.ledger.leave_running(instance.entry.function):
+        if self.ledger.leave_running(instance):
             result.unloaded.append(module)
         instance.entry.live -= 1
 
@@ -371,9 +501,9 @@ class Residents:
         result.evicted.append((instance, event))
 
 
-def _limit(config: CacheConfig) -> int:
+def _number(limit: int | None) -> int:
     # No infinity: to compare a whole number with a float takes three times as long.
-    return NO_LIMIT if config.max_running_size is None else config.max_running_size
+    return NO_LIMIT if limit is None else limit
 
 
 def _held(entry: Entry) -> int:

@@ -204,6 +204,14 @@ class CacheStats:
     """Code of loaded modules: one part of `code_size`."""
     stacks_size: int
     """Stacks of running instances: the other part."""
+    address_space: int
+    """Addresses that instances and loaded code reserve (bytes), used or not."""
+    max_address_space: int | None
+    """The limit of that: `max_address_space`, or what the system allows; None: not known."""
+    mappings: int
+    """Memory mappings of instances and loaded code, as the kernel counts them, at most."""
+    max_mappings: int | None
+    """The limit of that: three quarters of the kernel's; None: not known."""
     idle_stacks_size: int
     """What idle instances may keep of stacks that they once ran on: nobody can see how much."""
     artifact_size: int

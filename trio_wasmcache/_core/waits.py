@@ -21,7 +21,7 @@ from .records import Entry, GroupRecord, Request
 
 R = TypeVar("R", bound=Hashable)
 
-ROOM = "room for code, stack and memory"
+ROOM = "room for code, stack, memory and addresses"
 # What the message of a `DeadlockError` shows: waits of a long chain, characters of a task's name.
 FIRST_SHOWN, LAST_SHOWN, NAME_SHOWN = 4, 3, 100
 # Holds a token, is not known here, and so may give way at any time.

@@ -35,8 +35,9 @@ from typing import final
 
 from .._core.errors import CacheDirError, InvalidModuleError
 from . import native
+from .seam import NoMemoryError
 from .settings import new_config
-from .traps import take_error
+from .traps import is_no_memory, take_error
 
 # Folders within wasmtime's own: ``modules``, and one for each of its compilers.
 CODE_DEPTH = 2
@@ -54,7 +55,8 @@ def new_module(engine: int, wasm: bytes) -> int:
     made = c_void_p()
     problem = native.module_new(engine, wasm, len(wasm), byref(made))
     if problem:
-        raise InvalidModuleError(f"wasmtime can't compile it: {take_error(problem)}")
+        message = f"wasmtime can't compile it: {take_error(problem)}"
+        raise (NoMemoryError if is_no_memory(message) else InvalidModuleError)(message)
     return native.pointer_in(made)
 
 

@@ -12,7 +12,6 @@ import trio
 
 from .._core.config import WASM_PAGE
 from .._core.driver import Layout, Shape, layout
-from .._core.errors import LoadError
 from .._core.memory_driver import memory_layout
 from .._core.memory_shape import MemoryLayout, MemoryShape
 from .._core.wasm import FuncType
@@ -22,7 +21,7 @@ from .instance import WasmtimeInstance
 from .restore import discard
 from .seam import UnderWay
 from .text import to_wasm
-from .traps import take_error
+from .traps import load_error
 from .within import instantiate, part
 
 # Shapes of which the code is kept: each is a page or two of code.
@@ -46,7 +45,7 @@ class DriverCode:
         made = c_void_p()
         problem = native.module_new(engine, wasm, len(wasm), byref(made))
         if problem:
-            raise LoadError(f"wasmtime can't compile a driver for {shape}: {take_error(problem)}")
+            raise load_error(f"wasmtime can't compile a driver for {shape}", problem)
         self.module = native.pointer_in(made)
         self.engine: int = native.engine_clone(engine)
         # At the end of the process, the engines of others may be gone already.

@@ -14,10 +14,10 @@ from typing import cast, final
 import trio
 from attrs import evolve, frozen
 
-from .._core.admit import Edits
-from .._core.config import WASM_PAGE
+from .._core.admit import Edits, table_elements
+from .._core.config import WASM_PAGE, SystemLimits
 from .._core.driver import Shape
-from .._core.errors import InvalidModuleError, LinkError, LoadError
+from .._core.errors import InvalidModuleError, LinkError
 from .._core.memory_shape import MemoryShape
 from .._core.restorer import restorer
 from .._core.stats import ResidentBytes
@@ -32,12 +32,13 @@ from .drivers import DriverCode, Drivers
 from .function import Caller, Frame
 from .hosts import HostTable
 from .instance import Start, Tally, WasmtimeInstance
+from .reservations import IMAGE_MAPPINGS, instance_reservation, read_system_limits
 from .resident import Range, count_resident, find_stacks
 from .restore import RestorePlan, UnrestorableError, find_patches
 from .seam import Artifact, HostImport
 from .settings import new_config
 from .text import to_wasm
-from .traps import take_error
+from .traps import load_error, take_error
 
 # Compiling is one thread's work (on all cores, it would starve a small machine's event loop, and
 # never end in a forked process; `tests/bench/PROFILE.md` has more), and two at once, of which no
@@ -93,6 +94,7 @@ class WasmtimeEngine:
         self._code_cache = code_cache
         self._stack_size = stack_size
         self._tally = Tally()
+        self.system: SystemLimits = read_system_limits()
         self._compilers = CompileSlots(MAX_COMPILES)
         self._loaders = trio.CapacityLimiter(MAX_LOADS)
         self._texts = trio.CapacityLimiter(MAX_TEXTS)
@@ -123,7 +125,8 @@ class WasmtimeEngine:
 
         def work(engine: int) -> Artifact:
             make = functools.partial(build, engine, code_cache=code_cache)
-            return _compile(make if apart is None else apart.build, wasm, admit)
+            build_it = make if apart is None else apart.build
+            return _compile(build_it, wasm, admit, self._stack_size)
 
         return await self._in_compiler(work, turn)
 
@@ -225,6 +228,7 @@ class WasmtimeModule:
     ) -> None:
         self.tally = tally
         self.plan = _plan(artifact)
+        self.reserved: tuple[int, int] = (artifact.address_space, artifact.mappings)
         self.hosts = HostTable(hosts)
         self.restore: RestorePlan | None = artifact.restore
         self.restorer: int = 0
@@ -282,7 +286,7 @@ def _deserialize(engine: int, data: bytes) -> int:
     made = c_void_p()
     problem = native.module_deserialize(engine, data, len(data), byref(made))
     if problem:
-        raise LoadError(f"wasmtime would not load its own artifact: {take_error(problem)}")
+        raise load_error("wasmtime would not load its own artifact", problem)
     return native.pointer_in(made)
 
 
@@ -290,6 +294,7 @@ def _compile(
     make: Callable[[bytes], tuple[bytes, int]],
     wasm: bytes,
     admit: Callable[[ModuleInfo], Edits],
+    stack_size: int,
 ) -> Artifact:
     breathe = Breath()
     try:
@@ -304,7 +309,17 @@ def _compile(
     hidden = _hidden_exports(info, edits)
     if hidden:
         edited = add_exports(edited, read_module(edited, breathe, weigh=False), hidden)
-    return Artifact(*make(edited), info, edits)
+    data, code_size = make(edited)
+    space, mappings = instance_reservation(info, table_elements(info, edits), stack_size)
+    return Artifact(
+        data,
+        code_size,
+        info,
+        edits,
+        address_space=space,
+        mappings=mappings,
+        module_mappings=IMAGE_MAPPINGS,
+    )
 
 
 def build(engine: int, wasm: bytes, code_cache: CodeCache | None = None) -> tuple[bytes, int]:
@@ -329,16 +344,20 @@ def _prove(
     if made is not None:
         code, code_size = build(engine, made.wasm)
     plan = RestorePlan(code, made)
-    artifact = evolve(artifact, code_size=artifact.code_size + code_size, restore=plan)
-    module = WasmtimeModule(engine, artifact, hosts, Tally())
+    tried = evolve(
+        artifact,
+        code_size=artifact.code_size + code_size,
+        restore=plan,
+        module_mappings=artifact.module_mappings + (IMAGE_MAPPINGS if code else 0),
+    )
+    module = WasmtimeModule(engine, tried, hosts, Tally())
     try:
         patches = find_patches(module, artifact.info, initialize)
     except UnrestorableError as error:
-        size = artifact.code_size - code_size
-        return evolve(artifact, code_size=size, restore=None, obstacle=str(error))
+        return evolve(artifact, obstacle=str(error))
     finally:
         module.close()
-    return evolve(artifact, restore=evolve(plan, patches=patches))
+    return evolve(tried, restore=evolve(plan, patches=patches))
 
 
 def image_of(module: int) -> Range:

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, final
 from .._core.wasm import FuncType
 from . import native
 from .hosts import RAISED, check_headroom, take_raised
-from .seam import UNDER_WAY, InexactError
-from .traps import Ending
+from .seam import UNDER_WAY, InexactError, NoMemoryError
+from .traps import Ending, told_apart
 
 if TYPE_CHECKING:
     from .instance import WasmtimeInstance
@@ -185,7 +185,9 @@ class Frame(Ending):
                 done, future = future, 0
                 delete(done)
                 if trap or error:
-                    raise frame.take_error()
+                    refusal = told_apart(frame.take_error())
+                    ended = isinstance(refusal, NoMemoryError)  # it never began
+                    raise refusal
                 get_fuel(*function.where_left)
                 result = answer[at] if answer else frame.take()
                 ended = True

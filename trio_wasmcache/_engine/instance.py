@@ -24,8 +24,9 @@ from . import native
 from .function import WasmtimeFunction
 from .hosts import INSTANCES, RAISED, check_headroom, take_raised
 from .memory import InstanceMemory, SuspendedMemory
+from .reservations import MEMORY_SPACE, SCRATCH_MAPPINGS
 from .restore import Measure, Restoring
-from .traps import Ending, take_error
+from .traps import Ending, take_error, told_apart
 
 if TYPE_CHECKING:
     from .drivers import WasmtimeDriver
@@ -148,7 +149,7 @@ class WasmtimeInstance:
         start = self.end()
         assert isinstance(start, Start)
         if start.trap or start.error:
-            raise start.take_error()
+            raise told_apart(start.take_error())
         self._handle = start.handle.raw
         self.module.spare = start
         for name, growable, size in self.plan.memory_exports:
@@ -242,6 +243,12 @@ class WasmtimeInstance:
         for measure, handle, unit in self._sizes:
             size += measure(self.context, handle) * unit
         return size
+
+    @property
+    def reserved(self) -> tuple[int, int]:
+        space, mappings = self.module.reserved
+        drivers = len(self.drivers)
+        return space + drivers * MEMORY_SPACE, mappings + drivers * SCRATCH_MAPPINGS
 
     def ranges(self) -> list[tuple[int, int]]:
         """(address, bytes) of all memory that it may touch, scratches included."""

@@ -28,7 +28,7 @@ from .._core.restorer import Restorer
 from .._core.wasm import FuncType, ModuleInfo
 from . import native
 from .function import WasmtimeFunction
-from .seam import UNDER_WAY, HostCall, HostImport
+from .seam import UNDER_WAY, HostCall, HostImport, NoMemoryError
 from .within import instantiate, part, poll_until_over
 
 if TYPE_CHECKING:
@@ -209,6 +209,8 @@ def find_patches(
         return patches
     except GuestError as error:
         raise UnrestorableError(f"its start failed when it was tried: {error}") from None
+    except NoMemoryError:
+        raise  # that says nothing about the module
     except LoadError as error:
         raise UnrestorableError(str(error)) from None
     finally:

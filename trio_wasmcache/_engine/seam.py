@@ -18,8 +18,9 @@ from typing import Any, Protocol
 from attrs import define, field, frozen
 
 from .._core.admit import Edits
+from .._core.config import SystemLimits
 from .._core.driver import Shape
-from .._core.errors import FuelExhaustedError
+from .._core.errors import FuelExhaustedError, LoadError
 from .._core.memory_shape import MemoryShape
 from .._core.stats import ResidentBytes
 from .._core.wasm import FuncType, ModuleInfo
@@ -40,6 +41,10 @@ class InexactError(TypeError):
     """Values of a call are no tuple of ints and floats: to use them would run code of theirs."""
 
 
+class NoMemoryError(LoadError):
+    """The system gave no memory, addresses or mappings: not the guest's fault, and it may pass."""
+
+
 @frozen
 class Artifact:
     """Compiled code at rest: plain bytes that only the engine that made them may load again."""
@@ -54,6 +59,12 @@ class Artifact:
     """What `GuestInstance.mark` needs: the engine's own, with a `size` in bytes."""
     obstacle: str | None = None
     """Why its instances can't be put back, found by trying."""
+    address_space: int = 0
+    """Addresses that a new instance reserves (bytes), its stack included."""
+    mappings: int = 0
+    """Memory mappings of a new instance."""
+    module_mappings: int = 0
+    """Memory mappings of the code, once loaded."""
 
     @property
     def size(self) -> int:
@@ -156,6 +167,7 @@ class GuestFunction(Protocol):
                 still there then.
             TypeError, ValueError, OverflowError: the values do not fit its wasm types; no call is
                 under way, and no wasm has run.
+            NoMemoryError: the system gave no stack; no call is under way, and no wasm has run.
             GuestError: the call ended so in its first slice.
         """
 
@@ -204,6 +216,7 @@ class DriverCode(Protocol):
                 saying.
 
         Raises:
+            NoMemoryError: the system has no room for it.
             LoadError: the engine has no room for it.
         """
 
@@ -268,6 +281,10 @@ class GuestInstance(Protocol):
     def measure(self) -> int:
         """What the instance may touch now: memories, tables x 8, scratch, one page (bytes)."""
 
+    @property
+    def reserved(self) -> tuple[int, int]:
+        """Addresses that it reserves now (bytes), and its mappings: more with each new driver."""
+
     def close(self) -> None:
         """Free it all. Closing twice is fine."""
 
@@ -279,6 +296,7 @@ class LoadedModule(Protocol):
         """A new instance with its start under way.
 
         Raises:
+            NoMemoryError: the system has no room for it; `started` may say so, too.
             LoadError: the engine has no room for it.
         """
 
@@ -288,6 +306,10 @@ class LoadedModule(Protocol):
 
 class Engine(Protocol):
     """Compiles and loads. One for each cache."""
+
+    @property
+    def system(self) -> SystemLimits:
+        """What the system leaves the cache of addresses and mappings."""
 
     @property
     def open_instances(self) -> int:
@@ -315,6 +337,7 @@ class Engine(Protocol):
 
         Raises:
             InvalidModuleError: it can't be read or compiled.
+            NoMemoryError: the system has no room for it.
             ExcessiveModuleError: it is not worth reading.
             trio.ClosedResourceError: the engine was closed while it waited.
         """
@@ -334,6 +357,9 @@ class Engine(Protocol):
 
         Returns:
             The artifact with what `GuestInstance.mark` needs, or with an `obstacle`.
+
+        Raises:
+            NoMemoryError: the system has no room for trying.
         """
 
     async def load(self, artifact: Artifact, hosts: Sequence[HostImport]) -> LoadedModule:
@@ -341,6 +367,7 @@ class Engine(Protocol):
 
         Raises:
             LinkError: wasmtime would not link it after all.
+            NoMemoryError: the system has no room for it.
             LoadError: the engine has no room for it.
         """
 
@@ -365,6 +392,7 @@ class Engine(Protocol):
         None: this engine has none for functions whose values cross through memory.
 
         Raises:
+            NoMemoryError: the system has no room for it.
             LoadError: it can't be compiled.
         """
 

@@ -9,10 +9,12 @@ from .._core.errors import (
     ExitError,
     FuelExhaustedError,
     GuestError,
+    LoadError,
     StackOverflowError,
     TrapError,
 )
 from . import native
+from .seam import NoMemoryError
 
 # wasmtime_trap_code_enum (crates/c-api/include/wasmtime/trap.h), in the specification's words.
 CODES = {
@@ -35,6 +37,8 @@ CODES = {
 STACK_OVERFLOW, OUT_OF_FUEL = 0, 11
 # A recursion bomb has tens of thousands of frames, all alike.
 MAX_FRAMES = 32
+# ENOMEM, as the last line of a message: the cause of all that stands above.
+NO_MEMORY = "(os error 12)"
 UNKNOWN_OFFSET = ctypes.c_size_t(-1).value
 # wasmtime quotes the line that is wrong, and a line may be all of a module.
 MAX_LINES, MAX_LINE_LENGTH = 12, 200
@@ -67,6 +71,32 @@ def take_error(pointer: int) -> str:
     """The message of an owned wasmtime_error_t, which is freed; shortened, and fit to be shown."""
     lines = _take_message(pointer).splitlines()
     return "\n".join(shown(line) for line in lines[:MAX_LINES])
+
+
+def load_error(what: str, pointer: int) -> LoadError:
+    """Make an owned wasmtime_error_t, which is freed, an error of loading; `what` failed."""
+    message = take_error(pointer)
+    kind = NoMemoryError if is_no_memory(message) else LoadError
+    return kind(f"{what}: {message}")
+
+
+def told_apart(error: GuestError) -> GuestError | NoMemoryError:
+    """Return `error`, or a `NoMemoryError` if it says that the system refused memory.
+
+    For what ends a start, or the first slice of a call: the first of an instance makes its stack.
+    """
+    # Nothing of the guest had run, or there would be frames.
+    if getattr(error, "code", "") == "host" and not error.backtrace and is_no_memory(str(error)):
+        return NoMemoryError(str(error))
+    return error
+
+
+def is_no_memory(message: str) -> bool:
+    """Whether an error of wasmtime says that the system had no memory or addresses left.
+
+    A message may quote names of the guest's, but does not end with them.
+    """
+    return message.rstrip().endswith(NO_MEMORY)
 
 
 def guest_error(pointer: int) -> GuestError:

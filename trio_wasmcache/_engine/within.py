@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from .._core.errors import LoadError
 from . import native
-from .traps import Ending, take_error
+from .seam import NoMemoryError
+from .traps import Ending, is_no_memory, take_error
 
 if TYPE_CHECKING:
     from .instance import WasmtimeInstance
@@ -53,7 +54,8 @@ def instantiate(
     finally:
         native.linker_delete(linker)
     if ending.trap or ending.error:
-        raise LoadError(f"there is no room for a {what}: {ending.take_error()}")
+        message = f"there is no room for a {what}: {ending.take_error()}"
+        raise (NoMemoryError if is_no_memory(message) else LoadError)(message)
     return handle
 
 

@@ -16,7 +16,8 @@ from hypothesis import given, strategies as st
 from kits import PAGE, WasmtimeKit, add_asking
 from report.workloads import CoarseRandom, JsonLogger, draw_config, run_on_jumping_clock, wild_plan
 
-from trio_wasmcache import CacheConfig, DeadlockError
+from trio_wasmcache import CacheConfig, CodeMemoryError, DeadlockError
+from trio_wasmcache._core.config import SystemLimits
 from trio_wasmcache.report.reading.records import make_event
 from trio_wasmcache.report.replay.replay import MAX_KEPT, NotReplayable, Replay
 from trio_wasmcache.testing import FakeEngine, open_fake_cache
@@ -58,7 +59,7 @@ def find(events: list[Event], name: str, **fields: Any) -> int | None:
 
 
 # What the log of `wild_log` has in it.
-FIRST = 10312
+FIRST = 10313
 NEEDED = (
     ("evicted", {"reason": "size"}),
     ("evicted", {"reason": "idle"}),
@@ -149,6 +150,59 @@ async def test_a_log_of_real_modules_and_threads_agrees() -> None:
     assert replay.complete
     assert evicted == logged(log.events)
     assert {"corrupted", "group_closed"} <= {reason for _, reason, _ in evicted}
+
+
+async def test_what_goes_for_addresses_agrees() -> None:
+    """Loads that need them, batches that reserve more, a system that refuses, other limits."""
+    log, engine = JsonLogger(), FakeEngine()
+    engine.system = SystemLimits(mappings=20)
+    space = 10 * PAGE
+    config = CacheConfig(log_uses=True, offload_after=None, max_address_space=4 * space)
+    async with open_fake_cache(config, engine=engine, logger=log) as cache:
+        for name, part, mappings in (
+            ("a", 1, 3),
+            ("b", 2, 2),
+            ("c", 1, 9),
+            ("d", 1, 1),
+            ("e", 1, 1),
+        ):
+            wasm = engine.module(lambda x: x, address_space=part * space // 2, mappings=mappings)
+            await cache.register(name, wasm, args=("i64",), returns="i64", export="run")
+        for name in "abcdab":
+            async with cache.acquire(name, ("i64",)) as lease:
+                await lease.call(1)
+        for name in "abab":
+            async with cache.acquire(name, ("i64",)) as lease:
+                await lease.map([[1, 2]])
+                await lease.map([[1, None]])
+        cache.resize(max_address_space=20 * space)
+        for name in "abdc":
+            engine.refusals = int(name == "c")
+            async with cache.acquire(name, ("i64",)) as lease:
+                await lease.call(1)
+        async with cache.acquire("c", ("i64",)):
+            engine.refusals = 9
+            with pytest.raises(CodeMemoryError):
+                await cache.acquire("e", ("i64",)).__aenter__()
+            engine.refusals = 0
+        cache.resize(max_address_space=space)
+        async with cache.acquire("a", ("i64",)) as lease:
+            await lease.call(1)
+    assert {"wasmcache.refused", "wasmcache.resized"} <= {it["event"] for it in log.events}
+    replay, evicted = replayed(log.events)
+    assert replay.disagreements == []
+    assert replay.complete
+    assert evicted == logged(log.events)
+    assert [reason for _, reason, _ in evicted].count("address_space") > 5
+    # Without what was needed, and with other limits, it would have been different.
+    for name in ("refused", "opened", "recycled"):
+        changed = [
+            {**it, "address_space_bytes": 0, "mappings": 0, "max_mappings": None}
+            if it["event"] == f"wasmcache.{name}"
+            else it
+            for it in log.events
+        ]
+        assert replayed(changed)[0].disagreed, name
 
 
 async def test_a_lease_that_is_granted_in_the_moment_of_the_closing_agrees() -> None:

@@ -22,7 +22,10 @@ from .schema import STAMP_TYPES, types_of
 ABSURD = 2**63
 # Fields that came after the first logs of this schema were written: a log without them is fine, and
 # the events made of it have None there.
-OPTIONAL = frozenset({"deadline_seconds", "task", "blocked", "seat"})
+OPTIONAL = frozenset(
+    {"deadline_seconds", "task", "blocked", "seat"}
+    | {"address_space_bytes", "mappings", "module_mappings"}
+)
 STAMPS = ("schema", *STAMP_TYPES)
 _REASONS: dict[str, Any] = {reason.value: reason for reason in Reason}
 # Signatures that are remembered; there are a few for each kind of event.

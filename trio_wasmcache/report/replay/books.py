@@ -8,7 +8,7 @@ from typing import Any
 
 from attrs import Factory, define, evolve
 
-from ..._core.config import CacheConfig
+from ..._core.config import CacheConfig, SystemLimits
 from ..._core.events import Opened, Registered, Removed, Resized
 from ..._core.keys import FunctionKey
 from ..._core.policy import Policy
@@ -22,6 +22,7 @@ LIMITS = {
     "max_instances": "max_instances",
     "max_code_size": "max_code_size_bytes",
     "max_running_size": "max_running_size_bytes",
+    "max_address_space": "max_address_space_bytes",
     "idle_timeout": "idle_timeout_seconds",
 }
 NameKey = tuple[str, str]  # (function, argument types)
@@ -29,7 +30,7 @@ NameKey = tuple[str, str]  # (function, argument types)
 
 def limits_of(event: Opened | Resized) -> dict[str, Any]:
     """The limits that an `opened` or `resized` event tells, named as in `CacheConfig`."""
-    # A log from before there was `max_running_size` had no such limit.
+    # A log from before there was `max_running_size` or `max_address_space` had no such limit.
     limits = {name: getattr(event, field) for name, field in LIMITS.items()}
     if limits["idle_timeout"] is None:
         limits["idle_timeout"] = math.inf
@@ -45,12 +46,18 @@ def config_of(event: Opened) -> CacheConfig:
     return CacheConfig(stack_size=event.stack_size_bytes, **limits_of(event))
 
 
+def system_of(event: Opened) -> SystemLimits:
+    """Return what the system left the cache, as an `opened` event tells."""
+    return SystemLimits(mappings=event.max_mappings)
+
+
 @define(eq=False)
 class Books:
     """A policy, and what it was told of functions and groups."""
 
     config: CacheConfig
-    policy: Policy = Factory(lambda self: Policy(self.config), takes_self=True)
+    system: SystemLimits = Factory(SystemLimits)
+    policy: Policy = Factory(lambda self: Policy(self.config, self.system), takes_self=True)
     groups: dict[str, GroupRecord] = Factory(dict)
     current: dict[NameKey, FunctionRecord] = Factory(dict)
     """What an acquire finds."""
@@ -68,7 +75,7 @@ class Books:
         name = event.function, event.arg_types
         module = self._modules.get(event.module_number)
         if module is None:
-            module = Module(event.module_digest, event.code_bytes)
+            module = Module(event.module_digest, event.code_bytes, event.module_mappings or 0)
             self._modules[event.module_number] = module
         types = tuple(event.arg_types.split(", ")) if event.arg_types else ()
         record = FunctionRecord(
@@ -77,6 +84,8 @@ class Books:
             module,
             event.concurrency,
             event.worst_size_bytes,
+            event.address_space_bytes or 0,
+            event.mappings or 0,
         )
         old = self.current.get(name)
         self.current[name] = self.functions[(*name, event.generation)] = record

@@ -26,6 +26,7 @@ from ..._core.events import (
     Loaded,
     Reason,
     Recycled,
+    Refused,
     Registered,
     Removed,
     Requested,
@@ -79,6 +80,10 @@ class Driver:
     def expire(self, now: float) -> Step:
         """An `evicted` event that the cache's clock was the cause of."""
         return self.policy.expire(now)
+
+    def relieve(self, event: Refused, now: float) -> Step | None:
+        """A `refused` event."""
+        return self.policy.relieve(event.address_space_bytes, event.mappings, now)
 
     def close_group(self, event: GroupClosed, now: float) -> Step:
         """A `group_closed` event."""
@@ -165,7 +170,10 @@ class Driver:
         """A `recycled` event; `drop`: what only the cache could know, that a call failed."""
         request = self.requests.pop(event.request)
         self.granted.discard(request)
-        step = self.policy.recycle(request, event.size_bytes, now, drop, event.seat)
+        reserved = None
+        if event.address_space_bytes is not None:  # in a log from before it was counted
+            reserved = event.address_space_bytes, event.mappings
+        step = self.policy.recycle(request, event.size_bytes, now, drop, event.seat, reserved)
         if request in self._left:
             self._left.remove(request)
         else:

@@ -34,6 +34,7 @@ from ..._core.events import (
     Opened,
     Reason,
     Recycled,
+    Refused,
     Registered,
     Removed,
     Requested,
@@ -44,7 +45,7 @@ from ..._core.policy import Policy
 from ..._core.records import Closed, Request, Stage
 from ..._core.residents import Step
 from ..._core.state import IllegalStepError, State
-from .books import Books, config_of
+from .books import Books, config_of, system_of
 from .driving import Driver
 
 # Disagreements that are kept word by word; the rest is counted.
@@ -152,7 +153,7 @@ class Replay:
     def _open(self, stamped: Stamped) -> None:
         opened = check_start(stamped, "a replay")
         try:
-            self._driver = Driver(Books(config_of(opened)))
+            self._driver = Driver(Books(config_of(opened), system_of(opened)))
         except (TypeError, ValueError) as error:
             raise NotReplayable(f"no cache has these limits: {error}") from None
         self.events = 1
@@ -200,6 +201,8 @@ class Replay:
                 self._act(driver.register(event, now))
             case Removed():
                 self._act(driver.remove(event, now))
+            case Refused():
+                self._act(driver.relieve(event, now))
             case Resized():
                 self._act(driver.resize(event, now))
             case ClosedEvent():

@@ -24,6 +24,7 @@ OTHER_LIMITS = {
     "code": "max_code_size",
     "stack": "max_code_size",
     "oversized": "max_instance_size",
+    "address_space": "max_address_space",
 }
 # Rows of the curve that are shown, beside the marked ones.
 CURVE_ROWS = 12

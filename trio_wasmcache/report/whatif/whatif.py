@@ -40,7 +40,7 @@ from ..._core.errors import DeadlockError, WasmCacheError
 from ..._core.events import Event, Evicted, Reason, Registered, Removed, Resized
 from ..._core.records import Request, Stage
 from ..._core.residents import Step
-from ..replay.books import Books, config_of, limits_of
+from ..replay.books import Books, config_of, limits_of, system_of
 from .loading import Loading
 from .results import Result
 from .tasks import Acquire, Application, Release
@@ -63,7 +63,10 @@ class WhatIf:
     evicted: Callable[[Evicted], None] = lambda event: None
     result: Result = Factory(lambda self: Result(self.limits), takes_self=True)
     _books: Books = Factory(
-        lambda self: Books(evolve(config_of(self.application.opened), **self.limits)),
+        lambda self: Books(
+            evolve(config_of(self.application.opened), **self.limits),
+            system_of(self.application.opened),
+        ),
         takes_self=True,
     )
     _heap: list[tuple[float, int, Callable[[], None]]] = Factory(list)
