@@ -7,16 +7,17 @@ that converts lets go of the interpreter more often, wherever a conversion says 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from typing import Any, TypeVar
+
+from .._gil import Breath
 
 T = TypeVar("T")
 
 # Values in a collection, and bytes of one, whose conversion takes about 2 ms.
 MANY, LONG = 4096, 32 * 1024
-# Seconds between two breaths, and how long one is: another thread has to wake up for it.
-EVERY, BREATH = 0.001, 0.0001
+# Seconds between two breaths.
+EVERY = 0.001
 _CONTAINERS = frozenset({list, tuple, set, frozenset, dict})
 MAX_DEPTH = 32
 _thread = threading.local()
@@ -45,16 +46,15 @@ def _count(value: Any, limit: int, depth: int) -> int:
 
 def breathe() -> None:
     """Called now and then by what may run for long."""
-    last = getattr(_thread, "breathed", None)
-    if last is not None and time.perf_counter() - last > EVERY:
-        time.sleep(BREATH)
-        _thread.breathed = time.perf_counter()
+    breath: Breath | None = getattr(_thread, "breath", None)
+    if breath is not None:
+        breath()
 
 
 def paced(function: Callable[..., T], *values: Any) -> T:
     """Call the function in a thread in which `breathe` has an effect."""
-    _thread.breathed = time.perf_counter()
+    _thread.breath = Breath(EVERY)
     try:
         return function(*values)
     finally:
-        _thread.breathed = None
+        _thread.breath = None

@@ -23,9 +23,9 @@ from .._core.restorer import restorer
 from .._core.stats import ResidentBytes
 from .._core.wasm import Export, FuncType, MalformedModuleError, ModuleInfo, read_module
 from .._core.wasm_edit import add_exports, clamp_maxima
+from .._gil import Breath
 from . import native
 from .apart import Apart
-from .breath import Breath
 from .code_cache import CodeCache, new_module
 from .compile_slots import CompileSlots, Turn
 from .drivers import DriverCode, Drivers
@@ -51,6 +51,8 @@ LOAD_IN_THREAD = 256 * 1024
 # work of the application: which may itself wait for this cache. None of this work waits for
 # anything, so each limiter's turn always comes.
 MAX_LOADS, MAX_TEXTS, MAX_DRIVER_COMPILES, MAX_COUNTS = 4, 2, 1, 1
+# Seconds between two breaths of a thread that reads a module.
+BREATH_EVERY = 0.0005
 # No name that a toolchain emits, so it won't collide with the module's own exports.
 HIDDEN = "\x00trio_wasmcache:"
 
@@ -296,7 +298,7 @@ def _compile(
     admit: Callable[[ModuleInfo], Edits],
     stack_size: int,
 ) -> Artifact:
-    breathe = Breath()
+    breathe = Breath(BREATH_EVERY)
     try:
         info = read_module(wasm, breathe)
     except MalformedModuleError as error:

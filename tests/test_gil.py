@@ -7,14 +7,13 @@ import threading
 
 import pytest
 
-from trio_wasmcache._engine import breath
+from trio_wasmcache import _gil
 
 
-def test_another_thread_gets_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_thread_gets_its_turn() -> None:
     """Even where Python itself would never switch, the other one runs meanwhile."""
-    monkeypatch.setattr(breath, "EVERY", 0.0)
     ran: list[bool] = []
-    breathes = breath.Breath()
+    breathes = _gil.Breath(0.0)
     interval = sys.getswitchinterval()
     go = threading.Event()
     other = threading.Thread(target=lambda: ran.append(go.wait()))
@@ -35,8 +34,7 @@ def test_another_thread_gets_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_it_breathes_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not at every call: a breath costs more than what is done between two calls."""
-    monkeypatch.setattr(breath, "EVERY", 1000.0)
-    monkeypatch.setattr(breath, "LENGTH", -1.0)  # would raise
-    breathes = breath.Breath()
+    monkeypatch.setattr(_gil, "LENGTH", -1.0)  # would raise
+    breathes = _gil.Breath(1000.0)
     for _ in range(100):
         breathes()
