@@ -18,8 +18,9 @@ from attrs import frozen
 
 from .._core.admit import signature
 from .._core.errors import ExportError
+from .._core.integers import signed
 from .protocol import Exports, Guest, Invoke
-from .room import as_i32, check_allocated, grown_room, memory_of
+from .room import check_allocated, grown_room, memory_of
 
 WBINDGEN = ("__wbindgen_malloc", "__wbindgen_free")
 CABI = "cabi_realloc"
@@ -54,7 +55,7 @@ class Allocator:
         if self.alloc is None:
             return grown_room(guest, size)
         values = {1: (size,), 2: (size, ALIGN), 4: (0, 0, ALIGN, size)}[self.alloc_arity]
-        at: int = (yield Invoke(self.alloc, tuple(map(as_i32, values)))) & 0xFFFFFFFF
+        at: int = (yield Invoke(self.alloc, tuple(map(signed, values)))) & 0xFFFFFFFF
         check_allocated(self.what, self.alloc, memory_of(guest), at, size)
         return at
 
@@ -62,7 +63,7 @@ class Allocator:
         """Give back what `allocate` gave, or the guest."""
         if self.free is not None and at:
             values = (at, size, ALIGN)[: self.free_arity]
-            yield Invoke(self.free, tuple(map(as_i32, values)))
+            yield Invoke(self.free, tuple(map(signed, values)))
 
 
 def find_allocator(what: str, exports: Exports, alloc: str | None, free: str | None) -> Allocator:

@@ -15,6 +15,7 @@ from attrs import field, frozen, validators
 from .._core.admit import signature
 from .._core.buffers import flat
 from .._core.errors import AbiError, ExportError, SignatureError
+from .._core.integers import signed
 from .._core.memory_shape import AREA_SIZE, BYTES, MemoryShape
 from .._core.tally import BYTES_SIZE, Tally, text_size
 from .._core.wasm import FuncType
@@ -365,7 +366,7 @@ class BufferCrossing:
 
     def _signed(self, wasm: list[Any]) -> tuple[Any, ...]:
         return tuple(
-            value - (1 << 32) if kind == "i32" and value >> 31 > 0 else value
+            signed(value) if kind == "i32" else value
             for kind, value in zip(self.signature.params, wasm, strict=True)
         )
 

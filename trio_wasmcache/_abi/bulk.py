@@ -12,6 +12,7 @@ from typing import Any, NoReturn, Protocol
 from attrs import field, frozen
 
 from .._core.errors import AbiError
+from .._core.integers import signed
 from .._core.memory_shape import (
     ALLOCATED_OUTSIDE,
     AREA_OUTSIDE,
@@ -81,8 +82,8 @@ class Bulk:
     def refuse(self, guest: Guest, why: int, at: int, size: int) -> NoReturn:
         """Raise what `steps` raises where the driver stopped for that reason."""
         memory = memory_of(guest)
-        if self.shape.style == "cql" and size >> 31:
-            size -= 1 << 32
+        if self.shape.style == "cql":
+            size = signed(size)
         if why in (NO_ROOM, ALLOCATED_OUTSIDE):
             check_allocated(self.what, self.exports["alloc"], memory, at, size)
         elif why == OUTSIDE:
@@ -92,8 +93,7 @@ class Bulk:
         elif why == FAILED:
             raise AbiError(f"{self.got} an error instead of a {self.returns}")
         elif why == RANGE:
-            raw = at - (1 << 32) if at >> 31 else at
-            lift_number(self.got, self.results[size], raw)
+            lift_number(self.got, self.results[size], signed(at))
         raise AssertionError(f"a driver stopped for no reason: {why}, {at}, {size}")
 
 

@@ -11,10 +11,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import operator
-import reprlib
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -22,6 +20,8 @@ from attrs import frozen
 
 from .._core.admit import no_crossing
 from .._core.errors import AbiError, SignatureError
+from .._core.integers import signed
+from .._core.text import shown as shown
 from .._core.wasm import OTHER_TYPES, FuncType
 from .post import find_post, post_values
 from .protocol import Exports, Guest, Invoke
@@ -219,57 +219,6 @@ def wrong_count(what: str, names: Sequence[str], values: Sequence[Any]) -> TypeE
     return TypeError(f"{what} takes {len(names)} arguments ({', '.join(names)}), got {len(values)}")
 
 
-def shown(value: object) -> str:
-    """The beginning of a value's repr; some have none, such as an int of over 4300 digits."""
-    try:
-        text = _SHORT.repr(value)
-    except Exception:
-        return f"a value of type {type(value).__name__}"
-    return text if len(text) <= 100 else text[:97] + "..."
-
-
-class _Short(reprlib.Repr):
-    """Looks at no more of a large value than is shown."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxlevel = 20
-        self.maxdict = self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = 100
-        self.maxarray = self.maxdeque = 100
-        self.maxstring = self.maxlong = self.maxother = 300
-
-    def repr_instance(self, value: Any, level: int) -> str:
-        return repr(value)
-
-    def repr_dict(self, value: dict[Any, Any], level: int) -> str:
-        return f"{{{self._pairs(value, level)}}}" if level > 0 else "{...}"
-
-    def repr_set(self, value: set[Any], level: int) -> str:
-        return f"{{{self._items(value, level)}}}" if value else "set()"
-
-    def repr_frozenset(self, value: frozenset[Any], level: int) -> str:
-        return f"frozenset({{{self._items(value, level)}}})" if value else "frozenset()"
-
-    def _items(self, values: Iterable[Any], level: int) -> str:
-        some = itertools.islice(values, self.maxlist)
-        return ", ".join(self.repr1(value, level - 1) for value in some) if level > 0 else "..."
-
-    def _pairs(self, values: dict[Any, Any], level: int) -> str:
-        some = itertools.islice(values.items(), self.maxdict)
-        return ", ".join(
-            f"{self.repr1(key, level - 1)}: {self.repr1(value, level - 1)}" for key, value in some
-        )
-
-    def repr_bytes(self, value: bytes, level: int) -> str:
-        return repr(value[: self.maxstring])
-
-    def repr_bytearray(self, value: bytearray, level: int) -> str:
-        return repr(value[: self.maxstring])
-
-
-_SHORT = _Short()
-
-
 def to_blame(kinds: Sequence[T], values: tuple[Any, ...]) -> list[tuple[int, tuple[T, Any]]]:
     """Arguments with their numbers, None last: beside another that does not fit, it is a null."""
     numbered = enumerate(zip(kinds, values, strict=True), start=1)
@@ -301,7 +250,7 @@ def to_number(kind: PlainType, value: Any) -> Any:
         raise OverflowError(
             f"{shown(value)} is out of the range of {kind.name}, {kind.low} to {kind.high}"
         )
-    return _signed(whole, kind)
+    return signed(whole, 64 if kind.wasm == "i64" else 32)
 
 
 def exact_values(signature: FuncType, values: Iterable[Any]) -> tuple[int | float, ...]:
@@ -364,11 +313,6 @@ def _misfit(kind: PlainType, value: Any, problem: Exception) -> TypeError:
 
 # Halfway to what the next f32 would be: only what is below rounds to the largest one.
 F32_END = (2 - 2**-24) * 2.0**127
-
-
-def _signed(whole: int, kind: PlainType) -> int:
-    bits = 64 if kind.wasm == "i64" else 32
-    return whole - (1 << bits) if whole >> (bits - 1) == 1 else whole
 
 
 def lift_number(got: str, kind: PlainType, value: Any) -> Any:

@@ -109,10 +109,5 @@ def check_allocated(what: str, export: str, memory: Memory, at: int, size: int) 
         )
 
 
-def as_i32(address: int) -> int:
-    """An address as wasm's signed i32 has it."""
-    return address - (1 << 32) if address >> 31 else address
-
-
 def _pages(size: int) -> int:
     return -(-size // WASM_PAGE)

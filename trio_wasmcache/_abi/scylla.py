@@ -25,6 +25,7 @@ from attrs import field, frozen
 
 from .._core.admit import signature
 from .._core.errors import AbiError, ExportError, SignatureError
+from .._core.integers import signed
 from .._core.keys import normalise_type
 from .._core.memory_shape import BYTES, MemoryShape
 from .._core.tally import Tally
@@ -45,7 +46,7 @@ from .plain import (
     wrong_count,
 )
 from .protocol import Convert, Crossing, Exports, Guest, Invoke, Step
-from .room import as_i32, check_allocated, grown_room, memory_of, read_anywhere, read_result
+from .room import check_allocated, grown_room, memory_of, read_anywhere, read_result
 from .wire import Blob, Fixed, Single, Text, Wire
 
 VERSION_GLOBAL = "_scylla_abi"
@@ -189,7 +190,7 @@ class ScyllaCrossing:
             return None
         data, refused = read_result(self.got, memory_of(guest), at, size)
         if version == 2 and at:
-            yield Invoke(FREE, (as_i32(at),))
+            yield Invoke(FREE, (signed(at),))
         if refused is not None:
             raise refused
         if len(data) > LONG and _wire(self._result).heavy:
@@ -316,7 +317,7 @@ class ScyllaCrossing:
             at = 0
             if data is not None:
                 size = max(len(data), 1)  # so that no room for nothing is not taken for no room
-                at = (yield Invoke(MALLOC, (as_i32(size),))) & 0xFFFFFFFF
+                at = (yield Invoke(MALLOC, (signed(size),))) & 0xFFFFFFFF
                 check_allocated(self.what, MALLOC, memory, at, size)
                 memory.write(at, data)
             lowered.append(_pointed(data, at))

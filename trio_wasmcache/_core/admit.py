@@ -14,6 +14,7 @@ from attrs import frozen
 from .config import WASM_PAGE
 from .driver import SCRATCH_LIMIT
 from .errors import AbiError, ExportError, LinkError, ModuleTooLargeError, SignatureError
+from .text import printable
 from .wasm import NUMBER_TYPES, OTHER_TYPES, FuncType, Limits, ModuleInfo
 
 WASI_MODULE = "wasi_snapshot_preview1"
@@ -184,7 +185,7 @@ def check_imports(
     wanted: dict[tuple[str, str], None] = {}
     problems = []
     for item in info.imports:
-        name = f"{_shown(item.module)}.{_shown(item.name)}"
+        name = f"{printable(item.module, MAX_SHOWN)}.{printable(item.name, MAX_SHOWN)}"
         if not isinstance(item.type, FuncType):
             problems.append(f"{name} is a {item.kind}, and only functions can be given")
             continue
@@ -217,7 +218,7 @@ def check_export(info: ModuleInfo, what: str, export: str) -> FuncType:
     found = info.export(export)
     if found is None:
         names = [item.name for item in info.exports if item.kind == "func"]
-        listed = ", ".join(repr(_shown(name)) for name in names[:8])
+        listed = ", ".join(repr(printable(name, MAX_SHOWN)) for name in names[:8])
         listed += ", ..." if len(names) > 8 else ""
         raise ExportError(
             f"{what}: the module exports no {export!r:.300}; "
@@ -285,8 +286,3 @@ def signature(function_type: FuncType) -> str:
         for types in (function_type.params, function_type.results)
     )
     return f"[{params}] -> [{results}]"
-
-
-def _shown(name: str) -> str:
-    name = name if len(name) <= MAX_SHOWN else name[: MAX_SHOWN - 3] + "..."
-    return "".join(c if c.isprintable() else "?" for c in name)

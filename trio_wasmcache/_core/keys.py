@@ -13,6 +13,8 @@ from collections.abc import Iterable
 
 from attrs import frozen
 
+from .text import cut, printable
+
 _SPACE = re.compile(r"\s+")
 # A name ends up in logs and messages: no control characters, and no essays.
 MAX_NAME_LENGTH = 256
@@ -30,14 +32,7 @@ class FunctionKey:
     args: tuple[str, ...]
 
     def __str__(self) -> str:
-        text = f"{self.name}({', '.join(self.args)})"
-        if len(text) > MAX_SHOWN:
-            text = text[: MAX_SHOWN - 3] + "..."
-        return text if text.isprintable() else re.sub(r"\W", _printable, text)
-
-
-def _printable(found: re.Match[str]) -> str:
-    return found[0] if found[0].isprintable() else "?"
+        return printable(f"{self.name}({', '.join(self.args)})", MAX_SHOWN)
 
 
 def normalise_type(name: str) -> str:
@@ -62,9 +57,9 @@ def check_name(name: object) -> str:
         raise TypeError(f"a function name must be a str, got {name!r}")
     name = str.__str__(name)  # one of a class of its own may be equal to anything
     if not name or len(name) > MAX_NAME_LENGTH or not name.isprintable():
-        shown = name if len(name) <= 40 else name[:40] + "..."
         raise ValueError(
-            f"a function name must be 1 to {MAX_NAME_LENGTH} printable characters, got {shown!r}"
+            f"a function name must be 1 to {MAX_NAME_LENGTH} printable characters, "
+            f"got {cut(name, 43)!r}"
         )
     return name
 

@@ -11,6 +11,7 @@ from typing import Final
 
 import attrs
 
+from .integers import signed
 from .wasm_edit import encode_module, sleb, uleb
 from .wasm_types import Export, FuncType, GlobalType, Import, Limits, ModuleInfo, TableType
 
@@ -86,13 +87,9 @@ def _copies(
         theirs, ours = number, number + len(tables)
         to, source = (theirs, ours) if back else (ours, theirs)
         code += bytes([_I32_CONST, 0, _I32_CONST, 0, _I32_CONST])
-        code += sleb(_signed(table.limits.minimum)) + _TABLE_COPY + uleb(to) + uleb(source)
+        code += sleb(signed(table.limits.minimum)) + _TABLE_COPY + uleb(to) + uleb(source)
     for number in range(len(globals)):
         theirs, ours = number, number + len(globals)
         to, source = (theirs, ours) if back else (ours, theirs)
         code += bytes([_GLOBAL_GET]) + uleb(source) + bytes([_GLOBAL_SET]) + uleb(to)
     return bytes(code) + bytes([_END])
-
-
-def _signed(number: int) -> int:
-    return number - (1 << 32) if number >> 31 else number

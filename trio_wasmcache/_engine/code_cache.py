@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import final
 
 from .._core.errors import CacheDirError, InvalidModuleError
+from .._core.text import cut
 from . import native
 from .seam import NoMemoryError
 from .settings import new_config
@@ -316,4 +317,4 @@ def _write(place: Path, content: bytes) -> None:
 
 
 def _shown(path: str | os.PathLike[str]) -> str:
-    return repr(os.fsdecode(path))[:200]
+    return cut(repr(os.fsdecode(path)), 200)

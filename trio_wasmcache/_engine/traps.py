@@ -13,6 +13,7 @@ from .._core.errors import (
     StackOverflowError,
     TrapError,
 )
+from .._core.text import printable
 from . import native
 from .seam import NoMemoryError
 
@@ -70,7 +71,7 @@ class Ending:
 def take_error(pointer: int) -> str:
     """The message of an owned wasmtime_error_t, which is freed; shortened, and fit to be shown."""
     lines = _take_message(pointer).splitlines()
-    return "\n".join(shown(line) for line in lines[:MAX_LINES])
+    return "\n".join(printable(line, MAX_LINE_LENGTH) for line in lines[:MAX_LINES])
 
 
 def load_error(what: str, pointer: int) -> LoadError:
@@ -133,12 +134,6 @@ def trap_error(pointer: int) -> GuestError:
     return TrapError(f"wasm trap: {name}", code=name, backtrace=backtrace)
 
 
-def shown(text: str) -> str:
-    """The beginning of what a guest may have chosen, without its control characters."""
-    text = text if len(text) <= MAX_LINE_LENGTH else text[: MAX_LINE_LENGTH - 3] + "..."
-    return "".join(c if c.isprintable() else "?" for c in text)
-
-
 def _take_message(pointer: int) -> str:
     message = native.ByteVec()
     native.error_message(pointer, byref(message))
@@ -152,8 +147,8 @@ def _cause(message: str) -> str:
     # The last one: a function may be named so, too.
     for number in range(len(lines) - 2, 0, -1):
         if lines[number] == "Caused by:":
-            return shown(lines[number + 1])
-    return shown(lines[0] if lines else "unknown error")
+            return printable(lines[number + 1], MAX_LINE_LENGTH)
+    return printable(lines[0] if lines else "unknown error", MAX_LINE_LENGTH)
 
 
 def _take_frames(frames: native.PointerVec) -> tuple[str, ...]:
@@ -164,8 +159,9 @@ def _take_frames(frames: native.PointerVec) -> tuple[str, ...]:
         if name:
             # A character has four bytes at most.
             size = min(name.contents.size, 4 * MAX_LINE_LENGTH)
-            label = shown(
-                ctypes.string_at(name.contents.data or 0, size).decode("utf-8", "replace")
+            label = printable(
+                ctypes.string_at(name.contents.data or 0, size).decode("utf-8", "replace"),
+                MAX_LINE_LENGTH,
             )
         else:
             label = f"func[{native.wasm_frame_func_index(frame)}]"

@@ -1,0 +1,73 @@
+"""Text for messages, of what a guest or a caller has chosen: cut, and without control characters.
+
+A name may have a million characters, or move the cursor of the terminal that it is written to.
+"""
+
+from __future__ import annotations
+
+import itertools
+import reprlib
+from collections.abc import Iterable
+from typing import Any
+
+
+def cut(text: str, limit: int) -> str:
+    """Return at most that many characters; dots stand for the rest."""
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def printable(text: str, limit: int) -> str:
+    """Return the text cut, with question marks in place of what can't be printed."""
+    text = cut(text, limit)
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
+
+
+def shown(value: object, limit: int = 100) -> str:
+    """Return the repr of a value, cut; some have none, such as an int of over 4300 digits."""
+    try:
+        text = _SHORT.repr(value)
+    except Exception:
+        return f"a value of type {type(value).__name__}"
+    return cut(text, limit)
+
+
+class _Short(reprlib.Repr):
+    """Looks at no more of a large value than is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 20
+        self.maxdict = self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = 100
+        self.maxarray = self.maxdeque = 100
+        self.maxstring = self.maxlong = self.maxother = 300
+
+    def repr_instance(self, value: Any, level: int) -> str:
+        return repr(value)
+
+    def repr_dict(self, value: dict[Any, Any], level: int) -> str:
+        return f"{{{self._pairs(value, level)}}}" if level > 0 else "{...}"
+
+    def repr_set(self, value: set[Any], level: int) -> str:
+        return f"{{{self._items(value, level)}}}" if value else "set()"
+
+    def repr_frozenset(self, value: frozenset[Any], level: int) -> str:
+        return f"frozenset({{{self._items(value, level)}}})" if value else "frozenset()"
+
+    def _items(self, values: Iterable[Any], level: int) -> str:
+        some = itertools.islice(values, self.maxlist)
+        return ", ".join(self.repr1(value, level - 1) for value in some) if level > 0 else "..."
+
+    def _pairs(self, values: dict[Any, Any], level: int) -> str:
+        some = itertools.islice(values.items(), self.maxdict)
+        return ", ".join(
+            f"{self.repr1(key, level - 1)}: {self.repr1(value, level - 1)}" for key, value in some
+        )
+
+    def repr_bytes(self, value: bytes, level: int) -> str:
+        return repr(value[: self.maxstring])
+
+    def repr_bytearray(self, value: bytearray, level: int) -> str:
+        return repr(value[: self.maxstring])
+
+
+_SHORT = _Short()
