@@ -354,7 +354,7 @@ def _prove(
     )
     module = WasmtimeModule(engine, tried, hosts, Tally())
     try:
-        patches = find_patches(module, artifact.info, initialize)
+        patches = find_patches(module, plan, artifact.info, initialize)
     except UnrestorableError as error:
         return evolve(artifact, obstacle=str(error))
     finally:

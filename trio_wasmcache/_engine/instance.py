@@ -18,7 +18,9 @@ from attrs import define
 
 from .._core.admit import TABLE_ELEMENT_SIZE, check_call
 from .._core.config import WASM_PAGE
+from .._core.driver import Shape
 from .._core.errors import LoadError
+from .._core.memory_shape import MemoryShape
 from .._core.wasm import PAGE_LIMIT
 from . import native
 from .function import WasmtimeFunction
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
     from .drivers import WasmtimeDriver
     from .engine import WasmtimeModule
     from .seam import HostCall
+
+DriverKey = tuple[Shape | MemoryShape, tuple[tuple[str, str], ...]]
+"""The shape of a driver, and (import, export) of all that it gets of its instance."""
 
 
 @define
@@ -107,7 +112,7 @@ class WasmtimeInstance:
         self._functions: tuple[WasmtimeFunction, ...] = ()
         self._room = plan.room
         self._restoring: Restoring | None = None
-        self.drivers: dict[Any, WasmtimeDriver] = NO_DRIVERS
+        self.drivers: dict[DriverKey, WasmtimeDriver] = NO_DRIVERS
         """{(shape, export): driver}; kept for as long as the store."""
         self._handle = b""
         # (handle, address, bytes if it can't grow) of each memory. It stays where it is, as
@@ -295,7 +300,7 @@ class WasmtimeInstance:
         finally:
             native.store_limiter(self._store, plan.memory_limit, plan.table_limit, *counts)
 
-    def add_driver(self, key: Any, driver: WasmtimeDriver) -> None:
+    def add_driver(self, key: DriverKey, driver: WasmtimeDriver) -> None:
         """From now on it is part of the instance, and of its size."""
         self.drivers = {**self.drivers, key: driver}
         self._fixed_size += driver.size
@@ -314,7 +319,7 @@ class WasmtimeInstance:
         return self.extern(name).raw[native.EXTERN_OFFSET :]
 
 
-NO_DRIVERS: dict[Any, WasmtimeDriver] = {}
+NO_DRIVERS: dict[DriverKey, WasmtimeDriver] = {}
 NO_STATE: dict[str, Any] = {}
 # What C writes to. The types are made once: `create_string_buffer` looks for them every time.
 _ANSWERED = c_uint8 * 2

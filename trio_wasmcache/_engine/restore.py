@@ -174,7 +174,7 @@ def _attach(
 
 
 def find_patches(
-    module: WasmtimeModule, info: ModuleInfo, initialize: str | None
+    module: WasmtimeModule, plan: RestorePlan, info: ModuleInfo, initialize: str | None
 ) -> tuple[tuple[Patch, ...], ...]:
     """Try it: make two instances, spoil one and put it back, and see what differs.
 
@@ -186,11 +186,10 @@ def find_patches(
     if sum(memory.minimum for memory in info.memories) * WASM_PAGE > TRIAL_SIZE:
         raise UnrestorableError(f"its memories have more than {TRIAL_SIZE} bytes")
     first = second = None
-    assert module.restore is not None
     try:
         first, second = _started(module, initialize), _started(module, initialize)
-        spoilt = Restoring(first, module, module.restore)
-        model = Restoring(second, module, module.restore)
+        spoilt = Restoring(first, module, plan)
+        model = Restoring(second, module, plan)
         if spoilt.grown() or model.grown():
             raise UnrestorableError("its start makes it grow")
         if any(_differences(spoilt, model)):
