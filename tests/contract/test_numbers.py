@@ -18,12 +18,13 @@ async def test_stats_of_an_empty_cache(kit: Kit) -> None:
         assert set(stats.evictions.values()) == {0}
         assert set(stats.evictions) == {
             *("size", "count", "idle", "code", "stack", "oversized", "corrupted"),
-            *("removed", "group_closed", "closed"),
+            *("removed", "group_closed", "closed", "address_space"),
         }
         assert (stats.hits, stats.misses, stats.blocks, stats.calls) == (0, 0, 0, 0)
         assert (stats.functions, stats.groups, stats.entries) == (0, 1, 0)
         assert (stats.total_size, stats.max_size) == (0, 5 * PAGE)
         assert (stats.code_size, stats.max_code_size) == (0, 2**22)
+        assert (stats.address_space, stats.mappings) == (0, 0)
         assert (stats.log_lost, stats.log_failures) == (0, 0)
 
 
