@@ -22,6 +22,8 @@ from .units import size
 BLOCK = 8 * 1024 * 1024
 # The longest event that the cache writes is a few KB.
 MAX_LINE = 1024 * 1024
+# Bytes of lines that are so long, on average, that their number is no matter.
+LONG = 150
 # Bytes without an event after which a packed file is left, if each of its own bytes gave more than
 # `MAX_RATIO` of them: no log is packed like that, nor is gzip able to pack one much better.
 MAX_BARREN = 2 * 1024 * 1024 * 1024
@@ -127,7 +129,7 @@ class Reader:
                 if len(rest) > MAX_LINE:
                     rest, skipping = b"", True
                     self._too_long(1)
-                found = self._candidates(data[:end])
+                found = self._candidates(data, end)
                 if found:
                     barren, fruitful_at = 0, file.count
                     yield found
@@ -142,13 +144,20 @@ class Reader:
         if rest.strip():
             yield self._last(path, rest)
 
-    def _candidates(self, data: bytes) -> list[bytes]:
-        """Take the lines that may be events out of whole lines, and count the others."""
+    def _candidates(self, data: bytes, end: int) -> list[bytes]:
+        """Take the lines that may be events out of whole lines, and count the others.
+
+        Args:
+            data: ends with a part of a line.
+            end: where that begins.
+        """
         lines = data.count(b"\n")
-        if 2 * data.count(MARK) > lines:
-            found = [line for line in data.split(b"\n") if MARK in line]
+        if LONG * lines < len(data) or 2 * data.count(MARK) > lines:
+            parts = data.split(b"\n")
+            del parts[-1]
+            found = [line for line in parts if MARK in line]
         else:
-            found = _lines_with_mark(data)
+            found = _lines_with_mark(data, end)
         if len(found) < lines:
             lines = _count_filled(data)
             self.counts.foreign += lines - len(found)
@@ -175,7 +184,7 @@ class Reader:
                 self.counts.half_written += 1
                 self.notes.remark(f"{cite(path)}: the last line is half written; it is left out")
                 return []
-        return self._candidates(line + b"\n")
+        return self._candidates(line + b"\n", len(line) + 1)
 
     def tell(self) -> None:
         """What there is to say about lines that were no events."""
@@ -186,14 +195,14 @@ class Reader:
             self.notes.remark(f"{lines} of {counts.lines:,} {are} from elsewhere: skipped")
 
 
-def _lines_with_mark(data: bytes) -> list[bytes]:
+def _lines_with_mark(data: bytes, end: int) -> list[bytes]:
     """Find the few lines with a mark; the others are not made into objects."""
     found = []
-    at = data.find(MARK)
+    at = data.find(MARK, 0, end)
     while at >= 0:
-        end = data.find(b"\n", at)
-        found.append(data[data.rfind(b"\n", 0, at) + 1 : end])
-        at = data.find(MARK, end)
+        newline = data.find(b"\n", at)
+        found.append(data[data.rfind(b"\n", 0, at) + 1 : newline])
+        at = data.find(MARK, newline, end)
     return found
 
 

@@ -28,8 +28,9 @@ MAX_NAME = 1000
 # Caches that are counted; of more, it is said that there are more.
 MAX_COUNTED = 100_000
 # Adding up costs some milliseconds for each cache, however few its events: so it is done for many
-# events at once.
+# events of a cache at once.
 HELD_EVENTS = 100_000
+HELD_EVENTS_OF_CACHE = 2000
 HELD_BLOCKS = 8
 REASONS = [reason.value for reason in Reason]
 OTHER = "other"  # a reason that this version does not know
@@ -295,14 +296,15 @@ class Summary:
         """Take the events of a block; they are added up now or later."""
         self._held.append(frame)
         self._held_events += len(frame)
-        if self._held_events >= HELD_EVENTS or len(self._held) >= HELD_BLOCKS:
+        enough = min(HELD_EVENTS, HELD_EVENTS_OF_CACHE * len(self.caches))
+        if self._held_events >= enough or len(self._held) >= HELD_BLOCKS:
             self.add_up()
 
     def add_up(self) -> None:
         """Add up what was taken."""
         if not self._held:
             return
-        frame = pl.concat(self._held, rechunk=True)
+        frame = self._held[0] if len(self._held) == 1 else pl.concat(self._held, rechunk=True)
         self._held, self._held_events = [], 0
         late = False
         for name in frame["cache"].unique(maintain_order=True):
