@@ -23,7 +23,7 @@ PROGRAM = "python -m trio_wasmcache"
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def commands() -> None:
-    """What a cache's log says, and what the cache would have done under other limits.
+    """Tell what a cache's log says, and what the cache would have done under other limits.
 
     LOG is a file of JSON lines, plain or compressed with gzip or zstd, or - for standard input.
     Lines that are no events are skipped. The exit status is 0; 1 if some of the input was missing

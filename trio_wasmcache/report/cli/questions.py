@@ -126,7 +126,7 @@ def whatif(logs: Sequence[str], as_json: bool, only: str | None, **given: Sequen
 
 
 def _settings(given: dict[str, Sequence[Any]]) -> list[Setting]:
-    """Every combination, after the log's own limits."""
+    """Return every combination, after the log's own limits."""
     if not given:
         raise click.UsageError("name at least one limit, such as --max-size 64MiB")
     settings = [Setting({})]
@@ -251,7 +251,7 @@ def _feed(session: Session, only: str | None, make: Callable[[], T]) -> dict[str
 
 
 def _largest(session: Session, only: str | None, make: Callable[[], T]) -> T | None:
-    """As `_feed`, that with the most leases; None if there is none."""
+    """Do as `_feed`, and return that with the most leases; None if there is none."""
     made = _feed(session, only, make)
     if not made:
         return None

@@ -31,7 +31,7 @@ _UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
 def parse_size(text: str) -> int:
-    """Bytes: ``65536``, ``64KiB``, ``1.5MiB``."""
+    """Parse bytes: ``65536``, ``64KiB``, ``1.5MiB``."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text, re.ASCII)
     if not found or found[2].lower() not in _UNITS:
         raise click.BadParameter(f"{text!r} is no size; 65536, 64KiB and 1.5MiB are")
@@ -39,7 +39,7 @@ def parse_size(text: str) -> int:
 
 
 def parse_seconds(text: str) -> float:
-    """``2.5``, or ``inf``."""
+    """Parse seconds: ``2.5``, or ``inf``."""
     try:
         number = float(text)
     except ValueError:
@@ -50,7 +50,7 @@ def parse_seconds(text: str) -> float:
 
 
 def parse_rate(text: str) -> float:
-    """From 0 to 1."""
+    """Parse a rate from 0 to 1."""
     try:
         number = float(text)
     except ValueError:
@@ -137,12 +137,12 @@ class Session:
         return Progress(*columns, console=self.errors, transient=True)
 
     def tell(self) -> None:
-        """What there is to say about the input."""
+        """Note what was wrong with the input."""
         self.reader.tell()
         self.parser.tell(self.notes)
 
     def nothing(self, only: str | None = None) -> int:
-        """There are no events to analyse: say why."""
+        """Say why there are no events to analyse; return the exit status."""
         counts = self.reader.counts
         if self.reader.opened:
             text = "no events to analyse"
@@ -157,7 +157,7 @@ class Session:
 
 
 def print_json(value: object) -> None:
-    """For programs; all in ASCII, so that no terminal has to be trusted with names."""
+    """Print JSON for programs; all in ASCII, so that no terminal has to be trusted with names."""
     json.dump(value, sys.stdout, indent=1, allow_nan=False)
     sys.stdout.write("\n")
 

@@ -46,7 +46,7 @@ class Setting:
         return {name: None if it == math.inf else it for name, it in self.given.items()}
 
     def run(self, application: Application) -> Result:
-        """The application under these limits."""
+        """Run the application under these limits."""
         return WhatIf(application, self.limits, self.concurrency).run()
 
     def __str__(self) -> str:
@@ -65,7 +65,7 @@ def _in_words(name: str, value: Any) -> str:
 def show_whatif(
     console: Console, rows: Sequence[tuple[Setting, Result]], application: Application
 ) -> None:
-    """A row for each setting; the first one is the log's own."""
+    """Print a row for each setting; the first one is the log's own."""
     table = make_table(
         "Under other limits", "limits", "hit rate", "misses", "waits", "evicted", "loading", "peak"
     )
@@ -96,7 +96,7 @@ def show_whatif(
 
 
 def show_tuning(console: Console, tuner: Tuner, curve: Curve, advice: Advice) -> None:
-    """The curve in a few rows, and what to do."""
+    """Print the curve in a few rows, and what to do."""
     table = make_table(
         f"Hit rate by size, idle instances going after {seconds(curve.timeout)}",
         "max_size",
@@ -124,7 +124,7 @@ def show_tuning(console: Console, tuner: Tuner, curve: Curve, advice: Advice) ->
 
 
 def tune_document(tuner: Tuner, curve: Curve, advice: Advice, target: float) -> dict[str, Any]:
-    """For programs; an infinite timeout is null."""
+    """Make a document for programs; an infinite timeout is null."""
     timeout = None if advice.idle_timeout == math.inf else advice.idle_timeout
     return {
         "leases": tuner.leases,
@@ -153,7 +153,7 @@ def tune_document(tuner: Tuner, curve: Curve, advice: Advice, target: float) -> 
 
 
 def show_replay(console: Console, replays: Mapping[str, Replay]) -> None:
-    """Whether books and logs agree, for each cache."""
+    """Print whether books and log agree, for each cache."""
     for cache, replay in replays.items():
         console.print(
             Text(
@@ -174,7 +174,7 @@ def show_replay(console: Console, replays: Mapping[str, Replay]) -> None:
 
 
 def replay_document(replays: Mapping[str, Replay], notes: Sequence[str]) -> dict[str, Any]:
-    """For programs."""
+    """Make a document for programs."""
     return {
         "caches": [
             {

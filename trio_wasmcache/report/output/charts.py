@@ -100,7 +100,7 @@ class Times:
     began: str | None
 
     def finish(self, ax: Axes, bins: int) -> None:
-        """Its ticks at round numbers, and what they mean."""
+        """Put ticks at round numbers, and say what they mean."""
         end = bins * self.width
         name, unit = next((name, unit) for name, unit in TIME_UNITS if end >= 3 * unit or unit == 1)
         ax.set_xlim(0, end)
@@ -115,7 +115,7 @@ class Times:
 
 
 def charts_of(cache: dict[str, Any], prefix: str) -> list[Chart]:
-    """The charts of one cache of a report's document; `prefix` sets their names apart."""
+    """Draw the charts of one cache of a report's document; `prefix` sets their names apart."""
     points = cache["over_time"]["points"]
     times = Times(cache["over_time"]["width_seconds"], cache["began"])
     limits, paid = cache["limits"], cache["reloads"]["by_reason"]
@@ -195,7 +195,7 @@ def _even(text: str) -> str:
 
 
 def byte_ticks(top: float) -> list[float]:
-    """Round numbers of bytes, at most five steps up to the top."""
+    """Return round numbers of bytes, at most five steps up to the top."""
     step = 1.0
     while top / step > 5:
         step *= 2
@@ -218,7 +218,7 @@ def _stacked(ax: Axes, times: Times, layers: Sequence[tuple[str, Sequence[float]
 
 
 def _legend_height(entries: int) -> float:
-    """Inches that a legend has beyond its first row."""
+    """Return the inches that a legend has beyond its first row."""
     return LEGEND_ROW * ((entries - 1) // LEGEND_COLUMNS)
 
 

@@ -24,7 +24,7 @@ BUSY_SECONDS = 1.0
 
 
 def make_document(summary: Summary, reader: Reader, parser: Parser, notes: Notes) -> dict[str, Any]:
-    """The whole report."""
+    """Make the whole report."""
     return {
         "report": REPORT_VERSION,
         "files": list(reader.paths),
@@ -43,7 +43,7 @@ def make_document(summary: Summary, reader: Reader, parser: Parser, notes: Notes
 
 
 def _others(others: Others) -> dict[str, Any]:
-    """The caches that are not told apart: what can be added up without their order and clocks."""
+    """Return what the caches that are not told apart add up to, without order and clocks."""
     sums = others.sums
     return {
         "caches": others.count,
@@ -95,7 +95,7 @@ def _sequence(order: Order) -> dict[str, Any]:
 
 
 def _uses(sums: Sums, on_seats: int | None) -> dict[str, Any]:
-    """What was asked for, granted and loaded."""
+    """Return what was asked for, granted and loaded."""
     leases = sums.leases
     granted = leases.hits + leases.misses
     return {
@@ -126,7 +126,7 @@ def _uses(sums: Sums, on_seats: int | None) -> dict[str, Any]:
 
 
 def _evictions(cache: CacheSummary) -> dict[str, Any]:
-    """What went, and what came of it."""
+    """Return what was evicted, and what came of it."""
     fates, leases = cache.fates, cache.sums.leases
     gone = _gone(cache.sums)
     total = gone["count"]
@@ -161,7 +161,7 @@ def _evictions(cache: CacheSummary) -> dict[str, Any]:
 
 
 def _gone(sums: Sums) -> dict[str, Any]:
-    """Evictions by reason."""
+    """Return the evictions by reason."""
     by_reason: dict[str, Gone] = {}
     for (reason, _), gone in sums.gone.items():
         one = by_reason.setdefault(reason, Gone())
@@ -187,7 +187,7 @@ _LEASES = ("hits", "misses", "blocks", "abandoned", "wait_seconds", "held_second
 
 
 def _rows(cache: CacheSummary, what: str, name: Callable[[Key], str]) -> list[dict[str, Any]]:
-    """A row for each, those that were loaded for the longest first."""
+    """Return a row for each, those that were loaded for the longest first."""
     rows: dict[str, dict[str, Any]] = {}
 
     def add(key: Key, numbers: Fate | Leases, fields: tuple[str, ...]) -> None:

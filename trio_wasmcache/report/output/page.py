@@ -50,7 +50,7 @@ class Section:
 
 
 def report_page(document: dict[str, Any]) -> str:
-    """The page of a report's document."""
+    """Make the page of a report's document."""
     caches = sorted(document["caches"], key=lambda cache: -sum(cache["events"].values()))
     kept = [id(cache) for cache in caches[:MAX_SHOWN]]
     sections = [
@@ -114,7 +114,7 @@ def _section(cache: dict[str, Any], prefix: str, charted: bool) -> Section:
 
 
 def _others(others: dict[str, Any]) -> Section:
-    """The caches that are not told apart."""
+    """Make the section of the caches that are not told apart."""
     more = "More than " * others["more"]
     section = Section(f"{more}{count(others['caches'], 'other cache')}, added up together")
     section.subtitle = f"{sum(others['events'].values()):,} events"
@@ -226,7 +226,7 @@ def _limits(cache: dict[str, Any]) -> Table:
 
 
 def render(title: str, subtitle: str, notes: Sequence[str], sections: Sequence[Section]) -> str:
-    """The page, everything in it escaped save the charts."""
+    """Render a page; everything in it is escaped, except the charts."""
 
     def visible(value: Any) -> Any:
         """Texts as a terminal shows them; what the template calls safe is no plain `str`."""

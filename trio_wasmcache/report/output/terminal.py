@@ -20,7 +20,7 @@ NOTHING_PAID: dict[str, float] = {"count": 0, "seconds": 0.0}
 
 
 def show_report(console: Console, document: dict[str, Any], top: int = TOP) -> None:
-    """All caches, one after the other."""
+    """Print all caches, one after the other."""
     for cache in document["caches"]:
         parts = [_overview(cache), _reasons(cache), _times(cache), _waits(cache)]
         parts += [_rows(cache, what, top) for what in ("function", "group")]
@@ -33,7 +33,7 @@ def show_report(console: Console, document: dict[str, Any], top: int = TOP) -> N
 
 
 def _show_others(console: Console, others: dict[str, Any]) -> None:
-    """The caches that are not told apart."""
+    """Print what the caches that are not told apart add up to."""
     more = "More than " * others["more"]
     title = f"{more}{count(others['caches'], 'other cache')}, added up together"
     table = Table(box=None, show_header=False, pad_edge=False)
@@ -73,7 +73,7 @@ def show(console: Console, what: RenderableType) -> None:
 
 
 def make_table(title: str, first: str, *columns: str) -> Table:
-    """A table of numbers, of which the first column says what they are of."""
+    """Make a table of numbers, whose first column says what they are of."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     table.add_column(
         first, overflow="ellipsis", no_wrap=True, min_width=LEAST_COLUMNS, header_style="dim"

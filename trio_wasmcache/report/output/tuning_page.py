@@ -21,7 +21,7 @@ COLOURS = {"now": 4, "knee": 1, "advised": 2}
 
 
 def tuning_page(tuner: Tuner, curve: Curve, advice: Advice, notes: Sequence[str]) -> str:
-    """The page of a tuning."""
+    """Make the page of a tuning."""
     assert tuner.limits is not None
     knee = curve.knee()
     texts = [advice.sentence, *([] if advice.verdict is None else [advice.verdict])]

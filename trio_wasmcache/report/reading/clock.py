@@ -27,7 +27,7 @@ class Clock:
     _shift: float = 0.0  # the sum of all jumps
 
     def times(self, clock: pl.Series, late: int) -> pl.Series:
-        """Seconds since the first event.
+        """Return the seconds since the first event.
 
         Args:
             clock: what it said at events in order.

@@ -40,7 +40,7 @@ class Feeder:
     _held: int = 0  # events that are held back, of all caches
 
     def events(self) -> Iterator[Stamped]:
-        """All events, those of each cache in order."""
+        """Yield all events, those of each cache in order."""
         for block in self.reader.blocks():
             for event in self.parser.records(block):
                 cache = event.cache
@@ -71,7 +71,7 @@ class Feeder:
             yield event
 
     def tell(self, notes: Notes) -> None:
-        """What there is to say about numbers that are missing or came twice, and clocks."""
+        """Note numbers that are missing or came twice, and clocks that jumped."""
         if self.left_out:
             notes.problem(
                 f"more than {MAX_CACHES:,} caches: {count(self.left_out, 'event')} of the later "

@@ -81,7 +81,7 @@ class Parser:
     """Lines that were parsed, each as often as it was: at most three times."""
 
     def frame(self, lines: list[bytes]) -> pl.DataFrame:
-        """The events among `lines`, with all the columns of `SCHEMA`."""
+        """Parse the events among `lines`, with all the columns of `SCHEMA`."""
         made = self._at_once(lines)
         if made is not None:
             return made
@@ -118,7 +118,7 @@ class Parser:
         return pl.DataFrame(rows, schema=SCHEMA)
 
     def records(self, lines: Iterable[bytes]) -> list[Stamped]:
-        """The events among `lines`, one by one."""
+        """Parse the events among `lines` one by one."""
         found = []
         for fields in self._load(lines):
             event = read_event(fields)
@@ -171,7 +171,7 @@ class Parser:
         return True
 
     def tell(self, notes: Notes) -> None:
-        """What there is to say about what was not understood."""
+        """Note what was not understood."""
         if self.damaged:
             lines = count(self.damaged, "damaged line")
             notes.problem(f"{lines}: not whole, or with values that no event has; left out")
@@ -216,7 +216,7 @@ def _is_whole(frame: pl.DataFrame) -> bool:
 
 
 def _mend_surrogates(event: Any) -> None:
-    """Halves of characters, which JSON can name and no text can have."""
+    """Replace halves of characters, which JSON can name and no text can have."""
     if isinstance(event, dict):
         for field, value in event.items():
             if isinstance(value, str):

@@ -66,7 +66,7 @@ class Reader:
     """Files that could be opened."""
 
     def blocks(self) -> Iterator[list[bytes]]:
-        """Lists of lines, each of which may be an event."""
+        """Yield lists of lines, each of which may be an event."""
         for path in self._ordered():
             yield from self._blocks(path)
 
@@ -79,7 +79,7 @@ class Reader:
         return sum(path.stat().st_size for path in paths if path.exists())
 
     def _ordered(self) -> list[str]:
-        """Rotated files are often named newest first; a log is read oldest first."""
+        """Put files in order of time: rotated ones are often named newest first."""
         paths = list(self.paths)
         # What is no file, such as a pipe, can be read only once.
         if len(paths) < 2 or not all(Path(path).is_file() for path in paths):
@@ -175,7 +175,7 @@ class Reader:
         self.counts.foreign += number
 
     def _last(self, path: str, line: bytes) -> list[bytes]:
-        """What follows the last newline: all of a line, or the part that was written so far."""
+        """Take what follows the last newline: a whole line, or the part that was written so far."""
         try:
             json.loads(line)
         except (ValueError, RecursionError):
@@ -187,7 +187,7 @@ class Reader:
         return self._candidates(line + b"\n", len(line) + 1)
 
     def tell(self) -> None:
-        """What there is to say about lines that were no events."""
+        """Note how many lines were no events."""
         counts = self.counts
         if counts.foreign:
             are = "is" if counts.foreign == 1 else "are"
@@ -215,7 +215,7 @@ def _count_filled(data: bytes) -> int:
 
 
 def _first_event(path: str) -> dict[str, object] | None:
-    """The first event in a file, if it is near the beginning; problems are told later."""
+    """Return the first event of a file, if it is near the beginning; problems are noted later."""
     try:
         with CountingFile(path) as file:
             head, _ = read_some(open_stream(file), HEAD)

@@ -49,7 +49,7 @@ class Names:
     _known: set[tuple[str | None, ...]] = Factory(set)
 
     def limit(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """The frame with those that came too late renamed to `OTHERS`."""
+        """Rename the keys that came too late to `OTHERS`."""
         fresh = frame.select(KEY).unique(maintain_order=True).rows()
         fresh = [key for key in fresh if key not in self._known]
         kept = self.space.take(fresh)

@@ -46,7 +46,7 @@ def count(number: int, one: str, many: str = "") -> str:
 
 
 def cite(text: str, most: int = MAX_CITED) -> str:
-    """A name out of a log, fit to be shown: cut, and what a terminal could obey made visible.
+    """Make a name out of a log fit to be shown: cut it, and show what a terminal could obey.
 
     Names come from whoever registers functions. Escape sequences, line breaks and characters that
     turn the direction of writing around are not printable, and shown as ``\\x1b`` and so on.

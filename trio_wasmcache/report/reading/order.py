@@ -46,13 +46,13 @@ class Order:
         return sum(last - first + 1 for first, last in self.gaps) + self._forgotten
 
     def lose(self, number: int, first: int) -> None:
-        """The cache says that it dropped so many from this one on; it says so afterwards."""
+        """Take the cache's own word, given afterwards, that it dropped so many from this one on."""
         self.lost += number
         unknown = number - self._take_out(first, first + number - 1)
         self._forgotten = max(0, self._forgotten - unknown)
 
     def sort(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """The events of one cache in order, without those that came before."""
+        """Put the events of one cache in order, and leave out those that came before."""
         numbers = frame["seq"]
         steps = numbers.diff().drop_nulls()
         if not self.first:
@@ -81,7 +81,7 @@ class Order:
         return frame
 
     def skip(self, first: int, last: int) -> None:
-        """These have not come, and later ones have."""
+        """Remember that these have not come, and later ones have."""
         self.gaps.append((first, last))
         if len(self.gaps) > MAX_GAPS:
             forgotten = self.gaps[: MAX_GAPS // 2]
@@ -125,7 +125,7 @@ class Line:
     _highest: int = 0
 
     def put(self, event: Stamped, window: int = WINDOW) -> Iterator[Stamped]:
-        """Take one, hold at most `window` back; gives those whose turn it is."""
+        """Take one, hold at most `window` back; yield those whose turn it is."""
         order, number = self.order, event.seq
         order.late += number < self._highest
         self._highest = max(self._highest, number)
@@ -146,7 +146,7 @@ class Line:
         yield from self._release(window)
 
     def end(self) -> Iterator[Stamped]:
-        """Nothing more will come."""
+        """Yield all that is held back: nothing more will come."""
         yield from self._release(0)
 
     def _release(self, window: int) -> Iterator[Stamped]:

@@ -40,7 +40,7 @@ _STAMP: dict[str, dict[str, Any]] = {
 
 
 def make_schema() -> dict[str, Any]:
-    """The schema, as plain values for `json.dumps`."""
+    """Make the schema, as plain values for `json.dumps`."""
     names = [event.name for event in EVENTS]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -130,7 +130,7 @@ def _docstrings(event: type[Event]) -> dict[str, str]:
 
 
 def as_text() -> str:
-    """The shipped file's contents."""
+    """Return the contents of the shipped file."""
     return json.dumps(make_schema(), indent=1) + "\n"
 
 

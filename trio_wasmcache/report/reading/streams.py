@@ -83,7 +83,7 @@ class _Unzstd(io.RawIOBase):
 
 
 def open_stream(file: CountingFile) -> io.BufferedIOBase:
-    """What is in the file, unpacked if it is packed."""
+    """Open what is in the file, unpacked if it is packed."""
     buffered = io.BufferedReader(file, 1024 * 1024)
     head = buffered.peek(4)[:4]
     kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
@@ -95,7 +95,7 @@ def open_stream(file: CountingFile) -> io.BufferedIOBase:
 
 
 def read_some(stream: io.BufferedIOBase, size: int) -> tuple[bytes, Exception | None]:
-    """Up to `size` bytes, fewer at the end; and what went wrong after them."""
+    """Read up to `size` bytes, fewer at the end; also return what went wrong after them."""
     parts: list[bytes] = []
     left = size
     try:

@@ -83,5 +83,5 @@ def moment(timestamp: str) -> str:
 
 
 def soon(within: float | None) -> str:
-    """What counts as thrash: an eviction and a load, at most so many seconds apart; None: ever."""
+    """Say what counts as thrash: a load at most so many seconds after an eviction; None: ever."""
     return "after they went" if within is None else f"within {within:g} s of going"

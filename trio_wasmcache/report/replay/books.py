@@ -29,7 +29,7 @@ NameKey = tuple[str, str]  # (function, argument types)
 
 
 def limits_of(event: Opened | Resized) -> dict[str, Any]:
-    """The limits that an `opened` or `resized` event tells, named as in `CacheConfig`."""
+    """Return the limits that an `opened` or `resized` event has, named as in `CacheConfig`."""
     # A log from before there was `max_running_size` or `max_address_space` had no such limit.
     limits = {name: getattr(event, field) for name, field in LIMITS.items()}
     if limits["idle_timeout"] is None:
@@ -38,7 +38,7 @@ def limits_of(event: Opened | Resized) -> dict[str, Any]:
 
 
 def config_of(event: Opened) -> CacheConfig:
-    """The configuration that an `opened` event tells.
+    """Return the configuration that an `opened` event has.
 
     Raises:
         ValueError: no cache has such limits.
@@ -66,12 +66,12 @@ class Books:
     _modules: dict[int, Module] = Factory(dict)
 
     def open_group(self, name: str, others: Callable[[], bool]) -> GroupRecord:
-        """A group of that name; see `TokenBook.strangers`."""
+        """Open a group of that name; see `TokenBook.strangers`."""
         group = self.groups[name] = GroupRecord(name, tokens=TokenBook(strangers=others))
         return group
 
     def register(self, event: Registered, now: float) -> Step:
-        """A `registered` event: the function is there, and what it replaces is retired."""
+        """Register a function; one that it replaces is retired."""
         name = event.function, event.arg_types
         module = self._modules.get(event.module_number)
         if module is None:
@@ -95,15 +95,15 @@ class Books:
         return self.policy.retire(old, now)
 
     def remove(self, event: Removed, now: float) -> Step:
-        """A `removed` event."""
+        """Remove a function."""
         record = self.current.pop((event.function, event.arg_types), None)
         return Step() if record is None else self.policy.retire(record, now)
 
     def resize(self, limits: dict[str, Any], now: float) -> Step:
-        """Other limits from now on."""
+        """Live under other limits from now on."""
         self.config = evolve(self.config, **limits)
         return self.policy.resize(self.config, now)
 
     def held_in(self, group: GroupRecord) -> list[Request]:
-        """The requests that hold an instance of a group, in the order in which it is closed."""
+        """Return the requests that hold an instance of a group, in the order of its closing."""
         return [request for request in self.policy.waits.held if request.entry.group is group]

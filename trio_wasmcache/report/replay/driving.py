@@ -61,32 +61,32 @@ class Driver:
     # -- functions, groups, limits
 
     def open_group(self, event: GroupOpened) -> None:
-        """A `group_opened` event."""
+        """Do what a `group_opened` event was told for."""
         group = self.books.open_group(event.group, lambda: self._others_have_tokens(group))
         self._capacities[group] = event.capacity_tokens
 
     def register(self, event: Registered, now: float) -> Step:
-        """A `registered` event."""
+        """Do what led to a `registered` event."""
         return self.books.register(event, now)
 
     def remove(self, event: Removed, now: float) -> Step:
-        """A `removed` event."""
+        """Do what led to a `removed` event."""
         return self.books.remove(event, now)
 
     def resize(self, event: Resized, now: float) -> Step:
-        """A `resized` event."""
+        """Do what led to a `resized` event."""
         return self.books.resize(limits_of(event), now)
 
     def expire(self, now: float) -> Step:
-        """An `evicted` event that the cache's clock was the cause of."""
+        """Do what led to an `evicted` event that the cache's clock was the cause of."""
         return self.policy.expire(now)
 
     def relieve(self, event: Refused, now: float) -> Step | None:
-        """A `refused` event."""
+        """Do what led to a `refused` event."""
         return self.policy.relieve(event.address_space_bytes, event.mappings, now)
 
     def close_group(self, event: GroupClosed, now: float) -> Step:
-        """A `group_closed` event."""
+        """Do what led to a `group_closed` event."""
         policy = self.policy
         group = self.books.groups[event.group]
         reason = Reason.CLOSED if event.with_cache else Reason.GROUP_CLOSED
@@ -99,7 +99,7 @@ class Driver:
     # -- tokens
 
     def wait_for_token(self, event: Blocked) -> None:
-        """A `blocked` event of an acquire that has no number yet."""
+        """Do what led to a `blocked` event of an acquire that has no number yet."""
         function = self.books.functions[_generation(event)]
         group = self.books.groups[event.group]
         self.policy.note_token_block(function, group)
@@ -109,7 +109,7 @@ class Driver:
         self.policy.waits.waiting[event.task] = group
 
     def end_token_wait(self, task: int) -> None:
-        """The task waits for a token no longer; no error if it did not."""
+        """Let a task wait for a token no longer; no error if it did not."""
         self.policy.waits.end(task)
         self._forget_wait(task)
 
@@ -135,7 +135,7 @@ class Driver:
     # -- requests
 
     def acquire(self, event: Requested, now: float) -> Step | None:
-        """A `requested` event. Where it is refused, the request ends with the `error`."""
+        """Do what led to a `requested` event; a request that is refused has an `error`."""
         function = self.books.functions[_generation(event)]
         group = self.books.groups[event.group]
         task = event.task
@@ -151,14 +151,14 @@ class Driver:
             return None
 
     def loaded(self, event: Loaded, now: float) -> Step | None:
-        """A `loaded` event."""
+        """Do what led to a `loaded` event."""
         request = self.requests[event.request]
         assert request.instance is not None
         request.instance.size = event.size_bytes
         return self.policy.loaded(request, now)
 
     def leave(self, event: Left, now: float) -> Step | None:
-        """A `left` event."""
+        """Do what led to a `left` event."""
         request = self.requests[event.request]
         before = request.owner
         step = self.policy.hand_over(request, event.task, now)
@@ -167,7 +167,7 @@ class Driver:
         return step
 
     def recycle(self, event: Recycled, now: float, drop: Reason | None) -> Step | None:
-        """A `recycled` event; `drop`: what only the cache could know, that a call failed."""
+        """Do what led to a `recycled` event; `drop`: a call failed, as only the cache knows."""
         request = self.requests.pop(event.request)
         self.granted.discard(request)
         reserved = None
@@ -181,7 +181,7 @@ class Driver:
         return step
 
     def abandon(self, event: Abandoned, now: float) -> Step | None:
-        """An `abandoned` event of an acquire that has a number."""
+        """Do what led to an `abandoned` event of an acquire that has a number."""
         request = self.requests.pop(event.request)
         step = None
         if request.stage is Stage.LOADING:

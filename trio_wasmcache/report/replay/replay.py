@@ -109,7 +109,7 @@ class Replay:
     _expected: deque[Evicted] = Factory(deque)
 
     def feed(self, event: Stamped) -> None:
-        """The next event; it is gone through when the one after it is known.
+        """Take the next event; it is gone through when the one after it is known.
 
         Raises:
             NotReplayable: it is the first, and not one that a replay can begin with.
@@ -129,7 +129,7 @@ class Replay:
         self._pending = event
 
     def finish(self) -> None:
-        """There are no more events."""
+        """Go through the last event: there are no more."""
         pending, self._pending = self._pending, None
         if pending is None:
             return
@@ -337,12 +337,12 @@ def _short(event: Event) -> str:
 
 
 def _reason(event: Evicted) -> str:
-    """The reason in a word, also one that this version does not know (see `reading.records`)."""
+    """Return the reason in a word, also one that this version does not know."""
     return str(getattr(event.reason, "value", event.reason))
 
 
 def _booked_error(request: Request, logged: str) -> str:
-    """The error that an acquire ends with by the books; any, where that is not for them to say."""
+    """Return the error that an acquire ends with by the books; any, where they can't say."""
     if request.error is not None:
         error = type(request.error)
         return "ClosedResourceError" if error is Closed else error.__name__

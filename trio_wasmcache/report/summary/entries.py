@@ -54,7 +54,7 @@ class Fates:
     """Loads of functions that get a new instance for each lease; no eviction made them so."""
 
     def take(self, frame: pl.DataFrame, times: pl.Series) -> None:
-        """Events of one cache in order; `times` are seconds since its first event."""
+        """Take events of one cache in order; `times` are seconds since its first event."""
         relevant = frame["event"].is_in(["wasmcache.loaded", "wasmcache.evicted"])
         columns = ["function", "arg_types", "group", "reason", "load_seconds", "uses", "seat"]
         rows = frame.filter(relevant).select(columns)

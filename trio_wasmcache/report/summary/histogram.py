@@ -41,7 +41,7 @@ class Histogram:
             self._buckets[number] = self._buckets.get(number, 0) + count
 
     def quantile(self, part: float) -> float:
-        """The value that `part` (0 to 1) of all do not exceed; 0.0 without any."""
+        """Return the value that `part` (0 to 1) of all do not exceed; 0.0 without any."""
         wanted = part * self.count
         seen = self._zeros
         if seen >= wanted:
@@ -53,7 +53,7 @@ class Histogram:
         return self.largest
 
     def bars(self) -> list[tuple[float, int]]:
-        """(upper end, how many), `BARS` to a power of ten; the first one is of the zeros."""
+        """Return (upper end, how many), `BARS` to a power of ten; the first one is of the zeros."""
         found: dict[int, int] = {}
         for number, count in self._buckets.items():
             bar = number // (BUCKETS // BARS)

@@ -60,7 +60,7 @@ class LeaseBook:
         return sum(leases.blocks for leases in self.by_key.values())
 
     def take(self, parts: dict[str, pl.DataFrame]) -> pl.DataFrame:
-        """Add events of one cache up; gives the leases granted, without those by `warm`.
+        """Add events of one cache up; return the leases granted, without those by `warm`.
 
         Args:
             parts: {kind of event: events}.
@@ -94,7 +94,7 @@ class LeaseBook:
     def _take_blocks(
         self, requested: pl.DataFrame, blocked: pl.DataFrame, over: set[int | None]
     ) -> None:
-        """An acquire is one block, however many waits it has; its first may be for a token."""
+        """Count blocks: an acquire is one, however many waits it has, tokens included."""
         self._waited.update(requested.filter(pl.col("blocked"))["request"])
         for what, number in blocked["waits_for"].value_counts().iter_rows():
             tally(self.waits_for, what, number)

@@ -50,7 +50,7 @@ class Series:
             bins[number] = bins.get(number, 0.0) + value
 
     def level(self, name: str, times: pl.Series, highest: pl.Series, last: pl.Series) -> None:
-        """At each of `times` it was up to `highest`, and `last` from then on."""
+        """Take levels: at each of `times` up to `highest`, and `last` from then on."""
         levels = self.levels.setdefault(name, {})
         frame = pl.DataFrame({"bin": self._numbers(times), "highest": highest, "last": last})
         grouped = frame.group_by("bin", maintain_order=True)
@@ -60,7 +60,7 @@ class Series:
             levels[number] = _join(levels.get(number), (level[0], level[1]))
 
     def points(self, name: str) -> list[float]:
-        """A value for each bin: the sum; or the highest level, which holds on from bin to bin."""
+        """Return a value for each bin: the sum, or the highest level, which lasts on."""
         count = int(self.end // self.width) + 1
         if name in self.sums:
             bins = self.sums[name]
@@ -73,7 +73,7 @@ class Series:
         return found
 
     def busiest(self, prefix: str, seconds: float) -> tuple[float, float]:
-        """(the largest sum of all measures called `prefix`, the time it took).
+        """Find (the largest sum of all measures called `prefix`, the time it took).
 
         The time is one bin, or as many as make up `seconds`.
         """

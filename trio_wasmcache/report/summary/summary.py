@@ -193,7 +193,7 @@ class CacheSummary:
             self.peak_code = max(self.peak_code, code)
 
     def tell(self, notes: Notes) -> None:
-        """What there is to say about this log."""
+        """Note what is wrong with this log."""
         order, name = self.order, f"cache {cite(self.cache)}"
         if order.lost:
             notes.problem(f"{name}: {count(order.lost, 'event')} lost: the cache's buffer was full")
@@ -325,7 +325,7 @@ class Summary:
         self.caches[name] = CacheSummary(name, Fates(self.thrash_seconds), names)
 
     def tell(self, notes: Notes) -> None:
-        """What there is to say about all of them."""
+        """Note how many there are, and what is wrong with their logs."""
         others = self.others
         if len(self.caches) > 1 or others.count:
             names = ", ".join(map(cite, [*self.caches][:4]))

@@ -99,7 +99,7 @@ class Advice:
 
 
 def advise(tuner: Tuner, target: float) -> tuple[Curve, Advice]:
-    """The smallest limits that reach a hit rate, or come as near as can be.
+    """Find the smallest limits that reach a hit rate, or come as near as possible.
 
     Gives the curve at the idle timeout that is advised, too.
     """
@@ -151,7 +151,7 @@ class Row:
 
 
 def marks_of(tuner: Tuner, curve: Curve, advice: Advice) -> dict[int, tuple[str, ...]]:
-    """{size: what it is}, of those that the curve is exact for."""
+    """Return {size: what it is}, of those that the curve is exact for."""
     assert tuner.limits is not None
     marks: dict[int, tuple[str, ...]] = {}
     for size, mark in (
@@ -165,7 +165,7 @@ def marks_of(tuner: Tuner, curve: Curve, advice: Advice) -> dict[int, tuple[str,
 
 
 def rows_of(tuner: Tuner, curve: Curve, advice: Advice) -> list[Row]:
-    """The curve in a few rows, the marked sizes among them."""
+    """Return the curve in a few rows, the marked sizes among them."""
     low, high = curve.smallest, curve.largest
     marks = marks_of(tuner, curve, advice)
     steps = [
@@ -176,13 +176,13 @@ def rows_of(tuner: Tuner, curve: Curve, advice: Advice) -> list[Row]:
 
 
 def round_up(size: int) -> int:
-    """To what one would write: whole MiB, or for small ones whole pages of WebAssembly."""
+    """Round up to what one would write: whole MiB, or for small ones whole pages of WebAssembly."""
     unit = MiB if size > 16 * MiB else 64 * KiB
     return max(unit, -(-size // unit) * unit)
 
 
 def in_source(name: str, value: float) -> str:
-    """A limit as one would write it: ``64 * MiB``, ``2.5``, ``math.inf``."""
+    """Return a limit as one would write it: ``64 * MiB``, ``2.5``, ``math.inf``."""
     if name == "idle_timeout":
         return "math.inf" if value == math.inf else f"{value:g}"
     if name.endswith("_size"):

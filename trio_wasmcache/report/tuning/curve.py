@@ -35,7 +35,7 @@ class Curve:
     """Of all leases, had none been a hit."""
 
     def at(self, size: int) -> Point:
-        """The cache at `max_size=size`."""
+        """Return what the cache does with `max_size=size`."""
         index = self.needs["size"].search_sorted(size, "right")
         hits = self.needs["hits"][index - 1] if index else 0
         saved = self.needs["load_seconds"][index - 1] if index else 0.0
@@ -52,7 +52,7 @@ class Curve:
         return self.at(self.largest)
 
     def smallest_for(self, hit_rate: float) -> int | None:
-        """The smallest size that reaches the hit rate; None: none does."""
+        """Return the smallest size that reaches the hit rate; None: none does."""
         wanted = math.ceil(hit_rate * self.leases - 1e-9)
         index = self.needs["hits"].search_sorted(wanted, "left")
         if index >= len(self.needs):
@@ -60,7 +60,7 @@ class Curve:
         return max(self.smallest, int(self.needs["size"][index]))
 
     def knee(self) -> int:
-        """Where more memory begins to buy less: farthest above the line from end to end."""
+        """Find where more memory begins to buy less: farthest above the line from end to end."""
         low, high = self.smallest, self.largest
         first, last = self.at(low).hit_rate, self.at(high).hit_rate
         if high == low or last == first:
@@ -73,7 +73,7 @@ class Curve:
         return int(sizes["size"][index])
 
     def points(self, also: Sequence[int] = ()) -> list[Point]:
-        """For a chart: at most `POINTS` sizes, and those named."""
+        """Return points for a chart: at most `POINTS` sizes, and those named."""
         low, high = self.smallest, self.largest
         steps = [low + (high - low) * number // (POINTS - 1) for number in range(POINTS)]
         return [self.at(size) for size in sorted({*steps, *also})]

@@ -48,7 +48,7 @@ class Stack:
     _highest: list[int] = Factory(lambda: [0] * (2 * FIRST_ROOM))
 
     def take(self, key: Hashable, now: float) -> tuple[float, float]:
-        """The most recently used instance of `key` runs.
+        """Let the most recently used instance of `key` run.
 
         Returns:
             (bytes that the cache needs for this to be a hit, seconds that it was idle); two
@@ -63,7 +63,7 @@ class Stack:
         return float(deepest), now - instance.since
 
     def give_back(self, key: Hashable, size: int, now: float) -> None:
-        """An instance of `key` is idle from now on."""
+        """Let an instance of `key` be idle from now on."""
         if self._next == self._room:
             self._make_room()
         instance = Resting(size, now, self._next)
@@ -75,7 +75,7 @@ class Stack:
         self.largest = max(self.largest, size)
 
     def forget(self, key: Hashable) -> None:
-        """All idle instances of `key` go: its function was removed, or its group closed."""
+        """Drop all idle instances of `key`: its function was removed, or its group closed."""
         for instance in self._resting.pop(key, []):
             del self._places[instance.place]
             self._deepen(instance.place, -instance.size)
@@ -104,7 +104,7 @@ class Stack:
         return highest[node]
 
     def _make_room(self) -> None:
-        """The places have run out: move those in use together, into a larger tree if need be."""
+        """Move the places in use together, into a larger tree if need be: they have run out."""
         for place in self._places:
             self._deepen(place, 0)
         leaves = [

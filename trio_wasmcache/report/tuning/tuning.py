@@ -65,7 +65,7 @@ class Tuner:
     _ended: tuple[Key, Recycled, float] | None = None
 
     def feed(self, event: Stamped) -> None:
-        """The next event.
+        """Take the next event.
 
         Raises:
             NotReplayable: it is the first, and the log can't be tuned by.
@@ -104,7 +104,7 @@ class Tuner:
                 self.limits = limits_of(event)
 
     def curve(self, timeout: float) -> Curve:
-        """What size gives what, where idle instances go after `timeout` seconds.
+        """Return the curve where idle instances are evicted after `timeout` seconds.
 
         A miss costs what its load took, or what that usually takes for the function; a hit costs
         nothing, unless it is one on a seat: then, what that took or usually takes.
@@ -136,7 +136,7 @@ class Tuner:
         return Curve(self.leases, self.stack.largest, timeout, needs, total)
 
     def _usual(self, hit: bool) -> pl.Expr:
-        """What a load for a lease of that kind usually takes, by the function's number."""
+        """Return what a load for such a lease usually takes, by the function's number."""
         usual = {
             number: statistics.median(taken)
             for (number, was_hit), taken in self._loads.items()
@@ -145,7 +145,7 @@ class Tuner:
         return pl.col("name").replace_strict(usual, default=0.0, return_dtype=pl.Float64)
 
     def timeout_for(self, hit_rate: float) -> float | None:
-        """The shortest timeout with which the hit rate can be reached; None: there is none."""
+        """Return the shortest timeout that can reach the hit rate; None: there is none."""
         wanted = math.ceil(hit_rate * self.leases - 1e-9)
         gaps = sorted(gap for gap in self._gaps if gap < math.inf)
         return None if wanted > len(gaps) else gaps[wanted - 1] if wanted else 0.0
@@ -197,7 +197,7 @@ class Tuner:
         self._names.append(self._numbers[name])
 
     def _give_back(self, following: Event) -> None:
-        """A lease has ended, unless `following` says that its instance was spoilt."""
+        """End a lease, unless `following` says that its instance was unusable."""
         assert self._ended is not None and self.limits is not None
         key, event, at = self._ended
         self._ended = None

@@ -24,7 +24,7 @@ class Loading:
     _usual: dict[tuple[tuple[str, str], bool], float] = Factory(dict)
 
     def begin(self, acquire: Acquire, instance: Instance, now: float) -> float:
-        """Seconds that the load takes which begins now."""
+        """Begin a load; return the seconds that it takes."""
         module = instance.entry.function.module
         ready = self.ready.get(module)
         if ready is not None:
@@ -34,7 +34,7 @@ class Loading:
         return seconds
 
     def failed(self, instance: Instance, now: float) -> None:
-        """A load ended without an instance; what it had of the module is lost, if it had begun."""
+        """End a load without an instance; what it had of the module is lost."""
         module = instance.entry.function.module
         if instance.loads_module and self.ready.get(module, now) > now:
             del self.ready[module]

@@ -123,7 +123,7 @@ class Application:
     _holds: dict[tuple[str, str], list[float]] = Factory(dict)
 
     def load_seconds(self, name: tuple[str, str], cold: bool) -> float:
-        """What a load of this function usually takes; `cold`: with that of its module.
+        """Return what a load of this function usually takes; `cold`: with that of its module.
 
         A load that is not, and was never seen, counts as nothing: it takes some 50 microseconds.
         """
@@ -132,7 +132,7 @@ class Application:
         return statistics.median(samples) if samples else 0.0
 
     def hold_seconds(self, name: tuple[str, str]) -> float:
-        """For how long a lease of this function is usually held."""
+        """Return for how long a lease of this function is usually held."""
         samples = self._holds.get(name)
         return statistics.median(samples) if samples else 0.0
 
@@ -155,7 +155,7 @@ class Recorder:
     """{module: (when its code was last freed, which event told it)}."""
 
     def feed(self, event: Stamped) -> None:
-        """The next event.
+        """Take the next event.
 
         Raises:
             NotReplayable: it is the first, and not one that a replay can begin with.
@@ -201,7 +201,7 @@ class Recorder:
         return 0 if self.made is None else self.made.leases
 
     def tell(self, notes: Notes) -> None:
-        """What there is to say about events that could not be used, or only in part."""
+        """Note events that could not be used, or only in part."""
         if self.ignored:
             notes.problem(
                 f"{count(self.ignored, 'event')} left out: the requests they belong to are missing"
@@ -265,7 +265,7 @@ class Recorder:
         return acquire
 
     def _finish(self, acquire: Acquire, outcome: str, at: float) -> None:
-        """It is over, and not because its lease ended."""
+        """End an acquire that has no lease."""
         acquire.outcome = outcome
         if outcome == "gave up" and acquire.patience is None:
             acquire.patience = at - acquire.start

@@ -51,7 +51,7 @@ class Tokens:
         return True
 
     def give_back(self, task: int) -> Acquire | None:
-        """Gives who is served next; it has the token already."""
+        """Return the acquire that is served next; it has the token already."""
         owners, capacity = self.record.tokens.owners, self.group.capacity
         owners[task] -= 1
         if owners[task]:

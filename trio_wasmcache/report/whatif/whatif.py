@@ -81,7 +81,7 @@ class WhatIf:
     """Acquires and changes that are still to come."""
 
     def run(self) -> Result:
-        """Everything, from the opening to the closing.
+        """Run everything, from the opening to the closing.
 
         Raises:
             TypeError, ValueError: no cache has such limits.
@@ -197,7 +197,7 @@ class WhatIf:
     # -- tasks
 
     def _next(self, program: list[Acquire | Release], index: int, over: float) -> None:
-        """The step before was over at `over`: what comes next comes as long after it as it did."""
+        """Schedule the next step as long after `over`, the end of the one before, as then."""
         while index < len(program):
             item = program[index]
             if isinstance(item, Acquire) or item.acquire in self._leases:
@@ -239,7 +239,7 @@ class WhatIf:
         self._expect_to_give_up(acquire)
 
     def _request(self, acquire: Acquire, blocked: bool) -> None:
-        """It has its token."""
+        """Ask the policy for an instance, with a token in hand."""
         policy, books = self._books.policy, self._books
         function = books.current.get(acquire.name)
         if function is None:
@@ -270,7 +270,7 @@ class WhatIf:
         return request
 
     def _go_on(self, request: Request) -> None:
-        """It sleeps no longer, or has not begun to."""
+        """Go on with a request that waits no longer, or has not begun to."""
         acquire = self._acquires[request]
         if request.stage is Stage.GRANTED:
             self._granted(acquire)
@@ -288,7 +288,7 @@ class WhatIf:
         self._at(self._now + seconds, partial(self._loaded, acquire, request))
 
     def _fail(self, request: Request) -> None:
-        """A load ends without an instance."""
+        """End a load without an instance."""
         assert request.instance is not None
         self._loading.failed(request.instance, self._now)
         self._act(self._books.policy.failed(request, self._now))
@@ -371,7 +371,7 @@ class WhatIf:
         self._skip(acquire)
 
     def _skip(self, acquire: Acquire) -> None:
-        """It has no lease, so what was done under it is not done."""
+        """Leave out what was done under a lease that is not there."""
         end = acquire.index if acquire.release is None else acquire.release.index
         for item in self._program(acquire)[acquire.index + 1 : end]:
             if isinstance(item, Acquire):
@@ -384,7 +384,7 @@ class WhatIf:
         self._next(self._program(acquire), index + 1, self._now)
 
     def _count(self, acquire: Acquire) -> None:
-        """It is over. The last one of a group lets that close."""
+        """Count an acquire that is over; the last one of a group lets that close."""
         tokens = self._tokens[acquire.group]
         self._one_done_of(tokens)
         self._one_done()
