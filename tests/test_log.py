@@ -249,6 +249,7 @@ async def test_uses(fake: FakeKit, log: ListLogger, mock_clock: trio.testing.Moc
         "held_seconds": 2.0,
         "calls": 2,
         "seat": False,
+        "closed_size_bytes": None,
         "kept": True,
         "address_space_bytes": 0,
         "mappings": 0,

@@ -231,25 +231,25 @@ class Journal:
         self,
         request: Request,
         instance: Instance,
-        size: int,
-        reserved: tuple[int, int],
         calls: int,
         at: float,
         ledger: Ledger,
+        **facts: Any,
     ) -> None:
-        """Note that a lease has ended after that many calls; the evictions of its step follow."""
+        """Note that a lease has ended after that many calls; the evictions of its step follow.
+
+        `facts` are further fields of the event.
+        """
         if not self.log_uses:
             return
         self.note(
             Recycled(
                 **self._instance(request, instance),
-                size_bytes=size,
+                **facts,
                 held_seconds=at - self._uses[request].granted_at,
                 calls=calls,
                 seat=instance.seat,
                 kept=instance.state is not State.CLOSED,
-                address_space_bytes=reserved[0],
-                mappings=reserved[1],
                 total_size_bytes=ledger.total_size,
                 code_size_bytes=ledger.used,
             ),

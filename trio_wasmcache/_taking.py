@@ -15,7 +15,6 @@ import trio
 from attrs import frozen
 from trio.lowlevel import Task
 
-from ._core.config import CacheConfig
 from ._core.errors import DeadlockError
 from ._core.events import Reason
 from ._core.headroom import check_headroom
@@ -145,13 +144,14 @@ def recycle(lease: Lease, reason: Reason | None = None) -> None:
     instance, registered = request.instance, lease._registered
     assert instance is not None
     assert registered is not None
-    shell, seat = lease._shell, False
+    shell, seat, closed_size = lease._shell, False, None
     if not clean:
         # A call failed or is half-way, whoever has it under way.
         reason = reason or Reason.CORRUPTED
         native.abandon()
     elif not registered.keeps_state and reason is None:
-        seat = _leave_seat(registered, instance, native, shell.config)
+        limit = shell.config.max_instance_size
+        seat, closed_size = _leave_seat(registered, instance, native, limit)
     size = SEAT_SIZE if seat else native.measure()
     reserved = (0, 0) if seat else native.reserved
     if reserved != (instance.address_space, instance.mappings):
@@ -159,7 +159,15 @@ def recycle(lease: Lease, reason: Reason | None = None) -> None:
     now = shell.now()
     step = shell.policy.recycle(request, size, now, reason, seat, reserved)
     shell.journal.recycled(
-        request, instance, size, reserved, lease._calls, now, shell.policy.residents.ledger
+        request,
+        instance,
+        lease._calls,
+        now,
+        shell.policy.residents.ledger,
+        size_bytes=size,
+        closed_size_bytes=closed_size,
+        address_space_bytes=reserved[0],
+        mappings=reserved[1],
     )
     if step is not None:
         shell.act(step, now)
@@ -167,18 +175,21 @@ def recycle(lease: Lease, reason: Reason | None = None) -> None:
 
 
 def _leave_seat(
-    registered: Registered, instance: Instance, native: GuestInstance, config: CacheConfig
-) -> bool:
+    registered: Registered, instance: Instance, native: GuestInstance, limit: int
+) -> tuple[bool, int | None]:
     """Put the instance back, as the next lease must find nothing of this one.
 
-    Returns whether it was closed instead: it can't be put back, or would be too large to be kept.
+    Returns whether it was closed instead, as it can't be put back or exceeds `limit` (bytes); and
+    its size if only the limit is why.
     """
-    largest = min(config.max_instance_size, config.max_size)
-    if registered.resets and native.measure() <= largest and native.reset():
-        return False
+    closed_size = None
+    if registered.resets and native.reset():
+        closed_size = native.measure()
+        if closed_size <= limit:
+            return False, None
     instance.payload = None
     native.close()
-    return True
+    return True, closed_size
 
 
 async def _wait_for_token(lease: Lease, record: FunctionRecord, task: Task) -> None:

@@ -61,24 +61,27 @@ async def test_one_that_has_grown_leaves_a_seat(kit: Kit) -> None:
 
 async def test_one_that_is_too_large_to_be_kept_leaves_a_seat(kit: Kit, log: ListLogger) -> None:
     """As under `fresh`, also if it was put back before on the short way: 19 of 20 are hits."""
-    for limits in ({"max_instance_size": 3 * PAGE}, {"max_size": 3 * PAGE}):
-        async with kit.open(CacheConfig(**limits), logger=log) as cache:
-            f = await add(cache, "f", kit.adding(1, pages=4), isolation="reset")
-            for turn in range(20):
-                async with f.acquire() as lease:
-                    assert lease.memory.read(9, 1) == b"\0"
-                    lease.memory.write(9, b"x")
-                    assert await lease.call(turn) == turn + 1
-                check_invariants(cache)
-            stats = cache.stats()
-            assert (stats.hits, stats.misses, stats.total_size) == (19, 1, PAGE)
-            assert stats.load.count == 20
-            cache.resize(max_instance_size=8 * PAGE, max_size=8 * PAGE)
-            await f.call(1)
-            assert cache.stats().total_size == 5 * PAGE
-            cache.resize(**limits)
-            await f.call(1)
-    assert set(log.reasons()) <= {"closed", "oversized", "size"}
+    limit = 3 * PAGE
+    config = CacheConfig(max_instance_size=limit, log_uses=True)
+    async with kit.open(config, logger=log) as cache:
+        f = await add(cache, "f", kit.adding(1, pages=4), isolation="reset")
+        for turn in range(20):
+            async with f.acquire() as lease:
+                assert lease.memory.read(9, 1) == b"\0"
+                lease.memory.write(9, b"x")
+                assert await lease.call(turn) == turn + 1
+            check_invariants(cache)
+        stats = cache.stats()
+        assert (stats.hits, stats.misses, stats.total_size) == (19, 1, PAGE)
+        assert stats.load.count == 20
+        cache.resize(max_instance_size=8 * PAGE)
+        await f.call(1)
+        assert cache.stats().total_size == 5 * PAGE
+        cache.resize(max_instance_size=limit)
+        await f.call(1)
+    assert log.reasons() == ["oversized", "closed"]
+    closed = [fields["closed_size_bytes"] for fields in log.fields("recycled")]
+    assert closed == [5 * PAGE] * 20 + [None, 5 * PAGE]
 
 
 async def test_where_it_can_not_be_done_leases_are_fresh(log: ListLogger) -> None:

@@ -373,6 +373,9 @@ class Recycled(Use):
     calls: int
     seat: bool
     """Whether its instance was closed, and left a seat."""
+    closed_size_bytes: int | None = None
+    """The size of an instance that was closed, and left a seat, only because that exceeds
+    `max_instance_size`."""
     kept: bool
     address_space_bytes: int
     """Addresses that its instance reserves now."""

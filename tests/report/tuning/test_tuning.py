@@ -59,6 +59,7 @@ def brute_force(events: list[Event], size: int, timeout: float) -> int:
             max_instances=16384,
             max_code_size=16 * GiB,
             max_running_size=None,
+            max_address_space=None,
             idle_timeout=timeout,
         )
     )

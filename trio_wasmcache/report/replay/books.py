@@ -10,6 +10,7 @@ from attrs import Factory, define, evolve
 
 from ..._core.config import CacheConfig, SystemLimits
 from ..._core.events import Opened, Registered, Removed, Resized
+from ..._core.isolation import RESET
 from ..._core.keys import FunctionKey
 from ..._core.policy import Policy
 from ..._core.records import FunctionRecord, GroupRecord, Module, Request, TokenBook
@@ -63,6 +64,8 @@ class Books:
     """What an acquire finds."""
     functions: dict[tuple[str, str, int], FunctionRecord] = Factory(dict)
     """{(function, argument types, generation): record}, of whatever age."""
+    resets: set[FunctionRecord] = Factory(set)
+    """Those whose instances are put back; one that is too large leaves a seat."""
     _modules: dict[int, Module] = Factory(dict)
 
     def open_group(self, name: str, others: Callable[[], bool]) -> GroupRecord:
@@ -87,6 +90,8 @@ class Books:
             event.address_space_bytes or 0,
             event.mappings or 0,
         )
+        if event.isolation == RESET:
+            self.resets.add(record)
         old = self.current.get(name)
         self.current[name] = self.functions[(*name, event.generation)] = record
         if old is None:

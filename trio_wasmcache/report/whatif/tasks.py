@@ -80,7 +80,11 @@ class Release:
     """Bytes of what it leaves."""
     seat: bool = False
     """Whether that is a seat."""
+    closed_size: int | None = None
+    """Bytes of its instance, where only `max_instance_size` is why it left a seat instead."""
     corrupted: bool = False
+    reserved: tuple[int, int] | None = None
+    """Addresses (bytes) and mappings of the instance that it leaves, where they are known."""
 
 
 @define(eq=False)
@@ -117,7 +121,7 @@ class Application:
     hits: int = 0
     loaded_sizes: dict[tuple[str, str], int] = Factory(dict)
     """{function: size of a new instance, the last that the log tells}."""
-    left: dict[tuple[str, str], tuple[int, bool]] = Factory(dict)
+    left: dict[tuple[str, str], tuple[int, bool, int | None]] = Factory(dict)
     """{function: (size of what a lease of it left, whether that is a seat), likewise}."""
     _loads: dict[tuple[str, str], dict[bool, list[float]]] = Factory(dict)
     _holds: dict[tuple[str, str], list[float]] = Factory(dict)
@@ -316,8 +320,10 @@ class Recorder:
         acquire = self._requests.pop(event.request)
         task = acquire.task
         program = made.programs[task]
-        left = event.size_bytes, event.seat
+        left = event.size_bytes, event.seat, event.closed_size_bytes
         release = Release(acquire, self._gap(task, at), len(program), *left)
+        if not event.seat and event.address_space_bytes is not None:
+            release.reserved = event.address_space_bytes, event.mappings
         acquire.release = release
         program.append(release)
         self._last_release = release

@@ -40,6 +40,7 @@ from attrs import Factory, define, evolve
 
 from ..._core.errors import DeadlockError, WasmCacheError
 from ..._core.events import Event, Evicted, Reason, Registered, Removed, Resized
+from ..._core.isolation import SEAT_SIZE
 from ..._core.records import Request, Stage
 from ..._core.residents import Step
 from ..replay.books import Books, config_of, limits_of, system_of
@@ -318,8 +319,8 @@ class WhatIf:
             return  # the log ends while it is held
         if release is None:
             hold = self.application.hold_seconds(acquire.name)
-            size, seat = self.application.left.get(acquire.name, (0, False))
-            release = Release(acquire, hold, acquire.index, size, seat)
+            left = self.application.left.get(acquire.name, (0, False, None))
+            release = Release(acquire, hold, acquire.index, *left)
             self._at(self._now + hold, partial(self._release, release))
         else:
             self._next(self._program(acquire), acquire.index + 1, self._now)
@@ -331,7 +332,15 @@ class WhatIf:
             return
         request = self._drop(acquire)
         policy, drop = self._books.policy, Reason.CORRUPTED if release.corrupted else None
-        self._act(policy.recycle(request, release.size, self._now, drop, release.seat))
+        size, seat, reserved = release.size, release.seat, release.reserved
+        limit = policy.config.max_instance_size
+        if request.entry.function in self._books.resets and drop is None:
+            # The cache closes those that are too large, under the limit that is in force here.
+            if release.closed_size is not None and release.closed_size <= limit:
+                size, seat = release.closed_size, False
+            elif not seat and size > limit:
+                size, seat = SEAT_SIZE, True
+        self._act(policy.recycle(request, size, self._now, drop, seat, reserved))
         total = policy.residents.ledger.total_size
         self.result.peak_size = max(self.result.peak_size, total)
         self._give_back(acquire)
