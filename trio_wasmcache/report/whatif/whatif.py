@@ -20,9 +20,7 @@ A real run under these limits does the very same, if
 - tasks do not look at what they get or how long it took, and what they do has no other cause;
 - in the log, no acquire was refused and no load failed, whoever gave up did so on a function whose
   leases all last equally long, with nothing else done under them, and each function was used;
-- sizes depend on the function only, and nothing was removed or warmed; under neither limits, an
-  instance of a `reset` function is too large to be kept (it leaves a seat then, whose size is all
-  that the log has);
+- sizes depend on the function only, and nothing was removed or warmed;
 - each group's tasks are its own, no two things happen at the same moment by chance, and no two
   loads of one module, that take time, overlap.
 
