@@ -24,6 +24,7 @@ from report.workloads import (
 from trio_wasmcache import CacheConfig
 
 Capture = pytest.CaptureFixture[str]
+RESIZED = "wasmcache.resized"
 CONFIG = CacheConfig(stack_size=PAGE, idle_timeout=5.0, max_size=40 * PAGE)
 
 
@@ -279,6 +280,29 @@ def test_whatif_says_what_it_can_not_know(tmp_path: Path, capsys: Capture) -> No
     ran = run_command(capsys, "whatif", log.write(tmp_path / "log"), "--max-instances", "9")
     assert ran.status == 0
     assert "1 load failed: what would have come after that is not known" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "told"),
+    [(0, 2, "no cache has these limits"), (-1, 1, "1 event left out")],
+)
+@pytest.mark.parametrize(
+    "command", [["whatif", "--max-instances", "9"], ["tune"]], ids=["whatif", "tune"]
+)
+def test_limits_that_no_cache_has_in_a_log(
+    log: Path, capsys: Capture, command: list[str], number: int, status: int, told: str
+) -> None:
+    """At the beginning there is nothing to go by; later, they are left out."""
+    events = events_of(log)
+    opened = {**events[0], "max_address_space_bytes": -1}
+    last = {"seq": len(events) + 1, "at_seconds": events[-1]["at_seconds"]}
+    lines = [json.dumps(event) for event in (*events, {**opened, "event": RESIZED, **last})]
+    if not number:
+        lines[0] = json.dumps(opened)
+        del lines[-1]
+    ran = run_command(capsys, command[0], write(log, lines), *command[1:])
+    assert ran.status == status
+    assert told in ran.err
 
 
 # -- tune

@@ -5,10 +5,12 @@ from __future__ import annotations
 import polars as pl
 import pytest
 from hypothesis import given, strategies as st
+from report.logs import Log
 
 from trio_wasmcache._core.events import Lost, Stamped
 from trio_wasmcache.report.reading import order as module
 from trio_wasmcache.report.reading.order import Line, Order
+from trio_wasmcache.report.reading.records import make_event
 
 # Numbers in blocks, as they come out of files.
 BLOCKS = st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=12), max_size=8)
@@ -40,6 +42,17 @@ def test_each_event_comes_once(blocks: list[list[int]]) -> None:
         missing = {one for first, last in order.gaps for one in range(first, last + 1)}
         assert missing == {*range(min(seen), max(seen))} - seen
         assert order.gaps == sorted(order.gaps)
+
+
+def test_a_reason_of_a_later_version_waits_for_its_turn_as_well() -> None:
+    """It stays a text, and is counted as one."""
+    log = Log()
+    for _ in range(3):
+        log.evicted(1.5)
+    events = [make_event({**fields, "reason": "whim"}) for fields in log.lines]
+    line = Line()
+    found = [*line.put(events[1]), *line.put(events[2]), *line.put(events[0]), *line.end()]
+    assert found == events
 
 
 @given(BLOCKS)

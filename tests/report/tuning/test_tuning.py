@@ -230,6 +230,21 @@ def test_events_of_requests_without_a_beginning_are_left_out() -> None:
     assert (tuner.leases, tuner.ignored) == (5, 1)
 
 
+@pytest.mark.parametrize("missing", ["registered", "loaded", "requested", "group_opened"])
+def test_a_curve_of_a_log_with_a_hole(missing: str) -> None:
+    """Leases of which something is missing are left out, and the others are the curve."""
+    events = run_on_jumping_clock(in_turn(2, 3, 0.1), CONFIG).log.events
+    holes = [event for event in events if event["event"] == f"wasmcache.{missing}"]
+    assert holes
+    tuner = Tuner()
+    for event in events:
+        if event is not holes[0]:
+            tuner.feed(make_event(event))
+    curve = tuner.curve(math.inf)
+    assert curve.leases == tuner.leases <= 6
+    assert 0 <= curve.at(curve.largest).hit_rate <= 1
+
+
 def test_a_seat_is_loaded_on_for_every_hit() -> None:
     """So a hit costs what that takes: here nothing, as against the module's load."""
     plan = in_turn(2, 3, 0.1)

@@ -14,6 +14,7 @@ import polars as pl
 from attrs import Factory, define
 
 from ..._core.events import Stamped
+from .records import letters_of
 
 # Events that are held back while one before them has not come, of all caches of a log together. At
 # 2 KB each, 20 MB.
@@ -139,8 +140,7 @@ class Line:
             order.repeated += 1
             return
         self._pushed += 1
-        letters = sum(len(it) for it in event.fields().values() if isinstance(it, str))
-        cost = 1 + letters // EVENT_LETTERS
+        cost = 1 + letters_of(event.event) // EVENT_LETTERS
         self.holding += cost
         heapq.heappush(self._held, (number, self._pushed, cost, event))
         yield from self._release(window)

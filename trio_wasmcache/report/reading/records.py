@@ -83,10 +83,11 @@ def read_event(fields: Any) -> Stamped | None:
         kind = KINDS[fields["event"]]
         values = kind.get(fields)
         numbers = kind.known[tuple(map(type, values))](values)
-    except (KeyError, TypeError):
-        return None
-    # No sum below `ABSURD` has a part above it, or one that is infinite or no number.
-    if not sum(map(abs, numbers)) < ABSURD:
+        # No sum below `ABSURD` has a part above it, or one that is infinite or no number; a whole
+        # number of hundreds of digits can't even be added to others.
+        if not sum(map(abs, numbers)) < ABSURD:
+            return None
+    except (KeyError, TypeError, OverflowError):
         return None
     version, cache, seq, at, *rest = values
     if version != SCHEMA_VERSION or seq < 1:
@@ -103,6 +104,12 @@ def make_event(fields: dict[str, Any]) -> Stamped:
         kind.known[signature] = itemgetter(*numbers)  # the stamps alone are three
     event = kind.build([fields.get(name) for name in kind.names])
     return Stamped(event, fields["cache"], fields["seq"], fields["at_seconds"])
+
+
+def letters_of(event: Event) -> int:
+    """Count the letters of an event's texts."""
+    values = (getattr(event, name) for name in KINDS[event.name].names)
+    return sum(len(it) for it in values if isinstance(it, str))
 
 
 def fits(value: Any, kinds: tuple[type, ...]) -> bool:

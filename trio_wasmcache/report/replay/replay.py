@@ -66,7 +66,8 @@ def check_start(stamped: Stamped, what: str) -> Opened:
     """Return the first event of a log that tells of every use.
 
     Raises:
-        NotReplayable: it is another one, or the log does not tell of every use.
+        NotReplayable: it is another one, has limits that no cache has, or the log does not tell of
+            every use.
     """
     event = stamped.event
     if not isinstance(event, Opened):
@@ -79,6 +80,10 @@ def check_start(stamped: Stamped, what: str) -> Opened:
             f"the log was written without log_uses, and {what} needs every use of the cache: open "
             "it with CacheConfig(log_uses=True)"
         )
+    try:
+        config_of(event)
+    except (TypeError, ValueError) as error:
+        raise NotReplayable(f"no cache has these limits: {error}") from None
     return event
 
 
@@ -152,10 +157,7 @@ class Replay:
 
     def _open(self, stamped: Stamped) -> None:
         opened = check_start(stamped, "a replay")
-        try:
-            self._driver = Driver(Books(config_of(opened), system_of(opened)))
-        except (TypeError, ValueError) as error:
-            raise NotReplayable(f"no cache has these limits: {error}") from None
+        self._driver = Driver(Books(config_of(opened), system_of(opened)))
         self.events = 1
         self._last = stamped.seq
 

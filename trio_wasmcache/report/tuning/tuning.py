@@ -180,6 +180,8 @@ class Tuner:
 
     def _on_acquired(self, event: Acquired, at: float) -> None:
         name, request = (event.function, event.arg_types), event.request
+        # First whatever may be missing from the log: a lease is counted in all columns, or in none.
+        number = self._numbers[name]
         key = (*name, event.generation, self._groups[event.group])
         self._leased[request] = key
         loaded = self._loading.pop(request, 0.0)
@@ -194,7 +196,7 @@ class Tuner:
         self._gaps.append(gap)
         self._costs.append(loaded)
         self._was_hit.append(event.hit)
-        self._names.append(self._numbers[name])
+        self._names.append(number)
 
     def _give_back(self, following: Event) -> None:
         """End a lease, unless `following` says that its instance was unusable."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 
-from attrs import Factory, define
+from attrs import Factory, define, evolve
 
 from ..._core.events import (
     Abandoned,
@@ -33,6 +33,7 @@ from ..._core.events import (
     Stamped,
 )
 from ..reading.notes import Notes, count
+from ..replay.books import config_of, limits_of
 from ..replay.replay import check_start
 
 # Holds and loads of a function of which the median is taken, the latest ones: enough to be typical.
@@ -147,7 +148,7 @@ class Recorder:
 
     made: Application | None = None
     ignored: int = 0
-    """Events about requests of which the beginning is missing."""
+    """Events about requests of which the beginning is missing, and limits that no cache has."""
     _open: dict[str, int] = Factory(dict)  # {group: index}
     _requests: dict[int | None, Acquire] = Factory(dict)
     _token_waits: dict[int, Acquire] = Factory(dict)  # {task: what it waits with}
@@ -168,7 +169,7 @@ class Recorder:
             self.made = Application(check_start(event, "another run of it"))
         try:
             self._handle(self.made, event)
-        except KeyError:
+        except (KeyError, ValueError):  # of something unknown, or of limits that no cache has
             self.ignored += 1
 
     def _handle(self, made: Application, stamped: Stamped) -> None:
@@ -195,7 +196,11 @@ class Recorder:
                 made.groups.append(Group(event.group, event.capacity_tokens, at))
             case GroupClosed() as event:
                 self._on_group_closed(made, event, at)
-            case Registered() | Removed() | Resized():
+            case Resized() as event:
+                evolve(config_of(made.opened), **limits_of(event))
+                made.changes.append(stamped)
+                made.last_at = at
+            case Registered() | Removed():
                 made.changes.append(stamped)
                 made.last_at = at
 
@@ -208,7 +213,8 @@ class Recorder:
         """Note events that could not be used, or only in part."""
         if self.ignored:
             notes.problem(
-                f"{count(self.ignored, 'event')} left out: the requests they belong to are missing"
+                f"{count(self.ignored, 'event')} left out: the requests they belong to are "
+                "missing, or they tell limits that no cache has"
             )
         if self.made is None:
             return
