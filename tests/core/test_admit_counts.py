@@ -7,6 +7,7 @@ import pytest
 from trio_wasmcache._core.admit import (
     MAX_ELEMENTS,
     MAX_EXPORTS,
+    MAX_EXTERN_ITEMS,
     MAX_FUNCTIONS,
     MAX_TYPES,
     SPARE_LOCALS,
@@ -56,6 +57,22 @@ def test_as_many_as_there_may_be(noun: str, most: int) -> None:
     check_counts(module(**{noun: most}), "f()", 10_000)
     with pytest.raises(ModuleTooLargeError, match=rf"f\(\) has {most + 1} {noun}.*, over {most}:"):
         check_counts(module(**{noun: most + 1}), "f()", 10_000)
+
+
+def test_elements_that_are_no_functions_are_few() -> None:
+    """Each is code, and 22 KB of the compiler's memory."""
+
+    def nulls(count: int) -> ModuleInfo:
+        items = uleb(count) + b"\xd0\x6f\x0b" * count
+        body = b"\1" + b"\6\0\x41\0\x0b\x6f" + items
+        table = TableType("externref", Limits(MAX_EXTERN_ITEMS))
+        return read_module(
+            encode_module(types=[], tables=[table]) + b"\x09" + uleb(len(body)) + body
+        )
+
+    check_counts(nulls(MAX_EXTERN_ITEMS), "f()", 0)
+    with pytest.raises(ModuleTooLargeError, match=r"has 1001 externref elements .*, over 1000:"):
+        check_counts(nulls(MAX_EXTERN_ITEMS + 1), "f()", 0)
 
 
 def test_a_larger_table_may_have_more_elements() -> None:

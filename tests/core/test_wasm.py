@@ -404,6 +404,20 @@ def test_every_form_of_element_segment(flags: int) -> None:
     info = read_module(wasm)
     assert info.element_segments == 2
     assert info.passive_elements == (2 if flags in (1, 5) else 0)
+    assert (info.elements, info.passive_items) == (4, 4 if flags in (1, 5) else 0)
+    assert info.extern_items == 0
+
+
+@pytest.mark.parametrize("flags", [5, 6, 7])
+def test_elements_that_are_no_functions(flags: int) -> None:
+    """Those of active segments are counted by themselves: each is code."""
+    active = b"" if flags & 1 else b"\0\x41\0\x0b"
+    segment = bytes([flags]) + active + b"\x6f" + b"\2\xd0\x6f\x0b\xd0\x6f\x0b"
+    table = (4, b"\1\x6f\0\2")
+    wasm = module(TYPE, FUNCTION, table, (9, vector([segment, segment])), CODE)
+    assert is_valid(wasm)
+    info = read_module(wasm)
+    assert (info.elements, info.extern_items) == (4, 4 if flags == 6 else 0)
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
-from engine.support import exported, quiet_cache, run_python, wat
+from engine.support import WASI, exported, quiet_cache, run_python, wat
 
 from trio_wasmcache import (
     FuelExhaustedError,
@@ -50,6 +52,54 @@ async def test_size_is_memories_tables_and_a_page(definitions: str, size: int) -
         async with function.acquire() as lease:
             assert lease.size == size + WASM_PAGE
         assert cache.stats().total_size == size + WASM_PAGE
+        check_invariants(cache)
+
+
+MANY = 9000
+PARTS = {
+    "passive items": f"(elem func {'0 ' * 10 * MANY})",
+    "passive items that are no functions": f"(elem externref {'(ref.null extern) ' * MANY})",
+    "passive element segments": "(elem func)" * MANY,
+    "passive data segments": "(memory 0)" + '(data "")' * MANY,
+    "globals": "(global (mut v128) (v128.const i64x2 1 2))" * MANY,
+    "exported functions": "".join(f'(func (export "{n}"))' for n in range(MANY)),
+    "functions to refer to": "(func)" * MANY
+    + f"(elem declare func {' '.join(map(str, range(MANY)))})",
+    "tables": "(table 1 funcref)" * 99,
+    "imports": f'(import "{WASI}" "sched_yield" (func (result i32)))' * MANY,
+}
+
+
+class MallInfo(ctypes.Structure):
+    """C's `struct mallinfo2`."""
+
+    NAMES = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+    _fields_ = [(name, ctypes.c_size_t) for name in NAMES]
+
+
+def heap_in_use() -> int:
+    """Bytes that C's `malloc` has given out in this process."""
+    ask = ctypes.CDLL(None)["mallinfo2"]
+    ask.restype = MallInfo
+    info = ask()
+    return int(info.uordblks + info.hblkhd)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="it is glibc's")
+@pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
+async def test_no_part_of_a_module_takes_more_than_is_booked(parts: str) -> None:
+    """What wasmtime has in its heap for an instance, whatever the module consists of."""
+    count = 10
+    async with quiet_cache() as cache, AsyncExitStack() as leases:
+        function = await cache.register(
+            "f", wat(f'(module {parts} (func (export "f")))'), args=(), concurrency=count + 1
+        )
+        # The first has the code loaded, and whatever else there is but once.
+        await leases.enter_async_context(function.acquire())
+        before = heap_in_use()
+        held = [await leases.enter_async_context(function.acquire()) for _ in range(count)]
+        assert heap_in_use() - before <= sum(lease.size for lease in held)
+        assert held[0].size <= function.worst_size
         check_invariants(cache)
 
 

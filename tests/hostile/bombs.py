@@ -316,6 +316,22 @@ GUESTS = [
         Refused(ModuleTooLargeError, "has 1000000 elements"),
     ),
     Guest(
+        "ninety thousand elements that are nulls of the host's",
+        "the compiler: 7 KB of memory for each byte",
+        "(table 4000 externref)"
+        + ("(elem (i32.const 0) externref " + "(ref.null extern) " * 4000 + ")") * 22
+        + '(func (export "run") (param i64) (result i64) (i64.const 7))',
+        Refused(ModuleTooLargeError, "has 88000 externref elements"),
+    ),
+    Guest(
+        "ninety thousand items that every instance has as values",
+        "the host's memory: 1.4 MB for an instance, of 90 KB",
+        "(elem func "
+        + "0 " * 90_000
+        + ')(func (export "run") (param i64) (result i64) (i64.const 7))',
+        Gives(7),
+    ),
+    Guest(
         "blocks a hundred thousand deep",
         "whoever reads by recursion",
         lambda: module(nested(b"\x02\x40", 100_000)),

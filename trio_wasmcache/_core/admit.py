@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from attrs import frozen
 
-from .config import WASM_PAGE
+from .config import WASM_PAGE, KiB
 from .driver import SCRATCH_LIMIT
 from .errors import AbiError, ExportError, LinkError, ModuleTooLargeError, SignatureError
 from .text import printable
@@ -42,11 +42,19 @@ WASI_TYPES = {
 # What a module may declare. A few bytes of each cost the compiler some KB and up to 50 µs, so that
 # a module of 4 MiB could take 9 GB and a minute; real modules of that size are far below.
 MAX_TYPES, MAX_FUNCTIONS, MAX_EXPORTS, MAX_ELEMENTS = 10_000, 50_000, 50_000, 100_000
+# Elements that are no functions: a compiler takes 22 KB and 280 µs for each, of 3 bytes. They can
+# only be null, so that no module needs them.
+MAX_EXTERN_ITEMS = 1000
 # Locals beyond one for each byte of code are none that the code uses.
 SPARE_LOCALS = 100_000
 # Names of a module may be as long as it likes; in a message they are cut.
 MAX_SHOWN = 100
 TABLE_ELEMENT_SIZE = 8
+# What wasmtime keeps for an instance whatever is in it, and for each global, each function that can
+# be referred to, each imported one, each item of a passive element segment, each element segment,
+# each data segment and each table, at most (bytes).
+STORE_SIZE, GLOBAL_SIZE, REFERENCE_SIZE, IMPORT_SIZE = 16 * KiB, 16, 32, 96
+ITEM_SIZE, ELEMENTS_SIZE, DATA_SIZE, TABLE_SIZE = 16, 32, 16, 256
 # An instance keeps a scratch for batches with nulls, and one for those without; if values cross
 # through memory, there is but one.
 SCRATCHES = 2
@@ -106,6 +114,7 @@ def check_counts(info: ModuleInfo, what: str, table_limit: int) -> None:
         ("functions", len(info.functions), MAX_FUNCTIONS),
         ("exports", len(info.exports), MAX_EXPORTS),
         ("elements in its segments", info.elements, max(MAX_ELEMENTS, table_limit)),
+        ("externref elements in its segments", info.extern_items, MAX_EXTERN_ITEMS),
         ("locals", info.locals, SPARE_LOCALS + info.code_bytes),
     ):
         if count > most:
@@ -148,12 +157,33 @@ def share_out(limits: Sequence[Limits], budget: int) -> tuple[int | None, ...]:
 def worst_size(info: ModuleInfo, edits: Edits) -> int:
     """What an instance may touch at most (bytes).
 
-    All memories and tables, as large as they may become; the scratches of batches; and one page.
+    All memories and tables, as large as they may become; the scratches of batches; and the rest.
     """
     pages = _maxima(info.memories, edits.memory_maxima, edits.memory_limit // WASM_PAGE)
     elements = table_elements(info, edits)
-    rest = WASM_PAGE + SCRATCHES * SCRATCH_LIMIT
+    rest = rest_size(info) + SCRATCHES * SCRATCH_LIMIT
     return pages * WASM_PAGE + elements * TABLE_ELEMENT_SIZE + rest
+
+
+def rest_size(info: ModuleInfo) -> int:
+    """Return what an instance takes beside memories, elements of tables and scratches (bytes).
+
+    That is one page, unless the module has so many parts that wasmtime keeps more for them.
+    """
+    exported = sum(export.kind == "func" for export in info.exports)
+    held = sum(one.value_type == "funcref" for one in info.globals)
+    references = min(len(info.functions), info.elements + exported + held)
+    kept = (
+        STORE_SIZE
+        + len(info.globals) * GLOBAL_SIZE
+        + references * REFERENCE_SIZE
+        + info.imported_functions * IMPORT_SIZE
+        + info.passive_items * ITEM_SIZE
+        + info.element_segments * ELEMENTS_SIZE
+        + info.data_segments * DATA_SIZE
+        + len(info.tables) * TABLE_SIZE
+    )
+    return max(WASM_PAGE, kept)
 
 
 def table_elements(info: ModuleInfo, edits: Edits) -> int:

@@ -281,7 +281,7 @@ class _Reader:
         self.start: int | None = None
         self.data_count: int | None = None
         self.passive_elements = self.passive_data = self.code_bytes = 0
-        self.elements = self.locals = 0
+        self.elements = self.passive_items = self.extern_items = self.locals = 0
         # {section id: (bytes of the smallest item, what reads one)}
         self.items: dict[int, tuple[int, Callable[[], object]]] = {
             1: (2, self.type),
@@ -368,6 +368,8 @@ class _Reader:
             passive_data=self.passive_data,
             code_bytes=self.code_bytes,
             elements=self.elements,
+            passive_items=self.passive_items,
+            extern_items=self.extern_items,
             locals=self.locals,
             sections=tuple(self.sections),
         )
@@ -433,12 +435,17 @@ class _Reader:
             if flags & 2:
                 cursor.index(len(self.spaces["table"]), "table")
             cursor.expression()
+        item = "funcref"
         if flags & 3 and flags & 4:
-            cursor.reference_type()
+            item = cursor.reference_type()
         elif flags & 3 and (kind := cursor.byte()):
             cursor.fail(f"unknown element kind {kind:#x}")
         count = cursor.count()
         self.elements += count
+        if flags & 3 == 1:
+            self.passive_items += count
+        elif not flags & 1 and item != "funcref":
+            self.extern_items += count
         for _ in cursor.items(count, 1 if flags & 4 else INDEXES_PER_STEP):
             cursor.expression() if flags & 4 else cursor.index(functions, "function")
 

@@ -178,6 +178,10 @@ class ModuleInfo:
     """Bytes of function bodies, without the size that stands before each."""
     elements: int
     """Items of all element segments together."""
+    passive_items: int
+    """Of them, those of passive segments: every instance has them in memory, as values."""
+    extern_items: int
+    """Of them, those of active segments that are no functions: code is made that stores each."""
     locals: int
     """Of all functions together, without their parameters."""
     sections: tuple[Section, ...]

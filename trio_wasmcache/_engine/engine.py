@@ -14,7 +14,7 @@ from typing import cast, final
 import trio
 from attrs import evolve, frozen
 
-from .._core.admit import Edits, table_elements
+from .._core.admit import Edits, rest_size, table_elements
 from .._core.config import WASM_PAGE, SystemLimits
 from .._core.driver import Shape
 from .._core.errors import InvalidModuleError, LinkError
@@ -69,6 +69,8 @@ class Plan:
     """How many instances, tables and memories a store of one instance has."""
     memory_limit: int
     table_limit: int
+    rest_size: int
+    """Bytes that an instance takes beside what is measured."""
     memory_exports: tuple[tuple[str, bool, int], ...]
     """(export name, can it grow, bytes at the start) of each memory."""
     table_exports: tuple[tuple[str, bool, int], ...]
@@ -409,6 +411,7 @@ def _plan(artifact: Artifact) -> Plan:
         # More than C can say is as good as no limit.
         memory_limit=min(edits.memory_limit, sys.maxsize),
         table_limit=min(edits.table_limit, sys.maxsize),
+        rest_size=rest_size(info),
         memory_exports=tuple(memories),
         table_exports=tuple(tables),
         memory_name=names["memory", chosen.index] if chosen else None,

@@ -108,7 +108,7 @@ class WasmtimeInstance:
         self.ending: Ending | None = None
         """Of what is under way, or was."""
         self._sizes: tuple[tuple[Measure, bytes, int], ...] = ()
-        self._fixed_size = WASM_PAGE
+        self._fixed_size = plan.rest_size
         self._functions: tuple[WasmtimeFunction, ...] = ()
         self._room = plan.room
         self._restoring: Restoring | None = None

@@ -279,7 +279,7 @@ class GuestInstance(Protocol):
         """Of the fuel given to the call that is, or was last, under way."""
 
     def measure(self) -> int:
-        """What the instance may touch now: memories, tables x 8, scratch, one page (bytes)."""
+        """What the instance may touch now: memories, tables x 8, scratch, the rest (bytes)."""
 
     @property
     def reserved(self) -> tuple[int, int]:
