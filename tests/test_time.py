@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from contextlib import AsyncExitStack
 
 import pytest
 import trio
@@ -130,6 +132,28 @@ async def test_it_wakes_only_when_something_is_due(
         assert cache.stats().idle_instances == 1
         await at(clock, 9.0)
         assert cache.stats().idle_instances == 0
+
+
+async def test_others_run_while_much_is_due(fake: FakeKit, clock: trio.testing.MockClock) -> None:
+    """All goes without the clock's going on, but some in each step."""
+    async with fake.open(CacheConfig(idle_timeout=5.0)) as cache:
+        f = await add(cache, "f", fake.adding(1), concurrency=40)
+        async with AsyncExitStack() as leases:
+            for _ in range(40):
+                await leases.enter_async_context(f.acquire())
+        left = [40]
+
+        class Count(trio.abc.Instrument):
+            def after_task_step(self, task: trio.lowlevel.Task) -> None:
+                left.append(cache.stats().idle_instances)
+
+        instrument = Count()
+        trio.lowlevel.add_instrument(instrument)
+        await at(clock, 5.0)
+        trio.lowlevel.remove_instrument(instrument)
+        assert left[-1] == 0
+        assert max(a - b for a, b in itertools.pairwise(left)) <= 8
+        check_invariants(cache)
 
 
 async def test_resizing_the_timeout(fake: FakeKit, clock: trio.testing.MockClock) -> None:

@@ -32,6 +32,9 @@ class Evictor:
     async def run(self) -> NoReturn:
         """Evict what has been idle for `idle_timeout`, when it is due and not later. Never ends.
 
+        Where much is due at the same time, others run in between: the deadline of what is left has
+        passed then.
+
         Evicting can't fail: it changes books and frees memory. A failure would be a bug that has to
         be seen, so nothing is caught here, and the cache's block is cancelled.
         """

@@ -11,6 +11,7 @@ from trio_wasmcache._core.errors import CodeMemoryError, DeadlockError, UnknownF
 from trio_wasmcache._core.events import Reason
 from trio_wasmcache._core.policy import Policy
 from trio_wasmcache._core.records import Closed, GroupRecord, Request, Stage, TokenBook
+from trio_wasmcache._core.residents import MAX_EXPIRED
 from trio_wasmcache._core.state import IllegalStepError, State
 
 
@@ -676,6 +677,24 @@ def test_an_idle_instance_goes_when_its_time_is_up_and_not_later() -> None:
     assert reasons(bench.policy.expire(6)) == [("a", "idle")]
     assert bench.policy.next_expiry() == 2 + 5
     assert reasons(bench.policy.expire(100)) == [("b", "idle")]
+    assert bench.policy.next_expiry() is None
+
+
+def test_what_is_due_at_the_same_time_goes_in_several_steps() -> None:
+    """In order, and `next_expiry` says that there is more."""
+    bench = Bench(idle_timeout=5)
+    names = [str(number) for number in range(2 * MAX_EXPIRED + 1)]
+    for name in names:
+        bench.idle(bench.function(name))
+    now = bench.now + 5
+    gone: list[tuple[str, str]] = []
+    for count in (MAX_EXPIRED, MAX_EXPIRED, 1):
+        assert (due := bench.policy.next_expiry()) is not None
+        assert due <= now
+        step = reasons(bench.policy.expire(now))
+        assert len(step) == count
+        gone += step
+    assert gone == [(name, "idle") for name in names]
     assert bench.policy.next_expiry() is None
 
 

@@ -395,7 +395,8 @@ class Policy:
     # -- time
 
     def expire(self, now: float) -> Step:
-        """Evict what has been idle for `idle_timeout`."""
+        """Evict what has been idle for `idle_timeout`, but only some if there is much: see
+        `next_expiry`."""
         result = Step()
         self.residents.expire(now, result)
         self._pump_room(now, result)
