@@ -12,6 +12,7 @@ import guests
 import pytest
 import trio
 from kits import ListLogger, WasmtimeKit, add
+from peeking import job_of
 from trio.testing import wait_all_tasks_blocked
 
 from trio_wasmcache import (
@@ -30,6 +31,7 @@ from trio_wasmcache import (
 )
 from trio_wasmcache._abi.protocol import Step
 from trio_wasmcache._engine.instance import WasmtimeInstance
+from trio_wasmcache._metered import MeteredGuest
 from trio_wasmcache.testing import check_invariants
 
 FOREVER = 10**15
@@ -384,7 +386,7 @@ async def test_a_call_in_steps_ends_between_them(
             nursery.start_soon(told.told, "outside", from_outside)
             while not cache._shell.runner.threads.taken:
                 await trio.lowlevel.checkpoint()
-            job = leases[0]._job
+            job = job_of(leases[0])
             assert job is not None
             while not job.in_thread:
                 await trio.lowlevel.checkpoint()
@@ -403,11 +405,13 @@ class CleansUp(InTwoSteps):
     def steps(self, guest: Guest, values: tuple[int, ...]) -> Generator[Step, int, int]:
         memory = guest.memory
         assert memory is not None
-        assert isinstance(guest, WasmtimeInstance)
+        assert isinstance(guest, MeteredGuest)
+        native = guest._native
+        assert isinstance(native, WasmtimeInstance)
         try:
             return (yield Invoke("run", values))
         finally:
-            self.under_way = guest.future != 0
+            self.under_way = native.future != 0
             for use in (
                 lambda: memory.read(0, 1),
                 lambda: memory.write(0, b"x"),

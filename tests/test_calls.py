@@ -8,6 +8,7 @@ import guests
 import pytest
 import trio
 from kits import PAGE, WasmtimeKit, add
+from peeking import in_call, job_of
 
 from trio_wasmcache import (
     CacheConfig,
@@ -354,9 +355,27 @@ async def test_a_call_that_ends_as_it_is_cancelled_returns_its_result(real: Wasm
 
         async with count.acquire() as lease, trio.open_nursery() as nursery:
             nursery.start_soon(call, lease)
-            while lease._job is None or not lease._job.in_thread:
+            while (job := job_of(lease)) is None or not job.in_thread:
                 await trio.lowlevel.checkpoint()
             scope.cancel()
         assert results == [200_000]
         assert not scope.cancelled_caught
         assert cache.stats().evictions["corrupted"] == 0
+
+
+async def test_a_long_call_resumes_few_coroutines(real: WasmtimeKit) -> None:
+    """Each slice goes through all that are between the task and the wait for a turn."""
+    async with real.open(config(None)) as cache:
+        count = await put(cache, "count", guests.COUNT)
+        async with trio.open_nursery() as nursery, count.acquire() as lease:
+            nursery.start_soon(lease.call, 10**9)
+            while not in_call(lease):
+                await trio.lowlevel.checkpoint()
+            (task,) = nursery.child_tasks
+            ours = [
+                frame.f_code.co_name
+                for frame, _ in task.iter_await_frames()
+                if "trio_wasmcache" in frame.f_code.co_filename
+            ]
+            assert ours == ["call", "finish", "drive", "keep"]
+            nursery.cancel_scope.cancel()

@@ -235,7 +235,7 @@ class Waiting:
 
 async def test_who_sleeps_in_a_host_function_gets_no_credit() -> None:
     """A group whose call waits for the host is away: what others burn meanwhile, it is not owed."""
-    runner = Runner(CacheConfig(offload_after=None))
+    runner = Runner(CacheConfig(offload_after=None), lambda: 0.0)
     wake = trio.Event()
     order: list[str] = []
     slept, worked = Share(100), Share(100)

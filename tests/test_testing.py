@@ -60,7 +60,7 @@ def more(old: int) -> int:
         (change(lambda cache: idle(cache).entry, "live", more), "live instances of"),
         (change(lambda cache: idle(cache).entry.function.module, "users", more), "users of"),
         (change(idle, "state", State.RUNNING), "state of an idle instance"),
-        (change(idle, "payload", None), "has nothing native"),
+        (change(idle, "bound", None), "has nothing native"),
         (change(idle, "size", 2**30), "over max_instance_size"),
         (change(waiter, "stage", Stage.GRANTED), "a waiter is running"),
         (

@@ -22,6 +22,7 @@ from typing import Any
 import guests
 import trio
 from kits import add
+from peeking import job_of
 
 from trio_wasmcache import (
     CacheConfig,
@@ -164,7 +165,7 @@ class Program:
         running = cache.stats().running_instances
         await until(lambda: cache.stats().running_instances > running)
         start("in a batch", self.batch, count)
-        await until(lambda: self.batched is not None and self.batched._job is not None)
+        await until(lambda: self.batched is not None and job_of(self.batched) is not None)
         start("in its block", self.hold, cache)
         group: SchedulingGroup = await nursery.start(self.group, cache)
         start("inline", self.use, group)

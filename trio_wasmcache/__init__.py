@@ -58,11 +58,14 @@ if TYPE_CHECKING:
         ResidentBytes as ResidentBytes,
         UseSummary as UseSummary,
     )
-    from ._function import Function as Function
     from ._group import SchedulingGroup as SchedulingGroup, current_group as current_group
     from ._host import HostFunction as HostFunction
-    from ._lease import Lease as Lease
-    from ._memory import LeaseMemory as LeaseMemory, current_lease as current_lease
+    from ._lease import (
+        Function as Function,
+        Lease as Lease,
+        LeaseMemory as LeaseMemory,
+        current_lease as current_lease,
+    )
     from ._open import open_cache as open_cache
 
 # {module: the public names that it has}
@@ -79,11 +82,9 @@ _HOMES = {
         "StackOverflowError TrapError UnknownFunctionError WasmCacheError"
     ),
     "._core.stats": "CacheStats DistributionSummary EntryInfo ResidentBytes UseSummary",
-    "._function": "Function",
     "._group": "SchedulingGroup current_group",
     "._host": "HostFunction",
-    "._lease": "Lease",
-    "._memory": "LeaseMemory current_lease",
+    "._lease": "Function Lease LeaseMemory current_lease",
     "._open": "open_cache",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}

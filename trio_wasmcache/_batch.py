@@ -13,38 +13,35 @@ import operator
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import Any, TypeGuard
 
-from . import _arrow, _calls
+from . import _arrow
 from ._abi.bulk import Bulk
 from ._abi.pace import breathe, is_large
 from ._abi.plain import PlainAbi, PlainType, cell_name
 from ._abi.protocol import Crossing, Guest
+from ._calls import Call
 from ._chunks import NumberChunks
 from ._columns import Column, MisfitError, column
 from ._core.driver import CELLS, Shape, layout
 from ._core.errors import GuestError, ResultTooLargeError
 from ._core.memory_driver import memory_layout
-from ._core.tally import NUMBER, SLOT, Tally
-from ._engine.seam import GuestFunction, GuestInstance
+from ._core.tally import NUMBER, SLOT
 from ._memory_chunks import MemoryChunks, Packed
 from ._metered import MeteredGuest
 from ._packed import ArrowBytes, PackedColumn
 from ._rows import in_row, map_rows, next_row
 from ._sinks import BytesSink, Sink
 
-if TYPE_CHECKING:
-    from ._lease import Lease
-
 # Values that are packed between two turns of the loop, at most, and how long that may take
 # (seconds). Where each takes microseconds, many are packed in a thread.
 PIECE, PIECE_TIME, HEAVY_ROWS = 2048, 0.0003, 64
 
 
-async def map_columns(lease: Lease, columns: Any, rows: int | None) -> Any:
+async def map_columns(call: Call, columns: Any, rows: int | None) -> Any:
     """See `Lease.map`."""
     try:
-        return await _map_columns(lease, columns, rows)
+        return await _map_columns(call, columns, rows)
     except GuestError as error:
         if error.row is not None:
             # Frames of the batch have all of its columns once more, packed.
@@ -52,37 +49,14 @@ async def map_columns(lease: Lease, columns: Any, rows: int | None) -> Any:
         raise
 
 
-async def _map_columns(lease: Lease, columns: Any, rows: int | None) -> Any:
-    share, runner = lease._share, lease._shell.runner
-    if lease._guest is None:
-        raise lease._unusable()
-    await runner.pass_turn(share)
-    guest = lease._guest
-    if guest is None:
-        raise lease._unusable()
-    native = _calls._begin(lease)
-    book = lease._shell.result_book
-    tally = book.begin()
-    try:
-        crossing = lease._crossing
-        numbers = isinstance(crossing, PlainAbi)
-        arrow, found = await lease._unless_closed(
-            _look_at, lease._name, columns, not numbers, lease._shell.runner
-        )
-        rows = _count(crossing, found, rows)
-        if isinstance(crossing, PlainAbi):
-            result = await _map_numbers(lease, native, crossing, found, rows, arrow, tally)
-        else:
-            result = await _map_values(lease, native, guest, found, rows, arrow, tally)
-    except BaseException:
-        if not lease._broken:
-            lease._make_usable(guest)
-        raise
-    finally:
-        book.end(tally)
-        _calls._end(lease, native)
-    lease._make_usable(guest)
-    return result
+async def _map_columns(call: Call, columns: Any, rows: int | None) -> Any:
+    crossing = call.bound.crossing
+    numbers = isinstance(crossing, PlainAbi)
+    arrow, found = await call.unless_ended(_look_at, call.name, columns, not numbers, call.runner)
+    rows = _count(crossing, found, rows)
+    if isinstance(crossing, PlainAbi):
+        return await _map_numbers(call, crossing, found, rows, arrow)
+    return await _map_values(call, found, rows, arrow)
 
 
 async def _look_at(
@@ -136,15 +110,12 @@ def _count(crossing: Crossing, columns: Sequence[Column], rows: int | None) -> i
 
 
 async def _map_numbers(
-    lease: Lease,
-    native: GuestInstance,
+    call: Call,
     crossing: PlainAbi,
     columns: Sequence[Column],
     rows: int,
     arrow: bool,
-    tally: Tally,
 ) -> Any:
-    assert lease._registered is not None
     for number, (one, kind) in enumerate(zip(columns, crossing.args, strict=True)):
         try:
             one.use(CELLS[cell_name(kind)])
@@ -154,8 +125,8 @@ async def _map_numbers(
             raise _misfit(crossing, columns, misfit.row) from None
         except TypeError as error:
             raise TypeError(f"{crossing.place(number + 1)}: {kind.name} {error}") from None
-    refuses_none = lease._registered.called_on_null
-    await _pack_all(lease, columns, columns, rows, refuses_none=refuses_none)
+    refuses_none = call.bound.definition.called_on_null
+    await _pack_all(call, columns, columns, rows, refuses_none=refuses_none)
     shape = Shape(
         tuple(cell_name(kind) for kind in crossing.args),
         tuple(cell_name(kind, cut=True) for kind in crossing.returns),
@@ -163,77 +134,68 @@ async def _map_numbers(
         crossing.post is not None,
     )
     nones = not arrow and any(one.holds_none for one in columns)
-    sinks = _number_sinks(lease, shape.results, columns, rows, tally, arrow=arrow, nones=nones)
+    sinks = _number_sinks(call, shape.results, columns, rows, arrow=arrow, nones=nones)
     if rows:
-        code = await lease._unless_closed(lease._shell.engine.driver, shape)
+        code = await call.unless_ended(call.engine.driver, shape)
         assert code is not None
-        held = lease._held
-        assert held is not None
-        exports = {"function": held.registered.export}
+        exports = {"function": call.bound.definition.export}
         if crossing.post is not None:
             exports["post"] = crossing.post
-        driver = held.attach(lease._shell, code, exports)
-        batch = NumberChunks(
-            native, driver, crossing, layout(shape), columns, rows, sinks, lease._total_fuel
-        )
-        await batch.run(lease)
+        driver = call.attach(code, exports)
+        batch = NumberChunks(call, driver, crossing, layout(shape), columns, rows, sinks)
+        await batch.run()
     return _together([sink.result() for sink in sinks])
 
 
 async def _map_values(
-    lease: Lease,
-    native: GuestInstance,
-    guest: GuestFunction,
+    call: Call,
     columns: Sequence[Column],
     rows: int,
     arrow: bool,
-    tally: Tally,
 ) -> Any:
-    bulk = _bulk_of(lease._crossing, MeteredGuest(native, tally))
+    native, tally = call.native, call.tally
+    bulk = _bulk_of(call.bound.crossing, MeteredGuest(native, tally))
     packed = None
-    held = lease._held
-    assert held is not None
     if bulk is not None and rows:
-        refuses_none = held.registered.called_on_null and not bulk.shape.passes_nulls
-        packed = await _packed(lease, bulk, columns, refuses_none=refuses_none)
+        refuses_none = call.bound.definition.called_on_null and not bulk.shape.passes_nulls
+        packed = await _packed(call, bulk, columns, refuses_none=refuses_none)
         if packed is not None:
-            await _pack_all(lease, columns, packed, rows, refuses_none=refuses_none)
+            await _pack_all(call, columns, packed, rows, refuses_none=refuses_none)
     if bulk is None or packed is None:
-        return await map_rows(lease, native, guest, columns, rows, arrow, tally)
+        return await map_rows(call, columns, rows, arrow)
     made = memory_layout(bulk.shape)
     scalars = sum(one.size(0, 1) for one in packed if _is_packed(one) and one.rows is None)
     code = None
     if scalars <= made.data_size:
-        code = await lease._unless_closed(lease._shell.engine.driver, bulk.shape)
+        code = await call.unless_ended(call.engine.driver, bulk.shape)
     if code is None:
-        return await map_rows(lease, native, guest, columns, rows, arrow, tally)
+        return await map_rows(call, columns, rows, arrow)
     sinks: list[Sink | BytesSink]
     if bulk.wire is not None:
-        kind = held.registered.function.returns
+        kind = call.bound.definition.returns
         assert isinstance(kind, str)
         sinks = [BytesSink(kind, bulk.wire, bulk.lift, arrow, rows, tally)]
     else:
         nones = not arrow and any(one.holds_none for one in packed)
         names = bulk.shape.results
-        sinks = [*_number_sinks(lease, names, packed, rows, tally, arrow=arrow, nones=nones)]
-    driver = held.attach(lease._shell, code, bulk.exports)
-    batch = MemoryChunks(native, driver, bulk, made, packed, rows, sinks, lease._total_fuel, tally)
+        sinks = [*_number_sinks(call, names, packed, rows, arrow=arrow, nones=nones)]
+    driver = call.attach(code, bulk.exports)
+    batch = MemoryChunks(call, driver, bulk, made, packed, rows, sinks)
     while batch.done < rows:
-        await batch.run(lease)
+        await batch.run()
         if batch.large is not None:
-            await batch.settle(lease)
+            await batch.settle()
         elif batch.done < rows:
             row = batch.done
-            batch.skip(await next_row(lease, native, guest, row, batch.values(row), tally))
+            batch.skip(await next_row(call, row, batch.values(row)))
     return _together([sink.result() for sink in sinks])
 
 
 def _number_sinks(
-    lease: Lease,
+    call: Call,
     names: Sequence[str],
     columns: Sequence[Column | Packed],
     rows: int,
-    tally: Tally,
     *,
     arrow: bool,
     nones: bool,
@@ -243,14 +205,14 @@ def _number_sinks(
     Raises:
         ResultTooLargeError: they will exceed `max_result_size`; nothing has run.
     """
-    memory, cells = lease._shell.results, [CELLS[name] for name in names]
+    tally, memory, cells = call.tally, call.results, [CELLS[name] for name in names]
     try:
         return [Sink(cell, arrow, nones, rows, memory, tally) for cell in cells]
     except ResultTooLargeError as error:
         each = sum(SLOT + NUMBER if nones else cell.size for cell in cells)
         error.row = tally.limit // each
         values = tuple(one.values(error.row, error.row + 1)[0] for one in columns)
-        _calls.refuse(lease, error, values)
+        call.refuse(error, values)
         raise
 
 
@@ -265,7 +227,7 @@ def _bulk_of(crossing: Crossing, guest: Guest) -> Bulk | None:
 
 
 async def _packed(
-    lease: Lease, bulk: Bulk, columns: Sequence[Column], *, refuses_none: bool
+    call: Call, bulk: Bulk, columns: Sequence[Column], *, refuses_none: bool
 ) -> list[Column | Packed] | None:
     """The columns as a memory driver takes them; None if they go row by row.
 
@@ -278,7 +240,7 @@ async def _packed(
             try:
                 one.use(CELLS[cell_name(kind)])
             except MisfitError as misfit:
-                raise _misfit(lease._crossing, columns, misfit.row) from None
+                raise _misfit(call.bound.crossing, columns, misfit.row) from None
             except TypeError:
                 return None  # numbers of another type, which may fit one by one
             packed.append(one)
@@ -286,9 +248,7 @@ async def _packed(
         chunks = None
         if isinstance(one, _arrow.ArrowColumn) and kind.arrow:
             try:
-                chunks = await lease._unless_closed(
-                    one.bytes_chunks, kind.arrow, lease._shell.runner
-                )
+                chunks = await call.unless_ended(one.bytes_chunks, kind.arrow, call.runner)
             except ValueError as error:
                 raise ValueError(f"argument {number} of {bulk.what}: {error}") from None
         if isinstance(one, _arrow.ArrowColumn) and chunks is not None:
@@ -303,7 +263,7 @@ def _is_packed(one: Column | Packed) -> TypeGuard[Packed]:
 
 
 async def _pack_all(
-    lease: Lease,
+    call: Call,
     columns: Sequence[Column],
     packed: Sequence[Column | Packed],
     rows: int,
@@ -320,18 +280,18 @@ async def _pack_all(
     """
     for one in packed:
         try:
-            await _pack(lease, one, rows)
+            await _pack(call, one, rows)
         except MisfitError as misfit:
-            raise _misfit(lease._crossing, columns, misfit.row) from None
+            raise _misfit(call.bound.crossing, columns, misfit.row) from None
         if one.nullable and refuses_none and rows:
-            raise _misfit(lease._crossing, columns, _first_null(one, rows))
+            raise _misfit(call.bound.crossing, columns, _first_null(one, rows))
 
 
-async def _pack(lease: Lease, one: Column | Packed, rows: int) -> None:
+async def _pack(call: Call, one: Column | Packed, rows: int) -> None:
     end = 0 if not one.packs else rows if one.rows is not None else 1
     if isinstance(one, PackedColumn) and one.heavy and end:
         if end > HEAVY_ROWS or is_large(one.values(0, end)):
-            await _pack_in_thread(lease, one, end)
+            await _pack_in_thread(call, one, end)
         else:
             one.pack(0, end)
         return
@@ -339,12 +299,12 @@ async def _pack(lease: Lease, one: Column | Packed, rows: int) -> None:
     while start < end:
         stop = min(start + piece, end)
         began = time.perf_counter()
-        with lease._shell.runner.meter(lease._share):
+        with call.runner.meter(call.share):
             one.pack(start, stop)
         took = time.perf_counter() - began
         if start:  # the first piece of each column is free
-            await lease._shell.runner.pass_turn(lease._share)
-            _check_open(lease)
+            await call.runner.pass_turn(call.share)
+            call.check_open()
         start = stop
         if took > PIECE_TIME:
             piece = max(1, piece // 2)
@@ -352,7 +312,7 @@ async def _pack(lease: Lease, one: Column | Packed, rows: int) -> None:
             piece = min(2 * piece, PIECE)
 
 
-async def _pack_in_thread(lease: Lease, one: Packed, end: int) -> None:
+async def _pack_in_thread(call: Call, one: Packed, end: int) -> None:
     abandoned = False
 
     def pack() -> None:
@@ -363,15 +323,9 @@ async def _pack_in_thread(lease: Lease, one: Packed, end: int) -> None:
             breathe()
 
     try:
-        await _calls.convert(lease, pack)
+        await call.convert(pack)
     finally:
         abandoned = True
-
-
-def _check_open(lease: Lease) -> None:
-    """Closing may have taken the instance away while this task let others run."""
-    if lease._closed:
-        raise lease._unusable()
 
 
 def _misfit(crossing: Crossing, columns: Sequence[Column], row: int) -> Exception:

@@ -12,6 +12,7 @@ import trio
 from attrs import evolve
 
 from ._abi.protocol import Abi, Crossing
+from ._bound import Definition
 from ._capacity import GroupState, new_group_state
 from ._closing import close_groups
 from ._core.admit import worst_size
@@ -21,13 +22,12 @@ from ._core.isolation import RESET, REUSE, verdict
 from ._core.records import FunctionRecord
 from ._core.stats import CacheStats, EntryInfo, ResidentBytes
 from ._ctrl_c import opening
-from ._engine.seam import Artifact, NoMemoryError
-from ._function import Function
+from ._engine.seam import NoMemoryError
 from ._group import SchedulingGroup, check_group, find_group, groups_around, note_opened, open_group
 from ._host import HostFunction
-from ._lease import Lease
+from ._lease import Function, Lease, function_of
+from ._module import CachedModule
 from ._register import Compiler, Declaration, declare, read_source
-from ._registry import Registered
 from ._shell import COMPILE_SHARE, Shell
 from ._statistics import Statistics
 
@@ -164,42 +164,48 @@ class InstanceCache:
                 shell.relieve(key, COMPILE_SHARE, error, attempt)
         assert module is not None
         self._check_open()
-        artifact: Artifact = module.payload.artifact
+        artifact = module.artifact
         record = FunctionRecord(
             key,
             shell.registry.next_generation(key),
-            module,
+            module.record,
             declaration.concurrency,
             worst_size(artifact.info, artifact.edits),
             artifact.address_space,
             artifact.mappings,
         )
-        return self._install(record, declaration, crossing, seconds)
+        return self._install(record, module, declaration, crossing, seconds)
 
     def _install(
-        self, record: FunctionRecord, declaration: Declaration, crossing: Crossing, seconds: float
+        self,
+        record: FunctionRecord,
+        module: CachedModule,
+        declaration: Declaration,
+        crossing: Crossing,
+        seconds: float,
     ) -> Function:
-        shell, module = self._shell, record.module
+        shell, code_size = self._shell, module.record.code_size
         function = Function(
             name=record.key.name,
             args=record.key.args,
             returns=declaration.returns,
             generation=record.generation,
             module_digest=module.digest,
-            code_size=module.code_size,
+            code_size=code_size,
             worst_size=record.worst_size,
             isolation=declaration.isolation,
-            isolation_verdict=verdict(declaration.isolation, module.payload.why_not),
+            isolation_verdict=verdict(declaration.isolation, module.why_not),
             acquire=self.acquire,
         )
-        record.payload = Registered(
+        record.definition = Definition(
             function,
-            module.payload,
+            declaration.returns,
+            module,
             crossing,
             declaration.export,
             declaration.called_on_null,
             declaration.isolation == REUSE,
-            declaration.isolation == RESET and module.payload.why_not is None,
+            declaration.isolation == RESET and module.why_not is None,
         )
         self._compiler.keep(module)
         old = shell.registry.put(record)
@@ -210,15 +216,15 @@ class InstanceCache:
             record,
             now,
             module_digest=module.digest,
-            module_number=module.payload.number,
-            code_bytes=module.code_size,
-            artifact_bytes=module.payload.artifact.size,
+            module_number=module.number,
+            code_bytes=code_size,
+            artifact_bytes=module.artifact.size,
             compile_seconds=seconds,
             concurrency=record.concurrency,
             worst_size_bytes=record.worst_size,
             address_space_bytes=record.address_space,
             mappings=record.mappings,
-            module_mappings=module.mappings,
+            module_mappings=module.record.mappings,
             isolation=function.isolation,
             isolation_verdict=function.isolation_verdict,
         )
@@ -246,13 +252,15 @@ class InstanceCache:
             self._retire(record, now)
 
     def _retire(self, record: FunctionRecord, now: float) -> None:
-        self._compiler.drop(record.module)
-        self._shell.act(self._shell.policy.retire(record, now), now)
+        self._compiler.drop(Definition.of(record).module)
+        self._shell.carry_out(self._shell.policy.retire(record, now), now)
 
     def functions(self) -> tuple[Function, ...]:
         """What is registered, in order of registration."""
         self._shell.owner.check_reading("functions")
-        return tuple(record.payload.function for record in self._shell.registry.functions.values())
+        return tuple(
+            function_of(Definition.of(record)) for record in self._shell.registry.functions.values()
+        )
 
     # -- leases
 
@@ -371,7 +379,7 @@ class InstanceCache:
         shell.result_book.limit = config.max_result_size
         now = trio.current_time()
         shell.journal.resized(config, shell.engine.system, now)
-        shell.act(shell.policy.resize(config, now), now)
+        shell.carry_out(shell.policy.resize(config, now), now)
         shell.evictor.sleep_until(shell.policy.next_expiry())
         shell.adapt_instances()
 

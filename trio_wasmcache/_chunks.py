@@ -11,29 +11,24 @@ import contextlib
 import threading
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 import trio
 
-from . import _calls
 from ._abi.plain import PlainAbi, lift_number
+from ._calls import Call
 from ._columns import Column
 from ._core.driver import RAW_AT, ROW_AT, VALIDITY_AT, WHICH_AT, Layout
 from ._core.errors import FuelExhaustedError, GuestError, ResultTooLargeError
 from ._engine.seam import (
     UNDER_WAY,
     GuestDriver,
-    GuestInstance,
     HostCall,
     NoMemoryError,
     UnderWay,
 )
 from ._runner import Job
-from ._shell import STACK_SHARE
 from ._sinks import Sink
-
-if TYPE_CHECKING:
-    from ._lease import Lease
 
 MAX_FUEL = 2**63 - 1
 # More than any batch can burn.
@@ -50,14 +45,15 @@ class Chunks:
 
     def __init__(
         self,
-        native: GuestInstance,
+        call: Call,
         driver: GuestDriver,
         what: str,
         rows: int,
-        total_fuel: int,
         fuel_per_row: int,
     ) -> None:
-        self.native = native
+        total_fuel = call.bound.total_fuel
+        self.call = call
+        self.native = call.native
         self.driver = driver
         self.what = what  # names the function in messages
         self.rows = rows
@@ -177,69 +173,64 @@ class Chunks:
 
     # -- as who makes it sees it
 
-    async def run(self, lease: Lease) -> None:
+    async def run(self) -> None:
         """Drive it until all rows are done, it is paused, or a row has to go otherwise.
 
         **Checkpoint:** between slices.
         **Cancellation:** the guest is stopped, and its instance is spoilt.
         """
         try:
-            await self._drive(lease)
+            await self._drive()
         except BaseException as error:
             refusal, self.refusal = self.refusal, None
             if refusal is not None and error is refusal:
-                _calls.refuse(lease, refusal, self.values(refusal.row or 0))
+                self.call.refuse(refusal, self.values(refusal.row or 0))
                 raise
-            earlier = self._earlier(lease, error)
-            self._blame(lease, earlier or error)
+            earlier = self._earlier(error)
+            self._blame(earlier or error)
             if earlier is None:
                 raise
             raise earlier from None
 
-    def _first_poll(self, lease: Lease) -> bool:
+    def _first_poll(self) -> bool:
         """Poll; idle instances go for its stack if the system has no memory for that."""
         while True:
             try:
                 return self.poll()
             except NoMemoryError as error:
-                lease._shell.relieve(lease._entry.function.key, STACK_SHARE, error)
+                self.call.relieve_stack(error)
 
-    async def _drive(self, lease: Lease) -> None:
-        assert lease._registered is not None
-        before = lease._fuel or 0
-        job = Job(self, lease._share, lease._registered.slot.hosts, lease, self.fuel_left())
-        self.job = lease._job = job
+    async def _drive(self) -> None:
+        call = self.call
+        self.job = job = call.new_job(self, self.fuel_left())
         try:
-            over = self._first_poll(lease)
+            over = self._first_poll()
             job.charge()
             if not over:
-                await lease._shell.runner.drive(job)
+                await call.runner.drive(job)
         finally:
-            # No cycle: large results go when nobody uses them any more.
-            self.job = lease._job = None
-            if not lease._closed:
-                job.charge()
-            lease._fuel = before + job.burnt
+            self.job = None  # no cycle: large results go when nobody uses them any more
+            call.end_job(job)
 
-    def _earlier(self, lease: Lease, error: BaseException) -> GuestError | None:
+    def _earlier(self, error: BaseException) -> GuestError | None:
         """What was wrong with a row before the one that failed, if anything was."""
-        if self._chunk_fuel and isinstance(error, Exception) and not lease._closed:
+        if self._chunk_fuel and isinstance(error, Exception) and not self.call.ended:
             try:
                 self.look_back()
             except GuestError as earlier:
                 return earlier
         return None
 
-    def _blame(self, lease: Lease, error: BaseException) -> None:
+    def _blame(self, error: BaseException) -> None:
         """The batch failed half-way: its instance is spoilt, and the error says in which row."""
         values: tuple[Any, ...] = ()
         if isinstance(error, GuestError) and not error.function:
             if error.row is None:
                 error.row = self.row()
             values = self.values(error.row)
-        elif isinstance(error, Exception) and not lease._closed and self.host_call is not None:
+        elif isinstance(error, Exception) and not self.call.ended and self.host_call is not None:
             error.add_note(f"in row {self.row()} of a batch of {self.what}")
-        _calls._spoil(lease, self.native, error, values)
+        self.call.fail(error, values)
 
 
 @final
@@ -248,16 +239,15 @@ class NumberChunks(Chunks):
 
     def __init__(
         self,
-        native: GuestInstance,
+        call: Call,
         driver: GuestDriver,
         crossing: PlainAbi,
         layout: Layout,
         columns: Sequence[Column],
         rows: int,
         sinks: Sequence[Sink],
-        fuel: int,
     ) -> None:
-        super().__init__(native, driver, crossing.what, rows, fuel, layout.fuel_per_row)
+        super().__init__(call, driver, crossing.what, rows, layout.fuel_per_row)
         self._crossing = crossing
         self._layout = layout
         self._columns = columns

@@ -9,19 +9,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import trio
 
 from ._capacity import GroupState
 from ._core.events import Reason
-from ._core.records import Request, Stage
+from ._core.records import Stage
 from ._ctrl_c import let_others_run, outlast
 from ._shell import CLOSED, Shell
-
-if TYPE_CHECKING:
-    from ._lease import Lease
-
 
 # Groups, instances and waiters that are seen to in one step of the loop: at 20 to 50 microseconds
 # each, about a millisecond. One group is closed in one step, however many instances it has.
@@ -44,7 +39,7 @@ async def close_groups(shell: Shell, groups: Sequence[GroupState], reason: Reaso
             continue  # it is closing already, and waits for a thread
         shell.journal.group_closed(group.record.name, shell.closed, now)
         step = shell.policy.close_group(group.record, now, reason)
-        shell.act(step, now)
+        shell.carry_out(step, now)
         for request in step.woken:
             if request.stage is Stage.ENDED:
                 # Now, as the log of a cache ends before its tasks have been told.
@@ -59,34 +54,12 @@ async def close_groups(shell: Shell, groups: Sequence[GroupState], reason: Reaso
             work = 0
         if request not in shell.policy.waits.held:
             continue  # its lease has ended meanwhile
-        out_of_thread = _shut(shell, request, reason)
-        if out_of_thread is not None:
+        assert request.give_up is not None
+        out_of_thread = request.give_up(reason)
+        if isinstance(out_of_thread, trio.Event):
             in_threads.append((request, out_of_thread))
         work += 1
     for request, out_of_thread in in_threads:
         await outlast(out_of_thread)
-        if request in shell.policy.waits.held:
-            _shut(shell, request, reason)
-
-
-def _shut(shell: Shell, request: Request, reason: Reason) -> trio.Event | None:
-    """End one lease, or what is on the way to one; an event, and not yet, if a thread is in it."""
-    lease: Lease = request.payload
-    instance = request.instance
-    out_of_thread = lease._shut(reason)
-    if out_of_thread is not None:
-        return out_of_thread
-    now = trio.current_time()
-    if request.stage in (Stage.LOADING, Stage.GRANTED):
-        shell.journal.abandoned(request, CLOSED, now)
-    if request.stage is Stage.LOADING:
-        assert instance is not None
-        native, instance.payload = instance.payload, None
-        if native is not None:
-            native.close()  # first, as its start may use the code that goes next
-        shell.act(shell.policy.failed(request, now), now)
-    elif request.stage is Stage.GRANTED:
-        # Its task was woken but has not run yet: the lease does not know its instance.
-        assert instance is not None
-        shell.act(shell.policy.recycle(request, instance.size, now, reason), now)
-    return None
+        if request in shell.policy.waits.held and request.give_up is not None:
+            request.give_up(reason)

@@ -1,44 +1,74 @@
-"""What `acquire` gives: one instance, held for the length of a block, and the calls into it."""
+"""A lease, the function that it is of, and what both show: they know each other, so they are here.
+
+Two rules:
+
+1. Every change of a lease's state is a step of the table below, or raises `IllegalStepError`.
+2. The fast paths (of a hit, of a call that ends in its first slice) write their steps out. They ask
+   one question: is there a callable in `_ready`? There is one only while a call may begin.
+"""
 
 from __future__ import annotations
 
+import enum
 import functools
-from collections.abc import Awaitable, Callable, Sequence
+import operator
+import sys
+from collections.abc import Callable, Sequence
 from threading import get_ident
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, final
+from types import FrameType, TracebackType
+from typing import Any, TypeVar, final
 
 import trio
+from attrs import field, frozen
 from trio.lowlevel import Task, checkpoint, checkpoint_if_cancelled, current_task
 
-from ._abi.plain import exact_values
-from ._abi.protocol import Crossing
+from ._abi.plain import exact_values, shown
+from ._abi.protocol import Guest, Invoke
+from ._acquisition import Acquisition
+from ._activity import Activity
 from ._batch import map_columns
-from ._calls import call_converted, call_in_steps, failed, lifted, rest_of_call
+from ._bound import BoundFunction, Definition
+from ._calls import STACK_SHARE, Call, Steps
 from ._capacity import GroupState
 from ._core.errors import GuestError
 from ._core.events import Reason
-from ._core.fair import BURST_FUEL, CALL_FUEL, Share
-from ._core.records import Entry, Request
-from ._engine.seam import (
-    UNDER_WAY,
-    GuestFunction,
-    GuestInstance,
-    GuestMemory,
-    InexactError,
-    NoMemoryError,
-)
-from ._held import Held
-from ._memory import LeaseMemory
-from ._runner import Job, context_of_call
-from ._shell import STACK_SHARE, Shell
-from ._taking import give_back, give_back_token, leave, recycle, take
+from ._core.fair import BURST_FUEL, CALL_FUEL
+from ._core.headroom import check_headroom
+from ._core.keys import FunctionKey
+from ._core.records import Request
+from ._core.state import IllegalStepError
+from ._core.uses import FUELS
+from ._engine.seam import UNDER_WAY, GuestMemory, InexactError, NoMemoryError
+from ._runner import context_of_call
+from ._shell import Shell
 
-if TYPE_CHECKING:
-    from ._function import Function
-    from ._registry import Registered
+E = TypeVar("E", bound=BaseException)
 
-T = TypeVar("T")
+
+class LeaseState(enum.Enum):
+    """Where a lease is in its life; its words are those of its `repr`."""
+
+    NEW = "not entered"
+    ACQUIRING = "acquiring"
+    HELD = "held"
+    CALLING = "in a call"
+    BROKEN = "broken"
+    ENDED = "ended"
+
+
+NEW, ACQUIRING, HELD = LeaseState.NEW, LeaseState.ACQUIRING, LeaseState.HELD
+CALLING, BROKEN, ENDED = LeaseState.CALLING, LeaseState.BROKEN, LeaseState.ENDED
+
+# {state: what may follow}. How far it is while ACQUIRING, the acquisition knows. A call in its
+# first slice is no state of its own: nothing else of this task or another can come in between.
+TRANSITIONS: dict[LeaseState, frozenset[LeaseState]] = {
+    NEW: frozenset({ACQUIRING, HELD}),
+    ACQUIRING: frozenset({HELD, ENDED}),
+    HELD: frozenset({CALLING, BROKEN, ENDED}),
+    CALLING: frozenset({HELD, BROKEN, ENDED}),
+    BROKEN: frozenset({ENDED}),
+    ENDED: frozenset(),
+}
 
 
 @final
@@ -58,42 +88,36 @@ class Lease:
     """
 
     # As long as nothing else is said; most leases end without having said it.
+    _state = NEW
     _task: Task | None = None
-    """Who has the group's token for it."""
+    """The task that has the group's token for it."""
     _request: Request | None = None
-    _held: Held | None = None
-    """What is held, or was."""
-    _guest: GuestFunction | None = None
-    """None while no call may begin."""
-    _job: Job | None = None
-    _apart: trio.CancelScope | None = None
-    """Around what is waited for that is no turn; cancelling it is only for the end of the lease."""
-    _busy = False
-    _caller: Task | None = None
-    """Who has the call under way, while it is busy."""
-    _broken = False
-    _closed = False
-    _end_reason = Reason.CORRUPTED
-    _loading: Registered | None = None
+    """None when nothing is held, or no longer."""
+    _bound: BoundFunction | None = None
+    """Of the instance that is held, or was."""
+    _ready: Callable[[Sequence[Any], int], Any] | None = None
+    """Begins a call; None while none may begin."""
+    _acquisition: Acquisition | None = None
+    """While it is ACQUIRING."""
+    _under_way: Call | None = None
+    """The call that is under way; it may outlive the block."""
     _fuel: int | None = None
-    _began = 0.0
-    _total_fuel = 0
-    _at = 0.0
+    _entered_from: FrameType | None = None
+    """The frame that awaited `__aenter__`, while it is HELD and went the long way."""
 
     def __init__(
         self,
-        shell: Shell,
+        pool: Shell,
         group: GroupState,
         name: str,
         args: Sequence[str],
         warm: bool = False,
     ) -> None:
-        self._shell = shell
+        self._pool = pool
         self._group = group
         self._name = name
         self._args = args
         self._warm = warm
-        self._entered = False
         self._calls = 0
 
     # -- the block
@@ -112,44 +136,64 @@ class Lease:
             DeadlockError: waiting would never end.
             trio.ClosedResourceError: the group or the cache is closed.
         """
-        shell = self._shell
-        if get_ident() != shell.thread:
-            raise shell.owner.refusal("acquire", waits=True)
-        if self._entered:
+        pool = self._pool
+        if get_ident() != pool.thread:
+            raise pool.owner.refusal("acquire", waits=True)
+        if self._state is not NEW:
             raise RuntimeError("a lease is entered once; acquire again for another")
         try:
             task = current_task()
         except RuntimeError:
-            raise shell.owner.refusal("acquire", waits=True) from None
-        self._entered = True
-        await checkpoint()
+            raise pool.owner.refusal("acquire", waits=True) from None
+        self._state = ACQUIRING
+        try:
+            await checkpoint()
+        except BaseException:
+            self._state = ENDED
+            raise
         # The fast path of a hit: short on purpose, like the policy's part of it. With no token
-        # free, nothing idle, or much to log, it goes the long way, in `_taking`.
+        # free, nothing idle, or much to log, it goes the long way.
         group = self._group
         capacity = group.capacity
         owners = capacity.owners
         try:
             # First, as a name may be of a class whose `__hash__` does whatever it likes.
-            function = shell.exact[self._name, self._args]  # type: ignore[index]
+            function = pool.exact[self._name, self._args]  # type: ignore[index]
         except (KeyError, TypeError):
-            return await take(self, task)
+            return await self._acquire(task)
         if (
             capacity.limiter is None
             and task not in owners
             and len(owners) < capacity.total
-            and not (self._warm or shell.journal.log_uses)
+            and not (self._warm or pool.journal.log_uses)
         ):
-            now = shell.now
-            request = shell.policy.hit(function, group.record, task, self, now())
+            now = pool.now
+            request = pool.policy.hit(function, group.record, task, self._end, now())
             if request is not None:
                 owners[task] = 1
                 self._task = task
                 self._request = request
-                self._held = held = request.instance.ready  # type: ignore[union-attr]
-                self._guest = held.guest
-                self._total_fuel = shell.config.total_fuel
+                self._bound = bound = request.instance.bound  # type: ignore[union-attr,assignment]
+                self._ready = bound.begin  # type: ignore[union-attr]
+                self._state = HELD
                 return self
-        return await take(self, task)
+        return await self._acquire(task)
+
+    async def _acquire(self, task: Task) -> Lease:
+        acquisition = Acquisition(self._pool, self._group, task, self, self._end, warm=self._warm)
+        self._acquisition = acquisition
+        try:
+            self._request, self._bound = await acquisition.run(self._name, self._args)
+        except BaseException:
+            self._step(ENDED)
+            raise
+        finally:
+            self._acquisition = None
+        self._task = task
+        self._ready = self._bound.begin
+        self._entered_from = sys._getframe(2)
+        self._step(HELD)
+        return self
 
     @trio.lowlevel.enable_ki_protection
     async def __aexit__(
@@ -159,39 +203,87 @@ class Lease:
         traceback: TracebackType | None,
     ) -> None:
         """Give the instance back. No checkpoint, whatever happened in the block."""
-        task, shell = self._task, self._shell
+        task, pool = self._task, self._pool
         if task is None:
             return
-        if kind is GeneratorExit and not shell.owner.may_leave():
+        if kind is GeneratorExit and not pool.owner.may_leave():
             # A coroutine is finalized that was never run to its end: maybe at any line.
             self._task = None
-            shell.exits.add(functools.partial(leave, self, task))
+            pool.exits.add(functools.partial(self._leave_late, task))
             return
-        if get_ident() != shell.thread:
-            raise shell.owner.refusal("acquire", waits=True)
+        if get_ident() != pool.thread:
+            raise pool.owner.refusal("acquire", waits=True)
         self._task = None
         # Both are there as long as a call may begin; to look again would cost what it is to save.
         request: Any = self._request
-        held: Any = self._held
-        group = self._group
-        capacity, now = group.capacity, shell.now
+        bound: Any = self._bound
+        capacity, now = self._group.capacity, pool.now
         owners = capacity.owners
         try:
-            # The fast path again: of a hit after which the instance rests, and nobody is waiting.
-            measure = None if self._guest is None else held.measure
-            if measure is not None and shell.policy.rest(request, measure(held.native), now()):
-                self._guest = self._request = None
-                if not shell.evictor.expects_expiry:
-                    shell.evictor.expect_expiry()
+            # The fast path again: of a lease after which the instance rests, and nobody is waiting.
+            measure = None if self._ready is None else bound.measure
+            if measure is not None and pool.policy.rest(request, measure(bound.native), now()):
+                self._ready = self._request = None
+                self._state = ENDED
+                if not pool.evictor.expects_expiry:
+                    pool.evictor.expect_expiry()
             else:
-                give_back(self, task)
+                self._leave(task)
                 return
             if capacity.limiter is None and owners[task] == 1:
                 del owners[task]
             else:
-                give_back_token(self, task)
+                check_headroom()
+                capacity.give_back(task)
         except RecursionError:
-            shell.exits.add(functools.partial(leave, self, task))
+            pool.exits.add(functools.partial(self._leave_late, task))
+
+    def _leave(self, task: Task) -> None:
+        """End the block: give back the token now, and the instance when no call is under way.
+
+        Raises:
+            RecursionError: there is not enough room on Python's stack; nothing has changed.
+        """
+        entered_from, self._entered_from = self._entered_from, None
+        if entered_from is None or entered_from is not sys._getframe(2):
+            check_headroom()  # else there is as much room as there was on entering
+        request, call = self._request, self._under_way
+        if request is not None and call is not None:
+            pool, now = self._pool, trio.current_time()
+            self._end_call_early(call, Reason.CORRUPTED)
+            pool.journal.left(request, call.caller, now)
+            pool.carry_out(pool.policy.hand_over(request, call.caller, now), now)
+        elif request is not None:
+            self._recycle(request)
+        self._group.capacity.give_back(task)
+
+    def _leave_late(self, task: Task) -> None:
+        """End the block from the top of Python's stack."""
+        self._leave(task)
+        self._pool.evictor.expect_expiry()
+
+    def _recycle(self, request: Request, reason: Reason | None = None) -> None:
+        """Give the instance back, which nobody is in; or have it dropped, for that reason."""
+        clean, self._ready = self._ready is not None, None
+        self._request = None
+        if self._state is not ENDED:
+            self._step(ENDED)
+        bound = self._bound
+        assert bound is not None
+        self._pool.recycle(request, bound, clean=clean, calls=self._calls, reason=reason)
+
+    def _end(self, reason: Reason) -> trio.Event | None:
+        """Give the instance up, as the group or the cache closes: see `GiveUp`."""
+        if self._acquisition is not None:
+            return self._acquisition.end(reason)
+        call = self._under_way
+        if call is not None:
+            self._end_call_early(call, reason)
+            if call.out_of_thread is not None:
+                return call.out_of_thread
+        if self._request is not None:
+            self._recycle(self._request, reason)
+        return None
 
     # -- calls
 
@@ -219,30 +311,30 @@ class Lease:
         its result.
         **Cancellation:** the guest is stopped within a slice, and its instance is dropped.
         """
-        if get_ident() != self._shell.thread:
-            raise self._shell.owner.refusal("call", waits=True)
+        pool = self._pool
+        if get_ident() != pool.thread:
+            raise pool.owner.refusal("call", waits=True)
         # The fast path: short on purpose. What does not end in its first slice, or fails, or needs
-        # memory to cross, goes on in `_calls`.
-        guest, held, share = self._guest, self._held, self._group.share
-        if guest is None or held is None:
+        # memory to cross, is a `Call`.
+        begin, bound, share = self._ready, self._bound, self._group.share
+        if begin is None or bound is None:
             raise self._unusable()
         if share.burst >= BURST_FUEL:
-            await self._shell.runner.pass_turn(share)
-            if guest is not self._guest:
+            await pool.runner.pass_turn(share)
+            if begin is not self._ready:
                 raise self._unusable()
         else:
             await checkpoint_if_cancelled()
-        if held.steps is not None:
-            return await call_in_steps(self, held.crossing, values)
-        lower, fuel = held.lower, self._total_fuel
-        self._guest = None
+        if bound.steps is not None:
+            return await self._call_in_steps(bound, bound.steps, values)
+        lower, fuel = bound.lower, bound.total_fuel
+        self._ready = None
         try:
-            begin = held.begin
             if lower is None:
                 try:
                     result = begin(values, fuel)
                 except InexactError:
-                    lowered: Sequence[Any] = exact_values(guest.type, values)
+                    lowered: Sequence[Any] = exact_values(bound.guest.type, values)
                     if self._request is None:  # as below
                         raise self._unusable() from None
                     result = begin(lowered, fuel)
@@ -252,34 +344,41 @@ class Lease:
                     raise self._unusable()
                 result = begin(lowered, fuel)
         except NoMemoryError as error:  # for its stack: none of the guest has run
-            self._guest = guest
-            self._shell.relieve(held.entry.function.key, STACK_SHARE, error)
+            self._ready = begin
+            pool.relieve(bound.entry.function.key, STACK_SHARE, error)
             return await self.call(*values)
         except GuestError as error:
-            raise failed(self, error, values) from None
+            raise self._failed(error, values) from None
         except (TypeError, ValueError, OverflowError):
             if self._request is None:
                 raise self._unusable() from None
-            self._guest = guest
-            return await call_converted(self, guest, values)
+            self._ready = begin
+            return await self._call_converted(bound, values)
         except BaseException as error:
-            failed(self, error, values)
+            self._failed(error, values)
             raise
         if result is UNDER_WAY:
-            result = await rest_of_call(self, guest, values)
+            call = self._begin_call(bound)
+            try:
+                result = await call.finish(bound.guest, fuel)
+            except BaseException as error:
+                call.fail(error, values)
+                raise
+            finally:
+                self._end_call(call)
         else:
-            self._guest = guest
+            self._ready = begin
             self._calls += 1
-            self._fuel = burnt = fuel - held.left.value
+            self._fuel = burnt = fuel - bound.left.value
             share.virtual_time += burnt / share.shares
             share.burst += burnt + CALL_FUEL
-            uses, place = held.uses, burnt.bit_length()  # `UseStats.add`, written out
+            uses, place = bound.uses, burnt.bit_length()  # `UseStats.add`, written out
             uses.fuel += burnt
             try:
                 uses.counts[place] += 1
             except KeyError:
                 uses.count_in(place)
-        return result if held.lift is None else lifted(self, result, values)
+        return result if bound.lift is None else self._lifted(bound, result, values)
 
     @trio.lowlevel.enable_ki_protection
     async def map(self, columns: Any, *, rows: int | None = None) -> Any:
@@ -307,7 +406,122 @@ class Lease:
         **Cancellation:** the guest is stopped within a slice, and its instance is dropped.
         """
         self._check_thread("map", waits=True)
-        return await map_columns(self, columns, rows)
+        bound, share = self._bound, self._group.share
+        if self._ready is None or bound is None:
+            raise self._unusable()
+        await self._pool.runner.pass_turn(share)
+        if self._ready is None:
+            raise self._unusable()
+        call = self._begin_call(bound)
+        try:
+            return await map_columns(call, columns, rows)
+        finally:
+            self._end_call(call)
+
+    async def _call_in_steps(
+        self,
+        bound: BoundFunction,
+        make: Callable[[Guest, tuple[Any, ...]], Steps],
+        values: tuple[Any, ...],
+    ) -> Any:
+        """Make a call whose values cross in steps."""
+        if bound.gives_null(values):
+            return None
+        if len(values) != bound.crossing.arity:
+            raise bound.crossing.explain(values)
+        return await self._run_steps(bound, make, values)
+
+    async def _call_converted(self, bound: BoundFunction, values: tuple[Any, ...]) -> Any:
+        """Make a call whose values are no plain ints and floats, or do not fit."""
+        if bound.gives_null(values):
+            return None
+        crossing, ready = bound.crossing, self._ready
+        try:
+            lowered = values if crossing.lower is None else crossing.lower(values)
+            exact = exact_values(bound.guest.type, lowered)
+        except (TypeError, ValueError, OverflowError):
+            raise crossing.explain(values) from None
+        if ready is None or ready is not self._ready:
+            # Code of the values' own has run, and the lease may have ended.
+            raise self._unusable()
+        export, lift = bound.definition.export, crossing.lift
+
+        def steps(native: Guest, values: tuple[Any, ...]) -> Steps:
+            result = yield Invoke(export, exact)
+            return result if lift is None else lift(result)
+
+        return await self._run_steps(bound, steps, values)
+
+    async def _run_steps(
+        self,
+        bound: BoundFunction,
+        make: Callable[[Guest, tuple[Any, ...]], Steps],
+        values: tuple[Any, ...],
+    ) -> Any:
+        call = self._begin_call(bound)
+        try:
+            return await call.run_steps(make, values)
+        finally:
+            self._end_call(call)
+
+    def _begin_call(self, bound: BoundFunction) -> Call:
+        """From here on, until `_end_call`, other tasks may run, and find the lease busy."""
+        call = Call(self._pool.runtime, bound, self._group.share, self)
+        self._step(CALLING)
+        self._under_way = call
+        self._ready = None
+        self._calls += 1
+        return call
+
+    def _end_call(self, call: Call) -> None:
+        self._under_way = None
+        self._fuel = call.fuel
+        call.close()
+        if self._state is ENDED:
+            # Its block has ended meanwhile, or the cache closes.
+            if self._request is not None:
+                self._recycle(self._request, call.drop)
+        elif call.failed:
+            self._step(BROKEN)
+        else:
+            self._step(HELD)
+            self._ready = call.bound.begin
+
+    def _end_call_early(self, call: Call, reason: Reason) -> None:
+        """End the lease while another task has a call under way, whose instance goes for `reason`.
+
+        The caller is told, and gives the instance back when nobody is inside any more.
+        """
+        if self._state is not ENDED:
+            self._step(ENDED)
+        call.drop = reason
+        call.end(self._unusable)
+
+    def _failed(self, error: E, values: tuple[Any, ...]) -> E:
+        """End a call that failed in its first slice; return the error, complete."""
+        bound = self._bound
+        assert bound is not None
+        if self._request is None:
+            return error  # what converts the values ended the lease, and then raised this
+        self._calls += 1
+        self._fuel = fuel = bound.total_fuel - bound.native.fuel_left()
+        self._group.share.charge(fuel)
+        bound.uses.add(FUELS, fuel)
+        self._step(BROKEN)
+        bound.fail(self._pool.policy, error, values, fuel)
+        return error
+
+    def _lifted(self, bound: BoundFunction, result: Any, values: tuple[Any, ...]) -> Any:
+        """Return the Python value of a result; a guest that returns what can't be is broken."""
+        assert bound.lift is not None
+        try:
+            return bound.lift(result)
+        except GuestError as error:
+            if self._request is not None:
+                self._ready = None
+                self._step(BROKEN)
+                bound.fail(self._pool.policy, error, values, self._fuel or 0)
+            raise
 
     # -- what else a lease tells
 
@@ -319,7 +533,7 @@ class Lease:
         (but not in a host function of that call), `LookupError` if the module exports none, and
         `TypeError` for what is no address, no length or no bytes.
         """
-        return LeaseMemory(self)
+        return LeaseMemory(self._guest_memory)
 
     @property
     def fuel_consumed(self) -> int | None:
@@ -330,149 +544,180 @@ class Lease:
     def size(self) -> int:
         """What the instance may touch now: all memories, tables x 8, scratch, one page (bytes)."""
         self._check_thread("size")
-        if self._task is None or self._native is None or not (self._guest or self._broken):
-            raise self._unusable()
-        return self._native.measure()
+        return self._resting().native.measure()
 
     @property
     def function(self) -> Function:
         """The function that is held: the generation that was current when it was granted."""
-        if self._registered is None:
+        definition = None if self._bound is None else self._bound.definition
+        if self._acquisition is not None:
+            definition = self._acquisition.definition
+        if definition is None:
             raise self._unusable()
-        function: Function = self._registered.function
-        return function
+        return function_of(definition)
 
     def __repr__(self) -> str:
-        state = "not entered"
-        if self._busy:
-            state = "in a call"
-        elif self._job is not None:
-            state = "loading"
-        elif self._broken:
-            state = "broken"
-        elif self._native is not None:
-            state = "held"
-        elif self._request is not None or self._closed or self._registered is not None:
-            state = "ended"
+        acquisition = self._acquisition
+        loading = acquisition is not None and acquisition.start is not None
+        state = "loading" if loading else self._state.value
         return f"<Lease of {self._name!r} in group {self._group.record.name!r}: {state}>"
 
-    # -- inside: what is held, seen from the parts of a lease that are files of their own
+    # -- inside
 
-    @property
-    def _share(self) -> Share:
-        return self._group.share
+    def _step(self, state: LeaseState) -> None:
+        if state not in TRANSITIONS[self._state]:
+            raise IllegalStepError(f"a lease that is {self._state.value} can't be {state.value}")
+        self._state = state
 
-    @property
-    def _native(self) -> GuestInstance | None:
-        """None when nothing is held, or no longer."""
-        return None if self._request is None or self._held is None else self._held.native
-
-    @property
-    def _registered(self) -> Registered | None:
-        """Of what is held, was, or is being loaded."""
-        return self._loading if self._held is None else self._held.registered
-
-    @property
-    def _crossing(self) -> Crossing:
-        assert self._held is not None
-        return self._held.crossing
-
-    @property
-    def _entry(self) -> Entry:
-        assert self._held is not None
-        return self._held.entry
+    def _resting(self) -> BoundFunction:
+        """Return what is held, if nothing is under way in it; raise the error if not."""
+        bound = self._bound
+        if bound is None or self._task is None or self._request is None:
+            raise self._unusable()
+        if self._ready is None and self._state is not BROKEN:
+            raise self._unusable()
+        return bound
 
     def _check_thread(self, method: str, *, waits: bool = False) -> None:
-        if get_ident() != self._shell.thread:
-            raise self._shell.owner.refusal(method, waits=waits)
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise self._shell.closed_error(self._group.record)
-
-    def _make_usable(self, guest: GuestFunction | None) -> None:
-        """A long call is over, and well: the next may come, if the lease is still held."""
-        if not self._closed and self._request is not None:
-            self._guest = guest
-
-    def _end_under_a_call(self, reason: Reason) -> None:
-        """The block ended, or the cache closes, while another task has a call under way here.
-
-        Whoever runs the call is told, and gives the instance back when nobody is inside any more.
-        """
-        self._closed = True
-        self._guest = None
-        self._end_reason = reason
-        if self._job is not None:
-            self._job.end()
-        if self._apart is not None:
-            self._apart.cancel()
-
-    async def _unless_closed(self, wait: Callable[..., Awaitable[T]], *args: Any) -> T:
-        """What `wait` gives: a load, or work in a thread. The end of the lease ends it.
-
-        **Checkpoint:** as of `wait`.
-        **Cancellation:** as of `wait`.
-
-        Raises:
-            trio.ClosedResourceError: the lease, its group or the cache was closed meanwhile.
-        """
-        with trio.CancelScope() as self._apart:
-            try:
-                result = await wait(*args)
-            except Exception:
-                if not self._closed:
-                    raise
-            if not self._closed:
-                return result
-        raise self._unusable()
+        if get_ident() != self._pool.thread:
+            raise self._pool.owner.refusal(method, waits=waits)
 
     def _unusable(self) -> Exception:
-        if self._closed:
-            closed = self._group.record.closed or self._shell.closed
-            ended = trio.ClosedResourceError("this lease has ended")
-            return self._shell.closed_error(self._group.record) if closed else ended
-        if self._busy:
-            return trio.BusyResourceError("another call of this lease is under way")
-        if self._job is not None:
+        """Return the error for a use that the state does not allow."""
+        state = self._state
+        if state is ENDED:
+            if self._group.record.closed or self._pool.closed:
+                return self._pool.closed_error(self._group.record)
+            return trio.ClosedResourceError("this lease has ended")
+        if state is NEW:
+            return RuntimeError("enter the lease first: async with cache.acquire(...) as lease")
+        if state is ACQUIRING:
             return trio.BusyResourceError("the instance of this lease is being made")
-        if self._broken:
+        if state is BROKEN:
             return trio.BrokenResourceError(
                 f"an earlier call of {self._name!r} in this lease failed or was cancelled: "
                 "its instance is spoilt; acquire another"
             )
-        if self._registered is None:
-            return RuntimeError("enter the lease first: async with cache.acquire(...) as lease")
-        if self._native is not None:
-            return trio.BusyResourceError("another thread has a call of this lease under way")
-        return trio.ClosedResourceError("this lease has ended")
+        return trio.BusyResourceError("another call of this lease is under way")
 
     def _guest_memory(self) -> GuestMemory:
-        """The memory as it can be used now: suspended in a host call, or the instance's own."""
+        """Return the memory as it can be used now: suspended in a host call, or the instance's."""
         self._check_thread("memory")
         memory: GuestMemory | None
-        if self._job is not None:
+        activity = self._activity()
+        if activity is None:
+            memory = self._resting().native.memory
+        else:
             # In a call, or being loaded: then only for its own host functions.
-            call = self._job.native.host_call
+            call = activity.host_call
             if call is None or context_of_call.get(None) is not self:
                 raise self._unusable()
             memory = call.memory
-        elif self._task is None or self._native is None or not (self._guest or self._broken):
-            raise self._unusable()
-        else:
-            memory = self._native.memory
         if memory is None:
             raise LookupError(f"the module of {self._name!r} exports no memory")
         return memory
 
-    def _shut(self, reason: Reason) -> trio.Event | None:
-        """The cache or the group closes: give the instance up now, if there is one.
+    def _activity(self) -> Activity | None:
+        return self._under_way if self._acquisition is None else self._acquisition.start
 
-        Returns an event if a thread is in it: set when it is out; then nothing was given up yet.
+
+@final
+class LeaseMemory:
+    """The linear memory of the instance that a lease holds. See `Lease.memory`."""
+
+    __slots__ = ("_memory",)
+
+    def __init__(self, memory: Callable[[], GuestMemory]) -> None:
+        self._memory = memory
+
+    @property
+    def size(self) -> int:
+        """Bytes; always whole pages of 64 KiB."""
+        return self._memory().size
+
+    def read(self, at: int, n: int) -> bytes:
+        """A copy of the `n` bytes from address `at`."""
+        at, n = _whole("at", at), _whole("n", n)
+        return self._memory().read(at, n)
+
+    def write(self, at: int, data: bytes | bytearray | memoryview) -> None:
+        """Put `data` at address `at`."""
+        at = _whole("at", at)
+        try:
+            view = memoryview(data)  # before the look at the lease, as it may run code of its own
+        except TypeError:
+            raise TypeError(f"data must be bytes or a buffer, got {shown(data)}") from None
+        with view:
+            self._memory().write(at, view)
+
+
+def _whole(what: str, value: object) -> int:
+    """A whole number, NumPy's included; anything else would get as far as C."""
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{what} must be an int, got {shown(value)}") from None
+
+
+def current_lease() -> Lease:
+    """Inside a host function: the lease whose guest called it.
+
+    Raises:
+        RuntimeError: no host function is running in this context.
+    """
+    lease = context_of_call.get(None)
+    if not isinstance(lease, Lease):
+        raise RuntimeError("current_lease() has a meaning only inside a host function")
+    return lease
+
+
+@final
+@frozen
+class Function:
+    """A registered UDF: what it is called, its types, and what was made of it.
+
+    A value, and a handle: `acquire` and `call` use whatever generation is current.
+    """
+
+    name: str
+    args: tuple[str, ...]
+    returns: str | tuple[str, ...] | None
+    """As registered: None if it returns nothing, several types if a call gives a tuple."""
+    generation: int
+    """1 at first; each replacement makes a new one."""
+    module_digest: str
+    """SHA-256 of the module's bytes, in hexadecimal."""
+    code_size: int
+    """Bytes of machine code while the module is loaded, in whole system pages."""
+    worst_size: int
+    """Bytes that one instance of it may touch at most, under the limits it was registered with."""
+    isolation: str
+    isolation_verdict: str
+    """Why the isolation is what it is."""
+    _acquire: Callable[[str, tuple[str, ...]], Lease] = field(repr=False, eq=False)
+
+    @property
+    def key(self) -> FunctionKey:
+        """Name and argument types together; `str()` of it is how messages name the function."""
+        return FunctionKey(self.name, self.args)
+
+    def acquire(self) -> Lease:
+        """`InstanceCache.acquire` of this name and these types."""
+        return self._acquire(self.name, self.args)
+
+    @trio.lowlevel.enable_ki_protection
+    async def call(self, *values: Any) -> Any:
+        """Acquire, call once, recycle. See `Lease.call`.
+
+        **Checkpoint:** always.
+        **Cancellation:** nothing is held; a call that was under way is stopped.
         """
-        self._end_under_a_call(reason)
-        if self._job is not None and self._job.in_thread:
-            return self._job.out_of_thread
-        if self._request is not None:
-            recycle(self, reason)
-        return None
+        async with self.acquire() as lease:
+            return await lease.call(*values)
+
+
+def function_of(definition: Definition) -> Function:
+    """Return the public handle of a function."""
+    function = definition.public
+    assert isinstance(function, Function)
+    return function

@@ -9,12 +9,12 @@ from __future__ import annotations
 import bisect
 import struct
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
-from . import _calls
 from ._abi.bulk import KEPT, Bulk
 from ._abi.pace import LONG
 from ._abi.room import memory_of, read_result
+from ._calls import Call
 from ._chunks import Chunks
 from ._columns import Column
 from ._core.errors import GuestError, ResultTooLargeError
@@ -30,14 +30,11 @@ from ._core.memory_shape import (
     WHY_AT,
     MemoryLayout,
 )
-from ._core.tally import SLOT, Tally
-from ._engine.seam import GuestDriver, GuestInstance
+from ._core.tally import SLOT
+from ._engine.seam import GuestDriver
 from ._metered import MeteredGuest
 from ._packed import ArrowBytes, PackedColumn
 from ._sinks import BytesSink, Sink
-
-if TYPE_CHECKING:
-    from ._lease import Lease
 
 ZERO = bytes(4)
 _STATE = struct.Struct("<III")
@@ -56,19 +53,17 @@ class MemoryChunks(Chunks):
 
     def __init__(
         self,
-        native: GuestInstance,
+        call: Call,
         driver: GuestDriver,
         bulk: Bulk,
         layout: MemoryLayout,
         columns: Sequence[Column | Packed],
         rows: int,
         sinks: Sequence[Sink | BytesSink],
-        fuel: int,
-        tally: Tally,
     ) -> None:
-        super().__init__(native, driver, bulk.what, rows, fuel, layout.fuel_per_row)
-        self._tally = tally
-        self._guest = MeteredGuest(native, tally)
+        super().__init__(call, driver, bulk.what, rows, layout.fuel_per_row)
+        self._tally = call.tally
+        self._guest = MeteredGuest(call.native, call.tally)
         self._refused: ResultTooLargeError | None = None
         """To be raised once the guest has been told that the result can go."""
         self._bulk = bulk
@@ -269,7 +264,7 @@ class MemoryChunks(Chunks):
     def paused(self) -> bool:
         return self.large is not None
 
-    async def settle(self, lease: Lease) -> None:
+    async def settle(self) -> None:
         """Convert the large result in a thread.
 
         **Checkpoint:** always.
@@ -280,7 +275,7 @@ class MemoryChunks(Chunks):
         tally = self._tally
         try:
             tally.add(SLOT)
-            sink.add_value(await _calls.convert(lease, self._bulk.lift, data, tally))
+            sink.add_value(await self.call.convert(self._bulk.lift, data, tally))
             tally.begin_row()
         except ResultTooLargeError as error:
             error.row = self.done + self._first - 1
@@ -288,10 +283,10 @@ class MemoryChunks(Chunks):
         except BaseException as error:
             if isinstance(error, GuestError):
                 error.row = self.done + self._first - 1
-            self._blame(lease, error)
+            self._blame(error)
             raise
         finally:
-            _calls.charge(lease, tally.take_spent())
+            self.call.charge_spent()
 
     def look_back(self) -> None:
         self._take(self._cell(ROW_AT))

@@ -28,12 +28,11 @@ from ._core.config import CacheConfig
 from ._core.errors import InvalidModuleError, ModuleTooLargeError, SignatureError
 from ._core.isolation import ISOLATIONS, RESET, hides_globals, obstacle
 from ._core.keys import FunctionKey, check_name, normalise_type, normalise_types
-from ._core.records import Module
 from ._core.wasm import ExcessiveModuleError, FuncType, ModuleInfo
 from ._engine.compile_slots import Turn
 from ._engine.seam import Engine, HostImport
 from ._host import AnyHost, HostFunction, flatten
-from ._registry import INITIALIZE, ModuleSlot
+from ._module import INITIALIZE, CachedModule
 
 # Hashing takes 1 to 2 ms a MB: worth a thread hop (0.2 ms) from here on.
 DIGEST_IN_THREAD = 256 * 1024
@@ -226,7 +225,7 @@ class Compiling:
     scope: trio.CancelScope = field(factory=trio.CancelScope)
     done: trio.Event = field(factory=trio.Event)
     waiting: int = 0
-    module: Module | None = None
+    module: CachedModule | None = None
     error: Exception | None = None
     seconds: float = 0.0
 
@@ -238,16 +237,17 @@ class Compiler:
 
     engine: Engine
     nursery: trio.Nursery
-    modules: dict[Equal, Module] = field(factory=dict)
+    modules: dict[Hashable, CachedModule] = field(factory=dict)
     """{what makes modules equal: module}, of the functions that are registered."""
     readers: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(MAX_READS))
     _digests: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(MAX_DIGESTS))
+    _functions: dict[CachedModule, int] = field(factory=dict)  # {module: functions that use it}
     _compiling: dict[Equal, Compiling] = field(factory=dict)
     _next_number: Callable[[], int] = field(factory=lambda: itertools.count(1).__next__)
 
     async def get(
         self, wasm: bytes, declaration: Declaration, config: CacheConfig, group: Hashable
-    ) -> tuple[Module, Crossing, float]:
+    ) -> tuple[CachedModule, Crossing, float]:
         """Return the compiled module, how values cross, and seconds of compiling.
 
         They are 0.0 if it was there. It is compiled in the turn of `group`, or of another that
@@ -271,7 +271,7 @@ class Compiler:
             module = self._unresettable(plain, declaration)
         if module is not None:
             await trio.lowlevel.checkpoint()
-            return module, self._check(module.payload.artifact.info, declaration), 0.0
+            return module, self._check(module.artifact.info, declaration), 0.0
         while True:
             job = self._compiling.get(equal)
             mine = job is None
@@ -288,21 +288,20 @@ class Compiler:
             raise job.error
         if job.module is None:
             raise trio.ClosedResourceError("the cache was closed while this module compiled")
-        crossing = self._check(job.module.payload.artifact.info, declaration)
+        crossing = self._check(job.module.artifact.info, declaration)
         # Another registration may have come first, and have been removed again since.
-        slot: ModuleSlot = job.module.payload
-        module = self.modules.get(slot.equal, job.module)
-        module.payload.why_not = module.payload.why_not or slot.why_not
+        module = self.modules.get(job.module.equal, job.module)
+        module.learn(job.module.why_not)
         return module, crossing, job.seconds
 
-    def _unresettable(self, plain: Equal, declaration: Declaration) -> Module | None:
+    def _unresettable(self, plain: Equal, declaration: Declaration) -> CachedModule | None:
         """Return the module as it is without preparation, if that is known to be in vain."""
         module = self.modules.get(plain)
         if module is None:
             return None
-        slot: ModuleSlot = module.payload
-        slot.why_not = slot.why_not or _obstacle(slot.artifact.info, declaration)
-        return None if slot.why_not is None else module
+        if module.why_not is None:
+            module.learn(_obstacle(module.artifact.info, declaration))
+        return None if module.why_not is None else module
 
     async def _wait(self, equal: Equal, job: Compiling) -> None:
         job.waiting += 1
@@ -315,18 +314,16 @@ class Compiler:
                 if self._compiling.get(equal) is job:
                     del self._compiling[equal]
 
-    def keep(self, module: Module) -> None:
+    def keep(self, module: CachedModule) -> None:
         """One more function uses `module`."""
-        slot: ModuleSlot = module.payload
-        slot.functions += 1
-        self.modules[slot.equal] = module
+        self._functions[module] = self._functions.get(module, 0) + 1
+        self.modules[module.equal] = module
 
-    def drop(self, module: Module) -> None:
+    def drop(self, module: CachedModule) -> None:
         """One function fewer uses `module`; the last one takes the artifact with it."""
-        slot: ModuleSlot = module.payload
-        slot.functions -= 1
-        if slot.functions == 0:
-            del self.modules[slot.equal]
+        self._functions[module] -= 1
+        if not self._functions[module]:
+            del self._functions[module], self.modules[module.equal]
 
     @trio.lowlevel.enable_ki_protection
     async def _run(
@@ -360,7 +357,7 @@ class Compiler:
         declaration: Declaration,
         config: CacheConfig,
         turn: Turn,
-    ) -> Module:
+    ) -> CachedModule:
         artifact = await self.engine.compile(
             wasm, lambda info: self._admit(info, declaration, config), turn
         )
@@ -380,8 +377,9 @@ class Compiler:
         if why_not is not None and not (artifact.edits.reset and hides_globals(info)):
             # Its preparation came to nothing, and has not changed the code: any level can use it.
             equal = evolve(equal, prepared=False)
-        slot = ModuleSlot(
+        return CachedModule(
             equal,
+            equal.digest.hex(),
             self.engine,
             artifact,
             tuple(hosts[name] for name in wanted),
@@ -389,9 +387,6 @@ class Compiler:
             why_not=why_not,
             initialize=reactor,
             number=self._next_number(),
-        )
-        return Module(
-            equal.digest.hex(), artifact.code_size, artifact.module_mappings, payload=slot
         )
 
     def _admit(self, info: ModuleInfo, declaration: Declaration, config: CacheConfig) -> Edits:

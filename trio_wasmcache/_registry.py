@@ -3,82 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, final
+from typing import final
 
-import trio
-from attrs import define, field, frozen
+from attrs import define, field
 
-from ._abi.protocol import Crossing
 from ._core.errors import DuplicateFunctionError, UnknownFunctionError
 from ._core.keys import FunctionKey, near_misses, normalise_types
 from ._core.records import FunctionRecord
-from ._engine.seam import Artifact, Engine, HostImport, LoadedModule
-from ._host import AnyHost
-
-INITIALIZE = "_initialize"
-
-
-@final
-@define(eq=False)
-class ModuleSlot:
-    """A compiled module: an artifact at rest, and its executable form while the ledger says so."""
-
-    equal: Any
-    """What makes it the same module as another: bytes, imports, limits, preparation."""
-    engine: Engine
-    artifact: Artifact
-    hosts: tuple[AnyHost, ...]
-    host_imports: tuple[HostImport, ...]
-    why_not: str | None = None
-    """Why its instances can't be reset, where that is known."""
-    initialize: bool = False
-    """Whether it is a WASI reactor, whose `_initialize` is called before anything else."""
-    number: int = 0
-    """Tells modules of one cache apart in the log."""
-    functions: int = 0
-    """Registered functions that use it; with the last one, the artifact goes."""
-    loaded: LoadedModule | None = None
-    _loading: trio.Event | None = None
-
-    async def get(self) -> LoadedModule:
-        """The executable module; loaded by whoever asks first, waited for by the others.
-
-        **Checkpoint:** if it is not loaded, maybe.
-        **Cancellation:** of the one that loads: the next one loads.
-        """
-        while self.loaded is None:
-            if self._loading is not None:
-                await self._loading.wait()
-                continue
-            self._loading = trio.Event()
-            try:
-                self.loaded = await self.engine.load(self.artifact, self.host_imports)
-            finally:
-                self._loading.set()
-                self._loading = None
-        return self.loaded
-
-    def unload(self) -> None:
-        """Nobody uses the code any more."""
-        if self.loaded is not None:
-            loaded, self.loaded = self.loaded, None
-            loaded.close()
-
-
-@frozen(eq=False)
-class Registered:
-    """What a lease has to know about its function: hung on `FunctionRecord.payload`."""
-
-    function: Any
-    """The public `Function`."""
-    slot: ModuleSlot
-    crossing: Crossing
-    export: str
-    called_on_null: bool
-    keeps_state: bool = True
-    """Whether an instance serves the next lease as the last one left it."""
-    resets: bool = False
-    """Whether, if it does not, it is put back rather than closed."""
 
 
 @final

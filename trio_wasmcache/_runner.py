@@ -42,7 +42,7 @@ CHARGE_SLICES = 256
 # A group that asks again within so many turns of others was not away: it was between two calls.
 AWAY_TURNS = 2
 
-context_of_call: contextvars.ContextVar[Any] = contextvars.ContextVar("trio_wasmcache_lease")
+context_of_call: contextvars.ContextVar[object] = contextvars.ContextVar("trio_wasmcache_lease")
 """The lease whose guest called the host function that is running."""
 
 
@@ -67,10 +67,13 @@ class Job:
     native: Polled
     share: Share
     hosts: Sequence[AnyHost]
-    lease: Any
+    lease: object
+    """What `current_lease` gives in host functions."""
     fuel: int
     burnt: int = 0
     """Fuel so far: what the guest burnt, and what the host did for it cost."""
+    ended: Callable[[], Exception] = field(default=trio.ClosedResourceError, kw_only=True)
+    """Makes the error with which it ends if it is told to stop."""
     stop: bool = False
     """Set by another task or the loop: whoever drives it stops at the next slice."""
     parked: trio.CancelScope | None = None
@@ -83,6 +86,11 @@ class Job:
         self.stop = True
         if self.parked is not None:
             self.parked.cancel()
+
+    def check_open(self) -> None:
+        """Raise the error that it was told to stop with, if it was."""
+        if self.stop:
+            raise self.ended()
 
     def charge(self) -> None:
         """Charge the group for what the guest burnt since the last time."""
@@ -197,14 +205,14 @@ class Runner:
         self._arrive(share)
         try:
             while not over:
-                check_open(job)
+                job.check_open()
                 if native.host_call is not None:
                     await self._answer(job)
                     if share.burst >= BURST_FUEL:
                         # Nor must a guest that does little but call the host keep the loop, nor
                         # many that go on in the same pass.
                         await self._parked(job, self.pass_turn)
-                        check_open(job)
+                        job.check_open()
                     slices = 0
                     over = native.poll()
                     job.charge()
@@ -218,7 +226,7 @@ class Runner:
                     holding = True
                     try:
                         while True:
-                            check_open(job)
+                            job.check_open()
                             over = native.poll() if inline else await self._hop(job)
                             job.charge()
                             slices += 1
@@ -226,7 +234,7 @@ class Runner:
                                 break
                             if inline and offload_after is not None and slices >= offload_after:
                                 break
-                            check_open(job)
+                            job.check_open()
                             holding = False
                             await turns.keep(share)
                             holding = True
@@ -305,7 +313,7 @@ class Runner:
             context_of_call.reset(reset)
             # The group is charged with CPU time in its place.
             job.burnt += call.spent
-        check_open(job)
+        job.check_open()
         call.answer(results)
 
     async def _run_steps(
@@ -324,7 +332,7 @@ class Runner:
                     await self._parked(job, functools.partial(self._sleep, pause))
                 else:
                     await self._parked(job, self.pass_turn)
-                check_open(job)
+                job.check_open()
         finally:
             steps.close()
 
@@ -360,18 +368,11 @@ class Runner:
 
     async def _parked(self, job: Job, wait: Callable[[Share], Awaitable[None]]) -> None:
         """Wait for a turn, but not while the lease ends: then it is told at once, turn or no."""
-        check_open(job)
+        job.check_open()
         with trio.CancelScope() as job.parked:
             await wait(job.share)
         if job.parked.cancelled_caught:
-            check_open(job)
-
-
-def check_open(job: Job) -> None:
-    """`trio.ClosedResourceError` if the job was told to stop as its lease, group or cache ended."""
-    if job.stop:
-        error: Exception = job.lease._unusable()
-        raise error
+            job.check_open()
 
 
 def _slices(job: Job, threads: Turns) -> bool:

@@ -9,11 +9,15 @@ from typing import final
 
 import trio
 
+from ._bound import BoundFunction
+from ._calls import Runtime
 from ._core.config import CacheConfig, MiB
 from ._core.errors import CodeMemoryError
+from ._core.events import Reason
+from ._core.isolation import SEAT_SIZE
 from ._core.keys import FunctionKey
 from ._core.policy import Policy
-from ._core.records import FunctionRecord, GroupRecord
+from ._core.records import FunctionRecord, GroupRecord, Request
 from ._core.residents import Step
 from ._engine.seam import Engine
 from ._evictor import Evictor
@@ -38,10 +42,7 @@ class DeferredExits:
 
     def __init__(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
-        self._exits: list[Callable[[], None]] = []
-
-    def __bool__(self) -> bool:
-        return bool(self._exits)
+        self.pending: list[Callable[[], None]] = []
 
     def add(self, leave: Callable[[], None]) -> None:
         """Run `leave` later.
@@ -49,24 +50,23 @@ class DeferredExits:
         Entering had a checkpoint at the same depth, so the stack suffices for this much; where it
         does not quite, the loop is not woken by it, but by the next event.
         """
-        self._exits.append(leave)
+        self.pending.append(leave)
         with contextlib.suppress(RecursionError, trio.RunFinishedError):
             self._token.run_sync_soon(self.run)
 
     def run(self) -> None:
         """Run all that are deferred; one that fails stays."""
-        while self._exits:
-            leave = self._exits.pop()
+        while self.pending:
+            leave = self.pending.pop()
             try:
                 leave()
             except BaseException:
-                self._exits.append(leave)
+                self.pending.append(leave)
                 raise
 
 
-# Bytes of addresses and mappings that are freed first for a stack that gets no memory, and for a
-# module that is compiled.
-STACK_SHARE = COMPILE_SHARE = 64 * MiB, 64
+# Bytes of addresses and mappings that are freed first for a module that is compiled.
+COMPILE_SHARE = 64 * MiB, 64
 
 
 @final
@@ -84,15 +84,18 @@ class Shell:
         self.runner: Runner = Runner(config)
         self.results: ResultMemory = ResultMemory()
         self.result_book: ResultBook = ResultBook(config.max_result_size)
+        self.runtime = Runtime(
+            engine, self.runner, self.policy, self.result_book, self.results, self.relieve
+        )
         self.closed = False
         self.owner = Owner()
         # What a hit asks: its thread, and the time.
         self.thread: int = self.owner.thread
         self.now: Callable[[], float] = _short_way_to_the_clock()
         self.exits = DeferredExits()
-        self.evictor = Evictor(self.policy, self.act)
+        self.evictor = Evictor(self.policy, self.carry_out)
 
-    def act(self, step: Step | None, at: float | None = None) -> None:
+    def carry_out(self, step: Step | None, at: float | None = None) -> None:
         """Carry out what a step of the policy left to do. Never waits, never fails.
 
         `at` is the time that the policy was given, for the log.
@@ -100,19 +103,73 @@ class Shell:
         if step is None:
             return
         for instance, event in step.evicted:
-            if instance.payload is not None:
-                native, instance.payload = instance.payload, None
-                native.close()
+            instance.release()
             self.journal.note(event, at)
             # Memory is short, or the cache has less to do.
             self.results.forget()
         for module in step.unloaded:
             if module.users == 0:  # it may have been asked for again within the same step
-                module.payload.unload()
+                assert module.slot is not None
+                module.slot.unload()
         for request in step.woken:
-            if request.sleeper is not None:
-                sleeper, request.sleeper = request.sleeper, None
-                trio.lowlevel.reschedule(sleeper)
+            request.rouse()
+
+    def recycle(
+        self,
+        request: Request,
+        bound: BoundFunction,
+        *,
+        clean: bool,
+        calls: int,
+        reason: Reason | None = None,
+    ) -> None:
+        """Give back the instance of a lease that has ended. Nobody is inside it.
+
+        Args:
+            request: what it was granted to.
+            bound: the instance.
+            clean: whether no call of it failed, or is half-way.
+            calls: how many were made.
+            reason: why it has to go, if it has.
+
+        """
+        instance, native, definition = request.instance, bound.native, bound.definition
+        assert instance is not None
+        seat, closed_size = False, None
+        if not clean:
+            reason = reason or Reason.CORRUPTED
+            native.abandon()
+        elif reason is None and not definition.keeps_state:
+            # The next lease must find nothing of this one.
+            seat = True
+            if definition.resets and native.reset():
+                size = native.measure()
+                seat = size > self.config.max_instance_size
+                closed_size = size if seat else None
+            if seat:
+                native.close()
+        size = SEAT_SIZE if seat else native.measure()
+        reserved = (0, 0) if seat else native.reserved
+        if reserved != (instance.address_space, instance.mappings):
+            instance.set_aside()  # it was kept from the short way back: see `BoundFunction.attach`
+        now = self.now()
+        step = self.policy.recycle(request, size, now, reason, seat, reserved)
+        if self.journal.log_uses:
+            ledger = self.policy.residents.ledger
+            self.journal.recycled(
+                request,
+                instance,
+                calls,
+                now,
+                ledger,
+                size_bytes=size,
+                closed_size_bytes=closed_size,
+                address_space_bytes=reserved[0],
+                mappings=reserved[1],
+            )
+        if step is not None:
+            self.carry_out(step, now)
+        self.evictor.expect_expiry()
 
     def relieve(
         self, key: FunctionKey, needed: tuple[int, int], error: Exception, attempt: int = 0
@@ -141,7 +198,7 @@ class Shell:
                 "leaves more to the rest of the process"
             ) from error
         self.journal.refused(key, space, mappings, error, now)
-        self.act(step, now)
+        self.carry_out(step, now)
 
     def closed_error(self, group: GroupRecord) -> trio.ClosedResourceError:
         """Return the error for using a group that is closed, or whose cache is."""
@@ -153,7 +210,7 @@ class Shell:
         for entry in self.policy.residents.entries:
             for instance in (*entry.idle, *(request.instance for request in entry.claims)):
                 if instance is not None:
-                    instance.ready = None
+                    instance.set_aside()
 
 
 def _short_way_to_the_clock() -> Callable[[], float]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import final
 
 from attrs import Factory, frozen
 
+from ._bound import BoundFunction, Definition
 from ._core.events import Reason
-from ._core.records import Stage
+from ._core.records import Instance, Stage
 from ._core.stats import CacheStats, EntryInfo, ResidentBytes
-from ._registry import ModuleSlot
+from ._engine.seam import GuestInstance
 from ._shell import Shell
 
 
@@ -40,9 +41,7 @@ class Statistics:
         shell = self._shell
         policy = shell.policy
         residents, ledger = policy.residents, policy.residents.ledger
-        slots: set[ModuleSlot] = {
-            record.module.payload for record in shell.registry.functions.values()
-        }
+        modules = {Definition.of(it).module for it in shell.registry.functions.values()}
         base, uses = self._base, residents.snapshot()
         return CacheStats(
             hits=policy.hits - base.hits,
@@ -78,7 +77,7 @@ class Statistics:
             max_mappings=policy.system.mappings,
             idle_stacks_size=max(0, shell.engine.open_instances - ledger.running)
             * ledger.stack_size,
-            artifact_size=sum(slot.artifact.size for slot in slots),
+            artifact_size=sum(module.artifact.size for module in modules),
             log_lost=shell.log.lost - base.log_lost,
             log_failures=shell.log.failures - base.log_failures,
             uses=uses,
@@ -92,13 +91,14 @@ class Statistics:
         """
         shell = self._shell
         residents, held = shell.policy.residents, shell.policy.waits.held
-        running = [request.instance.payload for request in held if request.instance is not None]
-        modules = {instance.entry.function.module for instance in residents.lru}
-        modules |= {request.entry.function.module for request in held}
+        running = [request.instance for request in held if request.instance is not None]
+        functions = {instance.entry.function for instance in residents.lru}
+        functions |= {request.entry.function for request in held}
+        modules = {Definition.of(function).module for function in functions}
         return await shell.engine.count_resident(
-            idle=[one.payload for one in residents.lru if one.payload is not None],
-            running=[native for native in running if native is not None],
-            modules=[one.payload.loaded for one in modules if one.payload.loaded is not None],
+            idle=_natives(residents.lru),
+            running=_natives(running),
+            modules=[one.loaded for one in modules if one.loaded is not None],
         )
 
     def restart(self) -> None:
@@ -162,3 +162,8 @@ class Statistics:
 
     def _count_calls(self) -> int:
         return self._base.calls + self._shell.policy.residents.count_calls()
+
+
+def _natives(instances: Iterable[Instance]) -> list[GuestInstance]:
+    """Return what is native of the instances, where that is made."""
+    return [BoundFunction.of(one).native for one in instances if one.bound is not None]

@@ -13,6 +13,7 @@ from typing import Any, final
 
 import trio
 
+from ._bound import BoundFunction
 from ._cache import InstanceCache
 from ._core.config import CacheConfig
 from ._core.records import Stage
@@ -88,8 +89,7 @@ def _disagreements(cache: InstanceCache) -> list[str]:
         problems.append("more addresses or mappings are reserved than the limits allow")
     for instance in idle:
         booked = instance.address_space, instance.mappings
-        native = instance.payload
-        real = (0, 0) if native is None else native.reserved
+        real = (0, 0) if instance.bound is None else BoundFunction.of(instance).native.reserved
         same(f"reservation of idle instance {instance.number}", booked, real)
     for module in modules:
         mine = [i for i in running if i.entry.function.module is module]
@@ -102,7 +102,7 @@ def _disagreements(cache: InstanceCache) -> list[str]:
     same("evictable code", ledger.evictable_code, evictable)
     for instance in idle:
         same("state of an idle instance", instance.state, State.IDLE)
-        if (instance.payload is None) is not instance.seat:
+        if (instance.bound is None) is not instance.seat:
             what = "is a seat with something" if instance.seat else "has nothing"
             problems.append(f"idle instance {instance.number} {what} native")
         if instance.size > policy.config.max_instance_size:
@@ -134,8 +134,8 @@ def _disagreements(cache: InstanceCache) -> list[str]:
         if borrowed < len(owners) or any(count < 1 for count in owners.values()):
             problems.append(f"group {name!r}: {borrowed} tokens for {len(owners)} tasks")
         for request in (*held, *waiters):
-            if getattr(request.payload, "_closed", False):
-                continue  # its block has ended, and its token is given back; a call is under way
+            if request.handed_over:
+                continue  # its token is given back; a call is under way
             if request.entry.group is group.record and request.owner not in owners:
                 problems.append(f"group {name!r}: {request.owner} uses it without a token")
     uses, told = residents.snapshot(), cache.stats()

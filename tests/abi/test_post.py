@@ -9,6 +9,7 @@ import pytest
 import trio
 from batch.routes import row_by_row
 from engine.support import quiet_cache, wat
+from peeking import native_of
 
 from trio_wasmcache import (
     ExportError,
@@ -92,8 +93,7 @@ async def test_a_batch_tells_the_module_of_every_row() -> None:
         function = await add(cache, wasm, ("i64",))
         async with function.acquire() as lease:
             assert await lease.map([[1, None, 3]]) == [1, None, 3]
-            native = lease._native
-            assert native is not None
+            native = native_of(lease)
             assert native.function("told").begin((), 1000) == 4
 
 
@@ -111,8 +111,7 @@ async def test_a_buffer_function_that_returns_a_number(driven: bool) -> None:
             else:
                 with row_by_row():
                     assert list(await lease.map(columns)) == list(range(100))
-            native = lease._native
-            assert native is not None
+            native = native_of(lease)
             assert native.function("told").begin((), 1000) == 5 + sum(range(100))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from batch.modules import binary
+from peeking import native_of
 
 from trio_wasmcache import (
     CacheConfig,
@@ -119,8 +120,7 @@ def row_by_row() -> Iterator[None]:
 
 def drives(lease: Lease) -> bool:
     """Whether its instance has a driver for values that cross through memory."""
-    assert lease._native is not None
-    return any(isinstance(shape, MemoryShape) for shape, _ in lease._native.drivers)  # type: ignore[attr-defined]
+    return any(isinstance(shape, MemoryShape) for shape, _ in native_of(lease).drivers)
 
 
 def seen(result: Any) -> Any:

@@ -10,6 +10,7 @@ import pytest
 import trio
 from batch.modules import binary, counting, held, same
 from kits import FakeKit, Kit, WasmtimeKit
+from peeking import in_call
 
 from trio_wasmcache import Lease
 
@@ -187,6 +188,6 @@ async def test_a_list_that_changes_meanwhile(fake: FakeKit) -> None:
 
     async with held(fake, fake.adding(1)) as (_, lease), trio.open_nursery() as nursery:
         nursery.start_soon(batch, lease)
-        while not lease._busy:
+        while not in_call(lease):
             await trio.lowlevel.checkpoint()
         values.clear()

@@ -11,6 +11,7 @@ import trio
 from batch.modules import STOPS, WORKS, binary, both, dividing, held, same
 from batch.routes import both as by_both
 from kits import FakeKit, Kit, WasmtimeKit, add, add_asking
+from peeking import in_call, job_of
 from staging import stage
 
 from trio_wasmcache import (
@@ -165,7 +166,7 @@ async def test_cancelled_half_way(real: WasmtimeKit, offload: int | None) -> Non
                 nursery.start_soon(batch)
                 async with works.acquire() as lease:
                     assert list(await lease.map([[1000] * 1000])) == [1000] * 1000
-                while not leases or leases[0]._job is None:
+                while not leases or job_of(leases[0]) is None:
                     await trio.lowlevel.checkpoint()
                 scope.cancel()
         assert scope.cancelled_caught
@@ -234,7 +235,7 @@ async def test_others_find_the_lease_busy(kit: Kit) -> None:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(batch, lease)
-            while not lease._busy:
+            while not in_call(lease):
                 await trio.lowlevel.checkpoint()
             while not results:
                 with pytest.raises(trio.BusyResourceError):

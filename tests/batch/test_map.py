@@ -15,6 +15,7 @@ import trio
 from batch.modules import INTEGERS, both, counting, dividing, held, same, silent
 from hypothesis import HealthCheck, given, strategies as st
 from kits import PAGE, FakeKit, Kit, WasmtimeKit, tries
+from peeking import is_broken
 from trio.testing import assert_checkpoints
 
 from trio_wasmcache import CacheConfig
@@ -109,7 +110,7 @@ async def test_no_rows_are_no_call(kit: Kit) -> None:
             result = await lease.map([[]])
         assert result == array("q")
         assert await lease.map([array("q")]) == array("q")
-        assert not lease._broken
+        assert not is_broken(lease)
 
 
 @pytest.mark.parametrize("name", INTEGERS)

@@ -12,6 +12,7 @@ from abi.support import SCALARS, cql_values
 from batch.routes import both, drives, hashes, moody_cache, outcome, row_by_row, udf
 from hypothesis import HealthCheck, given, strategies as st
 from kits import WasmtimeKit, tries
+from peeking import job_of
 
 from trio_wasmcache import (
     AbiError,
@@ -305,7 +306,7 @@ async def test_cancelled_and_closed(real: WasmtimeKit, offload: int | None) -> N
         async with f.acquire() as lease:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(lease.map, [["x"] * 5000 + ["e"]])
-                while lease._job is None:
+                while job_of(lease) is None:
                     await trio.lowlevel.checkpoint()
                 nursery.cancel_scope.cancel()
             with pytest.raises(trio.BrokenResourceError):
@@ -321,7 +322,7 @@ async def test_cancelled_and_closed(real: WasmtimeKit, offload: int | None) -> N
 
         async with trio.open_nursery() as nursery:
             lease = await nursery.start(endless)
-            while lease._job is None:
+            while job_of(lease) is None:
                 await trio.lowlevel.checkpoint()
             await cache._close()
 

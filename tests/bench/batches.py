@@ -17,6 +17,7 @@ from trio_wasmcache import CacheConfig, _batch, open_cache
 from trio_wasmcache._core.driver import Shape, layout
 from trio_wasmcache._engine.seam import UNDER_WAY
 
+from ..peeking import native_of
 from .harness import FIB, Report, SilentLogger, percentile
 from .loop import lateness
 
@@ -41,8 +42,8 @@ async def _in_place(lease: Any, rows: int) -> float:
 
     In the slices of a batch, but without copies, turns of the loop, or looks at anything.
     """
-    code = await lease._shell.engine.driver(Shape(TWO, ("i64",)))
-    driver, native = code.attach(lease._native, {"function": "add"}), lease._native
+    code = await lease._pool.engine.driver(Shape(TWO, ("i64",)))
+    driver, native = code.attach(native_of(lease), {"function": "add"}), native_of(lease)
     chunk = layout(code.shape).rows
     began = time.perf_counter()
     for _ in range(rows // chunk):

@@ -10,6 +10,8 @@ from kits import PAGE, Kit, add, add_asking
 from trio.testing import wait_all_tasks_blocked
 
 from trio_wasmcache import CacheConfig, Lease, TrapError, current_lease
+from trio_wasmcache._core.state import IllegalStepError
+from trio_wasmcache._lease import TRANSITIONS, LeaseState
 from trio_wasmcache.testing import check_invariants
 
 
@@ -259,3 +261,19 @@ async def test_a_lease_that_ends_while_a_call_waits_for_its_turn(kit: Kit) -> No
                     await trio.lowlevel.checkpoint()
         assert cache.stats().calls == 0
         assert cache.stats().idle_instances == 1
+
+
+def test_states_of_a_lease() -> None:
+    """Each is followed only by those of the table; an illegal step raises and changes nothing."""
+    for before in LeaseState:
+        for after in LeaseState:
+            lease = Lease.__new__(Lease)
+            lease._state = before
+            if after in TRANSITIONS[before]:
+                lease._step(after)
+                assert lease._state is after
+            else:
+                with pytest.raises(IllegalStepError, match=f"is {before.value} can't be"):
+                    lease._step(after)
+                assert lease._state is before
+    assert TRANSITIONS[LeaseState.ENDED] == frozenset()

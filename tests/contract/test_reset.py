@@ -8,6 +8,7 @@ import itertools
 import pytest
 import trio
 from kits import PAGE, FakeKit, Kit, ListLogger, WasmtimeKit, add
+from peeking import instance_behind
 
 from trio_wasmcache import CacheConfig
 from trio_wasmcache.testing import check_invariants
@@ -36,7 +37,7 @@ async def test_it_is_put_back_in_the_step_that_ends_the_lease(fake: FakeKit) -> 
         async with f.acquire() as lease:
             lease.memory.write(0, b"x")
         (instance,) = cache._shell.policy.residents.lru
-        assert instance.payload.memory.read(0, 1) == b"\0"
+        assert instance_behind(instance).memory.read(0, 1) == b"\0"
 
 
 async def test_one_that_has_grown_leaves_a_seat(kit: Kit) -> None:

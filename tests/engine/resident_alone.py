@@ -7,6 +7,7 @@ from typing import Any
 
 import trio
 from engine.support import quiet_cache, wat
+from peeking import job_of
 
 from trio_wasmcache import HostFunction
 from trio_wasmcache._core.config import KiB, MiB
@@ -93,7 +94,7 @@ async def test_what_runs_meanwhile_is_counted_too() -> None:
             assert inside.is_set()
             async with cache.acquire("forever", ()) as lease:
                 nursery.start_soon(lease.call)
-                while lease._job is None or not lease._job.in_thread:
+                while (job := job_of(lease)) is None or not job.in_thread:
                     await trio.lowlevel.checkpoint()
                 after.append(await cache.resident_bytes())
                 nursery.cancel_scope.cancel()

@@ -7,11 +7,9 @@ from pathlib import Path
 
 import pytest
 from engine.support import quiet_cache, wat
-from hostile.bombs import I64, RUN, module, nested
+from hostile.bombs import module, nested
 
 from trio_wasmcache import InvalidModuleError, MiB
-from trio_wasmcache._core.wasm import FuncType
-from trio_wasmcache._core.wasm_edit import encode_module
 from trio_wasmcache._engine.apart import Apart
 from trio_wasmcache.testing import check_invariants
 
@@ -19,15 +17,9 @@ GOOD = wat('(module (memory 1) (func (export "run") (param i64) (result i64) loc
 
 
 def many_results() -> bytes:
-    """9 KB that take 2 GB: calls that give a thousand results each, all of them kept."""
-    results = FuncType((), ("i64",) * 1000)
-    calls = b"\0" + b"\x10\1" * 3000 + b"\x20\0\x0f\x0b"
-    return encode_module(
-        types=[I64, results],
-        functions=[0, 1],
-        code=[calls, b"\0" + b"\x42\0" * 1000 + b"\x0b"],
-        exports=[RUN],
-    )
+    """80 KB that take gigabytes: loops in loops, each of which gives a result."""
+    depth = 20_000
+    return module(b"\0" + b"\x03\x7e" * depth + b"\x42\0" + b"\x0b" * (depth + 1))
 
 
 def deep_loops() -> bytes:

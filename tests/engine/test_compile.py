@@ -358,14 +358,14 @@ async def test_an_artifact_outlives_its_loaded_form() -> None:
     async with quiet_cache(max_size=0) as cache:
         function = await register(cache)
         (module,) = cache._compiler.modules.values()
-        artifact = module.payload.artifact
+        artifact = module.artifact
         for turn in range(3):
             async with function.acquire() as lease:
                 assert cache.stats().loaded_modules == 1
                 assert await lease.call(turn) == turn + 1
             assert cache.stats().loaded_modules == 0
-            assert module.payload.loaded is None
-        assert module.payload.artifact is artifact
+            assert module.loaded is None
+        assert module.artifact is artifact
         assert cache.stats().artifact_size == len(artifact.data)
         assert function.code_size == artifact.code_size
         assert artifact.code_size % 4096 == 0
@@ -403,7 +403,7 @@ async def test_a_large_module_is_loaded_in_a_thread() -> None:
         threads: trio.CapacityLimiter = cache._shell.engine._loaders  # type: ignore[attr-defined]
         small = await register(cache, "small")
         large = await register(cache, "large", LARGE)
-        slot = list(cache._compiler.modules.values())[-1].payload
+        slot = list(cache._compiler.modules.values())[-1]
         assert len(slot.artifact.data) > LOAD_IN_THREAD
         places = [object() for _ in range(int(threads.total_tokens))]
         for place in places:

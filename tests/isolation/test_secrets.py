@@ -21,6 +21,7 @@ from isolation.guests import (
     hider,
 )
 from kits import PAGE, WasmtimeKit, add
+from peeking import instance_behind
 
 from trio_wasmcache import CacheConfig, HostFunction, InstanceCache, TrapError, current_lease
 from trio_wasmcache._engine import restore
@@ -155,7 +156,7 @@ async def test_a_batch(real: WasmtimeKit, level: str) -> None:
                 await lease.map([array("q", range(1, 2000))])
                 assert found(await lease.call(0)) == list(PLACES)
         for instance in cache._shell.policy.residents.lru:
-            drivers = instance.payload.drivers.values() if level == "reset" else ()
+            drivers = instance_behind(instance).drivers.values() if level == "reset" else ()
             assert [any(driver.get(0, driver.size)) for driver in drivers] == [False] * len(drivers)
             assert len(drivers) == (level == "reset")
 

@@ -32,7 +32,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable
-from typing import Any
 
 from attrs import Factory, define
 
@@ -46,6 +45,7 @@ from .records import (
     Closed,
     Entry,
     FunctionRecord,
+    GiveUp,
     GroupRecord,
     Instance,
     Request,
@@ -82,7 +82,7 @@ class Policy:
         function: FunctionRecord,
         group: GroupRecord,
         owner: Hashable,
-        payload: Any,
+        give_up: GiveUp,
         now: float,
     ) -> Request | None:
         """Return a request that is GRANTED an idle instance, or None: then nothing has changed.
@@ -97,7 +97,7 @@ class Policy:
         running = ledger.running + 1
         running_size = ledger.running_size + function.worst_size
         if (
-            instance.ready is None
+            not instance.ready
             or len(claims) >= function.concurrency
             or running > ledger.most_running
             or running_size > residents.running_limit
@@ -106,7 +106,6 @@ class Policy:
         request = instance.request
         if request is None:
             request = instance.request = Request(entry, owner)
-            request.hit = True
         # The instance and the order of use. From here on there is not even a call of C, which could
         # still fail for want of room on Python's stack.
         del idle[-1]
@@ -128,7 +127,8 @@ class Policy:
         # The request. Whose it was in an earlier hit does not know it any more.
         request.instance = instance
         request.owner = owner
-        request.payload = payload
+        request.hit, request.handed_over = True, False
+        request.give_up = give_up
         request.stage = GRANTED
         request.since = now
         claims[request] = self.waits.held[request] = None
@@ -136,7 +136,7 @@ class Policy:
         return request
 
     def rest(self, request: Request, size: int, now: float) -> bool:
-        """Make the instance of a `hit` idle again; return False if that takes `recycle`.
+        """Make the instance of a `hit`, or of what `may_rest`, idle; False if it takes `recycle`.
 
         Nothing has changed then. `size` is what the instance may touch now (bytes).
         """
@@ -190,17 +190,28 @@ class Policy:
         ledger.total_size = total
         # The request.
         request.stage = ENDED
-        request.instance = request.payload = None
+        request.instance = request.give_up = None
         del entry.claims[request], self.waits.held[request]
         return True
 
     # -- acquire
 
+    def may_rest(self, request: Request) -> None:
+        """Let a lease that was granted the long way end the short way: see `rest`."""
+        instance = request.instance
+        if instance is not None and instance.entry is request.entry and not request.warm:
+            instance.request = request
+
     def request(
-        self, function: FunctionRecord, group: GroupRecord, owner: Hashable, warm: bool = False
+        self,
+        function: FunctionRecord,
+        group: GroupRecord,
+        owner: Hashable,
+        warm: bool = False,
+        give_up: GiveUp | None = None,
     ) -> Request:
-        """A new request, at stage NEW; `acquire` is its first step, to be taken at once."""
-        return Request(self.residents.entry(function, group), owner, warm)
+        """Return a new request, at stage NEW; `acquire` is its first step, to be taken at once."""
+        return Request(self.residents.entry(function, group), owner, warm, give_up=give_up)
 
     def acquire(self, request: Request, now: float) -> Step | None:
         """Take `request` as far as it goes without waiting.
@@ -244,14 +255,17 @@ class Policy:
         entry.waiting.append(request)
         return None
 
-    def loaded(self, request: Request, now: float) -> Step | None:
+    def loaded(self, request: Request, now: float, size: int = 0) -> Step | None:
         """The load succeeded: the request is GRANTED.
+
+        `size` is what its instance may touch now (bytes).
 
         If its function was retired or its group closed meanwhile, the new instance goes, and the
         request is at another stage: LOADING again, QUEUED or ROOM to wait, or ENDED with `error`.
         It is not among the `woken`, as it did not sleep.
         """
         instance = _instance(request, Stage.LOADING)
+        instance.size = size
         seat, instance.seat = instance.seat, False
         reason = self._unwanted(instance.entry)
         if reason is None:
@@ -317,6 +331,7 @@ class Policy:
         """
         _expect(request, GRANTED)
         request.owner = owner
+        request.handed_over = True
         resource = self.waits.waiting.get(owner)
         if resource is None or self.waits.chain(owner, resource) is None:
             return None
@@ -344,7 +359,7 @@ class Policy:
         entry = instance.entry
         residents, config = self.residents, self.config
         if seat:
-            instance.seat, instance.ready = True, None
+            instance.seat, instance.ready, instance.bound = True, False, None
             residents.ledger.reserve(instance, 0, 0)
         if not request.warm:
             instance.uses += 1
@@ -374,6 +389,7 @@ class Policy:
             action = Action.WARMED if instance.state is LOADING else RECYCLE
             residents.settle(instance, action, size, now)
         self._let_go(request)
+        request.give_up = None
         if entry.waiting or self.room or drop is not None or residents.shrunk:
             result = result or Step()
             self._pump(entry, now, result)

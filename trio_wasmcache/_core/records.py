@@ -1,20 +1,51 @@
 """What the policy keeps its books about: modules, functions, groups, entries, instances, requests.
 
-These have identity, not value, and only the policy and the ledger change them. The shell reads
-them, and hangs what is its own (a native instance, a task to wake) on `payload`.
+These have identity, not value, and only the policy and the ledger change them. The pool reads
+them; what it hangs on them it does by a method, and the policy knows no more of it than a protocol
+says here.
 """
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, Protocol
 
 from attrs import Factory, define, field
 
+from .events import Reason
 from .keys import FunctionKey
 from .state import IDLE, State
 from .uses import UseStats
+
+
+class Unloadable(Protocol):
+    """Code that can be freed, and loaded again."""
+
+    def unload(self) -> None:
+        """Free it, as no instance uses it any more."""
+
+
+class Closable(Protocol):
+    """Something native that can be freed."""
+
+    def close(self) -> None:
+        """Free it. Closing twice is fine."""
+
+
+class Wait(Protocol):
+    """Something that will have happened."""
+
+    async def wait(self) -> None:
+        """Wait until it has."""
+
+
+GiveUp = Callable[[Reason], Wait | None]
+"""Gives up what a request was granted, as its group or the cache closes.
+
+It returns what to wait for if a thread is in it. Then nothing was given up yet, and it has to be
+called again after that.
+"""
 
 
 @define(eq=False)
@@ -31,7 +62,8 @@ class Module:
     """Those of them that are loading or running: while there are any, the code can't go."""
     instances: dict[Instance, None] = field(factory=dict, repr=False)
     """All of them. Which are idle they know themselves."""
-    payload: Any = None
+    slot: Unloadable | None = None
+    """Where its code is, for the pool."""
     before: Any = field(default=None, repr=False)
     after: Any = field(default=None, repr=False)
     """Its neighbours among those that are evictable: see `lru`."""
@@ -61,7 +93,8 @@ class FunctionRecord:
     successor: FunctionRecord | None = None
     entries: dict[GroupRecord, Entry] = Factory(dict)
     warned_oversized: bool = False
-    payload: Any = None
+    definition: object = None
+    """What the pool knows of it."""
 
     @property
     def gone(self) -> bool:
@@ -139,16 +172,33 @@ class Instance:
     uses: int = 0
     request: Request | None = None
     """Of its hits, one after the other: see `Policy.hit`."""
-    ready: Any = None
-    """What the shell has made of `payload`, so that a hit finds it; None where it can't be one."""
+    bound: Closable | None = None
+    """What calls of it need, once it is loaded; None for a seat."""
+    ready: bool = False
+    """Whether a hit can use `bound` as it is."""
     loads_module: bool = False
     """Whether its code was not loaded when it began to load."""
     seat: bool = False
     """Whether there is nothing native behind it: it has to be loaded again for a lease."""
-    payload: Any = None
     before: Any = field(default=None, repr=False)
     after: Any = field(default=None, repr=False)
     """Its neighbours in the order of last use, while it is idle: see `lru`."""
+
+    def hold(self, bound: Closable, *, ready: bool = False) -> None:
+        """Keep what calls of it need; `ready` if the next hit can use that as it is."""
+        self.bound = bound
+        self.ready = ready
+
+    def set_aside(self) -> None:
+        """Keep hits from using `bound` as it is; it has to be made anew."""
+        self.ready = False
+
+    def release(self) -> None:
+        """Free what is native, if it is there still."""
+        bound, self.bound = self.bound, None
+        self.ready = False
+        if bound is not None:
+            bound.close()
 
 
 def _rested(instance: Instance) -> int:
@@ -190,9 +240,18 @@ class Request:
     """When it asked, if it had to wait; from when it is granted on, when that was (seconds)."""
     error: Exception | None = field(default=None)
     """Why it ended, if it did not end well. `Closed` where a group or the cache was closed."""
-    sleeper: Any = None
-    """The task to wake, while it sleeps; the policy does not look at it."""
-    payload: Any = None
+    wake: Callable[[], object] | None = None
+    """Wakes its task, while that sleeps; the policy does not look at it."""
+    give_up: GiveUp | None = None
+    """For who has to take back what was granted; None once it has ended."""
+    handed_over: bool = False
+    """Whether the block of its lease has ended, and only a call of it goes on."""
+
+    def rouse(self) -> None:
+        """Wake its task, if it sleeps."""
+        wake, self.wake = self.wake, None
+        if wake is not None:
+            wake()
 
 
 class Closed(Exception):

@@ -14,7 +14,7 @@ from typing import cast, final
 import trio
 from attrs import evolve, frozen
 
-from .._core.admit import Edits, rest_size, table_elements
+from .._core.admit import Edits, check_call, rest_size, table_elements
 from .._core.config import WASM_PAGE, SystemLimits
 from .._core.driver import Shape
 from .._core.errors import InvalidModuleError, LinkError
@@ -239,6 +239,7 @@ class WasmtimeModule:
         self.engine: int = native.engine_clone(engine)
         self.spare: Start | None = None
         self._callers: dict[FuncType, Caller] = {}
+        self._exports: dict[str, Caller] = {}  # {name of a function: how it is called}
         self.pre: int = 0
         self._linker: int = native.linker_new(engine)
         self._module: int = 0
@@ -257,11 +258,26 @@ class WasmtimeModule:
         return WasmtimeInstance(self, next(_numbers), fuel, yield_fuel)
 
     def frame(self, signature: FuncType) -> Frame:
-        """Where all functions of that signature are called, one after the other."""
+        """Return where all functions of that signature are called, one after the other."""
+        return self._caller(signature).frame
+
+    def frame_of(self, export: str) -> Frame:
+        """Return where the exported function of that name is called.
+
+        Raises:
+            AbiError: there is none of that name, or values of one of its types can't cross.
+        """
+        caller = self._exports.get(export)
+        if caller is None:
+            signature = check_call(self.plan.function_types.get(export), export)
+            caller = self._exports[export] = self._caller(signature)
+        return caller.frame
+
+    def _caller(self, signature: FuncType) -> Caller:
         caller = self._callers.get(signature)
         if caller is None:
             caller = self._callers[signature] = Caller(signature, bool(self.hosts.imports))
-        return caller.frame
+        return caller
 
     def close(self) -> None:
         for name, delete in (

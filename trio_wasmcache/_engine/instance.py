@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, final
 import trio
 from attrs import define
 
-from .._core.admit import TABLE_ELEMENT_SIZE, check_call
+from .._core.admit import TABLE_ELEMENT_SIZE
 from .._core.config import WASM_PAGE
 from .._core.driver import Shape
 from .._core.errors import LoadError
@@ -185,7 +185,7 @@ class WasmtimeInstance:
         for made in self._functions:  # one, or the few that an ABI calls
             if made.name == name:
                 return made
-        frame = self.module.frame(check_call(self.plan.function_types.get(name), name))
+        frame = self.module.frame_of(name)  # first, as it knows whether there is such an export
         made = WasmtimeFunction(self, name, self.export(name), frame)
         self._functions += (made,)
         return made

@@ -29,6 +29,8 @@ IMAGE_MAPPINGS = 3
 # C's `malloc` gives blocks from this size on a mapping of their own: those of large tables.
 LARGE_BLOCK = 128 * KiB
 TABLE_ELEMENT_SIZE = 8
+# Elements that a table of 32-bit indices can grow to.
+MAX_TABLE = 2**32 - 1
 # User space of x86-64, and no more than that of other 64-bit systems.
 ADDRESS_SPACE = 2**47
 # What is left of the system's limits for everything else in the process: a quarter.
@@ -43,6 +45,7 @@ def instance_reservation(info: ModuleInfo, elements: int, stack_size: int) -> tu
         elements: of all tables together, at most.
         stack_size: bytes.
     """
+    elements = min(elements, len(info.tables) * MAX_TABLE)
     memories = len(info.memories)
     space = memories * MEMORY_SPACE + stack_size + mmap.PAGESIZE
     mappings = memories * MEMORY_MAPPINGS + STACK_MAPPINGS

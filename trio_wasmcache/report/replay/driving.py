@@ -154,8 +154,7 @@ class Driver:
         """Do what led to a `loaded` event."""
         request = self.requests[event.request]
         assert request.instance is not None
-        request.instance.size = event.size_bytes
-        return self.policy.loaded(request, now)
+        return self.policy.loaded(request, now, event.size_bytes)
 
     def leave(self, event: Left, now: float) -> Step | None:
         """Do what led to a `left` event."""

@@ -305,8 +305,8 @@ class WhatIf:
             self._refuse(acquire)
             return
         assert request.instance is not None
-        request.instance.size = self.application.loaded_sizes.get(acquire.name, 0)
-        self._act(policy.loaded(request, self._now))
+        size = self.application.loaded_sizes.get(acquire.name, 0)
+        self._act(policy.loaded(request, self._now, size))
         self._go_on(request)
 
     def _granted(self, acquire: Acquire) -> None:

@@ -1,0 +1,40 @@
+"""What tests read of a lease's inside: only here, so that it can change in one place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trio_wasmcache import Lease
+from trio_wasmcache._runner import Job
+
+
+def native_of(lease: Lease) -> Any:
+    """Return the instance that the lease holds, as its engine made it."""
+    assert lease._bound is not None
+    return lease._bound.native
+
+
+def job_of(lease: Lease) -> Job | None:
+    """Return what is driven for the lease now: a call, a batch, or a start."""
+    activity = lease._activity()
+    return None if activity is None else activity._job
+
+
+def in_call(lease: Lease) -> bool:
+    """Return whether a call of the lease goes on beyond its first slice."""
+    return lease._under_way is not None
+
+
+def is_broken(lease: Lease) -> bool:
+    """Return whether a call of the lease failed, so that its instance will be dropped."""
+    return lease._state.name == "BROKEN"
+
+
+def may_call(lease: Lease) -> bool:
+    """Return whether a call may begin."""
+    return lease._ready is not None
+
+
+def instance_behind(record: Any) -> Any:
+    """Return the native instance of one of the policy."""
+    return record.bound.native
