@@ -24,8 +24,8 @@ from hostile.guest import Gives
 from hostile.liars import buffer, scylla
 
 from trio_wasmcache import HostFunction, InstanceCache, Lease, current_lease
-from trio_wasmcache._abi.protocol import FuncType, Invoke
-from trio_wasmcache._closing import close_groups
+from trio_wasmcache._abi.base import FuncType, Invoke
+from trio_wasmcache._cache.shutdown import close_groups
 from trio_wasmcache._core.events import Reason
 from trio_wasmcache.testing import check_invariants
 

@@ -16,11 +16,11 @@ from hypothesis import settings
 
 import trio_wasmcache
 from trio_wasmcache import CacheConfig, HostFunction, InstanceCache, TrapError
-from trio_wasmcache._engine.engine import WasmtimeEngine
-from trio_wasmcache._engine.hosts import INSTANCES
-from trio_wasmcache._engine.instance import WasmtimeInstance
+from trio_wasmcache._cache.open import open_with
+from trio_wasmcache._engine.wasmtime.engine import WasmtimeEngine
+from trio_wasmcache._engine.wasmtime.hosts import INSTANCES
+from trio_wasmcache._engine.wasmtime.instance import WasmtimeInstance
 from trio_wasmcache._log import InlineLogWriter
-from trio_wasmcache._open import open_with
 from trio_wasmcache.testing import FakeEngine, check_invariants, open_fake_cache
 
 PAGE = 65536

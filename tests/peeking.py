@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trio_wasmcache import Lease
-from trio_wasmcache._runner import Job
+from trio_wasmcache._runtime.runner import Job
 
 
 def native_of(lease: Lease) -> Any:

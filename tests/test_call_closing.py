@@ -29,9 +29,9 @@ from trio_wasmcache import (
     SchedulingGroup,
     current_lease,
 )
-from trio_wasmcache._abi.protocol import Step
-from trio_wasmcache._engine.instance import WasmtimeInstance
-from trio_wasmcache._metered import MeteredGuest
+from trio_wasmcache._abi.base import Step
+from trio_wasmcache._engine.wasmtime.instance import WasmtimeInstance
+from trio_wasmcache._runtime.metered import MeteredGuest
 from trio_wasmcache.testing import check_invariants
 
 FOREVER = 10**15

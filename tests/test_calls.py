@@ -377,5 +377,5 @@ async def test_a_long_call_resumes_few_coroutines(real: WasmtimeKit) -> None:
                 for frame, _ in task.iter_await_frames()
                 if "trio_wasmcache" in frame.f_code.co_filename
             ]
-            assert ours == ["call", "finish", "drive", "keep"]
+            assert ours in (["call", "finish", "drive", wait] for wait in ("take", "keep"))
             nursery.cancel_scope.cancel()

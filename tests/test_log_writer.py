@@ -10,10 +10,10 @@ import trio
 from kits import FakeKit, ListLogger, add
 
 from trio_wasmcache import CacheConfig, open_cache
+from trio_wasmcache._cache.open import open_with
 from trio_wasmcache._core.events import Removed
-from trio_wasmcache._engine.engine import WasmtimeEngine
+from trio_wasmcache._engine.wasmtime.engine import WasmtimeEngine
 from trio_wasmcache._log import BUFFER_EVENTS, InlineLogWriter, ThreadedLogWriter
-from trio_wasmcache._open import open_with
 
 
 def fact(number: int) -> Removed:

@@ -32,8 +32,8 @@ from trio_wasmcache import (
     open_cache,
 )
 from trio_wasmcache._core.config import WASM_PAGE
-from trio_wasmcache._core.wasm import Export, FuncType, Limits
-from trio_wasmcache._core.wasm_edit import encode_module, name_bytes, section
+from trio_wasmcache._core.wasm.editor import encode_module, name_bytes, section
+from trio_wasmcache._core.wasm.reader import Export, FuncType, Limits
 from trio_wasmcache.testing import check_invariants
 
 GOOD = wat('(module (func (export "f") (param i64) (result i64) local.get 0))')

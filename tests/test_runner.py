@@ -10,9 +10,9 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from trio_wasmcache import CacheConfig, HostFunction
-from trio_wasmcache._core.fair import CALL_FUEL, Share
-from trio_wasmcache._engine.seam import HostCall
-from trio_wasmcache._runner import CHARGE_SLICES, THREAD_SLICES, Job, Runner
+from trio_wasmcache._core.policy.shares import CALL_FUEL, Share
+from trio_wasmcache._engine.base import HostCall
+from trio_wasmcache._runtime.runner import CHARGE_SLICES, THREAD_SLICES, Job, Runner
 
 
 class Holder:

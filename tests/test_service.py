@@ -29,8 +29,8 @@ from bench.harness import percentile
 from hostile.guest import Gives
 from hostile.liars import packed, scylla
 
-from trio_wasmcache._abi.cql import parse_type
-from trio_wasmcache._abi.cql_scalars import scalars
+from trio_wasmcache._abi.cql.scalars import scalars
+from trio_wasmcache._abi.cql.types import parse_type
 
 ROOT = Path(__file__).parent.parent
 SERVICE = ROOT / "examples" / "udf_service.py"

@@ -11,8 +11,8 @@ from kits import FakeKit, add
 from trio.testing import wait_all_tasks_blocked
 
 from trio_wasmcache import CacheConfig, InstanceCache, InvalidModuleError
-from trio_wasmcache._core.records import Stage
-from trio_wasmcache._core.state import State
+from trio_wasmcache._core.policy.lifecycle import State
+from trio_wasmcache._core.policy.records import Stage
 from trio_wasmcache.testing import FakeEngine, check_invariants, open_fake_cache
 
 

@@ -7,8 +7,8 @@ import sys
 import trio
 from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
-from trio_wasmcache._core.fair import Share
-from trio_wasmcache._turns import Turns
+from trio_wasmcache._core.policy.shares import Share
+from trio_wasmcache._runtime.turns import Turns
 from trio_wasmcache.testing import cancel_everywhere
 
 

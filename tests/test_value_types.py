@@ -23,7 +23,7 @@ from trio_wasmcache import (
     SignatureError,
     WasmCacheError,
 )
-from trio_wasmcache._core.wasm_types import NUMBER_TYPES, OTHER_TYPES, VALUE_TYPES
+from trio_wasmcache._core.wasm.types import NUMBER_TYPES, OTHER_TYPES, VALUE_TYPES
 from trio_wasmcache.testing import check_invariants
 
 # Those that a module may have here, and can't cross.

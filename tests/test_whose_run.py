@@ -343,7 +343,7 @@ async def test_host_functions_and_tasks_of_groups_may_do_all_of_it() -> None:
 
 
 # Files whose functions change no books.
-NOTHING_UNDER_WAY = ("testing.py", "_owner.py", "_ctrl_c.py")
+NOTHING_UNDER_WAY = ("testing.py", "_owner.py", "_ki.py")
 
 
 class AtEveryLine:

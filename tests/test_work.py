@@ -28,10 +28,10 @@ import trio
 import trio.lowlevel
 
 from trio_wasmcache import CacheConfig, KiB, open_cache
-from trio_wasmcache._engine import native
-from trio_wasmcache._engine.engine import WasmtimeEngine
+from trio_wasmcache._cache.open import open_with
+from trio_wasmcache._engine.wasmtime import native
+from trio_wasmcache._engine.wasmtime.engine import WasmtimeEngine
 from trio_wasmcache._log import InlineLogWriter
-from trio_wasmcache._open import open_with
 
 NUMBERS = Path(__file__).parent / "work.json"
 VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"

@@ -32,8 +32,8 @@ from trio_wasmcache import (
     SchedulingGroup,
     open_cache,
 )
-from trio_wasmcache._engine.hosts import INSTANCES
-from trio_wasmcache._engine.instance import WasmtimeInstance
+from trio_wasmcache._engine.wasmtime.hosts import INSTANCES
+from trio_wasmcache._engine.wasmtime.instance import WasmtimeInstance
 from trio_wasmcache.testing import check_invariants
 
 TYPES = ("i64",)

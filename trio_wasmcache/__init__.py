@@ -15,8 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ._abi.buffer import BufferAbi as BufferAbi
-    from ._abi.protocol import (
+    from ._abi.base import (
         Abi as Abi,
         Convert as Convert,
         Crossing as Crossing,
@@ -26,8 +25,17 @@ if TYPE_CHECKING:
         Invoke as Invoke,
         Memory as Memory,
     )
+    from ._abi.buffer import BufferAbi as BufferAbi
     from ._abi.scylla import ScyllaAbi as ScyllaAbi
-    from ._cache import InstanceCache as InstanceCache
+    from ._cache.cache import InstanceCache as InstanceCache
+    from ._cache.group import SchedulingGroup as SchedulingGroup, current_group as current_group
+    from ._cache.lease import (
+        Function as Function,
+        Lease as Lease,
+        LeaseMemory as LeaseMemory,
+        current_lease as current_lease,
+    )
+    from ._cache.open import open_cache as open_cache
     from ._core.config import CacheConfig as CacheConfig, KiB as KiB, MiB as MiB
     from ._core.errors import (
         AbiError as AbiError,
@@ -51,29 +59,21 @@ if TYPE_CHECKING:
         UnknownFunctionError as UnknownFunctionError,
         WasmCacheError as WasmCacheError,
     )
-    from ._core.stats import (
+    from ._core.metrics.stats import (
         CacheStats as CacheStats,
         DistributionSummary as DistributionSummary,
         EntryInfo as EntryInfo,
         ResidentBytes as ResidentBytes,
         UseSummary as UseSummary,
     )
-    from ._group import SchedulingGroup as SchedulingGroup, current_group as current_group
-    from ._host import HostFunction as HostFunction
-    from ._lease import (
-        Function as Function,
-        Lease as Lease,
-        LeaseMemory as LeaseMemory,
-        current_lease as current_lease,
-    )
-    from ._open import open_cache as open_cache
+    from ._runtime.host import HostFunction as HostFunction
 
 # {module: the public names that it has}
 _HOMES = {
     "._abi.buffer": "BufferAbi",
-    "._abi.protocol": "Abi Convert Crossing Exports FuncType Guest Invoke Memory",
+    "._abi.base": "Abi Convert Crossing Exports FuncType Guest Invoke Memory",
     "._abi.scylla": "ScyllaAbi",
-    "._cache": "InstanceCache",
+    "._cache.cache": "InstanceCache",
     "._core.config": "CacheConfig KiB MiB",
     "._core.errors": (
         "AbiError CacheDirError CodeMemoryError DeadlockError DuplicateFunctionError ExitError "
@@ -81,11 +81,11 @@ _HOMES = {
         "MemoryLimitError ModuleTooLargeError ResultTooLargeError SignatureError "
         "StackOverflowError TrapError UnknownFunctionError WasmCacheError"
     ),
-    "._core.stats": "CacheStats DistributionSummary EntryInfo ResidentBytes UseSummary",
-    "._group": "SchedulingGroup current_group",
-    "._host": "HostFunction",
-    "._lease": "Function Lease LeaseMemory current_lease",
-    "._open": "open_cache",
+    "._core.metrics.stats": "CacheStats DistributionSummary EntryInfo ResidentBytes UseSummary",
+    "._cache.group": "SchedulingGroup current_group",
+    "._runtime.host": "HostFunction",
+    "._cache.lease": "Function Lease LeaseMemory current_lease",
+    "._cache.open": "open_cache",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 

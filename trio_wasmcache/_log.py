@@ -20,7 +20,7 @@ import structlog
 import trio
 
 from ._core.events import Event, Lost, Stamped
-from ._ctrl_c import outlast
+from ._ki import outlast
 
 # At about 1 KB an event, a sink may fall 10 MB behind before anything is lost.
 BUFFER_EVENTS = 10_000

@@ -44,7 +44,7 @@ _CORE = os.path.join(_FOLDER, "_core", "")  # noqa: PTH118
 # What uses a cache as any program does, and what only stands between a user and a method.
 _OUTSIDE = tuple(
     _FOLDER + name
-    for name in ("_demo.py", "_ctrl_c.py", "__main__.py", "testing.py", "prometheus.py", "report")
+    for name in ("_demo.py", "_ki.py", "__main__.py", "testing.py", "prometheus.py", "report")
 )
 
 

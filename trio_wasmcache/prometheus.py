@@ -20,8 +20,8 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from ._cache import InstanceCache
-from ._core.stats import CacheStats, DistributionSummary, UseSummary
+from ._cache.cache import InstanceCache
+from ._core.metrics.stats import CacheStats, DistributionSummary, UseSummary
 
 # Bits of the values where one exported bucket ends and the next begins. Every fourth factor of two
 # would be too coarse to alert on, every single one too many lines. 1 microsecond to 67 seconds:

@@ -13,14 +13,14 @@ from typing import Any, final
 
 import trio
 
-from ._bound import BoundFunction
-from ._cache import InstanceCache
+from ._cache.cache import InstanceCache
+from ._cache.open import open_with
 from ._core.config import CacheConfig
-from ._core.records import Stage
-from ._core.state import State
-from ._fake import FakeEngine as FakeEngine, FakeFailure as FakeFailure
+from ._core.policy.lifecycle import State
+from ._core.policy.records import Stage
+from ._engine.fake.engine import FakeEngine as FakeEngine, FakeFailure as FakeFailure
 from ._log import InlineLogWriter
-from ._open import open_with
+from ._runtime.bound import BoundFunction
 
 
 @asynccontextmanager

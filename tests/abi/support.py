@@ -11,9 +11,9 @@ from cassandra.util import Date, Duration, Time
 from hypothesis import strategies as st
 
 from trio_wasmcache import Crossing, Exports, Guest, Invoke, MemoryLimitError
-from trio_wasmcache._abi.cql import _in_order
+from trio_wasmcache._abi.cql.types import _in_order
 from trio_wasmcache._core.tally import Tally
-from trio_wasmcache._core.wasm import FuncType
+from trio_wasmcache._core.wasm.reader import FuncType
 
 UDFS = Path(__file__).parents[1] / "udfs"
 PAGE = 65536

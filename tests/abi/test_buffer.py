@@ -22,7 +22,7 @@ from trio_wasmcache import (
     MemoryLimitError,
     SignatureError,
 )
-from trio_wasmcache._core.wasm import FuncType
+from trio_wasmcache._core.wasm.reader import FuncType
 from trio_wasmcache.testing import check_invariants
 
 STATIC = BufferAbi(result_of="guest")

@@ -13,7 +13,7 @@ from abi.support import FakeGuest, drive, scylla_exports
 from cassandra.util import Date, Duration, Time
 
 from trio_wasmcache import Crossing, ExportError, Exports, Invoke, ScyllaAbi, SignatureError
-from trio_wasmcache._core.wasm import FuncType
+from trio_wasmcache._core.wasm.reader import FuncType
 
 ADDRESS = {"address": {"street": "text", "zip": "int"}}
 PLAIN_MODULE = Exports({"run": FuncType(("i32",), ("i32",))}, {}, ())
@@ -215,7 +215,7 @@ def test_what_crosses_through_memory_takes_memory_and_a_version() -> None:
 
 def test_the_missing_driver_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without it, native signatures work, and others say what to install."""
-    from trio_wasmcache._abi import cql_scalars
+    from trio_wasmcache._abi.cql import scalars as cql_scalars
 
     monkeypatch.setitem(sys.modules, "cassandra.cqltypes", None)
     cql_scalars.scalars.cache_clear()

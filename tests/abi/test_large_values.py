@@ -14,9 +14,9 @@ from batch.routes import both
 from kits import Kit, WasmtimeKit, add
 
 from trio_wasmcache import AbiError, Convert, Exports, FuncType, Guest, Invoke
-from trio_wasmcache._abi.cql_frames import PACE, counted
-from trio_wasmcache._abi.cql_scalars import scalars
-from trio_wasmcache._abi.pace import MANY, is_large, paced
+from trio_wasmcache._abi.cql.framing import PACE, counted
+from trio_wasmcache._abi.cql.scalars import scalars
+from trio_wasmcache._abi.gil import MANY, is_large, paced
 from trio_wasmcache.testing import check_invariants
 
 LISTS = {"args": ("text", "list<int>"), "returns": "list<int>"}
@@ -114,7 +114,7 @@ def test_a_collection_that_changes_meanwhile() -> None:
 
 def test_a_paced_conversion_breathes(monkeypatch: pytest.MonkeyPatch) -> None:
     """However short it has been told to hold its breath, the result is the same."""
-    monkeypatch.setattr("trio_wasmcache._abi.pace.EVERY", 0)
+    monkeypatch.setattr("trio_wasmcache._abi.gil.EVERY", 0)
     codec = scalars()["int"]
     assert paced(counted, range(200), codec) == counted(range(200), codec)
 

@@ -11,13 +11,7 @@ from batch.routes import row_by_row
 from engine.support import quiet_cache, wat
 from peeking import native_of
 
-from trio_wasmcache import (
-    ExportError,
-    FuelExhaustedError,
-    Function,
-    InstanceCache,
-    TrapError,
-)
+from trio_wasmcache import ExportError, FuelExhaustedError, Function, InstanceCache, TrapError
 from trio_wasmcache.testing import check_invariants
 
 # As the core module of a JavaScript component: it traps at a call, if the one before it was not

@@ -8,7 +8,7 @@ from typing import get_args
 
 from trio_wasmcache import BufferAbi
 from trio_wasmcache._abi import allocator, buffer
-from trio_wasmcache._abi.cql_scalars import scalars
+from trio_wasmcache._abi.cql.scalars import scalars
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", README, re.MULTILINE | re.DOTALL))

@@ -12,7 +12,7 @@ from engine.support import quiet_cache, wat
 from hypothesis import given, strategies as st
 
 from trio_wasmcache import MemoryLimitError
-from trio_wasmcache._abi.room import grown_room
+from trio_wasmcache._abi.guest_memory import grown_room
 
 MIB = 1024 * 1024
 

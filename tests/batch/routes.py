@@ -11,16 +11,9 @@ from typing import Any
 from batch.modules import binary
 from peeking import native_of
 
-from trio_wasmcache import (
-    CacheConfig,
-    Function,
-    GuestError,
-    HostFunction,
-    InstanceCache,
-    Lease,
-    _batch,
-)
-from trio_wasmcache._core.memory_shape import MemoryShape
+from trio_wasmcache import CacheConfig, Function, GuestError, HostFunction, InstanceCache, Lease
+from trio_wasmcache._batch import batch as _batch
+from trio_wasmcache._core.wasm.memory_layout import MemoryShape
 
 UDFS = Path(__file__).parents[1] / "udfs"
 

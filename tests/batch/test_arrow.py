@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, strategies as st
 from kits import Kit, WasmtimeKit, add, tries
 
 from trio_wasmcache import CacheConfig, TrapError
-from trio_wasmcache._core.driver import Shape, layout
+from trio_wasmcache._core.wasm.driver import Shape, layout
 
 TWO = ("i64", "i64")
 CHUNK = layout(Shape(TWO, ("i64",), nullable=True)).rows

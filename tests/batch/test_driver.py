@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 from kits import tries
 
 from trio_wasmcache._core.config import WASM_PAGE
-from trio_wasmcache._core.driver import (
+from trio_wasmcache._core.wasm.driver import (
     CELLS,
     ROWS_LIMIT,
     SCRATCH_LIMIT,
@@ -17,8 +17,8 @@ from trio_wasmcache._core.driver import (
     Shape,
     layout,
 )
-from trio_wasmcache._core.wasm import FuncType, Limits, read_module
-from trio_wasmcache._core.wasm_types import VALUE_LIMIT
+from trio_wasmcache._core.wasm.reader import FuncType, Limits, read_module
+from trio_wasmcache._core.wasm.types import VALUE_LIMIT
 
 ENGINE = wasmtime.Engine()
 ARGS = st.lists(st.sampled_from([n for n in CELLS if not n.startswith("cut")]), max_size=12)

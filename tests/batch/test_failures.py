@@ -24,8 +24,8 @@ from trio_wasmcache import (
     TrapError,
     current_lease,
 )
-from trio_wasmcache._core.driver import Shape, layout
-from trio_wasmcache._engine.instance import WasmtimeInstance
+from trio_wasmcache._core.wasm.driver import Shape, layout
+from trio_wasmcache._engine.wasmtime.instance import WasmtimeInstance
 from trio_wasmcache.testing import check_invariants
 
 TWO = ("i64", "i64")

@@ -19,10 +19,10 @@ from peeking import is_broken
 from trio.testing import assert_checkpoints
 
 from trio_wasmcache import CacheConfig
-from trio_wasmcache._batch import PIECE
-from trio_wasmcache._core.driver import CELLS, Shape, layout
+from trio_wasmcache._batch.batch import PIECE
 from trio_wasmcache._core.tally import Tally
-from trio_wasmcache._results import KEPT, MAPPED, ResultMemory
+from trio_wasmcache._core.wasm.driver import CELLS, Shape, layout
+from trio_wasmcache._runtime.results import KEPT, MAPPED, ResultMemory
 
 TWO = ("i64", "i64")
 # More than a chunk of two i64 columns, and no multiple of eight.

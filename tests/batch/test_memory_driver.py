@@ -10,11 +10,11 @@ from hypothesis import given, strategies as st
 from kits import tries
 
 from trio_wasmcache._core.config import WASM_PAGE
-from trio_wasmcache._core.driver import CELLS, SCRATCH_LIMIT
-from trio_wasmcache._core.memory_driver import memory_layout
-from trio_wasmcache._core.memory_shape import BYTES, STATE_SIZE, STATES_AT, MemoryShape
-from trio_wasmcache._core.wasm import Limits, read_module
-from trio_wasmcache._core.wasm_types import VALUE_LIMIT
+from trio_wasmcache._core.wasm.driver import CELLS, SCRATCH_LIMIT
+from trio_wasmcache._core.wasm.memory_driver import memory_layout
+from trio_wasmcache._core.wasm.memory_layout import BYTES, STATE_SIZE, STATES_AT, MemoryShape
+from trio_wasmcache._core.wasm.reader import Limits, read_module
+from trio_wasmcache._core.wasm.types import VALUE_LIMIT
 
 CELL = st.sampled_from([name for name in CELLS if not name.startswith("cut")])
 

@@ -14,13 +14,7 @@ from hypothesis import HealthCheck, given, strategies as st
 from kits import WasmtimeKit, tries
 from peeking import job_of
 
-from trio_wasmcache import (
-    AbiError,
-    BufferAbi,
-    FuelExhaustedError,
-    MemoryLimitError,
-    TrapError,
-)
+from trio_wasmcache import AbiError, BufferAbi, FuelExhaustedError, MemoryLimitError, TrapError
 from trio_wasmcache._abi.scylla import NATIVE
 from trio_wasmcache.testing import check_invariants
 

@@ -25,7 +25,7 @@ from trio_wasmcache import (
     Invoke,
     TrapError,
 )
-from trio_wasmcache._core.wasm import FuncType
+from trio_wasmcache._core.wasm.reader import FuncType
 from trio_wasmcache.testing import check_invariants
 
 UDFS = Path(__file__).parents[1] / "udfs"

@@ -13,9 +13,10 @@ from typing import Any
 import trio
 import wasmtime
 
-from trio_wasmcache import CacheConfig, _batch, open_cache
-from trio_wasmcache._core.driver import Shape, layout
-from trio_wasmcache._engine.seam import UNDER_WAY
+from trio_wasmcache import CacheConfig, open_cache
+from trio_wasmcache._batch import batch as _batch
+from trio_wasmcache._core.wasm.driver import Shape, layout
+from trio_wasmcache._engine.base import UNDER_WAY
 
 from ..peeking import native_of
 from .harness import FIB, Report, SilentLogger, percentile

@@ -8,8 +8,8 @@ import time
 import trio
 
 from trio_wasmcache import CacheConfig, MiB, open_cache
-from trio_wasmcache._core.wasm_edit import encode_module, i32_const
-from trio_wasmcache._core.wasm_types import Export, FuncType, GlobalType
+from trio_wasmcache._core.wasm.editor import encode_module, i32_const
+from trio_wasmcache._core.wasm.types import Export, FuncType, GlobalType
 
 from .harness import Report, SilentLogger, percentile
 from .loop import lateness

@@ -16,7 +16,7 @@ import trio
 import wasmtime
 
 from trio_wasmcache import CacheConfig, InstanceCache, open_cache
-from trio_wasmcache._core.wasm import read_module
+from trio_wasmcache._core.wasm.reader import read_module
 
 from .harness import Report, SilentLogger
 

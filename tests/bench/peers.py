@@ -16,9 +16,9 @@ import trio
 import trio.lowlevel
 import wasmtime
 
-from trio_wasmcache._core.admit import check_limits
-from trio_wasmcache._engine import native
-from trio_wasmcache._engine.engine import WasmtimeEngine
+from trio_wasmcache._core.wasm.admission import check_limits
+from trio_wasmcache._engine.wasmtime import native
+from trio_wasmcache._engine.wasmtime.engine import WasmtimeEngine
 
 from .harness import FIB, Candidate
 

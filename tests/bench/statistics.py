@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from trio_wasmcache import CacheConfig, MiB, open_cache
-from trio_wasmcache._core.uses import FUELS, UseStats
+from trio_wasmcache._core.metrics.counters import FUELS, UseStats
 from trio_wasmcache.prometheus import CacheCollector
 from trio_wasmcache.testing import FakeEngine, open_fake_cache
 

@@ -12,7 +12,7 @@ from kits import FakeKit, Kit, ListLogger, add, add_asking
 from trio.testing import wait_all_tasks_blocked
 
 from trio_wasmcache import CacheConfig, InstanceCache, MiB, SchedulingGroup
-from trio_wasmcache._closing import MAX_WORK
+from trio_wasmcache._cache.shutdown import MAX_WORK
 from trio_wasmcache.testing import check_invariants
 
 

@@ -10,8 +10,8 @@ from kits import PAGE, Kit, add, add_asking
 from trio.testing import wait_all_tasks_blocked
 
 from trio_wasmcache import CacheConfig, Lease, TrapError, current_lease
-from trio_wasmcache._core.state import IllegalStepError
-from trio_wasmcache._lease import TRANSITIONS, LeaseState
+from trio_wasmcache._cache.lease import TRANSITIONS, LeaseState
+from trio_wasmcache._core.policy.lifecycle import IllegalStepError
 from trio_wasmcache.testing import check_invariants
 
 

@@ -16,7 +16,7 @@ from trio_wasmcache import (
     TrapError,
     UnknownFunctionError,
 )
-from trio_wasmcache._core.stats import UseSummary
+from trio_wasmcache._core.metrics.stats import UseSummary
 from trio_wasmcache.testing import check_invariants
 
 DISTRIBUTIONS = ("wait", "load", "hold", "run", "fuel")

@@ -10,8 +10,9 @@ from collections.abc import Hashable
 from trio_wasmcache._core.config import CacheConfig, KiB
 from trio_wasmcache._core.events import Reason
 from trio_wasmcache._core.keys import FunctionKey
-from trio_wasmcache._core.policy import Policy
-from trio_wasmcache._core.records import (
+from trio_wasmcache._core.policy.instances import Step
+from trio_wasmcache._core.policy.policy import Policy
+from trio_wasmcache._core.policy.records import (
     Entry,
     FunctionRecord,
     GroupRecord,
@@ -20,7 +21,6 @@ from trio_wasmcache._core.records import (
     Request,
     Stage,
 )
-from trio_wasmcache._core.residents import Step
 
 UNIT = 64 * KiB
 

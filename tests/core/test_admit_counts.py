@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from trio_wasmcache._core.admit import (
+from trio_wasmcache._core.errors import ModuleTooLargeError
+from trio_wasmcache._core.wasm.admission import (
     MAX_ELEMENTS,
     MAX_EXPORTS,
     MAX_EXTERN_ITEMS,
@@ -13,9 +14,15 @@ from trio_wasmcache._core.admit import (
     SPARE_LOCALS,
     check_counts,
 )
-from trio_wasmcache._core.errors import ModuleTooLargeError
-from trio_wasmcache._core.wasm import Export, FuncType, Limits, ModuleInfo, TableType, read_module
-from trio_wasmcache._core.wasm_edit import encode_module, uleb
+from trio_wasmcache._core.wasm.editor import encode_module, uleb
+from trio_wasmcache._core.wasm.reader import (
+    Export,
+    FuncType,
+    Limits,
+    ModuleInfo,
+    TableType,
+    read_module,
+)
 
 NOTHING = FuncType()
 EMPTY = b"\0\x0b"

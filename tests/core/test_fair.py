@@ -8,7 +8,7 @@ import pytest
 from attrs import define, field
 from hypothesis import given, strategies as st
 
-from trio_wasmcache._core.fair import FairQueue, Share
+from trio_wasmcache._core.policy.shares import FairQueue, Share
 
 MAX_SLICE = 1000
 

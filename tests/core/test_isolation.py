@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import wasmtime
 
-from trio_wasmcache._core.isolation import FRESH, RESET, REUSE, obstacle, verdict
-from trio_wasmcache._core.restorer import restorer
-from trio_wasmcache._core.wasm import GlobalType, ModuleInfo, TableType, read_module
+from trio_wasmcache._core.wasm.isolation import FRESH, RESET, REUSE, obstacle, verdict
+from trio_wasmcache._core.wasm.reader import GlobalType, ModuleInfo, TableType, read_module
+from trio_wasmcache._core.wasm.restorer import restorer
 
 HOST = '(import "env" "f" (func))'
 

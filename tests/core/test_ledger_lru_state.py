@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, strategies as st
 
 from trio_wasmcache._core.keys import FunctionKey
-from trio_wasmcache._core.ledger import Ledger
-from trio_wasmcache._core.lru import LRU
-from trio_wasmcache._core.records import Entry, FunctionRecord, GroupRecord, Instance, Module
-from trio_wasmcache._core.state import TRANSITIONS, Action, IllegalStepError, State, step
+from trio_wasmcache._core.policy.ledger import Ledger
+from trio_wasmcache._core.policy.lifecycle import TRANSITIONS, Action, IllegalStepError, State, step
+from trio_wasmcache._core.policy.lru import LRU
+from trio_wasmcache._core.policy.records import Entry, FunctionRecord, GroupRecord, Instance, Module
 
 LEGAL = {
     (State.ABSENT, Action.LOAD): State.LOADING,

@@ -9,10 +9,10 @@ from core.policy_bench import UNIT, Bench, reasons
 
 from trio_wasmcache._core.errors import CodeMemoryError, DeadlockError, UnknownFunctionError
 from trio_wasmcache._core.events import Reason
-from trio_wasmcache._core.policy import Policy
-from trio_wasmcache._core.records import Closed, GroupRecord, Request, Stage, TokenBook
-from trio_wasmcache._core.residents import MAX_EXPIRED
-from trio_wasmcache._core.state import IllegalStepError, State
+from trio_wasmcache._core.policy.instances import MAX_EXPIRED
+from trio_wasmcache._core.policy.lifecycle import IllegalStepError, State
+from trio_wasmcache._core.policy.policy import Policy
+from trio_wasmcache._core.policy.records import Closed, GroupRecord, Request, Stage, TokenBook
 
 
 def test_the_whole_life_of_a_lease() -> None:

@@ -29,8 +29,11 @@ from trio_wasmcache._core.config import CacheConfig, KiB, SystemLimits
 from trio_wasmcache._core.errors import WasmCacheError
 from trio_wasmcache._core.events import Evicted, Reason
 from trio_wasmcache._core.keys import FunctionKey
-from trio_wasmcache._core.policy import Policy
-from trio_wasmcache._core.records import (
+from trio_wasmcache._core.metrics.counters import WAITS, add_up
+from trio_wasmcache._core.policy.instances import Step
+from trio_wasmcache._core.policy.lifecycle import IllegalStepError, State
+from trio_wasmcache._core.policy.policy import Policy
+from trio_wasmcache._core.policy.records import (
     Entry,
     FunctionRecord,
     GroupRecord,
@@ -38,9 +41,6 @@ from trio_wasmcache._core.records import (
     Request,
     Stage,
 )
-from trio_wasmcache._core.residents import Step
-from trio_wasmcache._core.state import IllegalStepError, State
-from trio_wasmcache._core.uses import WAITS, add_up
 
 # Code is counted in stacks of the smallest size allowed: a module has 1 to 4, the budget 4 to 12.
 UNIT = 64 * KiB

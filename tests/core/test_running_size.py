@@ -6,13 +6,13 @@ import pytest
 from core.policy_bench import Bench, reasons
 from hypothesis import given, strategies as st
 
-from trio_wasmcache._core.admit import check_limits, worst_size
 from trio_wasmcache._core.config import WASM_PAGE
-from trio_wasmcache._core.driver import SCRATCH_LIMIT
 from trio_wasmcache._core.errors import CodeMemoryError, DeadlockError
-from trio_wasmcache._core.records import Stage
-from trio_wasmcache._core.wasm import Limits, TableType, read_module
-from trio_wasmcache._core.wasm_edit import encode_module
+from trio_wasmcache._core.policy.records import Stage
+from trio_wasmcache._core.wasm.admission import check_limits, worst_size
+from trio_wasmcache._core.wasm.driver import SCRATCH_LIMIT
+from trio_wasmcache._core.wasm.editor import encode_module
+from trio_wasmcache._core.wasm.reader import Limits, TableType, read_module
 
 SIZES = st.integers(0, 40)
 LIMITS = st.builds(

@@ -6,8 +6,8 @@ import pytest
 from core.policy_bench import Bench, reasons
 
 from trio_wasmcache._core.events import Reason
-from trio_wasmcache._core.records import Closed, GroupRecord, Stage
-from trio_wasmcache._core.state import State
+from trio_wasmcache._core.policy.lifecycle import State
+from trio_wasmcache._core.policy.records import Closed, GroupRecord, Stage
 
 
 def test_the_whole_life_of_a_seat() -> None:

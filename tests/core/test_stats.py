@@ -15,16 +15,7 @@ from hypothesis import given, strategies as st
 from trio_wasmcache import CacheStats, DeadlockError
 from trio_wasmcache._core.events import Reason
 from trio_wasmcache._core.keys import FunctionKey
-from trio_wasmcache._core.records import FunctionRecord, GroupRecord, Stage
-from trio_wasmcache._core.residents import PARKED
-from trio_wasmcache._core.stats import (
-    NOTHING,
-    DistributionSummary,
-    UseSummary,
-    summarise,
-    summarise_uses,
-)
-from trio_wasmcache._core.uses import (
+from trio_wasmcache._core.metrics.counters import (
     COMPILES,
     FUELS,
     HOLDS,
@@ -40,6 +31,15 @@ from trio_wasmcache._core.uses import (
     add_up,
     microseconds,
 )
+from trio_wasmcache._core.metrics.stats import (
+    NOTHING,
+    DistributionSummary,
+    UseSummary,
+    summarise,
+    summarise_uses,
+)
+from trio_wasmcache._core.policy.instances import PARKED
+from trio_wasmcache._core.policy.records import FunctionRecord, GroupRecord, Stage
 
 # Half of them small, as most waits are; and some as large as fuel can be.
 values = st.one_of(st.integers(0, 20), st.integers(0, 2**63))

@@ -10,8 +10,8 @@ from core.policy_bench import Bench
 from hypothesis import given, strategies as st
 
 from trio_wasmcache._core.errors import DeadlockError
-from trio_wasmcache._core.records import Entry, GroupRecord, Request
-from trio_wasmcache._core.waits import ROOM, Waits, find_deadlock
+from trio_wasmcache._core.policy.deadlock import ROOM, Waits, find_deadlock
+from trio_wasmcache._core.policy.records import Entry, GroupRecord, Request
 
 Waiting = dict[Hashable, str]
 Held = dict[str, list[Hashable]]

@@ -18,7 +18,8 @@ from fuzz.verdict import ENGINE
 from hypothesis import given, strategies as st
 from kits import tries
 
-from trio_wasmcache._core.wasm import (
+from trio_wasmcache._core.wasm.editor import name_bytes, section, uleb, vector
+from trio_wasmcache._core.wasm.reader import (
     BREATHS,
     BYTES_PER_STEP,
     CONSTANT_LIMIT,
@@ -39,7 +40,6 @@ from trio_wasmcache._core.wasm import (
     UnsupportedFeatureError,
     read_module,
 )
-from trio_wasmcache._core.wasm_edit import name_bytes, section, uleb, vector
 
 EVERYTHING = """
 (module
@@ -685,7 +685,7 @@ def test_reading_ends_within_its_steps(
     bomb: Callable[[int], bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever a module is full of, it is refused after few lines of Python: under three a byte."""
-    monkeypatch.setattr("trio_wasmcache._core.wasm.STEPS", 1000)
+    monkeypatch.setattr("trio_wasmcache._core.wasm.reader.STEPS", 1000)
     wasm = bomb(200_000)
     limit = 1000 + len(wasm) // BYTES_PER_STEP
     assert lines_run(partial(read_or_refuse, wasm)) < 40 * limit < 3 * len(wasm)

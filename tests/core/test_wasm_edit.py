@@ -9,18 +9,7 @@ import pytest
 import wasmtime
 from hypothesis import given, strategies as st
 
-from trio_wasmcache._core.wasm import (
-    HEADER,
-    Cursor,
-    Export,
-    FuncType,
-    GlobalType,
-    Import,
-    Limits,
-    TableType,
-    read_module,
-)
-from trio_wasmcache._core.wasm_edit import (
+from trio_wasmcache._core.wasm.editor import (
     add_exports,
     clamp_maxima,
     encode_module,
@@ -30,6 +19,17 @@ from trio_wasmcache._core.wasm_edit import (
     sleb,
     uleb,
     vector,
+)
+from trio_wasmcache._core.wasm.reader import (
+    HEADER,
+    Cursor,
+    Export,
+    FuncType,
+    GlobalType,
+    Import,
+    Limits,
+    TableType,
+    read_module,
 )
 
 ENGINE = wasmtime.Engine()

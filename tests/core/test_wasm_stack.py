@@ -9,9 +9,9 @@ import wasmtime
 from hypothesis import given, strategies as st
 from kits import tries
 
-from trio_wasmcache._core.wasm import ExcessiveModuleError, FuncType, read_module
-from trio_wasmcache._core.wasm_edit import encode_module, uleb
-from trio_wasmcache._core.wasm_stack import BLOCK_WEIGHT, FUNCTION_LIMIT, MODULE_LIMIT, Weigher
+from trio_wasmcache._core.wasm.editor import encode_module, uleb
+from trio_wasmcache._core.wasm.reader import ExcessiveModuleError, FuncType, read_module
+from trio_wasmcache._core.wasm.stack import BLOCK_WEIGHT, FUNCTION_LIMIT, MODULE_LIMIT, Weigher
 
 UDFS = Path(__file__).parents[1] / "udfs"
 TYPES = [
@@ -125,7 +125,7 @@ def test_functions_and_modules_have_a_limit() -> None:
 @pytest.mark.parametrize("path", sorted(UDFS.glob("*.wasm")), ids=lambda path: path.name)
 def test_what_compilers_write_weighs_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """C and Rust, with all that they use of the instruction set: each of it is decoded."""
-    monkeypatch.setattr("trio_wasmcache._core.wasm.FUNCTION_WEIGHT", 0)
+    monkeypatch.setattr("trio_wasmcache._core.wasm.reader.FUNCTION_WEIGHT", 0)
     read_module(path.read_bytes())
 
 

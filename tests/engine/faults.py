@@ -23,7 +23,7 @@ from kits import open_real_cache
 from wasmtime import _bindings, _ffi
 
 from trio_wasmcache import CacheConfig, HostFunction, InstanceCache, WasmCacheError
-from trio_wasmcache._engine import native
+from trio_wasmcache._engine.wasmtime import native
 from trio_wasmcache.testing import check_invariants
 
 LIBC = ctypes.CDLL(None, use_errno=True)

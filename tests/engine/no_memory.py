@@ -16,7 +16,7 @@ import trio
 from kits import ListLogger
 
 from trio_wasmcache import CacheConfig, CodeMemoryError, InstanceCache, KiB, MiB, open_cache
-from trio_wasmcache._engine import reservations
+from trio_wasmcache._engine.wasmtime import reservations
 from trio_wasmcache.testing import check_invariants
 
 SAME = '(func (export "f") (param i64) (result i64) (local.get 0))'

@@ -11,7 +11,7 @@ from peeking import job_of
 
 from trio_wasmcache import HostFunction
 from trio_wasmcache._core.config import KiB, MiB
-from trio_wasmcache._engine.resident import find_stacks
+from trio_wasmcache._engine.wasmtime.residency import find_stacks
 from trio_wasmcache.testing import check_invariants
 
 PAGE = mmap.PAGESIZE

@@ -15,7 +15,7 @@ import wasmtime
 
 from trio_wasmcache import CacheConfig, InstanceCache, open_cache
 from trio_wasmcache._engine.compile_slots import CompileSlots
-from trio_wasmcache._engine.engine import MAX_COMPILES
+from trio_wasmcache._engine.wasmtime.engine import MAX_COMPILES
 
 ROOT = Path(__file__).parents[2]
 WASI = "wasi_snapshot_preview1"

@@ -10,7 +10,7 @@ from engine.support import quiet_cache, wat
 from hostile.bombs import module, nested
 
 from trio_wasmcache import InvalidModuleError, MiB
-from trio_wasmcache._engine.apart import Apart
+from trio_wasmcache._engine.wasmtime.subprocess import Apart
 from trio_wasmcache.testing import check_invariants
 
 GOOD = wat('(module (memory 1) (func (export "run") (param i64) (result i64) local.get 0))')
@@ -90,7 +90,9 @@ def test_where_it_is_started_takes_no_part(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_process_that_stands_still_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock has the last word, where no CPU time is used."""
-    monkeypatch.setattr("trio_wasmcache._engine.apart.START", "import time; time.sleep(60)")
-    monkeypatch.setattr("trio_wasmcache._engine.apart.PATIENCE", 0.1)
+    monkeypatch.setattr(
+        "trio_wasmcache._engine.wasmtime.subprocess.START", "import time; time.sleep(60)"
+    )
+    monkeypatch.setattr("trio_wasmcache._engine.wasmtime.subprocess.PATIENCE", 0.1)
     with pytest.raises(InvalidModuleError, match="compile_seconds"):
         Apart(512 * 1024, 512 * MiB, 0.01).build(GOOD)

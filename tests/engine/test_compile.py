@@ -19,12 +19,12 @@ from engine.support import (
 )
 
 from trio_wasmcache import HostFunction, InstanceCache, InvalidModuleError
-from trio_wasmcache._core.admit import Edits, check_limits
 from trio_wasmcache._core.config import KiB, MiB
-from trio_wasmcache._core.wasm import Export, FuncType, ModuleInfo
-from trio_wasmcache._core.wasm_edit import encode_module
+from trio_wasmcache._core.wasm.admission import Edits, check_limits
+from trio_wasmcache._core.wasm.editor import encode_module
+from trio_wasmcache._core.wasm.reader import Export, FuncType, ModuleInfo
 from trio_wasmcache._engine.compile_slots import CompileSlots
-from trio_wasmcache._engine.engine import LOAD_IN_THREAD, MAX_COMPILES, WasmtimeEngine
+from trio_wasmcache._engine.wasmtime.engine import LOAD_IN_THREAD, MAX_COMPILES, WasmtimeEngine
 from trio_wasmcache.testing import check_invariants
 
 ADD = wat(
@@ -384,7 +384,7 @@ async def test_code_has_nothing_that_only_debuggers_want() -> None:
 async def test_an_artifact_that_is_damaged_is_refused() -> None:
     """Bytes that are no artifact of this engine are a LoadError, and nothing is loaded."""
     from trio_wasmcache import LoadError
-    from trio_wasmcache._engine.seam import Artifact
+    from trio_wasmcache._engine.base import Artifact
 
     engine = WasmtimeEngine(512 * KiB)
     good = await engine.compile(ADD, admit)

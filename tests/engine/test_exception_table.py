@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from trio_wasmcache._engine import exception_table, hosts
-from trio_wasmcache._engine.exception_table import (
+from trio_wasmcache._engine.wasmtime import exception_table, hosts
+from trio_wasmcache._engine.wasmtime.exception_table import (
     Entry,
     extend,
     holds_from_the_start,

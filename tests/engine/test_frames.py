@@ -11,15 +11,15 @@ import pytest
 from engine.support import wat
 
 from trio_wasmcache import TrapError
-from trio_wasmcache._core.admit import check_limits
 from trio_wasmcache._core.config import KiB
-from trio_wasmcache._core.driver import Shape
-from trio_wasmcache._engine import native
-from trio_wasmcache._engine.drivers import RUN, DriverCode
-from trio_wasmcache._engine.engine import WasmtimeEngine
-from trio_wasmcache._engine.function import WasmtimeFunction
-from trio_wasmcache._engine.instance import WasmtimeInstance
-from trio_wasmcache._engine.seam import UNDER_WAY
+from trio_wasmcache._core.wasm.admission import check_limits
+from trio_wasmcache._core.wasm.driver import Shape
+from trio_wasmcache._engine.base import UNDER_WAY
+from trio_wasmcache._engine.wasmtime import native
+from trio_wasmcache._engine.wasmtime.drivers import RUN, DriverCode
+from trio_wasmcache._engine.wasmtime.engine import WasmtimeEngine
+from trio_wasmcache._engine.wasmtime.function import WasmtimeFunction
+from trio_wasmcache._engine.wasmtime.instance import WasmtimeInstance
 
 # Both count down from `$n`, which takes slices, and then say what they were given; or trap.
 SOURCE = """(module

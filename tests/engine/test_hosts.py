@@ -23,7 +23,7 @@ from trio_wasmcache import (
     current_lease,
 )
 from trio_wasmcache._abi.plain import TYPES
-from trio_wasmcache._engine.hosts import INSTANCES
+from trio_wasmcache._engine.wasmtime.hosts import INSTANCES
 from trio_wasmcache.testing import check_invariants
 
 
@@ -338,10 +338,10 @@ async def test_no_instance_is_remembered_longer_than_it_lives() -> None:
 CTRL_C = """
     import signal, sys, trio
     from engine.support import wat
-    from trio_wasmcache._core.admit import check_limits
-    from trio_wasmcache._core.wasm import FuncType
-    from trio_wasmcache._engine.engine import WasmtimeEngine
-    from trio_wasmcache._engine.seam import UNDER_WAY, HostImport
+    from trio_wasmcache._core.wasm.admission import check_limits
+    from trio_wasmcache._core.wasm.reader import FuncType
+    from trio_wasmcache._engine.wasmtime.engine import WasmtimeEngine
+    from trio_wasmcache._engine.base import UNDER_WAY, HostImport
 
     SOURCE = wat(
         '(module (import "env" "g" (func $g (param i64) (result i64)))'

@@ -18,7 +18,7 @@ from trio_wasmcache import (
     TrapError,
 )
 from trio_wasmcache._core.config import WASM_PAGE, KiB, MiB
-from trio_wasmcache._engine.traps import CODES, MAX_FRAMES
+from trio_wasmcache._engine.wasmtime.errors import CODES, MAX_FRAMES
 from trio_wasmcache.testing import check_invariants
 
 

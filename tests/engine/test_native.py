@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from engine.support import ROOT
 
-from trio_wasmcache._engine import native
+from trio_wasmcache._engine.wasmtime import native
 
 
 class Symbol:

@@ -9,8 +9,8 @@ from engine.support import run_python
 
 from trio_wasmcache import CacheConfig
 from trio_wasmcache._core.config import MiB, SystemLimits
-from trio_wasmcache._engine import reservations
-from trio_wasmcache._engine.reservations import read_system_limits
+from trio_wasmcache._engine.wasmtime import reservations
+from trio_wasmcache._engine.wasmtime.reservations import read_system_limits
 
 MEASURE = """
 import json, sys

@@ -13,8 +13,8 @@ from engine.support import run_python
 
 from trio_wasmcache import CacheConfig
 from trio_wasmcache._core.config import KiB
-from trio_wasmcache._engine import resident
-from trio_wasmcache._engine.resident import count_resident
+from trio_wasmcache._engine.wasmtime import residency as resident
+from trio_wasmcache._engine.wasmtime.residency import count_resident
 
 PAGE = mmap.PAGESIZE
 linux = pytest.mark.skipif(not resident.PAGEMAP.exists(), reason="only Linux tells")

@@ -18,7 +18,7 @@ from trio_wasmcache import (
     InstanceCache,
     LoadError,
 )
-from trio_wasmcache._core.admit import WASI_TYPES
+from trio_wasmcache._core.wasm.admission import WASI_TYPES
 from trio_wasmcache.testing import check_invariants
 
 EBADF, EFAULT, EINVAL = 8, 21, 28

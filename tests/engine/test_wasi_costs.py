@@ -15,10 +15,10 @@ from hypothesis import given, strategies as st
 from kits import tries
 
 from trio_wasmcache import ExitError, FuelExhaustedError, InstanceCache
-from trio_wasmcache._core.admit import WASI_TYPES
-from trio_wasmcache._core.fair import CALL_FUEL
-from trio_wasmcache._engine.memory import check_range
-from trio_wasmcache._engine.seam import HostCall
+from trio_wasmcache._core.policy.shares import CALL_FUEL
+from trio_wasmcache._core.wasm.admission import WASI_TYPES
+from trio_wasmcache._engine.base import HostCall
+from trio_wasmcache._engine.wasmtime.memory import check_range
 from trio_wasmcache._runtime import wasi
 from trio_wasmcache._runtime.wasi import FUNCTIONS, RANDOM_PIECE, WasiFunction
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from random import Random
 
-from trio_wasmcache._core.wasm import Export, FuncType, GlobalType, Import, Limits, TableType
-from trio_wasmcache._core.wasm_edit import encode_module, i32_const, sleb, uleb
+from trio_wasmcache._core.wasm.editor import encode_module, i32_const, sleb, uleb
+from trio_wasmcache._core.wasm.reader import Export, FuncType, GlobalType, Import, Limits, TableType
 
 NUMBERS = ("i32", "i64", "f32", "f64")
 WASI = "wasi_snapshot_preview1"

@@ -6,8 +6,8 @@ from functools import cache
 from pathlib import Path
 from random import Random
 
-from trio_wasmcache._core.wasm import HEADER, MalformedModuleError, read_module
-from trio_wasmcache._core.wasm_edit import section, uleb
+from trio_wasmcache._core.wasm.editor import section, uleb
+from trio_wasmcache._core.wasm.reader import HEADER, MalformedModuleError, read_module
 
 from ..hostile.zoo import ZOO
 from .generate import generate

@@ -26,10 +26,10 @@ from trio_wasmcache import (
     WasmCacheError,
     open_cache,
 )
-from trio_wasmcache._core.isolation import ISOLATIONS
-from trio_wasmcache._core.wasm import MalformedModuleError, ModuleInfo, read_module
-from trio_wasmcache._engine.hosts import INSTANCES
-from trio_wasmcache._engine.instance import WasmtimeInstance
+from trio_wasmcache._core.wasm.isolation import ISOLATIONS
+from trio_wasmcache._core.wasm.reader import MalformedModuleError, ModuleInfo, read_module
+from trio_wasmcache._engine.wasmtime.hosts import INSTANCES
+from trio_wasmcache._engine.wasmtime.instance import WasmtimeInstance
 from trio_wasmcache.testing import check_invariants
 
 from .mutate import make

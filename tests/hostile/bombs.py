@@ -13,8 +13,8 @@ from trio_wasmcache import (
     ResultTooLargeError,
     TrapError,
 )
-from trio_wasmcache._core.wasm import Export, FuncType, GlobalType, Import, Limits, TableType
-from trio_wasmcache._core.wasm_edit import encode_module, i32_const, section, uleb
+from trio_wasmcache._core.wasm.editor import encode_module, i32_const, section, uleb
+from trio_wasmcache._core.wasm.reader import Export, FuncType, GlobalType, Import, Limits, TableType
 
 from .guest import Fails, Gives, Guest, Refused, function
 

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from trio_wasmcache import (
-    ExitError,
-    FuelExhaustedError,
-    LoadError,
-    StackOverflowError,
-    TrapError,
-)
+from trio_wasmcache import ExitError, FuelExhaustedError, LoadError, StackOverflowError, TrapError
 
 from .guest import Fails, Gives, Guest, function
 

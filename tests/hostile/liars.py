@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trio_wasmcache import (
-    AbiError,
-    BufferAbi,
-    FuelExhaustedError,
-    MemoryLimitError,
-    TrapError,
-)
+from trio_wasmcache import AbiError, BufferAbi, FuelExhaustedError, MemoryLimitError, TrapError
 
 from .guest import Fails, Gives, Guest
 

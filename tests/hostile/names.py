@@ -11,7 +11,7 @@ from trio_wasmcache import (
     StackOverflowError,
     TrapError,
 )
-from trio_wasmcache._core.wasm import Export
+from trio_wasmcache._core.wasm.reader import Export
 
 from .bombs import module
 from .guest import Fails, Guest, Refused, function

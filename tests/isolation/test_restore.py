@@ -12,14 +12,14 @@ from attrs import evolve
 from hypothesis import given, strategies as st
 from isolation.guests import REACTOR, STARTER, binary
 
-from trio_wasmcache._core.admit import WASI_MODULE, check_limits
 from trio_wasmcache._core.errors import LoadError
-from trio_wasmcache._core.wasm import FuncType, ModuleInfo
-from trio_wasmcache._engine import restore
-from trio_wasmcache._engine.engine import WasmtimeEngine, WasmtimeModule
-from trio_wasmcache._engine.instance import WasmtimeInstance
-from trio_wasmcache._engine.restore import poll_to_the_end
-from trio_wasmcache._engine.seam import UNDER_WAY, Artifact, HostImport
+from trio_wasmcache._core.wasm.admission import WASI_MODULE, check_limits
+from trio_wasmcache._core.wasm.reader import FuncType, ModuleInfo
+from trio_wasmcache._engine.base import UNDER_WAY, Artifact, HostImport
+from trio_wasmcache._engine.wasmtime import restore
+from trio_wasmcache._engine.wasmtime.engine import WasmtimeEngine, WasmtimeModule
+from trio_wasmcache._engine.wasmtime.instance import WasmtimeInstance
+from trio_wasmcache._engine.wasmtime.restore import poll_to_the_end
 from trio_wasmcache._runtime.wasi import FUNCTIONS
 
 PAGE, FUEL = 65536, 10**9

@@ -24,7 +24,7 @@ from kits import PAGE, WasmtimeKit, add
 from peeking import instance_behind
 
 from trio_wasmcache import CacheConfig, HostFunction, InstanceCache, TrapError, current_lease
-from trio_wasmcache._engine import restore
+from trio_wasmcache._engine.wasmtime import restore
 from trio_wasmcache.testing import check_invariants
 
 LEVELS = ("fresh", "reset")

@@ -14,13 +14,7 @@ from typing import Any
 import wasmtime
 from attrs import field, frozen
 
-from trio_wasmcache import (
-    ExitError,
-    FuelExhaustedError,
-    LoadError,
-    StackOverflowError,
-    TrapError,
-)
+from trio_wasmcache import ExitError, FuelExhaustedError, LoadError, StackOverflowError, TrapError
 
 UDFS = Path(__file__).parents[1] / "udfs"
 SECRET_AT = 1000

@@ -27,7 +27,7 @@ from trio_wasmcache import (
     SchedulingGroup,
     UnknownFunctionError,
 )
-from trio_wasmcache._cache import FIXED
+from trio_wasmcache._cache.cache import FIXED
 from trio_wasmcache.testing import check_invariants
 
 from .drift import rss

@@ -11,10 +11,10 @@ from typing import TypeVar, final
 from attrs import frozen
 
 from .._core.errors import SignatureError
-from .._core.wasm import ModuleInfo
+from .._core.wasm.reader import ModuleInfo
+from .base import Abi, Exports
 from .buffer import BufferAbi
 from .plain import Plain
-from .protocol import Abi, Exports
 from .scylla import VERSION_GLOBAL, ScyllaAbi
 
 T = TypeVar("T")

@@ -16,11 +16,11 @@ from typing import Any
 
 from attrs import frozen
 
-from .._core.admit import signature
 from .._core.errors import ExportError
 from .._core.integers import signed
-from .protocol import Exports, Guest, Invoke
-from .room import check_allocated, grown_room, memory_of
+from .._core.wasm.admission import signature
+from .base import Exports, Guest, Invoke
+from .guest_memory import check_allocated, grown_room, memory_of
 
 WBINDGEN = ("__wbindgen_malloc", "__wbindgen_free")
 CABI = "cabi_realloc"

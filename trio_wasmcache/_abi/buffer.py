@@ -12,15 +12,18 @@ from typing import Any, Literal, get_args
 
 from attrs import field, frozen, validators
 
-from .._core.admit import signature
 from .._core.buffers import flat
 from .._core.errors import AbiError, ExportError, SignatureError
 from .._core.integers import signed
-from .._core.memory_shape import AREA_SIZE, BYTES, MemoryShape
 from .._core.tally import BYTES_SIZE, Tally, text_size
-from .._core.wasm import FuncType
+from .._core.wasm.admission import signature
+from .._core.wasm.memory_layout import AREA_SIZE, BYTES, MemoryShape
+from .._core.wasm.reader import FuncType
 from .allocator import CABI, WBINDGEN, Allocator, find_allocator
-from .bulk import KEPT, Bulk
+from .base import Crossing, Exports, Guest, Invoke, Memory
+from .batching import KEPT, Bulk
+from .guest_memory import check_address, memory_of, read, read_result
+from .packing import Blob, Text, Wire
 from .plain import (
     TYPES,
     PlainType,
@@ -33,9 +36,6 @@ from .plain import (
     wrong_count,
 )
 from .post import find_post, post_values
-from .protocol import Crossing, Exports, Guest, Invoke, Memory
-from .room import check_address, memory_of, read, read_result
-from .wire import Blob, Text, Wire
 
 BUFFERS = ("bytes", "str")
 KNOWN = {**TYPES, **dict.fromkeys(BUFFERS, TYPES["i32"])}

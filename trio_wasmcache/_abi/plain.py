@@ -18,13 +18,13 @@ from typing import Any, Protocol, TypeVar
 
 from attrs import frozen
 
-from .._core.admit import no_crossing
 from .._core.errors import AbiError, SignatureError
 from .._core.integers import signed
 from .._core.text import shown as shown
-from .._core.wasm import OTHER_TYPES, FuncType
+from .._core.wasm.admission import no_crossing
+from .._core.wasm.reader import OTHER_TYPES, FuncType
+from .base import Exports, Guest, Invoke
 from .post import find_post, post_values
-from .protocol import Exports, Guest, Invoke
 
 T = TypeVar("T")
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from .._core.admit import signature
 from .._core.errors import ExportError
-from .._core.wasm import FuncType
-from .protocol import Exports
+from .._core.wasm.admission import signature
+from .._core.wasm.reader import FuncType
+from .base import Exports
 
 PREFIX = "cabi_post_"
 

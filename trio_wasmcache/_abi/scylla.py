@@ -23,18 +23,21 @@ from typing import Any
 
 from attrs import field, frozen
 
-from .._core.admit import signature
 from .._core.errors import AbiError, ExportError, SignatureError
 from .._core.integers import signed
 from .._core.keys import normalise_type
-from .._core.memory_shape import BYTES, MemoryShape
 from .._core.tally import Tally
-from .._core.wasm import FuncType
-from .bulk import Bulk
-from .cql import parse_type
-from .cql_frames import Codec, Data, MalformedError, count_one
-from .cql_scalars import scalars
-from .pace import LONG, is_large
+from .._core.wasm.admission import signature
+from .._core.wasm.memory_layout import BYTES, MemoryShape
+from .._core.wasm.reader import FuncType
+from .base import Convert, Crossing, Exports, Guest, Invoke, Step
+from .batching import Bulk
+from .cql.framing import Codec, Data, MalformedError, count_one
+from .cql.scalars import scalars
+from .cql.types import parse_type
+from .gil import LONG, is_large
+from .guest_memory import check_allocated, grown_room, memory_of, read_anywhere, read_result
+from .packing import Blob, Fixed, Single, Text, Wire
 from .plain import (
     PlainAbi,
     PlainType,
@@ -45,9 +48,6 @@ from .plain import (
     to_blame,
     wrong_count,
 )
-from .protocol import Convert, Crossing, Exports, Guest, Invoke, Step
-from .room import check_allocated, grown_room, memory_of, read_anywhere, read_result
-from .wire import Blob, Fixed, Single, Text, Wire
 
 VERSION_GLOBAL = "_scylla_abi"
 MALLOC, FREE = "_scylla_malloc", "_scylla_free"

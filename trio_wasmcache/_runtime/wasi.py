@@ -20,10 +20,10 @@ from typing import Any, NoReturn, TypeAlias, cast, final
 
 from attrs import frozen
 
-from .._core.admit import WASI_MODULE, WASI_TYPES
 from .._core.errors import ExitError
-from .._core.wasm import FuncType
-from .._engine.seam import GuestMemory, HostCall
+from .._core.wasm.admission import WASI_MODULE, WASI_TYPES
+from .._core.wasm.reader import FuncType
+from .._engine.base import GuestMemory, HostCall
 
 SUCCESS, EBADF, EFAULT, EINVAL = 0, 8, 21, 28
 ENOTDIR, ENOTSOCK, ENOTSUP, ESPIPE = 54, 57, 58, 70

@@ -24,7 +24,7 @@ from report.workloads import (
 
 from trio_wasmcache import CacheConfig
 from trio_wasmcache._core.events import Opened, Reason, Recycled, Registered, Removed
-from trio_wasmcache._core.records import Request, Stage
+from trio_wasmcache._core.policy.records import Request, Stage
 from trio_wasmcache.report.reading.records import make_event
 from trio_wasmcache.report.replay.books import Books, config_of
 from trio_wasmcache.report.replay.replay import NotReplayable, is_end_of_spoilt

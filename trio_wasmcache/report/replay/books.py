@@ -10,11 +10,11 @@ from attrs import Factory, define, evolve
 
 from ..._core.config import CacheConfig, SystemLimits
 from ..._core.events import Opened, Registered, Removed, Resized
-from ..._core.isolation import RESET
 from ..._core.keys import FunctionKey
-from ..._core.policy import Policy
-from ..._core.records import FunctionRecord, GroupRecord, Module, Request, TokenBook
-from ..._core.residents import Step
+from ..._core.policy.instances import Step
+from ..._core.policy.policy import Policy
+from ..._core.policy.records import FunctionRecord, GroupRecord, Module, Request, TokenBook
+from ..._core.wasm.isolation import RESET
 
 # {field of `CacheConfig`: field of the events that tell the limits}.
 LIMITS = {

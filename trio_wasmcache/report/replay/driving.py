@@ -32,9 +32,9 @@ from ..._core.events import (
     Requested,
     Resized,
 )
-from ..._core.policy import Policy
-from ..._core.records import GroupRecord, Request, Stage
-from ..._core.residents import Step
+from ..._core.policy.instances import Step
+from ..._core.policy.policy import Policy
+from ..._core.policy.records import GroupRecord, Request, Stage
 from .books import Books, limits_of
 
 

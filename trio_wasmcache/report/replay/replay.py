@@ -41,10 +41,10 @@ from ..._core.events import (
     Resized,
     Stamped,
 )
-from ..._core.policy import Policy
-from ..._core.records import Closed, Request, Stage
-from ..._core.residents import Step
-from ..._core.state import IllegalStepError, State
+from ..._core.policy.instances import Step
+from ..._core.policy.lifecycle import IllegalStepError, State
+from ..._core.policy.policy import Policy
+from ..._core.policy.records import Closed, Request, Stage
 from .books import Books, config_of, system_of
 from .driving import Driver
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from attrs import Factory, define
 
-from ..._core.records import Instance, Module
-from ..._core.residents import Step
+from ..._core.policy.instances import Step
+from ..._core.policy.records import Instance, Module
 from .tasks import Acquire, Application
 
 

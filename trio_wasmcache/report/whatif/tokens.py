@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 from attrs import Factory, define
 
-from ..._core.records import GroupRecord
+from ..._core.policy.records import GroupRecord
 from .tasks import Acquire, Group
 
 

@@ -38,9 +38,9 @@ from attrs import Factory, define, evolve
 
 from ..._core.errors import DeadlockError, WasmCacheError
 from ..._core.events import Event, Evicted, Reason, Registered, Removed, Resized
-from ..._core.isolation import SEAT_SIZE
-from ..._core.records import Request, Stage
-from ..._core.residents import Step
+from ..._core.policy.instances import Step
+from ..._core.policy.records import Request, Stage
+from ..._core.wasm.isolation import SEAT_SIZE
 from ..replay.books import Books, config_of, limits_of, system_of
 from .loading import Loading
 from .results import Result

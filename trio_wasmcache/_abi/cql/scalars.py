@@ -1,0 +1,305 @@
+"""CQL's single values, through the types of the driver package `scylla-driver`.
+
+The driver packs and unpacks; what is here checks what goes in and what comes out more strictly
+than a driver has to, since a server would check again, and a guest is no server to be trusted.
+Only this file imports the driver, and only when a type needs it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import functools
+import importlib
+import ipaddress
+import operator
+import struct
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from attrs import field, frozen
+
+from ..._core.buffers import flat
+from ..._core.tally import NUMBER, Tally, bytes_size, int_size, text_size
+from ..plain import PlainType, shown, to_number
+from .framing import Data, MalformedError
+
+# The version of the CQL protocol whose encoding UDFs see; for single values all are the same.
+PROTOCOL = 4
+THREE_VINTS = tuple(range(3, 28))  # each has one to nine bytes
+# Bytes from which on it is worked out how large a value is before it is made.
+LARGE = 4096
+# {type: bytes of a value in Python, with the ints in it}, at most; all others are numbers.
+_SIZES = {
+    "uuid": 112,
+    "timeuuid": 112,
+    "inet": 96,
+    "date": 128,
+    "time": 112,
+    "timestamp": 64,
+    "duration": 192,
+}
+DAY = 24 * 60 * 60 * 10**9  # nanoseconds
+# A scale, and 4300 digits: Python converts no int that has more.
+MAX_DECIMAL_SIZE = 4 + 1785
+
+
+@frozen
+class Scalar:
+    """A `Codec` for one type of single values."""
+
+    name: str
+    driver: Any
+    """The driver's class for it."""
+    check: Callable[[Any], Any]
+    """A value to what is serialized; TypeError, ValueError or OverflowError if it does not fit."""
+    sizes: tuple[int, ...] = ()
+    """How many bytes a value has; (): any number."""
+    finish: Callable[[Any], Any] | None = None
+    """What was deserialized to a value; ValueError if it is none."""
+    empty: bool = False
+    """No bytes are a value, too; otherwise they are CQL's leftover "empty", which gives None."""
+    hashable: bool = True
+    size: Callable[[bytes], int] = bytes_size
+    """How large a value of many bytes is in Python."""
+    single: bool = field(default=True, init=False)
+    each: int = field(init=False)
+
+    @each.default
+    def _each(self) -> int:
+        return _SIZES.get(self.name, NUMBER if self.sizes else 0)
+
+    def encode(self, value: Any) -> Data:
+        checked = self.check(value)
+        if isinstance(checked, memoryview):  # a blob is its bytes: nothing to copy
+            return checked
+        try:
+            data: bytes = self.driver.serialize(checked, PROTOCOL)
+        except (ValueError, OverflowError, struct.error) as error:
+            raise ValueError(f"{self.name} can't hold {shown(value)}: {error}") from None
+        # The driver asks values of classes of their own, which may give anything.
+        return data if type(data) is bytes else memoryview(data).tobytes()
+
+    def decode(self, data: bytes, at: int, end: int, tally: Tally, hashable: bool = False) -> Any:
+        if at == end and not self.empty:
+            return None
+        data = data[at:end]
+        if len(data) > LARGE:
+            tally.check(self.size(data))
+        if self.sizes and len(data) not in self.sizes:
+            raise MalformedError(f"{self.name} of {len(data)} bytes")
+        try:
+            value = self.driver.deserialize(data, PROTOCOL)
+            return value if self.finish is None else self.finish(value)
+        except (ValueError, OverflowError, IndexError, ArithmeticError, struct.error) as error:
+            raise MalformedError(f"{self.name} that can't be: {error}") from None
+
+
+class _Varint:
+    """As the driver's, which takes over a second for what fits into a guest's memory."""
+
+    @staticmethod
+    def serialize(value: int, protocol: int) -> bytes:
+        bits = (~value if value < 0 else value).bit_length()
+        return value.to_bytes(bits // 8 + 1, "big", signed=True)
+
+    @staticmethod
+    def deserialize(data: bytes, protocol: int) -> int:
+        return int.from_bytes(data, "big", signed=True)
+
+
+class _Decimal:
+    """As the driver's, which would begin to read any number of digits."""
+
+    def __init__(self, driver: Any) -> None:
+        self._driver = driver
+
+    def serialize(self, value: decimal.Decimal, protocol: int) -> Any:
+        return self._driver.serialize(value, protocol)
+
+    def deserialize(self, data: bytes, protocol: int) -> Any:
+        if len(data) > MAX_DECIMAL_SIZE:
+            raise ValueError(f"its {len(data)} bytes are more digits than Python converts")
+        return self._driver.deserialize(data, protocol)
+
+
+class _Timestamp:
+    """As the driver's, but what `datetime` can't hold is the number of milliseconds, both ways."""
+
+    def __init__(self, driver: Any) -> None:
+        self._driver = driver
+
+    def serialize(self, value: Any, protocol: int) -> Any:
+        if isinstance(value, int):
+            return value.to_bytes(8, "big", signed=True)
+        return self._driver.serialize(value, protocol)
+
+    def deserialize(self, data: bytes, protocol: int) -> Any:
+        try:
+            return self._driver.deserialize(data, protocol)
+        except (ValueError, OverflowError):
+            return int.from_bytes(data, "big", signed=True)
+
+
+@functools.cache
+def scalars() -> Mapping[str, Scalar]:
+    """{CQL type name: codec}.
+
+    Raises:
+        ImportError: the driver package is not installed.
+    """
+    try:
+        types = importlib.import_module("cassandra.cqltypes")
+        util = importlib.import_module("cassandra.util")
+    except ImportError as error:
+        raise ImportError(
+            "CQL values that cross through memory take a driver package: "
+            "pip install 'trio-wasmcache[scylla]'"
+        ) from error
+    time = functools.partial(_time, util.Time)
+    duration = functools.partial(_duration, util.Duration)
+    text = functools.partial(_text, "text", "utf-8")
+    ascii_text = functools.partial(_text, "ascii", "ascii")
+    known = [
+        Scalar("tinyint", types.ByteType, _integer("tinyint", 8), (1,)),
+        Scalar("smallint", types.ShortType, _integer("smallint", 16), (2,)),
+        Scalar("int", types.Int32Type, _integer("int", 32), (4,)),
+        Scalar("bigint", types.LongType, _integer("bigint", 64), (8,)),
+        Scalar("counter", types.CounterColumnType, _integer("counter", 64), (8,)),
+        Scalar("float", types.FloatType, _number(PlainType("float", "f32")), (4,)),
+        Scalar("double", types.DoubleType, _number(PlainType("double", "f64")), (8,)),
+        Scalar("boolean", types.BooleanType, _number(BOOLEAN), (1,)),
+        Scalar("varint", _Varint, _varint, size=int_size),
+        Scalar("decimal", _Decimal(types.DecimalType), _decimal),
+        Scalar("text", types.UTF8Type, text, empty=True, size=text_size),
+        Scalar("varchar", types.UTF8Type, text, empty=True, size=text_size),
+        Scalar("ascii", types.AsciiType, ascii_text, empty=True, size=text_size),
+        Scalar("blob", types.BytesType, _blob, empty=True),
+        Scalar("uuid", types.UUIDType, _uuid, (16,)),
+        Scalar("timeuuid", types.TimeUUIDType, _timeuuid, (16,), _timeuuid),
+        Scalar("inet", types.InetAddressType, _inet, (4, 16)),
+        Scalar("date", types.SimpleDateType, functools.partial(_date, util.Date), (4,)),
+        Scalar("time", types.TimeType, time, (8,), time),
+        Scalar("timestamp", _Timestamp(types.DateType), _timestamp, (8,)),
+        Scalar("duration", types.DurationType, duration, THREE_VINTS, duration, hashable=False),
+    ]
+    return {scalar.name: scalar for scalar in known}
+
+
+BOOLEAN = PlainType("boolean", "i32", 0, 1, truth=True)
+
+
+def _number(kind: PlainType) -> Callable[[Any], Any]:
+    return functools.partial(to_number, kind)
+
+
+def _integer(name: str, bits: int) -> Callable[[Any], Any]:
+    wasm = "i64" if bits == 64 else "i32"
+    return _number(PlainType(name, wasm, -(1 << (bits - 1)), (1 << (bits - 1)) - 1))
+
+
+def _varint(value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"varint takes an int, got {shown(value)}") from None
+
+
+def _decimal(value: Any) -> decimal.Decimal:
+    if not isinstance(value, (decimal.Decimal, int)) or isinstance(value, bool):
+        raise TypeError(f"decimal takes a Decimal or an int, got {shown(value)}")
+    exact = decimal.Decimal(value)
+    if not exact.is_finite():
+        raise ValueError(f"decimal takes finite numbers, got {shown(value)}")
+    return exact
+
+
+def _text(name: str, encoding: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} takes a str, got {shown(value)}")
+    exact = str.__str__(value)  # a class of its own may encode as it likes
+    try:
+        exact.encode(encoding)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} can't hold {shown(value)}: {error.reason}") from None
+    return exact
+
+
+def _blob(value: Any) -> memoryview:
+    try:
+        view = memoryview(value)
+    except TypeError:
+        raise TypeError(f"blob takes bytes, got {shown(value)}") from None
+    return flat(view)
+
+
+def _uuid(value: Any) -> uuid.UUID:
+    if not isinstance(value, uuid.UUID):
+        raise TypeError(f"a uuid is a uuid.UUID, got {shown(value)}")
+    return value
+
+
+def _timeuuid(value: Any) -> uuid.UUID:
+    if _uuid(value).version != 1:
+        raise ValueError(f"a timeuuid is a UUID of version 1, got {shown(value)}")
+    made: uuid.UUID = value
+    return made
+
+
+def _inet(value: Any) -> Any:
+    if not isinstance(value, (str, ipaddress.IPv4Address, ipaddress.IPv6Address)):
+        raise TypeError(f"inet takes a str or an address of ipaddress, got {shown(value)}")
+    try:
+        address = ipaddress.ip_address(value)
+    except ValueError:
+        raise ValueError(f"inet takes an IP address, got {shown(value)}") from None
+    if getattr(address, "scope_id", None) is not None:
+        raise ValueError(f"inet can't hold the scope of {shown(value)}")
+    return address
+
+
+def _date(made: Any, value: Any) -> Any:
+    if isinstance(value, datetime.datetime) or not isinstance(value, (datetime.date, made)):
+        raise TypeError(f"date takes a datetime.date or the driver's Date, got {shown(value)}")
+    day = value if isinstance(value, made) else made(value)
+    if not -(1 << 31) <= day.days_from_epoch < 1 << 31:
+        raise OverflowError(f"{shown(value)} is out of the range of date")
+    return day
+
+
+def _time(made: Any, value: Any) -> Any:
+    if not isinstance(value, (datetime.time, made)):
+        raise TypeError(f"time takes a datetime.time or the driver's Time, got {shown(value)}")
+    if isinstance(value, datetime.time):
+        if value.tzinfo is not None:
+            raise ValueError(f"time can't hold the time zone of {shown(value)}")
+        return made(value)
+    if not 0 <= value.nanosecond_time < DAY:
+        raise OverflowError(f"{shown(value)} is out of the range of time")
+    return value
+
+
+def _timestamp(value: Any) -> datetime.datetime | int:
+    if isinstance(value, datetime.datetime):
+        # Whole milliseconds, the earlier one as ever; the driver cuts towards 1970.
+        return value.replace(microsecond=value.microsecond // 1000 * 1000)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"timestamp takes a datetime or an int (ms), got {shown(value)}")
+    if not -(1 << 63) <= value < 1 << 63:
+        raise OverflowError(f"{shown(value)} is out of the range of timestamp")
+    return value
+
+
+def _duration(made: Any, value: Any) -> Any:
+    if not isinstance(value, made):
+        raise TypeError(f"duration takes the driver's Duration, got {shown(value)}")
+    parts = value.months, value.days, value.nanoseconds
+    if not all(isinstance(part, int) for part in parts):
+        raise TypeError(f"the parts of a duration are ints, got {shown(value)}")
+    for part, bits in zip(parts, (31, 31, 63), strict=True):
+        if not -(1 << bits) <= part < 1 << bits:
+            raise OverflowError(f"{shown(value)} is out of the range of duration")
+    if min(parts) < 0 < max(parts):
+        raise ValueError(f"the parts of a duration have one sign, got {shown(value)}")
+    return value

@@ -1,0 +1,1 @@
+"""One function called for every row of some columns."""

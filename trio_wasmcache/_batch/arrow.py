@@ -1,0 +1,238 @@
+"""Columns in Arrow's format, in and out: whatever speaks its C data interface, by way of pyarrow.
+
+pyarrow is imported when the first such column comes along, in a thread, as it takes a while.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar, final
+
+from .._core.wasm.driver import Cell
+from .columns import Column
+
+T = TypeVar("T")
+
+# {cell: how pyarrow writes its type}
+TYPES = {
+    "bool": "bool",
+    "f32": "float",
+    "f64": "double",
+    **{f"i{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
+    **{f"u{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
+}
+MAX_OFFSET = 2**31 - 1
+# Rows that are looked at on the event loop.
+FEW = 1000
+# Types of functions, of any ABI, and how pyarrow's factories are called; others it makes out.
+FACTORIES = {name: kind for name, kind in TYPES.items() if name[0] in "iu"} | dict(
+    pair.split(":")
+    for pair in (
+        "bool:bool_ boolean:bool_ f32:float32 float:float32 f64:float64 double:float64 "
+        "tinyint:int8 smallint:int16 int:int32 bigint:int64 "
+        "str:string text:string ascii:string varchar:string bytes:binary blob:binary"
+    ).split()
+)
+
+
+class Threads(Protocol):
+    """How what takes long is done in threads, for the lease whose batch this is."""
+
+    async def import_module(self, name: str) -> Any:
+        """The module of that name."""
+
+    async def read(self, function: Callable[..., T], *values: Any) -> T:
+        """What a function returns that may run the user's code, for any time."""
+
+    async def convert(self, function: Callable[..., T], *values: Any) -> T:
+        """What a function returns that works for a while, and waits for nothing."""
+
+
+def is_arrow(value: Any) -> bool:
+    """Whether it speaks Arrow's C data interface."""
+    return hasattr(value, "__arrow_c_array__") or hasattr(value, "__arrow_c_stream__")
+
+
+async def load(threads: Threads) -> Any:
+    """pyarrow.
+
+    Raises:
+        ImportError: it is not installed; says how to.
+    """
+    if "pyarrow" in sys.modules:
+        return sys.modules["pyarrow"]
+    try:
+        return await threads.import_module("pyarrow")
+    except ImportError as error:
+        raise ImportError(
+            "columns in Arrow's format take pyarrow: pip install 'trio-wasmcache[arrow]'"
+        ) from error
+
+
+async def table_columns(table: Any, threads: Threads) -> list[Any]:
+    """The columns of a table or record batch, each as pyarrow has it."""
+    pa = await load(threads)
+    if not isinstance(table, (pa.Table, pa.RecordBatch)):
+        # Reading a stream may run a query.
+        table = await threads.read(pa.table, table)
+    return list(table.columns)
+
+
+async def arrow_column(value: Any, threads: Threads) -> ArrowColumn:
+    """A column of what speaks Arrow's C data interface."""
+    pa = await load(threads)
+    if isinstance(value, pa.Array):
+        return ArrowColumn(pa, value.type, [value])
+    if not isinstance(value, pa.ChunkedArray):
+        if not hasattr(value, "__arrow_c_stream__"):
+            array = pa.array(value)
+            return ArrowColumn(pa, array.type, [array])
+        value = await threads.read(pa.chunked_array, value)
+    if pa.types.is_struct(value.type) and value.type.num_fields == 1:
+        (value,) = value.flatten()  # a table of one column
+    return ArrowColumn(pa, value.type, value.chunks)
+
+
+@final
+class ArrowColumn(Column):
+    """An array, in one chunk or several."""
+
+    def __init__(self, pa: Any, kind: Any, chunks: Sequence[Any]) -> None:
+        self._pa = pa
+        self._type = kind
+        self._chunks = [chunk for chunk in chunks if len(chunk)]
+        self._starts = [0, *itertools.accumulate(map(len, self._chunks))]
+        self.rows: int = self._starts[-1]
+        self.nullable = any(chunk.null_count for chunk in self._chunks)
+
+    def use(self, cell: Cell) -> None:
+        wanted = TYPES[cell.name]
+        if str(self._type) == "null":
+            # Nothing but nulls, and no bytes for them.
+            kind = getattr(self._pa, FACTORIES[cell.name])()
+            self._chunks = [self._pa.nulls(len(chunk), kind) for chunk in self._chunks]
+        elif str(self._type) != wanted:
+            raise TypeError(f"takes an Arrow array of {wanted}, got one of {self._type}")
+        self._cell = cell
+
+    async def bytes_chunks(self, name: str, threads: Threads) -> list[Any] | None:
+        """Its chunks as text or bytes (`name`: "string", "binary"); None: it is none of that.
+
+        Dictionaries and views become plain arrays, in a thread.
+
+        Raises:
+            ValueError: it is damaged, or not UTF-8.
+        """
+        pa, kind = self._pa, str(self._type)
+        if kind.startswith("dictionary<values="):
+            kind = str(self._type.value_type)
+        if kind not in (name, f"large_{name}", f"{name}_view"):
+            return None
+        wanted = getattr(pa, name)() if str(self._type) == name else getattr(pa, f"large_{name}")()
+
+        def convert() -> list[Any]:
+            chunks = []
+            for chunk in self._chunks:
+                if pa.types.is_dictionary(chunk.type):
+                    plain = chunk.dictionary.cast(wanted)  # of views, nothing can be taken
+                    chunk = pa.DictionaryArray.from_arrays(chunk.indices, plain)
+                chunks.append(chunk.cast(wanted))
+            for chunk in chunks:
+                chunk.validate(full=True)
+            return chunks
+
+        try:
+            return await threads.convert(convert) if self.rows > FEW else convert()
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"its Arrow array is damaged: {error}") from None
+
+    def _parts(self, start: int, stop: int) -> list[Any]:
+        """Arrays that make up these rows."""
+        parts = []
+        number = bisect.bisect_right(self._starts, start) - 1
+        while start < stop:
+            begin, end = self._starts[number : number + 2]
+            part = self._chunks[number].slice(start - begin, min(stop, end) - start)
+            parts.append(part)
+            start, number = start + len(part), number + 1
+        return parts
+
+    def raw(self, start: int, stop: int) -> bytes | memoryview:
+        parts = [self._bytes(part) for part in self._parts(start, stop)]
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _bytes(self, part: Any) -> memoryview:
+        if self._cell.truth:
+            part = part.cast(self._pa.uint8())  # Arrow's take a bit
+        size = self._cell.size
+        data = memoryview(part.buffers()[1]).cast("B")
+        return data[part.offset * size : (part.offset + len(part)) * size]
+
+    def validity(self, start: int, stop: int) -> int | None:
+        if not self.nullable:
+            return None
+        bits = place = 0
+        for part in self._parts(start, stop):
+            bits |= valid_bits(part) << place
+            place += len(part)
+        return bits
+
+    def values(self, start: int, stop: int) -> Sequence[Any]:
+        return [value for part in self._parts(start, stop) for value in part.to_pylist()]
+
+
+def valid_bits(part: Any) -> int:
+    """A bit for each row of an array, the first one lowest; 0 is null."""
+    every: int = (1 << len(part)) - 1
+    if not part.null_count:
+        return every
+    data = memoryview(part.buffers()[0]).cast("B")
+    first, odd = divmod(part.offset, 8)
+    end = -(-(part.offset + len(part)) // 8)
+    bits: int = int.from_bytes(data[first:end], "little") >> odd & every
+    return bits
+
+
+def from_cells(cell: Cell, rows: int, data: Any, validity: bytes | None) -> Any:
+    """An Arrow array of cells that lie in a buffer, which is not copied."""
+    pa = sys.modules["pyarrow"]
+    name = "uint8" if cell.truth else FACTORIES[cell.name.removeprefix("cut ")]
+    buffers = [None if validity is None else pa.py_buffer(validity), pa.py_buffer(data)]
+    array = pa.Array.from_buffers(getattr(pa, name)(), rows, buffers)
+    return array.cast(pa.bool_()) if cell.truth else array
+
+
+def from_bytes(kind: str, rows: int, validity: bytes | None, ends: Any, data: Any) -> Any:
+    """An Arrow array of text or bytes, whose offsets of 64 bits and data lie in buffers."""
+    pa = sys.modules["pyarrow"]
+    small = getattr(pa, FACTORIES[kind])()
+    large = pa.large_string() if small == pa.string() else pa.large_binary()
+    buffers = [
+        None if validity is None else pa.py_buffer(validity),
+        *map(pa.py_buffer, (ends, data)),
+    ]
+    array = pa.Array.from_buffers(large, rows, buffers)
+    # Where offsets of 32 bits do, as they do nearly always, the array is of the usual type.
+    return array.cast(small) if len(data) <= MAX_OFFSET else array
+
+
+def together(parts: Sequence[Any]) -> Any:
+    """One Arrow array of several."""
+    return sys.modules["pyarrow"].concat_arrays(parts)
+
+
+def from_values(kind: str, values: Sequence[Any]) -> Any:
+    """An Arrow array of Python values.
+
+    Raises:
+        TypeError: Arrow has no type for them.
+    """
+    pa = sys.modules["pyarrow"]
+    factory = FACTORIES.get(kind)
+    try:
+        return pa.array(values, None if factory is None else getattr(pa, factory)())
+    except pa.ArrowException as error:
+        raise TypeError(f"values of type {kind} don't fit into an Arrow array: {error}") from None

@@ -1,0 +1,344 @@
+"""Batches: one function called for every row of some columns, at the speed of wasm.
+
+1. All columns are looked at first: what does not fit raises before any wasm runs.
+2. A driver does the loop (`_core/driver`, `_core/memory_driver`): chunk by chunk, columns are
+   copied into its scratch, it is driven like any call, and results are copied out (`_chunks`).
+3. What no driver does, such as an ABI of the user's own, goes row by row (`_rows`).
+4. Either all rows have a result, or the batch raises, and what there was of results is forgotten.
+"""
+
+from __future__ import annotations
+
+import operator
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, TypeGuard
+
+from .._abi.base import Crossing, Guest
+from .._abi.batching import Bulk
+from .._abi.gil import breathe, is_large
+from .._abi.plain import PlainAbi, PlainType, cell_name
+from .._core.errors import GuestError, ResultTooLargeError
+from .._core.tally import NUMBER, SLOT
+from .._core.wasm.driver import CELLS, Shape, layout
+from .._core.wasm.memory_driver import memory_layout
+from .._runtime.call import Call
+from .._runtime.metered import MeteredGuest
+from . import arrow as _arrow
+from .byte_chunks import MemoryChunks, Packed
+from .byte_columns import ArrowBytes, PackedColumn
+from .chunks import NumberChunks
+from .collectors import BytesSink, Sink
+from .columns import Column, MisfitError, column
+from .row_loop import in_row, map_rows, next_row
+
+# Values that are packed between two turns of the loop, at most, and how long that may take
+# (seconds). Where each takes microseconds, many are packed in a thread.
+PIECE, PIECE_TIME, HEAVY_ROWS = 2048, 0.0003, 64
+
+
+async def map_columns(call: Call, columns: Any, rows: int | None) -> Any:
+    """See `Lease.map`."""
+    try:
+        return await _map_columns(call, columns, rows)
+    except GuestError as error:
+        if error.row is not None:
+            # Frames of the batch have all of its columns once more, packed.
+            error.__traceback__ = None
+        raise
+
+
+async def _map_columns(call: Call, columns: Any, rows: int | None) -> Any:
+    crossing = call.bound.crossing
+    numbers = isinstance(crossing, PlainAbi)
+    arrow, found = await call.unless_ended(_look_at, call.name, columns, not numbers, call.runner)
+    rows = _count(crossing, found, rows)
+    if isinstance(crossing, PlainAbi):
+        return await _map_numbers(call, crossing, found, rows, arrow)
+    return await _map_values(call, found, rows, arrow)
+
+
+async def _look_at(
+    what: str, columns: Any, objects: bool, threads: _arrow.Threads
+) -> tuple[bool, list[Column]]:
+    """Whether some are Arrow's, and all columns."""
+    if _arrow.is_arrow(columns):
+        columns = await _arrow.table_columns(columns, threads)
+    if not isinstance(columns, (list, tuple)):
+        raise TypeError(
+            "map takes a list with a column for each argument, such as map([column]), or a table "
+            f"in Arrow's format, got {type(columns).__name__}"
+        )
+    found: list[Column] = []
+    for number, value in enumerate(columns, start=1):
+        if _arrow.is_arrow(value):
+            found.append(await _arrow.arrow_column(value, threads))
+            continue
+        try:
+            found.append(column(value, objects=objects))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"argument {number} of {what}: {error}") from None
+    return any(isinstance(one, _arrow.ArrowColumn) for one in found), found
+
+
+def _count(crossing: Crossing, columns: Sequence[Column], rows: int | None) -> int:
+    """How many rows there are.
+
+    Raises:
+        TypeError: there are too many columns, or too few; `rows` is no int.
+        ValueError: they differ in length, or nothing says how many rows there are.
+    """
+    if len(columns) != crossing.arity:
+        raise crossing.explain(tuple(columns))
+    lengths = {n: one.rows for n, one in enumerate(columns, 1) if one.rows is not None}
+    if rows is not None:
+        try:
+            rows = operator.index(rows)
+        except TypeError:
+            raise TypeError(f"rows takes an int, got {type(rows).__name__}") from None
+        if not 0 <= rows <= sys.maxsize:
+            raise ValueError(f"there can't be {rows} rows")
+    known = set(lengths.values()) | (set() if rows is None else {rows})
+    if len(known) > 1:
+        listed = ", ".join(f"that of argument {n} has {length}" for n, length in lengths.items())
+        asked = "" if rows is None else f"; rows={rows}"
+        raise ValueError(f"columns differ in their number of rows: {listed}{asked}")
+    if not known:
+        raise ValueError("no column says how many rows there are; give map(columns, rows=...)")
+    return known.pop()
+
+
+async def _map_numbers(
+    call: Call,
+    crossing: PlainAbi,
+    columns: Sequence[Column],
+    rows: int,
+    arrow: bool,
+) -> Any:
+    for number, (one, kind) in enumerate(zip(columns, crossing.args, strict=True)):
+        try:
+            one.use(CELLS[cell_name(kind)])
+        except MisfitError as misfit:
+            if not rows:
+                continue  # no row takes that scalar
+            raise _misfit(crossing, columns, misfit.row) from None
+        except TypeError as error:
+            raise TypeError(f"{crossing.place(number + 1)}: {kind.name} {error}") from None
+    refuses_none = call.bound.definition.called_on_null
+    await _pack_all(call, columns, columns, rows, refuses_none=refuses_none)
+    shape = Shape(
+        tuple(cell_name(kind) for kind in crossing.args),
+        tuple(cell_name(kind, cut=True) for kind in crossing.returns),
+        any(one.nullable for one in columns),
+        crossing.post is not None,
+    )
+    nones = not arrow and any(one.holds_none for one in columns)
+    sinks = _number_sinks(call, shape.results, columns, rows, arrow=arrow, nones=nones)
+    if rows:
+        code = await call.unless_ended(call.engine.driver, shape)
+        assert code is not None
+        exports = {"function": call.bound.definition.export}
+        if crossing.post is not None:
+            exports["post"] = crossing.post
+        driver = call.attach(code, exports)
+        batch = NumberChunks(call, driver, crossing, layout(shape), columns, rows, sinks)
+        await batch.run()
+    return _together([sink.result() for sink in sinks])
+
+
+async def _map_values(
+    call: Call,
+    columns: Sequence[Column],
+    rows: int,
+    arrow: bool,
+) -> Any:
+    native, tally = call.native, call.tally
+    bulk = _bulk_of(call.bound.crossing, MeteredGuest(native, tally))
+    packed = None
+    if bulk is not None and rows:
+        refuses_none = call.bound.definition.called_on_null and not bulk.shape.passes_nulls
+        packed = await _packed(call, bulk, columns, refuses_none=refuses_none)
+        if packed is not None:
+            await _pack_all(call, columns, packed, rows, refuses_none=refuses_none)
+    if bulk is None or packed is None:
+        return await map_rows(call, columns, rows, arrow)
+    made = memory_layout(bulk.shape)
+    scalars = sum(one.size(0, 1) for one in packed if _is_packed(one) and one.rows is None)
+    code = None
+    if scalars <= made.data_size:
+        code = await call.unless_ended(call.engine.driver, bulk.shape)
+    if code is None:
+        return await map_rows(call, columns, rows, arrow)
+    sinks: list[Sink | BytesSink]
+    if bulk.wire is not None:
+        kind = call.bound.definition.returns
+        assert isinstance(kind, str)
+        sinks = [BytesSink(kind, bulk.wire, bulk.lift, arrow, rows, tally)]
+    else:
+        nones = not arrow and any(one.holds_none for one in packed)
+        names = bulk.shape.results
+        sinks = [*_number_sinks(call, names, packed, rows, arrow=arrow, nones=nones)]
+    driver = call.attach(code, bulk.exports)
+    batch = MemoryChunks(call, driver, bulk, made, packed, rows, sinks)
+    while batch.done < rows:
+        await batch.run()
+        if batch.large is not None:
+            await batch.settle()
+        elif batch.done < rows:
+            row = batch.done
+            batch.skip(await next_row(call, row, batch.values(row)))
+    return _together([sink.result() for sink in sinks])
+
+
+def _number_sinks(
+    call: Call,
+    names: Sequence[str],
+    columns: Sequence[Column | Packed],
+    rows: int,
+    *,
+    arrow: bool,
+    nones: bool,
+) -> list[Sink]:
+    """Where results go that are numbers, in cells of these names.
+
+    Raises:
+        ResultTooLargeError: they will exceed `max_result_size`; nothing has run.
+    """
+    tally, memory, cells = call.tally, call.results, [CELLS[name] for name in names]
+    try:
+        return [Sink(cell, arrow, nones, rows, memory, tally) for cell in cells]
+    except ResultTooLargeError as error:
+        each = sum(SLOT + NUMBER if nones else cell.size for cell in cells)
+        error.row = tally.limit // each
+        values = tuple(one.values(error.row, error.row + 1)[0] for one in columns)
+        call.refuse(error, values)
+        raise
+
+
+def _bulk_of(crossing: Crossing, guest: Guest) -> Bulk | None:
+    """How a memory driver makes the calls; None if it can't."""
+    make = getattr(crossing, "bulk", None)
+    try:
+        bulk: Bulk | None = None if make is None else make(guest)
+    except GuestError:
+        return None  # the first call raises it, and names its row
+    return bulk
+
+
+async def _packed(
+    call: Call, bulk: Bulk, columns: Sequence[Column], *, refuses_none: bool
+) -> list[Column | Packed] | None:
+    """The columns as a memory driver takes them; None if they go row by row.
+
+    Raises:
+        MisfitError, ValueError: a scalar does not fit, or what is Arrow's is damaged.
+    """
+    packed: list[Column | Packed] = []
+    for number, (one, kind) in enumerate(zip(columns, bulk.args, strict=True), start=1):
+        if isinstance(kind, PlainType):
+            try:
+                one.use(CELLS[cell_name(kind)])
+            except MisfitError as misfit:
+                raise _misfit(call.bound.crossing, columns, misfit.row) from None
+            except TypeError:
+                return None  # numbers of another type, which may fit one by one
+            packed.append(one)
+            continue
+        chunks = None
+        if isinstance(one, _arrow.ArrowColumn) and kind.arrow:
+            try:
+                chunks = await call.unless_ended(one.bytes_chunks, kind.arrow, call.runner)
+            except ValueError as error:
+                raise ValueError(f"argument {number} of {bulk.what}: {error}") from None
+        if isinstance(one, _arrow.ArrowColumn) and chunks is not None:
+            packed.append(ArrowBytes(one, chunks))
+        else:
+            packed.append(PackedColumn(one, kind, refuses_none=refuses_none))
+    return packed
+
+
+def _is_packed(one: Column | Packed) -> TypeGuard[Packed]:
+    return not isinstance(one, Column)
+
+
+async def _pack_all(
+    call: Call,
+    columns: Sequence[Column],
+    packed: Sequence[Column | Packed],
+    rows: int,
+    *,
+    refuses_none: bool,
+) -> None:
+    """Check all values of columns.
+
+    Args:
+        refuses_none: a null is a value that does not fit.
+
+    **Checkpoint:** maybe.
+    **Cancellation:** nothing has run.
+    """
+    for one in packed:
+        try:
+            await _pack(call, one, rows)
+        except MisfitError as misfit:
+            raise _misfit(call.bound.crossing, columns, misfit.row) from None
+        if one.nullable and refuses_none and rows:
+            raise _misfit(call.bound.crossing, columns, _first_null(one, rows))
+
+
+async def _pack(call: Call, one: Column | Packed, rows: int) -> None:
+    end = 0 if not one.packs else rows if one.rows is not None else 1
+    if isinstance(one, PackedColumn) and one.heavy and end:
+        if end > HEAVY_ROWS or is_large(one.values(0, end)):
+            await _pack_in_thread(call, one, end)
+        else:
+            one.pack(0, end)
+        return
+    start, piece = 0, PIECE
+    while start < end:
+        stop = min(start + piece, end)
+        began = time.perf_counter()
+        with call.runner.meter(call.share):
+            one.pack(start, stop)
+        took = time.perf_counter() - began
+        if start:  # the first piece of each column is free
+            await call.runner.pass_turn(call.share)
+            call.check_open()
+        start = stop
+        if took > PIECE_TIME:
+            piece = max(1, piece // 2)
+        elif took < PIECE_TIME / 4:
+            piece = min(2 * piece, PIECE)
+
+
+async def _pack_in_thread(call: Call, one: Packed, end: int) -> None:
+    abandoned = False
+
+    def pack() -> None:
+        for start in range(0, end, HEAVY_ROWS):
+            if abandoned:
+                return
+            one.pack(start, min(start + HEAVY_ROWS, end))
+            breathe()
+
+    try:
+        await call.convert(pack)
+    finally:
+        abandoned = True
+
+
+def _misfit(crossing: Crossing, columns: Sequence[Column], row: int) -> Exception:
+    """The error for values that don't fit, with their row; scalars are the same in all."""
+    values = tuple(one.values(row, row + 1)[0] for one in columns)
+    return in_row(crossing.explain(values), row, values)
+
+
+def _first_null(one: Column | Packed, rows: int) -> int:
+    bits = one.validity(0, rows) or 0
+    return (~bits & bits + 1).bit_length() - 1
+
+
+def _together(results: list[Any]) -> Any:
+    """What `map` returns: a column, several in a tuple, or None."""
+    return results[0] if len(results) == 1 else tuple(results) or None

@@ -1,0 +1,324 @@
+"""Batches of functions whose values cross through memory, through the scratch of a memory driver.
+
+A row whose arguments do not fit into the scratch at all is left to the caller, who calls for it as
+for any call; the batch goes on behind it.
+"""
+
+from __future__ import annotations
+
+import bisect
+import struct
+from collections.abc import Sequence
+from typing import Any, final
+
+from .._abi.batching import KEPT, Bulk
+from .._abi.gil import LONG
+from .._abi.guest_memory import memory_of, read_result
+from .._core.errors import GuestError, ResultTooLargeError
+from .._core.tally import SLOT
+from .._core.wasm.memory_layout import (
+    AT_AT,
+    BASE_AT,
+    FIRST_AT,
+    KEPT_AT,
+    PENDING_AT,
+    READ_OUT,
+    ROW_AT,
+    SIZE_AT,
+    WHY_AT,
+    MemoryLayout,
+)
+from .._engine.base import GuestDriver
+from .._runtime.call import Call
+from .._runtime.metered import MeteredGuest
+from .byte_columns import ArrowBytes, PackedColumn
+from .chunks import Chunks
+from .collectors import BytesSink, Sink
+from .columns import Column
+
+ZERO = bytes(4)
+_STATE = struct.Struct("<III")
+_KEPT = struct.Struct("<II")
+Packed = PackedColumn | ArrowBytes
+
+
+@final
+class MemoryChunks(Chunks):
+    """See above.
+
+    Args:
+        columns: of numbers as they are in any batch, others packed.
+        sinks: for each column of results.
+    """
+
+    def __init__(
+        self,
+        call: Call,
+        driver: GuestDriver,
+        bulk: Bulk,
+        layout: MemoryLayout,
+        columns: Sequence[Column | Packed],
+        rows: int,
+        sinks: Sequence[Sink | BytesSink],
+    ) -> None:
+        super().__init__(call, driver, bulk.what, rows, layout.fuel_per_row)
+        self._tally = call.tally
+        self._guest = MeteredGuest(call.native, call.tally)
+        self._refused: ResultTooLargeError | None = None
+        """To be raised once the guest has been told that the result can go."""
+        self._bulk = bulk
+        self._layout = layout
+        self._columns = columns
+        self._sinks = sinks
+        self._packed = [one for one in columns if not isinstance(one, Column)]
+        self._states = dict(zip(map(id, self._packed), layout.states, strict=False))
+        self._moving = [one for one in self._packed if one.rows is not None]
+        self._nullable = any(one.nullable for one in columns)
+        self._passes_nulls = bulk.shape.passes_nulls
+        self.large: bytes | None = None
+        """A result whose conversion takes long: `settle` it before going on."""
+        self._first = 0  # row of the chunk whose result is the next to be taken
+        self._valid = 0
+        self._data = layout.data  # where data of columns begins, behind that of scalars
+        for one, at in zip(columns, layout.args, strict=True):
+            if one.rows is not None:
+                continue
+            if isinstance(one, Column):
+                driver.put(at, one.raw(0, min(layout.rows, rows)))
+            else:
+                self._data += self._put(one, at, 0, 1, self._data)
+        for at in layout.validity:
+            driver.put(at, b"\xff" * (layout.rows // 8))
+
+    def values(self, row: int) -> tuple[Any, ...]:
+        return tuple(one.values(row, row + 1)[0] for one in self._columns)
+
+    def skip(self, result: Any) -> None:
+        """The next row was called for otherwise, with this result."""
+        results = result if len(self._sinks) > 1 else (result,)
+        for number, sink in enumerate(self._sinks):
+            sink.add_value(None if results is None else results[number])
+        self.done += 1
+
+    # -- into the scratch
+
+    def fill(self) -> int:
+        driver, layout, start = self.driver, self._layout, self.done
+        driver.put(ROW_AT, ZERO)  # what fails from here on fails for the first row
+        stop = self._fitting(start, min(start + layout.rows, self.rows))
+        if self._bulk.shape.room == "grown":
+            stop = self._grown(start, stop)
+        if stop == start:
+            return 0
+        data = self._data
+        for one, at in zip(self._columns, layout.args, strict=True):
+            if one.rows is None:
+                continue
+            if isinstance(one, Column):
+                driver.put(at, one.raw(start, stop))
+            else:
+                data += self._put(one, at, start, stop, data)
+        self._put_validity(start, stop)
+        driver.put(FIRST_AT, ZERO)
+        driver.put(PENDING_AT, ZERO)
+        self._put_kept()
+        self._first = 0
+        return stop - start
+
+    def _put(self, one: Packed, at: int, start: int, stop: int, data_at: int) -> int:
+        """Offsets and data of these rows; how many bytes of data."""
+        offsets, first, width = one.offsets(start, stop)
+        data = one.data(start, stop)
+        self.driver.put(at, offsets)
+        self.driver.put(data_at, data)
+        bias = (data_at - first) & 0xFFFFFFFF
+        step = 0 if one.rows is None else width
+        self.driver.put(self._states[id(one)], _STATE.pack(bias, step, width))
+        return len(data)
+
+    def _put_validity(self, start: int, stop: int) -> None:
+        rows = stop - start
+        self._valid = every = (1 << rows) - 1
+        if not self._nullable:
+            return
+        if not self._passes_nulls:
+            for one in self._columns:
+                valid = one.validity(start, stop)
+                self._valid &= every if valid is None else valid
+            (at,) = self._layout.validity
+            self.driver.put(at, self._valid.to_bytes(-(-rows // 8), "little"))
+            return
+        for one, at in zip(self._packed, self._layout.validity, strict=True):
+            valid = one.validity(start, stop)
+            valid = every if valid is None else valid
+            self.driver.put(at, valid.to_bytes(-(-rows // 8), "little"))
+
+    def _fitting(self, start: int, stop: int) -> int:
+        """Up to where rows fit into the scratch together."""
+        room = self._layout.data + self._layout.data_size - self._data
+
+        def size(end: int) -> int:
+            return sum(one.size(start, end) for one in self._moving)
+
+        if size(stop) <= room:
+            return stop
+        return start + bisect.bisect_right(range(start, stop + 1), room, key=size) - 1
+
+    def _grown(self, start: int, stop: int) -> int:
+        """See that there is room for the arguments of the first row; up to where it is enough."""
+        bulk = self._bulk
+        bound = bulk.fixed_need + sum(
+            one.size(start, stop) if one.rows is not None else one.size(0, 1)
+            for one in self._packed
+        )
+        bound += len(self._packed) * (bulk.padded(0) + bulk.shape.align)
+        at, size = bulk.grown(self._guest, 0)
+        if bound > size and start < stop:
+            at, size = bulk.grown(self._guest, self._need(start))
+        end = stop
+        if bound > size:
+            end = next((row for row in range(start + 1, stop) if self._need(row) > size), stop)
+        self.driver.put(BASE_AT, at.to_bytes(4, "little"))
+        return end
+
+    def _need(self, row: int) -> int:
+        """How much of grown room the arguments of a row take."""
+        need = self._bulk.fixed_need
+        for one in self._columns:
+            null = one.nullable and one.validity(row, row + 1) == 0
+            if null and not self._passes_nulls:
+                return 0
+            if not isinstance(one, Column) and not null:
+                size = one.size(0, 1) if one.rows is None else one.size(row, row + 1)
+                need += self._bulk.padded(size)
+        return need
+
+    def _put_kept(self) -> None:
+        kept = self.native.state.get(KEPT, {})
+        for name in self._bulk.kept:
+            self.driver.put(self._kept_at(name), _KEPT.pack(*kept.get(name, (0, 0))))
+
+    def _take_kept(self) -> None:
+        for name in self._bulk.kept:
+            at, size = _KEPT.unpack(self.driver.get(self._kept_at(name), _KEPT.size))
+            if at:
+                self.native.state.setdefault(KEPT, {})[name] = at, size
+
+    def _kept_at(self, name: int | str) -> int:
+        number = name if isinstance(name, int) else len(self._packed)
+        return self._layout.states[number] + KEPT_AT
+
+    # -- out of it
+
+    def collect(self, done: int) -> bool:
+        self._take_kept()
+        if self._refused is not None:
+            self.refusal, self._refused = self._refused, None
+            raise self.refusal
+        why = 0 if done == self._chunk else self._cell(WHY_AT)
+        try:
+            self._take(done)
+        except ResultTooLargeError as error:
+            return self._refuse(error, done, why)
+        if done == self._chunk:
+            return True
+        at, size = self._cell(AT_AT), self._cell(SIZE_AT)
+        if why != READ_OUT:
+            self._bulk.refuse(self._guest, why, at, size)
+        tally = self._tally
+        tally.begin_row()
+        tally.allowed = self.total_fuel
+        data, refused = read_result(self._bulk.got, memory_of(self._guest), at, size)
+        if refused is not None:
+            refused.row = self.done + done
+            return self._refuse(refused, done, why)
+        if self._bulk.shape.heavy and size > LONG:
+            self.large = data
+        else:
+            try:
+                self._add(done, data, (size,))
+            except ResultTooLargeError as error:
+                return self._refuse(error, done, why)
+        self._go_on_behind(done)
+        return False
+
+    def _go_on_behind(self, row: int) -> None:
+        """The driver is to give back the result of this row of the chunk, and to go on."""
+        self.driver.put(FIRST_AT, row.to_bytes(4, "little"))
+        self._first = row + 1
+
+    def _refuse(self, error: ResultTooLargeError, done: int, why: int) -> bool:
+        """Raise the error, now or when the guest has been given back the result that it left."""
+        if why == READ_OUT:
+            self._go_on_behind(done)
+            self._refused, self._chunk = error, done + 1
+            return False
+        if not why:
+            self.refusal = error
+        raise error
+
+    def take_spent(self) -> int:
+        return self._tally.take_spent()
+
+    @property
+    def paused(self) -> bool:
+        return self.large is not None
+
+    async def settle(self) -> None:
+        """Convert the large result in a thread.
+
+        **Checkpoint:** always.
+        **Cancellation:** the instance is spoilt.
+        """
+        data, self.large = self.large, None
+        (sink,) = self._sinks
+        tally = self._tally
+        try:
+            tally.add(SLOT)
+            sink.add_value(await self.call.convert(self._bulk.lift, data, tally))
+            tally.begin_row()
+        except ResultTooLargeError as error:
+            error.row = self.done + self._first - 1
+            self._refused, self._chunk = error, self._first
+        except BaseException as error:
+            if isinstance(error, GuestError):
+                error.row = self.done + self._first - 1
+            self._blame(error)
+            raise
+        finally:
+            self.call.charge_spent()
+
+    def look_back(self) -> None:
+        self._take(self._cell(ROW_AT))
+
+    def _cell(self, at: int) -> int:
+        return int.from_bytes(self.driver.get(at, 4), "little")
+
+    def _take(self, stop: int) -> None:
+        """The results of the rows up to this one of the chunk."""
+        start = self._first
+        if start >= stop:
+            return
+        rows = stop - start
+        self._tally.begin_row()
+        self._tally.allowed = rows * self.total_fuel
+        for sink, at in zip(self._sinks, self._layout.results, strict=True):
+            if isinstance(sink, Sink):
+                size = sink.cell.size
+                valid = self._valid >> start & (1 << rows) - 1
+                sink.add(self.driver.get(at + start * size, rows * size), rows, valid)
+                continue
+            sizes = self.driver.get(at + start * 4, rows * 4).cast("i").tolist()
+            total = sum(sizes) if min(sizes) >= 0 else sum(max(size, 0) for size in sizes)
+            self._tally.copy_some(total)
+            self._add(start, bytes(self.driver.get(self._layout.out, total)), sizes)
+            self._tally.begin_row()
+
+    def _add(self, start: int, data: bytes, sizes: Sequence[int]) -> None:
+        (sink,) = self._sinks
+        assert isinstance(sink, BytesSink)
+        try:
+            sink.add(data, sizes)
+        except GuestError as error:
+            error.row = self.done + start + (error.row or 0)
+            raise

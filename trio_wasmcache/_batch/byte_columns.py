@@ -1,0 +1,209 @@
+"""Columns of values that cross as bytes: all rows' bytes one behind the other, and offsets.
+
+Values of Python are packed piece by piece, which finds those that do not fit before any wasm runs.
+Arrow's columns of text and bytes are taken as they are, if their very bytes are what crosses.
+"""
+
+from __future__ import annotations
+
+import array
+import bisect
+import itertools
+from collections.abc import Sequence
+from typing import Any, Protocol, final
+
+from .._abi.packing import Wire
+from .arrow import ArrowColumn, valid_bits
+from .columns import BITS, Column, MisfitError
+
+MAX_SIZE = 2**31 - 1
+WIDE = 8
+"""Bytes of an offset here."""
+
+
+class Packed(Protocol):
+    """A column whose rows are bytes."""
+
+    rows: int | None
+    nullable: bool
+    holds_none: bool
+    packs: bool
+    """Whether `pack` is to be called, for all rows, in order."""
+    heavy: bool
+    """Whether packing a value takes microseconds."""
+
+    def pack(self, start: int, stop: int) -> None:
+        """Check and convert these rows; `MisfitError` if a value does not fit."""
+
+    def size(self, start: int, stop: int) -> int:
+        """How many bytes these rows have."""
+
+    def offsets(self, start: int, stop: int) -> tuple[Any, int, int]:
+        """Offsets as a buffer, one more than rows; the first one, and how many bytes each has."""
+
+    def data(self, start: int, stop: int) -> Any:
+        """The bytes of these rows, as a buffer."""
+
+    def validity(self, start: int, stop: int) -> int | None:
+        """As `Column.validity`."""
+
+    def values(self, start: int, stop: int) -> Sequence[Any]:
+        """As `Column.values`."""
+
+
+@final
+class PackedColumn:
+    """Python values of any column, or one for all rows.
+
+    Args:
+        refuses_none: a None is a value that does not fit.
+    """
+
+    packs = True
+
+    def __init__(self, source: Column, wire: Wire, *, refuses_none: bool) -> None:
+        self.rows = source.rows
+        self.nullable = False
+        self.holds_none = False
+        self.heavy = wire.heavy
+        self._source = source
+        self._wire = wire
+        self._refuses_none = refuses_none
+        self._data = bytearray()
+        self._offsets = array.array("q", [0])
+        self._valid = bytearray()  # a byte a row, once there is a null
+
+    def pack(self, start: int, stop: int) -> None:
+        part = self._source.values(start, stop)
+        try:
+            data, sizes = self._wire.pack(part)
+            if max(sizes, default=0) > MAX_SIZE:
+                raise OverflowError("a value is too large")
+        except Exception:
+            data, sizes = self._pack_each(start, part)
+        self._data += data
+        offsets = itertools.accumulate(sizes, initial=self._offsets.pop())
+        self._offsets.extend(offsets)
+
+    def _pack_each(self, start: int, part: Sequence[Any]) -> tuple[bytes, list[int]]:
+        together, sizes = bytearray(), []
+        for row, value in enumerate(part, start):
+            if value is None and not self._refuses_none:
+                self._note_null(row)
+                sizes.append(0)
+                continue
+            try:
+                data, (size,) = self._wire.pack((value,))
+                if size > MAX_SIZE:
+                    raise OverflowError("the value is too large")
+            except Exception:
+                raise MisfitError(row) from None
+            together += data
+            sizes.append(size)
+        return bytes(together), sizes
+
+    def _note_null(self, row: int) -> None:
+        if not self._valid:
+            self._valid += b"\1" * (self.rows or 1)
+            self.nullable = True
+            self.holds_none = not isinstance(self._source, ArrowColumn)
+        self._valid[row] = 0
+
+    def size(self, start: int, stop: int) -> int:
+        return self._offsets[stop] - self._offsets[start]
+
+    def offsets(self, start: int, stop: int) -> tuple[memoryview, int, int]:
+        return memoryview(self._offsets)[start : stop + 1].cast("B"), self._offsets[start], WIDE
+
+    def data(self, start: int, stop: int) -> memoryview:
+        return memoryview(self._data)[self._offsets[start] : self._offsets[stop]]
+
+    def validity(self, start: int, stop: int) -> int | None:
+        if not self._valid:
+            return None
+        if self.rows is None:
+            return 0
+        return int(self._valid[start:stop][::-1].translate(BITS), 2)
+
+    def values(self, start: int, stop: int) -> Sequence[Any]:
+        return self._source.values(start, stop)
+
+
+@final
+class ArrowBytes:
+    """Text or bytes that lie in Arrow's buffers."""
+
+    packs = False
+    heavy = False
+    holds_none = False
+
+    def __init__(self, source: ArrowColumn, chunks: Sequence[Any]) -> None:
+        self.rows = source.rows
+        self.nullable = source.nullable
+        self._source = source
+        self._chunks = chunks
+        self._starts = [0, *itertools.accumulate(map(len, chunks))]
+        self._views = [_views(chunk) for chunk in chunks]
+
+    def pack(self, start: int, stop: int) -> None:
+        raise AssertionError("there is nothing to pack")
+
+    def _parts(self, start: int, stop: int) -> list[tuple[int, int, int]]:
+        """Which chunks, and which of their rows, make up these rows."""
+        parts = []
+        number = bisect.bisect_right(self._starts, start) - 1
+        while start < stop:
+            begin, end = self._starts[number : number + 2]
+            upto = min(stop, end)
+            parts.append((number, start - begin, upto - begin))
+            start, number = upto, number + 1
+        return parts
+
+    def size(self, start: int, stop: int) -> int:
+        total = 0
+        for number, begin, end in self._parts(start, stop):
+            offsets, _ = self._views[number]
+            total += offsets[end] - offsets[begin]
+        return total
+
+    def offsets(self, start: int, stop: int) -> tuple[Any, int, int]:
+        parts = self._parts(start, stop)
+        if len(parts) == 1:
+            number, begin, end = parts[0]
+            offsets, _ = self._views[number]
+            return offsets[begin : end + 1].cast("B"), offsets[begin], offsets.itemsize
+        made, last = array.array("q"), 0
+        for number, begin, end in parts:
+            offsets, _ = self._views[number]
+            shift = last - offsets[begin]
+            made.extend(offset + shift for offset in offsets[begin:end])
+            last += offsets[end] - offsets[begin]
+        made.append(last)
+        return memoryview(made).cast("B"), 0, WIDE
+
+    def data(self, start: int, stop: int) -> Any:
+        parts = []
+        for number, begin, end in self._parts(start, stop):
+            offsets, data = self._views[number]
+            parts.append(data[offsets[begin] : offsets[end]])
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def validity(self, start: int, stop: int) -> int | None:
+        if not self.nullable:
+            return None
+        bits = place = 0
+        for number, begin, end in self._parts(start, stop):
+            bits |= valid_bits(self._chunks[number].slice(begin, end - begin)) << place
+            place += end - begin
+        return bits
+
+    def values(self, start: int, stop: int) -> Sequence[Any]:
+        return self._source.values(start, stop)
+
+
+def _views(chunk: Any) -> tuple[memoryview, memoryview]:
+    """Offsets of a chunk's rows and one more, and the data that they lead into."""
+    _, offsets, data = chunk.buffers()
+    raw = memoryview(offsets).cast("B")
+    view = raw.cast("q") if str(chunk.type).startswith("large") else raw.cast("i")
+    return view[chunk.offset :], memoryview(b"" if data is None else data).cast("B")

@@ -1,0 +1,242 @@
+"""Where the results of a batch go, chunk after chunk, and the column that they are in the end."""
+
+from __future__ import annotations
+
+import array
+import itertools
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+from attrs import Factory, define
+
+from .._abi.packing import Data, Wire
+from .._abi.plain import PlainType, cell_name
+from .._core.errors import GuestError
+from .._core.tally import NUMBER, SLOT, Tally
+from .._core.wasm.driver import CELLS, Cell
+from .._runtime.results import ResultMemory
+from . import arrow as _arrow
+from .columns import valid_rows
+
+# Values that are made into an Arrow array at once.
+ARROW_PIECE = 4096
+# Bytes of an offset in a column of bytes.
+WIDE = 8
+
+
+@define(eq=False)
+class Bits:
+    """Bits that come in pieces, the first one lowest."""
+
+    data: bytearray = Factory(bytearray)
+    _rest: int = 0
+    _odd: int = 0
+    zeros: bool = False
+    """Whether some were 0."""
+
+    def add(self, bits: int, number: int) -> None:
+        self.zeros = self.zeros or bits.bit_count() < number
+        whole, odd = divmod(self._odd + number, 8)
+        bits = self._rest | bits << self._odd
+        self.data += (bits & (1 << 8 * whole) - 1).to_bytes(whole, "little")
+        self._rest, self._odd = bits >> 8 * whole, odd
+
+    def result(self) -> bytes | None:
+        """All of them as Arrow's validity; None if none was 0."""
+        if not self.zeros:
+            return None
+        return bytes(self.data) + self._rest.to_bytes(1, "little")
+
+
+@final
+@define(eq=False)
+class Sink:
+    """Gathers the results of one column of numbers."""
+
+    cell: Cell
+    arrow: bool
+    nones: bool
+    """Rows that are null come out as None, in a list."""
+    rows: int
+    """How many there will be."""
+    memory: ResultMemory
+    tally: Tally
+    _room: memoryview = Factory(lambda self: self._take(), takes_self=True)
+    _end: int = 0  # of the bytes that are there
+    _list: list[Any] = Factory(list)
+    _validity: Bits = Factory(Bits)
+
+    def _take(self) -> memoryview:
+        if self.nones:
+            self.tally.add(self.rows * (SLOT + NUMBER))
+            return memoryview(b"")
+        return self.memory.take(self.rows * self.cell.size, self.tally)
+
+    def add(self, data: memoryview, rows: int, valid: int) -> None:
+        """The results of the next rows, and a bit for each that is valid."""
+        if self.nones:
+            which = valid_rows(valid, rows)
+            values = data.cast(self.cell.code).tolist()  # type: ignore[call-overload]
+            self._list += [v if yes else None for v, yes in zip(values, which, strict=True)]
+            return
+        start, self._end = self._end, self._end + len(data)
+        self._room[start : self._end] = data
+        if self.arrow:
+            self._validity.add(valid, rows)
+
+    def add_value(self, value: Any) -> None:
+        """The result of one row, made otherwise; None is null."""
+        if self.nones:
+            self._list.append(value)
+            return
+        cell, start = self.cell, self._end
+        self._end += cell.size
+        struct.pack_into("<" + cell.code, self._room, start, 0 if value is None else value)
+        if self.arrow:
+            self._validity.add(int(value is not None), 1)
+
+    def result(self) -> Any:
+        """All of them: a list, an Arrow array, or a buffer of the type."""
+        if self.nones:
+            return self._list
+        if self.arrow:
+            return _arrow.from_cells(self.cell, self.rows, self._room, self._validity.result())
+        if not self.rows:  # an empty buffer can't be cast
+            return memoryview(bytes(self.cell.size)).cast(self.cell.code)[:0]  # type: ignore[call-overload]
+        return self._room.cast(self.cell.code)  # type: ignore[call-overload]
+
+
+@final
+@define(eq=False)
+class BytesSink:
+    """Gathers results that crossed as bytes: in a list, or for Arrow, where it has such a type."""
+
+    kind: str
+    """The type of the results, as `_arrow` knows it."""
+    wire: Wire
+    lift: Callable[[bytes, Tally], Any]
+    """Of one result; raises `AbiError` where there is no value."""
+    arrow: bool
+    rows: int
+    tally: Tally
+    _list: list[Any] = Factory(list)
+    _parts: list[Any] = Factory(list)  # Arrow arrays of what was in the list
+    _data: bytearray = Factory(bytearray)
+    _ends: array.array[int] = Factory(lambda: array.array("q", [0]))
+    _validity: Bits = Factory(Bits)
+    _before: int = Factory(lambda self: self.tally.size, takes_self=True)
+    """The tally before what is in the list now."""
+
+    @property
+    def _as_bytes(self) -> bool:
+        return self.arrow and bool(self.wire.arrow)
+
+    def add(self, data: bytes, sizes: Sequence[int]) -> None:
+        """The results of the next rows.
+
+        Raises:
+            AbiError, ResultTooLargeError, FuelExhaustedError: one has no value, or is too large, or
+                costs too much; `row` counts from the first of these.
+        """
+        if self._as_bytes:
+            if not data.isascii() and self.wire.arrow == "string":
+                mark = self.tally.mark()
+                self._values(data, sizes)  # each has to be text by itself
+                self.tally.go_back(mark)
+            self._put(data, sizes)
+        else:
+            self._list += self._values(data, sizes)
+            if self.arrow and len(self._list) >= ARROW_PIECE:
+                self._parts.append(self._part())
+
+    def _part(self) -> Any:
+        """The list as an Arrow array, which takes its place, also in the tally."""
+        made = _arrow.from_values(self.kind, self._list)
+        self._list = []
+        self.tally.size = self._before
+        self.tally.add(made.nbytes)
+        self._before = self.tally.size
+        return made
+
+    def _put(self, data: Data, sizes: Sequence[int]) -> None:
+        try:
+            self.tally.add_made(len(data) + WIDE * len(sizes), len(sizes))
+        except GuestError as error:
+            error.row = self._first_too_large(sizes)
+            raise
+        self._data += data
+        valid = (1 << len(sizes)) - 1
+        if min(sizes, default=0) < 0:
+            valid = int("".join("0" if size < 0 else "1" for size in reversed(sizes)), 2)
+            sizes = [max(size, 0) for size in sizes]
+        self._validity.add(valid, len(sizes))
+        self._ends.extend(itertools.accumulate(sizes, initial=self._ends.pop()))
+
+    def _first_too_large(self, sizes: Sequence[int]) -> int:
+        """Which row it is, of those that are too large together."""
+        left = self.tally.limit - self.tally.size
+        for row, size in enumerate(sizes):
+            left -= max(size, 0) + WIDE
+            if left < 0:
+                return row
+        return len(sizes) - 1
+
+    def _values(self, data: bytes, sizes: Sequence[int]) -> list[Any]:
+        tally, mark = self.tally, self.tally.mark()
+        try:
+            tally.add(SLOT * len(sizes))
+            return self.wire.unpack(data, sizes, tally)
+        except Exception:
+            tally.go_back(mark)
+        values, at = [], 0
+        for row, size in enumerate(sizes):
+            try:
+                tally.add(SLOT)
+                values.append(None if size < 0 else self.lift(data[at : at + size], tally))
+            except GuestError as error:
+                error.row = row
+                raise
+            at += max(size, 0)
+        return values
+
+    def add_value(self, value: Any) -> None:
+        """The result of one row, made otherwise; what it takes is in the tally, with its slot."""
+        if not self._as_bytes:
+            self._list.append(value)
+            return
+        self.tally.size = self.tally.begun  # the value goes, and its bytes stay
+        if value is None:
+            self._put(b"", (-1,))
+        else:
+            self._put(*self.wire.pack((value,)))
+
+    def result(self) -> Any:
+        """All of them: a list, or an Arrow array."""
+        if not self.arrow:
+            return self._list
+        if not self._as_bytes:
+            last = self._part()
+            if not self._parts:
+                return last
+            self.tally.raw = sum(part.nbytes for part in (*self._parts, last))  # once more
+            return _arrow.together([*self._parts, last])
+        return _arrow.from_bytes(
+            self.kind, self.rows, self._validity.result(), self._ends, self._data
+        )
+
+
+def as_numbers(
+    kind: PlainType,
+    values: list[Any],
+    memory: ResultMemory,
+    tally: Tally,
+    *,
+    nones: bool,
+    arrow: bool,
+) -> Any:
+    """Results that were made one by one as a `Sink` gives them."""
+    sink = Sink(CELLS[cell_name(kind)], arrow, nones, len(values), memory, tally)
+    for value in values:
+        sink.add_value(value)
+    return sink.result()

@@ -1,0 +1,235 @@
+"""Columns as `Lease.map` takes them: buffers, lists and scalars, seen as rows of one type.
+
+A column is asked for whole chunks of rows, as bytes that go into a driver's scratch, or as Python
+values. A buffer is never copied as a whole; a list is packed once, piece by piece, which finds the
+values that do not fit before any wasm runs. `_arrow` adds columns in Arrow's format.
+"""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from collections.abc import Sequence
+from typing import Any, final
+
+from .._abi.plain import truths
+from .._core.wasm.driver import Cell
+
+# Of `struct` and `memoryview`: what is the same kind of number, whatever its size.
+_KINDS = ("?", "bhilqn", "BHILQN", "fd")
+_NUMBERS = frozenset("".join(_KINDS))
+BITS = bytes.maketrans(b"\0\1", b"01")
+
+
+class MisfitError(Exception):
+    """The value in row `row` of a column does not fit its type."""
+
+    def __init__(self, row: int) -> None:
+        super().__init__(row)
+        self.row = row
+
+
+class Column:
+    """See above. `rows` is None for a scalar, which is the same in every row."""
+
+    rows: int | None = None
+    packs = False
+    """Whether `pack` is to be called."""
+    nullable = False
+    """Whether a row may be null; known once all of it is packed."""
+    holds_none = False
+    """Whether a null was a None."""
+
+    def use(self, cell: Cell) -> None:
+        """From now on it is a column of such cells.
+
+        Raises:
+            TypeError: it can't be.
+            MisfitError: row 0, of a scalar that does not fit.
+        """
+        raise NotImplementedError
+
+    def pack(self, start: int, stop: int) -> None:
+        """Check and convert these rows; called for all of them, in order.
+
+        Raises:
+            MisfitError: a value does not fit.
+        """
+        raise NotImplementedError
+
+    def raw(self, start: int, stop: int) -> bytes | memoryview:
+        """These rows as cells; a row that is null as any."""
+        raise NotImplementedError
+
+    def validity(self, start: int, stop: int) -> int | None:
+        """A bit for each of these rows, the first one lowest; 0 is null. None: none is null."""
+        return None
+
+    def values(self, start: int, stop: int) -> Sequence[Any]:
+        """These rows as Python values."""
+        raise NotImplementedError
+
+
+def column(value: Any, *, objects: bool) -> Column:
+    """What `value` is as a column: a list, a tuple or a range, a buffer, or else a scalar.
+
+    Args:
+        objects: bytes are single values, not columns of numbers.
+
+    Raises:
+        TypeError: a buffer's items are none that Python knows, or it is not all there is.
+        ValueError: it has several dimensions.
+    """
+    if isinstance(value, (list, tuple, range)):
+        return ListColumn(value)
+    if isinstance(value, str) or (objects and isinstance(value, (bytes, bytearray))):
+        return Scalar(value)
+    try:
+        view = memoryview(value)
+    except TypeError:
+        return Scalar(value)
+    except ValueError as error:  # such as NumPy's dates
+        raise TypeError(f"its items are no numbers: {error}") from None
+    if hasattr(value, "filled"):
+        raise TypeError(
+            "the mask of NumPy's masked arrays is not in their buffer: give map their tolist(), in "
+            "which None is what is masked, or pyarrow.array(...) of them"
+        )
+    if view.ndim == 0:
+        return Scalar(view[()])  # NumPy's scalars are such buffers
+    if objects and view.format == "B" and isinstance(value, memoryview):
+        return Scalar(value)
+    if view.ndim > 1:
+        raise ValueError(f"a column has one dimension, this buffer has {view.ndim}")
+    if objects and view.format.lstrip("@=<") not in _NUMBERS:
+        return ListColumn(value.tolist())  # NumPy's arrays of text and of objects
+    return BufferColumn(view)
+
+
+def pack(cell: Cell, values: Sequence[Any]) -> bytes:
+    """The values as cells; any exception if one does not fit."""
+    if cell.truth:
+        values = truths(values)
+    return struct.pack(f"<{len(values)}{cell.code}", *values)
+
+
+@final
+class Scalar(Column):
+    """One value for all rows."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+        self.nullable = self.holds_none = value is None
+
+    def use(self, cell: Cell) -> None:
+        if self.nullable:
+            self._data = bytes(cell.size)
+            return
+        try:
+            self._data = pack(cell, (self._value,))
+        except Exception:
+            raise MisfitError(0) from None
+
+    def raw(self, start: int, stop: int) -> bytes:
+        return self._data * (stop - start)
+
+    def validity(self, start: int, stop: int) -> int | None:
+        return 0 if self.nullable else None
+
+    def values(self, start: int, stop: int) -> Sequence[Any]:
+        return (self._value,) * (stop - start)
+
+
+@final
+class ListColumn(Column):
+    """Python values."""
+
+    packs = True
+
+    def __init__(self, values: Sequence[Any]) -> None:
+        if type(values) not in (list, tuple, range):
+            # Of a class of its own, the items are taken once: its length need not be theirs.
+            count = len(values)
+            values = list(itertools.islice(values, count + 1))
+            if len(values) != count:
+                raise ValueError(f"a column of {count} items had another number of them")
+        self._values = values
+        self.rows: int = len(values)
+        self._packed = bytearray()
+        self._valid = bytearray()  # a byte a row, once there is a null
+
+    def use(self, cell: Cell) -> None:
+        self._cell = cell
+
+    def pack(self, start: int, stop: int) -> None:
+        part = self.values(start, stop)
+        try:
+            self._packed += pack(self._cell, part)
+        except Exception:
+            for row, value in enumerate(part, start):
+                self._packed += self._pack_one(row, value)
+
+    def _pack_one(self, row: int, value: Any) -> bytes:
+        if value is None:
+            if not self._valid:
+                self._valid += b"\1" * self.rows
+                self.nullable = self.holds_none = True
+            self._valid[row] = 0
+            return bytes(self._cell.size)
+        try:
+            return pack(self._cell, (value,))
+        except Exception:
+            raise MisfitError(row) from None
+
+    def raw(self, start: int, stop: int) -> memoryview:
+        return memoryview(self._packed)[start * self._cell.size : stop * self._cell.size]
+
+    def validity(self, start: int, stop: int) -> int | None:
+        # As binary digits, the highest first: of powers of two, `int` makes short work.
+        return int(self._valid[start:stop][::-1].translate(BITS), 2) if self._valid else None
+
+    def values(self, start: int, stop: int) -> Sequence[Any]:
+        part = self._values[start:stop]
+        if len(part) != stop - start:
+            raise ValueError("a list has changed its length during the call")
+        return part
+
+
+@final
+class BufferColumn(Column):
+    """Numbers that lie in a buffer of one dimension."""
+
+    def __init__(self, view: memoryview) -> None:
+        self.rows: int = view.shape[0]  # type: ignore[index]
+        self._view = view
+        # One after the other, the bytes are taken as they lie there.
+        self._flat = view.cast("B") if view.c_contiguous and self.rows else None
+
+    def use(self, cell: Cell) -> None:
+        view = self._view
+        letter = view.format.lstrip("@=<")
+        same = next((kind for kind in _KINDS if cell.code in kind), "")
+        if len(letter) != 1 or letter not in same or view.itemsize != cell.size:
+            raise TypeError(
+                f"takes a buffer of format {cell.code!r} ({cell.size} bytes an item), "
+                f"got one of format {view.format!r} ({view.itemsize} bytes an item)"
+            )
+
+    def raw(self, start: int, stop: int) -> bytes | memoryview:
+        if self._flat is None:
+            return self._view[start:stop].tobytes()
+        size = self._view.itemsize
+        return self._flat[start * size : stop * size]
+
+    def values(self, start: int, stop: int) -> Sequence[Any]:
+        part = self._view[start:stop]
+        try:
+            return part.tolist()
+        except NotImplementedError:  # a format that is spelt out, such as "<q" of ctypes
+            order, letter = part.format[:1], part.format[1:]
+            return struct.unpack(f"{order}{stop - start}{letter}", part.tobytes())
+
+
+def valid_rows(bits: int, rows: int) -> list[bool]:
+    """Which rows are valid."""
+    return [digit == "1" for digit in reversed(f"{bits:0{rows}b}")]

@@ -1,0 +1,186 @@
+"""Batches of functions whose values cross through memory: row by row, in one busy period.
+
+It is the ABI's own steps that run, so that each row is what a call would be, without what a call
+costs besides. Values are checked when their row comes: what they become may depend on what the
+guest did before.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+from .._abi.base import Guest
+from .._abi.plain import PlainType
+from .._core.errors import GuestError, ResultTooLargeError
+from .._core.tally import NUMBER, SLOT
+from .._engine.base import UNDER_WAY
+from .._runtime.bound import kept_values
+from .._runtime.call import Call, Finished, Steps
+from .._runtime.metered import MeteredGuest
+from . import arrow as _arrow
+from .collectors import as_numbers
+from .columns import Column
+
+# Rows that are taken out of their columns at once.
+PIECE = 512
+
+
+class _ValuesError(Exception):
+    """The values of a row do not fit: `__cause__`; no wasm has run for it."""
+
+
+class _Refused(Exception):
+    """The result of a row is too large; the guest had returned."""
+
+    def __init__(self, error: ResultTooLargeError) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def in_row(error: Exception, row: int, values: tuple[Any, ...]) -> Exception:
+    """The error of values that do not fit, as one of a batch: `row` and `values` say which."""
+    kinds: tuple[type[Exception], ...] = (TypeError, OverflowError, ValueError)
+    # Not all of their subclasses take a message.
+    kind = next((kind for kind in kinds if isinstance(error, kind)), TypeError)
+    made: Any = kind(f"row {row}: {error}")
+    made.row, made.values = row, kept_values(values)
+    return cast("Exception", made)
+
+
+async def map_rows(call: Call, columns: Sequence[Column], rows: int, arrow: bool) -> Any:
+    """Return what `Lease.map` does: a list of results, or an Arrow array if a column was one.
+
+    **Checkpoint:** between slices, and about every 0.5 ms of short rows.
+    **Cancellation:** the guest is stopped, and its instance is lost if a row was under way.
+    """
+    given = call.bound.definition.returns
+    returns: tuple[str, ...] = (given,) if isinstance(given, str) else given or ()
+    results: list[list[Any]] = [[] for _ in returns]
+    for start in range(0, rows, PIECE):
+        stop = min(start + PIECE, rows)
+        parts = [one.values(start, stop) for one in columns]
+        piece = zip(*parts, strict=True) if parts else itertools.repeat((), stop - start)
+        for row, values in enumerate(piece, start):
+            result = await next_row(call, row, values)
+            if len(returns) == 1:
+                results[0].append(result)
+                continue
+            for number, column in enumerate(results):
+                column.append(None if result is None else result[number])
+    tally, memory = call.tally, call.results
+    tally.begin_row()
+    # Of ABIs that say which of their results are numbers.
+    numbers: tuple[PlainType, ...] = getattr(call.bound.crossing, "numbers", ())
+    made = []
+    for number, (kind, column) in enumerate(zip(returns, results, strict=True)):
+        if numbers:
+            nones = not arrow and None in column
+            made.append(
+                as_numbers(numbers[number], column, memory, tally, nones=nones, arrow=arrow)
+            )
+        else:
+            made.append(_arrow.from_values(kind, column) if arrow else column)
+    return made[0] if len(made) == 1 else tuple(made) or None
+
+
+async def next_row(call: Call, row: int, values: tuple[Any, ...]) -> Any:
+    """Return the result of one row of a batch; None if a null is why it is not called for.
+
+    **Checkpoint:** between slices, and about every 0.5 ms of short rows.
+    **Cancellation:** the guest is stopped, and its instance is lost if it was under way.
+    """
+    await call.yield_if_due()
+    bound, tally = call.bound, call.tally
+    tally.begin_row()
+    try:
+        tally.add(SLOT + NUMBER * len(getattr(bound.crossing, "numbers", ())))
+        if not bound.definition.called_on_null and any(value is None for value in values):
+            return None
+    except ResultTooLargeError as error:
+        error.row = row
+        call.refuse(error, values)
+        raise
+    return await _row(call, row, values)
+
+
+async def _row(call: Call, row: int, values: tuple[Any, ...]) -> Any:
+    """Make one call; its failure says in which row."""
+    try:
+        if call.bound.steps is None:
+            return await _call(call, values)
+        return await _call_in_steps(call, call.bound.steps, values)
+    except _Refused as refused:
+        too_large = refused.error
+    except _ValuesError as misfit:
+        error = misfit.__cause__
+        assert isinstance(error, Exception)
+        raise in_row(error, row, values) from None
+    except BaseException as error:
+        if isinstance(error, GuestError) and not error.function:
+            error.row = row
+        elif isinstance(error, Exception):
+            error.add_note(f"in row {row} of a batch of {call.name}")
+        call.fail(error, values)
+        raise
+    # Not in the handler, where the other error would be its context, and keep what it has seen.
+    too_large.row = row
+    call.refuse(too_large, values)
+    raise too_large
+
+
+async def _call(call: Call, values: tuple[Any, ...]) -> Any:
+    crossing, guest, fuel = call.bound.crossing, call.bound.guest, call.bound.total_fuel
+    try:
+        lowered = values if crossing.lower is None else crossing.lower(values)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise _ValuesError from error
+    try:
+        result = call.begin(guest, lowered, fuel)
+    except (TypeError, ValueError, OverflowError):
+        raise _ValuesError from crossing.explain(values)
+    if result is UNDER_WAY:
+        result = await call.finish(guest, fuel)
+    lifted = result if crossing.lift is None else crossing.lift(result)
+    try:
+        call.count_result(lifted)
+    except ResultTooLargeError as error:
+        raise _Refused(error) from None
+    return lifted
+
+
+async def _call_in_steps(
+    call: Call, make: Callable[[Guest, tuple[Any, ...]], Steps], values: tuple[Any, ...]
+) -> Any:
+    """Make one call as `Call.run_steps` does, whose errors are not yet those of a row."""
+    native = call.native
+    steps = make(MeteredGuest(native, call.tally), values)
+    total = left = call.bound.total_fuel
+    start = call.fuel
+    try:
+        try:
+            invoke = await call.step(steps, None, left)
+        except (GuestError, Finished):
+            raise
+        except (TypeError, ValueError, OverflowError) as error:
+            raise _ValuesError from error
+        while True:
+            left = total + start - call.fuel
+            function = native.function(invoke.export)
+            result = call.begin(function, invoke.values, left)
+            if result is UNDER_WAY:
+                result = await call.finish(function, left)
+            try:
+                invoke = await call.step(steps, result, total + start - call.fuel)
+            except ResultTooLargeError as error:
+                raise _Refused(error) from None
+    except Finished as finished:
+        return finished.result
+    except (_ValuesError, _Refused):
+        raise
+    except BaseException:
+        native.abandon()  # the ABI may clean up now, and not under a call
+        raise
+    finally:
+        call.put_away(steps)

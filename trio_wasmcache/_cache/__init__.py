@@ -1,0 +1,1 @@
+"""What users hold: the cache, its groups and leases."""

@@ -1,0 +1,443 @@
+"""The cache itself: functions come and go, instances are acquired, limits change."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Any, final
+
+import trio
+from attrs import evolve
+
+from .._abi.base import Abi, Crossing
+from .._core.config import CacheConfig
+from .._core.events import Reason
+from .._core.metrics.stats import CacheStats, EntryInfo, ResidentBytes
+from .._core.policy.records import FunctionRecord
+from .._core.wasm.admission import worst_size
+from .._core.wasm.isolation import RESET, REUSE, verdict
+from .._engine.base import NoMemoryError
+from .._ki import opening
+from .._pool.capacity import GroupState, new_group_state
+from .._pool.pool import COMPILE_SHARE, Shell
+from .._pool.registration import Compiler, Declaration, declare, read_source
+from .._runtime.bound import Definition
+from .._runtime.host import HostFunction
+from .._runtime.module import CachedModule
+from .group import SchedulingGroup, check_group, find_group, groups_around, note_opened, open_group
+from .lease import Function, Lease, function_of
+from .shutdown import close_groups
+from .statistics import Statistics
+
+MAIN = "main"
+# What `resize` can't change. A log that began without uses can't be replayed, so it goes on so.
+FIXED = frozenset(
+    "stack_size compile_memory compile_seconds main_capacity main_shares cache_dir log_uses".split()
+)
+
+
+@final
+class InstanceCache:
+    """Registered functions, and the instances of them that are kept warm between calls.
+
+    Opened by `open_cache`. Its methods must be called in the Trio run that opened it, and not in
+    the middle of a step of it, as signal handlers and finalizers may: there, and in other threads,
+    they raise `RuntimeError` and change nothing. Other threads use `trio.from_thread`, handlers
+    `trio.lowlevel.TrioToken.run_sync_soon`. `repr()`, `config` and `acquire` (not entering what it
+    gives) work anywhere, and all that only reads does so once the cache is closed.
+    """
+
+    def __init__(self, shell: Shell, service: trio.Nursery) -> None:
+        self._shell = shell
+        self._statistics = Statistics(shell)
+        self._compiler = Compiler(shell.engine, service)
+        config = shell.config
+        main = new_group_state(MAIN, config.main_capacity, config.main_shares)
+        self._main_state = main
+        self._main = SchedulingGroup(shell, main, service)
+        note_opened(shell, main)
+        self._groups: dict[str, GroupState] = {MAIN: main}
+        self._opening: set[str] = set()
+        # Around each `register` under way; cancelled when the cache is closed.
+        self._registering: set[trio.CancelScope] = set()
+
+    # -- functions
+
+    @trio.lowlevel.enable_ki_protection
+    async def register(
+        self,
+        name: str,
+        wasm: bytes | str | os.PathLike[str],
+        *,
+        args: Sequence[str],
+        returns: str | Sequence[str] | None = None,
+        export: str | None = None,
+        abi: str | Abi | None = None,
+        called_on_null: bool = False,
+        imports: Mapping[str, Mapping[str, HostFunction]] | None = None,
+        concurrency: int = 1,
+        isolation: str = "reuse",
+        replace: bool = False,
+    ) -> Function:
+        """Compile a module, off the event loop, and make one export of it a function.
+
+        It is compiled when it is the turn of the caller's group (`current_group`, or ``"main"``):
+        one module of a group is compiled at a time, the oldest first, and two of all groups.
+
+        Args:
+            name: what to acquire it by; together with `args`, so overloads are fine.
+            wasm: bytes of a module, WebAssembly text, or a path to either.
+            args: types of the arguments, such as ``("i64", "f64")``.
+            returns: the result's type, several types for a tuple, or None.
+            export: the exported function; `name` by default.
+            abi: how values cross: ``"plain"``, or an `Abi` of one's own; by default, what the
+                module shows.
+            called_on_null: whether it is called when an argument is None. If not, such a call
+                gives None.
+            imports: ``{"module": {"name": HostFunction(...)}}``. WASI preview 1 is there without
+                being given, and grants nothing.
+            concurrency: instances that may run at the same time in one group.
+            isolation: what a lease may find of the one before it. ``"reuse"``: all of it, as an
+                instance serves one after the other. ``"fresh"``: nothing, as each gets a new one.
+                ``"reset"``: nothing, as it is put back to how it began, where that can be done
+                (see `Function.isolation_verdict`). Functions of the same bytes and imports share
+                their code whatever their isolation, but for one that can be put back: its code
+                is another.
+            replace: put it in the place of a function of that name and those types. The old one
+                serves until the new one is compiled; who holds it finishes on it.
+
+        Raises:
+            InvalidModuleError, ModuleTooLargeError, LinkError, ExportError, SignatureError,
+            DuplicateFunctionError: nothing of it stays.
+            CodeMemoryError: the system has no memory left to compile it, though everything idle
+                was evicted.
+            trio.ClosedResourceError: the cache is closed.
+
+        **Checkpoint:** always.
+        **Cancellation:** nothing of it stays; the compiling thread is abandoned.
+        """
+        shell = self._shell
+        shell.owner.check("register", waits=True)
+        self._check_open()
+        declaration = declare(
+            name=name,
+            args=args,
+            returns=returns,
+            export=export,
+            abi=abi,
+            called_on_null=called_on_null,
+            imports=imports,
+            concurrency=concurrency,
+            isolation=isolation,
+            max_instances=shell.config.max_instances,
+        )
+        key = declaration.key
+        shell.registry.reserve(key, replace)
+        with trio.CancelScope() as scope:
+            self._registering.add(scope)
+            try:
+                return await self._register(declaration, wasm)
+            finally:
+                self._registering.discard(scope)
+                shell.registry.release(key)
+        raise trio.ClosedResourceError(f"the cache was closed while {key} was being registered")
+
+    async def _register(
+        self, declaration: Declaration, wasm: bytes | str | os.PathLike[str]
+    ) -> Function:
+        shell, key = self._shell, declaration.key
+        source = await read_source(
+            shell.engine, str(key), wasm, shell.config.max_wasm_size, self._compiler.readers
+        )
+        self._check_open()
+        group = find_group(shell, self._main_state)
+        module = None
+        for attempt in itertools.count():
+            try:
+                found = await self._compiler.get(source, declaration, shell.config, group)
+                module, crossing, seconds = found
+                break
+            except NoMemoryError as error:
+                self._check_open()
+                shell.relieve(key, COMPILE_SHARE, error, attempt)
+        assert module is not None
+        self._check_open()
+        artifact = module.artifact
+        record = FunctionRecord(
+            key,
+            shell.registry.next_generation(key),
+            module.record,
+            declaration.concurrency,
+            worst_size(artifact.info, artifact.edits),
+            artifact.address_space,
+            artifact.mappings,
+        )
+        return self._install(record, module, declaration, crossing, seconds)
+
+    def _install(
+        self,
+        record: FunctionRecord,
+        module: CachedModule,
+        declaration: Declaration,
+        crossing: Crossing,
+        seconds: float,
+    ) -> Function:
+        shell, code_size = self._shell, module.record.code_size
+        function = Function(
+            name=record.key.name,
+            args=record.key.args,
+            returns=declaration.returns,
+            generation=record.generation,
+            module_digest=module.digest,
+            code_size=code_size,
+            worst_size=record.worst_size,
+            isolation=declaration.isolation,
+            isolation_verdict=verdict(declaration.isolation, module.why_not),
+            acquire=self.acquire,
+        )
+        record.definition = Definition(
+            function,
+            declaration.returns,
+            module,
+            crossing,
+            declaration.export,
+            declaration.called_on_null,
+            declaration.isolation == REUSE,
+            declaration.isolation == RESET and module.why_not is None,
+        )
+        self._compiler.keep(module)
+        old = shell.registry.put(record)
+        now = trio.current_time()
+        if seconds:
+            shell.policy.note_compiled(record, seconds)
+        shell.journal.registered(
+            record,
+            now,
+            module_digest=module.digest,
+            module_number=module.number,
+            code_bytes=code_size,
+            artifact_bytes=module.artifact.size,
+            compile_seconds=seconds,
+            concurrency=record.concurrency,
+            worst_size_bytes=record.worst_size,
+            address_space_bytes=record.address_space,
+            mappings=record.mappings,
+            module_mappings=module.record.mappings,
+            isolation=function.isolation,
+            isolation_verdict=function.isolation_verdict,
+        )
+        if old is not None:
+            old.successor = record
+            self._retire(old, now)
+        return function
+
+    @trio.lowlevel.enable_ki_protection
+    def remove(self, name: str, args: Sequence[str] | None = None) -> None:
+        """Remove a function, or with `args=None` all functions of that name.
+
+        Its idle instances go now. Who holds one finishes on it; who waits for one gets
+        `UnknownFunctionError`.
+
+        Raises:
+            UnknownFunctionError: there is none.
+            trio.ClosedResourceError: the cache is closed.
+        """
+        self._shell.owner.check("remove")
+        self._check_open()
+        for record in self._shell.registry.take(name, args):
+            now = trio.current_time()
+            self._shell.journal.removed(record, now)
+            self._retire(record, now)
+
+    def _retire(self, record: FunctionRecord, now: float) -> None:
+        self._compiler.drop(Definition.of(record).module)
+        self._shell.carry_out(self._shell.policy.retire(record, now), now)
+
+    def functions(self) -> tuple[Function, ...]:
+        """What is registered, in order of registration."""
+        self._shell.owner.check_reading("functions")
+        return tuple(
+            function_of(Definition.of(record)) for record in self._shell.registry.functions.values()
+        )
+
+    # -- leases
+
+    def acquire(self, name: str, args: Sequence[str]) -> Lease:
+        """An instance of a function, for the length of a block: ``async with cache.acquire(...)``.
+
+        In the innermost scheduling group of this cache around the caller, or its group ``"main"``.
+        See `Lease.__aenter__` for what entering the block raises.
+        """
+        shell, inside = self._shell, groups_around()
+        group = find_group(shell, self._main_state) if inside else self._main_state
+        return Lease(shell, group, name, args)
+
+    @trio.lowlevel.enable_ki_protection
+    async def warm(self, name: str, args: Sequence[str], count: int = 1) -> None:
+        """Load instances ahead, until `count` of the function live in the caller's group.
+
+        Counts neither as hit nor as miss.
+
+        Raises:
+            ValueError: `count` is not from 1 to the function's concurrency.
+            As `acquire` does.
+
+        **Checkpoint:** always.
+        **Cancellation:** what was loaded by then stays.
+        """
+        self._shell.owner.check("warm", waits=True)
+        self._check_open()
+        record = self._shell.registry.find(name, args)
+        if isinstance(count, bool) or not isinstance(count, int):
+            raise TypeError(f"count must be an int, got {count!r}")
+        if not 1 <= count <= record.concurrency:
+            raise ValueError(
+                f"{record.key}: count must be from 1 to its concurrency, "
+                f"{record.concurrency}; got {count}"
+            )
+        group = find_group(self._shell, self._main_state)
+        await trio.lowlevel.checkpoint()
+        for _ in range(count):  # more would be in vain: where there is no room, each evicts another
+            record = self._shell.registry.find(name, args)
+            entry = record.entries.get(group.record)
+            if entry is not None and entry.live >= min(count, record.concurrency):
+                return
+            async with AsyncExitStack() as stack:
+                await stack.enter_async_context(Lease(self._shell, group, name, args, warm=True))
+            entry = record.entries.get(group.record)
+            if entry is None or not entry.idle:
+                return  # loaded, but too large to be kept: more of them would not be either
+
+    # -- groups
+
+    @opening
+    async def scheduling_group(
+        self, name: str, *, capacity: float, shares: int = 100
+    ) -> AsyncIterator[SchedulingGroup]:
+        """A nursery whose tasks share a capacity and a part of the CPU. See `SchedulingGroup`.
+
+        The block runs in the group, too. When block and tasks have ended, the group's instances
+        go.
+
+        Args:
+            name: not that of another open group.
+            capacity: how many tasks may hold or wait for instances; an int, or `math.inf`.
+            shares: part of the CPU, relative to other groups; 1 to 1,000,000.
+
+        Raises:
+            ValueError, TypeError: a name in use, or what can't be a capacity or shares.
+            trio.ClosedResourceError: the cache is closed.
+
+        **Checkpoint:** as of a `trio.Nursery`; leaving waits for threads that are in a call.
+        **Cancellation:** as of a `trio.Nursery`; the group's instances go all the same.
+        """
+        self._shell.owner.check("scheduling_group", waits=True)
+        self._check_open()
+        check_group(name, capacity, shares)
+        if name in self._groups or name in self._opening:
+            raise ValueError(f"a scheduling group {name!r} is open already")
+        self._opening.add(name)
+        state = new_group_state(name, capacity, shares)
+        try:
+            async with open_group(self._shell, state) as group:
+                self._groups[name] = state
+                yield group
+        finally:
+            if name in self._groups:
+                if not state.record.closed:  # the cache was closed before
+                    await close_groups(self._shell, [state], Reason.GROUP_CLOSED)
+                del self._groups[name]
+            self._opening.discard(name)
+
+    # -- limits and numbers
+
+    @trio.lowlevel.enable_ki_protection
+    def resize(self, **limits: Any) -> None:
+        """Change fields of the configuration; what no longer fits is evicted now.
+
+        ``cache.resize(max_size=64 * MiB, idle_timeout=1.0)``
+
+        `memory_limit` and `table_limit` hold for functions registered from now on. `stack_size`,
+        `cache_dir`, `log_uses`, how modules are compiled, and the main group's capacity and shares
+        can't be changed.
+
+        Raises:
+            TypeError, ValueError: no such field, or a bad value; nothing has changed.
+            trio.ClosedResourceError: the cache is closed.
+        """
+        shell = self._shell
+        shell.owner.check("resize")
+        self._check_open()
+        fixed = FIXED & limits.keys()
+        if fixed:
+            raise ValueError(f"{', '.join(sorted(fixed))} can't be changed while the cache is open")
+        config = evolve(shell.config, **limits)
+        shell.config = config
+        shell.runner.resize(config)
+        shell.result_book.limit = config.max_result_size
+        now = trio.current_time()
+        shell.journal.resized(config, shell.engine.system, now)
+        shell.carry_out(shell.policy.resize(config, now), now)
+        shell.evictor.sleep_until(shell.policy.next_expiry())
+        shell.adapt_instances()
+
+    @property
+    def config(self) -> CacheConfig:
+        """The limits in force."""
+        return self._shell.config
+
+    def stats(self) -> CacheStats:
+        """Counters, distributions and gauges of this moment. Changes nothing."""
+        self._shell.owner.check_reading("stats")
+        return self._statistics.count(len(self._groups))
+
+    @trio.lowlevel.enable_ki_protection
+    def pop_stats(self) -> CacheStats:
+        """As `stats`, and then all counters and distributions begin anew; gauges stay.
+
+        Use it from one place only: what it gave, nobody else gets. ``wasmcache.closed`` in the log
+        tells the counters of the whole time all the same.
+        """
+        self._shell.owner.check("pop_stats")
+        stats = self._statistics.count(len(self._groups))
+        self._statistics.restart()
+        return stats
+
+    @trio.lowlevel.enable_ki_protection
+    async def resident_bytes(self) -> ResidentBytes:
+        """How much of what the books allow is in memory now, as the kernel tells; in a thread.
+
+        Raises:
+            NotImplementedError: the system is not Linux, or hides ``/proc/self/pagemap``.
+
+        **Checkpoint:** always.
+        **Cancellation:** nothing changes.
+        """
+        self._shell.owner.check("resident_bytes", waits=True)
+        return await self._statistics.count_resident()
+
+    def entries(self) -> tuple[EntryInfo, ...]:
+        """Every function in every group that has instances or waiters. Changes nothing."""
+        self._shell.owner.check_reading("entries")
+        return self._statistics.describe_entries()
+
+    def __repr__(self) -> str:
+        return f"<InstanceCache {self._statistics.in_words(len(self._groups))}>"
+
+    # -- inside
+
+    def _check_open(self) -> None:
+        if self._shell.closed:
+            raise trio.ClosedResourceError("the cache is closed")
+
+    async def _close(self) -> None:
+        shell = self._shell
+        shell.closed = True
+        for scope in self._registering:
+            scope.cancel()
+        shell.policy.closed = True
+        shell.registry.close()
+        await close_groups(shell, list(self._groups.values()), Reason.CLOSED)
+        shell.journal.closed(**self._statistics.totals())

@@ -1,0 +1,200 @@
+"""Scheduling groups: a nursery with a name, a capacity and CPU shares, and who is in which."""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, final
+
+import trio
+from attrs import frozen
+
+from .._core.config import bad_capacity, bad_shares
+from .._ki import opening
+from .._owner import calls_user
+from .._pool.capacity import GroupState
+from .._pool.pool import Shell
+from .lease import Lease
+
+# The groups around the running code, innermost last; of all caches.
+_groups: contextvars.ContextVar[tuple[_Inside, ...]] = contextvars.ContextVar(
+    "trio_wasmcache_groups", default=()
+)
+
+
+@final
+class SchedulingGroup:
+    """A nursery whose tasks share a capacity and a part of the CPU.
+
+    .. code-block::
+
+        async with cache.scheduling_group("oltp", capacity=8, shares=200) as group:
+            group.start_soon(worker)
+
+    Instances never cross groups. At most `capacity` of its tasks hold or wait for instances at the
+    same time; a task counts once, however many leases it nests. When groups compete for the CPU,
+    each gets it in proportion to its `shares`; one alone gets all of it.
+
+    Made by `InstanceCache.scheduling_group`.
+    """
+
+    def __init__(self, shell: Shell, state: GroupState, nursery: trio.Nursery) -> None:
+        self._shell = shell
+        self._state = state
+        self._nursery = nursery
+        self._chain = (*_groups.get(), _Inside(self, state, shell))
+
+    @property
+    def name(self) -> str:
+        """As given; unique among the open groups of its cache."""
+        return self._state.record.name
+
+    @property
+    def shares(self) -> int:
+        """Its part of the CPU, relative to the other groups'."""
+        return self._state.share.shares
+
+    @property
+    def limiter(self) -> trio.CapacityLimiter:
+        """A token for each task that holds or waits for an instance; `total_tokens` may be set."""
+        self._shell.owner.check("SchedulingGroup.limiter")
+        return self._state.capacity.watch()
+
+    @property
+    def cancel_scope(self) -> trio.CancelScope:
+        """The nursery's: cancelling it cancels the group's tasks and its block."""
+        return self._nursery.cancel_scope
+
+    def start_soon(
+        self, async_fn: Callable[..., Awaitable[Any]], *args: Any, name: object = None
+    ) -> None:
+        """`trio.Nursery.start_soon`; inside, this group is the current one."""
+        self._shell.owner.check("SchedulingGroup.start_soon")
+        self._nursery.start_soon(
+            _run_inside, self._chain, async_fn, args, name=async_fn if name is None else name
+        )
+
+    async def start(
+        self, async_fn: Callable[..., Awaitable[Any]], *args: Any, name: object = None
+    ) -> Any:
+        """`trio.Nursery.start`; inside, this group is the current one.
+
+        **Checkpoint:** always.
+        **Cancellation:** as `trio.Nursery.start`: the child is cancelled too.
+        """
+        self._shell.owner.check("SchedulingGroup.start", waits=True)
+        return await self._nursery.start(
+            _start_inside, self._chain, async_fn, args, name=async_fn if name is None else name
+        )
+
+    def acquire(self, name: str, args: Sequence[str]) -> Lease:
+        """`InstanceCache.acquire` in this group, whatever group the caller is in."""
+        return Lease(self._shell, self._state, name, args)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._state.record.closed else "open"
+        borrowed, total = self._state.capacity.count()
+        return (
+            f"<SchedulingGroup {self.name!r} {state}: {borrowed} of {total} tokens, "
+            f"{self.shares} shares>"
+        )
+
+
+@final
+@frozen
+class _Inside:
+    """A group that runs code, as the context of that code knows it."""
+
+    group: SchedulingGroup
+    state: GroupState
+    shell: Shell
+
+
+def current_group() -> SchedulingGroup | None:
+    """Return the innermost scheduling group around the caller, of whichever cache, or None."""
+    groups = _groups.get()
+    return groups[-1].group if groups else None
+
+
+groups_around = _groups.get
+"""The groups around the caller, innermost last; of all caches."""
+
+
+def find_group(shell: Shell, main: GroupState) -> GroupState:
+    """Return the state of the innermost group of the shell's cache, or of its main group."""
+    for inside in reversed(_groups.get()):
+        if inside.shell is shell:
+            return inside.state
+    return main
+
+
+def check_group(name: object, capacity: object, shares: object) -> None:
+    """`TypeError` or `ValueError` for what can't make a group."""
+    if not isinstance(name, str):
+        raise TypeError(f"a group's name must be a str, got {name!r}")
+    if not name or not name.isprintable():
+        raise ValueError(f"a group's name must be printable and not empty, got {name!r}")
+    for what, problem in (("capacity", bad_capacity(capacity)), ("shares", bad_shares(shares))):
+        if problem is not None:
+            raise ValueError(f"{what} of group {name!r} {problem}")
+
+
+@opening
+async def open_group(shell: Shell, state: GroupState) -> AsyncIterator[SchedulingGroup]:
+    """Open a nursery that is a scheduling group; the block runs in it. Closing is the caller's."""
+    async with trio.open_nursery() as nursery:
+        group = SchedulingGroup(shell, state, nursery)
+        note_opened(shell, state)
+        reset = _groups.set((*_groups.get(), _Inside(group, state, shell)))
+        try:
+            yield group
+        finally:
+            _groups.reset(reset)
+
+
+def note_opened(shell: Shell, state: GroupState) -> None:
+    """Note for the log that a group is open."""
+    _, capacity = state.capacity.count()
+    shell.journal.group_opened(state.record.name, capacity, state.share.shares)
+
+
+@calls_user
+async def _run_inside(
+    chain: tuple[_Inside, ...],
+    async_fn: Callable[..., Awaitable[Any]],
+    args: tuple[Any, ...],
+) -> None:
+    _groups.set(chain)
+    await _coroutine(async_fn, args)
+
+
+@calls_user
+async def _start_inside(
+    chain: tuple[_Inside, ...],
+    async_fn: Callable[..., Awaitable[Any]],
+    args: tuple[Any, ...],
+    *,
+    task_status: trio.TaskStatus[Any],
+) -> None:
+    _groups.set(chain)
+    await _coroutine(functools.partial(async_fn, task_status=task_status), args)
+
+
+@calls_user
+def _coroutine(async_fn: Any, args: tuple[Any, ...]) -> Awaitable[Any]:
+    """What to await for a task; the two common mistakes get the message they deserve."""
+    if inspect.iscoroutine(async_fn):
+        async_fn.close()
+        raise TypeError(
+            f"a task starts from an async function, not from a coroutine such as {async_fn!r}: "
+            "write start_soon(fn, arg), not start_soon(fn(arg))"
+        )
+    result = async_fn(*args)
+    if not inspect.isawaitable(result):
+        raise TypeError(
+            f"a task starts from an async function, but {async_fn!r} is none: it gave {result!r}"
+        )
+    awaitable: Awaitable[Any] = result
+    return awaitable

@@ -1,0 +1,114 @@
+"""Opens a cache for the length of a block: puts the parts together, and closes them in order."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import trio
+
+from .._core.config import CacheConfig
+from .._engine.base import Engine
+from .._ki import opening
+from .._log import LogWriter, ThreadedLogWriter
+from .._owner import check_trio
+from .._pool.pool import Shell
+from .cache import InstanceCache
+
+
+@opening
+async def open_cache(
+    config: CacheConfig | None = None, *, logger: Any = None
+) -> AsyncIterator[InstanceCache]:
+    """Open a cache for the length of a block.
+
+    .. code-block::
+
+        async with trio_wasmcache.open_cache(CacheConfig(max_size=100 * MiB)) as cache:
+            await cache.register("fib", wasm, args=("i64",), returns="i64")
+
+    When the block ends: no new leases; who waits gets `trio.ClosedResourceError`; calls are
+    stopped within a slice; everything native is freed; the log is flushed. An exception of the
+    block leaves it as it is, not wrapped in a group.
+
+    Args:
+        config: the limits; `CacheConfig()` by default.
+        logger: a structlog logger; ``structlog.get_logger("trio_wasmcache")`` by default. It is
+            called from one thread of the cache's own.
+
+    Raises:
+        CacheDirError: `cache_dir` can't be used.
+        RuntimeError: there is no Trio run here, but another event loop, or none.
+
+    **Checkpoint:** entering and leaving are checkpoints.
+    **Cancellation:** everything is closed all the same, and so it is after Ctrl-C, however often;
+    flushing the log is shielded, for at most `log_flush_timeout` seconds.
+    """
+    from .._engine.wasmtime.code_cache import CodeCache
+    from .._engine.wasmtime.engine import WasmtimeEngine
+    from .._engine.wasmtime.subprocess import Apart
+
+    check_trio("open_cache")
+    config = CacheConfig() if config is None else config
+    if not isinstance(config, CacheConfig):
+        raise TypeError(f"config must be a CacheConfig, got {config!r}")
+    apart = code_cache = None
+    if config.cache_dir is not None:
+        code_cache = await trio.to_thread.run_sync(
+            CodeCache, config.cache_dir, config.stack_size, limiter=trio.CapacityLimiter(1)
+        )
+    if config.compile_memory is not None:
+        apart = Apart(
+            config.stack_size, config.compile_memory, config.compile_seconds, config.cache_dir
+        )
+    engine = WasmtimeEngine(config.stack_size, apart, code_cache)
+    del code_cache  # the engine gives it up when it is closed
+    try:
+        log = ThreadedLogWriter(logger)
+    except BaseException:  # there was no thread to be had
+        engine.close()
+        raise
+    async with open_with(config, engine, log) as cache:
+        yield cache
+
+
+@opening
+async def open_with(
+    config: CacheConfig, engine: Engine, log: LogWriter
+) -> AsyncIterator[InstanceCache]:
+    """`open_cache` on any engine and any log: the seam that `trio_wasmcache.testing` uses."""
+    failure: BaseException | None = None
+    shell = Shell(config, engine, log)
+    try:
+        with trio.CancelScope() as ending:
+            async with trio.open_nursery() as service:
+                shell.journal.opened(config, engine.system)
+                cache = InstanceCache(shell, service)
+                service.start_soon(shell.evictor.run)
+                try:
+                    await trio.lowlevel.checkpoint()
+                    yield cache
+                except BaseException as error:
+                    # Kept aside, so that the nursery does not wrap it.
+                    failure = error
+                finally:
+                    # All that is left ends at once when told to, threads within a slice; a
+                    # cancellation from outside must not get between it and the books.
+                    ending.shield = True
+                    await cache._close()
+                    service.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        # Ctrl-C while it was closing: not wrapped, either.
+        interrupts, others = group.split(KeyboardInterrupt)
+        if interrupts is None or others is not None:
+            raise
+        failure = KeyboardInterrupt()
+    finally:
+        engine.close()
+        shell.owner.end()
+        await log.close(config.log_flush_timeout)
+    if failure is not None:
+        try:
+            raise failure
+        finally:
+            del failure

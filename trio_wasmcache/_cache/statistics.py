@@ -1,0 +1,169 @@
+"""The numbers of one cache. Reading changes nothing, except in `Statistics.restart`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import final
+
+from attrs import Factory, frozen
+
+from .._core.events import Reason
+from .._core.metrics.stats import CacheStats, EntryInfo, ResidentBytes
+from .._core.policy.records import Instance, Stage
+from .._engine.base import GuestInstance
+from .._pool.pool import Shell
+from .._runtime.bound import BoundFunction, Definition
+
+
+@frozen(kw_only=True)
+class _Base:
+    """The counters of a cache at the moment since which they are reported."""
+
+    hits: int = 0
+    misses: int = 0
+    blocks: int = 0
+    calls: int = 0
+    evictions: Mapping[Reason, int] = Factory(dict)
+    log_lost: int = 0
+    log_failures: int = 0
+
+
+@final
+class Statistics:
+    """Counters since the last restart, gauges of this moment, and the total at the end."""
+
+    def __init__(self, shell: Shell) -> None:
+        self._shell = shell
+        self._base = _Base()
+
+    def count(self, groups: int) -> CacheStats:
+        """Return counters since the last restart and gauges of this moment; `groups` are open."""
+        shell = self._shell
+        policy = shell.policy
+        residents, ledger = policy.residents, policy.residents.ledger
+        modules = {Definition.of(it).module for it in shell.registry.functions.values()}
+        base, uses = self._base, residents.snapshot()
+        return CacheStats(
+            hits=policy.hits - base.hits,
+            misses=policy.misses - base.misses,
+            blocks=policy.blocks - base.blocks,
+            calls=uses.calls,
+            evictions={
+                reason.value: number - base.evictions.get(reason, 0)
+                for reason, number in residents.evictions.items()
+            },
+            functions=len(shell.registry.functions),
+            groups=groups,
+            entries=len(residents.entries),
+            idle_instances=ledger.idle,
+            running_instances=ledger.running,
+            waiting=len(policy.waits.waiting),
+            loaded_modules=ledger.loaded_modules,
+            total_size=ledger.total_size,
+            max_size=policy.config.max_size,
+            running_size=ledger.running_size,
+            max_running_size=policy.config.max_running_size,
+            scratch_size=shell.engine.scratch_size,
+            results_size=shell.results.size,
+            pending_results_size=shell.result_book.size,
+            max_result_size=shell.config.max_result_size,
+            code_size=ledger.used,
+            max_code_size=policy.config.max_code_size,
+            module_code_size=ledger.code_size,
+            stacks_size=ledger.stacks,
+            address_space=ledger.address_space,
+            max_address_space=policy.system.max_address_space(policy.config),
+            mappings=ledger.mappings,
+            max_mappings=policy.system.mappings,
+            idle_stacks_size=max(0, shell.engine.open_instances - ledger.running)
+            * ledger.stack_size,
+            artifact_size=sum(module.artifact.size for module in modules),
+            log_lost=shell.log.lost - base.log_lost,
+            log_failures=shell.log.failures - base.log_failures,
+            uses=uses,
+        )
+
+    async def count_resident(self) -> ResidentBytes:
+        """Count what is in memory at this moment.
+
+        **Checkpoint:** always.
+        **Cancellation:** nothing is left behind.
+        """
+        shell = self._shell
+        residents, held = shell.policy.residents, shell.policy.waits.held
+        running = [request.instance for request in held if request.instance is not None]
+        functions = {instance.entry.function for instance in residents.lru}
+        functions |= {request.entry.function for request in held}
+        modules = {Definition.of(function).module for function in functions}
+        return await shell.engine.count_resident(
+            idle=_natives(residents.lru),
+            running=_natives(running),
+            modules=[one.loaded for one in modules if one.loaded is not None],
+        )
+
+    def restart(self) -> None:
+        """Count from 0 from now on. The totals of the log are not affected."""
+        shell = self._shell
+        policy = shell.policy
+        self._base = _Base(
+            hits=policy.hits,
+            misses=policy.misses,
+            blocks=policy.blocks,
+            calls=self._count_calls(),
+            evictions=dict(policy.residents.evictions),
+            log_lost=shell.log.lost,
+            log_failures=shell.log.failures,
+        )
+        policy.residents.begin_anew()
+
+    def describe_entries(self) -> tuple[EntryInfo, ...]:
+        """Describe every function in every group that has instances or waiters."""
+        infos = []
+        for entry in self._shell.policy.residents.entries:
+            key = entry.function.key
+            rooms = sum(request.stage is Stage.ROOM for request in entry.claims)
+            infos.append(
+                EntryInfo(
+                    function=key.name,
+                    args=key.args,
+                    generation=entry.function.generation,
+                    group=entry.group.name,
+                    idle=len(entry.idle),
+                    running=entry.live - len(entry.idle),
+                    waiting=len(entry.waiting) + rooms,
+                    size=sum(instance.size for instance in entry.idle),
+                    last_used=entry.last_used,
+                )
+            )
+        return tuple(infos)
+
+    def in_words(self, groups: int) -> str:
+        """Return the state for a repr."""
+        shell = self._shell
+        policy, ledger = shell.policy, shell.policy.residents.ledger
+        return (
+            f"{'closed' if shell.closed else 'open'}: {len(shell.registry.functions)} functions, "
+            f"{groups} groups, {ledger.idle} idle instances ({ledger.total_size} of "
+            f"{policy.config.max_size} bytes), {ledger.running} running, "
+            f"{len(policy.waits.waiting)} waiting, "
+            f"code {ledger.used} of {policy.config.max_code_size} bytes"
+        )
+
+    def totals(self) -> dict[str, int]:
+        """Return the counters since the cache was opened, as the log ends with them."""
+        policy = self._shell.policy
+        return {
+            "hits": policy.hits,
+            "misses": policy.misses,
+            "blocks": policy.blocks,
+            "calls": self._count_calls(),
+            "evictions": sum(policy.residents.evictions.values()),
+        }
+
+    def _count_calls(self) -> int:
+        return self._base.calls + self._shell.policy.residents.count_calls()
+
+
+def _natives(instances: Iterable[Instance]) -> list[GuestInstance]:
+    """Return what is native of the instances, where that is made."""
+    return [BoundFunction.of(one).native for one in instances if one.bound is not None]

@@ -1,0 +1,516 @@
+"""What is in the cache, and how it goes: every way for an instance to enter, rest, run and leave.
+
+Nobody waits here. `policy` decides who is served; this file keeps the three books that must agree
+(the entry, the ledger, the order of last use) and changes them together, one instance at a time.
+Whatever leaves is recorded in the `Step` that the shell gets.
+"""
+
+from __future__ import annotations
+
+from attrs import Factory, define
+
+from ..config import CacheConfig, SystemLimits
+from ..errors import CodeMemoryError
+from ..events import Evicted, Reason
+from ..keys import FunctionKey
+from ..metrics.counters import Snapshot, UseBook
+from .ledger import Ledger
+from .lifecycle import ACQUIRE, TRANSITIONS, Action, step
+from .lru import LRU
+from .records import GRANTED, Entry, FunctionRecord, GroupRecord, Instance, Module, Request
+
+# Forgotten entries whose counts are not added up yet: as many as an application may have in turn,
+# and few enough to take no memory.
+PARKED = 64
+# Instances that time out in one step: freeing one that has touched much takes a millisecond or two.
+MAX_EXPIRED = 8
+# More bytes than any limits of a function come to, which may be said as any whole number.
+NO_LIMIT = 1 << 4096
+
+
+@define
+class Step:
+    """What a step of the policy leaves for the shell to do, each list in order."""
+
+    evicted: list[tuple[Instance, Evicted]] = Factory(list)
+    """To be closed, with the fact for the log."""
+    unloaded: list[Module] = Factory(list)
+    """Nobody uses their code any more."""
+    woken: list[Request] = Factory(list)
+    """They need wait no longer: `stage` and `error` tell why."""
+
+    def __bool__(self) -> bool:
+        return bool(self.evicted or self.unloaded or self.woken)
+
+
+@define(eq=False)
+class Residents:
+    """The instances of one cache."""
+
+    config: CacheConfig
+    system: SystemLimits = Factory(SystemLimits)
+    ledger: Ledger = Factory(
+        lambda self: Ledger(self.config.stack_size, self.config.max_code_size), takes_self=True
+    )
+    lru: LRU[Instance] = Factory(lambda: LRU[Instance]())
+    evictions: dict[Reason, int] = Factory(lambda: dict.fromkeys(Reason, 0))
+    entries: dict[Entry, None] = Factory(dict)
+    book: UseBook = Factory(UseBook)
+    running_limit: int = Factory(
+        lambda self: _number(self.config.max_running_size), takes_self=True
+    )
+    """`max_running_size`, as a number."""
+    space_limit: int = Factory(lambda self: self._space_limit(), takes_self=True)
+    """`max_address_space` (bytes), as a number."""
+    mapping_limit: int = Factory(lambda self: _number(self.system.mappings), takes_self=True)
+    """Mappings that instances and code may have together."""
+    shrunk: bool = False
+    """Whether it may be `crowded`: only `resize` can make it so, and `trim` looks again."""
+    _parked: dict[tuple[FunctionRecord, GroupRecord], Entry] = Factory(dict)
+    """Entries that are forgotten, but for what they counted: where nothing is kept, each acquire
+    makes one, and would add it all up again."""
+    rests: int = 0
+    """How often an instance became idle so far."""
+    _numbers: int = 0
+
+    # -- entries: made when asked for, forgotten when nothing needs them
+
+    def entry(self, function: FunctionRecord, group: GroupRecord) -> Entry:
+        """The entry of `function` in `group`, made if there is none."""
+        entry = function.entries.get(group)
+        if entry is None:
+            entry = self._parked.pop((function, group), None) or Entry(function, group)
+            function.entries[group] = entry
+            group.entries[entry] = None
+            self.entries[entry] = None
+        return entry
+
+    def forget(self, entry: Entry) -> None:
+        """Drop `entry` if nothing lives, waits or runs in it."""
+        if entry.vacant and entry in self.entries:
+            del self.entries[entry]
+            del entry.group.entries[entry]
+            del entry.function.entries[entry.group]
+            entry.last_used = None
+            if entry.function.retired or entry.group.closed:
+                self._collect(entry)
+            else:
+                if len(self._parked) >= PARKED:
+                    self.fold()
+                self._parked[entry.function, entry.group] = entry
+
+    # -- what is told about uses
+
+    def noted(self, entry: Entry) -> None:
+        """Something was, in an entry that was made only for that, or may be forgotten already."""
+        if entry in self.entries:
+            self.forget(entry)
+        else:
+            self._collect(entry)
+
+    def fold(self) -> None:
+        """What forgotten entries have counted goes to their functions and groups."""
+        for entry in self._parked.values():
+            self._collect(entry)
+        self._parked.clear()
+
+    def snapshot(self) -> Snapshot:
+        """All uses so far."""
+        self.fold()
+        frozen = [entry.uses.freeze(_held(entry)) for entry in self.entries]
+        names = list(map(self._names, self.entries))
+        return Snapshot(*self.book.share(), self.count_calls(), frozen, names)
+
+    def count_calls(self) -> int:
+        """Calls begun, since uses are counted."""
+        self.fold()
+        return self.book.calls + sum(entry.uses.calls for entry in self.entries)
+
+    def begin_anew(self) -> None:
+        """From now on, uses are counted from 0."""
+        self.fold()
+        self.book.clear()
+        for entry in self.entries:
+            entry.uses.clear(_held(entry))
+
+    def _collect(self, entry: Entry) -> None:
+        self.book.add(entry.uses, *self._names(entry))
+        entry.uses.clear()
+
+    def _names(self, entry: Entry) -> tuple[FunctionKey | None, str | None]:
+        function, group = entry.function, entry.group
+        return None if function.gone else function.key, None if group.gone else group.name
+
+    # -- in, and back
+
+    def start(self, entry: Entry, now: float) -> Instance:
+        """A new instance begins to load."""
+        self._numbers += 1
+        instance = Instance(self._numbers, entry, now)
+        instance.state = step(instance.state, Action.LOAD)
+        instance.loads_module = self.ledger.enter(entry.function)
+        self.ledger.reserve(instance, entry.function.address_space, entry.function.mappings)
+        entry.function.module.instances[instance] = None
+        entry.live += 1
+        return instance
+
+    def resume(self, entry: Entry) -> Instance:
+        """The most recently used idle instance of `entry` runs again."""
+        instance = entry.idle[-1]
+        state = TRANSITIONS[instance.state][ACQUIRE]
+        entry.idle.pop()
+        self.lru.remove(instance)
+        self.ledger.resume(instance)
+        instance.state = state
+        return instance
+
+    def take(self, entry: Entry) -> Instance:
+        """The most recently used of `entry` is a seat: an instance begins to load on it."""
+        instance = entry.idle[-1]
+        state = step(instance.state, Action.TAKE)
+        entry.idle.pop()
+        self.lru.remove(instance)
+        self.ledger.resume(instance)
+        self.ledger.reserve(instance, entry.function.address_space, entry.function.mappings)
+        instance.state = state
+        instance.loads_module = False
+        return instance
+
+    def settle(self, instance: Instance, action: Action, size: int, now: float) -> None:
+        """A running (or just loaded) instance becomes idle. The caller has seen to its fitting."""
+        entry = instance.entry
+        instance.state = step(instance.state, action)
+        instance.size = size
+        instance.last_used = entry.last_used = now
+        self.rests += 1
+        instance.rested = self.rests
+        self.ledger.suspend(instance)
+        self.lru.touch(instance)
+        entry.idle.append(instance)
+
+    # -- out
+
+    def drop(
+        self, instance: Instance, reason: Reason, now: float, result: Step, limit: int | None = None
+    ) -> None:
+        """A loading or running instance goes, and is an eviction."""
+        state = step(instance.state, Action.DROP)
+        before = self.ledger.total_size, self.ledger.used
+        instance.last_used = now
+        self._leave_running(instance, result)
+        instance.state = state
+        self._record(instance, reason, now, result, before, limit)
+
+    def discard(self, instance: Instance, result: Step) -> None:
+        """An instance that could not be loaded goes; it never was, so it is no eviction."""
+        state = step(instance.state, Action.DROP)
+        self._leave_running(instance, result)
+        instance.state = state
+
+    def evict(
+        self, instance: Instance, reason: Reason, now: float, result: Step, limit: int | None = None
+    ) -> None:
+        """An idle instance goes."""
+        state = step(instance.state, Action.EVICT)
+        entry = instance.entry
+        before = self.ledger.total_size, self.ledger.used
+        self.lru.remove(instance)
+        entry.idle.remove(instance)
+        entry.live -= 1
+        del entry.function.module.instances[instance]
+        if self.ledger.leave_idle(instance):
+            result.unloaded.append(entry.function.module)
+        instance.state = state
+        self._record(instance, reason, now, result, before, limit)
+        self.forget(entry)
+
+    def evict_entry(self, entry: Entry, reason: Reason, now: float, result: Step) -> None:
+        """All idle instances of `entry` go, the least recently used first."""
+        for instance in list(entry.idle):
+            self.evict(instance, reason, now, result)
+
+    def evict_module(self, module: Module, reason: Reason, now: float, result: Step) -> None:
+        """All idle instances of a module that has no others go, and so does its code."""
+        for instance in module.idle:
+            self.evict(instance, reason, now, result)
+
+    def shrink(self, target: int, now: float, result: Step) -> None:
+        """Least recently used first, until idle instances take at most `target` bytes."""
+        while self.ledger.total_size > target and (oldest := self.lru.oldest()) is not None:
+            self.evict(oldest, Reason.SIZE, now, result)
+
+    def expire(self, now: float, result: Step) -> None:
+        """What has been idle for `idle_timeout` goes, so many in one step."""
+        for _ in range(MAX_EXPIRED):
+            oldest = self.lru.oldest()
+            if oldest is None or oldest.last_used + self.config.idle_timeout > now:
+                return
+            self.evict(oldest, Reason.IDLE, now, result)
+
+    def resize(self, config: CacheConfig, now: float, result: Step) -> None:
+        """Under smaller limits, what no longer fits goes."""
+        self.config = config
+        self.running_limit = _number(config.max_running_size)
+        self.space_limit = self._space_limit()
+        self.ledger.limit_code(config.max_code_size)
+        limit = config.max_instance_size
+        for instance in [instance for instance in self.lru if instance.size > limit]:
+            self.evict(instance, Reason.OVERSIZED, now, result, limit)
+        self.shrink(config.max_size, now, result)
+        self.trim(now, result)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether more is here than the limits allow: after a `resize`, as long as much runs."""
+        ledger, config = self.ledger, self.config
+        return (
+            ledger.idle + ledger.running > config.max_instances
+            or ledger.code_size + ledger.stacks > config.max_code_size
+            or self.overbooked
+        )
+
+    @property
+    def overbooked(self) -> bool:
+        """Whether more addresses or mappings are reserved than the limits allow."""
+        ledger = self.ledger
+        return ledger.address_space > self.space_limit or ledger.mappings > self.mapping_limit
+
+    def trim(self, now: float, result: Step) -> None:
+        """Evict what is too much by count, by code or by addresses, as far as it is idle."""
+        ledger, config = self.ledger, self.config
+        while ledger.idle + ledger.running > config.max_instances:
+            if (oldest := self.lru.oldest()) is None:
+                break
+            self.evict(oldest, Reason.COUNT, now, result)
+        while ledger.used > config.max_code_size:
+            if (module := ledger.evictable.oldest()) is None:
+                break
+            self.evict_module(module, Reason.CODE, now, result)
+        while self.overbooked and (victim := self._space_victim()) is not None:
+            self.evict(victim, Reason.ADDRESS_SPACE, now, result)
+        self.shrunk = self.crowded
+
+    # -- room to run: for code, for a stack, for what the instance may touch and what it reserves
+
+    def check_fits(self, function: FunctionRecord) -> None:
+        """`CodeMemoryError` if an instance of `function` needs more than an empty cache has."""
+        worst = function.worst_size
+        if worst > self.running_limit:
+            raise CodeMemoryError(
+                f"{function.key} may touch {worst} bytes while it runs, but max_running_size is "
+                f"{self.running_limit}: raise it, or register under a smaller memory_limit"
+            )
+        code_size, stack_size = function.module.code_size, self.ledger.stack_size
+        if code_size + stack_size > self.config.max_code_size:
+            raise CodeMemoryError(
+                f"{function.key} needs {code_size + stack_size} bytes ({code_size} of code, "
+                f"{stack_size} of stack), but max_code_size is {self.config.max_code_size}: "
+                "raise it, or split the module"
+            )
+        space = function.address_space + code_size
+        if space > self.space_limit:
+            raise CodeMemoryError(
+                f"{function.key} reserves {space} bytes of addresses, but max_address_space is "
+                f"{self.space_limit}: raise it (or the process's RLIMIT_AS), or build the module "
+                "with fewer memories"
+            )
+        mappings = function.mappings + function.module.mappings
+        if mappings > self.mapping_limit:
+            raise CodeMemoryError(
+                f"{function.key} needs {mappings} memory mappings, but the cache may have "
+                f"{self.mapping_limit}: raise the system's vm.max_map_count, or build the module "
+                "with fewer memories"
+            )
+
+    def make_room(
+        self,
+        function: FunctionRecord,
+        another: bool,
+        now: float,
+        result: Step,
+        seat: bool = False,
+    ) -> bool:
+        """Evict what must go for one more running instance of `function`.
+
+        Looks first whether room can be made at all; if not, nothing changes and the answer is
+        False. Whole modules go, least recently used first, never one that is in use and never its
+        own: an eviction that frees no code would be for nothing. What running instances may touch
+        no eviction makes less.
+
+        Args:
+            another: it will be a new instance, which counts against `max_instances`.
+            seat: it will be loaded on a seat of its module.
+        """
+        ledger, limit, module = self.ledger, self.config.max_code_size, function.module
+        if ledger.running_size + function.worst_size > self.running_limit:
+            return False
+        needed = ledger.stack_size + (0 if module.users else module.code_size)
+        possible = ledger.evictable_code
+        if module in ledger.evictable:
+            possible -= module.code_size
+        if ledger.used + needed - possible > limit:
+            return False
+        full = ledger.idle + ledger.running >= self.config.max_instances
+        if another and full and not ledger.idle:
+            return False
+        if (another or seat) and not self._space_for(function):
+            return False
+        reason = Reason.STACK if module.users else Reason.CODE
+        while ledger.used + needed > limit:
+            oldest = next(other for other in ledger.evictable if other is not module)
+            self.evict_module(oldest, reason, now, result)
+        while (another or seat) and max(self._missing(function)) > 0:
+            victim = self._space_victim(module)
+            assert victim is not None
+            self.evict(victim, Reason.ADDRESS_SPACE, now, result)
+        # Last, as the code that went may have taken instances enough with it. If this one was the
+        # last of `module`, that is unloaded and loaded again: as many bytes go as come.
+        if another and ledger.idle + ledger.running >= self.config.max_instances:
+            self.evict(next(iter(self.lru)), Reason.COUNT, now, result)
+        return True
+
+    def reserve(
+        self, instance: Instance, reserved: tuple[int, int], now: float, result: Step
+    ) -> bool:
+        """Note what a running instance reserves now (bytes of addresses, mappings).
+
+        Idle instances are evicted for it, least recently used first. Returns False, and evicts
+        none, if there is too little to evict.
+        """
+        ledger = self.ledger
+        ledger.reserve(instance, *reserved)
+        if not self.overbooked:
+            return True
+        space, mappings = self._idle_space(None)
+        if (
+            ledger.address_space - space > self.space_limit
+            or ledger.mappings - mappings > self.mapping_limit
+        ):
+            return False
+        while self.overbooked and (victim := self._space_victim()) is not None:
+            self.evict(victim, Reason.ADDRESS_SPACE, now, result)
+        return True
+
+    def relieve(self, address_space: int, mappings: int, now: float, result: Step) -> None:
+        """Evict idle instances until so much less is reserved, or nothing more can go."""
+        ledger = self.ledger
+        space_target = ledger.address_space - address_space
+        mapping_target = ledger.mappings - mappings
+        while ledger.address_space > space_target or ledger.mappings > mapping_target:
+            if (victim := self._space_victim()) is None:
+                return
+            self.evict(victim, Reason.ADDRESS_SPACE, now, result)
+
+    def _space_limit(self) -> int:
+        return _number(self.system.max_address_space(self.config))
+
+    def _missing(self, function: FunctionRecord) -> tuple[int, int]:
+        """How many bytes of addresses and mappings are missing for an instance of `function`."""
+        ledger, module = self.ledger, function.module
+        space = ledger.address_space + function.address_space - self.space_limit
+        mappings = ledger.mappings + function.mappings - self.mapping_limit
+        if module.users == 0:
+            return space + module.code_size, mappings + module.mappings
+        return space, mappings
+
+    def _space_for(self, function: FunctionRecord) -> bool:
+        """Whether evicting idle instances can free what an instance of `function` reserves."""
+        missing = self._missing(function)
+        if max(missing) <= 0:
+            return True
+        idle = self._idle_space(function.module)
+        return missing[0] <= idle[0] and missing[1] <= idle[1]
+
+    def _idle_space(self, needed: Module | None) -> tuple[int, int]:
+        """Addresses (bytes) and mappings that would be free if all that is idle went.
+
+        The code of `needed` stays: what its going would free, its coming back takes again. Added
+        up where it is asked, which is rare: a sum kept at hand would have to be kept in each hit.
+        """
+        space = mappings = 0
+        for instance in self.lru:
+            space += instance.address_space
+            mappings += instance.mappings
+        for module in self.ledger.evictable:
+            if module is not needed:
+                space += module.code_size
+                mappings += module.mappings
+        return space, mappings
+
+    def _space_victim(self, needed: Module | None = None) -> Instance | None:
+        """The idle instance that goes next for addresses or mappings, if any is worth it.
+
+        The least recently used first; after all that reserve something, the seats that keep code
+        loaded which nothing else needs.
+        """
+        for instance in self.lru:
+            if not instance.seat:
+                return instance
+        for instance in self.lru:
+            module = instance.entry.function.module
+            if module.running == 0 and module is not needed:
+                return instance
+        return None
+
+    # -- what it all comes down to
+
+    def _leave_running(self, instance: Instance, result: Step) -> None:
+        module = instance.entry.function.module
+        del module.instances[instance]
+        if self.ledger.leave_running(instance):
+            result.unloaded.append(module)
+        instance.entry.live -= 1
+
+    def _record(
+        self,
+        instance: Instance,
+        reason: Reason,
+        now: float,
+        result: Step,
+        before: tuple[int, int],
+        limit: int | None,
+    ) -> None:
+        function = instance.entry.function
+        module = function.module
+        self.evictions[reason] += 1
+        advice = None
+        if reason is Reason.OVERSIZED and not function.warned_oversized:
+            function.warned_oversized = True
+            advice = (
+                f"{function.key} takes {instance.size} bytes, more than max_instance_size = "
+                f"{limit}: it is loaded anew for every lease until the limit is raised"
+            )
+        event = Evicted(
+            function=function.key.name,
+            arg_types=", ".join(function.key.args),
+            group=instance.entry.group.name,
+            generation=function.generation,
+            instance=instance.number,
+            reason=reason,
+            seat=instance.seat,
+            module_digest=module.digest,
+            freed_bytes=instance.size,
+            freed_code_bytes=0 if module.users else module.code_size,
+            idle_seconds=now - instance.last_used,
+            age_seconds=now - instance.created_at,
+            uses=instance.uses,
+            total_size_before_bytes=before[0],
+            total_size_after_bytes=self.ledger.total_size,
+            code_size_before_bytes=before[1],
+            code_size_after_bytes=self.ledger.used,
+            limit_bytes=limit,
+            advice=advice,
+        )
+        result.evicted.append((instance, event))
+
+
+def _number(limit: int | None) -> int:
+    # No infinity: to compare a whole number with a float takes three times as long.
+    return NO_LIMIT if limit is None else limit
+
+
+def _held(entry: Entry) -> int:
+    """Leases of it that have not ended."""
+    if not entry.claims:
+        return 0
+    return sum(request.stage is GRANTED and not request.warm for request in entry.claims)

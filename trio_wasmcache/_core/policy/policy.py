@@ -1,0 +1,784 @@
+"""The state machine that decides who is served, who waits, and in what order.
+
+Rules:
+
+1. A step is synchronous. It takes the time, changes state once, and *returns* what must be closed,
+   who must be woken and what happened; it never does any of it. An error changes nothing.
+2. A request goes through the same stages in the same order: an instance of its entry (first come,
+   first served), then room to run (first come, first served in the whole cache), then the load if
+   there is nothing idle.
+3. An instance or room is granted in the step that frees it. Nothing is ever assigned but idle.
+4. Recycling never waits and never fails.
+
+These hold between two steps:
+
+5. No entry has waiters while one of its claims is free, and nobody waits for room that is there.
+6. Whoever waits for room has a claim already, so a line for room never holds more requests of an
+   entry than that may serve at once.
+7. Some task that holds an instance is free to go on: a wait that is in vain ends with an error,
+   where it begins or, if a release made it so, in the step of the release.
+
+Nearly every acquire and recycle is a plain hit, and takes the short way: `hit` and `rest`. They do
+what `acquire` and `recycle` do in a dozen calls each, written out without one, as a call in Python
+costs as much as three of their lines. They refuse, and change nothing, where anything is out of the
+ordinary; then the long way is taken. The model of the policy in the tests checks that both ways
+lead to the same state, whatever the state before.
+
+The books of what is in the cache are kept by `residents`. The shell around them closes, loads,
+wakes and logs; the log tool replays a log through this file.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable
+
+from attrs import Factory, define
+
+from ..config import CacheConfig, SystemLimits
+from ..errors import CodeMemoryError, DeadlockError, UnknownFunctionError
+from ..events import Reason
+from ..metrics.counters import COMPILES, FUELS, HOLDS, RUNS, WAITS, microseconds
+from .deadlock import ROOM, Resource, Waits
+from .instances import Residents, Step
+from .lifecycle import IDLE, LOADING, RECYCLE, RUNNING, Action, IllegalStepError, step
+from .records import (
+    ENDED,
+    GRANTED,
+    NEW,
+    Closed,
+    Entry,
+    FunctionRecord,
+    GiveUp,
+    GroupRecord,
+    Instance,
+    Request,
+    Stage,
+)
+
+
+@define(eq=False)
+class Policy:
+    """Decides for one cache. Its clock is the `now` (seconds) that it is given."""
+
+    config: CacheConfig
+    system: SystemLimits = Factory(SystemLimits)
+    residents: Residents = Factory(
+        lambda self: Residents(self.config, self.system), takes_self=True
+    )
+    room: deque[Request] = Factory(deque)
+    """Who waits for room, in order."""
+    waits: Waits = Factory(Waits)
+    hits: int = 0
+    misses: int = 0
+    blocks: int = 0
+    closed: bool = False
+    _turns: int = 0
+
+    # -- the short way of a hit
+
+    def hit(
+        self,
+        function: FunctionRecord,
+        group: GroupRecord,
+        owner: Hashable,
+        give_up: GiveUp,
+        now: float,
+    ) -> Request | None:
+        """Return a request that is GRANTED an idle instance, or None: then nothing has changed.
+
+        Only an instance that is `ready` is taken, and nobody else may be kept waiting by it.
+        """
+        entry = function.entries.get(group)
+        if entry is None or not (idle := entry.idle) or entry.waiting or self.room:
+            return None
+        instance, claims, residents = idle[-1], entry.claims, self.residents
+        ledger = residents.ledger
+        running = ledger.running + 1
+        running_size = ledger.running_size + function.worst_size
+        if (
+            not instance.ready
+            or len(claims) >= function.concurrency
+            or running > ledger.most_running
+            or running_size > residents.running_limit
+        ):
+            return None
+        request = instance.request
+        if request is None:
+            request = instance.request = Request(entry, owner)
+        # The instance and the order of use. From here on there is not even a call of C, which could
+        # still fail for want of room on Python's stack.
+        del idle[-1]
+        instance.state = RUNNING
+        before, after = instance.before, instance.after
+        before.after, after.before = after, before
+        instance.before = instance.after = None
+        # The ledger.
+        module = function.module
+        if module.running == 0:
+            before, after = module.before, module.after
+            before.after, after.before = after, before
+            module.before = module.after = None
+            ledger.evictable_code -= module.code_size
+        module.running += 1
+        ledger.running = running
+        ledger.running_size = running_size
+        ledger.total_size -= instance.size
+        # The request. Whose it was in an earlier hit does not know it any more.
+        request.instance = instance
+        request.owner = owner
+        request.hit, request.handed_over = True, False
+        request.give_up = give_up
+        request.stage = GRANTED
+        request.since = now
+        claims[request] = self.waits.held[request] = None
+        self.hits += 1
+        return request
+
+    def rest(self, request: Request, size: int, now: float) -> bool:
+        """Make the instance of a `hit`, or of what `may_rest`, idle; False if it takes `recycle`.
+
+        Nothing has changed then. `size` is what the instance may touch now (bytes).
+        """
+        instance, entry, config = request.instance, request.entry, self.config
+        residents = self.residents
+        ledger = residents.ledger
+        total = ledger.total_size + size
+        if (
+            instance is None
+            or instance.request is not request
+            or size > config.max_instance_size
+            or total > config.max_size
+            or entry.waiting
+            or self.room
+            or entry.function.retired
+            or entry.group.closed
+            or residents.shrunk
+        ):
+            return False
+        held = int((now - request.since) * 1e6)
+        place = HOLDS + held.bit_length()  # `UseStats.add`, written out
+        uses = entry.uses
+        uses.hold += held
+        try:
+            uses.counts[place] += 1
+        except KeyError:
+            uses.count_in(place)
+        # The instance and the order of use; as above, no calls from here on.
+        entry.idle.append(instance)
+        instance.state = IDLE
+        instance.size = size
+        instance.last_used = entry.last_used = now
+        residents.rests = instance.rested = residents.rests + 1
+        instance.uses += 1
+        ring = residents.lru
+        last = ring.before
+        instance.before, instance.after = last, ring
+        last.after = ring.before = instance
+        # The ledger.
+        function = entry.function
+        module = function.module
+        module.running -= 1
+        if module.running == 0:
+            modules = ledger.evictable
+            last = modules.before
+            module.before, module.after = last, modules
+            last.after = modules.before = module
+            ledger.evictable_code += module.code_size
+        ledger.running -= 1
+        ledger.running_size -= function.worst_size
+        ledger.total_size = total
+        # The request.
+        request.stage = ENDED
+        request.instance = request.give_up = None
+        del entry.claims[request], self.waits.held[request]
+        return True
+
+    # -- acquire
+
+    def may_rest(self, request: Request) -> None:
+        """Let a lease that was granted the long way end the short way: see `rest`."""
+        instance = request.instance
+        if instance is not None and instance.entry is request.entry and not request.warm:
+            instance.request = request
+
+    def request(
+        self,
+        function: FunctionRecord,
+        group: GroupRecord,
+        owner: Hashable,
+        warm: bool = False,
+        give_up: GiveUp | None = None,
+    ) -> Request:
+        """Return a new request, at stage NEW; `acquire` is its first step, to be taken at once."""
+        return Request(self.residents.entry(function, group), owner, warm, give_up=give_up)
+
+    def acquire(self, request: Request, now: float) -> Step | None:
+        """Take `request` as far as it goes without waiting.
+
+        Afterwards its `stage` is GRANTED (a hit), LOADING, QUEUED or ROOM. What loads is a hit,
+        too, if it does so on a seat. A warm request is GRANTED at once where `concurrency` allows
+        no further instance.
+
+        Raises:
+            CodeMemoryError: it would not fit into an empty budget.
+            DeadlockError: it would have to wait for itself.
+        """
+        _expect(request, NEW)
+        entry = request.entry
+        claims = entry.claims
+        free = len(claims) < entry.function.concurrency and not entry.waiting
+        if free and entry.idle and not (self.room or request.warm or entry.idle[-1].seat):
+            # The fast path of a hit.
+            residents, ledger = self.residents, self.residents.ledger
+            if (
+                ledger.code_size + ledger.stacks + ledger.stack_size <= self.config.max_code_size
+                and ledger.running_size + entry.function.worst_size <= residents.running_limit
+            ):
+                claims[request] = None
+                self._grant(request, now)
+                return None
+        if not request.blocked:
+            request.since = now
+        self._turns += 1
+        request.turn = self._turns
+        try:
+            self.residents.check_fits(entry.function)
+            if free:
+                return self._seek_room(request, now)
+            self._block(request, entry)
+        except (CodeMemoryError, DeadlockError):
+            request.stage = Stage.ENDED
+            self.residents.forget(entry)
+            raise
+        request.stage = Stage.QUEUED
+        entry.waiting.append(request)
+        return None
+
+    def loaded(self, request: Request, now: float, size: int = 0) -> Step | None:
+        """The load succeeded: the request is GRANTED.
+
+        `size` is what its instance may touch now (bytes).
+
+        If its function was retired or its group closed meanwhile, the new instance goes, and the
+        request is at another stage: LOADING again, QUEUED or ROOM to wait, or ENDED with `error`.
+        It is not among the `woken`, as it did not sleep.
+        """
+        instance = _instance(request, Stage.LOADING)
+        instance.size = size
+        seat, instance.seat = instance.seat, False
+        reason = self._unwanted(instance.entry)
+        if reason is None:
+            request.hit = seat
+            if not request.warm:
+                instance.state = step(instance.state, Action.LOADED)
+                self._count_loaded(request, now)
+            request.stage = Stage.GRANTED
+            request.since = now
+            return None
+        result = Step()
+        claimed = request.entry
+        self.residents.drop(instance, reason, now, result)
+        self._let_go(request)
+        if reason is not Reason.REMOVED:
+            self._end(request, Closed(), result)
+        else:
+            self._go_on(request, now, result)
+        self._pump(claimed, now, result)
+        self._pump(instance.entry, now, result)
+        if request in result.woken:
+            result.woken.remove(request)
+        return result
+
+    def failed(self, request: Request, now: float) -> Step:
+        """The load failed or was cancelled: all that was taken is given back, a seat too.
+
+        The slot goes to the first waiter of the entry, which tries for itself.
+        """
+        instance = _instance(request, Stage.LOADING)
+        result = Step()
+        claimed = request.entry
+        if instance.seat:
+            self._put_back(instance, now, result)
+        else:
+            self.residents.discard(instance, result)
+        self._let_go(request)
+        self._pump(claimed, now, result)
+        self._pump(instance.entry, now, result)
+        return result
+
+    def cancel(self, request: Request, now: float) -> Step:
+        """The waiter gives up. Whoever was behind it may go on now."""
+        entry = request.entry
+        if request.stage is Stage.QUEUED:
+            entry.waiting.remove(request)
+        else:
+            _expect(request, Stage.ROOM)
+            self._leave_room(request)
+        result = Step()
+        self.waits.end(request.owner)
+        request.stage = Stage.ENDED
+        self._pump(entry, now, result)
+        return result
+
+    # -- recycle
+
+    def hand_over(self, request: Request, owner: Hashable, now: float) -> Step | None:
+        """The block of the lease has ended, but not the call of it that `owner` has under way.
+
+        So from now on it is up to `owner` when the instance is free. If that one waits, maybe for
+        this very instance, the wait may be in vain now: then it ends with a `DeadlockError`.
+        """
+        _expect(request, GRANTED)
+        request.owner = owner
+        request.handed_over = True
+        resource = self.waits.waiting.get(owner)
+        if resource is None or self.waits.chain(owner, resource) is None:
+            return None
+        result = Step()
+        self._break_cycle(owner, now, result)
+        return result
+
+    def recycle(
+        self,
+        request: Request,
+        size: int,
+        now: float,
+        drop: Reason | None = None,
+        seat: bool = False,
+        reserved: tuple[int, int] | None = None,
+    ) -> Step | None:
+        """The lease ended; `size` is what its instance may touch now (bytes).
+
+        With `drop` the instance goes for that reason. Otherwise it stays if it may, and the least
+        recently used go until it fits. With `seat` it is closed already, and a seat stays, of that
+        size. `reserved` is what the instance reserves now (bytes of addresses, mappings), where
+        that has changed.
+        """
+        instance = _instance(request, GRANTED)
+        entry = instance.entry
+        residents, config = self.residents, self.config
+        if seat:
+            instance.seat, instance.ready, instance.bound = True, False, None
+            residents.ledger.reserve(instance, 0, 0)
+        if not request.warm:
+            instance.uses += 1
+            entry.uses.add(HOLDS, int((now - request.since) * 1e6))
+        limit = None
+        if (unwanted := self._unwanted(entry)) is not None:
+            drop = drop or unwanted
+        elif drop is None and size > config.max_instance_size:
+            drop, limit = Reason.OVERSIZED, config.max_instance_size
+        elif drop is None and size > config.max_size:
+            drop, limit = Reason.SIZE, config.max_size
+        result = None
+        booked = instance.address_space, instance.mappings
+        if drop is None and not seat and reserved not in (None, booked):
+            result = Step()
+            if not residents.reserve(instance, reserved, now, result):
+                drop = Reason.ADDRESS_SPACE
+        if drop is not None:
+            result = result or Step()
+            instance.size = size
+            residents.drop(instance, drop, now, result, limit)
+        else:
+            if residents.ledger.total_size + size > config.max_size:
+                result = result or Step()
+                residents.shrink(config.max_size - size, now, result)
+            # One that was loaded to be warm never ran.
+            action = Action.WARMED if instance.state is LOADING else RECYCLE
+            residents.settle(instance, action, size, now)
+        self._let_go(request)
+        request.give_up = None
+        if entry.waiting or self.room or drop is not None or residents.shrunk:
+            result = result or Step()
+            self._pump(entry, now, result)
+        return result
+
+    def relieve(self, address_space: int, mappings: int, now: float) -> Step | None:
+        """Evict idle instances, as the system gave no memory, addresses or mappings for a load.
+
+        They go least recently used first, until they have reserved that many bytes of addresses
+        and that many mappings together. None: nothing idle is left that could help.
+        """
+        result = Step()
+        self.residents.relieve(address_space, mappings, now, result)
+        if not result.evicted:
+            return None
+        self._pump_room(now, result)
+        return result
+
+    # -- time
+
+    def expire(self, now: float) -> Step:
+        """Evict what has been idle for `idle_timeout`, but only some if there is much: see
+        `next_expiry`."""
+        result = Step()
+        self.residents.expire(now, result)
+        self._pump_room(now, result)
+        return result
+
+    def next_expiry(self) -> float | None:
+        """When `expire` will next have something to do (the clock of `now`), or None."""
+        oldest = self.residents.lru.oldest()
+        return None if oldest is None else oldest.last_used + self.config.idle_timeout
+
+    # -- functions, groups, limits
+
+    def retire(self, function: FunctionRecord, now: float) -> Step:
+        """`function` was removed, or replaced if it has a `successor`.
+
+        Its idle instances go. Who waits goes on with the successor, in order, or ends with
+        `UnknownFunctionError`; who runs is not disturbed; who loads is seen to in `loaded`.
+        """
+        self.residents.fold()
+        function.retired = True
+        if function.successor is None:
+            self.residents.book.drop_function(function.key)
+        result = Step()
+        for entry in list(function.entries.values()):
+            self.residents.evict_entry(entry, Reason.REMOVED, now, result)
+            self._move_on(entry, result)
+            self.residents.forget(entry)
+        self._refuse_misfits(result)
+        if function.successor is not None:
+            for entry in list(function.successor.entries.values()):
+                self._pump(entry, now, result)
+        self._pump_room(now, result)
+        return result
+
+    def close_group(self, group: GroupRecord, now: float, reason: Reason) -> Step:
+        """No new leases in `group`: its idle instances go, its waiters end with `Closed`."""
+        self.residents.fold()
+        group.closed = True
+        if not self.closed:
+            group.gone = True
+            self.residents.book.drop_group(group.name)
+        result = Step()
+        for entry in list(group.entries):
+            self.residents.evict_entry(entry, reason, now, result)
+            for request in self._take_waiters(entry):
+                self._end(request, Closed(), result)
+            self.residents.forget(entry)
+        self._pump_room(now, result)
+        return result
+
+    def resize(self, config: CacheConfig, now: float) -> Step:
+        """Live under other limits from now on; those who wait and never fit end with an error."""
+        self.config = config
+        result = Step()
+        self.residents.resize(config, now, result)
+        for entry in self._refuse_misfits(result):
+            self._pump(entry, now, result)
+        self._pump_room(now, result)
+        return result
+
+    # -- what is noted about uses
+
+    def note_token_block(self, function: FunctionRecord, group: GroupRecord) -> None:
+        """An acquire has to wait for a token of its group, so there is no request yet."""
+        self.blocks += 1
+        entry = self.residents.entry(function, group)
+        entry.uses.blocks += 1
+        self.residents.noted(entry)
+
+    def note_error(self, entry: Entry, error: str) -> None:
+        """An acquire, or a call, ended with an error of that type."""
+        entry.uses.note_error(error)
+        self.residents.noted(entry)
+
+    def note_long_call(self, entry: Entry, fuel: int, seconds: float) -> None:
+        """A call that had gone on beyond its first slice is over, and so is its lease maybe."""
+        entry.uses.add(RUNS, microseconds(seconds))
+        entry.uses.add(FUELS, fuel)
+        self.residents.noted(entry)
+
+    def note_compiled(self, function: FunctionRecord, seconds: float) -> None:
+        """The module of a function was compiled, for it."""
+        self.residents.book.of_function(function.key).add(COMPILES, microseconds(seconds))
+
+    # -- from stage to stage
+
+    def _seek_room(self, request: Request, now: float) -> Step:
+        """The request has an instance coming to it: give it room too, or let it wait for that."""
+        result = Step()
+        claims = request.entry.claims
+        # First, as a claim keeps the entry in the books when making room evicts what is idle there.
+        claims[request] = None
+        if self.room or not self._serve(request, now, result):
+            try:
+                self._block(request, ROOM)
+            except DeadlockError:
+                # Who stands before it in line waits for what it holds: let it by if it fits.
+                if self.room and self._serve(request, now, result):
+                    return result
+                del claims[request]
+                raise
+            self._enter_room(request)
+        return result
+
+    def _serve(self, request: Request, now: float, result: Step) -> bool:
+        """Give a request that has a claim its room, and what it claimed; False if there is none."""
+        entry = request.entry
+        hit = bool(entry.idle)
+        if request.warm and entry.live < entry.function.concurrency:
+            hit = False
+        seat = hit and entry.idle[-1].seat
+        if not self.residents.make_room(entry.function, not hit, now, result, seat):
+            return False
+        if hit and not seat:
+            self._grant(request, now)
+        else:
+            residents = self.residents
+            request.instance = residents.take(entry) if hit else residents.start(entry, now)
+            request.stage = Stage.LOADING
+            self.waits.held[request] = None
+        return True
+
+    def _grant(self, request: Request, now: float) -> None:
+        request.instance = self.residents.resume(request.entry)
+        request.stage = GRANTED
+        request.hit = True
+        self.waits.held[request] = None
+        if not request.warm:
+            self.hits += 1
+            if request.turn or request.blocked:
+                self._note_wait(request, now)
+        request.since = now
+
+    def _count_loaded(self, request: Request, now: float) -> None:
+        if request.hit:
+            self.hits += 1
+        else:
+            self.misses += 1
+            request.entry.uses.misses += 1
+        self._note_wait(request, now)
+
+    def _note_wait(self, request: Request, now: float) -> None:
+        request.entry.uses.add(WAITS, microseconds(now - request.since))
+
+    # -- who goes next when something becomes free
+
+    def _pump(self, entry: Entry, now: float, result: Step) -> None:
+        """Something became free: serve the waiters of `entry`, then those who wait for room."""
+        # In a cache that closes, group by group, nobody is served any more.
+        while not self.closed and entry.waiting and len(entry.claims) < entry.function.concurrency:
+            request = entry.waiting.pop(0)
+            try:
+                self.residents.check_fits(entry.function)
+            except CodeMemoryError as error:
+                self._end(request, error, result)
+                continue
+            entry.claims[request] = None
+            if self.room or not self._serve(request, now, result):
+                # Whether that is in vain is seen below, where it is known who has to give way.
+                self.waits.waiting[request.owner] = ROOM
+                self._note_block(request)
+                self._enter_room(request)
+            else:
+                self.waits.end(request.owner)
+                result.woken.append(request)
+        self._pump_room(now, result)
+        self.residents.forget(entry)
+
+    def _pump_room(self, now: float, result: Step) -> None:
+        if self.residents.shrunk:
+            self.residents.trim(now, result)
+        while self.room and not self.closed:
+            request = self.room[0]
+            if not self._serve(request, now, result):
+                # Whoever released was perhaps the last that could, and nobody else will notice.
+                if self.waits.chain(request.owner, ROOM) is not None:
+                    self._break_deadlock(now, result)
+                return
+            self.room.popleft()
+            self.waits.end(request.owner)
+            result.woken.append(request)
+
+    def _break_deadlock(self, now: float, result: Step) -> None:
+        """Nobody who holds room can go on: one of them overtakes, if it fits, or gives way.
+
+        The first in line would be the wrong one if it holds nothing: the others would be stuck as
+        before. All who wait for room are in the same trap, so any of them that holds will do.
+        """
+        holders = {request.owner for request in self.waits.held}
+        for request in [request for request in self.room if request.owner in holders]:
+            if self._serve(request, now, result):
+                self.room.remove(request)
+                self.waits.end(request.owner)
+                result.woken.append(request)
+                return
+        stuck = (request for request in self._waiters() if request.owner in holders)
+        self._give_way(next(stuck, self.room[0]), now, result)
+
+    def _break_cycle(self, owner: Hashable, now: float, result: Step) -> None:
+        """What `owner` waits for, nobody can give it any more: it gives way, or one that it needs.
+
+        The latter where it waits for a token: such a wait is not the policy's to end.
+        """
+        waiters = {request.owner: request for request in self._waiters()}
+        needed = (waiters[task] for task in self.waits.reach(owner) if task in waiters)
+        self._give_way(next(needed), now, result)
+
+    def _waiters(self) -> list[Request]:
+        """All who wait, for room first."""
+        queued = (request for entry in self.residents.entries for request in entry.waiting)
+        return [*self.room, *queued]
+
+    def _give_way(self, request: Request, now: float, result: Step) -> None:
+        """Its wait ends with a `DeadlockError`."""
+        error = self.waits.error(request.owner, self.waits.waiting[request.owner])
+        if request.stage is Stage.ROOM:
+            self._leave_room(request)
+        else:
+            request.entry.waiting.remove(request)
+        self._end(request, error, result)
+        self._pump(request.entry, now, result)
+
+    # -- queues
+
+    def _go_on(self, request: Request, now: float, result: Step) -> None:
+        """A load was overtaken by `retire`: the request goes before all who came after it."""
+        function = request.entry.function
+        while function.retired and function.successor is not None:
+            function = function.successor
+        if function.retired:
+            self._end(request, _unknown(function), result)
+            return
+        entry = request.entry = self.residents.entry(function, request.entry.group)
+        self._queue(request)
+        self._pump(entry, now, result)
+        if request.stage is Stage.QUEUED:
+            try:
+                self._block(request, entry)
+            except DeadlockError as error:
+                entry.waiting.remove(request)
+                self._end(request, error, result)
+
+    def _move_on(self, old: Entry, result: Step) -> None:
+        """Who waits in `old` goes on in its successor's entry; who loads keeps a claim there.
+
+        Who waits for room keeps its place too, as far as the successor's `concurrency` goes.
+        """
+        successor = old.function.successor
+        if successor is None:
+            for request in self._take_waiters(old):
+                self._end(request, _unknown(old.function), result)
+            return
+        claims = [request for request in old.claims if request.stage is not Stage.GRANTED]
+        if not (claims or old.waiting):
+            return
+        new = self.residents.entry(successor, old.group)
+        for request in claims:
+            if len(new.claims) < successor.concurrency:
+                new.claims[request] = None
+            elif request.stage is Stage.ROOM:
+                self.room.remove(request)
+                old.waiting.append(request)
+            del old.claims[request]
+            request.entry = new
+        for request in old.waiting:
+            request.entry = new
+            self.waits.waiting[request.owner] = new
+            self._queue(request)
+        old.waiting.clear()
+
+    def _refuse_misfits(self, result: Step) -> list[Entry]:
+        """Who waits for room that can never be made ends with an error; gives their entries."""
+        entries = []
+        for request in list(self.room):
+            try:
+                self.residents.check_fits(request.entry.function)
+            except CodeMemoryError as error:
+                self._leave_room(request)
+                self._end(request, error, result)
+                entries.append(request.entry)
+        return entries
+
+    def _take_waiters(self, entry: Entry) -> list[Request]:
+        """All who wait in `entry`, in order, no longer in any queue."""
+        in_room = [request for request in entry.claims if request.stage is Stage.ROOM]
+        for request in in_room:
+            self._leave_room(request)
+        waiters = in_room + list(entry.waiting)
+        entry.waiting.clear()
+        return waiters
+
+    def _queue(self, request: Request) -> None:
+        """Into the queue of its entry, before all who came later."""
+        request.stage = Stage.QUEUED
+        queue = request.entry.waiting
+        place = len(queue)
+        while place and queue[place - 1].turn > request.turn:
+            place -= 1
+        queue.insert(place, request)
+
+    def _enter_room(self, request: Request) -> None:
+        request.stage = Stage.ROOM
+        self.room.append(request)
+
+    def _leave_room(self, request: Request) -> None:
+        self.room.remove(request)
+        del request.entry.claims[request]
+
+    def _block(self, request: Request, resource: Resource) -> None:
+        self.waits.begin(request.owner, resource)
+        self._note_block(request)
+
+    def _note_block(self, request: Request) -> None:
+        if not request.blocked:
+            request.blocked = True
+            self.blocks += 1
+            request.entry.uses.blocks += 1
+
+    def _end(self, request: Request, error: Exception, result: Step) -> None:
+        self.waits.end(request.owner)
+        request.stage = Stage.ENDED
+        request.error = error
+        result.woken.append(request)
+
+    def _let_go(self, request: Request) -> None:
+        request.stage = ENDED
+        request.instance = None
+        del self.waits.held[request]
+        request.entry.claims.pop(request, None)
+
+    # -- back into the cache, or not
+
+    def _put_back(self, seat: Instance, now: float, result: Step) -> None:
+        """Nothing could be loaded on `seat`: it stays as if it had just been left, if it may."""
+        config, limit = self.config, None
+        self.residents.ledger.reserve(seat, 0, 0)
+        reason = self._unwanted(seat.entry)
+        if reason is None and seat.size > config.max_instance_size:
+            reason, limit = Reason.OVERSIZED, config.max_instance_size
+        elif reason is None and seat.size > config.max_size:
+            reason, limit = Reason.SIZE, config.max_size
+        if reason is not None:
+            self.residents.drop(seat, reason, now, result, limit)
+        else:
+            self.residents.shrink(config.max_size - seat.size, now, result)
+            self.residents.settle(seat, Action.LEAVE, seat.size, now)
+
+    def _unwanted(self, entry: Entry) -> Reason | None:
+        """Why a running instance of `entry` must not come back into the cache."""
+        if self.closed:
+            return Reason.CLOSED
+        if entry.group.closed:
+            return Reason.GROUP_CLOSED
+        return Reason.REMOVED if entry.function.retired else None
+
+
+def _expect(request: Request, stage: Stage) -> None:
+    if request.stage is not stage:
+        raise IllegalStepError(f"this can't be done to a request that is {request.stage.value}")
+
+
+def _instance(request: Request, stage: Stage) -> Instance:
+    _expect(request, stage)
+    assert request.instance is not None
+    return request.instance
+
+
+def _unknown(function: FunctionRecord) -> UnknownFunctionError:
+    return UnknownFunctionError(f"{function.key} was removed while this acquire waited for it")

@@ -1,0 +1,1 @@
+"""What is read in a module's bytes, and what is written into them. Pure."""

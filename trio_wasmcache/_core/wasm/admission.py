@@ -1,0 +1,318 @@
+"""What a module must be like to be let in, judged from its sections alone, before it is compiled.
+
+Limits are the configuration's, for all memories and all tables of an instance together. wasmtime
+limits each memory and each table by itself, so where there are several, the room that is left over
+is shared out among them here and written into the module as maxima.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from attrs import frozen
+
+from ..config import WASM_PAGE, KiB
+from ..errors import AbiError, ExportError, LinkError, ModuleTooLargeError, SignatureError
+from ..text import printable
+from .driver import SCRATCH_LIMIT
+from .reader import NUMBER_TYPES, OTHER_TYPES, FuncType, Limits, ModuleInfo
+
+WASI_MODULE = "wasi_snapshot_preview1"
+# Parameters of each function: i is i32, I is i64. All but `proc_exit` give an errno, an i32.
+_WASI = """
+    args_get ii, args_sizes_get ii, environ_get ii, environ_sizes_get ii, clock_res_get ii,
+    clock_time_get iIi, fd_advise iIIi, fd_allocate iII, fd_close i, fd_datasync i,
+    fd_fdstat_get ii, fd_fdstat_set_flags ii, fd_fdstat_set_rights iII, fd_filestat_get ii,
+    fd_filestat_set_size iI, fd_filestat_set_times iIIi, fd_pread iiiIi, fd_prestat_get ii,
+    fd_prestat_dir_name iii, fd_pwrite iiiIi, fd_read iiii, fd_readdir iiiIi, fd_renumber ii,
+    fd_seek iIii, fd_sync i, fd_tell ii, fd_write iiii, path_create_directory iii,
+    path_filestat_get iiiii, path_filestat_set_times iiiiIIi, path_link iiiiiii,
+    path_open iiiiiIIii, path_readlink iiiiii, path_remove_directory iii, path_rename iiiiii,
+    path_symlink iiiii, path_unlink_file iii, poll_oneoff iiii, proc_exit i, proc_raise i,
+    random_get ii, sched_yield -, sock_accept iii, sock_recv iiiiii, sock_send iiiii,
+    sock_shutdown ii
+"""
+WASI_TYPES = {
+    name: FuncType(
+        tuple({"i": "i32", "I": "i64"}[letter] for letter in letters.strip("-")),
+        () if name == "proc_exit" else ("i32",),
+    )
+    for name, letters in (item.split() for item in _WASI.split(","))
+}
+# What a module may declare. A few bytes of each cost the compiler some KB and up to 50 µs, so that
+# a module of 4 MiB could take 9 GB and a minute; real modules of that size are far below.
+MAX_TYPES, MAX_FUNCTIONS, MAX_EXPORTS, MAX_ELEMENTS = 10_000, 50_000, 50_000, 100_000
+# Elements that are no functions: a compiler takes 22 KB and 280 µs for each, of 3 bytes. They can
+# only be null, so that no module needs them.
+MAX_EXTERN_ITEMS = 1000
+# Locals beyond one for each byte of code are none that the code uses.
+SPARE_LOCALS = 100_000
+# Names of a module may be as long as it likes; in a message they are cut.
+MAX_SHOWN = 100
+TABLE_ELEMENT_SIZE = 8
+# What wasmtime keeps for an instance whatever is in it, and for each global, each function that can
+# be referred to, each imported one, each item of a passive element segment, each element segment,
+# each data segment and each table, at most (bytes).
+STORE_SIZE, GLOBAL_SIZE, REFERENCE_SIZE, IMPORT_SIZE = 16 * KiB, 16, 32, 96
+ITEM_SIZE, ELEMENTS_SIZE, DATA_SIZE, TABLE_SIZE = 16, 32, 16, 256
+# An instance keeps a scratch for batches with nulls, and one for those without; if values cross
+# through memory, there is but one.
+SCRATCHES = 2
+
+
+@frozen
+class Edits:
+    """What is changed in a module before it is compiled, so that its limits hold."""
+
+    memory_limit: int
+    """Bytes for any one memory."""
+    table_limit: int
+    """Elements for any one table."""
+    memory_maxima: tuple[int | None, ...] = ()
+    """Pages, for each memory; None leaves what the module declares."""
+    table_maxima: tuple[int | None, ...] = ()
+    reset: bool = False
+    """Whether its instances are to be put back, for which all that it can change is exported."""
+
+
+def check_limits(info: ModuleInfo, what: str, memory_limit: int, table_limit: int) -> Edits:
+    """How the limits are kept for this module.
+
+    Args:
+        what: names the function in messages.
+        memory_limit: bytes, all memories together.
+        table_limit: elements, all tables together.
+
+    Raises:
+        ModuleTooLargeError: it starts over a limit.
+    """
+    tables = tuple(table.limits for table in info.tables)
+    pages = sum(memory.minimum for memory in info.memories)
+    if pages * WASM_PAGE > memory_limit:
+        raise ModuleTooLargeError(
+            f"{what} starts with {pages * WASM_PAGE} bytes in {len(info.memories)} memories, "
+            f"memory_limit is {memory_limit}: raise it, or build the module with a smaller memory"
+        )
+    elements = sum(table.minimum for table in tables)
+    if elements > table_limit:
+        raise ModuleTooLargeError(
+            f"{what} starts with {elements} elements in {len(tables)} tables, "
+            f"table_limit is {table_limit}: raise it, or build the module with smaller tables"
+        )
+    return Edits(
+        memory_limit,
+        table_limit,
+        share_out(info.memories, memory_limit // WASM_PAGE),
+        share_out(tables, table_limit),
+    )
+
+
+def check_counts(info: ModuleInfo, what: str, table_limit: int) -> None:
+    """`ModuleTooLargeError` for more of something than a compiler should be given."""
+    for noun, count, most in (
+        ("types", len(info.types), MAX_TYPES),
+        ("functions", len(info.functions), MAX_FUNCTIONS),
+        ("exports", len(info.exports), MAX_EXPORTS),
+        ("elements in its segments", info.elements, max(MAX_ELEMENTS, table_limit)),
+        ("externref elements in its segments", info.extern_items, MAX_EXTERN_ITEMS),
+        ("locals", info.locals, SPARE_LOCALS + info.code_bytes),
+    ):
+        if count > most:
+            raise ModuleTooLargeError(
+                f"{what} has {count} {noun}, over {most}: too many to compile"
+            )
+
+
+def share_out(limits: Sequence[Limits], budget: int) -> tuple[int | None, ...]:
+    """Maxima that add up to at most `budget`, as equal as the minima and declared maxima allow.
+
+    One alone needs none: the engine's own limit holds it.
+    """
+    if len(limits) < 2:
+        return (None,) * len(limits)
+    maxima = [limit.minimum for limit in limits]
+    left = budget - sum(maxima)
+    # The smallest first: each step raises the lowest of those that may still grow.
+    growing = [i for i, limit in enumerate(limits) if limit.maximum != limit.minimum]
+    while left > 0 and growing:
+        lowest = min(maxima[i] for i in growing)
+        level = [i for i in growing if maxima[i] == lowest]
+        ceilings = [limits[i].maximum for i in level]
+        above = [maxima[i] for i in growing if maxima[i] > lowest]
+        target = min(
+            [ceiling for ceiling in ceilings if ceiling is not None] + above + [lowest + left]
+        )
+        rise = min(target - lowest, left // len(level))
+        if rise == 0:
+            break
+        for i in level:
+            maxima[i] += rise
+        left -= rise * len(level)
+        growing = [
+            i for i in growing if (ceiling := limits[i].maximum) is None or maxima[i] < ceiling
+        ]
+    return tuple(maxima)
+
+
+def worst_size(info: ModuleInfo, edits: Edits) -> int:
+    """What an instance may touch at most (bytes).
+
+    All memories and tables, as large as they may become; the scratches of batches; and the rest.
+    """
+    pages = _maxima(info.memories, edits.memory_maxima, edits.memory_limit // WASM_PAGE)
+    elements = table_elements(info, edits)
+    rest = rest_size(info) + SCRATCHES * SCRATCH_LIMIT
+    return pages * WASM_PAGE + elements * TABLE_ELEMENT_SIZE + rest
+
+
+def rest_size(info: ModuleInfo) -> int:
+    """Return what an instance takes beside memories, elements of tables and scratches (bytes).
+
+    That is one page, unless the module has so many parts that wasmtime keeps more for them.
+    """
+    exported = sum(export.kind == "func" for export in info.exports)
+    held = sum(one.value_type == "funcref" for one in info.globals)
+    references = min(len(info.functions), info.elements + exported + held)
+    kept = (
+        STORE_SIZE
+        + len(info.globals) * GLOBAL_SIZE
+        + references * REFERENCE_SIZE
+        + info.imported_functions * IMPORT_SIZE
+        + info.passive_items * ITEM_SIZE
+        + info.element_segments * ELEMENTS_SIZE
+        + info.data_segments * DATA_SIZE
+        + len(info.tables) * TABLE_SIZE
+    )
+    return max(WASM_PAGE, kept)
+
+
+def table_elements(info: ModuleInfo, edits: Edits) -> int:
+    """Return how many elements all tables of an instance may have together."""
+    tables = [table.limits for table in info.tables]
+    return _maxima(tables, edits.table_maxima, edits.table_limit)
+
+
+def _maxima(declared: Sequence[Limits], edited: Sequence[int | None], limit: int) -> int:
+    """The sum of what each may grow to: by its own word, by what was edited, and by the limit."""
+    total = 0
+    for number, limits in enumerate(declared):
+        clamp = edited[number] if number < len(edited) else None
+        bounds = [bound for bound in (limits.maximum, clamp) if bound is not None]
+        total += min([*bounds, limit])
+    return total
+
+
+def check_imports(
+    info: ModuleInfo, what: str, given: Mapping[tuple[str, str], FuncType]
+) -> tuple[tuple[str, str], ...]:
+    """The (module, name) of the imports that host functions have to serve, in order.
+
+    What the module does not import may be given; it is not used.
+
+    Raises:
+        LinkError: imports that nobody gives, or of another type than what is given: all of them.
+    """
+    wanted: dict[tuple[str, str], None] = {}
+    problems = []
+    for item in info.imports:
+        name = f"{printable(item.module, MAX_SHOWN)}.{printable(item.name, MAX_SHOWN)}"
+        if not isinstance(item.type, FuncType):
+            problems.append(f"{name} is a {item.kind}, and only functions can be given")
+            continue
+        offered = given.get((item.module, item.name))
+        if (other := item.type.uncrossable()) is not None:
+            problems.append(f"{name} {signature(item.type)} can't be given: {no_crossing(other)}")
+        elif offered is None:
+            problems.append(f"{name} {signature(item.type)} is missing")
+        elif offered != item.type:
+            problems.append(
+                f"{name} is imported as {signature(item.type)}, but it is {signature(offered)}"
+            )
+        else:
+            wanted[item.module, item.name] = None
+    if problems:
+        shown = problems[:50] + ([f"{len(problems) - 50} more"] if len(problems) > 50 else [])
+        raise LinkError(
+            f"{what} imports what it is not given: {'; '.join(shown)}. "
+            'Give host functions: imports={"module": {"name": HostFunction(...)}}'
+        )
+    return tuple(wanted)
+
+
+def check_export(info: ModuleInfo, what: str, export: str) -> FuncType:
+    """The type of the exported function.
+
+    Raises:
+        ExportError: there is none of that name, or it is not a function.
+    """
+    found = info.export(export)
+    if found is None:
+        names = [item.name for item in info.exports if item.kind == "func"]
+        listed = ", ".join(repr(printable(name, MAX_SHOWN)) for name in names[:8])
+        listed += ", ..." if len(names) > 8 else ""
+        raise ExportError(
+            f"{what}: the module exports no {export!r:.300}; "
+            + (f"the functions it exports are {listed}" if names else "it exports no function")
+        )
+    if found.kind != "func":
+        raise ExportError(f"{what}: the export {export!r:.300} is a {found.kind}, not a function")
+    return info.functions[found.index]
+
+
+def check_signature(what: str, export: str, declared: FuncType, actual: FuncType) -> None:
+    """`SignatureError` unless the declared types cross as the exported function's."""
+    if declared != actual:
+        raise SignatureError(
+            f"{what} is declared as {signature(declared)}, but the export {export!r:.300} is "
+            f"{signature(actual)}"
+        )
+
+
+def check_crossing(what: str, declared: object) -> FuncType:
+    """Return what an ABI says is the type of an export, if values of all its types can cross.
+
+    Raises:
+        TypeError: it is no `FuncType` of two tuples of names.
+        SignatureError: it has a type that can't cross, or that there is not.
+    """
+    if not isinstance(declared, FuncType) or not all(
+        isinstance(types, tuple) and all(isinstance(name, str) for name in types)
+        for types in (declared.params, declared.results)
+    ):
+        raise TypeError(
+            f"{what}: the signature of a crossing must be a FuncType, got {declared!r:.200}"
+        )
+    if (name := declared.uncrossable()) is not None:
+        raise SignatureError(f"{what}: {no_crossing(name)}")
+    return declared
+
+
+def check_call(exported: FuncType | None, export: object) -> FuncType:
+    """Return the type of an export that an ABI wants to call; None: there is no such function.
+
+    Raises:
+        AbiError: there is none, or values of one of its types can't cross.
+    """
+    if exported is None:
+        raise AbiError(f"its ABI calls {export!r:.300}, and the module exports no such function")
+    if (name := exported.uncrossable()) is not None:
+        raise AbiError(
+            f"its ABI calls {export!r:.300}, which is {signature(exported)}: {no_crossing(name)}"
+        )
+    return exported
+
+
+def no_crossing(name: str) -> str:
+    """Say that values of a type can't cross, or that there is no such type."""
+    if name in OTHER_TYPES or name.startswith("(ref"):
+        return f"values of type {name!r:.100} can't cross between Python and wasm"
+    return f"unknown type {name!r:.100}; wasm's numbers are {', '.join(NUMBER_TYPES)}"
+
+
+def signature(function_type: FuncType) -> str:
+    """A function type the way WebAssembly's specification writes it; a long one is cut."""
+    params, results = (
+        " ".join(types[:20]) + (f" and {len(types) - 20} more" if len(types) > 20 else "")
+        for types in (function_type.params, function_type.results)
+    )
+    return f"[{params}] -> [{results}]"

@@ -1,0 +1,241 @@
+"""Writes drivers: small modules that call a function for each row of columns in their own memory.
+
+A call from Python costs microseconds, a call from wasm nanoseconds. So the loop over the rows is in
+wasm: a driver imports the function and exports `run`, which takes a number of rows, calls the
+function for each, and gives back how many are done. Its memory, the *scratch*, holds one chunk:
+
+    | row | which | raw result | validity, a bit a row | column | ... | result | ... |
+
+1. Before each call the driver writes the number of the row, so that whoever looks at the scratch
+   after a trap, or between two slices, knows where the guest is.
+2. Columns lie there as they lie in Python's buffers, an `i8` in one byte: the driver widens what
+   it loads and checks the range of what it stores. A result out of range ends the loop at its row,
+   with the number of the result in `which` and its value in `raw result`.
+3. A row whose validity bit is 0 is not called; its results are 0.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Final
+
+import attrs
+
+from ..config import WASM_PAGE
+from .editor import encode_module, name_bytes, section, sleb, uleb, vector
+from .types import VALUE_TYPES, Export, FuncType, Import, Limits
+
+SCRATCH_LIMIT: Final = 2 * WASM_PAGE
+"""Bytes of a scratch, at most; 128 KiB stay in a core's own cache beside what the guest uses."""
+ROWS_LIMIT: Final = 16_384
+"""Rows of a chunk, at most: bounds what is done between two looks at who else waits."""
+ROW_AT: Final = 0
+WHICH_AT: Final = 4
+RAW_AT: Final = 8
+VALIDITY_AT: Final = 64
+
+_BLOCK, _LOOP, _IF, _ELSE, _END, _BR_IF, _RETURN, _CALL = 0x02, 0x03, 0x04, 0x05, 11, 13, 15, 16
+_GET, _SET, _TEE, _I32_CONST, _I64_CONST, _F32_CONST, _F64_CONST = 32, 33, 34, 65, 66, 67, 68
+_I32_STORE, _NE, _LT_U, _ADD, _AND, _SHL, _SHR_U = 0x36, 0x47, 0x49, 0x6A, 0x71, 0x74, 0x76
+_LOAD8_U, _EXTEND8_S, _EXTEND16_S, _VOID = 0x2D, 0xC0, 0xC1, 0x40
+_TRUTH: Final = bytes([_I32_CONST, 0, _NE])
+_TYPE_BYTES: Final = {name: byte for byte, name in VALUE_TYPES.items()}
+_ZEROS: Final = {
+    "i32": bytes([_I32_CONST, 0]),
+    "i64": bytes([_I64_CONST, 0]),
+    "f32": bytes([_F32_CONST]) + bytes(4),
+    "f64": bytes([_F64_CONST]) + bytes(8),
+}
+
+
+@attrs.frozen
+class Cell:
+    """How a value of one type lies in a column."""
+
+    name: str
+    code: str
+    """Of `struct` and `array`."""
+    size: int
+    wasm: str
+    load: int
+    store: int
+    check: bytes = b""
+    """Instructions that turn an i32 into 0 if, and only if, it is in range; empty: all are."""
+    truth: bool = False
+    """Anything but 0 is 1."""
+
+    @property
+    def shift(self) -> int:
+        """The row's number, shifted left by this, is the offset in the column."""
+        return self.size.bit_length() - 1
+
+
+def _shr(bits: int) -> bytes:
+    return bytes([_I32_CONST, bits, _SHR_U])
+
+
+_SMALL: Final = (
+    Cell("bool", "?", 1, "i32", 0x2D, 0x3A, _shr(1), truth=True),
+    Cell("i8", "b", 1, "i32", 0x2C, 0x3A, bytes([_EXTEND8_S])),
+    Cell("u8", "B", 1, "i32", 0x2D, 0x3A, _shr(8)),
+    Cell("i16", "h", 2, "i32", 0x2E, 0x3B, bytes([_EXTEND16_S])),
+    Cell("u16", "H", 2, "i32", 0x2F, 0x3B, _shr(16)),
+)
+CELLS: Final = {
+    cell.name: cell
+    for cell in (
+        *_SMALL,
+        *(attrs.evolve(cell, name=f"cut {cell.name}", check=b"") for cell in _SMALL),
+        Cell("i32", "i", 4, "i32", 0x28, 0x36),
+        Cell("u32", "I", 4, "i32", 0x28, 0x36),
+        Cell("i64", "q", 8, "i64", 0x29, 0x37),
+        Cell("u64", "Q", 8, "i64", 0x29, 0x37),
+        Cell("f32", "f", 4, "f32", 0x2A, 0x38),
+        Cell("f64", "d", 8, "f64", 0x2B, 0x39),
+    )
+}
+"""{name: cell}: the types of the plain ABI, and those whose results are cut instead of checked."""
+
+
+@attrs.frozen(cache_hash=True)
+class Shape:
+    """What a driver is made for, and whether rows may be null."""
+
+    args: tuple[str, ...]
+    """Names of cells."""
+    results: tuple[str, ...]
+    nullable: bool = False
+    post: bool = False
+    """There is a function to call with the results of each row, once they are stored."""
+
+    @property
+    def signature(self) -> FuncType:
+        """The wasm type of the function that it calls."""
+        return FuncType(
+            tuple(CELLS[name].wasm for name in self.args),
+            tuple(CELLS[name].wasm for name in self.results),
+        )
+
+
+@attrs.frozen
+class Layout:
+    """Where things lie in the scratch of a shape, and the driver itself."""
+
+    rows: int
+    """Of a chunk, at most; a multiple of 8."""
+    pages: int
+    args: tuple[int, ...]
+    """Address of each column."""
+    results: tuple[int, ...]
+    wasm: bytes
+    fuel_per_row: int
+    """What the driver itself burns for a row, at most."""
+
+
+@functools.lru_cache(maxsize=256)
+def layout(shape: Shape) -> Layout:
+    """The scratch of a shape, and its driver. All columns begin at a multiple of their cells."""
+    size = sum(CELLS[name].size for name in (*shape.args, *shape.results))
+    # Reckoned in bits, as validity takes one. A signature has at most 1000 parameters and as many
+    # results (`VALUE_LIMIT`), so that eight rows fit always.
+    rows = min(8 * (SCRATCH_LIMIT - VALIDITY_AT - 8) // (8 * size + 1), ROWS_LIMIT) // 8 * 8
+    at = VALIDITY_AT + -(-rows // 64) * 8
+    places = []
+    for name in (*shape.args, *shape.results):
+        places.append(at)
+        at += rows * CELLS[name].size
+    args, results = tuple(places[: len(shape.args)]), tuple(places[len(shape.args) :])
+    pages = -(-at // WASM_PAGE)
+    body = _body(shape, args, results)
+    signature, run = shape.signature, FuncType(("i32",), ("i32",))
+    post = FuncType(signature.results)
+    imports = [Import("", "function", "func", signature)]
+    if shape.post:
+        imports.append(Import("", "post", "func", post))
+    wasm = encode_module(
+        types=[signature, run, *([post] if shape.post else [])],
+        imports=imports,
+        functions=[1],
+        memories=[Limits(pages, pages)],
+        exports=[Export("run", "func", len(imports)), Export("scratch", "memory", 0)],
+        code=[body],
+        # For backtraces: subsection 1, the name of the one function that is its own.
+        custom=[
+            (
+                "name",
+                section(1, vector([uleb(len(imports)) + name_bytes("trio_wasmcache driver")])),
+            )
+        ],
+    )
+    # An instruction has at least one byte and burns at most one unit.
+    return Layout(rows, pages, args, results, wasm, len(body))
+
+
+# Locals: how many rows, the row, its offset in columns of 2, 4 and 8 bytes, and the results.
+_ROWS, _ROW, _OFFSETS, _RESULTS = 0, 1, {0: 1, 1: 2, 2: 3, 3: 4}, 5
+
+
+def _body(shape: Shape, args: tuple[int, ...], results: tuple[int, ...]) -> bytes:
+    cells = [CELLS[name] for name in shape.results]
+    declared = [uleb(4) + bytes([_TYPE_BYTES["i32"]])]
+    declared += [uleb(1) + bytes([_TYPE_BYTES[cell.wasm]]) for cell in cells]
+    shifts = sorted({CELLS[name].shift for name in (*shape.args, *shape.results)} - {0})
+    code = bytearray([_LOOP, _VOID, _I32_CONST, 0, _GET, _ROW, _I32_STORE, 2, ROW_AT])
+    for shift in shifts:
+        code += bytes([_GET, _ROW, _I32_CONST, shift, _SHL, _SET, _OFFSETS[shift]])
+    if shape.nullable:
+        code += bytes([_GET, _ROW, _I32_CONST, 3, _SHR_U, _LOAD8_U, 0]) + uleb(VALIDITY_AT)
+        code += bytes([_GET, _ROW, _I32_CONST, 7, _AND, _SHR_U, _I32_CONST, 1, _AND, _IF, _VOID])
+    code += _call(shape, args, results)
+    if shape.nullable:
+        code.append(_ELSE)
+        for cell, at in zip(cells, results, strict=True):
+            code += _offset(cell) + _ZEROS[cell.wasm] + _access(cell.store, cell, at)
+        code.append(_END)
+    code += bytes([_GET, _ROW, _I32_CONST, 1, _ADD, _TEE, _ROW, _GET, _ROWS, _LT_U, _BR_IF, 0])
+    code += bytes([_END, _GET, _ROW, _END])
+    return vector(declared) + bytes(code)
+
+
+def _call(shape: Shape, args: tuple[int, ...], results: tuple[int, ...]) -> bytes:
+    """The call of one row, between loading its arguments and storing its results."""
+    code = bytearray()
+    cells = [CELLS[name] for name in shape.results]
+    direct = len(cells) == 1 and not cells[0].check and not shape.post
+    if direct:
+        code += _offset(cells[0])  # below the value, where a store wants it
+    for name, at in zip(shape.args, args, strict=True):
+        cell = CELLS[name]
+        code += _offset(cell) + _access(cell.load, cell, at)
+        if cell.truth:
+            code += _TRUTH  # a buffer of bools may hold any bytes
+    code += bytes([_CALL, 0])
+    if direct:
+        code += _TRUTH if cells[0].truth else b""
+        return bytes(code + _access(cells[0].store, cells[0], results[0]))
+    for number in reversed(range(len(cells))):
+        code += bytes([_SET]) + uleb(_RESULTS + number)
+    for number, (cell, at) in enumerate(zip(cells, results, strict=True)):
+        get = bytes([_GET]) + uleb(_RESULTS + number)
+        if cell.check:
+            signed = len(cell.check) == 1  # extending what is in range changes nothing
+            code += get + cell.check + (get + bytes([_NE]) if signed else b"")
+            code += bytes([_IF, _VOID, _I32_CONST, 0]) + get + bytes([_I32_STORE, 2, RAW_AT])
+            code += bytes([_I32_CONST, 0, _I32_CONST]) + sleb(number)
+            code += bytes([_I32_STORE, 2, WHICH_AT, _GET, _ROW, _RETURN, _END])
+        cut = _TRUTH if cell.truth and not cell.check else b""
+        code += _offset(cell) + get + cut + _access(cell.store, cell, at)
+    if shape.post:
+        for number in range(len(cells)):
+            code += bytes([_GET]) + uleb(_RESULTS + number)
+        code += bytes([_CALL, 1])
+    return bytes(code)
+
+
+def _offset(cell: Cell) -> bytes:
+    """Puts on the stack where, in a column of such cells, the row lies."""
+    return bytes([_GET, _OFFSETS[cell.shift]])
+
+
+def _access(opcode: int, cell: Cell, at: int) -> bytes:
+    return bytes([opcode, cell.shift]) + uleb(at)

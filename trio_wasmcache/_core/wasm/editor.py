@@ -1,0 +1,277 @@
+"""Writes WebAssembly: more exports and lower maxima for a module, or a small module from nothing.
+
+1. What is not asked for stays as it was, byte for byte.
+2. Offsets come from the `ModuleInfo` of the very same bytes: read an edited module again before the
+   next edit.
+3. An edit that would break the module is a `ValueError`. The encoder writes what it is told:
+   whether that is valid is for wasmtime to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from trio_wasmcache._core.wasm.reader import (
+    HEADER,
+    KINDS,
+    SECTION_RANKS,
+    VALUE_TYPES,
+    Cursor,
+    Export,
+    ExternType,
+    FuncType,
+    GlobalType,
+    Import,
+    Limits,
+    ModuleInfo,
+    TableType,
+)
+
+_TYPE_BYTES: Final = {name: bytes([byte]) for byte, name in VALUE_TYPES.items()}
+_KIND_BYTES: Final = {kind: bytes([byte]) for byte, kind in enumerate(KINDS)}
+
+
+def uleb(number: int) -> bytes:
+    """The number as unsigned LEB128, as short as can be."""
+    if number < 0:
+        raise ValueError(f"an unsigned number cannot be {number}")
+    out = bytearray()
+    while number >= 0x80:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def sleb(number: int) -> bytes:
+    """The number as signed LEB128, as short as can be."""
+    out = bytearray()
+    while not -0x40 <= number < 0x40:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number & 0x7F)
+    return bytes(out)
+
+
+def name_bytes(text: str) -> bytes:
+    """The text as UTF-8, after its length."""
+    encoded = text.encode()
+    return uleb(len(encoded)) + encoded
+
+
+def vector(items: Sequence[bytes]) -> bytes:
+    """The items one after the other, after their number."""
+    return uleb(len(items)) + b"".join(items)
+
+
+def section(id: int, payload: bytes) -> bytes:
+    """The payload after its id and size."""
+    return bytes([id]) + uleb(len(payload)) + payload
+
+
+def add_exports(wasm: bytes, info: ModuleInfo, exports: Sequence[Export]) -> bytes:
+    """The module with these exports after its own.
+
+    Raises:
+        ValueError: a name is taken, an index has nothing behind it, or `info` is of other bytes.
+    """
+    _check_same(wasm, info)
+    spaces = (info.functions, info.tables, info.memories, info.globals)
+    sizes = {kind: len(space) for kind, space in zip(KINDS, spaces, strict=True)}
+    taken = {export.name for export in info.exports}
+    for export in exports:
+        if export.name in taken:
+            raise ValueError(f"the module already exports {export.name!r}")
+        if not 0 <= export.index < sizes[export.kind]:
+            raise ValueError(
+                f"cannot export {export.kind} {export.index} as {export.name!r}: "
+                f"the module has {sizes[export.kind]}"
+            )
+        taken.add(export.name)
+    if not exports:
+        return wasm
+    begin, payload, end = _find(info, 7)
+    cursor = Cursor(wasm, payload, end)
+    if payload < end:
+        cursor.number(32)  # the old count
+    count = uleb(len(info.exports) + len(exports))
+    items = wasm[cursor.at : end] + b"".join(map(_export, exports))
+    return wasm[:begin] + section(7, count + items) + wasm[end:]
+
+
+def clamp_maxima(
+    wasm: bytes,
+    info: ModuleInfo,
+    memories: Sequence[int | None],
+    tables: Sequence[int | None],
+) -> bytes:
+    """The module with its own memories and tables held to these maxima: pages and elements.
+
+    There is one maximum for each that the module defines; those it imports are not counted, their
+    size is the host's to limit. None leaves one as it is, and so does a maximum that is not under
+    the declared one: this only ever takes away.
+
+    Raises:
+        ValueError: one is larger than its maximum from the start, there are not as many maxima as
+            definitions, or `info` is of other bytes.
+    """
+    _check_same(wasm, info)
+    # The memory section is the later one: done first, it leaves the offsets of the other right.
+    for id, kind, maxima, defined in (
+        (5, "memory", memories, len(info.memories) - info.imported_memories),
+        (4, "table", tables, len(info.tables) - info.imported_tables),
+    ):
+        if len(maxima) != defined:
+            raise ValueError(f"{len(maxima)} {kind} maxima where the module defines {defined}")
+        if all(maximum is None for maximum in maxima):
+            continue
+        begin, payload, end = _find(info, id)
+        cursor = Cursor(wasm, payload, end)
+        cursor.number(32)  # the count
+        items = [_clamped(cursor, kind, maximum) for maximum in maxima]
+        wasm = wasm[:begin] + section(id, vector(items)) + wasm[end:]
+    return wasm
+
+
+def _check_same(wasm: bytes, info: ModuleInfo) -> None:
+    end = info.sections[-1].end if info.sections else len(HEADER)
+    if end != len(wasm):
+        raise ValueError(f"info is of a module of {end} bytes, not of these {len(wasm)}")
+
+
+def _find(info: ModuleInfo, id: int) -> tuple[int, int, int]:
+    """Where a section begins, where its payload does, and its end; if missing, where it belongs."""
+    begin = place = len(HEADER)
+    for known in info.sections:
+        if known.id == id:
+            return begin, known.start, known.end
+        begin = known.end
+        # Custom sections are left behind: a `name` section wants to come after all others.
+        if known.id and SECTION_RANKS[known.id] < SECTION_RANKS[id]:
+            place = known.end
+    return place, place, place
+
+
+def _clamped(cursor: Cursor, kind: str, maximum: int | None) -> bytes:
+    """Steps over one definition and gives it back; all but its limits is copied."""
+    first = cursor.at
+    has_initial = kind == "table" and cursor.initial_mark()
+    if kind == "table":
+        cursor.reference_type()
+    before = cursor.at
+    limits = cursor.limits(kind)
+    after = cursor.at
+    if has_initial:
+        cursor.expression()
+    if maximum is None or (limits.maximum is not None and limits.maximum <= maximum):
+        return cursor.data[first : cursor.at]
+    if limits.minimum > maximum:
+        raise ValueError(f"a {kind} starts with {limits.minimum}, over its new maximum {maximum}")
+    clamped = _limits(Limits(limits.minimum, maximum))
+    return cursor.data[first:before] + clamped + cursor.data[after : cursor.at]
+
+
+def encode_module(
+    *,
+    types: Sequence[FuncType],
+    imports: Sequence[Import] = (),
+    functions: Sequence[int] = (),
+    tables: Sequence[TableType] = (),
+    memories: Sequence[Limits] = (),
+    globals: Sequence[tuple[GlobalType, bytes]] = (),
+    exports: Sequence[Export] = (),
+    start: int | None = None,
+    elements: Sequence[tuple[int | None, int, Sequence[int]]] = (),
+    data: Sequence[tuple[int | None, int, bytes]] = (),
+    code: Sequence[bytes] = (),
+    custom: Sequence[tuple[str, bytes]] = (),
+) -> bytes:
+    """A module from its parts. Empty sections are left out.
+
+    Args:
+        types: the signatures; those of imported functions must be among them.
+        functions: for each function defined, the index of its type.
+        globals: type and initial value, an expression with its end (`i32_const` makes one).
+        elements: table (None: passive), offset in elements, indexes of functions.
+        data: memory (None: passive), offset in bytes, content.
+        code: for each function defined, local declarations, instructions and end, without size.
+        custom: name and content of sections that stand last.
+    """
+    vectors: dict[int, list[bytes]] = {
+        1: [b"\x60" + _values(type.params) + _values(type.results) for type in types],
+        2: [_import(item, types) for item in imports],
+        3: [uleb(type) for type in functions],
+        4: [_extern(table, types) for table in tables],
+        5: [_limits(memory) for memory in memories],
+        6: [_extern(type, types) + initial for type, initial in globals],
+        7: [_export(export) for export in exports],
+        9: [_segment(table, at, _indexes(items), b"\0") for table, at, items in elements],
+        10: [uleb(len(body)) + body for body in code],
+        11: [_segment(memory, at, _content(items), b"") for memory, at, items in data],
+    }
+    payloads = {id: vector(items) for id, items in vectors.items() if items}
+    if start is not None:
+        payloads[8] = uleb(start)
+    if any(memory is None for memory, _, _ in data):
+        payloads[12] = uleb(len(data))  # must be known before the code that copies passive data
+    sections = [section(id, payloads[id]) for id in SECTION_RANKS if id in payloads]
+    sections += [section(0, name_bytes(name) + content) for name, content in custom]
+    return HEADER + b"".join(sections)
+
+
+def i32_const(number: int) -> bytes:
+    """The constant expression for a 32-bit number, signed or not."""
+    if not -(1 << 31) <= number < 1 << 32:
+        raise ValueError(f"{number} does not fit 32 bits")
+    return b"\x41" + sleb(number - (1 << 32) if number >> 31 > 0 else number) + b"\x0b"
+
+
+def _values(names: Sequence[str]) -> bytes:
+    return vector([_TYPE_BYTES[name] for name in names])
+
+
+def _limits(limits: Limits) -> bytes:
+    if limits.maximum is None:
+        return b"\0" + uleb(limits.minimum)
+    return b"\1" + uleb(limits.minimum) + uleb(limits.maximum)
+
+
+def _extern(type: ExternType, types: Sequence[FuncType]) -> bytes:
+    match type:
+        case FuncType():
+            if type not in types:
+                raise ValueError(f"{type} of an imported function is not among the types")
+            return uleb(types.index(type))
+        case TableType():
+            return _TYPE_BYTES[type.element] + _limits(type.limits)
+        case Limits():
+            return _limits(type)
+        case _:
+            return _TYPE_BYTES[type.value_type] + bytes([type.mutable])
+
+
+def _import(item: Import, types: Sequence[FuncType]) -> bytes:
+    names = name_bytes(item.module) + name_bytes(item.name)
+    return names + _KIND_BYTES[item.kind] + _extern(item.type, types)
+
+
+def _export(export: Export) -> bytes:
+    return name_bytes(export.name) + _KIND_BYTES[export.kind] + uleb(export.index)
+
+
+def _indexes(functions: Sequence[int]) -> bytes:
+    return vector([uleb(function) for function in functions])
+
+
+def _content(data: bytes) -> bytes:
+    return uleb(len(data)) + data
+
+
+def _segment(target: int | None, offset: int, items: bytes, kind: bytes) -> bytes:
+    """A data or element segment; only the latter has a `kind`, and not in its shortest form."""
+    if target is None:
+        return b"\1" + kind + items
+    if target == 0:
+        return b"\0" + i32_const(offset) + items
+    return b"\2" + uleb(target) + i32_const(offset) + kind + items

@@ -1,0 +1,489 @@
+"""Reads what a WebAssembly module declares: types, imports, exports and sizes, not instructions.
+
+1. Any bytes give a `ModuleInfo` or a `MalformedModuleError`, never another exception.
+2. Nothing is allocated on the word of the input: a count is refused first if the bytes left cannot
+   hold that many items. Each byte is looked at once and nothing nests: time and memory are linear.
+   What takes Python an instruction of its own is a *step*, and of these there is a limit, far below
+   the number of bytes: reading a module of 4 MiB takes about a second, whatever is in it.
+3. Accepted is not yet valid: initial values are skipped, and instructions only weighed; wasmtime
+   checks them.
+4. What the engine has switched off is refused by name, before wasmtime-py can abort on its types.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NoReturn
+
+import attrs
+
+from .stack import FUNCTION_LIMIT as FUNCTION_WEIGHT, MODULE_LIMIT as MODULE_WEIGHT, Weigher
+from .types import (
+    ELEMENT_LIMIT as ELEMENT_LIMIT,
+    HEADER as HEADER,
+    ITEM_LIMITS as ITEM_LIMITS,
+    ITEM_NAMES as ITEM_NAMES,
+    KINDS as KINDS,
+    NUMBER_TYPES as NUMBER_TYPES,
+    OTHER_TYPES as OTHER_TYPES,
+    PAGE_LIMIT as PAGE_LIMIT,
+    REFERENCE_TYPES as REFERENCE_TYPES,
+    REFUSED_TYPES as REFUSED_TYPES,
+    SECTION_LIMIT as SECTION_LIMIT,
+    SECTION_RANKS as SECTION_RANKS,
+    VALUE_LIMIT as VALUE_LIMIT,
+    VALUE_TYPES as VALUE_TYPES,
+    ExcessiveModuleError as ExcessiveModuleError,
+    Export as Export,
+    ExternType as ExternType,
+    FuncType as FuncType,
+    GlobalType as GlobalType,
+    Import as Import,
+    Limits as Limits,
+    MalformedModuleError as MalformedModuleError,
+    ModuleInfo as ModuleInfo,
+    Section as Section,
+    TableType as TableType,
+    UnsupportedFeatureError as UnsupportedFeatureError,
+)
+
+# Items, or instructions of constants, between two breaths: about half a millisecond.
+BREATHS = 256
+# Steps of reading a module: each item, parameter, result, group of locals, instruction of a
+# constant, or run of instructions is one, and so are four indexes of an element segment. Real
+# modules take one for 100 bytes. A step is about a microsecond.
+STEPS, BYTES_PER_STEP = 200_000, 16
+INDEXES_PER_STEP = 4
+# Instructions of one constant expression. Compilers write up to three.
+CONSTANT_LIMIT = 1000
+
+
+def read_module(
+    wasm: bytes, breathe: Callable[[], object] = lambda: None, *, weigh: bool = True
+) -> ModuleInfo:
+    """Return what the module declares.
+
+    Args:
+        breathe: called now and then, for a thread to let others run.
+        weigh: whether to look at instructions for what they keep on the stack.
+
+    Raises:
+        MalformedModuleError: it is damaged or not for us.
+        ExcessiveModuleError: it has too much of something.
+    """
+    return _Reader(wasm, breathe, weigh=weigh).read()
+
+
+@attrs.define
+class Cursor:
+    """A position in the bytes; `end` is that of the section, and nothing reads over it."""
+
+    data: bytes
+    at: int
+    end: int
+    begin: int = 0
+    """Where the last number, name or byte began: the place an error names."""
+    breathe: Callable[[], object] = lambda: None
+    steps: int = 0
+    """Number of steps taken so far; see `STEPS`."""
+
+    def spend(self, steps: int) -> None:
+        """Count steps, before they are taken.
+
+        Raises:
+            ExcessiveModuleError: they are more than a module of this size may take.
+        """
+        before = self.steps
+        self.steps += steps
+        if self.steps // BREATHS > before // BREATHS:
+            self.breathe()
+        limit = STEPS + len(self.data) // BYTES_PER_STEP
+        if self.steps > limit:
+            raise ExcessiveModuleError(
+                f"it declares more than a module of {len(self.data)} bytes needs: reading it takes "
+                f"over {limit} steps, at offset {self.begin:#x}"
+            )
+
+    def items(self, count: int, per_step: int = 1) -> Iterator[int]:
+        """Yield the numbers of that many items, with a breath now and then.
+
+        Args:
+            per_step: how many of them are one step.
+        """
+        self.spend(-(-count // per_step))
+        for number in range(count):
+            if number % BREATHS == 0:
+                self.breathe()
+            yield number
+
+    def fail(self, what: str) -> NoReturn:
+        raise MalformedModuleError(what, self.begin)
+
+    def refuse(self, feature: str) -> NoReturn:
+        raise UnsupportedFeatureError(feature, self.begin)
+
+    def unknown(self, what: str, byte: int) -> NoReturn:
+        """Refuses the byte of a type, by the name of its proposal if it has one."""
+        if byte in REFUSED_TYPES:
+            self.refuse(REFUSED_TYPES[byte])
+        self.fail(f"unknown {what} {byte:#x}")
+
+    def skip(self, size: int) -> None:
+        self.begin = self.at
+        if size > self.end - self.at:
+            self.fail(f"{size} bytes needed where {self.end - self.at} are left")
+        self.at += size
+
+    def byte(self) -> int:
+        at = self.begin = self.at
+        if at >= self.end:
+            self.skip(1)  # fails
+        self.at = at + 1
+        return self.data[at]
+
+    def number(self, bits: int, *, signed: bool = False) -> int:
+        """A LEB128 number; refused if longer than needed for `bits`, or over them."""
+        begin = self.at
+        if not signed and begin < self.end and (small := self.data[begin]) < 0x80:
+            self.begin, self.at = begin, begin + 1  # most are one byte
+            return small
+        value = shift = 0
+        byte = 0x80
+        while byte >= 0x80 and shift < bits:
+            byte = self.byte()
+            value |= (byte & 0x7F) << shift
+            shift += 7
+        self.begin = begin
+        if signed and byte & 0x40:
+            value -= 1 << shift
+        low, high = (-1 << bits - 1, 1 << bits - 1) if signed else (0, 1 << bits)
+        if byte >= 0x80 or not low <= value < high:
+            self.fail(f"a number over {bits} bits")
+        return value
+
+    def count(self, smallest: int = 1) -> int:
+        """How many items follow, each of at least `smallest` bytes."""
+        count = self.number(32)
+        if count * smallest > self.end - self.at:
+            self.fail(f"{count} items announced with {self.end - self.at} bytes left")
+        return count
+
+    def index(self, size: int, what: str) -> int:
+        index = self.number(32)
+        if index >= size:
+            self.fail(f"{what} {index} named where there are {size}")
+        return index
+
+    def name(self) -> str:
+        self.skip(self.number(32))
+        try:
+            return self.data[self.begin : self.at].decode()
+        except UnicodeDecodeError:
+            self.fail("a name that is not UTF-8")
+
+    def value_type(self) -> str:
+        byte = self.byte()
+        return VALUE_TYPES.get(byte) or self.unknown("value type", byte)
+
+    def value_types(self) -> tuple[str, ...]:
+        count = self.count()
+        if count > VALUE_LIMIT:
+            self.fail(f"{count} parameters or results, over {VALUE_LIMIT}")
+        self.spend(count)
+        return tuple(self.value_type() for _ in range(count))
+
+    def reference_type(self) -> str:
+        name = self.value_type()
+        if name not in REFERENCE_TYPES.values():
+            self.fail(f"{name} where a reference type is due")
+        return name
+
+    def limits(self, kind: str) -> Limits:
+        flags = self.byte()
+        if flags > (15 if kind == "memory" else 7):
+            self.fail(f"unknown {kind} flags {flags:#x}")
+        for bit, feature in (2, f"shared {kind}"), (4, f"{kind}64"), (8, "custom page sizes"):
+            if flags & bit:
+                self.refuse(feature)
+        minimum = self.number(64)  # 64 bits in the format, whatever may be used of them
+        maximum = self.number(64) if flags & 1 else None
+        if maximum is not None and maximum < minimum:
+            self.fail(f"a {kind} from {minimum} up to {maximum}")
+        limit = PAGE_LIMIT if kind == "memory" else ELEMENT_LIMIT
+        if max(minimum, maximum or 0) > limit:
+            self.fail(f"a {kind} over {limit}")
+        return Limits(minimum, maximum)
+
+    def global_type(self) -> GlobalType:
+        value_type, mutable = self.value_type(), self.byte()
+        if mutable > 1:
+            self.fail(f"unknown mutability {mutable:#x}")
+        return GlobalType(value_type, mutable == 1)
+
+    def initial_mark(self) -> bool:
+        """Steps over the mark of a table that has an initial value, if it is there."""
+        marked = self.data.startswith(b"\x40\0", self.at, self.end)
+        self.at += 2 * marked
+        return marked
+
+    def expression(self) -> None:
+        """Step over a constant expression, its end included."""
+        begin, instructions = self.at, 0
+        while (opcode := self.byte()) != 0x0B:  # end
+            instructions += 1
+            if instructions > CONSTANT_LIMIT:
+                self.begin = begin
+                self.fail(f"a constant expression of more than {CONSTANT_LIMIT} instructions")
+            self.spend(1)
+            match opcode:
+                case 0x41 | 0x42:  # i32.const, i64.const
+                    self.number(32 if opcode == 0x41 else 64, signed=True)
+                case 0x43 | 0x44:  # f32.const, f64.const
+                    self.skip(4 if opcode == 0x43 else 8)
+                case 0xFD if self.number(32) == 12:  # v128.const
+                    self.skip(16)
+                case 0x23 | 0xD2:  # global.get, ref.func
+                    self.number(32)
+                case 0xD0:  # ref.null
+                    heap_type = self.number(33, signed=True)  # of a type, or a negative byte
+                    if heap_type >= 0:
+                        self.refuse("typed function references")
+                    if heap_type < -64 or heap_type & 0x7F not in REFERENCE_TYPES:
+                        self.unknown("heap type", heap_type & 0x7F)
+                case 0xFB:
+                    self.refuse("gc types")
+                case 0x6A | 0x6B | 0x6C | 0x7C | 0x7D | 0x7E:  # add, sub, mul of i32 and i64
+                    pass
+                case _:
+                    self.fail(f"opcode {opcode:#x} in a constant")
+
+
+class _Reader:
+    """Goes through the sections once. Nearly all of them are a count and then items."""
+
+    def __init__(self, wasm: bytes, breathe: Callable[[], object], *, weigh: bool) -> None:
+        self.weigh = weigh
+        self.weigher: Weigher | None = None
+        self.weight = 0
+        self.cursor = Cursor(wasm, 0, len(wasm), breathe=breathe)
+        self.types: list[FuncType] = []
+        self.imports: list[Import] = []
+        self.spaces: dict[str, list[Any]] = {kind: [] for kind in KINDS}  # {kind: index space}
+        self.exports: dict[str, Export] = {}
+        self.sections: list[Section] = []
+        self.counts = Counter[int]()  # {section id: items}
+        self.start: int | None = None
+        self.data_count: int | None = None
+        self.passive_elements = self.passive_data = self.code_bytes = 0
+        self.elements = self.passive_items = self.extern_items = self.locals = 0
+        # {section id: (bytes of the smallest item, what reads one)}
+        self.items: dict[int, tuple[int, Callable[[], object]]] = {
+            1: (2, self.type),
+            2: (4, self.import_),
+            3: (1, partial(self.declare, "func")),
+            4: (3, self.table),
+            5: (2, partial(self.declare, "memory")),
+            6: (3, self.global_),
+            7: (3, self.export),
+            9: (3, self.element),
+            10: (1, self.body),
+            11: (2, self.data),
+        }
+
+    def read(self) -> ModuleInfo:
+        cursor, size, last = self.cursor, self.cursor.end, -1
+        if cursor.data[:4] == HEADER[:4] and cursor.data[6:8] == b"\1\0":  # the layer
+            cursor.refuse("component")
+        if cursor.data[:8] != HEADER:
+            cursor.fail("no WebAssembly header")
+        cursor.at = len(HEADER)
+        while cursor.at < size:
+            if section := cursor.byte():
+                rank = SECTION_RANKS.get(section, -1)
+                if rank <= last:
+                    cursor.fail(f"section {section} unknown, repeated or out of order")
+                last = rank
+            length = cursor.count()
+            cursor.end = cursor.at + length
+            cursor.spend(1)
+            if len(self.sections) == SECTION_LIMIT:
+                raise ExcessiveModuleError(f"more than {SECTION_LIMIT} sections")
+            self.sections.append(Section(section, cursor.at, cursor.end))
+            self.section(section)
+            if cursor.at < cursor.end:
+                cursor.begin = cursor.at
+                cursor.fail(f"{cursor.end - cursor.at} bytes too many in section {section}")
+            cursor.end = size
+        return self.finish()
+
+    def section(self, section: int) -> None:
+        cursor = self.cursor
+        if section in self.items:
+            smallest, read_item = self.items[section]
+            count = self.counts[section] = cursor.count(smallest)
+            limit = ITEM_LIMITS.get(section, count)
+            if count > limit:
+                raise ExcessiveModuleError(f"{count} {ITEM_NAMES[section]}, more than {limit}")
+            for _ in cursor.items(count):
+                read_item()
+        elif section == 8:
+            self.start = cursor.index(len(self.spaces["func"]), "start function")
+        elif section == 12:
+            self.data_count = cursor.number(32)
+        elif section == 13:
+            cursor.refuse("exception tags")
+        else:
+            cursor.name()
+            cursor.skip(cursor.end - cursor.at)
+
+    def finish(self) -> ModuleInfo:
+        spaces, counts = self.spaces, self.counts
+        self.cursor.begin = self.cursor.at
+        if counts[3] != counts[10]:
+            self.cursor.fail(f"{counts[3]} functions declared, {counts[10]} bodies found")
+        if self.data_count not in (None, counts[11]):
+            self.cursor.fail(f"{self.data_count} data segments declared, {counts[11]} found")
+        return ModuleInfo(
+            types=tuple(self.types),
+            imports=tuple(self.imports),
+            functions=tuple(spaces["func"]),
+            tables=tuple(spaces["table"]),
+            memories=tuple(spaces["memory"]),
+            globals=tuple(spaces["global"]),
+            exports=tuple(self.exports.values()),
+            start=self.start,
+            imported_functions=len(spaces["func"]) - counts[3],
+            imported_tables=len(spaces["table"]) - counts[4],
+            imported_memories=len(spaces["memory"]) - counts[5],
+            imported_globals=len(spaces["global"]) - counts[6],
+            element_segments=counts[9],
+            passive_elements=self.passive_elements,
+            data_segments=counts[11],
+            passive_data=self.passive_data,
+            code_bytes=self.code_bytes,
+            elements=self.elements,
+            passive_items=self.passive_items,
+            extern_items=self.extern_items,
+            locals=self.locals,
+            sections=tuple(self.sections),
+        )
+
+    def kind(self) -> str:
+        byte = self.cursor.byte()
+        if byte == len(KINDS):
+            self.cursor.refuse("exception tags")
+        if byte > len(KINDS):
+            self.cursor.fail(f"unknown kind {byte:#x}")
+        return KINDS[byte]
+
+    def declare(self, kind: str) -> ExternType:
+        """One type of that kind, which takes the next index of its space."""
+        cursor = self.cursor
+        found: ExternType
+        match kind:
+            case "func":
+                found = self.types[cursor.index(len(self.types), "type")]
+            case "table":
+                found = TableType(cursor.reference_type(), cursor.limits(kind))
+            case "memory":
+                found = cursor.limits(kind)
+            case _:
+                found = cursor.global_type()
+        self.spaces[kind].append(found)
+        return found
+
+    def type(self) -> None:
+        form = self.cursor.byte()
+        if form != 0x60:
+            self.cursor.unknown("type", form)
+        self.types.append(FuncType(self.cursor.value_types(), self.cursor.value_types()))
+
+    def import_(self) -> None:
+        module, name, kind = self.cursor.name(), self.cursor.name(), self.kind()
+        self.imports.append(Import(module, name, kind, self.declare(kind)))
+
+    def table(self) -> None:
+        marked = self.cursor.initial_mark()
+        self.declare("table")
+        if marked:
+            self.cursor.expression()
+
+    def global_(self) -> None:
+        self.declare("global")
+        self.cursor.expression()
+
+    def export(self) -> None:
+        name, kind = self.cursor.name(), self.kind()
+        index = self.cursor.index(len(self.spaces[kind]), kind)
+        if name in self.exports:
+            self.cursor.fail(f"a second export named {name!r:.60}")
+        self.exports[name] = Export(name, kind, index)
+
+    def element(self) -> None:
+        cursor = self.cursor
+        flags = cursor.index(8, "element form")
+        functions = len(self.spaces["func"])
+        if flags & 1:  # passive, or only declared
+            self.passive_elements += not flags & 2
+        else:
+            if flags & 2:
+                cursor.index(len(self.spaces["table"]), "table")
+            cursor.expression()
+        item = "funcref"
+        if flags & 3 and flags & 4:
+            item = cursor.reference_type()
+        elif flags & 3 and (kind := cursor.byte()):
+            cursor.fail(f"unknown element kind {kind:#x}")
+        count = cursor.count()
+        self.elements += count
+        if flags & 3 == 1:
+            self.passive_items += count
+        elif not flags & 1 and item != "funcref":
+            self.extern_items += count
+        for _ in cursor.items(count, 1 if flags & 4 else INDEXES_PER_STEP):
+            cursor.expression() if flags & 4 else cursor.index(functions, "function")
+
+    def body(self) -> None:
+        cursor, end = self.cursor, self.cursor.end
+        size = cursor.number(32)
+        cursor.skip(size)
+        self.code_bytes += size
+        # A few bytes may ask for any number of locals: they are counted, the rest is skipped.
+        cursor.at, cursor.end = cursor.begin, cursor.at
+        if groups := cursor.count(2):
+            for _ in cursor.items(groups):
+                self.locals += cursor.number(32)
+                cursor.value_type()
+        if self.weigh:
+            self.weigh_body(size)
+        cursor.at, cursor.end = cursor.end, end
+
+    def weigh_body(self, size: int) -> None:
+        """Refuse a body that keeps too much on the stack; see `wasm_stack`."""
+        cursor, functions = self.cursor, self.spaces["func"]
+        if self.weigher is None:
+            self.weigher = Weigher(self.types, functions)
+        left = MODULE_WEIGHT + len(cursor.data) - self.weight
+        limit = min(FUNCTION_WEIGHT, left)
+        weight = self.weigher.weigh(
+            cursor.data, cursor.at, cursor.end, limit, partial(cursor.spend, 1)
+        )
+        self.weight += weight
+        if weight > limit:
+            raise ExcessiveModuleError(
+                f"the function at offset {cursor.at:#x}, of {size} bytes, keeps over {limit} "
+                "values on the stack across calls and blocks: too many to compile"
+            )
+
+    def data(self) -> None:
+        cursor = self.cursor
+        flags = cursor.index(3, "data form")
+        if flags == 1:
+            self.passive_data += 1
+        else:
+            if flags == 2:
+                cursor.index(len(self.spaces["memory"]), "memory")
+            cursor.expression()
+        cursor.skip(cursor.number(32))

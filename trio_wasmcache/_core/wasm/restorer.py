@@ -1,0 +1,95 @@
+"""Writes restorers: small modules that put tables and mutable globals of another instance back.
+
+A restorer imports each of them and has one of its own beside it. When it is instantiated it copies
+theirs to its own, and `reset` copies them back. Values never leave the store, so references and
+vectors are as good as numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import attrs
+
+from ..integers import signed
+from .editor import encode_module, sleb, uleb
+from .types import Export, FuncType, GlobalType, Import, Limits, ModuleInfo, TableType
+
+_END, _GLOBAL_GET, _GLOBAL_SET, _I32_CONST = 0x0B, 0x23, 0x24, 0x41
+_TABLE_COPY: Final = bytes([0xFC, 14])
+_ZEROS: Final = {
+    "i32": bytes([_I32_CONST, 0]),
+    "i64": bytes([0x42, 0]),
+    "f32": bytes([0x43]) + bytes(4),
+    "f64": bytes([0x44]) + bytes(8),
+    "v128": bytes([0xFD, 12]) + bytes(16),
+    "funcref": bytes([0xD0, 0x70]),
+    "externref": bytes([0xD0, 0x6F]),
+}
+
+
+@attrs.frozen
+class Restorer:
+    """A module, and what it imports."""
+
+    wasm: bytes
+    imports: tuple[tuple[str, int], ...]
+    """(kind, index) in the other module; the import is named by its place here."""
+    elements: int
+    """Of its tables together."""
+
+
+def restorer(info: ModuleInfo) -> Restorer | None:
+    """The restorer for instances of a module; None if there is nothing to put back."""
+    tables = tuple(enumerate(info.tables))
+    globals = tuple((n, one) for n, one in enumerate(info.globals) if one.mutable)
+    if not (tables or globals):
+        return None
+    imports = [Import("", str(n), "table", _start_of(one)) for n, (_, one) in enumerate(tables)]
+    imports += [
+        Import("", str(n), "global", one) for n, (_, one) in enumerate(globals, len(tables))
+    ]
+    nothing = FuncType()
+    wasm = encode_module(
+        types=[nothing],
+        imports=imports,
+        functions=[0, 0],
+        tables=[_fixed(one) for _, one in tables],
+        globals=[(one, _ZEROS[one.value_type] + bytes([_END])) for _, one in globals],
+        exports=[Export("reset", "func", 1)],
+        start=0,
+        code=[_copies(tables, globals, back=False), _copies(tables, globals, back=True)],
+    )
+    return Restorer(
+        wasm,
+        (*(("table", n) for n, _ in tables), *(("global", n) for n, _ in globals)),
+        sum(one.limits.minimum for _, one in tables),
+    )
+
+
+def _start_of(table: TableType) -> TableType:
+    return TableType(table.element, Limits(table.limits.minimum))
+
+
+def _fixed(table: TableType) -> TableType:
+    return TableType(table.element, Limits(table.limits.minimum, table.limits.minimum))
+
+
+def _copies(
+    tables: tuple[tuple[int, TableType], ...],
+    globals: tuple[tuple[int, GlobalType], ...],
+    *,
+    back: bool,
+) -> bytes:
+    """A function that copies what is theirs, or with `back` what is kept."""
+    code = bytearray([0])  # no locals
+    for number, (_, table) in enumerate(tables):
+        theirs, ours = number, number + len(tables)
+        to, source = (theirs, ours) if back else (ours, theirs)
+        code += bytes([_I32_CONST, 0, _I32_CONST, 0, _I32_CONST])
+        code += sleb(signed(table.limits.minimum)) + _TABLE_COPY + uleb(to) + uleb(source)
+    for number in range(len(globals)):
+        theirs, ours = number, number + len(globals)
+        to, source = (theirs, ours) if back else (ours, theirs)
+        code += bytes([_GLOBAL_GET]) + uleb(source) + bytes([_GLOBAL_SET]) + uleb(to)
+    return bytes(code) + bytes([_END])

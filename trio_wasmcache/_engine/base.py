@@ -1,0 +1,400 @@
+"""The seam between the cache and whatever runs wasm: what an engine can do, in no engine's terms.
+
+There are two engines, wasmtime and the fake of `trio_wasmcache.testing`, and the same contract
+tests run on both. What takes long is async; what runs guest code goes in slices, so that the
+runner decides where and for how long.
+
+One instance, one thing at a time: between `begin` (or the start of its life) and `finish` or
+`abandon`, an instance has a *call under way*, which is polled by one thread at a time, and nothing
+else may be done with the instance. The caller sees to that; the runner is the only caller.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, Protocol
+
+from attrs import define, field, frozen
+
+from .._core.config import SystemLimits
+from .._core.errors import FuelExhaustedError, LoadError
+from .._core.metrics.stats import ResidentBytes
+from .._core.wasm.admission import Edits
+from .._core.wasm.driver import Shape
+from .._core.wasm.memory_layout import MemoryShape
+from .._core.wasm.reader import FuncType, ModuleInfo
+from .compile_slots import Turn
+
+
+class UnderWay(enum.Enum):
+    """See `UNDER_WAY`; an enum, so that type checkers can tell it from a result."""
+
+    UNDER_WAY = "under way"
+
+
+UNDER_WAY = UnderWay.UNDER_WAY
+"""What `GuestFunction.begin` gives for a call that is not over after its first slice."""
+
+
+class InexactError(TypeError):
+    """Values of a call are no tuple of ints and floats: to use them would run code of theirs."""
+
+
+class NoMemoryError(LoadError):
+    """The system gave no memory, addresses or mappings: not the guest's fault, and it may pass."""
+
+
+@frozen
+class Artifact:
+    """Compiled code at rest: plain bytes that only the engine that made them may load again."""
+
+    data: bytes
+    code_size: int
+    """Bytes of the image once loaded, in whole system pages."""
+    info: ModuleInfo
+    """Of the module as it was given, before any edits."""
+    edits: Edits
+    restore: Any = None
+    """What `GuestInstance.mark` needs: the engine's own, with a `size` in bytes."""
+    obstacle: str | None = None
+    """Why its instances can't be put back, found by trying."""
+    address_space: int = 0
+    """Addresses that a new instance reserves (bytes), its stack included."""
+    mappings: int = 0
+    """Memory mappings of a new instance."""
+    module_mappings: int = 0
+    """Memory mappings of the code, once loaded."""
+
+    @property
+    def size(self) -> int:
+        """Bytes, all of it."""
+        return len(self.data) + (0 if self.restore is None else int(self.restore.size))
+
+
+@frozen
+class HostImport:
+    """A host function as the engine sees it: names and types, no function of the application."""
+
+    module: str
+    name: str
+    type: FuncType
+    serve: Callable[[HostCall], Any] | None = field(default=None, eq=False, repr=False)
+    """Answers a call without the runner, for `Engine.prove`: the results, or a generator that
+    yields how long to wait (seconds) and returns them. None: only the runner can."""
+
+
+def _take_all(fuel: int) -> int:
+    return fuel
+
+
+@define(eq=False)
+class HostCall:
+    """The guest called a host function and is suspended until `HostCall.done`."""
+
+    index: int
+    """Which of the module's host imports."""
+    values: tuple[Any, ...]
+    memory: GuestMemory | None
+    """The caller's memory, to be used until the guest goes on."""
+    answer: Callable[[Sequence[Any]], None]
+    """Puts the results in place; the next poll resumes the guest."""
+    take_fuel: Callable[[int], int] = _take_all
+    """Takes that much of what the guest's call has left, or all of it; how much it was."""
+    state: dict[str, Any] = field(factory=dict)
+    """For host functions to keep what they know about this instance; a reset clears it."""
+    spent: int = 0
+    """Fuel that this host call has cost so far."""
+
+    def spend(self, fuel: int) -> None:
+        """Charge the guest's call for something that the host does for it, before it is done.
+
+        Raises:
+            FuelExhaustedError: the call has less than that left, and now nothing.
+        """
+        taken = self.take_fuel(fuel)
+        self.spent += taken
+        if taken < fuel:
+            raise FuelExhaustedError("all fuel is burnt")
+
+
+class GuestMemory(Protocol):
+    """The linear memory of an instance."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+
+    def read(self, at: int, n: int) -> bytes:
+        """`n` bytes from address `at`; `IndexError` outside of the memory."""
+
+    def write(self, at: int, data: bytes | bytearray | memoryview) -> None:
+        """Put `data` at address `at`; `IndexError` (and nothing is written) outside."""
+
+
+class OwnMemory(GuestMemory, Protocol):
+    """The linear memory of an instance that has no call under way."""
+
+    def grow(self, pages: int) -> int:
+        """Add pages; the address at which they begin. `MemoryLimitError` if there is no room."""
+
+
+class Counter(Protocol):
+    """Somewhere to read a number."""
+
+    @property
+    def value(self) -> int:
+        """As it was written last."""
+
+
+class GuestFunction(Protocol):
+    """An exported function of one instance, with its argument cells prepared."""
+
+    @property
+    def type(self) -> FuncType:
+        """Its wasm types."""
+
+    def begin(self, values: Sequence[Any], fuel: int) -> Any:
+        """Begin a call and run its first slice: the result if that ends it, else `UNDER_WAY`.
+
+        No code of the values' own is run: they must be a tuple of ints and floats. Of classes of
+        their own, an engine takes the number itself, or none.
+
+        The fast path of every call: there is one step here for what `poll` and `finish` do.
+
+        Raises:
+            InexactError: they are no such tuple; convert them, and begin again if the instance is
+                still there then.
+            TypeError, ValueError, OverflowError: the values do not fit its wasm types; no call is
+                under way, and no wasm has run.
+            NoMemoryError: the system gave no stack; no call is under way, and no wasm has run.
+            GuestError: the call ended so in its first slice.
+        """
+
+    @property
+    def left(self) -> Counter:
+        """Of the fuel, what was left when `begin` gave a result; the same object every time."""
+
+    def finish(self) -> Any:
+        """The results of a call that `poll` said is over: None, a value, or a tuple.
+
+        Raises:
+            GuestError: it trapped, ran out of fuel, or exited.
+        """
+
+
+class GuestDriver(Protocol):
+    """Calls an export for each row of columns that lie in its scratch; see `_core/driver`.
+
+    Part of its instance: what it begins is polled and abandoned there.
+    """
+
+    def put(self, at: int, data: bytes | memoryview) -> None:
+        """Put bytes at an address of the scratch, where there is room for them."""
+
+    def get(self, at: int, size: int) -> memoryview:
+        """The bytes at an address of the scratch: to be used at once, they are not copied."""
+
+    def begin(self, rows: int, fuel: int) -> int | UnderWay:
+        """Begin to call for that many rows, and run the first slice; see `GuestFunction.begin`.
+
+        The result is how many rows are done: all, or those before one that it stopped at.
+        """
+
+    def finish(self) -> int:
+        """How many rows are done, once `poll` said that it is over; raises what the guest did."""
+
+
+class DriverCode(Protocol):
+    """A compiled driver, for any instance of its engine."""
+
+    def attach(self, instance: Any, exports: Mapping[str, str]) -> GuestDriver:
+        """A driver that calls exports of the instance; the same one, if it has one already.
+
+        Args:
+            exports: {what the driver imports: which export that is}; the memory goes without
+                saying.
+
+        Raises:
+            NoMemoryError: the system has no room for it.
+            LoadError: the engine has no room for it.
+        """
+
+
+class GuestInstance(Protocol):
+    """A store with a module instantiated in it. Begins life with its start under way."""
+
+    @property
+    def host_call(self) -> HostCall | None:
+        """Set by `poll` when the guest waits for the host."""
+
+    @property
+    def memory(self) -> OwnMemory | None:
+        """The exported memory, if there is one."""
+
+    @property
+    def yield_fuel(self) -> int:
+        """What one slice may burn."""
+
+    def set_yield_fuel(self, fuel: int) -> None:
+        """Another length for the slices of calls from now on; nothing is under way."""
+
+    def poll(self) -> bool:
+        """Run one slice of what is under way; True when it is over. Any thread may call it."""
+
+    def started(self) -> None:
+        """The start is over. Raises what `GuestFunction.finish` does."""
+
+    def mark(self) -> None:
+        """It has started, and is now what `reset` puts it back to. Only of what was proved.
+
+        Raises:
+            LoadError: the engine has no room for what that takes.
+        """
+
+    def reset(self) -> bool:
+        """Put it back to when it was marked, at once; False if that can't be done.
+
+        Then it is neither as it was nor as it began, and only `close` may follow.
+        """
+
+    def function(self, name: str) -> GuestFunction:
+        """The exported function of that name.
+
+        Raises:
+            AbiError: there is none, or values of one of its types can't cross.
+        """
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """For the ABI to keep what it knows about this instance."""
+
+    def global_value(self, name: str) -> int | float:
+        """The value of an exported global; `LookupError` if there is none that is a number."""
+
+    def abandon(self) -> None:
+        """Stop what is under way for good, if anything is. Only `close` may follow."""
+
+    def fuel_left(self) -> int:
+        """Of the fuel given to the call that is, or was last, under way."""
+
+    def measure(self) -> int:
+        """What the instance may touch now: memories, tables x 8, scratch, the rest (bytes)."""
+
+    @property
+    def reserved(self) -> tuple[int, int]:
+        """Addresses that it reserves now (bytes), and its mappings: more with each new driver."""
+
+    def close(self) -> None:
+        """Free it all. Closing twice is fine."""
+
+
+class LoadedModule(Protocol):
+    """Executable code."""
+
+    def instantiate(self, fuel: int, yield_fuel: int) -> GuestInstance:
+        """A new instance with its start under way.
+
+        Raises:
+            NoMemoryError: the system has no room for it; `started` may say so, too.
+            LoadError: the engine has no room for it.
+        """
+
+    def close(self) -> None:
+        """Instances live on; no new ones can be made. Closing twice is fine."""
+
+
+class Engine(Protocol):
+    """Compiles and loads. One for each cache."""
+
+    @property
+    def system(self) -> SystemLimits:
+        """What the system leaves the cache of addresses and mappings."""
+
+    @property
+    def open_instances(self) -> int:
+        """Instances that are not closed."""
+
+    @property
+    def scratch_size(self) -> int:
+        """Bytes of the scratches that drivers keep, in all instances that are not closed."""
+
+    async def to_wasm(self, text: str) -> bytes:
+        """WebAssembly text to binary; `InvalidModuleError` with line and column if it is wrong."""
+
+    def turn(self, group: Hashable) -> Turn:
+        """Return a place in line for `compile` and `prove`, in the turn of that group."""
+
+    async def compile(
+        self, wasm: bytes, admit: Callable[[ModuleInfo], Edits], turn: Turn | None = None
+    ) -> Artifact:
+        """Read, check, edit and compile a module, off the event loop, when it is its turn.
+
+        Args:
+            turn: whose turn it waits for; None: that of a group of its own.
+            admit: looks at what the sections say, raises if it must not come in, and says what to
+                change. May be called in another thread.
+
+        Raises:
+            InvalidModuleError: it can't be read or compiled.
+            NoMemoryError: the system has no room for it.
+            ExcessiveModuleError: it is not worth reading.
+            trio.ClosedResourceError: the engine was closed while it waited.
+        """
+
+    async def prove(
+        self,
+        artifact: Artifact,
+        hosts: Sequence[HostImport],
+        initialize: str | None,
+        turn: Turn | None = None,
+    ) -> Artifact:
+        """Find out, off the event loop, how instances of an artifact are put back, or why not.
+
+        Args:
+            artifact: compiled with `Edits.reset`.
+            initialize: an export that is called once an instance has started.
+
+        Returns:
+            The artifact with what `GuestInstance.mark` needs, or with an `obstacle`.
+
+        Raises:
+            NoMemoryError: the system has no room for trying.
+        """
+
+    async def load(self, artifact: Artifact, hosts: Sequence[HostImport]) -> LoadedModule:
+        """Make an artifact executable and link it.
+
+        Raises:
+            LinkError: wasmtime would not link it after all.
+            NoMemoryError: the system has no room for it.
+            LoadError: the engine has no room for it.
+        """
+
+    async def count_resident(
+        self,
+        *,
+        idle: Sequence[Any],
+        running: Sequence[Any],
+        modules: Sequence[Any],
+    ) -> ResidentBytes:
+        """What is in memory of these instances and modules, which are its own.
+
+        Those that run may go on, or be closed, meanwhile.
+
+        Raises:
+            NotImplementedError: the system does not tell.
+        """
+
+    async def driver(self, shape: Shape | MemoryShape) -> DriverCode | None:
+        """The driver of a shape, compiled off the event loop if it is not there yet.
+
+        None: this engine has none for functions whose values cross through memory.
+
+        Raises:
+            NoMemoryError: the system has no room for it.
+            LoadError: it can't be compiled.
+        """
+
+    def close(self) -> None:
+        """Nothing can be loaded any more; what is compiling finishes by itself."""

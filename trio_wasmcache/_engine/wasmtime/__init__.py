@@ -1,0 +1,1 @@
+"""The engine that runs: the only folder that imports wasmtime or ctypes."""

@@ -1,0 +1,174 @@
+"""Native errors become ours here: one function for traps, one for errors, both take ownership."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import byref, c_int, c_uint8, c_void_p
+
+from ..._core.errors import (
+    ExitError,
+    FuelExhaustedError,
+    GuestError,
+    LoadError,
+    StackOverflowError,
+    TrapError,
+)
+from ..._core.text import printable
+from ..base import NoMemoryError
+from . import native
+
+# wasmtime_trap_code_enum (crates/c-api/include/wasmtime/trap.h), in the specification's words.
+CODES = {
+    0: "call stack exhausted",
+    1: "out of bounds memory access",
+    2: "unaligned atomic",
+    3: "out of bounds table access",
+    4: "uninitialized element",
+    5: "indirect call type mismatch",
+    6: "integer overflow",
+    7: "integer divide by zero",
+    8: "invalid conversion to integer",
+    9: "unreachable",
+    10: "interrupt",
+    11: "out of fuel",
+    13: "null reference",
+    15: "allocation too large",
+    21: "disabled opcode",
+}
+STACK_OVERFLOW, OUT_OF_FUEL = 0, 11
+# A recursion bomb has tens of thousands of frames, all alike.
+MAX_FRAMES = 32
+# ENOMEM, as the last line of a message: the cause of all that stands above.
+NO_MEMORY = "(os error 12)"
+UNKNOWN_OFFSET = ctypes.c_size_t(-1).value
+# wasmtime quotes the line that is wrong, and a line may be all of a module.
+MAX_LINES, MAX_LINE_LENGTH = 12, 200
+
+
+class Ending:
+    """Where C says how something ended: with a trap, with an error, or well. Can be used again."""
+
+    __slots__ = ("error", "error_ref", "trap", "trap_ref")
+
+    def __init__(self) -> None:
+        self.trap, self.error = c_void_p(), c_void_p()
+        self.trap_ref, self.error_ref = byref(self.trap), byref(self.error)
+
+    def leave(self) -> None:
+        """Nothing is under way in it any more, and it has been looked at."""
+
+    def take_error(self) -> GuestError:
+        """What it ended with, where `trap` or `error` is set; they are no longer."""
+        trap, error = self.trap.value, self.error.value
+        self.trap.value = self.error.value = None
+        if trap:
+            return trap_error(trap)
+        if error:
+            return guest_error(error)
+        raise AssertionError("it ended well")
+
+
+def take_error(pointer: int) -> str:
+    """The message of an owned wasmtime_error_t, which is freed; shortened, and fit to be shown."""
+    lines = _take_message(pointer).splitlines()
+    return "\n".join(printable(line, MAX_LINE_LENGTH) for line in lines[:MAX_LINES])
+
+
+def load_error(what: str, pointer: int) -> LoadError:
+    """Make an owned wasmtime_error_t, which is freed, an error of loading; `what` failed."""
+    message = take_error(pointer)
+    kind = NoMemoryError if is_no_memory(message) else LoadError
+    return kind(f"{what}: {message}")
+
+
+def told_apart(error: GuestError) -> GuestError | NoMemoryError:
+    """Return `error`, or a `NoMemoryError` if it says that the system refused memory.
+
+    For what ends a start, or the first slice of a call: the first of an instance makes its stack.
+    """
+    # Nothing of the guest had run, or there would be frames.
+    if getattr(error, "code", "") == "host" and not error.backtrace and is_no_memory(str(error)):
+        return NoMemoryError(str(error))
+    return error
+
+
+def is_no_memory(message: str) -> bool:
+    """Whether an error of wasmtime says that the system had no memory or addresses left.
+
+    A message may quote names of the guest's, but does not end with them.
+    """
+    return message.rstrip().endswith(NO_MEMORY)
+
+
+def guest_error(pointer: int) -> GuestError:
+    """An owned wasmtime_error_t that ended a call: an exit, or what the host side made of it."""
+    status = c_int()
+    exited = native.error_exit_status(pointer, byref(status))
+    frames = native.PointerVec()
+    native.error_wasm_trace(pointer, byref(frames))
+    backtrace = _take_frames(frames)
+    message = _take_message(pointer)
+    if exited:
+        return ExitError(
+            f"the guest called proc_exit({status.value})", status=status.value, backtrace=backtrace
+        )
+    return TrapError(_cause(message), code="host", backtrace=backtrace)
+
+
+def trap_error(pointer: int) -> GuestError:
+    """An owned wasm_trap_t that ended a call."""
+    code = c_uint8()
+    known = native.trap_code(pointer, byref(code))
+    frames = native.PointerVec()
+    native.wasm_trap_trace(pointer, byref(frames))
+    backtrace = _take_frames(frames)
+    text = native.ByteVec()
+    native.wasm_trap_message(pointer, byref(text))
+    native.wasm_trap_delete(pointer)
+    message = _cause(native.take_bytes(text).decode("utf-8", "replace"))
+    if known and code.value == OUT_OF_FUEL:
+        return FuelExhaustedError("all fuel is burnt", backtrace=backtrace)
+    if known and code.value == STACK_OVERFLOW:
+        return StackOverflowError("the guest's stack is exhausted", backtrace=backtrace)
+    name = CODES.get(code.value, message) if known else message
+    return TrapError(f"wasm trap: {name}", code=name, backtrace=backtrace)
+
+
+def _take_message(pointer: int) -> str:
+    message = native.ByteVec()
+    native.error_message(pointer, byref(message))
+    native.error_delete(pointer)
+    return native.take_bytes(message).decode("utf-8", "replace")
+
+
+def _cause(message: str) -> str:
+    # wasmtime says "error while executing at wasm backtrace:", the frames, and then why.
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    # The last one: a function may be named so, too.
+    for number in range(len(lines) - 2, 0, -1):
+        if lines[number] == "Caused by:":
+            return printable(lines[number + 1], MAX_LINE_LENGTH)
+    return printable(lines[0] if lines else "unknown error", MAX_LINE_LENGTH)
+
+
+def _take_frames(frames: native.PointerVec) -> tuple[str, ...]:
+    lines = []
+    for number in range(min(frames.size, MAX_FRAMES)):
+        frame = frames.data[number]
+        name = native.frame_func_name(frame)
+        if name:
+            # A character has four bytes at most.
+            size = min(name.contents.size, 4 * MAX_LINE_LENGTH)
+            label = printable(
+                ctypes.string_at(name.contents.data or 0, size).decode("utf-8", "replace"),
+                MAX_LINE_LENGTH,
+            )
+        else:
+            label = f"func[{native.wasm_frame_func_index(frame)}]"
+        offset = native.wasm_frame_module_offset(frame)
+        # Where it is not known, as in the prologue that found no stack, the offset is -1.
+        lines.append(label if offset == UNKNOWN_OFFSET else f"{label} at {offset:#x}")
+    if frames.size > MAX_FRAMES:
+        lines.append(f"... {frames.size - MAX_FRAMES} more")
+    native.wasm_frame_vec_delete(byref(frames))
+    return tuple(lines)

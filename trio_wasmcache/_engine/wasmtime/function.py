@@ -1,0 +1,333 @@
+"""An exported function in wasmtime: the cells of its values, and the native calls of a call.
+
+What C reads and writes in a call is a *frame*: cells of arguments and results, with the kind of
+each argument in place, so that a call only writes values; and where C says how it ended. No idle
+instance has one. All instances of a module share one for each signature, as the first slice of a
+call is one step; a call that goes on keeps it until it is over, and whoever comes meanwhile makes
+another.
+
+Cells are written and read through memoryviews of their types, at a third of what `struct` costs;
+and what C is given was made ready once, as ctypes passes on `bytes` and what `byref` and
+`from_param` give, and converts all else for every call.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+from collections.abc import Callable, Sequence
+from ctypes import addressof, byref, c_char, c_size_t, c_uint64, c_void_p
+from types import MethodType
+from typing import TYPE_CHECKING, Any, final
+
+from ..._core.wasm.reader import FuncType
+from ..base import UNDER_WAY, InexactError, NoMemoryError
+from . import native
+from .errors import Ending, told_apart
+from .hosts import RAISED, check_headroom, take_raised
+
+if TYPE_CHECKING:
+    from .instance import WasmtimeInstance
+
+
+@final
+class WasmtimeFunction:
+    """See `GuestFunction`; made by `WasmtimeInstance.function`."""
+
+    __slots__ = ("call", "frame", "fuel", "fuel_for", "instance", "name", "where_left")
+
+    def __init__(self, instance: WasmtimeInstance, name: str, handle: bytes, frame: Frame) -> None:
+        self.instance = instance
+        self.name = name
+        self.frame = frame
+        # What the native calls are given, as tuples that are there already.
+        self.call = (instance.context, handle, *frame.call)
+        self.where_left = (instance.context, frame.caller.left_ref)
+        self.fuel = -1
+        self.fuel_for: tuple[native.Context, native.Ready] = (
+            instance.context,
+            frame.caller.fuel_ref,
+        )
+
+    @property
+    def type(self) -> FuncType:
+        return self.frame.caller.type
+
+    @property
+    def begin(self) -> Callable[[Sequence[Any], int], Any]:
+        # Not kept here, where it would be a cycle for the garbage collector.
+        return MethodType(self.frame.begin, self)
+
+    @property
+    def left(self) -> c_uint64:
+        return self.frame.caller.left
+
+    def set_fuel(self, fuel: int) -> None:
+        """`fuel_for` says this much from now on."""
+        caller = self.frame.caller
+        if fuel != caller.fuel:
+            caller.fuel, caller.fuel_ref = fuel, c_uint64.from_param(fuel)
+        self.fuel, self.fuel_for = fuel, (self.instance.context, caller.fuel_ref)
+
+    def finish(self) -> Any:
+        frame = self.instance.end()
+        assert isinstance(frame, Frame)
+        try:
+            if frame.trap or frame.error:
+                raise frame.take_error()
+            return frame.take()
+        finally:
+            frame.leave()
+
+
+@final
+class Caller:
+    """What functions of one signature share, of all instances of a module. It is one thread's."""
+
+    __slots__ = ("frame", "fuel", "fuel_ref", "hosted", "left", "left_ref", "spare", "type")
+
+    def __init__(self, signature: FuncType, hosted: bool) -> None:
+        self.type = signature
+        self.hosted = hosted
+        self.left = c_uint64()
+        self.left_ref = byref(self.left)
+        self.fuel = 0
+        self.fuel_ref: native.Ready = c_uint64.from_param(0)
+        self.frame = Frame(self)
+        self.spare: list[Frame] = []
+        """More of them, in which nothing is under way now."""
+
+    def apart(self, function: WasmtimeFunction, values: Sequence[Any], fuel: int) -> Any:
+        """`begin` of a function, for while another's call keeps `frame`."""
+        frame = self.spare.pop() if self.spare else Frame(self)
+        twin = WasmtimeFunction(function.instance, function.name, function.call[1], frame)
+        try:
+            return frame.begin(twin, values, fuel)
+        finally:
+            if not frame.busy:
+                frame.leave()
+
+
+@final
+class Frame(Ending):
+    """What C reads and writes in one call, and how that begins."""
+
+    __slots__ = ("begin", "busy", "call", "caller", "function", "take")
+
+    def __init__(self, caller: Caller) -> None:
+        super().__init__()
+        self.caller = caller
+        self.busy = False
+        """Whether a call goes on beyond its first slice, or ended badly in it."""
+        self.function: WasmtimeFunction | None = None
+        """The one that is called: C goes on reading its handle."""
+        params, results = caller.type.params, caller.type.results
+        # Consecutive wasmtime_val_t. A bytearray stays where it is unless it is resized.
+        empty, codes, spots = _layout(params, results)
+        cells = bytearray(empty)
+        views = {code: memoryview(cells).cast(code) for code in codes}  # type: ignore[call-overload]
+        places = [(views[code], at) for code, at in spots]
+        address = addressof(c_char.from_buffer(cells))
+        self.call = (
+            c_void_p.from_param(address),
+            _count(len(params)),
+            c_void_p.from_param(address + native.VALUE_SIZE * len(params)),
+            _count(len(results)),
+            self.trap_ref,
+            self.error_ref,
+        )
+        """The arguments of the native call, after context and handle of the function."""
+        self.take = _taker(places[len(params) :])
+        self.begin = self._make_begin(
+            _putter(cells, params, places[: len(params)]), places[-1] if len(results) == 1 else None
+        )
+
+    def _make_begin(
+        self, put: Callable[[Sequence[Any]], None], single: tuple[Any, int] | None
+    ) -> Callable[[WasmtimeFunction, Sequence[Any], int], Any]:
+        """`GuestFunction.begin` as one closure: a third of what it costs as methods of two objects.
+
+        Five native calls, each needed: fuel for this call, the call, its first slice, its end, and
+        the fuel that is left, to be charged for what burnt.
+        """
+        frame, caller, hosted = self, self.caller, self.caller.hosted
+        trap, error = self.trap, self.error
+        set_fuel, call_async = native.hot_set_fuel, native.hot_call
+        poll, delete = native.call_future_poll, native.hot_delete
+        get_fuel = native.hot_get_fuel
+        answer, at = single or (None, 0)  # nearly always there is one result
+
+        def begin(function: WasmtimeFunction, values: Sequence[Any], fuel: int) -> Any:
+            if frame.busy:
+                return caller.apart(function, values, fuel)
+            # From here on a call that comes in between, from a signal's handler or a finalizer,
+            # has cells of its own.
+            frame.busy, begun, ended = True, False, False
+            try:
+                try:
+                    put(values)
+                except InexactError:
+                    raise
+                except Exception as problem:
+                    raise _misfit(values, caller.type, problem) from None
+                if fuel != function.fuel:
+                    function.set_fuel(fuel)
+                if hosted:
+                    check_headroom()
+                set_fuel(*function.fuel_for)
+                future = call_async(*function.call)
+                begun = True
+                over = poll(future)
+                if hosted and RAISED.error is not None:
+                    raise take_raised()
+                if not over:
+                    return UNDER_WAY
+                done, future = future, 0
+                delete(done)
+                if trap or error:
+                    refusal = told_apart(frame.take_error())
+                    ended = isinstance(refusal, NoMemoryError)  # it never began
+                    raise refusal
+                get_fuel(*function.where_left)
+                result = answer[at] if answer else frame.take()
+                ended = True
+                return result
+            finally:
+                # The frame is the call's own as long as anything of it is left there. That takes no
+                # calls: it may be that there is no room for another on Python's stack.
+                if ended or not begun:
+                    frame.busy = False
+                else:
+                    frame.function = function
+                    instance = function.instance
+                    instance.future, instance.ending = future, frame
+
+        return begin
+
+    def leave(self) -> None:
+        self.function = None
+        self.busy = False
+        if self is not self.caller.frame:
+            self.caller.spare.append(self)
+
+
+# What a cell takes, as the very type.
+INTS, NUMBERS = frozenset({int}), frozenset({int, float})
+
+
+@functools.cache
+def _count(number: int) -> native.Ready:
+    """As C takes it; the few there are, are shared by all functions."""
+    return c_size_t.from_param(number)
+
+
+@functools.lru_cache(256)
+def _layout(
+    params: tuple[str, ...], results: tuple[str, ...]
+) -> tuple[bytes, tuple[str, ...], tuple[tuple[str, int], ...]]:
+    """The same for all functions of one signature.
+
+    Returns:
+        Cells with no values yet; the codes of their types, each once; (code, index of the value
+        in all cells as that type) of each.
+    """
+    empty = bytearray(native.VALUE_SIZE * (len(params) + len(results)) or 1)
+    for number, name in enumerate(params):
+        empty[number * native.VALUE_SIZE] = native.VALUE_KINDS[name][0]
+    codes = [native.VALUE_KINDS[name][1] for name in (*params, *results)]
+    spots = tuple(
+        (code, (number * native.VALUE_SIZE + native.VALUE_OFFSET) // struct.calcsize(code))
+        for number, code in enumerate(codes)
+    )
+    return bytes(empty), tuple(dict.fromkeys(codes)), spots
+
+
+def _putter(
+    cells: bytearray, types: Sequence[str], places: Sequence[tuple[Any, int]]
+) -> Callable[[Sequence[Any]], None]:
+    """Puts the values of a call into their cells; raises if one does not fit, or they are too few.
+
+    Only ints and floats are put there, of which C reads the number itself: an `__index__` could do
+    anything in between, such as make another call with the same cells, or close the instance.
+    (`isinstance` asks the value for its `__class__`, so it is `issubclass`.) Written out for up to
+    two, where the loop would cost more than what it does.
+    """
+    kinds = [INTS if name[0] == "i" else NUMBERS for name in types]
+    bases = [int if name[0] == "i" else float for name in types]
+    if "f32" in types:
+        # A memoryview makes an infinity of a float that is too large; struct refuses it.
+        codecs = [struct.Struct("<" + native.VALUE_KINDS[name][1]) for name in types]
+
+        def put(values: Sequence[Any]) -> None:
+            if type(values) is not tuple:
+                raise InexactError
+            cells_of = zip(codecs, kinds, bases, values, strict=True)
+            for number, (codec, kind, base, value) in enumerate(cells_of):
+                if type(value) not in kind and not issubclass(type(value), base):
+                    raise InexactError
+                codec.pack_into(cells, number * native.VALUE_SIZE + native.VALUE_OFFSET, value)
+
+        return put
+    if not places:
+
+        def put(values: Sequence[Any]) -> None:
+            if type(values) is not tuple:
+                raise InexactError
+            () = values
+
+    elif len(places) == 1:
+        ((first, i),) = places
+        (kind,), (base,) = kinds, bases
+
+        def put(values: Sequence[Any]) -> None:
+            if type(values) is not tuple:
+                raise InexactError
+            (value,) = values
+            if type(value) not in kind and not issubclass(type(value), base):
+                raise InexactError
+            first[i] = value
+
+    elif len(places) == 2:
+        (first, i), (second, j) = places
+        (kind, kind_2), (base, base_2) = kinds, bases
+
+        def put(values: Sequence[Any]) -> None:
+            if type(values) is not tuple:
+                raise InexactError
+            one, two = values
+            if type(one) not in kind and not issubclass(type(one), base):
+                raise InexactError
+            if type(two) not in kind_2 and not issubclass(type(two), base_2):
+                raise InexactError
+            first[i], second[j] = one, two
+
+    else:
+
+        def put(values: Sequence[Any]) -> None:
+            if type(values) is not tuple:
+                raise InexactError
+            for (view, at), kind, base, value in zip(places, kinds, bases, values, strict=True):
+                if type(value) not in kind and not issubclass(type(value), base):
+                    raise InexactError
+                view[at] = value
+
+    return put
+
+
+def _taker(places: Sequence[tuple[Any, int]]) -> Callable[[], Any]:
+    """Takes the results out of their cells: None, a value, or a tuple."""
+    if len(places) == 1:
+        view, at = places[0]
+        return lambda: view[at]
+    return lambda: tuple(view[at] for view, at in places) or None
+
+
+def _misfit(values: Sequence[Any], signature: FuncType, error: Exception) -> Exception:
+    kind: type[Exception] = TypeError
+    if len(values) != len(signature.params):
+        kind = ValueError
+    elif all(isinstance(value, (int, float)) for value in values):
+        kind = OverflowError
+    # Their types, not their reprs: those may be endless, or raise.
+    types = tuple(type(value).__name__ for value in values)
+    return kind(f"values of {types} do not fit {signature.params}: {error}")

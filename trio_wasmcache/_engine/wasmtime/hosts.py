@@ -1,0 +1,196 @@
+"""Host functions, as wasmtime sees them: a C callback that only notes, and C's own that answers.
+
+No user code runs here. wasmtime calls `_on_call` on the guest's stack; it notes what was asked and
+lets the guest be suspended. The runner runs the Python function between two polls, on the ordinary
+stack, and puts the results in place; the next poll asks `ANSWERED`, and the guest goes on.
+
+What makes it safe: while the guest is suspended, wasmtime keeps the argument and result cells
+alive and still (crates/c-api/include/wasmtime/async.h), its memory can't move as only the guest
+grows it, and a callback touches nothing but the instance that called.
+
+The callback must not raise: the C API would find no continuation and abort the process. But Python
+runs signal handlers in whatever Python code runs next in the main thread, and after a slice that is
+the callback. Ctrl-C waits, as Trio sees that the frame is protected. What the handler of another
+signal raises is kept in `RAISED`, and ends the call when the poll is over. And that there is Python
+stack for the callback is checked before each poll.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from ..._core.stack_room import check_headroom as check_headroom
+from ..._core.wasm.reader import FuncType
+from ..base import HostCall, HostImport
+from . import native
+from .errors import take_error
+from .exception_table import holds_from_the_start, tried_from_the_start
+from .memory import SuspendedMemory
+
+if TYPE_CHECKING:
+    from .instance import WasmtimeInstance
+
+# {number in the store's data: instance}; only instances that import host functions are in it.
+INSTANCES: dict[int, WasmtimeInstance] = {}
+
+# Whether a suspended guest may go on: `strlen` of the C string `WasmtimeInstance.answered`, 1 or 0.
+# So no Python code runs to tell.
+ANSWERED = native.CONTINUE(("strlen", ctypes.CDLL(None)))
+# For a guest that may go on at once, as its call is over for us.
+_TEXT = ctypes.create_string_buffer(b"!")
+_AT_ONCE = native.Continuation(ANSWERED, ctypes.addressof(_TEXT), None)
+
+
+class _Raised(threading.local):
+    """What was raised within a callback, of each thread."""
+
+    error: BaseException | None = None
+
+
+RAISED = _Raised()
+
+
+def take_raised() -> BaseException:
+    """What was raised within a callback, which is forgotten."""
+    error, RAISED.error = RAISED.error, None
+    assert error is not None
+    return error
+
+
+def cells(types: Sequence[str]) -> struct.Struct:
+    """How consecutive wasmtime_val_t look to `struct`: kind and value of each, in turn."""
+    return struct.Struct("<" + "".join(_CELL[native.VALUE_KINDS[name][1]] for name in types))
+
+
+# A kind byte, padding up to the value, the value, padding up to the next cell.
+_CELL = {"i": "B7xi20x", "q": "B7xq16x", "f": "B7xf20x", "d": "B7xd16x"}
+
+
+def kinds(types: Sequence[str]) -> tuple[int, ...]:
+    """The kind bytes that go with `cells`."""
+    return tuple(native.VALUE_KINDS[name][0] for name in types)
+
+
+class HostTable:
+    """The host imports of one module: what to read and write for each. Shared by its instances."""
+
+    def __init__(self, imports: Sequence[HostImport]) -> None:
+        self.imports = tuple(imports)
+        self.params = [cells(host.type.params) for host in imports]
+        self.results = [cells(host.type.results) for host in imports]
+        self.result_kinds = [kinds(host.type.results) for host in imports]
+
+    def define(self, linker: int) -> list[str]:
+        """Define all of them in a linker; the messages of what could not be."""
+        problems = []
+        for index, host in enumerate(self.imports):
+            module, name = host.module.encode(), host.name.encode()
+            function_type = _function_type(host.type)
+            error = native.linker_define_async_func(
+                linker,
+                module,
+                len(module),
+                name,
+                len(name),
+                function_type,
+                _CALLBACK,
+                index + 1,  # a null pointer would arrive as None
+                None,
+            )
+            native.wasm_functype_delete(function_type)
+            if error:
+                problems.append(take_error(error))
+        return problems
+
+
+def _function_type(signature: FuncType) -> int:
+    vectors = []
+    for types in (signature.params, signature.results):
+        array = (ctypes.c_void_p * len(types))(
+            *(native.wasm_valtype_new(native.TYPE_KINDS[name]) for name in types)
+        )
+        vector = native.PointerVec()
+        native.wasm_valtype_vec_new(
+            ctypes.byref(vector), len(types), ctypes.cast(array, ctypes.POINTER(ctypes.c_void_p))
+        )
+        vectors.append(vector)
+    return native.wasm_functype_new(ctypes.byref(vectors[0]), ctypes.byref(vectors[1]))
+
+
+@trio.lowlevel.enable_ki_protection
+@tried_from_the_start
+def _on_call(
+    env: int,
+    caller: int,
+    args: int,
+    nargs: int,
+    results: int,
+    nresults: int,
+    trap: Any,
+    continuation: Any,
+) -> None:
+    try:
+        _note(env, caller, args, nargs, results, continuation)
+    except BaseException as error:
+        # Another signal may be waiting. Nothing is called here, as after calls Python looks for it.
+        continuation[0] = _AT_ONCE
+        RAISED.error = error
+
+
+_CALLBACK = native.HOST_CALL(_on_call)
+NO_GAP = holds_from_the_start(_on_call)
+"""Whether `_on_call` keeps all that signal handlers raise. Where this Python has tables of another
+format, it does not keep what comes before its first instruction is over, which ends the process."""
+
+
+def _note(env: int, caller: int, args: int, nargs: int, results: int, continuation: Any) -> None:
+    """Note what the guest asks for; it goes on once that is answered."""
+    context = native.caller_context(caller)
+    number = native.context_get_data(context)
+    instance = INSTANCES[number]
+    index = env - 1
+    table = instance.hosts
+    raw = ctypes.string_at(args, nargs * native.VALUE_SIZE) if nargs else b""
+    memory = None
+    if instance.memory is not None:
+        memory = SuspendedMemory(
+            native.memory_data(context, instance.memory.handle),
+            native.memory_data_size(context, instance.memory.handle),
+        )
+    elif instance.plan.memory_name is not None:
+        # Its start function runs: the exports are not known yet, but the caller has them.
+        found = ctypes.create_string_buffer(native.EXTERN_SIZE)
+        name = instance.plan.memory_name.encode()
+        if native.caller_export_get(caller, name, len(name), found):
+            handle = found.raw[native.EXTERN_OFFSET :]
+            memory = SuspendedMemory(
+                native.memory_data(context, handle), native.memory_data_size(context, handle)
+            )
+
+    def answer(values: Sequence[Any]) -> None:
+        if instance.host_call is not call:
+            raise RuntimeError("this host call is over")  # its result cells are gone
+        packed = []
+        for kind, value in zip(table.result_kinds[index], values, strict=True):
+            packed += [kind, value]
+        data = table.results[index].pack(*packed)
+        if data:
+            ctypes.memmove(results, data, len(data))
+        instance.answered[0] = 1
+        instance.host_call = None
+        if memory is not None:
+            memory.end()
+
+    values = table.params[index].unpack(raw)[1::2]
+    call = HostCall(index, values, memory, answer, instance.take_fuel, instance.host_state)
+    instance.host_call = call
+    instance.answered[0] = 0
+    continuation[0].callback = ANSWERED
+    continuation[0].env = ctypes.addressof(instance.answered)
+    continuation[0].finalizer = None

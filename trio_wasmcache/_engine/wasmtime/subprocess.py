@@ -1,0 +1,116 @@
+"""Compiling in a process of its own, with limits on its memory and its time.
+
+A few KB of code can make wasmtime's compiler take hours, or more memory than there is, and then it
+ends the process it runs in. There is no other way to stop it than to end that process, so here it
+is one that may be ended. It is started for each module, which costs some tenths of a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import final
+
+from attrs import frozen
+
+from ..._core.errors import CacheDirError, InvalidModuleError
+
+# What the answer begins with, and how long the size after it is.
+BUILT, REFUSED, SIZE_BYTES = b"B", b"R", 8
+START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from trio_wasmcache._engine.wasmtime.subprocess import main; "
+    "main(sys.argv[2], *map(int, sys.argv[3:]))"
+)
+# Seconds for the process to start and to read, and for a machine that is busy.
+PATIENCE = 30.0
+
+
+@final
+@frozen
+class Apart:
+    """Compiles modules for engines with such stacks; each may take so much."""
+
+    stack_size: int
+    memory: int
+    """Bytes of address space beyond what the process has when it begins."""
+    seconds: float
+    """Of CPU time, rounded up."""
+    folder: str | os.PathLike[str] | None = None
+    """Where compiled code is kept; see `CodeCache`."""
+
+    def build(self, wasm: bytes) -> tuple[bytes, int]:
+        """Compiled code at rest, and its bytes once it is loaded. Blocks: for threads.
+
+        Raises:
+            InvalidModuleError: wasmtime can't compile it, or it took too much.
+        """
+        limits = self.stack_size, self.memory, -int(-self.seconds // 1)
+        # -I: neither the working directory nor the user's own site takes part.
+        command = [sys.executable, "-I", "-c", START, json.dumps(sys.path)]
+        command += [os.fsdecode(self.folder or ""), *map(str, limits)]
+        try:
+            done = subprocess.run(
+                command,
+                input=wasm,
+                capture_output=True,
+                timeout=4 * self.seconds + PATIENCE,
+                env={**os.environ, "RUST_BACKTRACE": "0"},
+                start_new_session=True,  # a Ctrl-C is for the application to deal with
+            )
+        except subprocess.TimeoutExpired:
+            raise self._too_long() from None
+        kind, rest = done.stdout[:1], done.stdout[1:]
+        if done.returncode == 0 and kind == BUILT:
+            return rest[SIZE_BYTES:], int.from_bytes(rest[:SIZE_BYTES], "little")
+        if done.returncode == 0 and kind == REFUSED:
+            raise InvalidModuleError(rest.decode())
+        if done.returncode in (-24, -9):  # SIGXCPU, SIGKILL: all the CPU time is used up
+            raise self._too_long()
+        raise InvalidModuleError(
+            f"compiling it ended with status {done.returncode}, most likely for want of memory; "
+            f"compile_memory is {self.memory}: raise it, or split the module"
+        )
+
+    def _too_long(self) -> InvalidModuleError:
+        return InvalidModuleError(
+            f"compiling it took more than compile_seconds, {self.seconds:g}: raise it, or split "
+            "the module"
+        )
+
+
+def main(folder: str, stack_size: int, memory: int, seconds: int) -> None:
+    """The process: a module on its standard input, the answer on its standard output."""
+    from .code_cache import CodeCache
+    from .engine import WasmtimeEngine, build
+
+    engine, code_cache = WasmtimeEngine(stack_size), None
+    if folder:
+        with contextlib.suppress(CacheDirError):  # having none only costs time
+            code_cache = CodeCache(folder, stack_size)
+    wasm = sys.stdin.buffer.read()
+    _limit(memory, seconds)
+    try:
+        code, size = build(engine.open(), wasm, code_cache)
+        answer = BUILT + size.to_bytes(SIZE_BYTES, "little") + code
+    except InvalidModuleError as error:
+        answer = REFUSED + str(error).encode()
+    sys.stdout.buffer.write(answer)
+    sys.stdout.buffer.flush()
+    # Freeing what is left takes as long as compiling a small module.
+    os._exit(0)
+
+
+def _limit(memory: int, seconds: int) -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    space = pages * resource.getpagesize() + memory
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (space, space))
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    end = -int(-(used.ru_utime + used.ru_stime) // 1) + seconds
+    resource.setrlimit(resource.RLIMIT_CPU, (end, end + 1))

@@ -1,0 +1,1 @@
+"""Who has which instance, and how it comes and goes."""

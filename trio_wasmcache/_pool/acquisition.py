@@ -1,0 +1,333 @@
+"""An acquire that is no plain hit: a token, an instance of the function, maybe a load.
+
+The plain hit is in `Lease.__aenter__`; this does the same, and all else.
+
+A `RecursionError` half-way through the books would leave them wrong. So it is asked for before, at
+the price of a few calls that a hit does not pay: its steps make none (see `Policy.hit`).
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import final
+
+import trio
+from attrs import frozen
+from trio.lowlevel import Abort, RaiseCancelT, Task
+
+from .._core.errors import DeadlockError, GuestError, LinkError, LoadError, WasmCacheError
+from .._core.events import Reason
+from .._core.keys import FunctionKey
+from .._core.metrics.counters import LOADS, microseconds
+from .._core.policy.records import GRANTED, Closed, FunctionRecord, GiveUp, Instance, Request, Stage
+from .._core.policy.shares import BURST_FUEL
+from .._core.stack_room import check_headroom
+from .._engine.base import GuestInstance, NoMemoryError
+from .._runtime.bound import BoundFunction, Definition, bind
+from .._runtime.start import Start
+from .capacity import GroupState
+from .pool import CLOSED, Shell
+
+
+@final
+class Acquisition:
+    """One acquire on its way to an instance; whatever fails or is cancelled gives back all of it.
+
+    Args:
+        task: who acquires, and has the group's token then.
+        lease: what `current_lease` gives in host functions that its start calls.
+        give_up: gives up what was granted, when the group or the cache closes.
+        warm: load another instance even if one is idle.
+    """
+
+    def __init__(
+        self,
+        pool: Shell,
+        group: GroupState,
+        task: Task,
+        lease: object,
+        give_up: GiveUp,
+        *,
+        warm: bool,
+    ) -> None:
+        self._pool = pool
+        self._group = group
+        self._task = task
+        self._lease = lease
+        self._give_up = give_up
+        self._warm = warm
+        self._blocked = False
+        self._asked_at = 0.0
+        self._request: Request | None = None
+        self._native: GuestInstance | None = None  # while it starts
+        self.start: Start | None = None
+        """What runs in the instance that is being made."""
+        self.definition: Definition | None = None
+        """Of the function whose instance is being made."""
+
+    async def run(self, name: str, args: Sequence[str]) -> tuple[Request, BoundFunction]:
+        """Take a token and then an instance.
+
+        **Checkpoint:** if it has to wait or load, maybe.
+        **Cancellation:** nothing is held.
+
+        Raises:
+            WasmCacheError: whatever ended the request.
+            trio.ClosedResourceError: the group or the cache is closed.
+        """
+        pool, capacity = self._pool, self._group.capacity
+        if pool.exits.pending:
+            pool.exits.run()
+        if self._group.record.closed or pool.closed:
+            raise self._closed_error()
+        if pool.journal.log_uses:
+            self._asked_at = pool.now()
+        record: FunctionRecord | None = None
+        if not capacity.take_nowait(self._task):
+            record = pool.registry.find(name, args)  # unknown: say so before waiting
+            await self._wait_for_token(record)
+        try:
+            check_headroom()
+            try:
+                record = pool.registry.find(name, args)
+            except Exception as error:
+                if record is not None and not self._group.record.closed:
+                    # Removed while it waited; the log still has it waiting for its token.
+                    self._note_no_token(record, type(error).__name__)
+                raise
+            if self._group.record.closed or pool.closed:
+                raise self._closed_error()
+            return await self._take_instance(record)
+        except BaseException:
+            capacity.give_back(self._task)
+            raise
+
+    def end(self, reason: Reason) -> trio.Event | None:
+        """Give up what was granted so far, as the group or the cache closes.
+
+        Returns an event if a thread runs the start of the instance: it is set when the thread has
+        left it; then nothing was given up yet.
+        """
+        pool, request = self._pool, self._request
+        assert request is not None
+        if self.start is not None:
+            self.start.end(self._closed_error)
+            if self.start.out_of_thread is not None:
+                return self.start.out_of_thread
+        now = pool.now()
+        instance = request.instance
+        assert instance is not None
+        pool.journal.abandoned(request, CLOSED, now)
+        if request.stage is Stage.LOADING:
+            self._close_native()  # first, as its start may use the code that goes next
+            pool.carry_out(pool.policy.failed(request, now), now)
+        elif request.stage is Stage.GRANTED:
+            # Its task was woken but has not run yet.
+            pool.carry_out(pool.policy.recycle(request, instance.size, now, reason), now)
+        return None
+
+    # -- the token
+
+    async def _wait_for_token(self, record: FunctionRecord) -> None:
+        pool, group = self._pool, self._group
+        policy = pool.policy
+        self._blocked, self._asked_at = True, pool.now()
+        try:
+            policy.waits.begin(self._task, group.record)
+            policy.note_token_block(record, group.record)
+            pool.journal.token_blocked(record, group.record.name, self._task)
+            wait = _TokenWait(self._stop_waiting, functools.partial(self._note_no_token, record))
+            if not await group.capacity.take(self._task, wait):
+                raise self._closed_error()
+        except BaseException as error:
+            policy.note_error(policy.residents.entry(record, group.record), type(error).__name__)
+            if not (group.record.closed or isinstance(error, DeadlockError)):
+                self._note_no_token(record, type(error).__name__)
+            raise
+
+    def _stop_waiting(self) -> None:
+        self._pool.policy.waits.end(self._task)
+
+    def _note_no_token(self, record: FunctionRecord, error: str) -> None:
+        self._pool.journal.token_abandoned(record, self._group.record.name, self._task, error)
+
+    # -- the instance
+
+    async def _take_instance(self, record: FunctionRecord) -> tuple[Request, BoundFunction]:
+        pool = self._pool
+        policy, journal = pool.policy, pool.journal
+        request = policy.request(
+            record, self._group.record, self._task, warm=self._warm, give_up=self._give_up
+        )
+        self._request = request
+        if self._blocked:
+            request.blocked, request.since = True, self._asked_at
+        now = pool.now()
+        if journal.log_uses:
+            journal.requested(request, now)
+        try:
+            step = policy.acquire(request, now)
+        except WasmCacheError as error:
+            policy.note_error(request.entry, type(error).__name__)
+            journal.abandoned(request, type(error).__name__, now)
+            raise
+        if step is not None:
+            pool.carry_out(step, now)
+        if request.stage is not GRANTED:
+            try:
+                await self._see_through(request)
+            except BaseException as error:
+                policy.note_error(request.entry, type(error).__name__)
+                raise
+        instance = request.instance
+        assert instance is not None
+        bound = self._bind(instance)
+        if journal.log_uses:
+            journal.acquired(request, instance, self._asked_at, pool.now(), policy.residents.ledger)
+        elif instance.ready:
+            policy.may_rest(request)
+        return request, bound
+
+    def _bind(self, instance: Instance) -> BoundFunction:
+        """Return what calls need of the instance; if it was set aside, make it anew."""
+        config, bound = self._pool.config, BoundFunction.of(instance)
+        if not instance.ready and bound.definition.serves_again:
+            native = bound.native
+            if native.yield_fuel != config.yield_fuel:
+                native.set_yield_fuel(config.yield_fuel)
+            bound = bind(instance.entry, native, config.total_fuel)
+            instance.hold(bound, ready=True)
+        return bound
+
+    async def _see_through(self, request: Request) -> None:
+        while request.stage is not Stage.GRANTED:
+            if request.stage is Stage.LOADING:
+                await self._load(request)
+            elif request.stage is Stage.ENDED:
+                if request.error is None or isinstance(request.error, Closed):
+                    raise self._closed_error()  # whoever closed it has noted it in the log
+                pool = self._pool
+                pool.journal.abandoned(request, type(request.error).__name__, pool.now())
+                raise request.error
+            else:
+                await self._wait(request)
+
+    async def _wait(self, request: Request) -> None:
+        pool = self._pool
+
+        def abort(_: RaiseCancelT) -> Abort:
+            request.wake = None
+            now = pool.now()
+            pool.journal.abandoned(request, "Cancelled", now)
+            pool.carry_out(pool.policy.cancel(request, now), now)
+            return Abort.SUCCEEDED
+
+        pool.journal.blocked(request)
+        request.wake = functools.partial(trio.lowlevel.reschedule, trio.lowlevel.current_task())
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    async def _load(self, request: Request) -> None:
+        pool, instance = self._pool, request.instance
+        assert instance is not None
+        function = instance.entry.function
+        definition = self.definition = Definition.of(function)
+        began = pool.now()
+        module = function.module
+        needed = (
+            function.address_space + module.code_size,
+            max(1, function.mappings + module.mappings),
+        )
+        try:
+            for attempt in itertools.count():
+                try:
+                    native = await self._make(definition)
+                except NoMemoryError as error:
+                    if request.stage is Stage.ENDED:
+                        raise
+                    pool.relieve(function.key, needed, error, attempt)
+                else:
+                    break
+        except BaseException as error:
+            if request.stage is Stage.ENDED:
+                # Closed meanwhile, and the books are in order; what was made since was never used.
+                if module.users == 0:
+                    definition.module.unload()
+                raise
+            now = pool.now()
+            problem = _explain(function.key, error)
+            if isinstance(problem, Exception) and not isinstance(problem, trio.ClosedResourceError):
+                pool.journal.failed(request, instance, problem, now)
+            pool.journal.abandoned(request, type(problem).__name__, now)
+            pool.carry_out(pool.policy.failed(request, now), now)
+            pool.evictor.expect_expiry()  # of a seat that was taken in vain
+            if problem is error:
+                raise
+            raise problem from error
+        bound = bind(instance.entry, native, pool.config.total_fuel)
+        instance.hold(bound, ready=definition.serves_again)
+        now, seat = pool.now(), instance.seat
+        instance.entry.uses.add(LOADS, microseconds(now - began))
+        step = pool.policy.loaded(request, now, native.measure())
+        pool.journal.loaded(request, instance, seat, began, now)
+        pool.carry_out(step, now)
+        if isinstance(request.error, Closed):
+            # Its group was closed meanwhile, and its lease would have been in the next pass.
+            pool.journal.abandoned(request, CLOSED, now)
+
+    async def _make(self, definition: Definition) -> GuestInstance:
+        """Load the code if need be, make an instance, and see it through its start."""
+        pool, share, module = self._pool, self._group.share, definition.module
+        self.start = start = Start(pool.runner, share, module.hosts, self._lease)
+        try:
+            code = module.loaded
+            if code is None:
+                code = await start.unless_ended(module.get)
+            if share.burst >= BURST_FUEL:
+                await pool.runner.pass_turn(share)
+                start.check_open()
+            config = pool.config
+            self._native = native = code.instantiate(config.total_fuel, config.yield_fuel)
+            await start.run(native, config.total_fuel, initialize=module.initialize)
+            if definition.resets:
+                native.mark()
+        except BaseException:
+            self._close_native()
+            raise
+        finally:
+            self.start = self._native = None
+        return native
+
+    def _close_native(self) -> None:
+        if self._native is not None:
+            self._native.close()
+
+    # -- closing
+
+    def _closed_error(self) -> Exception:
+        return self._pool.closed_error(self._group.record)
+
+
+@final
+@frozen
+class _TokenWait:
+    """See `capacity.TokenWait`."""
+
+    over: Callable[[], None]
+    note: Callable[[str], None]
+
+    def refused(self) -> None:
+        self.over()
+        self.note(CLOSED)
+
+
+def _explain(key: FunctionKey, error: BaseException) -> BaseException:
+    """Return what the caller gets for what went wrong while loading."""
+    if isinstance(error, GuestError) and getattr(error, "code", "") != "host":
+        return LoadError(f"{key} could not be instantiated: its start function failed: {error}")
+    if isinstance(error, GuestError):  # wasmtime's own: it got no memory, or no stack
+        return LoadError(f"{key} could not be instantiated: {error}")
+    if isinstance(error, (LoadError, LinkError)):
+        return type(error)(f"{key} could not be instantiated: {error}")
+    return error

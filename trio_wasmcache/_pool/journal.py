@@ -1,0 +1,312 @@
+"""The journal of one cache: what happened, noted as events for the log.
+
+1. Loads, evictions, and what comes and goes are always noted; each acquire and recycle only with
+   `log_uses`. Such a log can be replayed, so its order matters: a request is noted before the
+   evictions that it causes, at the time that the policy was given.
+2. Requests and tasks have numbers here, and nowhere else: only the log refers to them.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from typing import Any, final
+
+import trio
+from attrs import define
+from trio.lowlevel import Task
+
+from .._core.config import CacheConfig, SystemLimits
+from .._core.events import (
+    Abandoned,
+    Acquired,
+    Blocked,
+    Closed,
+    Event,
+    Failed,
+    GroupClosed,
+    GroupOpened,
+    Left,
+    Loaded,
+    Opened,
+    Recycled,
+    Refused,
+    Registered,
+    Removed,
+    Requested,
+    Resized,
+)
+from .._core.keys import FunctionKey
+from .._core.policy.ledger import Ledger
+from .._core.policy.lifecycle import State
+from .._core.policy.records import FunctionRecord, Instance, Request
+from .._log import LogWriter
+
+
+@define(eq=False)
+class _Use:
+    """What the log has said about one request so far."""
+
+    number: int
+    granted_at: float = 0.0
+
+
+@final
+class Journal:
+    """Notes for the log what happens in one cache. Never waits, never fails."""
+
+    def __init__(self, log: LogWriter, log_uses: bool) -> None:
+        self.log = log
+        self.log_uses = log_uses
+        """Whether each use is noted, and not only what is made and evicted."""
+        self._uses: dict[Request, _Use] = {}  # {request: use}, of those under way, with `log_uses`
+        self._last_request = 0
+        self._tasks: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        self._last_task = 0
+
+    def note(self, event: Event, at: float | None = None) -> None:
+        """Note `event`, of time `at` (the clock of Trio's run, seconds; None: now)."""
+        self.log.add(event, trio.current_time() if at is None else at)
+
+    # -- the cache, its groups and its functions
+
+    def opened(self, config: CacheConfig, system: SystemLimits) -> None:
+        """Note that the cache is open, with all limits."""
+        self.note(
+            Opened(
+                **_limits(config, system),
+                max_mappings=system.mappings,
+                stack_size_bytes=config.stack_size,
+                memory_limit_bytes=config.memory_limit,
+                table_limit_elements=config.table_limit,
+                total_fuel=config.total_fuel,
+                yield_fuel=config.yield_fuel,
+                log_uses=config.log_uses,
+            )
+        )
+
+    def resized(self, config: CacheConfig, system: SystemLimits, at: float) -> None:
+        """Note the limits in force from now on; the evictions that they cause follow."""
+        self.note(Resized(**_limits(config, system)), at)
+
+    def closed(self, *, hits: int, misses: int, blocks: int, calls: int, evictions: int) -> None:
+        """Note that the cache is closed: the last event."""
+        self.note(Closed(hits=hits, misses=misses, blocks=blocks, calls=calls, evictions=evictions))
+
+    def group_opened(self, name: str, capacity: float, shares: int) -> None:
+        """Note that a scheduling group is open."""
+        tokens = None if capacity == math.inf else int(capacity)
+        self.note(GroupOpened(group=name, capacity_tokens=tokens, shares=shares))
+
+    def group_closed(self, name: str, with_cache: bool, at: float) -> None:
+        """Note that a group closes; the evictions of that step follow."""
+        self.note(GroupClosed(group=name, with_cache=with_cache), at)
+
+    def registered(self, function: FunctionRecord, at: float, **facts: Any) -> None:
+        """Note that a function serves from now on; `facts` are further fields of the event."""
+        self.note(Registered(**_function(function), **facts), at)
+
+    def removed(self, function: FunctionRecord, at: float) -> None:
+        """Note that a function was removed; the evictions of that step follow."""
+        self.note(Removed(**_function(function)), at)
+
+    def refused(
+        self, key: FunctionKey, address_space: int, mappings: int, error: Exception, at: float
+    ) -> None:
+        """Note that the system gave no memory; the evictions for it follow."""
+        self.note(
+            Refused(
+                function=key.name,
+                arg_types=", ".join(key.args),
+                address_space_bytes=address_space,
+                mappings=mappings,
+                error_message=str(error),
+            ),
+            at,
+        )
+
+    # -- waiting
+
+    def requested(self, request: Request, at: float) -> None:
+        """Note that an acquire has its token and asks the policy next."""
+        if not self.log_uses:
+            return
+        self._last_request += 1
+        self._uses[request] = _Use(self._last_request)
+        deadline = trio.current_effective_deadline()
+        self.note(
+            Requested(
+                **self._request(request, request.owner),
+                warm=request.warm,
+                blocked=request.blocked,
+                deadline_seconds=None if deadline == math.inf else deadline,
+            ),
+            at,
+        )
+
+    def blocked(self, request: Request) -> None:
+        """Note that an acquire waits, for what its stage says."""
+        if self.log_uses:
+            waits_for = request.stage.value.removeprefix("waiting for ")
+            self.note(Blocked(**self._request(request, request.owner), waits_for=waits_for))
+
+    def token_blocked(self, function: FunctionRecord, group: str, task: Task) -> None:
+        """Note that an acquire of `task` waits for a token of its group."""
+        if self.log_uses:
+            self.note(Blocked(**self._token_wait(function, group, task), waits_for="a token"))
+
+    def token_abandoned(self, function: FunctionRecord, group: str, task: Task, error: str) -> None:
+        """Note that an acquire ended, with that type of error, before it was a request."""
+        if self.log_uses:
+            self.note(Abandoned(**self._token_wait(function, group, task), error=error))
+
+    def abandoned(self, request: Request, error: str, at: float) -> None:
+        """Note that an acquire ended without a lease, in a step of the policy that comes next."""
+        if self.log_uses:
+            self.note(Abandoned(**self._request(request, request.owner), error=error), at)
+            self._uses.pop(request, None)
+
+    # -- loading
+
+    def loaded(
+        self, request: Request, instance: Instance, seat: bool, began: float, at: float
+    ) -> None:
+        """Note that an instance was made between `began` and `at`, on a seat or from nothing."""
+        module = instance.entry.function.module
+        self.note(
+            Loaded(
+                **self._instance(request, instance),
+                module_digest=module.digest,
+                module_loaded=instance.loads_module,
+                seat=seat,
+                warmed=request.warm,
+                load_seconds=at - began,
+                size_bytes=instance.size,
+                code_bytes=module.code_size,
+            ),
+            at,
+        )
+
+    def failed(self, request: Request, instance: Instance, error: Exception, at: float) -> None:
+        """Note that an instance could not be made."""
+        self.note(
+            Failed(
+                **self._instance(request, instance),
+                error=type(error).__name__,
+                error_message=str(error),
+            ),
+            at,
+        )
+
+    # -- holding
+
+    def acquired(
+        self, request: Request, instance: Instance, asked_at: float, at: float, ledger: Ledger
+    ) -> None:
+        """Note that a lease is granted, of an acquire that began at `asked_at`."""
+        if not self.log_uses:
+            return
+        self._uses[request].granted_at = at
+        module = instance.entry.function.module
+        self.note(
+            Acquired(
+                **self._instance(request, instance),
+                hit=request.hit,
+                wait_seconds=at - asked_at,
+                uses=instance.uses,
+                module_digest=module.digest,
+                code_bytes=module.code_size,
+                total_size_bytes=ledger.total_size,
+                code_size_bytes=ledger.used,
+            ),
+            at,
+        )
+
+    def left(self, request: Request, caller: Task, at: float) -> None:
+        """Note that a block has ended, but not the call of it that `caller` has under way."""
+        if self.log_uses:
+            self.note(Left(**self._request(request, caller)), at)
+
+    def recycled(
+        self,
+        request: Request,
+        instance: Instance,
+        calls: int,
+        at: float,
+        ledger: Ledger,
+        **facts: Any,
+    ) -> None:
+        """Note that a lease has ended after that many calls; the evictions of its step follow.
+
+        `facts` are further fields of the event.
+        """
+        if not self.log_uses:
+            return
+        self.note(
+            Recycled(
+                **self._instance(request, instance),
+                **facts,
+                held_seconds=at - self._uses[request].granted_at,
+                calls=calls,
+                seat=instance.seat,
+                kept=instance.state is not State.CLOSED,
+                total_size_bytes=ledger.total_size,
+                code_size_bytes=ledger.used,
+            ),
+            at,
+        )
+        del self._uses[request]
+
+    # -- the fields by which events name things
+
+    def _request(self, request: Request, task: object) -> dict[str, Any]:
+        return {
+            **_function(request.entry.function),
+            "group": request.entry.group.name,
+            "request": self._number(request),
+            "task": self._task(task),
+        }
+
+    def _instance(self, request: Request, instance: Instance) -> dict[str, Any]:
+        return {
+            **_function(instance.entry.function),
+            "group": instance.entry.group.name,
+            "instance": instance.number,
+            "request": self._number(request),
+        }
+
+    def _token_wait(self, function: FunctionRecord, group: str, task: Task) -> dict[str, Any]:
+        return {**_function(function), "group": group, "request": None, "task": self._task(task)}
+
+    def _number(self, request: Request) -> int | None:
+        use = self._uses.get(request)
+        return None if use is None else use.number
+
+    def _task(self, task: object) -> int:
+        number = self._tasks.get(task)
+        if number is None:
+            self._last_task += 1
+            number = self._tasks[task] = self._last_task
+        return number
+
+
+def _function(record: FunctionRecord) -> dict[str, Any]:
+    return {
+        "function": record.key.name,
+        "arg_types": ", ".join(record.key.args),
+        "generation": record.generation,
+    }
+
+
+def _limits(config: CacheConfig, system: SystemLimits) -> dict[str, Any]:
+    """Return what `resize` can change and a replay needs."""
+    return {
+        "max_size_bytes": config.max_size,
+        "max_instance_size_bytes": config.max_instance_size,
+        "max_instances": config.max_instances,
+        "max_code_size_bytes": config.max_code_size,
+        "max_running_size_bytes": config.max_running_size,
+        "max_result_size_bytes": config.max_result_size,
+        "idle_timeout_seconds": config.idle_timeout,
+        "max_address_space_bytes": system.max_address_space(config),
+    }

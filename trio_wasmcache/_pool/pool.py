@@ -1,0 +1,227 @@
+"""Does what the policy decided: closes, unloads, wakes and logs; nothing is decided here."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from typing import final
+
+import trio
+
+from .._core.config import CacheConfig, MiB
+from .._core.errors import CodeMemoryError
+from .._core.events import Reason
+from .._core.keys import FunctionKey
+from .._core.policy.instances import Step
+from .._core.policy.policy import Policy
+from .._core.policy.records import FunctionRecord, GroupRecord, Request
+from .._core.wasm.isolation import SEAT_SIZE
+from .._engine.base import Engine
+from .._log import LogWriter
+from .._owner import Owner
+from .._runtime.bound import BoundFunction
+from .._runtime.call import Runtime
+from .._runtime.results import ResultBook, ResultMemory
+from .._runtime.runner import Runner
+from .evictor import Evictor
+from .journal import Journal
+from .registry import Registry
+
+# What those get whose group or cache is closed.
+CLOSED = trio.ClosedResourceError.__name__
+
+
+@final
+class DeferredExits:
+    """Exits of leases that were deferred: a finalizer, or too little of Python's stack, was there.
+
+    They run in the next pass of the loop, from the top of the stack, or before the next acquire.
+    Any thread may add one.
+    """
+
+    def __init__(self) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+        self.pending: list[Callable[[], None]] = []
+
+    def add(self, leave: Callable[[], None]) -> None:
+        """Run `leave` later.
+
+        Entering had a checkpoint at the same depth, so the stack suffices for this much; where it
+        does not quite, the loop is not woken by it, but by the next event.
+        """
+        self.pending.append(leave)
+        with contextlib.suppress(RecursionError, trio.RunFinishedError):
+            self._token.run_sync_soon(self.run)
+
+    def run(self) -> None:
+        """Run all that are deferred; one that fails stays."""
+        while self.pending:
+            leave = self.pending.pop()
+            try:
+                leave()
+            except BaseException:
+                self.pending.append(leave)
+                raise
+
+
+# Bytes of addresses and mappings that are freed first for a module that is compiled.
+COMPILE_SHARE = 64 * MiB, 64
+
+
+@final
+class Shell:
+    """The parts of one cache that its leases, groups and background task share."""
+
+    def __init__(self, config: CacheConfig, engine: Engine, log: LogWriter) -> None:
+        self.config = config
+        self.engine = engine
+        self.log = log
+        self.journal: Journal = Journal(log, config.log_uses)
+        self.policy: Policy = Policy(config, engine.system)
+        self.registry: Registry = Registry()
+        self.exact: Mapping[tuple[str, tuple[str, ...]], FunctionRecord] = self.registry.exact
+        self.runner: Runner = Runner(config)
+        self.results: ResultMemory = ResultMemory()
+        self.result_book: ResultBook = ResultBook(config.max_result_size)
+        self.runtime = Runtime(
+            engine, self.runner, self.policy, self.result_book, self.results, self.relieve
+        )
+        self.closed = False
+        self.owner = Owner()
+        # What a hit asks: its thread, and the time.
+        self.thread: int = self.owner.thread
+        self.now: Callable[[], float] = _short_way_to_the_clock()
+        self.exits = DeferredExits()
+        self.evictor = Evictor(self.policy, self.carry_out)
+
+    def carry_out(self, step: Step | None, at: float | None = None) -> None:
+        """Carry out what a step of the policy left to do. Never waits, never fails.
+
+        `at` is the time that the policy was given, for the log.
+        """
+        if step is None:
+            return
+        for instance, event in step.evicted:
+            instance.release()
+            self.journal.note(event, at)
+            # Memory is short, or the cache has less to do.
+            self.results.forget()
+        for module in step.unloaded:
+            if module.users == 0:  # it may have been asked for again within the same step
+                assert module.slot is not None
+                module.slot.unload()
+        for request in step.woken:
+            request.rouse()
+
+    def recycle(
+        self,
+        request: Request,
+        bound: BoundFunction,
+        *,
+        clean: bool,
+        calls: int,
+        reason: Reason | None = None,
+    ) -> None:
+        """Give back the instance of a lease that has ended. Nobody is inside it.
+
+        Args:
+            request: what it was granted to.
+            bound: the instance.
+            clean: whether no call of it failed, or is half-way.
+            calls: how many were made.
+            reason: why it has to go, if it has.
+
+        """
+        instance, native, definition = request.instance, bound.native, bound.definition
+        assert instance is not None
+        seat, closed_size = False, None
+        if not clean:
+            reason = reason or Reason.CORRUPTED
+            native.abandon()
+        elif reason is None and not definition.keeps_state:
+            # The next lease must find nothing of this one.
+            seat = True
+            if definition.resets and native.reset():
+                size = native.measure()
+                seat = size > self.config.max_instance_size
+                closed_size = size if seat else None
+            if seat:
+                native.close()
+        size = SEAT_SIZE if seat else native.measure()
+        reserved = (0, 0) if seat else native.reserved
+        if reserved != (instance.address_space, instance.mappings):
+            instance.set_aside()  # it was kept from the short way back: see `BoundFunction.attach`
+        now = self.now()
+        step = self.policy.recycle(request, size, now, reason, seat, reserved)
+        if self.journal.log_uses:
+            ledger = self.policy.residents.ledger
+            self.journal.recycled(
+                request,
+                instance,
+                calls,
+                now,
+                ledger,
+                size_bytes=size,
+                closed_size_bytes=closed_size,
+                address_space_bytes=reserved[0],
+                mappings=reserved[1],
+            )
+        if step is not None:
+            self.carry_out(step, now)
+        self.evictor.expect_expiry()
+
+    def relieve(
+        self, key: FunctionKey, needed: tuple[int, int], error: Exception, attempt: int = 0
+    ) -> None:
+        """Evict idle instances, as the system gave no memory for something of a function.
+
+        Args:
+            needed: bytes of addresses and mappings that it reserves.
+            error: what the system said.
+            attempt: how often this was in vain; each time twice as much is evicted.
+
+        Raises:
+            CodeMemoryError: nothing idle is left that could go.
+        """
+        now = self.now()
+        space, mappings = needed[0] << attempt, needed[1] << attempt
+        step = self.policy.relieve(space, mappings, now)
+        if step is None:
+            ledger = self.policy.residents.ledger
+            raise CodeMemoryError(
+                f"the system has no memory, addresses or mappings left for {key}, which reserves "
+                f"some {needed[0]} bytes and {needed[1]} mappings, and nothing of the cache is "
+                f"idle: {error}. The cache has reserved {ledger.address_space} bytes and "
+                f"{ledger.mappings} mappings in all. Raise RLIMIT_AS (ulimit -v) or "
+                "vm.max_map_count, or lower max_address_space or max_instances, so that the cache "
+                "leaves more to the rest of the process"
+            ) from error
+        self.journal.refused(key, space, mappings, error, now)
+        self.carry_out(step, now)
+
+    def closed_error(self, group: GroupRecord) -> trio.ClosedResourceError:
+        """Return the error for using a group that is closed, or whose cache is."""
+        what = "cache" if self.closed else f"scheduling group {group.name!r}"
+        return trio.ClosedResourceError(f"the {what} is closed")
+
+    def adapt_instances(self) -> None:
+        """Limits have changed: the next lease of each goes the long way, and adapts it to them."""
+        for entry in self.policy.residents.entries:
+            for instance in (*entry.idle, *(request.instance for request in entry.claims)):
+                if instance is not None:
+                    instance.set_aside()
+
+
+def _short_way_to_the_clock() -> Callable[[], float]:
+    """`trio.current_time`, by a shorter way.
+
+    Trio's own clock adds a constant to `perf_counter`. Asked through Python, twice in a hit, it
+    costs a quarter of what a hit does itself; so C adds it. Any other clock is asked as it is.
+    """
+    clock = trio.lowlevel.current_clock()
+    if type(clock).__name__ != "SystemClock":
+        return clock.current_time
+    # Between the two a thread may have had its turn: the largest is the best.
+    constant = max(clock.current_time() - time.perf_counter() for _ in range(10))
+    return map(constant.__add__, iter(time.perf_counter, None)).__next__

@@ -1,0 +1,435 @@
+"""How a function comes in: reading, checking and compiling its module, each once."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import operator
+import os
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import trio
+from attrs import define, evolve, field, frozen
+
+from .._abi import check_abi, exports_of, recognise
+from .._abi.base import Abi, Crossing
+from .._core.config import CacheConfig
+from .._core.errors import InvalidModuleError, ModuleTooLargeError, SignatureError
+from .._core.keys import FunctionKey, check_name, normalise_type, normalise_types
+from .._core.wasm.admission import (
+    Edits,
+    check_counts,
+    check_crossing,
+    check_export,
+    check_imports,
+    check_limits,
+    check_signature,
+)
+from .._core.wasm.isolation import ISOLATIONS, RESET, hides_globals, obstacle
+from .._core.wasm.reader import ExcessiveModuleError, FuncType, ModuleInfo
+from .._engine.base import Engine, HostImport
+from .._engine.compile_slots import Turn
+from .._runtime.host import AnyHost, HostFunction, flatten
+from .._runtime.module import INITIALIZE, CachedModule
+
+# Hashing takes 1 to 2 ms a MB: worth a thread hop (0.2 ms) from here on.
+DIGEST_IN_THREAD = 256 * 1024
+# Files read at the same time, and modules hashed. A file may be on a disk that does not answer, and
+# a thread that reads it keeps its place even when abandoned; hashing always ends.
+MAX_READS, MAX_DIGESTS = 8, 2
+
+
+@frozen(kw_only=True)
+class Declaration:
+    """What `register` was asked for, checked as far as it can be without the module."""
+
+    key: FunctionKey
+    returns: str | tuple[str, ...] | None
+    export: str
+    abi: Abi | None
+    """None: what the module shows."""
+    called_on_null: bool
+    hosts: Mapping[tuple[str, str], AnyHost]
+    concurrency: int
+    isolation: str
+
+    def bind(self, info: ModuleInfo) -> Crossing:
+        """How the values cross, now that the module is known; the ABI's errors if they can't."""
+        abi = self.abi or recognise(info)
+        results = (self.returns,) if isinstance(self.returns, str) else self.returns or ()
+        return abi.bind(
+            str(self.key),
+            self.export,
+            self.key.args,
+            results,
+            exports_of(info),
+            self.called_on_null,
+        )
+
+
+def declare(
+    *,
+    name: object,
+    args: Sequence[str],
+    returns: str | Sequence[str] | None,
+    export: str | None,
+    abi: object,
+    called_on_null: bool,
+    imports: Mapping[str, Mapping[str, HostFunction]] | None,
+    concurrency: int,
+    isolation: str,
+    max_instances: int,
+) -> Declaration:
+    """Check the parameters of `register`; the errors are those it documents."""
+    key = FunctionKey(check_name(name), _spelt(f"{name}: argument types", args))
+    given: str | tuple[str, ...] | None
+    if returns is None or isinstance(returns, str):
+        given = None if returns is None else normalise_type(returns)
+    else:
+        given = _spelt(f"{key}: result types", returns)
+    chosen = check_abi(str(key), abi)
+    if isolation not in ISOLATIONS:
+        raise ValueError(
+            f"{key}: unknown isolation {isolation!r}; there is {', '.join(map(repr, ISOLATIONS))}"
+        )
+    if isinstance(concurrency, bool) or not isinstance(concurrency, int):
+        raise TypeError(f"{key}: concurrency must be an int, got {concurrency!r}")
+    concurrency = operator.index(concurrency)
+    if not 1 <= concurrency <= max_instances:
+        raise ValueError(
+            f"{key}: concurrency must be from 1 to max_instances = {max_instances}, "
+            f"got {concurrency}"
+        )
+    if export is not None and not isinstance(export, str):
+        raise TypeError(f"{key}: export must be a str, got {export!r}")
+    if not isinstance(called_on_null, bool):
+        raise TypeError(f"{key}: called_on_null must be True or False, got {called_on_null!r}")
+    try:
+        hosts = flatten(imports)
+    except TypeError as error:
+        raise TypeError(f"{key}: {error}") from None
+    return Declaration(
+        key=key,
+        returns=given,
+        export=key.name if export is None else str.__str__(export),
+        abi=chosen,
+        called_on_null=called_on_null,
+        hosts=hosts,
+        concurrency=concurrency,
+        isolation=isolation,
+    )
+
+
+def _spelt(what: str, names: object) -> tuple[str, ...]:
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise TypeError(f'{what} must be a sequence such as ("i64",), got {names!r:.100}')
+    try:
+        types = normalise_types(names)
+    except TypeError as error:
+        raise TypeError(f"{what}: {error}") from None
+    for name in types:
+        # They end up in the log, and an ABI of one's own may know any.
+        if not name.isprintable():
+            raise SignatureError(f"{what}: {name!r:.100} can't be the name of a type")
+    return types
+
+
+async def read_source(
+    engine: Engine,
+    what: str,
+    source: bytes | str | os.PathLike[str],
+    limit: int,
+    readers: trio.CapacityLimiter,
+) -> bytes:
+    """The module's bytes, from bytes, WAT text, or a path (read in a thread of `readers`).
+
+    A `str` is text if it begins as WebAssembly text does, with a parenthesis or a comment;
+    otherwise it is a path.
+
+    Raises:
+        InvalidModuleError: it is none of these, or the file can't be read.
+        ModuleTooLargeError: it is over `limit` bytes.
+    """
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        view = memoryview(source)  # and not what a class of its own says of itself
+        check_size(what, view.nbytes, limit)
+        return view.tobytes()
+    if isinstance(source, str) and (source.lstrip()[:1] in ("(", ";") or not source.strip()):
+        check_size(what, len(source), limit)
+        return await _from_text(engine, what, source, limit)
+    if not isinstance(source, (str, os.PathLike)):
+        raise TypeError(f"{what}: wasm must be bytes, WAT text or a path, got {source!r:.200}")
+    path = Path(os.fsdecode(source))
+    try:
+        data = await trio.to_thread.run_sync(
+            _read, path, limit, abandon_on_cancel=True, limiter=readers
+        )
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InvalidModuleError(f"{what}: {str(path)[:200]!r} can't be read: {reason}") from error
+    check_size(what, len(data), limit)
+    if data.lstrip()[:1] in (b"(", b";"):
+        try:
+            text = data.decode()
+        except UnicodeDecodeError as error:
+            raise InvalidModuleError(f"{what}: {str(path)[:200]!r} is no text: {error}") from error
+        return await _from_text(engine, what, text, limit)
+    return data
+
+
+async def _from_text(engine: Engine, what: str, text: str, limit: int) -> bytes:
+    try:
+        wasm = await engine.to_wasm(text)
+    except InvalidModuleError as error:
+        raise InvalidModuleError(f"{what}: {error}") from None
+    # A character of a name may take four bytes.
+    check_size(what, len(wasm), limit)
+    return wasm
+
+
+def check_size(what: str, size: int, limit: int) -> None:
+    """`ModuleTooLargeError` if a module has more bytes than `max_wasm_size` allows."""
+    if size > limit:
+        raise ModuleTooLargeError(
+            f"{what}: the module has {'over ' if size == limit + 1 else ''}{size} bytes, "
+            f"max_wasm_size is {limit}: raise it, or strip the module of its debug sections"
+        )
+
+
+def _read(path: Path, limit: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(limit + 1)
+
+
+@final
+@frozen
+class Equal:
+    """What makes modules the same: functions that agree in all of it share one."""
+
+    digest: bytes
+    hosts: frozenset[tuple[tuple[str, str], AnyHost]]
+    memory_limit: int
+    table_limit: int
+    prepared: bool = False
+    """Whether it was prepared to be reset, which adds exports to it, and a restorer."""
+
+
+@final
+@define(eq=False)
+class Compiling:
+    """A compile under way, and how many wait for it."""
+
+    turn: Turn
+    scope: trio.CancelScope = field(factory=trio.CancelScope)
+    done: trio.Event = field(factory=trio.Event)
+    waiting: int = 0
+    module: CachedModule | None = None
+    error: Exception | None = None
+    seconds: float = 0.0
+
+
+@final
+@define(eq=False)
+class Compiler:
+    """Compiles each module once, however many ask at the same time, and shares what came of it."""
+
+    engine: Engine
+    nursery: trio.Nursery
+    modules: dict[Hashable, CachedModule] = field(factory=dict)
+    """{what makes modules equal: module}, of the functions that are registered."""
+    readers: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(MAX_READS))
+    _digests: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(MAX_DIGESTS))
+    _functions: dict[CachedModule, int] = field(factory=dict)  # {module: functions that use it}
+    _compiling: dict[Equal, Compiling] = field(factory=dict)
+    _next_number: Callable[[], int] = field(factory=lambda: itertools.count(1).__next__)
+
+    async def get(
+        self, wasm: bytes, declaration: Declaration, config: CacheConfig, group: Hashable
+    ) -> tuple[CachedModule, Crossing, float]:
+        """Return the compiled module, how values cross, and seconds of compiling.
+
+        They are 0.0 if it was there. It is compiled in the turn of `group`, or of another that
+        waits for the same module.
+
+        Only what is registered keeps a module: call `keep` for it in the same step.
+
+        **Checkpoint:** always.
+        **Cancellation:** the compile goes on if another waits for it, else it is abandoned.
+        """
+        resets = declaration.isolation == RESET
+        plain = Equal(
+            await _digest(wasm, self._digests),
+            frozenset(declaration.hosts.items()),
+            config.memory_limit,
+            config.table_limit,
+        )
+        equal = evolve(plain, prepared=resets)
+        module = self.modules.get(equal)
+        if module is None and resets:
+            module = self._unresettable(plain, declaration)
+        if module is not None:
+            await trio.lowlevel.checkpoint()
+            return module, self._check(module.artifact.info, declaration), 0.0
+        while True:
+            job = self._compiling.get(equal)
+            mine = job is None
+            if job is None:
+                job = self._compiling[equal] = Compiling(self.engine.turn(group))
+                self.nursery.start_soon(self._run, equal, job, wasm, declaration, config)
+            job.turn.join(group)
+            await self._wait(equal, job)
+            if job.error is None or mine:
+                break
+            # Another's compile failed, maybe for what only its declaration says: try with ours, so
+            # that what comes of it is about us.
+        if job.error is not None:
+            raise job.error
+        if job.module is None:
+            raise trio.ClosedResourceError("the cache was closed while this module compiled")
+        crossing = self._check(job.module.artifact.info, declaration)
+        # Another registration may have come first, and have been removed again since.
+        module = self.modules.get(job.module.equal, job.module)
+        module.learn(job.module.why_not)
+        return module, crossing, job.seconds
+
+    def _unresettable(self, plain: Equal, declaration: Declaration) -> CachedModule | None:
+        """Return the module as it is without preparation, if that is known to be in vain."""
+        module = self.modules.get(plain)
+        if module is None:
+            return None
+        if module.why_not is None:
+            module.learn(_obstacle(module.artifact.info, declaration))
+        return None if module.why_not is None else module
+
+    async def _wait(self, equal: Equal, job: Compiling) -> None:
+        job.waiting += 1
+        try:
+            await job.done.wait()
+        finally:
+            job.waiting -= 1
+            if job.waiting == 0 and not job.done.is_set():
+                job.scope.cancel()
+                if self._compiling.get(equal) is job:
+                    del self._compiling[equal]
+
+    def keep(self, module: CachedModule) -> None:
+        """One more function uses `module`."""
+        self._functions[module] = self._functions.get(module, 0) + 1
+        self.modules[module.equal] = module
+
+    def drop(self, module: CachedModule) -> None:
+        """One function fewer uses `module`; the last one takes the artifact with it."""
+        self._functions[module] -= 1
+        if not self._functions[module]:
+            del self._functions[module], self.modules[module.equal]
+
+    @trio.lowlevel.enable_ki_protection
+    async def _run(
+        self,
+        equal: Equal,
+        job: Compiling,
+        wasm: bytes,
+        declaration: Declaration,
+        config: CacheConfig,
+    ) -> None:
+        began = trio.current_time()
+        try:
+            with job.scope:
+                job.module = await self._make(equal, wasm, declaration, config, job.turn)
+                job.seconds = trio.current_time() - began
+        except InvalidModuleError as error:
+            job.error = InvalidModuleError(f"{declaration.key}: {error}")
+        except ExcessiveModuleError as error:
+            job.error = ModuleTooLargeError(f"{declaration.key}: {error}")
+        except Exception as error:
+            job.error = error
+        finally:
+            job.done.set()
+            if self._compiling.get(equal) is job:
+                del self._compiling[equal]
+
+    async def _make(
+        self,
+        equal: Equal,
+        wasm: bytes,
+        declaration: Declaration,
+        config: CacheConfig,
+        turn: Turn,
+    ) -> CachedModule:
+        artifact = await self.engine.compile(
+            wasm, lambda info: self._admit(info, declaration, config), turn
+        )
+        info, hosts = artifact.info, declaration.hosts
+        wanted = check_imports(info, str(declaration.key), _types(hosts))
+        host_imports = tuple(
+            HostImport(*name, hosts[name].type, hosts[name].serve_alone) for name in wanted
+        )
+        reactor = _is_reactor(info)
+        why_not = None
+        if declaration.isolation == RESET:
+            why_not = _obstacle(info, declaration)
+        if artifact.edits.reset:
+            initialize = INITIALIZE if reactor else None
+            artifact = await self.engine.prove(artifact, host_imports, initialize, turn)
+            why_not = artifact.obstacle
+        if why_not is not None and not (artifact.edits.reset and hides_globals(info)):
+            # Its preparation came to nothing, and has not changed the code: any level can use it.
+            equal = evolve(equal, prepared=False)
+        return CachedModule(
+            equal,
+            equal.digest.hex(),
+            self.engine,
+            artifact,
+            tuple(hosts[name] for name in wanted),
+            host_imports,
+            why_not=why_not,
+            initialize=reactor,
+            number=self._next_number(),
+        )
+
+    def _admit(self, info: ModuleInfo, declaration: Declaration, config: CacheConfig) -> Edits:
+        what = str(declaration.key)
+        check_counts(info, what, config.table_limit)
+        check_imports(info, what, _types(declaration.hosts))
+        self._check(info, declaration)
+        edits = check_limits(info, what, config.memory_limit, config.table_limit)
+        resets = declaration.isolation == RESET and _obstacle(info, declaration) is None
+        return evolve(edits, reset=resets)
+
+    def _check(self, info: ModuleInfo, declaration: Declaration) -> Crossing:
+        """What can be wrong between this declaration and the module; each who shares it checks."""
+        what = str(declaration.key)
+        actual = check_export(info, what, declaration.export)
+        crossing = declaration.bind(info)
+        declared = check_crossing(what, crossing.signature)
+        check_signature(what, declaration.export, declared, actual)
+        return crossing
+
+
+async def _digest(wasm: bytes, limiter: trio.CapacityLimiter) -> bytes:
+    if len(wasm) < DIGEST_IN_THREAD:
+        return hashlib.sha256(wasm).digest()
+    digest = await trio.to_thread.run_sync(lambda: hashlib.sha256(wasm).digest(), limiter=limiter)
+    # A thread is waited for whatever comes; the cache may have been closed meanwhile.
+    await trio.lowlevel.checkpoint_if_cancelled()
+    return digest
+
+
+def _is_reactor(info: ModuleInfo) -> bool:
+    found = info.export(INITIALIZE)
+    return (
+        found is not None
+        and found.kind == "func"
+        and info.functions[found.index] == FuncType((), ())
+    )
+
+
+def _obstacle(info: ModuleInfo, declaration: Declaration) -> str | None:
+    given = {name for name, host in declaration.hosts.items() if isinstance(host, HostFunction)}
+    return obstacle(info, info.start is not None or _is_reactor(info), given)
+
+
+def _types(hosts: Mapping[tuple[str, str], AnyHost]) -> dict[tuple[str, str], Any]:
+    return {name: host.type for name, host in hosts.items()}

@@ -1,0 +1,99 @@
+"""What is under way in an instance for a lease, and how the end of the lease ends it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+import trio
+
+from .._core.policy.shares import Share
+from .._engine.base import HostCall
+from .host import AnyHost
+from .runner import Job, Polled, Runner
+
+T = TypeVar("T")
+
+
+class Activity:
+    """A call, a batch, or the start of an instance. Its task drives it; any other may end it.
+
+    Once ended it stops at its next step: at once where it waits, within a slice where the guest
+    runs. Then it raises the error that whoever ended it has given.
+    """
+
+    def __init__(
+        self, runner: Runner, share: Share, hosts: Sequence[AnyHost], lease: object
+    ) -> None:
+        self.runner = runner
+        self.share = share
+        self._hosts = hosts
+        self._lease = lease  # what `current_lease` gives inside the guest's host functions
+        self._job: Job | None = None
+        self._apart: trio.CancelScope | None = None  # around what is waited for that is no turn
+        self._make_error: Callable[[], Exception] | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether another task has ended it."""
+        return self._make_error is not None
+
+    @property
+    def host_call(self) -> HostCall | None:
+        """What the guest asks of the host, while it is suspended for that."""
+        return None if self._job is None else self._job.native.host_call
+
+    def end(self, error: Callable[[], Exception]) -> None:
+        """End it from another task; it raises what `error` makes."""
+        self._make_error = error
+        if self._job is not None:
+            self._job.end()
+        if self._apart is not None:
+            self._apart.cancel()
+
+    @property
+    def out_of_thread(self) -> trio.Event | None:
+        """An event that is set when the thread that runs the guest has left it; None: none does."""
+        job = self._job
+        return job.out_of_thread if job is not None and job.in_thread else None
+
+    def check_open(self) -> None:
+        """Raise the error with which another task has ended it, if one has."""
+        if self._make_error is not None:
+            raise self._make_error()
+
+    def error(self) -> Exception:
+        """Return the error with which another task has ended it."""
+        assert self._make_error is not None
+        return self._make_error()
+
+    async def unless_ended(self, wait: Callable[..., Awaitable[T]], *args: object) -> T:
+        """Await a load, or work in a thread, which the end of this activity ends, too.
+
+        **Checkpoint:** as of `wait`.
+        **Cancellation:** as of `wait`.
+        """
+        with trio.CancelScope() as self._apart:
+            try:
+                result = await wait(*args)
+            except Exception:
+                self.check_open()
+                raise
+            self.check_open()
+            return result
+        self.check_open()
+        raise AssertionError("only an end cancels this scope")
+
+    def new_job(self, native: Polled, fuel: int, burnt: int = 0) -> Job:
+        """Begin to be driven; `runner.drive` the job, and then call `job_over` whatever came."""
+        self._job = job = Job(
+            native, self.share, self._hosts, self._lease, fuel, burnt, ended=self.error
+        )
+        return job
+
+    def job_over(self, job: Job) -> int:
+        """End being driven, and charge the group for the rest; return the fuel it has cost."""
+        self._job = None
+        if self._make_error is None:
+            job.charge()
+        return job.burnt

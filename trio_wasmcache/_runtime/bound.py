@@ -1,0 +1,211 @@
+"""What calls need at hand of an instance, looked up once for all leases of it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any, final
+
+from attrs import Factory, define, frozen
+
+from .._abi.base import Crossing, Guest, Step
+from .._abi.plain import shown
+from .._core.config import KiB
+from .._core.errors import GuestError
+from .._core.metrics.counters import UseStats
+from .._core.policy.policy import Policy
+from .._core.policy.records import Entry, FunctionRecord, Instance
+from .._core.tally import size_of
+from .._engine.base import (
+    Counter,
+    DriverCode,
+    GuestDriver,
+    GuestFunction,
+    GuestInstance,
+    NoMemoryError,
+)
+from .module import CachedModule
+
+
+@final
+@frozen(eq=False)
+class Definition:
+    """A registered function: what it was declared to be, and the module that it is in."""
+
+    public: object
+    """The `Function` that users have."""
+    returns: str | tuple[str, ...] | None
+    module: CachedModule
+    crossing: Crossing
+    export: str
+    called_on_null: bool
+    keeps_state: bool = True
+    """Whether an instance serves the next lease as the last one left it."""
+    resets: bool = False
+    """Whether, if it does not, it is put back and not closed."""
+    serves_again: bool = Factory(lambda self: self.keeps_state or self.resets, takes_self=True)
+    """Whether an instance can go from lease to lease."""
+
+    @staticmethod
+    def of(record: FunctionRecord) -> Definition:
+        """Return the definition of a function of the policy."""
+        definition = record.definition
+        assert isinstance(definition, Definition)
+        return definition
+
+
+@final
+@define(eq=False)
+class BoundFunction:
+    """An instance that is ready to be called; hung on `Instance.bound`."""
+
+    native: GuestInstance
+    guest: GuestFunction
+    definition: Definition
+    crossing: Crossing
+    entry: Entry
+    total_fuel: int
+    """What one call may burn. A change of the limit makes it be bound anew."""
+    # What every call and every recycle wants, taken out of these.
+    begin: Callable[[Sequence[Any], int], Any]
+    left: Counter
+    measure: Callable[[Any], int]
+    """Measures what `native` may touch now, for the short way back, and first puts it back where it
+    does not keep its state."""
+    lower: Callable[[tuple[Any, ...]], Sequence[Any]] | None
+    lift: Callable[[Any], Any] | None
+    steps: Callable[[Guest, tuple[Any, ...]], Generator[Step, Any, Any]] | None
+    uses: UseStats
+
+    @staticmethod
+    def of(instance: Instance) -> BoundFunction:
+        """Return what is bound to an instance of the policy that is loaded."""
+        bound = instance.bound
+        assert isinstance(bound, BoundFunction)
+        return bound
+
+    def close(self) -> None:
+        """Free the instance."""
+        self.native.close()
+
+    @property
+    def counts_results(self) -> bool:
+        """Whether the ABI counts all that it makes of a result: those of this library do."""
+        return getattr(self.crossing, "counts_results", False)
+
+    def gives_null(self, values: tuple[Any, ...]) -> bool:
+        """Return whether a call with these values gives None without running, for a None there."""
+        return (
+            not self.definition.called_on_null
+            and len(values) == self.crossing.arity
+            and any(value is None for value in values)
+        )
+
+    def attach(
+        self, relieve: Callable[..., None], code: DriverCode, exports: Mapping[str, str]
+    ) -> GuestDriver:
+        """Attach a driver to the instance; idle ones go for it if the system has no room.
+
+        It reserves addresses of its own, which the books take note of when the lease ends.
+
+        Raises:
+            CodeMemoryError: nothing idle is left, and the system has no room still.
+        """
+        reserved = self.native.reserved
+        needed = max(1, reserved[0]), max(1, reserved[1])
+        for attempt in itertools.count():
+            try:
+                driver = code.attach(self.native, exports)
+            except NoMemoryError as error:
+                relieve(self.entry.function.key, needed, error, attempt)
+            else:
+                break
+        if self.native.reserved != reserved:
+            self.measure = _the_long_way
+        return driver
+
+    def fail(
+        self, policy: Policy, error: BaseException, values: tuple[Any, ...], fuel: int
+    ) -> None:
+        """Give the instance up, as a call of it failed; say in the error which call it was."""
+        policy.note_error(self.entry, type(error).__name__)
+        self.native.abandon()
+        if isinstance(error, GuestError) and not error.function:
+            # Not if it is another guest's, that a host function of this one called.
+            self.complete(error, values, fuel)
+
+    def complete(self, error: GuestError, values: tuple[Any, ...], fuel: int) -> None:
+        """Say in the error which function it was, with what it was called, and what it burnt."""
+        key = self.entry.function.key
+        error.function = key.name
+        error.values = kept_values(values)
+        listed = ", ".join(shown(value) for value in values[:MAX_SHOWN])
+        if len(values) > MAX_SHOWN:
+            listed += f", and {len(values) - MAX_SHOWN} more"
+        trace = "".join(f"\n  {frame}" for frame in error.backtrace)
+        burnt = f" after {fuel} units of fuel" if fuel else ""
+        row = "" if error.row is None else f" in row {error.row} of a batch,"
+        what = f"{key}{row} called with ({listed}){burnt}"
+        error.args = (f"{what}: {error.args[0]}{trace}", *error.args[1:])
+        if self.counts_results:
+            # Frames of a conversion, and errors of others in it, have the data that was converted.
+            error.__traceback__ = error.__context__ = None
+
+
+# No limit allows it.
+TOO_LARGE: Any = math.inf
+# Bytes of the arguments of a failed call that its error keeps; characters or bytes of a longer one;
+# and arguments that its message shows.
+MAX_KEPT, BEGINNING, MAX_SHOWN = 64 * KiB, 1000, 20
+
+
+def bind(entry: Entry, native: GuestInstance, total_fuel: int) -> BoundFunction:
+    """Bind the function of `entry` to an instance of it."""
+    definition = Definition.of(entry.function)
+    guest, crossing = native.function(definition.export), definition.crossing
+    return BoundFunction(
+        native,
+        guest,
+        definition,
+        crossing,
+        entry,
+        total_fuel,
+        guest.begin,
+        guest.left,
+        _put_back if definition.resets else type(native).measure,
+        crossing.lower,
+        crossing.lift,
+        crossing.steps,
+        entry.uses,
+    )
+
+
+def _the_long_way(native: GuestInstance) -> int:
+    """Keep an instance whose reservation has changed from the short way back."""
+    size: int = TOO_LARGE
+    return size
+
+
+def _put_back(native: GuestInstance) -> int:
+    """Put the instance back and measure it; what can't be put back has to go the long way."""
+    size: int = native.measure() if native.reset() else TOO_LARGE
+    return size
+
+
+def kept_values(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the arguments of a failed call as its error keeps them, cut where they are large."""
+    kept, left = [], MAX_KEPT
+    for value in values:
+        size = size_of(value, left)
+        if size > left:
+            value, size = _beginning(value), 0
+        left -= size
+        kept.append(value)
+    return tuple(kept)
+
+
+def _beginning(value: Any) -> Any:
+    if type(value) in (str, bytes):
+        return value[:BEGINNING]
+    return shown(value)

@@ -1,0 +1,139 @@
+"""Host functions: what an application lets its guests call, and how such a call is run.
+
+The Python function runs in the task that called the guest, on the ordinary stack, while the guest
+is suspended. It may be async: then it may await, open scopes, and be cancelled with the call.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from types import MethodType
+from typing import Any, final
+
+import trio
+from attrs import field, frozen
+
+from .._abi.plain import PlainAbi
+from .._core.keys import normalise_types
+from .._core.wasm.reader import FuncType
+from .._engine.base import HostCall
+from .._owner import calls_user
+from .wasi import BUILT_IN, WasiFunction
+
+
+def _identity(fn: Callable[..., Any]) -> object:
+    """What makes two functions the same: not being equal, which some objects are that differ."""
+    return fn if isinstance(fn, MethodType) else id(fn)
+
+
+def _types(names: Sequence[str]) -> tuple[str, ...]:
+    return normalise_types(names)
+
+
+@final
+@frozen
+class HostFunction:
+    """A Python function that a guest may import.
+
+    ``HostFunction(lookup, params=("i64",), results=("i64",))``
+
+    It is called with one value for each of `params` and returns one value, a tuple, or None, as
+    `results` says. What it raises comes out of `Lease.call` as it is. Inside of it,
+    `trio_wasmcache.current_lease()` is the lease that called, and its `memory` the guest's.
+
+    Args:
+        fn: a function, sync or async. A sync one runs on the event loop: it should be short.
+        params: types of the plain ABI, such as ``"i64"`` or ``"u32"``.
+        results: the same, for what it returns.
+
+    Raises:
+        SignatureError: an unknown type.
+        TypeError: `fn` can't be called.
+    """
+
+    fn: Callable[..., Any] = field(eq=_identity)
+    params: tuple[str, ...] = field(default=("i64",), converter=_types)
+    results: tuple[str, ...] = field(default=("i64",), converter=_types)
+    _abi: PlainAbi = field(init=False, repr=False, eq=False)
+
+    def __attrs_post_init__(self) -> None:
+        if not callable(self.fn):
+            raise TypeError(f"a host function must be callable, got {self.fn!r}")
+        name = getattr(self.fn, "__qualname__", repr(self.fn))
+        # The host returns what the guest gets: its results are lowered, its parameters lifted.
+        object.__setattr__(
+            self, "_abi", PlainAbi(f"host function {name}", self.results, self.params, host=True)
+        )
+
+    @property
+    def type(self) -> FuncType:
+        """What the guest sees."""
+        return FuncType(self._abi.signature.results, self._abi.signature.params)
+
+    serve_alone = None
+    """See `HostImport.serve`: it may need the task that called."""
+
+    def serve(self, call: HostCall) -> tuple[Any, ...] | Coroutine[Any, Any, tuple[Any, ...]]:
+        """Call `fn` with what the guest gave: the wasm values to give back, or what ends so."""
+        values = call.values
+        if self._abi.lift is not None:
+            lifted = self._abi.lift(values[0] if len(values) == 1 else values)
+            values = (lifted,) if len(values) == 1 else lifted
+        result = _call_unprotected(self.fn, values)
+        return self._rest(result) if inspect.isawaitable(result) else self._checked(result)
+
+    async def _rest(self, result: Awaitable[Any]) -> tuple[Any, ...]:
+        return self._checked(await _await_unprotected(result))
+
+    def _checked(self, result: Any) -> tuple[Any, ...]:
+        if not self.results:
+            given: tuple[Any, ...] = () if result is None else (result,)
+        elif len(self.results) == 1:
+            given = (result,)
+        else:
+            given = tuple(result) if isinstance(result, (tuple, list)) else (result,)
+        if len(given) != len(self.results):
+            raise TypeError(
+                f"{self._abi.what} must return {len(self.results)} values, returned {result!r}"
+            )
+        return self._abi.checked(given)
+
+
+@trio.lowlevel.disable_ki_protection
+@calls_user
+def _call_unprotected(fn: Callable[..., Any], values: tuple[Any, ...]) -> Any:
+    """Call user code: Ctrl-C may interrupt it, unlike the library around it."""
+    return fn(*values)
+
+
+@trio.lowlevel.disable_ki_protection
+@calls_user
+async def _await_unprotected(result: Awaitable[Any]) -> Any:
+    return await result
+
+
+AnyHost = HostFunction | WasiFunction
+
+
+def flatten(
+    imports: Mapping[str, Mapping[str, HostFunction]] | None,
+) -> dict[tuple[str, str], AnyHost]:
+    """{(module, name): host function}, the built-in ones included; `TypeError` for what is none."""
+    flat: dict[tuple[str, str], AnyHost] = dict(BUILT_IN)
+    if imports is None:
+        return flat
+    if not isinstance(imports, Mapping):
+        raise TypeError(f'imports must be {{"module": {{"name": HostFunction}}}}, got {imports!r}')
+    for module, names in imports.items():
+        if not isinstance(module, str):
+            raise TypeError(f"imports: the name of a module must be a str, got {module!r}")
+        if not isinstance(names, Mapping):
+            raise TypeError(f"imports[{module!r}] must be a mapping of names, got {names!r}")
+        for name, host in names.items():
+            if not isinstance(name, str):
+                raise TypeError(f"imports[{module!r}]: a name must be a str, got {name!r}")
+            if not isinstance(host, HostFunction):
+                raise TypeError(f"imports[{module!r}][{name!r}] must be a HostFunction: {host!r}")
+            flat[module, name] = host
+    return flat

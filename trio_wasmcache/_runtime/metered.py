@@ -1,0 +1,64 @@
+"""What an ABI sees of an instance while it makes the steps of a call: its memory, metered.
+
+Every byte that is read is counted before it is copied, and costs fuel of the call, whatever ABI
+reads it; see `_core/tally`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+from .._abi.base import Memory
+from .._core.tally import Tally
+from .._engine.base import GuestInstance, OwnMemory
+
+
+@final
+class MeteredGuest:
+    """See `Guest`; for one call, or for all rows of a batch."""
+
+    __slots__ = ("_memory", "_native", "tally")
+
+    def __init__(self, native: GuestInstance, tally: Tally) -> None:
+        self._native = native
+        self._memory: MeteredMemory | None = None
+        self.tally = tally
+
+    @property
+    def memory(self) -> Memory | None:
+        if self._memory is None and (memory := self._native.memory) is not None:
+            self._memory = MeteredMemory(memory, self.tally)
+        return self._memory
+
+    @property
+    def state(self) -> dict[str, Any]:
+        return self._native.state
+
+    def global_value(self, name: str) -> int | float:
+        return self._native.global_value(name)
+
+
+@final
+class MeteredMemory:
+    """See `Memory`."""
+
+    __slots__ = ("_memory", "_tally")
+
+    def __init__(self, memory: OwnMemory, tally: Tally) -> None:
+        self._memory = memory
+        self._tally = tally
+
+    @property
+    def size(self) -> int:
+        return self._memory.size
+
+    def read(self, at: int, n: int) -> bytes:
+        if 0 <= n <= self._memory.size:  # otherwise it is not read at all
+            self._tally.copy(n)
+        return self._memory.read(at, n)
+
+    def write(self, at: int, data: bytes | bytearray | memoryview) -> None:
+        self._memory.write(at, data)
+
+    def grow(self, pages: int) -> int:
+        return self._memory.grow(pages)
