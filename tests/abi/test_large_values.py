@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Generator, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from trio_wasmcache import AbiError, Convert, Exports, FuncType, Guest, Invoke
 from trio_wasmcache._abi.cql.framing import PACE, counted
 from trio_wasmcache._abi.cql.scalars import scalars
 from trio_wasmcache._abi.gil import MANY, is_large, paced
+from trio_wasmcache._core.policy.shares import FUEL_PER_SECOND
 from trio_wasmcache.testing import check_invariants
 
 LISTS = {"args": ("text", "list<int>"), "returns": "list<int>"}
@@ -184,6 +186,26 @@ class Gate:
         self.token.run_sync_soon(self.entered.set)
         self.open.wait()
         return value + 1
+
+
+async def test_conversions_in_a_thread_are_charged_to_the_group(kit: Kit) -> None:
+    """With the CPU time that they take there, also where they fail."""
+    now = [0.0]
+
+    def work(value: int) -> int:
+        now[0] += 0.5  # seconds of this thread
+        return {1: 10}[value]
+
+    async with kit.open() as cache:
+        f = await add(cache, "f", kit.adding(5), abi=Slow(work, None))
+        cache._shell.runner.cpu_clock = lambda: now[0]
+        share = cache._main_state.share
+        async with f.acquire() as lease:
+            for value in (1, 2):
+                before = share.virtual_time
+                with contextlib.suppress(ValueError):
+                    await lease.call(value)
+                assert share.virtual_time - before >= 0.5 * FUEL_PER_SECOND / share.shares
 
 
 async def test_conversions_in_a_thread(kit: Kit) -> None:

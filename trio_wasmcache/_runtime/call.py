@@ -259,10 +259,25 @@ class Call(Activity):
     async def convert(self, function: Callable[..., T], *values: Any) -> T:
         """Return what the function returns, called in a thread.
 
+        The group is charged with the CPU time that it took there.
+
         **Checkpoint:** always.
         **Cancellation:** the thread is abandoned, and so it is if another task ends the call.
         """
-        return await self.unless_ended(self.runner.convert, function, *values)
+        clock, seconds = self.runner.cpu_clock, 0.0
+
+        def run() -> T:
+            nonlocal seconds
+            began = clock()
+            try:
+                return function(*values)
+            finally:
+                seconds = clock() - began
+
+        try:
+            return await self.unless_ended(self.runner.convert, run)
+        finally:
+            self.share.charge_host(seconds, self.share.burst)
 
     async def yield_if_due(self) -> None:
         """Let others run if the group has had its burst of short calls.
