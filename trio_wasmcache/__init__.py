@@ -1,12 +1,12 @@
 """WebAssembly user-defined functions for Trio: sandboxed, metered, cancellable, and kept warm.
 
-Imports point one way: cache > evictor, lease > group, runner, log > engine, abi > core. `_core` is
-pure: no clock, thread, event loop, logging or wasmtime. `_engine` is the only folder that imports
-wasmtime, `_log` the only file that imports structlog. Start reading at `_open.open_cache`; what is
-decided is decided in `_core.policy`.
+Imports point down: `_cache` > `_pool`, `_batch` > `_runtime` > `_engine`, `_abi`, `_log` > `_core`.
+`_core` is pure: no clock, thread, event loop, logging or wasmtime. `_engine/wasmtime` is the only
+folder that imports wasmtime, `_log` the only file that imports structlog. Start reading at
+`_cache.open.open_cache`; all decisions are made in `_core.policy`.
 
-What is asked for is imported then: with all of it at once, importing this package would take longer
-than importing Trio, wasmtime and structlog together.
+Public names are imported on first use: importing all of them at once would take longer than
+importing Trio, wasmtime and structlog together.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ if TYPE_CHECKING:
     )
     from ._runtime.host import HostFunction as HostFunction
 
-# {module: the public names that it has}
+# {module: the public names that it defines}
 _HOMES = {
     "._abi.buffer": "BufferAbi",
     "._abi.base": "Abi Convert Crossing Exports FuncType Guest Invoke Memory",
@@ -91,7 +91,7 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.s
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__all__":  # asked for by `import *`; type checkers see the names above
+    if name == "__all__":  # for `import *`; type checkers see the names above
         return sorted(_HOME_OF)
     try:
         home = _HOME_OF[name]

@@ -13,8 +13,8 @@ import trio
 
 from ._demo import Teller, demo
 
-# The log tool's commands. It has options of its own, and is imported only when it is asked for: it
-# needs libraries that the cache does not.
+# The log tool's commands. The log tool parses its own options, and is imported only for these
+# commands: it needs libraries that the cache does not.
 LOG_COMMANDS = {
     "report": "what a log says: evictions, hits, waits, thrash, sizes over time",
     "replay": "run a log through the cache's own policy, and compare",
@@ -27,7 +27,7 @@ INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; gives the exit status. Wrong arguments exit with 2."""
+    """Run the command line and return the exit status. Wrong arguments exit with status 2."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given and given[0] in LOG_COMMANDS:
         return read_log(given)
@@ -48,13 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except* KeyboardInterrupt:
         status = INTERRUPTED
     except* BrokenPipeError:
-        # Whoever read has read enough. Python would complain again when it flushes at exit.
+        # The reader closed the pipe. Python would report it again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return status
 
 
 def read_log(arguments: Sequence[str]) -> int:
-    """Run a command of the log tool, if what it needs is installed."""
+    """Run a command of the log tool; report the libraries that are missing."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         print(
@@ -63,7 +63,7 @@ def read_log(arguments: Sequence[str]) -> int:
         )
         return MISUSED
     try:
-        # It takes a second, in which Ctrl-C may come, too.
+        # This import takes a second; Ctrl-C during it is handled, too.
         from .report.cli.commands import run
 
         return run(arguments)
@@ -73,25 +73,25 @@ def read_log(arguments: Sequence[str]) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The commands and their options."""
+    """Return the parser of the commands and their options."""
     parser = argparse.ArgumentParser(
         prog="python -m trio_wasmcache",
         description="WebAssembly user-defined functions for Trio, kept warm between calls.",
     )
     parser.add_argument("--version", action="version", version=f"trio_wasmcache {version()}")
     commands = parser.add_subparsers(dest="command", title="commands", metavar="command")
-    told = commands.add_parser(
+    tour = commands.add_parser(
         "demo",
         help="watch a small cache at work: a tour of a few seconds",
-        description="Registers three functions in a small cache and makes each thing happen that "
-        "can happen to them, with the cache's own log of it.",
+        description="Registers three functions in a small cache and shows each thing that can "
+        "happen to them, with the cache's own log of it.",
     )
-    told.add_argument(
+    tour.add_argument(
         "--pause",
         type=seconds,
         default=0.3,
         metavar="SECONDS",
-        help="rest so long after each step (default: %(default)s)",
+        help="pause after each step, 0 to 60 (default: %(default)s)",
     )
     for name, text in LOG_COMMANDS.items():
         commands.add_parser(name, help=text, add_help=False)
@@ -100,7 +100,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def seconds(text: str) -> float:
-    """A pause from the command line."""
+    """Return the pause given on the command line (seconds, 0 to 60)."""
     value = float(text)
     if not 0 <= value <= 60:
         raise argparse.ArgumentTypeError(f"must be from 0 to 60, got {text}")
@@ -108,7 +108,7 @@ def seconds(text: str) -> float:
 
 
 def version() -> str:
-    """Of the installed package."""
+    """Return the version of the installed package."""
     try:
         return importlib.metadata.version("trio-wasmcache")
     except importlib.metadata.PackageNotFoundError:

@@ -1,9 +1,9 @@
-"""The demo: a small cache at work, told as it happens, with its own log in between.
+"""The demo: a small cache at work, explained as it runs, with its own log in between.
 
-1. What the demo says stands by itself; what the cache logs is behind a bar, with a few fields of
-   each event under their real names.
+1. Lines of the demo itself have no mark; lines of the cache's log are behind a bar, with a few
+   fields of each event under their real names.
 2. The log is written by a thread of the cache's own, a little later. So after each step the demo
-   waits until the event that ends it has been seen, and the story stays in order.
+   waits until it has seen the event that ends the step, which keeps the output in order.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from . import CacheConfig, CacheStats, Function, InstanceCache, KiB, open_cache
 COLUMNS = 80
 STACK = 64 * KiB
 IDLE_TIMEOUT = 1.0
-# After this long the demo goes on, even if it has not seen what it waits for.
+# Longest wait for an event (seconds); then the demo goes on without it.
 PATIENCE = 5.0
 
 BOLD, DIM, GREEN, YELLOW, RED, CYAN = "1", "2", "32", "33", "31", "36"
@@ -33,7 +33,7 @@ COLOUR = {
     "acquired": GREEN,
     "evicted": RED,
 }
-# {event: the fields to show after the function's name}; the README has all of them.
+# {event: fields to show after the function's name}; the README lists all fields.
 SHOWN = {
     "opened": ("max_size_bytes", "max_code_size_bytes"),
     "resized": ("max_code_size_bytes", "idle_timeout_seconds"),
@@ -85,9 +85,9 @@ PRIMES = """(module (memory (export "memory") 2)
 
 @final
 class Teller:
-    """Prints the story, and the cache's log in between: it is the logger that the cache is given.
+    """Prints the demo's text, and the cache's log in between: it is the logger of the cache.
 
-    The cache calls `info` and `warning` from its log thread, as it would a structlog logger's.
+    The cache calls `info` and `warning` from its log thread, as those of a structlog logger.
     """
 
     def __init__(self, colours: bool) -> None:
@@ -98,27 +98,27 @@ class Teller:
         self._writing = threading.Lock()
 
     def title(self, text: str) -> None:
-        """The headline of the whole."""
+        """Print a headline."""
         self._write(self._paint(BOLD, text))
 
     def step(self, headline: str, text: str) -> None:
-        """Begin a step: what it is called, and what is going to be seen."""
+        """Begin a step: print its name and what it is going to show."""
         self._number += 1
         self._write("\n" + self._paint(BOLD, f"{self._number}. {headline}"))
         self.say(text)
 
     def say(self, text: str) -> None:
-        """A paragraph."""
+        """Print a paragraph."""
         width = min(COLUMNS, shutil.get_terminal_size().columns)
         self._write(textwrap.fill(text, width))
 
     def table(self, rows: list[tuple[str, int, str]]) -> None:
-        """Names, numbers and what they mean."""
+        """Print rows of a name, a number and its meaning."""
         for name, number, meaning in rows:
             self._write(f"  {name:<16}{number:>6}   {meaning}")
 
     def info(self, event: str, **fields: Any) -> None:
-        """One event of the cache's log."""
+        """Print one event of the cache's log, and count it."""
         kind = event.removeprefix("wasmcache.")
         if kind in SHOWN:
             head = f"| {time.monotonic() - self._began:4.2f} "
@@ -133,11 +133,11 @@ class Teller:
     warning = info
 
     def count(self, kind: str, about: object = None) -> int:
-        """How many events of a kind were seen: all, or those of one function or reason."""
+        """Return the number of events of a kind seen so far: all, or of one function or reason."""
         return self._seen.get((kind, about), 0)
 
     async def seen(self, kind: str, about: object = None, *, times: int = 1) -> None:
-        """Wait until the log has told of it so many times."""
+        """Wait until the log has had the event `times` times, for at most `PATIENCE` seconds."""
         with trio.move_on_after(PATIENCE):
             while self.count(kind, about) < times:  # noqa: ASYNC110  (it happens in a thread)
                 await trio.sleep(0.01)
@@ -159,14 +159,14 @@ def _plain(value: object) -> str:
 
 
 async def demo(teller: Teller, pause: float) -> None:
-    """Tell the whole story, in a few seconds."""
-    # Nothing may go for idleness before its turn in the story, on however slow a machine.
+    """Run the whole demo, in a few seconds."""
+    # Nothing may be evicted for idleness before its step, on however slow a machine.
     config = CacheConfig(max_size=256 * KiB, idle_timeout=60.0, stack_size=STACK, log_uses=True)
     teller.title("trio_wasmcache: WebAssembly functions for Trio, kept warm between calls")
     teller.say(
         "Lines behind a bar are the cache's own structured log as it comes in: the seconds since "
-        "the start, the event, the function, and some more of its fields. Here it also tells of "
-        "every acquire and recycle, which it does only if asked to (log_uses)."
+        "the start, the event, the function, and some more of its fields. Here it also has every "
+        "acquire and recycle, which are logged only with log_uses=True."
     )
     async with open_cache(config, logger=teller) as cache:
         await teller.seen("opened")
@@ -184,7 +184,7 @@ async def demo(teller: Teller, pause: float) -> None:
         stats = cache.stats()
         teller.step(
             "Close",
-            "Leaving the block of open_cache stops what runs and frees what is left. Here nothing "
+            "Leaving the block of open_cache stops all calls and frees what is left. Here nothing "
             "is.",
         )
     _tell_stats(stats, teller)
@@ -228,7 +228,7 @@ async def _block(functions: dict[str, Function], teller: Teller) -> None:
     teller.step(
         "Block",
         "An instance has one holder at a time. Two tasks want fib: the second waits until the "
-        "first has done with fib(37). Meanwhile the event loop is free, and gcd is called.",
+        "first has finished fib(37). Meanwhile the event loop is free, and gcd is called.",
     )
     fib, gcd = functions["fib"], functions["gcd"]
     order: list[str] = []
@@ -252,7 +252,7 @@ async def _evict_for_size(functions: dict[str, Function], teller: Teller) -> Non
     teller.step(
         "Evict for size",
         "An instance of primes may touch 192 KiB. With fib and gcd idle, 64 KiB each, that is "
-        "over 256 KiB: when it comes back, the least recently used one goes.",
+        "over 256 KiB: when it comes back, the least recently used one is evicted.",
     )
     result = await functions["primes"].call(100_000)
     await teller.seen("evicted", "size")
@@ -270,7 +270,7 @@ async def _evict_for_code(
         "Evict for code",
         f"Machine code has a budget of its own. Cut to {room // KiB} KiB it holds the two modules "
         f"that are loaded now and the stack of one call. Calling {missing} takes a third: the "
-        "module used longest ago goes, with its instances.",
+        "module used longest ago is evicted, with its instances.",
     )
     cache.resize(max_code_size=room)
     values = {"fib": (10,), "gcd": (6, 4), "primes": (10,)}
@@ -281,8 +281,8 @@ async def _evict_for_code(
 async def _evict_for_idleness(cache: InstanceCache, teller: Teller) -> None:
     teller.step(
         "Evict for idleness",
-        f"Nobody calls any more. Cut to {IDLE_TIMEOUT} s, the timeout lets each go when its own "
-        "time is up.",
+        f"Nobody calls any more. Cut to {IDLE_TIMEOUT} s, the timeout evicts each instance when "
+        "its own time is up.",
     )
     cache.resize(idle_timeout=IDLE_TIMEOUT)
     left = cache.stats().idle_instances

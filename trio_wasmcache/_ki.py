@@ -1,9 +1,10 @@
-"""Keeps Ctrl-C, and cancellation, out of what must not be cut in two: closing, above all.
+"""Protects code that must run to its end, such as closing, from Ctrl-C and cancellation.
 
 1. Code of ours that changes state is marked with `trio.lowlevel.enable_ki_protection`: Ctrl-C waits
-   for the main task's next checkpoint. But with a generator marked so, only part of an `async with`
-   is: around it is the code of contextlib. `opening` is contextlib's decorator with that protected.
-2. A checkpoint raises Ctrl-C in shielded scopes, too. `outlast` is a wait that it does not end.
+   for the main task's next checkpoint. Marking a generator protects only part of an `async with`,
+   as the code of contextlib around it stays unprotected. `ki_safe_contextmanager` is contextlib's
+   decorator with that code protected.
+2. A checkpoint raises Ctrl-C in shielded scopes, too. `outlast` waits without being ended by it.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ P = ParamSpec("P")
 
 
 async def outlast(event: trio.Event, seconds: float = math.inf) -> None:
-    """Wait for an event, for at most so many seconds, whatever comes.
+    """Wait for an event, for at most `seconds`; neither cancellation nor Ctrl-C ends the wait.
 
-    **Checkpoint:** if it has not happened yet.
-    **Cancellation:** shielded. Ctrl-C is raised at the next checkpoint instead.
+    **Checkpoint:** if the event is not set yet.
+    **Cancellation:** shielded. Ctrl-C is raised at the next checkpoint after the wait.
     """
     interrupted = False
     with trio.CancelScope(shield=True, deadline=trio.current_time() + seconds) as scope:
@@ -36,15 +37,15 @@ async def outlast(event: trio.Event, seconds: float = math.inf) -> None:
             except KeyboardInterrupt:
                 interrupted = True
     if interrupted:
-        # Trio's handler finds protected code, and keeps it for the main task once more.
+        # Trio's handler finds protected code, and defers the signal to the main task again.
         signal.raise_signal(signal.SIGINT)
 
 
 async def let_others_run() -> None:
-    """Let other tasks run, whatever comes.
+    """Let other tasks run; neither cancellation nor Ctrl-C is raised here.
 
     **Checkpoint:** always.
-    **Cancellation:** shielded. Ctrl-C is raised at the next checkpoint instead.
+    **Cancellation:** shielded. Ctrl-C is raised at the next checkpoint.
     """
     try:
         await trio.lowlevel.cancel_shielded_checkpoint()
@@ -52,21 +53,21 @@ async def let_others_run() -> None:
         signal.raise_signal(signal.SIGINT)  # as above
 
 
-def opening(
+def ki_safe_contextmanager(
     function: Callable[P, AsyncIterator[T]],
 ) -> Callable[P, AbstractAsyncContextManager[T]]:
-    """`contextlib.asynccontextmanager`; Ctrl-C cuts neither entering nor leaving in two."""
+    """Decorate as `contextlib.asynccontextmanager`, with entering and leaving safe from Ctrl-C."""
     make = asynccontextmanager(function)
 
     @functools.wraps(function)
     def protected(*args: P.args, **kwargs: P.kwargs) -> AbstractAsyncContextManager[T]:
-        return _Opening(make(*args, **kwargs))
+        return _KISafe(make(*args, **kwargs))
 
     return protected
 
 
 @final
-class _Opening(AbstractAsyncContextManager[T]):
+class _KISafe(AbstractAsyncContextManager[T]):
     def __init__(self, manager: AbstractAsyncContextManager[T]) -> None:
         self._manager = manager
 

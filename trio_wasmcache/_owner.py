@@ -1,15 +1,15 @@
-"""Whose run a cache belongs to, and whether a step of its books is under way.
+"""Checks that a cache is used in the Trio run that opened it, and not in the middle of a step.
 
-1. A cache belongs to one Trio run. Its public methods refuse to work in another thread, another
-   run, or none, before they change anything.
+1. A cache belongs to one Trio run. Its public methods raise in another thread, in another run and
+   outside of any run, before they change anything.
 2. A signal handler and a finalizer may run at any line, also in the middle of a step that changes
-   the books. So methods that are no part of a lease look at the stack: if a function of ours is on
-   it, below which no code of the user's was called, something is under way.
+   the books. So all methods but those of a lease inspect the stack: a step is under way if a
+   function of ours is on it that has not called the user's code.
 3. Reading is refused only in a step of the policy (`_core`): elsewhere the books are complete.
 
 Rejected: a flag that each step sets and clears. A hit would pay for it, and every new step would
-have to remember it. Here a hit pays for one comparison of thread identifiers (30 ns), and nobody
-pays for the look at the stack (2 us for 50 frames) but who needs it.
+have to remember it. Here a hit pays for one comparison of thread identifiers (30 ns), and only
+methods that need it pay for inspecting the stack (2 us for 50 frames).
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ import trio
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# Functions of ours that call the user's: what these do is no part of a step.
+# Code of our functions that call the user's code, which is no part of a step.
 _callers: set[CodeType] = set()
 
 
 def calls_user(function: F) -> F:
     """Mark a function of ours that calls or awaits the user's code, which may use the cache.
 
-    Put it directly above the function, as other decorators may wrap it.
+    It must be the innermost decorator, as others may wrap the function.
     """
     _callers.add(function.__code__)
     return function
 
 
-# As the interpreter has it in the code of this package.
+# Spelt as in the `co_filename` of this package's code.
 _FOLDER = os.path.join(os.path.dirname(calls_user.__code__.co_filename), "")  # noqa: PTH118, PTH120
 _CORE = os.path.join(_FOLDER, "_core", "")  # noqa: PTH118
-# What uses a cache as any program does, and what only stands between a user and a method.
+# Files that use a cache as any program does, or that only wrap public methods.
 _OUTSIDE = tuple(
     _FOLDER + name
     for name in ("_demo.py", "_ki.py", "__main__.py", "testing.py", "prometheus.py", "report")
@@ -49,7 +49,7 @@ _OUTSIDE = tuple(
 
 
 def _on_stack(frame: FrameType | None, folder: str) -> bool:
-    """Whether a function of ours is under way in `frame` or around it, up to one of the user's."""
+    """Return whether a function of `folder` runs in `frame` or its callers, up to user code."""
     while frame is not None:
         code = frame.f_code
         if code in _callers:
@@ -63,24 +63,24 @@ def _on_stack(frame: FrameType | None, folder: str) -> bool:
 
 @final
 class Owner:
-    """The Trio run that opened a cache; made in it."""
+    """The Trio run that opened a cache. It is made in that run."""
 
     def __init__(self) -> None:
         self.thread: int = get_ident()
-        """Of the run. Compared by a hit, which has no time for more."""
+        """Identifier of the run's thread; the only thing that a hit compares, for speed."""
         self._token = trio.lowlevel.current_trio_token()
         self._over = False
 
     def end(self) -> None:
-        """The cache is closed, and nobody changes its books any more: anybody may read them."""
+        """Allow reading from anywhere: the cache is closed, and its books do not change again."""
         self._over = True
 
     def check(self, method: str, *, waits: bool = False) -> None:
-        """Check that a public method may change something now. Called by the method itself.
+        """Check that a public method may change something now. The method itself must call it.
 
         Args:
-            method: its name.
-            waits: whether it is async.
+            method: name of the method.
+            waits: whether the method is async.
 
         Raises:
             RuntimeError: this is another thread or another run, no task is running, or a step is
@@ -92,13 +92,18 @@ class Owner:
             raise self._busy(method)
 
     def check_reading(self, method: str, *, compares: bool = False) -> None:
-        """As `check`, for a method that reads the books: it needs no task, and fewer steps matter.
+        """Check that a public method may read the books now. The method itself must call it.
 
-        Once the cache is closed, it may be called from anywhere.
+        It needs no task, and only steps of the policy are refused. Once the cache is closed,
+        reading is allowed anywhere.
 
         Args:
-            method: its name.
-            compares: whether it compares books of the policy with others: then all steps matter.
+            method: name of the method.
+            compares: whether it compares the policy's books with others; all steps are refused
+                then.
+
+        Raises:
+            RuntimeError: this is another thread or another run, or a step is under way.
         """
         if self._over:
             return
@@ -108,15 +113,15 @@ class Owner:
             raise self._busy(method)
 
     def may_leave(self) -> bool:
-        """Whether a lease may be given back now, where a coroutine that held it is finalized."""
+        """Return whether a lease may be given back now, as its coroutine is finalized."""
         return self.is_here() and _in_task() and not _on_stack(sys._getframe(2), _FOLDER)
 
     def is_here(self) -> bool:
-        """Whether this is the thread of the run, and the run is under way."""
+        """Return whether this is the thread of the run, and the run is under way."""
         return _current_token() is self._token
 
     def refusal(self, method: str, *, waits: bool = False) -> RuntimeError:
-        """Make the error for a method that was called in another thread, or outside of the run."""
+        """Return the error for a method called in another thread, or outside of the run."""
         run = "run" if waits else "run_sync"
         way = f"trio.from_thread.{run}(..., trio_token=token)"
         if get_ident() == self.thread:
@@ -143,10 +148,10 @@ class Owner:
 
 
 def check_trio(function: str) -> None:
-    """Check that Trio runs here.
+    """Check that a Trio task is running here.
 
     Raises:
-        RuntimeError: it does not; the message says how to start it.
+        RuntimeError: none is; the message says how to start Trio.
     """
     if not _in_task():
         raise RuntimeError(

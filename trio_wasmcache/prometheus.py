@@ -1,4 +1,4 @@
-"""A cache's statistics for Prometheus: a collector for `prometheus_client`.
+"""Exports a cache's statistics to Prometheus: a collector for `prometheus_client`.
 
 Needs the extra ``trio_wasmcache[prometheus]``; nothing else in the package imports this file.
 Names and units follow https://prometheus.io/docs/practices/naming/: base units, ``_total``.
@@ -23,13 +23,14 @@ from prometheus_client.registry import Collector
 from ._cache.cache import InstanceCache
 from ._core.metrics.stats import CacheStats, DistributionSummary, UseSummary
 
-# Bits of the values where one exported bucket ends and the next begins. Every fourth factor of two
-# would be too coarse to alert on, every single one too many lines. 1 microsecond to 67 seconds:
+# Number of bits of the values at which each exported bucket ends. One bucket for every fourth
+# factor of two would be too coarse to alert on, one for each too many lines.
+# 1 microsecond to 67 seconds:
 DURATION_BITS = range(0, 27, 2)
 # 63 to 17 billion units; by default, a call has a billion.
 FUEL_BITS = range(6, 35, 4)
 
-# (field of CacheStats, metric, what it is)
+# (field of CacheStats, metric, help text)
 COUNTERS = (
     ("hits", "hits", "Leases granted from an idle instance."),
     ("misses", "misses", "Leases for which something had to be loaded."),
@@ -41,7 +42,7 @@ GAUGES = (
     ("groups", "groups", "Open scheduling groups."),
     ("entries", "entries", "Functions in groups that have instances or are waited for."),
     ("running_instances", "running_instances", "Instances that are held, or being loaded."),
-    ("waiting", "waiting_acquires", "Acquires that wait for an instance or for room."),
+    ("waiting", "waiting_acquires", "Acquires that wait for an instance or for capacity."),
     ("loaded_modules", "loaded_modules", "Modules whose code is loaded."),
     ("total_size", "idle_instances_bytes", "Size of all idle instances together."),
     ("max_size", "max_idle_instances_bytes", "The limit of that: max_size."),
@@ -62,7 +63,7 @@ GAUGES = (
     ("max_mappings", "max_mappings", "The limit of that; +Inf: none is known."),
     ("artifact_size", "artifact_bytes", "Serialized code of all registered modules."),
 )
-# (field of UseSummary, metric, what it is); durations, then fuel.
+# (field of UseSummary, metric, help text)
 DURATIONS = (
     ("wait", "wait_seconds", "From asking for an instance to having it; loading included."),
     ("load", "load_seconds", "Making an instance."),
@@ -76,27 +77,29 @@ OF_GROUPS = tuple(one for one in DURATIONS if one[0] != "compile")
 
 @final
 class CacheCollector(Collector):
-    """What `InstanceCache.stats` tells, as metrics.
+    """A Prometheus collector of the numbers of `InstanceCache.stats`.
 
     .. code-block::
 
         prometheus_client.REGISTRY.register(CacheCollector(cache))
 
-    Make it in the Trio run of the cache: elsewhere, it raises `RuntimeError`. It may be collected
-    in any thread that runs no Trio of its own, such as that of
-    `prometheus_client.start_http_server`: the numbers are taken in the Trio thread, between two
-    steps of its tasks, and made into metrics where it is collected.
+    It may be collected in any thread that runs no Trio of its own, such as that of
+    `prometheus_client.start_http_server`: the numbers are read in the Trio thread, between two
+    steps of its tasks, and converted to metrics in the collecting thread.
 
-    Counters begin with the cache; `InstanceCache.pop_stats` would reset them, so leave that alone.
-    Use one namespace for each cache of a process.
+    Counters begin with the cache. `InstanceCache.pop_stats` would reset them, so do not use both.
+    Use a different namespace for each cache of a process.
 
     Args:
-        cache: an open cache. Unregister the collector when it is closed; until then it tells what
-            there was in the end.
-        namespace: what all names begin with.
-        per_group: also counters and histograms for each scheduling group.
-        per_function: also counters, counts and sums for each function: 18 lines each, so think of
-            who has to store them.
+        cache: an open cache. Unregister the collector when the cache is closed; until then it
+            reports the numbers at closing.
+        namespace: prefix of all metric names.
+        per_group: also export counters and histograms for each scheduling group.
+        per_function: also export counters, and counts and sums of durations and fuel, for each
+            function. Each function takes 18 lines, so consider the cost of storing them.
+
+    Raises:
+        RuntimeError: it is made outside of the Trio run of the cache, or in the middle of a step.
     """
 
     def __init__(
@@ -111,15 +114,15 @@ class CacheCollector(Collector):
         self._namespace = namespace
         self._per_group = per_group
         self._per_function = per_function
-        cache.stats()  # refuses where the next line would note another run's token
+        cache.stats()  # raises where the next line would take the token of another run
         self._token = trio.lowlevel.current_trio_token()
 
     def describe(self) -> Iterable[Metric]:
-        """The metrics without their values, so that registering finds names that are taken."""
+        """Return the metrics without values, with which a registry finds duplicate names."""
         return self._metrics(None)
 
     def collect(self) -> Iterable[Metric]:
-        """The metrics of this moment. In another thread, this waits for the Trio thread."""
+        """Return the metrics of this moment. In another thread, this waits for the Trio thread."""
         return self._metrics(self._read())
 
     def _read(self) -> CacheStats:
@@ -132,7 +135,7 @@ class CacheCollector(Collector):
         try:
             return trio.from_thread.run_sync(self._cache.stats, trio_token=self._token)
         except trio.RunFinishedError:
-            return self._cache.stats()  # nobody changes it any more
+            return self._cache.stats()  # it can't change any more
 
     def _metrics(self, stats: CacheStats | None) -> Iterator[Metric]:
         prefix = f"{self._namespace}_"
@@ -177,13 +180,15 @@ class CacheCollector(Collector):
 
     def _more_counters(self, prefix: str, stats: CacheStats | None) -> Iterator[Metric]:
         evictions = CounterMetricFamily(
-            f"{prefix}evictions", "Instances that went, by reason.", labels=("reason",)
+            f"{prefix}evictions", "Evicted instances, by reason.", labels=("reason",)
         )
         errors = CounterMetricFamily(
             f"{prefix}errors", "Acquires and calls that failed, by type.", labels=("type",)
         )
         lost = CounterMetricFamily(f"{prefix}log_lost_events", "Events that the log dropped.")
-        failed = CounterMetricFamily(f"{prefix}log_failures", "Events that the log's sink refused.")
+        failed = CounterMetricFamily(
+            f"{prefix}log_failures", "Events for which the log's sink raised."
+        )
         if stats is not None:
             for reason, count in stats.evictions.items():
                 evictions.add_metric((reason,), count)
@@ -195,7 +200,7 @@ class CacheCollector(Collector):
 
 
 def _unit(name: str) -> str:
-    """What the name ends with, if that is a unit."""
+    """Return the last word of a metric's name if that is a unit, else an empty string."""
     last = name.rpartition("_")[2]
     return last if last in ("seconds", "bytes") else ""
 
@@ -221,7 +226,7 @@ def _add_histogram(
     field: str,
     distribution: DistributionSummary,
 ) -> None:
-    """One series. Its buckets are always the same ones, as Prometheus needs to add them up."""
+    """Add one series. Its buckets are always the same, as Prometheus needs them to aggregate."""
     counts = {largest.bit_length(): count for largest, count in distribution.buckets}
     buckets: list[tuple[str, float]] = []
     for bits in FUEL_BITS if field == "fuel" else DURATION_BITS:
@@ -232,7 +237,10 @@ def _add_histogram(
 
 
 def _end_of(field: str, bits: int) -> float:
-    """What is not above it has at most so many bits. Durations had been rounded down."""
+    """Return the upper bound of values of at most `bits` bits, in the metric's unit.
+
+    Durations were rounded down to microseconds, so their bound is one microsecond higher.
+    """
     return float((1 << bits) - 1) if field == "fuel" else (1 << bits) / 1e6
 
 

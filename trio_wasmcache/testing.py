@@ -1,7 +1,7 @@
-"""What users test with: a fake engine, a log that is written at once, and a check of the books.
+"""Tools for tests: a cache on a fake engine, a check of the books, and cancellation everywhere.
 
-The fake engine runs no wasm and needs no threads, so that tests can use `trio.testing.MockClock`,
-choose sizes, make any native step fail, and cancel at any of them.
+The fake engine runs no wasm and needs no threads, so tests can use `trio.testing.MockClock`, choose
+sizes, make any native step fail, and cancel at any of them.
 """
 
 from __future__ import annotations
@@ -27,9 +27,22 @@ from ._runtime.bound import BoundFunction
 async def open_fake_cache(
     config: CacheConfig | None = None, *, engine: FakeEngine | None = None, logger: Any = None
 ) -> AsyncIterator[InstanceCache]:
-    """`open_cache` on a fake engine, with events written at once, in the calling task.
+    """Open a cache on a fake engine, which writes events at once, in the calling task.
 
-    Calls never go to a thread unless `config.offload_after` says so, so a clock that jumps is fine.
+    With the default configuration calls never move to a thread, so `trio.testing.MockClock` with an
+    `autojump_threshold` can be used.
+
+    Args:
+        config: the limits; `CacheConfig(offload_after=None)` by default.
+        engine: the fake engine; a new one by default.
+        logger: a structlog logger; ``structlog.get_logger("trio_wasmcache")`` by default.
+
+    Raises:
+        AssertionError: on leaving, an instance was not closed or a module not unloaded. That is a
+            bug of the library.
+
+    **Checkpoint:** entering and leaving are checkpoints.
+    **Cancellation:** everything is closed all the same.
     """
     config = CacheConfig(offload_after=None) if config is None else config
     engine = FakeEngine() if engine is None else engine
@@ -40,10 +53,11 @@ async def open_fake_cache(
 
 
 def check_invariants(cache: InstanceCache) -> None:
-    """Compare the cache's books with each other and with what is there; changes nothing.
+    """Compare the cache's books with each other and with its instances; this changes nothing.
 
     Raises:
-        AssertionError: they disagree; all disagreements are listed. That is a bug of the library.
+        AssertionError: they disagree; the message lists all disagreements. That is a bug of the
+            library.
         RuntimeError: the cache belongs to another Trio run, or a step of it is under way.
     """
     cache._shell.owner.check_reading("check_invariants", compares=True)
@@ -155,25 +169,28 @@ async def cancel_everywhere(
     *,
     limit: int = 10_000,
 ) -> int:
-    """Run `scenario` to be cancelled at its first checkpoint, then at its second, and so on.
+    """Run `scenario` repeatedly, cancelled at its first checkpoint, then its second, and so on.
 
-    A checkpoint is each time that its task, or one that it starts, lets others run. At each of them
-    it is cancelled twice, in two runs: when the task has just fallen asleep, and when it was woken
-    but has not run yet, so that what it waited for is its own already. Runs go on until one is
-    over before it could be cancelled.
+    A checkpoint here is each time that its task, or a task that it starts, lets others run. Each is
+    cancelled in two runs: once when the task has just gone to sleep, and once when it was woken but
+    has not run yet, so that it already owns what it waited for. It ends with the first run that
+    completes before it could be cancelled.
 
     Args:
-        scenario: an async function without arguments. Everything that is to be cancelled happens
-            in it; others that take part, such as who holds what it waits for, live outside.
-        check: called after each run, such as ``lambda: check_invariants(cache)``.
-        limit: runs, at most.
+        scenario: an async function without arguments, which does all that is to be cancelled. Tasks
+            that only take part, such as holders of what it waits for, must be started outside.
+        check: function to call after each run, such as ``lambda: check_invariants(cache)``.
+        limit: largest number of runs.
 
     Returns:
-        How many times it was cancelled.
+        Number of times that it was cancelled.
 
     Raises:
-        AssertionError: it was still being cancelled after `limit` runs.
-        Exception: what the scenario, or `check`, raised.
+        AssertionError: the scenario was still being cancelled after `limit` runs.
+        Exception: whatever the scenario, or `check`, raised.
+
+    **Checkpoint:** as the scenario.
+    **Cancellation:** as the scenario; no further run begins.
     """
     task = trio.lowlevel.current_task()
     runs = 0
@@ -209,8 +226,7 @@ class _Countdown(trio.abc.Instrument):
         self.left = number
 
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        # Once a step is over, who slept through it can be cancelled: not in the middle of one,
-        # where no application could do it either.
+        # Cancel once a step is over, not in the middle of one: no application could do that either.
         if not self._woken:
             self._count(task)
 
@@ -228,6 +244,6 @@ class _Countdown(trio.abc.Instrument):
         while task is not None and task is not self._task:
             nursery = task.parent_nursery
             if nursery is None or nursery in self._children:
-                return False  # not of the scenario: it was there before
+                return False  # not of the scenario: its nursery was open before
             task = nursery.parent_task
         return task is self._task

@@ -19,7 +19,7 @@ from .._core.policy.records import FunctionRecord
 from .._core.wasm.admission import worst_size
 from .._core.wasm.isolation import RESET, REUSE, verdict
 from .._engine.base import NoMemoryError
-from .._ki import opening
+from .._ki import ki_safe_contextmanager
 from .._pool.capacity import GroupState, new_group_state
 from .._pool.pool import COMPILE_SHARE, Shell
 from .._pool.registration import Compiler, Declaration, declare, read_source
@@ -312,7 +312,7 @@ class InstanceCache:
 
     # -- groups
 
-    @opening
+    @ki_safe_contextmanager
     async def scheduling_group(
         self, name: str, *, capacity: float, shares: int = 100
     ) -> AsyncIterator[SchedulingGroup]:

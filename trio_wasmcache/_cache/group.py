@@ -12,7 +12,7 @@ import trio
 from attrs import frozen
 
 from .._core.config import bad_capacity, bad_shares
-from .._ki import opening
+from .._ki import ki_safe_contextmanager
 from .._owner import calls_user
 from .._pool.capacity import GroupState
 from .._pool.pool import Shell
@@ -141,7 +141,7 @@ def check_group(name: object, capacity: object, shares: object) -> None:
             raise ValueError(f"{what} of group {name!r} {problem}")
 
 
-@opening
+@ki_safe_contextmanager
 async def open_group(shell: Shell, state: GroupState) -> AsyncIterator[SchedulingGroup]:
     """Open a nursery that is a scheduling group; the block runs in it. Closing is the caller's."""
     async with trio.open_nursery() as nursery:

@@ -9,14 +9,14 @@ import trio
 
 from .._core.config import CacheConfig
 from .._engine.base import Engine
-from .._ki import opening
+from .._ki import ki_safe_contextmanager
 from .._log import LogWriter, ThreadedLogWriter
 from .._owner import check_trio
 from .._pool.pool import Shell
 from .cache import InstanceCache
 
 
-@opening
+@ki_safe_contextmanager
 async def open_cache(
     config: CacheConfig | None = None, *, logger: Any = None
 ) -> AsyncIterator[InstanceCache]:
@@ -72,7 +72,7 @@ async def open_cache(
         yield cache
 
 
-@opening
+@ki_safe_contextmanager
 async def open_with(
     config: CacheConfig, engine: Engine, log: LogWriter
 ) -> AsyncIterator[InstanceCache]:
