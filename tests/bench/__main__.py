@@ -22,7 +22,7 @@ DEFAULT = ("calls", "misses", "first", "entries", "waiting", "batches", "loop", 
 # Whatever is here and no part of the machinery is a suite, with a function `run`.
 MACHINERY = {"__main__", "harness", "instructions", "peers", "plot", "readme"}
 HERE = Path(__file__).parent
-SUITES = {path.stem for path in HERE.glob("*.py")} - MACHINERY - {"__init__"}
+SUITES = {path.stem for path in HERE.glob("*.py") if not path.stem.startswith("test_")} - MACHINERY
 
 
 def main() -> None:

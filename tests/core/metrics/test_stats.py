@@ -9,7 +9,7 @@ import weakref
 
 import attrs
 import pytest
-from core.policy_bench import Bench
+from core.policy.policy_bench import Bench
 from hypothesis import given, strategies as st
 
 from trio_wasmcache import CacheStats, DeadlockError

@@ -28,7 +28,7 @@ from trio_wasmcache.report.reading.schema import make_schema
 from trio_wasmcache.report.summary.entries import LIMITS
 from trio_wasmcache.report.summary.summary import THRASH_SECONDS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", README, re.MULTILINE | re.DOTALL))
 BLOCKS = re.findall(

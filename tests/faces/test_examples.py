@@ -15,7 +15,7 @@ import pytest
 import trio_wasmcache
 from trio_wasmcache.__main__ import main
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 UDFS = EXAMPLES / "udfs"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from core.policy_bench import Bench, reasons
+from core.policy.policy_bench import Bench, reasons
 
 from trio_wasmcache._core.events import Reason
 from trio_wasmcache._core.policy.lifecycle import State

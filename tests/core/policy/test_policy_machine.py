@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from attrs import asdict
-from core.policy_model import MFunction, MGroup, Model, MRequest, Outcome
+from core.policy.policy_model import MFunction, MGroup, Model, MRequest, Outcome
 from hypothesis import settings, strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from core.policy_bench import UNIT, Bench, reasons
+from core.policy.policy_bench import UNIT, Bench, reasons
 
 from trio_wasmcache._core.errors import CodeMemoryError, DeadlockError, UnknownFunctionError
 from trio_wasmcache._core.events import Reason

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterable
 from itertools import pairwise
 
 import pytest
-from core.policy_bench import Bench
+from core.policy.policy_bench import Bench
 from hypothesis import given, strategies as st
 
 from trio_wasmcache._core.errors import DeadlockError

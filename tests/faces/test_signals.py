@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 import trio
+from faces.under_fire import INTERRUPTED, TERMINATED
 from kits import ListLogger
-from under_fire import INTERRUPTED, TERMINATED
 
 import trio_wasmcache
 
@@ -42,7 +42,7 @@ class Child:
         self.lines: list[dict[str, Any]] = []
         self.process = subprocess.Popen(
             [sys.executable, HERE / "under_fire.py", place, fifo],
-            env={**os.environ, "PYTHONPATH": str(HERE.parent)},
+            env={**os.environ, "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE.parents[1]}"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from core.policy_bench import Bench, reasons
+from core.policy.policy_bench import Bench, reasons
 from hypothesis import given, strategies as st
 
 from trio_wasmcache._core.config import WASM_PAGE

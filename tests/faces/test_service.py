@@ -32,7 +32,7 @@ from hostile.liars import packed, scylla
 from trio_wasmcache._abi.cql.scalars import scalars
 from trio_wasmcache._abi.cql.types import parse_type
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SERVICE = ROOT / "examples" / "udf_service.py"
 GOOD = ("ann", "bob", "cid")
 # Of each connection of a good tenant.

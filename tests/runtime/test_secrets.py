@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import trio
-from isolation.guests import (
+from kits import PAGE, WasmtimeKit, add
+from peeking import instance_behind
+from runtime.isolation_guests import (
     DROPPER,
     ELEMENT_DROPPER,
     GROWER,
@@ -20,8 +22,6 @@ from isolation.guests import (
     found,
     hider,
 )
-from kits import PAGE, WasmtimeKit, add
-from peeking import instance_behind
 
 from trio_wasmcache import CacheConfig, HostFunction, InstanceCache, TrapError, current_lease
 from trio_wasmcache._engine.wasmtime import restore

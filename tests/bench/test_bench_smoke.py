@@ -13,7 +13,7 @@ import pytest
 from bench import plot, readme
 from bench.harness import Result
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("suite", ["hostile", "isolation", "log", "loop", "statistics"])

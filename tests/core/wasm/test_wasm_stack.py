@@ -13,7 +13,7 @@ from trio_wasmcache._core.wasm.editor import encode_module, uleb
 from trio_wasmcache._core.wasm.reader import ExcessiveModuleError, FuncType, read_module
 from trio_wasmcache._core.wasm.stack import BLOCK_WEIGHT, FUNCTION_LIMIT, MODULE_LIMIT, Weigher
 
-UDFS = Path(__file__).parents[1] / "udfs"
+UDFS = Path(__file__).parents[2] / "udfs"
 TYPES = [
     FuncType(),
     FuncType(("i64",), ("i64",)),

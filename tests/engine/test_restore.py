@@ -10,7 +10,7 @@ import pytest
 import trio
 from attrs import evolve
 from hypothesis import given, strategies as st
-from isolation.guests import REACTOR, STARTER, binary
+from runtime.isolation_guests import REACTOR, STARTER, binary
 
 from trio_wasmcache._core.errors import LoadError
 from trio_wasmcache._core.wasm.admission import WASI_MODULE, check_limits

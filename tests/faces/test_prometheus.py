@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from trio_wasmcache import CacheConfig, InstanceCache, TrapError
 from trio_wasmcache.prometheus import CacheCollector
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 PREFIX = "trio_wasmcache_"
 
 
