@@ -298,8 +298,8 @@ class World:
 
     def close(self) -> None:
         """Close all groups."""
-        shell: Any = self.cache._shell
-        drive(close_groups(shell, [self.lease._group], Reason.CLOSED))
+        pool: Any = self.cache._pool
+        drive(close_groups(pool, [self.lease._group], Reason.CLOSED))
 
     def call_other(self) -> None:
         """Call in another instance of the same module, whose cells are the same."""

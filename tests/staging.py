@@ -25,7 +25,7 @@ def look(cache: InstanceCache, kit: Kit) -> None:
 
 def seats(cache: InstanceCache) -> int:
     """How many of the idle instances are none."""
-    return sum(instance.seat for instance in cache._shell.policy.residents.lru)
+    return sum(instance.seat for instance in cache._pool.policy.residents.lru)
 
 
 class Stage:

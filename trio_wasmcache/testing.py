@@ -60,14 +60,14 @@ def check_invariants(cache: InstanceCache) -> None:
             library.
         RuntimeError: the cache belongs to another Trio run, or a step of it is under way.
     """
-    cache._shell.owner.check_reading("check_invariants", compares=True)
+    cache._pool.owner.check_reading("check_invariants", compares=True)
     problems = list(_disagreements(cache))
     assert not problems, "the books disagree:\n  " + "\n  ".join(problems)
 
 
 def _disagreements(cache: InstanceCache) -> list[str]:
-    shell = cache._shell
-    policy = shell.policy
+    pool = cache._pool
+    policy = pool.policy
     residents, ledger = policy.residents, policy.residents.ledger
     problems: list[str] = []
 
@@ -158,7 +158,7 @@ def _disagreements(cache: InstanceCache) -> list[str]:
         same(f"hits by {what}", told.hits, sum(part.hits for part in counted))
         same(f"misses by {what}", told.misses, sum(p.misses for p in counted))
         same(f"blocks by {what}", told.blocks, sum(p.blocks for p in counted))
-    if shell.closed and (idle or running or waiters):
+    if pool.closed and (idle or running or waiters):
         problems.append("something is left in a closed cache")
     return problems
 

@@ -198,7 +198,7 @@ async def test_conversions_in_a_thread_are_charged_to_the_group(kit: Kit) -> Non
 
     async with kit.open() as cache:
         f = await add(cache, "f", kit.adding(5), abi=Slow(work, None))
-        cache._shell.runner.cpu_clock = lambda: now[0]
+        cache._pool.runner.cpu_clock = lambda: now[0]
         share = cache._main_state.share
         async with f.acquire() as lease:
             for value in (1, 2):

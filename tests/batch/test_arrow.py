@@ -197,7 +197,7 @@ async def test_a_batch_in_a_thread(real: WasmtimeKit) -> None:
         async with f.acquire() as lease:
             result = await lease.map([pa.array(values)])
         assert result.to_pylist() == [None if v is None else v + 1 for v in values]
-        assert cache._shell.runner.threads.taken == 0
+        assert cache._pool.runner.threads.taken == 0
 
 
 @given(

@@ -171,7 +171,7 @@ async def test_cancelled_half_way(real: WasmtimeKit, offload: int | None) -> Non
                 scope.cancel()
         assert scope.cancelled_caught
         assert cache.stats().evictions["corrupted"] == 1
-        assert cache._shell.runner.loop.taken == cache._shell.runner.threads.taken == 0
+        assert cache._pool.runner.loop.taken == cache._pool.runner.threads.taken == 0
         check_invariants(cache)
 
 
@@ -325,7 +325,7 @@ async def test_cancelled_in_a_host_function(kit: Kit) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(batch)
             await asked.wait()
-            assert cache._shell.runner.loop.taken == 0
+            assert cache._pool.runner.loop.taken == 0
             nursery.cancel_scope.cancel()
         assert cache.stats().evictions["corrupted"] == 1
 

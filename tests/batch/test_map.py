@@ -183,7 +183,7 @@ async def test_fuel_of_a_batch_is_that_of_its_rows(kit: Kit) -> None:
     async with held(kit, kit.costly(), config) as (cache, lease):
         await lease.call(1)
         one = lease.fuel_consumed
-        cache._shell.runner.cpu_clock = lambda: 0.0  # checking columns is charged by time
+        cache._pool.runner.cpu_clock = lambda: 0.0  # checking columns is charged by time
         before = cache._main._state.share.virtual_time
         await lease.map([range(20)])
         assert one is not None
@@ -207,9 +207,9 @@ async def test_chunks_end_with_slices(real: WasmtimeKit) -> None:
     """But for the first, whose rows tell what a row burns: no slice is begun for a few rows."""
     config = CacheConfig(offload_after=None)
     async with held(real, real.adding_two(), config, args=TWO) as (cache, lease):
-        before = cache._shell.runner.loop.line.turns
+        before = cache._pool.runner.loop.line.turns
         await lease.map([range(200_000), 1])
-        turns = cache._shell.runner.loop.line.turns - before
+        turns = cache._pool.runner.loop.line.turns - before
         checked = 200_000 // PIECE  # of the list
         assert lease.fuel_consumed is not None
         whole = lease.fuel_consumed / config.yield_fuel
@@ -293,7 +293,7 @@ async def test_memory_of_results_is_used_again(kit: Kit) -> None:
     async with held(kit, same(kit, "i64")) as (cache, lease):
         rows = MAPPED // 8
         one, two = array("q", [1]) * rows, array("q", [2]) * rows
-        results = cache._shell.results
+        results = cache._pool.results
         for part in (slice(0, None), slice(5, None, 2)):
             view = (await lease.map([one]))[part]
             kept = results._kept
@@ -343,7 +343,7 @@ async def test_checking_a_column_is_cpu_time_of_the_group(kit: Kit) -> None:
         share = cache._main._state.share
         charged = []
         for clock in (lambda: 0.0, lambda: next(ticks) * 0.001):
-            cache._shell.runner.cpu_clock = clock
+            cache._pool.runner.cpu_clock = clock
             before = share.virtual_time
             await lease.map([[1, 2, 3]])
             charged.append((share.virtual_time - before) * 100)

@@ -185,7 +185,7 @@ async def test_a_row_that_fails_at_once_has_burnt_fuel(kit: Kit, abi: Twice) -> 
     async with kit.open() as cache:
         f = await add(cache, "f", kit.trapping(), abi=abi)
         async with cache.scheduling_group("g", capacity=1) as group, f.acquire() as lease:
-            cache._shell.runner.cpu_clock = lambda: 0.0  # conversions are charged by time
+            cache._pool.runner.cpu_clock = lambda: 0.0  # conversions are charged by time
             before = group._state.share.virtual_time
             with pytest.raises(TrapError):
                 await lease.map([[2]])

@@ -221,7 +221,7 @@ async def test_while_registering(kit: Kit) -> None:
 
         await at.run(scenario, least=2)
         assert at.cache.functions() == ()
-        assert not at.cache._shell.registry.reserved
+        assert not at.cache._pool.registry.reserved
         assert at.cache.stats().artifact_size == 0
         assert not at.cache._compiler._compiling
         f = await add(at.cache, "f", wasm)

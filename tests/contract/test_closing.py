@@ -233,7 +233,7 @@ async def test_18_registering_ends_with_the_cache(kit: Kit) -> None:
     async with trio.open_nursery() as nursery:
         async with kit.open() as cache:
             nursery.start_soon(outcomes.note, lambda: add(cache, "f", kit.adding(1)))
-            while not cache._shell.registry.reserved:
+            while not cache._pool.registry.reserved:
                 await trio.lowlevel.checkpoint()
     assert len(outcomes) == 1
     assert "closed" in outcomes[0]
@@ -357,7 +357,7 @@ async def test_18_closing_many_groups_lets_others_run(fake: FakeKit, holding: bo
         nonlocal passes
         while not stop.is_set():
             await trio.lowlevel.checkpoint()
-            if cache._shell.closed:
+            if cache._pool.closed:
                 passes += 1
                 scope.cancel()
                 for group in (groups[0], groups[-1]):

@@ -105,8 +105,8 @@ async def test_closing_a_group_ends_its_calls_that_wait_for_a_turn(
                 group._state.share.left = 0
                 group._state.share.active = 1
                 nursery.start_soon(victim, group.acquire("f", ()))
-                while not cache._shell.runner.loop.contended and not (
-                    cache._shell.runner.threads.contended
+                while not cache._pool.runner.loop.contended and not (
+                    cache._pool.runner.threads.contended
                 ):
                     await trio.lowlevel.checkpoint()
             await ended.wait()
@@ -221,7 +221,7 @@ async def test_another_slice_length_holds_for_warm_instances_too() -> None:
         function = await cache.register("f", wasm, args=I64, returns="i64", export="run")
         await cache.warm("f", I64)
         cache.resize(yield_fuel=10_000)
-        turns = cache._shell.runner.loop.line
+        turns = cache._pool.runner.loop.line
         before = turns.turns
         await function.call(1)
         assert turns.turns == before

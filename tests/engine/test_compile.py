@@ -156,7 +156,7 @@ async def test_those_who_ask_at_once_share_a_compile() -> None:
             for number in range(10):
                 nursery.start_soon(register, cache, f"f{number}")
             await trio.testing.wait_all_tasks_blocked()
-            assert cache._shell.engine._compilers.waiting == 1  # type: ignore[attr-defined]
+            assert cache._pool.engine._compilers.waiting == 1  # type: ignore[attr-defined]
         assert len(cache.functions()) == 10
         assert len(cache._compiler.modules) == 1
         for function in cache.functions():
@@ -250,10 +250,10 @@ async def test_a_compile_that_all_gave_up_leaves_nothing() -> None:
                 nursery.cancel_scope.cancel()
             assert cache.functions() == ()
             await trio.testing.wait_all_tasks_blocked()
-            assert cache._shell.engine._compilers.waiting == 0  # type: ignore[attr-defined]
+            assert cache._pool.engine._compilers.waiting == 0  # type: ignore[attr-defined]
             assert not cache._compiler._compiling
             assert not cache._compiler.modules
-            assert not cache._shell.registry.reserved
+            assert not cache._pool.registry.reserved
         assert await (await register(cache, "a")).call(1) == 2
         assert cache.stats().artifact_size > 0
         check_invariants(cache)
@@ -269,7 +269,7 @@ async def test_who_registers_while_the_cache_is_left_is_told() -> None:
         outcome.append(caught.value)
 
     async with trio.open_nursery() as nursery, quiet_cache() as cache:
-        slots = cache._shell.engine._compilers  # type: ignore[attr-defined]
+        slots = cache._pool.engine._compilers  # type: ignore[attr-defined]
         for _ in range(MAX_COMPILES):
             await slots.turn(object()).acquire_on_behalf_of(None)
         nursery.start_soon(closed, cache)
@@ -300,11 +300,11 @@ LEAVE = """
         wasm = large_module(1500)
         async with trio.open_nursery() as nursery:
             async with quiet_cache() as cache:
-                limiter = cache._shell.engine._compilers
+                limiter = cache._pool.engine._compilers
                 nursery.start_soon(register, cache, "f", wasm)
                 await trio.to_thread.run_sync(entered.wait)
                 nursery.cancel_scope.cancel()
-        assert cache._shell.closed
+        assert cache._pool.closed
         print("left", flush=True)
         if sys.argv[1] == "wait":
             assert limiter.running == 1
@@ -400,7 +400,7 @@ LARGE = large_module(600)
 async def test_a_large_module_is_loaded_in_a_thread() -> None:
     """Up to 256 KiB a module is loaded at once; a larger one waits for a thread."""
     async with quiet_cache() as cache:
-        threads: trio.CapacityLimiter = cache._shell.engine._loaders  # type: ignore[attr-defined]
+        threads: trio.CapacityLimiter = cache._pool.engine._loaders  # type: ignore[attr-defined]
         small = await register(cache, "small")
         large = await register(cache, "large", LARGE)
         slot = list(cache._compiler.modules.values())[-1]
@@ -560,7 +560,7 @@ async def test_a_register_waits_in_the_turn_of_its_group() -> None:
         return exported(f"(i64.const {number})", "(param i64) (result i64)")
 
     async with quiet_cache() as cache:
-        slots: CompileSlots = cache._shell.engine._compilers  # type: ignore[attr-defined]
+        slots: CompileSlots = cache._pool.engine._compilers  # type: ignore[attr-defined]
         async with (
             cache.scheduling_group("busy", capacity=9) as busy,
             cache.scheduling_group("other", capacity=1) as other,

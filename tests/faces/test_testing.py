@@ -17,17 +17,17 @@ from trio_wasmcache.testing import FakeEngine, check_invariants, open_fake_cache
 
 
 def ledger(cache: InstanceCache) -> Any:
-    return cache._shell.policy.residents.ledger
+    return cache._pool.policy.residents.ledger
 
 
 def idle(cache: InstanceCache) -> Any:
     """The one idle instance."""
-    return next(iter(cache._shell.policy.residents.lru))
+    return next(iter(cache._pool.policy.residents.lru))
 
 
 def waiter(cache: InstanceCache) -> Any:
     """The one request that waits, and its entry."""
-    return next(e for e in cache._shell.policy.residents.entries if e.waiting).waiting[0]
+    return next(e for e in cache._pool.policy.residents.entries if e.waiting).waiting[0]
 
 
 def change(what: Callable[[InstanceCache], Any], name: str, value: Any) -> Any:
@@ -72,12 +72,12 @@ def more(old: int) -> int:
             "more than its concurrency",
         ),
         (change(lambda cache: cache._main_state.capacity, "owners", {}), "without a token"),
-        (change(lambda cache: cache._shell, "closed", True), "left in a closed cache"),
+        (change(lambda cache: cache._pool, "closed", True), "left in a closed cache"),
         (
-            change(lambda cache: cache._shell.policy, "config", CacheConfig(max_size=1)),
+            change(lambda cache: cache._pool.policy, "config", CacheConfig(max_size=1)),
             "idle instances exceed max_size",
         ),
-        (change(lambda cache: cache._shell.policy.waits, "waiting", {}), "waiting tasks"),
+        (change(lambda cache: cache._pool.policy.waits, "waiting", {}), "waiting tasks"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -109,8 +109,8 @@ class Program:
             assert not [
                 one for one in gc.get_objects() if type(one) is WasmtimeInstance and one._store
             ]
-            threads = cache._shell.runner.threads
-            assert (threads.taken, cache._shell.runner.loop.taken) == (0, 0)
+            threads = cache._pool.runner.threads
+            assert (threads.taken, cache._pool.runner.loop.taken) == (0, 0)
             self.finish.set()
 
     async def begin(self, cache: InstanceCache, nursery: trio.Nursery) -> None:
@@ -143,7 +143,7 @@ class Program:
         async def put(name: str, text: str, **more: Any) -> Any:
             return await add(cache, name, guests.binary(text), **more)
 
-        runner = cache._shell.runner
+        runner = cache._pool.runner
         endless = await put("endless", guests.ENDLESS, concurrency=3)
         hosts = {"host": {"ask": HostFunction(ask)}}
         asks = await put("asks", guests.ONLY_ASKS, imports=hosts)
@@ -179,9 +179,9 @@ class Program:
         start("waiting for room", other.call, 1)
         await until(lambda: cache.stats().waiting == waiting + 1)
         start("reading a module", add, cache, "fifo", self.fifo)
-        await until(lambda: bool(cache._shell.registry.reserved))
+        await until(lambda: bool(cache._pool.registry.reserved))
         start("compiling", add, cache, "large", large())
-        await until(lambda: cache._shell.engine._compilers.running == 1)
+        await until(lambda: cache._pool.engine._compilers.running == 1)
         if self.place == "sync":
             cache.resize(max_code_size=LIMITS.max_code_size)
             await spins.call(1)

@@ -62,7 +62,7 @@ async def test_alone(guest: Guest, real: WasmtimeKit, log: ListLogger) -> None:
             guest.check(one)
         if isinstance(guest.gets, Refused):
             assert [function.name for function in cache.functions()] == ["neighbour"]
-            assert not cache._shell.registry.reserved
+            assert not cache._pool.registry.reserved
         stats = cache.stats()
         assert (stats.running_instances, stats.waiting) == (0, 0)
         assert await neighbour.call(1) == 2

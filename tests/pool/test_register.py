@@ -157,7 +157,7 @@ async def test_register_may_be_cancelled_anywhere(source: Any) -> None:
 
         def check() -> None:
             assert cache.functions() == ()
-            assert not cache._shell.registry.reserved
+            assert not cache._pool.registry.reserved
             assert cache.stats().artifact_size == 0
             check_invariants(cache)
 

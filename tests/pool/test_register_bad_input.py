@@ -61,7 +61,7 @@ async def refused(
     assert len(str(caught.value)) < 6000
     assert cache.functions() == before
     assert cache.stats().artifact_size == artifacts
-    assert not cache._shell.registry.reserved
+    assert not cache._pool.registry.reserved
     assert not cache._compiler._compiling
     check_invariants(cache)
     await works(cache)
@@ -605,7 +605,7 @@ async def test_a_name_is_taken_while_it_compiles() -> None:
             with pytest.raises(UnknownFunctionError):
                 await cache.acquire("f", KEY).__aenter__()
             first.cancel_scope.cancel()
-        assert not cache._shell.registry.reserved
+        assert not cache._pool.registry.reserved
         await works(cache)
 
 

@@ -271,14 +271,14 @@ async def test_a_hit_reads_the_clock_that_trio_reads(fake: FakeKit) -> None:
     """By a shorter way, where it is Trio's own; a clock that stands still is asked as it is."""
     async with fake.open() as cache:
         before = trio.current_time()
-        now = cache._shell.now()
+        now = cache._pool.now()
         after = trio.current_time()
         assert before - 0.01 <= now <= after + 0.01
     times = []
 
     async def on_another_clock() -> None:
         async with FakeKit().open() as cache:
-            times.append((cache._shell.now(), trio.current_time()))
+            times.append((cache._pool.now(), trio.current_time()))
 
     await trio.to_thread.run_sync(lambda: trio.run(on_another_clock, clock=MockClock()))
     assert times == [(0.0, 0.0)]

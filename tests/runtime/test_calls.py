@@ -315,15 +315,15 @@ async def test_two_heavy_calls_in_threads_both_finish(real: WasmtimeKit) -> None
             for number in range(400_000, 400_004):
                 nursery.start_soon(call, number)
         assert sorted(results) == list(range(400_000, 400_004))
-        assert cache._shell.runner.threads.taken == 0
-        assert cache._shell.runner.loop.taken == 0
+        assert cache._pool.runner.threads.taken == 0
+        assert cache._pool.runner.loop.taken == 0
 
 
 async def test_waiting_for_a_thread_can_be_cancelled(real: WasmtimeKit) -> None:
     """With the one thread taken, the second call leaves the line; the first goes on."""
     async with real.open(config(0, max_threads=1)) as cache:
         endless = await put(cache, "endless", guests.ENDLESS, concurrency=2)
-        threads = cache._shell.runner.threads
+        threads = cache._pool.runner.threads
         async with trio.open_nursery() as nursery:
             nursery.start_soon(endless.call, 1)
             while threads.taken == 0:

@@ -227,7 +227,7 @@ async def test_cancelled_in_a_host_function(real: WasmtimeKit, limits: CacheConf
             nursery.start_soon(function.call, 1)
             await asked.wait()
             await wait_all_tasks_blocked()
-            runner = cache._shell.runner
+            runner = cache._pool.runner
             assert (runner.loop.taken, runner.threads.taken) == (0, 0)  # none is held meanwhile
             nursery.cancel_scope.cancel()
         assert cache.stats().evictions["corrupted"] == 1

@@ -374,14 +374,14 @@ async def test_a_conversion_that_was_cancelled_ends(real: WasmtimeKit) -> None:
         f = await echo(cache, "list<tinyint>")
         with trio.CancelScope() as scope:
             async with f.acquire() as lease:
-                real_convert = cache._shell.runner.convert
+                real_convert = cache._pool.runner.convert
 
                 async def convert(*values: Any) -> Any:
                     assert cache.stats().pending_results_size >= 5 * N
                     scope.cancel()
                     return await real_convert(*values)
 
-                cache._shell.runner.convert = convert  # type: ignore[method-assign]
+                cache._pool.runner.convert = convert  # type: ignore[method-assign]
                 await lease.call(COLLECTIONS["list<tinyint>"])
         assert scope.cancelled_caught
         assert cache.stats().pending_results_size == 0
@@ -398,7 +398,7 @@ async def test_what_is_copied_costs_fuel(real: WasmtimeKit) -> None:
                 assert burnt.setdefault(size, lease.fuel_consumed) == lease.fuel_consumed
             for size in (1000, MiB):
                 assert burnt[size] - burnt[0] == copy_fuel(size)
-            cache._shell.runner.cpu_clock = lambda: 0.0  # whose time is charged beside the fuel
+            cache._pool.runner.cpu_clock = lambda: 0.0  # whose time is charged beside the fuel
             virtual = cache._main._state.share.virtual_time
             await lease.map([[MiB] * 10])
             assert lease.fuel_consumed is not None

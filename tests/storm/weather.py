@@ -182,5 +182,5 @@ async def blow(kit: Kit, seed: int, rounds: int = ROUNDS) -> int:
         stats = cache.stats()
         assert (stats.running_instances, stats.waiting) == (0, 0)
         assert cache._main.limiter.borrowed_tokens == 0
-        assert cache._shell.runner.loop.taken == cache._shell.runner.threads.taken == 0
+        assert cache._pool.runner.loop.taken == cache._pool.runner.threads.taken == 0
     return storm.operations

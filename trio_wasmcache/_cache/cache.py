@@ -21,7 +21,7 @@ from .._core.wasm.isolation import RESET, REUSE, verdict
 from .._engine.base import NoMemoryError
 from .._ki import ki_safe_contextmanager
 from .._pool.capacity import GroupState, new_group_state
-from .._pool.pool import COMPILE_SHARE, Shell
+from .._pool.pool import COMPILE_SHARE, Pool
 from .._pool.registration import Compiler, Declaration, declare, read_source
 from .._runtime.bound import Definition
 from .._runtime.host import HostFunction
@@ -49,15 +49,15 @@ class InstanceCache:
     gives) work anywhere, and all that only reads does so once the cache is closed.
     """
 
-    def __init__(self, shell: Shell, service: trio.Nursery) -> None:
-        self._shell = shell
-        self._statistics = Statistics(shell)
-        self._compiler = Compiler(shell.engine, service)
-        config = shell.config
+    def __init__(self, pool: Pool, service: trio.Nursery) -> None:
+        self._pool = pool
+        self._statistics = Statistics(pool)
+        self._compiler = Compiler(pool.engine, service)
+        config = pool.config
         main = new_group_state(MAIN, config.main_capacity, config.main_shares)
         self._main_state = main
-        self._main = SchedulingGroup(shell, main, service)
-        note_opened(shell, main)
+        self._main = SchedulingGroup(pool, main, service)
+        note_opened(pool, main)
         self._groups: dict[str, GroupState] = {MAIN: main}
         self._opening: set[str] = set()
         # Around each `register` under way; cancelled when the cache is closed.
@@ -118,8 +118,8 @@ class InstanceCache:
         **Checkpoint:** always.
         **Cancellation:** nothing of it stays; the compiling thread is abandoned.
         """
-        shell = self._shell
-        shell.owner.check("register", waits=True)
+        pool = self._pool
+        pool.owner.check("register", waits=True)
         self._check_open()
         declaration = declare(
             name=name,
@@ -131,43 +131,43 @@ class InstanceCache:
             imports=imports,
             concurrency=concurrency,
             isolation=isolation,
-            max_instances=shell.config.max_instances,
+            max_instances=pool.config.max_instances,
         )
         key = declaration.key
-        shell.registry.reserve(key, replace)
+        pool.registry.reserve(key, replace)
         with trio.CancelScope() as scope:
             self._registering.add(scope)
             try:
                 return await self._register(declaration, wasm)
             finally:
                 self._registering.discard(scope)
-                shell.registry.release(key)
+                pool.registry.release(key)
         raise trio.ClosedResourceError(f"the cache was closed while {key} was being registered")
 
     async def _register(
         self, declaration: Declaration, wasm: bytes | str | os.PathLike[str]
     ) -> Function:
-        shell, key = self._shell, declaration.key
+        pool, key = self._pool, declaration.key
         source = await read_source(
-            shell.engine, str(key), wasm, shell.config.max_wasm_size, self._compiler.readers
+            pool.engine, str(key), wasm, pool.config.max_wasm_size, self._compiler.readers
         )
         self._check_open()
-        group = find_group(shell, self._main_state)
+        group = find_group(pool, self._main_state)
         module = None
         for attempt in itertools.count():
             try:
-                found = await self._compiler.get(source, declaration, shell.config, group)
+                found = await self._compiler.get(source, declaration, pool.config, group)
                 module, crossing, seconds = found
                 break
             except NoMemoryError as error:
                 self._check_open()
-                shell.relieve(key, COMPILE_SHARE, error, attempt)
+                pool.relieve(key, COMPILE_SHARE, error, attempt)
         assert module is not None
         self._check_open()
         artifact = module.artifact
         record = FunctionRecord(
             key,
-            shell.registry.next_generation(key),
+            pool.registry.next_generation(key),
             module.record,
             declaration.concurrency,
             worst_size(artifact.info, artifact.edits),
@@ -184,7 +184,7 @@ class InstanceCache:
         crossing: Crossing,
         seconds: float,
     ) -> Function:
-        shell, code_size = self._shell, module.record.code_size
+        pool, code_size = self._pool, module.record.code_size
         function = Function(
             name=record.key.name,
             args=record.key.args,
@@ -208,11 +208,11 @@ class InstanceCache:
             declaration.isolation == RESET and module.why_not is None,
         )
         self._compiler.keep(module)
-        old = shell.registry.put(record)
+        old = pool.registry.put(record)
         now = trio.current_time()
         if seconds:
-            shell.policy.note_compiled(record, seconds)
-        shell.journal.registered(
+            pool.policy.note_compiled(record, seconds)
+        pool.journal.registered(
             record,
             now,
             module_digest=module.digest,
@@ -244,22 +244,22 @@ class InstanceCache:
             UnknownFunctionError: there is none.
             trio.ClosedResourceError: the cache is closed.
         """
-        self._shell.owner.check("remove")
+        self._pool.owner.check("remove")
         self._check_open()
-        for record in self._shell.registry.take(name, args):
+        for record in self._pool.registry.take(name, args):
             now = trio.current_time()
-            self._shell.journal.removed(record, now)
+            self._pool.journal.removed(record, now)
             self._retire(record, now)
 
     def _retire(self, record: FunctionRecord, now: float) -> None:
         self._compiler.drop(Definition.of(record).module)
-        self._shell.carry_out(self._shell.policy.retire(record, now), now)
+        self._pool.carry_out(self._pool.policy.retire(record, now), now)
 
     def functions(self) -> tuple[Function, ...]:
         """What is registered, in order of registration."""
-        self._shell.owner.check_reading("functions")
+        self._pool.owner.check_reading("functions")
         return tuple(
-            function_of(Definition.of(record)) for record in self._shell.registry.functions.values()
+            function_of(Definition.of(record)) for record in self._pool.registry.functions.values()
         )
 
     # -- leases
@@ -270,9 +270,9 @@ class InstanceCache:
         In the innermost scheduling group of this cache around the caller, or its group ``"main"``.
         See `Lease.__aenter__` for what entering the block raises.
         """
-        shell, inside = self._shell, groups_around()
-        group = find_group(shell, self._main_state) if inside else self._main_state
-        return Lease(shell, group, name, args)
+        pool, inside = self._pool, groups_around()
+        group = find_group(pool, self._main_state) if inside else self._main_state
+        return Lease(pool, group, name, args)
 
     @trio.lowlevel.enable_ki_protection
     async def warm(self, name: str, args: Sequence[str], count: int = 1) -> None:
@@ -287,9 +287,9 @@ class InstanceCache:
         **Checkpoint:** always.
         **Cancellation:** what was loaded by then stays.
         """
-        self._shell.owner.check("warm", waits=True)
+        self._pool.owner.check("warm", waits=True)
         self._check_open()
-        record = self._shell.registry.find(name, args)
+        record = self._pool.registry.find(name, args)
         if isinstance(count, bool) or not isinstance(count, int):
             raise TypeError(f"count must be an int, got {count!r}")
         if not 1 <= count <= record.concurrency:
@@ -297,15 +297,15 @@ class InstanceCache:
                 f"{record.key}: count must be from 1 to its concurrency, "
                 f"{record.concurrency}; got {count}"
             )
-        group = find_group(self._shell, self._main_state)
+        group = find_group(self._pool, self._main_state)
         await trio.lowlevel.checkpoint()
         for _ in range(count):  # more would be in vain: where there is no room, each evicts another
-            record = self._shell.registry.find(name, args)
+            record = self._pool.registry.find(name, args)
             entry = record.entries.get(group.record)
             if entry is not None and entry.live >= min(count, record.concurrency):
                 return
             async with AsyncExitStack() as stack:
-                await stack.enter_async_context(Lease(self._shell, group, name, args, warm=True))
+                await stack.enter_async_context(Lease(self._pool, group, name, args, warm=True))
             entry = record.entries.get(group.record)
             if entry is None or not entry.idle:
                 return  # loaded, but too large to be kept: more of them would not be either
@@ -333,7 +333,7 @@ class InstanceCache:
         **Checkpoint:** as of a `trio.Nursery`; leaving waits for threads that are in a call.
         **Cancellation:** as of a `trio.Nursery`; the group's instances go all the same.
         """
-        self._shell.owner.check("scheduling_group", waits=True)
+        self._pool.owner.check("scheduling_group", waits=True)
         self._check_open()
         check_group(name, capacity, shares)
         if name in self._groups or name in self._opening:
@@ -341,13 +341,13 @@ class InstanceCache:
         self._opening.add(name)
         state = new_group_state(name, capacity, shares)
         try:
-            async with open_group(self._shell, state) as group:
+            async with open_group(self._pool, state) as group:
                 self._groups[name] = state
                 yield group
         finally:
             if name in self._groups:
                 if not state.record.closed:  # the cache was closed before
-                    await close_groups(self._shell, [state], Reason.GROUP_CLOSED)
+                    await close_groups(self._pool, [state], Reason.GROUP_CLOSED)
                 del self._groups[name]
             self._opening.discard(name)
 
@@ -367,30 +367,30 @@ class InstanceCache:
             TypeError, ValueError: no such field, or a bad value; nothing has changed.
             trio.ClosedResourceError: the cache is closed.
         """
-        shell = self._shell
-        shell.owner.check("resize")
+        pool = self._pool
+        pool.owner.check("resize")
         self._check_open()
         fixed = FIXED & limits.keys()
         if fixed:
             raise ValueError(f"{', '.join(sorted(fixed))} can't be changed while the cache is open")
-        config = evolve(shell.config, **limits)
-        shell.config = config
-        shell.runner.resize(config)
-        shell.result_book.limit = config.max_result_size
+        config = evolve(pool.config, **limits)
+        pool.config = config
+        pool.runner.resize(config)
+        pool.result_book.limit = config.max_result_size
         now = trio.current_time()
-        shell.journal.resized(config, shell.engine.system, now)
-        shell.carry_out(shell.policy.resize(config, now), now)
-        shell.evictor.sleep_until(shell.policy.next_expiry())
-        shell.adapt_instances()
+        pool.journal.resized(config, pool.engine.system, now)
+        pool.carry_out(pool.policy.resize(config, now), now)
+        pool.evictor.sleep_until(pool.policy.next_expiry())
+        pool.adapt_instances()
 
     @property
     def config(self) -> CacheConfig:
         """The limits in force."""
-        return self._shell.config
+        return self._pool.config
 
     def stats(self) -> CacheStats:
         """Counters, distributions and gauges of this moment. Changes nothing."""
-        self._shell.owner.check_reading("stats")
+        self._pool.owner.check_reading("stats")
         return self._statistics.count(len(self._groups))
 
     @trio.lowlevel.enable_ki_protection
@@ -400,7 +400,7 @@ class InstanceCache:
         Use it from one place only: what it gave, nobody else gets. ``wasmcache.closed`` in the log
         tells the counters of the whole time all the same.
         """
-        self._shell.owner.check("pop_stats")
+        self._pool.owner.check("pop_stats")
         stats = self._statistics.count(len(self._groups))
         self._statistics.restart()
         return stats
@@ -415,12 +415,12 @@ class InstanceCache:
         **Checkpoint:** always.
         **Cancellation:** nothing changes.
         """
-        self._shell.owner.check("resident_bytes", waits=True)
+        self._pool.owner.check("resident_bytes", waits=True)
         return await self._statistics.count_resident()
 
     def entries(self) -> tuple[EntryInfo, ...]:
         """Every function in every group that has instances or waiters. Changes nothing."""
-        self._shell.owner.check_reading("entries")
+        self._pool.owner.check_reading("entries")
         return self._statistics.describe_entries()
 
     def __repr__(self) -> str:
@@ -429,15 +429,15 @@ class InstanceCache:
     # -- inside
 
     def _check_open(self) -> None:
-        if self._shell.closed:
+        if self._pool.closed:
             raise trio.ClosedResourceError("the cache is closed")
 
     async def _close(self) -> None:
-        shell = self._shell
-        shell.closed = True
+        pool = self._pool
+        pool.closed = True
         for scope in self._registering:
             scope.cancel()
-        shell.policy.closed = True
-        shell.registry.close()
-        await close_groups(shell, list(self._groups.values()), Reason.CLOSED)
-        shell.journal.closed(**self._statistics.totals())
+        pool.policy.closed = True
+        pool.registry.close()
+        await close_groups(pool, list(self._groups.values()), Reason.CLOSED)
+        pool.journal.closed(**self._statistics.totals())

@@ -15,7 +15,7 @@ from .._core.config import bad_capacity, bad_shares
 from .._ki import ki_safe_contextmanager
 from .._owner import calls_user
 from .._pool.capacity import GroupState
-from .._pool.pool import Shell
+from .._pool.pool import Pool
 from .lease import Lease
 
 # The groups around the running code, innermost last; of all caches.
@@ -40,11 +40,11 @@ class SchedulingGroup:
     Made by `InstanceCache.scheduling_group`.
     """
 
-    def __init__(self, shell: Shell, state: GroupState, nursery: trio.Nursery) -> None:
-        self._shell = shell
+    def __init__(self, pool: Pool, state: GroupState, nursery: trio.Nursery) -> None:
+        self._pool = pool
         self._state = state
         self._nursery = nursery
-        self._chain = (*_groups.get(), _Inside(self, state, shell))
+        self._chain = (*_groups.get(), _Inside(self, state, pool))
 
     @property
     def name(self) -> str:
@@ -59,7 +59,7 @@ class SchedulingGroup:
     @property
     def limiter(self) -> trio.CapacityLimiter:
         """A token for each task that holds or waits for an instance; `total_tokens` may be set."""
-        self._shell.owner.check("SchedulingGroup.limiter")
+        self._pool.owner.check("SchedulingGroup.limiter")
         return self._state.capacity.watch()
 
     @property
@@ -71,7 +71,7 @@ class SchedulingGroup:
         self, async_fn: Callable[..., Awaitable[Any]], *args: Any, name: object = None
     ) -> None:
         """`trio.Nursery.start_soon`; inside, this group is the current one."""
-        self._shell.owner.check("SchedulingGroup.start_soon")
+        self._pool.owner.check("SchedulingGroup.start_soon")
         self._nursery.start_soon(
             _run_inside, self._chain, async_fn, args, name=async_fn if name is None else name
         )
@@ -84,14 +84,14 @@ class SchedulingGroup:
         **Checkpoint:** always.
         **Cancellation:** as `trio.Nursery.start`: the child is cancelled too.
         """
-        self._shell.owner.check("SchedulingGroup.start", waits=True)
+        self._pool.owner.check("SchedulingGroup.start", waits=True)
         return await self._nursery.start(
             _start_inside, self._chain, async_fn, args, name=async_fn if name is None else name
         )
 
     def acquire(self, name: str, args: Sequence[str]) -> Lease:
         """`InstanceCache.acquire` in this group, whatever group the caller is in."""
-        return Lease(self._shell, self._state, name, args)
+        return Lease(self._pool, self._state, name, args)
 
     def __repr__(self) -> str:
         state = "closed" if self._state.record.closed else "open"
@@ -109,7 +109,7 @@ class _Inside:
 
     group: SchedulingGroup
     state: GroupState
-    shell: Shell
+    pool: Pool
 
 
 def current_group() -> SchedulingGroup | None:
@@ -122,10 +122,10 @@ groups_around = _groups.get
 """The groups around the caller, innermost last; of all caches."""
 
 
-def find_group(shell: Shell, main: GroupState) -> GroupState:
-    """Return the state of the innermost group of the shell's cache, or of its main group."""
+def find_group(pool: Pool, main: GroupState) -> GroupState:
+    """Return the state of the innermost group of the pool's cache, or of its main group."""
     for inside in reversed(_groups.get()):
-        if inside.shell is shell:
+        if inside.pool is pool:
             return inside.state
     return main
 
@@ -142,22 +142,22 @@ def check_group(name: object, capacity: object, shares: object) -> None:
 
 
 @ki_safe_contextmanager
-async def open_group(shell: Shell, state: GroupState) -> AsyncIterator[SchedulingGroup]:
+async def open_group(pool: Pool, state: GroupState) -> AsyncIterator[SchedulingGroup]:
     """Open a nursery that is a scheduling group; the block runs in it. Closing is the caller's."""
     async with trio.open_nursery() as nursery:
-        group = SchedulingGroup(shell, state, nursery)
-        note_opened(shell, state)
-        reset = _groups.set((*_groups.get(), _Inside(group, state, shell)))
+        group = SchedulingGroup(pool, state, nursery)
+        note_opened(pool, state)
+        reset = _groups.set((*_groups.get(), _Inside(group, state, pool)))
         try:
             yield group
         finally:
             _groups.reset(reset)
 
 
-def note_opened(shell: Shell, state: GroupState) -> None:
+def note_opened(pool: Pool, state: GroupState) -> None:
     """Note for the log that a group is open."""
     _, capacity = state.capacity.count()
-    shell.journal.group_opened(state.record.name, capacity, state.share.shares)
+    pool.journal.group_opened(state.record.name, capacity, state.share.shares)
 
 
 @calls_user

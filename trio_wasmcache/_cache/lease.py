@@ -36,7 +36,7 @@ from .._core.stack_room import check_headroom
 from .._engine.base import UNDER_WAY, GuestMemory, InexactError, NoMemoryError
 from .._pool.acquisition import Acquisition
 from .._pool.capacity import GroupState
-from .._pool.pool import Shell
+from .._pool.pool import Pool
 from .._runtime.activity import Activity
 from .._runtime.bound import BoundFunction, Definition
 from .._runtime.call import STACK_SHARE, Call, Steps
@@ -107,7 +107,7 @@ class Lease:
 
     def __init__(
         self,
-        pool: Shell,
+        pool: Pool,
         group: GroupState,
         name: str,
         args: Sequence[str],

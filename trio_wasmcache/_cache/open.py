@@ -12,7 +12,7 @@ from .._engine.base import Engine
 from .._ki import ki_safe_contextmanager
 from .._log import LogWriter, ThreadedLogWriter
 from .._owner import check_trio
-from .._pool.pool import Shell
+from .._pool.pool import Pool
 from .cache import InstanceCache
 
 
@@ -78,13 +78,13 @@ async def open_with(
 ) -> AsyncIterator[InstanceCache]:
     """`open_cache` on any engine and any log: the seam that `trio_wasmcache.testing` uses."""
     failure: BaseException | None = None
-    shell = Shell(config, engine, log)
+    pool = Pool(config, engine, log)
     try:
         with trio.CancelScope() as ending:
             async with trio.open_nursery() as service:
-                shell.journal.opened(config, engine.system)
-                cache = InstanceCache(shell, service)
-                service.start_soon(shell.evictor.run)
+                pool.journal.opened(config, engine.system)
+                cache = InstanceCache(pool, service)
+                service.start_soon(pool.evictor.run)
                 try:
                     await trio.lowlevel.checkpoint()
                     yield cache
@@ -105,7 +105,7 @@ async def open_with(
         failure = KeyboardInterrupt()
     finally:
         engine.close()
-        shell.owner.end()
+        pool.owner.end()
         await log.close(config.log_flush_timeout)
     if failure is not None:
         try:

@@ -16,14 +16,14 @@ from .._core.events import Reason
 from .._core.policy.records import Stage
 from .._ki import let_others_run, outlast
 from .._pool.capacity import GroupState
-from .._pool.pool import CLOSED, Shell
+from .._pool.pool import CLOSED, Pool
 
 # Groups, instances and waiters that are seen to in one step of the loop: at 20 to 50 microseconds
 # each, about a millisecond. One group is closed in one step, however many instances it has.
 MAX_WORK = 32
 
 
-async def close_groups(shell: Shell, groups: Sequence[GroupState], reason: Reason) -> None:
+async def close_groups(pool: Pool, groups: Sequence[GroupState], reason: Reason) -> None:
     """Close `groups`; when this returns, nothing of theirs runs any more.
 
     **Checkpoint:** if a thread is in a call, or there is much to close.
@@ -37,22 +37,22 @@ async def close_groups(shell: Shell, groups: Sequence[GroupState], reason: Reaso
             now, work = trio.current_time(), 0
         if group.record.closed:
             continue  # it is closing already, and waits for a thread
-        shell.journal.group_closed(group.record.name, shell.closed, now)
-        step = shell.policy.close_group(group.record, now, reason)
-        shell.carry_out(step, now)
+        pool.journal.group_closed(group.record.name, pool.closed, now)
+        step = pool.policy.close_group(group.record, now, reason)
+        pool.carry_out(step, now)
         for request in step.woken:
             if request.stage is Stage.ENDED:
                 # Now, as the log of a cache ends before its tasks have been told.
-                shell.journal.abandoned(request, CLOSED, now)
+                pool.journal.abandoned(request, CLOSED, now)
         group.capacity.refuse_waits()
         work += 1 + len(step.evicted) + len(step.woken)
     records = {group.record for group in groups}
     in_threads = []
-    for request in [one for one in shell.policy.waits.held if one.entry.group in records]:
+    for request in [one for one in pool.policy.waits.held if one.entry.group in records]:
         if work >= MAX_WORK:
             await let_others_run()
             work = 0
-        if request not in shell.policy.waits.held:
+        if request not in pool.policy.waits.held:
             continue  # its lease has ended meanwhile
         assert request.give_up is not None
         out_of_thread = request.give_up(reason)
@@ -61,5 +61,5 @@ async def close_groups(shell: Shell, groups: Sequence[GroupState], reason: Reaso
         work += 1
     for request, out_of_thread in in_threads:
         await outlast(out_of_thread)
-        if request in shell.policy.waits.held and request.give_up is not None:
+        if request in pool.policy.waits.held and request.give_up is not None:
             request.give_up(reason)

@@ -11,7 +11,7 @@ from .._core.events import Reason
 from .._core.metrics.stats import CacheStats, EntryInfo, ResidentBytes
 from .._core.policy.records import Instance, Stage
 from .._engine.base import GuestInstance
-from .._pool.pool import Shell
+from .._pool.pool import Pool
 from .._runtime.bound import BoundFunction, Definition
 
 
@@ -32,16 +32,16 @@ class _Base:
 class Statistics:
     """Counters since the last restart, gauges of this moment, and the total at the end."""
 
-    def __init__(self, shell: Shell) -> None:
-        self._shell = shell
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
         self._base = _Base()
 
     def count(self, groups: int) -> CacheStats:
         """Return counters since the last restart and gauges of this moment; `groups` are open."""
-        shell = self._shell
-        policy = shell.policy
+        pool = self._pool
+        policy = pool.policy
         residents, ledger = policy.residents, policy.residents.ledger
-        modules = {Definition.of(it).module for it in shell.registry.functions.values()}
+        modules = {Definition.of(it).module for it in pool.registry.functions.values()}
         base, uses = self._base, residents.snapshot()
         return CacheStats(
             hits=policy.hits - base.hits,
@@ -52,7 +52,7 @@ class Statistics:
                 reason.value: number - base.evictions.get(reason, 0)
                 for reason, number in residents.evictions.items()
             },
-            functions=len(shell.registry.functions),
+            functions=len(pool.registry.functions),
             groups=groups,
             entries=len(residents.entries),
             idle_instances=ledger.idle,
@@ -63,10 +63,10 @@ class Statistics:
             max_size=policy.config.max_size,
             running_size=ledger.running_size,
             max_running_size=policy.config.max_running_size,
-            scratch_size=shell.engine.scratch_size,
-            results_size=shell.results.size,
-            pending_results_size=shell.result_book.size,
-            max_result_size=shell.config.max_result_size,
+            scratch_size=pool.engine.scratch_size,
+            results_size=pool.results.size,
+            pending_results_size=pool.result_book.size,
+            max_result_size=pool.config.max_result_size,
             code_size=ledger.used,
             max_code_size=policy.config.max_code_size,
             module_code_size=ledger.code_size,
@@ -75,11 +75,11 @@ class Statistics:
             max_address_space=policy.system.max_address_space(policy.config),
             mappings=ledger.mappings,
             max_mappings=policy.system.mappings,
-            idle_stacks_size=max(0, shell.engine.open_instances - ledger.running)
+            idle_stacks_size=max(0, pool.engine.open_instances - ledger.running)
             * ledger.stack_size,
             artifact_size=sum(module.artifact.size for module in modules),
-            log_lost=shell.log.lost - base.log_lost,
-            log_failures=shell.log.failures - base.log_failures,
+            log_lost=pool.log.lost - base.log_lost,
+            log_failures=pool.log.failures - base.log_failures,
             uses=uses,
         )
 
@@ -89,13 +89,13 @@ class Statistics:
         **Checkpoint:** always.
         **Cancellation:** nothing is left behind.
         """
-        shell = self._shell
-        residents, held = shell.policy.residents, shell.policy.waits.held
+        pool = self._pool
+        residents, held = pool.policy.residents, pool.policy.waits.held
         running = [request.instance for request in held if request.instance is not None]
         functions = {instance.entry.function for instance in residents.lru}
         functions |= {request.entry.function for request in held}
         modules = {Definition.of(function).module for function in functions}
-        return await shell.engine.count_resident(
+        return await pool.engine.count_resident(
             idle=_natives(residents.lru),
             running=_natives(running),
             modules=[one.loaded for one in modules if one.loaded is not None],
@@ -103,23 +103,23 @@ class Statistics:
 
     def restart(self) -> None:
         """Count from 0 from now on. The totals of the log are not affected."""
-        shell = self._shell
-        policy = shell.policy
+        pool = self._pool
+        policy = pool.policy
         self._base = _Base(
             hits=policy.hits,
             misses=policy.misses,
             blocks=policy.blocks,
             calls=self._count_calls(),
             evictions=dict(policy.residents.evictions),
-            log_lost=shell.log.lost,
-            log_failures=shell.log.failures,
+            log_lost=pool.log.lost,
+            log_failures=pool.log.failures,
         )
         policy.residents.begin_anew()
 
     def describe_entries(self) -> tuple[EntryInfo, ...]:
         """Describe every function in every group that has instances or waiters."""
         infos = []
-        for entry in self._shell.policy.residents.entries:
+        for entry in self._pool.policy.residents.entries:
             key = entry.function.key
             rooms = sum(request.stage is Stage.ROOM for request in entry.claims)
             infos.append(
@@ -139,10 +139,10 @@ class Statistics:
 
     def in_words(self, groups: int) -> str:
         """Return the state for a repr."""
-        shell = self._shell
-        policy, ledger = shell.policy, shell.policy.residents.ledger
+        pool = self._pool
+        policy, ledger = pool.policy, pool.policy.residents.ledger
         return (
-            f"{'closed' if shell.closed else 'open'}: {len(shell.registry.functions)} functions, "
+            f"{'closed' if pool.closed else 'open'}: {len(pool.registry.functions)} functions, "
             f"{groups} groups, {ledger.idle} idle instances ({ledger.total_size} of "
             f"{policy.config.max_size} bytes), {ledger.running} running, "
             f"{len(policy.waits.waiting)} waiting, "
@@ -151,7 +151,7 @@ class Statistics:
 
     def totals(self) -> dict[str, int]:
         """Return the counters since the cache was opened, as the log ends with them."""
-        policy = self._shell.policy
+        policy = self._pool.policy
         return {
             "hits": policy.hits,
             "misses": policy.misses,
@@ -161,7 +161,7 @@ class Statistics:
         }
 
     def _count_calls(self) -> int:
-        return self._base.calls + self._shell.policy.residents.count_calls()
+        return self._base.calls + self._pool.policy.residents.count_calls()
 
 
 def _natives(instances: Iterable[Instance]) -> list[GuestInstance]:

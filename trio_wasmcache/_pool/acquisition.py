@@ -28,7 +28,7 @@ from .._engine.base import GuestInstance, NoMemoryError
 from .._runtime.bound import BoundFunction, Definition, bind
 from .._runtime.start import Start
 from .capacity import GroupState
-from .pool import CLOSED, Shell
+from .pool import CLOSED, Pool
 
 
 @final
@@ -44,7 +44,7 @@ class Acquisition:
 
     def __init__(
         self,
-        pool: Shell,
+        pool: Pool,
         group: GroupState,
         task: Task,
         lease: object,

@@ -70,7 +70,7 @@ COMPILE_SHARE = 64 * MiB, 64
 
 
 @final
-class Shell:
+class Pool:
     """The parts of one cache that its leases, groups and background task share."""
 
     def __init__(self, config: CacheConfig, engine: Engine, log: LogWriter) -> None:

@@ -2,7 +2,7 @@
 
 Nobody waits here. `policy` decides who is served; this file keeps the three books that must agree
 (the entry, the ledger, the order of last use) and changes them together, one instance at a time.
-Whatever leaves is recorded in the `Step` that the shell gets.
+Whatever leaves is recorded in the `Step` that the pool gets.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NO_LIMIT = 1 << 4096
 
 @define
 class Step:
-    """What a step of the policy leaves for the shell to do, each list in order."""
+    """What a step of the policy leaves for the pool to do, each list in order."""
 
     evicted: list[tuple[Instance, Evicted]] = Factory(list)
     """To be closed, with the fact for the log."""

@@ -24,7 +24,7 @@ costs as much as three of their lines. They refuse, and change nothing, where an
 ordinary; then the long way is taken. The model of the policy in the tests checks that both ways
 lead to the same state, whatever the state before.
 
-The books of what is in the cache are kept by `residents`. The shell around them closes, loads,
+The books of what is in the cache are kept by `residents`. The pool around them closes, loads,
 wakes and logs; the log tool replays a log through this file.
 """
 

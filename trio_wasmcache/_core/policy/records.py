@@ -255,4 +255,4 @@ class Request:
 
 
 class Closed(Exception):
-    """A request ended because its group or the cache did; the shell says it in Trio's words."""
+    """A request ended because its group or the cache did; the pool says it in Trio's words."""
