@@ -1,7 +1,7 @@
-"""The bytes of a buffer, by nothing but Python's buffer protocol.
+"""The bytes of a buffer, read only by Python's buffer protocol.
 
-An object may say anything of itself: its `__len__` need not be that of its buffer, and its
-`__bytes__` may give other bytes. Its buffer can't lie, and can't be resized while it is viewed.
+An object may misreport itself: its `__len__` need not be that of its buffer, and its `__bytes__`
+may return other bytes. Its buffer is reliable, and can't be resized while there is a view of it.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from typing import Any
 
 
 def flat(data: Any) -> memoryview:
-    """View the bytes of a buffer in one piece; they are copied only if they do not lie so.
+    """Return a view of the bytes of a buffer in one piece; copy them only if not contiguous.
 
-    That may run code of the object's own (`__buffer__`), so whatever is to be looked at, such as a
-    guest's memory, look at it afterwards.
+    This may run the object's own code (`__buffer__`), so inspect anything that it could change,
+    such as a guest's memory, afterwards.
 
     Raises:
-        TypeError: it is no buffer.
+        TypeError: `data` is no buffer.
     """
     view = memoryview(data)
     if view.c_contiguous:

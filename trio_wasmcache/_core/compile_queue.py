@@ -1,9 +1,11 @@
-"""Decides which compile is next: few run at a time, at most one for each group, and groups in turn.
+"""Decides which compile is next: few at a time, at most one for each group, and groups in turn.
 
-1. A group is *ready* if it waits and has none running. The group that has been ready the longest is
-   next, with its oldest ticket; once that is over, the group is ready again, behind all others.
-2. So between two tickets of one group, each other group that is ready gets one: however many wait
-   in one group, another's first waits for what runs, and for one of each group before it.
+1. A group is *ready* if it has tickets that wait and none that runs. The group that has been ready
+   the longest is next, with its oldest ticket; after that the group is ready again, behind all
+   others.
+2. So between two tickets of one group, each other ready group gets one: however many tickets wait
+   in one group, the first of another waits only for those that run, and for one of each group
+   before it.
 3. A ticket may wait in several groups, and runs for the one whose turn comes first.
 """
 
@@ -21,7 +23,7 @@ class CompileQueue(Generic[G, T]):
     """Tickets that run and tickets that wait; each step returns the tickets that start now.
 
     Args:
-        slots: number of tickets that may run at a time.
+        slots: Number of tickets that may run at a time.
     """
 
     def __init__(self, slots: int) -> None:
@@ -46,7 +48,7 @@ class CompileQueue(Generic[G, T]):
         return ticket in self._groups
 
     def add(self, ticket: T, groups: Iterable[G]) -> list[T]:
-        """Let a new ticket wait in each of these groups; there is at least one."""
+        """Add a new ticket that waits in each of these groups, at least one."""
         if ticket in self._running or ticket in self._groups:
             raise ValueError("this ticket runs or waits already")
         self._groups[ticket] = {}
@@ -55,12 +57,12 @@ class CompileQueue(Generic[G, T]):
         return self._start()
 
     def join(self, ticket: T, group: G) -> list[T]:
-        """Let a ticket that waits wait in one more group, too."""
+        """Add one more group to a ticket that waits."""
         self._line_up(ticket, group)
         return self._start()
 
     def withdraw(self, ticket: T) -> None:
-        """Forget a ticket that waits."""
+        """Remove a ticket that waits."""
         for group in self._groups.pop(ticket):
             line = self._waiting[group]
             del line[ticket]
@@ -76,7 +78,7 @@ class CompileQueue(Generic[G, T]):
         return self._start()
 
     def clear(self) -> list[T]:
-        """Forget all tickets that wait, and return them."""
+        """Remove and return all tickets that wait."""
         tickets = list(self._groups)
         for ticket in tickets:
             self.withdraw(ticket)

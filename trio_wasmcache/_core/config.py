@@ -76,14 +76,14 @@ def _whole_or_none(minimum: int) -> dict[str, object]:
 
 
 def bad_capacity(value: object) -> str | None:
-    """Why this can't be a group's capacity (a whole number of at least 1, or `math.inf`)."""
+    """Return why `value` can't be a capacity (a whole number from 1, or `math.inf`), or None."""
     if value == math.inf or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
         return None
     return f"must be an int of at least 1, or math.inf, got {value!r}"
 
 
 def bad_shares(value: object) -> str | None:
-    """Why this can't be a group's CPU shares (a whole number from 1 to 1,000,000)."""
+    """Return why `value` can't be CPU shares (a whole number from 1 to 1,000,000), or None."""
     if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1_000_000:
         return None
     return f"must be an int from 1 to 1000000, got {value!r}"
@@ -91,15 +91,15 @@ def bad_shares(value: object) -> str | None:
 
 @frozen(kw_only=True)
 class SystemLimits:
-    """What a cache may take of what the system allows the process; None: no limit is known."""
+    """The part of the process's system limits that a cache may use; None: no known limit."""
 
     address_space: int | None = None
-    """Bytes of addresses, where `max_address_space` does not say."""
+    """Bytes of addresses, used where `max_address_space` is None."""
     mappings: int | None = None
-    """Memory mappings, as the kernel counts them."""
+    """Number of memory mappings, as the kernel counts them."""
 
     def max_address_space(self, config: CacheConfig) -> int | None:
-        """Return the limit in force under `config` (bytes), or None."""
+        """Return the limit that applies under `config` (bytes), or None."""
         said = config.max_address_space
         return self.address_space if said is None else said
 
@@ -111,64 +111,64 @@ class CacheConfig:
     ``CacheConfig(max_size=64 * MiB, idle_timeout=2.0)``
 
     Raises:
-        TypeError: fields of the wrong type; the message lists all bad fields.
-        ValueError: fields out of range; the message lists all bad fields.
+        TypeError: Fields have the wrong type; the message lists all bad fields.
+        ValueError: Fields are out of range; the message lists all bad fields.
     """
 
     max_size: int = field(default=100 * MiB, metadata=_whole(0))
-    """Idle instances together, at most; running ones do not count."""
+    """Total size of idle instances, at most; running ones do not count."""
     max_instance_size: int = field(default=8 * MiB, metadata=_whole(0))
-    """An instance larger than this is not kept when its lease ends."""
+    """Size above which an instance is not kept when its lease ends."""
     max_instances: int = field(default=4096, metadata=_whole(1, 16384))
-    """Idle and running instances, at most. With the kernel's usual limit on memory mappings
-    (`vm.max_map_count`, of which a cache takes three quarters) there is room for about 9,800 that
-    have one memory each."""
+    """Number of idle and running instances together, at most. The kernel's usual limit on memory
+    mappings (`vm.max_map_count`, of which a cache uses three quarters) allows about 9,800 instances
+    that have one memory each."""
     max_code_size: int = field(default=40 * MiB, metadata=_whole(1))
     """Machine code of loaded modules and stacks of running instances together."""
     max_running_size: int | None = field(default=None, metadata=_whole_or_none(1))
-    """Running instances together, each counted with the most that it may touch under its limits
-    (`Function.worst_size`), at most; who would exceed it waits. None: no limit."""
+    """Total size of running instances, at most, each counted with the most that it may touch under
+    its limits (`Function.worst_size`); an acquire that would exceed it waits. None: no limit."""
     max_address_space: int | None = field(default=None, metadata=_whole_or_none(1))
-    """Addresses that instances and loaded code reserve together, at most: some 4 GiB for each
-    memory of an instance, however little of it is used. None: three quarters of what the system
-    allows (the smaller of `RLIMIT_AS` and 2^47 bytes)."""
+    """Addresses that instances and loaded code reserve together, at most: about 4 GiB for each
+    memory of an instance, however little of it is used. None: three quarters of the system's limit
+    (the smaller of `RLIMIT_AS` and 2^47 bytes)."""
     idle_timeout: float = field(default=5.0, metadata=_seconds(zero=False, infinite=True))
-    """An instance unused for this long is evicted; `math.inf` keeps it."""
+    """Time after which an unused instance is evicted; `math.inf` keeps it."""
     memory_limit: int = field(default=16 * MiB, metadata=_whole(0))
-    """All linear memories of one instance together."""
+    """Size of all linear memories of one instance together, at most."""
     table_limit: int = field(default=10_000, metadata=_whole(0))
-    """Elements of all tables of one instance together."""
+    """Number of elements of all tables of one instance together, at most."""
     max_result_size: int = field(default=256 * MiB, metadata=_whole(1 * KiB))
-    """The result of one call, or all results of one batch, as large as they are in Python."""
+    """Size of the result of one call, or of all results of one batch, as Python objects."""
     max_wasm_size: int = field(default=4 * MiB, metadata=_whole(8))
-    """Bytes of a module (or of its text) that `register` accepts."""
+    """Size of a module (or of its text) that `register` accepts."""
     compile_memory: int | None = field(default=None, metadata=_whole_or_none(1 * MiB))
-    """What compiling a module may take, in a process of its own; None: it is compiled in this
+    """Memory that compiling a module may take, in a process of its own; None: compile in this
     process, without a limit."""
     compile_seconds: float = field(default=10.0, metadata=_seconds(zero=False, infinite=False))
-    """CPU time that compiling may take there."""
+    """CPU time that compiling may take in that process."""
     total_fuel: int = field(default=1_000_000_000, metadata=_whole(1, 2**63 - 1))
-    """What one call may burn; about one unit an instruction."""
+    """Fuel that one call may burn; about one unit an instruction."""
     yield_fuel: int = field(default=100_000, metadata=_whole(1, 2**63 - 1))
-    """What one slice of a call may burn before others run; may exceed `total_fuel`."""
+    """Fuel that one slice of a call may burn before others run; may exceed `total_fuel`."""
     offload_after: int | None = field(default=4, metadata=_whole_or_none(0))
-    """Slices run inline before a call goes on in a worker thread; None: never."""
+    """Number of slices run inline before a call moves to a worker thread; None: never."""
     max_threads: int = field(factory=lambda: os.cpu_count() or 1, metadata=_whole(1, 1024))
-    """Worker threads running calls at the same time."""
+    """Number of worker threads that run calls at the same time."""
     stack_size: int = field(default=512 * KiB, metadata=_whole(MIN_STACK_SIZE, 1024 * MiB))
-    """Stack of a running instance; half of it is the guest's."""
+    """Stack of a running instance; half of it is for the guest."""
     main_capacity: float = field(default=math.inf, metadata=_tokens())
-    """Capacity of the group ``"main"``, which serves whoever is in no other group."""
+    """Capacity of the group ``"main"``, which serves tasks that are in no other group."""
     main_shares: int = field(default=100, metadata={"check": bad_shares})
     """CPU shares of the group ``"main"``."""
     cache_dir: str | os.PathLike[str] | None = field(default=None, metadata=_path_or_none())
-    """A folder in which compiled code is kept across restarts, made if it does not exist; it must
-    be the user's, with mode 0700, and nobody but this library should write there: whatever is in it
-    that is no regular file of the user's is removed. "~" is not expanded. None: none."""
+    """A folder in which compiled code is kept across restarts, made if it does not exist. It must
+    belong to the user, with mode 0700, and only this library should write there: anything in it
+    that is not a regular file of the user's is removed. "~" is not expanded. None: no folder."""
     log_uses: bool = field(default=False, metadata=_flag())
-    """Also log every acquire and recycle; such a log can be replayed."""
+    """Whether to log every acquire and recycle, too; such a log can be replayed."""
     log_flush_timeout: float = field(default=1.0, metadata=_seconds(zero=True, infinite=False))
-    """How long leaving the cache waits for the log to be written."""
+    """Time that leaving the cache waits for the log to be written."""
 
     def __attrs_post_init__(self) -> None:
         wrong_type: list[str] = []
@@ -177,7 +177,7 @@ class CacheConfig:
             check: Callable[[object], str | None] = attribute.metadata["check"]
             value = getattr(self, attribute.name)
             if isinstance(value, (int, float)) and type(value) not in (int, float, bool):
-                # One of a class of its own may compare and add as it likes: its number is taken.
+                # An instance of a subclass may compare and add in its own way: take its number.
                 value = int.__pos__(value) if isinstance(value, int) else float.__pos__(value)
                 object.__setattr__(self, attribute.name, value)
             problem = check(value)
@@ -191,10 +191,10 @@ class CacheConfig:
 
     @classmethod
     def scylladb(cls) -> CacheConfig:
-        """The defaults of ScyllaDB's own cache, for a shard of 4 GiB.
+        """Return the defaults of ScyllaDB's own cache, for a shard of 4 GiB.
 
-        Instances of at most 1 MiB, 1 % of the shard's memory for all of them, 5 seconds, 2 MiB of
-        memory each, 100,000,000 units of fuel a call in slices of 100,000.
+        Instances of at most 1 MiB each and 1 % of the shard's memory together, idle for at most
+        5 seconds, 2 MiB of memory each, 100,000,000 units of fuel a call in slices of 100,000.
         """
         return cls(
             max_size=4096 * MiB // 100,

@@ -1,4 +1,4 @@
-"""What the host's work for a guest costs, in fuel of the guest's call: the same on each machine.
+"""Costs of the host's work for a guest, in fuel of the guest's call: the same on each machine.
 
 A unit of fuel is about a nanosecond (100,000 take 50 to 140 microseconds). Measured: copying a byte
 takes 0.03 ns, and 1 ns where the kernel has to find the pages; decoding UTF-8 takes 0.04 to 1 ns a
@@ -10,12 +10,12 @@ from __future__ import annotations
 from typing import Final
 
 BYTES_PER_UNIT: Final = 2
-"""Bytes that are copied, or looked at, for one unit of fuel."""
+"""Number of bytes copied or scanned for one unit of fuel."""
 ITEM_FUEL: Final = 250
-"""Units for a value that Python makes. Less than it takes: any collection that fits into the
-default `memory_limit` can be converted with the default `total_fuel`."""
+"""Units of fuel for a value that Python makes. Less than its real cost: any collection that fits
+into the default `memory_limit` can be converted with the default `total_fuel`."""
 
 
 def copy_fuel(size: int) -> int:
-    """Return what copying, or looking at, `size` bytes costs."""
+    """Return the cost of copying or scanning `size` bytes (units of fuel)."""
     return -(-size // BYTES_PER_UNIT)

@@ -1,58 +1,59 @@
-"""What can go wrong, one class for each thing a caller may want to treat differently.
+"""The errors of this library, one class for each case that a caller may handle differently.
 
 Rules:
 
-1. Everything of our own derives from `WasmCacheError`.
-2. Where Trio has the word (`trio.ClosedResourceError`, `trio.BusyResourceError`), it is Trio's.
-3. A Python value that does not fit its declared type is a plain `TypeError`, `ValueError` or
-   `OverflowError`, raised before any wasm runs: that is the caller's mistake, not the guest's.
-4. A message names the function, the value got, the limit, and what to do about it.
+1. All classes of this library derive from `WasmCacheError`.
+2. Where Trio has an error for the case (`trio.ClosedResourceError`, `trio.BusyResourceError`), that
+   is raised.
+3. A Python value that does not fit its declared type raises a plain `TypeError`, `ValueError` or
+   `OverflowError` before any wasm runs: that is the caller's mistake, not the guest's.
+4. A message names the function, the value got, the limit, and the remedy.
 """
 
 from __future__ import annotations
 
 
 class WasmCacheError(Exception):
-    """Base of all errors of this library; catch it to catch them all."""
+    """Base of all errors of this library."""
 
 
 class CacheDirError(WasmCacheError):
     """`open_cache` can't keep compiled code in `cache_dir`.
 
-    It is not a folder, is a symbolic link, belongs to somebody else, is open to others, or can't be
+    It is not a folder, is a symbolic link, belongs to another user, is open to others, or can't be
     made or written.
     """
 
 
 class InvalidModuleError(WasmCacheError):
-    """`register` was given something that is not a module we can compile.
+    """`register` was given something that is not a module it can compile.
 
-    Not wasm, truncated, WAT with a syntax error, or using a proposal that is switched off
-    (memory64, threads, GC types, exceptions); or compiling it took more than `compile_memory` or
-    `compile_seconds`.
+    It is not wasm, is truncated, is WAT with a syntax error, or uses a proposal that is switched
+    off (memory64, threads, GC types, exceptions); or compiling it took more than `compile_memory`
+    or `compile_seconds`.
     """
 
 
 class ModuleTooLargeError(WasmCacheError):
     """`register` was given a module over a limit of the configuration.
 
-    Its bytes exceed `max_wasm_size`, its memories together start over `memory_limit`, its tables
-    over `table_limit`, it declares more functions, types, exports, elements or locals than a
-    compiler should be given, more items altogether than a module of its size needs, or a function
-    keeps more values on the stack across calls and blocks than a compiler should be given.
+    Its bytes exceed `max_wasm_size`; its memories together start over `memory_limit`, or its tables
+    over `table_limit`; it declares more functions, types, exports, elements or locals than a
+    compiler should be given, or more items altogether than a module of its size needs; or a
+    function keeps more values on the stack across calls and blocks than a compiler should be given.
     """
 
 
 class LinkError(WasmCacheError):
-    """The module imports what nobody gives it; the message lists every such import at once."""
+    """The module has imports that nothing provides; the message lists all of them."""
 
 
 class ExportError(WasmCacheError):
-    """The module has no export of that name, or it is not a function."""
+    """The module has no export of that name, or that export is not a function."""
 
 
 class SignatureError(WasmCacheError):
-    """The declared types are unknown, or not those of the exported function."""
+    """The declared types are unknown, or differ from those of the exported function."""
 
 
 class DuplicateFunctionError(WasmCacheError):
@@ -66,25 +67,25 @@ class UnknownFunctionError(WasmCacheError):
 class LoadError(WasmCacheError):
     """An instance could not be made: instantiation failed, or the start function trapped.
 
-    The cause (`__cause__`) is the `GuestError` of the start function where it was the guest's.
+    If the guest's start function failed, the cause (`__cause__`) is its `GuestError`.
     """
 
 
 class CodeMemoryError(WasmCacheError):
     """The function could not run even in an otherwise empty cache.
 
-    Its code and stack exceed `max_code_size`, what its instance may touch `max_running_size`, or
-    what it reserves `max_address_space` or the mappings that the kernel allows. Also if the system
-    has no memory or addresses left for it once everything idle is evicted: that is the host's lack,
-    not the guest's fault.
+    Its code and stack exceed `max_code_size`, its worst size exceeds `max_running_size`, or its
+    reserved addresses or mappings exceed `max_address_space` or the kernel's limit. It is also
+    raised if the system has no memory or addresses left for it after everything idle was evicted:
+    then the host lacks resources, and the guest is not at fault.
     """
 
 
 class DeadlockError(WasmCacheError):
-    """Waiting would never end: everyone who could give way is waiting too.
+    """Waiting would never end, as every task that could release something is waiting too.
 
-    `chain` tells who waits for what, starting with the task that got this error. All of them are in
-    it; the message leaves the middle of a long chain out.
+    `chain` lists all tasks and what they wait for, starting with the task that got this error; the
+    message omits the middle of a long chain.
     """
 
     def __init__(self, message: str, chain: tuple[str, ...] = ()) -> None:
@@ -93,13 +94,13 @@ class DeadlockError(WasmCacheError):
 
 
 class GuestError(WasmCacheError):
-    """The guest ended its call without a result. The instance is dropped, the cache is fine.
+    """The guest ended its call without a result. The instance is dropped; the cache is intact.
 
-    A `ResultTooLargeError` does not cost the instance.
+    After a `ResultTooLargeError` the instance is kept.
 
-    `function` is the name it is registered under, `values` the arguments of the call, `row` the
-    number of the row (from 0) if it was one of a batch, else None. An argument of over 64 KiB is
-    not kept: the beginning of its text or bytes, or else of its repr, is in its place.
+    `function` is the name it is registered under, `values` are the arguments of the call, `row` is
+    the number of the row (from 0) of a batch, else None. Arguments of over 64 KiB are not kept: the
+    beginning of the text or bytes, or else of the repr, replaces them.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class GuestError(WasmCacheError):
         self.row = row
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Exceptions are copied and unpickled by their `args` alone, without what is named.
+        # Copying and unpickling an exception pass only its `args`, without keyword arguments.
         return _again, (type(self), self.args), self.__dict__
 
 
@@ -156,11 +157,11 @@ class StackOverflowError(GuestError):
 
 
 class MemoryLimitError(GuestError):
-    """The guest, or the room its arguments need, asked for more than `memory_limit`."""
+    """The guest, or the space for its arguments, needed more than `memory_limit`."""
 
 
 class ExitError(GuestError):
-    """The guest called WASI `proc_exit`; `status` is what it gave, and 0 is an exit too."""
+    """The guest called WASI `proc_exit` with `status`; a status of 0 raises this, too."""
 
     def __init__(
         self,
@@ -179,14 +180,14 @@ class ExitError(GuestError):
 class ResultTooLargeError(GuestError):
     """The result of the call, or the results of the batch up to `row`, exceed `max_result_size`.
 
-    They are counted as the bytes that the guest gives and as the values that Python makes of them;
-    a value is refused before it is made. The guest had returned, so its instance is intact, and the
-    lease goes on.
+    They are counted as bytes given by the guest and as Python values made of them; a value is
+    refused before it is made. The guest had returned, so its instance is intact, and the lease can
+    be used further.
     """
 
 
 class AbiError(GuestError):
-    """The guest broke its ABI: an address, a size or a text that cannot be what it says.
+    """The guest broke its ABI: an address, a size or a text is not valid.
 
-    Or an ABI of the application's own calls an export that is missing, or whose values can't cross.
+    Or an ABI of the application calls an export that is missing, or whose types can't cross.
     """

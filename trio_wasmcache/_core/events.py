@@ -1,8 +1,8 @@
-"""The facts that the cache tells: frozen values, turned into log lines elsewhere.
+"""The events of the cache: frozen values, turned into log lines elsewhere.
 
 Each event's name is ``wasmcache.<past participle>``. Fields are flat, with the unit in the name.
-Names that the standard `logging` module keeps for itself (``args``, ``module``, ``name``) are not
-used, so that every event can go through it.
+Names reserved by the standard `logging` module (``args``, ``module``, ``name``) are not used, so
+that every event can pass through it.
 
 A change of a field's meaning, or the loss of one, raises `SCHEMA_VERSION`; a new field does not.
 """
@@ -22,7 +22,7 @@ SCHEMA_VERSION = 1
 
 
 class Reason(enum.Enum):
-    """Why an instance or a seat went."""
+    """Why an instance or a seat was evicted."""
 
     SIZE = "size"
     COUNT = "count"
@@ -38,32 +38,32 @@ class Reason(enum.Enum):
 
 
 def _finite(seconds: float | None) -> float | None:
-    """JSON has no word for infinity."""
+    """Return the number, or None for infinity, which JSON cannot express."""
     return None if seconds == math.inf else seconds
 
 
 @frozen(kw_only=True)
 class Event:
-    """A fact. Which cache, when and in what order is added by the log (see `Stamped`)."""
+    """One event. The log adds the cache, the time and the order (see `Stamped`)."""
 
     name: ClassVar[str] = ""
 
     @property
     def level(self) -> str:
-        """The log level that it deserves."""
+        """The level at which it is logged."""
         return "info"
 
     def fields(self) -> dict[str, object]:
-        """{field: plain value}; enums by value, None left in."""
+        """Return {field: plain value}; enums by value, None included."""
         names, values_of = _reader(type(self))  # type: ignore[arg-type] # classes can be hashed
         return dict(zip(names, values_of(self), strict=True))
 
 
 @functools.cache
 def _reader(kind: type[Event]) -> tuple[tuple[str, ...], Callable[[Event], tuple[object, ...]]]:
-    """The fields of a kind of event, and what reads them at a third of what `attrs.asdict` costs.
+    """Return the fields of a kind of event, and a getter that costs a third of `attrs.asdict`.
 
-    The log's thread does this for every event, while the event loop waits for the GIL.
+    The log's thread reads every event while the event loop waits for the GIL.
     """
     names = tuple(it.name for it in fields(kind))
     return names, attrgetter(*(f"{name}.value" if name == "reason" else name for name in names))
@@ -81,13 +81,13 @@ class Opened(Event):
     max_running_size_bytes: int | None = None
     """None: no limit."""
     max_result_size_bytes: int | None = None
-    """None: a log from before there was one."""
+    """None: a log from before this limit existed."""
     idle_timeout_seconds: float | None = field(converter=_finite)
-    """None: for ever."""
+    """None: unlimited."""
     max_address_space_bytes: int | None = None
     """None: no limit."""
     max_mappings: int | None = None
-    """What the kernel's limit on mappings leaves this cache; None: no limit."""
+    """Number of mappings that the kernel's limit leaves to this cache; None: no limit."""
     stack_size_bytes: int
     memory_limit_bytes: int
     table_limit_elements: int
@@ -98,7 +98,7 @@ class Opened(Event):
 
 @frozen(kw_only=True)
 class Resized(Event):
-    """The limits are these from now on."""
+    """The limits were changed to these."""
 
     name = "wasmcache.resized"
     max_size_bytes: int
@@ -108,16 +108,16 @@ class Resized(Event):
     max_running_size_bytes: int | None = None
     """None: no limit."""
     max_result_size_bytes: int | None = None
-    """None: a log from before there was one."""
+    """None: a log from before this limit existed."""
     idle_timeout_seconds: float | None = field(converter=_finite)
-    """None: for ever."""
+    """None: unlimited."""
     max_address_space_bytes: int | None = None
     """None: no limit."""
 
 
 @frozen(kw_only=True)
 class Closed(Event):
-    """The cache was closed after so many leases and evictions. The last event, save `Lost`."""
+    """The cache was closed, after this many leases and evictions. The last event except `Lost`."""
 
     name = "wasmcache.closed"
     hits: int
@@ -141,7 +141,7 @@ class GroupOpened(Event):
 class GroupClosed(Event):
     """A scheduling group closes; the evictions of its idle instances follow.
 
-    `with_cache`: because the cache does.
+    `with_cache`: it closes because the cache does.
     """
 
     name = "wasmcache.group_closed"
@@ -151,7 +151,7 @@ class GroupClosed(Event):
 
 @frozen(kw_only=True)
 class Registered(Event):
-    """A function may be acquired. `generation` above 1: it replaced the one before."""
+    """A function can be acquired from now on. `generation` above 1: it replaced the one before."""
 
     name = "wasmcache.registered"
     function: str
@@ -159,27 +159,27 @@ class Registered(Event):
     generation: int
     module_digest: str
     module_number: int
-    """The same for functions that share a module; equal bytes alone do not make one."""
+    """Equal for functions that share a module; equal bytes alone do not make one."""
     code_bytes: int
     artifact_bytes: int
     compile_seconds: float
-    """Zero where an equal module was compiled already."""
+    """Zero where an equal module had been compiled already."""
     concurrency: int
     worst_size_bytes: int
-    """What one instance may touch at most; counted against `max_running_size`."""
+    """Bytes that one instance may touch at most; counted against `max_running_size`."""
     address_space_bytes: int
-    """Addresses that one instance reserves; counted against `max_address_space`."""
+    """Bytes of addresses that one instance reserves; counted against `max_address_space`."""
     mappings: int
-    """Memory mappings of one instance."""
+    """Number of memory mappings of one instance."""
     module_mappings: int
-    """Memory mappings of the code, while it is loaded."""
+    """Number of memory mappings of the code, while it is loaded."""
     isolation: str
     isolation_verdict: str
 
 
 @frozen(kw_only=True)
 class Removed(Event):
-    """A function may no longer be acquired; the evictions of its idle instances follow."""
+    """A function can no longer be acquired; the evictions of its idle instances follow."""
 
     name = "wasmcache.removed"
     function: str
@@ -189,10 +189,10 @@ class Removed(Event):
 
 @frozen(kw_only=True)
 class Refused(Event):
-    """The system gave no memory, addresses or mappings for a function: idle instances go for it.
+    """The system refused memory, addresses or mappings for a function.
 
-    The evictions follow, reserving at least so much together if there was so much to evict. Then
-    it is tried again.
+    Evictions follow, of idle instances that reserve at least this much together, or of all that
+    help. Then the load is tried again.
     """
 
     name = "wasmcache.refused"
@@ -201,7 +201,7 @@ class Refused(Event):
     address_space_bytes: int
     mappings: int
     error_message: str
-    """What the system said."""
+    """The system's error."""
 
     @property
     def level(self) -> str:
@@ -210,7 +210,7 @@ class Refused(Event):
 
 @frozen(kw_only=True)
 class Use(Event):
-    """What the events about one instance share."""
+    """Base of the events about one instance."""
 
     function: str
     arg_types: str
@@ -221,25 +221,25 @@ class Use(Event):
 
 @frozen(kw_only=True)
 class Loaded(Use):
-    """An instance was made. `module_loaded`: its code had to be loaded first."""
+    """An instance was made. `module_loaded`: its module had to be loaded first."""
 
     name = "wasmcache.loaded"
     request: int | None
-    """The acquire it was made for; None without `log_uses`."""
+    """The acquire that it was made for; None without `log_uses`."""
     module_digest: str
     module_loaded: bool
     seat: bool
-    """Whether it was made on the seat of that number, and the lease is a hit."""
+    """Whether it was made on the seat of that number; the lease is a hit then."""
     warmed: bool
     load_seconds: float
     size_bytes: int
-    """What it may touch, before its first call."""
+    """Bytes that it may touch, before its first call."""
     code_bytes: int
 
 
 @frozen(kw_only=True)
 class Failed(Use):
-    """An instance could not be made; `error` is the type of what the caller got."""
+    """An instance could not be made; `error` is the type of the error raised to the caller."""
 
     name = "wasmcache.failed"
     request: int | None
@@ -254,7 +254,7 @@ class Failed(Use):
 
 @frozen(kw_only=True)
 class Evicted(Use):
-    """An instance or a seat went. Sizes are of the whole cache, before and after it went."""
+    """An instance or a seat was evicted. Sizes are of the whole cache, before and after that."""
 
     name = "wasmcache.evicted"
     reason: Reason
@@ -271,9 +271,9 @@ class Evicted(Use):
     code_size_before_bytes: int
     code_size_after_bytes: int
     limit_bytes: int | None = None
-    """The limit that this one alone exceeds, where that is why."""
+    """The limit exceeded by this instance alone, if that is the reason."""
     advice: str | None = None
-    """What to do about it, said once for each function whose instances are too large."""
+    """The remedy, given once for each function whose instances are too large."""
 
     @property
     def level(self) -> str:
@@ -284,7 +284,7 @@ class Evicted(Use):
 class Requested(Event):
     """With `log_uses`: an acquire has its token and asks for an instance.
 
-    What it evicts to make room follows, then `Blocked`, `Acquired`, `Loaded` or `Abandoned`.
+    Evictions made for it follow, then `Blocked`, `Acquired`, `Loaded` or `Abandoned`.
     """
 
     name = "wasmcache.requested"
@@ -293,19 +293,19 @@ class Requested(Event):
     group: str
     generation: int
     request: int
-    """Numbers the acquires of a cache."""
+    """Number of the acquire in its cache."""
     task: int
-    """Numbers the tasks; who waits for oneself is told by it."""
+    """Number of the task; shows a task that waits for an instance of its own."""
     warm: bool
     blocked: bool
     """Whether it waited for its token."""
     deadline_seconds: float | None
-    """When the caller's cancel scopes give up waiting, on the cache's clock; None: never."""
+    """Time at which the caller's cancel scopes end the wait, on the cache's clock; None: never."""
 
 
 @frozen(kw_only=True)
 class OfTask(Event):
-    """Of an acquire or its lease, and of the task whose it is."""
+    """Base of the events about an acquire or its lease, and its task."""
 
     function: str
     arg_types: str
@@ -321,7 +321,7 @@ class OfTask(Event):
 class Blocked(OfTask):
     """With `log_uses`: an acquire has to wait, for ``"a token"``, ``"an instance"`` or ``"room"``.
 
-    Those that wait for a token have no `request` yet.
+    One that waits for a token has no `request` yet.
     """
 
     name = "wasmcache.blocked"
@@ -330,11 +330,11 @@ class Blocked(OfTask):
 
 @frozen(kw_only=True)
 class Abandoned(OfTask):
-    """With `log_uses`: an acquire ended without a lease: cancelled, refused, or its load failed."""
+    """With `log_uses`: an acquire ended without a lease: cancelled, refused, or the load failed."""
 
     name = "wasmcache.abandoned"
     error: str
-    """The type of what the caller got."""
+    """The type of the error raised to the caller."""
 
 
 @frozen(kw_only=True)
@@ -354,9 +354,9 @@ class Acquired(Use):
 
 @frozen(kw_only=True)
 class Left(OfTask):
-    """With `log_uses`: a block ended, and another task has a call of its lease under way.
+    """With `log_uses`: a block ended while another task has a call of its lease under way.
 
-    From now on the instance is that `task`'s. `Recycled` follows when the call is over.
+    From now on `task` holds the instance. `Recycled` follows when the call ends.
     """
 
     name = "wasmcache.left"
@@ -372,15 +372,15 @@ class Recycled(Use):
     held_seconds: float
     calls: int
     seat: bool
-    """Whether its instance was closed, and left a seat."""
+    """Whether its instance was closed and replaced by a seat."""
     closed_size_bytes: int | None = None
-    """The size of an instance that was closed, and left a seat, only because that exceeds
+    """The size of an instance that was replaced by a seat only because it exceeds
     `max_instance_size`."""
     kept: bool
     address_space_bytes: int
-    """Addresses that its instance reserves now."""
+    """Bytes of addresses that its instance reserves now."""
     mappings: int
-    """Memory mappings of its instance now."""
+    """Number of memory mappings of its instance now."""
     total_size_bytes: int
     code_size_bytes: int
 
@@ -418,21 +418,21 @@ EVENTS: tuple[type[Event], ...] = (
     Abandoned,
     Lost,
 )
-"""Every kind of event, one for each name."""
+"""All classes of events, one for each name."""
 
 
 @frozen
 class Stamped:
-    """An event with what makes a log of it: order, time and origin."""
+    """An event with its position in a log: order, time and origin."""
 
     event: Event
     cache: str
     seq: int
     at_seconds: float
-    """The cache's clock, `trio.current_time()`: only differences mean something."""
+    """The cache's clock, `trio.current_time()`: only differences have a meaning."""
 
     def fields(self) -> dict[str, object]:
-        """The flat fields of the log line, without its name."""
+        """Return the flat fields of the log line, without its name."""
         return {
             "cache": self.cache,
             "seq": self.seq,

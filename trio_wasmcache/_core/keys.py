@@ -1,7 +1,7 @@
-"""What names a function: its name and argument types, spelt as the caller spelt them.
+"""The key of a function: its name and argument types, as the caller spelt them.
 
 Overloads are separate functions, so the types are part of the key. The exact spelling is looked
-up first, because that is one dictionary access; only a miss pays for normalising.
+up first, because that is one dictionary access; types are normalised only when that fails.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from attrs import frozen
 from .text import cut, printable
 
 _SPACE = re.compile(r"\s+")
-# A name ends up in logs and messages: no control characters, and no essays.
+# A name appears in logs and messages: no control characters, and a limited length.
 MAX_NAME_LENGTH = 256
-# Whoever asks for what is not there may ask for anything: it is shown up to here.
+# Characters of a key that a message shows; an unknown one may be of any length.
 MAX_SHOWN = 1000
-# Names that an unknown one is compared with: each takes up to a tenth of a millisecond.
+# Number of names that an unknown one is compared with: each takes up to 0.1 ms.
 MAX_COMPARED = 50
 
 
@@ -36,12 +36,12 @@ class FunctionKey:
 
 
 def normalise_type(name: str) -> str:
-    """The one spelling of a type name: lower case, no spaces (``List< Int >`` is ``list<int>``)."""
+    """Return a type in lower case and without spaces (``List< Int >`` becomes ``list<int>``)."""
     return _SPACE.sub("", str.__str__(name)).lower()
 
 
 def normalise_types(names: Iterable[str]) -> tuple[str, ...]:
-    """`normalise_type` for each; a `TypeError` for what is not a sequence of strings."""
+    """Apply `normalise_type` to each; raise `TypeError` if they are no sequence of strings."""
     if isinstance(names, str) or not isinstance(names, Iterable):
         raise TypeError(f'argument types must be a sequence such as ("i64",), got {names!r:.100}')
     types = tuple(names)
@@ -52,10 +52,10 @@ def normalise_types(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_name(name: object) -> str:
-    """The name, if it can be one: a `str`, not empty, printable, at most 256 characters."""
+    """Return `name` if it is valid: a `str` of 1 to 256 printable characters; else raise."""
     if not isinstance(name, str):
         raise TypeError(f"a function name must be a str, got {name!r}")
-    name = str.__str__(name)  # one of a class of its own may be equal to anything
+    name = str.__str__(name)  # an instance of a subclass may be equal to anything
     if not name or len(name) > MAX_NAME_LENGTH or not name.isprintable():
         raise ValueError(
             f"a function name must be 1 to {MAX_NAME_LENGTH} printable characters, "
@@ -65,13 +65,13 @@ def check_name(name: object) -> str:
 
 
 def near_misses(wanted: FunctionKey, known: Iterable[FunctionKey]) -> tuple[str, ...]:
-    """What the caller may have meant: other overloads first, then similar names; at most four."""
+    """Return similar keys to suggest: other overloads first, then similar names; at most four."""
     keys = list(known)
     overloads = [str(key) for key in keys if key.name == wanted.name]
     others = {key.name for key in keys if key.name != wanted.name}
     likely: list[str] = []
     if len(wanted.name) <= MAX_NAME_LENGTH:
-        # Slips of the pen begin alike, and are about as long.
+        # Misspelt names mostly have the same first letter and a similar length.
         length, first = len(wanted.name), wanted.name[:1]
         likely = heapq.nsmallest(
             MAX_COMPARED,

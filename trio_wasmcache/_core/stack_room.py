@@ -1,7 +1,7 @@
-"""Room on Python's stack, asked for while running out of it can still be said.
+"""A check for free frames on Python's stack, made while a `RecursionError` is still harmless.
 
 Where a `RecursionError` would come too late (half-way through a change of several books, or in a
-callback that C made), the place before it makes sure that there are frames left.
+callback that C made), the code before it checks that enough frames are left.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-# What the deepest of these places needs, and some to spare.
+# Frames needed by the deepest of these places, and a reserve.
 FRAMES = 20
 
 
@@ -24,7 +24,7 @@ def _nothing() -> None:
 check_headroom: Callable[[], None] = functools.reduce(
     lambda inner, _: _nested(inner), range(FRAMES), _nothing
 )
-"""`RecursionError` if fewer than `FRAMES` more calls can be nested here.
+"""Raises `RecursionError` if fewer than `FRAMES` more calls can be nested here.
 
-Each function calls the next, and does nothing else: half of what it costs to count.
+Each function only calls the next: that takes half the time of counting the frames.
 """

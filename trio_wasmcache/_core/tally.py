@@ -1,9 +1,9 @@
-"""Counts what a guest makes the host allocate for results, before it is allocated.
+"""Counts the memory that a guest makes the host allocate for results, before it is allocated.
 
-1. A value counts as `sys.getsizeof` says, with a slot of 8 bytes in the collection that it is in.
-   Numbers count 32 bytes, also small ints, which Python shares.
-2. Bytes on their way from the guest to such a value count as well, until it is made.
-3. Whatever is copied or made costs fuel of the call (see `costs`).
+1. A value counts with its `sys.getsizeof`, plus a slot of 8 bytes in the collection that contains
+   it. Numbers count 32 bytes, including small ints, which Python shares.
+2. Bytes copied out of the guest for such a value count as well, until it is made.
+3. Each copy and each new value costs fuel of the call (see `costs`).
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from .costs import ITEM_FUEL, copy_fuel
 from .errors import FuelExhaustedError, ResultTooLargeError
 
 SLOT: Final = 8
-"""Bytes of a reference."""
+"""Size of a reference (bytes)."""
 NUMBER: Final = 32
-"""Bytes of an int or a float, at most."""
+"""Size of an int or a float (bytes), at most."""
 BYTES_SIZE: Final = sys.getsizeof(b"")
 ASCII_SIZE: Final = sys.getsizeof("")
 WIDE_SIZE: Final = sys.getsizeof("\u20ac") - 4
 FREE: Final = 64
-"""Bytes that are read without costing fuel: addresses, sizes and flags."""
+"""Number of bytes that can be read without fuel: addresses, sizes and flags."""
 SMALL: Final = 4096
-"""Bytes that are read without being counted: a guest's memory is looked through in such pieces."""
-# Bytes of UTF-8: those behind the first of a character; first bytes of characters in Latin-1, and
-# of those in the basic plane.
+"""Number of bytes that can be read uncounted; a guest's memory is searched in such pieces."""
+# Bytes of UTF-8: continuation bytes; first bytes of characters in Latin-1, and of those in the
+# basic plane.
 _FOLLOWING: Final = bytes(range(0x80, 0xC0))
 _NARROW: Final = bytes(range(0xC4))
 _BASIC: Final = bytes(range(0xF0))
@@ -39,53 +39,53 @@ _BASIC: Final = bytes(range(0xF0))
 @final
 @define(eq=False)
 class Tally:
-    """What the result of one call, or the results of one batch, take so far.
+    """The memory and fuel that the result of one call, or the results of one batch, take so far.
 
-    One thread at a time adds to it; any may read it.
+    One thread at a time may add to it; any may read it.
     """
 
     limit: int
     """`max_result_size` when the call began (bytes)."""
     size: int = 0
-    """Values that are made (bytes)."""
+    """Bytes of values made so far."""
     raw: int = 0
-    """Bytes copied out of the guest, of which a value is being made."""
+    """Bytes copied out of the guest for a value that is being made."""
     kept: int = 0
-    """Part of `size` that lies in memory which is counted elsewhere (see `ResultMemory`)."""
+    """Bytes of `size` in memory that is counted elsewhere (see `ResultMemory`)."""
     allowed: int = 0
-    """Fuel that may be spent before it is taken into account."""
+    """Units of fuel that may be spent before they are charged."""
     spent: int = 0
-    """Fuel spent since then."""
+    """Units of fuel spent and not yet charged."""
     begun: int = 0
-    """`size` when the call, or the row, began."""
+    """Value of `size` when the call, or the row, began."""
     ended: bool = False
 
     @property
     def held(self) -> int:
-        """Bytes in the books: all but what is counted elsewhere."""
+        """Bytes counted here: all except those counted elsewhere."""
         return self.size + self.raw - self.kept
 
     def add(self, size: int) -> None:
-        """Count `size` bytes that are about to be allocated, or were just now if they are few.
+        """Count `size` bytes about to be allocated, or, if few, just allocated.
 
         Raises:
-            ResultTooLargeError: they are too many; nothing is counted.
+            ResultTooLargeError: The limit would be exceeded; nothing is counted.
         """
         if self.size + size > self.limit:
             raise self.refusal(size)
         self.size += size
 
     def check(self, size: int) -> None:
-        """Raise what `add` would; nothing is counted."""
+        """Raise the error that `add` would raise; count nothing."""
         if self.size + size > self.limit:
             raise self.refusal(size)
 
     def add_values(self, values: Sequence[Any]) -> None:
-        """Count values that were made just now, and that have slots already."""
+        """Count values that were just made, and whose slots are counted already."""
         self.add_made(sum(map(sys.getsizeof, values)), len(values))
 
     def add_made(self, size: int, number: int) -> None:
-        """Count so many values, which take `size` bytes together and are about to be made."""
+        """Count `number` values about to be made, which take `size` bytes together."""
         if self.size + size > self.limit:
             raise self.refusal(size)
         spent = self.spent + ITEM_FUEL * number
@@ -95,24 +95,24 @@ class Tally:
         self.spent = spent
 
     def begin_row(self) -> None:
-        """The next row of a batch begins: what the last one copied is not needed any more."""
+        """Begin the next row of a batch: the bytes copied for the last one are freed."""
         self.raw, self.begun = 0, self.size
 
     def mark(self) -> tuple[int, int]:
-        """Return what `go_back` needs to forget all that is counted from now on."""
+        """Return a mark with which `go_back` undoes all counts made from now on."""
         return self.size, self.spent
 
     def go_back(self, mark: tuple[int, int]) -> None:
-        """What was counted since `mark` is there no more, or not worth its fuel."""
+        """Undo all counts since `mark`: the values were freed, or take no fuel worth counting."""
         if not self.ended:
             self.size, self.spent = mark
 
     def copy(self, size: int) -> None:
-        """Count bytes that are about to be copied out of the guest's memory.
+        """Count bytes about to be copied out of the guest's memory.
 
         Raises:
-            ResultTooLargeError: they are too many.
-            FuelExhaustedError: the call has not enough fuel left for that.
+            ResultTooLargeError: The limit would be exceeded.
+            FuelExhaustedError: The call has not enough fuel left for the copy.
         """
         if size > SMALL:
             self.check(size)
@@ -121,15 +121,15 @@ class Tally:
         self.raw = size
 
     def copy_some(self, size: int) -> None:
-        """Count bytes that are about to be copied, and that are few: the values are what counts."""
+        """Charge a copy of a few bytes about to be made; their values are counted separately."""
         self.spend(copy_fuel(size))
         self.raw = size
 
     def spend(self, fuel: int) -> None:
-        """Let the call pay for work of the host.
+        """Charge the call for work of the host.
 
         Raises:
-            FuelExhaustedError: it has not as much left; all of that is spent.
+            FuelExhaustedError: The call has less fuel left; all of it is spent.
         """
         if self.spent + fuel > self.allowed:
             self.spent = max(self.allowed, 0)
@@ -139,7 +139,7 @@ class Tally:
         self.spent += fuel
 
     def take_spent(self) -> int:
-        """Return the fuel spent since the last time."""
+        """Return the fuel spent since the last time this was called."""
         spent, self.spent = self.spent, 0
         return spent
 
@@ -153,14 +153,14 @@ class Tally:
         )
 
     def end(self) -> None:
-        """Forget it all: the result was returned, or dropped. A thread that goes on is refused."""
+        """Free all counts, as the result was returned or dropped; refuse threads still adding."""
         self.ended = True
         self.limit = -1
         self.size = self.raw = self.kept = 0
 
 
 def text_size(data: bytes) -> int:
-    """Return how large the text of these bytes of UTF-8 is in Python, without making it."""
+    """Return the size of the `str` decoded from UTF-8 `data` (bytes), without making it."""
     if data.isascii():
         return ASCII_SIZE + len(data)
     first = data.translate(None, _FOLLOWING)
@@ -169,19 +169,19 @@ def text_size(data: bytes) -> int:
 
 
 def bytes_size(data: bytes) -> int:
-    """Return how large these bytes are in an object of their own."""
+    """Return the size of a `bytes` object with this content (bytes)."""
     return BYTES_SIZE + len(data)
 
 
 def int_size(data: bytes) -> int:
-    """Return how large the int of so many bytes is at most: Python has 30 bits in four."""
+    """Return the largest size of an int of `len(data)` bytes: Python stores 30 bits in four."""
     return NUMBER + -(-len(data) * 16 // 15)
 
 
 def size_of(value: Any, limit: int) -> int:
-    """Return how large a value is, with all that is in Python's own collections, up to a limit.
+    """Return the size of a value, including the contents of Python's own collections (bytes).
 
-    Stops when it is beyond `limit`: what is larger may be any number that is.
+    Stops once the sum exceeds `limit`; the result is then any number above the limit.
     """
     total = 0
     left: list[Iterator[Any]] = [iter((value,))]
@@ -205,12 +205,12 @@ def _shallow(value: Any) -> int:
     try:
         size = sys.getsizeof(value)
         return max(size, int(getattr(value, "nbytes", 0)))
-    except Exception:  # of a class that says anything
+    except Exception:  # of a class with methods of any kind
         return SLOT
 
 
 def _inside(value: Any) -> Iterator[Any] | None:
-    # As Python has them, whatever a class that is derived from them says.
+    # By Python's own methods, whatever a subclass overrides.
     if isinstance(value, dict):
         return itertools.chain(dict.keys(value), dict.values(value))
     kinds: tuple[Any, ...] = (list, tuple, set, frozenset)

@@ -1,6 +1,6 @@
-"""Text for messages, of what a guest or a caller has chosen: cut, and without control characters.
+"""Text for messages, chosen by a guest or a caller: cut, and without control characters.
 
-A name may have a million characters, or move the cursor of the terminal that it is written to.
+A name may have a million characters, or move the cursor of the terminal on which it is shown.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 
 
 def cut(text: str, limit: int) -> str:
-    """Return at most that many characters; dots stand for the rest."""
+    """Return at most `limit` characters; dots replace the rest."""
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def printable(text: str, limit: int) -> str:
-    """Return the text cut, with question marks in place of what can't be printed."""
+    """Return the text cut, with a question mark for each character that can't be printed."""
     text = cut(text, limit)
     return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
@@ -32,7 +32,7 @@ def shown(value: object, limit: int = 100) -> str:
 
 
 class _Short(reprlib.Repr):
-    """Looks at no more of a large value than is shown."""
+    """A repr that reads no more of a large value than it shows."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class _Short(reprlib.Repr):
         self.maxarray = self.maxdeque = 100
         self.maxstring = self.maxlong = self.maxother = 300
 
-    def repr_instance(self, value: Any, level: int) -> str:
+    def repr_instance(self, value: Any, level: int) -> str:  # noqa: ARG002  # reprlib's signature
         return repr(value)
 
     def repr_dict(self, value: dict[Any, Any], level: int) -> str:
@@ -63,10 +63,10 @@ class _Short(reprlib.Repr):
             f"{self.repr1(key, level - 1)}: {self.repr1(value, level - 1)}" for key, value in some
         )
 
-    def repr_bytes(self, value: bytes, level: int) -> str:
+    def repr_bytes(self, value: bytes, level: int) -> str:  # noqa: ARG002
         return repr(value[: self.maxstring])
 
-    def repr_bytearray(self, value: bytearray, level: int) -> str:
+    def repr_bytearray(self, value: bytearray, level: int) -> str:  # noqa: ARG002
         return repr(value[: self.maxstring])
 
 

@@ -1,1 +1,1 @@
-"""What is counted. Pure."""
+"""Counters and statistics. Pure."""

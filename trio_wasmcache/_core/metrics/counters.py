@@ -1,13 +1,13 @@
-"""How often, how long and how much: what is counted about uses, while it happens.
+"""Counters of uses, recorded as they happen: how often, how long and how much.
 
-1. Whole numbers only: microseconds, or units of fuel. Values are given; there is no clock here.
-2. An event is recorded once, in the `UseStats` of the entry that it happens to. What that means
-   for the function, the group and the cache is worked out when somebody asks (`_core/stats`).
-3. What can be worked out is not recorded: leases granted are those that have ended and those that
-   are held, and what is no miss is a hit; a lease that is not among the waits did not wait, a call
-   that is not among the runs ended in its first slice. So a hit pays for one distribution, its
-   hold, and a call for one, its fuel.
-4. Adding up loses nothing: the sum of two is what one would be that had seen all of it.
+1. Whole numbers only: microseconds, or units of fuel. Values are arguments; there is no clock here.
+2. An event is recorded once, in the `UseStats` of its entry. The sums for the function, the group
+   and the cache are computed on request (`stats`).
+3. Derivable numbers are not recorded: leases granted are those that have ended and those that are
+   held, and a lease that is no miss is a hit; a lease that is not among the waits did not wait, and
+   a call that is not among the runs ended in its first slice. So a hit records one value, its hold,
+   and a call one, its fuel.
+4. Merging loses nothing: the sum of two is the same as one that recorded all events of both.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from ..keys import FunctionKey
 
 
 def microseconds(seconds: float) -> int:
-    """A duration as it is recorded: rounded down, and 0 for a clock that went backwards."""
+    """Return a duration as it is recorded: rounded down, and 0 if the clock went backwards."""
     return max(0, int(seconds * 1e6))
 
 
-# What a value is of. It is counted at its kind plus the number of its bits; none has as many as
-# `SPAN`. The kinds of every hit come first, as Python keeps numbers up to 256 ready.
+# Kinds of values. A value is counted at its kind plus its number of bits, which is below `SPAN`.
+# The kinds of every hit come first, as Python keeps numbers up to 256 ready.
 SPAN = 128
 FUELS, HOLDS, WAITS, LOADS, RUNS, COMPILES = range(0, 6 * SPAN, SPAN)
-# {kind: where its sum is}
+# {kind: name of its sum}
 SUMS = {
     FUELS: "fuel",
     HOLDS: "hold",
@@ -39,7 +39,7 @@ SUMS = {
     RUNS: "run",
     COMPILES: "compile",
 }
-# As long as there is nothing to count: most have no errors, and a new one has nothing at all.
+# Shared while there is nothing to count: most have no errors, and a new one has nothing at all.
 NO_COUNTS: dict[int, int] = {}
 NO_ERRORS: dict[str, int] = {}
 
@@ -47,69 +47,69 @@ NO_ERRORS: dict[str, int] = {}
 @final
 @frozen
 class Distribution:
-    """Whole numbers that are not negative, told apart by how many bits they have.
+    """Whole numbers from 0, grouped by their number of bits.
 
     A bucket is twice as wide as the one before, so any quantile is known within a factor of two,
-    at any scale, and without being told a range. Of 64 possible ones few are ever used.
+    at any scale and without a range given. Few of the 64 possible buckets are ever used.
     """
 
     total: int = 0
-    """Their sum."""
+    """Sum of the values."""
     buckets: Mapping[int, int] = Factory(dict)
-    """{bits: how many values have so many}."""
+    """{bits: number of values with that many bits}."""
 
 
 @final
 @define(eq=False)
 class UseStats:
-    """What happened to the acquires, instances and calls of one entry, or of several together.
+    """Uses of one entry, or of several together: acquires, instances and calls.
 
-    One object and one dictionary for all six distributions: every entry has one, and keeps it.
+    One object and one dictionary hold all six distributions, as every entry has and keeps them.
     """
 
     misses: int = 0
     blocks: int = 0
     held: int = 0
-    """Leases that have not ended, where this is a copy."""
+    """Number of leases that have not ended; set in copies only."""
     carried: int = 0
-    """Those that were held when counting began, and so are not counted as granted."""
+    """Number of leases held when counting began, which are not counted as granted."""
     continued: int = 0
-    """Calls that went on beyond a first slice; when they are over, they are in `RUNS`."""
+    """Number of calls that took more than one slice; once over, they are in `RUNS`."""
     errors: dict[str, int] = NO_ERRORS
-    """{name of its type: acquires and calls that ended with it}."""
+    """{name of the error's type: acquires and calls that ended with it}."""
     counts: dict[int, int] = NO_COUNTS
-    """{kind + bits: how many values of that kind have so many}."""
+    """{kind + bits: number of values of that kind with that many bits}."""
     fuel: int = 0
-    """Of every call that is over, as all sums here."""
+    """Units of fuel of all calls that are over, as all sums here."""
     hold: int = 0
-    """From being granted to being given back (microseconds)."""
+    """Time from grant to recycle (microseconds)."""
     wait: int = 0
-    """From asking to being granted (microseconds), of leases that were not granted at once."""
+    """Time from request to grant (microseconds), of leases that were not granted at once."""
     load: int = 0
-    """Making an instance, loading its code included (microseconds)."""
+    """Time to make an instance, including loading its code (microseconds)."""
     run: int = 0
-    """From the end of the first slice (microseconds), of calls that went on and are over."""
+    """Time from the end of the first slice (microseconds), of longer calls that are over."""
     compile: int = 0
-    """Compiling the module (microseconds); only of functions."""
+    """Time to compile the module (microseconds); only of functions."""
 
     def add(self, kind: int, value: int) -> None:
-        """Record a value of that kind; it is not negative."""
+        """Record a value of that kind, which is not negative."""
         name = SUMS[kind]
         setattr(self, name, getattr(self, name) + value)
         self.count_in(kind + value.bit_length())
 
     def count_in(self, place: int, count: int = 1) -> None:
-        """So many values more are counted there; their sum is the caller's to add."""
+        """Count `count` more values at `place`; the caller adds them to the sum."""
         if self.counts is NO_COUNTS:
             self.counts = {}
         self.counts[place] = self.counts.get(place, 0) + count
 
     def count(self, kind: int) -> int:
-        """How many values of that kind there are."""
+        """Return the number of values of that kind."""
         return sum(n for place, n in self.counts.items() if kind <= place < kind + SPAN)
 
     def distribution(self, kind: int) -> Distribution:
-        """All values of that kind."""
+        """Return all values of that kind."""
         buckets = {
             place - kind: n for place, n in self.counts.items() if kind <= place < kind + SPAN
         }
@@ -117,17 +117,17 @@ class UseStats:
 
     @property
     def granted(self) -> int:
-        """Leases: those that have ended, and those that are held."""
+        """Number of leases granted: those that have ended, and those that are held."""
         return self.count(HOLDS) + self.held - self.carried
 
     @property
     def hits(self) -> int:
-        """Leases for which nothing had to be loaded."""
+        """Number of leases for which nothing had to be loaded."""
         return self.granted - self.misses
 
     @property
     def calls(self) -> int:
-        """Calls begun. Those that end in their first slice are known by their fuel alone."""
+        """Number of calls begun. Calls that end in their first slice are found by their fuel."""
         calls = self.continued
         for place, count in self.counts.items():
             if place < FUELS + SPAN:
@@ -137,13 +137,13 @@ class UseStats:
         return calls
 
     def note_error(self, name: str, count: int = 1) -> None:
-        """An acquire or a call ended with an error of that type, or so many did."""
+        """Count `count` acquires or calls that ended with an error of that type."""
         if self.errors is NO_ERRORS:
             self.errors = {}
         self.errors[name] = self.errors.get(name, 0) + count
 
     def merge(self, other: UseStats) -> None:
-        """Record all that `other` did."""
+        """Add all that `other` recorded."""
         self.misses += other.misses
         self.blocks += other.blocks
         self.held += other.held
@@ -165,23 +165,23 @@ class UseStats:
             counts[place] = counts.get(place, 0) + count
 
     def clear(self, held: int = 0) -> None:
-        """Begin anew, while so many leases are held."""
+        """Reset all counts while `held` leases are held."""
         self.misses = self.blocks = self.continued = 0
         self.carried = held
         self.fuel = self.hold = self.wait = self.load = self.run = self.compile = 0
         self.errors, self.counts = NO_ERRORS, NO_COUNTS
 
     def copy(self) -> UseStats:
-        """One that what is recorded in this one does not change."""
+        """Return a copy."""
         result = UseStats()
         result.merge(self)
         return result
 
     def freeze(self, held: int) -> Frozen:
-        """All of it, while so many leases are held.
+        """Return all counts as plain values, with `held` leases held.
 
-        Few objects, and whole numbers: more for each of 4,096 entries would keep the garbage
-        collector busy for longer than it takes to make them.
+        Few objects, and whole numbers: more of them for each of 4,096 entries would keep the
+        garbage collector busy for longer than it takes to make them.
         """
         frozen = [self.misses, self.blocks, held, self.carried, self.continued]
         frozen += (self.fuel, self.hold, self.wait, self.load, self.run, self.compile)
@@ -190,7 +190,7 @@ class UseStats:
         return frozen, self.errors.copy() if self.errors else NO_ERRORS
 
     def take(self, frozen: Frozen) -> None:
-        """Record all that is in what `freeze` made."""
+        """Add all counts of a value returned by `freeze`."""
         numbers, errors = frozen
         counters, middle = numbers[:COUNTERS], (len(numbers) + COUNTERS) // 2
         counts = dict(zip(numbers[COUNTERS:middle], numbers[middle:], strict=True))
@@ -198,14 +198,14 @@ class UseStats:
         self.merge(UseStats(misses, blocks, held, carried, continued, {**errors}, counts, *sums))
 
 
-# Counters and sums; then where values are counted, and how many in each place. And errors.
+# Counters and sums; then the places of values, and the number in each place. And errors.
 Frozen = tuple[list[int], Mapping[str, int]]
-# How many of the first there are.
+# Number of counters and sums.
 COUNTERS = 5 + len(SUMS)
 
 
 def add_up(parts: Iterable[UseStats]) -> UseStats:
-    """Their sum; none of them changes with it."""
+    """Return the sum of `parts`, which stay unchanged."""
     result = UseStats()
     for part in parts:
         result.merge(part)
@@ -215,20 +215,20 @@ def add_up(parts: Iterable[UseStats]) -> UseStats:
 @final
 @frozen(eq=False)
 class Snapshot:
-    """All uses at one moment. What is in it is changed no more, by anyone."""
+    """All uses at one moment. Its contents do not change any more."""
 
     functions: Mapping[FunctionKey | None, UseStats] = Factory(dict)
-    """Of entries that are forgotten."""
+    """Uses of vacant entries, by function."""
     groups: Mapping[str | None, UseStats] = Factory(dict)
-    """The same once more, by group."""
+    """The same uses, by group."""
     calls: int = 0
-    """Of all."""
+    """Number of all calls."""
     _live: Sequence[Frozen] = ()
-    """Of entries that are there: of which function and group, say `_names`."""
+    """Uses of the other entries; `_names` has their functions and groups."""
     _names: Sequence[tuple[FunctionKey | None, str | None]] = ()
 
     def by_function(self) -> dict[str, list[UseStats]]:
-        """{name and argument types: parts of what it did}; ``""`` for those that are gone."""
+        """Return {name and argument types: parts of its uses}; ``""`` for removed functions."""
         parts = {str(key or ""): [uses] for key, uses in self.functions.items()}
         for state, (key, _) in zip(self._live, self._names, strict=True):
             uses = UseStats()
@@ -238,7 +238,7 @@ class Snapshot:
 
     @cached_property
     def sums(self) -> Mapping[str, UseStats]:
-        """{name: all that was done in that group}; ``""`` for those that are gone."""
+        """{name of a group: the sum of its uses}; ``""`` for closed groups."""
         sums = {name or "": uses.copy() for name, uses in self.groups.items()}
         for state, (_, name) in zip(self._live, self._names, strict=True):
             if (name or "") not in sums:
@@ -247,11 +247,11 @@ class Snapshot:
         return sums
 
     def by_group(self) -> dict[str, list[UseStats]]:
-        """As `by_function`, by the names of groups."""
+        """Return {name of a group: parts of its uses}; ``""`` for closed groups."""
         return {name: [uses] for name, uses in self.sums.items()}
 
     def whole(self) -> UseStats:
-        """All of it. Of what is compiled, groups know nothing."""
+        """Return the sum of all uses. Compilations are added from functions; groups have none."""
         result = add_up(self.sums.values())
         for uses in self.functions.values():
             result.compile += uses.compile
@@ -264,51 +264,51 @@ class Snapshot:
 @final
 @define(eq=False)
 class UseBook:
-    """Where the uses of entries go that are forgotten: to their function, and to their group.
+    """Collected uses of entries, by function and by group.
 
-    None in the place of a name stands for all functions that were removed, or all groups that were
-    closed: the book is no longer than what is registered and open, and nothing gets lost.
+    The key None stands for all functions that were removed, or all groups that were closed: the
+    book has no more keys than functions and groups exist, and no use is lost.
     """
 
     functions: dict[FunctionKey | None, UseStats] = Factory(dict)
     groups: dict[str | None, UseStats] = Factory(dict)
     calls: int = 0
-    """Of all."""
+    """Number of all calls."""
     _fresh: set[UseStats] = Factory(set)
-    """What no snapshot has seen. The rest is copied before it changes: so a snapshot copies only
-    what has changed since the last one, and not while somebody waits for it."""
+    """Uses that no snapshot contains. Others are copied before they change: so a snapshot makes
+    only those be copied that change after it, and not while a caller waits for it."""
 
     def add(self, uses: UseStats, function: FunctionKey | None, group: str | None) -> None:
-        """Take the uses of an entry in."""
+        """Add the uses of an entry."""
         self.calls += uses.calls
         self.of_function(function).merge(uses)
         self._own(self.groups, group).merge(uses)
 
     def of_function(self, key: FunctionKey | None) -> UseStats:
-        """Where to add what a function did, in this step."""
+        """Return the uses of a function, to add to in this step."""
         return self._own(self.functions, key)
 
     def drop_function(self, key: FunctionKey) -> None:
-        """It was removed."""
+        """Move the uses of a removed function to the key None."""
         if (uses := self.functions.pop(key, None)) is not None:
             self._fresh.discard(uses)
             self.of_function(None).merge(uses)
 
     def drop_group(self, name: str) -> None:
-        """It was closed."""
+        """Move the uses of a closed group to the key None."""
         if (uses := self.groups.pop(name, None)) is not None:
             self._fresh.discard(uses)
             self._own(self.groups, None).merge(uses)
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Reset all counts."""
         self.calls = 0
         self.functions.clear()
         self.groups.clear()
         self._fresh.clear()
 
     def share(self) -> tuple[dict[FunctionKey | None, UseStats], dict[str | None, UseStats]]:
-        """What is in the book, by function and by group, to be changed no more."""
+        """Return the uses by function and by group; they do not change any more."""
         self._fresh = set()
         return self.functions.copy(), self.groups.copy()
 

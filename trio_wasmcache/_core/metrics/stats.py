@@ -1,4 +1,4 @@
-"""What a cache tells about itself: frozen numbers, taken at one moment."""
+"""The statistics of a cache: frozen numbers, taken at one moment."""
 
 from __future__ import annotations
 
@@ -25,28 +25,27 @@ from .counters import (
 @final
 @frozen(kw_only=True)
 class DistributionSummary:
-    """How often which values came. Durations are microseconds, rounded down; fuel is units."""
+    """The summary of a distribution. Durations are microseconds, rounded down; fuel is units."""
 
     count: int
     total: int
-    """Their exact sum."""
+    """Exact sum of the values."""
     mean: float
-    """0.0 if there are none."""
+    """Mean of the values; 0.0 if there are none."""
     p50: int
-    """An estimate of the value that half of them are not above: it has as many bits, so it is less
-    than twice as large, and more than half. 0 if there are none."""
+    """Estimate of the median: it has as many bits as the median, so it is less than twice as large,
+    and more than half. 0 if there are no values."""
     p90: int
-    """The same for 90 per cent of them."""
+    """Estimate of the 90th percentile, likewise."""
     p99: int
-    """The same for 99 per cent of them."""
+    """Estimate of the 99th percentile, likewise."""
     buckets: tuple[tuple[int, int], ...]
-    """((the largest value that belongs into it, how many there are), ...), ascending and without
-    empty ones. The largest values are 0, 1, 3, 7, 15 and so on; the smallest is the one after the
-    largest of the bucket before."""
+    """((upper bound, number of values), ...), ascending, without empty buckets. Upper bounds are 0,
+    1, 3, 7, 15 and so on, and included; a bucket begins after the upper bound before its own."""
 
 
 def summarise(distribution: Distribution, zeros: int = 0) -> DistributionSummary:
-    """The summary of a distribution, and of so many values of 0 beside it."""
+    """Return the summary of a distribution with `zeros` additional values of 0."""
     if not zeros and not distribution.buckets:
         return NOTHING
     buckets = dict(distribution.buckets)
@@ -66,7 +65,7 @@ def summarise(distribution: Distribution, zeros: int = 0) -> DistributionSummary
 
 
 def _quantile(buckets: Sequence[tuple[int, int]], count: int, percent: int) -> int:
-    """The value that so many per cent are not above, as if those of a bucket lay evenly in it."""
+    """Return a percentile, assuming that the values of a bucket are spread evenly in it."""
     place = -(-count * percent // 100)
     for bits, number in buckets:
         if place <= number:
@@ -82,34 +81,34 @@ NOTHING = DistributionSummary(count=0, total=0, mean=0.0, p50=0, p90=0, p99=0, b
 @final
 @frozen(kw_only=True)
 class UseSummary:
-    """What became of the acquires and calls of one function, of one group, or of all."""
+    """Acquires and calls of one function, of one group, or of the whole cache."""
 
     hits: int
     misses: int
     blocks: int
     calls: int
-    """Calls begun; a batch is one."""
+    """Number of calls begun; a batch is one."""
     errors: dict[str, int]
-    """{name of its type: acquires and calls that failed with it}, ``"Cancelled"`` among them; not
-    those for what is no function, nor those for values that don't fit."""
+    """{name of the error's type: acquires and calls that failed with it}, including
+    ``"Cancelled"``; without errors for unknown functions and for values that do not fit."""
     wait: DistributionSummary
-    """From asking for an instance to having it, loading included; 0: there was one idle.
-    Of those that got one."""
+    """Time from the request for an instance to its grant, including the load; 0: one was idle.
+    Only of requests that were granted one."""
     load: DistributionSummary
-    """Making an instance, `InstanceCache.warm` included, and loading its code if need be."""
+    """Time to make an instance, also for `InstanceCache.warm`, including any load of its code."""
     hold: DistributionSummary
-    """The length of leases that have ended."""
+    """Length of leases that have ended."""
     run: DistributionSummary
-    """How long calls went on after their first slice; 0: they ended in it. Those whose values
-    cross through memory, and batches, from their beginning."""
+    """Time that calls took after their first slice; 0: they ended in it. Calls whose values cross
+    through memory, and batches, are measured from their beginning."""
     fuel: DistributionSummary
-    """Fuel (units) of calls that are over, failed ones included."""
+    """Fuel (units) of calls that are over, including failed ones."""
     compile: DistributionSummary
-    """Compiling modules, for functions whose module was not there. None of it is a group's."""
+    """Time to compile modules, for functions whose module was new. Groups have none."""
 
 
 def summarise_uses(uses: UseStats) -> UseSummary:
-    """In numbers for people; and what was left out because it can be worked out."""
+    """Return the summary of `uses`, with the numbers that are derived rather than recorded."""
     return UseSummary(
         hits=uses.hits,
         misses=uses.misses,
@@ -128,7 +127,7 @@ def summarise_uses(uses: UseStats) -> UseSummary:
 @final
 @define(eq=False, repr=False)
 class Summaries(Mapping[str, UseSummary]):
-    """{name: summary}, each made when it is asked for; frozen all the same."""
+    """{name: summary}. Each summary is made on first use; the values do not change."""
 
     _parts: dict[str, list[UseStats]]
     _made: dict[str, UseSummary] = Factory(dict)
@@ -156,70 +155,70 @@ class Summaries(Mapping[str, UseSummary]):
 class CacheStats:
     """Counters since the cache was opened, and gauges of the moment. Sizes are bytes.
 
-    After `InstanceCache.pop_stats`, counters and distributions begin anew; gauges do not.
+    `InstanceCache.pop_stats` resets counters and distributions; gauges stay.
     """
 
     hits: int
-    """Leases granted from an idle instance or seat."""
+    """Number of leases granted from an idle instance or seat."""
     misses: int
-    """Leases for which something had to be loaded; hits + misses = leases granted."""
+    """Number of leases for which something had to be loaded; hits + misses = leases granted."""
     blocks: int
-    """Acquires that had to wait, also those that were then cancelled."""
+    """Number of acquires that had to wait, including those that were then cancelled."""
     calls: int
-    """Calls begun."""
+    """Number of calls begun."""
     evictions: dict[str, int]
-    """{reason: instances and seats that went for it}; every reason is there."""
+    """{reason: instances and seats evicted for it}; contains every reason."""
     functions: int
-    """Registered functions."""
+    """Number of registered functions."""
     groups: int
-    """Open scheduling groups, the main one included."""
+    """Number of open scheduling groups, including the main one."""
     entries: int
-    """Functions in groups that have instances or are waited for."""
+    """Number of entries: functions in groups that have instances or waiters."""
     idle_instances: int
-    """Seats included."""
+    """Number of idle instances and seats."""
     running_instances: int
-    """Held, or being loaded."""
+    """Number of instances that are held or being loaded."""
     waiting: int
-    """Acquires that wait for an instance or for room."""
+    """Number of acquires that wait for an instance or for capacity."""
     loaded_modules: int
     total_size: int
-    """All idle instances together."""
+    """Size of all idle instances together."""
     max_size: int
     running_size: int
-    """What all running instances together may touch at most, whatever they do."""
+    """Sum of the most that each running instance may touch."""
     max_running_size: int | None
     scratch_size: int
-    """What batches keep: in idle instances part of `total_size`, else of `running_size`."""
+    """Scratches of batches; part of `total_size` in idle instances, else of `running_size`."""
     results_size: int
     """Memory kept for the results of the next batch, until something is evicted."""
     pending_results_size: int
-    """Results of calls and batches under way: what was copied out of guests, and the values made of
-    that. What is returned is the caller's."""
+    """Results of calls and batches under way: bytes copied out of guests, and the values made of
+    them. A returned result belongs to the caller and is not counted."""
     max_result_size: int
-    """Limit of each of these."""
+    """Limit of each single result in `pending_results_size`."""
     code_size: int
     """Code of loaded modules and stacks of running instances together."""
     max_code_size: int
     module_code_size: int
     """Code of loaded modules: one part of `code_size`."""
     stacks_size: int
-    """Stacks of running instances: the other part."""
+    """Stacks of running instances: the other part of `code_size`."""
     address_space: int
     """Addresses that instances and loaded code reserve (bytes), used or not."""
     max_address_space: int | None
-    """The limit of that: `max_address_space`, or what the system allows; None: not known."""
+    """Limit of `address_space`: the configured one, or the system's; None: unknown."""
     mappings: int
-    """Memory mappings of instances and loaded code, as the kernel counts them, at most."""
+    """Number of the kernel's memory mappings of instances and loaded code, at most."""
     max_mappings: int | None
-    """The limit of that: three quarters of the kernel's; None: not known."""
+    """Limit of `mappings`: three quarters of the kernel's; None: unknown."""
     idle_stacks_size: int
-    """What idle instances may keep of stacks that they once ran on: nobody can see how much."""
+    """Most that idle instances may keep of stacks on which they ran; the real size is unknown."""
     artifact_size: int
     """Serialized code of all registered modules, loaded or not."""
     log_lost: int
-    """Events that the log dropped because its sink was too slow."""
+    """Number of events dropped from the log because its sink was too slow."""
     log_failures: int
-    """Events that the sink raised on."""
+    """Number of events for which the sink raised."""
     _uses: Snapshot = field(factory=Snapshot, repr=False, eq=False)
 
     @cached_property
@@ -228,34 +227,34 @@ class CacheStats:
 
     @property
     def accounted_size(self) -> int:
-        """All that the books know of: instances, code, stacks, artifacts and results."""
+        """Sum of all sizes that are counted: instances, code, stacks, artifacts and results."""
         instances = self.total_size + self.idle_stacks_size + self.running_size
         results = self.results_size + self.pending_results_size
         return instances + self.code_size + self.artifact_size + results
 
     @property
     def errors(self) -> dict[str, int]:
-        """See `UseSummary`, as for all below, which are of the whole cache."""
+        """{name of the error's type: number}; see `UseSummary`, here for the whole cache."""
         return self._summary.errors
 
     @property
     def wait(self) -> DistributionSummary:
-        """From asking for an instance to having it (microseconds)."""
+        """Time from the request for an instance to its grant (microseconds)."""
         return self._summary.wait
 
     @property
     def load(self) -> DistributionSummary:
-        """Making an instance (microseconds)."""
+        """Time to make an instance (microseconds)."""
         return self._summary.load
 
     @property
     def hold(self) -> DistributionSummary:
-        """The length of leases that have ended (microseconds)."""
+        """Length of leases that have ended (microseconds)."""
         return self._summary.hold
 
     @property
     def run(self) -> DistributionSummary:
-        """How long calls went on after their first slice (microseconds)."""
+        """Time that calls took after their first slice (microseconds)."""
         return self._summary.run
 
     @property
@@ -265,62 +264,62 @@ class CacheStats:
 
     @property
     def compile(self) -> DistributionSummary:
-        """Compiling modules (microseconds)."""
+        """Time to compile modules (microseconds)."""
         return self._summary.compile
 
     @cached_property
     def per_function(self) -> Mapping[str, UseSummary]:
         """{name and argument types: summary}, of functions that were used or compiled.
 
-        ``"fib(i64)"``. All generations of a function are one; under ``""`` are all functions that
-        were removed.
+        A key is, for example, ``"fib(i64)"``. All generations of a function share one; the key
+        ``""`` stands for all functions that were removed.
         """
         return Summaries(self._uses.by_function())
 
     @cached_property
     def per_group(self) -> Mapping[str, UseSummary]:
-        """{name: summary}, of groups in which functions were used; under ``""``: closed ones."""
+        """{name: summary}, of groups in which functions were used; ``""``: all closed groups."""
         return Summaries(self._uses.by_group())
 
 
 @final
 @frozen(kw_only=True)
 class ResidentBytes:
-    """What is in memory of the mappings that are a cache's own, in whole system pages.
+    """Memory of a cache's own mappings that is resident, in whole system pages.
 
-    Sizes say what may be touched; this is what was.
+    Other sizes say what may be touched; these say what was.
     """
 
     idle: int
     """Memories of idle instances, and their scratches."""
     running: int
-    """Of running instances, and of those that are being loaded."""
+    """Memories of running instances, and of those being loaded."""
     code: int
     """Code of loaded modules."""
     stacks: int
     """Stacks of running instances, and what idle ones keep of theirs. Of all caches in the process
-    that have the same `stack_size`: whose a stack is can't be seen."""
+    with the same `stack_size`, as the owner of a stack can't be determined."""
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Sum of all fields."""
         return self.idle + self.running + self.code + self.stacks
 
 
 @frozen(kw_only=True)
 class EntryInfo:
-    """One function in one group."""
+    """The entry of one function in one group."""
 
     function: str
     args: tuple[str, ...]
     generation: int
     group: str
     idle: int
-    """Instances and seats."""
+    """Number of idle instances and seats."""
     running: int
-    """Instances held or being loaded."""
+    """Number of instances held or being loaded."""
     waiting: int
     size: int
-    """Its idle instances together (bytes)."""
+    """Size of its idle instances together (bytes)."""
     last_used: float | None
-    """When one of its instances was last recycled (`trio.current_time()`), or None."""
+    """Time when one of its instances was last recycled (`trio.current_time()`), or None."""

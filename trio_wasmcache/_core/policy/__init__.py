@@ -1,1 +1,1 @@
-"""The state machine that decides who is served, who waits and who goes. Pure."""
+"""The state machine that decides which request is served, waits, or is evicted for. Pure."""

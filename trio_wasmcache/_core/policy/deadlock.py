@@ -1,9 +1,9 @@
-"""Who waits for whom, and whether anyone could still give way.
+"""Deadlock detection: which task waits for which, and whether any of them can still proceed.
 
 The graph has two kinds of nodes. A task waits for one *resource*; a resource is held by tasks.
-One holder giving way is enough, so a wait is hopeless only if **no** task that can be reached from
-it is free to go on (the "or" model of deadlock; with single holders it is the plain search for a
-cycle). Only waits inside the cache are edges: what else a task waits for cannot be seen.
+One holder that releases is enough, so a wait is hopeless only if **every** task reachable from it
+waits too (the "or" model of deadlock; with single holders it is the plain search for a cycle).
+Only waits inside the cache are edges; a task's other waits cannot be seen.
 
 Rejected: a wait-for graph kept up to date on every grant. Waits are rare and short, and the search
 nearly always ends at the first holder, which is running; the fast path should not pay for it.
@@ -22,11 +22,11 @@ from .records import Entry, GroupRecord, Request
 R = TypeVar("R", bound=Hashable)
 
 ROOM = "room for code, stack, memory and addresses"
-# What the message of a `DeadlockError` shows: waits of a long chain, characters of a task's name.
+# Shown in the message of a `DeadlockError`: waits of a long chain, characters of a task's name.
 FIRST_SHOWN, LAST_SHOWN, NAME_SHOWN = 4, 3, 100
-# Holds a token, is not known here, and so may give way at any time.
+# Stands for token holders unknown to the cache; they may release at any time.
 STRANGER = object()
-# What a task can wait for: an instance of an entry, a token of a group, room in the cache.
+# Resources a task can wait for: an instance of an entry, a token of a group, capacity of the cache.
 Resource = Entry | GroupRecord | str
 
 
@@ -36,22 +36,24 @@ def find_deadlock(
     waiting: Mapping[Hashable, R],
     holders: Callable[[R], Iterable[Hashable]],
 ) -> tuple[tuple[Hashable, R], ...] | None:
-    """The chain of waits that `owner` would close by waiting for `wanted`, or None.
+    """Return the chain of waits that `owner` would close by waiting for `wanted`, or None.
 
     Args:
-        waiting: {task: resource} of those who wait already; `owner` need not be among them.
-        holders: the tasks that hold a resource.
+        owner: The task that would wait.
+        wanted: The resource it would wait for.
+        waiting: {task: resource} of the tasks that wait already; `owner` need not be among them.
+        holders: Returns the tasks that hold a resource.
 
     Returns:
-        ((task, what it waits for), ...) from `owner` on, along one path back to it (or, if others
-        are stuck without it, to one of those); None if some reachable task is free to go on, or
-        waits for what nobody holds: it is about to get that.
+        ((task, resource it waits for), ...) from `owner` on, along one path back to it (or, if
+        other tasks are stuck without it, to one of those). None if some reachable task can
+        proceed, or waits for a resource without holders, which it is about to get.
     """
     came_from: dict[Hashable, Hashable] = {}
     wants: dict[Hashable, R] = {owner: wanted}
     reached: list[Hashable] = [owner]
     last: Hashable = None
-    for task in reached:  # grows while it is walked
+    for task in reached:  # grows during the iteration
         held = False
         for holder in holders(wants[task]):
             held = True
@@ -75,33 +77,33 @@ def find_deadlock(
 
 @define(eq=False)
 class Waits:
-    """The edges of one cache: who waits, and who holds instances."""
+    """The edges of one cache's wait-for graph: waiting tasks, and holders of instances."""
 
     waiting: dict[Hashable, Resource] = Factory(dict)
-    """{task: what it waits for}."""
+    """{task: resource it waits for}."""
     held: dict[Request, None] = Factory(dict)
-    """Requests that have an instance, loading or running: they hold room."""
+    """Requests that have an instance, loading or running, and so hold capacity of the cache."""
 
     def begin(self, owner: Hashable, resource: Resource) -> None:
-        """`owner` waits for `resource` from now on; if in vain, `DeadlockError` and it does not."""
+        """Record that `owner` waits for `resource`; raise `DeadlockError` if it would in vain."""
         self.check(owner, resource)
         self.waiting[owner] = resource
 
     def end(self, owner: Hashable) -> None:
-        """`owner` waits no longer; no error if it did not."""
+        """Record that `owner` no longer waits; no error if it did not."""
         self.waiting.pop(owner, None)
 
     def chain(
         self, owner: Hashable, resource: Resource
     ) -> tuple[tuple[Hashable, Resource], ...] | None:
-        """Who waits for whom, if `owner` would wait (or waits) for `resource` in vain, or None."""
+        """Return the chain of waits if `owner` waits (or would) for `resource` in vain, or None."""
         return find_deadlock(owner, resource, self.waiting, self._holders)
 
     def reach(self, owner: Hashable) -> list[Hashable]:
-        """`owner`, which waits in vain, and all whom it needs to give way, nearest first."""
+        """Return `owner`, which waits in vain, and all tasks its wait depends on, nearest first."""
         reached = [owner]
         seen = {owner}
-        for task in reached:  # grows while it is walked
+        for task in reached:  # grows during the iteration
             for holder in self._holders(self.waiting[task]):
                 if holder not in seen:
                     seen.add(holder)
@@ -109,12 +111,12 @@ class Waits:
         return reached
 
     def check(self, owner: Hashable, resource: Resource) -> None:
-        """`DeadlockError` if `owner` would wait (or waits) for `resource` in vain."""
+        """Raise `DeadlockError` if `owner` waits (or would wait) for `resource` in vain."""
         if self.chain(owner, resource) is not None:
             raise self.error(owner, resource)
 
     def error(self, owner: Hashable, resource: Resource) -> DeadlockError:
-        """What to tell `owner`, for which waiting for `resource` is in vain."""
+        """Return the error for `owner`, whose wait for `resource` is in vain."""
         chain = self.chain(owner, resource) or ((owner, resource),)
         lines = tuple(f"{_task_name(task)} waits for {_describe(it)}" for task, it in chain)
         shown = list(lines)
@@ -130,7 +132,7 @@ class Waits:
     def _holders(self, resource: Resource) -> Iterable[Hashable]:
         if isinstance(resource, Entry):
             if len(resource.claims) < resource.function.concurrency:
-                return []  # within a step: the first in line has not been served yet
+                return []  # within a step: the first waiter has not been served yet
             return [request.owner for request in resource.claims]
         if isinstance(resource, GroupRecord):
             return [*resource.tokens.owners, *([STRANGER] if resource.tokens.strangers() else [])]

@@ -1,8 +1,8 @@
-"""What is in the cache, and how it goes: every way for an instance to enter, rest, run and leave.
+"""The instances in the cache: every way for one to enter, become idle, run and leave.
 
-Nobody waits here. `policy` decides who is served; this file keeps the three books that must agree
-(the entry, the ledger, the order of last use) and changes them together, one instance at a time.
-Whatever leaves is recorded in the `Step` that the pool gets.
+Nothing waits here. `policy` decides which request is served; this file keeps the three books that
+must agree (the entry, the ledger, the order of last use) and changes them together, one instance at
+a time. Each eviction and unload is recorded in the `Step` that the pool receives.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from .lifecycle import ACQUIRE, TRANSITIONS, Action, step
 from .lru import LRU
 from .records import GRANTED, Entry, FunctionRecord, GroupRecord, Instance, Module, Request
 
-# Forgotten entries whose counts are not added up yet: as many as an application may have in turn,
-# and few enough to take no memory.
+# Vacant entries kept with their uncollected counts: enough for the functions an application uses
+# in turn, and few enough to take no memory.
 PARKED = 64
-# Instances that time out in one step: freeing one that has touched much takes a millisecond or two.
+# Instances that time out in one step: freeing one that touched much memory takes 1 or 2 ms.
 MAX_EXPIRED = 8
-# More bytes than any limits of a function come to, which may be said as any whole number.
+# Above the sum of any limits of a function, which may be arbitrarily large ints.
 NO_LIMIT = 1 << 4096
 
 
 @define
 class Step:
-    """What a step of the policy leaves for the pool to do, each list in order."""
+    """The work that a step of the policy leaves to the pool, each list in order."""
 
     evicted: list[tuple[Instance, Evicted]] = Factory(list)
-    """To be closed, with the fact for the log."""
+    """Instances to close, each with its event for the log."""
     unloaded: list[Module] = Factory(list)
-    """Nobody uses their code any more."""
+    """Modules whose code nothing uses any more."""
     woken: list[Request] = Factory(list)
-    """They need wait no longer: `stage` and `error` tell why."""
+    """Requests that need not wait any longer; their `stage` and `error` tell why."""
 
     def __bool__(self) -> bool:
         return bool(self.evicted or self.unloaded or self.woken)
@@ -63,20 +63,20 @@ class Residents:
     space_limit: int = Factory(lambda self: self._space_limit(), takes_self=True)
     """`max_address_space` (bytes), as a number."""
     mapping_limit: int = Factory(lambda self: _number(self.system.mappings), takes_self=True)
-    """Mappings that instances and code may have together."""
+    """Number of mappings that instances and code may have together."""
     shrunk: bool = False
-    """Whether it may be `crowded`: only `resize` can make it so, and `trim` looks again."""
+    """Whether the cache may be `crowded`: set only by `resize`, updated by `trim`."""
     _parked: dict[tuple[FunctionRecord, GroupRecord], Entry] = Factory(dict)
-    """Entries that are forgotten, but for what they counted: where nothing is kept, each acquire
-    makes one, and would add it all up again."""
+    """Vacant entries whose counts are not collected yet. Where nothing is kept, each acquire makes
+    an entry, and would otherwise collect the counts every time."""
     rests: int = 0
-    """How often an instance became idle so far."""
+    """Number of times an instance became idle so far."""
     _numbers: int = 0
 
-    # -- entries: made when asked for, forgotten when nothing needs them
+    # -- entries: made on request, forgotten once vacant
 
     def entry(self, function: FunctionRecord, group: GroupRecord) -> Entry:
-        """The entry of `function` in `group`, made if there is none."""
+        """Return the entry of `function` in `group`; make it if there is none."""
         entry = function.entries.get(group)
         if entry is None:
             entry = self._parked.pop((function, group), None) or Entry(function, group)
@@ -99,35 +99,35 @@ class Residents:
                     self.fold()
                 self._parked[entry.function, entry.group] = entry
 
-    # -- what is told about uses
+    # -- counts of uses
 
     def noted(self, entry: Entry) -> None:
-        """Something was, in an entry that was made only for that, or may be forgotten already."""
+        """Collect or forget `entry` after a count was added; it may have been vacant."""
         if entry in self.entries:
             self.forget(entry)
         else:
             self._collect(entry)
 
     def fold(self) -> None:
-        """What forgotten entries have counted goes to their functions and groups."""
+        """Add the counts of vacant entries to their functions and groups."""
         for entry in self._parked.values():
             self._collect(entry)
         self._parked.clear()
 
     def snapshot(self) -> Snapshot:
-        """All uses so far."""
+        """Return all uses so far."""
         self.fold()
         frozen = [entry.uses.freeze(_held(entry)) for entry in self.entries]
         names = list(map(self._names, self.entries))
         return Snapshot(*self.book.share(), self.count_calls(), frozen, names)
 
     def count_calls(self) -> int:
-        """Calls begun, since uses are counted."""
+        """Return the number of calls begun since uses are counted."""
         self.fold()
         return self.book.calls + sum(entry.uses.calls for entry in self.entries)
 
     def begin_anew(self) -> None:
-        """From now on, uses are counted from 0."""
+        """Restart all counts of uses at 0."""
         self.fold()
         self.book.clear()
         for entry in self.entries:
@@ -141,10 +141,10 @@ class Residents:
         function, group = entry.function, entry.group
         return None if function.gone else function.key, None if group.gone else group.name
 
-    # -- in, and back
+    # -- entering, and becoming idle
 
     def start(self, entry: Entry, now: float) -> Instance:
-        """A new instance begins to load."""
+        """Add a new instance of `entry`, which begins to load."""
         self._numbers += 1
         instance = Instance(self._numbers, entry, now)
         instance.state = step(instance.state, Action.LOAD)
@@ -155,7 +155,7 @@ class Residents:
         return instance
 
     def resume(self, entry: Entry) -> Instance:
-        """The most recently used idle instance of `entry` runs again."""
+        """Let the most recently used idle instance of `entry` run again."""
         instance = entry.idle[-1]
         state = TRANSITIONS[instance.state][ACQUIRE]
         entry.idle.pop()
@@ -165,7 +165,7 @@ class Residents:
         return instance
 
     def take(self, entry: Entry) -> Instance:
-        """The most recently used of `entry` is a seat: an instance begins to load on it."""
+        """Let an instance begin to load on the most recently used idle one of `entry`, a seat."""
         instance = entry.idle[-1]
         state = step(instance.state, Action.TAKE)
         entry.idle.pop()
@@ -177,7 +177,7 @@ class Residents:
         return instance
 
     def settle(self, instance: Instance, action: Action, size: int, now: float) -> None:
-        """A running (or just loaded) instance becomes idle. The caller has seen to its fitting."""
+        """Make a running (or just loaded) instance idle. The caller has checked that it fits."""
         entry = instance.entry
         instance.state = step(instance.state, action)
         instance.size = size
@@ -188,12 +188,12 @@ class Residents:
         self.lru.touch(instance)
         entry.idle.append(instance)
 
-    # -- out
+    # -- leaving
 
     def drop(
         self, instance: Instance, reason: Reason, now: float, result: Step, limit: int | None = None
     ) -> None:
-        """A loading or running instance goes, and is an eviction."""
+        """Drop a loading or running instance, and record an eviction."""
         state = step(instance.state, Action.DROP)
         before = self.ledger.total_size, self.ledger.used
         instance.last_used = now
@@ -202,7 +202,7 @@ class Residents:
         self._record(instance, reason, now, result, before, limit)
 
     def discard(self, instance: Instance, result: Step) -> None:
-        """An instance that could not be loaded goes; it never was, so it is no eviction."""
+        """Remove an instance whose load failed; as it was never loaded, it is no eviction."""
         state = step(instance.state, Action.DROP)
         self._leave_running(instance, result)
         instance.state = state
@@ -210,7 +210,7 @@ class Residents:
     def evict(
         self, instance: Instance, reason: Reason, now: float, result: Step, limit: int | None = None
     ) -> None:
-        """An idle instance goes."""
+        """Evict an idle instance."""
         state = step(instance.state, Action.EVICT)
         entry = instance.entry
         before = self.ledger.total_size, self.ledger.used
@@ -225,22 +225,22 @@ class Residents:
         self.forget(entry)
 
     def evict_entry(self, entry: Entry, reason: Reason, now: float, result: Step) -> None:
-        """All idle instances of `entry` go, the least recently used first."""
+        """Evict all idle instances of `entry`, the least recently used first."""
         for instance in list(entry.idle):
             self.evict(instance, reason, now, result)
 
     def evict_module(self, module: Module, reason: Reason, now: float, result: Step) -> None:
-        """All idle instances of a module that has no others go, and so does its code."""
+        """Evict all instances of a module that has only idle ones, which unloads its code."""
         for instance in module.idle:
             self.evict(instance, reason, now, result)
 
     def shrink(self, target: int, now: float, result: Step) -> None:
-        """Least recently used first, until idle instances take at most `target` bytes."""
+        """Evict the least recently used until idle instances take at most `target` bytes."""
         while self.ledger.total_size > target and (oldest := self.lru.oldest()) is not None:
             self.evict(oldest, Reason.SIZE, now, result)
 
     def expire(self, now: float, result: Step) -> None:
-        """What has been idle for `idle_timeout` goes, so many in one step."""
+        """Evict instances idle for `idle_timeout`, at most `MAX_EXPIRED` in one step."""
         for _ in range(MAX_EXPIRED):
             oldest = self.lru.oldest()
             if oldest is None or oldest.last_used + self.config.idle_timeout > now:
@@ -248,7 +248,7 @@ class Residents:
             self.evict(oldest, Reason.IDLE, now, result)
 
     def resize(self, config: CacheConfig, now: float, result: Step) -> None:
-        """Under smaller limits, what no longer fits goes."""
+        """Apply the limits of `config`, and evict idle instances that no longer fit."""
         self.config = config
         self.running_limit = _number(config.max_running_size)
         self.space_limit = self._space_limit()
@@ -261,7 +261,7 @@ class Residents:
 
     @property
     def crowded(self) -> bool:
-        """Whether more is here than the limits allow: after a `resize`, as long as much runs."""
+        """Whether usage exceeds the limits: after a `resize`, while too much is running."""
         ledger, config = self.ledger, self.config
         return (
             ledger.idle + ledger.running > config.max_instances
@@ -276,7 +276,7 @@ class Residents:
         return ledger.address_space > self.space_limit or ledger.mappings > self.mapping_limit
 
     def trim(self, now: float, result: Step) -> None:
-        """Evict what is too much by count, by code or by addresses, as far as it is idle."""
+        """Evict idle instances while count, code or addresses exceed their limits."""
         ledger, config = self.ledger, self.config
         while ledger.idle + ledger.running > config.max_instances:
             if (oldest := self.lru.oldest()) is None:
@@ -290,10 +290,10 @@ class Residents:
             self.evict(victim, Reason.ADDRESS_SPACE, now, result)
         self.shrunk = self.crowded
 
-    # -- room to run: for code, for a stack, for what the instance may touch and what it reserves
+    # -- capacity to run: for code, for a stack, for worst sizes and for reserved addresses
 
     def check_fits(self, function: FunctionRecord) -> None:
-        """`CodeMemoryError` if an instance of `function` needs more than an empty cache has."""
+        """Raise `CodeMemoryError` if an empty cache could not run an instance of `function`."""
         worst = function.worst_size
         if worst > self.running_limit:
             raise CodeMemoryError(
@@ -330,16 +330,19 @@ class Residents:
         result: Step,
         seat: bool = False,
     ) -> bool:
-        """Evict what must go for one more running instance of `function`.
+        """Evict what is necessary for one more running instance of `function`.
 
-        Looks first whether room can be made at all; if not, nothing changes and the answer is
-        False. Whole modules go, least recently used first, never one that is in use and never its
-        own: an eviction that frees no code would be for nothing. What running instances may touch
-        no eviction makes less.
+        Checks first whether evictions can free enough at all; if not, changes nothing and returns
+        False. Evicts whole modules, least recently used first, never one that is in use and never
+        `function`'s own: an eviction that frees no code would be useless. No eviction lowers
+        `running_size`.
 
         Args:
-            another: it will be a new instance, which counts against `max_instances`.
-            seat: it will be loaded on a seat of its module.
+            function: The function to run.
+            another: Whether it will be a new instance, which counts against `max_instances`.
+            now: The time (seconds).
+            result: The step to which evictions are added.
+            seat: Whether the instance will be loaded on a seat of its module.
         """
         ledger, limit, module = self.ledger, self.config.max_code_size, function.module
         if ledger.running_size + function.worst_size > self.running_limit:
@@ -363,8 +366,8 @@ class Residents:
             victim = self._space_victim(module)
             assert victim is not None
             self.evict(victim, Reason.ADDRESS_SPACE, now, result)
-        # Last, as the code that went may have taken instances enough with it. If this one was the
-        # last of `module`, that is unloaded and loaded again: as many bytes go as come.
+        # Last, as evicting code may have removed enough instances. If this one was the last of
+        # `module`, that is unloaded and loaded again: as many bytes are freed as are needed.
         if another and ledger.idle + ledger.running >= self.config.max_instances:
             self.evict(next(iter(self.lru)), Reason.COUNT, now, result)
         return True
@@ -372,10 +375,10 @@ class Residents:
     def reserve(
         self, instance: Instance, reserved: tuple[int, int], now: float, result: Step
     ) -> bool:
-        """Note what a running instance reserves now (bytes of addresses, mappings).
+        """Record what a running instance reserves now (bytes of addresses, mappings).
 
-        Idle instances are evicted for it, least recently used first. Returns False, and evicts
-        none, if there is too little to evict.
+        Evicts idle instances for it, least recently used first. Returns False, and evicts none,
+        if idle instances do not reserve enough.
         """
         ledger = self.ledger
         ledger.reserve(instance, *reserved)
@@ -392,7 +395,7 @@ class Residents:
         return True
 
     def relieve(self, address_space: int, mappings: int, now: float, result: Step) -> None:
-        """Evict idle instances until so much less is reserved, or nothing more can go."""
+        """Evict idle instances until this much less is reserved, or none is left that helps."""
         ledger = self.ledger
         space_target = ledger.address_space - address_space
         mapping_target = ledger.mappings - mappings
@@ -405,7 +408,7 @@ class Residents:
         return _number(self.system.max_address_space(self.config))
 
     def _missing(self, function: FunctionRecord) -> tuple[int, int]:
-        """How many bytes of addresses and mappings are missing for an instance of `function`."""
+        """Return how many bytes of addresses and mappings an instance of `function` lacks."""
         ledger, module = self.ledger, function.module
         space = ledger.address_space + function.address_space - self.space_limit
         mappings = ledger.mappings + function.mappings - self.mapping_limit
@@ -422,10 +425,10 @@ class Residents:
         return missing[0] <= idle[0] and missing[1] <= idle[1]
 
     def _idle_space(self, needed: Module | None) -> tuple[int, int]:
-        """Addresses (bytes) and mappings that would be free if all that is idle went.
+        """Return the addresses (bytes) and mappings that evicting all idle instances would free.
 
-        The code of `needed` stays: what its going would free, its coming back takes again. Added
-        up where it is asked, which is rare: a sum kept at hand would have to be kept in each hit.
+        Leaves out the code of `needed`, which would be loaded again at once. Summed up on request,
+        which is rare: a running total would have to be updated on every hit.
         """
         space = mappings = 0
         for instance in self.lru:
@@ -438,10 +441,10 @@ class Residents:
         return space, mappings
 
     def _space_victim(self, needed: Module | None = None) -> Instance | None:
-        """The idle instance that goes next for addresses or mappings, if any is worth it.
+        """Return the idle instance to evict next for addresses or mappings, if any helps.
 
-        The least recently used first; after all that reserve something, the seats that keep code
-        loaded which nothing else needs.
+        The least recently used instance first; then, once only seats are left, the least recently
+        used seat whose module has nothing running and is not `needed`.
         """
         for instance in self.lru:
             if not instance.seat:
@@ -452,7 +455,7 @@ class Residents:
                 return instance
         return None
 
-    # -- what it all comes down to
+    # -- shared by the above
 
     def _leave_running(self, instance: Instance, result: Step) -> None:
         module = instance.entry.function.module
@@ -510,7 +513,7 @@ def _number(limit: int | None) -> int:
 
 
 def _held(entry: Entry) -> int:
-    """Leases of it that have not ended."""
+    """Return the number of leases of `entry` that have not ended."""
     if not entry.claims:
         return 0
     return sum(request.stage is GRANTED and not request.warm for request in entry.claims)

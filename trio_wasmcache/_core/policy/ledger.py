@@ -1,19 +1,19 @@
-"""The book of bytes: what idle instances, loaded code and running stacks add up to.
+"""The book of bytes: sums over idle instances, loaded code and running stacks.
 
-It only counts. Who goes when a sum is too large is decided in `policy`; the order of last use is
-in `lru`. These sums are kept, each with its own limit:
+It only counts. `policy` decides what to evict when a sum is too large; `lru` keeps the order of
+last use. Each of these sums has its own limit:
 
-- `total_size`: idle instances, as large as they are;
-- `running_size`: instances that are loading or running, as large as they may become;
+- `total_size`: idle instances, at their present size;
+- `running_size`: instances that are loading or running, at their largest possible size;
 - `code_size` + `stacks`: code of loaded modules, whatever uses them, and one stack for each
   instance that is loading or running;
-- `address_space` and `mappings`: what instances and loaded code reserve of the process's addresses
-  and of the kernel's table of mappings. An idle instance reserves as much as a running one, so a
-  hit does not change them.
+- `address_space` and `mappings`: addresses of the process and entries in the kernel's table of
+  mappings, reserved by instances and loaded code. An idle instance reserves as much as a running
+  one, so a hit does not change them.
 
-`evictable` holds the modules whose code would go if their idle instances went, least recently
-used first, and `evictable_code` is their sum, so that "can room be made at all?" is one
-subtraction.
+`evictable` holds the modules whose code would be unloaded if their idle instances were evicted,
+least recently used first, and `evictable_code` is the sum of their code, so that "can enough be
+freed at all?" is one subtraction.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ class Ledger:
     mappings: int = 0
     instances: int = 0
     running: int = 0
-    """Of the instances; loading ones included."""
+    """Number of `instances` that are loading or running."""
     loaded_modules: int = 0
     evictable: LRU[Module] = Factory(lambda: LRU[Module]())
     evictable_code: int = 0
     most_running: int = field(init=False)
-    """As many may run, with the code that is loaded: what a hit asks, worked out before."""
+    """Number of instances that may run beside the loaded code, computed ahead for the hit."""
 
     def __attrs_post_init__(self) -> None:
         self._reckon()
 
     def limit_code(self, limit: int) -> None:
-        """Code and stacks may take so many bytes from now on."""
+        """Set the limit of code and stacks together (bytes)."""
         self.code_limit = limit
         self._reckon()
 
@@ -60,21 +60,21 @@ class Ledger:
 
     @property
     def idle(self) -> int:
-        """Of the instances."""
+        """Number of `instances` that are idle."""
         return self.instances - self.running
 
     @property
     def stacks(self) -> int:
-        """Bytes: one stack for each that is loading or running."""
+        """Bytes of stack: one stack for each instance that is loading or running."""
         return self.running * self.stack_size
 
     @property
     def used(self) -> int:
-        """Bytes against `max_code_size`."""
+        """Bytes that count against `max_code_size`."""
         return self.code_size + self.stacks
 
     def enter(self, function: FunctionRecord) -> bool:
-        """A new instance of it begins to load; True if the module has to be loaded too."""
+        """Count a new instance that begins to load; return whether to load its module too."""
         module = function.module
         first = module.users == 0
         if first:
@@ -89,23 +89,23 @@ class Ledger:
         return first
 
     def reserve(self, instance: Instance, address_space: int, mappings: int) -> None:
-        """Note that an instance reserves so much from now on, whatever it did."""
+        """Record that `instance` reserves this much now (bytes, mappings), replacing the old."""
         self.address_space += address_space - instance.address_space
         self.mappings += mappings - instance.mappings
         instance.address_space, instance.mappings = address_space, mappings
 
     def resume(self, instance: Instance) -> None:
-        """An idle instance runs."""
+        """Count an idle instance as running."""
         self.total_size -= instance.size
         self._start(instance.entry.function)
 
     def suspend(self, instance: Instance) -> None:
-        """A running instance becomes idle, with the size it has now."""
+        """Count a running instance as idle, with its present size."""
         self.total_size += instance.size
         self._stop(instance.entry.function)
 
     def leave_running(self, instance: Instance) -> bool:
-        """A loading or running instance goes; True if its module is to be unloaded."""
+        """Subtract a loading or running instance; return whether to unload its module."""
         function = instance.entry.function
         module = function.module
         self.reserve(instance, 0, 0)
@@ -115,7 +115,7 @@ class Ledger:
         return self._left(module)
 
     def leave_idle(self, instance: Instance) -> bool:
-        """An idle instance goes; True if its module is to be unloaded."""
+        """Subtract an idle instance; return whether to unload its module."""
         module = instance.entry.function.module
         self.total_size -= instance.size
         self.reserve(instance, 0, 0)
@@ -124,7 +124,7 @@ class Ledger:
         return self._left(module)
 
     def _start(self, function: FunctionRecord) -> None:
-        """One more runs."""
+        """Count one more running instance."""
         module = function.module
         if module in self.evictable:
             self.evictable.remove(module)
@@ -134,7 +134,7 @@ class Ledger:
         self.running_size += function.worst_size
 
     def _stop(self, function: FunctionRecord) -> None:
-        """One less runs."""
+        """Count one less running instance."""
         module = function.module
         module.running -= 1
         self.running -= 1

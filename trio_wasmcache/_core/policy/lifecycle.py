@@ -1,13 +1,13 @@
-"""The life of one instance as a table: what may follow what.
+"""The life of one instance as a table: which step may follow which.
 
 Two rules:
 
-1. Every change of an instance's state goes through `step`.
+1. Every change of an instance's state is made by `step`.
 2. A step that the table does not name raises `IllegalStepError` and changes nothing.
 
-A seat lives the same life: it is idle while it waits in the cache, loading while an instance is
-made for a lease, and running while the lease uses that. If no instance can be made, it is idle
-again.
+A seat has the same life: it is idle while it waits in the cache, loading while an instance is
+made for a lease, and running while the lease uses that instance. If no instance can be made, it is
+idle again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class State(str, enum.Enum):  # noqa: UP042
 
 
 class Action(str, enum.Enum):  # noqa: UP042
-    """What is done to an instance."""
+    """A step in the life of an instance."""
 
     LOAD = "load"
     LOADED = "loaded"
@@ -41,11 +41,11 @@ class Action(str, enum.Enum):  # noqa: UP042
     EVICT = "evict"
 
 
-# For what is done on every hit: see `records.NEW`.
+# For the steps of every hit: see `records.NEW`.
 LOADING, RUNNING, IDLE = State.LOADING, State.RUNNING, State.IDLE
 ACQUIRE, RECYCLE = Action.ACQUIRE, Action.RECYCLE
 
-# {state: {action: next state}}; whatever is not here is illegal.
+# {state: {action: next state}}; all others are illegal.
 TRANSITIONS: dict[State, dict[Action, State]] = {
     State.ABSENT: {Action.LOAD: State.LOADING},
     State.LOADING: {
@@ -65,11 +65,11 @@ TRANSITIONS: dict[State, dict[Action, State]] = {
 
 
 class IllegalStepError(RuntimeError):
-    """A bug in the caller: the instance is not in a state in which this can be done to it."""
+    """A bug in the caller: the instance's state does not allow this step."""
 
 
 def step(state: State, action: Action) -> State:
-    """The state after `action`; `IllegalStepError` if the table has no such step."""
+    """Return the state after `action`; raise `IllegalStepError` if the table has none."""
     try:
         return TRANSITIONS[state][action]
     except KeyError:

@@ -1,10 +1,10 @@
-"""Order of last use: members form a ring, in which each knows its neighbours.
+"""Order of last use: a ring in which each member knows its neighbours.
 
-The ring begins and ends with the order itself, so no place in it is special. What is touched later
-was used later, so what comes after the beginning is always the least recently used, and every
-operation is O(1) at any number of members. A dictionary would hash what a ring has at hand, and
-find its front only by stepping over every deleted one before it; an `OrderedDict` has a ring, too,
-beside a dictionary, and takes 90 bytes more for each member.
+The ring begins and ends with the order itself, so no position needs special treatment. Members are
+appended when used, so the one after the beginning is always the least recently used, and every
+operation is O(1) at any number of members. A dictionary would compute hashes, which a ring does not
+need, and find its front only by skipping every deleted item before it; an `OrderedDict` has a ring,
+too, beside a dictionary, and takes 90 bytes more for each member.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any, Generic, Protocol, TypeVar
 
 
 class Member(Protocol):
-    """Part of an order, of one at a time; only the order or `Policy` changes its neighbours."""
+    """A member of one order at a time; only the order or `Policy` changes its neighbours."""
 
     before: Any
     after: Any
-    """None while it is in none."""
+    """None while it is in no order."""
 
 
 T = TypeVar("T", bound=Member)
@@ -58,7 +58,7 @@ class LRU(Generic[T]):
         last.after = self.before = member
 
     def remove(self, member: T) -> None:
-        """Take `member` out; `KeyError` if it is not in."""
+        """Remove `member`; raise `KeyError` if it is not in."""
         before, after = member.before, member.after
         if after is None:
             raise KeyError(member)
@@ -66,6 +66,6 @@ class LRU(Generic[T]):
         member.before = member.after = None
 
     def oldest(self) -> T | None:
-        """The least recently used member, or None; nothing changes."""
+        """Return the least recently used member, or None; changes nothing."""
         member: T | None = self.after if self.after is not self else None
         return member

@@ -1,31 +1,33 @@
-"""The state machine that decides who is served, who waits, and in what order.
+"""The state machine that decides which requests are served, which wait, and in what order.
 
 Rules:
 
 1. A step is synchronous. It takes the time, changes state once, and *returns* what must be closed,
-   who must be woken and what happened; it never does any of it. An error changes nothing.
-2. A request goes through the same stages in the same order: an instance of its entry (first come,
-   first served), then room to run (first come, first served in the whole cache), then the load if
-   there is nothing idle.
-3. An instance or room is granted in the step that frees it. Nothing is ever assigned but idle.
+   which requests must be woken and what happened; it does none of that itself. An error changes
+   nothing.
+2. Every request passes the same stages in the same order: an instance of its entry (first come,
+   first served), then capacity to run (first come, first served in the whole cache), then the load
+   if nothing is idle.
+3. An instance or capacity is granted in the step that frees it, never "assigned but still idle".
 4. Recycling never waits and never fails.
 
 These hold between two steps:
 
-5. No entry has waiters while one of its claims is free, and nobody waits for room that is there.
-6. Whoever waits for room has a claim already, so a line for room never holds more requests of an
-   entry than that may serve at once.
-7. Some task that holds an instance is free to go on: a wait that is in vain ends with an error,
-   where it begins or, if a release made it so, in the step of the release.
+5. No entry has waiters while one of its claims is free, and no request waits for capacity that is
+   available.
+6. A request that waits for capacity has a claim already, so the queue for capacity never holds more
+   requests of an entry than its `concurrency`.
+7. Some task that holds an instance can proceed: a wait that is in vain ends with an error, at its
+   beginning or, if a release made it so, in the step of the release.
 
 Nearly every acquire and recycle is a plain hit, and takes the short way: `hit` and `rest`. They do
-what `acquire` and `recycle` do in a dozen calls each, written out without one, as a call in Python
-costs as much as three of their lines. They refuse, and change nothing, where anything is out of the
-ordinary; then the long way is taken. The model of the policy in the tests checks that both ways
-lead to the same state, whatever the state before.
+the same as `acquire` and `recycle`, which make a dozen calls each, but without a call, as a call in
+Python costs as much as three of their lines. In any unusual case they change nothing and refuse;
+then the long way is taken. The model of the policy in the tests checks that both ways lead to the
+same state, whatever the state before.
 
-The books of what is in the cache are kept by `residents`. The pool around them closes, loads,
-wakes and logs; the log tool replays a log through this file.
+`residents` keeps the books of what is in the cache. The pool around them closes, loads, wakes and
+logs; the log tool replays a log through this file.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ from .records import (
 
 @define(eq=False)
 class Policy:
-    """Decides for one cache. Its clock is the `now` (seconds) that it is given."""
+    """Decides for one cache. The only clock is `now` (seconds), an argument of each step."""
 
     config: CacheConfig
     system: SystemLimits = Factory(SystemLimits)
@@ -67,7 +69,7 @@ class Policy:
         lambda self: Residents(self.config, self.system), takes_self=True
     )
     room: deque[Request] = Factory(deque)
-    """Who waits for room, in order."""
+    """Requests that wait for capacity, in order."""
     waits: Waits = Factory(Waits)
     hits: int = 0
     misses: int = 0
@@ -85,9 +87,9 @@ class Policy:
         give_up: GiveUp,
         now: float,
     ) -> Request | None:
-        """Return a request that is GRANTED an idle instance, or None: then nothing has changed.
+        """Return a request that is GRANTED an idle instance, or None, having changed nothing.
 
-        Only an instance that is `ready` is taken, and nobody else may be kept waiting by it.
+        Grants only an instance that is `ready`, and only while no other request waits for it.
         """
         entry = function.entries.get(group)
         if entry is None or not (idle := entry.idle) or entry.waiting or self.room:
@@ -106,8 +108,8 @@ class Policy:
         request = instance.request
         if request is None:
             request = instance.request = Request(entry, owner)
-        # The instance and the order of use. From here on there is not even a call of C, which could
-        # still fail for want of room on Python's stack.
+        # The instance and the order of use. From here on there is not even a call of C, which
+        # could still fail when Python's stack is exhausted.
         del idle[-1]
         instance.state = RUNNING
         before, after = instance.before, instance.after
@@ -124,7 +126,7 @@ class Policy:
         ledger.running = running
         ledger.running_size = running_size
         ledger.total_size -= instance.size
-        # The request. Whose it was in an earlier hit does not know it any more.
+        # The request. Its owner of an earlier hit holds no reference to it any more.
         request.instance = instance
         request.owner = owner
         request.hit, request.handed_over = True, False
@@ -136,9 +138,10 @@ class Policy:
         return request
 
     def rest(self, request: Request, size: int, now: float) -> bool:
-        """Make the instance of a `hit`, or of what `may_rest`, idle; False if it takes `recycle`.
+        """Make the instance of a `hit`, or one allowed by `may_rest`, idle.
 
-        Nothing has changed then. `size` is what the instance may touch now (bytes).
+        Returns False, having changed nothing, if `recycle` must be called instead. `size` is what
+        the instance may touch now (bytes).
         """
         instance, entry, config = request.instance, request.entry, self.config
         residents = self.residents
@@ -197,7 +200,7 @@ class Policy:
     # -- acquire
 
     def may_rest(self, request: Request) -> None:
-        """Let a lease that was granted the long way end the short way: see `rest`."""
+        """Let a lease that was granted the long way end the short way; see `rest`."""
         instance = request.instance
         if instance is not None and instance.entry is request.entry and not request.warm:
             instance.request = request
@@ -210,19 +213,18 @@ class Policy:
         warm: bool = False,
         give_up: GiveUp | None = None,
     ) -> Request:
-        """Return a new request, at stage NEW; `acquire` is its first step, to be taken at once."""
+        """Return a new request, at stage NEW; call `acquire` on it at once."""
         return Request(self.residents.entry(function, group), owner, warm, give_up=give_up)
 
     def acquire(self, request: Request, now: float) -> Step | None:
-        """Take `request` as far as it goes without waiting.
+        """Advance `request` as far as possible without waiting.
 
-        Afterwards its `stage` is GRANTED (a hit), LOADING, QUEUED or ROOM. What loads is a hit,
-        too, if it does so on a seat. A warm request is GRANTED at once where `concurrency` allows
-        no further instance.
+        Afterwards its `stage` is GRANTED (a hit), LOADING, QUEUED or ROOM. A load on a seat is a
+        hit, too. A warm request is GRANTED at once where `concurrency` allows no further instance.
 
         Raises:
-            CodeMemoryError: it would not fit into an empty budget.
-            DeadlockError: it would have to wait for itself.
+            CodeMemoryError: An empty cache could not run it.
+            DeadlockError: It would have to wait for itself.
         """
         _expect(request, NEW)
         entry = request.entry
@@ -256,13 +258,13 @@ class Policy:
         return None
 
     def loaded(self, request: Request, now: float, size: int = 0) -> Step | None:
-        """The load succeeded: the request is GRANTED.
+        """Grant the request, whose load succeeded.
 
         `size` is what its instance may touch now (bytes).
 
-        If its function was retired or its group closed meanwhile, the new instance goes, and the
-        request is at another stage: LOADING again, QUEUED or ROOM to wait, or ENDED with `error`.
-        It is not among the `woken`, as it did not sleep.
+        If its function was retired or its group closed meanwhile, the new instance is dropped, and
+        the request is at another stage: LOADING again, QUEUED or ROOM to wait, or ENDED with
+        `error`. It is not among the `woken`, as it did not sleep.
         """
         instance = _instance(request, Stage.LOADING)
         instance.size = size
@@ -291,9 +293,9 @@ class Policy:
         return result
 
     def failed(self, request: Request, now: float) -> Step:
-        """The load failed or was cancelled: all that was taken is given back, a seat too.
+        """Give back all that a request holds, a seat too, as its load failed or was cancelled.
 
-        The slot goes to the first waiter of the entry, which tries for itself.
+        The slot is given to the first waiter of the entry, which tries for itself.
         """
         instance = _instance(request, Stage.LOADING)
         result = Step()
@@ -308,7 +310,7 @@ class Policy:
         return result
 
     def cancel(self, request: Request, now: float) -> Step:
-        """The waiter gives up. Whoever was behind it may go on now."""
+        """End the wait of `request`, and serve those that waited behind it."""
         entry = request.entry
         if request.stage is Stage.QUEUED:
             entry.waiting.remove(request)
@@ -324,10 +326,10 @@ class Policy:
     # -- recycle
 
     def hand_over(self, request: Request, owner: Hashable, now: float) -> Step | None:
-        """The block of the lease has ended, but not the call of it that `owner` has under way.
+        """Make `owner`, whose call outlasts the block of the lease, the holder of its instance.
 
-        So from now on it is up to `owner` when the instance is free. If that one waits, maybe for
-        this very instance, the wait may be in vain now: then it ends with a `DeadlockError`.
+        From now on `owner` determines when the instance is free. If `owner` waits, maybe for this
+        very instance, the wait may be in vain now: then it ends with a `DeadlockError`.
         """
         _expect(request, GRANTED)
         request.owner = owner
@@ -348,12 +350,12 @@ class Policy:
         seat: bool = False,
         reserved: tuple[int, int] | None = None,
     ) -> Step | None:
-        """The lease ended; `size` is what its instance may touch now (bytes).
+        """End a lease; `size` is what its instance may touch now (bytes).
 
-        With `drop` the instance goes for that reason. Otherwise it stays if it may, and the least
-        recently used go until it fits. With `seat` it is closed already, and a seat stays, of that
-        size. `reserved` is what the instance reserves now (bytes of addresses, mappings), where
-        that has changed.
+        With `drop` the instance is dropped for that reason. Otherwise it is kept if the limits
+        allow, and the least recently used are evicted until it fits. With `seat` it is closed
+        already, and a seat of that size is kept. `reserved` is what the instance reserves now
+        (bytes of addresses, mappings), where that has changed.
         """
         instance = _instance(request, GRANTED)
         entry = instance.entry
@@ -385,7 +387,7 @@ class Policy:
             if residents.ledger.total_size + size > config.max_size:
                 result = result or Step()
                 residents.shrink(config.max_size - size, now, result)
-            # One that was loaded to be warm never ran.
+            # An instance that was only loaded to be warm never ran.
             action = Action.WARMED if instance.state is LOADING else RECYCLE
             residents.settle(instance, action, size, now)
         self._let_go(request)
@@ -396,10 +398,10 @@ class Policy:
         return result
 
     def relieve(self, address_space: int, mappings: int, now: float) -> Step | None:
-        """Evict idle instances, as the system gave no memory, addresses or mappings for a load.
+        """Evict idle instances, as the system refused memory, addresses or mappings for a load.
 
-        They go least recently used first, until they have reserved that many bytes of addresses
-        and that many mappings together. None: nothing idle is left that could help.
+        Evicts the least recently used first, until those evicted have reserved that many bytes of
+        addresses and that many mappings together. Returns None if no idle instance could help.
         """
         result = Step()
         self.residents.relieve(address_space, mappings, now, result)
@@ -411,25 +413,24 @@ class Policy:
     # -- time
 
     def expire(self, now: float) -> Step:
-        """Evict what has been idle for `idle_timeout`, but only some if there is much: see
-        `next_expiry`."""
+        """Evict instances idle for `idle_timeout`; some may be left over, see `next_expiry`."""
         result = Step()
         self.residents.expire(now, result)
         self._pump_room(now, result)
         return result
 
     def next_expiry(self) -> float | None:
-        """When `expire` will next have something to do (the clock of `now`), or None."""
+        """Return when `expire` will next have something to do (the clock of `now`), or None."""
         oldest = self.residents.lru.oldest()
         return None if oldest is None else oldest.last_used + self.config.idle_timeout
 
     # -- functions, groups, limits
 
     def retire(self, function: FunctionRecord, now: float) -> Step:
-        """`function` was removed, or replaced if it has a `successor`.
+        """Retire `function`, which was removed, or replaced if it has a `successor`.
 
-        Its idle instances go. Who waits goes on with the successor, in order, or ends with
-        `UnknownFunctionError`; who runs is not disturbed; who loads is seen to in `loaded`.
+        Evicts its idle instances. Waiters continue with the successor, in order, or end with
+        `UnknownFunctionError`; running leases are not disturbed; loads are handled in `loaded`.
         """
         self.residents.fold()
         function.retired = True
@@ -448,7 +449,7 @@ class Policy:
         return result
 
     def close_group(self, group: GroupRecord, now: float, reason: Reason) -> Step:
-        """No new leases in `group`: its idle instances go, its waiters end with `Closed`."""
+        """Refuse new leases in `group`, evict its idle instances, end its waiters with `Closed`."""
         self.residents.fold()
         group.closed = True
         if not self.closed:
@@ -464,7 +465,7 @@ class Policy:
         return result
 
     def resize(self, config: CacheConfig, now: float) -> Step:
-        """Live under other limits from now on; those who wait and never fit end with an error."""
+        """Apply the limits of `config`; requests that wait and can never fit end with an error."""
         self.config = config
         result = Step()
         self.residents.resize(config, now, result)
@@ -473,34 +474,34 @@ class Policy:
         self._pump_room(now, result)
         return result
 
-    # -- what is noted about uses
+    # -- counts of uses
 
     def note_token_block(self, function: FunctionRecord, group: GroupRecord) -> None:
-        """An acquire has to wait for a token of its group, so there is no request yet."""
+        """Count an acquire that waits for a token of its group and so has no request yet."""
         self.blocks += 1
         entry = self.residents.entry(function, group)
         entry.uses.blocks += 1
         self.residents.noted(entry)
 
     def note_error(self, entry: Entry, error: str) -> None:
-        """An acquire, or a call, ended with an error of that type."""
+        """Count an acquire or a call that ended with an error of that type."""
         entry.uses.note_error(error)
         self.residents.noted(entry)
 
     def note_long_call(self, entry: Entry, fuel: int, seconds: float) -> None:
-        """A call that had gone on beyond its first slice is over, and so is its lease maybe."""
+        """Count a call that took more than one slice; its lease may have ended already."""
         entry.uses.add(RUNS, microseconds(seconds))
         entry.uses.add(FUELS, fuel)
         self.residents.noted(entry)
 
     def note_compiled(self, function: FunctionRecord, seconds: float) -> None:
-        """The module of a function was compiled, for it."""
+        """Count a compilation of the module of `function`, made for it."""
         self.residents.book.of_function(function.key).add(COMPILES, microseconds(seconds))
 
     # -- from stage to stage
 
     def _seek_room(self, request: Request, now: float) -> Step:
-        """The request has an instance coming to it: give it room too, or let it wait for that."""
+        """Give `request`, for which an instance is free, capacity too, or let it wait for that."""
         result = Step()
         claims = request.entry.claims
         # First, as a claim keeps the entry in the books when making room evicts what is idle there.
@@ -509,7 +510,7 @@ class Policy:
             try:
                 self._block(request, ROOM)
             except DeadlockError:
-                # Who stands before it in line waits for what it holds: let it by if it fits.
+                # A request before it in line waits for what it holds: overtake if it fits.
                 if self.room and self._serve(request, now, result):
                     return result
                 del claims[request]
@@ -518,7 +519,7 @@ class Policy:
         return result
 
     def _serve(self, request: Request, now: float, result: Step) -> bool:
-        """Give a request that has a claim its room, and what it claimed; False if there is none."""
+        """Give a request with a claim capacity and an instance; return False if there is none."""
         entry = request.entry
         hit = bool(entry.idle)
         if request.warm and entry.live < entry.function.concurrency:
@@ -557,11 +558,11 @@ class Policy:
     def _note_wait(self, request: Request, now: float) -> None:
         request.entry.uses.add(WAITS, microseconds(now - request.since))
 
-    # -- who goes next when something becomes free
+    # -- serving waiters when something becomes free
 
     def _pump(self, entry: Entry, now: float, result: Step) -> None:
-        """Something became free: serve the waiters of `entry`, then those who wait for room."""
-        # In a cache that closes, group by group, nobody is served any more.
+        """Serve the waiters of `entry`, then those that wait for capacity."""
+        # A cache that closes, group by group, serves nothing any more.
         while not self.closed and entry.waiting and len(entry.claims) < entry.function.concurrency:
             request = entry.waiting.pop(0)
             try:
@@ -571,7 +572,7 @@ class Policy:
                 continue
             entry.claims[request] = None
             if self.room or not self._serve(request, now, result):
-                # Whether that is in vain is seen below, where it is known who has to give way.
+                # A wait in vain is detected below, where it is known which task must give way.
                 self.waits.waiting[request.owner] = ROOM
                 self._note_block(request)
                 self._enter_room(request)
@@ -587,7 +588,7 @@ class Policy:
         while self.room and not self.closed:
             request = self.room[0]
             if not self._serve(request, now, result):
-                # Whoever released was perhaps the last that could, and nobody else will notice.
+                # The releasing task was perhaps the last that could; nothing else would notice.
                 if self.waits.chain(request.owner, ROOM) is not None:
                     self._break_deadlock(now, result)
                 return
@@ -596,10 +597,11 @@ class Policy:
             result.woken.append(request)
 
     def _break_deadlock(self, now: float, result: Step) -> None:
-        """Nobody who holds room can go on: one of them overtakes, if it fits, or gives way.
+        """Let one overtake, if it fits, or fail, as no holder of capacity can proceed.
 
-        The first in line would be the wrong one if it holds nothing: the others would be stuck as
-        before. All who wait for room are in the same trap, so any of them that holds will do.
+        Failing the first in line would not help if it holds nothing: the others would be stuck as
+        before. All that wait for capacity are in the same deadlock, so any holder among them will
+        do.
         """
         holders = {request.owner for request in self.waits.held}
         for request in [request for request in self.room if request.owner in holders]:
@@ -612,21 +614,21 @@ class Policy:
         self._give_way(next(stuck, self.room[0]), now, result)
 
     def _break_cycle(self, owner: Hashable, now: float, result: Step) -> None:
-        """What `owner` waits for, nobody can give it any more: it gives way, or one that it needs.
+        """Fail the wait of `owner`, which is in vain, or that of a task it depends on.
 
-        The latter where it waits for a token: such a wait is not the policy's to end.
+        The latter if `owner` waits for a token: such a wait is not the policy's to end.
         """
         waiters = {request.owner: request for request in self._waiters()}
         needed = (waiters[task] for task in self.waits.reach(owner) if task in waiters)
         self._give_way(next(needed), now, result)
 
     def _waiters(self) -> list[Request]:
-        """All who wait, for room first."""
+        """Return all waiting requests, those that wait for capacity first."""
         queued = (request for entry in self.residents.entries for request in entry.waiting)
         return [*self.room, *queued]
 
     def _give_way(self, request: Request, now: float, result: Step) -> None:
-        """Its wait ends with a `DeadlockError`."""
+        """End the wait of `request` with a `DeadlockError`."""
         error = self.waits.error(request.owner, self.waits.waiting[request.owner])
         if request.stage is Stage.ROOM:
             self._leave_room(request)
@@ -638,7 +640,7 @@ class Policy:
     # -- queues
 
     def _go_on(self, request: Request, now: float, result: Step) -> None:
-        """A load was overtaken by `retire`: the request goes before all who came after it."""
+        """Requeue a request whose load was overtaken by `retire`, before all that came after it."""
         function = request.entry.function
         while function.retired and function.successor is not None:
             function = function.successor
@@ -656,9 +658,10 @@ class Policy:
                 self._end(request, error, result)
 
     def _move_on(self, old: Entry, result: Step) -> None:
-        """Who waits in `old` goes on in its successor's entry; who loads keeps a claim there.
+        """Move the waiters of `old` to its successor's entry, and the claims of those that load.
 
-        Who waits for room keeps its place too, as far as the successor's `concurrency` goes.
+        Requests that wait for capacity keep their place, as far as the successor's `concurrency`
+        allows.
         """
         successor = old.function.successor
         if successor is None:
@@ -684,7 +687,7 @@ class Policy:
         old.waiting.clear()
 
     def _refuse_misfits(self, result: Step) -> list[Entry]:
-        """Who waits for room that can never be made ends with an error; gives their entries."""
+        """Fail waiting requests for which capacity can never be made; return their entries."""
         entries = []
         for request in list(self.room):
             try:
@@ -696,7 +699,7 @@ class Policy:
         return entries
 
     def _take_waiters(self, entry: Entry) -> list[Request]:
-        """All who wait in `entry`, in order, no longer in any queue."""
+        """Remove all requests that wait in `entry` from their queues; return them in order."""
         in_room = [request for request in entry.claims if request.stage is Stage.ROOM]
         for request in in_room:
             self._leave_room(request)
@@ -705,7 +708,7 @@ class Policy:
         return waiters
 
     def _queue(self, request: Request) -> None:
-        """Into the queue of its entry, before all who came later."""
+        """Insert `request` into the queue of its entry, before all that came later."""
         request.stage = Stage.QUEUED
         queue = request.entry.waiting
         place = len(queue)
@@ -743,10 +746,10 @@ class Policy:
         del self.waits.held[request]
         request.entry.claims.pop(request, None)
 
-    # -- back into the cache, or not
+    # -- keeping or dropping
 
     def _put_back(self, seat: Instance, now: float, result: Step) -> None:
-        """Nothing could be loaded on `seat`: it stays as if it had just been left, if it may."""
+        """Keep `seat`, on which nothing could be loaded, as if just left, if limits allow."""
         config, limit = self.config, None
         self.residents.ledger.reserve(seat, 0, 0)
         reason = self._unwanted(seat.entry)
@@ -761,7 +764,7 @@ class Policy:
             self.residents.settle(seat, Action.LEAVE, seat.size, now)
 
     def _unwanted(self, entry: Entry) -> Reason | None:
-        """Why a running instance of `entry` must not come back into the cache."""
+        """Return why a running instance of `entry` must not be kept, or None if it may be."""
         if self.closed:
             return Reason.CLOSED
         if entry.group.closed:

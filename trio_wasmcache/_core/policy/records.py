@@ -1,8 +1,8 @@
-"""What the policy keeps its books about: modules, functions, groups, entries, instances, requests.
+"""The records of the policy: modules, functions, groups, entries, instances, requests.
 
 These have identity, not value, and only the policy and the ledger change them. The pool reads
-them; what it hangs on them it does by a method, and the policy knows no more of it than a protocol
-says here.
+them and attaches objects of its own by methods; the policy knows of those objects only the
+protocols below.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ class Unloadable(Protocol):
     """Code that can be freed, and loaded again."""
 
     def unload(self) -> None:
-        """Free it, as no instance uses it any more."""
+        """Free the code, as no instance uses it any more."""
 
 
 class Closable(Protocol):
-    """Something native that can be freed."""
+    """A native object that can be freed."""
 
     def close(self) -> None:
         """Free it. Closing twice is fine."""
 
 
 class Wait(Protocol):
-    """Something that will have happened."""
+    """An event in the future."""
 
     async def wait(self) -> None:
-        """Wait until it has."""
+        """Wait until it has happened."""
 
 
 GiveUp = Callable[[Reason], Wait | None]
-"""Gives up what a request was granted, as its group or the cache closes.
+"""Revokes what a request was granted, as its group or the cache closes.
 
-It returns what to wait for if a thread is in it. Then nothing was given up yet, and it has to be
-called again after that.
+Returns an event to wait for if a thread is using the instance. Nothing was revoked then, and it
+must be called again after that event.
 """
 
 
@@ -57,48 +57,48 @@ class Module:
     mappings: int = 0
     """Memory mappings of the code, while it is loaded."""
     users: int = 0
-    """Instances and seats of it, whatever their state."""
+    """Number of its instances and seats, in any state."""
     running: int = 0
-    """Those of them that are loading or running: while there are any, the code can't go."""
+    """Number of those that are loading or running; the code is kept loaded while there are any."""
     instances: dict[Instance, None] = field(factory=dict, repr=False)
-    """All of them. Which are idle they know themselves."""
+    """All instances and seats of the module; each knows whether it is idle."""
     slot: Unloadable | None = None
-    """Where its code is, for the pool."""
+    """The code itself, for the pool."""
     before: Any = field(default=None, repr=False)
     after: Any = field(default=None, repr=False)
-    """Its neighbours among those that are evictable: see `lru`."""
+    """Its neighbours among the evictable modules; see `lru`."""
 
     @property
     def idle(self) -> list[Instance]:
-        """The least recently used first."""
+        """Idle instances and seats, the least recently used first."""
         idle = [instance for instance in self.instances if instance.state is IDLE]
         return sorted(idle, key=_rested)
 
 
 @define(eq=False)
 class FunctionRecord:
-    """One generation of a function. `retired` once it was removed or replaced."""
+    """One generation of a function; `retired` once it is removed or replaced."""
 
     key: FunctionKey
     generation: int
     module: Module
     concurrency: int = 1
     worst_size: int = 0
-    """What one instance of it may touch at most (bytes)."""
+    """Bytes that one instance of it may touch at most."""
     address_space: int = 0
-    """Addresses that a new instance of it reserves (bytes)."""
+    """Bytes of addresses that a new instance of it reserves."""
     mappings: int = 0
-    """Memory mappings of a new instance of it."""
+    """Number of memory mappings of a new instance of it."""
     retired: bool = False
     successor: FunctionRecord | None = None
     entries: dict[GroupRecord, Entry] = Factory(dict)
     warned_oversized: bool = False
     definition: object = None
-    """What the pool knows of it."""
+    """The pool's description of the function."""
 
     @property
     def gone(self) -> bool:
-        """Whether it was removed, and not replaced by what is there still."""
+        """Whether it was removed, and no later generation exists."""
         function = self
         while function.retired and function.successor is not None:
             function = function.successor
@@ -107,17 +107,17 @@ class FunctionRecord:
 
 @define(eq=False)
 class TokenBook:
-    """Who has the tokens of a group, for the search for deadlocks."""
+    """Holders of the tokens of a group, for the detection of deadlocks."""
 
     owners: dict[Hashable, int] = Factory(dict)  # {task: leases that share its token}
     strangers: Callable[[], bool] = field(default=lambda: False)
-    """Tells whether somebody else has a token: a task to which one was granted but which does not
-    run yet, or whatever else the application uses the limiter for."""
+    """Returns whether a token is held by anything else: a task to which one was granted but which
+    has not run since, or any other use the application makes of the limiter."""
 
 
 @define(eq=False)
 class GroupRecord:
-    """A scheduling group, as far as the policy cares."""
+    """A scheduling group, as seen by the policy."""
 
     name: str
     closed: bool = False
@@ -131,21 +131,21 @@ class GroupRecord:
 class Entry:
     """The slot of one function in one group.
 
-    A *claim* is the right to one of the `concurrency` instances: requests that wait for room,
-    load, or run hold one each. Idle instances are unclaimed.
+    A *claim* is the right to one of the `concurrency` instances: each request that waits for
+    capacity, loads, or runs holds one. Idle instances are unclaimed.
     """
 
     function: FunctionRecord
     group: GroupRecord
     live: int = 0
-    """Instances that are loading, running or idle."""
+    """Number of instances that are loading, running or idle."""
     idle: list[Instance] = Factory(list)
-    """The most recently used last."""
+    """Idle instances and seats, the most recently used last."""
     waiting: list[Request] = Factory(list)
     claims: dict[Request, None] = Factory(dict)
     last_used: float | None = None
     uses: UseStats = Factory(UseStats)
-    """Since it was made, or since all statistics began anew."""
+    """Uses since it was made, or since all statistics were reset."""
 
     @property
     def vacant(self) -> bool:
@@ -163,38 +163,38 @@ class Instance:
     state: State = State.ABSENT
     size: int = 0
     address_space: int = 0
-    """Addresses that it reserves (bytes); a seat reserves none. The ledger changes it."""
+    """Bytes of addresses that it reserves (a seat: 0); only the ledger changes it."""
     mappings: int = 0
-    """Its memory mappings. The ledger changes it."""
+    """Number of its memory mappings; only the ledger changes it."""
     last_used: float = 0.0
     rested: int = 0
-    """Its place among all that ever became idle: who did first has the lower one."""
+    """Sequence number, assigned each time the instance becomes idle."""
     uses: int = 0
     request: Request | None = None
-    """Of its hits, one after the other: see `Policy.hit`."""
+    """The request that its successive hits reuse; see `Policy.hit`."""
     bound: Closable | None = None
-    """What calls of it need, once it is loaded; None for a seat."""
+    """The loaded instance, ready for calls; None for a seat."""
     ready: bool = False
-    """Whether a hit can use `bound` as it is."""
+    """Whether a hit can use `bound` without preparation."""
     loads_module: bool = False
-    """Whether its code was not loaded when it began to load."""
+    """Whether its module had to be loaded when it began to load."""
     seat: bool = False
-    """Whether there is nothing native behind it: it has to be loaded again for a lease."""
+    """Whether it is a seat: nothing native is left, and a lease has to load it again."""
     before: Any = field(default=None, repr=False)
     after: Any = field(default=None, repr=False)
     """Its neighbours in the order of last use, while it is idle: see `lru`."""
 
     def hold(self, bound: Closable, *, ready: bool = False) -> None:
-        """Keep what calls of it need; `ready` if the next hit can use that as it is."""
+        """Keep the loaded instance; `ready` if the next hit can use it without preparation."""
         self.bound = bound
         self.ready = ready
 
     def set_aside(self) -> None:
-        """Keep hits from using `bound` as it is; it has to be made anew."""
+        """Mark `bound` as not ready; it has to be made again before a hit."""
         self.ready = False
 
     def release(self) -> None:
-        """Free what is native, if it is there still."""
+        """Close `bound`, if there is one."""
         bound, self.bound = self.bound, None
         self.ready = False
         if bound is not None:
@@ -206,7 +206,7 @@ def _rested(instance: Instance) -> int:
 
 
 class Stage(enum.Enum):
-    """How far a request has come. The order is the order of DESIGN's acquire."""
+    """Progress of a request. The order is that of the acquire steps in the design."""
 
     NEW = "new"
     QUEUED = "waiting for an instance"
@@ -216,7 +216,7 @@ class Stage(enum.Enum):
     ENDED = "ended"
 
 
-# For what is done on every hit: an attribute of an enum takes 40 ns, a name of a module 2.
+# For the steps of every hit: an attribute of an enum takes 40 ns, a name of a module 2.
 NEW, GRANTED, ENDED = Stage.NEW, Stage.GRANTED, Stage.ENDED
 
 
@@ -226,26 +226,26 @@ class Request:
 
     entry: Entry
     owner: Hashable
-    """The task that waits for or holds its instance; once the block of the lease has ended, who
-    still has a call of it under way, and need not have a token."""
+    """The task that waits for or holds its instance. Once the block of the lease has ended: the
+    task that still has a call of it under way, and need not have a token."""
     warm: bool = False
-    """Load another instance even if one is idle, and leave it idle: `cache.warm`."""
+    """Whether to load another instance even if one is idle, and leave it idle: `cache.warm`."""
     turn: int = 0
-    """Its place among all that were not served at once: who came first has the lower one."""
+    """Sequence number among requests that were not served at once, in order of arrival."""
     stage: Stage = Stage.NEW
     instance: Instance | None = None
     hit: bool = False
     blocked: bool = False
     since: float = 0.0
-    """When it asked, if it had to wait; from when it is granted on, when that was (seconds)."""
+    """Time of the request, if it had to wait; once granted, time of the grant (seconds)."""
     error: Exception | None = field(default=None)
-    """Why it ended, if it did not end well. `Closed` where a group or the cache was closed."""
+    """Reason of a failed end; `Closed` where a group or the cache was closed."""
     wake: Callable[[], object] | None = None
-    """Wakes its task, while that sleeps; the policy does not look at it."""
+    """Wakes its task, while that sleeps; the policy does not use it."""
     give_up: GiveUp | None = None
-    """For who has to take back what was granted; None once it has ended."""
+    """Callback that revokes the grant; None once the lease has ended."""
     handed_over: bool = False
-    """Whether the block of its lease has ended, and only a call of it goes on."""
+    """Whether the block of its lease has ended while a call of it continues."""
 
     def rouse(self) -> None:
         """Wake its task, if it sleeps."""
@@ -255,4 +255,4 @@ class Request:
 
 
 class Closed(Exception):
-    """A request ended because its group or the cache did; the pool says it in Trio's words."""
+    """A request ended because its group or the cache did; callers get Trio's error instead."""

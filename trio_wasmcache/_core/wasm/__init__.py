@@ -1,1 +1,1 @@
-"""What is read in a module's bytes, and what is written into them. Pure."""
+"""Reads and writes the bytes of modules. Pure."""

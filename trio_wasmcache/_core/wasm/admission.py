@@ -1,8 +1,8 @@
-"""What a module must be like to be let in, judged from its sections alone, before it is compiled.
+"""Admission of a module, decided from its sections alone, before it is compiled.
 
 Limits are the configuration's, for all memories and all tables of an instance together. wasmtime
-limits each memory and each table by itself, so where there are several, the room that is left over
-is shared out among them here and written into the module as maxima.
+limits each memory and each table by itself, so where there are several, the rest of the limit is
+divided among them here and written into the module as maxima.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .driver import SCRATCH_LIMIT
 from .reader import NUMBER_TYPES, OTHER_TYPES, FuncType, Limits, ModuleInfo
 
 WASI_MODULE = "wasi_snapshot_preview1"
-# Parameters of each function: i is i32, I is i64. All but `proc_exit` give an errno, an i32.
+# Parameters of each function: i is i32, I is i64. All but `proc_exit` return an errno, an i32.
 _WASI = """
     args_get ii, args_sizes_get ii, environ_get ii, environ_sizes_get ii, clock_res_get ii,
     clock_time_get iIi, fd_advise iIIi, fd_allocate iII, fd_close i, fd_datasync i,
@@ -39,52 +39,53 @@ WASI_TYPES = {
     )
     for name, letters in (item.split() for item in _WASI.split(","))
 }
-# What a module may declare. A few bytes of each cost the compiler some KB and up to 50 µs, so that
-# a module of 4 MiB could take 9 GB and a minute; real modules of that size are far below.
+# Most that a module may declare. A few bytes of each cost the compiler some KB and up to 50 µs, so
+# that a module of 4 MiB could take 9 GB and a minute; real modules of that size are far below.
 MAX_TYPES, MAX_FUNCTIONS, MAX_EXPORTS, MAX_ELEMENTS = 10_000, 50_000, 50_000, 100_000
 # Elements that are no functions: a compiler takes 22 KB and 280 µs for each, of 3 bytes. They can
-# only be null, so that no module needs them.
+# only be null, so no module needs them.
 MAX_EXTERN_ITEMS = 1000
-# Locals beyond one for each byte of code are none that the code uses.
+# Locals beyond one for each byte of code can't be used by the code.
 SPARE_LOCALS = 100_000
-# Names of a module may be as long as it likes; in a message they are cut.
+# Characters of a module's own names that a message shows.
 MAX_SHOWN = 100
 TABLE_ELEMENT_SIZE = 8
-# What wasmtime keeps for an instance whatever is in it, and for each global, each function that can
-# be referred to, each imported one, each item of a passive element segment, each element segment,
-# each data segment and each table, at most (bytes).
+# Bytes that wasmtime keeps for any instance, and for each global, each referable function, each
+# imported function, each item of a passive element segment, each element segment, each data segment
+# and each table, at most.
 STORE_SIZE, GLOBAL_SIZE, REFERENCE_SIZE, IMPORT_SIZE = 16 * KiB, 16, 32, 96
 ITEM_SIZE, ELEMENTS_SIZE, DATA_SIZE, TABLE_SIZE = 16, 32, 16, 256
-# An instance keeps a scratch for batches with nulls, and one for those without; if values cross
-# through memory, there is but one.
+# An instance keeps a scratch for batches with nulls and one for those without; if values cross
+# through memory, there is only one.
 SCRATCHES = 2
 
 
 @frozen
 class Edits:
-    """What is changed in a module before it is compiled, so that its limits hold."""
+    """The changes to a module before it is compiled, which make its limits hold."""
 
     memory_limit: int
-    """Bytes for any one memory."""
+    """Bytes of any one memory, at most."""
     table_limit: int
-    """Elements for any one table."""
+    """Elements of any one table, at most."""
     memory_maxima: tuple[int | None, ...] = ()
-    """Pages, for each memory; None leaves what the module declares."""
+    """Pages of each memory, at most; None leaves what the module declares."""
     table_maxima: tuple[int | None, ...] = ()
     reset: bool = False
-    """Whether its instances are to be put back, for which all that it can change is exported."""
+    """Whether its instances will be reset, for which all of its mutable state is exported."""
 
 
 def check_limits(info: ModuleInfo, what: str, memory_limit: int, table_limit: int) -> Edits:
-    """How the limits are kept for this module.
+    """Return the edits that make a module keep the limits.
 
     Args:
-        what: names the function in messages.
-        memory_limit: bytes, all memories together.
-        table_limit: elements, all tables together.
+        info: The module.
+        what: The function's name for messages.
+        memory_limit: Bytes, all memories together.
+        table_limit: Elements, all tables together.
 
     Raises:
-        ModuleTooLargeError: it starts over a limit.
+        ModuleTooLargeError: The module starts over a limit.
     """
     tables = tuple(table.limits for table in info.tables)
     pages = sum(memory.minimum for memory in info.memories)
@@ -108,7 +109,7 @@ def check_limits(info: ModuleInfo, what: str, memory_limit: int, table_limit: in
 
 
 def check_counts(info: ModuleInfo, what: str, table_limit: int) -> None:
-    """`ModuleTooLargeError` for more of something than a compiler should be given."""
+    """Raise `ModuleTooLargeError` if `info` has more of something than a compiler should get."""
     for noun, count, most in (
         ("types", len(info.types), MAX_TYPES),
         ("functions", len(info.functions), MAX_FUNCTIONS),
@@ -124,9 +125,9 @@ def check_counts(info: ModuleInfo, what: str, table_limit: int) -> None:
 
 
 def share_out(limits: Sequence[Limits], budget: int) -> tuple[int | None, ...]:
-    """Maxima that add up to at most `budget`, as equal as the minima and declared maxima allow.
+    """Return maxima that add up to at most `budget`, as equal as minima and declared maxima allow.
 
-    One alone needs none: the engine's own limit holds it.
+    A single memory or table needs none, as the engine's own limit applies to it.
     """
     if len(limits) < 2:
         return (None,) * len(limits)
@@ -155,9 +156,9 @@ def share_out(limits: Sequence[Limits], budget: int) -> tuple[int | None, ...]:
 
 
 def worst_size(info: ModuleInfo, edits: Edits) -> int:
-    """What an instance may touch at most (bytes).
+    """Return the most that an instance may touch (bytes).
 
-    All memories and tables, as large as they may become; the scratches of batches; and the rest.
+    The sum of all memories and tables at their maxima, the scratches of batches, and the rest.
     """
     pages = _maxima(info.memories, edits.memory_maxima, edits.memory_limit // WASM_PAGE)
     elements = table_elements(info, edits)
@@ -168,7 +169,7 @@ def worst_size(info: ModuleInfo, edits: Edits) -> int:
 def rest_size(info: ModuleInfo) -> int:
     """Return what an instance takes beside memories, elements of tables and scratches (bytes).
 
-    That is one page, unless the module has so many parts that wasmtime keeps more for them.
+    That is one page, or more for a module with so many parts that wasmtime needs more.
     """
     exported = sum(export.kind == "func" for export in info.exports)
     held = sum(one.value_type == "funcref" for one in info.globals)
@@ -193,7 +194,7 @@ def table_elements(info: ModuleInfo, edits: Edits) -> int:
 
 
 def _maxima(declared: Sequence[Limits], edited: Sequence[int | None], limit: int) -> int:
-    """The sum of what each may grow to: by its own word, by what was edited, and by the limit."""
+    """Return the sum of what each may grow to: the declared or edited maximum, or the limit."""
     total = 0
     for number, limits in enumerate(declared):
         clamp = edited[number] if number < len(edited) else None
@@ -205,12 +206,12 @@ def _maxima(declared: Sequence[Limits], edited: Sequence[int | None], limit: int
 def check_imports(
     info: ModuleInfo, what: str, given: Mapping[tuple[str, str], FuncType]
 ) -> tuple[tuple[str, str], ...]:
-    """The (module, name) of the imports that host functions have to serve, in order.
+    """Return the (module, name) of the imports that host functions must provide, in order.
 
-    What the module does not import may be given; it is not used.
+    `given` may contain functions that the module does not import.
 
     Raises:
-        LinkError: imports that nobody gives, or of another type than what is given: all of them.
+        LinkError: Imports are missing, or have another type than given; the message lists them.
     """
     wanted: dict[tuple[str, str], None] = {}
     problems = []
@@ -240,10 +241,10 @@ def check_imports(
 
 
 def check_export(info: ModuleInfo, what: str, export: str) -> FuncType:
-    """The type of the exported function.
+    """Return the type of the exported function.
 
     Raises:
-        ExportError: there is none of that name, or it is not a function.
+        ExportError: There is no export of that name, or it is not a function.
     """
     found = info.export(export)
     if found is None:
@@ -260,7 +261,7 @@ def check_export(info: ModuleInfo, what: str, export: str) -> FuncType:
 
 
 def check_signature(what: str, export: str, declared: FuncType, actual: FuncType) -> None:
-    """`SignatureError` unless the declared types cross as the exported function's."""
+    """Raise `SignatureError` unless the declared type equals the exported function's."""
     if declared != actual:
         raise SignatureError(
             f"{what} is declared as {signature(declared)}, but the export {export!r:.300} is "
@@ -269,11 +270,11 @@ def check_signature(what: str, export: str, declared: FuncType, actual: FuncType
 
 
 def check_crossing(what: str, declared: object) -> FuncType:
-    """Return what an ABI says is the type of an export, if values of all its types can cross.
+    """Return the type that an ABI declares for an export, if values of all its types can cross.
 
     Raises:
-        TypeError: it is no `FuncType` of two tuples of names.
-        SignatureError: it has a type that can't cross, or that there is not.
+        TypeError: It is no `FuncType` of two tuples of names.
+        SignatureError: It contains an unknown type, or one that can't cross.
     """
     if not isinstance(declared, FuncType) or not all(
         isinstance(types, tuple) and all(isinstance(name, str) for name in types)
@@ -291,7 +292,7 @@ def check_call(exported: FuncType | None, export: object) -> FuncType:
     """Return the type of an export that an ABI wants to call; None: there is no such function.
 
     Raises:
-        AbiError: there is none, or values of one of its types can't cross.
+        AbiError: There is none, or values of one of its types can't cross.
     """
     if exported is None:
         raise AbiError(f"its ABI calls {export!r:.300}, and the module exports no such function")
@@ -303,14 +304,14 @@ def check_call(exported: FuncType | None, export: object) -> FuncType:
 
 
 def no_crossing(name: str) -> str:
-    """Say that values of a type can't cross, or that there is no such type."""
+    """Return a message: values of the type can't cross, or there is no such type."""
     if name in OTHER_TYPES or name.startswith("(ref"):
         return f"values of type {name!r:.100} can't cross between Python and wasm"
     return f"unknown type {name!r:.100}; wasm's numbers are {', '.join(NUMBER_TYPES)}"
 
 
 def signature(function_type: FuncType) -> str:
-    """A function type the way WebAssembly's specification writes it; a long one is cut."""
+    """Return a function type in the notation of WebAssembly's specification; a long one is cut."""
     params, results = (
         " ".join(types[:20]) + (f" and {len(types) - 20} more" if len(types) > 20 else "")
         for types in (function_type.params, function_type.results)

@@ -2,15 +2,15 @@
 
 A call from Python costs microseconds, a call from wasm nanoseconds. So the loop over the rows is in
 wasm: a driver imports the function and exports `run`, which takes a number of rows, calls the
-function for each, and gives back how many are done. Its memory, the *scratch*, holds one chunk:
+function for each, and returns how many are done. Its memory, the *scratch*, holds one chunk:
 
     | row | which | raw result | validity, a bit a row | column | ... | result | ... |
 
-1. Before each call the driver writes the number of the row, so that whoever looks at the scratch
-   after a trap, or between two slices, knows where the guest is.
-2. Columns lie there as they lie in Python's buffers, an `i8` in one byte: the driver widens what
-   it loads and checks the range of what it stores. A result out of range ends the loop at its row,
-   with the number of the result in `which` and its value in `raw result`.
+1. Before each call the driver writes the number of the row, so that a reader of the scratch, after
+   a trap or between two slices, knows which row the guest is at.
+2. Columns have the layout of Python's buffers, an `i8` in one byte: the driver widens values that
+   it loads and checks the range of values that it stores. A result out of range ends the loop at
+   its row, with the number of the result in `which` and its value in `raw result`.
 3. A row whose validity bit is 0 is not called; its results are 0.
 """
 
@@ -26,9 +26,9 @@ from .editor import encode_module, name_bytes, section, sleb, uleb, vector
 from .types import VALUE_TYPES, Export, FuncType, Import, Limits
 
 SCRATCH_LIMIT: Final = 2 * WASM_PAGE
-"""Bytes of a scratch, at most; 128 KiB stay in a core's own cache beside what the guest uses."""
+"""Bytes of a scratch, at most; 128 KiB fit a core's own cache beside the guest's data."""
 ROWS_LIMIT: Final = 16_384
-"""Rows of a chunk, at most: bounds what is done between two looks at who else waits."""
+"""Rows of a chunk, at most: bounds the work between two checks for other waiters."""
 ROW_AT: Final = 0
 WHICH_AT: Final = 4
 RAW_AT: Final = 8
@@ -50,11 +50,11 @@ _ZEROS: Final = {
 
 @attrs.frozen
 class Cell:
-    """How a value of one type lies in a column."""
+    """The layout of a value of one type in a column."""
 
     name: str
     code: str
-    """Of `struct` and `array`."""
+    """Type code for `struct` and `array`."""
     size: int
     wasm: str
     load: int
@@ -62,11 +62,11 @@ class Cell:
     check: bytes = b""
     """Instructions that turn an i32 into 0 if, and only if, it is in range; empty: all are."""
     truth: bool = False
-    """Anything but 0 is 1."""
+    """Whether every value except 0 stands for 1."""
 
     @property
     def shift(self) -> int:
-        """The row's number, shifted left by this, is the offset in the column."""
+        """Number of bits by which to shift a row's number left for its offset in the column."""
         return self.size.bit_length() - 1
 
 
@@ -94,23 +94,23 @@ CELLS: Final = {
         Cell("f64", "d", 8, "f64", 0x2B, 0x39),
     )
 }
-"""{name: cell}: the types of the plain ABI, and those whose results are cut instead of checked."""
+"""{name: cell}: the types of the plain ABI, and variants whose results are cut, not checked."""
 
 
 @attrs.frozen(cache_hash=True)
 class Shape:
-    """What a driver is made for, and whether rows may be null."""
+    """The parameters of a driver: its columns, and whether rows may be null."""
 
     args: tuple[str, ...]
     """Names of cells."""
     results: tuple[str, ...]
     nullable: bool = False
     post: bool = False
-    """There is a function to call with the results of each row, once they are stored."""
+    """Whether a function is called with the results of each row once they are stored."""
 
     @property
     def signature(self) -> FuncType:
-        """The wasm type of the function that it calls."""
+        """The wasm type of the function that the driver calls."""
         return FuncType(
             tuple(CELLS[name].wasm for name in self.args),
             tuple(CELLS[name].wasm for name in self.results),
@@ -119,25 +119,25 @@ class Shape:
 
 @attrs.frozen
 class Layout:
-    """Where things lie in the scratch of a shape, and the driver itself."""
+    """The addresses in the scratch of a shape, and the driver itself."""
 
     rows: int
-    """Of a chunk, at most; a multiple of 8."""
+    """Rows of a chunk, at most; a multiple of 8."""
     pages: int
     args: tuple[int, ...]
     """Address of each column."""
     results: tuple[int, ...]
     wasm: bytes
     fuel_per_row: int
-    """What the driver itself burns for a row, at most."""
+    """Fuel that the driver itself burns for a row, at most."""
 
 
 @functools.lru_cache(maxsize=256)
 def layout(shape: Shape) -> Layout:
-    """The scratch of a shape, and its driver. All columns begin at a multiple of their cells."""
+    """Return the layout of a shape, with its driver. Columns are aligned to their cells."""
     size = sum(CELLS[name].size for name in (*shape.args, *shape.results))
-    # Reckoned in bits, as validity takes one. A signature has at most 1000 parameters and as many
-    # results (`VALUE_LIMIT`), so that eight rows fit always.
+    # Computed in bits, as validity takes one. A signature has at most 1000 parameters and as many
+    # results (`VALUE_LIMIT`), so that eight rows always fit.
     rows = min(8 * (SCRATCH_LIMIT - VALIDITY_AT - 8) // (8 * size + 1), ROWS_LIMIT) // 8 * 8
     at = VALIDITY_AT + -(-rows // 64) * 8
     places = []
@@ -159,7 +159,7 @@ def layout(shape: Shape) -> Layout:
         memories=[Limits(pages, pages)],
         exports=[Export("run", "func", len(imports)), Export("scratch", "memory", 0)],
         code=[body],
-        # For backtraces: subsection 1, the name of the one function that is its own.
+        # For backtraces: subsection 1, the name of the only function that is not imported.
         custom=[
             (
                 "name",
@@ -171,7 +171,7 @@ def layout(shape: Shape) -> Layout:
     return Layout(rows, pages, args, results, wasm, len(body))
 
 
-# Locals: how many rows, the row, its offset in columns of 2, 4 and 8 bytes, and the results.
+# Locals: number of rows, the row, its offset in columns of 2, 4 and 8 bytes, and the results.
 _ROWS, _ROW, _OFFSETS, _RESULTS = 0, 1, {0: 1, 1: 2, 2: 3, 3: 4}, 5
 
 
@@ -198,17 +198,17 @@ def _body(shape: Shape, args: tuple[int, ...], results: tuple[int, ...]) -> byte
 
 
 def _call(shape: Shape, args: tuple[int, ...], results: tuple[int, ...]) -> bytes:
-    """The call of one row, between loading its arguments and storing its results."""
+    """Return the code that calls one row: load its arguments, call, store its results."""
     code = bytearray()
     cells = [CELLS[name] for name in shape.results]
     direct = len(cells) == 1 and not cells[0].check and not shape.post
     if direct:
-        code += _offset(cells[0])  # below the value, where a store wants it
+        code += _offset(cells[0])  # below the value, as a store needs it
     for name, at in zip(shape.args, args, strict=True):
         cell = CELLS[name]
         code += _offset(cell) + _access(cell.load, cell, at)
         if cell.truth:
-            code += _TRUTH  # a buffer of bools may hold any bytes
+            code += _TRUTH  # a buffer of bools may contain any bytes
     code += bytes([_CALL, 0])
     if direct:
         code += _TRUTH if cells[0].truth else b""
@@ -218,7 +218,7 @@ def _call(shape: Shape, args: tuple[int, ...], results: tuple[int, ...]) -> byte
     for number, (cell, at) in enumerate(zip(cells, results, strict=True)):
         get = bytes([_GET]) + uleb(_RESULTS + number)
         if cell.check:
-            signed = len(cell.check) == 1  # extending what is in range changes nothing
+            signed = len(cell.check) == 1  # extending a value in range changes nothing
             code += get + cell.check + (get + bytes([_NE]) if signed else b"")
             code += bytes([_IF, _VOID, _I32_CONST, 0]) + get + bytes([_I32_STORE, 2, RAW_AT])
             code += bytes([_I32_CONST, 0, _I32_CONST]) + sleb(number)
@@ -233,7 +233,7 @@ def _call(shape: Shape, args: tuple[int, ...], results: tuple[int, ...]) -> byte
 
 
 def _offset(cell: Cell) -> bytes:
-    """Puts on the stack where, in a column of such cells, the row lies."""
+    """Return the code that pushes the offset of the row in a column of such cells."""
     return bytes([_GET, _OFFSETS[cell.shift]])
 
 

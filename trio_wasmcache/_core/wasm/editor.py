@@ -1,10 +1,10 @@
-"""Writes WebAssembly: more exports and lower maxima for a module, or a small module from nothing.
+"""Writes WebAssembly: more exports and lower maxima for a module, or a small module from parts.
 
-1. What is not asked for stays as it was, byte for byte.
+1. Everything that an edit does not name stays as it was, byte for byte.
 2. Offsets come from the `ModuleInfo` of the very same bytes: read an edited module again before the
    next edit.
-3. An edit that would break the module is a `ValueError`. The encoder writes what it is told:
-   whether that is valid is for wasmtime to say.
+3. An edit that would break the module raises `ValueError`. The encoder writes its arguments
+   unchecked; wasmtime validates the result.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _KIND_BYTES: Final = {kind: bytes([byte]) for byte, kind in enumerate(KINDS)}
 
 
 def uleb(number: int) -> bytes:
-    """The number as unsigned LEB128, as short as can be."""
+    """Return the number as unsigned LEB128 of minimal length."""
     if number < 0:
         raise ValueError(f"an unsigned number cannot be {number}")
     out = bytearray()
@@ -45,7 +45,7 @@ def uleb(number: int) -> bytes:
 
 
 def sleb(number: int) -> bytes:
-    """The number as signed LEB128, as short as can be."""
+    """Return the number as signed LEB128 of minimal length."""
     out = bytearray()
     while not -0x40 <= number < 0x40:
         out.append(number & 0x7F | 0x80)
@@ -55,26 +55,26 @@ def sleb(number: int) -> bytes:
 
 
 def name_bytes(text: str) -> bytes:
-    """The text as UTF-8, after its length."""
+    """Return the text as UTF-8, after its length."""
     encoded = text.encode()
     return uleb(len(encoded)) + encoded
 
 
 def vector(items: Sequence[bytes]) -> bytes:
-    """The items one after the other, after their number."""
+    """Return the items, after their number."""
     return uleb(len(items)) + b"".join(items)
 
 
 def section(id: int, payload: bytes) -> bytes:
-    """The payload after its id and size."""
+    """Return the payload, after its id and size."""
     return bytes([id]) + uleb(len(payload)) + payload
 
 
 def add_exports(wasm: bytes, info: ModuleInfo, exports: Sequence[Export]) -> bytes:
-    """The module with these exports after its own.
+    """Return the module with `exports` added after its own.
 
     Raises:
-        ValueError: a name is taken, an index has nothing behind it, or `info` is of other bytes.
+        ValueError: A name is taken, an index does not exist, or `info` is of other bytes.
     """
     _check_same(wasm, info)
     spaces = (info.functions, info.tables, info.memories, info.globals)
@@ -106,18 +106,18 @@ def clamp_maxima(
     memories: Sequence[int | None],
     tables: Sequence[int | None],
 ) -> bytes:
-    """The module with its own memories and tables held to these maxima: pages and elements.
+    """Return the module with its own memories and tables limited to these maxima.
 
-    There is one maximum for each that the module defines; those it imports are not counted, their
-    size is the host's to limit. None leaves one as it is, and so does a maximum that is not under
-    the declared one: this only ever takes away.
+    Maxima are pages and elements, one for each memory or table that the module defines; imported
+    ones are not counted, as the host limits their size. None leaves one as it is, and so does a
+    maximum that is not below the declared one: maxima are only ever lowered.
 
     Raises:
-        ValueError: one is larger than its maximum from the start, there are not as many maxima as
-            definitions, or `info` is of other bytes.
+        ValueError: A memory or table starts over its maximum, the number of maxima differs from
+            that of definitions, or `info` is of other bytes.
     """
     _check_same(wasm, info)
-    # The memory section is the later one: done first, it leaves the offsets of the other right.
+    # The memory section is the later one: edited first, it keeps the other's offsets valid.
     for id, kind, maxima, defined in (
         (5, "memory", memories, len(info.memories) - info.imported_memories),
         (4, "table", tables, len(info.tables) - info.imported_tables),
@@ -141,20 +141,20 @@ def _check_same(wasm: bytes, info: ModuleInfo) -> None:
 
 
 def _find(info: ModuleInfo, id: int) -> tuple[int, int, int]:
-    """Where a section begins, where its payload does, and its end; if missing, where it belongs."""
+    """Return the begin of a section, of its payload, and its end; if missing, its position."""
     begin = place = len(HEADER)
     for known in info.sections:
         if known.id == id:
             return begin, known.start, known.end
         begin = known.end
-        # Custom sections are left behind: a `name` section wants to come after all others.
+        # Custom sections do not move the position: `name` must come after all others.
         if known.id and SECTION_RANKS[known.id] < SECTION_RANKS[id]:
             place = known.end
     return place, place, place
 
 
 def _clamped(cursor: Cursor, kind: str, maximum: int | None) -> bytes:
-    """Steps over one definition and gives it back; all but its limits is copied."""
+    """Read one definition; return its bytes with the limits lowered to `maximum`."""
     first = cursor.at
     has_initial = kind == "table" and cursor.initial_mark()
     if kind == "table":
@@ -187,16 +187,21 @@ def encode_module(
     code: Sequence[bytes] = (),
     custom: Sequence[tuple[str, bytes]] = (),
 ) -> bytes:
-    """A module from its parts. Empty sections are left out.
+    """Return a module made of these parts. Empty sections are left out.
 
     Args:
-        types: the signatures; those of imported functions must be among them.
-        functions: for each function defined, the index of its type.
-        globals: type and initial value, an expression with its end (`i32_const` makes one).
-        elements: table (None: passive), offset in elements, indexes of functions.
-        data: memory (None: passive), offset in bytes, content.
-        code: for each function defined, local declarations, instructions and end, without size.
-        custom: name and content of sections that stand last.
+        types: The signatures; they must include those of imported functions.
+        imports: The imports.
+        functions: The index of its type, for each function defined.
+        tables: The tables defined.
+        memories: The sizes of the memories defined (pages).
+        globals: Type and initial value, an expression with its end (`i32_const` makes one).
+        exports: The exports.
+        start: The index of the start function; None: there is none.
+        elements: Table (None: passive), offset in elements, indexes of functions.
+        data: Memory (None: passive), offset in bytes, content.
+        code: For each function defined, local declarations, instructions and end, without size.
+        custom: Name and content of sections, which are written last.
     """
     vectors: dict[int, list[bytes]] = {
         1: [b"\x60" + _values(type.params) + _values(type.results) for type in types],
@@ -214,14 +219,14 @@ def encode_module(
     if start is not None:
         payloads[8] = uleb(start)
     if any(memory is None for memory, _, _ in data):
-        payloads[12] = uleb(len(data))  # must be known before the code that copies passive data
+        payloads[12] = uleb(len(data))  # required before code that copies passive data
     sections = [section(id, payloads[id]) for id in SECTION_RANKS if id in payloads]
     sections += [section(0, name_bytes(name) + content) for name, content in custom]
     return HEADER + b"".join(sections)
 
 
 def i32_const(number: int) -> bytes:
-    """The constant expression for a 32-bit number, signed or not."""
+    """Return the constant expression for a 32-bit number, signed or not."""
     if not -(1 << 31) <= number < 1 << 32:
         raise ValueError(f"{number} does not fit 32 bits")
     return b"\x41" + sleb(number - (1 << 32) if number >> 31 > 0 else number) + b"\x0b"
@@ -269,7 +274,7 @@ def _content(data: bytes) -> bytes:
 
 
 def _segment(target: int | None, offset: int, items: bytes, kind: bytes) -> bytes:
-    """A data or element segment; only the latter has a `kind`, and not in its shortest form."""
+    """Return a data or element segment; `kind` is for the latter, except in its shortest form."""
     if target is None:
         return b"\1" + kind + items
     if target == 0:

@@ -1,13 +1,14 @@
-"""What a lease may find of the lease before it: the levels of isolation, and what is said of them.
+"""The levels of isolation between leases, and their descriptions.
 
-- `REUSE`: all of it. An instance serves one lease after the other as it is.
-- `FRESH`: nothing. Every lease gets a new instance, which is closed when the lease ends and leaves
+- `REUSE`: none. An instance serves one lease after the other as it is.
+- `FRESH`: complete. Every lease gets a new instance, which is closed when the lease ends and leaves
   a *seat*: it keeps the module loaded, so that the next lease only has to instantiate it.
-- `RESET`: nothing, either. When a lease ends, its instance is put back to the state in which it
-  began. Where that can't be done, it is closed, and leaves a seat.
+- `RESET`: complete, too. When a lease ends, its instance is restored to its initial state. Where
+  that is impossible, it is closed, and leaves a seat.
 
-What a module's own code can change is its memories, its tables, its mutable globals, and which of
-its passive segments it has dropped. The last can't be undone, so such modules are not reset.
+A module's own code can change its memories, its tables, its mutable globals, and which of its
+passive segments are dropped. Dropping can't be undone, so modules with passive segments are not
+reset.
 """
 
 from __future__ import annotations
@@ -24,17 +25,18 @@ RESET: Final = "reset"
 ISOLATIONS: Final = (REUSE, FRESH, RESET)
 
 SEAT_SIZE: Final = WASM_PAGE
-"""Bytes that a seat counts: what an instance does beside its memories and tables."""
+"""Bytes that a seat counts: those of an instance beside its memories and tables."""
 MAX_RESTORED: Final = 256
-"""Mutable globals and tables that are put back: each is linked anew for every instance."""
+"""Number of mutable globals and tables to restore, at most: each is linked for every instance."""
 
 
 def obstacle(info: ModuleInfo, starts: bool, given: Collection[tuple[str, str]]) -> str | None:
-    """Why instances of a module can't be put back, as far as its sections tell; None: they can.
+    """Return why instances of a module can't be reset, judged from its sections; None: they can.
 
     Args:
-        starts: whether code of the module runs before the first lease.
-        given: (module, name) of the imports that the application serves.
+        info: The module.
+        starts: Whether code of the module runs before the first lease.
+        given: (module, name) of the imports that the application provides.
     """
     if info.passive_data:
         return "its data segments can be dropped, which can't be undone"
@@ -51,17 +53,18 @@ def obstacle(info: ModuleInfo, starts: bool, given: Collection[tuple[str, str]])
 def hides_globals(info: ModuleInfo) -> bool:
     """Return whether the module has mutable globals that are not exported.
 
-    Preparing it to be reset exports them: its code is another then.
+    Preparing it for reset exports them, which makes its code a different one.
     """
     exported = {export.index for export in info.exports if export.kind == "global"}
     return any(one.mutable and number not in exported for number, one in enumerate(info.globals))
 
 
 def verdict(isolation: str, why_not: str | None) -> str:
-    """What becomes of what a lease leaves behind, in one sentence.
+    """Return a sentence that says what happens to the state a lease leaves behind.
 
     Args:
-        why_not: an obstacle to reset, where that was asked for.
+        isolation: The isolation asked for.
+        why_not: The obstacle to a reset, where that was asked for; None: there is none.
     """
     if isolation == REUSE:
         return "reuse: state stays from one lease to the next, as asked for"

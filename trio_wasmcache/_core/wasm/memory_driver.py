@@ -1,18 +1,17 @@
 """Writes memory drivers: as `driver`, for functions whose values cross through the guest's memory.
 
-What an ABI does for one call, a memory driver does for each row without leaving wasm: it has the
-guest allocate room, copies bytes from the scratch into the guest's memory, calls the function,
-looks at what it says its result is, copies that into the scratch, and gives room back. It is
-written as text, which wasmtime turns into a module.
+A memory driver does for each row, without leaving wasm, the same as an ABI does for one call: it
+lets the guest allocate memory, copies bytes from the scratch into the guest's memory, calls the
+function, checks the result's address and size, copies the result into the scratch, and frees the
+memory. It is written as text, which wasmtime turns into a module.
 
-1. The scratch has cells of numbers as a driver's has. A column of bytes is offsets into its data,
-   32 or 64 bits each, as Arrow has them: those of row n and n + 1 are around its bytes.
-2. Addresses and sizes of the guest are never believed: what does not lie in its memory, or lies at
-   address 0, ends the loop at its row, with the reason in `why`, and what it said in `at` and
-   `size`.
-3. A result that does not fit into what is left of the scratch ends the loop, too. The host reads
-   it out of the guest's memory and runs the driver again from this row, which then only gives back
-   what has to be given back, and goes on with the next.
+1. The scratch has cells of numbers like a driver's. A column of bytes consists of offsets into its
+   data, 32 or 64 bits each, as in Arrow: the bytes of row n lie between the offsets n and n + 1.
+2. Addresses and sizes from the guest are never trusted: a range outside its memory, or at address
+   0, ends the loop at its row, with the reason in `why`, and the guest's values in `at` and `size`.
+3. A result larger than the rest of the scratch ends the loop, too. The host reads it out of the
+   guest's memory and runs the driver again from this row, for which the driver then only frees
+   memory, before it continues with the next.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ from .types import FuncType
 
 @functools.lru_cache(maxsize=256)
 def memory_layout(shape: MemoryShape) -> MemoryLayout:
-    """The scratch of a shape, and its driver."""
+    """Return the layout of a shape, with its driver."""
     made = scratch_of(shape)
     text, fuel = _Writer(shape, made).module()
     return attrs.evolve(made, text=text, fuel_per_row=fuel)
@@ -75,7 +74,7 @@ NEXT: Final = put("row", f"(i32.add {get('row')} (i32.const 1))")
 
 
 class _Writer:
-    """The text of one driver."""
+    """Writes the text of one driver."""
 
     def __init__(self, shape: MemoryShape, layout: MemoryLayout) -> None:
         self.shape = shape
@@ -84,7 +83,7 @@ class _Writer:
         self.nul = int(shape.argument == "nul")
 
     def module(self) -> tuple[str, int]:
-        """The text, and what a row burns at most."""
+        """Return the text, and the fuel that a row burns at most."""
         shape, pages = self.shape, self.layout.pages
         helpers = {"inside": INSIDE, "stop": STOP}
         parts = [_import("function", shape.signature)]
@@ -99,7 +98,7 @@ class _Writer:
         parts.append(f'(memory $scratch (export "scratch") {pages} {pages})')
         run = self._run()
         text = "\n  ".join(("(module", *parts, *helpers.values(), run)) + ")"
-        # Whatever burns a unit stands behind a parenthesis.
+        # Each instruction that burns a unit begins with a parenthesis.
         costs: dict[str, int] = {}
         for name, body in (*helpers.items(), ("run", run)):
             calls = (costs[one] * body.count(f"(call ${one} ") for one in costs)
@@ -107,7 +106,7 @@ class _Writer:
         return text, costs["run"]
 
     def _allocate(self) -> str:
-        """Room for at least one byte; 0, and the reason is told, if the guest has none."""
+        """Return a function that allocates 1 byte or more, or returns 0 and records why not."""
         size = get("size")
         values = {1: size, 2: f"{size} {i32(1)}", 4: f"{i32(0)} {i32(0)} {i32(1)} {size}"}
         return f"""
@@ -147,7 +146,7 @@ class _Writer:
     {get("row")})"""
 
     def _resume(self) -> str:
-        """The row whose result the host has read out is over, but for what is to be given back."""
+        """Return the code that ends a row whose result the host has read: it frees memory."""
         return f"""(if {read(PENDING_AT)} (then
       {write(ROW_AT, get("row"))}
       {put("mine", f"(i32.sub {read(PENDING_AT)} {i32(1)})")}
@@ -159,7 +158,7 @@ class _Writer:
       (if (i32.ge_u {get("row")} {get("rows")}) (then (return {get("row")})))))"""
 
     def _valid(self, at: int) -> str:
-        """The bit of this row."""
+        """Return an expression for the validity bit of this row."""
         byte = read(at, f"(i32.shr_u {get('row')} {i32(3)})", "i32.load8_u")
         return f"(i32.and (i32.shr_u {byte} (i32.and {get('row')} {i32(7)})) {i32(1)})"
 
@@ -175,12 +174,12 @@ class _Writer:
         return f"(if (i32.eqz {valid}) (then {clear} (br $over)))"
 
     def _row(self, size: int) -> str:
-        """Where this row lies in a column of cells of that size."""
+        """Return the offset of this row in a column of cells of that size."""
         shift = size.bit_length() - 1
         return f"(i32.shl {get('row')} {i32(shift)})" if shift else get("row")
 
     def _sizes(self) -> str:
-        """Where the bytes of each argument lie in the scratch, and how many they are."""
+        """Return the code that finds each argument's bytes in the scratch, and their size."""
         code = ""
         for number, n in enumerate(self.buffers):
             offsets, state = self.layout.args[n], self.layout.states[number]
@@ -192,14 +191,14 @@ class _Writer:
         return code
 
     def _passed(self, number: int, code: str, otherwise: str = "") -> str:
-        """The code, if this argument of bytes is not null."""
+        """Return `code`, made to run only if this argument of bytes is not null."""
         if not self.shape.passes_nulls:
             return code
         valid = self._valid(self.layout.validity[number])
         return f"(if {valid} (then {code}) (else {otherwise}))"
 
     def _rooms(self) -> str:
-        """An address for the area of the result, and for each argument of bytes."""
+        """Return the code that finds addresses for the result's area and each argument of bytes."""
         shape, code = self.shape, ""
         if shape.room == "grown":
             code += put("base", read(BASE_AT))
@@ -222,13 +221,13 @@ class _Writer:
         return code
 
     def _end(self, size: str) -> str:
-        """Where the next argument in grown room begins; none is empty."""
+        """Return the address of the next argument in grown memory; each takes at least 1 byte."""
         mask = self.shape.align - 1
         least = f"(select {size} {i32(1)} {size})"
         return f"(i32.add {get('base')} (i32.and (i32.add {least} {i32(mask)}) {i32(~mask)}))"
 
     def _kept(self, name: str, number: int, size: str) -> str:
-        """Room that was allocated for a row before, and is made anew when it is too small."""
+        """Return the code that reuses memory kept from earlier rows, or reallocates it if small."""
         at, capacity = (self.layout.states[number] + one for one in (KEPT_AT, KEPT_SIZE))
         free = self._free(get("at"), get("size")) if self.shape.free else ""
         return f"""
@@ -257,7 +256,7 @@ class _Writer:
         return code
 
     def _call(self) -> str:
-        """The call, whose results stay on the stack."""
+        """Return the call, whose results stay on the stack."""
         values = get("area") if self.shape.areas else ""
         for n, (name, column) in enumerate(zip(self.shape.args, self.layout.args, strict=True)):
             if name != BYTES:
@@ -275,7 +274,7 @@ class _Writer:
         return f"(call $function {values})"
 
     def _numbers(self) -> str:
-        """Results to their columns, checked."""
+        """Return the code that checks results and stores them in their columns."""
         cells = [CELLS[name] for name in self.shape.results]
         code = "".join(f"(local.set $result{n})" for n in reversed(range(len(cells))))
         for n, (cell, at) in enumerate(zip(cells, self.layout.results, strict=True)):
@@ -292,7 +291,7 @@ class _Writer:
         return code
 
     def _bytes(self) -> str:
-        """The result's address and size, looked at; then its bytes are copied out."""
+        """Return the code that checks the result's address and size, then copies its bytes out."""
         (sizes,) = self.layout.results
         at, size, out = get("at"), get("size"), get("out")
         pending = f"""(if (i32.gt_u {size} (i32.sub {i32(self.layout.out_size)} {out})) (then
@@ -342,7 +341,7 @@ class _Writer:
         return outside
 
     def _mine(self) -> str:
-        """Whether the host has to free the result."""
+        """Return the code that determines whether the host has to free the result."""
         if not self.shape.frees:
             return ""
         mine = f"(i32.ne {get('at')} {i32(0)})"

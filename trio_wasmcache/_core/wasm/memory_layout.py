@@ -1,7 +1,8 @@
-"""What memory drivers are made for, and where things lie in their scratch; see `memory_driver`.
+"""The parameters of memory drivers, and the layout of their scratch; see `memory_driver`.
 
-A column of bytes is offsets into its data, 32 or 64 bits each, as Arrow has them: those of row n
-and n + 1 are around its bytes. Results that are bytes are sizes, and data one behind the other.
+A column of bytes consists of offsets into its data, 32 or 64 bits each, as in Arrow: the bytes of
+row n lie between the offsets n and n + 1. Results that are bytes are a column of sizes, and their
+data without gaps.
 """
 
 from __future__ import annotations
@@ -15,62 +16,64 @@ from .driver import CELLS, SCRATCH_LIMIT
 from .types import FuncType
 
 BYTES: Final = "bytes"
-"""The name of what is no cell."""
+"""Name of a column of bytes, in place of that of a cell."""
 ROWS_LIMIT: Final = 2048
-"""Rows of a chunk, at most: what Python does with one is short, at 0.1 microseconds a row."""
+"""Rows of a chunk, at most: keeps Python's work on one short, at 0.1 microseconds a row."""
 HEAVY_ROWS, HEAVY_SIZE = 128, 16 * 1024
 """Rows and bytes of results in a chunk, at most, where each result takes Python microseconds."""
 
 ROW_AT, WHY_AT, AT_AT, SIZE_AT, FIRST_AT, PENDING_AT, RAW_AT, BASE_AT = 0, 4, 8, 12, 16, 20, 24, 32
 STATES_AT: Final = 64
-"""Where the cells of each argument of bytes begin."""
+"""Address of the state of the first argument of bytes."""
 BIAS, STEP, WIDTH, KEPT_AT, KEPT_SIZE, STATE_SIZE = 0, 4, 8, 12, 16, 20
-"""Of an argument of bytes: its data's address less its first offset; from one row's offset to the
-next's; from its offset to its end's; room that is kept for it; and how far it is to the next."""
+"""Offsets in the state of an argument of bytes: address of its data less its first offset; distance
+between the offsets of two rows; distance from a row's offset to that of its end; address and size
+of memory kept for it. And the size of a state."""
 AREA_SIZE: Final = 16
-"""What a guest writes about its result: address and size; wasm-bindgen adds an error, a flag."""
+"""Size of what a guest writes about its result: address, size; in wasm-bindgen an error, a flag."""
 
 NO_ROOM, OUTSIDE, AREA_OUTSIDE, FAILED, RANGE, READ_OUT, ALLOCATED_OUTSIDE = range(1, 8)
-"""Why a driver stopped."""
+"""Reasons for which a driver stops."""
 
 Style = Literal["cql", "packed", "packed_low", "pair", "area", "out"]
 
 
 @attrs.frozen(cache_hash=True)
 class MemoryShape:
-    """What a memory driver is made for."""
+    """The parameters of a memory driver."""
 
     args: tuple[str, ...]
     """Names of cells, or `BYTES`."""
     results: tuple[str, ...]
     """Names of cells, or `BYTES` alone."""
     argument: Literal["pair", "nul", "packed"]
-    """How bytes are passed: address and size; address, with a zero behind; size << 32 | address."""
+    """Form of an argument of bytes: address and size; address, followed by a zero byte;
+    size << 32 | address."""
     style: Style | None
-    """How bytes come back; see `BufferAbi`. As "cql", size -1 is null."""
+    """Form of a result of bytes; see `BufferAbi`. In "cql", a size of -1 is null."""
     room: Literal["grown", "kept", "guest"]
-    """Whose the room of arguments is: the host's own pages; allocated by the guest, but the host's
-    to use again; or the guest's, allocated for each row."""
+    """Owner of the memory for arguments: the host, in pages of its own; the host, allocated by the
+    guest and reused; or the guest, allocated for each row."""
     align: int = 1
-    """Arguments in grown room begin at multiples of this."""
+    """Alignment of arguments in grown memory (bytes)."""
     alloc: int = 0
-    """How many parameters the function has that allocates; 0: there is none."""
+    """Number of parameters of the allocating function; 0: there is none."""
     free: int = 0
-    """Likewise."""
+    """Number of parameters of the freeing function; 0: there is none."""
     frees: bool = False
-    """The host frees results, unless they lie in an argument of its own."""
+    """Whether the host frees results, unless they lie in an argument of the host's."""
     post: bool = False
-    """There is a function to call when a result has been read."""
+    """Whether a function is called after a result has been read."""
     flagged: bool = False
-    """The area of a result says whether it is an error."""
+    """Whether the area of a result has a flag for an error."""
     passes_nulls: bool = False
-    """Nulls are passed; otherwise a row with one is not called for, and its result is null."""
+    """Whether nulls are passed; if not, a row with one is not called, and its result is null."""
     heavy: bool = False
-    """Converting a result takes long."""
+    """Whether converting a result takes long."""
 
     @property
     def signature(self) -> FuncType:
-        """The wasm type of the function that it calls."""
+        """The wasm type of the function that the driver calls."""
         params: list[str] = ["i32"] if self.style == "out" else []
         for name in self.args:
             passed = {"pair": ("i32", "i32"), "nul": ("i32",), "packed": ("i64",)}[self.argument]
@@ -82,23 +85,23 @@ class MemoryShape:
 
     @property
     def areas(self) -> int:
-        """How many areas the host makes for the result."""
+        """Number of areas that the host makes for the result."""
         return int(self.style == "out")
 
 
 @attrs.frozen
 class MemoryLayout:
-    """Where things lie in the scratch of a shape, and the driver itself."""
+    """The addresses in the scratch of a shape, and the driver itself."""
 
     rows: int
-    """Of a chunk, at most; a multiple of 8."""
+    """Rows of a chunk, at most; a multiple of 8."""
     pages: int
     validity: tuple[int, ...]
     """Address of the bits of each column of bytes if nulls are passed; else one, for the rows."""
     args: tuple[int, ...]
     """Address of each column: its cells, or its offsets."""
     states: tuple[int, ...]
-    """Address of the cells of each column of bytes, and of the result's area if there is one."""
+    """Address of the state of each column of bytes, and of the result's area if there is one."""
     results: tuple[int, ...]
     """Address of each column of results: its cells, or its sizes."""
     data: int
@@ -107,11 +110,11 @@ class MemoryLayout:
     out_size: int
     text: str = ""
     fuel_per_row: int = 0
-    """What the driver itself burns for a row, at most."""
+    """Fuel that the driver itself burns for a row, at most."""
 
 
 def scratch_of(shape: MemoryShape) -> MemoryLayout:
-    """The scratch of a shape, without its driver."""
+    """Return the layout of a shape, without its driver."""
     buffers = shape.args.count(BYTES)
     at = -(-(STATES_AT + STATE_SIZE * (buffers + shape.areas)) // 8) * 8
     bitmaps = buffers if shape.passes_nulls else 1
@@ -122,7 +125,7 @@ def scratch_of(shape: MemoryShape) -> MemoryLayout:
     )
     room = SCRATCH_LIMIT // 2 - at - 8 * (buffers + len(shape.results) + bitmaps)
     limit = HEAVY_ROWS if shape.heavy else ROWS_LIMIT
-    # Eight rows of the most parameters that there may be, 1000, leave some for data.
+    # Eight rows of the most parameters allowed, 1000, leave some space for data.
     rows = max(min(8 * room // max(bits, 1), limit) // 8 * 8, 8)
 
     def take(size: int) -> int:

@@ -1,13 +1,15 @@
 """Reads what a WebAssembly module declares: types, imports, exports and sizes, not instructions.
 
-1. Any bytes give a `ModuleInfo` or a `MalformedModuleError`, never another exception.
-2. Nothing is allocated on the word of the input: a count is refused first if the bytes left cannot
-   hold that many items. Each byte is looked at once and nothing nests: time and memory are linear.
-   What takes Python an instruction of its own is a *step*, and of these there is a limit, far below
-   the number of bytes: reading a module of 4 MiB takes about a second, whatever is in it.
-3. Accepted is not yet valid: initial values are skipped, and instructions only weighed; wasmtime
-   checks them.
-4. What the engine has switched off is refused by name, before wasmtime-py can abort on its types.
+1. Any bytes result in a `ModuleInfo` or a `MalformedModuleError`, never another exception.
+2. Counts of the input are not trusted: one is refused before anything is allocated if the rest of
+   the bytes cannot hold that many items. Each byte is read once and nothing nests: time and memory
+   are linear.
+   Work that takes Python a statement of its own is a *step*. Steps have a limit, far below the
+   number of bytes: reading a module of 4 MiB takes about a second, whatever it contains.
+3. Accepted does not mean valid: initial values are skipped, and instructions only weighed; wasmtime
+   validates them.
+4. Features that the engine has switched off are refused by name, before wasmtime-py can abort on
+   their types.
 """
 
 from __future__ import annotations
@@ -49,14 +51,14 @@ from .types import (
     UnsupportedFeatureError as UnsupportedFeatureError,
 )
 
-# Items, or instructions of constants, between two breaths: about half a millisecond.
+# Items, or instructions of constants, between two calls of `breathe`: about half a millisecond.
 BREATHS = 256
 # Steps of reading a module: each item, parameter, result, group of locals, instruction of a
 # constant, or run of instructions is one, and so are four indexes of an element segment. Real
-# modules take one for 100 bytes. A step is about a microsecond.
+# modules take one for 100 bytes. A step takes about a microsecond.
 STEPS, BYTES_PER_STEP = 200_000, 16
 INDEXES_PER_STEP = 4
-# Instructions of one constant expression. Compilers write up to three.
+# Instructions of one constant expression, at most. Compilers write up to three.
 CONSTANT_LIMIT = 1000
 
 
@@ -66,25 +68,26 @@ def read_module(
     """Return what the module declares.
 
     Args:
-        breathe: called now and then, for a thread to let others run.
-        weigh: whether to look at instructions for what they keep on the stack.
+        wasm: The module.
+        breathe: Called every now and then, so that a thread lets others run.
+        weigh: Whether to check how much instructions keep on the stack.
 
     Raises:
-        MalformedModuleError: it is damaged or not for us.
-        ExcessiveModuleError: it has too much of something.
+        MalformedModuleError: The module is damaged or uses an unsupported feature.
+        ExcessiveModuleError: The module has too much of something.
     """
     return _Reader(wasm, breathe, weigh=weigh).read()
 
 
 @attrs.define
 class Cursor:
-    """A position in the bytes; `end` is that of the section, and nothing reads over it."""
+    """A position in the bytes; nothing reads beyond `end`, the end of the section."""
 
     data: bytes
     at: int
     end: int
     begin: int = 0
-    """Where the last number, name or byte began: the place an error names."""
+    """Where the last number, name or byte began; errors report this position."""
     breathe: Callable[[], object] = lambda: None
     steps: int = 0
     """Number of steps taken so far; see `STEPS`."""
@@ -93,7 +96,7 @@ class Cursor:
         """Count steps, before they are taken.
 
         Raises:
-            ExcessiveModuleError: they are more than a module of this size may take.
+            ExcessiveModuleError: They are more than a module of this size may take.
         """
         before = self.steps
         self.steps += steps
@@ -107,10 +110,11 @@ class Cursor:
             )
 
     def items(self, count: int, per_step: int = 1) -> Iterator[int]:
-        """Yield the numbers of that many items, with a breath now and then.
+        """Yield the numbers from 0 of `count` items, and call `breathe` every now and then.
 
         Args:
-            per_step: how many of them are one step.
+            count: Number of items.
+            per_step: Number of items that are one step.
         """
         self.spend(-(-count // per_step))
         for number in range(count):
@@ -125,7 +129,7 @@ class Cursor:
         raise UnsupportedFeatureError(feature, self.begin)
 
     def unknown(self, what: str, byte: int) -> NoReturn:
-        """Refuses the byte of a type, by the name of its proposal if it has one."""
+        """Refuse the byte of a type, with the name of its proposal if it has one."""
         if byte in REFUSED_TYPES:
             self.refuse(REFUSED_TYPES[byte])
         self.fail(f"unknown {what} {byte:#x}")
@@ -144,7 +148,7 @@ class Cursor:
         return self.data[at]
 
     def number(self, bits: int, *, signed: bool = False) -> int:
-        """A LEB128 number; refused if longer than needed for `bits`, or over them."""
+        """Read a LEB128 number; refuse one that is longer than `bits` needs, or exceeds them."""
         begin = self.at
         if not signed and begin < self.end and (small := self.data[begin]) < 0x80:
             self.begin, self.at = begin, begin + 1  # most are one byte
@@ -164,7 +168,7 @@ class Cursor:
         return value
 
     def count(self, smallest: int = 1) -> int:
-        """How many items follow, each of at least `smallest` bytes."""
+        """Read the number of items that follow, each of at least `smallest` bytes."""
         count = self.number(32)
         if count * smallest > self.end - self.at:
             self.fail(f"{count} items announced with {self.end - self.at} bytes left")
@@ -207,7 +211,7 @@ class Cursor:
         for bit, feature in (2, f"shared {kind}"), (4, f"{kind}64"), (8, "custom page sizes"):
             if flags & bit:
                 self.refuse(feature)
-        minimum = self.number(64)  # 64 bits in the format, whatever may be used of them
+        minimum = self.number(64)  # 64 bits in the format, though fewer are usable
         maximum = self.number(64) if flags & 1 else None
         if maximum is not None and maximum < minimum:
             self.fail(f"a {kind} from {minimum} up to {maximum}")
@@ -223,13 +227,13 @@ class Cursor:
         return GlobalType(value_type, mutable == 1)
 
     def initial_mark(self) -> bool:
-        """Steps over the mark of a table that has an initial value, if it is there."""
+        """Skip the mark of a table with an initial value; return whether it was there."""
         marked = self.data.startswith(b"\x40\0", self.at, self.end)
         self.at += 2 * marked
         return marked
 
     def expression(self) -> None:
-        """Step over a constant expression, its end included."""
+        """Skip a constant expression, including its end."""
         begin, instructions = self.at, 0
         while (opcode := self.byte()) != 0x0B:  # end
             instructions += 1
@@ -247,7 +251,7 @@ class Cursor:
                 case 0x23 | 0xD2:  # global.get, ref.func
                     self.number(32)
                 case 0xD0:  # ref.null
-                    heap_type = self.number(33, signed=True)  # of a type, or a negative byte
+                    heap_type = self.number(33, signed=True)  # index of a type, or a negative byte
                     if heap_type >= 0:
                         self.refuse("typed function references")
                     if heap_type < -64 or heap_type & 0x7F not in REFERENCE_TYPES:
@@ -261,7 +265,7 @@ class Cursor:
 
 
 class _Reader:
-    """Goes through the sections once. Nearly all of them are a count and then items."""
+    """Reads the sections once. Nearly all of them are a count and then items."""
 
     def __init__(self, wasm: bytes, breathe: Callable[[], object], *, weigh: bool) -> None:
         self.weigh = weigh
@@ -278,7 +282,7 @@ class _Reader:
         self.data_count: int | None = None
         self.passive_elements = self.passive_data = self.code_bytes = 0
         self.elements = self.passive_items = self.extern_items = self.locals = 0
-        # {section id: (bytes of the smallest item, what reads one)}
+        # {section id: (bytes of the smallest item, function that reads one)}
         self.items: dict[int, tuple[int, Callable[[], object]]] = {
             1: (2, self.type),
             2: (4, self.import_),
@@ -379,7 +383,7 @@ class _Reader:
         return KINDS[byte]
 
     def declare(self, kind: str) -> ExternType:
-        """One type of that kind, which takes the next index of its space."""
+        """Read a type of that kind, and give it the next index of its space."""
         cursor = self.cursor
         found: ExternType
         match kind:
@@ -450,7 +454,7 @@ class _Reader:
         size = cursor.number(32)
         cursor.skip(size)
         self.code_bytes += size
-        # A few bytes may ask for any number of locals: they are counted, the rest is skipped.
+        # A few bytes may declare any number of locals: they are counted, the rest is skipped.
         cursor.at, cursor.end = cursor.begin, cursor.at
         if groups := cursor.count(2):
             for _ in cursor.items(groups):
@@ -461,7 +465,7 @@ class _Reader:
         cursor.at, cursor.end = cursor.end, end
 
     def weigh_body(self, size: int) -> None:
-        """Refuse a body that keeps too much on the stack; see `wasm_stack`."""
+        """Refuse a body that keeps too much on the stack; see `stack`."""
         cursor, functions = self.cursor, self.spaces["func"]
         if self.weigher is None:
             self.weigher = Weigher(self.types, functions)

@@ -1,8 +1,8 @@
-"""Writes restorers: small modules that put tables and mutable globals of another instance back.
+"""Writes restorers: small modules that restore tables and mutable globals of another instance.
 
-A restorer imports each of them and has one of its own beside it. When it is instantiated it copies
-theirs to its own, and `reset` copies them back. Values never leave the store, so references and
-vectors are as good as numbers.
+A restorer imports each of them and has one of its own for each. On instantiation it copies theirs
+to its own, and `reset` copies them back. Values never leave the store, so references and vectors
+work as well as numbers.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ _ZEROS: Final = {
 
 @attrs.frozen
 class Restorer:
-    """A module, and what it imports."""
+    """A restorer module, and its imports."""
 
     wasm: bytes
     imports: tuple[tuple[str, int], ...]
-    """(kind, index) in the other module; the import is named by its place here."""
+    """(kind, index) in the other module; an import's name is its position here."""
     elements: int
-    """Of its tables together."""
+    """Number of elements of its tables together."""
 
 
 def restorer(info: ModuleInfo) -> Restorer | None:
-    """The restorer for instances of a module; None if there is nothing to put back."""
+    """Return the restorer for instances of a module; None if there is nothing to restore."""
     tables = tuple(enumerate(info.tables))
     globals = tuple((n, one) for n, one in enumerate(info.globals) if one.mutable)
     if not (tables or globals):
@@ -81,7 +81,7 @@ def _copies(
     *,
     back: bool,
 ) -> bytes:
-    """A function that copies what is theirs, or with `back` what is kept."""
+    """Return a function body that copies their state to its own, or with `back` its own to them."""
     code = bytearray([0])  # no locals
     for number, (_, table) in enumerate(tables):
         theirs, ours = number, number + len(tables)

@@ -1,16 +1,16 @@
 """Weighs what functions keep on their stacks: a few KB of code can keep millions of values there.
 
 Each result of a call that is not used at once is spilled around all later calls, and each value
-that passes through a block becomes a parameter of it in the compiler: of a type with a thousand
+that passes through a block becomes a parameter of it in the compiler: with a type of a thousand
 results, one instruction of two bytes makes a thousand. That took wasmtime 12 s for 9 KB of calls,
 and 13 s and 5.6 GB for 4.5 KB of loops.
 
 1. An instruction weighs nothing unless it is a call of a type with several results, or a block that
-   names a type: no compiler of C, Rust or Go writes the latter, and hardly one the former.
-2. Instructions are decoded as far as their length goes, by one regular expression: all of a module
-   in a fifth of the time that wasmtime takes for it.
-3. Bytes that are no instruction known here end the decoding, and what is left of the body weighs as
-   if each byte began such an instruction. wasmtime will most likely refuse it.
+   names a type: compilers of C, Rust or Go never write the latter, and hardly ever the former.
+2. Instructions are decoded only as far as to find their length, by one regular expression: a whole
+   module in a fifth of the time that wasmtime takes for it.
+3. An unknown instruction ends the decoding, and the rest of the body weighs as if each byte began
+   such an instruction. wasmtime will most likely refuse it.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from typing import Final
 from .types import FuncType
 
 BLOCK_WEIGHT: Final = 20
-"""What a value through a block costs, where one across a call costs 1."""
+"""Weight of a value that passes through a block; one that is kept across a call weighs 1."""
 FUNCTION_LIMIT: Final = 100_000
-"""Of one function: half a second of the compiler's time, and half a GB of its memory."""
+"""Weight of one function, at most: half a second and half a GB for the compiler."""
 MODULE_LIMIT: Final = 1_000_000
-"""Of a module, beside one for each of its bytes."""
+"""Weight of a module, at most, beside one for each of its bytes."""
 
 _LEB: Final = rb"[\x80-\xff]{0,9}[\x00-\x7f]"
 _MEMARG: Final = rb"(?:[\x40-\x7f]L|[\xc0-\xff][\x80-\xff]{0,8}[\x00-\x7f]L|L)L".replace(
@@ -49,17 +49,17 @@ _CALLS: Final = (rb"\x10L", rb"\x11LL")
 
 
 def _run(parts: Sequence[bytes]) -> re.Pattern[bytes]:
-    """Return what matches a run of instructions of these forms."""
+    """Return a pattern that matches a run of instructions of these forms."""
     each = b"|".join(parts).replace(b"M", _MEMARG).replace(b"L", b"(?:" + _LEB + b")")
-    # Not endless, so that what `re` keeps of it is bounded.
+    # Limited, so that the state kept by `re` is bounded.
     return re.compile(b"(?:" + each + b"){0,1000}", re.DOTALL)
 
 
 _ANY_CALL, _NO_CALL = _run((*_PLAIN, *_CALLS)), _run(_PLAIN)
-# Calls, blocks and jump tables, which no run has, or only some of.
+# Calls, blocks and jump tables, of which a run contains none or only some.
 _SINGLE: Final = frozenset((0x02, 0x03, 0x04, 0x0E, 0x10, 0x11))
 _NUMBER: Final = re.compile(_LEB)
-# {power of two: that many numbers}, for the targets of a jump table.
+# {power of two: pattern of that many numbers}, for the targets of a jump table.
 _NUMBERS: Final = [re.compile(b"(?:" + _LEB + b"){%d}" % (1 << power)) for power in range(23)]
 
 
@@ -67,8 +67,8 @@ class Weigher:
     """Weighs the bodies of a module's functions, one after the other.
 
     Args:
-        types: all types of the module.
-        functions: the type of each function, imported ones first.
+        types: All types of the module.
+        functions: The type of each function, imported ones first.
     """
 
     def __init__(self, types: Sequence[FuncType], functions: Sequence[FuncType]) -> None:
@@ -86,10 +86,14 @@ class Weigher:
         self._worst = BLOCK_WEIGHT * max(widest, 1)
 
     def weigh(self, data: bytes, at: int, end: int, limit: int, step: Callable[[], object]) -> int:
-        """Return the weight of the instructions there; it may stop once they weigh over a limit.
+        """Return the weight of the instructions there; may stop once it exceeds `limit`.
 
         Args:
-            step: called for each run of instructions, and each one that is looked at by itself.
+            data: The module.
+            at: Offset of the first instruction.
+            end: Offset of the end of the body.
+            limit: Weight above which the result need not be exact.
+            step: Called for each run of instructions, and each instruction read by itself.
         """
         weight, match_run = 0, self._run.match
         while weight <= limit:
@@ -104,7 +108,7 @@ class Weigher:
             if opcode not in _SINGLE or not typed:
                 if at == begin:
                     return weight + (end - at) * self._worst
-                continue  # the run was as long as runs may be
+                continue  # the run had the maximal length
             number, at = _leb(data, at + 1, end)
             if opcode <= 0x04:
                 if number < len(self._types):
@@ -126,7 +130,7 @@ def _width(kind: FuncType) -> int:
 
 
 def _leb(data: bytes, at: int, end: int) -> tuple[int, int]:
-    """Return a number and where it ends: at -1 if there is none."""
+    """Return a number and the offset of its end; -1 if there is none."""
     found = _NUMBER.match(data, at, end)
     if found is None:
         return -1, -1
@@ -137,7 +141,7 @@ def _leb(data: bytes, at: int, end: int) -> tuple[int, int]:
 
 
 def _skip(data: bytes, at: int, end: int, count: int) -> int:
-    """Return where so many numbers end; -1 if there are fewer."""
+    """Return the offset of the end of `count` numbers; -1 if there are fewer."""
     if at < 0 or not 0 < count <= end - at:
         return -1
     for numbers in _NUMBERS:

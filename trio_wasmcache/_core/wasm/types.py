@@ -1,6 +1,6 @@
-"""What a WebAssembly module declares, as values; the format's numbers; why one is refused.
+"""The declarations of a WebAssembly module as values; the format's numbers; the errors of a reader.
 
-`wasm` reads these out of bytes, `wasm_edit` writes them.
+`reader` reads these values from bytes, `editor` writes them.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from typing import Final
 import attrs
 
 HEADER: Final = b"\0asm\x01\0\0\0"
-PAGE_LIMIT: Final = 65_536  # pages of 64 KiB: all that 32-bit addresses reach
+PAGE_LIMIT: Final = 65_536  # pages of 64 KiB: the range of 32-bit addresses
 ELEMENT_LIMIT: Final = (1 << 32) - 1  # elements of a table: likewise
-# Parameters or results of one signature. It is wasmtime's own limit, and it keeps a hostile
-# signature from being paid for again by each of the functions that share it.
+# Parameters or results of one signature. It is wasmtime's own limit, and it bounds the cost of a
+# hostile signature, which each function of that type adds again.
 VALUE_LIMIT: Final = 1000
 # {section id: items in it, at most}. For tables, memories and segments it is wasmtime's own limit;
 # types, imports, globals and exports are kept as objects, and while there are millions, Python's
-# garbage collector stops all threads for tenths of a second. What may come in is less: see `admit`.
+# garbage collector stops all threads for tenths of a second. `admission` has lower limits.
 ITEM_LIMITS: Final = {
     1: 20_000,
     2: 10_000,
@@ -36,8 +36,8 @@ ITEM_NAMES: Final = {
     9: "element segments",
     11: "data segments",
 }
-SECTION_LIMIT: Final = 10_000  # sections, custom ones included
-# Section ids in the order a module must have them; 0, custom, may stand anywhere.
+SECTION_LIMIT: Final = 10_000  # sections, including custom ones
+# Section ids in their required order; 0, custom, may stand anywhere.
 _ORDER: Final = (1, 2, 3, 4, 5, 13, 6, 7, 8, 9, 12, 10, 11)
 SECTION_RANKS: Final = {section: rank for rank, section in enumerate(_ORDER)}
 KINDS: Final = ("func", "table", "memory", "global")  # the position is the byte
@@ -52,8 +52,8 @@ OTHER_TYPES: Final = (
     *("arrayref", "contref", "nullref", "nullfuncref", "nullexternref", "nullexnref"),
     "nullcontref",
 )
-"""The others, proposals included: names that are known, and can't be declared."""
-REFUSED_TYPES: Final = {  # {byte: the proposal it belongs to}
+"""The other types, including those of proposals: they are known, but can't be declared."""
+REFUSED_TYPES: Final = {  # {byte: its proposal}
     **dict.fromkeys((0x63, 0x64), "typed function references"),
     **dict.fromkeys((0x6A, 0x6B, 0x6C, 0x6D, 0x6E, 0x71, 0x72, 0x73), "gc types"),
     **dict.fromkeys((0x4E, 0x4F, 0x50, 0x5E, 0x5F), "gc types"),  # rec, sub, array, struct
@@ -63,7 +63,7 @@ REFUSED_TYPES: Final = {  # {byte: the proposal it belongs to}
 
 
 class MalformedModuleError(ValueError):
-    """The bytes are not a well-formed module; says what is wrong and at which offset."""
+    """The bytes are not a well-formed module; names the fault and its offset."""
 
     def __init__(self, what: str, offset: int) -> None:
         super().__init__(what, offset)
@@ -74,16 +74,16 @@ class MalformedModuleError(ValueError):
 
 
 class UnsupportedFeatureError(MalformedModuleError):
-    """The module may be good elsewhere, but uses a `feature` that is switched off here."""
+    """The module may be valid elsewhere, but uses a `feature` that is switched off here."""
 
     def __init__(self, feature: str, offset: int) -> None:
         super().__init__(f"the module uses {feature}, which is switched off here", offset)
-        self.args = (feature, offset)  # what pickle calls the class with
+        self.args = (feature, offset)  # the arguments with which pickle calls the class
         self.feature = feature
 
 
 class ExcessiveModuleError(ValueError):
-    """The module may be well-formed, but has more of something than any that is of use."""
+    """The module may be well-formed, but has more of something than any useful module."""
 
 
 @attrs.frozen(cache_hash=True)
@@ -94,14 +94,14 @@ class FuncType:
     results: tuple[str, ...] = ()
 
     def uncrossable(self) -> str | None:
-        """Return the first type whose values can't cross between Python and wasm; None: all can."""
+        """Return the first type whose values can't cross between Python and wasm, or None."""
         types = (*self.params, *self.results)
         return next((name for name in types if name not in NUMBER_TYPES), None)
 
 
 @attrs.frozen
 class Limits:
-    """Size at start and size it may grow to: pages of a memory, elements of a table."""
+    """Initial size and maximal size: pages of a memory, elements of a table."""
 
     minimum: int
     maximum: int | None = None
@@ -109,7 +109,7 @@ class Limits:
 
 @attrs.frozen
 class TableType:
-    """What a table holds (``funcref`` or ``externref``) and how many."""
+    """The type of a table's elements (``funcref`` or ``externref``), and their number."""
 
     element: str
     limits: Limits
@@ -117,7 +117,7 @@ class TableType:
 
 @attrs.frozen
 class GlobalType:
-    """The type of a global, and whether it can be set."""
+    """The type of a global, and whether it is mutable."""
 
     value_type: str
     mutable: bool
@@ -128,7 +128,7 @@ ExternType = FuncType | TableType | Limits | GlobalType  # in the order of KINDS
 
 @attrs.frozen
 class Import:
-    """Something the module needs; the class of `type` goes with the `kind`."""
+    """An import of the module; the class of `type` depends on the `kind`."""
 
     module: str
     name: str
@@ -138,7 +138,7 @@ class Import:
 
 @attrs.frozen
 class Export:
-    """Something the module shows; `index` counts in the index space of its `kind`."""
+    """An export of the module; `index` counts in the index space of its `kind`."""
 
     name: str
     kind: str
@@ -147,7 +147,7 @@ class Export:
 
 @attrs.frozen
 class Section:
-    """Where a section's payload lies: ``wasm[start:end]``, without its id and size."""
+    """The position of a section's payload: ``wasm[start:end]``, without its id and size."""
 
     id: int
     start: int
@@ -156,7 +156,7 @@ class Section:
 
 @attrs.frozen(kw_only=True)
 class ModuleInfo:
-    """What a module declares. Index spaces are whole: the imported ones come first."""
+    """The declarations of a module. Index spaces are complete: imported items come first."""
 
     types: tuple[FuncType, ...]
     imports: tuple[Import, ...]
@@ -175,22 +175,22 @@ class ModuleInfo:
     data_segments: int
     passive_data: int
     code_bytes: int
-    """Bytes of function bodies, without the size that stands before each."""
+    """Bytes of function bodies, without the size before each."""
     elements: int
-    """Items of all element segments together."""
+    """Number of items of all element segments together."""
     passive_items: int
-    """Of them, those of passive segments: every instance has them in memory, as values."""
+    """Number of `elements` in passive segments; every instance keeps them in memory, as values."""
     extern_items: int
-    """Of them, those of active segments that are no functions: code is made that stores each."""
+    """Number of `elements` in active segments that are no functions; code is made to store each."""
     locals: int
-    """Of all functions together, without their parameters."""
+    """Number of locals of all functions together, without their parameters."""
     sections: tuple[Section, ...]
-    """In the order of the file, custom ones included."""
+    """Sections in the order of the file, including custom ones."""
     # {name: export}; a dict has no hash, so it stays out of comparisons.
     _by_name: dict[str, Export] = attrs.field(init=False, eq=False, repr=False, factory=dict)
 
     exported_memories: tuple[str, ...] = attrs.field(init=False, eq=False, repr=False)
-    """Names, in order."""
+    """Names of exported memories, in order."""
 
     def __attrs_post_init__(self) -> None:
         self._by_name.update((export.name, export) for export in self.exports)
@@ -198,5 +198,5 @@ class ModuleInfo:
         object.__setattr__(self, "exported_memories", memories)
 
     def export(self, name: str) -> Export | None:
-        """The export of that name, or None."""
+        """Return the export of that name, or None."""
         return self._by_name.get(name)
