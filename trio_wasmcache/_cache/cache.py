@@ -1,4 +1,4 @@
-"""The cache itself: functions come and go, instances are acquired, limits change."""
+"""The cache as users have it: registers functions, gives leases, opens groups, changes limits."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from .shutdown import close_groups
 from .statistics import Statistics
 
 MAIN = "main"
-# What `resize` can't change. A log that began without uses can't be replayed, so it goes on so.
+# Fields that `resize` can't change. `log_uses`, as a log that began without uses can't be replayed.
 FIXED = frozenset(
     "stack_size compile_memory compile_seconds main_capacity main_shares cache_dir log_uses".split()
 )
@@ -40,13 +40,20 @@ FIXED = frozenset(
 
 @final
 class InstanceCache:
-    """Registered functions, and the instances of them that are kept warm between calls.
+    """Registered functions, and their instances, which are kept warm between calls.
 
-    Opened by `open_cache`. Its methods must be called in the Trio run that opened it, and not in
-    the middle of a step of it, as signal handlers and finalizers may: there, and in other threads,
-    they raise `RuntimeError` and change nothing. Other threads use `trio.from_thread`, handlers
-    `trio.lowlevel.TrioToken.run_sync_soon`. `repr()`, `config` and `acquire` (not entering what it
-    gives) work anywhere, and all that only reads does so once the cache is closed.
+    .. code-block::
+
+        async with trio_wasmcache.open_cache() as cache:
+            await cache.register("fib", wasm, args=("i64",), returns="i64")
+            async with cache.acquire("fib", ("i64",)) as fib:
+                assert await fib.call(10) == 55
+
+    Use `open_cache` to make one. Its methods must be called in the Trio run that opened it. In
+    another thread or run, and in a signal handler or finalizer that interrupts a step of the cache,
+    they raise `RuntimeError` and change nothing. Use `trio.from_thread` in other threads, and
+    `trio.lowlevel.TrioToken.run_sync_soon` in handlers. `repr()`, `config` and `acquire` (but not
+    entering the lease) work anywhere, and so do methods that only read once the cache is closed.
     """
 
     def __init__(self, pool: Pool, service: trio.Nursery) -> None:
@@ -60,7 +67,7 @@ class InstanceCache:
         note_opened(pool, main)
         self._groups: dict[str, GroupState] = {MAIN: main}
         self._opening: set[str] = set()
-        # Around each `register` under way; cancelled when the cache is closed.
+        # Scopes around each `register` under way; cancelled when the cache is closed.
         self._registering: set[trio.CancelScope] = set()
 
     # -- functions
@@ -81,42 +88,57 @@ class InstanceCache:
         isolation: str = "reuse",
         replace: bool = False,
     ) -> Function:
-        """Compile a module, off the event loop, and make one export of it a function.
+        """Compile a module, off the event loop, and register one of its exports as a function.
 
-        It is compiled when it is the turn of the caller's group (`current_group`, or ``"main"``):
-        one module of a group is compiled at a time, the oldest first, and two of all groups.
+        Modules are compiled in turns of the caller's group (`current_group`, or ``"main"``): at
+        most one module of a group at a time, the oldest first, and at most two in all groups
+        together.
+
+        A module that does not compile or link, lacks the export, or does not match the declared
+        types is rejected, and leaves nothing behind.
 
         Args:
-            name: what to acquire it by; together with `args`, so overloads are fine.
-            wasm: bytes of a module, WebAssembly text, or a path to either.
+            name: name of the function. Together with `args` it identifies the function, so
+                functions can be overloaded.
+            wasm: bytes of a module, WebAssembly text, or a path to a file of either.
             args: types of the arguments, such as ``("i64", "f64")``.
-            returns: the result's type, several types for a tuple, or None.
-            export: the exported function; `name` by default.
-            abi: how values cross: ``"plain"``, or an `Abi` of one's own; by default, what the
-                module shows.
-            called_on_null: whether it is called when an argument is None. If not, such a call
-                gives None.
-            imports: ``{"module": {"name": HostFunction(...)}}``. WASI preview 1 is there without
-                being given, and grants nothing.
-            concurrency: instances that may run at the same time in one group.
-            isolation: what a lease may find of the one before it. ``"reuse"``: all of it, as an
-                instance serves one after the other. ``"fresh"``: nothing, as each gets a new one.
-                ``"reset"``: nothing, as it is put back to how it began, where that can be done
-                (see `Function.isolation_verdict`). Functions of the same bytes and imports share
-                their code whatever their isolation, but for one that can be put back: its code
-                is another.
-            replace: put it in the place of a function of that name and those types. The old one
-                serves until the new one is compiled; who holds it finishes on it.
+            returns: type of the result, a sequence of types for a tuple, or None for no result.
+            export: name of the exported function; `name` by default.
+            abi: how values cross: ``"plain"``, ``"buffer"``, ``"scylla"``, or an `Abi` object; by
+                default, ``"scylla"`` for a module whose exports show it, else ``"plain"``.
+            called_on_null: whether the function is called when an argument is None. If False, such
+                a call returns None without running the guest.
+            imports: ``{"module": {"name": HostFunction(...)}}``. WASI preview 1 need not be given;
+                it grants nothing.
+            concurrency: number of instances that may run at the same time in one group; 1 to
+                `max_instances`.
+            isolation: what a lease may find of the lease before it. ``"reuse"``: everything, as an
+                instance serves one lease after the other. ``"fresh"``: nothing, as each lease gets
+                a new instance. ``"reset"``: nothing, as the instance is restored to its initial
+                state, where that is possible (see `Function.isolation_verdict`). Functions with
+                the same bytes and imports share their code whatever their isolation, except that
+                one whose instances can be restored needs other code.
+            replace: replace the function of this name and these types, if there is one. The old
+                one serves until the new one is compiled; current holders finish with the old one,
+                waiters get the new one.
 
         Raises:
-            InvalidModuleError, ModuleTooLargeError, LinkError, ExportError, SignatureError,
-            DuplicateFunctionError: nothing of it stays.
-            CodeMemoryError: the system has no memory left to compile it, though everything idle
-                was evicted.
+            InvalidModuleError: the module is not valid WebAssembly, or can't be read.
+            ModuleTooLargeError: it has more than `max_wasm_size` bytes, too many parts, or starts
+                with more than `memory_limit` or `table_limit`.
+            LinkError: it imports something that is neither given nor WASI preview 1, or whose type
+                differs.
+            ExportError: it has no function of the name `export`.
+            SignatureError: a type is unknown to the ABI, or the export has other types.
+            DuplicateFunctionError: the function is registered or being registered, and `replace`
+                does not allow it.
+            CodeMemoryError: the system has no memory to compile it, though all idle instances
+                were evicted.
+            TypeError, ValueError: another parameter has a bad type or value.
             trio.ClosedResourceError: the cache is closed.
 
         **Checkpoint:** always.
-        **Cancellation:** nothing of it stays; the compiling thread is abandoned.
+        **Cancellation:** nothing is registered; the compiling thread is abandoned.
         """
         pool = self._pool
         pool.owner.check("register", waits=True)
@@ -237,11 +259,11 @@ class InstanceCache:
     def remove(self, name: str, args: Sequence[str] | None = None) -> None:
         """Remove a function, or with `args=None` all functions of that name.
 
-        Its idle instances go now. Who holds one finishes on it; who waits for one gets
-        `UnknownFunctionError`.
+        Its idle instances are evicted now. Current holders finish with theirs; waiting acquires
+        raise `UnknownFunctionError`.
 
         Raises:
-            UnknownFunctionError: there is none.
+            UnknownFunctionError: no such function is registered.
             trio.ClosedResourceError: the cache is closed.
         """
         self._pool.owner.check("remove")
@@ -256,7 +278,7 @@ class InstanceCache:
         self._pool.carry_out(self._pool.policy.retire(record, now), now)
 
     def functions(self) -> tuple[Function, ...]:
-        """What is registered, in order of registration."""
+        """Return the registered functions, in order of registration."""
         self._pool.owner.check_reading("functions")
         return tuple(
             function_of(Definition.of(record)) for record in self._pool.registry.functions.values()
@@ -265,10 +287,15 @@ class InstanceCache:
     # -- leases
 
     def acquire(self, name: str, args: Sequence[str]) -> Lease:
-        """An instance of a function, for the length of a block: ``async with cache.acquire(...)``.
+        """Return a lease of an instance, for use in a block: ``async with cache.acquire(...)``.
 
-        In the innermost scheduling group of this cache around the caller, or its group ``"main"``.
-        See `Lease.__aenter__` for what entering the block raises.
+        The instance is acquired when the block is entered; see `Lease.__aenter__` for its errors.
+        It belongs to the innermost scheduling group of this cache around the caller of this
+        method, or to the group ``"main"``.
+
+        Args:
+            name: name of the function.
+            args: types of its arguments, as registered.
         """
         pool, inside = self._pool, groups_around()
         group = find_group(pool, self._main_state) if inside else self._main_state
@@ -276,16 +303,23 @@ class InstanceCache:
 
     @trio.lowlevel.enable_ki_protection
     async def warm(self, name: str, args: Sequence[str], count: int = 1) -> None:
-        """Load instances ahead, until `count` of the function live in the caller's group.
+        """Load instances ahead, until the caller's group has `count` of the function.
 
-        Counts neither as hit nor as miss.
+        Running instances are counted. It stops early if the instances are too large to be kept.
+        These loads count neither as hits nor as misses.
+
+        Args:
+            name: name of the function.
+            args: types of its arguments, as registered.
+            count: number of instances; 1 to the function's concurrency.
 
         Raises:
             ValueError: `count` is not from 1 to the function's concurrency.
-            As `acquire` does.
+            TypeError: `count` is not an int.
+            Exception: the errors of `Lease.__aenter__`.
 
         **Checkpoint:** always.
-        **Cancellation:** what was loaded by then stays.
+        **Cancellation:** instances that were loaded before stay.
         """
         self._pool.owner.check("warm", waits=True)
         self._check_open()
@@ -299,7 +333,7 @@ class InstanceCache:
             )
         group = find_group(self._pool, self._main_state)
         await trio.lowlevel.checkpoint()
-        for _ in range(count):  # more would be in vain: where there is no room, each evicts another
+        for _ in range(count):  # not more: where capacity is short, each load evicts another
             record = self._pool.registry.find(name, args)
             entry = record.entries.get(group.record)
             if entry is not None and entry.live >= min(count, record.concurrency):
@@ -308,7 +342,7 @@ class InstanceCache:
                 await stack.enter_async_context(Lease(self._pool, group, name, args, warm=True))
             entry = record.entries.get(group.record)
             if entry is None or not entry.idle:
-                return  # loaded, but too large to be kept: more of them would not be either
+                return  # loaded, but too large to be kept, and so would be any further one
 
     # -- groups
 
@@ -316,22 +350,25 @@ class InstanceCache:
     async def scheduling_group(
         self, name: str, *, capacity: float, shares: int = 100
     ) -> AsyncIterator[SchedulingGroup]:
-        """A nursery whose tasks share a capacity and a part of the CPU. See `SchedulingGroup`.
+        """Open a nursery whose tasks share a capacity and a part of the CPU: a `SchedulingGroup`.
 
-        The block runs in the group, too. When block and tasks have ended, the group's instances
-        go.
+        The block runs in the group, too. When the block and all tasks have ended, the group's
+        instances are evicted.
 
         Args:
-            name: not that of another open group.
-            capacity: how many tasks may hold or wait for instances; an int, or `math.inf`.
+            name: name of the group, different from those of other open groups.
+            capacity: number of tasks that may hold or wait for instances at the same time; an int
+                from 1, or `math.inf`.
             shares: part of the CPU, relative to other groups; 1 to 1,000,000.
 
         Raises:
-            ValueError, TypeError: a name in use, or what can't be a capacity or shares.
+            TypeError: `name` is not a str.
+            ValueError: `name` is in use, empty or not printable, or `capacity` or `shares` are out
+                of range.
             trio.ClosedResourceError: the cache is closed.
 
         **Checkpoint:** as of a `trio.Nursery`; leaving waits for threads that are in a call.
-        **Cancellation:** as of a `trio.Nursery`; the group's instances go all the same.
+        **Cancellation:** as of a `trio.Nursery`; the group's instances are evicted all the same.
         """
         self._pool.owner.check("scheduling_group", waits=True)
         self._check_open()
@@ -355,16 +392,20 @@ class InstanceCache:
 
     @trio.lowlevel.enable_ki_protection
     def resize(self, **limits: Any) -> None:
-        """Change fields of the configuration; what no longer fits is evicted now.
+        """Change fields of the configuration, and evict instances that no longer fit.
 
         ``cache.resize(max_size=64 * MiB, idle_timeout=1.0)``
 
-        `memory_limit` and `table_limit` hold for functions registered from now on. `stack_size`,
-        `cache_dir`, `log_uses`, how modules are compiled, and the main group's capacity and shares
-        can't be changed.
+        `memory_limit` and `table_limit` apply to functions registered from now on. `stack_size`,
+        `cache_dir`, `log_uses`, `compile_memory`, `compile_seconds`, `main_capacity` and
+        `main_shares` can't be changed.
+
+        Args:
+            **limits: fields of `CacheConfig`, in their units.
 
         Raises:
-            TypeError, ValueError: no such field, or a bad value; nothing has changed.
+            TypeError: there is no such field.
+            ValueError: a value is bad, or the field can't be changed; nothing has changed.
             trio.ClosedResourceError: the cache is closed.
         """
         pool = self._pool
@@ -385,20 +426,20 @@ class InstanceCache:
 
     @property
     def config(self) -> CacheConfig:
-        """The limits in force."""
+        """Configuration with the limits in force."""
         return self._pool.config
 
     def stats(self) -> CacheStats:
-        """Counters, distributions and gauges of this moment. Changes nothing."""
+        """Return counters, distributions and gauges of this moment. This changes nothing."""
         self._pool.owner.check_reading("stats")
         return self._statistics.count(len(self._groups))
 
     @trio.lowlevel.enable_ki_protection
     def pop_stats(self) -> CacheStats:
-        """As `stats`, and then all counters and distributions begin anew; gauges stay.
+        """Return the same as `stats`, and reset all counters and distributions; gauges stay.
 
-        Use it from one place only: what it gave, nobody else gets. ``wasmcache.closed`` in the log
-        tells the counters of the whole time all the same.
+        Use it from one place only: numbers that it returned are not reported again. The counters of
+        ``wasmcache.closed`` in the log are not affected.
         """
         self._pool.owner.check("pop_stats")
         stats = self._statistics.count(len(self._groups))
@@ -407,7 +448,9 @@ class InstanceCache:
 
     @trio.lowlevel.enable_ki_protection
     async def resident_bytes(self) -> ResidentBytes:
-        """How much of what the books allow is in memory now, as the kernel tells; in a thread.
+        """Return the bytes of instances, code and stacks that are in memory, as the kernel reports.
+
+        They are counted in a thread, in whole system pages.
 
         Raises:
             NotImplementedError: the system is not Linux, or hides ``/proc/self/pagemap``.
@@ -419,7 +462,7 @@ class InstanceCache:
         return await self._statistics.count_resident()
 
     def entries(self) -> tuple[EntryInfo, ...]:
-        """Every function in every group that has instances or waiters. Changes nothing."""
+        """Return every function in every group that has instances or waiters. Changes nothing."""
         self._pool.owner.check_reading("entries")
         return self._statistics.describe_entries()
 

@@ -1,4 +1,4 @@
-"""Scheduling groups: a nursery with a name, a capacity and CPU shares, and who is in which."""
+"""Scheduling groups: nurseries with a name, a capacity and CPU shares; which group code runs in."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .._pool.capacity import GroupState
 from .._pool.pool import Pool
 from .lease import Lease
 
-# The groups around the running code, innermost last; of all caches.
+# The groups around the running code, of all caches, innermost last.
 _groups: contextvars.ContextVar[tuple[_Inside, ...]] = contextvars.ContextVar(
     "trio_wasmcache_groups", default=()
 )
@@ -34,10 +34,10 @@ class SchedulingGroup:
             group.start_soon(worker)
 
     Instances never cross groups. At most `capacity` of its tasks hold or wait for instances at the
-    same time; a task counts once, however many leases it nests. When groups compete for the CPU,
-    each gets it in proportion to its `shares`; one alone gets all of it.
+    same time; a task counts once, however many leases it nests. Groups that compete for the CPU get
+    it in proportion to their `shares`; a group alone gets all of it.
 
-    Made by `InstanceCache.scheduling_group`.
+    Use `InstanceCache.scheduling_group` to make one.
     """
 
     def __init__(self, pool: Pool, state: GroupState, nursery: trio.Nursery) -> None:
@@ -48,29 +48,39 @@ class SchedulingGroup:
 
     @property
     def name(self) -> str:
-        """As given; unique among the open groups of its cache."""
+        """Name of the group; unique among the open groups of its cache."""
         return self._state.record.name
 
     @property
     def shares(self) -> int:
-        """Its part of the CPU, relative to the other groups'."""
+        """Part of the CPU, relative to other groups; 1 to 1,000,000."""
         return self._state.share.shares
 
     @property
     def limiter(self) -> trio.CapacityLimiter:
-        """A token for each task that holds or waits for an instance; `total_tokens` may be set."""
+        """Limiter with a token for each task that holds or waits for an instance.
+
+        Its `total_tokens` may be set, which changes the group's capacity.
+
+        Raises:
+            RuntimeError: this is not the Trio run of the cache, or a step of it is under way.
+        """
         self._pool.owner.check("SchedulingGroup.limiter")
         return self._state.capacity.watch()
 
     @property
     def cancel_scope(self) -> trio.CancelScope:
-        """The nursery's: cancelling it cancels the group's tasks and its block."""
+        """Cancel scope of the nursery: cancelling it cancels the group's tasks and its block."""
         return self._nursery.cancel_scope
 
     def start_soon(
         self, async_fn: Callable[..., Awaitable[Any]], *args: Any, name: object = None
     ) -> None:
-        """`trio.Nursery.start_soon`; inside, this group is the current one."""
+        """Start a task as `trio.Nursery.start_soon` does; in it, this group is the current one.
+
+        Raises:
+            RuntimeError: this is not the Trio run of the cache, or a step of it is under way.
+        """
         self._pool.owner.check("SchedulingGroup.start_soon")
         self._nursery.start_soon(
             _run_inside, self._chain, async_fn, args, name=async_fn if name is None else name
@@ -79,7 +89,14 @@ class SchedulingGroup:
     async def start(
         self, async_fn: Callable[..., Awaitable[Any]], *args: Any, name: object = None
     ) -> Any:
-        """`trio.Nursery.start`; inside, this group is the current one.
+        """Start a task as `trio.Nursery.start` does; in it, this group is the current one.
+
+        Returns:
+            The value that the task passes to ``task_status.started()``.
+
+        Raises:
+            RuntimeError: this is not the Trio run of the cache, or a step of it is under way; or
+                the task ended without calling ``task_status.started()``.
 
         **Checkpoint:** always.
         **Cancellation:** as `trio.Nursery.start`: the child is cancelled too.
@@ -90,7 +107,10 @@ class SchedulingGroup:
         )
 
     def acquire(self, name: str, args: Sequence[str]) -> Lease:
-        """`InstanceCache.acquire` in this group, whatever group the caller is in."""
+        """Acquire as `InstanceCache.acquire` does, in this group, whatever group the caller is in.
+
+        See `Lease.__aenter__` for the errors of entering the lease.
+        """
         return Lease(self._pool, self._state, name, args)
 
     def __repr__(self) -> str:
@@ -105,7 +125,7 @@ class SchedulingGroup:
 @final
 @frozen
 class _Inside:
-    """A group that runs code, as the context of that code knows it."""
+    """A group, as the context of the code that runs in it has it."""
 
     group: SchedulingGroup
     state: GroupState
@@ -113,13 +133,13 @@ class _Inside:
 
 
 def current_group() -> SchedulingGroup | None:
-    """Return the innermost scheduling group around the caller, of whichever cache, or None."""
+    """Return the innermost scheduling group around the caller, of any cache, or None."""
     groups = _groups.get()
     return groups[-1].group if groups else None
 
 
 groups_around = _groups.get
-"""The groups around the caller, innermost last; of all caches."""
+"""Returns the groups around the caller, of all caches, innermost last."""
 
 
 def find_group(pool: Pool, main: GroupState) -> GroupState:
@@ -131,7 +151,12 @@ def find_group(pool: Pool, main: GroupState) -> GroupState:
 
 
 def check_group(name: object, capacity: object, shares: object) -> None:
-    """`TypeError` or `ValueError` for what can't make a group."""
+    """Check the parameters of a group.
+
+    Raises:
+        TypeError: the name is not a str.
+        ValueError: the name is empty or not printable, or capacity or shares are out of range.
+    """
     if not isinstance(name, str):
         raise TypeError(f"a group's name must be a str, got {name!r}")
     if not name or not name.isprintable():
@@ -143,7 +168,11 @@ def check_group(name: object, capacity: object, shares: object) -> None:
 
 @ki_safe_contextmanager
 async def open_group(pool: Pool, state: GroupState) -> AsyncIterator[SchedulingGroup]:
-    """Open a nursery that is a scheduling group; the block runs in it. Closing is the caller's."""
+    """Open a nursery that is a scheduling group, and run the block in it. The caller closes it.
+
+    **Checkpoint:** as of a `trio.Nursery`.
+    **Cancellation:** as of a `trio.Nursery`.
+    """
     async with trio.open_nursery() as nursery:
         group = SchedulingGroup(pool, state, nursery)
         note_opened(pool, state)
@@ -184,7 +213,11 @@ async def _start_inside(
 
 @calls_user
 def _coroutine(async_fn: Any, args: tuple[Any, ...]) -> Awaitable[Any]:
-    """What to await for a task; the two common mistakes get the message they deserve."""
+    """Call a task's function and return what to await; explain the two common mistakes.
+
+    Raises:
+        TypeError: it was given a coroutine, or a function that is not async.
+    """
     if inspect.iscoroutine(async_fn):
         async_fn.close()
         raise TypeError(

@@ -1,10 +1,11 @@
-"""A lease, the function that it is of, and what both show: they know each other, so they are here.
+"""`Lease`, `LeaseMemory` and `Function`: what users hold of an instance and of a function.
 
-Two rules:
+The three refer to each other, so they share this file. Two rules:
 
 1. Every change of a lease's state is a step of the table below, or raises `IllegalStepError`.
-2. The fast paths (of a hit, of a call that ends in its first slice) write their steps out. They ask
-   one question: is there a callable in `_ready`? There is one only while a call may begin.
+2. The fast paths (a hit, and a call that ends in its first slice) write their steps inline. They
+   check one thing: whether there is a callable in `_ready`. There is one only while a call may
+   begin.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ E = TypeVar("E", bound=BaseException)
 
 
 class LeaseState(enum.Enum):
-    """Where a lease is in its life; its words are those of its `repr`."""
+    """State of a lease; the values are the words of its `repr`."""
 
     NEW = "not entered"
     ACQUIRING = "acquiring"
@@ -59,8 +60,8 @@ class LeaseState(enum.Enum):
 NEW, ACQUIRING, HELD = LeaseState.NEW, LeaseState.ACQUIRING, LeaseState.HELD
 CALLING, BROKEN, ENDED = LeaseState.CALLING, LeaseState.BROKEN, LeaseState.ENDED
 
-# {state: what may follow}. How far it is while ACQUIRING, the acquisition knows. A call in its
-# first slice is no state of its own: nothing else of this task or another can come in between.
+# {state: states that may follow}. Progress while ACQUIRING is a matter of `Acquisition`. A call in
+# its first slice is not a state of its own: no other code can run during it.
 TRANSITIONS: dict[LeaseState, frozenset[LeaseState]] = {
     NEW: frozenset({ACQUIRING, HELD}),
     ACQUIRING: frozenset({HELD, ENDED}),
@@ -80,30 +81,31 @@ class Lease:
         async with cache.acquire("fib", ("i64",)) as fib:
             assert await fib.call(10) == 55
 
-    The instance goes back into the cache when the block ends, unless a call of it failed or was
-    cancelled half-way: then it is dropped, and the next acquire gets another.
+    The instance returns to the cache when the block ends. It is dropped instead if a call failed or
+    was cancelled half-way; the next acquire gets another.
 
-    Made by `InstanceCache.acquire`, `SchedulingGroup.acquire` and `Function.acquire`; entered once.
-    Entering is a checkpoint, leaving is not: it never waits, and works in a cancelled scope.
+    Use `InstanceCache.acquire`, `SchedulingGroup.acquire` or `Function.acquire` to make one. It can
+    be entered once. Entering is a checkpoint. Leaving is not: it never waits, and works in a
+    cancelled scope.
     """
 
-    # As long as nothing else is said; most leases end without having said it.
+    # Defaults in the class, so that making a lease assigns none of them.
     _state = NEW
     _task: Task | None = None
-    """The task that has the group's token for it."""
+    """Task that has the group's token for this lease."""
     _request: Request | None = None
-    """None when nothing is held, or no longer."""
+    """Request that was granted; None while nothing is held."""
     _bound: BoundFunction | None = None
-    """Of the instance that is held, or was."""
+    """Bound function of the instance that is, or last was, held."""
     _ready: Callable[[Sequence[Any], int], Any] | None = None
-    """Begins a call; None while none may begin."""
+    """Function that begins a call; None while none may begin."""
     _acquisition: Acquisition | None = None
-    """While it is ACQUIRING."""
+    """Acquisition under way, while ACQUIRING."""
     _under_way: Call | None = None
-    """The call that is under way; it may outlive the block."""
+    """Call under way; it may outlive the block."""
     _fuel: int | None = None
     _entered_from: FrameType | None = None
-    """The frame that awaited `__aenter__`, while it is HELD and went the long way."""
+    """Frame that awaited `__aenter__`, while HELD by a lease that did not take the fast path."""
 
     def __init__(
         self,
@@ -124,17 +126,20 @@ class Lease:
 
     @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> Lease:
-        """Wait for the instance, and load it if there is none idle.
+        """Acquire an instance: an idle one if there is one, else wait, or load a new one.
+
+        Raises:
+            UnknownFunctionError: the function is not registered, or was removed during the wait.
+            LoadError: the instance can't be made, or its start function failed.
+            LinkError: an import of the module can't be linked.
+            CodeMemoryError: the instance can't fit into `max_code_size` or `max_running_size`; or
+                the system has no memory for it, though all idle instances were evicted.
+            DeadlockError: the wait would close a cycle of tasks that wait for each other.
+            trio.ClosedResourceError: the group or the cache is closed.
+            RuntimeError: the lease was entered before, or this is not the Trio run of the cache.
 
         **Checkpoint:** always.
         **Cancellation:** nothing is held.
-
-        Raises:
-            UnknownFunctionError: no such function is registered (or no longer).
-            LoadError, LinkError: its instance can't be made.
-            CodeMemoryError: it can't fit into `max_code_size`, or `max_running_size`.
-            DeadlockError: waiting would never end.
-            trio.ClosedResourceError: the group or the cache is closed.
         """
         pool = self._pool
         if get_ident() != pool.thread:
@@ -151,13 +156,13 @@ class Lease:
         except BaseException:
             self._state = ENDED
             raise
-        # The fast path of a hit: short on purpose, like the policy's part of it. With no token
-        # free, nothing idle, or much to log, it goes the long way.
+        # The fast path of a hit: short on purpose, like the policy's part of it. `_acquire` does
+        # the rest: no free token, nothing idle, or uses to log.
         group = self._group
         capacity = group.capacity
         owners = capacity.owners
         try:
-            # First, as a name may be of a class whose `__hash__` does whatever it likes.
+            # First, as the name may be of a class whose `__hash__` runs any code.
             function = pool.exact[self._name, self._args]  # type: ignore[index]
         except (KeyError, TypeError):
             return await self._acquire(task)
@@ -202,25 +207,29 @@ class Lease:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Give the instance back. No checkpoint, whatever happened in the block."""
+        """Give the instance back.
+
+        **Checkpoint:** never, whatever happened in the block.
+        **Cancellation:** has no effect here.
+        """
         task, pool = self._task, self._pool
         if task is None:
             return
         if kind is GeneratorExit and not pool.owner.may_leave():
-            # A coroutine is finalized that was never run to its end: maybe at any line.
+            # An unfinished coroutine is being finalized, which may happen at any line.
             self._task = None
             pool.exits.add(functools.partial(self._leave_late, task))
             return
         if get_ident() != pool.thread:
             raise pool.owner.refusal("acquire", waits=True)
         self._task = None
-        # Both are there as long as a call may begin; to look again would cost what it is to save.
+        # Neither is None while a call may begin; checking would cost what the fast path saves.
         request: Any = self._request
         bound: Any = self._bound
         capacity, now = self._group.capacity, pool.now
         owners = capacity.owners
         try:
-            # The fast path again: of a lease after which the instance rests, and nobody is waiting.
+            # The fast path: the instance becomes idle, and nobody is waiting.
             measure = None if self._ready is None else bound.measure
             if measure is not None and pool.policy.rest(request, measure(bound.native), now()):
                 self._ready = self._request = None
@@ -242,11 +251,11 @@ class Lease:
         """End the block: give back the token now, and the instance when no call is under way.
 
         Raises:
-            RecursionError: there is not enough room on Python's stack; nothing has changed.
+            RecursionError: there is not enough space on Python's stack; nothing has changed.
         """
         entered_from, self._entered_from = self._entered_from, None
         if entered_from is None or entered_from is not sys._getframe(2):
-            check_headroom()  # else there is as much room as there was on entering
+            check_headroom()  # in the same frame there is as much space as on entering
         request, call = self._request, self._under_way
         if request is not None and call is not None:
             pool, now = self._pool, trio.current_time()
@@ -263,7 +272,7 @@ class Lease:
         self._pool.evictor.expect_expiry()
 
     def _recycle(self, request: Request, reason: Reason | None = None) -> None:
-        """Give the instance back, which nobody is in; or have it dropped, for that reason."""
+        """Give the instance back, in which nothing runs; with a reason, have it dropped."""
         clean, self._ready = self._ready is not None, None
         self._request = None
         if self._state is not ENDED:
@@ -273,7 +282,7 @@ class Lease:
         self._pool.recycle(request, bound, clean=clean, calls=self._calls, reason=reason)
 
     def _end(self, reason: Reason) -> trio.Event | None:
-        """Give the instance up, as the group or the cache closes: see `GiveUp`."""
+        """Give up the instance, as the group or the cache closes: see `GiveUp`."""
         if self._acquisition is not None:
             return self._acquisition.end(reason)
         call = self._under_way
@@ -289,33 +298,39 @@ class Lease:
 
     @trio.lowlevel.enable_ki_protection
     async def call(self, *values: Any) -> Any:
-        """Call the function.
+        """Call the function, with at most `total_fuel` units of fuel.
+
+        Args:
+            *values: an argument for each of the function's argument types.
 
         Returns:
-            Its result; None if it has none, a tuple if it has several. With
-            `called_on_null=False`, None for any argument gives None without a call.
+            The result: None if the function returns nothing, a tuple if it has several results.
+            With `called_on_null=False`, a call with a None among its arguments returns None without
+            running the guest.
 
         Raises:
-            TypeError, ValueError, OverflowError: a value does not fit; no wasm has run.
+            TypeError, ValueError, OverflowError: a value does not fit its type, or there are too
+                many or too few; no wasm has run.
             GuestError: the guest trapped, ran out of fuel or stack, exited, or broke its ABI.
-            ResultTooLargeError: the result exceeds `max_result_size`; the lease goes on.
-            CodeMemoryError: the system has no memory for its stack, though everything idle was
-                evicted; the lease can go on.
-            trio.BusyResourceError: the instance is in use by another task.
-            trio.BrokenResourceError: an earlier call in this lease failed.
-            trio.ClosedResourceError: the lease, its group or the cache is closed.
-            Exception: whatever a host function raised, as it is.
+            ResultTooLargeError: the result exceeds `max_result_size`; the lease can still be used.
+            CodeMemoryError: the system has no memory for the guest's stack, though all idle
+                instances were evicted; the lease can still be used.
+            trio.BusyResourceError: another call of this lease is under way.
+            trio.BrokenResourceError: an earlier call in this lease failed or was cancelled.
+            trio.ClosedResourceError: the lease has ended, or its group or the cache is closed.
+            RuntimeError: the lease was not entered, or this is not the Trio run of the cache.
+            Exception: whatever a host function raised, unchanged.
 
         **Checkpoint:** cancellation is checked before the guest starts and between slices; others
-        run after each slice and about every 0.5 ms of short calls. A call that finished returns
-        its result.
+        run after each slice and about every 0.5 ms of short calls. A call that has finished
+        returns its result.
         **Cancellation:** the guest is stopped within a slice, and its instance is dropped.
         """
         pool = self._pool
         if get_ident() != pool.thread:
             raise pool.owner.refusal("call", waits=True)
-        # The fast path: short on purpose. What does not end in its first slice, or fails, or needs
-        # memory to cross, is a `Call`.
+        # The fast path: short on purpose. A call that does not end in its first slice, or whose
+        # values cross through memory, needs a `Call`.
         begin, bound, share = self._ready, self._bound, self._group.share
         if begin is None or bound is None:
             raise self._unusable()
@@ -340,10 +355,10 @@ class Lease:
                     result = begin(lowered, fuel)
             else:
                 lowered = lower(values)
-                if self._request is None:  # code of the values' own has run, and ended the lease
+                if self._request is None:  # code of the values' classes has ended the lease
                     raise self._unusable()
                 result = begin(lowered, fuel)
-        except NoMemoryError as error:  # for its stack: none of the guest has run
+        except NoMemoryError as error:  # for its stack: the guest has not run
             self._ready = begin
             pool.relieve(bound.entry.function.key, STACK_SHARE, error)
             return await self.call(*values)
@@ -382,26 +397,34 @@ class Lease:
 
     @trio.lowlevel.enable_ki_protection
     async def map(self, columns: Any, *, rows: int | None = None) -> Any:
-        """Call the function for every row of some columns: much faster than a call for each.
+        """Call the function for every row of some columns; much faster than one call for each row.
+
+        Each row may burn `total_fuel`. Either all rows have a result, or the batch raises.
 
         Args:
-            columns: for each argument a buffer of its type (`array`, NumPy), which is not copied
-                first, a list, Arrow data, or a scalar for all rows. Or an Arrow table.
-            rows: how many, where no column says so. `total_fuel` is for each of them.
+            columns: a sequence with a column for each argument: a buffer of its type (`array`,
+                NumPy), which is not copied first, a list, Arrow data, or a scalar for all rows.
+                Or an Arrow table.
+            rows: number of rows; needed only where no column has a length.
 
         Returns:
-            A column for each result, in a tuple if there are several: an Arrow array if one came
-            in, a list if a None did or if it is not numbers, else a `memoryview`. Rows with a null
-            give null as they do in `call`.
+            A column for each result, in a tuple if there are several: an Arrow array if a column
+            was Arrow's, a list if a column had a None or the results are not numbers, else a
+            `memoryview`. None if the function returns nothing. Rows with a null are treated as in
+            `call`.
 
         Raises:
-            TypeError, ValueError, OverflowError: a column, or the value in a row, does not fit.
-            GuestError, LoadError: the guest failed in row `row`; there is no room for a driver.
-            ResultTooLargeError: the results up to row `row` exceed `max_result_size`; the lease
-                goes on.
-            CodeMemoryError: the system has no memory for a driver, though everything idle was
-                evicted; the lease can go on.
-            MemoryError: there is none for the results.
+            TypeError, ValueError, OverflowError: a column, or the value in a row, does not fit. The
+                error of a row has its number in `row`.
+            GuestError: the guest failed; the error's `row` says in which row.
+            LoadError: the driver, the code that calls the function for each row, can't be made.
+            ResultTooLargeError: the results up to row `row` exceed `max_result_size`; the lease can
+                still be used.
+            CodeMemoryError: the system has no memory for the driver, though all idle instances
+                were evicted; the lease can still be used.
+            MemoryError: there is no memory for the results.
+            Exception: as of `call` for a lease that can't be used, and for host functions.
+
         **Checkpoint:** always; others run after each slice.
         **Cancellation:** the guest is stopped within a slice, and its instance is dropped.
         """
@@ -424,7 +447,7 @@ class Lease:
         make: Callable[[Guest, tuple[Any, ...]], Steps],
         values: tuple[Any, ...],
     ) -> Any:
-        """Make a call whose values cross in steps."""
+        """Make a call whose values cross in the steps of an ABI."""
         if bound.gives_null(values):
             return None
         if len(values) != bound.crossing.arity:
@@ -432,7 +455,7 @@ class Lease:
         return await self._run_steps(bound, make, values)
 
     async def _call_converted(self, bound: BoundFunction, values: tuple[Any, ...]) -> Any:
-        """Make a call whose values are no plain ints and floats, or do not fit."""
+        """Make a call whose values are not plain ints and floats, or do not fit."""
         if bound.gives_null(values):
             return None
         crossing, ready = bound.crossing, self._ready
@@ -442,7 +465,7 @@ class Lease:
         except (TypeError, ValueError, OverflowError):
             raise crossing.explain(values) from None
         if ready is None or ready is not self._ready:
-            # Code of the values' own has run, and the lease may have ended.
+            # Code of the values' classes has run, and may have ended the lease.
             raise self._unusable()
         export, lift = bound.definition.export, crossing.lift
 
@@ -465,7 +488,7 @@ class Lease:
             self._end_call(call)
 
     def _begin_call(self, bound: BoundFunction) -> Call:
-        """From here on, until `_end_call`, other tasks may run, and find the lease busy."""
+        """Begin a call during which other tasks may run; they find the lease busy."""
         call = Call(self._pool.runtime, bound, self._group.share, self)
         self._step(CALLING)
         self._under_way = call
@@ -478,7 +501,7 @@ class Lease:
         self._fuel = call.fuel
         call.close()
         if self._state is ENDED:
-            # Its block has ended meanwhile, or the cache closes.
+            # The block has ended meanwhile, or the cache is being closed.
             if self._request is not None:
                 self._recycle(self._request, call.drop)
         elif call.failed:
@@ -488,9 +511,9 @@ class Lease:
             self._ready = call.bound.begin
 
     def _end_call_early(self, call: Call, reason: Reason) -> None:
-        """End the lease while another task has a call under way, whose instance goes for `reason`.
+        """End the lease while a task has a call under way; its instance is evicted for `reason`.
 
-        The caller is told, and gives the instance back when nobody is inside any more.
+        The task gets the error, and gives the instance back when nothing runs in it any more.
         """
         if self._state is not ENDED:
             self._step(ENDED)
@@ -498,11 +521,11 @@ class Lease:
         call.end(self._unusable)
 
     def _failed(self, error: E, values: tuple[Any, ...]) -> E:
-        """End a call that failed in its first slice; return the error, complete."""
+        """End a call that failed in its first slice; return the error, completed with its facts."""
         bound = self._bound
         assert bound is not None
         if self._request is None:
-            return error  # what converts the values ended the lease, and then raised this
+            return error  # the code that converts the values ended the lease, then raised this
         self._calls += 1
         self._fuel = fuel = bound.total_fuel - bound.native.fuel_left()
         self._group.share.charge(fuel)
@@ -512,7 +535,7 @@ class Lease:
         return error
 
     def _lifted(self, bound: BoundFunction, result: Any, values: tuple[Any, ...]) -> Any:
-        """Return the Python value of a result; a guest that returns what can't be is broken."""
+        """Return the Python value of a result; a guest that broke its ABI breaks the lease."""
         assert bound.lift is not None
         try:
             return bound.lift(result)
@@ -523,32 +546,42 @@ class Lease:
                 bound.fail(self._pool.policy, error, values, self._fuel or 0)
             raise
 
-    # -- what else a lease tells
+    # -- other facts
 
     @property
     def memory(self) -> LeaseMemory:
-        """The guest's exported memory: `read(at, n)`, `write(at, data)`, `size` in bytes.
+        """Exported memory of the guest, to be read and written between calls or in host functions.
 
-        Each raises `IndexError` outside of the memory, `trio.BusyResourceError` while a call runs
-        (but not in a host function of that call), `LookupError` if the module exports none, and
-        `TypeError` for what is no address, no length or no bytes.
+        Getting it never raises; see `LeaseMemory` for the errors of using it.
         """
         return LeaseMemory(self._guest_memory)
 
     @property
     def fuel_consumed(self) -> int | None:
-        """Fuel that the last call burnt, failed ones included; None before the first."""
+        """Units of fuel that the last call burnt, failed ones included; None before the first."""
         return self._fuel
 
     @property
     def size(self) -> int:
-        """What the instance may touch now: all memories, tables x 8, scratch, one page (bytes)."""
+        """Bytes that the instance may touch now: all memories, tables x 8, scratch, and one page.
+
+        Raises:
+            trio.BusyResourceError: a call is under way, or the lease is still waiting.
+            trio.ClosedResourceError: the lease has ended, or its group or the cache is closed.
+            RuntimeError: the lease was not entered, or this is another thread.
+        """
         self._check_thread("size")
         return self._resting().native.measure()
 
     @property
     def function(self) -> Function:
-        """The function that is held: the generation that was current when it was granted."""
+        """Function of the held, last held, or loading instance, in the generation of that instance.
+
+        Raises:
+            RuntimeError: the lease was not entered.
+            trio.BusyResourceError: the lease is still waiting.
+            trio.ClosedResourceError: the lease ended without an instance.
+        """
         definition = None if self._bound is None else self._bound.definition
         if self._acquisition is not None:
             definition = self._acquisition.definition
@@ -570,7 +603,7 @@ class Lease:
         self._state = state
 
     def _resting(self) -> BoundFunction:
-        """Return what is held, if nothing is under way in it; raise the error if not."""
+        """Return the bound function if an instance is held and no call is under way; else raise."""
         bound = self._bound
         if bound is None or self._task is None or self._request is None:
             raise self._unusable()
@@ -596,7 +629,7 @@ class Lease:
         if state is BROKEN:
             return trio.BrokenResourceError(
                 f"an earlier call of {self._name!r} in this lease failed or was cancelled: "
-                "its instance is spoilt; acquire another"
+                "its instance is unusable; acquire another"
             )
         return trio.BusyResourceError("another call of this lease is under way")
 
@@ -608,7 +641,7 @@ class Lease:
         if activity is None:
             memory = self._resting().native.memory
         else:
-            # In a call, or being loaded: then only for its own host functions.
+            # In a call, or being loaded: only host functions that it called may use it.
             call = activity.host_call
             if call is None or context_of_call.get(None) is not self:
                 raise self._unusable()
@@ -623,7 +656,15 @@ class Lease:
 
 @final
 class LeaseMemory:
-    """The linear memory of the instance that a lease holds. See `Lease.memory`."""
+    """The exported memory of the instance that a lease holds.
+
+    Use `Lease.memory` to get it. Besides the errors below, all of it raises:
+
+    - `LookupError` if the module exports no memory;
+    - `trio.BusyResourceError` during a call or a load, except in a host function of that call;
+    - `trio.ClosedResourceError` after the lease has ended;
+    - `RuntimeError` before the lease is entered, and in another thread.
+    """
 
     __slots__ = ("_memory",)
 
@@ -632,19 +673,29 @@ class LeaseMemory:
 
     @property
     def size(self) -> int:
-        """Bytes; always whole pages of 64 KiB."""
+        """Size in bytes, a multiple of 64 KiB."""
         return self._memory().size
 
     def read(self, at: int, n: int) -> bytes:
-        """A copy of the `n` bytes from address `at`."""
+        """Return a copy of `n` bytes from address `at`.
+
+        Raises:
+            IndexError: some of these bytes are outside of the memory.
+            TypeError: `at` or `n` is not an int.
+        """
         at, n = _whole("at", at), _whole("n", n)
         return self._memory().read(at, n)
 
     def write(self, at: int, data: bytes | bytearray | memoryview) -> None:
-        """Put `data` at address `at`."""
+        """Write `data` to address `at`.
+
+        Raises:
+            IndexError: some of these bytes would be outside of the memory; none is written.
+            TypeError: `at` is not an int, or `data` is not bytes or a buffer.
+        """
         at = _whole("at", at)
         try:
-            view = memoryview(data)  # before the look at the lease, as it may run code of its own
+            view = memoryview(data)  # before checking the lease, as it may run any code
         except TypeError:
             raise TypeError(f"data must be bytes or a buffer, got {shown(data)}") from None
         with view:
@@ -652,7 +703,11 @@ class LeaseMemory:
 
 
 def _whole(what: str, value: object) -> int:
-    """A whole number, NumPy's included; anything else would get as far as C."""
+    """Return an int, NumPy's included; anything else would reach C.
+
+    Raises:
+        TypeError: `value` is not an int.
+    """
     try:
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
@@ -660,7 +715,7 @@ def _whole(what: str, value: object) -> int:
 
 
 def current_lease() -> Lease:
-    """Inside a host function: the lease whose guest called it.
+    """Return the lease whose guest called the host function that is running.
 
     Raises:
         RuntimeError: no host function is running in this context.
@@ -674,40 +729,60 @@ def current_lease() -> Lease:
 @final
 @frozen
 class Function:
-    """A registered UDF: what it is called, its types, and what was made of it.
+    """A registered UDF: its name, its types, and facts about its compiled module.
 
-    A value, and a handle: `acquire` and `call` use whatever generation is current.
+    .. code-block::
+
+        fib = await cache.register("fib", wasm, args=("i64",), returns="i64")
+        assert await fib.call(10) == 55
+
+    It is a value, which does not change, and a handle: `acquire` and `call` use the current
+    generation of the function of this name and these types, whatever generation this is.
+
+    `InstanceCache.register` and `InstanceCache.functions` return it.
     """
 
     name: str
+    """Name of the function."""
     args: tuple[str, ...]
+    """Types of the arguments, in their normal spelling."""
     returns: str | tuple[str, ...] | None
-    """As registered: None if it returns nothing, several types if a call gives a tuple."""
+    """Type of the result; several types if a call returns a tuple, None if it returns nothing."""
     generation: int
-    """1 at first; each replacement makes a new one."""
+    """Number of this registration of the name and types: 1, and one more for each later one."""
     module_digest: str
     """SHA-256 of the module's bytes, in hexadecimal."""
     code_size: int
     """Bytes of machine code while the module is loaded, in whole system pages."""
     worst_size: int
-    """Bytes that one instance of it may touch at most, under the limits it was registered with."""
+    """Largest number of bytes that one instance may touch, under the limits at registration."""
     isolation: str
+    """Isolation that was asked for: ``"reuse"``, ``"fresh"`` or ``"reset"``."""
     isolation_verdict: str
-    """Why the isolation is what it is."""
+    """Sentence that explains how this isolation is provided, and why."""
     _acquire: Callable[[str, tuple[str, ...]], Lease] = field(repr=False, eq=False)
 
     @property
     def key(self) -> FunctionKey:
-        """Name and argument types together; `str()` of it is how messages name the function."""
+        """Name and argument types; `str()` of it is the name in messages, such as ``fib(i64)``."""
         return FunctionKey(self.name, self.args)
 
     def acquire(self) -> Lease:
-        """`InstanceCache.acquire` of this name and these types."""
+        """Return a lease, as `InstanceCache.acquire` does for this name and these types."""
         return self._acquire(self.name, self.args)
 
     @trio.lowlevel.enable_ki_protection
     async def call(self, *values: Any) -> Any:
-        """Acquire, call once, recycle. See `Lease.call`.
+        """Acquire an instance, call it once, and give it back.
+
+        Args:
+            *values: see `Lease.call`.
+
+        Returns:
+            The result: see `Lease.call`.
+
+        Raises:
+            Exception: the errors of `Lease.__aenter__` and `Lease.call`.
 
         **Checkpoint:** always.
         **Cancellation:** nothing is held; a call that was under way is stopped.

@@ -1,4 +1,4 @@
-"""Opens a cache for the length of a block: puts the parts together, and closes them in order."""
+"""Opens a cache for the length of a block: builds its parts, and closes them in order."""
 
 from __future__ import annotations
 
@@ -27,22 +27,23 @@ async def open_cache(
         async with trio_wasmcache.open_cache(CacheConfig(max_size=100 * MiB)) as cache:
             await cache.register("fib", wasm, args=("i64",), returns="i64")
 
-    When the block ends: no new leases; who waits gets `trio.ClosedResourceError`; calls are
-    stopped within a slice; everything native is freed; the log is flushed. An exception of the
-    block leaves it as it is, not wrapped in a group.
+    When the block ends, the cache gives no new leases, waiting acquires raise
+    `trio.ClosedResourceError`, calls are stopped within a slice, all native memory is freed, and
+    the log is flushed. An exception of the block is raised unchanged, not wrapped in a group.
 
     Args:
         config: the limits; `CacheConfig()` by default.
         logger: a structlog logger; ``structlog.get_logger("trio_wasmcache")`` by default. It is
-            called from one thread of the cache's own.
+            called from a thread of the cache's own.
 
     Raises:
+        TypeError: `config` is not a `CacheConfig`.
         CacheDirError: `cache_dir` can't be used.
-        RuntimeError: there is no Trio run here, but another event loop, or none.
+        RuntimeError: no Trio task is running here (but another event loop, or none).
 
     **Checkpoint:** entering and leaving are checkpoints.
-    **Cancellation:** everything is closed all the same, and so it is after Ctrl-C, however often;
-    flushing the log is shielded, for at most `log_flush_timeout` seconds.
+    **Cancellation:** the cache is closed all the same, also after Ctrl-C, however often; flushing
+    the log is shielded, for at most `log_flush_timeout` seconds.
     """
     from .._engine.wasmtime.code_cache import CodeCache
     from .._engine.wasmtime.engine import WasmtimeEngine
@@ -62,10 +63,10 @@ async def open_cache(
             config.stack_size, config.compile_memory, config.compile_seconds, config.cache_dir
         )
     engine = WasmtimeEngine(config.stack_size, apart, code_cache)
-    del code_cache  # the engine gives it up when it is closed
+    del code_cache  # the engine owns it, and releases it when it is closed
     try:
         log = ThreadedLogWriter(logger)
-    except BaseException:  # there was no thread to be had
+    except BaseException:  # no thread could be started
         engine.close()
         raise
     async with open_with(config, engine, log) as cache:
@@ -76,7 +77,11 @@ async def open_cache(
 async def open_with(
     config: CacheConfig, engine: Engine, log: LogWriter
 ) -> AsyncIterator[InstanceCache]:
-    """`open_cache` on any engine and any log: the seam that `trio_wasmcache.testing` uses."""
+    """Open a cache on any engine and any log, as `trio_wasmcache.testing` does.
+
+    **Checkpoint:** entering and leaving are checkpoints.
+    **Cancellation:** as of `open_cache`.
+    """
     failure: BaseException | None = None
     pool = Pool(config, engine, log)
     try:
@@ -92,13 +97,13 @@ async def open_with(
                     # Kept aside, so that the nursery does not wrap it.
                     failure = error
                 finally:
-                    # All that is left ends at once when told to, threads within a slice; a
-                    # cancellation from outside must not get between it and the books.
+                    # All that is left ends at once, threads within a slice. A cancellation from
+                    # outside must not end it before the books are in order.
                     ending.shield = True
                     await cache._close()
                     service.cancel_scope.cancel()
     except BaseExceptionGroup as group:
-        # Ctrl-C while it was closing: not wrapped, either.
+        # Ctrl-C during closing is not wrapped in a group either.
         interrupts, others = group.split(KeyboardInterrupt)
         if interrupts is None or others is not None:
             raise

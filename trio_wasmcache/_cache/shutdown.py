@@ -1,9 +1,9 @@
-"""Closing groups, and the cache with the last of them, under whatever is going on in them.
+"""Closes groups, all of them when the cache closes, whatever their tasks are doing.
 
-1. No new leases; who waits is told at once.
+1. No new leases are given; waiting acquires fail at once.
 2. Leases end now, wherever their tasks are: idle in their block, between two slices, loading, or in
-   a host function. What is native is freed in this step, and the task is told when it goes on.
-3. A call in a thread is told to stop, does within a slice, and is waited for, shielded.
+   a host function. Native memory is freed in this step; the task gets the error when it next runs.
+3. A call in a thread is asked to stop, which takes at most a slice, and is waited for, shielded.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from .._ki import let_others_run, outlast
 from .._pool.capacity import GroupState
 from .._pool.pool import CLOSED, Pool
 
-# Groups, instances and waiters that are seen to in one step of the loop: at 20 to 50 microseconds
-# each, about a millisecond. One group is closed in one step, however many instances it has.
+# Groups, instances and waiters to close in one step of the loop: at 20 to 50 microseconds each,
+# about a millisecond. A single group is closed in one step, however many instances it has.
 MAX_WORK = 32
 
 
 async def close_groups(pool: Pool, groups: Sequence[GroupState], reason: Reason) -> None:
-    """Close `groups`; when this returns, nothing of theirs runs any more.
+    """Close `groups`; when this returns, none of their calls is running.
 
-    **Checkpoint:** if a thread is in a call, or there is much to close.
+    **Checkpoint:** if a thread is in a call, or there is more than `MAX_WORK` to close.
     **Cancellation:** shielded, from Ctrl-C as well; a thread stops within a slice.
     """
     now = trio.current_time()
@@ -36,13 +36,13 @@ async def close_groups(pool: Pool, groups: Sequence[GroupState], reason: Reason)
             await let_others_run()
             now, work = trio.current_time(), 0
         if group.record.closed:
-            continue  # it is closing already, and waits for a thread
+            continue  # it is being closed already, and waits for a thread
         pool.journal.group_closed(group.record.name, pool.closed, now)
         step = pool.policy.close_group(group.record, now, reason)
         pool.carry_out(step, now)
         for request in step.woken:
             if request.stage is Stage.ENDED:
-                # Now, as the log of a cache ends before its tasks have been told.
+                # Noted now, as the cache's log ends before its tasks get the error.
                 pool.journal.abandoned(request, CLOSED, now)
         group.capacity.refuse_waits()
         work += 1 + len(step.evicted) + len(step.woken)

@@ -1,4 +1,4 @@
-"""The numbers of one cache. Reading changes nothing, except in `Statistics.restart`."""
+"""The statistics of one cache. Only `Statistics.restart` changes anything."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .._runtime.bound import BoundFunction, Definition
 
 @frozen(kw_only=True)
 class _Base:
-    """The counters of a cache at the moment since which they are reported."""
+    """The counters of a cache at the last restart."""
 
     hits: int = 0
     misses: int = 0
@@ -30,14 +30,18 @@ class _Base:
 
 @final
 class Statistics:
-    """Counters since the last restart, gauges of this moment, and the total at the end."""
+    """Counters since the last restart, gauges of this moment, and totals for the log."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._base = _Base()
 
     def count(self, groups: int) -> CacheStats:
-        """Return counters since the last restart and gauges of this moment; `groups` are open."""
+        """Return counters since the last restart, and gauges.
+
+        Args:
+            groups: number of open groups.
+        """
         pool = self._pool
         policy = pool.policy
         residents, ledger = policy.residents, policy.residents.ledger
@@ -84,7 +88,7 @@ class Statistics:
         )
 
     async def count_resident(self) -> ResidentBytes:
-        """Count what is in memory at this moment.
+        """Return the bytes that are in memory at this moment.
 
         **Checkpoint:** always.
         **Cancellation:** nothing is left behind.
@@ -117,7 +121,7 @@ class Statistics:
         policy.residents.begin_anew()
 
     def describe_entries(self) -> tuple[EntryInfo, ...]:
-        """Describe every function in every group that has instances or waiters."""
+        """Return every function in every group that has instances or waiters."""
         infos = []
         for entry in self._pool.policy.residents.entries:
             key = entry.function.key
@@ -138,7 +142,7 @@ class Statistics:
         return tuple(infos)
 
     def in_words(self, groups: int) -> str:
-        """Return the state for a repr."""
+        """Return the state in words and counts, for `repr`; `groups` is the number of open ones."""
         pool = self._pool
         policy, ledger = pool.policy, pool.policy.residents.ledger
         return (
@@ -150,7 +154,7 @@ class Statistics:
         )
 
     def totals(self) -> dict[str, int]:
-        """Return the counters since the cache was opened, as the log ends with them."""
+        """Return the counters since the cache was opened, for the last event of the log."""
         policy = self._pool.policy
         return {
             "hits": policy.hits,
@@ -165,5 +169,5 @@ class Statistics:
 
 
 def _natives(instances: Iterable[Instance]) -> list[GuestInstance]:
-    """Return what is native of the instances, where that is made."""
+    """Return the native instances of those that have one."""
     return [BoundFunction.of(one).native for one in instances if one.bound is not None]
