@@ -1,1 +1,1 @@
-"""One function called for every row of some columns."""
+"""Batches: one function called for every row of some columns."""

@@ -1,1 +1,1 @@
-"""What users hold: the cache, its groups and leases."""
+"""The objects that users hold: the cache, its groups, leases and functions."""

@@ -469,7 +469,7 @@ class Lease:
             raise self._unusable()
         export, lift = bound.definition.export, crossing.lift
 
-        def steps(native: Guest, values: tuple[Any, ...]) -> Steps:
+        def steps(_native: Guest, _values: tuple[Any, ...]) -> Steps:
             result = yield Invoke(export, exact)
             return result if lift is None else lift(result)
 

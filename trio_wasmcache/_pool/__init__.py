@@ -1,1 +1,1 @@
-"""Who has which instance, and how it comes and goes."""
+"""The pool of instances: functions, acquisitions, capacity, evictions, and events about them."""

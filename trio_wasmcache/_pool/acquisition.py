@@ -1,9 +1,10 @@
-"""An acquire that is no plain hit: a token, an instance of the function, maybe a load.
+"""Acquires that are not a plain hit: they take a token and an instance, and wait or load for them.
 
-The plain hit is in `Lease.__aenter__`; this does the same, and all else.
+The plain hit is in `Lease.__aenter__`; an `Acquisition` handles all cases.
 
-A `RecursionError` half-way through the books would leave them wrong. So it is asked for before, at
-the price of a few calls that a hit does not pay: its steps make none (see `Policy.hit`).
+A `RecursionError` half-way through a change of the books would leave them wrong. So the space on
+Python's stack is checked before. This costs a few calls, which a hit saves: its steps make no calls
+(see `Policy.hit`).
 """
 
 from __future__ import annotations
@@ -33,13 +34,15 @@ from .pool import CLOSED, Pool
 
 @final
 class Acquisition:
-    """One acquire on its way to an instance; whatever fails or is cancelled gives back all of it.
+    """One acquire under way; a failure or cancellation gives back everything that it has taken.
 
     Args:
-        task: who acquires, and has the group's token then.
-        lease: what `current_lease` gives in host functions that its start calls.
-        give_up: gives up what was granted, when the group or the cache closes.
-        warm: load another instance even if one is idle.
+        pool: the pool of the cache.
+        group: the group of which a token and an instance are taken.
+        task: the task that acquires, which gets the token.
+        lease: the result of `current_lease` in host functions that the start of the instance calls.
+        give_up: function that gives up the granted instance, when the group or the cache closes.
+        warm: whether to load another instance even if one is idle.
     """
 
     def __init__(
@@ -63,19 +66,22 @@ class Acquisition:
         self._request: Request | None = None
         self._native: GuestInstance | None = None  # while it starts
         self.start: Start | None = None
-        """What runs in the instance that is being made."""
+        """Start of the instance that is being made; None when none is."""
         self.definition: Definition | None = None
-        """Of the function whose instance is being made."""
+        """Definition of the function whose instance is, or was, being made."""
 
     async def run(self, name: str, args: Sequence[str]) -> tuple[Request, BoundFunction]:
-        """Take a token and then an instance.
+        """Take a token, then an instance of the function.
 
-        **Checkpoint:** if it has to wait or load, maybe.
-        **Cancellation:** nothing is held.
+        Returns:
+            The request that was granted, and the function bound to its instance.
 
         Raises:
-            WasmCacheError: whatever ended the request.
+            WasmCacheError: the function is unknown, the load failed, or the policy refused.
             trio.ClosedResourceError: the group or the cache is closed.
+
+        **Checkpoint:** maybe, if it has to wait or load.
+        **Cancellation:** nothing is held.
         """
         pool, capacity = self._pool, self._group.capacity
         if pool.exits.pending:
@@ -86,7 +92,7 @@ class Acquisition:
             self._asked_at = pool.now()
         record: FunctionRecord | None = None
         if not capacity.take_nowait(self._task):
-            record = pool.registry.find(name, args)  # unknown: say so before waiting
+            record = pool.registry.find(name, args)  # raises for an unknown function before waiting
             await self._wait_for_token(record)
         try:
             check_headroom()
@@ -94,7 +100,7 @@ class Acquisition:
                 record = pool.registry.find(name, args)
             except Exception as error:
                 if record is not None and not self._group.record.closed:
-                    # Removed while it waited; the log still has it waiting for its token.
+                    # Removed during the wait; in the log it is still waiting for its token.
                     self._note_no_token(record, type(error).__name__)
                 raise
             if self._group.record.closed or pool.closed:
@@ -107,8 +113,9 @@ class Acquisition:
     def end(self, reason: Reason) -> trio.Event | None:
         """Give up what was granted so far, as the group or the cache closes.
 
-        Returns an event if a thread runs the start of the instance: it is set when the thread has
-        left it; then nothing was given up yet.
+        Returns:
+            An event if a thread runs the start of the instance, which is set when the thread has
+            left it; nothing is given up until then. Otherwise None.
         """
         pool, request = self._pool, self._request
         assert request is not None
@@ -121,10 +128,10 @@ class Acquisition:
         assert instance is not None
         pool.journal.abandoned(request, CLOSED, now)
         if request.stage is Stage.LOADING:
-            self._close_native()  # first, as its start may use the code that goes next
+            self._close_native()  # first, as its start may use the code that is unloaded next
             pool.carry_out(pool.policy.failed(request, now), now)
         elif request.stage is Stage.GRANTED:
-            # Its task was woken but has not run yet.
+            # The task was woken but has not run yet.
             pool.carry_out(pool.policy.recycle(request, instance.size, now, reason), now)
         return None
 
@@ -191,7 +198,7 @@ class Acquisition:
         return request, bound
 
     def _bind(self, instance: Instance) -> BoundFunction:
-        """Return what calls need of the instance; if it was set aside, make it anew."""
+        """Return the function bound to the instance; bind it anew if the instance was set aside."""
         config, bound = self._pool.config, BoundFunction.of(instance)
         if not instance.ready and bound.definition.serves_again:
             native = bound.native
@@ -207,7 +214,7 @@ class Acquisition:
                 await self._load(request)
             elif request.stage is Stage.ENDED:
                 if request.error is None or isinstance(request.error, Closed):
-                    raise self._closed_error()  # whoever closed it has noted it in the log
+                    raise self._closed_error()  # closing has noted it in the log already
                 pool = self._pool
                 pool.journal.abandoned(request, type(request.error).__name__, pool.now())
                 raise request.error
@@ -251,7 +258,7 @@ class Acquisition:
                     break
         except BaseException as error:
             if request.stage is Stage.ENDED:
-                # Closed meanwhile, and the books are in order; what was made since was never used.
+                # Closed meanwhile, with the books in order; code loaded since was never used.
                 if module.users == 0:
                     definition.module.unload()
                 raise
@@ -261,7 +268,7 @@ class Acquisition:
                 pool.journal.failed(request, instance, problem, now)
             pool.journal.abandoned(request, type(problem).__name__, now)
             pool.carry_out(pool.policy.failed(request, now), now)
-            pool.evictor.expect_expiry()  # of a seat that was taken in vain
+            pool.evictor.expect_expiry()  # of a seat, which is idle again
             if problem is error:
                 raise
             raise problem from error
@@ -273,11 +280,11 @@ class Acquisition:
         pool.journal.loaded(request, instance, seat, began, now)
         pool.carry_out(step, now)
         if isinstance(request.error, Closed):
-            # Its group was closed meanwhile, and its lease would have been in the next pass.
+            # The group was closed meanwhile; the lease would have begun in the next pass.
             pool.journal.abandoned(request, CLOSED, now)
 
     async def _make(self, definition: Definition) -> GuestInstance:
-        """Load the code if need be, make an instance, and see it through its start."""
+        """Load the code if it is not loaded, make an instance, and run its start to the end."""
         pool, share, module = self._pool, self._group.share, definition.module
         self.start = start = Start(pool.runner, share, module.hosts, self._lease)
         try:
@@ -312,7 +319,7 @@ class Acquisition:
 @final
 @frozen
 class _TokenWait:
-    """See `capacity.TokenWait`."""
+    """The wait of one acquisition for a token: a `capacity.TokenWait`."""
 
     over: Callable[[], None]
     note: Callable[[str], None]
@@ -323,10 +330,10 @@ class _TokenWait:
 
 
 def _explain(key: FunctionKey, error: BaseException) -> BaseException:
-    """Return what the caller gets for what went wrong while loading."""
+    """Return the error that the caller gets for an error of loading."""
     if isinstance(error, GuestError) and getattr(error, "code", "") != "host":
         return LoadError(f"{key} could not be instantiated: its start function failed: {error}")
-    if isinstance(error, GuestError):  # wasmtime's own: it got no memory, or no stack
+    if isinstance(error, GuestError):  # wasmtime itself failed: it got no memory, or no stack
         return LoadError(f"{key} could not be instantiated: {error}")
     if isinstance(error, (LoadError, LinkError)):
         return type(error)(f"{key} could not be instantiated: {error}")

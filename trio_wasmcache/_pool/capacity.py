@@ -1,4 +1,4 @@
-"""The tokens of a scheduling group: one for a task, however many leases it nests."""
+"""The tokens of a scheduling group: one for each task, however many leases the task nests."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from .._core.policy.shares import Share
 
 
 class TokenWait(Protocol):
-    """One wait for a token, as `Capacity` reports on it."""
+    """One wait for a token; `Capacity` reports its end."""
 
     def over(self) -> None:
-        """The task waits no longer, for whatever reason."""
+        """Note that the task no longer waits, for whatever reason."""
 
     def refused(self) -> None:
-        """The group was closed: the wait will end in vain. `over` follows when the task runs."""
+        """Note that the wait fails, as the group was closed; `over` follows when the task runs."""
 
 
 @final
 class Capacity:
-    """The tokens of one group, and who has them.
+    """The tokens of one group, and the tasks that own them.
 
-    Trio's limiter costs a hit as much as all else that it does, so there is one only while somebody
-    waits, or since somebody looked at it.
+    Using Trio's limiter would double the cost of a hit. So a limiter exists only while a task
+    waits for a token, or once a user has asked for it.
 
     `owners`, `limiter` and `total` are public for `Lease`, whose hits take and give back a token
-    inline where there is no limiter; the methods do that, too, and all else.
+    inline when there is no limiter. The methods are the slow path, for all cases.
     """
 
     def __init__(self, total: float) -> None:
         self.book = TokenBook(strangers=self._strangers_have_some)
-        self.owners: dict[Hashable, int] = self.book.owners
+        self.owners: dict[Hashable, int] = self.book.owners  # {task: leases that share its token}
         self.total = total
-        """How many tokens there are, while there is no limiter."""
+        """Number of tokens, while there is no limiter."""
         self.limiter: trio.CapacityLimiter | None = None
         self._watched = False
         self._waiting: dict[trio.CancelScope, TokenWait] = {}  # {scope around a wait: wait}
 
     def take_nowait(self, task: Task) -> bool:
-        """Take a token for `task`, or share the one it has; False if it has to wait."""
+        """Take a token for `task`, or share the one it has; return False if it has to wait."""
         owners = self.owners
         held = owners.get(task)
         if held is not None:
@@ -62,7 +62,7 @@ class Capacity:
         return True
 
     async def take(self, task: Task, wait: TokenWait) -> bool:
-        """Wait for a token for `task`, which has none; False if the group was closed meanwhile.
+        """Wait for a token for `task`, which has none; return False if the group was closed.
 
         **Checkpoint:** always.
         **Cancellation:** no token is taken.
@@ -80,7 +80,7 @@ class Capacity:
         return not scope.cancelled_caught
 
     def give_back(self, task: Task) -> None:
-        """Give back what one `take_nowait` or `take` took."""
+        """Undo one `take_nowait` or `take`; the last one gives back the token."""
         owners = self.owners
         held = owners[task]
         if held == 1:
@@ -91,18 +91,18 @@ class Capacity:
             owners[task] = held - 1
 
     def refuse_waits(self) -> None:
-        """End all waits in vain, as the group closes."""
+        """Make all waits fail, as the group closes."""
         for scope, wait in self._waiting.items():
             wait.refused()
             scope.cancel()
 
     def watch(self) -> trio.CapacityLimiter:
-        """Return Trio's limiter, which is kept from now on, as somebody may change it."""
+        """Return Trio's limiter, which is kept from now on, as the user may change it."""
         self._watched = True
         return self._need_limiter()
 
     def count(self) -> tuple[int, float]:
-        """Return how many tokens are borrowed, and how many there are."""
+        """Return the number of borrowed tokens, and of all tokens."""
         limiter = self.limiter  # once, as `repr` may be called in any thread
         if limiter is None:
             return len(self.owners), self.total
@@ -112,7 +112,7 @@ class Capacity:
         return self.count()[0] > len(self.owners)
 
     def _need_limiter(self) -> trio.CapacityLimiter:
-        """Return Trio's limiter, in which the owners of tokens have them."""
+        """Return Trio's limiter; a new one is made with the tokens of all owners borrowed."""
         if self.limiter is None:
             self.limiter = trio.CapacityLimiter(self.total)
             for task in self.owners:
@@ -123,7 +123,7 @@ class Capacity:
 @final
 @define(eq=False)
 class GroupState:
-    """The state of one scheduling group that its leases and its public object share."""
+    """The state of one scheduling group, shared by its leases and its `SchedulingGroup`."""
 
     record: GroupRecord
     share: Share
@@ -131,6 +131,6 @@ class GroupState:
 
 
 def new_group_state(name: str, capacity: float, shares: int) -> GroupState:
-    """Return the state of a new group; the arguments have been checked."""
+    """Return the state of a new group; the caller has checked the arguments."""
     tokens = Capacity(capacity)
     return GroupState(GroupRecord(name, tokens=tokens.book), Share(shares), tokens)

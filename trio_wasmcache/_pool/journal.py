@@ -1,9 +1,9 @@
-"""The journal of one cache: what happened, noted as events for the log.
+"""The journal of one cache, which notes everything that happens as events for the log.
 
-1. Loads, evictions, and what comes and goes are always noted; each acquire and recycle only with
-   `log_uses`. Such a log can be replayed, so its order matters: a request is noted before the
-   evictions that it causes, at the time that the policy was given.
-2. Requests and tasks have numbers here, and nowhere else: only the log refers to them.
+1. Loads, evictions, functions, groups and limits are always noted; each acquire and recycle only
+   with `log_uses`. A log with uses can be replayed, so its order matters: a request is noted before
+   the evictions that it causes, at the time that the policy was given.
+2. Requests and tasks get their numbers here, as only the log refers to them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from .._log import LogWriter
 
 @define(eq=False)
 class _Use:
-    """What the log has said about one request so far."""
+    """Facts that the log has about one request so far."""
 
     number: int
     granted_at: float = 0.0
@@ -53,19 +53,19 @@ class _Use:
 
 @final
 class Journal:
-    """Notes for the log what happens in one cache. Never waits, never fails."""
+    """Notes the events of one cache for its log. It never waits and never fails."""
 
     def __init__(self, log: LogWriter, log_uses: bool) -> None:
         self.log = log
         self.log_uses = log_uses
-        """Whether each use is noted, and not only what is made and evicted."""
-        self._uses: dict[Request, _Use] = {}  # {request: use}, of those under way, with `log_uses`
+        """Whether each acquire and recycle is noted, and not only loads and evictions."""
+        self._uses: dict[Request, _Use] = {}  # {request under way: use}, with `log_uses` only
         self._last_request = 0
         self._tasks: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._last_task = 0
 
     def note(self, event: Event, at: float | None = None) -> None:
-        """Note `event`, of time `at` (the clock of Trio's run, seconds; None: now)."""
+        """Note `event`, which happened at time `at` (seconds, Trio's clock; None: now)."""
         self.log.add(event, trio.current_time() if at is None else at)
 
     # -- the cache, its groups and its functions
@@ -128,7 +128,7 @@ class Journal:
     # -- waiting
 
     def requested(self, request: Request, at: float) -> None:
-        """Note that an acquire has its token and asks the policy next."""
+        """Note that an acquire has its token, and asks the policy for an instance next."""
         if not self.log_uses:
             return
         self._last_request += 1
@@ -145,7 +145,7 @@ class Journal:
         )
 
     def blocked(self, request: Request) -> None:
-        """Note that an acquire waits, for what its stage says."""
+        """Note that an acquire waits; its stage says for what."""
         if self.log_uses:
             waits_for = request.stage.value.removeprefix("waiting for ")
             self.note(Blocked(**self._request(request, request.owner), waits_for=waits_for))
@@ -156,12 +156,15 @@ class Journal:
             self.note(Blocked(**self._token_wait(function, group, task), waits_for="a token"))
 
     def token_abandoned(self, function: FunctionRecord, group: str, task: Task, error: str) -> None:
-        """Note that an acquire ended, with that type of error, before it was a request."""
+        """Note that an acquire failed before it got its token; `error` is the type's name."""
         if self.log_uses:
             self.note(Abandoned(**self._token_wait(function, group, task), error=error))
 
     def abandoned(self, request: Request, error: str, at: float) -> None:
-        """Note that an acquire ended without a lease, in a step of the policy that comes next."""
+        """Note that an acquire failed, in the step of the policy that comes next.
+
+        `error` is the name of the error's type.
+        """
         if self.log_uses:
             self.note(Abandoned(**self._request(request, request.owner), error=error), at)
             self._uses.pop(request, None)
@@ -171,7 +174,7 @@ class Journal:
     def loaded(
         self, request: Request, instance: Instance, seat: bool, began: float, at: float
     ) -> None:
-        """Note that an instance was made between `began` and `at`, on a seat or from nothing."""
+        """Note that an instance was made between `began` and `at`, or with `seat` from a seat."""
         module = instance.entry.function.module
         self.note(
             Loaded(
@@ -223,7 +226,7 @@ class Journal:
         )
 
     def left(self, request: Request, caller: Task, at: float) -> None:
-        """Note that a block has ended, but not the call of it that `caller` has under way."""
+        """Note that a block has ended while `caller` has a call of its lease under way."""
         if self.log_uses:
             self.note(Left(**self._request(request, caller)), at)
 
@@ -236,7 +239,7 @@ class Journal:
         ledger: Ledger,
         **facts: Any,
     ) -> None:
-        """Note that a lease has ended after that many calls; the evictions of its step follow.
+        """Note that a lease has ended after `calls` calls; the evictions of its step follow.
 
         `facts` are further fields of the event.
         """
@@ -257,7 +260,7 @@ class Journal:
         )
         del self._uses[request]
 
-    # -- the fields by which events name things
+    # -- fields that identify a request, an instance or a task
 
     def _request(self, request: Request, task: object) -> dict[str, Any]:
         return {
@@ -299,7 +302,7 @@ def _function(record: FunctionRecord) -> dict[str, Any]:
 
 
 def _limits(config: CacheConfig, system: SystemLimits) -> dict[str, Any]:
-    """Return what `resize` can change and a replay needs."""
+    """Return the limits that `resize` can change and a replay needs."""
     return {
         "max_size_bytes": config.max_size,
         "max_instance_size_bytes": config.max_instance_size,

@@ -1,4 +1,4 @@
-"""Does what the policy decided: closes, unloads, wakes and logs; nothing is decided here."""
+"""Carries out the decisions of the policy: closes, unloads, wakes and logs; it decides nothing."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from .evictor import Evictor
 from .journal import Journal
 from .registry import Registry
 
-# What those get whose group or cache is closed.
+# Name of the error that acquires get when their group or cache is closed.
 CLOSED = trio.ClosedResourceError.__name__
 
 
 @final
 class DeferredExits:
-    """Exits of leases that were deferred: a finalizer, or too little of Python's stack, was there.
+    """Lease exits that were deferred, by a finalizer or for lack of space on Python's stack.
 
-    They run in the next pass of the loop, from the top of the stack, or before the next acquire.
-    Any thread may add one.
+    They run in the next pass of the event loop, at the top of the stack, or before the next
+    acquire. Any thread may add one.
     """
 
     def __init__(self) -> None:
@@ -47,15 +47,15 @@ class DeferredExits:
     def add(self, leave: Callable[[], None]) -> None:
         """Run `leave` later.
 
-        Entering had a checkpoint at the same depth, so the stack suffices for this much; where it
-        does not quite, the loop is not woken by it, but by the next event.
+        Entering the lease had a checkpoint at the same depth, so the stack suffices for this much.
+        If it does not quite, this does not wake the event loop, and the next event does.
         """
         self.pending.append(leave)
         with contextlib.suppress(RecursionError, trio.RunFinishedError):
             self._token.run_sync_soon(self.run)
 
     def run(self) -> None:
-        """Run all that are deferred; one that fails stays."""
+        """Run all deferred exits; one that raises stays."""
         while self.pending:
             leave = self.pending.pop()
             try:
@@ -65,13 +65,13 @@ class DeferredExits:
                 raise
 
 
-# Bytes of addresses and mappings that are freed first for a module that is compiled.
+# Bytes of addresses, and mappings, to free first when the system has no memory for a compile.
 COMPILE_SHARE = 64 * MiB, 64
 
 
 @final
 class Pool:
-    """The parts of one cache that its leases, groups and background task share."""
+    """The parts of one cache, shared by its leases, groups and background task."""
 
     def __init__(self, config: CacheConfig, engine: Engine, log: LogWriter) -> None:
         self.config = config
@@ -89,26 +89,26 @@ class Pool:
         )
         self.closed = False
         self.owner = Owner()
-        # What a hit asks: its thread, and the time.
+        # Copies for the fast path of a hit: the thread of the run, and the clock.
         self.thread: int = self.owner.thread
         self.now: Callable[[], float] = _short_way_to_the_clock()
         self.exits = DeferredExits()
         self.evictor = Evictor(self.policy, self.carry_out)
 
     def carry_out(self, step: Step | None, at: float | None = None) -> None:
-        """Carry out what a step of the policy left to do. Never waits, never fails.
+        """Carry out what a step of the policy left to do. This never waits and never fails.
 
-        `at` is the time that the policy was given, for the log.
+        `at` is the time that the policy was given (seconds), for the log.
         """
         if step is None:
             return
         for instance, event in step.evicted:
             instance.release()
             self.journal.note(event, at)
-            # Memory is short, or the cache has less to do.
+            # An eviction means that memory is short, or that the cache has less to do.
             self.results.forget()
         for module in step.unloaded:
-            if module.users == 0:  # it may have been asked for again within the same step
+            if module.users == 0:  # the same step may have needed it again
                 assert module.slot is not None
                 module.slot.unload()
         for request in step.woken:
@@ -123,15 +123,14 @@ class Pool:
         calls: int,
         reason: Reason | None = None,
     ) -> None:
-        """Give back the instance of a lease that has ended. Nobody is inside it.
+        """Give back the instance of a lease that has ended, in which nothing runs.
 
         Args:
-            request: what it was granted to.
-            bound: the instance.
-            clean: whether no call of it failed, or is half-way.
-            calls: how many were made.
-            reason: why it has to go, if it has.
-
+            request: the request that it was granted to.
+            bound: the function bound to the instance.
+            clean: whether no call failed or ended half-way.
+            calls: number of calls that were made.
+            reason: why the instance must be evicted; None if it need not be.
         """
         instance, native, definition = request.instance, bound.native, bound.definition
         assert instance is not None
@@ -151,7 +150,7 @@ class Pool:
         size = SEAT_SIZE if seat else native.measure()
         reserved = (0, 0) if seat else native.reserved
         if reserved != (instance.address_space, instance.mappings):
-            instance.set_aside()  # it was kept from the short way back: see `BoundFunction.attach`
+            instance.set_aside()  # it was kept off the fast path: see `BoundFunction.attach`
         now = self.now()
         step = self.policy.recycle(request, size, now, reason, seat, reserved)
         if self.journal.log_uses:
@@ -174,15 +173,16 @@ class Pool:
     def relieve(
         self, key: FunctionKey, needed: tuple[int, int], error: Exception, attempt: int = 0
     ) -> None:
-        """Evict idle instances, as the system gave no memory for something of a function.
+        """Evict idle instances, as the system refused memory for an instance or code.
 
         Args:
-            needed: bytes of addresses and mappings that it reserves.
-            error: what the system said.
-            attempt: how often this was in vain; each time twice as much is evicted.
+            key: the function that needs the memory.
+            needed: bytes of addresses, and mappings, that it reserves.
+            error: the error of the system.
+            attempt: number of earlier attempts, each of which evicted half as much as the next.
 
         Raises:
-            CodeMemoryError: nothing idle is left that could go.
+            CodeMemoryError: no idle instance is left to evict.
         """
         now = self.now()
         space, mappings = needed[0] << attempt, needed[1] << attempt
@@ -206,7 +206,7 @@ class Pool:
         return trio.ClosedResourceError(f"the {what} is closed")
 
     def adapt_instances(self) -> None:
-        """Limits have changed: the next lease of each goes the long way, and adapts it to them."""
+        """Make the next lease of each instance take the slow path, which adapts it to limits."""
         for entry in self.policy.residents.entries:
             for instance in (*entry.idle, *(request.instance for request in entry.claims)):
                 if instance is not None:
@@ -214,14 +214,14 @@ class Pool:
 
 
 def _short_way_to_the_clock() -> Callable[[], float]:
-    """`trio.current_time`, by a shorter way.
+    """Return a faster `trio.current_time` of this run.
 
-    Trio's own clock adds a constant to `perf_counter`. Asked through Python, twice in a hit, it
-    costs a quarter of what a hit does itself; so C adds it. Any other clock is asked as it is.
+    Trio's own clock adds a constant to `perf_counter`. Through Python, twice in a hit, this costs a
+    quarter of the hit itself; so C does the addition. Any other clock is called as it is.
     """
     clock = trio.lowlevel.current_clock()
     if type(clock).__name__ != "SystemClock":
         return clock.current_time
-    # Between the two a thread may have had its turn: the largest is the best.
+    # Another thread may have run between the two calls: the largest difference is the best.
     constant = max(clock.current_time() - time.perf_counter() for _ in range(10))
     return map(constant.__add__, iter(time.perf_counter, None)).__next__

@@ -1,4 +1,4 @@
-"""How a function comes in: reading, checking and compiling its module, each once."""
+"""Registers functions: checks parameters, reads the module, and compiles each module once."""
 
 from __future__ import annotations
 
@@ -34,29 +34,29 @@ from .._engine.compile_slots import Turn
 from .._runtime.host import AnyHost, HostFunction, flatten
 from .._runtime.module import INITIALIZE, CachedModule
 
-# Hashing takes 1 to 2 ms a MB: worth a thread hop (0.2 ms) from here on.
+# Bytes from which on a module is hashed in a thread: hashing takes 1 to 2 ms a MB, a hop 0.2 ms.
 DIGEST_IN_THREAD = 256 * 1024
-# Files read at the same time, and modules hashed. A file may be on a disk that does not answer, and
-# a thread that reads it keeps its place even when abandoned; hashing always ends.
+# Numbers of files read, and of modules hashed, at the same time. A file may be on a disk that does
+# not answer, and an abandoned thread that reads it keeps its token; hashing always ends.
 MAX_READS, MAX_DIGESTS = 8, 2
 
 
 @frozen(kw_only=True)
 class Declaration:
-    """What `register` was asked for, checked as far as it can be without the module."""
+    """The parameters of `register`, checked as far as possible without the module."""
 
     key: FunctionKey
     returns: str | tuple[str, ...] | None
     export: str
     abi: Abi | None
-    """None: what the module shows."""
+    """ABI that was asked for; None to recognise it by the module's exports."""
     called_on_null: bool
     hosts: Mapping[tuple[str, str], AnyHost]
     concurrency: int
     isolation: str
 
     def bind(self, info: ModuleInfo) -> Crossing:
-        """How the values cross, now that the module is known; the ABI's errors if they can't."""
+        """Return how the values cross, for the module; raise the ABI's errors if they can't."""
         abi = self.abi or recognise(info)
         results = (self.returns,) if isinstance(self.returns, str) else self.returns or ()
         return abi.bind(
@@ -82,7 +82,7 @@ def declare(
     isolation: str,
     max_instances: int,
 ) -> Declaration:
-    """Check the parameters of `register`; the errors are those it documents."""
+    """Check the parameters of `InstanceCache.register`; raise the errors that it documents."""
     key = FunctionKey(check_name(name), _spelt(f"{name}: argument types", args))
     given: str | tuple[str, ...] | None
     if returns is None or isinstance(returns, str):
@@ -130,7 +130,7 @@ def _spelt(what: str, names: object) -> tuple[str, ...]:
     except TypeError as error:
         raise TypeError(f"{what}: {error}") from None
     for name in types:
-        # They end up in the log, and an ABI of one's own may know any.
+        # Names of types end up in the log, and an ABI of the user's own may accept any.
         if not name.isprintable():
             raise SignatureError(f"{what}: {name!r:.100} can't be the name of a type")
     return types
@@ -143,17 +143,28 @@ async def read_source(
     limit: int,
     readers: trio.CapacityLimiter,
 ) -> bytes:
-    """The module's bytes, from bytes, WAT text, or a path (read in a thread of `readers`).
+    """Return a module's bytes, given as bytes, WAT text, or a path.
 
     A `str` is text if it begins as WebAssembly text does, with a parenthesis or a comment;
     otherwise it is a path.
 
+    Args:
+        engine: the engine that converts text.
+        what: the function's name, for messages.
+        source: the bytes, text or path.
+        limit: largest size of the module (bytes).
+        readers: limiter of the threads that read files.
+
     Raises:
-        InvalidModuleError: it is none of these, or the file can't be read.
-        ModuleTooLargeError: it is over `limit` bytes.
+        InvalidModuleError: the text is wrong, or the file can't be read.
+        ModuleTooLargeError: the module has more than `limit` bytes.
+        TypeError: `source` is none of these.
+
+    **Checkpoint:** unless bytes are given.
+    **Cancellation:** a thread that reads is abandoned.
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
-        view = memoryview(source)  # and not what a class of its own says of itself
+        view = memoryview(source)  # a subclass may override `__len__` and others
         check_size(what, view.nbytes, limit)
         return view.tobytes()
     if isinstance(source, str) and (source.lstrip()[:1] in ("(", ";") or not source.strip()):
@@ -190,7 +201,7 @@ async def _from_text(engine: Engine, what: str, text: str, limit: int) -> bytes:
 
 
 def check_size(what: str, size: int, limit: int) -> None:
-    """`ModuleTooLargeError` if a module has more bytes than `max_wasm_size` allows."""
+    """Raise `ModuleTooLargeError` if a module has more bytes than `max_wasm_size` allows."""
     if size > limit:
         raise ModuleTooLargeError(
             f"{what}: the module has {'over ' if size == limit + 1 else ''}{size} bytes, "
@@ -206,20 +217,20 @@ def _read(path: Path, limit: int) -> bytes:
 @final
 @frozen
 class Equal:
-    """What makes modules the same: functions that agree in all of it share one."""
+    """Key of a compiled module: functions whose keys are equal share one module."""
 
     digest: bytes
     hosts: frozenset[tuple[tuple[str, str], AnyHost]]
     memory_limit: int
     table_limit: int
     prepared: bool = False
-    """Whether it was prepared to be reset, which adds exports to it, and a restorer."""
+    """Whether it was prepared for resets, which adds exports and a restorer to it."""
 
 
 @final
 @define(eq=False)
 class Compiling:
-    """A compile under way, and how many wait for it."""
+    """A compile under way, and the number of tasks that wait for it."""
 
     turn: Turn
     scope: trio.CancelScope = field(factory=trio.CancelScope)
@@ -233,12 +244,12 @@ class Compiling:
 @final
 @define(eq=False)
 class Compiler:
-    """Compiles each module once, however many ask at the same time, and shares what came of it."""
+    """Compiles each module once, however many tasks register it at the same time, and shares it."""
 
     engine: Engine
     nursery: trio.Nursery
     modules: dict[Hashable, CachedModule] = field(factory=dict)
-    """{what makes modules equal: module}, of the functions that are registered."""
+    """{key: module} of the registered functions; see `Equal`."""
     readers: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(MAX_READS))
     _digests: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(MAX_DIGESTS))
     _functions: dict[CachedModule, int] = field(factory=dict)  # {module: functions that use it}
@@ -248,15 +259,15 @@ class Compiler:
     async def get(
         self, wasm: bytes, declaration: Declaration, config: CacheConfig, group: Hashable
     ) -> tuple[CachedModule, Crossing, float]:
-        """Return the compiled module, how values cross, and seconds of compiling.
+        """Return the compiled module, how values cross, and the seconds that compiling took.
 
-        They are 0.0 if it was there. It is compiled in the turn of `group`, or of another that
-        waits for the same module.
+        The seconds are 0.0 if the module existed. It is compiled in a turn of `group`, or of
+        another group that waits for the same module.
 
-        Only what is registered keeps a module: call `keep` for it in the same step.
+        The module is shared only if the caller calls `keep` for it in the same step.
 
         **Checkpoint:** always.
-        **Cancellation:** the compile goes on if another waits for it, else it is abandoned.
+        **Cancellation:** the compile goes on if another task waits for it, else it is abandoned.
         """
         resets = declaration.isolation == RESET
         plain = Equal(
@@ -282,20 +293,20 @@ class Compiler:
             await self._wait(equal, job)
             if job.error is None or mine:
                 break
-            # Another's compile failed, maybe for what only its declaration says: try with ours, so
-            # that what comes of it is about us.
+            # The compile of another declaration failed, maybe because of that declaration: try
+            # again with ours, so that the error is about ours.
         if job.error is not None:
             raise job.error
         if job.module is None:
             raise trio.ClosedResourceError("the cache was closed while this module compiled")
         crossing = self._check(job.module.artifact.info, declaration)
-        # Another registration may have come first, and have been removed again since.
+        # Another registration may have been first, and its function may have been removed since.
         module = self.modules.get(job.module.equal, job.module)
         module.learn(job.module.why_not)
         return module, crossing, job.seconds
 
     def _unresettable(self, plain: Equal, declaration: Declaration) -> CachedModule | None:
-        """Return the module as it is without preparation, if that is known to be in vain."""
+        """Return the module without preparation for resets, if it is known to be impossible."""
         module = self.modules.get(plain)
         if module is None:
             return None
@@ -315,12 +326,12 @@ class Compiler:
                     del self._compiling[equal]
 
     def keep(self, module: CachedModule) -> None:
-        """One more function uses `module`."""
+        """Count one more function that uses `module`."""
         self._functions[module] = self._functions.get(module, 0) + 1
         self.modules[module.equal] = module
 
     def drop(self, module: CachedModule) -> None:
-        """One function fewer uses `module`; the last one takes the artifact with it."""
+        """Count one function fewer that uses `module`; after the last one, forget the module."""
         self._functions[module] -= 1
         if not self._functions[module]:
             del self._functions[module], self.modules[module.equal]
@@ -375,7 +386,7 @@ class Compiler:
             artifact = await self.engine.prove(artifact, host_imports, initialize, turn)
             why_not = artifact.obstacle
         if why_not is not None and not (artifact.edits.reset and hides_globals(info)):
-            # Its preparation came to nothing, and has not changed the code: any level can use it.
+            # The preparation failed and has not changed the code: any isolation can use it.
             equal = evolve(equal, prepared=False)
         return CachedModule(
             equal,
@@ -399,7 +410,14 @@ class Compiler:
         return evolve(edits, reset=resets)
 
     def _check(self, info: ModuleInfo, declaration: Declaration) -> Crossing:
-        """What can be wrong between this declaration and the module; each who shares it checks."""
+        """Check a declaration against the module, and return how values cross.
+
+        Every function that shares a module does this.
+
+        Raises:
+            ExportError: the module has no such function.
+            SignatureError: the types differ, or can't cross.
+        """
         what = str(declaration.key)
         actual = check_export(info, what, declaration.export)
         crossing = declaration.bind(info)
@@ -412,7 +430,7 @@ async def _digest(wasm: bytes, limiter: trio.CapacityLimiter) -> bytes:
     if len(wasm) < DIGEST_IN_THREAD:
         return hashlib.sha256(wasm).digest()
     digest = await trio.to_thread.run_sync(lambda: hashlib.sha256(wasm).digest(), limiter=limiter)
-    # A thread is waited for whatever comes; the cache may have been closed meanwhile.
+    # A thread that hashes is not abandoned; the cache may have been closed meanwhile.
     await trio.lowlevel.checkpoint_if_cancelled()
     return digest
 

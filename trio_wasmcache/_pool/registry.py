@@ -1,4 +1,4 @@
-"""Which functions there are, and the modules that they share."""
+"""The registered functions of one cache by name and types, and the names being registered."""
 
 from __future__ import annotations
 
@@ -15,18 +15,23 @@ from .._core.policy.records import FunctionRecord
 @final
 @define(eq=False)
 class Registry:
-    """{key: function record}, and the names that are taken while they are being registered."""
+    """Registered functions, and names that are reserved while they are being registered."""
 
     functions: dict[FunctionKey, FunctionRecord] = field(factory=dict)
+    """Record of each function, in order of registration."""
     reserved: set[FunctionKey] = field(factory=set)
+    """Keys that are being registered."""
     generations: dict[FunctionKey, int] = field(factory=dict)
+    """Last generation of each key that was ever registered."""
     exact: dict[tuple[str, tuple[str, ...]], FunctionRecord] = field(factory=dict)
+    """Record of each function by its name and types in their normal spelling, for fast lookups."""
 
     def find(self, name: str, args: Sequence[str]) -> FunctionRecord:
-        """The function of that name and those types; spelt exactly is fastest.
+        """Return the function of this name and these types; their normal spelling is fastest.
 
         Raises:
-            UnknownFunctionError: there is none; the message names near misses.
+            UnknownFunctionError: no such function is registered; the message names similar ones.
+            TypeError: the name is not a str, or `args` is not a sequence of str.
         """
         try:
             return self.exact[name, args]  # type: ignore[index]
@@ -44,10 +49,10 @@ class Registry:
         raise UnknownFunctionError(f"no function {key} is registered{hint}")
 
     def reserve(self, key: FunctionKey, replace: bool) -> None:
-        """Take the name before anything is awaited; `release` gives it back.
+        """Reserve a key before anything is awaited; `release` frees it.
 
         Raises:
-            DuplicateFunctionError: it is taken, and not to be replaced.
+            DuplicateFunctionError: it is being registered, or is registered and `replace` is False.
         """
         if key in self.reserved:
             raise DuplicateFunctionError(f"{key} is being registered already")
@@ -58,30 +63,30 @@ class Registry:
         self.reserved.add(key)
 
     def close(self) -> None:
-        """Let no acquire find a function the short way: the long way says that it is closed."""
+        """Empty the fast lookup, so that every acquire takes the slow path, which raises."""
         self.exact.clear()
 
     def release(self, key: FunctionKey) -> None:
-        """`register` is over, well or badly."""
+        """Free a reserved key, as its `register` has ended, with success or not."""
         self.reserved.discard(key)
 
     def next_generation(self, key: FunctionKey) -> int:
-        """1 for a name never seen, and never the same twice while the cache is open."""
+        """Return the generation for a new registration: 1 for a new key, never one used before."""
         self.generations[key] = self.generations.get(key, 0) + 1
         return self.generations[key]
 
     def put(self, record: FunctionRecord) -> FunctionRecord | None:
-        """`record` serves its key from now on; the one that did until now is returned."""
+        """Make `record` the function of its key; return the record that it replaces, or None."""
         old = self.functions.get(record.key)
         self.functions[record.key] = record
         self.exact[record.key.name, record.key.args] = record
         return old
 
     def take(self, name: str, args: Sequence[str] | None) -> list[FunctionRecord]:
-        """Remove one function, or all of that name if `args` is None.
+        """Remove and return one function, or all functions of a name if `args` is None.
 
         Raises:
-            UnknownFunctionError: there is none.
+            UnknownFunctionError: no such function is registered.
         """
         if args is not None:
             found = [self.find(name, args)]

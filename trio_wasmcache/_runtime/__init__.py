@@ -1,1 +1,1 @@
-"""How guest code runs: what the host does for it, and what that costs."""
+"""Running guest code: calls, their slices, host functions, and what they cost."""
