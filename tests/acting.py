@@ -25,7 +25,7 @@ from hostile.liars import buffer, scylla
 
 from trio_wasmcache import HostFunction, InstanceCache, Lease, current_lease
 from trio_wasmcache._abi.base import FuncType, Invoke
-from trio_wasmcache._cache.shutdown import close_groups
+from trio_wasmcache._cache.cache import parts_of
 from trio_wasmcache._core.events import Reason
 from trio_wasmcache.testing import check_invariants
 
@@ -298,8 +298,7 @@ class World:
 
     def close(self) -> None:
         """Close all groups."""
-        pool: Any = self.cache._pool
-        drive(close_groups(pool, [self.lease._group], Reason.CLOSED))
+        drive(parts_of(self.cache).groups.close([self.lease._group], Reason.CLOSED))
 
     def call_other(self) -> None:
         """Call in another instance of the same module, whose cells are the same."""

@@ -56,7 +56,7 @@ class Stage:
         look(self.cache, self._kit)
         stats = self.cache.stats()
         assert (stats.running_instances, stats.waiting) == (0, 0)
-        for group in self.cache._groups.values():
+        for group in self.cache._groups.states.values():
             assert group.capacity.count()[0] == 0
         if isinstance(self._kit, FakeKit):
             kept = stats.idle_instances - seats(self.cache)

@@ -15,8 +15,8 @@ methods that need it pay for inspecting the stack (2 us for 50 frames).
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
+from sys import _getframe
 from threading import get_ident
 from types import CodeType, FrameType
 from typing import Any, TypeVar, final
@@ -88,7 +88,7 @@ class Owner:
         """
         if not self.is_here() or not _in_task():
             raise self.refusal(method, waits=waits)
-        if _on_stack(sys._getframe(2), _FOLDER):
+        if _on_stack(_getframe(2), _FOLDER):
             raise self._busy(method)
 
     def check_reading(self, method: str, *, compares: bool = False) -> None:
@@ -109,12 +109,12 @@ class Owner:
             return
         if not self.is_here():
             raise self.refusal(method)
-        if _on_stack(sys._getframe(2), _FOLDER if compares else _CORE):
+        if _on_stack(_getframe(2), _FOLDER if compares else _CORE):
             raise self._busy(method)
 
     def may_leave(self) -> bool:
         """Return whether a lease may be given back now, as its coroutine is finalized."""
-        return self.is_here() and _in_task() and not _on_stack(sys._getframe(2), _FOLDER)
+        return self.is_here() and _in_task() and not _on_stack(_getframe(2), _FOLDER)
 
     def is_here(self) -> bool:
         """Return whether this is the thread of the run, and the run is under way."""

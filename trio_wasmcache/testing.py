@@ -13,7 +13,7 @@ from typing import Any, final
 
 import trio
 
-from ._cache.cache import InstanceCache
+from ._cache.cache import InstanceCache, parts_of
 from ._cache.open import open_with
 from ._core.config import CacheConfig
 from ._core.policy.lifecycle import State
@@ -60,13 +60,14 @@ def check_invariants(cache: InstanceCache) -> None:
             library.
         RuntimeError: the cache belongs to another Trio run, or a step of it is under way.
     """
-    cache._pool.owner.check_reading("check_invariants", compares=True)
+    parts_of(cache).pool.owner.check_reading("check_invariants", compares=True)
     problems = list(_disagreements(cache))
     assert not problems, "the books disagree:\n  " + "\n  ".join(problems)
 
 
 def _disagreements(cache: InstanceCache) -> list[str]:
-    pool = cache._pool
+    parts = parts_of(cache)
+    pool, groups = parts.pool, parts.groups.states.values()
     policy = pool.policy
     residents, ledger = policy.residents, policy.residents.ledger
     problems: list[str] = []
@@ -135,13 +136,13 @@ def _disagreements(cache: InstanceCache) -> list[str]:
     if ledger.total_size > policy.config.max_size:
         problems.append("idle instances exceed max_size")
     waiters = list(itertools.chain(policy.room, *(entry.waiting for entry in entries)))
-    groups: list[object] = [group.record for group in cache._groups.values()]
-    tokens = [what for what in policy.waits.waiting.values() if what in groups]
+    records: list[object] = [group.record for group in groups]
+    tokens = [what for what in policy.waits.waiting.values() if what in records]
     same("waiting tasks", len(policy.waits.waiting), len(waiters) + len(tokens))
     for request in waiters:
         if request.stage not in (Stage.QUEUED, Stage.ROOM):
             problems.append(f"a waiter is {request.stage.value}")
-    for group in cache._groups.values():
+    for group in groups:
         name = group.record.name
         owners = group.capacity.owners
         borrowed, _ = group.capacity.count()
@@ -153,8 +154,8 @@ def _disagreements(cache: InstanceCache) -> list[str]:
             if request.entry.group is group.record and request.owner not in owners:
                 problems.append(f"group {name!r}: {request.owner} uses it without a token")
     uses, told = residents.snapshot(), cache.stats()
-    for what, parts in (("function", uses.by_function()), ("group", uses.by_group())):
-        counted = [part for several in parts.values() for part in several]
+    for what, several in (("function", uses.by_function()), ("group", uses.by_group())):
+        counted = [part for stats in several.values() for part in stats]
         same(f"hits by {what}", told.hits, sum(part.hits for part in counted))
         same(f"misses by {what}", told.misses, sum(p.misses for p in counted))
         same(f"blocks by {what}", told.blocks, sum(p.blocks for p in counted))

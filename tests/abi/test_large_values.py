@@ -18,6 +18,7 @@ from trio_wasmcache import AbiError, Convert, Exports, FuncType, Guest, Invoke
 from trio_wasmcache._abi.cql.framing import PACE, counted
 from trio_wasmcache._abi.cql.scalars import scalars
 from trio_wasmcache._abi.gil import MANY, is_large, paced
+from trio_wasmcache._cache.cache import parts_of
 from trio_wasmcache._core.policy.shares import FUEL_PER_SECOND
 from trio_wasmcache.testing import check_invariants
 
@@ -199,7 +200,7 @@ async def test_conversions_in_a_thread_are_charged_to_the_group(kit: Kit) -> Non
     async with kit.open() as cache:
         f = await add(cache, "f", kit.adding(5), abi=Slow(work, None))
         cache._pool.runner.cpu_clock = lambda: now[0]
-        share = cache._main_state.share
+        share = cache._groups.main.share
         async with f.acquire() as lease:
             for value in (1, 2):
                 before = share.virtual_time
@@ -265,5 +266,5 @@ async def test_closed_while_converting(kit: Kit, late: bool) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(call)
             await gate.entered.wait()
-            await cache._close()
+            await parts_of(cache).close()
             gate.open.set()

@@ -24,6 +24,7 @@ from trio_wasmcache import (
     TrapError,
     current_lease,
 )
+from trio_wasmcache._cache.cache import parts_of
 from trio_wasmcache._core.wasm.driver import Shape, layout
 from trio_wasmcache._engine.wasmtime.instance import WasmtimeInstance
 from trio_wasmcache.testing import check_invariants
@@ -220,7 +221,7 @@ async def test_closing_stops_a_batch(real: WasmtimeKit, offload: int | None) -> 
                 for _ in range(50):
                     await trio.lowlevel.checkpoint()
                 assert cache.stats().running_instances == 1
-                await cache._close()
+                await parts_of(cache).close()
         assert told == 1
 
 

@@ -184,12 +184,12 @@ async def test_fuel_of_a_batch_is_that_of_its_rows(kit: Kit) -> None:
         await lease.call(1)
         one = lease.fuel_consumed
         cache._pool.runner.cpu_clock = lambda: 0.0  # checking columns is charged by time
-        before = cache._main._state.share.virtual_time
+        before = cache._groups.main.share.virtual_time
         await lease.map([range(20)])
         assert one is not None
         assert lease.fuel_consumed is not None
         assert 20 * one <= lease.fuel_consumed <= 20 * (one + 60)
-        charged = (cache._main._state.share.virtual_time - before) * 100
+        charged = (cache._groups.main.share.virtual_time - before) * 100
         assert charged == pytest.approx(lease.fuel_consumed)
 
 
@@ -340,7 +340,7 @@ async def test_checking_a_column_is_cpu_time_of_the_group(kit: Kit) -> None:
     """It is done for the guest, on the event loop: what it takes is charged to the share."""
     ticks = itertools.count()
     async with held(kit, kit.adding(1)) as (cache, lease):
-        share = cache._main._state.share
+        share = cache._groups.main.share
         charged = []
         for clock in (lambda: 0.0, lambda: next(ticks) * 0.001):
             cache._pool.runner.cpu_clock = clock

@@ -16,6 +16,7 @@ from peeking import job_of
 
 from trio_wasmcache import AbiError, BufferAbi, FuelExhaustedError, MemoryLimitError, TrapError
 from trio_wasmcache._abi.scylla import NATIVE
+from trio_wasmcache._cache.cache import parts_of
 from trio_wasmcache.testing import check_invariants
 
 TYPES = [
@@ -318,7 +319,7 @@ async def test_cancelled_and_closed(real: WasmtimeKit, offload: int | None) -> N
             lease = await nursery.start(endless)
             while job_of(lease) is None:
                 await trio.lowlevel.checkpoint()
-            await cache._close()
+            await parts_of(cache).close()
 
 
 async def test_values_that_do_not_fit(real: WasmtimeKit, scylla: bytes) -> None:

@@ -25,6 +25,7 @@ from trio_wasmcache import (
     Invoke,
     TrapError,
 )
+from trio_wasmcache._cache.cache import parts_of
 from trio_wasmcache._core.wasm.reader import FuncType
 from trio_wasmcache.testing import check_invariants
 
@@ -242,7 +243,7 @@ async def test_closed_between_rows(kit: Kit) -> None:
             nursery.start_soon(batch)
             for _ in range(10):
                 await trio.lowlevel.checkpoint()
-            await cache._close()
+            await parts_of(cache).close()
 
 
 async def test_arrow_columns_of_text(kit: Kit) -> None:

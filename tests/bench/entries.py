@@ -77,7 +77,7 @@ async def _native(functions: int) -> AsyncIterator[tuple[InstanceCache, list[Pla
     async with open_cache(config, logger=SilentLogger()) as cache:
         for number in range(functions):
             await cache.register(f"f{number}", FIB, args=I64, returns="i64", export="same")
-        places = [(cache._main, f"f{number}") for number in range(functions)]
+        places = [(cache._groups.main_group, f"f{number}") for number in range(functions)]
         await _hits(places)(len(places))
         yield cache, places
 

@@ -182,7 +182,7 @@ async def test_outside_of_any_group_it_is_main(fake: FakeKit) -> None:
                 order.append("first")
                 assert cache.stats().waiting == 1
         assert order == ["first", "second"]
-        assert cache._main.shares == 7
+        assert cache._groups.main_group.shares == 7
 
 
 async def test_the_context_of_a_closed_group(fake: FakeKit) -> None:

@@ -12,7 +12,8 @@ from kits import FakeKit, Kit, ListLogger, add, add_asking
 from trio.testing import wait_all_tasks_blocked
 
 from trio_wasmcache import CacheConfig, InstanceCache, MiB, SchedulingGroup
-from trio_wasmcache._cache.shutdown import MAX_WORK
+from trio_wasmcache._cache.cache import parts_of
+from trio_wasmcache._cache.group import MAX_WORK
 from trio_wasmcache.testing import check_invariants
 
 
@@ -140,9 +141,9 @@ async def test_18_who_was_just_granted_a_token_is_told(kit: Kit) -> None:
             async with f.acquire():
                 nursery.start_soon(outcomes.note, lambda: f.call(1))
                 await wait_all_tasks_blocked()
-                assert cache._main.limiter.statistics().tasks_waiting == 1
+                assert cache._groups.main_group.limiter.statistics().tasks_waiting == 1
     assert outcomes == ["the cache is closed"]
-    assert cache._main.limiter.borrowed_tokens == 0
+    assert cache._groups.main_group.limiter.borrowed_tokens == 0
     if isinstance(kit, FakeKit):  # and nothing was loaded for it
         assert kit.engine.steps.count("instantiate") == 1
     check_invariants(cache)
@@ -157,14 +158,14 @@ async def test_18_waiters_for_tokens_and_room_are_told_at_once(kit: Kit) -> None
             g = await add(cache, "g", kit.adding(2))
             async with cache.scheduling_group("small", capacity=1) as group, f.acquire():
                 cache.resize(max_code_size=max(f.code_size, g.code_size) + cache.config.stack_size)
-                context = cache._main.acquire("g", ("i64",))
+                context = cache._groups.main_group.acquire("g", ("i64",))
                 nursery.start_soon(outcomes.note, context.__aenter__)  # room
                 token = group.acquire("f", ("i64",))
                 nursery.start_soon(outcomes.note, token.__aenter__)  # a token
                 await wait_all_tasks_blocked()
                 assert cache.stats().waiting == 2
                 check_invariants(cache)
-                await cache._close()
+                await parts_of(cache).close()
                 await wait_all_tasks_blocked()
                 assert outcomes == ["the cache is closed"] * 2
     check_invariants(cache)

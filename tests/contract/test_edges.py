@@ -204,8 +204,8 @@ async def test_every_acquire_that_ends_without_a_lease_is_told() -> None:
                 nursery.start_soon(wait, group.acquire("f", I64))
                 await wait_all_tasks_blocked()
                 nursery.cancel_scope.cancel()
-            async with trio.open_nursery() as nursery, cache._main.acquire("f", I64):
-                nursery.start_soon(removed, cache._main.acquire("f", I64))
+            async with trio.open_nursery() as nursery, cache._groups.main_group.acquire("f", I64):
+                nursery.start_soon(removed, cache._groups.main_group.acquire("f", I64))
                 await wait_all_tasks_blocked()
                 cache.remove("f")
     told = [fields["error"] for fields in logger.fields("abandoned")]

@@ -176,7 +176,9 @@ async def test_several_that_load_the_same_module() -> None:
             cache.scheduling_group("other", capacity=2) as group,
         ):
             for name in "fg":
-                nursery.start_soon(trying, errors, use(cache._main.acquire(name, TYPES)))
+                nursery.start_soon(
+                    trying, errors, use(cache._groups.main_group.acquire(name, TYPES))
+                )
                 group.start_soon(trying, errors, use(group.acquire(name, TYPES)))
         assert results == [2] * (4 - len(errors))
 

@@ -256,7 +256,7 @@ async def test_a_lease_that_ends_while_a_call_waits_for_its_turn(kit: Kit) -> No
         for _ in range(20):  # in about half of them, the call is the first to run
             async with trio.open_nursery() as nursery:
                 async with f.acquire() as lease:
-                    cache._main_state.share.burst = 10**9
+                    cache._groups.main.share.burst = 10**9
                     nursery.start_soon(call, lease)
                     await trio.lowlevel.checkpoint()
         assert cache.stats().calls == 0

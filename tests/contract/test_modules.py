@@ -161,7 +161,7 @@ async def test_12_all_instances_of_a_module_go_together(kit: Kit, log: ListLogge
         new = await add(cache, "new", kit.adding(2))
         async with cache.scheduling_group("other", capacity=1):
             await use_all(cache, "g")
-            f_main = cache._main.acquire("f", ("i64",))
+            f_main = cache._groups.main_group.acquire("f", ("i64",))
             async with f_main:
                 pass
             cache.resize(max_code_size=max(f.code_size, new.code_size) + cache.config.stack_size)

@@ -107,7 +107,7 @@ async def test_waiting_for_a_token_and_then_for_an_instance_is_one_block(kit: Ki
                 await wait_all_tasks_blocked()
                 assert cache.stats().blocks == 1
                 # With a second token it goes on, to wait for the instance.
-                cache._main.limiter.total_tokens = 2
+                cache._groups.main_group.limiter.total_tokens = 2
                 await wait_all_tasks_blocked()
                 assert cache.entries()[0].waiting == 1
                 check_invariants(cache)

@@ -71,7 +71,7 @@ def more(old: int) -> int:
             change(lambda cache: waiter(cache).entry.function, "concurrency", 0),
             "more than its concurrency",
         ),
-        (change(lambda cache: cache._main_state.capacity, "owners", {}), "without a token"),
+        (change(lambda cache: cache._groups.main.capacity, "owners", {}), "without a token"),
         (change(lambda cache: cache._pool, "closed", True), "left in a closed cache"),
         (
             change(lambda cache: cache._pool.policy, "config", CacheConfig(max_size=1)),

@@ -30,6 +30,7 @@ from trio_wasmcache import (
     current_lease,
 )
 from trio_wasmcache._abi.base import Step
+from trio_wasmcache._cache.cache import parts_of
 from trio_wasmcache._engine.wasmtime.instance import WasmtimeInstance
 from trio_wasmcache._runtime.metered import MeteredGuest
 from trio_wasmcache.testing import check_invariants
@@ -96,7 +97,7 @@ async def test_everybody_is_told_and_everything_is_closed(real: WasmtimeKit) -> 
                 assert cache.stats().running_instances == 5
                 assert cache.stats().waiting == 1
                 check_invariants(cache)
-                await cache._close()
+                await parts_of(cache).close()
         assert "in a host function" not in told.names
         check_invariants(cache)
         finish.set()

@@ -399,11 +399,13 @@ async def test_what_is_copied_costs_fuel(real: WasmtimeKit) -> None:
             for size in (1000, MiB):
                 assert burnt[size] - burnt[0] == copy_fuel(size)
             cache._pool.runner.cpu_clock = lambda: 0.0  # whose time is charged beside the fuel
-            virtual = cache._main._state.share.virtual_time
+            virtual = cache._groups.main.share.virtual_time
             await lease.map([[MiB] * 10])
             assert lease.fuel_consumed is not None
             assert lease.fuel_consumed >= 10 * copy_fuel(MiB)
-            charged = (cache._main._state.share.virtual_time - virtual) * cache._main.shares
+            charged = (
+                cache._groups.main.share.virtual_time - virtual
+            ) * cache._groups.main_group.shares
             assert charged == pytest.approx(lease.fuel_consumed)
         cache.resize(total_fuel=copy_fuel(MiB))
         for columns in (None, [[5, MiB]]):

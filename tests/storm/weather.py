@@ -181,6 +181,6 @@ async def blow(kit: Kit, seed: int, rounds: int = ROUNDS) -> int:
         look(cache, kit)
         stats = cache.stats()
         assert (stats.running_instances, stats.waiting) == (0, 0)
-        assert cache._main.limiter.borrowed_tokens == 0
+        assert cache._groups.main_group.limiter.borrowed_tokens == 0
         assert cache._pool.runner.loop.taken == cache._pool.runner.threads.taken == 0
     return storm.operations

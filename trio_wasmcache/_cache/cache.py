@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import weakref
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, final
@@ -13,25 +14,21 @@ from attrs import evolve
 
 from .._abi.base import Abi, Crossing
 from .._core.config import CacheConfig
-from .._core.events import Reason
 from .._core.metrics.stats import CacheStats, EntryInfo, ResidentBytes
 from .._core.policy.records import FunctionRecord
 from .._core.wasm.admission import worst_size
 from .._core.wasm.isolation import RESET, REUSE, verdict
 from .._engine.base import NoMemoryError
 from .._ki import ki_safe_contextmanager
-from .._pool.capacity import GroupState, new_group_state
-from .._pool.pool import COMPILE_SHARE, Pool
-from .._pool.registration import Compiler, Declaration, declare, read_source
+from .._pool.pool import COMPILE_SHARE
+from .._pool.registration import Declaration, declare, read_source
 from .._runtime.bound import Definition
 from .._runtime.host import HostFunction
 from .._runtime.module import CachedModule
-from .group import SchedulingGroup, check_group, find_group, groups_around, note_opened, open_group
+from .group import SchedulingGroup, groups_around
 from .lease import Function, Lease, function_of
-from .shutdown import close_groups
-from .statistics import Statistics
+from .parts import Parts
 
-MAIN = "main"
 # Fields that `resize` can't change. `log_uses`, as a log that began without uses can't be replayed.
 FIXED = frozenset(
     "stack_size compile_memory compile_seconds main_capacity main_shares cache_dir log_uses".split()
@@ -56,19 +53,12 @@ class InstanceCache:
     entering the lease) work anywhere, and so do methods that only read once the cache is closed.
     """
 
-    def __init__(self, pool: Pool, service: trio.Nursery) -> None:
-        self._pool = pool
-        self._statistics = Statistics(pool)
-        self._compiler = Compiler(pool.engine, service)
-        config = pool.config
-        main = new_group_state(MAIN, config.main_capacity, config.main_shares)
-        self._main_state = main
-        self._main = SchedulingGroup(pool, main, service)
-        note_opened(pool, main)
-        self._groups: dict[str, GroupState] = {MAIN: main}
-        self._opening: set[str] = set()
-        # Scopes around each `register` under way; cancelled when the cache is closed.
-        self._registering: set[trio.CancelScope] = set()
+    def __init__(self, parts: Parts) -> None:
+        self._pool = parts.pool
+        self._groups = parts.groups
+        self._compiler = parts.compiler
+        self._statistics = parts.statistics
+        _parts[self] = parts
 
     # -- functions
 
@@ -156,13 +146,10 @@ class InstanceCache:
             max_instances=pool.config.max_instances,
         )
         key = declaration.key
-        pool.registry.reserve(key, replace)
-        with trio.CancelScope() as scope:
-            self._registering.add(scope)
+        with pool.registry.reserve(key, replace):
             try:
                 return await self._register(declaration, wasm)
             finally:
-                self._registering.discard(scope)
                 pool.registry.release(key)
         raise trio.ClosedResourceError(f"the cache was closed while {key} was being registered")
 
@@ -174,17 +161,16 @@ class InstanceCache:
             pool.engine, str(key), wasm, pool.config.max_wasm_size, self._compiler.readers
         )
         self._check_open()
-        group = find_group(pool, self._main_state)
-        module = None
-        for attempt in itertools.count():
+        group = self._groups.find()
+        attempts = itertools.count()
+        while True:
             try:
                 found = await self._compiler.get(source, declaration, pool.config, group)
-                module, crossing, seconds = found
                 break
             except NoMemoryError as error:
                 self._check_open()
-                pool.relieve(key, COMPILE_SHARE, error, attempt)
-        assert module is not None
+                pool.relieve(key, COMPILE_SHARE, error, next(attempts))
+        module, crossing, seconds = found
         self._check_open()
         artifact = module.artifact
         record = FunctionRecord(
@@ -251,8 +237,7 @@ class InstanceCache:
             isolation_verdict=function.isolation_verdict,
         )
         if old is not None:
-            old.successor = record
-            self._retire(old, now)
+            self._retire(old, now, record)
         return function
 
     @trio.lowlevel.enable_ki_protection
@@ -273,9 +258,11 @@ class InstanceCache:
             self._pool.journal.removed(record, now)
             self._retire(record, now)
 
-    def _retire(self, record: FunctionRecord, now: float) -> None:
+    def _retire(
+        self, record: FunctionRecord, now: float, successor: FunctionRecord | None = None
+    ) -> None:
         self._compiler.drop(Definition.of(record).module)
-        self._pool.carry_out(self._pool.policy.retire(record, now), now)
+        self._pool.carry_out(self._pool.policy.retire(record, now, successor), now)
 
     def functions(self) -> tuple[Function, ...]:
         """Return the registered functions, in order of registration."""
@@ -297,9 +284,8 @@ class InstanceCache:
             name: name of the function.
             args: types of its arguments, as registered.
         """
-        pool, inside = self._pool, groups_around()
-        group = find_group(pool, self._main_state) if inside else self._main_state
-        return Lease(pool, group, name, args)
+        groups = self._groups
+        return Lease(self._pool, groups.find() if groups_around() else groups.main, name, args)
 
     @trio.lowlevel.enable_ki_protection
     async def warm(self, name: str, args: Sequence[str], count: int = 1) -> None:
@@ -331,7 +317,7 @@ class InstanceCache:
                 f"{record.key}: count must be from 1 to its concurrency, "
                 f"{record.concurrency}; got {count}"
             )
-        group = find_group(self._pool, self._main_state)
+        group = self._groups.find()
         await trio.lowlevel.checkpoint()
         for _ in range(count):  # not more: where capacity is short, each load evicts another
             record = self._pool.registry.find(name, args)
@@ -372,21 +358,8 @@ class InstanceCache:
         """
         self._pool.owner.check("scheduling_group", waits=True)
         self._check_open()
-        check_group(name, capacity, shares)
-        if name in self._groups or name in self._opening:
-            raise ValueError(f"a scheduling group {name!r} is open already")
-        self._opening.add(name)
-        state = new_group_state(name, capacity, shares)
-        try:
-            async with open_group(self._pool, state) as group:
-                self._groups[name] = state
-                yield group
-        finally:
-            if name in self._groups:
-                if not state.record.closed:  # the cache was closed before
-                    await close_groups(self._pool, [state], Reason.GROUP_CLOSED)
-                del self._groups[name]
-            self._opening.discard(name)
+        async with self._groups.open(name, capacity, shares) as group:
+            yield group
 
     # -- limits and numbers
 
@@ -414,15 +387,7 @@ class InstanceCache:
         fixed = FIXED & limits.keys()
         if fixed:
             raise ValueError(f"{', '.join(sorted(fixed))} can't be changed while the cache is open")
-        config = evolve(pool.config, **limits)
-        pool.config = config
-        pool.runner.resize(config)
-        pool.result_book.limit = config.max_result_size
-        now = trio.current_time()
-        pool.journal.resized(config, pool.engine.system, now)
-        pool.carry_out(pool.policy.resize(config, now), now)
-        pool.evictor.sleep_until(pool.policy.next_expiry())
-        pool.adapt_instances()
+        pool.resize(evolve(pool.config, **limits))
 
     @property
     def config(self) -> CacheConfig:
@@ -432,7 +397,7 @@ class InstanceCache:
     def stats(self) -> CacheStats:
         """Return counters, distributions and gauges of this moment. This changes nothing."""
         self._pool.owner.check_reading("stats")
-        return self._statistics.count(len(self._groups))
+        return self._statistics.count()
 
     @trio.lowlevel.enable_ki_protection
     def pop_stats(self) -> CacheStats:
@@ -442,7 +407,7 @@ class InstanceCache:
         ``wasmcache.closed`` in the log are not affected.
         """
         self._pool.owner.check("pop_stats")
-        stats = self._statistics.count(len(self._groups))
+        stats = self._statistics.count()
         self._statistics.restart()
         return stats
 
@@ -467,7 +432,7 @@ class InstanceCache:
         return self._statistics.describe_entries()
 
     def __repr__(self) -> str:
-        return f"<InstanceCache {self._statistics.in_words(len(self._groups))}>"
+        return f"<InstanceCache {self._statistics.in_words()}>"
 
     # -- inside
 
@@ -475,12 +440,11 @@ class InstanceCache:
         if self._pool.closed:
             raise trio.ClosedResourceError("the cache is closed")
 
-    async def _close(self) -> None:
-        pool = self._pool
-        pool.closed = True
-        for scope in self._registering:
-            scope.cancel()
-        pool.policy.closed = True
-        pool.registry.close()
-        await close_groups(pool, list(self._groups.values()), Reason.CLOSED)
-        pool.journal.closed(**self._statistics.totals())
+
+# {cache: its parts}: for `trio_wasmcache.testing`, which compares what several of them say.
+_parts: weakref.WeakKeyDictionary[InstanceCache, Parts] = weakref.WeakKeyDictionary()
+
+
+def parts_of(cache: InstanceCache) -> Parts:
+    """Return the parts that make up a cache."""
+    return _parts[cache]

@@ -1,4 +1,12 @@
-"""Scheduling groups: nurseries with a name, a capacity and CPU shares; which group code runs in."""
+"""Scheduling groups: nurseries with a name, a capacity and CPU shares; which group code runs in.
+
+How groups are closed, and the cache with them, whatever is running in them:
+
+1. No new leases are given; waiting acquires fail at once.
+2. Leases end now, wherever their tasks are: idle in their block, between two slices, loading, or in
+   a host function. Native memory is freed in this step; the task gets the error when it next runs.
+3. A call in a thread is asked to stop, which takes at most a slice, and is waited for, shielded.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +20,18 @@ import trio
 from attrs import frozen
 
 from .._core.config import bad_capacity, bad_shares
-from .._ki import ki_safe_contextmanager
+from .._core.events import Reason
+from .._core.policy.records import Stage
+from .._ki import ki_safe_contextmanager, let_others_run, outlast
 from .._owner import calls_user
-from .._pool.capacity import GroupState
-from .._pool.pool import Pool
+from .._pool.capacity import GroupState, new_group_state
+from .._pool.pool import CLOSED, Pool
 from .lease import Lease
+
+MAIN = "main"
+# Groups, instances and waiters to close in one step of the loop: at 20 to 50 microseconds each,
+# about a millisecond. A single group is closed in one step, however many instances it has.
+MAX_WORK = 32
 
 # The groups around the running code, of all caches, innermost last.
 _groups: contextvars.ContextVar[tuple[_Inside, ...]] = contextvars.ContextVar(
@@ -142,15 +157,7 @@ groups_around = _groups.get
 """Returns the groups around the caller, of all caches, innermost last."""
 
 
-def find_group(pool: Pool, main: GroupState) -> GroupState:
-    """Return the state of the innermost group of the pool's cache, or of its main group."""
-    for inside in reversed(_groups.get()):
-        if inside.pool is pool:
-            return inside.state
-    return main
-
-
-def check_group(name: object, capacity: object, shares: object) -> None:
+def _check_group(name: object, capacity: object, shares: object) -> None:
     """Check the parameters of a group.
 
     Raises:
@@ -166,27 +173,105 @@ def check_group(name: object, capacity: object, shares: object) -> None:
             raise ValueError(f"{what} of group {name!r} {problem}")
 
 
-@ki_safe_contextmanager
-async def open_group(pool: Pool, state: GroupState) -> AsyncIterator[SchedulingGroup]:
-    """Open a nursery that is a scheduling group, and run the block in it. The caller closes it.
+@final
+class Groups:
+    """The scheduling groups of one cache: its own, ``"main"``, and those that are open."""
 
-    **Checkpoint:** as of a `trio.Nursery`.
-    **Cancellation:** as of a `trio.Nursery`.
-    """
-    async with trio.open_nursery() as nursery:
-        group = SchedulingGroup(pool, state, nursery)
-        note_opened(pool, state)
-        reset = _groups.set((*_groups.get(), _Inside(group, state, pool)))
+    def __init__(self, pool: Pool, service: trio.Nursery) -> None:
+        self._pool = pool
+        self.main = new_group_state(MAIN, pool.config.main_capacity, pool.config.main_shares)
+        """The state of its own group."""
+        self.main_group = SchedulingGroup(pool, self.main, service)
+        self.states: dict[str, GroupState] = {MAIN: self.main}
+        """{name: state} of the groups that are open."""
+        self._opening: set[str] = set()
+        self._note_opened(self.main)
+
+    def find(self) -> GroupState:
+        """Return the innermost group of this cache around the caller, or ``"main"``."""
+        for inside in reversed(_groups.get()):
+            if inside.pool is self._pool:
+                return inside.state
+        return self.main
+
+    @ki_safe_contextmanager
+    async def open(self, name: str, capacity: float, shares: int) -> AsyncIterator[SchedulingGroup]:
+        """Open a group, run the block in it, and close it.
+
+        Raises:
+            ValueError: the name is in use, or a parameter is out of range.
+            TypeError: the name is not a str.
+
+        **Checkpoint:** as of a `trio.Nursery`; leaving waits for threads that run a call.
+        **Cancellation:** as of a `trio.Nursery`; the group's instances are closed all the same.
+        """
+        _check_group(name, capacity, shares)
+        if name in self.states or name in self._opening:
+            raise ValueError(f"a scheduling group {name!r} is open already")
+        self._opening.add(name)
+        state = new_group_state(name, capacity, shares)
         try:
-            yield group
+            async with trio.open_nursery() as nursery:
+                group = SchedulingGroup(self._pool, state, nursery)
+                self._note_opened(state)
+                reset = _groups.set((*_groups.get(), _Inside(group, state, self._pool)))
+                self.states[name] = state
+                try:
+                    yield group
+                finally:
+                    _groups.reset(reset)
         finally:
-            _groups.reset(reset)
+            if name in self.states:
+                if not state.record.closed:  # the cache was closed before
+                    await self.close([state], Reason.GROUP_CLOSED)
+                del self.states[name]
+            self._opening.discard(name)
 
+    async def close(self, groups: Sequence[GroupState], reason: Reason) -> None:
+        """Close `groups`; when this returns, none of their calls is running.
 
-def note_opened(pool: Pool, state: GroupState) -> None:
-    """Note for the log that a group is open."""
-    _, capacity = state.capacity.count()
-    pool.journal.group_opened(state.record.name, capacity, state.share.shares)
+        **Checkpoint:** if a thread is in a call, or there is more than `MAX_WORK` to close.
+        **Cancellation:** shielded, from Ctrl-C as well; a thread stops within a slice.
+        """
+        pool, now = self._pool, trio.current_time()
+        work = 0
+        for group in groups:
+            if work >= MAX_WORK:
+                await let_others_run()
+                now, work = trio.current_time(), 0
+            if group.record.closed:
+                continue  # it is closing already, and waits for a thread
+            pool.journal.group_closed(group.record.name, pool.closed, now)
+            step = pool.policy.close_group(group.record, now, reason)
+            pool.carry_out(step, now)
+            for request in step.woken:
+                if request.stage is Stage.ENDED:
+                    # Now, as the log of a cache ends before its tasks have been told.
+                    pool.journal.abandoned(request, CLOSED, now)
+            group.capacity.refuse_waits()
+            work += 1 + len(step.evicted) + len(step.woken)
+        records = {group.record for group in groups}
+        in_threads = []
+        for request in [one for one in pool.policy.waits.held if one.entry.group in records]:
+            if work >= MAX_WORK:
+                await let_others_run()
+                work = 0
+            if request not in pool.policy.waits.held:
+                continue  # its lease has ended meanwhile
+            assert request.give_up is not None
+            out_of_thread = request.give_up(reason)
+            if isinstance(out_of_thread, trio.Event):
+                in_threads.append((request, out_of_thread))
+            work += 1
+        for request, out_of_thread in in_threads:
+            await outlast(out_of_thread)
+            if request in pool.policy.waits.held and request.give_up is not None:
+                request.give_up(reason)
+
+    def _note_opened(self, state: GroupState) -> None:
+        """Note for the log that a group is open."""
+        _, capacity = state.capacity.count()
+        self._pool.journal.group_opened(state.record.name, capacity, state.share.shares)
 
 
 @calls_user

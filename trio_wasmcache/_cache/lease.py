@@ -13,8 +13,8 @@ from __future__ import annotations
 import enum
 import functools
 import operator
-import sys
 from collections.abc import Callable, Sequence
+from sys import _getframe
 from threading import get_ident
 from types import FrameType, TracebackType
 from typing import Any, TypeVar, final
@@ -196,7 +196,7 @@ class Lease:
             self._acquisition = None
         self._task = task
         self._ready = self._bound.begin
-        self._entered_from = sys._getframe(2)
+        self._entered_from = _getframe(2)
         self._step(HELD)
         return self
 
@@ -254,7 +254,7 @@ class Lease:
             RecursionError: there is not enough space on Python's stack; nothing has changed.
         """
         entered_from, self._entered_from = self._entered_from, None
-        if entered_from is None or entered_from is not sys._getframe(2):
+        if entered_from is None or entered_from is not _getframe(2):
             check_headroom()  # in the same frame there is as much space as on entering
         request, call = self._request, self._under_way
         if request is not None and call is not None:

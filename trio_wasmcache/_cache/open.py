@@ -14,6 +14,7 @@ from .._log import LogWriter, ThreadedLogWriter
 from .._owner import check_trio
 from .._pool.pool import Pool
 from .cache import InstanceCache
+from .parts import Parts
 
 
 @ki_safe_contextmanager
@@ -88,7 +89,8 @@ async def open_with(
         with trio.CancelScope() as ending:
             async with trio.open_nursery() as service:
                 pool.journal.opened(config, engine.system)
-                cache = InstanceCache(pool, service)
+                parts = Parts.make(pool, service)
+                cache = InstanceCache(parts)
                 service.start_soon(pool.evictor.run)
                 try:
                     await trio.lowlevel.checkpoint()
@@ -100,7 +102,7 @@ async def open_with(
                     # All that is left ends at once, threads within a slice. A cancellation from
                     # outside must not end it before the books are in order.
                     ending.shield = True
-                    await cache._close()
+                    await parts.close()
                     service.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         # Ctrl-C during closing is not wrapped in a group either.

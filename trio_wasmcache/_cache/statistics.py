@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from typing import final
 
 from attrs import Factory, frozen
@@ -32,16 +32,13 @@ class _Base:
 class Statistics:
     """Counters since the last restart, gauges of this moment, and totals for the log."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, groups: Sized) -> None:
         self._pool = pool
+        self._groups = groups  # those that are open
         self._base = _Base()
 
-    def count(self, groups: int) -> CacheStats:
-        """Return counters since the last restart, and gauges.
-
-        Args:
-            groups: number of open groups.
-        """
+    def count(self) -> CacheStats:
+        """Return counters since the last restart, and gauges."""
         pool = self._pool
         policy = pool.policy
         residents, ledger = policy.residents, policy.residents.ledger
@@ -57,7 +54,7 @@ class Statistics:
                 for reason, number in residents.evictions.items()
             },
             functions=len(pool.registry.functions),
-            groups=groups,
+            groups=len(self._groups),
             entries=len(residents.entries),
             idle_instances=ledger.idle,
             running_instances=ledger.running,
@@ -141,13 +138,13 @@ class Statistics:
             )
         return tuple(infos)
 
-    def in_words(self, groups: int) -> str:
-        """Return the state in words and counts, for `repr`; `groups` is the number of open ones."""
+    def in_words(self) -> str:
+        """Return the state in words and counts, for `repr`."""
         pool = self._pool
         policy, ledger = pool.policy, pool.policy.residents.ledger
         return (
             f"{'closed' if pool.closed else 'open'}: {len(pool.registry.functions)} functions, "
-            f"{groups} groups, {ledger.idle} idle instances ({ledger.total_size} of "
+            f"{len(self._groups)} groups, {ledger.idle} idle instances ({ledger.total_size} of "
             f"{policy.config.max_size} bytes), {ledger.running} running, "
             f"{len(policy.waits.waiting)} waiting, "
             f"code {ledger.used} of {policy.config.max_code_size} bytes"

@@ -200,13 +200,27 @@ class Pool:
         self.journal.refused(key, space, mappings, error, now)
         self.carry_out(step, now)
 
+    def close(self) -> None:
+        """Grant no more leases, and cancel the registrations that are under way."""
+        self.closed = True
+        self.policy.close()
+        self.registry.close()
+
     def closed_error(self, group: GroupRecord) -> trio.ClosedResourceError:
         """Return the error for using a group that is closed, or whose cache is."""
         what = "cache" if self.closed else f"scheduling group {group.name!r}"
         return trio.ClosedResourceError(f"the {what} is closed")
 
-    def adapt_instances(self) -> None:
-        """Make the next lease of each instance take the slow path, which adapts it to limits."""
+    def resize(self, config: CacheConfig) -> None:
+        """Change the limits, and evict instances that no longer fit."""
+        self.config = config
+        self.runner.resize(config)
+        self.result_book.resize(config.max_result_size)
+        now = trio.current_time()
+        self.journal.resized(config, self.engine.system, now)
+        self.carry_out(self.policy.resize(config, now), now)
+        self.evictor.sleep_until(self.policy.next_expiry())
+        # The next lease of each instance takes the slow path, which adapts it to limits.
         for entry in self.policy.residents.entries:
             for instance in (*entry.idle, *(request.instance for request in entry.claims)):
                 if instance is not None:

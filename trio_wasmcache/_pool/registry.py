@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import final
 
+import trio
 from attrs import define, field
 
 from .._core.errors import DuplicateFunctionError, UnknownFunctionError
@@ -19,8 +20,8 @@ class Registry:
 
     functions: dict[FunctionKey, FunctionRecord] = field(factory=dict)
     """Record of each function, in order of registration."""
-    reserved: set[FunctionKey] = field(factory=set)
-    """Keys that are being registered."""
+    reserved: dict[FunctionKey, trio.CancelScope] = field(factory=dict)
+    """Keys that are being registered, and the scope around each registration."""
     generations: dict[FunctionKey, int] = field(factory=dict)
     """Last generation of each key that was ever registered."""
     exact: dict[tuple[str, tuple[str, ...]], FunctionRecord] = field(factory=dict)
@@ -48,8 +49,11 @@ class Registry:
         hint = f"; did you mean {' or '.join(similar)}?" if similar else ""
         raise UnknownFunctionError(f"no function {key} is registered{hint}")
 
-    def reserve(self, key: FunctionKey, replace: bool) -> None:
+    def reserve(self, key: FunctionKey, replace: bool) -> trio.CancelScope:
         """Reserve a key before anything is awaited; `release` frees it.
+
+        Returns:
+            The scope to register it in, which is cancelled when the cache is closed.
 
         Raises:
             DuplicateFunctionError: it is being registered, or is registered and `replace` is False.
@@ -60,15 +64,18 @@ class Registry:
             raise DuplicateFunctionError(
                 f"{key} is registered already; replace=True puts the new one in its place"
             )
-        self.reserved.add(key)
+        scope = self.reserved[key] = trio.CancelScope()
+        return scope
 
     def close(self) -> None:
-        """Empty the fast lookup, so that every acquire takes the slow path, which raises."""
+        """Cancel registrations, and empty the fast lookup: every acquire takes the slow path."""
+        for scope in self.reserved.values():
+            scope.cancel()
         self.exact.clear()
 
     def release(self, key: FunctionKey) -> None:
         """Free a reserved key, as its `register` has ended, with success or not."""
-        self.reserved.discard(key)
+        self.reserved.pop(key, None)
 
     def next_generation(self, key: FunctionKey) -> int:
         """Return the generation for a new registration: 1 for a new key, never one used before."""

@@ -43,6 +43,10 @@ class ResultBook:
         """Bytes that results under way take."""
         return sum(tally.held for tally in self._tallies)
 
+    def resize(self, limit: int) -> None:
+        """Change the limit for results that begin from now on (bytes)."""
+        self.limit = limit
+
     def begin(self) -> Tally:
         """Count the result of one call, or those of one batch, until `end`."""
         tally = Tally(self.limit)

@@ -140,8 +140,7 @@ class Bench:
         """Remove, or replace by `new`."""
         if new is not None:
             new.generation = old.generation + 1
-        old.successor = new
-        return self.policy.retire(old, self.now)
+        return self.policy.retire(old, self.now, new)
 
     def close(self, group: GroupRecord, reason: Reason = Reason.GROUP_CLOSED) -> Step:
         """Close a group."""

@@ -352,9 +352,9 @@ class PolicyMachine(RuleBasedStateMachine):
         old = functions[pick % len(functions)]
         new = self.make_function(old.label.partition("/")[0], module, concurrency)
         record = self.functions[old]
-        record.successor = self.functions[new]
         self.compare(
-            lambda: self.policy.retire(record, self.now), lambda: self.model.retire(old, new)
+            lambda: self.policy.retire(record, self.now, self.functions[new]),
+            lambda: self.model.retire(old, new),
         )
 
     def open_group(self) -> None:

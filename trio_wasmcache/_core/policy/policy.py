@@ -426,15 +426,18 @@ class Policy:
 
     # -- functions, groups, limits
 
-    def retire(self, function: FunctionRecord, now: float) -> Step:
-        """Retire `function`, which was removed, or replaced if it has a `successor`.
+    def retire(
+        self, function: FunctionRecord, now: float, successor: FunctionRecord | None = None
+    ) -> Step:
+        """Retire `function`, which was removed, or replaced if there is a `successor`.
 
         Evicts its idle instances. Waiters continue with the successor, in order, or end with
         `UnknownFunctionError`; running leases are not disturbed; loads are handled in `loaded`.
         """
         self.residents.fold()
         function.retired = True
-        if function.successor is None:
+        function.successor = successor
+        if successor is None:
             self.residents.book.drop_function(function.key)
         result = Step()
         for entry in list(function.entries.values()):
@@ -442,11 +445,15 @@ class Policy:
             self._move_on(entry, result)
             self.residents.forget(entry)
         self._refuse_misfits(result)
-        if function.successor is not None:
-            for entry in list(function.successor.entries.values()):
+        if successor is not None:
+            for entry in list(successor.entries.values()):
                 self._pump(entry, now, result)
         self._pump_room(now, result)
         return result
+
+    def close(self) -> None:
+        """Note that the cache closes: `close_group` is called for every group next."""
+        self.closed = True
 
     def close_group(self, group: GroupRecord, now: float, reason: Reason) -> Step:
         """Refuse new leases in `group`, evict its idle instances, end its waiters with `Closed`."""

@@ -96,8 +96,7 @@ class Books:
         self.current[name] = self.functions[(*name, event.generation)] = record
         if old is None:
             return Step()
-        old.successor = record
-        return self.policy.retire(old, now)
+        return self.policy.retire(old, now, successor=record)
 
     def remove(self, event: Removed, now: float) -> Step:
         """Remove a function."""

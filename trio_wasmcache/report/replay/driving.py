@@ -90,7 +90,8 @@ class Driver:
         policy = self.policy
         group = self.books.groups[event.group]
         reason = Reason.CLOSED if event.with_cache else Reason.GROUP_CLOSED
-        policy.closed = policy.closed or event.with_cache
+        if event.with_cache:
+            policy.close()
         step = policy.close_group(group, now, reason)
         for task in list(self._waiting.get(group, ())):
             self.end_token_wait(task)

@@ -136,6 +136,14 @@ class Application:
         samples = found.get(cold) or (found.get(False) if cold else None)
         return statistics.median(samples) if samples else 0.0
 
+    def note_load(self, name: tuple[str, str], cold: bool, seconds: float) -> None:
+        """Take one load into account."""
+        _sample(self._loads.setdefault(name, {}).setdefault(cold, []), seconds)
+
+    def note_hold(self, name: tuple[str, str], seconds: float) -> None:
+        """Take one lease into account."""
+        _sample(self._holds.setdefault(name, []), seconds)
+
     def hold_seconds(self, name: tuple[str, str]) -> float:
         """Return for how long a lease of this function is usually held."""
         samples = self._holds.get(name)
@@ -313,7 +321,7 @@ class Recorder:
         kept = same_time and acquire.requested_seq < freed_seq
         acquire.cold = event.module_loaded and not kept
         made.loaded_sizes[acquire.name] = event.size_bytes
-        _sample(made._loads.setdefault(acquire.name, {}).setdefault(acquire.cold, []), took)
+        made.note_load(acquire.name, acquire.cold, took)
 
     def _on_acquired(self, made: Application, event: Acquired, at: float) -> None:
         acquire = self._requests[event.request]
@@ -335,7 +343,7 @@ class Recorder:
         self._last_release = release
         made.left[acquire.name] = left
         self._over[task] = at
-        _sample(made._holds.setdefault(acquire.name, []), event.held_seconds)
+        made.note_hold(acquire.name, event.held_seconds)
         self._count(acquire, at)
 
     def _on_evicted(self, event: Evicted, at: float, seq: int) -> None:

@@ -182,7 +182,7 @@ class WhatIf:
 
     def _close(self) -> None:
         if not self._books.policy.closed:
-            self._books.policy.closed = True
+            self._books.policy.close()
             for index in self._tokens:
                 self._close_group(index, Reason.CLOSED)
 

@@ -1,0 +1,41 @@
+"""The parts that make up one cache, and the order in which they are closed."""
+
+from __future__ import annotations
+
+from typing import final
+
+import trio
+from attrs import frozen
+
+from .._core.events import Reason
+from .._pool.pool import Pool
+from .._pool.registration import Compiler
+from .group import Groups
+from .statistics import Statistics
+
+
+@final
+@frozen(eq=False)
+class Parts:
+    """The parts that make up one cache."""
+
+    pool: Pool
+    groups: Groups
+    compiler: Compiler
+    statistics: Statistics
+
+    @staticmethod
+    def make(pool: Pool, service: trio.Nursery) -> Parts:
+        """Make the parts round a pool; `service` runs what belongs to no group."""
+        groups = Groups(pool, service)
+        return Parts(pool, groups, Compiler(pool.engine, service), Statistics(pool, groups.states))
+
+    async def close(self) -> None:
+        """End everything that is under way; when this returns, the log is complete.
+
+        **Checkpoint:** if a thread is in a call, or there is much to close.
+        **Cancellation:** shielded, from Ctrl-C as well; a thread stops within a slice.
+        """
+        self.pool.close()
+        await self.groups.close(list(self.groups.states.values()), Reason.CLOSED)
+        self.pool.journal.closed(**self.statistics.totals())
