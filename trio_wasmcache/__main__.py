@@ -58,7 +58,7 @@ def read_log(arguments: Sequence[str]) -> int:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         print(
-            f"{arguments[0]} needs {', '.join(missing)}: pip install 'trio-wasmcache[report]'",
+            f"{arguments[0]} needs {', '.join(missing)}: pip install '.[report]'",
             file=sys.stderr,
         )
         return MISUSED

@@ -1,17 +1,15 @@
-"""What the README says of ABIs, compared with what is there."""
+"""What the cookbook says of ABIs, compared with what is there."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import get_args
+
+from documents import SECTIONS
 
 from trio_wasmcache import BufferAbi
 from trio_wasmcache._abi import allocator, buffer
 from trio_wasmcache._abi.cql.scalars import scalars
-
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", README, re.MULTILINE | re.DOTALL))
 
 
 def first_cells(section: str, header: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The README's table of figures: which rows are in it, and how a run is put there."""
+"""The table of figures in the tests' README: which rows are in it, and how a run is put there."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .harness import Result, machine, shown
 
-README = Path(__file__).parent.parent.parent / "README.md"
+README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- figures -->\n", "<!-- end of figures -->\n"
 # Of these suites, every row; of the others, what is named here.
 SUITES = ("calls", "misses", "entries", "waiting", "startup")
@@ -32,7 +32,7 @@ OTHERS = (
 
 
 def shows(result: Result) -> bool:
-    """Whether the README has a row for it."""
+    """Whether the table has a row for it."""
     return result.suite in SUITES or result.name in OTHERS
 
 
@@ -56,7 +56,7 @@ def write(results: Sequence[Result]) -> None:
 
 
 def names() -> list[str]:
-    """Of the rows that the README has now."""
+    """Of the rows that the table has now."""
     text = README.read_text().split(BEGIN)[1].split(END)[0]
     rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")]
     return rows[1:]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 import trio
+from documents import ALL
 from kits import FakeKit, add
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import Metric
@@ -18,7 +18,6 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from trio_wasmcache import CacheConfig, InstanceCache, TrapError
 from trio_wasmcache.prometheus import CacheCollector
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 PREFIX = "trio_wasmcache_"
 
 
@@ -188,8 +187,8 @@ def test_after_the_end_it_tells_what_there_was(fake: FakeKit) -> None:
 
 
 async def test_the_table_of_scylladbs_metrics(used: InstanceCache) -> None:
-    """Each of its five is one of ours, by the names in the README."""
-    section = README.partition("| ScyllaDB | here |")[2].partition("\n\n")[0]
+    """Each of its five is one of ours, by the names in the guide."""
+    section = ALL.partition("| ScyllaDB | here |")[2].partition("\n\n")[0]
     table = [line.strip("|").split("|") for line in section.splitlines()[2:]]
     names = {cells[0].strip(" `"): cells[1].strip(" `") for cells in table}
     assert list(names) == [
@@ -201,10 +200,10 @@ async def test_the_table_of_scylladbs_metrics(used: InstanceCache) -> None:
     assert set(names.values()) <= exported
 
 
-async def test_every_metric_is_in_the_readme(used: InstanceCache) -> None:
+async def test_every_metric_is_documented(used: InstanceCache) -> None:
     """Those of the whole cache are in its table, as they are exported."""
     metrics = scrape(CacheCollector(used, per_group=False))
     suffixes = {"counter": "_total", "gauge": "", "histogram": ""}
     assert {
-        name for name, metric in metrics.items() if f"`{name}{suffixes[metric.type]}`" not in README
+        name for name, metric in metrics.items() if f"`{name}{suffixes[metric.type]}`" not in ALL
     } == set()

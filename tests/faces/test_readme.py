@@ -1,10 +1,11 @@
-"""What the README says, compared with what is there."""
+"""The pages of documentation, compared with what is there."""
 
 import inspect
 import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -13,6 +14,20 @@ from pathlib import Path
 import attrs
 import jsonschema
 import pytest
+from documents import (
+    ALL,
+    BLOCKS,
+    COOKBOOK,
+    FRONT,
+    GUIDE,
+    PAGES,
+    ROOT,
+    SECTIONS,
+    TEXTS,
+    anchors,
+    code,
+    rows,
+)
 
 import trio_wasmcache
 from trio_wasmcache import CacheConfig, KiB, MiB, WasmCacheError
@@ -28,13 +43,6 @@ from trio_wasmcache.report.reading.schema import make_schema
 from trio_wasmcache.report.summary.entries import LIMITS
 from trio_wasmcache.report.summary.summary import THRASH_SECONDS
 
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", README, re.MULTILINE | re.DOTALL))
-BLOCKS = re.findall(
-    r"^(?:<!-- (\w+) -->\n)?```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL
-)
-
 # What the README says of its snippets: a cache is open and fib is registered.
 AROUND_SNIPPET = """
 import trio, trio_wasmcache
@@ -48,23 +56,6 @@ async def main():
 {snippet}
 trio.run(main)
 """
-
-
-def rows(section: str, header: str) -> list[list[str]]:
-    """The cells of the table in a section whose first column is called `header`."""
-    lines = SECTIONS[section].splitlines()
-    start = next(n for n, line in enumerate(lines) if line.startswith(f"| {header} |"))
-    table = []
-    for line in lines[start + 2 :]:
-        if not line.startswith("|"):
-            break
-        table.append([cell.strip() for cell in line.strip("|").split(" | ")])
-    return table
-
-
-def code(cell: str) -> list[str]:
-    """What is in backticks in a cell."""
-    return re.findall(r"`([^`]+)`", cell)
 
 
 def run(*arguments: str | Path, cwd: Path | None = None) -> str:
@@ -96,7 +87,7 @@ def is_recipe(text: str) -> bool:
     "program", [text for mark, text in BLOCKS if mark == "runs" and not is_recipe(text)]
 )
 def test_programs_run(program: str, tmp_path: Path) -> None:
-    """Whole programs of the README run as they are."""
+    """Whole programs of the pages run as they are."""
     run("-W", "error", "-c", program, cwd=tmp_path)
 
 
@@ -141,7 +132,7 @@ def test_exit_statuses_and_options_of_the_log_tool() -> None:
 
 @pytest.mark.parametrize("snippet", [text for mark, text in BLOCKS if mark == "snippet"])
 def test_snippets_run(snippet: str) -> None:
-    """The snippets of the README run in a cache in which fib is registered."""
+    """The snippets of the pages run in a cache in which fib is registered."""
     first = next(text for mark, text in BLOCKS if mark == "runs")
     fib = re.search(r'^FIB = """.*?"""$', first, re.MULTILINE | re.DOTALL)
     assert fib
@@ -159,17 +150,17 @@ def test_tests_run(tmp_path: Path) -> None:
 
 def test_commands() -> None:
     """One line runs the demo and one the tests, the latter as `.ci/run` looks for it."""
-    commands = re.findall(r"^    (python .*)$", README, re.MULTILINE)
+    commands = re.findall(r"^    (python .*)$", TEXTS[FRONT], re.MULTILINE)
     install = "python -m venv .venv && .venv/bin/pip install"
     demo = f"{install} . && .venv/bin/python -m trio_wasmcache demo"
-    tests = f"{install} -e '.[test,examples]' && .venv/bin/python -m pytest tests"
+    tests = f"{install} -e '.[test,examples]' && .venv/bin/python -m pytest -n auto tests"
     assert commands == [demo, tests]
     script = ROOT / ".ci" / "run"
     if script.exists():  # it is not part of a source distribution
         pattern = re.search(r"s/\^(.+)\$/\\1/p", script.read_text(encoding="utf-8"))
         assert pattern, "`.ci/run` does not take the test command from the README"
         wanted = pattern[1].replace(r"\(", "(").replace(r"\)", ")")
-        assert re.findall(f"^{wanted}$", README, re.MULTILINE) == [tests]
+        assert re.findall(f"^{wanted}$", TEXTS[FRONT], re.MULTILINE) == [tests]
 
 
 def test_config_table() -> None:
@@ -235,13 +226,61 @@ def test_type_table() -> None:
 
 
 def test_every_public_name_is_mentioned() -> None:
-    """Whatever `trio_wasmcache` exports is in the README."""
+    """Whatever `trio_wasmcache` exports is in the documentation."""
     public = trio_wasmcache._HOME_OF.keys()
     assert len(public) > 30
-    assert {name for name in public if not re.search(rf"\b{name}\b", README)} == set()
+    assert {name for name in public if not re.search(rf"\b{name}\b", ALL)} == set()
 
 
 def test_examples_table() -> None:
     """Every example is in the table of examples."""
-    documented = {code(program)[0] for program, _ in rows("Try it", "program")}
+    documented = {code(program)[0] for program, _ in rows("Examples", "program")}
     assert documented == {f"examples/{path.name}" for path in (ROOT / "examples").glob("*.py")}
+
+
+def test_pages_are_short() -> None:
+    """The front page is read in five minutes, and the guide has an end."""
+    assert len(TEXTS[FRONT].encode()) <= 15_000
+    assert len(TEXTS[GUIDE].encode()) <= 40_000
+
+
+def test_links_lead_somewhere() -> None:
+    """Each link within the documentation names a file that exists, and a heading in it."""
+    for page, text in TEXTS.items():
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+            if target.startswith("http"):
+                continue
+            name, _, anchor = target.partition("#")
+            file = (page.parent / name).resolve() if name else page
+            if file in PAGES or ROOT / ".github" not in file.parents:
+                assert file.exists(), f"{page}: {target}"
+            if anchor and file in TEXTS:
+                assert anchor in anchors(TEXTS[file]), f"{page}: {target}"
+
+
+def test_every_page_has_its_contents() -> None:
+    """A list at its beginning links to each section."""
+    for page in (GUIDE, COOKBOOK):
+        contents = re.findall(r"^- \[(.+)\]\(#", TEXTS[page], re.MULTILINE)
+        assert contents == re.findall(r"^## (.+)$", TEXTS[page], re.MULTILINE)
+
+
+def test_the_function_from_source_to_call(tmp_path: Path) -> None:
+    """The C of the front page is compiled by its command, and called by its lines."""
+    section = SECTIONS["A function from source to call"]
+    source = re.search(r"```c\n(.*?)```", section, re.DOTALL)
+    build = re.search(r"^    (clang .*)$", section, re.MULTILINE)
+    calls = re.search(r"```\n(price = .*?)```", section, re.DOTALL)
+    assert source
+    assert build
+    assert calls
+    if not (shutil.which("clang") and shutil.which("wasm-ld")):
+        pytest.skip("NO CLANG OR NO LLD HERE: the function of the front page was not built")
+    (tmp_path / "price.c").write_text(source[1])
+    subprocess.run(build[1].split(), cwd=tmp_path, check=True)
+    first = next(text for mark, text in BLOCKS if mark == "runs")
+    fib = re.search(r'^FIB = """.*?"""$', first, re.MULTILINE | re.DOTALL)
+    assert fib
+    lines = textwrap.indent(calls[1], " " * 8)
+    program = "from pathlib import Path\n" + AROUND_SNIPPET.format(fib=fib[0], snippet=lines)
+    run("-W", "error", "-c", program, cwd=tmp_path)

@@ -68,7 +68,7 @@ async def load(threads: Threads) -> Any:
         return await threads.import_module("pyarrow")
     except ImportError as error:
         raise ImportError(
-            "columns in Arrow's format take pyarrow: pip install 'trio-wasmcache[arrow]'"
+            "columns in Arrow's format take pyarrow: pip install '.[arrow]'"
         ) from error
 
 

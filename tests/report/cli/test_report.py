@@ -408,5 +408,5 @@ def test_without_the_extra(tmp_path: Path) -> None:
     )
     done = command("-c", program, "report", tmp_path / "log", stdout=subprocess.DEVNULL)
     assert done.returncode == 2
-    assert done.stderr == "report needs polars, rich: pip install 'trio-wasmcache[report]'\n"
+    assert done.stderr == "report needs polars, rich: pip install '.[report]'\n"
     assert command("-c", program, "schema", stdout=subprocess.DEVNULL).returncode == 0

@@ -154,8 +154,7 @@ def scalars() -> Mapping[str, Scalar]:
         util = importlib.import_module("cassandra.util")
     except ImportError as error:
         raise ImportError(
-            "CQL values that cross through memory take a driver package: "
-            "pip install 'trio-wasmcache[scylla]'"
+            "CQL values that cross through memory take a driver package: pip install '.[scylla]'"
         ) from error
     time = functools.partial(_time, util.Time)
     duration = functools.partial(_duration, util.Duration)
