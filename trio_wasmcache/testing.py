@@ -18,7 +18,8 @@ from ._cache.open import open_with
 from ._core.config import CacheConfig
 from ._core.policy.lifecycle import State
 from ._core.policy.records import Stage
-from ._engine.fake.engine import FakeEngine as FakeEngine, FakeFailure as FakeFailure
+from ._engine.fake.engine import FakeEngine as FakeEngine
+from ._engine.fake.instance import FakeFailure as FakeFailure
 from ._log import InlineLogWriter
 from ._runtime.bound import BoundFunction
 

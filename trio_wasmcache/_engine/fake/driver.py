@@ -1,10 +1,10 @@
-"""The driver of the fake engine: does for each row what its module was told to do for a call."""
+"""Do for each row what a module of the fake engine was told to do for a call."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from attrs import define, field, frozen
 
@@ -22,9 +22,7 @@ from ..._core.wasm.driver import (
     layout,
 )
 from ..base import UNDER_WAY, UnderWay
-
-if TYPE_CHECKING:
-    from .engine import FakeInstance
+from .instance import FakeInstance
 
 _WASM = {"i32": "i", "i64": "q", "f32": "f", "f64": "d"}
 
@@ -38,9 +36,9 @@ class FakeDriverCode:
     def attach(self, instance: FakeInstance, exports: Mapping[str, str]) -> FakeDriver:
         key = self.shape, tuple(exports.items())
         driver = instance.drivers.get(key)
-        if driver is None:
-            driver = instance.drivers[key] = FakeDriver(instance, self.shape)
-            instance.module.engine.scratch_size += len(driver.scratch)
+        if not isinstance(driver, FakeDriver):
+            driver = FakeDriver(instance, self.shape)
+            instance.add_driver(key, driver)
         return driver
 
 
@@ -86,7 +84,7 @@ class FakeDriver:
         return self._row
 
     def run(self, slice_fuel: int) -> bool:
-        """One slice of the rows; True when they are over."""
+        """Run one slice of the rows; return True when they are over."""
         instance = self.instance
         behaviour = instance.module.behaviour
         while self._row < self._rows:
@@ -116,12 +114,16 @@ class FakeDriver:
             self._row, self._row_burnt = self._row + 1, 0
         return True
 
+    def wipe(self) -> None:
+        """Forget what lies in the scratch."""
+        self.scratch[:] = bytes(len(self.scratch))
+
     def _valid(self) -> bool:
         byte = self.scratch[VALIDITY_AT + self._row // 8]
         return not self.shape.nullable or bool(byte >> self._row % 8 & 1)
 
     def _cells(self, *, results: bool) -> list[tuple[Cell, int]]:
-        """[(cell, where that of this row lies)]"""
+        """Return [(cell, where that of this row lies)]."""
         names, places = self.shape.args, self.layout.args
         if results:
             names, places = self.shape.results, self.layout.results
@@ -131,7 +133,7 @@ class FakeDriver:
         ]
 
     def _values(self) -> tuple[Any, ...]:
-        """The row's arguments, as wasm numbers."""
+        """Return the row's arguments, as wasm numbers."""
         values = []
         for cell, at in self._cells(results=False):
             (value,) = struct.unpack_from("<" + cell.code, self.scratch, at)
@@ -143,7 +145,7 @@ class FakeDriver:
         return tuple(values)
 
     def _store(self, result: Any) -> bool:
-        """Whether the results are in range; then they are in their columns."""
+        """Put the results in their columns; return whether they are in range."""
         cells = self._cells(results=True)
         results = result if len(cells) != 1 else (result,)
         for number, ((cell, at), value) in enumerate(zip(cells, results or (), strict=True)):

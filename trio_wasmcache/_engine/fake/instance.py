@@ -1,0 +1,290 @@
+"""Modules, instances and functions of the fake engine: they know each other, and live together."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any, Protocol
+
+from attrs import define, field
+
+from ..._core.config import WASM_PAGE
+from ..._core.errors import FuelExhaustedError, LoadError, TrapError
+from ..._core.wasm.admission import check_call
+from ..._core.wasm.reader import FuncType
+from ..base import UNDER_WAY, Artifact, HostCall, InexactError
+from .behaviour import Behaviour
+from .memory import FakeMemory
+from .steps import Steps
+
+
+class FakeFailure(TrapError):
+    """What `FakeEngine(fail_at=n)` makes of the n-th native step, where that is the guest's."""
+
+
+class Rows(Protocol):
+    """A driver, as its instance sees it."""
+
+    @property
+    def scratch(self) -> bytearray:
+        """What it reads and writes."""
+
+    def run(self, slice_fuel: int) -> bool:
+        """Run one slice of the rows; return True when they are over."""
+
+    def wipe(self) -> None:
+        """Forget what lies in the scratch."""
+
+
+@define(eq=False)
+class FakeModule:
+    """See `LoadedModule`."""
+
+    engine: Steps
+    artifact: Artifact
+    behaviour: Behaviour
+    hosts: int
+    closed: bool = False
+    starting: set[FakeInstance] = field(factory=set, repr=False)
+
+    def instantiate(self, fuel: int, yield_fuel: int) -> FakeInstance:
+        assert not self.closed, "instantiated after the module was unloaded"
+        if self.engine.step("instantiate"):
+            raise LoadError("the fake engine was told to fail")
+        self.engine.check_memory()
+        self.engine.count_instance(1)
+        instance = FakeInstance(self, fuel, yield_fuel)
+        self.starting.add(instance)
+        return instance
+
+    def close(self) -> None:
+        assert not self.starting, "unloaded under an instance that is starting"
+        if not self.closed:
+            self.closed = True
+            self.engine.count_module(-1)
+
+
+@define(eq=False)
+class FakeInstance:
+    """See `GuestInstance`. Asserts that it is used as the seam says."""
+
+    module: FakeModule
+    fuel: int
+    yield_fuel: int
+    host_call: HostCall | None = None
+    state: dict[str, Any] = field(factory=dict)
+    host_state: dict[str, Any] = field(factory=dict)
+    memory: FakeMemory = field(factory=FakeMemory)
+    drivers: dict[Hashable, Rows] = field(factory=dict)
+    closed: bool = False
+    polling: bool = False
+    _driver: Rows | None = None
+    _needed: float = 0
+    _burnt: int = 0
+    _under_way: str | None = "start"
+    _polls: int = 0
+    _values: tuple[Any, ...] = ()
+    _answers: list[Any] = field(factory=list)
+    _pages: int = 0
+    _marked: int | None = None
+
+    def __attrs_post_init__(self) -> None:
+        self._pages = sum(limits.minimum for limits in self.module.artifact.info.memories)
+        self.memory = FakeMemory(bytearray(self._pages * WASM_PAGE))
+        self._needed = self.module.behaviour.start_fuel
+
+    def poll(self) -> bool:
+        assert not self.closed, "polled after it was closed"
+        assert self._under_way, "polled with nothing under way"
+        assert not self.polling, "polled by two at once"
+        self.polling = True
+        try:
+            return self._poll()
+        finally:
+            self.polling = False
+
+    def _poll(self) -> bool:
+        self._polls += 1
+        if self._under_way == "start" and self._polls == 1:
+            return False  # starting takes a checkpoint
+        if self._driver is not None:
+            return self._driver.run(self.yield_fuel)
+        if self._under_way == "call" and not self.ask_host(self._values):
+            return False
+        left = min(self._needed, self.fuel) - self._burnt
+        self._burnt += int(min(left, self.yield_fuel))
+        return self._burnt >= min(self._needed, self.fuel)
+
+    def ask_host(self, values: tuple[Any, ...]) -> bool:
+        """Return whether the host has answered all that this call asks; else ask for the next."""
+        if len(self._answers) == self.module.behaviour.host_calls:
+            return True
+        if self.host_call is None:
+            self._call_host(len(self._answers), values)
+        return False
+
+    def _call_host(self, index: int, values: tuple[Any, ...]) -> None:
+        def answer(results: Sequence[Any]) -> None:
+            assert self.host_call is call, "answered a host call that is over"
+            self._answers.append(results[0] if len(results) == 1 else tuple(results))
+            self.host_call = None
+
+        call = HostCall(index, values, self.memory, answer, self._take_fuel, self.host_state)
+        self.host_call = call
+
+    def _take_fuel(self, fuel: int) -> int:
+        if self.host_call is None:
+            return fuel
+        taken = min(fuel, self.fuel_left())
+        self.fuel -= taken
+        return taken
+
+    def set_yield_fuel(self, fuel: int) -> None:
+        self.yield_fuel = fuel
+
+    def started(self) -> None:
+        self.module.starting.discard(self)
+        self._finish("start")
+
+    def mark(self) -> None:
+        assert self.module.artifact.edits.reset and self.module.artifact.obstacle is None
+        if self.module.engine.step("mark"):
+            raise LoadError("the fake engine was told to fail")
+        self._marked = self._pages
+
+    def reset(self) -> bool:
+        assert not self.closed and not self._under_way
+        if self._marked != self._pages:
+            return False
+        self.memory.clear()
+        self.state.clear()
+        self.host_state.clear()
+        for driver in self.drivers.values():
+            driver.wipe()
+        return True
+
+    def function(self, name: str) -> FakeFunction:
+        found = self.module.artifact.info.export(name)
+        is_function = found is not None and found.kind == "func"
+        functions = self.module.artifact.info.functions
+        return FakeFunction(
+            self, check_call(functions[found.index] if found and is_function else None, name)
+        )
+
+    def global_value(self, name: str) -> int | float:
+        raise LookupError(f"the fake module exports no global {name!r}")
+
+    def abandon(self) -> None:
+        assert not self.polling, "abandoned while it was polled"
+        self.module.starting.discard(self)
+        self._under_way = self.host_call = self._driver = None
+
+    def fuel_left(self) -> int:
+        assert not self.closed, "asked for fuel after it was closed"
+        return self.fuel - self._burnt
+
+    def measure(self) -> int:
+        assert not self.closed and not self._under_way
+        scratch = sum(len(driver.scratch) for driver in self.drivers.values())
+        return (self._pages + 1) * WASM_PAGE + scratch
+
+    @property
+    def reserved(self) -> tuple[int, int]:
+        behaviour, parts = self.module.behaviour, 1 + len(self.drivers)
+        return behaviour.address_space * parts, behaviour.mappings * parts
+
+    @property
+    def resident_size(self) -> int:
+        """Return the bytes of its memory and its scratches."""
+        scratch = sum(len(driver.scratch) for driver in self.drivers.values())
+        return self.memory.size + scratch
+
+    def close(self) -> None:
+        assert not self.polling, "closed while it was polled"
+        self.abandon()
+        if not self.closed:
+            self.closed = True
+            self.module.engine.count_instance(-1)
+            for driver in self.drivers.values():
+                self.module.engine.count_scratch(-len(driver.scratch))
+
+    def begin(self, values: tuple[Any, ...], fuel: int) -> None:
+        assert not self.closed and self._under_way is None, "begun while something is under way"
+        self._under_way = "call"
+        self._values, self.fuel = values, fuel
+        self._answers = []
+        self._needed = self.module.behaviour.fuel
+        self._burnt = self._polls = 0
+
+    def finish(self) -> Any:
+        self._finish("call")
+        return self.result(self._values)
+
+    def result(self, values: tuple[Any, ...]) -> Any:
+        """Return what a call ends with."""
+        behaviour = self.module.behaviour
+        self._pages += behaviour.grow_pages
+        self.memory.grow(behaviour.grow_pages)
+        answers, self._answers = self._answers, []
+        return behaviour.run(*(answers or values))
+
+    def add_driver(self, key: Hashable, driver: Rows) -> None:
+        """Keep a driver for as long as this lives, as a part of its size."""
+        self.drivers[key] = driver
+        self.module.engine.count_scratch(len(driver.scratch))
+
+    def begin_rows(self, driver: Rows, fuel: int) -> None:
+        """Begin the rows of a driver; see `FakeDriver`."""
+        self.begin((), fuel)
+        self._driver = driver
+        self._needed = 0
+
+    def burn(self, fuel: float) -> int:
+        """Burn that much fuel, or what there is; return how much it was."""
+        burnt = int(min(fuel, self.fuel_left()))
+        self._burnt += burnt
+        return burnt
+
+    def end_rows(self) -> None:
+        """End the rows."""
+        self._driver = None
+        self._finish("call")
+
+    def _finish(self, what: str) -> None:
+        assert self._under_way == what
+        self._under_way = None
+        if self.module.engine.step(what):
+            raise FakeFailure("the fake engine was told to fail", code="unreachable")
+        if self._burnt < self._needed:
+            raise FuelExhaustedError("all fuel is burnt")
+
+
+@define(eq=False)
+class FakeFunction:
+    """See `GuestFunction`."""
+
+    instance: FakeInstance
+    type: FuncType
+
+    @property
+    def left(self) -> FakeFunction:
+        return self
+
+    @property
+    def value(self) -> int:
+        return self.instance.fuel_left()
+
+    def begin(self, values: Sequence[Any], fuel: int) -> Any:
+        if type(values) is not tuple or not {int, float}.issuperset(map(type, values)):
+            raise InexactError
+        if len(values) != len(self.type.params):
+            raise ValueError("wrong number of values")
+        for value, kind in zip(values, self.type.params, strict=True):
+            if isinstance(value, float) and kind not in ("f32", "f64"):
+                raise TypeError(f"{value!r} is no {kind}")
+            if isinstance(value, int) and value.bit_length() > 63:
+                raise OverflowError(f"{value!r} is too large")
+        self.instance.begin(values, fuel)
+        return self.finish() if self.instance.poll() else UNDER_WAY
+
+    def finish(self) -> Any:
+        return self.instance.finish()
