@@ -1,6 +1,7 @@
-"""How Python values cross into a guest and back: what ABIs there are, and which one is meant.
+"""ABIs: how Python values cross into a guest and back, and which ABI a function uses.
 
-`protocol` says what an ABI is; `plain` is the default, `scylla` and `buffer` go through memory.
+`base` defines the protocol; `plain` is the default, `scylla` and `buffer` pass values through
+memory.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ ABIS: dict[str, Abi] = {"plain": Plain(), "scylla": ScyllaAbi(), "buffer": Buffe
 
 
 def check_abi(what: str, abi: object) -> Abi | None:
-    """The ABI that is asked for, by name or as one of the user's own; None: let the module tell.
+    """Return the ABI given, by name or as an object of the user's; None: the module determines it.
 
     Raises:
-        SignatureError: there is none of that name.
-        TypeError: it is neither a name nor an ABI.
+        SignatureError: There is no ABI of that name.
+        TypeError: It is neither a name nor an ABI.
     """
     if abi is None:
         return None
@@ -43,13 +44,13 @@ def check_abi(what: str, abi: object) -> Abi | None:
 
 
 def recognise(info: ModuleInfo) -> Abi:
-    """The ABI that a module shows by what it exports: plain without another sign."""
+    """Return the ABI that a module's exports indicate, by default plain."""
     shown = info.export(VERSION_GLOBAL)
     return ABIS["scylla" if shown is not None and shown.kind == "global" else "plain"]
 
 
 def exports_of(info: ModuleInfo) -> Exports:
-    """What an ABI sees of a module. Nothing is copied: there may be tens of thousands."""
+    """Return the exports of a module for an ABI. Copies nothing: there may be tens of thousands."""
     return Exports(
         _Named(info, "func", lambda index: info.functions[index]),
         _Named(info, "global", lambda index: info.globals[index].value_type),

@@ -1,4 +1,4 @@
-"""Which allocator a module exports, how it is called, and whose what is allocated.
+"""Detects a module's allocator, how it is called, and who owns what it allocates.
 
 | exports | shape | arguments belong to |
 |---|---|---|
@@ -24,33 +24,33 @@ from .guest_memory import check_allocated, grown_room, memory_of
 
 WBINDGEN = ("__wbindgen_malloc", "__wbindgen_free")
 CABI = "cabi_realloc"
-# (what allocates, what may free)
+# (name of the allocating export, names of the possible freeing ones)
 OTHERS = (
     ("malloc", ("free",)),
     ("_malloc", ("_free",)),
     ("alloc", ("dealloc", "free")),
     ("allocate", ("deallocate", "free")),
 )
-# Bytes and UTF-8 need none; Rust wants to be told the same when it frees.
+# Bytes and UTF-8 need no alignment; Rust must be given the same value when it frees.
 ALIGN = 1
 
 
 @frozen
 class Allocator:
-    """How to get room in one module, and to give it back."""
+    """How memory is allocated and freed in one module."""
 
     what: str
-    """Names the function in messages."""
+    """The function's name for messages."""
     alloc: str | None
-    """None: pages are grown instead."""
+    """Name of the allocating export; None: pages are grown instead."""
     alloc_arity: int
     free: str | None
     free_arity: int
     guest_owns: bool
-    """Arguments are the guest's, which frees them; otherwise the host's, which uses them again."""
+    """Whether the guest owns arguments and frees them; if not, the host does and reuses them."""
 
     def allocate(self, guest: Guest, size: int) -> Generator[Invoke, Any, int]:
-        """The address of at least one byte, however small `size` is."""
+        """Return the address of `size` bytes, at least one."""
         size = max(size, 1)
         if self.alloc is None:
             return grown_room(guest, size)
@@ -60,17 +60,17 @@ class Allocator:
         return at
 
     def release(self, at: int, size: int) -> Generator[Invoke, Any, None]:
-        """Give back what `allocate` gave, or the guest."""
+        """Free memory that came from `allocate`, or from the guest."""
         if self.free is not None and at:
             values = (at, size, ALIGN)[: self.free_arity]
             yield Invoke(self.free, tuple(map(signed, values)))
 
 
 def find_allocator(what: str, exports: Exports, alloc: str | None, free: str | None) -> Allocator:
-    """The allocator of that name, or the first that the module is seen to have.
+    """Return the allocator of that name, or the first one that is detected.
 
     Raises:
-        ExportError: it is not exported, or has no shape that is known.
+        ExportError: It is not exported, or has no known signature.
     """
     if alloc is None and free is not None:
         raise ExportError(f"{what}: free={free!r} was given without alloc")

@@ -1,13 +1,13 @@
-"""What an ABI is: how the values of a call cross into a guest and back. Users can write one.
+"""The protocol of an ABI: how a call's values cross into a guest and back. Users can write one.
 
-An ABI never calls anything. It says what to call: `Crossing.steps` is a generator that yields an
-`Invoke` for each call of an export of the guest, gets its result, and may read and write the
-guest's memory in between. What takes long it leaves to a thread, by yielding a `Convert`. So an ABI
-is plain synchronous code that can be tested without wasm, while slicing, cancelling and charging
-for fuel stay with the lease, which drives the generator.
+An ABI never calls the guest itself. `Crossing.steps` is a generator that yields an `Invoke` for
+each call of an export of the guest, receives its result, and may read and write the guest's memory
+in between. It leaves long work to a thread, by yielding a `Convert`. So an ABI is plain synchronous
+code that can be tested without wasm, while the lease, which drives the generator, does the slicing,
+the cancelling and the charging of fuel.
 
-What a guest says is never believed: addresses and sizes are checked where they are used, and an
-`AbiError` costs the guest its instance.
+Values from a guest are never trusted: addresses and sizes are checked where they are used, and
+after an `AbiError` the instance is dropped.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .._core.wasm.reader import FuncType as FuncType
 
 @frozen
 class Invoke:
-    """Call this export of the guest with these wasm values; the answer is its result."""
+    """A request to call an export of the guest with wasm values; the answer is its result."""
 
     export: str
     values: tuple[Any, ...]
@@ -31,11 +31,11 @@ class Invoke:
 
 @frozen
 class Convert:
-    """Call this function in a thread, as it takes long; the answer is what it returns.
+    """A request to call a function in a thread, as it takes long; the answer is its result.
 
-    It is for conversions: the function must not use the guest, which others may close meanwhile.
-    Nor may it wait for the cache: at most `max_threads` conversions run at the same time.
-    What it raises is raised where this was yielded.
+    It is for conversions: the function must not use the guest, which may be closed meanwhile, nor
+    wait for the cache: at most `max_threads` conversions run at the same time. Its exception is
+    raised where this was yielded.
     """
 
     function: Callable[..., Any]
@@ -43,7 +43,7 @@ class Convert:
 
 
 Step = Invoke | Convert
-"""What an ABI may ask for."""
+"""A request that an ABI may yield."""
 
 
 class Memory(Protocol):
@@ -51,59 +51,59 @@ class Memory(Protocol):
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size of the memory (bytes)."""
 
     def read(self, at: int, n: int) -> bytes:
-        """`n` bytes from address `at`, which cost fuel of the call.
+        """Return `n` bytes from address `at`; they cost fuel of the call.
 
         Raises:
-            IndexError: they are not inside the memory.
-            ResultTooLargeError: they would exceed `max_result_size`.
-            FuelExhaustedError: the call has not enough fuel left.
+            IndexError: The range is not inside the memory.
+            ResultTooLargeError: The bytes would exceed `max_result_size`.
+            FuelExhaustedError: The call has not enough fuel left.
         """
 
     def write(self, at: int, data: bytes | bytearray | memoryview) -> None:
-        """Put `data` at address `at`; `IndexError` (and nothing is written) outside.
+        """Write `data` to address `at`; raise `IndexError`, and write nothing, if it is outside.
 
-        What lies in one piece is copied straight into the guest, with no copy in between.
+        Contiguous data is copied directly into the guest.
         """
 
     def grow(self, pages: int) -> int:
-        """Add pages of 64 KiB; the address at which they begin.
+        """Add pages of 64 KiB; return the address of the first.
 
         Raises:
-            MemoryLimitError: that would exceed `memory_limit`, or the module's own maximum.
+            MemoryLimitError: It would exceed `memory_limit`, or the module's own maximum.
         """
 
 
 class Guest(Protocol):
-    """What an ABI may use of the instance between two calls."""
+    """The part of an instance that an ABI may use between two calls."""
 
     @property
     def memory(self) -> Memory | None:
-        """Its exported memory, if there is one."""
+        """The exported memory, or None."""
 
     @property
     def state(self) -> dict[str, Any]:
-        """For the ABI to keep what it knows about this instance; lives as long as its memory does.
+        """Storage of the ABI for this instance; exists as long as its memory.
 
-        Addresses of what the ABI had the guest allocate may be kept here from call to call.
+        For example, addresses of memory that the ABI allocated may be kept here between calls.
         """
 
     def global_value(self, name: str) -> int | float:
-        """The value of an exported global; `LookupError` if there is none of that name."""
+        """Return the value of an exported global; raise `LookupError` if there is none."""
 
     @property
     def tally(self) -> Tally:
-        """Counts what the result takes; `guest.tally.add(size)` before something large is made.
+        """The size of the result so far; call `guest.tally.add(size)` before making a large value.
 
-        What is read of the guest's memory is counted, and costs fuel, without being asked.
+        Reading the guest's memory is counted, and costs fuel, automatically.
         """
 
 
 @frozen
 class Exports:
-    """What a module exports, for an ABI to see whether it can work with it."""
+    """The exports of a module, from which an ABI can tell whether it can be used."""
 
     functions: Mapping[str, FuncType]
     globals: Mapping[str, str]
@@ -120,30 +120,30 @@ class Crossing(Protocol):
 
     @property
     def arity(self) -> int:
-        """How many arguments a call takes."""
+        """Number of arguments of a call."""
 
     @property
     def lower(self) -> Callable[[tuple[Any, ...]], Sequence[Any]] | None:
-        """Python values to wasm values, where that takes no memory; None: they are the same."""
+        """Converts Python values to wasm values, without using memory; None: they are the same."""
 
     @property
     def lift(self) -> Callable[[Any], Any] | None:
-        """A wasm result to a Python value, where that takes no memory; None: it is the same."""
+        """Converts a wasm result to a Python value, without using memory; None: it is the same."""
 
     @property
     def steps(self) -> Callable[[Guest, tuple[Any, ...]], Generator[Step, Any, Any]] | None:
-        """The steps of one call, which return its result; None: `lower`, the call, and `lift`.
+        """Performs one call and returns its result; None: use `lower`, the call, and `lift`.
 
         Values that do not fit raise `TypeError`, `ValueError` or `OverflowError` before the first
         `Invoke`, naming the argument's number, its type and the value.
         """
 
     def explain(self, values: tuple[Any, ...]) -> Exception:
-        """Why these values can't be the arguments: the error to raise."""
+        """Return the error to raise for arguments that do not fit."""
 
 
 class Abi(Protocol):
-    """A way for values to cross, given to `register` as ``abi=``."""
+    """A convention for values to cross, given to `register` as ``abi=``."""
 
     def bind(
         self,
@@ -154,16 +154,18 @@ class Abi(Protocol):
         exports: Exports,
         called_on_null: bool,
     ) -> Crossing:
-        """The crossing for one function.
+        """Return the crossing for one function.
 
         Args:
-            function: names the function in messages.
-            export: what is to be called; it is known to exist.
-            args, returns: type names, normalised: lower case, no spaces.
-            called_on_null: whether None may be an argument; otherwise a call with a None gives
-                None without a call, which the lease sees to.
+            function: The function's name for messages.
+            export: The export to be called; it exists.
+            args: Type names of the arguments, normalised: lower case, no spaces.
+            returns: Type names of the results, likewise.
+            exports: The exports of the module.
+            called_on_null: Whether None may be an argument. If not, the lease returns None for a
+                call with a None, without calling the guest.
 
         Raises:
-            SignatureError: a type that this ABI does not know.
-            ExportError: the module lacks an export that this ABI needs.
+            SignatureError: A type is unknown to this ABI.
+            ExportError: The module lacks an export that this ABI needs.
         """

@@ -1,7 +1,7 @@
-"""What a memory driver has to know of a crossing, and what is left for the host to do beside it.
+"""The description of a crossing for a memory driver, and the parts that are left to the host.
 
-A crossing that has a `bulk` is one whose calls a memory driver can make; what it gives must be what
-`steps` gives, row by row, errors included.
+A crossing with a `bulk` is one whose calls a memory driver can make; the results must equal those
+of `steps`, row by row, including errors.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ KEPT = "kept buffers"
 
 @frozen(eq=False)
 class Bulk:
-    """One crossing as a memory driver makes it."""
+    """One crossing, described for a memory driver."""
 
     what: str
-    """Names the function in messages."""
+    """The function's name for messages."""
     got: str
-    """How messages begin that are about a result."""
+    """The beginning of messages about a result."""
     shape: MemoryShape
     exports: Mapping[str, str]
-    """{what the driver imports: the export of the guest}."""
+    """{import of the driver: export of the guest}."""
     args: tuple[PlainType | Wire, ...]
     results: tuple[PlainType, ...]
-    """Empty if the result is bytes."""
+    """Types of the results; empty if the result is bytes."""
     wire: Wire | None
-    """Of the result, if it is bytes."""
+    """Type of the result, if it is bytes; else None."""
     lift: Callable[[bytes, Tally], Any]
-    """The value of a result, which is counted; `AbiError` if it has none."""
+    """Converts a result to a value and counts it; raises `AbiError` if it is not valid."""
     returns: str
-    """The type of the result as messages name it."""
+    """Name of the result's type for messages."""
     kept: tuple[int | str, ...] = field(init=False)
-    """Names of kept room, in the order of the driver's cells."""
+    """Names of kept memory, in the order of the driver's states."""
 
     @kept.default
     def _kept(self) -> tuple[int | str, ...]:
@@ -63,24 +63,24 @@ class Bulk:
         return (*numbers, *(["area"] if area else []))
 
     def padded(self, size: int) -> int:
-        """How much of grown room an argument of that size takes."""
+        """Return the bytes of grown memory that an argument of that size takes."""
         size = max(size + (self.shape.argument == "nul"), 1)
         return -(-size // self.shape.align) * self.shape.align
 
     @property
     def fixed_need(self) -> int:
-        """How much of grown room the result's area takes."""
+        """Bytes of grown memory that the result's area takes."""
         return AREA_SIZE * self.shape.areas
 
     def grown(self, guest: Guest, need: int) -> tuple[int, int]:
-        """Address and size of grown room of at least that size."""
+        """Return address and size of grown memory of at least `need` bytes."""
         if need:
             grown_room(guest, need)
         at, size = guest.state.get(ROOM, (0, 0))
         return int(at), int(size)
 
     def refuse(self, guest: Guest, why: int, at: int, size: int) -> NoReturn:
-        """Raise what `steps` raises where the driver stopped for that reason."""
+        """Raise the error that `steps` raises in a case in which the driver stopped."""
         memory = memory_of(guest)
         if self.shape.style == "cql":
             size = signed(size)
@@ -98,15 +98,15 @@ class Bulk:
 
 
 class BulkCrossing(Protocol):
-    """A `Crossing` of which a driver may make many."""
+    """A `Crossing` whose calls a driver can make by the thousand."""
 
     @property
     def numbers(self) -> tuple[PlainType, ...]:
-        """The types of its results, if they are numbers."""
+        """The types of the results, if they are numbers; else empty."""
 
     def bulk(self, guest: Guest) -> Bulk | None:
-        """How a driver makes the calls; None: it can't.
+        """Return how a driver makes the calls; None: it can't.
 
         Raises:
-            AbiError: the guest breaks its ABI, as the first call will find.
+            AbiError: The guest breaks its ABI, in a way that any call would detect.
         """

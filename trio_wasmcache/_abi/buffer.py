@@ -1,7 +1,7 @@
-"""The buffer ABI: bytes and str in and out, through memory that the module's allocator gives.
+"""The buffer ABI: bytes and str in and out, through memory from the module's allocator.
 
-The types are `bytes`, `str` (UTF-8), and those of the plain ABI; one result at most is a buffer.
-See `BufferAbi` for the conventions, and `allocator` for the allocators that are known.
+The types are `bytes`, `str` (UTF-8), and those of the plain ABI; a buffer can only be the one
+result. See `BufferAbi` for the conventions, and `allocator` for the allocators that are known.
 """
 
 from __future__ import annotations
@@ -53,24 +53,25 @@ def _one_of(kind: Any) -> Any:
 
 @frozen(kw_only=True)
 class BufferAbi:
-    """Bytes and text in and out, as an `Abi`; ``abi="buffer"`` is one that finds out by itself.
+    """An `Abi` for bytes and text; ``abi="buffer"`` is one that detects all conventions.
 
     .. code-block::
 
         BufferAbi(alloc="get_memory", free="put_memory", result="nul")
 
     Args:
-        alloc: the export that allocates; None: the first that is known, or pages are grown.
-        free: the export that frees; None beside an `alloc`: nothing is freed.
-        argument: "pair" (pointer, length) or "nul" (pointer to bytes with a zero at their end).
+        alloc: The export that allocates; None: the first one known, or pages are grown.
+        free: The export that frees; None, with an `alloc`: nothing is freed.
+        argument: "pair" (pointer, length) or "nul" (pointer to bytes that end with a zero).
         result: "packed" (i64, pointer << 32 | length), "packed_low" (i64, length << 32 | pointer),
             "pair" (two results), "area" (address of pointer and length), "out" (the first parameter
-            is the address where to put pointer and length) or "nul". None: what the export's type
-            shows, "packed" for an i64.
-        arguments_of: "host": the host frees them, in fact it uses them again; "guest": the guest
-            frees them. None: the allocator's habit.
-        result_of: "host": the host frees it, if it does not lie in an argument; "guest": it is
-            static, or the guest frees it later. None: the allocator's habit.
+            is the address to which the guest writes pointer and length) or "nul". None: as the
+            export's type indicates; "packed" for an i64.
+        arguments_of: Owner of arguments. "host": the host frees them; in fact it reuses them.
+            "guest": the guest frees them. None: the convention of the allocator.
+        result_of: Owner of the result. "host": the host frees it, unless it lies in an argument.
+            "guest": it is static, or the guest frees it later. None: the convention of the
+            allocator.
     """
 
     alloc: str | None = None
@@ -87,9 +88,9 @@ class BufferAbi:
         args: Sequence[str],
         returns: Sequence[str],
         exports: Exports,
-        called_on_null: bool,
+        called_on_null: bool,  # noqa: ARG002 -- no type here has nulls
     ) -> Crossing:
-        """See `Abi.bind`."""
+        """Return the crossing for one function; see `Abi.bind`."""
         for name in (*args, *returns):
             find_type(function, name, KNOWN)
         if len(returns) > 1 and any(name in BUFFERS for name in returns):
@@ -157,11 +158,11 @@ class BufferCrossing:
     allocator: Allocator
     nul: bool = field(kw_only=True)
     style: Result | None = field(kw_only=True)
-    """How a buffer comes back; None: the results are numbers."""
+    """Form of a buffer as a result; None: the results are numbers."""
     guest_owns: bool = field(kw_only=True)
     free_result: bool = field(kw_only=True)
     post: str | None = field(kw_only=True)
-    """What to call when the result has been read."""
+    """Name of the function to call after the result has been read; None: there is none."""
     lower: Callable[[tuple[Any, ...]], Sequence[Any]] | None = field(default=None, init=False)
     lift: Callable[[Any], Any] | None = field(default=None, init=False)
     counts_results: bool = field(default=True, init=False)
@@ -172,16 +173,16 @@ class BufferCrossing:
 
     @property
     def numbers(self) -> tuple[PlainType, ...]:
-        """The types of its results, if they are numbers."""
+        """The types of the results, if they are numbers; else empty."""
         return () if self.style else tuple(TYPES[name] for name in self.returns)
 
     @property
     def got(self) -> str:
-        """How messages begin that are about a result."""
+        """The beginning of messages about a result."""
         return f"{self.what} returned"
 
     def place(self, number: int) -> str:
-        """How messages name an argument."""
+        """Return the name of an argument for messages."""
         return f"argument {number} of {self.what}"
 
     def explain(self, values: tuple[Any, ...]) -> Exception:
@@ -196,9 +197,9 @@ class BufferCrossing:
         return TypeError(f"{self.what}: {shown(values)} can't be passed")
 
     def steps(self, guest: Guest, values: tuple[Any, ...]) -> Generator[Invoke, Any, Any]:
-        """The steps of one call; see `Crossing.steps`."""
+        """Perform one call; see `Crossing.steps`."""
         wasm: list[Any] = []
-        own: list[tuple[int, int]] = []  # (begin, end) of arguments that stay the host's
+        own: list[tuple[int, int]] = []  # (begin, end) of arguments owned by the host
         area = 0
         with ExitStack() as views:
             lowered = self._lower(values, views)
@@ -233,10 +234,10 @@ class BufferCrossing:
             raise refused
         return self._decode(data, guest.tally)
 
-    def bulk(self, guest: Guest) -> Bulk | None:
-        """See `BulkCrossing`."""
+    def bulk(self, guest: Guest) -> Bulk | None:  # noqa: ARG002 -- needed by the Scylla ABI
+        """Return how a driver makes the calls; see `BulkCrossing`."""
         if self.style == "nul":
-            return None  # to look for the zero would burn the row's fuel
+            return None  # searching for the zero would burn the row's fuel
         if self.post and self.style not in (None, "area", "packed", "packed_low"):
             return None
         allocator = self.allocator
@@ -283,11 +284,11 @@ class BufferCrossing:
             return data.decode()
         except UnicodeDecodeError as error:
             problem = str(error)
-        # Not in the handler: the other error has all of the data.
+        # Not in the handler: that error refers to all of the data.
         raise AbiError(f"{self.got} what is not UTF-8: {problem}")
 
     def _lower(self, values: tuple[Any, ...], views: ExitStack) -> list[Any]:
-        """Numbers for numbers, bytes or a view of bytes for buffers; nothing is copied but text."""
+        """Return numbers, and bytes or views of bytes for buffers; only text is copied."""
         return [
             self._lower_one(number, name, value, views)
             for number, (name, value) in enumerate(zip(self.args, values, strict=True), start=1)
@@ -324,7 +325,7 @@ class BufferCrossing:
         return data
 
     def _rooms(self, guest: Guest, lowered: list[Any]) -> Generator[Invoke, Any, list[int]]:
-        """Addresses: for the result's area, if there is to be one, and for each buffer."""
+        """Return addresses for the result's area, if there is one, and for each buffer."""
         sizes = [len(one) + self.nul for one in lowered if isinstance(one, (bytes, memoryview))]
         areas = [AREA_SIZE] if self.style == "out" else []
         if not areas and not sizes:
@@ -347,7 +348,7 @@ class BufferCrossing:
         return rooms
 
     def _kept(self, guest: Guest, name: int | str, size: int) -> Generator[Invoke, Any, int]:
-        """Room that is allocated once, used by each call, and made anew when it is too small."""
+        """Return memory that is allocated once and reused; reallocate it if it is too small."""
         kept: dict[int | str, tuple[int, int]] = guest.state.setdefault(KEPT, {})
         at, capacity = kept.get(name, (0, 0))
         if capacity < max(size, 1):
@@ -381,7 +382,7 @@ class BufferCrossing:
         )
 
     def _find(self, memory: Memory, result: Any, area: int) -> tuple[int, int]:
-        """Address and size of what the guest gives back."""
+        """Return address and size of the guest's result."""
         if self.style in ("packed", "packed_low"):
             high, low = result >> 32 & 0xFFFFFFFF, result & 0xFFFFFFFF
             return (high, low) if self.style == "packed" else (low, high)

@@ -1,7 +1,7 @@
-"""Conversions that take long: how large is large, and how a thread that does one lets others run.
+"""Long conversions: which ones count as long, and how a thread that runs one lets others run.
 
 Python switches threads every 5 ms where it can. That is too seldom for an event loop, so a thread
-that converts lets go of the interpreter more often, wherever a conversion says `breathe`.
+that converts releases the GIL more often, wherever the conversion calls `breathe`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from .._gil import Breath
 
 T = TypeVar("T")
 
-# Values in a collection, and bytes of one, whose conversion takes about 2 ms.
+# Number of values in a collection, and bytes of one, whose conversion takes about 2 ms.
 MANY, LONG = 4096, 32 * 1024
-# Seconds between two breaths.
+# Seconds between two releases of the GIL.
 EVERY = 0.001
 _CONTAINERS = frozenset({list, tuple, set, frozenset, dict})
 MAX_DEPTH = 32
@@ -24,9 +24,9 @@ _thread = threading.local()
 
 
 def is_large(values: Any) -> bool:
-    """Whether there are `MANY` values in some collections, those within each other included.
+    """Return whether collections contain at least `MANY` values, including nested ones.
 
-    Only Python's own are looked into: those of others may do anything when they are.
+    Only Python's own classes are inspected, as those of others may run any code.
     """
     return _count(values, MANY, MAX_DEPTH) >= MANY
 
@@ -45,7 +45,7 @@ def _count(value: Any, limit: int, depth: int) -> int:
 
 
 def breathe() -> None:
-    """Called now and then by what may run for long."""
+    """Release the GIL if it is time to; called every now and then by long conversions."""
     breath: Breath | None = getattr(_thread, "breath", None)
     if breath is not None:
         breath()

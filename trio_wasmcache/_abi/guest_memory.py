@@ -1,7 +1,7 @@
-"""Room for arguments in a guest's memory, and reading what a guest says is there.
+"""Memory for arguments in a guest, and checked reads of a guest's results.
 
-Room is made in one of two ways: pages that the host grows for itself (`grown_room`), for modules
-that have no allocator to ask, or the guest's own allocator, which the ABIs call.
+Memory is obtained in one of two ways: pages that the host grows for itself (`grown_room`), for
+modules without an allocator, or the guest's own allocator, which the ABIs call.
 """
 
 from __future__ import annotations
@@ -13,23 +13,24 @@ from .base import Guest, Memory
 ROOM = "grown room"
 
 
-# Where grown room begins in a memory that has no page yet. Address 0 is a null pointer to a guest,
-# and so it is to us. A multiple of what any ABI aligns to.
+# Where grown memory begins in a memory without pages. Address 0 is a null pointer to a guest, and
+# is treated as one here. A multiple of the alignment of any ABI.
 FIRST_ADDRESS = 16
 
 
 def memory_of(guest: Guest) -> Memory:
-    """The guest's memory; an ABI that needs it has refused modules without one."""
+    """Return the guest's memory; `bind` of the ABI has refused modules without one."""
     memory = guest.memory
     assert memory is not None
     return memory
 
 
 def grown_room(guest: Guest, need: int) -> int:
-    """The address of `need` bytes that are the host's: grown once, and used again by each call.
+    """Return the address of `need` bytes owned by the host: grown once, and reused by each call.
 
-    If the guest has not grown its memory since, more pages are added where ours end. Otherwise new
-    room is at least twice the old, so that what is left behind is never more than what is used.
+    If the guest has not grown its memory since, more pages are added at the end of the host's.
+    Otherwise the new ones are at least twice as many, so that the pages left behind are never more
+    than those in use.
     """
     memory = memory_of(guest)
     at, size = guest.state.get(ROOM, (0, 0))
@@ -53,10 +54,10 @@ def grown_room(guest: Guest, need: int) -> int:
 
 
 def read(got: str, memory: Memory, at: int, size: int) -> bytes:
-    """Return the bytes that a guest says are its result.
+    """Return the bytes of a guest's result.
 
     Raises:
-        AbiError: they are not inside its memory, or the address is 0, a null pointer.
+        AbiError: They are not inside its memory, or the address is 0, a null pointer.
     """
     data = read_anywhere(got, memory, at, size)
     if size:
@@ -67,9 +68,9 @@ def read(got: str, memory: Memory, at: int, size: int) -> bytes:
 def read_result(
     got: str, memory: Memory, at: int, size: int
 ) -> tuple[bytes, ResultTooLargeError | None]:
-    """Return what `read` does, and None; or nothing, and why the result is refused as too large.
+    """Return what `read` does, and None; or no bytes, and the error if the result is too large.
 
-    Then the guest can be told to free it before the error is raised.
+    Then the caller can have the guest free it before raising the error.
     """
     try:
         return read(got, memory, at, size), None
@@ -78,13 +79,13 @@ def read_result(
 
 
 def check_address(got: str, at: int) -> None:
-    """Raise `AbiError` for the address 0, which guests have for "nothing"."""
+    """Raise `AbiError` for the address 0, which is a null pointer to guests."""
     if at == 0:
         raise AbiError(f"{got} address 0, which is a null pointer")
 
 
 def read_anywhere(got: str, memory: Memory, at: int, size: int) -> bytes:
-    """Return bytes of a guest's memory, at address 0 too; `AbiError` if they are not inside it."""
+    """Return bytes of a guest's memory, at any address; raise `AbiError` if they are outside."""
     if at < 0 or size < 0 or at + size > memory.size:
         raise AbiError(
             f"{got} {size} bytes at address {at}, which are not inside its memory of "
@@ -94,11 +95,11 @@ def read_anywhere(got: str, memory: Memory, at: int, size: int) -> bytes:
 
 
 def check_allocated(what: str, export: str, memory: Memory, at: int, size: int) -> None:
-    """Whether the guest's allocator may be believed.
+    """Check what the guest's allocator returned.
 
     Raises:
-        MemoryLimitError: it says that there is no room.
-        AbiError: it gave room that does not lie in its memory.
+        MemoryLimitError: It returned 0: it has no memory left.
+        AbiError: The memory it returned is not inside the guest's.
     """
     if at == 0:
         raise MemoryLimitError(f"{what}: {export}({size}) of the module found no room")

@@ -1,7 +1,7 @@
-"""How a column of values looks as bytes, one value behind the other, and back: many at a time.
+"""Converts columns of values to contiguous bytes and back, many values at a time.
 
-What an ABI does for one value is the measure: a wire gives the same bytes and the same values, or
-raises, whereupon whoever asked does it value by value, and finds the one that does not fit.
+The ABI's conversion of single values is the reference: a wire gives the same bytes and the same
+values, or raises; then its caller converts value by value, and finds the one that does not fit.
 """
 
 from __future__ import annotations
@@ -16,27 +16,29 @@ from .._core.tally import ASCII_SIZE, BYTES_SIZE, NUMBER, SMALL, Tally
 from .plain import truths
 
 Data = bytes | memoryview
-# Bytes that a character of one byte takes beside one that is not in the basic plane.
+# Bytes of a character outside the basic plane, the most that a byte of UTF-8 can lead to.
 WIDEST = 4
 
 
 class Wire(Protocol):
-    """The values of one type in bulk. A size of -1 is a null."""
+    """Conversion of many values of one type. A size of -1 is a null."""
 
     @property
     def arrow(self) -> str:
-        """ "string" or "binary" if Arrow's values of that type are the very bytes; else empty."""
+        """ "string" or "binary" if Arrow has the same bytes for values of the type; else empty."""
 
     @property
     def heavy(self) -> bool:
-        """Whether a value takes microseconds."""
+        """Whether converting a value takes microseconds."""
 
     def pack(self, values: Sequence[Any]) -> tuple[Data, Sequence[int]]:
-        """The bytes of all values together, and how many each has; any exception if one does not
-        fit, or is None."""
+        """Return the bytes of all values together, and the size of each.
+
+        Raises any exception if a value does not fit, or is None.
+        """
 
     def unpack(self, data: bytes, sizes: Sequence[int], tally: Tally) -> list[Any]:
-        """The values of such bytes; any exception if some are none, or they are too large."""
+        """Return the values of such bytes; raise any exception if some are invalid or too large."""
 
 
 @final
@@ -46,7 +48,7 @@ class Text:
 
     encoding: str = "utf-8"
     nul: bool = False
-    """A zero ends a text, so there may be none in it."""
+    """Whether a zero ends a text, which may contain none then."""
     heavy: bool = field(default=False, init=False)
 
     @property
@@ -58,7 +60,7 @@ class Text:
         if self.nul and "\0" in joined:
             raise ValueError("there is a zero in it")
         if joined.isascii() and {str}.issuperset(map(type, values)):
-            # Of a class derived from str, `len` may say anything.
+            # In a subclass of str, `len` may return anything.
             return joined.encode(), list(map(len, values))
         encoded = [str.encode(value, self.encoding) for value in values]
         return b"".join(encoded), list(map(len, encoded))
@@ -72,7 +74,7 @@ class Text:
                 return [text[at : (at := at + size)] for size in sizes]
             return [None if size < 0 else text[at : (at := at + size)] for size in sizes]
         if len(data) > SMALL:
-            tally.check(WIDEST * len(data))  # if not, each is looked at by itself
+            tally.check(WIDEST * len(data))  # raises: then each is converted by itself
         encoding = self.encoding
         values = [
             None if size < 0 else data[at : (at := at + size)].decode(encoding) for size in sizes
@@ -95,7 +97,7 @@ class Blob:
 
     def pack(self, values: Sequence[Any]) -> tuple[bytes, Sequence[int]]:
         if not {bytes}.issuperset(map(type, values)):
-            # Others may change between two looks at them, or say any length.
+            # Others may change between two reads, or return any length.
             values = [
                 value if type(value) is bytes else memoryview(value).tobytes() for value in values
             ]
@@ -113,10 +115,10 @@ class Blob:
 @final
 @frozen
 class Fixed:
-    """Numbers of so many bytes, the highest first."""
+    """Numbers of a fixed size, big-endian."""
 
     code: str
-    """Of `struct`."""
+    """Type code of `struct`."""
     size: int
     arrow: str = field(default="", init=False)
     heavy: bool = field(default=False, init=False)
@@ -139,7 +141,7 @@ class Fixed:
 @final
 @frozen
 class Single:
-    """Whatever an ABI makes of one value after the other."""
+    """Conversion of one value after the other by an ABI's functions."""
 
     encode: Callable[[Any], Data]
     decode: Callable[[bytes, Tally], Any]

@@ -1,4 +1,4 @@
-"""The plain ABI: wasm's own numbers, and logical types that are checked against their range.
+"""The plain ABI: wasm's own numbers, and logical types whose range is checked.
 
 | type | Python | wasm |
 |---|---|---|
@@ -31,18 +31,18 @@ T = TypeVar("T")
 
 @frozen
 class PlainType:
-    """One type of number, and what it is in wasm."""
+    """One type of number, and its wasm type."""
 
     name: str
     wasm: str
     low: int = 0
     high: int = 0
     native: bool = False
-    """Wasm's own check of values is all it takes."""
+    """Whether wasm's own check of values suffices."""
     truth: bool = False
-    """Only True and False go in."""
+    """Whether only True and False are accepted."""
     cut: bool = False
-    """Of a result that is too large only the low bits count; otherwise it breaks the ABI."""
+    """Whether a result out of range is cut to its low bits; if not, it breaks the ABI."""
 
     @property
     def real(self) -> bool:
@@ -62,7 +62,7 @@ def _integers() -> list[PlainType]:
 
 
 def cell_name(kind: PlainType, *, cut: bool = False) -> str:
-    """The cell in which values of a type lie in columns; with `cut`, results that may be cut."""
+    """Return the name of a type's cell in columns; with `cut`, for results that may be cut."""
     if kind.real:
         return kind.wasm
     prefix = "cut " if cut and kind.cut else ""
@@ -92,11 +92,11 @@ class Plain:
         args: Sequence[str],
         returns: Sequence[str],
         exports: Exports,
-        called_on_null: bool,
+        called_on_null: bool,  # noqa: ARG002 -- None can't cross, with or without it
     ) -> PlainAbi:
-        """It needs nothing of the module; that None can't cross, `called_on_null` can't change.
+        """Return the crossing for one function; see `Abi.bind`.
 
-        A module may want to be told that a call is over; see `find_post`.
+        The module needs no exports; it may have one to call after each call, see `find_post`.
         """
         post = find_post(function, export, exports)
         return PlainAbi(function, args, returns, export=export, post=post)
@@ -106,18 +106,19 @@ class PlainAbi:
     """Values of one signature, lowered and lifted by the plain ABI: a `Crossing`.
 
     Args:
-        what: names the function in messages.
-        args: types that Python gives.
-        returns: types that Python gets.
-        host: it is a host function, whose results Python gives and whose arguments it gets.
+        what: The function's name for messages.
+        args: Types of values from Python.
+        returns: Types of values for Python.
+        host: Whether it is a host function, whose results come from Python.
         types: {type name: type}, for an ABI whose numbers have other names.
-        post: an export to be called with the results of each call of `export`.
+        export: The export of the guest; used only with `post`.
+        post: An export to call with the results of each call of `export`.
 
     Raises:
-        SignatureError: a type name that is unknown, or that can't cross (v128, references).
+        SignatureError: A type name is unknown, or its values can't cross (v128, references).
     """
 
-    counts_results = True  # its results are as many numbers as its signature says
+    counts_results = True  # the results are as many numbers as the signature has
 
     def __init__(
         self,
@@ -144,7 +145,7 @@ class PlainAbi:
         self.signature = FuncType(
             tuple(kind.wasm for kind in self.args), tuple(kind.wasm for kind in self.returns)
         )
-        # None where wasm's own types are all there is: then nothing is left to do on a call.
+        # None if there are only wasm's own types: then a call needs no conversion.
         self.lower: Callable[[tuple[Any, ...]], tuple[Any, ...]] | None = (
             None if all(kind.native for kind in self.args) else self._lower
         )
@@ -153,7 +154,7 @@ class PlainAbi:
         )
 
     def explain(self, values: tuple[Any, ...]) -> Exception:
-        """Why these values can't be the arguments: the error to raise."""
+        """Return the error to raise for arguments that do not fit."""
         if len(values) != len(self.args):
             return wrong_count(self.what, [kind.name for kind in self.args], values)
         try:
@@ -164,7 +165,7 @@ class PlainAbi:
         return TypeError(f"{self.what}: {shown(values)} can't be passed")
 
     def checked(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The wasm values for `values`, each checked; `lower` even where there is nothing to do."""
+        """Return the wasm values for `values`, each checked, also where `lower` is None."""
         return self._lower(values)
 
     def _lower(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -176,11 +177,15 @@ class PlainAbi:
         )
 
     def place(self, number: int) -> str:
-        """How messages name a value that Python gave."""
+        """Return the name of a value from Python for messages."""
         return f"{self.noun} {number} of {self.what}"
 
-    def _steps(self, guest: Guest, values: tuple[Any, ...]) -> Generator[Invoke, Any, Any]:
-        """Call the export, then tell the module that its results were taken."""
+    def _steps(
+        self,
+        guest: Guest,  # noqa: ARG002 -- other ABIs use its memory
+        values: tuple[Any, ...],
+    ) -> Generator[Invoke, Any, Any]:
+        """Call the export, then the module's post-return function."""
         assert self.post is not None
         result = yield Invoke(self.export, self.checked(values))
         lifted = result if self.lift is None else self.lift(result)
@@ -197,14 +202,14 @@ class PlainAbi:
 
 
 class Places(Protocol):
-    """Whoever can say which value it is that does not fit."""
+    """An object that can name the value that does not fit."""
 
     def place(self, number: int) -> str:
-        """How messages name a value that Python gave."""
+        """Return the name of a value from Python for messages."""
 
 
 def find_type(what: str, name: str, types: Mapping[str, PlainType] = TYPES) -> PlainType:
-    """The type of that name; `SignatureError` if there is none, or none that can cross."""
+    """Return the type of that name; raise `SignatureError` if it is unknown, or can't cross."""
     try:
         return types[name]
     except KeyError:
@@ -215,18 +220,18 @@ def find_type(what: str, name: str, types: Mapping[str, PlainType] = TYPES) -> P
 
 
 def wrong_count(what: str, names: Sequence[str], values: Sequence[Any]) -> TypeError:
-    """What to raise for too many arguments, or too few."""
+    """Return the error for a wrong number of arguments."""
     return TypeError(f"{what} takes {len(names)} arguments ({', '.join(names)}), got {len(values)}")
 
 
 def to_blame(kinds: Sequence[T], values: tuple[Any, ...]) -> list[tuple[int, tuple[T, Any]]]:
-    """Arguments with their numbers, None last: beside another that does not fit, it is a null."""
+    """Return arguments with their numbers, None last: a None is blamed only if no other misfits."""
     numbered = enumerate(zip(kinds, values, strict=True), start=1)
     return sorted(numbered, key=lambda one: one[1][1] is None)
 
 
 def lower_number(abi: Places, number: int, kind: PlainType, value: Any) -> Any:
-    """The wasm number for `value`; argument `number` is at fault if there is none."""
+    """Return the wasm number for `value`; errors name argument `number`."""
     try:
         return to_number(kind, value)
     except (TypeError, ValueError, OverflowError) as error:
@@ -234,17 +239,17 @@ def lower_number(abi: Places, number: int, kind: PlainType, value: Any) -> Any:
 
 
 def to_number(kind: PlainType, value: Any) -> Any:
-    """The wasm number for `value`.
+    """Return the wasm number for `value`.
 
     Raises:
-        TypeError: it is no number of that kind.
-        OverflowError: it is out of the type's range.
+        TypeError: It is no number of that kind.
+        OverflowError: It is out of the type's range.
     """
     if kind.real:
         return _to_real(kind, value)
     try:
         whole = operator.index(truth(value) if kind.truth else value)
-    except Exception as problem:  # of a value's own, anything may come
+    except Exception as problem:  # a value's own method may raise anything
         raise _misfit(kind, value, problem) from None
     if not kind.low <= whole <= kind.high:
         raise OverflowError(
@@ -254,10 +259,10 @@ def to_number(kind: PlainType, value: Any) -> Any:
 
 
 def exact_values(signature: FuncType, values: Iterable[Any]) -> tuple[int | float, ...]:
-    """The wasm values as a tuple of plain ints and floats, which run no code when they are used.
+    """Return wasm values as a tuple of plain ints and floats, which run no code when used.
 
     Raises:
-        TypeError, ValueError, OverflowError: they do not fit the parameters of the signature.
+        TypeError, ValueError, OverflowError: They do not fit the parameters of the signature.
     """
     given, params = tuple(values), signature.params
     if len(given) != len(params):
@@ -270,10 +275,10 @@ def exact_values(signature: FuncType, values: Iterable[Any]) -> tuple[int | floa
 
 
 def truth(value: Any) -> bool:
-    """The bool that it is: Python's or NumPy's, whose only face without NumPy is a buffer.
+    """Return the bool of a value: Python's or NumPy's, recognised without NumPy by its buffer.
 
     Raises:
-        TypeError: it is none.
+        TypeError: It is no bool.
     """
     if isinstance(value, bool):
         return value
@@ -284,7 +289,7 @@ def truth(value: Any) -> bool:
 
 
 def truths(values: Sequence[Any]) -> Sequence[bool]:
-    """The bools that they are; `TypeError` if one is none. Python's own stay as they are."""
+    """Return the bools of values, unchanged if all are Python's; raise `TypeError` if not bools."""
     if {bool}.issuperset(map(type, values)):
         return values
     return [truth(value) for value in values]
@@ -293,7 +298,7 @@ def truths(values: Sequence[Any]) -> Sequence[bool]:
 def _to_real(kind: PlainType, value: Any) -> float:
     try:
         if not isinstance(value, (float, int)) and not hasattr(value, "__float__"):
-            raise TypeError("not a number")  # such as text, of which `float` would make one
+            raise TypeError("not a number")  # such as text, which `float` would parse
         real = float(value)
         fits = kind.wasm == "f64" or abs(real) < F32_END or not math.isfinite(real)
     except OverflowError:
@@ -311,12 +316,12 @@ def _misfit(kind: PlainType, value: Any, problem: Exception) -> TypeError:
     return TypeError(f"{kind.name} takes {takes}, got {shown(value)}{raised}")
 
 
-# Halfway to what the next f32 would be: only what is below rounds to the largest one.
+# Halfway from the largest f32 to the next: only numbers below round to the largest.
 F32_END = (2 - 2**-24) * 2.0**127
 
 
 def lift_number(got: str, kind: PlainType, value: Any) -> Any:
-    """The Python number for a wasm one; `AbiError` if the type has none."""
+    """Return the Python number for a wasm one; raise `AbiError` if the type has none."""
     if kind.native:
         return value
     if kind.cut:

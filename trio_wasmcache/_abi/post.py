@@ -1,8 +1,8 @@
-"""The component model's post-return functions: how a module learns that a call's result was taken.
+"""The component model's post-return functions, which a module needs called after a result is taken.
 
 A core module of a component may export ``cabi_post_<export>``, which takes the results of that
-export. It frees what the results point to, and it is what makes the next call possible: modules of
-languages with a runtime of their own, such as JavaScript, trap at their second call without it.
+export. It frees what the results point to, and enables the next call: modules of languages with a
+runtime of their own, such as JavaScript, trap at their second call without it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ PREFIX = "cabi_post_"
 
 
 def find_post(what: str, export: str, exports: Exports) -> str | None:
-    """Return the name of an export's post-return function, None if the module has none.
+    """Return the name of an export's post-return function, or None.
 
     Raises:
-        ExportError: the function of that name does not take those results, or returns something.
+        ExportError: The function of that name does not take those results, or returns something.
     """
     name = PREFIX + export
     kind = exports.functions.get(name)
@@ -37,7 +37,7 @@ def find_post(what: str, export: str, exports: Exports) -> str | None:
 
 
 def post_values(result: Any, results: tuple[str, ...]) -> tuple[Any, ...]:
-    """Return the arguments of a post-return function for what its export returned."""
+    """Return the arguments of a post-return function, given the result of its export."""
     if len(results) > 1:
         return tuple(result)
     return (result,) if results else ()

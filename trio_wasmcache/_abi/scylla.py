@@ -1,18 +1,18 @@
 """ScyllaDB's ABI: runs modules that were built as UDFs for ScyllaDB, with CQL's type names.
 
-Without nulls, what wasm has a type for crosses as that: boolean, tinyint, smallint and int as i32,
-bigint as i64, float and double. All other types, and every type with `called_on_null`, cross as one
-i64: the size of the value in CQL's encoding << 32 | its address; size -1 is null.
+Without nulls, types with a wasm equivalent cross as that: boolean, tinyint, smallint and int as
+i32, bigint as i64, float and double. All other types, and every type with `called_on_null`, cross
+as one i64: the size of the value in CQL's encoding << 32 | its address; size -1 is null.
 
 The module exports a global `_scylla_abi`, the address of a little-endian u32: its version.
 
-1. Arguments lie in pages that the host grows. It used to grow some for every argument; here they
-   are used again by each call. The host frees nothing.
-2. Arguments lie where the exported `_scylla_malloc` says, and are the guest's to free. A result is
-   the host's: it calls `_scylla_free`.
+1. Arguments lie in pages that the host grows. ScyllaDB grows some for every argument; here they are
+   reused by each call. The host frees nothing.
+2. Arguments lie in memory from the exported `_scylla_malloc`, and are freed by the guest. A result
+   is owned by the host, which calls `_scylla_free`.
 
-See ScyllaDB's docs/dev/wasm.md. The version is read when a value has to cross through memory, not
-before: modules that need none may have no such global, or let it point anywhere.
+See ScyllaDB's docs/dev/wasm.md. The version is read when a value first has to cross through memory:
+modules that need none may have no such global, or one that points anywhere.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ from .plain import (
 VERSION_GLOBAL = "_scylla_abi"
 MALLOC, FREE = "_scylla_malloc", "_scylla_free"
 VERSION = "version of the Scylla ABI"
-# Arguments of version 1 begin at multiples of this: enough for any type of C or Rust.
+# Alignment of arguments in version 1: enough for any type of C or Rust.
 ALIGNMENT = 16
 MAX_SIZE = 2**31 - 1
 
-# {CQL type that crosses as a number: the number}; results are cut as ScyllaDB cuts them.
+# {CQL type that crosses as a number: the number}; results are cut as in ScyllaDB.
 NATIVE = {
     kind.name: kind
     for kind in (
@@ -101,7 +101,11 @@ class ScyllaAbi:
         exports: Exports,
         called_on_null: bool,
     ) -> Crossing:
-        """See `Abi.bind`; besides, an `ImportError` if the driver package is needed and missing."""
+        """Return the crossing for one function; see `Abi.bind`.
+
+        Raises:
+            ImportError: The driver package is needed and not installed.
+        """
         if len(returns) != 1:
             raise SignatureError(
                 f"{function}: a CQL function returns one value, not {len(returns)}"
@@ -156,7 +160,7 @@ class ScyllaCrossing:
         self._compound = any(not isinstance(one, PlainType) and _wire(one).heavy for one in args)
 
     def place(self, number: int) -> str:
-        """How messages name an argument."""
+        """Return the name of an argument for messages."""
         return f"argument {number} of {self.what}"
 
     def explain(self, values: tuple[Any, ...]) -> Exception:
@@ -170,7 +174,7 @@ class ScyllaCrossing:
         return TypeError(f"{self.what}: {shown(values)} can't be passed")
 
     def steps(self, guest: Guest, values: tuple[Any, ...]) -> Generator[Step, Any, Any]:
-        """The steps of one call; see `Crossing.steps`."""
+        """Perform one call; see `Crossing.steps`."""
         encoded: list[Any]
         if self._compound and is_large(values):
             encoded = yield Convert(self._encode, (values,))
@@ -198,7 +202,7 @@ class ScyllaCrossing:
         return self._decode(data, guest.tally)
 
     def bulk(self, guest: Guest) -> Bulk:
-        """See `BulkCrossing`."""
+        """Return how a driver makes the calls; see `BulkCrossing`."""
         grown = self._version(guest) == 1
         result = self._result
         shape = MemoryShape(
@@ -235,7 +239,7 @@ class ScyllaCrossing:
         raise AbiError(f"{self.got} no {self._result.name}: {problem}")
 
     def _encode(self, values: tuple[Any, ...]) -> list[Any]:
-        """Numbers as they are; otherwise bytes, or None."""
+        """Return numbers as they are, other values as bytes or None."""
         return [
             self._encode_one(number, kind, value)
             for number, (kind, value) in enumerate(zip(self._args, values, strict=True), start=1)
@@ -255,17 +259,17 @@ class ScyllaCrossing:
             text = f"{self.place(number)}: {error}"
             if not str(error).startswith(codec.name):
                 text = f"{self.place(number)}, of type {codec.name}: {error}"
-            # A UnicodeEncodeError could not be made of a text.
+            # A UnicodeEncodeError can't be made from a message.
             kinds = (TypeError, OverflowError, ValueError)
             raise next(kind for kind in kinds if isinstance(error, kind))(text) from None
-        except Exception as error:  # of a value's own, anything may come
+        except Exception as error:  # a value's own method may raise anything
             raise TypeError(
                 f"{self.place(number)}, of type {codec.name}: {shown(value)} raised {shown(error)}"
             ) from None
         return data
 
     def _version(self, guest: Guest) -> int:
-        """Of the guest's ABI, read once for each instance."""
+        """Return the version of the guest's ABI, read once for each instance."""
         version: int | None = guest.state.get(VERSION)
         if version is None:
             at = int(guest.global_value(VERSION_GLOBAL)) & 0xFFFFFFFF
@@ -316,7 +320,7 @@ class ScyllaCrossing:
                 continue
             at = 0
             if data is not None:
-                size = max(len(data), 1)  # so that no room for nothing is not taken for no room
+                size = max(len(data), 1)  # 0 bytes might return the address 0, which means failure
                 at = (yield Invoke(MALLOC, (signed(size),))) & 0xFFFFFFFF
                 check_allocated(self.what, MALLOC, memory, at, size)
                 memory.write(at, data)
@@ -324,7 +328,7 @@ class ScyllaCrossing:
         return tuple(lowered)
 
 
-# {CQL type: how many of them look}; of others one is made after the other.
+# {CQL type: its wire}; other types are converted one value after the other.
 _WIRES: dict[str, Wire] = {
     "text": Text(),
     "varchar": Text(),

@@ -93,7 +93,7 @@ def test_descriptions_come_from_the_classes() -> None:
     registered = SCHEMA["$defs"]["registered"]["properties"]
     assert registered["compile_seconds"] == {
         "type": "number",
-        "description": "Zero where an equal module was compiled already.",
+        "description": "Zero where an equal module had been compiled already.",
     }
     assert registered["concurrency"] == {"type": "integer", "minimum": 0}
 

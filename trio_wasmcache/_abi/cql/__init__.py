@@ -1,1 +1,1 @@
-"""Values of CQL types on their way into and out of a guest."""
+"""Codecs for values of CQL types."""

@@ -1,7 +1,7 @@
-"""How CQL frames values within others: how many there are, and before each its size; -1 is null.
+"""CQL's framing of values within others: a count, and before each value its size; -1 is null.
 
-What is read comes from a guest: a count or a size that leads out of the value is an error, where a
-driver, which reads from a trusted server, would cut it there.
+The bytes come from a guest: a count or a size that exceeds the value is an error, where a driver,
+which reads from a trusted server, would cut it off.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any, Protocol
 from ..._core.tally import SLOT, Tally
 from ..gil import breathe
 
-# Items between two breaths.
+# Number of items between two calls of `breathe`.
 PACE = 64
-# So many values of one hash are no accident: Python would compare each with all before.
+# More values with one hash are no accident: Python would compare each with all before it.
 MAX_SAME_HASH = 64
-# Bytes of an empty list and an empty tuple; and those that a set, a map or the hashes of their
-# values take for each of them while they are made, at most.
+# Size of an empty list and an empty tuple (bytes), and the most that a set, a map or a list of
+# hashes takes for each value while it is made.
 LIST_SIZE, TUPLE_SIZE, HASHED = sys.getsizeof([]), sys.getsizeof(()), 110
 _COUNT = struct.Struct(">i")
 _NULL = _COUNT.pack(-1)
@@ -30,48 +30,48 @@ Data = bytes | memoryview
 
 
 class MalformedError(ValueError):
-    """Bytes that are no value of their type."""
+    """The bytes are not a value of their type."""
 
 
 class Codec(Protocol):
-    """One CQL type."""
+    """The conversion of one CQL type."""
 
     @property
     def name(self) -> str:
-        """As CQL spells it, without spaces."""
+        """The type's name as CQL spells it, without spaces."""
 
     @property
     def hashable(self) -> bool:
-        """Whether it may be in a set, or the key of a map."""
+        """Whether its values may be in a set, or keys of a map."""
 
     def encode(self, value: Any) -> Data:
-        """CQL's bytes of a value that is not None.
+        """Return CQL's bytes of a value that is not None.
 
         Raises:
-            TypeError, ValueError, OverflowError: it has none in this type.
+            TypeError, ValueError, OverflowError: The type can't represent it.
         """
 
     @property
     def single(self) -> bool:
-        """Whether its values hold no others; whoever has them decoded counts what they take."""
+        """Whether its values contain no others; the caller of `decode` counts their size then."""
 
     @property
     def each(self) -> int:
-        """Bytes that each of such values takes in Python at most; 0 where that varies."""
+        """Bytes that such a value takes in Python at most; 0 where that varies."""
 
     def decode(self, data: bytes, at: int, end: int, tally: Tally, hashable: bool = False) -> Any:
-        """The value of CQL's bytes from `at` to `end`, which are not copied but for single values.
+        """Return the value of CQL's bytes from `at` to `end`; only single values copy them.
 
-        The tally has what a collection takes before it is made, with all that is in it.
+        A collection is counted in the tally before it is made, with all values in it.
 
         Raises:
-            MalformedError: they are none of this type.
-            ResultTooLargeError, FuelExhaustedError: it is too large.
+            MalformedError: The bytes are not a value of this type.
+            ResultTooLargeError, FuelExhaustedError: The value is too large.
         """
 
 
 def counted(items: Sized, codec: Codec) -> list[Data]:
-    """How many items there are, and each of them, framed."""
+    """Return the number of items, and each of them, framed."""
     parts: list[Data] = [write_count(count := len(items))]
     left = count
     for item in items:  # type: ignore[attr-defined]
@@ -81,13 +81,13 @@ def counted(items: Sized, codec: Codec) -> list[Data]:
             breathe()
         left -= 1
         put(parts, codec, item)
-    if left:  # in a thread, they may change meanwhile
+    if left:  # in a thread, the collection may change meanwhile
         raise ValueError(f"a collection had {count} items, and then {count - left}")
     return parts
 
 
 def listed(name: str, items: Iterable[Any], count: int) -> list[Any]:
-    """The items, which are said to be so many; `ValueError` if they are more, or have no end."""
+    """Return `count` items as a list; raise `ValueError` if there are more, or no end."""
     found = list(itertools.islice(items, count + 1))
     if len(found) > count:
         raise ValueError(f"{name} had {count} items, and then more")
@@ -105,7 +105,10 @@ def put(parts: list[Data], codec: Codec, value: Any) -> None:
 
 
 def check_hashes(name: str, items: list[Any]) -> None:
-    """Numbers and UUIDs of one hash are easily made; a million of them would take hours."""
+    """Raise `MalformedError` if too many items have one hash.
+
+    Numbers and UUIDs with the same hash are easily made; a million of them would take hours.
+    """
     if len(items) > MAX_SAME_HASH:
         ((_, most),) = collections.Counter(map(hash, items)).most_common(1)
         if most > MAX_SAME_HASH:
@@ -113,7 +116,7 @@ def check_hashes(name: str, items: list[Any]) -> None:
 
 
 def read_count(name: str, data: bytes, at: int, end: int, smallest: int) -> tuple[int, int]:
-    """How many items of at least `smallest` bytes there are, and where they begin."""
+    """Read the number of items, of at least `smallest` bytes each, and the offset of the first."""
     if end - at < 4:
         raise MalformedError(f"{name} without a count")
     (count,) = _COUNT.unpack_from(data, at)
@@ -125,9 +128,9 @@ def read_count(name: str, data: bytes, at: int, end: int, smallest: int) -> tupl
 def take(
     name: str, data: bytes, at: int, end: int, codec: Codec, tally: Tally, hashable: bool
 ) -> tuple[Any, int]:
-    """The value of the bytes at `at`, and where the next begin.
+    """Return the value at `at`, and the offset of the next one.
 
-    The tally has it, but for what single values take.
+    The value is counted in the tally, unless it is a single one.
     """
     begin = at + 4
     if begin > end:
@@ -142,7 +145,7 @@ def take(
 
 
 def check_end(name: str, at: int, end: int) -> None:
-    """Whether that is all."""
+    """Raise `MalformedError` unless `at` is the end."""
     if at != end:
         raise MalformedError(f"{name} with {end - at} bytes after its end")
 
@@ -150,7 +153,7 @@ def check_end(name: str, at: int, end: int) -> None:
 def read_items(
     name: str, data: bytes, at: int, end: int, codec: Codec, tally: Tally, hashable: bool
 ) -> list[Any]:
-    """The values of one type that are counted in `data`."""
+    """Return the values of a list or a set, all of one type."""
     count, at = read_count(name, data, at, end, 4)
     tally.add_made(LIST_SIZE + (SLOT + codec.each) * count, count if codec.each else 1)
     varies = codec.single and not codec.each
@@ -168,7 +171,7 @@ def read_items(
 
 
 def count_one(value: Any, codec: Codec, tally: Tally) -> None:
-    """Count a value that holds no others."""
+    """Count a value that contains no others."""
     if codec.each:
         tally.add_made(codec.each, 1)
     else:
@@ -178,7 +181,7 @@ def count_one(value: Any, codec: Codec, tally: Tally) -> None:
 def read_fields(
     name: str, data: bytes, at: int, end: int, codecs: Sequence[Codec], tally: Tally, hashable: bool
 ) -> tuple[Any, ...]:
-    """Values that may end early: the rest are null."""
+    """Return the values of a tuple; missing ones at its end are null."""
     tally.add_made(TUPLE_SIZE + SLOT * len(codecs), 1)
     items: list[Any] = []
     for codec in codecs:
@@ -193,7 +196,7 @@ def read_fields(
 
 
 def write_count(count: int) -> bytes:
-    """A count, or a size; `OverflowError` if CQL has no place for one as large."""
+    """Return the bytes of a count or a size; raise `OverflowError` if it exceeds 31 bits."""
     if count >> 31:
         raise OverflowError(f"CQL counts no further than {2**31 - 1}, got {count}")
     return _COUNT.pack(count)

@@ -1,8 +1,8 @@
 """CQL's single values, through the types of the driver package `scylla-driver`.
 
-The driver packs and unpacks; what is here checks what goes in and what comes out more strictly
-than a driver has to, since a server would check again, and a guest is no server to be trusted.
-Only this file imports the driver, and only when a type needs it.
+The driver packs and unpacks; this file checks the values and bytes more strictly than a driver has
+to, since a server would check again, and a guest is not to be trusted as a server is. Only this
+file imports the driver, and only when a type needs it.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from .framing import Data, MalformedError
 # The version of the CQL protocol whose encoding UDFs see; for single values all are the same.
 PROTOCOL = 4
 THREE_VINTS = tuple(range(3, 28))  # each has one to nine bytes
-# Bytes from which on it is worked out how large a value is before it is made.
+# Bytes of a value from which on its size in Python is computed before it is made.
 LARGE = 4096
-# {type: bytes of a value in Python, with the ints in it}, at most; all others are numbers.
+# {type: bytes of a value in Python, at most, including its ints}; all others are numbers.
 _SIZES = {
     "uuid": 112,
     "timeuuid": 112,
@@ -41,7 +41,7 @@ _SIZES = {
     "duration": 192,
 }
 DAY = 24 * 60 * 60 * 10**9  # nanoseconds
-# A scale, and 4300 digits: Python converts no int that has more.
+# Size of a scale and of 4300 digits: Python converts no longer int.
 MAX_DECIMAL_SIZE = 4 + 1785
 
 
@@ -51,18 +51,19 @@ class Scalar:
 
     name: str
     driver: Any
-    """The driver's class for it."""
+    """The driver's class for the type."""
     check: Callable[[Any], Any]
-    """A value to what is serialized; TypeError, ValueError or OverflowError if it does not fit."""
+    """Checks a value and returns the one to serialize; raises TypeError, ValueError or
+    OverflowError."""
     sizes: tuple[int, ...] = ()
-    """How many bytes a value has; (): any number."""
+    """Allowed sizes of a value (bytes); (): any size."""
     finish: Callable[[Any], Any] | None = None
-    """What was deserialized to a value; ValueError if it is none."""
+    """Checks what was deserialized and returns the value; raises ValueError."""
     empty: bool = False
-    """No bytes are a value, too; otherwise they are CQL's leftover "empty", which gives None."""
+    """Whether no bytes are a value, too; if not, they are CQL's legacy "empty", read as None."""
     hashable: bool = True
     size: Callable[[bytes], int] = bytes_size
-    """How large a value of many bytes is in Python."""
+    """Returns the size in Python of a value of many bytes."""
     single: bool = field(default=True, init=False)
     each: int = field(init=False)
 
@@ -72,16 +73,23 @@ class Scalar:
 
     def encode(self, value: Any) -> Data:
         checked = self.check(value)
-        if isinstance(checked, memoryview):  # a blob is its bytes: nothing to copy
+        if isinstance(checked, memoryview):  # a blob is passed as it is, without a copy
             return checked
         try:
             data: bytes = self.driver.serialize(checked, PROTOCOL)
         except (ValueError, OverflowError, struct.error) as error:
             raise ValueError(f"{self.name} can't hold {shown(value)}: {error}") from None
-        # The driver asks values of classes of their own, which may give anything.
+        # The driver calls methods of the value's own class, which may return anything.
         return data if type(data) is bytes else memoryview(data).tobytes()
 
-    def decode(self, data: bytes, at: int, end: int, tally: Tally, hashable: bool = False) -> Any:
+    def decode(
+        self,
+        data: bytes,
+        at: int,
+        end: int,
+        tally: Tally,
+        hashable: bool = False,  # noqa: ARG002 -- only collections have two forms
+    ) -> Any:
         if at == end and not self.empty:
             return None
         data = data[at:end]
@@ -97,20 +105,20 @@ class Scalar:
 
 
 class _Varint:
-    """As the driver's, which takes over a second for what fits into a guest's memory."""
+    """A replacement of the driver's, which takes over a second for large values from a guest."""
 
     @staticmethod
-    def serialize(value: int, protocol: int) -> bytes:
+    def serialize(value: int, protocol: int) -> bytes:  # noqa: ARG004 -- as the driver calls it
         bits = (~value if value < 0 else value).bit_length()
         return value.to_bytes(bits // 8 + 1, "big", signed=True)
 
     @staticmethod
-    def deserialize(data: bytes, protocol: int) -> int:
+    def deserialize(data: bytes, protocol: int) -> int:  # noqa: ARG004
         return int.from_bytes(data, "big", signed=True)
 
 
 class _Decimal:
-    """As the driver's, which would begin to read any number of digits."""
+    """The driver's class, with a limit on the number of digits."""
 
     def __init__(self, driver: Any) -> None:
         self._driver = driver
@@ -125,7 +133,7 @@ class _Decimal:
 
 
 class _Timestamp:
-    """As the driver's, but what `datetime` can't hold is the number of milliseconds, both ways."""
+    """The driver's class; times out of the range of `datetime` are ints (ms), both ways."""
 
     def __init__(self, driver: Any) -> None:
         self._driver = driver
@@ -144,10 +152,10 @@ class _Timestamp:
 
 @functools.cache
 def scalars() -> Mapping[str, Scalar]:
-    """{CQL type name: codec}.
+    """Return {CQL type name: codec}.
 
     Raises:
-        ImportError: the driver package is not installed.
+        ImportError: The driver package is not installed.
     """
     try:
         types = importlib.import_module("cassandra.cqltypes")
@@ -217,7 +225,7 @@ def _decimal(value: Any) -> decimal.Decimal:
 def _text(name: str, encoding: str, value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name} takes a str, got {shown(value)}")
-    exact = str.__str__(value)  # a class of its own may encode as it likes
+    exact = str.__str__(value)  # a subclass may encode in its own way
     try:
         exact.encode(encoding)
     except UnicodeEncodeError as error:
@@ -281,7 +289,7 @@ def _time(made: Any, value: Any) -> Any:
 
 def _timestamp(value: Any) -> datetime.datetime | int:
     if isinstance(value, datetime.datetime):
-        # Whole milliseconds, the earlier one as ever; the driver cuts towards 1970.
+        # Whole milliseconds, always rounded down; the driver rounds towards 1970.
         return value.replace(microsecond=value.microsecond // 1000 * 1000)
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"timestamp takes a datetime or an int (ms), got {shown(value)}")

@@ -1,12 +1,12 @@
-"""CQL's types: names to codecs, and how collections, tuples and user types lie in memory.
+"""CQL's types: parses their names to codecs, and converts collections, tuples and user types.
 
-The driver package knows how single values look (see `cql_scalars`). How they are framed in lists,
-sets, maps, tuples and user types is done here, because the driver reads as one reads from a trusted
-server: a length that leads out of the value is cut there, and here it is an error.
+The driver package converts single values (see `scalars`). Framing in lists, sets, maps, tuples and
+user types is done here, because the driver trusts the server that it reads from: a length that
+exceeds the value is cut there, and an error here.
 
-What comes out is plain Python: list, set, dict, tuple, a named tuple for a user type. In a set or
-the key of a map, where Python wants values that can be hashed, lists come as tuples, sets as
-frozensets and maps as tuples of pairs; as such they go in, too.
+Results are plain Python: list, set, dict, tuple, a named tuple for a user type. In a set or the key
+of a map, where Python requires hashable values, lists become tuples, sets become frozensets, and
+maps become tuples of pairs; these are accepted as arguments, too.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from .framing import (
     write_count,
 )
 
-# A name ends up in messages, and each level costs stack.
+# Limits the nesting, as a name appears in messages, and each level takes stack.
 MAX_DEPTH = 32
 _PAIR_SIZE = sys.getsizeof((None, None))
 _TOKENS = re.compile(r"[<>,]|[^<>,]+")
@@ -131,7 +131,7 @@ class MapCodec:
                 ) from None
         if not isinstance(value, Mapping):
             raise TypeError(f"{self.name} takes a mapping, got {shown(value)}")
-        # Taken once: in a thread, it may change meanwhile.
+        # Copied once: in a thread, it may change meanwhile.
         pairs = {key: value[key] for key in listed(self.name, value, len(value))}
         if None in pairs:
             raise ValueError(f"{self.name} can't have None for a key")
@@ -148,7 +148,7 @@ class MapCodec:
         each = self.key.each + self.value.each
         tally.add_made(LIST_SIZE + (SLOT + _PAIR_SIZE + each) * count, 2 * count if each else 1)
         pairs: list[tuple[Any, Any]] = []
-        single: list[Any] = []  # those that are to be counted
+        single: list[Any] = []  # values not counted yet
         for number in range(count):
             if not number % PACE:
                 breathe()
@@ -257,10 +257,16 @@ def parse_type(
     scalar: Callable[[str], Codec | None],
     user_types: Mapping[str, Mapping[str, str]],
 ) -> Codec:
-    """The codec for a type name such as ``map<text,frozen<list<int>>>``.
+    """Return the codec for a type name such as ``map<text,frozen<list<int>>>``.
+
+    Args:
+        what: The function's name for messages.
+        name: The type name, normalised.
+        scalar: Returns the codec of a single type, or None.
+        user_types: {name: {field: type name}}.
 
     Raises:
-        SignatureError: it is no CQL type, or one that CQL does not allow.
+        SignatureError: It is no CQL type, or one that CQL does not allow.
     """
     return _Parser(what, scalar, user_types).parse(name, ())
 
@@ -325,7 +331,7 @@ class _Parser:
         fields = self.user_types[word]
         items = tuple(self.parse(kind, (*within, word)) for kind in fields.values())
         names = tuple(fields)
-        # Names that are none in Python get a place instead: _0, _1.
+        # Fields whose names are invalid in Python are named by position: _0, _1.
         title = word if word.isidentifier() else "user_type"
         make = collections.namedtuple(title, names, rename=True)  # type: ignore[misc]
         return UserCodec(word, names, items, make)
@@ -335,7 +341,7 @@ class _Parser:
 
 
 def _in_order(items: list[Any]) -> list[Any]:
-    """CQL keeps sets and maps sorted; where Python can't sort, the guest gets them as they are."""
+    """Return items sorted, as CQL keeps sets and maps; unchanged if Python can't sort them."""
     try:
         return sorted(items)
     except (TypeError, ArithmeticError):  # a Decimal that is no number has no place in an order
