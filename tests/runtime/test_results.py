@@ -406,7 +406,8 @@ async def test_what_is_copied_costs_fuel(real: WasmtimeKit) -> None:
             charged = (
                 cache._groups.main.share.virtual_time - virtual
             ) * cache._groups.main_group.shares
-            assert charged == pytest.approx(lease.fuel_consumed)
+            # What calls and passes cost beside that is little here.
+            assert charged == pytest.approx(lease.fuel_consumed, rel=0.01)
         cache.resize(total_fuel=copy_fuel(MiB))
         for columns in (None, [[5, MiB]]):
             async with f.acquire() as lease:

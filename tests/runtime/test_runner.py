@@ -10,7 +10,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from trio_wasmcache import CacheConfig, HostFunction
-from trio_wasmcache._core.policy.shares import CALL_FUEL, Share
+from trio_wasmcache._core.policy.shares import BURST_FUEL, CALL_FUEL, Share
 from trio_wasmcache._engine.base import HostCall
 from trio_wasmcache._runtime.runner import CHARGE_SLICES, THREAD_SLICES, Job, Runner
 
@@ -209,8 +209,9 @@ async def test_a_call_that_waits_for_a_thread_gets_one_when_there_are_more() -> 
 class Waiting:
     """Something to be polled inline: its host function waits first, then come so many slices."""
 
-    def __init__(self, name: str, slices: int, order: list[str]) -> None:
+    def __init__(self, name: str, slices: int, order: list[str], burns: int = 1000) -> None:
         self.name = name
+        self.burns = burns
         self.order = order
         self.left = slices
         self.burnt = 0
@@ -226,7 +227,7 @@ class Waiting:
     def poll(self) -> bool:
         self.order.append(self.name)
         self.left -= 1
-        self.burnt += 1000
+        self.burnt += self.burns
         return not self.left
 
     def fuel_left(self) -> int:
@@ -241,7 +242,7 @@ async def test_who_sleeps_in_a_host_function_gets_no_credit() -> None:
     slept, worked = Share(100), Share(100)
 
     async def drive(name: str, share: Share, slices: int, host: Callable[[], object]) -> None:
-        guest = Waiting(name, slices, order)
+        guest = Waiting(name, slices, order, 400_000)  # nothing else counts beside that
         await runner.drive(Job(guest, share, (HostFunction(host, (), ()),), Holder(), 10**6))
 
     async with trio.open_nursery() as nursery:
@@ -253,6 +254,27 @@ async def test_who_sleeps_in_a_host_function_gets_no_credit() -> None:
         nursery.start_soon(drive, "w", worked, 20, lambda: None)
     assert order[:20].count("w") in (9, 10, 11)
     assert slept.active == worked.active == 0
+
+
+async def test_calls_that_burn_next_to_nothing_take_turns_as_others_do() -> None:
+    """What they cost beside their fuel is their group's: it is not behind for ever."""
+    runner = Runner(CacheConfig(), lambda: 0.0)
+    order: list[str] = []
+
+    async def work(name: str, share: Share, fuel: int) -> None:
+        for _ in range(30):
+            while share.burst < BURST_FUEL:
+                share.charge(fuel)
+            order.append(name)
+            await runner.pass_turn(share)
+
+    cheap, dear = Share(100), Share(100)
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(work, "cheap", cheap, 0)
+            nursery.start_soon(work, "dear", dear, BURST_FUEL - CALL_FUEL)
+    assert order[:80].count("dear") in range(36, 45)
+    assert cheap.virtual_time == pytest.approx(dear.virtual_time, rel=0.05)
 
 
 class CpuClock:

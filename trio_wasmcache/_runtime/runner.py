@@ -26,7 +26,7 @@ from trio.lowlevel import Abort, RaiseCancelT
 
 from .._abi.gil import paced
 from .._core.config import CacheConfig
-from .._core.policy.shares import BURST_FUEL, CALL_FUEL, Share
+from .._core.policy.shares import BURST_FUEL, CALL_FUEL, PASS_FUEL, Share
 from .._engine.base import HostCall
 from .host import AnyHost
 from .turns import Turns
@@ -155,9 +155,11 @@ class Runner:
         **Checkpoint:** always.
         **Cancellation:** nothing is left behind.
         """
+        share.burst += PASS_FUEL
+        share.settle()
         await self.loop.take(share)
         self.loop.give_back()
-        share.burst = 0
+        share.begin_burst()
 
     async def convert(self, function: Callable[..., T], *values: Any) -> T:
         """Call a function that converts values, in a thread, for it takes long.

@@ -43,7 +43,11 @@ class Turns:
         self.line.enter(share)
         if self.taken < self.slots and not self.line:
             self.taken += 1
-            await self._pass()
+            try:
+                await trio.lowlevel.checkpoint()
+            except BaseException:
+                self.give_back()
+                raise
         else:
             await trio.lowlevel.wait_task_rescheduled(self._join(share))
         while self._is_ahead(share):
@@ -79,13 +83,6 @@ class Turns:
         """The turn is over; whoever is next is woken in this step."""
         self.taken -= 1
         self._hand_out()
-
-    async def _pass(self) -> None:
-        try:
-            await trio.lowlevel.checkpoint()
-        except BaseException:
-            self.give_back()
-            raise
 
     def _join(self, share: Share) -> Callable[[RaiseCancelT], Abort]:
         """Join the line; return what leaves it again, for Trio to call on cancellation."""

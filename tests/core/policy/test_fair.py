@@ -8,7 +8,7 @@ import pytest
 from attrs import define, field
 from hypothesis import given, strategies as st
 
-from trio_wasmcache._core.policy.shares import FairQueue, Share
+from trio_wasmcache._core.policy.shares import CALL_FUEL, FairQueue, Share
 
 MAX_SLICE = 1000
 
@@ -152,6 +152,25 @@ def test_being_active_elsewhere_is_not_being_away() -> None:
     behind.active = 0
     queue.enter(behind)
     assert behind.virtual_time == 100
+
+
+def test_what_calls_cost_beside_their_fuel_is_charged_once() -> None:
+    """Whenever it is asked for, and whatever the group was given for being away."""
+    queue: FairQueue[str] = FairQueue(now=1000.0)
+    share = Share(100)
+    for _ in range(10):
+        share.charge(50)
+    for _ in range(2):
+        share.settle()
+        assert share.virtual_time == pytest.approx(10 * (50 + CALL_FUEL) / 100)
+    share.begin_burst()
+    share.charge(50)
+    queue.enter(share)
+    assert share.virtual_time == 1000
+    for _ in range(2):
+        share.begin_burst()
+        assert share.virtual_time == pytest.approx(1000 + CALL_FUEL / 100)
+        assert share.burst == 0
 
 
 def test_between_equals_the_holder_keeps_the_turn() -> None:

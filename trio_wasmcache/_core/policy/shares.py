@@ -26,6 +26,8 @@ T = TypeVar("T")
 # fuel (3 to 4 microseconds) counts as well, or a series of trivial calls would never yield.
 BURST_FUEL = 500_000
 CALL_FUEL = 4_000
+# What letting others run costs, whatever comes of it: a pass of the loop.
+PASS_FUEL = 20_000
 # Work of the host for a guest is charged as CPU time, at the same rate.
 FUEL_PER_SECOND = 2000 * BURST_FUEL
 
@@ -44,12 +46,31 @@ class Share:
     left: float = -math.inf
     """Number of turns begun when the last of these calls ended; a new group was always away."""
     burst: int = 0
-    """Fuel of its calls since its last turn on the loop; see `BURST_FUEL`."""
+    """Fuel of its calls since its last turn of the loop, and what they cost beside it; see
+    `BURST_FUEL`."""
+    burst_from: float = 0.0
+    """The virtual time at which that was 0."""
 
     def charge(self, fuel: int) -> None:
         """Charge fuel that a guest of this group burnt."""
         self.virtual_time += fuel / self.shares
         self.burst += fuel + CALL_FUEL
+
+    def settle(self) -> None:
+        """Account for what calls and loads cost beside their fuel since the last turn.
+
+        Otherwise calls that burn next to nothing would be for nothing, and a group of them always
+        behind.
+        """
+        beside = self.burst - (self.virtual_time - self.burst_from) * self.shares
+        if beside > 0:
+            self.virtual_time += beside / self.shares
+
+    def begin_burst(self) -> None:
+        """Begin a new burst of short calls."""
+        self.settle()
+        self.burst = 0
+        self.burst_from = self.virtual_time
 
     def charge_host(self, seconds: float, burst: int) -> None:
         """Charge CPU time that the host took for a guest of this group.
@@ -128,8 +149,9 @@ class FairQueue(Generic[T]):
         A group in another queue is not away: a call moves from the loop's queue to the threads' and
         back, and its group must not lose what it is behind.
         """
-        if not share.active:
-            share.virtual_time = max(share.virtual_time, self.now)
+        if not share.active and share.virtual_time < self.now:
+            share.burst_from += self.now - share.virtual_time
+            share.virtual_time = self.now
 
     def begin(self, share: Share) -> None:
         """Begin a turn of `share`."""
