@@ -1,4 +1,4 @@
-"""What is under way in an instance for a lease, and how the end of the lease ends it."""
+"""Activities in an instance for a lease, and how another task ends them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ T = TypeVar("T")
 
 
 class Activity:
-    """A call, a batch, or the start of an instance. Its task drives it; any other may end it.
+    """A call, a batch, or the start of an instance. Its task drives it; any task may end it.
 
-    Once ended it stops at its next step: at once where it waits, within a slice where the guest
-    runs. Then it raises the error that whoever ended it has given.
+    An ended activity stops at its next step: at once if it waits, within a slice if the guest runs.
+    Then it raises the error that was given to `end`.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class Activity:
         self._hosts = hosts
         self._lease = lease  # what `current_lease` gives inside the guest's host functions
         self._job: Job | None = None
-        self._apart: trio.CancelScope | None = None  # around what is waited for that is no turn
+        self._apart: trio.CancelScope | None = None  # around a wait other than for a turn
         self._make_error: Callable[[], Exception] | None = None
 
     @property
@@ -40,11 +40,11 @@ class Activity:
 
     @property
     def host_call(self) -> HostCall | None:
-        """What the guest asks of the host, while it is suspended for that."""
+        """Host call for which the guest is suspended; None if it is not."""
         return None if self._job is None else self._job.native.host_call
 
     def end(self, error: Callable[[], Exception]) -> None:
-        """End it from another task; it raises what `error` makes."""
+        """End it from another task; it raises the error that `error` returns."""
         self._make_error = error
         if self._job is not None:
             self._job.end()
@@ -53,22 +53,22 @@ class Activity:
 
     @property
     def out_of_thread(self) -> trio.Event | None:
-        """An event that is set when the thread that runs the guest has left it; None: none does."""
+        """Event that is set when the thread has left the guest; None if no thread runs it."""
         job = self._job
         return job.out_of_thread if job is not None and job.in_thread else None
 
     def check_open(self) -> None:
-        """Raise the error with which another task has ended it, if one has."""
+        """Raise the error given to `end`, if another task has ended it."""
         if self._make_error is not None:
             raise self._make_error()
 
     def error(self) -> Exception:
-        """Return the error with which another task has ended it."""
+        """Return the error given to `end`, by which another task has ended it."""
         assert self._make_error is not None
         return self._make_error()
 
     async def unless_ended(self, wait: Callable[..., Awaitable[T]], *args: object) -> T:
-        """Await a load, or work in a thread, which the end of this activity ends, too.
+        """Await a load, or work in a thread, that is cancelled when this activity is ended.
 
         **Checkpoint:** as of `wait`.
         **Cancellation:** as of `wait`.
@@ -85,14 +85,14 @@ class Activity:
         raise AssertionError("only an end cancels this scope")
 
     def new_job(self, native: Polled, fuel: int, burnt: int = 0) -> Job:
-        """Begin to be driven; `runner.drive` the job, and then call `job_over` whatever came."""
+        """Return a job for `Runner.drive`; `job_over` must be called afterwards in any case."""
         self._job = job = Job(
             native, self.share, self._hosts, self._lease, fuel, burnt, ended=self.error
         )
         return job
 
     def job_over(self, job: Job) -> int:
-        """End being driven, and charge the group for the rest; return the fuel it has cost."""
+        """End a job, and charge the group for the rest; return the fuel that the job has burnt."""
         self._job = None
         if self._make_error is None:
             job.charge()

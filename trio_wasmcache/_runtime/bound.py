@@ -1,4 +1,4 @@
-"""What calls need at hand of an instance, looked up once for all leases of it."""
+"""A function bound to an instance: everything that calls need, looked up once for all leases."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ from .module import CachedModule
 @final
 @frozen(eq=False)
 class Definition:
-    """A registered function: what it was declared to be, and the module that it is in."""
+    """A registered function: its declaration and its module."""
 
     public: object
-    """The `Function` that users have."""
+    """`Function` that users have."""
     returns: str | tuple[str, ...] | None
     module: CachedModule
     crossing: Crossing
     export: str
     called_on_null: bool
     keeps_state: bool = True
-    """Whether an instance serves the next lease as the last one left it."""
+    """Whether an instance keeps its state from one lease to the next."""
     resets: bool = False
-    """Whether, if it does not, it is put back and not closed."""
+    """Whether an instance that does not keep its state is reset, and not closed."""
     serves_again: bool = Factory(lambda self: self.keeps_state or self.resets, takes_self=True)
     """Whether an instance can go from lease to lease."""
 
     @staticmethod
     def of(record: FunctionRecord) -> Definition:
-        """Return the definition of a function of the policy."""
+        """Return the definition of a function record of the policy."""
         definition = record.definition
         assert isinstance(definition, Definition)
         return definition
@@ -58,7 +58,7 @@ class Definition:
 @final
 @define(eq=False)
 class BoundFunction:
-    """An instance that is ready to be called; hung on `Instance.bound`."""
+    """A function of an instance that is ready to be called; stored in `Instance.bound`."""
 
     native: GuestInstance
     guest: GuestFunction
@@ -66,13 +66,13 @@ class BoundFunction:
     crossing: Crossing
     entry: Entry
     total_fuel: int
-    """What one call may burn. A change of the limit makes it be bound anew."""
-    # What every call and every recycle wants, taken out of these.
+    """Units of fuel that one call may burn; after a change of the limit it is bound anew."""
+    # Attributes of the above that every call and every recycle needs.
     begin: Callable[[Sequence[Any], int], Any]
     left: Counter
     measure: Callable[[Any], int]
-    """Measures what `native` may touch now, for the short way back, and first puts it back where it
-    does not keep its state."""
+    """Function that returns the size of `native` for the fast path of a recycle; it first resets an
+    instance that does not keep its state."""
     lower: Callable[[tuple[Any, ...]], Sequence[Any]] | None
     lift: Callable[[Any], Any] | None
     steps: Callable[[Guest, tuple[Any, ...]], Generator[Step, Any, Any]] | None
@@ -80,7 +80,7 @@ class BoundFunction:
 
     @staticmethod
     def of(instance: Instance) -> BoundFunction:
-        """Return what is bound to an instance of the policy that is loaded."""
+        """Return the bound function of an instance of the policy that is loaded."""
         bound = instance.bound
         assert isinstance(bound, BoundFunction)
         return bound
@@ -91,11 +91,11 @@ class BoundFunction:
 
     @property
     def counts_results(self) -> bool:
-        """Whether the ABI counts all that it makes of a result: those of this library do."""
+        """Whether the ABI counts everything it makes of a result, as those of this library do."""
         return getattr(self.crossing, "counts_results", False)
 
     def gives_null(self, values: tuple[Any, ...]) -> bool:
-        """Return whether a call with these values gives None without running, for a None there."""
+        """Return whether a call with these values returns None without running the guest."""
         return (
             not self.definition.called_on_null
             and len(values) == self.crossing.arity
@@ -105,12 +105,17 @@ class BoundFunction:
     def attach(
         self, relieve: Callable[..., None], code: DriverCode, exports: Mapping[str, str]
     ) -> GuestDriver:
-        """Attach a driver to the instance; idle ones go for it if the system has no room.
+        """Attach a driver to the instance; evict idle instances if the system has no memory for it.
 
-        It reserves addresses of its own, which the books take note of when the lease ends.
+        The driver reserves addresses of its own, which are booked when the lease ends.
+
+        Args:
+            relieve: see `Pool.relieve`.
+            code: the compiled driver.
+            exports: {name in the driver: export of the instance}.
 
         Raises:
-            CodeMemoryError: nothing idle is left, and the system has no room still.
+            CodeMemoryError: the system still has no memory, and no idle instance is left to evict.
         """
         reserved = self.native.reserved
         needed = max(1, reserved[0]), max(1, reserved[1])
@@ -128,15 +133,15 @@ class BoundFunction:
     def fail(
         self, policy: Policy, error: BaseException, values: tuple[Any, ...], fuel: int
     ) -> None:
-        """Give the instance up, as a call of it failed; say in the error which call it was."""
+        """Abandon the failed call of the instance, and complete the error with its facts."""
         policy.note_error(self.entry, type(error).__name__)
         self.native.abandon()
         if isinstance(error, GuestError) and not error.function:
-            # Not if it is another guest's, that a host function of this one called.
+            # Not for the error of another guest, which a host function of this one called.
             self.complete(error, values, fuel)
 
     def complete(self, error: GuestError, values: tuple[Any, ...], fuel: int) -> None:
-        """Say in the error which function it was, with what it was called, and what it burnt."""
+        """Add the function, the values of the call and the fuel that it burnt to the error."""
         key = self.entry.function.key
         error.function = key.name
         error.values = kept_values(values)
@@ -149,19 +154,19 @@ class BoundFunction:
         what = f"{key}{row} called with ({listed}){burnt}"
         error.args = (f"{what}: {error.args[0]}{trace}", *error.args[1:])
         if self.counts_results:
-            # Frames of a conversion, and errors of others in it, have the data that was converted.
+            # Frames and errors of a conversion would keep the data that was converted.
             error.__traceback__ = error.__context__ = None
 
 
-# No limit allows it.
+# A size that no limit allows.
 TOO_LARGE: Any = math.inf
-# Bytes of the arguments of a failed call that its error keeps; characters or bytes of a longer one;
-# and arguments that its message shows.
+# Bytes of the arguments of a failed call that its error keeps; characters or bytes that it keeps of
+# a str or bytes that exceeds them; and arguments that its message shows.
 MAX_KEPT, BEGINNING, MAX_SHOWN = 64 * KiB, 1000, 20
 
 
 def bind(entry: Entry, native: GuestInstance, total_fuel: int) -> BoundFunction:
-    """Bind the function of `entry` to an instance of it."""
+    """Bind the function of `entry` to one of its instances."""
     definition = Definition.of(entry.function)
     guest, crossing = native.function(definition.export), definition.crossing
     return BoundFunction(
@@ -182,19 +187,19 @@ def bind(entry: Entry, native: GuestInstance, total_fuel: int) -> BoundFunction:
 
 
 def _the_long_way(native: GuestInstance) -> int:
-    """Keep an instance whose reservation has changed from the short way back."""
+    """Return a size that keeps an instance, whose reservation has changed, off the fast path."""
     size: int = TOO_LARGE
     return size
 
 
 def _put_back(native: GuestInstance) -> int:
-    """Put the instance back and measure it; what can't be put back has to go the long way."""
+    """Reset the instance and return its size, or a size that keeps it off the fast path."""
     size: int = native.measure() if native.reset() else TOO_LARGE
     return size
 
 
 def kept_values(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return the arguments of a failed call as its error keeps them, cut where they are large."""
+    """Return the arguments of a failed call as its error keeps them: large ones are cut."""
     kept, left = [], MAX_KEPT
     for value in values:
         size = size_of(value, left)

@@ -1,10 +1,10 @@
-"""One call under way in an instance: what is left of it after its first slice, and how it fails.
+"""One call under way in an instance, from the end of its first slice; its fuel and its failure.
 
-The first slice is in `Lease.call`; most calls end in it, and need nothing of this. A batch is one
-call, too, whose rows are made by `_batch`.
+The first slice is in `Lease.call`; most calls end in it and need no `Call`. A batch is one call,
+too, whose rows are called by `_batch`.
 
-An instance whose call failed or was cancelled half-way holds whatever the guest left in the middle
-of its work, so it serves no other call, and is dropped when its lease ends.
+An instance whose call failed or was cancelled half-way is in an unknown state, so it serves no
+other call, and is dropped when its lease ends.
 """
 
 from __future__ import annotations
@@ -43,23 +43,23 @@ from .runner import Job, Runner
 T = TypeVar("T")
 Steps = Generator[Step, Any, Any]
 
-# Bytes of addresses and mappings that are freed first for a stack that gets no memory.
+# Bytes of addresses, and mappings, to free first when the system has no memory for a stack.
 STACK_SHARE = 64 * MiB, 64
 
 
 class Relieve(Protocol):
-    """Evicts idle instances, as the system gave no memory for something of a function."""
+    """Evicts idle instances, as the system refused memory for a function."""
 
     def __call__(
         self, key: FunctionKey, needed: tuple[int, int], error: Exception, attempt: int = 0, /
     ) -> None:
-        """See `Pool.relieve`."""
+        """Evict idle instances: see `Pool.relieve`."""
 
 
 @final
 @frozen
 class Runtime:
-    """What all calls of one cache share."""
+    """The parts of one cache that all its calls share."""
 
     engine: Engine
     runner: Runner
@@ -70,7 +70,7 @@ class Runtime:
 
 
 class Finished(Exception):
-    """The ABI has made all steps of a call."""
+    """Raised when the ABI has made all steps of a call."""
 
     def __init__(self, result: Any) -> None:
         super().__init__(result)
@@ -79,13 +79,13 @@ class Finished(Exception):
 
 @final
 class Call(Activity):
-    """A call, or a batch of them, from where other tasks may run until it ends.
+    """A call, or a batch, from the moment when other tasks may run to its end.
 
     Args:
-        runtime: what it has in common with others.
-        bound: the instance, and how values cross.
-        share: of the group that is charged.
-        lease: what `current_lease` gives in host functions.
+        runtime: parts of the cache that all calls share.
+        bound: the function bound to the instance.
+        share: share of the group that is charged.
+        lease: the result of `current_lease` in host functions.
     """
 
     def __init__(self, runtime: Runtime, bound: BoundFunction, share: Share, lease: object) -> None:
@@ -98,20 +98,20 @@ class Call(Activity):
         self.results = runtime.results
         """Memory for the results of batches."""
         self.tally: Tally = runtime.book.begin()
-        """Counts what the guest makes the host allocate for results."""
+        """Count of the bytes that the host allocates for results."""
         self.caller = trio.lowlevel.current_task()
         self.fuel = 0
-        """Units burnt so far, by the guest and for it."""
+        """Units of fuel burnt so far, by the guest and by the host for it."""
         self.failed = False
-        """Whether it failed half-way, so that no other call of this instance can be made."""
+        """Whether it failed half-way, so that the instance can serve no other call."""
         self.drop: Reason | None = None
-        """Why the instance goes when the call is over, if another task has ended it."""
+        """Reason for evicting the instance after the call, if another task has ended it."""
         self._runtime = runtime
         self._began = trio.current_time()
         bound.uses.continued += 1
 
     def close(self) -> None:
-        """Note what the call took. Nothing of it is under way any more."""
+        """Note the fuel and time of the call, which has ended."""
         self._runtime.book.end(self.tally)
         seconds = trio.current_time() - self._began
         self._runtime.policy.note_long_call(self.bound.entry, self.fuel, seconds)
@@ -119,10 +119,10 @@ class Call(Activity):
     # -- one call
 
     async def finish(self, function: GuestFunction, fuel: int) -> Any:
-        """Finish what `function` has begun with that fuel; return the result, in wasm's terms.
+        """Finish what `function` has begun with `fuel`; return the result as wasm values.
 
         **Checkpoint:** always.
-        **Cancellation:** the guest is stopped within a slice; `fail` is to be called.
+        **Cancellation:** the guest is stopped within a slice; the caller must call `fail`.
         """
         job = self.new_job(self.native, fuel)
         try:
@@ -135,10 +135,10 @@ class Call(Activity):
     async def run_steps(
         self, make: Callable[[Guest, tuple[Any, ...]], Steps], values: tuple[Any, ...]
     ) -> Any:
-        """Make the call by the steps of an ABI, on `total_fuel` for all of them together.
+        """Make the call in the steps of an ABI, which share `total_fuel`.
 
         **Checkpoint:** between slices.
-        **Cancellation:** the guest is stopped, and no other call can be made.
+        **Cancellation:** the guest is stopped, and the instance can serve no other call.
         """
         native, total = self.native, self.bound.total_fuel
         steps: Steps | None = None
@@ -153,8 +153,8 @@ class Call(Activity):
                 inside = True
                 result = self.begin(function, invoke.values, left)
                 if result is UNDER_WAY:
-                    # As `finish`, but written out: that would be one more coroutine to resume for
-                    # every slice.
+                    # `finish`, inline: calling it would be one more coroutine to resume for every
+                    # slice.
                     job = self.new_job(native, left)
                     try:
                         job.charge()
@@ -168,7 +168,7 @@ class Call(Activity):
             return finished.result
         except BaseException as error:
             if invoke is None and not isinstance(error, GuestError):
-                pass  # before the first step, values that do not fit are the caller's mistake
+                pass  # before the first step: values that do not fit leave the instance intact
             elif isinstance(error, ResultTooLargeError) and not inside:
                 self.refuse(error, values)
             else:
@@ -181,13 +181,15 @@ class Call(Activity):
     # -- parts of a call, for batches too
 
     def begin(self, function: GuestFunction, values: Sequence[Any], fuel: int) -> Any:
-        """Begin to call a function and run its first slice: see `GuestFunction.begin`.
+        """Begin to call a function, and run its first slice: see `GuestFunction.begin`.
 
-        What it burns is charged, also if it fails; if it is UNDER_WAY, by `finish`.
+        The burnt fuel is charged, also if the call fails; for a call that is UNDER_WAY, `finish`
+        charges it.
 
         Raises:
-            trio.ClosedResourceError: the lease has ended, as code of the values' own may see to.
-            CodeMemoryError: the system has no memory for a stack, though all idle was evicted.
+            trio.ClosedResourceError: the lease has ended, maybe by code of the values' classes.
+            CodeMemoryError: the system has no memory for a stack, though all idle instances were
+                evicted.
         """
         exact = values
         while True:
@@ -196,7 +198,7 @@ class Call(Activity):
                 result = function.begin(exact, fuel)
             except InexactError:
                 exact = exact_values(function.type, values)
-            except NoMemoryError as error:  # for its stack: none of the guest has run
+            except NoMemoryError as error:  # for its stack: the guest has not run
                 self.relieve_stack(error)
             except GuestError:
                 self._account(fuel - self.native.fuel_left())
@@ -207,17 +209,22 @@ class Call(Activity):
                 return result
 
     async def step(self, steps: Steps, result: Any, left: int) -> Invoke:
-        """Let the ABI convert values, up to the next thing to call; `Finished` if there is none.
+        """Let the ABI convert values up to its next call of an export, which is returned.
 
-        The group is charged with the CPU time that takes, unless it is a thread's. What the ABI
-        reads of the guest's memory, and the values it makes, cost fuel of the call, which has
-        `left` of it.
+        The group is charged with the CPU time of the conversion. Bytes that the ABI reads from the
+        guest's memory, and values that it makes, cost fuel of the call.
 
-        **Checkpoint:** if something takes long.
-        **Cancellation:** only there; nothing is under way in the guest.
+        Args:
+            steps: the steps of the ABI.
+            result: result of the last call of an export, as wasm values; None at first.
+            left: fuel that is left to the call.
 
         Raises:
-            trio.ClosedResourceError: there is something to call, and the lease has ended.
+            Finished: the ABI has made its last step.
+            trio.ClosedResourceError: there is an export to call, but the lease has ended.
+
+        **Checkpoint:** if a conversion takes long.
+        **Cancellation:** only during a long conversion; nothing is under way in the guest.
         """
         tally = self.tally
         tally.allowed = left
@@ -233,11 +240,11 @@ class Call(Activity):
                     raise Finished(stop.value) from None
                 except Exception:
                     if self.ended:
-                        # By code of the values' own; the ABI met an instance that is gone.
+                        # By code of the values' classes; the ABI then used a closed instance.
                         raise self.error() from None
                     raise
                 if isinstance(asked, Invoke):
-                    self.check_open()  # a thread was in the call before, and has finished it
+                    self.check_open()  # a thread may have finished the last call after the end
                     return asked
                 try:
                     send, sent = steps.send, await self.convert(asked.function, *asked.values)
@@ -249,7 +256,7 @@ class Call(Activity):
             self.take_spent()
 
     def put_away(self, steps: Steps) -> None:
-        """Close an ABI's steps, which are over; it may clean up, in a guest that may be gone."""
+        """Close the steps of an ABI, which may clean up in the guest, even in a closed one."""
         try:
             steps.close()
         except Exception:
@@ -257,12 +264,12 @@ class Call(Activity):
                 raise
 
     async def convert(self, function: Callable[..., T], *values: Any) -> T:
-        """Return what the function returns, called in a thread.
+        """Call a function in a thread, and return its result.
 
-        The group is charged with the CPU time that it took there.
+        The group is charged with the CPU time that it takes there.
 
         **Checkpoint:** always.
-        **Cancellation:** the thread is abandoned, and so it is if another task ends the call.
+        **Cancellation:** the thread is abandoned, also if another task ends the call.
         """
         clock, seconds = self.runner.cpu_clock, 0.0
 
@@ -280,13 +287,13 @@ class Call(Activity):
             self.share.charge_host(seconds, self.share.burst)
 
     async def yield_if_due(self) -> None:
-        """Let others run if the group has had its burst of short calls.
-
-        **Checkpoint:** maybe.
-        **Cancellation:** nothing is under way in the guest.
+        """Let other tasks run if the group has had its burst of short calls.
 
         Raises:
             trio.ClosedResourceError: the lease has ended meanwhile.
+
+        **Checkpoint:** maybe.
+        **Cancellation:** nothing is under way in the guest.
         """
         if self.share.burst >= BURST_FUEL:
             await self.runner.pass_turn(self.share)
@@ -300,28 +307,28 @@ class Call(Activity):
         """Evict idle instances, as there was no memory for a stack; the call may begin again.
 
         Raises:
-            CodeMemoryError: nothing idle is left.
+            CodeMemoryError: no idle instance is left to evict.
         """
         self._runtime.relieve(self.bound.entry.function.key, STACK_SHARE, error)
 
-    # -- what it costs
+    # -- fuel
 
     def end_job(self, job: Job) -> None:
-        """End being driven: see `new_job`. What the job burnt is fuel of the call."""
+        """End a job of `new_job`, and add the fuel that it burnt to that of the call."""
         self.fuel += self.job_over(job)
 
     def take_spent(self) -> None:
-        """Charge the call with what the host did with its results."""
+        """Add the cost of the host's work on results to the fuel of the call."""
         if self.tally.spent:
             self.fuel += self.tally.take_spent()
 
     def charge_spent(self) -> None:
-        """Charge the call, and its group, with what a thread did with its results."""
+        """Charge the call and its group for a thread's work on results."""
         if spent := self.tally.take_spent():
             self._account(spent)
 
     def count_result(self, value: Any) -> None:
-        """Count what an ABI of the user's own has made, which did not count it itself."""
+        """Count a result made by an ABI of the user's own, which did not count it itself."""
         tally = self.tally
         if not self.bound.counts_results:
             size = size_of(value, tally.limit - tally.begun)
@@ -331,14 +338,14 @@ class Call(Activity):
         self.fuel += burnt
         self.share.charge(burnt)
 
-    # -- how it fails
+    # -- failure
 
     def fail(self, error: BaseException, values: tuple[Any, ...]) -> None:
-        """Note that the call failed half-way, and say in the error which call it was."""
+        """Note that the call failed half-way, and complete the error with its facts."""
         self.failed = True
         self.bound.fail(self._runtime.policy, error, values, self.fuel)
 
     def refuse(self, error: ResultTooLargeError, values: tuple[Any, ...]) -> None:
-        """Say in the error which call it was; the guest had returned, so it is intact."""
+        """Complete the error with its facts; the guest had returned, so the instance is intact."""
         self._runtime.policy.note_error(self.bound.entry, type(error).__name__)
         self.bound.complete(error, values, self.fuel)

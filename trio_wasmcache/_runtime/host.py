@@ -1,7 +1,7 @@
-"""Host functions: what an application lets its guests call, and how such a call is run.
+"""Host functions: Python functions that an application lets its guests call.
 
 The Python function runs in the task that called the guest, on the ordinary stack, while the guest
-is suspended. It may be async: then it may await, open scopes, and be cancelled with the call.
+is suspended. An async one may await, open cancel scopes, and is cancelled with the call.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .wasi import BUILT_IN, WasiFunction
 
 
 def _identity(fn: Callable[..., Any]) -> object:
-    """What makes two functions the same: not being equal, which some objects are that differ."""
+    """Return a key by which two functions are the same; some callables are equal but differ."""
     return fn if isinstance(fn, MethodType) else id(fn)
 
 
@@ -38,18 +38,20 @@ class HostFunction:
 
     ``HostFunction(lookup, params=("i64",), results=("i64",))``
 
-    It is called with one value for each of `params` and returns one value, a tuple, or None, as
-    `results` says. What it raises comes out of `Lease.call` as it is. Inside of it,
-    `trio_wasmcache.current_lease()` is the lease that called, and its `memory` the guest's.
+    It is called with one value for each of `params`. It must return one value, a tuple, or None,
+    for one, several, or no `results`. `Lease.call` raises its exceptions unchanged. In it,
+    `trio_wasmcache.current_lease()` returns the lease whose guest called, and the `memory` of that
+    lease is the guest's.
 
     Args:
-        fn: a function, sync or async. A sync one runs on the event loop: it should be short.
-        params: types of the plain ABI, such as ``"i64"`` or ``"u32"``.
-        results: the same, for what it returns.
+        fn: a sync or async function. A sync one runs on the event loop, so it should be short.
+        params: types of the arguments, of the plain ABI, such as ``"i64"`` or ``"u32"``;
+            ``("i64",)`` by default.
+        results: types of the results, likewise.
 
     Raises:
-        SignatureError: an unknown type.
-        TypeError: `fn` can't be called.
+        SignatureError: a type is unknown.
+        TypeError: `fn` is not callable, or `params` or `results` is not a sequence of str.
     """
 
     fn: Callable[..., Any] = field(eq=_identity)
@@ -68,14 +70,14 @@ class HostFunction:
 
     @property
     def type(self) -> FuncType:
-        """What the guest sees."""
+        """Type of the function for the guest, in wasm types."""
         return FuncType(self._abi.signature.results, self._abi.signature.params)
 
     serve_alone = None
-    """See `HostImport.serve`: it may need the task that called."""
+    """None, as `serve` may need the task that called: see `HostImport.serve`."""
 
     def serve(self, call: HostCall) -> tuple[Any, ...] | Coroutine[Any, Any, tuple[Any, ...]]:
-        """Call `fn` with what the guest gave: the wasm values to give back, or what ends so."""
+        """Call `fn` with the guest's arguments; return wasm values, or a coroutine that does."""
         values = call.values
         if self._abi.lift is not None:
             lifted = self._abi.lift(values[0] if len(values) == 1 else values)
@@ -103,7 +105,7 @@ class HostFunction:
 @trio.lowlevel.disable_ki_protection
 @calls_user
 def _call_unprotected(fn: Callable[..., Any], values: tuple[Any, ...]) -> Any:
-    """Call user code: Ctrl-C may interrupt it, unlike the library around it."""
+    """Call user code, which Ctrl-C may interrupt, unlike the library around it."""
     return fn(*values)
 
 
@@ -119,7 +121,11 @@ AnyHost = HostFunction | WasiFunction
 def flatten(
     imports: Mapping[str, Mapping[str, HostFunction]] | None,
 ) -> dict[tuple[str, str], AnyHost]:
-    """{(module, name): host function}, the built-in ones included; `TypeError` for what is none."""
+    """Return {(module, name): host function}, the built-in ones included.
+
+    Raises:
+        TypeError: `imports` is not a mapping of mappings of `HostFunction` by str.
+    """
     flat: dict[tuple[str, str], AnyHost] = dict(BUILT_IN)
     if imports is None:
         return flat

@@ -1,7 +1,7 @@
-"""What an ABI sees of an instance while it makes the steps of a call: its memory, metered.
+"""The guest as the steps of an ABI see it: its memory, with all reading metered.
 
-Every byte that is read is counted before it is copied, and costs fuel of the call, whatever ABI
-reads it; see `_core/tally`.
+Every byte is counted before it is copied, and costs fuel of the call, whatever ABI reads it; see
+`_core/tally`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .._engine.base import GuestInstance, OwnMemory
 
 @final
 class MeteredGuest:
-    """See `Guest`; for one call, or for all rows of a batch."""
+    """A `Guest` for one call, or for all rows of a batch, whose memory is metered."""
 
     __slots__ = ("_memory", "_native", "tally")
 
@@ -40,7 +40,7 @@ class MeteredGuest:
 
 @final
 class MeteredMemory:
-    """See `Memory`."""
+    """A `Memory` that counts the bytes that are read."""
 
     __slots__ = ("_memory", "_tally")
 
@@ -53,7 +53,7 @@ class MeteredMemory:
         return self._memory.size
 
     def read(self, at: int, n: int) -> bytes:
-        if 0 <= n <= self._memory.size:  # otherwise it is not read at all
+        if 0 <= n <= self._memory.size:  # otherwise `read` raises and copies nothing
             self._tally.copy(n)
         return self._memory.read(at, n)
 

@@ -1,4 +1,4 @@
-"""A compiled module in the cache: its artifact at rest, and its code while that is used."""
+"""Compiled modules: the serialized artifact, and the executable code while it is used."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ INITIALIZE = "_initialize"
 @final
 @define(eq=False)
 class CachedModule:
-    """A compiled module: an artifact at rest, and its executable form while the ledger says so."""
+    """A compiled module: its artifact, and its executable code while the ledger counts it."""
 
     equal: Hashable
-    """What makes it the same module as another: bytes, imports, limits, preparation."""
+    """Key of the module: bytes, imports, limits, preparation; see `registration.Equal`."""
     digest: str
-    """SHA-256 of the bytes that were given, in hexadecimal."""
+    """SHA-256 of the bytes given to `register`, in hexadecimal."""
     engine: Engine
     artifact: Artifact
     hosts: tuple[AnyHost, ...]
     host_imports: tuple[HostImport, ...]
     why_not: str | None = None
-    """Why its instances can't be reset, where that is known."""
+    """Reason why its instances can't be reset, if there is one and it is known."""
     initialize: bool = False
     """Whether it is a WASI reactor, whose `_initialize` is called before anything else."""
     number: int = 0
-    """Tells modules of one cache apart in the log."""
+    """Number of the module in the cache's log."""
     record: Module = field(init=False)
-    """What the policy knows of it."""
+    """Record of the module in the policy."""
     loaded: LoadedModule | None = None
     _loading: trio.Event | None = None
 
@@ -44,14 +44,14 @@ class CachedModule:
         self.record = Module(self.digest, artifact.code_size, artifact.module_mappings, slot=self)
 
     def learn(self, why_not: str | None) -> None:
-        """Note why its instances can't be reset, if that was not known."""
+        """Note why its instances can't be reset, if that was not known yet."""
         self.why_not = self.why_not or why_not
 
     async def get(self) -> LoadedModule:
-        """Return the executable module; the first caller loads it, others wait for that.
+        """Return the executable module; the first caller loads it, others wait for the load.
 
-        **Checkpoint:** if it is not loaded, maybe.
-        **Cancellation:** if the one that loads is cancelled, the next one loads.
+        **Checkpoint:** maybe, if it is not loaded.
+        **Cancellation:** if the task that loads is cancelled, the next one loads.
         """
         while self.loaded is None:
             if self._loading is not None:
@@ -66,7 +66,7 @@ class CachedModule:
         return self.loaded
 
     def unload(self) -> None:
-        """Free the code: no instance uses it any more."""
+        """Free the code, which no instance uses any more."""
         if self.loaded is not None:
             loaded, self.loaded = self.loaded, None
             loaded.close()

@@ -1,17 +1,15 @@
-"""Results of calls and batches: the book of what they take, and memory for those of batches.
+"""Results of calls and batches: the book of their bytes, and reused memory for those of batches.
 
-The book holds a `Tally` for each call or batch whose results are under way. It is over when they
-are returned or dropped: what was returned is the caller's.
+The book has a `Tally` for each call or batch until its results are returned or dropped. Returned
+results belong to the caller.
 
-Memory for the results of batches is found by the kernel but once.
+The kernel takes one or two microseconds to map a page, as long as the guest takes to fill it with
+numbers. The C library may keep freed memory or return it to the kernel, depending on the other
+contents of its heap. So results have memory of their own, which is not filled with zeros first, and
+the memory of the last results is used again once nothing refers to it.
 
-To find a page costs the kernel one or two microseconds, so that for numbers it takes as long as the
-rows that fill the page. The C library would keep what came back, or give it all to the kernel,
-depending on what else lies there. So results have memory of their own, which is not filled with
-zeros first, and that of the last ones is used again when nobody sees it any more.
-
-Pages of 2 MiB were tried: ten times as fast to find, but some virtual machines have to ask their
-host for each, and stand still for 5 ms.
+Rejected: pages of 2 MiB. They are mapped ten times as fast, but some virtual machines have to ask
+their host for each, and stand still for 5 ms.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from attrs import Factory, define
 from .._core.config import KiB, MiB
 from .._core.tally import Tally
 
-# Bytes from which on results get memory of their own, and up to which it is kept.
+# Sizes from which on results get memory of their own, and up to which it is kept (bytes).
 MAPPED, KEPT = 128 * KiB, 16 * MiB
 
 
@@ -35,12 +33,12 @@ class ResultBook:
     """The tallies of all results of one cache that are under way."""
 
     limit: int
-    """`max_result_size` for those that begin from now on (bytes)."""
+    """`max_result_size` for calls and batches that begin from now on (bytes)."""
     _tallies: set[Tally] = Factory(set)
 
     @property
     def size(self) -> int:
-        """Bytes that results under way take."""
+        """Bytes of all results under way."""
         return sum(tally.held for tally in self._tallies)
 
     def resize(self, limit: int) -> None:
@@ -48,24 +46,24 @@ class ResultBook:
         self.limit = limit
 
     def begin(self) -> Tally:
-        """Count the result of one call, or those of one batch, until `end`."""
+        """Return a tally that counts the results of one call or batch, until `end`."""
         tally = Tally(self.limit)
         self._tallies.add(tally)
         return tally
 
     def end(self, tally: Tally) -> None:
-        """They were returned, or dropped."""
+        """End a tally, whose results were returned or dropped."""
         self._tallies.discard(tally)
         tally.end()
 
 
 @final
 class ResultMemory:
-    """Gives memory for results, and keeps one piece of it for the next."""
+    """Provides memory for the results of batches, and keeps one piece of it for later ones."""
 
     def __init__(self) -> None:
         self._kept: mmap.mmap | None = None
-        self._lent: weakref.WeakSet[Tally] = weakref.WeakSet()  # whose results lie in what is kept
+        self._lent: weakref.WeakSet[Tally] = weakref.WeakSet()  # of results in the kept memory
 
     @property
     def size(self) -> int:
@@ -73,20 +71,20 @@ class ResultMemory:
         return 0 if self._kept is None else len(self._kept)
 
     def forget(self) -> None:
-        """Keep nothing: it goes, at the latest when nobody sees it any more."""
+        """Keep no memory: it is freed now, or when nothing refers to it any more."""
         self._kept = None
         for tally in self._lent:
             tally.kept = 0
         self._lent.clear()
 
     def take(self, size: int, tally: Tally) -> memoryview:
-        """So many bytes to write to: all of them, as others' results may still lie there.
+        """Return `size` bytes of writable memory; it may contain old results, so fill all of it.
 
-        They are counted, and not twice if they are kept here afterwards.
+        The bytes are counted by `tally`, and not twice if the memory is kept here afterwards.
 
         Raises:
-            ResultTooLargeError: they exceed `max_result_size`.
-            MemoryError: there are not as many.
+            ResultTooLargeError: with these bytes, the results exceed `max_result_size`.
+            MemoryError: the system has no memory for them.
         """
         tally.add(size)
         if size < MAPPED:
@@ -99,7 +97,7 @@ class ResultMemory:
             made = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except (OSError, OverflowError):
             raise MemoryError(f"there is no memory for {size} bytes of results") from None
-        # What is much smaller would be of no use to what comes next.
+        # Much smaller memory would be of no use for the next batch.
         if size <= KEPT and (kept is None or len(kept) <= 2 * size):
             self.forget()
             self._kept = made
@@ -112,7 +110,7 @@ class ResultMemory:
 
 
 def _is_free(kept: mmap.mmap) -> bool:
-    """Whether no buffer of it is left, however it came about: a slice, an array of NumPy."""
+    """Return whether no buffer refers to it, such as a slice or a NumPy array."""
     try:
         kept.resize(len(kept))
     except (BufferError, SystemError):  # SystemError: this system can't tell

@@ -1,12 +1,12 @@
-"""Drives what an instance has under way: in slices, inline or in a thread, until it is over.
+"""Drives calls of an instance in slices, inline or in a thread, until they end.
 
-1. The first slice runs at once. A call that ends in it has cost no scheduling.
-2. Every further slice needs a turn of the loop (`_turns`).
+1. The first slice runs at once. A call that ends in it costs no scheduling.
+2. Every further slice needs a turn of the event loop (`turns`).
 3. After `offload_after` slices the same half-run call goes on in a worker thread, with the GIL
-   free, and stays there while nobody else needs the thread.
+   free, and stays there until it ends or another call needs the thread.
 4. When the guest calls the host, it is suspended, turn and thread are given back, and the Python
-   function runs here, in the calling task. It costs the call fuel, and the group CPU time.
-5. However it ends, nobody is inside the instance any more when `drive` returns or raises.
+   function runs here, in the calling task. The call is charged fuel for it, the group CPU time.
+5. When `drive` returns or raises, nothing runs in the instance any more.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from .turns import Turns
 
 T = TypeVar("T")
 
-# A thread looks this often (in slices) whether another call waits for it: at 0.1 ms a slice, the
-# hop there and back (0.3 ms) stays under a tenth of it.
+# Slices after which a thread checks whether another call waits for it: at 0.1 ms a slice, the hop
+# to the loop and back (0.3 ms) stays under a tenth of the time.
 THREAD_SLICES = 32
-# And comes back this often in any case, so that what it burns is charged to its group.
+# Slices after which a thread returns in any case, so that the fuel is charged to its group.
 CHARGE_SLICES = 256
 
-# A group that asks again within so many turns of others was not away: it was between two calls.
+# Turns of other groups within which a group that asks again was not away, but between two calls.
 AWAY_TURNS = 2
 
 context_of_call: contextvars.ContextVar[object] = contextvars.ContextVar("trio_wasmcache_lease")
@@ -47,53 +47,57 @@ context_of_call: contextvars.ContextVar[object] = contextvars.ContextVar("trio_w
 
 
 class Polled(Protocol):
-    """What is driven: an instance with a call under way, or a batch. See `GuestInstance`."""
+    """An instance with a call under way, or a batch, to be driven. See `GuestInstance`."""
 
     @property
     def host_call(self) -> HostCall | None:
-        """Set by `poll` when the guest waits for the host."""
+        """Call of the host for which the guest waits, set by `poll`; None if it does not wait."""
 
     def poll(self) -> bool:
-        """Run one slice; True when it is over. Any thread may call it."""
+        """Run one slice; return whether the call is over. Any thread may call it."""
 
     def fuel_left(self) -> int:
-        """Of the job's fuel."""
+        """Return the units that are left of the job's fuel."""
 
 
 @define(eq=False)
 class Job:
-    """One thing under way in one instance, and how to stop it."""
+    """One call, batch or start under way in one instance, for the runner to drive."""
 
     native: Polled
     share: Share
     hosts: Sequence[AnyHost]
+    """Host functions, in the order of the module's imports."""
     lease: object
-    """What `current_lease` gives in host functions."""
+    """Result of `current_lease` in host functions."""
     fuel: int
+    """Units of fuel that the guest had at the beginning."""
     burnt: int = 0
-    """Fuel so far: what the guest burnt, and what the host did for it cost."""
+    """Units of fuel burnt so far, by the guest and by the host for it."""
     ended: Callable[[], Exception] = field(default=trio.ClosedResourceError, kw_only=True)
-    """Makes the error with which it ends if it is told to stop."""
+    """Function that makes the error to raise if another task stops the job."""
     stop: bool = False
-    """Set by another task or the loop: whoever drives it stops at the next slice."""
+    """Whether it must stop after the current slice; set by another task or on cancellation."""
     parked: trio.CancelScope | None = None
-    """Around the last wait for a turn; cancelling it is only for `end`."""
+    """Cancel scope around the last wait for a turn; only `end` may cancel it."""
     in_thread: bool = False
+    """Whether a thread runs it now."""
     out_of_thread: trio.Event = field(factory=trio.Event)
+    """Event that is set when the thread has left it; each hop to a thread has a new one."""
 
     def end(self) -> None:
-        """Tell whoever drives it to stop: at once if it waits for a turn, else in a slice."""
+        """Stop it from another task: at once if it waits for a turn, else within a slice."""
         self.stop = True
         if self.parked is not None:
             self.parked.cancel()
 
     def check_open(self) -> None:
-        """Raise the error that it was told to stop with, if it was."""
+        """Raise the error made by `ended`, if another task has stopped it."""
         if self.stop:
             raise self.ended()
 
     def charge(self) -> None:
-        """Charge the group for what the guest burnt since the last time."""
+        """Charge the group for the fuel that the guest burnt since the last time."""
         burnt = self.fuel - self.native.fuel_left()
         self.share.charge(burnt - self.burnt)
         self.burnt = burnt
@@ -101,9 +105,9 @@ class Job:
 
 @final
 class Meter:
-    """Charges a group with the CPU time that this thread takes inside the block.
+    """Charges a group with the CPU time of the current thread inside a ``with`` block.
 
-    The event loop must not go on meanwhile. What tasks do that a host function starts is not seen.
+    The block must not let the event loop run. Tasks started by a host function are not charged.
     """
 
     __slots__ = ("_began", "_burst", "_clock", "_share")
@@ -125,8 +129,8 @@ class Runner:
     """Runs the calls of one cache.
 
     Args:
-        config: limits, and how many threads there are.
-        cpu_clock: seconds of CPU time that the calling thread has taken.
+        config: the limits, with the number of threads.
+        cpu_clock: function that returns the CPU time of the calling thread (seconds).
     """
 
     def __init__(
@@ -140,13 +144,13 @@ class Runner:
         self.importers: trio.CapacityLimiter = trio.CapacityLimiter(1)
 
     def resize(self, config: CacheConfig) -> None:
-        """Live under other limits: more threads are used at once, fewer as they come free."""
+        """Apply other limits: more threads are used at once, fewer as their turns end."""
         self.config = config
         self.threads.resize(config.max_threads)
         self.converters.total_tokens = config.max_threads
 
     def meter(self, share: Share) -> Meter:
-        """A block in which the host works for a guest of a group."""
+        """Return a meter for blocks in which the host works for a guest of a group."""
         return Meter(share, self.cpu_clock)
 
     async def pass_turn(self, share: Share) -> None:
@@ -162,7 +166,7 @@ class Runner:
         share.begin_burst()
 
     async def convert(self, function: Callable[..., T], *values: Any) -> T:
-        """Call a function that converts values, in a thread, for it takes long.
+        """Call a function that converts values and takes long, in a thread; return its result.
 
         **Checkpoint:** always.
         **Cancellation:** the thread is abandoned.
@@ -172,18 +176,18 @@ class Runner:
         )
 
     async def import_module(self, name: str) -> Any:
-        """Import a module in a thread.
+        """Import a module in a thread, and return it.
 
         **Checkpoint:** always.
-        **Cancellation:** waits for the thread.
+        **Cancellation:** takes effect when the thread has ended.
         """
         return await trio.to_thread.run_sync(importlib.import_module, name, limiter=self.importers)
 
     async def read(self, function: Callable[..., T], *values: Any) -> T:
-        """Call a function that reads what the user gave, in a thread, for it may take any time.
+        """Call a function that reads the user's data and may take any time, in a thread.
 
-        As that may wait for anything, such as another call of this cache, it waits for no token:
-        there are no more of these threads than leases that are held.
+        The function may wait for anything, such as another call of this cache, so the thread does
+        not wait for a token: there are at most as many of these threads as held leases.
 
         **Checkpoint:** always.
         **Cancellation:** the thread is abandoned.
@@ -193,13 +197,15 @@ class Runner:
         )
 
     async def drive(self, job: Job) -> None:
-        """Poll until what is under way is over. The first poll is the caller's to have done.
-
-        **Checkpoint:** between slices, so at least once.
-        **Cancellation:** at a slice's end; what was under way is still there, to be abandoned.
+        """Poll a job until it is over; the caller must have made the first poll.
 
         Raises:
-            trio.ClosedResourceError: the cache or the group was closed meanwhile.
+            GuestError: the guest failed.
+            Exception: whatever a host function raised; or the error of `Job.ended`, such as
+                `trio.ClosedResourceError`, as another task has stopped the job.
+
+        **Checkpoint:** between slices, so at least once.
+        **Cancellation:** at the end of a slice; the caller must abandon the call in the instance.
         """
         share, native = job.share, job.native
         offload_after = self.config.offload_after
@@ -211,8 +217,8 @@ class Runner:
                 if native.host_call is not None:
                     await self._answer(job)
                     if share.burst >= BURST_FUEL:
-                        # Nor must a guest that does little but call the host keep the loop, nor
-                        # many that go on in the same pass.
+                        # A guest that does little but call the host must not keep the loop, nor
+                        # must many that go on in the same pass.
                         await self._parked(job, self.pass_turn)
                         job.check_open()
                     slices = 0
@@ -222,7 +228,7 @@ class Runner:
                 inline = offload_after is None or slices < offload_after
                 turns = self.loop if inline else self.threads
                 # Each slice resumes all coroutines from the task down to the wait for a turn. So
-                # that wait is right here, and not in methods of its own.
+                # the wait is inline, not in methods of its own.
                 with trio.CancelScope() as job.parked:
                     await turns.take(share)
                     holding = True
@@ -247,15 +253,15 @@ class Runner:
             self._leave(share)
 
     def _arrive(self, share: Share) -> None:
-        """One more call of the group takes turns."""
+        """Count one more call of the group that takes turns."""
         if not share.active and self._turns() - share.left > AWAY_TURNS:
-            # Others had turns of either kind while it asked for none: it was away.
+            # Other groups had turns of either kind while this one asked for none: it was away.
             self.loop.line.enter(share)
             self.threads.line.enter(share)
         share.active += 1
 
     def _leave(self, share: Share) -> None:
-        """One call fewer of the group takes turns."""
+        """Count one call fewer of the group that takes turns."""
         share.active -= 1
         share.left = self._turns()
 
@@ -263,10 +269,13 @@ class Runner:
         return self.loop.line.turns + self.threads.line.turns
 
     async def _hop(self, job: Job) -> bool:
-        """Run slices in a thread until the call is over, waits for the host, or must make way.
+        """Run slices in a thread until the call is over, calls the host, or must make way.
 
-        Cancelling does not abandon the thread: it is told to stop, does within a slice, and is
-        waited for. A call that was over by then returns its result all the same.
+        Return whether the call is over.
+
+        **Checkpoint:** always.
+        **Cancellation:** the thread is not abandoned: it is asked to stop, which takes at most a
+        slice, and is waited for. A call that was over by then returns its result all the same.
         """
         task = trio.lowlevel.current_task()
         token = trio.lowlevel.current_trio_token()
@@ -313,7 +322,7 @@ class Runner:
                 results = await self._run_steps(job, meter, served)
         finally:
             context_of_call.reset(reset)
-            # The group is charged with CPU time in its place.
+            # Not charged to the group, which is charged with CPU time instead.
             job.burnt += call.spent
         job.check_open()
         call.answer(results)
@@ -321,7 +330,7 @@ class Runner:
     async def _run_steps(
         self, job: Job, meter: Meter, steps: Generator[float, None, tuple[Any, ...]]
     ) -> tuple[Any, ...]:
-        """What a host function of our own returns, which yields how long it waits (seconds)."""
+        """Run a host function of our own, which yields the seconds to wait; return its results."""
         try:
             while True:
                 with meter:
@@ -349,7 +358,7 @@ class Runner:
     def _metered(
         self, share: Share, meter: Meter, function: Coroutine[Any, Any, tuple[Any, ...]]
     ) -> Generator[Any, Any, tuple[Any, ...]]:
-        """Await an async host function: its steps are charged, the time that it waits is not."""
+        """Await an async host function: its steps are charged, its waits are not."""
         go_on, value = function.send, None
         while True:
             with meter:
@@ -358,7 +367,7 @@ class Runner:
                 except StopIteration as end:
                     results: tuple[Any, ...] = end.value
                     return results
-            # It may wait for hours, and a group that burns nothing is not owed turns for them.
+            # It may wait for hours, for which a group that burns nothing must not be owed turns.
             self._leave(share)
             try:
                 value = yield message
@@ -369,7 +378,7 @@ class Runner:
                 self._arrive(share)
 
     async def _parked(self, job: Job, wait: Callable[[Share], Awaitable[None]]) -> None:
-        """Wait for a turn, but not while the lease ends: then it is told at once, turn or no."""
+        """Wait for a turn, or raise at once when another task stops the job."""
         job.check_open()
         with trio.CancelScope() as job.parked:
             await wait(job.share)
@@ -378,7 +387,10 @@ class Runner:
 
 
 def _slices(job: Job, threads: Turns) -> bool:
-    """Runs in a worker thread. Touches the instance and the job, and only looks at `threads`."""
+    """Run slices in a worker thread; return whether the call is over.
+
+    It uses the instance and the job, and only reads `threads.contended`.
+    """
     native = job.native
     slices = 0
     while True:

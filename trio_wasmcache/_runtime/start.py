@@ -8,22 +8,27 @@ from .._engine.base import UNDER_WAY, GuestInstance
 from .activity import Activity
 from .module import INITIALIZE
 
-# What making an instance costs beside its fuel: about 40 microseconds.
+# Cost of making an instance besides the fuel of its start (units): about 40 microseconds.
 LOAD_FUEL = 40_000
 
 
 @final
 class Start(Activity):
-    """One instance on its way from its module to where it can be called."""
+    """The start of one new instance, after which it can be called."""
 
     async def run(self, native: GuestInstance, fuel: int, *, initialize: bool) -> None:
-        """Run what an instance that was just made has to run first; each part may burn `fuel`.
+        """Run the start function of a new instance, and then, with `initialize`, `_initialize`.
 
-        **Checkpoint:** between slices.
-        **Cancellation:** the guest is stopped; the instance can only be closed.
+        Args:
+            native: the new instance.
+            fuel: units that each of the two may burn.
+            initialize: whether it exports `_initialize`.
 
         Raises:
             GuestError: it trapped, ran out of fuel, or exited.
+
+        **Checkpoint:** between slices.
+        **Cancellation:** the guest is stopped; the instance can only be closed.
         """
         over = native.poll()
         burnt = fuel - native.fuel_left()

@@ -1,11 +1,11 @@
-"""Turns: at most one slice between two passes of the event loop, at most so many in threads.
+"""Turns of groups: one slice at most between two passes of the event loop, and slots in threads.
 
-The order is that of `_core/fair`. Here are the waits: joining the line, handing a turn over in the
-same step, and giving it back whatever happens.
+The order is decided in `_core/policy/shares`. Here are the waits: joining the line, handing a turn
+over in the same step, and giving it back whatever happens.
 
-A turn that was handed over is looked at again when its new holder wakes, one pass later: meanwhile
-a group that is further behind may have joined. That is how a group of short calls, which is not in
-line while it runs them, gets more turns than one in two.
+When the new holder of a turn wakes, one pass later, it checks again that no group is further
+behind, as one may have joined the line meanwhile. So a group of short calls, which is not in line
+while it runs them, can get more than every other turn.
 """
 
 from __future__ import annotations
@@ -23,19 +23,20 @@ from .._core.policy.shares import FairQueue, Share
 @final
 @define(eq=False)
 class Turns:
-    """`slots` turns at the same time; one for the loop, `max_threads` for worker threads."""
+    """Turns that groups take in a fair order: one slot for the loop, `max_threads` for threads."""
 
     slots: int
+    """Number of turns at the same time."""
     taken: int = 0
     line: FairQueue[Task] = Factory(lambda: FairQueue[Task]())
 
     @property
     def contended(self) -> bool:
-        """Whether somebody waits for a turn."""
+        """Whether a task waits for a turn."""
         return bool(self.line)
 
     async def take(self, share: Share) -> None:
-        """Wait for a turn of `share`; whoever got it gives it back with `give_back`.
+        """Wait for a turn of `share`, which the caller must give back with `give_back`.
 
         **Checkpoint:** always.
         **Cancellation:** no turn is taken.
@@ -55,12 +56,12 @@ class Turns:
         self.line.begin(share)
 
     async def keep(self, share: Share) -> None:
-        """The holder has used its turn: hand it over if it has to, and wait for the next.
+        """End a turn and wait for the next: keep the slot, or hand it over to a group that is due.
 
         **Checkpoint:** always.
         **Cancellation:** the turn is given back.
         """
-        # As `take`, but written out: each call of a coroutine here is one more for every slice.
+        # `take`, inline: each coroutine called here would be one more to resume for every slice.
         if self.line.must_yield(share):
             self.give_back()
             await trio.lowlevel.wait_task_rescheduled(self._join(share))
@@ -75,17 +76,17 @@ class Turns:
         self.line.begin(share)
 
     def resize(self, slots: int) -> None:
-        """So many turns from now on: more begin in this step, fewer as they are given back."""
+        """Change the number of slots: more are handed out in this step, fewer as turns end."""
         self.slots = slots
         self._hand_out()
 
     def give_back(self) -> None:
-        """The turn is over; whoever is next is woken in this step."""
+        """End a turn, and wake the next task in line in this step."""
         self.taken -= 1
         self._hand_out()
 
     def _join(self, share: Share) -> Callable[[RaiseCancelT], Abort]:
-        """Join the line; return what leaves it again, for Trio to call on cancellation."""
+        """Join the line; return the abort function with which Trio leaves it on cancellation."""
         task = trio.lowlevel.current_task()
 
         def abort(_: RaiseCancelT) -> Abort:
@@ -96,9 +97,9 @@ class Turns:
         return abort
 
     def _is_ahead(self, share: Share) -> bool:
-        """Return whether another group is further behind: then the turn is given back.
+        """Return whether another group is further behind; if so, give the turn back.
 
-        That may come out so thousands of times for a group with a tiny share.
+        For a group with a tiny share, this may be so thousands of times in a row.
         """
         first = self.line.first()
         if first is None or first.virtual_time >= share.virtual_time:

@@ -1,14 +1,14 @@
 """WASI preview 1, all 46 functions, for a guest to which nothing is granted.
 
-1. No function reads more of the guest's memory than `Cost.most` items in one call, or than one
-   piece of `RANDOM_PIECE` bytes between two pauses, whatever lengths the guest gives.
-2. Each call costs the guest's call `HOST_CALL_FUEL`, which the runner takes, and `Cost.fuel` for
-   each item, which is taken here before the item is read. `Cost` states both.
-3. An address outside of the memory gives EFAULT, a value that is none of its type's EINVAL; no
-   argument makes a trap. In all else the results are those of wasmtime's own implementation with an
-   empty configuration: three standard streams are open, no file, folder or socket is, there are no
-   arguments and no environment, input is at its end, and output is discarded.
-4. Nothing here waits: a function that has to is a generator, and yields how long (`Pause`).
+1. Whatever lengths the guest gives, one call looks at no more than `Cost.most` items in the guest's
+   memory, or writes no more than `RANDOM_PIECE` bytes between two pauses.
+2. Each call costs `CALL_FUEL` (see `_core/policy/shares`), which the runner takes, and `Cost.fuel`
+   for each item, which is taken here before the item is read.
+3. An address outside of the memory returns EFAULT, a value that its type does not have EINVAL; no
+   argument makes a trap. Otherwise the results are those of wasmtime's own implementation with an
+   empty configuration: three standard streams are open; there are no files, folders, sockets,
+   arguments or environment variables; input is at its end; output is discarded.
+4. No function waits: one that would is a generator, which yields the seconds to wait (`Pause`).
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ SUCCESS, EBADF, EFAULT, EINVAL = 0, 8, 21, 28
 ENOTDIR, ENOTSOCK, ENOTSUP, ESPIPE = 54, 57, 58, 70
 
 Pause: TypeAlias = float
-"""Seconds to wait; 0.0: let others run, and go on."""
+"""Seconds to wait; 0.0 lets others run."""
 Steps: TypeAlias = Generator[Pause, None, int]
 
 IN, OUT = "in", "out"
 STREAMS = {0: IN, 1: OUT, 2: OUT}
-"""{descriptor: which way it goes} of a new instance."""
-# Filetype (of nothing that WASI knows), flags, padding, rights, inherited rights.
+"""{descriptor: direction} of the streams of a new instance."""
+# Sizes of structures (bytes). fdstat: filetype (unknown), flags, padding, rights, inherited rights.
 FDSTAT_SIZE, FILESTAT_SIZE = 24, 64
 RIGHTS = {IN: 1 << 1, OUT: 1 << 6}
 REALTIME, MONOTONIC, CLOCKS = 0, 1, 4
 
-# A vectored write of more is a short write, as it is for POSIX systems with this IOV_MAX.
+# A vectored write of more buffers is a short write, as on POSIX systems with this IOV_MAX.
 MAX_IOVECS, IOVEC_SIZE, IOVEC_FUEL = 1024, 8, 100
 MAX_SUBSCRIPTIONS, SUBSCRIPTION_SIZE, EVENT_SIZE, SUBSCRIPTION_FUEL = 64, 48, 32, 1000
 EVENT_CLOCK, EVENT_READ, EVENT_WRITE = 0, 1, 2
-# About 0.2 ms of the system's generator, and 4 ns a byte.
+# Bytes of one piece, about 0.2 ms of the system's generator; fuel a byte, which takes 4 ns.
 RANDOM_PIECE, RANDOM_FUEL = 32 * 1024, 4
 NANOSECONDS = 1e9
 UNSIGNED = {"i32": 0xFFFFFFFF, "i64": 0xFFFFFFFFFFFFFFFF}
 
-# What an application may put in their place later; read through the module, so that tests can.
+# Sources of time and randomness; used as globals of this module, so that tests can replace them.
 wall_clock: Callable[[], int] = time.time_ns
 monotonic_clock: Callable[[], int] = time.monotonic_ns
 random_bytes: Callable[[int], bytes] = os.urandom
@@ -57,20 +57,20 @@ random_bytes: Callable[[int], bytes] = os.urandom
 
 @frozen
 class Cost:
-    """What one call of a function costs, beyond `HOST_CALL_FUEL`."""
+    """Cost of one call of a function, in addition to `CALL_FUEL`."""
 
     fuel: int = 0
-    """Units for each item."""
+    """Units of fuel for each item."""
     item: str = ""
-    """What is counted; empty: the call reads nothing whose length the guest chooses."""
+    """Name of an item; empty if the call reads nothing whose length the guest chooses."""
     most: int | None = 0
-    """Items that one call looks at; None: as many as the guest asks for, in pieces."""
+    """Largest number of items in one call; None for as many as the guest asks for, in pieces."""
 
 
 @final
 @frozen(eq=False)
 class WasiFunction:
-    """One function of preview 1, as the runner serves it."""
+    """One function of preview 1, for the runner to serve."""
 
     name: str
     type: FuncType
@@ -79,14 +79,14 @@ class WasiFunction:
 
     @property
     def serve_alone(self) -> Callable[[HostCall], Any]:
-        """See `HostImport.serve`."""
+        """Function `serve`, which needs no task: see `HostImport.serve`."""
         return self.serve
 
     def serve(self, call: HostCall) -> tuple[Any, ...] | Generator[Pause, None, tuple[Any, ...]]:
-        """Answer a call: the values to give back, or steps that end with them.
+        """Answer a call: return the result values, or steps that return them.
 
         Raises:
-            FuelExhaustedError: it costs more than the call has left.
+            FuelExhaustedError: it costs more fuel than the call has left.
             ExitError: the guest exits.
         """
         values = [
@@ -103,18 +103,18 @@ class WasiFunction:
 def _in_steps(steps: Steps) -> Generator[Pause, None, tuple[Any, ...]]:
     try:
         return ((yield from steps),)
-    except IndexError:  # or the instance was closed meanwhile
+    except IndexError:  # an address is outside of the memory, or the instance was closed
         return (EFAULT,)
 
 
 FUNCTIONS: dict[str, WasiFunction] = {}
-"""{name: function}, all of them."""
+"""{name: function} of all functions."""
 
 Run = Callable[..., Any]
 
 
 def _preview1(fuel: int = 0, item: str = "", most: int | None = 0) -> Callable[[Run], Run]:
-    """Make a function of this file the one of preview 1 that has its name."""
+    """Decorate a function of this file to be the one of preview 1 with its name."""
 
     def add(run: Run) -> Run:
         name = run.__name__
@@ -126,14 +126,14 @@ def _preview1(fuel: int = 0, item: str = "", most: int | None = 0) -> Callable[[
 
 @final
 class _NoMemory:
-    """The memory of a guest that exports none: nothing is inside."""
+    """The memory of a guest that exports none: no address is inside."""
 
     size = 0
 
-    def read(self, at: int, n: int) -> NoReturn:
+    def read(self, _at: int, _n: int, /) -> NoReturn:
         raise IndexError("the module exports no memory")
 
-    def write(self, at: int, data: bytes | bytearray | memoryview) -> NoReturn:
+    def write(self, _at: int, _data: bytes | bytearray | memoryview, /) -> NoReturn:
         raise IndexError("the module exports no memory")
 
 
@@ -145,7 +145,7 @@ def _memory(call: HostCall) -> GuestMemory:
 
 
 def _streams(call: HostCall) -> dict[int, str]:
-    """The open descriptors of the instance."""
+    """Return {descriptor: direction} of the open streams of the instance."""
     return cast("dict[int, str]", call.state.get("streams", STREAMS))
 
 
@@ -170,7 +170,7 @@ def args_get(call: HostCall, pointers: int, data: int) -> int:
 def args_sizes_get(call: HostCall, count_at: int, size_at: int) -> int:
     """Write that there are 0 arguments, in 0 bytes."""
     memory = _memory(call)
-    memory.read(size_at, 4)  # if one can't be written, neither is
+    memory.read(size_at, 4)  # write either both or none
     memory.write(count_at, bytes(4))
     memory.write(size_at, bytes(4))
     return SUCCESS
@@ -193,7 +193,7 @@ def environ_sizes_get(call: HostCall, count_at: int, size_at: int) -> int:
 
 @_preview1()
 def clock_res_get(call: HostCall, clock: int, result_at: int) -> int:
-    """Write the resolution of a clock, 1 ns; those of CPU time are not there."""
+    """Write the resolution of a clock, 1 ns; there are no clocks of CPU time."""
     if clock > MONOTONIC:
         return EBADF if clock < CLOCKS else EINVAL
     _memory(call).write(result_at, _long(1))
@@ -202,7 +202,7 @@ def clock_res_get(call: HostCall, clock: int, result_at: int) -> int:
 
 @_preview1()
 def clock_time_get(call: HostCall, clock: int, precision: int, result_at: int) -> int:
-    """Write the time in nanoseconds: since 1970, or since the instance first asked."""
+    """Write the time (nanoseconds) since 1970, or monotonic since the instance first asked."""
     if clock > MONOTONIC:
         return EBADF if clock < CLOCKS else EINVAL
     _memory(call).write(result_at, _long(_now(call, clock)))
@@ -213,7 +213,7 @@ def _now(call: HostCall, clock: int) -> int:
     if clock == REALTIME:
         return wall_clock()
     now = monotonic_clock()
-    # How long this machine has been up is no business of a guest's.
+    # Relative, so that a guest can't see how long the machine has been up.
     return now - cast("int", call.state.setdefault("clock origin", now - 1))
 
 
@@ -221,11 +221,11 @@ def _now(call: HostCall, clock: int) -> int:
 
 
 def _refuse(call: HostCall, descriptor: int, *rest: int) -> int:
-    """Give EBADF: it is no file or folder, as none is open."""
+    """Return EBADF: no file or folder is open."""
     return EBADF
 
 
-# The descriptor is looked at first, and no folder is open: none of these reads a path or a buffer.
+# They check the descriptor first, and no folder is open, so none of them reads a path or a buffer.
 for _name in """
     fd_advise fd_allocate fd_datasync fd_fdstat_set_flags fd_fdstat_set_rights fd_filestat_set_size
     fd_prestat_get fd_readdir fd_sync path_create_directory path_filestat_get path_link path_open
@@ -235,7 +235,7 @@ for _name in """
 
 
 def _refuse_times(call: HostCall, descriptor: int, *rest: int) -> int:
-    """Give EBADF, or EINVAL for a time that is to be set both to a value and to now."""
+    """Return EBADF, or EINVAL if a time is to be set both to a value and to now."""
     flags = rest[-1]
     return EINVAL if flags & 0b0011 == 0b0011 or flags & 0b1100 == 0b1100 else EBADF
 
@@ -256,7 +256,7 @@ def fd_close(call: HostCall, descriptor: int) -> int:
 
 @_preview1()
 def fd_renumber(call: HostCall, descriptor: int, to: int) -> int:
-    """Move a stream to the number of another, which is closed."""
+    """Move a stream to the descriptor of another, which is closed."""
     streams = dict(_streams(call))
     if descriptor not in streams or to not in streams:
         return EBADF
@@ -267,7 +267,7 @@ def fd_renumber(call: HostCall, descriptor: int, to: int) -> int:
 
 @_preview1()
 def fd_fdstat_get(call: HostCall, descriptor: int, result_at: int) -> int:
-    """Write what a stream can do: be read, or be written."""
+    """Write the rights of a stream: to be read, or to be written."""
     way = _streams(call).get(descriptor)
     if way is None:
         return EBADF
@@ -278,7 +278,7 @@ def fd_fdstat_get(call: HostCall, descriptor: int, result_at: int) -> int:
 
 @_preview1()
 def fd_filestat_get(call: HostCall, descriptor: int, result_at: int) -> int:
-    """Write that nothing is known about a stream."""
+    """Write zeros for a stream: nothing is known about it."""
     if descriptor not in _streams(call):
         return EBADF
     _memory(call).write(result_at, bytes(FILESTAT_SIZE))
@@ -287,13 +287,13 @@ def fd_filestat_get(call: HostCall, descriptor: int, result_at: int) -> int:
 
 @_preview1()
 def fd_prestat_dir_name(call: HostCall, descriptor: int, path: int, length: int) -> int:
-    """Give ENOTDIR for a stream."""
+    """Return ENOTDIR for a stream."""
     return ENOTDIR if descriptor in _streams(call) else EBADF
 
 
 @_preview1()
 def fd_seek(call: HostCall, descriptor: int, offset: int, whence: int, result_at: int) -> int:
-    """Give ESPIPE for a stream."""
+    """Return ESPIPE for a stream."""
     if whence > 2:
         return EINVAL
     return ESPIPE if descriptor in _streams(call) else EBADF
@@ -301,7 +301,7 @@ def fd_seek(call: HostCall, descriptor: int, offset: int, whence: int, result_at
 
 @_preview1()
 def fd_tell(call: HostCall, descriptor: int, result_at: int) -> int:
-    """Give ESPIPE for a stream."""
+    """Return ESPIPE for a stream."""
     return ESPIPE if descriptor in _streams(call) else EBADF
 
 
@@ -309,7 +309,7 @@ def fd_tell(call: HostCall, descriptor: int, result_at: int) -> int:
 def fd_pread(
     call: HostCall, descriptor: int, iovecs: int, count: int, offset: int, result_at: int
 ) -> int:
-    """Give ESPIPE for input."""
+    """Return ESPIPE for input."""
     return ESPIPE if _streams(call).get(descriptor) == IN else EBADF
 
 
@@ -317,13 +317,13 @@ def fd_pread(
 def fd_pwrite(
     call: HostCall, descriptor: int, iovecs: int, count: int, offset: int, result_at: int
 ) -> int:
-    """Give ESPIPE for output."""
+    """Return ESPIPE for output."""
     return ESPIPE if _streams(call).get(descriptor) == OUT else EBADF
 
 
 @_preview1()
 def fd_read(call: HostCall, descriptor: int, iovecs: int, count: int, result_at: int) -> int:
-    """Write that 0 bytes were read: input is at its end, so no buffer is looked at."""
+    """Write that 0 bytes were read: input is at its end, so the buffers are not read."""
     if _streams(call).get(descriptor) != IN:
         return EBADF
     memory = _memory(call)
@@ -335,9 +335,9 @@ def fd_read(call: HostCall, descriptor: int, iovecs: int, count: int, result_at:
 
 @_preview1(IOVEC_FUEL, "iovec", MAX_IOVECS)
 def fd_write(call: HostCall, descriptor: int, iovecs: int, count: int, result_at: int) -> int:
-    """Write how long the output is, which is discarded: its bytes are not looked at.
+    """Write the length of the output, which is discarded: its bytes are not read.
 
-    Only the first `MAX_IOVECS` buffers are written; a guest has to be ready for a short write.
+    Only the first `MAX_IOVECS` buffers count; a guest must be ready for a short write.
     """
     if _streams(call).get(descriptor) != OUT:
         return EBADF
@@ -360,7 +360,7 @@ def fd_write(call: HostCall, descriptor: int, iovecs: int, count: int, result_at
 
 
 def _sock(call: HostCall, descriptor: int, *rest: int) -> int:
-    """Give ENOTSOCK for a stream."""
+    """Return ENOTSOCK for a stream."""
     return ENOTSOCK if descriptor in _streams(call) else EBADF
 
 
@@ -375,10 +375,11 @@ for _name in "sock_accept sock_recv sock_send sock_shutdown".split():
 def poll_oneoff(
     call: HostCall, subscriptions: int, events: int, count: int, result_at: int
 ) -> int | Steps:
-    """Wait until a stream is ready, which it always is, or for the earliest of some clocks.
+    """Report streams as ready at once; without streams, wait for the earliest clock.
 
-    EINVAL for no subscriptions, for more than `MAX_SUBSCRIPTIONS`, for clocks of CPU time, and for
-    what is no subscription; EBADF for a stream that is not open, or goes the other way.
+    Return EINVAL for no subscriptions, for more than `MAX_SUBSCRIPTIONS`, for clocks of CPU time
+    and for unknown kinds of subscriptions; EBADF for a stream that is closed, or of the other
+    direction.
     """
     if not 0 < count <= MAX_SUBSCRIPTIONS:
         return EINVAL
@@ -405,7 +406,7 @@ def poll_oneoff(
 
 
 def _due(call: HostCall, clock: bytes) -> int | None:
-    """Nanoseconds until a clock of a subscription is due, from its number on; None: it is none."""
+    """Return the nanoseconds until the clock of a subscription is due; None for a bad clock."""
     number, flags = int.from_bytes(clock[:4], "little"), int.from_bytes(clock[24:26], "little")
     if number > MONOTONIC or flags > 1:
         return None
@@ -428,7 +429,7 @@ def _poll(
         earliest = min(due for due, _ in clocks)
         ready = [event for due, event in clocks if due == earliest]
         yield earliest / NANOSECONDS
-    memory.read(result_at, 4)  # if one can't be written, neither is
+    memory.read(result_at, 4)  # write either both or none
     memory.write(events, b"".join(ready))
     memory.write(result_at, _word(len(ready)))
     return SUCCESS
@@ -443,7 +444,7 @@ def proc_exit(call: HostCall, status: int) -> NoReturn:
 
 @_preview1()
 def proc_raise(call: HostCall, signal: int) -> int:
-    """Give ENOTSUP: there are no signals."""
+    """Return ENOTSUP: there are no signals."""
     return ENOTSUP
 
 
@@ -474,7 +475,7 @@ def _fill(call: HostCall, memory: GuestMemory, at: int, length: int) -> Steps:
 
 @_preview1()
 def sched_yield(call: HostCall) -> Steps:
-    """Let others run."""
+    """Let other tasks run."""
     yield 0.0
     return SUCCESS
 
