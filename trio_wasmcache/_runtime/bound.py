@@ -186,7 +186,7 @@ def bind(entry: Entry, native: GuestInstance, total_fuel: int) -> BoundFunction:
     )
 
 
-def _the_long_way(native: GuestInstance) -> int:
+def _the_long_way(_native: GuestInstance) -> int:
     """Return a size that keeps an instance, whose reservation has changed, off the fast path."""
     size: int = TOO_LARGE
     return size
