@@ -1,6 +1,7 @@
-"""Columns in Arrow's format, in and out: whatever speaks its C data interface, by way of pyarrow.
+"""Columns in Arrow's format, as arguments and results, for all that has its C data interface.
 
-pyarrow is imported when the first such column comes along, in a thread, as it takes a while.
+They are converted by pyarrow, which is imported for the first such column, in a thread, as the
+import takes long.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from .columns import Column
 
 T = TypeVar("T")
 
-# {cell: how pyarrow writes its type}
+# {cell: pyarrow's name of its type}
 TYPES = {
     "bool": "bool",
     "f32": "float",
@@ -25,9 +26,9 @@ TYPES = {
     **{f"u{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
 }
 MAX_OFFSET = 2**31 - 1
-# Rows that are looked at on the event loop.
+# Number of rows up to which a column is converted on the event loop.
 FEW = 1000
-# Types of functions, of any ABI, and how pyarrow's factories are called; others it makes out.
+# {type of a function, of any ABI: name of pyarrow's factory}; pyarrow infers other types.
 FACTORIES = {name: kind for name, kind in TYPES.items() if name[0] in "iu"} | dict(
     pair.split(":")
     for pair in (
@@ -39,28 +40,28 @@ FACTORIES = {name: kind for name, kind in TYPES.items() if name[0] in "iu"} | di
 
 
 class Threads(Protocol):
-    """How what takes long is done in threads, for the lease whose batch this is."""
+    """Ways to run code that takes long in threads."""
 
     async def import_module(self, name: str) -> Any:
-        """The module of that name."""
+        """Import a module, and return it."""
 
     async def read(self, function: Callable[..., T], *values: Any) -> T:
-        """What a function returns that may run the user's code, for any time."""
+        """Call a function that may run the user's code, for any time; return its result."""
 
     async def convert(self, function: Callable[..., T], *values: Any) -> T:
-        """What a function returns that works for a while, and waits for nothing."""
+        """Call a function that takes a while but waits for nothing; return its result."""
 
 
 def is_arrow(value: Any) -> bool:
-    """Whether it speaks Arrow's C data interface."""
+    """Return whether a value has Arrow's C data interface."""
     return hasattr(value, "__arrow_c_array__") or hasattr(value, "__arrow_c_stream__")
 
 
 async def load(threads: Threads) -> Any:
-    """pyarrow.
+    """Import pyarrow, and return it.
 
     Raises:
-        ImportError: it is not installed; says how to.
+        ImportError: it is not installed; the message says how to install it.
     """
     if "pyarrow" in sys.modules:
         return sys.modules["pyarrow"]
@@ -73,7 +74,7 @@ async def load(threads: Threads) -> Any:
 
 
 async def table_columns(table: Any, threads: Threads) -> list[Any]:
-    """The columns of a table or record batch, each as pyarrow has it."""
+    """Return the columns of a table or record batch, as pyarrow's objects."""
     pa = await load(threads)
     if not isinstance(table, (pa.Table, pa.RecordBatch)):
         # Reading a stream may run a query.
@@ -82,7 +83,7 @@ async def table_columns(table: Any, threads: Threads) -> list[Any]:
 
 
 async def arrow_column(value: Any, threads: Threads) -> ArrowColumn:
-    """A column of what speaks Arrow's C data interface."""
+    """Return the column for a value that has Arrow's C data interface."""
     pa = await load(threads)
     if isinstance(value, pa.Array):
         return ArrowColumn(pa, value.type, [value])
@@ -98,7 +99,7 @@ async def arrow_column(value: Any, threads: Threads) -> ArrowColumn:
 
 @final
 class ArrowColumn(Column):
-    """An array, in one chunk or several."""
+    """A column of an Arrow array in one or several chunks."""
 
     def __init__(self, pa: Any, kind: Any, chunks: Sequence[Any]) -> None:
         self._pa = pa
@@ -111,7 +112,7 @@ class ArrowColumn(Column):
     def use(self, cell: Cell) -> None:
         wanted = TYPES[cell.name]
         if str(self._type) == "null":
-            # Nothing but nulls, and no bytes for them.
+            # An array of type null has only nulls, and no bytes for them.
             kind = getattr(self._pa, FACTORIES[cell.name])()
             self._chunks = [self._pa.nulls(len(chunk), kind) for chunk in self._chunks]
         elif str(self._type) != wanted:
@@ -119,12 +120,16 @@ class ArrowColumn(Column):
         self._cell = cell
 
     async def bytes_chunks(self, name: str, threads: Threads) -> list[Any] | None:
-        """Its chunks as text or bytes (`name`: "string", "binary"); None: it is none of that.
+        """Return the chunks of a column of text or bytes, or None if it has another type.
 
-        Dictionaries and views become plain arrays, in a thread.
+        Dictionaries and views become plain arrays, in a thread if there are many rows.
+
+        Args:
+            name: ``"string"`` or ``"binary"``.
+            threads: where to convert many rows.
 
         Raises:
-            ValueError: it is damaged, or not UTF-8.
+            ValueError: the array is damaged, or not UTF-8.
         """
         pa, kind = self._pa, str(self._type)
         if kind.startswith("dictionary<values="):
@@ -137,7 +142,7 @@ class ArrowColumn(Column):
             chunks = []
             for chunk in self._chunks:
                 if pa.types.is_dictionary(chunk.type):
-                    plain = chunk.dictionary.cast(wanted)  # of views, nothing can be taken
+                    plain = chunk.dictionary.cast(wanted)  # pyarrow can't take from views
                     chunk = pa.DictionaryArray.from_arrays(chunk.indices, plain)
                 chunks.append(chunk.cast(wanted))
             for chunk in chunks:
@@ -150,7 +155,7 @@ class ArrowColumn(Column):
             raise ValueError(f"its Arrow array is damaged: {error}") from None
 
     def _parts(self, start: int, stop: int) -> list[Any]:
-        """Arrays that make up these rows."""
+        """Return the arrays that make up these rows."""
         parts = []
         number = bisect.bisect_right(self._starts, start) - 1
         while start < stop:
@@ -166,7 +171,7 @@ class ArrowColumn(Column):
 
     def _bytes(self, part: Any) -> memoryview:
         if self._cell.truth:
-            part = part.cast(self._pa.uint8())  # Arrow's take a bit
+            part = part.cast(self._pa.uint8())  # a bool of Arrow's takes a bit
         size = self._cell.size
         data = memoryview(part.buffers()[1]).cast("B")
         return data[part.offset * size : (part.offset + len(part)) * size]
@@ -185,7 +190,7 @@ class ArrowColumn(Column):
 
 
 def valid_bits(part: Any) -> int:
-    """A bit for each row of an array, the first one lowest; 0 is null."""
+    """Return a bit for each row of an array, the first row's lowest; 0 means null."""
     every: int = (1 << len(part)) - 1
     if not part.null_count:
         return every
@@ -197,7 +202,7 @@ def valid_bits(part: Any) -> int:
 
 
 def from_cells(cell: Cell, rows: int, data: Any, validity: bytes | None) -> Any:
-    """An Arrow array of cells that lie in a buffer, which is not copied."""
+    """Return an Arrow array of the cells in a buffer, which is not copied."""
     pa = sys.modules["pyarrow"]
     name = "uint8" if cell.truth else FACTORIES[cell.name.removeprefix("cut ")]
     buffers = [None if validity is None else pa.py_buffer(validity), pa.py_buffer(data)]
@@ -206,7 +211,7 @@ def from_cells(cell: Cell, rows: int, data: Any, validity: bytes | None) -> Any:
 
 
 def from_bytes(kind: str, rows: int, validity: bytes | None, ends: Any, data: Any) -> Any:
-    """An Arrow array of text or bytes, whose offsets of 64 bits and data lie in buffers."""
+    """Return an Arrow array of text or bytes, with 64-bit offsets and data in buffers."""
     pa = sys.modules["pyarrow"]
     small = getattr(pa, FACTORIES[kind])()
     large = pa.large_string() if small == pa.string() else pa.large_binary()
@@ -215,17 +220,17 @@ def from_bytes(kind: str, rows: int, validity: bytes | None, ends: Any, data: An
         *map(pa.py_buffer, (ends, data)),
     ]
     array = pa.Array.from_buffers(large, rows, buffers)
-    # Where offsets of 32 bits do, as they do nearly always, the array is of the usual type.
+    # Where 32-bit offsets suffice, which is nearly always, the array has the usual type.
     return array.cast(small) if len(data) <= MAX_OFFSET else array
 
 
 def together(parts: Sequence[Any]) -> Any:
-    """One Arrow array of several."""
+    """Return one Arrow array of several."""
     return sys.modules["pyarrow"].concat_arrays(parts)
 
 
 def from_values(kind: str, values: Sequence[Any]) -> Any:
-    """An Arrow array of Python values.
+    """Return an Arrow array of Python values.
 
     Raises:
         TypeError: Arrow has no type for them.

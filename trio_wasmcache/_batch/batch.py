@@ -1,10 +1,11 @@
 """Batches: one function called for every row of some columns, at the speed of wasm.
 
-1. All columns are looked at first: what does not fit raises before any wasm runs.
-2. A driver does the loop (`_core/driver`, `_core/memory_driver`): chunk by chunk, columns are
-   copied into its scratch, it is driven like any call, and results are copied out (`_chunks`).
-3. What no driver does, such as an ABI of the user's own, goes row by row (`_rows`).
-4. Either all rows have a result, or the batch raises, and what there was of results is forgotten.
+1. All columns are checked first: a value that does not fit raises before any wasm runs.
+2. A driver (`_core/wasm/driver`, `_core/wasm/memory_driver`) loops over the rows: chunk by chunk,
+   columns are copied into its scratch, it is driven like any call, and results are copied out
+   (`chunks`, `byte_chunks`).
+3. Batches without a driver, such as those of an ABI of the user's own, run row by row (`row_loop`).
+4. Either all rows have a result, or the batch raises and drops the results so far.
 """
 
 from __future__ import annotations
@@ -33,18 +34,18 @@ from .collectors import BytesSink, Sink
 from .columns import Column, MisfitError, column
 from .row_loop import in_row, map_rows, next_row
 
-# Values that are packed between two turns of the loop, at most, and how long that may take
-# (seconds). Where each takes microseconds, many are packed in a thread.
+# Values that are packed between two turns of the loop at most, and how long that may take
+# (seconds). More than `HEAVY_ROWS` values that take microseconds each are packed in a thread.
 PIECE, PIECE_TIME, HEAVY_ROWS = 2048, 0.0003, 64
 
 
 async def map_columns(call: Call, columns: Any, rows: int | None) -> Any:
-    """See `Lease.map`."""
+    """Call a function for every row of some columns: see `Lease.map`."""
     try:
         return await _map_columns(call, columns, rows)
     except GuestError as error:
         if error.row is not None:
-            # Frames of the batch have all of its columns once more, packed.
+            # Frames of the batch would keep its packed columns.
             error.__traceback__ = None
         raise
 
@@ -62,7 +63,7 @@ async def _map_columns(call: Call, columns: Any, rows: int | None) -> Any:
 async def _look_at(
     what: str, columns: Any, objects: bool, threads: _arrow.Threads
 ) -> tuple[bool, list[Column]]:
-    """Whether some are Arrow's, and all columns."""
+    """Return whether some columns are Arrow's, and all columns."""
     if _arrow.is_arrow(columns):
         columns = await _arrow.table_columns(columns, threads)
     if not isinstance(columns, (list, tuple)):
@@ -83,11 +84,11 @@ async def _look_at(
 
 
 def _count(crossing: Crossing, columns: Sequence[Column], rows: int | None) -> int:
-    """How many rows there are.
+    """Return the number of rows.
 
     Raises:
-        TypeError: there are too many columns, or too few; `rows` is no int.
-        ValueError: they differ in length, or nothing says how many rows there are.
+        TypeError: there are too many columns, or too few; or `rows` is not an int.
+        ValueError: columns differ in length; or none has a length, and `rows` is None.
     """
     if len(columns) != crossing.arity:
         raise crossing.explain(tuple(columns))
@@ -121,7 +122,7 @@ async def _map_numbers(
             one.use(CELLS[cell_name(kind)])
         except MisfitError as misfit:
             if not rows:
-                continue  # no row takes that scalar
+                continue  # no row uses that scalar
             raise _misfit(crossing, columns, misfit.row) from None
         except TypeError as error:
             raise TypeError(f"{crossing.place(number + 1)}: {kind.name} {error}") from None
@@ -200,10 +201,10 @@ def _number_sinks(
     arrow: bool,
     nones: bool,
 ) -> list[Sink]:
-    """Where results go that are numbers, in cells of these names.
+    """Return sinks for results that are numbers, in cells of these names.
 
     Raises:
-        ResultTooLargeError: they will exceed `max_result_size`; nothing has run.
+        ResultTooLargeError: the results will exceed `max_result_size`; nothing has run.
     """
     tally, memory, cells = call.tally, call.results, [CELLS[name] for name in names]
     try:
@@ -217,7 +218,7 @@ def _number_sinks(
 
 
 def _bulk_of(crossing: Crossing, guest: Guest) -> Bulk | None:
-    """How a memory driver makes the calls; None if it can't."""
+    """Return how a memory driver makes the calls; None if it can't."""
     make = getattr(crossing, "bulk", None)
     try:
         bulk: Bulk | None = None if make is None else make(guest)
@@ -229,10 +230,11 @@ def _bulk_of(crossing: Crossing, guest: Guest) -> Bulk | None:
 async def _packed(
     call: Call, bulk: Bulk, columns: Sequence[Column], *, refuses_none: bool
 ) -> list[Column | Packed] | None:
-    """The columns as a memory driver takes them; None if they go row by row.
+    """Return the columns for a memory driver; None if the batch must run row by row.
 
     Raises:
-        MisfitError, ValueError: a scalar does not fit, or what is Arrow's is damaged.
+        TypeError, ValueError, OverflowError: a scalar does not fit.
+        ValueError: an Arrow array is damaged.
     """
     packed: list[Column | Packed] = []
     for number, (one, kind) in enumerate(zip(columns, bulk.args, strict=True), start=1):
@@ -270,10 +272,17 @@ async def _pack_all(
     *,
     refuses_none: bool,
 ) -> None:
-    """Check all values of columns.
+    """Check and convert all values of columns.
 
     Args:
-        refuses_none: a null is a value that does not fit.
+        call: the batch.
+        columns: the columns as they were given, for the values in errors.
+        packed: the columns to convert.
+        rows: number of rows.
+        refuses_none: whether a null is a value that does not fit.
+
+    Raises:
+        TypeError, ValueError, OverflowError: a value does not fit.
 
     **Checkpoint:** maybe.
     **Cancellation:** nothing has run.
@@ -329,7 +338,7 @@ async def _pack_in_thread(call: Call, one: Packed, end: int) -> None:
 
 
 def _misfit(crossing: Crossing, columns: Sequence[Column], row: int) -> Exception:
-    """The error for values that don't fit, with their row; scalars are the same in all."""
+    """Return the error for a row whose values don't fit."""
     values = tuple(one.values(row, row + 1)[0] for one in columns)
     return in_row(crossing.explain(values), row, values)
 
@@ -340,5 +349,5 @@ def _first_null(one: Column | Packed, rows: int) -> int:
 
 
 def _together(results: list[Any]) -> Any:
-    """What `map` returns: a column, several in a tuple, or None."""
+    """Return the result of `map`: a column, several in a tuple, or None."""
     return results[0] if len(results) == 1 else tuple(results) or None

@@ -1,7 +1,7 @@
-"""Batches of functions whose values cross through memory, through the scratch of a memory driver.
+"""Batches of functions whose values cross through memory: chunks for a memory driver.
 
-A row whose arguments do not fit into the scratch at all is left to the caller, who calls for it as
-for any call; the batch goes on behind it.
+A row whose arguments do not fit into the driver's scratch is left to the caller, who makes a single
+call for it; the batch then continues with the next row.
 """
 
 from __future__ import annotations
@@ -44,11 +44,16 @@ Packed = PackedColumn | ArrowBytes
 
 @final
 class MemoryChunks(Chunks):
-    """See above.
+    """The rows of a batch whose values cross through memory, for the runner to drive.
 
     Args:
-        columns: of numbers as they are in any batch, others packed.
-        sinks: for each column of results.
+        call: the batch.
+        driver: the memory driver, attached to the instance.
+        bulk: how the driver makes the calls.
+        layout: layout of the driver's scratch.
+        columns: a column for each argument; those that are not numbers are packed.
+        rows: number of rows.
+        sinks: a sink for each column of results.
     """
 
     def __init__(
@@ -65,7 +70,7 @@ class MemoryChunks(Chunks):
         self._tally = call.tally
         self._guest = MeteredGuest(call.native, call.tally)
         self._refused: ResultTooLargeError | None = None
-        """To be raised once the guest has been told that the result can go."""
+        """Error to raise once the guest has freed the result that is too large."""
         self._bulk = bulk
         self._layout = layout
         self._columns = columns
@@ -76,10 +81,10 @@ class MemoryChunks(Chunks):
         self._nullable = any(one.nullable for one in columns)
         self._passes_nulls = bulk.shape.passes_nulls
         self.large: bytes | None = None
-        """A result whose conversion takes long: `settle` it before going on."""
-        self._first = 0  # row of the chunk whose result is the next to be taken
-        self._valid = 0
-        self._data = layout.data  # where data of columns begins, behind that of scalars
+        """Result whose conversion takes long; `settle` must convert it before the next `run`."""
+        self._first = 0  # the next row of the chunk whose result is to be taken
+        self._valid = 0  # a bit for each row of the chunk; 0 means that it is not called for
+        self._data = layout.data  # address of the data of columns, behind that of scalars
         for one, at in zip(columns, layout.args, strict=True):
             if one.rows is not None:
                 continue
@@ -94,7 +99,7 @@ class MemoryChunks(Chunks):
         return tuple(one.values(row, row + 1)[0] for one in self._columns)
 
     def skip(self, result: Any) -> None:
-        """The next row was called for otherwise, with this result."""
+        """Add the result of the next row, which the caller has called for."""
         results = result if len(self._sinks) > 1 else (result,)
         for number, sink in enumerate(self._sinks):
             sink.add_value(None if results is None else results[number])
@@ -104,7 +109,7 @@ class MemoryChunks(Chunks):
 
     def fill(self) -> int:
         driver, layout, start = self.driver, self._layout, self.done
-        driver.put(ROW_AT, ZERO)  # what fails from here on fails for the first row
+        driver.put(ROW_AT, ZERO)  # a failure from here on is one of the first row
         stop = self._fitting(start, min(start + layout.rows, self.rows))
         if self._bulk.shape.room == "grown":
             stop = self._grown(start, stop)
@@ -126,7 +131,7 @@ class MemoryChunks(Chunks):
         return stop - start
 
     def _put(self, one: Packed, at: int, start: int, stop: int, data_at: int) -> int:
-        """Offsets and data of these rows; how many bytes of data."""
+        """Copy the offsets and data of these rows in; return the number of bytes of data."""
         offsets, first, width = one.offsets(start, stop)
         data = one.data(start, stop)
         self.driver.put(at, offsets)
@@ -154,7 +159,7 @@ class MemoryChunks(Chunks):
             self.driver.put(at, valid.to_bytes(-(-rows // 8), "little"))
 
     def _fitting(self, start: int, stop: int) -> int:
-        """Up to where rows fit into the scratch together."""
+        """Return the end of the rows that fit into the scratch together."""
         room = self._layout.data + self._layout.data_size - self._data
 
         def size(end: int) -> int:
@@ -165,7 +170,7 @@ class MemoryChunks(Chunks):
         return start + bisect.bisect_right(range(start, stop + 1), room, key=size) - 1
 
     def _grown(self, start: int, stop: int) -> int:
-        """See that there is room for the arguments of the first row; up to where it is enough."""
+        """Grow the space for the first row's arguments; return the end of the rows that fit."""
         bulk = self._bulk
         bound = bulk.fixed_need + sum(
             one.size(start, stop) if one.rows is not None else one.size(0, 1)
@@ -182,7 +187,7 @@ class MemoryChunks(Chunks):
         return end
 
     def _need(self, row: int) -> int:
-        """How much of grown room the arguments of a row take."""
+        """Return the bytes of grown space that the arguments of a row take."""
         need = self._bulk.fixed_need
         for one in self._columns:
             null = one.nullable and one.validity(row, row + 1) == 0
@@ -208,7 +213,7 @@ class MemoryChunks(Chunks):
         number = name if isinstance(name, int) else len(self._packed)
         return self._layout.states[number] + KEPT_AT
 
-    # -- out of it
+    # -- out of the scratch
 
     def collect(self, done: int) -> bool:
         self._take_kept()
@@ -243,12 +248,12 @@ class MemoryChunks(Chunks):
         return False
 
     def _go_on_behind(self, row: int) -> None:
-        """The driver is to give back the result of this row of the chunk, and to go on."""
+        """Have the driver free the result of this row of the chunk, and continue behind it."""
         self.driver.put(FIRST_AT, row.to_bytes(4, "little"))
         self._first = row + 1
 
     def _refuse(self, error: ResultTooLargeError, done: int, why: int) -> bool:
-        """Raise the error, now or when the guest has been given back the result that it left."""
+        """Raise the error, now or once the driver has freed the result that the guest left."""
         if why == READ_OUT:
             self._go_on_behind(done)
             self._refused, self._chunk = error, done + 1
@@ -268,7 +273,7 @@ class MemoryChunks(Chunks):
         """Convert the large result in a thread.
 
         **Checkpoint:** always.
-        **Cancellation:** the instance is spoilt.
+        **Cancellation:** the instance is unusable.
         """
         data, self.large = self.large, None
         (sink,) = self._sinks
@@ -295,7 +300,7 @@ class MemoryChunks(Chunks):
         return int.from_bytes(self.driver.get(at, 4), "little")
 
     def _take(self, stop: int) -> None:
-        """The results of the rows up to this one of the chunk."""
+        """Take the results of the rows of the chunk up to `stop`."""
         start = self._first
         if start >= stop:
             return

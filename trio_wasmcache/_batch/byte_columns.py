@@ -1,7 +1,7 @@
-"""Columns of values that cross as bytes: all rows' bytes one behind the other, and offsets.
+"""Columns of values that cross as bytes: the bytes of all rows in sequence, and offsets.
 
-Values of Python are packed piece by piece, which finds those that do not fit before any wasm runs.
-Arrow's columns of text and bytes are taken as they are, if their very bytes are what crosses.
+Python values are packed piece by piece, which finds values that do not fit before any wasm runs.
+Arrow's columns of text and bytes are used unchanged, if the ABI passes exactly these bytes.
 """
 
 from __future__ import annotations
@@ -18,45 +18,54 @@ from .columns import BITS, Column, MisfitError
 
 MAX_SIZE = 2**31 - 1
 WIDE = 8
-"""Bytes of an offset here."""
+"""Bytes of an offset of packed columns."""
 
 
 class Packed(Protocol):
     """A column whose rows are bytes."""
 
     rows: int | None
+    """Number of rows; None for a scalar."""
     nullable: bool
+    """Whether a row is null; known once all rows are packed."""
     holds_none: bool
+    """Whether a null was a None."""
     packs: bool
-    """Whether `pack` is to be called, for all rows, in order."""
+    """Whether `pack` must be called, for all rows, in order."""
     heavy: bool
     """Whether packing a value takes microseconds."""
 
     def pack(self, start: int, stop: int) -> None:
-        """Check and convert these rows; `MisfitError` if a value does not fit."""
+        """Check and convert these rows.
+
+        Raises:
+            MisfitError: a value does not fit.
+        """
 
     def size(self, start: int, stop: int) -> int:
-        """How many bytes these rows have."""
+        """Return the number of bytes of these rows."""
 
     def offsets(self, start: int, stop: int) -> tuple[Any, int, int]:
-        """Offsets as a buffer, one more than rows; the first one, and how many bytes each has."""
+        """Return a buffer of offsets, one more than rows; the first offset; bytes of an offset."""
 
     def data(self, start: int, stop: int) -> Any:
-        """The bytes of these rows, as a buffer."""
+        """Return a buffer of the bytes of these rows."""
 
     def validity(self, start: int, stop: int) -> int | None:
-        """As `Column.validity`."""
+        """Return which rows are valid: see `Column.validity`."""
 
     def values(self, start: int, stop: int) -> Sequence[Any]:
-        """As `Column.values`."""
+        """Return these rows as Python values."""
 
 
 @final
 class PackedColumn:
-    """Python values of any column, or one for all rows.
+    """Packed Python values of any column, or of a scalar.
 
     Args:
-        refuses_none: a None is a value that does not fit.
+        source: the column.
+        wire: how values are packed.
+        refuses_none: whether a None is a value that does not fit.
     """
 
     packs = True
@@ -71,7 +80,7 @@ class PackedColumn:
         self._refuses_none = refuses_none
         self._data = bytearray()
         self._offsets = array.array("q", [0])
-        self._valid = bytearray()  # a byte a row, once there is a null
+        self._valid = bytearray()  # a byte for each row, once there is a null
 
     def pack(self, start: int, stop: int) -> None:
         part = self._source.values(start, stop)
@@ -131,7 +140,7 @@ class PackedColumn:
 
 @final
 class ArrowBytes:
-    """Text or bytes that lie in Arrow's buffers."""
+    """A column of text or bytes in Arrow's buffers, which are not copied."""
 
     packs = False
     heavy = False
@@ -145,11 +154,11 @@ class ArrowBytes:
         self._starts = [0, *itertools.accumulate(map(len, chunks))]
         self._views = [_views(chunk) for chunk in chunks]
 
-    def pack(self, start: int, stop: int) -> None:
+    def pack(self, _start: int, _stop: int, /) -> None:
         raise AssertionError("there is nothing to pack")
 
     def _parts(self, start: int, stop: int) -> list[tuple[int, int, int]]:
-        """Which chunks, and which of their rows, make up these rows."""
+        """Return the chunks, and their rows from and to, that make up these rows."""
         parts = []
         number = bisect.bisect_right(self._starts, start) - 1
         while start < stop:
@@ -202,7 +211,7 @@ class ArrowBytes:
 
 
 def _views(chunk: Any) -> tuple[memoryview, memoryview]:
-    """Offsets of a chunk's rows and one more, and the data that they lead into."""
+    """Return views of a chunk's offsets, one more than rows, and of the data that they index."""
     _, offsets, data = chunk.buffers()
     raw = memoryview(offsets).cast("B")
     view = raw.cast("q") if str(chunk.type).startswith("large") else raw.cast("i")

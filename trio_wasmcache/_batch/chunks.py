@@ -1,8 +1,7 @@
-"""Batches under way: rows in chunks through the scratch of a driver, driven like any call.
+"""Batches under way: chunks of rows in the scratch of a driver, which is driven like any call.
 
-Whatever the columns are, a poll either copies a chunk in and runs its first slice, or runs a
-further slice; and if that was the chunk's last, it copies the results out. To the runner, the whole
-batch is one thing under way.
+A poll either copies a chunk in and runs its first slice, or runs a further slice; after the last
+slice of the chunk, it copies the results out. For the runner, the whole batch is one `Polled`.
 """
 
 from __future__ import annotations
@@ -25,17 +24,25 @@ from .collectors import Sink
 from .columns import Column
 
 MAX_FUEL = 2**63 - 1
-# More than any batch can burn.
+# Units of fuel, more than any batch can burn.
 BATCH_FUEL = 2**200
-# Copying takes the GIL. In a thread, between slices of some microseconds, the event loop might wait
-# for Python's switch interval, 5 ms, to get it. So a thread asks the loop to come round this often
-# (seconds). If it has not by the next time, the thread stands back for it, but not for long: the
-# loop may be busy with what needs no GIL, or have no core just now.
+# Copying takes the GIL. If a thread copies between slices of some microseconds, the event loop may
+# wait for Python's switch interval, 5 ms, to get it. So a thread schedules a callback in the loop
+# this often (seconds). If the loop has not run it by the next time, the thread waits for the loop,
+# but not for long: the loop may be busy without the GIL, or have no core at the moment.
 LOOP_EVERY, REST = 0.001, 0.0003
 
 
 class Chunks:
-    """The rows of a batch as one thing under way, for the runner to drive: a `Polled`."""
+    """The rows of a batch, for the runner to drive: a `Polled`.
+
+    Args:
+        call: the batch.
+        driver: the driver, attached to the instance.
+        what: name of the function, for messages.
+        rows: number of rows.
+        fuel_per_row: units of fuel that the driver itself burns for a row.
+    """
 
     def __init__(
         self,
@@ -49,50 +56,58 @@ class Chunks:
         self.call = call
         self.native = call.native
         self.driver = driver
-        self.what = what  # names the function in messages
+        self.what = what
         self.rows = rows
-        self.total_fuel = total_fuel  # for a row
-        self._row_fuel = min(total_fuel + fuel_per_row, MAX_FUEL)  # what the driver burns included
+        self.total_fuel = total_fuel  # of a row
+        self._row_fuel = min(total_fuel + fuel_per_row, MAX_FUEL)  # of a row and the driver's loop
         self.job: Job | None = None
         self.done = 0  # rows whose chunks are over
         self._chunk = 0  # rows of the chunk that is under way
-        self._chunk_fuel = 0
-        self._burnt = 0  # by what is over
+        self._chunk_fuel = 0  # given to the chunk that runs; 0 while none runs
+        self._burnt = 0  # fuel of the chunks that are over
         self._watched = -1  # the row that was running at the end of the last slice
-        self._watched_since = 0  # how much of its fuel was left then
+        self._watched_since = 0  # fuel that was left when that row was first seen
         self.refusal: ResultTooLargeError | None = None
-        """Raised while nothing is under way in the guest: its instance is intact."""
-        self._asked: threading.Lock | None = None  # held until the loop comes round
-        self._since = 0.0  # when it was asked to, or came, or was waited for
+        """Error that was raised while nothing ran in the guest, so that the instance is intact."""
+        self._asked: threading.Lock | None = None  # held until the loop has run the callback
+        self._since = 0.0  # time of the last callback: asked for, run or waited for
         self._token = trio.lowlevel.current_trio_token()
 
-    # -- what differs
+    # -- for subclasses
 
     def fill(self) -> int:
-        """Copy the next chunk in; how many rows it has. 0: the next row has to go otherwise."""
+        """Copy the next chunk in; return its number of rows, or 0 if the next row does not fit."""
         raise NotImplementedError
 
     def collect(self, done: int) -> bool:
-        """Copy results out; whether the chunk is over. Otherwise the driver is to run again."""
+        """Copy results out of `done` rows; return False if the driver must run again for the chunk.
+
+        Raises:
+            GuestError: a result can't be converted.
+        """
         raise NotImplementedError
 
     def take_spent(self) -> int:
-        """The fuel that collecting results has cost since the last time."""
+        """Return the fuel that collecting results has cost since the last time."""
         return 0
 
     @property
     def paused(self) -> bool:
-        """Whether something has to be done outside before the driver goes on."""
+        """Whether `run` must return before the driver continues, as a result is unfinished."""
         return False
 
     def look_back(self) -> None:
-        """The running row failed: raise what one before it would have raised, were it looked at."""
+        """After the failure of a row, collect the rows before it in its chunk.
+
+        Raises:
+            GuestError: a result of these can't be converted.
+        """
 
     def values(self, row: int) -> tuple[Any, ...]:
-        """The arguments of a row."""
+        """Return the arguments of a row."""
         raise NotImplementedError
 
-    # -- as the runner sees it
+    # -- for the runner
 
     @property
     def host_call(self) -> HostCall | None:
@@ -113,7 +128,7 @@ class Chunks:
             try:
                 done: int | UnderWay = self.driver.begin(self._chunk, self._chunk_fuel)
             except NoMemoryError:
-                self._chunk_fuel = 0  # it has not begun, and may begin anew
+                self._chunk_fuel = 0  # it has not begun, and can begin again
                 raise
         else:
             done = self.driver.finish() if self.native.poll() else UNDER_WAY
@@ -133,13 +148,16 @@ class Chunks:
         return self.paused or self.done == self.rows
 
     def row(self) -> int:
-        """The row that is running, or was the last to run."""
+        """Return the row that is running, or was the last to run."""
         return self.done + int.from_bytes(self.driver.get(ROW_AT, 4), "little")
 
     def _watch(self) -> None:
-        """A slice is over: stop a row that has burnt its `total_fuel`.
+        """After a slice, stop a row that has burnt its `total_fuel`.
 
-        What it burnt before it was first seen is not known, which gives it a slice more.
+        The fuel that it burnt before it was first seen is unknown, which allows it one slice more.
+
+        Raises:
+            FuelExhaustedError: the row has burnt its fuel.
         """
         row, left = self.row(), self.native.fuel_left()
         if row != self._watched:
@@ -148,7 +166,7 @@ class Chunks:
             raise FuelExhaustedError(f"the row burnt all of its fuel, {self.total_fuel} units")
 
     def _make_way(self) -> None:
-        """In a thread: see that the event loop gets the GIL now and then."""
+        """In a thread, let the event loop have the GIL every `LOOP_EVERY` seconds."""
         now, asked = time.perf_counter(), self._asked
         if now - self._since < LOOP_EVERY:
             if asked is not None and asked.acquire(blocking=False):
@@ -165,13 +183,13 @@ class Chunks:
             self._asked = None
         self._since = time.perf_counter()
 
-    # -- as who makes it sees it
+    # -- for the batch
 
     async def run(self) -> None:
-        """Drive it until all rows are done, it is paused, or a row has to go otherwise.
+        """Run until all rows are done, it is paused, or the next row does not fit.
 
         **Checkpoint:** between slices.
-        **Cancellation:** the guest is stopped, and its instance is spoilt.
+        **Cancellation:** the guest is stopped, and its instance is unusable.
         """
         try:
             await self._drive()
@@ -187,7 +205,7 @@ class Chunks:
             raise earlier from None
 
     def _first_poll(self) -> bool:
-        """Poll; idle instances go for its stack if the system has no memory for that."""
+        """Poll; evict idle instances if the system has no memory for the guest's stack."""
         while True:
             try:
                 return self.poll()
@@ -203,11 +221,11 @@ class Chunks:
             if not over:
                 await call.runner.drive(job)
         finally:
-            self.job = None  # no cycle: large results go when nobody uses them any more
+            self.job = None  # break the cycle, so that large results are freed at once
             call.end_job(job)
 
     def _earlier(self, error: BaseException) -> GuestError | None:
-        """What was wrong with a row before the one that failed, if anything was."""
+        """Return the error of a row before the one that failed, or None."""
         if self._chunk_fuel and isinstance(error, Exception) and not self.call.ended:
             try:
                 self.look_back()
@@ -216,7 +234,7 @@ class Chunks:
         return None
 
     def _blame(self, error: BaseException) -> None:
-        """The batch failed half-way: its instance is spoilt, and the error says in which row."""
+        """Note that the batch failed half-way, and add its row to the error."""
         values: tuple[Any, ...] = ()
         if isinstance(error, GuestError) and not error.function:
             if error.row is None:
@@ -229,7 +247,17 @@ class Chunks:
 
 @final
 class NumberChunks(Chunks):
-    """A batch in which all values are numbers."""
+    """The rows of a batch in which all values are numbers, for the runner to drive.
+
+    Args:
+        call: the batch.
+        driver: the driver, attached to the instance.
+        crossing: how values cross.
+        layout: layout of the driver's scratch.
+        columns: a column for each argument.
+        rows: number of rows.
+        sinks: a sink for each column of results.
+    """
 
     def __init__(
         self,
@@ -254,7 +282,7 @@ class NumberChunks(Chunks):
                 self._moving.append((one, at))
         self._nullable = any(one.nullable for one in columns)
         self._marks = self._nullable or any(sink.arrow for sink in sinks)
-        self._valid = 0  # a bit for each row of the chunk, where anyone asks for it
+        self._valid = 0  # a bit for each row of the chunk, if `_marks`
 
     def values(self, row: int) -> tuple[Any, ...]:
         return tuple(one.values(row, row + 1)[0] for one in self._columns)
@@ -275,15 +303,15 @@ class NumberChunks(Chunks):
         return chunk
 
     def _fitting(self, most: int) -> int:
-        """How many of so many rows end together with a slice, if they burn what others did.
+        """Return how many of `most` rows end with a slice, if they burn as much as those before.
 
-        Each slice costs as much as a thousand short rows, however few are left for it.
+        A slice costs as much as a thousand short rows, however few rows are left for it.
         """
         if not self._burnt:
             return most
         fuel = self.native.yield_fuel
         slices = most * self._burnt // (self.done * fuel)
-        # A little less: rows are not all alike.
+        # A little less, as rows differ.
         return slices * fuel * self.done * 63 // (64 * self._burnt) or most
 
     def collect(self, done: int) -> bool:
@@ -294,7 +322,7 @@ class NumberChunks(Chunks):
         return True
 
     def _refuse(self) -> None:
-        """A row gave a result out of its range."""
+        """Raise `AbiError` for the row that gave a result out of its range."""
         which = int.from_bytes(self.driver.get(WHICH_AT, 4), "little")
         raw = int.from_bytes(self.driver.get(RAW_AT, 4), "little", signed=True)
         lift_number(self._crossing.got, self._crossing.returns[which], raw)

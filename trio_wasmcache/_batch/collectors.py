@@ -1,4 +1,4 @@
-"""Where the results of a batch go, chunk after chunk, and the column that they are in the end."""
+"""Sinks, which gather the results of a batch chunk by chunk and make columns of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .._runtime.results import ResultMemory
 from . import arrow as _arrow
 from .columns import valid_rows
 
-# Values that are made into an Arrow array at once.
+# Number of values that are converted to an Arrow array at once.
 ARROW_PIECE = 4096
 # Bytes of an offset in a column of bytes.
 WIDE = 8
@@ -27,13 +27,13 @@ WIDE = 8
 
 @define(eq=False)
 class Bits:
-    """Bits that come in pieces, the first one lowest."""
+    """Bits that are added in pieces, the first one lowest."""
 
     data: bytearray = Factory(bytearray)
     _rest: int = 0
     _odd: int = 0
     zeros: bool = False
-    """Whether some were 0."""
+    """Whether any of them is 0."""
 
     def add(self, bits: int, number: int) -> None:
         self.zeros = self.zeros or bits.bit_count() < number
@@ -43,7 +43,7 @@ class Bits:
         self._rest, self._odd = bits >> 8 * whole, odd
 
     def result(self) -> bytes | None:
-        """All of them as Arrow's validity; None if none was 0."""
+        """Return all bits as an Arrow validity buffer; None if none is 0."""
         if not self.zeros:
             return None
         return bytes(self.data) + self._rest.to_bytes(1, "little")
@@ -57,13 +57,13 @@ class Sink:
     cell: Cell
     arrow: bool
     nones: bool
-    """Rows that are null come out as None, in a list."""
+    """Whether the result is a list, in which a null is None."""
     rows: int
-    """How many there will be."""
+    """Number of rows of the batch."""
     memory: ResultMemory
     tally: Tally
     _room: memoryview = Factory(lambda self: self._take(), takes_self=True)
-    _end: int = 0  # of the bytes that are there
+    _end: int = 0  # of the bytes that are filled
     _list: list[Any] = Factory(list)
     _validity: Bits = Factory(Bits)
 
@@ -74,7 +74,7 @@ class Sink:
         return self.memory.take(self.rows * self.cell.size, self.tally)
 
     def add(self, data: memoryview, rows: int, valid: int) -> None:
-        """The results of the next rows, and a bit for each that is valid."""
+        """Add the results of the next rows; `valid` has a bit for each row."""
         if self.nones:
             which = valid_rows(valid, rows)
             values = data.cast(self.cell.code).tolist()  # type: ignore[call-overload]
@@ -86,7 +86,7 @@ class Sink:
             self._validity.add(valid, rows)
 
     def add_value(self, value: Any) -> None:
-        """The result of one row, made otherwise; None is null."""
+        """Add the result of one row that was called for singly; None is null."""
         if self.nones:
             self._list.append(value)
             return
@@ -97,7 +97,7 @@ class Sink:
             self._validity.add(int(value is not None), 1)
 
     def result(self) -> Any:
-        """All of them: a list, an Arrow array, or a buffer of the type."""
+        """Return the column: a list, an Arrow array, or a `memoryview` of the type."""
         if self.nones:
             return self._list
         if self.arrow:
@@ -110,13 +110,13 @@ class Sink:
 @final
 @define(eq=False)
 class BytesSink:
-    """Gathers results that crossed as bytes: in a list, or for Arrow, where it has such a type."""
+    """Gathers results that crossed as bytes, in a list or in buffers for Arrow."""
 
     kind: str
-    """The type of the results, as `_arrow` knows it."""
+    """Type of the results: see `arrow.FACTORIES`."""
     wire: Wire
     lift: Callable[[bytes, Tally], Any]
-    """Of one result; raises `AbiError` where there is no value."""
+    """Function that converts one result, and raises `AbiError` for a bad one."""
     arrow: bool
     rows: int
     tally: Tally
@@ -126,23 +126,26 @@ class BytesSink:
     _ends: array.array[int] = Factory(lambda: array.array("q", [0]))
     _validity: Bits = Factory(Bits)
     _before: int = Factory(lambda self: self.tally.size, takes_self=True)
-    """The tally before what is in the list now."""
+    """Size of the tally before the values in the list."""
 
     @property
     def _as_bytes(self) -> bool:
         return self.arrow and bool(self.wire.arrow)
 
     def add(self, data: bytes, sizes: Sequence[int]) -> None:
-        """The results of the next rows.
+        """Add the results of the next rows; a negative size means null.
 
         Raises:
-            AbiError, ResultTooLargeError, FuelExhaustedError: one has no value, or is too large, or
-                costs too much; `row` counts from the first of these.
+            AbiError: a result can't be converted.
+            ResultTooLargeError: the results exceed `max_result_size`.
+            FuelExhaustedError: converting the results costs too much fuel.
+
+        The `row` of each error counts from the first of these rows.
         """
         if self._as_bytes:
             if not data.isascii() and self.wire.arrow == "string":
                 mark = self.tally.mark()
-                self._values(data, sizes)  # each has to be text by itself
+                self._values(data, sizes)  # checks that each is UTF-8 by itself
                 self.tally.go_back(mark)
             self._put(data, sizes)
         else:
@@ -151,7 +154,7 @@ class BytesSink:
                 self._parts.append(self._part())
 
     def _part(self) -> Any:
-        """The list as an Arrow array, which takes its place, also in the tally."""
+        """Return the list as an Arrow array, which replaces it, also in the tally."""
         made = _arrow.from_values(self.kind, self._list)
         self._list = []
         self.tally.size = self._before
@@ -174,7 +177,7 @@ class BytesSink:
         self._ends.extend(itertools.accumulate(sizes, initial=self._ends.pop()))
 
     def _first_too_large(self, sizes: Sequence[int]) -> int:
-        """Which row it is, of those that are too large together."""
+        """Return the row with which the results exceed the limit."""
         left = self.tally.limit - self.tally.size
         for row, size in enumerate(sizes):
             left -= max(size, 0) + WIDE
@@ -201,25 +204,25 @@ class BytesSink:
         return values
 
     def add_value(self, value: Any) -> None:
-        """The result of one row, made otherwise; what it takes is in the tally, with its slot."""
+        """Add the result of one row that was called for singly and is in the tally already."""
         if not self._as_bytes:
             self._list.append(value)
             return
-        self.tally.size = self.tally.begun  # the value goes, and its bytes stay
+        self.tally.size = self.tally.begun  # only its bytes are kept, which `_put` counts
         if value is None:
             self._put(b"", (-1,))
         else:
             self._put(*self.wire.pack((value,)))
 
     def result(self) -> Any:
-        """All of them: a list, or an Arrow array."""
+        """Return the column: a list, or an Arrow array."""
         if not self.arrow:
             return self._list
         if not self._as_bytes:
             last = self._part()
             if not self._parts:
                 return last
-            self.tally.raw = sum(part.nbytes for part in (*self._parts, last))  # once more
+            self.tally.raw = sum(part.nbytes for part in (*self._parts, last))  # for the copy
             return _arrow.together([*self._parts, last])
         return _arrow.from_bytes(
             self.kind, self.rows, self._validity.result(), self._ends, self._data
@@ -235,7 +238,7 @@ def as_numbers(
     nones: bool,
     arrow: bool,
 ) -> Any:
-    """Results that were made one by one as a `Sink` gives them."""
+    """Return results that were made one by one as the column of a `Sink`."""
     sink = Sink(CELLS[cell_name(kind)], arrow, nones, len(values), memory, tally)
     for value in values:
         sink.add_value(value)

@@ -1,8 +1,8 @@
-"""Columns as `Lease.map` takes them: buffers, lists and scalars, seen as rows of one type.
+"""Columns that `Lease.map` takes: buffers, lists and scalars, as rows of one type.
 
-A column is asked for whole chunks of rows, as bytes that go into a driver's scratch, or as Python
-values. A buffer is never copied as a whole; a list is packed once, piece by piece, which finds the
-values that do not fit before any wasm runs. `_arrow` adds columns in Arrow's format.
+A column returns chunks of rows as bytes, for a driver's scratch, or as Python values. A buffer is
+never copied as a whole. A list is packed once, piece by piece, which finds values that do not fit
+before any wasm runs. `arrow` adds columns in Arrow's format.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any, final
 from .._abi.plain import truths
 from .._core.wasm.driver import Cell
 
-# Of `struct` and `memoryview`: what is the same kind of number, whatever its size.
+# Format letters of `struct` and `memoryview`, by kind of number, whatever its size.
 _KINDS = ("?", "bhilqn", "BHILQN", "fd")
 _NUMBERS = frozenset("".join(_KINDS))
 BITS = bytes.maketrans(b"\0\1", b"01")
 
 
 class MisfitError(Exception):
-    """The value in row `row` of a column does not fit its type."""
+    """Raised when the value in row `row` of a column does not fit its type."""
 
     def __init__(self, row: int) -> None:
         super().__init__(row)
@@ -30,27 +30,28 @@ class MisfitError(Exception):
 
 
 class Column:
-    """See above. `rows` is None for a scalar, which is the same in every row."""
+    """A column of values for one argument."""
 
     rows: int | None = None
+    """Number of rows; None for a scalar, which is the same in every row."""
     packs = False
-    """Whether `pack` is to be called."""
+    """Whether `pack` must be called."""
     nullable = False
-    """Whether a row may be null; known once all of it is packed."""
+    """Whether a row may be null; known once all rows are packed."""
     holds_none = False
     """Whether a null was a None."""
 
     def use(self, cell: Cell) -> None:
-        """From now on it is a column of such cells.
+        """Set the type of the column's cells; it must be called before the methods below.
 
         Raises:
-            TypeError: it can't be.
-            MisfitError: row 0, of a scalar that does not fit.
+            TypeError: the column has another type.
+            MisfitError: the value of a scalar does not fit; its row is 0.
         """
         raise NotImplementedError
 
     def pack(self, start: int, stop: int) -> None:
-        """Check and convert these rows; called for all of them, in order.
+        """Check and convert these rows. It must be called for all rows, in order.
 
         Raises:
             MisfitError: a value does not fit.
@@ -58,27 +59,28 @@ class Column:
         raise NotImplementedError
 
     def raw(self, start: int, stop: int) -> bytes | memoryview:
-        """These rows as cells; a row that is null as any."""
+        """Return the cells of these rows; the cell of a null may have any value."""
         raise NotImplementedError
 
-    def validity(self, start: int, stop: int) -> int | None:
-        """A bit for each of these rows, the first one lowest; 0 is null. None: none is null."""
+    def validity(self, _start: int, _stop: int, /) -> int | None:
+        """Return a bit for each row, the first one's lowest, 0 for a null; None without nulls."""
         return None
 
     def values(self, start: int, stop: int) -> Sequence[Any]:
-        """These rows as Python values."""
+        """Return these rows as Python values."""
         raise NotImplementedError
 
 
 def column(value: Any, *, objects: bool) -> Column:
-    """What `value` is as a column: a list, a tuple or a range, a buffer, or else a scalar.
+    """Return the column for a value: a list, tuple, range or buffer; any other is a scalar.
 
     Args:
-        objects: bytes are single values, not columns of numbers.
+        value: the value that was given to `map`.
+        objects: whether bytes are single values, not columns of numbers.
 
     Raises:
-        TypeError: a buffer's items are none that Python knows, or it is not all there is.
-        ValueError: it has several dimensions.
+        TypeError: the items of a buffer are not numbers, or a mask is not in the buffer.
+        ValueError: a buffer has several dimensions.
     """
     if isinstance(value, (list, tuple, range)):
         return ListColumn(value)
@@ -107,7 +109,7 @@ def column(value: Any, *, objects: bool) -> Column:
 
 
 def pack(cell: Cell, values: Sequence[Any]) -> bytes:
-    """The values as cells; any exception if one does not fit."""
+    """Return the values as cells; raise any exception if one does not fit."""
     if cell.truth:
         values = truths(values)
     return struct.pack(f"<{len(values)}{cell.code}", *values)
@@ -115,7 +117,7 @@ def pack(cell: Cell, values: Sequence[Any]) -> bytes:
 
 @final
 class Scalar(Column):
-    """One value for all rows."""
+    """A column of one value for all rows."""
 
     def __init__(self, value: Any) -> None:
         self._value = value
@@ -133,7 +135,7 @@ class Scalar(Column):
     def raw(self, start: int, stop: int) -> bytes:
         return self._data * (stop - start)
 
-    def validity(self, start: int, stop: int) -> int | None:
+    def validity(self, _start: int, _stop: int, /) -> int | None:
         return 0 if self.nullable else None
 
     def values(self, start: int, stop: int) -> Sequence[Any]:
@@ -142,13 +144,13 @@ class Scalar(Column):
 
 @final
 class ListColumn(Column):
-    """Python values."""
+    """A column of Python values."""
 
     packs = True
 
     def __init__(self, values: Sequence[Any]) -> None:
         if type(values) not in (list, tuple, range):
-            # Of a class of its own, the items are taken once: its length need not be theirs.
+            # Iterate over a subclass once: its `__len__` may disagree with its items.
             count = len(values)
             values = list(itertools.islice(values, count + 1))
             if len(values) != count:
@@ -156,7 +158,7 @@ class ListColumn(Column):
         self._values = values
         self.rows: int = len(values)
         self._packed = bytearray()
-        self._valid = bytearray()  # a byte a row, once there is a null
+        self._valid = bytearray()  # a byte for each row, once there is a null
 
     def use(self, cell: Cell) -> None:
         self._cell = cell
@@ -185,7 +187,7 @@ class ListColumn(Column):
         return memoryview(self._packed)[start * self._cell.size : stop * self._cell.size]
 
     def validity(self, start: int, stop: int) -> int | None:
-        # As binary digits, the highest first: of powers of two, `int` makes short work.
+        # As binary digits, the highest first: `int` is fast for bases that are powers of two.
         return int(self._valid[start:stop][::-1].translate(BITS), 2) if self._valid else None
 
     def values(self, start: int, stop: int) -> Sequence[Any]:
@@ -197,12 +199,12 @@ class ListColumn(Column):
 
 @final
 class BufferColumn(Column):
-    """Numbers that lie in a buffer of one dimension."""
+    """A column of numbers in a buffer of one dimension."""
 
     def __init__(self, view: memoryview) -> None:
         self.rows: int = view.shape[0]  # type: ignore[index]
         self._view = view
-        # One after the other, the bytes are taken as they lie there.
+        # The bytes of a contiguous buffer are used as they are.
         self._flat = view.cast("B") if view.c_contiguous and self.rows else None
 
     def use(self, cell: Cell) -> None:
@@ -225,11 +227,11 @@ class BufferColumn(Column):
         part = self._view[start:stop]
         try:
             return part.tolist()
-        except NotImplementedError:  # a format that is spelt out, such as "<q" of ctypes
+        except NotImplementedError:  # a format with a byte order, such as "<q" of ctypes
             order, letter = part.format[:1], part.format[1:]
             return struct.unpack(f"{order}{stop - start}{letter}", part.tobytes())
 
 
 def valid_rows(bits: int, rows: int) -> list[bool]:
-    """Which rows are valid."""
+    """Return for each row whether it is valid."""
     return [digit == "1" for digit in reversed(f"{bits:0{rows}b}")]

@@ -1,8 +1,8 @@
-"""Batches of functions whose values cross through memory: row by row, in one busy period.
+"""Batches of functions whose values cross through memory: row by row, in one call.
 
-It is the ABI's own steps that run, so that each row is what a call would be, without what a call
-costs besides. Values are checked when their row comes: what they become may depend on what the
-guest did before.
+The steps of the ABI run for each row, so that each row behaves as a call would, without a call's
+other costs. The values of a row are checked when it is its turn: their conversion may depend on
+what the guest did before.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from . import arrow as _arrow
 from .collectors import as_numbers
 from .columns import Column
 
-# Rows that are taken out of their columns at once.
+# Number of rows to take out of the columns at once.
 PIECE = 512
 
 
 class _ValuesError(Exception):
-    """The values of a row do not fit: `__cause__`; no wasm has run for it."""
+    """Raised when the values of a row do not fit, from the error; no wasm has run for the row."""
 
 
 class _Refused(Exception):
-    """The result of a row is too large; the guest had returned."""
+    """Raised when the result of a row is too large; the guest had returned."""
 
     def __init__(self, error: ResultTooLargeError) -> None:
         super().__init__(error)
@@ -40,7 +40,7 @@ class _Refused(Exception):
 
 
 def in_row(error: Exception, row: int, values: tuple[Any, ...]) -> Exception:
-    """The error of values that do not fit, as one of a batch: `row` and `values` say which."""
+    """Return the error of values that do not fit, with `row` and `values` for the batch."""
     kinds: tuple[type[Exception], ...] = (TypeError, OverflowError, ValueError)
     # Not all of their subclasses take a message.
     kind = next((kind for kind in kinds if isinstance(error, kind)), TypeError)
@@ -50,7 +50,7 @@ def in_row(error: Exception, row: int, values: tuple[Any, ...]) -> Exception:
 
 
 async def map_rows(call: Call, columns: Sequence[Column], rows: int, arrow: bool) -> Any:
-    """Return what `Lease.map` does: a list of results, or an Arrow array if a column was one.
+    """Call for every row; return a column for each result, Arrow arrays with `arrow`.
 
     **Checkpoint:** between slices, and about every 0.5 ms of short rows.
     **Cancellation:** the guest is stopped, and its instance is lost if a row was under way.
@@ -71,7 +71,7 @@ async def map_rows(call: Call, columns: Sequence[Column], rows: int, arrow: bool
                 column.append(None if result is None else result[number])
     tally, memory = call.tally, call.results
     tally.begin_row()
-    # Of ABIs that say which of their results are numbers.
+    # Types of the results, if the ABI says that they are numbers.
     numbers: tuple[PlainType, ...] = getattr(call.bound.crossing, "numbers", ())
     made = []
     for number, (kind, column) in enumerate(zip(returns, results, strict=True)):
@@ -86,7 +86,7 @@ async def map_rows(call: Call, columns: Sequence[Column], rows: int, arrow: bool
 
 
 async def next_row(call: Call, row: int, values: tuple[Any, ...]) -> Any:
-    """Return the result of one row of a batch; None if a null is why it is not called for.
+    """Return the result of one row of a batch, or None for a row with a null that is not called.
 
     **Checkpoint:** between slices, and about every 0.5 ms of short rows.
     **Cancellation:** the guest is stopped, and its instance is lost if it was under way.
@@ -106,7 +106,7 @@ async def next_row(call: Call, row: int, values: tuple[Any, ...]) -> Any:
 
 
 async def _row(call: Call, row: int, values: tuple[Any, ...]) -> Any:
-    """Make one call; its failure says in which row."""
+    """Make one call; add the row to its error."""
     try:
         if call.bound.steps is None:
             return await _call(call, values)
@@ -124,7 +124,7 @@ async def _row(call: Call, row: int, values: tuple[Any, ...]) -> Any:
             error.add_note(f"in row {row} of a batch of {call.name}")
         call.fail(error, values)
         raise
-    # Not in the handler, where the other error would be its context, and keep what it has seen.
+    # Not in the handler, where the error's context would keep the frames, and so the data.
     too_large.row = row
     call.refuse(too_large, values)
     raise too_large
@@ -153,7 +153,7 @@ async def _call(call: Call, values: tuple[Any, ...]) -> Any:
 async def _call_in_steps(
     call: Call, make: Callable[[Guest, tuple[Any, ...]], Steps], values: tuple[Any, ...]
 ) -> Any:
-    """Make one call as `Call.run_steps` does, whose errors are not yet those of a row."""
+    """Make one call as `Call.run_steps` does; its errors do not have the row yet."""
     native = call.native
     steps = make(MeteredGuest(native, call.tally), values)
     total = left = call.bound.total_fuel
@@ -180,7 +180,7 @@ async def _call_in_steps(
     except (_ValuesError, _Refused):
         raise
     except BaseException:
-        native.abandon()  # the ABI may clean up now, and not under a call
+        native.abandon()  # before the ABI cleans up, which it can't do during a call
         raise
     finally:
         call.put_away(steps)
