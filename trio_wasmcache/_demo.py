@@ -13,7 +13,7 @@ import sys
 import textwrap
 import threading
 import time
-from typing import Any, final
+from typing import final
 
 import trio
 
@@ -117,7 +117,7 @@ class Teller:
         for name, number, meaning in rows:
             self._write(f"  {name:<16}{number:>6}   {meaning}")
 
-    def info(self, event: str, **fields: Any) -> None:
+    def info(self, event: str, **fields: object) -> None:
         """Print one event of the cache's log, and count it."""
         kind = event.removeprefix("wasmcache.")
         if kind in SHOWN:

@@ -14,7 +14,7 @@ import itertools
 import secrets
 import threading
 from collections.abc import Callable
-from typing import Any, Protocol, final
+from typing import Protocol, final
 
 import structlog
 import trio
@@ -48,7 +48,7 @@ class LogWriter(Protocol):
         """
 
 
-def write(logger: Any, stamped: Stamped) -> None:
+def write(logger: object, stamped: Stamped) -> None:
     """Write one event to structlog, at its level."""
     getattr(logger, stamped.event.level)(stamped.event.name, **stamped.fields())
 
@@ -72,7 +72,7 @@ class ThreadedLogWriter:
     The thread is a daemon: a sink that never returns can't keep the process from exiting.
     """
 
-    def __init__(self, logger: Any = None) -> None:
+    def __init__(self, logger: object = None) -> None:
         self._logger = structlog.get_logger("trio_wasmcache") if logger is None else logger
         self._stamper = Stamper()
         self._events: collections.deque[Stamped] = collections.deque()
@@ -148,7 +148,7 @@ class ThreadedLogWriter:
 class InlineLogWriter:
     """A `LogWriter` that writes at once, in the calling thread, for tests and mock clocks."""
 
-    def __init__(self, logger: Any = None) -> None:
+    def __init__(self, logger: object = None) -> None:
         self._logger = structlog.get_logger("trio_wasmcache") if logger is None else logger
         self._stamper = Stamper()
         self.lost = 0

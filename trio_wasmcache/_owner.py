@@ -19,11 +19,11 @@ from collections.abc import Callable
 from sys import _getframe
 from threading import get_ident
 from types import CodeType, FrameType
-from typing import Any, TypeVar, final
+from typing import TypeVar, final
 
 import trio
 
-F = TypeVar("F", bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable[..., object])
 
 # Code of our functions that call the user's code, which is no part of a step.
 _callers: set[CodeType] = set()

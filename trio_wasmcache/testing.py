@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, final
+from typing import final
 
 import trio
 
@@ -26,7 +26,7 @@ from ._runtime.bound import BoundFunction
 
 @asynccontextmanager
 async def open_fake_cache(
-    config: CacheConfig | None = None, *, engine: FakeEngine | None = None, logger: Any = None
+    config: CacheConfig | None = None, *, engine: FakeEngine | None = None, logger: object = None
 ) -> AsyncIterator[InstanceCache]:
     """Open a cache on a fake engine, which writes events at once, in the calling task.
 
@@ -166,7 +166,7 @@ def _disagreements(cache: InstanceCache) -> list[str]:
 
 
 async def cancel_everywhere(
-    scenario: Callable[[], Awaitable[Any]],
+    scenario: Callable[[], Awaitable[object]],
     check: Callable[[], None] = lambda: None,
     *,
     limit: int = 10_000,

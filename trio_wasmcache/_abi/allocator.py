@@ -12,14 +12,13 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from typing import Any
 
 from attrs import frozen
 
 from .._core.errors import ExportError
 from .._core.integers import signed
 from .._core.wasm.admission import signature
-from .base import Exports, Guest, Invoke
+from .base import Exports, Guest, Invoke, Value
 from .guest_memory import check_allocated, grown_room, memory_of
 
 WBINDGEN = ("__wbindgen_malloc", "__wbindgen_free")
@@ -49,7 +48,7 @@ class Allocator:
     guest_owns: bool
     """Whether the guest owns arguments and frees them; if not, the host does and reuses them."""
 
-    def allocate(self, guest: Guest, size: int) -> Generator[Invoke, Any, int]:
+    def allocate(self, guest: Guest, size: int) -> Generator[Invoke, Value, int]:
         """Return the address of `size` bytes, at least one."""
         size = max(size, 1)
         if self.alloc is None:
@@ -59,7 +58,7 @@ class Allocator:
         check_allocated(self.what, self.alloc, memory_of(guest), at, size)
         return at
 
-    def release(self, at: int, size: int) -> Generator[Invoke, Any, None]:
+    def release(self, at: int, size: int) -> Generator[Invoke, Value, None]:
         """Free memory that came from `allocate`, or from the guest."""
         if self.free is not None and at:
             values = (at, size, ALIGN)[: self.free_arity]

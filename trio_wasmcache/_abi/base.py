@@ -13,12 +13,18 @@ after an `AbiError` the instance is dropped.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from attrs import frozen
 
 from .._core.tally import Tally
 from .._core.wasm.reader import FuncType as FuncType
+
+Value: TypeAlias = Any
+"""A Python value of the caller, or the wasm value that it is converted to or from.
+
+Its type is the one declared to `register`, which type checkers do not know: conversions check it.
+"""
 
 
 @frozen
@@ -26,7 +32,7 @@ class Invoke:
     """A request to call an export of the guest with wasm values; the answer is its result."""
 
     export: str
-    values: tuple[Any, ...]
+    values: tuple[object, ...]
 
 
 @frozen
@@ -38,12 +44,14 @@ class Convert:
     raised where this was yielded.
     """
 
-    function: Callable[..., Any]
-    values: tuple[Any, ...]
+    function: Callable[..., Value]
+    values: tuple[object, ...]
 
 
 Step = Invoke | Convert
 """A request that an ABI may yield."""
+Steps = Generator[Step, Value, Value]
+"""A call in steps: yields requests, receives their answers, and returns the result."""
 
 
 class Memory(Protocol):
@@ -84,7 +92,7 @@ class Guest(Protocol):
         """The exported memory, or None."""
 
     @property
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Value]:
         """Storage of the ABI for this instance; exists as long as its memory.
 
         For example, addresses of memory that the ABI allocated may be kept here between calls.
@@ -123,22 +131,22 @@ class Crossing(Protocol):
         """Number of arguments of a call."""
 
     @property
-    def lower(self) -> Callable[[tuple[Any, ...]], Sequence[Any]] | None:
+    def lower(self) -> Callable[[tuple[object, ...]], Sequence[object]] | None:
         """Converts Python values to wasm values, without using memory; None: they are the same."""
 
     @property
-    def lift(self) -> Callable[[Any], Any] | None:
+    def lift(self) -> Callable[[Value], Value] | None:
         """Converts a wasm result to a Python value, without using memory; None: it is the same."""
 
     @property
-    def steps(self) -> Callable[[Guest, tuple[Any, ...]], Generator[Step, Any, Any]] | None:
+    def steps(self) -> Callable[[Guest, tuple[object, ...]], Steps] | None:
         """Performs one call and returns its result; None: use `lower`, the call, and `lift`.
 
         Values that do not fit raise `TypeError`, `ValueError` or `OverflowError` before the first
         `Invoke`, naming the argument's number, its type and the value.
         """
 
-    def explain(self, values: tuple[Any, ...]) -> Exception:
+    def explain(self, values: tuple[object, ...]) -> Exception:
         """Return the error to raise for arguments that do not fit."""
 
 

@@ -7,7 +7,7 @@ of `steps`, row by row, including errors.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn, Protocol
+from typing import NoReturn, Protocol
 
 from attrs import field, frozen
 
@@ -25,7 +25,7 @@ from .._core.wasm.memory_layout import (
     RANGE,
     MemoryShape,
 )
-from .base import Guest
+from .base import Guest, Value
 from .guest_memory import ROOM, check_allocated, grown_room, memory_of, read
 from .packing import Wire
 from .plain import PlainType, lift_number
@@ -49,7 +49,7 @@ class Bulk:
     """Types of the results; empty if the result is bytes."""
     wire: Wire | None
     """Type of the result, if it is bytes; else None."""
-    lift: Callable[[bytes, Tally], Any]
+    lift: Callable[[bytes, Tally], Value]
     """Converts a result to a value and counts it; raises `AbiError` if it is not valid."""
     returns: str
     """Name of the result's type for messages."""

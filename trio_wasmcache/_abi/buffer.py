@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from attrs import field, frozen, validators
 
@@ -20,7 +20,7 @@ from .._core.wasm.admission import signature
 from .._core.wasm.memory_layout import AREA_SIZE, BYTES, MemoryShape
 from .._core.wasm.reader import FuncType
 from .allocator import CABI, WBINDGEN, Allocator, find_allocator
-from .base import Crossing, Exports, Guest, Invoke, Memory
+from .base import Crossing, Exports, Guest, Invoke, Memory, Value
 from .batching import KEPT, Bulk
 from .guest_memory import check_address, memory_of, read, read_result
 from .packing import Blob, Text, Wire
@@ -47,7 +47,7 @@ Owner = Literal["host", "guest"]
 SEARCHED_AT_ONCE = 4096
 
 
-def _one_of(kind: Any) -> Any:
+def _one_of(kind: object) -> Value:
     return validators.optional(validators.in_(get_args(kind)))
 
 
@@ -163,8 +163,8 @@ class BufferCrossing:
     free_result: bool = field(kw_only=True)
     post: str | None = field(kw_only=True)
     """Name of the function to call after the result has been read; None: there is none."""
-    lower: Callable[[tuple[Any, ...]], Sequence[Any]] | None = field(default=None, init=False)
-    lift: Callable[[Any], Any] | None = field(default=None, init=False)
+    lower: Callable[[tuple[object, ...]], Sequence[object]] | None = field(default=None, init=False)
+    lift: Callable[[Value], Value] | None = field(default=None, init=False)
     counts_results: bool = field(default=True, init=False)
 
     @property
@@ -185,7 +185,7 @@ class BufferCrossing:
         """Return the name of an argument for messages."""
         return f"argument {number} of {self.what}"
 
-    def explain(self, values: tuple[Any, ...]) -> Exception:
+    def explain(self, values: tuple[object, ...]) -> Exception:
         if len(values) != len(self.args):
             return wrong_count(self.what, self.args, values)
         try:
@@ -196,9 +196,9 @@ class BufferCrossing:
             return error
         return TypeError(f"{self.what}: {shown(values)} can't be passed")
 
-    def steps(self, guest: Guest, values: tuple[Any, ...]) -> Generator[Invoke, Any, Any]:
+    def steps(self, guest: Guest, values: tuple[object, ...]) -> Generator[Invoke, Value, Value]:
         """Perform one call; see `Crossing.steps`."""
-        wasm: list[Any] = []
+        wasm: list[object] = []
         own: list[tuple[int, int]] = []  # (begin, end) of arguments owned by the host
         area = 0
         with ExitStack() as views:
@@ -275,7 +275,7 @@ class BufferCrossing:
             return None
         return Text(nul=self.nul) if name == "str" else Blob(nul=self.nul)
 
-    def _decode(self, data: bytes, tally: Tally) -> Any:
+    def _decode(self, data: bytes, tally: Tally) -> Value:
         if self.returns[0] == "bytes":
             tally.add_made(BYTES_SIZE + len(data), 1)
             return data
@@ -287,19 +287,19 @@ class BufferCrossing:
         # Not in the handler: that error refers to all of the data.
         raise AbiError(f"{self.got} what is not UTF-8: {problem}")
 
-    def _lower(self, values: tuple[Any, ...], views: ExitStack) -> list[Any]:
+    def _lower(self, values: tuple[object, ...], views: ExitStack) -> list[object]:
         """Return numbers, and bytes or views of bytes for buffers; only text is copied."""
         return [
             self._lower_one(number, name, value, views)
             for number, (name, value) in enumerate(zip(self.args, values, strict=True), start=1)
         ]
 
-    def _lower_one(self, number: int, name: str, value: Any, views: ExitStack) -> Any:
+    def _lower_one(self, number: int, name: str, value: object, views: ExitStack) -> Value:
         if name in BUFFERS:
             return self._buffer(number, name, value, views)
         return lower_number(self, number, TYPES[name], value)
 
-    def _buffer(self, number: int, name: str, value: Any, views: ExitStack) -> bytes | memoryview:
+    def _buffer(self, number: int, name: str, value: Value, views: ExitStack) -> bytes | memoryview:
         data: bytes | memoryview
         if name == "str":
             if not isinstance(value, str):
@@ -324,7 +324,7 @@ class BufferCrossing:
             raise ValueError(f"{self.place(number)}: {shown(value)} has a zero in it")
         return data
 
-    def _rooms(self, guest: Guest, lowered: list[Any]) -> Generator[Invoke, Any, list[int]]:
+    def _rooms(self, guest: Guest, lowered: list[object]) -> Generator[Invoke, Value, list[int]]:
         """Return addresses for the result's area, if there is one, and for each buffer."""
         sizes = [len(one) + self.nul for one in lowered if isinstance(one, (bytes, memoryview))]
         areas = [AREA_SIZE] if self.style == "out" else []
@@ -347,7 +347,7 @@ class BufferCrossing:
                 rooms.append((yield from self._kept(guest, number, size)))
         return rooms
 
-    def _kept(self, guest: Guest, name: int | str, size: int) -> Generator[Invoke, Any, int]:
+    def _kept(self, guest: Guest, name: int | str, size: int) -> Generator[Invoke, Value, int]:
         """Return memory that is allocated once and reused; reallocate it if it is too small."""
         kept: dict[int | str, tuple[int, int]] = guest.state.setdefault(KEPT, {})
         at, capacity = kept.get(name, (0, 0))
@@ -365,13 +365,13 @@ class BufferCrossing:
         if self.nul:
             memory.write(at + len(data), b"\0")
 
-    def _signed(self, wasm: list[Any]) -> tuple[Any, ...]:
+    def _signed(self, wasm: list[Value]) -> tuple[object, ...]:
         return tuple(
             signed(value) if kind == "i32" else value
             for kind, value in zip(self.signature.params, wasm, strict=True)
         )
 
-    def _numbers(self, result: Any) -> Any:
+    def _numbers(self, result: Value) -> Value:
         if not self.returns:
             return None
         if len(self.returns) == 1:
@@ -381,7 +381,7 @@ class BufferCrossing:
             for name, value in zip(self.returns, result, strict=True)
         )
 
-    def _find(self, memory: Memory, result: Any, area: int) -> tuple[int, int]:
+    def _find(self, memory: Memory, result: Value, area: int) -> tuple[int, int]:
         """Return address and size of the guest's result."""
         if self.style in ("packed", "packed_low"):
             high, low = result >> 32 & 0xFFFFFFFF, result & 0xFFFFFFFF

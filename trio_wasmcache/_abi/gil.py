@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from .._gil import Breath
+from .base import Value
 
 T = TypeVar("T")
 
@@ -23,7 +24,7 @@ MAX_DEPTH = 32
 _thread = threading.local()
 
 
-def is_large(values: Any) -> bool:
+def is_large(values: object) -> bool:
     """Return whether collections contain at least `MANY` values, including nested ones.
 
     Only Python's own classes are inspected, as those of others may run any code.
@@ -31,7 +32,7 @@ def is_large(values: Any) -> bool:
     return _count(values, MANY, MAX_DEPTH) >= MANY
 
 
-def _count(value: Any, limit: int, depth: int) -> int:
+def _count(value: Value, limit: int, depth: int) -> int:
     if type(value) not in _CONTAINERS or not depth:
         return 1
     number = len(value) + 1
@@ -51,7 +52,7 @@ def breathe() -> None:
         breath()
 
 
-def paced(function: Callable[..., T], *values: Any) -> T:
+def paced(function: Callable[..., T], *values: object) -> T:
     """Call the function in a thread in which `breathe` has an effect."""
     _thread.breath = Breath(EVERY)
     try:

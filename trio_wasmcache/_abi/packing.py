@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, final
+from typing import Protocol, final
 
 from attrs import field, frozen
 
 from .._core.tally import ASCII_SIZE, BYTES_SIZE, NUMBER, SMALL, Tally
+from .base import Value
 from .plain import truths
 
 Data = bytes | memoryview
@@ -31,13 +32,13 @@ class Wire(Protocol):
     def heavy(self) -> bool:
         """Whether converting a value takes microseconds."""
 
-    def pack(self, values: Sequence[Any]) -> tuple[Data, Sequence[int]]:
+    def pack(self, values: Sequence[object]) -> tuple[Data, Sequence[int]]:
         """Return the bytes of all values together, and the size of each.
 
         Raises any exception if a value does not fit, or is None.
         """
 
-    def unpack(self, data: bytes, sizes: Sequence[int], tally: Tally) -> list[Any]:
+    def unpack(self, data: bytes, sizes: Sequence[int], tally: Tally) -> Sequence[object]:
         """Return the values of such bytes; raise any exception if some are invalid or too large."""
 
 
@@ -55,7 +56,7 @@ class Text:
     def arrow(self) -> str:
         return "string" if self.encoding == "utf-8" and not self.nul else ""
 
-    def pack(self, values: Sequence[Any]) -> tuple[bytes, Sequence[int]]:
+    def pack(self, values: Sequence[Value]) -> tuple[bytes, Sequence[int]]:
         joined = "".join(values)
         if self.nul and "\0" in joined:
             raise ValueError("there is a zero in it")
@@ -65,7 +66,7 @@ class Text:
         encoded = [str.encode(value, self.encoding) for value in values]
         return b"".join(encoded), list(map(len, encoded))
 
-    def unpack(self, data: bytes, sizes: Sequence[int], tally: Tally) -> list[Any]:
+    def unpack(self, data: bytes, sizes: Sequence[int], tally: Tally) -> Sequence[object]:
         at = 0
         if data.isascii():
             tally.add_made(len(data) + ASCII_SIZE * len(sizes), len(sizes))
@@ -95,7 +96,7 @@ class Blob:
     def arrow(self) -> str:
         return "" if self.nul else "binary"
 
-    def pack(self, values: Sequence[Any]) -> tuple[bytes, Sequence[int]]:
+    def pack(self, values: Sequence[Value]) -> tuple[bytes, Sequence[int]]:
         if not {bytes}.issuperset(map(type, values)):
             # Others may change between two reads, or return any length.
             values = [
@@ -106,7 +107,7 @@ class Blob:
             raise ValueError("there is a zero in it")
         return data, list(map(len, values))
 
-    def unpack(self, data: bytes, sizes: Sequence[int], tally: Tally) -> list[Any]:
+    def unpack(self, data: bytes, sizes: Sequence[int], tally: Tally) -> Sequence[object]:
         tally.add_made(len(data) + BYTES_SIZE * len(sizes), len(sizes))
         at = 0
         return [None if size < 0 else data[at : (at := at + size)] for size in sizes]
@@ -123,12 +124,12 @@ class Fixed:
     arrow: str = field(default="", init=False)
     heavy: bool = field(default=False, init=False)
 
-    def pack(self, values: Sequence[Any]) -> tuple[bytes, Sequence[int]]:
+    def pack(self, values: Sequence[Value]) -> tuple[bytes, Sequence[int]]:
         if self.code == "?":
             values = truths(values)
         return struct.pack(f">{len(values)}{self.code}", *values), [self.size] * len(values)
 
-    def unpack(self, data: bytes, sizes: Sequence[int], tally: Tally) -> list[Any]:
+    def unpack(self, data: bytes, sizes: Sequence[int], tally: Tally) -> Sequence[object]:
         tally.add_made(NUMBER * len(sizes), len(sizes))
         found = iter(struct.unpack(f">{len(data) // self.size}{self.code}", data))
         if sizes.count(self.size) == len(sizes):
@@ -143,18 +144,18 @@ class Fixed:
 class Single:
     """Conversion of one value after the other by an ABI's functions."""
 
-    encode: Callable[[Any], Data]
-    decode: Callable[[bytes, Tally], Any]
+    encode: Callable[[Value], Data]
+    decode: Callable[[bytes, Tally], Value]
     arrow: str = field(default="", init=False)
     heavy: bool = field(default=True, init=False)
 
-    def pack(self, values: Sequence[Any]) -> tuple[bytes, Sequence[int]]:
+    def pack(self, values: Sequence[Value]) -> tuple[bytes, Sequence[int]]:
         if any(value is None for value in values):
             raise TypeError("None is no value")
         encoded = [self.encode(value) for value in values]
         return b"".join(encoded), list(map(len, encoded))
 
-    def unpack(self, data: bytes, sizes: Sequence[int], tally: Tally) -> list[Any]:
+    def unpack(self, data: bytes, sizes: Sequence[int], tally: Tally) -> Sequence[object]:
         at, values = 0, []
         for size in sizes:
             values.append(None if size < 0 else self.decode(data[at : at + size], tally))

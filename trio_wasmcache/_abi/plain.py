@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol, TypeVar
 
 from attrs import frozen
 
@@ -23,7 +23,7 @@ from .._core.integers import signed
 from .._core.text import shown as shown
 from .._core.wasm.admission import no_crossing
 from .._core.wasm.reader import OTHER_TYPES, FuncType
-from .base import Exports, Guest, Invoke
+from .base import Exports, Guest, Invoke, Steps, Value
 from .post import find_post, post_values
 
 T = TypeVar("T")
@@ -138,7 +138,7 @@ class PlainAbi:
         self.got = f"{what} was called with" if host else f"{what} returned"
         self.args = tuple(find_type(what, name, types) for name in args)
         self.arity = len(self.args)
-        self.steps: Callable[[Guest, tuple[Any, ...]], Generator[Invoke, Any, Any]] | None = (
+        self.steps: Callable[[Guest, tuple[object, ...]], Steps] | None = (
             None if post is None else self._steps
         )
         self.returns = tuple(find_type(what, name, types) for name in returns)
@@ -146,14 +146,14 @@ class PlainAbi:
             tuple(kind.wasm for kind in self.args), tuple(kind.wasm for kind in self.returns)
         )
         # None if there are only wasm's own types: then a call needs no conversion.
-        self.lower: Callable[[tuple[Any, ...]], tuple[Any, ...]] | None = (
+        self.lower: Callable[[tuple[object, ...]], tuple[object, ...]] | None = (
             None if all(kind.native for kind in self.args) else self._lower
         )
-        self.lift: Callable[[Any], Any] | None = (
+        self.lift: Callable[[Value], Value] | None = (
             None if all(kind.native for kind in self.returns) else self._lift
         )
 
-    def explain(self, values: tuple[Any, ...]) -> Exception:
+    def explain(self, values: tuple[object, ...]) -> Exception:
         """Return the error to raise for arguments that do not fit."""
         if len(values) != len(self.args):
             return wrong_count(self.what, [kind.name for kind in self.args], values)
@@ -164,11 +164,11 @@ class PlainAbi:
             return error
         return TypeError(f"{self.what}: {shown(values)} can't be passed")
 
-    def checked(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
+    def checked(self, values: tuple[object, ...]) -> tuple[object, ...]:
         """Return the wasm values for `values`, each checked, also where `lower` is None."""
         return self._lower(values)
 
-    def _lower(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _lower(self, values: tuple[object, ...]) -> tuple[object, ...]:
         if len(values) != len(self.args):
             raise self.explain(values)
         return tuple(
@@ -183,8 +183,8 @@ class PlainAbi:
     def _steps(
         self,
         guest: Guest,  # noqa: ARG002 -- other ABIs use its memory
-        values: tuple[Any, ...],
-    ) -> Generator[Invoke, Any, Any]:
+        values: tuple[object, ...],
+    ) -> Steps:
         """Call the export, then the module's post-return function."""
         assert self.post is not None
         result = yield Invoke(self.export, self.checked(values))
@@ -192,7 +192,7 @@ class PlainAbi:
         yield Invoke(self.post, post_values(result, self.signature.results))
         return lifted
 
-    def _lift(self, result: Any) -> Any:
+    def _lift(self, result: Value) -> Value:
         if len(self.returns) == 1:
             return lift_number(self.got, self.returns[0], result)
         return tuple(
@@ -219,18 +219,18 @@ def find_type(what: str, name: str, types: Mapping[str, PlainType] = TYPES) -> P
     raise SignatureError(f"{what}: unknown type {name!r}; there are {', '.join(types)}")
 
 
-def wrong_count(what: str, names: Sequence[str], values: Sequence[Any]) -> TypeError:
+def wrong_count(what: str, names: Sequence[str], values: Sequence[object]) -> TypeError:
     """Return the error for a wrong number of arguments."""
     return TypeError(f"{what} takes {len(names)} arguments ({', '.join(names)}), got {len(values)}")
 
 
-def to_blame(kinds: Sequence[T], values: tuple[Any, ...]) -> list[tuple[int, tuple[T, Any]]]:
+def to_blame(kinds: Sequence[T], values: tuple[object, ...]) -> list[tuple[int, tuple[T, Value]]]:
     """Return arguments with their numbers, None last: a None is blamed only if no other misfits."""
     numbered = enumerate(zip(kinds, values, strict=True), start=1)
     return sorted(numbered, key=lambda one: one[1][1] is None)
 
 
-def lower_number(abi: Places, number: int, kind: PlainType, value: Any) -> Any:
+def lower_number(abi: Places, number: int, kind: PlainType, value: object) -> Value:
     """Return the wasm number for `value`; errors name argument `number`."""
     try:
         return to_number(kind, value)
@@ -238,7 +238,7 @@ def lower_number(abi: Places, number: int, kind: PlainType, value: Any) -> Any:
         raise type(error)(f"{abi.place(number)}: {error}") from None
 
 
-def to_number(kind: PlainType, value: Any) -> Any:
+def to_number(kind: PlainType, value: Value) -> Value:
     """Return the wasm number for `value`.
 
     Raises:
@@ -258,7 +258,7 @@ def to_number(kind: PlainType, value: Any) -> Any:
     return signed(whole, 64 if kind.wasm == "i64" else 32)
 
 
-def exact_values(signature: FuncType, values: Iterable[Any]) -> tuple[int | float, ...]:
+def exact_values(signature: FuncType, values: Iterable[object]) -> tuple[int | float, ...]:
     """Return wasm values as a tuple of plain ints and floats, which run no code when used.
 
     Raises:
@@ -274,7 +274,7 @@ def exact_values(signature: FuncType, values: Iterable[Any]) -> tuple[int | floa
     return tuple(exact)
 
 
-def truth(value: Any) -> bool:
+def truth(value: Value) -> bool:
     """Return the bool of a value: Python's or NumPy's, recognised without NumPy by its buffer.
 
     Raises:
@@ -288,14 +288,14 @@ def truth(value: Any) -> bool:
     return bool(view[()])
 
 
-def truths(values: Sequence[Any]) -> Sequence[bool]:
+def truths(values: Sequence[Value]) -> Sequence[bool]:
     """Return the bools of values, unchanged if all are Python's; raise `TypeError` if not bools."""
     if {bool}.issuperset(map(type, values)):
         return values
     return [truth(value) for value in values]
 
 
-def _to_real(kind: PlainType, value: Any) -> float:
+def _to_real(kind: PlainType, value: object) -> float:
     try:
         if not isinstance(value, (float, int)) and not hasattr(value, "__float__"):
             raise TypeError("not a number")  # such as text, which `float` would parse
@@ -310,7 +310,7 @@ def _to_real(kind: PlainType, value: Any) -> float:
     return real
 
 
-def _misfit(kind: PlainType, value: Any, problem: Exception) -> TypeError:
+def _misfit(kind: PlainType, value: object, problem: Exception) -> TypeError:
     takes = "True or False" if kind.truth else "a float" if kind.real else "an int"
     raised = "" if isinstance(problem, TypeError) else f", which raised {shown(problem)}"
     return TypeError(f"{kind.name} takes {takes}, got {shown(value)}{raised}")
@@ -320,7 +320,7 @@ def _misfit(kind: PlainType, value: Any, problem: Exception) -> TypeError:
 F32_END = (2 - 2**-24) * 2.0**127
 
 
-def lift_number(got: str, kind: PlainType, value: Any) -> Any:
+def lift_number(got: str, kind: PlainType, value: Value) -> Value:
     """Return the Python number for a wasm one; raise `AbiError` if the type has none."""
     if kind.native:
         return value

@@ -7,12 +7,10 @@ runtime of their own, such as JavaScript, trap at their second call without it.
 
 from __future__ import annotations
 
-from typing import Any
-
 from .._core.errors import ExportError
 from .._core.wasm.admission import signature
 from .._core.wasm.reader import FuncType
-from .base import Exports
+from .base import Exports, Value
 
 PREFIX = "cabi_post_"
 
@@ -36,7 +34,7 @@ def find_post(what: str, export: str, exports: Exports) -> str | None:
     return name
 
 
-def post_values(result: Any, results: tuple[str, ...]) -> tuple[Any, ...]:
+def post_values(result: Value, results: tuple[str, ...]) -> tuple[object, ...]:
     """Return the arguments of a post-return function, given the result of its export."""
     if len(results) > 1:
         return tuple(result)

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any
 
 from attrs import field, frozen
 
@@ -30,7 +29,7 @@ from .._core.tally import Tally
 from .._core.wasm.admission import signature
 from .._core.wasm.memory_layout import BYTES, MemoryShape
 from .._core.wasm.reader import FuncType
-from .base import Convert, Crossing, Exports, Guest, Invoke, Step
+from .base import Convert, Crossing, Exports, Guest, Invoke, Steps, Value
 from .batching import Bulk
 from .cql.framing import Codec, Data, MalformedError, count_one
 from .cql.scalars import scalars
@@ -133,8 +132,8 @@ class ScyllaAbi:
 class ScyllaCrossing:
     """Values of one signature, some of which cross through memory: a `Crossing`."""
 
-    lower: Callable[[tuple[Any, ...]], Sequence[Any]] | None = None
-    lift: Callable[[Any], Any] | None = None
+    lower: Callable[[tuple[object, ...]], Sequence[object]] | None = None
+    lift: Callable[[Value], Value] | None = None
     counts_results = True
 
     def __init__(
@@ -163,7 +162,7 @@ class ScyllaCrossing:
         """Return the name of an argument for messages."""
         return f"argument {number} of {self.what}"
 
-    def explain(self, values: tuple[Any, ...]) -> Exception:
+    def explain(self, values: tuple[object, ...]) -> Exception:
         if len(values) != self.arity:
             return wrong_count(self.what, [kind.name for kind in self._args], values)
         try:
@@ -173,9 +172,9 @@ class ScyllaCrossing:
             return error
         return TypeError(f"{self.what}: {shown(values)} can't be passed")
 
-    def steps(self, guest: Guest, values: tuple[Any, ...]) -> Generator[Step, Any, Any]:
+    def steps(self, guest: Guest, values: tuple[object, ...]) -> Steps:
         """Perform one call; see `Crossing.steps`."""
-        encoded: list[Any]
+        encoded: list[Value]
         if self._compound and is_large(values):
             encoded = yield Convert(self._encode, (values,))
         else:
@@ -230,7 +229,7 @@ class ScyllaCrossing:
             result.name,
         )
 
-    def _decode(self, data: bytes, tally: Tally) -> Any:
+    def _decode(self, data: bytes, tally: Tally) -> Value:
         assert not isinstance(self._result, PlainType)
         try:
             return _decode_all(self._result, data, tally)
@@ -238,19 +237,19 @@ class ScyllaCrossing:
             problem = str(error)
         raise AbiError(f"{self.got} no {self._result.name}: {problem}")
 
-    def _encode(self, values: tuple[Any, ...]) -> list[Any]:
+    def _encode(self, values: tuple[object, ...]) -> list[object]:
         """Return numbers as they are, other values as bytes or None."""
         return [
             self._encode_one(number, kind, value)
             for number, (kind, value) in enumerate(zip(self._args, values, strict=True), start=1)
         ]
 
-    def _encode_one(self, number: int, kind: PlainType | Codec, value: Any) -> Any:
+    def _encode_one(self, number: int, kind: PlainType | Codec, value: object) -> Value:
         if isinstance(kind, PlainType):
             return lower_number(self, number, kind, value)
         return None if value is None else self._bytes(number, kind, value)
 
-    def _bytes(self, number: int, codec: Codec, value: Any) -> Data:
+    def _bytes(self, number: int, codec: Codec, value: object) -> Data:
         try:
             data = codec.encode(value)
             if len(data) > MAX_SIZE:
@@ -292,7 +291,7 @@ class ScyllaCrossing:
                     f"{FREE}, [i32] -> []; its {name} is {found}"
                 )
 
-    def _place_grown(self, guest: Guest, encoded: list[Any]) -> tuple[Any, ...]:
+    def _place_grown(self, guest: Guest, encoded: list[Value]) -> tuple[object, ...]:
         sizes = [
             -(-max(len(data), 1) // ALIGNMENT) * ALIGNMENT if isinstance(data, Data) else 0
             for data in encoded
@@ -310,8 +309,8 @@ class ScyllaCrossing:
         return tuple(lowered)
 
     def _place_allocated(
-        self, guest: Guest, encoded: list[Any]
-    ) -> Generator[Invoke, Any, tuple[Any, ...]]:
+        self, guest: Guest, encoded: list[Value]
+    ) -> Generator[Invoke, Value, tuple[object, ...]]:
         memory = memory_of(guest)
         lowered = []
         for kind, data in zip(self._args, encoded, strict=True):
@@ -349,7 +348,7 @@ def _wire(codec: Codec) -> Wire:
     return _WIRES.get(codec.name) or Single(codec.encode, functools.partial(_decode_all, codec))
 
 
-def _decode_all(codec: Codec, data: bytes, tally: Tally) -> Any:
+def _decode_all(codec: Codec, data: bytes, tally: Tally) -> Value:
     value = codec.decode(data, 0, len(data), tally)
     if codec.single:
         count_one(value, codec, tally)

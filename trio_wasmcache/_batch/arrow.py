@@ -10,11 +10,13 @@ import bisect
 import itertools
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar, final
+from typing import Any, Protocol, TypeAlias, TypeVar, final
 
 from .._core.wasm.driver import Cell
 from .columns import Column
 
+Arrow: TypeAlias = Any
+"""pyarrow, which has no types, or an object of it."""
 T = TypeVar("T")
 
 # {cell: pyarrow's name of its type}
@@ -42,22 +44,22 @@ FACTORIES = {name: kind for name, kind in TYPES.items() if name[0] in "iu"} | di
 class Threads(Protocol):
     """Ways to run code that takes long in threads."""
 
-    async def import_module(self, name: str) -> Any:
+    async def import_module(self, name: str) -> Arrow:
         """Import a module, and return it."""
 
-    async def read(self, function: Callable[..., T], *values: Any) -> T:
+    async def read(self, function: Callable[..., T], *values: object) -> T:
         """Call a function that may run the user's code, for any time; return its result."""
 
-    async def convert(self, function: Callable[..., T], *values: Any) -> T:
+    async def convert(self, function: Callable[..., T], *values: object) -> T:
         """Call a function that takes a while but waits for nothing; return its result."""
 
 
-def is_arrow(value: Any) -> bool:
+def is_arrow(value: object) -> bool:
     """Return whether a value has Arrow's C data interface."""
     return hasattr(value, "__arrow_c_array__") or hasattr(value, "__arrow_c_stream__")
 
 
-async def load(threads: Threads) -> Any:
+async def load(threads: Threads) -> Arrow:
     """Import pyarrow, and return it.
 
     Raises:
@@ -73,7 +75,7 @@ async def load(threads: Threads) -> Any:
         ) from error
 
 
-async def table_columns(table: Any, threads: Threads) -> list[Any]:
+async def table_columns(table: Arrow, threads: Threads) -> list[Arrow]:
     """Return the columns of a table or record batch, as pyarrow's objects."""
     pa = await load(threads)
     if not isinstance(table, (pa.Table, pa.RecordBatch)):
@@ -82,7 +84,7 @@ async def table_columns(table: Any, threads: Threads) -> list[Any]:
     return list(table.columns)
 
 
-async def arrow_column(value: Any, threads: Threads) -> ArrowColumn:
+async def arrow_column(value: Arrow, threads: Threads) -> ArrowColumn:
     """Return the column for a value that has Arrow's C data interface."""
     pa = await load(threads)
     if isinstance(value, pa.Array):
@@ -101,7 +103,7 @@ async def arrow_column(value: Any, threads: Threads) -> ArrowColumn:
 class ArrowColumn(Column):
     """A column of an Arrow array in one or several chunks."""
 
-    def __init__(self, pa: Any, kind: Any, chunks: Sequence[Any]) -> None:
+    def __init__(self, pa: Arrow, kind: Arrow, chunks: Sequence[Arrow]) -> None:
         self._pa = pa
         self._type = kind
         self._chunks = [chunk for chunk in chunks if len(chunk)]
@@ -119,7 +121,7 @@ class ArrowColumn(Column):
             raise TypeError(f"takes an Arrow array of {wanted}, got one of {self._type}")
         self._cell = cell
 
-    async def bytes_chunks(self, name: str, threads: Threads) -> list[Any] | None:
+    async def bytes_chunks(self, name: str, threads: Threads) -> list[Arrow] | None:
         """Return the chunks of a column of text or bytes, or None if it has another type.
 
         Dictionaries and views become plain arrays, in a thread if there are many rows.
@@ -138,7 +140,7 @@ class ArrowColumn(Column):
             return None
         wanted = getattr(pa, name)() if str(self._type) == name else getattr(pa, f"large_{name}")()
 
-        def convert() -> list[Any]:
+        def convert() -> list[Arrow]:
             chunks = []
             for chunk in self._chunks:
                 if pa.types.is_dictionary(chunk.type):
@@ -154,7 +156,7 @@ class ArrowColumn(Column):
         except pa.ArrowInvalid as error:
             raise ValueError(f"its Arrow array is damaged: {error}") from None
 
-    def _parts(self, start: int, stop: int) -> list[Any]:
+    def _parts(self, start: int, stop: int) -> list[Arrow]:
         """Return the arrays that make up these rows."""
         parts = []
         number = bisect.bisect_right(self._starts, start) - 1
@@ -169,7 +171,7 @@ class ArrowColumn(Column):
         parts = [self._bytes(part) for part in self._parts(start, stop)]
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _bytes(self, part: Any) -> memoryview:
+    def _bytes(self, part: Arrow) -> memoryview:
         if self._cell.truth:
             part = part.cast(self._pa.uint8())  # a bool of Arrow's takes a bit
         size = self._cell.size
@@ -185,11 +187,11 @@ class ArrowColumn(Column):
             place += len(part)
         return bits
 
-    def values(self, start: int, stop: int) -> Sequence[Any]:
+    def values(self, start: int, stop: int) -> Sequence[object]:
         return [value for part in self._parts(start, stop) for value in part.to_pylist()]
 
 
-def valid_bits(part: Any) -> int:
+def valid_bits(part: Arrow) -> int:
     """Return a bit for each row of an array, the first row's lowest; 0 means null."""
     every: int = (1 << len(part)) - 1
     if not part.null_count:
@@ -201,7 +203,7 @@ def valid_bits(part: Any) -> int:
     return bits
 
 
-def from_cells(cell: Cell, rows: int, data: Any, validity: bytes | None) -> Any:
+def from_cells(cell: Cell, rows: int, data: object, validity: bytes | None) -> Arrow:
     """Return an Arrow array of the cells in a buffer, which is not copied."""
     pa = sys.modules["pyarrow"]
     name = "uint8" if cell.truth else FACTORIES[cell.name.removeprefix("cut ")]
@@ -210,7 +212,7 @@ def from_cells(cell: Cell, rows: int, data: Any, validity: bytes | None) -> Any:
     return array.cast(pa.bool_()) if cell.truth else array
 
 
-def from_bytes(kind: str, rows: int, validity: bytes | None, ends: Any, data: Any) -> Any:
+def from_bytes(kind: str, rows: int, validity: bytes | None, ends: Arrow, data: Arrow) -> Arrow:
     """Return an Arrow array of text or bytes, with 64-bit offsets and data in buffers."""
     pa = sys.modules["pyarrow"]
     small = getattr(pa, FACTORIES[kind])()
@@ -224,12 +226,12 @@ def from_bytes(kind: str, rows: int, validity: bytes | None, ends: Any, data: An
     return array.cast(small) if len(data) <= MAX_OFFSET else array
 
 
-def together(parts: Sequence[Any]) -> Any:
+def together(parts: Sequence[object]) -> Arrow:
     """Return one Arrow array of several."""
     return sys.modules["pyarrow"].concat_arrays(parts)
 
 
-def from_values(kind: str, values: Sequence[Any]) -> Any:
+def from_values(kind: str, values: Sequence[object]) -> Arrow:
     """Return an Arrow array of Python values.
 
     Raises:

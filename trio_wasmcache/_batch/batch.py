@@ -14,9 +14,9 @@ import operator
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
-from .._abi.base import Crossing, Guest
+from .._abi.base import Crossing, Guest, Value
 from .._abi.batching import Bulk
 from .._abi.gil import breathe, is_large
 from .._abi.plain import PlainAbi, PlainType, cell_name
@@ -39,7 +39,7 @@ from .row_loop import in_row, map_rows, next_row
 PIECE, PIECE_TIME, HEAVY_ROWS = 2048, 0.0003, 64
 
 
-async def map_columns(call: Call, columns: Any, rows: int | None) -> Any:
+async def map_columns(call: Call, columns: object, rows: int | None) -> Value:
     """Call a function for every row of some columns: see `Lease.map`."""
     try:
         return await _map_columns(call, columns, rows)
@@ -50,7 +50,7 @@ async def map_columns(call: Call, columns: Any, rows: int | None) -> Any:
         raise
 
 
-async def _map_columns(call: Call, columns: Any, rows: int | None) -> Any:
+async def _map_columns(call: Call, columns: object, rows: int | None) -> Value:
     crossing = call.bound.crossing
     numbers = isinstance(crossing, PlainAbi)
     arrow, found = await call.unless_ended(_look_at, call.name, columns, not numbers, call.runner)
@@ -61,7 +61,7 @@ async def _map_columns(call: Call, columns: Any, rows: int | None) -> Any:
 
 
 async def _look_at(
-    what: str, columns: Any, objects: bool, threads: _arrow.Threads
+    what: str, columns: object, objects: bool, threads: _arrow.Threads
 ) -> tuple[bool, list[Column]]:
     """Return whether some columns are Arrow's, and all columns."""
     if _arrow.is_arrow(columns):
@@ -116,7 +116,7 @@ async def _map_numbers(
     columns: Sequence[Column],
     rows: int,
     arrow: bool,
-) -> Any:
+) -> Value:
     for number, (one, kind) in enumerate(zip(columns, crossing.args, strict=True)):
         try:
             one.use(CELLS[cell_name(kind)])
@@ -153,7 +153,7 @@ async def _map_values(
     columns: Sequence[Column],
     rows: int,
     arrow: bool,
-) -> Any:
+) -> Value:
     native, tally = call.native, call.tally
     bulk = _bulk_of(call.bound.crossing, MeteredGuest(native, tally))
     packed = None
@@ -348,6 +348,6 @@ def _first_null(one: Column | Packed, rows: int) -> int:
     return (~bits & bits + 1).bit_length() - 1
 
 
-def _together(results: list[Any]) -> Any:
+def _together(results: list[object]) -> Value:
     """Return the result of `map`: a column, several in a tuple, or None."""
     return results[0] if len(results) == 1 else tuple(results) or None

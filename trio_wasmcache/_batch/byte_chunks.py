@@ -9,8 +9,9 @@ from __future__ import annotations
 import bisect
 import struct
 from collections.abc import Sequence
-from typing import Any, final
+from typing import final
 
+from .._abi.base import Value
 from .._abi.batching import KEPT, Bulk
 from .._abi.gil import LONG
 from .._abi.guest_memory import memory_of, read_result
@@ -95,10 +96,10 @@ class MemoryChunks(Chunks):
         for at in layout.validity:
             driver.put(at, b"\xff" * (layout.rows // 8))
 
-    def values(self, row: int) -> tuple[Any, ...]:
+    def values(self, row: int) -> tuple[object, ...]:
         return tuple(one.values(row, row + 1)[0] for one in self._columns)
 
-    def skip(self, result: Any) -> None:
+    def skip(self, result: Value) -> None:
         """Add the result of the next row, which the caller has called for."""
         results = result if len(self._sinks) > 1 else (result,)
         for number, sink in enumerate(self._sinks):

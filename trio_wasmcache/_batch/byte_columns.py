@@ -10,10 +10,11 @@ import array
 import bisect
 import itertools
 from collections.abc import Sequence
-from typing import Any, Protocol, final
+from typing import Protocol, final
 
+from .._abi.base import Value
 from .._abi.packing import Wire
-from .arrow import ArrowColumn, valid_bits
+from .arrow import Arrow, ArrowColumn, valid_bits
 from .columns import BITS, Column, MisfitError
 
 MAX_SIZE = 2**31 - 1
@@ -45,16 +46,16 @@ class Packed(Protocol):
     def size(self, start: int, stop: int) -> int:
         """Return the number of bytes of these rows."""
 
-    def offsets(self, start: int, stop: int) -> tuple[Any, int, int]:
+    def offsets(self, start: int, stop: int) -> tuple[Value, int, int]:
         """Return a buffer of offsets, one more than rows; the first offset; bytes of an offset."""
 
-    def data(self, start: int, stop: int) -> Any:
+    def data(self, start: int, stop: int) -> Value:
         """Return a buffer of the bytes of these rows."""
 
     def validity(self, start: int, stop: int) -> int | None:
         """Return which rows are valid: see `Column.validity`."""
 
-    def values(self, start: int, stop: int) -> Sequence[Any]:
+    def values(self, start: int, stop: int) -> Sequence[object]:
         """Return these rows as Python values."""
 
 
@@ -94,7 +95,7 @@ class PackedColumn:
         offsets = itertools.accumulate(sizes, initial=self._offsets.pop())
         self._offsets.extend(offsets)
 
-    def _pack_each(self, start: int, part: Sequence[Any]) -> tuple[bytes, list[int]]:
+    def _pack_each(self, start: int, part: Sequence[object]) -> tuple[bytes, list[int]]:
         together, sizes = bytearray(), []
         for row, value in enumerate(part, start):
             if value is None and not self._refuses_none:
@@ -134,7 +135,7 @@ class PackedColumn:
             return 0
         return int(self._valid[start:stop][::-1].translate(BITS), 2)
 
-    def values(self, start: int, stop: int) -> Sequence[Any]:
+    def values(self, start: int, stop: int) -> Sequence[object]:
         return self._source.values(start, stop)
 
 
@@ -146,7 +147,7 @@ class ArrowBytes:
     heavy = False
     holds_none = False
 
-    def __init__(self, source: ArrowColumn, chunks: Sequence[Any]) -> None:
+    def __init__(self, source: ArrowColumn, chunks: Sequence[Arrow]) -> None:
         self.rows = source.rows
         self.nullable = source.nullable
         self._source = source
@@ -175,7 +176,7 @@ class ArrowBytes:
             total += offsets[end] - offsets[begin]
         return total
 
-    def offsets(self, start: int, stop: int) -> tuple[Any, int, int]:
+    def offsets(self, start: int, stop: int) -> tuple[Value, int, int]:
         parts = self._parts(start, stop)
         if len(parts) == 1:
             number, begin, end = parts[0]
@@ -190,7 +191,7 @@ class ArrowBytes:
         made.append(last)
         return memoryview(made).cast("B"), 0, WIDE
 
-    def data(self, start: int, stop: int) -> Any:
+    def data(self, start: int, stop: int) -> Value:
         parts = []
         for number, begin, end in self._parts(start, stop):
             offsets, data = self._views[number]
@@ -206,11 +207,11 @@ class ArrowBytes:
             place += end - begin
         return bits
 
-    def values(self, start: int, stop: int) -> Sequence[Any]:
+    def values(self, start: int, stop: int) -> Sequence[object]:
         return self._source.values(start, stop)
 
 
-def _views(chunk: Any) -> tuple[memoryview, memoryview]:
+def _views(chunk: Arrow) -> tuple[memoryview, memoryview]:
     """Return views of a chunk's offsets, one more than rows, and of the data that they index."""
     _, offsets, data = chunk.buffers()
     raw = memoryview(offsets).cast("B")

@@ -10,7 +10,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any, final
+from typing import final
 
 import trio
 
@@ -103,7 +103,7 @@ class Chunks:
             GuestError: a result of these can't be converted.
         """
 
-    def values(self, row: int) -> tuple[Any, ...]:
+    def values(self, row: int) -> tuple[object, ...]:
         """Return the arguments of a row."""
         raise NotImplementedError
 
@@ -235,7 +235,7 @@ class Chunks:
 
     def _blame(self, error: BaseException) -> None:
         """Note that the batch failed half-way, and add its row to the error."""
-        values: tuple[Any, ...] = ()
+        values: tuple[object, ...] = ()
         if isinstance(error, GuestError) and not error.function:
             if error.row is None:
                 error.row = self.row()
@@ -284,7 +284,7 @@ class NumberChunks(Chunks):
         self._marks = self._nullable or any(sink.arrow for sink in sinks)
         self._valid = 0  # a bit for each row of the chunk, if `_marks`
 
-    def values(self, row: int) -> tuple[Any, ...]:
+    def values(self, row: int) -> tuple[object, ...]:
         return tuple(one.values(row, row + 1)[0] for one in self._columns)
 
     def fill(self) -> int:

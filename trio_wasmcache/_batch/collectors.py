@@ -6,10 +6,11 @@ import array
 import itertools
 import struct
 from collections.abc import Callable, Sequence
-from typing import Any, final
+from typing import final
 
 from attrs import Factory, define
 
+from .._abi.base import Value
 from .._abi.packing import Data, Wire
 from .._abi.plain import PlainType, cell_name
 from .._core.errors import GuestError
@@ -64,7 +65,7 @@ class Sink:
     tally: Tally
     _room: memoryview = Factory(lambda self: self._take(), takes_self=True)
     _end: int = 0  # of the bytes that are filled
-    _list: list[Any] = Factory(list)
+    _list: list[object] = Factory(list)
     _validity: Bits = Factory(Bits)
 
     def _take(self) -> memoryview:
@@ -85,7 +86,7 @@ class Sink:
         if self.arrow:
             self._validity.add(valid, rows)
 
-    def add_value(self, value: Any) -> None:
+    def add_value(self, value: object) -> None:
         """Add the result of one row that was called for singly; None is null."""
         if self.nones:
             self._list.append(value)
@@ -96,7 +97,7 @@ class Sink:
         if self.arrow:
             self._validity.add(int(value is not None), 1)
 
-    def result(self) -> Any:
+    def result(self) -> Value:
         """Return the column: a list, an Arrow array, or a `memoryview` of the type."""
         if self.nones:
             return self._list
@@ -115,13 +116,13 @@ class BytesSink:
     kind: str
     """Type of the results: see `arrow.FACTORIES`."""
     wire: Wire
-    lift: Callable[[bytes, Tally], Any]
+    lift: Callable[[bytes, Tally], Value]
     """Function that converts one result, and raises `AbiError` for a bad one."""
     arrow: bool
     rows: int
     tally: Tally
-    _list: list[Any] = Factory(list)
-    _parts: list[Any] = Factory(list)  # Arrow arrays of what was in the list
+    _list: list[object] = Factory(list)
+    _parts: list[object] = Factory(list)  # Arrow arrays of what was in the list
     _data: bytearray = Factory(bytearray)
     _ends: array.array[int] = Factory(lambda: array.array("q", [0]))
     _validity: Bits = Factory(Bits)
@@ -153,7 +154,7 @@ class BytesSink:
             if self.arrow and len(self._list) >= ARROW_PIECE:
                 self._parts.append(self._part())
 
-    def _part(self) -> Any:
+    def _part(self) -> Value:
         """Return the list as an Arrow array, which replaces it, also in the tally."""
         made = _arrow.from_values(self.kind, self._list)
         self._list = []
@@ -185,7 +186,7 @@ class BytesSink:
                 return row
         return len(sizes) - 1
 
-    def _values(self, data: bytes, sizes: Sequence[int]) -> list[Any]:
+    def _values(self, data: bytes, sizes: Sequence[int]) -> Sequence[object]:
         tally, mark = self.tally, self.tally.mark()
         try:
             tally.add(SLOT * len(sizes))
@@ -203,7 +204,7 @@ class BytesSink:
             at += max(size, 0)
         return values
 
-    def add_value(self, value: Any) -> None:
+    def add_value(self, value: object) -> None:
         """Add the result of one row that was called for singly and is in the tally already."""
         if not self._as_bytes:
             self._list.append(value)
@@ -214,7 +215,7 @@ class BytesSink:
         else:
             self._put(*self.wire.pack((value,)))
 
-    def result(self) -> Any:
+    def result(self) -> Value:
         """Return the column: a list, or an Arrow array."""
         if not self.arrow:
             return self._list
@@ -231,13 +232,13 @@ class BytesSink:
 
 def as_numbers(
     kind: PlainType,
-    values: list[Any],
+    values: list[object],
     memory: ResultMemory,
     tally: Tally,
     *,
     nones: bool,
     arrow: bool,
-) -> Any:
+) -> Value:
     """Return results that were made one by one as the column of a `Sink`."""
     sink = Sink(CELLS[cell_name(kind)], arrow, nones, len(values), memory, tally)
     for value in values:

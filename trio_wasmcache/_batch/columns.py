@@ -10,8 +10,9 @@ from __future__ import annotations
 import itertools
 import struct
 from collections.abc import Sequence
-from typing import Any, final
+from typing import final
 
+from .._abi.base import Value
 from .._abi.plain import truths
 from .._core.wasm.driver import Cell
 
@@ -66,12 +67,12 @@ class Column:
         """Return a bit for each row, the first one's lowest, 0 for a null; None without nulls."""
         return None
 
-    def values(self, start: int, stop: int) -> Sequence[Any]:
+    def values(self, start: int, stop: int) -> Sequence[object]:
         """Return these rows as Python values."""
         raise NotImplementedError
 
 
-def column(value: Any, *, objects: bool) -> Column:
+def column(value: Value, *, objects: bool) -> Column:
     """Return the column for a value: a list, tuple, range or buffer; any other is a scalar.
 
     Args:
@@ -108,7 +109,7 @@ def column(value: Any, *, objects: bool) -> Column:
     return BufferColumn(view)
 
 
-def pack(cell: Cell, values: Sequence[Any]) -> bytes:
+def pack(cell: Cell, values: Sequence[object]) -> bytes:
     """Return the values as cells; raise any exception if one does not fit."""
     if cell.truth:
         values = truths(values)
@@ -119,7 +120,7 @@ def pack(cell: Cell, values: Sequence[Any]) -> bytes:
 class Scalar(Column):
     """A column of one value for all rows."""
 
-    def __init__(self, value: Any) -> None:
+    def __init__(self, value: object) -> None:
         self._value = value
         self.nullable = self.holds_none = value is None
 
@@ -138,7 +139,7 @@ class Scalar(Column):
     def validity(self, _start: int, _stop: int, /) -> int | None:
         return 0 if self.nullable else None
 
-    def values(self, start: int, stop: int) -> Sequence[Any]:
+    def values(self, start: int, stop: int) -> Sequence[object]:
         return (self._value,) * (stop - start)
 
 
@@ -148,7 +149,7 @@ class ListColumn(Column):
 
     packs = True
 
-    def __init__(self, values: Sequence[Any]) -> None:
+    def __init__(self, values: Sequence[object]) -> None:
         if type(values) not in (list, tuple, range):
             # Iterate over a subclass once: its `__len__` may disagree with its items.
             count = len(values)
@@ -171,7 +172,7 @@ class ListColumn(Column):
             for row, value in enumerate(part, start):
                 self._packed += self._pack_one(row, value)
 
-    def _pack_one(self, row: int, value: Any) -> bytes:
+    def _pack_one(self, row: int, value: object) -> bytes:
         if value is None:
             if not self._valid:
                 self._valid += b"\1" * self.rows
@@ -190,7 +191,7 @@ class ListColumn(Column):
         # As binary digits, the highest first: `int` is fast for bases that are powers of two.
         return int(self._valid[start:stop][::-1].translate(BITS), 2) if self._valid else None
 
-    def values(self, start: int, stop: int) -> Sequence[Any]:
+    def values(self, start: int, stop: int) -> Sequence[object]:
         part = self._values[start:stop]
         if len(part) != stop - start:
             raise ValueError("a list has changed its length during the call")
@@ -223,7 +224,7 @@ class BufferColumn(Column):
         size = self._view.itemsize
         return self._flat[start * size : stop * size]
 
-    def values(self, start: int, stop: int) -> Sequence[Any]:
+    def values(self, start: int, stop: int) -> Sequence[object]:
         part = self._view[start:stop]
         try:
             return part.tolist()

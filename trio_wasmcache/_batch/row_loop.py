@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import cast
 
-from .._abi.base import Guest
+from .._abi.base import Guest, Steps, Value
 from .._abi.plain import PlainType
 from .._core.errors import GuestError, ResultTooLargeError
 from .._core.tally import NUMBER, SLOT
 from .._engine.base import UNDER_WAY
 from .._runtime.bound import kept_values
-from .._runtime.call import Call, Finished, Steps
+from .._runtime.call import Call, Finished
 from .._runtime.metered import MeteredGuest
 from . import arrow as _arrow
 from .collectors import as_numbers
@@ -39,17 +39,17 @@ class _Refused(Exception):
         self.error = error
 
 
-def in_row(error: Exception, row: int, values: tuple[Any, ...]) -> Exception:
+def in_row(error: Exception, row: int, values: tuple[object, ...]) -> Exception:
     """Return the error of values that do not fit, with `row` and `values` for the batch."""
     kinds: tuple[type[Exception], ...] = (TypeError, OverflowError, ValueError)
     # Not all of their subclasses take a message.
     kind = next((kind for kind in kinds if isinstance(error, kind)), TypeError)
-    made: Any = kind(f"row {row}: {error}")
+    made: Value = kind(f"row {row}: {error}")
     made.row, made.values = row, kept_values(values)
     return cast("Exception", made)
 
 
-async def map_rows(call: Call, columns: Sequence[Column], rows: int, arrow: bool) -> Any:
+async def map_rows(call: Call, columns: Sequence[Column], rows: int, arrow: bool) -> Value:
     """Call for every row; return a column for each result, Arrow arrays with `arrow`.
 
     **Checkpoint:** between slices, and about every 0.5 ms of short rows.
@@ -57,7 +57,7 @@ async def map_rows(call: Call, columns: Sequence[Column], rows: int, arrow: bool
     """
     given = call.bound.definition.returns
     returns: tuple[str, ...] = (given,) if isinstance(given, str) else given or ()
-    results: list[list[Any]] = [[] for _ in returns]
+    results: list[list[object]] = [[] for _ in returns]
     for start in range(0, rows, PIECE):
         stop = min(start + PIECE, rows)
         parts = [one.values(start, stop) for one in columns]
@@ -85,7 +85,7 @@ async def map_rows(call: Call, columns: Sequence[Column], rows: int, arrow: bool
     return made[0] if len(made) == 1 else tuple(made) or None
 
 
-async def next_row(call: Call, row: int, values: tuple[Any, ...]) -> Any:
+async def next_row(call: Call, row: int, values: tuple[object, ...]) -> Value:
     """Return the result of one row of a batch, or None for a row with a null that is not called.
 
     **Checkpoint:** between slices, and about every 0.5 ms of short rows.
@@ -105,7 +105,7 @@ async def next_row(call: Call, row: int, values: tuple[Any, ...]) -> Any:
     return await _row(call, row, values)
 
 
-async def _row(call: Call, row: int, values: tuple[Any, ...]) -> Any:
+async def _row(call: Call, row: int, values: tuple[object, ...]) -> Value:
     """Make one call; add the row to its error."""
     try:
         if call.bound.steps is None:
@@ -130,7 +130,7 @@ async def _row(call: Call, row: int, values: tuple[Any, ...]) -> Any:
     raise too_large
 
 
-async def _call(call: Call, values: tuple[Any, ...]) -> Any:
+async def _call(call: Call, values: tuple[object, ...]) -> Value:
     crossing, guest, fuel = call.bound.crossing, call.bound.guest, call.bound.total_fuel
     try:
         lowered = values if crossing.lower is None else crossing.lower(values)
@@ -151,8 +151,8 @@ async def _call(call: Call, values: tuple[Any, ...]) -> Any:
 
 
 async def _call_in_steps(
-    call: Call, make: Callable[[Guest, tuple[Any, ...]], Steps], values: tuple[Any, ...]
-) -> Any:
+    call: Call, make: Callable[[Guest, tuple[object, ...]], Steps], values: tuple[object, ...]
+) -> Value:
     """Make one call as `Call.run_steps` does; its errors do not have the row yet."""
     native = call.native
     steps = make(MeteredGuest(native, call.tally), values)

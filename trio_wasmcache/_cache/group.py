@@ -14,11 +14,13 @@ import contextvars
 import functools
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, final
+from types import CoroutineType
+from typing import final
 
 import trio
 from attrs import frozen
 
+from .._abi.base import Value
 from .._core.config import bad_capacity, bad_shares
 from .._core.events import Reason
 from .._core.policy.records import Stage
@@ -89,7 +91,7 @@ class SchedulingGroup:
         return self._nursery.cancel_scope
 
     def start_soon(
-        self, async_fn: Callable[..., Awaitable[Any]], *args: Any, name: object = None
+        self, async_fn: Callable[..., Awaitable[object]], *args: object, name: object = None
     ) -> None:
         """Start a task as `trio.Nursery.start_soon` does; in it, this group is the current one.
 
@@ -102,8 +104,8 @@ class SchedulingGroup:
         )
 
     async def start(
-        self, async_fn: Callable[..., Awaitable[Any]], *args: Any, name: object = None
-    ) -> Any:
+        self, async_fn: Callable[..., Awaitable[object]], *args: object, name: object = None
+    ) -> Value:
         """Start a task as `trio.Nursery.start` does; in it, this group is the current one.
 
         Returns:
@@ -277,8 +279,8 @@ class Groups:
 @calls_user
 async def _run_inside(
     chain: tuple[_Inside, ...],
-    async_fn: Callable[..., Awaitable[Any]],
-    args: tuple[Any, ...],
+    async_fn: Callable[..., Awaitable[object]],
+    args: tuple[object, ...],
 ) -> None:
     _groups.set(chain)
     await _coroutine(async_fn, args)
@@ -287,23 +289,26 @@ async def _run_inside(
 @calls_user
 async def _start_inside(
     chain: tuple[_Inside, ...],
-    async_fn: Callable[..., Awaitable[Any]],
-    args: tuple[Any, ...],
+    async_fn: Callable[..., Awaitable[object]],
+    args: tuple[object, ...],
     *,
-    task_status: trio.TaskStatus[Any],
+    task_status: trio.TaskStatus[object],
 ) -> None:
     _groups.set(chain)
     await _coroutine(functools.partial(async_fn, task_status=task_status), args)
 
 
 @calls_user
-def _coroutine(async_fn: Any, args: tuple[Any, ...]) -> Awaitable[Any]:
+def _coroutine(
+    async_fn: Callable[..., object] | CoroutineType[object, object, object],
+    args: tuple[object, ...],
+) -> Awaitable[object]:
     """Call a task's function and return what to await; explain the two common mistakes.
 
     Raises:
         TypeError: it was given a coroutine, or a function that is not async.
     """
-    if inspect.iscoroutine(async_fn):
+    if isinstance(async_fn, CoroutineType):
         async_fn.close()
         raise TypeError(
             f"a task starts from an async function, not from a coroutine such as {async_fn!r}: "
@@ -314,5 +319,5 @@ def _coroutine(async_fn: Any, args: tuple[Any, ...]) -> Awaitable[Any]:
         raise TypeError(
             f"a task starts from an async function, but {async_fn!r} is none: it gave {result!r}"
         )
-    awaitable: Awaitable[Any] = result
+    awaitable: Awaitable[object] = result
     return awaitable

@@ -23,7 +23,7 @@ import trio
 from attrs import field, frozen
 from trio.lowlevel import Task, checkpoint, checkpoint_if_cancelled, current_task
 
-from .._abi.base import Guest, Invoke
+from .._abi.base import Guest, Invoke, Steps, Value
 from .._abi.plain import exact_values, shown
 from .._batch.batch import map_columns
 from .._core.errors import GuestError
@@ -40,7 +40,7 @@ from .._pool.capacity import GroupState
 from .._pool.pool import Pool
 from .._runtime.activity import Activity
 from .._runtime.bound import BoundFunction, Definition
-from .._runtime.call import STACK_SHARE, Call, Steps
+from .._runtime.call import STACK_SHARE, Call
 from .._runtime.runner import context_of_call
 
 E = TypeVar("E", bound=BaseException)
@@ -97,7 +97,7 @@ class Lease:
     """Request that was granted; None while nothing is held."""
     _bound: BoundFunction | None = None
     """Bound function of the instance that is, or last was, held."""
-    _ready: Callable[[Sequence[Any], int], Any] | None = None
+    _ready: Callable[[Sequence[object], int], Value] | None = None
     """Function that begins a call; None while none may begin."""
     _acquisition: Acquisition | None = None
     """Acquisition under way, while ACQUIRING."""
@@ -297,7 +297,7 @@ class Lease:
     # -- calls
 
     @trio.lowlevel.enable_ki_protection
-    async def call(self, *values: Any) -> Any:
+    async def call(self, *values: object) -> Value:
         """Call the function, with at most `total_fuel` units of fuel.
 
         Args:
@@ -349,7 +349,7 @@ class Lease:
                 try:
                     result = begin(values, fuel)
                 except InexactError:
-                    lowered: Sequence[Any] = exact_values(bound.guest.type, values)
+                    lowered: Sequence[object] = exact_values(bound.guest.type, values)
                     if self._request is None:  # as below
                         raise self._unusable() from None
                     result = begin(lowered, fuel)
@@ -396,7 +396,7 @@ class Lease:
         return result if bound.lift is None else self._lifted(bound, result, values)
 
     @trio.lowlevel.enable_ki_protection
-    async def map(self, columns: Any, *, rows: int | None = None) -> Any:
+    async def map(self, columns: object, *, rows: int | None = None) -> Value:
         """Call the function for every row of some columns; much faster than one call for each row.
 
         Each row may burn `total_fuel`. Either all rows have a result, or the batch raises.
@@ -444,9 +444,9 @@ class Lease:
     async def _call_in_steps(
         self,
         bound: BoundFunction,
-        make: Callable[[Guest, tuple[Any, ...]], Steps],
-        values: tuple[Any, ...],
-    ) -> Any:
+        make: Callable[[Guest, tuple[object, ...]], Steps],
+        values: tuple[object, ...],
+    ) -> Value:
         """Make a call whose values cross in the steps of an ABI."""
         if bound.gives_null(values):
             return None
@@ -454,7 +454,7 @@ class Lease:
             raise bound.crossing.explain(values)
         return await self._run_steps(bound, make, values)
 
-    async def _call_converted(self, bound: BoundFunction, values: tuple[Any, ...]) -> Any:
+    async def _call_converted(self, bound: BoundFunction, values: tuple[object, ...]) -> Value:
         """Make a call whose values are not plain ints and floats, or do not fit."""
         if bound.gives_null(values):
             return None
@@ -469,7 +469,7 @@ class Lease:
             raise self._unusable()
         export, lift = bound.definition.export, crossing.lift
 
-        def steps(_native: Guest, _values: tuple[Any, ...]) -> Steps:
+        def steps(_native: Guest, _values: tuple[object, ...]) -> Steps:
             result = yield Invoke(export, exact)
             return result if lift is None else lift(result)
 
@@ -478,9 +478,9 @@ class Lease:
     async def _run_steps(
         self,
         bound: BoundFunction,
-        make: Callable[[Guest, tuple[Any, ...]], Steps],
-        values: tuple[Any, ...],
-    ) -> Any:
+        make: Callable[[Guest, tuple[object, ...]], Steps],
+        values: tuple[object, ...],
+    ) -> Value:
         call = self._begin_call(bound)
         try:
             return await call.run_steps(make, values)
@@ -520,7 +520,7 @@ class Lease:
         call.drop = reason
         call.end(self._unusable)
 
-    def _failed(self, error: E, values: tuple[Any, ...]) -> E:
+    def _failed(self, error: E, values: tuple[object, ...]) -> E:
         """End a call that failed in its first slice; return the error, completed with its facts."""
         bound = self._bound
         assert bound is not None
@@ -534,7 +534,7 @@ class Lease:
         bound.fail(self._pool.policy, error, values, fuel)
         return error
 
-    def _lifted(self, bound: BoundFunction, result: Any, values: tuple[Any, ...]) -> Any:
+    def _lifted(self, bound: BoundFunction, result: object, values: tuple[object, ...]) -> Value:
         """Return the Python value of a result; a guest that broke its ABI breaks the lease."""
         assert bound.lift is not None
         try:
@@ -772,7 +772,7 @@ class Function:
         return self._acquire(self.name, self.args)
 
     @trio.lowlevel.enable_ki_protection
-    async def call(self, *values: Any) -> Any:
+    async def call(self, *values: object) -> Value:
         """Acquire an instance, call it once, and give it back.
 
         Args:

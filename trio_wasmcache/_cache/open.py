@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any
 
 import trio
 
@@ -19,7 +18,7 @@ from .parts import Parts
 
 @ki_safe_contextmanager
 async def open_cache(
-    config: CacheConfig | None = None, *, logger: Any = None
+    config: CacheConfig | None = None, *, logger: object = None
 ) -> AsyncIterator[InstanceCache]:
     """Open a cache for the length of a block.
 

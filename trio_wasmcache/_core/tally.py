@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, Final, final
+from typing import Final, final
 
 from attrs import define
 
@@ -80,7 +80,7 @@ class Tally:
         if self.size + size > self.limit:
             raise self.refusal(size)
 
-    def add_values(self, values: Sequence[Any]) -> None:
+    def add_values(self, values: Sequence[object]) -> None:
         """Count values that were just made, and whose slots are counted already."""
         self.add_made(sum(map(sys.getsizeof, values)), len(values))
 
@@ -178,13 +178,13 @@ def int_size(data: bytes) -> int:
     return NUMBER + -(-len(data) * 16 // 15)
 
 
-def size_of(value: Any, limit: int) -> int:
+def size_of(value: object, limit: int) -> int:
     """Return the size of a value, including the contents of Python's own collections (bytes).
 
     Stops once the sum exceeds `limit`; the result is then any number above the limit.
     """
     total = 0
-    left: list[Iterator[Any]] = [iter((value,))]
+    left: list[Iterator[object]] = [iter((value,))]
     while left and total <= limit:
         for one in left[-1]:
             total += _shallow(one)
@@ -199,7 +199,7 @@ def size_of(value: Any, limit: int) -> int:
     return total
 
 
-def _shallow(value: Any) -> int:
+def _shallow(value: object) -> int:
     if value is None:
         return 0
     try:
@@ -209,10 +209,14 @@ def _shallow(value: Any) -> int:
         return SLOT
 
 
-def _inside(value: Any) -> Iterator[Any] | None:
+def _inside(value: object) -> Iterator[object] | None:
     # By Python's own methods, whatever a subclass overrides.
     if isinstance(value, dict):
         return itertools.chain(dict.keys(value), dict.values(value))
-    kinds: tuple[Any, ...] = (list, tuple, set, frozenset)
-    kind = next((kind for kind in kinds if isinstance(value, kind)), None)
-    return None if kind is None else kind.__iter__(value)
+    if isinstance(value, list):
+        return list.__iter__(value)
+    if isinstance(value, tuple):
+        return tuple.__iter__(value)
+    if isinstance(value, set):
+        return set.__iter__(value)
+    return frozenset.__iter__(value) if isinstance(value, frozenset) else None

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import itertools
 import reprlib
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 
 def cut(text: str, limit: int) -> str:
@@ -41,23 +40,23 @@ class _Short(reprlib.Repr):
         self.maxarray = self.maxdeque = 100
         self.maxstring = self.maxlong = self.maxother = 300
 
-    def repr_instance(self, value: Any, level: int) -> str:  # noqa: ARG002  # reprlib's signature
+    def repr_instance(self, value: object, level: int) -> str:  # noqa: ARG002  # reprlib's signature
         return repr(value)
 
-    def repr_dict(self, value: dict[Any, Any], level: int) -> str:
+    def repr_dict(self, value: Mapping[object, object], level: int) -> str:
         return f"{{{self._pairs(value, level)}}}" if level > 0 else "{...}"
 
-    def repr_set(self, value: set[Any], level: int) -> str:
+    def repr_set(self, value: set[object], level: int) -> str:
         return f"{{{self._items(value, level)}}}" if value else "set()"
 
-    def repr_frozenset(self, value: frozenset[Any], level: int) -> str:
+    def repr_frozenset(self, value: frozenset[object], level: int) -> str:
         return f"frozenset({{{self._items(value, level)}}})" if value else "frozenset()"
 
-    def _items(self, values: Iterable[Any], level: int) -> str:
+    def _items(self, values: Iterable[object], level: int) -> str:
         some = itertools.islice(values, self.maxlist)
         return ", ".join(self.repr1(value, level - 1) for value in some) if level > 0 else "..."
 
-    def _pairs(self, values: dict[Any, Any], level: int) -> str:
+    def _pairs(self, values: Mapping[object, object], level: int) -> str:
         some = itertools.islice(values.items(), self.maxdict)
         return ", ".join(
             f"{self.repr1(key, level - 1)}: {self.repr1(value, level - 1)}" for key, value in some

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 import trio
 from attrs import define
@@ -42,6 +42,9 @@ from .._core.policy.lifecycle import State
 from .._core.policy.records import FunctionRecord, Instance, Request
 from .._log import LogWriter
 
+Fields: TypeAlias = dict[str, Any]
+"""Fields of an event by name; the event's class says what they are."""
+
 
 @define(eq=False)
 class _Use:
@@ -61,7 +64,7 @@ class Journal:
         """Whether each acquire and recycle is noted, and not only loads and evictions."""
         self._uses: dict[Request, _Use] = {}  # {request under way: use}, with `log_uses` only
         self._last_request = 0
-        self._tasks: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        self._tasks: weakref.WeakKeyDictionary[object, int] = weakref.WeakKeyDictionary()
         self._last_task = 0
 
     def note(self, event: Event, at: float | None = None) -> None:
@@ -262,7 +265,7 @@ class Journal:
 
     # -- fields that identify a request, an instance or a task
 
-    def _request(self, request: Request, task: object) -> dict[str, Any]:
+    def _request(self, request: Request, task: object) -> Fields:
         return {
             **_function(request.entry.function),
             "group": request.entry.group.name,
@@ -270,7 +273,7 @@ class Journal:
             "task": self._task(task),
         }
 
-    def _instance(self, request: Request, instance: Instance) -> dict[str, Any]:
+    def _instance(self, request: Request, instance: Instance) -> Fields:
         return {
             **_function(instance.entry.function),
             "group": instance.entry.group.name,
@@ -278,7 +281,7 @@ class Journal:
             "request": self._number(request),
         }
 
-    def _token_wait(self, function: FunctionRecord, group: str, task: Task) -> dict[str, Any]:
+    def _token_wait(self, function: FunctionRecord, group: str, task: Task) -> Fields:
         return {**_function(function), "group": group, "request": None, "task": self._task(task)}
 
     def _number(self, request: Request) -> int | None:
@@ -293,7 +296,7 @@ class Journal:
         return number
 
 
-def _function(record: FunctionRecord) -> dict[str, Any]:
+def _function(record: FunctionRecord) -> Fields:
     return {
         "function": record.key.name,
         "arg_types": ", ".join(record.key.args),
@@ -301,7 +304,7 @@ def _function(record: FunctionRecord) -> dict[str, Any]:
     }
 
 
-def _limits(config: CacheConfig, system: SystemLimits) -> dict[str, Any]:
+def _limits(config: CacheConfig, system: SystemLimits) -> Fields:
     """Return the limits that `resize` can change and a replay needs."""
     return {
         "max_size_bytes": config.max_size,

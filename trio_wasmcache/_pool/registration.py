@@ -8,7 +8,7 @@ import operator
 import os
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import trio
 from attrs import define, evolve, field, frozen
@@ -449,5 +449,5 @@ def _obstacle(info: ModuleInfo, declaration: Declaration) -> str | None:
     return obstacle(info, info.start is not None or _is_reactor(info), given)
 
 
-def _types(hosts: Mapping[tuple[str, str], AnyHost]) -> dict[tuple[str, str], Any]:
+def _types(hosts: Mapping[tuple[str, str], AnyHost]) -> dict[tuple[str, str], FuncType]:
     return {name: host.type for name, host in hosts.items()}

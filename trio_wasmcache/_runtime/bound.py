@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any, final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, final
 
 from attrs import Factory, define, frozen
 
-from .._abi.base import Crossing, Guest, Step
+from .._abi.base import Crossing, Guest, Steps, Value
 from .._abi.plain import shown
 from .._core.config import KiB
 from .._core.errors import GuestError
@@ -68,14 +67,14 @@ class BoundFunction:
     total_fuel: int
     """Units of fuel that one call may burn; after a change of the limit it is bound anew."""
     # Attributes of the above that every call and every recycle needs.
-    begin: Callable[[Sequence[Any], int], Any]
+    begin: Callable[[Sequence[object], int], Value]
     left: Counter
-    measure: Callable[[Any], int]
+    measure: Callable[[GuestInstance], int]
     """Function that returns the size of `native` for the fast path of a recycle; it first resets an
     instance that does not keep its state."""
-    lower: Callable[[tuple[Any, ...]], Sequence[Any]] | None
-    lift: Callable[[Any], Any] | None
-    steps: Callable[[Guest, tuple[Any, ...]], Generator[Step, Any, Any]] | None
+    lower: Callable[[tuple[object, ...]], Sequence[object]] | None
+    lift: Callable[[Value], Value] | None
+    steps: Callable[[Guest, tuple[object, ...]], Steps] | None
     uses: UseStats
 
     @staticmethod
@@ -94,7 +93,7 @@ class BoundFunction:
         """Whether the ABI counts everything it makes of a result, as those of this library do."""
         return getattr(self.crossing, "counts_results", False)
 
-    def gives_null(self, values: tuple[Any, ...]) -> bool:
+    def gives_null(self, values: tuple[object, ...]) -> bool:
         """Return whether a call with these values returns None without running the guest."""
         return (
             not self.definition.called_on_null
@@ -131,7 +130,7 @@ class BoundFunction:
         return driver
 
     def fail(
-        self, policy: Policy, error: BaseException, values: tuple[Any, ...], fuel: int
+        self, policy: Policy, error: BaseException, values: tuple[object, ...], fuel: int
     ) -> None:
         """Abandon the failed call of the instance, and complete the error with its facts."""
         policy.note_error(self.entry, type(error).__name__)
@@ -140,7 +139,7 @@ class BoundFunction:
             # Not for the error of another guest, which a host function of this one called.
             self.complete(error, values, fuel)
 
-    def complete(self, error: GuestError, values: tuple[Any, ...], fuel: int) -> None:
+    def complete(self, error: GuestError, values: tuple[object, ...], fuel: int) -> None:
         """Add the function, the values of the call and the fuel that it burnt to the error."""
         key = self.entry.function.key
         error.function = key.name
@@ -159,7 +158,7 @@ class BoundFunction:
 
 
 # A size that no limit allows.
-TOO_LARGE: Any = math.inf
+TOO_LARGE: Final = 1 << 4096
 # Bytes of the arguments of a failed call that its error keeps; characters or bytes that it keeps of
 # a str or bytes that exceeds them; and arguments that its message shows.
 MAX_KEPT, BEGINNING, MAX_SHOWN = 64 * KiB, 1000, 20
@@ -188,17 +187,15 @@ def bind(entry: Entry, native: GuestInstance, total_fuel: int) -> BoundFunction:
 
 def _the_long_way(_native: GuestInstance) -> int:
     """Return a size that keeps an instance, whose reservation has changed, off the fast path."""
-    size: int = TOO_LARGE
-    return size
+    return TOO_LARGE
 
 
 def _put_back(native: GuestInstance) -> int:
     """Reset the instance and return its size, or a size that keeps it off the fast path."""
-    size: int = native.measure() if native.reset() else TOO_LARGE
-    return size
+    return native.measure() if native.reset() else TOO_LARGE
 
 
-def kept_values(values: tuple[Any, ...]) -> tuple[Any, ...]:
+def kept_values(values: tuple[object, ...]) -> tuple[object, ...]:
     """Return the arguments of a failed call as its error keeps them: large ones are cut."""
     kept, left = [], MAX_KEPT
     for value in values:
@@ -210,7 +207,7 @@ def kept_values(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(kept)
 
 
-def _beginning(value: Any) -> Any:
-    if type(value) in (str, bytes):
+def _beginning(value: object) -> object:
+    if isinstance(value, (str, bytes)) and type(value) in (str, bytes):
         return value[:BEGINNING]
     return shown(value)

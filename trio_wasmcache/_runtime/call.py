@@ -9,13 +9,13 @@ other call, and is dropped when its lease ends.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any, Protocol, TypeVar, final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, TypeVar, final
 
 import trio
 from attrs import frozen
 
-from .._abi.base import Guest, Invoke, Step
+from .._abi.base import Guest, Invoke, Steps, Value
 from .._abi.plain import exact_values
 from .._core.config import MiB
 from .._core.errors import GuestError, ResultTooLargeError
@@ -41,7 +41,6 @@ from .results import ResultBook, ResultMemory
 from .runner import Job, Runner
 
 T = TypeVar("T")
-Steps = Generator[Step, Any, Any]
 
 # Bytes of addresses, and mappings, to free first when the system has no memory for a stack.
 STACK_SHARE = 64 * MiB, 64
@@ -72,7 +71,7 @@ class Runtime:
 class Finished(Exception):
     """Raised when the ABI has made all steps of a call."""
 
-    def __init__(self, result: Any) -> None:
+    def __init__(self, result: object) -> None:
         super().__init__(result)
         self.result = result
 
@@ -118,7 +117,7 @@ class Call(Activity):
 
     # -- one call
 
-    async def finish(self, function: GuestFunction, fuel: int) -> Any:
+    async def finish(self, function: GuestFunction, fuel: int) -> Value:
         """Finish what `function` has begun with `fuel`; return the result as wasm values.
 
         **Checkpoint:** always.
@@ -133,8 +132,8 @@ class Call(Activity):
             self.end_job(job)
 
     async def run_steps(
-        self, make: Callable[[Guest, tuple[Any, ...]], Steps], values: tuple[Any, ...]
-    ) -> Any:
+        self, make: Callable[[Guest, tuple[object, ...]], Steps], values: tuple[object, ...]
+    ) -> Value:
         """Make the call in the steps of an ABI, which share `total_fuel`.
 
         **Checkpoint:** between slices.
@@ -180,7 +179,7 @@ class Call(Activity):
 
     # -- parts of a call, for batches too
 
-    def begin(self, function: GuestFunction, values: Sequence[Any], fuel: int) -> Any:
+    def begin(self, function: GuestFunction, values: Sequence[object], fuel: int) -> Value:
         """Begin to call a function, and run its first slice: see `GuestFunction.begin`.
 
         The burnt fuel is charged, also if the call fails; for a call that is UNDER_WAY, `finish`
@@ -208,7 +207,7 @@ class Call(Activity):
                     self._account(fuel - self.native.fuel_left())
                 return result
 
-    async def step(self, steps: Steps, result: Any, left: int) -> Invoke:
+    async def step(self, steps: Steps, result: object, left: int) -> Invoke:
         """Let the ABI convert values up to its next call of an export, which is returned.
 
         The group is charged with the CPU time of the conversion. Bytes that the ABI reads from the
@@ -263,7 +262,7 @@ class Call(Activity):
             if not self.ended:
                 raise
 
-    async def convert(self, function: Callable[..., T], *values: Any) -> T:
+    async def convert(self, function: Callable[..., T], *values: object) -> T:
         """Call a function in a thread, and return its result.
 
         The group is charged with the CPU time that it takes there.
@@ -327,7 +326,7 @@ class Call(Activity):
         if spent := self.tally.take_spent():
             self._account(spent)
 
-    def count_result(self, value: Any) -> None:
+    def count_result(self, value: object) -> None:
         """Count a result made by an ABI of the user's own, which did not count it itself."""
         tally = self.tally
         if not self.bound.counts_results:
@@ -340,12 +339,12 @@ class Call(Activity):
 
     # -- failure
 
-    def fail(self, error: BaseException, values: tuple[Any, ...]) -> None:
+    def fail(self, error: BaseException, values: tuple[object, ...]) -> None:
         """Note that the call failed half-way, and complete the error with its facts."""
         self.failed = True
         self.bound.fail(self._runtime.policy, error, values, self.fuel)
 
-    def refuse(self, error: ResultTooLargeError, values: tuple[Any, ...]) -> None:
+    def refuse(self, error: ResultTooLargeError, values: tuple[object, ...]) -> None:
         """Complete the error with its facts; the guest had returned, so the instance is intact."""
         self._runtime.policy.note_error(self.bound.entry, type(error).__name__)
         self.bound.complete(error, values, self.fuel)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from types import MethodType
-from typing import Any, final
+from typing import final
 
 import trio
 from attrs import field, frozen
 
+from .._abi.base import Value
 from .._abi.plain import PlainAbi
 from .._core.keys import normalise_types
 from .._core.wasm.reader import FuncType
@@ -22,7 +23,7 @@ from .._owner import calls_user
 from .wasi import BUILT_IN, WasiFunction
 
 
-def _identity(fn: Callable[..., Any]) -> object:
+def _identity(fn: Callable[..., object]) -> object:
     """Return a key by which two functions are the same; some callables are equal but differ."""
     return fn if isinstance(fn, MethodType) else id(fn)
 
@@ -54,7 +55,7 @@ class HostFunction:
         TypeError: `fn` is not callable, or `params` or `results` is not a sequence of str.
     """
 
-    fn: Callable[..., Any] = field(eq=_identity)
+    fn: Callable[..., Value] = field(eq=_identity)
     params: tuple[str, ...] = field(default=("i64",), converter=_types)
     results: tuple[str, ...] = field(default=("i64",), converter=_types)
     _abi: PlainAbi = field(init=False, repr=False, eq=False)
@@ -76,7 +77,9 @@ class HostFunction:
     serve_alone = None
     """None, as `serve` may need the task that called: see `HostImport.serve`."""
 
-    def serve(self, call: HostCall) -> tuple[Any, ...] | Coroutine[Any, Any, tuple[Any, ...]]:
+    def serve(
+        self, call: HostCall
+    ) -> tuple[object, ...] | Coroutine[object, object, tuple[object, ...]]:
         """Call `fn` with the guest's arguments; return wasm values, or a coroutine that does."""
         values = call.values
         if self._abi.lift is not None:
@@ -85,12 +88,12 @@ class HostFunction:
         result = _call_unprotected(self.fn, values)
         return self._rest(result) if inspect.isawaitable(result) else self._checked(result)
 
-    async def _rest(self, result: Awaitable[Any]) -> tuple[Any, ...]:
+    async def _rest(self, result: Awaitable[object]) -> tuple[object, ...]:
         return self._checked(await _await_unprotected(result))
 
-    def _checked(self, result: Any) -> tuple[Any, ...]:
+    def _checked(self, result: object) -> tuple[object, ...]:
         if not self.results:
-            given: tuple[Any, ...] = () if result is None else (result,)
+            given: tuple[object, ...] = () if result is None else (result,)
         elif len(self.results) == 1:
             given = (result,)
         else:
@@ -104,14 +107,14 @@ class HostFunction:
 
 @trio.lowlevel.disable_ki_protection
 @calls_user
-def _call_unprotected(fn: Callable[..., Any], values: tuple[Any, ...]) -> Any:
+def _call_unprotected(fn: Callable[..., object], values: tuple[object, ...]) -> Value:
     """Call user code, which Ctrl-C may interrupt, unlike the library around it."""
     return fn(*values)
 
 
 @trio.lowlevel.disable_ki_protection
 @calls_user
-async def _await_unprotected(result: Awaitable[Any]) -> Any:
+async def _await_unprotected(result: Awaitable[object]) -> Value:
     return await result
 
 

@@ -6,9 +6,9 @@ Every byte is counted before it is copied, and costs fuel of the call, whatever 
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import final
 
-from .._abi.base import Memory
+from .._abi.base import Memory, Value
 from .._core.tally import Tally
 from .._engine.base import GuestInstance, OwnMemory
 
@@ -31,7 +31,7 @@ class MeteredGuest:
         return self._memory
 
     @property
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Value]:
         return self._native.state
 
     def global_value(self, name: str) -> int | float:

@@ -17,7 +17,7 @@ import importlib
 import time
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
-from typing import Any, Protocol, TypeVar, final
+from typing import Protocol, TypeVar, final
 
 import outcome
 import trio
@@ -165,7 +165,7 @@ class Runner:
         self.loop.give_back()
         share.begin_burst()
 
-    async def convert(self, function: Callable[..., T], *values: Any) -> T:
+    async def convert(self, function: Callable[..., T], *values: object) -> T:
         """Call a function that converts values and takes long, in a thread; return its result.
 
         **Checkpoint:** always.
@@ -175,7 +175,7 @@ class Runner:
             paced, function, *values, abandon_on_cancel=True, limiter=self.converters
         )
 
-    async def import_module(self, name: str) -> Any:
+    async def import_module(self, name: str) -> types.ModuleType:
         """Import a module in a thread, and return it.
 
         **Checkpoint:** always.
@@ -183,7 +183,7 @@ class Runner:
         """
         return await trio.to_thread.run_sync(importlib.import_module, name, limiter=self.importers)
 
-    async def read(self, function: Callable[..., T], *values: Any) -> T:
+    async def read(self, function: Callable[..., T], *values: object) -> T:
         """Call a function that reads the user's data and may take any time, in a thread.
 
         The function may wait for anything, such as another call of this cache, so the thread does
@@ -328,8 +328,8 @@ class Runner:
         call.answer(results)
 
     async def _run_steps(
-        self, job: Job, meter: Meter, steps: Generator[float, None, tuple[Any, ...]]
-    ) -> tuple[Any, ...]:
+        self, job: Job, meter: Meter, steps: Generator[float, None, tuple[object, ...]]
+    ) -> tuple[object, ...]:
         """Run a host function of our own, which yields the seconds to wait; return its results."""
         try:
             while True:
@@ -337,7 +337,7 @@ class Runner:
                     try:
                         pause = next(steps)
                     except StopIteration as end:
-                        results: tuple[Any, ...] = end.value
+                        results: tuple[object, ...] = end.value
                         return results
                 if pause:
                     await self._parked(job, functools.partial(self._sleep, pause))
@@ -356,16 +356,17 @@ class Runner:
 
     @types.coroutine
     def _metered(
-        self, share: Share, meter: Meter, function: Coroutine[Any, Any, tuple[Any, ...]]
-    ) -> Generator[Any, Any, tuple[Any, ...]]:
+        self, share: Share, meter: Meter, function: Coroutine[object, object, tuple[object, ...]]
+    ) -> Generator[object, object, tuple[object, ...]]:
         """Await an async host function: its steps are charged, its waits are not."""
-        go_on, value = function.send, None
+        go_on: Callable[..., object] = function.send
+        value: object = None
         while True:
             with meter:
                 try:
                     message = go_on(value)
                 except StopIteration as end:
-                    results: tuple[Any, ...] = end.value
+                    results: tuple[object, ...] = end.value
                     return results
             # It may wait for hours, for which a group that burns nothing must not be owed turns.
             self._leave(share)

@@ -16,10 +16,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Generator
-from typing import Any, NoReturn, TypeAlias, cast, final
+from typing import NoReturn, TypeAlias, cast, final
 
 from attrs import frozen
 
+from .._abi.base import Value
 from .._core.errors import ExitError
 from .._core.wasm.admission import WASI_MODULE, WASI_TYPES
 from .._core.wasm.reader import FuncType
@@ -31,6 +32,7 @@ ENOTDIR, ENOTSOCK, ENOTSUP, ESPIPE = 54, 57, 58, 70
 Pause: TypeAlias = float
 """Seconds to wait; 0.0 lets others run."""
 Steps: TypeAlias = Generator[Pause, None, int]
+Results: TypeAlias = tuple[object, ...]
 
 IN, OUT = "in", "out"
 STREAMS = {0: IN, 1: OUT, 2: OUT}
@@ -78,11 +80,11 @@ class WasiFunction:
     _run: Callable[..., int | Steps]
 
     @property
-    def serve_alone(self) -> Callable[[HostCall], Any]:
+    def serve_alone(self) -> Callable[[HostCall], Value]:
         """Function `serve`, which needs no task: see `HostImport.serve`."""
         return self.serve
 
-    def serve(self, call: HostCall) -> tuple[Any, ...] | Generator[Pause, None, tuple[Any, ...]]:
+    def serve(self, call: HostCall) -> Results | Generator[Pause, None, Results]:
         """Answer a call: return the result values, or steps that return them.
 
         Raises:
@@ -100,7 +102,7 @@ class WasiFunction:
         return (found,) if isinstance(found, int) else _in_steps(found)
 
 
-def _in_steps(steps: Steps) -> Generator[Pause, None, tuple[Any, ...]]:
+def _in_steps(steps: Steps) -> Generator[Pause, None, Results]:
     try:
         return ((yield from steps),)
     except IndexError:  # an address is outside of the memory, or the instance was closed
@@ -110,7 +112,7 @@ def _in_steps(steps: Steps) -> Generator[Pause, None, tuple[Any, ...]]:
 FUNCTIONS: dict[str, WasiFunction] = {}
 """{name: function} of all functions."""
 
-Run = Callable[..., Any]
+Run = Callable[..., int | Steps]
 
 
 def _preview1(fuel: int = 0, item: str = "", most: int | None = 0) -> Callable[[Run], Run]:

@@ -11,9 +11,10 @@ import itertools
 import struct
 import sys
 from collections.abc import Iterable, Sequence, Sized
-from typing import Any, Protocol
+from typing import Protocol
 
 from ..._core.tally import SLOT, Tally
+from ..base import Value
 from ..gil import breathe
 
 # Number of items between two calls of `breathe`.
@@ -44,7 +45,7 @@ class Codec(Protocol):
     def hashable(self) -> bool:
         """Whether its values may be in a set, or keys of a map."""
 
-    def encode(self, value: Any) -> Data:
+    def encode(self, value: object) -> Data:
         """Return CQL's bytes of a value that is not None.
 
         Raises:
@@ -59,7 +60,7 @@ class Codec(Protocol):
     def each(self) -> int:
         """Bytes that such a value takes in Python at most; 0 where that varies."""
 
-    def decode(self, data: bytes, at: int, end: int, tally: Tally, hashable: bool = False) -> Any:
+    def decode(self, data: bytes, at: int, end: int, tally: Tally, hashable: bool = False) -> Value:
         """Return the value of CQL's bytes from `at` to `end`; only single values copy them.
 
         A collection is counted in the tally before it is made, with all values in it.
@@ -86,7 +87,7 @@ def counted(items: Sized, codec: Codec) -> list[Data]:
     return parts
 
 
-def listed(name: str, items: Iterable[Any], count: int) -> list[Any]:
+def listed(name: str, items: Iterable[object], count: int) -> list[object]:
     """Return `count` items as a list; raise `ValueError` if there are more, or no end."""
     found = list(itertools.islice(items, count + 1))
     if len(found) > count:
@@ -94,7 +95,7 @@ def listed(name: str, items: Iterable[Any], count: int) -> list[Any]:
     return found
 
 
-def put(parts: list[Data], codec: Codec, value: Any) -> None:
+def put(parts: list[Data], codec: Codec, value: object) -> None:
     """Add a value, framed."""
     if value is None:
         parts.append(_NULL)
@@ -104,7 +105,7 @@ def put(parts: list[Data], codec: Codec, value: Any) -> None:
     parts.append(data)
 
 
-def check_hashes(name: str, items: list[Any]) -> None:
+def check_hashes(name: str, items: list[object]) -> None:
     """Raise `MalformedError` if too many items have one hash.
 
     Numbers and UUIDs with the same hash are easily made; a million of them would take hours.
@@ -127,7 +128,7 @@ def read_count(name: str, data: bytes, at: int, end: int, smallest: int) -> tupl
 
 def take(
     name: str, data: bytes, at: int, end: int, codec: Codec, tally: Tally, hashable: bool
-) -> tuple[Any, int]:
+) -> tuple[Value, int]:
     """Return the value at `at`, and the offset of the next one.
 
     The value is counted in the tally, unless it is a single one.
@@ -152,12 +153,12 @@ def check_end(name: str, at: int, end: int) -> None:
 
 def read_items(
     name: str, data: bytes, at: int, end: int, codec: Codec, tally: Tally, hashable: bool
-) -> list[Any]:
+) -> list[object]:
     """Return the values of a list or a set, all of one type."""
     count, at = read_count(name, data, at, end, 4)
     tally.add_made(LIST_SIZE + (SLOT + codec.each) * count, count if codec.each else 1)
     varies = codec.single and not codec.each
-    items: list[Any] = [None] * count
+    items: list[object] = [None] * count
     for number in range(count):
         if not number % PACE:
             breathe()
@@ -170,7 +171,7 @@ def read_items(
     return items
 
 
-def count_one(value: Any, codec: Codec, tally: Tally) -> None:
+def count_one(value: object, codec: Codec, tally: Tally) -> None:
     """Count a value that contains no others."""
     if codec.each:
         tally.add_made(codec.each, 1)
@@ -180,10 +181,10 @@ def count_one(value: Any, codec: Codec, tally: Tally) -> None:
 
 def read_fields(
     name: str, data: bytes, at: int, end: int, codecs: Sequence[Codec], tally: Tally, hashable: bool
-) -> tuple[Any, ...]:
+) -> tuple[object, ...]:
     """Return the values of a tuple; missing ones at its end are null."""
     tally.add_made(TUPLE_SIZE + SLOT * len(codecs), 1)
-    items: list[Any] = []
+    items: list[object] = []
     for codec in codecs:
         if at == end:
             break

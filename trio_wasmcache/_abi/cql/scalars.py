@@ -16,12 +16,13 @@ import operator
 import struct
 import uuid
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Protocol
 
 from attrs import field, frozen
 
 from ..._core.buffers import flat
 from ..._core.tally import NUMBER, Tally, bytes_size, int_size, text_size
+from ..base import Value
 from ..plain import PlainType, shown, to_number
 from .framing import Data, MalformedError
 
@@ -45,19 +46,29 @@ DAY = 24 * 60 * 60 * 10**9  # nanoseconds
 MAX_DECIMAL_SIZE = 4 + 1785
 
 
+class Driver(Protocol):
+    """A type of the Python driver for Cassandra: how a value becomes bytes, and bytes a value."""
+
+    def serialize(self, value: Value, protocol: int, /) -> bytes:
+        """Return the bytes of a value in that version of the protocol."""
+
+    def deserialize(self, data: bytes, protocol: int, /) -> Value:
+        """Return the value of these bytes in that version of the protocol."""
+
+
 @frozen
 class Scalar:
     """A `Codec` for one type of single values."""
 
     name: str
-    driver: Any
+    driver: Driver
     """The driver's class for the type."""
-    check: Callable[[Any], Any]
+    check: Callable[[Value], Value]
     """Checks a value and returns the one to serialize; raises TypeError, ValueError or
     OverflowError."""
     sizes: tuple[int, ...] = ()
     """Allowed sizes of a value (bytes); (): any size."""
-    finish: Callable[[Any], Any] | None = None
+    finish: Callable[[Value], Value] | None = None
     """Checks what was deserialized and returns the value; raises ValueError."""
     empty: bool = False
     """Whether no bytes are a value, too; if not, they are CQL's legacy "empty", read as None."""
@@ -71,7 +82,7 @@ class Scalar:
     def _each(self) -> int:
         return _SIZES.get(self.name, NUMBER if self.sizes else 0)
 
-    def encode(self, value: Any) -> Data:
+    def encode(self, value: object) -> Data:
         checked = self.check(value)
         if isinstance(checked, memoryview):  # a blob is passed as it is, without a copy
             return checked
@@ -89,7 +100,7 @@ class Scalar:
         end: int,
         tally: Tally,
         hashable: bool = False,  # noqa: ARG002 -- only collections have two forms
-    ) -> Any:
+    ) -> Value:
         if at == end and not self.empty:
             return None
         data = data[at:end]
@@ -120,13 +131,13 @@ class _Varint:
 class _Decimal:
     """The driver's class, with a limit on the number of digits."""
 
-    def __init__(self, driver: Any) -> None:
+    def __init__(self, driver: Driver) -> None:
         self._driver = driver
 
-    def serialize(self, value: decimal.Decimal, protocol: int) -> Any:
+    def serialize(self, value: decimal.Decimal, protocol: int) -> Value:
         return self._driver.serialize(value, protocol)
 
-    def deserialize(self, data: bytes, protocol: int) -> Any:
+    def deserialize(self, data: bytes, protocol: int) -> Value:
         if len(data) > MAX_DECIMAL_SIZE:
             raise ValueError(f"its {len(data)} bytes are more digits than Python converts")
         return self._driver.deserialize(data, protocol)
@@ -135,15 +146,15 @@ class _Decimal:
 class _Timestamp:
     """The driver's class; times out of the range of `datetime` are ints (ms), both ways."""
 
-    def __init__(self, driver: Any) -> None:
+    def __init__(self, driver: Driver) -> None:
         self._driver = driver
 
-    def serialize(self, value: Any, protocol: int) -> Any:
+    def serialize(self, value: Value, protocol: int) -> Value:
         if isinstance(value, int):
             return value.to_bytes(8, "big", signed=True)
         return self._driver.serialize(value, protocol)
 
-    def deserialize(self, data: bytes, protocol: int) -> Any:
+    def deserialize(self, data: bytes, protocol: int) -> Value:
         try:
             return self._driver.deserialize(data, protocol)
         except (ValueError, OverflowError):
@@ -197,23 +208,23 @@ def scalars() -> Mapping[str, Scalar]:
 BOOLEAN = PlainType("boolean", "i32", 0, 1, truth=True)
 
 
-def _number(kind: PlainType) -> Callable[[Any], Any]:
+def _number(kind: PlainType) -> Callable[[Value], Value]:
     return functools.partial(to_number, kind)
 
 
-def _integer(name: str, bits: int) -> Callable[[Any], Any]:
+def _integer(name: str, bits: int) -> Callable[[Value], Value]:
     wasm = "i64" if bits == 64 else "i32"
     return _number(PlainType(name, wasm, -(1 << (bits - 1)), (1 << (bits - 1)) - 1))
 
 
-def _varint(value: Any) -> int:
+def _varint(value: Value) -> int:
     try:
         return operator.index(value)
     except TypeError:
         raise TypeError(f"varint takes an int, got {shown(value)}") from None
 
 
-def _decimal(value: Any) -> decimal.Decimal:
+def _decimal(value: object) -> decimal.Decimal:
     if not isinstance(value, (decimal.Decimal, int)) or isinstance(value, bool):
         raise TypeError(f"decimal takes a Decimal or an int, got {shown(value)}")
     exact = decimal.Decimal(value)
@@ -222,7 +233,7 @@ def _decimal(value: Any) -> decimal.Decimal:
     return exact
 
 
-def _text(name: str, encoding: str, value: Any) -> str:
+def _text(name: str, encoding: str, value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name} takes a str, got {shown(value)}")
     exact = str.__str__(value)  # a subclass may encode in its own way
@@ -233,7 +244,7 @@ def _text(name: str, encoding: str, value: Any) -> str:
     return exact
 
 
-def _blob(value: Any) -> memoryview:
+def _blob(value: Value) -> memoryview:
     try:
         view = memoryview(value)
     except TypeError:
@@ -241,20 +252,20 @@ def _blob(value: Any) -> memoryview:
     return flat(view)
 
 
-def _uuid(value: Any) -> uuid.UUID:
+def _uuid(value: object) -> uuid.UUID:
     if not isinstance(value, uuid.UUID):
         raise TypeError(f"a uuid is a uuid.UUID, got {shown(value)}")
     return value
 
 
-def _timeuuid(value: Any) -> uuid.UUID:
+def _timeuuid(value: Value) -> uuid.UUID:
     if _uuid(value).version != 1:
         raise ValueError(f"a timeuuid is a UUID of version 1, got {shown(value)}")
     made: uuid.UUID = value
     return made
 
 
-def _inet(value: Any) -> Any:
+def _inet(value: object) -> Value:
     if not isinstance(value, (str, ipaddress.IPv4Address, ipaddress.IPv6Address)):
         raise TypeError(f"inet takes a str or an address of ipaddress, got {shown(value)}")
     try:
@@ -266,7 +277,7 @@ def _inet(value: Any) -> Any:
     return address
 
 
-def _date(made: Any, value: Any) -> Any:
+def _date(made: Value, value: Value) -> Value:
     if isinstance(value, datetime.datetime) or not isinstance(value, (datetime.date, made)):
         raise TypeError(f"date takes a datetime.date or the driver's Date, got {shown(value)}")
     day = value if isinstance(value, made) else made(value)
@@ -275,7 +286,7 @@ def _date(made: Any, value: Any) -> Any:
     return day
 
 
-def _time(made: Any, value: Any) -> Any:
+def _time(made: Value, value: Value) -> Value:
     if not isinstance(value, (datetime.time, made)):
         raise TypeError(f"time takes a datetime.time or the driver's Time, got {shown(value)}")
     if isinstance(value, datetime.time):
@@ -287,7 +298,7 @@ def _time(made: Any, value: Any) -> Any:
     return value
 
 
-def _timestamp(value: Any) -> datetime.datetime | int:
+def _timestamp(value: object) -> datetime.datetime | int:
     if isinstance(value, datetime.datetime):
         # Whole milliseconds, always rounded down; the driver rounds towards 1970.
         return value.replace(microsecond=value.microsecond // 1000 * 1000)
@@ -298,7 +309,7 @@ def _timestamp(value: Any) -> datetime.datetime | int:
     return value
 
 
-def _duration(made: Any, value: Any) -> Any:
+def _duration(made: Value, value: Value) -> Value:
     if not isinstance(value, made):
         raise TypeError(f"duration takes the driver's Duration, got {shown(value)}")
     parts = value.months, value.days, value.nanoseconds

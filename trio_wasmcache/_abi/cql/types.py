@@ -15,12 +15,12 @@ import collections
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
-from typing import Any
 
 from attrs import field, frozen
 
 from ..._core.errors import SignatureError
 from ..._core.tally import SLOT, Tally
+from ..base import Value
 from ..gil import breathe
 from ..plain import shown
 from .framing import (
@@ -61,14 +61,14 @@ class ListCodec:
     def hashable(self) -> bool:
         return self.item.hashable
 
-    def encode(self, value: Any) -> bytes:
+    def encode(self, value: object) -> bytes:
         if isinstance(value, (str, bytes, bytearray, memoryview, Mapping)) or not (
             isinstance(value, Sized) and hasattr(value, "__getitem__")
         ):
             raise TypeError(f"{self.name} takes a sequence, got {shown(value)}")
         return b"".join(counted(value, self.item))
 
-    def decode(self, data: bytes, at: int, end: int, tally: Tally, hashable: bool = False) -> Any:
+    def decode(self, data: bytes, at: int, end: int, tally: Tally, hashable: bool = False) -> Value:
         items = read_items(self.name, data, at, end, self.item, tally, hashable)
         return tuple(items) if hashable else items
 
@@ -86,7 +86,7 @@ class SetCodec:
     def hashable(self) -> bool:
         return True
 
-    def encode(self, value: Any) -> bytes:
+    def encode(self, value: object) -> bytes:
         if isinstance(value, (str, bytes, bytearray, memoryview, Mapping)) or not (
             isinstance(value, Sized) and isinstance(value, Iterable)
         ):
@@ -96,7 +96,7 @@ class SetCodec:
             raise ValueError(f"{self.name} can't hold None")
         return b"".join(counted(_in_order(items), self.item))
 
-    def decode(self, data: bytes, at: int, end: int, tally: Tally, hashable: bool = False) -> Any:
+    def decode(self, data: bytes, at: int, end: int, tally: Tally, hashable: bool = False) -> Value:
         items = read_items(self.name, data, at, end, self.item, tally, True)
         if None in items:
             raise MalformedError(f"{self.name} with a null in it")
@@ -121,7 +121,7 @@ class MapCodec:
     def hashable(self) -> bool:
         return self.value.hashable
 
-    def encode(self, value: Any) -> bytes:
+    def encode(self, value: object) -> bytes:
         if isinstance(value, tuple):
             try:
                 value = dict(value)
@@ -143,12 +143,12 @@ class MapCodec:
             put(parts, self.value, pairs[key])
         return b"".join(parts)
 
-    def decode(self, data: bytes, at: int, end: int, tally: Tally, hashable: bool = False) -> Any:
+    def decode(self, data: bytes, at: int, end: int, tally: Tally, hashable: bool = False) -> Value:
         count, at = read_count(self.name, data, at, end, 8)
         each = self.key.each + self.value.each
         tally.add_made(LIST_SIZE + (SLOT + _PAIR_SIZE + each) * count, 2 * count if each else 1)
-        pairs: list[tuple[Any, Any]] = []
-        single: list[Any] = []  # values not counted yet
+        pairs: list[tuple[Value, Value]] = []
+        single: list[object] = []  # values not counted yet
         for number in range(count):
             if not number % PACE:
                 breathe()
@@ -188,7 +188,7 @@ class TupleCodec:
     def hashable(self) -> bool:
         return all(item.hashable for item in self.items)
 
-    def encode(self, value: Any) -> bytes:
+    def encode(self, value: object) -> bytes:
         if not isinstance(value, (tuple, list)):
             raise TypeError(f"{self.name} takes a tuple, got {shown(value)}")
         if len(value) != len(self.items):
@@ -200,7 +200,7 @@ class TupleCodec:
             put(parts, codec, item)
         return b"".join(parts)
 
-    def decode(self, data: bytes, at: int, end: int, tally: Tally, hashable: bool = False) -> Any:
+    def decode(self, data: bytes, at: int, end: int, tally: Tally, hashable: bool = False) -> Value:
         return read_fields(self.name, data, at, end, self.items, tally, hashable)
 
 
@@ -211,7 +211,7 @@ class UserCodec:
     name: str
     fields: tuple[str, ...]
     items: tuple[Codec, ...]
-    make: Callable[..., tuple[Any, ...]]
+    make: Callable[..., tuple[object, ...]]
     single: bool = field(default=False, init=False)
     each: int = field(default=0, init=False)
 
@@ -219,13 +219,13 @@ class UserCodec:
     def hashable(self) -> bool:
         return all(item.hashable for item in self.items)
 
-    def encode(self, value: Any) -> bytes:
+    def encode(self, value: object) -> bytes:
         parts: list[Data] = []
         for codec, item in zip(self.items, self._values(value), strict=True):
             put(parts, codec, item)
         return b"".join(parts)
 
-    def _values(self, value: Any) -> Sequence[Any]:
+    def _values(self, value: object) -> Sequence[object]:
         if isinstance(value, Mapping):
             unknown = [name for name in value if name not in self.fields]
             if unknown:
@@ -247,7 +247,7 @@ class UserCodec:
                 f"{', '.join(self.fields)}, got {shown(value)}"
             ) from None
 
-    def decode(self, data: bytes, at: int, end: int, tally: Tally, hashable: bool = False) -> Any:
+    def decode(self, data: bytes, at: int, end: int, tally: Tally, hashable: bool = False) -> Value:
         return self.make(*read_fields(self.name, data, at, end, self.items, tally, hashable))
 
 
@@ -340,7 +340,7 @@ class _Parser:
         return SignatureError(f"{self.what}: {name[:200]!r} is no CQL type: {problem}")
 
 
-def _in_order(items: list[Any]) -> list[Any]:
+def _in_order(items: list[Value]) -> list[Value]:
     """Return items sorted, as CQL keeps sets and maps; unchanged if Python can't sort them."""
     try:
         return sorted(items)

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, final
+from typing import TypeVar, final
 
 from attrs import Factory, define, frozen
 
 from ..keys import FunctionKey
+
+K = TypeVar("K")
 
 
 def microseconds(seconds: float) -> int:
@@ -312,7 +314,7 @@ class UseBook:
         self._fresh = set()
         return self.functions.copy(), self.groups.copy()
 
-    def _own(self, book: dict[Any, UseStats], name: object) -> UseStats:
+    def _own(self, book: dict[K, UseStats], name: K) -> UseStats:
         uses = book.get(name)
         if uses is None or uses not in self._fresh:
             uses = book[name] = UseStats() if uses is None else uses.copy()

@@ -99,7 +99,7 @@ def _limits(command: Callable[..., int]) -> Callable[..., int]:
 @JSON
 @CACHE
 @_limits
-def whatif(logs: Sequence[str], as_json: bool, only: str | None, **given: Sequence[Any]) -> int:
+def whatif(logs: Sequence[str], as_json: bool, only: str | None, **given: Sequence[object]) -> int:
     """The same requests under other limits.
 
     Each option may be given several times: every combination is tried. The log has to be one with

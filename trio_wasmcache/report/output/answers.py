@@ -10,8 +10,10 @@ from attrs import frozen
 from rich.console import Console
 from rich.text import Text
 
+from ..reading.documents import Document
 from ..reading.notes import cite
 from ..reading.units import rate, seconds, size
+from ..replay.books import Limits
 from ..replay.replay import Replay
 from ..tuning.advice import Advice, rows_of
 from ..tuning.curve import Curve
@@ -28,11 +30,11 @@ BAR = 24
 class Setting:
     """What `whatif` tries."""
 
-    given: dict[str, Any]
+    given: Limits
     """Fields of `CacheConfig`, and `concurrency`."""
 
     @property
-    def limits(self) -> dict[str, Any]:
+    def limits(self) -> Limits:
         """Without `concurrency`, which is the functions'."""
         return {name: value for name, value in self.given.items() if name != "concurrency"}
 
@@ -41,7 +43,7 @@ class Setting:
         """Of every function; None: as it is."""
         return self.given.get("concurrency")
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> Document:
         """For JSON; an infinite timeout is null."""
         return {name: None if it == math.inf else it for name, it in self.given.items()}
 
@@ -123,7 +125,7 @@ def show_tuning(console: Console, tuner: Tuner, curve: Curve, advice: Advice) ->
     console.print(Text(f"\n{advice.line}", style="bold"))
 
 
-def tune_document(tuner: Tuner, curve: Curve, advice: Advice, target: float) -> dict[str, Any]:
+def tune_document(tuner: Tuner, curve: Curve, advice: Advice, target: float) -> Document:
     """Make a document for programs; an infinite timeout is null."""
     timeout = None if advice.idle_timeout == math.inf else advice.idle_timeout
     return {
@@ -173,7 +175,7 @@ def show_replay(console: Console, replays: Mapping[str, Replay]) -> None:
         console.print(Text("The first one is the one to look at: others may come of it."))
 
 
-def replay_document(replays: Mapping[str, Replay], notes: Sequence[str]) -> dict[str, Any]:
+def replay_document(replays: Mapping[str, Replay], notes: Sequence[str]) -> Document:
     """Make a document for programs."""
     return {
         "caches": [

@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, MultipleLocator
 
+from ..reading.documents import Document
 from ..reading.notes import cite
 from ..reading.units import MAX_MOMENT, moment, seconds, short, size
 from ..summary.summary import OTHER, REASONS
@@ -114,7 +115,7 @@ class Times:
         ax.set_xlabel(f"{name} since {since}")
 
 
-def charts_of(cache: dict[str, Any], prefix: str) -> list[Chart]:
+def charts_of(cache: Document, prefix: str) -> list[Chart]:
     """Draw the charts of one cache of a report's document; `prefix` sets their names apart."""
     points = cache["over_time"]["points"]
     times = Times(cache["over_time"]["width_seconds"], cache["began"])
@@ -233,7 +234,7 @@ def _counts(axis: Any, ticks: int = MAX_TICKS) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
 
 
-def _ranking(ax: Axes, rows: Sequence[dict[str, Any]], what: str) -> None:
+def _ranking(ax: Axes, rows: Sequence[Document], what: str) -> None:
     places = range(len(rows))
     base = [0] * len(rows)
     for reason, colour in REASON_COLOURS.items():

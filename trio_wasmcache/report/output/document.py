@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
+from ..reading.documents import Document
 from ..reading.frames import Parser
 from ..reading.lines import Reader
 from ..reading.names import Key, shown
@@ -23,7 +23,7 @@ MAX_GAPS = 100
 BUSY_SECONDS = 1.0
 
 
-def make_document(summary: Summary, reader: Reader, parser: Parser, notes: Notes) -> dict[str, Any]:
+def make_document(summary: Summary, reader: Reader, parser: Parser, notes: Notes) -> Document:
     """Make the whole report."""
     return {
         "report": REPORT_VERSION,
@@ -42,7 +42,7 @@ def make_document(summary: Summary, reader: Reader, parser: Parser, notes: Notes
     }
 
 
-def _others(others: Others) -> dict[str, Any]:
+def _others(others: Others) -> Document:
     """Return what the caches that are not told apart add up to, without order and clocks."""
     sums = others.sums
     return {
@@ -57,7 +57,7 @@ def _others(others: Others) -> dict[str, Any]:
     }
 
 
-def _cache(cache: CacheSummary) -> dict[str, Any]:
+def _cache(cache: CacheSummary) -> Document:
     return {
         "cache": cache.cache,
         "log_uses": cache.log_uses,
@@ -82,7 +82,7 @@ def _cache(cache: CacheSummary) -> dict[str, Any]:
     }
 
 
-def _sequence(order: Order) -> dict[str, Any]:
+def _sequence(order: Order) -> Document:
     return {
         "first": order.first,
         "last": order.last,
@@ -94,7 +94,7 @@ def _sequence(order: Order) -> dict[str, Any]:
     }
 
 
-def _uses(sums: Sums, on_seats: int | None) -> dict[str, Any]:
+def _uses(sums: Sums, on_seats: int | None) -> Document:
     """Return what was asked for, granted and loaded."""
     leases = sums.leases
     granted = leases.hits + leases.misses
@@ -125,7 +125,7 @@ def _uses(sums: Sums, on_seats: int | None) -> dict[str, Any]:
     }
 
 
-def _evictions(cache: CacheSummary) -> dict[str, Any]:
+def _evictions(cache: CacheSummary) -> Document:
     """Return what was evicted, and what came of it."""
     fates, leases = cache.fates, cache.sums.leases
     gone = _gone(cache.sums)
@@ -160,7 +160,7 @@ def _evictions(cache: CacheSummary) -> dict[str, Any]:
     }
 
 
-def _gone(sums: Sums) -> dict[str, Any]:
+def _gone(sums: Sums) -> Document:
     """Return the evictions by reason."""
     by_reason: dict[str, Gone] = {}
     for (reason, _), gone in sums.gone.items():
@@ -186,9 +186,9 @@ _FATE = ("loads", "load_seconds", "evictions", "thrashed", "never_reused")
 _LEASES = ("hits", "misses", "blocks", "abandoned", "wait_seconds", "held_seconds")
 
 
-def _rows(cache: CacheSummary, what: str, name: Callable[[Key], str]) -> list[dict[str, Any]]:
+def _rows(cache: CacheSummary, what: str, name: Callable[[Key], str]) -> list[Document]:
     """Return a row for each, those that were loaded for the longest first."""
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, Document] = {}
 
     def add(key: Key, numbers: Fate | Leases, fields: tuple[str, ...]) -> None:
         row = rows.get(name(key))
@@ -215,13 +215,13 @@ def _rows(cache: CacheSummary, what: str, name: Callable[[Key], str]) -> list[di
             if reason in row["by_reason"]
         }
 
-    def rank(row: dict[str, Any]) -> tuple[float, ...]:
+    def rank(row: Document) -> tuple[float, ...]:
         return -row["load_seconds"], -row["evictions"], -row["misses"], -row["hits"]
 
     return sorted(rows.values(), key=rank)
 
 
-def _over_time(cache: CacheSummary) -> dict[str, Any]:
+def _over_time(cache: CacheSummary) -> Document:
     series = cache.series
     names = sorted([*series.sums, *series.levels])
     return {

@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 from attrs import Factory, define
 
+from ..reading.documents import Document
 from ..reading.notes import cite, count
 from ..reading.units import MAX_MOMENT, moment, rate, seconds, size, soon
 from .charts import Chart, charts_of
@@ -49,7 +50,7 @@ class Section:
     tables: list[Table] = Factory(list)
 
 
-def report_page(document: dict[str, Any]) -> str:
+def report_page(document: Document) -> str:
     """Make the page of a report's document."""
     caches = sorted(document["caches"], key=lambda cache: -sum(cache["events"].values()))
     kept = [id(cache) for cache in caches[:MAX_SHOWN]]
@@ -71,7 +72,7 @@ def report_page(document: dict[str, Any]) -> str:
     return render("What the instance cache did", subtitle, notes, sections)
 
 
-def _section(cache: dict[str, Any], prefix: str, charted: bool) -> Section:
+def _section(cache: Document, prefix: str, charted: bool) -> Section:
     leases, thrash, peak = cache["leases"], cache["thrash"], cache["peak"]
     granted = leases["hits"] + leases["misses"]
     evictions, reloads = cache["evictions"]["count"], cache["reloads"]
@@ -113,7 +114,7 @@ def _section(cache: dict[str, Any], prefix: str, charted: bool) -> Section:
     return section
 
 
-def _others(others: dict[str, Any]) -> Section:
+def _others(others: Document) -> Section:
     """Make the section of the caches that are not told apart."""
     more = "More than " * others["more"]
     section = Section(f"{more}{count(others['caches'], 'other cache')}, added up together")
@@ -131,7 +132,7 @@ def _others(others: dict[str, Any]) -> Section:
     return section
 
 
-def _reasons(cache: dict[str, Any]) -> Table:
+def _reasons(cache: Document) -> Table:
     total = cache["evictions"]["count"]
     # Not of caches that are added up, whose order is not known.
     paid = cache["reloads"]["by_reason"] if "reloads" in cache else None
@@ -154,7 +155,7 @@ def _reasons(cache: dict[str, Any]) -> Table:
     return Table("Evictions", columns, rows)
 
 
-def _times(cache: dict[str, Any]) -> Table:
+def _times(cache: Document) -> Table:
     leases = cache["leases"]
     rows = [
         (name, f"{row['count']:,}", *(seconds(row[part]) for part in ("p50", "p95", "p99", "max")))
@@ -169,7 +170,7 @@ def _times(cache: dict[str, Any]) -> Table:
     return Table("Times", ("what", "count", "median", "95 %", "99 %", "longest"), rows)
 
 
-def _counts(cache: dict[str, Any]) -> Table:
+def _counts(cache: Document) -> Table:
     leases = cache["leases"]
     rows = [
         ("waited for", cite(what), f"{number:,}") for what, number in leases["waits_for"].items()
@@ -183,7 +184,7 @@ def _counts(cache: dict[str, Any]) -> Table:
     return Table("Waits and failures", ("what", "", "count"), rows, left=2)
 
 
-def _rows(cache: dict[str, Any], what: str) -> Table:
+def _rows(cache: Document, what: str) -> Table:
     rows = []
     for row in cache[f"{what}s"][:TOP]:
         granted = row["hits"] + row["misses"]
@@ -211,7 +212,7 @@ def _rows(cache: dict[str, Any], what: str) -> Table:
     return table
 
 
-def _limits(cache: dict[str, Any]) -> Table:
+def _limits(cache: Document) -> Table:
     rows = []
     for name, value in cache["limits"].items():
         if name == "idle_timeout_seconds":
@@ -228,7 +229,7 @@ def _limits(cache: dict[str, Any]) -> Table:
 def render(title: str, subtitle: str, notes: Sequence[str], sections: Sequence[Section]) -> str:
     """Render a page; everything in it is escaped, except the charts."""
 
-    def visible(value: Any) -> Any:
+    def visible(value: object) -> Any:
         """Texts as a terminal shows them; what the template calls safe is no plain `str`."""
         return cite(value, MAX_TEXT) if type(value) is str else value
 

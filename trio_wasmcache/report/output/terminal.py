@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ..reading.documents import Document
 from ..reading.notes import cite, count
 from ..reading.units import MAX_MOMENT, moment, rate, seconds, short, size, soon
 
@@ -19,7 +19,7 @@ LEAST_COLUMNS = 8
 NOTHING_PAID: dict[str, float] = {"count": 0, "seconds": 0.0}
 
 
-def show_report(console: Console, document: dict[str, Any], top: int = TOP) -> None:
+def show_report(console: Console, document: Document, top: int = TOP) -> None:
     """Print all caches, one after the other."""
     for cache in document["caches"]:
         parts = [_overview(cache), _reasons(cache), _times(cache), _waits(cache)]
@@ -32,7 +32,7 @@ def show_report(console: Console, document: dict[str, Any], top: int = TOP) -> N
         _show_others(console, document["others"])
 
 
-def _show_others(console: Console, others: dict[str, Any]) -> None:
+def _show_others(console: Console, others: Document) -> None:
     """Print what the caches that are not told apart add up to."""
     more = "More than " * others["more"]
     title = f"{more}{count(others['caches'], 'other cache')}, added up together"
@@ -55,7 +55,7 @@ def _show_others(console: Console, others: dict[str, Any]) -> None:
     show(console, Group(*(Group(part, Text()) for part in parts if part is not None)))
 
 
-def _hits(leases: dict[str, Any]) -> tuple[str, str]:
+def _hits(leases: Document) -> tuple[str, str]:
     granted = leases["hits"] + leases["misses"]
     rates = f"{rate(leases['hit_rate'])} and {rate(leases['miss_rate'])}"
     return "hits, misses", f"{rates} of {granted:,} leases"
@@ -92,7 +92,7 @@ def fit(table: Table, width: int) -> None:
     first.max_width = max(LEAST_COLUMNS, width - needed)
 
 
-def _overview(cache: dict[str, Any]) -> RenderableType:
+def _overview(cache: Document) -> RenderableType:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
@@ -101,7 +101,7 @@ def _overview(cache: dict[str, Any]) -> RenderableType:
     return Group(Text(f"Cache {cite(cache['cache'])}", style="bold"), table)
 
 
-def _facts(cache: dict[str, Any]) -> list[tuple[str, str]]:
+def _facts(cache: Document) -> list[tuple[str, str]]:
     leases, thrash = cache["leases"], cache["thrash"]
     evictions = cache["evictions"]["count"]
     facts = [("time", f"{seconds(cache['span_seconds'])}, {_sum(cache['events']):,} events")]
@@ -154,7 +154,7 @@ def _facts(cache: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _limits(cache: dict[str, Any]) -> list[tuple[str, str]]:
+def _limits(cache: Document) -> list[tuple[str, str]]:
     limits, peak = cache["limits"], cache["peak"]
     idle, code = size(peak["total_size_bytes"]), size(peak["code_size_bytes"])
     if not limits:
@@ -177,7 +177,7 @@ def _number(value: float) -> str:
     return f"{value:.1f}" if value < 99.95 else short(value)
 
 
-def _reasons(cache: dict[str, Any]) -> RenderableType:
+def _reasons(cache: Document) -> RenderableType:
     reasons = cache["evictions"]["by_reason"]
     if not reasons:
         return Text("No evictions.")
@@ -202,7 +202,7 @@ def _reasons(cache: dict[str, Any]) -> RenderableType:
     return table
 
 
-def _times(cache: dict[str, Any]) -> RenderableType | None:
+def _times(cache: Document) -> RenderableType | None:
     leases = cache["leases"]
     rows = [
         ("to load", cache["loads"]),
@@ -218,7 +218,7 @@ def _times(cache: dict[str, Any]) -> RenderableType | None:
     return table if table.row_count else None
 
 
-def _waits(cache: dict[str, Any]) -> RenderableType | None:
+def _waits(cache: Document) -> RenderableType | None:
     leases = cache["leases"]
     parts = []
     for title, counts in (
@@ -237,7 +237,7 @@ def _largest(counts: dict[str, int]) -> list[tuple[str, int]]:
     return sorted(counts.items(), key=lambda item: -item[1])[:TOP]
 
 
-def _rows(cache: dict[str, Any], what: str, top: int) -> RenderableType | None:
+def _rows(cache: Document, what: str, top: int) -> RenderableType | None:
     rows = cache[f"{what}s"]
     if not rows:
         return None

@@ -215,7 +215,7 @@ def _is_whole(frame: pl.DataFrame) -> bool:
     return True
 
 
-def _mend_surrogates(event: Any) -> None:
+def _mend_surrogates(event: object) -> None:
     """Replace halves of characters, which JSON can name and no text can have."""
     if isinstance(event, dict):
         for field, value in event.items():

@@ -112,13 +112,13 @@ def letters_of(event: Event) -> int:
     return sum(len(it) for it in values if isinstance(it, str))
 
 
-def fits(value: Any, kinds: tuple[type, ...]) -> bool:
+def fits(value: object, kinds: tuple[type, ...]) -> bool:
     """Whether a field may have this value."""
     if isinstance(value, bool):
         return bool in kinds
     return isinstance(value, kinds) and (not isinstance(value, (int, float)) or abs(value) < ABSURD)
 
 
-def is_endless(value: Any, kinds: tuple[type, ...]) -> bool:
+def is_endless(value: object, kinds: tuple[type, ...]) -> bool:
     """Whether it is the infinity that some fields have as null."""
     return value == math.inf and NoneType in kinds

@@ -97,7 +97,7 @@ def _definition(event: type[Event]) -> dict[str, Any]:
     }
 
 
-def _property(hint: Any) -> dict[str, Any]:
+def _property(hint: object) -> dict[str, Any]:
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         return {"enum": [member.value for member in hint]}
     parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 from attrs import Factory, define, evolve
 
@@ -26,10 +26,12 @@ LIMITS = {
     "max_address_space": "max_address_space_bytes",
     "idle_timeout": "idle_timeout_seconds",
 }
+Limits: TypeAlias = dict[str, Any]
+"""Fields of `CacheConfig` by name: the limits that a log tells, or that are tried."""
 NameKey = tuple[str, str]  # (function, argument types)
 
 
-def limits_of(event: Opened | Resized) -> dict[str, Any]:
+def limits_of(event: Opened | Resized) -> Limits:
     """Return the limits that an `opened` or `resized` event has, named as in `CacheConfig`."""
     # A log from before there was `max_running_size` or `max_address_space` had no such limit.
     limits = {name: getattr(event, field) for name, field in LIMITS.items()}
@@ -103,7 +105,7 @@ class Books:
         record = self.current.pop((event.function, event.arg_types), None)
         return Step() if record is None else self.policy.retire(record, now)
 
-    def resize(self, limits: dict[str, Any], now: float) -> Step:
+    def resize(self, limits: Limits, now: float) -> Step:
         """Live under other limits from now on."""
         self.config = evolve(self.config, **limits)
         return self.policy.resize(self.config, now)

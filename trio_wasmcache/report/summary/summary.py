@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 import polars as pl
 from attrs import Factory, define
@@ -15,6 +14,7 @@ from ..reading.names import MAX_KEYS, OTHERS, Key, Names, Space
 from ..reading.notes import Notes, cite, count
 from ..reading.order import Order
 from ..reading.units import seconds
+from ..replay.books import Limits
 from .entries import Fates
 from .histogram import Histogram
 from .leases import LeaseBook
@@ -121,7 +121,7 @@ class CacheSummary:
     order: Order = Factory(Order)
     clock: Clock = Factory(Clock)
     sums: Sums = Factory(Sums)
-    limits: dict[str, Any] = Factory(dict)
+    limits: Limits = Factory(dict)
     """Those in force at the end."""
     resizes: int = 0
     log_uses: bool = False

@@ -7,13 +7,13 @@ other limits as they are (see `whatif`), and if those cost hits, it says which.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from attrs import Factory, define, fields_dict, frozen
 
 from ..._core.config import CacheConfig, KiB, MiB
 from ..reading.notes import count
 from ..reading.units import rate, size as in_words
+from ..replay.books import Limits
 from ..whatif.results import Result
 from .curve import Curve, Point
 from .tuning import Tuner
@@ -37,13 +37,13 @@ class Advice:
     """A recommendation."""
 
     sentence: str
-    limits: dict[str, Any]
+    limits: Limits
     """All that can be resized, as they would be; named as in `CacheConfig`."""
     hit_rate: float
     """By the curve."""
     checked: Result | None = None
     """What the policy makes of it."""
-    _defaults: dict[str, Any] = Factory(
+    _defaults: Limits = Factory(
         lambda: {name: field.default for name, field in fields_dict(CacheConfig).items()}
     )
 

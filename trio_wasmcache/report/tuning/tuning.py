@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import statistics
 from array import array
-from typing import Any
 
 import polars as pl
 from attrs import Factory, define
@@ -27,7 +26,7 @@ from ..._core.events import (
     Resized,
     Stamped,
 )
-from ..replay.books import limits_of
+from ..replay.books import Limits, limits_of
 from ..replay.replay import check_start, is_end_of_spoilt
 from .curve import Curve
 from .distances import Stack
@@ -41,7 +40,7 @@ Key = tuple[str, str, int, int]  # (function, argument types, generation, number
 class Tuner:
     """Feeds a `Stack` with a log's leases."""
 
-    limits: dict[str, Any] | None = None
+    limits: Limits | None = None
     """In force at the end of the log."""
     leases: int = 0
     hits: int = 0

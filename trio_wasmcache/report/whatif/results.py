@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from attrs import Factory, define
+
+from ..reading.documents import Document
+from ..replay.books import Limits
 
 
 @define
 class Result:
     """What came of it."""
 
-    limits: dict[str, Any]
+    limits: Limits
     hits: int = 0
     misses: int = 0
     blocks: int = 0
@@ -30,7 +32,7 @@ class Result:
         """Hits per lease; 0.0 without any."""
         return self.hits / (self.hits + self.misses) if self.hits + self.misses else 0.0
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> Document:
         """For JSON; an infinite timeout is null."""
         limits = {name: None if it == math.inf else it for name, it in self.limits.items()}
         return {

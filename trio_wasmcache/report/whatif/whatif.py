@@ -32,7 +32,6 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from attrs import Factory, define, evolve
 
@@ -41,7 +40,7 @@ from ..._core.events import Event, Evicted, Reason, Registered, Removed, Resized
 from ..._core.policy.instances import Step
 from ..._core.policy.records import Request, Stage
 from ..._core.wasm.isolation import SEAT_SIZE
-from ..replay.books import Books, config_of, limits_of, system_of
+from ..replay.books import Books, Limits, config_of, limits_of, system_of
 from .loading import Loading
 from .results import Result
 from .tasks import Acquire, Application, Release
@@ -59,7 +58,7 @@ class WhatIf:
     """
 
     application: Application
-    limits: dict[str, Any]
+    limits: Limits
     concurrency: int | None = None
     evicted: Callable[[Evicted], None] = lambda event: None
     result: Result = Factory(lambda self: Result(self.limits), takes_self=True)
