@@ -1,4 +1,4 @@
-"""Tools for tests: a cache on a fake engine, a check of the books, and cancellation everywhere.
+"""Tools for tests: a fake engine, a look inside, a check of the books, cancellation everywhere.
 
 The fake engine runs no wasm and needs no threads, so tests can use `trio.testing.MockClock`, choose
 sizes, make any native step fail, and cancel at any of them.
@@ -16,6 +16,15 @@ import trio
 from ._cache.cache import InstanceCache, parts_of
 from ._cache.open import open_with
 from ._core.config import CacheConfig
+from ._core.metrics.snapshot import (
+    CacheSnapshot as CacheSnapshot,
+    CompilesSnapshot as CompilesSnapshot,
+    GroupSnapshot as GroupSnapshot,
+    ModuleSnapshot as ModuleSnapshot,
+    NativeSnapshot as NativeSnapshot,
+    ResidentSnapshot as ResidentSnapshot,
+    TurnsSnapshot as TurnsSnapshot,
+)
 from ._core.policy.lifecycle import State
 from ._core.policy.records import Stage
 from ._engine.fake.engine import FakeEngine as FakeEngine
@@ -51,6 +60,26 @@ async def open_fake_cache(
         yield cache
     assert engine.open_instances == 0, f"{engine.open_instances} instances were never closed"
     assert engine.loaded_modules == 0, f"{engine.loaded_modules} modules were never unloaded"
+
+
+def snapshot(cache: InstanceCache) -> CacheSnapshot:
+    """Return the inside of a cache at this moment: frozen values, for tests to compare.
+
+    It takes time in proportion to what is in the cache, and changes nothing. It may be called in a
+    host function, and after the cache was closed.
+
+    .. code-block::
+
+        await wait_all_tasks_blocked()
+        assert snapshot(cache).group("main").waiting_for_instance == 1
+
+    Raises:
+        RuntimeError: the cache belongs to another thread or Trio run, or a step of its policy is
+            under way.
+    """
+    parts = parts_of(cache)
+    parts.pool.owner.check_reading("snapshot")
+    return parts.statistics.look_inside()
 
 
 def check_invariants(cache: InstanceCache) -> None:

@@ -47,7 +47,7 @@ def exported(body: str, signature: str = "", rest: str = "") -> bytes:
 @asynccontextmanager
 async def compiles_held(cache: InstanceCache) -> AsyncIterator[None]:
     """Whoever has something compiled waits until the block ends."""
-    async with slots_held(cache._pool.engine._compilers):  # type: ignore[attr-defined]
+    async with slots_held(cache._pool.engine.compile_slots):  # type: ignore[attr-defined]
         yield
 
 

@@ -75,7 +75,7 @@ async def test_at_most_two_compile_at_once() -> None:
         return admit(info)
 
     engine = WasmtimeEngine(512 * KiB)
-    limiter = engine._compilers
+    limiter = engine.compile_slots
     async with trio.open_nursery() as nursery:
         for _ in range(5):
             nursery.start_soon(engine.compile, ADD, counted)
@@ -106,7 +106,7 @@ async def test_a_compile_that_is_given_up_finishes_by_itself() -> None:
     engine.close()
     assert not left.is_set()
     go.set()
-    await idle(engine._compilers)
+    await idle(engine.compile_slots)
     assert left.is_set()
     with pytest.raises(trio.ClosedResourceError):
         await engine.compile(ADD, admit)
@@ -116,7 +116,7 @@ async def test_a_compile_that_never_began_leaves_nothing() -> None:
     """Cancelled while it waits for a place, it starts no thread."""
     called = []
     engine = WasmtimeEngine(512 * KiB)
-    limiter = engine._compilers
+    limiter = engine.compile_slots
     async with slots_held(limiter):
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
@@ -156,7 +156,7 @@ async def test_those_who_ask_at_once_share_a_compile() -> None:
             for number in range(10):
                 nursery.start_soon(register, cache, f"f{number}")
             await trio.testing.wait_all_tasks_blocked()
-            assert cache._pool.engine._compilers.waiting == 1  # type: ignore[attr-defined]
+            assert cache._pool.engine.compile_slots.waiting == 1  # type: ignore[attr-defined]
         assert len(cache.functions()) == 10
         assert len(cache._compiler.modules) == 1
         for function in cache.functions():
@@ -250,7 +250,7 @@ async def test_a_compile_that_all_gave_up_leaves_nothing() -> None:
                 nursery.cancel_scope.cancel()
             assert cache.functions() == ()
             await trio.testing.wait_all_tasks_blocked()
-            assert cache._pool.engine._compilers.waiting == 0  # type: ignore[attr-defined]
+            assert cache._pool.engine.compile_slots.waiting == 0  # type: ignore[attr-defined]
             assert not cache._compiler._compiling
             assert not cache._compiler.modules
             assert not cache._pool.registry.reserved
@@ -269,7 +269,7 @@ async def test_who_registers_while_the_cache_is_left_is_told() -> None:
         outcome.append(caught.value)
 
     async with trio.open_nursery() as nursery, quiet_cache() as cache:
-        slots = cache._pool.engine._compilers  # type: ignore[attr-defined]
+        slots = cache._pool.engine.compile_slots  # type: ignore[attr-defined]
         for _ in range(MAX_COMPILES):
             await slots.turn(object()).acquire_on_behalf_of(None)
         nursery.start_soon(closed, cache)
@@ -300,7 +300,7 @@ LEAVE = """
         wasm = large_module(1500)
         async with trio.open_nursery() as nursery:
             async with quiet_cache() as cache:
-                limiter = cache._pool.engine._compilers
+                limiter = cache._pool.engine.compile_slots
                 nursery.start_soon(register, cache, "f", wasm)
                 await trio.to_thread.run_sync(entered.wait)
                 nursery.cancel_scope.cancel()
@@ -519,12 +519,12 @@ async def test_compiles_go_round_the_groups() -> None:
         order.let_go("c1")
         await order.until("a1", "b1", "c1", "a2", "b2")
         order.let_go("b2")
-        await idle_but_one(engine._compilers)
+        await idle_but_one(engine.compile_slots)
         assert len(order.begun) == 5  # the other slot is no second one for `a`
         order.let_go("a2")
         await order.until("a1", "b1", "c1", "a2", "b2", "a3")
         order.let_go("a3")
-    assert (engine._compilers.running, engine._compilers.waiting) == (0, 0)
+    assert (engine.compile_slots.running, engine.compile_slots.waiting) == (0, 0)
     engine.close()
 
 
@@ -542,15 +542,15 @@ async def test_closing_the_engine_wakes_all_who_wait() -> None:
             await engine.compile(ADD, admit, engine.turn(group))
         told.append(group)
 
-    async with slots_held(engine._compilers):
+    async with slots_held(engine.compile_slots):
         async with trio.open_nursery() as nursery:
             for group in (1, 2, 2, 3):
                 nursery.start_soon(wait, group)
             await trio.testing.wait_all_tasks_blocked()
-            assert engine._compilers.waiting == 4
+            assert engine.compile_slots.waiting == 4
             engine.close()
         assert sorted(told) == [1, 2, 2, 3]
-        assert engine._compilers.waiting == 0
+        assert engine.compile_slots.waiting == 0
 
 
 async def test_a_register_waits_in_the_turn_of_its_group() -> None:
@@ -560,7 +560,7 @@ async def test_a_register_waits_in_the_turn_of_its_group() -> None:
         return exported(f"(i64.const {number})", "(param i64) (result i64)")
 
     async with quiet_cache() as cache:
-        slots: CompileSlots = cache._pool.engine._compilers  # type: ignore[attr-defined]
+        slots: CompileSlots = cache._pool.engine.compile_slots  # type: ignore[attr-defined]
         async with (
             cache.scheduling_group("busy", capacity=9) as busy,
             cache.scheduling_group("other", capacity=1) as other,

@@ -181,7 +181,7 @@ class Program:
         start("reading a module", add, cache, "fifo", self.fifo)
         await until(lambda: bool(cache._pool.registry.reserved))
         start("compiling", add, cache, "large", large())
-        await until(lambda: cache._pool.engine._compilers.running == 1)
+        await until(lambda: cache._pool.engine.compile_slots.running == 1)
         if self.place == "sync":
             cache.resize(max_code_size=LIMITS.max_code_size)
             await spins.call(1)

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Mapping
 from typing import final
 
 from attrs import Factory, frozen
 
 from .._core.events import Reason
+from .._core.metrics.snapshot import (
+    CacheSnapshot,
+    CompilesSnapshot,
+    GroupSnapshot,
+    ModuleSnapshot,
+    NativeSnapshot,
+    ResidentSnapshot,
+)
 from .._core.metrics.stats import CacheStats, EntryInfo, ResidentBytes
 from .._core.policy.records import Instance, Stage
 from .._engine.base import GuestInstance
+from .._pool.capacity import GroupState
 from .._pool.pool import Pool
 from .._runtime.bound import BoundFunction, Definition
+from .._runtime.module import CachedModule
 
 
 @frozen(kw_only=True)
@@ -32,9 +42,9 @@ class _Base:
 class Statistics:
     """Counters since the last restart, gauges of this moment, and totals for the log."""
 
-    def __init__(self, pool: Pool, groups: Sized) -> None:
+    def __init__(self, pool: Pool, groups: Mapping[str, GroupState]) -> None:
         self._pool = pool
-        self._groups = groups  # those that are open
+        self._groups = groups  # {name: group}, of those that are open
         self._base = _Base()
 
     def count(self) -> CacheStats:
@@ -138,6 +148,73 @@ class Statistics:
             )
         return tuple(infos)
 
+    def look_inside(self) -> CacheSnapshot:
+        """Return the inside of the cache at this moment."""
+        pool, residents = self._pool, self._pool.policy.residents
+        idle = list(residents.lru)
+        held = [request.instance for request in pool.policy.waits.held]
+        running = [instance for instance in held if instance is not None]
+        modules = self._describe_modules([*idle, *running])
+        return CacheSnapshot(
+            closed=pool.closed,
+            residents=(
+                *(_describe_resident(instance, order) for order, instance in enumerate(idle)),
+                *(_describe_resident(instance, None) for instance in running),
+            ),
+            groups=tuple(map(self._describe_group, self._groups.values())),
+            modules=modules,
+            loop=pool.runner.loop.describe(),
+            threads=pool.runner.threads.describe(),
+            reserved=tuple(sorted(map(str, pool.registry.reserved))),
+            compiles=CompilesSnapshot(
+                running=pool.engine.compile_slots.running,
+                waiting=pool.engine.compile_slots.waiting,
+            ),
+            native=NativeSnapshot(
+                instances=pool.engine.open_instances,
+                modules=sum(module.loaded for module in modules),
+                scratch_size=pool.engine.scratch_size,
+                results_size=pool.results.size,
+                pending_results_size=pool.result_book.size,
+            ),
+        )
+
+    def _describe_group(self, group: GroupState) -> GroupSnapshot:
+        policy, record = self._pool.policy, group.record
+        tokens, capacity = group.capacity.count()
+        return GroupSnapshot(
+            name=record.name,
+            closed=record.closed,
+            shares=group.share.shares,
+            virtual_time=group.share.virtual_time,
+            capacity=capacity,
+            tokens=tokens,
+            tasks=len(group.capacity.owners),
+            waiting_for_token=sum(what is record for what in policy.waits.waiting.values()),
+            waiting_for_instance=sum(len(entry.waiting) for entry in record.entries),
+            waiting_for_room=sum(request.entry.group is record for request in policy.room),
+        )
+
+    def _describe_modules(self, instances: Iterable[Instance]) -> tuple[ModuleSnapshot, ...]:
+        """Describe the modules of registered functions, of waiting tasks and of `instances`."""
+        functions: dict[CachedModule, list[str]] = {}  # {module: registered functions}
+        for key, function in self._pool.registry.functions.items():
+            functions.setdefault(Definition.of(function).module, []).append(str(key))
+        for entry in (*(one.entry for one in instances), *self._pool.policy.residents.entries):
+            functions.setdefault(Definition.of(entry.function).module, [])
+        return tuple(
+            ModuleSnapshot(
+                digest=module.digest,
+                functions=tuple(functions[module]),
+                artifact_size=module.artifact.size,
+                code_size=module.record.code_size,
+                loaded=module.loaded is not None,
+                users=module.record.users,
+                running=module.record.running,
+            )
+            for module in sorted(functions, key=lambda module: module.number)
+        )
+
     def in_words(self) -> str:
         """Return the state in words and counts, for `repr`."""
         pool = self._pool
@@ -168,3 +245,22 @@ class Statistics:
 def _natives(instances: Iterable[Instance]) -> list[GuestInstance]:
     """Return the native instances of those that have one."""
     return [BoundFunction.of(one).native for one in instances if one.bound is not None]
+
+
+def _describe_resident(instance: Instance, order: int | None) -> ResidentSnapshot:
+    function = instance.entry.function
+    return ResidentSnapshot(
+        number=instance.number,
+        function=function.key.name,
+        args=function.key.args,
+        generation=function.generation,
+        group=instance.entry.group.name,
+        state=instance.state.value,
+        seat=instance.seat,
+        size=instance.size,
+        address_space=instance.address_space,
+        mappings=instance.mappings,
+        uses=instance.uses,
+        last_used=instance.last_used if instance.rested else None,
+        order=order,
+    )

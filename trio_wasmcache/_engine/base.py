@@ -24,7 +24,7 @@ from .._core.wasm.admission import Edits
 from .._core.wasm.driver import Shape
 from .._core.wasm.memory_layout import MemoryShape
 from .._core.wasm.reader import FuncType, ModuleInfo
-from .compile_slots import Turn
+from .compile_slots import CompileSlots, Turn
 
 
 class UnderWay(enum.Enum):
@@ -310,6 +310,10 @@ class Engine(Protocol):
     @property
     def system(self) -> SystemLimits:
         """What the system leaves the cache of addresses and mappings."""
+
+    @property
+    def compile_slots(self) -> CompileSlots:
+        """The slots in which it compiles, and who waits for one."""
 
     @property
     def open_instances(self) -> int:

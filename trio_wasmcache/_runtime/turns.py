@@ -17,6 +17,7 @@ import trio
 from attrs import Factory, define
 from trio.lowlevel import Abort, RaiseCancelT, Task
 
+from .._core.metrics.snapshot import TurnsSnapshot
 from .._core.policy.shares import FairQueue, Share
 
 
@@ -34,6 +35,12 @@ class Turns:
     def contended(self) -> bool:
         """Whether a task waits for a turn."""
         return bool(self.line)
+
+    def describe(self) -> TurnsSnapshot:
+        """Return who has turns, and how many wait, at this moment."""
+        return TurnsSnapshot(
+            slots=self.slots, taken=self.taken, waiting=len(self.line), begun=self.line.turns
+        )
 
     async def take(self, share: Share) -> None:
         """Wait for a turn of `share`, which the caller must give back with `give_back`.

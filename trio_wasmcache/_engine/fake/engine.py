@@ -58,7 +58,8 @@ class FakeEngine(Steps):
         """What the system leaves the cache; by default, there is no limit."""
         self.modules: dict[str, Behaviour] = {}
         self.closed: bool = False
-        self._slots = CompileSlots(1)
+        self.compile_slots: CompileSlots = CompileSlots(1)
+        """Slots in which it compiles: one."""
 
     def module(
         self,
@@ -121,7 +122,7 @@ class FakeEngine(Steps):
         raise InvalidModuleError("the fake engine reads no text: use FakeEngine.module")
 
     def turn(self, group: Hashable) -> Turn:
-        return self._slots.turn(group)
+        return self.compile_slots.turn(group)
 
     async def compile(
         self, wasm: bytes, admit: Callable[[ModuleInfo], Edits], turn: Turn | None = None

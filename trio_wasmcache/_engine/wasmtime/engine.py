@@ -99,7 +99,7 @@ class WasmtimeEngine:
         self._stack_size = stack_size
         self._tally = Tally()
         self.system: SystemLimits = read_system_limits()
-        self._compilers = CompileSlots(MAX_COMPILES)
+        self.compile_slots: CompileSlots = CompileSlots(MAX_COMPILES)
         self._loaders = trio.CapacityLimiter(MAX_LOADS)
         self._texts = trio.CapacityLimiter(MAX_TEXTS)
         self._driver_compilers = trio.CapacityLimiter(MAX_DRIVER_COMPILES)
@@ -120,7 +120,7 @@ class WasmtimeEngine:
         )
 
     def turn(self, group: Hashable) -> Turn:
-        return self._compilers.turn(group)
+        return self.compile_slots.turn(group)
 
     async def compile(
         self, wasm: bytes, admit: Callable[[ModuleInfo], Edits], turn: Turn | None = None
@@ -210,7 +210,7 @@ class WasmtimeEngine:
         return await self._drivers.get(self.open, shape, self._driver_compilers)
 
     def close(self) -> None:
-        self._compilers.close()
+        self.compile_slots.close()
         self._drivers.close()
         self._code_cache = None
         if self._engine is not None:
