@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
@@ -14,6 +16,7 @@ from trio.testing import wait_all_tasks_blocked
 from trio_wasmcache import CacheConfig, InstanceCache, MiB, SchedulingGroup
 from trio_wasmcache._cache.cache import parts_of
 from trio_wasmcache._cache.group import MAX_WORK
+from trio_wasmcache._pool.evictor import AT_ONCE
 from trio_wasmcache.testing import check_invariants
 
 
@@ -384,3 +387,36 @@ async def test_18_closing_many_groups_lets_others_run(fake: FakeKit, holding: bo
         assert cache.stats().idle_instances == cache.stats().running_instances == 0
         check_invariants(cache)
         stop.set()
+
+
+@pytest.mark.parametrize("how", ["remove", "replace", "resize", "group"])
+async def test_many_instances_are_closed_in_pieces(fake: FakeKit, how: str) -> None:
+    """Their memory is not needed by anybody, so other tasks run between every few of them."""
+    async with fake.open(CacheConfig(max_instances=200, idle_timeout=math.inf)) as cache:
+        wasm = fake.adding(1)
+        f = await add(cache, "f", wasm, concurrency=100)
+        left: list[int] = []
+
+        async def watch() -> None:
+            while fake.engine.open_instances:
+                left.append(fake.engine.open_instances)
+                await trio.lowlevel.checkpoint()
+
+        async with trio.open_nursery() as nursery:
+            async with cache.scheduling_group("g", capacity=100):
+                await cache.warm("f", ("i64",), 100)
+                assert fake.engine.open_instances == 100
+                if how == "remove":
+                    cache.remove("f")
+                elif how == "replace":
+                    await add(cache, "f", wasm, concurrency=100, replace=True)
+                elif how == "resize":
+                    cache.resize(max_size=0)
+                nursery.start_soon(watch)
+                check_invariants(cache)
+                if how != "group":
+                    await wait_all_tasks_blocked()
+            assert fake.engine.open_instances == 0
+        assert max(a - b for a, b in itertools.pairwise([100, *left, 0])) <= 3 * AT_ONCE
+        assert f.generation == 1
+        check_invariants(cache)

@@ -262,7 +262,8 @@ class InstanceCache:
         self, record: FunctionRecord, now: float, successor: FunctionRecord | None = None
     ) -> None:
         self._compiler.drop(Definition.of(record).module)
-        self._pool.carry_out(self._pool.policy.retire(record, now, successor), now)
+        step = self._pool.policy.retire(record, now, successor)
+        self._pool.carry_out(step, now, in_pieces=True)
 
     def functions(self) -> tuple[Function, ...]:
         """Return the registered functions, in order of registration."""

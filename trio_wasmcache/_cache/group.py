@@ -27,6 +27,7 @@ from .._core.policy.records import Stage
 from .._ki import ki_safe_contextmanager, let_others_run, outlast
 from .._owner import calls_user
 from .._pool.capacity import GroupState, new_group_state
+from .._pool.evictor import AT_ONCE
 from .._pool.pool import CLOSED, Pool
 from .lease import Lease
 
@@ -245,13 +246,13 @@ class Groups:
                 continue  # it is closing already, and waits for a thread
             pool.journal.group_closed(group.record.name, pool.closed, now)
             step = pool.policy.close_group(group.record, now, reason)
-            pool.carry_out(step, now)
+            pool.carry_out(step, now, in_pieces=True)
             for request in step.woken:
                 if request.stage is Stage.ENDED:
                     # Now, as the log of a cache ends before its tasks have been told.
                     pool.journal.abandoned(request, CLOSED, now)
             group.capacity.refuse_waits()
-            work += 1 + len(step.evicted) + len(step.woken)
+            work += 1 + min(len(step.evicted), AT_ONCE) + len(step.woken)
         records = {group.record for group in groups}
         in_threads = []
         for request in [one for one in pool.policy.waits.held if one.entry.group in records]:
@@ -265,6 +266,8 @@ class Groups:
             if isinstance(out_of_thread, trio.Event):
                 in_threads.append((request, out_of_thread))
             work += 1
+        while pool.evictor.close_some():
+            await let_others_run()
         for request, out_of_thread in in_threads:
             await outlast(out_of_thread)
             if request in pool.policy.waits.held and request.give_up is not None:

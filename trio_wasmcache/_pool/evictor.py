@@ -7,6 +7,7 @@ With nothing idle it sleeps without a deadline. A recycle into an empty cache se
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable
 from typing import NoReturn, final
 
@@ -14,6 +15,10 @@ import trio
 
 from .._core.policy.instances import Step
 from .._core.policy.policy import Policy
+from .._core.policy.records import Closable
+
+# Instances that are closed in one step of the loop where nothing waits for their memory.
+AT_ONCE = 8
 
 
 @final
@@ -25,6 +30,7 @@ class Evictor:
         self._carry_out = carry_out
         # The task sleeps in this scope, whose deadline is when the next instance is due.
         self._sleep = trio.CancelScope()
+        self._to_close: deque[Closable] = deque()  # instances whose memory nothing waits for
         self.expects_expiry = False
         """Whether a deadline is set. While one is set, `expect_expiry` would change nothing."""
 
@@ -42,11 +48,25 @@ class Evictor:
         **Cancellation:** ends the task; nothing is half-way.
         """
         while True:
+            while self.close_some():
+                await trio.lowlevel.checkpoint()
             with trio.CancelScope() as self._sleep:
                 self.sleep_until(self._policy.next_expiry())
                 await trio.sleep_forever()
             now = trio.current_time()
             self._carry_out(self._policy.expire(now), now)
+
+    def close_later(self, native: Closable) -> None:
+        """Close an evicted instance in one of the next passes of the loop."""
+        if not self._to_close:
+            self._sleep.cancel()
+        self._to_close.append(native)
+
+    def close_some(self) -> bool:
+        """Close as many as may be closed at once; return whether there are more."""
+        for _ in range(min(AT_ONCE, len(self._to_close))):
+            self._to_close.popleft().close()
+        return bool(self._to_close)
 
     def expect_expiry(self) -> None:
         """Wake when the next idle instance is due. It must be called when an instance becomes idle.

@@ -193,12 +193,11 @@ class Instance:
         """Mark `bound` as not ready; it has to be made again before a hit."""
         self.ready = False
 
-    def release(self) -> None:
-        """Close `bound`, if there is one."""
+    def release(self) -> Closable | None:
+        """Give up `bound`; return it for the caller to close, if there is one."""
         bound, self.bound = self.bound, None
         self.ready = False
-        if bound is not None:
-            bound.close()
+        return bound
 
 
 def _rested(instance: Instance) -> int:
