@@ -417,6 +417,7 @@ async def test_many_instances_are_closed_in_pieces(fake: FakeKit, how: str) -> N
                 if how != "group":
                     await wait_all_tasks_blocked()
             assert fake.engine.open_instances == 0
-        assert max(a - b for a, b in itertools.pairwise([100, *left, 0])) <= 3 * AT_ONCE
+        # In one pass the step itself, the closing block and the background task; seen every second.
+        assert max(a - b for a, b in itertools.pairwise([100, *left, 0])) <= 6 * AT_ONCE
         assert f.generation == 1
         check_invariants(cache)
