@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import attrs
 import pytest
 
 import trio_wasmcache
@@ -27,6 +30,38 @@ def test_type_checkers_and_programs_see_the_same_names() -> None:
     assert names <= {*dir(trio_wasmcache)}
     assert all(getattr(trio_wasmcache, name).__name__ for name in names - {"KiB", "MiB"})
     assert (trio_wasmcache.KiB, trio_wasmcache.MiB) == (2**10, 2**20)
+
+
+CALLABLES = sorted(declared() - {"KiB", "MiB"})
+
+
+@pytest.mark.parametrize("name", CALLABLES)
+def test_public_classes_and_functions_have_their_public_name(name: str) -> None:
+    """In `repr`, in tracebacks and in pickles, wherever they are defined."""
+    thing: Any = getattr(trio_wasmcache, name)
+    assert thing.__module__ == "trio_wasmcache"
+    assert getattr(trio_wasmcache, thing.__name__) is thing
+    if isinstance(thing, type):
+        assert repr(thing) == f"<class 'trio_wasmcache.{thing.__name__}'>"
+    assert pickle.loads(pickle.dumps(thing)) is thing
+
+
+def test_values_and_errors_can_be_pickled() -> None:
+    """Into another process, which imports them by their public names."""
+    config = trio_wasmcache.CacheConfig(max_size=7)
+    assert pickle.loads(pickle.dumps(config)) == config
+    error = pickle.loads(pickle.dumps(trio_wasmcache.LoadError("why")))
+    assert type(error) is trio_wasmcache.LoadError
+    assert str(error) == "why"
+
+
+@pytest.mark.parametrize("name", CALLABLES)
+def test_types_of_fields_are_known(name: str) -> None:
+    """Libraries that convert attrs classes find them, though not where `__module__` says."""
+    thing: Any = getattr(trio_wasmcache, name)
+    if isinstance(thing, type) and attrs.has(thing):
+        attrs.resolve_types(thing)
+        assert not [field.name for field in attrs.fields(thing) if isinstance(field.type, str)]
 
 
 def test_import_star_imports_the_public_names() -> None:

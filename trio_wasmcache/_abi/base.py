@@ -19,6 +19,7 @@ from attrs import frozen
 
 from .._core.tally import Tally
 from .._core.wasm.reader import FuncType as FuncType
+from .._public import public
 
 Value: TypeAlias = Any
 """A Python value of the caller, or the wasm value that it is converted to or from.
@@ -27,6 +28,7 @@ Its type is the one declared to `register`, which type checkers do not know: con
 """
 
 
+@public
 @frozen
 class Invoke:
     """A request to call an export of the guest with wasm values; the answer is its result."""
@@ -35,6 +37,7 @@ class Invoke:
     values: tuple[object, ...]
 
 
+@public
 @frozen
 class Convert:
     """A request to call a function in a thread, as it takes long; the answer is its result.
@@ -54,6 +57,7 @@ Steps = Generator[Step, Value, Value]
 """A call in steps: yields requests, receives their answers, and returns the result."""
 
 
+@public
 class Memory(Protocol):
     """The guest's exported memory, while no call is under way."""
 
@@ -84,6 +88,7 @@ class Memory(Protocol):
         """
 
 
+@public
 class Guest(Protocol):
     """The part of an instance that an ABI may use between two calls."""
 
@@ -109,6 +114,7 @@ class Guest(Protocol):
         """
 
 
+@public
 @frozen
 class Exports:
     """The exports of a module, from which an ABI can tell whether it can be used."""
@@ -119,6 +125,7 @@ class Exports:
     memories: Sequence[str]
 
 
+@public
 class Crossing(Protocol):
     """An ABI, bound to the types of one function and the exports of its module."""
 
@@ -150,6 +157,7 @@ class Crossing(Protocol):
         """Return the error to raise for arguments that do not fit."""
 
 
+@public
 class Abi(Protocol):
     """A convention for values to cross, given to `register` as ``abi=``."""
 

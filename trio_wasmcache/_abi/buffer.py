@@ -19,6 +19,7 @@ from .._core.tally import BYTES_SIZE, Tally, text_size
 from .._core.wasm.admission import signature
 from .._core.wasm.memory_layout import AREA_SIZE, BYTES, MemoryShape
 from .._core.wasm.reader import FuncType
+from .._public import public
 from .allocator import CABI, WBINDGEN, Allocator, find_allocator
 from .base import Crossing, Exports, Guest, Invoke, Memory, Value
 from .batching import KEPT, Bulk
@@ -51,6 +52,7 @@ def _one_of(kind: object) -> Value:
     return validators.optional(validators.in_(get_args(kind)))
 
 
+@public
 @frozen(kw_only=True)
 class BufferAbi:
     """An `Abi` for bytes and text; ``abi="buffer"`` is one that detects all conventions.

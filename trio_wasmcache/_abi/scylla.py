@@ -29,6 +29,7 @@ from .._core.tally import Tally
 from .._core.wasm.admission import signature
 from .._core.wasm.memory_layout import BYTES, MemoryShape
 from .._core.wasm.reader import FuncType
+from .._public import public
 from .base import Convert, Crossing, Exports, Guest, Invoke, Steps, Value
 from .batching import Bulk
 from .cql.framing import Codec, Data, MalformedError, count_one
@@ -77,6 +78,7 @@ def _user_types(given: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, s
     }
 
 
+@public
 @frozen
 class ScyllaAbi:
     """ScyllaDB's ABI, as an `Abi`; ``abi="scylla"`` is one without user types.

@@ -22,6 +22,7 @@ from .._engine.base import NoMemoryError
 from .._ki import ki_safe_contextmanager
 from .._pool.pool import COMPILE_SHARE
 from .._pool.registration import Declaration, declare, read_source
+from .._public import public
 from .._runtime.bound import Definition
 from .._runtime.host import HostFunction
 from .._runtime.module import CachedModule
@@ -35,6 +36,7 @@ FIXED = frozenset(
 )
 
 
+@public
 @final
 class InstanceCache:
     """Registered functions, and their instances, which are kept warm between calls.

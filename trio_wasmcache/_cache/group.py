@@ -29,6 +29,7 @@ from .._owner import calls_user
 from .._pool.capacity import GroupState, new_group_state
 from .._pool.evictor import AT_ONCE
 from .._pool.pool import CLOSED, Pool
+from .._public import public
 from .lease import Lease
 
 MAIN = "main"
@@ -42,6 +43,7 @@ _groups: contextvars.ContextVar[tuple[_Inside, ...]] = contextvars.ContextVar(
 )
 
 
+@public
 @final
 class SchedulingGroup:
     """A nursery whose tasks share a capacity and a part of the CPU.
@@ -150,6 +152,7 @@ class _Inside:
     pool: Pool
 
 
+@public
 def current_group() -> SchedulingGroup | None:
     """Return the innermost scheduling group around the caller, of any cache, or None."""
     groups = _groups.get()

@@ -38,6 +38,7 @@ from .._engine.base import UNDER_WAY, GuestMemory, InexactError, NoMemoryError
 from .._pool.acquisition import Acquisition
 from .._pool.capacity import GroupState
 from .._pool.pool import Pool
+from .._public import public
 from .._runtime.activity import Activity
 from .._runtime.bound import BoundFunction, Definition
 from .._runtime.call import STACK_SHARE, Call
@@ -72,6 +73,7 @@ TRANSITIONS: dict[LeaseState, frozenset[LeaseState]] = {
 }
 
 
+@public
 @final
 class Lease:
     """An instance of one function, held by one task at a time.
@@ -654,6 +656,7 @@ class Lease:
         return self._under_way if self._acquisition is None else self._acquisition.start
 
 
+@public
 @final
 class LeaseMemory:
     """The exported memory of the instance that a lease holds.
@@ -714,6 +717,7 @@ def _whole(what: str, value: object) -> int:
         raise TypeError(f"{what} must be an int, got {shown(value)}") from None
 
 
+@public
 def current_lease() -> Lease:
     """Return the lease whose guest called the host function that is running.
 
@@ -726,6 +730,7 @@ def current_lease() -> Lease:
     return lease
 
 
+@public
 @final
 @frozen
 class Function:

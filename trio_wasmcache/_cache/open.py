@@ -12,10 +12,12 @@ from .._ki import ki_safe_contextmanager
 from .._log import LogWriter, ThreadedLogWriter
 from .._owner import check_trio
 from .._pool.pool import Pool
+from .._public import public
 from .cache import InstanceCache
 from .parts import Parts
 
 
+@public
 @ki_safe_contextmanager
 async def open_cache(
     config: CacheConfig | None = None, *, logger: object = None

@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 from attrs import field, fields, frozen
 
+from .._public import public
+
 KiB = 1024
 MiB = 1024 * KiB
 
@@ -104,6 +106,7 @@ class SystemLimits:
         return self.address_space if said is None else said
 
 
+@public
 @frozen(kw_only=True)
 class CacheConfig:
     """Limits of an `InstanceCache`. All sizes are bytes, all times seconds.

@@ -12,11 +12,15 @@ Rules:
 
 from __future__ import annotations
 
+from .._public import public
 
+
+@public
 class WasmCacheError(Exception):
     """Base of all errors of this library."""
 
 
+@public
 class CacheDirError(WasmCacheError):
     """`open_cache` can't keep compiled code in `cache_dir`.
 
@@ -25,6 +29,7 @@ class CacheDirError(WasmCacheError):
     """
 
 
+@public
 class InvalidModuleError(WasmCacheError):
     """`register` was given something that is not a module it can compile.
 
@@ -34,6 +39,7 @@ class InvalidModuleError(WasmCacheError):
     """
 
 
+@public
 class ModuleTooLargeError(WasmCacheError):
     """`register` was given a module over a limit of the configuration.
 
@@ -44,26 +50,32 @@ class ModuleTooLargeError(WasmCacheError):
     """
 
 
+@public
 class LinkError(WasmCacheError):
     """The module has imports that nothing provides; the message lists all of them."""
 
 
+@public
 class ExportError(WasmCacheError):
     """The module has no export of that name, or that export is not a function."""
 
 
+@public
 class SignatureError(WasmCacheError):
     """The declared types are unknown, or differ from those of the exported function."""
 
 
+@public
 class DuplicateFunctionError(WasmCacheError):
     """A function of that name and those argument types exists, or is being registered."""
 
 
+@public
 class UnknownFunctionError(WasmCacheError):
     """No function of that name and those argument types is registered (or it was removed)."""
 
 
+@public
 class LoadError(WasmCacheError):
     """An instance could not be made: instantiation failed, or the start function trapped.
 
@@ -71,6 +83,7 @@ class LoadError(WasmCacheError):
     """
 
 
+@public
 class CodeMemoryError(WasmCacheError):
     """The function could not run even in an otherwise empty cache.
 
@@ -81,6 +94,7 @@ class CodeMemoryError(WasmCacheError):
     """
 
 
+@public
 class DeadlockError(WasmCacheError):
     """Waiting would never end, as every task that could release something is waiting too.
 
@@ -93,6 +107,7 @@ class DeadlockError(WasmCacheError):
         self.chain = chain
 
 
+@public
 class GuestError(WasmCacheError):
     """The guest ended its call without a result. The instance is dropped; the cache is intact.
 
@@ -127,6 +142,7 @@ def _again(kind: type[GuestError], args: tuple[object, ...]) -> GuestError:
     return kind.__new__(kind, *args)
 
 
+@public
 class TrapError(GuestError):
     """The guest trapped. `code` is WebAssembly's name for it, such as ``"unreachable"``.
 
@@ -148,18 +164,22 @@ class TrapError(GuestError):
         self.code = code
 
 
+@public
 class FuelExhaustedError(GuestError):
     """The call burnt all of `total_fuel`: an endless loop, or a limit that is too low."""
 
 
+@public
 class StackOverflowError(GuestError):
     """The guest recursed deeper than its half of `stack_size` allows."""
 
 
+@public
 class MemoryLimitError(GuestError):
     """The guest, or the space for its arguments, needed more than `memory_limit`."""
 
 
+@public
 class ExitError(GuestError):
     """The guest called WASI `proc_exit` with `status`; a status of 0 raises this, too."""
 
@@ -177,6 +197,7 @@ class ExitError(GuestError):
         self.status = status
 
 
+@public
 class ResultTooLargeError(GuestError):
     """The result of the call, or the results of the batch up to `row`, exceed `max_result_size`.
 
@@ -186,6 +207,7 @@ class ResultTooLargeError(GuestError):
     """
 
 
+@public
 class AbiError(GuestError):
     """The guest broke its ABI: an address, a size or a text is not valid.
 

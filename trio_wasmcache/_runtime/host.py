@@ -20,6 +20,7 @@ from .._core.keys import normalise_types
 from .._core.wasm.reader import FuncType
 from .._engine.base import HostCall
 from .._owner import calls_user
+from .._public import public
 from .wasi import BUILT_IN, WasiFunction
 
 
@@ -32,6 +33,7 @@ def _types(names: Sequence[str]) -> tuple[str, ...]:
     return normalise_types(names)
 
 
+@public
 @final
 @frozen
 class HostFunction:

@@ -8,6 +8,7 @@ from typing import final
 
 from attrs import Factory, define, field, frozen
 
+from ..._public import public
 from .counters import (
     COMPILES,
     FUELS,
@@ -22,6 +23,7 @@ from .counters import (
 )
 
 
+@public
 @final
 @frozen(kw_only=True)
 class DistributionSummary:
@@ -78,6 +80,7 @@ def _quantile(buckets: Sequence[tuple[int, int]], count: int, percent: int) -> i
 NOTHING = DistributionSummary(count=0, total=0, mean=0.0, p50=0, p90=0, p99=0, buckets=())
 
 
+@public
 @final
 @frozen(kw_only=True)
 class UseSummary:
@@ -150,6 +153,7 @@ class Summaries(Mapping[str, UseSummary]):
         return f"<summaries of {', '.join(map(repr, self._parts)) or 'nothing'}>"
 
 
+@public
 @final
 @frozen(kw_only=True)
 class CacheStats:
@@ -282,6 +286,7 @@ class CacheStats:
         return Summaries(self._uses.by_group())
 
 
+@public
 @final
 @frozen(kw_only=True)
 class ResidentBytes:
@@ -306,6 +311,7 @@ class ResidentBytes:
         return self.idle + self.running + self.code + self.stacks
 
 
+@public
 @frozen(kw_only=True)
 class EntryInfo:
     """The entry of one function in one group."""

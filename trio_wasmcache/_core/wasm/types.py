@@ -9,6 +9,8 @@ from typing import Final
 
 import attrs
 
+from ..._public import public
+
 HEADER: Final = b"\0asm\x01\0\0\0"
 PAGE_LIMIT: Final = 65_536  # pages of 64 KiB: the range of 32-bit addresses
 ELEMENT_LIMIT: Final = (1 << 32) - 1  # elements of a table: likewise
@@ -86,6 +88,7 @@ class ExcessiveModuleError(ValueError):
     """The module may be well-formed, but has more of something than any useful module."""
 
 
+@public
 @attrs.frozen(cache_hash=True)
 class FuncType:
     """A signature: names of value types, such as ``("i32", "i64")``."""
