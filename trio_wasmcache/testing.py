@@ -183,12 +183,12 @@ def _disagreements(cache: InstanceCache) -> list[str]:
                 continue  # its token is given back; a call is under way
             if request.entry.group is group.record and request.owner not in owners:
                 problems.append(f"group {name!r}: {request.owner} uses it without a token")
-    uses, told = residents.snapshot(), cache.stats()
+    uses, totals = residents.snapshot(), cache.stats()
     for what, several in (("function", uses.by_function()), ("group", uses.by_group())):
         counted = [part for stats in several.values() for part in stats]
-        same(f"hits by {what}", told.hits, sum(part.hits for part in counted))
-        same(f"misses by {what}", told.misses, sum(p.misses for p in counted))
-        same(f"blocks by {what}", told.blocks, sum(p.blocks for p in counted))
+        same(f"hits by {what}", totals.hits, sum(part.hits for part in counted))
+        same(f"misses by {what}", totals.misses, sum(p.misses for p in counted))
+        same(f"blocks by {what}", totals.blocks, sum(p.blocks for p in counted))
     if pool.closed and (idle or running or waiters):
         problems.append("something is left in a closed cache")
     return problems

@@ -246,13 +246,13 @@ class Groups:
                 await let_others_run()
                 now, work = trio.current_time(), 0
             if group.record.closed:
-                continue  # it is closing already, and waits for a thread
+                continue  # it is being closed already, and waits for a thread
             pool.journal.group_closed(group.record.name, pool.closed, now)
             step = pool.policy.close_group(group.record, now, reason)
             pool.carry_out(step, now, in_pieces=True)
             for request in step.woken:
                 if request.stage is Stage.ENDED:
-                    # Now, as the log of a cache ends before its tasks have been told.
+                    # Noted now, as the cache's log ends before its tasks get the error.
                     pool.journal.abandoned(request, CLOSED, now)
             group.capacity.refuse_waits()
             work += 1 + min(len(step.evicted), AT_ONCE) + len(step.woken)

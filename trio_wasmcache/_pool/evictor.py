@@ -1,4 +1,4 @@
-"""The background task that evicts idle instances on time, and the deadline of its sleep.
+"""The background task that evicts idle instances on time, and closes evicted ones in pieces.
 
 With nothing idle it sleeps without a deadline. A recycle into an empty cache sets one
 (`Evictor.expect_expiry`); after that the task sets it itself, so a hit costs nothing here.
@@ -17,7 +17,7 @@ from .._core.policy.instances import Step
 from .._core.policy.policy import Policy
 from .._core.policy.records import Closable
 
-# Instances that are closed in one step of the loop where nothing waits for their memory.
+# Number of instances to close in one step of the loop, if nothing waits for their memory.
 AT_ONCE = 8
 
 
@@ -63,7 +63,7 @@ class Evictor:
         self._to_close.append(native)
 
     def close_some(self) -> bool:
-        """Close as many as may be closed at once; return whether there are more."""
+        """Close up to `AT_ONCE` of the instances of `close_later`; return whether any is left."""
         for _ in range(min(AT_ONCE, len(self._to_close))):
             self._to_close.popleft().close()
         return bool(self._to_close)
