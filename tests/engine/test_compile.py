@@ -288,7 +288,7 @@ LEAVE = """
 
     def gate(frame, event, argument):
         # Tells when the thread compiles, and keeps it from being over before it is told to.
-        if frame.f_code.co_name == "_compile":
+        if frame.f_code.co_name == "compile_module":
             if event == "call":
                 entered.set()
             elif event == "return" and sys.argv[1] == "wait":

@@ -194,7 +194,7 @@ async def test_a_driver_shares_nothing_as_its_chunks_begin_in_any_thread() -> No
         drivers = [code.attach(instance, {"function": "one"}) for instance in made]
         callers = [driver._begin.__self__.frame.caller for driver in drivers]
         assert callers[0] is not callers[1]
-        assert not {caller.frame for caller in callers} & {made[0].module.frame(RUN)}
+        assert not {caller.frame for caller in callers} & {made[0].module.callers.frame(RUN)}
 
 
 async def test_a_closed_instance_goes_at_once() -> None:

@@ -17,9 +17,10 @@ from trio_wasmcache._core.wasm.admission import WASI_MODULE, check_limits
 from trio_wasmcache._core.wasm.reader import FuncType, ModuleInfo
 from trio_wasmcache._engine.base import UNDER_WAY, Artifact, HostImport
 from trio_wasmcache._engine.wasmtime import restore
-from trio_wasmcache._engine.wasmtime.engine import WasmtimeEngine, WasmtimeModule
+from trio_wasmcache._engine.wasmtime.engine import WasmtimeEngine
 from trio_wasmcache._engine.wasmtime.instance import WasmtimeInstance
-from trio_wasmcache._engine.wasmtime.restore import poll_to_the_end
+from trio_wasmcache._engine.wasmtime.module import WasmtimeModule
+from trio_wasmcache._engine.wasmtime.restore_trial import poll_to_the_end
 from trio_wasmcache._runtime.wasi import FUNCTIONS
 
 PAGE, FUEL = 65536, 10**9

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trio_wasmcache import CacheStats
-from trio_wasmcache._engine.wasmtime.engine import WasmtimeModule
 from trio_wasmcache._engine.wasmtime.hosts import INSTANCES
 from trio_wasmcache._engine.wasmtime.instance import WasmtimeInstance
+from trio_wasmcache._engine.wasmtime.module import WasmtimeModule
 
 MIB = 1024 * 1024
 # RSS may grow by so much, along the line that fits best, from the end of the warm-up to the last

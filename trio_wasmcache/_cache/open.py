@@ -49,22 +49,22 @@ async def open_cache(
     """
     from .._engine.wasmtime.code_cache import CodeCache
     from .._engine.wasmtime.engine import WasmtimeEngine
-    from .._engine.wasmtime.subprocess import Apart
+    from .._engine.wasmtime.subprocess import SubprocessCompiler
 
     check_trio("open_cache")
     config = CacheConfig() if config is None else config
     if not isinstance(config, CacheConfig):
         raise TypeError(f"config must be a CacheConfig, got {config!r}")
-    apart = code_cache = None
+    subprocess = code_cache = None
     if config.cache_dir is not None:
         code_cache = await trio.to_thread.run_sync(
             CodeCache, config.cache_dir, config.stack_size, limiter=trio.CapacityLimiter(1)
         )
     if config.compile_memory is not None:
-        apart = Apart(
+        subprocess = SubprocessCompiler(
             config.stack_size, config.compile_memory, config.compile_seconds, config.cache_dir
         )
-    engine = WasmtimeEngine(config.stack_size, apart, code_cache)
+    engine = WasmtimeEngine(config.stack_size, subprocess, code_cache)
     del code_cache  # the engine owns it, and releases it when it is closed
     try:
         log = ThreadedLogWriter(logger)

@@ -1,4 +1,4 @@
-"""Drivers in wasmtime: compiled once for each shape, instantiated beside the guest in its store."""
+"""Compile drivers once for each shape, and instantiate them beside the guest in its store."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from . import native
 from .companions import instantiate, part
 from .errors import load_error
 from .function import Caller, WasmtimeFunction
-from .instance import WasmtimeInstance
+from .residency import Range
 from .restore import discard
+from .store import Store
 from .text import to_wasm
 
 # Shapes of which the code is kept: each is a page or two of code.
@@ -52,11 +53,11 @@ class DriverCode:
         weakref.finalize(self, native.module_delete, self.module).atexit = False
         weakref.finalize(self, native.wasm_engine_delete, self.engine).atexit = False
 
-    def attach(self, instance: WasmtimeInstance, exports: Mapping[str, str]) -> WasmtimeDriver:
-        """See `DriverCode` in `seam`."""
+    def attach(self, instance: Store, exports: Mapping[str, str]) -> WasmtimeDriver:
+        """See `DriverCode` in `base`."""
         key = self.shape, tuple(exports.items())
         driver = instance.drivers.get(key)
-        if driver is None:
+        if not isinstance(driver, WasmtimeDriver):
             driver = WasmtimeDriver(instance, self, exports)
             instance.add_driver(key, driver)
         return driver
@@ -77,7 +78,12 @@ class Drivers:
         shape: Shape | MemoryShape,
         limiter: trio.CapacityLimiter,
     ) -> DriverCode:
-        """The driver of a shape; compiled in a thread, once, or now and then twice.
+        """Return the driver of a shape; compiled in a thread, once, or now and then twice.
+
+        Args:
+            engine: gives the native engine; raises if that is closed.
+            shape: of the driver.
+            limiter: of the threads that compile.
 
         **Checkpoint:** if it has to be compiled.
         **Cancellation:** the thread is abandoned; it works on a reference of its own.
@@ -118,23 +124,21 @@ class _Held:
 class WasmtimeDriver:
     """See `GuestDriver`; made by `DriverCode.attach`."""
 
-    def __init__(
-        self, instance: WasmtimeInstance, code: DriverCode, exports: Mapping[str, str]
-    ) -> None:
+    def __init__(self, instance: Store, code: DriverCode, exports: Mapping[str, str]) -> None:
         self.size: int = code.layout.pages * WASM_PAGE
         parts = {name: instance.extern(export) for name, export in exports.items()}
         if isinstance(code.shape, MemoryShape):
-            assert instance.plan.memory_name is not None
-            parts["memory"] = instance.extern(instance.plan.memory_name)
+            # Only modules with a memory have functions whose values cross through it.
+            parts["memory"] = instance.extern(instance.plan.memory_name or "")
         handle = instantiate(instance, "driver", code.engine, code.module, parts, memory=self.size)
         made = part(instance, handle, b"run")
         # A frame of its own, as chunks begin in any thread, and those of instances at once.
-        caller = Caller(RUN, bool(instance.hosts.imports))
+        caller = Caller(RUN, instance.hosted)
         run = WasmtimeFunction(instance, "run", made, caller.frame)
         self._begin, self._finish = run.begin, run.finish
         # The memory can't grow, so it stays where it is for as long as the store does.
         base = native.memory_data(instance.context, part(instance, handle, b"scratch")) or 0
-        self.range: tuple[int, int] = (base, self.size)
+        self.range: Range = (base, self.size)
         self._scratch = memoryview((c_uint8 * self.size).from_address(base)).cast("B")
         self._base, self._clean = base, True
 
@@ -146,7 +150,7 @@ class WasmtimeDriver:
         return self._scratch[at : at + size]
 
     def wipe(self) -> bool:
-        """Forget what lies in the scratch; False if the system would not."""
+        """Forget what lies in the scratch; return False if the system would not."""
         if not self._clean:
             self._clean = discard(self._base, self.size)
         return self._clean
@@ -161,5 +165,5 @@ class WasmtimeDriver:
         return done
 
     def close(self) -> None:
-        """The store goes: there is nothing to read or write any more."""
+        """Read and write nothing any more: the store goes."""
         self._scratch = memoryview(b"")

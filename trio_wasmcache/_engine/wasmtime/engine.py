@@ -1,43 +1,34 @@
-"""wasmtime as an `Engine`: how modules are compiled, kept, loaded and linked."""
+"""Offer wasmtime as an `Engine`: what its threads do, and how much of it at the same time."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
-import mmap
-import sys
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from ctypes import byref, c_void_p
 from typing import cast, final
 
 import trio
-from attrs import evolve, frozen
 
-from ..._core.config import WASM_PAGE, SystemLimits
-from ..._core.errors import InvalidModuleError, LinkError
+from ..._core.config import SystemLimits
 from ..._core.metrics.stats import ResidentBytes
-from ..._core.wasm.admission import Edits, check_call, rest_size, table_elements
+from ..._core.wasm.admission import Edits
 from ..._core.wasm.driver import Shape
-from ..._core.wasm.editor import add_exports, clamp_maxima
 from ..._core.wasm.memory_layout import MemoryShape
-from ..._core.wasm.reader import Export, FuncType, MalformedModuleError, ModuleInfo, read_module
-from ..._core.wasm.restorer import restorer
-from ..._gil import Breath
+from ..._core.wasm.reader import ModuleInfo
 from ..base import Artifact, HostImport
 from ..compile_slots import CompileSlots, Turn
 from . import native
-from .code_cache import CodeCache, new_module
+from .code_cache import CodeCache
+from .compiler import build, compile_module
 from .config import new_config
 from .drivers import DriverCode, Drivers
-from .errors import load_error, take_error
-from .function import Caller, Frame
-from .hosts import HostTable
-from .instance import Start, Tally, WasmtimeInstance
-from .reservations import IMAGE_MAPPINGS, instance_reservation, read_system_limits
+from .instance import WasmtimeInstance
+from .module import WasmtimeModule
+from .reservations import read_system_limits
 from .residency import Range, count_resident, find_stacks
-from .restore import RestorePlan, UnrestorableError, find_patches
-from .subprocess import Apart
+from .restore_trial import prove
+from .store import Tally
+from .subprocess import SubprocessCompiler
 from .text import to_wasm
 
 # Compiling is one thread's work (on all cores, it would starve a small machine's event loop, and
@@ -51,50 +42,23 @@ LOAD_IN_THREAD = 256 * 1024
 # work of the application: which may itself wait for this cache. None of this work waits for
 # anything, so each limiter's turn always comes.
 MAX_LOADS, MAX_TEXTS, MAX_DRIVER_COMPILES, MAX_COUNTS = 4, 2, 1, 1
-# Seconds between two breaths of a thread that reads a module.
-BREATH_EVERY = 0.0005
-# No name that a toolchain emits, so it won't collide with the module's own exports.
-HIDDEN = "\x00trio_wasmcache:"
-
-NUMBERS = frozenset(native.VALUE_KINDS)
-
-_numbers = itertools.count(1)
-
-
-@frozen
-class Plan:
-    """What every instance of a module needs to know, worked out once."""
-
-    room: tuple[int, int, int]
-    """How many instances, tables and memories a store of one instance has."""
-    memory_limit: int
-    table_limit: int
-    rest_size: int
-    """Bytes that an instance takes beside what is measured."""
-    memory_exports: tuple[tuple[str, bool, int], ...]
-    """(export name, can it grow, bytes at the start) of each memory."""
-    table_exports: tuple[tuple[str, bool, int], ...]
-    """(export name, can it grow, elements at the start) of each table."""
-    memory_name: str | None
-    function_types: dict[str, FuncType]
-    global_types: dict[str, str]
-    """Of the exported globals that are numbers."""
-    names: dict[tuple[str, int], str]
-    """{(kind, index): the name it is exported by}"""
 
 
 @final
 class WasmtimeEngine:
-    """See `Engine`. With `apart`, modules are compiled in processes of their own.
+    """See `Engine`. With a `subprocess`, modules are compiled in processes of their own.
 
     With a `code_cache`, what is compiled is kept on disk.
     """
 
     def __init__(
-        self, stack_size: int, apart: Apart | None = None, code_cache: CodeCache | None = None
+        self,
+        stack_size: int,
+        subprocess: SubprocessCompiler | None = None,
+        code_cache: CodeCache | None = None,
     ) -> None:
         self._engine: int | None = native.wasm_engine_new_with_config(new_config(stack_size))
-        self._apart = apart
+        self._subprocess = subprocess
         self._code_cache = code_cache
         self._stack_size = stack_size
         self._tally = Tally()
@@ -108,7 +72,7 @@ class WasmtimeEngine:
 
     @property
     def open_instances(self) -> int:
-        return self._tally.instances
+        return self._tally.stores
 
     @property
     def scratch_size(self) -> int:
@@ -125,12 +89,12 @@ class WasmtimeEngine:
     async def compile(
         self, wasm: bytes, admit: Callable[[ModuleInfo], Edits], turn: Turn | None = None
     ) -> Artifact:
-        apart, code_cache = self._apart, self._code_cache
+        subprocess, code_cache = self._subprocess, self._code_cache
 
         def work(engine: int) -> Artifact:
             make = functools.partial(build, engine, code_cache=code_cache)
-            build_it = make if apart is None else apart.build
-            return _compile(build_it, wasm, admit, self._stack_size)
+            build_it = make if subprocess is None else subprocess.build
+            return compile_module(build_it, wasm, admit, self._stack_size)
 
         return await self._in_compiler(work, turn)
 
@@ -183,7 +147,7 @@ class WasmtimeEngine:
         turn: Turn | None = None,
     ) -> Artifact:
         return await self._in_compiler(
-            lambda engine: _prove(engine, artifact, tuple(hosts), initialize), turn
+            lambda engine: prove(engine, artifact, tuple(hosts), initialize), turn
         )
 
     async def count_resident(
@@ -218,228 +182,7 @@ class WasmtimeEngine:
             native.wasm_engine_delete(engine)
 
     def open(self) -> int:
+        """Return the native engine; raise `trio.ClosedResourceError` if it is closed."""
         if self._engine is None:
             raise trio.ClosedResourceError("this engine is closed")
         return self._engine
-
-
-@final
-class WasmtimeModule:
-    """See `LoadedModule`; made by `WasmtimeEngine.load`."""
-
-    def __init__(
-        self, engine: int, artifact: Artifact, hosts: tuple[HostImport, ...], tally: Tally
-    ) -> None:
-        self.tally = tally
-        self.plan = _plan(artifact)
-        self.reserved: tuple[int, int] = (artifact.address_space, artifact.mappings)
-        self.hosts = HostTable(hosts)
-        self.restore: RestorePlan | None = artifact.restore
-        self.restorer: int = 0
-        self.engine: int = native.engine_clone(engine)
-        self.spare: Start | None = None
-        self._callers: dict[FuncType, Caller] = {}
-        self._exports: dict[str, Caller] = {}  # {name of a function: how it is called}
-        self.pre: int = 0
-        self._linker: int = native.linker_new(engine)
-        self._module: int = 0
-        try:
-            self._module = _deserialize(engine, artifact.data)
-            self.images: list[Range] = [image_of(self._module)]
-            if self.restore is not None and self.restore.code:
-                self.restorer = _deserialize(engine, self.restore.code)
-                self.images.append(image_of(self.restorer))
-            self._link()
-        except BaseException:
-            self.close()
-            raise
-
-    def instantiate(self, fuel: int, yield_fuel: int) -> WasmtimeInstance:
-        return WasmtimeInstance(self, next(_numbers), fuel, yield_fuel)
-
-    def frame(self, signature: FuncType) -> Frame:
-        """Return where all functions of that signature are called, one after the other."""
-        return self._caller(signature).frame
-
-    def frame_of(self, export: str) -> Frame:
-        """Return where the exported function of that name is called.
-
-        Raises:
-            AbiError: there is none of that name, or values of one of its types can't cross.
-        """
-        caller = self._exports.get(export)
-        if caller is None:
-            signature = check_call(self.plan.function_types.get(export), export)
-            caller = self._exports[export] = self._caller(signature)
-        return caller.frame
-
-    def _caller(self, signature: FuncType) -> Caller:
-        caller = self._callers.get(signature)
-        if caller is None:
-            caller = self._callers[signature] = Caller(signature, bool(self.hosts.imports))
-        return caller
-
-    def close(self) -> None:
-        for name, delete in (
-            ("pre", native.instance_pre_delete),
-            ("_linker", native.linker_delete),
-            ("_module", native.module_delete),
-            ("restorer", native.module_delete),
-            ("engine", native.wasm_engine_delete),
-        ):
-            pointer = getattr(self, name)
-            if pointer:
-                setattr(self, name, 0)
-                delete(pointer)
-
-    def _link(self) -> None:
-        if problems := self.hosts.define(self._linker):
-            raise LinkError("; ".join(problems))
-        made = c_void_p()
-        problem = native.linker_instantiate_pre(self._linker, self._module, byref(made))
-        if problem:
-            raise LinkError(take_error(problem))
-        self.pre = native.pointer_in(made)
-
-
-def _deserialize(engine: int, data: bytes) -> int:
-    made = c_void_p()
-    problem = native.module_deserialize(engine, data, len(data), byref(made))
-    if problem:
-        raise load_error("wasmtime would not load its own artifact", problem)
-    return native.pointer_in(made)
-
-
-def _compile(
-    make: Callable[[bytes], tuple[bytes, int]],
-    wasm: bytes,
-    admit: Callable[[ModuleInfo], Edits],
-    stack_size: int,
-) -> Artifact:
-    breathe = Breath(BREATH_EVERY)
-    try:
-        info = read_module(wasm, breathe)
-    except MalformedModuleError as error:
-        raise InvalidModuleError(str(error)) from None
-    for export in info.exports:
-        if export.name.startswith(HIDDEN):
-            raise InvalidModuleError(f"the export name {export.name!r:.60} is kept for ourselves")
-    edits = admit(info)
-    edited = clamp_maxima(wasm, info, edits.memory_maxima, edits.table_maxima)
-    hidden = _hidden_exports(info, edits)
-    if hidden:
-        edited = add_exports(edited, read_module(edited, breathe, weigh=False), hidden)
-    data, code_size = make(edited)
-    space, mappings = instance_reservation(info, table_elements(info, edits), stack_size)
-    return Artifact(
-        data,
-        code_size,
-        info,
-        edits,
-        address_space=space,
-        mappings=mappings,
-        module_mappings=IMAGE_MAPPINGS,
-    )
-
-
-def build(engine: int, wasm: bytes, code_cache: CodeCache | None = None) -> tuple[bytes, int]:
-    """Compiled code at rest, and its bytes once it is loaded."""
-    compile_it = new_module if code_cache is None else code_cache.compile
-    made = compile_it(engine, wasm)
-    try:
-        out = native.ByteVec()
-        if problem := native.module_serialize(made, byref(out)):
-            raise InvalidModuleError(f"wasmtime can't serialize it: {take_error(problem)}")
-        _, size = image_of(made)
-        return native.take_bytes(out), _whole_pages(size)
-    finally:
-        native.module_delete(made)
-
-
-def _prove(
-    engine: int, artifact: Artifact, hosts: tuple[HostImport, ...], initialize: str | None
-) -> Artifact:
-    """See `Engine.prove`."""
-    code, code_size, made = b"", 0, restorer(artifact.info)
-    if made is not None:
-        code, code_size = build(engine, made.wasm)
-    plan = RestorePlan(code, made)
-    tried = evolve(
-        artifact,
-        code_size=artifact.code_size + code_size,
-        restore=plan,
-        module_mappings=artifact.module_mappings + (IMAGE_MAPPINGS if code else 0),
-    )
-    module = WasmtimeModule(engine, tried, hosts, Tally())
-    try:
-        patches = find_patches(module, plan, artifact.info, initialize)
-    except UnrestorableError as error:
-        return evolve(artifact, obstacle=str(error))
-    finally:
-        module.close()
-    return evolve(tried, restore=evolve(plan, patches=patches))
-
-
-def image_of(module: int) -> Range:
-    """Where the code of a module is."""
-    start, end = c_void_p(), c_void_p()
-    native.module_image_range(module, byref(start), byref(end))
-    return start.value or 0, (end.value or 0) - (start.value or 0)
-
-
-def _whole_pages(size: int) -> int:
-    return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
-
-
-def _hidden_exports(info: ModuleInfo, edits: Edits) -> list[Export]:
-    """Exports for what has none: memories and tables for the books, globals to put them back."""
-    named = {(export.kind, export.index) for export in info.exports}
-    wanted = [("memory", index) for index in range(len(info.memories))]
-    wanted += [("table", index) for index in range(len(info.tables))]
-    if edits.reset:
-        wanted += [("global", index) for index, one in enumerate(info.globals) if one.mutable]
-    return [
-        Export(f"{HIDDEN}{kind}:{index}", kind, index)
-        for kind, index in wanted
-        if (kind, index) not in named
-    ]
-
-
-def _plan(artifact: Artifact) -> Plan:
-    info, edits = artifact.info, artifact.edits
-    names: dict[tuple[str, int], str] = {}
-    for export in (*info.exports, *_hidden_exports(info, edits)):
-        names.setdefault((export.kind, export.index), export.name)
-    memories = []
-    for index, limits in enumerate(info.memories):
-        maximum = edits.memory_maxima[index] if index < len(edits.memory_maxima) else None
-        growable = limits.minimum not in (maximum, limits.maximum)
-        memories.append((names["memory", index], growable, limits.minimum * WASM_PAGE))
-    tables = []
-    for index, table in enumerate(info.tables):
-        maximum = edits.table_maxima[index] if index < len(edits.table_maxima) else None
-        growable = table.limits.minimum not in (maximum, table.limits.maximum)
-        tables.append((names["table", index], growable, table.limits.minimum))
-    exported = [export for export in info.exports if export.kind == "memory"]
-    chosen = next((e for e in exported if e.name == "memory"), exported[0] if exported else None)
-    return Plan(
-        room=(1, len(info.tables), len(info.memories)),
-        # More than C can say is as good as no limit.
-        memory_limit=min(edits.memory_limit, sys.maxsize),
-        table_limit=min(edits.table_limit, sys.maxsize),
-        rest_size=rest_size(info),
-        memory_exports=tuple(memories),
-        table_exports=tuple(tables),
-        memory_name=names["memory", chosen.index] if chosen else None,
-        function_types={
-            export.name: info.functions[export.index]
-            for export in info.exports
-            if export.kind == "func"
-        },
-        global_types={
-            export.name: info.globals[export.index].value_type
-            for export in info.exports
-            if export.kind == "global" and info.globals[export.index].value_type in NUMBERS
-        },
-        names=names,
-    )

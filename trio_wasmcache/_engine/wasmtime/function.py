@@ -15,19 +15,18 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from ctypes import addressof, byref, c_char, c_size_t, c_uint64, c_void_p
 from types import MethodType
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
+from ..._core.stack_room import check_headroom
+from ..._core.wasm.admission import check_call
 from ..._core.wasm.reader import FuncType
 from ..base import UNDER_WAY, InexactError, NoMemoryError
 from . import native
 from .errors import Ending, told_apart
-from .hosts import RAISED, check_headroom, take_raised
-
-if TYPE_CHECKING:
-    from .instance import WasmtimeInstance
+from .store import RAISED, Store, take_raised
 
 
 @final
@@ -36,14 +35,14 @@ class WasmtimeFunction:
 
     __slots__ = ("call", "frame", "fuel", "fuel_for", "instance", "name", "where_left")
 
-    def __init__(self, instance: WasmtimeInstance, name: str, handle: bytes, frame: Frame) -> None:
+    def __init__(self, instance: Store, name: str, handle: bytes, frame: Frame) -> None:
         self.instance = instance
         self.name = name
         self.frame = frame
         # What the native calls are given, as tuples that are there already.
         self.call = (instance.context, handle, *frame.call)
         self.where_left = (instance.context, frame.caller.left_ref)
-        self.fuel = -1
+        self.fuel = frame.caller.fuel
         self.fuel_for: tuple[native.Context, native.Ready] = (
             instance.context,
             frame.caller.fuel_ref,
@@ -63,10 +62,10 @@ class WasmtimeFunction:
         return self.frame.caller.left
 
     def set_fuel(self, fuel: int) -> None:
-        """`fuel_for` says this much from now on."""
+        """Let `fuel_for` say this much from now on."""
         caller = self.frame.caller
         if fuel != caller.fuel:
-            caller.fuel, caller.fuel_ref = fuel, c_uint64.from_param(fuel)
+            caller.set_fuel(fuel)
         self.fuel, self.fuel_for = fuel, (self.instance.context, caller.fuel_ref)
 
     def finish(self) -> Any:
@@ -97,8 +96,12 @@ class Caller:
         self.spare: list[Frame] = []
         """More of them, in which nothing is under way now."""
 
+    def set_fuel(self, fuel: int) -> None:
+        """Let `fuel_ref` say this much from now on."""
+        self.fuel, self.fuel_ref = fuel, c_uint64.from_param(fuel)
+
     def apart(self, function: WasmtimeFunction, values: Sequence[Any], fuel: int) -> Any:
-        """`begin` of a function, for while another's call keeps `frame`."""
+        """Begin a call while another's keeps `frame`; see `GuestFunction.begin`."""
         frame = self.spare.pop() if self.spare else Frame(self)
         twin = WasmtimeFunction(function.instance, function.name, function.call[1], frame)
         try:
@@ -106,6 +109,44 @@ class Caller:
         finally:
             if not frame.busy:
                 frame.leave()
+
+
+@final
+class Callers:
+    """Finds how the functions of one module are called, by all its instances.
+
+    Args:
+        types: {name of an exported function: its type}.
+        hosted: whether the module imports host functions.
+    """
+
+    def __init__(self, types: Mapping[str, FuncType], hosted: bool) -> None:
+        self._types = types
+        self._hosted = hosted
+        self._by_type: dict[FuncType, Caller] = {}
+        self._by_export: dict[str, Caller] = {}
+
+    def frame(self, signature: FuncType) -> Frame:
+        """Return where all functions of that signature are called, one after the other."""
+        return self._caller(signature).frame
+
+    def frame_of(self, export: str) -> Frame:
+        """Return where the exported function of that name is called.
+
+        Raises:
+            AbiError: there is none of that name, or values of one of its types can't cross.
+        """
+        caller = self._by_export.get(export)
+        if caller is None:
+            signature = check_call(self._types.get(export), export)
+            caller = self._by_export[export] = self._caller(signature)
+        return caller.frame
+
+    def _caller(self, signature: FuncType) -> Caller:
+        caller = self._by_type.get(signature)
+        if caller is None:
+            caller = self._by_type[signature] = Caller(signature, self._hosted)
+        return caller
 
 
 @final
@@ -145,7 +186,7 @@ class Frame(Ending):
     def _make_begin(
         self, put: Callable[[Sequence[Any]], None], single: tuple[Any, int] | None
     ) -> Callable[[WasmtimeFunction, Sequence[Any], int], Any]:
-        """`GuestFunction.begin` as one closure: a third of what it costs as methods of two objects.
+        """Make `GuestFunction.begin`: one closure, at a third of what methods of two objects cost.
 
         Five native calls, each needed: fuel for this call, the call, its first slice, its end, and
         the fuel that is left, to be charged for what burnt.
@@ -194,7 +235,8 @@ class Frame(Ending):
                 return result
             finally:
                 # The frame is the call's own as long as anything of it is left there. That takes no
-                # calls: it may be that there is no room for another on Python's stack.
+                # calls: it may be that there is no room for another on Python's stack, and a signal
+                # handler could raise when one begins. So two fields of `Store` are set here.
                 if ended or not begun:
                     frame.busy = False
                 else:
@@ -217,7 +259,7 @@ INTS, NUMBERS = frozenset({int}), frozenset({int, float})
 
 @functools.cache
 def _count(number: int) -> native.Ready:
-    """As C takes it; the few there are, are shared by all functions."""
+    """Return a number as C takes it; the few there are, are shared by all functions."""
     return c_size_t.from_param(number)
 
 
@@ -225,7 +267,7 @@ def _count(number: int) -> native.Ready:
 def _layout(
     params: tuple[str, ...], results: tuple[str, ...]
 ) -> tuple[bytes, tuple[str, ...], tuple[tuple[str, int], ...]]:
-    """The same for all functions of one signature.
+    """Lay out the cells of a signature, for all functions that have it.
 
     Returns:
         Cells with no values yet; the codes of their types, each once; (code, index of the value
@@ -245,7 +287,7 @@ def _layout(
 def _putter(
     cells: bytearray, types: Sequence[str], places: Sequence[tuple[Any, int]]
 ) -> Callable[[Sequence[Any]], None]:
-    """Puts the values of a call into their cells; raises if one does not fit, or they are too few.
+    """Return what puts the values of a call into their cells; it raises if they do not fit.
 
     Only ints and floats are put there, of which C reads the number itself: an `__index__` could do
     anything in between, such as make another call with the same cells, or close the instance.
@@ -315,7 +357,7 @@ def _putter(
 
 
 def _taker(places: Sequence[tuple[Any, int]]) -> Callable[[], Any]:
-    """Takes the results out of their cells: None, a value, or a tuple."""
+    """Return what takes the results out of their cells: None, a value, or a tuple."""
     if len(places) == 1:
         view, at = places[0]
         return lambda: view[at]

@@ -19,27 +19,20 @@ from __future__ import annotations
 
 import ctypes
 import struct
-import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, final
 
 import trio
 
-from ..._core.stack_room import check_headroom as check_headroom
 from ..._core.wasm.reader import FuncType
 from ..base import HostCall, HostImport
 from . import native
 from .errors import take_error
 from .exception_table import holds_from_the_start, tried_from_the_start
 from .memory import SuspendedMemory
+from .store import RAISED, Store
 
-if TYPE_CHECKING:
-    from .instance import WasmtimeInstance
-
-# {number in the store's data: instance}; only instances that import host functions are in it.
-INSTANCES: dict[int, WasmtimeInstance] = {}
-
-# Whether a suspended guest may go on: `strlen` of the C string `WasmtimeInstance.answered`, 1 or 0.
+# Whether a suspended guest may go on: `strlen` of the C string `Store.answered`, 1 or 0.
 # So no Python code runs to tell.
 ANSWERED = native.CONTINUE(("strlen", ctypes.CDLL(None)))
 # For a guest that may go on at once, as its call is over for us.
@@ -47,24 +40,8 @@ _TEXT = ctypes.create_string_buffer(b"!")
 _AT_ONCE = native.Continuation(ANSWERED, ctypes.addressof(_TEXT), None)
 
 
-class _Raised(threading.local):
-    """What was raised within a callback, of each thread."""
-
-    error: BaseException | None = None
-
-
-RAISED = _Raised()
-
-
-def take_raised() -> BaseException:
-    """What was raised within a callback, which is forgotten."""
-    error, RAISED.error = RAISED.error, None
-    assert error is not None
-    return error
-
-
 def cells(types: Sequence[str]) -> struct.Struct:
-    """How consecutive wasmtime_val_t look to `struct`: kind and value of each, in turn."""
+    """Return how consecutive wasmtime_val_t look to `struct`: kind and value of each, in turn."""
     return struct.Struct("<" + "".join(_CELL[native.VALUE_KINDS[name][1]] for name in types))
 
 
@@ -73,10 +50,11 @@ _CELL = {"i": "B7xi20x", "q": "B7xq16x", "f": "B7xf20x", "d": "B7xd16x"}
 
 
 def kinds(types: Sequence[str]) -> tuple[int, ...]:
-    """The kind bytes that go with `cells`."""
+    """Return the kind bytes that go with `cells`."""
     return tuple(native.VALUE_KINDS[name][0] for name in types)
 
 
+@final
 class HostTable:
     """The host imports of one module: what to read and write for each. Shared by its instances."""
 
@@ -87,7 +65,7 @@ class HostTable:
         self.result_kinds = [kinds(host.type.results) for host in imports]
 
     def define(self, linker: int) -> list[str]:
-        """Define all of them in a linker; the messages of what could not be."""
+        """Define all of them in a linker; return the messages of what could not be."""
         problems = []
         for index, host in enumerate(self.imports):
             module, name = host.module.encode(), host.name.encode()
@@ -107,6 +85,10 @@ class HostTable:
             if error:
                 problems.append(take_error(error))
         return problems
+
+
+# {number in the store's data: (store, host imports)} of the stores whose guests have such imports.
+INSTANCES: dict[int, tuple[Store, HostTable]] = {}
 
 
 def _function_type(signature: FuncType) -> int:
@@ -153,20 +135,19 @@ def _note(env: int, caller: int, args: int, nargs: int, results: int, continuati
     """Note what the guest asks for; it goes on once that is answered."""
     context = native.caller_context(caller)
     number = native.context_get_data(context)
-    instance = INSTANCES[number]
+    store, table = INSTANCES[number]
     index = env - 1
-    table = instance.hosts
     raw = ctypes.string_at(args, nargs * native.VALUE_SIZE) if nargs else b""
     memory = None
-    if instance.memory is not None:
+    if store.memory is not None:
         memory = SuspendedMemory(
-            native.memory_data(context, instance.memory.handle),
-            native.memory_data_size(context, instance.memory.handle),
+            native.memory_data(context, store.memory.handle),
+            native.memory_data_size(context, store.memory.handle),
         )
-    elif instance.plan.memory_name is not None:
+    elif store.plan.memory_name is not None:
         # Its start function runs: the exports are not known yet, but the caller has them.
         found = ctypes.create_string_buffer(native.EXTERN_SIZE)
-        name = instance.plan.memory_name.encode()
+        name = store.plan.memory_name.encode()
         if native.caller_export_get(caller, name, len(name), found):
             handle = found.raw[native.EXTERN_OFFSET :]
             memory = SuspendedMemory(
@@ -174,7 +155,7 @@ def _note(env: int, caller: int, args: int, nargs: int, results: int, continuati
             )
 
     def answer(values: Sequence[Any]) -> None:
-        if instance.host_call is not call:
+        if store.host_call is not call:
             raise RuntimeError("this host call is over")  # its result cells are gone
         packed = []
         for kind, value in zip(table.result_kinds[index], values, strict=True):
@@ -182,15 +163,13 @@ def _note(env: int, caller: int, args: int, nargs: int, results: int, continuati
         data = table.results[index].pack(*packed)
         if data:
             ctypes.memmove(results, data, len(data))
-        instance.answered[0] = 1
-        instance.host_call = None
+        store.resume()
         if memory is not None:
             memory.end()
 
     values = table.params[index].unpack(raw)[1::2]
-    call = HostCall(index, values, memory, answer, instance.take_fuel, instance.host_state)
-    instance.host_call = call
-    instance.answered[0] = 0
+    call = HostCall(index, values, memory, answer, store.take_fuel, store.host_state)
+    answered = store.suspend(call)
     continuation[0].callback = ANSWERED
-    continuation[0].env = ctypes.addressof(instance.answered)
+    continuation[0].env = answered
     continuation[0].finalizer = None

@@ -1,4 +1,4 @@
-"""Compiling in a process of its own, with limits on its memory and its time.
+"""Compile in a process of its own, with limits on its memory and its time.
 
 A few KB of code can make wasmtime's compiler take hours, or more memory than there is, and then it
 ends the process it runs in. There is no other way to stop it than to end that process, so here it
@@ -19,6 +19,10 @@ from typing import final
 from attrs import frozen
 
 from ..._core.errors import CacheDirError, InvalidModuleError
+from . import native
+from .code_cache import CodeCache
+from .compiler import build
+from .config import new_config
 
 # What the answer begins with, and how long the size after it is.
 BUILT, REFUSED, SIZE_BYTES = b"B", b"R", 8
@@ -33,7 +37,7 @@ PATIENCE = 30.0
 
 @final
 @frozen
-class Apart:
+class SubprocessCompiler:
     """Compiles modules for engines with such stacks; each may take so much."""
 
     stack_size: int
@@ -45,7 +49,7 @@ class Apart:
     """Where compiled code is kept; see `CodeCache`."""
 
     def build(self, wasm: bytes) -> tuple[bytes, int]:
-        """Compiled code at rest, and its bytes once it is loaded. Blocks: for threads.
+        """Return compiled code at rest, and its bytes once it is loaded. Blocks: for threads.
 
         Raises:
             InvalidModuleError: wasmtime can't compile it, or it took too much.
@@ -85,18 +89,15 @@ class Apart:
 
 
 def main(folder: str, stack_size: int, memory: int, seconds: int) -> None:
-    """The process: a module on its standard input, the answer on its standard output."""
-    from .code_cache import CodeCache
-    from .engine import WasmtimeEngine, build
-
-    engine, code_cache = WasmtimeEngine(stack_size), None
+    """Be the process: take a module on standard input, and answer on standard output."""
+    engine, code_cache = native.wasm_engine_new_with_config(new_config(stack_size)), None
     if folder:
         with contextlib.suppress(CacheDirError):  # having none only costs time
             code_cache = CodeCache(folder, stack_size)
     wasm = sys.stdin.buffer.read()
     _limit(memory, seconds)
     try:
-        code, size = build(engine.open(), wasm, code_cache)
+        code, size = build(engine, wasm, code_cache)
         answer = BUILT + size.to_bytes(SIZE_BYTES, "little") + code
     except InvalidModuleError as error:
         answer = REFUSED + str(error).encode()

@@ -1,0 +1,184 @@
+"""Try whether and how instances of a module can be put back: see `restore`."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator
+from ctypes import c_int, c_size_t, c_void_p
+
+from attrs import evolve
+
+from ..._core.config import WASM_PAGE, KiB, MiB
+from ..._core.errors import GuestError, LoadError
+from ..._core.policy.shares import CALL_FUEL
+from ..._core.wasm.reader import ModuleInfo
+from ..._core.wasm.restorer import restorer
+from ..base import UNDER_WAY, Artifact, HostCall, HostImport, NoMemoryError
+from .compiler import build
+from .instance import WasmtimeInstance
+from .module import WasmtimeModule
+from .plan import Patch, RestorePlan, patches_size
+from .reservations import IMAGE_MAPPINGS
+from .restore import CAN_DISCARD, LINUX, Restoring
+from .store import Tally
+
+# Fuel that a start may burn when it is tried: about 0.1 s, in a thread.
+TRIAL_FUEL = 100_000_000
+TRIAL_SLICE = 1_000_000
+# The memories of an instance that is tried are filled twice: about 1 ms a MiB.
+TRIAL_SIZE = 64 * MiB
+# Copying back more than this takes longer than making a new instance.
+PATCH_SIZE = 256 * KiB
+# What is looked at, and patched, at a time. Smaller than any system's page would do as well.
+PIECE = 4 * KiB
+
+_memcmp: Callable[[int, int, int], int] | None = None
+if LINUX:
+    _memcmp = ctypes.CDLL(None)["memcmp"]
+    _memcmp.restype, _memcmp.argtypes = c_int, [c_void_p, c_void_p, c_size_t]
+
+
+class UnrestorableError(Exception):
+    """Instances of a module can't be put back; the message says why."""
+
+
+def prove(
+    engine: int, artifact: Artifact, hosts: tuple[HostImport, ...], initialize: str | None
+) -> Artifact:
+    """Find out how instances are put back; see `Engine.prove`. Blocks: for threads."""
+    code, code_size, made = b"", 0, restorer(artifact.info)
+    if made is not None:
+        code, code_size = build(engine, made.wasm)
+    plan = RestorePlan(code, made)
+    tried = evolve(
+        artifact,
+        code_size=artifact.code_size + code_size,
+        restore=plan,
+        module_mappings=artifact.module_mappings + (IMAGE_MAPPINGS if code else 0),
+    )
+    module = WasmtimeModule(engine, tried, hosts, Tally())
+    try:
+        patches = find_patches(module, plan, artifact.info, initialize)
+    except UnrestorableError as error:
+        return evolve(artifact, obstacle=str(error))
+    finally:
+        module.close()
+    return evolve(tried, restore=evolve(plan, patches=patches))
+
+
+def find_patches(
+    module: WasmtimeModule, plan: RestorePlan, info: ModuleInfo, initialize: str | None
+) -> tuple[tuple[Patch, ...], ...]:
+    """Try it: make two instances, spoil one and put it back, and return what differs.
+
+    Raises:
+        UnrestorableError: it can't be put back, or would not be what a new instance is.
+    """
+    if not CAN_DISCARD:
+        raise UnrestorableError("memory can't be put back on this system")
+    if sum(memory.minimum for memory in info.memories) * WASM_PAGE > TRIAL_SIZE:
+        raise UnrestorableError(f"its memories have more than {TRIAL_SIZE} bytes")
+    first = second = None
+    try:
+        first, second = _started(module, initialize), _started(module, initialize)
+        spoilt = Restoring(first, module, plan)
+        model = Restoring(second, module, plan)
+        if spoilt.grown() or model.grown():
+            raise UnrestorableError("its start makes it grow")
+        if any(_differences(spoilt, model)):
+            raise UnrestorableError("its start does not do the same each time")
+        _spoil(spoilt)
+        patches = _differences(spoilt, model)
+        spoilt.use(patches)
+        size = patches_size(patches)
+        if size > PATCH_SIZE:
+            raise UnrestorableError(
+                f"{size} bytes would have to be copied each time, which takes longer than to make "
+                "a new instance"
+            )
+        _spoil(spoilt)
+        if any(_differences(spoilt, model)):
+            raise UnrestorableError("its memory does not stay put back")
+        return patches
+    except GuestError as error:
+        raise UnrestorableError(f"its start failed when it was tried: {error}") from None
+    except NoMemoryError:
+        raise  # that says nothing about the module
+    except LoadError as error:
+        raise UnrestorableError(str(error)) from None
+    finally:
+        for instance in (first, second):
+            if instance is not None:
+                instance.close()
+
+
+def _started(module: WasmtimeModule, initialize: str | None) -> WasmtimeInstance:
+    instance = module.instantiate(TRIAL_FUEL, TRIAL_SLICE)
+    try:
+        poll_to_the_end(instance)
+        instance.started()
+        if initialize is not None:
+            function = instance.function(initialize)
+            if function.begin((), TRIAL_FUEL) is UNDER_WAY:
+                poll_to_the_end(instance)
+                function.finish()
+    except BaseException:
+        instance.close()
+        raise
+    return instance
+
+
+def poll_to_the_end(instance: WasmtimeInstance) -> None:
+    """Drive what is under way as the runner would, with nobody else to wait for."""
+    over = False
+    while not over:
+        if instance.host_call is not None:
+            _answer(instance.module.hosts.imports[instance.host_call.index], instance.host_call)
+        over = instance.poll()
+
+
+def _answer(host: HostImport, call: HostCall) -> None:
+    """Answer a host call at once, as nobody waits in a trial."""
+    if host.serve is None:
+        raise UnrestorableError(f"its start calls {host.module}.{host.name}")
+    call.spend(CALL_FUEL)
+    served = host.serve(call)
+    while not isinstance(served, tuple):
+        try:
+            pause = next(served)
+        except StopIteration as end:
+            served = end.value
+        else:
+            if pause:
+                raise UnrestorableError(f"its start waits in {host.module}.{host.name}")
+    call.answer(served)
+
+
+def _spoil(restoring: Restoring) -> None:
+    """Fill all memories, and put them back."""
+    for base, size in restoring.memories:
+        ctypes.memset(base, 0xA5, size)
+    if not restoring.reset():
+        raise UnrestorableError("the engine could not put it back")
+
+
+def _differences(ours: Restoring, theirs: Restoring) -> tuple[tuple[Patch, ...], ...]:
+    """Return what to copy to the memories of one so that they are as the other's."""
+    return tuple(
+        tuple(_patches(base, model, size))
+        for (base, size), (model, _) in zip(ours.memories, theirs.memories, strict=True)
+    )
+
+
+def _patches(base: int, model: int, size: int) -> Iterator[Patch]:
+    for start in range(0, 0 if _same(base, model, size) else size, WASM_PAGE):
+        if _same(base + start, model + start, WASM_PAGE):
+            continue
+        for at in range(start, start + WASM_PAGE, PIECE):
+            if not _same(base + at, model + at, PIECE):
+                yield at, ctypes.string_at(model + at, PIECE)
+
+
+def _same(one: int, other: int, size: int) -> bool:
+    # Without a copy, and without the GIL, which the event loop wants.
+    return _memcmp is not None and not _memcmp(one, other, size)

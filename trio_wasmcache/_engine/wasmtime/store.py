@@ -1,0 +1,316 @@
+"""A store of wasmtime: its context, limits and fuel, and what is under way in it.
+
+1. One thing at a time is under way: a call future, and the *ending*, where C says how it ended.
+2. What C writes to must stay where it is while the future lives, so the ending is kept as long.
+   Nothing of it is needed while nothing is under way.
+3. A guest that calls a host function is suspended, and goes on once `answered` says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Hashable, Iterator
+from ctypes import Array, addressof, byref, c_char, c_uint8, c_uint64, c_void_p
+from typing import Any, Protocol, final
+
+from ..._core.errors import LoadError
+from ..._core.stack_room import check_headroom
+from ..base import HostCall
+from . import native
+from .errors import Ending, take_error
+from .memory import InstanceMemory, SuspendedMemory
+from .plan import Plan
+from .residency import Range
+
+Measure = Callable[[native.Context, bytes], int]
+"""How large a memory or a table is, by context and handle."""
+
+
+@final
+class Tally:
+    """Counts what all stores of one engine have together."""
+
+    __slots__ = ("scratch", "stores")
+
+    def __init__(self) -> None:
+        self.stores = 0
+        """Those that are not closed."""
+        self.scratch = 0
+        """Bytes of the drivers' scratches."""
+
+    def count_store(self, change: int) -> None:
+        """Count a store that is made (1), or closed (-1)."""
+        self.stores += change
+
+    def count_scratch(self, change: int) -> None:
+        """Count the bytes of a scratch that is made, or of one that goes (negative)."""
+        self.scratch += change
+
+
+class _Raised(threading.local):
+    """What was raised within a callback, of each thread."""
+
+    error: BaseException | None = None
+
+
+RAISED = _Raised()
+
+
+def take_raised() -> BaseException:
+    """Return what was raised within a callback, and forget it."""
+    error, RAISED.error = RAISED.error, None
+    if error is None:
+        raise AssertionError("nothing was raised within a callback")
+    return error
+
+
+class Driver(Protocol):
+    """A driver, as the store that it lives in sees it."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of its scratch."""
+
+    @property
+    def range(self) -> Range:
+        """Where its scratch is."""
+
+    def wipe(self) -> bool:
+        """Forget what lies in the scratch; return False if the system would not."""
+
+    def close(self) -> None:
+        """Read and write nothing any more: the store goes."""
+
+
+class Store:
+    """Owns a native store, the instance in it, and its drivers. Base of `WasmtimeInstance`.
+
+    `future` and `ending` are the two fields that others set: a function does where its call
+    outlives its first slice. There, a method might raise (a signal handler runs when one begins)
+    and the future be lost.
+
+    Args:
+        engine: the native engine.
+        plan: limits of the store.
+        tally: where it is counted until it is closed.
+        number: the store's data, by which host functions find it; 0: it has none.
+        fuel: of what is to be under way first.
+        yield_fuel: of each slice.
+
+    Raises:
+        LoadError: wasmtime would not set it up.
+    """
+
+    __slots__ = (
+        "_fixed_size",
+        "_handle",
+        "_room",
+        "_sizes",
+        "_state",
+        "_store",
+        "_tally",
+        "answered",
+        "context",
+        "drivers",
+        "ending",
+        "future",
+        "host_call",
+        "host_state",
+        "memory",
+        "number",
+        "plan",
+        "yield_fuel",
+    )
+
+    def __init__(
+        self, engine: int, plan: Plan, tally: Tally, number: int, fuel: int, yield_fuel: int
+    ) -> None:
+        self.plan = plan
+        self.number = number
+        self.yield_fuel = yield_fuel
+        self.future: int = 0
+        """0 while nothing is under way."""
+        self.ending: Ending | None = None
+        """Of what is under way, or was."""
+        self.host_call: HostCall | None = None
+        self.answered: Array[c_uint8] | None = _ANSWERED() if number else None
+        """A C string, where there is anything to answer: not empty once `host_call` is."""
+        self.host_state: dict[str, Any] = {} if number else NO_STATE
+        """See `HostCall.state`."""
+        self._state: dict[str, Any] | None = None
+        self.memory: InstanceMemory | None = None
+        self.drivers: dict[Hashable, Driver] = NO_DRIVERS
+        """{key: driver}; kept for as long as the store."""
+        # (what measures it, its handle, bytes of a unit) of each memory and table that can grow.
+        self._sizes: tuple[tuple[Measure, bytes, int], ...] = ()
+        self._fixed_size = plan.rest_size
+        self._room = plan.room
+        self._tally = tally
+        self._handle = b""
+        self._store: int = native.store_new(engine, number or None, None)
+        tally.count_store(1)
+        self.context: native.Context = c_void_p.from_param(native.store_context(self._store))
+        native.store_limiter(self._store, plan.memory_limit, plan.table_limit, *self._room)
+        problem = native.context_set_fuel(self.context, fuel)
+        problem = problem or native.context_fuel_async_yield_interval(self.context, yield_fuel)
+        if problem:
+            self.close()
+            raise LoadError(f"wasmtime would not set up a store: {take_error(problem)}")
+
+    def poll(self) -> bool:
+        if self.answered is None:
+            return native.call_future_poll(self.future)
+        check_headroom()
+        over = native.call_future_poll(self.future)
+        if RAISED.error is not None:
+            raise take_raised()
+        return over
+
+    def set_yield_fuel(self, fuel: int) -> None:
+        self.yield_fuel = fuel
+        native.context_fuel_async_yield_interval(self.context, fuel)
+
+    def end(self) -> Ending:
+        """End what was under way, which is over; return how it ended."""
+        future, self.future = self.future, 0
+        native.hot_delete(future)
+        ending, self.ending = self.ending, None
+        if ending is None:
+            raise AssertionError("nothing was under way")
+        return ending
+
+    def abandon(self) -> None:
+        call, self.host_call = self.host_call, None
+        if call is not None and isinstance(call.memory, SuspendedMemory):
+            call.memory.end()  # a host function may still be running
+        if self.future:
+            future, self.future = self.future, 0
+            native.call_future_delete(future)
+        # The future may be gone, and how it ended be there still.
+        ending, self.ending = self.ending, None
+        if ending is not None:
+            if ending.trap or ending.error:
+                ending.take_error()
+            ending.leave()
+
+    def suspend(self, call: HostCall) -> int:
+        """Keep a host call until it is answered; return the address of what says so."""
+        if self.answered is None:
+            raise AssertionError("the guest imports no host functions")
+        self.host_call = call
+        self.answered[0] = 0
+        return addressof(self.answered)
+
+    def resume(self) -> None:
+        """Let the guest go on at the next poll: its host call is answered."""
+        if self.answered is not None:
+            self.answered[0] = 1
+        self.host_call = None
+
+    @property
+    def state(self) -> dict[str, Any]:
+        if self._state is None:
+            self._state = {}
+        return self._state
+
+    def forget(self) -> bool:
+        """Forget what host functions, the ABI and batches know of the guest.
+
+        Returns:
+            Whether the system has wiped all scratches.
+        """
+        for driver in self.drivers.values():
+            if not driver.wipe():
+                return False
+        if self._state is not None:
+            self._state.clear()
+        self.host_state.clear()  # open descriptors are state, too: a guest may close them
+        return True
+
+    def take_fuel(self, fuel: int) -> int:
+        """See `HostCall.take_fuel`; the guest waits for the host, so its counter is at rest."""
+        if self.host_call is None:
+            return fuel  # it was abandoned meanwhile, and nothing of it is counted any more
+        left = self.fuel_left()
+        taken = min(fuel, left)
+        native.context_set_fuel(self.context, left - taken)
+        return taken
+
+    def fuel_left(self) -> int:
+        left = c_uint64()  # of this call, for it may be any thread's
+        native.hot_get_fuel(self.context, byref(left))
+        return left.value
+
+    def measure(self) -> int:
+        size = self._fixed_size
+        for measure, handle, unit in self._sizes:
+            size += measure(self.context, handle) * unit
+        return size
+
+    def add_driver(self, key: Hashable, driver: Driver) -> None:
+        """Keep a driver from now on, as a part of the store and of its size."""
+        self.drivers = {**self.drivers, key: driver}
+        self._fixed_size += driver.size
+        self._tally.count_scratch(driver.size)
+
+    def extern(self, name: str) -> native.Buffer:
+        """Return an export, as it is given to a linker."""
+        found = _EXTERN()
+        raw = name.encode()
+        if not native.instance_export_get(self.context, self._handle, raw, len(raw), found):
+            raise AssertionError(f"wasmtime does not know the export {name!r}")
+        return found
+
+    def export(self, name: str) -> bytes:
+        """Return the handle of an export, copied out so that it can be passed by itself."""
+        # As `extern`, in a call less: each new instance does it for its memory and its function.
+        found = _EXTERN()
+        raw = name.encode()
+        if not native.instance_export_get(self.context, self._handle, raw, len(raw), found):
+            raise AssertionError(f"wasmtime does not know the export {name!r}")
+        return found.raw[native.EXTERN_OFFSET :]
+
+    @property
+    def hosted(self) -> bool:
+        """Whether its guest imports host functions."""
+        return self.answered is not None
+
+    @contextlib.contextmanager
+    def room_for(self, *, memory: int = 0, tables: int = 0) -> Iterator[None]:
+        """Let one more instance into the store, and meanwhile its memory and tables.
+
+        Args:
+            memory: bytes of its one memory; 0: it has none.
+            tables: how many it has.
+        """
+        # One that found no memory counts, too: the store never forgets an instance.
+        plan, (instances, all_tables, memories) = self.plan, self._room
+        self._room = counts = instances + 1, all_tables + tables, memories + (memory > 0)
+        memory_limit = max(plan.memory_limit, memory)
+        native.store_limiter(self._store, memory_limit, plan.table_limit, *counts)
+        try:
+            yield
+        finally:
+            native.store_limiter(self._store, plan.memory_limit, plan.table_limit, *counts)
+
+    def close(self) -> None:
+        if self.future or self.ending is not None or self.host_call is not None:
+            self.abandon()
+        for driver in self.drivers.values():
+            driver.close()
+            self._tally.count_scratch(-driver.size)
+        self.drivers = NO_DRIVERS
+        if self._store:
+            store, self._store = self._store, 0
+            self._tally.count_store(-1)
+            if self.memory is not None:
+                self.memory.end()
+            native.store_delete(store)
+
+
+NO_DRIVERS: dict[Hashable, Driver] = {}
+NO_STATE: dict[str, Any] = {}
+# What C writes to. The types are made once: `create_string_buffer` looks for them every time.
+_ANSWERED = c_uint8 * 2
+_EXTERN = c_char * native.EXTERN_SIZE
