@@ -16,7 +16,7 @@ from trio_wasmcache._core.errors import LoadError
 from trio_wasmcache._core.wasm.admission import WASI_MODULE, check_limits
 from trio_wasmcache._core.wasm.reader import FuncType, ModuleInfo
 from trio_wasmcache._engine.base import UNDER_WAY, Artifact, HostImport
-from trio_wasmcache._engine.wasmtime import restore
+from trio_wasmcache._engine.wasmtime import restore, restore_trial
 from trio_wasmcache._engine.wasmtime.engine import WasmtimeEngine
 from trio_wasmcache._engine.wasmtime.instance import WasmtimeInstance
 from trio_wasmcache._engine.wasmtime.module import WasmtimeModule
@@ -260,7 +260,7 @@ def test_a_trial_that_finds_an_obstacle(
     wasm: bytes, obstacle: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It says which, and the code is that without a restorer."""
-    monkeypatch.setattr(restore, "TRIAL_FUEL", 3_000_000)
+    monkeypatch.setattr(restore_trial, "TRIAL_FUEL", 3_000_000)
     ask = HostImport("host", "ask", FuncType(("i64",), ("i64",)))
     artifact, code_size = prove(wasm, ask, *wasi("clock_time_get", "poll_oneoff", "random_get"))
     assert artifact.obstacle is not None
@@ -299,7 +299,7 @@ def test_memory_that_does_not_come_back(monkeypatch: pytest.MonkeyPatch) -> None
     """The trial notices: once as more to copy than is worth it, and once as never the same."""
     monkeypatch.setattr(restore, "_madvise", lambda *_: 0)
     assert "would have to be copied" in str(prove(OPEN)[0].obstacle)
-    monkeypatch.setattr(restore, "PATCH_SIZE", 2**30)
+    monkeypatch.setattr(restore_trial, "PATCH_SIZE", 2**30)
     assert prove(OPEN)[0].obstacle is None  # everything is copied, and it works
     monkeypatch.setattr(restore.Restoring, "reset", lambda _: True)
     assert prove(OPEN)[0].obstacle == "its memory does not stay put back"

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from attrs import define, field, frozen
 
@@ -25,6 +25,9 @@ from .._core.wasm.driver import Shape
 from .._core.wasm.memory_layout import MemoryShape
 from .._core.wasm.reader import FuncType, ModuleInfo
 from .compile_slots import CompileSlots, Turn
+
+WasmValue: TypeAlias = int | float
+"""A number as it crosses: of i32 and i64, signed; of f32 and f64."""
 
 
 class UnderWay(enum.Enum):
@@ -45,6 +48,14 @@ class NoMemoryError(LoadError):
     """The system gave no memory, addresses or mappings: not the guest's fault, and it may pass."""
 
 
+class Restore(Protocol):
+    """What an engine keeps of how instances of a module are put back."""
+
+    @property
+    def size(self) -> int:
+        """Bytes, all of it."""
+
+
 @frozen
 class Artifact:
     """Compiled code at rest: plain bytes that only the engine that made them may load again."""
@@ -55,8 +66,8 @@ class Artifact:
     info: ModuleInfo
     """Of the module as it was given, before any edits."""
     edits: Edits
-    restore: Any = None
-    """What `GuestInstance.mark` needs: the engine's own, with a `size` in bytes."""
+    restore: Restore | None = None
+    """What `GuestInstance.mark` needs: the engine's own."""
     obstacle: str | None = None
     """Why its instances can't be put back, found by trying."""
     address_space: int = 0
@@ -69,7 +80,7 @@ class Artifact:
     @property
     def size(self) -> int:
         """Bytes, all of it."""
-        return len(self.data) + (0 if self.restore is None else int(self.restore.size))
+        return len(self.data) + (0 if self.restore is None else self.restore.size)
 
 
 @frozen
@@ -97,7 +108,7 @@ class HostCall:
     values: tuple[Any, ...]
     memory: GuestMemory | None
     """The caller's memory, to be used until the guest goes on."""
-    answer: Callable[[Sequence[Any]], None]
+    answer: Callable[[Sequence[object]], None]
     """Puts the results in place; the next poll resumes the guest."""
     take_fuel: Callable[[int], int] = _take_all
     """Takes that much of what the guest's call has left, or all of it; how much it was."""
@@ -154,7 +165,7 @@ class GuestFunction(Protocol):
     def type(self) -> FuncType:
         """Its wasm types."""
 
-    def begin(self, values: Sequence[Any], fuel: int) -> Any:
+    def begin(self, values: Sequence[object], fuel: int) -> Any:
         """Begin a call and run its first slice: the result if that ends it, else `UNDER_WAY`.
 
         No code of the values' own is run: they must be a tuple of ints and floats. Of classes of
@@ -269,7 +280,7 @@ class GuestInstance(Protocol):
     def state(self) -> dict[str, Any]:
         """For the ABI to keep what it knows about this instance."""
 
-    def global_value(self, name: str) -> int | float:
+    def global_value(self, name: str) -> WasmValue:
         """The value of an exported global; `LookupError` if there is none that is a number."""
 
     def abandon(self) -> None:

@@ -21,7 +21,7 @@ from ..._core.wasm.driver import (
     Shape,
     layout,
 )
-from ..base import UNDER_WAY, UnderWay
+from ..base import UNDER_WAY, UnderWay, WasmValue
 from .instance import FakeInstance
 
 _WASM = {"i32": "i", "i64": "q", "f32": "f", "f64": "d"}
@@ -132,7 +132,7 @@ class FakeDriver:
             for name, at in zip(names, places, strict=True)
         ]
 
-    def _values(self) -> tuple[Any, ...]:
+    def _values(self) -> tuple[WasmValue, ...]:
         """Return the row's arguments, as wasm numbers."""
         values = []
         for cell, at in self._cells(results=False):
@@ -158,5 +158,5 @@ class FakeDriver:
             self._write(at, cell.code, cut if not cell.truth else value != 0)
         return True
 
-    def _write(self, at: int, code: str, value: Any) -> None:
+    def _write(self, at: int, code: str, value: WasmValue) -> None:
         struct.pack_into("<" + code, self.scratch, at, value)

@@ -82,8 +82,8 @@ class FakeInstance:
     _burnt: int = 0
     _under_way: str | None = "start"
     _polls: int = 0
-    _values: tuple[Any, ...] = ()
-    _answers: list[Any] = field(factory=list)
+    _values: tuple[object, ...] = ()
+    _answers: list[object] = field(factory=list)
     _pages: int = 0
     _marked: int | None = None
 
@@ -114,7 +114,7 @@ class FakeInstance:
         self._burnt += int(min(left, self.yield_fuel))
         return self._burnt >= min(self._needed, self.fuel)
 
-    def ask_host(self, values: tuple[Any, ...]) -> bool:
+    def ask_host(self, values: tuple[object, ...]) -> bool:
         """Return whether the host has answered all that this call asks; else ask for the next."""
         if len(self._answers) == self.module.behaviour.host_calls:
             return True
@@ -122,8 +122,8 @@ class FakeInstance:
             self._call_host(len(self._answers), values)
         return False
 
-    def _call_host(self, index: int, values: tuple[Any, ...]) -> None:
-        def answer(results: Sequence[Any]) -> None:
+    def _call_host(self, index: int, values: tuple[object, ...]) -> None:
+        def answer(results: Sequence[object]) -> None:
             assert self.host_call is call, "answered a host call that is over"
             self._answers.append(results[0] if len(results) == 1 else tuple(results))
             self.host_call = None
@@ -207,7 +207,7 @@ class FakeInstance:
             for driver in self.drivers.values():
                 self.module.engine.count_scratch(-len(driver.scratch))
 
-    def begin(self, values: tuple[Any, ...], fuel: int) -> None:
+    def begin(self, values: tuple[object, ...], fuel: int) -> None:
         assert not self.closed and self._under_way is None, "begun while something is under way"
         self._under_way = "call"
         self._values, self.fuel = values, fuel
@@ -219,7 +219,7 @@ class FakeInstance:
         self._finish("call")
         return self.result(self._values)
 
-    def result(self, values: tuple[Any, ...]) -> Any:
+    def result(self, values: tuple[object, ...]) -> Any:
         """Return what a call ends with."""
         behaviour = self.module.behaviour
         self._pages += behaviour.grow_pages
@@ -273,7 +273,7 @@ class FakeFunction:
     def value(self) -> int:
         return self.instance.fuel_left()
 
-    def begin(self, values: Sequence[Any], fuel: int) -> Any:
+    def begin(self, values: Sequence[object], fuel: int) -> Any:
         if type(values) is not tuple or not {int, float}.issuperset(map(type, values)):
             raise InexactError
         if len(values) != len(self.type.params):

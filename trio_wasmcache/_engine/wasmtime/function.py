@@ -18,7 +18,7 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from ctypes import addressof, byref, c_char, c_size_t, c_uint64, c_void_p
 from types import MethodType
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 from ..._core.stack_room import check_headroom
 from ..._core.wasm.admission import check_call
@@ -27,6 +27,13 @@ from ..base import UNDER_WAY, InexactError, NoMemoryError
 from . import native
 from .errors import Ending, told_apart
 from .store import RAISED, Store, take_raised
+
+Put: TypeAlias = Callable[[Sequence[object]], None]
+"""Puts the values of a call into their cells."""
+Begin: TypeAlias = Callable[[Sequence[object], int], Any]
+"""See `GuestFunction.begin`."""
+Place: TypeAlias = "tuple[memoryview[Any], int]"
+"""A view of all cells as values of one type, and the index of one there."""
 
 
 @final
@@ -53,7 +60,7 @@ class WasmtimeFunction:
         return self.frame.caller.type
 
     @property
-    def begin(self) -> Callable[[Sequence[Any], int], Any]:
+    def begin(self) -> Begin:
         # Not kept here, where it would be a cycle for the garbage collector.
         return MethodType(self.frame.begin, self)
 
@@ -100,7 +107,7 @@ class Caller:
         """Let `fuel_ref` say this much from now on."""
         self.fuel, self.fuel_ref = fuel, c_uint64.from_param(fuel)
 
-    def apart(self, function: WasmtimeFunction, values: Sequence[Any], fuel: int) -> Any:
+    def apart(self, function: WasmtimeFunction, values: Sequence[object], fuel: int) -> Any:
         """Begin a call while another's keeps `frame`; see `GuestFunction.begin`."""
         frame = self.spare.pop() if self.spare else Frame(self)
         twin = WasmtimeFunction(function.instance, function.name, function.call[1], frame)
@@ -184,8 +191,8 @@ class Frame(Ending):
         )
 
     def _make_begin(
-        self, put: Callable[[Sequence[Any]], None], single: tuple[Any, int] | None
-    ) -> Callable[[WasmtimeFunction, Sequence[Any], int], Any]:
+        self, put: Put, single: Place | None
+    ) -> Callable[[WasmtimeFunction, Sequence[object], int], Any]:
         """Make `GuestFunction.begin`: one closure, at a third of what methods of two objects cost.
 
         Five native calls, each needed: fuel for this call, the call, its first slice, its end, and
@@ -198,7 +205,7 @@ class Frame(Ending):
         get_fuel = native.hot_get_fuel
         answer, at = single or (None, 0)  # nearly always there is one result
 
-        def begin(function: WasmtimeFunction, values: Sequence[Any], fuel: int) -> Any:
+        def begin(function: WasmtimeFunction, values: Sequence[object], fuel: int) -> Any:
             if frame.busy:
                 return caller.apart(function, values, fuel)
             # From here on a call that comes in between, from a signal's handler or a finalizer,
@@ -284,9 +291,7 @@ def _layout(
     return bytes(empty), tuple(dict.fromkeys(codes)), spots
 
 
-def _putter(
-    cells: bytearray, types: Sequence[str], places: Sequence[tuple[Any, int]]
-) -> Callable[[Sequence[Any]], None]:
+def _putter(cells: bytearray, types: Sequence[str], places: Sequence[Place]) -> Put:
     """Return what puts the values of a call into their cells; it raises if they do not fit.
 
     Only ints and floats are put there, of which C reads the number itself: an `__index__` could do
@@ -300,7 +305,7 @@ def _putter(
         # A memoryview makes an infinity of a float that is too large; struct refuses it.
         codecs = [struct.Struct("<" + native.VALUE_KINDS[name][1]) for name in types]
 
-        def put(values: Sequence[Any]) -> None:
+        def put(values: Sequence[object]) -> None:
             if type(values) is not tuple:
                 raise InexactError
             cells_of = zip(codecs, kinds, bases, values, strict=True)
@@ -312,7 +317,7 @@ def _putter(
         return put
     if not places:
 
-        def put(values: Sequence[Any]) -> None:
+        def put(values: Sequence[object]) -> None:
             if type(values) is not tuple:
                 raise InexactError
             () = values
@@ -321,7 +326,7 @@ def _putter(
         ((first, i),) = places
         (kind,), (base,) = kinds, bases
 
-        def put(values: Sequence[Any]) -> None:
+        def put(values: Sequence[object]) -> None:
             if type(values) is not tuple:
                 raise InexactError
             (value,) = values
@@ -333,7 +338,7 @@ def _putter(
         (first, i), (second, j) = places
         (kind, kind_2), (base, base_2) = kinds, bases
 
-        def put(values: Sequence[Any]) -> None:
+        def put(values: Sequence[object]) -> None:
             if type(values) is not tuple:
                 raise InexactError
             one, two = values
@@ -345,7 +350,7 @@ def _putter(
 
     else:
 
-        def put(values: Sequence[Any]) -> None:
+        def put(values: Sequence[object]) -> None:
             if type(values) is not tuple:
                 raise InexactError
             for (view, at), kind, base, value in zip(places, kinds, bases, values, strict=True):
@@ -356,7 +361,7 @@ def _putter(
     return put
 
 
-def _taker(places: Sequence[tuple[Any, int]]) -> Callable[[], Any]:
+def _taker(places: Sequence[Place]) -> Callable[[], Any]:
     """Return what takes the results out of their cells: None, a value, or a tuple."""
     if len(places) == 1:
         view, at = places[0]
@@ -364,7 +369,7 @@ def _taker(places: Sequence[tuple[Any, int]]) -> Callable[[], Any]:
     return lambda: tuple(view[at] for view, at in places) or None
 
 
-def _misfit(values: Sequence[Any], signature: FuncType, error: Exception) -> Exception:
+def _misfit(values: Sequence[object], signature: FuncType, error: Exception) -> Exception:
     kind: type[Exception] = TypeError
     if len(values) != len(signature.params):
         kind = ValueError

@@ -20,7 +20,8 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Sequence
-from typing import Any, final
+from ctypes import c_void_p
+from typing import TYPE_CHECKING, TypeAlias, final
 
 import trio
 
@@ -31,6 +32,11 @@ from .errors import take_error
 from .exception_table import holds_from_the_start, tried_from_the_start
 from .memory import SuspendedMemory
 from .store import RAISED, Store
+
+if TYPE_CHECKING:
+    from ctypes import _Pointer as Pointer
+
+    Continuations: TypeAlias = Pointer[native.Continuation]
 
 # Whether a suspended guest may go on: `strlen` of the C string `Store.answered`, 1 or 0.
 # So no Python code runs to tell.
@@ -114,8 +120,8 @@ def _on_call(
     nargs: int,
     results: int,
     nresults: int,
-    trap: Any,
-    continuation: Any,
+    trap: Pointer[c_void_p],
+    continuation: Continuations,
 ) -> None:
     try:
         _note(env, caller, args, nargs, results, continuation)
@@ -131,7 +137,9 @@ NO_GAP = holds_from_the_start(_on_call)
 format, it does not keep what comes before its first instruction is over, which ends the process."""
 
 
-def _note(env: int, caller: int, args: int, nargs: int, results: int, continuation: Any) -> None:
+def _note(
+    env: int, caller: int, args: int, nargs: int, results: int, continuation: Continuations
+) -> None:
     """Note what the guest asks for; it goes on once that is answered."""
     context = native.caller_context(caller)
     number = native.context_get_data(context)
@@ -154,10 +162,10 @@ def _note(env: int, caller: int, args: int, nargs: int, results: int, continuati
                 native.memory_data(context, handle), native.memory_data_size(context, handle)
             )
 
-    def answer(values: Sequence[Any]) -> None:
+    def answer(values: Sequence[object]) -> None:
         if store.host_call is not call:
             raise RuntimeError("this host call is over")  # its result cells are gone
-        packed = []
+        packed: list[object] = []
         for kind, value in zip(table.result_kinds[index], values, strict=True):
             packed += [kind, value]
         data = table.results[index].pack(*packed)

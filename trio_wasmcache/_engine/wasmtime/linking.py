@@ -52,7 +52,8 @@ class LinkedModule:
         self.plan = make_plan(artifact)
         self.reserved: tuple[int, int] = (artifact.address_space, artifact.mappings)
         self.hosts = HostTable(hosts)
-        self.restore: RestorePlan | None = artifact.restore
+        restore = artifact.restore
+        self.restore: RestorePlan | None = restore if isinstance(restore, RestorePlan) else None
         self.restorer: int = 0
         self.engine: int = native.engine_clone(engine)
         self.starts: list[Start] = []

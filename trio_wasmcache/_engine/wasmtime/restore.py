@@ -44,8 +44,11 @@ if LINUX:
     # Keeps the GIL: waiting to get it again would take longer than the call.
     _madvise = ctypes.PyDLL(None)["madvise"]
     _madvise.restype, _madvise.argtypes = c_int, [c_void_p, c_size_t, c_int]
-CAN_DISCARD = _madvise is not None
-"""Whether this system has `discard`."""
+
+
+def can_discard() -> bool:
+    """Return whether `discard` works on this system."""
+    return _madvise is not None
 
 
 def discard(base: int, size: int) -> bool:

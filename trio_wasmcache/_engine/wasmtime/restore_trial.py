@@ -19,7 +19,7 @@ from .instance import WasmtimeInstance
 from .module import WasmtimeModule
 from .plan import Patch, RestorePlan, patches_size
 from .reservations import IMAGE_MAPPINGS
-from .restore import CAN_DISCARD, LINUX, Restoring
+from .restore import LINUX, Restoring, can_discard
 from .store import Tally
 
 # Fuel that a start may burn when it is tried: about 0.1 s, in a thread.
@@ -74,7 +74,7 @@ def find_patches(
     Raises:
         UnrestorableError: it can't be put back, or would not be what a new instance is.
     """
-    if not CAN_DISCARD:
+    if not can_discard():
         raise UnrestorableError("memory can't be put back on this system")
     if sum(memory.minimum for memory in info.memories) * WASM_PAGE > TRIAL_SIZE:
         raise UnrestorableError(f"its memories have more than {TRIAL_SIZE} bytes")
