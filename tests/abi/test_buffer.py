@@ -189,7 +189,7 @@ async def test_lies_are_found_out(name: str, abi: BufferAbi, claim: int, said: s
 @pytest.mark.parametrize(
     ("size", "error", "said"),
     [
-        (1019, MemoryLimitError, r"malloc\(1019\) of the module found no room"),
+        (1019, MemoryLimitError, r"malloc\(1019\) of the module returned 0"),
         (1021, AbiError, r"malloc\(1021\) returned the address 4294967280"),
     ],
 )

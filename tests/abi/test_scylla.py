@@ -247,7 +247,7 @@ async def test_a_text_that_is_none_is_found_out(wasm: bytes) -> None:
     ("size", "error", "said"),
     [
         (1013, TrapError, "unreachable"),
-        (1019, MemoryLimitError, r"_scylla_malloc\(1019\) of the module found no room"),
+        (1019, MemoryLimitError, r"_scylla_malloc\(1019\) of the module returned 0"),
         (1021, AbiError, r"_scylla_malloc\(1021\) returned the address 4294967280"),
         (1031, FuelExhaustedError, "fuel"),
     ],

@@ -64,10 +64,10 @@ OUTSIDE = "which are not inside its memory of 65536 bytes"
 
 GUESTS = [
     scylla("its argument for its result", Gives("hello")),
-    scylla("no room", Fails(MemoryLimitError, "found no room"), malloc="(i32.const 0)"),
-    scylla("room at -1", Fails(AbiError, "has no room for it"), malloc="(i32.const -1)"),
+    scylla("no room", Fails(MemoryLimitError, "returned 0: no memory"), malloc="(i32.const 0)"),
+    scylla("room at -1", Fails(AbiError, "exceed its memory"), malloc="(i32.const -1)"),
     scylla("room at the last byte", Fails(AbiError, "4294967295"), malloc="(i32.const 0xffffffff)"),
-    scylla("room over the end", Fails(AbiError, "has no room for it"), malloc="(i32.const 65533)"),
+    scylla("room over the end", Fails(AbiError, "exceed its memory"), malloc="(i32.const 65533)"),
     scylla("a trap in its allocator", Fails(TrapError, "unreachable"), malloc="(unreachable)"),
     scylla("a loop in its allocator", Fails(FuelExhaustedError, "all fuel"), malloc=LOOP),
     scylla("a trap where it frees", Fails(TrapError, "unreachable"), free="(unreachable)"),
@@ -162,9 +162,14 @@ GUESTS = [
     ),
     buffer("a result at the end", Fails(AbiError, OUTSIDE), "(i64.const 0xfffffff000000008)"),
     buffer(
-        "no room", Fails(MemoryLimitError, "found no room"), "(i64.const 0)", malloc="(i32.const 0)"
+        "no room",
+        Fails(MemoryLimitError, "returned 0: no memory"),
+        "(i64.const 0)",
+        malloc="(i32.const 0)",
     ),
-    buffer("room at -4", Fails(AbiError, "has no room"), "(i64.const 0)", malloc="(i32.const -4)"),
+    buffer(
+        "room at -4", Fails(AbiError, "exceed its memory"), "(i64.const 0)", malloc="(i32.const -4)"
+    ),
     buffer(
         "a trap in its allocator",
         Fails(TrapError, "unreachable"),

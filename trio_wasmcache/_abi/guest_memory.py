@@ -102,10 +102,10 @@ def check_allocated(what: str, export: str, memory: Memory, at: int, size: int) 
         AbiError: The memory it returned is not inside the guest's.
     """
     if at == 0:
-        raise MemoryLimitError(f"{what}: {export}({size}) of the module found no room")
+        raise MemoryLimitError(f"{what}: {export}({size}) of the module returned 0: no memory")
     if at + size > memory.size:
         raise AbiError(
-            f"{what}: {export}({size}) returned the address {at}, which has no room for it in a "
+            f"{what}: {export}({size}) returned the address {at}: that many bytes there exceed its "
             f"memory of {memory.size} bytes"
         )
 

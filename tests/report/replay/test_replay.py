@@ -277,7 +277,7 @@ def swap_evictions(events: list[Event]) -> None:
         (change("acquired", {"hit": True}, hit=False), "a hit is False in the log, True by"),
         (change("acquired", {}, total_size_bytes=5), "total_size_bytes is 5 in the log"),
         (change("acquired", {}, instance=999), "the instance is 999 in the log"),
-        (leave_out("acquired"), "told to be acquired is False in the log"),
+        (leave_out("acquired"), "logged as acquired is False in the log"),
         (change("requested", {}, generation=7), "requested: the books know nothing of it"),
         (leave_out("requested", warm=False), "the books know nothing of it"),
         (change("recycled", {"kept": True}, kept=False), "kept is False in the log"),

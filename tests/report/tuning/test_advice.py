@@ -119,11 +119,11 @@ def test_the_line_keeps_what_else_was_set() -> None:
         ({"hits": 5, "misses": 5, "evictions": {"size": 4}}, None),
         (
             {"hits": 5, "misses": 5, "evictions": {"code": 2, "stack": 3, "count": 9, "idle": 1}},
-            "What holds it back is max_instances (9 times) and max_code_size (5 times): `whatif`",
+            "It is limited by max_instances (9 times) and max_code_size (5 times): `whatif`",
         ),
         (
             {"hits": 1, "misses": 1, "refused": 2, "evictions": {"stack": 1}},
-            "It refuses 2 acquires. What holds it back is max_code_size (1 time)",
+            "It refuses 2 acquires. It is limited by max_code_size (1 time)",
         ),
         ({"hits": 1, "misses": 1, "evictions": {"oversized": 2}}, "max_instance_size (2 times)"),
     ],
@@ -135,7 +135,7 @@ def test_the_policy_has_the_last_word(checked: dict[str, Any], told: str | None)
     verdict = advice.verdict
     assert verdict is not None
     assert "1.0 MiB idle at most" in verdict
-    assert ("What holds it back" in verdict) == (told is not None)
+    assert ("It is limited by" in verdict) == (told is not None)
     assert told is None or told in verdict
 
 

@@ -27,7 +27,7 @@ from trio_wasmcache._core.events import Opened, Reason, Recycled, Registered, Re
 from trio_wasmcache._core.policy.records import Request, Stage
 from trio_wasmcache.report.reading.records import make_event
 from trio_wasmcache.report.replay.books import Books, config_of
-from trio_wasmcache.report.replay.replay import NotReplayable, is_end_of_spoilt
+from trio_wasmcache.report.replay.replay import NotReplayable, is_end_of_corrupted
 from trio_wasmcache.report.tuning.distances import Stack
 from trio_wasmcache.report.tuning.tuning import Tuner
 
@@ -97,7 +97,7 @@ def brute_force(events: list[Event], size: int, timeout: float) -> int:
             case "recycled":
                 assert isinstance(made, Recycled)
                 after = make_event(following).event
-                drop = Reason.CORRUPTED if is_end_of_spoilt(made, after) else None
+                drop = Reason.CORRUPTED if is_end_of_corrupted(made, after) else None
                 if event["size_bytes"] > limit:
                     drop = Reason.OVERSIZED
                 request = requests[event["request"]]

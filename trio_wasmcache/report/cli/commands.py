@@ -1,4 +1,4 @@
-"""The command line of the log tool; what it exits with is told in `notes`."""
+"""The commands of the log tool; their exit status is explained in `notes`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PROGRAM = "python -m trio_wasmcache"
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def commands() -> None:
-    """Tell what a cache's log says, and what the cache would have done under other limits.
+    """Analyse what a cache's log contains, and what other limits would have changed.
 
     LOG is a file of JSON lines, plain or compressed with gzip or zstd, or - for standard input.
     Lines that are no events are skipped. The exit status is 0; 1 if some of the input was missing
@@ -59,7 +59,7 @@ def report(
     thrash_seconds: float,
     top: int,
 ) -> int:
-    """What was evicted and why, hits and waits, thrash, churn, sizes over time.
+    """Report what was evicted and why, hits and waits, thrash, churn, sizes over time.
 
     LOG is a file of JSON lines, plain or compressed with gzip or zstd, or - for standard input;
     several files are one log. Lines that are no events are skipped and counted. The exit status is
@@ -80,7 +80,7 @@ def report(
         return session.nothing(only)
     document = make_document(summary, session.reader, session.parser, session.notes)
     if html is not None:
-        # Charts take a second to import, which nobody waits for who wants none.
+        # Importing charts takes a second, which runs without --html should not pay.
         from ..output.page import report_page
 
         write_text(html, report_page(document))
@@ -97,17 +97,20 @@ commands.add_command(tune)
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run a command; returns the exit status.
+    """Run a command; return the exit status.
+
+    Args:
+        arguments: The command line, without the program.
 
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed.
     """
-    # polars, when it is imported, has the system go on with a read that Ctrl-C has interrupted;
-    # with a pipe in which nothing comes, that would be for ever.
+    # polars, when imported, makes the system resume a read that Ctrl-C has interrupted; on a pipe
+    # without input, that would be for ever.
     signal.siginterrupt(signal.SIGINT, True)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            # A terminal that has no letter for something shows its code.
+            # A terminal that cannot encode a character gets its code.
             stream.reconfigure(errors="backslashreplace")
     try:
         # Not `commands.main`, which has an exit status of its own for a broken pipe.
@@ -115,15 +118,15 @@ def run(arguments: Sequence[str]) -> int:
             status: int = commands.invoke(context)
         sys.stdout.flush()
         return status
-    except click.exceptions.Exit as asked:  # for help
+    except click.exceptions.Exit as asked:  # raised by --help
         return asked.exit_code
     except click.ClickException as error:
         error.show()
         return NOTHING
-    except OSError as error:  # of writing: what can't be read is a note
-        # Python would complain again when it flushes at exit.
+    except OSError as error:  # while writing: unreadable input is a note
+        # Python would report the error again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):  # whoever read has read enough
+        if isinstance(error, BrokenPipeError):  # the reader needs no more
             return FINE
         print(f"the answer can't be written: {error.strerror}", file=sys.stderr)
         return NOTHING

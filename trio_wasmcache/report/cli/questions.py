@@ -1,4 +1,4 @@
-"""The commands that ask what would have been: ``replay``, ``whatif`` and ``tune``."""
+"""The commands about hypothetical runs: ``replay``, ``whatif`` and ``tune``."""
 
 from __future__ import annotations
 
@@ -100,12 +100,12 @@ def _limits(command: Callable[..., int]) -> Callable[..., int]:
 @CACHE
 @_limits
 def whatif(logs: Sequence[str], as_json: bool, only: str | None, **given: Sequence[object]) -> int:
-    """The same requests under other limits.
+    """Run the same requests under other limits.
 
-    Each option may be given several times: every combination is tried. The log has to be one with
-    log_uses. Tasks do the same again, one thing after the other; what they wait for is worked out
-    anew, also for the log's own limits: what differs there from the log is what is approximated.
-    `trio_wasmcache/report/whatif/whatif.py` tells what is exact.
+    Each option may be given several times: every combination is tried. The log must have been
+    written with log_uses. Tasks take the same steps in the same order; their waits are computed
+    again, also under the log's own limits: any difference from the log there shows how far the
+    result is approximated. `trio_wasmcache/report/whatif/whatif.py` lists what is exact.
     """
     settings = _settings({name: values for name, values in given.items() if values})
     session = Session(logs)
@@ -126,7 +126,7 @@ def whatif(logs: Sequence[str], as_json: bool, only: str | None, **given: Sequen
 
 
 def _settings(given: dict[str, Sequence[Any]]) -> list[Setting]:
-    """Return every combination, after the log's own limits."""
+    """Return every combination of limits, after the log's own."""
     if not given:
         raise click.UsageError("name at least one limit, such as --max-size 64MiB")
     settings = [Setting({})]
@@ -143,7 +143,7 @@ def _settings(given: dict[str, Sequence[Any]]) -> list[Setting]:
 
 
 class Both:
-    """What `tune` needs: leases by what they need, and programs to check the advice with."""
+    """The input of `tune`: leases by the size they need, and programs to check the advice with."""
 
     def __init__(self, check: bool) -> None:
         self.tuner: Tuner = Tuner()
@@ -157,7 +157,7 @@ class Both:
 
     @property
     def made(self) -> Application | None:
-        """Programs to run; None without `check`."""
+        """The programs to run; None without `check`."""
         return self.recorder.made
 
     @property
@@ -192,11 +192,11 @@ def tune(
     target_hit_rate: float,
     check: bool,
 ) -> int:
-    """How large the cache has to be for a hit rate, and what each size would give.
+    """Find how large the cache must be for a hit rate, and the hit rate of each size.
 
-    The log has to be one with log_uses. The curve takes leases to begin and end when they did, and
-    other limits than max_size and idle_timeout not to interfere; then it is exact from the size of
-    the largest instance on. The check drops both assumptions.
+    The log must have been written with log_uses. The curve assumes that leases begin and end as in
+    the log, and that limits other than max_size and idle_timeout do not interfere; then it is exact
+    from the size of the largest instance on. The check drops both assumptions.
     """
     session = Session(logs)
     made = _largest(session, only, lambda: Both(check))
@@ -212,7 +212,7 @@ def tune(
         wanted = {"max_size": advice.max_size, "idle_timeout": advice.idle_timeout}
         advice.checked = WhatIf(made.made, wanted).run()
     if html is not None:
-        # As in `report`: charts take a second to import.
+        # As in `report`: importing charts takes a second.
         from ..output.tuning_page import tuning_page
 
         write_text(html, tuning_page(tuner, curve, advice, session.notes.texts))
@@ -225,8 +225,10 @@ def tune(
 
 
 def _feed(session: Session, only: str | None, make: Callable[[], T]) -> dict[str, T]:
-    """{cache: one of `make`'s, fed with its events}; caches that have not got what it needs are
-    left out, and it is said why."""
+    """Return {cache: an object from `make`, fed with the events of that cache}.
+
+    Caches whose log is not sufficient are left out, with a note that gives the reason.
+    """
     feeder = Feeder(session.reader, session.parser, only)
     made: dict[str, T] = {}
     refused: set[str] = set()
@@ -251,7 +253,7 @@ def _feed(session: Session, only: str | None, make: Callable[[], T]) -> dict[str
 
 
 def _largest(session: Session, only: str | None, make: Callable[[], T]) -> T | None:
-    """Do as `_feed`, and return that with the most leases; None if there is none."""
+    """Return the object from `_feed` with the most leases; None if there is none."""
     made = _feed(session, only, make)
     if not made:
         return None

@@ -1,4 +1,4 @@
-"""What the commands share: reading a log with a bar, remarks on it, options, and printing."""
+"""The parts shared by all commands: reading a log with a bar, notes, options, and printing."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from ..reading.notes import NOTHING, Notes, cite
 from ..reading.units import size
 
 T = TypeVar("T")
-# Bytes, as they were packed or unpacked; below this a bar would be gone before it is seen.
+# Bytes read, packed or unpacked, below which a bar would vanish before it is seen.
 BAR_FROM = 8 * 1024 * 1024
-# Of what is written to a file or a pipe.
+# Width of output to a file or a pipe.
 PLAIN_COLUMNS = 80
 _UNITS = {"": 1, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 _UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -55,7 +55,7 @@ def parse_rate(text: str) -> float:
         number = float(text)
     except ValueError:
         number = math.nan
-    if not 0 <= number <= 1:  # nor is nan
+    if not 0 <= number <= 1:  # refuses nan, too
         raise click.BadParameter(f"{text!r} is no rate from 0 to 1")
     return number
 
@@ -72,14 +72,14 @@ CACHE = click.option("--cache", "only", metavar="ID", help="Only this cache of t
 
 
 class _Output(Console):
-    """Where the answer goes."""
+    """The console for results."""
 
     def on_broken_pipe(self) -> None:
-        raise  # what is handled where this is called; rich itself would exit with 1
+        raise  # for `run` to handle; rich itself would exit with 1
 
 
 class Session:
-    """The input of a command, what there is to say about it, and where the output goes."""
+    """The input of a command, the notes on it, and the consoles for its output."""
 
     def __init__(self, logs: Sequence[str]) -> None:
         self.errors: Console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -93,7 +93,7 @@ class Session:
 
     @contextlib.contextmanager
     def bar(self) -> Iterator[None]:
-        """Show how far the input is read, if it is a pipe, or once it is more than `BAR_FROM`."""
+        """Show the progress of reading, if the input is a pipe or larger than `BAR_FROM`."""
         if not self.errors.is_terminal:
             yield
             return
@@ -119,7 +119,7 @@ class Session:
                 progress.stop()
 
     def each(self, items: Sequence[T], what: str) -> Iterator[T]:
-        """Go through what takes long for each item, and show how many are done."""
+        """Yield items whose processing takes long, and show how many are done."""
         with self._progress() if self.errors.is_terminal else contextlib.nullcontext() as progress:
             task = None if progress is None else progress.add_task(what, total=len(items))
             for item in items:
@@ -137,12 +137,12 @@ class Session:
         return Progress(*columns, console=self.errors, transient=True)
 
     def tell(self) -> None:
-        """Note what was wrong with the input."""
+        """Note problems of the input."""
         self.reader.tell()
         self.parser.tell(self.notes)
 
     def nothing(self, only: str | None = None) -> int:
-        """Say why there are no events to analyse; return the exit status."""
+        """Print why there are no events to analyse; return the exit status."""
         counts = self.reader.counts
         if self.reader.opened:
             text = "no events to analyse"
@@ -157,13 +157,13 @@ class Session:
 
 
 def print_json(value: object) -> None:
-    """Print JSON for programs; all in ASCII, so that no terminal has to be trusted with names."""
+    """Print JSON for programs, in ASCII, so that names cannot control a terminal."""
     json.dump(value, sys.stdout, indent=1, allow_nan=False)
     sys.stdout.write("\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a page; a file that can't be written is wrong usage."""
+    """Write a page; raise a usage error if the file can't be written."""
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:

@@ -1,1 +1,1 @@
-"""Answers as plain values, on a terminal and as pages."""
+"""Results as plain values, on a terminal and as pages."""

@@ -1,4 +1,4 @@
-"""The answers of ``replay``, ``whatif`` and ``tune``: on a terminal, and for programs."""
+"""The results of ``replay``, ``whatif`` and ``tune``: on a terminal, and for programs."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ BAR = 24
 
 @frozen
 class Setting:
-    """What `whatif` tries."""
+    """One combination of limits that `whatif` tries."""
 
     given: Limits
-    """Fields of `CacheConfig`, and `concurrency`."""
+    """Values by name: fields of `CacheConfig`, and `concurrency`."""
 
     @property
     def limits(self) -> Limits:
-        """Without `concurrency`, which is the functions'."""
+        """The fields of `CacheConfig`, without `concurrency`, which is a function's."""
         return {name: value for name, value in self.given.items() if name != "concurrency"}
 
     @property
     def concurrency(self) -> int | None:
-        """Of every function; None: as it is."""
+        """Concurrency of every function; None: as in the log."""
         return self.given.get("concurrency")
 
     def as_dict(self) -> Document:
-        """For JSON; an infinite timeout is null."""
+        """Return the values for JSON; an infinite timeout is null."""
         return {name: None if it == math.inf else it for name, it in self.given.items()}
 
     def run(self, application: Application) -> Result:
@@ -98,7 +98,7 @@ def show_whatif(
 
 
 def show_tuning(console: Console, tuner: Tuner, curve: Curve, advice: Advice) -> None:
-    """Print the curve in a few rows, and what to do."""
+    """Print the curve in a few rows, and the advice."""
     table = make_table(
         f"Hit rate by size, idle instances going after {seconds(curve.timeout)}",
         "max_size",
@@ -126,7 +126,7 @@ def show_tuning(console: Console, tuner: Tuner, curve: Curve, advice: Advice) ->
 
 
 def tune_document(tuner: Tuner, curve: Curve, advice: Advice, target: float) -> Document:
-    """Make a document for programs; an infinite timeout is null."""
+    """Return a document for programs; an infinite timeout is null."""
     timeout = None if advice.idle_timeout == math.inf else advice.idle_timeout
     return {
         "leases": tuner.leases,
@@ -155,7 +155,7 @@ def tune_document(tuner: Tuner, curve: Curve, advice: Advice, target: float) -> 
 
 
 def show_replay(console: Console, replays: Mapping[str, Replay]) -> None:
-    """Print whether books and log agree, for each cache."""
+    """Print whether the books and the log agree, for each cache."""
     for cache, replay in replays.items():
         console.print(
             Text(
@@ -176,7 +176,7 @@ def show_replay(console: Console, replays: Mapping[str, Replay]) -> None:
 
 
 def replay_document(replays: Mapping[str, Replay], notes: Sequence[str]) -> Document:
-    """Make a document for programs."""
+    """Return a document for programs."""
     return {
         "caches": [
             {

@@ -1,8 +1,8 @@
-"""Charts as SVG that takes its colours from the page, so that light and dark need only one picture.
+"""Charts as SVG that takes its colours from the page, so that one picture fits light and dark.
 
-matplotlib is given stand-in colours, which become CSS variables afterwards: ``var(--text)`` and so
-on. The page says what they are. Nothing of a log gets into a picture but numbers and cut names, as
-text that is not interpreted.
+matplotlib uses stand-in colours, which become CSS variables afterwards: ``var(--text)`` and so on.
+The page defines them. The only parts of a log in a picture are numbers and cut names, as text that
+is not interpreted.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ LEVEL = SERIES[0]
 # Inches of 72 points. The page scales pictures to their column, which is as wide as a phone (390
 # pixels, less the margins) or somewhat wider, so that a point is a pixel or somewhat more.
 WIDTH, HEIGHT = 4.2, 2.5
-# Points; on a page, text is nowhere smaller than 10 pixels.
+# Points; text on a page is at least 10 pixels high.
 TYPE = 9.6
-# Letters of names beside bars: more would leave no room for the bars.
+# Characters of names beside bars: longer ones would leave no space for the bars.
 MAX_NAME = 20
-# Entries of a legend beside each other.
+# Entries in a row of a legend.
 LEGEND_COLUMNS = 3
 LEGEND_ROW = 0.2  # inches
 # Ticks of a horizontal axis: more labels would touch.
@@ -84,13 +84,13 @@ TIME_STEPS = (1, 2, 3, 5, 6, 10, 12, 15, 20, 30, 50, 60, 100, 200, 300, 500)
 
 @frozen
 class Chart:
-    """A picture and what it shows."""
+    """A picture and its title."""
 
     name: str
     title: str
     svg: str
     wide: str | None = None
-    """The same for a page with much space, if it is the only one there."""
+    """The same picture for a wide page on which it is the only one."""
 
 
 @frozen
@@ -101,7 +101,7 @@ class Times:
     began: str | None
 
     def finish(self, ax: Axes, bins: int) -> None:
-        """Put ticks at round numbers, and say what they mean."""
+        """Set ticks at round numbers, and label them."""
         end = bins * self.width
         name, unit = next((name, unit) for name, unit in TIME_UNITS if end >= 3 * unit or unit == 1)
         ax.set_xlim(0, end)
@@ -116,7 +116,7 @@ class Times:
 
 
 def charts_of(cache: Document, prefix: str) -> list[Chart]:
-    """Draw the charts of one cache of a report's document; `prefix` sets their names apart."""
+    """Draw the charts of one cache of a report's document; `prefix` makes their ids unique."""
     points = cache["over_time"]["points"]
     times = Times(cache["over_time"]["width_seconds"], cache["began"])
     limits, paid = cache["limits"], cache["reloads"]["by_reason"]
@@ -196,7 +196,7 @@ def _even(text: str) -> str:
 
 
 def byte_ticks(top: float) -> list[float]:
-    """Return round numbers of bytes, at most five steps up to the top."""
+    """Return round numbers of bytes: at most five steps from 0 to `top`."""
     step = 1.0
     while top / step > 5:
         step *= 2
@@ -219,7 +219,7 @@ def _stacked(ax: Axes, times: Times, layers: Sequence[tuple[str, Sequence[float]
 
 
 def _legend_height(entries: int) -> float:
-    """Return the inches that a legend has beyond its first row."""
+    """Return the height of a legend beyond its first row (inches)."""
     return LEGEND_ROW * ((entries - 1) // LEGEND_COLUMNS)
 
 
@@ -279,7 +279,7 @@ def _paid(ax: Axes, paid: dict[str, dict[str, float]]) -> None:
 
 
 def _waits(ax: Axes, bars: Sequence[tuple[float, int]]) -> None:
-    # The first bar is of those that did not wait; it stands apart.
+    # The first bar is for leases that did not wait; it stands apart.
     places = [0, *range(2, len(bars) + 1)]
     ax.bar(
         places,
@@ -312,10 +312,10 @@ def draw(
     """Draw an SVG element.
 
     Args:
-        name: of letters and digits; sets its parts apart from those of other pictures.
-        plot: draws into the axes that it is given.
-        height: inches.
-        width: inches.
+        name: Letters and digits; makes its ids different from those of other pictures.
+        plot: Draws into the axes that it is given.
+        height: Inches.
+        width: Inches.
     """
     with mpl.rc_context({**SETTINGS, "svg.hashsalt": name}):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -329,7 +329,7 @@ def draw(
     head, body = svg.split(">", 1)
     head = re.sub(r' (width|height)="[^"]*"', "", head)
     svg = f"{head}>{body}"
-    # Several pictures share one page, so their names must not clash.
+    # Several pictures share one page, so their ids must not clash.
     svg = re.sub(r' id="([^"]+)"', rf' id="{name}-\1"', svg)
     svg = re.sub(r'(href="|url\()#', rf"\1#{name}-", svg)
     for stand_in, variable in _VARIABLES.items():

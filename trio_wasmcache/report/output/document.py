@@ -1,4 +1,4 @@
-"""The report as plain values: what `--json` prints, and what the terminal and the page show."""
+"""The report as plain values: printed by `--json`, and shown by the terminal and the page."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ..summary.entries import Fate
 from ..summary.leases import Leases
 from ..summary.summary import OTHER, REASONS, CacheSummary, Gone, Others, Summary, Sums
 
-# Grows when a field changes its meaning or goes; new ones do not count.
+# Raised when a field changes its meaning or is removed; not for new fields.
 REPORT_VERSION = 1
-# Gaps that are told one by one.
+# Gaps that are listed one by one.
 MAX_GAPS = 100
-# The time over which the worst churn is told, in seconds; it may be longer in a long log.
+# The interval of which the worst churn is reported, in seconds; longer in a long log.
 BUSY_SECONDS = 1.0
 
 
 def make_document(summary: Summary, reader: Reader, parser: Parser, notes: Notes) -> Document:
-    """Make the whole report."""
+    """Return the whole report."""
     return {
         "report": REPORT_VERSION,
         "files": list(reader.paths),
@@ -43,7 +43,7 @@ def make_document(summary: Summary, reader: Reader, parser: Parser, notes: Notes
 
 
 def _others(others: Others) -> Document:
-    """Return what the caches that are not told apart add up to, without order and clocks."""
+    """Return the sums of the caches that are only counted together, without order and clocks."""
     sums = others.sums
     return {
         "caches": others.count,
@@ -95,7 +95,7 @@ def _sequence(order: Order) -> Document:
 
 
 def _uses(sums: Sums, on_seats: int | None) -> Document:
-    """Return what was asked for, granted and loaded."""
+    """Return acquires, leases and loads."""
     leases = sums.leases
     granted = leases.hits + leases.misses
     return {
@@ -126,7 +126,7 @@ def _uses(sums: Sums, on_seats: int | None) -> Document:
 
 
 def _evictions(cache: CacheSummary) -> Document:
-    """Return what was evicted, and what came of it."""
+    """Return evictions and their consequences."""
     fates, leases = cache.fates, cache.sums.leases
     gone = _gone(cache.sums)
     total = gone["count"]
@@ -161,7 +161,7 @@ def _evictions(cache: CacheSummary) -> Document:
 
 
 def _gone(sums: Sums) -> Document:
-    """Return the evictions by reason."""
+    """Return evictions by reason."""
     by_reason: dict[str, Gone] = {}
     for (reason, _), gone in sums.gone.items():
         one = by_reason.setdefault(reason, Gone())
@@ -187,7 +187,7 @@ _LEASES = ("hits", "misses", "blocks", "abandoned", "wait_seconds", "held_second
 
 
 def _rows(cache: CacheSummary, what: str, name: Callable[[Key], str]) -> list[Document]:
-    """Return a row for each, those that were loaded for the longest first."""
+    """Return a row for each function or group, those with the most time spent loading first."""
     rows: dict[str, Document] = {}
 
     def add(key: Key, numbers: Fate | Leases, fields: tuple[str, ...]) -> None:
@@ -208,7 +208,7 @@ def _rows(cache: CacheSummary, what: str, name: Callable[[Key], str]) -> list[Do
         by_reason[reason] = by_reason.get(reason, 0) + gone.count
 
     for row in rows.values():
-        # In the order of the reasons, not in that in which polars found them.
+        # In the order of the reasons, not in that of polars.
         row["by_reason"] = {
             reason: row["by_reason"][reason]
             for reason in (*REASONS, OTHER)

@@ -17,15 +17,15 @@ from .charts import Chart, charts_of
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 TOP = 50
-# A log of many restarts has many caches: of those with the fewest events there are tables only, and
-# then nothing.
+# A log of many restarts has many caches: those with fewer events get tables only, and the last ones
+# nothing.
 MAX_CHARTED, MAX_SHOWN = 8, 50
 MAX_TEXT = 2000
 
 
 @define
 class Table:
-    """One table of the page; numbers stand right, names (the first `left` columns) left."""
+    """One table of the page; numbers are aligned right, the first `left` columns left."""
 
     title: str
     columns: Sequence[str]
@@ -33,17 +33,17 @@ class Table:
     note: str = ""
     left: int = 1
     marked: int | None = None
-    """A row with a text in this column is marked."""
+    """Column whose text, if there is any, marks its row."""
 
 
 @define
-class Section:
-    """One cache, or one answer."""
+class PageSection:
+    """One cache, or one result."""
 
     title: str
     subtitle: str = ""
     facts: list[tuple[str, str]] = Factory(list)
-    """(number, what it is)."""
+    """(number, its description)."""
     texts: list[str] = Factory(list)
     code: str = ""
     charts: list[Chart] = Factory(list)
@@ -51,7 +51,7 @@ class Section:
 
 
 def report_page(document: Document) -> str:
-    """Make the page of a report's document."""
+    """Return the page of a report's document."""
     caches = sorted(document["caches"], key=lambda cache: -sum(cache["events"].values()))
     kept = [id(cache) for cache in caches[:MAX_SHOWN]]
     sections = [
@@ -72,11 +72,11 @@ def report_page(document: Document) -> str:
     return render("What the instance cache did", subtitle, notes, sections)
 
 
-def _section(cache: Document, prefix: str, charted: bool) -> Section:
+def _section(cache: Document, prefix: str, charted: bool) -> PageSection:
     leases, thrash, peak = cache["leases"], cache["thrash"], cache["peak"]
     granted = leases["hits"] + leases["misses"]
     evictions, reloads = cache["evictions"]["count"], cache["reloads"]
-    section = Section(f"Cache {cite(cache['cache'])}")
+    section = PageSection(f"Cache {cite(cache['cache'])}")
     section.subtitle = (
         f"{sum(cache['events'].values()):,} events in {seconds(cache['span_seconds'])}"
     )
@@ -114,10 +114,10 @@ def _section(cache: Document, prefix: str, charted: bool) -> Section:
     return section
 
 
-def _others(others: Document) -> Section:
-    """Make the section of the caches that are not told apart."""
+def _others(others: Document) -> PageSection:
+    """Return the section of the caches that are only counted together."""
     more = "More than " * others["more"]
-    section = Section(f"{more}{count(others['caches'], 'other cache')}, added up together")
+    section = PageSection(f"{more}{count(others['caches'], 'other cache')}, added up together")
     section.subtitle = f"{sum(others['events'].values()):,} events"
     leases = others["leases"]
     granted = leases["hits"] + leases["misses"]
@@ -134,7 +134,7 @@ def _others(others: Document) -> Section:
 
 def _reasons(cache: Document) -> Table:
     total = cache["evictions"]["count"]
-    # Not of caches that are added up, whose order is not known.
+    # Not for caches counted together, whose order of events is not known.
     paid = cache["reloads"]["by_reason"] if "reloads" in cache else None
     columns = ["reason", "count", "part", "freed", "code freed"]
     if paid is not None:
@@ -226,11 +226,11 @@ def _limits(cache: Document) -> Table:
     return table
 
 
-def render(title: str, subtitle: str, notes: Sequence[str], sections: Sequence[Section]) -> str:
-    """Render a page; everything in it is escaped, except the charts."""
+def render(title: str, subtitle: str, notes: Sequence[str], sections: Sequence[PageSection]) -> str:
+    """Render a page; everything on it is escaped, except the charts."""
 
     def visible(value: object) -> Any:
-        """Texts as a terminal shows them; what the template calls safe is no plain `str`."""
+        """Return texts as a terminal shows them; the template's safe texts are no plain `str`."""
         return cite(value, MAX_TEXT) if type(value) is str else value
 
     environment = jinja2.Environment(

@@ -1,4 +1,4 @@
-"""The report on a terminal: tables that fit into 80 columns."""
+"""The report on a terminal: tables that fit 80 columns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..reading.notes import cite, count
 from ..reading.units import MAX_MOMENT, moment, rate, seconds, short, size, soon
 
 TOP = 10
-# Of a name, however little room there is.
+# Width of the column of names, at least.
 LEAST_COLUMNS = 8
 NOTHING_PAID: dict[str, float] = {"count": 0, "seconds": 0.0}
 
@@ -33,7 +33,7 @@ def show_report(console: Console, document: Document, top: int = TOP) -> None:
 
 
 def _show_others(console: Console, others: Document) -> None:
-    """Print what the caches that are not told apart add up to."""
+    """Print the sums of the caches that are only counted together."""
     more = "More than " * others["more"]
     title = f"{more}{count(others['caches'], 'other cache')}, added up together"
     table = Table(box=None, show_header=False, pad_edge=False)
@@ -62,7 +62,7 @@ def _hits(leases: Document) -> tuple[str, str]:
 
 
 def show(console: Console, what: RenderableType) -> None:
-    """Print it; into a file or a pipe without the spaces that fill up lines."""
+    """Print `what`; to a file or a pipe without trailing spaces."""
     if console.is_terminal:
         console.print(what)
         return
@@ -73,7 +73,7 @@ def show(console: Console, what: RenderableType) -> None:
 
 
 def make_table(title: str, first: str, *columns: str) -> Table:
-    """Make a table of numbers, whose first column says what they are of."""
+    """Return an empty table of numbers, with a first column for names."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     table.add_column(
         first, overflow="ellipsis", no_wrap=True, min_width=LEAST_COLUMNS, header_style="dim"
@@ -84,7 +84,7 @@ def make_table(title: str, first: str, *columns: str) -> Table:
 
 
 def fit(table: Table, width: int) -> None:
-    """Let the first column give way where the others need the room; rich would shrink them all."""
+    """Narrow the first column where the others need the width; rich would shrink all of them."""
     first, *others = table.columns
     needed = sum(
         2 + max(cell_len(str(cell)) for cell in (column.header, *column.cells)) for column in others
@@ -183,7 +183,7 @@ def _reasons(cache: Document) -> RenderableType:
         return Text("No evictions.")
     columns = ["count", "part", "freed", "code freed"]
     paid = None
-    if "reloads" in cache:  # not of caches that are added up, whose order is not known
+    if "reloads" in cache:  # not for caches counted together, whose order of events is not known
         paid = cache["reloads"]["by_reason"]
         columns += ["loaded again", "time paid"]
     table = make_table("Evictions", "reason", *columns)

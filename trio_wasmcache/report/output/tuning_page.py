@@ -1,4 +1,4 @@
-"""The page of ``tune``: the hit rate by size as a curve, and what to do."""
+"""The page of ``tune``: the hit rate by size as a curve, and the advice."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ..tuning.advice import Advice, marks_of, rows_of
 from ..tuning.curve import Curve
 from ..tuning.tuning import Tuner
 from .charts import SERIES, WIDTH, Chart, byte_ticks, draw
-from .page import Section, Table, render
+from .page import PageSection, Table, render
 
-# Inches; see `charts.WIDTH`. On a wide page, the only picture there is has all of it.
+# Inches; see `charts.WIDTH`. On a wide page, a single picture takes the full width.
 WIDE, HEIGHT = 11.0, 3.6
 COLOURS = {"now": 4, "knee": 1, "advised": 2}
 
 
 def tuning_page(tuner: Tuner, curve: Curve, advice: Advice, notes: Sequence[str]) -> str:
-    """Make the page of a tuning."""
+    """Return the page of a tuning."""
     assert tuner.limits is not None
     knee = curve.knee()
     texts = [advice.sentence, *([] if advice.verdict is None else [advice.verdict])]
@@ -37,7 +37,7 @@ def tuning_page(tuner: Tuner, curve: Curve, advice: Advice, notes: Sequence[str]
         )
         for row in rows_of(tuner, curve, advice)
     ]
-    section = Section(
+    section = PageSection(
         "Hit rate by size",
         facts=[
             (rate(advice.hit_rate), f"hits, of {tuner.leases:,} leases, as advised"),
@@ -64,7 +64,7 @@ def tuning_page(tuner: Tuner, curve: Curve, advice: Advice, notes: Sequence[str]
 def curve_chart(
     name: str, curve: Curve, marks: Mapping[int, Sequence[str]], width: float, height: float
 ) -> str:
-    """Draw the hit rate by size, with the sizes that are marked; `width` and `height` in inches."""
+    """Draw the hit rate by size, with the marked sizes; `width` and `height` in inches."""
 
     def plot(ax: Axes) -> None:
         points = curve.points([*marks])
@@ -75,7 +75,7 @@ def curve_chart(
             linewidth=1.8,
             drawstyle="steps-post",
         )
-        # Named in the legend, where names can't touch however near to each other the sizes are.
+        # Named in the legend, where labels of close sizes can't overlap.
         for mark, names in marks.items():
             hit_rate = curve.at(mark).hit_rate
             label = f"{', '.join(names)}: {size(mark)}, {rate(hit_rate)}"

@@ -1,1 +1,1 @@
-"""From files to events in order, and what was wrong with them."""
+"""Reads files, and yields events in order, with notes on what was wrong."""

@@ -5,22 +5,22 @@ from __future__ import annotations
 import polars as pl
 from attrs import define
 
-# The cache's clock only goes forward. Events of one step may be told with the time of its
-# beginning, so some microseconds backwards are nothing; this much is another machine's clock, or a
+# The cache's clock only moves forward. Events of one step may have the time of its beginning, so
+# some microseconds backwards are normal; this many seconds mean another machine's clock, or a
 # broken one.
 JUMP = 1.0
-# A cache with nothing in it tells nothing. A day of it may also be a clock that was set.
+# An empty cache logs nothing. A day without events may also be a clock that was set.
 LONG_SILENCE = 86_400.0
 
 
 @define(eq=False)
 class Clock:
-    """Of one cache. Where it jumps back, time goes on from there."""
+    """The clock of one cache. Where it jumps back, time continues from there."""
 
     jumps: int = 0
-    """Backwards."""
+    """Number of steps backwards."""
     long_silences: int = 0
-    """Steps forward of more than `LONG_SILENCE`."""
+    """Number of steps forward of more than `LONG_SILENCE`."""
     longest_silence: float = 0.0
     _began: float | None = None
     _last: float = 0.0
@@ -30,8 +30,8 @@ class Clock:
         """Return the seconds since the first event.
 
         Args:
-            clock: what it said at events in order.
-            late: so many at the front fill gaps that were left before.
+            clock: The clock's time at events, in order.
+            late: Number of events at the front that fill earlier gaps.
         """
         if self._began is None:
             self._began = self._last = clock[0]

@@ -1,8 +1,8 @@
-"""What the log tool passes from one part to the next as plain dictionaries."""
+"""The type of plain dictionaries that the parts of the log tool pass to each other."""
 
 from __future__ import annotations
 
 from typing import Any, TypeAlias
 
 Document: TypeAlias = dict[str, Any]
-"""A JSON object of what the log tool found out, as `--json` prints it."""
+"""A JSON object with results, as printed by `--json`."""

@@ -1,4 +1,4 @@
-"""Events one by one, in order, for each cache of a log: what replay, whatif and tune go through."""
+"""Yields events one by one, in order, for each cache of a log: input of replay, whatif and tune."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from .notes import Notes, cite, count
 from .order import WINDOW, Line
 from .units import seconds
 
-# Caches that are gone through, the first ones that come: each costs some 50 KB, however few its
-# events.
+# Number of caches that are followed, the first ones in the log: each takes some 50 KB, however few
+# its events.
 MAX_CACHES = 1000
-# Events of a cache that are held back even where others hold back all that they may together.
+# Number of events held back for one cache, even where others use up `WINDOW`.
 LEAST_WINDOW = 10
 
 
 @define(eq=False)
 class Feeder:
-    """The caches of a log, or the one that is asked for."""
+    """The caches of a log, or the one that is selected."""
 
     reader: Reader
     parser: Parser
     only: str | None = None
     lines: dict[str, Line] = Factory(dict)
     jumps: Counter[str] = Factory(Counter)
-    """{cache: how often its clock jumped back}."""
+    """{cache: number of times its clock jumped back}."""
     left_out: int = 0
-    """Events of caches that were too many."""
+    """Number of events of caches beyond `MAX_CACHES`."""
     silences: dict[str, float] = Factory(dict)
-    """{cache: the longest silence, if it is one to speak of}."""
+    """{cache: the longest silence of more than `LONG_SILENCE`}."""
     _last: dict[str, float] = Factory(dict)
-    _held: int = 0  # events that are held back, of all caches
+    _held: int = 0  # events held back, of all caches
 
     def events(self) -> Iterator[Stamped]:
         """Yield all events, those of each cache in order."""
@@ -71,7 +71,7 @@ class Feeder:
             yield event
 
     def tell(self, notes: Notes) -> None:
-        """Note numbers that are missing or came twice, and clocks that jumped."""
+        """Note sequence numbers that are missing or repeated, and clocks that jumped."""
         if self.left_out:
             notes.problem(
                 f"more than {MAX_CACHES:,} caches: {count(self.left_out, 'event')} of the later "

@@ -1,8 +1,8 @@
-"""From lines to events: frames of polars for adding up, objects for going through one by one.
+"""Parses lines to events: frames of polars for sums, objects for going through one by one.
 
 Polars parses a block of well-formed lines at once. If that fails, it parses the block in a few
 pieces, and the lines of a piece that fails, too, are parsed one by one. So no line is parsed more
-than three times, whatever the lines are; lines that are no events are left out and counted.
+than three times, whatever its content; lines that are no events are left out and counted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .notes import Notes, cite, count
 from .records import ABSURD, KINDS, OPTIONAL, fits, is_endless, make_event, read_event
 from .schema import STAMP_TYPES
 
-# What the report is worked out from. Other fields may be there or not.
+# Fields that the report uses. Others may be missing.
 USED = frozenset(
     """
     function arg_types group request reason uses warm blocked waits_for error hit
@@ -35,7 +35,7 @@ USED = frozenset(
     """.split()
 )
 Types = dict[str, dict[str, tuple[type, ...]]]
-# {event: {field: the types that its value may have}}
+# {event: {field: allowed types of its value}}
 TYPES: Types = {name: kind.types for name, kind in KINDS.items()}
 _USED_TYPES: Types = {
     name: {field: kinds for field, kinds in types.items() if field in USED | STAMP_TYPES.keys()}
@@ -58,30 +58,30 @@ SCHEMA: dict[str, pl.DataType] = {
         for field, kinds in types.items()
     },
 }
-# As `json.loads`, which first looks for the encoding of what it is given.
+# `json.loads`, without its detection of the encoding.
 _decode = json.JSONDecoder().decode
-# Pieces of a block with a line that is no event: a few such lines cost a few pieces.
+# Number of pieces of a block that contains other lines: a few such lines cost a few pieces.
 PIECES = 16
-# A piece of so many lines is not worth a call of polars.
+# Number of lines for which a call of polars is not worth it.
 FEW = 64
 
 
 @define(eq=False)
 class Parser:
-    """Lines in, events out; what is not understood is counted."""
+    """Parses lines to events; counts lines that are none."""
 
     events: int = 0
     damaged: int = 0
     unknown: Counter[str] = Factory(Counter)
-    """{event of this schema that this version does not know: how many}."""
+    """{event of this schema, unknown to this version: count}."""
     other_schemas: Counter[str] = Factory(Counter)
     foreign: int = 0
-    """JSON that mentions an event, but is none."""
+    """Number of JSON lines that mention an event, but are none."""
     parsed: int = 0
-    """Lines that were parsed, each as often as it was: at most three times."""
+    """Number of lines parsed, each counted as often as it was: at most three times."""
 
     def frame(self, lines: list[bytes]) -> pl.DataFrame:
-        """Parse the events among `lines`, with all the columns of `SCHEMA`."""
+        """Return the events among `lines`, with all the columns of `SCHEMA`."""
         made = self._at_once(lines)
         if made is not None:
             return made
@@ -90,7 +90,7 @@ class Parser:
         return pl.concat([self._piece(piece) for piece in pieces], rechunk=True)
 
     def _at_once(self, lines: list[bytes]) -> pl.DataFrame | None:
-        """Parse all lines by polars; None if not all are events."""
+        """Parse all lines with polars; return None if not all are events."""
         self.parsed += len(lines)
         try:
             made = pl.read_ndjson(b"\n".join(lines), schema=SCHEMA)
@@ -109,7 +109,7 @@ class Parser:
         for event in events:
             if event.get("timestamp") is not None:
                 event["timestamp"] = str(event["timestamp"])
-        # What an event has got beside its own fields may be anything.
+        # Fields that do not belong to the event may have any value.
         kept = [
             {name: event[name] for name in _OWN[event["event"]] if name in event}
             for event in events
@@ -118,7 +118,7 @@ class Parser:
         return pl.DataFrame(rows, schema=SCHEMA)
 
     def records(self, lines: Iterable[bytes]) -> list[Stamped]:
-        """Parse the events among `lines` one by one."""
+        """Return the events among `lines`, parsed one by one."""
         found = []
         for fields in self._load(lines):
             event = read_event(fields)
@@ -171,7 +171,7 @@ class Parser:
         return True
 
     def tell(self, notes: Notes) -> None:
-        """Note what was not understood."""
+        """Note lines that were left out."""
         if self.damaged:
             lines = count(self.damaged, "damaged line")
             notes.problem(f"{lines}: not whole, or with values that no event has; left out")
@@ -187,7 +187,7 @@ class Parser:
 
 
 def _is_clean(frame: pl.DataFrame) -> bool:
-    """Whether every row is an event of this schema that the report can be worked out from."""
+    """Whether every row is an event of this schema that the report can use."""
     if not len(frame):
         return True
     seq, version = frame["seq"], frame["schema"]
@@ -202,7 +202,7 @@ def _is_clean(frame: pl.DataFrame) -> bool:
 
 
 def _is_whole(frame: pl.DataFrame) -> bool:
-    """Whether no event lacks a field that it must have."""
+    """Whether no event lacks a required field."""
     for name in frame["event"].unique():
         needed = [
             column
@@ -216,7 +216,7 @@ def _is_whole(frame: pl.DataFrame) -> bool:
 
 
 def _mend_surrogates(event: object) -> None:
-    """Replace halves of characters, which JSON can name and no text can have."""
+    """Replace lone surrogates, which JSON can contain and UTF-8 cannot."""
     if isinstance(event, dict):
         for field, value in event.items():
             if isinstance(value, str):

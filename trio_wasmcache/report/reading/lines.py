@@ -1,9 +1,9 @@
-"""From files to lines that may be events, block by block.
+"""Reads files, and yields lines that may be events, block by block.
 
 Memory is bounded by the size of a block, whatever the size of the file; a line longer than
-`MAX_LINE` is no event and is passed over. Only lines that may be events become objects, the others
-are counted at the speed of a search; a packed file that gives next to nothing else, and no end of
-it, is left (`MAX_BARREN`).
+`MAX_LINE` is no event and is skipped. Only lines that may be events become objects, the others are
+counted at the speed of a search. A packed file that expands to almost nothing but other data,
+without end, is abandoned (`MAX_BARREN`).
 """
 
 from __future__ import annotations
@@ -22,48 +22,49 @@ from .units import size
 BLOCK = 8 * 1024 * 1024
 # The longest event that the cache writes is a few KB.
 MAX_LINE = 1024 * 1024
-# Bytes of lines that are so long, on average, that their number is no matter.
+# Average length of lines (bytes) from which on their number does not matter.
 LONG = 150
-# Bytes without an event after which a packed file is left, if each of its own bytes gave more than
-# `MAX_RATIO` of them: no log is packed like that, nor is gzip able to pack one much better.
+# Number of bytes without an event after which a packed file is abandoned, if each of its own bytes
+# gave more than `MAX_RATIO` of them: no log is packed like that, and gzip can hardly do better.
 MAX_BARREN = 2 * 1024 * 1024 * 1024
 MAX_RATIO = 500
-# Where the first event of a file is looked for, to tell which file is the oldest.
+# Bytes in which the first event of a file is searched, to find which file is the oldest.
 HEAD = 64 * 1024
-# Whatever renders JSON writes the name of an event so.
+# The beginning of an event's name, as every JSON renderer writes it.
 MARK = b'"wasmcache.'
 NAME = b"wasmcache."
-# What a blank line may have got, beside its end.
+# Characters of a blank line, besides its end.
 BLANKS = b" \t\r\x0b\x0c"
 
 
 @define
 class Counts:
-    """How many lines there were, and of what kind; empty ones are not counted."""
+    """Number of lines by kind, without empty ones."""
 
     lines: int = 0
     foreign: int = 0
     named: int = 0
-    """How often an event's name was mentioned where no line had one as JSON."""
+    """Number of names of events in blocks in which no line has one as JSON."""
     half_written: int = 0
 
 
 @define(eq=False)
 class Reader:
-    """The lines of several files, in order of time as far as their first events tell it.
+    """The lines of several files, in order of time as far as their first events show it.
 
     Args:
-        paths: ``"-"`` is standard input.
-        advanced: called with the bytes that were taken from the files since it was called before
-            (packed, if they are), and the bytes that came of them.
+        paths: Files; ``"-"`` is standard input.
+        notes: Receives the problems of the input.
+        advanced: Called with the number of bytes read from the files since the last call (packed,
+            if they are), and the number of bytes they expanded to.
     """
 
     paths: Sequence[str]
     notes: Notes
-    advanced: Callable[[int, int], None] = field(default=lambda taken, unpacked: None)
+    advanced: Callable[[int, int], None] = field(default=lambda _taken, _unpacked: None)
     counts: Counts = Factory(Counts)
     opened: int = 0
-    """Files that could be opened."""
+    """Number of files that could be opened."""
 
     def blocks(self) -> Iterator[list[bytes]]:
         """Yield lists of lines, each of which may be an event."""
@@ -72,16 +73,16 @@ class Reader:
 
     @property
     def size(self) -> int | None:
-        """Bytes of all files together; None if that is not known."""
+        """Size of all files together (bytes); None if it is unknown."""
         paths = [Path(path) for path in self.paths]
         if STDIN in self.paths or any(path.exists() and not path.is_file() for path in paths):
             return None
         return sum(path.stat().st_size for path in paths if path.exists())
 
     def _ordered(self) -> list[str]:
-        """Put files in order of time: rotated ones are often named newest first."""
+        """Return files in order of time: rotated ones are often named newest first."""
         paths = list(self.paths)
-        # What is no file, such as a pipe, can be read only once.
+        # A pipe, for example, can be read only once.
         if len(paths) < 2 or not all(Path(path).is_file() for path in paths):
             return paths
         firsts = {path: first for path in paths if (first := _first_event(path)) is not None}
@@ -91,7 +92,7 @@ class Reader:
                 break
             kinds = {type(value) for value in values.values()}
             if len(kinds) == 1 and kinds <= {str, int, float}:
-                # Files without an event have nothing to be in the wrong place with.
+                # Files without an event can stay in any place.
                 return sorted(values, key=values.__getitem__) + [
                     path for path in paths if path not in values
                 ]
@@ -145,11 +146,11 @@ class Reader:
             yield self._last(path, rest)
 
     def _candidates(self, data: bytes, end: int) -> list[bytes]:
-        """Take the lines that may be events out of whole lines, and count the others.
+        """Return the lines that may be events, and count the others.
 
         Args:
-            data: ends with a part of a line.
-            end: where that begins.
+            data: Whole lines, and a part of one.
+            end: Offset of that part.
         """
         lines = data.count(b"\n")
         if LONG * lines < len(data) or 2 * data.count(MARK) > lines:
@@ -175,7 +176,7 @@ class Reader:
         self.counts.foreign += number
 
     def _last(self, path: str, line: bytes) -> list[bytes]:
-        """Take what follows the last newline: a whole line, or the part that was written so far."""
+        """Return the line without a newline at the end, if it is whole; note a half-written one."""
         try:
             json.loads(line)
         except (ValueError, RecursionError):
@@ -187,7 +188,7 @@ class Reader:
         return self._candidates(line + b"\n", len(line) + 1)
 
     def tell(self) -> None:
-        """Note how many lines were no events."""
+        """Note the number of lines that were no events."""
         counts = self.counts
         if counts.foreign:
             are = "is" if counts.foreign == 1 else "are"
@@ -196,7 +197,7 @@ class Reader:
 
 
 def _lines_with_mark(data: bytes, end: int) -> list[bytes]:
-    """Find the few lines with a mark; the others are not made into objects."""
+    """Return the few lines with a mark; the others are not made into objects."""
     found = []
     at = data.find(MARK, 0, end)
     while at >= 0:
@@ -207,15 +208,15 @@ def _lines_with_mark(data: bytes, end: int) -> list[bytes]:
 
 
 def _count_filled(data: bytes) -> int:
-    """Count the lines that are not blank."""
+    """Return the number of lines that are not blank."""
     data = data.translate(None, BLANKS)
-    while b"\n\n" in data:  # each time, half of the blank lines go
+    while b"\n\n" in data:  # each pass removes half of the blank lines
         data = data.replace(b"\n\n", b"\n")
     return data.count(b"\n") - data.startswith(b"\n")
 
 
 def _first_event(path: str) -> dict[str, object] | None:
-    """Return the first event of a file, if it is near the beginning; problems are noted later."""
+    """Return the first event near the beginning of a file, or None; problems are noted later."""
     try:
         with CountingFile(path) as file:
             head, _ = read_some(open_stream(file), HEAD)

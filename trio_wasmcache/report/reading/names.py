@@ -1,4 +1,4 @@
-"""Who is told apart: as many functions and groups as memory allows, and the others together."""
+"""Limits the names that are distinguished: functions and groups up to a number, the rest as one."""
 
 from __future__ import annotations
 
@@ -11,26 +11,28 @@ from attrs import Factory, define
 # (function, argument types, group)
 Key = tuple[str, str, str]
 KEY = ("function", "arg_types", "group")
-# In all caches together, at about 1 KB each: a service that opens a group for each connection has
-# no end of them.
+# Number of keys in all caches together, at about 1 KB each: a service that opens a group for each
+# connection has any number of them.
 MAX_KEYS = 20_000
-# Letters of a name that count as one key: the names that applications give are shorter.
+# Characters of a name that count as one key: names in applications are shorter.
 KEY_LETTERS = 500
-# Letters of a word that are kept.
+# Characters of a word that are kept.
 MAX_LETTERS = 200
-# Errors, kinds of waits, schemas: there are a few of each.
+# Number of different errors, kinds of waits, or schemas: normally there are a few of each.
 MAX_WORDS = 30
 OTHERS: Key = ("(others)", "", "(others)")
 
 
 @define(eq=False)
 class Space:
+    """The number of keys that can still be added, shared by all caches."""
+
     """What is left for keys, of what all caches share."""
 
     keys: int = Factory(lambda: MAX_KEYS)
 
     def take(self, keys: Sequence[tuple[str | None, ...]]) -> int:
-        """Take the space for the first of these keys; returns how many found some."""
+        """Take the budget of the first keys; return the number of keys for which it sufficed."""
         for number, key in enumerate(keys):
             needed = 1 + sum(len(part or "") for part in key) // KEY_LETTERS
             if needed > self.keys:
@@ -41,15 +43,15 @@ class Space:
 
 @define(eq=False)
 class Names:
-    """Those of one cache, as many as find space."""
+    """The keys of one cache, as far as the budget allows."""
 
     space: Space = Factory(Space)
     others: bool = False
-    """Whether there were more."""
+    """Whether some keys were replaced by `OTHERS`."""
     _known: set[tuple[str | None, ...]] = Factory(set)
 
     def limit(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Rename the keys that came too late to `OTHERS`."""
+        """Replace the keys beyond the budget by `OTHERS`."""
         fresh = frame.select(KEY).unique(maintain_order=True).rows()
         fresh = [key for key in fresh if key not in self._known]
         kept = self.space.take(fresh)
@@ -71,11 +73,11 @@ class Names:
 
 
 def shown(function: str, types: str) -> str:
-    """``add(i64, i64)``."""
+    """Return a function's name and types: ``add(i64, i64)``."""
     return function if (function, types) == OTHERS[:2] else f"{function}({types})"
 
 
 def tally(counter: Counter[str], word: str, number: int = 1) -> None:
-    """Count a word; those that come after `MAX_WORDS` different ones are counted together."""
+    """Count a word; words after the first `MAX_WORDS` different ones are counted together."""
     word = word[:MAX_LETTERS]
     counter[word if word in counter or len(counter) < MAX_WORDS else OTHERS[0]] += number

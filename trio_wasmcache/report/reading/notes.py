@@ -1,7 +1,7 @@
-"""What was wrong with the input: a line each on standard error, and what it means for the exit.
+"""Problems of the input: one line each on standard error, and the exit status.
 
-0: all was read. 1: analysed, but something was missing or damaged, or the books disagree. 2: there
-was nothing to analyse, or the question was wrong.
+0: everything was read. 1: analysed, but something was missing or damaged, or the books disagree.
+2: there was nothing to analyse, or the command line was wrong.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ from collections.abc import Callable
 from attrs import Factory, define
 
 FINE, FLAWED, NOTHING = 0, 1, 2
-# More of the same says nothing new.
+# Number of notes; further ones of the same kind add nothing.
 MAX_TOLD = 20
-# What is cited of a name that a log gives; the rest would only push everything else aside.
+# Characters of a name from a log that are shown.
 MAX_CITED = 120
 
 
 @define
 class Notes:
-    """Remarks and problems, told as they come up and kept for the report."""
+    """Remarks and problems, printed as they occur and kept for the report."""
 
     say: Callable[[str], None]
     texts: list[str] = Factory(list)
     status: int = FINE
 
     def remark(self, text: str) -> None:
-        """Good to know; nothing is wrong with the analysis."""
+        """Note a fact that does not affect the analysis."""
         if len(self.texts) < MAX_TOLD:
             self.texts.append(text)
             self.say(text)
@@ -35,21 +35,21 @@ class Notes:
             self.say(self.texts[-1])
 
     def problem(self, text: str) -> None:
-        """Something is missing or damaged: the rest is analysed, and the exit status says so."""
+        """Note that something is missing or damaged; the rest is analysed, with exit status 1."""
         self.status = FLAWED
         self.remark(text)
 
 
 def count(number: int, one: str, many: str = "") -> str:
-    """``1 line``, ``2 lines``, ``12,000 lines``."""
+    """Return a number with its noun: ``1 line``, ``2 lines``, ``12,000 lines``."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def cite(text: str, most: int = MAX_CITED) -> str:
-    """Make a name out of a log fit to be shown: cut it, and show what a terminal could obey.
+    """Return a name from a log made safe to show: cut, and without control characters.
 
-    Names come from whoever registers functions. Escape sequences, line breaks and characters that
-    turn the direction of writing around are not printable, and shown as ``\\x1b`` and so on.
+    Anyone who registers functions chooses names. Escape sequences, line breaks and characters that
+    change the direction of writing are not printable, and shown as ``\\x1b`` and so on.
     """
     if len(text) > most:
         text = text[: most - 1] + "…"

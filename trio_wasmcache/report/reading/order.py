@@ -1,7 +1,7 @@
-"""Sequence numbers: what is missing, what came twice, what came late; events in their order.
+"""Sequence numbers: finds missing, repeated and late events, and puts events in order.
 
-The cache numbers its events from 1 without gaps. Whoever writes them may mix them up (several
-threads, several files); within `WINDOW` events they are put in order again.
+The cache numbers its events from 1 without gaps. A writer may mix them up (several threads, several
+files); within `WINDOW` events they are put in order again.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from attrs import Factory, define
 from ..._core.events import Stamped
 from .records import letters_of
 
-# Events that are held back while one before them has not come, of all caches of a log together. At
+# Number of events held back while an earlier one is missing, of all caches of a log together. At
 # 2 KB each, 20 MB.
 WINDOW = 10_000
-# Letters of an event's texts that count as one event more.
+# Characters of an event's texts that count as one more event.
 EVENT_LETTERS = 2000
-# Gaps that are remembered one by one; a log with more is past repair.
+# Number of gaps that are remembered; a log with more cannot be repaired.
 MAX_GAPS = 10_000
-ENDLESS = 2**64  # above all numbers of events
+ENDLESS = 2**64  # above every sequence number
 
 
 @define(eq=False)
@@ -33,27 +33,27 @@ class Order:
     first: int = 0
     last: int = 0
     late: int = 0
-    """Events that came after one with a higher number."""
+    """Number of events that came after one with a higher number."""
     repeated: int = 0
     lost: int = 0
-    """Events that the cache itself says it dropped: its buffer was full."""
+    """Number of events that the cache reports as dropped, as its buffer was full."""
     gaps: list[tuple[int, int]] = Factory(list)
-    """(first, last) of what is missing and was not lost by the cache, in order."""
-    _forgotten: int = 0  # missing events in gaps that were too many to remember
+    """(first, last) of missing events that were not dropped by the cache, in order."""
+    _forgotten: int = 0  # missing events in gaps beyond `MAX_GAPS`
 
     @property
     def missing(self) -> int:
-        """Events that should be there, those that the cache dropped not counted."""
+        """Number of missing events, except those that the cache dropped."""
         return sum(last - first + 1 for first, last in self.gaps) + self._forgotten
 
     def lose(self, number: int, first: int) -> None:
-        """Take the cache's own word, given afterwards, that it dropped so many from this one on."""
+        """Record the cache's later report that it dropped `number` events from `first` on."""
         self.lost += number
         unknown = number - self._take_out(first, first + number - 1)
         self._forgotten = max(0, self._forgotten - unknown)
 
     def sort(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Put the events of one cache in order, and leave out those that came before."""
+        """Return the events of one cache in order, without repeated ones."""
         numbers = frame["seq"]
         steps = numbers.diff().drop_nulls()
         if not self.first:
@@ -82,7 +82,7 @@ class Order:
         return frame
 
     def skip(self, first: int, last: int) -> None:
-        """Remember that these have not come, and later ones have."""
+        """Record a gap: these events have not come, and later ones have."""
         self.gaps.append((first, last))
         if len(self.gaps) > MAX_GAPS:
             forgotten = self.gaps[: MAX_GAPS // 2]
@@ -90,9 +90,9 @@ class Order:
             self._forgotten += sum(last - first + 1 for first, last in forgotten)
 
     def _fill(self, number: int) -> bool:
-        """Whether this number was missing; from now on it is not."""
+        """Remove a number from the gaps; return whether it was missing."""
         if number < self.first:
-            # The log began in the middle, and now comes what was before.
+            # The log began in the middle, and earlier events follow now.
             if self.first - number > 1:
                 self.gaps.insert(0, (number + 1, self.first - 1))
             self.first = number
@@ -100,7 +100,7 @@ class Order:
         return self._take_out(number, number) > 0
 
     def _take_out(self, first: int, last: int) -> int:
-        """How many of these were missing; from now on they are not."""
+        """Remove numbers from the gaps; return how many of them were missing."""
         index = max(0, bisect.bisect_right(self.gaps, (first, ENDLESS)) - 1)
         taken = 0
         while index < len(self.gaps) and self.gaps[index][0] <= last:
@@ -115,18 +115,18 @@ class Order:
 
 @define(eq=False)
 class Line:
-    """The events of one cache, one by one and in order."""
+    """Yields the events of one cache one by one and in order."""
 
     order: Order = Factory(Order)
     holding: int = 0
-    """Events that are held back; one with long texts counts as several."""
+    """Number of events held back; one with long texts counts as several."""
     # heap of (seq, unique, cost, event)
     _held: list[tuple[int, int, int, Stamped]] = Factory(list)
     _pushed: int = 0
     _highest: int = 0
 
     def put(self, event: Stamped, window: int = WINDOW) -> Iterator[Stamped]:
-        """Take one, hold at most `window` back; yield those whose turn it is."""
+        """Add an event, hold at most `window` back; yield those whose turn it is."""
         order, number = self.order, event.seq
         order.late += number < self._highest
         self._highest = max(self._highest, number)
@@ -146,7 +146,7 @@ class Line:
         yield from self._release(window)
 
     def end(self) -> Iterator[Stamped]:
-        """Yield all that is held back: nothing more will come."""
+        """Yield all events held back, as no more will come."""
         yield from self._release(0)
 
     def _release(self, window: int) -> Iterator[Stamped]:

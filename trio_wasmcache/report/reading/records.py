@@ -1,7 +1,7 @@
-"""From the fields of a line to an event of the cache's own classes, `_core/events.py`.
+"""Makes events of the cache's own classes, `_core/events.py`, from the fields of a line.
 
-A million events go through here, so what is usual is done at once: the values of all fields are
-fetched together, and fit if values of the same types were looked at one by one before.
+A million events pass through here, so the usual case is fast: the values of all fields are fetched
+together, and are accepted if values of the same types were checked one by one before.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from attrs import Factory, define
 from ..._core.events import EVENTS, SCHEMA_VERSION, Event, Reason, Stamped
 from .schema import STAMP_TYPES, types_of
 
-# Numbers from here on are no sizes and no times. polars refuses whole ones by itself.
+# Numbers from here on are no sizes and no times. polars refuses whole ones itself.
 ABSURD = 2**63
-# Fields that came after the first logs of this schema were written: a log without them is fine, and
-# the events made of it have None there.
+# Fields added after the first logs of this schema were written: a log may lack them, and they are
+# None in its events.
 OPTIONAL = frozenset(
     {"deadline_seconds", "task", "blocked", "seat"}
     | {"address_space_bytes", "mappings", "module_mappings"}
 )
 STAMPS = ("schema", *STAMP_TYPES)
 _REASONS: dict[str, Any] = {reason.value: reason for reason in Reason}
-# Signatures that are remembered; there are a few for each kind of event.
+# Number of signatures remembered; there are a few for each kind of event.
 MAX_SIGNATURES = 100
 Setter = Callable[[Event, Any], None]
 
@@ -40,18 +40,18 @@ class Kind:
     make: type[Event]
     names: tuple[str, ...]
     types: dict[str, tuple[type, ...]]
-    """{field, stamps included: the types that its value may have}."""
+    """{field, stamps included: allowed types of its value}."""
     get: itemgetter[Any]
     """Fetches the stamps and the values of all fields."""
     setters: tuple[Setter, ...]
-    """What sets the fields of a new event: `__init__` does it by their names, at twice the cost."""
+    """Setters of the fields of a new event: `__init__` sets them by name, at twice the cost."""
     reason: int | None
-    """Which field is the reason."""
+    """Index of the field that is the reason; None: there is none."""
     known: dict[tuple[type, ...], Callable[[Any], tuple[float, ...]]] = Factory(dict)
-    """{types of values that fit: what fetches the numbers among them}."""
+    """{types of accepted values: getter of the numbers among them}."""
 
     def build(self, values: list[Any]) -> Event:
-        """Make an event of the values of its fields, in order."""
+        """Return an event with these values of its fields, in order."""
         if self.reason is not None:
             # A reason that this version does not know stays a text.
             values[self.reason] = _REASONS.get(values[self.reason], values[self.reason])
@@ -78,13 +78,13 @@ KINDS = {event.name: _kind_of(event) for event in EVENTS}
 
 
 def read_event(fields: Any) -> Stamped | None:
-    """Make an event of the fields of a line, if it is what a cache usually writes."""
+    """Return an event with the fields of a line, if they have the usual types; else None."""
     try:
         kind = KINDS[fields["event"]]
         values = kind.get(fields)
         numbers = kind.known[tuple(map(type, values))](values)
-        # No sum below `ABSURD` has a part above it, or one that is infinite or no number; a whole
-        # number of hundreds of digits can't even be added to others.
+        # A sum below `ABSURD` has no part above it, and none that is infinite or no number; an int
+        # of hundreds of digits can't even be added to floats.
         if not sum(map(abs, numbers)) < ABSURD:
             return None
     except (KeyError, TypeError, OverflowError):
@@ -96,7 +96,7 @@ def read_event(fields: Any) -> Stamped | None:
 
 
 def make_event(fields: dict[str, Any]) -> Stamped:
-    """Make an event of fields that were looked at one by one, and fit."""
+    """Return an event with fields that were checked one by one."""
     kind = KINDS[fields["event"]]
     if len(kind.known) < MAX_SIGNATURES and kind.types.keys() <= fields.keys():
         signature = tuple(map(type, kind.get(fields)))
@@ -107,7 +107,7 @@ def make_event(fields: dict[str, Any]) -> Stamped:
 
 
 def letters_of(event: Event) -> int:
-    """Count the letters of an event's texts."""
+    """Return the number of characters in an event's texts."""
     values = (getattr(event, name) for name in KINDS[event.name].names)
     return sum(len(it) for it in values if isinstance(it, str))
 

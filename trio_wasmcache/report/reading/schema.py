@@ -1,7 +1,7 @@
-"""What a line of the log looks like: a JSON Schema, generated from the event classes.
+"""The format of the log's lines: a JSON Schema, generated from the event classes.
 
-``python -m trio_wasmcache schema`` prints it; `events.schema.json` is what it printed last.
-Other fields may stand beside those of the schema: whatever a structlog processor adds, such as
+``python -m trio_wasmcache schema`` prints it; `events.schema.json` is its last output.
+Lines may have fields besides those of the schema: any that a structlog processor adds, such as
 ``level`` and ``timestamp``.
 """
 
@@ -25,22 +25,22 @@ _TYPES = {str: "string", int: "integer", float: "number", bool: "boolean"}
 _STAMP: dict[str, dict[str, Any]] = {
     "cache": {
         "type": "string",
-        "description": "Which cache: a name made up when it was opened.",
+        "description": "The cache: a name made up when it was opened.",
     },
     "seq": {
         "type": "integer",
         "minimum": 1,
-        "description": "Numbers the events of a cache, from 1, without gaps.",
+        "description": "Number of the event in its cache, from 1, without gaps.",
     },
     "at_seconds": {
         "type": "number",
-        "description": "The cache's clock: only differences mean something.",
+        "description": "Time by the cache's clock: only differences have a meaning.",
     },
 }
 
 
 def make_schema() -> dict[str, Any]:
-    """Make the schema, as plain values for `json.dumps`."""
+    """Return the schema, as plain values for `json.dumps`."""
     names = [event.name for event in EVENTS]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -65,7 +65,7 @@ def make_schema() -> dict[str, Any]:
 
 
 def types_of(event: type[Event]) -> dict[str, tuple[type, ...]]:
-    """{field: the Python types that its value in a parsed line may have}."""
+    """Return {field: the Python types that its value in a parsed line may have}."""
     hints = get_type_hints(event)
     return {field.name: _plain(hints[field.name]) for field in fields(event)}
 
@@ -111,7 +111,7 @@ def _property(hint: object) -> dict[str, Any]:
 
 
 def _docstrings(event: type[Event]) -> dict[str, str]:
-    """{field: the string that stands below it in the source}, which Python itself throws away."""
+    """Return {field: the string below it in the source}, which Python itself discards."""
     told: dict[str, str] = {}
     for base in reversed(event.__mro__[:-1]):
         if not issubclass(base, Event):

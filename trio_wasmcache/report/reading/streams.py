@@ -1,4 +1,4 @@
-"""Files as streams of bytes: plain, gzip or zstd, whichever their first bytes say."""
+"""Opens files as streams of bytes: plain, gzip or zstd, as their first bytes show."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from typing import IO, cast
 import zstandard
 
 STDIN = "-"
-# What a damaged file raises while it is read.
+# Exceptions of reading a damaged file.
 READ_ERRORS = (OSError, EOFError, zlib.error, zstandard.ZstdError)
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
-# Packed bytes that are unpacked at once. A block of 128 KiB may come from three of them, so that
-# even a file made to burst gives no more than some 20 MB.
+# Number of packed bytes that are unpacked at once. A block of 128 KiB may come from three of them,
+# so that even a malicious file gives no more than some 20 MB.
 _ZSTD_PIECE = 512
 
 
 class CountingFile(io.RawIOBase):
-    """A file, or standard input, that counts the bytes that were read of it."""
+    """A file, or standard input, that counts the bytes read from it."""
 
     def __init__(self, path: str) -> None:
         self.count = 0
         self._owned = path != STDIN
-        # A read of a pipe gives what is there: one that waited for more, in a loop of its own in C,
-        # would not see a Ctrl-C that came between its calls of the system.
+        # A read of a pipe returns what is there: one that waited for more, in a loop in C, would
+        # not see a Ctrl-C that came between its system calls.
         self._file: IO[bytes] = sys.stdin.buffer
         if self._owned:
             self._file = Path(path).open("rb", buffering=0)  # noqa: SIM115 - closed by `close`
@@ -49,9 +49,9 @@ class CountingFile(io.RawIOBase):
 
 
 class _Unzstd(io.RawIOBase):
-    """What is in a zstd file, one frame after the other.
+    """The contents of a zstd file, one frame after the other.
 
-    zstandard's own reader takes a file that was cut off for one that has ended.
+    zstandard's own reader takes a truncated file for a complete one.
     """
 
     def __init__(self, packed: io.BufferedIOBase) -> None:
@@ -83,7 +83,7 @@ class _Unzstd(io.RawIOBase):
 
 
 def open_stream(file: CountingFile) -> io.BufferedIOBase:
-    """Open what is in the file, unpacked if it is packed."""
+    """Open the contents of a file, unpacked if it is packed."""
     buffered = io.BufferedReader(file, 1024 * 1024)
     head = buffered.peek(4)[:4]
     kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
@@ -95,7 +95,7 @@ def open_stream(file: CountingFile) -> io.BufferedIOBase:
 
 
 def read_some(stream: io.BufferedIOBase, size: int) -> tuple[bytes, Exception | None]:
-    """Read up to `size` bytes, fewer at the end; also return what went wrong after them."""
+    """Read up to `size` bytes, fewer at the end; also return the error that came after them."""
     parts: list[bytes] = []
     left = size
     try:
@@ -111,7 +111,7 @@ def read_some(stream: io.BufferedIOBase, size: int) -> tuple[bytes, Exception | 
 
 
 def explain(error: Exception) -> str:
-    """In words, whatever library it is from."""
+    """Return an error as text, whatever library it comes from."""
     strerror = getattr(error, "strerror", None)
     if strerror:
         return str(strerror)

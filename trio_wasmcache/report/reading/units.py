@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Formats numbers for people."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import datetime
 import math
 import re
 
-# What is shown of a time that is none.
+# Characters of a timestamp that is no valid time.
 MAX_MOMENT = 32
 
 
 def size(number: float | None) -> str:
-    """``3.4 MiB``."""
+    """Return bytes as text: ``3.4 MiB``."""
     if number is None:
         return "-"
     for unit in ("B", "KiB", "MiB", "GiB"):
@@ -22,7 +22,10 @@ def size(number: float | None) -> str:
 
 
 def seconds(number: float | None) -> str:
-    """``12 µs``, ``3.4 ms``, ``5.6 s``, ``3 min 20 s``, ``2 h 03 min``, ``4 d 20 h``."""
+    """Return ``12 µs``, ``3.4 ms``, ``5.6 s``, ``3 min 20 s``, ``2 h 03 min`` or ``4 d 20 h``.
+
+    An infinite time is ``never``.
+    """
     if number is None or number == math.inf:
         return "-" if number is None else "never"
     if number == 0:
@@ -44,7 +47,7 @@ def seconds(number: float | None) -> str:
 
 
 def rate(number: float | None) -> str:
-    """``97.1 %``; never 100 % where something is missing, nor 0 % where something is there."""
+    """Return per cent: ``97.1 %``; 100 % and 0 % only if that is exact."""
     if number is None:
         return "-"
     text = f"{number:.1%}"
@@ -56,7 +59,7 @@ def rate(number: float | None) -> str:
 
 
 def short(number: float) -> str:
-    """``99,999``, ``123k``, ``4.5M``: a count where there is little room."""
+    """Return a count in few characters: ``99,999``, ``123k``, ``4.5M``."""
     if number < 100_000:
         return f"{number:,.0f}"
     for unit in ("k", "M"):
@@ -69,7 +72,7 @@ def short(number: float) -> str:
 
 
 def moment(timestamp: str) -> str:
-    """``2026-11-24 10:00:05Z`` of what structlog stamps, ISO 8601 or seconds since 1970."""
+    """Return a structlog timestamp (ISO 8601, or seconds since 1970): ``2026-11-24 10:00:05Z``."""
     found = re.fullmatch(
         r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(?:[.,]\d+)?(Z|[+-]\d\d:?\d\d)?", timestamp, re.ASCII
     )
@@ -83,5 +86,5 @@ def moment(timestamp: str) -> str:
 
 
 def soon(within: float | None) -> str:
-    """Say what counts as thrash: a load at most so many seconds after an eviction; None: ever."""
+    """Return the definition of thrash: a load `within` seconds of an eviction; None: any load."""
     return "after they went" if within is None else f"within {within:g} s of going"

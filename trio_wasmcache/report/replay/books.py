@@ -1,4 +1,4 @@
-"""The cache's own policy, with functions and groups under the names that a log has for them."""
+"""The cache's own policy, with functions and groups by their names in a log."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..._core.policy.policy import Policy
 from ..._core.policy.records import FunctionRecord, GroupRecord, Module, Request, TokenBook
 from ..._core.wasm.isolation import RESET
 
-# {field of `CacheConfig`: field of the events that tell the limits}.
+# {field of `CacheConfig`: field of the events with limits}.
 LIMITS = {
     "max_size": "max_size_bytes",
     "max_instance_size": "max_instance_size_bytes",
@@ -27,13 +27,13 @@ LIMITS = {
     "idle_timeout": "idle_timeout_seconds",
 }
 Limits: TypeAlias = dict[str, Any]
-"""Fields of `CacheConfig` by name: the limits that a log tells, or that are tried."""
+"""Fields of `CacheConfig` by name: the limits in a log, or those to try."""
 NameKey = tuple[str, str]  # (function, argument types)
 
 
 def limits_of(event: Opened | Resized) -> Limits:
-    """Return the limits that an `opened` or `resized` event has, named as in `CacheConfig`."""
-    # A log from before there was `max_running_size` or `max_address_space` had no such limit.
+    """Return the limits in an `opened` or `resized` event, named as in `CacheConfig`."""
+    # A log from before `max_running_size` or `max_address_space` existed had no such limit.
     limits = {name: getattr(event, field) for name, field in LIMITS.items()}
     if limits["idle_timeout"] is None:
         limits["idle_timeout"] = math.inf
@@ -41,33 +41,33 @@ def limits_of(event: Opened | Resized) -> Limits:
 
 
 def config_of(event: Opened) -> CacheConfig:
-    """Return the configuration that an `opened` event has.
+    """Return the configuration in an `opened` event.
 
     Raises:
-        ValueError: no cache has such limits.
+        ValueError: The limits are not valid for a cache.
     """
     return CacheConfig(stack_size=event.stack_size_bytes, **limits_of(event))
 
 
 def system_of(event: Opened) -> SystemLimits:
-    """Return what the system left the cache, as an `opened` event tells."""
+    """Return the system's limits in an `opened` event."""
     return SystemLimits(mappings=event.max_mappings)
 
 
 @define(eq=False)
 class Books:
-    """A policy, and what it was told of functions and groups."""
+    """A policy, and its functions and groups."""
 
     config: CacheConfig
     system: SystemLimits = Factory(SystemLimits)
     policy: Policy = Factory(lambda self: Policy(self.config, self.system), takes_self=True)
     groups: dict[str, GroupRecord] = Factory(dict)
     current: dict[NameKey, FunctionRecord] = Factory(dict)
-    """What an acquire finds."""
+    """Functions that an acquire can find."""
     functions: dict[tuple[str, str, int], FunctionRecord] = Factory(dict)
-    """{(function, argument types, generation): record}, of whatever age."""
+    """{(function, argument types, generation): record}, including old generations."""
     resets: set[FunctionRecord] = Factory(set)
-    """Those whose instances are put back; one that is too large leaves a seat."""
+    """Functions whose instances are reset; an instance that is too large leaves a seat."""
     _modules: dict[int, Module] = Factory(dict)
 
     def open_group(self, name: str, others: Callable[[], bool]) -> GroupRecord:
@@ -76,7 +76,7 @@ class Books:
         return group
 
     def register(self, event: Registered, now: float) -> Step:
-        """Register a function; one that it replaces is retired."""
+        """Register a function; retire one that it replaces."""
         name = event.function, event.arg_types
         module = self._modules.get(event.module_number)
         if module is None:
@@ -106,7 +106,7 @@ class Books:
         return Step() if record is None else self.policy.retire(record, now)
 
     def resize(self, limits: Limits, now: float) -> Step:
-        """Live under other limits from now on."""
+        """Apply new limits."""
         self.config = evolve(self.config, **limits)
         return self.policy.resize(self.config, now)
 

@@ -1,12 +1,11 @@
-"""From events to steps of the policy: what made the cache's policy do something makes this one.
+"""Turns events into steps of the policy: each event repeats the step that led to it.
 
 Rules:
 
-1. An event is what was done *to* the policy, at the time that it was given: `requested` is
-   `acquire`, `recycled` is `recycle`, and so on. Each method here is one of them, and gives the
-   step that the policy took.
+1. Each method stands for one kind of event, such as `requested` for `acquire` and `recycled` for
+   `recycle`. It performs the step at the time of the event and returns the policy's result.
 2. A token is held from its `requested` on until after the step of its `left`, `recycled` or
-   `abandoned`, as in the cache: who holds it decides what is a deadlock.
+   `abandoned`, as in the cache: deadlocks depend on the holders of tokens.
 3. Closing a group ends its loads, and leases whose tasks have not run yet: they are `abandoned`.
 """
 
@@ -40,15 +39,15 @@ from .books import Books, limits_of
 
 @define(eq=False)
 class Driver:
-    """A policy that goes through what another one went through."""
+    """Makes a policy repeat the steps of another one."""
 
     books: Books
     requests: dict[int | None, Request] = Factory(dict)
-    """{number: request} of those that the log has not told the end of; none is called None."""
+    """{number: request} of requests whose end the log has not reached; None is no number."""
     granted: set[Request] = Factory(set)
-    """Those of which the log has told `acquired`: their tasks know that they hold something."""
+    """Requests for which the log has `acquired`: their tasks know that they have an instance."""
     _left: set[Request] = Factory(set)
-    """Those whose block has ended, under a call: their token is given back."""
+    """Requests whose block has ended, under a call; their tokens were given back."""
     _token_waits: dict[int, GroupRecord] = Factory(dict)  # {task: group}
     _waiting: dict[GroupRecord, dict[int, None]] = Factory(dict)  # {group: tasks}
     _capacities: dict[GroupRecord, int | None] = Factory(dict)
@@ -61,32 +60,32 @@ class Driver:
     # -- functions, groups, limits
 
     def open_group(self, event: GroupOpened) -> None:
-        """Do what a `group_opened` event was told for."""
+        """Perform the step of a `group_opened` event."""
         group = self.books.open_group(event.group, lambda: self._others_have_tokens(group))
         self._capacities[group] = event.capacity_tokens
 
     def register(self, event: Registered, now: float) -> Step:
-        """Do what led to a `registered` event."""
+        """Perform the step of a `registered` event."""
         return self.books.register(event, now)
 
     def remove(self, event: Removed, now: float) -> Step:
-        """Do what led to a `removed` event."""
+        """Perform the step of a `removed` event."""
         return self.books.remove(event, now)
 
     def resize(self, event: Resized, now: float) -> Step:
-        """Do what led to a `resized` event."""
+        """Perform the step of a `resized` event."""
         return self.books.resize(limits_of(event), now)
 
     def expire(self, now: float) -> Step:
-        """Do what led to an `evicted` event that the cache's clock was the cause of."""
+        """Perform the step of an `evicted` event that was caused by the cache's clock."""
         return self.policy.expire(now)
 
     def relieve(self, event: Refused, now: float) -> Step | None:
-        """Do what led to a `refused` event."""
+        """Perform the step of a `refused` event."""
         return self.policy.relieve(event.address_space_bytes, event.mappings, now)
 
     def close_group(self, event: GroupClosed, now: float) -> Step:
-        """Do what led to a `group_closed` event."""
+        """Perform the step of a `group_closed` event."""
         policy = self.policy
         group = self.books.groups[event.group]
         reason = Reason.CLOSED if event.with_cache else Reason.GROUP_CLOSED
@@ -100,7 +99,7 @@ class Driver:
     # -- tokens
 
     def wait_for_token(self, event: Blocked) -> None:
-        """Do what led to a `blocked` event of an acquire that has no number yet."""
+        """Perform the step of a `blocked` event of an acquire that has no number yet."""
         function = self.books.functions[_generation(event)]
         group = self.books.groups[event.group]
         self.policy.note_token_block(function, group)
@@ -110,7 +109,7 @@ class Driver:
         self.policy.waits.waiting[event.task] = group
 
     def end_token_wait(self, task: int) -> None:
-        """Let a task wait for a token no longer; no error if it did not."""
+        """End a task's wait for a token; no error if it has none."""
         self.policy.waits.end(task)
         self._forget_wait(task)
 
@@ -120,7 +119,7 @@ class Driver:
             del self._waiting[group][task]
 
     def _others_have_tokens(self, group: GroupRecord) -> bool:
-        """Whether somebody who waits for a token was given one, and has only not run since."""
+        """Whether some task that waits for a token was granted one and has not run since."""
         capacity = self._capacities[group]
         return bool(self._waiting.get(group)) and (
             capacity is None or len(group.tokens.owners) < capacity
@@ -136,7 +135,7 @@ class Driver:
     # -- requests
 
     def acquire(self, event: Requested, now: float) -> Step | None:
-        """Do what led to a `requested` event; a request that is refused has an `error`."""
+        """Perform the step of a `requested` event; a request that is refused has an `error`."""
         function = self.books.functions[_generation(event)]
         group = self.books.groups[event.group]
         task = event.task
@@ -152,13 +151,13 @@ class Driver:
             return None
 
     def loaded(self, event: Loaded, now: float) -> Step | None:
-        """Do what led to a `loaded` event."""
+        """Perform the step of a `loaded` event."""
         request = self.requests[event.request]
         assert request.instance is not None
         return self.policy.loaded(request, now, event.size_bytes)
 
     def leave(self, event: Left, now: float) -> Step | None:
-        """Do what led to a `left` event."""
+        """Perform the step of a `left` event."""
         request = self.requests[event.request]
         before = request.owner
         step = self.policy.hand_over(request, event.task, now)
@@ -167,7 +166,7 @@ class Driver:
         return step
 
     def recycle(self, event: Recycled, now: float, drop: Reason | None) -> Step | None:
-        """Do what led to a `recycled` event; `drop`: a call failed, as only the cache knows."""
+        """Perform the step of a `recycled` event; `drop` if a call of it had failed."""
         request = self.requests.pop(event.request)
         self.granted.discard(request)
         reserved = None
@@ -181,7 +180,7 @@ class Driver:
         return step
 
     def abandon(self, event: Abandoned, now: float) -> Step | None:
-        """Do what led to an `abandoned` event of an acquire that has a number."""
+        """Perform the step of an `abandoned` event of an acquire that has a number."""
         request = self.requests.pop(event.request)
         step = None
         if request.stage is Stage.LOADING:

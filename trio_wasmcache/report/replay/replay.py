@@ -1,16 +1,16 @@
-"""A log with `log_uses`, run through the cache's own policy, and compared with it step by step.
+"""Runs a log with `log_uses` through the cache's own policy, and compares the two step by step.
 
-Some events made the policy do something; `driving` does it again. The others tell what it did, and
-are compared with what it does now:
+Some events made the policy take a step; `driving` repeats it. The others report results, which are
+compared with those of the repeated steps:
 
-- `evicted`: who, why, in what order, all sizes. One that nothing led to may be for idleness: the
-  cache's clock did that, and the books must agree that it was due.
-- `acquired`: which instance, a hit or not, its uses, all sizes.
-- `blocked`, `loaded`, `abandoned`: for what it waits, which instance, with what error.
-- `recycled`: kept or not, all sizes; `closed`: all counts.
+- `evicted`: the instance, the reason, the order, all sizes. An eviction that no event led to may be
+  for idleness: the cache's clock caused it, and the books must agree that it was due.
+- `acquired`: the instance, whether it is a hit, its uses, all sizes.
+- `blocked`, `loaded`, `abandoned`: what it waits for, the instance, the error.
+- `recycled`: whether it is kept, all sizes; `closed`: all counts.
 
-After a first disagreement the books may be off for good, so that one is the one to look at. Where
-events are missing it ends: what comes after them can't be known.
+After the first disagreement the books may stay wrong, so that one should be examined. A replay ends
+where events are missing: what follows cannot be known.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from ..._core.policy.records import Closed, Request, Stage
 from .books import Books, config_of, system_of
 from .driving import Driver
 
-# Disagreements that are kept word by word; the rest is counted.
+# Disagreements that are kept as text; further ones are counted.
 MAX_KEPT = 50
 COMPARED = (
     *("function", "arg_types", "group", "generation", "instance", "module_digest"),
@@ -59,15 +59,18 @@ COMPARED = (
 
 
 class NotReplayable(Exception):
-    """The log is not one that can be replayed; the message says why."""
+    """The log can't be replayed; the message gives the reason."""
 
 
 def check_start(stamped: Stamped, what: str) -> Opened:
-    """Return the first event of a log that tells of every use.
+    """Return the first event of a log that contains every use.
+
+    Args:
+        stamped: The first event of the log.
+        what: What needs it, for messages.
 
     Raises:
-        NotReplayable: it is another one, has limits that no cache has, or the log does not tell of
-            every use.
+        NotReplayable: It is not `opened`, its limits are not valid, or the log lacks uses.
     """
     event = stamped.event
     if not isinstance(event, Opened):
@@ -89,35 +92,35 @@ def check_start(stamped: Stamped, what: str) -> Opened:
 
 @define(eq=False)
 class Replay:
-    """The log of one cache, fed event by event and in order."""
+    """A replay of the log of one cache, fed event by event and in order."""
 
     events: int = 0
-    """Those that were gone through."""
+    """Number of events replayed."""
     leases: int = 0
     evictions: int = 0
     left_out: int = 0
-    """Events after the first that is missing."""
+    """Number of events after the first that is missing."""
     gap: tuple[int, int] | None = None
-    """(first, last) of the sequence numbers that are missing where it ended."""
+    """(first, last) of the missing sequence numbers at which the replay ended."""
     complete: bool = False
-    """Whether the log tells of the closing of the cache."""
+    """Whether the log contains the closing of the cache."""
     disagreements: list[tuple[int, str]] = Factory(list)
-    """(sequence number, what is different)."""
+    """(sequence number, the difference)."""
     disagreed: int = 0
-    """How many, also those that were not kept."""
-    evicted: Callable[[Evicted], None] = lambda event: None
-    """Told of each eviction that the policy decides on, in order."""
+    """Number of disagreements, including those that were not kept."""
+    evicted: Callable[[Evicted], None] = lambda _event: None
+    """Called with each eviction that the policy decides on, in order."""
     _driver: Driver | None = None
-    _now: Stamped | None = None  # the event that is gone through
+    _now: Stamped | None = None  # the event that is replayed
     _pending: Stamped | None = None
     _last: int = 0
     _expected: deque[Evicted] = Factory(deque)
 
     def feed(self, event: Stamped) -> None:
-        """Take the next event; it is gone through when the one after it is known.
+        """Add the next event; it is replayed when the one after it is known.
 
         Raises:
-            NotReplayable: it is the first, and not one that a replay can begin with.
+            NotReplayable: It is the first, and a replay can't begin with it.
         """
         if self._driver is None:
             self._open(event)
@@ -134,12 +137,12 @@ class Replay:
         self._pending = event
 
     def finish(self) -> None:
-        """Go through the last event: there are no more."""
+        """Replay the last event, as there are no more."""
         pending, self._pending = self._pending, None
         if pending is None:
             return
         if isinstance(pending.event, Recycled) and not pending.event.kept:
-            self.left_out += 1  # why it was not kept, the next event would tell
+            self.left_out += 1  # the next event would have given the reason
             return
         self._go_through(pending, None)
         if self.complete:
@@ -211,14 +214,14 @@ class Replay:
                 self._on_closed(event)
 
     def _act(self, step: Step | None) -> None:
-        """Expect the evictions of a step of the policy to be what the log tells next."""
+        """Expect the evictions of a step of the policy to follow in the log."""
         if step is not None:
             for _, event in step.evicted:
                 self._expected.append(event)
                 self.evicted(event)
 
     def _settle(self, seq: int) -> None:
-        """Disagree with a log that has not told all that the last step evicted by now."""
+        """Note a disagreement for each expected eviction that the log does not have by now."""
         for event in self._expected:
             self._note(
                 seq,
@@ -246,7 +249,7 @@ class Replay:
         self._compare(event, "total_size_bytes", event.total_size_bytes, ledger.total_size)
         self._compare(event, "code_size_bytes", event.code_size_bytes, ledger.used)
 
-    # -- what makes the policy do something
+    # -- events that repeat a step of the policy
 
     def _on_loaded(self, event: Loaded, now: float) -> None:
         request = self._driven.requests[event.request]
@@ -270,15 +273,15 @@ class Replay:
         instance = request.instance
         assert instance is not None
         self._compare(event, "the instance", event.instance, instance.number)
-        told = request in self._driven.granted
-        self._compare(event, "told to be acquired", told, True)
-        # Whether a call failed, only the cache knows; other reasons are the policy's.
-        spoilt = following is not None and is_end_of_spoilt(event, following.event)
-        self._act(self._driven.recycle(event, now, Reason.CORRUPTED if spoilt else None))
+        acquired = request in self._driven.granted
+        self._compare(event, "logged as acquired", acquired, True)
+        # Only the cache knows whether a call failed; other reasons are the policy's.
+        corrupted = following is not None and is_end_of_corrupted(event, following.event)
+        self._act(self._driven.recycle(event, now, Reason.CORRUPTED if corrupted else None))
         self._compare(event, "kept", event.kept, instance.state is not State.CLOSED)
         self._compare_sizes(event)
 
-    # -- what tells what it did
+    # -- events that report results
 
     def _on_blocked(self, event: Blocked) -> None:
         if event.request is None:
@@ -325,8 +328,8 @@ class Replay:
         self._compare(event, "evictions", event.evictions, evictions)
 
 
-def is_end_of_spoilt(recycled: Recycled, following: Event) -> bool:
-    """Whether the event after a `recycled` says that a call had failed: its instance goes."""
+def is_end_of_corrupted(recycled: Recycled, following: Event) -> bool:
+    """Whether the event after a `recycled` shows that the instance was dropped as corrupted."""
     return (
         isinstance(following, Evicted)
         and following.reason is Reason.CORRUPTED
@@ -339,12 +342,12 @@ def _short(event: Event) -> str:
 
 
 def _reason(event: Evicted) -> str:
-    """Return the reason in a word, also one that this version does not know."""
+    """Return the reason as a word, including one that this version does not know."""
     return str(getattr(event.reason, "value", event.reason))
 
 
 def _booked_error(request: Request, logged: str) -> str:
-    """Return the error that an acquire ends with by the books; any, where they can't say."""
+    """Return the error of an acquire by the books, or the logged one where they do not know."""
     if request.error is not None:
         error = type(request.error)
         return "ClosedResourceError" if error is Closed else error.__name__

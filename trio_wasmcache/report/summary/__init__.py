@@ -1,1 +1,1 @@
-"""What a log adds up to, block by block, in bounded memory."""
+"""Sums over a log, block by block, in bounded memory."""

@@ -1,8 +1,8 @@
-"""What became of what was evicted: loaded again, and how soon; or never used a second time.
+"""Follows evicted instances: whether they were loaded again, and how soon, or never reused.
 
-Followed for each function in each group, one eviction and one load after the other, because it is
-the order that tells. A load that comes after an eviction is charged to the reason of the latest
-one: it would not have been needed, had that instance stayed.
+Followed for each function in each group, in the order of evictions and loads, as the result depends
+on it. A load after an eviction is charged to the reason of the latest one: it would not have been
+needed, had that instance been kept.
 """
 
 from __future__ import annotations
@@ -12,30 +12,30 @@ from attrs import Factory, define
 
 from ..reading.names import OTHERS, Key
 
-# Reasons for which an instance goes that another limit would have kept.
+# Reasons of evictions that another limit would have prevented.
 LIMITS = ("size", "count", "idle", "code", "stack", "oversized")
-# Evictions of one entry that still wait for a load; few entries have so many instances.
+# Number of evictions of one entry that are remembered; few entries have as many instances.
 MAX_GONE = 64
 
 
 @define
 class Fate:
-    """Of one function in one group."""
+    """Loads and evictions of one function in one group."""
 
     loads: int = 0
     load_seconds: float = 0.0
     evictions: int = 0
     thrashed: int = 0
-    """Loads soon after an eviction that a limit was the reason of."""
+    """Number of loads soon after an eviction whose reason is a limit."""
     never_reused: int = 0
-    """Instances that went after at most one lease."""
+    """Number of instances evicted after at most one lease."""
     gone: list[tuple[float, str]] = Factory(list)
-    """(when, why) of what was evicted and not loaded again, the latest last."""
+    """(time, reason) of evictions that no load followed, the latest last."""
 
 
 @define
 class Paid:
-    """Loads that evictions made necessary."""
+    """Loads made necessary by evictions."""
 
     count: int = 0
     seconds: float = 0.0
@@ -43,18 +43,22 @@ class Paid:
 
 @define(eq=False)
 class Fates:
-    """Of all. Args: thrash_seconds: what counts as soon."""
+    """Loads and evictions of one cache.
+
+    Args:
+        thrash_seconds: Time between an eviction and a load that counts as thrash, at most.
+    """
 
     thrash_seconds: float
     by_key: dict[Key, Fate] = Factory(dict)
     paid: dict[str, Paid] = Factory(dict)
-    """By the reason of the eviction."""
+    """{reason of the eviction: loads}."""
     thrash_load_seconds: float = 0.0
     on_seats: int = 0
-    """Loads of functions that get a new instance for each lease; no eviction made them so."""
+    """Number of loads on seats, for functions that get a new instance for each lease."""
 
     def take(self, frame: pl.DataFrame, times: pl.Series) -> None:
-        """Take events of one cache in order; `times` are seconds since its first event."""
+        """Add events of one cache, in order; `times` are seconds since its first event."""
         relevant = frame["event"].is_in(["wasmcache.loaded", "wasmcache.evicted"])
         columns = ["function", "arg_types", "group", "reason", "load_seconds", "uses", "seat"]
         rows = frame.filter(relevant).select(columns)
@@ -76,7 +80,7 @@ class Fates:
                 continue
             fate.evictions += 1
             fate.never_reused += uses <= 1
-            if key != OTHERS:  # of whom it is not known who is loaded again
+            if key != OTHERS:  # these can't be matched with their loads
                 fate.gone.append((at, reason))
                 del fate.gone[:-MAX_GONE]
 

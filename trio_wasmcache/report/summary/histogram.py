@@ -1,6 +1,6 @@
-"""How values are spread, in a few hundred numbers whatever their count.
+"""The distribution of values, in a few hundred numbers whatever their count.
 
-Buckets are equal parts of a power of ten, so that a quantile is right to 6 %.
+Buckets are equal parts of a power of ten, so that a quantile is exact to 6 %.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from attrs import Factory, define
 
 BUCKETS = 40  # of a power of ten
 BARS = 10  # likewise
-# Times are in seconds: below a nanosecond there is nothing.
+# Seconds; shorter times than a nanosecond count as 0.
 LEAST = 1e-9
 
 
 @define(eq=False)
 class Histogram:
-    """Values of at least 0; those of 0 are in a bucket of their own."""
+    """Values from 0 on; zeros have a bucket of their own."""
 
     count: int = 0
     total: float = 0.0
@@ -25,7 +25,7 @@ class Histogram:
     _buckets: dict[int, int] = Factory(dict)  # {n: values from 10**(n/BUCKETS) to the next}
 
     def take(self, values: pl.Series) -> None:
-        """Add all of `values`; those that are null are passed over."""
+        """Add `values`, except null ones."""
         values = values.drop_nulls()
         above = values.filter(values >= LEAST)
         self.count += len(values)
@@ -41,7 +41,7 @@ class Histogram:
             self._buckets[number] = self._buckets.get(number, 0) + count
 
     def quantile(self, part: float) -> float:
-        """Return the value that `part` (0 to 1) of all do not exceed; 0.0 without any."""
+        """Return the value not exceeded by `part` (0 to 1) of all values; 0.0 if there are none."""
         wanted = part * self.count
         seen = self._zeros
         if seen >= wanted:
@@ -53,7 +53,7 @@ class Histogram:
         return self.largest
 
     def bars(self) -> list[tuple[float, int]]:
-        """Return (upper end, how many), `BARS` to a power of ten; the first one is of the zeros."""
+        """Return (upper bound, count), `BARS` to a power of ten; the first one is for the zeros."""
         found: dict[int, int] = {}
         for number, count in self._buckets.items():
             bar = number // (BUCKETS // BARS)
@@ -63,7 +63,7 @@ class Histogram:
         return [(0.0, self._zeros), *bars]
 
     def as_dict(self) -> dict[str, float]:
-        """For JSON."""
+        """Return count, sum, quantiles and maximum, for JSON."""
         return {
             "count": self.count,
             "total": self.total,

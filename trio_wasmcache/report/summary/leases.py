@@ -1,4 +1,4 @@
-"""Who got a lease, at once or after a wait, and from what: the part of a log with `log_uses`."""
+"""Leases: hits, misses and waits, from a log with `log_uses`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from attrs import Factory, define
 from ..reading.names import KEY, Key, tally
 from .histogram import Histogram
 
-# Requests of a cache that are followed until they are granted; a log has more only if it is not a
-# log.
+# Number of requests of a cache that are followed until granted; only an invalid log has more.
 MAX_OPEN = 20_000
 
 
 @define
 class Leases:
-    """Of one function in one group."""
+    """Leases of one function in one group."""
 
     hits: int = 0
     misses: int = 0
@@ -29,22 +28,22 @@ class Leases:
 
 @define(eq=False)
 class LeaseBook:
-    """Of all."""
+    """Leases of one cache, or of several."""
 
     by_key: dict[Key, Leases] = Factory(dict)
     waits_for: Counter[str] = Factory(Counter)
-    """{what was waited for: how often}; an acquire can wait for several things in turn."""
+    """{resource: number of waits for it}; an acquire can wait for several in turn."""
     abandoned: Counter[str] = Factory(Counter)
-    """{what the caller got: how many}."""
+    """{error raised to the caller: count}."""
     waits: Histogram = Factory(Histogram)
     holds: Histogram = Factory(Histogram)
     acquires: int = 0
-    """Those by `warm` included, as in `blocks`."""
+    """Number of acquires, including those by `warm`, as in `blocks`."""
     calls: int = 0
     warm: int = 0
-    """Leases that `warm` took to load ahead; neither hit nor miss."""
+    """Number of leases for loads by `warm`; neither hits nor misses."""
     _ahead: set[int] = Factory(set)  # requests by `warm` that were not granted yet
-    _waited: set[int] = Factory(set)  # requests that were counted as blocks, and are not over yet
+    _waited: set[int] = Factory(set)  # requests under way that were counted as blocks
 
     @property
     def hits(self) -> int:
@@ -56,11 +55,11 @@ class LeaseBook:
 
     @property
     def blocks(self) -> int:
-        """Acquires that had to wait."""
+        """Number of acquires that had to wait."""
         return sum(leases.blocks for leases in self.by_key.values())
 
     def take(self, parts: dict[str, pl.DataFrame]) -> pl.DataFrame:
-        """Add events of one cache up; return the leases granted, without those by `warm`.
+        """Add events of one cache; return the leases granted, without those by `warm`.
 
         Args:
             parts: {kind of event: events}.
@@ -94,11 +93,11 @@ class LeaseBook:
     def _take_blocks(
         self, requested: pl.DataFrame, blocked: pl.DataFrame, over: set[int | None]
     ) -> None:
-        """Count blocks: an acquire is one, however many waits it has, tokens included."""
+        """Count blocks: an acquire is one, however many waits it has, including for tokens."""
         self._waited.update(requested.filter(pl.col("blocked"))["request"])
         for what, number in blocked["waits_for"].value_counts().iter_rows():
             tally(self.waits_for, what, number)
-        # Those without a number wait for a token.
+        # Events without a number are waits for a token.
         again = pl.col("request").is_not_null() & pl.col("request").is_in(list(self._waited))
         numbered = pl.col("request").is_not_null()
         first = blocked.filter(~again & (pl.col("request").is_first_distinct() | ~numbered))

@@ -1,4 +1,4 @@
-"""What happened over time, in at most `BINS` equal bins that widen as the log goes on."""
+"""Values over time, in at most `BINS` equal bins that widen as the log goes on."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ FIRST_WIDTH = 1 / 64  # seconds; doubled until all fits
 
 @define(eq=False)
 class Series:
-    """Sums of what happened, and levels of what lasts.
+    """Sums of events, and levels of quantities.
 
     Times are seconds since the first event.
     """
 
     width: float = FIRST_WIDTH
-    """Of a bin, in seconds."""
+    """Width of a bin (seconds)."""
     end: float = 0.0
     sums: dict[str, dict[int, float]] = Factory(dict)
     """{measure: {bin: sum}}."""
@@ -41,7 +41,7 @@ class Series:
                 self.levels[name] = joined
 
     def add(self, name: str, times: pl.Series, values: pl.Series | None = None) -> None:
-        """Add `values` (1 each, if there are none) up at `times`."""
+        """Add `values` (1 each, if None) at `times`."""
         bins = self.sums.setdefault(name, {})
         if values is None:
             values = pl.repeat(1, len(times), eager=True, dtype=pl.Int64)
@@ -50,7 +50,7 @@ class Series:
             bins[number] = bins.get(number, 0.0) + value
 
     def level(self, name: str, times: pl.Series, highest: pl.Series, last: pl.Series) -> None:
-        """Take levels: at each of `times` up to `highest`, and `last` from then on."""
+        """Add levels: at each of `times` up to `highest`, and `last` from then on."""
         levels = self.levels.setdefault(name, {})
         frame = pl.DataFrame({"bin": self._numbers(times), "highest": highest, "last": last})
         grouped = frame.group_by("bin", maintain_order=True)
@@ -60,7 +60,7 @@ class Series:
             levels[number] = _join(levels.get(number), (level[0], level[1]))
 
     def points(self, name: str) -> list[float]:
-        """Return a value for each bin: the sum, or the highest level, which lasts on."""
+        """Return a value for each bin: the sum, or the highest level, which continues."""
         count = int(self.end // self.width) + 1
         if name in self.sums:
             bins = self.sums[name]
@@ -73,9 +73,9 @@ class Series:
         return found
 
     def busiest(self, prefix: str, seconds: float) -> tuple[float, float]:
-        """Find (the largest sum of all measures called `prefix`, the time it took).
+        """Return (the largest sum of all measures whose names begin with `prefix`, its time).
 
-        The time is one bin, or as many as make up `seconds`.
+        The time is one bin, or as many as amount to `seconds`.
         """
         wide = max(1, round(seconds / self.width))
         sums: dict[int, float] = {}

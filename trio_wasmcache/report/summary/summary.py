@@ -1,4 +1,4 @@
-"""What the log of each cache adds up to, block by block, in memory that does not grow with it."""
+"""Sums over the log of each cache, block by block, in memory that does not grow with the log."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from .leases import LeaseBook
 from .series import Series
 
 THRASH_SECONDS = 10.0
-# Caches that are told apart, the first ones that come; the others are added up together.
+# Number of caches with sums of their own, the first ones in the log; others are counted together.
 MAX_CACHES = 100
-# Letters of the name of a cache that is told apart; `open_cache` makes up names of eight.
+# Characters of the name of a cache with sums of its own; `open_cache` makes up names of eight.
 MAX_NAME = 1000
-# Caches that are counted; of more, it is said that there are more.
+# Number of caches that are counted; beyond it, the report says that there are more.
 MAX_COUNTED = 100_000
-# Adding up costs some milliseconds for each cache, however few its events: so it is done for many
+# Adding up takes some milliseconds for each cache, however few its events, so it is done for many
 # events of a cache at once.
 HELD_EVENTS = 100_000
 HELD_EVENTS_OF_CACHE = 2000
@@ -46,7 +46,7 @@ COUNTS = ("hits", "misses", "blocks", "calls", "evictions")
 
 @define
 class Gone:
-    """Evictions."""
+    """Evictions: their number, and what they freed."""
 
     count: int = 0
     freed_bytes: int = 0
@@ -55,22 +55,22 @@ class Gone:
 
 @define(eq=False)
 class Sums:
-    """What is only added up, whatever the order of events, and of one cache or of many."""
+    """Sums that do not depend on the order of events, of one cache or of many."""
 
     kinds: Counter[str] = Factory(Counter)
-    """{event: how many}."""
+    """{event: count}."""
     leases: LeaseBook = Factory(LeaseBook)
     loads: Histogram = Factory(Histogram)
     module_loads: int = 0
     compile_seconds: float = 0.0
     ages: Histogram = Factory(Histogram)
     gone: dict[tuple[str, Key], Gone] = Factory(dict)
-    """{(reason, who): what went}."""
+    """{(reason, key): evictions}."""
     lost: int = 0
-    """Events that a cache itself says it dropped."""
+    """Number of events that a cache reports as dropped."""
 
     def take(self, frame: pl.DataFrame) -> tuple[dict[str, pl.DataFrame], pl.DataFrame]:
-        """Add events up.
+        """Add events.
 
         Returns:
             {kind of event: events}, and the leases granted, without those by `warm`.
@@ -113,7 +113,7 @@ def _with_known_reasons(frame: pl.DataFrame) -> pl.DataFrame:
 
 @define(eq=False)
 class CacheSummary:
-    """One cache's log."""
+    """Sums over one cache's log."""
 
     cache: str
     fates: Fates
@@ -122,7 +122,7 @@ class CacheSummary:
     clock: Clock = Factory(Clock)
     sums: Sums = Factory(Sums)
     limits: Limits = Factory(dict)
-    """Those in force at the end."""
+    """The limits in force at the end."""
     resizes: int = 0
     log_uses: bool = False
     closed: dict[str, int] | None = None
@@ -130,13 +130,13 @@ class CacheSummary:
     began: str | None = None
     """The timestamp of the first event that has one."""
     ended: str | None = None
-    """That of the last one."""
+    """The timestamp of the last event that has one."""
     series: Series = Factory(Series)
     peak_size: int = 0
     peak_code: int = 0
 
     def take(self, frame: pl.DataFrame) -> None:
-        """Add events of this cache up."""
+        """Add events of this cache."""
         last = self.order.last
         frame = self.order.sort(frame)
         if not len(frame):
@@ -193,7 +193,7 @@ class CacheSummary:
             self.peak_code = max(self.peak_code, code)
 
     def tell(self, notes: Notes) -> None:
-        """Note what is wrong with this log."""
+        """Note problems of this log."""
         order, name = self.order, f"cache {cite(self.cache)}"
         if order.lost:
             notes.problem(f"{name}: {count(order.lost, 'event')} lost: the cache's buffer was full")
@@ -227,10 +227,10 @@ def _where(order: Order) -> str:
 
 @define(eq=False)
 class Others:
-    """The caches that are too many to be told apart, added up together.
+    """Sums over the caches that are counted together.
 
-    Each has its own clock and numbers its events by itself, so nothing is said of when and in what
-    order things happened; a request is known by its number and the name of its cache.
+    Each has its own clock and sequence numbers, so times and orders are not reported; a request is
+    identified by its number and the name of its cache.
     """
 
     sums: Sums = Factory(Sums)
@@ -250,12 +250,12 @@ class Others:
 
     @property
     def counted(self) -> str:
-        """``19,900 caches``, or that there are more."""
+        """The number as text: ``19,900 caches``, or more than that."""
         more = "more than " * self.more
         return more + count(self.count, "cache")
 
     def take(self, frame: pl.DataFrame) -> None:
-        """Add events of several caches up."""
+        """Add events of several caches."""
         if self.count < MAX_COUNTED:
             self._names.update(frame["cache"].unique().hash()[: MAX_COUNTED - self.count])
         named = pl.col("function").is_not_null(), pl.col("group").is_not_null()
@@ -286,14 +286,14 @@ class Summary:
 
     thrash_seconds: float = THRASH_SECONDS
     caches: dict[str, CacheSummary] = Factory(dict)
-    """In order of appearance."""
+    """{name: sums}, in order of appearance."""
     others: Others = Factory(Others)
     space: Space = Factory(Space)
     _held: list[pl.DataFrame] = Factory(list)  # blocks that are not added up yet
     _held_events: int = 0
 
     def take(self, frame: pl.DataFrame) -> None:
-        """Take the events of a block; they are added up now or later."""
+        """Add the events of a block, now or in `add_up`."""
         self._held.append(frame)
         self._held_events += len(frame)
         enough = min(HELD_EVENTS, HELD_EVENTS_OF_CACHE * len(self.caches))
@@ -301,7 +301,7 @@ class Summary:
             self.add_up()
 
     def add_up(self) -> None:
-        """Add up what was taken."""
+        """Add up the blocks held back."""
         if not self._held:
             return
         frame = self._held[0] if len(self._held) == 1 else pl.concat(self._held, rechunk=True)
@@ -325,7 +325,7 @@ class Summary:
         self.caches[name] = CacheSummary(name, Fates(self.thrash_seconds), names)
 
     def tell(self, notes: Notes) -> None:
-        """Note how many there are, and what is wrong with their logs."""
+        """Note the number of caches, and problems of their logs."""
         others = self.others
         if len(self.caches) > 1 or others.count:
             names = ", ".join(map(cite, [*self.caches][:4]))

@@ -1,1 +1,1 @@
-"""How the hit rate depends on sizes and times, and what to set them to."""
+"""The hit rate by sizes and times, and advice for the limits."""

@@ -1,7 +1,7 @@
-"""What to set the limits to: one sentence, a line to paste, and whether the policy bears it out.
+"""Advice for the limits: one sentence, a line to paste, and whether the policy confirms it.
 
-The curve knows `max_size` and `idle_timeout` only. So the advice is run through the policy with all
-other limits as they are (see `whatif`), and if those cost hits, it says which.
+The curve knows only `max_size` and `idle_timeout`. So the advice is run through the policy with all
+other limits as they are (see `whatif`), and if those cost hits, it names them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..whatif.results import Result
 from .curve import Curve, Point
 from .tuning import Tuner
 
-# {reason of an eviction: the limit that it is for}, of those that the curve does not know.
+# {reason of an eviction: its limit}, of limits that the curve does not know.
 OTHER_LIMITS = {
     "count": "max_instances",
     "code": "max_code_size",
@@ -26,9 +26,9 @@ OTHER_LIMITS = {
     "oversized": "max_instance_size",
     "address_space": "max_address_space",
 }
-# Rows of the curve that are shown, beside the marked ones.
+# Number of rows of the curve that are shown, besides the marked ones.
 CURVE_ROWS = 12
-# Below this, a difference of hit rates is what leases make that begin a little sooner or later.
+# A smaller difference of hit rates is an effect of leases that begin a little earlier or later.
 SAME_RATE = 0.001
 
 
@@ -38,30 +38,30 @@ class Advice:
 
     sentence: str
     limits: Limits
-    """All that can be resized, as they would be; named as in `CacheConfig`."""
+    """All limits that can be resized, as advised; named as in `CacheConfig`."""
     hit_rate: float
-    """By the curve."""
+    """Hit rate by the curve."""
     checked: Result | None = None
-    """What the policy makes of it."""
+    """Result of the run through the policy; None: not checked."""
     _defaults: Limits = Factory(
         lambda: {name: field.default for name, field in fields_dict(CacheConfig).items()}
     )
 
     @property
     def max_size(self) -> int:
-        """Bytes."""
+        """The advised `max_size` (bytes)."""
         size: int = self.limits["max_size"]
         return size
 
     @property
     def idle_timeout(self) -> float:
-        """Seconds; may be infinite."""
+        """The advised `idle_timeout` (seconds); may be infinite."""
         timeout: float = self.limits["idle_timeout"]
         return timeout
 
     @property
     def line(self) -> str:
-        """For the application's source: what is advised, and what else is not as by default."""
+        """A line for the application's source, with the advice and limits that are not default."""
         shown = [
             f"{name}={in_source(name, value)}"
             for name, value in self.limits.items()
@@ -71,37 +71,37 @@ class Advice:
 
     @property
     def verdict(self) -> str | None:
-        """What came of checking it, in a sentence or two; None: it was not checked."""
+        """The result of checking, in a sentence or two; None: not checked."""
         checked = self.checked
         if checked is None:
             return None
-        told = (
+        text = (
             f"Run through the policy, with tasks that wait for each other and all other limits as "
             f"they are, it has {rate(checked.hit_rate)}, and {in_words(checked.peak_size)} idle "
             "at most."
         )
         if checked.hit_rate >= self.hit_rate - SAME_RATE:
-            return told
+            return text
         costs: dict[str, int] = {}
         for reason, number in checked.evictions.items():
             if reason in OTHER_LIMITS:
                 limit = OTHER_LIMITS[reason]
                 costs[limit] = costs.get(limit, 0) + number
         if checked.refused:
-            told += f" It refuses {count(checked.refused, 'acquire')}."
+            text += f" It refuses {count(checked.refused, 'acquire')}."
         if not costs:
-            return told
+            return text
         listed = " and ".join(
             f"{limit} ({number:,} {'time' if number == 1 else 'times'})"
             for limit, number in sorted(costs.items(), key=lambda item: -item[1])
         )
-        return f"{told} What holds it back is {listed}: `whatif` tells what raising that gives."
+        return f"{text} It is limited by {listed}: `whatif` shows the effect of raising that."
 
 
 def advise(tuner: Tuner, target: float) -> tuple[Curve, Advice]:
-    """Find the smallest limits that reach a hit rate, or come as near as possible.
+    """Return the smallest limits that reach a hit rate, or come as near as possible.
 
-    Gives the curve at the idle timeout that is advised, too.
+    Also returns the curve for the advised idle timeout.
     """
     assert tuner.limits is not None
     timeout, now = tuner.limits["idle_timeout"], tuner.limits["max_size"]
@@ -133,7 +133,7 @@ def advise(tuner: Tuner, target: float) -> tuple[Curve, Advice]:
         size = round_up(curve.smallest_for(curve.best.hit_rate) or curve.largest)
         reached = curve.at(size).hit_rate
         text = (
-            f"Nothing reaches {wanted}: first loads and spoilt instances alone leave "
+            f"Nothing reaches {wanted}: first loads and corrupted instances alone leave "
             f"{rate(best)} at best; max_size = {in_source('max_size', size)} reaches "
             f"{rate(reached)} ({was})."
         )
@@ -143,15 +143,15 @@ def advise(tuner: Tuner, target: float) -> tuple[Curve, Advice]:
 
 @frozen
 class Row:
-    """A size of the curve, and what marks it."""
+    """A size of the curve, and its marks."""
 
     point: Point
     marks: tuple[str, ...]
-    """Of ``now``, ``knee`` and ``advised``, those that it is."""
+    """Those of ``now``, ``knee`` and ``advised`` that apply."""
 
 
 def marks_of(tuner: Tuner, curve: Curve, advice: Advice) -> dict[int, tuple[str, ...]]:
-    """Return {size: what it is}, of those that the curve is exact for."""
+    """Return {size: marks}, of sizes for which the curve is exact."""
     assert tuner.limits is not None
     marks: dict[int, tuple[str, ...]] = {}
     for size, mark in (
@@ -165,7 +165,7 @@ def marks_of(tuner: Tuner, curve: Curve, advice: Advice) -> dict[int, tuple[str,
 
 
 def rows_of(tuner: Tuner, curve: Curve, advice: Advice) -> list[Row]:
-    """Return the curve in a few rows, the marked sizes among them."""
+    """Return the curve in a few rows, including the marked sizes."""
     low, high = curve.smallest, curve.largest
     marks = marks_of(tuner, curve, advice)
     steps = [
@@ -176,13 +176,13 @@ def rows_of(tuner: Tuner, curve: Curve, advice: Advice) -> list[Row]:
 
 
 def round_up(size: int) -> int:
-    """Round up to what one would write: whole MiB, or for small ones whole pages of WebAssembly."""
+    """Round up to a usual size: whole MiB, or for small ones whole pages of WebAssembly."""
     unit = MiB if size > 16 * MiB else 64 * KiB
     return max(unit, -(-size // unit) * unit)
 
 
 def in_source(name: str, value: float) -> str:
-    """Return a limit as one would write it: ``64 * MiB``, ``2.5``, ``math.inf``."""
+    """Return a limit as in source code: ``64 * MiB``, ``2.5``, ``math.inf``."""
     if name == "idle_timeout":
         return "math.inf" if value == math.inf else f"{value:g}"
     if name.endswith("_size"):

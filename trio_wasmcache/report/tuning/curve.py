@@ -1,4 +1,4 @@
-"""The hit rate by `max_size`: every lease counted at the size from which on it is a hit."""
+"""The hit rate by `max_size`: counts every lease at the size from which on it is a hit."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import polars as pl
 from attrs import define, frozen
 
-# Sizes of a curve that are told.
+# Number of sizes of a curve.
 POINTS = 200
 
 
 @frozen
 class Point:
-    """The cache at one size."""
+    """The hit rate and the time spent loading at one size."""
 
     max_size: int
     hit_rate: float
@@ -23,19 +23,19 @@ class Point:
 
 @define(eq=False)
 class Curve:
-    """Every lease by the size that it needs. `timeout`: idle instances go after so long."""
+    """Leases by the size that they need, for idle instances evicted after `timeout` (seconds)."""
 
     leases: int
     smallest: int
-    """From this size on it is exact: that of the largest instance."""
+    """Size from which on the curve is exact: that of the largest instance."""
     timeout: float
     needs: pl.DataFrame
-    """size, hits and load_seconds of all that need at most that, in order of size."""
+    """size, and hits and load_seconds of all leases that need at most that, in order of size."""
     load_seconds: float
-    """Of all leases, had none been a hit."""
+    """Time spent loading, had no lease been a hit."""
 
     def at(self, size: int) -> Point:
-        """Return what the cache does with `max_size=size`."""
+        """Return the point for `max_size=size`."""
         index = self.needs["size"].search_sorted(size, "right")
         hits = self.needs["hits"][index - 1] if index else 0
         saved = self.needs["load_seconds"][index - 1] if index else 0.0
@@ -43,16 +43,16 @@ class Curve:
 
     @property
     def largest(self) -> int:
-        """From this size on, more is of no use."""
+        """The size beyond which more memory has no effect."""
         return max(self.smallest, int(self.needs["size"].max() or 0))  # type: ignore[arg-type]
 
     @property
     def best(self) -> Point:
-        """With all the memory that could be of use."""
+        """The point at the largest useful size."""
         return self.at(self.largest)
 
     def smallest_for(self, hit_rate: float) -> int | None:
-        """Return the smallest size that reaches the hit rate; None: none does."""
+        """Return the smallest size that reaches the hit rate, or None."""
         wanted = math.ceil(hit_rate * self.leases - 1e-9)
         index = self.needs["hits"].search_sorted(wanted, "left")
         if index >= len(self.needs):
@@ -60,7 +60,7 @@ class Curve:
         return max(self.smallest, int(self.needs["size"][index]))
 
     def knee(self) -> int:
-        """Find where more memory begins to buy less: farthest above the line from end to end."""
+        """Return the size farthest above the line from end to end: more memory gains less."""
         low, high = self.smallest, self.largest
         first, last = self.at(low).hit_rate, self.at(high).hit_rate
         if high == low or last == first:
@@ -73,7 +73,7 @@ class Curve:
         return int(sizes["size"][index])
 
     def points(self, also: Sequence[int] = ()) -> list[Point]:
-        """Return points for a chart: at most `POINTS` sizes, and those named."""
+        """Return points for a chart: at most `POINTS` sizes, and those in `also`."""
         low, high = self.smallest, self.largest
         steps = [low + (high - low) * number // (POINTS - 1) for number in range(POINTS)]
         return [self.at(size) for size in sorted({*steps, *also})]

@@ -1,17 +1,18 @@
-"""How large the cache would have to be for each acquire to be a hit: stack distances, in one pass.
+"""Stack distances: how large the cache must be for each acquire to be a hit, in one pass.
 
-Idle instances are kept in order of last use, and a smaller cache keeps a front part of what a
-larger one keeps, as it evicts from the back. So keep them all, as an endless cache would. An
-instance at depth d (its size and those of all that were used after it and are idle, too) survives
-in a cache of at least d bytes, and it has to survive from one use to the next: what counts is how
-deep it ever was in between. Giving an instance back puts it in front and all others deeper; taking
-one out lifts all that are behind it.
+Idle instances are in order of last use, and a smaller cache keeps a front part of those that a
+larger one keeps, as it evicts from the back. So keep all of them, as an endless cache would. An
+instance at depth d (its size plus the sizes of the idle ones used after it) survives in a cache of
+at least d bytes. It must survive from one use to the next, so its greatest depth in between counts.
+Giving an instance back puts it in front and all others deeper; taking one out raises those behind
+it.
 
-That is: add to a prefix, and ask for one element's highest value ever. A tree of sums, with the
-highest of each sum beside it, does both in O(log n) (the "historic maximum" of segment trees).
+So the operations are: add to a prefix, and get the highest value that one element ever had. A tree
+of sums, with the highest value of each sum beside it, does both in O(log n) (the "historic maximum"
+of segment trees).
 
-It is exact for limits of `max_size` and `idle_timeout` that no other limit cuts short, from the
-size of the largest instance on (a smaller cache would drop that one alone, and keep others for it).
+It is exact for `max_size` and `idle_timeout` as long as no other limit interferes, from the size of
+the largest instance on (a smaller cache would drop only that one, and keep others for it).
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ class Resting:
     size: int
     since: float
     place: int
-    """The later it was given back, the higher."""
+    """Position in the order of giving back; higher is later."""
 
 
 @define(eq=False)
 class Stack:
-    """All instances that an endless cache would have idle, by key: function, generation, group."""
+    """Idle instances of an endless cache, by key: function, generation, group."""
 
     largest: int = 0
-    """Of the instances that were ever given back."""
+    """Size of the largest instance ever given back."""
     _resting: dict[Hashable, list[Resting]] = Factory(dict)  # the most recently used last
     _places: dict[int, Resting] = Factory(dict)
     _room: int = FIRST_ROOM
@@ -63,7 +64,7 @@ class Stack:
         return float(deepest), now - instance.since
 
     def give_back(self, key: Hashable, size: int, now: float) -> None:
-        """Let an instance of `key` be idle from now on."""
+        """Make an instance of `key` idle."""
         if self._next == self._room:
             self._make_room()
         instance = Resting(size, now, self._next)
@@ -75,13 +76,13 @@ class Stack:
         self.largest = max(self.largest, size)
 
     def forget(self, key: Hashable) -> None:
-        """Drop all idle instances of `key`: its function was removed, or its group closed."""
+        """Drop all idle instances of `key`, as its function was removed, or its group closed."""
         for instance in self._resting.pop(key, []):
             del self._places[instance.place]
             self._deepen(instance.place, -instance.size)
 
     def _deepen(self, place: int, by: int) -> int:
-        """All that were given back before `place` are deeper by so much; its own highest sum."""
+        """Add `by` to the depth of all before `place`; return the highest sum of `place` itself."""
         sums, highest = self._sums, self._highest
         node, half = 1, self._room >> 1
         while half:
@@ -104,7 +105,7 @@ class Stack:
         return highest[node]
 
     def _make_room(self) -> None:
-        """Move the places in use together, into a larger tree if need be: they have run out."""
+        """Renumber the places in use, as they have run out; enlarge the tree if necessary."""
         for place in self._places:
             self._deepen(place, 0)
         leaves = [

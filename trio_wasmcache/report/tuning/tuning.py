@@ -1,7 +1,7 @@
-"""How the hit rate depends on `max_size` and `idle_timeout`, worked out in one pass over a log.
+"""The hit rate by `max_size` and `idle_timeout`, computed in one pass over a log.
 
-Leases begin and end when they did. Each has a size from which on, and an idle time from which on,
-it would have been a hit (see `distances`); counting them gives the whole curve.
+Leases begin and end as in the log. Each has a size, and an idle time, from which on it would have
+been a hit (see `distances`); counting them gives the whole curve.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from ..._core.events import (
     Stamped,
 )
 from ..replay.books import Limits, limits_of
-from ..replay.replay import check_start, is_end_of_spoilt
+from ..replay.replay import check_start, is_end_of_corrupted
 from .curve import Curve
 from .distances import Stack
 
-# Loads of a function of which the median stands for those that did not happen.
+# Number of loads of a function whose median estimates a load that did not happen.
 SAMPLES = 1001
 Key = tuple[str, str, int, int]  # (function, argument types, generation, number of the group)
 
@@ -41,7 +41,7 @@ class Tuner:
     """Feeds a `Stack` with a log's leases."""
 
     limits: Limits | None = None
-    """In force at the end of the log."""
+    """The limits in force at the end of the log."""
     leases: int = 0
     hits: int = 0
     ignored: int = 0
@@ -49,7 +49,7 @@ class Tuner:
     _sizes: array[float] = Factory(lambda: array("d"))  # bytes needed, for each lease
     _gaps: array[float] = Factory(lambda: array("d"))  # seconds that its instance was idle
     _costs: array[float] = Factory(lambda: array("d"))  # seconds of its load
-    _was_hit: bytearray = Factory(bytearray)  # whether it was one; then a load was that on a seat
+    _was_hit: bytearray = Factory(bytearray)  # if it was, its load was on a seat
     _names: array[int] = Factory(lambda: array("l"))  # number of the function
     _numbers: dict[tuple[str, str], int] = Factory(dict)
     _loads: dict[tuple[int, bool], list[float]] = Factory(dict)  # {(function, a hit): seconds}
@@ -64,10 +64,10 @@ class Tuner:
     _ended: tuple[Key, Recycled, float] | None = None
 
     def feed(self, event: Stamped) -> None:
-        """Take the next event.
+        """Add the next event.
 
         Raises:
-            NotReplayable: it is the first, and the log can't be tuned by.
+            NotReplayable: It is the first, and the log is not sufficient for tuning.
         """
         if self.limits is None:
             self.limits = limits_of(check_start(event, "tuning"))
@@ -105,8 +105,8 @@ class Tuner:
     def curve(self, timeout: float) -> Curve:
         """Return the curve where idle instances are evicted after `timeout` seconds.
 
-        A miss costs what its load took, or what that usually takes for the function; a hit costs
-        nothing, unless it is one on a seat: then, what that took or usually takes.
+        A miss costs the time of its load, or the usual time for the function; a hit costs nothing,
+        except on a seat: then, the time of its load or the usual time.
         """
         hit, cost = pl.col("hit") == 1, pl.col("cost")
         frame = pl.DataFrame(
@@ -135,7 +135,7 @@ class Tuner:
         return Curve(self.leases, self.stack.largest, timeout, needs, total)
 
     def _usual(self, hit: bool) -> pl.Expr:
-        """Return what a load for such a lease usually takes, by the function's number."""
+        """Return the usual time of a load for such a lease, by the function's number."""
         usual = {
             number: statistics.median(taken)
             for (number, was_hit), taken in self._loads.items()
@@ -144,7 +144,7 @@ class Tuner:
         return pl.col("name").replace_strict(usual, default=0.0, return_dtype=pl.Float64)
 
     def timeout_for(self, hit_rate: float) -> float | None:
-        """Return the shortest timeout that can reach the hit rate; None: there is none."""
+        """Return the shortest timeout that can reach the hit rate, or None."""
         wanted = math.ceil(hit_rate * self.leases - 1e-9)
         gaps = sorted(gap for gap in self._gaps if gap < math.inf)
         return None if wanted > len(gaps) else gaps[wanted - 1] if wanted else 0.0
@@ -179,7 +179,7 @@ class Tuner:
 
     def _on_acquired(self, event: Acquired, at: float) -> None:
         name, request = (event.function, event.arg_types), event.request
-        # First whatever may be missing from the log: a lease is counted in all columns, or in none.
+        # First look up what may be missing in the log: a lease is in all columns, or in none.
         number = self._numbers[name]
         key = (*name, event.generation, self._groups[event.group])
         self._leased[request] = key
@@ -198,15 +198,15 @@ class Tuner:
         self._names.append(number)
 
     def _give_back(self, following: Event) -> None:
-        """End a lease, unless `following` says that its instance was unusable."""
+        """End a lease; drop its instance if `following` shows that it was corrupted."""
         assert self._ended is not None and self.limits is not None
         key, event, at = self._ended
         self._ended = None
-        spoilt = is_end_of_spoilt(event, following)
+        corrupted = is_end_of_corrupted(event, following)
         too_large = event.size_bytes > self.limits["max_instance_size"]
         name = key[:2]
         gone = self._current.get(name) != key[2] or self._groups.get(event.group) != key[3]
-        if not (spoilt or too_large or gone):
+        if not (corrupted or too_large or gone):
             self._keys.setdefault(name, set()).add(key)
             self._keys_in.setdefault(key[3], set()).add(key)
             self.stack.give_back(key, event.size_bytes, at)

@@ -1,8 +1,8 @@
-"""How long loads take in a what-if: making an instance, and before that what its module needs.
+"""The time of loads in a what-if: making an instance, and loading its module first if necessary.
 
-A module that is loaded already costs nothing more; one that another lease is loading costs what is
-left of that. A load takes what it took in the log, if it had the same to do there; if not, what
-such a load usually takes for the function.
+A module that is loaded already costs nothing more; one that another lease is loading costs the rest
+of that time. A load takes the time that it took in the log, if it had to do the same there; if not,
+the usual time of such a load for the function.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Loading:
 
     application: Application
     ready: dict[Module, float] = Factory(dict)
-    """{module that is not unloaded: from when on it is loaded}."""
+    """{module in the books: time from which on it is loaded}."""
     _usual: dict[tuple[tuple[str, str], bool], float] = Factory(dict)
 
     def begin(self, acquire: Acquire, instance: Instance, now: float) -> float:
@@ -34,13 +34,13 @@ class Loading:
         return seconds
 
     def failed(self, instance: Instance, now: float) -> None:
-        """End a load without an instance; what it had of the module is lost."""
+        """End a load without an instance; the work on its module is lost."""
         module = instance.entry.function.module
         if instance.loads_module and self.ready.get(module, now) > now:
             del self.ready[module]
 
     def act(self, step: Step) -> None:
-        """Modules are unloaded, save those that were asked for again within the step."""
+        """Unload modules, except those that were requested again within the step."""
         for module in step.unloaded:
             if not module.users:
                 self.ready.pop(module, None)

@@ -1,4 +1,4 @@
-"""What came of a run under other limits: a row of the table that `whatif` shows."""
+"""The result of a run under other limits: a row of the table that `whatif` shows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..replay.books import Limits
 
 @define
 class Result:
-    """What came of it."""
+    """The counts and times of one run."""
 
     limits: Limits
     hits: int = 0
@@ -22,7 +22,7 @@ class Result:
     gave_up: int = 0
     load_seconds: float = 0.0
     wait_seconds: float = 0.0
-    """Until a lease was granted, loads included, all together."""
+    """Time until leases were granted, including loads: the sum over all leases."""
     evictions: dict[str, int] = Factory(dict)
     peak_size: int = 0
     peak_code: int = 0
@@ -33,7 +33,7 @@ class Result:
         return self.hits / (self.hits + self.misses) if self.hits + self.misses else 0.0
 
     def as_dict(self) -> Document:
-        """For JSON; an infinite timeout is null."""
+        """Return the values for JSON; an infinite timeout is null."""
         limits = {name: None if it == math.inf else it for name, it in self.limits.items()}
         return {
             "limits": limits,

@@ -1,10 +1,10 @@
-"""What the application did, task by task, taken out of a log with `log_uses`.
+"""The programs of the application's tasks, extracted from a log with `log_uses`.
 
-A task's program is what it did in order: acquires and releases, each with the time that passed
-since the step before was over. What the cache made it wait is left out, as that is the cache's
-doing; see `whatif` for what is assumed when such programs are run under other limits.
+A task's program is the sequence of its acquires and releases, each with the time that passed since
+the previous step was over. Waits inside the cache are left out, as they depend on the cache; see
+`whatif` for the assumptions with which such programs are run under other limits.
 
-About 0.5 KB of memory for each lease.
+Takes about 0.5 KB of memory for each lease.
 """
 
 from __future__ import annotations
@@ -36,37 +36,37 @@ from ..reading.notes import Notes, count
 from ..replay.books import config_of, limits_of
 from ..replay.replay import check_start
 
-# Holds and loads of a function of which the median is taken, the latest ones: enough to be typical.
+# Number of the latest holds and loads of a function of which the median is taken.
 SAMPLES = 1001
 Asked = Requested | Blocked | Abandoned
-# Seconds. What is told of one step is told with one time, save for rounding.
+# Seconds. Events of one step have the same time, except for rounding.
 INSTANT = 1e-6
 
 
 @define(eq=False)
 class Acquire:
-    """One acquire, as the log tells of it."""
+    """One acquire in the log."""
 
     task: int
     name: tuple[str, str]
     group: int
-    """Index into `Application.groups`."""
+    """Index in `Application.groups`."""
     start: float
     gap: float
-    """Seconds since the task's step before was over; for the first one, its time."""
+    """Seconds since the task's previous step was over; for the first one, its time."""
     index: int
-    """Its place in the task's program."""
+    """Index in the task's program."""
     warm: bool = False
     requested_seq: int = 0
-    """Which event told that it had its token."""
+    """Sequence number of the event by which it had its token."""
     patience: float | None = None
     """Seconds after which the caller gives up waiting; None: never."""
     load_seconds: float | None = None
-    """What its load took; None: it had none."""
+    """Time of its load; None: it had none."""
     cold: bool = False
-    """Whether that included loading the module."""
+    """Whether its load included that of the module."""
     outcome: str = "open"
-    """leased, gave up, refused, failed; open: the log does not tell."""
+    """The result: "leased", "gave up", "refused" or "failed"; "open": not in the log."""
     release: Release | None = None
 
 
@@ -78,14 +78,14 @@ class Release:
     gap: float
     index: int
     size: int
-    """Bytes of what it leaves."""
+    """Size of the instance or seat that it leaves (bytes)."""
     seat: bool = False
-    """Whether that is a seat."""
+    """Whether it leaves a seat."""
     closed_size: int | None = None
-    """Bytes of its instance, where only `max_instance_size` is why it left a seat instead."""
+    """Size of its instance (bytes), if that became a seat only because of `max_instance_size`."""
     corrupted: bool = False
     reserved: tuple[int, int] | None = None
-    """Addresses (bytes) and mappings of the instance that it leaves, where they are known."""
+    """Addresses (bytes) and mappings of the instance that it leaves, if known."""
 
 
 @define(eq=False)
@@ -97,18 +97,18 @@ class Group:
     opened_at: float
     closed_at: float | None = None
     acquires: int = 0
-    """Those that were over when it was closed."""
+    """Number of acquires that were over when it was closed."""
     last_at: float = 0.0
-    """When the last of them was over."""
+    """Time when the last of them was over."""
     with_cache: bool = False
-    """It was closed because the cache was."""
+    """Whether it was closed because the cache was."""
     cut_short: bool = False
-    """It was closed under leases or waits, not after them."""
+    """Whether it was closed before its leases and waits were over."""
 
 
 @define(eq=False)
 class Application:
-    """All that is needed to run the same requests again."""
+    """The data needed to run the same requests again."""
 
     opened: Opened
     groups: list[Group] = Factory(list)
@@ -117,20 +117,20 @@ class Application:
     programs: dict[int, list[Acquire | Release]] = Factory(dict)
     closed_at: float | None = None
     last_at: float = 0.0
-    """When the last lease or change was over."""
+    """Time when the last lease or change was over."""
     leases: int = 0
     hits: int = 0
     loaded_sizes: dict[tuple[str, str], int] = Factory(dict)
-    """{function: size of a new instance, the last that the log tells}."""
+    """{function: size of a new instance, the latest in the log}."""
     left: dict[tuple[str, str], tuple[int, bool, int | None]] = Factory(dict)
-    """{function: (size of what a lease of it left, whether that is a seat), likewise}."""
+    """{function: (size, seat, closed_size) of the latest `Release`}."""
     _loads: dict[tuple[str, str], dict[bool, list[float]]] = Factory(dict)
     _holds: dict[tuple[str, str], list[float]] = Factory(dict)
 
     def load_seconds(self, name: tuple[str, str], cold: bool) -> float:
-        """Return what a load of this function usually takes; `cold`: with that of its module.
+        """Return the usual time of a load of this function; `cold`: including that of its module.
 
-        A load that is not, and was never seen, counts as nothing: it takes some 50 microseconds.
+        A load without the module that was never seen counts as 0: it takes some 50 microseconds.
         """
         found = self._loads.get(name, {})
         samples = found.get(cold) or (found.get(False) if cold else None)
@@ -145,39 +145,39 @@ class Application:
         _sample(self._holds.setdefault(name, []), seconds)
 
     def hold_seconds(self, name: tuple[str, str]) -> float:
-        """Return for how long a lease of this function is usually held."""
+        """Return the usual time for which a lease of this function is held."""
         samples = self._holds.get(name)
         return statistics.median(samples) if samples else 0.0
 
 
 @define(eq=False)
 class Recorder:
-    """Makes an `Application` of events, fed in order."""
+    """Makes an `Application` from events, fed in order."""
 
     made: Application | None = None
     ignored: int = 0
-    """Events about requests of which the beginning is missing, and limits that no cache has."""
+    """Number of events about requests whose beginning is missing, or with invalid limits."""
     _open: dict[str, int] = Factory(dict)  # {group: index}
     _requests: dict[int | None, Acquire] = Factory(dict)
-    _token_waits: dict[int, Acquire] = Factory(dict)  # {task: what it waits with}
-    _over: dict[int, float] = Factory(dict)  # {task: when its last step was over}
+    _token_waits: dict[int, Acquire] = Factory(dict)  # {task: the acquire that waits}
+    _over: dict[int, float] = Factory(dict)  # {task: time when its last step was over}
     _deadlines: dict[int, float | None] = Factory(dict)
     _under_way: Counter[int] = Factory(Counter)  # {index of a group: acquires and leases}
     _last_release: Release | None = None
     _freed: dict[str, tuple[float, int]] = Factory(dict)
-    """{module: (when its code was last freed, which event told it)}."""
+    """{module: (time when its code was last freed, sequence number of that event)}."""
 
     def feed(self, event: Stamped) -> None:
-        """Take the next event.
+        """Add the next event.
 
         Raises:
-            NotReplayable: it is the first, and not one that a replay can begin with.
+            NotReplayable: It is the first, and a replay can't begin with it.
         """
         if self.made is None:
             self.made = Application(check_start(event, "another run of it"))
         try:
             self._handle(self.made, event)
-        except (KeyError, ValueError):  # of something unknown, or of limits that no cache has
+        except (KeyError, ValueError):  # an unknown request, or invalid limits
             self.ignored += 1
 
     def _handle(self, made: Application, stamped: Stamped) -> None:
@@ -214,7 +214,7 @@ class Recorder:
 
     @property
     def leases(self) -> int:
-        """So far."""
+        """Number of leases so far."""
         return 0 if self.made is None else self.made.leases
 
     def tell(self, notes: Notes) -> None:
@@ -267,7 +267,7 @@ class Recorder:
         task = event.task
         stale = self._token_waits.pop(task, None)
         if stale is not None:
-            # It waited for a token, and this is another acquire: it must have given up.
+            # It waited for a token, and this is another acquire: the wait must have been given up.
             self._finish(stale, "gave up", stale.start)
         program = made.programs.setdefault(task, [])
         acquire = Acquire(
@@ -283,7 +283,7 @@ class Recorder:
         return acquire
 
     def _finish(self, acquire: Acquire, outcome: str, at: float) -> None:
-        """End an acquire that has no lease."""
+        """End an acquire without a lease."""
         acquire.outcome = outcome
         if outcome == "gave up" and acquire.patience is None:
             acquire.patience = at - acquire.start
@@ -315,8 +315,8 @@ class Recorder:
         acquire = self._requests[event.request]
         took = acquire.load_seconds = event.load_seconds
         freed_at, freed_seq = self._freed.get(event.module_digest, (-1.0, 0))
-        # What went in the step that this load began with was the last user of the module: the
-        # books have it unloaded and loaded again, but the code never went.
+        # An instance evicted in the step that began this load was the last user of the module: the
+        # books have it unloaded and loaded again, but the code was never freed.
         same_time = abs(at - took - freed_at) < INSTANT
         kept = same_time and acquire.requested_seq < freed_seq
         acquire.cold = event.module_loaded and not kept

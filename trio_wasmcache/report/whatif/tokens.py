@@ -1,4 +1,4 @@
-"""The tokens of one scheduling group, as the cache's `trio.CapacityLimiter` gives them out."""
+"""The tokens of one scheduling group, granted as by the cache's `trio.CapacityLimiter`."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from .tasks import Acquire, Group
 
 @define(eq=False)
 class Tokens:
-    """First come, first served; a task has at most one, however many leases it nests."""
+    """Grants tokens, first come, first served; a task has at most one, for all its leases."""
 
     index: int
-    """Of the group, in `Application.groups`."""
+    """Index of the group in `Application.groups`."""
     group: Group
     record: GroupRecord
     left: int = 0
-    """Acquires that are still to come, or under way."""
-    # Whoever gives up may be anywhere in the line.
+    """Number of acquires still to come, or under way."""
+    # Ordered, and quick to remove from at any position, as any waiter may give up.
     _waiting: OrderedDict[Acquire, None] = Factory(OrderedDict)
 
     def wait(self, acquire: Acquire) -> None:
-        """Stand in line."""
+        """Add an acquire to the queue."""
         self._waiting[acquire] = None
 
     def give_up(self, acquire: Acquire) -> bool:
-        """Leave the line; False for an acquire that is not in it."""
+        """Remove an acquire from the queue; return False if it is not in it."""
         if acquire not in self._waiting:
             return False
         del self._waiting[acquire]
         return True
 
     def stop_waiting(self) -> list[Acquire]:
-        """Let nobody wait any longer; returns those who did."""
+        """Empty the queue; return the acquires that waited."""
         waiting = list(self._waiting)
         self._waiting.clear()
         return waiting
@@ -51,7 +51,7 @@ class Tokens:
         return True
 
     def give_back(self, task: int) -> Acquire | None:
-        """Return the acquire that is served next; it has the token already."""
+        """Return a token; give back the acquire that gets it next, or None."""
         owners, capacity = self.record.tokens.owners, self.group.capacity
         owners[task] -= 1
         if owners[task]:

@@ -1,30 +1,31 @@
-"""What the cache would have done under other limits: the same requests, through its own policy.
+"""Runs the same requests under other limits, through the cache's own policy.
 
-What is assumed:
+Assumptions:
 
-1. A task does the same as in the log, in the same order, and between being served and its next step
-   passes the time that passed then. If it waits longer, all it does later is later.
-2. A task begins when it began. Functions are registered, removed and replaced, and limits changed,
-   when they were. Groups, and the cache, are closed as long after their last lease as they were;
-   or, if that was under leases, when they were.
-3. A lease leaves an instance or a seat of the size that it left then; one in which a call failed
-   costs the instance again.
-4. Loads take what `loading` says. A load that failed fails again.
-5. A caller gives up waiting when its cancel scopes said, or after the time that it took then. If it
-   is served now and was not then, it holds its lease for as long as is usual for the function.
-6. Where an acquire is refused, what was done under its lease is not done. Where it was refused then
-   and is not now, as in 5; what would have been done under its lease nobody knows.
+1. A task takes the same steps as in the log, in the same order, and as much time as then passes
+   between being served and its next step. If it waits longer, all its later steps are later.
+2. A task begins at the same time. Functions are registered, removed and replaced, and limits
+   changed, at the same times. Groups, and the cache, are closed as long after their last lease as
+   in the log; or, if they were closed under leases, at the same time.
+3. A lease leaves an instance or a seat of the same size; a lease with a failed call costs the
+   instance again.
+4. Loads take the times given by `loading`. A load that failed fails again.
+5. A caller gives up waiting when its cancel scopes expire, or after the time that it waited in the
+   log. If it is served now and was not then, it holds its lease for the function's usual time.
+6. If an acquire is refused, the steps under its lease are skipped. If it was refused then and is
+   not now, 5 applies; the steps that it would have taken under its lease are unknown.
 
-A real run under these limits does the very same, if
+A real run under these limits does exactly the same, if
 
-- tasks do not look at what they get or how long it took, and what they do has no other cause;
-- in the log, no acquire was refused and no load failed, whoever gave up did so on a function whose
-  leases all last equally long, with nothing else done under them, and each function was used;
+- tasks do not depend on their results or on timing, and their steps have no other causes;
+- in the log, no acquire was refused and no load failed, all acquires that were given up were of
+  functions whose leases all last equally long, with no other steps under them, and each function
+  was used;
 - sizes depend on the function only, and nothing was removed or warmed;
-- each group's tasks are its own, no two things happen at the same moment by chance, and no two
-  loads of one module, that take time, overlap.
+- each group's tasks are its own, no two events happen at the same moment by chance, and no two
+  loads of one module, if they take time, overlap.
 
-The tests hold it to that, with random applications of that kind. Others are approximated.
+The tests verify this with random applications of that kind. For others the result is approximate.
 """
 
 from __future__ import annotations
@@ -52,15 +53,16 @@ class WhatIf:
     """One run of an application under limits.
 
     Args:
-        limits: fields of `CacheConfig`; those that are not named are as in the log.
-        concurrency: of every function; None: as in the log.
-        evicted: told of each eviction, in order.
+        application: The programs to run.
+        limits: Fields of `CacheConfig`; the others are as in the log.
+        concurrency: Concurrency of every function; None: as in the log.
+        evicted: Called with each eviction, in order.
     """
 
     application: Application
     limits: Limits
     concurrency: int | None = None
-    evicted: Callable[[Evicted], None] = lambda event: None
+    evicted: Callable[[Evicted], None] = lambda _event: None
     result: Result = Factory(lambda self: Result(self.limits), takes_self=True)
     _books: Books = Factory(
         lambda self: Books(
@@ -74,17 +76,17 @@ class WhatIf:
     _now: float = 0.0
     _tokens: dict[int, Tokens] = Factory(dict)  # {index of a group: its tokens}
     _leases: dict[Acquire, Request] = Factory(dict)  # granted, waiting or loading
-    _asked: dict[Acquire, float] = Factory(dict)  # {acquire under way: when it began}
+    _asked: dict[Acquire, float] = Factory(dict)  # {acquire under way: time when it began}
     _acquires: dict[Request, Acquire] = Factory(dict)
     _loading: Loading = Factory(lambda self: Loading(self.application), takes_self=True)
     _remaining: int = 0
-    """Acquires and changes that are still to come."""
+    """Number of acquires and changes that are still to come."""
 
     def run(self) -> Result:
         """Run everything, from the opening to the closing.
 
         Raises:
-            TypeError, ValueError: no cache has such limits.
+            TypeError, ValueError: The limits are not valid for a cache.
         """
         made, policy = self.application, self._books.policy
         self.result.limits = {
@@ -186,7 +188,7 @@ class WhatIf:
                 self._close_group(index, Reason.CLOSED)
 
     def _one_done(self) -> None:
-        """One acquire or change fewer; after the last one the cache closes, as it did then."""
+        """Count one acquire or change as over; after the last, close the cache as in the log."""
         made = self.application
         self._remaining -= 1
         if self._remaining or made.closed_at is None:
@@ -197,13 +199,13 @@ class WhatIf:
     # -- tasks
 
     def _next(self, program: list[Acquire | Release], index: int, over: float) -> None:
-        """Schedule the next step as long after `over`, the end of the one before, as then."""
+        """Schedule the next step, as long after `over`, the end of the previous one, as then."""
         while index < len(program):
             item = program[index]
             if isinstance(item, Acquire) or item.acquire in self._leases:
                 self._at(over + item.gap, partial(self._step, item))
                 return
-            over += item.gap  # its lease was cut short; the task found out when it came there
+            over += item.gap  # its lease was cut short; the task noticed only at this step
             if self._asked.pop(item.acquire, None) is not None:
                 self._count(item.acquire)
             index += 1
@@ -216,7 +218,7 @@ class WhatIf:
             self._release(item)
             return
         tokens = self._tokens.get(item.group)
-        if tokens is None:  # it comes there earlier than it did, and has to wait for the group
+        if tokens is None:  # the task is earlier than in the log, and has to wait for the group
             self._at(self.application.groups[item.group].opened_at, partial(self._step, item))
             return
         self._asked[item] = self._now
@@ -239,7 +241,7 @@ class WhatIf:
         self._expect_to_give_up(acquire)
 
     def _request(self, acquire: Acquire, blocked: bool) -> None:
-        """Ask the policy for an instance, with a token in hand."""
+        """Request an instance, with a token held."""
         policy, books = self._books.policy, self._books
         function = books.current.get(acquire.name)
         if function is None:
@@ -270,7 +272,7 @@ class WhatIf:
         return request
 
     def _go_on(self, request: Request) -> None:
-        """Go on with a request that waits no longer, or has not begun to."""
+        """Continue with a request that waits no longer, or did not have to."""
         acquire = self._acquires[request]
         if request.stage is Stage.GRANTED:
             self._granted(acquire)
@@ -332,7 +334,7 @@ class WhatIf:
         size, seat, reserved = release.size, release.seat, release.reserved
         limit = policy.config.max_instance_size
         if request.entry.function in self._books.resets and drop is None:
-            # The cache closes those that are too large, under the limit that is in force here.
+            # The cache closes instances that are too large under the limit of this run.
             if release.closed_size is not None and release.closed_size <= limit:
                 size, seat = release.closed_size, False
             elif not seat and size > limit:
@@ -379,7 +381,7 @@ class WhatIf:
         self._skip(acquire)
 
     def _skip(self, acquire: Acquire) -> None:
-        """Leave out what was done under a lease that is not there."""
+        """Skip the steps under a lease that was not granted."""
         end = acquire.index if acquire.release is None else acquire.release.index
         for item in self._program(acquire)[acquire.index + 1 : end]:
             if isinstance(item, Acquire):
@@ -392,13 +394,13 @@ class WhatIf:
         self._next(self._program(acquire), index + 1, self._now)
 
     def _count(self, acquire: Acquire) -> None:
-        """Count an acquire that is over; the last one of a group lets that close."""
+        """Count an acquire as over; after the last one of a group, close that."""
         tokens = self._tokens[acquire.group]
         self._one_done_of(tokens)
         self._one_done()
 
     def _one_done_of(self, tokens: Tokens) -> None:
-        """One acquire of a group fewer; after the last one it closes."""
+        """Count an acquire of a group as over; after the last one, schedule its closing."""
         tokens.left -= 1
         group = tokens.group
         if tokens.left or group.closed_at is None or group.cut_short:
