@@ -358,6 +358,9 @@ class Model:
 
     def settle(self, out: Outcome) -> None:
         """Whoever can be served is, until nobody can: entries first, then room, then deadlocks."""
+        if self.closed:
+            self.trim(out)
+            return  # a cache that closes, group by group, serves nobody any more
         for key in list(self.keys):
             while self.queue(key) and self.free(key):
                 request = self.queue(key)[0]
