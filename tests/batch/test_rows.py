@@ -26,6 +26,7 @@ from trio_wasmcache import (
     TrapError,
 )
 from trio_wasmcache._cache.cache import parts_of
+from trio_wasmcache._core.policy.shares import PASS_FUEL
 from trio_wasmcache._core.wasm.reader import FuncType
 from trio_wasmcache.testing import check_invariants
 
@@ -187,12 +188,13 @@ async def test_a_row_that_fails_at_once_has_burnt_fuel(kit: Kit, abi: Twice) -> 
         f = await add(cache, "f", kit.trapping(), abi=abi)
         async with cache.scheduling_group("g", capacity=1) as group, f.acquire() as lease:
             cache._pool.runner.cpu_clock = lambda: 0.0  # conversions are charged by time
+            group._state.share.begin_burst()
             before = group._state.share.virtual_time
             with pytest.raises(TrapError):
                 await lease.map([[2]])
             assert lease.fuel_consumed
             charged = (group._state.share.virtual_time - before) * group.shares
-            assert charged == pytest.approx(lease.fuel_consumed)
+            assert charged == pytest.approx(PASS_FUEL + lease.fuel_consumed)
 
 
 @pytest.mark.parametrize("offload", [None, 0], ids=["inline", "thread"])
