@@ -89,7 +89,7 @@ class ThreadedLogWriter:
     def add(self, event: Event, at: float) -> None:
         full = len(self._events) >= BUFFER_EVENTS
         if self._gap is not None and not full:
-            self._note_gap()
+            self._note_gap(*self._gap)
         stamped = self._stamper.stamp(event, at)
         if full:
             first, count, _ = self._gap or (stamped.seq, 0, at)
@@ -100,7 +100,7 @@ class ThreadedLogWriter:
 
     async def close(self, timeout: float) -> None:
         if self._gap is not None:
-            self._note_gap()
+            self._note_gap(*self._gap)
         # Not by `trio.to_thread`, whose threads may all be busy.
         written, token = trio.Event(), trio.lowlevel.current_trio_token()
         self._written = functools.partial(token.run_sync_soon, written.set)
@@ -108,9 +108,7 @@ class ThreadedLogWriter:
         self._wake.set()
         await outlast(written, timeout)
 
-    def _note_gap(self) -> None:
-        assert self._gap is not None
-        first, count, at = self._gap
+    def _note_gap(self, first: int, count: int, at: float) -> None:
         self._gap = None
         self._put(self._stamper.stamp(Lost(count=count, first_seq=first), at))
 

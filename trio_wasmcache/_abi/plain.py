@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -139,7 +140,7 @@ class PlainAbi:
         self.args = tuple(find_type(what, name, types) for name in args)
         self.arity = len(self.args)
         self.steps: Callable[[Guest, tuple[object, ...]], Steps] | None = (
-            None if post is None else self._steps
+            None if post is None else functools.partial(self._steps, post)
         )
         self.returns = tuple(find_type(what, name, types) for name in returns)
         self.signature = FuncType(
@@ -182,14 +183,14 @@ class PlainAbi:
 
     def _steps(
         self,
+        post: str,
         guest: Guest,  # noqa: ARG002 -- other ABIs use its memory
         values: tuple[object, ...],
     ) -> Steps:
         """Call the export, then the module's post-return function."""
-        assert self.post is not None
         result = yield Invoke(self.export, self.checked(values))
         lifted = result if self.lift is None else self.lift(result)
-        yield Invoke(self.post, post_values(result, self.signature.results))
+        yield Invoke(post, post_values(result, self.signature.results))
         return lifted
 
     def _lift(self, result: Value) -> Value:

@@ -262,9 +262,8 @@ class Groups:
             if work >= MAX_WORK:
                 await let_others_run()
                 work = 0
-            if request not in pool.policy.waits.held:
+            if request not in pool.policy.waits.held or request.give_up is None:
                 continue  # its lease has ended meanwhile
-            assert request.give_up is not None
             out_of_thread = request.give_up(reason)
             if isinstance(out_of_thread, trio.Event):
                 in_threads.append((request, out_of_thread))

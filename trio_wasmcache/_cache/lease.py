@@ -365,14 +365,14 @@ class Lease:
             pool.relieve(bound.entry.function.key, STACK_SHARE, error)
             return await self.call(*values)
         except GuestError as error:
-            raise self._failed(error, values) from None
+            raise self._failed(bound, error, values) from None
         except (TypeError, ValueError, OverflowError):
             if self._request is None:
                 raise self._unusable() from None
             self._ready = begin
             return await self._call_converted(bound, values)
         except BaseException as error:
-            self._failed(error, values)
+            self._failed(bound, error, values)
             raise
         if result is UNDER_WAY:
             call = self._begin_call(bound)
@@ -395,7 +395,8 @@ class Lease:
                 uses.counts[place] += 1
             except KeyError:
                 uses.count_in(place)
-        return result if bound.lift is None else self._lifted(bound, result, values)
+        lift = bound.lift
+        return result if lift is None else self._lifted(bound, lift, result, values)
 
     @trio.lowlevel.enable_ki_protection
     async def map(self, columns: object, *, rows: int | None = None) -> Value:
@@ -519,13 +520,10 @@ class Lease:
         """
         if self._state is not ENDED:
             self._step(ENDED)
-        call.drop = reason
-        call.end(self._unusable)
+        call.end_for(reason, self._unusable)
 
-    def _failed(self, error: E, values: tuple[object, ...]) -> E:
+    def _failed(self, bound: BoundFunction, error: E, values: tuple[object, ...]) -> E:
         """End a call that failed in its first slice; return the error, completed with its facts."""
-        bound = self._bound
-        assert bound is not None
         if self._request is None:
             return error  # the code that converts the values ended the lease, then raised this
         self._calls += 1
@@ -536,11 +534,16 @@ class Lease:
         bound.fail(self._pool.policy, error, values, fuel)
         return error
 
-    def _lifted(self, bound: BoundFunction, result: object, values: tuple[object, ...]) -> Value:
+    def _lifted(
+        self,
+        bound: BoundFunction,
+        lift: Callable[[Value], Value],
+        result: object,
+        values: tuple[object, ...],
+    ) -> Value:
         """Return the Python value of a result; a guest that broke its ABI breaks the lease."""
-        assert bound.lift is not None
         try:
-            return bound.lift(result)
+            return lift(result)
         except GuestError as error:
             if self._request is not None:
                 self._ready = None

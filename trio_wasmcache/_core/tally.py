@@ -65,6 +65,18 @@ class Tally:
         """Bytes counted here: all except those counted elsewhere."""
         return self.size + self.raw - self.kept
 
+    def allow(self, fuel: int) -> None:
+        """Let the call spend so much fuel before `take_spent` is called."""
+        self.allowed = fuel
+
+    def keep(self, size: int) -> None:
+        """Note that so many of its bytes lie in memory that is counted elsewhere."""
+        self.kept += size
+
+    def unkeep(self) -> None:
+        """Note that none of its bytes lie in memory that is counted elsewhere."""
+        self.kept = 0
+
     def add(self, size: int) -> None:
         """Count `size` bytes about to be allocated, or, if few, just allocated.
 

@@ -118,21 +118,20 @@ class Acquisition:
             left it; nothing is given up until then. Otherwise None.
         """
         pool, request = self._pool, self._request
-        assert request is not None
+        if request is None or request.instance is None:
+            return None  # nothing was granted yet
         if self.start is not None:
             self.start.end(self._closed_error)
             if self.start.out_of_thread is not None:
                 return self.start.out_of_thread
         now = pool.now()
-        instance = request.instance
-        assert instance is not None
         pool.journal.abandoned(request, CLOSED, now)
         if request.stage is Stage.LOADING:
             self._close_native()  # first, as its start may use the code that is unloaded next
             pool.carry_out(pool.policy.failed(request, now), now)
         elif request.stage is Stage.GRANTED:
             # The task was woken but has not run yet.
-            pool.carry_out(pool.policy.recycle(request, instance.size, now, reason), now)
+            pool.carry_out(pool.policy.recycle(request, request.instance.size, now, reason), now)
         return None
 
     # -- the token
@@ -165,12 +164,14 @@ class Acquisition:
     async def _take_instance(self, record: FunctionRecord) -> tuple[Request, BoundFunction]:
         pool = self._pool
         policy, journal = pool.policy, pool.journal
-        request = policy.request(
-            record, self._group.record, self._task, warm=self._warm, give_up=self._give_up
+        request = self._request = policy.request(
+            record,
+            self._group.record,
+            self._task,
+            warm=self._warm,
+            give_up=self._give_up,
+            blocked_since=self._asked_at if self._blocked else None,
         )
-        self._request = request
-        if self._blocked:
-            request.blocked, request.since = True, self._asked_at
         now = pool.now()
         if journal.log_uses:
             journal.requested(request, now)
@@ -182,14 +183,13 @@ class Acquisition:
             raise
         if step is not None:
             pool.carry_out(step, now)
-        if request.stage is not GRANTED:
+        instance = request.instance
+        if instance is None or request.stage is not GRANTED:
             try:
-                await self._see_through(request)
+                instance = await self._see_through(request)
             except BaseException as error:
                 policy.note_error(request.entry, type(error).__name__)
                 raise
-        instance = request.instance
-        assert instance is not None
         bound = self._bind(instance)
         if journal.log_uses:
             journal.acquired(request, instance, self._asked_at, pool.now(), policy.residents.ledger)
@@ -208,10 +208,14 @@ class Acquisition:
             instance.hold(bound, ready=True)
         return bound
 
-    async def _see_through(self, request: Request) -> None:
-        while request.stage is not Stage.GRANTED:
-            if request.stage is Stage.LOADING:
-                await self._load(request)
+    async def _see_through(self, request: Request) -> Instance:
+        """Wait and load, as long as it takes; return the instance that was granted."""
+        while True:
+            instance = request.instance
+            if instance is not None:
+                if request.stage is GRANTED:
+                    return instance
+                await self._load(request, instance)
             elif request.stage is Stage.ENDED:
                 if request.error is None or isinstance(request.error, Closed):
                     raise self._closed_error()  # closing has noted it in the log already
@@ -225,19 +229,18 @@ class Acquisition:
         pool = self._pool
 
         def abort(_: RaiseCancelT) -> Abort:
-            request.wake = None
+            request.sleep(None)
             now = pool.now()
             pool.journal.abandoned(request, "Cancelled", now)
             pool.carry_out(pool.policy.cancel(request, now), now)
             return Abort.SUCCEEDED
 
         pool.journal.blocked(request)
-        request.wake = functools.partial(trio.lowlevel.reschedule, trio.lowlevel.current_task())
+        request.sleep(functools.partial(trio.lowlevel.reschedule, trio.lowlevel.current_task()))
         await trio.lowlevel.wait_task_rescheduled(abort)
 
-    async def _load(self, request: Request) -> None:
-        pool, instance = self._pool, request.instance
-        assert instance is not None
+    async def _load(self, request: Request, instance: Instance) -> None:
+        pool = self._pool
         function = instance.entry.function
         definition = self.definition = Definition.of(function)
         began = pool.now()

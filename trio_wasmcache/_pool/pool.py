@@ -119,8 +119,8 @@ class Pool:
             # An eviction means that memory is short, or that the cache has less to do.
             self.results.forget()
         for module in step.unloaded:
-            if module.users == 0:  # the same step may have needed it again
-                assert module.slot is not None
+            # The same step may have needed it again.
+            if module.slot is not None and module.users == 0:
                 module.slot.unload()
         for request in step.woken:
             request.rouse()
@@ -143,8 +143,7 @@ class Pool:
             calls: number of calls that were made.
             reason: why the instance must be evicted; None if it need not be.
         """
-        instance, native, definition = request.instance, bound.native, bound.definition
-        assert instance is not None
+        instance, native, definition = request.held, bound.native, bound.definition
         seat, closed_size = False, None
         if not clean:
             reason = reason or Reason.CORRUPTED

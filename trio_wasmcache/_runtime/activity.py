@@ -31,12 +31,9 @@ class Activity:
         self._lease = lease  # what `current_lease` gives inside the guest's host functions
         self._job: Job | None = None
         self._apart: trio.CancelScope | None = None  # around a wait other than for a turn
-        self._make_error: Callable[[], Exception] | None = None
-
-    @property
-    def ended(self) -> bool:
+        self.ended = False
         """Whether another task has ended it."""
-        return self._make_error is not None
+        self._make_error: Callable[[], Exception] = trio.ClosedResourceError
 
     @property
     def host_call(self) -> HostCall | None:
@@ -45,6 +42,7 @@ class Activity:
 
     def end(self, error: Callable[[], Exception]) -> None:
         """End it from another task; it raises the error that `error` returns."""
+        self.ended = True
         self._make_error = error
         if self._job is not None:
             self._job.end()
@@ -59,12 +57,11 @@ class Activity:
 
     def check_open(self) -> None:
         """Raise the error given to `end`, if another task has ended it."""
-        if self._make_error is not None:
+        if self.ended:
             raise self._make_error()
 
     def error(self) -> Exception:
         """Return the error given to `end`, by which another task has ended it."""
-        assert self._make_error is not None
         return self._make_error()
 
     async def unless_ended(self, wait: Callable[..., Awaitable[T]], *args: object) -> T:
@@ -94,6 +91,6 @@ class Activity:
     def job_over(self, job: Job) -> int:
         """End a job, and charge the group for the rest; return the fuel that the job has burnt."""
         self._job = None
-        if self._make_error is None:
+        if not self.ended:
             job.charge()
         return job.burnt

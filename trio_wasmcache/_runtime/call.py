@@ -115,6 +115,11 @@ class Call(Activity):
         seconds = trio.current_time() - self._began
         self._runtime.policy.note_long_call(self.bound.entry, self.fuel, seconds)
 
+    def end_for(self, reason: Reason, error: Callable[[], Exception]) -> None:
+        """End it from another task, as `end` does; its instance is dropped for that reason."""
+        self.drop = reason
+        self.end(error)
+
     # -- one call
 
     async def finish(self, function: GuestFunction, fuel: int) -> Value:
@@ -226,7 +231,7 @@ class Call(Activity):
         **Cancellation:** only during a long conversion; nothing is under way in the guest.
         """
         tally = self.tally
-        tally.allowed = left
+        tally.allow(left)
         send, sent = steps.send, result
         meter = self.runner.meter(self.share)
         try:

@@ -74,7 +74,7 @@ class ResultMemory:
         """Keep no memory: it is freed now, or when nothing refers to it any more."""
         self._kept = None
         for tally in self._lent:
-            tally.kept = 0
+            tally.unkeep()
         self._lent.clear()
 
     def take(self, size: int, tally: Tally) -> memoryview:
@@ -105,7 +105,7 @@ class ResultMemory:
         return memoryview(made)[:size]
 
     def _lend(self, size: int, tally: Tally) -> None:
-        tally.kept += size
+        tally.keep(size)
         self._lent.add(tally)
 
 

@@ -214,8 +214,9 @@ class Runner:
         try:
             while not over:
                 job.check_open()
-                if native.host_call is not None:
-                    await self._answer(job)
+                host_call = native.host_call
+                if host_call is not None:
+                    await self._answer(job, host_call)
                     if share.burst >= BURST_FUEL:
                         # A guest that does little but call the host must not keep the loop, nor
                         # must many that go on in the same pass.
@@ -304,9 +305,7 @@ class Runner:
             raise_cancel()
         return over
 
-    async def _answer(self, job: Job) -> None:
-        call = job.native.host_call
-        assert call is not None
+    async def _answer(self, job: Job, call: HostCall) -> None:
         host = job.hosts[call.index]
         meter = self.meter(job.share)
         reset = context_of_call.set(job.lease)

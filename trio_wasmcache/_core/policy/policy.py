@@ -212,9 +212,20 @@ class Policy:
         owner: Hashable,
         warm: bool = False,
         give_up: GiveUp | None = None,
+        blocked_since: float | None = None,
     ) -> Request:
-        """Return a new request, at stage NEW; call `acquire` on it at once."""
-        return Request(self.residents.entry(function, group), owner, warm, give_up=give_up)
+        """Return a new request, at stage NEW; call `acquire` on it at once.
+
+        `blocked_since` is when it asked, if it has waited for a token.
+        """
+        return Request(
+            self.residents.entry(function, group),
+            owner,
+            warm,
+            blocked=blocked_since is not None,
+            since=blocked_since or 0.0,
+            give_up=give_up,
+        )
 
     def acquire(self, request: Request, now: float) -> Step | None:
         """Advance `request` as far as possible without waiting.
@@ -781,13 +792,17 @@ class Policy:
 
 def _expect(request: Request, stage: Stage) -> None:
     if request.stage is not stage:
-        raise IllegalStepError(f"this can't be done to a request that is {request.stage.value}")
+        raise _illegal(request)
+
+
+def _illegal(request: Request) -> IllegalStepError:
+    return IllegalStepError(f"this can't be done to a request that is {request.stage.value}")
 
 
 def _instance(request: Request, stage: Stage) -> Instance:
-    _expect(request, stage)
-    assert request.instance is not None
-    return request.instance
+    if request.stage is not stage:
+        raise _illegal(request)
+    return request.held
 
 
 def _unknown(function: FunctionRecord) -> UnknownFunctionError:

@@ -16,7 +16,7 @@ from attrs import Factory, define, field
 from ..events import Reason
 from ..keys import FunctionKey
 from ..metrics.counters import UseStats
-from .lifecycle import IDLE, State
+from .lifecycle import IDLE, IllegalStepError, State
 
 
 class Unloadable(Protocol):
@@ -245,6 +245,21 @@ class Request:
     """Callback that revokes the grant; None once the lease has ended."""
     handed_over: bool = False
     """Whether the block of its lease has ended while a call of it continues."""
+
+    @property
+    def held(self) -> Instance:
+        """The instance that it loads or was granted.
+
+        Raises:
+            IllegalStepError: it has none.
+        """
+        if self.instance is None:
+            raise IllegalStepError(f"a request that is {self.stage.value} has no instance")
+        return self.instance
+
+    def sleep(self, wake: Callable[[], object] | None) -> None:
+        """Note how to wake its task, which sleeps now; None: it sleeps no longer."""
+        self.wake = wake
 
     def rouse(self) -> None:
         """Wake its task, if it sleeps."""

@@ -110,18 +110,17 @@ def whatif(logs: Sequence[str], as_json: bool, only: str | None, **given: Sequen
     settings = _settings({name: values for name, values in given.items() if values})
     session = Session(logs)
     recorder = _largest(session, only, Recorder)
-    if recorder is None:
+    made = None if recorder is None else recorder.made
+    if recorder is None or made is None:
         return NOTHING
     recorder.tell(session.notes)
-    assert recorder.made is not None
-    made = recorder.made
     rows = [(it, it.run(made)) for it in session.each(settings, "running")]
     if as_json:
         results = [{"setting": setting.as_dict(), **it.as_dict()} for setting, it in rows]
-        logged = {"hits": recorder.made.hits, "misses": recorder.made.leases - recorder.made.hits}
+        logged = {"hits": made.hits, "misses": made.leases - made.hits}
         print_json({"logged": logged, "results": results, "notes": session.notes.texts})
     else:
-        show_whatif(session.out, rows, recorder.made)
+        show_whatif(session.out, rows, made)
     return session.notes.status
 
 

@@ -212,7 +212,7 @@ def _stacked(ax: Axes, times: Times, layers: Sequence[tuple[str, Sequence[float]
         ax.stairs(top, edges, baseline=base, fill=True, color=colour, label=name, linewidth=0)
         base = top
     ax.set_ylim(0, 1.05 * max(base))
-    _legend(ax)
+    legend(ax)
     _counts(ax.yaxis)
     ax.set_ylabel(f"in {_even(seconds(times.width))}")
     times.finish(ax, len(base))
@@ -223,10 +223,11 @@ def _legend_height(entries: int) -> float:
     return LEGEND_ROW * ((entries - 1) // LEGEND_COLUMNS)
 
 
-def _legend(ax: Axes) -> None:
+def legend(ax: Axes, columns: int = LEGEND_COLUMNS) -> None:
+    """Put a legend above a chart, with at most so many entries in a row."""
     figure = ax.get_figure(root=True)
-    assert figure is not None
-    figure.legend(loc="outside upper left", ncols=LEGEND_COLUMNS, handlelength=1, borderpad=0)
+    if figure is not None:
+        figure.legend(loc="outside upper left", ncols=columns, handlelength=1, borderpad=0)
 
 
 def _counts(axis: Any, ticks: int = MAX_TICKS) -> None:
@@ -247,7 +248,7 @@ def _ranking(ax: Axes, rows: Sequence[Document], what: str) -> None:
     ax.invert_yaxis()
     ax.grid(visible=False, axis="y")
     ax.grid(visible=True, axis="x")
-    _legend(ax)
+    legend(ax)
     _counts(ax.xaxis)
     ax.set_xlabel("evictions")
 

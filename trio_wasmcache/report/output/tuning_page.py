@@ -12,7 +12,7 @@ from ..reading.units import rate, seconds, size
 from ..tuning.advice import Advice, marks_of, rows_of
 from ..tuning.curve import Curve
 from ..tuning.tuning import Tuner
-from .charts import SERIES, WIDTH, Chart, byte_ticks, draw
+from .charts import SERIES, WIDTH, Chart, byte_ticks, draw, legend
 from .page import PageSection, Table, render
 
 # Inches; see `charts.WIDTH`. On a wide page, a single picture takes the full width.
@@ -22,7 +22,6 @@ COLOURS = {"now": 4, "knee": 1, "advised": 2}
 
 def tuning_page(tuner: Tuner, curve: Curve, advice: Advice, notes: Sequence[str]) -> str:
     """Return the page of a tuning."""
-    assert tuner.limits is not None
     knee = curve.knee()
     texts = [advice.sentence, *([] if advice.verdict is None else [advice.verdict])]
     marks = marks_of(tuner, curve, advice)
@@ -88,9 +87,6 @@ def curve_chart(
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
         ax.set_xlabel("max_size")
         if marks:
-            figure = ax.get_figure(root=True)
-            assert figure is not None
-            columns = len(marks) if width > WIDTH else 1
-            figure.legend(loc="outside upper left", ncols=columns, handlelength=1, borderpad=0)
+            legend(ax, columns=len(marks) if width > WIDTH else 1)
 
     return draw(name, plot, height, width)

@@ -139,8 +139,8 @@ class Driver:
         function = self.books.functions[_generation(event)]
         group = self.books.groups[event.group]
         task = event.task
-        request = self.policy.request(function, group, task, event.warm)
-        request.blocked = event.blocked
+        since = now if event.blocked else None
+        request = self.policy.request(function, group, task, event.warm, blocked_since=since)
         self.end_token_wait(task)
         group.tokens.owners[task] = group.tokens.owners.get(task, 0) + 1
         self.requests[event.request] = request
@@ -153,7 +153,6 @@ class Driver:
     def loaded(self, event: Loaded, now: float) -> Step | None:
         """Perform the step of a `loaded` event."""
         request = self.requests[event.request]
-        assert request.instance is not None
         return self.policy.loaded(request, now, event.size_bytes)
 
     def leave(self, event: Left, now: float) -> Step | None:
@@ -186,8 +185,7 @@ class Driver:
         if request.stage is Stage.LOADING:
             step = self.policy.failed(request, now)
         elif request.stage is Stage.GRANTED:
-            assert request.instance is not None
-            step = self.policy.recycle(request, request.instance.size, now)
+            step = self.policy.recycle(request, request.held.size, now)
         elif request.stage is not Stage.ENDED:
             step = self.policy.cancel(request, now)
         self._give_back_token(request, request.owner)

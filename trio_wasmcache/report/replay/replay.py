@@ -111,7 +111,7 @@ class Replay:
     evicted: Callable[[Evicted], None] = lambda _event: None
     """Called with each eviction that the policy decides on, in order."""
     _driver: Driver | None = None
-    _now: Stamped | None = None  # the event that is replayed
+    _seq: int = 0  # of the event that is replayed
     _pending: Stamped | None = None
     _last: int = 0
     _expected: deque[Evicted] = Factory(deque)
@@ -171,7 +171,7 @@ class Replay:
         event = stamped.event
         if not isinstance(event, Evicted):
             self._settle(stamped.seq)
-        self._now = stamped
+        self._seq = stamped.seq
         try:
             self._handle(event, stamped.at_seconds, following)
         except IllegalStepError as error:
@@ -236,8 +236,7 @@ class Replay:
             self.disagreements.append((seq, text))
 
     def _disagree(self, text: str) -> None:
-        assert self._now is not None
-        self._note(self._now.seq, text)
+        self._note(self._seq, text)
 
     def _compare(self, event: Event, what: str, logged: object, booked: object) -> None:
         if logged != booked:
@@ -253,8 +252,7 @@ class Replay:
 
     def _on_loaded(self, event: Loaded, now: float) -> None:
         request = self._driven.requests[event.request]
-        instance = request.instance
-        assert instance is not None
+        instance = request.held
         self._compare(event, "the instance", event.instance, instance.number)
         self._compare(event, "module_loaded", event.module_loaded, instance.loads_module)
         self._compare(event, "seat", event.seat, instance.seat)
@@ -270,8 +268,7 @@ class Replay:
 
     def _on_recycled(self, event: Recycled, now: float, following: Stamped | None) -> None:
         request = self._driven.requests[event.request]
-        instance = request.instance
-        assert instance is not None
+        instance = request.held
         self._compare(event, "the instance", event.instance, instance.number)
         acquired = request in self._driven.granted
         self._compare(event, "logged as acquired", acquired, True)

@@ -103,7 +103,6 @@ def advise(tuner: Tuner, target: float) -> tuple[Curve, Advice]:
 
     Also returns the curve for the advised idle timeout.
     """
-    assert tuner.limits is not None
     timeout, now = tuner.limits["idle_timeout"], tuner.limits["max_size"]
     curve = tuner.curve(timeout)
     logged = tuner.hits / tuner.leases if tuner.leases else 0.0
@@ -152,7 +151,6 @@ class Row:
 
 def marks_of(tuner: Tuner, curve: Curve, advice: Advice) -> dict[int, tuple[str, ...]]:
     """Return {size: marks}, of sizes for which the curve is exact."""
-    assert tuner.limits is not None
     marks: dict[int, tuple[str, ...]] = {}
     for size, mark in (
         (tuner.limits["max_size"], "now"),

@@ -68,9 +68,7 @@ class Curve:
         sizes = self.needs.filter(pl.col("size") >= low)
         gained = (sizes["hits"] / self.leases - first) / (last - first)
         above = gained - (sizes["size"] - low) / (high - low)
-        index = above.arg_max()
-        assert index is not None
-        return int(sizes["size"][index])
+        return int(sizes["size"][above.arg_max() or 0])
 
     def points(self, also: Sequence[int] = ()) -> list[Point]:
         """Return points for a chart: at most `POINTS` sizes, and those in `also`."""

@@ -40,7 +40,7 @@ Key = tuple[str, str, int, int]  # (function, argument types, generation, number
 class Tuner:
     """Feeds a `Stack` with a log's leases."""
 
-    limits: Limits | None = None
+    limits: Limits = Factory(dict)
     """The limits in force at the end of the log."""
     leases: int = 0
     hits: int = 0
@@ -69,10 +69,11 @@ class Tuner:
         Raises:
             NotReplayable: It is the first, and the log is not sufficient for tuning.
         """
-        if self.limits is None:
+        if not self.limits:
             self.limits = limits_of(check_start(event, "tuning"))
         if self._ended is not None:
-            self._give_back(event.event)
+            self._give_back(*self._ended, event.event)
+            self._ended = None
         try:
             self._handle(event.event, event.at_seconds)
         except KeyError:
@@ -197,11 +198,8 @@ class Tuner:
         self._was_hit.append(event.hit)
         self._names.append(number)
 
-    def _give_back(self, following: Event) -> None:
+    def _give_back(self, key: Key, event: Recycled, at: float, following: Event) -> None:
         """End a lease; drop its instance if `following` shows that it was corrupted."""
-        assert self._ended is not None and self.limits is not None
-        key, event, at = self._ended
-        self._ended = None
         corrupted = is_end_of_corrupted(event, following)
         too_large = event.size_bytes > self.limits["max_instance_size"]
         name = key[:2]

@@ -268,7 +268,7 @@ class Recorder:
         stale = self._token_waits.pop(task, None)
         if stale is not None:
             # It waited for a token, and this is another acquire: the wait must have been given up.
-            self._finish(stale, "gave up", stale.start)
+            self._finish(made, stale, "gave up", stale.start)
         program = made.programs.setdefault(task, [])
         acquire = Acquire(
             task,
@@ -282,19 +282,18 @@ class Recorder:
         self._under_way[acquire.group] += 1
         return acquire
 
-    def _finish(self, acquire: Acquire, outcome: str, at: float) -> None:
+    def _finish(self, made: Application, acquire: Acquire, outcome: str, at: float) -> None:
         """End an acquire without a lease."""
         acquire.outcome = outcome
         if outcome == "gave up" and acquire.patience is None:
             acquire.patience = at - acquire.start
         self._over[acquire.task] = at
-        self._count(acquire, at)
+        self._count(made, acquire, at)
 
-    def _count(self, acquire: Acquire, at: float) -> None:
-        assert self.made is not None
-        self.made.last_at = at
+    def _count(self, made: Application, acquire: Acquire, at: float) -> None:
+        made.last_at = at
         self._under_way[acquire.group] -= 1
-        group = self.made.groups[acquire.group]
+        group = made.groups[acquire.group]
         if group.closed_at is None:
             group.acquires += 1
             group.last_at = at
@@ -344,7 +343,7 @@ class Recorder:
         made.left[acquire.name] = left
         self._over[task] = at
         made.note_hold(acquire.name, event.held_seconds)
-        self._count(acquire, at)
+        self._count(made, acquire, at)
 
     def _on_evicted(self, event: Evicted, at: float, seq: int) -> None:
         if event.freed_code_bytes:
@@ -364,7 +363,7 @@ class Recorder:
         if acquire.outcome == "failed":
             outcome = "failed"
             acquire.load_seconds = at - acquire.start
-        self._finish(acquire, outcome, at)
+        self._finish(made, acquire, outcome, at)
 
 
 def _sample(samples: list[float], value: float) -> None:

@@ -284,15 +284,13 @@ class WhatIf:
             self._refuse(acquire)
 
     def _load(self, acquire: Acquire, request: Request) -> None:
-        assert request.instance is not None
-        seconds = self._loading.begin(acquire, request.instance, self._now)
+        seconds = self._loading.begin(acquire, request.held, self._now)
         self.result.load_seconds += seconds
         self._at(self._now + seconds, partial(self._loaded, acquire, request))
 
     def _fail(self, request: Request) -> None:
         """End a load without an instance."""
-        assert request.instance is not None
-        self._loading.failed(request.instance, self._now)
+        self._loading.failed(request.held, self._now)
         self._act(self._books.policy.failed(request, self._now))
 
     def _loaded(self, acquire: Acquire, request: Request) -> None:
@@ -305,7 +303,6 @@ class WhatIf:
             self._give_back(acquire)
             self._refuse(acquire)
             return
-        assert request.instance is not None
         size = self.application.loaded_sizes.get(acquire.name, 0)
         self._act(policy.loaded(request, self._now, size))
         self._go_on(request)
