@@ -233,7 +233,7 @@ class MemoryChunks(Chunks):
             self._bulk.refuse(self._guest, why, at, size)
         tally = self._tally
         tally.begin_row()
-        tally.allowed = self.total_fuel
+        tally.allow(self.total_fuel)
         data, refused = read_result(self._bulk.got, memory_of(self._guest), at, size)
         if refused is not None:
             refused.row = self.done + done

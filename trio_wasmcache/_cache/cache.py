@@ -207,7 +207,7 @@ class InstanceCache:
             isolation_verdict=verdict(declaration.isolation, module.why_not),
             acquire=self.acquire,
         )
-        record.definition = Definition(
+        definition = Definition(
             function,
             declaration.returns,
             module,
@@ -217,6 +217,7 @@ class InstanceCache:
             declaration.isolation == REUSE,
             declaration.isolation == RESET and module.why_not is None,
         )
+        record.define(definition)
         self._compiler.keep(module)
         old = pool.registry.put(record)
         now = trio.current_time()

@@ -159,8 +159,7 @@ class Runner:
         **Checkpoint:** always.
         **Cancellation:** nothing is left behind.
         """
-        share.burst += PASS_FUEL
-        share.settle()
+        share.settle(PASS_FUEL)
         await self.loop.take(share)
         self.loop.give_back()
         share.begin_burst()
@@ -255,19 +254,16 @@ class Runner:
 
     def _arrive(self, share: Share) -> None:
         """Count one more call of the group that takes turns."""
-        if not share.active and self._turns() - share.left > AWAY_TURNS:
+        turns = self.loop.line.turns + self.threads.line.turns
+        if not share.active and turns - share.left > AWAY_TURNS:
             # Other groups had turns of either kind while this one asked for none: it was away.
             self.loop.line.enter(share)
             self.threads.line.enter(share)
-        share.active += 1
+        share.arrive()
 
     def _leave(self, share: Share) -> None:
         """Count one call fewer of the group that takes turns."""
-        share.active -= 1
-        share.left = self._turns()
-
-    def _turns(self) -> int:
-        return self.loop.line.turns + self.threads.line.turns
+        share.leave(self.loop.line.turns + self.threads.line.turns)
 
     async def _hop(self, job: Job) -> bool:
         """Run slices in a thread until the call is over, calls the host, or must make way.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import final
 
+from .._core.policy.shares import CALL_FUEL
 from .._engine.base import UNDER_WAY, GuestInstance
 from .activity import Activity
 from .module import INITIALIZE
@@ -32,8 +33,7 @@ class Start(Activity):
         """
         over = native.poll()
         burnt = fuel - native.fuel_left()
-        self.share.charge(burnt)
-        self.share.burst += LOAD_FUEL
+        self.share.charge(burnt, CALL_FUEL + LOAD_FUEL)
         if not over:
             await self._drive(native, fuel, burnt)
         native.started()

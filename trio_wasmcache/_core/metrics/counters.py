@@ -138,6 +138,10 @@ class UseStats:
                 calls -= count
         return calls
 
+    def note_continued(self) -> None:
+        """Count a call that goes on beyond its first slice."""
+        self.continued += 1
+
     def note_error(self, name: str, count: int = 1) -> None:
         """Count `count` acquires or calls that ended with an error of that type."""
         if self.errors is NO_ERRORS:

@@ -96,6 +96,10 @@ class FunctionRecord:
     definition: object = None
     """The pool's description of the function."""
 
+    def define(self, definition: object) -> None:
+        """Keep what the pool knows of it."""
+        self.definition = definition
+
     @property
     def gone(self) -> bool:
         """Whether it was removed, and no later generation exists."""
@@ -256,6 +260,10 @@ class Request:
         if self.instance is None:
             raise IllegalStepError(f"a request that is {self.stage.value} has no instance")
         return self.instance
+
+    def refuse(self, error: Exception) -> None:
+        """Keep the error that its first step raised."""
+        self.error = error
 
     def sleep(self, wake: Callable[[], object] | None) -> None:
         """Note how to wake its task, which sleeps now; None: it sleeps no longer."""

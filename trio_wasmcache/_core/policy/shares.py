@@ -51,20 +51,32 @@ class Share:
     burst_from: float = 0.0
     """The virtual time at which that was 0."""
 
-    def charge(self, fuel: int) -> None:
-        """Charge fuel that a guest of this group burnt."""
-        self.virtual_time += fuel / self.shares
-        self.burst += fuel + CALL_FUEL
+    def arrive(self) -> None:
+        """Count one more call that takes turns."""
+        self.active += 1
 
-    def settle(self) -> None:
+    def leave(self, turns: int) -> None:
+        """Count one call fewer that takes turns; so many turns of all groups have begun."""
+        self.active -= 1
+        self.left = turns
+
+    def charge(self, fuel: int, beside: int = CALL_FUEL) -> None:
+        """Charge fuel that a guest of this group burnt, and what that has cost beside it."""
+        self.virtual_time += fuel / self.shares
+        self.burst += fuel + beside
+
+    def settle(self, beside: int = 0) -> None:
         """Account for what calls and loads cost beside their fuel since the last turn.
+
+        `beside` is what the next turn costs.
 
         Otherwise calls that burn next to nothing would be for nothing, and a group of them always
         behind.
         """
-        beside = self.burst - (self.virtual_time - self.burst_from) * self.shares
-        if beside > 0:
-            self.virtual_time += beside / self.shares
+        self.burst += beside
+        owed = self.burst - (self.virtual_time - self.burst_from) * self.shares
+        if owed > 0:
+            self.virtual_time += owed / self.shares
 
     def begin_burst(self) -> None:
         """Begin a new burst of short calls."""

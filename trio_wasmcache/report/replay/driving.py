@@ -147,7 +147,7 @@ class Driver:
         try:
             return self.policy.acquire(request, now)
         except WasmCacheError as error:
-            request.error = error
+            request.refuse(error)
             return None
 
     def loaded(self, event: Loaded, now: float) -> Step | None:

@@ -249,8 +249,8 @@ class WhatIf:
             self._refuse(acquire)
             return
         record = self._tokens[acquire.group].record
-        request = policy.request(function, record, acquire.task, acquire.warm)
-        request.blocked = blocked
+        since = self._now if blocked else None
+        request = policy.request(function, record, acquire.task, acquire.warm, blocked_since=since)
         self._leases[acquire], self._acquires[request] = request, acquire
         try:
             step = policy.acquire(request, self._now)
