@@ -1,4 +1,4 @@
-"""The seam between the cache and whatever runs wasm: what an engine can do, in no engine's terms.
+"""Protocols of what runs wasm: what an engine can do, in no engine's terms.
 
 There are two engines, wasmtime and the fake of `trio_wasmcache.testing`, and the same contract
 tests run on both. What takes long is async; what runs guest code goes in slices, so that the
@@ -137,7 +137,7 @@ class GuestMemory(Protocol):
         """Bytes."""
 
     def read(self, at: int, n: int) -> bytes:
-        """`n` bytes from address `at`; `IndexError` outside of the memory."""
+        """Return `n` bytes from address `at`; `IndexError` outside of the memory."""
 
     def write(self, at: int, data: bytes | bytearray | memoryview) -> None:
         """Put `data` at address `at`; `IndexError` (and nothing is written) outside."""
@@ -147,7 +147,7 @@ class OwnMemory(GuestMemory, Protocol):
     """The linear memory of an instance that has no call under way."""
 
     def grow(self, pages: int) -> int:
-        """Add pages; the address at which they begin. `MemoryLimitError` if there is no room."""
+        """Add pages, and return where they begin; `MemoryLimitError` if there is no room."""
 
 
 class Counter(Protocol):
@@ -187,7 +187,7 @@ class GuestFunction(Protocol):
         """Of the fuel, what was left when `begin` gave a result; the same object every time."""
 
     def finish(self) -> Any:
-        """The results of a call that `poll` said is over: None, a value, or a tuple.
+        """Return the results of a call that `poll` said is over: None, a value, or a tuple.
 
         Raises:
             GuestError: it trapped, ran out of fuel, or exited.
@@ -204,7 +204,7 @@ class GuestDriver(Protocol):
         """Put bytes at an address of the scratch, where there is room for them."""
 
     def get(self, at: int, size: int) -> memoryview:
-        """The bytes at an address of the scratch: to be used at once, they are not copied."""
+        """Return the bytes at an address of the scratch: not copied, so to be used at once."""
 
     def begin(self, rows: int, fuel: int) -> int | UnderWay:
         """Begin to call for that many rows, and run the first slice; see `GuestFunction.begin`.
@@ -213,16 +213,17 @@ class GuestDriver(Protocol):
         """
 
     def finish(self) -> int:
-        """How many rows are done, once `poll` said that it is over; raises what the guest did."""
+        """Return how many rows are done, once `poll` said it is over; raises what the guest did."""
 
 
 class DriverCode(Protocol):
     """A compiled driver, for any instance of its engine."""
 
     def attach(self, instance: Any, exports: Mapping[str, str]) -> GuestDriver:
-        """A driver that calls exports of the instance; the same one, if it has one already.
+        """Return a driver that calls exports of an instance; the same one, if it has one already.
 
         Args:
+            instance: of the same engine.
             exports: {what the driver imports: which export that is}; the memory goes without
                 saying.
 
@@ -254,10 +255,10 @@ class GuestInstance(Protocol):
         """Run one slice of what is under way; True when it is over. Any thread may call it."""
 
     def started(self) -> None:
-        """The start is over. Raises what `GuestFunction.finish` does."""
+        """End the start, which is over. Raises what `GuestFunction.finish` does."""
 
     def mark(self) -> None:
-        """It has started, and is now what `reset` puts it back to. Only of what was proved.
+        """Let `reset` go back to what it is now that it has started. Only of what was proved.
 
         Raises:
             LoadError: the engine has no room for what that takes.
@@ -270,7 +271,7 @@ class GuestInstance(Protocol):
         """
 
     def function(self, name: str) -> GuestFunction:
-        """The exported function of that name.
+        """Return the exported function of that name.
 
         Raises:
             AbiError: there is none, or values of one of its types can't cross.
@@ -281,16 +282,16 @@ class GuestInstance(Protocol):
         """For the ABI to keep what it knows about this instance."""
 
     def global_value(self, name: str) -> WasmValue:
-        """The value of an exported global; `LookupError` if there is none that is a number."""
+        """Return the value of an exported global; `LookupError` if there is no such number."""
 
     def abandon(self) -> None:
         """Stop what is under way for good, if anything is. Only `close` may follow."""
 
     def fuel_left(self) -> int:
-        """Of the fuel given to the call that is, or was last, under way."""
+        """Return what is left of the fuel of the call that is, or was last, under way."""
 
     def measure(self) -> int:
-        """What the instance may touch now: memories, tables x 8, scratch, the rest (bytes)."""
+        """Return what it may touch now (bytes): memories, tables x 8, scratch, the rest."""
 
     @property
     def reserved(self) -> tuple[int, int]:
@@ -304,7 +305,7 @@ class LoadedModule(Protocol):
     """Executable code."""
 
     def instantiate(self, fuel: int, yield_fuel: int) -> GuestInstance:
-        """A new instance with its start under way.
+        """Make an instance, with its start under way.
 
         Raises:
             NoMemoryError: the system has no room for it; `started` may say so, too.
@@ -335,7 +336,7 @@ class Engine(Protocol):
         """Bytes of the scratches that drivers keep, in all instances that are not closed."""
 
     async def to_wasm(self, text: str) -> bytes:
-        """WebAssembly text to binary; `InvalidModuleError` with line and column if it is wrong."""
+        """Make text binary; `InvalidModuleError` with line and column if it is wrong."""
 
     def turn(self, group: Hashable) -> Turn:
         """Return a place in line for `compile` and `prove`, in the turn of that group."""
@@ -346,6 +347,7 @@ class Engine(Protocol):
         """Read, check, edit and compile a module, off the event loop, when it is its turn.
 
         Args:
+            wasm: the module, binary.
             turn: whose turn it waits for; None: that of a group of its own.
             admit: looks at what the sections say, raises if it must not come in, and says what to
                 change. May be called in another thread.
@@ -368,7 +370,9 @@ class Engine(Protocol):
 
         Args:
             artifact: compiled with `Edits.reset`.
+            hosts: what it imports.
             initialize: an export that is called once an instance has started.
+            turn: see `compile`.
 
         Returns:
             The artifact with what `GuestInstance.mark` needs, or with an `obstacle`.
@@ -393,7 +397,7 @@ class Engine(Protocol):
         running: Sequence[Any],
         modules: Sequence[Any],
     ) -> ResidentBytes:
-        """What is in memory of these instances and modules, which are its own.
+        """Return what is in memory of these instances and modules, which are its own.
 
         Those that run may go on, or be closed, meanwhile.
 
@@ -402,7 +406,7 @@ class Engine(Protocol):
         """
 
     async def driver(self, shape: Shape | MemoryShape) -> DriverCode | None:
-        """The driver of a shape, compiled off the event loop if it is not there yet.
+        """Return the driver of a shape, compiled off the event loop if it is not there yet.
 
         None: this engine has none for functions whose values cross through memory.
 

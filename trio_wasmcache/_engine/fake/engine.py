@@ -79,12 +79,15 @@ class FakeEngine(Steps):
         address_space: int = 0,
         mappings: int = 0,
     ) -> bytes:
-        """Bytes to register: a well-formed module whose export behaves as said here.
+        """Make bytes to register: a well-formed module whose export behaves as said here.
 
         Args:
             run: gives the result; what it raises is what the call raises.
-            params, results: wasm types of the export; host imports have the same.
-            memory_pages, max_pages: its memory, exported as ``"memory"``.
+            params: wasm types of the export's arguments; host imports have the same.
+            results: wasm types of its results; host imports have the same.
+            export: its name.
+            memory_pages: of its memory, which is exported as ``"memory"``.
+            max_pages: of its memory; None: the module says nothing.
             code_size: bytes, once loaded.
             fuel: burnt by a call; `math.inf`: it never ends by itself.
             start_fuel: burnt by its start.

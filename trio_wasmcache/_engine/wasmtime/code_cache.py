@@ -1,4 +1,4 @@
-"""Compiled code that survives a restart: wasmtime's own cache, in a folder that only we can use.
+"""Keep compiled code over a restart: wasmtime's own cache, in a folder that only we can use.
 
 wasmtime runs what it finds in its cache: nothing there is signed, or has a checksum. Of single
 flipped bits, two in five made it load other code without a word, and one in five made it fail. So:
@@ -52,7 +52,7 @@ _NOBODY = 65534
 
 
 def new_module(engine: int, wasm: bytes) -> int:
-    """A compiled module, which is the caller's to delete; `InvalidModuleError` if it is none."""
+    """Compile a module, which is the caller's to delete; `InvalidModuleError` if it is none."""
     made = c_void_p()
     problem = native.module_new(engine, wasm, len(wasm), byref(made))
     if problem:
@@ -92,9 +92,10 @@ class CodeCache:
             self._forget_digests()
 
     def compile(self, plain: int, wasm: bytes) -> int:
-        """A compiled module, out of the cache if it is there; see `new_module`.
+        """Compile a module, or take it out of the cache if it is there; see `new_module`.
 
         Args:
+            wasm: the module, binary.
             plain: an engine without a cache, for when this one can't be trusted.
         """
         try:
@@ -172,7 +173,7 @@ class CodeCache:
 
 
 def _private_folder(path: str | os.PathLike[str]) -> Path:
-    """The folder, made if need be; `CacheDirError` unless only its owner, who is us, can use it."""
+    """Make the folder if need be; `CacheDirError` unless it is ours, and only we can use it."""
     text = os.fsdecode(path)
     if text.startswith("~"):
         raise CacheDirError(
@@ -221,7 +222,7 @@ def _problem(folder: Path) -> str | None:
 
 @contextlib.contextmanager
 def _settings(root: Path, code: Path) -> Iterator[bytes]:
-    """A file that tells wasmtime where its cache is, and lets it choose all else."""
+    """Make a file that tells wasmtime where its cache is, and lets it choose all else."""
     try:
         # JSON's strings are TOML's, but for DEL and for how they escape what is not ASCII.
         quoted = json.dumps(str(code), ensure_ascii=False).replace("\x7f", "\\u007f")
@@ -259,7 +260,7 @@ class StrangeFileError(OSError):
 
 
 def _read(file: Path, most: int) -> Iterator[bytes]:
-    """A regular file of ours, in pieces: whatever is put in its place meanwhile, no other.
+    """Read a regular file of ours in pieces: whatever is put in its place meanwhile, no other.
 
     Raises:
         StrangeFileError: it is none, or larger than `most` bytes.

@@ -33,6 +33,7 @@ def compile_module(
 
     Args:
         make: compiles; see `build`.
+        wasm: the module, binary.
         admit: looks at what the sections say, and says what to change.
         stack_size: bytes of the stacks that its instances get.
     """

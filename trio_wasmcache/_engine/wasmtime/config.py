@@ -11,7 +11,7 @@ from . import native
 
 
 def new_config(stack_size: int) -> int:
-    """A configuration, to be given to an engine, which takes it over."""
+    """Make a configuration, to be given to an engine, which takes it over."""
     config = native.wasm_config_new()
     native.config_consume_fuel_set(config, True)
     native.config_async_stack_size_set(config, stack_size)

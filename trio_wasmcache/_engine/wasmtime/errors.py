@@ -55,10 +55,10 @@ class Ending:
         self.trap_ref, self.error_ref = byref(self.trap), byref(self.error)
 
     def leave(self) -> None:
-        """Nothing is under way in it any more, and it has been looked at."""
+        """Let it be used again: nothing is under way in it, and it has been looked at."""
 
     def take_error(self) -> GuestError:
-        """What it ended with, where `trap` or `error` is set; they are no longer."""
+        """Return what it ended with, where `trap` or `error` is set; they are no longer."""
         trap, error = self.trap.value, self.error.value
         self.trap.value = self.error.value = None
         if trap:
@@ -69,7 +69,7 @@ class Ending:
 
 
 def take_error(pointer: int) -> str:
-    """The message of an owned wasmtime_error_t, which is freed; shortened, and fit to be shown."""
+    """Return the message of an owned wasmtime_error_t, which is freed; cut, and fit to be shown."""
     lines = _take_message(pointer).splitlines()
     return "\n".join(printable(line, MAX_LINE_LENGTH) for line in lines[:MAX_LINES])
 
@@ -93,7 +93,7 @@ def told_apart(error: GuestError) -> GuestError | NoMemoryError:
 
 
 def is_no_memory(message: str) -> bool:
-    """Whether an error of wasmtime says that the system had no memory or addresses left.
+    """Return whether an error of wasmtime says that the system had no memory or addresses left.
 
     A message may quote names of the guest's, but does not end with them.
     """
@@ -101,7 +101,7 @@ def is_no_memory(message: str) -> bool:
 
 
 def guest_error(pointer: int) -> GuestError:
-    """An owned wasmtime_error_t that ended a call: an exit, or what the host side made of it."""
+    """Make an error of an owned wasmtime_error_t: an exit, or what the host side made of a call."""
     status = c_int()
     exited = native.error_exit_status(pointer, byref(status))
     frames = native.PointerVec()
@@ -116,7 +116,7 @@ def guest_error(pointer: int) -> GuestError:
 
 
 def trap_error(pointer: int) -> GuestError:
-    """An owned wasm_trap_t that ended a call."""
+    """Make an error of an owned wasm_trap_t that ended a call."""
     code = c_uint8()
     known = native.trap_code(pointer, byref(code))
     frames = native.PointerVec()

@@ -57,6 +57,7 @@ def extend(table: bytes, size: int) -> bytes | None:
     """Return a table whose first entry starts at 0, or None if that can't be done with certainty.
 
     Args:
+        table: as CPython keeps it.
         size: of the code that the table belongs to (instructions of two bytes).
     """
     entries = read(table, size)

@@ -14,7 +14,7 @@ from .errors import take_error
 
 
 def check_range(at: int, n: int, size: int) -> None:
-    """`IndexError` unless the bytes from `at` to `at + n` lie inside a memory of `size` bytes."""
+    """Raise `IndexError` unless `n` bytes from `at` lie inside a memory of `size` bytes."""
     if at < 0 or n < 0 or at + n > size:
         raise IndexError(f"{n} bytes at {at} are not inside the guest's memory of {size} bytes")
 
@@ -30,7 +30,7 @@ class SuspendedMemory:
         self.size = size
 
     def end(self) -> None:
-        """The guest is gone or goes on: nothing is inside any more."""
+        """Have nothing inside any more: the guest is gone, or goes on."""
         self._base = self.size = 0
 
     def read(self, at: int, n: int) -> bytes:
@@ -67,7 +67,7 @@ class InstanceMemory:
         self.handle = handle
 
     def end(self) -> None:
-        """The instance is closed: nothing is inside any more."""
+        """Have nothing inside any more: the instance is closed."""
         self._context = None
 
     @property

@@ -561,7 +561,7 @@ hot_delete.argtypes = [c_void_p]  # type: ignore[attr-defined]  # it is new for 
 
 
 def memory_view(address: int, size: int) -> memoryview:
-    """Writable bytes at an address, for as long as they are there."""
+    """Return writable bytes at an address, for as long as they are there."""
     view: memoryview = _view(address, size, 0x200)  # PyBUF_WRITE
     return view
 
@@ -578,7 +578,7 @@ def pointer_in(place: c_void_p) -> int:
 
 
 def take_bytes(vec: ByteVec) -> bytes:
-    """The bytes of an owned vector, which is freed."""
+    """Return the bytes of an owned vector, which is freed."""
     try:
         return ctypes.string_at(vec.data, vec.size) if vec.data and vec.size else b""
     finally:

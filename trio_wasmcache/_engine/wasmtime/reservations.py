@@ -42,6 +42,7 @@ def instance_reservation(info: ModuleInfo, elements: int, stack_size: int) -> tu
     """Return what a new instance reserves: bytes of addresses, and mappings.
 
     Args:
+        info: of the module.
         elements: of all tables together, at most.
         stack_size: bytes.
     """

@@ -27,7 +27,7 @@ Range = tuple[int, int]
 
 
 def count_resident(groups: Sequence[Iterable[Range]]) -> list[int]:
-    """For each group of address ranges, the bytes of it that are in memory.
+    """Return the bytes in memory of each group of address ranges.
 
     Raises:
         NotImplementedError: this system does not tell.
@@ -56,7 +56,7 @@ def _resident(pagemap: int, address: int, size: int) -> int:
 
 
 def find_stacks(stack_size: int) -> Iterator[Range]:
-    """Where stacks of that size are, of all engines in this process: each has a guard before it.
+    """Find the stacks of that size, of all engines in this process: each has a guard before it.
 
     One that the kernel has merged with what lies above it can't be told from other memory.
     """

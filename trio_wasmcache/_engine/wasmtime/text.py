@@ -1,4 +1,4 @@
-"""WebAssembly text to binary, by wasmtime."""
+"""Make WebAssembly text binary, by wasmtime."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .errors import take_error
 
 
 def to_wasm(text: str) -> bytes:
-    """The binary module; `InvalidModuleError` with line and column if the text is wrong."""
+    """Return the binary module; `InvalidModuleError` with line and column if the text is wrong."""
     try:
         raw = text.encode()
     except UnicodeEncodeError as error:
