@@ -10,7 +10,7 @@ from kits import FakeKit, Kit
 from trio.testing import wait_all_tasks_blocked
 
 from trio_wasmcache import CacheConfig, InstanceCache, Lease
-from trio_wasmcache.testing import cancel_everywhere, check_invariants
+from trio_wasmcache.testing import cancel_everywhere, check_invariants, snapshot
 
 
 def look(cache: InstanceCache, kit: Kit) -> None:
@@ -25,7 +25,7 @@ def look(cache: InstanceCache, kit: Kit) -> None:
 
 def seats(cache: InstanceCache) -> int:
     """How many of the idle instances are none."""
-    return sum(instance.seat for instance in cache._pool.policy.residents.lru)
+    return sum(one.seat for one in snapshot(cache).residents if one.state == "idle")
 
 
 class Stage:
@@ -56,8 +56,7 @@ class Stage:
         look(self.cache, self._kit)
         stats = self.cache.stats()
         assert (stats.running_instances, stats.waiting) == (0, 0)
-        for group in self.cache._groups.states.values():
-            assert group.capacity.count()[0] == 0
+        assert not any(group.tokens for group in snapshot(self.cache).groups)
         if isinstance(self._kit, FakeKit):
             kept = stats.idle_instances - seats(self.cache)
             assert self._kit.engine.open_instances == kept

@@ -16,6 +16,7 @@ from kits import Kit, WasmtimeKit, add, tries
 
 from trio_wasmcache import CacheConfig, TrapError
 from trio_wasmcache._core.wasm.driver import Shape, layout
+from trio_wasmcache.testing import snapshot
 
 TWO = ("i64", "i64")
 CHUNK = layout(Shape(TWO, ("i64",), nullable=True)).rows
@@ -197,7 +198,7 @@ async def test_a_batch_in_a_thread(real: WasmtimeKit) -> None:
         async with f.acquire() as lease:
             result = await lease.map([pa.array(values)])
         assert result.to_pylist() == [None if v is None else v + 1 for v in values]
-        assert cache._pool.runner.threads.taken == 0
+        assert snapshot(cache).threads.taken == 0
 
 
 @given(

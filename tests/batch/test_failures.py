@@ -27,7 +27,7 @@ from trio_wasmcache import (
 from trio_wasmcache._cache.cache import parts_of
 from trio_wasmcache._core.wasm.driver import Shape, layout
 from trio_wasmcache._engine.wasmtime.instance import WasmtimeInstance
-from trio_wasmcache.testing import check_invariants
+from trio_wasmcache.testing import check_invariants, snapshot
 
 TWO = ("i64", "i64")
 CHUNK = layout(Shape(TWO, ("i64",))).rows
@@ -172,7 +172,7 @@ async def test_cancelled_half_way(real: WasmtimeKit, offload: int | None) -> Non
                 scope.cancel()
         assert scope.cancelled_caught
         assert cache.stats().evictions["corrupted"] == 1
-        assert cache._pool.runner.loop.taken == cache._pool.runner.threads.taken == 0
+        assert snapshot(cache).loop.taken == snapshot(cache).threads.taken == 0
         check_invariants(cache)
 
 
@@ -326,7 +326,7 @@ async def test_cancelled_in_a_host_function(kit: Kit) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(batch)
             await asked.wait()
-            assert cache._pool.runner.loop.taken == 0
+            assert snapshot(cache).loop.taken == 0
             nursery.cancel_scope.cancel()
         assert cache.stats().evictions["corrupted"] == 1
 

@@ -24,6 +24,7 @@ from trio_wasmcache._core.policy.shares import PASS_FUEL
 from trio_wasmcache._core.tally import Tally
 from trio_wasmcache._core.wasm.driver import CELLS, Shape, layout
 from trio_wasmcache._runtime.results import KEPT, MAPPED, ResultMemory
+from trio_wasmcache.testing import snapshot
 
 TWO = ("i64", "i64")
 # More than a chunk of two i64 columns, and no multiple of eight.
@@ -186,12 +187,12 @@ async def test_fuel_of_a_batch_is_that_of_its_rows(kit: Kit) -> None:
         one = lease.fuel_consumed
         cache._pool.runner.cpu_clock = lambda: 0.0  # checking columns is charged by time
         cache._groups.main.share.begin_burst()
-        before = cache._groups.main.share.virtual_time
+        before = snapshot(cache).group("main").virtual_time
         await lease.map([range(20)])
         assert one is not None
         assert lease.fuel_consumed is not None
         assert 20 * one <= lease.fuel_consumed <= 20 * (one + 60)
-        charged = (cache._groups.main.share.virtual_time - before) * 100
+        charged = (snapshot(cache).group("main").virtual_time - before) * 100
         assert charged == pytest.approx(PASS_FUEL + lease.fuel_consumed)
 
 
@@ -209,9 +210,9 @@ async def test_chunks_end_with_slices(real: WasmtimeKit) -> None:
     """But for the first, whose rows tell what a row burns: no slice is begun for a few rows."""
     config = CacheConfig(offload_after=None)
     async with held(real, real.adding_two(), config, args=TWO) as (cache, lease):
-        before = cache._pool.runner.loop.line.turns
+        before = snapshot(cache).loop.begun
         await lease.map([range(200_000), 1])
-        turns = cache._pool.runner.loop.line.turns - before
+        turns = snapshot(cache).loop.begun - before
         checked = 200_000 // PIECE  # of the list
         assert lease.fuel_consumed is not None
         whole = lease.fuel_consumed / config.yield_fuel
@@ -347,7 +348,7 @@ async def test_checking_a_column_is_cpu_time_of_the_group(kit: Kit) -> None:
         for clock in (lambda: 0.0, lambda: next(ticks) * 0.001):
             cache._pool.runner.cpu_clock = clock
             share.begin_burst()
-            before = share.virtual_time
+            before = snapshot(cache).group("main").virtual_time
             await lease.map([[1, 2, 3]])
-            charged.append((share.virtual_time - before) * 100)
+            charged.append((snapshot(cache).group("main").virtual_time - before) * 100)
         assert charged[1] - charged[0] == pytest.approx(1_000_000, abs=10)

@@ -28,7 +28,7 @@ from trio_wasmcache import (
 from trio_wasmcache._cache.cache import parts_of
 from trio_wasmcache._core.policy.shares import PASS_FUEL
 from trio_wasmcache._core.wasm.reader import FuncType
-from trio_wasmcache.testing import check_invariants
+from trio_wasmcache.testing import check_invariants, snapshot
 
 UDFS = Path(__file__).parents[1] / "udfs"
 TWO_I64_TO_I64 = FuncType(("i64", "i64"), ("i64",))
@@ -189,11 +189,11 @@ async def test_a_row_that_fails_at_once_has_burnt_fuel(kit: Kit, abi: Twice) -> 
         async with cache.scheduling_group("g", capacity=1) as group, f.acquire() as lease:
             cache._pool.runner.cpu_clock = lambda: 0.0  # conversions are charged by time
             group._state.share.begin_burst()
-            before = group._state.share.virtual_time
+            before = snapshot(cache).group(group.name).virtual_time
             with pytest.raises(TrapError):
                 await lease.map([[2]])
             assert lease.fuel_consumed
-            charged = (group._state.share.virtual_time - before) * group.shares
+            charged = (snapshot(cache).group(group.name).virtual_time - before) * group.shares
             assert charged == pytest.approx(PASS_FUEL + lease.fuel_consumed)
 
 

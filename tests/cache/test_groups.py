@@ -11,7 +11,7 @@ from kits import FakeKit, ListLogger, add
 from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
 from trio_wasmcache import CacheConfig, SchedulingGroup, current_group
-from trio_wasmcache.testing import check_invariants
+from trio_wasmcache.testing import check_invariants, snapshot
 
 TYPES = ("i64",)
 
@@ -182,7 +182,7 @@ async def test_outside_of_any_group_it_is_main(fake: FakeKit) -> None:
                 order.append("first")
                 assert cache.stats().waiting == 1
         assert order == ["first", "second"]
-        assert cache._groups.main_group.shares == 7
+        assert snapshot(cache).group("main").shares == 7
 
 
 async def test_the_context_of_a_closed_group(fake: FakeKit) -> None:

@@ -11,7 +11,7 @@ from staging import look, stage
 from trio.testing import wait_all_tasks_blocked
 
 from trio_wasmcache import CacheConfig, Lease, SchedulingGroup
-from trio_wasmcache.testing import cancel_everywhere, check_invariants
+from trio_wasmcache.testing import cancel_everywhere, check_invariants, snapshot
 
 SLICE = COSTLY // 3  # so that what is costly takes four
 KEPT = CacheConfig(yield_fuel=SLICE, offload_after=None)
@@ -221,7 +221,7 @@ async def test_while_registering(kit: Kit) -> None:
 
         await at.run(scenario, least=2)
         assert at.cache.functions() == ()
-        assert not at.cache._pool.registry.reserved
+        assert not snapshot(at.cache).reserved
         assert at.cache.stats().artifact_size == 0
         assert not at.cache._compiler._compiling
         f = await add(at.cache, "f", wasm)

@@ -17,7 +17,7 @@ from trio_wasmcache import CacheConfig, InstanceCache, MiB, SchedulingGroup
 from trio_wasmcache._cache.cache import parts_of
 from trio_wasmcache._cache.group import MAX_WORK
 from trio_wasmcache._pool.evictor import AT_ONCE
-from trio_wasmcache.testing import check_invariants
+from trio_wasmcache.testing import check_invariants, snapshot
 
 
 class Outcomes(list[str]):
@@ -144,9 +144,9 @@ async def test_18_who_was_just_granted_a_token_is_told(kit: Kit) -> None:
             async with f.acquire():
                 nursery.start_soon(outcomes.note, lambda: f.call(1))
                 await wait_all_tasks_blocked()
-                assert cache._groups.main_group.limiter.statistics().tasks_waiting == 1
+                assert snapshot(cache).group("main").waiting_for_token == 1
     assert outcomes == ["the cache is closed"]
-    assert cache._groups.main_group.limiter.borrowed_tokens == 0
+    assert snapshot(cache).group("main").tokens == 0
     if isinstance(kit, FakeKit):  # and nothing was loaded for it
         assert kit.engine.steps.count("instantiate") == 1
     check_invariants(cache)
@@ -237,7 +237,7 @@ async def test_18_registering_ends_with_the_cache(kit: Kit) -> None:
     async with trio.open_nursery() as nursery:
         async with kit.open() as cache:
             nursery.start_soon(outcomes.note, lambda: add(cache, "f", kit.adding(1)))
-            while not cache._pool.registry.reserved:
+            while not snapshot(cache).reserved:
                 await trio.lowlevel.checkpoint()
     assert len(outcomes) == 1
     assert "closed" in outcomes[0]
@@ -361,7 +361,7 @@ async def test_18_closing_many_groups_lets_others_run(fake: FakeKit, holding: bo
         nonlocal passes
         while not stop.is_set():
             await trio.lowlevel.checkpoint()
-            if cache._pool.closed:
+            if snapshot(cache).closed:
                 passes += 1
                 scope.cancel()
                 for group in (groups[0], groups[-1]):

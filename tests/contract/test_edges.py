@@ -24,7 +24,7 @@ from trio_wasmcache import (
     current_lease,
     open_cache,
 )
-from trio_wasmcache.testing import FakeEngine, check_invariants, open_fake_cache
+from trio_wasmcache.testing import FakeEngine, check_invariants, open_fake_cache, snapshot
 
 I64 = ("i64",)
 HOST = {"host": {"ask": HostFunction(lambda value: value)}}
@@ -73,7 +73,7 @@ async def test_a_start_function_is_charged_for_its_first_slice() -> None:
         await cache.register("f", wasm, args=I64, returns="i64", export="run")
         async with cache.scheduling_group("g", capacity=1, shares=1) as group:
             async with cache.acquire("f", I64):
-                assert group._state.share.virtual_time >= 90_000
+                assert snapshot(cache).group(group.name).virtual_time >= 90_000
 
 
 @pytest.mark.parametrize("offload_after", [None, 0])
@@ -105,9 +105,7 @@ async def test_closing_a_group_ends_its_calls_that_wait_for_a_turn(
                 group._state.share.left = 0
                 group._state.share.active = 1
                 nursery.start_soon(victim, group.acquire("f", ()))
-                while not cache._pool.runner.loop.contended and not (
-                    cache._pool.runner.threads.contended
-                ):
+                while not snapshot(cache).loop.waiting and not snapshot(cache).threads.waiting:
                     await trio.lowlevel.checkpoint()
             await ended.wait()
             nursery.cancel_scope.cancel()
@@ -221,10 +219,9 @@ async def test_another_slice_length_holds_for_warm_instances_too() -> None:
         function = await cache.register("f", wasm, args=I64, returns="i64", export="run")
         await cache.warm("f", I64)
         cache.resize(yield_fuel=10_000)
-        turns = cache._pool.runner.loop.line
-        before = turns.turns
+        before = snapshot(cache).loop.begun
         await function.call(1)
-        assert turns.turns == before
+        assert snapshot(cache).loop.begun == before
 
 
 @pytest.mark.parametrize("fuel", [10, 1000])

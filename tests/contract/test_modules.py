@@ -18,7 +18,7 @@ from trio_wasmcache import (
     LinkError,
     MiB,
 )
-from trio_wasmcache.testing import check_invariants
+from trio_wasmcache.testing import check_invariants, snapshot
 
 
 async def test_11_code_size_is_whole_system_pages(kit: Kit) -> None:
@@ -316,7 +316,7 @@ async def test_13_the_name_is_reserved_from_the_start_of_register(kit: Kit) -> N
     """While the first one compiles, a second registration is refused, and the first is served."""
     async with kit.open() as cache, trio.open_nursery() as nursery:
         nursery.start_soon(add, cache, "f", kit.adding(1))
-        while not cache._pool.registry.reserved:
+        while not snapshot(cache).reserved:
             await trio.lowlevel.checkpoint()
         with pytest.raises(DuplicateFunctionError, match=r"f\(i64\)"):
             await add(cache, "f", kit.adding(2))
@@ -351,7 +351,7 @@ async def test_13_while_a_replacement_compiles_the_old_generation_serves(kit: Ki
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(replace)
-            while not cache._pool.registry.reserved:
+            while not snapshot(cache).reserved:
                 await trio.lowlevel.checkpoint()
             async with f.acquire() as lease:
                 assert lease.function.generation == 1

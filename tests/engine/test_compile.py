@@ -25,7 +25,7 @@ from trio_wasmcache._core.wasm.editor import encode_module
 from trio_wasmcache._core.wasm.reader import Export, FuncType, ModuleInfo
 from trio_wasmcache._engine.compile_slots import CompileSlots
 from trio_wasmcache._engine.wasmtime.engine import LOAD_IN_THREAD, MAX_COMPILES, WasmtimeEngine
-from trio_wasmcache.testing import check_invariants
+from trio_wasmcache.testing import check_invariants, snapshot
 
 ADD = wat(
     '(module (func (export "f") (param i64) (result i64) (i64.add (local.get 0) (i64.const 1))))'
@@ -156,7 +156,7 @@ async def test_those_who_ask_at_once_share_a_compile() -> None:
             for number in range(10):
                 nursery.start_soon(register, cache, f"f{number}")
             await trio.testing.wait_all_tasks_blocked()
-            assert cache._pool.engine.compile_slots.waiting == 1  # type: ignore[attr-defined]
+            assert snapshot(cache).compiles.waiting == 1
         assert len(cache.functions()) == 10
         assert len(cache._compiler.modules) == 1
         for function in cache.functions():
@@ -250,10 +250,10 @@ async def test_a_compile_that_all_gave_up_leaves_nothing() -> None:
                 nursery.cancel_scope.cancel()
             assert cache.functions() == ()
             await trio.testing.wait_all_tasks_blocked()
-            assert cache._pool.engine.compile_slots.waiting == 0  # type: ignore[attr-defined]
+            assert snapshot(cache).compiles.waiting == 0
             assert not cache._compiler._compiling
             assert not cache._compiler.modules
-            assert not cache._pool.registry.reserved
+            assert not snapshot(cache).reserved
         assert await (await register(cache, "a")).call(1) == 2
         assert cache.stats().artifact_size > 0
         check_invariants(cache)
@@ -283,6 +283,7 @@ LEAVE = """
     import sys, threading, trio
     from engine.support import quiet_cache
     from engine.test_compile import idle, large_module, register
+    from trio_wasmcache.testing import snapshot
 
     entered, go = threading.Event(), threading.Event()
 
@@ -300,16 +301,16 @@ LEAVE = """
         wasm = large_module(1500)
         async with trio.open_nursery() as nursery:
             async with quiet_cache() as cache:
-                limiter = cache._pool.engine.compile_slots
+                slots = cache._pool.engine.compile_slots
                 nursery.start_soon(register, cache, "f", wasm)
                 await trio.to_thread.run_sync(entered.wait)
                 nursery.cancel_scope.cancel()
-        assert cache._pool.closed
+        assert snapshot(cache).closed
         print("left", flush=True)
         if sys.argv[1] == "wait":
-            assert limiter.running == 1
+            assert snapshot(cache).compiles.running == 1
             go.set()
-            await idle(limiter)
+            await idle(slots)
             print("compiled")
 
     trio.run(main)

@@ -34,7 +34,7 @@ from trio_wasmcache import (
 )
 from trio_wasmcache._engine.wasmtime.hosts import INSTANCES
 from trio_wasmcache._engine.wasmtime.instance import WasmtimeInstance
-from trio_wasmcache.testing import check_invariants
+from trio_wasmcache.testing import check_invariants, snapshot
 
 TYPES = ("i64",)
 LIMITS = CacheConfig(
@@ -109,8 +109,8 @@ class Program:
             assert not [
                 one for one in gc.get_objects() if type(one) is WasmtimeInstance and one._store
             ]
-            threads = cache._pool.runner.threads
-            assert (threads.taken, cache._pool.runner.loop.taken) == (0, 0)
+            inside = snapshot(cache)
+            assert (inside.threads.taken, inside.loop.taken) == (0, 0)
             self.finish.set()
 
     async def begin(self, cache: InstanceCache, nursery: trio.Nursery) -> None:
@@ -143,7 +143,6 @@ class Program:
         async def put(name: str, text: str, **more: Any) -> Any:
             return await add(cache, name, guests.binary(text), **more)
 
-        runner = cache._pool.runner
         endless = await put("endless", guests.ENDLESS, concurrency=3)
         hosts = {"host": {"ask": HostFunction(ask)}}
         asks = await put("asks", guests.ONLY_ASKS, imports=hosts)
@@ -157,9 +156,9 @@ class Program:
         start("waiting for an instance", asks.call, 1)
         await until(lambda: cache.stats().waiting == 1)
         start("in a thread", endless.call, 1)
-        await until(lambda: runner.threads.taken == 1)
+        await until(lambda: snapshot(cache).threads.taken == 1)
         start("waiting for a thread", endless.call, 1)
-        await until(lambda: runner.threads.contended)
+        await until(lambda: snapshot(cache).threads.waiting > 0)
         cache.resize(offload_after=None)
         start("loading", slow.call, 1)
         running = cache.stats().running_instances
@@ -179,9 +178,9 @@ class Program:
         start("waiting for room", other.call, 1)
         await until(lambda: cache.stats().waiting == waiting + 1)
         start("reading a module", add, cache, "fifo", self.fifo)
-        await until(lambda: bool(cache._pool.registry.reserved))
+        await until(lambda: bool(snapshot(cache).reserved))
         start("compiling", add, cache, "large", large())
-        await until(lambda: cache._pool.engine.compile_slots.running == 1)
+        await until(lambda: snapshot(cache).compiles.running == 1)
         if self.place == "sync":
             cache.resize(max_code_size=LIMITS.max_code_size)
             await spins.call(1)

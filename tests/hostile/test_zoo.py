@@ -11,7 +11,7 @@ from hostile.guest import CONFIG, Guest, Refused
 from hostile.zoo import ZOO
 from kits import ListLogger, WasmtimeKit, add, open_real_cache
 
-from trio_wasmcache.testing import check_invariants
+from trio_wasmcache.testing import check_invariants, snapshot
 
 RENDERERS = (
     structlog.dev.ConsoleRenderer(colors=False),
@@ -62,7 +62,7 @@ async def test_alone(guest: Guest, real: WasmtimeKit, log: ListLogger) -> None:
             guest.check(one)
         if isinstance(guest.gets, Refused):
             assert [function.name for function in cache.functions()] == ["neighbour"]
-            assert not cache._pool.registry.reserved
+            assert not snapshot(cache).reserved
         stats = cache.stats()
         assert (stats.running_instances, stats.waiting) == (0, 0)
         assert await neighbour.call(1) == 2

@@ -33,7 +33,7 @@ from trio_wasmcache._abi.base import Step
 from trio_wasmcache._cache.cache import parts_of
 from trio_wasmcache._engine.wasmtime.instance import WasmtimeInstance
 from trio_wasmcache._runtime.metered import MeteredGuest
-from trio_wasmcache.testing import check_invariants
+from trio_wasmcache.testing import check_invariants, snapshot
 
 FOREVER = 10**15
 
@@ -76,11 +76,10 @@ async def test_everybody_is_told_and_everything_is_closed(real: WasmtimeKit) -> 
             nursery.start_soon(told.told, "queued behind it", asks.call, 1)
             await wait_all_tasks_blocked()
             nursery.start_soon(told.told, "in the thread", endless.call, 1)
-            threads = cache._pool.runner.threads
-            while threads.taken == 0:
+            while snapshot(cache).threads.taken == 0:
                 await trio.lowlevel.checkpoint()
             nursery.start_soon(told.told, "waiting for the thread", endless.call, 1)
-            while not threads.contended:
+            while not snapshot(cache).threads.waiting:
                 await trio.lowlevel.checkpoint()
             cache.resize(offload_after=None)
             nursery.start_soon(told.told, "loading", slow.call, 1)
@@ -232,7 +231,7 @@ async def test_a_group_that_is_closing_when_the_cache_is(
 
             group = await nursery.start(block)
             nursery.start_soon(told.told, "outside", from_outside)
-            while cache._pool.runner.threads.taken == 0:
+            while snapshot(cache).threads.taken == 0:
                 await trio.lowlevel.checkpoint()
             leave.set()
             while not group._state.record.closed:
@@ -385,7 +384,7 @@ async def test_a_call_in_steps_ends_between_them(
 
             nursery.start_soon(let_the_thread_go_on)  # first, as the group also waits if this fails
             nursery.start_soon(told.told, "outside", from_outside)
-            while not cache._pool.runner.threads.taken:
+            while not snapshot(cache).threads.taken:
                 await trio.lowlevel.checkpoint()
             job = job_of(leases[0])
             assert job is not None

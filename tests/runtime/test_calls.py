@@ -23,7 +23,7 @@ from trio_wasmcache import (
     StackOverflowError,
     TrapError,
 )
-from trio_wasmcache.testing import check_invariants
+from trio_wasmcache.testing import check_invariants, snapshot
 
 
 @pytest.fixture(params=[None, 0, 1], ids=["inline", "thread", "both"])
@@ -164,7 +164,7 @@ async def test_a_failed_call_in_its_first_slice_counts_its_fuel(real: WasmtimeKi
                 await lease.call(1, 0)
             assert lease.fuel_consumed
         assert cache.stats().calls == 1
-        assert cache._groups.main.share.virtual_time > 0
+        assert snapshot(cache).group("main").virtual_time > 0
 
 
 async def test_memory_bomb(real: WasmtimeKit, offload: int | None) -> None:
@@ -315,30 +315,29 @@ async def test_two_heavy_calls_in_threads_both_finish(real: WasmtimeKit) -> None
             for number in range(400_000, 400_004):
                 nursery.start_soon(call, number)
         assert sorted(results) == list(range(400_000, 400_004))
-        assert cache._pool.runner.threads.taken == 0
-        assert cache._pool.runner.loop.taken == 0
+        assert snapshot(cache).threads.taken == 0
+        assert snapshot(cache).loop.taken == 0
 
 
 async def test_waiting_for_a_thread_can_be_cancelled(real: WasmtimeKit) -> None:
     """With the one thread taken, the second call leaves the line; the first goes on."""
     async with real.open(config(0, max_threads=1)) as cache:
         endless = await put(cache, "endless", guests.ENDLESS, concurrency=2)
-        threads = cache._pool.runner.threads
         async with trio.open_nursery() as nursery:
             nursery.start_soon(endless.call, 1)
-            while threads.taken == 0:
+            while snapshot(cache).threads.taken == 0:
                 await trio.lowlevel.checkpoint()
             with trio.CancelScope() as scope:
                 async with trio.open_nursery() as second:
                     second.start_soon(endless.call, 2)
-                    while not threads.contended:
+                    while not snapshot(cache).threads.waiting:
                         await trio.lowlevel.checkpoint()
                     scope.cancel()
             assert scope.cancelled_caught
-            assert not threads.contended
+            assert not snapshot(cache).threads.waiting
             assert cache.stats().running_instances == 1
             nursery.cancel_scope.cancel()
-        assert threads.taken == 0
+        assert snapshot(cache).threads.taken == 0
         check_invariants(cache)
 
 

@@ -25,7 +25,7 @@ from trio_wasmcache import (
     current_group,
     current_lease,
 )
-from trio_wasmcache.testing import check_invariants
+from trio_wasmcache.testing import check_invariants, snapshot
 
 
 @pytest.fixture(params=[None, 0, 1], ids=["inline", "thread", "both"])
@@ -227,8 +227,8 @@ async def test_cancelled_in_a_host_function(real: WasmtimeKit, limits: CacheConf
             nursery.start_soon(function.call, 1)
             await asked.wait()
             await wait_all_tasks_blocked()
-            runner = cache._pool.runner
-            assert (runner.loop.taken, runner.threads.taken) == (0, 0)  # none is held meanwhile
+            inside = snapshot(cache)  # no turn is held meanwhile
+            assert (inside.loop.taken, inside.threads.taken) == (0, 0)
             nursery.cancel_scope.cancel()
         assert cache.stats().evictions["corrupted"] == 1
         check_invariants(cache)

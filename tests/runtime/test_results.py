@@ -37,7 +37,7 @@ from trio_wasmcache import (
 )
 from trio_wasmcache._core.costs import ITEM_FUEL, copy_fuel
 from trio_wasmcache._core.tally import ASCII_SIZE, BYTES_SIZE, NUMBER, SLOT, Tally, size_of
-from trio_wasmcache.testing import check_invariants
+from trio_wasmcache.testing import check_invariants, snapshot
 
 AT = 16
 # (size) -> bytes: so many, from address 16. Its memory is 16 MiB of zeros.
@@ -399,13 +399,13 @@ async def test_what_is_copied_costs_fuel(real: WasmtimeKit) -> None:
             for size in (1000, MiB):
                 assert burnt[size] - burnt[0] == copy_fuel(size)
             cache._pool.runner.cpu_clock = lambda: 0.0  # whose time is charged beside the fuel
-            virtual = cache._groups.main.share.virtual_time
+            virtual = snapshot(cache).group("main").virtual_time
             await lease.map([[MiB] * 10])
             assert lease.fuel_consumed is not None
             assert lease.fuel_consumed >= 10 * copy_fuel(MiB)
-            charged = (
-                cache._groups.main.share.virtual_time - virtual
-            ) * cache._groups.main_group.shares
+            charged = (snapshot(cache).group("main").virtual_time - virtual) * snapshot(
+                cache
+            ).group("main").shares
             # What calls and passes cost beside that is little here.
             assert charged == pytest.approx(lease.fuel_consumed, rel=0.01)
         cache.resize(total_fuel=copy_fuel(MiB))

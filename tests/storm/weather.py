@@ -25,6 +25,7 @@ from trio_wasmcache import (
     TrapError,
     UnknownFunctionError,
 )
+from trio_wasmcache.testing import snapshot
 
 TYPES = ("i64",)
 LEVELS = ("reuse", "fresh", "reset")
@@ -181,6 +182,6 @@ async def blow(kit: Kit, seed: int, rounds: int = ROUNDS) -> int:
         look(cache, kit)
         stats = cache.stats()
         assert (stats.running_instances, stats.waiting) == (0, 0)
-        assert cache._groups.main_group.limiter.borrowed_tokens == 0
-        assert cache._pool.runner.loop.taken == cache._pool.runner.threads.taken == 0
+        assert snapshot(cache).group("main").tokens == 0
+        assert snapshot(cache).loop.taken == snapshot(cache).threads.taken == 0
     return storm.operations
