@@ -201,8 +201,8 @@ ECHO = (
 )
 
 
-class Crossing:
-    """An ABI of one's own that passes on what it is given; see `trio_wasmcache.Crossing`."""
+class Binding:
+    """An ABI of one's own that passes on what it is given; see `trio_wasmcache.Binding`."""
 
     signature = FuncType(("i64",), ("i64",))
     arity = 1
@@ -214,14 +214,14 @@ class Crossing:
         return TypeError("no")
 
 
-class Lowers(Crossing):
+class Lowers(Binding):
     """Lowers to a sequence of its own class."""
 
     def lower(self, values: tuple[Any, ...]) -> Sequence[Any]:
         return acting(Many, values[0].act) if isinstance(values[0], Whole) else values
 
 
-class Steps(Crossing):
+class Steps(Binding):
     """Makes a call of it, with the value as it is."""
 
     def steps(self, guest: Any, values: tuple[Any, ...]) -> Generator[Invoke, Any, Any]:
@@ -231,11 +231,11 @@ class Steps(Crossing):
 class Own:
     """One of these as an ABI."""
 
-    def __init__(self, crossing: Crossing) -> None:
-        self.crossing = crossing
+    def __init__(self, binding: Binding) -> None:
+        self.binding = binding
 
     def bind(self, *args: Any) -> Any:
-        return self.crossing
+        return self.binding
 
 
 def module(abi: str, kind: str) -> bytes:
@@ -355,7 +355,7 @@ CASES: list[tuple[str, Any, str]] = [
     *(("buffer", "buffer", kind) for kind in ("str", "bytes")),
     *(("scylla", "scylla", kind) for kind in VALUES if kind not in (*PLAIN, "str", "bytes")),
     *(("scylla 1", "scylla", kind) for kind in ("text", "blob", "list<blob>", "varint")),
-    *(("plain", Own(crossing), "i64") for crossing in (Crossing(), Lowers(), Steps())),
+    *(("plain", Own(binding), "i64") for binding in (Binding(), Lowers(), Steps())),
 ]
 
 

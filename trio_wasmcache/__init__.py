@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ._abi.base import (
         Abi as Abi,
+        Binding as Binding,
         Convert as Convert,
         Crossing as Crossing,
         Exports as Exports,
@@ -71,7 +72,7 @@ if TYPE_CHECKING:
 # {module: the public names that it defines}
 _HOMES = {
     "._abi.buffer": "BufferAbi",
-    "._abi.base": "Abi Convert Crossing Exports FuncType Guest Invoke Memory",
+    "._abi.base": "Abi Binding Convert Crossing Exports FuncType Guest Invoke Memory",
     "._abi.scylla": "ScyllaAbi",
     "._cache.cache": "InstanceCache",
     "._core.config": "CacheConfig KiB MiB",

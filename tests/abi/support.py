@@ -10,7 +10,7 @@ from typing import Any
 from cassandra.util import Date, Duration, Time
 from hypothesis import strategies as st
 
-from trio_wasmcache import Crossing, Exports, Guest, Invoke, MemoryLimitError
+from trio_wasmcache import Binding, Exports, Guest, Invoke, MemoryLimitError
 from trio_wasmcache._abi.cql.types import _in_order
 from trio_wasmcache._core.tally import Tally
 from trio_wasmcache._core.wasm.reader import FuncType
@@ -63,11 +63,11 @@ class FakeGuest:
 
 
 def drive(
-    crossing: Crossing, guest: Guest, values: tuple[Any, ...], answer: Callable[[Invoke], Any]
+    binding: Binding, guest: Guest, values: tuple[Any, ...], answer: Callable[[Invoke], Any]
 ) -> Any:
     """The result of a call whose every step `answer` answers: what the lease does, without wasm."""
-    assert crossing.steps is not None
-    steps = crossing.steps(guest, values)
+    assert binding.steps is not None
+    steps = binding.steps(guest, values)
     try:
         invoke = next(steps)
         while True:

@@ -230,19 +230,19 @@ def test_values_that_do_not_fit_never_go_in(
     """The error names argument, type and value, before the first step; `explain` says the same."""
     length = () if abi.argument == "nul" else ("i32",)
     exports = Exports({"run": FuncType(("i32", "i32", *length), ("i64",))}, {}, ("memory",))
-    crossing = abi.bind("f", "run", ("i32", name), ("i64",), exports, True)
+    binding = abi.bind("f", "run", ("i32", name), ("i64",), exports, True)
 
     def never(invoke: Invoke) -> Any:
         raise AssertionError(invoke)
 
     with pytest.raises(kind) as caught:
-        drive(crossing, FakeGuest(), (1, value), never)
+        drive(binding, FakeGuest(), (1, value), never)
     text = str(caught.value)
     assert text.startswith("argument 2 of f: ")
     assert said in text
-    assert str(crossing.explain((1, value))) == text
-    assert "takes 2 arguments (i32, " in str(crossing.explain((1,)))
-    assert "can't be passed" in str(crossing.explain((1, "x" if name == "str" else b"x")))
+    assert str(binding.explain((1, value))) == text
+    assert "takes 2 arguments (i32, " in str(binding.explain((1,)))
+    assert "can't be passed" in str(binding.explain((1, "x" if name == "str" else b"x")))
 
 
 def bind(

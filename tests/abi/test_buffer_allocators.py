@@ -42,7 +42,7 @@ def test_allocators_are_known_by_their_names(
     """Each is called as it wants to be; what belongs to the guest is allocated for each call."""
     kind = FuncType(("i32", "i32"), ("i32",))
     exports = Exports({"run": kind, **functions}, {}, ("memory",))
-    crossing = BufferAbi().bind("f", "run", ("bytes",), ("i32",), exports, False)
+    binding = BufferAbi().bind("f", "run", ("bytes",), ("i32",), exports, False)
     guest, steps = FakeGuest(), []
 
     def answer(invoke: Invoke) -> int:
@@ -54,7 +54,7 @@ def test_allocators_are_known_by_their_names(
         return 64
 
     for _ in range(2):
-        assert drive(crossing, guest, (b"1234567",), answer) == 7
+        assert drive(binding, guest, (b"1234567",), answer) == 7
     assert steps == called
 
 
@@ -91,8 +91,8 @@ def test_results_are_freed_as_the_allocator_wants(
     for owner, calls in (("host", freed), ("guest", [])):
         steps.clear()
         abi = BufferAbi(result="area", result_of=owner)  # type: ignore[arg-type]
-        crossing = abi.bind("f", "run", (), ("str",), exports, False)
-        assert drive(crossing, guest, (), answer) == "abc"
+        binding = abi.bind("f", "run", (), ("str",), exports, False)
+        assert drive(binding, guest, (), answer) == "abc"
         assert steps == calls
 
 
@@ -101,7 +101,7 @@ def test_the_errors_of_wasm_bindgen_are_errors(flag: int) -> None:
     """A Rust function that gives an Err instead of its result says so in the fourth word."""
     kind = FuncType(("i32",), ())
     exports = Exports({"run": kind, **ALLOCATORS[5][0]}, {}, ("memory",))
-    crossing = BufferAbi().bind("f", "run", (), ("bytes",), exports, False)
+    binding = BufferAbi().bind("f", "run", (), ("bytes",), exports, False)
     guest = FakeGuest()
     guest.write(64, b"\xff" * 16)
 
@@ -113,9 +113,9 @@ def test_the_errors_of_wasm_bindgen_are_errors(flag: int) -> None:
 
     if flag:
         with pytest.raises(AbiError, match="returned an error instead of a bytes"):
-            drive(crossing, guest, (), answer)
+            drive(binding, guest, (), answer)
     else:
-        assert drive(crossing, guest, (), answer) == b""
+        assert drive(binding, guest, (), answer) == b""
 
 
 @given(st.binary(max_size=300), st.binary(max_size=300), st.integers(0, 50))
@@ -123,7 +123,7 @@ def test_what_is_written_is_what_was_given(first: bytes, second: bytes, gap: int
     """Buffers lie where the guest is told, without a copy in between and without overlapping."""
     kind = FuncType(("i32", "i32", "i32", "i32"), ())
     exports = Exports({"run": kind, **ALLOCATORS[1][0]}, {}, ("memory",))
-    crossing = BufferAbi().bind("f", "run", ("bytes", "bytes"), (), exports, False)
+    binding = BufferAbi().bind("f", "run", ("bytes", "bytes"), (), exports, False)
     guest, next_free = FakeGuest(), [8]
 
     def answer(invoke: Invoke) -> Any:
@@ -136,5 +136,5 @@ def test_what_is_written_is_what_was_given(first: bytes, second: bytes, gap: int
             assert (guest.read(a, n), guest.read(b, m)) == (first, second)
         return None
 
-    drive(crossing, guest, (first, memoryview(second)), answer)
-    drive(crossing, guest, (bytearray(first), second), answer)
+    drive(binding, guest, (first, memoryview(second)), answer)
+    drive(binding, guest, (bytearray(first), second), answer)

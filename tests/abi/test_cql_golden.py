@@ -118,12 +118,12 @@ class Echo:
         self._back = back
         self._guest = FakeGuest(_scylla_abi=8)
         self._guest.write(8, bytes([1, 0, 0, 0]))
-        self._crossing = ScyllaAbi(user_types=USER_TYPES).bind(
+        self._binding = ScyllaAbi(user_types=USER_TYPES).bind(
             "echo", "run", (name,), (name,), scylla_exports("i64"), True
         )
 
     def call(self, value: Any) -> Any:
-        return drive(self._crossing, self._guest, (value,), self._answer)
+        return drive(self._binding, self._guest, (value,), self._answer)
 
     def _answer(self, invoke: Invoke) -> int:
         assert invoke.export == "run"

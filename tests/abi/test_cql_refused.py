@@ -12,14 +12,14 @@ import pytest
 from abi.support import FakeGuest, drive, scylla_exports
 from cassandra.util import Date, Duration, Time
 
-from trio_wasmcache import Crossing, ExportError, Exports, Invoke, ScyllaAbi, SignatureError
+from trio_wasmcache import Binding, ExportError, Exports, Invoke, ScyllaAbi, SignatureError
 from trio_wasmcache._core.wasm.reader import FuncType
 
 ADDRESS = {"address": {"street": "text", "zip": "int"}}
 PLAIN_MODULE = Exports({"run": FuncType(("i32",), ("i32",))}, {}, ())
 
 
-def bind(*args: str, returns: str = "text", null: bool = True, **user_types: Any) -> Crossing:
+def bind(*args: str, returns: str = "text", null: bool = True, **user_types: Any) -> Binding:
     exports = scylla_exports(*["i64"] * len(args))
     return ScyllaAbi(user_types={**ADDRESS, **user_types}).bind(
         f"f({', '.join(args)})", "run", args, (returns,), exports, null
@@ -99,14 +99,14 @@ def test_values_that_do_not_fit_never_go_in(
     name: str, value: Any, kind: type[Exception], said: str
 ) -> None:
     """The error names argument, type and value, before the first step; `explain` says the same."""
-    crossing = bind("text", name)
+    binding = bind("text", name)
     with pytest.raises(kind) as caught:
-        drive(crossing, FakeGuest(), ("fine", value), never)
+        drive(binding, FakeGuest(), ("fine", value), never)
     text = str(caught.value)
     assert text.startswith(f"argument 2 of f(text, {name})")
     assert said in text
     assert len(text) < 400
-    explained = crossing.explain(("fine", value))
+    explained = binding.explain(("fine", value))
     assert (type(explained), str(explained)) == (type(caught.value), text)
 
 
@@ -129,8 +129,8 @@ def test_native_values_are_checked_too(name: str, value: Any, kind: type[Excepti
     assert alone.lower is None or name in ("tinyint", "smallint", "boolean")
     mixed = bind("text", name, null=False)
     assert mixed.steps is not None
-    for crossing, values in ((alone, (value,)), (mixed, ("t", value))):
-        error = crossing.explain(values)
+    for binding, values in ((alone, (value,)), (mixed, ("t", value))):
+        error = binding.explain(values)
         assert type(error) is kind
         assert f"argument {len(values)} of f(" in str(error)
         assert name in str(error)
@@ -144,7 +144,7 @@ def test_the_wrong_number_of_arguments_is_named() -> None:
 
 
 def test_what_can_be_passed_has_no_explanation_but_that() -> None:
-    """Asked to explain values that fit, a crossing says so little as there is to say."""
+    """Asked to explain values that fit, a binding says so little as there is to say."""
     assert "can't be passed" in str(bind("text").explain(("fine",)))
 
 

@@ -141,7 +141,7 @@ async def test_nor_may_it_say_so_of_another_export(kind: str) -> None:
 async def test_a_signature_that_is_none_is_refused(signature: Any) -> None:
     """It has to be a `FuncType` of names."""
     async with quiet_cache() as cache:
-        with pytest.raises(TypeError, match=r"f\(\): the signature of a crossing must be a Func"):
+        with pytest.raises(TypeError, match=r"f\(\): the signature of a binding must be a Func"):
             await cache.register("f", module("i64"), args=(), export="run", abi=Own(signature))
         assert cache.functions() == ()
 

@@ -104,7 +104,7 @@ def moody() -> bytes:
 def row_by_row() -> Iterator[None]:
     """No driver makes calls whose values cross through memory."""
     real = _batch._bulk_of
-    _batch._bulk_of = lambda crossing, native: None
+    _batch._bulk_of = lambda binding, native: None
     try:
         yield
     finally:

@@ -31,7 +31,7 @@ ENGINE = _engine()
 
 @st.composite
 def shapes(draw: st.DrawFn) -> MemoryShape:
-    """Of any crossing that there is, and a few that there are not."""
+    """Of any binding that there is, and a few that there are not."""
     style: Any = draw(st.sampled_from(["cql", "packed", "packed_low", "pair", "area", "out", None]))
     room: Any = draw(st.sampled_from(["grown", "kept", "guest"]))
     free = draw(st.sampled_from([0, 1, 2, 3])) if room != "grown" else 0

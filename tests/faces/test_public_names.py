@@ -64,6 +64,11 @@ def test_types_of_fields_are_known(name: str) -> None:
         assert not [field.name for field in attrs.fields(thing) if isinstance(field.type, str)]
 
 
+def test_former_names_are_kept() -> None:
+    """`Crossing` was renamed to `Binding`; programs written before run on."""
+    assert trio_wasmcache.Crossing is trio_wasmcache.Binding
+
+
 def test_import_star_imports_the_public_names() -> None:
     """And nothing else."""
     names: dict[str, object] = {}

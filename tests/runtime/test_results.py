@@ -493,11 +493,11 @@ class OwnAbi:
         exports: Exports,
         called_on_null: bool,
     ) -> Any:
-        return OwnCrossing(export, self.many)
+        return OwnBinding(export, self.many)
 
 
 @define
-class OwnCrossing:
+class OwnBinding:
     export: str
     many: int
     signature: FuncType = field(factory=lambda: FuncType(("i64",), ("i64",)))

@@ -1,6 +1,6 @@
 """The protocol of an ABI: how a call's values cross into a guest and back. Users can write one.
 
-An ABI never calls the guest itself. `Crossing.steps` is a generator that yields an `Invoke` for
+An ABI never calls the guest itself. `Binding.steps` is a generator that yields an `Invoke` for
 each call of an export of the guest, receives its result, and may read and write the guest's memory
 in between. It leaves long work to a thread, by yielding a `Convert`. So an ABI is plain synchronous
 code that can be tested without wasm, while the lease, which drives the generator, does the slicing,
@@ -126,7 +126,7 @@ class Exports:
 
 
 @public
-class Crossing(Protocol):
+class Binding(Protocol):
     """An ABI, bound to the types of one function and the exports of its module."""
 
     @property
@@ -157,6 +157,10 @@ class Crossing(Protocol):
         """Return the error to raise for arguments that do not fit."""
 
 
+Crossing = Binding
+"""The former name of `Binding`, still importable from `trio_wasmcache`."""
+
+
 @public
 class Abi(Protocol):
     """A convention for values to cross, given to `register` as ``abi=``."""
@@ -169,8 +173,8 @@ class Abi(Protocol):
         returns: Sequence[str],
         exports: Exports,
         called_on_null: bool,
-    ) -> Crossing:
-        """Return the crossing for one function.
+    ) -> Binding:
+        """Return the binding for one function.
 
         Args:
             function: The function's name for messages.

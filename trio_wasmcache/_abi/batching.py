@@ -1,6 +1,6 @@
-"""The description of a crossing for a memory driver, and the parts that are left to the host.
+"""The description of a binding for a memory driver, and the parts that are left to the host.
 
-A crossing with a `bulk` is one whose calls a memory driver can make; the results must equal those
+A binding with a `bulk` is one whose calls a memory driver can make; the results must equal those
 of `steps`, row by row, including errors.
 """
 
@@ -35,7 +35,7 @@ KEPT = "kept buffers"
 
 @frozen(eq=False)
 class Bulk:
-    """One crossing, described for a memory driver."""
+    """One binding, described for a memory driver."""
 
     what: str
     """The function's name for messages."""
@@ -97,8 +97,8 @@ class Bulk:
         raise AssertionError(f"a driver stopped for no reason: {why}, {at}, {size}")
 
 
-class BulkCrossing(Protocol):
-    """A `Crossing` whose calls a driver can make by the thousand."""
+class BulkBinding(Protocol):
+    """A `Binding` whose calls a driver can make by the thousand."""
 
     @property
     def numbers(self) -> tuple[PlainType, ...]:

@@ -21,7 +21,7 @@ from .._core.wasm.memory_layout import AREA_SIZE, BYTES, MemoryShape
 from .._core.wasm.reader import FuncType
 from .._public import public
 from .allocator import CABI, WBINDGEN, Allocator, find_allocator
-from .base import Crossing, Exports, Guest, Invoke, Memory, Value
+from .base import Binding, Exports, Guest, Invoke, Memory, Value
 from .batching import KEPT, Bulk
 from .guest_memory import check_address, memory_of, read, read_result
 from .packing import Blob, Text, Wire
@@ -91,8 +91,8 @@ class BufferAbi:
         returns: Sequence[str],
         exports: Exports,
         called_on_null: bool,  # noqa: ARG002 -- no type here has nulls
-    ) -> Crossing:
-        """Return the crossing for one function; see `Abi.bind`."""
+    ) -> Binding:
+        """Return the binding for one function; see `Abi.bind`."""
         for name in (*args, *returns):
             find_type(function, name, KNOWN)
         if len(returns) > 1 and any(name in BUFFERS for name in returns):
@@ -116,7 +116,7 @@ class BufferAbi:
         post = None
         if style is None or self.result_of != "guest":
             post = find_post(function, export, exports)
-        return BufferCrossing(
+        return BufferBinding(
             function,
             export,
             tuple(args),
@@ -149,8 +149,8 @@ def _shown_style(what: str, actual: FuncType, allocator: Allocator) -> Result:
 
 
 @frozen(eq=False)
-class BufferCrossing:
-    """Values of one signature, some of them buffers: a `Crossing`."""
+class BufferBinding:
+    """Values of one signature, some of them buffers: a `Binding`."""
 
     what: str
     export: str
@@ -199,7 +199,7 @@ class BufferCrossing:
         return TypeError(f"{self.what}: {shown(values)} can't be passed")
 
     def steps(self, guest: Guest, values: tuple[object, ...]) -> Generator[Invoke, Value, Value]:
-        """Perform one call; see `Crossing.steps`."""
+        """Perform one call; see `Binding.steps`."""
         wasm: list[object] = []
         own: list[tuple[int, int]] = []  # (begin, end) of arguments owned by the host
         area = 0
@@ -237,7 +237,7 @@ class BufferCrossing:
         return self._decode(data, guest.tally)
 
     def bulk(self, guest: Guest) -> Bulk | None:  # noqa: ARG002 -- needed by the Scylla ABI
-        """Return how a driver makes the calls; see `BulkCrossing`."""
+        """Return how a driver makes the calls; see `BulkBinding`."""
         if self.style == "nul":
             return None  # searching for the zero would burn the row's fuel
         if self.post and self.style not in (None, "area", "packed", "packed_low"):

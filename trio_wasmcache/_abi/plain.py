@@ -95,7 +95,7 @@ class Plain:
         exports: Exports,
         called_on_null: bool,  # noqa: ARG002 -- None can't cross, with or without it
     ) -> PlainAbi:
-        """Return the crossing for one function; see `Abi.bind`.
+        """Return the binding for one function; see `Abi.bind`.
 
         The module needs no exports; it may have one to call after each call, see `find_post`.
         """
@@ -104,7 +104,7 @@ class Plain:
 
 
 class PlainAbi:
-    """Values of one signature, lowered and lifted by the plain ABI: a `Crossing`.
+    """Values of one signature, lowered and lifted by the plain ABI: a `Binding`.
 
     Args:
         what: The function's name for messages.

@@ -30,7 +30,7 @@ from .._core.wasm.admission import signature
 from .._core.wasm.memory_layout import BYTES, MemoryShape
 from .._core.wasm.reader import FuncType
 from .._public import public
-from .base import Convert, Crossing, Exports, Guest, Invoke, Steps, Value
+from .base import Binding, Convert, Exports, Guest, Invoke, Steps, Value
 from .batching import Bulk
 from .cql.framing import Codec, Data, MalformedError, count_one
 from .cql.scalars import scalars
@@ -101,8 +101,8 @@ class ScyllaAbi:
         returns: Sequence[str],
         exports: Exports,
         called_on_null: bool,
-    ) -> Crossing:
-        """Return the crossing for one function; see `Abi.bind`.
+    ) -> Binding:
+        """Return the binding for one function; see `Abi.bind`.
 
         Raises:
             ImportError: The driver package is needed and not installed.
@@ -123,7 +123,7 @@ class ScyllaAbi:
                 f"{function}: the module has to export a global {VERSION_GLOBAL!r} of type i32, "
                 "which says where its version of the ABI is"
             )
-        return ScyllaCrossing(
+        return ScyllaBinding(
             function, export, kinds, result, exports.functions, called_on_null=called_on_null
         )
 
@@ -131,8 +131,8 @@ class ScyllaAbi:
         return parse_type(function, name, lambda word: scalars().get(word), self.user_types)
 
 
-class ScyllaCrossing:
-    """Values of one signature, some of which cross through memory: a `Crossing`."""
+class ScyllaBinding:
+    """Values of one signature, some of which cross through memory: a `Binding`."""
 
     lower: Callable[[tuple[object, ...]], Sequence[object]] | None = None
     lift: Callable[[Value], Value] | None = None
@@ -175,7 +175,7 @@ class ScyllaCrossing:
         return TypeError(f"{self.what}: {shown(values)} can't be passed")
 
     def steps(self, guest: Guest, values: tuple[object, ...]) -> Steps:
-        """Perform one call; see `Crossing.steps`."""
+        """Perform one call; see `Binding.steps`."""
         encoded: list[Value]
         if self._compound and is_large(values):
             encoded = yield Convert(self._encode, (values,))
@@ -203,7 +203,7 @@ class ScyllaCrossing:
         return self._decode(data, guest.tally)
 
     def bulk(self, guest: Guest) -> Bulk:
-        """Return how a driver makes the calls; see `BulkCrossing`."""
+        """Return how a driver makes the calls; see `BulkBinding`."""
         grown = self._version(guest) == 1
         result = self._result
         shape = MemoryShape(

@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from typing import TypeGuard
 
-from .._abi.base import Crossing, Guest, Value
+from .._abi.base import Binding, Guest, Value
 from .._abi.batching import Bulk
 from .._abi.gil import breathe, is_large
 from .._abi.plain import PlainAbi, PlainType, cell_name
@@ -51,12 +51,12 @@ async def map_columns(call: Call, columns: object, rows: int | None) -> Value:
 
 
 async def _map_columns(call: Call, columns: object, rows: int | None) -> Value:
-    crossing = call.bound.crossing
-    numbers = isinstance(crossing, PlainAbi)
+    binding = call.bound.binding
+    numbers = isinstance(binding, PlainAbi)
     arrow, found = await call.unless_ended(_look_at, call.name, columns, not numbers, call.runner)
-    rows = _count(crossing, found, rows)
-    if isinstance(crossing, PlainAbi):
-        return await _map_numbers(call, crossing, found, rows, arrow)
+    rows = _count(binding, found, rows)
+    if isinstance(binding, PlainAbi):
+        return await _map_numbers(call, binding, found, rows, arrow)
     return await _map_values(call, found, rows, arrow)
 
 
@@ -83,15 +83,15 @@ async def _look_at(
     return any(isinstance(one, _arrow.ArrowColumn) for one in found), found
 
 
-def _count(crossing: Crossing, columns: Sequence[Column], rows: int | None) -> int:
+def _count(binding: Binding, columns: Sequence[Column], rows: int | None) -> int:
     """Return the number of rows.
 
     Raises:
         TypeError: there are too many columns, or too few; or `rows` is not an int.
         ValueError: columns differ in length; or none has a length, and `rows` is None.
     """
-    if len(columns) != crossing.arity:
-        raise crossing.explain(tuple(columns))
+    if len(columns) != binding.arity:
+        raise binding.explain(tuple(columns))
     lengths = {n: one.rows for n, one in enumerate(columns, 1) if one.rows is not None}
     if rows is not None:
         try:
@@ -112,27 +112,27 @@ def _count(crossing: Crossing, columns: Sequence[Column], rows: int | None) -> i
 
 async def _map_numbers(
     call: Call,
-    crossing: PlainAbi,
+    binding: PlainAbi,
     columns: Sequence[Column],
     rows: int,
     arrow: bool,
 ) -> Value:
-    for number, (one, kind) in enumerate(zip(columns, crossing.args, strict=True)):
+    for number, (one, kind) in enumerate(zip(columns, binding.args, strict=True)):
         try:
             one.use(CELLS[cell_name(kind)])
         except MisfitError as misfit:
             if not rows:
                 continue  # no row uses that scalar
-            raise _misfit(crossing, columns, misfit.row) from None
+            raise _misfit(binding, columns, misfit.row) from None
         except TypeError as error:
-            raise TypeError(f"{crossing.place(number + 1)}: {kind.name} {error}") from None
+            raise TypeError(f"{binding.place(number + 1)}: {kind.name} {error}") from None
     refuses_none = call.bound.definition.called_on_null
     await _pack_all(call, columns, columns, rows, refuses_none=refuses_none)
     shape = Shape(
-        tuple(cell_name(kind) for kind in crossing.args),
-        tuple(cell_name(kind, cut=True) for kind in crossing.returns),
+        tuple(cell_name(kind) for kind in binding.args),
+        tuple(cell_name(kind, cut=True) for kind in binding.returns),
         any(one.nullable for one in columns),
-        crossing.post is not None,
+        binding.post is not None,
     )
     nones = not arrow and any(one.holds_none for one in columns)
     sinks = _number_sinks(call, shape.results, columns, rows, arrow=arrow, nones=nones)
@@ -140,10 +140,10 @@ async def _map_numbers(
         code = await call.unless_ended(call.engine.driver, shape)
         assert code is not None
         exports = {"function": call.bound.definition.export}
-        if crossing.post is not None:
-            exports["post"] = crossing.post
+        if binding.post is not None:
+            exports["post"] = binding.post
         driver = call.attach(code, exports)
-        batch = NumberChunks(call, driver, crossing, layout(shape), columns, rows, sinks)
+        batch = NumberChunks(call, driver, binding, layout(shape), columns, rows, sinks)
         await batch.run()
     return _together([sink.result() for sink in sinks])
 
@@ -155,7 +155,7 @@ async def _map_values(
     arrow: bool,
 ) -> Value:
     native, tally = call.native, call.tally
-    bulk = _bulk_of(call.bound.crossing, MeteredGuest(native, tally))
+    bulk = _bulk_of(call.bound.binding, MeteredGuest(native, tally))
     packed = None
     if bulk is not None and rows:
         refuses_none = call.bound.definition.called_on_null and not bulk.shape.passes_nulls
@@ -217,9 +217,9 @@ def _number_sinks(
         raise
 
 
-def _bulk_of(crossing: Crossing, guest: Guest) -> Bulk | None:
+def _bulk_of(binding: Binding, guest: Guest) -> Bulk | None:
     """Return how a memory driver makes the calls; None if it can't."""
-    make = getattr(crossing, "bulk", None)
+    make = getattr(binding, "bulk", None)
     try:
         bulk: Bulk | None = None if make is None else make(guest)
     except GuestError:
@@ -242,7 +242,7 @@ async def _packed(
             try:
                 one.use(CELLS[cell_name(kind)])
             except MisfitError as misfit:
-                raise _misfit(call.bound.crossing, columns, misfit.row) from None
+                raise _misfit(call.bound.binding, columns, misfit.row) from None
             except TypeError:
                 return None  # numbers of another type, which may fit one by one
             packed.append(one)
@@ -291,9 +291,9 @@ async def _pack_all(
         try:
             await _pack(call, one, rows)
         except MisfitError as misfit:
-            raise _misfit(call.bound.crossing, columns, misfit.row) from None
+            raise _misfit(call.bound.binding, columns, misfit.row) from None
         if one.nullable and refuses_none and rows:
-            raise _misfit(call.bound.crossing, columns, _first_null(one, rows))
+            raise _misfit(call.bound.binding, columns, _first_null(one, rows))
 
 
 async def _pack(call: Call, one: Column | Packed, rows: int) -> None:
@@ -337,10 +337,10 @@ async def _pack_in_thread(call: Call, one: Packed, end: int) -> None:
         abandoned = True
 
 
-def _misfit(crossing: Crossing, columns: Sequence[Column], row: int) -> Exception:
+def _misfit(binding: Binding, columns: Sequence[Column], row: int) -> Exception:
     """Return the error for a row whose values don't fit."""
     values = tuple(one.values(row, row + 1)[0] for one in columns)
-    return in_row(crossing.explain(values), row, values)
+    return in_row(binding.explain(values), row, values)
 
 
 def _first_null(one: Column | Packed, rows: int) -> int:

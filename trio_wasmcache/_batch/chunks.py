@@ -252,7 +252,7 @@ class NumberChunks(Chunks):
     Args:
         call: the batch.
         driver: the driver, attached to the instance.
-        crossing: how values cross.
+        binding: how values cross.
         layout: layout of the driver's scratch.
         columns: a column for each argument.
         rows: number of rows.
@@ -263,14 +263,14 @@ class NumberChunks(Chunks):
         self,
         call: Call,
         driver: GuestDriver,
-        crossing: PlainAbi,
+        binding: PlainAbi,
         layout: Layout,
         columns: Sequence[Column],
         rows: int,
         sinks: Sequence[Sink],
     ) -> None:
-        super().__init__(call, driver, crossing.what, rows, layout.fuel_per_row)
-        self._crossing = crossing
+        super().__init__(call, driver, binding.what, rows, layout.fuel_per_row)
+        self._binding = binding
         self._layout = layout
         self._columns = columns
         self._sinks = sinks
@@ -325,5 +325,5 @@ class NumberChunks(Chunks):
         """Raise `AbiError` for the row that gave a result out of its range."""
         which = int.from_bytes(self.driver.get(WHICH_AT, 4), "little")
         raw = int.from_bytes(self.driver.get(RAW_AT, 4), "little", signed=True)
-        lift_number(self._crossing.got, self._crossing.returns[which], raw)
+        lift_number(self._binding.got, self._binding.returns[which], raw)
         raise AssertionError(f"{raw} is in range")

@@ -72,7 +72,7 @@ async def map_rows(call: Call, columns: Sequence[Column], rows: int, arrow: bool
     tally, memory = call.tally, call.results
     tally.begin_row()
     # Types of the results, if the ABI says that they are numbers.
-    numbers: tuple[PlainType, ...] = getattr(call.bound.crossing, "numbers", ())
+    numbers: tuple[PlainType, ...] = getattr(call.bound.binding, "numbers", ())
     made = []
     for number, (kind, column) in enumerate(zip(returns, results, strict=True)):
         if numbers:
@@ -95,7 +95,7 @@ async def next_row(call: Call, row: int, values: tuple[object, ...]) -> Value:
     bound, tally = call.bound, call.tally
     tally.begin_row()
     try:
-        tally.add(SLOT + NUMBER * len(getattr(bound.crossing, "numbers", ())))
+        tally.add(SLOT + NUMBER * len(getattr(bound.binding, "numbers", ())))
         if not bound.definition.called_on_null and any(value is None for value in values):
             return None
     except ResultTooLargeError as error:
@@ -131,18 +131,18 @@ async def _row(call: Call, row: int, values: tuple[object, ...]) -> Value:
 
 
 async def _call(call: Call, values: tuple[object, ...]) -> Value:
-    crossing, guest, fuel = call.bound.crossing, call.bound.guest, call.bound.total_fuel
+    binding, guest, fuel = call.bound.binding, call.bound.guest, call.bound.total_fuel
     try:
-        lowered = values if crossing.lower is None else crossing.lower(values)
+        lowered = values if binding.lower is None else binding.lower(values)
     except (TypeError, ValueError, OverflowError) as error:
         raise _ValuesError from error
     try:
         result = call.begin(guest, lowered, fuel)
     except (TypeError, ValueError, OverflowError):
-        raise _ValuesError from crossing.explain(values)
+        raise _ValuesError from binding.explain(values)
     if result is UNDER_WAY:
         result = await call.finish(guest, fuel)
-    lifted = result if crossing.lift is None else crossing.lift(result)
+    lifted = result if binding.lift is None else binding.lift(result)
     try:
         call.count_result(lifted)
     except ResultTooLargeError as error:

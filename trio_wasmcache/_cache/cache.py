@@ -12,7 +12,7 @@ from typing import Any, final
 import trio
 from attrs import evolve
 
-from .._abi.base import Abi, Crossing
+from .._abi.base import Abi, Binding
 from .._core.config import CacheConfig
 from .._core.metrics.stats import CacheStats, EntryInfo, ResidentBytes
 from .._core.policy.records import FunctionRecord
@@ -172,7 +172,7 @@ class InstanceCache:
             except NoMemoryError as error:
                 self._check_open()
                 pool.relieve(key, COMPILE_SHARE, error, next(attempts))
-        module, crossing, seconds = found
+        module, binding, seconds = found
         self._check_open()
         artifact = module.artifact
         record = FunctionRecord(
@@ -184,14 +184,14 @@ class InstanceCache:
             artifact.address_space,
             artifact.mappings,
         )
-        return self._install(record, module, declaration, crossing, seconds)
+        return self._install(record, module, declaration, binding, seconds)
 
     def _install(
         self,
         record: FunctionRecord,
         module: CachedModule,
         declaration: Declaration,
-        crossing: Crossing,
+        binding: Binding,
         seconds: float,
     ) -> Function:
         pool, code_size = self._pool, module.record.code_size
@@ -211,7 +211,7 @@ class InstanceCache:
             function,
             declaration.returns,
             module,
-            crossing,
+            binding,
             declaration.export,
             declaration.called_on_null,
             declaration.isolation == REUSE,

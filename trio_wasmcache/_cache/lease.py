@@ -453,24 +453,24 @@ class Lease:
         """Make a call whose values cross in the steps of an ABI."""
         if bound.gives_null(values):
             return None
-        if len(values) != bound.crossing.arity:
-            raise bound.crossing.explain(values)
+        if len(values) != bound.binding.arity:
+            raise bound.binding.explain(values)
         return await self._run_steps(bound, make, values)
 
     async def _call_converted(self, bound: BoundFunction, values: tuple[object, ...]) -> Value:
         """Make a call whose values are not plain ints and floats, or do not fit."""
         if bound.gives_null(values):
             return None
-        crossing, ready = bound.crossing, self._ready
+        binding, ready = bound.binding, self._ready
         try:
-            lowered = values if crossing.lower is None else crossing.lower(values)
+            lowered = values if binding.lower is None else binding.lower(values)
             exact = exact_values(bound.guest.type, lowered)
         except (TypeError, ValueError, OverflowError):
-            raise crossing.explain(values) from None
+            raise binding.explain(values) from None
         if ready is None or ready is not self._ready:
             # Code of the values' classes has run, and may have ended the lease.
             raise self._unusable()
-        export, lift = bound.definition.export, crossing.lift
+        export, lift = bound.definition.export, binding.lift
 
         def steps(_native: Guest, _values: tuple[object, ...]) -> Steps:
             result = yield Invoke(export, exact)

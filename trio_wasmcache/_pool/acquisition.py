@@ -22,7 +22,15 @@ from .._core.errors import DeadlockError, GuestError, LinkError, LoadError, Wasm
 from .._core.events import Reason
 from .._core.keys import FunctionKey
 from .._core.metrics.counters import LOADS, microseconds
-from .._core.policy.records import GRANTED, Closed, FunctionRecord, GiveUp, Instance, Request, Stage
+from .._core.policy.records import (
+    GRANTED,
+    FunctionRecord,
+    GiveUp,
+    Instance,
+    Request,
+    RequestClosed,
+    Stage,
+)
 from .._core.policy.shares import BURST_FUEL
 from .._core.stack_room import check_headroom
 from .._engine.base import GuestInstance, NoMemoryError
@@ -217,7 +225,7 @@ class Acquisition:
                     return instance
                 await self._load(request, instance)
             elif request.stage is Stage.ENDED:
-                if request.error is None or isinstance(request.error, Closed):
+                if request.error is None or isinstance(request.error, RequestClosed):
                     raise self._closed_error()  # closing has noted it in the log already
                 pool = self._pool
                 pool.journal.abandoned(request, type(request.error).__name__, pool.now())
@@ -282,7 +290,7 @@ class Acquisition:
         step = pool.policy.loaded(request, now, native.measure())
         pool.journal.loaded(request, instance, seat, began, now)
         pool.carry_out(step, now)
-        if isinstance(request.error, Closed):
+        if isinstance(request.error, RequestClosed):
             # The group was closed meanwhile; the lease would have begun in the next pass.
             pool.journal.abandoned(request, CLOSED, now)
 

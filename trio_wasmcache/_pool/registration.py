@@ -14,7 +14,7 @@ import trio
 from attrs import define, evolve, field, frozen
 
 from .._abi import check_abi, exports_of, recognise
-from .._abi.base import Abi, Crossing
+from .._abi.base import Abi, Binding
 from .._core.config import CacheConfig
 from .._core.errors import InvalidModuleError, ModuleTooLargeError, SignatureError
 from .._core.keys import FunctionKey, check_name, normalise_type, normalise_types
@@ -55,7 +55,7 @@ class Declaration:
     concurrency: int
     isolation: str
 
-    def bind(self, info: ModuleInfo) -> Crossing:
+    def bind(self, info: ModuleInfo) -> Binding:
         """Return how the values cross, for the module; raise the ABI's errors if they can't."""
         abi = self.abi or recognise(info)
         results = (self.returns,) if isinstance(self.returns, str) else self.returns or ()
@@ -258,7 +258,7 @@ class Compiler:
 
     async def get(
         self, wasm: bytes, declaration: Declaration, config: CacheConfig, group: Hashable
-    ) -> tuple[CachedModule, Crossing, float]:
+    ) -> tuple[CachedModule, Binding, float]:
         """Return the compiled module, how values cross, and the seconds that compiling took.
 
         The seconds are 0.0 if the module existed. It is compiled in a turn of `group`, or of
@@ -299,11 +299,11 @@ class Compiler:
             raise job.error
         if job.module is None:
             raise trio.ClosedResourceError("the cache was closed while this module compiled")
-        crossing = self._check(job.module.artifact.info, declaration)
+        binding = self._check(job.module.artifact.info, declaration)
         # Another registration may have been first, and its function may have been removed since.
         module = self.modules.get(job.module.equal, job.module)
         module.learn(job.module.why_not)
-        return module, crossing, job.seconds
+        return module, binding, job.seconds
 
     def _unresettable(self, plain: Equal, declaration: Declaration) -> CachedModule | None:
         """Return the module without preparation for resets, if it is known to be impossible."""
@@ -409,7 +409,7 @@ class Compiler:
         resets = declaration.isolation == RESET and _obstacle(info, declaration) is None
         return evolve(edits, reset=resets)
 
-    def _check(self, info: ModuleInfo, declaration: Declaration) -> Crossing:
+    def _check(self, info: ModuleInfo, declaration: Declaration) -> Binding:
         """Check a declaration against the module, and return how values cross.
 
         Every function that shares a module does this.
@@ -420,10 +420,10 @@ class Compiler:
         """
         what = str(declaration.key)
         actual = check_export(info, what, declaration.export)
-        crossing = declaration.bind(info)
-        declared = check_crossing(what, crossing.signature)
+        binding = declaration.bind(info)
+        declared = check_crossing(what, binding.signature)
         check_signature(what, declaration.export, declared, actual)
-        return crossing
+        return binding
 
 
 async def _digest(wasm: bytes, limiter: trio.CapacityLimiter) -> bytes:

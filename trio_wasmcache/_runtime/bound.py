@@ -8,7 +8,7 @@ from typing import Final, final
 
 from attrs import Factory, define, frozen
 
-from .._abi.base import Crossing, Guest, Steps, Value
+from .._abi.base import Binding, Guest, Steps, Value
 from .._abi.plain import shown
 from .._core.config import KiB
 from .._core.errors import GuestError
@@ -36,7 +36,7 @@ class Definition:
     """`Function` that users have."""
     returns: str | tuple[str, ...] | None
     module: CachedModule
-    crossing: Crossing
+    binding: Binding
     export: str
     called_on_null: bool
     keeps_state: bool = True
@@ -62,7 +62,7 @@ class BoundFunction:
     native: GuestInstance
     guest: GuestFunction
     definition: Definition
-    crossing: Crossing
+    binding: Binding
     entry: Entry
     total_fuel: int
     """Units of fuel that one call may burn; after a change of the limit it is bound anew."""
@@ -91,13 +91,13 @@ class BoundFunction:
     @property
     def counts_results(self) -> bool:
         """Whether the ABI counts everything it makes of a result, as those of this library do."""
-        return getattr(self.crossing, "counts_results", False)
+        return getattr(self.binding, "counts_results", False)
 
     def gives_null(self, values: tuple[object, ...]) -> bool:
         """Return whether a call with these values returns None without running the guest."""
         return (
             not self.definition.called_on_null
-            and len(values) == self.crossing.arity
+            and len(values) == self.binding.arity
             and any(value is None for value in values)
         )
 
@@ -167,20 +167,20 @@ MAX_KEPT, BEGINNING, MAX_SHOWN = 64 * KiB, 1000, 20
 def bind(entry: Entry, native: GuestInstance, total_fuel: int) -> BoundFunction:
     """Bind the function of `entry` to one of its instances."""
     definition = Definition.of(entry.function)
-    guest, crossing = native.function(definition.export), definition.crossing
+    guest, binding = native.function(definition.export), definition.binding
     return BoundFunction(
         native,
         guest,
         definition,
-        crossing,
+        binding,
         entry,
         total_fuel,
         guest.begin,
         guest.left,
         _put_back if definition.resets else type(native).measure,
-        crossing.lower,
-        crossing.lift,
-        crossing.steps,
+        binding.lower,
+        binding.lift,
+        binding.steps,
         entry.uses,
     )
 

@@ -12,7 +12,13 @@ from trio_wasmcache._core.events import Reason
 from trio_wasmcache._core.policy.instances import MAX_EXPIRED
 from trio_wasmcache._core.policy.lifecycle import IllegalStepError, State
 from trio_wasmcache._core.policy.policy import Policy
-from trio_wasmcache._core.policy.records import Closed, GroupRecord, Request, Stage, TokenBook
+from trio_wasmcache._core.policy.records import (
+    GroupRecord,
+    Request,
+    RequestClosed,
+    Stage,
+    TokenBook,
+)
 
 
 def test_the_whole_life_of_a_lease() -> None:
@@ -975,9 +981,9 @@ def test_a_closed_group_gives_up_all_it_has_and_nothing_else() -> None:
     step = bench.close(red)
     assert reasons(step) == [("f", "group_closed")]
     assert step.woken == [queued, for_room]
-    assert all(isinstance(it.error, Closed) for it in step.woken)
+    assert all(isinstance(it.error, RequestClosed) for it in step.woken)
     assert reasons(bench.load(loading)) == [("h", "group_closed")]
-    assert isinstance(loading.error, Closed)
+    assert isinstance(loading.error, RequestClosed)
     assert reasons(bench.recycle(running)) == [("g", "group_closed")]
     assert reasons(bench.recycle(warm)) == [("w", "group_closed")]
     assert not red.entries
@@ -1022,7 +1028,7 @@ def test_a_closed_cache_keeps_nothing() -> None:
     assert reasons(bench.recycle(running)) == [("f", "closed")]
     assert reasons(bench.recycle(corrupted, 10, Reason.CORRUPTED)) == [("g", "corrupted")]
     assert reasons(bench.load(loading)) == [("h", "closed")]
-    assert isinstance(loading.error, Closed)
+    assert isinstance(loading.error, RequestClosed)
     assert (bench.used, bench.total_size) == (0, 0)
     assert not bench.policy.residents.entries
 

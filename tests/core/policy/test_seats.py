@@ -7,7 +7,7 @@ from core.policy.policy_bench import Bench, reasons
 
 from trio_wasmcache._core.events import Reason
 from trio_wasmcache._core.policy.lifecycle import State
-from trio_wasmcache._core.policy.records import Closed, GroupRecord, Stage
+from trio_wasmcache._core.policy.records import GroupRecord, RequestClosed, Stage
 
 
 def test_the_whole_life_of_a_seat() -> None:
@@ -125,7 +125,7 @@ def test_what_loads_on_a_seat_in_a_closed_group_goes() -> None:
     request = bench.acquire(function, group=group)
     bench.close(group)
     assert reasons(bench.load(request)) == [("f", "group_closed")]
-    assert isinstance(request.error, Closed)
+    assert isinstance(request.error, RequestClosed)
 
 
 def test_warming_where_a_seat_is_makes_another_if_there_may_be_one() -> None:

@@ -57,7 +57,7 @@ class Driver(Protocol):
 
 
 @frozen
-class Scalar:
+class ScalarCodec:
     """A `Codec` for one type of single values."""
 
     name: str
@@ -162,7 +162,7 @@ class _Timestamp:
 
 
 @functools.cache
-def scalars() -> Mapping[str, Scalar]:
+def scalars() -> Mapping[str, ScalarCodec]:
     """Return {CQL type name: codec}.
 
     Raises:
@@ -180,27 +180,29 @@ def scalars() -> Mapping[str, Scalar]:
     text = functools.partial(_text, "text", "utf-8")
     ascii_text = functools.partial(_text, "ascii", "ascii")
     known = [
-        Scalar("tinyint", types.ByteType, _integer("tinyint", 8), (1,)),
-        Scalar("smallint", types.ShortType, _integer("smallint", 16), (2,)),
-        Scalar("int", types.Int32Type, _integer("int", 32), (4,)),
-        Scalar("bigint", types.LongType, _integer("bigint", 64), (8,)),
-        Scalar("counter", types.CounterColumnType, _integer("counter", 64), (8,)),
-        Scalar("float", types.FloatType, _number(PlainType("float", "f32")), (4,)),
-        Scalar("double", types.DoubleType, _number(PlainType("double", "f64")), (8,)),
-        Scalar("boolean", types.BooleanType, _number(BOOLEAN), (1,)),
-        Scalar("varint", _Varint, _varint, size=int_size),
-        Scalar("decimal", _Decimal(types.DecimalType), _decimal),
-        Scalar("text", types.UTF8Type, text, empty=True, size=text_size),
-        Scalar("varchar", types.UTF8Type, text, empty=True, size=text_size),
-        Scalar("ascii", types.AsciiType, ascii_text, empty=True, size=text_size),
-        Scalar("blob", types.BytesType, _blob, empty=True),
-        Scalar("uuid", types.UUIDType, _uuid, (16,)),
-        Scalar("timeuuid", types.TimeUUIDType, _timeuuid, (16,), _timeuuid),
-        Scalar("inet", types.InetAddressType, _inet, (4, 16)),
-        Scalar("date", types.SimpleDateType, functools.partial(_date, util.Date), (4,)),
-        Scalar("time", types.TimeType, time, (8,), time),
-        Scalar("timestamp", _Timestamp(types.DateType), _timestamp, (8,)),
-        Scalar("duration", types.DurationType, duration, THREE_VINTS, duration, hashable=False),
+        ScalarCodec("tinyint", types.ByteType, _integer("tinyint", 8), (1,)),
+        ScalarCodec("smallint", types.ShortType, _integer("smallint", 16), (2,)),
+        ScalarCodec("int", types.Int32Type, _integer("int", 32), (4,)),
+        ScalarCodec("bigint", types.LongType, _integer("bigint", 64), (8,)),
+        ScalarCodec("counter", types.CounterColumnType, _integer("counter", 64), (8,)),
+        ScalarCodec("float", types.FloatType, _number(PlainType("float", "f32")), (4,)),
+        ScalarCodec("double", types.DoubleType, _number(PlainType("double", "f64")), (8,)),
+        ScalarCodec("boolean", types.BooleanType, _number(BOOLEAN), (1,)),
+        ScalarCodec("varint", _Varint, _varint, size=int_size),
+        ScalarCodec("decimal", _Decimal(types.DecimalType), _decimal),
+        ScalarCodec("text", types.UTF8Type, text, empty=True, size=text_size),
+        ScalarCodec("varchar", types.UTF8Type, text, empty=True, size=text_size),
+        ScalarCodec("ascii", types.AsciiType, ascii_text, empty=True, size=text_size),
+        ScalarCodec("blob", types.BytesType, _blob, empty=True),
+        ScalarCodec("uuid", types.UUIDType, _uuid, (16,)),
+        ScalarCodec("timeuuid", types.TimeUUIDType, _timeuuid, (16,), _timeuuid),
+        ScalarCodec("inet", types.InetAddressType, _inet, (4, 16)),
+        ScalarCodec("date", types.SimpleDateType, functools.partial(_date, util.Date), (4,)),
+        ScalarCodec("time", types.TimeType, time, (8,), time),
+        ScalarCodec("timestamp", _Timestamp(types.DateType), _timestamp, (8,)),
+        ScalarCodec(
+            "duration", types.DurationType, duration, THREE_VINTS, duration, hashable=False
+        ),
     ]
     return {scalar.name: scalar for scalar in known}
 

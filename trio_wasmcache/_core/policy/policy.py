@@ -48,13 +48,13 @@ from .records import (
     ENDED,
     GRANTED,
     NEW,
-    Closed,
     Entry,
     FunctionRecord,
     GiveUp,
     GroupRecord,
     Instance,
     Request,
+    RequestClosed,
     Stage,
 )
 
@@ -294,7 +294,7 @@ class Policy:
         self.residents.drop(instance, reason, now, result)
         self._let_go(request)
         if reason is not Reason.REMOVED:
-            self._end(request, Closed(), result)
+            self._end(request, RequestClosed(), result)
         else:
             self._go_on(request, now, result)
         self._pump(claimed, now, result)
@@ -467,7 +467,10 @@ class Policy:
         self.closed = True
 
     def close_group(self, group: GroupRecord, now: float, reason: Reason) -> Step:
-        """Refuse new leases in `group`, evict its idle instances, end its waiters with `Closed`."""
+        """Refuse new leases in `group`, evict its idle instances, and end its waits.
+
+        Waiters end with `RequestClosed`.
+        """
         self.residents.fold()
         group.closed = True
         if not self.closed:
@@ -477,7 +480,7 @@ class Policy:
         for entry in list(group.entries):
             self.residents.evict_entry(entry, reason, now, result)
             for request in self._take_waiters(entry):
-                self._end(request, Closed(), result)
+                self._end(request, RequestClosed(), result)
             self.residents.forget(entry)
         self._pump_room(now, result)
         return result

@@ -242,7 +242,7 @@ class Request:
     since: float = 0.0
     """Time of the request, if it had to wait; once granted, time of the grant (seconds)."""
     error: Exception | None = field(default=None)
-    """Reason of a failed end; `Closed` where a group or the cache was closed."""
+    """Reason of a failed end; `RequestClosed` where a group or the cache was closed."""
     wake: Callable[[], object] | None = None
     """Wakes its task, while that sleeps; the policy does not use it."""
     give_up: GiveUp | None = None
@@ -276,5 +276,5 @@ class Request:
             wake()
 
 
-class Closed(Exception):
+class RequestClosed(Exception):
     """A request ended because its group or the cache did; callers get Trio's error instead."""

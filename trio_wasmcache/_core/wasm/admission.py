@@ -281,7 +281,7 @@ def check_crossing(what: str, declared: object) -> FuncType:
         for types in (declared.params, declared.results)
     ):
         raise TypeError(
-            f"{what}: the signature of a crossing must be a FuncType, got {declared!r:.200}"
+            f"{what}: the signature of a binding must be a FuncType, got {declared!r:.200}"
         )
     if (name := declared.uncrossable()) is not None:
         raise SignatureError(f"{what}: {no_crossing(name)}")

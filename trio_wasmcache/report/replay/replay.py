@@ -24,7 +24,7 @@ from ..._core.events import (
     Abandoned,
     Acquired,
     Blocked,
-    Closed as ClosedEvent,
+    Closed,
     Event,
     Evicted,
     GroupClosed,
@@ -44,7 +44,7 @@ from ..._core.events import (
 from ..._core.policy.instances import Step
 from ..._core.policy.lifecycle import IllegalStepError, State
 from ..._core.policy.policy import Policy
-from ..._core.policy.records import Closed, Request, Stage
+from ..._core.policy.records import Request, RequestClosed, Stage
 from .books import Books, config_of, system_of
 from .driving import Driver
 
@@ -210,7 +210,7 @@ class Replay:
                 self._act(driver.relieve(event, now))
             case Resized():
                 self._act(driver.resize(event, now))
-            case ClosedEvent():
+            case Closed():
                 self._on_closed(event)
 
     def _act(self, step: Step | None) -> None:
@@ -316,7 +316,7 @@ class Replay:
         for name in COMPARED:
             self._compare(event, name, getattr(event, name), getattr(booked, name))
 
-    def _on_closed(self, event: ClosedEvent) -> None:
+    def _on_closed(self, event: Closed) -> None:
         policy = self.policy
         self.complete = True
         for name in ("hits", "misses", "blocks"):
@@ -347,7 +347,7 @@ def _booked_error(request: Request, logged: str) -> str:
     """Return the error of an acquire by the books, or the logged one where they do not know."""
     if request.error is not None:
         error = type(request.error)
-        return "ClosedResourceError" if error is Closed else error.__name__
+        return "ClosedResourceError" if error is RequestClosed else error.__name__
     match request.stage:
         case Stage.LOADING:
             return logged
