@@ -1,6 +1,7 @@
 """WebAssembly user-defined functions for Trio: sandboxed, metered, cancellable, and kept warm.
 
-Imports point down: `_cache` > `_pool`, `_batch` > `_runtime` > `_engine`, `_abi`, `_log` > `_core`.
+Imports point down: `_cache` > `_pool`, `_batch` > `_runtime` > `_engine`, `_abi`, `_log` > `_core`;
+neighbours do not import each other, and `_gil`, `_ki`, `_owner` and `_public` lie beside `_core`.
 `_core` is pure: no clock, thread, event loop, logging or wasmtime. `_engine/wasmtime` is the only
 folder that imports wasmtime, `_log` the only file that imports structlog. Start reading at
 `_cache.open.open_cache`; all decisions are made in `_core.policy`.

@@ -1,1 +1,1 @@
-"""The only folder that imports wasmtime or ctypes. What it offers the rest is in `seam`."""
+"""Engines: what runs wasm. `base` has the protocols; `wasmtime` and `fake` implement them."""

@@ -6,7 +6,8 @@ runner decides where and for how long.
 
 One instance, one thing at a time: between `begin` (or the start of its life) and `finish` or
 `abandon`, an instance has a *call under way*, which is polled by one thread at a time, and nothing
-else may be done with the instance. The caller sees to that; the runner is the only caller.
+else may be done with the instance. The callers ensure that: a lease, its calls and batches, and the
+runner that polls them.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ def _take_all(fuel: int) -> int:
 
 @define(eq=False)
 class HostCall:
-    """The guest called a host function and is suspended until `HostCall.done`."""
+    """The guest called a host function and is suspended until it is answered."""
 
     index: int
     """Which of the module's host imports."""
@@ -195,7 +196,7 @@ class GuestFunction(Protocol):
 
 
 class GuestDriver(Protocol):
-    """Calls an export for each row of columns that lie in its scratch; see `_core/driver`.
+    """Calls an export for each row of columns that lie in its scratch; see `_core/wasm/driver`.
 
     Part of its instance: what it begins is polled and abandoned there.
     """

@@ -1,1 +1,1 @@
-"""The state machine that decides which request is served, waits, or is evicted for. Pure."""
+"""The state machine that decides which request is served or waits, and what is evicted. Pure."""

@@ -1,4 +1,4 @@
-"""The instances in the cache: every way for one to enter, become idle, run and leave.
+"""The instances in the cache: how each enters, runs, becomes idle, and which is evicted next.
 
 Nothing waits here. `policy` decides which request is served; this file keeps the three books that
 must agree (the entry, the ledger, the order of last use) and changes them together, one instance at

@@ -1,6 +1,6 @@
 """The book of bytes: sums over idle instances, loaded code and running stacks.
 
-It only counts. `policy` decides what to evict when a sum is too large; `lru` keeps the order of
+It only counts. `instances` decides what to evict when a sum is too large; `lru` keeps the order of
 last use. Each of these sums has its own limit:
 
 - `total_size`: idle instances, at their present size;

@@ -2,7 +2,8 @@
 
 Two rules:
 
-1. Every change of an instance's state is made by `step`.
+1. Every change of an instance's state is made by `step`, except in the fast path of a hit
+   (`Policy.hit` and `rest`), which writes the same transitions inline.
 2. A step that the table does not name raises `IllegalStepError` and changes nothing.
 
 A seat has the same life: it is idle while it waits in the cache, loading while an instance is

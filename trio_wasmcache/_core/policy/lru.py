@@ -1,4 +1,4 @@
-"""Order of last use: a ring in which each member knows its neighbours.
+"""Order of last use of instances and of modules: a ring in which each member knows its neighbours.
 
 The ring begins and ends with the order itself, so no position needs special treatment. Members are
 appended when used, so the one after the beginning is always the least recently used, and every

@@ -44,7 +44,7 @@ class FakeDriverCode:
 
 @define(eq=False)
 class FakeDriver:
-    """See `GuestDriver`. Asserts that it is used as the seam says."""
+    """See `GuestDriver`. Asserts that it is used as the protocol says."""
 
     instance: FakeInstance
     shape: Shape

@@ -65,7 +65,7 @@ class FakeModule:
 
 @define(eq=False)
 class FakeInstance:
-    """See `GuestInstance`. Asserts that it is used as the seam says."""
+    """See `GuestInstance`. Asserts that it is used as the protocol says."""
 
     module: FakeModule
     fuel: int

@@ -7,7 +7,7 @@
    at `register`: two instances are made, one of them is filled with rubbish and put back, and
    where it then differs from the other, what that has is noted as a *patch*, to be copied back
    (`restore_trial`).
-3. Tables and globals are put back by a restorer (`_core/restorer`) in the same store.
+3. Tables and globals are put back by a restorer (`_core/wasm/restorer`) in the same store.
 4. Whatever is not as it should be makes the answer "no", and the instance is closed. It is never
    served half put back.
 """
