@@ -448,7 +448,7 @@ class Model:
         while function.retired and function.successor is not None:
             function = function.successor
         if reason != "removed":
-            self.end(request, "Closed", out)
+            self.end(request, "RequestClosed", out)
         elif function.retired:
             self.end(request, "UnknownFunctionError", out)
         else:
@@ -610,7 +610,7 @@ class Model:
             for it in self.idle_of(key):
                 self.evict(it, reason, out)
             for request in self.waiters(key):
-                self.end(request, "Closed", out)
+                self.end(request, "RequestClosed", out)
         self.settle(out)
         return out
 
