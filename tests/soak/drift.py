@@ -75,7 +75,7 @@ def handles_left() -> list[str]:
     gc.collect()
     found = gc.get_objects()
     stores = sum(type(one) is WasmtimeInstance and one._store != 0 for one in found)
-    modules = sum(type(one) is WasmtimeModule and one.engine is not None for one in found)
+    modules = sum(type(one) is WasmtimeModule and bool(one.engine) for one in found)
     left = {"instances": len(INSTANCES), "open stores": stores, "open modules": modules}
     return [f"{number} {what}" for what, number in left.items() if number]
 
