@@ -185,9 +185,10 @@ class Groups:
 
     def __init__(self, pool: Pool, service: trio.Nursery) -> None:
         self._pool = pool
-        self.main = new_group_state(MAIN, pool.config.main_capacity, pool.config.main_shares)
+        config = pool.config
+        self.main: GroupState = new_group_state(MAIN, config.main_capacity, config.main_shares)
         """The state of its own group."""
-        self.main_group = SchedulingGroup(pool, self.main, service)
+        self.main_group: SchedulingGroup = SchedulingGroup(pool, self.main, service)
         self.states: dict[str, GroupState] = {MAIN: self.main}
         """{name: state} of the groups that are open."""
         self._opening: set[str] = set()

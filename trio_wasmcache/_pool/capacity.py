@@ -35,9 +35,9 @@ class Capacity:
     """
 
     def __init__(self, total: float) -> None:
-        self.book = TokenBook(strangers=self._strangers_have_some)
+        self.book: TokenBook = TokenBook(strangers=self._strangers_have_some)
         self.owners: dict[Hashable, int] = self.book.owners  # {task: leases that share its token}
-        self.total = total
+        self.total: float = total
         """Number of tokens, while there is no limiter."""
         self.limiter: trio.CapacityLimiter | None = None
         self._watched = False

@@ -31,7 +31,7 @@ class Evictor:
         # The task sleeps in this scope, whose deadline is when the next instance is due.
         self._sleep = trio.CancelScope()
         self._to_close: deque[Closable] = deque()  # instances whose memory nothing waits for
-        self.expects_expiry = False
+        self.expects_expiry: bool = False
         """Whether a deadline is set. While one is set, `expect_expiry` would change nothing."""
 
     @trio.lowlevel.enable_ki_protection

@@ -74,7 +74,7 @@ class Pool:
     """The parts of one cache, shared by its leases, groups and background task."""
 
     def __init__(self, config: CacheConfig, engine: Engine, log: LogWriter) -> None:
-        self.config = config
+        self.config: CacheConfig = config
         self.engine = engine
         self.log = log
         self.journal: Journal = Journal(log, config.log_uses)
@@ -84,16 +84,16 @@ class Pool:
         self.runner: Runner = Runner(config)
         self.results: ResultMemory = ResultMemory()
         self.result_book: ResultBook = ResultBook(config.max_result_size)
-        self.runtime = Runtime(
+        self.runtime: Runtime = Runtime(
             engine, self.runner, self.policy, self.result_book, self.results, self.relieve
         )
-        self.closed = False
-        self.owner = Owner()
+        self.closed: bool = False
+        self.owner: Owner = Owner()
         # Copies for the fast path of a hit: the thread of the run, and the clock.
         self.thread: int = self.owner.thread
         self.now: Callable[[], float] = _short_way_to_the_clock()
-        self.exits = DeferredExits()
-        self.evictor = Evictor(self.policy, self.carry_out)
+        self.exits: DeferredExits = DeferredExits()
+        self.evictor: Evictor = Evictor(self.policy, self.carry_out)
 
     def carry_out(
         self, step: Step | None, at: float | None = None, *, in_pieces: bool = False

@@ -24,7 +24,7 @@ class CountingFile(io.RawIOBase):
     """A file, or standard input, that counts the bytes read from it."""
 
     def __init__(self, path: str) -> None:
-        self.count = 0
+        self.count: int = 0
         self._owned = path != STDIN
         # A read of a pipe returns what is there: one that waited for more, in a loop in C, would
         # not see a Ctrl-C that came between its system calls.
