@@ -62,6 +62,11 @@ class Evictor:
             self._sleep.cancel()
         self._to_close.append(native)
 
+    @property
+    def closing(self) -> int:
+        """Number of evicted instances that are not closed yet."""
+        return len(self._to_close)
+
     def close_some(self) -> bool:
         """Close up to `AT_ONCE` of the instances of `close_later`; return whether any is left."""
         for _ in range(min(AT_ONCE, len(self._to_close))):
