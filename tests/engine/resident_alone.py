@@ -88,15 +88,14 @@ async def test_what_runs_meanwhile_is_counted_too() -> None:
         host = {"host": {"nap": HostFunction(nap, (), ())}}
         for name in ("naps", "forever"):
             await cache.register(name, source, args=(), imports=host)
-        async with trio.open_nursery() as nursery:
-            async with cache.acquire("naps", ()) as lease:
-                await lease.call()
-            assert inside.is_set()
-            async with cache.acquire("forever", ()) as lease:
-                nursery.start_soon(lease.call)
-                while (job := job_of(lease)) is None or not job.in_thread:
-                    await trio.lowlevel.checkpoint()
-                after.append(await cache.resident_bytes())
-                nursery.cancel_scope.cancel()
+        async with cache.acquire("naps", ()) as lease:
+            await lease.call()
+        assert inside.is_set()
+        async with cache.acquire("forever", ()) as lease, trio.open_nursery() as nursery:
+            nursery.start_soon(lease.call)
+            while (job := job_of(lease)) is None or not job.in_thread:
+                await trio.lowlevel.checkpoint()
+            after.append(await cache.resident_bytes())
+            nursery.cancel_scope.cancel()
     assert [one.running for one in after] == [PAGE, PAGE]
     assert [one.idle for one in after] == [0, PAGE]

@@ -281,6 +281,29 @@ async def test_a_block_that_ends_before_its_call_holds_nothing(real: WasmtimeKit
         check_invariants(cache)
 
 
+async def test_a_caller_whose_lease_ends_as_it_is_cancelled(real: WasmtimeKit) -> None:
+    """It was about to run, so nothing told it of the cancellation yet: it comes first."""
+    finish, scope = trio.Event(), trio.CancelScope()
+
+    async def ask(value: int) -> int:
+        await finish.wait()
+        return value
+
+    async def call(lease: Lease) -> None:
+        with scope:
+            await lease.call(1)
+
+    async with real.open(CacheConfig()) as cache, trio.open_nursery() as nursery:
+        hosts = {"host": {"ask": HostFunction(ask)}}
+        function = await put(cache, "asks", guests.ONLY_ASKS, imports=hosts)
+        async with function.acquire() as lease:
+            nursery.start_soon(call, lease)
+            await wait_all_tasks_blocked()
+            finish.set()
+            scope.cancel()
+    assert scope.cancelled_caught
+
+
 async def _let_go(cache: InstanceCache, finish: trio.Event) -> None:
     check_invariants(cache)
     finish.set()

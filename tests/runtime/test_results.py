@@ -407,7 +407,7 @@ async def test_what_is_copied_costs_fuel(real: WasmtimeKit) -> None:
                 cache
             ).group("main").shares
             # What calls and passes cost beside that is little here.
-            assert charged == pytest.approx(lease.fuel_consumed, rel=0.01)
+            assert charged == pytest.approx(lease.fuel_consumed, rel=0.1)
         cache.resize(total_fuel=copy_fuel(MiB))
         for columns in (None, [[5, MiB]]):
             async with f.acquire() as lease:

@@ -74,12 +74,14 @@ class Activity:
             try:
                 result = await wait(*args)
             except Exception:
-                self.check_open()
-                raise
-            self.check_open()
-            return result
-        self.check_open()
-        raise AssertionError("only an end cancels this scope")
+                if not self.ended:
+                    raise
+            else:
+                if not self.ended:
+                    return result
+        # A task that is cancelled, too, is told that first.
+        await trio.lowlevel.checkpoint_if_cancelled()
+        raise self._make_error()
 
     def new_job(self, native: Polled, fuel: int, burnt: int = 0) -> Job:
         """Return a job for `Runner.drive`; `job_over` must be called afterwards in any case."""

@@ -91,10 +91,10 @@ class Job:
         if self.parked is not None:
             self.parked.cancel()
 
-    def check_open(self) -> None:
-        """Raise the error made by `ended`, if another task has stopped it."""
-        if self.stop:
-            raise self.ended()
+    async def refuse(self) -> None:
+        """Raise `trio.Cancelled` if the task was cancelled, else the error made by `ended`."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        raise self.ended()
 
     def charge(self) -> None:
         """Charge the group for the fuel that the guest burnt since the last time."""
@@ -212,7 +212,8 @@ class Runner:
         self._arrive(share)
         try:
             while not over:
-                job.check_open()
+                if job.stop:
+                    await job.refuse()
                 host_call = native.host_call
                 if host_call is not None:
                     await self._answer(job, host_call)
@@ -220,7 +221,8 @@ class Runner:
                         # A guest that does little but call the host must not keep the loop, nor
                         # must many that go on in the same pass.
                         await self._parked(job, self.pass_turn)
-                        job.check_open()
+                        if job.stop:
+                            await job.refuse()
                     slices = 0
                     over = native.poll()
                     job.charge()
@@ -234,7 +236,8 @@ class Runner:
                     holding = True
                     try:
                         while True:
-                            job.check_open()
+                            if job.stop:
+                                await job.refuse()
                             over = native.poll() if inline else await self._hop(job)
                             job.charge()
                             slices += 1
@@ -242,7 +245,8 @@ class Runner:
                                 break
                             if inline and offload_after is not None and slices >= offload_after:
                                 break
-                            job.check_open()
+                            if job.stop:
+                                await job.refuse()
                             holding = False
                             await turns.keep(share)
                             holding = True
@@ -319,7 +323,8 @@ class Runner:
             context_of_call.reset(reset)
             # Not charged to the group, which is charged with CPU time instead.
             job.burnt += call.spent
-        job.check_open()
+        if job.stop:
+            await job.refuse()
         call.answer(results)
 
     async def _run_steps(
@@ -338,7 +343,8 @@ class Runner:
                     await self._parked(job, functools.partial(self._sleep, pause))
                 else:
                     await self._parked(job, self.pass_turn)
-                job.check_open()
+                if job.stop:
+                    await job.refuse()
         finally:
             steps.close()
 
@@ -375,11 +381,12 @@ class Runner:
 
     async def _parked(self, job: Job, wait: Callable[[Share], Awaitable[None]]) -> None:
         """Wait for a turn, or raise at once when another task stops the job."""
-        job.check_open()
+        if job.stop:
+            await job.refuse()
         with trio.CancelScope() as job.parked:
             await wait(job.share)
-        if job.parked.cancelled_caught:
-            job.check_open()
+        if job.parked.cancelled_caught and job.stop:
+            await job.refuse()
 
 
 def _slices(job: Job, threads: Turns) -> bool:
