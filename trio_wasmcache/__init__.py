@@ -1,14 +1,46 @@
 """WebAssembly user-defined functions for Trio: sandboxed, metered, cancellable, and kept warm.
 
-Imports point down: `_cache` > `_pool`, `_batch` > `_runtime` > `_engine`, `_abi`, `_log` > `_core`;
-neighbours do not import each other, and `_gil`, `_ki`, `_owner` and `_public` lie beside `_core`.
-`_core` is pure: no clock, thread, event loop, logging or wasmtime. `_engine/wasmtime` is the only
-folder that imports wasmtime, `_log` the only file that imports structlog. Start reading at
-`_cache.open.open_cache`; all decisions are made in `_core.policy`.
+.. code-block::
 
-Public names are imported on first use: importing all of them at once would take longer than
-importing Trio, wasmtime and structlog together.
+    async with trio_wasmcache.open_cache(CacheConfig(max_size=100 * MiB)) as cache:
+        await cache.register("fib", wasm, args=("i64",), returns="i64")
+        async with cache.acquire("fib", ("i64",)) as fib:
+            assert await fib.call(10) == 55
+
+The names, in reading order; `help()` of each is its reference:
+
+- To begin with: `open_cache` opens an `InstanceCache` for the length of a block. Its limits are a
+  `CacheConfig`, with sizes in `KiB` and `MiB`. `InstanceCache.register` compiles a module and gives
+  a `Function`; `InstanceCache.acquire` gives a `Lease`, whose `Lease.call` and `Lease.map` run the
+  function.
+- Groups: `InstanceCache.scheduling_group` opens a `SchedulingGroup`, whose tasks share a capacity
+  and a part of the CPU. `current_group` returns the group of the caller.
+- The guest and its host: `LeaseMemory` reads and writes the guest's memory. A `HostFunction` is a
+  Python function that a guest may call; in it, `current_lease` returns the caller's lease.
+- Numbers: `InstanceCache.stats` returns `CacheStats`, which contain `UseSummary` and
+  `DistributionSummary`; `InstanceCache.entries` returns `EntryInfo`, and
+  `InstanceCache.resident_bytes` returns `ResidentBytes`.
+- Errors: `WasmCacheError` is their base. `open_cache` raises `CacheDirError`. `register` raises
+  `InvalidModuleError`, `ModuleTooLargeError`, `LinkError`, `ExportError`, `SignatureError` and
+  `DuplicateFunctionError`. Entering a lease raises `UnknownFunctionError`, `LoadError`,
+  `CodeMemoryError` and `DeadlockError`. Calls raise a `GuestError`: a `TrapError`,
+  `FuelExhaustedError`, `StackOverflowError`, `MemoryLimitError`, `ExitError`,
+  `ResultTooLargeError` or `AbiError`.
+- ABIs, the ways in which values cross: `BufferAbi` for bytes and text, `ScyllaAbi` for CQL types,
+  and the protocol `Abi` for your own, with `Binding`, `Exports`, `FuncType`, `Guest`, `Memory`,
+  `Invoke` and `Convert`.
+
+Modules beside it: `trio_wasmcache.testing` for tests of an application,
+`trio_wasmcache.prometheus` for metrics, and ``python -m trio_wasmcache`` for the log.
 """
+# Imports point down: `_cache` > `_pool`, `_batch` > `_runtime` > `_engine`, `_abi`, `_log` >
+# `_core`; neighbours do not import each other, and `_gil`, `_ki`, `_owner` and `_public` lie beside
+# `_core`. `_core` is pure: no clock, thread, event loop, logging or wasmtime. `_engine/wasmtime` is
+# the only folder that imports wasmtime, `_log` the only file that imports structlog. Start reading
+# at `_cache.open.open_cache`; all decisions are made in `_core.policy`.
+#
+# Public names are imported on first use: importing all of them at once would take longer than
+# importing Trio, wasmtime and structlog together.
 
 from __future__ import annotations
 
@@ -70,33 +102,36 @@ if TYPE_CHECKING:
     )
     from ._runtime.host import HostFunction as HostFunction
 
-# {module: the public names that it defines}
+# {module: the public names that it defines}, in reading order.
 _HOMES = {
-    "._abi.buffer": "BufferAbi",
-    "._abi.base": "Abi Binding Convert Crossing Exports FuncType Guest Invoke Memory",
-    "._abi.scylla": "ScyllaAbi",
-    "._cache.cache": "InstanceCache",
+    "._cache.open": "open_cache",
     "._core.config": "CacheConfig KiB MiB",
-    "._core.errors": (
-        "AbiError CacheDirError CodeMemoryError DeadlockError DuplicateFunctionError ExitError "
-        "ExportError FuelExhaustedError GuestError InvalidModuleError LinkError LoadError "
-        "MemoryLimitError ModuleTooLargeError ResultTooLargeError SignatureError "
-        "StackOverflowError TrapError UnknownFunctionError WasmCacheError"
-    ),
-    "._core.metrics.stats": "CacheStats DistributionSummary EntryInfo ResidentBytes UseSummary",
+    "._cache.cache": "InstanceCache",
+    "._cache.lease": "Function Lease LeaseMemory current_lease",
     "._cache.group": "SchedulingGroup current_group",
     "._runtime.host": "HostFunction",
-    "._cache.lease": "Function Lease LeaseMemory current_lease",
-    "._cache.open": "open_cache",
+    "._core.metrics.stats": "CacheStats UseSummary DistributionSummary EntryInfo ResidentBytes",
+    "._core.errors": (
+        "WasmCacheError CacheDirError InvalidModuleError ModuleTooLargeError LinkError ExportError "
+        "SignatureError DuplicateFunctionError UnknownFunctionError LoadError CodeMemoryError "
+        "DeadlockError GuestError TrapError FuelExhaustedError StackOverflowError MemoryLimitError "
+        "ExitError ResultTooLargeError AbiError"
+    ),
+    "._abi.buffer": "BufferAbi",
+    "._abi.scylla": "ScyllaAbi",
+    "._abi.base": "Abi Binding Exports FuncType Guest Memory Invoke Convert",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
+_FORMER = {"Crossing": "._abi.base"}
+# Listed by `dir` once they are imported.
+_MODULES = ("prometheus", "report", "testing")
 
 
 def __getattr__(name: str) -> Any:
     if name == "__all__":  # for `import *`; type checkers see the names above
-        return sorted(_HOME_OF)
+        return [*_HOME_OF]
     try:
-        home = _HOME_OF[name]
+        home = (_HOME_OF | _FORMER)[name]
     except KeyError:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
     found = globals()[name] = getattr(importlib.import_module(home, __name__), name)
@@ -104,4 +139,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME_OF})
+    return [*_HOME_OF, *(name for name in _MODULES if name in globals())]

@@ -1,8 +1,17 @@
-"""Names public classes and functions as users import them, as Trio does for its own."""
+"""Presents public classes and functions as users import them: their names, and their fields.
+
+Python discards the string below a field, which describes it. `help()` shows it all the same: the
+docstring of a public class is completed from its source when it is first read.
+"""
 
 from __future__ import annotations
 
-from typing import TypeVar
+import ast
+import inspect
+import sys
+import textwrap
+from collections.abc import Iterator
+from typing import Any, TypeVar, final
 
 import attrs
 
@@ -18,7 +27,103 @@ def public(thing: T) -> T:
     The types of attrs fields are resolved first, which takes the names of the defining file: cattrs
     and others would look for them in `trio_wasmcache`.
     """
-    if isinstance(thing, type) and attrs.has(thing):
-        attrs.resolve_types(thing)
-    thing.__module__ = "trio_wasmcache"
+    return public_in("trio_wasmcache", thing)
+
+
+def public_in(module: str, thing: T) -> T:
+    """Present a class or function as one of `module`; see `public`."""
+    if isinstance(thing, type):
+        if attrs.has(thing):
+            attrs.resolve_types(thing)
+        vars_of: Any = thing
+        vars_of.__doc__ = _Documentation(thing)
+    thing.__module__ = module
     return thing
+
+
+@final
+@attrs.frozen
+class FieldDoc:
+    """The description of a field, from its source."""
+
+    type: str
+    default: str | None
+    """Expression of the default; None: there is none."""
+    text: str
+    """String below the field, or an empty string."""
+
+    def __str__(self) -> str:
+        return self.type if self.default is None else f"{self.type} = {self.default}"
+
+
+def described_fields(cls: type) -> dict[str, FieldDoc]:
+    """Return {field: description} of a class and its bases, in order; empty without a source."""
+    found: dict[str, FieldDoc] = {}
+    for base in reversed(cls.__mro__):
+        doc = vars(base).get("__doc__")
+        module = doc.module if isinstance(doc, _Documentation) else base.__module__
+        if module.partition(".")[0] != "trio_wasmcache":
+            continue
+        try:
+            tree: ast.AST = ast.parse(inspect.getsource(sys.modules[module]))
+        except (OSError, TypeError):
+            continue
+        for name in base.__qualname__.split("."):
+            classes = (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+            tree = next(node for node in classes if node.name == name)
+        found.update(_fields_in(tree))
+    return found
+
+
+def _fields_in(tree: ast.AST) -> Iterator[tuple[str, FieldDoc]]:
+    """Find the fields of a class, in its body or in its ``__init__``."""
+    body: list[ast.stmt] = getattr(tree, "body", [])
+    for node, below in zip(body, [*body[1:], None], strict=True):
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            yield from _fields_in(node)
+        if not isinstance(node, ast.AnnAssign):
+            continue
+        name = ast.unparse(node.target).removeprefix("self.")
+        if name.isidentifier() and not name.startswith("_"):
+            yield name, FieldDoc(ast.unparse(node.annotation), _default(node.value), _text(below))
+
+
+def _default(value: ast.expr | None) -> str | None:
+    if isinstance(value, ast.Call) and ast.unparse(value.func) == "field":
+        options = {option.arg: option.value for option in value.keywords}
+        factory = options.get("factory")
+        if isinstance(factory, ast.Lambda):
+            return ast.unparse(factory.body)
+        if factory is not None:
+            return f"{ast.unparse(factory)}()"
+        value = options.get("default")
+    if isinstance(value, ast.Constant) and type(value.value) is int:
+        return f"{value.value:_}"
+    return None if value is None else ast.unparse(value)
+
+
+def _text(node: ast.stmt | None) -> str:
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+        return inspect.cleandoc(str(node.value.value))
+    return ""
+
+
+@final
+class _Documentation:
+    """The docstring of a class: as written, with a list of its fields."""
+
+    def __init__(self, cls: type) -> None:
+        self.module = cls.__module__
+        self._written = cls.__doc__
+        self._complete: str | None = None
+
+    def __get__(self, _instance: object, cls: type) -> str | None:
+        if self._complete is None and self._written is not None:
+            parts = [inspect.cleandoc(self._written)]
+            fields = {name: doc for name, doc in described_fields(cls).items() if doc.text}
+            if fields:
+                parts += ["\n\nFields:"]
+            for name, doc in fields.items():
+                parts += [f"\n    {name}: {doc}\n", textwrap.indent(doc.text, " " * 8)]
+            self._complete = "".join(parts)
+        return self._complete

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import pickle
+import pydoc
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,8 +28,7 @@ def declared() -> set[str]:
 def test_type_checkers_and_programs_see_the_same_names() -> None:
     """Each is imported when it is asked for, and is in `dir`."""
     names = declared()
-    assert names == trio_wasmcache._HOME_OF.keys()
-    assert names <= {*dir(trio_wasmcache)}
+    assert names == {*trio_wasmcache.__all__} | trio_wasmcache._FORMER.keys()
     assert all(getattr(trio_wasmcache, name).__name__ for name in names - {"KiB", "MiB"})
     assert (trio_wasmcache.KiB, trio_wasmcache.MiB) == (2**10, 2**20)
 
@@ -73,7 +74,34 @@ def test_import_star_imports_the_public_names() -> None:
     """And nothing else."""
     names: dict[str, object] = {}
     exec("from trio_wasmcache import *", names)
-    assert names.keys() - {"__builtins__"} == declared()
+    assert names.keys() - {"__builtins__"} == declared() - trio_wasmcache._FORMER.keys()
+
+
+def test_dir_has_the_public_names_only() -> None:
+    """No imports of its own, nothing private, and modules once they are imported."""
+    code = "import {0}; print(*dir(trio_wasmcache))"
+    for module, more in (("trio_wasmcache", set()), ("trio_wasmcache.testing", {"testing"})):
+        command = [sys.executable, "-c", code.format(module)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert {*done.stdout.split()} == {*trio_wasmcache.__all__} | more
+
+
+def test_help_lists_every_name_in_reading_order() -> None:
+    """What pydoc sorts by name, the docstring of the package has in the order of `__all__`."""
+    text = trio_wasmcache.__doc__
+    assert text
+    listed = re.findall(r"`(\w+)`", text[text.index("in reading order") :])
+    names = [*dict.fromkeys(name for name in listed if hasattr(trio_wasmcache, name))]
+    assert sorted(names) == sorted(trio_wasmcache.__all__)
+    topics = [name for name in names if name in ("open_cache", "Lease", "CacheStats", "Abi")]
+    assert topics == ["open_cache", "Lease", "CacheStats", "Abi"]
+    shown = pydoc.render_doc(trio_wasmcache, renderer=pydoc.plaintext)
+    lines = [line.strip() for line in shown.splitlines()[:20]]
+    assert (
+        "async with trio_wasmcache.open_cache(CacheConfig(max_size=100 * MiB)) as cache:" in lines
+    )
+    assert "open_cache(config:" in shown
+    assert "importlib" not in shown
 
 
 def test_other_names_are_missing() -> None:

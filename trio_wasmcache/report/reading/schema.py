@@ -7,11 +7,9 @@ Lines may have fields besides those of the schema: any that a structlog processo
 
 from __future__ import annotations
 
-import ast
 import enum
 import inspect
 import json
-import textwrap
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -19,6 +17,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from attrs import fields
 
 from ..._core.events import EVENTS, SCHEMA_VERSION, Event, Stamped
+from ..._public import described_fields
 
 SHIPPED = Path(__file__).parent.parent / "events.schema.json"
 _TYPES = {str: "string", int: "integer", float: "number", bool: "boolean"}
@@ -84,12 +83,12 @@ def _short(event: type[Event]) -> str:
 
 def _definition(event: type[Event]) -> dict[str, Any]:
     hints = get_type_hints(event)
-    told = _docstrings(event)
+    told = described_fields(event)
     properties = {}
     for field in fields(event):
         properties[field.name] = _property(hints[field.name])
-        if field.name in told:
-            properties[field.name]["description"] = told[field.name]
+        if told[field.name].text:
+            properties[field.name]["description"] = told[field.name].text
     return {
         "description": inspect.cleandoc(event.__doc__ or ""),
         "required": list(properties),
@@ -108,25 +107,6 @@ def _property(hint: object) -> dict[str, Any]:
     if int in parts:
         made["minimum"] = 0
     return made
-
-
-def _docstrings(event: type[Event]) -> dict[str, str]:
-    """Return {field: the string below it in the source}, which Python itself discards."""
-    told: dict[str, str] = {}
-    for base in reversed(event.__mro__[:-1]):
-        if not issubclass(base, Event):
-            continue
-        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
-        assert isinstance(body, ast.ClassDef)
-        for above, below in zip(body.body, body.body[1:], strict=False):
-            if (
-                isinstance(above, ast.AnnAssign)
-                and isinstance(above.target, ast.Name)
-                and isinstance(below, ast.Expr)
-                and isinstance(below.value, ast.Constant)
-            ):
-                told[above.target.id] = inspect.cleandoc(str(below.value.value))
-    return told
 
 
 def as_text() -> str:
