@@ -39,9 +39,7 @@ async def test_a_module_comes_as_bytes_text_or_path(tmp_path: Path) -> None:
         f";; a comment\n{TEXT}",
         '(func (export "f") (param i64) (result i64) (i64.add (local.get 0) (i64.const 1)))',
         tmp_path / "udf.wasm",
-        str(tmp_path / "udf.wasm"),
         tmp_path / "udf.wat",
-        str(tmp_path / "udf.wat"),
     )
     async with quiet_cache() as cache:
         for number, source in enumerate(sources):

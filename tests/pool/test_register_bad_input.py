@@ -32,6 +32,7 @@ from trio_wasmcache import (
     open_cache,
 )
 from trio_wasmcache._core.config import WASM_PAGE
+from trio_wasmcache._core.text import shown
 from trio_wasmcache._core.wasm.editor import encode_module, name_bytes, section
 from trio_wasmcache._core.wasm.reader import Export, FuncType, Limits
 from trio_wasmcache.testing import check_invariants, snapshot
@@ -176,7 +177,6 @@ async def test_what_is_too_large_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "not WebAssembly text"),
         ("(module (func (export", "1:16"),
         ("(module\n  (func $f (parm i64)))", "2:13"),
         ("(modul)", "not WebAssembly text"),
@@ -197,29 +197,49 @@ async def test_text_with_a_syntax_error_is_refused(text: str, said: str) -> None
 
 
 async def test_a_path_that_can_not_be_read_is_refused(tmp_path: Path) -> None:
-    """A missing file, a folder, a name that can't be one: InvalidModuleError with the path."""
+    """With the error of the system; a file of wrong text is a wrong module."""
     (tmp_path / "latin1.wat").write_bytes(b'(module (func (export "\xe9")))')
     (tmp_path / "broken.wat").write_text("(module (fun))")
     async with quiet_cache() as cache:
-        for path, said in (
-            (tmp_path / "missing.wasm", "missing.wasm"),
-            (str(tmp_path / "missing.wasm"), "No such file"),
-            (os.fsencode(tmp_path / "folder"), "no WebAssembly header"),  # bytes are a module
-            (tmp_path, "Is a directory"),
-            ("a\0b", "can't be read"),
-            ("n" * 5000, "too long"),
-            (tmp_path / "latin1.wat", "is no text"),
-            (tmp_path / "broken.wat", "not WebAssembly text"),
-        ):
-            error = await refused(cache, InvalidModuleError, "f(i64)", said, wasm=path)
-            assert len(str(error)) < 1000
+        cases: tuple[tuple[type[Exception], object, str], ...] = (
+            (FileNotFoundError, tmp_path / "missing.wasm", "missing.wasm"),
+            (IsADirectoryError, tmp_path, "Is a directory"),
+            (OSError, Path("n" * 5000), "too long"),
+            (ValueError, Path("a\0b"), "f(i64): PosixPath('a\\x00b') can't be the name of a file"),
+            (InvalidModuleError, os.fsencode(tmp_path), "no WebAssembly header"),
+            (InvalidModuleError, tmp_path / "latin1.wat", "is no text"),
+            (InvalidModuleError, tmp_path / "broken.wat", "not WebAssembly text"),
+        )
+        for kind, path, said in cases:
+            error = await refused(cache, kind, said, wasm=path)
+            if isinstance(error, OSError):
+                assert error.__notes__ == ["while the module of f(i64) was being read"]
+            else:
+                assert len(str(error)) < 1000
+
+
+async def test_a_str_is_never_a_path(tmp_path: Path) -> None:
+    """A tenant's text can neither read a file nor find out whether there is one."""
+    module = tmp_path / "f.wasm"
+    module.write_bytes(GOOD)
+    async with quiet_cache() as cache:
+        for text in (str(module), str(tmp_path / "missing.wasm"), "", " \n", "\ufeff(module)"):
+            error = await refused(cache, TypeError, "f(i64): a str must be", wasm=text)
+            assert str(error) == (
+                "f(i64): a str must be WebAssembly text, which begins with '(' or ';', got "
+                f"{shown(text)}; to read a file, pass pathlib.Path(...)"
+            )
+        hostile = "\x1b[31m" * 1000
+        error = await refused(cache, TypeError, "\\x1b[31m", wasm=hostile)
+        assert str(error).isprintable()
+        assert len(str(error)) < 300
 
 
 async def test_what_is_neither_bytes_nor_text_nor_path_is_refused() -> None:
     """Anything else is a TypeError that says what can be given."""
     async with quiet_cache() as cache:
         for thing in (None, 7, ["x"], object(), [0] * 1_000_000):
-            await refused(cache, TypeError, "f(i64)", "bytes, WAT text or a path", wasm=thing)
+            await refused(cache, TypeError, "f(i64): wasm must be bytes, ", wasm=thing)
 
 
 FEATURES = {

@@ -92,7 +92,8 @@ class InstanceCache:
         Args:
             name: name of the function. Together with `args` it identifies the function, so
                 functions can be overloaded.
-            wasm: bytes of a module, WebAssembly text, or a path to a file of either.
+            wasm: bytes of a module, WebAssembly text as a `str`, or the path of a file with either:
+                a `pathlib.Path`, as a `str` is never taken for a path.
             args: types of the arguments, such as ``("i64", "f64")``.
             returns: type of the result, a sequence of types for a tuple, or None for no result.
             export: name of the exported function; `name` by default.
@@ -115,7 +116,7 @@ class InstanceCache:
                 waiters get the new one.
 
         Raises:
-            InvalidModuleError: the module is not valid WebAssembly, or can't be read.
+            InvalidModuleError: the module is not valid WebAssembly.
             ModuleTooLargeError: it has more than `max_wasm_size` bytes, too many parts, or starts
                 with more than `memory_limit` or `table_limit`.
             LinkError: it imports something that is neither given nor WASI preview 1, or whose type
@@ -126,6 +127,7 @@ class InstanceCache:
                 does not allow it.
             CodeMemoryError: the system has no memory to compile it, though all idle instances
                 were evicted.
+            OSError: the file can't be read; `FileNotFoundError` if there is none.
             TypeError, ValueError: another parameter has a bad type or value.
             trio.ClosedResourceError: the cache is closed.
 

@@ -18,6 +18,7 @@ from .._abi.base import Abi, Binding
 from .._core.config import CacheConfig
 from .._core.errors import InvalidModuleError, ModuleTooLargeError, SignatureError
 from .._core.keys import FunctionKey, check_name, normalise_type, normalise_types
+from .._core.text import shown
 from .._core.wasm.admission import (
     Edits,
     check_counts,
@@ -145,8 +146,7 @@ async def read_source(
 ) -> bytes:
     """Return a module's bytes, given as bytes, WAT text, or a path.
 
-    A `str` is text if it begins as WebAssembly text does, with a parenthesis or a comment;
-    otherwise it is a path.
+    A `str` is always text: it may come from a tenant, who must not read or probe files by it.
 
     Args:
         engine: the engine that converts text.
@@ -156,9 +156,11 @@ async def read_source(
         readers: limiter of the threads that read files.
 
     Raises:
-        InvalidModuleError: the text is wrong, or the file can't be read.
+        InvalidModuleError: the text, or that in the file, is wrong.
         ModuleTooLargeError: the module has more than `limit` bytes.
-        TypeError: `source` is none of these.
+        OSError: the file can't be read; `FileNotFoundError` if there is none.
+        TypeError: `source` is none of these, or a `str` that is no WebAssembly text.
+        ValueError: the path can't be the name of a file.
 
     **Checkpoint:** unless bytes are given.
     **Cancellation:** a thread that reads is abandoned.
@@ -167,25 +169,36 @@ async def read_source(
         view = memoryview(source)  # a subclass may override `__len__` and others
         check_size(what, view.nbytes, limit)
         return view.tobytes()
-    if isinstance(source, str) and (source.lstrip()[:1] in ("(", ";") or not source.strip()):
+    if isinstance(source, str):
+        source = str.__str__(source)  # likewise
         check_size(what, len(source), limit)
+        if source.lstrip()[:1] not in ("(", ";"):
+            raise TypeError(
+                f"{what}: a str must be WebAssembly text, which begins with '(' or ';', got "
+                f"{shown(source)}; to read a file, pass pathlib.Path(...)"
+            )
         return await _from_text(engine, what, source, limit)
-    if not isinstance(source, (str, os.PathLike)):
-        raise TypeError(f"{what}: wasm must be bytes, WAT text or a path, got {source!r:.200}")
+    if not isinstance(source, os.PathLike):
+        raise TypeError(
+            f"{what}: wasm must be bytes, WebAssembly text (a str), or a path to a file "
+            f"(pathlib.Path), got {shown(source)}"
+        )
     path = Path(os.fsdecode(source))
     try:
         data = await trio.to_thread.run_sync(
             _read, path, limit, abandon_on_cancel=True, limiter=readers
         )
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InvalidModuleError(f"{what}: {str(path)[:200]!r} can't be read: {reason}") from error
+    except OSError as error:
+        error.add_note(f"while the module of {what} was being read")
+        raise
+    except ValueError as error:  # such as a zero in it
+        raise ValueError(f"{what}: {shown(path)} can't be the name of a file: {error}") from None
     check_size(what, len(data), limit)
     if data.lstrip()[:1] in (b"(", b";"):
         try:
             text = data.decode()
         except UnicodeDecodeError as error:
-            raise InvalidModuleError(f"{what}: {str(path)[:200]!r} is no text: {error}") from error
+            raise InvalidModuleError(f"{what}: {shown(path)} is no text: {error}") from error
         return await _from_text(engine, what, text, limit)
     return data
 
