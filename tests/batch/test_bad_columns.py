@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from array import array
 from typing import Any
 
@@ -72,6 +74,20 @@ async def test_values_out_of_range(
             await lease.map([values])
         error: Any = caught.value
         assert (error.row, error.values) == (len(values) - 1, (values[-1],))
+
+
+async def test_the_error_of_a_row_is_pickled_whatever_the_value(kit: Kit) -> None:
+    """It is of a built-in type, and keeps its row; what can't be pickled is kept as its repr."""
+    async with held(kit, same(kit, "i32"), args=("i32",), returns="i32") as (_, lease):
+        with pytest.raises(TypeError, match="row 2: ") as caught:
+            await lease.map([[1, 2, bad := lambda: 3]])
+        error: Any = caught.value
+        assert (error.row, error.values) == (2, (bad,))
+        for again in (copy.copy(error), copy.deepcopy(error)):
+            assert (type(again), again.row, again.values) == (TypeError, 2, (bad,))
+        found = pickle.loads(pickle.dumps(error))
+        assert (type(found), found.row, found.values) == (TypeError, 2, (repr(bad),))
+        assert str(found) == str(error)
 
 
 async def test_reals_out_of_range(kit: Kit) -> None:

@@ -8,16 +8,36 @@ Rules:
 3. A Python value that does not fit its declared type raises a plain `TypeError`, `ValueError` or
    `OverflowError` before any wasm runs: that is the caller's mistake, not the guest's.
 4. A message names the function, the value got, the limit, and the remedy.
+5. Each class can be made from a message alone, as an application's own tests and retries do, so all
+   other parameters have defaults; and each error can be pickled and copied.
 """
 
 from __future__ import annotations
 
+from typing import Any, Self, SupportsIndex
+
 from .._public import public
+from .portable import copy_error, deepcopy_error, reduce_error
 
 
 @public
 class WasmCacheError(Exception):
-    """Base of all errors of this library."""
+    """Base of all errors of this library.
+
+    Errors can be pickled and copied, with all their attributes and notes. Pickling replaces an
+    attribute that can't be pickled, or an item of `values`, by its repr, cut to 100 characters;
+    `copy.deepcopy` shares one that can't be copied. Causes and tracebacks are not pickled or
+    copied, as with other exceptions.
+    """
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[object, ...]:
+        return reduce_error(self, protocol)
+
+    def __copy__(self) -> Self:
+        return copy_error(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return deepcopy_error(self, memo)
 
 
 @public
@@ -133,28 +153,20 @@ class GuestError(WasmCacheError):
         self.backtrace = backtrace
         self.row = row
 
-    def __reduce__(self) -> tuple[object, ...]:
-        # Copying and unpickling an exception pass only its `args`, without keyword arguments.
-        return _again, (type(self), self.args), self.__dict__
-
-
-def _again(kind: type[GuestError], args: tuple[object, ...]) -> GuestError:
-    return kind.__new__(kind, *args)
-
 
 @public
 class TrapError(GuestError):
     """The guest trapped. `code` is WebAssembly's name for it, such as ``"unreachable"``.
 
-    `backtrace` holds the wasm frames, innermost first, with function names where the module
-    has them.
+    `code` is empty if the error was made without one. `backtrace` holds the wasm frames, innermost
+    first, with function names where the module has them.
     """
 
     def __init__(
         self,
         message: str,
         *,
-        code: str,
+        code: str = "",
         function: str = "",
         values: tuple[object, ...] = (),
         backtrace: tuple[str, ...] = (),
@@ -181,13 +193,16 @@ class MemoryLimitError(GuestError):
 
 @public
 class ExitError(GuestError):
-    """The guest called WASI `proc_exit` with `status`; a status of 0 raises this, too."""
+    """The guest called WASI `proc_exit` with `status`; a status of 0 raises this, too.
+
+    `status` is -1 if the error was made without one.
+    """
 
     def __init__(
         self,
         message: str,
         *,
-        status: int,
+        status: int = -1,
         function: str = "",
         values: tuple[object, ...] = (),
         backtrace: tuple[str, ...] = (),

@@ -15,6 +15,7 @@ from .._core.errors import GuestError
 from .._core.metrics.counters import UseStats
 from .._core.policy.policy import Policy
 from .._core.policy.records import Entry, FunctionRecord, Instance
+from .._core.portable import CallValues
 from .._core.tally import size_of
 from .._engine.base import (
     Counter,
@@ -195,7 +196,7 @@ def _put_back(native: GuestInstance) -> int:
     return native.measure() if native.reset() else TOO_LARGE
 
 
-def kept_values(values: tuple[object, ...]) -> tuple[object, ...]:
+def kept_values(values: tuple[object, ...]) -> CallValues:
     """Return the arguments of a failed call as its error keeps them: large ones are cut."""
     kept, left = [], MAX_KEPT
     for value in values:
@@ -204,7 +205,7 @@ def kept_values(values: tuple[object, ...]) -> tuple[object, ...]:
             value, size = _beginning(value), 0
         left -= size
         kept.append(value)
-    return tuple(kept)
+    return CallValues(kept)
 
 
 def _beginning(value: object) -> object:
