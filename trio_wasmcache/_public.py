@@ -68,10 +68,9 @@ def described_fields(cls: type) -> dict[str, FieldDoc]:
             tree: ast.AST = ast.parse(inspect.getsource(sys.modules[module]))
         except (OSError, TypeError):
             continue
-        for name in base.__qualname__.split("."):
-            classes = (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
-            tree = next(node for node in classes if node.name == name)
-        found.update(_fields_in(tree))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef) and node.name == base.__name__:
+                found.update(_fields_in(node))
     return found
 
 

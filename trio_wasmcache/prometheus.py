@@ -23,6 +23,8 @@ from prometheus_client.registry import Collector
 from ._cache.cache import InstanceCache
 from ._core.metrics.stats import CacheStats, DistributionSummary, UseSummary
 
+__all__ = ["CacheCollector"]
+
 # Number of bits of the values at which each exported bucket ends. One bucket for every fourth
 # factor of two would be too coarse to alert on, one for each too many lines.
 # 1 microsecond to 67 seconds:

@@ -32,6 +32,22 @@ from ._engine.fake.instance import FakeFailure as FakeFailure
 from ._log import InlineLogWriter
 from ._runtime.bound import BoundFunction
 
+__all__ = [
+    "open_fake_cache",
+    "FakeEngine",
+    "FakeFailure",
+    "snapshot",
+    "check_invariants",
+    "cancel_everywhere",
+    "CacheSnapshot",
+    "ResidentSnapshot",
+    "GroupSnapshot",
+    "ModuleSnapshot",
+    "TurnsSnapshot",
+    "CompilesSnapshot",
+    "NativeSnapshot",
+]
+
 
 @asynccontextmanager
 async def open_fake_cache(

@@ -109,69 +109,81 @@ class SystemLimits:
 @public
 @frozen(kw_only=True)
 class CacheConfig:
-    """Limits of an `InstanceCache`. All sizes are bytes, all times seconds.
+    """Limits of an `InstanceCache`; all have a default. Sizes are bytes, times are seconds.
 
     ``CacheConfig(max_size=64 * MiB, idle_timeout=2.0)``
 
+    A configuration does not change; `InstanceCache.resize` changes the limits of an open cache.
+
     Raises:
-        TypeError: Fields have the wrong type; the message lists all bad fields.
-        ValueError: Fields are out of range; the message lists all bad fields.
+        TypeError: fields have the wrong type; the message lists all bad fields.
+        ValueError: fields are out of range; the message lists all bad fields.
     """
 
     max_size: int = field(default=100 * MiB, metadata=_whole(0))
-    """Total size of idle instances, at most; running ones do not count."""
+    """Bytes of all idle instances together, at most; from 0. The least recently used are evicted to
+    stay below it. Running instances are not counted."""
     max_instance_size: int = field(default=8 * MiB, metadata=_whole(0))
-    """Size above which an instance is not kept when its lease ends."""
+    """Bytes above which an instance is not kept when its lease ends; from 0."""
     max_instances: int = field(default=4096, metadata=_whole(1, 16384))
-    """Number of idle and running instances together, at most. The kernel's usual limit on memory
-    mappings (`vm.max_map_count`, of which a cache uses three quarters) allows about 9,800 instances
-    that have one memory each."""
+    """Number of idle and running instances together, at most; 1 to 16,384. The kernel's usual limit
+    on memory mappings (`vm.max_map_count`, of which a cache uses three quarters) allows about 9,800
+    instances that have one memory each."""
     max_code_size: int = field(default=40 * MiB, metadata=_whole(1))
-    """Machine code of loaded modules and stacks of running instances together."""
+    """Bytes of machine code of loaded modules and of stacks of running instances together, at
+    most; from 1."""
     max_running_size: int | None = field(default=None, metadata=_whole_or_none(1))
-    """Total size of running instances, at most, each counted with the most that it may touch under
-    its limits (`Function.worst_size`); an acquire that would exceed it waits. None: no limit."""
+    """Bytes of all running instances together, at most; each counts with the most that it may touch
+    (`Function.worst_size`). An acquire that would exceed it waits. None: no limit."""
     max_address_space: int | None = field(default=None, metadata=_whole_or_none(1))
-    """Addresses that instances and loaded code reserve together, at most: about 4 GiB for each
-    memory of an instance, however little of it is used. None: three quarters of the system's limit
-    (the smaller of `RLIMIT_AS` and 2^47 bytes)."""
+    """Bytes of addresses that instances and loaded code reserve together, at most: about 4 GiB for
+    each memory of an instance, however little of it is used. None: three quarters of the system's
+    limit (the smaller of `RLIMIT_AS` and 2^47 bytes)."""
     idle_timeout: float = field(default=5.0, metadata=_seconds(zero=False, infinite=True))
-    """Time after which an unused instance is evicted; `math.inf` keeps it."""
+    """Seconds after which an unused instance is evicted; above 0. `math.inf`: never."""
     memory_limit: int = field(default=16 * MiB, metadata=_whole(0))
-    """Size of all linear memories of one instance together, at most."""
+    """Bytes of all linear memories of one instance together, at most; from 0."""
     table_limit: int = field(default=10_000, metadata=_whole(0))
-    """Number of elements of all tables of one instance together, at most."""
+    """Number of elements of all tables of one instance together, at most; from 0."""
     max_result_size: int = field(default=256 * MiB, metadata=_whole(1 * KiB))
-    """Size of the result of one call, or of all results of one batch, as Python objects."""
+    """Bytes of the result of one call, or of all results of one batch, as Python objects, at most;
+    from 1024. Exceeding it raises `ResultTooLargeError`."""
     max_wasm_size: int = field(default=4 * MiB, metadata=_whole(8))
-    """Size of a module (or of its text) that `register` accepts."""
+    """Bytes of a module, or of its text, at most; `register` rejects larger ones. From 8."""
     compile_memory: int | None = field(default=None, metadata=_whole_or_none(1 * MiB))
-    """Memory that compiling a module may take, in a process of its own; None: compile in this
-    process, without a limit."""
+    """Bytes of memory that compiling a module may take, in a process of its own; from 1 MiB. None:
+    modules are compiled in this process, without a limit."""
     compile_seconds: float = field(default=10.0, metadata=_seconds(zero=False, infinite=False))
-    """CPU time that compiling may take in that process."""
+    """Seconds of CPU time that compiling a module may take in that process; above 0."""
     total_fuel: int = field(default=1_000_000_000, metadata=_whole(1, 2**63 - 1))
-    """Fuel that one call may burn; about one unit an instruction."""
+    """Units of fuel that one call may burn, about one for each instruction; from 1. A call that has
+    burnt all raises `FuelExhaustedError`."""
     yield_fuel: int = field(default=100_000, metadata=_whole(1, 2**63 - 1))
-    """Fuel that one slice of a call may burn before others run; may exceed `total_fuel`."""
+    """Units of fuel that one slice of a call may burn before other tasks run; from 1. It may exceed
+    `total_fuel`."""
     offload_after: int | None = field(default=4, metadata=_whole_or_none(0))
-    """Number of slices run inline before a call moves to a worker thread; None: never."""
+    """Number of slices that a call runs on the event loop before it moves to a worker thread; from
+    0. None: it never moves."""
     max_threads: int = field(factory=lambda: os.cpu_count() or 1, metadata=_whole(1, 1024))
-    """Number of worker threads that run calls at the same time."""
+    """Number of worker threads that run calls at the same time; 1 to 1024. The default is the
+    number of CPUs."""
     stack_size: int = field(default=512 * KiB, metadata=_whole(MIN_STACK_SIZE, 1024 * MiB))
-    """Stack of a running instance; half of it is for the guest."""
+    """Bytes of stack of a running instance; 64 KiB to 1 GiB. The guest can use half of it."""
     main_capacity: float = field(default=math.inf, metadata=_tokens())
-    """Capacity of the group ``"main"``, which serves tasks that are in no other group."""
+    """Capacity of the group ``"main"``, which serves tasks that are in no other group: the number
+    of tasks that may hold or wait for instances at the same time. An int from 1, or `math.inf`."""
     main_shares: int = field(default=100, metadata={"check": bad_shares})
-    """CPU shares of the group ``"main"``."""
+    """CPU shares of the group ``"main"``, relative to the shares of other groups; 1 to
+    1,000,000."""
     cache_dir: str | os.PathLike[str] | None = field(default=None, metadata=_path_or_none())
-    """A folder in which compiled code is kept across restarts, made if it does not exist. It must
-    belong to the user, with mode 0700, and only this library should write there: anything in it
-    that is not a regular file of the user's is removed. "~" is not expanded. None: no folder."""
+    """Path of a folder in which compiled code is kept across restarts; made if it does not exist.
+    It must belong to the user and have mode 0700. Only this library should write there: anything in
+    it that is not a regular file of the user is removed. A leading "~" is not expanded. None:
+    compiled code is not kept."""
     log_uses: bool = field(default=False, metadata=_flag())
-    """Whether to log every acquire and recycle, too; such a log can be replayed."""
+    """Whether acquires and recycles are logged, too. Such a log can be replayed."""
     log_flush_timeout: float = field(default=1.0, metadata=_seconds(zero=True, infinite=False))
-    """Time that leaving the cache waits for the log to be written."""
+    """Seconds that closing the cache waits for the log to be written, at most; from 0."""
 
     def __attrs_post_init__(self) -> None:
         wrong_type: list[str] = []

@@ -47,6 +47,7 @@ class Event:
     """One event. The log adds the cache, the time and the order (see `Stamped`)."""
 
     name: ClassVar[str] = ""
+    """Name of the event in the log."""
 
     @property
     def level(self) -> str:
@@ -70,49 +71,53 @@ def _reader(kind: type[Event]) -> tuple[tuple[str, ...], Callable[[Event], tuple
 
 
 @frozen(kw_only=True)
-class Opened(Event):
-    """The cache was opened with these limits."""
+class OfLimits(Event):
+    """Base of the events about the limits of the cache."""
 
-    name = "wasmcache.opened"
     max_size_bytes: int
+    """Limit of the sizes of all idle instances together (bytes)."""
     max_instance_size_bytes: int
+    """Size above which an instance is not kept (bytes)."""
     max_instances: int
+    """Limit of the number of instances, idle and running."""
     max_code_size_bytes: int
+    """Limit of the code of loaded modules and the stacks of running instances together (bytes)."""
     max_running_size_bytes: int | None = None
-    """None: no limit."""
+    """Limit of the worst sizes of running instances together (bytes); None: no limit."""
     max_result_size_bytes: int | None = None
-    """None: a log from before this limit existed."""
+    """Limit of the result of one call or batch (bytes); None: the log is older than the limit."""
     idle_timeout_seconds: float | None = field(converter=_finite)
-    """None: unlimited."""
+    """Seconds after which an unused instance is evicted; None: never."""
     max_address_space_bytes: int | None = None
-    """None: no limit."""
-    max_mappings: int | None = None
-    """Number of mappings that the kernel's limit leaves to this cache; None: no limit."""
-    stack_size_bytes: int
-    memory_limit_bytes: int
-    table_limit_elements: int
-    total_fuel: int
-    yield_fuel: int
-    log_uses: bool
+    """Limit of the addresses that instances and code reserve (bytes); None: no limit."""
 
 
 @frozen(kw_only=True)
-class Resized(Event):
+class Opened(OfLimits):
+    """The cache was opened with these limits."""
+
+    name = "wasmcache.opened"
+    max_mappings: int | None = None
+    """Number of mappings that the kernel's limit leaves to this cache; None: no limit."""
+    stack_size_bytes: int
+    """Size of the stack of a running instance (bytes)."""
+    memory_limit_bytes: int
+    """Limit of the memories of one instance together (bytes)."""
+    table_limit_elements: int
+    """Limit of the tables of one instance together (elements)."""
+    total_fuel: int
+    """Units of fuel that one call may burn."""
+    yield_fuel: int
+    """Units of fuel that one slice of a call may burn."""
+    log_uses: bool
+    """Whether acquires and recycles are logged, too."""
+
+
+@frozen(kw_only=True)
+class Resized(OfLimits):
     """The limits were changed to these."""
 
     name = "wasmcache.resized"
-    max_size_bytes: int
-    max_instance_size_bytes: int
-    max_instances: int
-    max_code_size_bytes: int
-    max_running_size_bytes: int | None = None
-    """None: no limit."""
-    max_result_size_bytes: int | None = None
-    """None: a log from before this limit existed."""
-    idle_timeout_seconds: float | None = field(converter=_finite)
-    """None: unlimited."""
-    max_address_space_bytes: int | None = None
-    """None: no limit."""
 
 
 @frozen(kw_only=True)
@@ -121,50 +126,71 @@ class Closed(Event):
 
     name = "wasmcache.closed"
     hits: int
+    """Number of leases granted from an idle instance or seat."""
     misses: int
+    """Number of leases for which an instance had to be loaded."""
     blocks: int
+    """Number of acquires that had to wait."""
     calls: int
+    """Number of calls begun."""
     evictions: int
+    """Number of instances and seats evicted, for any reason."""
 
 
 @frozen(kw_only=True)
 class GroupOpened(Event):
-    """A scheduling group was opened; `capacity_tokens` is None where it is unlimited."""
+    """A scheduling group was opened."""
 
     name = "wasmcache.group_opened"
     group: str
+    """Name of the group."""
     capacity_tokens: int | None
+    """Number of tasks that may hold or wait for instances; None: no limit."""
     shares: int
+    """Part of the CPU, relative to other groups."""
 
 
 @frozen(kw_only=True)
 class GroupClosed(Event):
-    """A scheduling group closes; the evictions of its idle instances follow.
-
-    `with_cache`: it closes because the cache does.
-    """
+    """A scheduling group closes; the evictions of its idle instances follow."""
 
     name = "wasmcache.group_closed"
     group: str
+    """Name of the group."""
     with_cache: bool
+    """Whether it closes because the cache does."""
 
 
 @frozen(kw_only=True)
-class Registered(Event):
-    """A function can be acquired from now on. `generation` above 1: it replaced the one before."""
+class OfFunction(Event):
+    """Base of the events about a function."""
+
+    function: str
+    """Name of the function."""
+    arg_types: str
+    """Types of its arguments, separated by commas."""
+
+
+@frozen(kw_only=True)
+class Registered(OfFunction):
+    """A function can be acquired from now on."""
 
     name = "wasmcache.registered"
-    function: str
-    arg_types: str
     generation: int
+    """Number of this registration of the function; above 1, it replaced the one before."""
     module_digest: str
+    """SHA-256 of the module's bytes, in hexadecimal."""
     module_number: int
-    """Equal for functions that share a module; equal bytes alone do not make one."""
+    """Number of the module, equal for functions that share it; equal bytes alone do not make it
+    equal."""
     code_bytes: int
+    """Size of the module's machine code, once loaded (bytes)."""
     artifact_bytes: int
+    """Size of the compiled module at rest (bytes)."""
     compile_seconds: float
-    """Zero where an equal module had been compiled already."""
+    """Time that compiling took (seconds); 0 if an equal module had been compiled already."""
     concurrency: int
+    """Number of instances that may run at the same time in one group."""
     worst_size_bytes: int
     """Bytes that one instance may touch at most; counted against `max_running_size`."""
     address_space_bytes: int
@@ -174,34 +200,35 @@ class Registered(Event):
     module_mappings: int
     """Number of memory mappings of the code, while it is loaded."""
     isolation: str
+    """Isolation that was asked for: ``"reuse"``, ``"fresh"`` or ``"reset"``."""
     isolation_verdict: str
+    """Sentence that explains how this isolation is provided."""
 
 
 @frozen(kw_only=True)
-class Removed(Event):
+class Removed(OfFunction):
     """A function can no longer be acquired; the evictions of its idle instances follow."""
 
     name = "wasmcache.removed"
-    function: str
-    arg_types: str
     generation: int
+    """Number of the registration of the function that was removed."""
 
 
 @frozen(kw_only=True)
-class Refused(Event):
+class Refused(OfFunction):
     """The system refused memory, addresses or mappings for a function.
 
-    Evictions follow, of idle instances that reserve at least this much together, or of all that
-    help. Then the load is tried again.
+    Evictions of idle instances follow, until they reserved at least this much together, or none is
+    left that helps. Then the load is tried again.
     """
 
     name = "wasmcache.refused"
-    function: str
-    arg_types: str
     address_space_bytes: int
+    """Bytes of addresses to be freed by evictions."""
     mappings: int
+    """Number of memory mappings to be freed by evictions."""
     error_message: str
-    """The system's error."""
+    """Message of the system's error."""
 
     @property
     def level(self) -> str:
@@ -209,43 +236,57 @@ class Refused(Event):
 
 
 @frozen(kw_only=True)
-class Use(Event):
+class OfEntry(OfFunction):
+    """Base of the events about a function in a group."""
+
+    group: str
+    """Name of the scheduling group."""
+    generation: int
+    """Number of the registration of the function."""
+
+
+@frozen(kw_only=True)
+class Use(OfEntry):
     """Base of the events about one instance."""
 
-    function: str
-    arg_types: str
-    group: str
-    generation: int
     instance: int
+    """Number of the instance or seat in its cache."""
 
 
 @frozen(kw_only=True)
 class Loaded(Use):
-    """An instance was made. `module_loaded`: its module had to be loaded first."""
+    """An instance was made."""
 
     name = "wasmcache.loaded"
     request: int | None
-    """The acquire that it was made for; None without `log_uses`."""
+    """Number of the acquire that it was made for; None without `log_uses`."""
     module_digest: str
+    """SHA-256 of the module's bytes, in hexadecimal."""
     module_loaded: bool
+    """Whether the code of its module had to be loaded first."""
     seat: bool
     """Whether it was made on the seat of that number; the lease is a hit then."""
     warmed: bool
+    """Whether it was made by `InstanceCache.warm`."""
     load_seconds: float
+    """Time that making it took, including any load of its code (seconds)."""
     size_bytes: int
     """Bytes that it may touch, before its first call."""
     code_bytes: int
+    """Size of its module's machine code (bytes)."""
 
 
 @frozen(kw_only=True)
 class Failed(Use):
-    """An instance could not be made; `error` is the type of the error raised to the caller."""
+    """An instance could not be made."""
 
     name = "wasmcache.failed"
     request: int | None
-    """As in `Loaded`."""
+    """Number of the acquire that it was to be made for; None without `log_uses`."""
     error: str
+    """Type of the error raised to the caller."""
     error_message: str
+    """Message of that error."""
 
     @property
     def level(self) -> str:
@@ -254,26 +295,37 @@ class Failed(Use):
 
 @frozen(kw_only=True)
 class Evicted(Use):
-    """An instance or a seat was evicted. Sizes are of the whole cache, before and after that."""
+    """An instance or a seat was evicted."""
 
     name = "wasmcache.evicted"
     reason: Reason
+    """Reason for the eviction."""
     seat: bool
     """Whether it was a seat."""
     module_digest: str
+    """SHA-256 of the module's bytes, in hexadecimal."""
     freed_bytes: int
+    """Size of the instance or seat (bytes)."""
     freed_code_bytes: int
+    """Size of its module's code (bytes) if that was unloaded; otherwise 0."""
     idle_seconds: float
+    """Time since its last use (seconds)."""
     age_seconds: float
+    """Time since it was made (seconds)."""
     uses: int
+    """Number of leases of it."""
     total_size_before_bytes: int
+    """Size of all idle instances together, before the eviction (bytes)."""
     total_size_after_bytes: int
+    """Size of all idle instances together, after the eviction (bytes)."""
     code_size_before_bytes: int
+    """Code of loaded modules and stacks of running instances, before the eviction (bytes)."""
     code_size_after_bytes: int
+    """Code of loaded modules and stacks of running instances, after the eviction (bytes)."""
     limit_bytes: int | None = None
-    """The limit exceeded by this instance alone, if that is the reason."""
+    """Limit that this instance alone exceeds (bytes); None if it exceeds none."""
     advice: str | None = None
-    """The remedy, given once for each function whose instances are too large."""
+    """Remedy, given once for each function whose instances are too large; otherwise None."""
 
     @property
     def level(self) -> str:
@@ -281,51 +333,43 @@ class Evicted(Use):
 
 
 @frozen(kw_only=True)
-class Requested(Event):
+class Requested(OfEntry):
     """With `log_uses`: an acquire has its token and asks for an instance.
 
     Evictions made for it follow, then `Blocked`, `Acquired`, `Loaded` or `Abandoned`.
     """
 
     name = "wasmcache.requested"
-    function: str
-    arg_types: str
-    group: str
-    generation: int
     request: int
     """Number of the acquire in its cache."""
     task: int
     """Number of the task; shows a task that waits for an instance of its own."""
     warm: bool
+    """Whether it was made by `InstanceCache.warm`."""
     blocked: bool
     """Whether it waited for its token."""
     deadline_seconds: float | None
-    """Time at which the caller's cancel scopes end the wait, on the cache's clock; None: never."""
+    """Time at which the caller's cancel scopes end the wait (seconds on the cache's clock); None:
+    never."""
 
 
 @frozen(kw_only=True)
-class OfTask(Event):
+class OfTask(OfEntry):
     """Base of the events about an acquire or its lease, and its task."""
 
-    function: str
-    arg_types: str
-    group: str
-    generation: int
     request: int | None
-    """None: it has no number yet, as while it waits for a token."""
+    """Number of the acquire in its cache; None while it waits for a token."""
     task: int
-    """As in `Requested`."""
+    """Number of the task, as in `Requested`."""
 
 
 @frozen(kw_only=True)
 class Blocked(OfTask):
-    """With `log_uses`: an acquire has to wait, for ``"a token"``, ``"an instance"`` or ``"room"``.
-
-    One that waits for a token has no `request` yet.
-    """
+    """With `log_uses`: an acquire has to wait."""
 
     name = "wasmcache.blocked"
     waits_for: str
+    """What it waits for: ``"a token"``, ``"an instance"`` or ``"room"``."""
 
 
 @frozen(kw_only=True)
@@ -334,22 +378,30 @@ class Abandoned(OfTask):
 
     name = "wasmcache.abandoned"
     error: str
-    """The type of the error raised to the caller."""
+    """Type of the error raised to the caller."""
 
 
 @frozen(kw_only=True)
 class Acquired(Use):
-    """With `log_uses`: a lease was granted. `uses` counts those before it."""
+    """With `log_uses`: a lease was granted."""
 
     name = "wasmcache.acquired"
     request: int | None
+    """Number of the acquire in its cache."""
     hit: bool
+    """Whether it was granted from an idle instance or seat."""
     wait_seconds: float
+    """Time from the request for an instance to its grant (seconds)."""
     uses: int
+    """Number of leases of the instance before this one."""
     module_digest: str
+    """SHA-256 of the module's bytes, in hexadecimal."""
     code_bytes: int
+    """Size of the module's machine code (bytes)."""
     total_size_bytes: int
+    """Size of all idle instances together, now (bytes)."""
     code_size_bytes: int
+    """Code of loaded modules and stacks of running instances, now (bytes)."""
 
 
 @frozen(kw_only=True)
@@ -364,34 +416,43 @@ class Left(OfTask):
 
 @frozen(kw_only=True)
 class Recycled(Use):
-    """With `log_uses`: a lease ended. `kept` is False where an eviction follows."""
+    """With `log_uses`: a lease ended."""
 
     name = "wasmcache.recycled"
     request: int | None
+    """Number of the acquire in its cache."""
     size_bytes: int
+    """Bytes that the instance may touch now; of a seat, one page."""
     held_seconds: float
+    """Length of the lease (seconds)."""
     calls: int
+    """Number of calls in the lease."""
     seat: bool
     """Whether its instance was closed and replaced by a seat."""
     closed_size_bytes: int | None = None
-    """The size of an instance that was replaced by a seat only because it exceeds
-    `max_instance_size`."""
+    """Size of an instance that was replaced by a seat only because it exceeds `max_instance_size`
+    (bytes); otherwise None."""
     kept: bool
+    """Whether the instance or seat was kept; if not, its eviction follows."""
     address_space_bytes: int
     """Bytes of addresses that its instance reserves now."""
     mappings: int
     """Number of memory mappings of its instance now."""
     total_size_bytes: int
+    """Size of all idle instances together, now (bytes)."""
     code_size_bytes: int
+    """Code of loaded modules and stacks of running instances, now (bytes)."""
 
 
 @frozen(kw_only=True)
 class Lost(Event):
-    """The log's buffer was full: `count` events from sequence number `first_seq` on are missing."""
+    """The log's buffer was full, so events are missing."""
 
     name = "wasmcache.lost"
     count: int
+    """Number of events that are missing."""
     first_seq: int
+    """Sequence number of the first of them."""
 
     @property
     def level(self) -> str:

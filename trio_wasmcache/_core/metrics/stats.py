@@ -30,6 +30,7 @@ class DistributionSummary:
     """The summary of a distribution. Durations are microseconds, rounded down; fuel is units."""
 
     count: int
+    """Number of values."""
     total: int
     """Exact sum of the values."""
     mean: float
@@ -87,27 +88,33 @@ class UseSummary:
     """Acquires and calls of one function, of one group, or of the whole cache."""
 
     hits: int
+    """Number of leases granted from an idle instance or seat."""
     misses: int
+    """Number of leases for which an instance had to be loaded."""
     blocks: int
+    """Number of acquires that had to wait, including those that were then cancelled."""
     calls: int
-    """Number of calls begun; a batch is one."""
+    """Number of calls begun; a batch is one call."""
     errors: dict[str, int]
-    """{name of the error's type: acquires and calls that failed with it}, including
-    ``"Cancelled"``; without errors for unknown functions and for values that do not fit."""
+    """{name of the error's type: number of acquires and calls that failed with it}. Cancelled ones
+    have the name ``"Cancelled"``. Errors for unknown functions, and for values that do not fit, are
+    not counted."""
     wait: DistributionSummary
-    """Time from the request for an instance to its grant, including the load; 0: one was idle.
-    Only of requests that were granted one."""
+    """Time from the request for an instance to its grant, including any load (microseconds); 0 if
+    an instance was idle. Requests that were not granted are left out."""
     load: DistributionSummary
-    """Time to make an instance, also for `InstanceCache.warm`, including any load of its code."""
+    """Time to make an instance, including any load of its code (microseconds). Loads for
+    `InstanceCache.warm` are included."""
     hold: DistributionSummary
-    """Length of leases that have ended."""
+    """Length of leases that have ended (microseconds)."""
     run: DistributionSummary
-    """Time that calls took after their first slice; 0: they ended in it. Calls whose values cross
-    through memory, and batches, are measured from their beginning."""
+    """Time that calls took after their first slice (microseconds); 0 if they ended in it. Batches,
+    and calls whose values cross through memory, are measured from their beginning."""
     fuel: DistributionSummary
-    """Fuel (units) of calls that are over, including failed ones."""
+    """Fuel burnt by calls that have ended, including failed ones (units)."""
     compile: DistributionSummary
-    """Time to compile modules, for functions whose module was new. Groups have none."""
+    """Time to compile the modules of functions (microseconds). Modules that were compiled before
+    are left out. Groups have no values."""
 
 
 def summarise_uses(uses: UseStats) -> UseSummary:
@@ -165,17 +172,17 @@ class CacheStats:
     hits: int
     """Number of leases granted from an idle instance or seat."""
     misses: int
-    """Number of leases for which something had to be loaded; hits + misses = leases granted."""
+    """Number of leases for which an instance had to be loaded; hits + misses = leases granted."""
     blocks: int
     """Number of acquires that had to wait, including those that were then cancelled."""
     calls: int
-    """Number of calls begun."""
+    """Number of calls begun; a batch is one call."""
     evictions: dict[str, int]
-    """{reason: instances and seats evicted for it}; contains every reason."""
+    """{reason: number of instances and seats evicted for it}. Every reason is a key."""
     functions: int
     """Number of registered functions."""
     groups: int
-    """Number of open scheduling groups, including the main one."""
+    """Number of open scheduling groups, including ``"main"``."""
     entries: int
     """Number of entries: functions in groups that have instances or waiters."""
     idle_instances: int
@@ -185,40 +192,45 @@ class CacheStats:
     waiting: int
     """Number of acquires that wait for an instance or for capacity."""
     loaded_modules: int
+    """Number of modules whose code is loaded."""
     total_size: int
-    """Size of all idle instances together."""
+    """Bytes of all idle instances together."""
     max_size: int
+    """Limit of `total_size` (bytes)."""
     running_size: int
-    """Sum of the most that each running instance may touch."""
+    """Bytes that all running instances together may touch at most."""
     max_running_size: int | None
+    """Limit of `running_size` (bytes); None: no limit."""
     scratch_size: int
-    """Scratches of batches; part of `total_size` in idle instances, else of `running_size`."""
+    """Bytes of the scratch memories of batches. They are part of `total_size` or `running_size`."""
     results_size: int
-    """Memory kept for the results of the next batch, until something is evicted."""
+    """Bytes of memory kept for the results of the next batch; freed when something is evicted."""
     pending_results_size: int
-    """Results of calls and batches under way: bytes copied out of guests, and the values made of
+    """Bytes of results of calls and batches under way: copies from guests, and the values made of
     them. A returned result belongs to the caller and is not counted."""
     max_result_size: int
-    """Limit of each single result in `pending_results_size`."""
+    """Limit of each single result in `pending_results_size` (bytes)."""
     code_size: int
-    """Code of loaded modules and stacks of running instances together."""
+    """Bytes of code of loaded modules and of stacks of running instances together."""
     max_code_size: int
+    """Limit of `code_size` (bytes)."""
     module_code_size: int
-    """Code of loaded modules: one part of `code_size`."""
+    """Bytes of code of loaded modules: one part of `code_size`."""
     stacks_size: int
-    """Stacks of running instances: the other part of `code_size`."""
+    """Bytes of stacks of running instances: the other part of `code_size`."""
     address_space: int
-    """Addresses that instances and loaded code reserve (bytes), used or not."""
+    """Bytes of addresses that instances and loaded code reserve, used or not."""
     max_address_space: int | None
-    """Limit of `address_space`: the configured one, or the system's; None: unknown."""
+    """Limit of `address_space` (bytes): the configured one, or the system's. None: unknown."""
     mappings: int
     """Number of the kernel's memory mappings of instances and loaded code, at most."""
     max_mappings: int | None
-    """Limit of `mappings`: three quarters of the kernel's; None: unknown."""
+    """Limit of `mappings`: three quarters of the kernel's. None: unknown."""
     idle_stacks_size: int
-    """Most that idle instances may keep of stacks on which they ran; the real size is unknown."""
+    """Bytes that idle instances may keep of the stacks on which they ran, at most; the real size is
+    unknown."""
     artifact_size: int
-    """Serialized code of all registered modules, loaded or not."""
+    """Bytes of serialized code of all registered modules, loaded or not."""
     log_lost: int
     """Number of events dropped from the log because its sink was too slow."""
     log_failures: int
@@ -231,58 +243,58 @@ class CacheStats:
 
     @property
     def accounted_size(self) -> int:
-        """Sum of all sizes that are counted: instances, code, stacks, artifacts and results."""
+        """Bytes of everything that is counted: instances, code, stacks, artifacts and results."""
         instances = self.total_size + self.idle_stacks_size + self.running_size
         results = self.results_size + self.pending_results_size
         return instances + self.code_size + self.artifact_size + results
 
     @property
     def errors(self) -> dict[str, int]:
-        """{name of the error's type: number}; see `UseSummary`, here for the whole cache."""
+        """{name of the error's type: number of acquires and calls}; see `UseSummary.errors`."""
         return self._summary.errors
 
     @property
     def wait(self) -> DistributionSummary:
-        """Time from the request for an instance to its grant (microseconds)."""
+        """Time from the request for an instance to its grant; see `UseSummary.wait`."""
         return self._summary.wait
 
     @property
     def load(self) -> DistributionSummary:
-        """Time to make an instance (microseconds)."""
+        """Time to make an instance; see `UseSummary.load`."""
         return self._summary.load
 
     @property
     def hold(self) -> DistributionSummary:
-        """Length of leases that have ended (microseconds)."""
+        """Length of leases that have ended; see `UseSummary.hold`."""
         return self._summary.hold
 
     @property
     def run(self) -> DistributionSummary:
-        """Time that calls took after their first slice (microseconds)."""
+        """Time that calls took after their first slice; see `UseSummary.run`."""
         return self._summary.run
 
     @property
     def fuel(self) -> DistributionSummary:
-        """Fuel (units) of calls that are over."""
+        """Fuel burnt by calls that have ended; see `UseSummary.fuel`."""
         return self._summary.fuel
 
     @property
     def compile(self) -> DistributionSummary:
-        """Time to compile modules (microseconds)."""
+        """Time to compile modules; see `UseSummary.compile`."""
         return self._summary.compile
 
     @cached_property
     def per_function(self) -> Mapping[str, UseSummary]:
-        """{name and argument types: summary}, of functions that were used or compiled.
+        """{name and argument types: summary} of functions that were used or compiled.
 
-        A key is, for example, ``"fib(i64)"``. All generations of a function share one; the key
+        A key is, for example, ``"fib(i64)"``. All generations of a function share one key. The key
         ``""`` stands for all functions that were removed.
         """
         return Summaries(self._uses.by_function())
 
     @cached_property
     def per_group(self) -> Mapping[str, UseSummary]:
-        """{name: summary}, of groups in which functions were used; ``""``: all closed groups."""
+        """{name: summary} of groups in which functions were used; ``""``: all closed groups."""
         return Summaries(self._uses.by_group())
 
 
@@ -290,42 +302,50 @@ class CacheStats:
 @final
 @frozen(kw_only=True)
 class ResidentBytes:
-    """Memory of a cache's own mappings that is resident, in whole system pages.
+    """Bytes of a cache that are in physical memory, in whole system pages.
 
-    Other sizes say what may be touched; these say what was.
+    The sizes in `CacheStats` are the most that guests may touch; these are what they have touched.
     """
 
     idle: int
-    """Memories of idle instances, and their scratches."""
+    """Bytes of memories and scratch memories of idle instances."""
     running: int
-    """Memories of running instances, and of those being loaded."""
+    """Bytes of memories of running instances, and of instances being loaded."""
     code: int
-    """Code of loaded modules."""
+    """Bytes of code of loaded modules."""
     stacks: int
-    """Stacks of running instances, and what idle ones keep of theirs. Of all caches in the process
-    with the same `stack_size`, as the owner of a stack can't be determined."""
+    """Bytes of stacks of running instances, and of stacks kept by idle ones. Stacks of other caches
+    in the process with the same `stack_size` are included, as the owner of a stack can't be
+    determined."""
 
     @property
     def total(self) -> int:
-        """Sum of all fields."""
+        """Bytes of all fields together."""
         return self.idle + self.running + self.code + self.stacks
 
 
 @public
 @frozen(kw_only=True)
 class EntryInfo:
-    """The entry of one function in one group."""
+    """The entry of one function in one group: its instances, and the acquires that wait for
+    them."""
 
     function: str
+    """Name of the function."""
     args: tuple[str, ...]
+    """Types of its arguments, in their normal spelling."""
     generation: int
+    """Generation of the function; an older one if it was replaced and is still in use."""
     group: str
+    """Name of the scheduling group."""
     idle: int
     """Number of idle instances and seats."""
     running: int
-    """Number of instances held or being loaded."""
+    """Number of instances that are held or being loaded."""
     waiting: int
+    """Number of acquires that wait for an instance or for capacity."""
     size: int
-    """Size of its idle instances together (bytes)."""
+    """Bytes of its idle instances together."""
     last_used: float | None
-    """Time when one of its instances was last recycled (`trio.current_time()`), or None."""
+    """Time at which one of its instances was last recycled (`trio.current_time()`); None if none
+    was."""

@@ -19,6 +19,8 @@ from attrs import fields
 from ..._core.events import EVENTS, SCHEMA_VERSION, Event, Stamped
 from ..._public import described_fields
 
+__all__ = ["make_schema", "as_text"]
+
 SHIPPED = Path(__file__).parent.parent / "events.schema.json"
 _TYPES = {str: "string", int: "integer", float: "number", bool: "boolean"}
 _STAMP: dict[str, dict[str, Any]] = {
@@ -87,8 +89,7 @@ def _definition(event: type[Event]) -> dict[str, Any]:
     properties = {}
     for field in fields(event):
         properties[field.name] = _property(hints[field.name])
-        if told[field.name].text:
-            properties[field.name]["description"] = told[field.name].text
+        properties[field.name]["description"] = told[field.name].text
     return {
         "description": inspect.cleandoc(event.__doc__ or ""),
         "required": list(properties),
