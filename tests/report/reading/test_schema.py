@@ -93,9 +93,11 @@ def test_descriptions_come_from_the_classes() -> None:
     registered = SCHEMA["$defs"]["registered"]["properties"]
     assert registered["compile_seconds"] == {
         "type": "number",
-        "description": "Zero where an equal module had been compiled already.",
+        "description": "Time that compiling took (seconds); "
+        "0 if an equal module had been compiled already.",
     }
-    assert registered["concurrency"] == {"type": "integer", "minimum": 0}
+    inherited = registered["function"]
+    assert inherited == {"type": "string", "description": "Name of the function."}
 
 
 async def write_a_log(kit: FakeKit, logger: Any) -> None:
