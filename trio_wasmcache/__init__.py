@@ -126,16 +126,17 @@ _FORMER = {"Crossing": "._abi.base"}
 # Listed by `dir` once they are imported.
 _MODULES = ("prometheus", "report", "testing")
 
+if not TYPE_CHECKING:  # with it, checkers would take any name for one of the package's
 
-def __getattr__(name: str) -> Any:
-    if name == "__all__":  # for `import *`; type checkers see the names above
-        return [*_HOME_OF]
-    try:
-        home = (_HOME_OF | _FORMER)[name]
-    except KeyError:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
-    found = globals()[name] = getattr(importlib.import_module(home, __name__), name)
-    return found
+    def __getattr__(name: str) -> Any:
+        if name == "__all__":  # for `import *`; type checkers see the names above
+            return [*_HOME_OF]
+        try:
+            home = (_HOME_OF | _FORMER)[name]
+        except KeyError:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+        found = globals()[name] = getattr(importlib.import_module(home, __name__), name)
+        return found
 
 
 def __dir__() -> list[str]:

@@ -9,20 +9,26 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeGuard
 
 import attrs
 import pytest
 
 import trio_wasmcache
+from trio_wasmcache import prometheus, testing
 
 
 def declared() -> set[str]:
     """The names that type checkers see."""
     tree = ast.parse(Path(trio_wasmcache.__file__).read_text(encoding="utf-8"))
-    (guarded,) = (node for node in tree.body if isinstance(node, ast.If))
+    (guarded,) = (node for node in tree.body if is_for_checkers(node))
     imports = [node for node in guarded.body if isinstance(node, ast.ImportFrom)]
     return {alias.name for node in imports for alias in node.names}
+
+
+def is_for_checkers(node: ast.stmt) -> TypeGuard[ast.If]:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
 def test_type_checkers_and_programs_see_the_same_names() -> None:
@@ -63,6 +69,18 @@ def test_types_of_fields_are_known(name: str) -> None:
     if isinstance(thing, type) and attrs.has(thing):
         attrs.resolve_types(thing)
         assert not [field.name for field in attrs.fields(thing) if isinstance(field.type, str)]
+
+
+@pytest.mark.parametrize("module", [testing, prometheus], ids=lambda module: module.__name__)
+def test_all_has_the_public_names_of_a_module(module: ModuleType) -> None:
+    """Those that it defines, and those that it imports for others, as checkers see it."""
+    names = set()
+    for node in ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom):
+            names.update(alias.name for alias in node.names if alias.asname == alias.name)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+    assert sorted(module.__all__) == sorted(name for name in names if not name.startswith("_"))
 
 
 def test_former_names_are_kept() -> None:
