@@ -27,11 +27,15 @@ def public(thing: T) -> T:
     The types of attrs fields are resolved first, which takes the names of the defining file: cattrs
     and others would look for them in `trio_wasmcache`.
     """
-    return public_in("trio_wasmcache", thing)
+    return _present("trio_wasmcache", thing)
 
 
-def public_in(module: str, thing: T) -> T:
-    """Present a class or function as one of `module`; see `public`."""
+def public_in_testing(thing: T) -> T:
+    """Decorate a class of `trio_wasmcache.testing`, as `public` does."""
+    return _present("trio_wasmcache.testing", thing)
+
+
+def _present(module: str, thing: T) -> T:
     if isinstance(thing, type):
         if attrs.has(thing):
             attrs.resolve_types(thing)
@@ -82,9 +86,11 @@ def _fields_in(tree: ast.AST) -> Iterator[tuple[str, FieldDoc]]:
             yield from _fields_in(node)
         if not isinstance(node, ast.AnnAssign):
             continue
-        name = ast.unparse(node.target).removeprefix("self.")
+        target = ast.unparse(node.target)
+        name = target.removeprefix("self.")
         if name.isidentifier() and not name.startswith("_"):
-            yield name, FieldDoc(ast.unparse(node.annotation), _default(node.value), _text(below))
+            default = _default(node.value) if name == target else None
+            yield name, FieldDoc(ast.unparse(node.annotation), default, _text(below))
 
 
 def _default(value: ast.expr | None) -> str | None:

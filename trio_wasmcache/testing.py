@@ -89,6 +89,9 @@ def snapshot(cache: InstanceCache) -> CacheSnapshot:
         await wait_all_tasks_blocked()
         assert snapshot(cache).group("main").waiting_for_instance == 1
 
+    Args:
+        cache: a cache, open or closed.
+
     Raises:
         RuntimeError: the cache belongs to another thread or Trio run, or a step of its policy is
             under way.
@@ -100,6 +103,9 @@ def snapshot(cache: InstanceCache) -> CacheSnapshot:
 
 def check_invariants(cache: InstanceCache) -> None:
     """Compare the cache's books with each other and with its instances; this changes nothing.
+
+    Args:
+        cache: a cache, open or closed.
 
     Raises:
         AssertionError: they disagree; the message lists all disagreements. That is a bug of the

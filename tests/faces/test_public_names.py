@@ -71,6 +71,17 @@ def test_types_of_fields_are_known(name: str) -> None:
         assert not [field.name for field in attrs.fields(thing) if isinstance(field.type, str)]
 
 
+@pytest.mark.parametrize("name", sorted(testing.__all__))
+def test_what_is_for_tests_has_its_public_name(name: str) -> None:
+    """A fake and a snapshot are of `trio_wasmcache.testing`, wherever they are defined."""
+    thing: Any = getattr(testing, name)
+    assert thing.__module__ == "trio_wasmcache.testing"
+    assert pickle.loads(pickle.dumps(thing)) is thing
+    if isinstance(thing, type) and attrs.has(thing):
+        attrs.resolve_types(thing)
+        assert not [field.name for field in attrs.fields(thing) if isinstance(field.type, str)]
+
+
 @pytest.mark.parametrize("module", [testing, prometheus], ids=lambda module: module.__name__)
 def test_all_has_the_public_names_of_a_module(module: ModuleType) -> None:
     """Those that it defines, and those that it imports for others, as checkers see it."""

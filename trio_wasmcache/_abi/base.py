@@ -34,21 +34,25 @@ class Invoke:
     """A request to call an export of the guest with wasm values; the answer is its result."""
 
     export: str
+    """Name of the export."""
     values: tuple[object, ...]
+    """Wasm values, one for each parameter of the export: ints and floats."""
 
 
 @public
 @frozen
 class Convert:
-    """A request to call a function in a thread, as it takes long; the answer is its result.
+    """A request to call a long-running function in a thread; the answer is its result.
 
-    It is for conversions: the function must not use the guest, which may be closed meanwhile, nor
-    wait for the cache: at most `max_threads` conversions run at the same time. Its exception is
-    raised where this was yielded.
+    It is for conversions. The function must not use the guest, which may be closed meanwhile, nor
+    wait for the cache, as at most `max_threads` conversions run at the same time. An exception of
+    the function is raised by the ``yield``.
     """
 
     function: Callable[..., Value]
+    """Function to call in a thread."""
     values: tuple[object, ...]
+    """Arguments of the function."""
 
 
 Step = Invoke | Convert
@@ -66,31 +70,43 @@ class Memory(Protocol):
         """Size of the memory (bytes)."""
 
     def read(self, at: int, n: int) -> bytes:
-        """Return `n` bytes from address `at`; they cost fuel of the call.
+        """Return a copy of some bytes, which costs fuel of the call.
+
+        Args:
+            at: address of the first byte.
+            n: number of bytes.
 
         Raises:
-            IndexError: The range is not inside the memory.
-            ResultTooLargeError: The bytes would exceed `max_result_size`.
-            FuelExhaustedError: The call has not enough fuel left.
+            IndexError: the range is not inside the memory.
+            ResultTooLargeError: the bytes would exceed `max_result_size`.
+            FuelExhaustedError: the call has not enough fuel left.
         """
 
     def write(self, at: int, data: bytes | bytearray | memoryview) -> None:
-        """Write `data` to address `at`; raise `IndexError`, and write nothing, if it is outside.
+        """Write some bytes. Contiguous data is copied directly into the guest.
 
-        Contiguous data is copied directly into the guest.
+        Args:
+            at: address of the first byte.
+            data: bytes, or a view of bytes.
+
+        Raises:
+            IndexError: the range is not inside the memory; nothing is written.
         """
 
     def grow(self, pages: int) -> int:
-        """Add pages of 64 KiB; return the address of the first.
+        """Add pages; return the address of the first.
+
+        Args:
+            pages: number of pages of 64 KiB.
 
         Raises:
-            MemoryLimitError: It would exceed `memory_limit`, or the module's own maximum.
+            MemoryLimitError: the memory would exceed `memory_limit`, or the module's own maximum.
         """
 
 
 @public
 class Guest(Protocol):
-    """The part of an instance that an ABI may use between two calls."""
+    """The part of an instance that an ABI may use between two calls of exports."""
 
     @property
     def memory(self) -> Memory | None:
@@ -104,25 +120,35 @@ class Guest(Protocol):
         """
 
     def global_value(self, name: str) -> int | float:
-        """Return the value of an exported global; raise `LookupError` if there is none."""
+        """Return the value of an exported global.
+
+        Args:
+            name: name of the export.
+
+        Raises:
+            LookupError: the module has no such export.
+        """
 
     @property
     def tally(self) -> Tally:
-        """The size of the result so far; call `guest.tally.add(size)` before making a large value.
+        """The size of the result so far, which is limited by `max_result_size`.
 
-        Reading the guest's memory is counted, and costs fuel, automatically.
+        Call ``guest.tally.add(size)`` (bytes) before making a large value. Reading the guest's
+        memory is counted, and costs fuel, automatically.
         """
 
 
 @public
 @frozen
 class Exports:
-    """The exports of a module, from which an ABI can tell whether it can be used."""
+    """The exports of a module, by which an ABI decides whether and how it can be used."""
 
     functions: Mapping[str, FuncType]
+    """{name of an exported function: its type}."""
     globals: Mapping[str, str]
-    """{name: value type}."""
+    """{name of an exported global: its value type}."""
     memories: Sequence[str]
+    """Names of the exported memories."""
 
 
 @public
@@ -139,22 +165,33 @@ class Binding(Protocol):
 
     @property
     def lower(self) -> Callable[[tuple[object, ...]], Sequence[object]] | None:
-        """Converts Python values to wasm values, without using memory; None: they are the same."""
+        """Function that converts Python values to wasm values, without using memory.
+
+        None: the values are the same.
+        """
 
     @property
     def lift(self) -> Callable[[Value], Value] | None:
-        """Converts a wasm result to a Python value, without using memory; None: it is the same."""
+        """Function that converts a wasm result to a Python value, without using memory.
+
+        None: the value is the same.
+        """
 
     @property
     def steps(self) -> Callable[[Guest, tuple[object, ...]], Steps] | None:
-        """Performs one call and returns its result; None: use `lower`, the call, and `lift`.
+        """Generator function that performs one call and returns its result.
 
-        Values that do not fit raise `TypeError`, `ValueError` or `OverflowError` before the first
-        `Invoke`, naming the argument's number, its type and the value.
+        None: a call is `lower`, the export, and `lift`. For values that do not fit, the generator
+        raises `TypeError`, `ValueError` or `OverflowError` before the first `Invoke`; the message
+        names the argument's number, its type and the value.
         """
 
     def explain(self, values: tuple[object, ...]) -> Exception:
-        """Return the error to raise for arguments that do not fit."""
+        """Return the error to raise for arguments that do not fit.
+
+        Args:
+            values: arguments of the call.
+        """
 
 
 Crossing = Binding
@@ -163,7 +200,10 @@ Crossing = Binding
 
 @public
 class Abi(Protocol):
-    """A convention for values to cross, given to `register` as ``abi=``."""
+    """A convention by which values cross into a guest and back; given to `register` as ``abi=``.
+
+    Any object with this method is one; it need not be derived from this class.
+    """
 
     def bind(
         self,
@@ -177,15 +217,15 @@ class Abi(Protocol):
         """Return the binding for one function.
 
         Args:
-            function: The function's name for messages.
-            export: The export to be called; it exists.
-            args: Type names of the arguments, normalised: lower case, no spaces.
-            returns: Type names of the results, likewise.
-            exports: The exports of the module.
-            called_on_null: Whether None may be an argument. If not, the lease returns None for a
+            function: name of the function, for messages.
+            export: name of the export to be called; it exists.
+            args: type names of the arguments, normalised: lower case, no spaces.
+            returns: type names of the results, normalised in the same way.
+            exports: the exports of the module.
+            called_on_null: whether None may be an argument. If not, the lease returns None for a
                 call with a None, without calling the guest.
 
         Raises:
-            SignatureError: A type is unknown to this ABI.
-            ExportError: The module lacks an export that this ABI needs.
+            SignatureError: a type is unknown to this ABI.
+            ExportError: the module lacks an export that this ABI needs.
         """

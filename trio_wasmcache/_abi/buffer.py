@@ -55,33 +55,40 @@ def _one_of(kind: object) -> Value:
 @public
 @frozen(kw_only=True)
 class BufferAbi:
-    """An `Abi` for bytes and text; ``abi="buffer"`` is one that detects all conventions.
+    """An `Abi` for bytes and text, by address and length, and for the plain ABI's types.
+
+    ``abi="buffer"`` is one with all defaults: it detects the conventions of a module.
 
     .. code-block::
 
         BufferAbi(alloc="get_memory", free="put_memory", result="nul")
 
-    Args:
-        alloc: The export that allocates; None: the first one known, or pages are grown.
-        free: The export that frees; None, with an `alloc`: nothing is freed.
-        argument: "pair" (pointer, length) or "nul" (pointer to bytes that end with a zero).
-        result: "packed" (i64, pointer << 32 | length), "packed_low" (i64, length << 32 | pointer),
-            "pair" (two results), "area" (address of pointer and length), "out" (the first parameter
-            is the address to which the guest writes pointer and length) or "nul". None: as the
-            export's type indicates; "packed" for an i64.
-        arguments_of: Owner of arguments. "host": the host frees them; in fact it reuses them.
-            "guest": the guest frees them. None: the convention of the allocator.
-        result_of: Owner of the result. "host": the host frees it, unless it lies in an argument.
-            "guest": it is static, or the guest frees it later. None: the convention of the
-            allocator.
+    Raises:
+        ValueError: an option has none of the values that are listed for it.
     """
 
     alloc: str | None = None
+    """Name of the export that allocates memory. None: the first known one that the module exports;
+    if there is none, the host grows the memory."""
     free: str | None = None
+    """Name of the export that frees memory. None: the one that belongs to the allocator; with a
+    given `alloc`, nothing is freed."""
     argument: Argument = field(default="pair", validator=validators.in_(get_args(Argument)))
+    """Form of bytes and str as arguments. ``"pair"``: pointer and length. ``"nul"``: pointer to
+    bytes that end with a zero."""
     result: Result | None = field(default=None, validator=_one_of(Result))
+    """Form of bytes and str as the result. ``"packed"``: an i64, pointer << 32 | length.
+    ``"packed_low"``: an i64, length << 32 | pointer. ``"pair"``: two results, pointer and length.
+    ``"area"``: address of pointer and length. ``"out"``: the first parameter is the address to
+    which the guest writes pointer and length. ``"nul"``: pointer to bytes that end with a zero.
+    None: as the export's type indicates; ``"packed"`` for an i64."""
     arguments_of: Owner | None = field(default=None, validator=_one_of(Owner))
+    """Owner of arguments. ``"host"``: the host keeps their memory and reuses it. ``"guest"``: the
+    guest frees them. None: the convention of the allocator."""
     result_of: Owner | None = field(default=None, validator=_one_of(Owner))
+    """Owner of the result. ``"host"``: the host frees it, unless it lies in an argument.
+    ``"guest"``: it is static, or the guest frees it later. None: the convention of the
+    allocator."""
 
     def bind(
         self,
@@ -92,7 +99,21 @@ class BufferAbi:
         exports: Exports,
         called_on_null: bool,  # noqa: ARG002 -- no type here has nulls
     ) -> Binding:
-        """Return the binding for one function; see `Abi.bind`."""
+        """Return the binding for one function; `register` calls this.
+
+        Args:
+            function: name of the function, for messages.
+            export: name of the export to be called.
+            args: types of the arguments.
+            returns: types of the results; ``"bytes"`` or ``"str"`` can only be the one result.
+            exports: the exports of the module.
+            called_on_null: whether None may be an argument; no type here has nulls.
+
+        Raises:
+            SignatureError: a type is unknown, or a buffer is one of several results, or the form
+                of the result can't be determined and must be given as `result`.
+            ExportError: the module lacks a memory or an allocator.
+        """
         for name in (*args, *returns):
             find_type(function, name, KNOWN)
         if len(returns) > 1 and any(name in BUFFERS for name in returns):

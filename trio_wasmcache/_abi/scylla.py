@@ -87,11 +87,10 @@ class ScyllaAbi:
 
         ScyllaAbi(user_types={"address": {"street": "text", "zip": "int"}})
 
-    Args:
-        user_types: {name: {field: CQL type}}; a field may be of another user type.
     """
 
     user_types: Mapping[str, Mapping[str, str]] = field(factory=dict, converter=_user_types)
+    """{name of a user type: {field: CQL type}}. A field may be of another user type."""
 
     def bind(
         self,
@@ -102,10 +101,21 @@ class ScyllaAbi:
         exports: Exports,
         called_on_null: bool,
     ) -> Binding:
-        """Return the binding for one function; see `Abi.bind`.
+        """Return the binding for one function; `register` calls this.
+
+        Args:
+            function: name of the function, for messages.
+            export: name of the export to be called.
+            args: CQL types of the arguments.
+            returns: CQL types of the results; one.
+            exports: the exports of the module.
+            called_on_null: whether None may be an argument.
 
         Raises:
-            ImportError: The driver package is needed and not installed.
+            SignatureError: a type is unknown, or there is not exactly one result.
+            ExportError: the module does not export a memory or the global `_scylla_abi`, and the
+                types need them.
+            ImportError: the types need the driver package, which is not installed.
         """
         if len(returns) != 1:
             raise SignatureError(

@@ -51,8 +51,9 @@ class InstanceCache:
     Use `open_cache` to make one. Its methods must be called in the Trio run that opened it. In
     another thread or run, and in a signal handler or finalizer that interrupts a step of the cache,
     they raise `RuntimeError` and change nothing. Use `trio.from_thread` in other threads, and
-    `trio.lowlevel.TrioToken.run_sync_soon` in handlers. `repr()`, `config` and `acquire` (but not
-    entering the lease) work anywhere, and so do methods that only read once the cache is closed.
+    `trio.lowlevel.TrioToken.run_sync_soon` in handlers. `repr()`, `config` and `acquire` work
+    anywhere, but a lease can be entered only in that run. Once the cache is closed, methods that
+    only read work anywhere, too.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -82,6 +83,11 @@ class InstanceCache:
     ) -> Function:
         """Compile a module, off the event loop, and register one of its exports as a function.
 
+        .. code-block::
+
+            add = await cache.register("add", Path("add.wasm"), args=("i64", "i64"), returns="i64")
+            assert await add.call(1, 2) == 3
+
         Modules are compiled in turns of the caller's group (`current_group`, or ``"main"``): at
         most one module of a group at a time, the oldest first, and at most two in all groups
         together.
@@ -94,26 +100,33 @@ class InstanceCache:
                 functions can be overloaded.
             wasm: bytes of a module, WebAssembly text as a `str`, or the path of a file with either:
                 a `pathlib.Path`, as a `str` is never taken for a path.
-            args: types of the arguments, such as ``("i64", "f64")``.
-            returns: type of the result, a sequence of types for a tuple, or None for no result.
-            export: name of the exported function; `name` by default.
-            abi: how values cross: ``"plain"``, ``"buffer"``, ``"scylla"``, or an `Abi` object; by
-                default, ``"scylla"`` for a module whose exports show it, else ``"plain"``.
-            called_on_null: whether the function is called when an argument is None. If False, such
-                a call returns None without running the guest.
-            imports: ``{"module": {"name": HostFunction(...)}}``. WASI preview 1 need not be given;
-                it grants nothing.
+            args: types of the arguments, such as ``("i64", "f64")``. The plain ABI has ``"i8"``,
+                ``"i16"``, ``"i32"``, ``"i64"``, ``"u8"``, ``"u16"``, ``"u32"``, ``"u64"``,
+                ``"f32"``, ``"f64"`` and ``"bool"``; others are those of `abi`.
+            returns: type of the result; several types if a call returns a tuple; None: it returns
+                nothing.
+            export: name of the exported function; None: the same as `name`.
+            abi: convention by which values cross, and whose types `args` and `returns` are.
+                ``"plain"``: numbers and bools. ``"buffer"``: also bytes and str, by address and
+                length (`BufferAbi`). ``"scylla"``: CQL's types, for UDFs built for ScyllaDB
+                (`ScyllaAbi`; most types need the extra ``[scylla]``). Or an `Abi` object, such as
+                ``BufferAbi(result="nul")``. None: ``"scylla"`` for a module that exports a global
+                `_scylla_abi`, ``"plain"`` for others.
+            called_on_null: whether the function is called if an argument is None. If False, such a
+                call returns None without running the guest.
+            imports: host functions for the module's imports, as
+                ``{"module": {"name": HostFunction(...)}}``; None: the module imports nothing but
+                WASI preview 1. That is always provided, and grants nothing.
             concurrency: number of instances that may run at the same time in one group; 1 to
                 `max_instances`.
-            isolation: what a lease may find of the lease before it. ``"reuse"``: everything, as an
-                instance serves one lease after the other. ``"fresh"``: nothing, as each lease gets
-                a new instance. ``"reset"``: nothing, as the instance is restored to its initial
-                state, where that is possible (see `Function.isolation_verdict`). Functions with
-                the same bytes and imports share their code whatever their isolation, except that
-                one whose instances can be restored needs other code.
-            replace: replace the function of this name and these types, if there is one. The old
-                one serves until the new one is compiled; current holders finish with the old one,
-                waiters get the new one.
+            isolation: how much a lease may find of the lease before it. ``"reuse"``: everything,
+                as an instance serves one lease after the other. ``"fresh"``: nothing, as each
+                lease gets a new instance. ``"reset"``: nothing, as the instance is restored to its
+                initial state after each lease; if that is not possible, each lease gets a new
+                instance (see `Function.isolation_verdict`).
+            replace: whether to replace the function of this name and these types, if there is one.
+                The old one serves until the new one is compiled; current holders finish with the
+                old one, waiters get the new one.
 
         Raises:
             InvalidModuleError: the module is not valid WebAssembly.
@@ -247,10 +260,14 @@ class InstanceCache:
 
     @trio.lowlevel.enable_ki_protection
     def remove(self, name: str, args: Sequence[str] | None = None) -> None:
-        """Remove a function, or with `args=None` all functions of that name.
+        """Remove a function, or all functions of a name.
 
         Its idle instances are evicted now. Current holders finish with theirs; waiting acquires
         raise `UnknownFunctionError`.
+
+        Args:
+            name: name of the function.
+            args: types of its arguments, as registered; None: all functions of that name.
 
         Raises:
             UnknownFunctionError: no such function is registered.
@@ -282,9 +299,9 @@ class InstanceCache:
     def acquire(self, name: str, args: Sequence[str]) -> Lease:
         """Return a lease of an instance, for use in a block: ``async with cache.acquire(...)``.
 
-        The instance is acquired when the block is entered; see `Lease.__aenter__` for its errors.
-        It belongs to the innermost scheduling group of this cache around the caller of this
-        method, or to the group ``"main"``.
+        The instance is acquired when the block is entered; see `Lease.__aenter__` for the errors.
+        It belongs to the scheduling group in which this method is called: the innermost group of
+        this cache around the caller, or the group ``"main"``.
 
         Args:
             name: name of the function.
@@ -295,7 +312,7 @@ class InstanceCache:
 
     @trio.lowlevel.enable_ki_protection
     async def warm(self, name: str, args: Sequence[str], count: int = 1) -> None:
-        """Load instances ahead, until the caller's group has `count` of the function.
+        """Load instances of a function ahead of use, until the caller's group has `count` of them.
 
         Running instances are counted. It stops early if the instances are too large to be kept.
         These loads count neither as hits nor as misses.
@@ -342,7 +359,12 @@ class InstanceCache:
     async def scheduling_group(
         self, name: str, *, capacity: float, shares: int = 100
     ) -> AsyncIterator[SchedulingGroup]:
-        """Open a nursery whose tasks share a capacity and a part of the CPU: a `SchedulingGroup`.
+        """Open a `SchedulingGroup`: a nursery whose tasks share a capacity and a part of the CPU.
+
+        .. code-block::
+
+            async with cache.scheduling_group("oltp", capacity=8, shares=200) as group:
+                group.start_soon(worker)
 
         The block runs in the group, too. When the block and all tasks have ended, the group's
         instances are evicted.
@@ -409,8 +431,8 @@ class InstanceCache:
     def pop_stats(self) -> CacheStats:
         """Return the same as `stats`, and reset all counters and distributions; gauges stay.
 
-        Use it from one place only: numbers that it returned are not reported again. The counters of
-        ``wasmcache.closed`` in the log are not affected.
+        Use it in one place of the program only, as the numbers that it returns are not returned
+        again. The counters of ``wasmcache.closed`` in the log are not affected.
         """
         self._pool.owner.check("pop_stats")
         stats = self._statistics.count()
@@ -419,7 +441,7 @@ class InstanceCache:
 
     @trio.lowlevel.enable_ki_protection
     async def resident_bytes(self) -> ResidentBytes:
-        """Return the bytes of instances, code and stacks that are in memory, as the kernel reports.
+        """Ask the kernel how many bytes of instances, code and stacks are in physical memory.
 
         They are counted in a thread, in whole system pages.
 
@@ -433,7 +455,10 @@ class InstanceCache:
         return await self._statistics.count_resident()
 
     def entries(self) -> tuple[EntryInfo, ...]:
-        """Return every function in every group that has instances or waiters. Changes nothing."""
+        """Return an `EntryInfo` for each function and group with instances or waiters.
+
+        This changes nothing.
+        """
         self._pool.owner.check_reading("entries")
         return self._statistics.describe_entries()
 

@@ -53,11 +53,10 @@ class SchedulingGroup:
         async with cache.scheduling_group("oltp", capacity=8, shares=200) as group:
             group.start_soon(worker)
 
-    Instances never cross groups. At most `capacity` of its tasks hold or wait for instances at the
-    same time; a task counts once, however many leases it nests. Groups that compete for the CPU get
-    it in proportion to their `shares`; a group alone gets all of it.
-
-    Use `InstanceCache.scheduling_group` to make one.
+    Use `InstanceCache.scheduling_group` to make one. Instances never cross groups. At most
+    `capacity` of its tasks hold or wait for instances at the same time; a task counts once, however
+    many leases it nests. Groups that compete for the CPU get it in proportion to their `shares`; a
+    group alone gets all of it.
     """
 
     def __init__(self, pool: Pool, state: GroupState, nursery: trio.Nursery) -> None:
@@ -98,6 +97,11 @@ class SchedulingGroup:
     ) -> None:
         """Start a task as `trio.Nursery.start_soon` does; in it, this group is the current one.
 
+        Args:
+            async_fn: async function of the task.
+            *args: its arguments.
+            name: name of the task, for debugging; None: that of `async_fn`.
+
         Raises:
             RuntimeError: this is not the Trio run of the cache, or a step of it is under way.
         """
@@ -110,6 +114,11 @@ class SchedulingGroup:
         self, async_fn: Callable[..., Awaitable[object]], *args: object, name: object = None
     ) -> Value:
         """Start a task as `trio.Nursery.start` does; in it, this group is the current one.
+
+        Args:
+            async_fn: async function of the task; it also gets a keyword argument `task_status`.
+            *args: its other arguments.
+            name: name of the task, for debugging; None: that of `async_fn`.
 
         Returns:
             The value that the task passes to ``task_status.started()``.
@@ -127,9 +136,14 @@ class SchedulingGroup:
         )
 
     def acquire(self, name: str, args: Sequence[str]) -> Lease:
-        """Acquire as `InstanceCache.acquire` does, in this group, whatever group the caller is in.
+        """Return a lease as `InstanceCache.acquire` does, but in this group.
 
-        See `Lease.__aenter__` for the errors of entering the lease.
+        The caller may be in any group, or in none. See `Lease.__aenter__` for the errors of
+        entering the lease.
+
+        Args:
+            name: name of the function.
+            args: types of its arguments, as registered.
         """
         return Lease(self._pool, self._state, name, args)
 

@@ -83,12 +83,12 @@ class Lease:
         async with cache.acquire("fib", ("i64",)) as fib:
             assert await fib.call(10) == 55
 
-    The instance returns to the cache when the block ends. It is dropped instead if a call failed or
-    was cancelled half-way; the next acquire gets another.
-
     Use `InstanceCache.acquire`, `SchedulingGroup.acquire` or `Function.acquire` to make one. It can
     be entered once. Entering is a checkpoint. Leaving is not: it never waits, and works in a
     cancelled scope.
+
+    The instance returns to the cache when the block ends. If a call failed or was cancelled
+    half-way, the instance is dropped instead, and the next acquire gets another.
     """
 
     # Defaults in the class, so that making a lease assigns none of them.
@@ -402,22 +402,23 @@ class Lease:
     async def map(self, columns: object, *, rows: int | None = None) -> Value:
         """Call the function for every row of some columns; much faster than one call for each row.
 
-        Each row may burn `total_fuel`. Either all rows have a result, or the batch raises.
+        Each row may burn `total_fuel` units of fuel. If a row fails, no results are returned.
 
         Args:
-            columns: a sequence with a column for each argument: a buffer of its type (`array`,
-                NumPy), which is not copied first, a list, Arrow data, or a scalar for all rows.
-                Or an Arrow table.
-            rows: number of rows; needed only where no column has a length.
+            columns: a sequence with one column for each argument, not one item for each row. A
+                column is a buffer of the argument's type (`array`, NumPy), a list, Arrow data, or
+                one value for all rows. `columns` may also be an Arrow table.
+            rows: number of rows; None: the length of the columns. It must be given if no column
+                has a length.
 
         Returns:
-            A column for each result, in a tuple if there are several: an Arrow array if a column
-            was Arrow's, a list if a column had a None or the results are not numbers, else a
-            `memoryview`. None if the function returns nothing. Rows with a null are treated as in
-            `call`.
+            A column for each result, in a tuple if there are several. It is an Arrow array if a
+            column is Arrow's, a list if a column has a None or the results are not numbers, and
+            otherwise a `memoryview`. None if the function returns nothing. Rows with a null are
+            treated as in `call`.
 
         Raises:
-            TypeError, ValueError, OverflowError: a column, or the value in a row, does not fit. The
+            TypeError, ValueError, OverflowError: a column, or a value in a row, does not fit. The
                 error of a row has its number in `row`.
             GuestError: the guest failed; the error's `row` says in which row.
             LoadError: the driver, the code that calls the function for each row, can't be made.
@@ -555,7 +556,7 @@ class Lease:
 
     @property
     def memory(self) -> LeaseMemory:
-        """Exported memory of the guest, to be read and written between calls or in host functions.
+        """Exported memory of the guest; use it between calls, or in host functions.
 
         Getting it never raises; see `LeaseMemory` for the errors of using it.
         """
@@ -568,7 +569,10 @@ class Lease:
 
     @property
     def size(self) -> int:
-        """Bytes that the instance may touch now: all memories, tables x 8, scratch, and one page.
+        """Bytes that the instance may touch now.
+
+        They are all its memories, 8 bytes for each element of its tables, its scratch memories, and
+        one page.
 
         Raises:
             trio.BusyResourceError: a call is under way, or the lease is still waiting.
@@ -580,7 +584,7 @@ class Lease:
 
     @property
     def function(self) -> Function:
-        """Function of the held, last held, or loading instance, in the generation of that instance.
+        """Function of the instance, which may be an older generation than the registered one.
 
         Raises:
             RuntimeError: the lease was not entered.
@@ -664,7 +668,7 @@ class Lease:
 class LeaseMemory:
     """The exported memory of the instance that a lease holds.
 
-    Use `Lease.memory` to get it. Besides the errors below, all of it raises:
+    Use `Lease.memory` to get it. Besides the errors below, its methods and `size` raise:
 
     - `LookupError` if the module exports no memory;
     - `trio.BusyResourceError` during a call or a load, except in a host function of that call;
@@ -683,7 +687,11 @@ class LeaseMemory:
         return self._memory().size
 
     def read(self, at: int, n: int) -> bytes:
-        """Return a copy of `n` bytes from address `at`.
+        """Return a copy of some bytes.
+
+        Args:
+            at: address of the first byte.
+            n: number of bytes.
 
         Raises:
             IndexError: some of these bytes are outside of the memory.
@@ -693,7 +701,11 @@ class LeaseMemory:
         return self._memory().read(at, n)
 
     def write(self, at: int, data: bytes | bytearray | memoryview) -> None:
-        """Write `data` to address `at`.
+        """Write some bytes.
+
+        Args:
+            at: address of the first byte.
+            data: bytes, or any object with the buffer protocol.
 
         Raises:
             IndexError: some of these bytes would be outside of the memory; none is written.
@@ -744,10 +756,9 @@ class Function:
         fib = await cache.register("fib", wasm, args=("i64",), returns="i64")
         assert await fib.call(10) == 55
 
-    It is a value, which does not change, and a handle: `acquire` and `call` use the current
-    generation of the function of this name and these types, whatever generation this is.
-
-    `InstanceCache.register` and `InstanceCache.functions` return it.
+    Use `InstanceCache.register` or `InstanceCache.functions` to get one. It is a value that does
+    not change. If the function is replaced, `acquire` and `call` use the new generation, although
+    the fields describe the old one.
     """
 
     name: str
@@ -763,7 +774,7 @@ class Function:
     code_size: int
     """Bytes of machine code while the module is loaded, in whole system pages."""
     worst_size: int
-    """Largest number of bytes that one instance may touch, under the limits at registration."""
+    """Number of bytes that one instance may touch at most, under the limits at registration."""
     isolation: str
     """Isolation that was asked for: ``"reuse"``, ``"fresh"`` or ``"reset"``."""
     isolation_verdict: str

@@ -116,15 +116,13 @@ class CodeMemoryError(WasmCacheError):
 
 @public
 class DeadlockError(WasmCacheError):
-    """Waiting would never end, as every task that could release something is waiting too.
-
-    `chain` lists all tasks and what they wait for, starting with the task that got this error; the
-    message omits the middle of a long chain.
-    """
+    """Waiting would never end, as every task that could release something is waiting too."""
 
     def __init__(self, message: str, chain: tuple[str, ...] = ()) -> None:
         super().__init__(message)
-        self.chain = chain
+        self.chain: tuple[str, ...] = chain
+        """All tasks and what they wait for, starting with the task that got this error. The message
+        omits the middle of a long chain."""
 
 
 @public
@@ -132,10 +130,6 @@ class GuestError(WasmCacheError):
     """The guest ended its call without a result. The instance is dropped; the cache is intact.
 
     After a `ResultTooLargeError` the instance is kept.
-
-    `function` is the name it is registered under, `values` are the arguments of the call, `row` is
-    the number of the row (from 0) of a batch, else None. Arguments of over 64 KiB are not kept: the
-    beginning of the text or bytes, or else of the repr, replaces them.
     """
 
     def __init__(
@@ -148,19 +142,20 @@ class GuestError(WasmCacheError):
         row: int | None = None,
     ) -> None:
         super().__init__(message)
-        self.function = function
-        self.values = values
-        self.backtrace = backtrace
-        self.row = row
+        self.function: str = function
+        """Name under which the function is registered."""
+        self.values: tuple[object, ...] = values
+        """Arguments of the call, or of the row. Arguments of more than 64 KiB are not kept; the
+        beginning of the text, of the bytes, or of the repr replaces them."""
+        self.backtrace: tuple[str, ...] = backtrace
+        """Wasm frames, innermost first, with function names if the module has them."""
+        self.row: int | None = row
+        """Number of the row of a batch that failed, from 0; None for a call."""
 
 
 @public
 class TrapError(GuestError):
-    """The guest trapped. `code` is WebAssembly's name for it, such as ``"unreachable"``.
-
-    `code` is empty if the error was made without one. `backtrace` holds the wasm frames, innermost
-    first, with function names where the module has them.
-    """
+    """The guest trapped: it executed an instruction that can't succeed, as a division by 0."""
 
     def __init__(
         self,
@@ -173,12 +168,14 @@ class TrapError(GuestError):
         row: int | None = None,
     ) -> None:
         super().__init__(message, function=function, values=values, backtrace=backtrace, row=row)
-        self.code = code
+        self.code: str = code
+        """WebAssembly's name for the trap, such as ``"unreachable"``; empty if the error was made
+        without one."""
 
 
 @public
 class FuelExhaustedError(GuestError):
-    """The call burnt all of `total_fuel`: an endless loop, or a limit that is too low."""
+    """The call burnt all of `total_fuel`: its loop is endless, or the limit is too low."""
 
 
 @public
@@ -193,10 +190,7 @@ class MemoryLimitError(GuestError):
 
 @public
 class ExitError(GuestError):
-    """The guest called WASI `proc_exit` with `status`; a status of 0 raises this, too.
-
-    `status` is -1 if the error was made without one.
-    """
+    """The guest called WASI's `proc_exit`, with any status, 0 included."""
 
     def __init__(
         self,
@@ -209,16 +203,17 @@ class ExitError(GuestError):
         row: int | None = None,
     ) -> None:
         super().__init__(message, function=function, values=values, backtrace=backtrace, row=row)
-        self.status = status
+        self.status: int = status
+        """Status that the guest gave; -1 if the error was made without one."""
 
 
 @public
 class ResultTooLargeError(GuestError):
     """The result of the call, or the results of the batch up to `row`, exceed `max_result_size`.
 
-    They are counted as bytes given by the guest and as Python values made of them; a value is
-    refused before it is made. The guest had returned, so its instance is intact, and the lease can
-    be used further.
+    The bytes that the guest gives are counted, and so are the Python values made of them. A value
+    is refused before it is made. The guest has returned by then, so its instance is intact, and the
+    lease can still be used.
     """
 
 
@@ -226,5 +221,6 @@ class ResultTooLargeError(GuestError):
 class AbiError(GuestError):
     """The guest broke its ABI: an address, a size or a text is not valid.
 
-    Or an ABI of the application calls an export that is missing, or whose types can't cross.
+    It is also raised if an ABI of the application calls an export that is missing, or whose types
+    can't cross.
     """

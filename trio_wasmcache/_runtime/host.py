@@ -41,16 +41,10 @@ class HostFunction:
 
     ``HostFunction(lookup, params=("i64",), results=("i64",))``
 
-    It is called with one value for each of `params`. It must return one value, a tuple, or None,
-    for one, several, or no `results`. `Lease.call` raises its exceptions unchanged. In it,
-    `trio_wasmcache.current_lease()` returns the lease whose guest called, and the `memory` of that
-    lease is the guest's.
-
-    Args:
-        fn: a sync or async function. A sync one runs on the event loop, so it should be short.
-        params: types of the arguments, of the plain ABI, such as ``"i64"`` or ``"u32"``;
-            ``("i64",)`` by default.
-        results: types of the results, likewise.
+    `fn` is called with one value for each of `params`. It must return a value if there is one
+    result, a tuple if there are several, and None if there is none. `Lease.call` raises its
+    exceptions unchanged. While it runs, `trio_wasmcache.current_lease()` returns the lease whose
+    guest called; `Lease.memory` gives access to the memory of that guest.
 
     Raises:
         SignatureError: a type is unknown.
@@ -58,8 +52,11 @@ class HostFunction:
     """
 
     fn: Callable[..., Value] = field(eq=_identity)
+    """Sync or async function. A sync one runs on the event loop, so it should be short."""
     params: tuple[str, ...] = field(default=("i64",), converter=_types)
+    """Types of the arguments, of the plain ABI, such as ``"i64"`` or ``"u32"``."""
     results: tuple[str, ...] = field(default=("i64",), converter=_types)
+    """Types of the results, of the plain ABI."""
     _abi: PlainAbi = field(init=False, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
@@ -82,7 +79,16 @@ class HostFunction:
     def serve(
         self, call: HostCall
     ) -> tuple[object, ...] | Coroutine[object, object, tuple[object, ...]]:
-        """Call `fn` with the guest's arguments; return wasm values, or a coroutine that does."""
+        """Call `fn` with the guest's arguments; return wasm values, or a coroutine that does.
+
+        The cache calls this.
+
+        Args:
+            call: the call that the guest made.
+
+        Raises:
+            TypeError: `fn` returned another number of values than there are `results`.
+        """
         values = call.values
         if self._abi.lift is not None:
             lifted = self._abi.lift(values[0] if len(values) == 1 else values)

@@ -6,7 +6,10 @@ from typing import final
 
 from attrs import frozen
 
+from ..._public import public_in_testing
 
+
+@public_in_testing
 @final
 @frozen(kw_only=True)
 class ResidentSnapshot:
@@ -40,6 +43,7 @@ class ResidentSnapshot:
     """Place in the order of last use: that of the least recently used is 0. None unless idle."""
 
 
+@public_in_testing
 @final
 @frozen(kw_only=True)
 class GroupSnapshot:
@@ -68,6 +72,7 @@ class GroupSnapshot:
     """Number of tasks that wait for code, stack, addresses or `max_running_size`."""
 
 
+@public_in_testing
 @final
 @frozen(kw_only=True)
 class ModuleSnapshot:
@@ -89,6 +94,7 @@ class ModuleSnapshot:
     """Number of these that are loading or running."""
 
 
+@public_in_testing
 @final
 @frozen(kw_only=True)
 class TurnsSnapshot:
@@ -104,6 +110,7 @@ class TurnsSnapshot:
     """Number of turns that have begun since the cache was opened."""
 
 
+@public_in_testing
 @final
 @frozen(kw_only=True)
 class CompilesSnapshot:
@@ -115,6 +122,7 @@ class CompilesSnapshot:
     """Number of compiles that wait for a slot."""
 
 
+@public_in_testing
 @final
 @frozen(kw_only=True)
 class NativeSnapshot:
@@ -132,6 +140,7 @@ class NativeSnapshot:
     """Bytes of results that were not returned yet."""
 
 
+@public_in_testing
 @final
 @frozen(kw_only=True)
 class CacheSnapshot:
@@ -159,11 +168,13 @@ class CacheSnapshot:
     """Native memory and objects that are open."""
 
     def group(self, name: str) -> GroupSnapshot:
-        """Return the open group of that name.
+        """Return an open group.
+
+        Args:
+            name: name of the group.
 
         Raises:
-            LookupError: there is none.
-
+            LookupError: no group of that name is open.
         """
         for group in self.groups:
             if group.name == name:
@@ -171,5 +182,9 @@ class CacheSnapshot:
         raise LookupError(f"no group {name!r} is open, only {[g.name for g in self.groups]}")
 
     def residents_of(self, function: str) -> tuple[ResidentSnapshot, ...]:
-        """Return the instances and seats of the functions of that name, overloads included."""
+        """Return the instances and seats of a function and its overloads.
+
+        Args:
+            function: name of the function.
+        """
         return tuple(resident for resident in self.residents if resident.function == function)

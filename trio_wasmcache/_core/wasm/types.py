@@ -91,10 +91,12 @@ class ExcessiveModuleError(ValueError):
 @public
 @attrs.frozen(cache_hash=True)
 class FuncType:
-    """A signature: names of value types, such as ``("i32", "i64")``."""
+    """The type of a wasm function."""
 
     params: tuple[str, ...] = ()
+    """Value types of the parameters, such as ``("i32", "i64")``."""
     results: tuple[str, ...] = ()
+    """Value types of the results."""
 
     def uncrossable(self) -> str | None:
         """Return the first type whose values can't cross between Python and wasm, or None."""

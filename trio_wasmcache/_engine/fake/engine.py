@@ -24,6 +24,7 @@ from ..._core.wasm.reader import (
     ModuleInfo,
     read_module,
 )
+from ..._public import public_in_testing
 from ..base import Artifact, HostImport
 from ..compile_slots import CompileSlots, Turn
 from .behaviour import Behaviour
@@ -34,6 +35,7 @@ from .steps import Steps
 FAKE_SECTION = "trio_wasmcache.fake"
 
 
+@public_in_testing
 @final
 class FakeEngine(Steps):
     """An engine in which nothing is native and everything can be chosen.
@@ -57,7 +59,9 @@ class FakeEngine(Steps):
         self.system: SystemLimits = SystemLimits()
         """What the system leaves the cache; by default, there is no limit."""
         self.modules: dict[str, Behaviour] = {}
+        """{name: behaviour} of the modules that `module` made."""
         self.closed: bool = False
+        """Whether the cache has closed it."""
         self.compile_slots: CompileSlots = CompileSlots(1)
         """Slots in which it compiles: one."""
 
@@ -122,14 +126,17 @@ class FakeEngine(Steps):
         )
 
     async def to_wasm(self, text: str) -> bytes:
+        """Refuse WebAssembly text, for the cache; see `Engine.to_wasm`."""
         raise InvalidModuleError("the fake engine reads no text: use FakeEngine.module")
 
     def turn(self, group: Hashable) -> Turn:
+        """Return a place in the queue of compiles, for the cache; see `Engine.turn`."""
         return self.compile_slots.turn(group)
 
     async def compile(
         self, wasm: bytes, admit: Callable[[ModuleInfo], Edits], turn: Turn | None = None
     ) -> Artifact:
+        """Compile bytes that `module` made, for the cache; see `Engine.compile`."""
         await trio.lowlevel.checkpoint()
         if self.step("compile"):
             raise InvalidModuleError("the fake engine was told to fail")
@@ -155,11 +162,13 @@ class FakeEngine(Steps):
         initialize: str | None,
         turn: Turn | None = None,
     ) -> Artifact:
+        """Find out whether instances can be reset, for the cache; see `Engine.prove`."""
         await trio.lowlevel.checkpoint()
         resettable = self._behaviour(artifact.data).resettable
         return evolve(artifact, obstacle=None if resettable else "the fake module says so")
 
     async def load(self, artifact: Artifact, hosts: Sequence[HostImport]) -> FakeModule:
+        """Load a compiled module, for the cache; see `Engine.load`."""
         await trio.lowlevel.checkpoint()
         if self.step("load"):
             raise LoadError("the fake engine was told to fail")
@@ -174,7 +183,7 @@ class FakeEngine(Steps):
         running: Sequence[FakeInstance],
         modules: Sequence[FakeModule],
     ) -> ResidentBytes:
-        """Count all memory: that of a fake is resident."""
+        """Count all memory as resident, for the cache; see `Engine.count_resident`."""
         await trio.lowlevel.checkpoint()
         return ResidentBytes(
             idle=sum(instance.resident_size for instance in idle),
@@ -184,6 +193,7 @@ class FakeEngine(Steps):
         )
 
     async def driver(self, shape: Shape | MemoryShape) -> FakeDriverCode | None:
+        """Compile the driver of a batch, for the cache; see `Engine.driver`."""
         await trio.lowlevel.checkpoint()
         if isinstance(shape, MemoryShape):
             return None
@@ -192,6 +202,7 @@ class FakeEngine(Steps):
         return FakeDriverCode(shape)
 
     def close(self) -> None:
+        """Close the engine, for the cache; see `Engine.close`."""
         self.closed = True
 
     def _behaviour(self, wasm: bytes) -> Behaviour:

@@ -11,12 +11,14 @@ from ..._core.config import WASM_PAGE
 from ..._core.errors import FuelExhaustedError, LoadError, TrapError
 from ..._core.wasm.admission import check_call
 from ..._core.wasm.reader import FuncType
+from ..._public import public_in_testing
 from ..base import UNDER_WAY, Artifact, HostCall, InexactError
 from .behaviour import Behaviour
 from .memory import FakeMemory
 from .steps import Steps
 
 
+@public_in_testing
 class FakeFailure(TrapError):
     """What `FakeEngine(fail_at=n)` makes of the n-th native step, where that is the guest's."""
 

@@ -17,6 +17,7 @@ class Steps:
         self.refusals: int = 0
         """How many compiles, loads and instantiations from now on get no memory from the system."""
         self.steps: list[str] = []
+        """Names of the native steps taken so far, such as ``"compile"``."""
         self.loaded_modules: int = 0
         """Executable modules that were not closed yet."""
         self.open_instances: int = 0
@@ -25,7 +26,11 @@ class Steps:
         """Bytes of the scratches of their drivers."""
 
     def step(self, name: str) -> bool:
-        """Count a native step; True if this is the one that fails."""
+        """Count a native step; return True if this is the one that fails.
+
+        Args:
+            name: name of the step, such as ``"compile"``.
+        """
         self.steps.append(name)
         return len(self.steps) == self.fail_at
 
@@ -36,13 +41,25 @@ class Steps:
             raise NoMemoryError("Cannot allocate memory (os error 12)")
 
     def count_module(self, change: int) -> None:
-        """Count a module that is loaded (1), or closed (-1)."""
+        """Count a module that was loaded or closed.
+
+        Args:
+            change: 1 if it was loaded, -1 if it was closed.
+        """
         self.loaded_modules += change
 
     def count_instance(self, change: int) -> None:
-        """Count an instance that is made (1), or closed (-1)."""
+        """Count an instance that was made or closed.
+
+        Args:
+            change: 1 if it was made, -1 if it was closed.
+        """
         self.open_instances += change
 
     def count_scratch(self, change: int) -> None:
-        """Count the bytes of a scratch that is made, or of one that goes (negative)."""
+        """Count the scratch memory of a driver that was made or closed.
+
+        Args:
+            change: bytes of the scratch memory; negative if it was closed.
+        """
         self.scratch_size += change

@@ -1,0 +1,263 @@
+"""The reference is the docstrings: each public name, parameter, field and error is described."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import functools
+import inspect
+import re
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import trio
+
+import trio_wasmcache
+from trio_wasmcache import _public, prometheus, testing
+from trio_wasmcache._core.events import EVENTS
+from trio_wasmcache._engine.base import Engine
+from trio_wasmcache._public import described_fields
+from trio_wasmcache.report.reading import schema
+
+MODULES = (trio_wasmcache, testing, prometheus, schema)
+PUBLIC = {
+    f"{module.__name__}.{name}": getattr(module, name)
+    for module in MODULES
+    for name in module.__all__
+}
+CLASSES = {name: thing for name, thing in PUBLIC.items() if isinstance(thing, type)}
+# Methods that Python or another library calls, with parameters of its choosing.
+OPERATORS = {"__aenter__", "__aexit__"}
+SECTION = re.compile(r"^(Args|Raises|Returns|Fields):\n((?:(?: +.*)?\n)*)", re.MULTILINE)
+ITEM = re.compile(r"^ {4}(\S.*?): ((?:.*\n)(?: {5,}.*\n)*)", re.MULTILINE)
+BYTES = re.compile(r"(size|memory|space|_bytes|_limit)$")
+SECONDS = re.compile(r"(timeout|_seconds|^last_used)$")
+# Fields whose names look like bytes, or like seconds.
+NO_BYTES = {"table_limit", "memory", "max_running_size_bytes", "memory_limit_bytes"}
+
+
+def section(doc: str, title: str) -> dict[str, str]:
+    """{name: description} of a section of a docstring; a description may be for several names."""
+    found = dict(SECTION.findall(f"{inspect.cleandoc(doc)}\n"))
+    items = ITEM.findall(found.get(title, ""))
+    return {name.strip().lstrip("*"): text for names, text in items for name in names.split(",")}
+
+
+def members(cls: type) -> Iterator[tuple[str, Any]]:
+    """The public methods and properties of a class and its bases of this library."""
+    for base in cls.__mro__:
+        if base.__module__.startswith("trio_wasmcache"):
+            for name, member in vars(base).items():
+                if not name.startswith("_") or name in OPERATORS:
+                    yield name, member
+
+
+def function_of(member: Any) -> Callable[..., object] | None:
+    """The function behind a method, a class method or a property; None if there is none."""
+    if isinstance(member, property):
+        return member.fget
+    if isinstance(member, functools.cached_property):
+        return member.func
+    if isinstance(member, (classmethod, staticmethod)):
+        return member.__func__
+    return member if inspect.isfunction(member) else None
+
+
+def all_functions() -> dict[str, tuple[Any, Callable[..., object]]]:
+    """{dotted name: (function, method or property; the function behind it)}."""
+    found = {name: (thing, thing) for name, thing in PUBLIC.items() if inspect.isfunction(thing)}
+    for path, cls in CLASSES.items():
+        for name, member in members(cls):
+            function = function_of(member)
+            if function is not None:
+                found.setdefault(f"{path}.{name}", (member, function))
+    return found
+
+
+FUNCTIONS = all_functions()
+
+
+def resolved(error: str) -> object:
+    """The class that a `Raises` section names."""
+    name = error.removeprefix("trio.")
+    home = trio if name != error else trio_wasmcache if name in dir(trio_wasmcache) else builtins
+    return getattr(home, name, None)
+
+
+def problems_of_function(path: str, member: Any, function: Callable[..., object]) -> Iterator[str]:
+    """What is missing in the docstring of a public function, method or property."""
+    doc = function.__doc__
+    if not doc:
+        yield f"{path} has no docstring"
+        return
+    inner = inspect.unwrap(function)
+    name = path.rpartition(".")[2]
+    if "FakeEngine." in path and name in vars(Engine):
+        return  # for the cache, and described there
+    if not isinstance(member, (property, functools.cached_property)) and name not in OPERATORS:
+        described = section(doc, "Args")
+        parameters = dict(inspect.signature(function).parameters)
+        parameters.pop("self", None)
+        parameters.pop("cls", None)
+        for one in parameters:
+            if one not in described:
+                yield f"{path}: parameter {one} is not described"
+            elif parameters[one].default is None and not re.search("None|default", described[one]):
+                yield f"{path}: {one} may be None, and nothing says what that does"
+        yield from (f"{path}: there is no parameter {one}" for one in described.keys() - parameters)
+    waits = inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner)
+    for line in ("Checkpoint", "Cancellation"):
+        if waits and f"**{line}:** " not in doc:
+            yield f"{path} is async and has no line **{line}:**"
+    raises = section(doc, "Raises")
+    for error in raises:
+        found = resolved(error)
+        if not (isinstance(found, type) and issubclass(found, BaseException)):
+            yield f"{path}: {error} is no exception"
+    tree = ast.parse(textwrap.dedent(inspect.getsource(inner)))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+            error = ast.unparse(node.exc.func)
+            if isinstance(resolved(error), type) and error not in raises:
+                yield f"{path} raises {error}, and its docstring does not say when"
+
+
+def problems_of_fields(path: str, cls: type, names: set[str]) -> Iterator[str]:
+    """What is missing in the descriptions of a class's fields."""
+    fields = described_fields(cls)
+    described = {name: doc.text for name, doc in fields.items()}
+    for name in sorted(names | fields.keys()):
+        text = described.get(name, "")
+        if not text:
+            yield f"{path}: field {name} is not described"
+            continue
+        if not re.fullmatch(r"[A-Z`{(\"].*\.", text, re.DOTALL):
+            yield f"{path}: {name} is not described by a sentence: {text}"
+        doc = fields.get(name)
+        if doc and doc.default == "None" and not re.search("None|default", text):
+            yield f"{path}: {name} may be None, and nothing says what that means"
+        number = doc is not None and re.match(r"int|float", doc.type)
+        if number and BYTES.search(name) and name not in NO_BYTES and "ytes" not in text:
+            yield f"{path}: {name} does not say that it is bytes"
+        if number and SECONDS.search(name) and not re.search("[Ss]econds|current_time", text):
+            yield f"{path}: {name} does not say that it is seconds"
+
+
+def problems_of_class(path: str, cls: type) -> Iterator[str]:
+    """What is missing in the docstring of a public class."""
+    doc = cls.__doc__
+    if not doc:
+        yield f"{path} has no docstring"
+        return
+    named = attrs.fields(cls) if attrs.has(cls) else ()
+    yield from problems_of_fields(path, cls, {one.name for one in named if one.name[0] != "_"})
+    if attrs.has(cls) or getattr(cls, "_is_protocol", False) or "__init__" not in vars(cls):
+        return
+    if "\nUse `" in inspect.cleandoc(doc):
+        return  # made by the library, by the method that it names
+    parameters = [*inspect.signature(cls).parameters]
+    if issubclass(cls, BaseException):
+        parameters.remove("message")
+    described = section(doc, "Args").keys() | described_fields(cls).keys()
+    yield from (f"{path}: parameter {one} is not described" for one in {*parameters} - described)
+
+
+@pytest.mark.parametrize("path", PUBLIC)
+def test_every_public_name_is_described(path: str) -> None:
+    """A class, with its fields and what makes it; its methods; a function, with its parameters."""
+    problems: list[str] = []
+    if path in CLASSES:
+        problems += problems_of_class(path, CLASSES[path])
+    for name, (member, function) in FUNCTIONS.items():
+        if name == path or name.startswith(f"{path}."):
+            problems += problems_of_function(name, member, function)
+    assert not problems, "\n".join(problems)
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: event.name)
+def test_every_event_is_described(event: type) -> None:
+    """And each of its fields: the schema has no other source."""
+    problems = [*problems_of_class(event.__name__, event)]
+    assert not problems, "\n".join(problems)
+
+
+def test_help_shows_the_fields() -> None:
+    """With type and default, from the source; and what the source does not have, it leaves."""
+    shown = inspect.getdoc(trio_wasmcache.CacheConfig)
+    assert shown
+    assert "    max_size: int = 100 * MiB\n        Bytes of" in shown
+    assert "total_fuel: int = 1_000_000_000\n" in shown
+    assert "max_threads: int = os.cpu_count() or 1\n" in shown
+    assert "    chain: tuple[str, ...]\n" in (inspect.getdoc(trio_wasmcache.DeadlockError) or "")
+    assert "_uses" not in (trio_wasmcache.CacheStats.__doc__ or "")
+
+
+# -- the tests of this file can fail
+
+
+@attrs.frozen
+class Bad:
+    """Undescribed."""
+
+    told: int
+    """Number of somethings."""
+    untold: int
+    fragment: int
+    """how many"""
+    max_size: int = 0
+    """Size of something."""
+    idle_timeout: float = 0.0
+    """Time of something."""
+    absent: int | None = None
+    """Number of somethings."""
+
+
+class Unmade:
+    """Says neither what makes it nor what its parameter is."""
+
+    def __init__(self, parameter: int) -> None:
+        self.parameter = parameter
+
+
+async def undescribed(parameter: int, absent: object = None) -> None:
+    """Do something.
+
+    Args:
+        absent: something.
+        gone: something.
+
+    Raises:
+        Mistake: never.
+    """
+    raise ValueError(f"{parameter}, {absent}")
+
+
+def test_what_is_not_described_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each kind of gap, in a class and a function that have it."""
+    monkeypatch.setattr(Bad, "__module__", "trio_wasmcache._public")
+    source = Path(__file__).read_text(encoding="utf-8")
+    monkeypatch.setattr(_public.inspect, "getsource", lambda _: source)
+    assert [*problems_of_class("Bad", Bad)] == [
+        "Bad: absent may be None, and nothing says what that means",
+        "Bad: fragment is not described by a sentence: how many",
+        "Bad: idle_timeout does not say that it is seconds",
+        "Bad: max_size does not say that it is bytes",
+        "Bad: field untold is not described",
+    ]
+    monkeypatch.undo()
+    (gap,) = problems_of_class("Unmade", Unmade)
+    assert gap == "Unmade: parameter parameter is not described"
+    assert [*problems_of_function("undescribed", undescribed, undescribed)] == [
+        "undescribed: parameter parameter is not described",
+        "undescribed: absent may be None, and nothing says what that does",
+        "undescribed: there is no parameter gone",
+        "undescribed is async and has no line **Checkpoint:**",
+        "undescribed is async and has no line **Cancellation:**",
+        "undescribed: Mistake is no exception",
+        "undescribed raises ValueError, and its docstring does not say when",
+    ]
+    assert [*problems_of_function("x", lambda: None, lambda: None)] == ["x has no docstring"]
