@@ -151,27 +151,35 @@ async def test_a_module_with_any_bit_flipped_is_refused_or_harmless() -> None:
 
 
 async def test_what_is_too_large_is_refused(tmp_path: Path) -> None:
-    """Bytes, text and files over max_wasm_size are refused before they are read to their end."""
-    padded = GOOD + section(0, name_bytes("padding") + bytes(2000))
+    """Bytes, text and files over their limits are refused before they are read to their end."""
+    large = GOOD[:8] + section(1, b"\1\x60\0\0" + bytes(2000))
+    padded = GOOD + section(0, name_bytes("padding") + bytes(8000))
     text = f'(module (func (export "f") (param i64) (result i64) local.get 0)) ;; {"x" * 2000}'
     wide = f'(module (func (export "{"🦀" * 500}")))'  # 600 characters, but over 2,000 bytes
     path = tmp_path / "udf.wasm"
     path.write_bytes(padded)
     async with quiet_cache(max_wasm_size=1000) as cache:
-        for wasm, size in (
-            (padded, len(padded)),
-            (memoryview(padded), len(padded)),
-            (text, len(text)),
-            (wide, None),
-            (path, 1001),
-            (Path("/dev/zero"), 1001),
+        for wasm, said in (
+            (large, f"{len(large)} bytes without its custom sections, max_wasm_size is 1000"),
+            (text, f"the text has {len(text)} characters, max_wasm_size is 1000"),
+            (wide, "bytes without its custom sections, max_wasm_size is 1000"),
+            (padded, f"{len(padded)} bytes with its custom sections, more than 8 times max_wasm"),
+            (memoryview(padded), f"{len(padded)} bytes with its custom sections, more than 8"),
+            (path, f"{len(padded)} bytes with its custom sections, more than 8 times"),
+            (Path("/dev/zero"), "at least 8001 bytes with its custom sections, more than 8 times"),
         ):
-            error = await refused(
-                cache, ModuleTooLargeError, "f(i64)", "max_wasm_size is 1000", wasm=wasm
-            )
-            assert size is None or f"{size} bytes" in str(error)
-    async with quiet_cache(max_wasm_size=len(padded)) as cache:
-        await cache.register("f", padded, args=KEY, returns="i64")
+            await refused(cache, ModuleTooLargeError, "f(i64)", said, wasm=wasm)
+        fitting = GOOD + section(0, name_bytes("padding") + bytes(7000))
+        await cache.register("f", fitting, args=KEY, returns="i64")
+
+
+async def test_a_file_is_refused_by_its_size_before_it_is_read(tmp_path: Path) -> None:
+    """The size of a file of 8 TB is in the message: no more than its size was asked for."""
+    path = tmp_path / "udf.wasm"
+    with path.open("wb") as file:
+        file.truncate(8 * 1024**4)  # sparse
+    async with quiet_cache(max_wasm_size=1000) as cache:
+        await refused(cache, ModuleTooLargeError, f"{8 * 1024**4} bytes", wasm=path)
 
 
 @pytest.mark.parametrize(

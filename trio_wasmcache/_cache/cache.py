@@ -130,8 +130,9 @@ class InstanceCache:
 
         Raises:
             InvalidModuleError: the module is not valid WebAssembly.
-            ModuleTooLargeError: it has more than `max_wasm_size` bytes, too many parts, or starts
-                with more than `memory_limit` or `table_limit`.
+            ModuleTooLargeError: it has more than `max_wasm_size` bytes without its custom sections,
+                or 8 times as many with them; it has too many parts; or it starts with more than
+                `memory_limit` or `table_limit`.
             LinkError: it imports something that is neither given nor WASI preview 1, or whose type
                 differs.
             ExportError: it has no function of the name `export`.
@@ -244,7 +245,7 @@ class InstanceCache:
             module_digest=module.digest,
             module_number=module.number,
             code_bytes=code_size,
-            artifact_bytes=module.artifact.size,
+            artifact_bytes=module.size,
             compile_seconds=seconds,
             concurrency=record.concurrency,
             worst_size_bytes=record.worst_size,

@@ -88,7 +88,7 @@ class Statistics:
             max_mappings=policy.system.mappings,
             idle_stacks_size=max(0, pool.engine.open_instances - ledger.running)
             * ledger.stack_size,
-            artifact_size=sum(module.artifact.size for module in modules),
+            artifact_size=sum(module.size for module in modules),
             log_lost=pool.log.lost - base.log_lost,
             log_failures=pool.log.failures - base.log_failures,
             uses=uses,
@@ -206,7 +206,7 @@ class Statistics:
             ModuleSnapshot(
                 digest=module.digest,
                 functions=tuple(functions[module]),
-                artifact_size=module.artifact.size,
+                artifact_size=module.size,
                 code_size=module.record.code_size,
                 loaded=module.loaded is not None,
                 users=module.record.users,

@@ -149,7 +149,8 @@ class CacheConfig:
     """Bytes of the result of one call, or of all results of one batch, as Python objects, at most;
     from 1024. Exceeding it raises `ResultTooLargeError`."""
     max_wasm_size: int = field(default=4 * MiB, metadata=_whole(8))
-    """Bytes of a module, or of its text, at most; `register` rejects larger ones. From 8."""
+    """Bytes of a module without its custom sections, or of its text, at most; `register` rejects
+    larger ones. From 8. With custom sections, a module may have 8 times as many."""
     compile_memory: int | None = field(default=None, metadata=_whole_or_none(1 * MiB))
     """Bytes of memory that compiling a module may take, in a process of its own; from 1 MiB. None:
     modules are compiled in this process, without a limit."""

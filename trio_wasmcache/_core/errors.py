@@ -63,10 +63,11 @@ class InvalidModuleError(WasmCacheError):
 class ModuleTooLargeError(WasmCacheError):
     """`register` was given a module over a limit of the configuration.
 
-    Its bytes exceed `max_wasm_size`; its memories together start over `memory_limit`, or its tables
-    over `table_limit`; it declares more functions, types, exports, elements or locals than a
-    compiler should be given, or more items altogether than a module of its size needs; or a
-    function keeps more values on the stack across calls and blocks than a compiler should be given.
+    Its bytes without custom sections exceed `max_wasm_size`, or all bytes 8 times that; its
+    memories together start over `memory_limit`, or its tables over `table_limit`; it declares more
+    functions, types, exports, elements or locals than a compiler should be given, or more items
+    altogether than a module of its size needs; or a function keeps more values on the stack across
+    calls and blocks than a compiler should be given.
     """
 
 

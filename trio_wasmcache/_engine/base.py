@@ -22,6 +22,7 @@ from .._core.config import SystemLimits
 from .._core.errors import FuelExhaustedError, LoadError
 from .._core.metrics.stats import ResidentBytes
 from .._core.wasm.admission import Edits
+from .._core.wasm.custom import DebugSections
 from .._core.wasm.driver import Shape
 from .._core.wasm.memory_layout import MemoryShape
 from .._core.wasm.reader import FuncType, ModuleInfo
@@ -77,6 +78,8 @@ class Artifact:
     """Memory mappings of a new instance."""
     module_mappings: int = 0
     """Memory mappings of the code, once loaded."""
+    debug: DebugSections | None = None
+    """Debug sections of the module, for the lines of backtraces; `CachedModule` takes them out."""
 
     @property
     def size(self) -> int:

@@ -28,18 +28,22 @@ from .._core.wasm.admission import (
     check_limits,
     check_signature,
 )
+from .._core.wasm.custom import custom_size, find_custom_sections
 from .._core.wasm.isolation import ISOLATIONS, RESET, hides_globals, obstacle
-from .._core.wasm.reader import ExcessiveModuleError, FuncType, ModuleInfo
+from .._core.wasm.reader import HEADER, ExcessiveModuleError, FuncType, ModuleInfo
 from .._engine.base import Engine, HostImport
 from .._engine.compile_slots import Turn
 from .._runtime.host import AnyHost, HostFunction, flatten
-from .._runtime.module import INITIALIZE, CachedModule
+from .._runtime.module import INITIALIZE, CachedModule, DebugBook
 
 # Bytes from which on a module is hashed in a thread: hashing takes 1 to 2 ms a MB, a hop 0.2 ms.
 DIGEST_IN_THREAD = 256 * 1024
 # Numbers of files read, and of modules hashed, at the same time. A file may be on a disk that does
 # not answer, and an abandoned thread that reads it keeps its token; hashing always ends.
 MAX_READS, MAX_DIGESTS = 8, 2
+# A module with its custom sections may have so many times `max_wasm_size` bytes. An unstripped
+# module of Rust or C++ has 5 to 10 times as many bytes of DWARF as of everything else.
+CUSTOM_FACTOR = 8
 
 
 @frozen(kw_only=True)
@@ -152,12 +156,13 @@ async def read_source(
         engine: the engine that converts text.
         what: the function's name, for messages.
         source: the bytes, text or path.
-        limit: largest size of the module (bytes).
+        limit: `max_wasm_size` (bytes): largest size of text, and of a module without its custom
+            sections; with them, it may have `CUSTOM_FACTOR` times as many.
         readers: limiter of the threads that read files.
 
     Raises:
         InvalidModuleError: the text, or that in the file, is wrong.
-        ModuleTooLargeError: the module has more than `limit` bytes.
+        ModuleTooLargeError: the module or the text is larger.
         OSError: the file can't be read; `FileNotFoundError` if there is none.
         TypeError: `source` is none of these, or a `str` that is no WebAssembly text.
         ValueError: the path can't be the name of a file.
@@ -168,10 +173,9 @@ async def read_source(
     if isinstance(source, (bytes, bytearray, memoryview)):
         view = memoryview(source)  # a subclass may override `__len__` and others
         check_size(what, view.nbytes, limit)
-        return view.tobytes()
+        return _check_core(what, view.tobytes(), limit)
     if isinstance(source, str):
         source = str.__str__(source)  # likewise
-        check_size(what, len(source), limit)
         if source.lstrip()[:1] not in ("(", ";"):
             raise TypeError(
                 f"{what}: a str must be WebAssembly text, which begins with '(' or ';', got "
@@ -186,45 +190,75 @@ async def read_source(
     path = Path(os.fsdecode(source))
     try:
         data = await trio.to_thread.run_sync(
-            _read, path, limit, abandon_on_cancel=True, limiter=readers
+            _read, what, path, limit, abandon_on_cancel=True, limiter=readers
         )
     except OSError as error:
         error.add_note(f"while the module of {what} was being read")
         raise
     except ValueError as error:  # such as a zero in it
         raise ValueError(f"{what}: {shown(path)} can't be the name of a file: {error}") from None
-    check_size(what, len(data), limit)
-    if data.lstrip()[:1] in (b"(", b";"):
+    if data[:4] != HEADER[:4] and data.lstrip()[:1] in (b"(", b";"):
         try:
             text = data.decode()
         except UnicodeDecodeError as error:
             raise InvalidModuleError(f"{what}: {shown(path)} is no text: {error}") from error
         return await _from_text(engine, what, text, limit)
-    return data
+    return _check_core(what, data, limit)
 
 
 async def _from_text(engine: Engine, what: str, text: str, limit: int) -> bytes:
+    if len(text) > limit:
+        raise ModuleTooLargeError(
+            f"{what}: the text has {len(text)} characters, max_wasm_size is {limit}: raise it, or "
+            "give the module in its binary form"
+        )
     try:
         wasm = await engine.to_wasm(text)
     except InvalidModuleError as error:
         raise InvalidModuleError(f"{what}: {error}") from None
     # A character of a name may take four bytes.
-    check_size(what, len(wasm), limit)
-    return wasm
+    return _check_core(what, wasm, limit)
 
 
-def check_size(what: str, size: int, limit: int) -> None:
-    """Raise `ModuleTooLargeError` if a module has more bytes than `max_wasm_size` allows."""
-    if size > limit:
+def check_size(what: str, size: int, limit: int, *, more: bool = False) -> None:
+    """Raise `ModuleTooLargeError` if a module is too large with its custom sections.
+
+    Args:
+        what: the function's name, for messages.
+        size: bytes of the module.
+        limit: `max_wasm_size` (bytes).
+        more: whether the module has more bytes than the `size` that was read.
+    """
+    if size > CUSTOM_FACTOR * limit:
         raise ModuleTooLargeError(
-            f"{what}: the module has {'over ' if size == limit + 1 else ''}{size} bytes, "
-            f"max_wasm_size is {limit}: raise it, or strip the module of its debug sections"
+            f"{what}: the module has {'at least ' * more}{size} bytes with its custom sections, "
+            f"more than {CUSTOM_FACTOR} times max_wasm_size = {limit}: strip the module of its "
+            "debug sections, or raise max_wasm_size"
         )
 
 
-def _read(path: Path, limit: int) -> bytes:
+def _check_core(what: str, wasm: bytes, limit: int) -> bytes:
+    """Return a module that is not too large without its custom sections.
+
+    What is no module passes: it is refused, by a better name, as soon as it is read.
+    """
+    if wasm[: len(HEADER)] == HEADER and len(wasm) > limit:
+        size = len(wasm) - custom_size(find_custom_sections(wasm))
+        if size > limit:
+            raise ModuleTooLargeError(
+                f"{what}: the module has {size} bytes without its custom sections, max_wasm_size "
+                f"is {limit}: raise it, or build the module for size (wasm-opt -Oz)"
+            )
+    return wasm
+
+
+def _read(what: str, path: Path, limit: int) -> bytes:
+    check_size(what, path.stat().st_size, limit)
     with path.open("rb") as file:
-        return file.read(limit + 1)
+        data = file.read(CUSTOM_FACTOR * limit + 1)
+    # The file may have grown since, or be a device.
+    check_size(what, len(data), limit, more=True)
+    return data
 
 
 @final
@@ -264,6 +298,7 @@ class Compiler:
     modules: dict[Hashable, CachedModule] = field(factory=dict)
     """{key: module} of the registered functions; see `Equal`."""
     readers: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(MAX_READS))
+    debug_book: DebugBook = field(factory=DebugBook)
     _digests: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(MAX_DIGESTS))
     _functions: dict[CachedModule, int] = field(factory=dict)  # {module: functions that use it}
     _compiling: dict[Equal, Compiling] = field(factory=dict)
@@ -342,12 +377,14 @@ class Compiler:
         """Count one more function that uses `module`."""
         self._functions[module] = self._functions.get(module, 0) + 1
         self.modules[module.equal] = module
+        self.debug_book.add(module)
 
     def drop(self, module: CachedModule) -> None:
         """Count one function fewer that uses `module`; after the last one, forget the module."""
         self._functions[module] -= 1
         if not self._functions[module]:
             del self._functions[module], self.modules[module.equal]
+            self.debug_book.remove(module)
 
     @trio.lowlevel.enable_ki_protection
     async def _run(

@@ -6,13 +6,17 @@ from collections.abc import Hashable
 from typing import final
 
 import trio
-from attrs import define, field
+from attrs import define, evolve, field
 
+from .._core.config import MiB
 from .._core.policy.records import Module
+from .._core.wasm.custom import DebugSections
 from .._engine.base import Artifact, Engine, HostImport, LoadedModule
 from .host import AnyHost
 
 INITIALIZE = "_initialize"
+# Bytes of compressed debug sections that are kept of all modules of a cache.
+DEBUG_BOOK_LIMIT = 128 * MiB
 
 
 @final
@@ -36,12 +40,26 @@ class CachedModule:
     """Number of the module in the cache's log."""
     record: Module = field(init=False)
     """Record of the module in the policy."""
+    debug_sections: DebugSections | None = field(init=False)
+    """Debug sections of the module, for the lines of backtraces; None if it has none, and once
+    `DebugBook` needs their memory for other modules."""
     loaded: LoadedModule | None = None
     _loading: trio.Event | None = None
 
     def __attrs_post_init__(self) -> None:
-        artifact = self.artifact
+        self.debug_sections = self.artifact.debug
+        artifact = self.artifact = evolve(self.artifact, debug=None)
         self.record = Module(self.digest, artifact.code_size, artifact.module_mappings, slot=self)
+
+    @property
+    def size(self) -> int:
+        """Bytes that are kept of it at rest: its artifact and its debug sections."""
+        debug = self.debug_sections
+        return self.artifact.size + (0 if debug is None else debug.size)
+
+    def forget_debug_sections(self) -> None:
+        """Free the debug sections."""
+        self.debug_sections = None
 
     def learn(self, why_not: str | None) -> None:
         """Note why its instances can't be reset, if that was not known yet."""
@@ -70,3 +88,32 @@ class CachedModule:
         if self.loaded is not None:
             loaded, self.loaded = self.loaded, None
             loaded.close()
+
+
+@final
+@define(eq=False)
+class DebugBook:
+    """The book of the debug sections that a cache keeps; only it frees them.
+
+    Where `limit` is exceeded, those of the modules that were added first are freed.
+    """
+
+    limit: int = DEBUG_BOOK_LIMIT
+    """Bytes of all modules together, at most."""
+    size: int = 0
+    """Bytes of all modules together."""
+    _sizes: dict[CachedModule, int] = field(factory=dict)  # {module: bytes}, the first added first
+
+    def add(self, module: CachedModule) -> None:
+        """Count the debug sections of a module, and free others if they do not fit."""
+        if module.debug_sections is None or module in self._sizes:
+            return
+        self._sizes[module] = module.debug_sections.size
+        self.size += self._sizes[module]
+        while self.size > self.limit:
+            self.remove(next(iter(self._sizes)))
+
+    def remove(self, module: CachedModule) -> None:
+        """Free the debug sections of a module."""
+        self.size -= self._sizes.pop(module, 0)
+        module.forget_debug_sections()

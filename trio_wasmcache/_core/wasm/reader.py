@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 import attrs
 
+from .custom import custom_size, find_custom_sections
 from .stack import FUNCTION_LIMIT as FUNCTION_WEIGHT, MODULE_LIMIT as MODULE_WEIGHT, Weigher
 from .types import (
     ELEMENT_LIMIT as ELEMENT_LIMIT,
@@ -91,6 +92,13 @@ class Cursor:
     breathe: Callable[[], object] = lambda: None
     steps: int = 0
     """Number of steps taken so far; see `STEPS`."""
+    custom: int = 0
+    """Bytes of custom sections, which allow no steps."""
+
+    @property
+    def size(self) -> int:
+        """Bytes without custom sections."""
+        return len(self.data) - self.custom
 
     def spend(self, steps: int) -> None:
         """Count steps, before they are taken.
@@ -102,10 +110,10 @@ class Cursor:
         self.steps += steps
         if self.steps // BREATHS > before // BREATHS:
             self.breathe()
-        limit = STEPS + len(self.data) // BYTES_PER_STEP
+        limit = STEPS + self.size // BYTES_PER_STEP
         if self.steps > limit:
             raise ExcessiveModuleError(
-                f"it declares more than a module of {len(self.data)} bytes needs: reading it takes "
+                f"it declares more than a module of {self.size} bytes needs: reading it takes "
                 f"over {limit} steps, at offset {self.begin:#x}"
             )
 
@@ -271,7 +279,8 @@ class _Reader:
         self.weigh = weigh
         self.weigher: Weigher | None = None
         self.weight = 0
-        self.cursor = Cursor(wasm, 0, len(wasm), breathe=breathe)
+        custom = custom_size(find_custom_sections(wasm))
+        self.cursor = Cursor(wasm, 0, len(wasm), breathe=breathe, custom=custom)
         self.types: list[FuncType] = []
         self.imports: list[Import] = []
         self.spaces: dict[str, list[Any]] = {kind: [] for kind in KINDS}  # {kind: index space}
@@ -469,7 +478,7 @@ class _Reader:
         cursor, functions = self.cursor, self.spaces["func"]
         if self.weigher is None:
             self.weigher = Weigher(self.types, functions)
-        left = MODULE_WEIGHT + len(cursor.data) - self.weight
+        left = MODULE_WEIGHT + cursor.size - self.weight
         limit = min(FUNCTION_WEIGHT, left)
         weight = self.weigher.weigh(
             cursor.data, cursor.at, cursor.end, limit, partial(cursor.spend, 1)

@@ -12,6 +12,7 @@ from ..._core.config import KiB, SystemLimits
 from ..._core.errors import InvalidModuleError, LoadError
 from ..._core.metrics.stats import ResidentBytes
 from ..._core.wasm.admission import Edits
+from ..._core.wasm.custom import keep_debug_sections
 from ..._core.wasm.driver import Shape
 from ..._core.wasm.editor import encode_module
 from ..._core.wasm.memory_layout import MemoryShape
@@ -153,6 +154,7 @@ class FakeEngine(Steps):
             edits,
             address_space=behaviour.address_space,
             mappings=behaviour.mappings,
+            debug=keep_debug_sections(wasm),
         )
 
     async def prove(

@@ -8,6 +8,7 @@ from ctypes import byref, c_void_p
 
 from ..._core.errors import InvalidModuleError
 from ..._core.wasm.admission import Edits, table_elements
+from ..._core.wasm.custom import keep_debug_sections, without_custom_sections
 from ..._core.wasm.editor import add_exports, clamp_maxima
 from ..._core.wasm.reader import MalformedModuleError, ModuleInfo, read_module
 from ..._gil import Breath
@@ -50,7 +51,7 @@ def compile_module(
     hidden = hidden_exports(info, edits)
     if hidden:
         edited = add_exports(edited, read_module(edited, breathe, weigh=False), hidden)
-    data, code_size = make(edited)
+    data, code_size = make(without_custom_sections(edited))
     space, mappings = instance_reservation(info, table_elements(info, edits), stack_size)
     return Artifact(
         data,
@@ -60,6 +61,7 @@ def compile_module(
         address_space=space,
         mappings=mappings,
         module_mappings=IMAGE_MAPPINGS,
+        debug=keep_debug_sections(wasm, breathe),
     )
 
 

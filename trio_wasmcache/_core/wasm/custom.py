@@ -1,0 +1,156 @@
+"""Custom sections: finds them, removes them before a module is compiled, and keeps DWARF's.
+
+1. Any bytes give a list of sections, never an exception: the list ends at the first damage. What
+   is damaged is for `reader` to say.
+2. Only headers of sections are read, at most `SECTION_LIMIT` of them.
+3. Offsets are those of the bytes given.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from attrs import frozen
+
+from ..config import MiB
+from .types import HEADER, SECTION_LIMIT
+
+# The section of the names of functions, which the compiler gets, for backtraces: at most so many
+# bytes of it, as a compiler takes about ten times that memory for names of a byte each.
+NAMES: Final = "name"
+NAMES_LIMIT: Final = 4 * MiB
+# What names of DWARF's sections begin with.
+DEBUG: Final = ".debug_"
+# Bytes of compressed debug sections that are kept of one module; above it, none are, as one section
+# is of no use without the others.
+DEBUG_LIMIT: Final = 16 * MiB
+# Characters of the name of a section that is kept; DWARF's have at most 17.
+_NAME_LIMIT = 40
+# zlib's fastest level; its usual one takes twice as long, for little.
+_LEVEL = 1
+
+
+@frozen
+class CustomSection:
+    """The position of a custom section: ``wasm[begin:end]``, its content ``wasm[start:end]``."""
+
+    name: str
+    begin: int
+    start: int
+    end: int
+
+
+def find_custom_sections(wasm: bytes) -> list[CustomSection]:
+    """Return the custom sections of a module, in order; those of what is no module: none."""
+    found: list[CustomSection] = []
+    at, size = len(HEADER), len(wasm)
+    if wasm[: len(HEADER)] != HEADER:
+        return found
+    for _ in range(SECTION_LIMIT):
+        if at >= size:
+            break
+        begin = at
+        length, at = _number(wasm, at + 1, size)
+        end = at + length
+        if length < 0 or end > size:
+            break
+        if wasm[begin] == 0:
+            name_size, start = _number(wasm, at, end)
+            if name_size < 0 or start + name_size > end:
+                break
+            kept = wasm[start : start + min(name_size, 4 * _NAME_LIMIT + 1)]
+            found.append(
+                CustomSection(kept.decode(errors="replace"), begin, start + name_size, end)
+            )
+        at = end
+    return found
+
+
+def _number(wasm: bytes, at: int, end: int) -> tuple[int, int]:
+    """Return an unsigned LEB128 number of 32 bits, -1 if there is none; and where it ends."""
+    value = 0
+    for shift in range(0, 35, 7):
+        if at >= end:
+            break
+        byte = wasm[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return (value if value < 1 << 32 else -1), at
+    return -1, at
+
+
+def custom_size(sections: Sequence[CustomSection]) -> int:
+    """Return the bytes of custom sections together, headers included."""
+    return sum(section.end - section.begin for section in sections)
+
+
+def without_custom_sections(wasm: bytes) -> bytes:
+    """Return the module as the compiler gets it: without custom sections, except the names.
+
+    The first `name` section stays, if it has at most `NAMES_LIMIT` bytes.
+    """
+    pieces, at, named = [], 0, False
+    view = memoryview(wasm)
+    for section in find_custom_sections(wasm):
+        if section.name == NAMES and not named:
+            named = True
+            if section.end - section.start <= NAMES_LIMIT:
+                continue
+        pieces.append(view[at : section.begin])
+        at = section.end
+    return b"".join([*pieces, view[at:]]) if pieces else wasm
+
+
+@frozen
+class DebugSections:
+    """The `.debug_*` sections of a module, compressed."""
+
+    _sections: dict[str, tuple[int, bytes]]  # {name: (bytes as given, compressed)}
+
+    @property
+    def size(self) -> int:
+        """Bytes that they take as they are kept."""
+        return sum(len(data) for _, data in self._sections.values())
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """``{name: bytes}`` of the sections as they were given; the names begin with a dot."""
+        return {name: size for name, (size, _) in self._sections.items()}
+
+    def read(self, name: str) -> bytes:
+        """Return the content of a section, decompressed; empty if there is no such section.
+
+        Decompressing takes some 15 ms a MiB, without the GIL: for threads.
+        """
+        size, data = self._sections.get(name, (0, b""))
+        return zlib.decompress(data, bufsize=size) if size else b""
+
+
+def keep_debug_sections(
+    wasm: bytes, breathe: Callable[[], object] = lambda: None
+) -> DebugSections | None:
+    """Return the debug sections of a module; None if it has none, or more than `DEBUG_LIMIT`.
+
+    Compressing takes some 40 ms a MiB, without the GIL: for threads. Of several sections with one
+    name, the first is kept.
+
+    Args:
+        wasm: The module.
+        breathe: Called after each section, so that a thread lets others run.
+    """
+    kept: dict[str, tuple[int, bytes]] = {}
+    view, size = memoryview(wasm), 0
+    for section in find_custom_sections(wasm):
+        name = section.name
+        if not name.startswith(DEBUG) or name in kept or len(name) > _NAME_LIMIT:
+            continue
+        data = zlib.compress(view[section.start : section.end], _LEVEL)
+        breathe()
+        size += len(data)
+        if size > DEBUG_LIMIT:
+            return None
+        kept[name] = section.end - section.start, data
+    return DebugSections(kept) if kept else None
