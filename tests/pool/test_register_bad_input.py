@@ -83,16 +83,16 @@ async def register_good(cache: InstanceCache) -> None:
 
 
 NOT_MODULES = {
-    "empty": (b"", "no WebAssembly header"),
-    "text as bytes": (b"(module)", "no WebAssembly header"),
-    "an ELF file": (b"\x7fELF" + bytes(60), "no WebAssembly header"),
-    "a header alone, cut": (GOOD[:7], "no WebAssembly header"),
-    "an older version": (b"\0asm\x02\0\0\0", "no WebAssembly header"),
-    "a component": (b"\0asm\x0d\0\1\0", "component"),
+    "empty": (b"", "not a WebAssembly module"),
+    "text as bytes": (b"(module)", "not a WebAssembly module"),
+    "an ELF file": (b"\x7fELF" + bytes(60), "not a WebAssembly module but an ELF file"),
+    "a header alone, cut": (GOOD[:7], "not a WebAssembly module"),
+    "an older version": (b"\0asm\x02\0\0\0", "not a WebAssembly module"),
+    "a component": (b"\0asm\x0d\0\1\0", "but a component: build a core module"),
     "bytes after the end": (GOOD + b"\xff\xff", "section 255"),
     "an invalid body": (GOOD[:-3] + b"\x1a\x1a\x0b", "wasmtime can't compile it"),
-    "a bytearray": (bytearray(b"nothing"), "no WebAssembly header"),
-    "a memoryview": (memoryview(b"nothing at all"), "no WebAssembly header"),
+    "a bytearray": (bytearray(b"nothing"), "not a WebAssembly module"),
+    "a memoryview": (memoryview(b"nothing at all"), "not a WebAssembly module"),
 }
 
 
@@ -214,7 +214,7 @@ async def test_a_path_that_can_not_be_read_is_refused(tmp_path: Path) -> None:
             (IsADirectoryError, tmp_path, "Is a directory"),
             (OSError, Path("n" * 5000), "too long"),
             (ValueError, Path("a\0b"), "f(i64): PosixPath('a\\x00b') can't be the name of a file"),
-            (InvalidModuleError, os.fsencode(tmp_path), "no WebAssembly header"),
+            (InvalidModuleError, os.fsencode(tmp_path), "not a WebAssembly module"),
             (InvalidModuleError, tmp_path / "latin1.wat", "is no text"),
             (InvalidModuleError, tmp_path / "broken.wat", "not WebAssembly text"),
         )

@@ -77,6 +77,7 @@ class InstanceCache:
         abi: str | Abi | None = None,
         called_on_null: bool = False,
         imports: Mapping[str, Mapping[str, HostFunction]] | None = None,
+        missing: str = "error",
         concurrency: int = 1,
         isolation: str = "reuse",
         replace: bool = False,
@@ -117,6 +118,8 @@ class InstanceCache:
             imports: host functions for the module's imports, as
                 ``{"module": {"name": HostFunction(...)}}``; None: the module imports nothing but
                 WASI preview 1. That is always provided, and grants nothing.
+            missing: what happens if nobody provides an imported function. ``"error"``: the module
+                is rejected. ``"trap"``: calling the import raises a `TrapError` that names it.
             concurrency: number of instances that may run at the same time in one group; 1 to
                 `max_instances`.
             isolation: how much a lease may find of the lease before it. ``"reuse"``: everything,
@@ -134,8 +137,9 @@ class InstanceCache:
                 or 8 times as many with them; it has too many parts; or it starts with more than
                 `memory_limit` or `table_limit`.
             LinkError: it imports something that is neither given nor WASI preview 1, or whose type
-                differs.
-            ExportError: it has no function of the name `export`.
+                differs; the message says what to build instead, where it knows the toolchain.
+            ExportError: it has no function of the name `export`, or is a program of Go, whose
+                exports work only while the program runs.
             SignatureError: a type is unknown to the ABI, or the export has other types.
             DuplicateFunctionError: the function is registered or being registered, and `replace`
                 does not allow it.
@@ -161,6 +165,7 @@ class InstanceCache:
             imports=imports,
             concurrency=concurrency,
             isolation=isolation,
+            missing=missing,
             max_instances=pool.config.max_instances,
         )
         key = declaration.key

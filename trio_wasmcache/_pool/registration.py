@@ -27,17 +27,27 @@ from .._core.wasm.admission import (
     check_imports,
     check_limits,
     check_signature,
+    missing_imports,
 )
 from .._core.wasm.custom import custom_size, find_custom_sections
+from .._core.wasm.formats import LOOKED_AT, known_format
 from .._core.wasm.isolation import ISOLATIONS, RESET, hides_globals, obstacle
-from .._core.wasm.reader import HEADER, ExcessiveModuleError, FuncType, ModuleInfo
+from .._core.wasm.reader import (
+    HEADER,
+    ExcessiveModuleError,
+    ForeignFormatError,
+    FuncType,
+    ModuleInfo,
+)
 from .._engine.base import Engine, HostImport
 from .._engine.compile_slots import Turn
-from .._runtime.host import AnyHost, HostFunction, flatten
+from .._runtime.host import AnyHost, HostFunction, MissingFunction, flatten
 from .._runtime.module import INITIALIZE, CachedModule, DebugBook
 
 # Bytes from which on a module is hashed in a thread: hashing takes 1 to 2 ms a MB, a hop 0.2 ms.
 DIGEST_IN_THREAD = 256 * 1024
+# What `register` does about imported functions that nobody provides: an error, or a trap later.
+ERROR, TRAP = MISSING = "error", "trap"
 # Numbers of files read, and of modules hashed, at the same time. A file may be on a disk that does
 # not answer, and an abandoned thread that reads it keeps its token; hashing always ends.
 MAX_READS, MAX_DIGESTS = 8, 2
@@ -59,6 +69,8 @@ class Declaration:
     hosts: Mapping[tuple[str, str], AnyHost]
     concurrency: int
     isolation: str
+    trap_missing: bool = False
+    """Whether imported functions that nobody provides trap when they are called."""
 
     def bind(self, info: ModuleInfo) -> Binding:
         """Return how the values cross, for the module; raise the ABI's errors if they can't."""
@@ -85,6 +97,7 @@ def declare(
     imports: Mapping[str, Mapping[str, HostFunction]] | None,
     concurrency: int,
     isolation: str,
+    missing: str,
     max_instances: int,
 ) -> Declaration:
     """Check the parameters of `InstanceCache.register`; raise the errors that it documents."""
@@ -98,6 +111,10 @@ def declare(
     if isolation not in ISOLATIONS:
         raise ValueError(
             f"{key}: unknown isolation {isolation!r}; there is {', '.join(map(repr, ISOLATIONS))}"
+        )
+    if missing not in MISSING:
+        raise ValueError(
+            f"{key}: missing must be {' or '.join(map(repr, MISSING))}, got {missing!r:.100}"
         )
     if isinstance(concurrency, bool) or not isinstance(concurrency, int):
         raise TypeError(f"{key}: concurrency must be an int, got {concurrency!r}")
@@ -124,6 +141,7 @@ def declare(
         hosts=hosts,
         concurrency=concurrency,
         isolation=isolation,
+        trap_missing=missing == TRAP,
     )
 
 
@@ -172,6 +190,8 @@ async def read_source(
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
         view = memoryview(source)  # a subclass may override `__len__` and others
+        if view.nbytes > CUSTOM_FACTOR * limit:
+            check_format(what, view.cast("B")[:LOOKED_AT].tobytes())
         check_size(what, view.nbytes, limit)
         return _check_core(what, view.tobytes(), limit)
     if isinstance(source, str):
@@ -220,6 +240,12 @@ async def _from_text(engine: Engine, what: str, text: str, limit: int) -> bytes:
     return _check_core(what, wasm, limit)
 
 
+def check_format(what: str, data: bytes) -> None:
+    """Raise `InvalidModuleError` if data that is too large is known to be no module at all."""
+    if (found := known_format(data)) is not None:
+        raise InvalidModuleError(f"{what}: {ForeignFormatError(found)}")
+
+
 def check_size(what: str, size: int, limit: int, *, more: bool = False) -> None:
     """Raise `ModuleTooLargeError` if a module is too large with its custom sections.
 
@@ -253,8 +279,11 @@ def _check_core(what: str, wasm: bytes, limit: int) -> bytes:
 
 
 def _read(what: str, path: Path, limit: int) -> bytes:
-    check_size(what, path.stat().st_size, limit)
+    size = path.stat().st_size
     with path.open("rb") as file:
+        if size > CUSTOM_FACTOR * limit:
+            check_format(what, file.read(LOOKED_AT))
+        check_size(what, size, limit)
         data = file.read(CUSTOM_FACTOR * limit + 1)
     # The file may have grown since, or be a device.
     check_size(what, len(data), limit, more=True)
@@ -272,6 +301,8 @@ class Equal:
     table_limit: int
     prepared: bool = False
     """Whether it was prepared for resets, which adds exports and a restorer to it."""
+    trap_missing: bool = False
+    """Whether what its imports lack was filled with traps."""
 
 
 @final
@@ -323,6 +354,7 @@ class Compiler:
             frozenset(declaration.hosts.items()),
             config.memory_limit,
             config.table_limit,
+            trap_missing=declaration.trap_missing,
         )
         equal = evolve(plain, prepared=resets)
         module = self.modules.get(equal)
@@ -422,8 +454,14 @@ class Compiler:
         artifact = await self.engine.compile(
             wasm, lambda info: self._admit(info, declaration, config), turn
         )
-        info, hosts = artifact.info, declaration.hosts
-        wanted = check_imports(info, str(declaration.key), _types(hosts))
+        info = artifact.info
+        wanted = _check_imports(info, declaration)
+        hosts = dict(declaration.hosts)
+        if declaration.trap_missing:
+            hosts |= {
+                name: MissingFunction(*name, type)
+                for name, type in missing_imports(info, hosts).items()
+            }
         host_imports = tuple(
             HostImport(*name, hosts[name].type, hosts[name].serve_alone) for name in wanted
         )
@@ -453,7 +491,7 @@ class Compiler:
     def _admit(self, info: ModuleInfo, declaration: Declaration, config: CacheConfig) -> Edits:
         what = str(declaration.key)
         check_counts(info, what, config.table_limit)
-        check_imports(info, what, _types(declaration.hosts))
+        _check_imports(info, declaration)
         self._check(info, declaration)
         edits = check_limits(info, what, config.memory_limit, config.table_limit)
         resets = declaration.isolation == RESET and _obstacle(info, declaration) is None
@@ -499,5 +537,6 @@ def _obstacle(info: ModuleInfo, declaration: Declaration) -> str | None:
     return obstacle(info, info.start is not None or _is_reactor(info), given)
 
 
-def _types(hosts: Mapping[tuple[str, str], AnyHost]) -> dict[tuple[str, str], FuncType]:
-    return {name: host.type for name, host in hosts.items()}
+def _check_imports(info: ModuleInfo, declaration: Declaration) -> tuple[tuple[str, str], ...]:
+    types = {name: host.type for name, host in declaration.hosts.items()}
+    return check_imports(info, str(declaration.key), types, trap_missing=declaration.trap_missing)

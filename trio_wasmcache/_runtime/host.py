@@ -9,14 +9,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from types import MethodType
-from typing import final
+from typing import NoReturn, final
 
 import trio
 from attrs import field, frozen
 
 from .._abi.base import Value
 from .._abi.plain import PlainAbi
+from .._core.errors import TrapError
 from .._core.keys import normalise_types
+from .._core.wasm.admission import import_name, signature
 from .._core.wasm.reader import FuncType
 from .._engine.base import HostCall
 from .._owner import calls_user
@@ -126,7 +128,30 @@ async def _await_unprotected(result: Awaitable[object]) -> Value:
     return await result
 
 
-AnyHost = HostFunction | WasiFunction
+@final
+@frozen
+class MissingFunction:
+    """An imported function that nobody provides; calling it traps."""
+
+    module: str
+    name: str
+    type: FuncType
+
+    @property
+    def serve_alone(self) -> Callable[[HostCall], NoReturn]:
+        """Function `serve`, which needs no task: see `HostImport.serve`."""
+        return self.serve
+
+    def serve(self, call: HostCall) -> NoReturn:  # noqa: ARG002  # it does not come to that
+        """Raise the trap."""
+        raise TrapError(
+            f"the guest called {import_name(self.module, self.name)} {signature(self.type)}, "
+            'which it imports and nobody provides (missing="trap"): give it by imports=',
+            code="missing import",
+        )
+
+
+AnyHost = HostFunction | WasiFunction | MissingFunction
 
 
 def flatten(

@@ -15,7 +15,8 @@ from ..config import WASM_PAGE, KiB
 from ..errors import AbiError, ExportError, LinkError, ModuleTooLargeError, SignatureError
 from ..text import printable
 from .driver import SCRATCH_LIMIT
-from .reader import NUMBER_TYPES, OTHER_TYPES, FuncType, Limits, ModuleInfo
+from .families import COMMAND, GO_COMMAND, advice, go_command
+from .reader import NUMBER_TYPES, OTHER_TYPES, FuncType, Import, Limits, ModuleInfo
 
 WASI_MODULE = "wasi_snapshot_preview1"
 # Parameters of each function: i is i32, I is i64. All but `proc_exit` return an errno, an i32.
@@ -204,47 +205,86 @@ def _maxima(declared: Sequence[Limits], edited: Sequence[int | None], limit: int
 
 
 def check_imports(
-    info: ModuleInfo, what: str, given: Mapping[tuple[str, str], FuncType]
+    info: ModuleInfo,
+    what: str,
+    given: Mapping[tuple[str, str], FuncType],
+    *,
+    trap_missing: bool = False,
 ) -> tuple[tuple[str, str], ...]:
     """Return the (module, name) of the imports that host functions must provide, in order.
 
-    `given` may contain functions that the module does not import.
+    Args:
+        info: The module.
+        what: The function's name for messages.
+        given: {(module, name): type} of the host functions; the module need not import all.
+        trap_missing: Whether functions that are not given are fine, as calling one traps. The
+            engine can't make one whose type contains v128.
 
     Raises:
         LinkError: Imports are missing, or have another type than given; the message lists them.
     """
     wanted: dict[tuple[str, str], None] = {}
     problems = []
+    bad: list[Import] = []
     for item in info.imports:
-        name = f"{printable(item.module, MAX_SHOWN)}.{printable(item.name, MAX_SHOWN)}"
-        if not isinstance(item.type, FuncType):
-            problems.append(f"{name} is a {item.kind}, and only functions can be given")
-            continue
-        offered = given.get((item.module, item.name))
-        if (other := item.type.uncrossable()) is not None:
-            problems.append(f"{name} {signature(item.type)} can't be given: {no_crossing(other)}")
-        elif offered is None:
-            problems.append(f"{name} {signature(item.type)} is missing")
-        elif offered != item.type:
-            problems.append(
-                f"{name} is imported as {signature(item.type)}, but it is {signature(offered)}"
-            )
-        else:
+        problem = _problem(item, given, trap_missing)
+        if problem is None:
             wanted[item.module, item.name] = None
+        else:
+            problems.append(problem)
+            bad.append(item)
     if problems:
         shown = problems[:50] + ([f"{len(problems) - 50} more"] if len(problems) > 50 else [])
+        remedy = 'Give host functions: imports={"module": {"name": HostFunction(...)}}'
+        if not trap_missing and any(isinstance(item.type, FuncType) for item in bad):
+            remedy += '; or missing="trap", if they are never called'
         raise LinkError(
-            f"{what} imports what it is not given: {'; '.join(shown)}. "
-            'Give host functions: imports={"module": {"name": HostFunction(...)}}'
+            f"{what} imports what it is not given: {'; '.join(shown)}. {remedy}.{advice(bad)}"
         )
     return tuple(wanted)
+
+
+def missing_imports(
+    info: ModuleInfo, given: Mapping[tuple[str, str], object]
+) -> dict[tuple[str, str], FuncType]:
+    """Return {(module, name): type} of the imported functions that are not given."""
+    return {
+        (item.module, item.name): item.type
+        for item in info.imports
+        if isinstance(item.type, FuncType) and (item.module, item.name) not in given
+    }
+
+
+def _problem(
+    item: Import, given: Mapping[tuple[str, str], FuncType], trap_missing: bool
+) -> str | None:
+    """Return why an import can't be linked, or None if it can."""
+    name = import_name(item.module, item.name)
+    if not isinstance(item.type, FuncType):
+        return f"{name} is a {item.kind}, and only functions can be given"
+    offered = given.get((item.module, item.name))
+    if offered is None and trap_missing and "v128" not in item.type.params + item.type.results:
+        return None
+    if (other := item.type.uncrossable()) is not None:
+        return f"{name} {signature(item.type)} can't be given: {no_crossing(other)}"
+    if offered is None:
+        return f"{name} {signature(item.type)} is missing"
+    if offered != item.type:
+        return f"{name} is imported as {signature(item.type)}, but it is {signature(offered)}"
+    return None
+
+
+def import_name(module: str, name: str) -> str:
+    """Return the name of an import for messages, cut and printable."""
+    return f"{printable(module, MAX_SHOWN)}.{printable(name, MAX_SHOWN)}"
 
 
 def check_export(info: ModuleInfo, what: str, export: str) -> FuncType:
     """Return the type of the exported function.
 
     Raises:
-        ExportError: There is no export of that name, or it is not a function.
+        ExportError: There is no export of that name, it is not a function, or it is one of a Go
+            program that works only while the program runs.
     """
     found = info.export(export)
     if found is None:
@@ -257,6 +297,8 @@ def check_export(info: ModuleInfo, what: str, export: str) -> FuncType:
         )
     if found.kind != "func":
         raise ExportError(f"{what}: the export {export!r:.300} is a {found.kind}, not a function")
+    if export != COMMAND and go_command(info):
+        raise ExportError(f"{what}: {GO_COMMAND}")
     return info.functions[found.index]
 
 

@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 import attrs
 
 from .custom import custom_size, find_custom_sections
+from .formats import foreign
 from .stack import FUNCTION_LIMIT as FUNCTION_WEIGHT, MODULE_LIMIT as MODULE_WEIGHT, Weigher
 from .types import (
     ELEMENT_LIMIT as ELEMENT_LIMIT,
@@ -41,6 +42,7 @@ from .types import (
     ExcessiveModuleError as ExcessiveModuleError,
     Export as Export,
     ExternType as ExternType,
+    ForeignFormatError as ForeignFormatError,
     FuncType as FuncType,
     GlobalType as GlobalType,
     Import as Import,
@@ -61,6 +63,8 @@ STEPS, BYTES_PER_STEP = 200_000, 16
 INDEXES_PER_STEP = 4
 # Instructions of one constant expression, at most. Compilers write up to three.
 CONSTANT_LIMIT = 1000
+# The custom section that lists what made the module, and its bytes that are read, at most.
+PRODUCERS, MAX_PRODUCERS = "producers", 4096
 
 
 def read_module(
@@ -287,6 +291,7 @@ class _Reader:
         self.exports: dict[str, Export] = {}
         self.sections: list[Section] = []
         self.counts = Counter[int]()  # {section id: items}
+        self.producers: tuple[tuple[str, str, str], ...] = ()
         self.start: int | None = None
         self.data_count: int | None = None
         self.passive_elements = self.passive_data = self.code_bytes = 0
@@ -307,10 +312,8 @@ class _Reader:
 
     def read(self) -> ModuleInfo:
         cursor, size, last = self.cursor, self.cursor.end, -1
-        if cursor.data[:4] == HEADER[:4] and cursor.data[6:8] == b"\1\0":  # the layer
-            cursor.refuse("component")
-        if cursor.data[:8] != HEADER:
-            cursor.fail("no WebAssembly header")
+        if (what := foreign(cursor.data)) is not None:
+            raise ForeignFormatError(what)
         cursor.at = len(HEADER)
         while cursor.at < size:
             if section := cursor.byte():
@@ -348,8 +351,11 @@ class _Reader:
         elif section == 13:
             cursor.refuse("exception tags")
         else:
-            cursor.name()
+            name = cursor.name()
+            begin = cursor.at
             cursor.skip(cursor.end - cursor.at)
+            if name == PRODUCERS and not self.producers:
+                self.producers = read_producers(cursor.data[begin : begin + MAX_PRODUCERS])
 
     def finish(self) -> ModuleInfo:
         spaces, counts = self.spaces, self.counts
@@ -381,6 +387,7 @@ class _Reader:
             extern_items=self.extern_items,
             locals=self.locals,
             sections=tuple(self.sections),
+            producers=self.producers,
         )
 
     def kind(self) -> str:
@@ -500,3 +507,18 @@ class _Reader:
                 cursor.index(len(self.spaces["memory"]), "memory")
             cursor.expression()
         cursor.skip(cursor.number(32))
+
+
+def read_producers(payload: bytes) -> tuple[tuple[str, str, str], ...]:
+    """Return field, name and version of each tool in a section `producers`, up to a fault."""
+    cursor = Cursor(payload, 0, len(payload))
+    found: list[tuple[str, str, str]] = []
+    try:
+        # The payload may have been cut, so the counts say nothing; each item takes a byte or more.
+        for _ in range(cursor.number(32)):
+            field = cursor.name()
+            for _ in range(cursor.number(32)):
+                found.append((field, cursor.name(), cursor.name()))
+    except MalformedModuleError:
+        pass  # custom sections are nobody's business but ours
+    return tuple(found)

@@ -84,6 +84,17 @@ class UnsupportedFeatureError(MalformedModuleError):
         self.feature = feature
 
 
+class ForeignFormatError(MalformedModuleError):
+    """The bytes are no core module but something else, which is `what`."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what, 0)
+        self.args = (what,)  # the argument with which pickle calls the class
+
+    def __str__(self) -> str:
+        return f"not a WebAssembly module but {self.what}"
+
+
 class ExcessiveModuleError(ValueError):
     """The module may be well-formed, but has more of something than any useful module."""
 
@@ -191,6 +202,8 @@ class ModuleInfo:
     """Number of locals of all functions together, without their parameters."""
     sections: tuple[Section, ...]
     """Sections in the order of the file, including custom ones."""
+    producers: tuple[tuple[str, str, str], ...] = ()
+    """Field, name and version of each tool that is listed in the section `producers`."""
     # {name: export}; a dict has no hash, so it stays out of comparisons.
     _by_name: dict[str, Export] = attrs.field(init=False, eq=False, repr=False, factory=dict)
 

@@ -66,9 +66,13 @@ class HostTable:
 
     def __init__(self, imports: Sequence[HostImport]) -> None:
         self.imports = tuple(imports)
-        self.params = [cells(host.type.params) for host in imports]
-        self.results = [cells(host.type.results) for host in imports]
-        self.result_kinds = [kinds(host.type.results) for host in imports]
+        # A function with references is one that only traps: it reads and returns nothing.
+        types = [
+            FuncType() if host.type.uncrossable() is not None else host.type for host in imports
+        ]
+        self.params = [cells(type.params) for type in types]
+        self.results = [cells(type.results) for type in types]
+        self.result_kinds = [kinds(type.results) for type in types]
 
     def define(self, linker: int) -> list[str]:
         """Define all of them in a linker; return the messages of what could not be."""
@@ -124,7 +128,7 @@ def _on_call(
     continuation: Continuations,
 ) -> None:
     try:
-        _note(env, caller, args, nargs, results, continuation)
+        _note(env, caller, args, results, continuation)
     except BaseException as error:
         # Another signal may be waiting. Nothing is called here, as after calls Python looks for it.
         continuation[0] = _AT_ONCE
@@ -137,15 +141,14 @@ NO_GAP = holds_from_the_start(_on_call)
 format, it does not keep what comes before its first instruction is over, which ends the process."""
 
 
-def _note(
-    env: int, caller: int, args: int, nargs: int, results: int, continuation: Continuations
-) -> None:
+def _note(env: int, caller: int, args: int, results: int, continuation: Continuations) -> None:
     """Note what the guest asks for; it goes on once that is answered."""
     context = native.caller_context(caller)
     number = native.context_get_data(context)
     store, table = INSTANCES[number]
     index = env - 1
-    raw = ctypes.string_at(args, nargs * native.VALUE_SIZE) if nargs else b""
+    size = table.params[index].size
+    raw = ctypes.string_at(args, size) if size else b""
     memory = None
     if store.memory is not None:
         memory = SuspendedMemory(

@@ -62,7 +62,7 @@ VALUE_OFFSET = 8
 # {value type: (kind, struct code)}
 VALUE_KINDS = {"i32": (0, "i"), "i64": (1, "q"), "f32": (2, "f"), "f64": (3, "d")}
 # wasm_valkind_t, for building function types.
-TYPE_KINDS = {"i32": 0, "i64": 1, "f32": 2, "f64": 3}
+TYPE_KINDS = {"i32": 0, "i64": 1, "f32": 2, "f64": 3, "externref": 128, "funcref": 129}
 EXTERN_FUNC, EXTERN_GLOBAL, EXTERN_TABLE, EXTERN_MEMORY = 0, 1, 2, 3
 # wasmtime_extern_t: a kind, and a handle of at most 24 bytes at offset 8.
 EXTERN_SIZE = 32
