@@ -21,6 +21,7 @@ import trio
 
 from ._core.events import Event, Lost, Stamped
 from ._ki import outlast
+from ._threads import no_autojump
 
 # At about 1 KB an event, a sink may fall 10 MB behind before events are dropped.
 BUFFER_EVENTS = 10_000
@@ -106,7 +107,8 @@ class ThreadedLogWriter:
         self._written = functools.partial(token.run_sync_soon, written.set)
         self._closing.set()
         self._wake.set()
-        await outlast(written, timeout)
+        with no_autojump():
+            await outlast(written, timeout)
 
     def _note_gap(self, first: int, count: int, at: float) -> None:
         self._gap = None

@@ -13,6 +13,7 @@ from .._log import LogWriter, ThreadedLogWriter
 from .._owner import check_trio
 from .._pool.pool import Pool
 from .._public import public
+from .._threads import run_in_thread
 from .cache import InstanceCache
 from .parts import Parts
 
@@ -57,7 +58,7 @@ async def open_cache(
         raise TypeError(f"config must be a CacheConfig, got {config!r}")
     subprocess = code_cache = None
     if config.cache_dir is not None:
-        code_cache = await trio.to_thread.run_sync(
+        code_cache = await run_in_thread(
             CodeCache, config.cache_dir, config.stack_size, limiter=trio.CapacityLimiter(1)
         )
     if config.compile_memory is not None:

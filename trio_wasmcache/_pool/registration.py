@@ -43,6 +43,7 @@ from .._engine.base import Engine, HostImport
 from .._engine.compile_slots import Turn
 from .._runtime.host import AnyHost, HostFunction, MissingFunction, flatten
 from .._runtime.module import INITIALIZE, CachedModule, DebugBook
+from .._threads import run_in_thread
 
 # Bytes from which on a module is hashed in a thread: hashing takes 1 to 2 ms a MB, a hop 0.2 ms.
 DIGEST_IN_THREAD = 256 * 1024
@@ -209,7 +210,7 @@ async def read_source(
         )
     path = Path(os.fsdecode(source))
     try:
-        data = await trio.to_thread.run_sync(
+        data = await run_in_thread(
             _read, what, path, limit, abandon_on_cancel=True, limiter=readers
         )
     except OSError as error:
@@ -517,7 +518,7 @@ class Compiler:
 async def _digest(wasm: bytes, limiter: trio.CapacityLimiter) -> bytes:
     if len(wasm) < DIGEST_IN_THREAD:
         return hashlib.sha256(wasm).digest()
-    digest = await trio.to_thread.run_sync(lambda: hashlib.sha256(wasm).digest(), limiter=limiter)
+    digest = await run_in_thread(lambda: hashlib.sha256(wasm).digest(), limiter=limiter)
     # A thread that hashes is not abandoned; the cache may have been closed meanwhile.
     await trio.lowlevel.checkpoint_if_cancelled()
     return digest

@@ -28,6 +28,7 @@ from .._abi.gil import paced
 from .._core.config import CacheConfig
 from .._core.policy.shares import BURST_FUEL, CALL_FUEL, PASS_FUEL, Share
 from .._engine.base import HostCall
+from .._threads import no_autojump, run_in_thread
 from .host import AnyHost
 from .turns import Turns
 
@@ -170,7 +171,7 @@ class Runner:
         **Checkpoint:** always.
         **Cancellation:** the thread is abandoned.
         """
-        return await trio.to_thread.run_sync(
+        return await run_in_thread(
             paced, function, *values, abandon_on_cancel=True, limiter=self.converters
         )
 
@@ -180,13 +181,14 @@ class Runner:
         **Checkpoint:** always.
         **Cancellation:** takes effect when the thread has ended.
         """
-        return await trio.to_thread.run_sync(importlib.import_module, name, limiter=self.importers)
+        return await run_in_thread(importlib.import_module, name, limiter=self.importers)
 
     async def read(self, function: Callable[..., T], *values: object) -> T:
         """Call a function that reads the user's data and may take any time, in a thread.
 
         The function may wait for anything, such as another call of this cache, so the thread does
         not wait for a token: there are at most as many of these threads as held leases.
+        For the same reason a mock clock may jump meanwhile.
 
         **Checkpoint:** always.
         **Cancellation:** the thread is abandoned.
@@ -293,10 +295,11 @@ class Runner:
 
         job.in_thread = True
         try:
-            trio.lowlevel.start_thread_soon(
-                functools.partial(_slices, job, self.threads), deliver, "trio_wasmcache call"
-            )
-            over: bool = await trio.lowlevel.wait_task_rescheduled(abort)
+            with no_autojump():
+                trio.lowlevel.start_thread_soon(
+                    functools.partial(_slices, job, self.threads), deliver, "trio_wasmcache call"
+                )
+                over: bool = await trio.lowlevel.wait_task_rescheduled(abort)
         finally:
             job.in_thread = False
             job.out_of_thread.set()

@@ -15,6 +15,7 @@ from ..._core.wasm.driver import Layout, Shape, layout
 from ..._core.wasm.memory_driver import memory_layout
 from ..._core.wasm.memory_layout import MemoryLayout, MemoryShape
 from ..._core.wasm.reader import FuncType
+from ..._threads import run_in_thread
 from ..base import UnderWay
 from . import native
 from .companions import instantiate, part
@@ -93,7 +94,7 @@ class Drivers:
             owned = native.engine_clone(engine())
             # Whoever is the last to hold it frees it: this call, or a thread that was abandoned.
             holder = _Held(owned)
-            code = await trio.to_thread.run_sync(
+            code = await run_in_thread(
                 holder.compile, shape, abandon_on_cancel=True, limiter=limiter
             )
             engine()  # it may have been closed meanwhile

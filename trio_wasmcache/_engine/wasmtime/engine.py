@@ -15,6 +15,7 @@ from ..._core.wasm.admission import Edits
 from ..._core.wasm.driver import Shape
 from ..._core.wasm.memory_layout import MemoryShape
 from ..._core.wasm.reader import ModuleInfo
+from ..._threads import run_in_thread
 from ..base import Artifact, HostImport
 from ..compile_slots import CompileSlots, Turn
 from . import native
@@ -79,9 +80,7 @@ class WasmtimeEngine:
         return self._tally.scratch
 
     async def to_wasm(self, text: str) -> bytes:
-        return await trio.to_thread.run_sync(
-            to_wasm, text, abandon_on_cancel=True, limiter=self._texts
-        )
+        return await run_in_thread(to_wasm, text, abandon_on_cancel=True, limiter=self._texts)
 
     def turn(self, group: Hashable) -> Turn:
         return self.compile_slots.turn(group)
@@ -113,7 +112,7 @@ class WasmtimeEngine:
                 native.wasm_engine_delete(engine)
 
         try:
-            return await trio.to_thread.run_sync(
+            return await run_in_thread(
                 run,
                 abandon_on_cancel=True,
                 # It has the two methods that are documented to be enough.
@@ -131,7 +130,7 @@ class WasmtimeEngine:
             make = functools.partial(WasmtimeModule, engine, artifact, tuple(hosts), self._tally)
             if len(artifact.data) < LOAD_IN_THREAD:
                 return make()
-            module = await trio.to_thread.run_sync(make, limiter=self._loaders)
+            module = await run_in_thread(make, limiter=self._loaders)
         finally:
             native.wasm_engine_delete(engine)
         if self._engine is None:
@@ -165,7 +164,7 @@ class WasmtimeEngine:
         ]
         groups.append([image for module in modules for image in module.images])
         groups.append(find_stacks(self._stack_size))
-        found = await trio.to_thread.run_sync(
+        found = await run_in_thread(
             count_resident, groups, abandon_on_cancel=True, limiter=self._counters
         )
         return ResidentBytes(**dict(zip(("idle", "running", "code", "stacks"), found, strict=True)))

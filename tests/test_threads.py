@@ -1,0 +1,164 @@
+"""Trio's mock clock does not jump while a thread of the library works."""
+
+from __future__ import annotations
+
+import ast
+import math
+import threading
+from array import array
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from kits import ListLogger, WasmtimeKit, add, open_real_cache
+from trio.testing import MockClock
+
+import trio_wasmcache
+from trio_wasmcache import CacheConfig
+from trio_wasmcache._threads import no_autojump, run_in_thread
+
+PACKAGE = Path(trio_wasmcache.__file__).parent
+LIMITER = trio.CapacityLimiter(10)
+
+
+async def test_a_deadline_does_not_pass_while_a_thread_works(autojump_clock: MockClock) -> None:
+    """The clock stands, also behind the first of two threads, and jumps again afterwards."""
+    begun, go = threading.Event(), threading.Event()
+
+    def work() -> str:
+        begun.set()
+        assert go.wait(60)
+        return "done"
+
+    async def short() -> None:
+        await run_in_thread(begun.wait, 60, limiter=LIMITER)
+        assert autojump_clock.autojump_threshold == math.inf  # the other thread still works
+        go.set()
+
+    with trio.fail_after(1):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(short)
+            assert await run_in_thread(work, limiter=LIMITER) == "done"
+    assert (trio.current_time(), autojump_clock.autojump_threshold) == (0, 0)
+    with trio.move_on_after(1) as scope:
+        await trio.sleep_forever()
+    assert scope.cancelled_caught
+    assert trio.current_time() == 1
+
+
+async def test_a_failed_or_cancelled_wait_lets_the_clock_jump_again(
+    autojump_clock: MockClock,
+) -> None:
+    """Whatever ends the wait; with other clocks nothing is done."""
+    with pytest.raises(ZeroDivisionError):
+        await run_in_thread(lambda: 1 // 0, limiter=LIMITER)
+    assert autojump_clock.autojump_threshold == 0
+    go = threading.Event()
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await run_in_thread(go.wait, 60, limiter=LIMITER, abandon_on_cancel=True)
+    go.set()
+    assert scope.cancelled_caught
+    assert autojump_clock.autojump_threshold == 0
+
+
+async def test_no_other_clock_is_touched() -> None:
+    """The system's clock has no threshold."""
+    before = dict(vars(trio.lowlevel.current_clock())) if _has_fields() else None
+    with no_autojump():
+        pass
+    assert before is None or before == vars(trio.lowlevel.current_clock())
+
+
+def _has_fields() -> bool:
+    return hasattr(trio.lowlevel.current_clock(), "__dict__")
+
+
+async def test_register_is_not_cancelled_by_a_jump(
+    real: WasmtimeKit, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Text, bytes and files are read and compiled in threads, at no time of the clock."""
+    file = tmp_path / "add.wasm"
+    file.write_bytes(real.adding(1))
+    text = '(module (func (export "run") (param i64) (result i64) (local.get 0)))'
+    async with real.open() as cache:
+        for number, wasm in enumerate((text, real.adding(2), file)):
+            with trio.fail_after(1):
+                function = await add(cache, f"f{number}", wasm)  # type: ignore[arg-type]
+                reset = await add(
+                    cache,
+                    f"reset{number}",
+                    wasm,
+                    isolation="reset",  # type: ignore[arg-type]
+                )
+                assert await function.call(1) in (1, 2, 3)
+                assert await reset.call(1) in (1, 2, 3)
+        assert trio.current_time() == 0
+
+
+async def test_calls_and_batches_are_not_cancelled_by_a_jump(
+    real: WasmtimeKit, autojump_clock: MockClock
+) -> None:
+    """Slices in threads, drivers that are compiled, and values that are converted in threads."""
+    config = CacheConfig(offload_after=1, yield_fuel=10_000)
+    async with real.open(config) as cache:
+        costly = await add(cache, "costly", real.costly())
+        async with costly.acquire() as lease:
+            with trio.fail_after(1):
+                assert await lease.call(7) == 7
+                assert list(await lease.map([array("q", range(10))])) == list(range(10))
+        assert trio.current_time() == 0
+
+
+async def test_a_log_is_flushed_though_a_jump_would_end_the_wait(
+    real: WasmtimeKit, autojump_clock: MockClock
+) -> None:
+    """A sink takes its time; `log_flush_timeout` is not over meanwhile."""
+    go = threading.Event()
+
+    class Slow(ListLogger):
+        def info(self, event: str, **fields: Any) -> None:
+            assert go.wait(60)
+            super().info(event, **fields)
+
+    logger = Slow()
+    async with trio_wasmcache.open_cache(logger=logger) as cache:
+        await add(cache, "f", real.adding(1))
+        trio.lowlevel.spawn_system_task(_set_soon, go)
+    assert [event for _, event, _ in logger.lines][-1] == "wasmcache.closed"
+    assert trio.current_time() == 0
+
+
+async def _set_soon(go: threading.Event) -> None:
+    await trio.to_thread.run_sync(int)
+    go.set()
+
+
+def test_threads_are_started_in_one_place() -> None:
+    """But for those that may wait for a task, and the log's own."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+        uses = [name for name in names if name.endswith(("to_thread.run_sync", "thread_soon"))]
+        if uses:
+            found[path.relative_to(PACKAGE).as_posix()] = uses
+    assert found == {
+        "_threads.py": ["trio.to_thread.run_sync"],
+        "_runtime/runner.py": ["trio.to_thread.run_sync", "trio.lowlevel.start_thread_soon"],
+    }
+
+
+async def test_a_cache_under_a_mock_clock_evicts_at_its_time(
+    real: WasmtimeKit, autojump_clock: MockClock
+) -> None:
+    """Where no thread works the clock jumps, and the idle instance goes when its time is over."""
+    async with open_real_cache(CacheConfig(idle_timeout=60)) as cache:
+        function = await add(cache, "f", real.adding(1))
+        with trio.fail_after(59):
+            await function.call(1)
+        await trio.sleep(59)
+        assert cache.stats().idle_instances == 1
+        await trio.sleep(2)
+        assert cache.stats().evictions["idle"] == 1

@@ -1,0 +1,73 @@
+"""Runs functions in threads, while Trio's mock clock does not jump.
+
+`trio.testing.MockClock` with an `autojump_threshold` jumps to the next deadline when all tasks
+wait, even if one of them waits for a thread. So a deadline would pass because a module is being
+compiled, which takes no time of that clock. `no_autojump` prevents that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol, TypeGuard, TypeVar
+
+import trio
+
+T = TypeVar("T")
+
+
+class _Jumping(Protocol):
+    """The part of `trio.testing.MockClock` that is used, which must not be imported for it."""
+
+    autojump_threshold: float
+
+
+# (waits for threads under way, the threshold to put back after the last one)
+_held: trio.lowlevel.RunVar[tuple[int, float]] = trio.lowlevel.RunVar("trio_wasmcache clock")
+
+
+async def run_in_thread(
+    function: Callable[..., T],
+    *values: object,
+    limiter: trio.CapacityLimiter,
+    abandon_on_cancel: bool = False,
+) -> T:
+    """Call a function in a thread, as `trio.to_thread.run_sync` does; no mock clock jumps.
+
+    The function must not wait for a task that waits for the clock.
+
+    **Checkpoint:** always.
+    **Cancellation:** the thread is abandoned, or with `abandon_on_cancel=False` waited for.
+    """
+    with no_autojump():
+        return await trio.to_thread.run_sync(
+            function, *values, limiter=limiter, abandon_on_cancel=abandon_on_cancel
+        )
+
+
+@contextmanager
+def no_autojump() -> Iterator[None]:
+    """Do not let a mock clock jump in the block, which waits for a thread; other clocks go on.
+
+    The thread must not wait for a task that waits for the clock.
+    """
+    clock = trio.lowlevel.current_clock()
+    if not _jumps(clock):
+        yield
+        return
+    count, threshold = _held.get((0, 0.0))
+    if not count:
+        threshold, clock.autojump_threshold = clock.autojump_threshold, math.inf
+    _held.set((count + 1, threshold))
+    try:
+        yield
+    finally:
+        count, threshold = _held.get()
+        _held.set((count - 1, threshold))
+        if count == 1:
+            clock.autojump_threshold = threshold
+
+
+def _jumps(clock: object) -> TypeGuard[_Jumping]:
+    return hasattr(clock, "autojump_threshold")
