@@ -145,6 +145,22 @@ class ThreadedLogWriter:
 
 
 @final
+class NoLogWriter:
+    """A `LogWriter` that drops all events, for tests that look at none."""
+
+    def __init__(self) -> None:
+        self.lost = 0
+        self.failures = 0
+
+    def add(self, event: Event, at: float) -> None:
+        """Drop `event`."""
+
+    async def close(self, timeout: float) -> None:
+        del timeout  # nothing is to be written
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+
+@final
 class InlineLogWriter:
     """A `LogWriter` that writes at once, in the calling thread, for tests and mock clocks."""
 

@@ -29,7 +29,7 @@ from ._core.policy.lifecycle import State
 from ._core.policy.records import Stage
 from ._engine.fake.engine import FakeEngine as FakeEngine
 from ._engine.fake.instance import FakeFailure as FakeFailure
-from ._log import InlineLogWriter
+from ._log import InlineLogWriter, NoLogWriter
 from ._runtime.bound import BoundFunction
 
 __all__ = [
@@ -53,15 +53,17 @@ __all__ = [
 async def open_fake_cache(
     config: CacheConfig | None = None, *, engine: FakeEngine | None = None, logger: object = None
 ) -> AsyncIterator[InstanceCache]:
-    """Open a cache on a fake engine, which writes events at once, in the calling task.
+    """Open a cache on a fake engine, for the length of a block.
 
-    With the default configuration calls never move to a thread, so `trio.testing.MockClock` with an
-    `autojump_threshold` can be used.
+    `trio.testing.MockClock` with an `autojump_threshold` can be used: it does not jump while a
+    thread works for the cache.
 
     Args:
-        config: the limits; `CacheConfig(offload_after=None)` by default.
+        config: the limits; by default `CacheConfig(offload_after=None)`, with which calls never
+            move to a thread.
         engine: the fake engine; a new one by default.
-        logger: a structlog logger; ``structlog.get_logger("trio_wasmcache")`` by default.
+        logger: a structlog logger, which is called in the task that caused the event, or None to
+            log nothing.
 
     Raises:
         AssertionError: on leaving, an instance was not closed or a module not unloaded. That is a
@@ -72,7 +74,8 @@ async def open_fake_cache(
     """
     config = CacheConfig(offload_after=None) if config is None else config
     engine = FakeEngine() if engine is None else engine
-    async with open_with(config, engine, InlineLogWriter(logger)) as cache:
+    log = NoLogWriter() if logger is None else InlineLogWriter(logger)
+    async with open_with(config, engine, log) as cache:
         yield cache
     assert engine.open_instances == 0, f"{engine.open_instances} instances were never closed"
     assert engine.loaded_modules == 0, f"{engine.loaded_modules} modules were never unloaded"

@@ -240,7 +240,7 @@ class Chunks:
             if error.row is None:
                 error.row = self.row()
             values = self.values(error.row)
-        elif isinstance(error, Exception) and not self.call.ended and self.host_call is not None:
+        elif isinstance(error, Exception) and not self.call.ended and self._chunk_fuel:
             error.add_note(f"in row {self.row()} of a batch of {self.what}")
         self.call.fail(error, values)
 

@@ -13,7 +13,7 @@ runner that polls them.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from attrs import define, field, frozen
@@ -120,6 +120,9 @@ class HostCall:
     """For host functions to keep what they know about this instance; a reset clears it."""
     spent: int = 0
     """Fuel that this host call has cost so far."""
+    serve: Callable[[HostCall], Generator[float, None, tuple[object, ...]]] | None = None
+    """Function of the engine's own that answers it, at no cost: yields the seconds to wait, and
+    returns the results. None: the host function of that index answers."""
 
     def spend(self, fuel: int) -> None:
         """Charge the guest's call for something that the host does for it, before it is done.

@@ -17,7 +17,7 @@ import importlib
 import time
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
-from typing import Protocol, TypeVar, final
+from typing import Any, Protocol, TypeVar, final
 
 import outcome
 import trio
@@ -309,13 +309,15 @@ class Runner:
         return over
 
     async def _answer(self, job: Job, call: HostCall) -> None:
-        host = job.hosts[call.index]
+        serve: Callable[[HostCall], Any] | None = call.serve
         meter = self.meter(job.share)
         reset = context_of_call.set(job.lease)
         try:
-            call.spend(CALL_FUEL)
+            if serve is None:
+                serve = job.hosts[call.index].serve
+                call.spend(CALL_FUEL)
             with meter:
-                served = host.serve(call)
+                served = serve(call)
             if isinstance(served, tuple):
                 results = served
             elif isinstance(served, Coroutine):

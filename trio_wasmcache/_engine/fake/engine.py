@@ -78,6 +78,8 @@ class FakeEngine(Steps):
         code_size: int = 16 * KiB,
         fuel: float = 100,
         start_fuel: float = 0,
+        seconds: float = 0,
+        start_seconds: float = 0,
         grow_pages: int = 0,
         host_imports: Sequence[tuple[str, str]] = (),
         resettable: bool = True,
@@ -86,35 +88,65 @@ class FakeEngine(Steps):
     ) -> bytes:
         """Make bytes to register: a well-formed module whose export behaves as said here.
 
+        A call that takes `seconds` does so between two slices, by Trio's clock, as if its guest
+        slept: no thread and no CPU time are used, and calls of other leases go on meanwhile. With
+        `trio.testing.MockClock` and an `autojump_threshold` no time passes. In a batch each row
+        takes that long.
+
+        .. code-block::
+
+            async def test_a_slow_call_is_given_up(autojump_clock):
+                engine = FakeEngine()
+                slow = engine.module(seconds=30)
+                async with open_fake_cache(engine=engine) as cache:
+                    f = await cache.register(
+                        "f", slow, args=("i64",), returns="i64", export="run"
+                    )
+                    with pytest.raises(trio.TooSlowError), trio.fail_after(10):
+                        await f.call(1)
+
         Args:
-            run: gives the result; what it raises is what the call raises.
-            params: wasm types of the export's arguments; host imports have the same.
-            results: wasm types of its results; host imports have the same.
-            export: its name.
-            memory_pages: of its memory, which is exported as ``"memory"``.
-            max_pages: of its memory; None: the module says nothing.
-            code_size: bytes, once loaded.
-            fuel: burnt by a call; `math.inf`: it never ends by itself.
-            start_fuel: burnt by its start.
-            grow_pages: added to the memory by each call.
-            host_imports: (module, name) of host functions; a call calls each, in order, with its
-                own arguments, and then `run` with their results.
-            resettable: whether its instances can be put back, as ``isolation="reset"`` asks.
+            run: function that is called with the values of a call (wasm's numbers) and returns its
+                result: a number, a tuple of numbers for several `results`, or anything for none. A
+                call raises what it raises, and `TypeError` or `OverflowError` if what it returned
+                is not of the types in `results`. The first argument is returned by default.
+            params: wasm types of the export's parameters, and of those of its host imports.
+            results: wasm types of its results, and of those of its host imports.
+            export: name of the export.
+            memory_pages: pages of 64 KiB of its memory, which is exported as ``"memory"`` and takes
+                no memory of the process until something is written to it.
+            max_pages: largest number of pages of its memory; None: the module has no maximum.
+            code_size: bytes of its code, once loaded.
+            fuel: units of fuel that a call burns; `math.inf`: it never ends by itself.
+            start_fuel: units of fuel that starting an instance burns.
+            seconds: seconds that a call takes on Trio's clock; `math.inf`: it never ends by itself.
+            start_seconds: seconds that starting an instance takes.
+            grow_pages: pages that each call adds to the memory.
+            host_imports: (module, name) of each host function that it imports; a call calls each,
+                in this order, with its own arguments, and then `run` with their results.
+            resettable: whether its instances can be reset, as ``isolation="reset"`` asks.
             address_space: bytes of addresses that an instance reserves, and each of its drivers.
-            mappings: memory mappings of an instance, and of each of its drivers.
+            mappings: number of memory mappings of an instance, and of each of its drivers.
+
+        Raises:
+            ValueError: `seconds` or `start_seconds` is negative or not a number.
         """
         name = f"fake module {len(self.modules) + 1}"
         signature = FuncType(tuple(params), tuple(results))
         self.modules[name] = Behaviour(
-            run,
-            code_size,
-            fuel,
-            start_fuel,
-            grow_pages,
-            len(host_imports),
-            resettable,
-            address_space,
-            mappings,
+            run=run,
+            export=export,
+            results=signature.results,
+            code_size=code_size,
+            fuel=fuel,
+            start_fuel=start_fuel,
+            seconds=_duration("seconds", seconds),
+            start_seconds=_duration("start_seconds", start_seconds),
+            grow_pages=grow_pages,
+            host_calls=len(host_imports),
+            resettable=resettable,
+            address_space=address_space,
+            mappings=mappings,
         )
         return encode_module(
             types=[signature],
@@ -216,3 +248,9 @@ class FakeEngine(Steps):
                 if name in self.modules:
                     return self.modules[name]
         raise InvalidModuleError("not made by FakeEngine.module of this engine")
+
+
+def _duration(what: str, seconds: float) -> float:
+    if not seconds >= 0:  # NaN, too
+        raise ValueError(f"{what} must be 0 or more seconds, got {seconds!r}")
+    return seconds

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import functools
+from collections.abc import Generator, Hashable, Sequence
 from typing import Any, Protocol
 
 from attrs import define, field
 
 from ..._core.config import WASM_PAGE
-from ..._core.errors import FuelExhaustedError, LoadError, TrapError
+from ..._core.errors import FuelExhaustedError, GuestError, LoadError, TrapError
 from ..._core.wasm.admission import check_call
 from ..._core.wasm.reader import FuncType
 from ..._public import public_in_testing
@@ -86,13 +87,18 @@ class FakeInstance:
     _polls: int = 0
     _values: tuple[object, ...] = ()
     _answers: list[object] = field(factory=list)
+    _seconds: float = 0
+    """Time that what is under way has yet to take, on Trio's clock."""
+    _failure: Exception | None = None
+    """What the fake function raised in the first slice of the call under way."""
     _pages: int = 0
     _marked: int | None = None
 
     def __attrs_post_init__(self) -> None:
         self._pages = sum(limits.minimum for limits in self.module.artifact.info.memories)
-        self.memory = FakeMemory(bytearray(self._pages * WASM_PAGE))
+        self.memory = FakeMemory(self._pages * WASM_PAGE)
         self._needed = self.module.behaviour.start_fuel
+        self._seconds = self.module.behaviour.start_seconds
 
     def poll(self) -> bool:
         assert not self.closed, "polled after it was closed"
@@ -108,6 +114,10 @@ class FakeInstance:
         self._polls += 1
         if self._under_way == "start" and self._polls == 1:
             return False  # starting takes a checkpoint
+        if self._failure is not None:
+            return True
+        if self._under_way == "start" and self._pause():
+            return False
         if self._driver is not None:
             return self._driver.run(self.yield_fuel)
         if self._under_way == "call" and not self.ask_host(self._values):
@@ -118,11 +128,24 @@ class FakeInstance:
 
     def ask_host(self, values: tuple[object, ...]) -> bool:
         """Return whether the host has answered all that this call asks; else ask for the next."""
+        if self._pause():
+            return False
         if len(self._answers) == self.module.behaviour.host_calls:
             return True
         if self.host_call is None:
             self._call_host(len(self._answers), values)
         return False
+
+    def _pause(self) -> bool:
+        """Ask the host for the time that this takes; return whether it is not over yet."""
+        if self._seconds and self.host_call is None:
+            serve = functools.partial(_wait, self._seconds)
+            self.host_call = HostCall(0, (), self.memory, self._go_on, serve=serve)
+        return bool(self._seconds)
+
+    def _go_on(self, _results: Sequence[object]) -> None:
+        self._seconds = 0
+        self.host_call = None
 
     def _call_host(self, index: int, values: tuple[object, ...]) -> None:
         def answer(results: Sequence[object]) -> None:
@@ -178,7 +201,7 @@ class FakeInstance:
     def abandon(self) -> None:
         assert not self.polling, "abandoned while it was polled"
         self.module.starting.discard(self)
-        self._under_way = self.host_call = self._driver = None
+        self._under_way = self.host_call = self._driver = self._failure = None
 
     def fuel_left(self) -> int:
         assert not self.closed, "asked for fuel after it was closed"
@@ -214,12 +237,31 @@ class FakeInstance:
         self._under_way = "call"
         self._values, self.fuel = values, fuel
         self._answers = []
+        self._seconds = self.module.behaviour.seconds
         self._needed = self.module.behaviour.fuel
         self._burnt = self._polls = 0
 
     def finish(self) -> Any:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            self._under_way = None
+            raise failure
         self._finish("call")
         return self.result(self._values)
+
+    def finish_first_slice(self) -> Any:
+        """Return the result, or `UNDER_WAY` for an exception that is not a guest's.
+
+        The second slice raises it then. If the first one did, callers would take a `TypeError` or
+        `ValueError` for one of `GuestFunction.begin`, about values that do not fit.
+        """
+        try:
+            return self.finish()
+        except GuestError:
+            raise
+        except Exception as error:
+            self._under_way, self._failure = "call", error
+            return UNDER_WAY
 
     def result(self, values: tuple[object, ...]) -> Any:
         """Return what a call ends with."""
@@ -227,7 +269,8 @@ class FakeInstance:
         self._pages += behaviour.grow_pages
         self.memory.grow(behaviour.grow_pages)
         answers, self._answers = self._answers, []
-        return behaviour.run(*(answers or values))
+        self._seconds = behaviour.seconds  # of the next row, in a batch
+        return behaviour.result(tuple(answers) or values)
 
     def add_driver(self, key: Hashable, driver: Rows) -> None:
         """Keep a driver for as long as this lives, as a part of its size."""
@@ -260,6 +303,12 @@ class FakeInstance:
             raise FuelExhaustedError("all fuel is burnt")
 
 
+def _wait(seconds: float, _call: HostCall) -> Generator[float, None, tuple[object, ...]]:
+    """Answer a fake call that takes time: the runner waits for as long as this yields."""
+    yield seconds
+    return ()
+
+
 @define(eq=False)
 class FakeFunction:
     """See `GuestFunction`."""
@@ -286,7 +335,7 @@ class FakeFunction:
             if isinstance(value, int) and value.bit_length() > 63:
                 raise OverflowError(f"{value!r} is too large")
         self.instance.begin(values, fuel)
-        return self.finish() if self.instance.poll() else UNDER_WAY
+        return self.instance.finish_first_slice() if self.instance.poll() else UNDER_WAY
 
     def finish(self) -> Any:
         return self.instance.finish()

@@ -9,33 +9,52 @@ from ..._core.config import WASM_PAGE
 
 @define(eq=False)
 class FakeMemory:
-    """See `GuestMemory`."""
+    """See `GuestMemory`. Pages that were never written to take no memory."""
 
-    _data: bytearray = field(factory=bytearray, repr=False)
-
-    @property
-    def size(self) -> int:
-        return len(self._data)
+    size: int = 0
+    """Bytes, in whole pages."""
+    pages: dict[int, bytearray] = field(factory=dict, repr=False)
+    """{number: page} of the pages that were written to."""
 
     def read(self, at: int, n: int) -> bytes:
         self._check(at, n)
-        return bytes(self._data[at : at + n])
+        data = bytearray(n)
+        for page, start, offset, length in _parts(at, n):
+            held = self.pages.get(page)
+            if held is not None:
+                data[offset : offset + length] = held[start : start + length]
+        return bytes(data)
 
     def write(self, at: int, data: bytes | bytearray | memoryview) -> None:
         with memoryview(data) as view:
             raw = view.tobytes()
         self._check(at, len(raw))
-        self._data[at : at + len(raw)] = raw
+        for page, start, offset, length in _parts(at, len(raw)):
+            held = self.pages.get(page)
+            if held is None:
+                held = self.pages[page] = bytearray(WASM_PAGE)
+            held[start : start + length] = raw[offset : offset + length]
 
     def clear(self) -> None:
-        """As it began: zeros."""
-        self._data[:] = bytes(len(self._data))
+        """Make it all zeros, as it began."""
+        self.pages.clear()
 
     def grow(self, pages: int) -> int:
-        before = len(self._data)
-        self._data += bytes(pages * WASM_PAGE)
+        before = self.size
+        self.size += pages * WASM_PAGE
         return before
 
     def _check(self, at: int, n: int) -> None:
-        if at < 0 or n < 0 or at + n > len(self._data):
+        if at < 0 or n < 0 or at + n > self.size:
             raise IndexError(f"{n} bytes at {at} are not inside the memory")
+
+
+def _parts(at: int, n: int) -> list[tuple[int, int, int, int]]:
+    """Return [(page, where in it, where in the data, bytes)] of a range, page by page."""
+    parts, offset = [], 0
+    while offset < n:
+        page, start = divmod(at + offset, WASM_PAGE)
+        length = min(WASM_PAGE - start, n - offset)
+        parts.append((page, start, offset, length))
+        offset += length
+    return parts
