@@ -328,26 +328,26 @@ class Lease:
         returns its result.
         **Cancellation:** the guest is stopped within a slice, and its instance is dropped.
         """
-        pool = self._pool
-        if get_ident() != pool.thread:
-            raise pool.owner.refusal("call", waits=True)
-        # The fast path: short on purpose. A call that does not end in its first slice, or whose
-        # values cross through memory, needs a `Call`.
+        if get_ident() != self._pool.thread:
+            raise self._pool.owner.refusal("call", waits=True)
+        # The fast path: short on purpose, also in local variables, as each task in a call has its
+        # own. A call that does not end in its first slice, or whose values cross through memory,
+        # needs a `Call`.
         begin, bound, share = self._ready, self._bound, self._group.share
         if begin is None or bound is None:
             raise self._unusable()
         if share.burst >= BURST_FUEL:
-            await pool.runner.pass_turn(share)
+            await self._pool.runner.pass_turn(share)
             if begin is not self._ready:
                 raise self._unusable()
         else:
             await checkpoint_if_cancelled()
         if bound.steps is not None:
             return await self._call_in_steps(bound, bound.steps, values)
-        lower, fuel = bound.lower, bound.total_fuel
+        fuel = bound.total_fuel
         self._ready = None
         try:
-            if lower is None:
+            if bound.lower is None:
                 try:
                     result = begin(values, fuel)
                 except InexactError:
@@ -356,13 +356,13 @@ class Lease:
                         raise self._unusable() from None
                     result = begin(lowered, fuel)
             else:
-                lowered = lower(values)
+                lowered = bound.lower(values)
                 if self._request is None:  # code of the values' classes has ended the lease
                     raise self._unusable()
                 result = begin(lowered, fuel)
         except NoMemoryError as error:  # for its stack: the guest has not run
             self._ready = begin
-            pool.relieve(bound.entry.function.key, STACK_SHARE, error)
+            self._pool.relieve(bound.entry.function.key, STACK_SHARE, error)
             return await self.call(*values)
         except GuestError as error:
             raise self._failed(bound, error, values) from None
@@ -389,14 +389,15 @@ class Lease:
             self._fuel = burnt = fuel - bound.left.value
             share.virtual_time += burnt / share.shares
             share.burst += burnt + CALL_FUEL
-            uses, place = bound.uses, burnt.bit_length()  # `UseStats.add`, written out
-            uses.fuel += burnt
+            uses = bound.entry.uses
+            uses.fuel += burnt  # `UseStats.add`, written out
             try:
-                uses.counts[place] += 1
+                uses.counts[burnt.bit_length()] += 1
             except KeyError:
-                uses.count_in(place)
-        lift = bound.lift
-        return result if lift is None else self._lifted(bound, lift, result, values)
+                uses.count_in(burnt.bit_length())
+        if bound.lift is None:
+            return result
+        return self._lifted(bound, bound.lift, result, values)
 
     @trio.lowlevel.enable_ki_protection
     async def map(self, columns: object, *, rows: int | None = None) -> Value:
@@ -530,7 +531,7 @@ class Lease:
         self._calls += 1
         self._fuel = fuel = bound.total_fuel - bound.native.fuel_left()
         self._group.share.charge(fuel)
-        bound.uses.add(FUELS, fuel)
+        bound.entry.uses.add(FUELS, fuel)
         self._step(BROKEN)
         bound.fail(self._pool.policy, error, values, fuel)
         return error

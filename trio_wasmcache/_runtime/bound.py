@@ -12,7 +12,6 @@ from .._abi.base import Binding, Guest, Steps, Value
 from .._abi.plain import shown
 from .._core.config import KiB
 from .._core.errors import GuestError
-from .._core.metrics.counters import UseStats
 from .._core.policy.policy import Policy
 from .._core.policy.records import Entry, FunctionRecord, Instance
 from .._core.portable import CallValues
@@ -56,14 +55,13 @@ class Definition:
 
 
 @final
-@define(eq=False)
+@define(eq=False, weakref_slot=False)
 class BoundFunction:
     """A function of an instance that is ready to be called; stored in `Instance.bound`."""
 
     native: GuestInstance
     guest: GuestFunction
     definition: Definition
-    binding: Binding
     entry: Entry
     total_fuel: int
     """Units of fuel that one call may burn; after a change of the limit it is bound anew."""
@@ -76,7 +74,6 @@ class BoundFunction:
     lower: Callable[[tuple[object, ...]], Sequence[object]] | None
     lift: Callable[[Value], Value] | None
     steps: Callable[[Guest, tuple[object, ...]], Steps] | None
-    uses: UseStats
 
     @staticmethod
     def of(instance: Instance) -> BoundFunction:
@@ -88,6 +85,11 @@ class BoundFunction:
     def close(self) -> None:
         """Free the instance."""
         self.native.close()
+
+    @property
+    def binding(self) -> Binding:
+        """How values cross."""
+        return self.definition.binding
 
     @property
     def counts_results(self) -> bool:
@@ -173,7 +175,6 @@ def bind(entry: Entry, native: GuestInstance, total_fuel: int) -> BoundFunction:
         native,
         guest,
         definition,
-        binding,
         entry,
         total_fuel,
         guest.begin,
@@ -182,7 +183,6 @@ def bind(entry: Entry, native: GuestInstance, total_fuel: int) -> BoundFunction:
         binding.lower,
         binding.lift,
         binding.steps,
-        entry.uses,
     )
 
 

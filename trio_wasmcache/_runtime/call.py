@@ -107,7 +107,7 @@ class Call(Activity):
         """Reason for evicting the instance after the call, if another task has ended it."""
         self._runtime = runtime
         self._began = trio.current_time()
-        bound.uses.note_continued()
+        bound.entry.uses.note_continued()
 
     def close(self) -> None:
         """Note the fuel and time of the call, which has ended."""

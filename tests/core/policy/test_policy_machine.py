@@ -258,7 +258,7 @@ class PolicyMachine(RuleBasedStateMachine):
         def act() -> Step | None:
             assert theirs.instance is not None
             instance = theirs.instance
-            short = self.short and not (drop or seat or grown) and instance.request is theirs
+            short = self.short and not (drop or seat or grown) and theirs.plain
             if short:
                 before = snapshot(self.policy)
                 if self.policy.rest(theirs, size, self.now):

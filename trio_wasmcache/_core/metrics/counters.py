@@ -62,7 +62,7 @@ class Distribution:
 
 
 @final
-@define(eq=False)
+@define(eq=False, weakref_slot=False)
 class UseStats:
     """Uses of one entry, or of several together: acquires, instances and calls.
 

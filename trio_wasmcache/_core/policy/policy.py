@@ -40,6 +40,7 @@ from attrs import Factory, define
 from ..config import CacheConfig, SystemLimits
 from ..errors import CodeMemoryError, DeadlockError, UnknownFunctionError
 from ..events import Reason
+from ..keys import FunctionKey
 from ..metrics.counters import COMPILES, FUELS, HOLDS, RUNS, WAITS, microseconds
 from .deadlock import ROOM, Resource, Waits
 from .instances import Residents, Step
@@ -53,10 +54,14 @@ from .records import (
     GiveUp,
     GroupRecord,
     Instance,
+    Module,
     Request,
     RequestClosed,
     Stage,
 )
+
+# Entry of a spare request: its last one may be of a removed function, which must not be kept.
+_NO_ENTRY = Entry(FunctionRecord(FunctionKey("", ()), 0, Module("", 0)), GroupRecord(""))
 
 
 @define(eq=False)
@@ -76,6 +81,8 @@ class Policy:
     blocks: int = 0
     closed: bool = False
     _turns: int = 0
+    _spare: Request | None = None
+    """Ended requests of `hit`, which later hits use again: each refers to the next."""
 
     # -- the short way of a hit
 
@@ -105,9 +112,12 @@ class Policy:
             or running_size > residents.running_limit
         ):
             return None
-        request = instance.request
+        request = self._spare
         if request is None:
-            request = instance.request = Request(entry, owner)
+            request = Request(entry, owner)
+            request.hit = request.plain = request.reused = True
+        else:
+            self._spare = request.spare
         # The instance and the order of use. From here on there is not even a call of C, which
         # could still fail when Python's stack is exhausted.
         del idle[-1]
@@ -126,10 +136,10 @@ class Policy:
         ledger.running = running
         ledger.running_size = running_size
         ledger.total_size -= instance.size
-        # The request. Its owner of an earlier hit holds no reference to it any more.
+        # The request. A spare one has been plain to its end: it is a hit, and not handed over.
+        request.entry = entry
         request.instance = instance
         request.owner = owner
-        request.hit, request.handed_over = True, False
         request.give_up = give_up
         request.stage = GRANTED
         request.since = now
@@ -149,7 +159,7 @@ class Policy:
         total = ledger.total_size + size
         if (
             instance is None
-            or instance.request is not request
+            or not request.plain
             or size > config.max_instance_size
             or total > config.max_size
             or entry.waiting
@@ -195,6 +205,10 @@ class Policy:
         request.stage = ENDED
         request.instance = request.give_up = None
         del entry.claims[request], self.waits.held[request]
+        if request.reused:
+            request.entry, request.owner = _NO_ENTRY, None
+            request.spare = self._spare
+            self._spare = request
         return True
 
     # -- acquire
@@ -203,7 +217,7 @@ class Policy:
         """Let a lease that was granted the long way end the short way; see `rest`."""
         instance = request.instance
         if instance is not None and instance.entry is request.entry and not request.warm:
-            instance.request = request
+            request.plain = True
 
     def request(
         self,

@@ -131,7 +131,7 @@ class GroupRecord:
     tokens: TokenBook = Factory(TokenBook)
 
 
-@define(eq=False)
+@define(eq=False, weakref_slot=False)
 class Entry:
     """The slot of one function in one group.
 
@@ -157,7 +157,7 @@ class Entry:
         return not (self.live or self.waiting or self.claims)
 
 
-@define(eq=False)
+@define(eq=False, weakref_slot=False)
 class Instance:
     """One instance, or one seat. Its `entry` never changes."""
 
@@ -174,8 +174,6 @@ class Instance:
     rested: int = 0
     """Sequence number, assigned each time the instance becomes idle."""
     uses: int = 0
-    request: Request | None = None
-    """The request that its successive hits reuse; see `Policy.hit`."""
     bound: Closable | None = None
     """The loaded instance, ready for calls; None for a seat."""
     ready: bool = False
@@ -223,7 +221,7 @@ class Stage(enum.Enum):
 NEW, GRANTED, ENDED = Stage.NEW, Stage.GRANTED, Stage.ENDED
 
 
-@define(eq=False)
+@define(eq=False, weakref_slot=False)
 class Request:
     """One acquire, from its first step to its recycle."""
 
@@ -249,6 +247,13 @@ class Request:
     """Callback that revokes the grant; None once the lease has ended."""
     handed_over: bool = False
     """Whether the block of its lease has ended while a call of it continues."""
+    plain: bool = False
+    """Whether its lease can end the short way, unless something unusual happens; see
+    `Policy.rest`."""
+    reused: bool = False
+    """Whether a later hit uses it again, once its lease has ended the short way."""
+    spare: Request | None = field(default=None, repr=False)
+    """While it is a spare request itself: the next one. See `Policy.hit`."""
 
     @property
     def held(self) -> Instance:
