@@ -214,5 +214,7 @@ async def add(cache: InstanceCache, name: str, wasm: bytes, **more: Any) -> Any:
 async def add_asking(cache: InstanceCache, kit: Kit, *hosts: Any, name: str = "asks") -> Any:
     """Register a function that asks host functions; the first one's answer is its result."""
     names = [f"ask{number}" for number in range(len(hosts))]
-    given = {one: HostFunction(host) for one, host in zip(names, hosts, strict=True)}
+    given = {
+        one: HostFunction(host, ("i64",), ("i64",)) for one, host in zip(names, hosts, strict=True)
+    }
     return await add(cache, name, kit.asking(names), imports={"host": given})

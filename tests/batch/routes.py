@@ -155,6 +155,6 @@ async def moody_cache(
             returns="str",
             export="run",
             abi="buffer",
-            imports={"host": {"ask": HostFunction(host)}},
+            imports={"host": {"ask": HostFunction(host, ("i64",), ("i64",))}},
         )
         yield cache, function

@@ -77,7 +77,7 @@ async def bench_host(report: Report, number: int, rounds: int) -> None:
         await trio.lowlevel.checkpoint()
         return value
 
-    imports = {"host": {"f": HostFunction(nap)}}
+    imports = {"host": {"f": HostFunction(nap, ("i64",), ("i64",))}}
     async with open_cache(CacheConfig(), logger=SilentLogger()) as cache:
         await cache.register("same", FIB, args=I64, returns="i64")
         await cache.register(

@@ -327,7 +327,7 @@ async def test_host_functions_and_tasks_of_groups_may_do_all_of_it() -> None:
         parts.append(p)
         asking = '(import "env" "ask" (func $ask (param i64) (result i64)))'
         run = '(func (export "ask") (param i64) (result i64) (call $ask (local.get 0)))'
-        imports = {"env": {"ask": HostFunction(host)}}
+        imports = {"env": {"ask": HostFunction(host, ("i64",), ("i64",))}}
         ask = await p.cache.register(
             "ask", binary(asking + run), args=I64, returns="i64", imports=imports, concurrency=2
         )

@@ -27,7 +27,7 @@ from trio_wasmcache import (
 from trio_wasmcache.testing import FakeEngine, check_invariants, open_fake_cache, snapshot
 
 I64 = ("i64",)
-HOST = {"host": {"ask": HostFunction(lambda value: value)}}
+HOST = {"host": {"ask": HostFunction(lambda value: value, ("i64",), ("i64",))}}
 
 
 async def test_another_thread_is_refused_in_the_middle_of_a_call() -> None:
@@ -132,7 +132,7 @@ async def test_the_error_of_a_nested_guest_stays_its_own() -> None:
             args=I64,
             returns="i64",
             export="run",
-            imports={"host": {"ask": HostFunction(ask)}},
+            imports={"host": {"ask": HostFunction(ask, ("i64",), ("i64",))}},
         )
         with pytest.raises(TrapError) as caught:
             await outer.call(9)

@@ -61,15 +61,20 @@ def test_a_string_is_not_a_sequence_of_types() -> None:
     """The common mistake `args="i64"` is told with the right form, not read as three types."""
     with pytest.raises(TypeError) as caught:
         normalise_types("i64")
-    assert str(caught.value) == """argument types must be a sequence such as ("i64",), got 'i64'"""
-    with pytest.raises(TypeError, match=r"must be a sequence .*, got None$"):
-        normalise_types(None)  # type: ignore[arg-type]
+    assert str(caught.value) == """args must be a sequence of types, such as ("i64",), got 'i64'"""
+    with pytest.raises(
+        TypeError,
+        match=r"must be a sequence .*, got None: args are types, the values go to call\(\)$",
+    ):
+        normalise_types(None)
 
 
 def test_a_type_that_is_no_string_is_named() -> None:
     """`int` instead of `"int"` is refused with the value got."""
-    with pytest.raises(TypeError, match=r"a type name must be a str, got <class 'int'>"):
-        normalise_types(("i64", int))  # type: ignore[arg-type]
+    with pytest.raises(
+        TypeError, match=r"must be names of types.*, got <class 'int'>: write \"i64\"$"
+    ):
+        normalise_types(("i64", int))
 
 
 @pytest.mark.parametrize("name", ["f", "my udf", "größe", "a.b/c-d", "x" * MAX_NAME_LENGTH])

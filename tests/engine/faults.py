@@ -169,7 +169,7 @@ async def scenario(cache: InstanceCache) -> list[Any]:
         await trio.lowlevel.checkpoint()
         return value + 1
 
-    imports = {"host": {"ask": HostFunction(ask)}}
+    imports = {"host": {"ask": HostFunction(ask, ("i64",), ("i64",))}}
     answers: list[Any] = []
     names = {function.name for function in cache.functions()}
     for name in ("grows", "asks", "long"):

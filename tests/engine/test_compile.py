@@ -196,7 +196,9 @@ async def test_what_differs_in_its_imports_is_another_module() -> None:
             ("e", ten.method, 4),
             ("f", one.method, 4),
         ):
-            await register(cache, name, wasm, imports={"env": {"g": HostFunction(fn)}})
+            await register(
+                cache, name, wasm, imports={"env": {"g": HostFunction(fn, ("i64",), ("i64",))}}
+            )
             assert len(cache._compiler.modules) == modules
         results = [await function.call(0) for function in cache.functions()]
         assert results == [1, 10, 1, 1, 10, 1]

@@ -128,8 +128,8 @@ async def test_an_async_host_function_is_awaited() -> None:
 
     results = []
     async with quiet_cache() as cache:
-        function = await register(cache, HostFunction(wait))
-        other = await register(cache, HostFunction(abs), "other")
+        function = await register(cache, HostFunction(wait, ("i64",), ("i64",)))
+        other = await register(cache, HostFunction(abs, ("i64",), ("i64",)), "other")
 
         async def call(value: int) -> None:
             results.append(await function.call(value))
@@ -164,7 +164,9 @@ async def test_an_exception_of_a_host_function_is_that_of_the_call(asynchronous:
         return host(value)
 
     async with quiet_cache() as cache:
-        function = await register(cache, HostFunction(later if asynchronous else host))
+        function = await register(
+            cache, HostFunction(later if asynchronous else host, ("i64",), ("i64",))
+        )
         with pytest.raises(OwnError) as caught:
             await function.call(1)
         assert caught.value is error
@@ -182,10 +184,10 @@ async def test_an_exception_of_a_host_function_is_that_of_the_call(asynchronous:
         (("u8",), 256, OverflowError, "result 1 of host function"),
         (("i32",), 2**31, OverflowError, "result 1 of host function"),
         (("i64", "u8"), (1, -1), OverflowError, "result 2 of host function"),
-        (("i64", "u8"), (1,), TypeError, "must return 2 values"),
-        (("i64", "u8"), 1, TypeError, "must return 2 values"),
+        (("i64", "u8"), (1,), TypeError, "must return a tuple of 2 values"),
+        (("i64", "u8"), 1, TypeError, "must return a tuple of 2 values"),
         (("f32",), 1e39, OverflowError, "too large for f32"),
-        ((), 1, TypeError, "must return 0 values"),
+        ((), 1, TypeError, "must return nothing"),
     ],
 )
 async def test_a_host_function_that_returns_nonsense_is_told(
@@ -273,7 +275,7 @@ async def test_a_start_function_may_call_the_host() -> None:
         return value + 1
 
     async with quiet_cache(max_size=0) as cache:
-        imports = {"env": {"g": HostFunction(host)}}
+        imports = {"env": {"g": HostFunction(host, ("i64",), ("i64",))}}
         function = await cache.register("f", wasm, args=(), returns="i64", imports=imports)
         assert await function.call() == 21
         fail = True
@@ -292,7 +294,7 @@ async def test_a_host_function_may_call_another_guest() -> None:
             assert current_lease().function.name == "inner"
             return value + 1
 
-        inner = await register(cache, HostFunction(add), "inner")
+        inner = await register(cache, HostFunction(add, ("i64",), ("i64",)), "inner")
 
         async def host(value: int) -> int:
             assert current_lease().function.name == "outer"
@@ -300,7 +302,7 @@ async def test_a_host_function_may_call_another_guest() -> None:
             assert current_lease().function.name == "outer"
             return result * 2
 
-        outer = await register(cache, HostFunction(host), "outer")
+        outer = await register(cache, HostFunction(host, ("i64",), ("i64",)), "outer")
         assert await outer.call(20) == 42
         with pytest.raises(RuntimeError, match="only inside a host function"):
             current_lease()
@@ -329,7 +331,7 @@ async def test_no_instance_is_remembered_longer_than_it_lives() -> None:
     """The table by which callbacks find their instance is empty when the cache is closed."""
     before = dict(INSTANCES)
     async with quiet_cache() as cache:
-        function = await register(cache, HostFunction(abs))
+        function = await register(cache, HostFunction(abs, ("i64",), ("i64",)))
         assert await function.call(-1) == 1
         assert len(INSTANCES) == len(before) + 1
     assert before == INSTANCES
@@ -415,7 +417,7 @@ def test_what_a_signal_handler_raises_in_a_callback_ends_the_call() -> None:
 
         async def main():
             async with quiet_cache(yield_fuel=100_000_000) as cache:
-                host = trio_wasmcache.HostFunction(abs)
+                host = trio_wasmcache.HostFunction(abs, ("i64",), ("i64",))
                 f = await cache.register(
                     "f", SOURCE, args=("i64",), returns="i64", imports={"env": {"g": host}}
                 )
@@ -458,7 +460,7 @@ def test_a_host_call_with_no_python_stack_left_is_a_recursion_error() -> None:
 
         async def main():
             async with quiet_cache() as cache:
-                function = await register(cache, HostFunction(abs))
+                function = await register(cache, HostFunction(abs, ("i64",), ("i64",)))
                 good = bad = 0
                 for levels in range(800, sys.getrecursionlimit()):
                     try:
@@ -505,7 +507,7 @@ def test_callbacks_fit_at_the_edge_of_the_stack() -> None:
             async with quiet_cache(stack_size={64 * KiB}) as cache:
                 f = await cache.register(
                     "f", SOURCE, args=("i64",), returns="i64",
-                    imports={{"env": {{"g": HostFunction(abs)}}}},
+                    imports={{"env": {{"g": HostFunction(abs, ("i64",), ("i64",))}}}},
                 )
                 async def fits(depth):
                     try:

@@ -379,7 +379,7 @@ def test_what_is_evicted_is_freed() -> None:
             async with quiet_cache(max_size=0, yield_fuel=2_000_000, offload_after=None) as cache:
                 f = await cache.register(
                     "f", SOURCE, args=("i64",), returns="i64",
-                    imports={"env": {"g": HostFunction(abs)}},
+                    imports={"env": {"g": HostFunction(abs, ("i64",), ("i64",))}},
                 )
                 for cycle in range(2200):
                     if cycle == 200:

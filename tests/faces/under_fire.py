@@ -144,12 +144,16 @@ class Program:
             return await add(cache, name, guests.binary(text), **more)
 
         endless = await put("endless", guests.ENDLESS, concurrency=3)
-        hosts = {"host": {"ask": HostFunction(ask)}}
+        hosts = {"host": {"ask": HostFunction(ask, ("i64",), ("i64",))}}
         asks = await put("asks", guests.ONLY_ASKS, imports=hosts)
         slow = await put("slow", guests.START_LOOP)
         count = await put("count", guests.COUNT, concurrency=2)
         other = await put("other", guests.FIB)
-        spins = await put("spins", guests.ONLY_ASKS, imports={"host": {"ask": HostFunction(spin)}})
+        spins = await put(
+            "spins",
+            guests.ONLY_ASKS,
+            imports={"host": {"ask": HostFunction(spin, ("i64",), ("i64",))}},
+        )
 
         start("in an async host function", asks.call, 1)
         await asked.wait()

@@ -31,7 +31,7 @@ def _acquires_itself(cache: InstanceCache, name: str) -> Imports:
             got: int = await lease.call(value)
             return got
 
-    return {"host": {"ask": HostFunction(ask)}}
+    return {"host": {"ask": HostFunction(ask, ("i64",), ("i64",))}}
 
 
 def _calls_itself(cache: InstanceCache, name: str) -> Imports:
@@ -39,7 +39,7 @@ def _calls_itself(cache: InstanceCache, name: str) -> Imports:
         got: int = await current_lease().call(value)
         return got
 
-    return {"host": {"ask": HostFunction(ask)}}
+    return {"host": {"ask": HostFunction(ask, ("i64",), ("i64",))}}
 
 
 def _replaces_itself(cache: InstanceCache, name: str) -> Imports:
@@ -47,7 +47,7 @@ def _replaces_itself(cache: InstanceCache, name: str) -> Imports:
         cache.remove(name)
         return value
 
-    return {"host": {"ask": HostFunction(ask)}}
+    return {"host": {"ask": HostFunction(ask, ("i64",), ("i64",))}}
 
 
 def _reads_there(cache: InstanceCache, name: str) -> Imports:
@@ -55,15 +55,15 @@ def _reads_there(cache: InstanceCache, name: str) -> Imports:
         current_lease().memory.read(value, 8)
         return value
 
-    return {"host": {"ask": HostFunction(ask)}}
+    return {"host": {"ask": HostFunction(ask, ("i64",), ("i64",))}}
 
 
 def _answers(cache: InstanceCache, name: str) -> Imports:
-    return {"host": {"ask": HostFunction(lambda value: value)}}
+    return {"host": {"ask": HostFunction(lambda value: value, ("i64",), ("i64",))}}
 
 
 def _answers_nonsense(cache: InstanceCache, name: str) -> Imports:
-    return {"host": {"ask": HostFunction(lambda value: 2**64)}}
+    return {"host": {"ask": HostFunction(lambda value: 2**64, ("i64",), ("i64",))}}
 
 
 GUESTS = [

@@ -276,7 +276,7 @@ class _Run:
             export="run",
             concurrency=function.concurrency,
             replace=replace,
-            imports={"env": {"ask": HostFunction(ask)}},
+            imports={"env": {"ask": HostFunction(ask, ("i64",), ("i64",))}},
             isolation=function.isolation,
         )
 

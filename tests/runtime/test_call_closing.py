@@ -69,7 +69,7 @@ async def test_everybody_is_told_and_everything_is_closed(real: WasmtimeKit) -> 
         async with real.open(limits) as cache:
             endless = await put(cache, "endless", guests.ENDLESS, concurrency=2)
             slow = await put(cache, "slow", guests.START_LOOP)
-            hosts = {"host": {"ask": HostFunction(ask)}}
+            hosts = {"host": {"ask": HostFunction(ask, ("i64",), ("i64",))}}
             asks = await put(cache, "asks", guests.ONLY_ASKS, imports=hosts)
             nursery.start_soon(told.told, "in a host function", asks.call, 1)
             await wait_all_tasks_blocked()
@@ -173,7 +173,7 @@ async def test_memory_after_the_cache_was_closed(real: WasmtimeKit) -> None:
 
     async with trio.open_nursery() as nursery:
         async with real.open() as cache:
-            hosts = {"host": {"ask": HostFunction(ask)}}
+            hosts = {"host": {"ask": HostFunction(ask, ("i64",), ("i64",))}}
             asks = await put(cache, "asks", guests.BUSY_ASKER, imports=hosts)
             nursery.start_soon(told.told, "asks", asks.call, 1)
             await asked.wait()
@@ -268,7 +268,7 @@ async def test_a_block_that_ends_before_its_call_holds_nothing(real: WasmtimeKit
         if how == "in a thread":
             function = await put(cache, "endless", guests.ENDLESS)
         else:
-            hosts = {"host": {"ask": HostFunction(ask)}}
+            hosts = {"host": {"ask": HostFunction(ask, ("i64",), ("i64",))}}
             function = await put(cache, "asks", guests.ONLY_ASKS, imports=hosts)
         async with function.acquire() as lease:
             nursery.start_soon(told.told, how, lease.call, 1)
@@ -294,7 +294,7 @@ async def test_a_caller_whose_lease_ends_as_it_is_cancelled(real: WasmtimeKit) -
             await lease.call(1)
 
     async with real.open(CacheConfig()) as cache, trio.open_nursery() as nursery:
-        hosts = {"host": {"ask": HostFunction(ask)}}
+        hosts = {"host": {"ask": HostFunction(ask, ("i64",), ("i64",))}}
         function = await put(cache, "asks", guests.ONLY_ASKS, imports=hosts)
         async with function.acquire() as lease:
             nursery.start_soon(call, lease)
@@ -320,7 +320,7 @@ async def test_a_caller_whose_lease_has_ended_still_can_deadlock(real: WasmtimeK
         return value
 
     async with real.open(CacheConfig()) as cache, trio.open_nursery() as nursery:
-        hosts = {"host": {"ask": HostFunction(ask)}}
+        hosts = {"host": {"ask": HostFunction(ask, ("i64",), ("i64",))}}
         function = await put(cache, "asks", guests.ONLY_ASKS, imports=hosts)
         async with function.acquire() as lease:
             nursery.start_soon(Told().told, "asks", lease.call, 1)
@@ -343,7 +343,7 @@ async def test_a_caller_that_waits_when_its_lease_ends_may_deadlock(real: Wasmti
             await lease.call(1)
 
     async with real.open(CacheConfig()) as cache, trio.open_nursery() as nursery:
-        hosts = {"host": {"ask": HostFunction(ask)}}
+        hosts = {"host": {"ask": HostFunction(ask, ("i64",), ("i64",))}}
         function = await put(cache, "asks", guests.ONLY_ASKS, imports=hosts)
         async with function.acquire() as lease:
             nursery.start_soon(asks, name="asks")
@@ -470,7 +470,7 @@ async def test_an_abi_that_cleans_up_after_its_instance_was_closed(real: Wasmtim
 
     async with trio.open_nursery() as nursery:
         async with real.open() as cache:
-            hosts = {"host": {"ask": HostFunction(ask)}}
+            hosts = {"host": {"ask": HostFunction(ask, ("i64",), ("i64",))}}
             function = await put(cache, "cleaned", CLEANED, abi=abi, imports=hosts)
             nursery.start_soon(told.told, "call", function.call, 1)
             await wait_all_tasks_blocked()
@@ -484,7 +484,7 @@ async def test_an_abi_that_cleans_up_after_a_cancelled_call(real: WasmtimeKit, h
     """Nothing is under way in the instance any more when it does."""
     abi = CleansUp()
     async with real.open() as cache:
-        hosts = {"host": {"ask": HostFunction(sleep_for_ever)}}
+        hosts = {"host": {"ask": HostFunction(sleep_for_ever, ("i64",), ("i64",))}}
         function = await put(cache, "cleaned", CLEANED, abi=abi, imports=hosts)
         async with function.acquire() as lease, trio.open_nursery() as nursery:
             use, value = (lease.call, 1) if how == "call" else (lease.map, [[1]])
@@ -512,7 +512,7 @@ async def test_an_abi_that_fails_to_clean_up(real: WasmtimeKit) -> None:
         raise KeyError(value)
 
     async with real.open() as cache:
-        hosts = {"host": {"ask": HostFunction(ask)}}
+        hosts = {"host": {"ask": HostFunction(ask, ("i64",), ("i64",))}}
         function = await put(cache, "cleaned", CLEANED, abi=FailsToCleanUp(), imports=hosts)
         async with function.acquire() as lease:
             with pytest.raises(ZeroDivisionError):

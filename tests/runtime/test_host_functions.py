@@ -36,7 +36,7 @@ def limits(request: pytest.FixtureRequest) -> CacheConfig:
 
 async def put(cache: InstanceCache, ask: Callable[..., Any], name: str = "asks") -> Function:
     """Register a guest that burns fuel, asks, burns fuel, asks about the answer, burns fuel."""
-    imports = {"host": {"ask": HostFunction(ask)}}
+    imports = {"host": {"ask": HostFunction(ask, ("i64",), ("i64",))}}
     function: Function = await add(cache, name, guests.binary(guests.BUSY_ASKER), imports=imports)
     return function
 
@@ -332,7 +332,7 @@ async def test_a_guest_that_only_asks_lets_others_run(real: WasmtimeKit) -> None
             count += 1
 
     async with real.open() as cache:
-        imports = {"host": {"ask": HostFunction(lambda value: value)}}
+        imports = {"host": {"ask": HostFunction(lambda value: value, ("i64",), ("i64",))}}
         asks = await add(cache, "asks", guests.binary(guests.ONLY_ASKS), imports=imports)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(other)
@@ -356,7 +356,7 @@ async def test_a_host_function_of_a_start_function(real: WasmtimeKit) -> None:
         return result
 
     async with real.open() as cache:
-        imports = {"host": {"ask": HostFunction(ask)}}
+        imports = {"host": {"ask": HostFunction(ask, ("i64",), ("i64",))}}
         function = await add(cache, "f", guests.binary(guests.ASKS_AT_START), imports=imports)
         with pytest.raises(ZeroDivisionError, match="mine"):
             await function.call(0)
@@ -378,7 +378,7 @@ async def test_a_lease_whose_instance_is_being_made(real: WasmtimeKit) -> None:
         return value
 
     async with real.open() as cache:
-        imports = {"host": {"ask": HostFunction(ask)}}
+        imports = {"host": {"ask": HostFunction(ask, ("i64",), ("i64",))}}
         function = await add(cache, "f", guests.binary(guests.ASKS_AT_START), imports=imports)
         assert await function.call(1) == 4
     assert seen == ["<Lease of 'f' in group 'main': loading>"]
@@ -388,7 +388,7 @@ async def test_each_call_of_the_host_is_fuel_of_the_call(
     real: WasmtimeKit, limits: CacheConfig
 ) -> None:
     """4,000 units, sync or async, beside what the guest burns; and `total_fuel` bounds both."""
-    imports = {"host": {"ask": HostFunction(lambda value: value)}}
+    imports = {"host": {"ask": HostFunction(lambda value: value, ("i64",), ("i64",))}}
 
     async def later(value: int) -> int:
         await trio.lowlevel.checkpoint()
@@ -400,7 +400,7 @@ async def test_each_call_of_the_host_is_fuel_of_the_call(
             cache,
             "slow",
             guests.binary(guests.ONLY_ASKS),
-            imports={"host": {"ask": HostFunction(later)}},
+            imports={"host": {"ask": HostFunction(later, ("i64",), ("i64",))}},
         )
         burnt = {}
         for function in (asks, slow):
@@ -430,7 +430,7 @@ async def test_total_fuel_bounds_a_row_that_does_little_but_ask(
         return value
 
     async with real.open(evolve(limits, total_fuel=1_000_000)) as cache:
-        imports = {"host": {"ask": HostFunction(ask)}}
+        imports = {"host": {"ask": HostFunction(ask, ("i64",), ("i64",))}}
         asks = await add(cache, "asks", guests.binary(guests.ONLY_ASKS), imports=imports)
         async with asks.acquire() as lease:
             assert list(await lease.map([[10, 20, 30]])) == [10, 20, 30]
@@ -492,7 +492,7 @@ async def test_an_exception_costs_the_instance_and_a_result_code_does_not(
         return -1 if value > 13 else value
 
     async with real.open(limits) as cache:
-        imports = {"host": {"ask": HostFunction(ask)}}
+        imports = {"host": {"ask": HostFunction(ask, ("i64",), ("i64",))}}
         function = await add(cache, "f", HOLDER, imports=imports, isolation=isolation)
         for value, result in ((1, 1001), (14, 999), (2, 1002)):
             assert await function.call(value) == result

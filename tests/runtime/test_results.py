@@ -346,7 +346,7 @@ async def test_results_under_way_are_in_the_books(real: WasmtimeKit, how: str, r
             returns="bytes",
             export="run",
             abi="buffer",
-            imports={"host": {"ask": HostFunction(ask)}},
+            imports={"host": {"ask": HostFunction(ask, ("i64",), ("i64",))}},
         )
         with row_by_row() if route == "rows" else nullcontext(), scope:
             async with f.acquire() as lease:
@@ -559,7 +559,7 @@ async def test_a_host_function_whose_own_result_was_too_large(real: WasmtimeKit)
             returns="bytes",
             export="run",
             abi="buffer",
-            imports={"host": {"ask": HostFunction(ask)}},
+            imports={"host": {"ask": HostFunction(ask, ("i64",), ("i64",))}},
         )
         with pytest.raises(ResultTooLargeError, match=r"^flood\(i64\)"):
             await f.call(2 * MiB)

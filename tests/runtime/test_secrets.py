@@ -100,7 +100,9 @@ async def test_memory_that_a_host_function_wrote(real: WasmtimeKit, level: str) 
         await trio.lowlevel.checkpoint()
         return seen
 
-    async with guest(real, level, real.asking(), imports={"host": {"ask": HostFunction(ask)}}) as (
+    async with guest(
+        real, level, real.asking(), imports={"host": {"ask": HostFunction(ask, ("i64",), ("i64",))}}
+    ) as (
         _,
         f,
     ):

@@ -233,7 +233,7 @@ class Life:
         self._number += 1
         host = None
         if guest.host is not None:
-            host = {"host": {"ask": HostFunction(getattr(self, guest.host))}}
+            host = {"host": {"ask": HostFunction(getattr(self, guest.host), ("i64",), ("i64",))}}
         await self.cache.register(
             name,
             guest.make(self._number),

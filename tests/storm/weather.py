@@ -63,7 +63,7 @@ class Storm:
             concurrency, isolation = self.random.choice([1, 1, 2]), self.random.choice(LEVELS)
             await add(self.cache, f"f{number}", wasm, concurrency=concurrency, isolation=isolation)
         self.names = [f"f{number}" for number in range(len(self.modules))]
-        imports = {"host": {"ask": HostFunction(self.ask)}}
+        imports = {"host": {"ask": HostFunction(self.ask, ("i64",), ("i64",))}}
         isolation = self.random.choice(LEVELS)
         await add(self.cache, "asks", kit.asking(), imports=imports, isolation=isolation)
         code = max(function.code_size for function in self.cache.functions())

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,11 +22,12 @@ from attrs import frozen
 
 from .._core.errors import AbiError, SignatureError
 from .._core.integers import signed
-from .._core.text import shown as shown
+from .._core.text import listed, shown as shown
 from .._core.wasm.admission import no_crossing
 from .._core.wasm.reader import OTHER_TYPES, FuncType
 from .base import Exports, Guest, Invoke, Steps, Value
 from .post import find_post, post_values
+from .suggestions import suggest
 
 T = TypeVar("T")
 
@@ -137,12 +139,12 @@ class PlainAbi:
         self.post = post
         self.noun = "result" if host else "argument"
         self.got = f"{what} was called with" if host else f"{what} returned"
-        self.args = tuple(find_type(what, name, types) for name in args)
+        self.args = tuple(find_type(what, name, types, host=host) for name in args)
         self.arity = len(self.args)
         self.steps: Callable[[Guest, tuple[object, ...]], Steps] | None = (
             None if post is None else functools.partial(self._steps, post)
         )
-        self.returns = tuple(find_type(what, name, types) for name in returns)
+        self.returns = tuple(find_type(what, name, types, host=host) for name in returns)
         self.signature = FuncType(
             tuple(kind.wasm for kind in self.args), tuple(kind.wasm for kind in self.returns)
         )
@@ -209,7 +211,9 @@ class Places(Protocol):
         """Return the name of a value from Python for messages."""
 
 
-def find_type(what: str, name: str, types: Mapping[str, PlainType] = TYPES) -> PlainType:
+def find_type(
+    what: str, name: str, types: Mapping[str, PlainType] = TYPES, *, host: bool = False
+) -> PlainType:
     """Return the type of that name; raise `SignatureError` if it is unknown, or can't cross."""
     try:
         return types[name]
@@ -217,12 +221,21 @@ def find_type(what: str, name: str, types: Mapping[str, PlainType] = TYPES) -> P
         pass
     if name in OTHER_TYPES or name.startswith("(ref"):
         raise SignatureError(f"{what}: {no_crossing(name)}")
-    raise SignatureError(f"{what}: unknown type {name!r}; there are {', '.join(types)}")
+    hint = suggest(name, buffers="str" in types, host=host)
+    hint = f"; there are {', '.join(types)}" if hint is None else f": {hint}"
+    raise SignatureError(f"{what}: unknown type {shown(name)}{hint}")
+
+
+def fitting(declared: Sequence[PlainType], actual: Sequence[str]) -> tuple[str, ...]:
+    """Return the types to declare for wasm types: those declared where they fit, else wasm's."""
+    kinds = itertools.zip_longest(declared[: len(actual)], actual)
+    return tuple(wasm if kind is None or kind.wasm != wasm else kind.name for kind, wasm in kinds)
 
 
 def wrong_count(what: str, names: Sequence[str], values: Sequence[object]) -> TypeError:
     """Return the error for a wrong number of arguments."""
-    return TypeError(f"{what} takes {len(names)} arguments ({', '.join(names)}), got {len(values)}")
+    noun = "argument" if len(names) == 1 else "arguments"
+    return TypeError(f"{what} takes {len(names)} {noun} ({listed(names)}), got {len(values)}")
 
 
 def to_blame(kinds: Sequence[T], values: tuple[object, ...]) -> list[tuple[int, tuple[T, Value]]]:

@@ -13,26 +13,40 @@ from collections.abc import Iterable
 
 from attrs import frozen
 
-from .text import cut, printable
+from .text import cut, listed, printable, shown
 
 _SPACE = re.compile(r"\s+")
 # A name appears in logs and messages: no control characters, and a limited length.
 MAX_NAME_LENGTH = 256
 # Characters of a key that a message shows; an unknown one may be of any length.
 MAX_SHOWN = 1000
+# Characters of the name of a type in a line to write.
+MAX_TYPE = 50
+# {name of a class, of Python's or NumPy's: name of the type that is mostly meant}
+_NAME_OF = {
+    "int": "i64",
+    "float": "f64",
+    "bool": "bool",
+    "str": "str",
+    "bytes": "bytes",
+    **{f"int{bits}": f"i{bits}" for bits in (8, 16, 32, 64)},
+    **{f"uint{bits}": f"u{bits}" for bits in (8, 16, 32, 64)},
+    "float32": "f32",
+    "float64": "f64",
+}
 # Number of names that an unknown one is compared with: each takes up to 0.1 ms.
 MAX_COMPARED = 50
 
 
 @frozen
 class FunctionKey:
-    """Name and argument types; `str()` gives ``name(type, type)``."""
+    """Name and argument types; `str()` gives ``name(type, type)``, with ten types at most."""
 
     name: str
     args: tuple[str, ...]
 
     def __str__(self) -> str:
-        return printable(f"{self.name}({', '.join(self.args)})", MAX_SHOWN)
+        return printable(f"{self.name}({listed(self.args)})", MAX_SHOWN)
 
 
 def normalise_type(name: str) -> str:
@@ -40,14 +54,41 @@ def normalise_type(name: str) -> str:
     return _SPACE.sub("", str.__str__(name)).lower()
 
 
-def normalise_types(names: Iterable[str]) -> tuple[str, ...]:
-    """Apply `normalise_type` to each; raise `TypeError` if they are no sequence of strings."""
-    if isinstance(names, str) or not isinstance(names, Iterable):
-        raise TypeError(f'argument types must be a sequence such as ("i64",), got {names!r:.100}')
+def _remedy(given: object, what: str) -> str:
+    """Return what to do about a type that is no `str`, as the end of a message."""
+    if isinstance(given, type) and given.__name__ in _NAME_OF:
+        return f': write "{_NAME_OF[given.__name__]}"'
+    return ": args are types, the values go to call()" if what.endswith("args") else ""
+
+
+def normalise_types(names: object, what: str = "args") -> tuple[str, ...]:
+    """Apply `normalise_type` to each name.
+
+    Args:
+        names: The names of types.
+        what: The name of the parameter for messages; values may be given as ``args`` by mistake.
+
+    Raises:
+        TypeError: `names` is not a sequence of strings.
+    """
+    if isinstance(names, str):
+        name = str.__str__(names)
+        right = f'("{cut(name, MAX_TYPE)}",)' if name.isidentifier() else '("i64",)'
+        raise TypeError(f"{what} must be a sequence of types, such as {right}, got {shown(names)}")
+    if not isinstance(names, Iterable):
+        # One result may be given by its name alone.
+        sample = '"i64" or ("i64", "f64")' if what.endswith("returns") else '("i64",)'
+        raise TypeError(
+            f"{what} must be a sequence of types, such as {sample}, got {shown(names)}"
+            f"{_remedy(names, what)}"
+        )
     types = tuple(names)
     for name in types:
         if not isinstance(name, str):
-            raise TypeError(f"a type name must be a str, got {name!r}")
+            raise TypeError(
+                f'{what} must be names of types, such as "i64", got {shown(name)}'
+                f"{_remedy(name, what)}"
+            )
     return tuple(normalise_type(name) for name in types)
 
 

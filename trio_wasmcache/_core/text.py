@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 
 def cut(text: str, limit: int) -> str:
@@ -19,6 +19,18 @@ def printable(text: str, limit: int) -> str:
     """Return the text cut, with a question mark for each character that can't be printed."""
     text = cut(text, limit)
     return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
+
+
+def listed(names: Sequence[str], limit: int = 10) -> str:
+    """Return at most `limit` names, and the number of the others."""
+    more = f", ... and {len(names) - limit} more" if len(names) > limit else ""
+    return f"{', '.join(names[:limit])}{more}"
+
+
+def quoted(names: Sequence[str], limit: int = 10) -> str:
+    """Return names as the tuple to write in Python, such as ``("i64",)``; cut as by `listed`."""
+    text = listed([f'"{name}"' for name in names], limit)
+    return f"({text},)" if len(names) == 1 else f"({text})"
 
 
 def shown(value: object, limit: int = 100) -> str:

@@ -15,10 +15,11 @@ from attrs import define, evolve, field, frozen
 
 from .._abi import check_abi, exports_of, recognise
 from .._abi.base import Abi, Binding
+from .._abi.plain import Plain, PlainAbi, fitting
 from .._core.config import CacheConfig
 from .._core.errors import InvalidModuleError, ModuleTooLargeError, SignatureError
 from .._core.keys import FunctionKey, check_name, normalise_type, normalise_types
-from .._core.text import shown
+from .._core.text import quoted, shown
 from .._core.wasm.admission import (
     Edits,
     check_counts,
@@ -102,12 +103,12 @@ def declare(
     max_instances: int,
 ) -> Declaration:
     """Check the parameters of `InstanceCache.register`; raise the errors that it documents."""
-    key = FunctionKey(check_name(name), _spelt(f"{name}: argument types", args))
+    key = FunctionKey(check_name(name), _spelt(f"{name}: args", args))
     given: str | tuple[str, ...] | None
     if returns is None or isinstance(returns, str):
         given = None if returns is None else normalise_type(returns)
     else:
-        given = _spelt(f"{key}: result types", returns)
+        given = _spelt(f"{key}: returns", returns)
     chosen = check_abi(str(key), abi)
     if isolation not in ISOLATIONS:
         raise ValueError(
@@ -146,13 +147,8 @@ def declare(
     )
 
 
-def _spelt(what: str, names: object) -> tuple[str, ...]:
-    if isinstance(names, str) or not isinstance(names, Iterable):
-        raise TypeError(f'{what} must be a sequence such as ("i64",), got {names!r:.100}')
-    try:
-        types = normalise_types(names)
-    except TypeError as error:
-        raise TypeError(f"{what}: {error}") from None
+def _spelt(what: str, names: Iterable[str]) -> tuple[str, ...]:
+    types = normalise_types(names, what)
     for name in types:
         # Names of types end up in the log, and an ABI of the user's own may accept any.
         if not name.isprintable():
@@ -511,7 +507,9 @@ class Compiler:
         actual = check_export(info, what, declaration.export)
         binding = declaration.bind(info)
         declared = check_crossing(what, binding.signature)
-        check_signature(what, declaration.export, declared, actual)
+        if declared != actual:
+            remedy = _remedy(info, declaration, binding, actual)
+            check_signature(what, declaration.export, declared, actual, remedy)
         return binding
 
 
@@ -522,6 +520,27 @@ async def _digest(wasm: bytes, limiter: trio.CapacityLimiter) -> bytes:
     # A thread that hashes is not abandoned; the cache may have been closed meanwhile.
     await trio.lowlevel.checkpoint_if_cancelled()
     return digest
+
+
+def _remedy(info: ModuleInfo, declaration: Declaration, binding: Binding, actual: FuncType) -> str:
+    """Return what to declare for an export whose type is not the declared one."""
+    left_out = declaration.returns is None and actual.results
+    abi = declaration.abi or recognise(info)
+    if isinstance(abi, Plain) and isinstance(binding, PlainAbi):
+        fixes = []
+        params = fitting(binding.args, actual.params)
+        results = fitting(binding.returns, actual.results)
+        if actual.params != binding.signature.params:
+            fixes.append(f"args={quoted(params)}")
+        if actual.results != binding.signature.results:
+            returns = "None" if not results else f'"{results[0]}"'
+            fixes.append(f"returns={quoted(results) if len(results) > 1 else returns}")
+        return f"give {', '.join(fixes)}{' (it was left out)' if left_out else ''}"
+    if left_out:
+        return "give returns=, the type of its result (it was left out)"
+    if actual.results != binding.signature.results:
+        return "other returns, or another abi, may fit"
+    return "other args, or another abi, may fit"
 
 
 def _is_reactor(info: ModuleInfo) -> bool:
@@ -539,5 +558,11 @@ def _obstacle(info: ModuleInfo, declaration: Declaration) -> str | None:
 
 
 def _check_imports(info: ModuleInfo, declaration: Declaration) -> tuple[tuple[str, str], ...]:
-    types = {name: host.type for name, host in declaration.hosts.items()}
-    return check_imports(info, str(declaration.key), types, trap_missing=declaration.trap_missing)
+    hosts = declaration.hosts
+    return check_imports(
+        info,
+        str(declaration.key),
+        {name: host.type for name, host in hosts.items()},
+        misfit=lambda name, wanted: hosts[name].misfit(wanted),
+        trap_missing=declaration.trap_missing,
+    )

@@ -9,8 +9,9 @@ import trio
 from attrs import define, field
 
 from .._core.errors import DuplicateFunctionError, UnknownFunctionError
-from .._core.keys import FunctionKey, near_misses, normalise_types
+from .._core.keys import MAX_NAME_LENGTH, FunctionKey, near_misses, normalise_types
 from .._core.policy.records import FunctionRecord
+from .._core.text import printable
 
 
 @final
@@ -40,7 +41,7 @@ class Registry:
             pass
         if not isinstance(name, str):
             raise TypeError(f"a function name must be a str, got {name!r:.100}")
-        key = FunctionKey(name, normalise_types(args))
+        key = FunctionKey(name, normalise_types(args, f"{printable(name, MAX_NAME_LENGTH)}: args"))
         try:
             return self.functions[key]
         except KeyError:

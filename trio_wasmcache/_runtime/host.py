@@ -15,9 +15,10 @@ import trio
 from attrs import field, frozen
 
 from .._abi.base import Value
-from .._abi.plain import PlainAbi
+from .._abi.plain import PlainAbi, fitting
 from .._core.errors import TrapError
 from .._core.keys import normalise_types
+from .._core.text import cut, quoted, shown
 from .._core.wasm.admission import import_name, signature
 from .._core.wasm.reader import FuncType
 from .._engine.base import HostCall
@@ -25,14 +26,34 @@ from .._owner import calls_user
 from .._public import public
 from .wasi import BUILT_IN, WasiFunction
 
+# Characters of a function's own name in messages.
+MAX_NAME = 100
+
 
 def _identity(fn: Callable[..., object]) -> object:
     """Return a key by which two functions are the same; some callables are equal but differ."""
     return fn if isinstance(fn, MethodType) else id(fn)
 
 
-def _types(names: Sequence[str]) -> tuple[str, ...]:
-    return normalise_types(names)
+class _Default(tuple[str, ...]):
+    """The types of a `HostFunction` for which none were given."""
+
+    __slots__ = ()
+
+
+_DEFAULT = _Default(("i64",))
+
+
+def _params(names: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(names, _Default):
+        return names
+    return normalise_types(names, "params of a HostFunction")
+
+
+def _results(names: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(names, _Default):
+        return names
+    return normalise_types(names, "results of a HostFunction")
 
 
 @public
@@ -50,21 +71,28 @@ class HostFunction:
 
     Raises:
         SignatureError: a type is unknown.
-        TypeError: `fn` is not callable, or `params` or `results` is not a sequence of str.
+        TypeError: `fn` is not callable; neither `params` nor `results` is given; or one of them is
+            not a sequence of str.
     """
 
     fn: Callable[..., Value] = field(eq=_identity)
     """Sync or async function. A sync one runs on the event loop, so it should be short."""
-    params: tuple[str, ...] = field(default=("i64",), converter=_types)
-    """Types of the arguments, of the plain ABI, such as ``"i64"`` or ``"u32"``."""
-    results: tuple[str, ...] = field(default=("i64",), converter=_types)
-    """Types of the results, of the plain ABI."""
+    params: tuple[str, ...] = field(default=_DEFAULT, converter=_params)
+    """Types of the arguments, of the plain ABI, such as ``"i64"`` or ``"u32"``; ``("i64",)`` if
+    only `results` are given."""
+    results: tuple[str, ...] = field(default=_DEFAULT, converter=_results)
+    """Types of the results, of the plain ABI; ``("i64",)`` if only `params` are given."""
     _abi: PlainAbi = field(init=False, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
         if not callable(self.fn):
-            raise TypeError(f"a host function must be callable, got {self.fn!r}")
-        name = getattr(self.fn, "__qualname__", repr(self.fn))
+            raise TypeError(f"a host function must be callable, got {shown(self.fn)}")
+        name = cut(getattr(self.fn, "__qualname__", None) or shown(self.fn), MAX_NAME)
+        if isinstance(self.params, _Default) and isinstance(self.results, _Default):
+            raise TypeError(
+                f"host function {name} has no types: write HostFunction(fn, "
+                'params=("i64",), results=("i64",)), with () where there is none'
+            )
         # The host returns what the guest gets: its results are lowered, its parameters lifted.
         object.__setattr__(
             self, "_abi", PlainAbi(f"host function {name}", self.results, self.params, host=True)
@@ -74,6 +102,21 @@ class HostFunction:
     def type(self) -> FuncType:
         """Type of the function for the guest, in wasm types."""
         return FuncType(self._abi.signature.results, self._abi.signature.params)
+
+    def misfit(self, wanted: FuncType) -> str:
+        """Return words for a message: its type, and what to declare to make it `wanted`."""
+        params = fitting(self._abi.returns, wanted.params)
+        results = fitting(self._abi.args, wanted.results)
+        defaults = [
+            f'{name} were left out, which means ("i64",)'
+            for name, types in (("params", self.params), ("results", self.results))
+            if isinstance(types, _Default)
+        ]
+        default = f" ({defaults[0]})" if defaults else ""
+        return (
+            f"its HostFunction says {signature(self.type)}{default}: "
+            f"give params={quoted(params)}, results={quoted(results)}"
+        )
 
     serve_alone = None
     """None, as `serve` may need the task that called: see `HostImport.serve`."""
@@ -110,7 +153,7 @@ class HostFunction:
             given = tuple(result) if isinstance(result, (tuple, list)) else (result,)
         if len(given) != len(self.results):
             raise TypeError(
-                f"{self._abi.what} must return {len(self.results)} values, returned {result!r}"
+                f"{self._abi.what} must return {_count(self.results)}, returned {shown(result)}"
             )
         return self._abi.checked(given)
 
@@ -142,6 +185,10 @@ class MissingFunction:
         """Function `serve`, which needs no task: see `HostImport.serve`."""
         return self.serve
 
+    def misfit(self, _wanted: FuncType, /) -> str:
+        """Return words for a message: its type."""
+        return f"nobody provides it, and it is {signature(self.type)}"
+
     def serve(self, call: HostCall) -> NoReturn:  # noqa: ARG002  # it does not come to that
         """Raise the trap."""
         raise TrapError(
@@ -152,6 +199,12 @@ class MissingFunction:
 
 
 AnyHost = HostFunction | WasiFunction | MissingFunction
+
+
+def _count(results: Sequence[str]) -> str:
+    if not results:
+        return "nothing, as its results are ()"
+    return f"a tuple of {len(results)} values, as its results are {quoted(results)}"
 
 
 def flatten(
@@ -166,16 +219,24 @@ def flatten(
     if imports is None:
         return flat
     if not isinstance(imports, Mapping):
-        raise TypeError(f'imports must be {{"module": {{"name": HostFunction}}}}, got {imports!r}')
+        raise TypeError(
+            f'imports must be {{"module": {{"name": HostFunction(...)}}}}, got {shown(imports)}'
+        )
     for module, names in imports.items():
         if not isinstance(module, str):
-            raise TypeError(f"imports: the name of a module must be a str, got {module!r}")
+            raise TypeError(f"imports: the name of a module must be a str, got {shown(module)}")
         if not isinstance(names, Mapping):
-            raise TypeError(f"imports[{module!r}] must be a mapping of names, got {names!r}")
+            raise TypeError(
+                f"imports[{shown(module)}] must be a mapping such as "
+                f'{{"name": HostFunction(...)}}, got {shown(names)}'
+            )
         for name, host in names.items():
             if not isinstance(name, str):
-                raise TypeError(f"imports[{module!r}]: a name must be a str, got {name!r}")
+                raise TypeError(f"imports[{module!r}]: a name must be a str, got {shown(name)}")
             if not isinstance(host, HostFunction):
-                raise TypeError(f"imports[{module!r}][{name!r}] must be a HostFunction: {host!r}")
+                raise TypeError(
+                    f"imports[{shown(module)}][{shown(name)}] must be a HostFunction(function, "
+                    f"params=..., results=...), got {shown(host)}"
+                )
             flat[module, name] = host
     return flat

@@ -22,7 +22,7 @@ from attrs import frozen
 
 from .._abi.base import Value
 from .._core.errors import ExitError
-from .._core.wasm.admission import WASI_MODULE, WASI_TYPES
+from .._core.wasm.admission import WASI_MODULE, WASI_TYPES, signature
 from .._core.wasm.reader import FuncType
 from .._engine.base import GuestMemory, HostCall
 
@@ -83,6 +83,10 @@ class WasiFunction:
     def serve_alone(self) -> Callable[[HostCall], Value]:
         """Function `serve`, which needs no task: see `HostImport.serve`."""
         return self.serve
+
+    def misfit(self, _wanted: FuncType, /) -> str:
+        """Return words for a message: its type."""
+        return f"the WASI function of that name is {signature(self.type)}"
 
     def serve(self, call: HostCall) -> Results | Generator[Pause, None, Results]:
         """Answer a call: return the result values, or steps that return them.

@@ -23,6 +23,7 @@ from ..._core.tally import SLOT, Tally
 from ..base import Value
 from ..gil import breathe
 from ..plain import shown
+from ..suggestions import suggest_cql
 from .framing import (
     HASHED,
     LIST_SIZE,
@@ -305,7 +306,9 @@ class _Parser:
             return self._user(word, within)
         codec = self.scalar(word)
         if codec is None:
-            raise self._error(whole, f"there is no type {word!r}")
+            hint = suggest_cql(word)
+            hint = "" if hint is None else f": {hint}"
+            raise self._error(whole, f"there is no type {shown(word)}{hint}")
         return codec
 
     def _compound(self, whole: str, word: str, inner: tuple[Codec, ...]) -> Codec:
@@ -337,7 +340,7 @@ class _Parser:
         return UserCodec(word, names, items, make)
 
     def _error(self, name: str, problem: str) -> SignatureError:
-        return SignatureError(f"{self.what}: {name[:200]!r} is no CQL type: {problem}")
+        return SignatureError(f"{self.what}: {shown(name)} is no CQL type: {problem}")
 
 
 def _in_order(items: list[Value]) -> list[Value]:

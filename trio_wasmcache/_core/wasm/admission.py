@@ -7,13 +7,13 @@ divided among them here and written into the module as maxima.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from attrs import frozen
 
 from ..config import WASM_PAGE, KiB
 from ..errors import AbiError, ExportError, LinkError, ModuleTooLargeError, SignatureError
-from ..text import printable
+from ..text import printable, quoted
 from .driver import SCRATCH_LIMIT
 from .families import COMMAND, GO_COMMAND, advice, go_command
 from .reader import NUMBER_TYPES, OTHER_TYPES, FuncType, Import, Limits, ModuleInfo
@@ -209,6 +209,7 @@ def check_imports(
     what: str,
     given: Mapping[tuple[str, str], FuncType],
     *,
+    misfit: Callable[[tuple[str, str], FuncType], str] | None = None,
     trap_missing: bool = False,
 ) -> tuple[tuple[str, str], ...]:
     """Return the (module, name) of the imports that host functions must provide, in order.
@@ -217,6 +218,8 @@ def check_imports(
         info: The module.
         what: The function's name for messages.
         given: {(module, name): type} of the host functions; the module need not import all.
+        misfit: Returns what is given in place of a function of that name and type, and a remedy;
+            None: the message has only the type.
         trap_missing: Whether functions that are not given are fine, as calling one traps. The
             engine can't make one whose type contains v128.
 
@@ -226,20 +229,23 @@ def check_imports(
     wanted: dict[tuple[str, str], None] = {}
     problems = []
     bad: list[Import] = []
+    sample = ""
     for item in info.imports:
-        problem = _problem(item, given, trap_missing)
+        problem = _problem(item, given, misfit, trap_missing)
         if problem is None:
             wanted[item.module, item.name] = None
         else:
             problems.append(problem)
             bad.append(item)
+            if isinstance(item.type, FuncType) and (item.module, item.name) not in given:
+                sample = sample or _sample(item.module, item.name, item.type)
     if problems:
         shown = problems[:50] + ([f"{len(problems) - 50} more"] if len(problems) > 50 else [])
-        remedy = 'Give host functions: imports={"module": {"name": HostFunction(...)}}'
-        if not trap_missing and any(isinstance(item.type, FuncType) for item in bad):
+        remedy = f". Give host functions: {sample}" if sample else ""
+        if sample and not trap_missing:
             remedy += '; or missing="trap", if they are never called'
         raise LinkError(
-            f"{what} imports what it is not given: {'; '.join(shown)}. {remedy}.{advice(bad)}"
+            f"{what} imports what it is not given: {'; '.join(shown)}{remedy}.{advice(bad)}"
         )
     return tuple(wanted)
 
@@ -256,7 +262,10 @@ def missing_imports(
 
 
 def _problem(
-    item: Import, given: Mapping[tuple[str, str], FuncType], trap_missing: bool
+    item: Import,
+    given: Mapping[tuple[str, str], FuncType],
+    misfit: Callable[[tuple[str, str], FuncType], str] | None,
+    trap_missing: bool,
 ) -> str | None:
     """Return why an import can't be linked, or None if it can."""
     name = import_name(item.module, item.name)
@@ -270,8 +279,19 @@ def _problem(
     if offered is None:
         return f"{name} {signature(item.type)} is missing"
     if offered != item.type:
-        return f"{name} is imported as {signature(item.type)}, but it is {signature(offered)}"
+        instead = f"it is {signature(offered)}"
+        if misfit is not None:
+            instead = misfit((item.module, item.name), item.type)
+        return f"the module imports {name} as {signature(item.type)}, but {instead}"
     return None
+
+
+def _sample(module: str, name: str, wanted: FuncType) -> str:
+    """Return the parameter that gives one missing import."""
+    types = f"params={quoted(wanted.params)}, results={quoted(wanted.results)}"
+    function = f"HostFunction(function, {types})"
+    names = [printable(part, MAX_SHOWN) for part in (module, name)]
+    return f'imports={{"{names[0]}": {{"{names[1]}": {function}}}}}'
 
 
 def import_name(module: str, name: str) -> str:
@@ -302,12 +322,16 @@ def check_export(info: ModuleInfo, what: str, export: str) -> FuncType:
     return info.functions[found.index]
 
 
-def check_signature(what: str, export: str, declared: FuncType, actual: FuncType) -> None:
+def check_signature(
+    what: str, export: str, declared: FuncType, actual: FuncType, remedy: str
+) -> None:
     """Raise `SignatureError` unless the declared type equals the exported function's."""
     if declared != actual:
+        if (name := actual.uncrossable()) is not None:
+            remedy = no_crossing(name)
         raise SignatureError(
             f"{what} is declared as {signature(declared)}, but the export {export!r:.300} is "
-            f"{signature(actual)}"
+            f"{signature(actual)}: {remedy}"
         )
 
 
