@@ -3,6 +3,11 @@
 Events are put into a bounded buffer, which never waits. A thread of the log's own takes them out
 and writes them, so that a slow sink delays nobody and an error of the sink ends nothing. A full
 buffer drops events, and the log reports how many and which.
+
+An event that a task caused is rendered in a copy of the task's context, so that structlog's
+`merge_contextvars` and OpenTelemetry's current span are those of the task. Another thread can't
+enter the context itself. A copy is cheap, but keeps alive all that the task has bound: the buffer
+holds a limited number of different ones, and drops each after its last event.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ import itertools
 import secrets
 import threading
 from collections.abc import Callable
+from contextvars import Context
 from typing import Protocol, final
 
 import structlog
@@ -28,6 +34,43 @@ BUFFER_EVENTS = 10_000
 # The thread gathers events for this long (seconds) before it writes them. Waking it for each event
 # would make it compete with the event loop for the GIL: that cost more than loading an instance.
 GATHER = 0.01
+# Number of different contexts in the buffer. A context may hold a request's body and session; a
+# stuck sink must not keep those of all requests since.
+MAX_CONTEXTS = 1000
+# With that many in the buffer, the writer looks again which are still needed after this number of
+# events was written: looking takes 30 µs.
+LOOK_AGAIN = 100
+
+
+@final
+class Origin:
+    """The context of a task at its first event, for all events of one request that it causes.
+
+    Args:
+        context: the context of the task, which is copied.
+    """
+
+    __slots__ = ("context", "uses")
+
+    def __init__(self, context: Context) -> None:
+        self.context: Context = context.copy()
+        self.uses: _Uses = _Uses()
+
+
+@final
+class _Uses:
+    """Number of events of one origin that were put into the buffer, and that were written.
+
+    Apart from the origin, so that counting does not keep its context alive. Each field is changed
+    by one thread only.
+    """
+
+    __slots__ = ("added", "listed", "written")
+
+    def __init__(self) -> None:
+        self.added = 0
+        self.written = 0
+        self.listed = False  # whether the writer counts its context as one in the buffer
 
 
 class LogWriter(Protocol):
@@ -37,9 +80,14 @@ class LogWriter(Protocol):
     """Number of events that were dropped because the buffer was full."""
     failures: int
     """Number of events for which the sink raised."""
+    context_lost: int
+    """Number of events that were written without the context of the task that caused them."""
 
-    def add(self, event: Event, at: float) -> None:
-        """Take note of `event`, which happened at time `at` (seconds, the cache's clock)."""
+    def add(self, event: Event, at: float, origin: Origin | None = None) -> None:
+        """Take note of `event`, which happened at time `at` (seconds, the cache's clock).
+
+        It is rendered in the context of `origin`; None: in an empty one.
+        """
 
     async def close(self, timeout: float) -> None:
         """Wait for the noted events to be written, for at most `timeout` seconds, and end.
@@ -49,8 +97,14 @@ class LogWriter(Protocol):
         """
 
 
-def write(logger: object, stamped: Stamped) -> None:
-    """Write one event to structlog, at its level."""
+def write(logger: object, stamped: Stamped, origin: Origin | None) -> None:
+    """Write one event to structlog, at its level, in the context of its origin."""
+    # A copy again, as a processor may set variables, which are not for the next event.
+    context = Context() if origin is None else origin.context.copy()
+    context.run(_write_here, logger, stamped)
+
+
+def _write_here(logger: object, stamped: Stamped) -> None:
     getattr(logger, stamped.event.level)(stamped.event.name, **stamped.fields())
 
 
@@ -61,9 +115,9 @@ class Stamper:
         self.cache = secrets.token_hex(4)
         self._numbers = itertools.count(1)
 
-    def stamp(self, event: Event, at: float) -> Stamped:
+    def stamp(self, event: Event, at: float, context_lost: bool = False) -> Stamped:
         """Return `event` with the next sequence number of this cache."""
-        return Stamped(event, self.cache, next(self._numbers), at)
+        return Stamped(event, self.cache, next(self._numbers), at, context_lost)
 
 
 @final
@@ -76,7 +130,10 @@ class ThreadedLogWriter:
     def __init__(self, logger: object = None) -> None:
         self._logger = structlog.get_logger("trio_wasmcache") if logger is None else logger
         self._stamper = Stamper()
-        self._events: collections.deque[Stamped] = collections.deque()
+        self._events: collections.deque[tuple[Stamped, Origin | None]] = collections.deque()
+        self._contexts: list[_Uses] = []  # of the different contexts that may be in the buffer
+        self._written_events = 0  # changed by the log's thread only
+        self._looked_at = 0  # `_written_events` when it was last looked which are still needed
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._written: Callable[[], object] | None = None
@@ -85,19 +142,24 @@ class ThreadedLogWriter:
         self._gap: tuple[int, int, float] | None = None  # (first seq, count, time) of dropped ones
         self.lost = 0
         self.failures = 0
+        self.context_lost = 0
         threading.Thread(target=self._run, name="trio_wasmcache log", daemon=True).start()
 
-    def add(self, event: Event, at: float) -> None:
+    def add(self, event: Event, at: float, origin: Origin | None = None) -> None:
         full = len(self._events) >= BUFFER_EVENTS
         if self._gap is not None and not full:
             self._note_gap(*self._gap)
-        stamped = self._stamper.stamp(event, at)
         if full:
+            stamped = self._stamper.stamp(event, at)
             first, count, _ = self._gap or (stamped.seq, 0, at)
             self._gap = (first, count + 1, at)
             self.lost += 1
             return
-        self._put(stamped)
+        context_lost = origin is not None and not self._take_context(origin.uses)
+        if context_lost:
+            origin = None
+            self.context_lost += 1
+        self._put(self._stamper.stamp(event, at, context_lost), origin)
 
     async def close(self, timeout: float) -> None:
         if self._gap is not None:
@@ -110,12 +172,35 @@ class ThreadedLogWriter:
         with no_autojump():
             await outlast(written, timeout)
 
+    def _take_context(self, uses: _Uses) -> bool:
+        """Count one more event of an origin; return False if its context can't be kept."""
+        if not uses.listed:
+            if len(self._contexts) >= MAX_CONTEXTS:
+                self._forget_written_contexts()
+            if len(self._contexts) >= MAX_CONTEXTS:
+                return False
+            self._contexts.append(uses)
+            uses.listed = True
+        uses.added += 1
+        return True
+
+    def _forget_written_contexts(self) -> None:
+        if self._written_events - self._looked_at < LOOK_AGAIN:
+            return
+        self._looked_at = self._written_events
+        queued = []
+        for uses in self._contexts:
+            uses.listed = uses.written < uses.added
+            if uses.listed:
+                queued.append(uses)
+        self._contexts = queued
+
     def _note_gap(self, first: int, count: int, at: float) -> None:
         self._gap = None
-        self._put(self._stamper.stamp(Lost(count=count, first_seq=first), at))
+        self._put(self._stamper.stamp(Lost(count=count, first_seq=first), at), None)
 
-    def _put(self, stamped: Stamped) -> None:
-        self._events.append(stamped)
+    def _put(self, stamped: Stamped, origin: Origin | None) -> None:
+        self._events.append((stamped, origin))
         if not self._awake:
             self._awake = True
             self._wake.set()
@@ -131,17 +216,20 @@ class ThreadedLogWriter:
             self._awake = False
             closing = self._closing.is_set()
             while self._events:
-                self._write(self._events.popleft())
+                self._write(*self._events.popleft())
         assert self._written is not None
         with contextlib.suppress(trio.RunFinishedError):  # `close` timed out, and the run is over
             self._written()
 
-    def _write(self, stamped: Stamped) -> None:
+    def _write(self, stamped: Stamped, origin: Origin | None) -> None:
         try:
-            write(self._logger, stamped)
+            write(self._logger, stamped, origin)
         except BaseException:  # `SystemExit` would silently end this thread, and the log
             # There is nowhere to report it but the sink that just failed; `stats()` counts it.
             self.failures += 1
+        self._written_events += 1
+        if origin is not None:
+            origin.uses.written += 1
 
 
 @final
@@ -169,11 +257,12 @@ class InlineLogWriter:
         self._stamper = Stamper()
         self.lost = 0
         self.failures = 0
+        self.context_lost = 0
 
-    def add(self, event: Event, at: float) -> None:
+    def add(self, event: Event, at: float, origin: Origin | None = None) -> None:
         stamped = self._stamper.stamp(event, at)
         try:
-            write(self._logger, stamped)
+            write(self._logger, stamped, origin)
         except Exception:
             self.failures += 1
 

@@ -191,6 +191,9 @@ class CacheCollector(Collector):
         failed = CounterMetricFamily(
             f"{prefix}log_failures", "Events for which the log's sink raised."
         )
+        context_lost = CounterMetricFamily(
+            f"{prefix}log_context_lost_events", "Events logged without the context of their task."
+        )
         if stats is not None:
             for reason, count in stats.evictions.items():
                 evictions.add_metric((reason,), count)
@@ -198,7 +201,8 @@ class CacheCollector(Collector):
                 errors.add_metric((error,), count)
             lost.add_metric((), stats.log_lost)
             failed.add_metric((), stats.log_failures)
-        yield from (evictions, errors, lost, failed)
+            context_lost.add_metric((), stats.context_lost)
+        yield from (evictions, errors, lost, failed, context_lost)
 
 
 def _unit(name: str) -> str:

@@ -20,6 +20,7 @@ from .._core.wasm.admission import worst_size
 from .._core.wasm.isolation import RESET, REUSE, verdict
 from .._engine.base import NoMemoryError
 from .._ki import ki_safe_contextmanager
+from .._log import Origin
 from .._pool.pool import COMPILE_SHARE
 from .._pool.registration import Declaration, declare, read_source
 from .._public import public
@@ -244,9 +245,11 @@ class InstanceCache:
         now = trio.current_time()
         if seconds:
             pool.policy.note_compiled(record, seconds)
+        origin = pool.journal.here()
         pool.journal.registered(
             record,
             now,
+            origin,
             module_digest=module.digest,
             module_number=module.number,
             code_bytes=code_size,
@@ -261,7 +264,7 @@ class InstanceCache:
             isolation_verdict=function.isolation_verdict,
         )
         if old is not None:
-            self._retire(old, now, record)
+            self._retire(old, now, origin, record)
         return function
 
     @trio.lowlevel.enable_ki_protection
@@ -281,17 +284,22 @@ class InstanceCache:
         """
         self._pool.owner.check("remove")
         self._check_open()
+        origin = self._pool.journal.here()
         for record in self._pool.registry.take(name, args):
             now = trio.current_time()
-            self._pool.journal.removed(record, now)
-            self._retire(record, now)
+            self._pool.journal.removed(record, now, origin)
+            self._retire(record, now, origin)
 
     def _retire(
-        self, record: FunctionRecord, now: float, successor: FunctionRecord | None = None
+        self,
+        record: FunctionRecord,
+        now: float,
+        origin: Origin,
+        successor: FunctionRecord | None = None,
     ) -> None:
         self._compiler.drop(Definition.of(record).module)
         step = self._pool.policy.retire(record, now, successor)
-        self._pool.carry_out(step, now, in_pieces=True)
+        self._pool.carry_out(step, now, lambda: origin, in_pieces=True)
 
     def functions(self) -> tuple[Function, ...]:
         """Return the registered functions, in order of registration."""

@@ -263,7 +263,8 @@ class Lease:
             pool, now = self._pool, trio.current_time()
             self._end_call_early(call, Reason.CORRUPTED)
             pool.journal.left(request, call.caller, now)
-            pool.carry_out(pool.policy.hand_over(request, call.caller, now), now)
+            step = pool.policy.hand_over(request, call.caller, now)
+            pool.carry_out(step, now, functools.partial(pool.journal.origin_of, task))
         elif request is not None:
             self._recycle(request)
         self._group.capacity.give_back(task)

@@ -36,6 +36,7 @@ class _Base:
     evictions: Mapping[Reason, int] = Factory(dict)
     log_lost: int = 0
     log_failures: int = 0
+    context_lost: int = 0
 
 
 @final
@@ -91,6 +92,7 @@ class Statistics:
             artifact_size=sum(module.size for module in modules),
             log_lost=pool.log.lost - base.log_lost,
             log_failures=pool.log.failures - base.log_failures,
+            context_lost=pool.log.context_lost - base.context_lost,
             uses=uses,
         )
 
@@ -124,6 +126,7 @@ class Statistics:
             evictions=dict(policy.residents.evictions),
             log_lost=pool.log.lost,
             log_failures=pool.log.failures,
+            context_lost=pool.log.context_lost,
         )
         policy.residents.begin_anew()
 

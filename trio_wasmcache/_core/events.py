@@ -491,13 +491,18 @@ class Stamped:
     seq: int
     at_seconds: float
     """The cache's clock, `trio.current_time()`: only differences have a meaning."""
+    context_lost: bool = False
+    """Whether the context of the task that caused it is missing, as the log kept too many."""
 
     def fields(self) -> dict[str, object]:
         """Return the flat fields of the log line, without its name."""
-        return {
+        found = {
             "cache": self.cache,
             "seq": self.seq,
             "at_seconds": self.at_seconds,
             "schema": SCHEMA_VERSION,
             **self.event.fields(),
         }
+        if self.context_lost:
+            found["context_lost"] = True
+        return found

@@ -34,6 +34,7 @@ from .._core.policy.records import (
 from .._core.policy.shares import BURST_FUEL
 from .._core.stack_room import check_headroom
 from .._engine.base import GuestInstance, NoMemoryError
+from .._log import Origin
 from .._runtime.bound import BoundFunction, Definition, bind
 from .._runtime.start import Start
 from .capacity import GroupState
@@ -72,6 +73,7 @@ class Acquisition:
         self._blocked = False
         self._asked_at = 0.0
         self._request: Request | None = None
+        self._origin: Origin | None = None  # of its events, once there is one
         self._native: GuestInstance | None = None  # while it starts
         self.start: Start | None = None
         """Start of the instance that is being made; None when none is."""
@@ -142,6 +144,12 @@ class Acquisition:
             pool.carry_out(pool.policy.recycle(request, request.instance.size, now, reason), now)
         return None
 
+    def _cause(self) -> Origin:
+        """Return the origin of its events: a copy of the context of its task, made once."""
+        if self._origin is None:
+            self._origin = Origin(self._task.context)
+        return self._origin
+
     # -- the token
 
     async def _wait_for_token(self, record: FunctionRecord) -> None:
@@ -151,7 +159,7 @@ class Acquisition:
         try:
             policy.waits.begin(self._task, group.record)
             policy.note_token_block(record, group.record)
-            pool.journal.token_blocked(record, group.record.name, self._task)
+            pool.journal.token_blocked(record, group.record.name, self._task, self._cause)
             wait = _TokenWait(self._stop_waiting, functools.partial(self._note_no_token, record))
             if not await group.capacity.take(self._task, wait):
                 raise self._closed_error()
@@ -165,7 +173,8 @@ class Acquisition:
         self._pool.policy.waits.end(self._task)
 
     def _note_no_token(self, record: FunctionRecord, error: str) -> None:
-        self._pool.journal.token_abandoned(record, self._group.record.name, self._task, error)
+        journal, group = self._pool.journal, self._group.record.name
+        journal.token_abandoned(record, group, self._task, error, self._cause)
 
     # -- the instance
 
@@ -182,7 +191,7 @@ class Acquisition:
         )
         now = pool.now()
         if journal.log_uses:
-            journal.requested(request, now)
+            journal.requested(request, now, self._cause())
         try:
             step = policy.acquire(request, now)
         except WasmCacheError as error:
@@ -190,7 +199,7 @@ class Acquisition:
             journal.abandoned(request, type(error).__name__, now)
             raise
         if step is not None:
-            pool.carry_out(step, now)
+            pool.carry_out(step, now, self._cause)
         instance = request.instance
         if instance is None or request.stage is not GRANTED:
             try:
@@ -240,7 +249,7 @@ class Acquisition:
             request.sleep(None)
             now = pool.now()
             pool.journal.abandoned(request, "Cancelled", now)
-            pool.carry_out(pool.policy.cancel(request, now), now)
+            pool.carry_out(pool.policy.cancel(request, now), now, self._cause)
             return Abort.SUCCEEDED
 
         pool.journal.blocked(request)
@@ -276,9 +285,9 @@ class Acquisition:
             now = pool.now()
             problem = _explain(function.key, error)
             if isinstance(problem, Exception) and not isinstance(problem, trio.ClosedResourceError):
-                pool.journal.failed(request, instance, problem, now)
+                pool.journal.failed(request, instance, problem, now, self._cause())
             pool.journal.abandoned(request, type(problem).__name__, now)
-            pool.carry_out(pool.policy.failed(request, now), now)
+            pool.carry_out(pool.policy.failed(request, now), now, self._cause)
             pool.evictor.expect_expiry()  # of a seat, which is idle again
             if problem is error:
                 raise
@@ -288,8 +297,8 @@ class Acquisition:
         now, seat = pool.now(), instance.seat
         instance.entry.uses.add(LOADS, microseconds(now - began))
         step = pool.policy.loaded(request, now, native.measure())
-        pool.journal.loaded(request, instance, seat, began, now)
-        pool.carry_out(step, now)
+        pool.journal.loaded(request, instance, seat, began, now, self._cause())
+        pool.carry_out(step, now, self._cause)
         if isinstance(request.error, RequestClosed):
             # The group was closed meanwhile; the lease would have begun in the next pass.
             pool.journal.abandoned(request, CLOSED, now)

@@ -4,12 +4,16 @@
    with `log_uses`. A log with uses can be replayed, so its order matters: a request is noted before
    the evictions that it causes, at the time that the policy was given.
 2. Requests and tasks get their numbers here, as only the log refers to them.
+3. An event has the context of the task that caused it, copied at the first event of that task's
+   request; see `Origin`. Expiry and closing are nobody's, and have an empty one. The task's own
+   context is copied, not the current one: a cancellation or a late exit runs in another.
 """
 
 from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Callable
 from typing import Any, TypeAlias, final
 
 import trio
@@ -40,8 +44,10 @@ from .._core.keys import FunctionKey
 from .._core.policy.ledger import Ledger
 from .._core.policy.lifecycle import State
 from .._core.policy.records import FunctionRecord, Instance, Request
-from .._log import LogWriter
+from .._log import LogWriter, Origin
 
+Cause: TypeAlias = Callable[[], Origin | None]
+"""Returns the origin of events, and is called only if there are any."""
 Fields: TypeAlias = dict[str, Any]
 """Fields of an event by name; the event's class says what they are."""
 
@@ -51,6 +57,7 @@ class _Use:
     """Facts that the log has about one request so far."""
 
     number: int
+    origin: Origin
     granted_at: float = 0.0
 
 
@@ -67,9 +74,22 @@ class Journal:
         self._tasks: weakref.WeakKeyDictionary[object, int] = weakref.WeakKeyDictionary()
         self._last_task = 0
 
-    def note(self, event: Event, at: float | None = None) -> None:
-        """Note `event`, which happened at time `at` (seconds, Trio's clock; None: now)."""
-        self.log.add(event, trio.current_time() if at is None else at)
+    def note(self, event: Event, at: float | None = None, origin: Origin | None = None) -> None:
+        """Note `event`, which happened at time `at` (seconds, Trio's clock; None: now).
+
+        It is rendered in the context of `origin`; None: nobody's.
+        """
+        self.log.add(event, trio.current_time() if at is None else at, origin)
+
+    @staticmethod
+    def here() -> Origin:
+        """Return the origin of events that the running task causes outside of any request."""
+        return Origin(trio.lowlevel.current_task().context)
+
+    @staticmethod
+    def origin_of(task: object) -> Origin | None:
+        """Return the origin of events that `task` causes; None if it is no task."""
+        return Origin(task.context) if isinstance(task, Task) else None
 
     # -- the cache, its groups and its functions
 
@@ -85,12 +105,13 @@ class Journal:
                 total_fuel=config.total_fuel,
                 yield_fuel=config.yield_fuel,
                 log_uses=config.log_uses,
-            )
+            ),
+            origin=self.here(),
         )
 
-    def resized(self, config: CacheConfig, system: SystemLimits, at: float) -> None:
+    def resized(self, config: CacheConfig, system: SystemLimits, at: float, origin: Origin) -> None:
         """Note the limits in force from now on; the evictions that they cause follow."""
-        self.note(Resized(**_limits(config, system)), at)
+        self.note(Resized(**_limits(config, system)), at, origin)
 
     def closed(self, *, hits: int, misses: int, blocks: int, calls: int, evictions: int) -> None:
         """Note that the cache is closed: the last event."""
@@ -99,22 +120,29 @@ class Journal:
     def group_opened(self, name: str, capacity: float, shares: int) -> None:
         """Note that a scheduling group is open."""
         tokens = None if capacity == math.inf else int(capacity)
-        self.note(GroupOpened(group=name, capacity_tokens=tokens, shares=shares))
+        opened = GroupOpened(group=name, capacity_tokens=tokens, shares=shares)
+        self.note(opened, origin=self.here())
 
     def group_closed(self, name: str, with_cache: bool, at: float) -> None:
         """Note that a group closes; the evictions of that step follow."""
         self.note(GroupClosed(group=name, with_cache=with_cache), at)
 
-    def registered(self, function: FunctionRecord, at: float, **facts: Any) -> None:
+    def registered(self, function: FunctionRecord, at: float, origin: Origin, **facts: Any) -> None:
         """Note that a function serves from now on; `facts` are further fields of the event."""
-        self.note(Registered(**_function(function), **facts), at)
+        self.note(Registered(**_function(function), **facts), at, origin)
 
-    def removed(self, function: FunctionRecord, at: float) -> None:
+    def removed(self, function: FunctionRecord, at: float, origin: Origin) -> None:
         """Note that a function was removed; the evictions of that step follow."""
-        self.note(Removed(**_function(function)), at)
+        self.note(Removed(**_function(function)), at, origin)
 
     def refused(
-        self, key: FunctionKey, address_space: int, mappings: int, error: Exception, at: float
+        self,
+        key: FunctionKey,
+        address_space: int,
+        mappings: int,
+        error: Exception,
+        at: float,
+        origin: Origin,
     ) -> None:
         """Note that the system gave no memory; the evictions for it follow."""
         self.note(
@@ -126,16 +154,17 @@ class Journal:
                 error_message=str(error),
             ),
             at,
+            origin,
         )
 
     # -- waiting
 
-    def requested(self, request: Request, at: float) -> None:
+    def requested(self, request: Request, at: float, origin: Origin) -> None:
         """Note that an acquire has its token, and asks the policy for an instance next."""
         if not self.log_uses:
             return
         self._last_request += 1
-        self._uses[request] = _Use(self._last_request)
+        self._uses[request] = _Use(self._last_request, origin)
         deadline = trio.current_effective_deadline()
         self.note(
             Requested(
@@ -145,23 +174,29 @@ class Journal:
                 deadline_seconds=None if deadline == math.inf else deadline,
             ),
             at,
+            origin,
         )
 
     def blocked(self, request: Request) -> None:
         """Note that an acquire waits; its stage says for what."""
         if self.log_uses:
             waits_for = request.stage.value.removeprefix("waiting for ")
-            self.note(Blocked(**self._request(request, request.owner), waits_for=waits_for))
+            blocked = Blocked(**self._request(request, request.owner), waits_for=waits_for)
+            self.note(blocked, None, self._uses[request].origin)
 
-    def token_blocked(self, function: FunctionRecord, group: str, task: Task) -> None:
+    def token_blocked(self, function: FunctionRecord, group: str, task: Task, cause: Cause) -> None:
         """Note that an acquire of `task` waits for a token of its group."""
         if self.log_uses:
-            self.note(Blocked(**self._token_wait(function, group, task), waits_for="a token"))
+            blocked = Blocked(**self._token_wait(function, group, task), waits_for="a token")
+            self.note(blocked, None, cause())
 
-    def token_abandoned(self, function: FunctionRecord, group: str, task: Task, error: str) -> None:
+    def token_abandoned(
+        self, function: FunctionRecord, group: str, task: Task, error: str, cause: Cause
+    ) -> None:
         """Note that an acquire failed before it got its token; `error` is the type's name."""
         if self.log_uses:
-            self.note(Abandoned(**self._token_wait(function, group, task), error=error))
+            abandoned = Abandoned(**self._token_wait(function, group, task), error=error)
+            self.note(abandoned, None, cause())
 
     def abandoned(self, request: Request, error: str, at: float) -> None:
         """Note that an acquire failed, in the step of the policy that comes next.
@@ -169,13 +204,20 @@ class Journal:
         `error` is the name of the error's type.
         """
         if self.log_uses:
-            self.note(Abandoned(**self._request(request, request.owner), error=error), at)
-            self._uses.pop(request, None)
+            abandoned = Abandoned(**self._request(request, request.owner), error=error)
+            use = self._uses.pop(request, None)
+            self.note(abandoned, at, None if use is None else use.origin)
 
     # -- loading
 
     def loaded(
-        self, request: Request, instance: Instance, seat: bool, began: float, at: float
+        self,
+        request: Request,
+        instance: Instance,
+        seat: bool,
+        began: float,
+        at: float,
+        origin: Origin,
     ) -> None:
         """Note that an instance was made between `began` and `at`, or with `seat` from a seat."""
         module = instance.entry.function.module
@@ -191,9 +233,12 @@ class Journal:
                 code_bytes=module.code_size,
             ),
             at,
+            origin,
         )
 
-    def failed(self, request: Request, instance: Instance, error: Exception, at: float) -> None:
+    def failed(
+        self, request: Request, instance: Instance, error: Exception, at: float, origin: Origin
+    ) -> None:
         """Note that an instance could not be made."""
         self.note(
             Failed(
@@ -202,6 +247,7 @@ class Journal:
                 error_message=str(error),
             ),
             at,
+            origin,
         )
 
     # -- holding
@@ -212,7 +258,8 @@ class Journal:
         """Note that a lease is granted, of an acquire that began at `asked_at`."""
         if not self.log_uses:
             return
-        self._uses[request].granted_at = at
+        use = self._uses[request]
+        use.granted_at = at
         module = instance.entry.function.module
         self.note(
             Acquired(
@@ -226,12 +273,15 @@ class Journal:
                 code_size_bytes=ledger.used,
             ),
             at,
+            use.origin,
         )
 
     def left(self, request: Request, caller: Task, at: float) -> None:
         """Note that a block has ended while `caller` has a call of its lease under way."""
         if self.log_uses:
-            self.note(Left(**self._request(request, caller)), at)
+            use = self._uses[request]
+            use.origin = Origin(caller.context)
+            self.note(Left(**self._request(request, caller)), at, use.origin)
 
     def recycled(
         self,
@@ -241,18 +291,18 @@ class Journal:
         at: float,
         ledger: Ledger,
         **facts: Any,
-    ) -> None:
-        """Note that a lease has ended after `calls` calls; the evictions of its step follow.
+    ) -> Origin:
+        """Note, with `log_uses`, that a lease has ended after `calls` calls.
 
-        `facts` are further fields of the event.
+        `facts` are further fields of the event. The evictions of its step follow; they have the
+        origin that is returned.
         """
-        if not self.log_uses:
-            return
+        use = self._uses[request]
         self.note(
             Recycled(
                 **self._instance(request, instance),
                 **facts,
-                held_seconds=at - self._uses[request].granted_at,
+                held_seconds=at - use.granted_at,
                 calls=calls,
                 seat=instance.seat,
                 kept=instance.state is not State.CLOSED,
@@ -260,8 +310,10 @@ class Journal:
                 code_size_bytes=ledger.used,
             ),
             at,
+            use.origin,
         )
         del self._uses[request]
+        return use.origin
 
     # -- fields that identify a request, an instance or a task
 

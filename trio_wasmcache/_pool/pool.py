@@ -25,7 +25,7 @@ from .._runtime.call import Runtime
 from .._runtime.results import ResultBook, ResultMemory
 from .._runtime.runner import Runner
 from .evictor import AT_ONCE, Evictor
-from .journal import Journal
+from .journal import Cause, Journal
 from .registry import Registry
 
 # Name of the error that acquires get when their group or cache is closed.
@@ -96,18 +96,26 @@ class Pool:
         self.evictor: Evictor = Evictor(self.policy, self.carry_out)
 
     def carry_out(
-        self, step: Step | None, at: float | None = None, *, in_pieces: bool = False
+        self,
+        step: Step | None,
+        at: float | None = None,
+        cause: Cause | None = None,
+        *,
+        in_pieces: bool = False,
     ) -> None:
         """Carry out what a step of the policy left to do. This never waits and never fails.
 
         Args:
             step: the step.
             at: the time that the policy was given (seconds), for the log.
+            cause: returns the origin of the evictions, if there are any: the task whose need they
+                serve; None if it is nobody's.
             in_pieces: whether the evictor's task may close most of the instances, as nothing waits
                 for their memory: closing one takes about 50 microseconds.
         """
         if step is None:
             return
+        origin = cause() if cause is not None and step.evicted else None
         for number, (instance, event) in enumerate(step.evicted):
             native = instance.release()
             if native is not None:
@@ -115,7 +123,7 @@ class Pool:
                     self.evictor.close_later(native)
                 else:
                     native.close()
-            self.journal.note(event, at)
+            self.journal.note(event, at, origin)
             # An eviction means that memory is short, or that the cache has less to do.
             self.results.forget()
         for module in step.unloaded:
@@ -163,9 +171,10 @@ class Pool:
             instance.set_aside()  # it was kept off the fast path: see `BoundFunction.attach`
         now = self.now()
         step = self.policy.recycle(request, size, now, reason, seat, reserved)
+        origin = None
         if self.journal.log_uses:
             ledger = self.policy.residents.ledger
-            self.journal.recycled(
+            origin = self.journal.recycled(
                 request,
                 instance,
                 calls,
@@ -177,7 +186,14 @@ class Pool:
                 mappings=reserved[1],
             )
         if step is not None:
-            self.carry_out(step, now)
+            # Evictions by closing are nobody's.
+            closing = reason in (Reason.GROUP_CLOSED, Reason.CLOSED)
+            task = request.owner
+            self.carry_out(
+                step,
+                now,
+                None if closing else lambda: origin or self.journal.origin_of(task),
+            )
         self.evictor.expect_expiry()
 
     def relieve(
@@ -207,8 +223,9 @@ class Pool:
                 "vm.max_map_count, or lower max_address_space or max_instances, so that the cache "
                 "leaves more to the rest of the process"
             ) from error
-        self.journal.refused(key, space, mappings, error, now)
-        self.carry_out(step, now)
+        origin = self.journal.here()
+        self.journal.refused(key, space, mappings, error, now, origin)
+        self.carry_out(step, now, lambda: origin)
 
     def close(self) -> None:
         """Grant no more leases, and cancel the registrations that are under way."""
@@ -227,8 +244,9 @@ class Pool:
         self.runner.resize(config)
         self.result_book.resize(config.max_result_size)
         now = trio.current_time()
-        self.journal.resized(config, self.engine.system, now)
-        self.carry_out(self.policy.resize(config, now), now, in_pieces=True)
+        origin = self.journal.here()
+        self.journal.resized(config, self.engine.system, now, origin)
+        self.carry_out(self.policy.resize(config, now), now, lambda: origin, in_pieces=True)
         self.evictor.sleep_until(self.policy.next_expiry())
         # The next lease of each instance takes the slow path, which adapts it to limits.
         for entry in self.policy.residents.entries:

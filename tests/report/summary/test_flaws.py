@@ -63,6 +63,24 @@ def test_lost_events(tmp_path: Path, capsys: Capture) -> None:
     assert (ran.cache["sequence"]["lost"], ran.cache["sequence"]["missing"]) == (5, 0)
 
 
+def test_events_without_their_context(tmp_path: Path, capsys: Capture) -> None:
+    """Are counted, also where lines from elsewhere have any value in that field."""
+    lines = busy_log().lines
+    for line in lines[10:15]:
+        line["context_lost"] = True
+    path = tmp_path / "log"
+    for other in ([], [{"event": "mine"}], [{"event": "mine", "context_lost": [1]}]):
+        path.write_text(text_of([*lines, *other]))
+        ran = run_report(capsys, path)
+        assert ran.status == 0
+        assert ran.cache["context_lost"] == 5
+        said = "5 events without the context of their tasks: the log's sink was too slow"
+        assert f"cache cafe0001: {said}" in ran.err.splitlines()
+    lines[20]["context_lost"] = "what a processor adds"
+    path.write_text(text_of(lines))
+    assert run_report(capsys, path).cache["context_lost"] == 5
+
+
 def test_two_caches(tmp_path: Path, capsys: Capture) -> None:
     """Mixed in one log, each is told by itself, as if it were alone; or one of them only."""
     one, two = busy_log("one"), busy_log("two", rounds=7)

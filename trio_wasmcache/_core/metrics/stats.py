@@ -230,11 +230,15 @@ class CacheStats:
     """Bytes that idle instances may keep of the stacks on which they ran, at most; the real size is
     unknown."""
     artifact_size: int
-    """Bytes of serialized code of all registered modules, loaded or not."""
+    """Bytes of serialized code of all registered modules, loaded or not, and of their compressed
+    debug sections."""
     log_lost: int
     """Number of events dropped from the log because its sink was too slow."""
     log_failures: int
     """Number of events for which the sink raised."""
+    context_lost: int
+    """Number of events that were logged without the context of the task that caused them, because
+    the log's sink was too slow."""
     _uses: Snapshot = field(factory=Snapshot, repr=False, eq=False)
 
     @cached_property

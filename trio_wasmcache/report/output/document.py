@@ -50,6 +50,7 @@ def _others(others: Others) -> Document:
         "more": others.more,
         "events": dict(sorted(sums.kinds.items())),
         "lost": sums.lost,
+        "context_lost": sums.context_lost,
         **_uses(sums, on_seats=None),
         "evictions": _gone(sums),
         "age_seconds": sums.ages.as_dict(),
@@ -69,6 +70,7 @@ def _cache(cache: CacheSummary) -> Document:
         "closed": cache.closed,
         "events": dict(sorted(cache.sums.kinds.items())),
         "sequence": _sequence(cache.order),
+        "context_lost": cache.sums.context_lost,
         "clock": {
             "jumps_back": cache.clock.jumps,
             "longest_silence_seconds": cache.clock.longest_silence,

@@ -34,6 +34,8 @@ USED = frozenset(
     total_size_after_bytes code_size_after_bytes first_seq
     """.split()
 )
+# Field of events that were logged without the context of their task, and of no others.
+CONTEXT_LOST = "context_lost"
 Types = dict[str, dict[str, tuple[type, ...]]]
 # {event: {field: allowed types of its value}}
 TYPES: Types = {name: kind.types for name, kind in KINDS.items()}
@@ -41,7 +43,10 @@ _USED_TYPES: Types = {
     name: {field: kinds for field, kinds in types.items() if field in USED | STAMP_TYPES.keys()}
     for name, types in TYPES.items()
 }
-_OWN = {name: {"event", "schema", "timestamp", *fields} for name, fields in _USED_TYPES.items()}
+_OWN = {
+    name: {"event", "schema", "timestamp", CONTEXT_LOST, *fields}
+    for name, fields in _USED_TYPES.items()
+}
 _POLARS: dict[type, pl.DataType] = {
     str: pl.String(),
     int: pl.Int64(),
@@ -52,6 +57,7 @@ SCHEMA: dict[str, pl.DataType] = {
     "event": pl.String(),
     "schema": pl.Int64(),
     "timestamp": pl.String(),
+    CONTEXT_LOST: pl.Boolean(),
     **{
         field: next(_POLARS[kind] for kind in kinds if kind in _POLARS)
         for types in _USED_TYPES.values()
@@ -109,6 +115,8 @@ class Parser:
         for event in events:
             if event.get("timestamp") is not None:
                 event["timestamp"] = str(event["timestamp"])
+            if type(event.get(CONTEXT_LOST)) is not bool:
+                event[CONTEXT_LOST] = None
         # Fields that do not belong to the event may have any value.
         kept = [
             {name: event[name] for name in _OWN[event["event"]] if name in event}

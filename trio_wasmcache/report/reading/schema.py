@@ -53,6 +53,11 @@ def make_schema() -> dict[str, Any]:
             "event": {"enum": names},
             **_STAMP,
             "schema": {"const": SCHEMA_VERSION},
+            "context_lost": {
+                "type": "boolean",
+                "description": "Whether the context of the task that caused it is missing, as the "
+                "log kept too many. Absent: no.",
+            },
         },
         "allOf": [
             {

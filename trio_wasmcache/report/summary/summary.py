@@ -9,7 +9,7 @@ from attrs import Factory, define
 
 from ..._core.events import Reason
 from ..reading.clock import Clock
-from ..reading.frames import TYPES
+from ..reading.frames import CONTEXT_LOST, TYPES
 from ..reading.names import MAX_KEYS, OTHERS, Key, Names, Space
 from ..reading.notes import Notes, cite, count
 from ..reading.order import Order
@@ -68,6 +68,8 @@ class Sums:
     """{(reason, key): evictions}."""
     lost: int = 0
     """Number of events that a cache reports as dropped."""
+    context_lost: int = 0
+    """Number of events without the context of the task that caused them."""
 
     def take(self, frame: pl.DataFrame) -> tuple[dict[str, pl.DataFrame], pl.DataFrame]:
         """Add events.
@@ -83,6 +85,7 @@ class Sums:
         loaded, evicted = parts["wasmcache.loaded"], parts["wasmcache.evicted"]
         self.compile_seconds += float(parts["wasmcache.registered"]["compile_seconds"].sum())
         self.lost += int(parts["wasmcache.lost"]["count"].sum())
+        self.context_lost += int(frame[CONTEXT_LOST].sum())
         if len(loaded):
             self.loads.take(loaded["load_seconds"])
             self.module_loads += int(loaded["module_loaded"].sum())
@@ -100,6 +103,11 @@ class Sums:
             gone.count += number
             gone.freed_bytes += freed
             gone.freed_code_bytes += freed_code
+
+
+def _without_context(sums: Sums) -> str:
+    number = count(sums.context_lost, "event")
+    return f"{number} without the context of their tasks: the log's sink was too slow"
 
 
 def _with_known_reasons(frame: pl.DataFrame) -> pl.DataFrame:
@@ -197,6 +205,8 @@ class CacheSummary:
         order, name = self.order, f"cache {cite(self.cache)}"
         if order.lost:
             notes.problem(f"{name}: {count(order.lost, 'event')} lost: the cache's buffer was full")
+        if self.sums.context_lost:
+            notes.remark(f"{name}: {_without_context(self.sums)}")
         if order.missing:
             notes.problem(f"{name}: {count(order.missing, 'event')} missing{_where(order)}")
         if order.first > 1:
@@ -343,5 +353,7 @@ class Summary:
             notes.problem(
                 f"other caches: {count(others.sums.lost, 'event')} lost: a cache's buffer was full"
             )
+        if others.sums.context_lost:
+            notes.remark(f"other caches: {_without_context(others.sums)}")
         for cache in self.caches.values():
             cache.tell(notes)
