@@ -239,8 +239,9 @@ class NoLogWriter:
     def __init__(self) -> None:
         self.lost = 0
         self.failures = 0
+        self.context_lost = 0
 
-    def add(self, event: Event, at: float) -> None:
+    def add(self, event: Event, at: float, origin: Origin | None = None) -> None:
         """Drop `event`."""
 
     async def close(self, timeout: float) -> None:
