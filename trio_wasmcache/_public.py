@@ -39,6 +39,9 @@ def _present(module: str, thing: T) -> T:
     if isinstance(thing, type):
         if attrs.has(thing):
             attrs.resolve_types(thing)
+        for member in vars(thing).values():
+            if inspect.isfunction(member):
+                member.__module__ = module
         vars_of: Any = thing
         vars_of.__doc__ = _Documentation(thing)
     thing.__module__ = module
@@ -103,7 +106,7 @@ def _default(value: ast.expr | None) -> str | None:
             return f"{ast.unparse(factory)}()"
         value = options.get("default")
     if isinstance(value, ast.Constant) and type(value.value) is int:
-        return f"{value.value:_}"
+        return f"{value.value:_}" if value.value >= 10_000 else str(value.value)
     return None if value is None else ast.unparse(value)
 
 

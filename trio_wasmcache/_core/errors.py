@@ -61,13 +61,15 @@ class InvalidModuleError(WasmCacheError):
 
 @public
 class ModuleTooLargeError(WasmCacheError):
-    """`register` was given a module over a limit of the configuration.
+    """`register` was given a module that exceeds a limit.
 
-    Its bytes without custom sections exceed `max_wasm_size`, or all bytes 8 times that; its
-    memories together start over `memory_limit`, or its tables over `table_limit`; it declares more
-    functions, types, exports, elements or locals than a compiler should be given, or more items
-    altogether than a module of its size needs; or a function keeps more values on the stack across
-    calls and blocks than a compiler should be given.
+    The limits are:
+
+    - `max_wasm_size` for its bytes without custom sections, and 8 times as much for all its bytes;
+    - `memory_limit` for its memories together, as they start, and `table_limit` for its tables;
+    - numbers of functions, types, exports, elements and locals that a compiler should be given, and
+      a number of items altogether, in proportion to its size;
+    - the number of values that a function keeps on the stack across calls and blocks.
     """
 
 

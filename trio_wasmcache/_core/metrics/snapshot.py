@@ -160,8 +160,8 @@ class CacheSnapshot:
     threads: TurnsSnapshot
     """Turns of worker threads, for calls that run longer than `offload_after` slices."""
     reserved: tuple[str, ...]
-    """Functions that are being registered, such as ``"fib(i64)"``: nobody else may register them
-    meanwhile."""
+    """Functions that are being registered, such as ``"fib(i64)"``: another `register` of the same
+    raises `DuplicateFunctionError` meanwhile."""
     compiles: CompilesSnapshot
     """Slots for compiling."""
     native: NativeSnapshot

@@ -21,7 +21,7 @@ from .steps import Steps
 
 @public_in_testing
 class FakeFailure(TrapError):
-    """What `FakeEngine(fail_at=n)` makes of the n-th native step, where that is the guest's."""
+    """Raised by the native step that `FakeEngine(fail_at=n)` lets fail, if a guest runs in it."""
 
 
 class Rows(Protocol):

@@ -1,0 +1,108 @@
+"""The pages and the public docstrings are plain English: short sentences with a plain subject."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from documents import GUIDE, PAGES, ROOT, TEXTS
+from reference import CLASSES, FUNCTIONS, PUBLIC
+
+from trio_wasmcache._core.events import EVENTS
+
+LONGEST = 40
+"""Number of words of a sentence, at most."""
+# A sentence whose subject is a clause, or begins with one, has to be read twice.
+CLAUSE = re.compile(r"(What|Whatever|Who|Whoever|Whose|Whichever|How|Whether)\b[^?]*$")
+# Words that say something else than they mean, and those that mean it.
+BETTER = {
+    r"so many|so much": "a number, or this many",
+    r"such as it is": "nothing",
+    r"spoil[a-z]*": "unusable",
+    r"told|tells?": "reported, says, or the message",
+    r"nobody|somebody|anybody": "no other user, task or function",
+    r"save for|, save": "except",
+    r"stead": "instead",
+}
+BLOCK = re.compile(r"```.*?```|<!-- figures -->.*?<!-- end of figures -->", re.DOTALL)
+CODE = re.compile(r"``.*?``|`[^`\n]*`|\[([^\]]*)\]\([^)]*\)")
+
+
+def sentences(text: str) -> Iterator[str]:
+    """The sentences of a paragraph; code counts as one word."""
+    plain = CODE.sub(lambda found: found[1] or "CODE", text).replace("**", "")
+    for part in re.split(r"(?<=[.?!:;])\s+(?=[A-Z])", " ".join(plain.split())):
+        yield part.strip()
+
+
+def problems(text: str) -> Iterator[str]:
+    """What is wrong with the sentences of a paragraph."""
+    for sentence in sentences(text):
+        if CLAUSE.match(sentence):
+            yield f"its subject is a clause: {sentence}"
+        if len(sentence.split()) > LONGEST:
+            yield f"it has {len(sentence.split())} words: {sentence}"
+        for word, better in BETTER.items():
+            if re.search(rf"\b({word})\b", sentence):
+                yield f"{word} is better said as {better}: {sentence}"
+
+
+def paragraphs(text: str) -> Iterator[str]:
+    """The paragraphs, items and cells of a page, without code and headings."""
+    for line in BLOCK.sub("", text).splitlines():
+        if line.startswith(("    ", "#", "<!--", "- [")):
+            continue
+        if line.startswith("|"):
+            yield from (cell for cell in line.strip("|").split(" | "))
+        else:
+            yield re.sub(r"^[-*] +", "", line)
+
+
+def test_pages() -> None:
+    """Each sentence can be read once."""
+    found = [
+        f"{page.relative_to(ROOT)}: {problem}"
+        for page in PAGES
+        for paragraph in paragraphs(TEXTS[page])
+        for problem in problems(paragraph)
+    ]
+    assert not found, "\n".join(found)
+
+
+def docstrings() -> dict[str, str]:
+    """{name: docstring} of public names, their methods and the events."""
+    found = {path: thing.__doc__ for path, thing in (PUBLIC | CLASSES).items()}
+    found |= {path: function.__doc__ for path, (_, function) in FUNCTIONS.items()}
+    found |= {event.__name__: event.__doc__ for event in EVENTS}
+    return {path: doc for path, doc in found.items() if isinstance(doc, str)}
+
+
+def test_public_docstrings() -> None:
+    """Each sentence can be read once; examples, which are indented code, are left out."""
+    found = []
+    for path, doc in docstrings().items():
+        text = re.sub(r"\.\. code-block::\n\n(?: +.*\n|\n)+", "\n", doc)
+        for paragraph in re.split(r"\n\s*\n|\n(?=\s+\S+: )|\n- ", text):
+            found += [f"{path}: {problem}" for problem in problems(paragraph)]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Who waits gets the new one.",
+        "It is well. What does not fit is refused.",
+        "The instance is not spoilt.",
+        f"It is {'very ' * LONGEST}long.",
+    ],
+)
+def test_what_has_to_be_read_twice_is_found(text: str) -> None:
+    """Each kind, wherever it stands."""
+    assert [*problems(text)]
+
+
+def test_questions_and_code_may_be() -> None:
+    """A question may begin with what it asks for."""
+    assert not [*problems("What fits? See `What.told` and ``so many``. It fits.")]
+    assert GUIDE in TEXTS
