@@ -104,7 +104,11 @@ class HostFunction:
         return FuncType(self._abi.signature.results, self._abi.signature.params)
 
     def misfit(self, wanted: FuncType) -> str:
-        """Return words for a message: its type, and what to declare to make it `wanted`."""
+        """Return words for a message: its type, and the declaration that makes it `wanted`.
+
+        Args:
+            wanted: type of the import.
+        """
         params = fitting(self._abi.returns, wanted.params)
         results = fitting(self._abi.args, wanted.results)
         defaults = [
