@@ -7,14 +7,15 @@ from collections.abc import Iterator
 
 import pytest
 from documents import GUIDE, PAGES, ROOT, TEXTS
-from reference import CLASSES, FUNCTIONS, PUBLIC
+from reference import CLASSES, FUNCTIONS
 
 from trio_wasmcache._core.events import EVENTS
+from trio_wasmcache._public import described_fields
 
 LONGEST = 40
 """Number of words of a sentence, at most."""
 # A sentence whose subject is a clause, or begins with one, has to be read twice.
-CLAUSE = re.compile(r"(What|Whatever|Who|Whoever|Whose|Whichever|How|Whether)\b[^?]*$")
+CLAUSE = re.compile(r"(What|Whatever|Who|Whoever|Whose|Whichever|How)\b[^?]*$")
 # Words that say something else than they mean, and those that mean it.
 BETTER = {
     r"so many|so much": "a number, or this many",
@@ -71,11 +72,15 @@ def test_pages() -> None:
 
 
 def docstrings() -> dict[str, str]:
-    """{name: docstring} of public names, their methods and the events."""
-    found = {path: thing.__doc__ for path, thing in (PUBLIC | CLASSES).items()}
+    """{name: docstring} of public classes, functions and methods, of events, and of fields."""
+    found = {path: thing.__doc__ for path, thing in CLASSES.items()}
     found |= {path: function.__doc__ for path, (_, function) in FUNCTIONS.items()}
     found |= {event.__name__: event.__doc__ for event in EVENTS}
-    return {path: doc for path, doc in found.items() if isinstance(doc, str)}
+    texts = {path: doc.partition("\nFields:")[0] for path, doc in found.items() if doc}
+    for cls in (*CLASSES.values(), *EVENTS):
+        fields = described_fields(cls).items()
+        texts |= {f"{cls.__name__}.{name}": field.text for name, field in fields}
+    return texts
 
 
 def test_public_docstrings() -> None:

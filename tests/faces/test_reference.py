@@ -142,6 +142,17 @@ def test_every_event_is_described(event: type) -> None:
     assert not problems, "\n".join(problems)
 
 
+ERRORS = [path for path, cls in CLASSES.items() if issubclass(cls, BaseException)]
+
+
+@pytest.mark.parametrize("path", ERRORS)
+def test_every_error_says_what_raises_it(path: str) -> None:
+    """A function, or the error of the guest's that it is a kind of."""
+    doc = CLASSES[path].__doc__ or ""
+    raisers = "open_cache|register|acquire|Lease|lease|HostFunction|guest|call|native step|Base of"
+    assert re.search(rf"\b({raisers})\b", doc.partition("Fields:")[0]), path
+
+
 def test_help_shows_the_fields() -> None:
     """With type and default, from the source; and what the source does not have, it leaves."""
     shown = inspect.getdoc(trio_wasmcache.CacheConfig)

@@ -75,40 +75,56 @@ class ModuleTooLargeError(WasmCacheError):
 
 @public
 class LinkError(WasmCacheError):
-    """The module has imports that nothing provides; the message lists all of them."""
+    """`register` was given a module with imports that nothing provides; the message lists them all.
+
+    Entering a lease raises it, too, if an import can't be linked.
+    """
 
 
 @public
 class ExportError(WasmCacheError):
-    """The module has no export of that name, or that export is not a function."""
+    """`register` was given the name of an export that the module lacks, or that is no function.
+
+    It is also raised if the module lacks an export that the ABI needs.
+    """
 
 
 @public
 class SignatureError(WasmCacheError):
-    """The declared types are unknown, or differ from those of the exported function."""
+    """`register` was given types that are unknown to the ABI, or that the export does not have.
+
+    `HostFunction` raises it, too, for unknown types.
+    """
 
 
 @public
 class DuplicateFunctionError(WasmCacheError):
-    """A function of that name and those argument types exists, or is being registered."""
+    """`register` was given a name and argument types that are registered, or being registered.
+
+    With ``replace=True``, it replaces a registered function instead.
+    """
 
 
 @public
 class UnknownFunctionError(WasmCacheError):
-    """No function of that name and those argument types is registered (or it was removed)."""
+    """`acquire`, `warm` or `remove` was given a name and argument types that are not registered.
+
+    A lease raises it when it is entered, also if the function is removed while it waits.
+    """
 
 
 @public
 class LoadError(WasmCacheError):
-    """An instance could not be made: instantiation failed, or the start function trapped.
+    """Entering a lease could not make an instance: instantiating or starting the guest failed.
 
-    If the guest's start function failed, the cause (`__cause__`) is its `GuestError`.
+    If the guest's start function failed, the cause (`__cause__`) is its `GuestError`. `Lease.map`
+    raises it, too, if the driver of the batch can't be made.
     """
 
 
 @public
 class CodeMemoryError(WasmCacheError):
-    """The function could not run even in an otherwise empty cache.
+    """Entering a lease failed: the function could not run even in an otherwise empty cache.
 
     Its code and stack exceed `max_code_size`, its worst size exceeds `max_running_size`, or its
     reserved addresses or mappings exceed `max_address_space` or the kernel's limit. It is also
@@ -119,7 +135,7 @@ class CodeMemoryError(WasmCacheError):
 
 @public
 class DeadlockError(WasmCacheError):
-    """Waiting would never end, as every task that could release something is waiting too."""
+    """Entering a lease would wait for ever: every task that could end the wait is waiting too."""
 
     def __init__(self, message: str, chain: tuple[str, ...] = ()) -> None:
         super().__init__(message)
@@ -130,9 +146,10 @@ class DeadlockError(WasmCacheError):
 
 @public
 class GuestError(WasmCacheError):
-    """The guest ended its call without a result. The instance is dropped; the cache is intact.
+    """Base of the errors of `Lease.call` and `Lease.map` that are the guest's fault.
 
-    After a `ResultTooLargeError` the instance is kept.
+    The guest ended its call without a result. Its instance is dropped, except after a
+    `ResultTooLargeError`; the cache is intact.
     """
 
     def __init__(

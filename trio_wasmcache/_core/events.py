@@ -369,7 +369,7 @@ class Blocked(OfTask):
 
     name = "wasmcache.blocked"
     waits_for: str
-    """What it waits for: ``"a token"``, ``"an instance"`` or ``"room"``."""
+    """Resource that it waits for: ``"a token"``, ``"an instance"`` or ``"room"``."""
 
 
 @frozen(kw_only=True)

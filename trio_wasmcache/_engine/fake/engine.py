@@ -58,7 +58,7 @@ class FakeEngine(Steps):
     def __init__(self, *, fail_at: int | None = None) -> None:
         super().__init__(fail_at=fail_at)
         self.system: SystemLimits = SystemLimits()
-        """What the system leaves the cache; by default, there is no limit."""
+        """Limits of the system that apply to the cache; by default, there are none."""
         self.modules: dict[str, Behaviour] = {}
         """{name: behaviour} of the modules that `module` made."""
         self.closed: bool = False

@@ -15,15 +15,16 @@ class Steps:
     def __init__(self, *, fail_at: int | None = None) -> None:
         self.fail_at = fail_at
         self.refusals: int = 0
-        """How many compiles, loads and instantiations from now on get no memory from the system."""
+        """Number of compiles, loads and instantiations, from now on, that the system refuses
+        memory."""
         self.steps: list[str] = []
         """Names of the native steps taken so far, such as ``"compile"``."""
         self.loaded_modules: int = 0
-        """Executable modules that were not closed yet."""
+        """Number of loaded modules that are not closed."""
         self.open_instances: int = 0
-        """Instances that were not closed yet."""
+        """Number of instances that are not closed."""
         self.scratch_size: int = 0
-        """Bytes of the scratches of their drivers."""
+        """Bytes of the scratch memories of their drivers."""
 
     def step(self, name: str) -> bool:
         """Count a native step; return True if this is the one that fails.
