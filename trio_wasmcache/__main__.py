@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import importlib.util
+import io
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import trio
 
+from ._core.text import printable
 from ._demo import Teller, demo
 
 # The log tool's commands. The log tool parses its own options, and is imported only for these
@@ -22,6 +25,8 @@ LOG_COMMANDS = {
     "tune": "how large the cache should be",
 }
 NEEDED = ("click", "jinja2", "matplotlib", "polars", "rich", "zstandard")
+# Characters of a message of `inspect`.
+MAX_MESSAGE = 2000
 MISUSED = 2
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 
@@ -41,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         sys.stdout.write(as_text())
         return 0
+    if options.command == "inspect":
+        return inspect_file(options.file)
     colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     status = 0
     try:
@@ -72,6 +79,27 @@ def read_log(arguments: Sequence[str]) -> int:
         return INTERRUPTED
 
 
+def inspect_file(file: str) -> int:
+    """Print what a file is and how to register it; return 1 if it is no module."""
+    from ._core.errors import WasmCacheError
+    from ._inspect import inspect
+
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may lack characters of a name
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        for line in inspect(Path(file)):
+            print(line)
+    except (WasmCacheError, OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        said = f"{file!r} can't be read: {reason}" if reason else str(error)
+        print(printable(said, MAX_MESSAGE), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the commands and their options."""
     parser = argparse.ArgumentParser(
@@ -95,6 +123,14 @@ def make_parser() -> argparse.ArgumentParser:
     )
     for name, text in LOG_COMMANDS.items():
         commands.add_parser(name, help=text, add_help=False)
+    looking = commands.add_parser(
+        "inspect",
+        help="what a file is, what it needs, and how to register it",
+        description="Reads a module, without compiling or running it: what made it, its exports "
+        "and imports and who provides them, its memory, the isolation and caching it gets, and "
+        "the register(...) line to begin with. Ends with status 1 if it is no module.",
+    )
+    looking.add_argument("file", metavar="FILE", help="a module, binary or text")
     commands.add_parser("schema", help="print the JSON Schema of the log's events")
     return parser
 

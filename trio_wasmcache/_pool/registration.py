@@ -190,7 +190,7 @@ async def read_source(
         if view.nbytes > CUSTOM_FACTOR * limit:
             check_format(what, view.cast("B")[:LOOKED_AT].tobytes())
         check_size(what, view.nbytes, limit)
-        return _check_core(what, view.tobytes(), limit)
+        return check_core(what, view.tobytes(), limit)
     if isinstance(source, str):
         source = str.__str__(source)  # likewise
         if source.lstrip()[:1] not in ("(", ";"):
@@ -207,7 +207,7 @@ async def read_source(
     path = Path(os.fsdecode(source))
     try:
         data = await run_in_thread(
-            _read, what, path, limit, abandon_on_cancel=True, limiter=readers
+            read_file, what, path, limit, abandon_on_cancel=True, limiter=readers
         )
     except OSError as error:
         error.add_note(f"while the module of {what} was being read")
@@ -220,21 +220,17 @@ async def read_source(
         except UnicodeDecodeError as error:
             raise InvalidModuleError(f"{what}: {shown(path)} is no text: {error}") from error
         return await _from_text(engine, what, text, limit)
-    return _check_core(what, data, limit)
+    return check_core(what, data, limit)
 
 
 async def _from_text(engine: Engine, what: str, text: str, limit: int) -> bytes:
-    if len(text) > limit:
-        raise ModuleTooLargeError(
-            f"{what}: the text has {len(text)} characters, max_wasm_size is {limit}: raise it, or "
-            "give the module in its binary form"
-        )
+    check_text(what, text, limit)
     try:
         wasm = await engine.to_wasm(text)
     except InvalidModuleError as error:
         raise InvalidModuleError(f"{what}: {error}") from None
     # A character of a name may take four bytes.
-    return _check_core(what, wasm, limit)
+    return check_core(what, wasm, limit)
 
 
 def check_format(what: str, data: bytes) -> None:
@@ -260,7 +256,16 @@ def check_size(what: str, size: int, limit: int, *, more: bool = False) -> None:
         )
 
 
-def _check_core(what: str, wasm: bytes, limit: int) -> bytes:
+def check_text(what: str, text: str, limit: int) -> None:
+    """Raise `ModuleTooLargeError` if WebAssembly text is longer than `max_wasm_size`."""
+    if len(text) > limit:
+        raise ModuleTooLargeError(
+            f"{what}: the text has {len(text)} characters, max_wasm_size is {limit}: raise it, or "
+            "give the module in its binary form"
+        )
+
+
+def check_core(what: str, wasm: bytes, limit: int) -> bytes:
     """Return a module that is not too large without its custom sections.
 
     What is no module passes: it is refused, by a better name, as soon as it is read.
@@ -275,7 +280,20 @@ def _check_core(what: str, wasm: bytes, limit: int) -> bytes:
     return wasm
 
 
-def _read(what: str, path: Path, limit: int) -> bytes:
+def read_file(what: str, path: Path, limit: int) -> bytes:
+    """Return the bytes of a file, and no more than `register` takes. Blocks: for threads.
+
+    Args:
+        what: the function's name, for messages.
+        path: the file.
+        limit: `max_wasm_size` (bytes).
+
+    Raises:
+        InvalidModuleError: the file is too large, and no module.
+        ModuleTooLargeError: the file is too large.
+        OSError: the file can't be read.
+        ValueError: the path can't be the name of a file.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         if size > CUSTOM_FACTOR * limit:

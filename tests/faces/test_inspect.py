@@ -1,0 +1,209 @@
+"""``python -m trio_wasmcache inspect``: what a file is, in words that are safe to print."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from core.wasm.test_families import go_bytes
+from engine.support import quiet_cache
+from hostile.zoo import ZOO
+from hypothesis import given, strategies as st
+
+from trio_wasmcache import HostFunction, WasmCacheError
+from trio_wasmcache.__main__ import main
+from trio_wasmcache._core.wasm.editor import encode_module
+from trio_wasmcache._core.wasm.reader import Export, FuncType, Import
+from trio_wasmcache._inspect import MAX_LISTED, inspect
+
+ROOT = Path(__file__).parents[2]
+MODULES = sorted([*ROOT.glob("tests/udfs/**/*.wasm"), *ROOT.glob("examples/udfs/*.wasm")])
+HEADINGS = ("made by: ", "kind: ", "exports: ", "imports: ", "memory: ", "debugging: ")
+
+
+def described(path: Path) -> list[str]:
+    lines = list(inspect(path))
+    assert all(line.isprintable() for line in lines)
+    return lines
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+async def test_the_line_to_begin_with_registers_the_module(path: Path) -> None:
+    """For every real module that can be registered; for others, it says why not."""
+    lines = described(path)
+    assert lines[0].startswith(f"{path.name}: a core module of WebAssembly, ")
+    for heading in (*HEADINGS, "isolation: ", "caching: "):
+        assert any(line.startswith(heading) for line in lines), heading
+    calls = [line.strip() for line in lines if "cache.register(" in line]
+    if not calls:
+        assert "emscripten" in path.stem
+        assert lines[-1] == "No export is a function of numbers, so there is nothing to register."
+        return
+    name, call = calls[0].split(" = await ")
+    assert name.isidentifier()
+    if "_scylla_abi" in "".join(lines):
+        pytest.importorskip("cassandra")
+    refused = [line for line in lines if line.startswith("`register` refuses it: ")]
+    names: dict[str, Any] = {"Path": Path, "HostFunction": HostFunction, "unit_price": abs}
+    async with quiet_cache() as cache:
+        try:
+            function = await eval(call, {"cache": cache, **names})
+        except WasmCacheError:
+            registered = None
+        else:
+            registered = function.name
+    # Which types a UDF of ScyllaDB has is in no module.
+    assert registered == (None if refused else name) or 'args=("text",)' in call
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("udfs/toolchains/assemblyscript.wasm", "made by: AssemblyScript"),
+        ("udfs/toolchains/clang-dwarf5.wasm", "made by: C or C++, by clang (clang 22.1.8)"),
+        (
+            "udfs/toolchains/clang-dwarf5.wasm",
+            "debugging: errors of the guest name functions, files and lines",
+        ),
+        ("udfs/toolchains/emscripten-embind.wasm", "  `_embind_...` registers C++ classes with"),
+        (
+            "udfs/toolchains/emscripten-standalone.wasm",
+            "kind: a library, initialised by `_initialize` before its first call",
+        ),
+        (
+            "udfs/toolchains/emscripten-standalone.wasm",
+            "  by this library, WASI preview 1, which grants nothing: ",
+        ),
+        ("udfs/buffer.wasm", 'Bytes and text are passed by address and length: see abi="buffer".'),
+        ("udfs/title.wasm", "  func title [i64] -> [i64]"),
+    ],
+)
+def test_what_is_known_of_a_module_is_said(path: str, said: str) -> None:
+    """In one line each."""
+    assert any(line.startswith(said) for line in described(ROOT / "tests" / path))
+
+
+def test_a_go_program_is_told_how_to_be_a_library(tmp_path: Path) -> None:
+    """Only its `_start` can be registered, and that is the line."""
+    path = tmp_path / "go.wasm"
+    path.write_bytes(go_bytes("_start", "add"))
+    text = "\n".join(described(path))
+    assert "kind: a program" in text
+    assert "go build -buildmode=c-shared" in text
+    assert 'export="_start"' in text
+
+
+def test_text_is_read_as_a_module(tmp_path: Path) -> None:
+    """With its limits, its state that can't be reset, and what is too large."""
+    path = tmp_path / "f.wat"
+    path.write_text(
+        '(module (import "app" "m" (memory 1)) (memory 300) (data "x") (func (export "f")))'
+    )
+    lines = described(path)
+    assert "  app.m (memory): nobody, as only functions can be given" in lines
+    assert any(line.startswith("caching: never, as an instance begins with 18.") for line in lines)
+    assert any('"reset" is not possible: its data segments' in line for line in lines)
+    assert lines[-1] == "`register` refuses it, as it imports what is no function."
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "but nothing: there are no bytes"),
+        (b"\x7fELF\2\1\1", "but an ELF file"),
+        (b"\0asm\x0d\0\1\0", "but a component: build a core module instead"),
+        (b"<html>\x1b[31m", "but unknown data that begins with 3c 68"),
+        (b"version https://git-lfs.github.com/spec/v1", "but a Git LFS pointer"),
+        (b"\0asm\1\0\0\0\1\5\0", "5 items announced with 1 bytes left"),
+        (b"(module \xff)", "is no text"),
+        (b"(module (func (export \x22f\x22)", "not WebAssembly text"),
+    ],
+)
+def test_what_is_no_module_ends_with_one_and_a_sentence(
+    data: bytes, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On standard error, and nothing on standard output."""
+    path = tmp_path / "file\x1b[31m.wasm"
+    path.write_bytes(data)
+    assert main(["inspect", str(path)]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err
+    assert err.removesuffix("\n").isprintable()
+    assert len(err) < 1000
+
+
+@pytest.mark.parametrize("file", ["missing", ".", "a\0b", "n" * 5000, "/dev/zero"])
+def test_what_can_not_be_read_ends_with_one_and_a_sentence(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder, no file, no name of one, or a file without an end."""
+    assert main(["inspect", str(tmp_path / file)]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.strip().isprintable()
+
+
+def test_huge_and_odd_names_are_cut(tmp_path: Path) -> None:
+    """Thousands of them make a few lines, without control characters."""
+    kind = FuncType(("i32",), ("i32",))
+    names = ["x" * 1_000_000, "\x1b[31m", "\u202egnp", *(f"n{number}" for number in range(5000))]
+    path = tmp_path / "f.wasm"
+    path.write_bytes(
+        encode_module(
+            types=[kind],
+            imports=[Import("m\r\n" + name, name, "func", kind) for name in names],
+            exports=[Export(name, "func", 0) for name in names],
+        )
+    )
+    lines = described(path)
+    assert len(lines) < 2 * MAX_LISTED + 20
+    assert sum(map(len, lines)) < 20_000
+    assert "  and 4,963 more" in lines
+
+
+@pytest.mark.parametrize("guest", ZOO, ids=lambda guest: guest.name)
+def test_hostile_modules_are_described_or_refused(guest: Any, tmp_path: Path) -> None:
+    """All of the zoo: printable lines, or an error of ours."""
+    path = tmp_path / "guest.wasm"
+    path.write_bytes(guest.wasm())
+    try:
+        said = "".join(described(path))
+    except WasmCacheError as error:
+        said = str(error)
+    assert len(said) < 40_000
+
+
+@given(st.binary(max_size=300), st.booleans())
+def test_any_bytes_are_described_or_refused(data: bytes, header: bool) -> None:
+    """Never another exception."""
+    path = Path(tempfile.gettempdir()) / f"inspect{os.getpid()}"
+    path.write_bytes(b"\0asm\1\0\0\0" * header + data)
+    try:
+        described(path)
+    except WasmCacheError:
+        pass
+    finally:
+        path.unlink()
+
+
+def test_a_terminal_may_lack_characters() -> None:
+    """They are escaped; nothing but the core's libraries is needed."""
+    program = (
+        "import sys; sys.modules.update(dict.fromkeys(('click', 'rich', 'polars')));"
+        "from trio_wasmcache.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "inspect", "häßlich"],
+        capture_output=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
+    )
+    assert done.returncode == 1
+    assert done.stderr == b"'h\\xe4\\xdflich' can't be read: No such file or directory\n"

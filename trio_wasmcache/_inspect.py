@@ -1,0 +1,339 @@
+"""Say what a file is for ``python -m trio_wasmcache inspect``: what it needs, and how to begin.
+
+Its sections are read, as `register` reads them; nothing is compiled or run. All names in it are a
+stranger's: they are cut, and shown without control characters.
+"""
+
+from __future__ import annotations
+
+import keyword
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from ._core.config import WASM_PAGE, CacheConfig, KiB, MiB
+from ._core.errors import InvalidModuleError, WasmCacheError
+from ._core.text import printable
+from ._core.wasm.admission import (
+    MAX_SHOWN,
+    TABLE_ELEMENT_SIZE,
+    WASI_MODULE,
+    WASI_TYPES,
+    check_counts,
+    check_limits,
+    import_name,
+    rest_size,
+    signature,
+)
+from ._core.wasm.custom import DEBUG, find_custom_sections
+from ._core.wasm.families import (
+    COMMAND,
+    GO_COMMAND,
+    INITIALIZE,
+    families_of,
+    go_command,
+    is_function,
+    toolchain_of,
+)
+from ._core.wasm.isolation import obstacle
+from ._core.wasm.reader import (
+    ExcessiveModuleError,
+    Export,
+    FuncType,
+    Import,
+    Limits,
+    MalformedModuleError,
+    ModuleInfo,
+    read_module,
+)
+from ._engine.wasmtime.text import to_wasm
+from ._pool.registration import check_core, check_text, read_file
+
+# Exports and imports that are listed, at most; the rest is counted.
+MAX_LISTED = 40
+# Imports that the call of `register` shows, at most, and numbers in the type of one.
+MAX_GIVEN = 8
+# Exports that toolchains add, which are nobody's function.
+_HELPERS = re.compile(
+    r"_(?!start$).*|malloc|free|calloc|realloc|alloc|allocate|dealloc|deallocate|cabi_.*"
+    r"|canonical_abi_.*|emscripten_.*|stack(Save|Restore|Alloc)|setThrew|asyncify_.*|dynCall_.*"
+    r"|getTempRet0|setTempRet0|resume|getsp|memory|interface_version_.*|.*#_initialize|cabi_post_.*"
+)
+_ALLOCATORS = (
+    *("__wbindgen_malloc", "cabi_realloc", "malloc", "_malloc", "alloc", "allocate"),
+    *("__wbindgen_export_0",),
+)
+SCYLLA = "_scylla_abi"
+
+
+def inspect(path: Path, config: CacheConfig | None = None) -> Iterator[str]:
+    """Yield the lines that describe a file.
+
+    Args:
+        path: the file, a module in its binary form or as text.
+        config: the limits to compare with; None: the defaults.
+
+    Raises:
+        WasmCacheError: it is no module that `register` could take; says what it is.
+        OSError: it can't be read.
+        ValueError: the path can't be the name of a file.
+    """
+    config = config or CacheConfig()
+    name = printable(path.name, MAX_SHOWN)
+    wasm = _read(name, path, config.max_wasm_size)
+    try:
+        info = read_module(wasm)
+    except MalformedModuleError as error:
+        raise InvalidModuleError(f"{name}: {error}") from None
+    except ExcessiveModuleError as error:
+        raise InvalidModuleError(f"{name}: {error}") from None
+    yield f"{name}: a core module of WebAssembly, {len(wasm):,} bytes"
+    yield f"made by: {_shown(toolchain_of(info) or 'not known')}"
+    yield f"kind: {_kind(info)}"
+    yield from _exports(info)
+    yield from _imports(info)
+    yield from _memory(info, config)
+    yield f"debugging: {_debugging(wasm)}"
+    yield f"isolation: {_isolation(info)}"
+    yield from _caching(info, config)
+    yield ""
+    yield from _registration(info, path)
+
+
+def _read(name: str, path: Path, limit: int) -> bytes:
+    data = read_file(name, path, limit)
+    if data.lstrip()[:1] in (b"(", b";"):
+        try:
+            text = data.decode()
+        except UnicodeDecodeError as error:
+            raise InvalidModuleError(f"{name} is no text: {error}") from None
+        check_text(name, text, limit)
+        try:
+            data = to_wasm(text)
+        except InvalidModuleError as error:
+            raise InvalidModuleError(f"{name}: {error}") from None
+    return check_core(name, data, limit)
+
+
+def _shown(text: str) -> str:
+    return printable(text, MAX_SHOWN)
+
+
+def _size(size: int) -> str:
+    """Return bytes in the unit that suits them."""
+    if size < MiB:
+        return f"{size / KiB:.4g} KiB"
+    return f"{size / MiB:.4g} MiB"
+
+
+def _kind(info: ModuleInfo) -> str:
+    if is_function(info, INITIALIZE):
+        return "a library, initialised by `_initialize` before its first call"
+    if is_function(info, COMMAND):
+        return "a program: its export `_start` runs it from its beginning to its end"
+    return "a library" + (", with a start function" if info.start is not None else "")
+
+
+def _exports(info: ModuleInfo) -> Iterator[str]:
+    yield f"exports: {len(info.exports) or 'none'}"
+    # Functions that are somebody's first.
+    exports = sorted(info.exports, key=lambda export: (export.kind != "func", _is_helper(export)))
+    for export in exports[:MAX_LISTED]:
+        described = f"{export.kind} {_shown(export.name)}"
+        if export.kind == "func":
+            described += f" {signature(info.functions[export.index])}"
+        elif export.kind == "memory":
+            described += f": {_pages(info.memories[export.index])}"
+        elif export.kind == "global":
+            described += f": {info.globals[export.index].value_type}"
+        yield f"  {described}"
+    if len(exports) > MAX_LISTED:
+        yield f"  and {len(exports) - MAX_LISTED:,} more"
+
+
+def _is_helper(export: Export) -> bool:
+    return _HELPERS.fullmatch(export.name) is not None
+
+
+def _imports(info: ModuleInfo) -> Iterator[str]:
+    yield f"imports: {len(info.imports) or 'none'}"
+    missing = _missing(info)
+    for item in missing[:MAX_LISTED]:
+        described = signature(item.type) if isinstance(item.type, FuncType) else f"({item.kind})"
+        yield f"  {import_name(item.module, item.name)} {described}: {_provider(item)}"
+    if len(missing) > MAX_LISTED:
+        yield f"  and {len(missing) - MAX_LISTED:,} more that the library does not provide"
+    if provided := [item.name for item in info.imports if item.module == WASI_MODULE]:
+        names = ", ".join(name for name in dict.fromkeys(provided) if name in WASI_TYPES)
+        yield f"  by this library, WASI preview 1, which grants nothing: {names or 'none'}"
+    for family in families_of(missing):
+        yield f"  {family.advice}"
+
+
+def _missing(info: ModuleInfo) -> list[Import]:
+    return [
+        item
+        for item in info.imports
+        if item.module != WASI_MODULE or WASI_TYPES.get(item.name) != item.type
+    ]
+
+
+def _provider(item: Import) -> str:
+    if not isinstance(item.type, FuncType):
+        return "nobody, as only functions can be given"
+    if item.module == WASI_MODULE and item.name in WASI_TYPES:
+        if WASI_TYPES[item.name] == item.type:
+            return "by this library"
+        return f"nobody, as WASI's is {signature(WASI_TYPES[item.name])}"
+    if item.type.uncrossable() is not None:
+        return 'nobody, as such values can\'t cross (missing="trap" traps)'
+    return "yours to give by imports="
+
+
+def _pages(limits: Limits) -> str:
+    most = "" if limits.maximum is None else f", at most {_size(limits.maximum * WASM_PAGE)}"
+    return f"{_size(limits.minimum * WASM_PAGE)} at the start{most}"
+
+
+def _memory(info: ModuleInfo, config: CacheConfig) -> Iterator[str]:
+    if not info.memories:
+        yield "memory: none"
+    for number, limits in enumerate(info.memories[:MAX_LISTED]):
+        which = "" if len(info.memories) == 1 else f" {number}"
+        grows = limits.maximum != limits.minimum
+        yield f"memory{which}: {_pages(limits)}" + (
+            f"; memory_limit is {_size(config.memory_limit)}" if grows else ""
+        )
+
+
+def _debugging(wasm: bytes) -> str:
+    names = {section.name for section in find_custom_sections(wasm)}
+    lines = f"{DEBUG}line" in names and f"{DEBUG}info" in names
+    if lines:
+        return "errors of the guest name functions, files and lines"
+    if "name" in names:
+        return "errors of the guest name functions; build with -g for files and lines"
+    return "stripped: errors of the guest name functions by number"
+
+
+def _isolation(info: ModuleInfo) -> str:
+    starts = info.start is not None or is_function(info, INITIALIZE)
+    given = [(item.module, item.name) for item in _missing(info)]
+    why_not = obstacle(info, starts, given)
+    if why_not is not None:
+        return f'"reuse" and "fresh"; "reset" is not possible: {why_not}'
+    return '"reuse", "fresh" and, if a trial by `register` agrees, "reset"'
+
+
+def _caching(info: ModuleInfo, config: CacheConfig) -> Iterator[str]:
+    size = (
+        sum(limits.minimum for limits in info.memories) * WASM_PAGE
+        + sum(table.limits.minimum for table in info.tables) * TABLE_ELEMENT_SIZE
+        + rest_size(info)
+    )
+    if size > config.max_instance_size:
+        yield (
+            f"caching: never, as an instance begins with {_size(size)} and max_instance_size is "
+            f"{_size(config.max_instance_size)}: raise it"
+        )
+    else:
+        yield (
+            f"caching: an instance begins with {_size(size)}, and is kept while it has at most "
+            f"max_instance_size = {_size(config.max_instance_size)}"
+        )
+    try:
+        check_counts(info, "it", config.table_limit)
+        check_limits(info, "it", config.memory_limit, config.table_limit)
+    except WasmCacheError as error:
+        yield f"`register` refuses it: {error}"
+
+
+def _registration(info: ModuleInfo, path: Path) -> Iterator[str]:
+    """Yield the call of `register` to begin with."""
+    if any(not isinstance(item.type, FuncType) for item in info.imports):
+        yield "`register` refuses it, as it imports what is no function."
+        return
+    export = next((one for one in info.exports if _is_candidate(info, one)), None)
+    if export is None:
+        yield "No export is a function of numbers, so there is nothing to register."
+        return
+    if go_command(info):
+        yield f"Of its exports, only `_start` can be registered: {GO_COMMAND}."
+    kind = info.functions[export.index]
+    name = _identifier(export.name)
+    arguments = [_quoted(name), f"Path({_quoted(str(path))})"]
+    scylla = info.export(SCYLLA)
+    if scylla is not None and scylla.kind == "global":
+        yield "To begin with (the types are those of its CREATE FUNCTION in CQL):"
+        arguments += ['args=("text",)', 'returns="text"']
+    else:
+        yield "To begin with:"
+        arguments.append(f"args={_spelt(kind.params)}")
+        if kind.results:
+            one = len(kind.results) == 1
+            arguments.append(f"returns={_quoted(kind.results[0]) if one else _spelt(kind.results)}")
+    if export.name != name:
+        arguments.append(f"export={_quoted(export.name)}")
+    functions = [item for item in _missing(info) if isinstance(item.type, FuncType)]
+    if functions:
+        arguments.append(_imports_argument(functions))
+    yield f"    {name} = await cache.register({', '.join(arguments)})"
+    if any(is_function(info, allocator) for allocator in _ALLOCATORS) and scylla is None:
+        yield 'Bytes and text are passed by address and length: see abi="buffer".'
+
+
+def _imports_argument(missing: list[Import]) -> str:
+    """Return the argument of `register` for functions that nobody provides yet."""
+    if (
+        len(missing) > MAX_GIVEN
+        or families_of(missing)  # those of a toolchain's own host are not the user's to write
+        or not all(_is_writable(item) for item in missing)
+    ):
+        return 'missing="trap"'
+    modules: dict[str, list[str]] = {}
+    for item in missing:
+        if isinstance(item.type, FuncType):
+            host = (
+                f"HostFunction({_identifier(item.name)}, params={_spelt(item.type.params)}, "
+                f"results={_spelt(item.type.results)})"
+            )
+            modules.setdefault(item.module, []).append(f"{_quoted(item.name)}: {host}")
+    listed = [f"{_quoted(name)}: {{{', '.join(hosts)}}}" for name, hosts in modules.items()]
+    return f"imports={{{', '.join(listed)}}}"
+
+
+def _is_writable(item: Import) -> bool:
+    """Return whether a host function for the import can be shown whole."""
+    return (
+        isinstance(item.type, FuncType)
+        and item.type.uncrossable() is None
+        and len(item.module) + len(item.name) <= MAX_SHOWN
+        and len(item.type.params) + len(item.type.results) <= MAX_GIVEN
+    )
+
+
+def _is_candidate(info: ModuleInfo, export: Export) -> bool:
+    return (
+        export.kind == "func"
+        and not _is_helper(export)
+        and len(export.name) <= MAX_SHOWN
+        and (export.name == COMMAND or not go_command(info))
+        and info.functions[export.index].uncrossable() is None
+    )
+
+
+def _identifier(name: str) -> str:
+    """Return a name that can be a variable of Python's."""
+    found = re.sub(r"\W+", "_", name.rpartition("#")[2], flags=re.ASCII).strip("_") or "function"
+    return f"f_{found}" if found[0].isdigit() or keyword.iskeyword(found) else found
+
+
+def _quoted(name: str) -> str:
+    """Return a name as Python's text, without control characters."""
+    shown = repr(name)
+    return shown if '"' in shown else f'"{shown[1:-1]}"'
+
+
+def _spelt(names: tuple[str, ...]) -> str:
+    listed = ", ".join(map(_quoted, names))
+    return f"({listed}{',' * (len(names) == 1)})"
