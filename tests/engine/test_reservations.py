@@ -65,12 +65,40 @@ trio.run(measure)
 """
 SAME = '(func (export "f") (param i64) (result i64) (local.get 0))'
 DATA = '(data (i32.const 9) "data")'
+DATA64 = '(data (i64.const 9) "data")'
 CASES = {
     "no memory": (SAME, "call", "reuse"),
     "a memory": (f"(memory 1) {SAME}", "call", "reuse"),
     "a memory with data": (f"(memory 3) {DATA} {SAME}", "call", "reuse"),
     "ten memories": (f"{'(memory 1)' * 10} {SAME}", "call", "reuse"),
     "ten empty memories": (f"{'(memory 0)' * 10} {SAME}", "call", "reuse"),
+    "a memory of 64 bits": (f"(memory i64 1) {DATA64} {SAME}", "call", "reuse"),
+    "a memory, and a table of references": (
+        f"(memory 1) (table 2 externref) {SAME}",
+        "call",
+        "reuse",
+    ),
+    "a memory, and a table of null exceptions": (
+        f"(memory 1) (table 2 nullexnref) {SAME}",
+        "call",
+        "reset",
+    ),
+    "a memory, and a global for a reference": (
+        f"(memory 1) (global externref (ref.null extern)) {SAME}",
+        "call",
+        "reset",
+    ),
+    "a memory, and a segment of references": (
+        f"(memory 1) (elem externref (ref.null extern)) {SAME}",
+        "call",
+        "reuse",
+    ),
+    "a memory, and exceptions": (
+        """(memory 1) (tag $e) (func (export "f") (param i64) (result i64)
+        (block $h (try_table (catch $e $h) (throw $e))) (local.get 0))""",
+        "call",
+        "reuse",
+    ),
     "a large table": (f"(table 100000 funcref) {SAME}", "call", "reuse"),
     "batches": (f"(memory 1) {DATA} {SAME}", "map", "reuse"),
     "reset": (

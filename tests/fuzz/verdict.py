@@ -10,9 +10,9 @@ def validator() -> wasmtime.Engine:
     config = wasmtime.Config()
     config.wasm_gc = False
     config.wasm_function_references = False
-    config.wasm_exceptions = False
+    config.wasm_exceptions = True
     config.wasm_threads = False
-    config.wasm_memory64 = False
+    config.wasm_memory64 = True
     config.wasm_stack_switching = False
     config.wasm_custom_page_sizes = False
     config.wasm_multi_memory = True

@@ -2,12 +2,46 @@
 
 from __future__ import annotations
 
-from trio_wasmcache import InvalidModuleError, SignatureError
+from collections.abc import Callable
 
-from .guest import Guest, Refused, function
+from trio_wasmcache import (
+    FuelExhaustedError,
+    InvalidModuleError,
+    ModuleTooLargeError,
+    SignatureError,
+    TrapError,
+)
+from trio_wasmcache._core.wasm.editor import encode_module
+from trio_wasmcache._core.wasm.reader import Export, FuncType
+
+from .guest import Fails, Gives, Guest, Refused, function
+
+# Throws and catches once; throws 5000 times, and keeps what it catches.
+CATCH = (
+    "(block $h (result i64) (try_table (catch $t $h) (throw $t (i64.const 1))) (unreachable)) drop"
+)
 
 
-def off(name: str, words: str, source: str) -> Guest:
+def keep(values: int) -> str:
+    thrown = f"(throw $t {'(i64.const 1)' * values})"
+    return f"""(local $i i32) (loop $l
+        (table.set $kept (local.get $i) (block $h (result exnref)
+          (try_table (catch_all_ref $h) {thrown}) (unreachable)))
+        (local.set $i (i32.add (local.get $i) (i32.const 1)))
+        (br_if $l (i32.lt_u (local.get $i) (i32.const 5000)))) (i64.const 1)"""
+
+
+def legacy() -> bytes:
+    """``try`` and ``catch_all``, as compilers wrote them before the proposal changed."""
+    return encode_module(
+        types=[FuncType(("i64",), ("i64",))],
+        functions=[0],
+        exports=[Export("run", "func", 0)],
+        code=[bytes([0, 0x06, 0x40, 0x19, 0x0B, 0x20, 0, 0x0B])],
+    )
+
+
+def off(name: str, words: str, source: str | Callable[[], bytes]) -> Guest:
     """One that uses what is switched off."""
     attacks = "the process: asking wasmtime for such a type aborts it, or guests would share"
     return Guest(name, attacks, source, Refused(InvalidModuleError, words))
@@ -30,15 +64,46 @@ GUESTS = [
         '(func (export "run") (param i64) (result i64) (local.get 0))'
         '(func (export "e") (param i31ref))',
     ),
-    off(
-        "an exnref",
-        "exception tags",
+    Guest(
+        "an exnref in an export",
+        "the process: asking wasmtime for such a type aborts it",
         function("(local.get 0)", '(func (export "e") (param exnref))'),
+        Gives(7),
+    ),
+    Guest(
+        "a parameter that is an exnref",
+        "the conversion of values",
+        '(func (export "run") (param exnref) (result i64) (i64.const 1))',
+        Refused(SignatureError, "exnref"),
+    ),
+    Guest(
+        "an exception that nobody catches",
+        "the caller, which gets none of its own",
+        function("(throw $t)", "(tag $t)"),
+        Fails(TrapError, "threw an exception and did not catch it"),
+    ),
+    Guest(
+        "exceptions that are kept",
+        "memory: the limit of its memories says nothing of them",
+        function(keep(4), "(tag $t (param i64 i64 i64 i64)) (table $kept 5000 exnref)"),
+        Gives(1),
+    ),
+    Guest(
+        "large exceptions that are kept",
+        "memory: 80 MB of exceptions",
+        function(keep(1000), f"(tag $t (param {'i64 ' * 1000})) (table $kept 5000 exnref)"),
+        Fails(TrapError, "exceptions need more memory than memory_limit"),
+    ),
+    Guest(
+        "exceptions without end",
+        "memory, by garbage",
+        function(f"(loop $l {CATCH} (br $l)) (i64.const 1)", "(tag $t (param i64))"),
+        Fails(FuelExhaustedError, "fuel"),
     ),
     off(
-        "an exception",
-        "exception tags",
-        function("(throw $t)", "(tag $t)"),
+        "an exception of old",
+        "legacy",
+        legacy,
     ),
     off(
         "a shared memory",
@@ -53,15 +118,29 @@ GUESTS = [
             "(memory 1)",
         ),
     ),
-    off(
-        "a memory of 64 bits",
-        "memory64",
-        function("(local.get 0)", "(memory i64 1)"),
+    Guest(
+        "a memory of 64 bits that grows beyond all",
+        "memory",
+        function("(memory.grow (i64.const 0x1000000000))", "(memory i64 1)"),
+        Gives(-1),
     ),
-    off(
-        "a table of 64 bits",
-        "table64",
-        function("(local.get 0)", "(table i64 1 funcref)"),
+    Guest(
+        "a memory of 64 bits that is large",
+        "memory",
+        function("(local.get 0)", "(memory i64 0x10000)"),
+        Refused(ModuleTooLargeError, "memory_limit"),
+    ),
+    Guest(
+        "an address of 64 bits",
+        "what lies beside its memory",
+        function("(i64.load (i64.const -8))", "(memory i64 1)"),
+        Fails(TrapError, "out of bounds"),
+    ),
+    Guest(
+        "a table of 64 bits that grows beyond all",
+        "memory",
+        function("(table.grow (ref.null func) (i64.const 0x1000000000))", "(table i64 1 funcref)"),
+        Gives(-1),
     ),
     off(
         "a typed function reference",

@@ -28,6 +28,7 @@ from .._core.wasm.admission import (
     check_imports,
     check_limits,
     check_signature,
+    heap_size,
     missing_imports,
 )
 from .._core.wasm.custom import custom_size, find_custom_sections
@@ -510,7 +511,8 @@ class Compiler:
         self._check(info, declaration)
         edits = check_limits(info, what, config.memory_limit, config.table_limit)
         resets = declaration.isolation == RESET and _obstacle(info, declaration) is None
-        return evolve(edits, reset=resets)
+        heap = heap_size(info, config.memory_limit, config.stack_size)
+        return evolve(edits, heap_size=heap, reset=resets)
 
     def _check(self, info: ModuleInfo, declaration: Declaration) -> Binding:
         """Check a declaration against the module, and return how values cross.

@@ -11,7 +11,13 @@ from kits import tries
 
 from trio_wasmcache._core.wasm.editor import encode_module, uleb
 from trio_wasmcache._core.wasm.reader import ExcessiveModuleError, FuncType, read_module
-from trio_wasmcache._core.wasm.stack import BLOCK_WEIGHT, FUNCTION_LIMIT, MODULE_LIMIT, Weigher
+from trio_wasmcache._core.wasm.stack import (
+    BLOCK_WEIGHT,
+    CATCHES_WEIGHT,
+    FUNCTION_LIMIT,
+    MODULE_LIMIT,
+    Weigher,
+)
 
 UDFS = Path(__file__).parents[2] / "udfs"
 TYPES = [
@@ -55,6 +61,8 @@ HARMLESS = [
     b"\xfd\x15\2",
     b"\xfd\x54\2\2\2",
     b"\xfd\x60\xfd\xae\1\xfd\x82\2",
+    b"\x08\2\x0a",
+    b"\x1f\x40\2\0\2\2\3\2\x10\0\x0b",
 ]
 WEIGHTY = {
     b"\x10\1": 4,
@@ -127,6 +135,48 @@ def test_what_compilers_write_weighs_nothing(path: Path, monkeypatch: pytest.Mon
     """C and Rust, with all that they use of the instruction set: each of it is decoded."""
     monkeypatch.setattr("trio_wasmcache._core.wasm.reader.FUNCTION_WEIGHT", 0)
     read_module(path.read_bytes())
+
+
+def caught(calls: int, catches: int, nested: bool) -> bytes:
+    """A function that calls another inside of `try_table`s: each in the next, or with a list."""
+    call = "(call $f)" * calls
+    if nested:
+        body = "(try_table (catch_all $h)" * catches + call + ")" * catches
+    else:
+        body = f"(try_table {'(catch $e $h)' * catches} {call})"
+    return bytes(
+        wasmtime.wat2wasm(f"(module (tag $e) (func $f) (func (block $h {body}) (call $f)))")
+    )
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_calls_inside_of_catches_have_a_limit(nested: bool) -> None:
+    """A thousand calls with a hundred catches would take ten seconds to compile, of 3 KB."""
+    most = int((FUNCTION_LIMIT * CATCHES_WEIGHT / 1000) ** 0.5)
+    read_module(caught(1000, most, nested))
+    with pytest.raises(ExcessiveModuleError, match="on the stack across calls and blocks"):
+        read_module(caught(1000, most + 1, nested))
+
+
+def test_what_catches_weigh() -> None:
+    """Of calls and throws inside, up to the end of their block, which may have others inside."""
+    for inside, outside in (
+        (b"\x10\0", 0),
+        (b"\x08\0", 0),
+        (b"\x0a", 0),
+        (b"\x11\0\0", 0),
+        (b"\x02\x40\x03\x7e\x0b\x0b\x10\0", 0),
+        (b"\x04\x40\x10\0\x05\x01\x0b", 0),
+        (b"\x10\1", 4),
+    ):
+        # catch 1 0, catch_ref 2 1, catch_all 0, catch_all_ref 3
+        begin = b"\x1f\x40\4\0\1\0\1\2\1\2\0\3\3"
+        assert weight(begin + inside + b"\x0b" + inside + b"\x0b") == 16 // 5 + 2 * outside
+        assert weight(inside + begin + begin + inside) == 64 // 5 + 2 * outside
+    assert weight(b"\x1f\2\0\x0b") == 4 * BLOCK_WEIGHT
+    worst = 4 * BLOCK_WEIGHT
+    for tail in (b"\x1f", b"\x1f\x40", b"\x1f\x40\2\0\0", b"\x1f\x40\1\0\0\0\xff"):
+        assert weight(b"\x01" * 10 + tail) >= worst
 
 
 def test_it_agrees_with_wasmtime_on_text() -> None:

@@ -56,6 +56,8 @@ TABLE_ELEMENT_SIZE = 8
 # and each table, at most.
 STORE_SIZE, GLOBAL_SIZE, REFERENCE_SIZE, IMPORT_SIZE = 16 * KiB, 16, 32, 96
 ITEM_SIZE, ELEMENTS_SIZE, DATA_SIZE, TABLE_SIZE = 16, 32, 16, 256
+# Bytes of an exception, and of each value that it carries; and of a reference to one on the stack.
+EXCEPTION_SIZE, CARRIED_SIZE, ON_STACK_SIZE = 48, 16, 8
 # An instance keeps a scratch for batches with nulls and one for those without; if values cross
 # through memory, there is only one.
 SCRATCHES = 2
@@ -72,6 +74,8 @@ class Edits:
     memory_maxima: tuple[int | None, ...] = ()
     """Pages of each memory, at most; None leaves what the module declares."""
     table_maxima: tuple[int | None, ...] = ()
+    heap_size: int = 0
+    """Bytes that an instance's exceptions may take, at most; see `heap_size`."""
     reset: bool = False
     """Whether its instances will be reset, for which all of its mutable state is exported."""
 
@@ -163,7 +167,7 @@ def worst_size(info: ModuleInfo, edits: Edits) -> int:
     """
     pages = _maxima(info.memories, edits.memory_maxima, edits.memory_limit // WASM_PAGE)
     elements = table_elements(info, edits)
-    rest = rest_size(info) + SCRATCHES * SCRATCH_LIMIT
+    rest = rest_size(info) + edits.heap_size + SCRATCHES * SCRATCH_LIMIT
     return pages * WASM_PAGE + elements * TABLE_ELEMENT_SIZE + rest
 
 
@@ -186,6 +190,24 @@ def rest_size(info: ModuleInfo) -> int:
         + len(info.tables) * TABLE_SIZE
     )
     return max(WASM_PAGE, kept)
+
+
+def heap_size(info: ModuleInfo, memory_limit: int, stack_size: int) -> int:
+    """Return the most that the heap for an instance's exceptions may take (bytes).
+
+    The heap has the limit of a memory. It grows only where a collection frees too little, so that
+    it holds what the guest can refer to, and room for as much: from its stack, of which code uses
+    half at most, or from anywhere if there are tables or globals for exceptions.
+    """
+    if not info.tags:  # it can make none, and is given none
+        return 0
+    held = [table.element for table in info.tables]
+    held += [one.value_type for one in info.globals]
+    if "exnref" in held:
+        return memory_limit
+    carried = max(len(tag.params) for tag in info.tags)
+    on_stack = stack_size // 2 // ON_STACK_SIZE
+    return min(memory_limit, 2 * on_stack * (EXCEPTION_SIZE + CARRIED_SIZE * carried))
 
 
 def table_elements(info: ModuleInfo, edits: Edits) -> int:

@@ -26,6 +26,7 @@ from trio_wasmcache._core.wasm.reader import (
     Limits,
     ModuleInfo,
     TableType,
+    TagType,
 )
 
 _TYPE_BYTES: Final = {name: bytes([byte]) for byte, name in VALUE_TYPES.items()}
@@ -77,7 +78,7 @@ def add_exports(wasm: bytes, info: ModuleInfo, exports: Sequence[Export]) -> byt
         ValueError: A name is taken, an index does not exist, or `info` is of other bytes.
     """
     _check_same(wasm, info)
-    spaces = (info.functions, info.tables, info.memories, info.globals)
+    spaces = (info.functions, info.tables, info.memories, info.globals, info.tags)
     sizes = {kind: len(space) for kind, space in zip(KINDS, spaces, strict=True)}
     taken = {export.name for export in info.exports}
     for export in exports:
@@ -168,7 +169,7 @@ def _clamped(cursor: Cursor, kind: str, maximum: int | None) -> bytes:
         return cursor.data[first : cursor.at]
     if limits.minimum > maximum:
         raise ValueError(f"a {kind} starts with {limits.minimum}, over its new maximum {maximum}")
-    clamped = _limits(Limits(limits.minimum, maximum))
+    clamped = _limits(Limits(limits.minimum, maximum, limits.wide))
     return cursor.data[first:before] + clamped + cursor.data[after : cursor.at]
 
 
@@ -237,9 +238,9 @@ def _values(names: Sequence[str]) -> bytes:
 
 
 def _limits(limits: Limits) -> bytes:
-    if limits.maximum is None:
-        return b"\0" + uleb(limits.minimum)
-    return b"\1" + uleb(limits.minimum) + uleb(limits.maximum)
+    flags = 4 * limits.wide + (limits.maximum is not None)
+    maximum = b"" if limits.maximum is None else uleb(limits.maximum)
+    return bytes([flags]) + uleb(limits.minimum) + maximum
 
 
 def _extern(type: ExternType, types: Sequence[FuncType]) -> bytes:
@@ -252,6 +253,8 @@ def _extern(type: ExternType, types: Sequence[FuncType]) -> bytes:
             return _TYPE_BYTES[type.element] + _limits(type.limits)
         case Limits():
             return _limits(type)
+        case TagType():
+            return b"\0" + _extern(FuncType(type.params), types)
         case _:
             return _TYPE_BYTES[type.value_type] + bytes([type.mutable])
 

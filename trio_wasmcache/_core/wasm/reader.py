@@ -39,6 +39,8 @@ from .types import (
     SECTION_RANKS as SECTION_RANKS,
     VALUE_LIMIT as VALUE_LIMIT,
     VALUE_TYPES as VALUE_TYPES,
+    WIDE_ELEMENT_LIMIT as WIDE_ELEMENT_LIMIT,
+    WIDE_PAGE_LIMIT as WIDE_PAGE_LIMIT,
     ExcessiveModuleError as ExcessiveModuleError,
     Export as Export,
     ExternType as ExternType,
@@ -51,6 +53,7 @@ from .types import (
     ModuleInfo as ModuleInfo,
     Section as Section,
     TableType as TableType,
+    TagType as TagType,
     UnsupportedFeatureError as UnsupportedFeatureError,
 )
 
@@ -220,17 +223,21 @@ class Cursor:
         flags = self.byte()
         if flags > (15 if kind == "memory" else 7):
             self.fail(f"unknown {kind} flags {flags:#x}")
-        for bit, feature in (2, f"shared {kind}"), (4, f"{kind}64"), (8, "custom page sizes"):
+        for bit, feature in (2, f"shared {kind}"), (8, "custom page sizes"):
             if flags & bit:
                 self.refuse(feature)
+        wide = flags & 4 != 0
         minimum = self.number(64)  # 64 bits in the format, though fewer are usable
         maximum = self.number(64) if flags & 1 else None
         if maximum is not None and maximum < minimum:
             self.fail(f"a {kind} from {minimum} up to {maximum}")
-        limit = PAGE_LIMIT if kind == "memory" else ELEMENT_LIMIT
+        if kind == "memory":
+            limit = WIDE_PAGE_LIMIT if wide else PAGE_LIMIT
+        else:
+            limit = WIDE_ELEMENT_LIMIT if wide else ELEMENT_LIMIT
         if max(minimum, maximum or 0) > limit:
             self.fail(f"a {kind} over {limit}")
-        return Limits(minimum, maximum)
+        return Limits(minimum, maximum, wide)
 
     def global_type(self) -> GlobalType:
         value_type, mutable = self.value_type(), self.byte()
@@ -296,6 +303,7 @@ class _Reader:
         self.data_count: int | None = None
         self.passive_elements = self.passive_data = self.code_bytes = 0
         self.elements = self.passive_items = self.extern_items = self.locals = 0
+        self.collected = False
         # {section id: (bytes of the smallest item, function that reads one)}
         self.items: dict[int, tuple[int, Callable[[], object]]] = {
             1: (2, self.type),
@@ -308,6 +316,7 @@ class _Reader:
             9: (3, self.element),
             10: (1, self.body),
             11: (2, self.data),
+            13: (2, partial(self.declare, "tag")),
         }
 
     def read(self) -> ModuleInfo:
@@ -348,8 +357,6 @@ class _Reader:
             self.start = cursor.index(len(self.spaces["func"]), "start function")
         elif section == 12:
             self.data_count = cursor.number(32)
-        elif section == 13:
-            cursor.refuse("exception tags")
         else:
             name = cursor.name()
             begin = cursor.at
@@ -371,12 +378,14 @@ class _Reader:
             tables=tuple(spaces["table"]),
             memories=tuple(spaces["memory"]),
             globals=tuple(spaces["global"]),
+            tags=tuple(spaces["tag"]),
             exports=tuple(self.exports.values()),
             start=self.start,
             imported_functions=len(spaces["func"]) - counts[3],
             imported_tables=len(spaces["table"]) - counts[4],
             imported_memories=len(spaces["memory"]) - counts[5],
             imported_globals=len(spaces["global"]) - counts[6],
+            imported_tags=len(spaces["tag"]) - counts[13],
             element_segments=counts[9],
             passive_elements=self.passive_elements,
             data_segments=counts[11],
@@ -386,15 +395,22 @@ class _Reader:
             passive_items=self.passive_items,
             extern_items=self.extern_items,
             locals=self.locals,
+            collected=self.collected or self.holds_references(),
             sections=tuple(self.sections),
             producers=self.producers,
         )
 
+    def holds_references(self) -> bool:
+        """Return whether tags, tables or globals are for values that are garbage-collected."""
+        spaces = self.spaces
+        held = {one.element for one in spaces["table"]}
+        held.update(one.value_type for one in spaces["global"])
+        references = held.intersection(REFERENCE_TYPES.values())
+        return bool(spaces["tag"]) or not references <= {"funcref"}
+
     def kind(self) -> str:
         byte = self.cursor.byte()
-        if byte == len(KINDS):
-            self.cursor.refuse("exception tags")
-        if byte > len(KINDS):
+        if byte >= len(KINDS):
             self.cursor.fail(f"unknown kind {byte:#x}")
         return KINDS[byte]
 
@@ -409,10 +425,21 @@ class _Reader:
                 found = TableType(cursor.reference_type(), cursor.limits(kind))
             case "memory":
                 found = cursor.limits(kind)
-            case _:
+            case "global":
                 found = cursor.global_type()
+            case _:
+                found = self.tag_type()
         self.spaces[kind].append(found)
         return found
+
+    def tag_type(self) -> TagType:
+        cursor = self.cursor
+        if attribute := cursor.byte():
+            cursor.fail(f"unknown attribute {attribute:#x} of a tag")
+        kind = self.types[cursor.index(len(self.types), "type")]
+        if kind.results:
+            cursor.fail("a tag with results")
+        return TagType(kind.params)
 
     def type(self) -> None:
         form = self.cursor.byte()
@@ -458,6 +485,7 @@ class _Reader:
             cursor.fail(f"unknown element kind {kind:#x}")
         count = cursor.count()
         self.elements += count
+        self.collected |= item != "funcref"
         if flags & 3 == 1:
             self.passive_items += count
         elif not flags & 1 and item != "funcref":

@@ -15,7 +15,7 @@ from ..integers import signed
 from .editor import encode_module, sleb, uleb
 from .types import Export, FuncType, GlobalType, Import, Limits, ModuleInfo, TableType
 
-_END, _GLOBAL_GET, _GLOBAL_SET, _I32_CONST = 0x0B, 0x23, 0x24, 0x41
+_END, _GLOBAL_GET, _GLOBAL_SET, _I32_CONST, _I64_CONST = 0x0B, 0x23, 0x24, 0x41, 0x42
 _TABLE_COPY: Final = bytes([0xFC, 14])
 _ZEROS: Final = {
     "i32": bytes([_I32_CONST, 0]),
@@ -25,6 +25,8 @@ _ZEROS: Final = {
     "v128": bytes([0xFD, 12]) + bytes(16),
     "funcref": bytes([0xD0, 0x70]),
     "externref": bytes([0xD0, 0x6F]),
+    "exnref": bytes([0xD0, 0x69]),
+    "nullexnref": bytes([0xD0, 0x74]),
 }
 
 
@@ -68,11 +70,12 @@ def restorer(info: ModuleInfo) -> Restorer | None:
 
 
 def _start_of(table: TableType) -> TableType:
-    return TableType(table.element, Limits(table.limits.minimum))
+    return TableType(table.element, Limits(table.limits.minimum, None, table.limits.wide))
 
 
 def _fixed(table: TableType) -> TableType:
-    return TableType(table.element, Limits(table.limits.minimum, table.limits.minimum))
+    size = table.limits.minimum
+    return TableType(table.element, Limits(size, size, table.limits.wide))
 
 
 def _copies(
@@ -86,8 +89,12 @@ def _copies(
     for number, (_, table) in enumerate(tables):
         theirs, ours = number, number + len(tables)
         to, source = (theirs, ours) if back else (ours, theirs)
-        code += bytes([_I32_CONST, 0, _I32_CONST, 0, _I32_CONST])
-        code += sleb(signed(table.limits.minimum)) + _TABLE_COPY + uleb(to) + uleb(source)
+        size = table.limits.minimum
+        if table.limits.wide:
+            code += bytes([_I64_CONST, 0, _I64_CONST, 0, _I64_CONST]) + sleb(signed(size, 64))
+        else:
+            code += bytes([_I32_CONST, 0, _I32_CONST, 0, _I32_CONST]) + sleb(signed(size))
+        code += _TABLE_COPY + uleb(to) + uleb(source)
     for number in range(len(globals)):
         theirs, ours = number, number + len(globals)
         to, source = (theirs, ours) if back else (ours, theirs)

@@ -13,7 +13,9 @@ from ..._public import public
 
 HEADER: Final = b"\0asm\x01\0\0\0"
 PAGE_LIMIT: Final = 65_536  # pages of 64 KiB: the range of 32-bit addresses
+WIDE_PAGE_LIMIT: Final = 1 << 48  # likewise, of 64-bit addresses
 ELEMENT_LIMIT: Final = (1 << 32) - 1  # elements of a table: likewise
+WIDE_ELEMENT_LIMIT: Final = (1 << 64) - 1
 # Parameters or results of one signature. It is wasmtime's own limit, and it bounds the cost of a
 # hostile signature, which each function of that type adds again.
 VALUE_LIMIT: Final = 1000
@@ -25,6 +27,7 @@ ITEM_LIMITS: Final = {
     2: 10_000,
     6: 10_000,
     7: 60_000,
+    13: 10_000,
     **dict.fromkeys((4, 5), 100),
     **dict.fromkeys((9, 11), 100_000),
 }
@@ -37,13 +40,19 @@ ITEM_NAMES: Final = {
     7: "exports",
     9: "element segments",
     11: "data segments",
+    13: "tags",
 }
 SECTION_LIMIT: Final = 10_000  # sections, including custom ones
 # Section ids in their required order; 0, custom, may stand anywhere.
 _ORDER: Final = (1, 2, 3, 4, 5, 13, 6, 7, 8, 9, 12, 10, 11)
 SECTION_RANKS: Final = {section: rank for rank, section in enumerate(_ORDER)}
-KINDS: Final = ("func", "table", "memory", "global")  # the position is the byte
-REFERENCE_TYPES: Final = {0x70: "funcref", 0x6F: "externref"}  # {byte: name}
+KINDS: Final = ("func", "table", "memory", "global", "tag")  # the position is the byte
+REFERENCE_TYPES: Final = {  # {byte: name}
+    0x70: "funcref",
+    0x6F: "externref",
+    0x69: "exnref",
+    0x74: "nullexnref",
+}
 VALUE_TYPES: Final = REFERENCE_TYPES | dict(
     zip(range(0x7B, 0x80), ("v128", "f64", "f32", "i64", "i32"), strict=True)
 )
@@ -59,7 +68,6 @@ REFUSED_TYPES: Final = {  # {byte: its proposal}
     **dict.fromkeys((0x63, 0x64), "typed function references"),
     **dict.fromkeys((0x6A, 0x6B, 0x6C, 0x6D, 0x6E, 0x71, 0x72, 0x73), "gc types"),
     **dict.fromkeys((0x4E, 0x4F, 0x50, 0x5E, 0x5F), "gc types"),  # rec, sub, array, struct
-    **dict.fromkeys((0x69, 0x74), "exception tags"),
     **dict.fromkeys((0x5D, 0x68, 0x75), "stack switching"),
 }
 
@@ -121,11 +129,13 @@ class Limits:
 
     minimum: int
     maximum: int | None = None
+    wide: bool = False
+    """Whether addresses or indexes have 64 bits: the memory64 proposal."""
 
 
 @attrs.frozen
 class TableType:
-    """The type of a table's elements (``funcref`` or ``externref``), and their number."""
+    """The type of a table's elements (such as ``funcref``), and their number."""
 
     element: str
     limits: Limits
@@ -139,7 +149,14 @@ class GlobalType:
     mutable: bool
 
 
-ExternType = FuncType | TableType | Limits | GlobalType  # in the order of KINDS
+@attrs.frozen
+class TagType:
+    """The types of the values that an exception carries."""
+
+    params: tuple[str, ...]
+
+
+ExternType = FuncType | TableType | Limits | GlobalType | TagType  # in the order of KINDS
 
 
 @attrs.frozen
@@ -180,12 +197,14 @@ class ModuleInfo:
     tables: tuple[TableType, ...]
     memories: tuple[Limits, ...]
     globals: tuple[GlobalType, ...]
+    tags: tuple[TagType, ...]
     exports: tuple[Export, ...]
     start: int | None
     imported_functions: int
     imported_tables: int
     imported_memories: int
     imported_globals: int
+    imported_tags: int
     element_segments: int
     passive_elements: int
     data_segments: int
@@ -200,6 +219,9 @@ class ModuleInfo:
     """Number of `elements` in active segments that are no functions; code is made to store each."""
     locals: int
     """Number of locals of all functions together, without their parameters."""
+    collected: bool
+    """Whether it may hold values that are garbage-collected: exceptions, and references other than
+    to functions. wasmtime then gives each instance a heap for them."""
     sections: tuple[Section, ...]
     """Sections in the order of the file, including custom ones."""
     producers: tuple[tuple[str, str, str], ...] = ()

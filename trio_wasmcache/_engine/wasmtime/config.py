@@ -23,8 +23,9 @@ def new_config(stack_size: int) -> int:
     # Their types would abort the process when asked for, or let guests share memory.
     native.config_wasm_gc_set(config, False)
     native.config_wasm_function_references_set(config, False)
-    native.config_wasm_exceptions_set(config, False)
     native.config_wasm_threads_set(config, False)
-    native.config_wasm_memory64_set(config, False)
+    # Up to 45, the heap of exceptions grew to its limit before garbage was collected.
+    native.config_wasm_exceptions_set(config, native.is_since_46())
+    native.config_wasm_memory64_set(config, True)
     native.config_wasm_multi_memory_set(config, True)
     return config

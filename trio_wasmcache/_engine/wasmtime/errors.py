@@ -35,6 +35,9 @@ CODES = {
     15: "allocation too large",
     21: "disabled opcode",
 }
+# What wasmtime says of exceptions, for which it has no codes.
+UNCAUGHT = "thrown Wasm exception"
+HEAP_FULL = "GC heap out of memory"
 STACK_OVERFLOW, OUT_OF_FUEL = 0, 11
 # A recursion bomb has tens of thousands of frames, all alike.
 MAX_FRAMES = 32
@@ -112,7 +115,20 @@ def guest_error(pointer: int) -> GuestError:
         return ExitError(
             f"the guest called proc_exit({status.value})", status=status.value, backtrace=backtrace
         )
-    return TrapError(_cause(message), code="host", backtrace=backtrace)
+    cause = _cause(message)
+    if cause == UNCAUGHT:
+        return TrapError(
+            "the guest threw an exception and did not catch it",
+            code="uncaught exception",
+            backtrace=backtrace,
+        )
+    if cause.startswith(HEAP_FULL):
+        return TrapError(
+            "the guest's exceptions need more memory than memory_limit",
+            code="exceptions over memory_limit",
+            backtrace=backtrace,
+        )
+    return TrapError(cause, code="host", backtrace=backtrace)
 
 
 def trap_error(pointer: int) -> GuestError:

@@ -55,6 +55,7 @@ else:
 TESTED_VERSIONS = "42 to 50"
 # Up to 41, calls were async only after this was called; without it they abort the process.
 GONE_SINCE_42 = "wasmtime_config_async_support_set"
+NEW_IN_46 = "wasmtime_exnref_type"
 
 # wasmtime_val_t: a kind, and 24 bytes of value at offset 8 (crates/c-api/include/wasmtime/val.h).
 VALUE_SIZE = 32
@@ -184,6 +185,10 @@ class Library:
         """Whether calls are not asynchronous from the start."""
         return hasattr(self._handle, GONE_SINCE_42)
 
+    def is_since_46(self) -> bool:
+        """Whether it is wasmtime 46 or later."""
+        return hasattr(self._handle, NEW_IN_46)
+
 
 def _c_type(annotation: Any) -> Any:
     return None if annotation is None else get_args(annotation)[1]
@@ -207,6 +212,11 @@ def check(*libraries: Library) -> None:
 
 _slow = Library(ctypes.CDLL(str(_ffi.filename)))
 _fast = Library(ctypes.PyDLL(str(_ffi.filename)))
+
+
+def is_since_46() -> bool:
+    """Return whether the library is wasmtime 46 or later."""
+    return _slow.is_since_46()
 
 
 # These give up the GIL.

@@ -102,7 +102,7 @@ def make_plan(artifact: Artifact) -> Plan:
         # More than C can say is as good as no limit.
         memory_limit=min(edits.memory_limit, sys.maxsize),
         table_limit=min(edits.table_limit, sys.maxsize),
-        rest_size=rest_size(info),
+        rest_size=rest_size(info) + edits.heap_size,
         memory_exports=tuple(memories),
         table_exports=tuple(tables),
         memory_name=names["memory", chosen.index] if chosen else None,

@@ -47,7 +47,8 @@ def instance_reservation(info: ModuleInfo, elements: int, stack_size: int) -> tu
         stack_size: bytes.
     """
     elements = min(elements, len(info.tables) * MAX_TABLE)
-    memories = len(info.memories)
+    # A heap for references is a memory, too.
+    memories = len(info.memories) + info.collected
     space = memories * MEMORY_SPACE + stack_size + mmap.PAGESIZE
     mappings = memories * MEMORY_MAPPINGS + STACK_MAPPINGS
     if elements * TABLE_ELEMENT_SIZE >= LARGE_BLOCK:
