@@ -72,6 +72,7 @@ def test_exceptions_that_can_be_kept_may_fill_a_memory() -> None:
     """From tables and globals any number is referred to; without tags there are none."""
     for fields, size in (
         ("(tag) (table 1 exnref)", 7 * MiB),
+        ("(tag) (tag (param i32 exnref))", 7 * MiB),
         ("(tag) (global (mut exnref) (ref.null exn))", 7 * MiB),
         ("(table 1 exnref)", 0),
         ("(tag) (table 1 externref)", 48 * 1024),

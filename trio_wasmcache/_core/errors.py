@@ -54,7 +54,7 @@ class InvalidModuleError(WasmCacheError):
     """`register` was given something that is not a module it can compile.
 
     It is not wasm, is a component, is truncated, is WAT with a syntax error, or uses a proposal
-    that is switched off (memory64, threads, GC types, exceptions); or compiling it took more than
+    that is switched off (threads, GC types, legacy exceptions); or compiling it took more than
     `compile_memory` or `compile_seconds`.
     """
 

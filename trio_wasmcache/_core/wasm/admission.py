@@ -196,13 +196,15 @@ def heap_size(info: ModuleInfo, memory_limit: int, stack_size: int) -> int:
     """Return the most that the heap for an instance's exceptions may take (bytes).
 
     The heap has the limit of a memory. It grows only where a collection frees too little, so that
-    it holds what the guest can refer to, and room for as much: from its stack, of which code uses
-    half at most, or from anywhere if there are tables or globals for exceptions.
+    it holds what the guest can refer to, and room for as much. That is what its stack can refer to,
+    of which code uses half at most; or any number, if exceptions can be kept in tables, in globals
+    or in each other.
     """
     if not info.tags:  # it can make none, and is given none
         return 0
-    held = [table.element for table in info.tables]
-    held += [one.value_type for one in info.globals]
+    held = {table.element for table in info.tables}
+    held.update(one.value_type for one in info.globals)
+    held.update(name for tag in info.tags for name in tag.params)
     if "exnref" in held:
         return memory_limit
     carried = max(len(tag.params) for tag in info.tags)
