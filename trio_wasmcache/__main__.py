@@ -19,10 +19,10 @@ from ._demo import Teller, demo
 # The log tool's commands. The log tool parses its own options, and is imported only for these
 # commands: it needs libraries that the cache does not.
 LOG_COMMANDS = {
-    "report": "what a log says: evictions, hits, waits, thrash, sizes over time",
+    "report": "report a log's evictions, hits, waits, thrash, and sizes over time",
     "replay": "run a log through the cache's own policy, and compare",
-    "whatif": "what the same requests would have met under other limits",
-    "tune": "how large the cache should be",
+    "whatif": "run the requests of a log under other limits",
+    "tune": "find the size of the cache for a hit rate",
 }
 NEEDED = ("click", "jinja2", "matplotlib", "polars", "rich", "zstandard")
 # Characters of a message of `inspect`.
@@ -110,8 +110,8 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", title="commands", metavar="command")
     tour = commands.add_parser(
         "demo",
-        help="watch a small cache at work: a tour of a few seconds",
-        description="Registers three functions in a small cache and shows each thing that can "
+        help="show a small cache at work, in a few seconds",
+        description="Registers three functions in a small cache and shows everything that can "
         "happen to them, with the cache's own log of it.",
     )
     tour.add_argument(

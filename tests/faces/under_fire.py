@@ -181,7 +181,7 @@ class Program:
         waiting = cache.stats().waiting
         start("waiting for room", other.call, 1)
         await until(lambda: cache.stats().waiting == waiting + 1)
-        start("reading a module", add, cache, "fifo", self.fifo)
+        start("reading a module", add, cache, "fifo", Path(self.fifo))
         await until(lambda: bool(snapshot(cache).reserved))
         start("compiling", add, cache, "large", large())
         await until(lambda: snapshot(cache).compiles.running == 1)

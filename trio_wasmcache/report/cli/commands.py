@@ -42,14 +42,14 @@ def commands() -> None:
     default=str(THRASH_SECONDS),
     metavar="SECONDS",
     show_default=True,
-    help="Loaded again so soon after an eviction is thrash.",
+    help="A load this soon after an eviction is thrash.",
 )
 @click.option(
     "--top",
     type=click.IntRange(1),
     default=TOP,
     show_default=True,
-    help="Rows of the tables by function and group.",
+    help="Number of rows of the tables by function and group.",
 )
 def report(
     logs: Sequence[str],

@@ -76,18 +76,18 @@ def replay(logs: Sequence[str], as_json: bool, only: str | None) -> int:
 
 def _limits(command: Callable[..., int]) -> Callable[..., int]:
     for name, kind, metavar, text in (
-        ("concurrency", int, "NUMBER", "Instances of each function in each group."),
+        ("concurrency", int, "NUMBER", "Number of instances of each function in each group."),
         ("idle-timeout", parse_seconds, "SECONDS", "Seconds, or inf."),
         (
             "max-running-size",
             parse_size,
             "SIZE",
-            "Running instances, by the most they may touch.",
+            "All running instances, each by its worst size.",
         ),
         ("max-code-size", parse_size, "SIZE", "Code of loaded modules and stacks together."),
-        ("max-instances", int, "NUMBER", "Idle and running ones."),
-        ("max-instance-size", parse_size, "SIZE", "One instance, to be kept."),
-        ("max-size", parse_size, "SIZE", "Idle instances together, such as 64MiB."),
+        ("max-instances", int, "NUMBER", "Number of idle and running instances."),
+        ("max-instance-size", parse_size, "SIZE", "Largest instance that is kept."),
+        ("max-size", parse_size, "SIZE", "All idle instances together, such as 64MiB."),
     ):
         option = click.option(f"--{name}", type=kind, multiple=True, metavar=metavar, help=text)
         command = option(command)
@@ -175,7 +175,7 @@ class Both:
     metavar="RATE",
     default=0.99,
     show_default=True,
-    help="Hits of all leases, from 0 to 1.",
+    help="Part of the leases that are hits, from 0 to 1.",
 )
 @click.option(
     "--check/--no-check",

@@ -68,7 +68,7 @@ HTML = click.option(
     metavar="FILE",
     help="Also write one self-contained page with charts.",
 )
-CACHE = click.option("--cache", "only", metavar="ID", help="Only this cache of the log.")
+CACHE = click.option("--cache", "only", metavar="ID", help="Report on this cache of the log only.")
 
 
 class _Output(Console):
