@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from engine.support import quiet_cache, run_python, wat
@@ -37,6 +38,23 @@ async def test_they_are_caught(isolation: str) -> None:
             assert list(await lease.map([range(5)])) == [0, 10, 2, 30, 4]
         check_invariants(cache)
         assert cache.stats().evictions["corrupted"] == 0
+
+
+@pytest.mark.parametrize("isolation", ["reuse", "fresh", "reset"])
+async def test_those_of_cpp(isolation: str) -> None:
+    """As clang writes them: a destructor runs as the stack is unwound, and `catch` goes on."""
+    path = Path(__file__).parents[1] / "udfs" / "toolchains" / "cpp-exceptions.wasm"
+    async with quiet_cache() as cache:
+        f = await cache.register(
+            "f", path, args=("i64",), returns="i64", export="half", isolation=isolation
+        )
+        got = [await f.call(n) for n in (2, 3, 4, 5)]
+        assert got == ([101, 197, 302, 395] if isolation == "reuse" else [101, 97, 102, 95])
+        async with f.acquire() as lease:
+            rest = 400 if isolation == "reuse" else 0
+            expected = [n + rest for n in (101, 197, 302, 395)]
+            assert list(await lease.map([[2, 3, 4, 5]])) == expected
+        check_invariants(cache)
 
 
 async def test_one_that_nobody_catches_is_a_trap() -> None:

@@ -23,4 +23,9 @@ for version in 4 5; do
     python -m ziglang cc -target wasm32-freestanding -nostdlib -O1 "-gdwarf-$version" \
         "-fdebug-prefix-map=$PWD=/src" -Wl,--no-entry -o "clang-dwarf$version.wasm" clang.c
 done
+# And writes exceptions as the standard has them.
+python -m ziglang c++ -target wasm32-freestanding -nostdlib -ffreestanding -O1 -g0 \
+    -mcpu=generic+exception_handling+multivalue+reference_types -fno-rtti \
+    -fwasm-exceptions -mllvm -wasm-use-legacy-eh=false -Wl,--no-entry,--strip-all \
+    -o cpp-exceptions.wasm cpp-exceptions.cpp
 ls -l ./*.wasm
