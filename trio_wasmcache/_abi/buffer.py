@@ -209,6 +209,10 @@ class BufferBinding:
         return f"argument {number} of {self.what}"
 
     def explain(self, values: tuple[object, ...]) -> Exception:
+        return self.misfit(values) or TypeError(f"{self.what}: {shown(values)} can't be passed")
+
+    def misfit(self, values: tuple[object, ...]) -> Exception | None:
+        """Return the error for arguments that do not fit; None if they do."""
         if len(values) != len(self.args):
             return wrong_count(self.what, self.args, values)
         try:
@@ -217,7 +221,7 @@ class BufferBinding:
                     self._lower_one(number, name, value, views)
         except (TypeError, ValueError, OverflowError) as error:
             return error
-        return TypeError(f"{self.what}: {shown(values)} can't be passed")
+        return None
 
     def steps(self, guest: Guest, values: tuple[object, ...]) -> Generator[Invoke, Value, Value]:
         """Perform one call; see `Binding.steps`."""

@@ -158,6 +158,10 @@ class PlainAbi:
 
     def explain(self, values: tuple[object, ...]) -> Exception:
         """Return the error to raise for arguments that do not fit."""
+        return self.misfit(values) or TypeError(f"{self.what}: {shown(values)} can't be passed")
+
+    def misfit(self, values: tuple[object, ...]) -> Exception | None:
+        """Return the error for arguments that do not fit; None if they do."""
         if len(values) != len(self.args):
             return wrong_count(self.what, [kind.name for kind in self.args], values)
         try:
@@ -165,7 +169,7 @@ class PlainAbi:
                 lower_number(self, number, kind, value)
         except (TypeError, ValueError, OverflowError) as error:
             return error
-        return TypeError(f"{self.what}: {shown(values)} can't be passed")
+        return None
 
     def checked(self, values: tuple[object, ...]) -> tuple[object, ...]:
         """Return the wasm values for `values`, each checked, also where `lower` is None."""

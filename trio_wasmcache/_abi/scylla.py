@@ -175,6 +175,10 @@ class ScyllaBinding:
         return f"argument {number} of {self.what}"
 
     def explain(self, values: tuple[object, ...]) -> Exception:
+        return self.misfit(values) or TypeError(f"{self.what}: {shown(values)} can't be passed")
+
+    def misfit(self, values: tuple[object, ...]) -> Exception | None:
+        """Return the error for arguments that do not fit; None if they do."""
         if len(values) != self.arity:
             return wrong_count(self.what, [kind.name for kind in self._args], values)
         try:
@@ -182,7 +186,7 @@ class ScyllaBinding:
                 self._encode_one(number, kind, value)
         except (TypeError, ValueError, OverflowError) as error:
             return error
-        return TypeError(f"{self.what}: {shown(values)} can't be passed")
+        return None
 
     def steps(self, guest: Guest, values: tuple[object, ...]) -> Steps:
         """Perform one call; see `Binding.steps`."""

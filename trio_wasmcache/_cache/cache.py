@@ -181,6 +181,9 @@ class InstanceCache:
         self, declaration: Declaration, wasm: bytes | str | os.PathLike[str]
     ) -> Function:
         pool, key = self._pool, declaration.key
+        substitute = pool.engine.substitute(key.name, wasm)
+        if substitute is not None:
+            wasm, declaration = substitute.wasm, declaration.replaced(substitute)
         source = await read_source(
             pool.engine, str(key), wasm, pool.config.max_wasm_size, self._compiler.readers
         )

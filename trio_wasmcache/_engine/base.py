@@ -323,6 +323,21 @@ class LoadedModule(Protocol):
         """Instances live on; no new ones can be made. Closing twice is fine."""
 
 
+@frozen
+class Substitute:
+    """A fake module, registered in place of what `register` was given."""
+
+    wasm: bytes
+    export: str
+    """Name of its one exported function."""
+    takes_values: bool = False
+    """Whether the function takes and returns Python values, which no ABI converts."""
+    args: Sequence[str] | None = None
+    """Types of the arguments that it takes; None: any."""
+    returns: str | Sequence[str] | None = None
+    """Type of its result; used with `args` only."""
+
+
 class Engine(Protocol):
     """Compiles and loads. One for each cache."""
 
@@ -341,6 +356,9 @@ class Engine(Protocol):
     @property
     def scratch_size(self) -> int:
         """Bytes of the scratches that drivers keep, in all instances that are not closed."""
+
+    def substitute(self, name: str, wasm: object) -> Substitute | None:
+        """Return what to register as function `name` in place of `wasm`; None: `wasm` itself."""
 
     async def to_wasm(self, text: str) -> bytes:
         """Make text binary; `InvalidModuleError` with line and column if it is wrong."""

@@ -16,6 +16,7 @@ from attrs import define, evolve, field, frozen
 from .._abi import check_abi, exports_of, recognise
 from .._abi.base import Abi, Binding
 from .._abi.plain import Plain, PlainAbi, fitting
+from .._abi.values import ValuesAbi
 from .._core.config import CacheConfig
 from .._core.errors import InvalidModuleError, ModuleTooLargeError, SignatureError
 from .._core.keys import FunctionKey, check_name, normalise_type, normalise_types
@@ -41,7 +42,7 @@ from .._core.wasm.reader import (
     FuncType,
     ModuleInfo,
 )
-from .._engine.base import Engine, HostImport
+from .._engine.base import Engine, HostImport, Substitute
 from .._engine.compile_slots import Turn
 from .._runtime.host import AnyHost, HostFunction, MissingFunction, flatten
 from .._runtime.module import INITIALIZE, CachedModule, DebugBook
@@ -74,10 +75,20 @@ class Declaration:
     isolation: str
     trap_missing: bool = False
     """Whether imported functions that nobody provides trap when they are called."""
+    substitute: Substitute | None = None
+    """Fake that is registered in place of the module."""
+
+    def replaced(self, substitute: Substitute) -> Declaration:
+        """Return the declaration of a fake that is registered in place of the module."""
+        return evolve(self, export=substitute.export, substitute=substitute)
 
     def bind(self, info: ModuleInfo) -> Binding:
         """Return how the values cross, for the module; raise the ABI's errors if they can't."""
-        abi = self.abi or recognise(info)
+        fake = self.substitute
+        if fake is not None and fake.takes_values:
+            abi: Abi = ValuesAbi(self.abi, fake.args, fake.returns)
+        else:
+            abi = self.abi or recognise(info)
         results = (self.returns,) if isinstance(self.returns, str) else self.returns or ()
         return abi.bind(
             str(self.key),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from attrs import frozen
@@ -32,6 +32,10 @@ class Behaviour:
     resettable: bool
     address_space: int
     mappings: int
+    takes_values: bool = False
+    """Whether it takes and returns Python values, in place of wasm's numbers."""
+    args: Sequence[str] | None = None
+    returns: str | Sequence[str] | None = None
 
     def result(self, values: tuple[object, ...]) -> Any:
         """Return what the export returns, as wasm does: None, a number, or a tuple of numbers.
@@ -41,6 +45,8 @@ class Behaviour:
             Exception: whatever `run` raised.
         """
         made = self.run(*values)
+        if self.takes_values:
+            return made
         if not self.results:
             return None
         if len(self.results) == 1:

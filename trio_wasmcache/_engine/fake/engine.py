@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
 from typing import Any, final
 
 import trio
@@ -17,6 +19,7 @@ from ..._core.wasm.driver import Shape
 from ..._core.wasm.editor import encode_module
 from ..._core.wasm.memory_layout import MemoryShape
 from ..._core.wasm.reader import (
+    ExcessiveModuleError,
     Export,
     FuncType,
     Import,
@@ -26,7 +29,7 @@ from ..._core.wasm.reader import (
     read_module,
 )
 from ..._public import public_in_testing
-from ..base import Artifact, HostImport
+from ..base import Artifact, HostImport, Substitute
 from ..compile_slots import CompileSlots, Turn
 from .behaviour import Behaviour
 from .driver import FakeDriverCode
@@ -34,6 +37,7 @@ from .instance import FakeInstance, FakeModule
 from .steps import Steps
 
 FAKE_SECTION = "trio_wasmcache.fake"
+RUN = "run"
 
 
 @public_in_testing
@@ -60,6 +64,7 @@ class FakeEngine(Steps):
         self.system: SystemLimits = SystemLimits()
         """Limits of the system that apply to the cache; by default, there are none."""
         self.modules: dict[str, Behaviour] = {}
+        self._fakes: dict[object, bytes] = {}  # {name, bytes or (absolute path,): fake}
         """{name: behaviour} of the modules that `module` made."""
         self.closed: bool = False
         """Whether the cache has closed it."""
@@ -131,9 +136,8 @@ class FakeEngine(Steps):
         Raises:
             ValueError: `seconds` or `start_seconds` is negative or not a number.
         """
-        name = f"fake module {len(self.modules) + 1}"
         signature = FuncType(tuple(params), tuple(results))
-        self.modules[name] = Behaviour(
+        behaviour = Behaviour(
             run=run,
             export=export,
             results=signature.results,
@@ -148,19 +152,131 @@ class FakeEngine(Steps):
             address_space=address_space,
             mappings=mappings,
         )
+        return self._encode(behaviour, signature, Limits(memory_pages, max_pages), host_imports)
+
+    def function(
+        self,
+        run: Callable[..., Any],
+        *,
+        args: Sequence[str] | None = None,
+        returns: str | Sequence[str] | None = None,
+        memory_pages: int = 1,
+        code_size: int = 16 * KiB,
+        fuel: float = 100,
+        seconds: float = 0,
+    ) -> bytes:
+        """Make bytes to register: a function of Python values, whatever its types and its ABI are.
+
+        .. code-block::
+
+            engine = FakeEngine()
+            fake = engine.function(lambda text: text.upper(), args=("str",), returns="str")
+            async with open_fake_cache(engine=engine) as cache:
+                shout = await cache.register(
+                    "shout", fake, args=("str",), returns="str", abi="buffer"
+                )
+                assert await shout.call("hello") == "HELLO"
+
+        Values and results are checked as the ABI given to `register` checks them, nulls included,
+        but not converted. An ABI of your own is not used at all. Batches go row by row. The export
+        may have any name.
+
+        Args:
+            run: function that is called with the values of a call, and returns its result: a tuple
+                for several types in `returns`. A call raises what it raises, and `TypeError`,
+                `ValueError` or `OverflowError` if what it returned is not of the declared type.
+            args: types of the arguments, as in `register`, which must be given the same; None: the
+                function takes any.
+            returns: type of the result, likewise; used with `args` only.
+            memory_pages: see `module`.
+            code_size: see `module`.
+            fuel: see `module`.
+            seconds: see `module`.
+        """
+        behaviour = Behaviour(
+            run=run,
+            export=RUN,
+            results=(),
+            code_size=code_size,
+            fuel=fuel,
+            start_fuel=0,
+            seconds=_duration("seconds", seconds),
+            start_seconds=0,
+            grow_pages=0,
+            host_calls=0,
+            resettable=True,
+            address_space=0,
+            mappings=0,
+            takes_values=True,
+            args=args,
+            returns=returns,
+        )
+        return self._encode(behaviour, FuncType((), ()), Limits(memory_pages, None), ())
+
+    def replace(self, source: str | bytes | os.PathLike[str], fake: bytes) -> None:
+        """Register a fake wherever the application registers `source`, whose file is not read.
+
+        .. code-block::
+
+            engine.replace(Path("udfs/shout.wasm"), engine.function(lambda text: text.upper()))
+
+        Args:
+            source: path of the application's file, bytes that it registers, or as a `str` the name
+                of its function. A name precedes.
+            fake: bytes made by `module` or `function` of this engine. The name of the export that
+                the application gives is not used.
+
+        Raises:
+            InvalidModuleError: `fake` was not made by this engine.
+            TypeError: `source` is none of these.
+        """
+        self._behaviour(fake)
+        self._fakes[_key(source)] = fake
+
+    def substitute(self, name: str, wasm: object) -> Substitute | None:
+        if isinstance(wasm, (bytearray, memoryview)):
+            wasm = bytes(wasm)
+        given = wasm if isinstance(wasm, bytes) else None
+        fake = self._fakes.get(name)
+        if fake is None and isinstance(wasm, (bytes, os.PathLike)):
+            fake = self._fakes.get(_key(wasm))
+        if fake is None and given is not None:
+            found = self._find(given)
+            fake = given if found is not None and found.takes_values else None
+        if fake is None:
+            return None
+        behaviour = self._behaviour(fake)
+        return Substitute(
+            fake, behaviour.export, behaviour.takes_values, behaviour.args, behaviour.returns
+        )
+
+    def _encode(
+        self,
+        behaviour: Behaviour,
+        signature: FuncType,
+        memory: Limits,
+        host_imports: Sequence[tuple[str, str]],
+    ) -> bytes:
+        name = f"fake module {len(self.modules) + 1}"
+        self.modules[name] = behaviour
         return encode_module(
             types=[signature],
             imports=[Import(module, item, "func", signature) for module, item in host_imports],
             functions=[0],
-            memories=[Limits(memory_pages, max_pages)],
-            exports=[Export(export, "func", len(host_imports)), Export("memory", "memory", 0)],
+            memories=[memory],
+            exports=[
+                Export(behaviour.export, "func", len(host_imports)),
+                Export("memory", "memory", 0),
+            ],
             code=[b"\x00\x00\x0b"],  # no locals; unreachable; end
             custom=[(FAKE_SECTION, name.encode())],
         )
 
     async def to_wasm(self, text: str) -> bytes:
         """Refuse WebAssembly text, for the cache; see `Engine.to_wasm`."""
-        raise InvalidModuleError("the fake engine reads no text: use FakeEngine.module")
+        raise InvalidModuleError(
+            "the fake engine reads no text: use FakeEngine.module or FakeEngine.function"
+        )
 
     def turn(self, group: Hashable) -> Turn:
         """Return a place in the queue of compiles, for the cache; see `Engine.turn`."""
@@ -240,14 +356,36 @@ class FakeEngine(Steps):
         self.closed = True
 
     def _behaviour(self, wasm: bytes) -> Behaviour:
-        for section in read_module(wasm).sections:
+        found = self._find(wasm)
+        if found is None:
+            raise InvalidModuleError(
+                "not made by FakeEngine.module or FakeEngine.function of this engine; "
+                "FakeEngine.replace registers a fake in place of a file"
+            )
+        return found
+
+    def _find(self, wasm: bytes) -> Behaviour | None:
+        try:
+            sections = read_module(wasm).sections
+        except (MalformedModuleError, ExcessiveModuleError):
+            return None
+        for section in sections:
             payload = wasm[section.start : section.end]
             marker = bytes([len(FAKE_SECTION)]) + FAKE_SECTION.encode()
             if section.id == 0 and payload.startswith(marker):
                 name = payload[len(marker) :].decode()
                 if name in self.modules:
                     return self.modules[name]
-        raise InvalidModuleError("not made by FakeEngine.module of this engine")
+        return None
+
+
+def _key(source: object) -> str | bytes | tuple[str]:
+    """Return the key of a source: a name, bytes, or (absolute path,)."""
+    if isinstance(source, (str, bytes)):
+        return source
+    if isinstance(source, os.PathLike):
+        return (str(Path(os.fsdecode(source)).resolve()),)
+    raise TypeError(f"source must be a path, bytes or the name of a function, got {source!r:.200}")
 
 
 def _duration(what: str, seconds: float) -> float:

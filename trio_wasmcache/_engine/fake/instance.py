@@ -325,6 +325,9 @@ class FakeFunction:
         return self.instance.fuel_left()
 
     def begin(self, values: Sequence[object], fuel: int) -> Any:
+        if self.instance.module.behaviour.takes_values:
+            self.instance.begin(tuple(values), fuel)
+            return self.instance.finish_first_slice() if self.instance.poll() else UNDER_WAY
         if type(values) is not tuple or not {int, float}.issuperset(map(type, values)):
             raise InexactError
         if len(values) != len(self.type.params):
