@@ -52,8 +52,20 @@ class FakeEngine(Steps):
         async with open_fake_cache(engine=engine) as cache:
             await cache.register("double", double, args=("i64",), returns="i64", export="run")
 
+    `function` makes fakes of Python values, `module` fakes of wasm's numbers; `replace` puts either
+    in the place of a file of the application.
+
     Compiling, loading and starting an instance are native steps with a checkpoint each; so is each
     call, with a checkpoint between its slices. `steps` names those taken so far.
+
+    .. code-block::
+
+        engine = FakeEngine(fail_at=2)  # 1: compile, 2: load
+        async with open_fake_cache(engine=engine) as cache:
+            f = await cache.register("f", engine.function(str.upper), args=("str",), ...)
+            with pytest.raises(LoadError):
+                await f.call("hello")
+            assert await f.call("hello") == "HELLO"
 
     Args:
         fail_at: the number of the native step (from 1) that fails; None: none does.
