@@ -11,7 +11,7 @@ import inspect
 import sys
 import textwrap
 from collections.abc import Iterator
-from typing import Any, TypeVar, final
+from typing import Any, TypeVar, final, get_type_hints
 
 import attrs
 
@@ -37,13 +37,17 @@ def public_in_testing(thing: T) -> T:
 
 def _present(module: str, thing: T) -> T:
     if isinstance(thing, type):
-        if attrs.has(thing):
-            attrs.resolve_types(thing)
-        for member in vars(thing).values():
+        cls: Any = thing
+        if attrs.has(cls):
+            attrs.resolve_types(cls)
+            types = get_type_hints(cls)
+            cls.__annotations__.update((name, types[name]) for name in cls.__annotations__)
+            # Its value is the class, so help() would show the docstring of the class twice.
+            delattr(cls, "__attrs_types_resolved__")
+        for member in vars(cls).values():
             if inspect.isfunction(member):
                 member.__module__ = module
-        vars_of: Any = thing
-        vars_of.__doc__ = _Documentation(thing)
+        cls.__doc__ = _Documentation(cls)
     thing.__module__ = module
     return thing
 

@@ -22,7 +22,6 @@ BETTER = {
     r"such as it is": "nothing",
     r"spoil[a-z]*": "unusable",
     r"told|tells?": "reported, says, or the message",
-    r"nobody|somebody|anybody": "no other user, task or function",
     r"save for|, save": "except",
     r"stead": "instead",
 }

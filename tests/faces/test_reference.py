@@ -6,6 +6,7 @@ import ast
 import builtins
 import functools
 import inspect
+import pydoc
 import re
 import textwrap
 from collections.abc import Callable, Iterator
@@ -162,6 +163,10 @@ def test_help_shows_the_fields() -> None:
     assert "max_threads: int = os.cpu_count() or 1\n" in shown
     assert "    chain: tuple[str, ...]\n" in (inspect.getdoc(trio_wasmcache.DeadlockError) or "")
     assert "_uses" not in (trio_wasmcache.CacheStats.__doc__ or "")
+    page = pydoc.render_doc(trio_wasmcache.CacheConfig, renderer=pydoc.plaintext)
+    assert page.count("Limits of an `InstanceCache`") == 1
+    page = pydoc.render_doc(trio_wasmcache.Lease.call, renderer=pydoc.plaintext)
+    assert page.startswith("Python Library Documentation: function call in module trio_wasmcache\n")
 
 
 # -- the tests of this file can fail
