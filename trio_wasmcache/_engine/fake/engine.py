@@ -76,8 +76,8 @@ class FakeEngine(Steps):
         self.system: SystemLimits = SystemLimits()
         """Limits of the system that apply to the cache; by default, there are none."""
         self.modules: dict[str, Behaviour] = {}
+        """{name: behaviour} of the modules that `module` and `function` made."""
         self._fakes: dict[object, bytes] = {}  # {name, bytes or (absolute path,): fake}
-        """{name: behaviour} of the modules that `module` made."""
         self.closed: bool = False
         """Whether the cache has closed it."""
         self.compile_slots: CompileSlots = CompileSlots(1)
@@ -199,7 +199,8 @@ class FakeEngine(Steps):
                 `ValueError` or `OverflowError` if what it returned is not of the declared type.
             args: types of the arguments, as in `register`, which must be given the same; None: the
                 function takes any.
-            returns: type of the result, likewise; used with `args` only.
+            returns: type of the result, as in `register`; used only if `args` are given. None:
+                the function returns nothing.
             memory_pages: see `module`.
             code_size: see `module`.
             fuel: see `module`.
@@ -234,7 +235,7 @@ class FakeEngine(Steps):
 
         Args:
             source: path of the application's file, bytes that it registers, or as a `str` the name
-                of its function. A name precedes.
+                of its function. A fake for the name is used before one for the file or the bytes.
             fake: bytes made by `module` or `function` of this engine. The name of the export that
                 the application gives is not used.
 
@@ -246,6 +247,7 @@ class FakeEngine(Steps):
         self._fakes[_key(source)] = fake
 
     def substitute(self, name: str, wasm: object) -> Substitute | None:
+        """Return the fake in the place of a source, for the cache; see `Engine.substitute`."""
         if isinstance(wasm, (bytearray, memoryview)):
             wasm = bytes(wasm)
         given = wasm if isinstance(wasm, bytes) else None
