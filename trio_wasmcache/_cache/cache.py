@@ -3,32 +3,47 @@
 from __future__ import annotations
 
 import itertools
-import os
 import weakref
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from typing import Any, final
+from typing import Any, Literal, Unpack, final, overload
 
 import trio
 from attrs import evolve
 
-from .._abi.base import Abi, Binding
+from .._abi.base import Binding
+from .._abi.names import (
+    AnyAbi,
+    BoolName,
+    BytesName,
+    CqlBoolName,
+    CqlBytesName,
+    CqlFloatName,
+    CqlIntName,
+    CqlLongName,
+    CqlStrName,
+    FloatName,
+    IntName,
+    KnownAbi,
+    StrName,
+)
 from .._core.config import CacheConfig
 from .._core.metrics.stats import CacheStats, EntryInfo, ResidentBytes
 from .._core.policy.records import FunctionRecord
 from .._core.wasm.admission import worst_size
-from .._core.wasm.isolation import RESET, REUSE, verdict
+from .._core.wasm.isolation import RESET, REUSE, Isolation, verdict
 from .._engine.base import NoMemoryError
 from .._ki import ki_safe_contextmanager
 from .._log import Origin
 from .._pool.pool import COMPILE_SHARE
-from .._pool.registration import Declaration, declare, read_source
+from .._pool.registration import Declaration, Missing, declare, read_source
 from .._public import public
 from .._runtime.bound import Definition
 from .._runtime.host import HostFunction
 from .._runtime.module import CachedModule
 from .group import SchedulingGroup, groups_around
 from .lease import Function, Lease, function_of
+from .options import Limits, RegisterOptions, Wasm
 from .parts import Parts
 
 # Fields that `resize` can't change. `log_uses`, as a log that began without uses can't be replayed.
@@ -66,21 +81,165 @@ class InstanceCache:
 
     # -- functions
 
+    @overload
+    async def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: IntName | CqlIntName,
+        abi: KnownAbi | None = None,
+        called_on_null: Literal[False] = False,
+        **options: Unpack[RegisterOptions],
+    ) -> Function[int]: ...
+
+    @overload
+    async def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: FloatName | CqlFloatName,
+        abi: KnownAbi | None = None,
+        called_on_null: Literal[False] = False,
+        **options: Unpack[RegisterOptions],
+    ) -> Function[float]: ...
+
+    @overload
+    async def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: BoolName | CqlBoolName,
+        abi: KnownAbi | None = None,
+        called_on_null: Literal[False] = False,
+        **options: Unpack[RegisterOptions],
+    ) -> Function[bool]: ...
+
+    @overload
+    async def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: StrName,
+        abi: KnownAbi | None = None,
+        called_on_null: Literal[False] = False,
+        **options: Unpack[RegisterOptions],
+    ) -> Function[str]: ...
+
+    @overload
+    async def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: BytesName,
+        abi: KnownAbi | None = None,
+        called_on_null: Literal[False] = False,
+        **options: Unpack[RegisterOptions],
+    ) -> Function[bytes]: ...
+
+    @overload
+    async def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: None = None,
+        abi: KnownAbi | None = None,
+        called_on_null: bool = False,
+        **options: Unpack[RegisterOptions],
+    ) -> Function[None]: ...
+
+    @overload
+    async def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: CqlIntName | CqlLongName,
+        abi: KnownAbi | None = None,
+        called_on_null: bool = False,
+        **options: Unpack[RegisterOptions],
+    ) -> Function[int | None]: ...
+
+    @overload
+    async def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: CqlFloatName,
+        abi: KnownAbi | None = None,
+        called_on_null: bool = False,
+        **options: Unpack[RegisterOptions],
+    ) -> Function[float | None]: ...
+
+    @overload
+    async def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: CqlBoolName,
+        abi: KnownAbi | None = None,
+        called_on_null: bool = False,
+        **options: Unpack[RegisterOptions],
+    ) -> Function[bool | None]: ...
+
+    @overload
+    async def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: CqlStrName,
+        abi: KnownAbi | None = None,
+        called_on_null: bool = False,
+        **options: Unpack[RegisterOptions],
+    ) -> Function[str | None]: ...
+
+    @overload
+    async def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: CqlBytesName,
+        abi: KnownAbi | None = None,
+        called_on_null: bool = False,
+        **options: Unpack[RegisterOptions],
+    ) -> Function[bytes | None]: ...
+
+    @overload
+    async def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: str | Sequence[str] | None = None,
+        abi: AnyAbi | None = None,
+        called_on_null: bool = False,
+        **options: Unpack[RegisterOptions],
+    ) -> Function[Any]: ...
+
     @trio.lowlevel.enable_ki_protection
     async def register(
         self,
         name: str,
-        wasm: bytes | str | os.PathLike[str],
+        wasm: Wasm,
         *,
         args: Sequence[str],
         returns: str | Sequence[str] | None = None,
         export: str | None = None,
-        abi: str | Abi | None = None,
+        abi: AnyAbi | None = None,
         called_on_null: bool = False,
         imports: Mapping[str, Mapping[str, HostFunction]] | None = None,
-        missing: str = "error",
+        missing: Missing = "error",
         concurrency: int = 1,
-        isolation: str = "reuse",
+        isolation: Isolation = "reuse",
         replace: bool = False,
     ) -> Function:
         """Compile a module, off the event loop, and register one of its exports as a function.
@@ -177,9 +336,7 @@ class InstanceCache:
                 pool.registry.release(key)
         raise trio.ClosedResourceError(f"the cache was closed while {key} was being registered")
 
-    async def _register(
-        self, declaration: Declaration, wasm: bytes | str | os.PathLike[str]
-    ) -> Function:
+    async def _register(self, declaration: Declaration, wasm: Wasm) -> Function:
         pool, key = self._pool, declaration.key
         substitute = pool.engine.substitute(key.name, wasm)
         if substitute is not None:
@@ -409,7 +566,7 @@ class InstanceCache:
     # -- limits and numbers
 
     @trio.lowlevel.enable_ki_protection
-    def resize(self, **limits: Any) -> None:
+    def resize(self, **limits: Unpack[Limits]) -> None:
         """Change fields of the configuration, and evict instances that no longer fit.
 
         ``cache.resize(max_size=64 * MiB, idle_timeout=1.0)``

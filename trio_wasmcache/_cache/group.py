@@ -15,12 +15,11 @@ import functools
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from types import CoroutineType
-from typing import final
+from typing import Any, Protocol, TypeVarTuple, final, overload
 
 import trio
 from attrs import frozen
 
-from .._abi.base import Value
 from .._core.config import bad_capacity, bad_shares
 from .._core.events import Reason
 from .._core.policy.records import Stage
@@ -41,6 +40,19 @@ MAX_WORK = 32
 _groups: contextvars.ContextVar[tuple[_Inside, ...]] = contextvars.ContextVar(
     "trio_wasmcache_groups", default=()
 )
+
+
+Args = TypeVarTuple("Args")
+
+
+class Starter(Protocol[*Args]):
+    """An async function for `SchedulingGroup.start`, whose ``task_status`` is a keyword.
+
+    Where it can be given by position, too, a checker takes it for one of `Args`: hence the other
+    overloads of `start`.
+    """
+
+    def __call__(self, *args: *Args, task_status: trio.TaskStatus[Any]) -> Awaitable[object]: ...
 
 
 @public
@@ -93,7 +105,10 @@ class SchedulingGroup:
         return self._nursery.cancel_scope
 
     def start_soon(
-        self, async_fn: Callable[..., Awaitable[object]], *args: object, name: object = None
+        self,
+        async_fn: Callable[[*Args], Awaitable[object]],
+        *args: *Args,
+        name: object = None,
     ) -> None:
         """Start a task as `trio.Nursery.start_soon` does; in it, this group is the current one.
 
@@ -110,9 +125,25 @@ class SchedulingGroup:
             _run_inside, self._chain, async_fn, args, name=async_fn if name is None else name
         )
 
+    @overload
+    async def start(self, async_fn: Starter[*Args], *args: *Args, name: object = None) -> Any: ...
+
+    @overload
+    async def start(
+        self,
+        async_fn: Callable[[*Args, trio.TaskStatus[Any]], Awaitable[object]],
+        *args: *Args,
+        name: object = None,
+    ) -> Any: ...
+
+    @overload
+    async def start(
+        self, async_fn: functools.partial[Any], *args: object, name: object = None
+    ) -> Any: ...
+
     async def start(
         self, async_fn: Callable[..., Awaitable[object]], *args: object, name: object = None
-    ) -> Value:
+    ) -> Any:
         """Start a task as `trio.Nursery.start` does; in it, this group is the current one.
 
         Args:

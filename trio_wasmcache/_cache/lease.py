@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from sys import _getframe
 from threading import get_ident
 from types import FrameType, TracebackType
-from typing import Any, TypeVar, final
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, final
 
 import trio
 from attrs import field, frozen
@@ -34,6 +34,7 @@ from .._core.policy.lifecycle import IllegalStepError
 from .._core.policy.records import Request
 from .._core.policy.shares import BURST_FUEL, CALL_FUEL
 from .._core.stack_room import check_headroom
+from .._core.wasm.isolation import Isolation
 from .._engine.base import UNDER_WAY, GuestMemory, InexactError, NoMemoryError
 from .._pool.acquisition import Acquisition
 from .._pool.capacity import GroupState
@@ -44,6 +45,12 @@ from .._runtime.bound import BoundFunction, Definition
 from .._runtime.call import STACK_SHARE, Call
 from .._runtime.runner import context_of_call
 
+if TYPE_CHECKING:  # for a default, which Python's own has from 3.13 on
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
+    R_co = TypeVarWithDefault("R_co", covariant=True, default=Any)
+else:
+    R_co = TypeVar("R_co", covariant=True)
 E = TypeVar("E", bound=BaseException)
 
 
@@ -75,7 +82,7 @@ TRANSITIONS: dict[LeaseState, frozenset[LeaseState]] = {
 
 @public
 @final
-class Lease:
+class Lease(Generic[R_co]):
     """An instance of one function, held by one task at a time.
 
     .. code-block::
@@ -89,6 +96,8 @@ class Lease:
 
     The instance returns to the cache when the block ends. If a call failed or was cancelled
     half-way, the instance is dropped instead, and the next acquire gets another.
+
+    The type parameter is the type of a call's result, as that of `Function` is: ``Lease[int]``.
     """
 
     # Defaults in the class, so that making a lease assigns none of them.
@@ -127,7 +136,7 @@ class Lease:
     # -- the block
 
     @trio.lowlevel.enable_ki_protection
-    async def __aenter__(self) -> Lease:
+    async def __aenter__(self) -> Self:
         """Acquire an instance: an idle one if there is one, else wait, or load a new one.
 
         Raises:
@@ -186,7 +195,7 @@ class Lease:
                 return self
         return await self._acquire(task)
 
-    async def _acquire(self, task: Task) -> Lease:
+    async def _acquire(self, task: Task) -> Self:
         acquisition = Acquisition(self._pool, self._group, task, self, self._end, warm=self._warm)
         self._acquisition = acquisition
         try:
@@ -300,7 +309,7 @@ class Lease:
     # -- calls
 
     @trio.lowlevel.enable_ki_protection
-    async def call(self, *values: object) -> Value:
+    async def call(self, *values: object) -> R_co:
         """Call the function, with at most `total_fuel` units of fuel.
 
         Args:
@@ -344,7 +353,7 @@ class Lease:
         else:
             await checkpoint_if_cancelled()
         if bound.steps is not None:
-            return await self._call_in_steps(bound, bound.steps, values)
+            return await self._call_in_steps(bound, bound.steps, values)  # type: ignore[no-any-return]
         fuel = bound.total_fuel
         self._ready = None
         try:
@@ -371,7 +380,7 @@ class Lease:
             if self._request is None:
                 raise self._unusable() from None
             self._ready = begin
-            return await self._call_converted(bound, values)
+            return await self._call_converted(bound, values)  # type: ignore[no-any-return]
         except BaseException as error:
             self._failed(bound, error, values)
             raise
@@ -397,8 +406,8 @@ class Lease:
             except KeyError:
                 uses.count_in(burnt.bit_length())
         if bound.lift is None:
-            return result
-        return self._lifted(bound, bound.lift, result, values)
+            return result  # type: ignore[no-any-return]
+        return self._lifted(bound, bound.lift, result, values)  # type: ignore[no-any-return]
 
     @trio.lowlevel.enable_ki_protection
     async def map(self, columns: object, *, rows: int | None = None) -> Value:
@@ -585,7 +594,7 @@ class Lease:
         return self._resting().native.measure()
 
     @property
-    def function(self) -> Function:
+    def function(self) -> Function[R_co]:
         """Function of the instance, which may be an older generation than the registered one.
 
         Raises:
@@ -750,7 +759,7 @@ def current_lease() -> Lease:
 @public
 @final
 @frozen
-class Function:
+class Function(Generic[R_co]):
     """A registered UDF: its name, its types, and facts about its compiled module.
 
     .. code-block::
@@ -761,6 +770,10 @@ class Function:
     Use `InstanceCache.register` or `InstanceCache.functions` to get one. It is a value that does
     not change. If the function is replaced, `acquire` and `call` use the new generation, although
     the fields describe the old one.
+
+    The type parameter is the type of a call's result: type checkers see a ``Function[int]`` if the
+    function was registered with ``returns="i64"``. It is `Any` for results of unknown type, such as
+    those of an ABI of your own, and where it is left out.
     """
 
     name: str
@@ -777,23 +790,23 @@ class Function:
     """Bytes of machine code while the module is loaded, in whole system pages."""
     worst_size: int
     """Number of bytes that one instance may touch at most, under the limits at registration."""
-    isolation: str
+    isolation: Isolation
     """Isolation that was asked for: ``"reuse"``, ``"fresh"`` or ``"reset"``."""
     isolation_verdict: str
     """Sentence that explains how this isolation is provided, and why."""
-    _acquire: Callable[[str, tuple[str, ...]], Lease] = field(repr=False, eq=False)
+    _acquire: Callable[[str, tuple[str, ...]], Lease[R_co]] = field(repr=False, eq=False)
 
     @property
     def key(self) -> FunctionKey:
         """Name and argument types; `str()` of it is the name in messages, such as ``fib(i64)``."""
         return FunctionKey(self.name, self.args)
 
-    def acquire(self) -> Lease:
+    def acquire(self) -> Lease[R_co]:
         """Return a lease, as `InstanceCache.acquire` does for this name and these types."""
         return self._acquire(self.name, self.args)
 
     @trio.lowlevel.enable_ki_protection
-    async def call(self, *values: object) -> Value:
+    async def call(self, *values: object) -> R_co:
         """Acquire an instance, call it once, and give it back.
 
         Args:

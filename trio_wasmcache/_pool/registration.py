@@ -8,7 +8,7 @@ import operator
 import os
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import final
+from typing import Final, Literal, TypeAlias, final
 
 import trio
 from attrs import define, evolve, field, frozen
@@ -34,7 +34,7 @@ from .._core.wasm.admission import (
 )
 from .._core.wasm.custom import custom_size, find_custom_sections
 from .._core.wasm.formats import LOOKED_AT, known_format
-from .._core.wasm.isolation import ISOLATIONS, RESET, hides_globals, obstacle
+from .._core.wasm.isolation import ISOLATIONS, RESET, Isolation, hides_globals, obstacle
 from .._core.wasm.reader import (
     HEADER,
     ExcessiveModuleError,
@@ -51,7 +51,9 @@ from .._threads import run_in_thread
 # Bytes from which on a module is hashed in a thread: hashing takes 1 to 2 ms a MB, a hop 0.2 ms.
 DIGEST_IN_THREAD = 256 * 1024
 # What `register` does about imported functions that nobody provides: an error, or a trap later.
-ERROR, TRAP = MISSING = "error", "trap"
+Missing: TypeAlias = Literal["error", "trap"]
+TRAP: Final = "trap"
+MISSING: Final[tuple[Missing, ...]] = ("error", TRAP)
 # Numbers of files read, and of modules hashed, at the same time. A file may be on a disk that does
 # not answer, and an abandoned thread that reads it keeps its token; hashing always ends.
 MAX_READS, MAX_DIGESTS = 8, 2
@@ -72,7 +74,7 @@ class Declaration:
     called_on_null: bool
     hosts: Mapping[tuple[str, str], AnyHost]
     concurrency: int
-    isolation: str
+    isolation: Isolation
     trap_missing: bool = False
     """Whether imported functions that nobody provides trap when they are called."""
     substitute: Substitute | None = None
@@ -110,8 +112,8 @@ def declare(
     called_on_null: bool,
     imports: Mapping[str, Mapping[str, HostFunction]] | None,
     concurrency: int,
-    isolation: str,
-    missing: str,
+    isolation: Isolation,
+    missing: Missing,
     max_instances: int,
 ) -> Declaration:
     """Check the parameters of `InstanceCache.register`; raise the errors that it documents."""

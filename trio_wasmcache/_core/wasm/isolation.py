@@ -14,15 +14,16 @@ reset.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 from ..config import WASM_PAGE
 from .reader import ModuleInfo
 
+Isolation: TypeAlias = Literal["reuse", "fresh", "reset"]
 REUSE: Final = "reuse"
 FRESH: Final = "fresh"
 RESET: Final = "reset"
-ISOLATIONS: Final = (REUSE, FRESH, RESET)
+ISOLATIONS: Final[tuple[Isolation, ...]] = (REUSE, FRESH, RESET)
 
 SEAT_SIZE: Final = WASM_PAGE
 """Bytes that a seat counts: those of an instance beside its memories and tables."""
@@ -59,7 +60,7 @@ def hides_globals(info: ModuleInfo) -> bool:
     return any(one.mutable and number not in exported for number, one in enumerate(info.globals))
 
 
-def verdict(isolation: str, why_not: str | None) -> str:
+def verdict(isolation: Isolation, why_not: str | None) -> str:
     """Return a sentence that says what happens to the state a lease leaves behind.
 
     Args:

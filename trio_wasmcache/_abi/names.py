@@ -1,0 +1,36 @@
+"""Names of ABIs, and of types by the Python type of their values, as type checkers see them.
+
+The overloads of `register` tell a function's result by them. The ABIs' own tables say what a name
+does; a test holds the two together. Types whose values have classes of the Python driver, and
+collections, are not here: for a checker their values are `Any`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+from .base import Abi
+from .buffer import BufferAbi
+from .scylla import ScyllaAbi
+
+AbiName: TypeAlias = Literal["plain", "scylla", "buffer"]
+KnownAbi: TypeAlias = AbiName | BufferAbi | ScyllaAbi
+"""An ABI of this library, whose types are those below."""
+AnyAbi: TypeAlias = AbiName | Abi
+
+# Of the plain and the buffer ABI, whose values are never None.
+IntName: TypeAlias = Literal["i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64"]
+FloatName: TypeAlias = Literal["f32", "f64"]
+BoolName: TypeAlias = Literal["bool"]
+StrName: TypeAlias = Literal["str"]
+BytesName: TypeAlias = Literal["bytes"]
+
+# CQL's that cross as numbers, and so are None only with `called_on_null`.
+CqlIntName: TypeAlias = Literal["tinyint", "smallint", "int", "bigint"]
+CqlFloatName: TypeAlias = Literal["float", "double"]
+CqlBoolName: TypeAlias = Literal["boolean"]
+
+# CQL's that cross through memory, and so may always be None.
+CqlLongName: TypeAlias = Literal["varint", "counter"]
+CqlStrName: TypeAlias = Literal["text", "varchar", "ascii"]
+CqlBytesName: TypeAlias = Literal["blob"]

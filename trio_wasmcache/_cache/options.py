@@ -1,0 +1,53 @@
+"""Keyword arguments of `register` and `resize`, as type checkers see them.
+
+A test holds them to the parameters of `register` and to the fields of `CacheConfig`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias, TypedDict
+
+from .._core.wasm.isolation import Isolation
+from .._pool.registration import Missing
+from .._runtime.host import HostFunction
+
+Wasm: TypeAlias = bytes | str | os.PathLike[str]
+"""Bytes, WebAssembly text, or the path of a file with either."""
+
+
+class _Required(TypedDict):
+    args: Sequence[str]
+
+
+class RegisterOptions(_Required, total=False):
+    """The parameters of `register` that do not determine the type of the function's result."""
+
+    export: str | None
+    imports: Mapping[str, Mapping[str, HostFunction]] | None
+    missing: Missing
+    concurrency: int
+    isolation: Isolation
+    replace: bool
+
+
+class Limits(TypedDict, total=False):
+    """The fields of `CacheConfig` that `resize` can change."""
+
+    max_size: int
+    max_instance_size: int
+    max_instances: int
+    max_code_size: int
+    max_running_size: int | None
+    max_address_space: int | None
+    idle_timeout: float
+    memory_limit: int
+    table_limit: int
+    max_result_size: int
+    max_wasm_size: int
+    total_fuel: int
+    yield_fuel: int
+    offload_after: int | None
+    max_threads: int
+    log_flush_timeout: float
