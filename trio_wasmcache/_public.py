@@ -11,7 +11,7 @@ import inspect
 import sys
 import textwrap
 from collections.abc import Iterator
-from typing import Any, TypeVar, final, get_type_hints
+from typing import Any, TypeVar, final, get_overloads, get_type_hints, overload
 
 import attrs
 
@@ -46,7 +46,11 @@ def _present(module: str, thing: T) -> T:
             delattr(cls, "__attrs_types_resolved__")
         for member in vars(cls).values():
             if inspect.isfunction(member):
+                overloads = get_overloads(member)  # which Python finds by the module's name
                 member.__module__ = module
+                for one in overloads:
+                    one.__module__ = module
+                    overload(one)
         cls.__doc__ = _Documentation(cls)
     thing.__module__ = module
     return thing
