@@ -142,7 +142,7 @@ def test_words_are_those_that_there_are() -> None:
 
 def test_resize_takes_the_fields_of_the_configuration() -> None:
     """With their types, but for those that can't be changed while the cache is open."""
-    fields = attrs.fields(attrs.resolve_types(CacheConfig))
+    fields = attrs.fields(CacheConfig)
     expected = {field.name: field.type for field in fields if field.name not in FIXED}
     assert get_type_hints(Limits) == expected
     assert not Limits.__required_keys__
