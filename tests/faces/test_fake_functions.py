@@ -219,10 +219,30 @@ async def test_columns_of_numbers_are_buffers() -> None:
 @pytest.mark.parametrize(
     ("returns", "abi", "made", "message"),
     [
-        ("str", "buffer", 3, r"the fake of f\(str\) returned 3: str takes a str, got 3"),
-        ("str", "buffer", None, r"the fake of f\(str\) returned None: str takes a str"),
-        ("i64", "buffer", "x", r"the fake of f\(str\) returned 'x': i64 takes an int"),
-        ("i8", "buffer", 200, r"the fake of f\(str\) returned 200: 200 is out of the range of i8"),
+        (
+            "str",
+            "buffer",
+            3,
+            r"returned what does not fit: str takes a str, got 3",
+        ),
+        (
+            "str",
+            "buffer",
+            None,
+            r"returned what does not fit: str takes a str, got None",
+        ),
+        (
+            "i64",
+            "buffer",
+            "x",
+            r"returned what does not fit: i64 takes an int, got 'x'",
+        ),
+        (
+            "i8",
+            "buffer",
+            200,
+            r"returned what does not fit: 200 is out of the range of i8",
+        ),
         (("i64", "i64"), "buffer", 1, r"the fake of f\(str\) returned 1: 2 results take a tuple"),
     ],
 )
@@ -382,5 +402,20 @@ def test_what_stands_in_must_be_a_fake() -> None:
     for wasm in (ADD, b"", FakeEngine().module()):
         with pytest.raises(InvalidModuleError, match=r"not made by FakeEngine\.module"):
             engine.replace("f", wasm)
+    with pytest.raises(TypeError, match=r"fake must be bytes made by FakeEngine\.function"):
+        engine.replace("f", str.upper)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="source must be a path, bytes or the name of a function"):
         engine.replace(5, engine.module())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("make", [FakeEngine.module, FakeEngine.function])
+def test_a_fake_is_made_of_a_plain_function(make: Callable[..., bytes]) -> None:
+    """Neither of an async one, whose coroutine nobody would await, nor of a value."""
+
+    async def run() -> None:
+        raise AssertionError("never called")
+
+    with pytest.raises(TypeError, match="is async; to take time, give seconds="):
+        make(FakeEngine(), run)
+    with pytest.raises(TypeError, match="a fake takes a function, got 5"):
+        make(FakeEngine(), 5)

@@ -175,7 +175,7 @@ class ValuesBinding:
         made = result if several else (result,)
         problem = None if self.checks_result is None else self.checks_result.misfit(made)
         if problem is not None:
-            raise _about_result(problem, self.what, result)
+            raise _about_result(problem, self.what)
         if self.plain is None:
             return result
         lowered = self.plain.checked(made)
@@ -183,9 +183,9 @@ class ValuesBinding:
         return lifted if self.plain.lift is None else self.plain.lift(lifted)
 
 
-def _about_result(problem: Exception, what: str, result: object) -> Exception:
+def _about_result(problem: Exception, what: str) -> Exception:
     """Return the error of an argument as one of a result."""
     kinds: tuple[type[Exception], ...] = (TypeError, OverflowError, ValueError)
     kind = next((kind for kind in kinds if isinstance(problem, kind)), TypeError)
     why = str(problem).split(what, 1)[-1].lstrip(":, ")
-    return kind(f"the fake of {what} returned {shown(result)}: {why}")
+    return kind(f"the fake of {what} returned what does not fit: {why}")

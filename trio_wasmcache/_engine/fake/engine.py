@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from attrs import evolve
 from ..._core.config import KiB, SystemLimits
 from ..._core.errors import InvalidModuleError, LoadError
 from ..._core.metrics.stats import ResidentBytes
+from ..._core.text import shown
 from ..._core.wasm.admission import Edits
 from ..._core.wasm.custom import keep_debug_sections
 from ..._core.wasm.driver import Shape
@@ -147,10 +149,11 @@ class FakeEngine(Steps):
 
         Raises:
             ValueError: `seconds` or `start_seconds` is negative or not a number.
+            TypeError: `run` is not a function, or an async one.
         """
         signature = FuncType(tuple(params), tuple(results))
         behaviour = Behaviour(
-            run=run,
+            run=_plain_function(run),
             export=export,
             results=signature.results,
             code_size=code_size,
@@ -205,9 +208,13 @@ class FakeEngine(Steps):
             code_size: see `module`.
             fuel: see `module`.
             seconds: see `module`.
+
+        Raises:
+            ValueError: `seconds` is negative or not a number.
+            TypeError: `run` is not a function, or an async one.
         """
         behaviour = Behaviour(
-            run=run,
+            run=_plain_function(run),
             export=RUN,
             results=(),
             code_size=code_size,
@@ -241,8 +248,13 @@ class FakeEngine(Steps):
 
         Raises:
             InvalidModuleError: `fake` was not made by this engine.
-            TypeError: `source` is none of these.
+            TypeError: `source` is none of these, or `fake` is not bytes.
         """
+        if not isinstance(fake, bytes):
+            raise TypeError(
+                "fake must be bytes made by FakeEngine.function or FakeEngine.module, got "
+                f"{shown(fake)}"
+            )
         self._behaviour(fake)
         self._fakes[_key(source)] = fake
 
@@ -400,6 +412,16 @@ def _key(source: object) -> str | bytes | tuple[str]:
     if isinstance(source, os.PathLike):
         return (str(Path(os.fsdecode(source)).resolve()),)
     raise TypeError(f"source must be a path, bytes or the name of a function, got {source!r:.200}")
+
+
+def _plain_function(run: Callable[..., Any]) -> Callable[..., Any]:
+    if not callable(run):
+        raise TypeError(f"a fake takes a function, got {shown(run)}")
+    if inspect.iscoroutinefunction(run):
+        raise TypeError(
+            f"a fake takes a plain function, and {shown(run)} is async; to take time, give seconds="
+        )
+    return run
 
 
 def _duration(what: str, seconds: float) -> float:
