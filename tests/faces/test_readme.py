@@ -267,20 +267,50 @@ def test_every_page_has_its_contents() -> None:
 
 def test_the_function_from_source_to_call(tmp_path: Path) -> None:
     """The C of the front page is compiled by its command, and called by its lines."""
-    section = SECTIONS["A function from source to call"]
-    source = re.search(r"```c\n(.*?)```", section, re.DOTALL)
-    build = re.search(r"^    (clang .*)$", section, re.MULTILINE)
-    calls = re.search(r"```\n(price = .*?)```", section, re.DOTALL)
+    if not (shutil.which("clang") and shutil.which("wasm-ld")):
+        pytest.skip("NO CLANG OR NO LLD HERE: the function of the front page was not built")
+    build_and_call(SECTIONS["A function from source to call"], "c", "clang", "price", tmp_path)
+
+
+def test_the_function_in_rust_from_source_to_call(tmp_path: Path) -> None:
+    """That of the cookbook likewise, with empty texts too."""
+    compiler = rustc()
+    if compiler is None:
+        pytest.skip("NO RUSTC WITH wasm32 HERE: the function of the cookbook was not built")
+    section = TEXTS[COOKBOOK].partition("## Bytes and text\n")[2]
+    build_and_call(
+        section, "rust", compiler, "slug", tmp_path, 'assert await slug.call("") == ""\n' * 3
+    )
+
+
+def rustc() -> str | None:
+    """A compiler that has the target, if there is one."""
+    for one in (os.environ.get("RUSTC"), shutil.which("rustc"), "/usr/bin/rustc"):
+        if one is not None and shutil.which(one):
+            ask = [one, "--print", "target-libdir", "--target", "wasm32-unknown-unknown"]
+            found = subprocess.run(ask, capture_output=True, text=True, check=False)
+            if found.returncode == 0 and Path(found.stdout.strip()).is_dir():
+                return one
+    return None
+
+
+def build_and_call(
+    section: str, language: str, compiler: str, name: str, folder: Path, more: str = ""
+) -> None:
+    """Build the section's source by its command, and run its lines."""
+    source = re.search(rf"```{language}\n(.*?)```", section, re.DOTALL)
+    build = re.search(
+        rf"^    (?:{'clang' if language == 'c' else 'rustc'}) (.*)$", section, re.MULTILINE
+    )
+    calls = re.search(rf"```\n({name} = .*?)```", section, re.DOTALL)
     assert source
     assert build
     assert calls
-    if not (shutil.which("clang") and shutil.which("wasm-ld")):
-        pytest.skip("NO CLANG OR NO LLD HERE: the function of the front page was not built")
-    (tmp_path / "price.c").write_text(source[1])
-    subprocess.run(build[1].split(), cwd=tmp_path, check=True)
+    (folder / f"{name}.{suffix}").write_text(source[1])
+    subprocess.run([compiler, *build[1].split()], cwd=folder, check=True)
     first = next(text for mark, text in BLOCKS if mark == "runs")
     fib = re.search(r'^FIB = """.*?"""$', first, re.MULTILINE | re.DOTALL)
     assert fib
-    lines = textwrap.indent(calls[1], " " * 8)
+    lines = textwrap.indent(calls[1] + more, " " * 8)
     program = "from pathlib import Path\n" + AROUND_SNIPPET.format(fib=fib[0], snippet=lines)
-    run("-W", "error", "-c", program, cwd=tmp_path)
+    run("-W", "error", "-c", program, cwd=folder)
