@@ -299,9 +299,8 @@ def build_and_call(
 ) -> None:
     """Build the section's source by its command, and run its lines."""
     source = re.search(rf"```{language}\n(.*?)```", section, re.DOTALL)
-    build = re.search(
-        rf"^    (?:{'clang' if language == 'c' else 'rustc'}) (.*)$", section, re.MULTILINE
-    )
+    command, suffix = {"c": ("clang", "c"), "rust": ("rustc", "rs")}[language]
+    build = re.search(rf"^    {command} (.*)$", section, re.MULTILINE)
     calls = re.search(rf"```\n({name} = .*?)```", section, re.DOTALL)
     assert source
     assert build
