@@ -326,8 +326,9 @@ async def test_structlogs_capture_logs_works() -> None:
 
 
 async def test_the_inline_writer_goes_to_structlog_too() -> None:
-    """`open_fake_cache` without a logger."""
-    async with quiet() as lines, open_fake_cache():
+    """`open_fake_cache` with a logger of structlog's."""
+    logger = structlog.get_logger("trio_wasmcache")
+    async with quiet() as lines, open_fake_cache(logger=logger):
         assert [line["event"] for line in lines] == [
             "wasmcache.opened",
             "wasmcache.group_opened",
