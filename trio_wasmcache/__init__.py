@@ -16,7 +16,8 @@ The names, in reading order; `help()` of each is its reference:
 - Groups: `InstanceCache.scheduling_group` opens a `SchedulingGroup`, whose tasks share a capacity
   and a part of the CPU. `current_group` returns the group of the caller.
 - The guest and its host: `LeaseMemory` reads and writes the guest's memory. A `HostFunction` is a
-  Python function that a guest may call; in it, `current_lease` returns the caller's lease.
+  Python function that a guest may call; in it, `current_lease` returns the caller's lease. `Wasi`
+  says what a guest gets through WASI, and where its output goes.
 - Numbers: `InstanceCache.stats` returns `CacheStats`, which contain `UseSummary` and
   `DistributionSummary`; `InstanceCache.entries` returns `EntryInfo`, and
   `InstanceCache.resident_bytes` returns `ResidentBytes`.
@@ -101,6 +102,7 @@ if TYPE_CHECKING:
         UseSummary as UseSummary,
     )
     from ._runtime.host import HostFunction as HostFunction
+    from ._runtime.wasi_config import Wasi as Wasi
 
 # {module: the public names that it defines}, in reading order.
 _HOMES = {
@@ -110,6 +112,7 @@ _HOMES = {
     "._cache.lease": "Function Lease LeaseMemory current_lease",
     "._cache.group": "SchedulingGroup current_group",
     "._runtime.host": "HostFunction",
+    "._runtime.wasi_config": "Wasi",
     "._core.metrics.stats": "CacheStats UseSummary DistributionSummary EntryInfo ResidentBytes",
     "._core.errors": (
         "WasmCacheError CacheDirError InvalidModuleError ModuleTooLargeError LinkError ExportError "

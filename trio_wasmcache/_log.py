@@ -25,7 +25,7 @@ from typing import Protocol, final
 import structlog
 import trio
 
-from ._core.events import Event, Lost, Stamped
+from ._core.events import Event, Lost, Output, Stamped
 from ._ki import outlast
 from ._threads import no_autojump
 
@@ -40,6 +40,9 @@ MAX_CONTEXTS = 1000
 # With that many in the buffer, the writer looks again which are still needed after this number of
 # events was written: looking takes 30 µs.
 LOOK_AGAIN = 100
+# What guests write has a part of the buffer of its own, so that it displaces no other event; and
+# its events take no more than half of the contexts.
+BUFFER_OUTPUTS = 1000
 
 
 @final
@@ -87,6 +90,12 @@ class LogWriter(Protocol):
         """Take note of `event`, which happened at time `at` (seconds, the cache's clock).
 
         It is rendered in the context of `origin`; None: in an empty one.
+        """
+
+    def add_output(self, event: Output, at: float, origin: Origin | None = None) -> bool:
+        """Take note of what a guest wrote, as `add` does; return False if it was dropped.
+
+        A dropped one is neither stamped nor counted here.
         """
 
     async def close(self, timeout: float) -> None:
@@ -140,13 +149,15 @@ class ThreadedLogWriter:
         """Callback that tells `close` that all events are written; None until `close` is called."""
         self._awake = False  # whether the thread has been woken and has not begun to write
         self._gap: tuple[int, int, float] | None = None  # (first seq, count, time) of dropped ones
+        # Each is changed by one thread only: the one that adds, and the log's.
+        self._outputs_added = self._outputs_written = 0
         self.lost = 0
         self.failures = 0
         self.context_lost = 0
         threading.Thread(target=self._run, name="trio_wasmcache log", daemon=True).start()
 
     def add(self, event: Event, at: float, origin: Origin | None = None) -> None:
-        full = len(self._events) >= BUFFER_EVENTS
+        full = len(self._events) - self._outputs >= BUFFER_EVENTS
         if self._gap is not None and not full:
             self._note_gap(*self._gap)
         if full:
@@ -155,11 +166,19 @@ class ThreadedLogWriter:
             self._gap = (first, count + 1, at)
             self.lost += 1
             return
-        context_lost = origin is not None and not self._take_context(origin.uses)
-        if context_lost:
-            origin = None
-            self.context_lost += 1
-        self._put(self._stamper.stamp(event, at, context_lost), origin)
+        self._stamp_and_put(event, at, origin, MAX_CONTEXTS)
+
+    @property
+    def _outputs(self) -> int:
+        """Number of events in the buffer about output."""
+        return self._outputs_added - self._outputs_written
+
+    def add_output(self, event: Output, at: float, origin: Origin | None = None) -> bool:
+        if self._outputs >= BUFFER_OUTPUTS:
+            return False
+        self._outputs_added += 1
+        self._stamp_and_put(event, at, origin, MAX_CONTEXTS // 2)
+        return True
 
     async def close(self, timeout: float) -> None:
         if self._gap is not None:
@@ -172,12 +191,21 @@ class ThreadedLogWriter:
         with no_autojump():
             await outlast(written, timeout)
 
-    def _take_context(self, uses: _Uses) -> bool:
+    def _stamp_and_put(
+        self, event: Event, at: float, origin: Origin | None, max_contexts: int
+    ) -> None:
+        context_lost = origin is not None and not self._take_context(origin.uses, max_contexts)
+        if context_lost:
+            origin = None
+            self.context_lost += 1
+        self._put(self._stamper.stamp(event, at, context_lost), origin)
+
+    def _take_context(self, uses: _Uses, most: int) -> bool:
         """Count one more event of an origin; return False if its context can't be kept."""
         if not uses.listed:
-            if len(self._contexts) >= MAX_CONTEXTS:
+            if len(self._contexts) >= most:
                 self._forget_written_contexts()
-            if len(self._contexts) >= MAX_CONTEXTS:
+            if len(self._contexts) >= most:
                 return False
             self._contexts.append(uses)
             uses.listed = True
@@ -216,7 +244,10 @@ class ThreadedLogWriter:
             self._awake = False
             closing = self._closing.is_set()
             while self._events:
-                self._write(*self._events.popleft())
+                stamped, origin = self._events.popleft()
+                self._outputs_written += isinstance(stamped.event, Output)
+                self._write(stamped, origin)
+                del origin  # or it keeps its context until the next event
         assert self._written is not None
         with contextlib.suppress(trio.RunFinishedError):  # `close` timed out, and the run is over
             self._written()
@@ -244,6 +275,11 @@ class NoLogWriter:
     def add(self, event: Event, at: float, origin: Origin | None = None) -> None:
         """Drop `event`."""
 
+    def add_output(self, event: Output, at: float, origin: Origin | None = None) -> bool:
+        """Drop `event`."""
+        del event, at, origin
+        return True
+
     async def close(self, timeout: float) -> None:
         del timeout  # nothing is to be written
         await trio.lowlevel.cancel_shielded_checkpoint()
@@ -266,6 +302,10 @@ class InlineLogWriter:
             write(self._logger, stamped, origin)
         except Exception:
             self.failures += 1
+
+    def add_output(self, event: Output, at: float, origin: Origin | None = None) -> bool:
+        self.add(event, at, origin)
+        return True
 
     async def close(self, timeout: float) -> None:
         del timeout  # everything is written already

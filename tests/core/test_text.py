@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, strategies as st
 
-from trio_wasmcache._core.text import cut, printable, shown
+from trio_wasmcache._core.text import cut, escaped, printable, shown
 
 
 def test_short_text_stays() -> None:
@@ -41,3 +42,15 @@ def test_no_more_than_asked_for_is_shown(text: str, limit: int) -> None:
     result = printable(text, limit)
     assert len(result) <= limit
     assert result.isprintable()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "plain", 'it\'s "both"\n', "back\\slash\t\\", "\0" * 100, "\u4e00\u4e01\n", "\U000e0001'"],
+)
+def test_escaped_text_differs_where_it_can_not_be_printed(text: str) -> None:
+    """And nowhere else: quotes and backslashes stay as they are."""
+    wanted = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    assert escaped(text) == wanted
+    full = text + "".join(map(chr, range(0x4E00, 0x4E00 + 2000)))
+    assert escaped(full) == wanted + full[len(text) :]

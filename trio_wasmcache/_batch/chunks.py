@@ -215,13 +215,15 @@ class Chunks:
     async def _drive(self) -> None:
         call = self.call
         self.job = job = call.new_job(self, self.fuel_left())
+        call.find_row = self.row
         try:
             over = self._first_poll()
             job.charge()
             if not over:
                 await call.runner.drive(job)
         finally:
-            self.job = None  # break the cycle, so that large results are freed at once
+            # Break the cycles, so that large results are freed at once.
+            self.job = call.find_row = None
             call.end_job(job)
 
     def _earlier(self, error: BaseException) -> GuestError | None:

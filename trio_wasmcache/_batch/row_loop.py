@@ -93,6 +93,7 @@ async def next_row(call: Call, row: int, values: tuple[object, ...]) -> Value:
     """
     await call.yield_if_due()
     bound, tally = call.bound, call.tally
+    call.row = row
     tally.begin_row()
     try:
         tally.add(SLOT + NUMBER * len(getattr(bound.binding, "numbers", ())))

@@ -31,7 +31,8 @@ from .._core.config import CacheConfig
 from .._core.metrics.stats import CacheStats, EntryInfo, ResidentBytes
 from .._core.policy.records import FunctionRecord
 from .._core.wasm.admission import worst_size
-from .._core.wasm.isolation import RESET, REUSE, Isolation, verdict
+from .._core.wasm.isolation import COMMAND, RESET, REUSE, Isolation, verdict
+from .._core.wasm.reader import FuncType
 from .._engine.base import NoMemoryError
 from .._ki import ki_safe_contextmanager
 from .._log import Origin
@@ -41,6 +42,7 @@ from .._public import public
 from .._runtime.bound import Definition
 from .._runtime.host import HostFunction
 from .._runtime.module import CachedModule
+from .._runtime.wasi_config import Wasi
 from .group import SchedulingGroup, groups_around
 from .lease import Function, Lease, function_of
 from .options import Limits, RegisterOptions, Wasm
@@ -237,6 +239,7 @@ class InstanceCache:
         abi: AnyAbi | None = None,
         called_on_null: bool = False,
         imports: Mapping[str, Mapping[str, HostFunction]] | None = None,
+        wasi: Wasi | None = None,
         missing: Missing = "error",
         concurrency: int = 1,
         isolation: Isolation = "reuse",
@@ -277,7 +280,10 @@ class InstanceCache:
                 call returns None without running the guest.
             imports: host functions for the module's imports, as
                 ``{"module": {"name": HostFunction(...)}}``; None: the module imports nothing but
-                WASI preview 1. That is always provided, and grants nothing.
+                WASI preview 1. That is always provided; a function given here under its name takes
+                the place of WASI's own.
+            wasi: what WASI grants: arguments, environment, input, outputs, a seed and a clock.
+                None: as `Wasi()`, nothing, and what a failing call wrote is in its error.
             missing: what happens if nobody provides an imported function. ``"error"``: the module
                 is rejected. ``"trap"``: calling the import raises a `TrapError` that names it.
             concurrency: number of instances that may run at the same time in one group; 1 to
@@ -286,7 +292,9 @@ class InstanceCache:
                 as an instance serves one lease after the other. ``"fresh"``: nothing, as each
                 lease gets a new instance. ``"reset"``: nothing, as the instance is restored to its
                 initial state after each lease; if that is not possible, each lease gets a new
-                instance (see `Function.isolation_verdict`).
+                instance (see `Function.isolation_verdict`). A *command*, which is an export named
+                ``_start`` without arguments and results, runs once in an instance: ``"reuse"`` is
+                the same as ``"fresh"``, and `proc_exit` with status 0 ends the call with None.
             replace: whether to replace the function of this name and these types, if there is one.
                 The old one serves until the new one is compiled; current holders finish with the
                 old one, waiters get the new one.
@@ -323,6 +331,7 @@ class InstanceCache:
             abi=abi,
             called_on_null=called_on_null,
             imports=imports,
+            wasi=wasi,
             concurrency=concurrency,
             isolation=isolation,
             missing=missing,
@@ -377,6 +386,7 @@ class InstanceCache:
         seconds: float,
     ) -> Function:
         pool, code_size = self._pool, module.record.code_size
+        command = declaration.export == COMMAND and binding.signature == FuncType((), ())
         function = Function(
             name=record.key.name,
             args=record.key.args,
@@ -386,7 +396,7 @@ class InstanceCache:
             code_size=code_size,
             worst_size=record.worst_size,
             isolation=declaration.isolation,
-            isolation_verdict=verdict(declaration.isolation, module.why_not),
+            isolation_verdict=verdict(declaration.isolation, module.why_not, command=command),
             acquire=self.acquire,
         )
         definition = Definition(
@@ -396,8 +406,9 @@ class InstanceCache:
             binding,
             declaration.export,
             declaration.called_on_null,
-            declaration.isolation == REUSE,
+            declaration.isolation == REUSE and not command,
             declaration.isolation == RESET and module.why_not is None,
+            command,
         )
         record.define(definition)
         self._compiler.keep(module)

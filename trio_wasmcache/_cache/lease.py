@@ -62,11 +62,13 @@ class LeaseState(enum.Enum):
     HELD = "held"
     CALLING = "in a call"
     BROKEN = "broken"
+    EXITED = "exited"
     ENDED = "ended"
 
 
 NEW, ACQUIRING, HELD = LeaseState.NEW, LeaseState.ACQUIRING, LeaseState.HELD
 CALLING, BROKEN, ENDED = LeaseState.CALLING, LeaseState.BROKEN, LeaseState.ENDED
+EXITED = LeaseState.EXITED
 
 # {state: states that may follow}. Progress while ACQUIRING is a matter of `Acquisition`. A call in
 # its first slice is not a state of its own: no other code can run during it.
@@ -74,8 +76,9 @@ TRANSITIONS: dict[LeaseState, frozenset[LeaseState]] = {
     NEW: frozenset({ACQUIRING, HELD}),
     ACQUIRING: frozenset({HELD, ENDED}),
     HELD: frozenset({CALLING, BROKEN, ENDED}),
-    CALLING: frozenset({HELD, BROKEN, ENDED}),
+    CALLING: frozenset({HELD, BROKEN, EXITED, ENDED}),
     BROKEN: frozenset({ENDED}),
+    EXITED: frozenset({ENDED}),
     ENDED: frozenset(),
 }
 
@@ -285,7 +288,7 @@ class Lease(Generic[R_co]):
 
     def _recycle(self, request: Request, reason: Reason | None = None) -> None:
         """Give the instance back, in which nothing runs; with a reason, have it dropped."""
-        clean, self._ready = self._ready is not None, None
+        clean, self._ready = self._ready is not None or self._state is EXITED, None
         self._request = None
         if self._state is not ENDED:
             self._step(ENDED)
@@ -323,7 +326,8 @@ class Lease(Generic[R_co]):
         Raises:
             TypeError, ValueError, OverflowError: a value does not fit its type, or there are too
                 many or too few; no wasm has run.
-            GuestError: the guest trapped, ran out of fuel or stack, exited, or broke its ABI.
+            GuestError: the guest trapped, ran out of fuel or stack, exited, or broke its ABI. A
+                command (see `InstanceCache.register`) that exits with status 0 returns None.
             ResultTooLargeError: the result exceeds `max_result_size`; the lease can still be used.
             CodeMemoryError: the system has no memory for the guest's stack, though all idle
                 instances were evicted; the lease can still be used.
@@ -388,7 +392,10 @@ class Lease(Generic[R_co]):
             call = self._begin_call(bound)
             try:
                 result = await call.finish(bound.guest, fuel)
+                return result if bound.lift is None else bound.lift(result)
             except BaseException as error:
+                if call.ends_well(error):
+                    return None
                 call.fail(error, values)
                 raise
             finally:
@@ -504,7 +511,7 @@ class Lease(Generic[R_co]):
 
     def _begin_call(self, bound: BoundFunction) -> Call:
         """Begin a call during which other tasks may run; they find the lease busy."""
-        call = Call(self._pool.runtime, bound, self._group.share, self)
+        call = Call(self._pool.runtime, bound, self._group.share, self, self._request)
         self._step(CALLING)
         self._under_way = call
         self._ready = None
@@ -514,16 +521,20 @@ class Lease(Generic[R_co]):
     def _end_call(self, call: Call) -> None:
         self._under_way = None
         self._fuel = call.fuel
-        call.close()
-        if self._state is ENDED:
-            # The block has ended meanwhile, or the cache is being closed.
-            if self._request is not None:
-                self._recycle(self._request, call.drop)
-        elif call.failed:
-            self._step(BROKEN)
-        else:
-            self._step(HELD)
-            self._ready = call.bound.begin
+        try:
+            call.close()
+        finally:
+            if self._state is ENDED:
+                # The block has ended meanwhile, or the cache is being closed.
+                if self._request is not None:
+                    self._recycle(self._request, call.drop)
+            elif call.failed:
+                self._step(BROKEN)
+            elif call.exited:
+                self._step(EXITED)
+            else:
+                self._step(HELD)
+                self._ready = call.bound.begin
 
     def _end_call_early(self, call: Call, reason: Reason) -> None:
         """End the lease while a task has a call under way; its instance is evicted for `reason`.
@@ -627,7 +638,7 @@ class Lease(Generic[R_co]):
         bound = self._bound
         if bound is None or self._task is None or self._request is None:
             raise self._unusable()
-        if self._ready is None and self._state is not BROKEN:
+        if self._ready is None and self._state not in (BROKEN, EXITED):
             raise self._unusable()
         return bound
 
@@ -650,6 +661,10 @@ class Lease(Generic[R_co]):
             return trio.BrokenResourceError(
                 f"an earlier call of {self._name!r} in this lease failed or was cancelled: "
                 "its instance is unusable; acquire another"
+            )
+        if state is EXITED:
+            return trio.BrokenResourceError(
+                f"the command {self._name!r} has exited in this lease: acquire another to run it"
             )
         return trio.BusyResourceError("another call of this lease is under way")
 

@@ -12,6 +12,7 @@ from typing import TypeAlias, TypedDict
 from .._core.wasm.isolation import Isolation
 from .._pool.registration import Missing
 from .._runtime.host import HostFunction
+from .._runtime.wasi_config import Wasi
 
 Wasm: TypeAlias = bytes | str | os.PathLike[str]
 """Bytes, WebAssembly text, or the path of a file with either."""
@@ -26,6 +27,7 @@ class RegisterOptions(_Required, total=False):
 
     export: str | None
     imports: Mapping[str, Mapping[str, HostFunction]] | None
+    wasi: Wasi | None
     missing: Missing
     concurrency: int
     isolation: Isolation

@@ -121,6 +121,11 @@ class LoadError(WasmCacheError):
     raises it, too, if the driver of the batch can't be made.
     """
 
+    def __init__(self, message: str, *, output: str = "") -> None:
+        super().__init__(message)
+        self.output: str = output
+        """Output of the guest while it started, as in `GuestError.output`."""
+
 
 @public
 class CodeMemoryError(WasmCacheError):
@@ -160,6 +165,7 @@ class GuestError(WasmCacheError):
         values: tuple[object, ...] = (),
         backtrace: tuple[str, ...] = (),
         row: int | None = None,
+        output: str = "",
     ) -> None:
         super().__init__(message)
         self.function: str = function
@@ -171,6 +177,9 @@ class GuestError(WasmCacheError):
         """Wasm frames, innermost first, with function names if the module has them."""
         self.row: int | None = row
         """Number of the row of a batch that failed, from 0; None for a call."""
+        self.output: str = output
+        """Output of the call to WASI's stdout, then that to stderr, as lines of printable text: the
+        last 2 KiB of each, unless `Wasi` says ``"drop"``. The message shows some of these lines."""
 
 
 @public
@@ -186,8 +195,11 @@ class TrapError(GuestError):
         values: tuple[object, ...] = (),
         backtrace: tuple[str, ...] = (),
         row: int | None = None,
+        output: str = "",
     ) -> None:
-        super().__init__(message, function=function, values=values, backtrace=backtrace, row=row)
+        super().__init__(
+            message, function=function, values=values, backtrace=backtrace, row=row, output=output
+        )
         self.code: str = code
         """WebAssembly's name for the trap, such as ``"unreachable"``; empty if the error was made
         without one."""
@@ -210,7 +222,10 @@ class MemoryLimitError(GuestError):
 
 @public
 class ExitError(GuestError):
-    """The guest called WASI's `proc_exit`, with any status, 0 included."""
+    """The guest called WASI's `proc_exit`, with any status.
+
+    A status of 0 is no error only if it ends a call of a command: see `InstanceCache.register`.
+    """
 
     def __init__(
         self,
@@ -221,8 +236,11 @@ class ExitError(GuestError):
         values: tuple[object, ...] = (),
         backtrace: tuple[str, ...] = (),
         row: int | None = None,
+        output: str = "",
     ) -> None:
-        super().__init__(message, function=function, values=values, backtrace=backtrace, row=row)
+        super().__init__(
+            message, function=function, values=values, backtrace=backtrace, row=row, output=output
+        )
         self.status: int = status
         """Status that the guest gave; -1 if the error was made without one."""
 

@@ -445,6 +445,32 @@ class Recycled(Use):
 
 
 @frozen(kw_only=True)
+class Output(Event):
+    """A guest wrote a line, where `Wasi` says ``"log"``; or lines were dropped."""
+
+    name = "wasmcache.output"
+    function: str | None = None
+    """Name of the function; None if lines of several functions were dropped."""
+    arg_types: str | None = None
+    """Types of its arguments, separated by commas; None as for `function`."""
+    group: str
+    """Name of the group."""
+    generation: int | None = None
+    """Generation of the function; None as for `function`."""
+    request: int | None = None
+    """Number of the acquire of the lease; None without `log_uses`, and as for `function`."""
+    stream: str | None = None
+    """Name of the stream, ``"stdout"`` or ``"stderr"``; None if lines were dropped."""
+    line: str | None = None
+    """Line of printable text, of at most 1 KiB before the rest was escaped; None if lines were
+    dropped."""
+    dropped_lines: int = 0
+    """Number of lines of the group that were dropped since its last event with such a number."""
+    dropped_bytes: int = 0
+    """Bytes of these lines."""
+
+
+@frozen(kw_only=True)
 class Lost(Event):
     """The log's buffer was full, so events are missing."""
 
@@ -477,6 +503,7 @@ EVENTS: tuple[type[Event], ...] = (
     Left,
     Recycled,
     Abandoned,
+    Output,
     Lost,
 )
 """All classes of events, one for each name."""

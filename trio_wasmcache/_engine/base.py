@@ -103,6 +103,30 @@ def _take_all(fuel: int) -> int:
     return fuel
 
 
+class HostCaller(Protocol):
+    """What a host call is a part of: a call of a guest, a batch, the start of an instance."""
+
+    @property
+    def keep(self) -> dict[str, Any]:
+        """For host functions to keep what they know about it, empty when it begins.
+
+        Each row of a batch begins anew.
+        """
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nobody is to notice it, as it is a trial: see `Engine.prove`."""
+
+    def burnt(self) -> int:
+        """Return the units of fuel that it has burnt so far."""
+
+    def log_line(self, stream: str, line: str) -> bool:
+        """Log a line that the guest wrote; return False if it was dropped."""
+
+    def log_dropped(self, lines: int, size: int) -> None:
+        """Log how many lines of the guest were dropped, and their bytes."""
+
+
 @define(eq=False)
 class HostCall:
     """The guest called a host function and is suspended until it is answered."""
@@ -123,6 +147,10 @@ class HostCall:
     serve: Callable[[HostCall], Generator[float, None, tuple[object, ...]]] | None = None
     """Function of the engine's own that answers it, at no cost: yields the seconds to wait, and
     returns the results. None: the host function of that index answers."""
+    caller: HostCaller | None = None
+    """What it is a part of; whoever drives the guest says so."""
+    grants: Any = None
+    """For the host function to note what it was registered with."""
 
     def spend(self, fuel: int) -> None:
         """Charge the guest's call for something that the host does for it, before it is done.

@@ -22,6 +22,7 @@ from .._core.errors import DeadlockError, GuestError, LinkError, LoadError, Wasm
 from .._core.events import Reason
 from .._core.keys import FunctionKey
 from .._core.metrics.counters import LOADS, microseconds
+from .._core.output import last_words
 from .._core.policy.records import (
     GRANTED,
     FunctionRecord,
@@ -306,7 +307,9 @@ class Acquisition:
     async def _make(self, definition: Definition) -> GuestInstance:
         """Load the code if it is not loaded, make an instance, and run its start to the end."""
         pool, share, module = self._pool, self._group.share, definition.module
-        self.start = start = Start(pool.runner, share, module.hosts, self._lease)
+        self.start = start = Start(
+            pool.runner, share, module.hosts, self._lease, pool.journal, self._request
+        )
         try:
             code = module.loaded
             if code is None:
@@ -352,7 +355,11 @@ class _TokenWait:
 def _explain(key: FunctionKey, error: BaseException) -> BaseException:
     """Return the error that the caller gets for an error of loading."""
     if isinstance(error, GuestError) and getattr(error, "code", "") != "host":
-        return LoadError(f"{key} could not be instantiated: its start function failed: {error}")
+        return LoadError(
+            f"{key} could not be instantiated: its start function failed: {error}"
+            f"{last_words(error.output)}",
+            output=error.output,
+        )
     if isinstance(error, GuestError):  # wasmtime itself failed: it got no memory, or no stack
         return LoadError(f"{key} could not be instantiated: {error}")
     if isinstance(error, (LoadError, LinkError)):

@@ -33,6 +33,7 @@ from .._core.events import (
     Left,
     Loaded,
     Opened,
+    Output,
     Recycled,
     Refused,
     Registered,
@@ -41,6 +42,7 @@ from .._core.events import (
     Resized,
 )
 from .._core.keys import FunctionKey
+from .._core.output import LineBudget
 from .._core.policy.ledger import Ledger
 from .._core.policy.lifecycle import State
 from .._core.policy.records import FunctionRecord, Instance, Request
@@ -73,6 +75,9 @@ class Journal:
         self._last_request = 0
         self._tasks: weakref.WeakKeyDictionary[object, int] = weakref.WeakKeyDictionary()
         self._last_task = 0
+        self._budgets: dict[
+            str, LineBudget
+        ] = {}  # {group: budget} of those that have logged output
 
     def note(self, event: Event, at: float | None = None, origin: Origin | None = None) -> None:
         """Note `event`, which happened at time `at` (seconds, Trio's clock; None: now).
@@ -115,6 +120,8 @@ class Journal:
 
     def closed(self, *, hits: int, misses: int, blocks: int, calls: int, evictions: int) -> None:
         """Note that the cache is closed: the last event."""
+        for name in tuple(self._budgets):
+            self._end_output(name)
         self.note(Closed(hits=hits, misses=misses, blocks=blocks, calls=calls, evictions=evictions))
 
     def group_opened(self, name: str, capacity: float, shares: int) -> None:
@@ -125,6 +132,7 @@ class Journal:
 
     def group_closed(self, name: str, with_cache: bool, at: float) -> None:
         """Note that a group closes; the evictions of that step follow."""
+        self._end_output(name)
         self.note(GroupClosed(group=name, with_cache=with_cache), at)
 
     def registered(self, function: FunctionRecord, at: float, origin: Origin, **facts: Any) -> None:
@@ -314,6 +322,52 @@ class Journal:
         )
         del self._uses[request]
         return use.origin
+
+    # -- output of guests
+
+    def output_origin(self, request: Request) -> Origin:
+        """Return the origin of what the guest of a request writes, in the task that calls it."""
+        use = self._uses.get(request)
+        return self.here() if use is None else use.origin
+
+    def output(self, request: Request, origin: Origin, stream: str, line: str) -> bool:
+        """Log a line that the guest of a request wrote; return False if it was dropped."""
+        at = trio.current_time()
+        if not self._budget(request).take(at):
+            return False
+        return self.log.add_output(self._output(request, stream=stream, line=line), at, origin)
+
+    def output_dropped(self, request: Request, origin: Origin, lines: int, size: int) -> None:
+        """Count lines that were dropped, and log all of the group since the last such event.
+
+        If that is not possible now, they are logged with the next ones, or when the group closes.
+        """
+        budget, at = self._budget(request), trio.current_time()
+        budget.drop(lines, size)
+        if budget.take(at):
+            event = self._output(
+                request, dropped_lines=budget.dropped_lines, dropped_bytes=budget.dropped_bytes
+            )
+            if self.log.add_output(event, at, origin):
+                budget.take_dropped()
+
+    def _end_output(self, group: str) -> None:
+        """Log what output of a group was dropped and is not in the log yet."""
+        budget = self._budgets.pop(group, None)
+        if budget is not None and budget.dropped_lines:
+            lines, size = budget.take_dropped()
+            self.note(Output(group=group, dropped_lines=lines, dropped_bytes=size))
+
+    def _budget(self, request: Request) -> LineBudget:
+        return self._budgets.setdefault(request.entry.group.name, LineBudget())
+
+    def _output(self, request: Request, **facts: Any) -> Output:
+        return Output(
+            **_function(request.entry.function),
+            group=request.entry.group.name,
+            request=self._number(request),
+            **facts,
+        )
 
     # -- fields that identify a request, an instance or a task
 

@@ -85,7 +85,13 @@ class Pool:
         self.results: ResultMemory = ResultMemory()
         self.result_book: ResultBook = ResultBook(config.max_result_size)
         self.runtime: Runtime = Runtime(
-            engine, self.runner, self.policy, self.result_book, self.results, self.relieve
+            engine,
+            self.runner,
+            self.policy,
+            self.result_book,
+            self.results,
+            self.relieve,
+            self.journal,
         )
         self.closed: bool = False
         self.owner: Owner = Owner()

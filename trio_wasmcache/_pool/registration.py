@@ -46,6 +46,7 @@ from .._engine.base import Engine, HostImport, Substitute
 from .._engine.compile_slots import Turn
 from .._runtime.host import AnyHost, HostFunction, MissingFunction, flatten
 from .._runtime.module import INITIALIZE, CachedModule, DebugBook
+from .._runtime.wasi_config import Wasi
 from .._threads import run_in_thread
 
 # Bytes from which on a module is hashed in a thread: hashing takes 1 to 2 ms a MB, a hop 0.2 ms.
@@ -111,6 +112,7 @@ def declare(
     abi: object,
     called_on_null: bool,
     imports: Mapping[str, Mapping[str, HostFunction]] | None,
+    wasi: Wasi | None,
     concurrency: int,
     isolation: Isolation,
     missing: Missing,
@@ -145,7 +147,7 @@ def declare(
     if not isinstance(called_on_null, bool):
         raise TypeError(f"{key}: called_on_null must be True or False, got {called_on_null!r}")
     try:
-        hosts = flatten(imports)
+        hosts = flatten(imports, wasi)
     except TypeError as error:
         raise TypeError(f"{key}: {error}") from None
     return Declaration(

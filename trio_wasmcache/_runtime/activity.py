@@ -3,28 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import trio
 
+from .._core.policy.records import Request
 from .._core.policy.shares import Share
 from .._engine.base import HostCall
+from .._log import Origin
 from .host import AnyHost
-from .runner import Job, Polled, Runner
+from .runner import Job, Polled, Runner, context_of_call
+from .session import KEY, Session
 
 T = TypeVar("T")
+
+
+class OutputLog(Protocol):
+    """Logs what guests write, within limits of its own."""
+
+    def output_origin(self, request: Request) -> Origin:
+        """Return the origin of what the guest writes, in the task that calls it."""
+
+    def output(self, request: Request, origin: Origin, stream: str, line: str) -> bool:
+        """Log a line; return False if it was dropped."""
+
+    def output_dropped(self, request: Request, origin: Origin, lines: int, size: int) -> None:
+        """Count lines that were dropped, and their bytes, and log them if the limits allow it."""
 
 
 class Activity:
     """A call, a batch, or the start of an instance. Its task drives it; any task may end it.
 
     An ended activity stops at its next step: at once if it waits, within a slice if the guest runs.
-    Then it raises the error that was given to `end`.
+    Then it raises the error that was given to `end`. For host functions, it is a `HostCaller`.
+
+    Args:
+        runner: the runner of the cache.
+        share: share of the group that is charged.
+        hosts: host functions of the module.
+        lease: the result of `current_lease` in them.
+        log: where lines go that the guest writes.
+        request: the request of the lease; None if it has ended.
     """
 
+    quiet = False
+    """See `HostCaller.quiet`."""
+    row: int | None = None
+    """Row of a batch that runs row by row; None in a call."""
+    find_row: Callable[[], int] | None = None
+    """Function that returns the row that runs in a driver; None while no driver runs."""
+    _origin: Origin | None = None
+    """Origin of what the guest writes, once it has written something to the log."""
+    _keep: dict[str, Any] | None = None
+    _kept_row: int | None = None
+
     def __init__(
-        self, runner: Runner, share: Share, hosts: Sequence[AnyHost], lease: object
+        self,
+        runner: Runner,
+        share: Share,
+        hosts: Sequence[AnyHost],
+        lease: object,
+        log: OutputLog,
+        request: Request | None,
     ) -> None:
+        self._log = log
+        self._request = request
         self.runner = runner
         self.share = share
         self._hosts = hosts
@@ -86,7 +129,7 @@ class Activity:
     def new_job(self, native: Polled, fuel: int, burnt: int = 0) -> Job:
         """Return a job for `Runner.drive`; `job_over` must be called afterwards in any case."""
         self._job = job = Job(
-            native, self.share, self._hosts, self._lease, fuel, burnt, ended=self.error
+            native, self.share, self._hosts, self._lease, fuel, burnt, ended=self.error, caller=self
         )
         return job
 
@@ -96,3 +139,59 @@ class Activity:
         if not self.ended:
             job.charge()
         return job.burnt
+
+    # -- for host functions, and for WASI among them
+
+    @property
+    def fuel_before(self) -> int:
+        """Units of fuel that were burnt before the job that is under way."""
+        return 0
+
+    def burnt(self) -> int:
+        """Return the units of fuel that it has burnt so far."""
+        job = self._job
+        return self.fuel_before + (0 if job is None else job.fuel - job.native.fuel_left())
+
+    @property
+    def keep(self) -> dict[str, Any]:
+        """What host functions keep until the call, the start, or the row of the batch ends."""
+        row = self.row if self.find_row is None else self.find_row()
+        if self._keep is None or row != self._kept_row:
+            self.end_session()
+            self._keep, self._kept_row = {}, row
+        return self._keep
+
+    def output(self, row: int | None = None) -> str:
+        """Return what the guest has written in the call, in the start, or in a row of the batch."""
+        session = None if self._keep is None or row != self._kept_row else self._keep.get(KEY)
+        return session.output if isinstance(session, Session) else ""
+
+    def end_session(self) -> None:
+        """End what host functions keep; the application may get the last lines of output."""
+        keep, self._keep = self._keep, None
+        session = None if keep is None else keep.get(KEY)
+        if isinstance(session, Session):
+            reset = context_of_call.set(self._lease)
+            try:
+                with self.runner.meter(self.share):
+                    session.end()
+            finally:
+                context_of_call.reset(reset)
+
+    def log_line(self, stream: str, line: str) -> bool:
+        """Log a line that the guest wrote; return False if it was dropped."""
+        request = self._request
+        return request is not None and self._log.output(
+            request, self._origin_for(request), stream, line
+        )
+
+    def log_dropped(self, lines: int, size: int) -> None:
+        """Log how many lines of the guest were dropped, and their bytes."""
+        request = self._request
+        if request is not None:
+            self._log.output_dropped(request, self._origin_for(request), lines, size)
+
+    def _origin_for(self, request: Request) -> Origin:
+        if self._origin is None:
+            self._origin = self._log.output_origin(request)
+        return self._origin

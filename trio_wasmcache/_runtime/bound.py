@@ -12,6 +12,7 @@ from .._abi.base import Binding, Guest, Steps, Value
 from .._abi.plain import shown
 from .._core.config import KiB
 from .._core.errors import GuestError
+from .._core.output import last_words
 from .._core.policy.policy import Policy
 from .._core.policy.records import Entry, FunctionRecord, Instance
 from .._core.portable import CallValues
@@ -43,6 +44,8 @@ class Definition:
     """Whether an instance keeps its state from one lease to the next."""
     resets: bool = False
     """Whether an instance that does not keep its state is reset, and not closed."""
+    command: bool = False
+    """Whether it is a WASI command, which may end its call with `proc_exit(0)`."""
     serves_again: bool = Factory(lambda self: self.keeps_state or self.resets, takes_self=True)
     """Whether an instance can go from lease to lease."""
 
@@ -154,7 +157,8 @@ class BoundFunction:
         burnt = f" after {fuel} units of fuel" if fuel else ""
         row = "" if error.row is None else f" in row {error.row} of a batch,"
         what = f"{key}{row} called with ({listed}){burnt}"
-        error.args = (f"{what}: {error.args[0]}{trace}", *error.args[1:])
+        words = last_words(error.output)
+        error.args = (f"{what}: {error.args[0]}{words}{trace}", *error.args[1:])
         if self.counts_results:
             # Frames and errors of a conversion would keep the data that was converted.
             error.__traceback__ = error.__context__ = None

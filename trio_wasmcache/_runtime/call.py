@@ -18,10 +18,11 @@ from attrs import frozen
 from .._abi.base import Guest, Invoke, Steps, Value
 from .._abi.plain import exact_values
 from .._core.config import MiB
-from .._core.errors import GuestError, ResultTooLargeError
+from .._core.errors import ExitError, GuestError, ResultTooLargeError
 from .._core.events import Reason
 from .._core.keys import FunctionKey
 from .._core.policy.policy import Policy
+from .._core.policy.records import Request
 from .._core.policy.shares import BURST_FUEL, Share
 from .._core.stack_room import check_headroom
 from .._core.tally import Tally, size_of
@@ -34,7 +35,7 @@ from .._engine.base import (
     InexactError,
     NoMemoryError,
 )
-from .activity import Activity
+from .activity import Activity, OutputLog
 from .bound import BoundFunction
 from .metered import MeteredGuest
 from .results import ResultBook, ResultMemory
@@ -66,6 +67,7 @@ class Runtime:
     book: ResultBook
     results: ResultMemory
     relieve: Relieve
+    log: OutputLog
 
 
 class Finished(Exception):
@@ -85,11 +87,20 @@ class Call(Activity):
         bound: the function bound to the instance.
         share: share of the group that is charged.
         lease: the result of `current_lease` in host functions.
+        request: the request of the lease.
     """
 
-    def __init__(self, runtime: Runtime, bound: BoundFunction, share: Share, lease: object) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        bound: BoundFunction,
+        share: Share,
+        lease: object,
+        request: Request | None,
+    ) -> None:
         check_headroom()  # for its end, too
-        super().__init__(runtime.runner, share, bound.definition.module.hosts, lease)
+        hosts = bound.definition.module.hosts
+        super().__init__(runtime.runner, share, hosts, lease, runtime.log, request)
         self.bound = bound
         self.native = bound.native
         self.name = bound.entry.function.key.name
@@ -100,9 +111,13 @@ class Call(Activity):
         """Count of the bytes that the host allocates for results."""
         self.caller = trio.lowlevel.current_task()
         self.fuel = 0
-        """Units of fuel burnt so far, by the guest and by the host for it."""
+        """Units of fuel burnt so far, by the guest and by the host for it, without those of a job
+        that is under way."""
         self.failed = False
         """Whether it failed half-way, so that the instance can serve no other call."""
+        self.exited = False
+        """Whether it was a command that has exited well, so that nothing runs in the instance, and
+        no other call may begin before it is reset."""
         self.drop: Reason | None = None
         """Reason for evicting the instance after the call, if another task has ended it."""
         self._runtime = runtime
@@ -110,10 +125,14 @@ class Call(Activity):
         bound.entry.uses.note_continued()
 
     def close(self) -> None:
-        """Note the fuel and time of the call, which has ended."""
+        """Note the fuel and time of the call, which has ended.
+
+        At its end, the application may get the last lines of output, and may raise.
+        """
         self._runtime.book.end(self.tally)
         seconds = trio.current_time() - self._began
         self._runtime.policy.note_long_call(self.bound.entry, self.fuel, seconds)
+        self.end_session()
 
     def end_for(self, reason: Reason, error: Callable[[], Exception]) -> None:
         """End it from another task, as `end` does; its instance is dropped for that reason."""
@@ -175,6 +194,8 @@ class Call(Activity):
                 pass  # before the first step: values that do not fit leave the instance intact
             elif isinstance(error, ResultTooLargeError) and not inside:
                 self.refuse(error, values)
+            elif self.ends_well(error):
+                return None
             else:
                 self.fail(error, values)
             raise
@@ -317,6 +338,11 @@ class Call(Activity):
 
     # -- fuel
 
+    @property
+    def fuel_before(self) -> int:
+        """Units of fuel that were burnt before the job that is under way."""
+        return self.fuel
+
     def end_job(self, job: Job) -> None:
         """End a job of `new_job`, and add the fuel that it burnt to that of the call."""
         self.fuel += self.job_over(job)
@@ -344,12 +370,32 @@ class Call(Activity):
 
     # -- failure
 
+    def ends_well(self, error: BaseException) -> bool:
+        """Return whether the call ends well with this error: a command has exited with status 0."""
+        if (
+            not isinstance(error, ExitError)
+            or error.status
+            or error.function  # of another guest, which a host function of this one called
+            or not self.bound.definition.command
+        ):
+            return False
+        self.native.abandon()
+        self.exited = True
+        return True
+
     def fail(self, error: BaseException, values: tuple[object, ...]) -> None:
         """Note that the call failed half-way, and complete the error with its facts."""
         self.failed = True
+        self._say(error)
         self.bound.fail(self._runtime.policy, error, values, self.fuel)
+
+    def _say(self, error: BaseException) -> None:
+        """Add what the guest wrote in the failed call, or in the failed row, to its error."""
+        if isinstance(error, GuestError) and not error.function:
+            error.output = self.output(error.row)
 
     def refuse(self, error: ResultTooLargeError, values: tuple[object, ...]) -> None:
         """Complete the error with its facts; the guest had returned, so the instance is intact."""
         self._runtime.policy.note_error(self.bound.entry, type(error).__name__)
+        self._say(error)
         self.bound.complete(error, values, self.fuel)

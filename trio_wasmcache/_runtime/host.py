@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from types import MethodType
 from typing import NoReturn, final
 
-import trio
 from attrs import field, frozen
 
 from .._abi.base import Value
@@ -22,17 +20,13 @@ from .._core.text import cut, quoted, shown
 from .._core.wasm.admission import import_name, signature
 from .._core.wasm.reader import FuncType
 from .._engine.base import HostCall
-from .._owner import calls_user
 from .._public import public
-from .wasi import BUILT_IN, WasiFunction
+from .user_code import await_unprotected, call_unprotected, identity
+from .wasi import WasiFunction, functions_of
+from .wasi_config import Wasi
 
 # Characters of a function's own name in messages.
 MAX_NAME = 100
-
-
-def _identity(fn: Callable[..., object]) -> object:
-    """Return a key by which two functions are the same; some callables are equal but differ."""
-    return fn if isinstance(fn, MethodType) else id(fn)
 
 
 class _Default(tuple[str, ...]):
@@ -75,7 +69,7 @@ class HostFunction:
             not a sequence of str.
     """
 
-    fn: Callable[..., Value] = field(eq=_identity)
+    fn: Callable[..., Value] = field(eq=identity)
     """Sync or async function. A sync one runs on the event loop, so it should be short."""
     params: tuple[str, ...] = field(default=_DEFAULT, converter=_params)
     """Types of the arguments, of the plain ABI, such as ``"i64"`` or ``"u32"``; ``("i64",)`` if
@@ -142,11 +136,11 @@ class HostFunction:
         if self._abi.lift is not None:
             lifted = self._abi.lift(values[0] if len(values) == 1 else values)
             values = (lifted,) if len(values) == 1 else lifted
-        result = _call_unprotected(self.fn, values)
+        result = call_unprotected(self.fn, values)
         return self._rest(result) if inspect.isawaitable(result) else self._checked(result)
 
     async def _rest(self, result: Awaitable[object]) -> tuple[object, ...]:
-        return self._checked(await _await_unprotected(result))
+        return self._checked(await await_unprotected(result))
 
     def _checked(self, result: object) -> tuple[object, ...]:
         if not self.results:
@@ -160,19 +154,6 @@ class HostFunction:
                 f"{self._abi.what} must return {_count(self.results)}, returned {shown(result)}"
             )
         return self._abi.checked(given)
-
-
-@trio.lowlevel.disable_ki_protection
-@calls_user
-def _call_unprotected(fn: Callable[..., object], values: tuple[object, ...]) -> Value:
-    """Call user code, which Ctrl-C may interrupt, unlike the library around it."""
-    return fn(*values)
-
-
-@trio.lowlevel.disable_ki_protection
-@calls_user
-async def _await_unprotected(result: Awaitable[object]) -> Value:
-    return await result
 
 
 @final
@@ -212,14 +193,19 @@ def _count(results: Sequence[str]) -> str:
 
 
 def flatten(
-    imports: Mapping[str, Mapping[str, HostFunction]] | None,
+    imports: Mapping[str, Mapping[str, HostFunction]] | None, wasi: Wasi | None = None
 ) -> dict[tuple[str, str], AnyHost]:
     """Return {(module, name): host function}, the built-in ones included.
 
+    Those of `imports` take the place of built-in ones.
+
     Raises:
-        TypeError: `imports` is not a mapping of mappings of `HostFunction` by str.
+        TypeError: `imports` is not a mapping of mappings of `HostFunction` by str, or `wasi` is
+            something else.
     """
-    flat: dict[tuple[str, str], AnyHost] = dict(BUILT_IN)
+    if not (wasi is None or isinstance(wasi, Wasi)):
+        raise TypeError(f'wasi must be a Wasi, such as Wasi(args=("prog",)), got {wasi!r:.200}')
+    flat: dict[tuple[str, str], AnyHost] = dict(functions_of(wasi))
     if imports is None:
         return flat
     if not isinstance(imports, Mapping):

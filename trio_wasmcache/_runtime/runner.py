@@ -27,9 +27,10 @@ from trio.lowlevel import Abort, RaiseCancelT
 from .._abi.gil import paced
 from .._core.config import CacheConfig
 from .._core.policy.shares import BURST_FUEL, CALL_FUEL, PASS_FUEL, Share
-from .._engine.base import HostCall
+from .._engine.base import HostCall, HostCaller
 from .._threads import no_autojump, run_in_thread
 from .host import AnyHost
+from .session import IF_DUE
 from .turns import Turns
 
 T = TypeVar("T")
@@ -77,6 +78,8 @@ class Job:
     """Units of fuel burnt so far, by the guest and by the host for it."""
     ended: Callable[[], Exception] = field(default=trio.ClosedResourceError, kw_only=True)
     """Function that makes the error to raise if another task stops the job."""
+    caller: HostCaller | None = field(default=None, kw_only=True)
+    """The call, batch or start that it is a part of, for host functions."""
     stop: bool = False
     """Whether it must stop after the current slice; set by another task or on cancellation."""
     parked: trio.CancelScope | None = None
@@ -311,6 +314,7 @@ class Runner:
     async def _answer(self, job: Job, call: HostCall) -> None:
         serve: Callable[[HostCall], Any] | None = call.serve
         meter = self.meter(job.share)
+        call.caller = job.caller
         reset = context_of_call.set(job.lease)
         try:
             if serve is None:
@@ -335,7 +339,7 @@ class Runner:
     async def _run_steps(
         self, job: Job, meter: Meter, steps: Generator[float, None, tuple[object, ...]]
     ) -> tuple[object, ...]:
-        """Run a host function of our own, which yields the seconds to wait; return its results."""
+        """Run a host function of our own, which yields pauses (see `wasi`); return its results."""
         try:
             while True:
                 with meter:
@@ -344,9 +348,9 @@ class Runner:
                     except StopIteration as end:
                         results: tuple[object, ...] = end.value
                         return results
-                if pause:
+                if pause > 0:
                     await self._parked(job, functools.partial(self._sleep, pause))
-                else:
+                elif pause != IF_DUE or job.share.burst >= BURST_FUEL:
                     await self._parked(job, self.pass_turn)
                 if job.stop:
                     await job.refuse()

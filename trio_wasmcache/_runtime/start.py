@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import final
 
+from .._core.errors import GuestError
 from .._core.policy.shares import CALL_FUEL
 from .._engine.base import UNDER_WAY, GuestInstance
 from .activity import Activity
@@ -16,6 +17,8 @@ LOAD_FUEL = 40_000
 @final
 class Start(Activity):
     """The start of one new instance, after which it can be called."""
+
+    _fuel = 0  # burnt by its start function, when `_initialize` runs
 
     async def run(self, native: GuestInstance, fuel: int, *, initialize: bool) -> None:
         """Run the start function of a new instance, and then, with `initialize`, `_initialize`.
@@ -31,6 +34,20 @@ class Start(Activity):
         **Checkpoint:** between slices.
         **Cancellation:** the guest is stopped; the instance can only be closed.
         """
+        try:
+            await self._run(native, fuel, initialize=initialize)
+        except GuestError as error:
+            error.output = self.output()
+            raise
+        finally:
+            self.end_session()
+        self.check_open()
+
+    @property
+    def fuel_before(self) -> int:
+        return self._fuel
+
+    async def _run(self, native: GuestInstance, fuel: int, *, initialize: bool) -> None:
         over = native.poll()
         burnt = fuel - native.fuel_left()
         self.share.charge(burnt, CALL_FUEL + LOAD_FUEL)
@@ -38,13 +55,13 @@ class Start(Activity):
             await self._drive(native, fuel, burnt)
         native.started()
         if initialize:
+            self._fuel = fuel - native.fuel_left()
             guest = native.function(INITIALIZE)
             if guest.begin((), fuel) is UNDER_WAY:
                 await self._drive(native, fuel, 0)
                 guest.finish()
             else:
                 self.share.charge(fuel - native.fuel_left())
-        self.check_open()
 
     async def _drive(self, native: GuestInstance, fuel: int, burnt: int) -> None:
         job = self.new_job(native, fuel, burnt)

@@ -1,60 +1,59 @@
-"""WASI preview 1, all 46 functions, for a guest to which nothing is granted.
+"""WASI preview 1, all 46 functions, for a guest to which no more is granted than a `Wasi` says.
 
 1. Whatever lengths the guest gives, one call looks at no more than `Cost.most` items in the guest's
-   memory, or writes no more than `RANDOM_PIECE` bytes between two pauses.
+   memory, and copies no more than `PIECE` bytes between two pauses.
 2. Each call costs `CALL_FUEL` (see `_core/policy/shares`), which the runner takes, and `Cost.fuel`
-   for each item, which is taken here before the item is read.
+   for each item and `copy_fuel` for other bytes, which are taken here before the item is read or
+   the bytes are copied.
 3. An address outside of the memory returns EFAULT, a value that its type does not have EINVAL; no
-   argument makes a trap. Otherwise the results are those of wasmtime's own implementation with an
-   empty configuration: three standard streams are open; there are no files, folders, sockets,
-   arguments or environment variables; input is at its end; output is discarded.
+   argument makes a trap. Otherwise the results are those of wasmtime's own implementation: three
+   standard streams are open; there are no files, folders and sockets. What is kept for the length
+   of a call (see `session`) is a matter of the host alone.
 4. No function waits: one that would is a generator, which yields the seconds to wait (`Pause`).
 """
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Callable, Generator
+import struct
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import NoReturn, TypeAlias, cast, final
 
-from attrs import frozen
+from attrs import evolve, field, frozen
 
 from .._abi.base import Value
+from .._core.costs import copy_fuel
 from .._core.errors import ExitError
+from .._core.output import TAIL
 from .._core.wasm.admission import WASI_MODULE, WASI_TYPES, signature
 from .._core.wasm.reader import FuncType
 from .._engine.base import GuestMemory, HostCall
+from .session import CallbackError, Grants, Session, Stream, Strings
+from .wasi_config import MAX_STRINGS, MAX_STRINGS_SIZE, Wasi
 
 SUCCESS, EBADF, EFAULT, EINVAL = 0, 8, 21, 28
 ENOTDIR, ENOTSOCK, ENOTSUP, ESPIPE = 54, 57, 58, 70
 
 Pause: TypeAlias = float
-"""Seconds to wait; 0.0 lets others run."""
+"""Seconds to wait; 0.0 lets others run, and `IF_DUE` does if the group has run for long."""
 Steps: TypeAlias = Generator[Pause, None, int]
 Results: TypeAlias = tuple[object, ...]
 
-IN, OUT = "in", "out"
-STREAMS = {0: IN, 1: OUT, 2: OUT}
-"""{descriptor: direction} of the streams of a new instance."""
+IN, OUT, ERR = "stdin", "stdout", "stderr"
+STREAMS = {0: IN, 1: OUT, 2: ERR}
+"""{descriptor: stream} of a new instance."""
 # Sizes of structures (bytes). fdstat: filetype (unknown), flags, padding, rights, inherited rights.
 FDSTAT_SIZE, FILESTAT_SIZE = 24, 64
-RIGHTS = {IN: 1 << 1, OUT: 1 << 6}
+RIGHTS = {IN: 1 << 1, OUT: 1 << 6, ERR: 1 << 6}
 REALTIME, MONOTONIC, CLOCKS = 0, 1, 4
 
 # A vectored write of more buffers is a short write, as on POSIX systems with this IOV_MAX.
 MAX_IOVECS, IOVEC_SIZE, IOVEC_FUEL = 1024, 8, 100
 MAX_SUBSCRIPTIONS, SUBSCRIPTION_SIZE, EVENT_SIZE, SUBSCRIPTION_FUEL = 64, 48, 32, 1000
 EVENT_CLOCK, EVENT_READ, EVENT_WRITE = 0, 1, 2
-# Bytes of one piece, about 0.2 ms of the system's generator; fuel a byte, which takes 4 ns.
-RANDOM_PIECE, RANDOM_FUEL = 32 * 1024, 4
-NANOSECONDS = 1e9
+# Bytes that are copied at once: about 0.2 ms of the system's generator. Units of fuel for a random
+# byte, which takes 4 ns; for a byte that is cut into lines; and for a string, for its pointer.
+PIECE, RANDOM_FUEL, LINE_FUEL, STRING_FUEL = 32 * 1024, 4, 1, 100
 UNSIGNED = {"i32": 0xFFFFFFFF, "i64": 0xFFFFFFFFFFFFFFFF}
-
-# Sources of time and randomness; used as globals of this module, so that tests can replace them.
-wall_clock: Callable[[], int] = time.time_ns
-monotonic_clock: Callable[[], int] = time.monotonic_ns
-random_bytes: Callable[[int], bytes] = os.urandom
 
 
 @frozen
@@ -67,17 +66,23 @@ class Cost:
     """Name of an item; empty if the call reads nothing whose length the guest chooses."""
     most: int | None = 0
     """Largest number of items in one call; None for as many as the guest asks for, in pieces."""
+    copied: int = 0
+    """Largest number of bytes besides items that one call copies, at `LINE_FUEL` at most."""
+
+
+NOTHING = Grants(Wasi())
 
 
 @final
-@frozen(eq=False)
+@frozen
 class WasiFunction:
     """One function of preview 1, for the runner to serve."""
 
     name: str
-    type: FuncType
-    cost: Cost
-    _run: Callable[..., int | Steps]
+    type: FuncType = field(eq=False)
+    cost: Cost = field(eq=False)
+    _run: Callable[..., int | Steps] = field(eq=False, repr=False)
+    grants: Grants = NOTHING
 
     @property
     def serve_alone(self) -> Callable[[HostCall], Value]:
@@ -94,15 +99,19 @@ class WasiFunction:
         Raises:
             FuelExhaustedError: it costs more fuel than the call has left.
             ExitError: the guest exits.
+            Exception: what a function of the application has raised, as the clock.
         """
         values = [
             value & UNSIGNED[kind]
             for value, kind in zip(call.values, self.type.params, strict=True)
         ]
+        call.grants = self.grants
         try:
             found = self._run(call, *values)
         except IndexError:
             return (EFAULT,)
+        except CallbackError as failed:
+            raise failed.error from None
         return (found,) if isinstance(found, int) else _in_steps(found)
 
 
@@ -119,12 +128,15 @@ FUNCTIONS: dict[str, WasiFunction] = {}
 Run = Callable[..., int | Steps]
 
 
-def _preview1(fuel: int = 0, item: str = "", most: int | None = 0) -> Callable[[Run], Run]:
+def _preview1(
+    fuel: int = 0, item: str = "", most: int | None = 0, copied: int = 0
+) -> Callable[[Run], Run]:
     """Decorate a function of this file to be the one of preview 1 with its name."""
 
     def add(run: Run) -> Run:
         name = run.__name__
-        FUNCTIONS[name] = WasiFunction(name, WASI_TYPES[name], Cost(fuel, item, most), run)
+        cost = Cost(fuel, item, most, copied)
+        FUNCTIONS[name] = WasiFunction(name, WASI_TYPES[name], cost, run)
         return run
 
     return add
@@ -150,8 +162,12 @@ def _memory(call: HostCall) -> GuestMemory:
     return NO_MEMORY if call.memory is None else call.memory
 
 
+def _session(call: HostCall) -> Session:
+    return Session.of(call, _grants(call))
+
+
 def _streams(call: HostCall) -> dict[int, str]:
-    """Return {descriptor: direction} of the open streams of the instance."""
+    """Return {descriptor: stream} of the open streams of the instance."""
     return cast("dict[int, str]", call.state.get("streams", STREAMS))
 
 
@@ -163,35 +179,56 @@ def _long(value: int) -> bytes:
     return value.to_bytes(8, "little")
 
 
-# -- arguments and environment: there are none
+# -- arguments and environment
 
 
-@_preview1()
-def args_get(call: HostCall, pointers: int, data: int) -> int:
-    """Write no arguments."""
+def _write_strings(call: HostCall, strings: Strings, pointers: int, data: int) -> int:
+    count, size = len(strings.offsets), len(strings.data)
+    if not count:
+        return SUCCESS
+    memory = _memory(call)
+    if pointers + 4 * count > memory.size or data + size > memory.size:
+        return EFAULT
+    call.spend(count * STRING_FUEL + copy_fuel(size))
+    memory.write(pointers, struct.pack(f"<{count}I", *(data + at for at in strings.offsets)))
+    memory.write(data, strings.data)
     return SUCCESS
+
+
+def _write_sizes(call: HostCall, strings: Strings, count_at: int, size_at: int) -> int:
+    memory = _memory(call)
+    memory.read(size_at, 4)  # write either both or none
+    memory.write(count_at, _word(len(strings.offsets)))
+    memory.write(size_at, _word(len(strings.data)))
+    return SUCCESS
+
+
+def _grants(call: HostCall) -> Grants:
+    return cast("Grants", call.grants)
+
+
+@_preview1(STRING_FUEL, "string", MAX_STRINGS, MAX_STRINGS_SIZE)
+def args_get(call: HostCall, pointers: int, data: int) -> int:
+    """Write the arguments, and a pointer to each."""
+    return _write_strings(call, _grants(call).args, pointers, data)
 
 
 @_preview1()
 def args_sizes_get(call: HostCall, count_at: int, size_at: int) -> int:
-    """Write that there are 0 arguments, in 0 bytes."""
-    memory = _memory(call)
-    memory.read(size_at, 4)  # write either both or none
-    memory.write(count_at, bytes(4))
-    memory.write(size_at, bytes(4))
-    return SUCCESS
+    """Write the number of arguments, and of their bytes."""
+    return _write_sizes(call, _grants(call).args, count_at, size_at)
 
 
-@_preview1()
+@_preview1(STRING_FUEL, "string", MAX_STRINGS, MAX_STRINGS_SIZE)
 def environ_get(call: HostCall, pointers: int, data: int) -> int:
-    """Write no variables."""
-    return SUCCESS
+    """Write the variables, and a pointer to each."""
+    return _write_strings(call, _grants(call).env, pointers, data)
 
 
 @_preview1()
 def environ_sizes_get(call: HostCall, count_at: int, size_at: int) -> int:
-    """Write that there are 0 variables, in 0 bytes."""
-    return cast("int", args_sizes_get(call, count_at, size_at))
+    """Write the number of variables, and of their bytes."""
+    return _write_sizes(call, _grants(call).env, count_at, size_at)
 
 
 # -- clocks
@@ -216,11 +253,7 @@ def clock_time_get(call: HostCall, clock: int, precision: int, result_at: int) -
 
 
 def _now(call: HostCall, clock: int) -> int:
-    if clock == REALTIME:
-        return wall_clock()
-    now = monotonic_clock()
-    # Relative, so that a guest can't see how long the machine has been up.
-    return now - cast("int", call.state.setdefault("clock origin", now - 1))
+    return _session(call).now(clock == REALTIME, call.state)
 
 
 # -- descriptors
@@ -324,41 +357,118 @@ def fd_pwrite(
     call: HostCall, descriptor: int, iovecs: int, count: int, offset: int, result_at: int
 ) -> int:
     """Return ESPIPE for output."""
-    return ESPIPE if _streams(call).get(descriptor) == OUT else EBADF
+    return ESPIPE if _streams(call).get(descriptor) in (OUT, ERR) else EBADF
 
 
-@_preview1()
+def _buffers(call: HostCall, memory: GuestMemory, at: int, count: int) -> list[tuple[int, int]]:
+    """Return (address, size) of the first `MAX_IOVECS` buffers of a list.
+
+    Raises:
+        IndexError: the list, or a buffer, is outside of the memory.
+        FuelExhaustedError: the call has not enough fuel left to look at them.
+    """
+    count = min(count, MAX_IOVECS)
+    call.spend(count * IOVEC_FUEL)
+    words = memoryview(memory.read(at, count * IOVEC_SIZE)).cast("I").tolist()
+    found = list(zip(words[0::2], words[1::2], strict=True))
+    if max(map(sum, found), default=0) > memory.size:
+        raise IndexError("a buffer is outside of the memory")
+    return found
+
+
+@_preview1(IOVEC_FUEL, "iovec", MAX_IOVECS, PIECE)
 def fd_read(call: HostCall, descriptor: int, iovecs: int, count: int, result_at: int) -> int:
-    """Write that 0 bytes were read: input is at its end, so the buffers are not read."""
+    """Read the next bytes of the input into buffers, at most `PIECE`.
+
+    Of input that was empty from the beginning, the buffers are not looked at.
+    """
     if _streams(call).get(descriptor) != IN:
         return EBADF
-    memory = _memory(call)
-    if iovecs + min(count, MAX_IOVECS) * IOVEC_SIZE > memory.size:
-        return EFAULT
-    memory.write(result_at, bytes(4))
+    memory, stdin = _memory(call), _grants(call).wasi.stdin
+    if not stdin:
+        if iovecs + min(count, MAX_IOVECS) * IOVEC_SIZE > memory.size:
+            return EFAULT
+        memory.write(result_at, bytes(4))
+        return SUCCESS
+    buffers = _buffers(call, memory, iovecs, count)
+    memory.read(result_at, 4)  # before anything is read from the input
+    session = _session(call)
+    size = min(sum(size for _, size in buffers), len(stdin) - session.read, PIECE)
+    call.spend(copy_fuel(size))
+    data, start = session.read_input(size), 0
+    for at, length in buffers:
+        if start == size:
+            break
+        part = data[start : start + length]
+        memory.write(at, part)
+        start += len(part)
+    memory.write(result_at, _word(size))
     return SUCCESS
 
 
-@_preview1(IOVEC_FUEL, "iovec", MAX_IOVECS)
-def fd_write(call: HostCall, descriptor: int, iovecs: int, count: int, result_at: int) -> int:
-    """Write the length of the output, which is discarded: its bytes are not read.
+@_preview1(IOVEC_FUEL, "iovec", MAX_IOVECS, PIECE)
+def fd_write(
+    call: HostCall, descriptor: int, iovecs: int, count: int, result_at: int
+) -> int | Steps:
+    """Write buffers to an output, and the number of bytes that it took.
 
-    Only the first `MAX_IOVECS` buffers count; a guest must be ready for a short write.
+    Only the first `MAX_IOVECS` buffers count, and at most `PIECE` bytes are cut into lines; a guest
+    must be ready for a short write. Of what nobody wants, no bytes are read; of what is only kept
+    for an error, the last.
     """
-    if _streams(call).get(descriptor) != OUT:
+    way = _streams(call).get(descriptor)
+    if way not in (OUT, ERR):
         return EBADF
     memory = _memory(call)
-    count = min(count, MAX_IOVECS)
-    call.spend(count * IOVEC_FUEL)
-    words = memoryview(memory.read(iovecs, count * IOVEC_SIZE)).cast("I").tolist()
-    lengths = words[1::2]
-    ends = map(int.__add__, words[0::2], lengths)
-    written = sum(lengths)
-    if max(ends, default=0) > memory.size:
-        return EFAULT
+    buffers = _buffers(call, memory, iovecs, count)
+    written = sum(size for _, size in buffers)
     if written > UNSIGNED["i32"]:
         return EINVAL
+    memory.read(result_at, 4)  # before anything is written
+    stream = _session(call).streams[way == ERR]
+    if stream.lines is not None:
+        return _write_lines(call, memory, stream, buffers, result_at)
+    if stream.keeps and written:
+        size = min(written, TAIL)
+        call.spend(copy_fuel(size))
+        stream.tail.add(written, _end_of(memory, buffers, size))
     memory.write(result_at, _word(written))
+    return SUCCESS
+
+
+def _end_of(memory: GuestMemory, buffers: Sequence[tuple[int, int]], size: int) -> bytes:
+    """Return the last `size` bytes of some buffers."""
+    parts: list[bytes] = []
+    for at, length in reversed(buffers):
+        part = min(length, size)
+        if part:
+            parts.append(memory.read(at + length - part, part))
+            size -= part
+        if not size:
+            break
+    return b"".join(reversed(parts))
+
+
+def _write_lines(
+    call: HostCall,
+    memory: GuestMemory,
+    stream: Stream,
+    buffers: Sequence[tuple[int, int]],
+    result_at: int,
+) -> Steps:
+    parts, left = [], PIECE
+    for at, length in buffers:
+        part = min(length, left)
+        call.spend(part * LINE_FUEL)
+        if part:
+            parts.append(memory.read(at, part))
+            left -= part
+        if not left:
+            break
+    data = b"".join(parts)
+    stream.tail.add(len(data), data[-TAIL:])
+    yield from _session(call).write_lines(call, stream, data)
+    memory.write(result_at, _word(len(data)))
     return SUCCESS
 
 
@@ -383,6 +493,8 @@ def poll_oneoff(
 ) -> int | Steps:
     """Report streams as ready at once; without streams, wait for the earliest clock.
 
+    A fixed clock is set ahead, without waiting.
+
     Return EINVAL for no subscriptions, for more than `MAX_SUBSCRIPTIONS`, for clocks of CPU time
     and for unknown kinds of subscriptions; EBADF for a stream that is closed, or of the other
     direction.
@@ -403,12 +515,12 @@ def poll_oneoff(
             clocks.append((due, _event(userdata, kind, 0)))
         elif kind in (EVENT_READ, EVENT_WRITE):
             descriptor = int.from_bytes(raw[start + 16 : start + 20], "little")
-            if _streams(call).get(descriptor) != (IN if kind == EVENT_READ else OUT):
+            if _streams(call).get(descriptor) not in ((IN,) if kind == EVENT_READ else (OUT, ERR)):
                 return EBADF
             ready.append(_event(userdata, kind, 1))
         else:
             return EINVAL
-    return _poll(memory, ready, clocks, events, result_at)
+    return _poll(call, memory, ready, clocks, events, result_at)
 
 
 def _due(call: HostCall, clock: bytes) -> int | None:
@@ -425,6 +537,7 @@ def _event(userdata: bytes, kind: int, size: int) -> bytes:
 
 
 def _poll(
+    call: HostCall,
     memory: GuestMemory,
     ready: list[bytes],
     clocks: list[tuple[int, bytes]],
@@ -434,7 +547,7 @@ def _poll(
     if not ready:
         earliest = min(due for due, _ in clocks)
         ready = [event for due, event in clocks if due == earliest]
-        yield earliest / NANOSECONDS
+        yield _session(call).wait(earliest)
     memory.read(result_at, 4)  # write either both or none
     memory.write(events, b"".join(ready))
     memory.write(result_at, _word(len(ready)))
@@ -456,26 +569,26 @@ def proc_raise(call: HostCall, signal: int) -> int:
 
 @_preview1(RANDOM_FUEL, "byte", None)
 def random_get(call: HostCall, at: int, length: int) -> int | Steps:
-    """Write random bytes from the system's source, a piece at a time."""
+    """Write random bytes, of the system's source or of the seed's stream, a piece at a time."""
     if not length:
         return SUCCESS
     memory = _memory(call)
     if at + length > memory.size:
         return EFAULT
-    if length > RANDOM_PIECE:
+    if length > PIECE:
         return _fill(call, memory, at, length)
     call.spend(length * RANDOM_FUEL)
-    memory.write(at, random_bytes(length))
+    memory.write(at, _session(call).random(length))
     return SUCCESS
 
 
 def _fill(call: HostCall, memory: GuestMemory, at: int, length: int) -> Steps:
-    for start in range(0, length, RANDOM_PIECE):
+    for start in range(0, length, PIECE):
         if start:
             yield 0.0
-        size = min(RANDOM_PIECE, length - start)
+        size = min(PIECE, length - start)
         call.spend(size * RANDOM_FUEL)
-        memory.write(at + start, random_bytes(size))
+        memory.write(at + start, _session(call).random(size))
     return SUCCESS
 
 
@@ -489,3 +602,11 @@ def sched_yield(call: HostCall) -> Steps:
 BUILT_IN: dict[tuple[str, str], WasiFunction] = {
     (WASI_MODULE, name): function for name, function in FUNCTIONS.items()
 }
+
+
+def functions_of(wasi: Wasi | None) -> Mapping[tuple[str, str], WasiFunction]:
+    """Return {(module, name): function} of all functions, with what `wasi` grants."""
+    if wasi is None or wasi == NOTHING.wasi:
+        return BUILT_IN
+    grants = Grants(wasi)
+    return {name: evolve(function, grants=grants) for name, function in BUILT_IN.items()}

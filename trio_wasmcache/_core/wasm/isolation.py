@@ -25,6 +25,8 @@ FRESH: Final = "fresh"
 RESET: Final = "reset"
 ISOLATIONS: Final[tuple[Isolation, ...]] = (REUSE, FRESH, RESET)
 
+COMMAND: Final = "_start"
+"""Export of a WASI command, a program that runs once in an instance, which may then exit."""
 SEAT_SIZE: Final = WASM_PAGE
 """Bytes that a seat counts: those of an instance beside its memories and tables."""
 MAX_RESTORED: Final = 256
@@ -60,13 +62,16 @@ def hides_globals(info: ModuleInfo) -> bool:
     return any(one.mutable and number not in exported for number, one in enumerate(info.globals))
 
 
-def verdict(isolation: Isolation, why_not: str | None) -> str:
+def verdict(isolation: Isolation, why_not: str | None, *, command: bool = False) -> str:
     """Return a sentence that says what happens to the state a lease leaves behind.
 
     Args:
         isolation: The isolation asked for.
         why_not: The obstacle to a reset, where that was asked for; None: there is none.
+        command: Whether the function is a WASI command.
     """
+    if isolation == REUSE and command:
+        return f"fresh: every lease gets a new instance, as {COMMAND} is a command, which runs once"
     if isolation == REUSE:
         return "reuse: state stays from one lease to the next, as asked for"
     if isolation == FRESH:

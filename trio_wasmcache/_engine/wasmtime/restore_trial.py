@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterator
 from ctypes import c_int, c_size_t, c_void_p
+from typing import Any, final
 
-from attrs import evolve
+from attrs import define, evolve, field
 
 from ..._core.config import WASM_PAGE, KiB, MiB
 from ..._core.errors import GuestError, LoadError
@@ -112,15 +113,38 @@ def find_patches(
                 instance.close()
 
 
+@final
+@define(eq=False)
+class Trial:
+    """The start of an instance that is tried, for host functions: a `HostCaller`."""
+
+    instance: WasmtimeInstance
+    keep: dict[str, Any] = field(factory=dict)
+    before: int = 0
+    """Units of fuel that its start function burnt, when `_initialize` runs."""
+    quiet: bool = True
+
+    def burnt(self) -> int:
+        return self.before + TRIAL_FUEL - self.instance.fuel_left()
+
+    def log_line(self, stream: str, line: str) -> bool:  # noqa: ARG002  # it is dropped
+        return False
+
+    def log_dropped(self, lines: int, size: int) -> None:
+        pass
+
+
 def _started(module: WasmtimeModule, initialize: str | None) -> WasmtimeInstance:
     instance = module.instantiate(TRIAL_FUEL, TRIAL_SLICE)
+    trial = Trial(instance)
     try:
-        poll_to_the_end(instance)
+        poll_to_the_end(instance, trial)
         instance.started()
         if initialize is not None:
+            trial.before = trial.burnt()
             function = instance.function(initialize)
             if function.begin((), TRIAL_FUEL) is UNDER_WAY:
-                poll_to_the_end(instance)
+                poll_to_the_end(instance, trial)
                 function.finish()
     except BaseException:
         instance.close()
@@ -128,19 +152,22 @@ def _started(module: WasmtimeModule, initialize: str | None) -> WasmtimeInstance
     return instance
 
 
-def poll_to_the_end(instance: WasmtimeInstance) -> None:
+def poll_to_the_end(instance: WasmtimeInstance, trial: Trial | None = None) -> None:
     """Drive what is under way as the runner would, with nobody else to wait for."""
+    trial = trial or Trial(instance)
     over = False
     while not over:
         if instance.host_call is not None:
-            _answer(instance.module.hosts.imports[instance.host_call.index], instance.host_call)
+            host = instance.module.hosts.imports[instance.host_call.index]
+            _answer(host, instance.host_call, trial)
         over = instance.poll()
 
 
-def _answer(host: HostImport, call: HostCall) -> None:
+def _answer(host: HostImport, call: HostCall, trial: Trial) -> None:
     """Answer a host call at once, as nobody waits in a trial."""
     if host.serve is None:
         raise UnrestorableError(f"its start calls {host.module}.{host.name}")
+    call.caller = trial
     call.spend(CALL_FUEL)
     served = host.serve(call)
     while not isinstance(served, tuple):
@@ -149,7 +176,7 @@ def _answer(host: HostImport, call: HostCall) -> None:
         except StopIteration as end:
             served = end.value
         else:
-            if pause:
+            if pause > 0:
                 raise UnrestorableError(f"its start waits in {host.module}.{host.name}")
     call.answer(served)
 

@@ -1,0 +1,171 @@
+"""What guests write to stdout and stderr: the tail that errors keep, and lines and their limits.
+
+1. Nothing here grows with the output: a tail has at most `TAIL` bytes, an unfinished line at most
+   `MAX_LINE`.
+2. All text is printable: bytes that are not UTF-8 and control characters are escaped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Final, final
+
+from attrs import define
+
+from .config import KiB
+from .text import cut, escaped
+
+TAIL: Final = 2 * KiB
+"""Bytes of each stream that are kept for the error of a failing call: a panic with its location and
+the first frames of its trace."""
+MAX_LINE: Final = KiB
+"""Largest size of a line (bytes). A longer one is passed on in pieces of this size."""
+CALL_LINES: Final = 16
+"""Number of lines that one call may log."""
+GROUP_LINES: Final = 100
+"""Number of events about output that a group may log in a second, and at once."""
+MESSAGE_LINES, MESSAGE_WIDTH = 8, 200
+"""Number of lines of output in the message of an error, and characters of each."""
+
+# The beginnings of last words, as toolchains print them: Rust, Go and Zig; C's assert; abort of
+# AssemblyScript and Emscripten; Go's runtime; Python and JavaScript.
+_CAUSE = re.compile(
+    r"\bpanic(?:ked)?\b|\bassert(?:ion)?\b|\babort(?:ed)?\b|^fatal error|^Traceback|\bUncaught\b",
+    re.IGNORECASE,
+)
+
+
+def line_text(data: bytes) -> str:
+    r"""Return a line as printable text: what can't be printed is escaped as ``\xNN``."""
+    return escaped(data.decode("utf-8", "backslashreplace"))
+
+
+@final
+@define(eq=False)
+class Tail:
+    """The last bytes that a call wrote to one stream."""
+
+    data: bytes = b""
+    size: int = 0
+    """Number of all bytes written."""
+
+    def add(self, size: int, end: bytes) -> None:
+        """Count `size` bytes more, of which `end` has the last, up to `TAIL`."""
+        self.size += size
+        self.data = end if len(end) >= TAIL else (self.data + end)[-TAIL:]
+
+    def text(self) -> str:
+        """Return the bytes as lines of printable text; the first begins with dots if it was cut."""
+        data = self.data
+        if not data:
+            return ""
+        cut = self.size > len(data)
+        if cut:
+            data = data.lstrip(_FOLLOWING)  # the rest of a character that was cut
+        lines = data.removesuffix(b"\n").split(b"\n")
+        text = "\n".join(line_text(line.removesuffix(b"\r")) for line in lines)
+        return f"...{text}\n" if cut else f"{text}\n"
+
+
+# Bytes of UTF-8 that continue a character.
+_FOLLOWING = bytes(range(0x80, 0xC0))
+
+
+def last_words(output: str) -> str:
+    """Return the few lines of a call's output that the message of its error shows, if there are.
+
+    They begin with the last line that names a cause, such as a panic, whose trace may be long; if
+    none does, they are the last ones.
+    """
+    lines = [line for line in output.splitlines() if line.strip()]
+    first = max(len(lines) - MESSAGE_LINES, 0)
+    for number in range(first - 1, -1, -1):
+        if _CAUSE.search(lines[number]):
+            first = number
+            break
+    shown = [cut(line, MESSAGE_WIDTH) for line in lines[first : first + MESSAGE_LINES]]
+    return "".join(["; its last output:", *(f"\n    {line}" for line in shown)]) if shown else ""
+
+
+@final
+@define(eq=False)
+class Lines:
+    """Cuts what is written to one stream into lines."""
+
+    muted: bool = False
+    """Whether lines are only counted from now on."""
+    muted_lines: int = 0
+    muted_bytes: int = 0
+    """Bytes of these lines, without their ends."""
+    _rest: bytes = b""  # the unfinished line, of at most `MAX_LINE` bytes
+    _open: bool = False  # whether the last line that was only counted is unfinished
+
+    def add(self, data: bytes) -> Iterator[bytes]:
+        """Add bytes; return the lines that are complete, without their ends, one when asked.
+
+        A line over `MAX_LINE` comes in pieces. The iterator must be used up before more is added.
+        """
+        at = 0
+        while at < len(data):
+            if self.muted:
+                self._count(data, at)
+                return
+            end, space = data.find(b"\n", at), MAX_LINE - len(self._rest)
+            if (end if end >= 0 else len(data)) - at > space:
+                piece, self._rest = self._rest + data[at : at + space], b""
+                at += space
+                yield piece
+            elif end < 0:
+                self._rest += data[at:]
+                return
+            else:
+                line, self._rest = self._rest + data[at:end], b""
+                at = end + 1
+                yield line.removesuffix(b"\r")
+
+    def _count(self, data: bytes, at: int) -> None:
+        """Count the lines from there on: at the speed of C, as there may be one for each byte."""
+        ends = data.count(b"\n", at)
+        self.muted_lines += ends
+        self.muted_bytes += len(self._rest) + len(data) - at - ends
+        self._rest = b""
+        self._open = not data.endswith(b"\n")
+
+    def finish(self) -> bytes | None:
+        """Return the unfinished line, or None if there is none; the stream has ended."""
+        self.muted_lines += self._open
+        rest, self._rest, self._open = self._rest, b"", False
+        return rest or None
+
+
+@final
+@define(eq=False)
+class LineBudget:
+    """How many events about output a group may log, and what it has not logged since the last."""
+
+    left: float = GROUP_LINES
+    since: float = 0.0
+    """Time at which that much was left (seconds)."""
+    dropped_lines: int = 0
+    dropped_bytes: int = 0
+
+    def take(self, now: float) -> bool:
+        """Take one of the group's events at time `now` (seconds); return False if none is left."""
+        self.left = min(self.left + max(now - self.since, 0.0) * GROUP_LINES, GROUP_LINES)
+        self.since = now
+        if self.left < 1:
+            return False
+        self.left -= 1
+        return True
+
+    def drop(self, lines: int, size: int) -> None:
+        """Count lines that are not logged, and their bytes."""
+        self.dropped_lines += lines
+        self.dropped_bytes += size
+
+    def take_dropped(self) -> tuple[int, int]:
+        """Return the numbers of lines and bytes that were dropped, and count from 0 again."""
+        dropped = self.dropped_lines, self.dropped_bytes
+        self.dropped_lines = self.dropped_bytes = 0
+        return dropped
