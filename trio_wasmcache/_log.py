@@ -71,9 +71,9 @@ class _Uses:
     __slots__ = ("added", "listed", "written")
 
     def __init__(self) -> None:
-        self.added = 0
-        self.written = 0
-        self.listed = False  # whether the writer counts its context as one in the buffer
+        self.added: int = 0
+        self.written: int = 0
+        self.listed: bool = False  # whether the writer counts its context as one in the buffer
 
 
 class LogWriter(Protocol):
