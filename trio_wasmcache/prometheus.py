@@ -86,7 +86,7 @@ class CacheCollector(Collector):
         prometheus_client.REGISTRY.register(CacheCollector(cache))
 
     It may be collected in any thread that runs no Trio of its own, such as that of
-    `prometheus_client.start_http_server`: the numbers are read in the Trio thread, between two
+    `prometheus_client.start_http_server`. The numbers are read in the Trio thread, between two
     steps of its tasks, and converted to metrics in the collecting thread.
 
     Counters begin with the cache. `InstanceCache.pop_stats` would reset them, so do not use both.

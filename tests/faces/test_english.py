@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator
 
@@ -75,7 +76,9 @@ def docstrings() -> dict[str, str]:
     found = {path: thing.__doc__ for path, thing in CLASSES.items()}
     found |= {path: function.__doc__ for path, (_, function) in FUNCTIONS.items()}
     found |= {event.__name__: event.__doc__ for event in EVENTS}
-    texts = {path: doc.partition("\nFields:")[0] for path, doc in found.items() if doc}
+    texts = {
+        path: inspect.cleandoc(doc).partition("\nFields:")[0] for path, doc in found.items() if doc
+    }
     for cls in (*CLASSES.values(), *EVENTS):
         fields = described_fields(cls).items()
         texts |= {f"{cls.__name__}.{name}": field.text for name, field in fields}
