@@ -21,6 +21,10 @@ from trio_wasmcache.testing import check_invariants
 
 SAME = '(func (export "f") (param i64) (result i64) (local.get 0))'
 SMALL, TWENTY = f"(module (memory 1) {SAME})", f"(module {'(memory 0)' * 20} {SAME})"
+BUFFER = """(module (memory (export "memory") 1)
+  (func (export "malloc") (param i32) (result i32) (i32.const 1024))
+  (func (export "free") (param i32))
+  (func (export "f") (param i32 i32) (result i64) (i64.extend_i32_u (local.get 1))))"""
 CONFIG = CacheConfig(offload_after=None, memory_limit=64 * MiB)
 
 
@@ -63,6 +67,27 @@ async def its_stack(cache: InstanceCache) -> None:
             assert await lease.call(5) == 5
 
 
+class Five:
+    """A value that is converted first, so that the call takes the long way."""
+
+    def __index__(self) -> int:
+        return 5
+
+
+async def its_stack_for_converted_values(cache: InstanceCache) -> None:
+    await add(cache, "f", SMALL)
+    async with cache.acquire("f", ("i64",)) as lease:
+        with no_addresses_left():
+            assert await lease.call(Five()) == 5
+
+
+async def its_stack_for_the_steps_of_an_abi(cache: InstanceCache) -> None:
+    await cache.register("f", BUFFER, args=("bytes",), returns="i64", export="f", abi="buffer")
+    async with cache.acquire("f", ("bytes",)) as lease:
+        with no_addresses_left():
+            assert await lease.call(b"five!") == 5
+
+
 async def a_batch(cache: InstanceCache) -> None:
     await add(cache, "f", SMALL)
     async with cache.acquire("f", ("i64",)) as lease:
@@ -83,7 +108,17 @@ async def a_batch_and_its_stack(cache: InstanceCache) -> None:
             assert list(await lease.map([[1, 2]])) == [1, 2]
 
 
-CASES = {one.__name__: one for one in (instantiating, its_stack, a_batch, a_batch_and_its_stack)}
+CASES = {
+    one.__name__: one
+    for one in (
+        instantiating,
+        its_stack,
+        its_stack_for_converted_values,
+        its_stack_for_the_steps_of_an_abi,
+        a_batch,
+        a_batch_and_its_stack,
+    )
+}
 
 
 async def many_mappings(folder: str) -> None:

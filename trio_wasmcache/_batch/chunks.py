@@ -204,20 +204,12 @@ class Chunks:
                 raise
             raise earlier from None
 
-    def _first_poll(self) -> bool:
-        """Poll; evict idle instances if the system has no memory for the guest's stack."""
-        while True:
-            try:
-                return self.poll()
-            except NoMemoryError as error:
-                self.call.relieve_stack(error)
-
     async def _drive(self) -> None:
         call = self.call
         self.job = job = call.new_job(self, self.fuel_left())
         call.find_row = self.row
         try:
-            over = self._first_poll()
+            over = call.with_stack(self.poll)
             job.charge()
             if not over:
                 await call.runner.drive(job)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import weakref
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -33,7 +32,6 @@ from .._core.policy.records import FunctionRecord
 from .._core.wasm.admission import worst_size
 from .._core.wasm.isolation import COMMAND, RESET, REUSE, Isolation, verdict
 from .._core.wasm.reader import FuncType
-from .._engine.base import NoMemoryError
 from .._ki import ki_safe_contextmanager
 from .._log import Origin
 from .._pool.pool import COMPILE_SHARE
@@ -355,15 +353,10 @@ class InstanceCache:
         )
         self._check_open()
         group = self._groups.find()
-        attempts = itertools.count()
-        while True:
-            try:
-                found = await self._compiler.get(source, declaration, pool.config, group)
-                break
-            except NoMemoryError as error:
-                self._check_open()
-                pool.relieve(key, COMPILE_SHARE, error, next(attempts))
-        module, binding, seconds = found
+        get = self._compiler.get
+        module, binding, seconds = await pool.relief.run_async(
+            key, COMPILE_SHARE, get, source, declaration, pool.config, group
+        )
         self._check_open()
         artifact = module.artifact
         record = FunctionRecord(

@@ -308,9 +308,9 @@ class Groups:
             if work >= MAX_WORK:
                 await let_others_run()
                 work = 0
-            if request not in pool.policy.waits.held or request.give_up is None:
+            if request not in pool.policy.waits.held:
                 continue  # its lease has ended meanwhile
-            out_of_thread = request.give_up(reason)
+            out_of_thread = request.revoke(reason)
             if isinstance(out_of_thread, trio.Event):
                 in_threads.append((request, out_of_thread))
             work += 1
@@ -318,8 +318,8 @@ class Groups:
             await let_others_run()
         for request, out_of_thread in in_threads:
             await outlast(out_of_thread)
-            if request in pool.policy.waits.held and request.give_up is not None:
-                request.give_up(reason)
+            if request in pool.policy.waits.held:
+                request.revoke(reason)
 
     def _note_opened(self, state: GroupState) -> None:
         """Note for the log that a group is open."""

@@ -42,7 +42,7 @@ from .._pool.pool import Pool
 from .._public import public
 from .._runtime.activity import Activity
 from .._runtime.bound import BoundFunction, Definition
-from .._runtime.call import STACK_SHARE, Call
+from .._runtime.call import Call
 from .._runtime.runner import context_of_call
 
 if TYPE_CHECKING:  # for a default, which Python's own has from 3.13 on
@@ -374,10 +374,9 @@ class Lease(Generic[R_co]):
                 if self._request is None:  # code of the values' classes has ended the lease
                     raise self._unusable()
                 result = begin(lowered, fuel)
-        except NoMemoryError as error:  # for its stack: the guest has not run
+        except NoMemoryError:  # for its stack: the guest has not run
             self._ready = begin
-            self._pool.relieve(bound.entry.function.key, STACK_SHARE, error)
-            return await self.call(*values)
+            return await self._call_converted(bound, values)
         except GuestError as error:
             raise self._failed(bound, error, values) from None
         except (TypeError, ValueError, OverflowError):
@@ -478,7 +477,10 @@ class Lease(Generic[R_co]):
         return await self._run_steps(bound, make, values)
 
     async def _call_converted(self, bound: BoundFunction, values: tuple[object, ...]) -> Value:
-        """Make a call whose values are not plain ints and floats, or do not fit."""
+        """Make a call whose values are not plain ints and floats, or do not fit.
+
+        Also one that the system refused a stack: a `Call` evicts idle instances for it.
+        """
         if bound.gives_null(values):
             return None
         binding, ready = bound.binding, self._ready

@@ -10,7 +10,6 @@ Python's stack is checked before. This costs a few calls, which a hit saves: its
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Sequence
 from typing import final
 
@@ -23,6 +22,7 @@ from .._core.events import Reason
 from .._core.keys import FunctionKey
 from .._core.metrics.counters import LOADS, microseconds
 from .._core.output import last_words
+from .._core.policy.lifecycle import IllegalStepError
 from .._core.policy.records import (
     GRANTED,
     FunctionRecord,
@@ -127,10 +127,14 @@ class Acquisition:
         Returns:
             An event if a thread runs the start of the instance, which is set when the thread has
             left it; nothing is given up until then. Otherwise None.
+
+        Raises:
+            IllegalStepError: nothing was granted yet.
         """
         pool, request = self._pool, self._request
-        if request is None or request.instance is None:
-            return None  # nothing was granted yet
+        if request is None:
+            raise IllegalStepError("this acquire has not asked for an instance yet")
+        instance = request.held
         if self.start is not None:
             self.start.end(self._closed_error)
             if self.start.out_of_thread is not None:
@@ -142,7 +146,7 @@ class Acquisition:
             pool.carry_out(pool.policy.failed(request, now), now)
         elif request.stage is Stage.GRANTED:
             # The task was woken but has not run yet.
-            pool.carry_out(pool.policy.recycle(request, request.instance.size, now, reason), now)
+            pool.carry_out(pool.policy.recycle(request, instance.size, now, reason), now)
         return None
 
     def _cause(self) -> Origin:
@@ -222,7 +226,7 @@ class Acquisition:
             native = bound.native
             if native.yield_fuel != config.yield_fuel:
                 native.set_yield_fuel(config.yield_fuel)
-            bound = bind(instance.entry, native, config.total_fuel)
+            bound = bind(bound.definition, instance.entry, native, config.total_fuel)
             instance.hold(bound, ready=True)
         return bound
 
@@ -268,15 +272,7 @@ class Acquisition:
             max(1, function.mappings + module.mappings),
         )
         try:
-            for attempt in itertools.count():
-                try:
-                    native = await self._make(definition)
-                except NoMemoryError as error:
-                    if request.stage is Stage.ENDED:
-                        raise
-                    pool.relieve(function.key, needed, error, attempt)
-                else:
-                    break
+            native = await pool.relief.run_async(function.key, needed, self._make, definition)
         except BaseException as error:
             if request.stage is Stage.ENDED:
                 # Closed meanwhile, with the books in order; code loaded since was never used.
@@ -293,7 +289,7 @@ class Acquisition:
             if problem is error:
                 raise
             raise problem from error
-        bound = bind(instance.entry, native, pool.config.total_fuel)
+        bound = bind(definition, instance.entry, native, pool.config.total_fuel)
         instance.hold(bound, ready=definition.serves_again)
         now, seat = pool.now(), instance.seat
         instance.entry.uses.add(LOADS, microseconds(now - began))
@@ -322,8 +318,10 @@ class Acquisition:
             await start.run(native, config.total_fuel, initialize=module.initialize)
             if definition.resets:
                 native.mark()
-        except BaseException:
+        except BaseException as error:
             self._close_native()
+            if isinstance(error, NoMemoryError):
+                start.check_open()  # if another task has ended it, it is not tried again
             raise
         finally:
             self.start = self._native = None

@@ -22,6 +22,7 @@ from .._log import LogWriter
 from .._owner import Owner
 from .._runtime.bound import BoundFunction
 from .._runtime.call import Runtime
+from .._runtime.relief import Relief, Reserved
 from .._runtime.results import ResultBook, ResultMemory
 from .._runtime.runner import Runner
 from .evictor import AT_ONCE, Evictor
@@ -66,7 +67,7 @@ class DeferredExits:
 
 
 # Bytes of addresses, and mappings, to free first when the system has no memory for a compile.
-COMPILE_SHARE = 64 * MiB, 64
+COMPILE_SHARE: Reserved = 64 * MiB, 64
 
 
 @final
@@ -84,13 +85,14 @@ class Pool:
         self.runner: Runner = Runner(config)
         self.results: ResultMemory = ResultMemory()
         self.result_book: ResultBook = ResultBook(config.max_result_size)
+        self.relief: Relief = Relief(self.evict_for)
         self.runtime: Runtime = Runtime(
             engine,
             self.runner,
             self.policy,
             self.result_book,
             self.results,
-            self.relieve,
+            self.relief,
             self.journal,
         )
         self.closed: bool = False
@@ -134,8 +136,8 @@ class Pool:
             self.results.forget()
         for module in step.unloaded:
             # The same step may have needed it again.
-            if module.slot is not None and module.users == 0:
-                module.slot.unload()
+            if module.users == 0:
+                module.unload()
         for request in step.woken:
             request.rouse()
 
@@ -202,10 +204,10 @@ class Pool:
             )
         self.evictor.expect_expiry()
 
-    def relieve(
-        self, key: FunctionKey, needed: tuple[int, int], error: Exception, attempt: int = 0
-    ) -> None:
+    def evict_for(self, key: FunctionKey, needed: Reserved, error: Exception, attempt: int) -> None:
         """Evict idle instances, as the system refused memory for an instance or code.
+
+        `Relief` calls it before each further attempt.
 
         Args:
             key: the function that needs the memory.
@@ -215,7 +217,10 @@ class Pool:
 
         Raises:
             CodeMemoryError: no idle instance is left to evict.
+            trio.ClosedResourceError: the cache is closed.
         """
+        if self.closed:
+            raise trio.ClosedResourceError("the cache is closed")
         now = self.now()
         space, mappings = needed[0] << attempt, needed[1] << attempt
         step = self.policy.relieve(space, mappings, now)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, final
 
@@ -23,9 +22,9 @@ from .._engine.base import (
     GuestDriver,
     GuestFunction,
     GuestInstance,
-    NoMemoryError,
 )
 from .module import CachedModule
+from .relief import Relief
 
 
 @final
@@ -107,15 +106,13 @@ class BoundFunction:
             and any(value is None for value in values)
         )
 
-    def attach(
-        self, relieve: Callable[..., None], code: DriverCode, exports: Mapping[str, str]
-    ) -> GuestDriver:
+    def attach(self, relief: Relief, code: DriverCode, exports: Mapping[str, str]) -> GuestDriver:
         """Attach a driver to the instance; evict idle instances if the system has no memory for it.
 
         The driver reserves addresses of its own, which are booked when the lease ends.
 
         Args:
-            relieve: see `Pool.relieve`.
+            relief: the cache's.
             code: the compiled driver.
             exports: {name in the driver: export of the instance}.
 
@@ -124,13 +121,8 @@ class BoundFunction:
         """
         reserved = self.native.reserved
         needed = max(1, reserved[0]), max(1, reserved[1])
-        for attempt in itertools.count():
-            try:
-                driver = code.attach(self.native, exports)
-            except NoMemoryError as error:
-                relieve(self.entry.function.key, needed, error, attempt)
-            else:
-                break
+        key = self.entry.function.key
+        driver = relief.run(key, needed, code.attach, self.native, exports)
         if self.native.reserved != reserved:
             self.measure = _the_long_way
         return driver
@@ -171,9 +163,10 @@ TOO_LARGE: Final = 1 << 4096
 MAX_KEPT, BEGINNING, MAX_SHOWN = 64 * KiB, 1000, 20
 
 
-def bind(entry: Entry, native: GuestInstance, total_fuel: int) -> BoundFunction:
-    """Bind the function of `entry` to one of its instances."""
-    definition = Definition.of(entry.function)
+def bind(
+    definition: Definition, entry: Entry, native: GuestInstance, total_fuel: int
+) -> BoundFunction:
+    """Bind the function of `entry`, of this definition, to one of its instances."""
     guest, binding = native.function(definition.export), definition.binding
     return BoundFunction(
         native,

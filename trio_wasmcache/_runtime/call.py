@@ -9,8 +9,9 @@ other call, and is dropped when its lease ends.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, TypeVar, final
+from typing import TypeVar, TypeVarTuple, Unpack, final
 
 import trio
 from attrs import frozen
@@ -18,9 +19,8 @@ from attrs import frozen
 from .._abi.base import Guest, Invoke, Steps, Value
 from .._abi.plain import exact_values
 from .._core.config import MiB
-from .._core.errors import ExitError, GuestError, ResultTooLargeError
+from .._core.errors import CodeMemoryError, ExitError, GuestError, ResultTooLargeError
 from .._core.events import Reason
-from .._core.keys import FunctionKey
 from .._core.policy.policy import Policy
 from .._core.policy.records import Request
 from .._core.policy.shares import BURST_FUEL, Share
@@ -38,22 +38,15 @@ from .._engine.base import (
 from .activity import Activity, OutputLog
 from .bound import BoundFunction
 from .metered import MeteredGuest
+from .relief import Relief, Reserved
 from .results import ResultBook, ResultMemory
 from .runner import Job, Runner
 
+Args = TypeVarTuple("Args")
 T = TypeVar("T")
 
 # Bytes of addresses, and mappings, to free first when the system has no memory for a stack.
-STACK_SHARE = 64 * MiB, 64
-
-
-class Relieve(Protocol):
-    """Evicts idle instances, as the system refused memory for a function."""
-
-    def __call__(
-        self, key: FunctionKey, needed: tuple[int, int], error: Exception, attempt: int = 0, /
-    ) -> None:
-        """Evict idle instances: see `Pool.relieve`."""
+STACK_SHARE: Reserved = 64 * MiB, 64
 
 
 @final
@@ -66,7 +59,7 @@ class Runtime:
     policy: Policy
     book: ResultBook
     results: ResultMemory
-    relieve: Relieve
+    relief: Relief
     log: OutputLog
 
 
@@ -166,7 +159,7 @@ class Call(Activity):
         native, total = self.native, self.bound.total_fuel
         steps: Steps | None = None
         invoke: Invoke | None = None
-        inside = False
+        inside = ran = False
         try:
             steps = make(MeteredGuest(native, self.tally), values)
             invoke = await self.step(steps, None, total)
@@ -175,6 +168,7 @@ class Call(Activity):
                 function = native.function(invoke.export)
                 inside = True
                 result = self.begin(function, invoke.values, left)
+                ran = True
                 if result is UNDER_WAY:
                     # `finish`, inline: calling it would be one more coroutine to resume for every
                     # slice.
@@ -192,6 +186,9 @@ class Call(Activity):
         except BaseException as error:
             if invoke is None and not isinstance(error, GuestError):
                 pass  # before the first step: values that do not fit leave the instance intact
+            elif isinstance(error, CodeMemoryError) and not ran:
+                # The first call of an export has no stack: the instance is intact.
+                self._runtime.policy.note_error(self.bound.entry, type(error).__name__)
             elif isinstance(error, ResultTooLargeError) and not inside:
                 self.refuse(error, values)
             elif self.ends_well(error):
@@ -216,15 +213,15 @@ class Call(Activity):
             CodeMemoryError: the system has no memory for a stack, though all idle instances were
                 evicted.
         """
-        exact = values
+        begin, exact = function.begin, values
         while True:
             self.check_open()
             try:
-                result = function.begin(exact, fuel)
+                result = begin(exact, fuel)
             except InexactError:
                 exact = exact_values(function.type, values)
-            except NoMemoryError as error:  # for its stack: the guest has not run
-                self.relieve_stack(error)
+            except NoMemoryError:  # for its stack: the guest has not run
+                begin = functools.partial(self._begin_with_stack, function)
             except GuestError:
                 self._account(fuel - self.native.fuel_left())
                 raise
@@ -232,6 +229,11 @@ class Call(Activity):
                 if result is not UNDER_WAY:
                     self._account(fuel - self.native.fuel_left())
                 return result
+
+    def _begin_with_stack(
+        self, function: GuestFunction, values: Sequence[object], fuel: int
+    ) -> Value:
+        return self.with_stack(function.begin, values, fuel)
 
     async def step(self, steps: Steps, result: object, left: int) -> Invoke:
         """Let the ABI convert values up to its next call of an export, which is returned.
@@ -326,15 +328,18 @@ class Call(Activity):
 
     def attach(self, code: DriverCode, exports: Mapping[str, str]) -> GuestDriver:
         """Attach a driver to the instance: see `BoundFunction.attach`."""
-        return self.bound.attach(self._runtime.relieve, code, exports)
+        return self.bound.attach(self._runtime.relief, code, exports)
 
-    def relieve_stack(self, error: NoMemoryError) -> None:
-        """Evict idle instances, as there was no memory for a stack; the call may begin again.
+    def with_stack(self, begin: Callable[[Unpack[Args]], T], *args: *Args) -> T:
+        """Return the result of ``begin(*args)``, for which the system makes the guest's stack.
+
+        Idle instances are evicted if the system has no memory for it: see `Relief.run`.
 
         Raises:
             CodeMemoryError: no idle instance is left to evict.
         """
-        self._runtime.relieve(self.bound.entry.function.key, STACK_SHARE, error)
+        key = self.bound.entry.function.key
+        return self._runtime.relief.run(key, STACK_SHARE, begin, *args)
 
     # -- fuel
 

@@ -49,7 +49,7 @@ class CachedModule:
     def __attrs_post_init__(self) -> None:
         self.debug_sections = self.artifact.debug
         artifact = self.artifact = evolve(self.artifact, debug=None)
-        self.record = Module(self.digest, artifact.code_size, artifact.module_mappings, slot=self)
+        self.record = Module(self.digest, artifact.code_size, artifact.module_mappings, code=self)
 
     @property
     def size(self) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 from report.cli.test_report import HOSTILE, full_log
 from report.logs import OPENED, Log, busy_log, run_command, text_of
 from report.workloads import run_on_jumping_clock, steady_plan
@@ -23,6 +24,7 @@ from trio_wasmcache import CacheConfig, MiB
 from trio_wasmcache._core.events import Resized
 from trio_wasmcache.report.cli.commands import run
 from trio_wasmcache.report.output import page
+from trio_wasmcache.report.output.charts import legend
 from trio_wasmcache.report.summary.summary import LIMITS
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -383,3 +385,11 @@ def test_a_page_without_uses(closed: bool, tmp_path: Path) -> None:
     assert "limit 100.0 MiB" in text
     assert "far below the limit of 40.0 MiB" in text
     assert "As they were at the end, after 1 resize." in text
+
+
+def test_a_legend_has_a_figure() -> None:
+    """A chart that was taken out of its figure is a bug: its legend would be missing."""
+    axes = Figure().subplots()
+    axes.remove()
+    with pytest.raises(AssertionError, match="no place for its legend"):
+        legend(axes)

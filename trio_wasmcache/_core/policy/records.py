@@ -62,8 +62,8 @@ class Module:
     """Number of those that are loading or running; the code is kept loaded while there are any."""
     instances: dict[Instance, None] = field(factory=dict, repr=False)
     """All instances and seats of the module; each knows whether it is idle."""
-    slot: Unloadable | None = None
-    """The code itself, for the pool."""
+    code: Unloadable | None = None
+    """The code itself, of the pool; None where nothing runs, as in the log tool."""
     before: Any = field(default=None, repr=False)
     after: Any = field(default=None, repr=False)
     """Its neighbours among the evictable modules; see `lru`."""
@@ -73,6 +73,16 @@ class Module:
         """Idle instances and seats, the least recently used first."""
         idle = [instance for instance in self.instances if instance.state is IDLE]
         return sorted(idle, key=_rested)
+
+    def unload(self) -> None:
+        """Free the code.
+
+        Raises:
+            IllegalStepError: it has none.
+        """
+        if self.code is None:
+            raise IllegalStepError(f"module {self.digest!r} has no code that could be unloaded")
+        self.code.unload()
 
 
 @define(eq=False)
@@ -265,6 +275,16 @@ class Request:
         if self.instance is None:
             raise IllegalStepError(f"a request that is {self.stage.value} has no instance")
         return self.instance
+
+    def revoke(self, reason: Reason) -> Wait | None:
+        """Have its instance given up, as its group or the cache closes: see `GiveUp`.
+
+        Raises:
+            IllegalStepError: it holds none that could be given up.
+        """
+        if self.give_up is None:
+            raise IllegalStepError(f"a request that is {self.stage.value} can't be revoked")
+        return self.give_up(reason)
 
     def refuse(self, error: Exception) -> None:
         """Keep the error that its first step raised."""

@@ -226,8 +226,9 @@ def _legend_height(entries: int) -> float:
 def legend(ax: Axes, columns: int = LEGEND_COLUMNS) -> None:
     """Put a legend above a chart, with at most so many entries in a row."""
     figure = ax.get_figure(root=True)
-    if figure is not None:
-        figure.legend(loc="outside upper left", ncols=columns, handlelength=1, borderpad=0)
+    if figure is None:
+        raise AssertionError("a chart outside of a figure has no place for its legend")
+    figure.legend(loc="outside upper left", ncols=columns, handlelength=1, borderpad=0)
 
 
 def _counts(axis: Any, ticks: int = MAX_TICKS) -> None:

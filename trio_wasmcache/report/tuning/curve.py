@@ -68,7 +68,10 @@ class Curve:
         sizes = self.needs.filter(pl.col("size") >= low)
         gained = (sizes["hits"] / self.leases - first) / (last - first)
         above = gained - (sizes["size"] - low) / (high - low)
-        return int(sizes["size"][above.arg_max() or 0])
+        farthest = above.arg_max()
+        if farthest is None:
+            raise AssertionError(f"no size from {low} on among {len(self.needs)} is in the curve")
+        return int(sizes["size"][farthest])
 
     def points(self, also: Sequence[int] = ()) -> list[Point]:
         """Return points for a chart: at most `POINTS` sizes, and those in `also`."""
