@@ -376,7 +376,7 @@ class Lease(Generic[R_co]):
                 result = begin(lowered, fuel)
         except NoMemoryError:  # for its stack: the guest has not run
             self._ready = begin
-            return await self._call_converted(bound, values)
+            return await self._call_converted(bound, values)  # type: ignore[no-any-return]
         except GuestError as error:
             raise self._failed(bound, error, values) from None
         except (TypeError, ValueError, OverflowError):
