@@ -33,6 +33,8 @@ ZEROS = {
     "v128": "(v128.const i64x2 0 0)",
     "funcref": "(ref.null func)",
     "externref": "(ref.null extern)",
+    "exnref": "(ref.null exn)",
+    "nullexnref": "(ref.null noexn)",
 }
 SCYLLA = '(global (export "_scylla_abi") i32 (i32.const 16)) (data (i32.const 16) "\\01")'
 
