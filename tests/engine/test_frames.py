@@ -16,7 +16,7 @@ from trio_wasmcache._core.wasm.admission import check_limits
 from trio_wasmcache._core.wasm.driver import Shape
 from trio_wasmcache._engine.base import UNDER_WAY
 from trio_wasmcache._engine.wasmtime import native
-from trio_wasmcache._engine.wasmtime.drivers import RUN, DriverCode
+from trio_wasmcache._engine.wasmtime.drivers import RUN, WasmtimeDriverCode
 from trio_wasmcache._engine.wasmtime.engine import WasmtimeEngine
 from trio_wasmcache._engine.wasmtime.function import WasmtimeFunction
 from trio_wasmcache._engine.wasmtime.instance import WasmtimeInstance
@@ -190,7 +190,7 @@ async def test_short_calls_beside_a_long_one_make_one_frame() -> None:
 async def test_a_driver_shares_nothing_as_its_chunks_begin_in_any_thread() -> None:
     """It has a frame of its own: no other's, and none of a function's."""
     async with instances(2) as made:
-        code = DriverCode(made[0].module.engine, Shape(("i32", "i64"), ("i64",)))
+        code = WasmtimeDriverCode(made[0].module.engine, Shape(("i32", "i64"), ("i64",)))
         drivers = [code.attach(instance, {"function": "one"}) for instance in made]
         callers = [driver._begin.__self__.frame.caller for driver in drivers]
         assert callers[0] is not callers[1]

@@ -32,7 +32,7 @@ RUN = FuncType(("i32",), ("i32",))
 
 
 @final
-class DriverCode:
+class WasmtimeDriverCode:
     """The compiled driver of a shape. Its native parts go with it."""
 
     def __init__(self, engine: int, shape: Shape | MemoryShape) -> None:
@@ -69,7 +69,7 @@ class Drivers:
     """The drivers of one engine."""
 
     def __init__(self) -> None:
-        self._codes: OrderedDict[Shape | MemoryShape, DriverCode] = (
+        self._codes: OrderedDict[Shape | MemoryShape, WasmtimeDriverCode] = (
             OrderedDict()
         )  # the last used at the end
 
@@ -78,7 +78,7 @@ class Drivers:
         engine: Callable[[], int],
         shape: Shape | MemoryShape,
         limiter: trio.CapacityLimiter,
-    ) -> DriverCode:
+    ) -> WasmtimeDriverCode:
         """Return the driver of a shape; compiled in a thread, once, or now and then twice.
 
         Args:
@@ -117,15 +117,17 @@ class _Held:
         self._engine = engine
         weakref.finalize(self, native.wasm_engine_delete, engine).atexit = False
 
-    def compile(self, shape: Shape | MemoryShape) -> DriverCode:
-        return DriverCode(self._engine, shape)
+    def compile(self, shape: Shape | MemoryShape) -> WasmtimeDriverCode:
+        return WasmtimeDriverCode(self._engine, shape)
 
 
 @final
 class WasmtimeDriver:
-    """See `GuestDriver`; made by `DriverCode.attach`."""
+    """See `GuestDriver`; made by `WasmtimeDriverCode.attach`."""
 
-    def __init__(self, instance: Store, code: DriverCode, exports: Mapping[str, str]) -> None:
+    def __init__(
+        self, instance: Store, code: WasmtimeDriverCode, exports: Mapping[str, str]
+    ) -> None:
         self.size: int = code.layout.pages * WASM_PAGE
         parts = {name: instance.extern(export) for name, export in exports.items()}
         if isinstance(code.shape, MemoryShape):

@@ -22,7 +22,7 @@ from . import native
 from .code_cache import CodeCache
 from .compiler import build, compile_module
 from .config import new_config
-from .drivers import DriverCode, Drivers
+from .drivers import WasmtimeDriverCode, Drivers
 from .instance import WasmtimeInstance
 from .module import WasmtimeModule
 from .reservations import read_system_limits
@@ -172,7 +172,7 @@ class WasmtimeEngine:
         )
         return ResidentBytes(**dict(zip(("idle", "running", "code", "stacks"), found, strict=True)))
 
-    async def driver(self, shape: Shape | MemoryShape) -> DriverCode:
+    async def driver(self, shape: Shape | MemoryShape) -> WasmtimeDriverCode:
         return await self._drivers.get(self.open, shape, self._driver_compilers)
 
     def close(self) -> None:
