@@ -155,9 +155,9 @@ async def _call_in_steps(
     call: Call, make: Callable[[Guest, tuple[object, ...]], Steps], values: tuple[object, ...]
 ) -> Value:
     """Make one call as `Call.run_steps` does; its errors do not have the row yet."""
-    # Not `run_steps` itself, which completes errors for the whole call; here the row comes first, and
-    # refused values and results are told apart. The steps that both make could be one method only as
-    # a coroutine below each, which every row, and every slice of a long call, would have to resume.
+    # Not `run_steps` itself, which completes errors for the whole call: here the row comes first,
+    # and values and results that are refused are told apart. What both have in common could only be
+    # a coroutine below each, which every slice of a long call, and every row, would have to resume.
     native = call.native
     steps = make(MeteredGuest(native, call.tally), values)
     total = left = call.bound.total_fuel

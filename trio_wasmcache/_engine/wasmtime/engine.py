@@ -22,7 +22,7 @@ from . import native
 from .code_cache import CodeCache
 from .compiler import build, compile_module
 from .config import new_config
-from .drivers import WasmtimeDriverCode, Drivers
+from .drivers import Drivers, WasmtimeDriverCode
 from .instance import WasmtimeInstance
 from .module import WasmtimeModule
 from .reservations import read_system_limits
