@@ -16,14 +16,14 @@ from trio_wasmcache._core.config import CacheConfig, KiB, MiB, bad_capacity, bad
 def test_the_defaults_are_those_of_the_contract() -> None:
     """Bytes, seconds and fuel as DESIGN gives them."""
     assert attrs.asdict(CacheConfig()) == {
-        "max_size": 100 * MiB,
-        "max_instance_size": 8 * MiB,
+        "max_size": 256 * MiB,
+        "max_instance_size": 24 * MiB,
         "max_instances": 4096,
-        "max_code_size": 40 * MiB,
+        "max_code_size": 64 * MiB,
         "max_running_size": None,
         "max_address_space": None,
         "idle_timeout": 5.0,
-        "memory_limit": 16 * MiB,
+        "memory_limit": 32 * MiB,
         "table_limit": 10_000,
         "max_result_size": 256 * MiB,
         "max_wasm_size": 4 * MiB,
@@ -51,6 +51,7 @@ def test_scylladb_gives_the_defaults_of_the_original() -> None:
     assert changed == {
         "max_size": 42_949_672,
         "max_instance_size": 1 * MiB,
+        "max_code_size": 40 * MiB,
         "memory_limit": 2 * MiB,
         "total_fuel": 100_000_000,
     }

@@ -160,7 +160,7 @@ def test_help_shows_the_fields() -> None:
     """With type and default, from the source; and what the source does not have, it leaves."""
     shown = inspect.getdoc(trio_wasmcache.CacheConfig)
     assert shown
-    assert "    max_size: int = 100 * MiB\n        Bytes of" in shown
+    assert "    max_size: int = 256 * MiB\n        Bytes of" in shown
     assert "total_fuel: int = 1_000_000_000\n" in shown
     assert "max_threads: int = os.cpu_count() or 1\n" in shown
     assert "    chain: tuple[str, ...]\n" in (inspect.getdoc(trio_wasmcache.DeadlockError) or "")

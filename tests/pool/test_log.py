@@ -57,10 +57,10 @@ async def test_opened_resized_closed(fake: FakeKit, log: ListLogger) -> None:
         await f.call(1)
         cache.resize(max_size=10 * PAGE, max_instances=5)
     limits = {
-        "max_size_bytes": 100 * 2**20,
-        "max_instance_size_bytes": 8 * 2**20,
+        "max_size_bytes": 256 * 2**20,
+        "max_instance_size_bytes": 24 * 2**20,
         "max_instances": 4096,
-        "max_code_size_bytes": 40 * 2**20,
+        "max_code_size_bytes": 64 * 2**20,
         "max_running_size_bytes": None,
         "max_result_size_bytes": 256 * 2**20,
         "idle_timeout_seconds": 7.0,
@@ -71,7 +71,7 @@ async def test_opened_resized_closed(fake: FakeKit, log: ListLogger) -> None:
             **limits,
             "max_mappings": None,
             "stack_size_bytes": STACK,
-            "memory_limit_bytes": 16 * 2**20,
+            "memory_limit_bytes": 32 * 2**20,
             "table_limit_elements": 10_000,
             "total_fuel": 1_000_000_000,
             "yield_fuel": 100_000,
@@ -111,6 +111,8 @@ async def test_registered_removed_loaded(fake: FakeKit, log: ListLogger) -> None
         "module_mappings": 0,
         "isolation": "reuse",
         "isolation_verdict": f.isolation_verdict,
+        "cache_verdict": f.cache_verdict,
+        "advice": None,
     }
     first, second = told(log, "registered")
     assert first.pop("compile_seconds") >= 0

@@ -485,4 +485,4 @@ def draw_limits(random: Random) -> tuple[tuple[str, Any], ...]:
 
 def draw_config(random: Random) -> CacheConfig:
     """A configuration with `draw_limits`."""
-    return CacheConfig(stack_size=PAGE, **dict(draw_limits(random)))
+    return CacheConfig(stack_size=PAGE, memory_limit=16 * MiB, **dict(draw_limits(random)))

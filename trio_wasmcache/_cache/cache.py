@@ -29,8 +29,8 @@ from .._abi.names import (
 from .._core.config import CacheConfig
 from .._core.metrics.stats import CacheStats, EntryInfo, ResidentBytes
 from .._core.policy.records import FunctionRecord
-from .._core.wasm.admission import worst_size
-from .._core.wasm.isolation import COMMAND, RESET, REUSE, Isolation, verdict
+from .._core.wasm.admission import least_size, worst_size
+from .._core.wasm.isolation import COMMAND, RESET, REUSE, Isolation, cache_verdict, verdict
 from .._core.wasm.reader import FuncType
 from .._ki import ki_safe_contextmanager
 from .._log import Origin
@@ -380,6 +380,14 @@ class InstanceCache:
     ) -> Function:
         pool, code_size = self._pool, module.record.code_size
         command = declaration.export == COMMAND and binding.signature == FuncType((), ())
+        keeps_state = declaration.isolation == REUSE and not command
+        resets = declaration.isolation == RESET and module.why_not is None
+        kept, advice = cache_verdict(
+            pool.config,
+            least_size(module.artifact.info),
+            seats=not keeps_state,
+            restored=resets,
+        )
         function = Function(
             name=record.key.name,
             args=record.key.args,
@@ -390,6 +398,7 @@ class InstanceCache:
             worst_size=record.worst_size,
             isolation=declaration.isolation,
             isolation_verdict=verdict(declaration.isolation, module.why_not, command=command),
+            cache_verdict=kept,
             acquire=self.acquire,
         )
         definition = Definition(
@@ -399,8 +408,8 @@ class InstanceCache:
             binding,
             declaration.export,
             declaration.called_on_null,
-            declaration.isolation == REUSE and not command,
-            declaration.isolation == RESET and module.why_not is None,
+            keeps_state,
+            resets,
             command,
         )
         record.define(definition)
@@ -426,6 +435,8 @@ class InstanceCache:
             module_mappings=module.record.mappings,
             isolation=function.isolation,
             isolation_verdict=function.isolation_verdict,
+            cache_verdict=function.cache_verdict,
+            advice=advice,
         )
         if old is not None:
             self._retire(old, now, origin, record)

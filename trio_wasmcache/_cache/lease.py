@@ -812,6 +812,9 @@ class Function(Generic[R_co]):
     """Isolation that was asked for: ``"reuse"``, ``"fresh"`` or ``"reset"``."""
     isolation_verdict: str
     """Sentence that explains how this isolation is provided, and why."""
+    cache_verdict: str
+    """Sentence that says what stays in the cache between leases, under the limits at registration;
+    if that is nothing or only a seat, because an instance is too large, which limit to raise."""
     _acquire: Callable[[str, tuple[str, ...]], Lease[R_co]] = field(repr=False, eq=False)
 
     @property

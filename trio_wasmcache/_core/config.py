@@ -120,16 +120,16 @@ class CacheConfig:
         ValueError: fields are out of range; the message lists all bad fields.
     """
 
-    max_size: int = field(default=100 * MiB, metadata=_whole(0))
+    max_size: int = field(default=256 * MiB, metadata=_whole(0))
     """Bytes of all idle instances together, at most; from 0. The least recently used are evicted to
     stay below it. Running instances are not counted."""
-    max_instance_size: int = field(default=8 * MiB, metadata=_whole(0))
+    max_instance_size: int = field(default=24 * MiB, metadata=_whole(0))
     """Bytes above which an instance is not kept when its lease ends; from 0."""
     max_instances: int = field(default=4096, metadata=_whole(1, 16384))
     """Number of idle and running instances together, at most; 1 to 16,384. The kernel's usual limit
     on memory mappings (`vm.max_map_count`, of which a cache uses three quarters) allows about 9,800
     instances that have one memory each."""
-    max_code_size: int = field(default=40 * MiB, metadata=_whole(1))
+    max_code_size: int = field(default=64 * MiB, metadata=_whole(1))
     """Bytes of machine code of loaded modules and of stacks of running instances together, at
     most; from 1."""
     max_running_size: int | None = field(default=None, metadata=_whole_or_none(1))
@@ -141,7 +141,7 @@ class CacheConfig:
     limit (the smaller of `RLIMIT_AS` and 2^47 bytes)."""
     idle_timeout: float = field(default=5.0, metadata=_seconds(zero=False, infinite=True))
     """Seconds after which an unused instance is evicted; above 0. `math.inf`: never."""
-    memory_limit: int = field(default=16 * MiB, metadata=_whole(0))
+    memory_limit: int = field(default=32 * MiB, metadata=_whole(0))
     """Bytes of all linear memories of one instance together, at most; from 0."""
     table_limit: int = field(default=10_000, metadata=_whole(0))
     """Number of elements of all tables of one instance together, at most; from 0."""
@@ -216,6 +216,7 @@ class CacheConfig:
             max_size=4096 * MiB // 100,
             max_instance_size=1 * MiB,
             idle_timeout=5.0,
+            max_code_size=40 * MiB,
             memory_limit=2 * MiB,
             total_fuel=100_000_000,
             yield_fuel=100_000,

@@ -203,6 +203,15 @@ class Registered(OfFunction):
     """Isolation that was asked for: ``"reuse"``, ``"fresh"`` or ``"reset"``."""
     isolation_verdict: str
     """Sentence that explains how this isolation is provided."""
+    cache_verdict: str | None = None
+    """Sentence that says what stays in the cache between leases. None: a log from before this field
+    existed."""
+    advice: str | None = None
+    """The remedy, if its instances can never be kept under the limits."""
+
+    @property
+    def level(self) -> str:
+        return "info" if self.advice is None else "warning"
 
 
 @frozen(kw_only=True)

@@ -171,6 +171,13 @@ def worst_size(info: ModuleInfo, edits: Edits) -> int:
     return pages * WASM_PAGE + elements * TABLE_ELEMENT_SIZE + rest
 
 
+def least_size(info: ModuleInfo) -> int:
+    """Return what an instance takes at least (bytes): what it starts with."""
+    pages = sum(memory.minimum for memory in info.memories)
+    elements = sum(table.limits.minimum for table in info.tables)
+    return pages * WASM_PAGE + elements * TABLE_ELEMENT_SIZE + rest_size(info)
+
+
 def rest_size(info: ModuleInfo) -> int:
     """Return what an instance takes beside memories, elements of tables and scratches (bytes).
 

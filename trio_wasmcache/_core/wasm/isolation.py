@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Final, Literal, TypeAlias
 
-from ..config import WASM_PAGE
+from ..config import WASM_PAGE, CacheConfig
 from .reader import ModuleInfo
 
 Isolation: TypeAlias = Literal["reuse", "fresh", "reset"]
@@ -82,3 +82,37 @@ def verdict(isolation: Isolation, why_not: str | None, *, command: bool = False)
         "reset: an instance is put back to how it began when its lease ends, "
         "or replaced if it has grown"
     )
+
+
+def cache_verdict(
+    config: CacheConfig, least_size: int, *, seats: bool, restored: bool
+) -> tuple[str, str | None]:
+    """Return what stays in the cache between leases of a function, and what to raise, if anything.
+
+    Args:
+        config: The limits.
+        least_size: Bytes that an instance takes at least.
+        seats: Whether a lease may leave a seat: whether the function does not keep its state.
+        restored: Whether its instances are restored, and not closed.
+
+    Returns:
+        A sentence, and the remedy if what should stay never can; None also where a limit of 0 asks
+        for that.
+    """
+    keeps = restored or not seats
+    size, what = (least_size, "an instance") if keeps else (SEAT_SIZE, "a seat")
+    limits = {"max_instance_size": config.max_instance_size, "max_size": config.max_size}
+    short = {name: limit for name, limit in limits.items() if size > limit}
+    takes = f"{what} takes at least {size} bytes"
+    if not short:
+        if not keeps:
+            return "a seat is kept: an instance is closed when its lease ends", None
+        return f"kept: {takes}, and may take up to {min(limits.values())}", None
+    names = " and ".join(short)
+    reached = " and ".join(f"{name} is {limit}" for name, limit in short.items())
+    left = "never kept"
+    if keeps and seats and min(limits.values()) >= SEAT_SIZE:
+        left = "only a seat is kept"
+    remedy = f"raise {names} to at least {size}"
+    said = f"{left}: {takes}, and {reached}; {remedy}"
+    return said, remedy if 0 not in short.values() else None
