@@ -207,7 +207,7 @@ class Registered(OfFunction):
     """Sentence that says what stays in the cache between leases. None: a log from before this field
     existed."""
     advice: str | None = None
-    """The remedy, if its instances can never be kept under the limits. None: there is none to give."""
+    """The remedy, if its instances can never be kept under the limits. None: none is needed."""
 
     @property
     def level(self) -> str:
