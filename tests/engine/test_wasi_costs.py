@@ -14,13 +14,13 @@ from engine.support import WASI, quiet_cache, wat
 from hypothesis import given, strategies as st
 from kits import tries
 
-from trio_wasmcache import ExitError, FuelExhaustedError, InstanceCache
+from trio_wasmcache import ExitError, FuelExhaustedError, InstanceCache, Wasi
 from trio_wasmcache._core.policy.shares import CALL_FUEL
 from trio_wasmcache._core.wasm.admission import WASI_TYPES
 from trio_wasmcache._engine.base import HostCall
 from trio_wasmcache._engine.wasmtime.memory import check_range
 from trio_wasmcache._runtime import session
-from trio_wasmcache._runtime.wasi import FUNCTIONS, PIECE, WasiFunction
+from trio_wasmcache._runtime.wasi import FUNCTIONS, PIECE, WasiFunction, functions_of
 
 LENGTHS = (0, 1, 2**16, 2**24, 2**31, 2**32 - 1)
 DESCRIPTORS = range(5)
@@ -152,6 +152,36 @@ def test_without_a_memory_or_with_a_full_purse_none_goes_wrong(name: str) -> Non
             assert isinstance(found, FuelExhaustedError) or fuel == 0, values
             if isinstance(found, FuelExhaustedError):
                 assert (fuel, sum(pieces), pauses) == (3, 0, []), values
+
+
+GRANTED = (
+    Wasi(),
+    Wasi(args=("x" * 60,) * 1000, env={"A": "b" * 60_000}, stdin=bytes(10**6), stdout="log"),
+    Wasi(stdout=lambda stream, line: None, stderr="drop", stdin=b"abc", random=1, clock=1),
+)
+
+
+@pytest.mark.parametrize("wasi", GRANTED, ids=["nothing", "strings", "functions"])
+@pytest.mark.parametrize("name", sorted(FUNCTIONS))
+def test_what_is_granted_is_bounded_work_and_paid_for(name: str, wasi: Wasi) -> None:
+    """Whatever the buffers are: no call copies more than it says, nor anything for nothing."""
+    function = functions_of(wasi)[WASI, name]
+    cost = function.cost
+    items = (MEMORY if cost.most is None else cost.most) * ITEM_SIZES[cost.item]
+    longest = (PIECE if cost.most is None else items) + cost.copied + FIXED
+    for buffer in ((0, 10), (64, 70_000), (2**20, 2**22), (2**31, 2**31), (2**24 - 1, 2)):
+        memory = CountingMemory()
+        memory.data[: 2**17] = struct.pack("<II", *buffer) * 2**14
+        for values in calls_of(function):
+            state: dict[str, Any] = {}
+            found, _, pieces, fuel = ask(function, values, memory, state)
+            assert isinstance(found, (int, ExitError)), values
+            assert max(pieces) <= longest, values
+            assert sum(pieces) <= 2 * fuel + FIXED, values
+            if sum(pieces) > FIXED:
+                found, _, pieces, fuel = ask(function, values, memory, {}, Purse(3))
+                assert isinstance(found, FuelExhaustedError), values
+                assert (fuel, sum(pieces)) == (3, 0), values
 
 
 # -- in real guests

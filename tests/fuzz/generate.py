@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
+from trio_wasmcache._core.wasm.admission import WASI_TYPES
 from trio_wasmcache._core.wasm.editor import encode_module, i32_const, sleb, uleb
 from trio_wasmcache._core.wasm.reader import Export, FuncType, GlobalType, Import, Limits, TableType
 
@@ -19,7 +20,12 @@ CONSTANTS = {
     "funcref": b"\xd0\x70\x0b",
     "externref": b"\xd0\x6f\x0b",
 }
-NAMES = ("run", "memory", "_initialize", "_scylla_abi", "malloc", "free", "a\nb", "\x1b[2J", "é🦀")
+# Addresses, sizes and descriptors for functions that are imported.
+WILD = (0, 1, 2, 8, 64, 1024, 65_530, -1, -(2**31), 2**31 - 1)
+NAMES = (
+    *("run", "memory", "_initialize", "_start", "_scylla_abi", "malloc", "free"),
+    *("a\nb", "\x1b[2J", "é🦀"),
+)
 
 
 def generate(random: Random) -> bytes:
@@ -37,6 +43,11 @@ def generate(random: Random) -> bytes:
         imports.append(Import(WASI, "sched_yield", "func", FuncType((), ("i32",))))
     if random.random() < 0.2:
         imports.append(Import(WASI, "proc_exit", "func", FuncType(("i32",), ())))
+    if random.random() < 0.3:
+        for name in random.sample(sorted(WASI_TYPES), k=random.randint(1, 3)):
+            if WASI_TYPES[name] not in types:
+                types.append(WASI_TYPES[name])
+            imports.append(Import(WASI, name, "func", WASI_TYPES[name]))
     functions = [random.randrange(len(types)) for _ in range(random.randint(1, 6))]
     all_types = [types.index(item.type) for item in imports] + functions  # type: ignore[arg-type]
     tables = [
@@ -78,7 +89,10 @@ def generate(random: Random) -> bytes:
         start=random.choice(starters) if starters and random.random() < 0.3 else None,
         elements=elements,
         data=data,
-        code=[_body(random, types[kind], all_types, types, memories) for kind in functions],
+        code=[
+            _body(random, types[kind], all_types, types, memories, len(imports))
+            for kind in functions
+        ],
         custom=[("name", b"\0\2\1\n"), ("x", b"y" * 9)] if random.random() < 0.3 else [],
     )
 
@@ -94,6 +108,7 @@ def _body(
     all_types: list[int],
     types: list[FuncType],
     memories: list[Limits],
+    imported: int,
 ) -> bytes:
     """Statements that leave nothing, then the results."""
     code = bytearray(random.choice((b"\0", b"\1\5\x7e", b"\2\1\x7f\1\x7c")))
@@ -109,7 +124,9 @@ def _body(
                 callee = random.randrange(len(all_types))
                 callee_type = types[all_types[callee]]
                 for param in callee_type.params:
-                    code += CONSTANTS[param][:-1]
+                    wild = param == "i32" and callee < imported and random.random() < 0.5
+                    constant = i32_const(random.choice(WILD)) if wild else CONSTANTS[param]
+                    code += constant[:-1]
                 code += b"\x10" + uleb(callee) + b"\x1a" * len(callee_type.results)
             case 4 if memories:
                 code += b"\x41" + sleb(random.choice((0, 65_530, -1))) + b"\x28\0\0\x1a"  # a load

@@ -23,6 +23,7 @@ from trio_wasmcache import (
     KiB,
     MiB,
     SignatureError,
+    Wasi,
     WasmCacheError,
     open_cache,
 )
@@ -41,6 +42,25 @@ CONFIG = CacheConfig(
 # Inputs for one cache; then it is closed, and it is looked at whether anything is left.
 INPUTS_EACH = 50
 VALUES = {"i32": (0, -1, 65_535, 2**31 - 1), "i64": (0, -1, 2**63 - 1), "f32": (0.0, 1e38)}
+
+
+def _raises(stream: str, line: str) -> None:
+    raise ValueError("the disk is full")
+
+
+# Clocks are fixed, as a guest may ask to sleep.
+GRANTS = (
+    Wasi(clock=0),
+    Wasi(stdout="log", stderr="drop", random=1, clock=10**9),
+    Wasi(
+        args=("a", "b"),
+        env={"A": "b"},
+        stdin=bytes(range(256)),
+        stdout=_raises,
+        stderr=lambda stream, line: None,
+        clock=1.5,
+    ),
+)
 ABIS = (None, None, "plain", "scylla", "buffer")
 TYPES = ("i32", "i64", "f32", "f64", "text", "blob", "list<int>", "str", "bytes", "bool")
 
@@ -82,6 +102,7 @@ async def one(cache: InstanceCache, wasm: bytes, random: Random) -> str:
             abi=abi,
             called_on_null=False,
             isolation=random.choice(ISOLATIONS),
+            wasi=random.choice(GRANTS),
         )
     except (WasmCacheError, SignatureError) as error:
         _check(error)

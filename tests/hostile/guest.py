@@ -12,7 +12,7 @@ from typing import Any
 import wasmtime
 from attrs import Factory, field, frozen
 
-from trio_wasmcache import CacheConfig, Function, HostFunction, InstanceCache, MiB
+from trio_wasmcache import CacheConfig, Function, HostFunction, InstanceCache, MiB, Wasi
 
 Imports = Mapping[str, Mapping[str, HostFunction]]
 # Loops end soon, and bombs are small: it is the limits that are tested, not their size.
@@ -65,6 +65,7 @@ class Guest:
     export: str = "run"
     imports: Callable[[InstanceCache, str], Imports] | None = None
     """Made for the cache, and for the name that it is registered under there."""
+    wasi: Wasi | None = field(default=None, kw_only=True)
     at_once: int = field(default=1, kw_only=True)
     """How many tasks call it at the same time, each in an instance of its own."""
     rows: int = field(default=0, kw_only=True)
@@ -92,6 +93,7 @@ class Guest:
             export=self.export,
             abi=self.abi,
             imports=self.imports and self.imports(cache, name),
+            wasi=self.wasi,
             concurrency=self.concurrency,
             isolation=isolation,
         )

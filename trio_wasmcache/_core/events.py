@@ -471,8 +471,7 @@ class Output(Event):
     stream: str | None = None
     """Name of the stream, ``"stdout"`` or ``"stderr"``; None if lines were dropped."""
     line: str | None = None
-    """Line of printable text, of at most 1 KiB before the rest was escaped; None if lines were
-    dropped."""
+    """Line of printable text, of at most 1,024 characters; None if lines were dropped."""
     dropped_lines: int = 0
     """Number of lines of the group that were dropped since its last event with such a number."""
     dropped_bytes: int = 0

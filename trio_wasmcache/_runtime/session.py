@@ -18,8 +18,9 @@ from typing import Any, Final, cast, final
 
 from attrs import field, frozen
 
-from .._core.output import CALL_LINES, Lines, Tail, line_text
+from .._core.output import CALL_LINES, MAX_LINE, Lines, Tail, line_text
 from .._core.policy.shares import CALL_FUEL
+from .._core.text import cut
 from .._engine.base import HostCall, HostCaller
 from .user_code import call_unprotected
 from .wasi_config import (
@@ -260,7 +261,7 @@ class Session:
                 taken = True
         elif self._logged < CALL_LINES:
             self._logged += 1
-            taken = caller.log_line(stream.name, line_text(line))
+            taken = caller.log_line(stream.name, cut(line_text(line), MAX_LINE))
             if self._logged == CALL_LINES:
                 self._mute()
         if not taken:
