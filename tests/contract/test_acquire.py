@@ -23,6 +23,54 @@ async def test_1_a_function_is_found_by_its_exact_name_and_types(kit: Kit) -> No
             assert await two.call(10, 20) == 30
 
 
+async def test_1_types_may_be_left_out_where_there_is_no_overload(kit: Kit) -> None:
+    """The name suffices while one function has it; a hit takes the same short way as with types."""
+
+    async def gives(result: int) -> None:
+        async with cache.acquire("f") as lease:
+            assert lease.function.name == "f"
+            assert await lease.call(*(1,) * len(lease.function.args)) == result
+        only = cache.functions()[0] if len(cache.functions()) == 1 else None
+        if only is not None:
+            exact = cache._pool.exact
+            assert exact["f", None] is exact["f", only.args]
+
+    async with kit.open() as cache:
+        await add(cache, "f", kit.adding(1))
+        await gives(2)
+        await gives(2)
+        assert (cache.stats().hits, cache.stats().misses) == (1, 1)
+        await cache.warm("f")
+        await add(cache, "f", kit.adding(5), replace=True)
+        await gives(6)
+        await add(cache, "f", kit.adding_two(), args=("i64", "i64"))
+        said = (
+            "there are 2 functions f: f(i64), f(i64, i64); give the types of the arguments of one, "
+            'such as args=("i64",)'
+        )
+        group = cache.scheduling_group("other", capacity=1)
+        async with group as other:
+            for lease in (cache.acquire("f"), other.acquire("f")):
+                with pytest.raises(UnknownFunctionError) as caught:
+                    await lease.__aenter__()
+                assert str(caught.value) == said
+        with pytest.raises(UnknownFunctionError, match="there are 2 functions f"):
+            await cache.warm("f")
+        cache.remove("f", ("i64",))
+        await gives(2)
+        async with cache.scheduling_group("third", capacity=1) as other:
+            async with other.acquire("f") as lease:
+                assert await lease.call(1, 2) == 3
+        cache.remove("f")
+        with pytest.raises(UnknownFunctionError, match="^no function f is registered$"):
+            await cache.acquire("f").__aenter__()
+        await add(cache, "g", kit.adding(1))
+        with pytest.raises(UnknownFunctionError, match=r"did you mean g\(i64\)\?$"):
+            await cache.acquire("gg").__aenter__()
+        assert cache._pool.exact.keys() == {("g", None), ("g", ("i64",))}
+        check_invariants(cache)
+
+
 async def test_1_types_are_normalised_on_a_miss(kit: Kit) -> None:
     """Types spelt in another way, or given as a list, name the same function."""
     async with kit.open() as cache:

@@ -485,7 +485,7 @@ class InstanceCache:
 
     # -- leases
 
-    def acquire(self, name: str, args: Sequence[str]) -> Lease:
+    def acquire(self, name: str, args: Sequence[str] | None = None) -> Lease:
         """Return a lease of an instance, for use in a block: ``async with cache.acquire(...)``.
 
         The instance is acquired when the block is entered; see `Lease.__aenter__` for the errors.
@@ -494,13 +494,16 @@ class InstanceCache:
 
         Args:
             name: name of the function.
-            args: types of its arguments, as registered.
+            args: types of its arguments, as registered; None if there is only one function of that
+                name.
         """
         groups = self._groups
         return Lease(self._pool, groups.find() if groups_around() else groups.main, name, args)
 
     @trio.lowlevel.enable_ki_protection
-    async def warm(self, name: str, args: Sequence[str], count: int = 1) -> None:
+    async def warm(
+        self, name: str, args: Sequence[str] | None = None, count: int = 1
+    ) -> None:
         """Load instances of a function ahead of use, until the caller's group has `count` of them.
 
         Running instances are counted. It stops early if the instances are too large to be kept.
@@ -508,7 +511,8 @@ class InstanceCache:
 
         Args:
             name: name of the function.
-            args: types of its arguments, as registered.
+            args: types of its arguments, as registered; None if there is only one function of that
+                name.
             count: number of instances; 1 to the function's concurrency.
 
         Raises:

@@ -166,7 +166,7 @@ class SchedulingGroup:
             _start_inside, self._chain, async_fn, args, name=async_fn if name is None else name
         )
 
-    def acquire(self, name: str, args: Sequence[str]) -> Lease:
+    def acquire(self, name: str, args: Sequence[str] | None = None) -> Lease:
         """Return a lease as `InstanceCache.acquire` does, but in this group.
 
         The caller may be in any group, or in none. See `Lease.__aenter__` for the errors of
@@ -174,7 +174,8 @@ class SchedulingGroup:
 
         Args:
             name: name of the function.
-            args: types of its arguments, as registered.
+            args: types of its arguments, as registered; None if there is only one function of that
+                name.
         """
         return Lease(self._pool, self._state, name, args)
 

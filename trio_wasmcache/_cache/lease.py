@@ -126,7 +126,7 @@ class Lease(Generic[R_co]):
         pool: Pool,
         group: GroupState,
         name: str,
-        args: Sequence[str],
+        args: Sequence[str] | None,
         warm: bool = False,
     ) -> None:
         self._pool = pool
@@ -143,7 +143,8 @@ class Lease(Generic[R_co]):
         """Acquire an instance: an idle one if there is one, else wait, or load a new one.
 
         Raises:
-            UnknownFunctionError: the function is not registered, or was removed during the wait.
+            UnknownFunctionError: the function is not registered, or was removed during the wait;
+                or `args` were not given and there are several functions of that name.
             LoadError: the instance can't be made, or its start function failed.
             LinkError: an import of the module can't be linked.
             CodeMemoryError: the instance can't fit into `max_code_size` or `max_running_size`; or

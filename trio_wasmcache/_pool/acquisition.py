@@ -81,7 +81,7 @@ class Acquisition:
         self.definition: Definition | None = None
         """Definition of the function whose instance is, or was, being made."""
 
-    async def run(self, name: str, args: Sequence[str]) -> tuple[Request, BoundFunction]:
+    async def run(self, name: str, args: Sequence[str] | None) -> tuple[Request, BoundFunction]:
         """Take a token, then an instance of the function.
 
         Returns:

@@ -81,7 +81,7 @@ class Pool:
         self.journal: Journal = Journal(log, config.log_uses)
         self.policy: Policy = Policy(config, engine.system)
         self.registry: Registry = Registry()
-        self.exact: Mapping[tuple[str, tuple[str, ...]], FunctionRecord] = self.registry.exact
+        self.exact: Mapping[tuple[str, tuple[str, ...] | None], FunctionRecord] = self.registry.exact
         self.runner: Runner = Runner(config)
         self.results: ResultMemory = ResultMemory()
         self.result_book: ResultBook = ResultBook(config.max_result_size)

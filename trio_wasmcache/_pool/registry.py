@@ -11,7 +11,7 @@ from attrs import define, field
 from .._core.errors import DuplicateFunctionError, UnknownFunctionError
 from .._core.keys import MAX_NAME_LENGTH, FunctionKey, near_misses, normalise_types
 from .._core.policy.records import FunctionRecord
-from .._core.text import printable
+from .._core.text import listed, printable, quoted
 
 
 @final
@@ -25,14 +25,21 @@ class Registry:
     """Keys that are being registered, and the scope around each registration."""
     generations: dict[FunctionKey, int] = field(factory=dict)
     """Last generation of each key that was ever registered."""
-    exact: dict[tuple[str, tuple[str, ...]], FunctionRecord] = field(factory=dict)
-    """Record of each function by its name and types in their normal spelling, for fast lookups."""
+    exact: dict[tuple[str, tuple[str, ...] | None], FunctionRecord] = field(factory=dict)
+    """Record of each function by its name and types in their normal spelling, for fast lookups;
+    and by its name and None, if no other function has that name."""
+    _overloads: dict[str, int] = field(factory=dict)  # {name: functions of that name}
 
-    def find(self, name: str, args: Sequence[str]) -> FunctionRecord:
+    def find(self, name: str, args: Sequence[str] | None) -> FunctionRecord:
         """Return the function of this name and these types; their normal spelling is fastest.
 
+        Args:
+            name: its name.
+            args: types of its arguments; None if it is the only function of that name.
+
         Raises:
-            UnknownFunctionError: no such function is registered; the message names similar ones.
+            UnknownFunctionError: no such function is registered, or there are several if `args` is
+                None; the message names similar ones.
             TypeError: the name is not a str, or `args` is not a sequence of str.
         """
         try:
@@ -41,14 +48,34 @@ class Registry:
             pass
         if not isinstance(name, str):
             raise TypeError(f"a function name must be a str, got {name!r:.100}")
-        key = FunctionKey(name, normalise_types(args, f"{printable(name, MAX_NAME_LENGTH)}: args"))
+        shown = printable(name, MAX_NAME_LENGTH)
+        if args is None:
+            return self._find_only(name, shown)
+        key = FunctionKey(name, normalise_types(args, f"{shown}: args"))
         try:
             return self.functions[key]
         except KeyError:
             pass
+        raise UnknownFunctionError(f"no function {key} is registered{self._hint(key)}")
+
+    def _find_only(self, name: str, shown: str) -> FunctionRecord:
+        """Return the only function of a name; raise `UnknownFunctionError` if it is not one."""
+        named = [record for key, record in self.functions.items() if key.name == name]
+        if len(named) == 1:
+            return named[0]
+        if not named:
+            hint = self._hint(FunctionKey(name, ()))
+            raise UnknownFunctionError(f"no function {shown} is registered{hint}")
+        keys = [str(record.key) for record in named]
+        first = quoted(named[0].key.args)
+        raise UnknownFunctionError(
+            f"there are {len(keys)} functions {shown}: {listed(keys, 4)}; give the types of the "
+            f"arguments of one, such as args={first}"
+        )
+
+    def _hint(self, key: FunctionKey) -> str:
         similar = near_misses(key, self.functions)
-        hint = f"; did you mean {' or '.join(similar)}?" if similar else ""
-        raise UnknownFunctionError(f"no function {key} is registered{hint}")
+        return f"; did you mean {' or '.join(similar)}?" if similar else ""
 
     def reserve(self, key: FunctionKey, replace: bool) -> trio.CancelScope:
         """Reserve a key before anything is awaited; `release` frees it.
@@ -87,7 +114,13 @@ class Registry:
         """Make `record` the function of its key; return the record that it replaces, or None."""
         old = self.functions.get(record.key)
         self.functions[record.key] = record
-        self.exact[record.key.name, record.key.args] = record
+        name = record.key.name
+        self.exact[name, record.key.args] = record
+        count = self._overloads[name] = self._overloads.get(name, 0) + (old is None)
+        if count == 1:
+            self.exact[name, None] = record
+        else:
+            self.exact.pop((name, None), None)
         return old
 
     def take(self, name: str, args: Sequence[str] | None) -> list[FunctionRecord]:
@@ -101,8 +134,18 @@ class Registry:
         else:
             found = [record for key, record in self.functions.items() if key.name == name]
             if not found:
-                self.find(name, ())
+                self.find(name, None)
         for record in found:
             del self.functions[record.key]
             del self.exact[record.key.name, record.key.args]
+            self._forget_overload(record.key.name)
         return found
+
+    def _forget_overload(self, name: str) -> None:
+        self._overloads[name] -= 1
+        self.exact.pop((name, None), None)
+        if not self._overloads[name]:
+            del self._overloads[name]
+        elif self._overloads[name] == 1:
+            (only,) = (record for key, record in self.functions.items() if key.name == name)
+            self.exact[name, None] = only
