@@ -15,7 +15,7 @@ import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
-from typing import ParamSpec, TypeVar, final
+from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar, final
 
 import trio
 
@@ -61,15 +61,34 @@ def ki_safe_contextmanager(
 
     @functools.wraps(function)
     def protected(*args: P.args, **kwargs: P.kwargs) -> AbstractAsyncContextManager[T]:
-        return _KISafe(make(*args, **kwargs))
+        return _KISafe(make(*args, **kwargs), function.__name__)
 
     return protected
 
 
 @final
 class _KISafe(AbstractAsyncContextManager[T]):
-    def __init__(self, manager: AbstractAsyncContextManager[T]) -> None:
+    def __init__(self, manager: AbstractAsyncContextManager[T], name: str) -> None:
         self._manager = manager
+        self._name = name
+
+    if not TYPE_CHECKING:  # checkers find these mistakes by themselves
+
+        def __enter__(self) -> NoReturn:
+            raise TypeError(f"use async with {self._name}(...), not with")
+
+        def __exit__(self, *_: object) -> NoReturn:
+            raise AssertionError("it can't be entered so")
+
+        def __await__(self) -> NoReturn:
+            raise TypeError(f"{self._name}() is not awaited: use async with {self._name}(...)")
+
+        def __getattr__(self, name: str) -> NoReturn:
+            function = vars(self).get("_name", "it")  # it may be copied without its attributes
+            raise AttributeError(
+                f"{function}() has no attribute {name!r} before it is entered: use async with "
+                f"{function}(...) as ..."
+            )
 
     @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> T:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from sys import _getframe
 from threading import get_ident
 from types import CodeType, FrameType
-from typing import TypeVar, final
+from typing import NoReturn, TypeVar, final
 
 import trio
 
@@ -145,6 +145,18 @@ class Owner:
             "trio.lowlevel.current_trio_token() of the run that opened the cache, or receive "
             "signals with trio.open_signal_receiver"
         )
+
+
+def refuse_copy(thing: object, remedy: str) -> NoReturn:
+    """Refuse to pickle or copy a part of an open cache: `__reduce__` of its class.
+
+    Raises:
+        TypeError: always.
+    """
+    raise TypeError(
+        f"a {type(thing).__name__} can't be pickled or copied, as it belongs to an open cache: "
+        f"{remedy}"
+    )
 
 
 def check_trio(function: str) -> None:

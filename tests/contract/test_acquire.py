@@ -62,7 +62,7 @@ async def test_1_types_may_be_left_out_where_there_is_no_overload(kit: Kit) -> N
             async with other.acquire("f") as lease:
                 assert await lease.call(1, 2) == 3
         cache.remove("f")
-        with pytest.raises(UnknownFunctionError, match="^no function f is registered$"):
+        with pytest.raises(UnknownFunctionError, match=r"^no function f is registered$"):
             await cache.acquire("f").__aenter__()
         await add(cache, "g", kit.adding(1))
         with pytest.raises(UnknownFunctionError, match=r"did you mean g\(i64\)\?$"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, strategies as st
 
-from trio_wasmcache._core.text import cut, escaped, printable, shown
+from trio_wasmcache._core.text import cut, escaped, fold, listed, printable, quoted, shown
 
 
 def test_short_text_stays() -> None:
@@ -54,3 +54,32 @@ def test_escaped_text_differs_where_it_can_not_be_printed(text: str) -> None:
     assert escaped(text) == wanted
     full = text + "".join(map(chr, range(0x4E00, 0x4E00 + 2000)))
     assert escaped(full) == wanted + full[len(text) :]
+
+
+@pytest.mark.parametrize(
+    ("frames", "folded"),
+    [
+        ("", []),
+        ("a b c", ["a", "b", "c"]),
+        ("a a", ["a", "a"]),
+        ("a a a", ["a (3 times)"]),
+        ("a b b b b c", ["a", "b (4 times)", "c"]),
+        ("a b a b", ["a", "b", "... and these 2 frames once more"]),
+        ("a b a b a b", ["a", "b", "... and these 2 frames 2 more times"]),
+        ("x a b c a b c a", ["x", "a", "b", "c", "... and these 3 frames once more", "a"]),
+    ],
+)
+def test_repeated_frames_are_folded(frames: str, folded: list[str]) -> None:
+    """One that repeats, and several that do so together, where that makes the list shorter."""
+    assert fold(frames.split()) == folded
+
+
+def test_long_lists_of_names_are_cut() -> None:
+    """The rest is counted."""
+    assert listed(["i64"] * 3) == "i64, i64, i64"
+    assert listed(["i64"] * 1000, 2) == "i64, i64, ... and 998 more"
+    assert (quoted(()), quoted(["i64"]), quoted(["i64", "f64"])) == (
+        "()",
+        '("i64",)',
+        '("i64", "f64")',
+    )

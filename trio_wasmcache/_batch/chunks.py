@@ -163,7 +163,7 @@ class Chunks:
         if row != self._watched:
             self._watched, self._watched_since = row, left
         elif self._watched_since - left >= self.total_fuel:
-            raise FuelExhaustedError(f"the row burnt all of its fuel, {self.total_fuel} units")
+            raise FuelExhaustedError("the row burnt all of its fuel")
 
     def _make_way(self) -> None:
         """In a thread, let the event loop have the GIL every `LOOP_EVERY` seconds."""

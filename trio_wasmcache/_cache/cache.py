@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from typing import Any, Literal, Unpack, final, overload
+from typing import Any, Literal, NoReturn, Unpack, final, overload
 
 import trio
 from attrs import evolve
@@ -34,6 +34,7 @@ from .._core.wasm.isolation import COMMAND, RESET, REUSE, Isolation, cache_verdi
 from .._core.wasm.reader import FuncType
 from .._ki import ki_safe_contextmanager
 from .._log import Origin
+from .._owner import refuse_copy
 from .._pool.pool import COMPILE_SHARE
 from .._pool.registration import Declaration, Missing, declare, read_source
 from .._public import public
@@ -78,6 +79,9 @@ class InstanceCache:
         self._compiler = parts.compiler
         self._statistics = parts.statistics
         _parts[self] = parts
+
+    def __reduce__(self) -> NoReturn:
+        refuse_copy(self, "open one in each process, and register its functions there")
 
     # -- functions
 
@@ -501,9 +505,7 @@ class InstanceCache:
         return Lease(self._pool, groups.find() if groups_around() else groups.main, name, args)
 
     @trio.lowlevel.enable_ki_protection
-    async def warm(
-        self, name: str, args: Sequence[str] | None = None, count: int = 1
-    ) -> None:
+    async def warm(self, name: str, args: Sequence[str] | None = None, count: int = 1) -> None:
         """Load instances of a function ahead of use, until the caller's group has `count` of them.
 
         Running instances are counted. It stops early if the instances are too large to be kept.

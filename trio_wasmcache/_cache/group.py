@@ -15,7 +15,7 @@ import functools
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from types import CoroutineType
-from typing import Any, Protocol, TypeVarTuple, final, overload
+from typing import Any, NoReturn, Protocol, TypeVarTuple, final, overload
 
 import trio
 from attrs import frozen
@@ -24,7 +24,7 @@ from .._core.config import bad_capacity, bad_shares
 from .._core.events import Reason
 from .._core.policy.records import Stage
 from .._ki import ki_safe_contextmanager, let_others_run, outlast
-from .._owner import calls_user
+from .._owner import calls_user, refuse_copy
 from .._pool.capacity import GroupState, new_group_state
 from .._pool.evictor import AT_ONCE
 from .._pool.pool import CLOSED, Pool
@@ -76,6 +76,9 @@ class SchedulingGroup:
         self._state = state
         self._nursery = nursery
         self._chain = (*_groups.get(), _Inside(self, state, pool))
+
+    def __reduce__(self) -> NoReturn:
+        refuse_copy(self, "open another with cache.scheduling_group(name, capacity=...)")
 
     @property
     def name(self) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from sys import _getframe
 from threading import get_ident
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, final
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypeVar, final
 
 import trio
 from attrs import field, frozen
@@ -36,6 +36,7 @@ from .._core.policy.shares import BURST_FUEL, CALL_FUEL
 from .._core.stack_room import check_headroom
 from .._core.wasm.isolation import Isolation
 from .._engine.base import UNDER_WAY, GuestMemory, InexactError, NoMemoryError
+from .._owner import refuse_copy
 from .._pool.acquisition import Acquisition
 from .._pool.capacity import GroupState
 from .._pool.pool import Pool
@@ -137,6 +138,25 @@ class Lease(Generic[R_co]):
         self._calls = 0
 
     # -- the block
+
+    if not TYPE_CHECKING:  # checkers find these mistakes by themselves
+
+        def __enter__(self) -> NoReturn:
+            raise TypeError(
+                f"use async with cache.acquire({shown(self._name)}, ...) as lease, not with"
+            )
+
+        def __exit__(self, *_: object) -> NoReturn:
+            raise AssertionError("it can't be entered so")
+
+        def __await__(self) -> NoReturn:
+            raise TypeError(
+                f"a lease is not awaited: use async with cache.acquire({shown(self._name)}, ...) "
+                "as lease"
+            )
+
+    def __reduce__(self) -> NoReturn:
+        refuse_copy(self, "acquire another")
 
     @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> Self:
@@ -628,7 +648,8 @@ class Lease(Generic[R_co]):
         acquisition = self._acquisition
         loading = acquisition is not None and acquisition.start is not None
         state = "loading" if loading else self._state.value
-        return f"<Lease of {self._name!r} in group {self._group.record.name!r}: {state}>"
+        name, group = shown(self._name), shown(self._group.record.name)
+        return f"<Lease of {name} in group {group}: {state}>"
 
     # -- inside
 
@@ -652,25 +673,34 @@ class Lease(Generic[R_co]):
 
     def _unusable(self) -> Exception:
         """Return the error for a use that the state does not allow."""
-        state = self._state
+        state, name = self._state, shown(self._name)
         if state is ENDED:
             if self._group.record.closed or self._pool.closed:
-                return self._pool.closed_error(self._group.record)
-            return trio.ClosedResourceError("this lease has ended")
+                return self._pool.closed_error(self._group.record, name)
+            return trio.ClosedResourceError(f"this lease of {name} has ended; acquire another")
         if state is NEW:
-            return RuntimeError("enter the lease first: async with cache.acquire(...) as lease")
+            return RuntimeError(
+                f"enter the lease first: async with cache.acquire({shown(self._name)}, ...) as "
+                "lease"
+            )
         if state is ACQUIRING:
-            return trio.BusyResourceError("the instance of this lease is being made")
+            return trio.BusyResourceError(
+                f"the instance of this lease of {name} is being made; it can't be used before its "
+                "start has ended"
+            )
         if state is BROKEN:
             return trio.BrokenResourceError(
-                f"an earlier call of {self._name!r} in this lease failed or was cancelled: "
+                f"an earlier call of {name} in this lease failed or was cancelled: "
                 "its instance is unusable; acquire another"
             )
         if state is EXITED:
             return trio.BrokenResourceError(
-                f"the command {self._name!r} has exited in this lease: acquire another to run it"
+                f"the command {name} has exited in this lease: acquire another to run it"
             )
-        return trio.BusyResourceError("another call of this lease is under way")
+        return trio.BusyResourceError(
+            f"another call of {name} is under way in this lease; await it first, or acquire a "
+            "lease in each task"
+        )
 
     def _guest_memory(self) -> GuestMemory:
         """Return the memory as it can be used now: suspended in a host call, or the instance's."""
@@ -686,7 +716,7 @@ class Lease(Generic[R_co]):
                 raise self._unusable()
             memory = call.memory
         if memory is None:
-            raise LookupError(f"the module of {self._name!r} exports no memory")
+            raise LookupError(f"the module of {shown(self._name)} exports no memory")
         return memory
 
     def _activity(self) -> Activity | None:
@@ -707,6 +737,9 @@ class LeaseMemory:
     """
 
     __slots__ = ("_memory",)
+
+    def __reduce__(self) -> NoReturn:
+        refuse_copy(self, "copy the bytes that read() returns")
 
     def __init__(self, memory: Callable[[], GuestMemory]) -> None:
         self._memory = memory
@@ -817,6 +850,9 @@ class Function(Generic[R_co]):
     """Sentence that says what stays in the cache between leases, under the limits at registration;
     if that is nothing or only a seat, because an instance is too large, which limit to raise."""
     _acquire: Callable[[str, tuple[str, ...]], Lease[R_co]] = field(repr=False, eq=False)
+
+    def __reduce__(self) -> NoReturn:
+        refuse_copy(self, "keep its name and args, and use cache.acquire(name, args) of any cache")
 
     @property
     def key(self) -> FunctionKey:

@@ -9,6 +9,9 @@ import itertools
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 
+# Functions that call each other in a circle, at most, which a backtrace shows once.
+MAX_CYCLE = 8
+
 
 def cut(text: str, limit: int) -> str:
     """Return at most `limit` characters; dots replace the rest."""
@@ -25,6 +28,38 @@ def listed(names: Sequence[str], limit: int = 10) -> str:
     """Return at most `limit` names, and the number of the others."""
     more = f", ... and {len(names) - limit} more" if len(names) > limit else ""
     return f"{', '.join(names[:limit])}{more}"
+
+
+def fold(frames: Sequence[str]) -> list[str]:
+    """Return the frames of a backtrace, with repeated ones of a recursion once, and how often."""
+    folded: list[str] = []
+    at = 0
+    while at < len(frames):
+        length, times = _repetition(frames, at)
+        part = frames[at : at + length]
+        if times * length <= length + 1:  # folding would save no line
+            folded.append(frames[at])
+            at += 1
+        elif length == 1:
+            folded.append(f"{part[0]} ({times} times)")
+            at += times
+        else:
+            more = "once more" if times == 2 else f"{times - 1} more times"
+            folded += [*part, f"... and these {length} frames {more}"]
+            at += times * length
+    return folded
+
+
+def _repetition(frames: Sequence[str], at: int) -> tuple[int, int]:
+    """Return the length of the part that is repeated from `at` on, and how often it is there."""
+    best = 1, 1
+    for length in range(1, MAX_CYCLE + 1):
+        part, times = frames[at : at + length], 1
+        while frames[at + times * length : at + (times + 1) * length] == part:
+            times += 1
+        if times > 1 and times * length > best[0] * best[1]:
+            best = length, times
+    return best
 
 
 def quoted(names: Sequence[str], limit: int = 10) -> str:

@@ -17,7 +17,14 @@ import trio
 from attrs import frozen
 from trio.lowlevel import Abort, RaiseCancelT, Task
 
-from .._core.errors import DeadlockError, GuestError, LinkError, LoadError, WasmCacheError
+from .._core.errors import (
+    DeadlockError,
+    FuelExhaustedError,
+    GuestError,
+    LinkError,
+    LoadError,
+    WasmCacheError,
+)
 from .._core.events import Reason
 from .._core.keys import FunctionKey
 from .._core.metrics.counters import LOADS, microseconds
@@ -34,9 +41,10 @@ from .._core.policy.records import (
 )
 from .._core.policy.shares import BURST_FUEL
 from .._core.stack_room import check_headroom
+from .._core.text import shown
 from .._engine.base import GuestInstance, NoMemoryError
 from .._log import Origin
-from .._runtime.bound import BoundFunction, Definition, bind
+from .._runtime.bound import BoundFunction, Definition, bind, fuel_limit
 from .._runtime.start import Start
 from .capacity import GroupState
 from .pool import CLOSED, Pool
@@ -68,6 +76,7 @@ class Acquisition:
         self._pool = pool
         self._group = group
         self._task = task
+        self._name: object = None  # of the function
         self._lease = lease
         self._give_up = give_up
         self._warm = warm
@@ -95,6 +104,7 @@ class Acquisition:
         **Cancellation:** nothing is held.
         """
         pool, capacity = self._pool, self._group.capacity
+        self._name = name
         if pool.exits.pending:
             pool.exits.run()
         if self._group.record.closed or pool.closed:
@@ -280,7 +290,7 @@ class Acquisition:
                     definition.module.unload()
                 raise
             now = pool.now()
-            problem = _explain(function.key, error)
+            problem = _explain(function.key, error, pool.config.total_fuel)
             if isinstance(problem, Exception) and not isinstance(problem, trio.ClosedResourceError):
                 pool.journal.failed(request, instance, problem, now, self._cause())
             pool.journal.abandoned(request, type(problem).__name__, now)
@@ -334,7 +344,7 @@ class Acquisition:
     # -- closing
 
     def _closed_error(self) -> Exception:
-        return self._pool.closed_error(self._group.record)
+        return self._pool.closed_error(self._group.record, shown(self._name))
 
 
 @final
@@ -350,11 +360,12 @@ class _TokenWait:
         self.note(CLOSED)
 
 
-def _explain(key: FunctionKey, error: BaseException) -> BaseException:
+def _explain(key: FunctionKey, error: BaseException, total_fuel: int) -> BaseException:
     """Return the error that the caller gets for an error of loading."""
     if isinstance(error, GuestError) and getattr(error, "code", "") != "host":
+        limit = f"; {fuel_limit(total_fuel)}" if isinstance(error, FuelExhaustedError) else ""
         return LoadError(
-            f"{key} could not be instantiated: its start function failed: {error}"
+            f"{key} could not be instantiated: its start function failed: {error}{limit}"
             f"{last_words(error.output)}",
             output=error.output,
         )

@@ -16,6 +16,7 @@ from .._core.keys import FunctionKey
 from .._core.policy.instances import Step
 from .._core.policy.policy import Policy
 from .._core.policy.records import FunctionRecord, GroupRecord, Request
+from .._core.text import shown
 from .._core.wasm.isolation import SEAT_SIZE
 from .._engine.base import Engine
 from .._log import LogWriter
@@ -81,7 +82,9 @@ class Pool:
         self.journal: Journal = Journal(log, config.log_uses)
         self.policy: Policy = Policy(config, engine.system)
         self.registry: Registry = Registry()
-        self.exact: Mapping[tuple[str, tuple[str, ...] | None], FunctionRecord] = self.registry.exact
+        self.exact: Mapping[tuple[str, tuple[str, ...] | None], FunctionRecord] = (
+            self.registry.exact
+        )
         self.runner: Runner = Runner(config)
         self.results: ResultMemory = ResultMemory()
         self.result_book: ResultBook = ResultBook(config.max_result_size)
@@ -244,10 +247,10 @@ class Pool:
         self.policy.close()
         self.registry.close()
 
-    def closed_error(self, group: GroupRecord) -> trio.ClosedResourceError:
-        """Return the error for using a group that is closed, or whose cache is."""
-        what = "cache" if self.closed else f"scheduling group {group.name!r}"
-        return trio.ClosedResourceError(f"the {what} is closed")
+    def closed_error(self, group: GroupRecord, function: str) -> trio.ClosedResourceError:
+        """Return the error for using a function in a group that is closed, or whose cache is."""
+        what = "cache" if self.closed else f"scheduling group {shown(group.name)}"
+        return trio.ClosedResourceError(f"{function} can't be used: the {what} is closed")
 
     def resize(self, config: CacheConfig) -> None:
         """Change the limits, and evict instances that no longer fit."""

@@ -409,7 +409,7 @@ class Compiler:
         if job.error is not None:
             raise job.error
         if job.module is None:
-            raise trio.ClosedResourceError("the cache was closed while this module compiled")
+            raise trio.ClosedResourceError(f"the cache was closed while {declaration.key} compiled")
         binding = self._check(job.module.artifact.info, declaration)
         # Another registration may have been first, and its function may have been removed since.
         module = self.modules.get(job.module.equal, job.module)

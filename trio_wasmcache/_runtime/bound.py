@@ -10,7 +10,7 @@ from attrs import Factory, define, frozen
 from .._abi.base import Binding, Guest, Steps, Value
 from .._abi.plain import shown
 from .._core.config import KiB
-from .._core.errors import GuestError
+from .._core.errors import FuelExhaustedError, GuestError
 from .._core.output import last_words
 from .._core.policy.policy import Policy
 from .._core.policy.records import Entry, FunctionRecord, Instance
@@ -149,8 +149,11 @@ class BoundFunction:
         burnt = f" after {fuel} units of fuel" if fuel else ""
         row = "" if error.row is None else f" in row {error.row} of a batch,"
         what = f"{key}{row} called with ({listed}){burnt}"
+        reason = error.args[0]
+        if isinstance(error, FuelExhaustedError):
+            reason = f"{reason}; {fuel_limit(self.total_fuel)}"
         words = last_words(error.output)
-        error.args = (f"{what}: {error.args[0]}{words}{trace}", *error.args[1:])
+        error.args = (f"{what}: {reason}{words}{trace}", *error.args[1:])
         if self.counts_results:
             # Frames and errors of a conversion would keep the data that was converted.
             error.__traceback__ = error.__context__ = None
@@ -181,6 +184,11 @@ def bind(
         binding.lift,
         binding.steps,
     )
+
+
+def fuel_limit(total_fuel: int) -> str:
+    """Return the limit of fuel and the remedy, as the end of a message."""
+    return f"total_fuel is {total_fuel}: raise it, unless the guest is in an endless loop"
 
 
 def _the_long_way(_native: GuestInstance) -> int:

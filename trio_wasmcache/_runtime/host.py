@@ -136,7 +136,13 @@ class HostFunction:
         if self._abi.lift is not None:
             lifted = self._abi.lift(values[0] if len(values) == 1 else values)
             values = (lifted,) if len(values) == 1 else lifted
-        result = call_unprotected(self.fn, values)
+        try:
+            result = call_unprotected(self.fn, values)
+        except StopIteration as error:
+            raise RuntimeError(
+                f"{self._abi.what} raised StopIteration, which no coroutine can raise further: "
+                "return a value, or raise another exception"
+            ) from error
         return self._rest(result) if inspect.isawaitable(result) else self._checked(result)
 
     async def _rest(self, result: Awaitable[object]) -> tuple[object, ...]:

@@ -123,8 +123,14 @@ class Waits:
         if len(lines) > FIRST_SHOWN + LAST_SHOWN + 1:
             left_out = len(lines) - FIRST_SHOWN - LAST_SHOWN
             shown[FIRST_SHOWN:-LAST_SHOWN] = [f"{left_out} more tasks wait likewise"]
+        if len(chain) == 1:
+            holder = "itself"
+        elif owner in self._holders(chain[-1][1]):
+            holder = "the first"
+        else:
+            holder = "tasks that wait for each other"
         return DeadlockError(
-            f"this wait would never end: {', held while '.join(shown)}, held by the first; "
+            f"this wait would never end: {', held while '.join(shown)}, held by {holder}; "
             "release one before acquiring the other, or raise concurrency or the limits",
             lines,
         )

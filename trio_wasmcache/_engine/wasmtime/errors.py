@@ -13,7 +13,7 @@ from ..._core.errors import (
     StackOverflowError,
     TrapError,
 )
-from ..._core.text import printable
+from ..._core.text import fold, printable
 from ..base import NoMemoryError
 from . import native
 
@@ -184,6 +184,7 @@ def _take_frames(frames: native.PointerVec) -> tuple[str, ...]:
         offset = native.wasm_frame_module_offset(frame)
         # Where it is not known, as in the prologue that found no stack, the offset is -1.
         lines.append(label if offset == UNKNOWN_OFFSET else f"{label} at {offset:#x}")
+    lines = fold(lines)
     if frames.size > MAX_FRAMES:
         lines.append(f"... {frames.size - MAX_FRAMES} more")
     native.wasm_frame_vec_delete(byref(frames))
