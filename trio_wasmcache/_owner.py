@@ -154,7 +154,7 @@ def refuse_copy(thing: object, remedy: str) -> NoReturn:
         TypeError: always.
     """
     raise TypeError(
-        f"a {type(thing).__name__} can't be pickled or copied, as it belongs to an open cache: "
+        f"{type(thing).__name__} can't be pickled or copied, as it belongs to an open cache: "
         f"{remedy}"
     )
 

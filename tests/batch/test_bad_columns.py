@@ -19,11 +19,11 @@ from trio_wasmcache import Lease
 TWO = ("i64", "i64")
 
 COLUMNS: list[tuple[Any, type[Exception], str]] = [
-    ([[1, 2]], TypeError, r"f\(i64, i64\) takes 2 arguments \(i64, i64\), got 1"),
-    ([[1], [2], [3]], TypeError, "takes 2 arguments .* got 3"),
+    ([[1, 2]], TypeError, r"f\(i64, i64\) takes 2 arguments, .* got 1 of them; if they are rows"),
+    ([[1], [2], [3]], TypeError, "takes 2 arguments, .* got 3"),
     ([[1, 2], [3]], ValueError, "argument 1 has 2, that of argument 2 has 1"),
     ([[1, 2], array("q", [1, 2, 3])], ValueError, "differ in their number of rows"),
-    ([1, 2], ValueError, r"give map\(columns, rows=...\)"),
+    ([1, 2], ValueError, r"or map\(columns, rows=...\)"),
     (array("q", [1]), TypeError, r"a list with a column for each argument.*got array"),
     (7, TypeError, "a list with a column for each argument.*got int"),
     (iter([[1], [2]]), TypeError, "a list with a column for each argument"),
@@ -37,7 +37,7 @@ COLUMNS: list[tuple[Any, type[Exception], str]] = [
     ([[1, 2**63], 1], OverflowError, f"row 1: argument 1 of .*{2**63} is out of the range of i64"),
     ([[1, 2], 2**63], OverflowError, "row 0: argument 2 of .* is out of the range of i64"),
     ([[1, 2], "2"], TypeError, "row 0: argument 2 of .* takes an int, got '2'"),
-    ([[1, 2], {1, 2}], TypeError, r"takes an int, got {1, 2}"),
+    ([[1, 2], {1, 2}], TypeError, r"got set: give list\(...\) of it"),
     ([[1] * 5000 + [None, 0.5], 1], TypeError, "row 5001: argument 1"),
 ]
 
@@ -138,7 +138,7 @@ async def test_rows_that_contradict(kit: Kit) -> None:
         for rows in (-1, 2**63):
             with pytest.raises(ValueError, match=f"there can't be {rows} rows"):
                 await lease.map([], rows=rows)
-        with pytest.raises(ValueError, match="no column says"):
+        with pytest.raises(ValueError, match=r"f\(\) takes no arguments: give the number of rows"):
             await lease.map([])
         assert list(await lease.map([], rows=1)) == [1]
     async with held(kit, kit.adding(1)) as (_, lease):

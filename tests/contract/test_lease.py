@@ -40,7 +40,7 @@ async def test_a_whole_life(kit: Kit) -> None:
             assert lease.size == 2 * PAGE
         assert shown == ["<Lease of 'f' in group 'main': in a call>"]
         assert repr(lease) == "<Lease of 'f' in group 'main': ended>"
-        with pytest.raises(trio.ClosedResourceError, match="this lease has ended"):
+        with pytest.raises(trio.ClosedResourceError, match="this lease of 'f' has ended"):
             await lease.call(1)
         with pytest.raises(trio.ClosedResourceError):
             assert lease.size

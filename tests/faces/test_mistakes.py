@@ -8,19 +8,26 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+import sys
+from array import array
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import attrs
+import numpy as np
+import polars as pl
+import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
 import trio
+import trio.lowlevel
 from attrs import frozen
 from engine.support import quiet_cache
 
 from trio_wasmcache import (
     BufferAbi,
     DeadlockError,
+    DuplicateFunctionError,
     ExportError,
     FuelExhaustedError,
     Function,
@@ -348,10 +355,6 @@ async def use_with(manager: Any) -> None:
         pass
 
 
-async def use_await(manager: Any) -> object:
-    return await manager
-
-
 @mistake(TypeError, "use async with cache.acquire('fib', ...) as lease, not with")
 async def with_acquire(cache: InstanceCache) -> object:
     return await use_with(cache.acquire("fib"))
@@ -362,22 +365,9 @@ async def with_function_acquire(cache: InstanceCache) -> object:
     return await use_with(cache.functions()[0].acquire())
 
 
-@mistake(
-    TypeError,
-    "a lease is not awaited: use async with cache.acquire('fib', ...) as lease",
-)
-async def await_acquire(cache: InstanceCache) -> object:
-    return await use_await(cache.acquire("fib"))
-
-
 @mistake(TypeError, "use async with open_cache(...), not with")
 async def with_open_cache(_cache: InstanceCache) -> object:
     return await use_with(open_cache())
-
-
-@mistake(TypeError, "open_cache() is not awaited: use async with open_cache(...)")
-async def await_open_cache(_cache: InstanceCache) -> object:
-    return await use_await(open_cache())
 
 
 @mistake(
@@ -393,11 +383,6 @@ async def a_cache_that_is_not_entered(_cache: InstanceCache) -> object:
 @mistake(TypeError, "use async with scheduling_group(...), not with")
 async def with_a_group(cache: InstanceCache) -> object:
     return await use_with(cache.scheduling_group("oltp", capacity=1))
-
-
-@mistake(TypeError, "scheduling_group() is not awaited: use async with scheduling_group(...)")
-async def await_a_group(cache: InstanceCache) -> object:
-    return await use_await(cache.scheduling_group("oltp", capacity=1))
 
 
 @mistake(
@@ -479,7 +464,7 @@ async def test_what_belongs_to_a_cache_is_not_copied(make: Callable[[object], ob
                 with pytest.raises(TypeError) as caught:
                     make(thing)
                 assert str(caught.value) == (
-                    f"a {type(thing).__name__} can't be pickled or copied, as it belongs to an "
+                    f"{type(thing).__name__} can't be pickled or copied, as it belongs to an "
                     f"open cache: {remedy}"
                 )
             assert await lease.call(7) == 7
@@ -537,6 +522,221 @@ async def a_host_function_that_raises_stop_iteration(cache: InstanceCache) -> ob
 
 
 # -- columns
+
+
+async def fetch() -> int:
+    return 7
+
+
+async def map_fib(cache: InstanceCache, columns: object) -> object:
+    async with cache.acquire("fib") as lease:
+        return await lease.map(columns)
+
+
+KINDS = (
+    "argument 1 of fib: a column is a list, a tuple, a range, a buffer such as NumPy's, Arrow "
+    "data, or a single number or text, got "
+)
+OUTER = (
+    "map takes a list with a column for each argument, such as map([column]), or a table in "
+    "Arrow's format, got "
+)
+
+
+BUFFER = "a buffer of format 'q' (8 bytes an item), got one of format "
+ARROW = "an Arrow array of int64, got one of "
+
+
+@pytest.mark.parametrize(
+    ("column", "got", "cast"),
+    [
+        (np.array([1, 2], "int32"), BUFFER + "'i' (4 bytes an item)", 'column.astype("int64")'),
+        (np.array([1, 2], ">i8"), BUFFER + "'>q' (8 bytes an item)", 'column.astype("int64")'),
+        (array("i", [1, 2]), BUFFER + "'i' (4 bytes an item)", 'array("q", column)'),
+        (b"abc", BUFFER + "'B' (1 bytes an item)", "list(column)"),
+        (pa.array([1, 2], pa.int32()), ARROW + "int32", "column.cast(pyarrow.int64())"),
+        (pl.Series([1, 2], dtype=pl.Int32), ARROW + "int32", "column.cast(polars.Int64)"),
+    ],
+    ids=["numpy", "byte order", "array", "bytes", "pyarrow", "polars"],
+)
+async def test_a_column_of_another_type_names_the_cast(column: Any, got: str, cast: str) -> None:
+    """In the words of the library that it comes from; with that, it is a column."""
+    async with quiet_cache() as cache:
+        fib = await cache.register("fib", FIB, args=("i64",), returns="i64")
+        async with fib.acquire() as lease:
+            with pytest.raises(TypeError) as caught:
+                await lease.map([column])
+            assert str(caught.value) == f"argument 1 of fib(i64): i64 takes {got}: give {cast}"
+            names = {"column": column, "array": array, "pyarrow": pa, "polars": pl}
+            result = await lease.map([eval(cast, names)])
+            assert result.tolist() == getattr(column, "tolist", lambda: list(column))()
+
+
+@pytest.mark.parametrize(
+    ("kind", "cell", "cast"),
+    [
+        ("u8", "uint8", "polars.UInt8"),
+        ("f32", "float32", "polars.Float32"),
+        ("bool", "bool", "polars.Boolean"),
+        ("i16", "int16", "polars.Int16"),
+    ],
+)
+async def test_a_cast_names_the_type_of_each_library(kind: str, cell: str, cast: str) -> None:
+    """For each type of the plain ABI."""
+    wasm = {"f32": "f32"}.get(kind, "i32")
+    same = f'(module (func (export "same") (param {wasm}) (result {wasm}) (local.get 0)))'
+    async with quiet_cache() as cache:
+        function = await cache.register("same", same, args=(kind,), returns=kind)
+        async with function.acquire() as lease:
+            for column, remedy in (
+                (np.array([1], "int64"), f'column.astype("{cell}")'),
+                (pl.Series([1]), f"column.cast({cast})"),
+            ):
+                with pytest.raises(TypeError) as caught:
+                    await lease.map([column])
+                assert str(caught.value).endswith(f": give {remedy}")
+                values = await lease.map([eval(remedy, {"column": column, "polars": pl})])
+                assert getattr(values, "tolist", list)() == [1]
+
+
+@mistake(TypeError, KINDS + "generator: give list(...) of it")
+async def a_generator_as_a_column(cache: InstanceCache) -> object:
+    return await map_fib(cache, [(number for number in range(3))])
+
+
+@mistake(TypeError, KINDS + "set: give list(...) of it")
+async def a_set_as_a_column(cache: InstanceCache) -> object:
+    return await map_fib(cache, [{1, 2}])
+
+
+@mistake(TypeError, KINDS + "coroutine: await it first")
+async def a_coroutine_as_a_column(cache: InstanceCache) -> object:
+    coroutine = fetch()
+    try:
+        return await map_fib(cache, [coroutine])
+    finally:
+        coroutine.close()
+
+
+@mistake(TypeError, KINDS + "LazyFrame: call its collect() first")
+async def a_lazy_frame_as_a_column(cache: InstanceCache) -> object:
+    return await map_fib(cache, [pl.LazyFrame({"a": [1]})])
+
+
+@mistake(
+    TypeError,
+    KINDS + "Expr: an expression has no values: evaluate it first, such as by df.select(...)",
+)
+async def an_expression_as_a_column(cache: InstanceCache) -> object:
+    return await map_fib(cache, [pl.col("a")])
+
+
+@mistake(TypeError, OUTER + "LazyFrame: call its collect() first")
+async def a_lazy_frame(cache: InstanceCache) -> object:
+    return await map_fib(cache, pl.LazyFrame({"a": [1]}))
+
+
+@mistake(TypeError, OUTER + "generator: give list(...) of it")
+async def a_generator(cache: InstanceCache) -> object:
+    return await map_fib(cache, (column for column in [[1]]))
+
+
+@mistake(TypeError, OUTER + "range: for one column, write map([column])")
+async def one_column(cache: InstanceCache) -> object:
+    return await map_fib(cache, range(3))
+
+
+@mistake(
+    TypeError,
+    "map takes a list with a column for each argument, or a table in Arrow's format, got Series: "
+    "for one column, write map([column])",
+)
+async def one_arrow_column(cache: InstanceCache) -> object:
+    return await map_fib(cache, pl.Series([1, 2]))
+
+
+@mistake(TypeError, OUTER + "dict: give a list of its values, in the order of the arguments")
+async def columns_by_name(cache: InstanceCache) -> object:
+    return await map_fib(cache, {"a": [1, 2]})
+
+
+@mistake(
+    TypeError,
+    "fib(i64) takes 1 argument, and map a column for each, got 3 of them; for one column, write "
+    "map([column])",
+)
+async def values_as_columns(cache: InstanceCache) -> object:
+    return await map_fib(cache, [1, 2, 3])
+
+
+@mistake(
+    TypeError,
+    "add(i64, i64) takes 2 arguments, and map a column for each, got 3 of them; if they are "
+    "rows, write map(list(zip(*rows)))",
+)
+async def rows_as_columns(cache: InstanceCache) -> object:
+    async with cache.acquire("add") as lease:
+        return await lease.map([(1, 2), (30, 40), (5, 6)])
+
+
+@mistake(
+    ValueError,
+    "no column of fib(i64) says how many rows there are: give a list or an array as a column, or "
+    "map(columns, rows=...)",
+)
+async def a_single_value(cache: InstanceCache) -> object:
+    return await map_fib(cache, [7])
+
+
+@mistake(
+    OverflowError,
+    f"argument 1 of fib: a column has at most {sys.maxsize} rows, "
+    "got range(0, 1000000000000000000000000000000)",
+)
+async def a_range_without_end(cache: InstanceCache) -> object:
+    return await map_fib(cache, [range(10**30)])
+
+
+@mistake(TypeError, "fib(i64) takes 1 argument (i64), got 2")
+async def too_many_values(cache: InstanceCache) -> object:
+    async with cache.acquire("fib") as lease:
+        return await lease.call(1, 2)
+
+
+@mistake(
+    TypeError,
+    "argument 1 of fib(i64): i64 takes an int, got <coroutine object fetch at 0x>: await it first",
+)
+async def a_coroutine_as_a_value(cache: InstanceCache) -> object:
+    coroutine = fetch()
+    try:
+        async with cache.acquire("fib") as lease:
+            return await lease.call(coroutine)
+    finally:
+        coroutine.close()
+
+
+async def test_messages_about_a_thousand_types_are_short() -> None:
+    """Lists of types are cut after ten, wherever they are shown."""
+    many = ("i64",) * 1000
+    big = f'(module (func (export "big") (param {"i64 " * 1000}) (result i64) (local.get 0)))'
+
+    async def message(kind: type[Exception], given: Awaitable[object]) -> None:
+        with pytest.raises(kind, match=r", \.\.\. and 990 more") as caught:
+            await given
+        assert len(str(caught.value)) < 300
+
+    async with quiet_cache() as cache:
+        await message(SignatureError, register(cache, args=many))
+        await message(SignatureError, register(cache, wasm=big, export="big"))
+        await message(UnknownFunctionError, cache.acquire("fib", many).__aenter__())
+        function = await cache.register("big", big, args=many, returns="i64")
+        assert str(function.key).endswith("i64, ... and 990 more)")
+        await message(DuplicateFunctionError, register(cache, wasm=big, name="big", args=many))
+        async with function.acquire() as lease:
+            await message(TypeError, lease.call(1))
+            await message(TypeError, lease.call(*("x" for _ in many)))
+            await message(TypeError, lease.map([1]))
 
 
 # -- the test

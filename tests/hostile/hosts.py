@@ -87,7 +87,7 @@ GUESTS = [
         "a host function that calls its caller",
         "the instance that is suspended",
         ASKS,
-        Fails(trio.BusyResourceError, "another call of this lease is under way"),
+        Fails(trio.BusyResourceError, "is under way in this lease"),
         imports=_calls_itself,
     ),
     Guest(

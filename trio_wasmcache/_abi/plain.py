@@ -331,6 +331,8 @@ def _to_real(kind: PlainType, value: object) -> float:
 def _misfit(kind: PlainType, value: object, problem: Exception) -> TypeError:
     takes = "True or False" if kind.truth else "a float" if kind.real else "an int"
     raised = "" if isinstance(problem, TypeError) else f", which raised {shown(problem)}"
+    if hasattr(type(value), "__await__"):
+        raised = ": await it first"
     return TypeError(f"{kind.name} takes {takes}, got {shown(value)}{raised}")
 
 

@@ -12,8 +12,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias, TypeVar, final
 
+from .._core.text import printable
 from .._core.wasm.driver import Cell
-from .columns import Column
+from .columns import Column, numpy_name
 
 Arrow: TypeAlias = Any
 """pyarrow, which has no types, or an object of it."""
@@ -54,6 +55,11 @@ class Threads(Protocol):
         """Call a function that takes a while but waits for nothing; return its result."""
 
 
+def shown_type(kind: Arrow) -> str:
+    """Return the name of an Arrow type for messages; that of a struct has all of its fields."""
+    return printable(str(kind), 100)
+
+
 def is_arrow(value: object) -> bool:
     """Return whether a value has Arrow's C data interface."""
     return hasattr(value, "__arrow_c_array__") or hasattr(value, "__arrow_c_stream__")
@@ -79,32 +85,52 @@ async def table_columns(table: Arrow, threads: Threads) -> list[Arrow]:
     """Return the columns of a table or record batch, as pyarrow's objects."""
     pa = await load(threads)
     if not isinstance(table, (pa.Table, pa.RecordBatch)):
-        # Reading a stream may run a query.
-        table = await threads.read(pa.table, table)
+        kind = type(table)
+        try:
+            # Reading a stream may run a query.
+            table = await threads.read(pa.table, table)
+        except (pa.ArrowInvalid, TypeError, ValueError) as error:
+            if hasattr(kind, "columns") or hasattr(kind, "column_names"):
+                raise
+            raise TypeError(
+                "map takes a list with a column for each argument, or a table in Arrow's format, "
+                f"got {kind.__name__}: for one column, write map([column])"
+            ) from error
     return list(table.columns)
 
 
 async def arrow_column(value: Arrow, threads: Threads) -> ArrowColumn:
     """Return the column for a value that has Arrow's C data interface."""
     pa = await load(threads)
+    library = type(value).__module__.partition(".")[0]
     if isinstance(value, pa.Array):
         return ArrowColumn(pa, value.type, [value])
     if not isinstance(value, pa.ChunkedArray):
         if not hasattr(value, "__arrow_c_stream__"):
             array = pa.array(value)
-            return ArrowColumn(pa, array.type, [array])
+            return ArrowColumn(pa, array.type, [array], library)
         value = await threads.read(pa.chunked_array, value)
     if pa.types.is_struct(value.type) and value.type.num_fields == 1:
         (value,) = value.flatten()  # a table of one column
-    return ArrowColumn(pa, value.type, value.chunks)
+    return ArrowColumn(pa, value.type, value.chunks, library)
 
 
 @final
 class ArrowColumn(Column):
-    """A column of an Arrow array in one or several chunks."""
+    """A column of an Arrow array in one or several chunks.
 
-    def __init__(self, pa: Arrow, kind: Arrow, chunks: Sequence[Arrow]) -> None:
+    Args:
+        pa: pyarrow.
+        kind: its type.
+        chunks: the chunks.
+        library: the package that it came from, for messages.
+    """
+
+    def __init__(
+        self, pa: Arrow, kind: Arrow, chunks: Sequence[Arrow], library: str = "pyarrow"
+    ) -> None:
         self._pa = pa
+        self._library = library
         self._type = kind
         self._chunks = [chunk for chunk in chunks if len(chunk)]
         self._starts = [0, *itertools.accumulate(map(len, self._chunks))]
@@ -118,8 +144,19 @@ class ArrowColumn(Column):
             kind = getattr(self._pa, FACTORIES[cell.name])()
             self._chunks = [self._pa.nulls(len(chunk), kind) for chunk in self._chunks]
         elif str(self._type) != wanted:
-            raise TypeError(f"takes an Arrow array of {wanted}, got one of {self._type}")
+            raise TypeError(
+                f"takes an Arrow array of {wanted}, got one of {shown_type(self._type)}: "
+                f"give {self._cast(cell)}"
+            )
         self._cell = cell
+
+    def _cast(self, cell: Cell) -> str:
+        name = numpy_name(cell)
+        if self._library == "polars":
+            name = "Boolean" if cell.truth else name.capitalize().replace("Uint", "UInt")
+            return f"column.cast(polars.{name})"
+        column = "column" if self._library == "pyarrow" else "pyarrow.chunked_array(column)"
+        return f"{column}.cast(pyarrow.{FACTORIES[cell.name]}())"
 
     async def bytes_chunks(self, name: str, threads: Threads) -> list[Arrow] | None:
         """Return the chunks of a column of text or bytes, or None if it has another type.

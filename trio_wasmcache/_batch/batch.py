@@ -13,7 +13,7 @@ from __future__ import annotations
 import operator
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeGuard
 
 from .._abi.base import Binding, Guest, Value
@@ -21,6 +21,7 @@ from .._abi.batching import Bulk
 from .._abi.gil import breathe, is_large
 from .._abi.plain import PlainAbi, PlainType, cell_name
 from .._core.errors import GuestError, ResultTooLargeError
+from .._core.keys import FunctionKey
 from .._core.tally import NUMBER, SLOT
 from .._core.wasm.driver import CELLS, Shape, layout
 from .._core.wasm.memory_driver import memory_layout
@@ -31,7 +32,7 @@ from .byte_chunks import MemoryChunks, Packed
 from .byte_columns import ArrowBytes, PackedColumn
 from .chunks import NumberChunks
 from .collectors import BytesSink, Sink
-from .columns import Column, MisfitError, column
+from .columns import Column, MisfitError, column, to_collect
 from .row_loop import in_row, map_rows, next_row
 
 # Values that are packed between two turns of the loop at most, and how long that may take
@@ -54,7 +55,7 @@ async def _map_columns(call: Call, columns: object, rows: int | None) -> Value:
     binding = call.bound.binding
     numbers = isinstance(binding, PlainAbi)
     arrow, found = await call.unless_ended(_look_at, call.name, columns, not numbers, call.runner)
-    rows = _count(binding, found, rows)
+    rows = _count(call.bound.entry.function.key, binding, found, rows)
     if isinstance(binding, PlainAbi):
         return await _map_numbers(call, binding, found, rows, arrow)
     return await _map_values(call, found, rows, arrow)
@@ -69,7 +70,7 @@ async def _look_at(
     if not isinstance(columns, (list, tuple)):
         raise TypeError(
             "map takes a list with a column for each argument, such as map([column]), or a table "
-            f"in Arrow's format, got {type(columns).__name__}"
+            f"in Arrow's format, got {type(columns).__name__}: {_to_list(columns)}"
         )
     found: list[Column] = []
     for number, value in enumerate(columns, start=1):
@@ -78,12 +79,22 @@ async def _look_at(
             continue
         try:
             found.append(column(value, objects=objects))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise type(error)(f"argument {number} of {what}: {error}") from None
     return any(isinstance(one, _arrow.ArrowColumn) for one in found), found
 
 
-def _count(binding: Binding, columns: Sequence[Column], rows: int | None) -> int:
+def _to_list(columns: object) -> str:
+    """Return how to make something a list of columns, for a message."""
+    remedy = to_collect(columns)
+    if isinstance(columns, Mapping):
+        return "give a list of its values, in the order of the arguments"
+    if remedy is not None:
+        return remedy
+    return "for one column, write map([column])"
+
+
+def _count(what: FunctionKey, binding: Binding, columns: Sequence[Column], rows: int | None) -> int:
     """Return the number of rows.
 
     Raises:
@@ -91,7 +102,7 @@ def _count(binding: Binding, columns: Sequence[Column], rows: int | None) -> int
         ValueError: columns differ in length; or none has a length, and `rows` is None.
     """
     if len(columns) != binding.arity:
-        raise binding.explain(tuple(columns))
+        raise _wrong_number(what, binding.arity, columns)
     lengths = {n: one.rows for n, one in enumerate(columns, 1) if one.rows is not None}
     if rows is not None:
         try:
@@ -105,9 +116,29 @@ def _count(binding: Binding, columns: Sequence[Column], rows: int | None) -> int
         listed = ", ".join(f"that of argument {n} has {length}" for n, length in lengths.items())
         asked = "" if rows is None else f"; rows={rows}"
         raise ValueError(f"columns differ in their number of rows: {listed}{asked}")
+    if not known and not columns:
+        raise ValueError(f"{what} takes no arguments: give the number of rows, map([], rows=...)")
     if not known:
-        raise ValueError("no column says how many rows there are; give map(columns, rows=...)")
+        raise ValueError(
+            f"no column of {what} says how many rows there are: give a list or an array as a "
+            "column, or map(columns, rows=...)"
+        )
     return known.pop()
+
+
+def _wrong_number(what: FunctionKey, arity: int, columns: Sequence[Column]) -> TypeError:
+    """Return the error for a number of columns that is not that of the arguments."""
+    noun = "argument" if arity == 1 else "arguments"
+    if arity == 1 and columns and all(one.rows is None for one in columns):
+        remedy = "; for one column, write map([column])"
+    elif len({one.rows for one in columns}) == 1 and columns[0].rows == arity:
+        remedy = "; if they are rows, write map(list(zip(*rows)))"
+    else:
+        remedy = ""
+    return TypeError(
+        f"{what} takes {arity} {noun}, and map a column for each, "
+        f"got {len(columns)} of them{remedy}"
+    )
 
 
 async def _map_numbers(

@@ -7,13 +7,16 @@ before any wasm runs. `arrow` adds columns in Arrow's format.
 
 from __future__ import annotations
 
+import array
 import itertools
 import struct
+import sys
 from collections.abc import Sequence
 from typing import final
 
 from .._abi.base import Value
 from .._abi.plain import truths
+from .._core.text import shown
 from .._core.wasm.driver import Cell
 
 # Format letters of `struct` and `memoryview`, by kind of number, whatever its size.
@@ -80,16 +83,31 @@ def column(value: Value, *, objects: bool) -> Column:
         objects: whether bytes are single values, not columns of numbers.
 
     Raises:
-        TypeError: the items of a buffer are not numbers, or a mask is not in the buffer.
+        TypeError: the items of a buffer are not numbers, or a mask is not in the buffer; or the
+            value is one that is not evaluated or collected yet.
         ValueError: a buffer has several dimensions.
+        OverflowError: a range has more items than a list can have.
     """
     if isinstance(value, (list, tuple, range)):
-        return ListColumn(value)
+        try:
+            return ListColumn(value)
+        except OverflowError:
+            raise OverflowError(
+                f"a column has at most {sys.maxsize} rows, got {shown(value)}"
+            ) from None
     if isinstance(value, str) or (objects and isinstance(value, (bytes, bytearray))):
         return Scalar(value)
     try:
         view = memoryview(value)
     except TypeError:
+        remedy = to_collect(value)
+        if remedy is None and not objects and hasattr(value, "__iter__"):
+            remedy = "give list(...) of it"
+        if remedy is not None:
+            raise TypeError(
+                "a column is a list, a tuple, a range, a buffer such as NumPy's, Arrow data, or a "
+                f"single number or text, got {type(value).__name__}: {remedy}"
+            ) from None
         return Scalar(value)
     except ValueError as error:  # such as NumPy's dates
         raise TypeError(f"its items are no numbers: {error}") from None
@@ -106,7 +124,32 @@ def column(value: Value, *, objects: bool) -> Column:
         raise ValueError(f"a column has one dimension, this buffer has {view.ndim}")
     if objects and view.format.lstrip("@=<") not in _NUMBERS:
         return ListColumn(value.tolist())  # NumPy's arrays of text and of objects
-    return BufferColumn(view)
+    return BufferColumn(view, value)
+
+
+def to_collect(value: object) -> str | None:
+    """Return how to get the values of something that has none yet, such as a generator, or None."""
+    kind = type(value)
+    if kind.__name__ == "LazyFrame":
+        return "call its collect() first"
+    if kind.__name__ in ("Expr", "Expression"):
+        return "an expression has no values: evaluate it first, such as by df.select(...)"
+    if hasattr(kind, "__await__"):
+        return "await it first"
+    if hasattr(kind, "__anext__"):
+        return "give [item async for item in ...]"
+    if hasattr(kind, "to_numpy"):
+        return "give its to_numpy()"
+    return "give list(...) of it" if hasattr(kind, "__next__") else None
+
+
+# {kind of a cell: the type of NumPy}
+_NUMPY = {"i": "int", "u": "uint", "f": "float", "bool": "bool"}
+
+
+def numpy_name(cell: Cell) -> str:
+    """Return the name of NumPy's type for a cell, such as ``int64``."""
+    return "bool" if cell.truth else f"{_NUMPY[cell.name[0]]}{8 * cell.size}"
 
 
 def pack(cell: Cell, values: Sequence[object]) -> bytes:
@@ -202,9 +245,10 @@ class ListColumn(Column):
 class BufferColumn(Column):
     """A column of numbers in a buffer of one dimension."""
 
-    def __init__(self, view: memoryview) -> None:
+    def __init__(self, view: memoryview, owner: object) -> None:
         self.rows: int = view.shape[0]  # type: ignore[index]
         self._view = view
+        self._owner = owner
         # The bytes of a contiguous buffer are used as they are.
         self._flat = view.cast("B") if view.c_contiguous and self.rows else None
 
@@ -215,8 +259,16 @@ class BufferColumn(Column):
         if len(letter) != 1 or letter not in same or view.itemsize != cell.size:
             raise TypeError(
                 f"takes a buffer of format {cell.code!r} ({cell.size} bytes an item), "
-                f"got one of format {view.format!r} ({view.itemsize} bytes an item)"
+                f"got one of format {view.format!r} ({view.itemsize} bytes an item): "
+                f"{self._remedy(cell)}"
             )
+
+    def _remedy(self, cell: Cell) -> str:
+        if hasattr(self._owner, "astype"):
+            return f'give column.astype("{numpy_name(cell)}")'
+        if isinstance(self._owner, array.array) and not cell.truth:
+            return f'give array("{cell.code}", column)'
+        return "give list(column)"
 
     def raw(self, start: int, stop: int) -> bytes | memoryview:
         if self._flat is None:

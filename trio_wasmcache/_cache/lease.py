@@ -149,12 +149,6 @@ class Lease(Generic[R_co]):
         def __exit__(self, *_: object) -> NoReturn:
             raise AssertionError("it can't be entered so")
 
-        def __await__(self) -> NoReturn:
-            raise TypeError(
-                f"a lease is not awaited: use async with cache.acquire({shown(self._name)}, ...) "
-                "as lease"
-            )
-
     def __reduce__(self) -> NoReturn:
         refuse_copy(self, "acquire another")
 
@@ -444,9 +438,10 @@ class Lease(Generic[R_co]):
         Each row may burn `total_fuel` units of fuel. If a row fails, no results are returned.
 
         Args:
-            columns: a sequence with one column for each argument, not one item for each row. A
-                column is a buffer of the argument's type (`array`, NumPy), a list, Arrow data, or
-                one value for all rows. `columns` may also be an Arrow table.
+            columns: a sequence with one column for each argument, not one item for each row:
+                rows become columns by ``list(zip(*rows))``. A column is a buffer of the argument's
+                type (`array`, NumPy), a list, Arrow data, or one value for all rows. `columns` may
+                also be an Arrow table.
             rows: number of rows; None: the length of the columns. It must be given if no column
                 has a length.
 

@@ -118,7 +118,7 @@ def test_a_wait_that_is_refused_does_not_begin() -> None:
             waits.begin(task, resource)
         assert caught.value.chain == (f"app.worker waits for {words}",)
         assert str(caught.value) == (
-            f"this wait would never end: app.worker waits for {words}, held by the first; "
+            f"this wait would never end: app.worker waits for {words}, held by itself; "
             "release one before acquiring the other, or raise concurrency or the limits"
         )
         assert waits.waiting == {}
