@@ -11,17 +11,23 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import final
 
 import trio
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-    SummaryMetricFamily,
-)
-from prometheus_client.registry import Collector
 
 from ._cache.cache import InstanceCache
 from ._core.metrics.stats import CacheStats, DistributionSummary, UseSummary
+
+try:
+    from prometheus_client.core import (
+        CounterMetricFamily,
+        GaugeMetricFamily,
+        HistogramMetricFamily,
+        Metric,
+        SummaryMetricFamily,
+    )
+    from prometheus_client.registry import Collector
+except ImportError as error:
+    raise ImportError(
+        "trio_wasmcache.prometheus takes prometheus_client: pip install '.[prometheus]'"
+    ) from error
 
 __all__ = ["CacheCollector"]
 

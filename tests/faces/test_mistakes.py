@@ -6,6 +6,7 @@ A message is compared as a whole: it is what a new user reads first.
 from __future__ import annotations
 
 import copy
+import importlib
 import pickle
 import re
 import sys
@@ -737,6 +738,67 @@ async def test_messages_about_a_thousand_types_are_short() -> None:
             await message(TypeError, lease.call(1))
             await message(TypeError, lease.call(*("x" for _ in many)))
             await message(TypeError, lease.map([1]))
+
+
+async def test_messages_about_hostile_names_and_values_are_short() -> None:
+    """What is a megabyte long, or moves the cursor, is cut and escaped wherever it is shown."""
+    evil: Any = "\x1b[31m" * 200_000
+    many: Any = [evil] * 10
+    odd: Any = "\x1b[31m"
+
+    async def message(given: Awaitable[object]) -> None:
+        with pytest.raises((TypeError, ValueError, SignatureError, UnknownFunctionError)) as caught:
+            await given
+        assert len(str(caught.value)) < 1500
+        assert str(caught.value).isprintable()
+
+    async with quiet_cache() as cache:
+        await register(cache, name="fib")
+        for bad in (evil, many, odd):
+            await message(cache.acquire(bad).__aenter__())
+            await message(cache.acquire(bad, ("i64",)).__aenter__())
+            await message(cache.acquire("fib", (bad,)).__aenter__())
+            await message(cache.acquire("fib", bad).__aenter__())
+            await message(register(cache, name=bad))
+            await message(register(cache, wasm=bad))
+            await message(cache.scheduling_group(bad, capacity=bad).__aenter__())
+            for (
+                parameter
+            ) in "args returns abi imports isolation concurrency called_on_null".split():
+                await message(register(cache, **{parameter: bad}))
+            await message(register(cache, args=(bad,)))
+            with pytest.raises((TypeError, SignatureError)) as caught:
+                HostFunction(bad, params=bad, results=(bad,))
+            assert len(str(caught.value)) < 1500
+            lease = cache.acquire(bad)
+            assert len(repr(lease)) < 1000
+            await message(use_with(lease))
+
+
+# -- extras
+
+
+@pytest.mark.parametrize(
+    ("module", "library", "message"),
+    [
+        (
+            "trio_wasmcache.prometheus",
+            "prometheus_client",
+            "trio_wasmcache.prometheus takes prometheus_client: pip install '.[prometheus]'",
+        ),
+    ],
+)
+def test_a_missing_library_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, module: str, library: str, message: str
+) -> None:
+    """With the line that installs it; Arrow, CQL and the log tool have tests of their own."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == library]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    with pytest.raises(ImportError) as caught:
+        importlib.import_module(module)
+    assert str(caught.value) == message
 
 
 # -- the test

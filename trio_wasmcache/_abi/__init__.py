@@ -12,6 +12,7 @@ from typing import TypeVar, final
 from attrs import frozen
 
 from .._core.errors import SignatureError
+from .._core.text import shown
 from .._core.wasm.reader import ModuleInfo
 from .base import Abi, Exports
 from .buffer import BufferAbi
@@ -35,7 +36,7 @@ def check_abi(what: str, abi: object) -> Abi | None:
         return None
     if isinstance(abi, str):
         if abi not in ABIS:
-            raise SignatureError(f"{what}: unknown abi {abi!r}; there is {', '.join(ABIS)}")
+            raise SignatureError(f"{what}: unknown abi {shown(abi)}; there is {', '.join(ABIS)}")
         return ABIS[abi]
     if not callable(getattr(abi, "bind", None)):
         raise TypeError(f"{what}: abi must be a name or have a method bind, got {abi!r:.100}")

@@ -29,6 +29,7 @@ from .._abi.names import (
 from .._core.config import CacheConfig
 from .._core.metrics.stats import CacheStats, EntryInfo, ResidentBytes
 from .._core.policy.records import FunctionRecord
+from .._core.text import shown
 from .._core.wasm.admission import least_size, worst_size
 from .._core.wasm.isolation import COMMAND, RESET, REUSE, Isolation, cache_verdict, verdict
 from .._core.wasm.reader import FuncType
@@ -529,7 +530,7 @@ class InstanceCache:
         self._check_open()
         record = self._pool.registry.find(name, args)
         if isinstance(count, bool) or not isinstance(count, int):
-            raise TypeError(f"count must be an int, got {count!r}")
+            raise TypeError(f"count must be an int, got {shown(count)}")
         if not 1 <= count <= record.concurrency:
             raise ValueError(
                 f"{record.key}: count must be from 1 to its concurrency, "

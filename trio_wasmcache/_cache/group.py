@@ -23,6 +23,7 @@ from attrs import frozen
 from .._core.config import bad_capacity, bad_shares
 from .._core.events import Reason
 from .._core.policy.records import Stage
+from .._core.text import shown
 from .._ki import ki_safe_contextmanager, let_others_run, outlast
 from .._owner import calls_user, refuse_copy
 from .._pool.capacity import GroupState, new_group_state
@@ -220,12 +221,12 @@ def _check_group(name: object, capacity: object, shares: object) -> None:
         ValueError: the name is empty or not printable, or capacity or shares are out of range.
     """
     if not isinstance(name, str):
-        raise TypeError(f"a group's name must be a str, got {name!r}")
+        raise TypeError(f"a group's name must be a str, got {shown(name)}")
     if not name or not name.isprintable():
-        raise ValueError(f"a group's name must be printable and not empty, got {name!r}")
+        raise ValueError(f"a group's name must be printable and not empty, got {shown(name)}")
     for what, problem in (("capacity", bad_capacity(capacity)), ("shares", bad_shares(shares))):
         if problem is not None:
-            raise ValueError(f"{what} of group {name!r} {problem}")
+            raise ValueError(f"{what} of group {shown(name)} {problem}")
 
 
 @final
@@ -263,7 +264,7 @@ class Groups:
         """
         _check_group(name, capacity, shares)
         if name in self.states or name in self._opening:
-            raise ValueError(f"a scheduling group {name!r} is open already")
+            raise ValueError(f"a scheduling group {shown(name)} is open already")
         self._opening.add(name)
         state = new_group_state(name, capacity, shares)
         try:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import trio
 
 from .._core.config import CacheConfig
+from .._core.text import shown
 from .._engine.base import Engine
 from .._ki import ki_safe_contextmanager
 from .._log import LogWriter, ThreadedLogWriter
@@ -55,7 +56,7 @@ async def open_cache(
     check_trio("open_cache")
     config = CacheConfig() if config is None else config
     if not isinstance(config, CacheConfig):
-        raise TypeError(f"config must be a CacheConfig, got {config!r}")
+        raise TypeError(f"config must be a CacheConfig, got {shown(config)}")
     subprocess = code_cache = None
     if config.cache_dir is not None:
         code_cache = await run_in_thread(

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from attrs import field, fields, frozen
 
 from .._public import public
+from .text import shown
 
 KiB = 1024
 MiB = 1024 * KiB
@@ -23,11 +24,11 @@ MIN_STACK_SIZE = 64 * KiB
 def _whole(minimum: int, maximum: int | None = None) -> dict[str, object]:
     def check(value: object) -> str | None:
         if isinstance(value, bool) or not isinstance(value, int):
-            return f"must be an int, got {value!r}"
+            return f"must be an int, got {shown(value)}"
         if value < minimum:
-            return f"must be at least {minimum}, got {value!r}"
+            return f"must be at least {minimum}, got {shown(value)}"
         if maximum is not None and value > maximum:
-            return f"must be at most {maximum}, got {value!r}"
+            return f"must be at most {maximum}, got {shown(value)}"
         return None
 
     return {"check": check}
@@ -36,11 +37,11 @@ def _whole(minimum: int, maximum: int | None = None) -> dict[str, object]:
 def _seconds(*, zero: bool, infinite: bool) -> dict[str, object]:
     def check(value: object) -> str | None:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            return f"must be a number of seconds, got {value!r}"
+            return f"must be a number of seconds, got {shown(value)}"
         if value > sys.float_info.max and not (infinite and value == math.inf):
             return "must be finite"
         if math.isnan(value) or value < 0 or (value == 0 and not zero):
-            return f"must be {'at least 0' if zero else 'above 0'} seconds, got {value!r}"
+            return f"must be {'at least 0' if zero else 'above 0'} seconds, got {shown(value)}"
         return None
 
     return {"check": check}
@@ -50,14 +51,14 @@ def _path_or_none() -> dict[str, object]:
     def check(value: object) -> str | None:
         if value is None or (isinstance(value, (str, os.PathLike)) and os.fspath(value)):
             return None
-        return f"must be a path or None, got {value!r}"
+        return f"must be a path or None, got {shown(value)}"
 
     return {"check": check, "type": (str, os.PathLike)}
 
 
 def _flag() -> dict[str, object]:
     def check(value: object) -> str | None:
-        return None if isinstance(value, bool) else f"must be True or False, got {value!r}"
+        return None if isinstance(value, bool) else f"must be True or False, got {shown(value)}"
 
     return {"check": check}
 
@@ -81,14 +82,14 @@ def bad_capacity(value: object) -> str | None:
     """Return why `value` can't be a capacity (a whole number from 1, or `math.inf`), or None."""
     if value == math.inf or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
         return None
-    return f"must be an int of at least 1, or math.inf, got {value!r}"
+    return f"must be an int of at least 1, or math.inf, got {shown(value)}"
 
 
 def bad_shares(value: object) -> str | None:
     """Return why `value` can't be CPU shares (a whole number from 1 to 1,000,000), or None."""
     if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1_000_000:
         return None
-    return f"must be an int from 1 to 1000000, got {value!r}"
+    return f"must be an int from 1 to 1000000, got {shown(value)}"
 
 
 @frozen(kw_only=True)

@@ -95,7 +95,7 @@ def normalise_types(names: object, what: str = "args") -> tuple[str, ...]:
 def check_name(name: object) -> str:
     """Return `name` if it is valid: a `str` of 1 to 256 printable characters; else raise."""
     if not isinstance(name, str):
-        raise TypeError(f"a function name must be a str, got {name!r}")
+        raise TypeError(f"a function name must be a str, got {shown(name)}")
     name = str.__str__(name)  # an instance of a subclass may be equal to anything
     if not name or len(name) > MAX_NAME_LENGTH or not name.isprintable():
         raise ValueError(

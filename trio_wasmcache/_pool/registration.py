@@ -128,14 +128,15 @@ def declare(
     chosen = check_abi(str(key), abi)
     if isolation not in ISOLATIONS:
         raise ValueError(
-            f"{key}: unknown isolation {isolation!r}; there is {', '.join(map(repr, ISOLATIONS))}"
+            f"{key}: unknown isolation {shown(isolation)}; there is "
+            f"{', '.join(map(repr, ISOLATIONS))}"
         )
     if missing not in MISSING:
         raise ValueError(
             f"{key}: missing must be {' or '.join(map(repr, MISSING))}, got {missing!r:.100}"
         )
     if isinstance(concurrency, bool) or not isinstance(concurrency, int):
-        raise TypeError(f"{key}: concurrency must be an int, got {concurrency!r}")
+        raise TypeError(f"{key}: concurrency must be an int, got {shown(concurrency)}")
     concurrency = operator.index(concurrency)
     if not 1 <= concurrency <= max_instances:
         raise ValueError(
@@ -143,9 +144,9 @@ def declare(
             f"got {concurrency}"
         )
     if export is not None and not isinstance(export, str):
-        raise TypeError(f"{key}: export must be a str, got {export!r}")
+        raise TypeError(f"{key}: export must be a str, got {shown(export)}")
     if not isinstance(called_on_null, bool):
-        raise TypeError(f"{key}: called_on_null must be True or False, got {called_on_null!r}")
+        raise TypeError(f"{key}: called_on_null must be True or False, got {shown(called_on_null)}")
     try:
         hosts = flatten(imports, wasi)
     except TypeError as error:

@@ -131,6 +131,7 @@ class HostFunction:
 
         Raises:
             TypeError: `fn` returned another number of values than there are `results`.
+            RuntimeError: `fn` raised StopIteration, which no coroutine can raise further.
         """
         values = call.values
         if self._abi.lift is not None:
