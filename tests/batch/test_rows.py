@@ -131,7 +131,7 @@ async def test_a_value_that_does_not_fit(kit: Kit) -> None:
                 await lease.map([[0, 2, 3, 4]])
             error: Any = caught.value
             assert (error.row, error.values) == (2, (3,))
-            with pytest.raises(TypeError, match="takes 1 argument, got 2"):
+            with pytest.raises(TypeError, match=r"takes 1 argument, .* got 2"):
                 await lease.map([[0], [2]])
             assert await lease.map([[0]]) == ["2"]
 
