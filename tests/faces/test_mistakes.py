@@ -429,6 +429,13 @@ async def a_function_of_a_closed_cache(_cache: InstanceCache) -> object:
     return await fib.call(7)
 
 
+@mistake(trio.ClosedResourceError, "'f' can't be used: the cache is closed")
+async def register_in_a_closed_cache(_cache: InstanceCache) -> object:
+    async with quiet_cache() as other:
+        pass
+    return await register(other)
+
+
 @mistake(trio.ClosedResourceError, "'fib' can't be used: the scheduling group 'oltp' is closed")
 async def a_function_of_a_closed_group(cache: InstanceCache) -> object:
     async with cache.scheduling_group("oltp", capacity=1) as group:

@@ -325,7 +325,7 @@ class InstanceCache:
         """
         pool = self._pool
         pool.owner.check("register", waits=True)
-        self._check_open()
+        self._check_open(name)
         declaration = declare(
             name=name,
             args=args,
@@ -356,13 +356,13 @@ class InstanceCache:
         source = await read_source(
             pool.engine, str(key), wasm, pool.config.max_wasm_size, self._compiler.readers
         )
-        self._check_open()
+        self._check_open(key.name)
         group = self._groups.find()
         get = self._compiler.get
         module, binding, seconds = await pool.relief.run_async(
             key, COMPILE_SHARE, get, source, declaration, pool.config, group
         )
-        self._check_open()
+        self._check_open(key.name)
         artifact = module.artifact
         record = FunctionRecord(
             key,
@@ -463,7 +463,7 @@ class InstanceCache:
             trio.ClosedResourceError: the cache is closed.
         """
         self._pool.owner.check("remove")
-        self._check_open()
+        self._check_open(name)
         origin = self._pool.journal.here()
         for record in self._pool.registry.take(name, args):
             now = trio.current_time()
@@ -527,7 +527,7 @@ class InstanceCache:
         **Cancellation:** instances that were loaded before stay.
         """
         self._pool.owner.check("warm", waits=True)
-        self._check_open()
+        self._check_open(name)
         record = self._pool.registry.find(name, args)
         if isinstance(count, bool) or not isinstance(count, int):
             raise TypeError(f"count must be an int, got {shown(count)}")
@@ -663,9 +663,10 @@ class InstanceCache:
 
     # -- inside
 
-    def _check_open(self) -> None:
+    def _check_open(self, function: object = None) -> None:
         if self._pool.closed:
-            raise trio.ClosedResourceError("the cache is closed")
+            what = "" if function is None else f"{shown(function)} can't be used: "
+            raise trio.ClosedResourceError(f"{what}the cache is closed")
 
 
 # {cache: its parts}: for `trio_wasmcache.testing`, which compares what several of them say.
