@@ -124,14 +124,14 @@ def _disagreements(cache: InstanceCache) -> list[str]:
     parts = parts_of(cache)
     pool, groups = parts.pool, parts.groups.states.values()
     policy = pool.policy
-    residents, ledger = policy.residents, policy.residents.ledger
+    instances, ledger = policy.instances, policy.instances.ledger
     problems: list[str] = []
 
     def same(what: str, booked: object, found: object) -> None:
         if booked != found:
             problems.append(f"{what}: booked {booked!r}, found {found!r}")
 
-    entries = list(residents.entries)
+    entries = list(instances.entries)
     idle = [instance for entry in entries for instance in entry.idle]
     held = list(policy.waits.held)
     running = [request.instance for request in held if request.instance is not None]
@@ -139,8 +139,8 @@ def _disagreements(cache: InstanceCache) -> list[str]:
     same("idle instances", ledger.idle, len(idle))
     same("running instances", ledger.running, len(running))
     same("total_size", ledger.total_size, sum(instance.size for instance in idle))
-    same("order of last use", set(residents.lru), set(idle))
-    times = [instance.last_used for instance in residents.lru]
+    same("order of last use", set(instances.lru), set(idle))
+    times = [instance.last_used for instance in instances.lru]
     same("order of last use by time", times, sorted(times))
     modules = {i.entry.function.module for i in (*idle, *running)}
     same("loaded modules", ledger.loaded_modules, len(modules))
@@ -155,7 +155,7 @@ def _disagreements(cache: InstanceCache) -> list[str]:
     mappings = sum(instance.mappings for instance in (*idle, *running))
     mappings += sum(module.mappings for module in modules)
     same("mappings", ledger.mappings, mappings)
-    if residents.overbooked and not residents.shrunk:
+    if instances.overbooked and not instances.shrunk:
         problems.append("more addresses or mappings are reserved than the limits allow")
     for instance in idle:
         booked = instance.address_space, instance.mappings
@@ -163,7 +163,7 @@ def _disagreements(cache: InstanceCache) -> list[str]:
         same(f"reservation of idle instance {instance.number}", booked, real)
     for module in modules:
         mine = [i for i in running if i.entry.function.module is module]
-        rest = [i for i in residents.lru if i.entry.function.module is module]
+        rest = [i for i in instances.lru if i.entry.function.module is module]
         same(f"users of {module.digest[:8]}", module.users, len(mine) + len(rest))
         same(f"idle of {module.digest[:8]}", module.idle, rest)
         same(f"running of {module.digest[:8]}", module.running, len(mine))
@@ -208,7 +208,7 @@ def _disagreements(cache: InstanceCache) -> list[str]:
                 continue  # its token is given back; a call is under way
             if request.entry.group is group.record and request.owner not in owners:
                 problems.append(f"group {name!r}: {request.owner} uses it without a token")
-    uses, totals = residents.snapshot(), cache.stats()
+    uses, totals = instances.snapshot(), cache.stats()
     for what, several in (("function", uses.by_function()), ("group", uses.by_group())):
         counted = [part for stats in several.values() for part in stats]
         same(f"hits by {what}", totals.hits, sum(part.hits for part in counted))

@@ -349,7 +349,7 @@ async def test_a_store_lets_nothing_in_by_itself(
     """Without room made for it, a driver is refused; the instance is as usable as before."""
     async with held(real, real.adding(1)) as (_, lease):
         with monkeypatch.context() as patch:
-            patch.setattr(WasmtimeInstance, "room_for", lambda *_, **__: nullcontext())
+            patch.setattr(WasmtimeInstance, "one_more_instance", lambda *_, **__: nullcontext())
             with pytest.raises(LoadError, match="no room for a driver"):
                 await lease.map([[1]])
         assert list(await lease.map([[1]])) == [2]

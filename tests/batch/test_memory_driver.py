@@ -42,7 +42,7 @@ def shapes(draw: st.DrawFn) -> MemoryShape:
         results=numbers if style is None else (BYTES,),
         argument=draw(st.sampled_from(["pair", "nul", "packed"])),
         style=style,
-        room=room,
+        allocation=room,
         align=draw(st.sampled_from([1, 8, 16])),
         alloc=draw(st.sampled_from([1, 2, 4])) if room != "grown" else 0,
         free=free,

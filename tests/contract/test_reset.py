@@ -36,7 +36,7 @@ async def test_it_is_put_back_in_the_step_that_ends_the_lease(fake: FakeKit) -> 
         f = await add(cache, "f", fake.adding(1), isolation="reset")
         async with f.acquire() as lease:
             lease.memory.write(0, b"x")
-        (instance,) = cache._pool.policy.residents.lru
+        (instance,) = cache._pool.policy.instances.lru
         assert instance_behind(instance).memory.read(0, 1) == b"\0"
 
 

@@ -328,7 +328,7 @@ def test_an_instance_that_can_not_be_made_for_the_trial(monkeypatch: pytest.Monk
 def test_no_room_for_a_restorer(monkeypatch: pytest.MonkeyPatch) -> None:
     """An error when an instance is marked, which is a part of loading it."""
     with proved(OPEN) as (_, start):
-        monkeypatch.setattr(WasmtimeInstance, "room_for", lambda *_, **__: _nothing())
+        monkeypatch.setattr(WasmtimeInstance, "one_more_instance", lambda *_, **__: _nothing())
         with pytest.raises(LoadError, match="there is no room for a restorer"):
             start()
 

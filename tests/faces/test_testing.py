@@ -34,17 +34,17 @@ from trio_wasmcache.testing import (
 
 
 def ledger(cache: InstanceCache) -> Any:
-    return cache._pool.policy.residents.ledger
+    return cache._pool.policy.instances.ledger
 
 
 def idle(cache: InstanceCache) -> Any:
     """The one idle instance."""
-    return next(iter(cache._pool.policy.residents.lru))
+    return next(iter(cache._pool.policy.instances.lru))
 
 
 def waiter(cache: InstanceCache) -> Any:
     """The one request that waits, and its entry."""
-    return next(e for e in cache._pool.policy.residents.entries if e.waiting).waiting[0]
+    return next(e for e in cache._pool.policy.instances.entries if e.waiting).waiting[0]
 
 
 def change(what: Callable[[InstanceCache], Any], name: str, value: Any) -> Any:

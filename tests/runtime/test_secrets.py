@@ -157,7 +157,7 @@ async def test_a_batch(real: WasmtimeKit, level: str) -> None:
                 assert found(await lease.call(0)) == []
                 await lease.map([array("q", range(1, 2000))])
                 assert found(await lease.call(0)) == list(PLACES)
-        for instance in cache._pool.policy.residents.lru:
+        for instance in cache._pool.policy.instances.lru:
             drivers = instance_behind(instance).drivers.values() if level == "reset" else ()
             assert [any(driver.get(0, driver.size)) for driver in drivers] == [False] * len(drivers)
             assert len(drivers) == (level == "reset")

@@ -19,7 +19,7 @@ from .._core.errors import ExportError
 from .._core.integers import signed
 from .._core.wasm.admission import signature
 from .base import Exports, Guest, Invoke, Value
-from .guest_memory import check_allocated, grown_room, memory_of
+from .guest_memory import check_allocated, grown_memory, memory_of
 
 WBINDGEN = ("__wbindgen_malloc", "__wbindgen_free")
 CABI = "cabi_realloc"
@@ -52,7 +52,7 @@ class Allocator:
         """Return the address of `size` bytes, at least one."""
         size = max(size, 1)
         if self.alloc is None:
-            return grown_room(guest, size)
+            return grown_memory(guest, size)
         values = {1: (size,), 2: (size, ALIGN), 4: (0, 0, ALIGN, size)}[self.alloc_arity]
         at: int = (yield Invoke(self.alloc, tuple(map(signed, values)))) & 0xFFFFFFFF
         check_allocated(self.what, self.alloc, memory_of(guest), at, size)

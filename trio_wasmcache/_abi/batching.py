@@ -26,7 +26,7 @@ from .._core.wasm.memory_layout import (
     MemoryShape,
 )
 from .base import Guest, Value
-from .guest_memory import ROOM, check_allocated, grown_room, memory_of, read
+from .guest_memory import GROWN, check_allocated, grown_memory, memory_of, read
 from .packing import Wire
 from .plain import PlainType, lift_number
 
@@ -58,8 +58,8 @@ class Bulk:
 
     @kept.default
     def _kept(self) -> tuple[int | str, ...]:
-        numbers = range(self.shape.args.count(BYTES)) if self.shape.room == "kept" else ()
-        area = self.shape.areas and self.shape.room != "grown"
+        numbers = range(self.shape.args.count(BYTES)) if self.shape.allocation == "kept" else ()
+        area = self.shape.areas and self.shape.allocation != "grown"
         return (*numbers, *(["area"] if area else []))
 
     def padded(self, size: int) -> int:
@@ -75,8 +75,8 @@ class Bulk:
     def grown(self, guest: Guest, need: int) -> tuple[int, int]:
         """Return address and size of grown memory of at least `need` bytes."""
         if need:
-            grown_room(guest, need)
-        at, size = guest.state.get(ROOM, (0, 0))
+            grown_memory(guest, need)
+        at, size = guest.state.get(GROWN, (0, 0))
         return int(at), int(size)
 
     def refuse(self, guest: Guest, why: int, at: int, size: int) -> NoReturn:

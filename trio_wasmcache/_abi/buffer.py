@@ -275,7 +275,7 @@ class BufferBinding:
             (BYTES,) if self.style else tuple(cell_name(kind) for kind in self.numbers),
             argument="nul" if self.nul else "pair",
             style=self.style,
-            room="grown" if grown else "guest" if self.guest_owns else "kept",
+            allocation="grown" if grown else "guest" if self.guest_owns else "kept",
             align=8 if grown else 1,
             alloc=allocator.alloc_arity,
             free=allocator.free_arity,

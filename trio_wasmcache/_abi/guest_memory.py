@@ -1,6 +1,6 @@
 """Memory for arguments in a guest, and checked reads of a guest's results.
 
-Memory is obtained in one of two ways: pages that the host grows for itself (`grown_room`), for
+Memory is obtained in one of two ways: pages that the host grows for itself (`grown_memory`), for
 modules without an allocator, or the guest's own allocator, which the ABIs call.
 """
 
@@ -10,7 +10,7 @@ from .._core.config import WASM_PAGE
 from .._core.errors import AbiError, MemoryLimitError, ResultTooLargeError
 from .base import Guest, Memory
 
-ROOM = "grown room"
+GROWN = "grown memory"
 
 
 # Where grown memory begins in a memory without pages. Address 0 is a null pointer to a guest, and
@@ -25,7 +25,7 @@ def memory_of(guest: Guest) -> Memory:
     return memory
 
 
-def grown_room(guest: Guest, need: int) -> int:
+def grown_memory(guest: Guest, need: int) -> int:
     """Return the address of `need` bytes owned by the host: grown once, and reused by each call.
 
     If the guest has not grown its memory since, more pages are added at the end of the host's.
@@ -33,7 +33,7 @@ def grown_room(guest: Guest, need: int) -> int:
     than those in use.
     """
     memory = memory_of(guest)
-    at, size = guest.state.get(ROOM, (0, 0))
+    at, size = guest.state.get(GROWN, (0, 0))
     if need <= size:
         return int(at)
     null = 0 if memory.size else FIRST_ADDRESS
@@ -49,7 +49,7 @@ def grown_room(guest: Guest, need: int) -> int:
             wanted = _pages(need + null)
             memory.grow(wanted - missing)
         at, size = begin + null, wanted * WASM_PAGE - null
-    guest.state[ROOM] = at, size
+    guest.state[GROWN] = at, size
     return int(at)
 
 

@@ -36,7 +36,7 @@ from .cql.framing import Codec, Data, MalformedError, count_one
 from .cql.scalars import scalars
 from .cql.types import parse_type
 from .gil import LONG, is_large
-from .guest_memory import check_allocated, grown_room, memory_of, read_anywhere, read_result
+from .guest_memory import check_allocated, grown_memory, memory_of, read_anywhere, read_result
 from .packing import Blob, Fixed, Single, Text, Wire
 from .plain import (
     PlainAbi,
@@ -225,7 +225,7 @@ class ScyllaBinding:
             (_cell_or_bytes(result, cut=True),),
             argument="packed",
             style=None if self.numbers else "cql",
-            room="grown" if grown else "guest",
+            allocation="grown" if grown else "guest",
             align=ALIGNMENT if grown else 1,
             alloc=0 if grown else 1,
             free=0 if grown else 1,
@@ -312,7 +312,7 @@ class ScyllaBinding:
             -(-max(len(data), 1) // ALIGNMENT) * ALIGNMENT if isinstance(data, Data) else 0
             for data in encoded
         ]
-        at = grown_room(guest, sum(sizes)) if any(sizes) else 0
+        at = grown_memory(guest, sum(sizes)) if any(sizes) else 0
         memory = memory_of(guest)
         lowered = []
         for kind, data, size in zip(self._args, encoded, sizes, strict=True):

@@ -112,7 +112,7 @@ class MemoryChunks(Chunks):
         driver, layout, start = self.driver, self._layout, self.done
         driver.put(ROW_AT, ZERO)  # a failure from here on is one of the first row
         stop = self._fitting(start, min(start + layout.rows, self.rows))
-        if self._bulk.shape.room == "grown":
+        if self._bulk.shape.allocation == "grown":
             stop = self._grown(start, stop)
         if stop == start:
             return 0
@@ -161,14 +161,14 @@ class MemoryChunks(Chunks):
 
     def _fitting(self, start: int, stop: int) -> int:
         """Return the end of the rows that fit into the scratch together."""
-        room = self._layout.data + self._layout.data_size - self._data
+        available = self._layout.data + self._layout.data_size - self._data
 
         def size(end: int) -> int:
             return sum(one.size(start, end) for one in self._moving)
 
-        if size(stop) <= room:
+        if size(stop) <= available:
             return stop
-        return start + bisect.bisect_right(range(start, stop + 1), room, key=size) - 1
+        return start + bisect.bisect_right(range(start, stop + 1), available, key=size) - 1
 
     def _grown(self, start: int, stop: int) -> int:
         """Grow the space for the first row's arguments; return the end of the rows that fit."""

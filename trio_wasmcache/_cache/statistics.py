@@ -52,9 +52,9 @@ class Statistics:
         """Return counters since the last restart, and gauges."""
         pool = self._pool
         policy = pool.policy
-        residents, ledger = policy.residents, policy.residents.ledger
+        instances, ledger = policy.instances, policy.instances.ledger
         modules = {Definition.of(it).module for it in pool.registry.functions.values()}
-        base, uses = self._base, residents.snapshot()
+        base, uses = self._base, instances.snapshot()
         return CacheStats(
             hits=policy.hits - base.hits,
             misses=policy.misses - base.misses,
@@ -62,11 +62,11 @@ class Statistics:
             calls=uses.calls,
             evictions={
                 reason.value: number - base.evictions.get(reason, 0)
-                for reason, number in residents.evictions.items()
+                for reason, number in instances.evictions.items()
             },
             functions=len(pool.registry.functions),
             groups=len(self._groups),
-            entries=len(residents.entries),
+            entries=len(instances.entries),
             idle_instances=ledger.idle,
             running_instances=ledger.running,
             waiting=len(policy.waits.waiting),
@@ -103,13 +103,13 @@ class Statistics:
         **Cancellation:** nothing is left behind.
         """
         pool = self._pool
-        residents, held = pool.policy.residents, pool.policy.waits.held
+        instances, held = pool.policy.instances, pool.policy.waits.held
         running = [request.instance for request in held if request.instance is not None]
-        functions = {instance.entry.function for instance in residents.lru}
+        functions = {instance.entry.function for instance in instances.lru}
         functions |= {request.entry.function for request in held}
         modules = {Definition.of(function).module for function in functions}
         return await pool.engine.count_resident(
-            idle=_natives(residents.lru),
+            idle=_natives(instances.lru),
             running=_natives(running),
             modules=[one.loaded for one in modules if one.loaded is not None],
         )
@@ -123,17 +123,17 @@ class Statistics:
             misses=policy.misses,
             blocks=policy.blocks,
             calls=self._count_calls(),
-            evictions=dict(policy.residents.evictions),
+            evictions=dict(policy.instances.evictions),
             log_lost=pool.log.lost,
             log_failures=pool.log.failures,
             context_lost=pool.log.context_lost,
         )
-        policy.residents.begin_anew()
+        policy.instances.begin_anew()
 
     def describe_entries(self) -> tuple[EntryInfo, ...]:
         """Return every function in every group that has instances or waiters."""
         infos = []
-        for entry in self._pool.policy.residents.entries:
+        for entry in self._pool.policy.instances.entries:
             key = entry.function.key
             rooms = sum(request.stage is Stage.ROOM for request in entry.claims)
             infos.append(
@@ -153,8 +153,8 @@ class Statistics:
 
     def look_inside(self) -> CacheSnapshot:
         """Return the inside of the cache at this moment."""
-        pool, residents = self._pool, self._pool.policy.residents
-        idle = list(residents.lru)
+        pool, instances = self._pool, self._pool.policy.instances
+        idle = list(instances.lru)
         held = [request.instance for request in pool.policy.waits.held]
         running = [instance for instance in held if instance is not None]
         modules = self._describe_modules([*idle, *running])
@@ -203,7 +203,7 @@ class Statistics:
         functions: dict[CachedModule, list[str]] = {}  # {module: registered functions}
         for key, function in self._pool.registry.functions.items():
             functions.setdefault(Definition.of(function).module, []).append(str(key))
-        for entry in (*(one.entry for one in instances), *self._pool.policy.residents.entries):
+        for entry in (*(one.entry for one in instances), *self._pool.policy.instances.entries):
             functions.setdefault(Definition.of(entry.function).module, [])
         return tuple(
             ModuleSnapshot(
@@ -221,7 +221,7 @@ class Statistics:
     def in_words(self) -> str:
         """Return the state in words and counts, for `repr`."""
         pool = self._pool
-        policy, ledger = pool.policy, pool.policy.residents.ledger
+        policy, ledger = pool.policy, pool.policy.instances.ledger
         return (
             f"{'closed' if pool.closed else 'open'}: {len(pool.registry.functions)} functions, "
             f"{len(self._groups)} groups, {ledger.idle} idle instances ({ledger.total_size} of "
@@ -238,11 +238,11 @@ class Statistics:
             "misses": policy.misses,
             "blocks": policy.blocks,
             "calls": self._count_calls(),
-            "evictions": sum(policy.residents.evictions.values()),
+            "evictions": sum(policy.instances.evictions.values()),
         }
 
     def _count_calls(self) -> int:
-        return self._base.calls + self._pool.policy.residents.count_calls()
+        return self._base.calls + self._pool.policy.instances.count_calls()
 
 
 def _natives(instances: Iterable[Instance]) -> list[GuestInstance]:

@@ -263,8 +263,8 @@ class DriverCode(Protocol):
                 saying.
 
         Raises:
-            NoMemoryError: the system has no room for it.
-            LoadError: the engine has no room for it.
+            NoMemoryError: the system has no memory for it.
+            LoadError: the engine could not make it.
         """
 
 
@@ -296,7 +296,7 @@ class GuestInstance(Protocol):
         """Let `reset` go back to what it is now that it has started. Only of what was proved.
 
         Raises:
-            LoadError: the engine has no room for what that takes.
+            LoadError: the engine could not make what that takes.
         """
 
     def reset(self) -> bool:
@@ -343,8 +343,8 @@ class LoadedModule(Protocol):
         """Make an instance, with its start under way.
 
         Raises:
-            NoMemoryError: the system has no room for it; `started` may say so, too.
-            LoadError: the engine has no room for it.
+            NoMemoryError: the system has no memory for it; `started` may say so, too.
+            LoadError: the engine could not make it.
         """
 
     def close(self) -> None:
@@ -407,7 +407,7 @@ class Engine(Protocol):
 
         Raises:
             InvalidModuleError: it can't be read or compiled.
-            NoMemoryError: the system has no room for it.
+            NoMemoryError: the system has no memory for it.
             ExcessiveModuleError: it is not worth reading.
             trio.ClosedResourceError: the engine was closed while it waited.
         """
@@ -431,7 +431,7 @@ class Engine(Protocol):
             The artifact with what `GuestInstance.mark` needs, or with an `obstacle`.
 
         Raises:
-            NoMemoryError: the system has no room for trying.
+            NoMemoryError: the system has no memory for trying.
         """
 
     async def load(self, artifact: Artifact, hosts: Sequence[HostImport]) -> LoadedModule:
@@ -439,8 +439,8 @@ class Engine(Protocol):
 
         Raises:
             LinkError: wasmtime would not link it after all.
-            NoMemoryError: the system has no room for it.
-            LoadError: the engine has no room for it.
+            NoMemoryError: the system has no memory for it.
+            LoadError: the engine could not make it.
         """
 
     async def count_resident(
@@ -464,7 +464,7 @@ class Engine(Protocol):
         None: this engine has none for functions whose values cross through memory.
 
         Raises:
-            NoMemoryError: the system has no room for it.
+            NoMemoryError: the system has no memory for it.
             LoadError: it can't be compiled.
         """
 

@@ -179,7 +179,7 @@ class Acquisition:
             if not await group.capacity.take(self._task, wait):
                 raise self._closed_error()
         except BaseException as error:
-            policy.note_error(policy.residents.entry(record, group.record), type(error).__name__)
+            policy.note_error(policy.instances.entry(record, group.record), type(error).__name__)
             if not (group.record.closed or isinstance(error, DeadlockError)):
                 self._note_no_token(record, type(error).__name__)
             raise
@@ -224,7 +224,7 @@ class Acquisition:
                 raise
         bound = self._bind(instance)
         if journal.log_uses:
-            journal.acquired(request, instance, self._asked_at, pool.now(), policy.residents.ledger)
+            journal.acquired(request, instance, self._asked_at, pool.now(), policy.instances.ledger)
         elif instance.ready:
             policy.may_rest(request)
         return request, bound

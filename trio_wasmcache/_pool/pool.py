@@ -184,7 +184,7 @@ class Pool:
         step = self.policy.recycle(request, size, now, reason, seat, reserved)
         origin = None
         if self.journal.log_uses:
-            ledger = self.policy.residents.ledger
+            ledger = self.policy.instances.ledger
             origin = self.journal.recycled(
                 request,
                 instance,
@@ -228,7 +228,7 @@ class Pool:
         space, mappings = needed[0] << attempt, needed[1] << attempt
         step = self.policy.relieve(space, mappings, now)
         if step is None:
-            ledger = self.policy.residents.ledger
+            ledger = self.policy.instances.ledger
             raise CodeMemoryError(
                 f"the system has no memory, addresses or mappings left for {key}, which reserves "
                 f"some {needed[0]} bytes and {needed[1]} mappings, and nothing of the cache is "
@@ -263,7 +263,7 @@ class Pool:
         self.carry_out(self.policy.resize(config, now), now, lambda: origin, in_pieces=True)
         self.evictor.sleep_until(self.policy.next_expiry())
         # The next lease of each instance takes the slow path, which adapts it to limits.
-        for entry in self.policy.residents.entries:
+        for entry in self.policy.instances.entries:
             for instance in (*entry.idle, *(request.instance for request in entry.claims)):
                 if instance is not None:
                     instance.set_aside()

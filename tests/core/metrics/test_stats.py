@@ -219,7 +219,7 @@ def test_durations_are_rounded_down_and_never_negative() -> None:
 
 def stats_of(bench: Bench) -> CacheStats:
     """The statistics of a policy: its counters, gauges of zero, and its distributions."""
-    policy, snapshot = bench.policy, bench.policy.residents.snapshot()
+    policy, snapshot = bench.policy, bench.policy.instances.snapshot()
     given_here = {"hits": policy.hits, "misses": policy.misses, "blocks": policy.blocks}
     names = [field.name for field in attrs.fields(CacheStats) if not field.name.startswith("_")]
     rest = dict.fromkeys(names, 0)
@@ -299,7 +299,7 @@ def test_errors_and_late_calls_find_their_way_into_a_forgotten_entry() -> None:
     request, _ = bench.ask(function)
     entry = request.entry
     policy.failed(request, 0.0)
-    assert entry not in policy.residents.entries
+    assert entry not in policy.instances.entries
     policy.note_error(entry, "LoadError")
     entry.uses.continued += 1
     policy.note_long_call(entry, 7, 0.5)
@@ -307,15 +307,15 @@ def test_errors_and_late_calls_find_their_way_into_a_forgotten_entry() -> None:
     summary = stats_of(bench).per_function["f(i64)"]
     assert (summary.errors, summary.calls, summary.blocks) == ({"LoadError": 1}, 1, 1)
     assert (summary.run.total, summary.fuel.total) == (500_000, 7)
-    assert not policy.residents.entries
+    assert not policy.instances.entries
 
 
 def come_and_go(bench: Bench, functions: list[FunctionRecord], group: GroupRecord) -> None:
     """Each is leased once, and nothing of it stays."""
     for function in functions:
         bench.recycle(bench.lease(function, group=group), drop=Reason.CORRUPTED)
-        assert not bench.policy.residents.entries
-        assert len(bench.policy.residents._parked) <= PARKED
+        assert not bench.policy.instances.entries
+        assert len(bench.policy.instances._parked) <= PARKED
 
 
 @pytest.mark.parametrize("many", [1, PARKED, PARKED + 3])
@@ -367,7 +367,7 @@ def test_what_is_noted_of_an_entry_that_came_and_went_is_counted_once() -> None:
     last = bench.lease(function)
     entry = last.entry
     bench.recycle(last, drop=Reason.CORRUPTED)
-    policy.residents.begin_anew()
+    policy.instances.begin_anew()
     assert (stats_of(bench).errors, stats_of(bench).load.count) == ({}, 0)
     policy.note_error(entry, "Late")
     summary = stats_of(bench).per_function["f(i64)"]
@@ -410,7 +410,7 @@ def test_beginning_anew_leaves_held_leases_out() -> None:
     bench = Bench()
     policy = bench.policy
     request = bench.lease(bench.function("f"))
-    policy.residents.begin_anew()
+    policy.instances.begin_anew()
     assert stats_of(bench).per_group["main"].hits == 0
     policy.recycle(request, 1, 3.0)
     summary = stats_of(bench).per_group["main"]

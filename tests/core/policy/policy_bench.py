@@ -157,12 +157,12 @@ class Bench:
     @property
     def used(self) -> float:
         """Code and stacks, in units."""
-        return self.policy.residents.ledger.used / UNIT
+        return self.policy.instances.ledger.used / UNIT
 
     @property
     def total_size(self) -> int:
         """Bytes of idle instances."""
-        return self.policy.residents.ledger.total_size
+        return self.policy.instances.ledger.total_size
 
 
 def reasons(step: Step) -> list[tuple[str, str]]:

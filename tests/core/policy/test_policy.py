@@ -72,10 +72,10 @@ def test_the_whole_life_of_a_lease() -> None:
         "advice": None,
     }
     assert (bench.used, bench.total_size, instance.state) == (0, 0, State.CLOSED)
-    assert not policy.residents.entries
+    assert not policy.instances.entries
     assert not function.entries
     assert not bench.main.entries
-    assert policy.residents.evictions[Reason.IDLE] == 1
+    assert policy.instances.evictions[Reason.IDLE] == 1
 
 
 # -- 3: deadlocks
@@ -347,7 +347,7 @@ def test_a_failed_load_gives_back_its_room() -> None:
         step = bench.fail(request)
         assert (request.stage, step.evicted, step.unloaded) == (Stage.ENDED, [], [function.module])
     assert bench.used == 0
-    assert not bench.policy.residents.entries
+    assert not bench.policy.instances.entries
     assert not bench.policy.waits.held
     assert bench.acquire(bench.function("g")).stage is Stage.LOADING
 
@@ -630,7 +630,7 @@ def test_what_would_not_fit_an_empty_budget_is_refused_at_once() -> None:
         f"f(i64) needs {5 * UNIT} bytes ({4 * UNIT} of code, {UNIT} of stack), but max_code_size "
         f"is {4 * UNIT}: raise it, or split the module"
     )
-    assert not bench.policy.residents.entries
+    assert not bench.policy.instances.entries
     assert bench.acquire(bench.function("g", code=3)).stage is Stage.LOADING
 
 
@@ -769,7 +769,7 @@ def test_a_function_removed_while_it_loads_is_not_granted() -> None:
     assert (request.stage, bench.used) == (Stage.ENDED, 0)
     assert isinstance(request.error, UnknownFunctionError)
     assert bench.policy.misses == 0
-    assert not bench.policy.residents.entries
+    assert not bench.policy.instances.entries
 
 
 def test_a_removal_lets_those_behind_in_line_for_room_go() -> None:
@@ -931,7 +931,7 @@ def test_replaced_and_removed_while_loading_nothing_is_left() -> None:
     bench.retire(new)
     bench.load(loader)
     assert isinstance(loader.error, UnknownFunctionError)
-    assert not bench.policy.residents.entries
+    assert not bench.policy.instances.entries
     assert not bench.main.entries
 
 
@@ -988,7 +988,7 @@ def test_a_closed_group_gives_up_all_it_has_and_nothing_else() -> None:
     assert reasons(bench.recycle(warm)) == [("w", "group_closed")]
     assert not red.entries
     assert kept.state is State.IDLE
-    assert [*bench.policy.residents.entries] == [bench.entry(f, blue)]
+    assert [*bench.policy.instances.entries] == [bench.entry(f, blue)]
 
 
 def test_a_closed_group_lets_others_have_its_room() -> None:
@@ -1010,7 +1010,7 @@ def test_closed_and_replaced_while_loading_nothing_is_left() -> None:
     bench.retire(old, new)
     bench.close(red)
     assert reasons(bench.load(loader)) == [("f", "group_closed")]
-    assert not bench.policy.residents.entries
+    assert not bench.policy.instances.entries
     assert not red.entries
 
 
@@ -1030,7 +1030,7 @@ def test_a_closed_cache_keeps_nothing() -> None:
     assert reasons(bench.load(loading)) == [("h", "closed")]
     assert isinstance(loading.error, RequestClosed)
     assert (bench.used, bench.total_size) == (0, 0)
-    assert not bench.policy.residents.entries
+    assert not bench.policy.instances.entries
 
 
 # -- resize
@@ -1139,12 +1139,12 @@ def at_stage(bench: Bench, stage: Stage) -> Request:
 
 def state_of(policy: Policy) -> list[object]:
     """What an illegal step might change."""
-    residents, ledger = policy.residents, policy.residents.ledger
+    instances, ledger = policy.instances, policy.instances.ledger
     return [
         *(policy.hits, policy.misses, policy.blocks, [*policy.room], [*policy.waits.held]),
-        *(dict(policy.waits.waiting), [*residents.lru], dict(residents.evictions)),
+        *(dict(policy.waits.waiting), [*instances.lru], dict(instances.evictions)),
         *(ledger.total_size, ledger.used, ledger.idle, ledger.running, ledger.evictable_code),
-        [(it.live, [*it.idle], [*it.waiting], [*it.claims]) for it in residents.entries],
+        [(it.live, [*it.idle], [*it.waiting], [*it.claims]) for it in instances.entries],
     ]
 
 

@@ -86,27 +86,27 @@ def config_of(limits: Limits) -> CacheConfig:
 
 def snapshot(policy: Policy) -> list[object]:
     """All that the policy remembers, as plain values that can be compared."""
-    residents, ledger = policy.residents, policy.residents.ledger
+    instances, ledger = policy.instances, policy.instances.ledger
     entries = [
         (
             *(id(entry.function), id(entry.group), entry.live, entry.last_used),
             *([*entry.idle], [*entry.waiting], [*entry.claims]),
         )
-        for entry in residents.entries
+        for entry in instances.entries
     ]
-    modules = {entry.function.module for entry in residents.entries}
-    functions = {entry.function for entry in residents.entries}
+    modules = {entry.function.module for entry in instances.entries}
+    functions = {entry.function for entry in instances.entries}
     return [
         *(policy.config, policy.hits, policy.misses, policy.blocks, policy.closed),
         *([*policy.room], dict(policy.waits.waiting), [*policy.waits.held]),
         *(ledger.total_size, ledger.code_size, ledger.stacks, ledger.idle, ledger.running),
         *(ledger.loaded_modules, [*ledger.evictable], ledger.evictable_code),
         *(ledger.running_size, ledger.address_space, ledger.mappings),
-        *([*residents.lru], dict(residents.evictions), entries),
-        [(it.seat, it.address_space, it.mappings) for it in residents.lru],
+        *([*instances.lru], dict(instances.evictions), entries),
+        [(it.seat, it.address_space, it.mappings) for it in instances.lru],
         {(module.digest, module.users, module.running, *module.idle) for module in modules},
         {(id(f), f.retired, f.warned_oversized, *map(id, f.entries.values())) for f in functions},
-        {(id(r), r.stage, r.error) for entry in residents.entries for r in entry.claims},
+        {(id(r), r.stage, r.error) for entry in instances.entries for r in entry.claims},
     ]
 
 
@@ -410,9 +410,9 @@ class PolicyMachine(RuleBasedStateMachine):
         while self.at("granted"):
             self.give_back(0, 10, None)
         assert not self.requests
-        residents = self.policy.residents
-        ledger = residents.ledger
-        assert not (residents.entries or residents.lru or self.policy.room)
+        instances = self.policy.instances
+        ledger = instances.ledger
+        assert not (instances.entries or instances.lru or self.policy.room)
         assert not (self.policy.waits.waiting or self.policy.waits.held)
         assert (ledger.total_size, ledger.used, ledger.idle, ledger.running) == (0, 0, 0, 0)
         assert (ledger.running_size, ledger.address_space, ledger.mappings) == (0, 0, 0)
@@ -425,7 +425,7 @@ class PolicyMachine(RuleBasedStateMachine):
 
     def compare(self, act: Callable[[], Step | None], expect: Callable[[], Outcome]) -> None:
         waiting = {it for it in self.requests.values() if it.stage in {Stage.QUEUED, Stage.ROOM}}
-        lines = [[*entry.waiting] for entry in self.policy.residents.entries]
+        lines = [[*entry.waiting] for entry in self.policy.instances.entries]
         holders = {it.instance.number: it for it in self.model.requests if it.instance is not None}
         running_before = {it for it in self.requests.values() if it.stage is Stage.GRANTED}
         before = snapshot(self.policy)
@@ -488,7 +488,7 @@ class PolicyMachine(RuleBasedStateMachine):
 
     @invariant()
     def sums_are_what_is_there(self) -> None:
-        model, ledger = self.model, self.policy.residents.ledger
+        model, ledger = self.model, self.policy.instances.ledger
         assert ledger.total_size == model.total_size() <= model.max_size
         assert ledger.code_size == sum(model.code().values()) * UNIT
         assert ledger.stacks == len(model.busy()) * UNIT
@@ -496,7 +496,7 @@ class PolicyMachine(RuleBasedStateMachine):
         space, mappings = model.reserved()
         assert (ledger.address_space, ledger.mappings) == (space * UNIT, mappings)
         reserves = [(it.space * UNIT, it.mappings) for it in model.idle()]
-        lru = self.policy.residents.lru
+        lru = self.policy.instances.lru
         assert [(it.address_space, it.mappings) for it in lru] == reserves
         assert all(it == (0, 0) for it, one in zip(reserves, lru, strict=True) if one.seat)
         spare = model.max_code - sum(model.code().values())
@@ -506,14 +506,14 @@ class PolicyMachine(RuleBasedStateMachine):
         assert [it.digest for it in ledger.evictable] == model.idle_modules()
         assert ledger.evictable_code == sum(it.code_size for it in ledger.evictable)
         idle = [(it.number, it.seat) for it in model.idle()]
-        assert [(it.number, it.seat) for it in self.policy.residents.lru] == idle
-        assert self.policy.residents.crowded is (
+        assert [(it.number, it.seat) for it in self.policy.instances.lru] == idle
+        assert self.policy.instances.crowded is (
             len(model.instances) > model.max_instances
             or model.used() > model.max_code
             or not model.may_reserve(*model.reserved())
         )
-        assert self.policy.residents.shrunk or not self.policy.residents.crowded
-        if self.policy.residents.crowded:
+        assert self.policy.instances.shrunk or not self.policy.instances.crowded
+        if self.policy.instances.crowded:
             if len(model.instances) > model.max_instances:
                 assert not model.idle()
             if model.used() > model.max_code:
@@ -535,7 +535,7 @@ class PolicyMachine(RuleBasedStateMachine):
         for key in model.keys:
             entry = self.functions[key[0]].entries[self.groups[key[1]]]
             seen.append(entry)
-            assert entry in self.policy.residents.entries
+            assert entry in self.policy.instances.entries
             assert entry in self.groups[key[1]].entries
             assert entry.live == len(model.live(key))
             assert [it.number for it in entry.idle] == [it.number for it in model.idle_of(key)]
@@ -545,7 +545,7 @@ class PolicyMachine(RuleBasedStateMachine):
             if not key[0].retired:
                 assert entry.live <= key[0].concurrency
             assert not (entry.waiting and len(entry.claims) < key[0].concurrency), "lost wakeup"
-        assert len(self.policy.residents.entries) == len(seen)
+        assert len(self.policy.instances.entries) == len(seen)
         assert sum(len(it.entries) for it in self.functions.values()) == len(seen)
         assert sum(len(it.entries) for it in self.groups.values()) == len(seen)
         assert [*self.policy.room] == [self.requests[it] for it in model.room]
@@ -568,7 +568,7 @@ class PolicyMachine(RuleBasedStateMachine):
         policy, model = self.policy, self.model
         assert policy.hits + policy.misses == self.granted
         assert (policy.hits, policy.blocks) == (model.hits, model.blocks)
-        uses = policy.residents.snapshot()
+        uses = policy.instances.snapshot()
         for parts in (uses.by_function(), uses.by_group()):
             all_of_it = add_up(part for several in parts.values() for part in several)
             counted = all_of_it.hits, all_of_it.misses, all_of_it.blocks

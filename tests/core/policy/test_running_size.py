@@ -81,9 +81,9 @@ def test_who_would_exceed_it_waits_its_turn() -> None:
     large = bench.acquire(bench.function("large", worst=5), "ben")
     small = bench.acquire(bench.function("small", worst=1), "cleo")
     assert (large.stage, small.stage, bench.policy.blocks) == (Stage.ROOM, Stage.ROOM, 2)
-    assert bench.policy.residents.ledger.running_size == 6
+    assert bench.policy.instances.ledger.running_size == 6
     assert bench.recycle(lease).woken == [large, small]
-    assert bench.policy.residents.ledger.running_size == 6
+    assert bench.policy.instances.ledger.running_size == 6
 
 
 def test_a_hit_waits_for_it_too() -> None:
@@ -116,7 +116,7 @@ def test_what_is_loading_counts_and_is_given_back_when_it_fails() -> None:
     waiting = bench.acquire(bench.function("g", worst=6), "ben")
     assert (loading.stage, waiting.stage) == (Stage.LOADING, Stage.ROOM)
     assert bench.fail(loading).woken == [waiting]
-    assert bench.policy.residents.ledger.running_size == 6
+    assert bench.policy.instances.ledger.running_size == 6
 
 
 def test_who_holds_what_it_waits_for_is_told_at_once() -> None:
@@ -139,7 +139,7 @@ def test_what_exceeds_it_alone_is_refused_at_once() -> None:
         "f(i64) may touch 11 bytes while it runs, but max_running_size is 10: raise it, or "
         "register under a smaller memory_limit"
     )
-    assert not bench.policy.residents.entries
+    assert not bench.policy.instances.entries
     assert bench.acquire(bench.function("g", worst=10)).stage is Stage.LOADING
 
 
@@ -155,7 +155,7 @@ def test_another_limit_lets_in_or_refuses_who_waits() -> None:
     assert (small.stage, lease.stage) == (Stage.ROOM, Stage.GRANTED)
     assert bench.resize(max_running_size=11).woken == [small]
     assert bench.resize(max_running_size=3).woken == []
-    assert bench.policy.residents.ledger.running_size == 11
+    assert bench.policy.instances.ledger.running_size == 11
     assert bench.acquire(bench.function("more", worst=1), "dora").stage is Stage.ROOM
 
 
@@ -163,7 +163,7 @@ def test_without_a_limit_the_sum_is_kept_all_the_same() -> None:
     """It is told by the statistics, and holds for a limit that is set later."""
     bench = Bench()
     leases = [bench.lease(bench.function(name, worst=10**9), name) for name in "ab"]
-    assert bench.policy.residents.ledger.running_size == 2 * 10**9
+    assert bench.policy.instances.ledger.running_size == 2 * 10**9
     for lease in leases:
         bench.recycle(lease)
-    assert bench.policy.residents.ledger.running_size == 0
+    assert bench.policy.instances.ledger.running_size == 0

@@ -61,7 +61,7 @@ def test_a_load_that_fails_on_a_seat_puts_it_back() -> None:
     bench.now += 1
     assert not bench.fail(second)
     assert (seat.state, seat.seat, seat.last_used) == (State.IDLE, True, bench.now)
-    assert list(bench.policy.residents.lru)[-1] is seat
+    assert list(bench.policy.instances.lru)[-1] is seat
     assert (bench.policy.hits, bench.policy.misses, bench.total_size) == (0, 2, 30)
     assert bench.lease(function).hit
 
@@ -76,7 +76,7 @@ def test_a_seat_that_no_longer_fits_is_not_put_back() -> None:
         bench.resize(**limits)
         assert reasons(bench.fail(request)) == [("f", reason)]
         assert (bench.used, bench.total_size) == (0, 0)
-        assert not bench.policy.residents.entries
+        assert not bench.policy.instances.entries
 
 
 def test_others_go_for_a_seat_that_is_put_back() -> None:

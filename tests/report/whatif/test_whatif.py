@@ -135,7 +135,7 @@ def test_whatever_the_application_does_it_comes_to_an_end(seed: int) -> None:
     made = recorded(logged)
     run = WhatIf(made, dict(draw_limits(random)))
     result = run.run()
-    ledger = run._books.policy.residents.ledger
+    ledger = run._books.policy.instances.ledger
     assert result.hits + result.misses + result.refused + result.gave_up <= sum(
         1 for program in made.programs.values() for item in program if hasattr(item, "outcome")
     )

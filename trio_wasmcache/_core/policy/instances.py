@@ -44,7 +44,7 @@ class Step:
 
 
 @define(eq=False)
-class Residents:
+class Instances:
     """The instances of one cache."""
 
     config: CacheConfig

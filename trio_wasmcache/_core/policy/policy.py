@@ -26,7 +26,7 @@ Python costs as much as three of their lines. In any unusual case they change no
 then the long way is taken. The model of the policy in the tests checks that both ways lead to the
 same state, whatever the state before.
 
-`residents` keeps the books of what is in the cache. The pool around them closes, loads, wakes and
+`instances` keeps the books of what is in the cache. The pool around them closes, loads, wakes and
 logs; the log tool replays a log through this file.
 """
 
@@ -43,7 +43,7 @@ from ..events import Reason
 from ..keys import FunctionKey
 from ..metrics.counters import COMPILES, FUELS, HOLDS, RUNS, WAITS, microseconds
 from .deadlock import ROOM, Resource, Waits
-from .instances import Residents, Step
+from .instances import Instances, Step
 from .lifecycle import IDLE, LOADING, RECYCLE, RUNNING, Action, IllegalStepError, step
 from .records import (
     ENDED,
@@ -70,8 +70,8 @@ class Policy:
 
     config: CacheConfig
     system: SystemLimits = Factory(SystemLimits)
-    residents: Residents = Factory(
-        lambda self: Residents(self.config, self.system), takes_self=True
+    instances: Instances = Factory(
+        lambda self: Instances(self.config, self.system), takes_self=True
     )
     room: deque[Request] = Factory(deque)
     """Requests that wait for capacity, in order."""
@@ -101,15 +101,15 @@ class Policy:
         entry = function.entries.get(group)
         if entry is None or not (idle := entry.idle) or entry.waiting or self.room:
             return None
-        instance, claims, residents = idle[-1], entry.claims, self.residents
-        ledger = residents.ledger
+        instance, claims, instances = idle[-1], entry.claims, self.instances
+        ledger = instances.ledger
         running = ledger.running + 1
         running_size = ledger.running_size + function.worst_size
         if (
             not instance.ready
             or len(claims) >= function.concurrency
             or running > ledger.most_running
-            or running_size > residents.running_limit
+            or running_size > instances.running_limit
         ):
             return None
         request = self._spare
@@ -154,8 +154,8 @@ class Policy:
         the instance may touch now (bytes).
         """
         instance, entry, config = request.instance, request.entry, self.config
-        residents = self.residents
-        ledger = residents.ledger
+        instances = self.instances
+        ledger = instances.ledger
         total = ledger.total_size + size
         if (
             instance is None
@@ -166,7 +166,7 @@ class Policy:
             or self.room
             or entry.function.retired
             or entry.group.closed
-            or residents.shrunk
+            or instances.shrunk
         ):
             return False
         held = int((now - request.since) * 1e6)
@@ -182,9 +182,9 @@ class Policy:
         instance.state = IDLE
         instance.size = size
         instance.last_used = entry.last_used = now
-        residents.rests = instance.rested = residents.rests + 1
+        instances.rests = instance.rested = instances.rests + 1
         instance.uses += 1
-        ring = residents.lru
+        ring = instances.lru
         last = ring.before
         instance.before, instance.after = last, ring
         last.after = ring.before = instance
@@ -233,7 +233,7 @@ class Policy:
         `blocked_since` is when it asked, if it has waited for a token.
         """
         return Request(
-            self.residents.entry(function, group),
+            self.instances.entry(function, group),
             owner,
             warm,
             blocked=blocked_since is not None,
@@ -257,10 +257,10 @@ class Policy:
         free = len(claims) < entry.function.concurrency and not entry.waiting
         if free and entry.idle and not (self.room or request.warm or entry.idle[-1].seat):
             # The fast path of a hit.
-            residents, ledger = self.residents, self.residents.ledger
+            instances, ledger = self.instances, self.instances.ledger
             if (
                 ledger.code_size + ledger.stacks + ledger.stack_size <= self.config.max_code_size
-                and ledger.running_size + entry.function.worst_size <= residents.running_limit
+                and ledger.running_size + entry.function.worst_size <= instances.running_limit
             ):
                 claims[request] = None
                 self._grant(request, now)
@@ -270,13 +270,13 @@ class Policy:
         self._turns += 1
         request.turn = self._turns
         try:
-            self.residents.check_fits(entry.function)
+            self.instances.check_fits(entry.function)
             if free:
                 return self._seek_room(request, now)
             self._block(request, entry)
         except (CodeMemoryError, DeadlockError):
             request.stage = Stage.ENDED
-            self.residents.forget(entry)
+            self.instances.forget(entry)
             raise
         request.stage = Stage.QUEUED
         entry.waiting.append(request)
@@ -305,7 +305,7 @@ class Policy:
             return None
         result = Step()
         claimed = request.entry
-        self.residents.drop(instance, reason, now, result)
+        self.instances.drop(instance, reason, now, result)
         self._let_go(request)
         if reason is not Reason.REMOVED:
             self._end(request, RequestClosed(), result)
@@ -320,7 +320,7 @@ class Policy:
     def failed(self, request: Request, now: float) -> Step:
         """Give back all that a request holds, a seat too, as its load failed or was cancelled.
 
-        The slot is given to the first waiter of the entry, which tries for itself.
+        The claim is given to the first waiter of the entry, which tries for itself.
         """
         instance = _instance(request, Stage.LOADING)
         result = Step()
@@ -328,7 +328,7 @@ class Policy:
         if instance.seat:
             self._put_back(instance, now, result)
         else:
-            self.residents.discard(instance, result)
+            self.instances.discard(instance, result)
         self._let_go(request)
         self._pump(claimed, now, result)
         self._pump(instance.entry, now, result)
@@ -384,10 +384,10 @@ class Policy:
         """
         instance = _instance(request, GRANTED)
         entry = instance.entry
-        residents, config = self.residents, self.config
+        instances, config = self.instances, self.config
         if seat:
             instance.seat, instance.ready, instance.bound = True, False, None
-            residents.ledger.reserve(instance, 0, 0)
+            instances.ledger.reserve(instance, 0, 0)
         if not request.warm:
             instance.uses += 1
             entry.uses.add(HOLDS, int((now - request.since) * 1e6))
@@ -402,22 +402,22 @@ class Policy:
         booked = instance.address_space, instance.mappings
         if drop is None and not seat and reserved not in (None, booked):
             result = Step()
-            if not residents.reserve(instance, reserved, now, result):
+            if not instances.reserve(instance, reserved, now, result):
                 drop = Reason.ADDRESS_SPACE
         if drop is not None:
             result = result or Step()
             instance.size = size
-            residents.drop(instance, drop, now, result, limit)
+            instances.drop(instance, drop, now, result, limit)
         else:
-            if residents.ledger.total_size + size > config.max_size:
+            if instances.ledger.total_size + size > config.max_size:
                 result = result or Step()
-                residents.shrink(config.max_size - size, now, result)
+                instances.shrink(config.max_size - size, now, result)
             # An instance that was only loaded to be warm never ran.
             action = Action.WARMED if instance.state is LOADING else RECYCLE
-            residents.settle(instance, action, size, now)
+            instances.settle(instance, action, size, now)
         self._let_go(request)
         request.give_up = None
-        if entry.waiting or self.room or drop is not None or residents.shrunk:
+        if entry.waiting or self.room or drop is not None or instances.shrunk:
             result = result or Step()
             self._pump(entry, now, result)
         return result
@@ -429,7 +429,7 @@ class Policy:
         addresses and that many mappings together. Returns None if no idle instance could help.
         """
         result = Step()
-        self.residents.relieve(address_space, mappings, now, result)
+        self.instances.relieve(address_space, mappings, now, result)
         if not result.evicted:
             return None
         self._pump_room(now, result)
@@ -440,13 +440,13 @@ class Policy:
     def expire(self, now: float) -> Step:
         """Evict instances idle for `idle_timeout`; some may be left over, see `next_expiry`."""
         result = Step()
-        self.residents.expire(now, result)
+        self.instances.expire(now, result)
         self._pump_room(now, result)
         return result
 
     def next_expiry(self) -> float | None:
         """Return when `expire` will next have something to do (the clock of `now`), or None."""
-        oldest = self.residents.lru.oldest()
+        oldest = self.instances.lru.oldest()
         return None if oldest is None else oldest.last_used + self.config.idle_timeout
 
     # -- functions, groups, limits
@@ -459,16 +459,16 @@ class Policy:
         Evicts its idle instances. Waiters continue with the successor, in order, or end with
         `UnknownFunctionError`; running leases are not disturbed; loads are handled in `loaded`.
         """
-        self.residents.fold()
+        self.instances.fold()
         function.retired = True
         function.successor = successor
         if successor is None:
-            self.residents.book.drop_function(function.key)
+            self.instances.book.drop_function(function.key)
         result = Step()
         for entry in list(function.entries.values()):
-            self.residents.evict_entry(entry, Reason.REMOVED, now, result)
+            self.instances.evict_entry(entry, Reason.REMOVED, now, result)
             self._move_on(entry, result)
-            self.residents.forget(entry)
+            self.instances.forget(entry)
         self._refuse_misfits(result)
         if successor is not None:
             for entry in list(successor.entries.values()):
@@ -485,17 +485,17 @@ class Policy:
 
         Waiters end with `RequestClosed`.
         """
-        self.residents.fold()
+        self.instances.fold()
         group.closed = True
         if not self.closed:
             group.gone = True
-            self.residents.book.drop_group(group.name)
+            self.instances.book.drop_group(group.name)
         result = Step()
         for entry in list(group.entries):
-            self.residents.evict_entry(entry, reason, now, result)
+            self.instances.evict_entry(entry, reason, now, result)
             for request in self._take_waiters(entry):
                 self._end(request, RequestClosed(), result)
-            self.residents.forget(entry)
+            self.instances.forget(entry)
         self._pump_room(now, result)
         return result
 
@@ -503,7 +503,7 @@ class Policy:
         """Apply the limits of `config`; requests that wait and can never fit end with an error."""
         self.config = config
         result = Step()
-        self.residents.resize(config, now, result)
+        self.instances.resize(config, now, result)
         for entry in self._refuse_misfits(result):
             self._pump(entry, now, result)
         self._pump_room(now, result)
@@ -514,24 +514,24 @@ class Policy:
     def note_token_block(self, function: FunctionRecord, group: GroupRecord) -> None:
         """Count an acquire that waits for a token of its group and so has no request yet."""
         self.blocks += 1
-        entry = self.residents.entry(function, group)
+        entry = self.instances.entry(function, group)
         entry.uses.blocks += 1
-        self.residents.noted(entry)
+        self.instances.noted(entry)
 
     def note_error(self, entry: Entry, error: str) -> None:
         """Count an acquire or a call that ended with an error of that type."""
         entry.uses.note_error(error)
-        self.residents.noted(entry)
+        self.instances.noted(entry)
 
     def note_long_call(self, entry: Entry, fuel: int, seconds: float) -> None:
         """Count a call that took more than one slice; its lease may have ended already."""
         entry.uses.add(RUNS, microseconds(seconds))
         entry.uses.add(FUELS, fuel)
-        self.residents.noted(entry)
+        self.instances.noted(entry)
 
     def note_compiled(self, function: FunctionRecord, seconds: float) -> None:
         """Count a compilation of the module of `function`, made for it."""
-        self.residents.book.of_function(function.key).add(COMPILES, microseconds(seconds))
+        self.instances.book.of_function(function.key).add(COMPILES, microseconds(seconds))
 
     # -- from stage to stage
 
@@ -560,19 +560,19 @@ class Policy:
         if request.warm and entry.live < entry.function.concurrency:
             hit = False
         seat = hit and entry.idle[-1].seat
-        if not self.residents.make_room(entry.function, not hit, now, result, seat):
+        if not self.instances.make_room(entry.function, not hit, now, result, seat):
             return False
         if hit and not seat:
             self._grant(request, now)
         else:
-            residents = self.residents
-            request.instance = residents.take(entry) if hit else residents.start(entry, now)
+            instances = self.instances
+            request.instance = instances.take(entry) if hit else instances.start(entry, now)
             request.stage = Stage.LOADING
             self.waits.held[request] = None
         return True
 
     def _grant(self, request: Request, now: float) -> None:
-        request.instance = self.residents.resume(request.entry)
+        request.instance = self.instances.resume(request.entry)
         request.stage = GRANTED
         request.hit = True
         self.waits.held[request] = None
@@ -601,7 +601,7 @@ class Policy:
         while not self.closed and entry.waiting and len(entry.claims) < entry.function.concurrency:
             request = entry.waiting.pop(0)
             try:
-                self.residents.check_fits(entry.function)
+                self.instances.check_fits(entry.function)
             except CodeMemoryError as error:
                 self._end(request, error, result)
                 continue
@@ -615,11 +615,11 @@ class Policy:
                 self.waits.end(request.owner)
                 result.woken.append(request)
         self._pump_room(now, result)
-        self.residents.forget(entry)
+        self.instances.forget(entry)
 
     def _pump_room(self, now: float, result: Step) -> None:
-        if self.residents.shrunk:
-            self.residents.trim(now, result)
+        if self.instances.shrunk:
+            self.instances.trim(now, result)
         while self.room and not self.closed:
             request = self.room[0]
             if not self._serve(request, now, result):
@@ -659,7 +659,7 @@ class Policy:
 
     def _waiters(self) -> list[Request]:
         """Return all waiting requests, those that wait for capacity first."""
-        queued = (request for entry in self.residents.entries for request in entry.waiting)
+        queued = (request for entry in self.instances.entries for request in entry.waiting)
         return [*self.room, *queued]
 
     def _give_way(self, request: Request, now: float, result: Step) -> None:
@@ -682,7 +682,7 @@ class Policy:
         if function.retired:
             self._end(request, _unknown(function), result)
             return
-        entry = request.entry = self.residents.entry(function, request.entry.group)
+        entry = request.entry = self.instances.entry(function, request.entry.group)
         self._queue(request)
         self._pump(entry, now, result)
         if request.stage is Stage.QUEUED:
@@ -706,7 +706,7 @@ class Policy:
         claims = [request for request in old.claims if request.stage is not Stage.GRANTED]
         if not (claims or old.waiting):
             return
-        new = self.residents.entry(successor, old.group)
+        new = self.instances.entry(successor, old.group)
         for request in claims:
             if len(new.claims) < successor.concurrency:
                 new.claims[request] = None
@@ -726,7 +726,7 @@ class Policy:
         entries = []
         for request in list(self.room):
             try:
-                self.residents.check_fits(request.entry.function)
+                self.instances.check_fits(request.entry.function)
             except CodeMemoryError as error:
                 self._leave_room(request)
                 self._end(request, error, result)
@@ -786,17 +786,17 @@ class Policy:
     def _put_back(self, seat: Instance, now: float, result: Step) -> None:
         """Keep `seat`, on which nothing could be loaded, as if just left, if limits allow."""
         config, limit = self.config, None
-        self.residents.ledger.reserve(seat, 0, 0)
+        self.instances.ledger.reserve(seat, 0, 0)
         reason = self._unwanted(seat.entry)
         if reason is None and seat.size > config.max_instance_size:
             reason, limit = Reason.OVERSIZED, config.max_instance_size
         elif reason is None and seat.size > config.max_size:
             reason, limit = Reason.SIZE, config.max_size
         if reason is not None:
-            self.residents.drop(seat, reason, now, result, limit)
+            self.instances.drop(seat, reason, now, result, limit)
         else:
-            self.residents.shrink(config.max_size - seat.size, now, result)
-            self.residents.settle(seat, Action.LEAVE, seat.size, now)
+            self.instances.shrink(config.max_size - seat.size, now, result)
+            self.instances.settle(seat, Action.LEAVE, seat.size, now)
 
     def _unwanted(self, entry: Entry) -> Reason | None:
         """Return why a running instance of `entry` must not be kept, or None if it may be."""

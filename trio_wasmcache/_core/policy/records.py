@@ -143,7 +143,7 @@ class GroupRecord:
 
 @define(eq=False, weakref_slot=False)
 class Entry:
-    """The slot of one function in one group.
+    """One function in one group: its instances, and the requests for them.
 
     A *claim* is the right to one of the `concurrency` instances: each request that waits for
     capacity, loads, or runs holds one. Idle instances are unclaimed.

@@ -200,7 +200,7 @@ class _Writer:
     def _rooms(self) -> str:
         """Return the code that finds addresses for the result's area and each argument of bytes."""
         shape, code = self.shape, ""
-        if shape.room == "grown":
+        if shape.allocation == "grown":
             code += put("base", read(BASE_AT))
             if shape.areas:
                 code += put("area", get("base"))
@@ -209,9 +209,9 @@ class _Writer:
             code += self._kept("area", len(self.buffers), i32(AREA_SIZE))
         for number, n in enumerate(self.buffers):
             size = f"(i32.add {get(f'size{n}')} {i32(self.nul)})" if self.nul else get(f"size{n}")
-            if shape.room == "grown":
+            if shape.allocation == "grown":
                 one = put(f"at{n}", get("base")) + put("base", self._end(size))
-            elif shape.room == "kept":
+            elif shape.allocation == "kept":
                 one = self._kept(f"at{n}", number, size)
             else:
                 one = put(f"at{n}", f"(call $allocate {size})")
@@ -345,7 +345,7 @@ class _Writer:
         if not self.shape.frees:
             return ""
         mine = f"(i32.ne {get('at')} {i32(0)})"
-        if self.shape.room != "guest":
+        if self.shape.allocation != "guest":
             for n in self.buffers:
                 within = f"(i32.lt_u (i32.sub {get('at')} {get(f'at{n}')}) {get(f'size{n}')})"
                 mine = f"(i32.and {mine} (i32.eqz {within}))"

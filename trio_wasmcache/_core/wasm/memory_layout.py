@@ -51,7 +51,7 @@ class MemoryShape:
     size << 32 | address."""
     style: Style | None
     """Form of a result of bytes; see `BufferAbi`. In "cql", a size of -1 is null."""
-    room: Literal["grown", "kept", "guest"]
+    allocation: Literal["grown", "kept", "guest"]
     """Owner of the memory for arguments: the host, in pages of its own; the host, allocated by the
     guest and reused; or the guest, allocated for each row."""
     align: int = 1

@@ -45,7 +45,7 @@ def instantiate(
             if problem:
                 raise LoadError(f"wasmtime would not link a {what}: {take_error(problem)}")
         # Only so are instances made in a store whose calls yield.
-        with store.room_for(memory=memory, tables=tables):
+        with store.one_more_instance(memory=memory, tables=tables):
             future = native.linker_instantiate_async(
                 linker, store.context, module, handle, ending.trap_ref, ending.error_ref
             )

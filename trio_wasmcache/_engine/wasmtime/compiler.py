@@ -70,7 +70,7 @@ def build(engine: int, wasm: bytes, code_cache: CodeCache | None = None) -> tupl
 
     Raises:
         InvalidModuleError: wasmtime can't compile it.
-        NoMemoryError: the system has no room for it.
+        NoMemoryError: the system has no memory for it.
     """
     compile_it = new_module if code_cache is None else code_cache.compile
     made = compile_it(engine, wasm)
@@ -88,7 +88,7 @@ def deserialize(engine: int, data: bytes) -> int:
     """Return a module made of code at rest, which is the caller's to delete.
 
     Raises:
-        NoMemoryError: the system has no room for it.
+        NoMemoryError: the system has no memory for it.
         LoadError: wasmtime would not load it.
     """
     made = c_void_p()

@@ -41,8 +41,8 @@ class LinkedModule:
 
     Raises:
         LinkError: wasmtime would not link it after all.
-        NoMemoryError: the system has no room for it.
-        LoadError: the engine has no room for it.
+        NoMemoryError: the system has no memory for it.
+        LoadError: the engine could not make it.
     """
 
     def __init__(

@@ -26,7 +26,7 @@ Patch = tuple[int, bytes]
 class Plan:
     """What every instance of a module needs to know, worked out once."""
 
-    room: tuple[int, int, int]
+    counts: tuple[int, int, int]
     """How many instances, tables and memories a store of one instance has."""
     memory_limit: int
     table_limit: int
@@ -98,7 +98,7 @@ def make_plan(artifact: Artifact) -> Plan:
     exported = [export for export in info.exports if export.kind == "memory"]
     chosen = next((e for e in exported if e.name == "memory"), exported[0] if exported else None)
     return Plan(
-        room=(1, len(info.tables), len(info.memories)),
+        counts=(1, len(info.tables), len(info.memories)),
         # More than C can say is as good as no limit.
         memory_limit=min(edits.memory_limit, sys.maxsize),
         table_limit=min(edits.table_limit, sys.maxsize),

@@ -61,7 +61,7 @@ class Restoring:
     """Puts one instance back. Made when it has started, as what it is then is what it goes back to.
 
     Raises:
-        LoadError: the engine has no room for its restorer.
+        LoadError: the engine could not make its restorer.
     """
 
     def __init__(self, instance: Store, module: LinkedModule, plan: RestorePlan) -> None:

@@ -103,9 +103,9 @@ class Store:
     """
 
     __slots__ = (
+        "_counts",
         "_fixed_size",
         "_handle",
-        "_room",
         "_sizes",
         "_state",
         "_store",
@@ -145,13 +145,13 @@ class Store:
         # (what measures it, its handle, bytes of a unit) of each memory and table that can grow.
         self._sizes: tuple[tuple[Measure, bytes, int], ...] = ()
         self._fixed_size = plan.rest_size
-        self._room = plan.room
+        self._counts = plan.counts
         self._tally = tally
         self._handle = b""
         self._store: int = native.store_new(engine, number or None, None)
         tally.count_store(1)
         self.context: native.Context = c_void_p.from_param(native.store_context(self._store))
-        native.store_limiter(self._store, plan.memory_limit, plan.table_limit, *self._room)
+        native.store_limiter(self._store, plan.memory_limit, plan.table_limit, *self._counts)
         problem = native.context_set_fuel(self.context, fuel)
         problem = problem or native.context_fuel_async_yield_interval(self.context, yield_fuel)
         if problem:
@@ -277,7 +277,7 @@ class Store:
         return self.answered is not None
 
     @contextlib.contextmanager
-    def room_for(self, *, memory: int = 0, tables: int = 0) -> Iterator[None]:
+    def one_more_instance(self, *, memory: int = 0, tables: int = 0) -> Iterator[None]:
         """Let one more instance into the store, and meanwhile its memory and tables.
 
         Args:
@@ -285,8 +285,8 @@ class Store:
             tables: how many it has.
         """
         # One that found no memory counts, too: the store never forgets an instance.
-        plan, (instances, all_tables, memories) = self.plan, self._room
-        self._room = counts = instances + 1, all_tables + tables, memories + (memory > 0)
+        plan, (instances, all_tables, memories) = self.plan, self._counts
+        self._counts = counts = instances + 1, all_tables + tables, memories + (memory > 0)
         memory_limit = max(plan.memory_limit, memory)
         native.store_limiter(self._store, memory_limit, plan.table_limit, *counts)
         try:

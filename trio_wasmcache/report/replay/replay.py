@@ -244,7 +244,7 @@ class Replay:
             self._disagree(text)
 
     def _compare_sizes(self, event: Acquired | Recycled) -> None:
-        ledger = self.policy.residents.ledger
+        ledger = self.policy.instances.ledger
         self._compare(event, "total_size_bytes", event.total_size_bytes, ledger.total_size)
         self._compare(event, "code_size_bytes", event.code_size_bytes, ledger.used)
 
@@ -321,7 +321,7 @@ class Replay:
         self.complete = True
         for name in ("hits", "misses", "blocks"):
             self._compare(event, name, getattr(event, name), getattr(policy, name))
-        evictions = sum(policy.residents.evictions.values())
+        evictions = sum(policy.instances.evictions.values())
         self._compare(event, "evictions", event.evictions, evictions)
 
 

@@ -108,7 +108,7 @@ class WhatIf:
             self._next(program, 0, 0.0)
         if not self._remaining and made.closed_at is not None:
             self._at(made.closed_at, self._close)
-        heap, lru = self._heap, policy.residents.lru
+        heap, lru = self._heap, policy.instances.lru
         while heap:
             at = heap[0][0]
             oldest = lru.oldest()
@@ -122,7 +122,7 @@ class WhatIf:
             heapq.heappop(heap)[2]()
         self.result.hits, self.result.misses = policy.hits, policy.misses
         self.result.blocks = policy.blocks
-        counted = policy.residents.evictions.items()
+        counted = policy.instances.evictions.items()
         self.result.evictions = {reason.value: number for reason, number in counted if number}
         return self.result
 
@@ -259,7 +259,7 @@ class WhatIf:
             self._give_back(acquire)
             self._refuse(acquire)
             return
-        ledger = policy.residents.ledger
+        ledger = policy.instances.ledger
         self.result.peak_code = max(self.result.peak_code, ledger.used)
         self._act(step)
         self._go_on(request)
@@ -337,7 +337,7 @@ class WhatIf:
             elif not seat and size > limit:
                 size, seat = SEAT_SIZE, True
         self._act(policy.recycle(request, size, self._now, drop, seat, reserved))
-        total = policy.residents.ledger.total_size
+        total = policy.instances.ledger.total_size
         self.result.peak_size = max(self.result.peak_size, total)
         self._give_back(acquire)
         self._done(acquire, release.index)

@@ -12,7 +12,7 @@ from engine.support import quiet_cache, wat
 from hypothesis import given, strategies as st
 
 from trio_wasmcache import MemoryLimitError
-from trio_wasmcache._abi.guest_memory import grown_room
+from trio_wasmcache._abi.guest_memory import grown_memory
 
 MIB = 1024 * 1024
 
@@ -20,34 +20,34 @@ MIB = 1024 * 1024
 def test_grown_room_is_used_again() -> None:
     """Pages are grown when they are needed, and only those that are missing."""
     guest = FakeGuest(pages=2, max_pages=100)
-    assert grown_room(guest, 1) == 2 * PAGE
-    assert grown_room(guest, PAGE) == 2 * PAGE
+    assert grown_memory(guest, 1) == 2 * PAGE
+    assert grown_memory(guest, PAGE) == 2 * PAGE
     assert guest.size == 3 * PAGE
-    assert grown_room(guest, PAGE + 1) == 2 * PAGE
+    assert grown_memory(guest, PAGE + 1) == 2 * PAGE
     assert guest.size == 4 * PAGE
 
 
 def test_room_moves_if_the_guest_has_grown() -> None:
     """What is then needed lies in one piece, at least twice the old if there is room for that."""
     guest = FakeGuest(max_pages=10)
-    assert grown_room(guest, 2 * PAGE) == PAGE
+    assert grown_memory(guest, 2 * PAGE) == PAGE
     guest.grow(1)
-    assert grown_room(guest, 2 * PAGE) == PAGE
-    assert grown_room(guest, 2 * PAGE + 1) == 4 * PAGE
+    assert grown_memory(guest, 2 * PAGE) == PAGE
+    assert grown_memory(guest, 2 * PAGE + 1) == 4 * PAGE
     assert guest.size == 8 * PAGE
     guest.grow(1)
     guest.max_pages = 14
-    assert grown_room(guest, 4 * PAGE + 1) == 9 * PAGE
+    assert grown_memory(guest, 4 * PAGE + 1) == 9 * PAGE
     assert guest.size == 14 * PAGE
 
 
 def test_without_room_there_is_an_error() -> None:
     """What the guest may not grow to is a MemoryLimitError; what was there can still be used."""
     guest = FakeGuest(max_pages=3)
-    assert grown_room(guest, 10) == PAGE
+    assert grown_memory(guest, 10) == PAGE
     with pytest.raises(MemoryLimitError):
-        grown_room(guest, 5 * PAGE)
-    assert grown_room(guest, 20) == PAGE
+        grown_memory(guest, 5 * PAGE)
+    assert grown_memory(guest, 20) == PAGE
 
 
 @given(st.lists(st.tuples(st.integers(0, 4 * PAGE), st.booleans()), max_size=30))
@@ -57,7 +57,7 @@ def test_room_never_overlaps_the_guest(wanted: list[tuple[int, bool]]) -> None:
     for need, grows in wanted:
         if grows:
             theirs.add(guest.grow(1) // PAGE)
-        at = grown_room(guest, need)
+        at = grown_memory(guest, need)
         assert need == 0 or 0 < at <= guest.size - need
         assert not theirs & set(range(at // PAGE, -(-(at + need) // PAGE)) if need else ())
 
@@ -116,9 +116,9 @@ async def test_all_that_is_a_buffer_can_be_written() -> None:
 def test_room_never_begins_at_a_null_pointer() -> None:
     """A memory without pages gives room behind address 0, and more of it in one piece."""
     guest = FakeGuest(pages=0, max_pages=10)
-    assert grown_room(guest, 100) == 16
+    assert grown_memory(guest, 100) == 16
     assert guest.size == PAGE
-    assert grown_room(guest, PAGE - 16) == 16
+    assert grown_memory(guest, PAGE - 16) == 16
     assert guest.size == PAGE
-    assert grown_room(guest, PAGE) == 16
+    assert grown_memory(guest, PAGE) == 16
     assert guest.size == 2 * PAGE
