@@ -26,7 +26,7 @@ The names, in reading order; `help()` of each is its reference:
   `DuplicateFunctionError`. Entering a lease raises `UnknownFunctionError`, `LoadError`,
   `CodeMemoryError` and `DeadlockError`. Calls raise a `GuestError`: a `TrapError`,
   `FuelExhaustedError`, `StackOverflowError`, `MemoryLimitError`, `ExitError`,
-  `ResultTooLargeError` or `AbiError`.
+  `ResultTooLargeError` or `AbiError`, with a `Frame` for each function that was running.
 - ABIs, the ways in which values cross: `BufferAbi` for bytes and text, `ScyllaAbi` for CQL types,
   and the protocol `Abi` for your own, with `Binding`, `Exports`, `FuncType`, `Guest`, `Memory`,
   `Invoke` and `Convert`.
@@ -94,6 +94,7 @@ if TYPE_CHECKING:
         UnknownFunctionError as UnknownFunctionError,
         WasmCacheError as WasmCacheError,
     )
+    from ._core.frames import Frame as Frame
     from ._core.metrics.stats import (
         CacheStats as CacheStats,
         DistributionSummary as DistributionSummary,
@@ -120,6 +121,7 @@ _HOMES = {
         "DeadlockError GuestError TrapError FuelExhaustedError StackOverflowError MemoryLimitError "
         "ExitError ResultTooLargeError AbiError"
     ),
+    "._core.frames": "Frame",
     "._abi.buffer": "BufferAbi",
     "._abi.scylla": "ScyllaAbi",
     "._abi.base": "Abi Binding Exports FuncType Guest Memory Invoke Convert",

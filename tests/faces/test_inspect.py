@@ -102,11 +102,11 @@ def test_text_is_read_as_a_module(tmp_path: Path) -> None:
     """With its limits, its state that can't be reset, and what is too large."""
     path = tmp_path / "f.wat"
     path.write_text(
-        '(module (import "app" "m" (memory 1)) (memory 300) (data "x") (func (export "f")))'
+        '(module (import "app" "m" (memory 1)) (memory 500) (data "x") (func (export "f")))'
     )
     lines = described(path)
     assert "  app.m (memory): nobody, as only functions can be given" in lines
-    assert any(line.startswith("caching: never, as an instance begins with 18.") for line in lines)
+    assert any(line.startswith("caching: never, as an instance begins with 31.") for line in lines)
     assert any('"reset" is not possible: its data segments' in line for line in lines)
     assert lines[-1] == "`register` refuses it, as it imports what is no function."
 

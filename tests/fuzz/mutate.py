@@ -6,7 +6,8 @@ from functools import cache
 from pathlib import Path
 from random import Random
 
-from trio_wasmcache._core.wasm.editor import section, uleb
+from trio_wasmcache._core.wasm.custom import find_custom_sections
+from trio_wasmcache._core.wasm.editor import name_bytes, section, uleb
 from trio_wasmcache._core.wasm.reader import HEADER, MalformedModuleError, read_module
 
 from ..hostile.zoo import ZOO
@@ -24,6 +25,7 @@ KINDS = {
     "in a section": 6,
     "generated": 3,
     "generated, in a section": 3,
+    "damaged DWARF": 3,
 }
 
 
@@ -35,6 +37,13 @@ def corpus() -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
     modules += [wasm for guest in ZOO if len(wasm := guest.wasm()) <= SMALL]
     small = tuple(wasm for wasm in modules if len(wasm) <= SMALL)
     return small, tuple(wasm for wasm in modules if len(wasm) > SMALL)
+
+
+@cache
+def debuggable() -> tuple[bytes, ...]:
+    """Modules with DWARF sections, whose export traps at a zero."""
+    paths = sorted(ROOT.glob("tests/udfs/toolchains/clang-dwarf*.wasm"))
+    return tuple(path.read_bytes() for path in paths)
 
 
 def make(seed: int, number: int) -> tuple[str, bytes]:
@@ -49,8 +58,9 @@ def make(seed: int, number: int) -> tuple[str, bytes]:
             "in a section",
             "generated",
             "generated, in",
+            "damaged DWARF",
         ),
-        (1, 1, 2, 4, 6, 3, 3),
+        (1, 1, 2, 4, 6, 3, 3, 3),
     )[0]
     if kind == "noise":
         header = random.choice((b"", HEADER, b"(module "))
@@ -63,6 +73,8 @@ def make(seed: int, number: int) -> tuple[str, bytes]:
     if kind.startswith("generated"):
         wasm = generate(random)
         return kind, _in_section(random, wasm) if kind.endswith("section") else wasm
+    if kind == "damaged DWARF":
+        return kind, _in_debug_section(random, random.choice(debuggable()))
     small, large = corpus()
     wasm = random.choice(large if large and random.random() < 0.03 else small)
     if kind == "cut":
@@ -78,6 +90,17 @@ def _blind(random: Random, wasm: bytes) -> bytes:
         end = min(len(damaged), at + random.randrange(6))
         damaged[at:end] = random.choice((_byte(random), b"", bytes(damaged[at:end]) * 2))
     return bytes(damaged)
+
+
+def _in_debug_section(random: Random, wasm: bytes) -> bytes:
+    """Some bytes of some DWARF sections damaged, and all sizes as they must be."""
+    found = [one for one in find_custom_sections(wasm) if one.name.startswith(".debug_")]
+    for one in reversed(found):
+        if random.random() < 0.3:
+            payload = _blind(random, wasm[one.start : one.end])
+            custom = section(0, name_bytes(one.name) + payload)
+            wasm = wasm[: one.begin] + custom + wasm[one.end :]
+    return wasm
 
 
 def _in_section(random: Random, wasm: bytes) -> bytes:

@@ -393,7 +393,12 @@ class Lease(Generic[R_co]):
             self._ready = begin
             return await self._call_converted(bound, values)  # type: ignore[no-any-return]
         except GuestError as error:
-            raise self._failed(bound, error, values) from None
+            failed = self._failed(bound, error, values)
+            try:
+                await self._pool.lines.locate(failed, bound.definition.module)
+                raise failed from None
+            finally:
+                del failed  # it would be a cycle with its traceback
         except (TypeError, ValueError, OverflowError):
             if self._request is None:
                 raise self._unusable() from None
@@ -405,16 +410,20 @@ class Lease(Generic[R_co]):
         if result is UNDER_WAY:
             call = self._begin_call(bound)
             try:
-                result = await call.finish(bound.guest, fuel)
-                lifted: Any = result if bound.lift is None else bound.lift(result)
-                return lifted  # type: ignore[no-any-return]
-            except BaseException as error:
-                if call.ends_well(error):
-                    return None  # type: ignore[return-value] # a command has no result
-                call.fail(error, values)
+                try:
+                    result = await call.finish(bound.guest, fuel)
+                    lifted: Any = result if bound.lift is None else bound.lift(result)
+                    return lifted  # type: ignore[no-any-return]
+                except BaseException as error:
+                    if call.ends_well(error):
+                        return None  # type: ignore[return-value] # a command has no result
+                    call.fail(error, values)
+                    raise
+                finally:
+                    self._end_call(call)
+            except GuestError as error:
+                await self._pool.lines.locate(error, bound.definition.module)
                 raise
-            finally:
-                self._end_call(call)
         else:
             self._ready = begin
             self._calls += 1
@@ -475,9 +484,13 @@ class Lease(Generic[R_co]):
             raise self._unusable()
         call = self._begin_call(bound)
         try:
-            return await map_columns(call, columns, rows)
-        finally:
-            self._end_call(call)
+            try:
+                return await map_columns(call, columns, rows)
+            finally:
+                self._end_call(call)
+        except GuestError as error:
+            await self._pool.lines.locate(error, bound.definition.module)
+            raise
 
     async def _call_in_steps(
         self,
@@ -524,9 +537,13 @@ class Lease(Generic[R_co]):
     ) -> Value:
         call = self._begin_call(bound)
         try:
-            return await call.run_steps(make, values)
-        finally:
-            self._end_call(call)
+            try:
+                return await call.run_steps(make, values)
+            finally:
+                self._end_call(call)
+        except GuestError as error:
+            await self._pool.lines.locate(error, bound.definition.module)
+            raise
 
     def _begin_call(self, bound: BoundFunction) -> Call:
         """Begin a call during which other tasks may run; they find the lease busy."""

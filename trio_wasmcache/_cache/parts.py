@@ -28,7 +28,12 @@ class Parts:
     def make(pool: Pool, service: trio.Nursery) -> Parts:
         """Make the parts round a pool; `service` runs what belongs to no group."""
         groups = Groups(pool, service)
-        return Parts(pool, groups, Compiler(pool.engine, service), Statistics(pool, groups.states))
+        return Parts(
+            pool,
+            groups,
+            Compiler(pool.engine, service, pool.debug_book),
+            Statistics(pool, groups.states),
+        )
 
     async def close(self) -> None:
         """End everything that is under way; when this returns, the log is complete.

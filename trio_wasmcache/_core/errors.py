@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import Any, Self, SupportsIndex
 
 from .._public import public
+from .frames import Frame
 from .portable import copy_error, deepcopy_error, reduce_error
 
 
@@ -164,6 +165,7 @@ class GuestError(WasmCacheError):
         function: str = "",
         values: tuple[object, ...] = (),
         backtrace: tuple[str, ...] = (),
+        frames: tuple[Frame, ...] = (),
         row: int | None = None,
         output: str = "",
     ) -> None:
@@ -175,6 +177,9 @@ class GuestError(WasmCacheError):
         beginning of the text, of the bytes, or of the repr replaces them."""
         self.backtrace: tuple[str, ...] = backtrace
         """Wasm frames, innermost first, with function names if the module has them."""
+        self.frames: tuple[Frame, ...] = frames
+        """The wasm frames, innermost first, at most 20; with files and lines if the module has
+        DWARF sections (``-g``) that were read in time."""
         self.row: int | None = row
         """Number of the row of a batch that failed, from 0; None for a call."""
         self.output: str = output
@@ -194,11 +199,18 @@ class TrapError(GuestError):
         function: str = "",
         values: tuple[object, ...] = (),
         backtrace: tuple[str, ...] = (),
+        frames: tuple[Frame, ...] = (),
         row: int | None = None,
         output: str = "",
     ) -> None:
         super().__init__(
-            message, function=function, values=values, backtrace=backtrace, row=row, output=output
+            message,
+            function=function,
+            values=values,
+            backtrace=backtrace,
+            frames=frames,
+            row=row,
+            output=output,
         )
         self.code: str = code
         """WebAssembly's name for the trap, such as ``"unreachable"``; empty if the error was made
@@ -235,11 +247,18 @@ class ExitError(GuestError):
         function: str = "",
         values: tuple[object, ...] = (),
         backtrace: tuple[str, ...] = (),
+        frames: tuple[Frame, ...] = (),
         row: int | None = None,
         output: str = "",
     ) -> None:
         super().__init__(
-            message, function=function, values=values, backtrace=backtrace, row=row, output=output
+            message,
+            function=function,
+            values=values,
+            backtrace=backtrace,
+            frames=frames,
+            row=row,
+            output=output,
         )
         self.status: int = status
         """Status that the guest gave; -1 if the error was made without one."""

@@ -78,6 +78,9 @@ class Artifact:
     """Memory mappings of a new instance."""
     module_mappings: int = 0
     """Memory mappings of the code, once loaded."""
+    code_shift: int = 0
+    """Bytes by which the code of the module as it was given lies behind that of the compiled one,
+    which was edited first."""
     debug: DebugSections | None = None
     """Debug sections of the module, for the lines of backtraces; `CachedModule` takes them out."""
 

@@ -328,6 +328,10 @@ class Acquisition:
             await start.run(native, config.total_fuel, initialize=module.initialize)
             if definition.resets:
                 native.mark()
+        except GuestError as error:
+            self._close_native()
+            await pool.lines.locate(error, module)
+            raise
         except BaseException as error:
             self._close_native()
             if isinstance(error, NoMemoryError):
@@ -364,9 +368,10 @@ def _explain(key: FunctionKey, error: BaseException, total_fuel: int) -> BaseExc
     """Return the error that the caller gets for an error of loading."""
     if isinstance(error, GuestError) and getattr(error, "code", "") != "host":
         limit = f"; {fuel_limit(total_fuel)}" if isinstance(error, FuelExhaustedError) else ""
+        trace = "".join(f"\n  {frame}" for frame in error.backtrace)
         return LoadError(
             f"{key} could not be instantiated: its start function failed: {error}{limit}"
-            f"{last_words(error.output)}",
+            f"{last_words(error.output)}{trace}",
             output=error.output,
         )
     if isinstance(error, GuestError):  # wasmtime itself failed: it got no memory, or no stack

@@ -23,9 +23,11 @@ from .._log import LogWriter
 from .._owner import Owner
 from .._runtime.bound import BoundFunction
 from .._runtime.call import Runtime
+from .._runtime.module import DebugBook
 from .._runtime.relief import Relief, Reserved
 from .._runtime.results import ResultBook, ResultMemory
 from .._runtime.runner import Runner
+from .._runtime.source_lines import SourceLines
 from .evictor import AT_ONCE, Evictor
 from .journal import Cause, Journal
 from .registry import Registry
@@ -89,6 +91,8 @@ class Pool:
         self.results: ResultMemory = ResultMemory()
         self.result_book: ResultBook = ResultBook(config.max_result_size)
         self.relief: Relief = Relief(self.evict_for)
+        self.debug_book: DebugBook = DebugBook()
+        self.lines: SourceLines = SourceLines(self.debug_book)
         self.runtime: Runtime = Runtime(
             engine,
             self.runner,

@@ -358,10 +358,10 @@ class Compiler:
 
     engine: Engine
     nursery: trio.Nursery
+    debug_book: DebugBook
     modules: dict[Hashable, CachedModule] = field(factory=dict)
     """{key: module} of the registered functions; see `Equal`."""
     readers: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(MAX_READS))
-    debug_book: DebugBook = field(factory=DebugBook)
     _digests: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(MAX_DIGESTS))
     _functions: dict[CachedModule, int] = field(factory=dict)  # {module: functions that use it}
     _compiling: dict[Equal, Compiling] = field(factory=dict)

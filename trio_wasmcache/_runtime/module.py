@@ -11,6 +11,7 @@ from attrs import define, evolve, field
 from .._core.config import MiB
 from .._core.policy.records import Module
 from .._core.wasm.custom import DebugSections
+from .._core.wasm.dwarf import LineTables
 from .._engine.base import Artifact, Engine, HostImport, LoadedModule
 from .host import AnyHost
 
@@ -43,6 +44,8 @@ class CachedModule:
     debug_sections: DebugSections | None = field(init=False)
     """Debug sections of the module, for the lines of backtraces; None if it has none, and once
     `DebugBook` needs their memory for other modules."""
+    line_tables: LineTables | None = None
+    """Source lines that were found in them so far; None before the first search."""
     loaded: LoadedModule | None = None
     _loading: trio.Event | None = None
 
@@ -53,13 +56,19 @@ class CachedModule:
 
     @property
     def size(self) -> int:
-        """Bytes that are kept of it at rest: its artifact and its debug sections."""
+        """Bytes that are kept of it at rest: its artifact, its debug sections and line tables."""
+        return self.artifact.size + self.debug_size
+
+    @property
+    def debug_size(self) -> int:
+        """Bytes of its debug sections, compressed, and of its line tables."""
         debug = self.debug_sections
-        return self.artifact.size + (0 if debug is None else debug.size)
+        lines = self.line_tables
+        return (0 if debug is None else debug.size) + (0 if lines is None else lines.size)
 
     def forget_debug_sections(self) -> None:
-        """Free the debug sections."""
-        self.debug_sections = None
+        """Free the debug sections, and the line tables."""
+        self.debug_sections = self.line_tables = None
 
     def learn(self, why_not: str | None) -> None:
         """Note why its instances can't be reset, if that was not known yet."""
@@ -108,8 +117,16 @@ class DebugBook:
         """Count the debug sections of a module, and free others if they do not fit."""
         if module.debug_sections is None or module in self._sizes:
             return
-        self._sizes[module] = module.debug_sections.size
-        self.size += self._sizes[module]
+        self._sizes[module] = 0
+        self.recount(module)
+
+    def recount(self, module: CachedModule) -> None:
+        """Count the line tables of a module, too, and free others if they do not fit."""
+        if module not in self._sizes:
+            return  # its functions were removed meanwhile
+        size = module.debug_size
+        self.size += size - self._sizes[module]
+        self._sizes[module] = size
         while self.size > self.limit:
             self.remove(next(iter(self._sizes)))
 

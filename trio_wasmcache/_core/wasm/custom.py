@@ -21,6 +21,8 @@ from .types import HEADER, SECTION_LIMIT
 # bytes of it, as a compiler takes about ten times that memory for names of a byte each.
 NAMES: Final = "name"
 NAMES_LIMIT: Final = 4 * MiB
+CODE: Final = 10
+"""Id of the code section."""
 # What names of DWARF's sections begin with.
 DEBUG: Final = ".debug_"
 # Bytes of compressed debug sections that are kept of one module; above it, none are, as one section
@@ -80,6 +82,22 @@ def _number(wasm: bytes, at: int, end: int) -> tuple[int, int]:
         if byte < 0x80:
             return (value if value < 1 << 32 else -1), at
     return -1, at
+
+
+def code_offset(wasm: bytes) -> int:
+    """Return where the content of the code section begins; 0 if there is none."""
+    at, size = len(HEADER), len(wasm)
+    for _ in range(SECTION_LIMIT):
+        if at >= size:
+            break
+        section = wasm[at]
+        length, at = _number(wasm, at + 1, size)
+        if section == CODE and length >= 0:
+            return at
+        if length < 0:
+            break
+        at += length
+    return 0
 
 
 def custom_size(sections: Sequence[CustomSection]) -> int:

@@ -8,7 +8,7 @@ from ctypes import byref, c_void_p
 
 from ..._core.errors import InvalidModuleError
 from ..._core.wasm.admission import Edits, table_elements
-from ..._core.wasm.custom import keep_debug_sections, without_custom_sections
+from ..._core.wasm.custom import code_offset, keep_debug_sections, without_custom_sections
 from ..._core.wasm.editor import add_exports, clamp_maxima
 from ..._core.wasm.reader import MalformedModuleError, ModuleInfo, read_module
 from ..._gil import Breath
@@ -51,7 +51,8 @@ def compile_module(
     hidden = hidden_exports(info, edits)
     if hidden:
         edited = add_exports(edited, read_module(edited, breathe, weigh=False), hidden)
-    data, code_size = make(without_custom_sections(edited))
+    edited = without_custom_sections(edited)
+    data, code_size = make(edited)
     space, mappings = instance_reservation(info, table_elements(info, edits), stack_size)
     return Artifact(
         data,
@@ -61,6 +62,7 @@ def compile_module(
         address_space=space,
         mappings=mappings,
         module_mappings=IMAGE_MAPPINGS,
+        code_shift=code_offset(wasm) - code_offset(edited),
         debug=keep_debug_sections(wasm, breathe),
     )
 

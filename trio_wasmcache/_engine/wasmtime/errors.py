@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from ctypes import byref, c_int, c_uint8, c_void_p
 
+from ..._core.demangle import MAX_MANGLED, demangle
 from ..._core.errors import (
     ExitError,
     FuelExhaustedError,
@@ -13,6 +14,7 @@ from ..._core.errors import (
     StackOverflowError,
     TrapError,
 )
+from ..._core.frames import Frame
 from ..._core.text import fold, printable
 from ..base import NoMemoryError
 from . import native
@@ -51,9 +53,15 @@ MAX_LINES, MAX_LINE_LENGTH = 12, 200
 class Ending:
     """Where C says how something ended: with a trap, with an error, or well. Can be used again."""
 
-    __slots__ = ("error", "error_ref", "trap", "trap_ref")
+    __slots__ = ("error", "error_ref", "ran", "shift", "trap", "trap_ref", "within")
 
-    def __init__(self) -> None:
+    def __init__(self, shift: int = 0, within: int = 0) -> None:
+        self.ran = False
+        """Whether any code had run where `take_error` found an error."""
+        self.shift = shift
+        """Bytes to add to offsets of frames; see `Artifact.code_shift`."""
+        self.within = within
+        """Number of outermost frames that are none of the guest's."""
         self.trap, self.error = c_void_p(), c_void_p()
         self.trap_ref, self.error_ref = byref(self.trap), byref(self.error)
 
@@ -65,9 +73,9 @@ class Ending:
         trap, error = self.trap.value, self.error.value
         self.trap.value = self.error.value = None
         if trap:
-            return trap_error(trap)
+            return trap_error(trap, self)
         if error:
-            return guest_error(error)
+            return guest_error(error, self)
         raise AssertionError("it ended well")
 
 
@@ -84,13 +92,14 @@ def load_error(what: str, pointer: int) -> LoadError:
     return kind(f"{what}: {message}")
 
 
-def told_apart(error: GuestError) -> GuestError | NoMemoryError:
-    """Return `error`, or a `NoMemoryError` if it says that the system refused memory.
+def told_apart(ending: Ending) -> GuestError | NoMemoryError:
+    """Return the error of an ending: `NoMemoryError` if the system refused memory.
 
     For what ends a start, or the first slice of a call: the first of an instance makes its stack.
     """
-    # Nothing of the guest had run, or there would be frames.
-    if getattr(error, "code", "") == "host" and not error.backtrace and is_no_memory(str(error)):
+    error = ending.take_error()
+    # Nothing had run, or there would be frames.
+    if getattr(error, "code", "") == "host" and not ending.ran and is_no_memory(str(error)):
         return NoMemoryError(str(error))
     return error
 
@@ -103,17 +112,20 @@ def is_no_memory(message: str) -> bool:
     return message.rstrip().endswith(NO_MEMORY)
 
 
-def guest_error(pointer: int) -> GuestError:
+def guest_error(pointer: int, ending: Ending) -> GuestError:
     """Make an error of an owned wasmtime_error_t: an exit, or what the host side made of a call."""
     status = c_int()
     exited = native.error_exit_status(pointer, byref(status))
-    frames = native.PointerVec()
-    native.error_wasm_trace(pointer, byref(frames))
-    backtrace = _take_frames(frames)
+    trace = native.PointerVec()
+    native.error_wasm_trace(pointer, byref(trace))
+    frames, backtrace = _take_frames(trace, ending)
     message = _take_message(pointer)
     if exited:
         return ExitError(
-            f"the guest called proc_exit({status.value})", status=status.value, backtrace=backtrace
+            f"the guest called proc_exit({status.value})",
+            status=status.value,
+            backtrace=backtrace,
+            frames=frames,
         )
     cause = _cause(message)
     if cause == UNCAUGHT:
@@ -121,33 +133,37 @@ def guest_error(pointer: int) -> GuestError:
             "the guest threw an exception and did not catch it",
             code="uncaught exception",
             backtrace=backtrace,
+            frames=frames,
         )
     if cause.startswith(HEAP_FULL):
         return TrapError(
             "the guest's exceptions need more memory than memory_limit",
             code="exceptions over memory_limit",
             backtrace=backtrace,
+            frames=frames,
         )
-    return TrapError(cause, code="host", backtrace=backtrace)
+    return TrapError(cause, code="host", backtrace=backtrace, frames=frames)
 
 
-def trap_error(pointer: int) -> GuestError:
+def trap_error(pointer: int, ending: Ending) -> GuestError:
     """Make an error of an owned wasm_trap_t that ended a call."""
     code = c_uint8()
     known = native.trap_code(pointer, byref(code))
-    frames = native.PointerVec()
-    native.wasm_trap_trace(pointer, byref(frames))
-    backtrace = _take_frames(frames)
+    trace = native.PointerVec()
+    native.wasm_trap_trace(pointer, byref(trace))
+    frames, backtrace = _take_frames(trace, ending)
     text = native.ByteVec()
     native.wasm_trap_message(pointer, byref(text))
     native.wasm_trap_delete(pointer)
     message = _cause(native.take_bytes(text).decode("utf-8", "replace"))
     if known and code.value == OUT_OF_FUEL:
-        return FuelExhaustedError("all fuel is burnt", backtrace=backtrace)
+        return FuelExhaustedError("all fuel is burnt", backtrace=backtrace, frames=frames)
     if known and code.value == STACK_OVERFLOW:
-        return StackOverflowError("the guest's stack is exhausted", backtrace=backtrace)
+        return StackOverflowError(
+            "the guest's stack is exhausted", backtrace=backtrace, frames=frames
+        )
     name = CODES.get(code.value, message) if known else message
-    return TrapError(f"wasm trap: {name}", code=name, backtrace=backtrace)
+    return TrapError(f"wasm trap: {name}", code=name, backtrace=backtrace, frames=frames)
 
 
 def _take_message(pointer: int) -> str:
@@ -167,25 +183,27 @@ def _cause(message: str) -> str:
     return printable(lines[0] if lines else "unknown error", MAX_LINE_LENGTH)
 
 
-def _take_frames(frames: native.PointerVec) -> tuple[str, ...]:
-    lines = []
-    for number in range(min(frames.size, MAX_FRAMES)):
-        frame = frames.data[number]
+def _take_frames(
+    trace: native.PointerVec, ending: Ending
+) -> tuple[tuple[Frame, ...], tuple[str, ...]]:
+    """Return frames of a trace, which is freed, and what shows them."""
+    frames = []
+    ending.ran = trace.size > 0
+    count = max(0, trace.size - ending.within)
+    for number in range(min(count, MAX_FRAMES)):
+        frame = trace.data[number]
         name = native.frame_func_name(frame)
         if name:
-            # A character has four bytes at most.
-            size = min(name.contents.size, 4 * MAX_LINE_LENGTH)
-            label = printable(
-                ctypes.string_at(name.contents.data or 0, size).decode("utf-8", "replace"),
-                MAX_LINE_LENGTH,
-            )
+            size = min(name.contents.size, MAX_MANGLED)
+            raw = ctypes.string_at(name.contents.data or 0, size).decode("utf-8", "replace")
+            label = printable(demangle(raw), MAX_LINE_LENGTH)
         else:
             label = f"func[{native.wasm_frame_func_index(frame)}]"
         offset = native.wasm_frame_module_offset(frame)
         # Where it is not known, as in the prologue that found no stack, the offset is -1.
-        lines.append(label if offset == UNKNOWN_OFFSET else f"{label} at {offset:#x}")
-    lines = fold(lines)
-    if frames.size > MAX_FRAMES:
-        lines.append(f"... {frames.size - MAX_FRAMES} more")
-    native.wasm_frame_vec_delete(byref(frames))
-    return tuple(lines)
+        frames.append(Frame(label, None if offset == UNKNOWN_OFFSET else offset + ending.shift))
+    native.wasm_frame_vec_delete(byref(trace))
+    lines = fold([str(frame) for frame in frames])
+    if count > MAX_FRAMES:
+        lines.append(f"... {count - MAX_FRAMES} more")
+    return tuple(frames), tuple(lines)

@@ -90,9 +90,13 @@ class WasmtimeFunction:
 class Caller:
     """What functions of one signature share, of all instances of a module. It is one thread's."""
 
-    __slots__ = ("frame", "fuel", "fuel_ref", "hosted", "left", "left_ref", "spare", "type")
+    __slots__ = (
+        *("frame", "fuel", "fuel_ref", "hosted", "left", "left_ref", "shift", "spare", "type"),
+        "within",
+    )
 
-    def __init__(self, signature: FuncType, hosted: bool) -> None:
+    def __init__(self, signature: FuncType, hosted: bool, shift: int = 0, within: int = 0) -> None:
+        self.shift, self.within = shift, within  # see `Ending`
         self.type = signature
         self.hosted = hosted
         self.left = c_uint64()
@@ -125,9 +129,11 @@ class Callers:
     Args:
         types: {name of an exported function: its type}.
         hosted: whether the module imports host functions.
+        shift: see `Artifact.code_shift` (bytes).
     """
 
-    def __init__(self, types: Mapping[str, FuncType], hosted: bool) -> None:
+    def __init__(self, types: Mapping[str, FuncType], hosted: bool, shift: int = 0) -> None:
+        self._shift = shift
         self._types = types
         self._hosted = hosted
         self._by_type: dict[FuncType, Caller] = {}
@@ -152,7 +158,7 @@ class Callers:
     def _caller(self, signature: FuncType) -> Caller:
         caller = self._by_type.get(signature)
         if caller is None:
-            caller = self._by_type[signature] = Caller(signature, self._hosted)
+            caller = self._by_type[signature] = Caller(signature, self._hosted, self._shift)
         return caller
 
 
@@ -163,7 +169,7 @@ class Frame(Ending):
     __slots__ = ("begin", "busy", "call", "caller", "function", "take")
 
     def __init__(self, caller: Caller) -> None:
-        super().__init__()
+        super().__init__(caller.shift, caller.within)
         self.caller = caller
         self.busy = False
         """Whether a call goes on beyond its first slice, or ended badly in it."""
@@ -233,7 +239,7 @@ class Frame(Ending):
                 done, future = future, 0
                 delete(done)
                 if trap or error:
-                    refusal = told_apart(frame.take_error())
+                    refusal = told_apart(frame)
                     ended = isinstance(refusal, NoMemoryError)  # it never began
                     raise refusal
                 get_fuel(*function.where_left)

@@ -41,7 +41,9 @@ class WasmtimeInstance(Store):
         super().__init__(module.engine, module.plan, module.tally, number, fuel, yield_fuel)
         if number:
             INSTANCES[number] = self, module.hosts
-        self.ending = start = module.starts.pop() if module.starts else Start()
+        self.ending = start = (
+            module.starts.pop() if module.starts else Start(module.plan.code_shift)
+        )
         self.future = native.instance_pre_instantiate_async(
             module.pre, self.context, start.handle, start.trap_ref, start.error_ref
         )
@@ -50,7 +52,7 @@ class WasmtimeInstance(Store):
         start = self.end()
         assert isinstance(start, Start)
         if start.trap or start.error:
-            raise told_apart(start.take_error())
+            raise told_apart(start)
         self._handle = start.handle.raw
         if not self.module.starts:
             self.module.starts.append(start)

@@ -25,8 +25,8 @@ class Start(Ending):
 
     __slots__ = ("handle",)
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, shift: int) -> None:
+        super().__init__(shift)
         self.handle = _INSTANCE()
 
 
@@ -58,7 +58,7 @@ class LinkedModule:
         self.engine: int = native.engine_clone(engine)
         self.starts: list[Start] = []
         """One that an instance may start with, or none."""
-        self.callers = Callers(self.plan.function_types, bool(hosts))
+        self.callers = Callers(self.plan.function_types, bool(hosts), self.plan.code_shift)
         self.pre: int = 0
         self._linker: int = native.linker_new(engine)
         self._module: int = 0

@@ -40,6 +40,8 @@ class Plan:
     function_types: dict[str, FuncType]
     global_types: dict[str, str]
     """Of the exported globals that are numbers."""
+    code_shift: int
+    """Bytes from an offset in the compiled module's code to that in the module as it was given."""
     names: dict[tuple[str, int], str]
     """{(kind, index): the name it is exported by}"""
 
@@ -116,5 +118,6 @@ def make_plan(artifact: Artifact) -> Plan:
             for export in info.exports
             if export.kind == "global" and info.globals[export.index].value_type in NUMBERS
         },
+        code_shift=artifact.code_shift,
         names=names,
     )

@@ -1,0 +1,123 @@
+"""Finds the source lines of a failed call's frames, in the module's DWARF sections.
+
+1. It is a service to a call that has failed: it never raises, and delays the error by `PATIENCE` at
+   most. Whatever is wrong with the sections means that there are no lines.
+2. What takes longer is finished in its thread, within `MAX_SECONDS`, and serves the next error.
+3. One thread at a time, for all modules of a cache; it gives up the GIL every half a millisecond.
+4. Tables belong to their module, count in its size, and are freed with its debug sections.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from typing import final
+
+import trio
+from attrs import evolve
+
+from .._core.errors import GuestError
+from .._core.text import fold
+from .._core.wasm.custom import CODE, DebugSections
+from .._core.wasm.dwarf import MAX_SECTIONS_SIZE, SECTIONS, DwarfError, Line, LineTables
+from .._gil import Breath
+from .._threads import run_in_thread
+from .module import CachedModule, DebugBook
+
+# Seconds that an error waits for its lines, and that the thread may take for a module.
+PATIENCE, MAX_SECONDS = 0.1, 2.0
+# Seconds between two pauses of the thread.
+BREATH_EVERY = 0.0005
+
+
+# Errors that were looked at: their frames are not those of any other module.
+_located: weakref.WeakSet[GuestError] = weakref.WeakSet()
+
+
+@final
+class SourceLines:
+    """Adds source lines to the errors of one cache.
+
+    Args:
+        book: the book of debug sections, in which the tables are counted.
+    """
+
+    def __init__(self, book: DebugBook) -> None:
+        self._book = book
+        self._limiter = trio.CapacityLimiter(1)
+
+    async def locate(self, error: GuestError, module: CachedModule) -> None:
+        """Add files and lines to the frames of an error of an instance of `module`.
+
+        **Checkpoint:** if tables have to be made.
+        **Cancellation:** takes effect later: the wait is at most `PATIENCE`.
+        """
+        if error in _located or not error.frames:
+            return
+        # Also if there are no lines: a host function of another module's may pass it on.
+        _located.add(error)
+        sections = module.debug_sections
+        if sections is None:
+            return
+        tables = module.line_tables
+        if tables is None:
+            tables = module.line_tables = LineTables()
+        begin = next((one.start for one in module.artifact.info.sections if one.id == CODE), 0)
+        known = [frame.offset for frame in error.frames if frame.offset is not None]
+        addresses = [offset - begin for offset in known]
+        found = tables.look_up(addresses)
+        if found is None:
+            with trio.move_on_after(PATIENCE, shield=True):
+                found = await run_in_thread(
+                    *(_find, tables, sections, addresses),
+                    limiter=self._limiter,
+                    abandon_on_cancel=True,
+                )
+        # Those made by a thread that was not waited for are counted with the next error.
+        self._book.recount(module)
+        if found:
+            _apply(error, dict(zip(known, found, strict=True)))
+
+
+def _find(
+    tables: LineTables, sections: DebugSections, addresses: list[int]
+) -> list[Line | None] | None:
+    """Return the line of each address, or None if there are no lines."""
+    breath, end = Breath(BREATH_EVERY), time.perf_counter() + MAX_SECONDS
+
+    def breathe() -> None:
+        breath()
+        if time.perf_counter() > end:
+            raise DwarfError(f"they take more than {MAX_SECONDS} seconds")
+
+    if tables.broken:
+        return None
+    if sum(sections.sizes.get(name, 0) for name in SECTIONS) > MAX_SECTIONS_SIZE:
+        tables.broken = True
+        return None
+    try:
+        return tables.find(addresses, sections.read, breathe)
+    except DwarfError:
+        tables.broken = True
+        return None
+
+
+def _apply(error: GuestError, lines: dict[int, Line | None]) -> None:
+    """Put lines into the frames of an error, and into its message."""
+    frames = []
+    for frame in error.frames:
+        line = None if frame.offset is None else lines[frame.offset]
+        if line is not None:
+            frame = evolve(frame, file=line.file, line=line.line, column=line.column or None)
+        frames.append(frame)
+    before = _trace(error.backtrace)
+    error.frames = tuple(frames)
+    error.backtrace = tuple(fold([str(frame) for frame in frames]))
+    message = str(error.args[0]) if error.args else ""
+    if message.endswith(before):  # a guest may print such lines, too, but not at the end
+        message = message.removesuffix(before) + _trace(error.backtrace)
+        error.args = (message, *error.args[1:])
+
+
+def _trace(backtrace: tuple[str, ...]) -> str:
+    return "".join(f"\n  {frame}" for frame in backtrace)
