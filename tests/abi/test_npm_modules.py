@@ -25,8 +25,18 @@ import pytest
 from attrs import frozen
 from batch.routes import drives
 from engine.support import quiet_cache
+from runtime.test_determinism import PLACES, trace
 
-from trio_wasmcache import AbiError, BufferAbi, Exports, FuncType, Guest, HostFunction, Invoke
+from trio_wasmcache import (
+    AbiError,
+    BufferAbi,
+    Exports,
+    FuncType,
+    Guest,
+    HostFunction,
+    Invoke,
+    Wasi,
+)
 
 PACKAGES = (
     "xxhash-wasm@1.1.0",
@@ -169,6 +179,44 @@ async def test_compressors_by_wasm_bindgen(packages: Path, package: str) -> None
             with pytest.raises(AbiError, match=f"returned an error instead of a {kind}") as caught:
                 await unpack.map([[*found, found[-1][:-1]]])
             assert caught.value.row == len(found)
+
+
+async def test_two_runs_are_the_same(packages: Path) -> None:
+    """With a seed and a fixed clock: result, fuel and memory, in whatever slices they run."""
+
+    def never(*words: int) -> int:
+        return 0
+
+    host = HostFunction(never, params=("i32", "i32"), results=("i32",))
+    imports = {"__wbindgen_placeholder__": {"__wbindgen_string_new": host}}
+    data = TEXTS[-1].encode() * 20
+    traces: dict[str, set[str]] = {"xxh64": set(), "compress": set()}
+    for limits in PLACES:
+        async with quiet_cache(**limits) as cache:
+            wasi = Wasi(random=1, clock=1)
+            await cache.register(
+                "xxh64",
+                packages / "xxhash-wasm/workerd/xxhash.wasm",
+                args=("bytes", "u64"),
+                returns="u64",
+                abi="buffer",
+                wasi=wasi,
+            )
+            await cache.register(
+                "compress",
+                packages / "lz4-wasm-nodejs/lz4_wasm_nodejs_bg.wasm",
+                args=("bytes",),
+                returns="bytes",
+                abi="buffer",
+                imports=imports,
+                isolation="reset",
+                wasi=wasi,
+            )
+            for name, values in (("xxh64", (data, 7)), ("compress", (data,))):
+                (function,) = (one for one in cache.functions() if one.name == name)
+                async with function.acquire() as lease:
+                    traces[name].add(repr(await trace(lease, values)))
+    assert [len(found) for found in traces.values()] == [1, 1]
 
 
 @frozen
