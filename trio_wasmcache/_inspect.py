@@ -16,13 +16,12 @@ from ._core.errors import InvalidModuleError, WasmCacheError
 from ._core.text import printable
 from ._core.wasm.admission import (
     MAX_SHOWN,
-    TABLE_ELEMENT_SIZE,
     WASI_MODULE,
     WASI_TYPES,
     check_counts,
     check_limits,
     import_name,
-    rest_size,
+    least_size,
     signature,
 )
 from ._core.wasm.custom import DEBUG, find_custom_sections
@@ -226,11 +225,7 @@ def _isolation(info: ModuleInfo) -> str:
 
 
 def _caching(info: ModuleInfo, config: CacheConfig) -> Iterator[str]:
-    size = (
-        sum(limits.minimum for limits in info.memories) * WASM_PAGE
-        + sum(table.limits.minimum for table in info.tables) * TABLE_ELEMENT_SIZE
-        + rest_size(info)
-    )
+    size = least_size(info)
     if size > config.max_instance_size:
         yield (
             f"caching: never, as an instance begins with {_size(size)} and max_instance_size is "
