@@ -1,4 +1,8 @@
-"""The parts that make up one cache, and the order in which they are closed."""
+"""Hold the parts of one cache together, and close them in order.
+
+`Parts.close` first refuses new leases and registrations, then closes all groups, and notes the end
+of the cache last, when nothing is under way any more.
+"""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""Protocols of what runs wasm: what an engine can do, in no engine's terms.
+"""Protocols between the runtime and an engine, which compiles modules and runs guest code.
 
-There are two engines, wasmtime and the fake of `trio_wasmcache.testing`, and the same contract
-tests run on both. What takes long is async; what runs guest code goes in slices, so that the
-runner decides where and for how long.
+There are two engines, wasmtime's and the fake of `trio_wasmcache.testing`; the same contract tests
+run on both. Methods that take long are async. Guest code runs in slices: each `poll` runs one, so
+the runner decides in which thread, and when the next one follows.
 
-One instance, one thing at a time: between `begin` (or the start of its life) and `finish` or
-`abandon`, an instance has a *call under way*, which is polled by one thread at a time, and nothing
-else may be done with the instance. The callers ensure that: a lease, its calls and batches, and the
-runner that polls them.
+Rule: one thing at a time in one instance. From `begin` (or from when it is made) to `finish` or
+`abandon`, an instance has a *call under way*. One thread at a time polls it, and nothing else may
+be done with the instance meanwhile. The callers ensure this: a lease, its calls and batches, and
+the runner that polls them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Waiting for a slot in which to compile; see `CompileQueue` for who is next."""
+"""Let a few tasks compile at a time: `CompileSlots` makes the others wait for a slot.
+
+`CompileQueue` in the core decides the order, which is fair between groups; the waits are here.
+"""
 
 from __future__ import annotations
 

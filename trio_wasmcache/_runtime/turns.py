@@ -1,11 +1,12 @@
-"""Turns of groups: one slice at most between two passes of the event loop, and slots in threads.
+"""Make tasks wait for turns, in a fair order between groups, on the loop and in threads.
 
-The order is decided in `_core/policy/shares`. Here are the waits: joining the line, handing a turn
-over in the same step, and giving it back whatever happens.
+A turn is one slice of a call. At most one runs on the loop between two of its passes, and at most
+`max_threads` run in threads. `_core/policy/shares` decides the order; here are the waits. A turn
+that ends is handed over in the same step, and is given back whatever happens.
 
-When the new holder of a turn wakes, one pass later, it checks again that no group is further
-behind, as one may have joined the line meanwhile. So a group of short calls, which is not in line
-while it runs them, can get more than every other turn.
+A task that gets a turn wakes one pass later. It then checks again that no group is further behind,
+as one may have joined the line meanwhile: a group of short calls is not in line while it runs them.
+Without this check such a group would get at most every second turn.
 """
 
 from __future__ import annotations

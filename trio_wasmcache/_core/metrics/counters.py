@@ -3,10 +3,13 @@
 1. Whole numbers only: microseconds, or units of fuel. Values are arguments; there is no clock here.
 2. An event is recorded once, in the `UseStats` of its entry. The sums for the function, the group
    and the cache are computed on request (`stats`).
-3. Derivable numbers are not recorded: leases granted are those that have ended and those that are
-   held, and a lease that is no miss is a hit; a lease that is not among the waits did not wait, and
-   a call that is not among the runs ended in its first slice. So a hit records one value, its hold,
-   and a call one, its fuel.
+3. Numbers that can be derived are not recorded, so that a hit records one value (how long it was
+   held) and a call one (its fuel):
+
+   - leases granted = holds recorded + leases held now;
+   - hits = leases granted - misses;
+   - leases that did not wait = leases granted - waits recorded;
+   - calls that ended in their first slice = calls - runs recorded.
 4. Merging loses nothing: the sum of two is the same as one that recorded all events of both.
 """
 

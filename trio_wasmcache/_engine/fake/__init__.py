@@ -1,1 +1,1 @@
-"""The engine of tests: it runs no wasm."""
+"""The fake engine, for tests: an `Engine` that runs Python functions in place of wasm."""

@@ -1,4 +1,4 @@
-"""Say what the modules of the fake engine do."""
+"""Describe a module of the fake engine: its exports, what they return, and what they burn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do for each row what a module of the fake engine was told to do for a call."""
+"""Run batches in the fake engine: a driver that calls the module's Python function for each row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fake engine of `trio_wasmcache.testing`: what it does is chosen, and counted."""
+"""Implement `Engine` without wasm: `FakeEngine` compiles and loads modules that tests describe."""
 
 from __future__ import annotations
 

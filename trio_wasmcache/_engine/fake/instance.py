@@ -1,4 +1,8 @@
-"""Modules, instances and functions of the fake engine: they know each other, and live together."""
+"""Run calls of the fake engine in slices: its modules, instances and functions.
+
+The three refer to each other, so they share this file. They assert what a native engine would only
+assume, such as one poll at a time.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The linear memory of a fake instance."""
+"""Keep the linear memory of a fake instance, as sparse bytes with a limit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Count the native steps of the fake engine, and what they left open; make one of them fail."""
+"""Count the native steps of the fake engine and the objects it left open; make one step fail."""
 
 from __future__ import annotations
 

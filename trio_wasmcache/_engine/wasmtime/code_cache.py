@@ -1,19 +1,21 @@
-"""Keep compiled code over a restart: wasmtime's own cache, in a folder that only we can use.
+"""Keep compiled code on disk: wasmtime's own cache, in a folder that only this user can use.
 
-wasmtime runs what it finds in its cache: nothing there is signed, or has a checksum. Of single
-flipped bits, two in five made it load other code without a word, and one in five made it fail. So:
+wasmtime runs the code it finds in its cache, which is neither signed nor checksummed. Of single
+flipped bits, two in five made it load other code without an error, and one in five made it fail.
+So:
 
-1. The folder belongs to the user, nobody else may read or write it, and it is no symbolic link.
-2. Nothing is opened there but regular files of the user's. Before each compile, as wasmtime opens
-   files by their names, whatever else there is, is removed: links, pipes, sockets, devices, and
-   folders where files should be. Our own reading is by `_read`, which can't be fooled in between.
-3. Size and digest are kept of each file that a compile of ours left. Before each compile, what is
-   not as they say is removed, and so is what has none; what has another size is not even read.
-4. Where something is wrong all the same, code is compiled without the cache, and the cache is
-   emptied. Having none only costs time.
+1. The folder belongs to the user, nobody else may read or write it, and it is not a symbolic link.
+2. Only regular files of the user are opened. wasmtime opens files by name; so before each compile,
+   links, pipes, sockets, devices, and folders in place of files are removed. Files are read here
+   with `_read`, which checks the open file itself, so replacing a file in between has no effect.
+3. After each compile, the size and digest of each file that it left are recorded. Before the next
+   compile, files that differ from their record, or have none, are removed. A file of another size
+   is not read for that.
+4. If anything fails all the same, the module is compiled without the cache, and the cache is
+   emptied. That only costs time.
 
-In the folder, ``wasmtime`` is wasmtime's, which limits its size and removes what it does not know;
-``digests`` is ours, a file for each of its own. Several processes may share a folder.
+In the folder, ``wasmtime`` belongs to wasmtime, which limits its size and removes files that it
+does not know; ``digests`` has a record for each of those. Several processes may share a folder.
 """
 
 from __future__ import annotations
@@ -269,12 +271,14 @@ class StrangeFileError(OSError):
 
 
 def _read(file: Path, most: int) -> Iterator[bytes]:
-    """Read a regular file of ours in pieces: whatever is put in its place meanwhile, no other.
+    """Read a regular file of this user in pieces.
+
+    The open file itself is checked, so replacing the file meanwhile has no effect.
 
     Raises:
-        StrangeFileError: it is none, or larger than `most` bytes.
+        StrangeFileError: it is not a regular file of this user, or is larger than `most` bytes.
     """
-    # Not blocking: without it, to open a pipe would wait for who writes into it.
+    # O_NONBLOCK, as opening a pipe would otherwise wait until another process writes to it.
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         number = os.open(file, flags)

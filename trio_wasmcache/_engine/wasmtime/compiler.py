@@ -1,4 +1,7 @@
-"""Compile modules with wasmtime: to code at rest, and that to code which can run."""
+"""Compile modules to artifacts, and make executable code of artifacts, with wasmtime.
+
+An artifact is serialized code, which uses no memory of the engine until it is loaded.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""How wasmtime is set up: one configuration for all that compiles and runs code of one cache.
+"""Make the configuration of wasmtime's engines, the same for all that compile or run code.
 
-Code that one engine has compiled is loaded by another only if both were set up alike.
+Code that one engine has compiled can be loaded by another only if both have the same configuration.
 """
 
 from __future__ import annotations

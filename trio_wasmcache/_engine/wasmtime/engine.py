@@ -1,4 +1,8 @@
-"""Offer wasmtime as an `Engine`: what its threads do, and how much of it at the same time."""
+"""Implement `Engine` with wasmtime: own the native engine, and decide what runs in which thread.
+
+Each kind of work (compiles, loads, text, drivers, counts of memory) has a limit of its own on how
+much of it runs at the same time.
+"""
 
 from __future__ import annotations
 
@@ -32,16 +36,16 @@ from .store import Tally
 from .subprocess import SubprocessCompiler
 from .text import to_wasm
 
-# Compiling is one thread's work (on all cores, it would starve a small machine's event loop, and
-# never end in a forked process; `tests/bench/PROFILE.md` has more), and two at once, of which no
-# group gets both, keep one group's modules from holding up another's.
+# Number of compiles at the same time. Each uses one thread: on all cores it would starve the event
+# loop of a small machine, and never end in a forked process (`tests/bench/PROFILE.md` has more).
+# There are two slots, of which no group gets both, so that a group does not wait for another's.
 MAX_COMPILES = 2
 # Making code executable takes about 3 ms a MB: worth a thread hop (0.2 ms) from here on.
 LOAD_IN_THREAD = 256 * 1024
-# Of each kind of work, how much is done in threads at the same time. Each kind has a limiter of its
-# own, so none waits for another, nor for Trio's default threads, which may all be taken by blocking
-# work of the application: which may itself wait for this cache. None of this work waits for
-# anything, so each limiter's turn always comes.
+# Number of threads at the same time, for each kind of work. Each kind has a limiter of its own, so
+# that none waits for another kind, or for the limiter of Trio's threads: work of the application
+# may hold all of its tokens while it waits for this cache. None of the work here waits for
+# anything, so whoever waits for one of these limiters gets a token.
 MAX_LOADS, MAX_TEXTS, MAX_DRIVER_COMPILES, MAX_COUNTS = 4, 2, 1, 1
 
 

@@ -1,4 +1,7 @@
-"""Native errors become ours here: one function for traps, one for errors, both take ownership."""
+"""Convert the errors and traps of wasmtime to exceptions of this library, and free them.
+
+`take_error` takes an error, an `Ending` the error or trap of a call. Both own what they are given.
+"""
 
 from __future__ import annotations
 

@@ -1,14 +1,21 @@
-"""An exported function in wasmtime: the cells of its values, and the native calls of a call.
+"""Call exported functions through wasmtime's C API, with the native arguments prepared once.
 
-What C reads and writes in a call is a *frame*: cells of arguments and results, with the kind of
-each argument in place, so that a call only writes values; and where C says how it ended. No idle
-instance has one. All instances of a module share one for each signature, as the first slice of a
-call is one step; a call that goes on keeps it until it is over, and whoever comes meanwhile makes
-another.
+Three classes:
 
-Cells are written and read through memoryviews of their types, at a third of what `struct` costs;
-and what C is given was made ready once, as ctypes passes on `bytes` and what `byref` and
-`from_param` give, and converts all else for every call.
+- A `Frame` is the memory that C reads and writes in one call: a cell for each argument and result,
+  and where C stores an error or trap. The kinds of the arguments are written once, so a call only
+  writes values.
+- A `Caller` has the frames of one signature, for all instances of a module.
+- A `WasmtimeFunction` is one exported function of one instance. It has no frame of its own, so an
+  idle instance needs no memory for one.
+
+Nearly every call ends in its first slice, which is one synchronous step; so the functions of a
+signature share one frame. A call that continues keeps the frame until it ends. Calls that begin
+meanwhile take a spare frame, or make one.
+
+Cells are read and written through memoryviews of their types, which takes a third of the time of
+`struct`. Arguments of C functions are `bytes` or the results of `byref` and `from_param`, which
+ctypes passes on as they are; it would convert anything else in each call.
 """
 
 from __future__ import annotations

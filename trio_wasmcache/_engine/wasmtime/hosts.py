@@ -1,18 +1,22 @@
-"""Host functions, as wasmtime sees them: a C callback that only notes, and C's own that answers.
+"""Register host functions with wasmtime: two C callbacks, which suspend the guest and resume it.
 
-No user code runs here. wasmtime calls `_on_call` on the guest's stack; it notes what was asked and
-lets the guest be suspended. The runner runs the Python function between two polls, on the ordinary
-stack, and puts the results in place; the next poll asks `ANSWERED`, and the guest goes on.
+No user code runs here. wasmtime calls `_on_call` on the guest's stack; it records the request as a
+`HostCall` and suspends the guest. The runner runs the Python function between two polls, on the
+ordinary stack, and writes the results to their cells. The next poll asks `ANSWERED`, a function of
+C, and the guest continues.
 
-What makes it safe: while the guest is suspended, wasmtime keeps the argument and result cells
-alive and still (crates/c-api/include/wasmtime/async.h), its memory can't move as only the guest
-grows it, and a callback touches nothing but the instance that called.
+This is safe because, while the guest is suspended:
 
-The callback must not raise: the C API would find no continuation and abort the process. But Python
-runs signal handlers in whatever Python code runs next in the main thread, and after a slice that is
-the callback. Ctrl-C waits, as Trio sees that the frame is protected. What the handler of another
-signal raises is kept in `RAISED`, and ends the call when the poll is over. And that there is Python
-stack for the callback is checked before each poll.
+- wasmtime keeps the cells of arguments and results where they are
+  (crates/c-api/include/wasmtime/async.h);
+- the guest's memory can't move, as only the guest grows it;
+- a callback uses nothing but the instance that called it.
+
+The callback must not raise: the C API would find no continuation, and abort the process. Python
+runs a signal handler in the Python code that runs next in the main thread, which after a slice is
+the callback. So Ctrl-C is deferred, as Trio sees that the frame is protected. The exception of any
+other handler is kept in `RAISED`, and ends the call after the poll. The space on Python's stack
+that the callback needs is checked before each poll.
 """
 
 from __future__ import annotations

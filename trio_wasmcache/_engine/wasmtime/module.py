@@ -1,4 +1,4 @@
-"""A loaded module in wasmtime: makes instances."""
+"""Make instances of a loaded module, in wasmtime."""
 
 from __future__ import annotations
 

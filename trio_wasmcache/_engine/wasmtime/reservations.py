@@ -1,9 +1,9 @@
-"""What wasmtime reserves of the process's addresses and mappings, and what the system allows.
+"""Compute the addresses and memory mappings that wasmtime reserves, and what the system allows.
 
-A memory of 32-bit addresses gets all the addresses that it could grow to, so that compiled code
-need not check its bounds, with guards around them: nothing of it takes memory before it is touched,
-but addresses and the kernel's table of mappings have an end, too. The figures are what
-``/proc/self/maps`` shows of wasmtime's default configuration on a 64-bit system; a test compares.
+wasmtime reserves all addresses to which a memory with 32-bit addresses could grow, and guard pages
+around them, so that compiled code need not check its bounds. This takes no physical memory, but
+addresses, and entries in the kernel's table of mappings; both are limited. The figures are those of
+``/proc/self/maps`` for wasmtime's default configuration on a 64-bit system, which a test compares.
 """
 
 from __future__ import annotations

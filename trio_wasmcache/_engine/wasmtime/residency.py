@@ -1,8 +1,8 @@
-"""How much of our own mappings is in memory: asked of the kernel, page by page.
+"""Count the bytes of memory mappings that are in physical memory, page by page.
 
-The kernel tells each process about its own pages in ``/proc/self/pagemap``: which of them are
-present. What an address belongs to, the engine knows; but for stacks, which wasmtime keeps to
-itself: they are found by their size, and by the guard page before each.
+The kernel lists in ``/proc/self/pagemap`` which pages of the process are present. The engine knows
+the addresses of memories and code. wasmtime does not tell those of stacks, so these are found by
+their size, and by the guard page before each.
 """
 
 from __future__ import annotations

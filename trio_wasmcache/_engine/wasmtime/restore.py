@@ -1,15 +1,15 @@
-"""Put an instance back to how it began: drop what it wrote, and run its restorer.
+"""Reset an instance to its first state: discard the pages it wrote, and run its restorer.
 
-1. On Linux, wasmtime maps what a memory begins with copy-on-write from a file in memory. Pages that
-   were written are private copies; `madvise(MADV_DONTNEED)` drops them, and what is read next is
-   the image again, or zeros where there is none (madvise(2), "MADV_DONTNEED").
-2. What is not in that image, because a start function wrote it or wasmtime made none, is found out
-   at `register`: two instances are made, one of them is filled with rubbish and put back, and
-   where it then differs from the other, what that has is noted as a *patch*, to be copied back
-   (`restore_trial`).
-3. Tables and globals are put back by a restorer (`_core/wasm/restorer`) in the same store.
-4. Whatever is not as it should be makes the answer "no", and the instance is closed. It is never
-   served half put back.
+1. On Linux, wasmtime maps the initial contents of a memory copy-on-write, from a file in memory.
+   Written pages are private copies. `madvise(MADV_DONTNEED)` discards them, and the next read sees
+   the file again, or zeros where there is none (madvise(2), "MADV_DONTNEED").
+2. Some initial bytes are not in that file: those that a start function wrote, and all of a memory
+   for which wasmtime made no file. `register` finds them by a trial (`restore_trial`): it makes two
+   instances, overwrites the memory of one, resets that one, and compares the two. Each range that
+   differs becomes a *patch*: its bytes are kept, and copied back at each reset.
+3. A restorer module in the same store (`_core/wasm/restorer`) resets tables and globals.
+4. If any step fails, `reset` returns False and the instance is closed. A half reset instance never
+   serves a call.
 """
 
 from __future__ import annotations

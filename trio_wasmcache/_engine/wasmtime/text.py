@@ -1,4 +1,4 @@
-"""Make WebAssembly text binary, by wasmtime."""
+"""Convert WebAssembly text to a binary module, with wasmtime's parser."""
 
 from __future__ import annotations
 

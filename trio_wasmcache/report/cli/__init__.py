@@ -1,1 +1,1 @@
-"""The command line."""
+"""The command line of the log tool: one click command for each question, and what they share."""

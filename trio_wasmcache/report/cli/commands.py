@@ -1,4 +1,7 @@
-"""The commands of the log tool; their exit status is explained in `notes`."""
+"""Define the command ``report``, and run the tool: `run` turns errors into an exit status.
+
+The exit status of each command is explained in `notes`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands about hypothetical runs: ``replay``, ``whatif`` and ``tune``."""
+"""Define the commands that run a log through a policy: ``replay``, ``whatif`` and ``tune``."""
 
 from __future__ import annotations
 

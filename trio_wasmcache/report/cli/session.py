@@ -1,4 +1,7 @@
-"""The parts shared by all commands: reading a log with a bar, notes, options, and printing."""
+"""Do what all commands do: read a log under a progress bar, print the answer, then the notes.
+
+The options that several commands have are defined here, too.
+"""
 
 from __future__ import annotations
 

@@ -1,18 +1,18 @@
-"""Stack distances: how large the cache must be for each acquire to be a hit, in one pass.
+"""Compute stack distances: the smallest `max_size` at which each acquire would be a hit.
 
-Idle instances are in order of last use, and a smaller cache keeps a front part of those that a
-larger one keeps, as it evicts from the back. So keep all of them, as an endless cache would. An
-instance at depth d (its size plus the sizes of the idle ones used after it) survives in a cache of
-at least d bytes. It must survive from one use to the next, so its greatest depth in between counts.
-Giving an instance back puts it in front and all others deeper; taking one out raises those behind
-it.
+One pass suffices, because idle instances are in order of last use and evictions take the last: a
+smaller cache keeps the first few of those that a larger one keeps. So all instances are kept, as in
+a cache without limits. The *depth* of an idle instance is its size plus the sizes of the idle ones
+that were used after it. A cache of n bytes keeps an instance as long as its depth is at most n; so
+the acquire that uses it again needs the greatest depth that it had in between.
 
-So the operations are: add to a prefix, and get the highest value that one element ever had. A tree
-of sums, with the highest value of each sum beside it, does both in O(log n) (the "historic maximum"
-of segment trees).
+A recycle puts an instance first, and so adds its size to the depths of all others. An acquire takes
+one out, and so subtracts its size from the depths of those after it. So two operations are needed:
+add to a prefix, and get the highest value that one element ever had. A tree of sums with the
+highest value of each sum does both in O(log n) ("historic maximum" of segment trees).
 
-It is exact for `max_size` and `idle_timeout` as long as no other limit interferes, from the size of
-the largest instance on (a smaller cache would drop only that one, and keep others for it).
+The result is exact for `max_size` and `idle_timeout` while no other limit interferes, for sizes
+from that of the largest instance on (a smaller cache would drop it, and keep others in its place).
 """
 
 from __future__ import annotations
