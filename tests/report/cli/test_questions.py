@@ -246,10 +246,10 @@ def test_whatif_on_a_terminal(log: Path, capsys: Capture) -> None:
     assert "max_size=512.0 KiB" in ran.out
     assert "concurrency=2" in ran.out
     assert "180 acquires refused" in ran.out
-    one_at_a_time = run_command(capsys, "whatif", log, "--max-running-size", "20MiB", "--json")
+    one_at_a_time = run_command(capsys, "whatif", log, "--max-running-size", "36MiB", "--json")
     own, narrow = json.loads(one_at_a_time.out)["results"]
     assert narrow["blocks"] > own["blocks"]
-    assert narrow["limits"]["max_running_size"] == 20 * 2**20
+    assert narrow["limits"]["max_running_size"] == 36 * 2**20
     assert max(map(len, ran.out.splitlines())) <= 80
 
 
