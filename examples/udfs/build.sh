@@ -12,7 +12,7 @@ cd "$(dirname "$0")"
 # overwriting data. Memory starts at the one or two pages that are needed.
 LINK="-Wl,--no-entry,--strip-all,--stack-first,-z,stack-size=16384"
 
-for name in collatz crc32 price; do
+for name in collatz crc32 price stats; do
     clang --target=wasm32 -O2 -Wall -Wextra -Werror -ffreestanding -nostdlib $LINK -o "$name.wasm" "$name.c"
 done
 
@@ -22,5 +22,10 @@ clang --target=wasm32-wasi -O2 -Wall -Wextra -Werror -nostartfiles -nodefaultlib
 "${RUSTC:-rustc}" --edition 2021 --target wasm32-unknown-unknown --crate-type cdylib -O \
     -C panic=abort -C strip=symbols -C link-arg=-zstack-size=16384 -C link-arg=--stack-first \
     -C linker=wasm-ld -o words.wasm words.rs
+
+# greet.component.wasm: `componentEmbed` and `componentNew` of @bytecodealliance/jco (npm), with this
+# core module and greet.wit; `jco transpile` takes the core module out again.
+clang --target=wasm32 -O2 -Wall -Wextra -Werror -ffreestanding -fno-builtin -nostdlib $LINK \
+    -o greet.component.core.wasm greet.c
 
 ls -l ./*.wasm

@@ -137,7 +137,7 @@ def test_snippets_run(snippet: str) -> None:
     fib = re.search(r'^FIB = """.*?"""$', first, re.MULTILINE | re.DOTALL)
     assert fib
     program = AROUND_SNIPPET.format(fib=fib[0], snippet=textwrap.indent(snippet, " " * 8))
-    run("-W", "error", "-c", program)
+    run("-W", "error", "-c", program, cwd=ROOT)
 
 
 def test_tests_run(tmp_path: Path) -> None:
