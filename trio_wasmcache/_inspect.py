@@ -34,7 +34,7 @@ from ._core.wasm.families import (
     is_function,
     toolchain_of,
 )
-from ._core.wasm.isolation import obstacle
+from ._core.wasm.isolation import cache_verdict, obstacle
 from ._core.wasm.reader import (
     ExcessiveModuleError,
     Export,
@@ -225,17 +225,8 @@ def _isolation(info: ModuleInfo) -> str:
 
 
 def _caching(info: ModuleInfo, config: CacheConfig) -> Iterator[str]:
-    size = least_size(info)
-    if size > config.max_instance_size:
-        yield (
-            f"caching: never, as an instance begins with {_size(size)} and max_instance_size is "
-            f"{_size(config.max_instance_size)}: raise it"
-        )
-    else:
-        yield (
-            f"caching: an instance begins with {_size(size)}, and is kept while it has at most "
-            f"max_instance_size = {_size(config.max_instance_size)}"
-        )
+    said, _ = cache_verdict(config, least_size(info), seats=False, restored=False)
+    yield f"caching: {said}"
     try:
         check_counts(info, "it", config.table_limit)
         check_limits(info, "it", config.memory_limit, config.table_limit)

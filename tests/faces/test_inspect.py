@@ -106,7 +106,9 @@ def test_text_is_read_as_a_module(tmp_path: Path) -> None:
     )
     lines = described(path)
     assert "  app.m (memory): nobody, as only functions can be given" in lines
-    assert any(line.startswith("caching: never, as an instance begins with 31.") for line in lines)
+    assert any(
+        line.startswith("caching: never kept: an instance takes at least 32") for line in lines
+    )
     assert any('"reset" is not possible: its data segments' in line for line in lines)
     assert lines[-1] == "`register` refuses it, as it imports what is no function."
 
