@@ -150,7 +150,8 @@ async def test_a_start_that_fails_has_its_frames() -> None:
 
 async def test_the_frames_of_another_guest_are_looked_up_in_its_module_only() -> None:
     """An error that a host function passes on has nothing to do with the module that called it."""
-    inner = wat('(module (func $f (export "f") (param i32) (result i32) unreachable))')
+    nops = "nop " * 60  # so that it traps where the outer one's code has lines
+    inner = wat(f'(module (func $f (export "f") (param i32) (result i32) {nops} unreachable))')
     async with quiet_cache() as cache:
         trap = await cache.register("trap", inner, args=("i32",), returns="i32", export="f")
 
