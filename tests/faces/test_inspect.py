@@ -15,14 +15,17 @@ from engine.support import quiet_cache
 from hostile.zoo import ZOO
 from hypothesis import given, strategies as st
 
-from trio_wasmcache import HostFunction, WasmCacheError
+from trio_wasmcache import HostFunction, InvalidModuleError, WasmCacheError
 from trio_wasmcache.__main__ import main
 from trio_wasmcache._core.wasm.editor import encode_module
+from trio_wasmcache._core.wasm.formats import is_component
 from trio_wasmcache._core.wasm.reader import Export, FuncType, Import
 from trio_wasmcache._inspect import MAX_LISTED, inspect
 
 ROOT = Path(__file__).parents[2]
-MODULES = sorted([*ROOT.glob("tests/udfs/**/*.wasm"), *ROOT.glob("examples/udfs/*.wasm")])
+FILES = sorted([*ROOT.glob("tests/udfs/**/*.wasm"), *ROOT.glob("examples/udfs/*.wasm")])
+MODULES = [path for path in FILES if not is_component(path.read_bytes())]
+COMPONENTS = [path for path in FILES if path not in MODULES]
 HEADINGS = ("made by: ", "kind: ", "exports: ", "imports: ", "memory: ", "debugging: ")
 
 
@@ -59,6 +62,13 @@ async def test_the_line_to_begin_with_registers_the_module(path: Path) -> None:
             registered = function.name
     # Which types a UDF of ScyllaDB has is in no module.
     assert registered == (None if refused else name) or 'args=("text",)' in call
+
+
+@pytest.mark.parametrize("path", COMPONENTS, ids=lambda path: path.stem)
+def test_a_real_component_is_told_what_to_build(path: Path) -> None:
+    """As a component's toolchain emits it."""
+    with pytest.raises(InvalidModuleError, match="not a WebAssembly module but a component: build"):
+        described(path)
 
 
 @pytest.mark.parametrize(
