@@ -202,6 +202,26 @@ async def test_a_system_without_memory_lets_idle_ones_go(fake: FakeKit, log: Lis
         check_invariants(cache)
 
 
+async def test_evicted_instances_are_closed_before_the_host_is_to_blame(
+    fake: FakeKit, log: ListLogger
+) -> None:
+    """They are closed in pieces, if nothing needs their memory; a load that is refused does."""
+    engine = fake.engine
+    async with fake.open(logger=log) as cache:
+        functions = [await add_reserving(cache, engine, f"f{n}") for n in range(90)]
+        for function in functions:
+            await function.call(1)
+        cache.resize(max_size=0)
+        assert cache.stats().idle_instances == 0
+        assert engine.open_instances > 0
+        engine.refusals = 1
+        async with functions[0].acquire() as lease:
+            assert engine.open_instances == 1
+            assert await lease.call(1) == 1
+        assert log.fields("refused") == []
+        check_invariants(cache)
+
+
 async def test_with_nothing_idle_the_host_is_to_blame(fake: FakeKit, log: ListLogger) -> None:
     """`CodeMemoryError`, not `LoadError`; whoever runs is not disturbed."""
     engine = fake.engine

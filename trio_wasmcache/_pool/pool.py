@@ -214,7 +214,8 @@ class Pool:
     def evict_for(self, key: FunctionKey, needed: Reserved, error: Exception, attempt: int) -> None:
         """Evict idle instances, as the system refused memory for an instance or code.
 
-        `Relief` calls it before each further attempt.
+        `Relief` calls it before each further attempt. Evicted instances that are not closed yet are
+        closed first; if there are any, nothing else is evicted in that attempt.
 
         Args:
             key: the function that needs the memory.
@@ -228,6 +229,8 @@ class Pool:
         """
         if self.closed:
             raise trio.ClosedResourceError("the cache is closed")
+        if self.evictor.close_all():
+            return  # that may suffice: evicted instances were still mapped
         now = self.now()
         space, mappings = needed[0] << attempt, needed[1] << attempt
         step = self.policy.relieve(space, mappings, now)
