@@ -164,7 +164,7 @@ def _imports(info: ModuleInfo) -> Iterator[str]:
         yield f"  and {len(missing) - MAX_LISTED:,} more that the library does not provide"
     if provided := [item.name for item in info.imports if item.module == WASI_MODULE]:
         names = ", ".join(name for name in dict.fromkeys(provided) if name in WASI_TYPES)
-        yield f"  by this library, WASI preview 1, which grants nothing: {names or 'none'}"
+        yield f"  by this library, WASI preview 1, which grants what `wasi` says: {names or 'none'}"
     for family in families_of(missing):
         yield f"  {family.advice}"
 
@@ -220,8 +220,12 @@ def _isolation(info: ModuleInfo) -> str:
     given = [(item.module, item.name) for item in _missing(info)]
     why_not = obstacle(info, starts, given)
     if why_not is not None:
-        return f'"reuse" and "fresh"; "reset" is not possible: {why_not}'
-    return '"reuse", "fresh" and, if a trial by `register` agrees, "reset"'
+        found = f'"reuse" and "fresh"; "reset" is not possible: {why_not}'
+    else:
+        found = '"reuse", "fresh" and, if a trial by `register` agrees, "reset"'
+    if is_function(info, COMMAND):
+        found += f". `{COMMAND}` is a command: it runs once in an instance, which is never reused"
+    return found
 
 
 def _caching(info: ModuleInfo, config: CacheConfig) -> Iterator[str]:

@@ -87,7 +87,7 @@ def test_a_real_component_is_told_what_to_build(path: Path) -> None:
         ),
         (
             "udfs/toolchains/emscripten-standalone.wasm",
-            "  by this library, WASI preview 1, which grants nothing: ",
+            "  by this library, WASI preview 1, which grants what `wasi` says: ",
         ),
         ("udfs/buffer.wasm", 'Bytes and text are passed by address and length: see abi="buffer".'),
         ("udfs/title.wasm", "  func title [i64] -> [i64]"),

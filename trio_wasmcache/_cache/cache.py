@@ -31,7 +31,8 @@ from .._core.metrics.stats import CacheStats, EntryInfo, ResidentBytes
 from .._core.policy.records import FunctionRecord
 from .._core.text import shown
 from .._core.wasm.admission import least_size, worst_size
-from .._core.wasm.isolation import COMMAND, RESET, REUSE, Isolation, cache_verdict, verdict
+from .._core.wasm.families import COMMAND
+from .._core.wasm.isolation import RESET, REUSE, Isolation, cache_verdict, verdict
 from .._core.wasm.reader import FuncType
 from .._ki import ki_safe_contextmanager
 from .._log import Origin

@@ -17,6 +17,7 @@ from collections.abc import Collection
 from typing import Final, Literal, TypeAlias
 
 from ..config import WASM_PAGE, CacheConfig
+from .families import COMMAND
 from .reader import ModuleInfo
 
 Isolation: TypeAlias = Literal["reuse", "fresh", "reset"]
@@ -25,8 +26,6 @@ FRESH: Final = "fresh"
 RESET: Final = "reset"
 ISOLATIONS: Final[tuple[Isolation, ...]] = (REUSE, FRESH, RESET)
 
-COMMAND: Final = "_start"
-"""Export of a WASI command, a program that runs once in an instance, which may then exit."""
 SEAT_SIZE: Final = WASM_PAGE
 """Bytes that a seat counts: those of an instance beside its memories and tables."""
 MAX_RESTORED: Final = 256
