@@ -3,7 +3,7 @@
 1. Any bytes give lines, none, or a `DwarfError`: the sections are the guest's, and may lie.
 2. Work is counted in steps, of a microsecond or so: a unit, an attribute, a range, an instruction
    of a line program. Their number, that of rows, and the bytes kept have limits; each loop counts.
-   A library for DWARF could not be stopped half-way, and takes 9 microseconds a row.
+   A library for DWARF could not be stopped half-way, and takes 5 microseconds a row or more.
 3. Of a unit, only its first entry is read; its line program is run when an address lies in it.
 4. Addresses count from the beginning of the code section's content, as toolchains do.
 """
