@@ -266,6 +266,25 @@ async def test_beyond_a_limit_there_are_no_lines(
         assert len(reads) == tried
 
 
+async def test_a_system_without_memory_or_threads_gives_the_same_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """There are no lines then, and no other error."""
+
+    def refuse(*_: object, **__: object) -> bytes:
+        raise MemoryError
+
+    async def no_thread(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(DebugSections, "read", refuse)
+    monkeypatch.setattr(source_lines, "PATIENCE", 60.0)
+    async with quiet_cache() as cache:
+        assert (await failing(cache, bytes_of("clang-dwarf4"))).frames == BARE
+        monkeypatch.setattr(source_lines, "run_in_thread", no_thread)
+        assert (await failing(cache, bytes_of("clang-dwarf5"))).frames == BARE
+
+
 async def test_a_module_that_takes_too_long_has_no_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its thread ends after a time of its own."""
     monkeypatch.setattr(source_lines, "MAX_SECONDS", -1.0)

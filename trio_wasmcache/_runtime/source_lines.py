@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import weakref
 from typing import final
@@ -67,7 +68,8 @@ class SourceLines:
         addresses = [offset - begin for offset in known]
         found = tables.look_up(addresses)
         if found is None:
-            with trio.move_on_after(PATIENCE, shield=True):
+            # It may be that the system has no thread left: the error is more than its lines.
+            with trio.move_on_after(PATIENCE, shield=True), contextlib.suppress(Exception):
                 found = await run_in_thread(
                     *(_find, tables, sections, addresses),
                     limiter=self._limiter,
@@ -97,7 +99,7 @@ def _find(
         return None
     try:
         return tables.find(addresses, sections.read, breathe)
-    except DwarfError:
+    except Exception:  # a `DwarfError`, or the system has no memory
         tables.broken = True
         return None
 
