@@ -248,7 +248,7 @@ async def test_a_snapshot_shows_what_is_inside(autojump_clock: trio.testing.Mock
 
 async def test_a_snapshot_shows_who_waits_and_what_is_on_the_way(fake: FakeKit) -> None:
     """For tokens, for instances and for room; what loads, and the names that are taken."""
-    config = CacheConfig(main_capacity=3, max_running_size=30 * MiB)
+    config = CacheConfig(main_capacity=3, max_running_size=60 * MiB)
     async with fake.open(config) as cache, trio.open_nursery() as nursery:
         await add(cache, "f", fake.adding(1))
         await add(cache, "g", fake.adding(2))

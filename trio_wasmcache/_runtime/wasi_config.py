@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Final, TypeAlias, final
+from typing import Final, Literal, TypeAlias, final
 
 from attrs import field, frozen
 
@@ -27,7 +27,7 @@ NANOSECONDS: Final = 10**9
 MAX_TIME: Final = 2**64 - 1
 """Nanoseconds that WASI can express."""
 
-Output: TypeAlias = str | Callable[[str, str], object]
+Output: TypeAlias = Literal["drop", "tail", "log"] | Callable[[str, str], object]
 Clock: TypeAlias = int | float | Callable[[], float] | None
 
 
