@@ -283,7 +283,7 @@ def test_what_a_module_lacks_is_refused() -> None:
 def test_options_that_do_not_exist_are_refused() -> None:
     """A convention that is misspelt is a ValueError when the ABI is made."""
     for options in ({"argument": "c"}, {"result": "c"}, {"arguments_of": "me"}, {"result_of": "x"}):
-        with pytest.raises(ValueError, match="must be in"):
+        with pytest.raises(ValueError, match="must be one of"):
             BufferAbi(**options)  # type: ignore[arg-type]
 
 

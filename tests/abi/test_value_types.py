@@ -60,7 +60,7 @@ class Own:
 
     @property
     def arity(self) -> int:
-        return len(self.signature.params)
+        return len(self.signature.params) if isinstance(self.signature, FuncType) else 0
 
     def bind(self, *_: object) -> Own:
         return self

@@ -32,9 +32,12 @@ from trio_wasmcache import (
     ExportError,
     FuelExhaustedError,
     Function,
+    FuncType,
     HostFunction,
     InstanceCache,
+    Invoke,
     LinkError,
+    ScyllaAbi,
     SignatureError,
     StackOverflowError,
     UnknownFunctionError,
@@ -806,6 +809,126 @@ def test_a_missing_library_names_the_extra(
     with pytest.raises(ImportError) as caught:
         importlib.import_module(module)
     assert str(caught.value) == message
+
+
+# -- ABIs
+
+
+@mistake(
+    ValueError,
+    "BufferAbi: result must be one of 'packed', 'packed_low', 'pair', 'area', 'out', 'nul' or "
+    "None, got 'pairs'",
+)
+async def an_unknown_form_of_a_buffer(_cache: InstanceCache) -> object:
+    return BufferAbi(result="pairs")  # type: ignore[arg-type]
+
+
+@mistake(ValueError, "BufferAbi: argument must be one of 'pair', 'nul', got None")
+async def no_form_of_a_buffer(_cache: InstanceCache) -> object:
+    return BufferAbi(argument=None)  # type: ignore[arg-type]
+
+
+@mistake(TypeError, "BufferAbi: alloc must be the name of an export or None, got 3")
+async def an_allocator_without_a_name(_cache: InstanceCache) -> object:
+    return BufferAbi(alloc=3)  # type: ignore[arg-type]
+
+
+@mistake(
+    TypeError,
+    'ScyllaAbi: user_types must be a mapping such as {"address": {"street": "text", "zip": '
+    "\"int\"}}, got {'address': 'text'}",
+)
+async def a_user_type_without_fields(_cache: InstanceCache) -> object:
+    return ScyllaAbi(user_types={"address": "text"})  # type: ignore[dict-item]
+
+
+@mistake(
+    TypeError,
+    'ScyllaAbi: user_types must be a mapping such as {"address": {"street": "text", "zip": '
+    "\"int\"}}, got ['address']",
+)
+async def names_of_user_types(_cache: InstanceCache) -> object:
+    return ScyllaAbi(user_types=["address"])  # type: ignore[arg-type]
+
+
+@mistake(TypeError, "f(i64): abi must be an object, not a class: write BufferAbi(...)")
+async def a_class_as_an_abi(cache: InstanceCache) -> object:
+    return await register(cache, abi=BufferAbi)
+
+
+class Own:
+    """An ABI of one's own, which returns what it is told to."""
+
+    arity, lower, lift = 1, None, None
+    signature = FuncType(("i64",), ("i64",))
+
+    def __init__(self, binding: object, asked: object = None) -> None:
+        self.binding = binding
+        self.asked = asked
+
+    def __repr__(self) -> str:
+        return "Own()"
+
+    def bind(self, *_: object) -> Any:
+        return self if self.binding is ... else self.binding
+
+
+class Explained(Own):
+    """One that is a complete binding."""
+
+    def explain(self, _values: object) -> Exception:
+        return TypeError("no")
+
+    def steps(self, _guest: object, _values: object) -> Any:
+        def generate() -> Any:
+            return (yield self.asked)
+
+        return 3 if self.asked is None else generate()
+
+
+@mistake(
+    TypeError,
+    "f(i64): bind() of its ABI must return a Binding, but None has no signature, arity, lower, "
+    "lift, steps, explain",
+)
+async def an_abi_that_binds_nothing(cache: InstanceCache) -> object:
+    return await register(cache, abi=Own(None))
+
+
+@mistake(
+    TypeError,
+    "f(i64): bind() of its ABI must return a Binding, but Own() has no steps, explain",
+)
+async def a_binding_that_is_incomplete(cache: InstanceCache) -> object:
+    return await register(cache, abi=Own(...))
+
+
+@mistake(TypeError, "f(i64): steps of a binding must be a function or None, got 5")
+async def steps_that_are_no_function(cache: InstanceCache) -> object:
+    abi: Any = Explained(...)
+    abi.steps = 5
+    return await register(cache, abi=abi)
+
+
+@mistake(
+    TypeError,
+    "f: steps of its ABI must be a generator function, with yield in it; it returned 3",
+)
+async def steps_without_yield(cache: InstanceCache) -> object:
+    return await (await register(cache, abi=Explained(...))).call(1)
+
+
+@mistake(TypeError, "f: steps of its ABI must yield an Invoke or a Convert, got 'fib'")
+async def a_name_as_a_step(cache: InstanceCache) -> object:
+    return await (await register(cache, abi=Explained(..., "fib"))).call(1)
+
+
+@mistake(
+    ValueError,
+    "an export of type [i64] -> [i64] was called with 2 values, of types int, int",
+)
+async def a_step_with_too_many_values(cache: InstanceCache) -> object:
+    return await (await register(cache, abi=Explained(..., Invoke("fib", (1, 2))))).call(1)
 
 
 # -- the test

@@ -14,7 +14,7 @@ from attrs import frozen
 from .._core.errors import SignatureError
 from .._core.text import shown
 from .._core.wasm.reader import ModuleInfo
-from .base import Abi, Exports
+from .base import Abi, Binding, Exports
 from .buffer import BufferAbi
 from .plain import Plain
 from .scylla import VERSION_GLOBAL, ScyllaAbi
@@ -23,6 +23,10 @@ T = TypeVar("T")
 
 # {name: ABI}
 ABIS: dict[str, Abi] = {"plain": Plain(), "scylla": ScyllaAbi(), "buffer": BufferAbi()}
+
+# What a binding has.
+FUNCTIONS = ("lower", "lift", "steps", "explain")
+BINDING = ("signature", "arity", *FUNCTIONS)
 
 
 def check_abi(what: str, abi: object) -> Abi | None:
@@ -38,10 +42,36 @@ def check_abi(what: str, abi: object) -> Abi | None:
         if abi not in ABIS:
             raise SignatureError(f"{what}: unknown abi {shown(abi)}; there is {', '.join(ABIS)}")
         return ABIS[abi]
+    if isinstance(abi, type):
+        raise TypeError(f"{what}: abi must be an object, not a class: write {abi.__name__}(...)")
     if not callable(getattr(abi, "bind", None)):
-        raise TypeError(f"{what}: abi must be a name or have a method bind, got {abi!r:.100}")
+        raise TypeError(f"{what}: abi must be a name or have a method bind, got {shown(abi)}")
     own: Abi = abi  # type: ignore[assignment]
     return own
+
+
+def check_binding(what: str, binding: Binding) -> Binding:
+    """Return what the `bind` of an ABI returned, which may be an object of the user's.
+
+    Raises:
+        TypeError: It lacks an attribute of `Binding`, or one is not of its type.
+    """
+    if missing := [name for name in BINDING if not hasattr(binding, name)]:
+        raise TypeError(
+            f"{what}: bind() of its ABI must return a Binding, but {shown(binding)} has no "
+            f"{', '.join(missing)}"
+        )
+    if not isinstance(binding.arity, int):
+        raise TypeError(
+            f"{what}: arity of a binding must be the number of arguments, got "
+            f"{shown(binding.arity)}"
+        )
+    for name in FUNCTIONS:
+        value = getattr(binding, name)
+        if not callable(value) and (value is not None or name == "explain"):
+            kind = "a function" if name == "explain" else "a function or None"
+            raise TypeError(f"{what}: {name} of a binding must be {kind}, got {shown(value)}")
+    return binding
 
 
 def recognise(info: ModuleInfo) -> Abi:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
 from typing import Literal, get_args
 
-from attrs import field, frozen, validators
+from attrs import Attribute, field, frozen
 
 from .._core.buffers import flat
 from .._core.errors import AbiError, ExportError, SignatureError
@@ -48,8 +48,23 @@ Owner = Literal["host", "guest"]
 SEARCHED_AT_ONCE = 4096
 
 
-def _one_of(kind: object) -> Value:
-    return validators.optional(validators.in_(get_args(kind)))
+def _one_of(kind: object, *, or_none: bool = True) -> Value:
+    values: tuple[str, ...] = get_args(kind)
+
+    def check(_abi: object, attribute: Attribute[object], value: object) -> None:
+        if (value is None and or_none) or (isinstance(value, str) and value in values):
+            return
+        listed = ", ".join(map(repr, values)) + (" or None" if or_none else "")
+        raise ValueError(f"BufferAbi: {attribute.name} must be one of {listed}, got {shown(value)}")
+
+    return check
+
+
+def _export_or_none(_abi: object, attribute: Attribute[str | None], value: object) -> None:
+    if value is not None and not isinstance(value, str):
+        raise TypeError(
+            f"BufferAbi: {attribute.name} must be the name of an export or None, got {shown(value)}"
+        )
 
 
 @public
@@ -65,15 +80,16 @@ class BufferAbi:
 
     Raises:
         ValueError: an option has none of the values that are listed for it.
+        TypeError: `alloc` or `free` is not a str.
     """
 
-    alloc: str | None = None
+    alloc: str | None = field(default=None, validator=_export_or_none)
     """Name of the export that allocates memory. None: the first known one that the module exports;
     if there is none, the host grows the memory."""
-    free: str | None = None
+    free: str | None = field(default=None, validator=_export_or_none)
     """Name of the export that frees memory. None: the one that belongs to the allocator; with a
     given `alloc`, nothing is freed."""
-    argument: Argument = field(default="pair", validator=validators.in_(get_args(Argument)))
+    argument: Argument = field(default="pair", validator=_one_of(Argument, or_none=False))
     """Form of bytes and str as arguments. ``"pair"``: pointer and length. ``"nul"``: pointer to
     bytes that end with a zero."""
     result: Result | None = field(default=None, validator=_one_of(Result))

@@ -71,11 +71,26 @@ NATIVE = {
 }
 
 
-def _user_types(given: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
-    return {
-        normalise_type(name): {one: normalise_type(kind) for one, kind in fields.items()}
-        for name, fields in given.items()
-    }
+def _user_types(given: object) -> dict[str, dict[str, str]]:
+    if not isinstance(given, Mapping):
+        raise _no_user_types(given)
+    types: dict[str, dict[str, str]] = {}
+    for name, fields in given.items():
+        if not (
+            isinstance(name, str)
+            and isinstance(fields, Mapping)
+            and all(isinstance(word, str) for item in fields.items() for word in item)
+        ):
+            raise _no_user_types({name: fields})
+        types[normalise_type(name)] = {one: normalise_type(kind) for one, kind in fields.items()}
+    return types
+
+
+def _no_user_types(given: object) -> TypeError:
+    example = '{"address": {"street": "text", "zip": "int"}}'
+    return TypeError(
+        f"ScyllaAbi: user_types must be a mapping such as {example}, got {shown(given)}"
+    )
 
 
 @public
@@ -87,6 +102,8 @@ class ScyllaAbi:
 
         ScyllaAbi(user_types={"address": {"street": "text", "zip": "int"}})
 
+    Raises:
+        TypeError: `user_types` is not such a mapping.
     """
 
     user_types: Mapping[str, Mapping[str, str]] = field(factory=dict, converter=_user_types)

@@ -13,7 +13,7 @@ from typing import Final, Literal, TypeAlias, final
 import trio
 from attrs import define, evolve, field, frozen
 
-from .._abi import check_abi, exports_of, recognise
+from .._abi import check_abi, check_binding, exports_of, recognise
 from .._abi.base import Abi, Binding
 from .._abi.plain import Plain, PlainAbi, fitting
 from .._abi.values import ValuesAbi
@@ -93,7 +93,7 @@ class Declaration:
         else:
             abi = self.abi or recognise(info)
         results = (self.returns,) if isinstance(self.returns, str) else self.returns or ()
-        return abi.bind(
+        binding = abi.bind(
             str(self.key),
             self.export,
             self.key.args,
@@ -101,6 +101,7 @@ class Declaration:
             exports_of(info),
             self.called_on_null,
         )
+        return check_binding(str(self.key), binding)
 
 
 def declare(

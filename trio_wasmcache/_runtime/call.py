@@ -16,7 +16,7 @@ from typing import TypeVar, TypeVarTuple, Unpack, final
 import trio
 from attrs import frozen
 
-from .._abi.base import Guest, Invoke, Steps, Value
+from .._abi.base import Convert, Guest, Invoke, Steps, Value
 from .._abi.plain import exact_values
 from .._core.config import MiB
 from .._core.errors import CodeMemoryError, ExitError, GuestError, ResultTooLargeError
@@ -26,6 +26,7 @@ from .._core.policy.records import Request
 from .._core.policy.shares import BURST_FUEL, Share
 from .._core.stack_room import check_headroom
 from .._core.tally import Tally, size_of
+from .._core.text import shown
 from .._engine.base import (
     UNDER_WAY,
     DriverCode,
@@ -255,7 +256,13 @@ class Call(Activity):
         """
         tally = self.tally
         tally.allow(left)
-        send, sent = steps.send, result
+        try:
+            send, sent = steps.send, result
+        except AttributeError:
+            raise TypeError(
+                f"{self.name}: steps of its ABI must be a generator function, with yield in it; it "
+                f"returned {shown(steps)}"
+            ) from None
         meter = self.runner.meter(self.share)
         try:
             while True:
@@ -273,6 +280,11 @@ class Call(Activity):
                 if isinstance(asked, Invoke):
                     self.check_open()  # a thread may have finished the last call after the end
                     return asked
+                if not isinstance(asked, Convert):
+                    raise TypeError(
+                        f"{self.name}: steps of its ABI must yield an Invoke or a Convert, got "
+                        f"{shown(asked)}"
+                    )
                 try:
                     send, sent = steps.send, await self.convert(asked.function, *asked.values)
                 except Exception as error:
@@ -287,7 +299,7 @@ class Call(Activity):
         try:
             steps.close()
         except Exception:
-            if not self.ended:
+            if not self.ended and hasattr(steps, "close"):
                 raise
 
     async def convert(self, function: Callable[..., T], *values: object) -> T:

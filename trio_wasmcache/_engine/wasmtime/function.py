@@ -28,7 +28,7 @@ from types import MethodType
 from typing import Any, TypeAlias, final
 
 from ..._core.stack_room import check_headroom
-from ..._core.wasm.admission import check_call
+from ..._core.wasm.admission import check_call, signature as type_text
 from ..._core.wasm.reader import FuncType
 from ..base import UNDER_WAY, InexactError, NoMemoryError
 from . import native
@@ -390,4 +390,9 @@ def _misfit(values: Sequence[object], signature: FuncType, error: Exception) -> 
         kind = OverflowError
     # Their types, not their reprs: those may be endless, or raise.
     types = tuple(type(value).__name__ for value in values)
+    if kind is ValueError:
+        found = f", of types {', '.join(types[:10])}" if types else ""
+        return kind(
+            f"an export of type {type_text(signature)} was called with {len(values)} values{found}"
+        )
     return kind(f"values of {types} do not fit {signature.params}: {error}")
