@@ -80,6 +80,9 @@ class _KISafe(AbstractAsyncContextManager[T]):
         def __exit__(self, *_: object) -> NoReturn:
             raise AssertionError("it can't be entered so")
 
+        def __await__(self) -> NoReturn:
+            raise TypeError(f"use async with {self._name}(...) as ..., not await")
+
         def __getattr__(self, name: str) -> NoReturn:
             function = vars(self).get("_name", "it")  # it may be copied without its attributes
             raise AttributeError(

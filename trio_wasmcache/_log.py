@@ -15,7 +15,9 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
+import inspect
 import itertools
+import logging
 import secrets
 import threading
 from collections.abc import Callable
@@ -26,6 +28,7 @@ import structlog
 import trio
 
 from ._core.events import Event, Lost, Output, Stamped
+from ._core.text import shown
 from ._ki import outlast
 from ._threads import no_autojump
 
@@ -111,6 +114,32 @@ def write(logger: object, stamped: Stamped, origin: Origin | None) -> None:
     # A copy again, as a processor may set variables, which are not for the next event.
     context = Context() if origin is None else origin.context.copy()
     context.run(_write_here, logger, stamped)
+
+
+def check_logger(logger: object) -> None:
+    """Check that a logger takes events with fields.
+
+    A logger that raises for every event would lose the whole log, and only `stats()` would tell.
+
+    Raises:
+        TypeError: it is no structlog logger, nor works as one.
+    """
+    if logger is None or callable(getattr(logger, "bind", None)):
+        return
+    remedy = "leave it out for structlog's own configuration, or pass structlog.wrap_logger(...)"
+    if not callable(getattr(logger, "info", None)) or isinstance(logger, type):
+        raise TypeError(f"logger must be a structlog logger, got {shown(logger)}: {remedy}")
+    takes_fields = not isinstance(logger, (logging.Logger, logging.LoggerAdapter))
+    if takes_fields:
+        with contextlib.suppress(ValueError):  # a function may have no signature
+            info: Callable[..., object] = getattr(logger, "info")  # noqa: B009 -- has one by now
+            parameters = inspect.signature(info).parameters.values()
+            takes_fields = any(one.kind is one.VAR_KEYWORD for one in parameters)
+    if not takes_fields:
+        raise TypeError(
+            f"logger must be a structlog logger, which takes fields, got {shown(logger)}: "
+            "pass structlog.wrap_logger(logger)"
+        )
 
 
 def _write_here(logger: object, stamped: Stamped) -> None:

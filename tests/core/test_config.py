@@ -88,8 +88,8 @@ def test_with_a_wrong_type_among_them_it_is_a_type_error() -> None:
     assert str(caught.value) == (
         "bad cache configuration: "
         "max_instances must be an int, got 'many'; "
-        "max_size must be at least 0, got -1; "
-        "log_uses must be True or False, got 1"
+        "log_uses must be True or False, got 1; "
+        "max_size must be at least 0, got -1"
     )
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import importlib
+import io
+import logging
 import pickle
 import re
 import sys
@@ -20,6 +22,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
+import structlog
 import trio
 import trio.lowlevel
 from attrs import frozen
@@ -27,6 +30,7 @@ from engine.support import quiet_cache
 
 from trio_wasmcache import (
     BufferAbi,
+    CacheConfig,
     DeadlockError,
     DuplicateFunctionError,
     ExportError,
@@ -37,6 +41,7 @@ from trio_wasmcache import (
     InstanceCache,
     Invoke,
     LinkError,
+    MiB,
     ScyllaAbi,
     SignatureError,
     StackOverflowError,
@@ -249,7 +254,7 @@ async def returns_left_out_under_the_buffer_abi(cache: InstanceCache) -> object:
 
 @mistake(
     ExportError,
-    "fob(i64): the module exports no 'fob'; the functions it exports are 'fib'",
+    "fob(i64): the module exports no 'fob'; the functions it exports are 'fib': give export='fib'",
 )
 async def a_misspelt_export(cache: InstanceCache) -> object:
     return await cache.register("fob", FIB, args=("i64",), returns="i64")
@@ -809,6 +814,96 @@ def test_a_missing_library_names_the_extra(
     with pytest.raises(ImportError) as caught:
         importlib.import_module(module)
     assert str(caught.value) == message
+
+
+# -- the cache
+
+
+@mistake(TypeError, "resize() knows no limit 'max_sise': did you mean max_size?")
+async def a_misspelt_limit(cache: InstanceCache) -> object:
+    return cache.resize(max_sise=1)  # type: ignore[call-arg]
+
+
+@mistake(
+    TypeError,
+    "bad cache configuration: max_size must be an int, got 1572864.0: round it by int(...)",
+)
+async def a_part_of_a_byte(_cache: InstanceCache) -> object:
+    return CacheConfig(max_size=1.5 * MiB)  # type: ignore[arg-type]
+
+
+@mistake(TypeError, "f(i64): replace must be True or False, got 'no'")
+async def a_word_as_a_flag(cache: InstanceCache) -> object:
+    return await register(cache, replace="no")
+
+
+async def opened(logger: object) -> None:
+    async with open_cache(logger=logger):
+        raise AssertionError("its whole log would be lost")
+
+
+@mistake(
+    TypeError,
+    "logger must be a structlog logger, got 'log': leave it out for structlog's own "
+    "configuration, or pass structlog.wrap_logger(...)",
+)
+async def a_name_as_the_logger(_cache: InstanceCache) -> object:
+    return await opened("log")
+
+
+@mistake(
+    TypeError,
+    "logger must be a structlog logger, which takes fields, got <Logger app (WARNING)>: "
+    "pass structlog.wrap_logger(logger)",
+)
+async def a_logger_of_logging(_cache: InstanceCache) -> object:
+    return await opened(logging.getLogger("app"))
+
+
+@mistake(
+    TypeError,
+    "logger must be a structlog logger, which takes fields, got "
+    "<PrintLogger(file=<_io.StringIO object at 0x>)>: pass structlog.wrap_logger(logger)",
+)
+async def a_logger_below_structlogs(_cache: InstanceCache) -> object:
+    return await opened(structlog.PrintLogger(io.StringIO()))
+
+
+@mistake(TypeError, "use async with open_cache(...) as ..., not await")
+async def await_in_place_of_async_with(_cache: InstanceCache) -> object:
+    return await open_cache()  # type: ignore[misc]
+
+
+@mistake(TypeError, "fib(i64) is called by await function.call(...)")
+async def a_function_called_as_pythons_are(cache: InstanceCache) -> object:
+    return await cache.functions()[0](10)  # type: ignore[operator]
+
+
+@mistake(TypeError, "'fib' is called by await lease.call(...)")
+async def a_lease_called_as_a_function(cache: InstanceCache) -> object:
+    async with cache.acquire("fib") as lease:
+        return await lease(10)  # type: ignore[operator]
+
+
+@mistake(
+    ExportError,
+    "add(i64): the module exports no 'add'; the functions it exports are 'Add', '_sub': "
+    "give export='Add'",
+)
+async def an_export_in_other_letters(cache: InstanceCache) -> object:
+    exports = '(func (export "Add") (param i64)) (func (export "_sub"))'
+    return await cache.register("add", f"(module {exports})", args=("i64",))
+
+
+@mistake(
+    LinkError,
+    "now() imports what it is not given: env.now [] -> [i64] is missing (env.nov is given, which "
+    'it does not import). Give host functions: imports={"env": {"now": HostFunction(function, '
+    'params=(), results=("i64",))}}; or missing="trap", if they are never called.',
+)
+async def a_misspelt_import(cache: InstanceCache) -> object:
+    host = HostFunction(lambda: 1, (), ("i64",))
+    return await cache.register("now", NOW, args=(), returns="i64", imports={"env": {"nov": host}})
 
 
 # -- ABIs

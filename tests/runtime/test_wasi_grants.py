@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -540,3 +543,15 @@ def test_it_is_a_value() -> None:
     with pytest.raises(TypeError):
         one.env["A"] = "c"  # type: ignore[index]
     assert "secret" * 100 not in repr(Wasi(stdin=b"secret" * 100))
+
+
+@pytest.mark.parametrize(
+    "duplicate", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))]
+)
+def test_it_is_copied_and_pickled(duplicate: Callable[[Wasi], Wasi]) -> None:
+    """Its environment is a view that can be neither."""
+    wasi = Wasi(args=["a"], env={"B": "1", "A": "2"}, stdin=b"x", stdout="log", random=7, clock=0.5)
+    made = duplicate(wasi)
+    assert made == wasi
+    assert list(made.env.items()) == [("B", "1"), ("A", "2")]
+    assert duplicate(Wasi(stderr=print)).stderr is print

@@ -26,7 +26,7 @@ from .._abi.names import (
     KnownAbi,
     StrName,
 )
-from .._core.config import CacheConfig
+from .._core.config import CacheConfig, check_fields
 from .._core.metrics.stats import CacheStats, EntryInfo, ResidentBytes
 from .._core.policy.records import FunctionRecord
 from .._core.text import shown
@@ -339,6 +339,7 @@ class InstanceCache:
             concurrency=concurrency,
             isolation=isolation,
             missing=missing,
+            replace=replace,
             max_instances=pool.config.max_instances,
         )
         key = declaration.key
@@ -612,6 +613,7 @@ class InstanceCache:
         fixed = FIXED & limits.keys()
         if fixed:
             raise ValueError(f"{', '.join(sorted(fixed))} can't be changed while the cache is open")
+        check_fields("resize", limits)
         pool.resize(evolve(pool.config, **limits))
 
     @property

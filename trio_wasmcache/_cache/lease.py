@@ -149,6 +149,9 @@ class Lease(Generic[R_co]):
         def __exit__(self, *_: object) -> NoReturn:
             raise AssertionError("it can't be entered so")
 
+        def __call__(self, *_: object, **_named: object) -> NoReturn:
+            raise TypeError(f"{shown(self._name)} is called by await lease.call(...)")
+
     def __reduce__(self) -> NoReturn:
         refuse_copy(self, "acquire another")
 
@@ -862,6 +865,11 @@ class Function(Generic[R_co]):
     """Sentence that says what stays in the cache between leases, under the limits at registration;
     if that is nothing or only a seat, because an instance is too large, which limit to raise."""
     _acquire: Callable[[str, tuple[str, ...]], Lease[R_co]] = field(repr=False, eq=False)
+
+    if not TYPE_CHECKING:  # checkers find this mistake by themselves
+
+        def __call__(self, *_: object, **_named: object) -> NoReturn:
+            raise TypeError(f"{self.key} is called by await function.call(...)")
 
     def __reduce__(self) -> NoReturn:
         refuse_copy(self, "keep its name and args, and use cache.acquire(name, args) of any cache")

@@ -10,7 +10,7 @@ from .._core.config import CacheConfig
 from .._core.text import shown
 from .._engine.base import Engine
 from .._ki import ki_safe_contextmanager
-from .._log import LogWriter, ThreadedLogWriter
+from .._log import LogWriter, ThreadedLogWriter, check_logger
 from .._owner import check_trio
 from .._pool.pool import Pool
 from .._public import public
@@ -41,7 +41,7 @@ async def open_cache(
             called from a thread of the cache's own.
 
     Raises:
-        TypeError: `config` is not a `CacheConfig`.
+        TypeError: `config` is not a `CacheConfig`, or `logger` is no structlog logger.
         CacheDirError: `cache_dir` can't be used.
         RuntimeError: no Trio task is running here (but another event loop, or none).
 
@@ -57,6 +57,7 @@ async def open_cache(
     config = CacheConfig() if config is None else config
     if not isinstance(config, CacheConfig):
         raise TypeError(f"config must be a CacheConfig, got {shown(config)}")
+    check_logger(logger)
     subprocess = code_cache = None
     if config.cache_dir is not None:
         code_cache = await run_in_thread(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from attrs import field, fields, frozen
 
@@ -24,14 +25,15 @@ MIN_STACK_SIZE = 64 * KiB
 def _whole(minimum: int, maximum: int | None = None) -> dict[str, object]:
     def check(value: object) -> str | None:
         if isinstance(value, bool) or not isinstance(value, int):
-            return f"must be an int, got {shown(value)}"
+            remedy = ": round it by int(...)" if isinstance(value, float) else ""
+            return f"must be an int, got {shown(value)}{remedy}"
         if value < minimum:
             return f"must be at least {minimum}, got {shown(value)}"
         if maximum is not None and value > maximum:
             return f"must be at most {maximum}, got {shown(value)}"
         return None
 
-    return {"check": check}
+    return {"check": check, "type": int}
 
 
 def _seconds(*, zero: bool, infinite: bool) -> dict[str, object]:
@@ -60,7 +62,7 @@ def _flag() -> dict[str, object]:
     def check(value: object) -> str | None:
         return None if isinstance(value, bool) else f"must be True or False, got {shown(value)}"
 
-    return {"check": check}
+    return {"check": check, "type": bool}
 
 
 def _tokens() -> dict[str, object]:
@@ -75,7 +77,22 @@ def _whole_or_none(minimum: int) -> dict[str, object]:
         problem: str | None = None if value is None else check_whole(value)
         return problem
 
-    return {"check": check}
+    return {"check": check, "type": int}
+
+
+def check_fields(function: str, given: Iterable[str]) -> None:
+    """Raise `TypeError` for a name that is no field of `CacheConfig`, with a similar one if any.
+
+    Args:
+        function: name of the function that was called with them.
+        given: the names.
+    """
+    known = [attribute.name for attribute in fields(CacheConfig)]
+    for name in given:
+        if name not in known:
+            similar = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {similar[0]}?" if similar else "see help(CacheConfig)"
+            raise TypeError(f"{function}() knows no limit {shown(name)}: {hint}")
 
 
 def bad_capacity(value: object) -> str | None:

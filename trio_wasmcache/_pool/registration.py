@@ -117,6 +117,7 @@ def declare(
     concurrency: int,
     isolation: Isolation,
     missing: Missing,
+    replace: object,
     max_instances: int,
 ) -> Declaration:
     """Check the parameters of `InstanceCache.register`; raise the errors that it documents."""
@@ -148,6 +149,8 @@ def declare(
         raise TypeError(f"{key}: export must be a str, got {shown(export)}")
     if not isinstance(called_on_null, bool):
         raise TypeError(f"{key}: called_on_null must be True or False, got {shown(called_on_null)}")
+    if not isinstance(replace, bool):
+        raise TypeError(f"{key}: replace must be True or False, got {shown(replace)}")
     try:
         hosts = flatten(imports, wasi)
     except TypeError as error:

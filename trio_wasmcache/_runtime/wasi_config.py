@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Final, Literal, TypeAlias, final
+from typing import Any, Final, Literal, TypeAlias, final
 
-from attrs import field, frozen
+from attrs import field, fields, frozen
 
 from .._core.config import KiB
 from .._core.text import shown
@@ -31,7 +31,7 @@ Output: TypeAlias = Literal["drop", "tail", "log"] | Callable[[str, str], object
 Clock: TypeAlias = int | float | Callable[[], float] | None
 
 
-def _args(value: object) -> tuple[str, ...]:
+def _args(value: Iterable[str]) -> tuple[str, ...]:
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
         raise TypeError(f"Wasi: args must be a sequence of str, got {shown(value)}")
     args = tuple(value)
@@ -42,7 +42,7 @@ def _args(value: object) -> tuple[str, ...]:
     return args
 
 
-def _env(value: object) -> Mapping[str, str]:
+def _env(value: Mapping[str, str]) -> Mapping[str, str]:
     if not isinstance(value, Mapping):
         raise TypeError(f"Wasi: env must be a mapping of str to str, got {shown(value)}")
     env = dict(value)
@@ -104,7 +104,7 @@ def _check_sync(what: str, function: object) -> None:
         raise TypeError(f"Wasi: {what} must not be an async function: {shown(function)}")
 
 
-def _stdin(value: object) -> bytes:
+def _stdin(value: bytes | bytearray | memoryview) -> bytes:
     if not isinstance(value, (bytes, bytearray, memoryview)):
         raise TypeError(f"Wasi: stdin must be bytes, got {shown(value)}")
     return bytes(value)
@@ -163,6 +163,11 @@ class Wasi:
     wait then. A function: it is called whenever the guest reads a clock. None: the clocks of the
     system."""
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Not by its fields: a view of a dict can't be pickled or copied.
+        given = {attribute.name: getattr(self, attribute.name) for attribute in fields(Wasi)}
+        return _made, ({**given, "env": dict(self.env)},)
+
     @stdout.validator
     @stderr.validator
     def _check_output(self, attribute: object, value: object) -> None:
@@ -187,3 +192,7 @@ class Wasi:
             _check_sync("clock", value)
         elif value is not None:
             nanoseconds(value)
+
+
+def _made(given: Mapping[str, Any]) -> Wasi:
+    return Wasi(**given)

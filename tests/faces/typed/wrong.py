@@ -17,6 +17,7 @@ from trio_wasmcache import (
     Lease,
     SchedulingGroup,
     TrapError,
+    Wasi,
 )
 
 print(trio_wasmcache.open_cach)  # attr-defined, reportAttributeAccessIssue
@@ -28,6 +29,11 @@ CacheConfig(log_uses="yes")  # arg-type, reportArgumentType
 CacheConfig(10)  # call-arg, reportCallIssue
 HostFunction(7)  # arg-type, reportArgumentType
 HostFunction(print, params=(int,))  # arg-type, reportArgumentType
+Wasi(args=(1,))  # arg-type, reportArgumentType
+Wasi(env=3)  # arg-type, reportArgumentType
+Wasi(stdin="text")  # arg-type, reportArgumentType
+Wasi(stdout="file")  # arg-type, reportArgumentType
+Wasi(clock="now")  # arg-type, reportArgumentType
 
 
 def importing() -> None:

@@ -7,12 +7,15 @@ divided among them here and written into the module as maxima.
 
 from __future__ import annotations
 
+import difflib
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 from attrs import frozen
 
 from ..config import WASM_PAGE, KiB
 from ..errors import AbiError, ExportError, LinkError, ModuleTooLargeError, SignatureError
+from ..keys import MAX_COMPARED
 from ..text import printable, quoted
 from .driver import SCRATCH_LIMIT
 from .families import COMMAND, GO_COMMAND, advice, go_command
@@ -260,7 +263,7 @@ def check_imports(
     wanted: dict[tuple[str, str], None] = {}
     problems = []
     bad: list[Import] = []
-    sample = ""
+    sample = similar = ""
     for item in info.imports:
         problem = _problem(item, given, misfit, trap_missing)
         if problem is None:
@@ -269,10 +272,12 @@ def check_imports(
             problems.append(problem)
             bad.append(item)
             if isinstance(item.type, FuncType) and (item.module, item.name) not in given:
+                if not sample:
+                    similar = _similar(info, item, given)
                 sample = sample or _sample(item.module, item.name, item.type)
     if problems:
         shown = problems[:50] + ([f"{len(problems) - 50} more"] if len(problems) > 50 else [])
-        remedy = f". Give host functions: {sample}" if sample else ""
+        remedy = f"{similar}. Give host functions: {sample}" if sample else ""
         if sample and not trap_missing:
             remedy += '; or missing="trap", if they are never called'
         raise LinkError(
@@ -317,6 +322,17 @@ def _problem(
     return None
 
 
+def _similar(info: ModuleInfo, missing: Import, given: Mapping[tuple[str, str], FuncType]) -> str:
+    """Return words about a similar name that is given, and that the module does not import."""
+    imported = {(item.module, item.name) for item in info.imports}
+    spare = itertools.islice(
+        (name for name in given if name[0] != WASI_MODULE and name not in imported), MAX_COMPARED
+    )
+    names = [import_name(*name) for name in spare]
+    close = difflib.get_close_matches(import_name(missing.module, missing.name), names, 1, 0.8)
+    return f" ({close[0]} is given, which it does not import)" if close else ""
+
+
 def _sample(module: str, name: str, wanted: FuncType) -> str:
     """Return the parameter that gives one missing import."""
     types = f"params={quoted(wanted.params)}, results={quoted(wanted.results)}"
@@ -344,13 +360,33 @@ def check_export(info: ModuleInfo, what: str, export: str) -> FuncType:
         listed += ", ..." if len(names) > 8 else ""
         raise ExportError(
             f"{what}: the module exports no {export!r:.300}; "
-            + (f"the functions it exports are {listed}" if names else "it exports no function")
+            + (
+                f"the functions it exports are {listed}: give {_likely(export, names)}"
+                if names
+                else "it exports no function"
+            )
         )
     if found.kind != "func":
         raise ExportError(f"{what}: the export {export!r:.300} is a {found.kind}, not a function")
     if export != COMMAND and go_command(info):
         raise ExportError(f"{what}: {GO_COMMAND}")
     return info.functions[found.index]
+
+
+def _plain(name: str) -> str:
+    return name[:MAX_SHOWN].casefold().strip("_")
+
+
+def _likely(wanted: str, names: Sequence[str]) -> str:
+    """Return the parameter `export` for a function that is exported by another name."""
+    if len(names) == 1:
+        likely = names[:1]
+    else:
+        # Names that differ in what languages add: case, and underscores.
+        plain = {_plain(name): name for name in names[:MAX_COMPARED]}
+        close = difflib.get_close_matches(_plain(wanted), plain, n=1)
+        likely = [plain[name] for name in close]
+    return f"export={printable(likely[0], MAX_SHOWN)!r}" if likely else "one of them as export="
 
 
 def check_signature(
