@@ -71,12 +71,10 @@ class _Uses:
     by one thread only.
     """
 
-    __slots__ = ("added", "listed", "written")
-
-    def __init__(self) -> None:
-        self.added: int = 0
-        self.written: int = 0
-        self.listed: bool = False  # whether the writer counts its context as one in the buffer
+    # Defaults in the class, so that making one calls nothing.
+    added: int = 0
+    written: int = 0
+    listed: bool = False  # whether the writer counts its context as one in the buffer
 
 
 class LogWriter(Protocol):
@@ -186,7 +184,8 @@ class ThreadedLogWriter:
         threading.Thread(target=self._run, name="trio_wasmcache log", daemon=True).start()
 
     def add(self, event: Event, at: float, origin: Origin | None = None) -> None:
-        full = len(self._events) - self._outputs >= BUFFER_EVENTS
+        outputs = self._outputs_added - self._outputs_written
+        full = len(self._events) - outputs >= BUFFER_EVENTS
         if self._gap is not None and not full:
             self._note_gap(*self._gap)
         if full:
@@ -195,18 +194,13 @@ class ThreadedLogWriter:
             self._gap = (first, count + 1, at)
             self.lost += 1
             return
-        self._stamp_and_put(event, at, origin, MAX_CONTEXTS)
-
-    @property
-    def _outputs(self) -> int:
-        """Number of events in the buffer about output."""
-        return self._outputs_added - self._outputs_written
+        self._put(event, at, origin, MAX_CONTEXTS)
 
     def add_output(self, event: Output, at: float, origin: Origin | None = None) -> bool:
-        if self._outputs >= BUFFER_OUTPUTS:
+        if self._outputs_added - self._outputs_written >= BUFFER_OUTPUTS:
             return False
         self._outputs_added += 1
-        self._stamp_and_put(event, at, origin, MAX_CONTEXTS // 2)
+        self._put(event, at, origin, MAX_CONTEXTS // 2)
         return True
 
     async def close(self, timeout: float) -> None:
@@ -220,26 +214,26 @@ class ThreadedLogWriter:
         with no_autojump():
             await outlast(written, timeout)
 
-    def _stamp_and_put(
-        self, event: Event, at: float, origin: Origin | None, max_contexts: int
-    ) -> None:
-        context_lost = origin is not None and not self._take_context(origin.uses, max_contexts)
-        if context_lost:
-            origin = None
-            self.context_lost += 1
-        self._put(self._stamper.stamp(event, at, context_lost), origin)
-
-    def _take_context(self, uses: _Uses, most: int) -> bool:
-        """Count one more event of an origin; return False if its context can't be kept."""
-        if not uses.listed:
-            if len(self._contexts) >= most:
-                self._forget_written_contexts()
-            if len(self._contexts) >= most:
-                return False
-            self._contexts.append(uses)
-            uses.listed = True
-        uses.added += 1
-        return True
+    def _put(self, event: Event, at: float, origin: Origin | None, max_contexts: int) -> None:
+        """Stamp an event and put it into the buffer, with its context if that can be kept."""
+        context_lost = False
+        if origin is not None:
+            uses = origin.uses
+            if not uses.listed:
+                if len(self._contexts) >= max_contexts:
+                    self._forget_written_contexts()
+                if len(self._contexts) < max_contexts:
+                    self._contexts.append(uses)
+                    uses.listed = True
+            if uses.listed:
+                uses.added += 1
+            else:
+                context_lost, origin = True, None
+                self.context_lost += 1
+        self._events.append((self._stamper.stamp(event, at, context_lost), origin))
+        if not self._awake:
+            self._awake = True
+            self._wake.set()
 
     def _forget_written_contexts(self) -> None:
         if self._written_events - self._looked_at < LOOK_AGAIN:
@@ -254,13 +248,7 @@ class ThreadedLogWriter:
 
     def _note_gap(self, first: int, count: int, at: float) -> None:
         self._gap = None
-        self._put(self._stamper.stamp(Lost(count=count, first_seq=first), at), None)
-
-    def _put(self, stamped: Stamped, origin: Origin | None) -> None:
-        self._events.append((stamped, origin))
-        if not self._awake:
-            self._awake = True
-            self._wake.set()
+        self._put(Lost(count=count, first_seq=first), at, None, MAX_CONTEXTS)
 
     def _run(self) -> None:
         closing = False

@@ -396,12 +396,10 @@ class Lease(Generic[R_co]):
             self._ready = begin
             return await self._call_converted(bound, values)  # type: ignore[no-any-return]
         except GuestError as error:
-            failed = self._failed(bound, error, values)
-            try:
-                await self._pool.lines.locate(failed, bound.definition.module)
-                raise failed from None
-            finally:
-                del failed  # it would be a cycle with its traceback
+            await self._pool.lines.locate(
+                self._failed(bound, error, values), bound.definition.module
+            )
+            raise error from None
         except (TypeError, ValueError, OverflowError):
             if self._request is None:
                 raise self._unusable() from None
@@ -415,8 +413,7 @@ class Lease(Generic[R_co]):
             try:
                 try:
                     result = await call.finish(bound.guest, fuel)
-                    lifted: Any = result if bound.lift is None else bound.lift(result)
-                    return lifted  # type: ignore[no-any-return]
+                    return result if bound.lift is None else bound.lift(result)  # type: ignore[no-any-return]
                 except BaseException as error:
                     if call.ends_well(error):
                         return None  # type: ignore[return-value] # a command has no result

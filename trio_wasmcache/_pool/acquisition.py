@@ -45,6 +45,7 @@ from .._core.text import shown
 from .._engine.base import GuestInstance, NoMemoryError
 from .._log import Origin
 from .._runtime.bound import BoundFunction, Definition, bind, fuel_limit
+from .._runtime.relief import Reserved
 from .._runtime.start import Start
 from .capacity import GroupState
 from .pool import CLOSED, Pool
@@ -277,12 +278,16 @@ class Acquisition:
         definition = self.definition = Definition.of(function)
         began = pool.now()
         module = function.module
-        needed = (
-            function.address_space + module.code_size,
-            max(1, function.mappings + module.mappings),
-        )
+        native: GuestInstance | None = None
         try:
-            native = await pool.relief.run_async(function.key, needed, self._make, definition)
+            try:
+                native = await self._make(definition)
+            except NoMemoryError as error:
+                pool.relief.evict(function.key, _needed(function), error, 0)
+            if native is None:
+                native = await pool.relief.run_async(
+                    function.key, _needed(function), self._make, definition, attempt=1
+                )
         except BaseException as error:
             if request.stage is Stage.ENDED:
                 # Closed meanwhile, with the books in order; code loaded since was never used.
@@ -362,6 +367,15 @@ class _TokenWait:
     def refused(self) -> None:
         self.over()
         self.note(CLOSED)
+
+
+def _needed(function: FunctionRecord) -> Reserved:
+    """Return what one more instance reserves, if its code has to be loaded, too."""
+    module = function.module
+    return (
+        function.address_space + module.code_size,
+        max(1, function.mappings + module.mappings),
+    )
 
 
 def _explain(key: FunctionKey, error: BaseException, total_fuel: int) -> BaseException:

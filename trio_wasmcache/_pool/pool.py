@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Mapping
 from typing import final
@@ -19,7 +20,7 @@ from .._core.policy.records import FunctionRecord, GroupRecord, Request
 from .._core.text import shown
 from .._core.wasm.isolation import SEAT_SIZE
 from .._engine.base import Engine
-from .._log import LogWriter
+from .._log import LogWriter, Origin
 from .._owner import Owner
 from .._runtime.bound import BoundFunction
 from .._runtime.call import Runtime
@@ -201,14 +202,12 @@ class Pool:
                 mappings=reserved[1],
             )
         if step is not None:
-            # Evictions by closing are nobody's.
-            closing = reason in (Reason.GROUP_CLOSED, Reason.CLOSED)
-            task = request.owner
-            self.carry_out(
-                step,
-                now,
-                None if closing else lambda: origin or self.journal.origin_of(task),
-            )
+            cause: Cause | None = None  # evictions by closing are nobody's
+            if reason is not Reason.GROUP_CLOSED and reason is not Reason.CLOSED:
+                cause = functools.partial(self.journal.origin_of, request.owner)
+                if origin is not None:
+                    cause = functools.partial(_given, origin)
+            self.carry_out(step, now, cause)
         self.evictor.expect_expiry()
 
     def evict_for(self, key: FunctionKey, needed: Reserved, error: Exception, attempt: int) -> None:
@@ -274,6 +273,10 @@ class Pool:
             for instance in (*entry.idle, *(request.instance for request in entry.claims)):
                 if instance is not None:
                     instance.set_aside()
+
+
+def _given(origin: Origin) -> Origin:
+    return origin
 
 
 def _short_way_to_the_clock() -> Callable[[], float]:

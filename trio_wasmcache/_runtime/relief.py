@@ -72,13 +72,15 @@ class Relief:
         needed: Reserved,
         make: Callable[[Unpack[Args]], Awaitable[T]],
         *args: *Args,
+        attempt: int = 0,
     ) -> T:
         """Await and return the result of ``make(*args)``: see `run`.
+
+        `attempt` is the number of attempts that the caller has made, and has evicted for.
 
         **Checkpoint:** as of `make`.
         **Cancellation:** as of `make`.
         """
-        attempt = 0
         while True:
             try:
                 return await make(*args)

@@ -35,33 +35,32 @@ class Start(Activity):
         **Cancellation:** the guest is stopped; the instance can only be closed.
         """
         try:
-            await self._run(native, fuel, initialize=initialize)
+            over = native.poll()
+            burnt = fuel - native.fuel_left()
+            self.share.charge(burnt, CALL_FUEL + LOAD_FUEL)
+            if not over:
+                await self._drive(native, fuel, burnt)
+            native.started()
+            if initialize:
+                self._fuel = fuel - native.fuel_left()
+                guest = native.function(INITIALIZE)
+                if guest.begin((), fuel) is UNDER_WAY:
+                    await self._drive(native, fuel, 0)
+                    guest.finish()
+                else:
+                    self.share.charge(fuel - native.fuel_left())
         except GuestError as error:
             error.output = self.output()
             raise
         finally:
-            self.end_session()
-        self.check_open()
+            if self._keep is not None:
+                self.end_session()
+        if self.ended:
+            raise self.error()
 
     @property
     def fuel_before(self) -> int:
         return self._fuel
-
-    async def _run(self, native: GuestInstance, fuel: int, *, initialize: bool) -> None:
-        over = native.poll()
-        burnt = fuel - native.fuel_left()
-        self.share.charge(burnt, CALL_FUEL + LOAD_FUEL)
-        if not over:
-            await self._drive(native, fuel, burnt)
-        native.started()
-        if initialize:
-            self._fuel = fuel - native.fuel_left()
-            guest = native.function(INITIALIZE)
-            if guest.begin((), fuel) is UNDER_WAY:
-                await self._drive(native, fuel, 0)
-                guest.finish()
-            else:
-                self.share.charge(fuel - native.fuel_left())
 
     async def _drive(self, native: GuestInstance, fuel: int, burnt: int) -> None:
         job = self.new_job(native, fuel, burnt)

@@ -71,7 +71,7 @@ class Ledger:
     @property
     def used(self) -> int:
         """Bytes that count against `max_code_size`."""
-        return self.code_size + self.stacks
+        return self.code_size + self.running * self.stack_size
 
     def enter(self, function: FunctionRecord) -> bool:
         """Count a new instance that begins to load; return whether to load its module too."""
