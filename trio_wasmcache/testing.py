@@ -27,6 +27,7 @@ from ._core.metrics.snapshot import (
 )
 from ._core.policy.lifecycle import State
 from ._core.policy.records import Stage
+from ._core.text import shown
 from ._engine.fake.engine import FakeEngine as FakeEngine
 from ._engine.fake.instance import FakeFailure as FakeFailure
 from ._log import InlineLogWriter, NoLogWriter
@@ -66,6 +67,7 @@ async def open_fake_cache(
             log nothing.
 
     Raises:
+        TypeError: `config` is not a `CacheConfig`.
         AssertionError: on leaving, an instance was not closed or a module not unloaded. That is a
             bug of the library.
 
@@ -73,6 +75,11 @@ async def open_fake_cache(
     **Cancellation:** everything is closed all the same.
     """
     config = CacheConfig(offload_after=None) if config is None else config
+    if not isinstance(config, CacheConfig):
+        raise TypeError(
+            f"config must be a CacheConfig, got {shown(config)}"
+            + (": write open_fake_cache(engine=engine)" if isinstance(config, FakeEngine) else "")
+        )
     engine = FakeEngine() if engine is None else engine
     log = NoLogWriter() if logger is None else InlineLogWriter(logger)
     async with open_with(config, engine, log) as cache:
@@ -242,12 +249,18 @@ async def cancel_everywhere(
         Number of times that it was cancelled.
 
     Raises:
+        TypeError: `scenario` is not a function.
         AssertionError: the scenario was still being cancelled after `limit` runs.
         Exception: whatever the scenario, or `check`, raised.
 
     **Checkpoint:** as the scenario.
     **Cancellation:** as the scenario; no further run begins.
     """
+    if not callable(scenario):
+        raise TypeError(
+            "cancel_everywhere takes an async function, which it calls again and again, got "
+            f"{shown(scenario)}: write cancel_everywhere(scenario), not scenario()"
+        )
     task = trio.lowlevel.current_task()
     runs = 0
     for woken in (False, True):

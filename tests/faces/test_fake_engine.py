@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import threading
 import tracemalloc
 from array import array
@@ -235,12 +236,45 @@ async def test_a_start_takes_its_seconds(autojump_clock: MockClock) -> None:
         assert trio.current_time() == 5
 
 
+@pytest.mark.parametrize(
+    ("given", "kind", "message"),
+    [
+        (
+            {"params": ("str",)},
+            ValueError,
+            """params must be wasm types, such as "i64", got 'str'""",
+        ),
+        ({"results": "i64"}, TypeError, "results must be a sequence of types"),
+        ({"fuel": -1}, ValueError, "fuel must be 0 or more, got -1"),
+        ({"seconds": "3"}, TypeError, "seconds must be a number, got '3'"),
+        ({"code_size": -5}, ValueError, "code_size must be at least 0, got -5"),
+        ({"memory_pages": -1}, ValueError, "memory_pages must be at least 0, got -1"),
+        ({"memory_pages": 1 << 17}, ValueError, "memory_pages must be at most 65536, got 131072"),
+        ({"memory_pages": 2, "max_pages": 1}, ValueError, "memory_pages must be at most 1, got 2"),
+        ({"host_imports": ["app"]}, TypeError, "host_imports must be pairs such as"),
+    ],
+)
+def test_a_bad_parameter_of_a_fake_is_named(
+    given: dict[str, Any], kind: type[Exception], message: str
+) -> None:
+    """When the fake is made, and not by an error from the middle of a test."""
+    with pytest.raises(kind, match=re.escape(message)):
+        FakeEngine().module(**given)
+
+
+@pytest.mark.parametrize("fail_at", [0, "compile"])
+def test_a_step_that_fails_is_a_number(fail_at: Any) -> None:
+    """From 1: with 0, none would fail, and the test would prove nothing."""
+    with pytest.raises((TypeError, ValueError), match="fail_at must be"):
+        FakeEngine(fail_at=fail_at)
+
+
 @pytest.mark.parametrize("seconds", [-1, math.nan])
 def test_seconds_are_no_less_than_zero(seconds: float) -> None:
     """Both kinds of seconds."""
-    with pytest.raises(ValueError, match="seconds must be 0 or more seconds, got"):
+    with pytest.raises(ValueError, match="seconds must be 0 or more, got"):
         FakeEngine().module(seconds=seconds)
-    with pytest.raises(ValueError, match="start_seconds must be 0 or more seconds, got"):
+    with pytest.raises(ValueError, match="start_seconds must be 0 or more, got"):
         FakeEngine().module(start_seconds=seconds)
 
 

@@ -399,7 +399,8 @@ async def test_a_fake_stands_in_for_bytes_and_text_by_name() -> None:
 def test_what_stands_in_must_be_a_fake() -> None:
     """Of the same engine; and something must be named that it stands in for."""
     engine = FakeEngine()
-    for wasm in (ADD, b"", FakeEngine().module()):
+    engine.function(str.upper)  # the other engine's first fake is not taken for its own first
+    for wasm in (ADD, b"", FakeEngine().module(), FakeEngine().function(str.lower)):
         with pytest.raises(InvalidModuleError, match=r"not made by FakeEngine\.module"):
             engine.replace("f", wasm)
     with pytest.raises(TypeError, match=r"fake must be bytes made by FakeEngine\.function"):

@@ -27,6 +27,7 @@ from trio_wasmcache.testing import (
     NativeSnapshot,
     ResidentSnapshot,
     TurnsSnapshot,
+    cancel_everywhere,
     check_invariants,
     open_fake_cache,
     snapshot,
@@ -137,10 +138,29 @@ async def test_the_fake_engine_runs_only_its_own_modules(fake: FakeKit) -> None:
     async with fake.open() as cache:
         with pytest.raises(InvalidModuleError, match="reads no text"):
             await add(cache, "f", "(module)")  # type: ignore[arg-type]
-        for foreign in (FakeEngine().module(), FakeEngine().module(code_size=1)):
+        fake.engine.function(str.upper)
+        for foreign in (FakeEngine().module(), FakeEngine().function(str.lower)):
             with pytest.raises(InvalidModuleError, match=r"not made by FakeEngine\.module"):
                 await add(cache, "f", foreign)
         assert cache.functions() == ()
+
+
+async def test_a_mistake_with_a_tool_is_explained() -> None:
+    """With the value got, and what to write."""
+
+    async def scenario() -> None:
+        raise AssertionError("never called")
+
+    with pytest.raises(TypeError, match=r"write open_fake_cache\(engine=engine\)"):
+        async with open_fake_cache(FakeEngine()):  # type: ignore[arg-type]
+            raise AssertionError("never entered")
+    coroutine: Any = scenario()
+    with pytest.raises(TypeError, match=r"write cancel_everywhere\(scenario\)"):
+        await cancel_everywhere(coroutine)
+    coroutine.close()
+    for tool in (snapshot, check_invariants):
+        with pytest.raises(TypeError, match="not an InstanceCache: 3"):
+            tool(3)  # type: ignore[operator]
 
 
 async def test_the_fake_engine_behaves_as_it_is_told() -> None:

@@ -821,7 +821,7 @@ async def test_a_host_function_must_be_callable() -> None:
 
 CONFIGS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"max_size": -1}, ValueError, "max_size must be at least 0, got -1"),
-    ({"max_size": 1.5}, ValueError, "max_size must be an int, got 1.5"),
+    ({"max_size": 1.5}, TypeError, "max_size must be an int, got 1.5"),
     ({"max_size": "1"}, TypeError, "max_size must be an int, got '1'"),
     ({"max_size": None}, TypeError, "max_size"),
     ({"max_size": True}, TypeError, "max_size"),

@@ -603,8 +603,8 @@ class InstanceCache:
             **limits: fields of `CacheConfig`, in their units.
 
         Raises:
-            TypeError: there is no such field.
-            ValueError: a value is bad, or the field can't be changed; nothing has changed.
+            TypeError: there is no such field, or a value has the wrong type; nothing has changed.
+            ValueError: a value is out of range, or the field can't be changed; nothing has changed.
             trio.ClosedResourceError: the cache is closed.
         """
         pool = self._pool
@@ -677,5 +677,7 @@ _parts: weakref.WeakKeyDictionary[InstanceCache, Parts] = weakref.WeakKeyDiction
 
 
 def parts_of(cache: InstanceCache) -> Parts:
-    """Return the parts that make up a cache."""
+    """Return the parts that make up a cache; raise `TypeError` for anything else."""
+    if not isinstance(cache, InstanceCache):
+        raise TypeError(f"not an InstanceCache: {shown(cache)}")
     return _parts[cache]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import os
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from attrs import evolve
 
 from ..._core.config import KiB, SystemLimits
 from ..._core.errors import InvalidModuleError, LoadError
+from ..._core.keys import normalise_types
 from ..._core.metrics.stats import ResidentBytes
 from ..._core.text import shown
 from ..._core.wasm.admission import Edits
@@ -21,6 +23,7 @@ from ..._core.wasm.driver import Shape
 from ..._core.wasm.editor import encode_module
 from ..._core.wasm.memory_layout import MemoryShape
 from ..._core.wasm.reader import (
+    VALUE_TYPES,
     ExcessiveModuleError,
     Export,
     FuncType,
@@ -39,7 +42,10 @@ from .instance import FakeInstance, FakeModule
 from .steps import Steps
 
 FAKE_SECTION = "trio_wasmcache.fake"
+MARKER = bytes([len(FAKE_SECTION)]) + FAKE_SECTION.encode()
 RUN = "run"
+MAX_PAGES = 65536
+_numbers = itertools.count(1)  # of the engines of this process, so that fakes differ
 
 
 @public_in_testing
@@ -71,15 +77,21 @@ class FakeEngine(Steps):
 
     Args:
         fail_at: the number of the native step (from 1) that fails; None: none does.
+
+    Raises:
+        TypeError, ValueError: `fail_at` is not a number from 1.
     """
 
     def __init__(self, *, fail_at: int | None = None) -> None:
+        if fail_at is not None:
+            _check_whole("fail_at", fail_at, 1)
         super().__init__(fail_at=fail_at)
         self.system: SystemLimits = SystemLimits()
         """Limits of the system that apply to the cache; by default, there are none."""
         self.modules: dict[str, Behaviour] = {}
         """{name: behaviour} of the modules that `module` and `function` made."""
         self._fakes: dict[object, bytes] = {}  # {name, bytes or (absolute path,): fake}
+        self._number = next(_numbers)
         self.closed: bool = False
         """Whether the cache has closed it."""
         self.compile_slots: CompileSlots = CompileSlots(1)
@@ -148,19 +160,29 @@ class FakeEngine(Steps):
             mappings: number of memory mappings of an instance, and of each of its drivers.
 
         Raises:
-            ValueError: `seconds` or `start_seconds` is negative or not a number.
-            TypeError: `run` is not a function, or an async one.
+            ValueError: a number is out of its range, or a type is none of wasm's.
+            TypeError: `run` is not a function, or an async one; or another parameter has a bad
+                type.
         """
-        signature = FuncType(tuple(params), tuple(results))
+        signature = FuncType(_wasm_types("params", params), _wasm_types("results", results))
+        _check_pages(memory_pages, max_pages)
+        _check_host_imports(host_imports)
+        for what, number in (
+            ("code_size", code_size),
+            ("grow_pages", grow_pages),
+            ("address_space", address_space),
+            ("mappings", mappings),
+        ):
+            _check_whole(what, number)
         behaviour = Behaviour(
             run=_plain_function(run),
             export=export,
             results=signature.results,
             code_size=code_size,
-            fuel=fuel,
-            start_fuel=start_fuel,
-            seconds=_duration("seconds", seconds),
-            start_seconds=_duration("start_seconds", start_seconds),
+            fuel=_amount("fuel", fuel),
+            start_fuel=_amount("start_fuel", start_fuel),
+            seconds=_amount("seconds", seconds),
+            start_seconds=_amount("start_seconds", start_seconds),
             grow_pages=grow_pages,
             host_calls=len(host_imports),
             resettable=resettable,
@@ -210,17 +232,24 @@ class FakeEngine(Steps):
             seconds: see `module`.
 
         Raises:
-            ValueError: `seconds` is negative or not a number.
-            TypeError: `run` is not a function, or an async one.
+            ValueError: a number is out of its range.
+            TypeError: `run` is not a function, or an async one; or another parameter has a bad
+                type.
         """
+        _check_pages(memory_pages, None)
+        _check_whole("code_size", code_size)
+        if args is not None:
+            normalise_types(args)
+        if returns is not None and not isinstance(returns, str):
+            normalise_types(returns, "returns")
         behaviour = Behaviour(
             run=_plain_function(run),
             export=RUN,
             results=(),
             code_size=code_size,
-            fuel=fuel,
+            fuel=_amount("fuel", fuel),
             start_fuel=0,
-            seconds=_duration("seconds", seconds),
+            seconds=_amount("seconds", seconds),
             start_seconds=0,
             grow_pages=0,
             host_calls=0,
@@ -267,7 +296,7 @@ class FakeEngine(Steps):
         if fake is None and isinstance(wasm, (bytes, os.PathLike)):
             fake = self._fakes.get(_key(wasm))
         if fake is None and given is not None:
-            found = self._find(given)
+            found = self._behaviour(given) if MARKER in given else None
             fake = given if found is not None and found.takes_values else None
         if fake is None:
             return None
@@ -283,7 +312,7 @@ class FakeEngine(Steps):
         memory: Limits,
         host_imports: Sequence[tuple[str, str]],
     ) -> bytes:
-        name = f"fake module {len(self.modules) + 1}"
+        name = f"fake module {len(self.modules) + 1} of engine {self._number}"
         self.modules[name] = behaviour
         return encode_module(
             types=[signature],
@@ -301,7 +330,9 @@ class FakeEngine(Steps):
     async def to_wasm(self, text: str) -> bytes:
         """Refuse WebAssembly text, for the cache; see `Engine.to_wasm`."""
         raise InvalidModuleError(
-            "the fake engine reads no text: use FakeEngine.module or FakeEngine.function"
+            "the fake engine reads no text: register what FakeEngine.function or "
+            "FakeEngine.module made, or put it in the place of the text by "
+            "FakeEngine.replace(name, fake)"
         )
 
     def turn(self, group: Hashable) -> Turn:
@@ -397,9 +428,8 @@ class FakeEngine(Steps):
             return None
         for section in sections:
             payload = wasm[section.start : section.end]
-            marker = bytes([len(FAKE_SECTION)]) + FAKE_SECTION.encode()
-            if section.id == 0 and payload.startswith(marker):
-                name = payload[len(marker) :].decode()
+            if section.id == 0 and payload.startswith(MARKER):
+                name = payload[len(MARKER) :].decode(errors="replace")
                 if name in self.modules:
                     return self.modules[name]
         return None
@@ -424,7 +454,46 @@ def _plain_function(run: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _duration(what: str, seconds: float) -> float:
-    if not seconds >= 0:  # NaN, too
-        raise ValueError(f"{what} must be 0 or more seconds, got {seconds!r}")
-    return seconds
+def _amount(what: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{what} must be a number, got {shown(value)}")
+    if not value >= 0:  # NaN, too
+        raise ValueError(f"{what} must be 0 or more, got {shown(value)}")
+    return value
+
+
+def _check_whole(what: str, value: int, minimum: int = 0) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{what} must be an int, got {shown(value)}")
+    if value < minimum:
+        raise ValueError(f"{what} must be at least {minimum}, got {shown(value)}")
+
+
+def _check_pages(memory_pages: int, max_pages: int | None) -> None:
+    _check_whole("memory_pages", memory_pages)
+    if max_pages is not None:
+        _check_whole("max_pages", max_pages)
+    most = MAX_PAGES if max_pages is None else min(max_pages, MAX_PAGES)
+    if memory_pages > most:
+        raise ValueError(f"memory_pages must be at most {most}, got {shown(memory_pages)}")
+
+
+def _wasm_types(what: str, names: Sequence[str]) -> tuple[str, ...]:
+    types = normalise_types(names, what)
+    for name in types:
+        if name not in VALUE_TYPES.values():
+            raise ValueError(
+                f'{what} must be wasm types, such as "i64", got {shown(name)}: for values of '
+                "Python use FakeEngine.function"
+            )
+    return types
+
+
+def _check_host_imports(names: Sequence[tuple[str, str]]) -> None:
+    for pair in names:
+        if not (
+            isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(n, str) for n in pair)
+        ):
+            raise TypeError(
+                f'host_imports must be pairs such as ("app", "price"), got {shown(pair)}'
+            )
