@@ -21,6 +21,9 @@ HASH = "17h0123456789abcdefE"
         (f"_ZN3app4main28_$u7b$$u7b$closure$u7d$$u7d${HASH}", "app::main::{{closure}}"),
         ("_RNvC7mycrate3foo", "mycrate::foo"),
         ("_RNvCs1234_7mycrate3foo", "mycrate::foo"),
+        # The hash of a crate as rustc writes it: 64 bits, mostly eleven digits.
+        ("_RNvNtNtCsidHDQfDTxtx_1r4deep2er6lookup", "r::deep::er::lookup"),
+        ("_RNvMCsidHDQfDTxtx_1rINtB2_4CartxE2atB2_", "<r::Cart::<i64>>::at"),
         ("_RNvNtC7mycrate3mod3bar", "mycrate::mod::bar"),
         ("_RNCNvC7mycrate3foo0B3_", "mycrate::foo::{closure}"),
         ("_RINvNtC3std3mem8align_ofdE", "std::mem::align_of::<f64>"),

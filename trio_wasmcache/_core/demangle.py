@@ -19,6 +19,8 @@ MAX_NAME: Final = 500
 """Characters of a readable name, at most."""
 MAX_DEPTH: Final = 20
 """Nested paths and types, at most."""
+MAX_DIGITS: Final = 11
+"""Digits of a number to the base of 62, at most: 64 bits, as the hash of a crate has."""
 MAX_STEPS: Final = 2000
 """Paths and types that are read in one name, at most; back references read them again."""
 
@@ -250,7 +252,7 @@ class _Rust:
             return 0
         value = 0
         digits = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-        for _ in range(11):
+        for _ in range(MAX_DIGITS + 1):
             letter = self.take()
             if letter == "_":
                 return value + 1
