@@ -17,6 +17,7 @@ from trio_wasmcache import (
     LinkError,
     ModuleTooLargeError,
     TrapError,
+    Wasi,
 )
 from trio_wasmcache.testing import check_invariants, snapshot
 
@@ -58,6 +59,69 @@ async def test_a_missing_import_traps_only_when_it_is_called() -> None:
             async with function.acquire() as lease:
                 await lease.map([array("q", [1, 2, -3])])
         assert (caught.value.row, caught.value.values) == (2, (-3,))
+        check_invariants(cache)
+
+
+async def test_assemblyscripts_abort_says_its_last_words() -> None:
+    """They go where standard error goes, and an exception's text is in the message."""
+    spoken = TOOLCHAINS.parent / "spoken" / "assemblyscript.wasm"
+    lines: list[tuple[str, str]] = []
+    async with quiet_cache() as cache:
+        for number, (wasi, kept) in enumerate(
+            [
+                (None, True),
+                (Wasi(stderr=lambda stream, line: lines.append((stream, line))), True),
+                (Wasi(stderr="drop"), False),
+            ]
+        ):
+            function = await cache.register(
+                f"fail{number}", spoken, export="fail", missing="trap", wasi=wasi, **I64
+            )
+            assert await function.call(0) == 0
+            with pytest.raises(TrapError, match=r"the guest called env\.abort") as caught:
+                await function.call(7)
+            said = "abort: the value is 7 in spoken.ts(12:15)"
+            assert (said in str(caught.value)) is kept
+            assert caught.value.output == (f"{said}\n" if kept else "")
+            assert caught.value.code == "missing import"
+        assert lines == [("stderr", said)]
+        check_invariants(cache)
+
+
+LONELY = r"\00\d8" * 600  # first halves of surrogate pairs
+
+
+@pytest.mark.parametrize(
+    ("at", "said"),
+    [
+        ("(i32.const 0)", "abort:  in (1:2)"),
+        ("(i32.const 2)", "abort:  in (1:2)"),
+        ("(i32.const -1)", "abort:  in (1:2)"),
+        ("(i32.const 65534)", "abort:  in (1:2)"),  # its size is there, and nothing of it
+        ("(i32.const 8)", r"abort: A\x1b in (1:2)"),  # control characters
+        ("(i32.const 32)", "abort: " + "\ufffd" * 512 + " in (1:2)"),  # half pairs, and too long
+    ],
+)
+async def test_damaged_words_of_an_abort_are_a_trap(at: str, said: str) -> None:
+    """Wild addresses and sizes cost nobody anything; the next call works."""
+    hostile = wat(
+        f"""(module (import "env" "abort" (func $abort (param i32 i32 i32 i32)))
+        (memory (export "memory") 1)
+        (data (i32.const 4) "\\04\\00\\00\\00\\41\\00\\1b\\00")
+        (data (i32.const 28) "\\ff\\ff\\ff\\0f{LONELY}")
+        (data (i32.const 65530) "\\ff\\ff\\ff\\ff")
+        (func (export "f") (param i64) (result i64)
+          (if (i64.eqz (local.get 0)) (then
+            (call $abort {at} (i32.const 0) (i32.const 1) (i32.const 2))))
+          (local.get 0)))"""
+    )
+    async with quiet_cache() as cache:
+        function = await cache.register("f", hostile, missing="trap", **I64)
+        for _ in range(2):
+            with pytest.raises(TrapError) as caught:
+                await function.call(0)
+            assert caught.value.output == f"{said}\n"
+            assert await function.call(1) == 1
         check_invariants(cache)
 
 

@@ -44,7 +44,7 @@ from .._core.wasm.reader import (
 )
 from .._engine.base import Engine, HostImport, Substitute
 from .._engine.compile_slots import Turn
-from .._runtime.host import AnyHost, HostFunction, MissingFunction, flatten
+from .._runtime.host import AnyHost, HostFunction, flatten, missing_functions
 from .._runtime.module import INITIALIZE, CachedModule, DebugBook
 from .._runtime.wasi_config import Wasi
 from .._threads import run_in_thread
@@ -494,10 +494,7 @@ class Compiler:
         wanted = _check_imports(info, declaration)
         hosts = dict(declaration.hosts)
         if declaration.trap_missing:
-            hosts |= {
-                name: MissingFunction(*name, type)
-                for name, type in missing_imports(info, hosts).items()
-            }
+            hosts |= missing_functions(missing_imports(info, hosts), hosts)
         host_imports = tuple(
             HostImport(*name, hosts[name].type, hosts[name].serve_alone) for name in wanted
         )

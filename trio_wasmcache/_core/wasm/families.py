@@ -156,8 +156,9 @@ FAMILIES: Final = (
     ),
     Family(
         "AssemblyScript",
-        "AssemblyScript calls `env.abort(message, file, line, column)` before it traps: give it "
-        'with params=("i32",) * 4 and results=(), or build with --use abort= to trap at once.',
+        "AssemblyScript calls `env.abort(message, file, line, column)` before it traps: with "
+        'missing="trap" these are in the error; or give it with params=("i32",) * 4 and '
+        "results=(), or build with --use abort= to trap at once.",
         lambda item: (
             item.module == "env"
             and item.name == "abort"
