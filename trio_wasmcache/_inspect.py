@@ -27,6 +27,7 @@ from ._core.wasm.admission import (
 from ._core.wasm.custom import DEBUG, find_custom_sections
 from ._core.wasm.families import (
     COMMAND,
+    CONSTRUCTORS,
     GO_COMMAND,
     INITIALIZE,
     families_of,
@@ -130,6 +131,14 @@ def _kind(info: ModuleInfo) -> str:
         return "a library, initialised by `_initialize` before its first call"
     if is_function(info, COMMAND):
         return "a program: its export `_start` runs it from its beginning to its end"
+    if any(item.module == "env" and item.name == "__linear_memory" for item in info.imports):
+        return "an object file, not linked yet"
+    if is_function(info, CONSTRUCTORS):
+        return (
+            f"a library; nobody calls `{CONSTRUCTORS}`, so its global objects are not constructed: "
+            "let `_initialize` call it (Emscripten: -sSTANDALONE_WASM --no-entry; "
+            "clang for WASI: -mexec-model=reactor)"
+        )
     return "a library" + (", with a start function" if info.start is not None else "")
 
 
@@ -208,6 +217,11 @@ def _memory(info: ModuleInfo, config: CacheConfig) -> Iterator[str]:
 def _debugging(wasm: bytes) -> str:
     names = {section.name for section in find_custom_sections(wasm)}
     lines = f"{DEBUG}line" in names and f"{DEBUG}info" in names
+    if lines and "name" not in names:
+        return (
+            "the names of functions were stripped, by wasm-opt maybe, which empties the table of "
+            "lines, too, unless it is given -g"
+        )
     if lines:
         return "errors of the guest name functions, files and lines"
     if "name" in names:
@@ -243,10 +257,13 @@ def _registration(info: ModuleInfo, path: Path) -> Iterator[str]:
     if any(not isinstance(item.type, FuncType) for item in info.imports):
         yield "`register` refuses it, as it imports what is no function."
         return
-    export = next((one for one in info.exports if _is_candidate(info, one)), None)
-    if export is None:
-        yield "No export is a function of numbers, so there is nothing to register."
+    candidates = [one for one in info.exports if _is_candidate(info, one)]
+    if not candidates:
+        yield "No export is a function of numbers of its own, so there is nothing to register."
         return
+    # One that takes and returns nothing sets something up, unless it is a program.
+    says = (one for one in candidates if one.name == COMMAND or _says(info, one))
+    export = next(says, candidates[0])
     if go_command(info):
         yield f"Of its exports, only `_start` can be registered: {GO_COMMAND}."
     kind = info.functions[export.index]
@@ -310,6 +327,12 @@ def _is_candidate(info: ModuleInfo, export: Export) -> bool:
         and (export.name == COMMAND or not go_command(info))
         and info.functions[export.index].uncrossable() is None
     )
+
+
+def _says(info: ModuleInfo, export: Export) -> bool:
+    """Return whether a function takes or returns something."""
+    kind = info.functions[export.index]
+    return bool(kind.params or kind.results)
 
 
 def _identifier(name: str) -> str:

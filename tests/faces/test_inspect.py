@@ -19,7 +19,7 @@ from trio_wasmcache import HostFunction, InvalidModuleError, WasmCacheError
 from trio_wasmcache.__main__ import main
 from trio_wasmcache._core.wasm.editor import encode_module
 from trio_wasmcache._core.wasm.formats import is_component
-from trio_wasmcache._core.wasm.reader import Export, FuncType, Import
+from trio_wasmcache._core.wasm.reader import Export, FuncType, Import, Limits
 from trio_wasmcache._inspect import MAX_LISTED, inspect
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +45,9 @@ async def test_the_line_to_begin_with_registers_the_module(path: Path) -> None:
     calls = [line.strip() for line in lines if "cache.register(" in line]
     if not calls:
         assert "emscripten" in path.stem
-        assert lines[-1] == "No export is a function of numbers, so there is nothing to register."
+        assert lines[-1] == (
+            "No export is a function of numbers of its own, so there is nothing to register."
+        )
         return
     name, call = calls[0].split(" = await ")
     assert name.isidentifier()
@@ -96,6 +98,55 @@ def test_a_real_component_is_told_what_to_build(path: Path) -> None:
 def test_what_is_known_of_a_module_is_said(path: str, said: str) -> None:
     """In one line each."""
     assert any(line.startswith(said) for line in described(ROOT / "tests" / path))
+
+
+def written(path: Path, exports: list[Export], **parts: Any) -> Path:
+    """Write a module of two functions: the first takes and returns nothing."""
+    wasm = encode_module(
+        types=[FuncType(), FuncType(("i32",), ("i32",))],
+        functions=[0, 1],
+        code=[b"\0\x0b", b"\0\x20\0\x0b"],
+        exports=exports,
+        **parts,
+    )
+    path.write_bytes(wasm)
+    return path
+
+
+def test_constructors_that_nobody_calls_are_told(tmp_path: Path) -> None:
+    """Their objects would be zeros; where `_initialize` calls them, there is nothing to say."""
+    path = tmp_path / "c.wasm"
+    exports = [Export("__wasm_call_ctors", "func", 0), Export("f", "func", 1)]
+    (kind,) = [line for line in described(written(path, exports)) if line.startswith("kind: ")]
+    assert "nobody calls `__wasm_call_ctors`" in kind
+    assert "-mexec-model=reactor" in kind
+    exports.append(Export("_initialize", "func", 0))
+    assert "__wasm_call_ctors`" not in "\n".join(described(written(path, exports)))
+
+
+def test_a_function_that_says_something_is_the_one_to_begin_with(tmp_path: Path) -> None:
+    """With Emscripten's minified names, the first export runs constructors."""
+    path = tmp_path / "c.wasm"
+    exports = [Export("c", "func", 0), Export("d", "func", 1)]
+    assert described(written(path, exports))[-1].startswith("    d = await cache.register(")
+    assert described(written(path, exports[:1]))[-1].startswith("    c = await cache.register(")
+
+
+def test_an_object_file_is_told_to_be_linked(tmp_path: Path) -> None:
+    """It has functions and exports, as a module has."""
+    path = tmp_path / "f.o"
+    memory = Import("env", "__linear_memory", "memory", Limits(0))
+    lines = described(written(path, [Export("f", "func", 1)], imports=[memory]))
+    assert "kind: an object file, not linked yet" in lines
+    assert "link it with wasm-ld" in "\n".join(lines)
+
+
+def test_stripped_names_of_functions_are_told(tmp_path: Path) -> None:
+    """Sections of DWARF alone don't promise lines."""
+    path = tmp_path / "f.wasm"
+    debug = [(".debug_info", b""), (".debug_line", b"")]
+    lines = described(written(path, [Export("f", "func", 1)], custom=debug))
+    assert any(line.startswith("debugging: the names of functions were stripped") for line in lines)
 
 
 def test_a_go_program_is_told_how_to_be_a_library(tmp_path: Path) -> None:

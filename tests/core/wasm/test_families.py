@@ -111,6 +111,22 @@ def test_imports_that_are_given_give_no_advice() -> None:
     assert str(caught.value).endswith('missing="trap", if they are never called.')
 
 
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (Import("env", "__linear_memory", "memory", Limits(1)), "link it with wasm-ld"),
+        (Import("GOT.func", "f", "func", NONE), "dynamic library"),
+        (Import("env", "__memory_base", "func", NONE), "dynamic library"),
+    ],
+)
+def test_what_is_not_linked_is_told_that_only(other: Import, said: str) -> None:
+    """And not to build without an imported memory, which it has for that reason."""
+    memory = Import("env", "memory", "memory", Limits(1))
+    (family,) = families_of([memory, other])
+    assert said in family.advice
+    assert "--import-memory" not in family.advice
+
+
 def test_assemblyscripts_abort_is_known_by_its_type() -> None:
     """Another function called `abort` is not its."""
     (family,) = families_of(importing(("env", "abort"), type=FOUR).imports)

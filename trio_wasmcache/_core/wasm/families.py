@@ -71,6 +71,8 @@ def _minified(item: Import) -> bool:
     return item.module == "a" and len(item.name) <= 2
 
 
+IMPORTED_MEMORY: Final = "a linker that was told to import the memory"
+
 # An import belongs to the first family that matches it.
 FAMILIES: Final = (
     Family(
@@ -187,18 +189,36 @@ FAMILIES: Final = (
         _begins("javy_quickjs_provider", "javy-default-plugin"),
     ),
     Family(
-        "a linker that was told to import the memory",
+        "a compiler, as an object file",
+        "It is an object file, not linked yet: link it with wasm-ld (`clang` without -c).",
+        _in_env(r"__linear_memory"),
+    ),
+    Family(
+        "a linker, as a dynamic library",
+        "It is a dynamic library, for a program that shares its memory and table: link it as a "
+        "module of its own (Emscripten: without -sSIDE_MODULE; clang: without -shared).",
+        lambda item: (
+            item.module in ("GOT.mem", "GOT.func")
+            or (item.module == "env" and item.name in ("__memory_base", "__table_base"))
+        ),
+    ),
+    Family(
+        IMPORTED_MEMORY,
         "A memory can't be given: build without --import-memory (AssemblyScript: --importMemory).",
         lambda item: item.kind == "memory",
     ),
 )
 
 
-_EMSCRIPTEN: Final = next(
-    number
-    for number, family in enumerate(FAMILIES)
-    if family.name == "Emscripten, for its JavaScript"
-)
+_NUMBERS: Final = {family.name: number for number, family in enumerate(FAMILIES)}
+_EMSCRIPTEN: Final = _NUMBERS["Emscripten, for its JavaScript"]
+_IMPORTED_MEMORY: Final = _NUMBERS[IMPORTED_MEMORY]
+# Families that import a memory, and of which there is more to say.
+_UNLINKED: Final = {
+    _NUMBERS["a compiler, as an object file"],
+    _NUMBERS["a linker, as a dynamic library"],
+    _NUMBERS["Open Policy Agent"],
+}
 
 
 def families_of(imports: Iterable[Import]) -> tuple[Family, ...]:
@@ -212,6 +232,8 @@ def families_of(imports: Iterable[Import]) -> tuple[Family, ...]:
         found.update(itertools.islice(belongs, 1))
     if any(FAMILIES[number].name.startswith("Emscripten, with") for number in found):
         found.discard(_EMSCRIPTEN)  # the others say more
+    if not _UNLINKED.isdisjoint(found):
+        found.discard(_IMPORTED_MEMORY)  # the same
     return tuple(FAMILIES[number] for number in sorted(found))
 
 
@@ -243,6 +265,7 @@ _EXPORTS: Final = (
     (("__heap_base", "__data_end", "__wasm_call_ctors"), "LLVM's linker"),
 )
 INITIALIZE: Final = "_initialize"
+CONSTRUCTORS: Final = "__wasm_call_ctors"
 COMMAND: Final = "_start"
 """Export that runs a program from its beginning to its end."""
 

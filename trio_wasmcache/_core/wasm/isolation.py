@@ -106,7 +106,8 @@ def cache_verdict(
     if not short:
         if not keeps:
             return "a seat is kept: an instance is closed when its lease ends", None
-        return f"kept: {takes}, and may take up to {min(limits.values())}", None
+        name, limit = min(limits.items(), key=lambda item: item[1])
+        return f"kept: {takes}, and is kept up to {name} = {limit}", None
     names = " and ".join(short)
     reached = " and ".join(f"{name} is {limit}" for name, limit in short.items())
     left = "never kept"
