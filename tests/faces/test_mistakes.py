@@ -41,6 +41,8 @@ from trio_wasmcache import (
     InstanceCache,
     Invoke,
     LinkError,
+    LoadError,
+    MemoryLimitError,
     MiB,
     ScyllaAbi,
     SignatureError,
@@ -505,6 +507,31 @@ async def an_endless_loop(cache: InstanceCache) -> object:
     return await loop.call()
 
 
+async def test_limits_of_a_guest_are_named() -> None:
+    """The stack's, in a call and in a start, and the memory's, each with what to change."""
+    limit = "stack_size is 524288, of which it can use half: raise it, unless its recursion never"
+    start = LOOP.replace("(func $a (export", "(start $a) (func $a (export")
+    assert start != LOOP
+    async with quiet_cache() as cache:
+        function = await cache.register("a", LOOP, args=())
+        with pytest.raises(StackOverflowError) as caught:
+            await function.call()
+        assert f": the guest's stack is exhausted; {limit}" in str(caught.value)
+        function = await cache.register("a", start, args=(), replace=True)
+        with pytest.raises(LoadError) as refused:
+            await function.call()
+        assert f"start function failed: the guest's stack is exhausted; {limit}" in str(
+            refused.value
+        )
+        text = await cache.register("text", TEXT, args=("str",), returns="u64", abi="buffer")
+        with pytest.raises(MemoryLimitError) as full:
+            await text.call("a" * 33 * MiB)
+        assert (
+            ": its memory of 1 pages of 64 KiB can't have 528 more: pass less at once, or raise "
+            "memory_limit, unless the module itself limits its memory to less ("
+        ) in str(full.value)
+
+
 async def test_a_recursion_is_shown_once() -> None:
     """However deep it went: the frames that repeat are counted, in the message and in the list."""
     async with quiet_cache() as cache:
@@ -904,6 +931,26 @@ async def an_export_in_other_letters(cache: InstanceCache) -> object:
 async def a_misspelt_import(cache: InstanceCache) -> object:
     host = HostFunction(lambda: 1, (), ("i64",))
     return await cache.register("now", NOW, args=(), returns="i64", imports={"env": {"nov": host}})
+
+
+@mistake(TypeError, "an InstanceCache is made by open_cache: async with open_cache(...) as cache")
+async def a_cache_made_by_its_class(_cache: InstanceCache) -> object:
+    return InstanceCache(CacheConfig())  # type: ignore[arg-type]
+
+
+@mistake(TypeError, "data must be bytes or a buffer, got 'abc': give its encode()")
+async def text_into_memory(cache: InstanceCache) -> object:
+    async with cache.acquire("fib") as lease:
+        return lease.memory.write(0, "abc")  # type: ignore[arg-type]
+
+
+@mistake(
+    SignatureError,
+    "f(list): 'list' is no CQL type: there is no type 'list': write list<...>, with the types of "
+    "what is in it",
+)
+async def a_cql_list_of_nothing(cache: InstanceCache) -> object:
+    return await register(cache, args=("list",), abi="scylla")
 
 
 # -- ABIs

@@ -95,6 +95,8 @@ def suggest_cql(name: str) -> str | None:
         return _meant(["blob"])
     if word in _NOTHING or name in _NOTHING:
         return _NO_TYPE
+    if word in ("list", "set", "map", "tuple", "frozen"):
+        return f"write {word}<...>, with the types of what is in it"
     types = _NUMBERS.get(word, (word,))
     known = [_CQL[one] for one in types if one in _CQL]
     if known:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from typing import Any, Literal, NoReturn, Unpack, final, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Unpack, final, overload
 
 import trio
 from attrs import evolve
@@ -74,6 +74,15 @@ class InstanceCache:
     anywhere, but a lease can be entered only in that run. Once the cache is closed, methods that
     only read work anywhere, too.
     """
+
+    if not TYPE_CHECKING:
+
+        def __new__(cls, *args: object, **_: object) -> InstanceCache:
+            if not args or not isinstance(args[0], Parts):
+                raise TypeError(
+                    "an InstanceCache is made by open_cache: async with open_cache(...) as cache"
+                )
+            return super().__new__(cls)
 
     def __init__(self, parts: Parts) -> None:
         self._pool = parts.pool

@@ -122,7 +122,8 @@ class SchedulingGroup:
             name: name of the task, for debugging; None: that of `async_fn`.
 
         Raises:
-            RuntimeError: this is not the Trio run of the cache, or a step of it is under way.
+            RuntimeError: this is not the Trio run of the cache, or a step of it is under way; or
+                the group has closed, as a nursery does when its block and tasks have ended.
         """
         self._pool.owner.check("SchedulingGroup.start_soon")
         self._nursery.start_soon(
@@ -159,8 +160,8 @@ class SchedulingGroup:
             The value that the task passes to ``task_status.started()``.
 
         Raises:
-            RuntimeError: this is not the Trio run of the cache, or a step of it is under way; or
-                the task ended without calling ``task_status.started()``.
+            RuntimeError: this is not the Trio run of the cache, or a step of it is under way; the
+                group has closed; or the task ended without calling ``task_status.started()``.
 
         **Checkpoint:** always.
         **Cancellation:** as `trio.Nursery.start`: the child is cancelled too.

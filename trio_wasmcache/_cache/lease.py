@@ -790,7 +790,8 @@ class LeaseMemory:
         try:
             view = memoryview(data)  # before checking the lease, as it may run any code
         except TypeError:
-            raise TypeError(f"data must be bytes or a buffer, got {shown(data)}") from None
+            remedy = ": give its encode()" if hasattr(data, "encode") else ""
+            raise TypeError(f"data must be bytes or a buffer, got {shown(data)}{remedy}") from None
         with view:
             self._memory().write(at, view)
 

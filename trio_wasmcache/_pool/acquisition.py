@@ -17,12 +17,14 @@ import trio
 from attrs import frozen
 from trio.lowlevel import Abort, RaiseCancelT, Task
 
+from .._core.config import CacheConfig
 from .._core.errors import (
     DeadlockError,
     FuelExhaustedError,
     GuestError,
     LinkError,
     LoadError,
+    StackOverflowError,
     WasmCacheError,
 )
 from .._core.events import Reason
@@ -44,7 +46,7 @@ from .._core.stack_room import check_headroom
 from .._core.text import shown
 from .._engine.base import GuestInstance, NoMemoryError
 from .._log import Origin
-from .._runtime.bound import BoundFunction, Definition, bind, fuel_limit
+from .._runtime.bound import BoundFunction, Definition, bind, fuel_limit, stack_limit
 from .._runtime.relief import Reserved
 from .._runtime.start import Start
 from .capacity import GroupState
@@ -295,7 +297,7 @@ class Acquisition:
                     definition.module.unload()
                 raise
             now = pool.now()
-            problem = _explain(function.key, error, pool.config.total_fuel)
+            problem = _explain(function.key, error, pool.config)
             if isinstance(problem, Exception) and not isinstance(problem, trio.ClosedResourceError):
                 pool.journal.failed(request, instance, problem, now, self._cause())
             pool.journal.abandoned(request, type(problem).__name__, now)
@@ -378,10 +380,14 @@ def _needed(function: FunctionRecord) -> Reserved:
     )
 
 
-def _explain(key: FunctionKey, error: BaseException, total_fuel: int) -> BaseException:
+def _explain(key: FunctionKey, error: BaseException, config: CacheConfig) -> BaseException:
     """Return the error that the caller gets for an error of loading."""
     if isinstance(error, GuestError) and getattr(error, "code", "") != "host":
-        limit = f"; {fuel_limit(total_fuel)}" if isinstance(error, FuelExhaustedError) else ""
+        limit = ""
+        if isinstance(error, FuelExhaustedError):
+            limit = f"; {fuel_limit(config.total_fuel)}"
+        elif isinstance(error, StackOverflowError):
+            limit = f"; {stack_limit(config.stack_size)}"
         trace = "".join(f"\n  {frame}" for frame in error.backtrace)
         return LoadError(
             f"{key} could not be instantiated: its start function failed: {error}{limit}"

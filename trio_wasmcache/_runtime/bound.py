@@ -10,7 +10,7 @@ from attrs import Factory, define, frozen
 from .._abi.base import Binding, Guest, Steps, Value
 from .._abi.plain import shown
 from .._core.config import KiB
-from .._core.errors import FuelExhaustedError, GuestError
+from .._core.errors import FuelExhaustedError, GuestError, StackOverflowError
 from .._core.output import last_words
 from .._core.policy.policy import Policy
 from .._core.policy.records import Entry, FunctionRecord, Instance
@@ -135,6 +135,9 @@ class BoundFunction:
         self.native.abandon()
         if isinstance(error, GuestError) and not error.function:
             # Not for the error of another guest, which a host function of this one called.
+            if isinstance(error, StackOverflowError):
+                limit = stack_limit(policy.config.stack_size)
+                error.args = (f"{error.args[0]}; {limit}", *error.args[1:])
             self.complete(error, values, fuel)
 
     def complete(self, error: GuestError, values: tuple[object, ...], fuel: int) -> None:
@@ -189,6 +192,14 @@ def bind(
 def fuel_limit(total_fuel: int) -> str:
     """Return the limit of fuel and the remedy, as the end of a message."""
     return f"total_fuel is {total_fuel}: raise it, unless the guest is in an endless loop"
+
+
+def stack_limit(stack_size: int) -> str:
+    """Return the limit of the stack and the remedy, as the end of a message."""
+    return (
+        f"stack_size is {stack_size}, of which it can use half: raise it, unless its recursion "
+        "never ends"
+    )
 
 
 def _the_long_way(_native: GuestInstance) -> int:

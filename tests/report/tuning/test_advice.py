@@ -11,7 +11,14 @@ from attrs import evolve
 from report.tuning.test_tuning import CONFIG, MiB, tuned
 from report.workloads import PAGE, Plan, in_turn, run_on_jumping_clock
 
-from trio_wasmcache.report.tuning.advice import Advice, advise, in_source, round_up
+from trio_wasmcache._engine.wasmtime.reservations import ADDRESS_SPACE, SHARE
+from trio_wasmcache.report.tuning.advice import (
+    SYSTEM_LIMIT,
+    Advice,
+    advise,
+    in_source,
+    round_up,
+)
 from trio_wasmcache.report.tuning.curve import Curve
 from trio_wasmcache.report.whatif.results import Result
 
@@ -110,6 +117,16 @@ def test_the_line_keeps_what_else_was_set() -> None:
         "CacheConfig(max_size=256 * KiB, max_instances=7, max_code_size=3 * MiB, "
         "idle_timeout=math.inf)"
     )
+
+
+def test_the_line_has_no_limit_that_is_the_system_s() -> None:
+    """A cache that is given none logs what it worked out, which is of one machine."""
+    part, whole = SHARE
+    assert ("max_address_space", ADDRESS_SPACE * part // whole) == SYSTEM_LIMIT
+    _, advice = advice_for(in_turn(2, 2, 0.1), 0.5, **dict([SYSTEM_LIMIT]))
+    assert "max_address_space" not in advice.line
+    _, advice = advice_for(in_turn(2, 2, 0.1), 0.5, max_address_space=2**40)
+    assert f"max_address_space={2**40}" in advice.line
 
 
 @pytest.mark.parametrize(

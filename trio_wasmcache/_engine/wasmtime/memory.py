@@ -92,8 +92,9 @@ class InstanceMemory:
         problem = native.memory_grow(self._context, self.handle, pages, ctypes.byref(before))
         if problem:
             raise MemoryLimitError(
-                f"{pages} more pages than the {self.size // WASM_PAGE} it has are over the limit "
-                f"of the guest's memory: {take_error(problem)}"
+                f"its memory of {self.size // WASM_PAGE} pages of 64 KiB can't have {pages} more: "
+                "pass less at once, or raise memory_limit, unless the module itself limits its "
+                f"memory to less ({take_error(problem)})"
             )
         return before.value * WASM_PAGE
 

@@ -26,6 +26,8 @@ OTHER_LIMITS = {
     "oversized": "max_instance_size",
     "address_space": "max_address_space",
 }
+# What a cache logs that is given none: three quarters of the system's addresses.
+SYSTEM_LIMIT = ("max_address_space", 3 * 2**47 // 4)
 # Number of rows of the curve that are shown, besides the marked ones.
 CURVE_ROWS = 12
 # A smaller difference of hit rates is an effect of leases that begin a little earlier or later.
@@ -65,7 +67,8 @@ class Advice:
         shown = [
             f"{name}={in_source(name, value)}"
             for name, value in self.limits.items()
-            if name in ("max_size", "idle_timeout") or value != self._defaults[name]
+            if name in ("max_size", "idle_timeout")
+            or (value != self._defaults[name] and (name, value) != SYSTEM_LIMIT)
         ]
         return f"CacheConfig({', '.join(shown)})"
 
