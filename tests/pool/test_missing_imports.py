@@ -62,6 +62,24 @@ async def test_a_missing_import_traps_only_when_it_is_called() -> None:
         check_invariants(cache)
 
 
+@pytest.mark.parametrize("isolation", ["reuse", "fresh", "reset"])
+@pytest.mark.parametrize("order", [("error", "trap"), ("trap", "error")])
+async def test_where_nothing_is_missing_the_module_is_shared(
+    isolation: Any, order: tuple[Any, Any]
+) -> None:
+    """It is compiled once, in whichever order the two are registered."""
+    whole = wat('(module (func (export "f") (param i64) (result i64) (local.get 0)))')
+    async with quiet_cache() as cache:
+        for number, missing in enumerate(order):
+            function = await cache.register(
+                f"f{number}", whole, export="f", missing=missing, isolation=isolation, **I64
+            )
+            assert await function.call(number) == number
+        assert cache.stats().compile.count == 1
+        assert len(snapshot(cache).modules) == 1
+        check_invariants(cache)
+
+
 async def test_assemblyscripts_abort_says_its_last_words() -> None:
     """They go where standard error goes, and an exception's text is in the message."""
     spoken = TOOLCHAINS.parent / "spoken" / "assemblyscript.wasm"

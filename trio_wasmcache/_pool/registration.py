@@ -393,9 +393,9 @@ class Compiler:
             trap_missing=declaration.trap_missing,
         )
         equal = evolve(plain, prepared=resets)
-        module = self.modules.get(equal)
-        if module is None and resets:
-            module = self._unresettable(plain, declaration)
+        module = self._known(plain, declaration)
+        if module is None and plain.trap_missing:  # maybe nothing is missing
+            module = self._known(evolve(plain, trap_missing=False), declaration)
         if module is not None:
             await trio.lowlevel.checkpoint()
             return module, self._check(module.artifact.info, declaration), 0.0
@@ -420,6 +420,14 @@ class Compiler:
         module = self.modules.get(job.module.equal, job.module)
         module.learn(job.module.why_not)
         return module, binding, job.seconds
+
+    def _known(self, plain: Equal, declaration: Declaration) -> CachedModule | None:
+        """Return the module if a function uses it, prepared if the declaration asks for that."""
+        resets = declaration.isolation == RESET
+        module = self.modules.get(evolve(plain, prepared=resets))
+        if module is None and resets:
+            module = self._unresettable(plain, declaration)
+        return module
 
     def _unresettable(self, plain: Equal, declaration: Declaration) -> CachedModule | None:
         """Return the module without preparation for resets, if it is known to be impossible."""
@@ -494,7 +502,10 @@ class Compiler:
         wanted = _check_imports(info, declaration)
         hosts = dict(declaration.hosts)
         if declaration.trap_missing:
-            hosts |= missing_functions(missing_imports(info, hosts), hosts)
+            missing = missing_imports(info, hosts)
+            hosts |= missing_functions(missing, hosts)
+            if not missing:
+                equal = evolve(equal, trap_missing=False)
         host_imports = tuple(
             HostImport(*name, hosts[name].type, hosts[name].serve_alone) for name in wanted
         )
