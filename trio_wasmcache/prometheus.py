@@ -24,10 +24,10 @@ try:
         SummaryMetricFamily,
     )
     from prometheus_client.registry import Collector
-except ImportError as error:
+except ImportError as _error:
     raise ImportError(
         "trio_wasmcache.prometheus takes prometheus_client: pip install '.[prometheus]'"
-    ) from error
+    ) from _error
 
 __all__ = ["CacheCollector"]
 
