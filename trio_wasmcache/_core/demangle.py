@@ -346,13 +346,16 @@ class _Rust:
             return "_"
         if self.eat("B"):
             return self.back(depth + 1, path=False)
-        self.type(depth + 1)
+        kind = self.type(depth + 1)
         sign = "-" * self.eat("n")
         found = re.compile(r"[0-9a-f]{0,32}_").match(self.text, self.at)
         if found is None:
             raise _UnknownError
         self.at = found.end()
-        return f"{sign}{int(found.group()[:-1] or '0', 16)}"
+        value = int(found.group()[:-1] or "0", 16)
+        if kind == "bool":
+            return "true" if value else "false"
+        return repr(chr(value)) if kind == "char" else f"{sign}{value}"
 
     def type(self, depth: int) -> str:
         self.enter(depth)
@@ -377,5 +380,48 @@ class _Rust:
             case "A":
                 return f"[{self.type(depth + 1)}; {self.constant(depth + 1)}]"
             case "T":
-                return f"({', '.join(self.arguments(depth))})"
-        raise _UnknownError  # function pointers and trait objects are rare
+                return _tuple(self.arguments(depth))
+            case "F":
+                return self.function(depth)
+            case "D":
+                return self.dyn(depth)
+        raise _UnknownError
+
+    def function(self, depth: int) -> str:
+        """Read the type of a function pointer."""
+        if self.eat("G"):  # lifetimes that it binds
+            self.base_62()
+        unsafe = "unsafe " * self.eat("U")
+        abi = ""
+        if self.eat("K"):
+            name = "C" if self.eat("C") else self.identifier().replace("_", "-")
+            abi = f'extern "{name}" '
+        params = ", ".join(self.arguments(depth))
+        result = self.type(depth + 1)
+        returns = "" if result == "()" else f" -> {result}"
+        return f"{unsafe}{abi}fn({params}){returns}"
+
+    def dyn(self, depth: int) -> str:
+        """Read the type of a trait object."""
+        if self.eat("G"):
+            self.base_62()
+        traits = []
+        while not self.eat("E"):
+            self.enter(depth)
+            trait, bounds = self.path(depth + 1), []
+            while self.eat("p"):
+                self.enter(depth)
+                bounds.append(f"{self.identifier()} = {self.type(depth + 1)}")
+            if bounds:
+                generic = trait.endswith(">")
+                opened = f"{trait[:-1]}, " if generic else f"{trait}::<"
+                trait = f"{opened}{', '.join(bounds)}>"
+            traits.append(trait)
+        if not traits or not self.eat("L"):
+            raise _UnknownError
+        self.base_62()
+        return f"dyn {' + '.join(traits)}"
+
+
+def _tuple(items: list[str]) -> str:
+    return f"({', '.join(items)}{',' * (len(items) == 1)})"
