@@ -26,6 +26,7 @@ from trio.lowlevel import Task, checkpoint, checkpoint_if_cancelled, current_tas
 from .._abi.base import Guest, Invoke, Steps, Value
 from .._abi.plain import exact_values, shown
 from .._batch.batch import map_columns
+from .._core.buffers import Buffer
 from .._core.errors import GuestError
 from .._core.events import Reason
 from .._core.keys import FunctionKey
@@ -775,7 +776,7 @@ class LeaseMemory:
         at, n = _whole("at", at), _whole("n", n)
         return self._memory().read(at, n)
 
-    def write(self, at: int, data: bytes | bytearray | memoryview) -> None:
+    def write(self, at: int, data: Buffer) -> None:
         """Write some bytes.
 
         Args:
@@ -788,7 +789,8 @@ class LeaseMemory:
         """
         at = _whole("at", at)
         try:
-            view = memoryview(data)  # before checking the lease, as it may run any code
+            # Before checking the lease, as it may run any code.
+            view = memoryview(data)  # type: ignore[arg-type]
         except TypeError:
             remedy = ": give its encode()" if hasattr(data, "encode") else ""
             raise TypeError(f"data must be bytes or a buffer, got {shown(data)}{remedy}") from None

@@ -6,7 +6,25 @@ may return other bytes. Its buffer is reliable, and can't be resized while there
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
+
+
+class Exporter(Protocol):
+    """An object with the buffer protocol, for type checkers (`collections.abc.Buffer` of 3.12)."""
+
+    def __buffer__(self, flags: int, /) -> memoryview:
+        """Return a view of the buffer."""
+
+
+class Array(Protocol):
+    """An array as NumPy's, which checkers do not take for an `Exporter` before Python 3.12."""
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        """NumPy's description of the array."""
+
+
+Buffer = Exporter | Array
 
 
 def flat(data: Any) -> memoryview:

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import functools
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, assert_type
 
+import numpy
 import trio
 
 import trio_wasmcache
@@ -207,4 +209,8 @@ def errors(error: GuestError) -> None:
     assert_type(ExitError("m", status=3).status, int)
     assert_type(AbiError("m", row=3).backtrace, tuple[str, ...])
     assert_type(FuncType(("i64",), ()).params, tuple[str, ...])
-    current_lease().memory.write(0, b"")
+    memory = current_lease().memory
+    memory.write(0, b"")
+    memory.write(0, memoryview(b""))
+    memory.write(0, array("q"))
+    memory.write(0, numpy.zeros(3))

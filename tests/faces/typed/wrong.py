@@ -67,6 +67,8 @@ async def using(cache: InstanceCache) -> None:
     other: Function[str] = fib  # assignment, reportAssignmentType
     another: Lease[str] = fib.acquire()  # assignment, reportAssignmentType
     async with fib.acquire() as lease:
+        lease.memory.write(0, "abc")  # arg-type, reportArgumentType
+        lease.memory.write(0, [1])  # arg-type, reportArgumentType
         text = await lease.call(1)  # assignment, reportAssignmentType
         print(lease.call(1) + 1)  # operator, reportOperatorIssue
     nothing = await cache.register("a", b"", args=())
