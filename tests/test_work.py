@@ -35,8 +35,9 @@ from trio_wasmcache._log import InlineLogWriter
 
 NUMBERS = Path(__file__).parent / "work.json"
 VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
-# As a part of the number, and at least so many.
-SLACK, LEAST = 0.1, {"python": 1, "bytes": 300}
+# As a part of the number, and at least so many. In 20 runs on a busy machine, calls differed by one
+# (a hit after which the evictor is told), and bytes by none, but for 15 of an idle entry's 2,700.
+SLACK, LEAST = 0.02, {"python": 1, "bytes": 8}
 I64 = ("i64",)
 SAME = '(module (memory 1 2) (func (export "same") (param i64) (result i64) (local.get 0)))'
 Work = dict[str, Any]

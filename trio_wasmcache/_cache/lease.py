@@ -397,9 +397,8 @@ class Lease(Generic[R_co]):
             self._ready = begin
             return await self._call_converted(bound, values)  # type: ignore[no-any-return]
         except GuestError as error:
-            await self._pool.lines.locate(
-                self._failed(bound, error, values), bound.definition.module
-            )
+            self._failed(bound, error, values)
+            await self._pool.lines.locate(error, bound.definition.module)
             raise error from None
         except (TypeError, ValueError, OverflowError):
             if self._request is None:
