@@ -293,7 +293,8 @@ def _imports_argument(missing: list[Import]) -> str:
     """Return the argument of `register` for functions that nobody provides yet."""
     if (
         len(missing) > MAX_GIVEN
-        or families_of(missing)  # those of a toolchain's own host are not the user's to write
+        # Those of a toolchain's own host are not the user's to write.
+        or not all(family.yours for family in families_of(missing))
         or not all(_is_writable(item) for item in missing)
     ):
         return 'missing="trap"'

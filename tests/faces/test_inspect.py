@@ -132,6 +132,30 @@ def test_a_function_that_says_something_is_the_one_to_begin_with(tmp_path: Path)
     assert described(written(path, exports[:1]))[-1].startswith("    c = await cache.register(")
 
 
+async def test_a_memory_that_grows_may_tell_its_host(tmp_path: Path) -> None:
+    """Emscripten builds so, also without JavaScript: a trap would end each call that grows it."""
+    path = tmp_path / "f.wat"
+    path.write_text(
+        """(module
+        (import "env" "emscripten_notify_memory_growth" (func $tell (param i32)))
+        (memory 1)
+        (func (export "f") (param i32) (result i32)
+          (memory.grow (local.get 0)) (call $tell (i32.const 0))))"""
+    )
+    lines = described(path)
+    assert "JavaScript" not in "\n".join(lines)
+    name, call = lines[-1].strip().split(" = await ")
+    names = {
+        "Path": Path,
+        "HostFunction": HostFunction,
+        "emscripten_notify_memory_growth": lambda memory: None,
+    }
+    async with quiet_cache() as cache:
+        function = await eval(call, {"cache": cache, **names})
+        assert name == function.name
+        assert await function.call(2) == 1
+
+
 def test_an_object_file_is_told_to_be_linked(tmp_path: Path) -> None:
     """It has functions and exports, as a module has."""
     path = tmp_path / "f.o"

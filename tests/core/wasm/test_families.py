@@ -84,6 +84,7 @@ def go(*exports: str) -> ModuleInfo:
         ("env", "__cxa_throw", "-fno-exceptions"),
         ("a", "b", "minified"),
         ("env", "emscripten_resize_heap", "-sSTANDALONE_WASM"),
+        ("env", "emscripten_notify_memory_growth", "lambda memory: None"),
         ("env", "opa_abort", "Open Policy Agent"),
         ("env", "proxy_log", "by Proxy-Wasm"),
         ("wapc", "__guest_request", "guest of waPC"),

@@ -32,6 +32,8 @@ class Family:
     """One sentence: what the imports are, and what to build instead."""
     matches: Callable[[Import], bool]
     """Function that returns whether an import belongs to the family."""
+    yours: bool = False
+    """Whether a host function of the application can do what its imports are for."""
 
 
 def _in_module(*modules: str) -> Callable[[Import], bool]:
@@ -148,6 +150,14 @@ FAMILIES: Final = (
         "The module `a` with names of a letter or two is Emscripten's, minified with its "
         "JavaScript: build with -sSTANDALONE_WASM --no-entry.",
         _minified,
+    ),
+    Family(
+        "Emscripten, for a memory that grows",
+        "`emscripten_notify_memory_growth` is told that the memory has grown, and need not do "
+        'anything: give HostFunction(lambda memory: None, params=("i32",), results=()), as '
+        'missing="trap" would trap.',
+        _in_env("emscripten_notify_memory_growth"),
+        yours=True,
     ),
     Family(
         "Emscripten, for its JavaScript",
