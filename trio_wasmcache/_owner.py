@@ -25,6 +25,8 @@ import trio
 
 F = TypeVar("F", bound=Callable[..., object])
 
+# What is used without being called, for messages.
+PROPERTIES = frozenset(("size", "memory", "SchedulingGroup.limiter"))
 # Code of our functions that call the user's code, which is no part of a step.
 _callers: set[CodeType] = set()
 
@@ -133,8 +135,9 @@ class Owner:
         else:
             here = "this is another Trio run"
             way = f"use {way} in a worker thread (trio.to_thread.run_sync)"
+        asked = f"{method} must be used" if method in PROPERTIES else f"{method}() must be called"
         return RuntimeError(
-            f"{method}() must be called in the Trio run that opened the cache, but {here}; {way}, "
+            f"{asked} in the Trio run that opened the cache, but {here}; {way}, "
             "where token is trio.lowlevel.current_trio_token() of the run that opened it"
         )
 

@@ -424,12 +424,23 @@ async def a_lease_after_its_block(cache: InstanceCache) -> object:
     "task",
 )
 async def two_calls_in_one_lease(cache: InstanceCache) -> object:
-    async def call_again() -> int:
-        return int(await current_lease().call())
+    entered = trio.Event()
 
-    await register_now(cache, now=HostFunction(call_again, params=()))
-    async with cache.acquire("now") as lease:
-        return await lease.call()
+    async def wait() -> int:
+        entered.set()
+        await trio.sleep_forever()
+        return 7
+
+    await register_now(cache, now=HostFunction(wait, params=()))
+    async with cache.acquire("now") as lease, trio.open_nursery() as nursery:
+        nursery.start_soon(lease.call)
+        await entered.wait()
+        try:
+            return await lease.call()
+        except trio.BusyResourceError as error:
+            busy = error
+            nursery.cancel_scope.cancel()
+    raise busy
 
 
 @mistake(trio.ClosedResourceError, "'fib' can't be used: the cache is closed")
@@ -931,6 +942,39 @@ async def an_export_in_other_letters(cache: InstanceCache) -> object:
 async def a_misspelt_import(cache: InstanceCache) -> object:
     host = HostFunction(lambda: 1, (), ("i64",))
     return await cache.register("now", NOW, args=(), returns="i64", imports={"env": {"nov": host}})
+
+
+@mistake(
+    trio.BusyResourceError,
+    "the call of 'now' that called this host function is under way in this lease: the guest can't "
+    "be called again before it ends",
+)
+async def a_host_function_that_calls_its_guest(cache: InstanceCache) -> object:
+    async def again() -> int:
+        return int(await current_lease().call())
+
+    function = await register_now(cache, now=HostFunction(again, params=()))
+    return await function.call()
+
+
+@mistake(
+    RuntimeError,
+    "size must be used in the Trio run that opened the cache, but this is another thread; use "
+    "trio.from_thread.run_sync(..., trio_token=token), where token is "
+    "trio.lowlevel.current_trio_token() of the run that opened it",
+)
+async def a_property_in_another_thread(cache: InstanceCache) -> object:
+    async with cache.acquire("fib") as lease:
+        return await trio.to_thread.run_sync(lambda: lease.size)
+
+
+@mistake(
+    TypeError,
+    "argument 1 of fib: its items are no numbers: cannot include dtype 'M' in a buffer: give "
+    'column.astype("int64")',
+)
+async def a_column_of_dates(cache: InstanceCache) -> object:
+    return await map_fib(cache, [np.array(["2026-01-01"], "M8[s]")])
 
 
 @mistake(TypeError, "an InstanceCache is made by open_cache: async with open_cache(...) as cache")

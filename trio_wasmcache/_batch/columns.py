@@ -110,7 +110,9 @@ def column(value: Value, *, objects: bool) -> Column:
             ) from None
         return Scalar(value)
     except ValueError as error:  # such as NumPy's dates
-        raise TypeError(f"its items are no numbers: {error}") from None
+        dates = getattr(getattr(value, "dtype", None), "kind", "") in ("M", "m")
+        remedy = ': give column.astype("int64")' if dates else ""
+        raise TypeError(f"its items are no numbers: {error}{remedy}") from None
     if hasattr(value, "filled"):
         raise TypeError(
             "the mask of NumPy's masked arrays is not in their buffer: give map their tolist(), in "

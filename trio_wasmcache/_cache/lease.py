@@ -709,6 +709,11 @@ class Lease(Generic[R_co]):
             return trio.BrokenResourceError(
                 f"the command {name} has exited in this lease: acquire another to run it"
             )
+        if context_of_call.get(None) is self:
+            return trio.BusyResourceError(
+                f"the call of {name} that called this host function is under way in this lease: "
+                "the guest can't be called again before it ends"
+            )
         return trio.BusyResourceError(
             f"another call of {name} is under way in this lease; await it first, or acquire a "
             "lease in each task"
