@@ -22,7 +22,23 @@ EVIL = "\n2026-01-01 [info] all is well\r\x1b[2J\x1b]0;owned\x07\u202edrowssap\u
 ESCAPED = "".join(f"\\{byte:02x}" for byte in EVIL.encode())
 LONG = 90_000
 
+
+def doubling_name() -> str:
+    """A mangled name of C++ whose template arguments double 22 times: its text has megabytes."""
+    # x is S_; a<x, x> makes its name S0_ and itself S1_; each type made of it is the next one.
+    last = "123456789ABCDEFGHIJKLM"
+    return "_Z1f1x1aIS_S_E" + "".join(f"S0_IS{one}_S{one}_E" for one in last)
+
+
 GUESTS = [
+    Guest(
+        "functions with names that double when they are demangled",
+        "the event loop, when it traps",
+        "".join(f'(func $f{n} (@name "{doubling_name()}") (call $f{n + 1}))' for n in range(30))
+        + f'(func $f30 (@name "{doubling_name()}") (unreachable))'
+        + function("(call $f0) (local.get 0)"),
+        Fails(TrapError, "unreachable\n  f at 0x"),
+    ),
     Guest(
         "a function with a name of control characters",
         ATTACKS,

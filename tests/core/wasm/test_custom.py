@@ -12,12 +12,13 @@ from trio_wasmcache._core.config import MiB
 from trio_wasmcache._core.wasm.custom import (
     DEBUG_LIMIT,
     NAMES_LIMIT,
+    VEIL,
     custom_size,
     find_custom_sections,
     keep_debug_sections,
     without_custom_sections,
 )
-from trio_wasmcache._core.wasm.editor import encode_module, name_bytes, section
+from trio_wasmcache._core.wasm.editor import encode_module, name_bytes, section, uleb, vector
 from trio_wasmcache._core.wasm.reader import (
     HEADER,
     SECTION_LIMIT,
@@ -57,6 +58,30 @@ def test_the_compiler_gets_the_first_section_of_names() -> None:
     assert without_custom_sections(CORE + named("a") + names + other) == CORE + names
     assert without_custom_sections(CORE + named("name", bytes(NAMES_LIMIT))) != CORE
     assert without_custom_sections(CORE + named("name", bytes(NAMES_LIMIT + 1)) + names) == CORE
+
+
+def test_names_that_the_engine_would_demangle_are_veiled() -> None:
+    """Only names of functions are; damage ends the names, and the module stays a module."""
+
+    def functions(*found: bytes) -> bytes:
+        pairs = [uleb(index) + uleb(len(name)) + name for index, name in enumerate(found)]
+        return section(1, vector(pairs))
+
+    mangled = [b"_ZN1a1bE", b"__Z1av", b"___Z1av", b"ZN1aE", b"_RNvC1a1b", b"R1", b"_GLOBAL__I_a"]
+    plain, module_name = [b"main", b"a_Z", b""], section(0, name_bytes("_Z1av"))
+    names = module_name + functions(*mangled, *plain) + section(2, b"\0")
+    veiled = [VEIL.encode() + name for name in mangled]
+    expected = module_name + functions(*veiled, *plain) + section(2, b"\0")
+    breaths: list[None] = []
+    for before, after in ((b"", CORE[8:]), (CORE[8:], b"")):
+        given = [HEADER + before + named("name", part) + after for part in (names, expected)]
+        assert without_custom_sections(given[0], lambda: breaths.append(None)) == given[1]
+    cut = section(1, uleb(9) + functions(mangled[0])[3:] + b"\7\x40_Z")
+    kept = HEADER + named("name", functions(veiled[0]))
+    assert without_custom_sections(HEADER + named("name", cut + b"\1\xff")) == kept
+    many = functions(*[b"_Z1av"] * 5000)
+    without_custom_sections(HEADER + named("name", many), lambda: breaths.append(None))
+    assert len(breaths) == 5
 
 
 def test_debug_sections_are_kept_compressed() -> None:

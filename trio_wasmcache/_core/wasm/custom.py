@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -21,6 +22,12 @@ from .types import HEADER, SECTION_LIMIT
 # bytes of it, as a compiler takes about ten times that memory for names of a byte each.
 NAMES: Final = "name"
 NAMES_LIMIT: Final = 4 * MiB
+# A character before each name of a function that wasmtime would demangle for its messages, on the
+# event loop: template arguments can double what it makes of a name with every ten characters.
+VEIL: Final = "\x7f"
+_MANGLED: Final = re.compile(rb"_*(?:[ZR]|GLOBAL)")
+_FUNCTION_NAMES: Final = 1  # id of a part of the section of names
+_NAMED_LIMIT: Final = 100_000  # names of functions that the compiler gets, at most
 CODE: Final = 10
 """Id of the code section."""
 # What names of DWARF's sections begin with.
@@ -105,21 +112,83 @@ def custom_size(sections: Sequence[CustomSection]) -> int:
     return sum(section.end - section.begin for section in sections)
 
 
-def without_custom_sections(wasm: bytes) -> bytes:
+def without_custom_sections(wasm: bytes, breathe: Callable[[], object] = lambda: None) -> bytes:
     """Return the module as the compiler gets it: without custom sections, except the names.
 
-    The first `name` section stays, if it has at most `NAMES_LIMIT` bytes.
+    The first `name` section stays, if it has at most `NAMES_LIMIT` bytes, with mangled names of
+    functions behind a `VEIL`.
+
+    Args:
+        wasm: The module.
+        breathe: Called for every thousand names, so that a thread lets others run.
     """
-    pieces, at, named = [], 0, False
+    pieces: list[bytes | memoryview] = []
+    at, named = 0, False
     view = memoryview(wasm)
     for section in find_custom_sections(wasm):
         if section.name == NAMES and not named:
             named = True
             if section.end - section.start <= NAMES_LIMIT:
+                names = wasm[section.start : section.end]
+                veiled = _veil_names(names, breathe)
+                if veiled != names:
+                    content = _counted(NAMES.encode()) + veiled
+                    pieces += [view[at : section.begin], b"\0", _counted(content)]
+                    at = section.end
                 continue
         pieces.append(view[at : section.begin])
         at = section.end
     return b"".join([*pieces, view[at:]]) if pieces else wasm
+
+
+def _veil_names(names: bytes, breathe: Callable[[], object]) -> bytes:
+    """Return the content of a section of names, up to its first damage, with names veiled."""
+    pieces: list[bytes] = []
+    at, size = 0, len(names)
+    while at < size:
+        part, (length, start) = names[at], _number(names, at + 1, size)
+        at = start + length
+        if length < 0 or at > size:
+            break
+        content = names[start:at]
+        if part == _FUNCTION_NAMES:
+            content = _veil_functions(content, breathe)
+        pieces += [bytes((part,)), _counted(content)]
+    return b"".join(pieces)
+
+
+def _veil_functions(names: bytes, breathe: Callable[[], object]) -> bytes:
+    pieces: list[bytes] = []
+    size = len(names)
+    announced, at = _number(names, 0, size)
+    count = 0
+    while count < min(announced, _NAMED_LIMIT):
+        begin = at
+        _, at = _number(names, begin, size)
+        length, start = _number(names, at, size)
+        if length < 0 or start + length > size:
+            break
+        index, at = names[begin:at], start + length
+        name = names[start:at]
+        if _MANGLED.match(name) is not None:
+            name = VEIL.encode() + name
+        pieces += [index, _counted(name)]
+        count += 1
+        if count % 1000 == 0:
+            breathe()
+    return _uleb(count) + b"".join(pieces)
+
+
+def _uleb(number: int) -> bytes:
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes((*encoded, number))
+
+
+def _counted(content: bytes) -> bytes:
+    return _uleb(len(content)) + content
 
 
 @frozen

@@ -54,7 +54,7 @@ def compile_module(
     hidden = hidden_exports(info, edits)
     if hidden:
         edited = add_exports(edited, read_module(edited, breathe, weigh=False), hidden)
-    edited = without_custom_sections(edited)
+    edited = without_custom_sections(edited, breathe)
     data, code_size = make(edited)
     space, mappings = instance_reservation(info, table_elements(info, edits), stack_size)
     return Artifact(

@@ -19,6 +19,7 @@ from ..._core.errors import (
 )
 from ..._core.frames import Frame
 from ..._core.text import fold, printable
+from ..._core.wasm.custom import VEIL
 from ..base import NoMemoryError
 from . import native
 
@@ -199,7 +200,7 @@ def _take_frames(
         if name:
             size = min(name.contents.size, MAX_MANGLED)
             raw = ctypes.string_at(name.contents.data or 0, size).decode("utf-8", "replace")
-            label = printable(demangle(raw), MAX_LINE_LENGTH)
+            label = printable(demangle(raw.removeprefix(VEIL)), MAX_LINE_LENGTH)
         else:
             label = f"func[{native.wasm_frame_func_index(frame)}]"
         offset = native.wasm_frame_module_offset(frame)
