@@ -15,6 +15,7 @@ from trio_wasmcache import (
     HostFunction,
     InvalidModuleError,
     LinkError,
+    LoadError,
     ModuleTooLargeError,
     TrapError,
     Wasi,
@@ -103,6 +104,26 @@ async def test_assemblyscripts_abort_says_its_last_words() -> None:
             assert caught.value.output == (f"{said}\n" if kept else "")
             assert caught.value.code == "missing import"
         assert lines == [("stderr", said)]
+        check_invariants(cache)
+
+
+@pytest.mark.parametrize("isolation", ["reuse", "fresh", "reset"])
+async def test_an_abort_while_loading_says_its_last_words(isolation: Any) -> None:
+    """In the `LoadError`, also where `register` has tried the start before."""
+    broken = wat(
+        """(module (import "env" "abort" (func $abort (param i32 i32 i32 i32)))
+        (memory (export "memory") 1)
+        (data (i32.const 4) "\\04\\00\\00\\00n\\00o\\00")
+        (func $start (call $abort (i32.const 8) (i32.const 0) (i32.const 1) (i32.const 2)))
+        (func (export "f") (param i64) (result i64) (local.get 0))
+        (start $start))"""
+    )
+    async with quiet_cache() as cache:
+        function = await cache.register("f", broken, missing="trap", isolation=isolation, **I64)
+        for _ in range(2):
+            with pytest.raises(LoadError, match=r"abort: no in \(1:2\)") as caught:
+                await function.call(1)
+            assert caught.value.output == "abort: no in (1:2)\n"
         check_invariants(cache)
 
 
