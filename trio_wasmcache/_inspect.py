@@ -21,6 +21,7 @@ from ._core.wasm.admission import (
     check_counts,
     check_limits,
     import_name,
+    heap_size,
     least_size,
     signature,
 )
@@ -243,7 +244,8 @@ def _isolation(info: ModuleInfo) -> str:
 
 
 def _caching(info: ModuleInfo, config: CacheConfig) -> Iterator[str]:
-    said, _ = cache_verdict(config, least_size(info), seats=False, restored=False)
+    least = least_size(info, heap_size(info, config.memory_limit, config.stack_size))
+    said, _ = cache_verdict(config, least, seats=False, restored=False)
     yield f"caching: {said}"
     try:
         check_counts(info, "it", config.table_limit)

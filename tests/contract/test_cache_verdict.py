@@ -108,6 +108,22 @@ async def test_the_least_size_is_that_of_a_new_instance(real: WasmtimeKit) -> No
         assert f"at least {cache.stats().total_size} bytes" in f.cache_verdict
 
 
+async def test_exceptions_that_can_be_kept_count_with_their_heap(real: WasmtimeKit) -> None:
+    """An instance is never kept if its heap alone is larger: that is said, with the limit."""
+    run = '(func (export "run") (param i64) (result i64) (local.get 0))'
+    text = f"(module (tag (param i64)) (global (mut exnref) (ref.null exn)) {run})"
+    log = ListLogger()
+    async with real.open(CacheConfig(), logger=log) as cache:
+        f = await add(cache, "f", text)
+        async with f.acquire() as lease:
+            assert f"raise max_instance_size to at least {lease.size}" in f.cache_verdict
+        assert f.cache_verdict.startswith("never kept: ")
+        assert cache.stats().idle_instances == 0
+        g = await add(cache, "g", f"(module (tag (param i64)) {run})")
+        await g.call(1)
+        assert f"at least {cache.stats().total_size} bytes" in g.cache_verdict
+
+
 async def test_zig_and_emscripten_under_scylladbs_limits(fake: FakeKit) -> None:
     """The original's limits never kept them; now it is said."""
     config = CacheConfig.scylladb()

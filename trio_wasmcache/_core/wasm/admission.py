@@ -174,11 +174,16 @@ def worst_size(info: ModuleInfo, edits: Edits) -> int:
     return pages * WASM_PAGE + elements * TABLE_ELEMENT_SIZE + rest
 
 
-def least_size(info: ModuleInfo) -> int:
-    """Return what an instance takes at least (bytes): what it starts with."""
+def least_size(info: ModuleInfo, heap: int) -> int:
+    """Return what an instance takes at least (bytes): what it starts with.
+
+    Args:
+        info: What the sections say.
+        heap: What `heap_size` returns, which counts as a whole from the start.
+    """
     pages = sum(memory.minimum for memory in info.memories)
     elements = sum(table.limits.minimum for table in info.tables)
-    return pages * WASM_PAGE + elements * TABLE_ELEMENT_SIZE + rest_size(info)
+    return pages * WASM_PAGE + elements * TABLE_ELEMENT_SIZE + rest_size(info) + heap
 
 
 def rest_size(info: ModuleInfo) -> int:
