@@ -20,8 +20,8 @@ from ._core.wasm.admission import (
     WASI_TYPES,
     check_counts,
     check_limits,
-    import_name,
     heap_size,
+    import_name,
     least_size,
     signature,
 )
