@@ -128,12 +128,13 @@ def _size(size: int) -> str:
 
 
 def _kind(info: ModuleInfo) -> str:
+    kinds = [family.kind for family in families_of(info.imports) if family.kind]
+    if kinds:
+        return kinds[0]
     if is_function(info, INITIALIZE):
         return "a library, initialised by `_initialize` before its first call"
     if is_function(info, COMMAND):
         return "a program: its export `_start` runs it from its beginning to its end"
-    if any(item.module == "env" and item.name == "__linear_memory" for item in info.imports):
-        return "an object file, not linked yet"
     if is_function(info, CONSTRUCTORS):
         return (
             f"a library; nobody calls `{CONSTRUCTORS}`, so its global objects are not constructed: "

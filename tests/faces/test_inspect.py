@@ -165,6 +165,17 @@ def test_an_object_file_is_told_to_be_linked(tmp_path: Path) -> None:
     assert "link it with wasm-ld" in "\n".join(lines)
 
 
+def test_a_part_of_a_program_is_told_to_be_linked_otherwise(tmp_path: Path) -> None:
+    """Its program would call its constructors; a grammar of tree-sitter is one."""
+    path = tmp_path / "f.wasm"
+    exports = [Export("__wasm_call_ctors", "func", 0), Export("f", "func", 1)]
+    memory = Import("env", "memory", "memory", Limits(1))
+    table = Import("GOT.func", "f", "func", FuncType())
+    lines = described(written(path, exports, imports=[memory, table]))
+    assert "kind: a part of a dynamically linked program" in lines
+    assert "--import-memory" not in "\n".join(lines)
+
+
 def test_stripped_names_of_functions_are_told(tmp_path: Path) -> None:
     """Sections of DWARF alone don't promise lines."""
     path = tmp_path / "f.wasm"

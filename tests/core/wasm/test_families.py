@@ -116,8 +116,8 @@ def test_imports_that_are_given_give_no_advice() -> None:
     ("other", "said"),
     [
         (Import("env", "__linear_memory", "memory", Limits(1)), "link it with wasm-ld"),
-        (Import("GOT.func", "f", "func", NONE), "dynamic library"),
-        (Import("env", "__memory_base", "func", NONE), "dynamic library"),
+        (Import("GOT.func", "f", "func", NONE), "dynamically linked"),
+        (Import("env", "__memory_base", "func", NONE), "dynamically linked"),
     ],
 )
 def test_what_is_not_linked_is_told_that_only(other: Import, said: str) -> None:

@@ -32,6 +32,8 @@ class Family:
     """One sentence: what the imports are, and what to build instead."""
     matches: Callable[[Import], bool]
     """Function that returns whether an import belongs to the family."""
+    kind: str = ""
+    """What such a file is, if it is no module that can run by itself."""
     yours: bool = False
     """Whether a host function of the application can do what its imports are for."""
 
@@ -202,15 +204,18 @@ FAMILIES: Final = (
         "a compiler, as an object file",
         "It is an object file, not linked yet: link it with wasm-ld (`clang` without -c).",
         _in_env(r"__linear_memory"),
+        kind="an object file, not linked yet",
     ),
     Family(
-        "a linker, as a dynamic library",
-        "It is a dynamic library, for a program that shares its memory and table: link it as a "
-        "module of its own (Emscripten: without -sSIDE_MODULE; clang: without -shared).",
+        "a linker, for dynamic linking",
+        "It is a part of a dynamically linked program, whose parts share a memory and a table: "
+        "link it as a module of its own (Emscripten: without -sSIDE_MODULE and -sMAIN_MODULE; "
+        "clang: without -shared and -pie).",
         lambda item: (
             item.module in ("GOT.mem", "GOT.func")
             or (item.module == "env" and item.name in ("__memory_base", "__table_base"))
         ),
+        kind="a part of a dynamically linked program",
     ),
     Family(
         IMPORTED_MEMORY,
@@ -226,7 +231,7 @@ _IMPORTED_MEMORY: Final = _NUMBERS[IMPORTED_MEMORY]
 # Families that import a memory, and of which there is more to say.
 _UNLINKED: Final = {
     _NUMBERS["a compiler, as an object file"],
-    _NUMBERS["a linker, as a dynamic library"],
+    _NUMBERS["a linker, for dynamic linking"],
     _NUMBERS["Open Policy Agent"],
 }
 
