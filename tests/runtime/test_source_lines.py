@@ -329,6 +329,36 @@ async def test_tables_are_counted_and_go_with_their_module() -> None:
         assert cache.stats().artifact_size == 0
 
 
+async def test_tables_that_are_finished_late_are_counted_with_any_next_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A tenant whose modules fail once each makes the cache keep nothing that is in no book."""
+    go_on, done, find = threading.Event(), threading.Event(), source_lines._find
+
+    def late(*values: Any) -> Any:
+        assert go_on.wait(60)
+        try:
+            return find(*values)
+        finally:
+            done.set()
+
+    monkeypatch.setattr(source_lines, "_find", late)
+    async with quiet_cache() as cache:
+        text = '(module (func (export "other") (param i32 i32) (result i32) unreachable))'
+        other = await cache.register("other", text, **TYPES)
+        function = await cache.register("half_of", bytes_of("clang-dwarf4"), **TYPES)
+        book, sections = cache._pool.debug_book, cache._pool.debug_book.size
+        with pytest.raises(TrapError) as caught:
+            await function.call(5, 0)
+        assert caught.value.frames == BARE
+        go_on.set()
+        assert await trio.to_thread.run_sync(done.wait, 20)
+        with pytest.raises(TrapError):
+            await other.call(5, 0)  # its module has no such sections
+        kept = sum(module.debug_size for module in cache._compiler.modules.values())
+        assert book.size == kept > sections
+
+
 def book_of_sections(cache: InstanceCache) -> int:
     (module,) = cache._compiler.modules.values()
     assert module.debug_sections is not None

@@ -46,6 +46,8 @@ class SourceLines:
     def __init__(self, book: DebugBook) -> None:
         self._book = book
         self._limiter = trio.CapacityLimiter(1)
+        # Modules whose tables were begun, and may have grown since the book counted them.
+        self._begun: list[weakref.ref[CachedModule]] = []
 
     async def locate(self, error: GuestError, module: CachedModule) -> None:
         """Add files and lines to the frames of an error of an instance of `module`.
@@ -55,6 +57,7 @@ class SourceLines:
         """
         if error in _located or not error.frames:
             return
+        self._recount_begun()
         # Also if there are no lines: a host function of another module's may pass it on.
         _located.add(error)
         sections = module.debug_sections
@@ -71,14 +74,33 @@ class SourceLines:
             # It may be that the system has no thread left: the error is more than its lines.
             with trio.move_on_after(PATIENCE, shield=True), contextlib.suppress(Exception):
                 found = await run_in_thread(
-                    *(_find, tables, sections, addresses),
+                    *(self._find, weakref.ref(module), tables, sections, addresses),
                     limiter=self._limiter,
                     abandon_on_cancel=True,
                 )
-        # Those made by a thread that was not waited for are counted with the next error.
-        self._book.recount(module)
+        self._recount_begun()
         if found:
             _apply(error, dict(zip(known, found, strict=True)))
+
+    def _recount_begun(self) -> None:
+        """Count tables, also of threads that were not waited for, whosever error it is now."""
+        for begun in self._begun:
+            module = begun()
+            if module is not None:
+                self._book.recount(module)
+        # Only the last one can still be worked on.
+        del self._begun[: -1 if self._limiter.borrowed_tokens else None]
+
+    def _find(
+        self,
+        module: weakref.ref[CachedModule],
+        tables: LineTables,
+        sections: DebugSections,
+        addresses: list[int],
+    ) -> list[Line | None] | None:
+        """Call `_find` in the one thread that works."""
+        self._begun.append(module)
+        return _find(tables, sections, addresses)
 
 
 def _find(
