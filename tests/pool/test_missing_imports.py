@@ -226,6 +226,7 @@ async def test_traps_are_for_functions_that_are_not_given() -> None:
                 await cache.register("f", wasm, missing="trap", **I64)
             assert said in str(caught.value)
             assert 'or missing="trap"' not in str(caught.value)
+            assert "HostFunction(" not in str(caught.value)  # none would be accepted
 
 
 @pytest.mark.parametrize("missing", ["Trap", "", None, 1, True, ["trap"]])

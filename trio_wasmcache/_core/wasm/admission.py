@@ -276,7 +276,8 @@ def check_imports(
         else:
             problems.append(problem)
             bad.append(item)
-            if isinstance(item.type, FuncType) and (item.module, item.name) not in given:
+            unknown = (item.module, item.name) not in given
+            if isinstance(item.type, FuncType) and unknown and not item.type.uncrossable():
                 if not sample:
                     similar = _similar(info, item, given)
                 sample = sample or _sample(item.module, item.name, item.type)
