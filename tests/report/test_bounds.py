@@ -160,6 +160,7 @@ def test_steps_are_in_proportion_to_events() -> None:
         counted["whatif"] = steps(WhatIf(recorder.made, {}).run)
         return {name: count / len(events) for name, count in counted.items()}
 
+    run(5)  # Python 3.13 misses instructions of code that is traced for the first time
     few, many = run(20), run(80)
     for name, count in many.items():
         assert count < 1.2 * few[name], name
