@@ -242,7 +242,7 @@ class Runner:
                     try:
                         while True:
                             if job.stop:
-                                await job.refuse()
+                                break
                             over = native.poll() if inline else await self._hop(job)
                             job.charge()
                             slices += 1
@@ -250,8 +250,8 @@ class Runner:
                                 break
                             if inline and offload_after is not None and slices >= offload_after:
                                 break
-                            if job.stop:
-                                await job.refuse()
+                            if job.stop:  # by another task, meanwhile
+                                break  # type: ignore[unreachable]
                             holding = False
                             await turns.keep(share)
                             holding = True
