@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from attrs import frozen
 
 from ..config import MiB
+from .encoding import name_bytes, section as section_bytes, uleb
 from .types import HEADER, SECTION_LIMIT
 
 # The section of the names of functions, which the compiler gets, for backtraces: at most so many
@@ -54,27 +55,30 @@ class CustomSection:
 def find_custom_sections(wasm: bytes) -> list[CustomSection]:
     """Return the custom sections of a module, in order; those of what is no module: none."""
     found: list[CustomSection] = []
-    at, size = len(HEADER), len(wasm)
     if wasm[: len(HEADER)] != HEADER:
         return found
+    for section_id, begin, at, end in _sections(wasm):
+        if section_id == 0:
+            size, start = _number(wasm, at, end)
+            if size < 0 or start + size > end:
+                break
+            kept = wasm[start : start + min(size, 4 * _NAME_LIMIT + 1)]
+            found.append(CustomSection(kept.decode(errors="replace"), begin, start + size, end))
+    return found
+
+
+def _sections(wasm: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """Yield id, begin, begin of the content and end of each section, up to the first damage."""
+    at, size = len(HEADER), len(wasm)
     for _ in range(SECTION_LIMIT):
         if at >= size:
             break
         begin = at
-        length, at = _number(wasm, at + 1, size)
-        end = at + length
-        if length < 0 or end > size:
+        length, start = _number(wasm, at + 1, size)
+        at = start + length
+        if length < 0 or at > size:
             break
-        if wasm[begin] == 0:
-            name_size, start = _number(wasm, at, end)
-            if name_size < 0 or start + name_size > end:
-                break
-            kept = wasm[start : start + min(name_size, 4 * _NAME_LIMIT + 1)]
-            found.append(
-                CustomSection(kept.decode(errors="replace"), begin, start + name_size, end)
-            )
-        at = end
-    return found
+        yield wasm[begin], begin, start, at
 
 
 def _number(wasm: bytes, at: int, end: int) -> tuple[int, int]:
@@ -93,18 +97,7 @@ def _number(wasm: bytes, at: int, end: int) -> tuple[int, int]:
 
 def code_offset(wasm: bytes) -> int:
     """Return where the content of the code section begins; 0 if there is none."""
-    at, size = len(HEADER), len(wasm)
-    for _ in range(SECTION_LIMIT):
-        if at >= size:
-            break
-        section = wasm[at]
-        length, at = _number(wasm, at + 1, size)
-        if section == CODE and length >= 0:
-            return at
-        if length < 0:
-            break
-        at += length
-    return 0
+    return next((start for section, _, start, _ in _sections(wasm) if section == CODE), 0)
 
 
 def custom_size(sections: Sequence[CustomSection]) -> int:
@@ -132,8 +125,10 @@ def without_custom_sections(wasm: bytes, breathe: Callable[[], object] = lambda:
                 names = wasm[section.start : section.end]
                 veiled = _veil_names(names, breathe)
                 if veiled != names:
-                    content = _counted(NAMES.encode()) + veiled
-                    pieces += [view[at : section.begin], b"\0", _counted(content)]
+                    pieces += [
+                        view[at : section.begin],
+                        section_bytes(0, name_bytes(NAMES) + veiled),
+                    ]
                     at = section.end
                 continue
         pieces.append(view[at : section.begin])
@@ -153,7 +148,7 @@ def _veil_names(names: bytes, breathe: Callable[[], object]) -> bytes:
         content = names[start:at]
         if part == _FUNCTION_NAMES:
             content = _veil_functions(content, breathe)
-        pieces += [bytes((part,)), _counted(content)]
+        pieces.append(section_bytes(part, content))
     return b"".join(pieces)
 
 
@@ -172,23 +167,11 @@ def _veil_functions(names: bytes, breathe: Callable[[], object]) -> bytes:
         name = names[start:at]
         if _MANGLED.match(name) is not None:
             name = VEIL.encode() + name
-        pieces += [index, _counted(name)]
+        pieces += [index, uleb(len(name)), name]
         count += 1
         if count % 1000 == 0:
             breathe()
-    return _uleb(count) + b"".join(pieces)
-
-
-def _uleb(number: int) -> bytes:
-    encoded = bytearray()
-    while number > 0x7F:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes((*encoded, number))
-
-
-def _counted(content: bytes) -> bytes:
-    return _uleb(len(content)) + content
+    return uleb(count) + b"".join(pieces)
 
 
 @frozen

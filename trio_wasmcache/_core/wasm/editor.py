@@ -12,6 +12,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from trio_wasmcache._core.wasm.encoding import (
+    name_bytes as name_bytes,
+    section as section,
+    sleb as sleb,
+    uleb as uleb,
+    vector as vector,
+)
 from trio_wasmcache._core.wasm.reader import (
     HEADER,
     KINDS,
@@ -31,44 +38,6 @@ from trio_wasmcache._core.wasm.reader import (
 
 _TYPE_BYTES: Final = {name: bytes([byte]) for byte, name in VALUE_TYPES.items()}
 _KIND_BYTES: Final = {kind: bytes([byte]) for byte, kind in enumerate(KINDS)}
-
-
-def uleb(number: int) -> bytes:
-    """Return the number as unsigned LEB128 of minimal length."""
-    if number < 0:
-        raise ValueError(f"an unsigned number cannot be {number}")
-    out = bytearray()
-    while number >= 0x80:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
-
-
-def sleb(number: int) -> bytes:
-    """Return the number as signed LEB128 of minimal length."""
-    out = bytearray()
-    while not -0x40 <= number < 0x40:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number & 0x7F)
-    return bytes(out)
-
-
-def name_bytes(text: str) -> bytes:
-    """Return the text as UTF-8, after its length."""
-    encoded = text.encode()
-    return uleb(len(encoded)) + encoded
-
-
-def vector(items: Sequence[bytes]) -> bytes:
-    """Return the items, after their number."""
-    return uleb(len(items)) + b"".join(items)
-
-
-def section(id: int, payload: bytes) -> bytes:
-    """Return the payload, after its id and size."""
-    return bytes([id]) + uleb(len(payload)) + payload
 
 
 def add_exports(wasm: bytes, info: ModuleInfo, exports: Sequence[Export]) -> bytes:
