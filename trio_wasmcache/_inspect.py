@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from ._abi.allocator import CABI, OTHERS, WBINDGEN
+from ._abi.scylla import VERSION_GLOBAL
 from ._core.config import WASM_PAGE, CacheConfig, KiB, MiB
 from ._core.errors import InvalidModuleError, WasmCacheError
 from ._core.text import printable
@@ -60,11 +62,8 @@ _HELPERS = re.compile(
     r"|canonical_abi_.*|emscripten_.*|stack(Save|Restore|Alloc)|setThrew|asyncify_.*|dynCall_.*"
     r"|getTempRet0|setTempRet0|resume|getsp|memory|interface_version_.*|.*#_initialize|cabi_post_.*"
 )
-_ALLOCATORS = (
-    *("__wbindgen_malloc", "cabi_realloc", "malloc", "_malloc", "alloc", "allocate"),
-    *("__wbindgen_export_0",),
-)
-SCYLLA = "_scylla_abi"
+# Those of the buffer ABI, and the name that wasm-bindgen gives its own in releases.
+_ALLOCATORS = (WBINDGEN[0], CABI, *(alloc for alloc, _ in OTHERS), "__wbindgen_export_0")
 
 
 def inspect(path: Path, config: CacheConfig | None = None) -> Iterator[str]:
@@ -84,9 +83,7 @@ def inspect(path: Path, config: CacheConfig | None = None) -> Iterator[str]:
     wasm = _read(name, path, config.max_wasm_size)
     try:
         info = read_module(wasm)
-    except MalformedModuleError as error:
-        raise InvalidModuleError(f"{name}: {error}") from None
-    except ExcessiveModuleError as error:
+    except (MalformedModuleError, ExcessiveModuleError) as error:
         raise InvalidModuleError(f"{name}: {error}") from None
     yield f"{name}: a core module of WebAssembly, {len(wasm):,} bytes"
     yield f"made by: {_shown(toolchain_of(info) or 'not known')}"
@@ -272,7 +269,7 @@ def _registration(info: ModuleInfo, path: Path) -> Iterator[str]:
     kind = info.functions[export.index]
     name = _identifier(export.name)
     arguments = [_quoted(name), f"Path({_quoted(str(path))})"]
-    scylla = info.export(SCYLLA)
+    scylla = info.export(VERSION_GLOBAL)
     if scylla is not None and scylla.kind == "global":
         yield "To begin with (the types are those of its CREATE FUNCTION in CQL):"
         arguments += ['args=("text",)', 'returns="text"']

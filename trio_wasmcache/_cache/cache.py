@@ -30,7 +30,7 @@ from .._core.config import CacheConfig, check_fields
 from .._core.metrics.stats import CacheStats, EntryInfo, ResidentBytes
 from .._core.policy.records import FunctionRecord
 from .._core.text import shown
-from .._core.wasm.admission import heap_size, least_size, worst_size
+from .._core.wasm.admission import least_size, worst_size
 from .._core.wasm.families import COMMAND
 from .._core.wasm.isolation import RESET, REUSE, Isolation, cache_verdict, verdict
 from .._core.wasm.reader import FuncType
@@ -401,7 +401,7 @@ class InstanceCache:
         resets = declaration.isolation == RESET and module.why_not is None
         kept, advice = cache_verdict(
             config,
-            least_size(info, heap_size(info, config.memory_limit, config.stack_size)),
+            least_size(info, module.artifact.edits.heap_size),
             seats=not keeps_state,
             restored=resets,
         )
