@@ -1,0 +1,212 @@
+"""Writes trampolines: small modules through which host functions call the guest that called them.
+
+The guest is suspended while a host function runs, and a suspended guest can't be called from
+outside. So it imports its reentrant host functions from a trampoline in the same store, which calls
+the host in a loop, and in between the exports that the host asks for:
+
+1. Each function of the trampoline passes its arguments to the host function behind it. The host
+   answers with the results and one more i32. If that is `DONE`, the guest gets the results.
+2. Otherwise it is the number of an *arm*, one for each signature of the guest's exports. The arm
+   calls `arguments`, by which the host gives the values and puts the export into the table, at the
+   arm's number; then the export; then `returned` with what the export returned. The host answers
+   that as in 1.
+3. A trampoline keeps nothing from one call to the next. So it has no memory and no globals, any
+   number of its functions can be suspended at once, and there is nothing to reset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import attrs
+
+from .editor import encode_module, name_bytes, section, sleb, uleb, vector
+from .types import VALUE_LIMIT, Export, FuncType, Import, Limits, TableType
+
+DONE: Final = -1
+"""Answer of the host: give the guest the results."""
+TABLE: Final = "table"
+"""Name of the export that is the table."""
+ARMS_LIMIT: Final = 256
+RETURNS_LIMIT: Final = 32
+VALUES_LIMIT: Final = 8192
+"""Limits of the arms of one trampoline: their number, their different results, and their parameters
+and results together. They bound what a hostile module costs; real ones have some dozens of arms."""
+
+_BLOCK, _LOOP, _END, _BR, _BR_IF, _BR_TABLE = 0x02, 0x03, 0x0B, 0x0C, 0x0D, 0x0E
+_RETURN, _CALL, _CALL_INDIRECT, _GET, _TEE = 0x0F, 0x10, 0x11, 0x20, 0x22
+_I32_CONST, _LT_S, _VOID, _UNREACHABLE, _I32 = 0x41, 0x48, 0x40, 0x00, 0x7F
+_IS_DONE: Final = bytes([_I32_CONST, 0, _LT_S])
+
+
+@attrs.frozen
+class Returned:
+    """An import of a trampoline by which it gives the host what an export returned."""
+
+    values: tuple[str, ...]
+    """Types of what the export returned."""
+    results: tuple[str, ...]
+    """Types of the results of the reentrant function that goes on."""
+
+    @property
+    def type(self) -> FuncType:
+        """Type of the import."""
+        return FuncType(self.values, (*self.results, "i32"))
+
+
+@attrs.frozen
+class Trampoline:
+    """A trampoline, and what the host must provide for it."""
+
+    wasm: bytes
+    functions: tuple[FuncType, ...]
+    """Types of the reentrant functions. The import ``("host", number)`` of each has one more i32
+    among its results, see `widened`; the guest gets the export of that number instead."""
+    arms: tuple[FuncType, ...]
+    """Signatures of exports that it can call; the import ``("arguments", number)`` of each returns
+    its parameters."""
+    returned: tuple[Returned, ...]
+    """Types of the imports ``("returned", number)``."""
+
+    def arm(self, export: FuncType) -> int | None:
+        """Return the number of the arm for an export of this type; None: it can't be called."""
+        return self.arms.index(export) if export in self.arms else None
+
+
+def widened(function: FuncType) -> FuncType:
+    """Return the type of the host function behind a reentrant function of the guest."""
+    return FuncType(function.params, (*function.results, "i32"))
+
+
+def arms_of(exports: Sequence[FuncType]) -> tuple[FuncType, ...]:
+    """Return the signatures that get an arm, within the limits; the first exports come first."""
+    arms: dict[FuncType, None] = {}
+    returns: set[tuple[str, ...]] = set()
+    values = 0
+    for export in exports:
+        if export in arms or export.uncrossable() is not None or len(arms) == ARMS_LIMIT:
+            continue
+        size = len(export.params) + len(export.results)
+        if export.results not in returns:
+            if len(returns) == RETURNS_LIMIT:
+                continue
+            size += len(export.results)
+        if values + size > VALUES_LIMIT:
+            continue
+        values += size
+        arms[export] = None
+        returns.add(export.results)
+    return tuple(arms)
+
+
+def trampoline(functions: Sequence[FuncType], exports: Mapping[str, FuncType]) -> Trampoline:
+    """Return the trampoline for a guest.
+
+    Args:
+        functions: types of its imports that are reentrant host functions.
+        exports: {name: type} of the functions that it exports.
+
+    Raises:
+        ValueError: a function has so many results that none can be added.
+    """
+    if any(len(function.results) >= VALUE_LIMIT for function in functions):
+        raise ValueError(f"a reentrant host function has fewer than {VALUE_LIMIT} results")
+    arms = arms_of(list(exports.values()))
+    # One way back for all functions that have the same results.
+    wanted = tuple(dict.fromkeys(function.results for function in functions))
+    given = tuple(dict.fromkeys(arm.results for arm in arms))
+    returned = tuple(Returned(values, results) for results in wanted for values in given)
+    signatures = {
+        "host": [widened(function) for function in functions],
+        "arguments": [FuncType((), arm.params) for arm in arms],
+        "returned": [one.type for one in returned],
+    }
+    imports = [
+        Import(module, str(number), "func", signature)
+        for module, several in signatures.items()
+        for number, signature in enumerate(several)
+    ]
+    ways = [FuncType(("i32",), results) for results in wanted]
+    needed = [*(one.type for one in imports), *arms, *functions, *ways]
+    types = list(dict.fromkeys(one for one in needed if isinstance(one, FuncType)))
+    places = {signature: number for number, signature in enumerate(types)}
+    first_arm, first_returned = len(functions), len(functions) + len(arms)
+    first_way = len(imports)
+    code = []
+    for number in range(len(wanted)):
+        calls = [
+            (
+                first_arm + arm,
+                places[signature],
+                first_returned + number * len(given) + given.index(signature.results),
+            )
+            for arm, signature in enumerate(arms)
+        ]
+        code.append(_way(calls))
+    for number, function in enumerate(functions):
+        code.append(_function(number, function, first_way + wanted.index(function.results)))
+    first_export = first_way + len(ways)
+    wasm = encode_module(
+        types=types,
+        imports=imports,
+        functions=[places[one] for one in (*ways, *functions)],
+        tables=[TableType("funcref", Limits(len(arms), len(arms)))],
+        exports=[
+            *(Export(str(n), "func", first_export + n) for n in range(len(functions))),
+            Export(TABLE, "table", 0),
+        ],
+        code=code,
+        # For backtraces that wasmtime shows by itself, such as those of a debugger.
+        custom=[
+            (
+                "name",
+                section(
+                    1,
+                    vector(
+                        [
+                            uleb(number) + name_bytes("trio_wasmcache trampoline")
+                            for number in range(first_way, first_export + len(functions))
+                        ]
+                    ),
+                ),
+            )
+        ],
+    )
+    return Trampoline(wasm, tuple(functions), arms, returned)
+
+
+def _function(number: int, function: FuncType, way: int) -> bytes:
+    """Return the body of a function that the guest calls.
+
+    Args:
+        number: of the import that is called first.
+        function: its type.
+        way: index of the function that goes on if the host asks for an export.
+    """
+    arm = uleb(len(function.params))
+    code = vector([uleb(1) + bytes([_I32])])
+    code += b"".join(bytes([_GET]) + uleb(param) for param in range(len(function.params)))
+    code += bytes([_CALL]) + uleb(number) + bytes([_TEE]) + arm + _IS_DONE + bytes([_BR_IF, 0])
+    return code + bytes([_GET]) + arm + bytes([_CALL]) + uleb(way) + bytes([_RETURN, _END])
+
+
+def _way(calls: Sequence[tuple[int, int, int]]) -> bytes:
+    """Return the body of a function that calls exports until the host has the results.
+
+    Its parameter is the number of the first arm.
+
+    Args:
+        calls: (import that gives the arguments, type, import that takes the results) of each arm.
+    """
+    count = len(calls)
+    code = bytearray([0, _LOOP, _VOID]) + bytes([_BLOCK, _VOID]) * (count + 1)
+    code += bytes([_GET, 0, _BR_TABLE]) + vector([uleb(arm) for arm in range(count)]) + uleb(count)
+    for arm, (arguments, signature, returned) in enumerate(calls):
+        code += bytes([_END, _CALL]) + uleb(arguments) + bytes([_I32_CONST]) + sleb(arm)
+        code += bytes([_CALL_INDIRECT]) + uleb(signature) + uleb(0) + bytes([_CALL])
+        code += uleb(returned) + bytes([_TEE, 0]) + _IS_DONE
+        # Enclosed by the blocks of the arms that follow, the outermost one, and the loop.
+        code += bytes([_BR_IF]) + uleb(count - arm + 1) + bytes([_BR]) + uleb(count - arm)
+    # The host never answers with another number.
+    return bytes(code) + bytes([_END, _UNREACHABLE, _END, _UNREACHABLE, _END])
