@@ -21,14 +21,15 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import trio
 import trio.lowlevel
 
-from trio_wasmcache import CacheConfig, KiB, open_cache
+from trio_wasmcache import CacheConfig, InstanceCache, KiB, open_cache
 from trio_wasmcache._cache.open import open_with
+from trio_wasmcache._core.config import PolicyName
 from trio_wasmcache._engine.wasmtime import native
 from trio_wasmcache._engine.wasmtime.engine import WasmtimeEngine
 from trio_wasmcache._log import InlineLogWriter
@@ -40,6 +41,7 @@ VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
 SLACK, LEAST = 0.02, {"python": 1, "bytes": 8}
 I64 = ("i64",)
 SAME = '(module (memory 1 2) (func (export "same") (param i64) (result i64) (local.get 0)))'
+POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
 Work = dict[str, Any]
 
 
@@ -121,10 +123,10 @@ async def work_of(action: Callable[[], Awaitable[Any]], counter: Counter[str]) -
     }
 
 
-async def bytes_of_an_idle_entry() -> int:
+async def bytes_of_an_idle_entry(policy: PolicyName) -> int:
     """What Python keeps for each; wasmtime's own is not seen here."""
     async with open_with(
-        CacheConfig(), WasmtimeEngine(512 * KiB), InlineLogWriter(Silent())
+        CacheConfig(policy=policy), WasmtimeEngine(512 * KiB), InlineLogWriter(Silent())
     ) as cache:
         names = [f"f{number}" for number in range(120)]
         for name in names:
@@ -141,18 +143,29 @@ async def bytes_of_an_idle_entry() -> int:
         return kept // (many - few)
 
 
+def under(policy: PolicyName, what: str) -> str:
+    """The name of some work under a policy."""
+    return what if policy == "lru" else f"{what} under {policy}"
+
+
 async def measure() -> dict[str, Work]:
     """{what: its work}."""
-    found = {"idle entry": {"bytes": {VERSION: await bytes_of_an_idle_entry()}}}
+    found: dict[str, Work] = {}
+    for policy in POLICIES:
+        kept = await bytes_of_an_idle_entry(policy)
+        found[under(policy, "idle entry")] = {"bytes": {VERSION: kept}}
     with counted_native_calls() as counter:
+        for policy in POLICIES:
+            async with open_cache(CacheConfig(policy=policy), logger=Silent()) as cache:
+                await cache.register("same", SAME, args=I64, returns="i64")
+
+                async def hit(cache: InstanceCache = cache) -> None:
+                    async with cache.acquire("same", I64) as lease:
+                        await lease.call(1)
+
+                found[under(policy, "hit")] = await work_of(hit, counter)
         async with open_cache(CacheConfig(), logger=Silent()) as cache:
             await cache.register("same", SAME, args=I64, returns="i64")
-
-            async def hit() -> None:
-                async with cache.acquire("same", I64) as lease:
-                    await lease.call(1)
-
-            found["hit"] = await work_of(hit, counter)
             async with cache.acquire("same", I64) as held:
 
                 async def call() -> None:
@@ -188,10 +201,25 @@ def works() -> dict[str, Work]:
     return found
 
 
-@pytest.mark.parametrize("what", ["hit", "held call", "miss", "idle entry"])
+@pytest.mark.parametrize(
+    "what", ["held call", "miss", *(under(policy, "idle entry") for policy in POLICIES)]
+)
 def test_the_work_is_what_was_agreed(works: dict[str, Work], what: str) -> None:
     """Native calls and checkpoints exactly; of Python functions and memory, not more."""
-    agreed: Work = json.loads(NUMBERS.read_text())[what]
+    check(works, what, what)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_hit_is_the_same_work_under_each_policy(
+    works: dict[str, Work], policy: PolicyName
+) -> None:
+    """It calls nothing of the policy, and so is held to the same numbers."""
+    check(works, under(policy, "hit"), "hit")
+
+
+def check(works: dict[str, Work], what: str, like: str) -> None:
+    """Compare what was found with what was agreed for `like`."""
+    agreed: Work = json.loads(NUMBERS.read_text())[like]
     found = works[what]
     for kind in ("native", "checkpoints"):
         assert found.get(kind) == agreed.get(kind), kind
@@ -205,6 +233,8 @@ def main() -> None:
     """Write what is found now; numbers of other versions of Python stay."""
     agreed = json.loads(NUMBERS.read_text()) if NUMBERS.exists() else {}
     for what, work in trio.run(measure).items():
+        if what.startswith("hit under"):
+            continue  # that of LRU is the limit of all
         for kind, value in work.items():
             mine = agreed.setdefault(what, {})
             if kind in ("native", "checkpoints"):

@@ -16,6 +16,7 @@ from trio_wasmcache._core.config import CacheConfig, KiB, MiB, bad_capacity, bad
 def test_the_defaults_are_those_of_the_contract() -> None:
     """Bytes, seconds and fuel as DESIGN gives them."""
     assert attrs.asdict(CacheConfig()) == {
+        "policy": "lru",
         "max_size": 256 * MiB,
         "max_instance_size": 24 * MiB,
         "max_instances": 4096,
@@ -131,6 +132,7 @@ BAD: list[tuple[str, Any]] = [
     ("main_capacity", 1.5),
     ("main_capacity", -math.inf),
     ("main_shares", 1_000_001),
+    *(("policy", value) for value in ("LRU", "", "fifo", None, 1, True, ["lru"], b"lru")),
 ]
 
 
@@ -145,6 +147,7 @@ def test_a_bad_field_is_refused_by_name(name: str, value: Any) -> None:
     ("name", "value"),
     [
         *((name, 0) for name in BYTES),
+        *(("policy", value) for value in ("lru", "sieve", "gdsf", "cost")),
         *(("max_instances", value) for value in (1, 16384)),
         *(("stack_size", value) for value in (64 * KiB, 1024 * MiB)),
         *(("total_fuel", value) for value in (1, 2**63 - 1)),

@@ -57,6 +57,7 @@ async def test_opened_resized_closed(fake: FakeKit, log: ListLogger) -> None:
         await f.call(1)
         cache.resize(max_size=10 * PAGE, max_instances=5)
     limits = {
+        "policy": "lru",
         "max_size_bytes": 256 * 2**20,
         "max_instance_size_bytes": 24 * 2**20,
         "max_instances": 4096,

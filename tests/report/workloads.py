@@ -32,6 +32,7 @@ from trio_wasmcache.testing import FakeEngine, open_fake_cache
 
 KiB = 1024
 PAGE = 64 * KiB
+POLICIES = ("lru", "sieve", "gdsf", "cost")
 ARGS = ("i64",)
 
 
@@ -471,6 +472,14 @@ def calm_plan(random: Random) -> Plan:
 
 def draw_limits(random: Random) -> tuple[tuple[str, Any], ...]:
     """Limits under which most of `wild_plan`'s functions can run, and all have to fight for it."""
+    numbers = _draw_numbers(random)
+    # No draw of its own, so that the plans of a seed stay what they were.
+    limits = dict(numbers)
+    which = limits["max_instances"] + limits["max_code_size"] // PAGE
+    return ("policy", POLICIES[which % len(POLICIES)]), *numbers
+
+
+def _draw_numbers(random: Random) -> tuple[tuple[str, Any], ...]:
     return (
         ("max_size", random.choice([2, 5, 10, 20]) * PAGE),
         ("max_instance_size", random.choice([4, 6, 100]) * PAGE),

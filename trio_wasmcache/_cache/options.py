@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias, TypedDict
 
+from .._core.config import PolicyName
 from .._core.wasm.isolation import Isolation
 from .._pool.registration import Missing
 from .._runtime.host import HostFunction
@@ -37,6 +38,7 @@ class RegisterOptions(_Required, total=False):
 class Limits(TypedDict, total=False):
     """The fields of `CacheConfig` that `resize` can change."""
 
+    policy: PolicyName
     max_size: int
     max_instance_size: int
     max_instances: int

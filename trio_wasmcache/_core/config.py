@@ -7,11 +7,15 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable
+from typing import Literal, TypeAlias, get_args
 
 from attrs import field, fields, frozen
 
 from .._public import public
 from .text import shown
+
+PolicyName: TypeAlias = Literal["lru", "sieve", "gdsf", "cost"]
+"""Name of an eviction policy; see `CacheConfig.policy`."""
 
 KiB = 1024
 MiB = 1024 * KiB
@@ -63,6 +67,15 @@ def _flag() -> dict[str, object]:
         return None if isinstance(value, bool) else f"must be True or False, got {shown(value)}"
 
     return {"check": check, "type": bool}
+
+
+def _one_of(*names: str) -> dict[str, object]:
+    def check(value: object) -> str | None:
+        if isinstance(value, str) and value in names:
+            return None
+        return f"must be one of {', '.join(map(repr, names))}, got {shown(value)}"
+
+    return {"check": check, "type": str}
 
 
 def _tokens() -> dict[str, object]:
@@ -138,9 +151,14 @@ class CacheConfig:
         ValueError: fields are out of range; the message lists all bad fields.
     """
 
+    policy: PolicyName = field(default="lru", metadata=_one_of(*get_args(PolicyName)))
+    """Which idle instances are evicted first when a limit is reached. ``"lru"``: the least recently
+    used. ``"sieve"``: those that were not used again, oldest first. ``"gdsf"``: those with the
+    fewest uses for their size, for the fewest loads. ``"cost"``: those that saved the fewest
+    seconds of loading for their size, for the shortest waits. A hit costs the same under each."""
     max_size: int = field(default=256 * MiB, metadata=_whole(0))
-    """Bytes of all idle instances together, at most; from 0. The least recently used are evicted to
-    stay below it. Running instances are not counted."""
+    """Bytes of all idle instances together, at most; from 0. Idle instances are evicted to stay
+    below it, in the order of `policy`. Running instances are not counted."""
     max_instance_size: int = field(default=24 * MiB, metadata=_whole(0))
     """Bytes above which an instance is not kept when its lease ends; from 0."""
     max_instances: int = field(default=4096, metadata=_whole(1, 16384))

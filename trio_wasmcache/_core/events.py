@@ -74,6 +74,9 @@ def _reader(kind: type[Event]) -> tuple[tuple[str, ...], Callable[[Event], tuple
 class OfLimits(Event):
     """Base of the events about the limits of the cache."""
 
+    policy: str | None = None
+    """Eviction policy, as in `CacheConfig.policy`; None: a log from before this field existed, of a
+    cache with ``"lru"``."""
     max_size_bytes: int
     """Limit of the sizes of all idle instances together (bytes)."""
     max_instance_size_bytes: int

@@ -310,7 +310,7 @@ class Acquisition:
         instance.hold(bound, ready=definition.serves_again)
         now, seat = pool.now(), instance.seat
         instance.entry.uses.add(LOADS, microseconds(now - began))
-        step = pool.policy.loaded(request, now, native.measure())
+        step = pool.policy.loaded(request, now, native.measure(), now - began)
         pool.journal.loaded(request, instance, seat, began, now, self._cause())
         pool.carry_out(step, now, self._cause)
         if isinstance(request.error, RequestClosed):

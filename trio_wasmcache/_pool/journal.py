@@ -413,6 +413,7 @@ def _function(record: FunctionRecord) -> Fields:
 def _limits(config: CacheConfig, system: SystemLimits) -> Fields:
     """Return the limits that `resize` can change and a replay needs."""
     return {
+        "policy": config.policy,
         "max_size_bytes": config.max_size,
         "max_instance_size_bytes": config.max_instance_size,
         "max_instances": config.max_instances,

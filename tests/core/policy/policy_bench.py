@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from trio_wasmcache._core.config import CacheConfig, KiB
+from trio_wasmcache._core.config import CacheConfig, KiB, PolicyName
 from trio_wasmcache._core.events import Reason
 from trio_wasmcache._core.keys import FunctionKey
 from trio_wasmcache._core.policy.instances import Step
@@ -25,13 +25,14 @@ from trio_wasmcache._core.policy.records import (
 UNIT = 64 * KiB
 
 
-def limits(**changed: float) -> CacheConfig:
+def limits(policy: PolicyName = "lru", **changed: float) -> CacheConfig:
     """A configuration with room for much; `max_code` in units."""
     code = int(changed.pop("max_code", 100)) * UNIT
     whole = {name: value for name, value in changed.items() if name != "idle_timeout"}
     return CacheConfig(
         max_code_size=code,
         stack_size=UNIT,
+        policy=policy,
         idle_timeout=changed.get("idle_timeout", 1000.0),
         **{"max_size": 1000, "max_instance_size": 500, **{k: int(v) for k, v in whole.items()}},
     )
@@ -40,8 +41,8 @@ def limits(**changed: float) -> CacheConfig:
 class Bench:
     """One policy, its clock, and a group that is used unless another is named."""
 
-    def __init__(self, **changed: float) -> None:
-        self.policy = Policy(limits(**changed))
+    def __init__(self, policy: PolicyName = "lru", **changed: float) -> None:
+        self.policy = Policy(limits(policy, **changed))
         self.now = 0.0
         self.main = GroupRecord("main")
         self.modules: dict[str, Module] = {}
@@ -82,7 +83,7 @@ class Bench:
 
     def load(self, request: Request) -> Step:
         """Its load succeeds."""
-        return self.policy.loaded(request, self.now) or Step()
+        return self.policy.loaded(request, self.now, 10) or Step()
 
     def fail(self, request: Request) -> Step:
         """Its load fails."""
@@ -146,9 +147,9 @@ class Bench:
         """Close a group."""
         return self.policy.close_group(group, self.now, reason)
 
-    def resize(self, **changed: float) -> Step:
+    def resize(self, policy: PolicyName = "lru", **changed: float) -> Step:
         """Live under other limits."""
-        return self.policy.resize(limits(**changed), self.now)
+        return self.policy.resize(limits(policy, **changed), self.now)
 
     def entry(self, function: FunctionRecord, group: GroupRecord | None = None) -> Entry:
         """The entry of a function, which is there."""

@@ -7,7 +7,11 @@ out by looking. Where the policy asks "who is affected?", the model looks at eve
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(eq=False)
@@ -55,11 +59,23 @@ class MInstance:
     size: int = 0
     space: int = 0
     mappings: int = 0
+    with_module: bool = False
+    """Whether its module had to be loaded, too."""
     seat: bool = False
     """Nothing is there but a place: a lease of it loads first, and is a hit all the same."""
     last_used: float = 0.0
     rested: int = 0
     """The tick at which it became idle: the lowest is the least recently used."""
+    uses: int = 0
+    known: bool = False
+    """Whether the order of evictions counts it: from its first rest on."""
+    own: float = 0.0
+    """Seconds of making one, as its function had taken by then; and of loading its module:"""
+    code: float = 0.0
+    floors: tuple[float, float] = (0.0, 0.0)
+    """The floors of sizes and of counts when it became idle."""
+    seen: int = 0
+    """Its uses when SIEVE's hand last passed."""
 
     @property
     def module(self) -> str:
@@ -101,12 +117,15 @@ class Model:
     """The whole cache."""
 
     stack: int
+    unit: int
+    """Bytes of a unit of code."""
     max_size: int
     max_instance_size: int
     max_instances: int
     max_code: int
     max_running: int | None
     idle_timeout: float
+    policy: str = "lru"
     max_space: int | None = None
     max_mappings: int | None = None
     closed: bool = False
@@ -118,6 +137,21 @@ class Model:
     """Where something lives, waits or runs, in order of appearance."""
     stopped: dict[str, int] = field(default_factory=dict)
     """{module: tick at which the last one of it stopped}."""
+    means: dict[MFunction | str, float] = field(default_factory=dict)
+    """{function: seconds of making one; module: seconds of loading it}."""
+    floors: dict[str, float] = field(default_factory=dict)
+    """{"size", "count" or "code": the priority of the last that went for it}."""
+    module_floors: dict[str, float] = field(default_factory=dict)
+    """{module: the floor of code when one of it last became idle}."""
+    line: list[MInstance] = field(default_factory=list)
+    """SIEVE's queue, the oldest first, and where the hand is (None: before all):"""
+    hand: MInstance | None = None
+    most_passed: int = 64
+    """Those that can't go that the hand passes for one victim, before the oldest goes instead."""
+    module_line: list[str] = field(default_factory=list)
+    module_hand: str | None = None
+    module_seen: dict[str, int] = field(default_factory=dict)
+    """{module: tick at which the hand last passed; -1: another one of it came since}."""
     hits: int = 0
     misses: int = 0
     blocks: int = 0
@@ -206,11 +240,131 @@ class Model:
         )
 
     def space_victims(self, needed: str | None) -> list[MInstance]:
-        """Who goes for addresses, the first one first."""
+        """Who may go for addresses: seats only if nothing else is left."""
         seats = [it for it in self.idle() if it.seat and it.module in self.idle_modules()]
-        return [it for it in self.idle() if not it.seat] + [
+        return [it for it in self.idle() if not it.seat] or [
             it for it in seats if it.module != needed
         ]
+
+    # -- who goes next
+
+    def alone(self, instance: MInstance) -> bool:
+        same = [it for it in self.instances if it.known and it.module == instance.module]
+        return same == [instance]
+
+    def worth(self, it: MInstance, alone: bool) -> float:
+        if self.policy == "gdsf":
+            return 1.0
+        return (0.0 if it.seat else it.own) + (it.code if alone else 0.0)
+
+    def priority(self, it: MInstance, kind: str) -> float:
+        value = max(it.uses, 1) * self.worth(it, self.alone(it))
+        if kind == "size":
+            return it.floors[0] + value / max(it.size, 1)
+        return it.floors[1] + value
+
+    def module_priority(self, module: str) -> float:
+        value = 0.0
+        for it in self.instances:
+            if it.module == module:
+                value += max(it.uses, 1) * self.worth(it, True)
+        return self.module_floors[module] + value / (self.code()[module] * self.unit)
+
+    def victim(self, kind: str, among: list[MInstance] | None = None) -> MInstance | None:
+        """Which of the idle ones (or of `among` them) goes first for "size" or "count"."""
+        among = self.idle() if among is None else among
+        if not among:
+            return None
+        if self.policy == "lru":
+            return among[0]
+        if self.policy == "sieve":
+
+            def used(it: MInstance) -> bool:
+                seen, it.seen = it.seen, max(it.uses, 1)
+                return seen != it.seen
+
+            self.hand, goes = walk(
+                self.line, self.hand, lambda it: it not in among, used, self.most_passed
+            )
+            return goes or among[0]
+        found = min(among, key=lambda it: (self.priority(it, kind), it.rested))
+        self.floors[kind] = max(self.floors.get(kind, 0.0), self.priority(found, kind))
+        return found
+
+    def victim_module(self, needed: str | None = None) -> str | None:
+        among = [it for it in self.idle_modules() if it != needed]
+        if not among:
+            return None
+        if self.policy == "lru":
+            return among[0]
+        if self.policy == "sieve":
+
+            def used_module(module: str) -> bool:
+                seen, self.module_seen[module] = self.module_seen[module], self.ticks
+                of_it = [it for it in self.instances if it.module == module]
+                return seen < 0 or any(it.uses > 1 and it.rested > seen for it in of_it)
+
+            self.module_hand, goes_module = walk(
+                self.module_line,
+                self.module_hand,
+                lambda module: module not in among,
+                used_module,
+                self.most_passed,
+            )
+            return goes_module or among[0]
+        last = {it.module: it.rested for it in self.idle()}
+        found = min(among, key=lambda it: (self.module_priority(it), last[it]))
+        self.floors["code"] = max(self.floors.get("code", 0.0), self.module_priority(found))
+        return found
+
+    def enter(self, it: MInstance) -> None:
+        """From now on it counts."""
+        it.own = self.means.get(it.key[0], 0.0)
+        it.code = self.means.get(it.module, 0.0)
+        if it.known:
+            return
+        it.known = True
+        it.seen = max(it.uses, 1)
+        self.line.append(it)
+        if it.module in self.module_line:
+            self.module_seen[it.module] = -1
+        else:
+            self.module_line.append(it.module)
+            self.module_seen[it.module] = 0
+
+    def step_out(self, it: MInstance) -> None:
+        if not it.known:
+            return
+        it.known = False
+        if self.hand is it:
+            self.hand = after(self.line, it)
+        self.line.remove(it)
+        if not any(other.known and other.module == it.module for other in self.instances):
+            if self.module_hand == it.module:
+                self.module_hand = after(self.module_line, it.module)
+            self.module_line.remove(it.module)
+
+    def count_load(self, it: MInstance, with_module: bool, seconds: float) -> None:
+        what: MFunction | str = it.module if with_module else it.key[0]
+        if with_module:
+            seconds = max(0.0, seconds - self.means.get(it.key[0], 0.0))
+        old = self.means.get(what)
+        self.means[what] = seconds if old is None else old + 0.25 * (seconds - old)
+
+    def change_policy(self, policy: str) -> None:
+        """The new one knows who is there, and nothing of what they did before."""
+        if policy == self.policy:
+            return
+        self.policy = policy
+        self.floors.clear()
+        self.module_floors = dict.fromkeys(self.code(), 0.0)
+        self.line, self.hand = [], None
+        self.module_line, self.module_hand = [], None
+        for it in self.instances:
+            it.floors = 0.0, 0.0
+            it.known = False
+            if it.state == "idle":
+                self.enter(it)
 
     def may_run(self, size: int) -> bool:
         return self.max_running is None or size <= self.max_running
@@ -248,6 +402,7 @@ class Model:
 
     def leave(self, instance: MInstance, out: Outcome) -> None:
         self.instances.remove(instance)
+        self.step_out(instance)
         if instance.state != "idle":
             self.stop(instance)
         if instance.module not in self.code():
@@ -269,25 +424,31 @@ class Model:
     def make_room(self, function: MFunction, another: bool, seat: bool, out: Outcome) -> bool:
         loaded = function.module in self.code()
         needed = self.stack + (0 if loaded else function.code)
-        missing = self.used() + needed - self.max_code
-        victims = []
-        for module in self.idle_modules():
-            if missing > 0 and module != function.module:
-                victims.append(module)
-                missing -= self.code()[module]
-        if missing > 0 or not self.may_run(self.running_size() + function.worst):
+        free = sum(self.code()[it] for it in self.idle_modules() if it != function.module)
+        if self.used() + needed - free > self.max_code or not self.may_run(
+            self.running_size() + function.worst
+        ):
             return False
         if another and len(self.instances) >= self.max_instances and not self.idle():
             return False
         if (another or seat) and not self.may_have(function, self.least_reserved(function.module)):
             return False
-        for module in victims:
+        while self.used() + needed > self.max_code:
+            module = self.victim_module(function.module)
+            assert module is not None
             self.evict_module(module, "stack" if loaded else "code", out)
         while (another or seat) and not self.may_have(function, self.reserved()):
-            self.evict(self.space_victims(function.module)[0], "address_space", out)
+            self.evict_for_space(function.module, out)
         if another and len(self.instances) >= self.max_instances:
-            self.evict(self.idle()[0], "count", out)
+            victim = self.victim("count")
+            assert victim is not None
+            self.evict(victim, "count", out)
         return True
+
+    def evict_for_space(self, needed: str | None, out: Outcome) -> None:
+        victim = self.victim("count", self.space_victims(needed))
+        assert victim is not None
+        self.evict(victim, "address_space", out)
 
     def may_have(self, function: MFunction, beside: tuple[int, int]) -> bool:
         """Whether another instance of a function fits beside what is reserved."""
@@ -307,6 +468,7 @@ class Model:
             request.stage = "loading"
             request.instance = idle[-1]
             request.instance.state = "loading"
+            request.instance.with_module = False
             self.start(request.instance)
         elif idle:
             request.stage = "granted"
@@ -316,7 +478,8 @@ class Model:
         else:
             self.made += 1
             request.stage = "loading"
-            request.instance = MInstance(self.made, request.key)
+            first = request.key[0].module not in self.code()
+            request.instance = MInstance(self.made, request.key, with_module=first)
             self.start(request.instance)
             self.instances.append(request.instance)
         return True
@@ -349,12 +512,12 @@ class Model:
         request.blocked = True
 
     def trim(self, out: Outcome) -> None:
-        while len(self.instances) > self.max_instances and self.idle():
-            self.evict(self.idle()[0], "count", out)
-        while self.used() > self.max_code and self.idle_modules():
-            self.evict_module(self.idle_modules()[0], "code", out)
+        while len(self.instances) > self.max_instances and (it := self.victim("count")):
+            self.evict(it, "count", out)
+        while self.used() > self.max_code and (module := self.victim_module()):
+            self.evict_module(module, "code", out)
         while not self.may_reserve(*self.reserved()) and self.space_victims(None):
-            self.evict(self.space_victims(None)[0], "address_space", out)
+            self.evict_for_space(None, out)
 
     def settle(self, out: Outcome) -> None:
         """Whoever can be served is, until nobody can: entries first, then room, then deadlocks."""
@@ -429,14 +592,16 @@ class Model:
             self.room.append(request)
         return out
 
-    def loaded(self, request: MRequest) -> Outcome:
+    def loaded(self, request: MRequest, size: int, seconds: float) -> Outcome:
         out = Outcome()
         instance = request.instance
         assert instance is not None
         function, group = instance.key
         seat, instance.seat = instance.seat, False
+        self.count_load(instance, instance.with_module, seconds)
         reason = self.unwanted(instance)
         if reason is None:
+            instance.size = size
             request.stage = "granted"
             instance.state = "loaded" if request.warm else "running"
             self.hits += seat and not request.warm
@@ -499,6 +664,7 @@ class Model:
         instance = request.instance
         assert instance is not None
         instance.seat = seat
+        instance.uses += not request.warm
         if seat:
             instance.space = instance.mappings = 0
         self.rest(instance, size, now, drop or self.unwanted(instance), out, grown)
@@ -534,19 +700,25 @@ class Model:
             if not self.may_reserve(*self.reserved()):
                 if self.may_reserve(*self.least_reserved(None)):
                     while not self.may_reserve(*self.reserved()):
-                        self.evict(self.space_victims(None)[0], "address_space", out)
+                        self.evict_for_space(None, out)
                 else:
                     drop = "address_space"
         if drop is not None:
             self.evict(instance, drop, out)
         else:
-            while self.total_size() + size > self.max_size:
-                self.evict(self.idle()[0], "size", out)
+            while self.total_size() + size > self.max_size and (it := self.victim("size")):
+                self.evict(it, "size", out)
             self.stop(instance)
             instance.state = "idle"
+            changed = size != instance.size or instance.seat or not instance.known
             instance.size = size
             instance.last_used = now
             instance.rested = self.tick()
+            floors = [self.floors.get(kind, 0.0) for kind in ("size", "count", "code")]
+            instance.floors = floors[0], floors[1]
+            self.module_floors[instance.module] = floors[2]
+            if changed:
+                self.enter(instance)
 
     def relieve(self, space: int, mappings: int) -> Outcome:
         out = Outcome()
@@ -554,7 +726,7 @@ class Model:
         while any(one > target for one, target in zip(self.reserved(), left, strict=True)):
             if not self.space_victims(None):
                 break
-            self.evict(self.space_victims(None)[0], "address_space", out)
+            self.evict_for_space(None, out)
         if out.evicted:
             self.settle(out)
         return out
@@ -622,9 +794,11 @@ class Model:
         max_code: int,
         max_running: int | None,
         idle_timeout: float,
+        policy: str,
         max_space: int | None = None,
     ) -> Outcome:
         out = Outcome()
+        self.change_policy(policy)
         self.max_space = max_space
         self.max_size, self.max_instance_size = max_size, max_instance_size
         self.max_instances, self.max_code = max_instances, max_code
@@ -633,9 +807,38 @@ class Model:
         for it in self.idle():
             if it.size > max_instance_size:
                 self.evict(it, "oversized", out)
-        while self.total_size() > max_size:
-            self.evict(self.idle()[0], "size", out)
+        while self.total_size() > max_size and (victim := self.victim("size")):
+            self.evict(victim, "size", out)
         self.trim(out)
         self.refuse(out)
         self.settle(out)
         return out
+
+
+def walk(
+    line: list[T],
+    hand: T | None,
+    barred: Callable[[T], bool],
+    used: Callable[[T], bool],
+    most: int,
+) -> tuple[T | None, T | None]:
+    """Where the hand stops, and whether it found one to evict there.
+
+    It goes on from where it is, and begins again at the end; past `most` that can't go.
+    """
+    start = 0 if hand is None else line.index(hand)
+    passed = 0
+    for it in line[start:] + line + line:
+        if passed == most:
+            return it, None
+        if barred(it):
+            passed += 1
+        elif not used(it):
+            return it, it
+    return hand, None
+
+
+def after(line: list[T], it: T) -> T | None:
+    """The next newer one."""
+    rest = line[line.index(it) + 1 :]
+    return rest[0] if rest else None

@@ -166,9 +166,10 @@ def test_the_policy_has_the_last_word(checked: dict[str, Any], told: str | None)
         ("max_instances", 1024, "1024"),
         ("idle_timeout", 2.5, "2.5"),
         ("idle_timeout", math.inf, "math.inf"),
+        ("policy", "gdsf", '"gdsf"'),
     ],
 )
-def test_limits_as_one_would_write_them(name: str, value: float, written: str) -> None:
+def test_limits_as_one_would_write_them(name: str, value: float | str, written: str) -> None:
     """Units where they come out even."""
     assert in_source(name, value) == written
 

@@ -54,6 +54,7 @@ def brute_force(events: list[Event], size: int, timeout: float) -> int:
     books = Books(
         evolve(
             opened,
+            policy="lru",
             max_size=size,
             max_instance_size=16 * GiB,
             max_instances=16384,

@@ -9,21 +9,29 @@ from __future__ import annotations
 
 from attrs import Factory, define
 
-from ..config import CacheConfig, SystemLimits
+from ..config import CacheConfig, PolicyName, SystemLimits
 from ..errors import CodeMemoryError
 from ..events import Evicted, Reason
 from ..keys import FunctionKey
 from ..metrics.counters import Snapshot, UseBook
+from .cost import LoadSeconds
+from .gdsf import Loads
+from .greedy import GreedyDual
 from .ledger import Ledger
-from .lifecycle import ACQUIRE, TRANSITIONS, Action, step
+from .lifecycle import ACQUIRE, IDLE, TRANSITIONS, Action, IllegalStepError, step
 from .lru import LRU
+from .order import EvictionOrder
+from .recency import Recency
 from .records import GRANTED, Entry, FunctionRecord, GroupRecord, Instance, Module, Request
+from .sieve import Sieve
 
 # Vacant entries kept with their uncollected counts: enough for the functions an application uses
 # in turn, and few enough to take no memory.
 PARKED = 64
 # Instances that time out in one step: freeing one that touched much memory takes 1 or 2 ms.
 MAX_EXPIRED = 8
+# Part of each load in the mean of the last few.
+LOAD_PART = 0.25
 # Above the sum of any limits of a function, which may be arbitrarily large ints.
 NO_LIMIT = 1 << 4096
 
@@ -53,6 +61,11 @@ class Instances:
         lambda self: Ledger(self.config.stack_size, self.config.max_code_size), takes_self=True
     )
     lru: LRU[Instance] = Factory(lambda: LRU[Instance]())
+    """Idle instances in order of last use, kept under every policy for the idle timeout."""
+    order: EvictionOrder = Factory(lambda self: self._order(self.config.policy), takes_self=True)
+    """The order of evictions for size, count, code and addresses, by `CacheConfig.policy`."""
+    told: EvictionOrder | None = Factory(lambda self: self._told(), takes_self=True)
+    """The same, if it must be told what happens; None under LRU, for which the calls are saved."""
     evictions: dict[Reason, int] = Factory(lambda: dict.fromkeys(Reason, 0))
     entries: dict[Entry, None] = Factory(dict)
     book: UseBook = Factory(UseBook)
@@ -180,13 +193,26 @@ class Instances:
         """Make a running (or just loaded) instance idle. The caller has checked that it fits."""
         entry = instance.entry
         instance.state = step(instance.state, action)
-        instance.size = size
+        changed = size != instance.size or instance.seat
+        instance.size = instance.resting_size = size
         instance.last_used = entry.last_used = now
         self.rests += 1
         instance.rested = self.rests
         self.ledger.suspend(instance)
         self.lru.touch(instance)
         entry.idle.append(instance)
+        if self.told is not None:
+            self.told.settled(instance, changed)
+
+    def note_load(self, instance: Instance, seconds: float) -> None:
+        """Add a load of `instance`, with its code if `loads_module`, to the means (seconds)."""
+        function = instance.entry.function
+        loaded: FunctionRecord | Module = function
+        if instance.loads_module:
+            loaded = function.module
+            seconds = max(0.0, seconds - (function.load_seconds or 0.0))
+        mean = loaded.load_seconds
+        loaded.load_seconds = seconds if mean is None else mean + LOAD_PART * (seconds - mean)
 
     # -- leaving
 
@@ -220,6 +246,8 @@ class Instances:
         del entry.function.module.instances[instance]
         if self.ledger.leave_idle(instance):
             result.unloaded.append(entry.function.module)
+        if self.told is not None:
+            self.told.left(instance)
         instance.state = state
         self._record(instance, reason, now, result, before, limit)
         self.forget(entry)
@@ -235,9 +263,11 @@ class Instances:
             self.evict(instance, reason, now, result)
 
     def shrink(self, target: int, now: float, result: Step) -> None:
-        """Evict the least recently used until idle instances take at most `target` bytes."""
-        while self.ledger.total_size > target and (oldest := self.lru.oldest()) is not None:
-            self.evict(oldest, Reason.SIZE, now, result)
+        """Evict idle instances until those left take at most `target` bytes."""
+        while self.ledger.total_size > target:
+            if (victim := self.order.victim(self.rests)) is None:
+                return
+            self.evict(victim, Reason.SIZE, now, result)
 
     def expire(self, now: float, result: Step) -> None:
         """Evict instances idle for `idle_timeout`, at most `MAX_EXPIRED` in one step."""
@@ -249,6 +279,8 @@ class Instances:
 
     def resize(self, config: CacheConfig, now: float, result: Step) -> None:
         """Apply the limits of `config`, and evict idle instances that no longer fit."""
+        if config.policy != self.config.policy:
+            self._reorder(config.policy)
         self.config = config
         self.running_limit = _number(config.max_running_size)
         self.space_limit = self._space_limit()
@@ -279,11 +311,11 @@ class Instances:
         """Evict idle instances while count, code or addresses exceed their limits."""
         ledger, config = self.ledger, self.config
         while ledger.idle + ledger.running > config.max_instances:
-            if (oldest := self.lru.oldest()) is None:
+            if (victim := self.order.victim(self.rests, by_count=True)) is None:
                 break
-            self.evict(oldest, Reason.COUNT, now, result)
+            self.evict(victim, Reason.COUNT, now, result)
         while ledger.used > config.max_code_size:
-            if (module := ledger.evictable.oldest()) is None:
+            if (module := self.order.victim_module(self.rests)) is None:
                 break
             self.evict_module(module, Reason.CODE, now, result)
         while self.overbooked and (victim := self._space_victim()) is not None:
@@ -333,7 +365,7 @@ class Instances:
         """Evict what is necessary for one more running instance of `function`.
 
         Checks first whether evictions can free enough at all; if not, changes nothing and returns
-        False. Evicts whole modules, least recently used first, never one that is in use and never
+        False. Evicts whole modules, in the order of the policy, never one that is in use and never
         `function`'s own: an eviction that frees no code would be useless. No eviction lowers
         `running_size`.
 
@@ -360,25 +392,38 @@ class Instances:
             return False
         reason = Reason.STACK if module.users else Reason.CODE
         while ledger.used + needed > limit:
-            oldest = next(other for other in ledger.evictable if other is not module)
-            self.evict_module(oldest, reason, now, result)
+            other = self.order.victim_module(self.rests, module)
+            if other is None:
+                raise self._no_victim(function, reason, f"{ledger.evictable_code} bytes of code")
+            self.evict_module(other, reason, now, result)
         while (another or seat) and max(self._missing(function)) > 0:
             victim = self._space_victim(module)
-            assert victim is not None
+            if victim is None:
+                space, mappings = self._idle_space(module)
+                free = f"{space} bytes of addresses and {mappings} mappings"
+                raise self._no_victim(function, Reason.ADDRESS_SPACE, free)
             self.evict(victim, Reason.ADDRESS_SPACE, now, result)
         # Last, as evicting code may have removed enough instances. If this one was the last of
         # `module`, that is unloaded and loaded again: as many bytes are freed as are needed.
         if another and ledger.idle + ledger.running >= self.config.max_instances:
-            self.evict(next(iter(self.lru)), Reason.COUNT, now, result)
+            victim = self.order.victim(self.rests, by_count=True)
+            if victim is None:
+                raise self._no_victim(function, Reason.COUNT, f"{ledger.idle} instances")
+            self.evict(victim, Reason.COUNT, now, result)
         return True
+
+    def _no_victim(self, function: FunctionRecord, reason: Reason, idle: str) -> IllegalStepError:
+        return IllegalStepError(
+            f'policy "{self.config.policy}" names nothing to evict for {function.key} '
+            f"(reason: {reason.value}), though {idle} are idle"
+        )
 
     def reserve(
         self, instance: Instance, reserved: tuple[int, int], now: float, result: Step
     ) -> bool:
         """Record what a running instance reserves now (bytes of addresses, mappings).
 
-        Evicts idle instances for it, least recently used first. Returns False, and evicts none,
-        if idle instances do not reserve enough.
+        Evicts idle instances for it. Returns False, and evicts none, if they do not reserve enough.
         """
         ledger = self.ledger
         ledger.reserve(instance, *reserved)
@@ -443,17 +488,49 @@ class Instances:
     def _space_victim(self, needed: Module | None = None) -> Instance | None:
         """Return the idle instance to evict next for addresses or mappings, if any helps.
 
-        The least recently used instance first; then, once only seats are left, the least recently
-        used seat whose module has nothing running and is not `needed`.
+        Instances first; then, once only seats are left, seats whose module has nothing running and
+        is not `needed`.
         """
-        for instance in self.lru:
-            if not instance.seat:
-                return instance
-        for instance in self.lru:
-            module = instance.entry.function.module
-            if module.running == 0 and module is not needed:
-                return instance
-        return None
+        victim = self.order.victim(self.rests, by_count=True, allowed=_is_no_seat)
+        if victim is None:
+
+            def helps(instance: Instance) -> bool:
+                module = instance.entry.function.module
+                return module.running == 0 and module is not needed
+
+            victim = self.order.victim(self.rests, by_count=True, allowed=helps)
+        return victim
+
+    # -- the policy
+
+    def _order(self, policy: PolicyName) -> EvictionOrder:
+        match policy:
+            case "sieve":
+                return Sieve(self.lru, self.ledger.evictable)
+            case "gdsf":
+                return GreedyDual(Loads())
+            case "cost":
+                return GreedyDual(LoadSeconds())
+            case _:
+                return Recency(self.lru, self.ledger.evictable)
+
+    def _reorder(self, policy: PolicyName) -> None:
+        """Begin with another policy, which knows the idle instances but not their past.
+
+        It is told of the others when they next rest.
+        """
+        self.order = self._order(policy)
+        self.told = self._told()
+        modules = {entry.function.module for entry in self.entries}
+        instances = [instance for module in modules for instance in module.instances]
+        for instance in sorted(instances, key=_number_of):
+            if instance.state is IDLE:
+                self.order.settled(instance, True)
+            else:
+                instance.resting_size = -1
+
+    def _told(self) -> EvictionOrder | None:
+        return None if isinstance(self.order, Recency) else self.order
 
     # -- shared by the above
 
@@ -463,6 +540,8 @@ class Instances:
         if self.ledger.leave_running(instance):
             result.unloaded.append(module)
         instance.entry.live -= 1
+        if self.told is not None:
+            self.told.left(instance)
 
     def _record(
         self,
@@ -510,6 +589,14 @@ class Instances:
 def _number(limit: int | None) -> int:
     # No infinity: to compare a whole number with a float takes three times as long.
     return NO_LIMIT if limit is None else limit
+
+
+def _number_of(instance: Instance) -> int:
+    return instance.number
+
+
+def _is_no_seat(instance: Instance) -> bool:
+    return not instance.seat
 
 
 def _held(entry: Entry) -> int:

@@ -160,6 +160,7 @@ class Policy:
         if (
             instance is None
             or not request.plain
+            or size != instance.resting_size
             or size > config.max_instance_size
             or total > config.max_size
             or entry.waiting
@@ -180,7 +181,6 @@ class Policy:
         # The instance and the order of use; as above, no calls from here on.
         entry.idle.append(instance)
         instance.state = IDLE
-        instance.size = size
         instance.last_used = entry.last_used = now
         instances.rests = instance.rested = instances.rests + 1
         instance.uses += 1
@@ -282,8 +282,10 @@ class Policy:
         entry.waiting.append(request)
         return None
 
-    def loaded(self, request: Request, now: float, size: int = 0) -> Step | None:
-        """Grant the request, whose load succeeded.
+    def loaded(
+        self, request: Request, now: float, size: int = 0, seconds: float = 0.0
+    ) -> Step | None:
+        """Grant the request, whose load succeeded and took that many seconds.
 
         `size` is what its instance may touch now (bytes).
 
@@ -294,8 +296,11 @@ class Policy:
         instance = _instance(request, Stage.LOADING)
         instance.size = size
         seat, instance.seat = instance.seat, False
+        instances = self.instances
+        instances.note_load(instance, seconds)
         reason = self._unwanted(instance.entry)
         if reason is None:
+            instance.resting_size = size if instances.told is None else -1
             request.hit = seat
             if not request.warm:
                 instance.state = step(instance.state, Action.LOADED)

@@ -56,6 +56,8 @@ class Module:
     code_size: int
     mappings: int = 0
     """Memory mappings of the code, while it is loaded."""
+    load_seconds: float | None = None
+    """Seconds that loading the code has taken, a mean of the last few; None: not known yet."""
     users: int = 0
     """Number of its instances and seats, in any state."""
     running: int = 0
@@ -99,6 +101,9 @@ class FunctionRecord:
     """Bytes of addresses that a new instance of it reserves."""
     mappings: int = 0
     """Number of memory mappings of a new instance of it."""
+    load_seconds: float | None = None
+    """Seconds that making an instance has taken while the code was loaded, a mean of the last few;
+    None: not known yet."""
     retired: bool = False
     successor: FunctionRecord | None = None
     entries: dict[GroupRecord, Entry] = Factory(dict)
@@ -181,6 +186,9 @@ class Instance:
     mappings: int = 0
     """Number of its memory mappings; only the ledger changes it."""
     last_used: float = 0.0
+    resting_size: int = 0
+    """Size (bytes) with which a hit may rest the short way; -1: with none, as the policy must be
+    told."""
     rested: int = 0
     """Sequence number, assigned each time the instance becomes idle."""
     uses: int = 0

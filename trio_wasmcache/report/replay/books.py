@@ -18,6 +18,7 @@ from ..._core.wasm.isolation import RESET
 
 # {field of `CacheConfig`: field of the events with limits}.
 LIMITS = {
+    "policy": "policy",
     "max_size": "max_size_bytes",
     "max_instance_size": "max_instance_size_bytes",
     "max_instances": "max_instances",
@@ -33,8 +34,11 @@ NameKey = tuple[str, str]  # (function, argument types)
 
 def limits_of(event: Opened | Resized) -> Limits:
     """Return the limits in an `opened` or `resized` event, named as in `CacheConfig`."""
-    # A log from before `max_running_size` or `max_address_space` existed had no such limit.
+    # A log from before `max_running_size` or `max_address_space` existed had no such limit; before
+    # `policy` existed, it was LRU.
     limits = {name: getattr(event, field) for name, field in LIMITS.items()}
+    if limits["policy"] is None:
+        limits["policy"] = "lru"
     if limits["idle_timeout"] is None:
         limits["idle_timeout"] = math.inf
     return limits

@@ -153,7 +153,7 @@ class Driver:
     def loaded(self, event: Loaded, now: float) -> Step | None:
         """Perform the step of a `loaded` event."""
         request = self.requests[event.request]
-        return self.policy.loaded(request, now, event.size_bytes)
+        return self.policy.loaded(request, now, event.size_bytes, event.load_seconds)
 
     def leave(self, event: Left, now: float) -> Step | None:
         """Perform the step of a `left` event."""

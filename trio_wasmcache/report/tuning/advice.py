@@ -182,8 +182,10 @@ def round_up(size: int) -> int:
     return max(unit, -(-size // unit) * unit)
 
 
-def in_source(name: str, value: float) -> str:
-    """Return a limit as in source code: ``64 * MiB``, ``2.5``, ``math.inf``."""
+def in_source(name: str, value: float | str) -> str:
+    """Return a limit as in source code: ``64 * MiB``, ``2.5``, ``math.inf``, ``"lru"``."""
+    if isinstance(value, str):
+        return f'"{value}"'
     if name == "idle_timeout":
         return "math.inf" if value == math.inf else f"{value:g}"
     if name.endswith("_size"):

@@ -286,14 +286,14 @@ class WhatIf:
     def _load(self, acquire: Acquire, request: Request) -> None:
         seconds = self._loading.begin(acquire, request.held, self._now)
         self.result.load_seconds += seconds
-        self._at(self._now + seconds, partial(self._loaded, acquire, request))
+        self._at(self._now + seconds, partial(self._loaded, acquire, request, seconds))
 
     def _fail(self, request: Request) -> None:
         """End a load without an instance."""
         self._loading.failed(request.held, self._now)
         self._act(self._books.policy.failed(request, self._now))
 
-    def _loaded(self, acquire: Acquire, request: Request) -> None:
+    def _loaded(self, acquire: Acquire, request: Request, seconds: float) -> None:
         if self._leases.get(acquire) is not request or request.stage is not Stage.LOADING:
             return  # its group was closed meanwhile
         policy = self._books.policy
@@ -304,7 +304,7 @@ class WhatIf:
             self._refuse(acquire)
             return
         size = self.application.loaded_sizes.get(acquire.name, 0)
-        self._act(policy.loaded(request, self._now, size))
+        self._act(policy.loaded(request, self._now, size, seconds))
         self._go_on(request)
 
     def _granted(self, acquire: Acquire) -> None:
