@@ -14,24 +14,19 @@ from ..errors import CodeMemoryError
 from ..events import Evicted, Reason
 from ..keys import FunctionKey
 from ..metrics.counters import Snapshot, UseBook
-from .cost import LoadSeconds
-from .gdsf import Loads
-from .greedy import GreedyDual
+from .choice import make_order
 from .ledger import Ledger
 from .lifecycle import ACQUIRE, IDLE, TRANSITIONS, Action, IllegalStepError, step
 from .lru import LRU
 from .order import EvictionOrder
 from .recency import Recency
 from .records import GRANTED, Entry, FunctionRecord, GroupRecord, Instance, Module, Request
-from .sieve import Sieve
 
 # Vacant entries kept with their uncollected counts: enough for the functions an application uses
 # in turn, and few enough to take no memory.
 PARKED = 64
 # Instances that time out in one step: freeing one that touched much memory takes 1 or 2 ms.
 MAX_EXPIRED = 8
-# Part of each load in the mean of the last few.
-LOAD_PART = 0.25
 # Above the sum of any limits of a function, which may be arbitrarily large ints.
 NO_LIMIT = 1 << 4096
 
@@ -203,16 +198,6 @@ class Instances:
         entry.idle.append(instance)
         if self.told is not None:
             self.told.settled(instance, changed)
-
-    def note_load(self, instance: Instance, seconds: float) -> None:
-        """Add a load of `instance`, with its code if `loads_module`, to the means (seconds)."""
-        function = instance.entry.function
-        loaded: FunctionRecord | Module = function
-        if instance.loads_module:
-            loaded = function.module
-            seconds = max(0.0, seconds - (function.load_seconds or 0.0))
-        mean = loaded.load_seconds
-        loaded.load_seconds = seconds if mean is None else mean + LOAD_PART * (seconds - mean)
 
     # -- leaving
 
@@ -504,15 +489,7 @@ class Instances:
     # -- the policy
 
     def _order(self, policy: PolicyName) -> EvictionOrder:
-        match policy:
-            case "sieve":
-                return Sieve(self.lru, self.ledger.evictable)
-            case "gdsf":
-                return GreedyDual(Loads())
-            case "cost":
-                return GreedyDual(LoadSeconds())
-            case _:
-                return Recency(self.lru, self.ledger.evictable)
+        return make_order(policy, self.lru, self.ledger.evictable)
 
     def _reorder(self, policy: PolicyName) -> None:
         """Begin with another policy, which knows the idle instances but not their past.

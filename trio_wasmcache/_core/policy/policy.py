@@ -297,7 +297,7 @@ class Policy:
         instance.size = size
         seat, instance.seat = instance.seat, False
         instances = self.instances
-        instances.note_load(instance, seconds)
+        instance.note_load(seconds)
         reason = self._unwanted(instance.entry)
         if reason is None:
             instance.resting_size = size if instances.told is None else -1

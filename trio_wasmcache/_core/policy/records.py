@@ -18,6 +18,9 @@ from ..keys import FunctionKey
 from ..metrics.counters import UseStats
 from .lifecycle import IDLE, IllegalStepError, State
 
+# Part of each load in the mean of the last few.
+LOAD_PART = 0.25
+
 
 class Unloadable(Protocol):
     """Code that can be freed, and loaded again."""
@@ -203,6 +206,16 @@ class Instance:
     before: Any = field(default=None, repr=False)
     after: Any = field(default=None, repr=False)
     """Its neighbours in the order of last use, while it is idle: see `lru`."""
+
+    def note_load(self, seconds: float) -> None:
+        """Add its load, with its code if `loads_module`, to the means (seconds)."""
+        function = self.entry.function
+        loaded: FunctionRecord | Module = function
+        if self.loads_module:
+            loaded = function.module
+            seconds = max(0.0, seconds - (function.load_seconds or 0.0))
+        mean = loaded.load_seconds
+        loaded.load_seconds = seconds if mean is None else mean + LOAD_PART * (seconds - mean)
 
     def hold(self, bound: Closable, *, ready: bool = False) -> None:
         """Keep the loaded instance; `ready` if the next hit can use it without preparation."""

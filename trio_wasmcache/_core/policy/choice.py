@@ -1,0 +1,32 @@
+"""The eviction order of each policy, by its name in `CacheConfig.policy`."""
+
+from __future__ import annotations
+
+from ..config import PolicyName
+from .cost import LoadSeconds
+from .gdsf import Loads
+from .greedy import GreedyDual
+from .lru import LRU
+from .order import EvictionOrder
+from .recency import Recency
+from .records import Instance, Module
+from .sieve import Sieve
+
+
+def make_order(policy: PolicyName, idle: LRU[Instance], evictable: LRU[Module]) -> EvictionOrder:
+    """Return a new order that knows no instance yet.
+
+    Args:
+        policy: name of the policy.
+        idle: idle instances, in order of last use; the caller keeps it up to date.
+        evictable: modules that have only idle instances, in order of last use; likewise.
+    """
+    match policy:
+        case "sieve":
+            return Sieve(idle, evictable)
+        case "gdsf":
+            return GreedyDual(Loads())
+        case "cost":
+            return GreedyDual(LoadSeconds())
+        case _:
+            return Recency(idle, evictable)
