@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from trio_wasmcache import (
     FuelExhaustedError,
@@ -31,14 +32,27 @@ def keep(values: int) -> str:
         (br_if $l (i32.lt_u (local.get $i) (i32.const 5000)))) (i64.const 1)"""
 
 
-def legacy() -> bytes:
-    """``try`` and ``catch_all``, as compilers wrote them before the proposal changed."""
+def refused(instruction: bytes) -> bytes:
+    """An instruction that is switched off, before calls that would weigh too much to compile."""
+    wide = FuncType(("i64",), ("i64",) * 1000)
     return encode_module(
-        types=[FuncType(("i64",), ("i64",))],
+        types=[FuncType(("i64",), ("i64",)), wide],
         functions=[0],
         exports=[Export("run", "func", 0)],
-        code=[bytes([0, 0x06, 0x40, 0x19, 0x0B, 0x20, 0, 0x0B])],
+        code=[b"\0" + instruction + b"\x41\0\x1a" * 1000 + b"\x0b"],
     )
+
+
+# {name: (what the error says, instruction)}: as compilers wrote exceptions before the proposal
+# changed, and of threads.
+REFUSED_OPCODES = {
+    "an exception of old": ("legacy", b"\x06\x40\x19\x0b\x20\0"),
+    "a catch of old": ("legacy", b"\x07\0"),
+    "a rethrow of old": ("legacy", b"\x09\0"),
+    "a delegate of old": ("outside `LegacyTry`", b"\x18\0"),
+    "a catch of all of old": ("legacy", b"\x19"),
+    "an atomic fence": ("threads", b"\xfe\x03\0"),
+}
 
 
 def off(name: str, words: str, source: str | Callable[[], bytes]) -> Guest:
@@ -100,10 +114,9 @@ GUESTS = [
         function(f"(loop $l {CATCH} (br $l)) (i64.const 1)", "(tag $t (param i64))"),
         Fails(FuelExhaustedError, "fuel"),
     ),
-    off(
-        "an exception of old",
-        "legacy",
-        legacy,
+    *(
+        off(name, words, partial(refused, instruction))
+        for name, (words, instruction) in REFUSED_OPCODES.items()
     ),
     off(
         "a shared memory",
