@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -13,17 +17,67 @@ LOG = ROOT / "trio_wasmcache" / "report" / "README.md"
 TESTED = ROOT / "tests" / "README.md"
 SECURITY = ROOT / ".github" / "SECURITY.md"
 # Not all of them are part of a source distribution.
-PAGES = [page for page in (FRONT, GUIDE, COOKBOOK, LOG, TESTED, SECURITY) if page.exists()]
+MAIN = [page for page in (FRONT, GUIDE, COOKBOOK, LOG, TESTED, SECURITY) if page.exists()]
+CHAPTERS = sorted((ROOT / "examples" / "cookbook").glob("*/README.md"))
+"""The cookbook's chapters: all have the same sections, and snippets that run in their folders."""
+PAGES = [*MAIN, *CHAPTERS]
 
 TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
 ALL = "\n".join(TEXTS.values())
-SECTIONS = {
-    title: text
-    for page in TEXTS.values()
-    for title, text in re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
-}
-BLOCKS = re.findall(r"^(?:<!-- (\w+) -->\n)?```python\n(.*?)^```$", ALL, re.MULTILINE | re.DOTALL)
-"""[(how it is run, code)]"""
+
+
+def sections(page: Path) -> dict[str, str]:
+    """Return {title: text} of a page."""
+    found = re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", TEXTS[page], re.MULTILINE | re.DOTALL)
+    return dict(found)
+
+
+def blocks(text: str) -> list[tuple[str, str]]:
+    """Return [(how it is run, code)] of the Python in a text."""
+    return re.findall(
+        r"^(?:<!-- (\w+) -->\n)?```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL
+    )
+
+
+SECTIONS = {title: text for page in MAIN for title, text in sections(page).items()}
+BLOCKS = [block for page in MAIN for block in blocks(TEXTS[page])]
+
+# What the README says of its snippets: a cache is open and fib is registered.
+_AROUND_SNIPPET = """
+import trio, trio_wasmcache
+{fib}
+class Silent:
+    def info(self, event, **fields): pass
+    warning = info
+async def main():
+    async with trio_wasmcache.open_cache(logger=Silent()) as cache:
+        await cache.register("fib", FIB, args=("i64",), returns="i64")
+{snippet}
+trio.run(main)
+"""
+
+
+def program_of(snippet: str) -> str:
+    """Return the program in which a snippet runs."""
+    first = next(text for mark, text in BLOCKS if mark == "runs")
+    fib = re.search(r'^FIB = """.*?"""$', first, re.MULTILINE | re.DOTALL)
+    assert fib
+    return _AROUND_SNIPPET.format(fib=fib[0], snippet=textwrap.indent(snippet, " " * 8))
+
+
+def run(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a Python program, which must end well; its output is kept."""
+    result = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result
 
 
 def rows(section: str, header: str) -> list[list[str]]:

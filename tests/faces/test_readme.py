@@ -7,8 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import attrs
@@ -26,7 +24,9 @@ from documents import (
     TEXTS,
     anchors,
     code,
+    program_of,
     rows,
+    run,
 )
 
 import trio_wasmcache
@@ -42,35 +42,6 @@ from trio_wasmcache.report.reading.notes import FINE, FLAWED, NOTHING
 from trio_wasmcache.report.reading.schema import make_schema
 from trio_wasmcache.report.summary.entries import LIMITS
 from trio_wasmcache.report.summary.summary import THRASH_SECONDS
-
-# What the README says of its snippets: a cache is open and fib is registered.
-AROUND_SNIPPET = """
-import trio, trio_wasmcache
-{fib}
-class Silent:
-    def info(self, event, **fields): pass
-    warning = info
-async def main():
-    async with trio_wasmcache.open_cache(logger=Silent()) as cache:
-        await cache.register("fib", FIB, args=("i64",), returns="i64")
-{snippet}
-trio.run(main)
-"""
-
-
-def run(*arguments: str | Path, cwd: Path | None = None) -> str:
-    """What a program writes to standard error; it must end well."""
-    result = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stderr
 
 
 def test_every_python_block_is_marked() -> None:
@@ -95,7 +66,7 @@ def test_recipes_for_the_log(tmp_path: Path) -> None:
     """One rotates files, one goes through the standard logging; what they write is valid."""
     validator = jsonschema.Draft202012Validator(make_schema())
     for recipe in (text for mark, text in BLOCKS if is_recipe(text)):
-        told = run("-W", "error", "-c", recipe, cwd=tmp_path)
+        told = run("-W", "error", "-c", recipe, cwd=tmp_path).stderr
         if "RotatingFileHandler" in recipe:
             assert told == ""
             told = (tmp_path / "wasmcache.jsonl").read_text(encoding="utf-8")
@@ -133,11 +104,7 @@ def test_exit_statuses_and_options_of_the_log_tool() -> None:
 @pytest.mark.parametrize("snippet", [text for mark, text in BLOCKS if mark == "snippet"])
 def test_snippets_run(snippet: str) -> None:
     """The snippets of the pages run in a cache in which fib is registered."""
-    first = next(text for mark, text in BLOCKS if mark == "runs")
-    fib = re.search(r'^FIB = """.*?"""$', first, re.MULTILINE | re.DOTALL)
-    assert fib
-    program = AROUND_SNIPPET.format(fib=fib[0], snippet=textwrap.indent(snippet, " " * 8))
-    run("-W", "error", "-c", program, cwd=ROOT)
+    run("-W", "error", "-c", program_of(snippet), cwd=ROOT)
 
 
 def test_tests_run(tmp_path: Path) -> None:
@@ -269,47 +236,14 @@ def test_the_function_from_source_to_call(tmp_path: Path) -> None:
     """The C of the front page is compiled by its command, and called by its lines."""
     if not (shutil.which("clang") and shutil.which("wasm-ld")):
         pytest.skip("NO CLANG OR NO LLD HERE: the function of the front page was not built")
-    build_and_call(SECTIONS["A function from source to call"], "c", "clang", "price", tmp_path)
-
-
-def test_the_function_in_rust_from_source_to_call(tmp_path: Path) -> None:
-    """That of the cookbook likewise, with empty texts too."""
-    compiler = rustc()
-    if compiler is None:
-        pytest.skip("NO RUSTC WITH wasm32 HERE: the function of the cookbook was not built")
-    section = TEXTS[COOKBOOK].partition("## Bytes and text\n")[2]
-    build_and_call(
-        section, "rust", compiler, "slug", tmp_path, 'assert await slug.call("") == ""\n' * 3
-    )
-
-
-def rustc() -> str | None:
-    """A compiler that has the target, if there is one."""
-    for one in (os.environ.get("RUSTC"), shutil.which("rustc"), "/usr/bin/rustc"):
-        if one is not None and shutil.which(one):
-            ask = [one, "--print", "target-libdir", "--target", "wasm32-unknown-unknown"]
-            found = subprocess.run(ask, capture_output=True, text=True, check=False)
-            if found.returncode == 0 and Path(found.stdout.strip()).is_dir():
-                return one
-    return None
-
-
-def build_and_call(
-    section: str, language: str, compiler: str, name: str, folder: Path, more: str = ""
-) -> None:
-    """Build the section's source by its command, and run its lines."""
-    source = re.search(rf"```{language}\n(.*?)```", section, re.DOTALL)
-    command, suffix = {"c": ("clang", "c"), "rust": ("rustc", "rs")}[language]
-    build = re.search(rf"^    {command} (.*)$", section, re.MULTILINE)
-    calls = re.search(rf"```\n({name} = .*?)```", section, re.DOTALL)
+    section = SECTIONS["A function from source to call"]
+    source = re.search(r"```c\n(.*?)```", section, re.DOTALL)
+    build = re.search(r"^    clang (.*)$", section, re.MULTILINE)
+    calls = re.search(r"```\n(price = .*?)```", section, re.DOTALL)
     assert source
     assert build
     assert calls
-    (folder / f"{name}.{suffix}").write_text(source[1])
-    subprocess.run([compiler, *build[1].split()], cwd=folder, check=True)
-    first = next(text for mark, text in BLOCKS if mark == "runs")
-    fib = re.search(r'^FIB = """.*?"""$', first, re.MULTILINE | re.DOTALL)
-    assert fib
-    lines = textwrap.indent(calls[1] + more, " " * 8)
-    program = "from pathlib import Path\n" + AROUND_SNIPPET.format(fib=fib[0], snippet=lines)
-    run("-W", "error", "-c", program, cwd=folder)
+    (tmp_path / "price.c").write_text(source[1])
+    subprocess.run(["clang", *build[1].split()], cwd=tmp_path, check=True)
+    program = program_of("from pathlib import Path\n" + calls[1])
+    run("-W", "error", "-c", program, cwd=tmp_path)

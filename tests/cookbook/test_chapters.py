@@ -1,0 +1,206 @@
+"""The cookbook's chapters: a stranger who follows one gets what it says."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cookbook.toolchains import PROBES, MissingError, prepare
+from documents import CHAPTERS, COOKBOOK, TEXTS, blocks, program_of, rows, run, sections
+
+from trio_wasmcache._core.wasm.reader import read_module
+
+ALIKE = ["Source", "Build", "Register", "Limits", "When it fails"]
+LONGEST_PAGE = 4_500
+ROWS = ["memory at the start", "imports", "size of the module", "`reset`"]
+
+# Records what the page registers, and then tells how that behaves.
+BEFORE = """
+import json
+from pathlib import Path
+class Recording:
+    registered = []
+    def __init__(self, cache): self.cache = cache
+    def __getattr__(self, name): return getattr(self.cache, name)
+    async def register(self, *args, **options):
+        function = await self.cache.register(*args, **options)
+        self.registered.append((function, args, options))
+        return function
+cache = Recording(cache)
+"""
+AFTER = """
+function, args, options = cache.registered[0]
+options = {**options, "isolation": "reset", "replace": True}
+verdict = (await cache.register(*args, **options)).isolation_verdict
+print(json.dumps({"reset": verdict}))
+"""
+# Chapters whose function is `slug` agree with Python, in every isolation, and keep their size.
+SLUGS = """
+TEXTS = ["", " ", "a", "A b", "  Tab\\tand\\n LINES ", "x" * 5000, "Ab " * 2000, "-", "3.14 PI"]
+ROWS = [(text, most) for text in TEXTS for most in (1, 2, 1000)]
+WANTED = ["-".join(text.lower().split()[:most]) for text, most in ROWS]
+for isolation in ("reset", "fresh", "reuse"):
+    slug = await cache.register(*args, **{**options, "isolation": isolation})
+    assert [await slug.call(*row) for row in ROWS[:9]] == WANTED[:9]
+    async with slug.acquire() as lease:
+        assert list(await lease.map(list(zip(*ROWS)))) == WANTED
+async with slug.acquire() as lease:
+    sizes = []
+    for _ in range(4):
+        for _ in range(20):
+            for row in ROWS:
+                await lease.call(*row)
+        sizes.append(lease.memory.size)
+assert sizes[1] == sizes[3], f"it grows: {sizes}"
+try:
+    await slug.call("Hello", 0)
+except trio_wasmcache.GuestError as error:
+    pass
+else:
+    raise AssertionError("no error")
+"""
+
+
+def name_of(page: Path) -> str:
+    return page.parent.name
+
+
+def fences(page: Path, language: str = r"\w+") -> Iterator[tuple[str, str]]:
+    """The blocks of code of a page, with their languages."""
+    yield from re.findall(rf"^```({language})\n(.*?)^```$", TEXTS[page], re.MULTILINE | re.DOTALL)
+
+
+def sources(page: Path) -> dict[str, str]:
+    """{name of file: text}, of the blocks that begin with a comment with a name."""
+    found = {}
+    for language, text in fences(page):
+        named = re.match(r"(?://|#|--|;;|/\*) *([\w.-]+\.\w+)\b", text)
+        if named and language not in ("python", "sh", "text"):
+            found[named[1]] = text
+    return found
+
+
+def modules(folder: Path) -> dict[str, bytes]:
+    """The modules of a folder by their names; large ones are kept packed."""
+    plain = {path.name: path.read_bytes() for path in folder.glob("*.wasm")}
+    packed = {path.stem: lzma.decompress(path.read_bytes()) for path in folder.glob("*.wasm.xz")}
+    return plain | packed
+
+
+@pytest.fixture(params=CHAPTERS, ids=name_of)
+def page(request: pytest.FixtureRequest) -> Path:
+    found: Path = request.param
+    return found
+
+
+@pytest.fixture
+def copy(page: Path, tmp_path: Path) -> Path:
+    """The page's folder elsewhere, with the modules unpacked."""
+    folder = tmp_path / name_of(page)
+    shutil.copytree(page.parent, folder)
+    for name, module in modules(folder).items():
+        (folder / name).write_bytes(module)
+    return folder
+
+
+def follow(page: Path, folder: Path) -> tuple[str, dict[str, str]]:
+    """Run the Python of a page in a folder; return what it printed, and what is told at the end."""
+    lines = "".join(text for _, text in blocks(TEXTS[page]))
+    more = SLUGS if "slug = await cache.register(" in lines else ""
+    program = program_of(BEFORE + lines + AFTER + more)
+    printed, _, told = run("-W", "error", "-c", program, cwd=folder).stdout.rpartition("{")
+    return printed, json.loads("{" + told)
+
+
+def test_there_is_a_probe_for_each() -> None:
+    """Each chapter's build runs in the test below where its toolchain is."""
+    assert sorted(PROBES) == [name_of(page) for page in CHAPTERS]
+
+
+def test_the_table_of_toolchains() -> None:
+    """It links to each chapter, with the figures that stand there."""
+    table = rows("Which toolchain", "for")
+    linked = {}
+    for _, chapter, _, module, memory, _ in table:
+        link = re.search(r"\((.+)\)", chapter)
+        assert link
+        linked[COOKBOOK.parent / link[1]] = (memory, module)
+    assert sorted(linked) == CHAPTERS
+    for page, (memory, module) in linked.items():
+        facts = limits(page)
+        assert facts[ROWS[0]].startswith(memory)
+        assert facts[ROWS[2]].startswith(module)
+
+
+def limits(page: Path) -> dict[str, str]:
+    """The first two columns of the table of limits."""
+    text = sections(page)["Limits"]
+    return dict(re.findall(r"^\| ([^|]+?) \| ([^|]+?) \|", text, re.MULTILINE))
+
+
+def test_they_are_alike(page: Path) -> None:
+    """Each has the same sections, is short, and shows every file that is in its folder."""
+    assert list(sections(page)) == ALIKE
+    assert len(TEXTS[page].encode()) <= LONGEST_PAGE
+    assert {mark for mark, _ in blocks(TEXTS[page])} == {"snippet"}
+    shown = sources(page)
+    beside = {
+        path.name: path.read_text()
+        for path in page.parent.iterdir()
+        if path != page and not path.name.endswith((".wasm", ".wasm.xz"))
+    }
+    assert shown == beside
+    assert shown
+
+
+def test_their_lines_run(page: Path, copy: Path) -> None:
+    """Its Python runs, with the module that lies beside it, and prints what it shows."""
+    printed, told = follow(page, copy)
+    lines = iter(re.sub(r"\d+", "N", printed).splitlines())
+    for _, text in fences(page, "text"):
+        for line in re.sub(r"\d+", "N", text).splitlines():
+            assert line in lines, f"it does not print {line!r}, but:\n{printed}"
+    check_limits(page, *modules(copy).values(), told)
+
+
+def check_limits(page: Path, module: bytes, told: dict[str, str]) -> None:
+    """The table of limits has the facts of the module."""
+    facts = [limits(page).get(name, "") for name in ROWS]
+    info = read_module(module)
+    pages = sum(memory.minimum for memory in info.memories)
+    assert re.match(f"{pages} pages?\\b", facts[0]), f"{ROWS[0]}: {pages} pages"
+    assert re.match(f"{len(info.imports) or 'none'}\\b", facts[1]), f"{len(info.imports)} imports"
+    size = f"{len(module) / 1000:,.{0 if len(module) > 10_000 else 1}f} KB"
+    assert facts[2].startswith(size), size
+    works = "yes" if told["reset"].startswith("reset: ") else "no"
+    assert facts[3].startswith(works), told["reset"]
+
+
+def test_what_is_built_anew_does_the_same(page: Path, copy: Path) -> None:
+    """Its build lines make the module from the sources, with which its Python runs."""
+    built = set(modules(copy))
+    for path in [*copy.glob("*.wasm"), *copy.glob("*.wasm.xz")]:
+        path.unlink()
+    try:
+        env = prepare(name_of(page), copy)
+    except MissingError as missing:
+        pytest.skip(f"THE COOKBOOK'S {name_of(page)} IS NOT BUILT ANEW: {missing} here")
+    for _, lines in fences(page, "sh"):
+        done = subprocess.run(
+            ["sh", "-eu", "-c", lines],
+            cwd=copy,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=500,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert set(modules(copy)) == built
+    follow(page, copy)
