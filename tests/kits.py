@@ -105,6 +105,12 @@ class FakeKit:
     def endless_start(self) -> bytes:
         return self.engine.module(start_fuel=math.inf)
 
+    def importing_memory(self, pages: int = 1, most: int | None = None) -> bytes:
+        """Gives its argument back, and imports its memory as ``env.memory``."""
+        return self.engine.module(
+            memory_pages=pages, max_pages=most, memory_import=("env", "memory")
+        )
+
 
 class WasmtimeKit:
     """Real ones, written as text."""
@@ -152,6 +158,13 @@ class WasmtimeKit:
 
     def endless_start(self) -> bytes:
         return function("(local.get 0)", after="(start $begin) (func $begin (loop (br 0)))")
+
+    def importing_memory(self, pages: int = 1, most: int | None = None) -> bytes:
+        made: bytes = wasmtime.wat2wasm(
+            f"""(module (import "env" "memory" (memory {pages} {"" if most is None else most}))
+            (func (export "run") (param i64) (result i64) (local.get 0)))"""
+        )
+        return bytes(made)
 
 
 Kit = FakeKit | WasmtimeKit

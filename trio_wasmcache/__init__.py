@@ -16,8 +16,9 @@ The names, in reading order; `help()` of each is its reference:
 - Groups: `InstanceCache.scheduling_group` opens a `SchedulingGroup`, whose tasks share a capacity
   and a part of the CPU. `current_group` returns the group of the caller.
 - The guest and its host: `LeaseMemory` reads and writes the guest's memory. A `HostFunction` is a
-  Python function that a guest may call; in it, `current_lease` returns the caller's lease. `Wasi`
-  says what a guest gets through WASI, and where its output goes.
+  Python function that a guest may call; in it, `current_lease` returns the caller's lease.
+  `HostMemory`, `HostTable` and `HostGlobal` are for modules that import these. `Wasi` says what a
+  guest gets through WASI, and where its output goes.
 - Numbers: `InstanceCache.stats` returns `CacheStats`, which contain `UseSummary` and
   `DistributionSummary`; `InstanceCache.entries` returns `EntryInfo`, and
   `InstanceCache.resident_bytes` returns `ResidentBytes`.
@@ -102,7 +103,12 @@ if TYPE_CHECKING:
         ResidentBytes as ResidentBytes,
         UseSummary as UseSummary,
     )
-    from ._runtime.host import HostFunction as HostFunction
+    from ._runtime.host import (
+        HostFunction as HostFunction,
+        HostGlobal as HostGlobal,
+        HostMemory as HostMemory,
+        HostTable as HostTable,
+    )
     from ._runtime.wasi_config import Wasi as Wasi
 
 # {module: the public names that it defines}, in reading order.
@@ -112,7 +118,7 @@ _HOMES = {
     "._cache.cache": "InstanceCache",
     "._cache.lease": "Function Lease LeaseMemory current_lease",
     "._cache.group": "SchedulingGroup current_group",
-    "._runtime.host": "HostFunction",
+    "._runtime.host": "HostFunction HostMemory HostTable HostGlobal",
     "._runtime.wasi_config": "Wasi",
     "._core.metrics.stats": "CacheStats UseSummary DistributionSummary EntryInfo ResidentBytes",
     "._core.errors": (

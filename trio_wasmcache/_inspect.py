@@ -22,8 +22,10 @@ from ._core.wasm.admission import (
     WASI_TYPES,
     check_counts,
     check_limits,
+    giver,
     heap_size,
     import_name,
+    is_givable,
     least_size,
     signature,
 )
@@ -60,7 +62,7 @@ MAX_GIVEN = 8
 _HELPERS = re.compile(
     r"_(?!start$).*|malloc|free|calloc|realloc|alloc|allocate|dealloc|deallocate|cabi_.*"
     r"|canonical_abi_.*|emscripten_.*|stack(Save|Restore|Alloc)|setThrew|asyncify_.*|dynCall_.*"
-    r"|getTempRet0|setTempRet0|resume|getsp|memory|interface_version_.*|.*#_initialize|cabi_post_.*"
+    r"|getTempRet0|setTempRet0|opa_(?!eval$).*|resume|getsp|memory|interface_version_.*|.*#_initialize|cabi_post_.*"
 )
 # Those of the buffer ABI, and the name that wasm-bindgen gives its own in releases.
 _ALLOCATORS = (WBINDGEN[0], CABI, *(alloc for alloc, _ in OTHERS), "__wbindgen_export_0")
@@ -187,7 +189,9 @@ def _missing(info: ModuleInfo) -> list[Import]:
 
 def _provider(item: Import) -> str:
     if not isinstance(item.type, FuncType):
-        return "nobody, as only functions can be given"
+        if not is_givable(item):
+            return "nobody, as that can't be given"
+        return f"yours to give by imports=, as {giver(item)}"
     if item.module == WASI_MODULE and item.name in WASI_TYPES:
         if WASI_TYPES[item.name] == item.type:
             return "by this library"
@@ -254,8 +258,12 @@ def _caching(info: ModuleInfo, config: CacheConfig) -> Iterator[str]:
 
 def _registration(info: ModuleInfo, path: Path) -> Iterator[str]:
     """Yield the call of `register` to begin with."""
-    if any(not isinstance(item.type, FuncType) for item in info.imports):
-        yield "`register` refuses it, as it imports what is no function."
+    refused = [
+        item for item in _missing(info) if not (isinstance(item.type, FuncType) or is_givable(item))
+    ]
+    if refused:
+        name = import_name(refused[0].module, refused[0].name)
+        yield f"`register` refuses it, as it imports the {refused[0].kind} {name}."
         return
     candidates = [one for one in info.exports if _is_candidate(info, one)]
     if not candidates:
@@ -281,33 +289,38 @@ def _registration(info: ModuleInfo, path: Path) -> Iterator[str]:
             arguments.append(f"returns={_quoted(kind.results[0]) if one else _spelt(kind.results)}")
     if export.name != name:
         arguments.append(f"export={_quoted(export.name)}")
-    functions = [item for item in _missing(info) if isinstance(item.type, FuncType)]
-    if functions:
-        arguments.append(_imports_argument(functions))
+    arguments += _imports_arguments(_missing(info))
     yield f"    {name} = await cache.register({', '.join(arguments)})"
     if any(is_function(info, allocator) for allocator in _ALLOCATORS) and scylla is None:
         yield 'Bytes and text are passed by address and length: see abi="buffer".'
 
 
-def _imports_argument(missing: list[Import]) -> str:
-    """Return the argument of `register` for functions that nobody provides yet."""
-    if (
-        len(missing) > MAX_GIVEN
+def _imports_arguments(missing: list[Import]) -> Iterator[str]:
+    """Yield the arguments of `register` for imports that nobody provides yet."""
+    functions = [item for item in missing if isinstance(item.type, FuncType)]
+    shown = [item for item in missing if not isinstance(item.type, FuncType)]
+    traps = (
+        len(functions) > MAX_GIVEN
         # Those of a toolchain's own host are not the user's to write.
-        or not all(family.yours for family in families_of(missing))
-        or not all(_is_writable(item) for item in missing)
-    ):
-        return 'missing="trap"'
+        or not all(family.yours for family in families_of(functions))
+        or not all(_is_writable(item) for item in functions)
+    )
+    if not traps:
+        shown += functions
     modules: dict[str, list[str]] = {}
-    for item in missing:
+    for item in shown:
+        given = giver(item)
         if isinstance(item.type, FuncType):
-            host = (
+            given = (
                 f"HostFunction({_identifier(item.name)}, params={_spelt(item.type.params)}, "
                 f"results={_spelt(item.type.results)})"
             )
-            modules.setdefault(item.module, []).append(f"{_quoted(item.name)}: {host}")
-    listed = [f"{_quoted(name)}: {{{', '.join(hosts)}}}" for name, hosts in modules.items()]
-    return f"imports={{{', '.join(listed)}}}"
+        modules.setdefault(item.module, []).append(f"{_quoted(item.name)}: {given}")
+    if modules:
+        listed = [f"{_quoted(name)}: {{{', '.join(given)}}}" for name, given in modules.items()]
+        yield f"imports={{{', '.join(listed)}}}"
+    if traps:
+        yield 'missing="trap"'
 
 
 def _is_writable(item: Import) -> bool:

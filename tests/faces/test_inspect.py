@@ -201,12 +201,12 @@ def test_text_is_read_as_a_module(tmp_path: Path) -> None:
         '(module (import "app" "m" (memory 1)) (memory 500) (data "x") (func (export "f")))'
     )
     lines = described(path)
-    assert "  app.m (memory): nobody, as only functions can be given" in lines
+    assert "  app.m (memory): yours to give by imports=, as HostMemory()" in lines
     assert any(
         line.startswith("caching: never kept: an instance takes at least 32") for line in lines
     )
     assert any('"reset" is not possible: its data segments' in line for line in lines)
-    assert lines[-1] == "`register` refuses it, as it imports what is no function."
+    assert lines[-1].endswith('args=(), imports={"app": {"m": HostMemory()}})')
 
 
 @pytest.mark.parametrize(

@@ -82,10 +82,14 @@ def recognise(info: ModuleInfo) -> Abi:
 
 def exports_of(info: ModuleInfo) -> Exports:
     """Return the exports of a module for an ABI. Copies nothing: there may be tens of thousands."""
+    memories = info.exported_memories
+    if not memories and info.imported_memories:
+        # The host gives it, so it can be used like an exported one.
+        memories = (next(item.name for item in info.imports if item.kind == "memory"),)
     return Exports(
         _Named(info, "func", lambda index: info.functions[index]),
         _Named(info, "global", lambda index: info.globals[index].value_type),
-        info.exported_memories,
+        memories,
     )
 
 

@@ -63,7 +63,7 @@ Steps = Generator[Step, Value, Value]
 
 @public
 class Memory(Protocol):
-    """The guest's exported memory, while no call is under way."""
+    """The guest's memory, while no call is under way."""
 
     @property
     def size(self) -> int:
@@ -110,7 +110,7 @@ class Guest(Protocol):
 
     @property
     def memory(self) -> Memory | None:
-        """The exported memory, or None."""
+        """The exported memory, else the imported one (`HostMemory`), else None."""
 
     @property
     def state(self) -> dict[str, Value]:
@@ -148,7 +148,8 @@ class Exports:
     globals: Mapping[str, str]
     """{name of an exported global: its value type}."""
     memories: Sequence[str]
-    """Names of the exported memories."""
+    """Names of the exported memories; if there are none, the name of the imported one (see
+    `HostMemory`)."""
 
 
 @public

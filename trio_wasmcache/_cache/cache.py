@@ -41,7 +41,7 @@ from .._pool.pool import COMPILE_SHARE
 from .._pool.registration import Declaration, Missing, declare, read_source
 from .._public import public
 from .._runtime.bound import Definition
-from .._runtime.host import HostFunction
+from .._runtime.host import Importable
 from .._runtime.module import CachedModule
 from .._runtime.wasi_config import Wasi
 from .group import SchedulingGroup, groups_around
@@ -251,7 +251,7 @@ class InstanceCache:
         export: str | None = None,
         abi: AnyAbi | None = None,
         called_on_null: bool = False,
-        imports: Mapping[str, Mapping[str, HostFunction]] | None = None,
+        imports: Mapping[str, Mapping[str, Importable]] | None = None,
         wasi: Wasi | None = None,
         missing: Missing = "error",
         concurrency: int = 1,
@@ -291,14 +291,16 @@ class InstanceCache:
                 `_scylla_abi`, ``"plain"`` for others.
             called_on_null: whether the function is called if an argument is None. If False, such a
                 call returns None without running the guest.
-            imports: host functions for the module's imports, as
-                ``{"module": {"name": HostFunction(...)}}``; None: the module imports nothing but
-                WASI preview 1. That is always provided; a function given here under its name takes
-                the place of WASI's own.
+            imports: what the module imports, as ``{"module": {"name": HostFunction(...)}}``, with
+                a `HostFunction`, `HostMemory`, `HostTable` or `HostGlobal` for each import; None:
+                the module imports nothing but WASI preview 1. That is always provided; a function
+                given here under its name takes the place of WASI's own. The module need not import
+                everything that is given.
             wasi: what WASI grants: arguments, environment, input, outputs, a seed and a clock.
                 None: as `Wasi()`, nothing, and what a failing call wrote is in its error.
             missing: what happens if nobody provides an imported function. ``"error"``: the module
                 is rejected. ``"trap"``: calling the import raises a `TrapError` that names it.
+                Memories, tables and globals must be given in any case.
             concurrency: number of instances that may run at the same time in one group; 1 to
                 `max_instances`.
             isolation: how much a lease may find of the lease before it. ``"reuse"``: everything,

@@ -12,7 +12,7 @@ from typing import TypeAlias, TypedDict
 from .._core.config import PolicyName
 from .._core.wasm.isolation import Isolation
 from .._pool.registration import Missing
-from .._runtime.host import HostFunction
+from .._runtime.host import Importable
 from .._runtime.wasi_config import Wasi
 
 Wasm: TypeAlias = bytes | str | os.PathLike[str]
@@ -27,7 +27,7 @@ class RegisterOptions(_Required, total=False):
     """The parameters of `register` that do not determine the type of the function's result."""
 
     export: str | None
-    imports: Mapping[str, Mapping[str, HostFunction]] | None
+    imports: Mapping[str, Mapping[str, Importable]] | None
     wasi: Wasi | None
     missing: Missing
     concurrency: int

@@ -23,6 +23,7 @@ from .._core.keys import FunctionKey, check_name, normalise_type, normalise_type
 from .._core.text import quoted, shown
 from .._core.wasm.admission import (
     Edits,
+    Provided,
     check_counts,
     check_crossing,
     check_export,
@@ -30,6 +31,7 @@ from .._core.wasm.admission import (
     check_limits,
     check_signature,
     heap_size,
+    initials_of,
     missing_imports,
 )
 from .._core.wasm.custom import custom_size, find_custom_sections
@@ -44,7 +46,14 @@ from .._core.wasm.reader import (
 )
 from .._engine.base import Engine, HostImport, Substitute
 from .._engine.compile_slots import Turn
-from .._runtime.host import AnyHost, HostFunction, flatten, missing_functions
+from .._runtime.host import (
+    AnyHost,
+    HostExtern,
+    HostFunction,
+    Importable,
+    flatten,
+    missing_functions,
+)
 from .._runtime.module import INITIALIZE, CachedModule, DebugBook
 from .._runtime.wasi_config import Wasi
 from .._threads import run_in_thread
@@ -74,12 +83,22 @@ class Declaration:
     """ABI that was asked for; None to recognise it by the module's exports."""
     called_on_null: bool
     hosts: Mapping[tuple[str, str], AnyHost]
+    externs: Mapping[tuple[str, str], HostExtern]
+    """Memories, tables and globals to give."""
     concurrency: int
     isolation: Isolation
     trap_missing: bool = False
     """Whether imported functions that nobody provides trap when they are called."""
     substitute: Substitute | None = None
     """Fake that is registered in place of the module."""
+
+    @property
+    def given(self) -> dict[tuple[str, str], FuncType | Provided]:
+        """What the module may import: {(module, name): type of a host function, or the rest}."""
+        given: dict[tuple[str, str], FuncType | Provided] = {
+            name: host.type for name, host in self.hosts.items()
+        }
+        return given | {name: extern.provided for name, extern in self.externs.items()}
 
     def replaced(self, substitute: Substitute) -> Declaration:
         """Return the declaration of a fake that is registered in place of the module."""
@@ -112,7 +131,7 @@ def declare(
     export: str | None,
     abi: object,
     called_on_null: bool,
-    imports: Mapping[str, Mapping[str, HostFunction]] | None,
+    imports: Mapping[str, Mapping[str, Importable]] | None,
     wasi: Wasi | None,
     concurrency: int,
     isolation: Isolation,
@@ -152,7 +171,7 @@ def declare(
     if not isinstance(replace, bool):
         raise TypeError(f"{key}: replace must be True or False, got {shown(replace)}")
     try:
-        hosts = flatten(imports, wasi)
+        hosts, externs = flatten(imports, wasi)
     except TypeError as error:
         raise TypeError(f"{key}: {error}") from None
     return Declaration(
@@ -162,6 +181,7 @@ def declare(
         abi=chosen,
         called_on_null=called_on_null,
         hosts=hosts,
+        externs=externs,
         concurrency=concurrency,
         isolation=isolation,
         trap_missing=missing == TRAP,
@@ -332,7 +352,7 @@ class Equal:
     """Key of a compiled module: functions whose keys are equal share one module."""
 
     digest: bytes
-    hosts: frozenset[tuple[tuple[str, str], AnyHost]]
+    imports: frozenset[tuple[tuple[str, str], AnyHost | HostExtern]]
     memory_limit: int
     table_limit: int
     prepared: bool = False
@@ -387,7 +407,7 @@ class Compiler:
         resets = declaration.isolation == RESET
         plain = Equal(
             await _digest(wasm, self._digests),
-            frozenset(declaration.hosts.items()),
+            frozenset([*declaration.hosts.items(), *declaration.externs.items()]),
             config.memory_limit,
             config.table_limit,
             trap_missing=declaration.trap_missing,
@@ -540,7 +560,8 @@ class Compiler:
         edits = check_limits(info, what, config.memory_limit, config.table_limit)
         resets = declaration.isolation == RESET and _obstacle(info, declaration) is None
         heap = heap_size(info, config.memory_limit, config.stack_size)
-        return evolve(edits, heap_size=heap, reset=resets)
+        initials = initials_of(info, declaration.given)
+        return evolve(edits, initials=initials, heap_size=heap, reset=resets)
 
     def _check(self, info: ModuleInfo, declaration: Declaration) -> Binding:
         """Check a declaration against the module, and return how values cross.
@@ -610,7 +631,7 @@ def _check_imports(info: ModuleInfo, declaration: Declaration) -> tuple[tuple[st
     return check_imports(
         info,
         str(declaration.key),
-        {name: host.type for name, host in hosts.items()},
+        declaration.given,
         misfit=lambda name, wanted: hosts[name].misfit(wanted),
         trap_missing=declaration.trap_missing,
     )

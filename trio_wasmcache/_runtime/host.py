@@ -1,4 +1,4 @@
-"""Host functions: Python functions that an application lets its guests call.
+"""Host functions: Python functions that an application lets its guests call; and other imports.
 
 The Python function runs in the task that called the guest, on the ordinary stack, while the guest
 is suspended. An async one may await, open cancel scopes, and is cancelled with the call.
@@ -7,19 +7,21 @@ is suspended. An async one may await, open cancel scopes, and is cancelled with 
 from __future__ import annotations
 
 import inspect
+import struct
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
-from typing import NoReturn, final
+from typing import NoReturn, TypeAlias, final
 
 from attrs import field, frozen
 
 from .._abi.base import Value
-from .._abi.plain import PlainAbi, fitting
+from .._abi.plain import PlainAbi, fitting, to_number
 from .._core.costs import copy_fuel
 from .._core.errors import TrapError
 from .._core.keys import normalise_types
 from .._core.output import TAIL
 from .._core.text import cut, quoted, shown
-from .._core.wasm.admission import import_name, signature
+from .._core.wasm.admission import REFERENCE_GLOBALS, Provided, import_name, signature
+from .._core.wasm.encoding import sleb
 from .._core.wasm.reader import FuncType
 from .._engine.base import HostCall
 from .._public import public
@@ -170,6 +172,113 @@ class HostFunction:
         return self._abi.checked(given)
 
 
+@public
+@final
+@frozen
+class HostMemory:
+    """A memory for a module that imports one: given in `imports=`, to OPA's policies for example.
+
+    .. code-block::
+
+        imports={"env": {"memory": HostMemory()}}
+
+    The module then works as if it defined the memory itself. Every instance has its own, which
+    begins with the size that the import declares, and may grow up to its maximum and
+    `memory_limit`. It counts in `Lease.size`, and is reset or dropped with the instance.
+    `Lease.memory` is this memory if the module exports none.
+
+    A `HostMemory` may be given for several imports and modules, as each import of each instance
+    gets another memory. So a module that imports the same one twice is refused (`LinkError`). Two
+    modules can't share one.
+    """
+
+    @property
+    def provided(self) -> Provided:
+        """Definition that takes the place of the import."""
+        return Provided("memory")
+
+
+@public
+@final
+@frozen
+class HostTable:
+    """A table for a module that imports one, given in `imports=`; see `HostMemory`.
+
+    .. code-block::
+
+        imports={"env": {"__indirect_function_table": HostTable()}}
+
+    It begins with the number of elements that the import declares, all null, before the module's
+    own element segments are copied to it. It may grow up to its maximum and `table_limit`.
+    """
+
+    @property
+    def provided(self) -> Provided:
+        """Definition that takes the place of the import."""
+        return Provided("table")
+
+
+def _global_type(name: str) -> str:
+    (found,) = normalise_types((name,), "the type of a HostGlobal")
+    return found
+
+
+@public
+@final
+@frozen
+class HostGlobal:
+    """A global for a module that imports one, given in `imports=`; see `HostMemory`.
+
+    .. code-block::
+
+        imports={"env": {"__memory_base": HostGlobal("u32", 1024), "scale": HostGlobal("f64", 0.5)}}
+
+    It is mutable if the import is. Then every instance has its own, and `value` is the first value.
+
+    Raises:
+        SignatureError: the type is unknown.
+        TypeError, OverflowError: the value does not fit the type.
+    """
+
+    type: str = field(converter=_global_type)
+    """Type of the plain ABI, such as ``"i64"`` or ``"u32"``; or ``"funcref"`` or ``"externref"``,
+    whose one value is None."""
+    value: int | float | None = field(eq=False)
+    """Initial value."""
+    provided: Provided = field(init=False, repr=False)
+    """Definition that takes the place of the import; two globals are equal if theirs are."""
+
+    def __attrs_post_init__(self) -> None:
+        initial = REFERENCE_GLOBALS.get(self.type)
+        if initial is not None:
+            if self.value is not None:
+                raise TypeError(
+                    f"HostGlobal: the one value of {self.type} is None, got {shown(self.value)}"
+                )
+            made = Provided("global", self.type, initial)
+        else:
+            abi = PlainAbi("HostGlobal", (self.type,), (), host=True)
+            try:
+                number = to_number(abi.args[0], self.value)
+            except (TypeError, ValueError, OverflowError) as error:
+                raise type(error)(f"HostGlobal: {error}") from None
+            made = Provided("global", abi.args[0].wasm, _CONSTANTS[abi.args[0].wasm](number))
+        object.__setattr__(self, "provided", made)
+
+
+_CONSTANTS: dict[str, Callable[[Value], bytes]] = {
+    "i32": lambda number: b"\x41" + sleb(number) + b"\x0b",
+    "i64": lambda number: b"\x42" + sleb(number) + b"\x0b",
+    "f32": lambda number: b"\x43" + struct.pack("<f", number) + b"\x0b",
+    "f64": lambda number: b"\x44" + struct.pack("<d", number) + b"\x0b",
+}
+
+HostExtern: TypeAlias = HostMemory | HostTable | HostGlobal
+"""A given import that is no function."""
+Importable: TypeAlias = HostFunction | HostExtern
+"""What `imports=` may contain."""
+
+
 @final
 @frozen
 class MissingFunction:
@@ -281,21 +390,22 @@ def _count(results: Sequence[str]) -> str:
 
 
 def flatten(
-    imports: Mapping[str, Mapping[str, HostFunction]] | None, wasi: Wasi | None = None
-) -> dict[tuple[str, str], AnyHost]:
-    """Return {(module, name): host function}, the built-in ones included.
+    imports: Mapping[str, Mapping[str, Importable]] | None, wasi: Wasi | None = None
+) -> tuple[dict[tuple[str, str], AnyHost], dict[tuple[str, str], HostExtern]]:
+    """Return {(module, name): host function}, the built-in ones included, and likewise the rest.
 
     Those of `imports` take the place of built-in ones.
 
     Raises:
-        TypeError: `imports` is not a mapping of mappings of `HostFunction` by str, or `wasi` is
+        TypeError: `imports` is not a mapping of mappings of `Importable` by str, or `wasi` is
             something else.
     """
     if not (wasi is None or isinstance(wasi, Wasi)):
         raise TypeError(f'wasi must be a Wasi, such as Wasi(args=("prog",)), got {wasi!r:.200}')
     flat: dict[tuple[str, str], AnyHost] = dict(functions_of(wasi))
+    externs: dict[tuple[str, str], HostExtern] = {}
     if imports is None:
-        return flat
+        return flat, externs
     if not isinstance(imports, Mapping):
         raise TypeError(
             f'imports must be {{"module": {{"name": HostFunction(...)}}}}, got {shown(imports)}'
@@ -311,10 +421,27 @@ def flatten(
         for name, host in names.items():
             if not isinstance(name, str):
                 raise TypeError(f"imports[{module!r}]: a name must be a str, got {shown(name)}")
-            if not isinstance(host, HostFunction):
-                raise TypeError(
-                    f"imports[{shown(module)}][{shown(name)}] must be a HostFunction(function, "
-                    f"params=..., results=...), got {shown(host)}"
-                )
-            flat[module, name] = host
-    return flat
+            if isinstance(host, HostFunction):
+                flat[module, name] = host
+            elif isinstance(host, (HostMemory, HostTable, HostGlobal)):
+                flat.pop((module, name), None)
+                externs[module, name] = host
+            else:
+                raise TypeError(_not_importable(f"imports[{shown(module)}][{shown(name)}]", host))
+    return flat, externs
+
+
+def _not_importable(where: str, given: object) -> str:
+    """Return the message for something that can't be given as an import."""
+    for kind, made in (
+        (HostMemory, "HostMemory()"),
+        (HostTable, "HostTable()"),
+        (HostGlobal, 'HostGlobal("i32", 0)'),
+    ):
+        if given is kind:
+            return f"{where} must be an object, not a class: write {made}"
+    others = "" if callable(given) else ", HostMemory(), HostTable() or HostGlobal(type, value)"
+    return (
+        f"{where} must be a HostFunction(function, params=..., results=...){others}, "
+        f"got {shown(given)}"
+    )

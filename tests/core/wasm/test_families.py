@@ -135,12 +135,13 @@ def test_assemblyscripts_abort_is_known_by_its_type() -> None:
     assert not families_of(importing(("env", "abort")).imports)
 
 
-def test_an_imported_memory_can_not_be_given() -> None:
-    """Neither by host functions, nor by traps, which the message does not suggest."""
+def test_an_imported_memory_must_be_given() -> None:
+    """The message says how, and does not suggest traps, which are for functions."""
     memory = Import("env", "memory", "memory", Limits(1))
     info = read_module(encode_module(types=[], imports=[memory]))
     with pytest.raises(LinkError) as caught:
         check_imports(info, "f()", {}, trap_missing=True)
+    assert 'Give what is missing: imports={"env": {"memory": HostMemory()}}.' in str(caught.value)
     assert "without --import-memory" in str(caught.value)
     with pytest.raises(LinkError) as caught:
         check_imports(info, "f()", {})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from attrs import frozen
 
@@ -19,7 +19,16 @@ from ..keys import MAX_COMPARED
 from ..text import printable, quoted
 from .driver import SCRATCH_LIMIT
 from .families import COMMAND, GO_COMMAND, advice, go_command
-from .reader import NUMBER_TYPES, OTHER_TYPES, FuncType, Import, Limits, ModuleInfo
+from .reader import (
+    NUMBER_TYPES,
+    OTHER_TYPES,
+    FuncType,
+    GlobalType,
+    Import,
+    Limits,
+    ModuleInfo,
+    TagType,
+)
 
 WASI_MODULE = "wasi_snapshot_preview1"
 # Parameters of each function: i is i32, I is i64. All but `proc_exit` return an errno, an i32.
@@ -67,6 +76,28 @@ SCRATCHES = 2
 
 
 @frozen
+class Provided:
+    """A memory, table or global that each instance gets of its own in the place of an import."""
+
+    kind: str
+    """``"memory"``, ``"table"`` or ``"global"``."""
+    value_type: str = ""
+    """Value type of a global."""
+    initial: bytes = b""
+    """Initial value of a global: a constant expression with its end."""
+
+    def __str__(self) -> str:
+        """Return what gives it in Python, for messages."""
+        if self.kind == "global":
+            return f'HostGlobal("{self.value_type}", ...)'
+        return f"Host{self.kind.capitalize()}()"
+
+
+REFERENCE_GLOBALS = {"funcref": b"\xd0\x70\x0b", "externref": b"\xd0\x6f\x0b"}
+"""{value type: initial value} of the globals of references that can be given: null."""
+
+
+@frozen
 class Edits:
     """The changes to a module before it is compiled, which make its limits hold."""
 
@@ -79,6 +110,8 @@ class Edits:
     table_maxima: tuple[int | None, ...] = ()
     heap_size: int = 0
     """Bytes that an instance's exceptions may take, at most; see `heap_size`."""
+    initials: tuple[bytes, ...] = ()
+    """Initial value of each imported global, in order; see `define_imports`."""
     reset: bool = False
     """Whether its instances will be reset, for which all of its mutable state is exported."""
 
@@ -246,7 +279,7 @@ def _maxima(declared: Sequence[Limits], edited: Sequence[int | None], limit: int
 def check_imports(
     info: ModuleInfo,
     what: str,
-    given: Mapping[tuple[str, str], FuncType],
+    given: Mapping[tuple[str, str], FuncType | Provided],
     *,
     misfit: Callable[[tuple[str, str], FuncType], str] | None = None,
     trap_missing: bool = False,
@@ -256,7 +289,8 @@ def check_imports(
     Args:
         info: The module.
         what: The function's name for messages.
-        given: {(module, name): type} of the host functions; the module need not import all.
+        given: {(module, name): type} of the host functions, and what else each instance gets; the
+            module need not import all.
         misfit: Returns what is given in place of a function of that name and type, and a remedy;
             None: the message has only the type.
         trap_missing: Whether functions that are not given are fine, as calling one traps. The
@@ -268,28 +302,51 @@ def check_imports(
     wanted: dict[tuple[str, str], None] = {}
     problems = []
     bad: list[Import] = []
-    sample = similar = ""
+    missing: dict[str, Import] = {}
+    seen: set[tuple[str, str]] = set()
     for item in info.imports:
+        name = item.module, item.name
         problem = _problem(item, given, misfit, trap_missing)
-        if problem is None:
-            wanted[item.module, item.name] = None
-        else:
+        if problem is None and item.kind != "func":
+            if name in seen and not (isinstance(item.type, GlobalType) and not item.type.mutable):
+                problem = f"it imports {import_name(*name)} twice, which can't be given as one"
+            seen.add(name)
+        elif problem is None:
+            wanted[name] = None
+        if problem is not None:
             problems.append(problem)
             bad.append(item)
-            unknown = (item.module, item.name) not in given
-            if isinstance(item.type, FuncType) and unknown and not item.type.uncrossable():
-                if not sample:
-                    similar = _similar(info, item, given)
-                sample = sample or _sample(item.module, item.name, item.type)
+            if name not in given and is_givable(item):
+                missing.setdefault(item.kind, item)
     if problems:
         shown = problems[:50] + ([f"{len(problems) - 50} more"] if len(problems) > 50 else [])
-        remedy = f"{similar}. Give host functions: {sample}" if sample else ""
-        if sample and not trap_missing:
-            remedy += '; or missing="trap", if they are never called'
+        remedy = ""
+        if missing:
+            function = missing.get("func")
+            similar = _similar(info, function or next(iter(missing.values())), given)
+            nouns = "host functions" if [*missing] == ["func"] else "what is missing"
+            remedy = f"{similar}. Give {nouns}: {_sample(missing.values())}"
+            if function is not None and not trap_missing:
+                remedy += '; or missing="trap", if they are never called'
         raise LinkError(
             f"{what} imports what it is not given: {'; '.join(shown)}{remedy}.{advice(bad)}"
         )
     return tuple(wanted)
+
+
+def initials_of(
+    info: ModuleInfo, given: Mapping[tuple[str, str], FuncType | Provided]
+) -> tuple[bytes, ...]:
+    """Return the initial value of each imported global, in order; see `define_imports`.
+
+    Args:
+        info: A module whose imports `check_imports` has accepted.
+        given: See `check_imports`.
+    """
+    found = (
+        given[item.module, item.name] for item in info.imports if isinstance(item.type, GlobalType)
+    )
+    return tuple(one.initial for one in found if isinstance(one, Provided))
 
 
 def missing_imports(
@@ -305,15 +362,20 @@ def missing_imports(
 
 def _problem(
     item: Import,
-    given: Mapping[tuple[str, str], FuncType],
+    given: Mapping[tuple[str, str], FuncType | Provided],
     misfit: Callable[[tuple[str, str], FuncType], str] | None,
     trap_missing: bool,
 ) -> str | None:
     """Return why an import can't be linked, or None if it can."""
     name = import_name(item.module, item.name)
-    if not isinstance(item.type, FuncType):
-        return f"{name} is a {item.kind}, and only functions can be given"
     offered = given.get((item.module, item.name))
+    if not isinstance(item.type, FuncType):
+        return _other_problem(item, name, offered)
+    if isinstance(offered, Provided):
+        return (
+            f"{name} {signature(item.type)} is a function, but what is given is {offered}: give "
+            "a HostFunction"
+        )
     if offered is None and trap_missing and "v128" not in item.type.params + item.type.results:
         return None
     if (other := item.type.uncrossable()) is not None:
@@ -328,7 +390,52 @@ def _problem(
     return None
 
 
-def _similar(info: ModuleInfo, missing: Import, given: Mapping[tuple[str, str], FuncType]) -> str:
+def _other_problem(item: Import, name: str, offered: FuncType | Provided | None) -> str | None:
+    """Return why an import that is no function can't be linked, or None if it can."""
+    if isinstance(item.type, TagType):
+        return f"{name} is a tag, which can't be given"
+    described = item.kind
+    if isinstance(item.type, GlobalType):
+        described += f" of type {item.type.value_type}"
+        if not is_givable(item):
+            return f"{name} is a {described}, which can't be given"
+    if offered is None:
+        return f"{name} is a {described}, and missing"
+    wanted = giver(item)
+    if isinstance(offered, FuncType):
+        return f"{name} is a {described}, but what is given is a function: give {wanted}"
+    if offered.kind == item.kind and (
+        not isinstance(item.type, GlobalType) or offered.value_type == item.type.value_type
+    ):
+        return None
+    return f"{name} is a {described}, but what is given is {offered}: give {wanted}"
+
+
+def is_givable(item: Import) -> bool:
+    """Return whether there is something in Python that can be given for the import."""
+    match item.type:
+        case FuncType():
+            return item.type.uncrossable() is None
+        case GlobalType():
+            return item.type.value_type in (*NUMBER_TYPES, *REFERENCE_GLOBALS)
+        case _:
+            return not isinstance(item.type, TagType)
+
+
+def giver(item: Import) -> str:
+    """Return the expression that gives an import."""
+    match item.type:
+        case FuncType():
+            params, results = quoted(item.type.params), quoted(item.type.results)
+            return f"HostFunction(function, params={params}, results={results})"
+        case GlobalType():
+            value = "None" if item.type.value_type in REFERENCE_GLOBALS else "0"
+            return f'HostGlobal("{item.type.value_type}", {value})'
+        case _:
+            return f"Host{item.kind.capitalize()}()"
+
+
+def _similar(info: ModuleInfo, missing: Import, given: Mapping[tuple[str, str], object]) -> str:
     """Return words about a similar name that is given, and that the module does not import."""
     imported = {(item.module, item.name) for item in info.imports}
     spare = itertools.islice(
@@ -339,12 +446,14 @@ def _similar(info: ModuleInfo, missing: Import, given: Mapping[tuple[str, str], 
     return f" ({close[0]} is given, which it does not import)" if close else ""
 
 
-def _sample(module: str, name: str, wanted: FuncType) -> str:
-    """Return the parameter that gives one missing import."""
-    types = f"params={quoted(wanted.params)}, results={quoted(wanted.results)}"
-    function = f"HostFunction(function, {types})"
-    names = [printable(part, MAX_SHOWN) for part in (module, name)]
-    return f'imports={{"{names[0]}": {{"{names[1]}": {function}}}}}'
+def _sample(missing: Iterable[Import]) -> str:
+    """Return the parameter that gives missing imports, one of each kind."""
+    modules: dict[str, list[str]] = {}
+    for item in missing:
+        module, name = (printable(part, MAX_SHOWN) for part in (item.module, item.name))
+        modules.setdefault(module, []).append(f'"{name}": {giver(item)}')
+    listed = [f'"{module}": {{{", ".join(names)}}}' for module, names in modules.items()]
+    return f"imports={{{', '.join(listed)}}}"
 
 
 def import_name(module: str, name: str) -> str:

@@ -1,4 +1,4 @@
-"""Writes WebAssembly: more exports and lower maxima for a module, or a small module from parts.
+"""Writes WebAssembly: more exports, lower maxima and fewer imports, or a small module from parts.
 
 1. Everything that an edit does not name stays as it was, byte for byte.
 2. Offsets come from the `ModuleInfo` of the very same bytes: read an edited module again before the
@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from trio_wasmcache._core.wasm.encoding import (
@@ -34,9 +34,11 @@ from trio_wasmcache._core.wasm.reader import (
     ModuleInfo,
     TableType,
     TagType,
+    find_global_gets,
 )
 
 _TYPE_BYTES: Final = {name: bytes([byte]) for byte, name in VALUE_TYPES.items()}
+_DEFINED_IN: Final = {"table": 4, "memory": 5, "global": 6}  # {kind: section}
 _KIND_BYTES: Final = {kind: bytes([byte]) for byte, kind in enumerate(KINDS)}
 
 
@@ -102,6 +104,94 @@ def clamp_maxima(
         items = [_clamped(cursor, kind, maximum) for maximum in maxima]
         wasm = wasm[:begin] + section(id, vector(items)) + wasm[end:]
     return wasm
+
+
+def define_imports(
+    wasm: bytes,
+    info: ModuleInfo,
+    initials: Sequence[bytes],
+    breathe: Callable[[], object] = lambda: None,
+) -> bytes:
+    """Return the module with memories, tables and globals of its own in place of imported ones.
+
+    All imports of these kinds become definitions of the same types, before the module's own, so
+    that no index changes. A constant expression may read an imported global, but none that is
+    defined: there, the initial value takes the place of the global.
+
+    Args:
+        wasm: The module.
+        info: What it declares.
+        initials: The initial values of imported globals, in order: expressions with their end.
+        breathe: Called every now and then, so that a thread lets others run.
+
+    Raises:
+        ValueError: There are not as many values as imported globals, or `info` is of other bytes.
+    """
+    _check_same(wasm, info)
+    if len(initials) != info.imported_globals:
+        raise ValueError(
+            f"{len(initials)} values where the module imports {info.imported_globals} globals"
+        )
+    if not (info.imported_memories or info.imported_tables or info.imported_globals):
+        return wasm
+    kept, moved = _parted_imports(wasm, info)
+    moved[6] = [type + initial for type, initial in zip(moved[6], initials, strict=True)]
+    constants = {
+        index: initial[:-1]
+        for index, (type, initial) in enumerate(zip(info.globals, initials, strict=False))
+        if not type.mutable
+    }
+    gets = find_global_gets(wasm, breathe) if constants else []
+    gets = [get for get in gets if get[2] in constants]
+    # From the last section to the first, so that the offsets of those to come stay valid.
+    for id in sorted((4, 5, 6, 9, 11), key=SECTION_RANKS.__getitem__, reverse=True):
+        added = moved.get(id, [])
+        begin, payload, end = _find(info, id)
+        inside = [get for get in gets if payload <= get[0] < end]
+        if not (added or inside):
+            continue
+        cursor = Cursor(wasm, payload, end)
+        count = cursor.number(32) if payload < end else 0
+        pieces, at = [uleb(len(added) + count), *added], cursor.at
+        for first, last, index in inside:
+            pieces += [wasm[at:first], constants[index]]
+            at = last
+        wasm = wasm[:begin] + section(id, b"".join([*pieces, wasm[at:end]])) + wasm[end:]
+    begin, _, end = _find(info, 2)
+    return wasm[:begin] + (section(2, vector(kept)) if kept else b"") + wasm[end:]
+
+
+def _parted_imports(wasm: bytes, info: ModuleInfo) -> tuple[list[bytes], dict[int, list[bytes]]]:
+    """Return the imports that stay, and {section: types} of those to define there."""
+    kept: list[bytes] = []
+    moved: dict[int, list[bytes]] = {id: [] for id in _DEFINED_IN.values()}
+    _, payload, end = _find(info, 2)
+    cursor = Cursor(wasm, payload, end)
+    cursor.number(32)  # the count
+    for item in info.imports:
+        first = cursor.at
+        cursor.name()
+        cursor.name()
+        cursor.byte()  # the kind
+        begin = cursor.at
+        match item.kind:
+            case "table":
+                cursor.reference_type()
+                cursor.limits(item.kind)
+            case "memory":
+                cursor.limits(item.kind)
+            case "global":
+                cursor.global_type()
+            case "tag":
+                cursor.byte()
+                cursor.number(32)
+            case _:
+                cursor.number(32)
+        if item.kind in _DEFINED_IN:
+            moved[_DEFINED_IN[item.kind]].append(wasm[begin : cursor.at])
+        else:
+            kept.append(wasm[first : cursor.at])
+    return kept, moved
 
 
 def _check_same(wasm: bytes, info: ModuleInfo) -> None:

@@ -181,7 +181,8 @@ FAMILIES: Final = (
     ),
     Family(
         "Open Policy Agent",
-        "It is a policy of Open Policy Agent, which imports its memory: that can't be given.",
+        "It is a policy of Open Policy Agent, for which the cookbook has an ABI (examples/cookbook/"
+        'opa): give HostMemory(), and missing="trap" for `opa_abort` and built-in functions.',
         _in_env(r"opa_.*"),
     ),
     Family(
@@ -219,8 +220,10 @@ FAMILIES: Final = (
     ),
     Family(
         IMPORTED_MEMORY,
-        "A memory can't be given: build without --import-memory (AssemblyScript: --importMemory).",
+        "A module has a memory of its own if it is built without --import-memory (AssemblyScript: "
+        "--importMemory); otherwise, give HostMemory().",
         lambda item: item.kind == "memory",
+        yours=True,
     ),
 )
 

@@ -87,6 +87,21 @@ def read_module(
     return _Reader(wasm, breathe, weigh=weigh).read()
 
 
+def find_global_gets(
+    wasm: bytes, breathe: Callable[[], object] = lambda: None
+) -> list[tuple[int, int, int]]:
+    """Return (begin, end, index of the global) of each `global.get` in constant expressions.
+
+    Args:
+        wasm: A module that was read before.
+        breathe: Called every now and then, so that a thread lets others run.
+    """
+    reader = _Reader(wasm, breathe, weigh=False)
+    found = reader.cursor.gets = []
+    reader.read()
+    return found
+
+
 @attrs.define
 class Cursor:
     """A position in the bytes; nothing reads beyond `end`, the end of the section."""
@@ -101,6 +116,8 @@ class Cursor:
     """Number of steps taken so far; see `STEPS`."""
     custom: int = 0
     """Bytes of custom sections, which allow no steps."""
+    gets: list[tuple[int, int, int]] | None = None
+    """Where each `global.get` in a constant begins and ends, and its global; None: nobody asks."""
 
     @property
     def size(self) -> int:
@@ -268,7 +285,10 @@ class Cursor:
                 case 0xFD if self.number(32) == 12:  # v128.const
                     self.skip(16)
                 case 0x23 | 0xD2:  # global.get, ref.func
-                    self.number(32)
+                    at = self.begin
+                    index = self.number(32)
+                    if self.gets is not None and opcode == 0x23:
+                        self.gets.append((at, self.at, index))
                 case 0xD0:  # ref.null
                     heap_type = self.number(33, signed=True)  # index of a type, or a negative byte
                     if heap_type >= 0:

@@ -113,6 +113,7 @@ class FakeEngine(Steps):
         start_seconds: float = 0,
         grow_pages: int = 0,
         host_imports: Sequence[tuple[str, str]] = (),
+        memory_import: tuple[str, str] | None = None,
         resettable: bool = True,
         address_space: int = 0,
         mappings: int = 0,
@@ -155,6 +156,8 @@ class FakeEngine(Steps):
             grow_pages: pages that each call adds to the memory.
             host_imports: (module, name) of each host function that it imports; a call calls each,
                 in this order, with its own arguments, and then `run` with their results.
+            memory_import: (module, name) of its memory if it imports that, which `register` must be
+                given as a `HostMemory`, and does not export it; None: it has a memory of its own.
             resettable: whether its instances can be reset, as ``isolation="reset"`` asks.
             address_space: bytes of addresses that an instance reserves, and each of its drivers.
             mappings: number of memory mappings of an instance, and of each of its drivers.
@@ -166,7 +169,9 @@ class FakeEngine(Steps):
         """
         signature = FuncType(_wasm_types("params", params), _wasm_types("results", results))
         _check_pages(memory_pages, max_pages)
-        _check_host_imports(host_imports)
+        _check_host_imports("host_imports", host_imports)
+        if memory_import is not None:
+            _check_host_imports("memory_import", [memory_import])
         for what, number in (
             ("code_size", code_size),
             ("grow_pages", grow_pages),
@@ -189,7 +194,8 @@ class FakeEngine(Steps):
             address_space=address_space,
             mappings=mappings,
         )
-        return self._encode(behaviour, signature, Limits(memory_pages, max_pages), host_imports)
+        memory = Limits(memory_pages, max_pages)
+        return self._encode(behaviour, signature, memory, host_imports, memory_import)
 
     def function(
         self,
@@ -311,18 +317,22 @@ class FakeEngine(Steps):
         signature: FuncType,
         memory: Limits,
         host_imports: Sequence[tuple[str, str]],
+        memory_import: tuple[str, str] | None = None,
     ) -> bytes:
         name = f"fake module {len(self.modules) + 1} of engine {self._number}"
         self.modules[name] = behaviour
+        imports = [Import(module, item, "func", signature) for module, item in host_imports]
+        exports = [Export(behaviour.export, "func", len(host_imports))]
+        if memory_import is None:
+            exports.append(Export("memory", "memory", 0))
+        else:
+            imports.append(Import(*memory_import, "memory", memory))
         return encode_module(
             types=[signature],
-            imports=[Import(module, item, "func", signature) for module, item in host_imports],
+            imports=imports,
             functions=[0],
-            memories=[memory],
-            exports=[
-                Export(behaviour.export, "func", len(host_imports)),
-                Export("memory", "memory", 0),
-            ],
+            memories=[memory] if memory_import is None else [],
+            exports=exports,
             code=[b"\x00\x00\x0b"],  # no locals; unreachable; end
             custom=[(FAKE_SECTION, name.encode())],
         )
@@ -489,11 +499,9 @@ def _wasm_types(what: str, names: Sequence[str]) -> tuple[str, ...]:
     return types
 
 
-def _check_host_imports(names: Sequence[tuple[str, str]]) -> None:
+def _check_host_imports(what: str, names: Sequence[tuple[str, str]]) -> None:
     for pair in names:
         if not (
             isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(n, str) for n in pair)
         ):
-            raise TypeError(
-                f'host_imports must be pairs such as ("app", "price"), got {shown(pair)}'
-            )
+            raise TypeError(f'{what} must be pairs such as ("app", "price"), got {shown(pair)}')

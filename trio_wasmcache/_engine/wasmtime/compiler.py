@@ -12,7 +12,7 @@ from ctypes import byref, c_void_p
 from ..._core.errors import InvalidModuleError
 from ..._core.wasm.admission import Edits, table_elements
 from ..._core.wasm.custom import code_offset, keep_debug_sections, without_custom_sections
-from ..._core.wasm.editor import add_exports, clamp_maxima
+from ..._core.wasm.editor import add_exports, clamp_maxima, define_imports
 from ..._core.wasm.reader import MalformedModuleError, ModuleInfo, read_module
 from ..._gil import Breath
 from ..base import Artifact
@@ -50,7 +50,9 @@ def compile_module(
         if export.name.startswith(HIDDEN):
             raise InvalidModuleError(f"the export name {export.name!r:.60} is kept for ourselves")
     edits = admit(info)
-    edited = clamp_maxima(wasm, info, edits.memory_maxima, edits.table_maxima)
+    edited = define_imports(wasm, info, edits.initials, breathe)
+    own = info if edited is wasm else read_module(edited, breathe, weigh=False)
+    edited = clamp_maxima(edited, own, edits.memory_maxima, edits.table_maxima)
     hidden = hidden_exports(info, edits)
     if hidden:
         edited = add_exports(edited, read_module(edited, breathe, weigh=False), hidden)

@@ -97,8 +97,6 @@ def make_plan(artifact: Artifact) -> Plan:
         maximum = edits.table_maxima[index] if index < len(edits.table_maxima) else None
         growable = table.limits.minimum not in (maximum, table.limits.maximum)
         tables.append((names["table", index], growable, table.limits.minimum))
-    exported = [export for export in info.exports if export.kind == "memory"]
-    chosen = next((e for e in exported if e.name == "memory"), exported[0] if exported else None)
     return Plan(
         counts=(1, len(info.tables), len(info.memories)),
         # More than C can say is as good as no limit.
@@ -107,7 +105,7 @@ def make_plan(artifact: Artifact) -> Plan:
         rest_size=rest_size(info) + edits.heap_size,
         memory_exports=tuple(memories),
         table_exports=tuple(tables),
-        memory_name=names["memory", chosen.index] if chosen else None,
+        memory_name=_memory_name(info, names),
         function_types={
             export.name: info.functions[export.index]
             for export in info.exports
@@ -121,3 +119,12 @@ def make_plan(artifact: Artifact) -> Plan:
         code_shift=artifact.code_shift,
         names=names,
     )
+
+
+def _memory_name(info: ModuleInfo, names: dict[tuple[str, int], str]) -> str | None:
+    """Return the export of the module's memory: of those exported or imported, the chosen one."""
+    exported = [export for export in info.exports if export.kind == "memory"]
+    chosen = next((e for e in exported if e.name == "memory"), exported[0] if exported else None)
+    if chosen is not None:
+        return names["memory", chosen.index]
+    return names["memory", 0] if info.imported_memories else None
