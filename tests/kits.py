@@ -102,6 +102,11 @@ class FakeKit:
             lambda *answers: answers[0], host_imports=[("host", name) for name in names]
         )
 
+    def importing(self, *, pages: int = 1) -> bytes:
+        """Gives what another part, ``part.run``, gives for its argument."""
+        imports = [("part", "run")]
+        return self.engine.module(lambda answer: answer, host_imports=imports, memory_pages=pages)
+
     def endless_start(self) -> bytes:
         return self.engine.module(start_fuel=math.inf)
 
@@ -155,6 +160,10 @@ class WasmtimeKit:
             f"{rest} (local.get $first)",
             before=imports,
         )
+
+    def importing(self, *, pages: int = 1) -> bytes:
+        before = '(import "part" "run" (func $part (param i64) (result i64)))'
+        return function("(call $part (local.get 0))", pages=pages, before=before)
 
     def endless_start(self) -> bytes:
         return function("(local.get 0)", after="(start $begin) (func $begin (loop (br 0)))")

@@ -246,7 +246,7 @@ def _isolation(info: ModuleInfo) -> str:
 
 
 def _caching(info: ModuleInfo, config: CacheConfig) -> Iterator[str]:
-    least = least_size(info, heap_size(info, config.memory_limit, config.stack_size))
+    least = least_size(heap_size(info, config.memory_limit, config.stack_size), info)
     said, _ = cache_verdict(config, least, seats=False, restored=False)
     yield f"caching: {said}"
     try:

@@ -83,7 +83,7 @@ def test_where_it_is_started_takes_no_part(tmp_path: Path, monkeypatch: pytest.M
     for name in ("json", "trio", "wasmtime"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit(3)")
     monkeypatch.chdir(tmp_path)
-    code, size = SubprocessCompiler(512 * 1024, 512 * MiB, 10).build(GOOD)
+    ((code, size),) = SubprocessCompiler(512 * 1024, 512 * MiB, 10).build([GOOD])
     assert size > 0
     assert code.startswith(b"\x7fELF")
 
@@ -95,4 +95,4 @@ def test_a_process_that_stands_still_is_ended(monkeypatch: pytest.MonkeyPatch) -
     )
     monkeypatch.setattr("trio_wasmcache._engine.wasmtime.subprocess.PATIENCE", 0.1)
     with pytest.raises(InvalidModuleError, match="compile_seconds"):
-        SubprocessCompiler(512 * 1024, 512 * MiB, 0.01).build(GOOD)
+        SubprocessCompiler(512 * 1024, 512 * MiB, 0.01).build([GOOD])

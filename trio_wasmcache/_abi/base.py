@@ -12,13 +12,15 @@ after an `AbiError` the instance is dropped.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from attrs import frozen
 
 from .._core.tally import Tally
-from .._core.wasm.reader import FuncType as FuncType
+from .._core.wasm.graph import Layer
+from .._core.wasm.reader import FuncType as FuncType, ModuleInfo
 from .._public import public
 
 Value: TypeAlias = Any
@@ -229,4 +231,27 @@ class Abi(Protocol):
         Raises:
             SignatureError: a type is unknown to this ABI.
             ExportError: the module lacks an export that this ABI needs.
+        """
+
+
+class LayeredAbi(Abi):
+    """Base of ABIs of ours that put generated parts around the module; see `_core/wasm/graph`.
+
+    Only one that is given to `register` is asked, not one that is recognised. Functions share a
+    module only if their ABIs are equal.
+    """
+
+    @property
+    @abstractmethod
+    def supplies(self) -> Mapping[tuple[str, str], FuncType]:
+        """{module and name of an import: type} of the functions that its parts provide."""
+
+    @abstractmethod
+    def layer(self, info: ModuleInfo, hosts: Mapping[tuple[str, str], int], first: int) -> Layer:
+        """Return the parts.
+
+        Args:
+            info: what the sections of the module say.
+            hosts: {module and name of an import: index} of the host functions that are given.
+            first: index of the first of `Layer.hosts`.
         """

@@ -382,7 +382,7 @@ class InstanceCache:
             pool.registry.next_generation(key),
             module.record,
             declaration.concurrency,
-            worst_size(artifact.info, artifact.edits),
+            worst_size(*artifact.modules),
             artifact.address_space,
             artifact.mappings,
         )
@@ -397,13 +397,13 @@ class InstanceCache:
         seconds: float,
     ) -> Function:
         pool, code_size = self._pool, module.record.code_size
-        config, info = pool.config, module.artifact.info
+        config, artifact = pool.config, module.artifact
         command = declaration.export == COMMAND and binding.signature == FuncType((), ())
         keeps_state = declaration.isolation == REUSE and not command
         resets = declaration.isolation == RESET and module.why_not is None
         kept, advice = cache_verdict(
             config,
-            least_size(info, module.artifact.edits.heap_size),
+            least_size(artifact.edits.heap_size, artifact.info, *artifact.others),
             seats=not keeps_state,
             restored=resets,
         )

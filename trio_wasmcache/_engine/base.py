@@ -24,6 +24,7 @@ from .._core.metrics.stats import ResidentBytes
 from .._core.wasm.admission import Edits
 from .._core.wasm.custom import DebugSections
 from .._core.wasm.driver import Shape
+from .._core.wasm.graph import USER, Graph
 from .._core.wasm.memory_layout import MemoryShape
 from .._core.wasm.reader import FuncType, ModuleInfo
 from .compile_slots import CompileSlots, Turn
@@ -59,8 +60,21 @@ class Restore(Protocol):
 
 
 @frozen
+class PartCode:
+    """Compiled code of one part of a graph."""
+
+    data: bytes
+    shift: int
+    """Bytes from an offset in the compiled module to that in the bytes given to `register`."""
+
+
+@frozen
 class Artifact:
-    """Compiled code at rest: plain bytes that only the engine that made them may load again."""
+    """Compiled code at rest: plain bytes that only the engine that made them may load again.
+
+    `data`, `info`, `edits`, `code_shift` and `debug` are of the module that was given; the sizes
+    and the mappings are of all parts, where it has a `graph`.
+    """
 
     data: bytes
     code_size: int
@@ -83,11 +97,27 @@ class Artifact:
     which was edited first."""
     debug: DebugSections | None = None
     """Debug sections of the module, for the lines of backtraces; `CachedModule` takes them out."""
+    graph: Graph | None = None
+    """Parts that its instances consist of, if there are others than the module that was given."""
+    codes: tuple[PartCode, ...] = ()
+    """Code of each part of the graph, the given module's included."""
 
     @property
     def size(self) -> int:
         """Bytes, all of it."""
-        return len(self.data) + (0 if self.restore is None else self.restore.size)
+        codes = sum(len(code.data) for code in self.codes) or len(self.data)
+        return codes + (0 if self.restore is None else self.restore.size)
+
+    @property
+    def modules(self) -> tuple[tuple[ModuleInfo, Edits], ...]:
+        """What the sections of each module in its instances say, and its edits."""
+        return ((self.info, self.edits),) if self.graph is None else self.graph.modules
+
+    @property
+    def others(self) -> tuple[ModuleInfo, ...]:
+        """What the sections of the parts say that are not the module that was given."""
+        parts = () if self.graph is None else self.graph.parts
+        return tuple(part.info for part in parts if part.name != USER)
 
 
 @frozen
@@ -100,6 +130,8 @@ class HostImport:
     serve: Callable[[HostCall], Any] | None = field(default=None, eq=False, repr=False)
     """Answers a call without the runner, for `Engine.prove`: the results, or a generator that
     yields how long to wait (seconds) and returns them. None: only the runner can."""
+    part: str = USER
+    """Name of the part whose memory `HostCall.memory` is."""
 
 
 def _take_all(fuel: int) -> int:
@@ -138,7 +170,8 @@ class HostCall:
     """Which of the module's host imports."""
     values: tuple[Any, ...]
     memory: GuestMemory | None
-    """The caller's memory, to be used until the guest goes on."""
+    """The memory of the guest, or of the part that `HostImport.part` names, to be used until the
+    guest goes on."""
     answer: Callable[[Sequence[object]], None]
     """Puts the results in place; the next poll resumes the guest."""
     take_fuel: Callable[[int], int] = _take_all
@@ -271,8 +304,34 @@ class DriverCode(Protocol):
         """
 
 
+class GuestPart(Protocol):
+    """One part of an instance: see `_core/wasm/graph`."""
+
+    def function(self, name: str) -> GuestFunction:
+        """Return the exported function of that name; see `GuestInstance.function`."""
+
+    def memory(self, name: str) -> OwnMemory:
+        """Return an exported memory; `LookupError` if there is none of that name."""
+
+    def fixed_memory(self, name: str) -> GuestMemory:
+        """Return an exported memory that can't grow, to be used also while the guest waits.
+
+        It may be used while a host call of this instance is unanswered, and nothing runs.
+
+        Raises:
+            LookupError: there is none of that name that can't grow.
+        """
+
+    def global_value(self, name: str) -> WasmValue:
+        """Return the value of an exported global; `LookupError` if there is no such number."""
+
+
 class GuestInstance(Protocol):
-    """A store with a module instantiated in it. Begins life with its start under way."""
+    """A store with a module instantiated in it, or with the parts of a graph.
+
+    Begins life with its start under way. Functions, memory and globals are those of the module that
+    was given; `part` has those of the others.
+    """
 
     @property
     def host_call(self) -> HostCall | None:
@@ -321,6 +380,9 @@ class GuestInstance(Protocol):
 
     def global_value(self, name: str) -> WasmValue:
         """Return the value of an exported global; `LookupError` if there is no such number."""
+
+    def part(self, name: str) -> GuestPart:
+        """Return a part of the instance, once it has started; `LookupError` if there is none."""
 
     def abandon(self) -> None:
         """Stop what is under way for good, if anything is. Only `close` may follow."""
@@ -398,7 +460,7 @@ class Engine(Protocol):
         """Return a place in line for `compile` and `prove`, in the turn of that group."""
 
     async def compile(
-        self, wasm: bytes, admit: Callable[[ModuleInfo], Edits], turn: Turn | None = None
+        self, wasm: bytes, admit: Callable[[ModuleInfo], Edits | Graph], turn: Turn | None = None
     ) -> Artifact:
         """Read, check, edit and compile a module, off the event loop, when it is its turn.
 
@@ -406,7 +468,8 @@ class Engine(Protocol):
             wasm: the module, binary.
             turn: whose turn it waits for; None: that of a group of its own.
             admit: looks at what the sections say, raises if it must not come in, and says what to
-                change. May be called in another thread.
+                change; or it gives a graph, of which the module is the user's part. May be called
+                in another thread.
 
         Raises:
             InvalidModuleError: it can't be read or compiled.

@@ -14,7 +14,7 @@ import trio
 from attrs import define, evolve, field, frozen
 
 from .._abi import check_abi, check_binding, exports_of, recognise
-from .._abi.base import Abi, Binding
+from .._abi.base import Abi, Binding, LayeredAbi
 from .._abi.plain import Plain, PlainAbi, fitting
 from .._abi.values import ValuesAbi
 from .._core.config import CacheConfig
@@ -33,9 +33,11 @@ from .._core.wasm.admission import (
     heap_size,
     initials_of,
     missing_imports,
+    signature,
 )
 from .._core.wasm.custom import custom_size, find_custom_sections
 from .._core.wasm.formats import LOOKED_AT, known_format
+from .._core.wasm.graph import USER, Graph, Layer, join_layers, limit_graph
 from .._core.wasm.isolation import ISOLATIONS, RESET, Isolation, hides_globals, obstacle
 from .._core.wasm.reader import (
     HEADER,
@@ -359,6 +361,8 @@ class Equal:
     """Whether it was prepared for resets, which adds exports and a restorer to it."""
     trap_missing: bool = False
     """Whether what its imports lack was filled with traps."""
+    layered: Hashable = None
+    """What decides which generated parts are around it, beside the host functions."""
 
 
 @final
@@ -411,6 +415,7 @@ class Compiler:
             config.memory_limit,
             config.table_limit,
             trap_missing=declaration.trap_missing,
+            layered=declaration.abi if isinstance(declaration.abi, LayeredAbi) else None,
         )
         equal = evolve(plain, prepared=resets)
         module = self._known(plain, declaration)
@@ -455,7 +460,8 @@ class Compiler:
         if module is None:
             return None
         if module.why_not is None:
-            module.learn(_obstacle(module.artifact.info, declaration))
+            artifact = module.artifact
+            module.learn(_obstacle(artifact.info, declaration, *artifact.others))
         return None if module.why_not is None else module
 
     async def _wait(self, equal: Equal, job: Compiling) -> None:
@@ -516,28 +522,22 @@ class Compiler:
         turn: Turn,
     ) -> CachedModule:
         artifact = await self.engine.compile(
-            wasm, lambda info: self._admit(info, declaration, config), turn
+            wasm, lambda info: self._admit(wasm, info, declaration, config), turn
         )
         info = artifact.info
-        wanted = _check_imports(info, declaration)
-        hosts = dict(declaration.hosts)
-        if declaration.trap_missing:
-            missing = missing_imports(info, hosts)
-            hosts |= missing_functions(missing, hosts)
-            if not missing:
-                equal = evolve(equal, trap_missing=False)
-        host_imports = tuple(
-            HostImport(*name, hosts[name].type, hosts[name].serve_alone) for name in wanted
-        )
+        imports = _find_imports(info, declaration)
+        if declaration.trap_missing and not imports.missing:
+            equal = evolve(equal, trap_missing=False)
         reactor = _is_reactor(info)
         why_not = None
         if declaration.isolation == RESET:
-            why_not = _obstacle(info, declaration)
+            why_not = _obstacle(info, declaration, *artifact.others)
         if artifact.edits.reset:
             initialize = INITIALIZE if reactor else None
-            artifact = await self.engine.prove(artifact, host_imports, initialize, turn)
+            artifact = await self.engine.prove(artifact, imports.native, initialize, turn)
             why_not = artifact.obstacle
-        if why_not is not None and not (artifact.edits.reset and hides_globals(info)):
+        hidden = any(hides_globals(one) for one in (info, *artifact.others))
+        if why_not is not None and not (artifact.edits.reset and hidden):
             # The preparation failed and has not changed the code: any isolation can use it.
             equal = evolve(equal, prepared=False)
         return CachedModule(
@@ -545,23 +545,38 @@ class Compiler:
             equal.digest.hex(),
             self.engine,
             artifact,
-            tuple(hosts[name] for name in wanted),
-            host_imports,
+            imports.hosts,
+            imports.native,
             why_not=why_not,
             initialize=reactor,
             number=self._next_number(),
         )
 
-    def _admit(self, info: ModuleInfo, declaration: Declaration, config: CacheConfig) -> Edits:
+    def _admit(
+        self, wasm: bytes, info: ModuleInfo, declaration: Declaration, config: CacheConfig
+    ) -> Edits | Graph:
         what = str(declaration.key)
         check_counts(info, what, config.table_limit)
-        _check_imports(info, declaration)
+        imports = _find_imports(info, declaration)
         self._check(info, declaration)
-        edits = check_limits(info, what, config.memory_limit, config.table_limit)
-        resets = declaration.isolation == RESET and _obstacle(info, declaration) is None
+        layers = imports.layers
+        others = [part.info for layer in layers for part in (*layer.parts, *layer.after)]
+        obstacle = _obstacle(info, declaration, *others)
+        resets = declaration.isolation == RESET and obstacle is None
         heap = heap_size(info, config.memory_limit, config.stack_size)
         initials = initials_of(info, declaration.given)
-        return evolve(edits, initials=initials, heap_size=heap, reset=resets)
+        if not layers:
+            edits = check_limits(info, what, config.memory_limit, config.table_limit)
+            return evolve(edits, initials=initials, heap_size=heap, reset=resets)
+        return limit_graph(
+            join_layers(wasm, info, layers, imports.indexes),
+            what,
+            config.memory_limit,
+            config.table_limit,
+            initials=initials,
+            heap_size=heap,
+            reset=resets,
+        )
 
     def _check(self, info: ModuleInfo, declaration: Declaration) -> Binding:
         """Check a declaration against the module, and return how values cross.
@@ -621,17 +636,72 @@ def _is_reactor(info: ModuleInfo) -> bool:
     )
 
 
-def _obstacle(info: ModuleInfo, declaration: Declaration) -> str | None:
+def _obstacle(info: ModuleInfo, declaration: Declaration, *others: ModuleInfo) -> str | None:
     given = {name for name, host in declaration.hosts.items() if isinstance(host, HostFunction)}
-    return obstacle(info, info.start is not None or _is_reactor(info), given)
+    return obstacle(info, info.start is not None or _is_reactor(info), given, *others)
 
 
-def _check_imports(info: ModuleInfo, declaration: Declaration) -> tuple[tuple[str, str], ...]:
-    hosts = declaration.hosts
-    return check_imports(
+@final
+@frozen
+class Imports:
+    """What the imports of a module are linked with."""
+
+    names: tuple[tuple[str, str], ...]
+    """Module and name of each import that is a host function, in order."""
+    hosts: tuple[AnyHost, ...]
+    """These host functions, and after them those that layers have of their own."""
+    missing: bool
+    """Whether some of them trap, as nobody provides them."""
+    layers: tuple[Layer, ...] = ()
+    """Layers of generated parts around the module, the first one next to the host."""
+
+    @property
+    def indexes(self) -> dict[tuple[str, str], int]:
+        """{module and name of an import: position of its host function}."""
+        return {name: index for index, name in enumerate(self.names)}
+
+    @property
+    def native(self) -> tuple[HostImport, ...]:
+        """The host functions as the engine sees them, in order."""
+        own = len(self.hosts) - len(self.names)
+        names = (*self.names, *((OWN, str(number)) for number in range(own)))
+        memories = {index: name for layer in self.layers for index, name in layer.memories.items()}
+        return tuple(
+            HostImport(*name, host.type, host.serve_alone, part=memories.get(index, USER))
+            for index, (name, host) in enumerate(zip(names, self.hosts, strict=True))
+        )
+
+
+# Module name of host functions that layers have of their own, for messages.
+OWN = "trio_wasmcache"
+
+
+def _find_imports(info: ModuleInfo, declaration: Declaration) -> Imports:
+    """Return what the imports of a module are linked with; `LinkError` if something is not there.
+
+    The layers of generated parts are asked for here, once the imports are known.
+    """
+    hosts = dict(declaration.hosts)
+    layered = declaration.abi if isinstance(declaration.abi, LayeredAbi) else None
+    supplied: dict[tuple[str, str], FuncType] = {}
+    if layered is not None:
+        supplied.update(layered.supplies)
+    wanted = check_imports(
         info,
         str(declaration.key),
-        declaration.given,
-        misfit=lambda name, wanted: hosts[name].misfit(wanted),
+        {**declaration.given, **supplied},
+        misfit=lambda name, wanted: (
+            hosts[name].misfit(wanted) if name not in supplied else signature(supplied[name])
+        ),
         trap_missing=declaration.trap_missing,
     )
+    missing: dict[tuple[str, str], FuncType] = {}
+    if declaration.trap_missing:
+        missing = missing_imports(info, {**hosts, **supplied})
+        hosts |= missing_functions(missing, hosts)
+    names = tuple(name for name in wanted if name in hosts)
+    found = Imports(names, tuple(hosts[name] for name in names), bool(missing))
+    if layered is None:
+        return found
+    layer = layered.layer(info, found.indexes, len(names))
+    return evolve(found, hosts=(*found.hosts, *layer.hosts), layers=(layer,))

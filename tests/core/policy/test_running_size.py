@@ -30,11 +30,9 @@ def worst(
         )
     )
     edits = check_limits(info, "f", memory_limit, table_limit)
-    without_tables = worst_size(
-        read_module(encode_module(types=[], memories=memories)),
-        check_limits(read_module(encode_module(types=[], memories=memories)), "f", memory_limit, 0),
-    )
-    whole = worst_size(info, edits)
+    alone = read_module(encode_module(types=[], memories=memories))
+    without_tables = worst_size((alone, check_limits(alone, "f", memory_limit, 0)))
+    whole = worst_size((info, edits))
     return without_tables - WASM_PAGE - 2 * SCRATCH_LIMIT, (whole - without_tables) // 8
 
 

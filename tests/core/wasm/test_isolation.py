@@ -64,7 +64,8 @@ def test_a_restorer_imports_what_can_change() -> None:
     )
     made = restorer(info)
     assert made is not None
-    tables, globals = [("table", 0), ("table", 1)], [("global", n) for n in range(1, 7)]
+    tables = [(0, "table", 0), (0, "table", 1)]
+    globals = [(0, "global", n) for n in range(1, 7)]
     assert made.imports == (*tables, *globals)
     assert made.elements == 5
     read = read_module(made.wasm)

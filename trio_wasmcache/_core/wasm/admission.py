@@ -106,7 +106,7 @@ class Edits:
     table_limit: int
     """Elements of any one table, at most."""
     memory_maxima: tuple[int | None, ...] = ()
-    """Pages of each memory, at most; None leaves what the module declares."""
+    """Pages of each memory that it defines, at most; None leaves what the module declares."""
     table_maxima: tuple[int | None, ...] = ()
     heap_size: int = 0
     """Bytes that an instance's exceptions may take, at most; see `heap_size`."""
@@ -128,11 +128,30 @@ def check_limits(info: ModuleInfo, what: str, memory_limit: int, table_limit: in
     Raises:
         ModuleTooLargeError: The module starts over a limit.
     """
-    tables = tuple(table.limits for table in info.tables)
-    pages = sum(memory.minimum for memory in info.memories)
+    (edits,) = share_limits((info,), what, memory_limit, table_limit)
+    return edits
+
+
+def share_limits(
+    infos: Sequence[ModuleInfo], what: str, memory_limit: int, table_limit: int
+) -> tuple[Edits, ...]:
+    """Return the edits that make modules keep the limits, which one instance has together.
+
+    Args:
+        infos: The modules; each memory and each table counts where it is defined.
+        what: The function's name for messages.
+        memory_limit: Bytes, all memories together.
+        table_limit: Elements, all tables together.
+
+    Raises:
+        ModuleTooLargeError: The modules start over a limit.
+    """
+    memories = [memory for info in infos for memory in info.own_memories]
+    tables = [table.limits for info in infos for table in info.own_tables]
+    pages = sum(memory.minimum for memory in memories)
     if pages * WASM_PAGE > memory_limit:
         raise ModuleTooLargeError(
-            f"{what} starts with {pages * WASM_PAGE} bytes in {len(info.memories)} memories, "
+            f"{what} starts with {pages * WASM_PAGE} bytes in {len(memories)} memories, "
             f"memory_limit is {memory_limit}: raise it, or build the module with a smaller memory"
         )
     elements = sum(table.minimum for table in tables)
@@ -141,11 +160,16 @@ def check_limits(info: ModuleInfo, what: str, memory_limit: int, table_limit: in
             f"{what} starts with {elements} elements in {len(tables)} tables, "
             f"table_limit is {table_limit}: raise it, or build the module with smaller tables"
         )
-    return Edits(
-        memory_limit,
-        table_limit,
-        share_out(info.memories, memory_limit // WASM_PAGE),
-        share_out(tables, table_limit),
+    maxima = iter(share_out(memories, memory_limit // WASM_PAGE))
+    table_maxima = iter(share_out(tables, table_limit))
+    return tuple(
+        Edits(
+            memory_limit,
+            table_limit,
+            tuple(itertools.islice(maxima, len(info.own_memories))),
+            tuple(itertools.islice(table_maxima, len(info.own_tables))),
+        )
+        for info in infos
     )
 
 
@@ -196,38 +220,51 @@ def share_out(limits: Sequence[Limits], budget: int) -> tuple[int | None, ...]:
     return tuple(maxima)
 
 
-def worst_size(info: ModuleInfo, edits: Edits) -> int:
+def worst_size(*modules: tuple[ModuleInfo, Edits]) -> int:
     """Return the most that an instance may touch (bytes).
 
     The sum of all memories and tables at their maxima, the scratches of batches, and the rest.
+
+    Args:
+        *modules: What the sections say, and the edits, of each module that is instantiated in it.
     """
-    pages = _maxima(info.memories, edits.memory_maxima, edits.memory_limit // WASM_PAGE)
-    elements = table_elements(info, edits)
-    rest = rest_size(info) + edits.heap_size + SCRATCHES * SCRATCH_LIMIT
-    return pages * WASM_PAGE + elements * TABLE_ELEMENT_SIZE + rest
+    size = rest_size(*(info for info, _ in modules)) + SCRATCHES * SCRATCH_LIMIT
+    for info, edits in modules:
+        pages = _maxima(info.own_memories, edits.memory_maxima, edits.memory_limit // WASM_PAGE)
+        elements = table_elements(info, edits)
+        size += pages * WASM_PAGE + elements * TABLE_ELEMENT_SIZE + edits.heap_size
+    return size
 
 
-def least_size(info: ModuleInfo, heap: int) -> int:
+def least_size(heap: int, *infos: ModuleInfo) -> int:
     """Return what an instance takes at least (bytes): what it starts with.
 
     Args:
-        info: What the sections say.
         heap: What `heap_size` returns, which counts as a whole from the start.
+        *infos: What the sections say, of each module that is instantiated in it.
     """
-    pages = sum(memory.minimum for memory in info.memories)
-    elements = sum(table.limits.minimum for table in info.tables)
-    return pages * WASM_PAGE + elements * TABLE_ELEMENT_SIZE + rest_size(info) + heap
+    pages = sum(memory.minimum for info in infos for memory in info.own_memories)
+    elements = sum(table.limits.minimum for info in infos for table in info.own_tables)
+    return pages * WASM_PAGE + elements * TABLE_ELEMENT_SIZE + rest_size(*infos) + heap
 
 
-def rest_size(info: ModuleInfo) -> int:
+def rest_size(*infos: ModuleInfo) -> int:
     """Return what an instance takes beside memories, elements of tables and scratches (bytes).
 
-    That is one page, or more for a module with so many parts that wasmtime needs more.
+    That is one page, or more for modules with so many parts that wasmtime needs more.
+
+    Args:
+        *infos: What the sections say, of each module that is instantiated in it.
     """
+    return max(WASM_PAGE, sum(map(_kept_size, infos)))
+
+
+def _kept_size(info: ModuleInfo) -> int:
+    """Return the bytes that wasmtime keeps for an instance of a module, at most."""
     exported = sum(export.kind == "func" for export in info.exports)
     held = sum(one.value_type == "funcref" for one in info.globals)
     references = min(len(info.functions), info.elements + exported + held)
-    kept = (
+    return (
         STORE_SIZE
         + len(info.globals) * GLOBAL_SIZE
         + references * REFERENCE_SIZE
@@ -237,7 +274,6 @@ def rest_size(info: ModuleInfo) -> int:
         + info.data_segments * DATA_SIZE
         + len(info.tables) * TABLE_SIZE
     )
-    return max(WASM_PAGE, kept)
 
 
 def heap_size(info: ModuleInfo, memory_limit: int, stack_size: int) -> int:
@@ -262,7 +298,7 @@ def heap_size(info: ModuleInfo, memory_limit: int, stack_size: int) -> int:
 
 def table_elements(info: ModuleInfo, edits: Edits) -> int:
     """Return how many elements all tables of an instance may have together."""
-    tables = [table.limits for table in info.tables]
+    tables = [table.limits for table in info.own_tables]
     return _maxima(tables, edits.table_maxima, edits.table_limit)
 
 

@@ -27,7 +27,8 @@ NAMES_LIMIT: Final = 4 * MiB
 # event loop: template arguments can double what it makes of a name with every ten characters.
 VEIL: Final = "\x7f"
 _MANGLED: Final = re.compile(rb"_*(?:[ZR]|GLOBAL)")
-_FUNCTION_NAMES: Final = 1  # id of a part of the section of names
+_MODULE_NAME: Final = 0  # ids of parts of the section of names
+_FUNCTION_NAMES: Final = 1
 _NAMED_LIMIT: Final = 100_000  # names of functions that the compiler gets, at most
 CODE: Final = 10
 """Id of the code section."""
@@ -134,6 +135,28 @@ def without_custom_sections(wasm: bytes, breathe: Callable[[], object] = lambda:
         pieces.append(view[at : section.begin])
         at = section.end
     return b"".join([*pieces, view[at:]]) if pieces else wasm
+
+
+def name_module(wasm: bytes, name: str) -> bytes:
+    """Return the module with `name` as its own name, in place of the one that it may have.
+
+    Args:
+        wasm: The module, as `without_custom_sections` returns it.
+        name: The name, by which the frames of traps say whose they are.
+    """
+    named = section_bytes(_MODULE_NAME, name_bytes(name))
+    begin = end = len(wasm)
+    kept = b""
+    for section in find_custom_sections(wasm):
+        if section.name == NAMES:
+            begin, end, kept = section.begin, section.end, wasm[section.start : section.end]
+    at = 0
+    while at < len(kept) and kept[at] == _MODULE_NAME:
+        length, start = _number(kept, at + 1, len(kept))
+        at = start + max(length, 0)
+    return b"".join(
+        (wasm[:begin], section_bytes(0, name_bytes(NAMES) + named + kept[at:]), wasm[end:])
+    )
 
 
 def _veil_names(names: bytes, breathe: Callable[[], object]) -> bytes:

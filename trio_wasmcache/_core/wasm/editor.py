@@ -81,8 +81,8 @@ def clamp_maxima(
     """Return the module with its own memories and tables limited to these maxima.
 
     Maxima are pages and elements, one for each memory or table that the module defines; imported
-    ones are not counted, as the host limits their size. None leaves one as it is, and so does a
-    maximum that is not below the declared one: maxima are only ever lowered.
+    ones are not counted, as they are limited where they are defined. None leaves one as it is, and
+    so does a maximum that is not below the declared one: maxima are only ever lowered.
 
     Raises:
         ValueError: A memory or table starts over its maximum, the number of maxima differs from
@@ -114,9 +114,9 @@ def define_imports(
 ) -> bytes:
     """Return the module with memories, tables and globals of its own in place of imported ones.
 
-    All imports of these kinds become definitions of the same types, before the module's own, so
-    that no index changes. A constant expression may read an imported global, but none that is
-    defined: there, the initial value takes the place of the global.
+    Imports of these kinds, unless they are `info.linked`, become definitions of the same types,
+    before the module's own, so that no index changes. A constant expression may read an imported
+    global, but none that is defined: there, the initial value takes the place of the global.
 
     Args:
         wasm: The module.
@@ -128,11 +128,10 @@ def define_imports(
         ValueError: There are not as many values as imported globals, or `info` is of other bytes.
     """
     _check_same(wasm, info)
-    if len(initials) != info.imported_globals:
-        raise ValueError(
-            f"{len(initials)} values where the module imports {info.imported_globals} globals"
-        )
-    if not (info.imported_memories or info.imported_tables or info.imported_globals):
+    globals = 0 if "global" in info.linked else info.imported_globals
+    if len(initials) != globals:
+        raise ValueError(f"{len(initials)} values where the module imports {globals} globals")
+    if not any(item.kind in _DEFINED_IN.keys() - info.linked for item in info.imports):
         return wasm
     kept, moved = _parted_imports(wasm, info)
     moved[6] = [type + initial for type, initial in zip(moved[6], initials, strict=True)]
@@ -187,11 +186,26 @@ def _parted_imports(wasm: bytes, info: ModuleInfo) -> tuple[list[bytes], dict[in
                 cursor.number(32)
             case _:
                 cursor.number(32)
-        if item.kind in _DEFINED_IN:
+        if item.kind in _DEFINED_IN and item.kind not in info.linked:
             moved[_DEFINED_IN[item.kind]].append(wasm[begin : cursor.at])
         else:
             kept.append(wasm[first : cursor.at])
     return kept, moved
+
+
+def defer_start(wasm: bytes, info: ModuleInfo, name: str) -> bytes:
+    """Return the module with its start function exported by `name`, and not run by itself.
+
+    Raises:
+        ValueError: The module has no start function, the name is taken, or `info` is of other
+            bytes.
+    """
+    if info.start is None:
+        raise ValueError("the module has no start function")
+    exported = add_exports(wasm, info, [Export(name, "func", info.start)])
+    # The section of exports comes before it, and is longer now.
+    begin, _, end = (at + len(exported) - len(wasm) for at in _find(info, 8))
+    return exported[:begin] + exported[end:]
 
 
 def _check_same(wasm: bytes, info: ModuleInfo) -> None:

@@ -32,21 +32,28 @@ MAX_RESTORED: Final = 256
 """Number of mutable globals and tables to restore, at most: each is linked for every instance."""
 
 
-def obstacle(info: ModuleInfo, starts: bool, given: Collection[tuple[str, str]]) -> str | None:
+def obstacle(
+    info: ModuleInfo, starts: bool, given: Collection[tuple[str, str]], *others: ModuleInfo
+) -> str | None:
     """Return why instances of a module can't be reset, judged from its sections; None: they can.
 
     Args:
         info: The module.
         starts: Whether code of the module runs before the first lease.
         given: (module, name) of the imports that the application provides.
+        *others: Further modules in its instances.
     """
-    if info.passive_data:
+    infos = (info, *others)
+    if any(one.passive_data for one in infos):
         return "its data segments can be dropped, which can't be undone"
-    if info.passive_elements:
+    if any(one.passive_elements for one in infos):
         return "its element segments can be dropped, which can't be undone"
-    if starts and any((item.module, item.name) in given for item in info.imports):
+    starts = starts or any(one.start is not None for one in others)
+    if starts and any((item.module, item.name) in given for one in infos for item in one.imports):
         return "its start may call host functions, so it can't be tried beforehand"
-    restored = len(info.tables) + sum(item.mutable for item in info.globals)
+    restored = sum(
+        len(one.own_tables) + sum(item.mutable for item in one.own_globals) for one in infos
+    )
     if restored > MAX_RESTORED:
         return f"it has {restored} mutable globals and tables, more than {MAX_RESTORED}"
     return None

@@ -7,13 +7,14 @@ work as well as numbers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import attrs
 
 from ..integers import signed
 from .editor import encode_module, sleb, uleb
-from .types import Export, FuncType, GlobalType, Import, Limits, ModuleInfo, TableType
+from .types import Export, FuncType, Import, Limits, ModuleInfo, TableType
 
 _END, _GLOBAL_GET, _GLOBAL_SET, _I32_CONST, _I64_CONST = 0x0B, 0x23, 0x24, 0x41, 0x42
 _TABLE_COPY: Final = bytes([0xFC, 14])
@@ -35,37 +36,56 @@ class Restorer:
     """A restorer module, and its imports."""
 
     wasm: bytes
-    imports: tuple[tuple[str, int], ...]
-    """(kind, index) in the other module; an import's name is its position here."""
+    imports: tuple[tuple[int, str, int], ...]
+    """(number of the module, kind, index there); an import's name is its position here."""
     elements: int
     """Number of elements of its tables together."""
 
 
-def restorer(info: ModuleInfo) -> Restorer | None:
-    """Return the restorer for instances of a module; None if there is nothing to restore."""
-    tables = tuple(enumerate(info.tables))
-    globals = tuple((n, one) for n, one in enumerate(info.globals) if one.mutable)
+def restorer(*infos: ModuleInfo) -> Restorer | None:
+    """Return the restorer for instances of modules; None if there is nothing to restore.
+
+    Args:
+        *infos: What the sections say, of each module that is instantiated in a store. What one
+            module imports from another is restored once.
+    """
+    tables = [
+        (module, n, one)
+        for module, info in enumerate(infos)
+        for n, one in enumerate(info.own_tables, len(info.tables) - len(info.own_tables))
+    ]
+    globals = [
+        (module, n, one)
+        for module, info in enumerate(infos)
+        for n, one in enumerate(info.own_globals, len(info.globals) - len(info.own_globals))
+        if one.mutable
+    ]
     if not (tables or globals):
         return None
-    imports = [Import("", str(n), "table", _start_of(one)) for n, (_, one) in enumerate(tables)]
+    imports = [Import("", str(n), "table", _start_of(one)) for n, (*_, one) in enumerate(tables)]
     imports += [
-        Import("", str(n), "global", one) for n, (_, one) in enumerate(globals, len(tables))
+        Import("", str(n), "global", one) for n, (*_, one) in enumerate(globals, len(tables))
     ]
     nothing = FuncType()
     wasm = encode_module(
         types=[nothing],
         imports=imports,
         functions=[0, 0],
-        tables=[_fixed(one) for _, one in tables],
-        globals=[(one, _ZEROS[one.value_type] + bytes([_END])) for _, one in globals],
+        tables=[_fixed(one) for *_, one in tables],
+        globals=[(one, _ZEROS[one.value_type] + bytes([_END])) for *_, one in globals],
         exports=[Export("reset", "func", 1)],
         start=0,
-        code=[_copies(tables, globals, back=False), _copies(tables, globals, back=True)],
+        code=[
+            _copies([one for *_, one in tables], len(globals), back=back) for back in (False, True)
+        ],
     )
     return Restorer(
         wasm,
-        (*(("table", n) for n, _ in tables), *(("global", n) for n, _ in globals)),
-        sum(one.limits.minimum for _, one in tables),
+        (
+            *((module, "table", n) for module, n, _ in tables),
+            *((module, "global", n) for module, n, _ in globals),
+        ),
+        sum(one.limits.minimum for *_, one in tables),
     )
 
 
@@ -78,15 +98,10 @@ def _fixed(table: TableType) -> TableType:
     return TableType(table.element, Limits(size, size, table.limits.wide))
 
 
-def _copies(
-    tables: tuple[tuple[int, TableType], ...],
-    globals: tuple[tuple[int, GlobalType], ...],
-    *,
-    back: bool,
-) -> bytes:
+def _copies(tables: Sequence[TableType], globals: int, *, back: bool) -> bytes:
     """Return a function body that copies their state to its own, or with `back` its own to them."""
     code = bytearray([0])  # no locals
-    for number, (_, table) in enumerate(tables):
+    for number, table in enumerate(tables):
         theirs, ours = number, number + len(tables)
         to, source = (theirs, ours) if back else (ours, theirs)
         size = table.limits.minimum
@@ -95,8 +110,8 @@ def _copies(
         else:
             code += bytes([_I32_CONST, 0, _I32_CONST, 0, _I32_CONST]) + sleb(signed(size))
         code += _TABLE_COPY + uleb(to) + uleb(source)
-    for number in range(len(globals)):
-        theirs, ours = number, number + len(globals)
+    for number in range(globals):
+        theirs, ours = number, number + globals
         to, source = (theirs, ours) if back else (ours, theirs)
         code += bytes([_GLOBAL_GET]) + uleb(source) + bytes([_GLOBAL_SET]) + uleb(to)
     return bytes(code) + bytes([_END])

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import attrs
@@ -226,6 +227,9 @@ class ModuleInfo:
     """Sections in the order of the file, including custom ones."""
     producers: tuple[tuple[str, str, str], ...] = ()
     """Field, name and version of each tool that is listed in the section `producers`."""
+    linked: frozenset[str] = frozenset()
+    """Kinds of imports that are another module's memories, tables and globals, in a graph. Those of
+    the other kinds become the module's own: see `define_imports`."""
     # {name: export}; a dict has no hash, so it stays out of comparisons.
     _by_name: dict[str, Export] = attrs.field(init=False, eq=False, repr=False, factory=dict)
 
@@ -240,3 +244,29 @@ class ModuleInfo:
     def export(self, name: str) -> Export | None:
         """Return the export of that name, or None."""
         return self._by_name.get(name)
+
+    @property
+    def own_tables(self) -> tuple[TableType, ...]:
+        """Tables of the module itself; imported ones are, unless they are `linked`."""
+        return self.tables[self.imported_tables if "table" in self.linked else 0 :]
+
+    @property
+    def own_memories(self) -> tuple[Limits, ...]:
+        """Memories of the module itself; imported ones are, unless they are `linked`."""
+        return self.memories[self.imported_memories if "memory" in self.linked else 0 :]
+
+    @property
+    def own_globals(self) -> tuple[GlobalType, ...]:
+        """Globals of the module itself; imported ones are, unless they are `linked`."""
+        return self.globals[self.imported_globals if "global" in self.linked else 0 :]
+
+    def extern(self, export: Export) -> ExternType:
+        """Return the type of an export."""
+        spaces: dict[str, Sequence[ExternType]] = {
+            "func": self.functions,
+            "table": self.tables,
+            "memory": self.memories,
+            "global": self.globals,
+            "tag": self.tags,
+        }
+        return spaces[export.kind][export.index]

@@ -21,6 +21,7 @@ from ..._core.wasm.admission import Edits
 from ..._core.wasm.custom import keep_debug_sections
 from ..._core.wasm.driver import Shape
 from ..._core.wasm.editor import encode_module
+from ..._core.wasm.graph import Graph
 from ..._core.wasm.memory_layout import MemoryShape
 from ..._core.wasm.reader import (
     VALUE_TYPES,
@@ -34,7 +35,7 @@ from ..._core.wasm.reader import (
     read_module,
 )
 from ..._public import public_in_testing
-from ..base import Artifact, HostImport, Substitute
+from ..base import Artifact, HostImport, PartCode, Substitute
 from ..compile_slots import CompileSlots, Turn
 from .behaviour import Behaviour
 from .driver import FakeDriverCode
@@ -45,6 +46,8 @@ FAKE_SECTION = "trio_wasmcache.fake"
 MARKER = bytes([len(FAKE_SECTION)]) + FAKE_SECTION.encode()
 RUN = "run"
 MAX_PAGES = 65536
+# Bytes of the code of a generated part of a graph, which this engine does not run.
+PART_SIZE = 4 * KiB
 _numbers = itertools.count(1)  # of the engines of this process, so that fakes differ
 
 
@@ -350,7 +353,7 @@ class FakeEngine(Steps):
         return self.compile_slots.turn(group)
 
     async def compile(
-        self, wasm: bytes, admit: Callable[[ModuleInfo], Edits], turn: Turn | None = None
+        self, wasm: bytes, admit: Callable[[ModuleInfo], Edits | Graph], turn: Turn | None = None
     ) -> Artifact:
         """Compile bytes that `module` made, for the cache; see `Engine.compile`."""
         await trio.lowlevel.checkpoint()
@@ -361,15 +364,26 @@ class FakeEngine(Steps):
             info = read_module(wasm)
         except MalformedModuleError as error:
             raise InvalidModuleError(str(error)) from None
-        edits, behaviour = admit(info), self._behaviour(wasm)
-        return Artifact(
+        admitted, behaviour = admit(info), self._behaviour(wasm)
+        artifact = Artifact(
             wasm,
             behaviour.code_size,
             info,
-            edits,
+            admitted.user.edits if isinstance(admitted, Graph) else admitted,
             address_space=behaviour.address_space,
             mappings=behaviour.mappings,
             debug=keep_debug_sections(wasm),
+        )
+        if not isinstance(admitted, Graph):
+            return artifact
+        behaviours = [self._find(part.wasm) for part in admitted.parts]
+        return evolve(
+            artifact,
+            code_size=sum(PART_SIZE if one is None else one.code_size for one in behaviours),
+            address_space=sum(one.address_space for one in behaviours if one is not None),
+            mappings=sum(one.mappings for one in behaviours if one is not None),
+            graph=admitted.bare(),
+            codes=tuple(PartCode(part.wasm, 0) for part in admitted.parts),
         )
 
     async def prove(
@@ -391,7 +405,20 @@ class FakeEngine(Steps):
             raise LoadError("the fake engine was told to fail")
         self.check_memory()
         self.count_module(1)
-        return FakeModule(self, artifact, self._behaviour(artifact.data), len(hosts))
+        graph = artifact.graph
+        parts = () if graph is None else tuple(part.name for part in graph.parts)
+        behaviours = [self._find(code.data) for code in artifact.codes]
+        return FakeModule(
+            self,
+            artifact,
+            self._behaviour(artifact.data),
+            len(hosts),
+            {
+                name: behaviour
+                for name, behaviour in zip(parts, behaviours, strict=True)
+                if behaviour is not None
+            },
+        )
 
     async def count_resident(
         self,
@@ -405,7 +432,7 @@ class FakeEngine(Steps):
         return ResidentBytes(
             idle=sum(instance.resident_size for instance in idle),
             running=sum(instance.resident_size for instance in running),
-            code=sum(module.behaviour.code_size for module in modules),
+            code=sum(module.artifact.code_size for module in modules),
             stacks=0,
         )
 

@@ -13,8 +13,9 @@ from typing import Any, Protocol
 from attrs import define, field
 
 from ..._core.config import WASM_PAGE
-from ..._core.errors import FuelExhaustedError, GuestError, LoadError, TrapError
+from ..._core.errors import AbiError, FuelExhaustedError, GuestError, LoadError, TrapError
 from ..._core.wasm.admission import check_call
+from ..._core.wasm.graph import USER, FromHost, FromPart, Source
 from ..._core.wasm.reader import FuncType
 from ..._public import public_in_testing
 from ..base import UNDER_WAY, Artifact, HostCall, InexactError
@@ -50,18 +51,34 @@ class FakeModule:
     artifact: Artifact
     behaviour: Behaviour
     hosts: int
+    parts: dict[str, Behaviour] = field(factory=dict)
+    """{name: behaviour} of the parts of the graph that are fake modules, the given one included."""
     closed: bool = False
     starting: set[FakeInstance] = field(factory=set, repr=False)
 
     def instantiate(self, fuel: int, yield_fuel: int) -> FakeInstance:
         assert not self.closed, "instantiated after the module was unloaded"
-        if self.engine.step("instantiate"):
-            raise LoadError("the fake engine was told to fail")
+        for _ in self.artifact.modules:
+            if self.engine.step("instantiate"):
+                raise LoadError("the fake engine was told to fail")
         self.engine.check_memory()
         self.engine.count_instance(1)
         instance = FakeInstance(self, fuel, yield_fuel)
         self.starting.add(instance)
         return instance
+
+    def source(self, number: int) -> Source:
+        """Return what the import of that number is linked with."""
+        graph = self.artifact.graph
+        if graph is None:
+            return FromHost(number)
+        item = self.artifact.info.imports[number]
+        source = graph.user.wiring[item.module, item.name]
+        if isinstance(source, FromPart):
+            part = next(part for part in graph.parts if part.name == source.part)
+            if source.export in part.relays:
+                return FromHost(part.relays[source.export])
+        return source
 
     def close(self) -> None:
         assert not self.starting, "unloaded under an instance that is starting"
@@ -97,12 +114,21 @@ class FakeInstance:
     """What the fake function raised in the first slice of the call under way."""
     _pages: int = 0
     _marked: int | None = None
+    _memories: dict[str, FakeMemory] = field(factory=dict)
+    """{name: memory} of the parts of the graph, if there is one."""
 
     def __attrs_post_init__(self) -> None:
-        self._pages = sum(limits.minimum for limits in self.module.artifact.info.memories)
+        artifact = self.module.artifact
+        self._pages = sum(limits.minimum for limits in artifact.info.own_memories)
         self.memory = FakeMemory(self._pages * WASM_PAGE)
-        self._needed = self.module.behaviour.start_fuel
-        self._seconds = self.module.behaviour.start_seconds
+        if artifact.graph is not None:
+            for part in artifact.graph.parts:
+                pages = sum(limits.minimum for limits in part.info.own_memories)
+                self._memories[part.name] = FakeMemory(pages * WASM_PAGE)
+            self._memories[USER] = self.memory
+        behaviours = self.module.parts.values() or (self.module.behaviour,)
+        self._needed = sum(behaviour.start_fuel for behaviour in behaviours)
+        self._seconds = sum(behaviour.start_seconds for behaviour in behaviours)
 
     def poll(self) -> bool:
         assert not self.closed, "polled after it was closed"
@@ -134,11 +160,18 @@ class FakeInstance:
         """Return whether the host has answered all that this call asks; else ask for the next."""
         if self._pause():
             return False
-        if len(self._answers) == self.module.behaviour.host_calls:
-            return True
-        if self.host_call is None:
-            self._call_host(len(self._answers), values)
-        return False
+        while len(self._answers) < self.module.behaviour.host_calls:
+            if self.host_call is not None:
+                return False
+            source = self.module.source(len(self._answers))
+            if isinstance(source, FromHost):
+                self._call_host(source.index, values)
+                return False
+            part = self.module.parts.get(source.part)
+            assert part is not None, f"the fake engine can't run the generated part {source.part!r}"
+            self._needed += part.fuel
+            self._answers.append(part.result(values))
+        return True
 
     def _pause(self) -> bool:
         """Ask the host for the time that this takes; return whether it is not over yet."""
@@ -184,6 +217,8 @@ class FakeInstance:
         assert not self.closed and not self._under_way
         if self._marked != self._pages:
             return False
+        for memory in self._memories.values():
+            memory.clear()
         self.memory.clear()
         self.state.clear()
         self.host_state.clear()
@@ -202,6 +237,11 @@ class FakeInstance:
     def global_value(self, name: str) -> int | float:
         raise LookupError(f"the fake module exports no global {name!r}")
 
+    def part(self, name: str) -> FakePart:
+        if name not in self._memories:
+            raise LookupError(f"the fake instance has no part {name!r:.100}")
+        return FakePart(self, name, self._memories[name])
+
     def abandon(self) -> None:
         assert not self.polling, "abandoned while it was polled"
         self.module.starting.discard(self)
@@ -214,18 +254,24 @@ class FakeInstance:
     def measure(self) -> int:
         assert not self.closed and not self._under_way
         scratch = sum(len(driver.scratch) for driver in self.drivers.values())
-        return (self._pages + 1) * WASM_PAGE + scratch
+        others = sum(memory.size for name, memory in self._memories.items() if name != USER)
+        return (self._pages + 1) * WASM_PAGE + others + scratch
 
     @property
     def reserved(self) -> tuple[int, int]:
-        behaviour, parts = self.module.behaviour, 1 + len(self.drivers)
-        return behaviour.address_space * parts, behaviour.mappings * parts
+        behaviour, drivers = self.module.behaviour, len(self.drivers)
+        artifact = self.module.artifact
+        return (
+            artifact.address_space + behaviour.address_space * drivers,
+            artifact.mappings + behaviour.mappings * drivers,
+        )
 
     @property
     def resident_size(self) -> int:
         """Return the bytes of its memory and its scratches."""
         scratch = sum(len(driver.scratch) for driver in self.drivers.values())
-        return self.memory.size + scratch
+        others = sum(memory.size for name, memory in self._memories.items() if name != USER)
+        return self.memory.size + others + scratch
 
     def close(self) -> None:
         assert not self.polling, "closed while it was polled"
@@ -311,6 +357,34 @@ def _wait(seconds: float, _call: HostCall) -> Generator[float, None, tuple[objec
     """Answer a fake call that takes time: the runner waits for as long as this yields."""
     yield seconds
     return ()
+
+
+@define(eq=False)
+class FakePart:
+    """See `GuestPart`."""
+
+    instance: FakeInstance
+    name: str
+    _memory: FakeMemory
+
+    def function(self, name: str) -> FakeFunction:
+        if self.name == USER:
+            return self.instance.function(name)
+        raise AbiError("the fake engine calls no functions of generated parts")
+
+    def memory(self, name: str) -> FakeMemory:
+        graph = self.instance.module.artifact.graph
+        parts = () if graph is None else graph.parts
+        info = next(part.info for part in parts if part.name == self.name)
+        if name not in info.exported_memories:
+            raise LookupError(f"that part has no memory {name!r:.100}")
+        return self._memory
+
+    def fixed_memory(self, name: str) -> FakeMemory:
+        return self.memory(name)
+
+    def global_value(self, name: str) -> int | float:
+        return self.instance.global_value(name)
 
 
 @define(eq=False)

@@ -6,32 +6,45 @@ An artifact is serialized code, which uses no memory of the engine until it is l
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ctypes import byref, c_void_p
+from typing import TypeAlias
+
+from attrs import evolve
 
 from ..._core.errors import InvalidModuleError
 from ..._core.wasm.admission import Edits, table_elements
-from ..._core.wasm.custom import code_offset, keep_debug_sections, without_custom_sections
-from ..._core.wasm.editor import add_exports, clamp_maxima, define_imports
+from ..._core.wasm.custom import (
+    code_offset,
+    keep_debug_sections,
+    name_module,
+    without_custom_sections,
+)
+from ..._core.wasm.editor import add_exports, clamp_maxima, defer_start, define_imports
+from ..._core.wasm.graph import Graph
 from ..._core.wasm.reader import MalformedModuleError, ModuleInfo, read_module
 from ..._gil import Breath
-from ..base import Artifact
+from ..base import Artifact, PartCode
 from . import native
 from .code_cache import CodeCache, new_module
 from .errors import load_error, take_error
-from .plan import HIDDEN, hidden_exports
+from .plan import HIDDEN, START, compiled_name, hidden_exports
 from .reservations import IMAGE_MAPPINGS, instance_reservation
 from .residency import Range
+
+Make: TypeAlias = Callable[[Sequence[bytes]], "list[tuple[bytes, int]]"]
+"""Compiles modules: the code at rest of each, and its bytes once it is loaded; see `build`."""
 
 # Seconds between two breaths of a thread that reads a module.
 BREATH_EVERY = 0.0005
 
 
 def compile_module(
-    make: Callable[[bytes], tuple[bytes, int]],
+    make: Make,
     wasm: bytes,
-    admit: Callable[[ModuleInfo], Edits],
+    admit: Callable[[ModuleInfo], Edits | Graph],
     stack_size: int,
+    make_constant: Make,
 ) -> Artifact:
     """Read, check, edit and compile a module; see `Engine.compile`. Blocks: for threads.
 
@@ -40,25 +53,33 @@ def compile_module(
         wasm: the module, binary.
         admit: looks at what the sections say, and says what to change.
         stack_size: bytes of the stacks that its instances get.
+        make_constant: compiles the parts of graphs that are the same for many modules.
     """
     breathe = Breath(BREATH_EVERY)
     try:
         info = read_module(wasm, breathe)
     except MalformedModuleError as error:
         raise InvalidModuleError(str(error)) from None
-    for export in info.exports:
-        if export.name.startswith(HIDDEN):
-            raise InvalidModuleError(f"the export name {export.name!r:.60} is kept for ourselves")
-    edits = admit(info)
-    edited = define_imports(wasm, info, edits.initials, breathe)
-    own = info if edited is wasm else read_module(edited, breathe, weigh=False)
-    edited = clamp_maxima(edited, own, edits.memory_maxima, edits.table_maxima)
-    hidden = hidden_exports(info, edits)
-    if hidden:
-        edited = add_exports(edited, read_module(edited, breathe, weigh=False), hidden)
-    edited = without_custom_sections(edited, breathe)
-    data, code_size = make(edited)
-    space, mappings = instance_reservation(info, table_elements(info, edits), stack_size)
+    _check_names(info)
+    admitted = admit(info)
+    if isinstance(admitted, Graph):
+        artifact = _compile_graph(make, make_constant, admitted, stack_size, breathe)
+    else:
+        artifact = _compile_alone(make, wasm, info, admitted, stack_size, breathe)
+    return evolve(artifact, debug=keep_debug_sections(wasm, breathe))
+
+
+def _compile_alone(
+    make: Make,
+    wasm: bytes,
+    info: ModuleInfo,
+    edits: Edits,
+    stack_size: int,
+    breathe: Callable[[], object],
+) -> Artifact:
+    edited = _edit(wasm, info, edits, breathe)
+    ((data, code_size),) = make([edited])
+    space, mappings = instance_reservation((info,), table_elements(info, edits), stack_size)
     return Artifact(
         data,
         code_size,
@@ -68,17 +89,83 @@ def compile_module(
         mappings=mappings,
         module_mappings=IMAGE_MAPPINGS,
         code_shift=code_offset(wasm) - code_offset(edited),
-        debug=keep_debug_sections(wasm, breathe),
     )
 
 
-def build(engine: int, wasm: bytes, code_cache: CodeCache | None = None) -> tuple[bytes, int]:
-    """Compile a module: return its code at rest, and its bytes once it is loaded.
+def _compile_graph(
+    make: Make,
+    make_constant: Make,
+    graph: Graph,
+    stack_size: int,
+    breathe: Callable[[], object],
+) -> Artifact:
+    edited: list[bytes] = []
+    for number, part in enumerate(graph.parts):
+        _check_names(part.info)
+        wasm = _edit(part.wasm, part.info, part.edits, breathe)
+        if part.info.start is not None:
+            wasm = defer_start(wasm, read_module(wasm, breathe, weigh=False), START)
+        if part.offset is not None:
+            wasm = name_module(wasm, compiled_name(number))
+        edited.append(wasm)
+    made = iter(make([w for w, one in zip(edited, graph.parts, strict=True) if not one.constant]))
+    constant = iter(
+        make_constant([w for w, one in zip(edited, graph.parts, strict=True) if one.constant])
+    )
+    codes, code_size = [], 0
+    for wasm, part in zip(edited, graph.parts, strict=True):
+        data, size = next(constant if part.constant else made)
+        code_size += size
+        shift = (part.offset or 0) + code_offset(part.wasm) - code_offset(wasm)
+        codes.append(PartCode(data, shift))
+    infos = [part.info for part in graph.parts]
+    elements = sum(table_elements(part.info, part.edits) for part in graph.parts)
+    space, mappings = instance_reservation(infos, elements, stack_size)
+    user = graph.parts.index(graph.user)
+    return Artifact(
+        codes[user].data,
+        code_size,
+        graph.user.info,
+        graph.user.edits,
+        address_space=space,
+        mappings=mappings,
+        module_mappings=IMAGE_MAPPINGS * len(codes),
+        code_shift=codes[user].shift,
+        graph=graph.bare(),
+        codes=tuple(codes),
+    )
+
+
+def _check_names(info: ModuleInfo) -> None:
+    for export in info.exports:
+        if export.name.startswith(HIDDEN):
+            raise InvalidModuleError(f"the export name {export.name!r:.60} is kept for ourselves")
+
+
+def _edit(wasm: bytes, info: ModuleInfo, edits: Edits, breathe: Callable[[], object]) -> bytes:
+    """Return a module as the compiler gets it."""
+    edited = define_imports(wasm, info, edits.initials, breathe)
+    own = info if edited is wasm else read_module(edited, breathe, weigh=False)
+    edited = clamp_maxima(edited, own, edits.memory_maxima, edits.table_maxima)
+    hidden = hidden_exports(info, edits)
+    if hidden:
+        edited = add_exports(edited, read_module(edited, breathe, weigh=False), hidden)
+    return without_custom_sections(edited, breathe)
+
+
+def build(
+    engine: int, wasms: Sequence[bytes], code_cache: CodeCache | None = None
+) -> list[tuple[bytes, int]]:
+    """Compile modules: return the code at rest of each, and its bytes once it is loaded.
 
     Raises:
-        InvalidModuleError: wasmtime can't compile it.
+        InvalidModuleError: wasmtime can't compile one.
         NoMemoryError: the system has no memory for it.
     """
+    return [_build(engine, wasm, code_cache) for wasm in wasms]
+
+
+def _build(engine: int, wasm: bytes, code_cache: CodeCache | None) -> tuple[bytes, int]:
     compile_it = new_module if code_cache is None else code_cache.compile
     made = compile_it(engine, wasm)
     try:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import cast, final
 
@@ -17,6 +19,7 @@ from ..._core.config import SystemLimits
 from ..._core.metrics.stats import ResidentBytes
 from ..._core.wasm.admission import Edits
 from ..._core.wasm.driver import Shape
+from ..._core.wasm.graph import Graph
 from ..._core.wasm.memory_layout import MemoryShape
 from ..._core.wasm.reader import ModuleInfo
 from ..._threads import run_in_thread
@@ -24,7 +27,7 @@ from ..base import Artifact, HostImport
 from ..compile_slots import CompileSlots, Turn
 from . import native
 from .code_cache import CodeCache
-from .compiler import build, compile_module
+from .compiler import Make, build, compile_module
 from .config import new_config
 from .drivers import Drivers, WasmtimeDriverCode
 from .instance import WasmtimeInstance
@@ -47,6 +50,33 @@ LOAD_IN_THREAD = 256 * 1024
 # may hold all of its tokens while it waits for this cache. None of the work here waits for
 # anything, so whoever waits for one of these limiters gets a token.
 MAX_LOADS, MAX_TEXTS, MAX_DRIVER_COMPILES, MAX_COUNTS = 4, 2, 1, 1
+# Number of parts of graphs that are kept compiled. Each is some KB. There are few of them, in some
+# variants, as the maximum of its memory is written into each.
+MAX_CONSTANTS = 16
+
+
+@final
+class Constants:
+    """Compiled code at rest of parts that are the same for many modules. Any thread may use it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[bytes, tuple[bytes, int]] = OrderedDict()  # last used at the end
+
+    def build(self, make: Make, wasms: Sequence[bytes]) -> list[tuple[bytes, int]]:
+        """Compile modules that are not kept yet; see `build`."""
+        found = []
+        for wasm in wasms:
+            with self._lock:
+                made = self._kept.pop(wasm, None)
+            if made is None:
+                (made,) = make([wasm])
+            with self._lock:
+                self._kept[wasm] = made
+                if len(self._kept) > MAX_CONSTANTS:
+                    self._kept.popitem(last=False)
+            found.append(made)
+        return found
 
 
 @final
@@ -74,6 +104,7 @@ class WasmtimeEngine:
         self._driver_compilers = trio.CapacityLimiter(MAX_DRIVER_COMPILES)
         self._counters = trio.CapacityLimiter(MAX_COUNTS)
         self._drivers = Drivers()
+        self._constants = Constants()
 
     @property
     def open_instances(self) -> int:
@@ -93,14 +124,15 @@ class WasmtimeEngine:
         return self.compile_slots.turn(group)
 
     async def compile(
-        self, wasm: bytes, admit: Callable[[ModuleInfo], Edits], turn: Turn | None = None
+        self, wasm: bytes, admit: Callable[[ModuleInfo], Edits | Graph], turn: Turn | None = None
     ) -> Artifact:
-        subprocess, code_cache = self._subprocess, self._code_cache
+        subprocess, code_cache, constants = self._subprocess, self._code_cache, self._constants
 
         def work(engine: int) -> Artifact:
             make = functools.partial(build, engine, code_cache=code_cache)
             build_it = make if subprocess is None else subprocess.build
-            return compile_module(build_it, wasm, admit, self._stack_size)
+            make_constant = functools.partial(constants.build, make)
+            return compile_module(build_it, wasm, admit, self._stack_size, make_constant)
 
         return await self._in_compiler(work, turn)
 

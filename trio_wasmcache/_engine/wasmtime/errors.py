@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
 from ctypes import byref, c_int, c_uint8, c_void_p
+from typing import TypeAlias
 
 from ..._core.demangle import MAX_MANGLED, demangle
 from ..._core.errors import (
@@ -47,6 +49,8 @@ HEAP_FULL = "GC heap out of memory"
 STACK_OVERFLOW, OUT_OF_FUEL = 0, 11
 # A recursion bomb has tens of thousands of frames, all alike.
 MAX_FRAMES = 32
+# Frames of generated parts that are looked at, and not shown.
+MAX_HIDDEN = 1000
 # ENOMEM, as the last line of a message: the cause of all that stands above.
 NO_MEMORY = "(os error 12)"
 UNKNOWN_OFFSET = ctypes.c_size_t(-1).value
@@ -54,16 +58,23 @@ UNKNOWN_OFFSET = ctypes.c_size_t(-1).value
 MAX_LINES, MAX_LINE_LENGTH = 12, 200
 
 
+Shift: TypeAlias = int | Mapping[bytes, int]
+"""Bytes to add to offsets of frames, so that they are those in the module as it was given.
+
+For a graph, {name of a compiled part: bytes}; frames of parts that are not there are not shown.
+"""
+
+
 class Ending:
     """Where C says how something ended: with a trap, with an error, or well. Can be used again."""
 
     __slots__ = ("error", "error_ref", "ran", "shift", "trap", "trap_ref", "within")
 
-    def __init__(self, shift: int = 0, within: int = 0) -> None:
+    def __init__(self, shift: Shift = 0, within: int = 0) -> None:
         self.ran = False
         """Whether any code had run where `take_error` found an error."""
         self.shift = shift
-        """Bytes to add to offsets of frames; see `Artifact.code_shift`."""
+        """Bytes to add to offsets of frames; see `Shift`."""
         self.within = within
         """Number of outermost frames that are none of the guest's."""
         self.trap, self.error = c_void_p(), c_void_p()
@@ -191,11 +202,18 @@ def _take_frames(
     trace: native.PointerVec, ending: Ending
 ) -> tuple[tuple[Frame, ...], tuple[str, ...]]:
     """Return frames of a trace, which is freed, and what shows them."""
-    frames = []
+    frames: list[Frame] = []
     ending.ran = trace.size > 0
     count = max(0, trace.size - ending.within)
-    for number in range(min(count, MAX_FRAMES)):
+    hidden = 0
+    for number in range(count):
+        if len(frames) == MAX_FRAMES or hidden > MAX_HIDDEN:
+            break
         frame = trace.data[number]
+        shift = ending.shift if isinstance(ending.shift, int) else _shift(frame, ending.shift)
+        if shift is None:
+            hidden += 1
+            continue
         name = native.frame_func_name(frame)
         if name:
             size = min(name.contents.size, MAX_MANGLED)
@@ -205,9 +223,18 @@ def _take_frames(
             label = f"func[{native.wasm_frame_func_index(frame)}]"
         offset = native.wasm_frame_module_offset(frame)
         # Where it is not known, as in the prologue that found no stack, the offset is -1.
-        frames.append(Frame(label, None if offset == UNKNOWN_OFFSET else offset + ending.shift))
+        frames.append(Frame(label, None if offset == UNKNOWN_OFFSET else offset + shift))
     native.wasm_frame_vec_delete(byref(trace))
     lines = fold([str(frame) for frame in frames])
-    if count > MAX_FRAMES:
-        lines.append(f"... {count - MAX_FRAMES} more")
+    left = count - hidden - len(frames)
+    if left:
+        lines.append(f"... {left} more")
     return tuple(frames), tuple(lines)
+
+
+def _shift(frame: int | None, shifts: Mapping[bytes, int]) -> int | None:
+    """Return what to add to the offset of a frame of a graph; None: it is not shown."""
+    name = native.frame_module_name(frame)
+    if not name:
+        return None
+    return shifts.get(ctypes.string_at(name.contents.data or 0, name.contents.size))

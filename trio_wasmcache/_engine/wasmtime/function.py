@@ -32,7 +32,7 @@ from ..._core.wasm.admission import check_call, signature as type_text
 from ..._core.wasm.reader import FuncType
 from ..base import UNDER_WAY, InexactError, NoMemoryError
 from . import native
-from .errors import Ending, told_apart
+from .errors import Ending, Shift, told_apart
 from .store import RAISED, Store, take_raised
 
 Put: TypeAlias = Callable[[Sequence[object]], None]
@@ -102,7 +102,9 @@ class Caller:
         "within",
     )
 
-    def __init__(self, signature: FuncType, hosted: bool, shift: int = 0, within: int = 0) -> None:
+    def __init__(
+        self, signature: FuncType, hosted: bool, shift: Shift = 0, within: int = 0
+    ) -> None:
         self.shift, self.within = shift, within  # see `Ending`
         self.type = signature
         self.hosted = hosted
@@ -136,10 +138,10 @@ class Callers:
     Args:
         types: {name of an exported function: its type}.
         hosted: whether the module imports host functions.
-        shift: see `Artifact.code_shift` (bytes).
+        shift: see `errors.Shift`.
     """
 
-    def __init__(self, types: Mapping[str, FuncType], hosted: bool, shift: int = 0) -> None:
+    def __init__(self, types: Mapping[str, FuncType], hosted: bool, shift: Shift = 0) -> None:
         self._shift = shift
         self._types = types
         self._hosted = hosted

@@ -82,23 +82,28 @@ class HostTable:
         """Define all of them in a linker; return the messages of what could not be."""
         problems = []
         for index, host in enumerate(self.imports):
-            module, name = host.module.encode(), host.name.encode()
-            function_type = _function_type(host.type)
-            error = native.linker_define_async_func(
-                linker,
-                module,
-                len(module),
-                name,
-                len(name),
-                function_type,
-                _CALLBACK,
-                index + 1,  # a null pointer would arrive as None
-                None,
-            )
-            native.wasm_functype_delete(function_type)
-            if error:
-                problems.append(take_error(error))
+            problem = self.define_as(linker, index, host.module, host.name)
+            if problem is not None:
+                problems.append(problem)
         return problems
+
+    def define_as(self, linker: int, index: int, module: str, name: str) -> str | None:
+        """Define one of them in a linker by a name; return the message if it could not be."""
+        raw_module, raw_name = module.encode(), name.encode()
+        function_type = _function_type(self.imports[index].type)
+        error = native.linker_define_async_func(
+            linker,
+            raw_module,
+            len(raw_module),
+            raw_name,
+            len(raw_name),
+            function_type,
+            _CALLBACK,
+            index + 1,  # a null pointer would arrive as None
+            None,
+        )
+        native.wasm_functype_delete(function_type)
+        return take_error(error) if error else None
 
 
 # {number in the store's data: (store, host imports)} of the stores whose guests have such imports.
@@ -154,12 +159,14 @@ def _note(env: int, caller: int, args: int, results: int, continuation: Continua
     size = table.params[index].size
     raw = ctypes.string_at(args, size) if size else b""
     memory = None
-    if store.memory is not None:
+    handle = None if store.stages is None else store.stages.memory_of(index)
+    if handle is None and store.memory is not None:
+        handle = store.memory.handle
+    if handle is not None:
         memory = SuspendedMemory(
-            native.memory_data(context, store.memory.handle),
-            native.memory_data_size(context, store.memory.handle),
+            native.memory_data(context, handle), native.memory_data_size(context, handle)
         )
-    elif store.plan.memory_name is not None:
+    elif store.plan.memory_name is not None and store.stages is None:
         # Its start function runs: the exports are not known yet, but the caller has them.
         found = ctypes.create_string_buffer(native.EXTERN_SIZE)
         name = store.plan.memory_name.encode()

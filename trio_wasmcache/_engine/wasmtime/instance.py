@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+from collections.abc import Callable
 from typing import final
 
 import trio
@@ -13,14 +14,16 @@ from ..._core.wasm.admission import TABLE_ELEMENT_SIZE
 from ..._core.wasm.reader import PAGE_LIMIT
 from . import native
 from .errors import told_apart
-from .function import WasmtimeFunction
+from .function import Callers, WasmtimeFunction
 from .hosts import INSTANCES
 from .linking import LinkedModule, Start
-from .memory import InstanceMemory
+from .memory import InstanceMemory, SuspendedMemory
+from .plan import Plan
 from .reservations import MEMORY_SPACE, SCRATCH_MAPPINGS
 from .residency import Range
 from .restore import Restoring
-from .store import Store
+from .starting import Starting
+from .store import Pieces, Store
 
 
 @final
@@ -30,7 +33,7 @@ class WasmtimeInstance(Store):
     __slots__ = ("_functions", "_memories", "_restoring", "module")
 
     def __init__(self, module: LinkedModule, number: int, fuel: int, yield_fuel: int) -> None:
-        if not module.pre:
+        if not module.pre and not module.parts:
             raise trio.ClosedResourceError("this module is closed: no instance can be made of it")
         self.module = module
         self._functions: tuple[WasmtimeFunction, ...] = ()
@@ -44,33 +47,46 @@ class WasmtimeInstance(Store):
         self.ending = start = (
             module.starts.pop() if module.starts else Start(module.plan.code_shift)
         )
-        self.future = native.instance_pre_instantiate_async(
-            module.pre, self.context, start.handle, start.trap_ref, start.error_ref
-        )
+        if module.pre:
+            self.future = native.instance_pre_instantiate_async(
+                module.pre, self.context, start.handle, start.trap_ref, start.error_ref
+            )
+            return
+        self.stages = stages = Starting(module, start)
+        try:
+            stages.begin(self)
+        except BaseException:
+            self.close()
+            raise
 
     def started(self) -> None:
         start = self.end()
         assert isinstance(start, Start)
         if start.trap or start.error:
             raise told_apart(start)
-        self._handle = start.handle.raw
+        pieces: Pieces = ((start.handle.raw, self.plan),)
+        if self.stages is not None:
+            pieces = self.stages.pieces
+        self._handle = pieces[self.plan.user][0]
         if not self.module.starts:
             self.module.starts.append(start)
-        for name, growable, size in self.plan.memory_exports:
-            handle = self.export(name)
-            base = native.memory_data(self.context, handle) or 0
-            self._memories += ((handle, base, size if not growable else None),)
-            if growable:
-                self._sizes += ((native.memory_data_size, handle, 1),)
-            else:
-                self._fixed_size += size
-            if name == self.plan.memory_name:
-                self.memory = InstanceMemory(self.context, handle)
-        for name, growable, elements in self.plan.table_exports:
-            if growable:
-                self._sizes += ((native.table_size, self.export(name), TABLE_ELEMENT_SIZE),)
-            else:
-                self._fixed_size += elements * TABLE_ELEMENT_SIZE
+        for instance, plan in pieces:
+            for name, growable, size in plan.memory_exports:
+                handle = self.export(name, instance)
+                base = native.memory_data(self.context, handle) or 0
+                self._memories += ((handle, base, size if not growable else None),)
+                if growable:
+                    self._sizes += ((native.memory_data_size, handle, 1),)
+                else:
+                    self._fixed_size += size
+                if name == plan.memory_name and instance is self._handle:
+                    self.memory = InstanceMemory(self.context, handle)
+            for name, growable, elements in plan.table_exports:
+                if growable:
+                    table = self.export(name, instance)
+                    self._sizes += ((native.table_size, table, TABLE_ELEMENT_SIZE),)
+                else:
+                    self._fixed_size += elements * TABLE_ELEMENT_SIZE
 
     def mark(self) -> None:
         if self.module.restore is None:
@@ -92,15 +108,28 @@ class WasmtimeInstance(Store):
         return made
 
     def global_value(self, name: str) -> int | float:
-        if name not in self.plan.global_types:
+        return self.global_of(self._handle, self.plan, name)
+
+    def global_of(self, instance: bytes, plan: Plan, name: str) -> int | float:
+        """Return the value of an exported global of a part; see `global_value`."""
+        if name not in plan.global_types:
             raise LookupError(f"the module exports no global {name!r} that is a number")
         if not self._store:
             raise LookupError(f"the instance with the global {name!r} is closed")
         cell = ctypes.create_string_buffer(native.VALUE_SIZE)
-        native.global_get(self.context, self.export(name), cell)
+        native.global_get(self.context, self.export(name, instance), cell)
         value: int | float
-        (value,) = _VALUES[self.plan.global_types[name]].unpack_from(cell, native.VALUE_OFFSET)
+        (value,) = _VALUES[plan.global_types[name]].unpack_from(cell, native.VALUE_OFFSET)
         return value
+
+    def part(self, name: str) -> WasmtimePart:
+        for number, part in enumerate(self.plan.parts):
+            if part.name == name:
+                handle, plan = self.pieces[number]
+                assert isinstance(self.stages, Starting)
+                lend = self.stages.lend
+                return WasmtimePart(self, handle, plan, self.module.part_callers[number], lend)
+        raise LookupError(f"the instance has no part {name!r:.100}")
 
     @property
     def reserved(self) -> tuple[int, int]:
@@ -124,6 +153,55 @@ class WasmtimeInstance(Store):
         self._functions = ()
         INSTANCES.pop(self.number, None)
         super().close()
+
+
+@final
+class WasmtimePart:
+    """See `GuestPart`; made by `WasmtimeInstance.part`."""
+
+    __slots__ = ("_callers", "_handle", "_instance", "_lend", "_plan")
+
+    def __init__(
+        self,
+        instance: WasmtimeInstance,
+        handle: bytes,
+        plan: Plan,
+        callers: Callers,
+        lend: Callable[[InstanceMemory | SuspendedMemory], None],
+    ) -> None:
+        self._lend = lend
+        self._instance = instance
+        self._handle = handle
+        self._plan = plan
+        self._callers = callers
+
+    def function(self, name: str) -> WasmtimeFunction:
+        frame = self._callers.frame_of(name)  # it knows whether there is such an export
+        return WasmtimeFunction(
+            self._instance, name, self._instance.export(name, self._handle), frame
+        )
+
+    def memory(self, name: str) -> InstanceMemory:
+        memory = InstanceMemory(self._instance.context, self._memory(name))
+        self._lend(memory)
+        return memory
+
+    def fixed_memory(self, name: str) -> SuspendedMemory:
+        handle = self._memory(name)
+        size = self._plan.memory_sizes[name]
+        if size is None:
+            raise LookupError(f"the memory {name!r:.100} of that part can grow")
+        memory = SuspendedMemory(native.memory_data(self._instance.context, handle), size)
+        self._lend(memory)
+        return memory
+
+    def global_value(self, name: str) -> int | float:
+        return self._instance.global_of(self._handle, self._plan, name)
+
+    def _memory(self, name: str) -> bytes:
+        if name not in self._plan.memory_sizes:
+            raise LookupError(f"that part has no memory {name!r:.100}")
+        return self._instance.export(name, self._handle)
 
 
 # {value type: how its value looks in a cell}

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from ctypes import byref, c_char, c_void_p
 from typing import final
 
 from ..._core.errors import LinkError
-from ..base import Artifact, HostImport
+from ..base import Artifact, HostImport, PartCode
 from . import native
 from .compiler import deserialize, image_of
-from .errors import Ending, take_error
+from .errors import Ending, Shift, take_error
 from .function import Callers
 from .hosts import HostTable
-from .plan import RestorePlan, make_plan
+from .plan import PartPlan, RestorePlan, make_plan
 from .residency import Range
 from .store import Tally
 
@@ -25,9 +26,71 @@ class Start(Ending):
 
     __slots__ = ("handle",)
 
-    def __init__(self, shift: int) -> None:
+    def __init__(self, shift: Shift) -> None:
         super().__init__(shift)
         self.handle = _INSTANCE()
+
+
+@final
+class LinkedPart:
+    """Owns the executable code of one part of a graph, and what it takes from the host.
+
+    Args:
+        engine: the native engine.
+        code: the code at rest.
+        plan: of the part.
+        hosts: the host functions.
+
+    Raises:
+        LinkError: wasmtime would not link it after all.
+        NoMemoryError: the system has no memory for it.
+        LoadError: the engine could not make it.
+    """
+
+    def __init__(self, engine: int, code: PartCode, plan: PartPlan, hosts: HostTable) -> None:
+        self.plan = plan
+        self.linker: int = native.linker_new(engine)
+        """Linker in which the host functions are defined, to be cloned for each instance."""
+        self.module: int = 0
+        self.pre: int = 0
+        """What instances are made of if it takes nothing from other parts; 0: it does."""
+        try:
+            self.module = deserialize(engine, code.data)
+            self.image: Range = image_of(self.module)
+            named = (hosts.define_as(self.linker, at, *name) for *name, at in plan.hosts)
+            if problems := [problem for problem in named if problem is not None]:
+                raise LinkError("; ".join(problems))
+            if not plan.wires:
+                self.pre = make_pre(self.linker, self.module)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        _delete(
+            self,
+            ("pre", native.instance_pre_delete),
+            ("linker", native.linker_delete),
+            ("module", native.module_delete),
+        )
+
+
+def make_pre(linker: int, module: int) -> int:
+    """Return what instances of a module are made of; `LinkError` if it can't be linked."""
+    made = c_void_p()
+    problem = native.linker_instantiate_pre(linker, module, byref(made))
+    if problem:
+        raise LinkError(take_error(problem))
+    return native.pointer_in(made)
+
+
+def _delete(owner: object, *fields: tuple[str, Callable[[int], None]]) -> None:
+    """Free what fields of an owner point at, and have them point at nothing."""
+    for name, delete in fields:
+        pointer = getattr(owner, name)
+        if pointer:
+            setattr(owner, name, 0)
+            delete(pointer)
 
 
 class LinkedModule:
@@ -60,37 +123,48 @@ class LinkedModule:
         """One that an instance may start with, or none."""
         self.callers = Callers(self.plan.function_types, bool(hosts), self.plan.code_shift)
         self.pre: int = 0
-        self._linker: int = native.linker_new(engine)
+        self.parts: tuple[LinkedPart, ...] = ()
+        """Parts of the graph, if there is one; else `pre` is there."""
+        self.part_callers: tuple[Callers, ...] = ()
+        """Of each of these parts."""
+        self.images: list[Range] = []
+        self._linker: int = 0
         self._module: int = 0
         try:
-            self._module = deserialize(engine, artifact.data)
-            self.images: list[Range] = [image_of(self._module)]
+            if artifact.graph is None:
+                self._linker = native.linker_new(engine)
+                self._module = deserialize(engine, artifact.data)
+                self.images.append(image_of(self._module))
+                if problems := self.hosts.define(self._linker):
+                    raise LinkError("; ".join(problems))
+                self.pre = make_pre(self._linker, self._module)
+            for code, plan in zip(artifact.codes, self.plan.parts, strict=True):
+                part = LinkedPart(engine, code, plan, self.hosts)
+                self.parts += (part,)
+                self.images.append(part.image)
+                types, shift = plan.plan.function_types, self.plan.code_shift
+                self.part_callers += (Callers(types, bool(hosts), shift),)
             if self.restore is not None and self.restore.code:
                 self.restorer = deserialize(engine, self.restore.code)
                 self.images.append(image_of(self.restorer))
-            self._link()
         except BaseException:
             self.close()
             raise
 
+    @property
+    def is_open(self) -> bool:
+        """Whether instances can be made of it."""
+        return bool(self.pre or self.parts)
+
     def close(self) -> None:
-        for name, delete in (
+        parts, self.parts = self.parts, ()
+        for part in parts:
+            part.close()
+        _delete(
+            self,
             ("pre", native.instance_pre_delete),
             ("_linker", native.linker_delete),
             ("_module", native.module_delete),
             ("restorer", native.module_delete),
             ("engine", native.wasm_engine_delete),
-        ):
-            pointer = getattr(self, name)
-            if pointer:
-                setattr(self, name, 0)
-                delete(pointer)
-
-    def _link(self) -> None:
-        if problems := self.hosts.define(self._linker):
-            raise LinkError("; ".join(problems))
-        made = c_void_p()
-        problem = native.linker_instantiate_pre(self._linker, self._module, byref(made))
-        if problem:
-            raise LinkError(take_error(problem))
-        self.pre = native.pointer_in(made)
+        )

@@ -336,6 +336,10 @@ def linker_new(engine: Pointer, /) -> Pointer: ...
 
 
 @_fast.declare
+def linker_clone(linker: Pointer, /) -> Pointer: ...
+
+
+@_fast.declare
 def linker_delete(linker: Pointer, /) -> None: ...
 
 
@@ -476,6 +480,12 @@ def table_size(context: StoreContext, table: Handle, /) -> Elements: ...
 
 
 @_fast.declare
+def table_set(
+    context: StoreContext, table: Handle, index: Elements, value: Address, /
+) -> Problem: ...
+
+
+@_fast.declare
 def global_get(context: StoreContext, global_: Handle, value: Place, /) -> None: ...
 
 
@@ -541,6 +551,10 @@ def wasm_frame_module_offset(frame: Nullable, /) -> Size: ...
 
 @_fast.declare
 def frame_func_name(frame: Nullable, /) -> Name: ...
+
+
+@_fast.declare
+def frame_module_name(frame: Nullable, /) -> Name: ...
 
 
 check(_slow, _fast)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import mmap
 import resource
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..._core.config import KiB, MiB, SystemLimits
@@ -38,23 +39,26 @@ SHARE = 3, 4
 MAX_MAP_COUNT = Path("/proc/sys/vm/max_map_count")
 
 
-def instance_reservation(info: ModuleInfo, elements: int, stack_size: int) -> tuple[int, int]:
+def instance_reservation(
+    infos: Sequence[ModuleInfo], elements: int, stack_size: int
+) -> tuple[int, int]:
     """Return what a new instance reserves: bytes of addresses, and mappings.
 
     Args:
-        info: of the module.
+        infos: of the modules that are instantiated in it.
         elements: of all tables together, at most.
         stack_size: bytes.
     """
-    elements = min(elements, len(info.tables) * MAX_TABLE)
-    # A heap for references is a memory, too.
-    memories = len(info.memories) + info.collected
+    tables = sum(len(info.own_tables) for info in infos)
+    elements = min(elements, tables * MAX_TABLE)
+    # A heap for references is a memory, too. A store has one.
+    memories = sum(len(info.own_memories) for info in infos) + any(one.collected for one in infos)
     space = memories * MEMORY_SPACE + stack_size + mmap.PAGESIZE
     mappings = memories * MEMORY_MAPPINGS + STACK_MAPPINGS
     if elements * TABLE_ELEMENT_SIZE >= LARGE_BLOCK:
         # Where one grows, the old block and the new one are there at the same time.
         space += 2 * elements * TABLE_ELEMENT_SIZE
-        mappings += len(info.tables) + 1
+        mappings += tables + 1
     return space, mappings
 
 

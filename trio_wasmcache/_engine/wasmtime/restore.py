@@ -71,14 +71,16 @@ class Restoring:
         # [(address, bytes)]: what has not grown has not moved, so addresses are asked for once.
         self.memories: list[Range] = []
         self.patches: tuple[tuple[Patch, ...], ...] = plan.patches
-        for name, growable, size in instance.plan.memory_exports:
-            handle = instance.export(name)
-            self.memories.append((native.memory_data(instance.context, handle) or 0, size))
-            if growable:
-                self._sizes.append((native.memory_data_size, handle, size))
-        for name, growable, elements in instance.plan.table_exports:
-            if growable:
-                self._sizes.append((native.table_size, instance.export(name), elements))
+        for piece, exports in instance.pieces:
+            for name, growable, size in exports.memory_exports:
+                handle = instance.export(name, piece)
+                self.memories.append((native.memory_data(instance.context, handle) or 0, size))
+                if growable:
+                    self._sizes.append((native.memory_data_size, handle, size))
+            for name, growable, elements in exports.table_exports:
+                if growable:
+                    table = instance.export(name, piece)
+                    self._sizes.append((native.table_size, table, elements))
         self._run: Callable[[], bool] | None = None
         self.size: int = 0
         """Bytes that the restorer adds to its instance."""
@@ -108,11 +110,11 @@ class Restoring:
 
 def _attach(instance: Store, module: LinkedModule, made: Restorer) -> Callable[[], bool]:
     """Instantiate the restorer in the store of `instance`; return what puts back."""
-    parts = {
-        str(number): instance.extern(instance.plan.names[kind, index])
-        for number, (kind, index) in enumerate(made.imports)
-    }
-    tables = sum(kind == "table" for kind, _ in made.imports)
+    parts = {}
+    for number, (module_number, kind, index) in enumerate(made.imports):
+        piece, exports = instance.pieces[module_number]
+        parts[str(number)] = instance.extern(exports.names[kind, index], piece)
+    tables = sum(kind == "table" for _, kind, _ in made.imports)
     handle = instantiate(instance, "restorer", module.engine, module.restorer, parts, tables=tables)
     exported = part(instance, handle, b"reset")
     function = WasmtimeFunction(instance, "reset", exported, module.callers.frame(FuncType()))

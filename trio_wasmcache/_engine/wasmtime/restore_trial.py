@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from ctypes import c_int, c_size_t, c_void_p
 from typing import Any, final
 
@@ -47,9 +47,10 @@ def prove(
     engine: int, artifact: Artifact, hosts: tuple[HostImport, ...], initialize: str | None
 ) -> Artifact:
     """Find out how instances are put back; see `Engine.prove`. Blocks: for threads."""
-    code, code_size, made = b"", 0, restorer(artifact.info)
+    infos = [info for info, _ in artifact.modules]
+    code, code_size, made = b"", 0, restorer(*infos)
     if made is not None:
-        code, code_size = build(engine, made.wasm)
+        ((code, code_size),) = build(engine, [made.wasm])
     plan = RestorePlan(code, made)
     tried = evolve(
         artifact,
@@ -59,7 +60,7 @@ def prove(
     )
     module = WasmtimeModule(engine, tried, hosts, Tally())
     try:
-        patches = find_patches(module, plan, artifact.info, initialize)
+        patches = find_patches(module, plan, infos, initialize)
     except UnrestorableError as error:
         return evolve(artifact, obstacle=str(error))
     finally:
@@ -68,7 +69,7 @@ def prove(
 
 
 def find_patches(
-    module: WasmtimeModule, plan: RestorePlan, info: ModuleInfo, initialize: str | None
+    module: WasmtimeModule, plan: RestorePlan, infos: Sequence[ModuleInfo], initialize: str | None
 ) -> tuple[tuple[Patch, ...], ...]:
     """Try it: make two instances, spoil one and put it back, and return what differs.
 
@@ -77,7 +78,8 @@ def find_patches(
     """
     if not can_discard():
         raise UnrestorableError("memory can't be put back on this system")
-    if sum(memory.minimum for memory in info.memories) * WASM_PAGE > TRIAL_SIZE:
+    pages = sum(memory.minimum for info in infos for memory in info.own_memories)
+    if pages * WASM_PAGE > TRIAL_SIZE:
         raise UnrestorableError(f"its memories have more than {TRIAL_SIZE} bytes")
     first = second = None
     try:

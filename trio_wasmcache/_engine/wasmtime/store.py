@@ -12,7 +12,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from ctypes import Array, addressof, byref, c_char, c_uint8, c_uint64, c_void_p
-from typing import Any, Protocol, final
+from typing import Any, Protocol, TypeAlias, final
 
 from ..._core.errors import LoadError
 from ..._core.stack_room import check_headroom
@@ -83,6 +83,32 @@ class Driver(Protocol):
         """Read and write nothing any more: the store goes."""
 
 
+Pieces: TypeAlias = tuple[tuple[bytes, Plan], ...]
+"""(instance, what it exports) of each module in a store."""
+
+
+class Stages(Protocol):
+    """The start of an instance of a graph, and its parts, as its store sees them."""
+
+    @property
+    def pieces(self) -> Pieces:
+        """The parts that are there."""
+
+    def memory_of(self, index: int) -> bytes | None:
+        """Return the handle of the memory for a host import; None: it is the user's module's."""
+
+    def next(self, store: Store, /) -> bool | None:
+        """Go on to the next stage, as what was under way is over.
+
+        Returns:
+            True if there is none, or what is over ended badly; False if others may run first; None
+            to poll at once. True, too, once the start is over, for any call.
+        """
+
+    def close(self) -> None:
+        """Free what is left of it, and end the memories lent; nothing is under way any more."""
+
+
 class Store:
     """Owns a native store, the instance in it, and its drivers. Base of `WasmtimeInstance`.
 
@@ -120,6 +146,7 @@ class Store:
         "memory",
         "number",
         "plan",
+        "stages",
         "yield_fuel",
     )
 
@@ -138,6 +165,8 @@ class Store:
         """A C string, where there is anything to answer: not empty once `host_call` is."""
         self.host_state: dict[str, Any] = {} if number else NO_STATE
         """See `HostCall.state`."""
+        self.stages: Stages | None = None
+        """The start of the parts of a graph, and what came of it; None: it is no graph."""
         self._state: dict[str, Any] | None = None
         self.memory: InstanceMemory | None = None
         self.drivers: dict[Hashable, Driver] = NO_DRIVERS
@@ -159,13 +188,19 @@ class Store:
             raise LoadError(f"wasmtime would not set up a store: {take_error(problem)}")
 
     def poll(self) -> bool:
-        if self.answered is None:
-            return native.call_future_poll(self.future)
-        check_headroom()
-        over = native.call_future_poll(self.future)
-        if RAISED.error is not None:
-            raise take_raised()
-        return over
+        while True:
+            if self.answered is None:
+                over = native.call_future_poll(self.future)
+            else:
+                check_headroom()
+                over = native.call_future_poll(self.future)
+                if RAISED.error is not None:
+                    raise take_raised()
+            if self.stages is None or not over:
+                return over
+            done = self.stages.next(self)
+            if done is not None:
+                return done
 
     def set_yield_fuel(self, fuel: int) -> None:
         self.yield_fuel = fuel
@@ -254,22 +289,36 @@ class Store:
         self._fixed_size += driver.size
         self._tally.count_scratch(driver.size)
 
-    def extern(self, name: str) -> native.Buffer:
-        """Return an export, as it is given to a linker."""
+    def extern(self, name: str, instance: bytes | None = None) -> native.Buffer:
+        """Return an export, as it is given to a linker; see `export`."""
         found = _EXTERN()
         raw = name.encode()
-        if not native.instance_export_get(self.context, self._handle, raw, len(raw), found):
+        if instance is None:
+            instance = self._handle
+        if not native.instance_export_get(self.context, instance, raw, len(raw), found):
             raise AssertionError(f"wasmtime does not know the export {name!r}")
         return found
 
-    def export(self, name: str) -> bytes:
-        """Return the handle of an export, copied out so that it can be passed by itself."""
+    def export(self, name: str, instance: bytes | None = None) -> bytes:
+        """Return the handle of an export, copied out so that it can be passed by itself.
+
+        Args:
+            name: of the export.
+            instance: handle of the part that has it; None: the user's module.
+        """
         # As `extern`, in a call less: each new instance does it for its memory and its function.
         found = _EXTERN()
         raw = name.encode()
-        if not native.instance_export_get(self.context, self._handle, raw, len(raw), found):
+        if instance is None:
+            instance = self._handle
+        if not native.instance_export_get(self.context, instance, raw, len(raw), found):
             raise AssertionError(f"wasmtime does not know the export {name!r}")
         return found.raw[native.EXTERN_OFFSET :]
+
+    @property
+    def pieces(self) -> Pieces:
+        """The modules in it, once it has started."""
+        return ((self._handle, self.plan),) if self.stages is None else self.stages.pieces
 
     @property
     def hosted(self) -> bool:
@@ -301,6 +350,8 @@ class Store:
             driver.close()
             self._tally.count_scratch(-driver.size)
         self.drivers = NO_DRIVERS
+        if self.stages is not None:
+            self.stages.close()
         if self._store:
             store, self._store = self._store, 0
             self._tally.count_store(-1)

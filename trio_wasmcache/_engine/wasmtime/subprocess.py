@@ -2,7 +2,8 @@
 
 A few KB of code can make wasmtime's compiler take hours, or more memory than there is, and then it
 ends the process it runs in. There is no other way to stop it than to end that process, so here it
-is one that may be ended. It is started for each module, which costs some tenths of a second.
+is one that may be ended. It is started for each module, with the parts that go with it, which costs
+some tenths of a second.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import final
 
@@ -48,12 +50,16 @@ class SubprocessCompiler:
     folder: str | os.PathLike[str] | None = None
     """Where compiled code is kept; see `CodeCache`."""
 
-    def build(self, wasm: bytes) -> tuple[bytes, int]:
+    def build(self, wasms: Sequence[bytes]) -> list[tuple[bytes, int]]:
         """Return compiled code at rest, and its bytes once it is loaded. Blocks: for threads.
 
+        Several modules are compiled in one process, with the limits of one.
+
         Raises:
-            InvalidModuleError: wasmtime can't compile it, or it took too much.
+            InvalidModuleError: wasmtime can't compile one, or it took too much.
         """
+        if not wasms:
+            return []
         limits = self.stack_size, self.memory, -int(-self.seconds // 1)
         # -I: neither the working directory nor the user's own site takes part.
         command = [sys.executable, "-I", "-c", START, json.dumps(sys.path)]
@@ -61,7 +67,7 @@ class SubprocessCompiler:
         try:
             done = subprocess.run(
                 command,
-                input=wasm,
+                input=b"".join(_sized(wasm) for wasm in wasms),
                 capture_output=True,
                 timeout=4 * self.seconds + PATIENCE,
                 env={**os.environ, "RUST_BACKTRACE": "0"},
@@ -71,7 +77,10 @@ class SubprocessCompiler:
             raise self._too_long() from None
         kind, rest = done.stdout[:1], done.stdout[1:]
         if done.returncode == 0 and kind == BUILT:
-            return rest[SIZE_BYTES:], int.from_bytes(rest[:SIZE_BYTES], "little")
+            return [
+                (made[SIZE_BYTES:], int.from_bytes(made[:SIZE_BYTES], "little"))
+                for made in _apart(rest)
+            ]
         if done.returncode == 0 and kind == REFUSED:
             raise InvalidModuleError(rest.decode())
         if done.returncode in (-24, -9):  # SIGXCPU, SIGKILL: all the CPU time is used up
@@ -94,17 +103,33 @@ def main(folder: str, stack_size: int, memory: int, seconds: int) -> None:
     if folder:
         with contextlib.suppress(CacheDirError):  # having none only costs time
             code_cache = CodeCache(folder, stack_size)
-    wasm = sys.stdin.buffer.read()
+    wasms = _apart(sys.stdin.buffer.read())
     _limit(memory, seconds)
     try:
-        code, size = build(engine, wasm, code_cache)
-        answer = BUILT + size.to_bytes(SIZE_BYTES, "little") + code
+        made = build(engine, wasms, code_cache)
+        answer = BUILT + b"".join(
+            _sized(size.to_bytes(SIZE_BYTES, "little") + code) for code, size in made
+        )
     except InvalidModuleError as error:
         answer = REFUSED + str(error).encode()
     sys.stdout.buffer.write(answer)
     sys.stdout.buffer.flush()
     # Freeing what is left takes as long as compiling a small module.
     os._exit(0)
+
+
+def _sized(data: bytes) -> bytes:
+    return len(data).to_bytes(SIZE_BYTES, "little") + data
+
+
+def _apart(joined: bytes) -> list[bytes]:
+    """Return what `_sized` was joined of."""
+    pieces, at = [], 0
+    while at < len(joined):
+        begin = at + SIZE_BYTES
+        at = begin + int.from_bytes(joined[at:begin], "little")
+        pieces.append(joined[begin:at])
+    return pieces
 
 
 def _limit(memory: int, seconds: int) -> None:

@@ -1,0 +1,159 @@
+"""Start an instance of a graph: instantiate its parts one after the other, and run their starts.
+
+1. Each step is a call future of its own in the store, so the runner drives the start of a graph as
+   that of any module: in slices, with one supply of fuel, until `Store.poll` says that it is over.
+2. Generated parts are small and have nothing to run, so they go together with the next part of the
+   user's. After each of these, others may run.
+3. A part that takes something from another one is linked anew for each instance, as what it takes
+   belongs to a store. That is some microseconds for each such import.
+4. Start functions are exported, not declared (`compiler`), and are called once their part is there.
+   Till then, host functions could not find its memory.
+"""
+
+from __future__ import annotations
+
+from typing import final
+
+from ..._core.errors import LoadError
+from . import native
+from .errors import take_error
+from .linking import LinkedModule, LinkedPart, Start
+from .memory import InstanceMemory, SuspendedMemory
+from .plan import START
+from .store import Pieces, Store
+
+# wasmtime_val_t of a function: its kind, and its handle.
+FUNCTION_KIND = 5
+
+
+@final
+class Starting:
+    """The start of one instance of a graph: see `store.Stages`."""
+
+    # It does not keep the store, which keeps it: that would be a cycle for the garbage collector.
+
+    def __init__(self, module: LinkedModule, start: Start) -> None:
+        self._parts: tuple[LinkedPart, ...] = module.parts
+        self._user = module.plan.user
+        self._hosts = module.hosts.imports
+        self._memories: dict[str, bytes] = {}  # {name of a part: handle of its memory}
+        self._start = start
+        self._lent: tuple[InstanceMemory | SuspendedMemory, ...] = ()
+        self._linker = 0
+        self._called = b""
+        """Handle of a start function that is under way: C goes on reading it."""
+        self._runs = self._over = False
+        """Whether a start function is what is under way; whether all of them are over."""
+        self.handles: tuple[bytes, ...] = ()
+        """Instances of the parts that are there, in order."""
+
+    def begin(self, store: Store) -> None:
+        """Begin to instantiate the next part."""
+        start, part = self._start, self._parts[len(self.handles)]
+        store.ending = start
+        if part.pre:
+            store.future = native.instance_pre_instantiate_async(
+                part.pre, store.context, start.handle, start.trap_ref, start.error_ref
+            )
+            return
+        self._link(store, part)
+        store.future = native.linker_instantiate_async(
+            self._linker,
+            store.context,
+            part.module,
+            start.handle,
+            start.trap_ref,
+            start.error_ref,
+        )
+
+    @property
+    def pieces(self) -> Pieces:
+        return tuple(
+            (handle, part.plan.plan) for handle, part in zip(self.handles, self._parts, strict=True)
+        )
+
+    def memory_of(self, index: int) -> bytes | None:
+        return self._memories.get(self._hosts[index].part)
+
+    def next(self, store: Store) -> bool | None:
+        start = self._start
+        if self._over or start.trap or start.error:
+            return True
+        if not self._runs:
+            self._note_part(store)
+            if self._parts[len(self.handles) - 1].plan.starts:
+                self._run_start(store)
+                return None
+        self._runs = False
+        if len(self.handles) == len(self._parts):
+            self._over = True
+            return True
+        generated = self._parts[len(self.handles) - 1].plan.generated
+        store.end()
+        self.begin(store)
+        return None if generated else False
+
+    def lend(self, memory: InstanceMemory | SuspendedMemory) -> None:
+        """Have a memory of a part hold nothing any more once the store is closed."""
+        self._lent += (memory,)
+
+    def close(self) -> None:
+        self._unlink()
+        for memory in self._lent:
+            memory.end()
+
+    def _unlink(self) -> None:
+        if self._linker:
+            linker, self._linker = self._linker, 0
+            native.linker_delete(linker)
+
+    def _link(self, store: Store, part: LinkedPart) -> None:
+        """Make a linker with all that a part takes."""
+        self._linker = native.linker_clone(part.linker)
+        for wire in part.plan.wires:
+            problem = native.linker_define(
+                self._linker,
+                store.context,
+                wire.module,
+                len(wire.module),
+                wire.name,
+                len(wire.name),
+                store.extern(wire.export, self.handles[wire.part]),
+            )
+            if problem:
+                raise LoadError(
+                    f"wasmtime would not link part {part.plan.name!r}: {take_error(problem)}"
+                )
+
+    def _note_part(self, store: Store) -> None:
+        """Keep what was instantiated, and put its functions in tables."""
+        number = len(self.handles)
+        plan = self._parts[number].plan
+        self.handles += (self._start.handle.raw,)
+        self._unlink()
+        memory = plan.plan.memory_name
+        if memory is not None:
+            handle = self._memories[plan.name] = store.export(memory, self.handles[number])
+            if number == self._user:
+                store.memory = InstanceMemory(store.context, handle)
+        for (table, table_name), at, (function, name) in plan.entries:
+            problem = native.table_set(
+                store.context,
+                store.export(table_name, self.handles[table]),
+                at,
+                bytes([FUNCTION_KIND, *bytes(native.VALUE_OFFSET - 1)])
+                + store.export(name, self.handles[function]),
+            )
+            if problem:
+                raise LoadError(f"wasmtime would not fill a table: {take_error(problem)}")
+
+    def _run_start(self, store: Store) -> None:
+        """Call the start function of the part that is there now."""
+        start = self._start
+        store.end()
+        self._runs = True
+        store.ending = start
+        self._called = store.export(START, self.handles[-1])
+        store.future = native.func_call_async(
+            store.context, self._called, 0, 0, 0, 0, start.trap_ref, start.error_ref
+        )
