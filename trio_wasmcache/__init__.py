@@ -28,9 +28,9 @@ The names, in reading order; `help()` of each is its reference:
   `CodeMemoryError` and `DeadlockError`. Calls raise a `GuestError`: a `TrapError`,
   `FuelExhaustedError`, `StackOverflowError`, `MemoryLimitError`, `ExitError`,
   `ResultTooLargeError` or `AbiError`, with a `Frame` for each function that was running.
-- ABIs, the ways in which values cross: `BufferAbi` for bytes and text, `ScyllaAbi` for CQL types,
-  and the protocol `Abi` for your own, with `Binding`, `Exports`, `FuncType`, `Guest`, `Memory`,
-  `Invoke` and `Convert`.
+- ABIs, the ways in which values cross: `BufferAbi` for bytes and text, `AssemblyScriptAbi` for
+  AssemblyScript's strings and arrays, `ScyllaAbi` for CQL types, and the protocol `Abi` for your
+  own, with `Binding`, `Exports`, `FuncType`, `Guest`, `Memory`, `Invoke` and `Convert`.
 
 Modules beside it: `trio_wasmcache.testing` for tests of an application,
 `trio_wasmcache.prometheus` for metrics, and ``python -m trio_wasmcache`` for the log.
@@ -50,6 +50,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ._abi.assemblyscript import AssemblyScriptAbi as AssemblyScriptAbi
     from ._abi.base import (
         Abi as Abi,
         Binding as Binding,
@@ -129,6 +130,7 @@ _HOMES = {
     ),
     "._core.frames": "Frame",
     "._abi.buffer": "BufferAbi",
+    "._abi.assemblyscript": "AssemblyScriptAbi",
     "._abi.scylla": "ScyllaAbi",
     "._abi.base": "Abi Binding Exports FuncType Guest Memory Invoke Convert",
 }

@@ -11,7 +11,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from ._abi import exports_of
 from ._abi.allocator import CABI, OTHERS, WBINDGEN
+from ._abi.assemblyscript import exports_runtime
 from ._abi.scylla import VERSION_GLOBAL
 from ._core.config import WASM_PAGE, CacheConfig, KiB, MiB
 from ._core.errors import InvalidModuleError, WasmCacheError
@@ -31,6 +33,7 @@ from ._core.wasm.admission import (
 )
 from ._core.wasm.custom import DEBUG, find_custom_sections
 from ._core.wasm.families import (
+    ASSEMBLYSCRIPT,
     COMMAND,
     CONSTRUCTORS,
     GO_COMMAND,
@@ -53,6 +56,8 @@ from ._core.wasm.reader import (
 )
 from ._engine.wasmtime.text import to_wasm
 from ._pool.registration import check_core, check_text, read_file
+from ._runtime.assemblyscript import functions_for
+from ._runtime.wasi import NOTHING
 
 # Exports and imports that are listed, at most; the rest is counted.
 MAX_LISTED = 40
@@ -175,15 +180,20 @@ def _imports(info: ModuleInfo) -> Iterator[str]:
     if provided := [item.name for item in info.imports if item.module == WASI_MODULE]:
         names = ", ".join(name for name in dict.fromkeys(provided) if name in WASI_TYPES)
         yield f"  by this library, WASI preview 1, which grants what `wasi` says: {names or 'none'}"
+    if standard := functions_for(info, NOTHING):
+        names = ", ".join(name for _, name in standard)
+        yield f"  by this library, as AssemblyScript's, which grants what `wasi` says: {names}"
     for family in families_of(missing):
         yield f"  {family.advice}"
 
 
 def _missing(info: ModuleInfo) -> list[Import]:
+    standard = functions_for(info, NOTHING)
     return [
         item
         for item in info.imports
-        if item.module != WASI_MODULE or WASI_TYPES.get(item.name) != item.type
+        if (item.module != WASI_MODULE or WASI_TYPES.get(item.name) != item.type)
+        and ((item.module, item.name) not in standard)
     ]
 
 
@@ -291,7 +301,14 @@ def _registration(info: ModuleInfo, path: Path) -> Iterator[str]:
         arguments.append(f"export={_quoted(export.name)}")
     arguments += _imports_arguments(_missing(info))
     yield f"    {name} = await cache.register({', '.join(arguments)})"
-    if any(is_function(info, allocator) for allocator in _ALLOCATORS) and scylla is None:
+    if exports_runtime(exports_of(info)):
+        yield 'Text, bytes and lists of numbers are passed as objects: see abi="assemblyscript".'
+    elif toolchain_of(info) == ASSEMBLYSCRIPT:
+        yield (
+            "For text, bytes and lists of numbers, build with asc --exportRuntime: see "
+            'abi="assemblyscript".'
+        )
+    elif any(is_function(info, allocator) for allocator in _ALLOCATORS) and scylla is None:
         yield 'Bytes and text are passed by address and length: see abi="buffer".'
 
 

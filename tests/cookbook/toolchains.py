@@ -111,6 +111,7 @@ WASI_C = answers("clang", "--target=wasm32-wasi", "-print-file-name=libc.a", wor
 
 # {chapter: probe}: raises MissingError if its build can't run, else the build has to succeed.
 PROBES: dict[str, Callable[[Path], None]] = {
+    "assemblyscript": node_modules("assemblyscript"),
     "c": WASI_C,
     "emscripten": programs("emcc"),
     "go": answers("go", "version", words="go1.24"),

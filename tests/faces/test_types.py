@@ -164,7 +164,9 @@ def test_overloads_of_register_take_its_parameters() -> None:
         signature = inspect.signature(one).parameters
         assert signature.keys() == spelt | {"options"}
         for name in signature.keys() - {"options", "returns"}:
-            assert signature[name].default == parameters[name].default
+            # Types that are an ABI's own can't be had without naming it.
+            if name != "abi" or signature[name].default is not inspect.Parameter.empty:
+                assert signature[name].default == parameters[name].default
     assert get_type_hints(overloads[-1])["return"] == Function[Any]
 
 

@@ -1,12 +1,12 @@
 """ABIs: how Python values cross into a guest and back, and which ABI a function uses.
 
-`base` defines the protocol; `plain` is the default, `scylla` and `buffer` pass values through
-memory.
+`base` defines the protocol; `plain` is the default, `scylla`, `buffer` and `assemblyscript` pass
+values through memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar, final
 
 from attrs import frozen
@@ -14,6 +14,7 @@ from attrs import frozen
 from .._core.errors import SignatureError
 from .._core.text import shown
 from .._core.wasm.reader import ModuleInfo
+from .assemblyscript import AssemblyScriptAbi, is_needed
 from .base import Abi, Binding, Exports
 from .buffer import BufferAbi
 from .plain import Plain
@@ -22,7 +23,12 @@ from .scylla import VERSION_GLOBAL, ScyllaAbi
 T = TypeVar("T")
 
 # {name: ABI}
-ABIS: dict[str, Abi] = {"plain": Plain(), "scylla": ScyllaAbi(), "buffer": BufferAbi()}
+ABIS: dict[str, Abi] = {
+    "plain": Plain(),
+    "scylla": ScyllaAbi(),
+    "buffer": BufferAbi(),
+    "assemblyscript": AssemblyScriptAbi(),
+}
 
 # What a binding has.
 FUNCTIONS = ("lower", "lift", "steps", "explain")
@@ -74,10 +80,17 @@ def check_binding(what: str, binding: Binding) -> Binding:
     return binding
 
 
-def recognise(info: ModuleInfo) -> Abi:
-    """Return the ABI that a module's exports indicate, by default plain."""
+def recognise(info: ModuleInfo, types: Sequence[str]) -> Abi:
+    """Return the ABI that a module's exports indicate, by default plain.
+
+    Args:
+        info: the module.
+        types: types of arguments and results; AssemblyScript's ABI is chosen if they need it.
+    """
     shown = info.export(VERSION_GLOBAL)
-    return ABIS["scylla" if shown is not None and shown.kind == "global" else "plain"]
+    if shown is not None and shown.kind == "global":
+        return ABIS["scylla"]
+    return ABIS["assemblyscript" if is_needed(types, exports_of(info)) else "plain"]
 
 
 def exports_of(info: ModuleInfo) -> Exports:

@@ -9,13 +9,18 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
+from .assemblyscript import AssemblyScriptAbi
 from .base import Abi
 from .buffer import BufferAbi
 from .scylla import ScyllaAbi
 
-AbiName: TypeAlias = Literal["plain", "scylla", "buffer"]
-KnownAbi: TypeAlias = AbiName | BufferAbi | ScyllaAbi
+AbiName: TypeAlias = Literal["plain", "scylla", "buffer", "assemblyscript"]
+KnownAbi: TypeAlias = AbiName | BufferAbi | ScyllaAbi | AssemblyScriptAbi
 """An ABI of this library, whose types are those below."""
+TextAbi: TypeAlias = Literal["plain", "scylla", "buffer"] | BufferAbi | ScyllaAbi
+"""One of them whose `str` and `bytes` are never None."""
+ScriptAbi: TypeAlias = Literal["assemblyscript"] | AssemblyScriptAbi
+"""One whose `str` and `bytes` may be None."""
 AnyAbi: TypeAlias = AbiName | Abi
 
 # Of the plain and the buffer ABI, whose values are never None.

@@ -16,8 +16,10 @@ from .._core.errors import SignatureError
 from .._core.keys import normalise_types
 from .._core.text import shown
 from .._core.wasm.reader import FuncType
+from .assemblyscript import RUNTIME, AssemblyScriptAbi, is_needed
 from .base import Abi, Exports, Guest, Invoke, Steps, Value
 from .buffer import BufferAbi
+from .managed import RTTI
 from .plain import TYPES, Plain, PlainAbi, PlainType, wrong_count
 from .scylla import NATIVE, VERSION_GLOBAL, ScyllaAbi
 
@@ -37,8 +39,8 @@ class ValuesAbi:
     """An `Abi` that passes Python values as they are.
 
     Args:
-        abi: the ABI that checks the values; None: the plain ABI, or Scylla's if a type is not
-            plain.
+        abi: the ABI that checks the values; None: AssemblyScript's if the module's exports indicate
+            it, else the plain ABI, or Scylla's if a type is not plain.
         args: types of the arguments that the function takes; None: any.
         returns: type of its result; used with `args` only.
     """
@@ -53,21 +55,26 @@ class ValuesAbi:
         export: str,
         args: Sequence[str],
         returns: Sequence[str],
-        exports: Exports,  # noqa: ARG002 -- nothing of the module is needed
+        exports: Exports,
         called_on_null: bool,
     ) -> ValuesBinding:
         """Return the binding for one function; see `Abi.bind`."""
         self._check(function, tuple(args), tuple(returns))
         abi: Abi | None = self.abi
         if abi is None:
-            abi = Plain() if all(name in TYPES for name in (*args, *returns)) else ScyllaAbi()
+            names = (*args, *returns)
+            abi = Plain() if all(name in TYPES for name in names) else ScyllaAbi()
+            if is_needed(names, exports):
+                abi = AssemblyScriptAbi()
+        # A result may be null, whatever the arguments may be.
+        null_result = called_on_null or isinstance(abi, AssemblyScriptAbi)
         return ValuesBinding(
             function,
             export,
             tuple(args),
             tuple(returns),
             _checks(abi, function, args, returns, called_on_null),
-            _checks(abi, function, returns, returns, called_on_null),
+            _checks(abi, function, returns, returns, null_result),
             _numbers(abi, function, returns, called_on_null),
         )
 
@@ -99,14 +106,14 @@ def _checks(
         # What allocates in the real module is missing here, and plays no part in checking.
         own = evolve(abi, alloc=None, free=None, result=abi.result or "packed")
         binding = own.bind(function, "", args, returns, _exports(), called_on_null)
-    elif isinstance(abi, ScyllaAbi):
+    elif isinstance(abi, (ScyllaAbi, AssemblyScriptAbi)):
         binding = abi.bind(function, "", args, returns, _exports(), called_on_null)
     return binding if hasattr(binding, "misfit") else None
 
 
 def _exports() -> Exports:
-    functions: Mapping[str, FuncType] = {"": FuncType((), ())}
-    return Exports(functions, {VERSION_GLOBAL: "i32"}, ("memory",))
+    functions: Mapping[str, FuncType] = {"": FuncType((), ()), **RUNTIME}
+    return Exports(functions, {VERSION_GLOBAL: "i32", RTTI: "i32"}, ("memory",))
 
 
 def _numbers(
@@ -116,7 +123,7 @@ def _numbers(
     types = TYPES
     if isinstance(abi, ScyllaAbi):
         types = {} if called_on_null else NATIVE
-    elif not isinstance(abi, (Plain, BufferAbi)):
+    elif not isinstance(abi, (Plain, BufferAbi, AssemblyScriptAbi)):
         return None
     if not returns or not all(name in types for name in returns):
         return None

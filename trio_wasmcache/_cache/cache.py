@@ -24,7 +24,9 @@ from .._abi.names import (
     FloatName,
     IntName,
     KnownAbi,
+    ScriptAbi,
     StrName,
+    TextAbi,
 )
 from .._core.config import CacheConfig, check_fields
 from .._core.metrics.stats import CacheStats, EntryInfo, ResidentBytes
@@ -139,7 +141,7 @@ class InstanceCache:
         wasm: Wasm,
         *,
         returns: StrName,
-        abi: KnownAbi | None = None,
+        abi: TextAbi | None = None,
         called_on_null: Literal[False] = False,
         **options: Unpack[RegisterOptions],
     ) -> Function[str]: ...
@@ -150,11 +152,35 @@ class InstanceCache:
         name: str,
         wasm: Wasm,
         *,
+        returns: StrName,
+        abi: ScriptAbi,
+        called_on_null: bool = False,
+        **options: Unpack[RegisterOptions],
+    ) -> Function[str | None]: ...
+
+    @overload
+    async def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
         returns: BytesName,
-        abi: KnownAbi | None = None,
+        abi: TextAbi | None = None,
         called_on_null: Literal[False] = False,
         **options: Unpack[RegisterOptions],
     ) -> Function[bytes]: ...
+
+    @overload
+    async def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: BytesName,
+        abi: ScriptAbi,
+        called_on_null: bool = False,
+        **options: Unpack[RegisterOptions],
+    ) -> Function[bytes | None]: ...
 
     @overload
     async def register(
@@ -286,16 +312,20 @@ class InstanceCache:
             abi: convention by which values cross, and whose types `args` and `returns` are.
                 ``"plain"``: numbers and bools. ``"buffer"``: also bytes and str, by address and
                 length (`BufferAbi`). ``"scylla"``: CQL's types, for UDFs built for ScyllaDB
-                (`ScyllaAbi`; most types need the extra ``[scylla]``). Or an `Abi` object, such as
+                (`ScyllaAbi`; most types need the extra ``[scylla]``). ``"assemblyscript"``: also
+                text, bytes and lists of numbers (`AssemblyScriptAbi`). Or an `Abi` object, such as
                 ``BufferAbi(result="nul")``. None: ``"scylla"`` for a module that exports a global
-                `_scylla_abi`, ``"plain"`` for others.
+                `_scylla_abi`; ``"assemblyscript"`` for one that exports AssemblyScript's runtime,
+                if the types are its own, not those of ``"plain"``, or arguments have default
+                values; ``"plain"`` for others.
             called_on_null: whether the function is called if an argument is None. If False, such a
                 call returns None without running the guest.
             imports: what the module imports, as ``{"module": {"name": HostFunction(...)}}``, with
                 a `HostFunction`, `HostMemory`, `HostTable` or `HostGlobal` for each import; None:
-                the module imports nothing but WASI preview 1. That is always provided; a function
-                given here under its name takes the place of WASI's own. The module need not import
-                everything that is given.
+                the module imports nothing but WASI preview 1, and AssemblyScript's `abort`,
+                `trace`, `seed`, `Date.now`, `performance.now` and `console` under ``"env"``. These
+                are always provided; a function given here under such a name takes its place. The
+                module need not import everything that is given.
             wasi: what WASI grants: arguments, environment, input, outputs, a seed and a clock.
                 None: as `Wasi()`, nothing, and what a failing call wrote is in its error.
             missing: what happens if nobody provides an imported function. ``"error"``: the module

@@ -14,6 +14,8 @@ BYTES_PER_UNIT: Final = 2
 ITEM_FUEL: Final = 250
 """Units of fuel for a value that Python makes. Less than its real cost: any collection that fits
 into the default `memory_limit` can be converted with the default `total_fuel`."""
+NUMBER_FUEL: Final = 20
+"""Units of fuel for a number that Python makes together with all others of an array: 20 ns."""
 
 
 def copy_fuel(size: int) -> int:

@@ -55,6 +55,7 @@ from .._runtime.host import (
     Importable,
     flatten,
     missing_functions,
+    provided,
 )
 from .._runtime.module import INITIALIZE, CachedModule, DebugBook
 from .._runtime.wasi_config import Wasi
@@ -94,11 +95,15 @@ class Declaration:
     substitute: Substitute | None = None
     """Fake that is registered in place of the module."""
 
-    @property
-    def given(self) -> dict[tuple[str, str], FuncType | Provided]:
-        """What the module may import: {(module, name): type of a host function, or the rest}."""
+    def hosts_for(self, info: ModuleInfo) -> dict[tuple[str, str], AnyHost]:
+        """Return {(module, name): host function}, with those that are provided for the module."""
+        hosts = provided(info, self.hosts)
+        return {name: host for name, host in hosts.items() if name not in self.externs}
+
+    def given_to(self, info: ModuleInfo) -> dict[tuple[str, str], FuncType | Provided]:
+        """Return what the module may import: {(module, name): type of a function, or the rest}."""
         given: dict[tuple[str, str], FuncType | Provided] = {
-            name: host.type for name, host in self.hosts.items()
+            name: host.type for name, host in self.hosts_for(info).items()
         }
         return given | {name: extern.provided for name, extern in self.externs.items()}
 
@@ -112,17 +117,25 @@ class Declaration:
         if fake is not None and fake.takes_values:
             abi: Abi = ValuesAbi(self.abi, fake.args, fake.returns)
         else:
-            abi = self.abi or recognise(info)
-        results = (self.returns,) if isinstance(self.returns, str) else self.returns or ()
+            abi = self.abi or self.recognised(info)
         binding = abi.bind(
             str(self.key),
             self.export,
             self.key.args,
-            results,
+            self.results,
             exports_of(info),
             self.called_on_null,
         )
         return check_binding(str(self.key), binding)
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        """Types of the results."""
+        return (self.returns,) if isinstance(self.returns, str) else self.returns or ()
+
+    def recognised(self, info: ModuleInfo) -> Abi:
+        """Return the ABI that the module's exports indicate, for these types."""
+        return recognise(info, (*self.key.args, *self.results))
 
 
 def declare(
@@ -564,7 +577,7 @@ class Compiler:
         obstacle = _obstacle(info, declaration, *others)
         resets = declaration.isolation == RESET and obstacle is None
         heap = heap_size(info, config.memory_limit, config.stack_size)
-        initials = initials_of(info, declaration.given)
+        initials = initials_of(info, declaration.given_to(info))
         if not layers:
             edits = check_limits(info, what, config.memory_limit, config.table_limit)
             return evolve(edits, initials=initials, heap_size=heap, reset=resets)
@@ -609,7 +622,7 @@ async def _digest(wasm: bytes, limiter: trio.CapacityLimiter) -> bytes:
 def _remedy(info: ModuleInfo, declaration: Declaration, binding: Binding, actual: FuncType) -> str:
     """Return what to declare for an export whose type is not the declared one."""
     left_out = declaration.returns is None and actual.results
-    abi = declaration.abi or recognise(info)
+    abi = declaration.abi or declaration.recognised(info)
     if isinstance(abi, Plain) and isinstance(binding, PlainAbi):
         fixes = []
         params = fitting(binding.args, actual.params)
@@ -681,7 +694,7 @@ def _find_imports(info: ModuleInfo, declaration: Declaration) -> Imports:
 
     The layers of generated parts are asked for here, once the imports are known.
     """
-    hosts = dict(declaration.hosts)
+    hosts = declaration.hosts_for(info)
     layered = declaration.abi if isinstance(declaration.abi, LayeredAbi) else None
     supplied: dict[tuple[str, str], FuncType] = {}
     if layered is not None:
@@ -689,7 +702,7 @@ def _find_imports(info: ModuleInfo, declaration: Declaration) -> Imports:
     wanted = check_imports(
         info,
         str(declaration.key),
-        {**declaration.given, **supplied},
+        {**declaration.given_to(info), **supplied},
         misfit=lambda name, wanted: (
             hosts[name].misfit(wanted) if name not in supplied else signature(supplied[name])
         ),
@@ -698,7 +711,7 @@ def _find_imports(info: ModuleInfo, declaration: Declaration) -> Imports:
     missing: dict[tuple[str, str], FuncType] = {}
     if declaration.trap_missing:
         missing = missing_imports(info, {**hosts, **supplied})
-        hosts |= missing_functions(missing, hosts)
+        hosts |= missing_functions(missing)
     names = tuple(name for name in wanted if name in hosts)
     found = Imports(names, tuple(hosts[name] for name in names), bool(missing))
     if layered is None:

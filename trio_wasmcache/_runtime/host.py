@@ -8,34 +8,28 @@ from __future__ import annotations
 
 import inspect
 import struct
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import NoReturn, TypeAlias, final
 
 from attrs import field, frozen
 
 from .._abi.base import Value
 from .._abi.plain import PlainAbi, fitting, to_number
-from .._core.costs import copy_fuel
 from .._core.errors import TrapError
 from .._core.keys import normalise_types
-from .._core.output import TAIL
 from .._core.text import cut, quoted, shown
 from .._core.wasm.admission import REFERENCE_GLOBALS, Provided, import_name, signature
 from .._core.wasm.encoding import sleb
-from .._core.wasm.reader import FuncType
+from .._core.wasm.reader import FuncType, ModuleInfo
 from .._engine.base import HostCall
 from .._public import public
-from .session import Grants, Session
+from .assemblyscript import ScriptFunction, functions_for
 from .user_code import await_unprotected, call_unprotected, identity
 from .wasi import NOTHING, WasiFunction, functions_of
 from .wasi_config import Wasi
 
 # Characters of a function's own name in messages.
 MAX_NAME = 100
-# Bytes of one string of AssemblyScript's `abort` that are read, at most.
-MAX_WORDS = TAIL // 2
-# Module, name and type of that import.
-ABORT = ("env", "abort", FuncType(("i32",) * 4))
 
 
 class _Default(tuple[str, ...]):
@@ -306,81 +300,31 @@ class MissingFunction:
         )
 
 
-@final
-@frozen
-class MissingAbort:
-    """The `abort` of AssemblyScript that nobody provides: it traps with the guest's last words.
-
-    They are written to standard error, as by AssemblyScript's programs for WASI.
-    """
-
-    module: str
-    name: str
-    type: FuncType
-    grants: Grants
-
-    @property
-    def serve_alone(self) -> Callable[[HostCall], Generator[float, None, NoReturn]]:
-        """Function `serve`, which needs no task: see `HostImport.serve`."""
-        return self.serve
-
-    def misfit(self, _wanted: FuncType, /) -> str:
-        """Return words for a message: its type."""
-        return f"nobody provides it, and it is {signature(self.type)}"
-
-    def serve(self, call: HostCall) -> Generator[float, None, NoReturn]:
-        """Write the words, and raise the trap.
-
-        Raises:
-            TrapError: always.
-            FuelExhaustedError: reading the words costs more fuel than the call has left.
-        """
-        message, file, line, column = (value & 0xFFFFFFFF for value in call.values)
-        stream = Session.of(call, self.grants).streams[1]
-        if stream.keeps:
-            where = f"{_text_of(call, file)}({line}:{column})"
-            words = f"abort: {_text_of(call, message)} in {where}\n".encode(errors="replace")
-            stream.tail.add(len(words), words[-TAIL:])
-            if stream.lines is not None:
-                yield from Session.of(call, self.grants).write_lines(call, stream, words)
-        raise TrapError(
-            f"the guest called {import_name(self.module, self.name)}, by which AssemblyScript ends",
-            code="missing import",
-        )
-
-
-def _text_of(call: HostCall, at: int) -> str:
-    """Return the beginning of a string of AssemblyScript: UTF-16, its size in bytes before it."""
-    if call.memory is None or not at:
-        return ""
-    try:
-        size = min(int.from_bytes(call.memory.read(at - 4, 4), "little"), MAX_WORDS)
-        call.spend(copy_fuel(size))
-        data = call.memory.read(at, size)
-    except IndexError:
-        return ""
-    return data.decode("utf-16-le", "replace")
-
-
-AnyHost = HostFunction | WasiFunction | MissingFunction | MissingAbort
+AnyHost = HostFunction | WasiFunction | ScriptFunction | MissingFunction
 
 
 def missing_functions(
-    missing: Mapping[tuple[str, str], FuncType], hosts: Mapping[tuple[str, str], AnyHost]
-) -> dict[tuple[str, str], AnyHost]:
+    missing: Mapping[tuple[str, str], FuncType],
+) -> dict[tuple[str, str], MissingFunction]:
     """Return functions that trap, for imports that nobody provides.
 
     Args:
         missing: {(module, name): type} of the imports.
-        hosts: what is provided.
     """
-    grants = next((one.grants for one in hosts.values() if isinstance(one, WasiFunction)), NOTHING)
-    return {
-        name: MissingAbort(*name, type, grants)
-        if (*name, type) == ABORT
-        else MissingFunction(*name, type)
-        for name, type in missing.items()
-    }
+    return {name: MissingFunction(*name, type) for name, type in missing.items()}
+
+
+def provided(
+    info: ModuleInfo, given: Mapping[tuple[str, str], AnyHost]
+) -> dict[tuple[str, str], AnyHost]:
+    """Return {(module, name): host function} for a module, its standard library's included.
+
+    Args:
+        info: the module.
+        given: those that were registered, WASI's included, which take precedence.
+    """
+    grants = next((one.grants for one in given.values() if isinstance(one, WasiFunction)), NOTHING)
+    return {**functions_for(info, grants), **given}
 
 
 def _count(results: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ from .types import FuncType, Import, ModuleInfo
 
 MAX_LOOKED_AT: Final = 1000
 """Number of imports that are looked at, at most: all of them together take some milliseconds."""
+ASSEMBLYSCRIPT: Final = "AssemblyScript"
 
 
 @frozen
@@ -49,6 +50,18 @@ def _begins(*prefixes: str) -> Callable[[Import], bool]:
 def _in_env(pattern: str) -> Callable[[Import], bool]:
     match = re.compile(pattern).fullmatch
     return lambda item: item.module == "env" and match(item.name) is not None
+
+
+def _assemblyscript(item: Import) -> bool:
+    if item.module != "env":
+        return False
+    if item.name == "abort":
+        return item.type == FuncType(("i32",) * 4, ())
+    return _STANDARD.fullmatch(item.name) is not None
+
+
+# Functions of AssemblyScript's standard library: of its own, of browsers' and of Node's objects.
+_STANDARD: Final = re.compile(r"(console|crypto|process|performance|Date|Math|document)\.\w+")
 
 
 def _wbindgen(item: Import) -> bool:
@@ -169,15 +182,12 @@ FAMILIES: Final = (
         ),
     ),
     Family(
-        "AssemblyScript",
-        "AssemblyScript calls `env.abort(message, file, line, column)` before it traps: with "
-        'missing="trap" these are in the error; or give it with params=("i32",) * 4 and '
-        "results=(), or build with --use abort= to trap at once.",
-        lambda item: (
-            item.module == "env"
-            and item.name == "abort"
-            and item.type == FuncType(("i32",) * 4, ())
-        ),
+        ASSEMBLYSCRIPT,
+        "It is AssemblyScript's: `abort`, `trace`, `seed`, `Date.now`, `performance.now` and the "
+        "`console` of text are provided, other functions of its standard library are not; text, "
+        'bytes and lists of numbers cross by abi="assemblyscript" (build with asc '
+        "--exportRuntime).",
+        _assemblyscript,
     ),
     Family(
         "Open Policy Agent",
@@ -275,7 +285,7 @@ _PRODUCERS: Final = (
 _EXPORTS: Final = (
     (("interface_version_8", "interface_version_7"), "CosmWasm"),
     (("opa_eval", "opa_eval_ctx_new"), "Open Policy Agent"),
-    (("__rtti_base", "__pin", "__new"), "AssemblyScript"),
+    (("__rtti_base", "__pin", "__new"), ASSEMBLYSCRIPT),
     (("emscripten_stack_get_current", "emscripten_stack_init", "stackSave"), "Emscripten"),
     (("_emscripten_stack_restore", "__get_exception_message"), "Emscripten"),
     (("cabi_realloc",), "a component's toolchain"),

@@ -35,7 +35,30 @@ AREA_SIZE: Final = 16
 NO_ROOM, OUTSIDE, AREA_OUTSIDE, FAILED, RANGE, READ_OUT, ALLOCATED_OUTSIDE = range(1, 8)
 """Reasons for which a driver stops."""
 
-Style = Literal["cql", "packed", "packed_low", "pair", "area", "out"]
+Style = Literal["cql", "packed", "packed_low", "pair", "area", "out", "object"]
+
+# Objects of AssemblyScript: see `_abi/managed`.
+HEADER_SIZE: Final = 20
+"""Bytes before an object that belong to its runtime; the last eight are its class and its size."""
+BUFFER_CLASS, TEXT_CLASS = 1, 2
+"""Numbers of the classes `ArrayBuffer` and `String`."""
+TYPED_ARRAY, ARRAY, STATIC_ARRAY, SIGNED, FLOATS = 1 << 0, 1 << 1, 1 << 2, 1 << 11, 1 << 12
+CLASS_FLAGS: Final = 0b111_1111_1101_1111
+"""Flags of a class that tell its layout: kind, alignment and type of what is in it."""
+
+
+@attrs.frozen(cache_hash=True)
+class Contents:
+    """The objects that a result may be, and what they hold."""
+
+    text: bool
+    """Whether only strings are accepted."""
+    flags: tuple[int, ...]
+    """Flags of the classes that are accepted."""
+    size: int
+    """Size of an element (bytes)."""
+    buffers: bool = attrs.field(kw_only=True)
+    """Whether an `ArrayBuffer` is accepted."""
 
 
 @attrs.frozen(cache_hash=True)
