@@ -31,7 +31,14 @@ ITEM = re.compile(r"^ {4}(\S.*?): ((?:.*\n)(?: {5,}.*\n)*)", re.MULTILINE)
 BYTES = re.compile(r"(size|memory|space|_bytes|_limit)$")
 SECONDS = re.compile(r"(timeout|_seconds|^last_used)$")
 # Fields whose names look like bytes, or like seconds.
-NO_BYTES = {"table_limit", "memory", "max_running_size_bytes", "memory_limit_bytes"}
+NO_BYTES = {
+    "table_limit",
+    "main_cpu_limit",
+    "cpu_limit",
+    "memory",
+    "max_running_size_bytes",
+    "memory_limit_bytes",
+}
 
 
 def section(doc: str, title: str) -> dict[str, str]:

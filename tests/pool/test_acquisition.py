@@ -6,12 +6,13 @@ import pytest
 import trio
 
 from trio_wasmcache import CacheConfig
+from trio_wasmcache._core.config import GroupLimits
 from trio_wasmcache._core.events import Reason
 from trio_wasmcache._core.policy.lifecycle import IllegalStepError
 from trio_wasmcache._engine.fake.engine import FakeEngine
 from trio_wasmcache._log import InlineLogWriter
 from trio_wasmcache._pool.acquisition import Acquisition
-from trio_wasmcache._pool.capacity import new_group_state
+from trio_wasmcache._pool.capacity import GroupState
 from trio_wasmcache._pool.pool import Pool
 
 
@@ -28,7 +29,7 @@ async def test_what_was_not_granted_cannot_be_given_up() -> None:
     """Only requests that hold an instance are revoked when a group closes."""
     pool = Pool(CacheConfig(), FakeEngine(), InlineLogWriter(Silent()))
     task = trio.lowlevel.current_task()
-    group = new_group_state("main", 1, 100)
+    group = GroupState.new("main", GroupLimits(capacity=1))
     acquisition = Acquisition(pool, group, task, None, lambda _: None, warm=False)
     with pytest.raises(IllegalStepError, match="has not asked for an instance yet"):
         acquisition.end(Reason.CLOSED)

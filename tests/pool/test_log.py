@@ -170,6 +170,11 @@ async def test_evicted(fake: FakeKit, log: ListLogger, mock_clock: trio.testing.
         "code_size_before_bytes": 2 * CODE,
         "code_size_after_bytes": CODE,
         "limit_bytes": None,
+        "for_function": None,
+        "for_arg_types": None,
+        "for_group": None,
+        "for_request": None,
+        "error": None,
         "advice": None,
     }
 
@@ -254,6 +259,7 @@ async def test_uses(fake: FakeKit, log: ListLogger, mock_clock: trio.testing.Moc
         "seat": False,
         "closed_size_bytes": None,
         "kept": True,
+        "error": None,
         "address_space_bytes": 0,
         "mappings": 0,
         "total_size_bytes": 2 * PAGE,

@@ -28,9 +28,9 @@ from .._abi.names import (
     StrName,
     TextAbi,
 )
-from .._core.config import CacheConfig, check_fields
+from .._core.config import CacheConfig, GroupLimits, check_fields
 from .._core.metrics.stats import CacheStats, EntryInfo, ResidentBytes
-from .._core.policy.records import FunctionRecord
+from .._core.policy.records import FunctionRecord, Need
 from .._core.text import shown
 from .._core.wasm.admission import least_size, worst_size
 from .._core.wasm.families import COMMAND
@@ -403,7 +403,7 @@ class InstanceCache:
         group = self._groups.find()
         get = self._compiler.get
         module, binding, seconds = await pool.relief.run_async(
-            key, COMPILE_SHARE, get, source, declaration, pool.config, group
+            Need(key, group.record), COMPILE_SHARE, get, source, declaration, pool.config, group
         )
         self._check_open(key.name)
         artifact = module.artifact
@@ -597,7 +597,14 @@ class InstanceCache:
 
     @ki_safe_contextmanager
     async def scheduling_group(
-        self, name: str, *, capacity: float, shares: int = 100
+        self,
+        name: str,
+        *,
+        capacity: float,
+        shares: int = 100,
+        max_size: int | None = None,
+        reserved_size: int = 0,
+        cpu_limit: float | None = None,
     ) -> AsyncIterator[SchedulingGroup]:
         """Open a `SchedulingGroup`: a nursery whose tasks share a capacity and a part of the CPU.
 
@@ -614,11 +621,21 @@ class InstanceCache:
             capacity: number of tasks that may hold or wait for instances at the same time; an int
                 from 1, or `math.inf`.
             shares: part of the CPU, relative to other groups; 1 to 1,000,000.
+            max_size: bytes of the group's idle instances together, at most; from 0. None: only the
+                `max_size` of the cache limits them.
+            reserved_size: bytes of the group's idle instances that others' need does not evict for
+                size; from 0. While they are not used, other groups borrow them. Evictions for code,
+                stacks, count and addresses take reserved instances last. The idle timeout applies
+                to them, too.
+            cpu_limit: cores that the group's guests, and host functions for them, may use, on
+                average over a second; 0.001 to 1024. A call that exceeds it waits, and keeps its
+                token, instance and stack meanwhile. None: no limit.
 
         Raises:
             TypeError: `name` is not a str.
-            ValueError: `name` is in use, empty or not printable, or `capacity` or `shares` are out
-                of range.
+            ValueError: `name` is in use, empty or not printable; or a limit is out of range; or
+                `reserved_size` exceeds `max_size`; or all groups together would have more reserved
+                than the `max_size` of the cache.
             trio.ClosedResourceError: the cache is closed.
 
         **Checkpoint:** as of a `trio.Nursery`; leaving waits for threads that are in a call.
@@ -626,7 +643,14 @@ class InstanceCache:
         """
         self._pool.owner.check("scheduling_group", waits=True)
         self._check_open()
-        async with self._groups.open(name, capacity, shares) as group:
+        limits = GroupLimits(
+            capacity=capacity,
+            shares=shares,
+            max_size=max_size,
+            reserved_size=reserved_size,
+            cpu_limit=cpu_limit,
+        )
+        async with self._groups.open(name, limits) as group:
             yield group
 
     # -- limits and numbers
@@ -646,7 +670,8 @@ class InstanceCache:
 
         Raises:
             TypeError: there is no such field, or a value has the wrong type; nothing has changed.
-            ValueError: a value is out of range, or the field can't be changed; nothing has changed.
+            ValueError: a value is out of range, or the field can't be changed, or groups have more
+                reserved than `max_size` would be; nothing has changed.
             trio.ClosedResourceError: the cache is closed.
         """
         pool = self._pool
@@ -656,7 +681,7 @@ class InstanceCache:
         if fixed:
             raise ValueError(f"{', '.join(sorted(fixed))} can't be changed while the cache is open")
         check_fields("resize", limits)
-        pool.resize(evolve(pool.config, **limits))
+        self._groups.resize_cache(evolve(pool.config, **limits))
 
     @property
     def config(self) -> CacheConfig:

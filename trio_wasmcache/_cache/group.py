@@ -15,22 +15,23 @@ import functools
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from types import CoroutineType
-from typing import Any, NoReturn, Protocol, TypeVarTuple, final, overload
+from typing import Any, NoReturn, Protocol, TypeVarTuple, Unpack, final, overload
 
 import trio
-from attrs import frozen
+from attrs import evolve, frozen
 
-from .._core.config import bad_capacity, bad_shares
+from .._core.config import CacheConfig, GroupLimits
 from .._core.events import Reason
 from .._core.policy.records import Stage
 from .._core.text import shown
 from .._ki import ki_safe_contextmanager, let_others_run, outlast
 from .._owner import calls_user, refuse_copy
-from .._pool.capacity import GroupState, new_group_state
+from .._pool.capacity import GroupState
 from .._pool.evictor import AT_ONCE
 from .._pool.pool import CLOSED, Pool
 from .._public import public
 from .lease import Lease
+from .options import GroupChanges
 
 MAIN = "main"
 # Groups, instances and waiters to close in one step of the loop: at 20 to 50 microseconds each,
@@ -72,7 +73,10 @@ class SchedulingGroup:
     group alone gets all of it.
     """
 
-    def __init__(self, pool: Pool, state: GroupState, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, groups: Groups, pool: Pool, state: GroupState, nursery: trio.Nursery
+    ) -> None:
+        self._groups = groups
         self._pool = pool
         self._state = state
         self._nursery = nursery
@@ -184,6 +188,35 @@ class SchedulingGroup:
         """
         return Lease(self._pool, self._state, name, args)
 
+    @trio.lowlevel.enable_ki_protection
+    def resize(self, **changes: Unpack[GroupChanges]) -> None:
+        """Change limits of the group, and evict those of its instances that no longer fit.
+
+        ``group.resize(reserved_size=32 * MiB)``
+
+        Args:
+            **changes: `capacity`, `shares`, `max_size`, `reserved_size` or `cpu_limit`, as for
+                `InstanceCache.scheduling_group`.
+
+        Raises:
+            TypeError: there is no such limit; nothing has changed.
+            ValueError: a value is out of range, `reserved_size` exceeds `max_size`, or the groups
+                would have more reserved than the cache's `max_size`; nothing has changed.
+            trio.ClosedResourceError: the group or the cache is closed; nothing has changed.
+            RuntimeError: this is not the Trio run of the cache, or a step of it is under way.
+        """
+        pool, state = self._pool, self._state
+        pool.owner.check("SchedulingGroup.resize")
+        unknown = changes.keys() - GroupChanges.__annotations__.keys()
+        if unknown:
+            known = ", ".join(GroupChanges.__annotations__)
+            raise TypeError(
+                f"resize() of a group knows no limit {shown(min(unknown))}: it changes {known}"
+            )
+        if state.record.closed or pool.closed:
+            raise pool.closed_error(state.record, f"group {shown(self.name)}")
+        self._groups.resize(state, evolve(state.now, **changes))
+
     def __repr__(self) -> str:
         state = "closed" if self._state.record.closed else "open"
         borrowed, total = self._state.capacity.count()
@@ -214,20 +247,18 @@ groups_around = _groups.get
 """Returns the groups around the caller, of all caches, innermost last."""
 
 
-def _check_group(name: object, capacity: object, shares: object) -> None:
-    """Check the parameters of a group.
+def _check_name(name: object) -> str:
+    """Return the name of a group.
 
     Raises:
-        TypeError: the name is not a str.
-        ValueError: the name is empty or not printable, or capacity or shares are out of range.
+        TypeError: it is not a str.
+        ValueError: it is empty or not printable.
     """
     if not isinstance(name, str):
         raise TypeError(f"a group's name must be a str, got {shown(name)}")
     if not name or not name.isprintable():
         raise ValueError(f"a group's name must be printable and not empty, got {shown(name)}")
-    for what, problem in (("capacity", bad_capacity(capacity)), ("shares", bad_shares(shares))):
-        if problem is not None:
-            raise ValueError(f"{what} of group {shown(name)} {problem}")
+    return name
 
 
 @final
@@ -236,13 +267,14 @@ class Groups:
 
     def __init__(self, pool: Pool, service: trio.Nursery) -> None:
         self._pool = pool
-        config = pool.config
-        self.main: GroupState = new_group_state(MAIN, config.main_capacity, config.main_shares)
+        self.main: GroupState = GroupState.new(MAIN, pool.config.main_group)
         """The state of its own group."""
-        self.main_group: SchedulingGroup = SchedulingGroup(pool, self.main, service)
+        self.main_group: SchedulingGroup = SchedulingGroup(self, pool, self.main, service)
         self.states: dict[str, GroupState] = {MAIN: self.main}
         """{name: state} of the groups that are open."""
         self._opening: set[str] = set()
+        self._reserved: dict[GroupState, int] = {}  # {group: bytes that it has reserved}
+        self._reserve(self.main, pool.config.max_size)
         self._note_opened(self.main)
 
     def find(self) -> GroupState:
@@ -253,24 +285,26 @@ class Groups:
         return self.main
 
     @ki_safe_contextmanager
-    async def open(self, name: str, capacity: float, shares: int) -> AsyncIterator[SchedulingGroup]:
+    async def open(self, name: str, limits: GroupLimits) -> AsyncIterator[SchedulingGroup]:
         """Open a group, run the block in it, and close it.
 
         Raises:
-            ValueError: the name is in use, or a parameter is out of range.
+            ValueError: the name is in use, or a parameter is out of range, or the groups would have
+                more reserved than the cache may keep.
             TypeError: the name is not a str.
 
         **Checkpoint:** as of a `trio.Nursery`; leaving waits for threads that run a call.
         **Cancellation:** as of a `trio.Nursery`; the group's instances are closed all the same.
         """
-        _check_group(name, capacity, shares)
+        limits.check(_check_name(name))
         if name in self.states or name in self._opening:
             raise ValueError(f"a scheduling group {shown(name)} is open already")
+        state = GroupState.new(name, limits)
+        self._reserve(state, self._pool.config.max_size)
         self._opening.add(name)
-        state = new_group_state(name, capacity, shares)
         try:
             async with trio.open_nursery() as nursery:
-                group = SchedulingGroup(self._pool, state, nursery)
+                group = SchedulingGroup(self, self._pool, state, nursery)
                 self._note_opened(state)
                 reset = _groups.set((*_groups.get(), _Inside(group, state, self._pool)))
                 self.states[name] = state
@@ -284,6 +318,54 @@ class Groups:
                     await self.close([state], Reason.GROUP_CLOSED)
                 del self.states[name]
             self._opening.discard(name)
+            self._reserved.pop(state, None)
+
+    def resize(self, state: GroupState, limits: GroupLimits) -> None:
+        """Change the limits of a group; see `SchedulingGroup.resize`."""
+        pool, name = self._pool, state.record.name
+        limits.check(name)
+        self._check_reserved({**self._reserved, state: limits.reserved_size}, pool.config.max_size)
+        self._change(state, limits)
+
+    def resize_cache(self, config: CacheConfig) -> None:
+        """Change the limits of the cache, and of its own group; see `InstanceCache.resize`."""
+        main = evolve(
+            self.main.now,
+            max_size=config.main_max_size,
+            reserved_size=config.main_reserved_size,
+            cpu_limit=config.main_cpu_limit,
+        )
+        self._check_reserved({**self._reserved, self.main: main.reserved_size}, config.max_size)
+        self._pool.resize(config)
+        if main != self.main.now:
+            self._change(self.main, main)
+
+    def _change(self, state: GroupState, limits: GroupLimits) -> None:
+        pool, now = self._pool, trio.current_time()
+        origin = pool.journal.here()
+        state.resize(limits)
+        self._reserved[state] = limits.reserved_size
+        pool.journal.group_resized(state.record.name, limits, now, origin)
+        step = pool.policy.resize_group(state.record, limits.max_size, limits.reserved_size, now)
+        pool.carry_out(step, now, lambda: origin, in_pieces=True)
+
+    def _reserve(self, state: GroupState, max_size: int) -> None:
+        reserved = {**self._reserved, state: state.limits.reserved_size}
+        self._check_reserved(reserved, max_size)
+        self._reserved = reserved
+        self._pool.policy.open_group(state.record)
+
+    def _check_reserved(self, reserved: dict[GroupState, int], max_size: int) -> None:
+        """Raise `ValueError` if groups would have more reserved than the cache may keep."""
+        total = sum(reserved.values())
+        if total > max_size:
+            parts = ", ".join(
+                f"{shown(state.record.name)} {size}" for state, size in reserved.items() if size
+            )
+            raise ValueError(
+                f"groups would have {total} bytes reserved ({parts}), but max_size is {max_size}: "
+                "raise it, or lower a reserved_size"
+            )
 
     async def close(self, groups: Sequence[GroupState], reason: Reason) -> None:
         """Close `groups`; when this returns, none of their calls is running.
@@ -329,8 +411,7 @@ class Groups:
 
     def _note_opened(self, state: GroupState) -> None:
         """Note for the log that a group is open."""
-        _, capacity = state.capacity.count()
-        self._pool.journal.group_opened(state.record.name, capacity, state.share.shares)
+        self._pool.journal.group_opened(state.record.name, state.now)
 
 
 @calls_user

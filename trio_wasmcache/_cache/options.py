@@ -35,6 +35,16 @@ class RegisterOptions(_Required, total=False):
     replace: bool
 
 
+class GroupChanges(TypedDict, total=False):
+    """The parameters of `scheduling_group` that `SchedulingGroup.resize` can change."""
+
+    capacity: float
+    shares: int
+    max_size: int | None
+    reserved_size: int
+    cpu_limit: float | None
+
+
 class Limits(TypedDict, total=False):
     """The fields of `CacheConfig` that `resize` can change."""
 
@@ -54,4 +64,7 @@ class Limits(TypedDict, total=False):
     yield_fuel: int
     offload_after: int | None
     max_threads: int
+    main_max_size: int | None
+    main_reserved_size: int
+    main_cpu_limit: float | None
     log_flush_timeout: float

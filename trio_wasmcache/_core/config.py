@@ -24,6 +24,8 @@ MiB = 1024 * KiB
 WASM_PAGE = 64 * KiB
 # Below this a guest's half of the stack can't hold the frames of ordinary compiled code.
 MIN_STACK_SIZE = 64 * KiB
+# Cores of a group: a thousandth is a millisecond in each second.
+MIN_CPU_LIMIT, MAX_CPU_LIMIT = 0.001, 1024
 
 
 def _whole(minimum: int, maximum: int | None = None) -> dict[str, object]:
@@ -51,6 +53,9 @@ def _seconds(*, zero: bool, infinite: bool) -> dict[str, object]:
         return None
 
     return {"check": check}
+
+
+_BYTES: Callable[[object], str | None] = _whole(0)["check"]  # type: ignore[assignment]
 
 
 def _path_or_none() -> dict[str, object]:
@@ -120,6 +125,53 @@ def bad_shares(value: object) -> str | None:
     if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1_000_000:
         return None
     return f"must be an int from 1 to 1000000, got {shown(value)}"
+
+
+def _bad_max_size(value: object) -> str | None:
+    """Return why `value` can't be the `max_size` of a group (bytes, or None), or None."""
+    problem: str | None = None if value is None else _BYTES(value)
+    return problem
+
+
+def _bad_cpu_limit(value: object) -> str | None:
+    """Return why `value` can't be the `cpu_limit` of a group (cores, or None), or None."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return f"must be a number of cores, or None, got {shown(value)}"
+    if not MIN_CPU_LIMIT <= value <= MAX_CPU_LIMIT:
+        return f"must be from {MIN_CPU_LIMIT} to {MAX_CPU_LIMIT} cores, got {shown(value)}"
+    return None
+
+
+@frozen(kw_only=True)
+class GroupLimits:
+    """Limits of one scheduling group; see `InstanceCache.scheduling_group`."""
+
+    capacity: float
+    shares: int = 100
+    max_size: int | None = None
+    reserved_size: int = 0
+    cpu_limit: float | None = None
+
+    def check(self, name: str) -> None:
+        """Raise `ValueError` if a limit is out of range, or if they contradict each other."""
+        checks: dict[str, Callable[[object], str | None]] = {
+            "capacity": bad_capacity,
+            "shares": bad_shares,
+            "max_size": _bad_max_size,
+            "reserved_size": _BYTES,
+            "cpu_limit": _bad_cpu_limit,
+        }
+        for what, check in checks.items():
+            problem = check(getattr(self, what))
+            if problem is not None:
+                raise ValueError(f"{what} of group {shown(name)} {problem}")
+        if self.max_size is not None and self.reserved_size > self.max_size:
+            raise ValueError(
+                f"reserved_size of group {shown(name)}, {self.reserved_size}, exceeds its "
+                f"max_size, {self.max_size}"
+            )
 
 
 @frozen(kw_only=True)
@@ -212,6 +264,15 @@ class CacheConfig:
     main_shares: int = field(default=100, metadata={"check": bad_shares})
     """CPU shares of the group ``"main"``, relative to the shares of other groups; 1 to
     1,000,000."""
+    main_max_size: int | None = field(default=None, metadata={"check": _bad_max_size})
+    """Bytes of idle instances of the group ``"main"``, at most; from 0. None: only `max_size`
+    limits them."""
+    main_reserved_size: int = field(default=0, metadata=_whole(0))
+    """Bytes of idle instances of the group ``"main"`` that the need of other groups does not evict
+    for size; from 0."""
+    main_cpu_limit: float | None = field(default=None, metadata={"check": _bad_cpu_limit})
+    """Cores that guests of the group ``"main"`` may use, on average over a second; 0.001 to 1024.
+    None: no limit."""
     cache_dir: str | os.PathLike[str] | None = field(default=None, metadata=_path_or_none())
     """Path of a folder in which compiled code is kept across restarts; made if it does not exist.
     It must belong to the user and have mode 0700. Only this library should write there: anything in
@@ -237,9 +298,32 @@ class CacheConfig:
                 right = attribute.metadata.get("type", (int, float))
                 right_type = isinstance(value, right) and not isinstance(value, bool)
                 (wrong_value if right_type else wrong_type).append(f"{attribute.name} {problem}")
+        if not (wrong_type or wrong_value):
+            wrong_value += self._contradictions()
         if wrong_type or wrong_value:
             kind = TypeError if wrong_type else ValueError
             raise kind("bad cache configuration: " + "; ".join(wrong_type + wrong_value))
+
+    def _contradictions(self) -> list[str]:
+        problems = []
+        for limit in ("max_size", "main_max_size"):
+            value = getattr(self, limit)
+            if value is not None and self.main_reserved_size > value:
+                problems.append(
+                    f"main_reserved_size, {self.main_reserved_size}, exceeds {limit}, {value}"
+                )
+        return problems
+
+    @property
+    def main_group(self) -> GroupLimits:
+        """Limits of the group ``"main"``."""
+        return GroupLimits(
+            capacity=self.main_capacity,
+            shares=self.main_shares,
+            max_size=self.main_max_size,
+            reserved_size=self.main_reserved_size,
+            cpu_limit=self.main_cpu_limit,
+        )
 
     @classmethod
     def scylladb(cls) -> CacheConfig:

@@ -141,16 +141,36 @@ class Closed(Event):
 
 
 @frozen(kw_only=True)
-class GroupOpened(Event):
-    """A scheduling group was opened."""
+class OfGroup(Event):
+    """Base of the events about the limits of a scheduling group."""
 
-    name = "wasmcache.group_opened"
     group: str
     """Name of the group."""
     capacity_tokens: int | None
     """Number of tasks that may hold or wait for instances; None: no limit."""
     shares: int
     """Part of the CPU, relative to other groups."""
+    max_size_bytes: int | None = None
+    """Limit of the sizes of its idle instances together (bytes); None: only the cache's."""
+    reserved_size_bytes: int | None = None
+    """Bytes of its idle instances that others' need does not evict for size; None: a log from
+    before this field existed."""
+    cpu_limit_cores: float | None = None
+    """Limit of the CPU time of its guests (cores); None: no limit."""
+
+
+@frozen(kw_only=True)
+class GroupOpened(OfGroup):
+    """A scheduling group was opened."""
+
+    name = "wasmcache.group_opened"
+
+
+@frozen(kw_only=True)
+class GroupResized(OfGroup):
+    """The limits of a scheduling group were changed to these; evictions may follow."""
+
+    name = "wasmcache.group_resized"
 
 
 @frozen(kw_only=True)
@@ -241,6 +261,11 @@ class Refused(OfFunction):
     """Number of memory mappings to be freed by evictions."""
     error_message: str
     """Message of the system's error."""
+    group: str | None = None
+    """Name of the group whose acquire or call needs it; None: a log from before this field
+    existed."""
+    request: int | None = None
+    """Number of that acquire; None without `log_uses`."""
 
     @property
     def level(self) -> str:
@@ -336,6 +361,20 @@ class Evicted(Use):
     """Code of loaded modules and stacks of running instances, after the eviction (bytes)."""
     limit_bytes: int | None = None
     """Limit that this instance alone exceeds (bytes); None if it exceeds none."""
+    for_function: str | None = None
+    """Name of the function whose need it served; None if it was nobody's. A lease that keeps its
+    instance needs room for that, an acquire needs code, stack, count or addresses."""
+    for_arg_types: str | None = None
+    """Types of that function's arguments, separated by commas; None as for `for_function`."""
+    for_group: str | None = None
+    """Name of the group whose need it served; None as for `for_function`."""
+    for_request: int | None = None
+    """Number of the acquire whose need it served; None as for `for_function`, and without
+    `log_uses`."""
+    error: str | None = None
+    """Type of the error that left the instance unusable, as for ``"corrupted"``: ``"Cancelled"`` if
+    its call was cancelled, ``"TrapError"``, or the type of a host function's exception. None: none
+    did."""
     advice: str | None = None
     """Remedy, given once for each function whose instances are too large; otherwise None."""
 
@@ -446,6 +485,8 @@ class Recycled(Use):
     (bytes); otherwise None."""
     kept: bool
     """Whether the instance or seat was kept; if not, its eviction follows."""
+    error: str | None = None
+    """Type of the error that left the instance unusable; None: none did."""
     address_space_bytes: int
     """Bytes of addresses that its instance reserves now."""
     mappings: int
@@ -501,6 +542,7 @@ EVENTS: tuple[type[Event], ...] = (
     Resized,
     Closed,
     GroupOpened,
+    GroupResized,
     GroupClosed,
     Registered,
     Removed,

@@ -285,10 +285,10 @@ class Acquisition:
             try:
                 native = await self._make(definition)
             except NoMemoryError as error:
-                pool.relief.evict(function.key, _needed(function), error, 0)
+                pool.relief.evict(request.need, _needed(function), error, 0)
             if native is None:
                 native = await pool.relief.run_async(
-                    function.key, _needed(function), self._make, definition, attempt=1
+                    request.need, _needed(function), self._make, definition, attempt=1
                 )
         except BaseException as error:
             if request.stage is Stage.ENDED:

@@ -6,9 +6,10 @@ from collections.abc import Hashable
 from typing import Protocol, final
 
 import trio
-from attrs import define
+from attrs import define, evolve
 from trio.lowlevel import Task
 
+from .._core.config import GroupLimits
 from .._core.policy.records import GroupRecord, TokenBook
 from .._core.policy.shares import Share
 
@@ -90,6 +91,12 @@ class Capacity:
         else:
             owners[task] = held - 1
 
+    def resize(self, total: float) -> None:
+        """Change the number of tokens: more end waits at once, fewer count as leases end."""
+        self.total = total
+        if self.limiter is not None:
+            self.limiter.total_tokens = total
+
     def refuse_waits(self) -> None:
         """Make all waits fail, as the group closes."""
         for scope, wait in self._waiting.items():
@@ -125,12 +132,26 @@ class Capacity:
 class GroupState:
     """The state of one scheduling group, shared by its leases and its `SchedulingGroup`."""
 
+    limits: GroupLimits
     record: GroupRecord
     share: Share
     capacity: Capacity
 
+    @staticmethod
+    def new(name: str, limits: GroupLimits) -> GroupState:
+        """Return the state of a new group; the caller has checked the limits."""
+        tokens = Capacity(limits.capacity)
+        record = GroupRecord(name, limits.max_size, limits.reserved_size, tokens=tokens.book)
+        return GroupState(limits, record, Share(limits.shares), tokens)
 
-def new_group_state(name: str, capacity: float, shares: int) -> GroupState:
-    """Return the state of a new group; the caller has checked the arguments."""
-    tokens = Capacity(capacity)
-    return GroupState(GroupRecord(name, tokens=tokens.book), Share(shares), tokens)
+    @property
+    def now(self) -> GroupLimits:
+        """The limits as they are; the application may have changed the limiter's tokens."""
+        _, capacity = self.capacity.count()
+        return evolve(self.limits, capacity=capacity)
+
+    def resize(self, limits: GroupLimits) -> None:
+        """Apply other limits, but for those of bytes, which are the policy's."""
+        self.limits = limits
+        self.share.shares = limits.shares
+        self.capacity.resize(limits.capacity)

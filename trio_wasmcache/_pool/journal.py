@@ -20,7 +20,7 @@ import trio
 from attrs import define
 from trio.lowlevel import Task
 
-from .._core.config import CacheConfig, SystemLimits
+from .._core.config import CacheConfig, GroupLimits, SystemLimits
 from .._core.events import (
     Abandoned,
     Acquired,
@@ -30,6 +30,7 @@ from .._core.events import (
     Failed,
     GroupClosed,
     GroupOpened,
+    GroupResized,
     Left,
     Loaded,
     Opened,
@@ -41,11 +42,10 @@ from .._core.events import (
     Requested,
     Resized,
 )
-from .._core.keys import FunctionKey
 from .._core.output import LineBudget
 from .._core.policy.ledger import Ledger
 from .._core.policy.lifecycle import State
-from .._core.policy.records import FunctionRecord, Instance, Request
+from .._core.policy.records import FunctionRecord, Instance, Need, Request
 from .._log import LogWriter, Origin
 
 Cause: TypeAlias = Callable[[], Origin | None]
@@ -124,11 +124,13 @@ class Journal:
             self._end_output(name)
         self.note(Closed(hits=hits, misses=misses, blocks=blocks, calls=calls, evictions=evictions))
 
-    def group_opened(self, name: str, capacity: float, shares: int) -> None:
+    def group_opened(self, name: str, limits: GroupLimits) -> None:
         """Note that a scheduling group is open."""
-        tokens = None if capacity == math.inf else int(capacity)
-        opened = GroupOpened(group=name, capacity_tokens=tokens, shares=shares)
-        self.note(opened, origin=self.here())
+        self.note(GroupOpened(**_group(name, limits)), origin=self.here())
+
+    def group_resized(self, name: str, limits: GroupLimits, at: float, origin: Origin) -> None:
+        """Note the limits of a group from now on; the evictions that they cause follow."""
+        self.note(GroupResized(**_group(name, limits)), at, origin)
 
     def group_closed(self, name: str, with_cache: bool, at: float) -> None:
         """Note that a group closes; the evictions of that step follow."""
@@ -145,7 +147,7 @@ class Journal:
 
     def refused(
         self,
-        key: FunctionKey,
+        need: Need,
         address_space: int,
         mappings: int,
         error: Exception,
@@ -155,8 +157,10 @@ class Journal:
         """Note that the system gave no memory; the evictions for it follow."""
         self.note(
             Refused(
-                function=key.name,
-                arg_types=", ".join(key.args),
+                function=need.key.name,
+                arg_types=", ".join(need.key.args),
+                group=need.group.name,
+                request=need.number,
                 address_space_bytes=address_space,
                 mappings=mappings,
                 error_message=str(error),
@@ -171,7 +175,7 @@ class Journal:
         """Note that an acquire has its token, and asks the policy for an instance next."""
         if not self.log_uses:
             return
-        self._last_request += 1
+        self._last_request = request.number = self._last_request + 1
         self._uses[request] = _Use(self._last_request, origin)
         deadline = trio.current_effective_deadline()
         self.note(
@@ -400,6 +404,17 @@ class Journal:
             self._last_task += 1
             number = self._tasks[task] = self._last_task
         return number
+
+
+def _group(name: str, limits: GroupLimits) -> Fields:
+    return {
+        "group": name,
+        "capacity_tokens": None if limits.capacity == math.inf else int(limits.capacity),
+        "shares": limits.shares,
+        "max_size_bytes": limits.max_size,
+        "reserved_size_bytes": limits.reserved_size,
+        "cpu_limit_cores": limits.cpu_limit,
+    }
 
 
 def _function(record: FunctionRecord) -> Fields:

@@ -13,10 +13,9 @@ import trio
 from .._core.config import CacheConfig, MiB
 from .._core.errors import CodeMemoryError
 from .._core.events import Reason
-from .._core.keys import FunctionKey
 from .._core.policy.instances import Step
 from .._core.policy.policy import Policy
-from .._core.policy.records import FunctionRecord, GroupRecord, Request
+from .._core.policy.records import FunctionRecord, GroupRecord, Need, Request
 from .._core.text import shown
 from .._core.wasm.isolation import SEAT_SIZE
 from .._engine.base import Engine
@@ -168,10 +167,11 @@ class Pool:
             reason: why the instance must be evicted; None if it need not be.
         """
         instance, native, definition = request.held, bound.native, bound.definition
-        seat, closed_size = False, None
+        seat, closed_size, error = False, None, None
         if not clean:
             reason = reason or Reason.CORRUPTED
             native.abandon()
+            error = bound.error
         elif reason is None and not definition.keeps_state:
             # The next lease must find nothing of this one.
             seat = True
@@ -186,7 +186,7 @@ class Pool:
         if reserved != (instance.address_space, instance.mappings):
             instance.set_aside()  # it was kept off the fast path: see `BoundFunction.attach`
         now = self.now()
-        step = self.policy.recycle(request, size, now, reason, seat, reserved)
+        step = self.policy.recycle(request, size, now, reason, seat, reserved, error)
         origin = None
         if self.journal.log_uses:
             ledger = self.policy.instances.ledger
@@ -197,6 +197,7 @@ class Pool:
                 now,
                 ledger,
                 size_bytes=size,
+                error=error,
                 closed_size_bytes=closed_size,
                 address_space_bytes=reserved[0],
                 mappings=reserved[1],
@@ -210,15 +211,15 @@ class Pool:
             self.carry_out(step, now, cause)
         self.evictor.expect_expiry()
 
-    def evict_for(self, key: FunctionKey, needed: Reserved, error: Exception, attempt: int) -> None:
+    def evict_for(self, need: Need, reserved: Reserved, error: Exception, attempt: int) -> None:
         """Evict idle instances, as the system refused memory for an instance or code.
 
         `Relief` calls it before each further attempt. Evicted instances that are not closed yet are
         closed first; if there are any, nothing else is evicted in that attempt.
 
         Args:
-            key: the function that needs the memory.
-            needed: bytes of addresses, and mappings, that it reserves.
+            need: whose need it is.
+            reserved: bytes of addresses, and mappings, that are needed.
             error: the error of the system.
             attempt: number of earlier attempts, each of which evicted half as much as the next.
 
@@ -231,20 +232,20 @@ class Pool:
         if self.evictor.close_all():
             return  # that may suffice: evicted instances were still mapped
         now = self.now()
-        space, mappings = needed[0] << attempt, needed[1] << attempt
-        step = self.policy.relieve(space, mappings, now)
+        space, mappings = reserved[0] << attempt, reserved[1] << attempt
+        step = self.policy.relieve(space, mappings, now, need)
         if step is None:
             ledger = self.policy.instances.ledger
             raise CodeMemoryError(
-                f"the system has no memory, addresses or mappings left for {key}, which reserves "
-                f"some {needed[0]} bytes and {needed[1]} mappings, and nothing of the cache is "
-                f"idle: {error}. The cache has reserved {ledger.address_space} bytes and "
+                f"the system has no memory, addresses or mappings left for {need.key}, which "
+                f"reserves some {reserved[0]} bytes and {reserved[1]} mappings, and nothing of the "
+                f"cache is idle: {error}. The cache has reserved {ledger.address_space} bytes and "
                 f"{ledger.mappings} mappings in all. Raise RLIMIT_AS (ulimit -v) or "
                 "vm.max_map_count, or lower max_address_space or max_instances, so that the cache "
                 "leaves more to the rest of the process"
             ) from error
         origin = self.journal.here()
-        self.journal.refused(key, space, mappings, error, now, origin)
+        self.journal.refused(need, space, mappings, error, now, origin)
         self.carry_out(step, now, lambda: origin)
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from .._core.config import KiB
 from .._core.errors import FuelExhaustedError, GuestError, StackOverflowError
 from .._core.output import last_words
 from .._core.policy.policy import Policy
-from .._core.policy.records import Entry, FunctionRecord, Instance
+from .._core.policy.records import Entry, FunctionRecord, Instance, Need
 from .._core.portable import CallValues
 from .._core.tally import size_of
 from .._engine.base import (
@@ -76,6 +76,8 @@ class BoundFunction:
     lower: Callable[[tuple[object, ...]], Sequence[object]] | None
     lift: Callable[[Value], Value] | None
     steps: Callable[[Guest, tuple[object, ...]], Steps] | None
+    error: str | None = None
+    """Type of the error that has left the instance unusable; None: none has."""
 
     @staticmethod
     def of(instance: Instance) -> BoundFunction:
@@ -106,13 +108,16 @@ class BoundFunction:
             and any(value is None for value in values)
         )
 
-    def attach(self, relief: Relief, code: DriverCode, exports: Mapping[str, str]) -> GuestDriver:
+    def attach(
+        self, relief: Relief, need: Need, code: DriverCode, exports: Mapping[str, str]
+    ) -> GuestDriver:
         """Attach a driver to the instance; evict idle instances if the system has no memory for it.
 
         The driver reserves addresses of its own, which are booked when the lease ends.
 
         Args:
             relief: the cache's.
+            need: whose need it is.
             code: the compiled driver.
             exports: {name in the driver: export of the instance}.
 
@@ -121,8 +126,7 @@ class BoundFunction:
         """
         reserved = self.native.reserved
         needed = max(1, reserved[0]), max(1, reserved[1])
-        key = self.entry.function.key
-        driver = relief.run(key, needed, code.attach, self.native, exports)
+        driver = relief.run(need, needed, code.attach, self.native, exports)
         if self.native.reserved != reserved:
             self.measure = _the_long_way
         return driver
@@ -131,7 +135,8 @@ class BoundFunction:
         self, policy: Policy, error: BaseException, values: tuple[object, ...], fuel: int
     ) -> None:
         """Abandon the failed call of the instance, and complete the error with its facts."""
-        policy.note_error(self.entry, type(error).__name__)
+        self.error = type(error).__name__
+        policy.note_error(self.entry, self.error)
         self.native.abandon()
         if isinstance(error, GuestError) and not error.function:
             # Not for the error of another guest, which a host function of this one called.

@@ -22,7 +22,7 @@ from .._core.config import MiB
 from .._core.errors import CodeMemoryError, ExitError, GuestError, ResultTooLargeError
 from .._core.events import Reason
 from .._core.policy.policy import Policy
-from .._core.policy.records import Request
+from .._core.policy.records import Need, Request
 from .._core.policy.shares import BURST_FUEL, Share
 from .._core.stack_room import check_headroom
 from .._core.tally import Tally, size_of
@@ -340,7 +340,7 @@ class Call(Activity):
 
     def attach(self, code: DriverCode, exports: Mapping[str, str]) -> GuestDriver:
         """Attach a driver to the instance: see `BoundFunction.attach`."""
-        return self.bound.attach(self._runtime.relief, code, exports)
+        return self.bound.attach(self._runtime.relief, self._need, code, exports)
 
     def with_stack(self, begin: Callable[[Unpack[Args]], T], *args: *Args) -> T:
         """Return the result of ``begin(*args)``, for which the system makes the guest's stack.
@@ -350,8 +350,11 @@ class Call(Activity):
         Raises:
             CodeMemoryError: no idle instance is left to evict.
         """
-        key = self.bound.entry.function.key
-        return self._runtime.relief.run(key, STACK_SHARE, begin, *args)
+        return self._runtime.relief.run(self._need, STACK_SHARE, begin, *args)
+
+    @property
+    def _need(self) -> Need:
+        return self.bound.entry.need if self._request is None else self._request.need
 
     # -- fuel
 

@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar, TypeVarTuple, Unpack, final
 
 from attrs import frozen
 
-from .._core.keys import FunctionKey
+from .._core.policy.records import Need
 from .._engine.base import NoMemoryError
 
 Args = TypeVarTuple("Args")
@@ -28,7 +28,7 @@ Reserved = tuple[int, int]
 class Evict(Protocol):
     """Evicts idle instances, as the system refused memory: see `Pool.evict_for`."""
 
-    def __call__(self, key: FunctionKey, needed: Reserved, error: Exception, attempt: int) -> None:
+    def __call__(self, need: Need, reserved: Reserved, error: Exception, attempt: int) -> None:
         """Evict idle instances, or raise if none is left."""
 
 
@@ -41,16 +41,16 @@ class Relief:
 
     def run(
         self,
-        key: FunctionKey,
-        needed: Reserved,
+        need: Need,
+        reserved: Reserved,
         make: Callable[[Unpack[Args]], T],
         *args: *Args,
     ) -> T:
         """Return the result of ``make(*args)``.
 
         Args:
-            key: the function that needs the memory.
-            needed: bytes of addresses, and mappings, that `make` reserves.
+            need: whose need it is.
+            reserved: bytes of addresses, and mappings, that `make` reserves.
             make: what is tried; it raises `NoMemoryError` when the system refuses.
             *args: arguments of `make`.
 
@@ -63,13 +63,13 @@ class Relief:
             try:
                 return make(*args)
             except NoMemoryError as error:
-                self.evict(key, needed, error, attempt)
+                self.evict(need, reserved, error, attempt)
             attempt += 1
 
     async def run_async(
         self,
-        key: FunctionKey,
-        needed: Reserved,
+        need: Need,
+        reserved: Reserved,
         make: Callable[[Unpack[Args]], Awaitable[T]],
         *args: *Args,
         attempt: int = 0,
@@ -85,5 +85,5 @@ class Relief:
             try:
                 return await make(*args)
             except NoMemoryError as error:
-                self.evict(key, needed, error, attempt)
+                self.evict(need, reserved, error, attempt)
             attempt += 1

@@ -40,6 +40,9 @@ class MGroup:
     """A scheduling group."""
 
     label: str
+    max_size: int | None = None
+    reserved: int = 0
+    """Bytes that others' need does not take from it."""
     closed: bool = False
 
     def __repr__(self) -> str:
@@ -242,9 +245,59 @@ class Model:
     def space_victims(self, needed: str | None) -> list[MInstance]:
         """Who may go for addresses: seats only if nothing else is left."""
         seats = [it for it in self.idle() if it.seat and it.module in self.idle_modules()]
-        return [it for it in self.idle() if not it.seat] or [
-            it for it in seats if it.module != needed
-        ]
+        return self.reserved_last(
+            [it for it in self.idle() if not it.seat] or [it for it in seats if it.module != needed]
+        )
+
+    # -- what groups have reserved
+
+    def idle_size(self, group: MGroup) -> int:
+        return sum(it.size for it in self.idle() if it.key[1] is group)
+
+    def spare(self, it: MInstance) -> bool:
+        """Whether its group has all that it has reserved without it."""
+        return self.idle_size(it.key[1]) - it.size >= it.key[1].reserved
+
+    def reserved_last(self, among: list[MInstance]) -> list[MInstance]:
+        return [it for it in among if self.spare(it)] or among
+
+    def spare_module(self, module: str) -> bool:
+        of_it = [it for it in self.idle() if it.module == module]
+        return all(
+            self.idle_size(group) - sum(it.size for it in of_it if it.key[1] is group)
+            >= group.reserved
+            for group in {it.key[1] for it in of_it}
+        )
+
+    def for_size(self, group: MGroup | None, size: int = 0) -> list[MInstance]:
+        """Who may go so that a group (None: nobody) can have so many more bytes."""
+        idle = self.idle()
+        if group is not None and self.idle_size(group) + size > group.reserved:
+            return [it for it in idle if it.key[1] is group or self.spare(it)]
+        others = [it for it in idle if it.key[1] is not group]
+        borrowed = [it for it in others if self.idle_size(it.key[1]) > it.key[1].reserved]
+        return [it for it in others if self.spare(it)] or borrowed
+
+    def fit(self, group: MGroup, size: int, out: Outcome) -> bool:
+        """Whether there is room for it, once others have gone."""
+        limit = group.max_size
+        others = {it.key[1] for it in self.idle()} - {group}
+        kept = sum(min(self.idle_size(it), it.reserved) for it in others)
+        within = self.idle_size(group) + size <= group.reserved
+        full = self.total_size() + size > self.max_size
+        over = limit is not None and self.idle_size(group) + size > limit
+        if (full or over) and not within and kept + size > self.max_size:
+            return False
+        while limit is not None and self.idle_size(group) + size > limit:
+            own = self.victim("size", [it for it in self.idle() if it.key[1] is group])
+            assert own is not None
+            self.evict(own, "size", out)
+        while self.total_size() + size > self.max_size:
+            victim = self.victim("size", self.for_size(group, size))
+            if victim is None:
+                return False
+            self.evict(victim, "size", out)
+        return True
 
     # -- who goes next
 
@@ -293,6 +346,7 @@ class Model:
 
     def victim_module(self, needed: str | None = None) -> str | None:
         among = [it for it in self.idle_modules() if it != needed]
+        among = [it for it in among if self.spare_module(it)] or among
         if not among:
             return None
         if self.policy == "lru":
@@ -440,7 +494,7 @@ class Model:
         while (another or seat) and not self.may_have(function, self.reserved()):
             self.evict_for_space(function.module, out)
         if another and len(self.instances) >= self.max_instances:
-            victim = self.victim("count")
+            victim = self.victim("count", self.reserved_last(self.idle()))
             assert victim is not None
             self.evict(victim, "count", out)
         return True
@@ -512,8 +566,10 @@ class Model:
         request.blocked = True
 
     def trim(self, out: Outcome) -> None:
-        while len(self.instances) > self.max_instances and (it := self.victim("count")):
-            self.evict(it, "count", out)
+        while len(self.instances) > self.max_instances and self.idle():
+            victim = self.victim("count", self.reserved_last(self.idle()))
+            assert victim is not None
+            self.evict(victim, "count", out)
         while self.used() > self.max_code and (module := self.victim_module()):
             self.evict_module(module, "code", out)
         while not self.may_reserve(*self.reserved()) and self.space_victims(None):
@@ -692,7 +748,9 @@ class Model:
         """What was busy becomes idle, or goes."""
         if drop is None and size > self.max_instance_size:
             drop = "oversized"
-        if drop is None and size > self.max_size:
+        group = instance.key[1]
+        most = self.max_size if group.max_size is None else min(self.max_size, group.max_size)
+        if drop is None and size > most:
             drop = "size"
         if drop is None and grown:
             instance.space += grown
@@ -703,11 +761,11 @@ class Model:
                         self.evict_for_space(None, out)
                 else:
                     drop = "address_space"
+        if drop is None and not self.fit(group, size, out):
+            drop = "size"
         if drop is not None:
             self.evict(instance, drop, out)
         else:
-            while self.total_size() + size > self.max_size and (it := self.victim("size")):
-                self.evict(it, "size", out)
             self.stop(instance)
             instance.state = "idle"
             changed = size != instance.size or instance.seat or not instance.known
@@ -786,6 +844,16 @@ class Model:
         self.settle(out)
         return out
 
+    def resize_group(self, group: MGroup, max_size: int | None, reserved: int) -> Outcome:
+        out = Outcome()
+        group.max_size, group.reserved = max_size, reserved
+        while max_size is not None and self.idle_size(group) > max_size:
+            victim = self.victim("size", [it for it in self.idle() if it.key[1] is group])
+            assert victim is not None
+            self.evict(victim, "size", out)
+        self.settle(out)
+        return out
+
     def resize(
         self,
         max_size: int,
@@ -807,7 +875,7 @@ class Model:
         for it in self.idle():
             if it.size > max_instance_size:
                 self.evict(it, "oversized", out)
-        while self.total_size() > max_size and (victim := self.victim("size")):
+        while self.total_size() > max_size and (victim := self.victim("size", self.for_size(None))):
             self.evict(victim, "size", out)
         self.trim(out)
         self.refuse(out)

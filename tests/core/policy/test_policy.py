@@ -69,6 +69,11 @@ def test_the_whole_life_of_a_lease() -> None:
         "code_size_before_bytes": 3 * UNIT,
         "code_size_after_bytes": 0,
         "limit_bytes": None,
+        "for_function": None,
+        "for_arg_types": None,
+        "for_group": None,
+        "for_request": None,
+        "error": None,
         "advice": None,
     }
     assert (bench.used, bench.total_size, instance.state) == (0, 0, State.CLOSED)

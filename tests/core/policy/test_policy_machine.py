@@ -108,6 +108,7 @@ def snapshot(policy: Policy) -> list[object]:
         *(ledger.total_size, ledger.code_size, ledger.stacks, ledger.idle, ledger.running),
         *(ledger.loaded_modules, [*ledger.evictable], ledger.evictable_code),
         *(ledger.running_size, ledger.address_space, ledger.mappings),
+        {(id(entry.group), entry.group.idle_size) for entry in instances.entries},
         *([*instances.lru], dict(instances.evictions), entries),
         [(it.seat, it.address_space, it.mappings) for it in instances.lru],
         {(module.digest, module.users, module.running, *module.idle) for module in modules},
@@ -309,7 +310,7 @@ class PolicyMachine(RuleBasedStateMachine):
         if len(self.open_groups()) < 3:
             kinds.append("open_group")
         if self.open_groups():
-            kinds.append("close_group")
+            kinds += ["close_group", "limit_group"]
         match data.draw(st.sampled_from(kinds)):
             case "resize":
                 self.resize(data.draw(LIMITS))
@@ -323,6 +324,9 @@ class PolicyMachine(RuleBasedStateMachine):
                 self.open_group()
             case "close_group":
                 self.close_group(pick)
+            case "limit_group":
+                most = st.sampled_from([None, None, 0, 60, 150])
+                self.limit_group(pick, data.draw(most), data.draw(st.integers(0, 150)))
 
     def register(self, module: int, concurrency: int) -> None:
         self.make_function(f"f{len(self.functions)}", module, concurrency)
@@ -370,7 +374,22 @@ class PolicyMachine(RuleBasedStateMachine):
 
     def open_group(self) -> None:
         label = f"g{len(self.groups)}"
-        self.groups[MGroup(label)] = GroupRecord(label)
+        record = self.groups[MGroup(label)] = GroupRecord(label)
+        self.policy.open_group(record)
+
+    def limit_group(self, pick: int, max_size: int | None, reserved: int) -> None:
+        groups = self.open_groups()
+        ours = groups[pick % len(groups)]
+        # The cache around the policy allows no more.
+        others = sum(it.reserved for it in groups if it is not ours)
+        reserved = min(reserved, self.model.max_size - others)
+        if max_size is not None:
+            reserved = min(reserved, max_size)
+        record = self.groups[ours]
+        self.compare(
+            lambda: self.policy.resize_group(record, max_size, reserved, self.now),
+            lambda: self.model.resize_group(ours, max_size, reserved),
+        )
 
     def close_group(self, pick: int) -> None:
         groups = self.open_groups()
@@ -384,6 +403,8 @@ class PolicyMachine(RuleBasedStateMachine):
         )
 
     def resize(self, limits: Limits) -> None:
+        reserved = sum(it.reserved for it in self.open_groups())
+        limits = {**limits, "max_size": max(limits["max_size"], reserved)}
         config = config_of(limits)
         self.compare(
             lambda: self.policy.resize(config, self.now),
@@ -440,6 +461,7 @@ class PolicyMachine(RuleBasedStateMachine):
         holders = {it.instance.number: it for it in self.model.requests if it.instance is not None}
         running_before = {it for it in self.requests.values() if it.stage is Stage.GRANTED}
         before = snapshot(self.policy)
+        had = {it: (self.model.idle_size(it), it.reserved) for it in self.open_groups()}
         outcome = expect()
         try:
             step = act()
@@ -452,6 +474,13 @@ class PolicyMachine(RuleBasedStateMachine):
         step = step or Step()
         for _, event in step.evicted:
             self.check_event(event)
+        for group, (size, reserved) in had.items():
+            gone = [event for _, event in step.evicted if event.group == group.label]
+            for_others = [it for it in gone if it.for_group not in (None, it.group)]
+            if gone and all(it.reason is Reason.SIZE for it in gone) and gone == for_others:
+                left = self.model.idle_size(group)
+                # An instance of which a part was borrowed goes as a whole, but for an owner only.
+                assert left >= min(size, reserved) or left + gone[-1].freed_bytes > reserved
         evicted = [(instance.number, event.reason.value) for instance, event in step.evicted]
         assert evicted == outcome.evicted
         assert [module.digest for module in step.unloaded] == outcome.unloaded
@@ -461,9 +490,9 @@ class PolicyMachine(RuleBasedStateMachine):
         self.check_fifo(lines, step)
         assert all(instance.state is State.CLOSED for instance, _ in step.evicted)
         # What was held was given back in this step, by the one whose step it was.
-        gone = [holders[number] for number, _ in evicted if number in holders]
-        assert len(gone) <= 1
-        assert not any(it.instance and it.instance.number in dict(evicted) for it in gone)
+        given_back = [holders[number] for number, _ in evicted if number in holders]
+        assert len(given_back) <= 1
+        assert not any(it.instance and it.instance.number in dict(evicted) for it in given_back)
         for ours, theirs in self.requests.items():
             assert theirs.stage.name.lower() == ours.stage, ours
             assert (theirs.error and type(theirs.error).__name__) == ours.error
@@ -501,6 +530,9 @@ class PolicyMachine(RuleBasedStateMachine):
     def sums_are_what_is_there(self) -> None:
         model, ledger = self.model, self.policy.instances.ledger
         assert ledger.total_size == model.total_size() <= model.max_size
+        for ours, theirs in self.groups.items():
+            assert theirs.idle_size == model.idle_size(ours)
+            assert ours.closed or ours.max_size is None or theirs.idle_size <= ours.max_size
         assert ledger.code_size == sum(model.code().values()) * UNIT
         assert ledger.stacks == len(model.busy()) * UNIT
         assert ledger.running_size == model.running_size()
@@ -662,6 +694,7 @@ def test_the_policy_agrees_with_the_model_on_a_long_walk(
         lambda: machine.open_groups()[1:] or machine.open_group(): 4,
         lambda: machine.open_groups()[1:] and machine.close_group(pick()): 1,
         lambda: machine.resize(draw_limits(random, pick() % 3 > 0, policy)): 2,
+        lambda: machine.limit_group(pick(), random.choice([None, None, 60, 150]), pick() % 150): 4,
         lambda: machine.misuse(pick(), random.choice([*STAGES_OF])): 5,
     }
     for act in random.choices([*weights], [*weights.values()], k=WALK):

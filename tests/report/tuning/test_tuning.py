@@ -23,7 +23,7 @@ from report.workloads import (
 )
 
 from trio_wasmcache import CacheConfig
-from trio_wasmcache._core.events import Opened, Reason, Recycled, Registered, Removed
+from trio_wasmcache._core.events import GroupOpened, Opened, Reason, Recycled, Registered, Removed
 from trio_wasmcache._core.policy.records import Request, Stage
 from trio_wasmcache.report.reading.records import make_event
 from trio_wasmcache.report.replay.books import Books, config_of
@@ -70,7 +70,8 @@ def brute_force(events: list[Event], size: int, timeout: float) -> int:
         policy.expire(now)
         match event["event"].removeprefix("wasmcache."):
             case "group_opened":
-                books.open_group(event["group"], lambda: False)
+                assert isinstance(made, GroupOpened)
+                books.open_group(made, lambda: False)
             case "group_closed":
                 group = books.groups.pop(event["group"])
                 policy.close_group(group, now, Reason.GROUP_CLOSED)

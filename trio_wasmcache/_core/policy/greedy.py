@@ -28,7 +28,7 @@ from heapq import heapify, heappop, heappush, heapreplace
 from typing import Generic, Protocol, TypeVar, final
 
 from .lifecycle import IDLE
-from .order import Allowed
+from .order import Allowed, AllowedModule
 from .records import Instance, Module
 
 T = TypeVar("T")
@@ -219,7 +219,7 @@ class GreedyDual:
             _fill(self._counts, self._sizes.entries)
         return self._counts.least(rests, allowed)
 
-    def victim_module(self, rests: int, needed: Module | None = None) -> Module | None:
+    def victim_module(self, rests: int, allowed: AllowedModule | None = None) -> Module | None:
         """Return the module with the least priority among those that have only idle instances."""
         heap = self._modules
         if heap is None:
@@ -228,7 +228,7 @@ class GreedyDual:
         for module in [module for module in self._busy if not module.running]:
             del self._busy[module]
             heap.doubt(module)
-        return heap.least(rests, lambda module: module is not needed)
+        return heap.least(rests, allowed)
 
     def _heaps(self) -> Iterable[_Heap[Instance]]:
         return (self._sizes,) if self._counts is None else (self._sizes, self._counts)

@@ -7,6 +7,8 @@ a time. Each eviction and unload is recorded in the `Step` that the pool receive
 
 from __future__ import annotations
 
+from typing import Any
+
 from attrs import Factory, define
 
 from ..config import CacheConfig, PolicyName, SystemLimits
@@ -18,9 +20,19 @@ from .choice import make_order
 from .ledger import Ledger
 from .lifecycle import ACQUIRE, IDLE, TRANSITIONS, Action, IllegalStepError, step
 from .lru import LRU
-from .order import EvictionOrder
+from .order import Allowed, EvictionOrder
 from .recency import Recency
-from .records import GRANTED, Entry, FunctionRecord, GroupRecord, Instance, Module, Request
+from .records import (
+    GRANTED,
+    Entry,
+    FunctionRecord,
+    GroupRecord,
+    Instance,
+    Module,
+    Need,
+    Request,
+)
+from .reservations import Passes, Reservations
 
 # Vacant entries kept with their uncollected counts: enough for the functions an application uses
 # in turn, and few enough to take no memory.
@@ -59,6 +71,8 @@ class Instances:
     """Idle instances in order of last use, kept under every policy for the idle timeout."""
     order: EvictionOrder = Factory(lambda self: self._order(self.config.policy), takes_self=True)
     """The order of evictions for size, count, code and addresses, by `CacheConfig.policy`."""
+    reservations: Reservations = Factory(Reservations)
+    """The bytes that groups have reserved."""
     told: EvictionOrder | None = Factory(lambda self: self._told(), takes_self=True)
     """The same, if it must be told what happens; None under LRU, for which the calls are saved."""
     evictions: dict[Reason, int] = Factory(lambda: dict.fromkeys(Reason, 0))
@@ -202,15 +216,24 @@ class Instances:
     # -- leaving
 
     def drop(
-        self, instance: Instance, reason: Reason, now: float, result: Step, limit: int | None = None
+        self,
+        instance: Instance,
+        reason: Reason,
+        now: float,
+        result: Step,
+        limit: int | None = None,
+        error: str | None = None,
     ) -> None:
-        """Drop a loading or running instance, and record an eviction."""
+        """Drop a loading or running instance, and record an eviction.
+
+        `error` is the type of the error that has left it unusable.
+        """
         state = step(instance.state, Action.DROP)
         before = self.ledger.total_size, self.ledger.used
         instance.last_used = now
         self._leave_running(instance, result)
         instance.state = state
-        self._record(instance, reason, now, result, before, limit)
+        self._record(instance, reason, now, result, before, limit, error)
 
     def discard(self, instance: Instance, result: Step) -> None:
         """Remove an instance whose load failed; as it was never loaded, it is no eviction."""
@@ -219,9 +242,15 @@ class Instances:
         instance.state = state
 
     def evict(
-        self, instance: Instance, reason: Reason, now: float, result: Step, limit: int | None = None
+        self,
+        instance: Instance,
+        reason: Reason,
+        now: float,
+        result: Step,
+        limit: int | None = None,
+        need: Need | None = None,
     ) -> None:
-        """Evict an idle instance."""
+        """Evict an idle instance, for somebody's need."""
         state = step(instance.state, Action.EVICT)
         entry = instance.entry
         before = self.ledger.total_size, self.ledger.used
@@ -234,7 +263,7 @@ class Instances:
         if self.told is not None:
             self.told.left(instance)
         instance.state = state
-        self._record(instance, reason, now, result, before, limit)
+        self._record(instance, reason, now, result, before, limit, need=need)
         self.forget(entry)
 
     def evict_entry(self, entry: Entry, reason: Reason, now: float, result: Step) -> None:
@@ -242,17 +271,78 @@ class Instances:
         for instance in list(entry.idle):
             self.evict(instance, reason, now, result)
 
-    def evict_module(self, module: Module, reason: Reason, now: float, result: Step) -> None:
+    def evict_module(
+        self,
+        module: Module,
+        reason: Reason,
+        now: float,
+        result: Step,
+        need: Need | None = None,
+    ) -> None:
         """Evict all instances of a module that has only idle ones, which unloads its code."""
         for instance in module.idle:
-            self.evict(instance, reason, now, result)
+            self.evict(instance, reason, now, result, need=need)
 
-    def shrink(self, target: int, now: float, result: Step) -> None:
-        """Evict idle instances until those left take at most `target` bytes."""
-        while self.ledger.total_size > target:
-            if (victim := self.order.victim(self.rests)) is None:
+    def fit(self, request: Request, size: int, now: float, result: Step) -> bool:
+        """Evict idle instances until `size` more bytes fit, for the instance of a request.
+
+        Its group must be open, and the size allowed if nothing else were idle. Returns False if the
+        reservations of other groups leave no room for it.
+        """
+        ledger, limit = self.ledger, self.config.max_size
+        group, reservations = request.held.entry.group, self.reservations
+        within = group.idle_size + size <= group.reserved_size
+        if reservations.groups and not within and reservations.kept_from(group) + size > limit:
+            return False
+
+        def own(instance: Instance) -> bool:
+            return instance.entry.group is group
+
+        while group.idle_size + size > group.room:
+            if (victim := self._victim((own,))) is None:
+                return False
+            self.evict(victim, Reason.SIZE, now, result, need=request.need)
+        while ledger.total_size + size > limit:
+            if (victim := self._victim(reservations.for_size(group, size))) is None:
+                return False
+            self.evict(victim, Reason.SIZE, now, result, need=request.need)
+        return True
+
+    def resize_group(self, group: GroupRecord, now: float, result: Step) -> None:
+        """Note a change of a group's limits, and evict its idle instances that no longer fit."""
+        self.reservations.note(group)
+        while group.idle_size > group.room >= 0:
+            if (victim := self._victim((lambda it: it.entry.group is group,))) is None:
                 return
             self.evict(victim, Reason.SIZE, now, result)
+
+    def _shrink(self, now: float, result: Step) -> None:
+        """Evict idle instances until those left take at most `max_size` bytes."""
+        while self.ledger.total_size > self.config.max_size:
+            if (victim := self._victim(self.reservations.for_size(None))) is None:
+                return
+            self.evict(victim, Reason.SIZE, now, result)
+
+    def _victim(self, passes: Passes, *, by_count: bool = False) -> Instance | None:
+        """Return the instance to evict next: the first that is found in one of the passes."""
+        for allowed in passes:
+            victim = self.order.victim(self.rests, by_count=by_count, allowed=allowed)
+            if victim is not None:
+                return victim
+        return None
+
+    def _victim_module(self, needed: Module | None = None) -> Module | None:
+        """Return the module to evict next, never `needed`: one that no group has reserved first."""
+        reservations = self.reservations
+        if reservations.groups:
+            module = self.order.victim_module(
+                self.rests, lambda it: it is not needed and reservations.spare(it)
+            )
+            if module is not None:
+                return module
+        if needed is None:
+            return self.order.victim_module(self.rests)
+        return self.order.victim_module(self.rests, lambda it: it is not needed)
 
     def expire(self, now: float, result: Step) -> None:
         """Evict instances idle for `idle_timeout`, at most `MAX_EXPIRED` in one step."""
@@ -273,7 +363,7 @@ class Instances:
         limit = config.max_instance_size
         for instance in [instance for instance in self.lru if instance.size > limit]:
             self.evict(instance, Reason.OVERSIZED, now, result, limit)
-        self.shrink(config.max_size, now, result)
+        self._shrink(now, result)
         self.trim(now, result)
 
     @property
@@ -296,11 +386,11 @@ class Instances:
         """Evict idle instances while count, code or addresses exceed their limits."""
         ledger, config = self.ledger, self.config
         while ledger.idle + ledger.running > config.max_instances:
-            if (victim := self.order.victim(self.rests, by_count=True)) is None:
+            if (victim := self._victim(self.reservations.for_others(), by_count=True)) is None:
                 break
             self.evict(victim, Reason.COUNT, now, result)
         while ledger.used > config.max_code_size:
-            if (module := self.order.victim_module(self.rests)) is None:
+            if (module := self._victim_module()) is None:
                 break
             self.evict_module(module, Reason.CODE, now, result)
         while self.overbooked and (victim := self._space_victim()) is not None:
@@ -340,27 +430,23 @@ class Instances:
             )
 
     def make_room(
-        self,
-        function: FunctionRecord,
-        another: bool,
-        now: float,
-        result: Step,
-        seat: bool = False,
+        self, request: Request, another: bool, now: float, result: Step, seat: bool = False
     ) -> bool:
-        """Evict what is necessary for one more running instance of `function`.
+        """Evict what is necessary for one more running instance, for a request.
 
         Checks first whether evictions can free enough at all; if not, changes nothing and returns
         False. Evicts whole modules, in the order of the policy, never one that is in use and never
-        `function`'s own: an eviction that frees no code would be useless. No eviction lowers
+        that of the request: an eviction that frees no code would be useless. No eviction lowers
         `running_size`.
 
         Args:
-            function: The function to run.
+            request: The request that needs the instance.
             another: Whether it will be a new instance, which counts against `max_instances`.
             now: The time (seconds).
             result: The step to which evictions are added.
             seat: Whether the instance will be loaded on a seat of its module.
         """
+        function = request.entry.function
         ledger, limit, module = self.ledger, self.config.max_code_size, function.module
         if ledger.running_size + function.worst_size > self.running_limit:
             return False
@@ -377,24 +463,24 @@ class Instances:
             return False
         reason = Reason.STACK if module.users else Reason.CODE
         while ledger.used + needed > limit:
-            other = self.order.victim_module(self.rests, module)
+            other = self._victim_module(module)
             if other is None:
                 raise self._no_victim(function, reason, f"{ledger.evictable_code} bytes of code")
-            self.evict_module(other, reason, now, result)
+            self.evict_module(other, reason, now, result, request.need)
         while (another or seat) and max(self._missing(function)) > 0:
             victim = self._space_victim(module)
             if victim is None:
                 space, mappings = self._idle_space(module)
                 free = f"{space} bytes of addresses and {mappings} mappings"
                 raise self._no_victim(function, Reason.ADDRESS_SPACE, free)
-            self.evict(victim, Reason.ADDRESS_SPACE, now, result)
+            self.evict(victim, Reason.ADDRESS_SPACE, now, result, need=request.need)
         # Last, as evicting code may have removed enough instances. If this one was the last of
         # `module`, that is unloaded and loaded again: as many bytes are freed as are needed.
         if another and ledger.idle + ledger.running >= self.config.max_instances:
-            victim = self.order.victim(self.rests, by_count=True)
+            victim = self._victim(self.reservations.for_others(), by_count=True)
             if victim is None:
                 raise self._no_victim(function, Reason.COUNT, f"{ledger.idle} instances")
-            self.evict(victim, Reason.COUNT, now, result)
+            self.evict(victim, Reason.COUNT, now, result, need=request.need)
         return True
 
     def _no_victim(self, function: FunctionRecord, reason: Reason, idle: str) -> IllegalStepError:
@@ -404,14 +490,14 @@ class Instances:
         )
 
     def reserve(
-        self, instance: Instance, reserved: tuple[int, int], now: float, result: Step
+        self, request: Request, reserved: tuple[int, int], now: float, result: Step
     ) -> bool:
-        """Record what a running instance reserves now (bytes of addresses, mappings).
+        """Record what the running instance of a request reserves now (bytes, mappings).
 
         Evicts idle instances for it. Returns False, and evicts none, if they do not reserve enough.
         """
         ledger = self.ledger
-        ledger.reserve(instance, *reserved)
+        ledger.reserve(request.held, *reserved)
         if not self.overbooked:
             return True
         space, mappings = self._idle_space(None)
@@ -421,10 +507,17 @@ class Instances:
         ):
             return False
         while self.overbooked and (victim := self._space_victim()) is not None:
-            self.evict(victim, Reason.ADDRESS_SPACE, now, result)
+            self.evict(victim, Reason.ADDRESS_SPACE, now, result, need=request.need)
         return True
 
-    def relieve(self, address_space: int, mappings: int, now: float, result: Step) -> None:
+    def relieve(
+        self,
+        address_space: int,
+        mappings: int,
+        now: float,
+        result: Step,
+        need: Need | None = None,
+    ) -> None:
         """Evict idle instances until this much less is reserved, or none is left that helps."""
         ledger = self.ledger
         space_target = ledger.address_space - address_space
@@ -432,7 +525,7 @@ class Instances:
         while ledger.address_space > space_target or ledger.mappings > mapping_target:
             if (victim := self._space_victim()) is None:
                 return
-            self.evict(victim, Reason.ADDRESS_SPACE, now, result)
+            self.evict(victim, Reason.ADDRESS_SPACE, now, result, need=need)
 
     def _space_limit(self) -> int:
         return _number(self.system.max_address_space(self.config))
@@ -476,15 +569,15 @@ class Instances:
         Instances first; then, once only seats are left, seats whose module has nothing running and
         is not `needed`.
         """
-        victim = self.order.victim(self.rests, by_count=True, allowed=_is_no_seat)
-        if victim is None:
 
-            def helps(instance: Instance) -> bool:
-                module = instance.entry.function.module
-                return module.running == 0 and module is not needed
+        def helps(instance: Instance) -> bool:
+            module = instance.entry.function.module
+            return module.running == 0 and module is not needed
 
-            victim = self.order.victim(self.rests, by_count=True, allowed=helps)
-        return victim
+        passes = self.reservations.for_others()
+        return self._victim(_both(passes, _is_no_seat), by_count=True) or self._victim(
+            _both(passes, helps), by_count=True
+        )
 
     # -- the policy
 
@@ -528,6 +621,8 @@ class Instances:
         result: Step,
         before: tuple[int, int],
         limit: int | None,
+        error: str | None = None,
+        need: Need | None = None,
     ) -> None:
         function = instance.entry.function
         module = function.module
@@ -558,6 +653,8 @@ class Instances:
             code_size_before_bytes=before[1],
             code_size_after_bytes=self.ledger.used,
             limit_bytes=limit,
+            error=error,
+            **({} if need is None else _whose(need)),
             advice=advice,
         )
         result.evicted.append((instance, event))
@@ -574,6 +671,25 @@ def _number_of(instance: Instance) -> int:
 
 def _is_no_seat(instance: Instance) -> bool:
     return not instance.seat
+
+
+def _both(passes: Passes, allowed: Allowed) -> Passes:
+    """Return passes that choose among the instances that are allowed."""
+
+    def both(one: Allowed) -> Allowed:
+        return lambda instance: allowed(instance) and one(instance)
+
+    return [allowed if one is None else both(one) for one in passes]
+
+
+def _whose(need: Need) -> dict[str, Any]:
+    """Return the fields of an eviction that say whose need it served."""
+    return {
+        "for_function": need.key.name,
+        "for_arg_types": ", ".join(need.key.args),
+        "for_group": need.group.name,
+        "for_request": need.number,
+    }
 
 
 def _held(entry: Entry) -> int:

@@ -3,7 +3,8 @@
 It only counts. `instances` decides what to evict when a sum is too large; `lru` keeps the order of
 last use. Each of these sums has its own limit:
 
-- `total_size`: idle instances, at their present size;
+- `total_size`: idle instances, at their present size; `GroupRecord.idle_size` is the same for one
+  group;
 - `running_size`: instances that are loading or running, at their largest possible size;
 - `code_size` + `stacks`: code of loaded modules, whatever uses them, and one stack for each
   instance that is loading or running;
@@ -97,11 +98,13 @@ class Ledger:
     def resume(self, instance: Instance) -> None:
         """Count an idle instance as running."""
         self.total_size -= instance.size
+        instance.entry.group.idle_size -= instance.size
         self._start(instance.entry.function)
 
     def suspend(self, instance: Instance) -> None:
         """Count a running instance as idle, with its present size."""
         self.total_size += instance.size
+        instance.entry.group.idle_size += instance.size
         self._stop(instance.entry.function)
 
     def leave_running(self, instance: Instance) -> bool:
@@ -118,6 +121,7 @@ class Ledger:
         """Subtract an idle instance; return whether to unload its module."""
         module = instance.entry.function.module
         self.total_size -= instance.size
+        instance.entry.group.idle_size -= instance.size
         self.reserve(instance, 0, 0)
         module.users -= 1
         self.instances -= 1

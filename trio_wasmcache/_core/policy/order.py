@@ -20,7 +20,9 @@ from typing import Protocol
 from .records import Instance, Module
 
 Allowed = Callable[[Instance], bool]
-"""Returns whether evicting this idle instance would help."""
+"""Returns whether this idle instance may be evicted."""
+AllowedModule = Callable[[Module], bool]
+"""Returns whether this module of idle instances may be evicted."""
 
 
 class EvictionOrder(Protocol):
@@ -43,10 +45,10 @@ class EvictionOrder(Protocol):
             allowed: chooses among the idle instances; None: all.
         """
 
-    def victim_module(self, rests: int, needed: Module | None = None) -> Module | None:
-        """Return the module to evict next, never `needed` or one with running instances, or None.
+    def victim_module(self, rests: int, allowed: AllowedModule | None = None) -> Module | None:
+        """Return the module to evict next, never one with running instances, or None.
 
         Args:
             rests: number of times that an instance of the cache became idle so far.
-            needed: module whose code is about to be used.
+            allowed: chooses among the modules; None: all.
         """

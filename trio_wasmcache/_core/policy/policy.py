@@ -55,6 +55,7 @@ from .records import (
     GroupRecord,
     Instance,
     Module,
+    Need,
     Request,
     RequestClosed,
     Stage,
@@ -136,6 +137,7 @@ class Policy:
         ledger.running = running
         ledger.running_size = running_size
         ledger.total_size -= instance.size
+        group.idle_size -= instance.size
         # The request. A spare one has been plain to its end: it is a hit, and not handed over.
         request.entry = entry
         request.instance = instance
@@ -154,9 +156,10 @@ class Policy:
         the instance may touch now (bytes).
         """
         instance, entry, config = request.instance, request.entry, self.config
-        instances = self.instances
+        instances, group = self.instances, entry.group
         ledger = instances.ledger
         total = ledger.total_size + size
+        idle_size = group.idle_size + size
         if (
             instance is None
             or not request.plain
@@ -166,7 +169,7 @@ class Policy:
             or entry.waiting
             or self.room
             or entry.function.retired
-            or entry.group.closed
+            or idle_size > group.room
             or instances.shrunk
         ):
             return False
@@ -201,6 +204,7 @@ class Policy:
         ledger.running -= 1
         ledger.running_size -= function.worst_size
         ledger.total_size = total
+        group.idle_size = idle_size
         # The request.
         request.stage = ENDED
         request.instance = request.give_up = None
@@ -331,7 +335,7 @@ class Policy:
         result = Step()
         claimed = request.entry
         if instance.seat:
-            self._put_back(instance, now, result)
+            self._put_back(request, now, result)
         else:
             self.instances.discard(instance, result)
         self._let_go(request)
@@ -379,13 +383,14 @@ class Policy:
         drop: Reason | None = None,
         seat: bool = False,
         reserved: tuple[int, int] | None = None,
+        error: str | None = None,
     ) -> Step | None:
         """End a lease; `size` is what its instance may touch now (bytes).
 
-        With `drop` the instance is dropped for that reason. Otherwise it is kept if the limits
-        allow, and the least recently used are evicted until it fits. With `seat` it is closed
-        already, and a seat of that size is kept. `reserved` is what the instance reserves now
-        (bytes of addresses, mappings), where that has changed.
+        With `drop` the instance is dropped for that reason, and `error` is the type of the error
+        that has left it unusable. Otherwise it is kept if the limits allow, and others are evicted
+        until it fits. With `seat` it is closed already, and a seat of that size is kept. `reserved`
+        is what the instance reserves now (bytes of addresses, mappings), where that has changed.
         """
         instance = _instance(request, GRANTED)
         entry = instance.entry
@@ -401,22 +406,23 @@ class Policy:
             drop = drop or unwanted
         elif drop is None and size > config.max_instance_size:
             drop, limit = Reason.OVERSIZED, config.max_instance_size
-        elif drop is None and size > config.max_size:
-            drop, limit = Reason.SIZE, config.max_size
+        elif drop is None:
+            drop, limit = self._too_large(entry.group, size)
         result = None
         booked = instance.address_space, instance.mappings
         if drop is None and not seat and reserved not in (None, booked):
             result = Step()
-            if not instances.reserve(instance, reserved, now, result):
+            if not instances.reserve(request, reserved, now, result):
                 drop = Reason.ADDRESS_SPACE
+        if drop is None and self._is_full(entry.group, size):
+            result = result or Step()
+            if not instances.fit(request, size, now, result):
+                drop = Reason.SIZE
         if drop is not None:
             result = result or Step()
             instance.size = size
-            instances.drop(instance, drop, now, result, limit)
+            instances.drop(instance, drop, now, result, limit, error)
         else:
-            if instances.ledger.total_size + size > config.max_size:
-                result = result or Step()
-                instances.shrink(config.max_size - size, now, result)
             # An instance that was only loaded to be warm never ran.
             action = Action.WARMED if instance.state is LOADING else RECYCLE
             instances.settle(instance, action, size, now)
@@ -427,14 +433,16 @@ class Policy:
             self._pump(entry, now, result)
         return result
 
-    def relieve(self, address_space: int, mappings: int, now: float) -> Step | None:
-        """Evict idle instances, as the system refused memory, addresses or mappings for a load.
+    def relieve(
+        self, address_space: int, mappings: int, now: float, need: Need | None = None
+    ) -> Step | None:
+        """Evict idle instances, as the system refused memory, addresses or mappings for a need.
 
         Evicts the least recently used first, until those evicted have reserved that many bytes of
         addresses and that many mappings together. Returns None if no idle instance could help.
         """
         result = Step()
-        self.instances.relieve(address_space, mappings, now, result)
+        self.instances.relieve(address_space, mappings, now, result, need)
         if not result.evicted:
             return None
         self._pump_room(now, result)
@@ -491,7 +499,8 @@ class Policy:
         Waiters end with `RequestClosed`.
         """
         self.instances.fold()
-        group.closed = True
+        group.close()
+        self.instances.reservations.note(group)
         if not self.closed:
             group.gone = True
             self.instances.book.drop_group(group.name)
@@ -511,6 +520,23 @@ class Policy:
         self.instances.resize(config, now, result)
         for entry in self._refuse_misfits(result):
             self._pump(entry, now, result)
+        self._pump_room(now, result)
+        return result
+
+    def open_group(self, group: GroupRecord) -> None:
+        """Note a new group, which may have bytes reserved."""
+        self.instances.reservations.note(group)
+
+    def resize_group(
+        self, group: GroupRecord, max_size: int | None, reserved_size: int, now: float
+    ) -> Step:
+        """Change the limits of a group (bytes), and evict its idle instances that no longer fit.
+
+        The caller has checked that all reservations together fit into `max_size` of the cache.
+        """
+        group.limit(max_size, reserved_size)
+        result = Step()
+        self.instances.resize_group(group, now, result)
         self._pump_room(now, result)
         return result
 
@@ -565,7 +591,7 @@ class Policy:
         if request.warm and entry.live < entry.function.concurrency:
             hit = False
         seat = hit and entry.idle[-1].seat
-        if not self.instances.make_room(entry.function, not hit, now, result, seat):
+        if not self.instances.make_room(request, not hit, now, result, seat):
             return False
         if hit and not seat:
             self._grant(request, now)
@@ -788,20 +814,33 @@ class Policy:
 
     # -- keeping or dropping
 
-    def _put_back(self, seat: Instance, now: float, result: Step) -> None:
-        """Keep `seat`, on which nothing could be loaded, as if just left, if limits allow."""
+    def _put_back(self, request: Request, now: float, result: Step) -> None:
+        """Keep the seat of a request, on which nothing was loaded, as if just left, if it fits."""
+        seat = request.held
         config, limit = self.config, None
         self.instances.ledger.reserve(seat, 0, 0)
-        reason = self._unwanted(seat.entry)
+        reason, group = self._unwanted(seat.entry), seat.entry.group
         if reason is None and seat.size > config.max_instance_size:
             reason, limit = Reason.OVERSIZED, config.max_instance_size
-        elif reason is None and seat.size > config.max_size:
-            reason, limit = Reason.SIZE, config.max_size
+        elif reason is None:
+            reason, limit = self._too_large(group, seat.size)
+        full = reason is None and self._is_full(group, seat.size)
+        if full and not self.instances.fit(request, seat.size, now, result):
+            reason = Reason.SIZE
         if reason is not None:
             self.instances.drop(seat, reason, now, result, limit)
         else:
-            self.instances.shrink(config.max_size - seat.size, now, result)
             self.instances.settle(seat, Action.LEAVE, seat.size, now)
+
+    def _too_large(self, group: GroupRecord, size: int) -> tuple[Reason | None, int | None]:
+        """Return why an instance can never be kept in a group, and the limit that it exceeds."""
+        limit = min(self.config.max_size, group.room)
+        return (Reason.SIZE, limit) if size > limit else (None, None)
+
+    def _is_full(self, group: GroupRecord, size: int) -> bool:
+        """Return whether something must go before an instance can be kept in a group."""
+        total = self.instances.ledger.total_size
+        return total + size > self.config.max_size or group.idle_size + size > group.room
 
     def _unwanted(self, entry: Entry) -> Reason | None:
         """Return why a running instance of `entry` must not be kept, or None if it may be."""

@@ -10,7 +10,7 @@ from typing import final
 from attrs import frozen
 
 from .lru import LRU
-from .order import Allowed
+from .order import Allowed, AllowedModule
 from .records import Instance, Module
 
 
@@ -45,7 +45,9 @@ class Recency:
     def victim_module(
         self,
         rests: int,  # noqa: ARG002
-        needed: Module | None = None,
+        allowed: AllowedModule | None = None,
     ) -> Module | None:
         """Return the module whose last instance has been idle for the longest time."""
-        return next((module for module in self.modules if module is not needed), None)
+        if allowed is None:
+            return self.modules.oldest()
+        return next(filter(allowed, self.modules), None)

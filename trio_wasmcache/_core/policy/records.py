@@ -8,10 +8,11 @@ protocols below.
 from __future__ import annotations
 
 import enum
+import sys
 from collections.abc import Callable, Hashable
-from typing import Any, Protocol
+from typing import Any, Protocol, final
 
-from attrs import Factory, define, field
+from attrs import Factory, define, field, frozen
 
 from ..events import Reason
 from ..keys import FunctionKey
@@ -142,11 +143,49 @@ class GroupRecord:
     """A scheduling group, as seen by the policy."""
 
     name: str
+    max_size: int | None = None
+    """Bytes of its idle instances together, at most; None: only the cache's limit."""
+    reserved_size: int = 0
+    """Bytes of its idle instances that others' need does not evict."""
+    idle_size: int = 0
+    """Bytes of its idle instances together; only the ledger, and the short way of a hit, change
+    it."""
+    room: int = field(init=False)
+    """Bytes that `idle_size` may become; below 0 once the group is closed."""
     closed: bool = False
     gone: bool = False
     """Whether it was closed while the cache stayed open."""
     entries: dict[Entry, None] = Factory(dict)
     tokens: TokenBook = Factory(TokenBook)
+
+    def __attrs_post_init__(self) -> None:
+        self.limit(self.max_size, self.reserved_size)
+
+    def limit(self, max_size: int | None, reserved_size: int) -> None:
+        """Change the limits (bytes)."""
+        self.max_size, self.reserved_size = max_size, reserved_size
+        self.room = -1 if self.closed else sys.maxsize if max_size is None else max_size
+
+    def close(self) -> None:
+        """Let none of its instances become idle any more."""
+        self.closed, self.room = True, -1
+
+    def keeps(self, size: int) -> bool:
+        """Whether the group would have less than it has reserved without so many idle bytes."""
+        return self.idle_size - size < self.reserved_size
+
+
+@final
+@frozen
+class Need:
+    """Whose need an eviction serves."""
+
+    key: FunctionKey
+    """Key of the function."""
+    group: GroupRecord
+    """The group in which it is used."""
+    number: int | None = None
+    """Number of the request in the log, if it is one that is logged."""
 
 
 @define(eq=False, weakref_slot=False)
@@ -168,6 +207,11 @@ class Entry:
     last_used: float | None = None
     uses: UseStats = Factory(UseStats)
     """Uses since it was made, or since all statistics were reset."""
+
+    @property
+    def need(self) -> Need:
+        """The need of one of its calls."""
+        return Need(self.function.key, self.group)
 
     @property
     def vacant(self) -> bool:
@@ -283,8 +327,15 @@ class Request:
     `Policy.rest`."""
     reused: bool = False
     """Whether a later hit uses it again, once its lease has ended the short way."""
+    number: int | None = None
+    """Number in the log, of an acquire that is logged; for the events of evictions only."""
     spare: Request | None = field(default=None, repr=False)
     """While it is a spare request itself: the next one. See `Policy.hit`."""
+
+    @property
+    def need(self) -> Need:
+        """What an eviction for this request serves."""
+        return Need(self.entry.function.key, self.entry.group, self.number)
 
     @property
     def held(self) -> Instance:

@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar, final
 
 from .lifecycle import IDLE
 from .lru import LRU
-from .order import Allowed
+from .order import Allowed, AllowedModule
 from .records import Instance, Module
 
 T = TypeVar("T")
@@ -144,21 +144,21 @@ class Sieve:
         oldest = next((it for it in self._idle if allowed is None or allowed(it)), None)
         return oldest and (self._instances.stop(barred, _used) or oldest)
 
-    def victim_module(self, rests: int, needed: Module | None = None) -> Module | None:
+    def victim_module(self, rests: int, allowed: AllowedModule | None = None) -> Module | None:
         """Return the next module with none running that was not used again since.
 
         It was used again if one of its instances was a hit, or another one came.
         """
 
         def barred(module: Module) -> bool:
-            return module.running > 0 or module is needed
+            return module.running > 0 or (allowed is not None and not allowed(module))
 
         def used(place: _Place[Module]) -> bool:
             seen, place.seen = place.seen, rests
             instances = place.member.instances
             return seen < 0 or any(it.uses > 1 and it.rested > seen for it in instances)
 
-        oldest = next((it for it in self._evictable if it is not needed), None)
+        oldest = next((it for it in self._evictable if allowed is None or allowed(it)), None)
         return oldest and (self._modules.stop(barred, used) or oldest)
 
 

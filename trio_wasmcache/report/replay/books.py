@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from attrs import Factory, define, evolve
 
 from ..._core.config import CacheConfig, SystemLimits
-from ..._core.events import Opened, Registered, Removed, Resized
+from ..._core.events import GroupOpened, GroupResized, Opened, Registered, Removed, Resized
 from ..._core.keys import FunctionKey
 from ..._core.policy.instances import Step
 from ..._core.policy.policy import Policy
@@ -74,10 +74,21 @@ class Books:
     """Functions whose instances are reset; an instance that is too large leaves a seat."""
     _modules: dict[int, Module] = Factory(dict)
 
-    def open_group(self, name: str, others: Callable[[], bool]) -> GroupRecord:
-        """Open a group of that name; see `TokenBook.strangers`."""
-        group = self.groups[name] = GroupRecord(name, tokens=TokenBook(strangers=others))
+    def open_group(self, event: GroupOpened, others: Callable[[], bool]) -> GroupRecord:
+        """Open a group; see `TokenBook.strangers`."""
+        group = self.groups[event.group] = GroupRecord(
+            event.group,
+            event.max_size_bytes,
+            event.reserved_size_bytes or 0,
+            tokens=TokenBook(strangers=others),
+        )
+        self.policy.open_group(group)
         return group
+
+    def resize_group(self, group: GroupRecord, event: GroupResized, now: float) -> Step:
+        """Apply new limits of a group."""
+        reserved = event.reserved_size_bytes or 0
+        return self.policy.resize_group(group, event.max_size_bytes, reserved, now)
 
     def register(self, event: Registered, now: float) -> Step:
         """Register a function; retire one that it replaces."""

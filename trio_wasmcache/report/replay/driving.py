@@ -21,6 +21,7 @@ from ..._core.events import (
     Blocked,
     GroupClosed,
     GroupOpened,
+    GroupResized,
     Left,
     Loaded,
     Reason,
@@ -31,9 +32,10 @@ from ..._core.events import (
     Requested,
     Resized,
 )
+from ..._core.keys import FunctionKey
 from ..._core.policy.instances import Step
 from ..._core.policy.policy import Policy
-from ..._core.policy.records import GroupRecord, Request, Stage
+from ..._core.policy.records import GroupRecord, Need, Request, Stage
 from .books import Books, limits_of
 
 
@@ -61,8 +63,14 @@ class Driver:
 
     def open_group(self, event: GroupOpened) -> None:
         """Perform the step of a `group_opened` event."""
-        group = self.books.open_group(event.group, lambda: self._others_have_tokens(group))
+        group = self.books.open_group(event, lambda: self._others_have_tokens(group))
         self._capacities[group] = event.capacity_tokens
+
+    def resize_group(self, event: GroupResized, now: float) -> Step:
+        """Perform the step of a `group_resized` event."""
+        group = self.books.groups[event.group]
+        self._capacities[group] = event.capacity_tokens
+        return self.books.resize_group(group, event, now)
 
     def register(self, event: Registered, now: float) -> Step:
         """Perform the step of a `registered` event."""
@@ -82,7 +90,11 @@ class Driver:
 
     def relieve(self, event: Refused, now: float) -> Step | None:
         """Perform the step of a `refused` event."""
-        return self.policy.relieve(event.address_space_bytes, event.mappings, now)
+        types = tuple(event.arg_types.split(", ")) if event.arg_types else ()
+        group = self.books.groups.get(event.group or "")
+        key = FunctionKey(event.function, types)
+        need = None if group is None else Need(key, group, event.request)
+        return self.policy.relieve(event.address_space_bytes, event.mappings, now, need)
 
     def close_group(self, event: GroupClosed, now: float) -> Step:
         """Perform the step of a `group_closed` event."""
@@ -143,6 +155,7 @@ class Driver:
         request = self.policy.request(function, group, task, event.warm, blocked_since=since)
         self.end_token_wait(task)
         group.tokens.owners[task] = group.tokens.owners.get(task, 0) + 1
+        request.number = event.request
         self.requests[event.request] = request
         try:
             return self.policy.acquire(request, now)
@@ -171,7 +184,9 @@ class Driver:
         reserved = None
         if event.address_space_bytes is not None:  # in a log from before it was counted
             reserved = event.address_space_bytes, event.mappings
-        step = self.policy.recycle(request, event.size_bytes, now, drop, event.seat, reserved)
+        step = self.policy.recycle(
+            request, event.size_bytes, now, drop, event.seat, reserved, event.error
+        )
         if request in self._left:
             self._left.remove(request)
         else:

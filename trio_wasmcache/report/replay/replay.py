@@ -29,6 +29,7 @@ from ..._core.events import (
     Evicted,
     GroupClosed,
     GroupOpened,
+    GroupResized,
     Left,
     Loaded,
     Opened,
@@ -55,6 +56,13 @@ COMPARED = (
     *("seat", "freed_bytes", "freed_code_bytes", "uses", "limit_bytes"),
     *("total_size_before_bytes", "total_size_after_bytes"),
     *("code_size_before_bytes", "code_size_after_bytes"),
+)
+
+
+# Compared, too, in logs that have them.
+ALL_COMPARED = (
+    *COMPARED,
+    *("for_function", "for_arg_types", "for_group", "for_request", "error"),
 )
 
 
@@ -111,6 +119,7 @@ class Replay:
     evicted: Callable[[Evicted], None] = lambda _event: None
     """Called with each eviction that the policy decides on, in order."""
     _driver: Driver | None = None
+    _compared: tuple[str, ...] = COMPARED
     _seq: int = 0  # of the event that is replayed
     _pending: Stamped | None = None
     _last: int = 0
@@ -199,7 +208,11 @@ class Replay:
             case Left():
                 self._act(driver.leave(event, now))
             case GroupOpened():
+                # In a log of an older version an eviction does not say whose need it served.
+                self._compared = COMPARED if event.reserved_size_bytes is None else ALL_COMPARED
                 driver.open_group(event)
+            case GroupResized():
+                self._act(driver.resize_group(event, now))
             case GroupClosed():
                 self._act(driver.close_group(event, now))
             case Registered():
@@ -313,7 +326,7 @@ class Replay:
             return
         booked = self._expected.popleft()
         self._compare(event, "reason", _reason(event), booked.reason.value)
-        for name in COMPARED:
+        for name in self._compared:
             self._compare(event, name, getattr(event, name), getattr(booked, name))
 
     def _on_closed(self, event: Closed) -> None:

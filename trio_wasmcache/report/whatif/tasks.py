@@ -22,6 +22,7 @@ from ..._core.events import (
     Failed,
     GroupClosed,
     GroupOpened,
+    GroupResized,
     Loaded,
     Opened,
     Reason,
@@ -92,8 +93,7 @@ class Release:
 class Group:
     """A scheduling group, from its opening to its closing."""
 
-    name: str
-    capacity: int | None
+    opened: GroupOpened
     opened_at: float
     closed_at: float | None = None
     acquires: int = 0
@@ -113,7 +113,7 @@ class Application:
     opened: Opened
     groups: list[Group] = Factory(list)
     changes: list[Stamped] = Factory(list)
-    """`registered`, `removed` and `resized` events."""
+    """`registered`, `removed`, `resized` and `group_resized` events."""
     programs: dict[int, list[Acquire | Release]] = Factory(dict)
     closed_at: float | None = None
     last_at: float = 0.0
@@ -201,14 +201,14 @@ class Recorder:
                 self._requests[event.request].outcome = "failed"
             case GroupOpened() as event:
                 self._open[event.group] = len(made.groups)
-                made.groups.append(Group(event.group, event.capacity_tokens, at))
+                made.groups.append(Group(event, at))
             case GroupClosed() as event:
                 self._on_group_closed(made, event, at)
             case Resized() as event:
                 evolve(config_of(made.opened), **limits_of(event))
                 made.changes.append(stamped)
                 made.last_at = at
-            case Registered() | Removed():
+            case Registered() | Removed() | GroupResized():
                 made.changes.append(stamped)
                 made.last_at = at
 

@@ -20,6 +20,8 @@ class Tokens:
     record: GroupRecord
     left: int = 0
     """Number of acquires still to come, or under way."""
+    capacity: int | None = Factory(lambda self: self.group.opened.capacity_tokens, takes_self=True)
+    """Number of tokens; None: no limit."""
     # Ordered, and quick to remove from at any position, as any waiter may give up.
     _waiting: OrderedDict[Acquire, None] = Factory(OrderedDict)
 
@@ -41,7 +43,7 @@ class Tokens:
         return waiting
 
     def take(self, task: int) -> bool:
-        owners, capacity = self.record.tokens.owners, self.group.capacity
+        owners, capacity = self.record.tokens.owners, self.capacity
         if task in owners:
             owners[task] += 1
         elif not self._waiting and (capacity is None or len(owners) < capacity):
@@ -52,7 +54,7 @@ class Tokens:
 
     def give_back(self, task: int) -> Acquire | None:
         """Return a token; give back the acquire that gets it next, or None."""
-        owners, capacity = self.record.tokens.owners, self.group.capacity
+        owners, capacity = self.record.tokens.owners, self.capacity
         owners[task] -= 1
         if owners[task]:
             return None

@@ -37,7 +37,15 @@ from functools import partial
 from attrs import Factory, define, evolve
 
 from ..._core.errors import DeadlockError, WasmCacheError
-from ..._core.events import Event, Evicted, Reason, Registered, Removed, Resized
+from ..._core.events import (
+    Event,
+    Evicted,
+    GroupResized,
+    Reason,
+    Registered,
+    Removed,
+    Resized,
+)
 from ..._core.policy.instances import Step
 from ..._core.policy.records import Request, Stage
 from ..._core.wasm.isolation import SEAT_SIZE
@@ -152,11 +160,19 @@ class WhatIf:
             case Resized():
                 changed = {k: v for k, v in limits_of(event).items() if k not in self.limits}
                 self._act(self._books.resize(changed, self._now))
+            case GroupResized():
+                self._resize_group(event)
         self._one_done()
+
+    def _resize_group(self, event: GroupResized) -> None:
+        for tokens in self._tokens.values():
+            if tokens.record.name == event.group and not tokens.record.closed:
+                tokens.capacity = event.capacity_tokens
+                self._act(self._books.resize_group(tokens.record, event, self._now))
 
     def _open_group(self, index: int) -> None:
         group = self.application.groups[index]
-        record = self._books.open_group(group.name, lambda: False)
+        record = self._books.open_group(group.opened, lambda: False)
         self._tokens[index] = Tokens(index, group, record, left=group.acquires)
 
     def _close_group(self, index: int, reason: Reason = Reason.GROUP_CLOSED) -> None:
