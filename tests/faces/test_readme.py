@@ -36,6 +36,7 @@ from trio_wasmcache._abi.plain import TYPES
 from trio_wasmcache._core.events import EVENTS, SCHEMA_VERSION, Opened, Reason, Stamped
 from trio_wasmcache._log import BUFFER_EVENTS
 from trio_wasmcache.report.cli.commands import report
+from trio_wasmcache.report.findings.verdict import KINDS
 from trio_wasmcache.report.output.document import REPORT_VERSION
 from trio_wasmcache.report.output.terminal import TOP
 from trio_wasmcache.report.reading.notes import FINE, FLAWED, NOTHING
@@ -128,6 +129,12 @@ def test_commands() -> None:
         assert pattern, "`.ci/run` does not take the test command from the README"
         wanted = pattern[1].replace(r"\(", "(").replace(r"\)", ")")
         assert re.findall(f"^{wanted}$", TEXTS[FRONT], re.MULTILINE) == [tests]
+
+
+def test_findings_table() -> None:
+    """Each kind of finding is explained."""
+    documented = [kind for cells in rows("Reading the log", "finding") for kind in code(cells[0])]
+    assert sorted(documented) == sorted(KINDS)
 
 
 def test_config_table() -> None:

@@ -8,6 +8,7 @@ Each folder is a layer, and imports point down:
 
     cli         the command line: options, progress, exit status
     output      results as plain values, on a terminal and as pages with charts
+    findings    the few sentences on which a person can act
     tuning      hit rates by size: one pass over a log, the curve, the advice
     summary     sums over a log, in bounded memory
     whatif      programs of tasks, run again under other limits

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from ..findings.verdict import findings_of, nothing_to_do
 from ..reading.documents import Document
 from ..reading.frames import Parser
 from ..reading.lines import Reader
@@ -25,8 +26,11 @@ BUSY_SECONDS = 1.0
 
 def make_document(summary: Summary, reader: Reader, parser: Parser, notes: Notes) -> Document:
     """Return the whole report."""
+    findings = findings_of(summary, reader.paths)
     return {
         "report": REPORT_VERSION,
+        "findings": findings,
+        "verdict": None if findings else nothing_to_do(summary),
         "files": list(reader.paths),
         "lines": {
             "read": reader.counts.lines,

@@ -69,7 +69,7 @@ def report_page(document: Document) -> str:
         sections.append(_others(document["others"]))
     if len(caches) > MAX_SHOWN:
         notes.append(f"the {MAX_SHOWN} caches with the most events are shown here")
-    return render("What the instance cache did", subtitle, notes, sections)
+    return render("What the instance cache did", subtitle, notes, sections, document)
 
 
 def _section(cache: Document, prefix: str, charted: bool) -> PageSection:
@@ -226,8 +226,22 @@ def _limits(cache: Document) -> Table:
     return table
 
 
-def render(title: str, subtitle: str, notes: Sequence[str], sections: Sequence[PageSection]) -> str:
-    """Render a page; everything on it is escaped, except the charts."""
+def render(
+    title: str,
+    subtitle: str,
+    notes: Sequence[str],
+    sections: Sequence[PageSection],
+    report: Document | None = None,
+) -> str:
+    """Render a page; everything on it is escaped, except the charts.
+
+    Args:
+        title: Heading of the page.
+        subtitle: Text under it.
+        notes: Remarks on the log.
+        sections: What follows.
+        report: Document whose findings come first; None: there are none.
+    """
 
     def visible(value: object) -> Any:
         """Return texts as a terminal shows them; the template's safe texts are no plain `str`."""
@@ -237,4 +251,11 @@ def render(title: str, subtitle: str, notes: Sequence[str], sections: Sequence[P
         autoescape=True, undefined=jinja2.StrictUndefined, finalize=visible, trim_blocks=True
     )
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(title=title, subtitle=subtitle, notes=notes, sections=sections)
+    return template.render(
+        title=title,
+        subtitle=subtitle,
+        findings=[] if report is None else report["findings"],
+        verdict=None if report is None else report["verdict"],
+        notes=notes,
+        sections=sections,
+    )

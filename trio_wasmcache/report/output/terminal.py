@@ -16,11 +16,14 @@ from ..reading.units import MAX_MOMENT, moment, rate, seconds, short, size, soon
 TOP = 10
 # Width of the column of names, at least.
 LEAST_COLUMNS = 8
+# Characters of a sentence about the log.
+MAX_SENTENCE = 1000
 NOTHING_PAID: dict[str, float] = {"count": 0, "seconds": 0.0}
 
 
 def show_report(console: Console, document: Document, top: int = TOP) -> None:
-    """Print all caches, one after the other."""
+    """Print the findings, then all caches, one after the other."""
+    show(console, Group(_findings(document), Text()))
     for cache in document["caches"]:
         parts = [_overview(cache), _reasons(cache), _times(cache), _waits(cache)]
         parts += [_rows(cache, what, top) for what in ("function", "group")]
@@ -30,6 +33,20 @@ def show_report(console: Console, document: Document, top: int = TOP) -> None:
         show(console, Group(*(Group(part, Text()) for part in parts if part is not None)))
     if document["others"] is not None:
         _show_others(console, document["others"])
+
+
+def _findings(document: Document) -> RenderableType:
+    """Return the sentences, each with the line to paste, which is not broken in two."""
+    if not document["findings"]:
+        return Text(cite(document["verdict"], MAX_SENTENCE), style="green")
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for number, finding in enumerate(document["findings"], 1):
+        sentence = Text(cite(finding["sentence"], MAX_SENTENCE))
+        paste = Text(cite(finding["paste"], MAX_SENTENCE), style="cyan")
+        table.add_row(f"{number}.", Group(sentence, paste))
+    return Group(Text("What to do", style="bold"), table)
 
 
 def _show_others(console: Console, others: Document) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import polars as pl
@@ -10,15 +11,17 @@ from attrs import Factory, define
 from ..._core.events import Reason
 from ..reading.clock import Clock
 from ..reading.frames import CONTEXT_LOST, TYPES
-from ..reading.names import MAX_KEYS, OTHERS, Key, Names, Space
+from ..reading.names import KEY, MAX_KEYS, OTHERS, Key, Names, Space
 from ..reading.notes import Notes, cite, count
 from ..reading.order import Order
 from ..reading.units import seconds
 from ..replay.books import Limits
 from .entries import Fates
+from .failures import Failures
 from .histogram import Histogram
 from .leases import LeaseBook
 from .series import Series
+from .waiting import Waiting
 
 THRASH_SECONDS = 10.0
 # Number of caches with sums of their own, the first ones in the log; others are counted together.
@@ -51,6 +54,16 @@ class Gone:
     count: int = 0
     freed_bytes: int = 0
     freed_code_bytes: int = 0
+    largest_bytes: int = 0
+    """The most that one of them freed."""
+
+
+@define
+class Closed:
+    """Instances that were closed at the end of a lease, for their size."""
+
+    count: int = 0
+    largest_bytes: int = 0
 
 
 @define(eq=False)
@@ -66,6 +79,8 @@ class Sums:
     ages: Histogram = Factory(Histogram)
     gone: dict[tuple[str, Key], Gone] = Factory(dict)
     """{(reason, key): evictions}."""
+    closed: dict[Key, Closed] = Factory(dict)
+    """{key: instances that left a seat, as they exceed `max_instance_size`}."""
     lost: int = 0
     """Number of events that a cache reports as dropped."""
     context_lost: int = 0
@@ -91,18 +106,29 @@ class Sums:
             self.module_loads += int(loaded["module_loaded"].sum())
         if len(evicted):
             self._take_evictions(evicted)
+        closed = parts["wasmcache.recycled"].filter(pl.col("closed_size_bytes").is_not_null())
+        for function, types, group, number, largest in (
+            closed.group_by(KEY).agg(pl.len(), pl.col("closed_size_bytes").max()).iter_rows()
+        ):
+            one = self.closed.setdefault((function, types, group), Closed())
+            one.count += number
+            one.largest_bytes = max(one.largest_bytes, largest)
         return parts, self.leases.take(parts)
 
     def _take_evictions(self, evicted: pl.DataFrame) -> None:
         self.ages.take(evicted["age_seconds"])
         grouped = evicted.group_by("reason", "function", "arg_types", "group").agg(
-            pl.len(), pl.col("freed_bytes").sum(), pl.col("freed_code_bytes").sum()
+            pl.len(),
+            pl.col("freed_bytes").sum(),
+            pl.col("freed_code_bytes").sum(),
+            pl.col("freed_bytes").max().alias("largest"),
         )
-        for reason, function, types, group, number, freed, freed_code in grouped.iter_rows():
+        for reason, function, types, group, number, freed, freed_code, most in grouped.iter_rows():
             gone = self.gone.setdefault((reason, (function, types, group)), Gone())
             gone.count += number
             gone.freed_bytes += freed
             gone.freed_code_bytes += freed_code
+            gone.largest_bytes = max(gone.largest_bytes, most)
 
 
 def _without_context(sums: Sums) -> str:
@@ -139,6 +165,8 @@ class CacheSummary:
     """The timestamp of the first event that has one."""
     ended: str | None = None
     """The timestamp of the last event that has one."""
+    waiting: Waiting = Factory(Waiting)
+    failures: Failures = Factory(Failures)
     series: Series = Factory(Series)
     peak_size: int = 0
     peak_code: int = 0
@@ -157,7 +185,11 @@ class CacheSummary:
         frame = frame.with_columns(times.alias("time"))
         parts, acquired = self.sums.take(frame)
         self._take_rare(frame, parts)
+        timeout = self.limits.get("idle_timeout_seconds")
+        self.fates.idle_timeout = math.inf if timeout is None else timeout
         self.fates.take(frame, times)
+        self.waiting.take(frame, times)
+        self.failures.take(frame)
         self._take_sizes(frame)
         if len(acquired):
             hits = acquired["hit"].cast(pl.Int64)

@@ -1,0 +1,404 @@
+"""Each finding has a log that gives it, and the same application without what it names, which gives
+none: under the limits that it says to paste, with guests that do not fail, and so on."""
+
+from __future__ import annotations
+
+import ast
+import math
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import evolve
+from report.cli.test_report import HOSTILE, full_log
+from report.logs import Log, Ran, busy_log, run_command, run_report
+from report.workloads import (
+    FunctionPlan,
+    KiB,
+    Plan,
+    Use,
+    draw_config,
+    in_turn,
+    run_on_jumping_clock,
+    steady_plan,
+    wild_plan,
+)
+
+from trio_wasmcache import CacheConfig, MiB
+from trio_wasmcache._core.events import Reason
+from trio_wasmcache.report.findings.verdict import KINDS, MOST
+from trio_wasmcache.report.summary import wanted as wanted_module
+from trio_wasmcache.report.summary.wanted import Ghosts, Wanted
+
+PAGE = 64 * KiB
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def read(tmp_path: Path, capsys: Capture) -> Any:
+    """Runs an application, and reports on its log."""
+
+    def report_on(plan: Plan, config: CacheConfig) -> dict[str, Any]:
+        log = run_on_jumping_clock(plan, config).log
+        ran = run_report(capsys, log.write(tmp_path / "log"))
+        assert (ran.status, ran.err) == (0, "")
+        return ran.document
+
+    return report_on
+
+
+def only(document: dict[str, Any]) -> dict[str, Any]:
+    """The only finding."""
+    (finding,) = document["findings"]
+    assert document["verdict"] is None
+    assert isinstance(finding, dict)
+    return finding
+
+
+def of_kind(kind: str, document: dict[str, Any]) -> dict[str, Any]:
+    """The finding of this kind, among others."""
+    (finding,) = (one for one in document["findings"] if one["kind"] == kind)
+    assert isinstance(finding, dict)
+    return finding
+
+
+def nothing(document: dict[str, Any]) -> str:
+    """The sentence that there is nothing to do."""
+    assert document["findings"] == []
+    assert isinstance(document["verdict"], str)
+    return document["verdict"]
+
+
+def pasted(finding: dict[str, Any]) -> dict[str, Any]:
+    """The keywords of the call that is to be pasted."""
+    call = ast.parse(finding["paste"].removeprefix("await "), mode="eval").body
+    assert isinstance(call, ast.Call)
+    names = {"KiB": KiB, "MiB": MiB, "math": math}
+    return {
+        str(one.arg): eval(compile(ast.Expression(one.value), "", "eval"), names)
+        for one in call.keywords
+    }
+
+
+# {kind: (application, limits under which it suffers, evidence)}
+EVICTING = {
+    "too_small": (
+        in_turn(6, 12, 0.1),
+        CacheConfig(max_size=8 * PAGE, max_instance_size=8 * PAGE, idle_timeout=60),
+        {"evictions": 68, "loaded_again": 66, "now": 8 * PAGE, "advised": 12 * PAGE},
+    ),
+    "short_timeout": (
+        in_turn(3, 12, 2.0),
+        CacheConfig(idle_timeout=5),
+        {"evictions": 34, "loaded_again": 33, "now": 5.0, "advised": 8},
+    ),
+    "code_thrashes": (
+        in_turn(6, 12, 0.1),
+        CacheConfig(max_code_size=12 * PAGE, idle_timeout=60),
+        {"limit": "max_code_size", "now": 12 * PAGE},
+    ),
+    "too_few_instances": (
+        in_turn(6, 12, 0.1),
+        CacheConfig(max_instances=4, idle_timeout=60),
+        {"evictions": 68, "loaded_again": 66, "now": 4, "advised": 8},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", EVICTING)
+def test_limits_that_evict_too_early(kind: str, read: Any) -> None:
+    """What is to be pasted mends it, as the sentence says."""
+    plan, config, evidence = EVICTING[kind]
+    finding = only(read(plan, config))
+    assert finding["kind"] == kind
+    assert evidence.items() <= finding["evidence"].items()
+    assert finding["part"] > 0.9
+    assert "loaded again within 10 s of going" in finding["sentence"]
+    assert "would have avoided about 100 % of these loads." in finding["sentence"]
+    assert finding["paste"].startswith("cache.resize(")
+    mended = read(plan, evolve(config, **pasted(finding)))
+    assert nothing(mended) == "Nothing to do: 91.7 % hits of 72 leases, no thrash." or (
+        kind == "short_timeout" and "91.7 % hits of 36 leases, no thrash" in mended["verdict"]
+    )
+
+
+def test_the_whole_sentence(read: Any, capsys: Capture, tmp_path: Path) -> None:
+    """It has its evidence, and comes before all else, on a terminal and in the page."""
+    plan, config, _ = EVICTING["too_small"]
+    sentence = (
+        "The cache is too small: 68 of 72 evictions were for size, and 66 were loaded again "
+        "within 10 s of going, in 33.0 s of 36.0 s spent loading; max_size = 768 * KiB would "
+        "have avoided about 100 % of these loads."
+    )
+    document = read(plan, config)
+    assert only(document)["sentence"] == sentence
+    assert [*document][:3] == ["report", "findings", "verdict"]
+    html = tmp_path / "page.html"
+    ran = run_command(capsys, "report", "--html", html, tmp_path / "log")
+    assert ran.out.startswith("What to do\n1.  The cache is too small: 68 of 72 evictions")
+    assert " ".join(ran.out.split()).startswith(
+        f"What to do 1. {sentence} cache.resize(max_size=768 * KiB) Cache "
+    )
+    text = html.read_text()
+    assert sentence in text
+    assert text.index(sentence) < text.index("<section>")
+    assert "<code>cache.resize(max_size=768 * KiB)</code>" in text
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("part", [0.25, 0.5])
+def test_the_advised_size_avoids_what_it_says(
+    part: float, seed: int, tmp_path: Path, capsys: Capture
+) -> None:
+    """On applications that are not as regular, within a few per cent of all that is loaded again;
+    of what is loaded soon, another part may be loaded soon then."""
+
+    def read(config: CacheConfig) -> dict[str, Any]:
+        path = run_on_jumping_clock(plan, config).log.write(tmp_path / "log")
+        return run_command(capsys, "report", "--json", "--thrash-seconds", "inf", path).document
+
+    plan = steady_plan(seed, 4, 200)
+    whole = sum(function.pages + 1 for function in plan.functions) * PAGE
+    config = CacheConfig(max_size=int(whole * part), idle_timeout=math.inf)
+    finding = of_kind("too_small", read(config))
+    after = read(evolve(config, **pasted(finding)))["caches"][0]["thrash"]["count"]
+    avoided = 1 - after / finding["evidence"]["loaded_again"]
+    assert avoided == pytest.approx(finding["evidence"]["avoided_part"], abs=0.08)
+    assert avoided > 0.7
+
+
+def test_no_size_is_advised_where_none_helps(read: Any) -> None:
+    """What goes for size would have gone for its idleness anyway."""
+    plan = in_turn(6, 12, 0.5)  # each is used every 6.6 seconds
+    config = CacheConfig(max_size=4 * PAGE, max_instance_size=8 * PAGE, idle_timeout=3)
+    small = of_kind("too_small", read(plan, config))
+    assert small["evidence"]["advised"] is None
+    assert "would have" not in small["sentence"]
+    assert re.fullmatch(
+        r"python -m trio_wasmcache tune \S+/log --target-hit-rate 0.95", small["paste"]
+    )
+
+
+def test_a_function_that_is_never_kept(read: Any) -> None:
+    """The advised limits keep it, also if it would not fit into the cache."""
+    large = FunctionPlan("large", 40, PAGE, 1, 0.0, load=0.5)
+    small = FunctionPlan("small", 1, PAGE, 1, 0.0, load=0.5)
+    uses = tuple(Use(0.1, n % 2, None, math.inf, 0.1) for n in range(40))
+    plan = Plan((large, small), (), ((0.0, uses),))
+    for config in (
+        CacheConfig(max_instance_size=8 * PAGE),
+        CacheConfig(max_instance_size=8 * PAGE, max_size=10 * PAGE),
+    ):
+        finding = only(read(plan, config))
+        assert finding["kind"] == "never_kept"
+        assert finding["sentence"].startswith(
+            "large(i64) is never kept: 20 of its instances were dropped, as they take up to "
+            "2.6 MiB, more than max_instance_size = 512.0 KiB; loading took 10.0 s of 10.5 s."
+        )
+        nothing(read(plan, evolve(config, **pasted(finding))))
+    plan = evolve(plan, functions=(evolve(large, isolation="reset"), small))  # it leaves seats
+    finding = only(read(plan, CacheConfig(max_instance_size=8 * PAGE)))
+    assert finding["evidence"]["dropped"] == 20
+    nothing(read(plan, evolve(CacheConfig(), **pasted(finding))))
+
+
+def crowd(capacity: int | None, concurrency: int) -> Plan:
+    """Four tasks of a group, each of which uses the same function most of the time."""
+    uses = tuple(Use(0.1, 0, "web", math.inf, 0.5) for _ in range(10))
+    function = FunctionPlan("f", 1, PAGE, concurrency, 0.0)
+    return Plan((function,), (("web", capacity),), tuple((n / 100, uses) for n in range(4)))
+
+
+def test_a_group_that_waits_for_tokens(read: Any) -> None:
+    """With the advised capacity nobody waits."""
+    finding = only(read(crowd(2, 4), CacheConfig()))
+    assert finding["kind"] == "waits_for_tokens"
+    assert re.match(
+        r"Group web waits for tokens: \d+ of 40 acquires \(\d+\.\d %\) waited for its 2 tokens, "
+        r"\d+\.\d s altogether, up to 2 at the same time\.$",
+        finding["sentence"],
+    )
+    assert finding["paste"] == 'cache.scheduling_group("web", capacity=4)'
+    nothing(read(crowd(pasted(finding)["capacity"], 4), CacheConfig()))
+
+
+def test_a_function_with_too_few_instances(read: Any) -> None:
+    """Likewise with the advised concurrency."""
+    finding = only(read(crowd(None, 1), CacheConfig()))
+    assert finding["kind"] == "waits_for_instances"
+    assert re.match(
+        r"f\(i64\) has too few instances in group web: \d+ of 40 leases \(\d+\.\d %\) waited for "
+        r"the only one, \d+\.\d s altogether, up to 3 at the same time\.$",
+        finding["sentence"],
+    )
+    assert finding["paste"] == 'await cache.register("f", ..., concurrency=4, replace=True)'
+    nothing(read(crowd(None, pasted(finding)["concurrency"]), CacheConfig()))
+
+
+def test_guests_that_fail(read: Any) -> None:
+    """By the function that fails most, whether its calls fail or its loads."""
+    plan = in_turn(3, 20, 0.1)
+    first, *others = plan.functions
+    finding = only(
+        read(evolve(plan, functions=(evolve(first, traps=True), *others)), CacheConfig())
+    )
+    assert finding["kind"] == "guests_fail"
+    assert finding["sentence"].startswith(
+        "f0(i64) fails: 20 leases ended with a failed call, of 60 leases"
+    )
+    # Every other load fails, and the caller asks again.
+    flaky = evolve(first, flaky=True, traps=True)
+    finding = only(read(evolve(plan, functions=(flaky, *others)), CacheConfig(idle_timeout=60)))
+    assert finding["evidence"]["failed_loads"] > 5
+    assert finding["evidence"]["error"] is not None
+    nothing(read(plan, CacheConfig()))
+
+
+def test_a_log_that_loses_events(tmp_path: Path, capsys: Capture) -> None:
+    """Lost events come first if they are many; a log without is not blamed."""
+    log = Log()
+    log.opened()
+    log.loaded(1)
+    for number in range(20):
+        log.acquired(2 + number, hit=number > 0)
+    nothing(run_report(capsys, log.write(tmp_path / "log")).document)
+    log.lost(30, 100, len(log.lines) + 2)
+    ran = run_report(capsys, log.write(tmp_path / "log"))
+    finding = only(ran.document)
+    assert finding["kind"] == "log_loses"
+    assert finding["sentence"].startswith("The log lost 100 of 123 events, so all figures here")
+    assert finding["paste"] == "CacheConfig(log_uses=False)"
+    log.lines.pop()
+    for line in log.lines[:5]:
+        line["context_lost"] = True
+    finding = only(run_report(capsys, log.write(tmp_path / "log")).document)
+    assert finding["sentence"].startswith("The log lost the context of 5 of 22 events:")
+
+
+def test_the_worst_come_first_and_name_their_cache(tmp_path: Path, capsys: Capture) -> None:
+    """Of several caches; there are five at most."""
+    paths = []
+    for number, (plan, config, _) in enumerate(EVICTING.values()):
+        log = run_on_jumping_clock(plan, config).log
+        paths.append(log.write(tmp_path / f"log {number}"))
+    log = run_on_jumping_clock(crowd(2, 1), CacheConfig()).log
+    paths.append(log.write(tmp_path / "more"))
+    document = run_report(capsys, *paths).document
+    findings = document["findings"]
+    assert len(findings) == MOST
+    parts = [finding["part"] for finding in findings]
+    assert parts == sorted(parts, reverse=True)
+    names = {cache["cache"] for cache in document["caches"]}
+    for finding in findings:
+        assert finding["cache"] in names
+        assert finding["sentence"].startswith(f"Cache {finding['cache']}: ")
+    healthy = [
+        run_on_jumping_clock(in_turn(3, 100, 0.1), CacheConfig()).log.write(tmp_path / name)
+        for name in ("a", "b")
+    ]
+    said = nothing(run_report(capsys, *healthy).document)
+    assert said == "Nothing to do in 2 caches: 99.0 % hits of 600 leases, no thrash."
+
+
+def test_a_log_without_uses(tmp_path: Path, capsys: Capture) -> None:
+    """Evictions and loads suffice for limits; hits are the cache's own count, if it was closed."""
+    plan, config, _ = EVICTING["too_small"]
+    log = run_on_jumping_clock(plan, config).log
+    told = ("requested", "blocked", "acquired", "recycled", "abandoned", "left")
+    log.lines = [
+        line for line in log.lines if not re.search(rf'wasmcache\.({"|".join(told)})"', line)
+    ]
+    finding = only(run_report(capsys, log.write(tmp_path / "log")).document)
+    assert finding["evidence"]["advised"] == 12 * PAGE
+    ran = run_report(capsys, Log().write(tmp_path / "log"))
+    assert ran.status == 2
+    quiet = Log()
+    quiet.opened()
+    quiet.loaded(1)
+    assert nothing(run_report(capsys, quiet.write(tmp_path / "log")).document) == (
+        "Nothing to do: 1 load where leases are not in the log, no thrash."
+    )
+
+
+def check(ran: Ran) -> None:
+    """Findings are few, and what they say to paste is Python or a command of this tool."""
+    findings = ran.document["findings"]
+    assert len(findings) <= MOST
+    assert (ran.document["verdict"] is None) == bool(findings)
+    for finding in findings:
+        assert finding["kind"] in KINDS
+        assert finding["sentence"].isprintable()
+        assert finding["paste"].isprintable()
+        assert 0 < finding["part"] <= 1
+        if not finding["paste"].startswith("python -m trio_wasmcache "):
+            ast.parse(re.sub("^await ", "", finding["paste"]), mode="eval")
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_wild_logs(seed: int, tmp_path: Path, capsys: Capture) -> None:
+    """Whatever an application does."""
+    outcome = run_on_jumping_clock(wild_plan(random.Random(seed)), draw_config(random.Random(seed)))
+    check(run_report(capsys, outcome.log.write(tmp_path / "log")))
+    lines = outcome.log.lines
+    outcome.log.lines = lines[len(lines) // 2 :]  # its beginning is missing, with all limits
+    check(run_report(capsys, outcome.log.write(tmp_path / "log")))
+
+
+@pytest.mark.parametrize("name", ["f", 'a"b', "a\\b", HOSTILE, "f LOG... g"])
+def test_names_from_the_log_do_nothing(name: str, tmp_path: Path, capsys: Capture) -> None:
+    """Neither in a sentence nor in a line to paste."""
+    log = full_log(name)
+    for number in range(20):
+        log.evicted(300 + number, [*Reason][number % len(Reason)], name)
+        log.loaded(301 + number, name, 5.0)
+    check(run_report(capsys, log.write(tmp_path / "log")))
+    ran = run_command(capsys, "report", tmp_path / "log")
+    assert all(letter.isprintable() or letter == "\n" for letter in ran.out)
+    check(run_report(capsys, busy_log().write(tmp_path / "log")))
+
+
+# -- what a limit would have to be
+
+
+def test_needs_are_those_of_a_larger_cache() -> None:
+    """Against a plain list of what went, latest first."""
+    draw = random.Random(7)
+    ghosts, plain = Ghosts(), []
+    for _ in range(5000):
+        if plain and draw.random() < 0.45:
+            place = draw.randrange(len(plain))
+            number, weight = plain[place]
+            depth = weight + sum(other for _, other in plain[:place])
+            assert ghosts.take(number) == depth
+            del plain[place]
+        else:
+            weight = draw.randrange(100)
+            plain.insert(0, (ghosts.put(weight), weight))
+    assert ghosts.take(10**6) == math.inf
+
+
+def test_only_the_latest_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many went and never came back."""
+    monkeypatch.setattr(wanted_module, "MAX_GHOSTS", 100)
+    ghosts = Ghosts()
+    numbers = [ghosts.put(1) for _ in range(5000)]
+    assert len(ghosts._places) <= 300
+    assert ghosts.take(numbers[0]) == math.inf
+    assert ghosts.take(numbers[-1]) == 1
+
+
+def test_the_least_that_helps() -> None:
+    """To 5 %, and never too little; needs that nothing meets count as not avoided."""
+    wanted = Wanted()
+    for need in (100, 200, 300, 400, math.inf):
+        wanted.add(need, 1.0)
+    assert (wanted.count, wanted.seconds) == (5, 5.0)
+    for part, need in ((0.2, 100), (0.4, 200), (0.8, 400)):
+        least = wanted.least(part)
+        assert least is not None
+        assert need <= least <= need * 1.05
+        assert wanted.part(least) == pytest.approx(part)
+    assert wanted.least(0.9) is None
+    assert wanted.part(math.inf) == pytest.approx(0.8)

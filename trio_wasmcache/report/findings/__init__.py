@@ -1,0 +1,1 @@
+"""The few sentences of a report on which a person can act."""

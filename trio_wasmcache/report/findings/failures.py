@@ -1,0 +1,85 @@
+"""Guests that fail, and a log that loses events."""
+
+from __future__ import annotations
+
+from ..reading.names import shown
+from ..reading.notes import cite, count
+from ..reading.units import rate
+from ..summary.summary import CacheSummary
+from .finding import Finding, quoted, work_of
+
+# {error: limit of `CacheConfig` that raises it}.
+RAISED_BY = {
+    "FuelExhaustedError": "total_fuel",
+    "MemoryLimitError": "memory_limit",
+    "StackOverflowError": "stack_size",
+    "CodeMemoryError": "max_code_size",
+}
+# Number of lost contexts, as a part of all events, that is not worth a sentence.
+LEAST_CONTEXTS = 0.01
+
+
+def guests_fail(cache: CacheSummary) -> Finding | None:
+    """Return a finding about the function that fails most often."""
+    work = work_of(cache)
+    often = {
+        function: failed
+        for function, failed in cache.failures.by_function.items()
+        if work.matters(failed.leases + failed.loads)
+    }
+    if not often:
+        return None
+    worst = max(often, key=lambda one: often[one].leases + often[one].loads)
+    failed = often[worst]
+    name = shown(*worst)
+    parts = []
+    if failed.leases:
+        parts.append(f"{count(failed.leases, 'lease')} ended with a failed call")
+    if failed.loads:
+        parts.append(f"{count(failed.loads, 'load')} failed")
+    last = ""
+    if failed.error is not None:
+        said = "" if failed.message is None else f": {cite(failed.message)}"
+        last = f"; the last error was {cite(failed.error)}{said}"
+    more = f", and so do {count(len(often) - 1, 'other function')}" if len(often) > 1 else ""
+    told = f"{' and '.join(parts)}, of {count(work.count, work.noun)}{last}"
+    text = f"{cite(name)} fails{more}: {told}."
+    limit = RAISED_BY.get(failed.error or "")
+    paste = (
+        f"cache.stats().per_function[{quoted(name)}].errors"
+        if limit is None
+        else f"CacheConfig({limit}=...)"
+    )
+    number = sum(one.leases + one.loads for one in often.values())
+    evidence = {
+        "function": name,
+        "failed_leases": failed.leases,
+        "failed_loads": failed.loads,
+        "error": failed.error,
+        "error_message": failed.message,
+        "functions": len(often),
+    }
+    return Finding("guests_fail", text, paste, work.part(number), evidence)
+
+
+def log_loses(cache: CacheSummary) -> Finding | None:
+    """Return a finding if the cache dropped events, or many contexts, as the sink was too slow."""
+    kept, lost = sum(cache.sums.kinds.values()), cache.order.lost
+    contexts = cache.sums.context_lost
+    if not lost and contexts <= LEAST_CONTEXTS * kept:
+        return None
+    what = (
+        f"{lost:,} of {count(kept + lost, 'event')}, so all figures here are too low"
+        if lost
+        else f"the context of {contexts:,} of {count(kept, 'event')}"
+    )
+    part = lost / (kept + lost) if lost else contexts / kept
+    text = f"The log lost {what}: its sink is slower than the cache ({rate(part)} is missing)."
+    # The recipe is in the log tool's README.
+    paste = (
+        "CacheConfig(log_uses=False)"
+        if cache.log_uses
+        else 'open_cache(config, logger=...)  # "Written to files, with rotation" has a fast sink'
+    )
+    evidence = {"lost": lost, "context_lost": contexts, "events": kept}
+    return Finding("log_loses", text, paste, part, evidence)

@@ -1,0 +1,199 @@
+"""Limits that evict instances which are loaded again soon, or that keep none of a function."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from attrs import frozen
+
+from ..reading.names import Key, shown
+from ..reading.notes import cite, count
+from ..reading.units import seconds, size, soon
+from ..summary.summary import CacheSummary
+from ..summary.wanted import Wanted
+from ..tuning.advice import in_source, round_up
+from .finding import LOG, Finding, work_of
+
+# A raised limit should avoid this part of the loads; this much less, if half of the raise does.
+PART, LESS = 0.9, 0.75
+# A limit that avoids less than this is no remedy.
+LEAST_AVOIDED = 0.1
+# Timeouts that people write (seconds).
+TIMES = (0.5, 1, 2, 3, 5, 8, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300, 600, 900, 1800, 3600)
+MOST_INSTANCES = 16384
+
+
+@frozen
+class Limit:
+    """A limit of `CacheConfig`, and the evictions that it causes."""
+
+    kind: str
+    words: str
+    reasons: tuple[str, ...]
+    why: str
+    """What these evictions were for."""
+    name: str
+    """Name in `CacheConfig`."""
+    field: str
+    """Name in the log."""
+    raised: Callable[[float, float], float]
+    """Returns a value that people write, given the present one and what is needed of it."""
+
+
+def _bytes(now: float, need: float) -> int:
+    return round_up(math.ceil(now + need))
+
+
+def _instances(now: float, need: float) -> int:
+    return min(MOST_INSTANCES, -(-math.ceil(now + need) // 8) * 8)
+
+
+def _timeout(_now: float, need: float) -> float:
+    return next((time for time in TIMES if time >= need), math.ceil(need / 3600) * 3600.0)
+
+
+SIZE = Limit(
+    *("too_small", "The cache is too small", ("size",), "size"),
+    *("max_size", "max_size_bytes", _bytes),
+)
+COUNT = Limit(
+    *("too_few_instances", "The cache may have too few instances", ("count",), "their number"),
+    *("max_instances", "max_instances", _instances),
+)
+TIMEOUT = Limit(
+    *("short_timeout", "The idle timeout is too short", ("idle",), "idleness"),
+    *("idle_timeout", "idle_timeout_seconds", _timeout),
+)
+CODE = Limit(
+    *("code_thrashes", "Code is unloaded too early", ("code", "stack"), "code or stacks"),
+    *("max_code_size", "max_code_size_bytes", _bytes),
+)
+
+
+def evicts_too_early(limit: Limit, cache: CacheSummary) -> Finding | None:
+    """Return a finding if instances that went for a limit were loaded again soon, too often."""
+    wanted = [
+        cache.fates.wanted[reason] for reason in limit.reasons if reason in cache.fates.wanted
+    ]
+    again, taken = sum(one.count for one in wanted), sum(one.seconds for one in wanted)
+    work = work_of(cache)
+    if not work.matters(again):
+        return None
+    gone = {
+        reason: sum(one.count for (why, _), one in cache.sums.gone.items() if why == reason)
+        for reason in limit.reasons
+    }
+    everything = sum(one.count for one in cache.sums.gone.values())
+    spent = cache.sums.loads.total
+    within = cache.fates.thrash_seconds
+    text = (
+        f"{limit.words}: {sum(gone.values()):,} of {count(everything, 'eviction')} were for "
+        f"{limit.why}, and {again:,} were loaded again "
+        f"{soon(None if within == math.inf else within)}, in {seconds(taken)} of "
+        f"{seconds(spent)} spent loading"
+    )
+    paste = f"python -m trio_wasmcache tune {LOG} --target-hit-rate 0.95"
+    evidence = {
+        "evictions": sum(gone.values()),
+        "all_evictions": everything,
+        "loaded_again": again,
+        "load_seconds": taken,
+        "all_load_seconds": spent,
+        "limit": limit.name,
+        "now": None,
+        "advised": None,
+        "avoided_part": None,
+    }
+    now = cache.limits.get(limit.field)
+    if limit is TIMEOUT:
+        paste = "cache.resize(idle_timeout=60)"
+    if now is not None:
+        advised, avoided = _advice(limit, now, wanted, again)
+        evidence["now"] = now
+        if advised is not None:
+            written = in_source(limit.name, advised)
+            text += (
+                f"; {limit.name} = {written} would have avoided about {100 * avoided:.0f} % of "
+                "these loads"
+            )
+            paste = f"cache.resize({limit.name}={written})"
+            evidence |= {"advised": advised, "avoided_part": avoided}
+    return Finding(limit.kind, f"{text}.", paste, work.part(again), evidence)
+
+
+def _advice(
+    limit: Limit, now: float, wanted: Sequence[Wanted], again: int
+) -> tuple[float | None, float]:
+    """Return (a value for the limit, the part of the loads that it would have avoided)."""
+    base = 0.0 if limit is TIMEOUT else now
+
+    def avoided(value: float) -> float:
+        return sum(one.part(value - base) * one.count for one in wanted) / again
+
+    def least(part: float) -> float | None:
+        needs = [one.least(part * one.part(math.inf)) for one in wanted]
+        found = [need for need in needs if need is not None]
+        return limit.raised(base, max(found)) if found else None
+
+    much, less = least(PART), least(LESS)
+    if much is None or less is None:
+        return None, 0.0
+    value = less if less - now <= (much - now) / 2 else much
+    part = avoided(value)
+    return (value, part) if part >= LEAST_AVOIDED and value > now else (None, 0.0)
+
+
+def never_kept(cache: CacheSummary) -> Finding | None:
+    """Return a finding if instances of a function are over `max_instance_size`, each time."""
+    work = work_of(cache)
+    dropped: dict[tuple[str, str], list[int]] = {}
+    evicted: dict[tuple[str, str], int] = {}
+    for (reason, key), gone in cache.sums.gone.items():
+        evicted[key[:2]] = evicted.get(key[:2], 0) + gone.count
+        if reason == "oversized":
+            _add(dropped, key, gone.count, gone.largest_bytes)
+    for key, closed in cache.sums.closed.items():  # they left a seat
+        evicted[key[:2]] = evicted.get(key[:2], 0) + closed.count
+        _add(dropped, key, closed.count, closed.largest_bytes)
+    never = {
+        function: (number, largest)
+        for function, (number, largest) in dropped.items()
+        if 2 * number >= evicted[function] and work.matters(number)
+    }
+    if not never:
+        return None
+    worst = max(never, key=lambda function: never[function][0])
+    number, largest = never[worst]
+    total, most = sum(one for one, _ in never.values()), max(one for _, one in never.values())
+    more = f" (nor are {count(len(never) - 1, 'other function')})" if len(never) > 1 else ""
+    now = cache.limits.get("max_instance_size_bytes")
+    limit = "max_instance_size" if now is None else f"max_instance_size = {size(now)}"
+    loading = sum(fate.load_seconds for key, fate in cache.fates.by_key.items() if key[:2] in never)
+    text = (
+        f"{cite(shown(*worst))} is never kept{more}: {number:,} of its instances were dropped, as "
+        f"they take up to {size(largest)}, more than {limit}; loading took {seconds(loading)} of "
+        f"{seconds(cache.sums.loads.total)}."
+    )
+    advised = round_up(most)
+    paste = f"max_instance_size={in_source('max_instance_size', advised)}"
+    whole = cache.limits.get("max_size_bytes")
+    if whole is not None and advised > whole:
+        paste = f"max_size={in_source('max_size', round_up(2 * most))}, {paste}"
+    evidence = {
+        "function": shown(*worst),
+        "dropped": number,
+        "largest_bytes": largest,
+        "functions": len(never),
+        "load_seconds": loading,
+        "all_load_seconds": cache.sums.loads.total,
+        "now": now,
+        "advised": advised,
+    }
+    return Finding("never_kept", text, f"cache.resize({paste})", work.part(total), evidence)
+
+
+def _add(dropped: dict[tuple[str, str], list[int]], key: Key, number: int, largest: int) -> None:
+    row = dropped.setdefault(key[:2], [0, 0])
+    row[0] += number
+    row[1] = max(row[1], largest)
