@@ -102,10 +102,14 @@ class FakeKit:
             lambda *answers: answers[0], host_imports=[("host", name) for name in names]
         )
 
-    def importing(self, *, pages: int = 1) -> bytes:
+    def importing(self, *, pages: int = 1, slow_start: bool = False) -> bytes:
         """Gives what another part, ``part.run``, gives for its argument."""
-        imports = [("part", "run")]
-        return self.engine.module(lambda answer: answer, host_imports=imports, memory_pages=pages)
+        return self.engine.module(
+            lambda answer: answer,
+            host_imports=[("part", "run")],
+            memory_pages=pages,
+            start_fuel=COSTLY + 1 if slow_start else 0,
+        )
 
     def endless_start(self) -> bytes:
         return self.engine.module(start_fuel=math.inf)
@@ -161,9 +165,10 @@ class WasmtimeKit:
             before=imports,
         )
 
-    def importing(self, *, pages: int = 1) -> bytes:
+    def importing(self, *, pages: int = 1, slow_start: bool = False) -> bytes:
         before = '(import "part" "run" (func $part (param i64) (result i64)))'
-        return function("(call $part (local.get 0))", pages=pages, before=before)
+        start = f"(start $begin) (func $begin {BUSY})" if slow_start else ""
+        return function("(call $part (local.get 0))", pages=pages, before=before, after=start)
 
     def endless_start(self) -> bytes:
         return function("(local.get 0)", after="(start $begin) (func $begin (loop (br 0)))")

@@ -24,7 +24,7 @@ from .._core.metrics.stats import ResidentBytes
 from .._core.wasm.admission import Edits
 from .._core.wasm.custom import DebugSections
 from .._core.wasm.driver import Shape
-from .._core.wasm.graph import USER, Graph
+from .._core.wasm.graph import USER, FromPart, Graph
 from .._core.wasm.memory_layout import MemoryShape
 from .._core.wasm.reader import FuncType, ModuleInfo
 from .compile_slots import CompileSlots, Turn
@@ -290,13 +290,13 @@ class GuestDriver(Protocol):
 class DriverCode(Protocol):
     """A compiled driver, for any instance of its engine."""
 
-    def attach(self, instance: Any, exports: Mapping[str, str]) -> GuestDriver:
+    def attach(self, instance: Any, exports: Mapping[str, str | FromPart]) -> GuestDriver:
         """Return a driver that calls exports of an instance; the same one, if it has one already.
 
         Args:
             instance: of the same engine.
-            exports: {what the driver imports: which export that is}; the memory goes without
-                saying.
+            exports: {what the driver imports: which export of the module that was given, or of
+                another part, that is}; the memory goes without saying.
 
         Raises:
             NoMemoryError: the system has no memory for it.

@@ -332,7 +332,12 @@ class Acquisition:
                 start.check_open()
             config = pool.config
             self._native = native = code.instantiate(config.total_fuel, config.yield_fuel)
-            await start.run(native, config.total_fuel, initialize=module.initialize)
+            await start.run(
+                native,
+                config.total_fuel,
+                initialize=module.initialize,
+                load_fuel=module.load_fuel,
+            )
             if definition.resets:
                 native.mark()
         except GuestError as error:

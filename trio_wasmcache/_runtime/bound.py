@@ -16,6 +16,7 @@ from .._core.policy.policy import Policy
 from .._core.policy.records import Entry, FunctionRecord, Instance, Need
 from .._core.portable import CallValues
 from .._core.tally import size_of
+from .._core.wasm.graph import FromPart
 from .._engine.base import (
     Counter,
     DriverCode,
@@ -109,7 +110,11 @@ class BoundFunction:
         )
 
     def attach(
-        self, relief: Relief, need: Need, code: DriverCode, exports: Mapping[str, str]
+        self,
+        relief: Relief,
+        need: Need,
+        code: DriverCode,
+        exports: Mapping[str, str | FromPart],
     ) -> GuestDriver:
         """Attach a driver to the instance; evict idle instances if the system has no memory for it.
 

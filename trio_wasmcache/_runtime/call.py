@@ -27,6 +27,7 @@ from .._core.policy.shares import BURST_FUEL, Share
 from .._core.stack_room import check_headroom
 from .._core.tally import Tally, size_of
 from .._core.text import shown
+from .._core.wasm.graph import FromPart
 from .._engine.base import (
     UNDER_WAY,
     DriverCode,
@@ -338,7 +339,7 @@ class Call(Activity):
             await self.runner.pass_turn(self.share)
         self.check_open()
 
-    def attach(self, code: DriverCode, exports: Mapping[str, str]) -> GuestDriver:
+    def attach(self, code: DriverCode, exports: Mapping[str, str | FromPart]) -> GuestDriver:
         """Attach a driver to the instance: see `BoundFunction.attach`."""
         return self.bound.attach(self._runtime.relief, self._need, code, exports)
 

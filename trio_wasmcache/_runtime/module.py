@@ -16,6 +16,9 @@ from .._engine.base import Artifact, Engine, HostImport, LoadedModule
 from .host import AnyHost
 
 INITIALIZE = "_initialize"
+# Cost of making an instance besides the fuel of its start (units): about 40 microseconds; of each
+# further part; and of each import that is linked anew.
+LOAD_FUEL, PART_FUEL, LINK_FUEL = 40_000, 10_000, 1_000
 # Bytes of compressed debug sections that are kept of all modules of a cache.
 DEBUG_BOOK_LIMIT = 128 * MiB
 
@@ -39,6 +42,8 @@ class CachedModule:
     """Whether it is a WASI reactor, whose `_initialize` is called before anything else."""
     number: int = 0
     """Number of the module in the cache's log."""
+    load_fuel: int = field(init=False)
+    """Units that making an instance costs, beside the fuel of its start."""
     record: Module = field(init=False)
     """Record of the module in the policy."""
     debug_sections: DebugSections | None = field(init=False)
@@ -52,6 +57,9 @@ class CachedModule:
     def __attrs_post_init__(self) -> None:
         self.debug_sections = self.artifact.debug
         artifact = self.artifact = evolve(self.artifact, debug=None)
+        self.load_fuel = LOAD_FUEL
+        if artifact.graph is not None:
+            self.load_fuel += PART_FUEL * len(artifact.others) + LINK_FUEL * artifact.graph.links
         self.record = Module(self.digest, artifact.code_size, artifact.module_mappings, code=self)
 
     @property

@@ -10,9 +10,6 @@ from .._engine.base import UNDER_WAY, GuestInstance
 from .activity import Activity
 from .module import INITIALIZE
 
-# Cost of making an instance besides the fuel of its start (units): about 40 microseconds.
-LOAD_FUEL = 40_000
-
 
 @final
 class Start(Activity):
@@ -20,13 +17,16 @@ class Start(Activity):
 
     _fuel = 0  # burnt by its start function, when `_initialize` runs
 
-    async def run(self, native: GuestInstance, fuel: int, *, initialize: bool) -> None:
+    async def run(
+        self, native: GuestInstance, fuel: int, *, initialize: bool, load_fuel: int
+    ) -> None:
         """Run the start function of a new instance, and then, with `initialize`, `_initialize`.
 
         Args:
             native: the new instance.
             fuel: units that each of the two may burn.
             initialize: whether it exports `_initialize`.
+            load_fuel: units that making it costs beside that.
 
         Raises:
             GuestError: it trapped, ran out of fuel, or exited.
@@ -37,7 +37,7 @@ class Start(Activity):
         try:
             over = native.poll()
             burnt = fuel - native.fuel_left()
-            self.share.charge(burnt, CALL_FUEL + LOAD_FUEL)
+            self.share.charge(burnt, CALL_FUEL + load_fuel)
             if not over:
                 await self._drive(native, fuel, burnt)
             native.started()

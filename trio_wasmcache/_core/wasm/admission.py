@@ -269,6 +269,7 @@ def _kept_size(info: ModuleInfo) -> int:
         + len(info.globals) * GLOBAL_SIZE
         + references * REFERENCE_SIZE
         + info.imported_functions * IMPORT_SIZE
+        + sum(item.kind in info.linked for item in info.imports) * IMPORT_SIZE
         + info.passive_items * ITEM_SIZE
         + info.element_segments * ELEMENTS_SIZE
         + info.data_segments * DATA_SIZE

@@ -20,6 +20,7 @@ from typing import Any, Final, TypeAlias
 
 from attrs import evolve, field, frozen
 
+from ..errors import ModuleTooLargeError
 from .admission import Edits, share_limits
 from .types import ExternType, GlobalType, Limits, ModuleInfo, TableType
 
@@ -28,6 +29,10 @@ USER: Final = ""
 
 MEASURED: Final = frozenset(("memory", "table", "global"))
 """Kinds of what has a size and a state."""
+
+# Imports of a part that takes something from another one: they are linked for each instance, at a
+# microsecond each, while others wait.
+MAX_LINKS: Final = 2000
 
 ImportName: TypeAlias = tuple[str, str]
 """Module and name of an import."""
@@ -81,6 +86,12 @@ class Part:
         wired = {item.kind for item in self.info.imports if (item.module, item.name) in self.wiring}
         info = evolve(self.info, linked=frozenset(wired & MEASURED))
         object.__setattr__(self, "info", info)
+
+    @property
+    def links(self) -> int:
+        """Number of its imports that are linked anew for each instance."""
+        linked = any(isinstance(source, FromPart) for source in self.wiring.values())
+        return len(self.wiring) if linked else 0
 
 
 @frozen
@@ -136,6 +147,11 @@ class Graph:
     def user(self) -> Part:
         """The user's module."""
         return next(part for part in self.parts if part.name == USER)
+
+    @property
+    def links(self) -> int:
+        """Number of imports and entries of tables that are linked anew for each instance."""
+        return len(self.entries) + sum(part.links for part in self.parts)
 
     @property
     def modules(self) -> tuple[tuple[ModuleInfo, Edits], ...]:
@@ -221,8 +237,14 @@ def limit_graph(
         reset: Whether its instances will be reset.
 
     Raises:
-        ModuleTooLargeError: The parts start over a limit.
+        ModuleTooLargeError: The parts start over a limit, or one has too many imports.
     """
+    for part in graph.parts:
+        if part.links > MAX_LINKS:
+            raise ModuleTooLargeError(
+                f"{what} has {part.links} imports in one module, over {MAX_LINKS}: too many to "
+                "link for each instance"
+            )
     shares = share_limits([part.info for part in graph.parts], what, memory_limit, table_limit)
     parts = []
     for part, edits in zip(graph.parts, shares, strict=True):

@@ -65,7 +65,9 @@ def hides_globals(info: ModuleInfo) -> bool:
     Preparing it for reset exports them, which makes its code a different one.
     """
     exported = {export.index for export in info.exports if export.kind == "global"}
-    return any(one.mutable and number not in exported for number, one in enumerate(info.globals))
+    first = len(info.globals) - len(info.own_globals)
+    own = enumerate(info.own_globals, first)
+    return any(one.mutable and number not in exported for number, one in own)
 
 
 def verdict(isolation: Isolation, why_not: str | None, *, command: bool = False) -> str:

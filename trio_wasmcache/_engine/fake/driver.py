@@ -21,6 +21,7 @@ from ..._core.wasm.driver import (
     Shape,
     layout,
 )
+from ..._core.wasm.graph import FromPart
 from ..base import UNDER_WAY, UnderWay, WasmValue
 from .instance import FakeInstance
 
@@ -33,7 +34,7 @@ class FakeDriverCode:
 
     shape: Shape
 
-    def attach(self, instance: FakeInstance, exports: Mapping[str, str]) -> FakeDriver:
+    def attach(self, instance: FakeInstance, exports: Mapping[str, str | FromPart]) -> FakeDriver:
         key = self.shape, tuple(exports.items())
         driver = instance.drivers.get(key)
         if not isinstance(driver, FakeDriver):

@@ -12,6 +12,7 @@ import trio
 
 from ..._core.config import WASM_PAGE
 from ..._core.wasm.driver import Layout, Shape, layout
+from ..._core.wasm.graph import FromPart
 from ..._core.wasm.memory_driver import memory_layout
 from ..._core.wasm.memory_layout import MemoryLayout, MemoryShape
 from ..._core.wasm.reader import FuncType
@@ -54,7 +55,7 @@ class WasmtimeDriverCode:
         weakref.finalize(self, native.module_delete, self.module).atexit = False
         weakref.finalize(self, native.wasm_engine_delete, self.engine).atexit = False
 
-    def attach(self, instance: Store, exports: Mapping[str, str]) -> WasmtimeDriver:
+    def attach(self, instance: Store, exports: Mapping[str, str | FromPart]) -> WasmtimeDriver:
         """See `DriverCode` in `base`."""
         key = self.shape, tuple(exports.items())
         driver = instance.drivers.get(key)
@@ -126,11 +127,16 @@ class WasmtimeDriver:
     """See `GuestDriver`; made by `WasmtimeDriverCode.attach`."""
 
     def __init__(
-        self, instance: Store, code: WasmtimeDriverCode, exports: Mapping[str, str]
+        self, instance: Store, code: WasmtimeDriverCode, exports: Mapping[str, str | FromPart]
     ) -> None:
         self.size: int = code.layout.pages * WASM_PAGE
-        parts = {name: instance.extern(export) for name, export in exports.items()}
-        if isinstance(code.shape, MemoryShape):
+        parts = {
+            name: instance.extern(export)
+            if isinstance(export, str)
+            else instance.extern(export.export, instance.piece(export.part))
+            for name, export in exports.items()
+        }
+        if isinstance(code.shape, MemoryShape) and "memory" not in parts:
             # Only modules with a memory have functions whose values cross through it.
             parts["memory"] = instance.extern(instance.plan.memory_name or "")
         handle = instantiate(instance, "driver", code.engine, code.module, parts, memory=self.size)

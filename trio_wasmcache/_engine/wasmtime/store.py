@@ -320,6 +320,17 @@ class Store:
         """The modules in it, once it has started."""
         return ((self._handle, self.plan),) if self.stages is None else self.stages.pieces
 
+    def piece(self, name: str) -> bytes:
+        """Return the instance of the part of that name, once it has started.
+
+        Raises:
+            LookupError: there is none.
+        """
+        for part, (handle, _) in zip(self.plan.parts, self.pieces, strict=False):
+            if part.name == name:
+                return handle
+        raise LookupError(f"the instance has no part {name!r:.100}")
+
     @property
     def hosted(self) -> bool:
         """Whether its guest imports host functions."""
