@@ -20,7 +20,8 @@ from typing import Any
 
 import trio
 from kits import open_real_cache
-from wasmtime import _bindings, _ffi
+from parts import TwoParts
+from wasmtime import _bindings, _ffi, wat2wasm
 
 from trio_wasmcache import CacheConfig, HostFunction, InstanceCache, WasmCacheError
 from trio_wasmcache._engine.wasmtime import native
@@ -158,11 +159,21 @@ GUEST = """(module
     (loop (local.set 0 (i64.add (local.get 0) (i64.const 1)))
       (br_if 0 (i64.lt_u (local.get 0) (i64.const 100000)))) (local.get 0))
   (func (export "size") (param i32 i32) (result i32) (local.get 1)))"""
+# The same, with a part beside it that has a memory of its own, and grows it.
+PART = """(module (memory (export "memory") 1) (data (i32.const 8) "part")
+  (func (export "run") (param i64) (result i64)
+    (drop (memory.grow (i32.const 1))) (i64.add (local.get 0) (i64.load8_u (i32.const 8)))))"""
+LINKED = GUEST.replace(
+    "(memory (export", '(import "part" "run" (func $part (param i64) (result i64))) (memory (export'
+).replace(
+    "(i64.add (local.get 0) (i64.load8_u",
+    "(i64.add (i64.sub (call $part (local.get 0)) (i64.const 112)) (i64.load8_u",
+)
 ANSWERS = [101, 8, 100_000, 70_000, array("q", [101, 102])]
 CONFIG = CacheConfig(yield_fuel=50_000, offload_after=2)
 
 
-async def scenario(cache: InstanceCache) -> list[Any]:
+async def scenario(cache: InstanceCache, *, linked: bool = False) -> list[Any]:
     """Everything that takes memory or a stack: instances, growths, drivers, calls in threads."""
 
     async def ask(value: int) -> int:
@@ -174,7 +185,8 @@ async def scenario(cache: InstanceCache) -> list[Any]:
     names = {function.name for function in cache.functions()}
     for name in ("grows", "asks", "long"):
         if name not in names:
-            await cache.register(name, GUEST, args=("i64",), returns="i64", imports=imports)
+            wasm, abi = (LINKED, TwoParts(wat2wasm(PART))) if linked else (GUEST, None)
+            await cache.register(name, wasm, args=("i64",), returns="i64", imports=imports, abi=abi)
     if "size" not in names:
         await cache.register(
             "size", GUEST, args=("bytes",), returns="u32", imports=imports, abi="buffer"
@@ -198,16 +210,17 @@ async def attempt(run: Callable[[], Awaitable[list[Any]]]) -> str:
     return "all answers"
 
 
-async def main(kind: str) -> None:
+async def main(kind: str, modules: str = "one") -> None:
     creators = Creators()
+    linked = modules == "linked"
     for number in itertools.count(1):
         async with open_real_cache(CONFIG) as cache:
             creators.begin(kind, number)
-            came = await attempt(lambda: scenario(cache))
+            came = await attempt(lambda: scenario(cache, linked=linked))
             refused = creators.asked[kind] >= number
             check_invariants(cache)
             creators.refuse = None
-            again = await attempt(lambda: scenario(cache))
+            again = await attempt(lambda: scenario(cache, linked=linked))
             assert again == "all answers", (came, again)
             check_invariants(cache)
         assert not creators.live, f"{len(creators.live)} were never freed"
@@ -218,4 +231,4 @@ async def main(kind: str) -> None:
 
 
 if __name__ == "__main__":
-    trio.run(main, sys.argv[1])
+    trio.run(main, *sys.argv[1:])

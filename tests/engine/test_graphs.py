@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 from attrs import evolve
+from engine.faults import LIBRARY
 from engine.support import wat
+from engine.test_instance import PARTS, heap_in_use
+from kits import WasmtimeKit
+from parts import add_two_parts
 
-from trio_wasmcache import FuelExhaustedError, TrapError
+from trio_wasmcache import (
+    CacheConfig,
+    FuelExhaustedError,
+    InvalidModuleError,
+    LoadError,
+    TrapError,
+)
 from trio_wasmcache._core.config import WASM_PAGE, MiB
 from trio_wasmcache._core.errors import GuestError
+from trio_wasmcache._core.wasm.driver import Shape
 from trio_wasmcache._core.wasm.graph import (
     USER,
     Entry,
@@ -25,6 +38,7 @@ from trio_wasmcache._core.wasm.graph import (
 )
 from trio_wasmcache._core.wasm.reader import FuncType, read_module
 from trio_wasmcache._engine.base import UNDER_WAY, Artifact, HostImport
+from trio_wasmcache._engine.wasmtime import native
 from trio_wasmcache._engine.wasmtime.engine import WasmtimeEngine
 from trio_wasmcache._engine.wasmtime.instance import WasmtimeInstance
 
@@ -288,3 +302,209 @@ async def test_a_constant_part_is_compiled_once() -> None:
     assert one.codes[1].data != other.codes[1].data
     assert one.size == sum(len(code.data) for code in one.codes)
     engine.close()
+
+
+SHARED = """(import "c" "next" (func $next (result i32))) (import "c" "table" (table 4 funcref))
+  (func $begin (drop (call $next))) (start $begin) (func (export "nine") (result i32) (i32.const 9))
+  (func (export "run") (result i32) (call $next))"""
+WIRED: Wiring = {("c", name): FromPart("counter", name) for name in ("next", "table")}
+NINE = Entry(FromPart("counter", "table"), 3, FromPart(USER, "nine"))
+
+
+class Refusing:
+    """In place of a native function: refuses its n-th call, as wasmtime would, or by raising."""
+
+    def __init__(self, function: Callable[..., Any], number: int, error: type | None) -> None:
+        self.function, self.number, self.error = function, number, error
+        self.calls = 0
+
+    def __call__(self, *args: Any) -> Any:
+        self.calls += 1
+        if self.calls != self.number:
+            return self.function(*args)
+        if self.error is not None:
+            raise self.error
+        return LIBRARY.wasmtime_error_new(b"not today")
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt])
+@pytest.mark.parametrize(("name", "times"), [("linker_define", 2), ("table_set", 1)])
+async def test_each_native_step_fails_in_turn(
+    name: str, times: int, error: type | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever was made by then is freed, and the next instance works."""
+    engine = WasmtimeEngine(STACK)
+    parts = part("counter", COUNTER), user(SHARED, WIRED)
+    module = await engine.load(await compiled(engine, *parts, entries=[NINE]), ())
+    linkers: dict[str, int] = {}
+    for counted in ("linker_clone", "linker_delete"):
+        function = getattr(native, counted)
+
+        def count(*args: Any, function: Any = function, counted: str = counted) -> Any:
+            linkers[counted] = linkers.get(counted, 0) + 1
+            return function(*args)
+
+        monkeypatch.setattr(native, counted, count)
+    real = getattr(native, name)
+    for number in range(1, times + 2):
+        refusing = Refusing(real, number, error)
+        monkeypatch.setattr(native, name, refusing)
+        instance = module.instantiate(FUEL, SLICE)
+        if number <= times:
+            with pytest.raises(error or LoadError, match=None if error else "not today"):
+                drive(instance)
+        else:
+            drive(instance)
+            instance.started()
+            assert call(instance, "run") == 2
+        assert refusing.calls == min(number, times)
+        instance.close()
+        instance.close()
+        assert engine.open_instances == 0
+    assert linkers["linker_clone"] == linkers["linker_delete"] == times + 1
+    module.close()
+    engine.close()
+
+
+@pytest.mark.parametrize("polls", range(6))
+async def test_a_start_can_be_abandoned_between_any_two_polls(polls: int) -> None:
+    """Within a start function, and between two parts."""
+    busy = """(func $begin (local $i i32)
+      (loop (local.set $i (i32.add (local.get $i) (i32.const 1)))
+      (br_if 0 (i32.lt_u (local.get $i) (i32.const 5000))))) (start $begin)"""
+    parts = [evolve(part(str(n), f"(memory 1) {busy}"), offset=0) for n in range(3)]
+    async with running(*parts, user(busy)) as instance:
+        for _ in range(polls):
+            assert not instance.poll()
+        instance.abandon()
+        instance.close()
+
+
+async def test_a_closed_module_makes_no_instances() -> None:
+    """One of several parts neither; those that are there live on."""
+    engine = WasmtimeEngine(STACK)
+    parts = part("counter", COUNTER), user(SHARED, WIRED)
+    module = await engine.load(await compiled(engine, *parts), ())
+    instance = module.instantiate(FUEL, SLICE)
+    drive(instance)
+    instance.started()
+    module.close()
+    module.close()
+    engine.close()
+    assert call(instance, "run") == 2
+    instance.close()
+
+
+async def test_memories_of_parts_end_with_their_instance() -> None:
+    """They hold nothing then, and do not touch what is freed."""
+    fixed = '(memory (export "fixed") 1 1) (memory (export "m") 1) (data (i32.const 0) "abc")'
+    async with running(part("fixed", fixed), user("")) as instance:
+        drive(instance)
+        instance.started()
+        ours = instance.part("fixed")
+        memories = ours.memory("m"), ours.fixed_memory("fixed")
+        assert [memory.size for memory in memories] == [WASM_PAGE, WASM_PAGE]
+        assert memories[1].read(0, 3) == b"abc"
+        assert memories[0].grow(1) == WASM_PAGE
+        instance.close()
+        assert [memory.size for memory in memories] == [0, 0]
+        for memory in memories:
+            with pytest.raises(IndexError):
+                memory.read(0, 1)
+
+
+async def test_a_fixed_memory_can_be_used_while_the_guest_waits() -> None:
+    """As it neither moves nor grows."""
+    text = """(import "h" "ask" (func $ask (param i64) (result i64)))
+      (memory (export "m") 1 1)
+      (func (export "f") (result i64) (i64.store (i32.const 8) (i64.const 77))
+        (drop (call $ask (i64.const 1))) (i64.load (i32.const 16)))"""
+    parts = (
+        part("fixed", text, {("h", "ask"): FromHost(0)}),
+        user(
+            '(import "f" "f" (func $f (result i64))) (func (export "run") (result i64) (call $f))',
+            {("f", "f"): FromPart("fixed", "f")},
+        ),
+    )
+    async with running(*parts, hosts=(ASK,)) as instance:
+        drive(instance)
+        instance.started()
+        memory = instance.part("fixed").fixed_memory("m")
+        function = instance.function("run")
+        assert function.begin((), FUEL) is UNDER_WAY
+
+        def answer(index: int, value: int) -> int:
+            assert memory.read(8, 1) == b"\x4d"
+            memory.write(16, b"\x2a")
+            return 0
+
+        assert instance.host_call is not None
+        instance.host_call.answer((answer(0, 1),))
+        drive(instance, answer)
+        assert function.finish() == 42
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="it is glibc's")
+@pytest.mark.parametrize("what", ["linked globals", "exported functions", "tables"])
+async def test_no_part_takes_more_than_is_booked(what: str) -> None:
+    """What wasmtime has in its heap for instances of two such parts, and of what links them."""
+    count, wired, parts = 10, "", PARTS.get(what, "")
+    same = '(func (export "run") (param i64) (result i64) (local.get 0))'
+    if not parts:
+        parts = "".join(f'(global (export "g{n}") (mut i64) (i64.const 0))' for n in range(900))
+        wired = "".join(f'(import "c" "g{n}" (global (mut i64)))' for n in range(900))
+    wiring: Wiring = {("c", f"g{n}"): FromPart("one", f"g{n}") for n in range(900)}
+    engine = WasmtimeEngine(STACK)
+    hosts = (HostImport("wasi_snapshot_preview1", "sched_yield", FuncType((), ("i32",))),)
+    wasi: Wiring = {("wasi_snapshot_preview1", "sched_yield"): FromHost(0)}
+    one = part("one", parts + same, wasi)
+    other = user((wired or parts) + same, wiring if wired else wasi)
+    module = await engine.load(await compiled(engine, one, other), hosts)
+
+    def started() -> WasmtimeInstance:
+        instance = module.instantiate(FUEL, SLICE)
+        drive(instance)
+        instance.started()
+        return instance
+
+    first = started()
+    before = heap_in_use()
+    held = [started() for _ in range(count)]
+    assert heap_in_use() - before <= sum(instance.measure() for instance in held)
+    for instance in (first, *held):
+        instance.close()
+    module.close()
+    engine.close()
+
+
+async def test_drivers_take_exports_of_parts() -> None:
+    """A batch may call what is no export of the user's module."""
+    text = '(func (export "twice") (param i64) (result i64) (i64.shl (local.get 0) (i64.const 1)))'
+    engine = WasmtimeEngine(STACK)
+    module = await engine.load(await compiled(engine, part("one", text), user("")), ())
+    instance = module.instantiate(FUEL, SLICE)
+    drive(instance)
+    instance.started()
+    code = await engine.driver(Shape(("i64",), ("i64",)))
+    driver = code.attach(instance, {"function": FromPart("one", "twice")})
+    assert driver is code.attach(instance, {"function": FromPart("one", "twice")})
+    with pytest.raises(LookupError):
+        code.attach(instance, {"function": FromPart("two", "twice")})
+    instance.close()
+    module.close()
+    engine.close()
+
+
+async def test_parts_are_compiled_apart_and_kept_on_disk(tmp_path: Path) -> None:
+    """In one process, by one folder: as a module alone."""
+    kit = WasmtimeKit()
+    config = CacheConfig(cache_dir=tmp_path / "code", compile_seconds=30.0)
+    for _ in range(2):
+        async with kit.open(config) as cache:
+            f = await add_two_parts(cache, kit, kit.adding(5))
+            assert await f.call(1) == 6
+            g = await add_two_parts(cache, kit, kit.adding(5), name="g", pages=2)
+            assert await g.call(1) == 6
+            bad = bytes(kit.adding(7)).replace(b"\x7c\x0b", b"\x92\x0b")  # f32.add
+            with pytest.raises(InvalidModuleError, match="can't compile it"):
+                await add_two_parts(cache, kit, bad, name="h")

@@ -16,11 +16,15 @@ MEASURE = """
 import json, sys
 from pathlib import Path
 import trio
-from engine.support import quiet_cache
+from engine.support import quiet_cache, wat
+from parts import TwoParts
 from trio_wasmcache._core.config import MiB
 
 fields, use, isolation = json.loads(sys.argv[1])
 FEW, MANY = 4, 36
+PART = \"\"\"(memory 1) (memory 2) (data (i32.const 9) "data") (table 3 funcref) (global (mut i32)
+  (i32.const 0)) (func (export "run") (param i64) (result i64) (local.get 0))\"\"\"
+TWO_PARTS = TwoParts(wat(f"(module {PART})"))
 
 def maps():
     lines = Path("/proc/self/maps").read_text().splitlines()
@@ -33,7 +37,7 @@ async def measure():
     async with quiet_cache(**limits) as cache:
         f = await cache.register(
             "f", f"(module {fields})", args=("i64",), returns="i64", concurrency=MANY,
-            isolation=isolation,
+            isolation=isolation, abi=TWO_PARTS if "part" in fields else None,
         )
 
         async def hold(started, ended):
@@ -106,6 +110,14 @@ CASES = {
         "call",
         "reset",
     ),
+    **{
+        f"two parts, {use}, {isolation}": (
+            f"""(import "part" "run" (func (param i64) (result i64))) (memory 1) {DATA} {SAME}""",
+            use,
+            isolation,
+        )
+        for use, isolation in (("call", "reuse"), ("map", "reuse"), ("call", "reset"))
+    },
     "one that grows": (
         """(memory 0) (func (export "f") (param i64) (result i64)
         (i64.extend_i32_s (memory.grow (i32.const 1))))""",
