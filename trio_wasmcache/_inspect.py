@@ -67,7 +67,7 @@ MAX_GIVEN = 8
 _HELPERS = re.compile(
     r"_(?!start$).*|malloc|free|calloc|realloc|alloc|allocate|dealloc|deallocate|cabi_.*"
     r"|canonical_abi_.*|emscripten_.*|stack(Save|Restore|Alloc)|setThrew|asyncify_.*|dynCall_.*"
-    r"|getTempRet0|setTempRet0|opa_(?!eval$).*|resume|getsp|memory|interface_version_.*|.*#_initialize|cabi_post_.*"
+    r"|getTempRet0|setTempRet0|opa_(?!eval$).*|builtins|entrypoints|resume|getsp|memory|interface_version_.*|.*#_initialize|cabi_post_.*"
 )
 # Those of the buffer ABI, and the name that wasm-bindgen gives its own in releases.
 _ALLOCATORS = (WBINDGEN[0], CABI, *(alloc for alloc, _ in OTHERS), "__wbindgen_export_0")
@@ -244,7 +244,8 @@ def _debugging(wasm: bytes) -> str:
 
 def _isolation(info: ModuleInfo) -> str:
     starts = info.start is not None or is_function(info, INITIALIZE)
-    given = [(item.module, item.name) for item in _missing(info)]
+    functions = [item for item in _missing(info) if isinstance(item.type, FuncType)]
+    given = [(item.module, item.name) for item in functions if not _traps(functions)]
     why_not = obstacle(info, starts, given)
     if why_not is not None:
         found = f'"reuse" and "fresh"; "reset" is not possible: {why_not}'
@@ -316,13 +317,7 @@ def _imports_arguments(missing: list[Import]) -> Iterator[str]:
     """Yield the arguments of `register` for imports that nobody provides yet."""
     functions = [item for item in missing if isinstance(item.type, FuncType)]
     shown = [item for item in missing if not isinstance(item.type, FuncType)]
-    traps = (
-        len(functions) > MAX_GIVEN
-        # Those of a toolchain's own host are not the user's to write.
-        or not all(family.yours for family in families_of(functions))
-        or not all(_is_writable(item) for item in functions)
-    )
-    if not traps:
+    if not _traps(functions):
         shown += functions
     modules: dict[str, list[str]] = {}
     for item in shown:
@@ -336,8 +331,18 @@ def _imports_arguments(missing: list[Import]) -> Iterator[str]:
     if modules:
         listed = [f"{_quoted(name)}: {{{', '.join(given)}}}" for name, given in modules.items()]
         yield f"imports={{{', '.join(listed)}}}"
-    if traps:
+    if _traps(functions):
         yield 'missing="trap"'
+
+
+def _traps(functions: list[Import]) -> bool:
+    """Return whether the call of `register` lets functions trap that nobody provides yet."""
+    return (
+        len(functions) > MAX_GIVEN
+        # Those of a toolchain's own host are not the user's to write.
+        or not all(family.yours for family in families_of(functions))
+        or not all(_is_writable(item) for item in functions)
+    )
 
 
 def _is_writable(item: Import) -> bool:

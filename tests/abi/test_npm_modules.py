@@ -1,8 +1,7 @@
 """Real modules from npm packages give what their own JavaScript gives.
 
-The packages are fetched into a temporary folder, their install scripts are not run, and nothing of
-them is kept. Where npm or node is missing, or nothing can be fetched, these tests are skipped, and
-say so. `WASMCACHE_NPM` can name a folder where the packages are installed already.
+See `npm.py` for where they come from. Those that import a memory, a table or globals are in
+`test_npm_imports.py`.
 
 Two of the modules have no ABI that anybody else has: for those an ABI is written here, as users
 would write one.
@@ -11,17 +10,13 @@ would write one.
 from __future__ import annotations
 
 import base64
-import json
-import os
 import re
-import shutil
-import subprocess
-import sys
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from abi.npm import node
 from attrs import frozen
 from batch.routes import drives
 from engine.support import quiet_cache
@@ -38,64 +33,7 @@ from trio_wasmcache import (
     Wasi,
 )
 
-PACKAGES = (
-    "xxhash-wasm@1.1.0",
-    "lz4-wasm-nodejs@0.9.2",
-    "snappy-wasm@0.3.0",
-    "cjs-module-lexer@2.3.0",
-    "source-map@0.8.0",
-)
-FETCH_SECONDS = 120
 TEXTS = ["", "a", "abc", "x" * 31, "Grüße aus Köln " * 40, "\0\1\2" * 3000]
-
-
-@pytest.fixture(scope="session")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder `node_modules` with the packages in it."""
-    given = os.environ.get("WASMCACHE_NPM")
-    if given:
-        return Path(given) / "node_modules"
-    npm = shutil.which("npm")
-    if npm is None or shutil.which("node") is None:
-        skip("npm and node are not installed")
-    folder = tmp_path_factory.mktemp("npm")
-    options = ("--ignore-scripts", "--no-audit", "--no-fund", "--no-save", "--fetch-retries=0")
-    try:
-        done = subprocess.run(
-            [npm, "install", *options, "--prefix", str(folder), *PACKAGES],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=FETCH_SECONDS,
-        )
-    except subprocess.TimeoutExpired:
-        skip(f"npm could not fetch them in {FETCH_SECONDS} seconds")
-    if done.returncode != 0:
-        skip(f"npm could not fetch them: {done.stderr.strip()[-300:]}")
-    return folder / "node_modules"
-
-
-def skip(reason: str) -> None:
-    said = f"NO MODULE FROM NPM WAS TESTED: {reason}"
-    print(f"\n{said}", file=sys.__stderr__)
-    pytest.skip(said)
-
-
-def node(packages: Path, script: str, *values: Any) -> Any:
-    """What a script hands to `answer`, run where the packages are; `values` are its arguments."""
-    program = f"""
-        const answer = (value) => console.log(JSON.stringify(value));
-        const values = JSON.parse(process.argv[1]);
-        (async () => {{ {script} }})();"""
-    done = subprocess.run(
-        ["node", "-e", program, json.dumps(values)],
-        cwd=packages.parent,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
 
 
 async def test_a_hash_without_an_allocator(packages: Path) -> None:

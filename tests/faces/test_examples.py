@@ -62,6 +62,17 @@ def test_airports() -> None:
     assert "Python's math agrees on every pair" in out
 
 
+def test_opa() -> None:
+    """The policy's decisions are those of its rules; more are compared in `abi/test_opa.py`."""
+    verdict, *decisions = output_of("opa.py").splitlines()
+    assert verdict.startswith("reset: ")
+    assert decisions == [
+        "ada may write the plan",
+        "bob may read the plan",
+        "bob may not write the plan",
+    ]
+
+
 def test_two_groups() -> None:
     """The fuel is split about as the shares say."""
     out = output_of("two_groups.py")
@@ -136,12 +147,12 @@ def test_every_udf_has_its_source() -> None:
     """Each checked-in module is small, and its source and build command lie next to it."""
     build = (UDFS / "build.sh").read_text(encoding="utf-8")
     modules = sorted(UDFS.glob("*.wasm"))
-    assert len(modules) == 8
+    assert len(modules) == 9
     for module in modules:
         assert module.stat().st_size < 16 * 1024
         assert module.stem in build
         name, _, _ = module.name.partition(".")
-        assert any((UDFS / f"{name}.{language}").exists() for language in ("c", "rs"))
+        assert any((UDFS / f"{name}.{language}").exists() for language in ("c", "rs", "ts"))
 
 
 async def test_distance_is_as_exact_as_python() -> None:

@@ -15,7 +15,7 @@ from engine.support import quiet_cache
 from hostile.zoo import ZOO
 from hypothesis import given, strategies as st
 
-from trio_wasmcache import HostFunction, InvalidModuleError, WasmCacheError
+from trio_wasmcache import HostFunction, HostMemory, InvalidModuleError, WasmCacheError
 from trio_wasmcache.__main__ import main
 from trio_wasmcache._core.wasm.editor import encode_module
 from trio_wasmcache._core.wasm.formats import is_component
@@ -55,6 +55,7 @@ async def test_the_line_to_begin_with_registers_the_module(path: Path) -> None:
         pytest.importorskip("cassandra")
     refused = [line for line in lines if line.startswith("`register` refuses it: ")]
     names: dict[str, Any] = {"Path": Path, "HostFunction": HostFunction, "unit_price": abs}
+    names["HostMemory"] = HostMemory
     async with quiet_cache() as cache:
         try:
             function = await eval(call, {"cache": cache, **names})

@@ -191,8 +191,8 @@ FAMILIES: Final = (
     ),
     Family(
         "Open Policy Agent",
-        "It is a policy of Open Policy Agent, for which the cookbook has an ABI (examples/cookbook/"
-        'opa): give HostMemory(), and missing="trap" for `opa_abort` and built-in functions.',
+        "It is a policy of Open Policy Agent: examples/abis/opa.py has its ABI. Give HostMemory(), "
+        'and missing="trap" for `opa_abort` and the functions that are built into its host.',
         _in_env(r"opa_.*"),
     ),
     Family(
