@@ -15,7 +15,7 @@ from random import Random
 from typing import Any
 
 import trio
-from attrs import define, evolve, frozen
+from attrs import Factory, define, evolve, frozen
 from trio.testing import MockClock
 
 from trio_wasmcache import (
@@ -125,6 +125,8 @@ class Plan:
     """(group, when it starts, what it does): tasks that belong to a group, which ends with them."""
     group_ends: tuple[float, ...] = ()
     """Seconds after which each group is cancelled."""
+    group_limits: dict[str, dict[str, int]] = Factory(dict)
+    """{group: other limits of it}."""
     outside: bool = False
     """Whether `tasks` outlive groups and cache, which are closed under them, at `close_at`."""
 
@@ -193,7 +195,8 @@ class _Run:
     async def group(self, number: int) -> None:
         name, capacity = self.plan.groups[number]
         limit = math.inf if capacity is None else capacity
-        async with self.cache.scheduling_group(name, capacity=limit) as group:
+        more = self.plan.group_limits.get(name, {})
+        async with self.cache.scheduling_group(name, capacity=limit, **more) as group:
             if self.plan.group_ends:
                 group.cancel_scope.deadline = self.began + self.plan.group_ends[number]
             for home, start, uses in self.plan.group_tasks:
@@ -205,7 +208,8 @@ class _Run:
             return await self.run_tasks(made)
         (name, capacity), *rest = left
         limit = math.inf if capacity is None else capacity
-        async with self.cache.scheduling_group(name, capacity=limit) as group:
+        more = self.plan.group_limits.get(name, {})
+        async with self.cache.scheduling_group(name, capacity=limit, **more) as group:
             made[name] = group
             await self.open_groups(rest, made)
         return None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 from ..reading.names import shown
 from ..reading.notes import cite, count
 from ..reading.units import rate
 from ..summary.summary import CacheSummary
-from .finding import Finding, quoted, work_of
+from .finding import LEAST_COUNT, Finding, quoted, work_of
 
 # {error: limit of `CacheConfig` that raises it}.
 RAISED_BY = {
@@ -15,17 +17,22 @@ RAISED_BY = {
     "StackOverflowError": "stack_size",
     "CodeMemoryError": "max_code_size",
 }
+# A function that fails this often is worth a sentence, however seldom it is used.
+MOST_FAIL = 0.5
+# Number of kinds of errors that are named.
+MOST_ERRORS = 3
 # Number of lost contexts, as a part of all events, that is not worth a sentence.
 LEAST_CONTEXTS = 0.01
 
 
 def guests_fail(cache: CacheSummary) -> Finding | None:
     """Return a finding about the function that fails most often."""
-    work = work_of(cache)
+    work, leases = work_of(cache), _leases_by_function(cache)
     often = {
         function: failed
         for function, failed in cache.failures.by_function.items()
-        if work.matters(failed.leases + failed.loads)
+        if work.matters(number := failed.leases + failed.loads)
+        or (number >= LEAST_COUNT and number >= MOST_FAIL * leases.get(function, math.inf))
     }
     if not often:
         return None
@@ -34,32 +41,47 @@ def guests_fail(cache: CacheSummary) -> Finding | None:
     name = shown(*worst)
     parts = []
     if failed.leases:
-        parts.append(f"{count(failed.leases, 'lease')} ended with a failed call")
+        of = leases.get(worst, 0)
+        lost = count(failed.leases, "lease") if not of else f"{failed.leases:,} of {of:,} leases"
+        parts.append(f"{lost} ended with a failed call")
     if failed.loads:
         parts.append(f"{count(failed.loads, 'load')} failed")
+    errors = ", ".join(
+        f"{cite(error)} {number:,}" for error, number in failed.errors.most_common(MOST_ERRORS)
+    )
     last = ""
     if failed.error is not None:
         said = "" if failed.message is None else f": {cite(failed.message)}"
-        last = f"; the last error was {cite(failed.error)}{said}"
+        last = f"; the error was {cite(failed.error)}{said}"
+        if len(failed.errors) > 1:
+            last = f" ({errors}); the last error was {cite(failed.error)}{said}"
     more = f", and so do {count(len(often) - 1, 'other function')}" if len(often) > 1 else ""
-    told = f"{' and '.join(parts)}, of {count(work.count, work.noun)}{last}"
-    text = f"{cite(name)} fails{more}: {told}."
+    text = f"{cite(name)} fails{more}: {' and '.join(parts)}{last}."
     limit = RAISED_BY.get(failed.error or "")
     paste = (
         f"cache.stats().per_function[{quoted(name)}].errors"
         if limit is None
         else f"CacheConfig({limit}=...)"
     )
-    number = sum(one.leases + one.loads for one in often.values())
     evidence = {
         "function": name,
         "failed_leases": failed.leases,
         "failed_loads": failed.loads,
+        "leases": leases.get(worst),
+        "errors": dict(failed.errors),
         "error": failed.error,
         "error_message": failed.message,
         "functions": len(often),
     }
+    number = sum(one.leases + one.loads for one in often.values())
     return Finding("guests_fail", text, paste, work.part(number), evidence)
+
+
+def _leases_by_function(cache: CacheSummary) -> dict[tuple[str, str], int]:
+    found: dict[tuple[str, str], int] = {}
+    for key, leases in cache.sums.leases.by_key.items():
+        found[key[:2]] = found.get(key[:2], 0) + leases.hits + leases.misses
+    return found
 
 
 def log_loses(cache: CacheSummary) -> Finding | None:

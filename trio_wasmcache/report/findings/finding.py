@@ -12,6 +12,7 @@ from ..summary.summary import CacheSummary
 LEAST_PART, LEAST_PART_OF_LOADS = 0.02, 0.2
 # Likewise a number of occurrences.
 LEAST_COUNT = 5
+MAIN = "main"
 LOG = "LOG..."
 """Stands for the files of the log in a command."""
 
@@ -50,6 +51,13 @@ class Work:
 def quoted(name: str) -> str:
     """Return a name in source code."""
     return f'"{name}"' if name.isprintable() and not {'"', "\\"} & {*name} else repr(cite(name))
+
+
+def of_group(group: str, limit: str, written: str) -> str:
+    """Return the line that opens a group with a limit."""
+    if group == MAIN:
+        return f"CacheConfig(main_{limit}={written})"
+    return f"cache.scheduling_group({quoted(group)}, ..., {limit}={written})"
 
 
 def work_of(cache: CacheSummary) -> Work:

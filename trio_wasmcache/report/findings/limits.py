@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 
 from attrs import frozen
 
+from ..reading.documents import Document
 from ..reading.names import Key, shown
 from ..reading.notes import cite, count
 from ..reading.units import seconds, size, soon
 from ..summary.summary import CacheSummary
 from ..summary.wanted import Wanted
 from ..tuning.advice import in_source, round_up
-from .finding import LOG, Finding, work_of
+from .finding import LOG, Finding, of_group, work_of
 
 # A raised limit should avoid this part of the loads; this much less, if half of the raise does.
 PART, LESS = 0.9, 0.75
@@ -74,57 +75,92 @@ CODE = Limit(
 def evicts_too_early(limit: Limit, cache: CacheSummary) -> Finding | None:
     """Return a finding if instances that went for a limit were loaded again soon, too often."""
     wanted = [
-        cache.fates.wanted[reason] for reason in limit.reasons if reason in cache.fates.wanted
+        one
+        for (reason, group), one in cache.fates.wanted.items()
+        if reason in limit.reasons and group is None
     ]
-    again, taken = sum(one.count for one in wanted), sum(one.seconds for one in wanted)
+    again = sum(one.count for one in wanted)
     work = work_of(cache)
     if not work.matters(again):
         return None
-    gone = {
-        reason: sum(one.count for (why, _), one in cache.sums.gone.items() if why == reason)
-        for reason in limit.reasons
-    }
+    gone = sum(one.count for (reason, _), one in cache.sums.gone.items() if reason in limit.reasons)
     everything = sum(one.count for one in cache.sums.gone.values())
-    spent = cache.sums.loads.total
-    within = cache.fates.thrash_seconds
     text = (
-        f"{limit.words}: {sum(gone.values()):,} of {count(everything, 'eviction')} were for "
-        f"{limit.why}, and {again:,} were loaded again "
-        f"{soon(None if within == math.inf else within)}, in {seconds(taken)} of "
-        f"{seconds(spent)} spent loading"
+        f"{limit.words}: {gone:,} of {count(everything, 'eviction')} were for {limit.why}, and "
+        f"{_again(cache, wanted)}"
     )
     paste = f"python -m trio_wasmcache tune {LOG} --target-hit-rate 0.95"
-    evidence = {
-        "evictions": sum(gone.values()),
-        "all_evictions": everything,
-        "loaded_again": again,
-        "load_seconds": taken,
-        "all_load_seconds": spent,
-        "limit": limit.name,
-        "now": None,
-        "advised": None,
-        "avoided_part": None,
-    }
-    now = cache.limits.get(limit.field)
     if limit is TIMEOUT:
         paste = "cache.resize(idle_timeout=60)"
-    if now is not None:
-        advised, avoided = _advice(limit, now, wanted, again)
-        evidence["now"] = now
-        if advised is not None:
-            written = in_source(limit.name, advised)
-            text += (
-                f"; {limit.name} = {written} would have avoided about {100 * avoided:.0f} % of "
-                "these loads"
-            )
-            paste = f"cache.resize({limit.name}={written})"
-            evidence |= {"advised": advised, "avoided_part": avoided}
-    return Finding(limit.kind, f"{text}.", paste, work.part(again), evidence)
+    evidence: Document = {"evictions": gone, "all_evictions": everything}
+    now = cache.limits.get(limit.field)
+    more, written = _advise(limit, now, wanted, evidence)
+    if written is not None:
+        paste = f"cache.resize({limit.name}={written})"
+    evidence |= {"all_load_seconds": cache.sums.loads.total}
+    return Finding(limit.kind, f"{text}{more}.", paste, work.part(again), evidence)
+
+
+def group_too_small(cache: CacheSummary) -> Finding | None:
+    """Return a finding if a group's own limit evicts what is loaded again soon, too often."""
+    work = work_of(cache)
+    often = {
+        group: one
+        for (_, group), one in cache.fates.wanted.items()
+        if group is not None and work.matters(one.count)
+    }
+    if not often:
+        return None
+    group = max(often, key=lambda name: often[name].count)
+    wanted = [often[group]]
+    text = (
+        f"Group {cite(group)} is too small: its own limit evicted instances of which "
+        f"{_again(cache, wanted)}"
+    )
+    evidence: Document = {"group": group}
+    more, written = _advise(SIZE, cache.fates.own_limits.get(group), wanted, evidence)
+    evidence |= {"all_load_seconds": cache.sums.loads.total}
+    paste = of_group(group, "max_size", written or "...")
+    part = work.part(sum(one.count for one in often.values()))
+    return Finding("group_too_small", f"{text}{more}.", paste, part, evidence)
+
+
+def _again(cache: CacheSummary, wanted: Sequence[Wanted]) -> str:
+    within = cache.fates.thrash_seconds
+    return (
+        f"{sum(one.count for one in wanted):,} were loaded again "
+        f"{soon(None if within == math.inf else within)}, in "
+        f"{seconds(sum(one.seconds for one in wanted))} of {seconds(cache.sums.loads.total)} "
+        "spent loading"
+    )
+
+
+def _advise(
+    limit: Limit, now: float | None, wanted: Sequence[Wanted], evidence: Document
+) -> tuple[str, str | None]:
+    """Return (the end of a sentence, a value in source code or None); add the evidence."""
+    again = sum(one.count for one in wanted)
+    advised, avoided = (None, None) if now is None else _advice(limit, now, wanted, again)
+    evidence |= {
+        "loaded_again": again,
+        "load_seconds": sum(one.seconds for one in wanted),
+        "limit": limit.name,
+        "now": now,
+        "advised": advised,
+        "avoided_part": avoided,
+    }
+    if advised is None or avoided is None:
+        return "", None
+    written = in_source(limit.name, advised)
+    return (
+        f"; {limit.name} = {written} would have avoided about {100 * avoided:.0f} % of these loads",
+        written,
+    )
 
 
 def _advice(
     limit: Limit, now: float, wanted: Sequence[Wanted], again: int
-) -> tuple[float | None, float]:
+) -> tuple[float | None, float | None]:
     """Return (a value for the limit, the part of the loads that it would have avoided)."""
     base = 0.0 if limit is TIMEOUT else now
 
@@ -138,10 +174,10 @@ def _advice(
 
     much, less = least(PART), least(LESS)
     if much is None or less is None:
-        return None, 0.0
+        return None, None
     value = less if less - now <= (much - now) / 2 else much
     part = avoided(value)
-    return (value, part) if part >= LEAST_AVOIDED and value > now else (None, 0.0)
+    return (value, part) if part >= LEAST_AVOIDED and value > now else (None, None)
 
 
 def never_kept(cache: CacheSummary) -> Finding | None:

@@ -14,7 +14,8 @@ from ..reading.units import rate
 from ..summary.summary import CacheSummary, Summary
 from .failures import guests_fail, log_loses
 from .finding import LOG, Finding, work_of
-from .limits import CODE, COUNT, SIZE, TIMEOUT, evicts_too_early, never_kept
+from .limits import CODE, COUNT, SIZE, TIMEOUT, evicts_too_early, group_too_small, never_kept
+from .tenants import one_against_another
 from .waits import waits_for_instances, waits_for_tokens
 
 # Number of findings that are shown; one who mends these reads the next log.
@@ -27,10 +28,12 @@ COMMAND = "python -m "
 KINDS: dict[str, Callable[[CacheSummary], Finding | None]] = {
     "log_loses": log_loses,
     "guests_fail": guests_fail,
+    "tenant_against_tenant": one_against_another,
     "too_small": partial(evicts_too_early, SIZE),
     "short_timeout": partial(evicts_too_early, TIMEOUT),
     "code_thrashes": partial(evicts_too_early, CODE),
     "too_few_instances": partial(evicts_too_early, COUNT),
+    "group_too_small": group_too_small,
     "never_kept": never_kept,
     "waits_for_tokens": waits_for_tokens,
     "waits_for_instances": waits_for_instances,

@@ -10,12 +10,11 @@ from ..reading.notes import cite, count
 from ..reading.units import rate, seconds
 from ..summary.summary import CacheSummary
 from ..summary.waiting import Queue
-from .finding import LEAST_COUNT, Finding, quoted
+from .finding import LEAST_COUNT, Finding, of_group, quoted
 
 # A part of the acquires of a group or an entry that may wait, as limits are meant to be reached now
 # and then; and a part of all acquires that is not worth a sentence.
 MAY_WAIT, LEAST_PART = 0.1, 0.02
-MAIN = "main"
 
 
 def waits_for_tokens(cache: CacheSummary) -> Finding | None:
@@ -41,11 +40,7 @@ def waits_for_tokens(cache: CacheSummary) -> Finding | None:
     )
     advised = None if capacity is None else capacity + queue.longest
     written = "..." if advised is None else f"{advised}"
-    paste = (
-        f"CacheConfig(main_capacity={written})"
-        if group == MAIN
-        else f"cache.scheduling_group({quoted(group)}, capacity={written})"
-    )
+    paste = of_group(group, "capacity", written)
     evidence = {
         "group": group,
         "waits": queue.waits,

@@ -32,7 +32,7 @@ USED = frozenset(
     seat wait_seconds held_seconds age_seconds idle_seconds freed_bytes freed_code_bytes
     total_size_bytes code_size_bytes total_size_before_bytes code_size_before_bytes
     total_size_after_bytes code_size_after_bytes first_seq
-    task capacity_tokens limit_bytes closed_size_bytes error_message concurrency
+    task capacity_tokens limit_bytes closed_size_bytes error_message concurrency for_group
     """.split()
 )
 # Field of events that were logged without the context of their task, and of no others.

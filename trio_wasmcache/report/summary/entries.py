@@ -13,15 +13,19 @@ from typing import NamedTuple
 import polars as pl
 from attrs import Factory, define
 
-from ..reading.names import OTHERS, Key
+from ..reading.names import KEY_LETTERS, OTHERS, Key
 from .wanted import Ghosts, Wanted
 
 # Reasons of evictions that another limit would have prevented.
 LIMITS = ("size", "count", "idle", "code", "stack", "oversized")
 # Number of evictions of one entry that are remembered; few entries have as many instances.
 MAX_GONE = 64
+# Number of pairs of groups that are followed, the first ones in the log.
+MAX_PAIRS = 2000
 # {reason: limit that would have to be raised by what went for it}.
 LINES = {"size": "size", "code": "code", "stack": "code", "count": "count"}
+Limit = tuple[str, str | None]
+"""(reason, group whose own limit it is, or None)."""
 
 
 class Gone(NamedTuple):
@@ -30,8 +34,12 @@ class Gone(NamedTuple):
     at: float
     reason: str
     last_used: float
+    group: str | None
+    """The group whose own limit it was; None: a limit of the cache."""
     ghost: int | None
     """Number among those that went for the same limit, except time."""
+    culprit: str | None
+    """Another group, whose need it was."""
 
 
 @define
@@ -57,6 +65,17 @@ class Paid:
     seconds: float = 0.0
 
 
+@define
+class Against:
+    """Instances of one group that went for the need of another."""
+
+    evictions: int = 0
+    thrashed: int = 0
+    """Number of loads soon after such an eviction for a limit."""
+    seconds: float = 0.0
+    """Time spent on these loads."""
+
+
 @define(eq=False)
 class Fates:
     """Loads and evictions of one cache.
@@ -72,22 +91,28 @@ class Fates:
     thrash_load_seconds: float = 0.0
     idle_timeout: float = math.inf
     """The timeout in force (seconds)."""
-    wanted: dict[str, Wanted] = Factory(dict)
-    """{reason: the loads that are thrash}."""
+    max_size: float = math.inf
+    """The limit in force (bytes)."""
+    own_limits: dict[str, int] = Factory(dict)
+    """{group: limit of its idle instances (bytes)}, of groups that have one."""
+    wanted: dict[Limit, Wanted] = Factory(dict)
+    """{limit: the loads that are thrash}."""
+    against: dict[tuple[str, str], Against] = Factory(dict)
+    """{(group, group whose need it was): evictions}."""
     on_seats: int = 0
     """Number of loads on seats, for functions that get a new instance for each lease."""
-    _ghosts: dict[str, Ghosts] = Factory(dict)  # {limit: those evicted for it}
+    _ghosts: dict[Limit, Ghosts] = Factory(dict)  # {limit: those evicted for it}
 
     def take(self, frame: pl.DataFrame, times: pl.Series) -> None:
         """Add events of one cache, in order; `times` are seconds since its first event."""
         relevant = frame["event"].is_in(["wasmcache.loaded", "wasmcache.evicted"])
         columns = ["function", "arg_types", "group", "reason", "load_seconds", "uses", "seat"]
         columns += ["idle_seconds", "freed_bytes", "freed_code_bytes"]
+        columns += ["total_size_before_bytes", "for_group"]
         rows = frame.filter(relevant).select(columns)
         lists = [rows[name].to_list() for name in columns]
-        for at, function, types, group, reason, seconds, uses, seat, idle, freed, code in zip(
-            times.filter(relevant).to_list(), *lists, strict=True
-        ):
+        for at, *row in zip(times.filter(relevant).to_list(), *lists, strict=True):
+            function, types, group, reason, seconds, uses, seat = row[:7]
             key = (function, types, group)
             fate = self.by_key.get(key)
             if fate is None:
@@ -98,19 +123,36 @@ class Fates:
                 if seat:
                     self.on_seats += 1
                 elif fate.gone:
-                    self._loaded_again(fate, at, seconds)
+                    self._loaded_again(fate, group, at, seconds)
                 continue
             fate.evictions += 1
             fate.never_reused += uses <= 1
             if key != OTHERS:  # these can't be matched with their loads
+                idle, freed, code, before, culprit = row[7:]
+                own = None
+                if reason == "size" and group in self.own_limits and culprit == group:
+                    # With room left in the cache, it was the limit of the group.
+                    own = group if before + freed <= self.max_size else None
+                if culprit == group or not self._note(group, culprit):
+                    culprit = None
                 ghost, line = None, LINES.get(reason)
                 if line is not None:
                     weight = {"size": freed, "code": code}.get(line, 1)
-                    ghost = self._ghosts.setdefault(line, Ghosts()).put(weight)
-                fate.gone.append(Gone(at, reason, at - idle, ghost))
+                    ghost = self._ghosts.setdefault((line, own), Ghosts()).put(weight)
+                fate.gone.append(Gone(at, reason, at - idle, own, ghost, culprit))
                 del fate.gone[:-MAX_GONE]
 
-    def _loaded_again(self, fate: Fate, at: float, seconds: float) -> None:
+    def _note(self, group: str, culprit: str | None) -> bool:
+        """Count an eviction for the need of another group; return whether it is followed."""
+        if culprit is None or len(culprit) > KEY_LETTERS:
+            return False
+        pair = (group, culprit)
+        if pair not in self.against and len(self.against) >= MAX_PAIRS:
+            return False
+        self.against.setdefault(pair, Against()).evictions += 1
+        return True
+
+    def _loaded_again(self, fate: Fate, group: str, at: float, seconds: float) -> None:
         gone = fate.gone.pop()
         reason = gone.reason
         paid = self.paid.setdefault(reason, Paid())
@@ -118,7 +160,7 @@ class Fates:
         paid.seconds += seconds
         need = math.inf
         if gone.ghost is not None:
-            need = self._ghosts[LINES[reason]].take(gone.ghost)
+            need = self._ghosts[LINES[reason], gone.group].take(gone.ghost)
             if at - gone.last_used >= self.idle_timeout:  # then it would have gone for that
                 need = math.inf
         elif reason == "idle":
@@ -126,4 +168,8 @@ class Fates:
         if reason in LIMITS and at - gone.at <= self.thrash_seconds:
             fate.thrashed += 1
             self.thrash_load_seconds += seconds
-            self.wanted.setdefault(reason, Wanted()).add(need, seconds)
+            self.wanted.setdefault((reason, gone.group), Wanted()).add(need, seconds)
+            if gone.culprit is not None:
+                against = self.against[group, gone.culprit]
+                against.thrashed += 1
+                against.seconds += seconds

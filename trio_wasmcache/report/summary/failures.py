@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import polars as pl
 from attrs import Factory, define
 
-from ..reading.names import MAX_LETTERS
+from ..reading.names import MAX_LETTERS, tally
 
 Function = tuple[str, str]  # (name, argument types)
 
@@ -17,6 +19,8 @@ class Failed:
     leases: int = 0
     """Number of leases that ended with an instance that could not be used again."""
     loads: int = 0
+    errors: Counter[str] = Factory(Counter)
+    """{type of the error: count}, as far as the log says."""
     error: str | None = None
     """Type of the last error; None: the log does not say."""
     message: str | None = None
@@ -44,4 +48,5 @@ class Failures:
                 one.leases += 1
             if error is not None:
                 one.error = error[:MAX_LETTERS]
+                tally(one.errors, error)
                 one.message = None if message is None else message[:MAX_LETTERS]

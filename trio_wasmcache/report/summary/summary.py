@@ -187,6 +187,13 @@ class CacheSummary:
         self._take_rare(frame, parts)
         timeout = self.limits.get("idle_timeout_seconds")
         self.fates.idle_timeout = math.inf if timeout is None else timeout
+        self.fates.max_size = self.limits.get("max_size_bytes", math.inf)
+        for name in ("group_opened", "group_resized"):
+            limits = parts[f"wasmcache.{name}"].select("group", "max_size_bytes")
+            for group, limit in limits.iter_rows():
+                self.fates.own_limits.pop(group, None)
+                if limit is not None:
+                    self.fates.own_limits[group] = limit
         self.fates.take(frame, times)
         self.waiting.take(frame, times)
         self.failures.take(frame)

@@ -50,8 +50,9 @@ class Waiting:
         )
         for group, number in frame.filter(asked).group_by("group").agg(pl.len()).iter_rows():
             self.acquires[group] = self.acquires.get(group, 0) + number
-        for group, tokens in _columns(frame, "group_opened", "group", "capacity_tokens"):
-            self.capacities[group] = tokens
+        for name in ("group_opened", "group_resized"):
+            for group, tokens in _columns(frame, name, "group", "capacity_tokens"):
+                self.capacities[group] = tokens
         for function, types, most in _columns(
             frame, "registered", "function", "arg_types", "concurrency"
         ):
