@@ -6,7 +6,15 @@ from random import Random
 
 from trio_wasmcache._core.wasm.admission import WASI_TYPES
 from trio_wasmcache._core.wasm.editor import encode_module, i32_const, sleb, uleb
-from trio_wasmcache._core.wasm.reader import Export, FuncType, GlobalType, Import, Limits, TableType
+from trio_wasmcache._core.wasm.reader import (
+    KINDS,
+    Export,
+    FuncType,
+    GlobalType,
+    Import,
+    Limits,
+    TableType,
+)
 
 NUMBERS = ("i32", "i64", "f32", "f64")
 WASI = "wasi_snapshot_preview1"
@@ -59,6 +67,12 @@ def generate(random: Random) -> bytes:
         (GlobalType(kind, random.random() < 0.5), CONSTANTS[kind])
         for kind in random.choices(list(CONSTANTS), k=random.randrange(5))
     ]
+    externs = _externs(random, tables, memories, [type for type, _ in globals_])
+    taken = {kind: sum(item.kind == kind for item in externs) for kind in KINDS}
+    if taken["global"] and not globals_[0][0].mutable:
+        # One that is imported may be read by constants.
+        type = GlobalType(globals_[0][0].value_type, random.random() < 0.5)
+        globals_.append((type, b"\x23\0\x0b"))
     exports = [Export("run", "func", len(imports))]
     for name in random.sample(NAMES[1:], k=random.randrange(len(NAMES))):
         spaces = {"func": all_types, "table": tables, "memory": memories, "global": globals_}
@@ -80,11 +94,11 @@ def generate(random: Random) -> bytes:
     starters = [n for n, kind in enumerate(all_types) if types[kind] == FuncType()]
     return encode_module(
         types=types,
-        imports=imports,
+        imports=[*imports, *externs],
         functions=functions,
-        tables=tables,
-        memories=memories,
-        globals=globals_,
+        tables=tables[taken["table"] :],
+        memories=memories[taken["memory"] :],
+        globals=globals_[taken["global"] :],
         exports=exports,
         start=random.choice(starters) if starters and random.random() < 0.3 else None,
         elements=elements,
@@ -95,6 +109,24 @@ def generate(random: Random) -> bytes:
         ],
         custom=[("name", b"\0\2\1\n"), ("x", b"y" * 9)] if random.random() < 0.3 else [],
     )
+
+
+def _externs(
+    random: Random, tables: list[TableType], memories: list[Limits], globals_: list[GlobalType]
+) -> list[Import]:
+    """Imports of the first memories, tables and globals, in the place of definitions."""
+    if random.random() < 0.6:
+        return []
+    found = []
+    for kind, space in (("table", tables), ("memory", memories), ("global", globals_)):
+        for number, type in enumerate(space[: random.randrange(len(space) + 1)]):
+            name = f"{kind}{number}"
+            if isinstance(type, GlobalType):
+                if type.value_type == "v128":
+                    break  # it can't be given
+                name = f"{type.value_type}{number}"
+            found.append(Import("env", name, kind, type))
+    return found
 
 
 def _limits(random: Random, most: int) -> Limits:

@@ -19,6 +19,9 @@ import wasmtime
 
 from trio_wasmcache import (
     CacheConfig,
+    HostGlobal,
+    HostMemory,
+    HostTable,
     InstanceCache,
     KiB,
     MiB,
@@ -49,6 +52,7 @@ def _raises(stream: str, line: str) -> None:
 
 
 # Clocks are fixed, as a guest may ask to sleep.
+REFERENCES = ("funcref", "externref")
 GRANTS = (
     Wasi(clock=0),
     Wasi(stdout="log", stderr="drop", random=1, clock=10**9),
@@ -61,6 +65,16 @@ GRANTS = (
         clock=1.5,
     ),
 )
+# What generated modules may import, under these names.
+IMPORTS: dict[str, dict[str, HostMemory | HostTable | HostGlobal]] = {
+    "env": {
+        **{f"memory{n}": HostMemory() for n in range(4)},
+        **{f"table{n}": HostTable() for n in range(4)},
+        **{f"{kind}{n}": HostGlobal(kind, 7) for kind in ("i32", "i64", "f32") for n in range(6)},
+        **{f"f64{n}": HostGlobal("f64", float("nan")) for n in range(6)},
+        **{f"{kind}{n}": HostGlobal(kind, None) for kind in REFERENCES for n in range(6)},
+    }
+}
 ABIS = (None, None, "plain", "scylla", "buffer")
 TYPES = ("i32", "i64", "f32", "f64", "text", "blob", "list<int>", "str", "bytes", "bool")
 
@@ -103,6 +117,7 @@ async def one(cache: InstanceCache, wasm: bytes, random: Random) -> str:
             called_on_null=False,
             isolation=random.choice(ISOLATIONS),
             wasi=random.choice(GRANTS),
+            imports=random.choice((None, IMPORTS, IMPORTS, IMPORTS)),
         )
     except (WasmCacheError, SignatureError) as error:
         _check(error)

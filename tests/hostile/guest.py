@@ -12,9 +12,10 @@ from typing import Any
 import wasmtime
 from attrs import Factory, field, frozen
 
-from trio_wasmcache import CacheConfig, Function, HostFunction, InstanceCache, MiB, Wasi
+from trio_wasmcache import CacheConfig, Function, InstanceCache, MiB, Wasi
+from trio_wasmcache._runtime.host import Importable
 
-Imports = Mapping[str, Mapping[str, HostFunction]]
+Imports = Mapping[str, Mapping[str, Importable]]
 # Loops end soon, and bombs are small: it is the limits that are tested, not their size.
 CONFIG = CacheConfig(
     total_fuel=1_000_000,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import bombs, calls, features, hosts, liars, names, speakers
+from . import bombs, calls, features, hosts, importers, liars, names, speakers
 
-THEMES = (calls, bombs, features, liars, names, hosts, speakers)
+THEMES = (calls, bombs, features, liars, names, hosts, importers, speakers)
 ZOO = [guest for theme in THEMES for guest in theme.GUESTS]
