@@ -23,6 +23,7 @@ from trio_wasmcache import (
     ModuleTooLargeError,
     SignatureError,
     TrapError,
+    Wasi,
     current_lease,
 )
 from trio_wasmcache._core.wasm.custom import code_offset
@@ -117,6 +118,25 @@ async def test_host_functions_see_the_imported_memory() -> None:
         f = await cache.register("f", wasm, imports=imports, **I64)
         assert await f.call(0x6F6C6C6548) == 0x2A
         assert seen == [b"data", b"Hell"]
+
+
+async def test_wasi_reads_and_writes_the_imported_memory() -> None:
+    """As it does with an exported one."""
+    wasm = wat(
+        """(module (import "env" "m" (memory 1))
+        (import "wasi_snapshot_preview1" "fd_write"
+          (func $write (param i32 i32 i32 i32) (result i32)))
+        (data (i32.const 0) "\\10\\00\\00\\00\\06\\00\\00\\00") (data (i32.const 16) "hello\\n")
+        (func (export "f") (param i64) (result i64)
+          (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))
+          (i64.load (i32.const 8))))"""
+    )
+    lines: list[str] = []
+    wasi = Wasi(stdout=lambda stream, line: lines.append(line))
+    async with quiet_cache() as cache:
+        f = await cache.register("f", wasm, imports={"env": {"m": HostMemory()}}, wasi=wasi, **I64)
+        assert await f.call(0) == 6
+    assert lines == ["hello"]
 
 
 async def test_buffers_cross_through_the_imported_memory() -> None:

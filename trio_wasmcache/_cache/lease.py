@@ -614,7 +614,7 @@ class Lease(Generic[R_co]):
 
     @property
     def memory(self) -> LeaseMemory:
-        """Exported memory of the guest; use it between calls, or in host functions.
+        """Memory of the guest, exported or imported; use it between calls, or in host functions.
 
         Getting it never raises; see `LeaseMemory` for the errors of using it.
         """
@@ -743,11 +743,11 @@ class Lease(Generic[R_co]):
 @public
 @final
 class LeaseMemory:
-    """The exported memory of the instance that a lease holds.
+    """The memory of the instance that a lease holds: the exported one, else the imported one.
 
     Use `Lease.memory` to get it. Besides the errors below, its methods and `size` raise:
 
-    - `LookupError` if the module exports no memory;
+    - `LookupError` if the module neither exports nor imports a memory;
     - `trio.BusyResourceError` during a call or a load, except in a host function of that call;
     - `trio.ClosedResourceError` after the lease has ended;
     - `RuntimeError` before the lease is entered, and in another thread.
