@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from batch.routes import drives
 from engine.support import quiet_cache, wat
 
 from trio_wasmcache import (
@@ -145,6 +146,7 @@ async def test_batches_give_what_calls_give() -> None:
         for function, columns in rows.items():
             async with function.acquire() as lease:
                 made = await lease.map([list(column) for column in zip(*columns, strict=True)])
+                assert drives(lease)
             assert all(map(same, list(made), results[function])), (function, made)
         check_invariants(cache)
 

@@ -8,18 +8,21 @@ them.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from typing import Final, final
+from typing import Final
 
-from attrs import define, field, frozen
+from attrs import field, frozen
 
+from .._core.config import WASM_PAGE
 from .._core.errors import AbiError, ExportError, SignatureError
 from .._core.integers import signed
 from .._core.tally import Tally
+from .._core.wasm.memory_layout import BYTES, MemoryShape
+from .._core.wasm.object_code import imports
 from .._core.wasm.reader import FuncType
 from .._public import public
 from .base import Binding, Convert, Exports, Guest, Invoke, Steps, Value
-from .batching import Bulk
-from .elements import LARGE_LIST, LARGE_TEXT, encode_text, lift_bytes, lift_text
+from .batching import Bulk, Heap, Objects
+from .elements import LARGE_LIST, LARGE_TEXT, Utf16, encode_text, lift_bytes, lift_text
 from .guest_memory import memory_of, read_result
 from .managed import (
     MANAGED,
@@ -32,11 +35,12 @@ from .managed import (
     choose_class,
     find_contents,
 )
-from .packing import Data
+from .packing import Blob, Data, Single, Wire
 from .plain import (
     TYPES,
     PlainAbi,
     PlainType,
+    cell_name,
     find_type,
     lift_number,
     lower_number,
@@ -56,40 +60,6 @@ RUNTIME: Final = {
 OPTIONAL: Final = {COLLECT: FuncType(), SET_COUNT: FuncType(("i32",))}
 HEAP, CHOSEN = "AssemblyScript heap", "AssemblyScript classes"
 KNOWN: Final = {**TYPES, **dict.fromkeys(MANAGED, TYPES["i32"])}
-
-
-@final
-@define(eq=False)
-class Heap:
-    """When to have the garbage of an instance collected; kept as long as its memory.
-
-    The incremental runtime collects by itself, the minimal one never does. Neither tells how much
-    garbage there is; but garbage that is not collected makes the memory grow. So it is collected
-    when the memory has grown, and from then on twice as often as that took.
-    """
-
-    size: int
-    """Size of the memory when it was last looked at (bytes)."""
-    calls: int = 0
-    """Number of calls since garbage was collected."""
-    interval: int = 0
-    """Number of calls after which garbage is collected; 0 as long as the memory has not grown."""
-
-    def is_due(self, size: int) -> bool:
-        """Count a call, after which the memory has that size; return whether to collect now."""
-        self.calls += 1
-        grown, self.size = size > self.size, size
-        if grown:
-            self.interval = max(self.calls // 2, MIN_INTERVAL)
-        if not grown and (not self.interval or self.calls < self.interval):
-            return False
-        self.calls = 0
-        return True
-
-
-# Calls between two collections, at least. Memory that grows sooner is in use, or takes 16 calls'
-# garbage, and will grow no more than five times.
-MIN_INTERVAL: Final = 16
 
 
 def is_needed(types: Sequence[str], exports: Exports) -> bool:
@@ -265,6 +235,7 @@ class AssemblyScriptBinding:
             lowered: list[Value] = yield Convert(self._lower, (values,))
         else:
             lowered = self._lower(values)
+        heap = self._heap(guest) if self.collects else None
         wasm = yield from self._place(guest, lowered)
         del lowered
         if self.counts:
@@ -272,12 +243,12 @@ class AssemblyScriptBinding:
         result = yield Invoke(self.export, wasm)
         managed = self.managed
         if managed is None:
-            yield from self._collect(guest)
+            yield from _collect(guest, heap)
             return lift_number(self.got, self.numbers[0], result) if self.returns else None
         at, data, refused = result & 0xFFFFFFFF, b"", None
         if at:
             data, refused = self._read(guest, managed, at)
-        yield from self._collect(guest)
+        yield from _collect(guest, heap)
         if refused is not None:
             raise refused
         if not at:
@@ -290,20 +261,58 @@ class AssemblyScriptBinding:
         begin, size = find_contents(self.got, guest, kind, at)
         return read_result(self.got, memory_of(guest), begin, size)
 
-    def _collect(self, guest: Guest) -> Generator[Invoke, Value, None]:
-        """Have garbage collected if that is due; nothing of this call is needed any more."""
-        if not self.collects:
-            return
-        size = 0 if guest.memory is None else guest.memory.size
+    def _heap(self, guest: Guest) -> Heap:
         heap: Heap | None = guest.state.get(HEAP)
         if heap is None:
-            heap = guest.state[HEAP] = Heap(size)
-        if heap.is_due(size):
-            yield Invoke(COLLECT, ())
+            pages = 0 if guest.memory is None else guest.memory.size // WASM_PAGE
+            heap = guest.state[HEAP] = Heap(pages)
+        return heap
 
-    def bulk(self, guest: Guest) -> Bulk | None:  # noqa: ARG002  # for a driver
+    def bulk(self, guest: Guest) -> Bulk | None:
         """Return how a driver makes the calls; see `BulkBinding`."""
-        return None
+        if guest.memory is None:
+            return None
+        managed = self.managed
+        chosen = [one for one in self._chosen(guest) if one is not None]
+        kinds = [kind for kind in self.args if isinstance(kind, ManagedType)]
+        shape = MemoryShape(
+            tuple(
+                BYTES if isinstance(kind, ManagedType) else cell_name(kind) for kind in self.args
+            ),
+            (BYTES,) if managed else tuple(cell_name(kind) for kind in self.numbers),
+            argument="object",
+            style="object" if managed else None,
+            allocation="guest",
+            passes_nulls=self.passes_nulls,
+            heavy=managed is not None and managed.elements is not None,
+            views=tuple(
+                kind.size if one.view else 0 for kind, one in zip(kinds, chosen, strict=True)
+            ),
+            contents=managed.contents if managed else None,
+            count=len(self.args) if self.counts else None,
+            defaults=self.signature.params[len(self.args) :],
+            collects=self.collects,
+        )
+        exports = {"new": NEW, "pin": PIN, "unpin": UNPIN, "count": SET_COUNT, "collect": COLLECT}
+        needs_rtti = managed is not None and bool(managed.contents.flags)
+        return Bulk(
+            self.what,
+            self.got,
+            shape,
+            {"function": self.export, **{name: exports[name] for name in imports(shape)}},
+            tuple(_wire(kind) if isinstance(kind, ManagedType) else kind for kind in self.args),
+            self.numbers,
+            _wire(managed) if managed else None,
+            self._decode,
+            managed.name if managed else "",
+            objects=Objects(
+                tuple(one.number for one in chosen),
+                int(guest.global_value(RTTI)) & 0xFFFFFFFF if needs_rtti else 0,
+                self._heap(guest) if self.collects else None,
+                lambda guest, at, size: check_object(self.what, memory_of(guest), at, size),
+                lambda guest, at: managed and find_contents(self.got, guest, managed, at),
+            ),
+        )
 
     def _decode(self, data: bytes, tally: Tally) -> Value:
         kind = self.managed
@@ -350,14 +359,17 @@ class AssemblyScriptBinding:
     ) -> Generator[Invoke, Value, tuple[object, ...]]:
         """Make the objects of the arguments; return wasm values for all parameters."""
         chosen = self._chosen(guest)
-        left = sum(isinstance(one, Data) for one in lowered)
+        left = sum(isinstance(kind, ManagedType) for kind in self.args)
         wasm: list[object] = []
         pinned: list[int] = []
         for number, one in enumerate(lowered):
-            if not isinstance(one, Data):
-                wasm.append(0 if one is None else one)
+            if chosen[number] is None:
+                wasm.append(one)
                 continue
             left -= 1
+            if one is None:
+                wasm.append(0)
+                continue
             at = yield from self._make(guest, chosen[number], self._sizes[number], one)
             if left:
                 yield Invoke(PIN, (signed(at),))
@@ -423,6 +435,18 @@ def _encode(kind: ManagedType, value: Value) -> Data:
             return view.tobytes()
     except TypeError:
         raise TypeError(f"{kind.name} takes bytes or a buffer, got {shown(value)}") from None
+
+
+def _collect(guest: Guest, heap: Heap | None) -> Generator[Invoke, Value, None]:
+    """Have garbage collected if that is due; no object of this call is needed any more."""
+    if heap is not None and heap.is_due(0 if guest.memory is None else guest.memory.size):
+        yield Invoke(COLLECT, ())
+
+
+def _wire(kind: ManagedType) -> Wire:
+    if kind.elements is not None:
+        return Single(kind.elements.lower, kind.elements.lift)
+    return Utf16() if kind.python == "str" else Blob()
 
 
 def _same_kind(error: Exception) -> type[Exception]:

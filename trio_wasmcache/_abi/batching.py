@@ -7,10 +7,11 @@ of `steps`, row by row, including errors.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NoReturn, Protocol
+from typing import NoReturn, Protocol, final
 
-from attrs import field, frozen
+from attrs import define, field, frozen
 
+from .._core.config import WASM_PAGE
 from .._core.errors import AbiError
 from .._core.integers import signed
 from .._core.tally import Tally
@@ -20,17 +21,66 @@ from .._core.wasm.memory_layout import (
     AREA_SIZE,
     BYTES,
     FAILED,
+    NEW_OUTSIDE,
+    NO_OBJECT,
     NO_ROOM,
     OUTSIDE,
     RANGE,
     MemoryShape,
 )
+from .._core.wasm.object_code import MIN_INTERVAL
 from .base import Guest, Value
 from .guest_memory import GROWN, check_allocated, grown_memory, memory_of, read
 from .packing import Wire
 from .plain import PlainType, lift_number
 
 KEPT = "kept buffers"
+
+
+@final
+@define(eq=False)
+class Heap:
+    """When to have the garbage of an instance collected; kept as long as its memory.
+
+    A runtime that collects by itself needs none of this, and one that does not never does; none
+    says how much garbage there is. But garbage that is not collected makes the memory grow. So it
+    is collected when the memory has grown, and from then on twice as often as that took.
+    """
+
+    pages: int
+    """Pages of the memory when it was last looked at."""
+    calls: int = 0
+    """Number of calls since garbage was collected."""
+    interval: int = 0
+    """Number of calls after which garbage is collected; 0 as long as the memory has not grown."""
+
+    def is_due(self, size: int) -> bool:
+        """Count a call, after which the memory has that size (bytes); return whether to collect."""
+        self.calls += 1
+        pages = size // WASM_PAGE
+        if pages > self.pages:
+            self.interval, self.pages = max(self.calls // 2, MIN_INTERVAL), pages
+        elif not self.interval or self.calls < self.interval:
+            return False
+        self.calls = 0
+        return True
+
+
+@final
+@frozen(eq=False)
+class Objects:
+    """What a memory driver for objects needs to know of one instance."""
+
+    classes: tuple[int, ...]
+    """Class of the objects of each argument of bytes."""
+    rtti: int
+    """Address of the guest's table of classes."""
+    heap: Heap | None
+    """When to have garbage collected; None: never."""
+    check_new: Callable[[Guest, int, int], object]
+    """Function that raises the error for the address and size of a new object."""
+    find: Callable[[Guest, int], object]
+    """Function that raises the error for a result that is no such object."""
 
 
 @frozen(eq=False)
@@ -53,6 +103,8 @@ class Bulk:
     """Converts a result to a value and counts it; raises `AbiError` if it is not valid."""
     returns: str
     """Name of the result's type for messages."""
+    objects: Objects | None = None
+    """How objects are made and found, if values cross as these."""
     kept: tuple[int | str, ...] = field(init=False)
     """Names of kept memory, in the order of the driver's states."""
 
@@ -90,6 +142,10 @@ class Bulk:
             read(self.got, memory, at, size)
         elif why == AREA_OUTSIDE:
             read(f"{self.got} its result's place in", memory, at, size)
+        elif why == NO_OBJECT and self.objects is not None:
+            self.objects.find(guest, at)
+        elif why == NEW_OUTSIDE and self.objects is not None:
+            self.objects.check_new(guest, at, size)
         elif why == FAILED:
             raise AbiError(f"{self.got} an error instead of a {self.returns}")
         elif why == RANGE:

@@ -7,6 +7,7 @@ two halves that make a pair arrive as the one character that they stand for.
 from __future__ import annotations
 
 import array
+import itertools
 import re
 import struct
 import sys
@@ -145,7 +146,12 @@ class Elements:
                 f"list[{self.kind.name}] takes a sequence or an array of numbers, got "
                 f"{shown(value)}"
             )
-        return list(value)
+        # By Python's own methods, whatever a subclass overrides; others may be without end.
+        if isinstance(value, list):
+            return list(list.__iter__(value))
+        if isinstance(value, tuple):
+            return list(tuple.__iter__(value))
+        return list(itertools.islice(value, len(value)))
 
     def _pack(self, values: Sequence[Value], start: int) -> bytes:
         try:

@@ -20,11 +20,13 @@ from .._core.tally import SLOT
 from .._core.wasm.memory_layout import (
     AT_AT,
     BASE_AT,
+    CALLS_AT,
     FIRST_AT,
     KEPT_AT,
     PENDING_AT,
     READ_OUT,
     ROW_AT,
+    RTTI_AT,
     SIZE_AT,
     WHY_AT,
     MemoryLayout,
@@ -40,6 +42,8 @@ from .columns import Column
 ZERO = bytes(4)
 _STATE = struct.Struct("<III")
 _KEPT = struct.Struct("<II")
+_HEAP = struct.Struct("<III")
+_WORD = struct.Struct("<I")
 Packed = PackedColumn | ArrowBytes
 
 
@@ -73,6 +77,7 @@ class MemoryChunks(Chunks):
         self._refused: ResultTooLargeError | None = None
         """Error to raise once the guest has freed the result that is too large."""
         self._bulk = bulk
+        self._heap = None if bulk.objects is None else bulk.objects.heap
         self._layout = layout
         self._columns = columns
         self._sinks = sinks
@@ -95,6 +100,10 @@ class MemoryChunks(Chunks):
                 self._data += self._put(one, at, 0, 1, self._data)
         for at in layout.validity:
             driver.put(at, b"\xff" * (layout.rows // 8))
+        if bulk.objects is not None:
+            driver.put(RTTI_AT, _WORD.pack(bulk.objects.rtti))
+            for number, at in zip(bulk.objects.classes, layout.states, strict=True):
+                driver.put(at + KEPT_AT, _WORD.pack(number))
 
     def values(self, row: int) -> tuple[object, ...]:
         return tuple(one.values(row, row + 1)[0] for one in self._columns)
@@ -203,12 +212,18 @@ class MemoryChunks(Chunks):
         kept = self.native.state.get(KEPT, {})
         for name in self._bulk.kept:
             self.driver.put(self._kept_at(name), _KEPT.pack(*kept.get(name, (0, 0))))
+        if self._heap is not None:
+            heap = self._heap
+            self.driver.put(CALLS_AT, _HEAP.pack(heap.calls, heap.interval, heap.pages))
 
     def _take_kept(self) -> None:
         for name in self._bulk.kept:
             at, size = _KEPT.unpack(self.driver.get(self._kept_at(name), _KEPT.size))
             if at:
                 self.native.state.setdefault(KEPT, {})[name] = at, size
+        if (heap := self._heap) is not None:
+            got = self.driver.get(CALLS_AT, _HEAP.size)
+            heap.calls, heap.interval, heap.pages = _HEAP.unpack(got)
 
     def _kept_at(self, name: int | str) -> int:
         number = name if isinstance(name, int) else len(self._packed)

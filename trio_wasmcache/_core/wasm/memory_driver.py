@@ -21,6 +21,7 @@ from typing import Final
 
 import attrs
 
+from . import object_code
 from .driver import CELLS
 from .memory_layout import (
     ALLOCATED_OUTSIDE,
@@ -34,6 +35,7 @@ from .memory_layout import (
     FIRST_AT,
     KEPT_AT,
     KEPT_SIZE,
+    NO_OBJECT,
     NO_ROOM,
     OUTSIDE,
     PENDING_AT,
@@ -94,6 +96,9 @@ class _Writer:
             parts.append(_import("free", FuncType(("i32",) * shape.free, ())))
         if shape.post:
             parts.append(_import("post", FuncType(shape.signature.results)))
+        if shape.argument == "object":
+            parts += [_import(name, kind) for name, kind in object_code.imports(shape).items()]
+            helpers |= object_code.helpers(shape)
         parts.append('(import "" "memory" (memory $guest 0))')
         parts.append(f'(memory $scratch (export "scratch") {pages} {pages})')
         run = self._run()
@@ -121,7 +126,7 @@ class _Writer:
 
     def _run(self) -> str:
         names = ["row", "out", "at", "size", "base", "area", "mine"]
-        names += [f"{what}{n}" for n in self.buffers for what in ("at", "size", "from")]
+        names += [f"{what}{n}" for n in self.buffers for what in ("at", "size", "from", "in")]
         declared = " ".join(f"(local ${name} i32)" for name in names) + " (local $wide i64)"
         for n, name in enumerate(self.shape.results):
             if name != BYTES:
@@ -141,6 +146,7 @@ class _Writer:
           {self._copies()}
           {self._call()}
           {self._bytes() if self.shape.style else self._numbers()})
+        {self._tidy()}
         {NEXT}
         (br_if $next (i32.lt_u {get("row")} {get("rows")}))))
     {get("row")})"""
@@ -154,8 +160,12 @@ class _Writer:
       {put("at", read(AT_AT))} {put("size", read(SIZE_AT))}
       {put("wide", read(RAW_AT, what="i64.load"))}
       {self._give_back()}
+      {self._tidy()}
       {NEXT}
       (if (i32.ge_u {get("row")} {get("rows")}) (then (return {get("row")})))))"""
+
+    def _tidy(self) -> str:
+        return "(call $tidy )" if self.shape.collects else ""
 
     def _valid(self, at: int) -> str:
         """Return an expression for the validity bit of this row."""
@@ -200,6 +210,8 @@ class _Writer:
     def _rooms(self) -> str:
         """Return the code that finds addresses for the result's area and each argument of bytes."""
         shape, code = self.shape, ""
+        if shape.argument == "object":
+            return self._objects()
         if shape.allocation == "grown":
             code += put("base", read(BASE_AT))
             if shape.areas:
@@ -218,6 +230,20 @@ class _Writer:
                 one += f"(br_if $stopped (i32.eqz {get(f'at{n}')}))"
             null = put(f"at{n}", i32(0)) + put(f"size{n}", i32(-1))
             code += self._passed(number, one, null)
+        return code
+
+    def _objects(self) -> str:
+        """Return the code that makes an object of each argument of bytes, with its content."""
+        code, last = "", len(self.buffers) - 1
+        for number, n in enumerate(self.buffers):
+            one = object_code.make(
+                n, self.shape.views[number], read(self.layout.states[number] + KEPT_AT)
+            )
+            if number < last:
+                one += f"(drop (call $pin {get(f'at{n}')}))"
+            code += self._passed(number, one, put(f"at{n}", i32(0)))
+        for number, n in enumerate(self.buffers[:-1]):
+            code += self._passed(number, f"(call $unpin {get(f'at{n}')})")
         return code
 
     def _end(self, size: str) -> str:
@@ -244,6 +270,8 @@ class _Writer:
 
     def _copies(self) -> str:
         code = ""
+        if self.shape.argument == "object":
+            return code  # they were made with their content
         if self.shape.areas:
             for offset in (0, 8):
                 code += f"(i64.store $guest offset={offset} {get('area')} (i64.const 0))"
@@ -269,9 +297,12 @@ class _Writer:
             values += {
                 "pair": at + size,
                 "nul": at,
+                "object": at,
                 "packed": f"(i64.or {wide} (i64.extend_i32_u {at}))",
             }[self.shape.argument]
-        return f"(call $function {values})"
+        values += "".join(f"({kind}.const 0)" for kind in self.shape.defaults)
+        told = "" if self.shape.count is None else f"(call $count {i32(self.shape.count)})"
+        return f"{told} (call $function {values})"
 
     def _numbers(self) -> str:
         """Return the code that checks results and stores them in their columns."""
@@ -318,6 +349,13 @@ class _Writer:
             return f"(local.set $wide) {put('at', low)} {put('size', high)}"
         if style == "pair":
             return "(local.set $size) (local.set $at)"
+        if style == "object":
+            null = write(sizes, i32(-1), self._row(4))
+            return f"""(local.set $at) (if (i32.eqz {get("at")}) (then {null} (br $over)))
+          (local.set $wide (call $find {get("at")}))
+          (if (i64.eq {wide} (i64.const -1))
+            (then (call $stop {i32(NO_OBJECT)} {get("at")} {i32(0)}) (br $stopped)))
+          {put("at", low)} {put("size", high)}"""
         if style == "cql":
             null = write(sizes, i32(-1), self._row(4))
             return f"""(local.set $wide) {put("at", low)} {put("size", high)}

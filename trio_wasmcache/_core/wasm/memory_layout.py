@@ -28,11 +28,16 @@ STATES_AT: Final = 64
 BIAS, STEP, WIDTH, KEPT_AT, KEPT_SIZE, STATE_SIZE = 0, 4, 8, 12, 16, 20
 """Offsets in the state of an argument of bytes: address of its data less its first offset; distance
 between the offsets of two rows; distance from a row's offset to that of its end; address and size
-of memory kept for it. And the size of a state."""
+of memory kept for it, or the class of its objects. And the size of a state."""
 AREA_SIZE: Final = 16
 """Size of what a guest writes about its result: address, size; in wasm-bindgen an error, a flag."""
 
+RTTI_AT, CALLS_AT, INTERVAL_AT, PAGES_AT = 36, 40, 44, 48
+"""Addresses for objects: the guest's table of classes; calls since garbage was collected, calls
+after which to collect it, and pages of the memory when it was last looked at."""
+
 NO_ROOM, OUTSIDE, AREA_OUTSIDE, FAILED, RANGE, READ_OUT, ALLOCATED_OUTSIDE = range(1, 8)
+NO_OBJECT, NEW_OUTSIDE = 8, 9
 """Reasons for which a driver stops."""
 
 Style = Literal["cql", "packed", "packed_low", "pair", "area", "out", "object"]
@@ -69,9 +74,9 @@ class MemoryShape:
     """Names of cells, or `BYTES`."""
     results: tuple[str, ...]
     """Names of cells, or `BYTES` alone."""
-    argument: Literal["pair", "nul", "packed"]
+    argument: Literal["pair", "nul", "packed", "object"]
     """Form of an argument of bytes: address and size; address, followed by a zero byte;
-    size << 32 | address."""
+    size << 32 | address; address of an object with them."""
     style: Style | None
     """Form of a result of bytes; see `BufferAbi`. In "cql", a size of -1 is null."""
     allocation: Literal["grown", "kept", "guest"]
@@ -93,17 +98,29 @@ class MemoryShape:
     """Whether nulls are passed; if not, a row with one is not called, and its result is null."""
     heavy: bool = False
     """Whether converting a result takes long."""
+    views: tuple[int, ...] = ()
+    """For each argument of bytes, as objects: size of an element of a view; 0: it is no view."""
+    contents: Contents | None = None
+    """Objects that are accepted as a result."""
+    count: int | None = None
+    """Number of arguments, if the guest is told before each call; else None."""
+    defaults: tuple[str, ...] = ()
+    """Wasm types of further parameters, which are 0."""
+    collects: bool = False
+    """Whether garbage of the guest is collected."""
 
     @property
     def signature(self) -> FuncType:
         """The wasm type of the function that the driver calls."""
         params: list[str] = ["i32"] if self.style == "out" else []
         for name in self.args:
-            passed = {"pair": ("i32", "i32"), "nul": ("i32",), "packed": ("i64",)}[self.argument]
+            passed = {"pair": ("i32", "i32"), "packed": ("i64",)}.get(self.argument, ("i32",))
             params += passed if name == BYTES else (CELLS[name].wasm,)
+        params += self.defaults
         results = [CELLS[name].wasm for name in self.results if name != BYTES]
         if self.style is not None:
-            results = {"pair": ["i32", "i32"], "area": ["i32"], "out": []}.get(self.style, ["i64"])
+            one, two = ["i32"], ["i32", "i32"]
+            results = {"pair": two, "area": one, "object": one, "out": []}.get(self.style, ["i64"])
         return FuncType(tuple(params), tuple(results))
 
     @property
