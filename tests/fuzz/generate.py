@@ -163,7 +163,8 @@ def _body(
             case 4 if memories:
                 code += b"\x41" + sleb(random.choice((0, 65_530, -1))) + b"\x28\0\0\x1a"  # a load
             case 5 if memories:
-                code += b"\x41\1\x40\0\x1a"  # memory.grow
+                pages, memory = random.choice((1, 5, 14)), random.randrange(len(memories))
+                code += b"\x41" + sleb(pages) + b"\x40" + uleb(memory) + b"\x1a"  # memory.grow
             case _:
                 code += b"\x01"
     for result in kind.results:

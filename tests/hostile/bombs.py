@@ -87,6 +87,27 @@ GUESTS = [
         Gives(-1),
     ),
     Guest(
+        "a memory bomb that fails when it is refused",
+        "the words of its error",
+        f"""{FILL} (func (export "run") (param i64) (result i64) (call $grow) unreachable)""",
+        Fails(
+            TrapError, "(65536 bytes more), its memory could not grow beyond memory_limit = 4194"
+        ),
+    ),
+    Guest(
+        "a start that fails when it is refused",
+        "whoever reads what an instance noted that was never made",
+        f"""{FILL} (func $start (call $grow) unreachable) (start $start)
+          (func (export "run") (param i64) (result i64) (local.get 0))""",
+        Fails(LoadError, "its memory could not grow beyond memory_limit = 4194304"),
+    ),
+    Guest(
+        "as many growths as a body has room for",
+        "whoever notes them all",
+        lambda: module(b"\0" + b"\x41\1\x40\0\x1a" * 20_000 + b"\x20\0\x0b", memories=[Limits(1)]),
+        Gives(7),
+    ),
+    Guest(
         "a table bomb",
         "the memory of the process, beside its memories",
         grown("(table.size)", "(table.grow (ref.null func) (i32.const 100))"),

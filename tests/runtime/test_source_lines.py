@@ -69,8 +69,14 @@ async def failing(cache: InstanceCache, wasm: bytes, **more: Any) -> TrapError:
 
 
 def offsets_by_wasmtime(wasm: bytes, export: str, *values: int) -> list[tuple[str | None, int]]:
-    """Names and offsets of the frames of a trap, of the module as it is."""
-    store = wasmtime.Store()
+    """Names and offsets of the frames of a trap, of the module as it is.
+
+    With fuel, as here: it decides to which of two instructions a trap is attributed.
+    """
+    config = wasmtime.Config()
+    config.consume_fuel = True
+    store = wasmtime.Store(wasmtime.Engine(config))
+    store.set_fuel(1_000_000)
     instance = wasmtime.Instance(store, wasmtime.Module(store.engine, wasm), [])
     function = instance.exports(store)[export]
     assert isinstance(function, wasmtime.Func)

@@ -122,10 +122,14 @@ class LoadError(WasmCacheError):
     raises it, too, if the driver of the batch can't be made.
     """
 
-    def __init__(self, message: str, *, output: str = "") -> None:
+    def __init__(
+        self, message: str, *, output: str = "", refused_memory: int | None = None
+    ) -> None:
         super().__init__(message)
         self.output: str = output
         """Output of the guest while it started, as in `GuestError.output`."""
+        self.refused_memory: int | None = refused_memory
+        """Bytes that the guest asked for while it started, as in `GuestError.refused_memory`."""
 
 
 @public
@@ -168,6 +172,7 @@ class GuestError(WasmCacheError):
         frames: tuple[Frame, ...] = (),
         row: int | None = None,
         output: str = "",
+        refused_memory: int | None = None,
     ) -> None:
         super().__init__(message)
         self.function: str = function
@@ -185,6 +190,11 @@ class GuestError(WasmCacheError):
         self.output: str = output
         """Output of the call to WASI's stdout, then that to stderr, as lines of printable text: the
         last 2 KiB of each, unless `Wasi` says ``"drop"``. The message shows some of these lines."""
+        self.refused_memory: int | None = refused_memory
+        """Bytes by which the guest last asked its memory to grow, if `memory_limit` refused that.
+        Usually the guest then fails at once; if a call goes on without the memory, later calls of
+        its instance report it, too, until memory grows again. None if memory was not refused, or if
+        the module's own maximum refused it."""
 
 
 @public
@@ -202,6 +212,7 @@ class TrapError(GuestError):
         frames: tuple[Frame, ...] = (),
         row: int | None = None,
         output: str = "",
+        refused_memory: int | None = None,
     ) -> None:
         super().__init__(
             message,
@@ -211,6 +222,7 @@ class TrapError(GuestError):
             frames=frames,
             row=row,
             output=output,
+            refused_memory=refused_memory,
         )
         self.code: str = code
         """WebAssembly's name for the trap, such as ``"unreachable"``; empty if the error was made
@@ -250,6 +262,7 @@ class ExitError(GuestError):
         frames: tuple[Frame, ...] = (),
         row: int | None = None,
         output: str = "",
+        refused_memory: int | None = None,
     ) -> None:
         super().__init__(
             message,
@@ -259,6 +272,7 @@ class ExitError(GuestError):
             frames=frames,
             row=row,
             output=output,
+            refused_memory=refused_memory,
         )
         self.status: int = status
         """Status that the guest gave; -1 if the error was made without one."""

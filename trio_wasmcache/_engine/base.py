@@ -25,6 +25,7 @@ from .._core.wasm.admission import Edits
 from .._core.wasm.custom import DebugSections
 from .._core.wasm.driver import Shape
 from .._core.wasm.graph import USER, FromPart, Graph
+from .._core.wasm.growth import UNMOVED, CodeOffsets
 from .._core.wasm.memory_layout import MemoryShape
 from .._core.wasm.reader import FuncType, ModuleInfo
 from .compile_slots import CompileSlots, Turn
@@ -64,15 +65,15 @@ class PartCode:
     """Compiled code of one part of a graph."""
 
     data: bytes
-    shift: int
-    """Bytes from an offset in the compiled module to that in the bytes given to `register`."""
+    offsets: CodeOffsets
+    """Map from offsets in the compiled module to those in the bytes given to `register`."""
 
 
 @frozen
 class Artifact:
     """Compiled code at rest: plain bytes that only the engine that made them may load again.
 
-    `data`, `info`, `edits`, `code_shift` and `debug` are of the module that was given; the sizes
+    `data`, `info`, `edits`, `offsets` and `debug` are of the module that was given; the sizes
     and the mappings are of all parts, where it has a `graph`.
     """
 
@@ -92,9 +93,9 @@ class Artifact:
     """Memory mappings of a new instance."""
     module_mappings: int = 0
     """Memory mappings of the code, once loaded."""
-    code_shift: int = 0
-    """Bytes by which the code of the module as it was given lies behind that of the compiled one,
-    which was edited first."""
+    offsets: CodeOffsets = UNMOVED
+    """Map from offsets in the compiled module, which was edited first, to those in the module as it
+    was given."""
     debug: DebugSections | None = None
     """Debug sections of the module, for the lines of backtraces; `CachedModule` takes them out."""
     graph: Graph | None = None
@@ -354,6 +355,12 @@ class GuestInstance(Protocol):
     def started(self) -> None:
         """End the start, which is over. Raises what `GuestFunction.finish` does."""
 
+    def start_function(self) -> GuestFunction | None:
+        """Return the start function if it is still to be called, once `started` has been.
+
+        None: there is none, or instantiation has run it.
+        """
+
     def mark(self) -> None:
         """Let `reset` go back to what it is now that it has started. Only of what was proved.
 
@@ -383,6 +390,14 @@ class GuestInstance(Protocol):
 
     def part(self, name: str) -> GuestPart:
         """Return a part of the instance, once it has started; `LookupError` if there is none."""
+
+    def refused_memory(self) -> int | None:
+        """Return the bytes by which the guest last asked a memory to grow, if a limit refused it.
+
+        That may have been in an earlier call, which went on without the memory. None if the last
+        growth succeeded, if not `Edits.memory_limit` but the module's own maximum or the system
+        refused it, or while a call is under way.
+        """
 
     def abandon(self) -> None:
         """Stop what is under way for good, if anything is. Only `close` may follow."""

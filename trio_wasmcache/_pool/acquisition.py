@@ -46,7 +46,7 @@ from .._core.stack_room import check_headroom
 from .._core.text import shown
 from .._engine.base import GuestInstance, NoMemoryError
 from .._log import Origin
-from .._runtime.bound import BoundFunction, Definition, bind, fuel_limit, stack_limit
+from .._runtime.bound import BoundFunction, Definition, bind, fuel_limit, refusal, stack_limit
 from .._runtime.relief import Reserved
 from .._runtime.start import Start
 from .capacity import GroupState
@@ -297,7 +297,7 @@ class Acquisition:
                     definition.module.unload()
                 raise
             now = pool.now()
-            problem = _explain(function.key, error, pool.config)
+            problem = _explain(definition, function.key, error, pool.config)
             if isinstance(problem, Exception) and not isinstance(problem, trio.ClosedResourceError):
                 pool.journal.failed(request, instance, problem, now, self._cause())
             pool.journal.abandoned(request, type(problem).__name__, now)
@@ -385,7 +385,9 @@ def _needed(function: FunctionRecord) -> Reserved:
     )
 
 
-def _explain(key: FunctionKey, error: BaseException, config: CacheConfig) -> BaseException:
+def _explain(
+    definition: Definition, key: FunctionKey, error: BaseException, config: CacheConfig
+) -> BaseException:
     """Return the error that the caller gets for an error of loading."""
     if isinstance(error, GuestError) and getattr(error, "code", "") != "host":
         limit = ""
@@ -393,11 +395,15 @@ def _explain(key: FunctionKey, error: BaseException, config: CacheConfig) -> Bas
             limit = f"; {fuel_limit(config.total_fuel)}"
         elif isinstance(error, StackOverflowError):
             limit = f"; {stack_limit(config.stack_size)}"
+        if error.refused_memory is not None:
+            memory_limit = definition.module.artifact.edits.memory_limit
+            limit = f"{limit}; {refusal(error.refused_memory, memory_limit)}"
         trace = "".join(f"\n  {frame}" for frame in error.backtrace)
         return LoadError(
             f"{key} could not be instantiated: its start function failed: {error}{limit}"
             f"{last_words(error.output)}{trace}",
             output=error.output,
+            refused_memory=error.refused_memory,
         )
     if isinstance(error, GuestError):  # wasmtime itself failed: it got no memory, or no stack
         return LoadError(f"{key} could not be instantiated: {error}")

@@ -148,7 +148,16 @@ class BoundFunction:
             if isinstance(error, StackOverflowError):
                 limit = stack_limit(policy.config.stack_size)
                 error.args = (f"{error.args[0]}; {limit}", *error.args[1:])
+            self._say_refusal(error)
             self.complete(error, values, fuel)
+
+    def _say_refusal(self, error: GuestError) -> None:
+        """Add to the error of a guest how much memory it was refused."""
+        refused = error.refused_memory = self.native.refused_memory()
+        reason = error.args[0]
+        if refused is not None and "memory_limit" not in reason:
+            limit = self.definition.module.artifact.edits.memory_limit
+            error.args = (f"{reason}; {refusal(refused, limit)}", *error.args[1:])
 
     def complete(self, error: GuestError, values: tuple[object, ...], fuel: int) -> None:
         """Add the function, the values of the call and the fuel that it burnt to the error."""
@@ -209,6 +218,14 @@ def stack_limit(stack_size: int) -> str:
     return (
         f"stack_size is {stack_size}, of which it can use half: raise it, unless its recursion "
         "never ends"
+    )
+
+
+def refusal(refused: int, memory_limit: int) -> str:
+    """Return that memory was refused, and the limit, as the end of a message."""
+    return (
+        f"when it last asked for memory ({refused} bytes more), its memory could not grow beyond "
+        f"memory_limit = {memory_limit}"
     )
 
 

@@ -15,7 +15,7 @@ from .module import INITIALIZE
 class Start(Activity):
     """The start of one new instance, after which it can be called."""
 
-    _fuel = 0  # burnt by its start function, when `_initialize` runs
+    _fuel = 0  # burnt by what ran before
 
     async def run(
         self, native: GuestInstance, fuel: int, *, initialize: bool, load_fuel: int
@@ -41,9 +41,13 @@ class Start(Activity):
             if not over:
                 await self._drive(native, fuel, burnt)
             native.started()
+            guests = [native.start_function()]
             if initialize:
-                self._fuel = fuel - native.fuel_left()
-                guest = native.function(INITIALIZE)
+                guests.append(native.function(INITIALIZE))
+            for guest in guests:
+                if guest is None:
+                    continue
+                self._fuel += fuel - native.fuel_left()
                 if guest.begin((), fuel) is UNDER_WAY:
                     await self._drive(native, fuel, 0)
                     guest.finish()
@@ -51,6 +55,7 @@ class Start(Activity):
                     self.share.charge(fuel - native.fuel_left())
         except GuestError as error:
             error.output = self.output()
+            error.refused_memory = native.refused_memory()
             raise
         finally:
             if self._keep is not None:

@@ -137,25 +137,28 @@ def test_what_compilers_write_weighs_nothing(path: Path, monkeypatch: pytest.Mon
     read_module(path.read_bytes())
 
 
-def caught(calls: int, catches: int, nested: bool) -> bytes:
+def caught(calls: int, catches: int, nested: bool, call: str = "(call $f)") -> bytes:
     """A function that calls another inside of `try_table`s: each in the next, or with a list."""
-    call = "(call $f)" * calls
+    call *= calls
     if nested:
         body = "(try_table (catch_all $h)" * catches + call + ")" * catches
     else:
         body = f"(try_table {'(catch $e $h)' * catches} {call})"
-    return bytes(
-        wasmtime.wat2wasm(f"(module (tag $e) (func $f) (func (block $h {body}) (call $f)))")
-    )
+    fields = f"(tag $e) (memory 1) (func $f) (func (block $h {body}) (call $f))"
+    return bytes(wasmtime.wat2wasm(f"(module {fields})"))
 
 
+@pytest.mark.parametrize("call", ["(call $f)", "(drop (memory.grow (i32.const 0)))"])
 @pytest.mark.parametrize("nested", [True, False])
-def test_calls_inside_of_catches_have_a_limit(nested: bool) -> None:
-    """A thousand calls with a hundred catches would take ten seconds to compile, of 3 KB."""
+def test_calls_inside_of_catches_have_a_limit(nested: bool, call: str) -> None:
+    """A thousand calls with a hundred catches would take ten seconds to compile, of 3 KB.
+
+    So would `memory.grow`, which becomes a call.
+    """
     most = int((FUNCTION_LIMIT * CATCHES_WEIGHT / 1000) ** 0.5)
-    read_module(caught(1000, most, nested))
+    read_module(caught(1000, most, nested, call))
     with pytest.raises(ExcessiveModuleError, match="on the stack across calls and blocks"):
-        read_module(caught(1000, most + 1, nested))
+        read_module(caught(1000, most + 1, nested, call))
 
 
 def test_what_catches_weigh() -> None:

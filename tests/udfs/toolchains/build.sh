@@ -2,7 +2,7 @@
 # Builds modules as toolchains emit them, with what their users are surprised by. The .wasm files
 # are checked in: the tests need no toolchain.
 #
-#     apt-get install emscripten; npm install assemblyscript acorn; pip install ziglang
+#     apt-get install clang lld emscripten; npm install assemblyscript acorn; pip install ziglang
 set -eu
 cd "$(dirname "$0")"
 
@@ -23,7 +23,11 @@ for version in 4 5; do
     python -m ziglang cc -target wasm32-freestanding -nostdlib -O1 "-gdwarf-$version" \
         "-fdebug-prefix-map=$PWD=/src" -Wl,--no-entry -o "clang-dwarf$version.wasm" clang.c
 done
-# And writes exceptions as the standard has them.
+# Debian's clang, for offsets behind many functions; linked apart, or clang would call wasm-opt.
+clang --target=wasm32 -O1 -g "-ffile-prefix-map=$PWD=/src" -c -o clang-grows.o clang-grows.c
+wasm-ld --no-entry -o clang-grows.wasm clang-grows.o
+rm clang-grows.o
+# Zig's writes exceptions as the standard has them.
 python -m ziglang c++ -target wasm32-freestanding -nostdlib -ffreestanding -O1 -g0 \
     -mcpu=generic+exception_handling+multivalue+reference_types -fno-rtti \
     -fwasm-exceptions -mllvm -wasm-use-legacy-eh=false -Wl,--no-entry,--strip-all \

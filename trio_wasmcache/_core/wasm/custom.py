@@ -58,7 +58,7 @@ def find_custom_sections(wasm: bytes) -> list[CustomSection]:
     found: list[CustomSection] = []
     if wasm[: len(HEADER)] != HEADER:
         return found
-    for section_id, begin, at, end in _sections(wasm):
+    for section_id, begin, at, end in find_sections(wasm):
         if section_id == 0:
             size, start = _number(wasm, at, end)
             if size < 0 or start + size > end:
@@ -68,7 +68,7 @@ def find_custom_sections(wasm: bytes) -> list[CustomSection]:
     return found
 
 
-def _sections(wasm: bytes) -> Iterator[tuple[int, int, int, int]]:
+def find_sections(wasm: bytes) -> Iterator[tuple[int, int, int, int]]:
     """Yield id, begin, begin of the content and end of each section, up to the first damage."""
     at, size = len(HEADER), len(wasm)
     for _ in range(SECTION_LIMIT):
@@ -98,7 +98,15 @@ def _number(wasm: bytes, at: int, end: int) -> tuple[int, int]:
 
 def code_offset(wasm: bytes) -> int:
     """Return where the content of the code section begins; 0 if there is none."""
-    return next((start for section, _, start, _ in _sections(wasm) if section == CODE), 0)
+    return next((start for section, _, start, _ in find_sections(wasm) if section == CODE), 0)
+
+
+def bodies_offset(wasm: bytes) -> int:
+    """Return where the first function body begins, with its size; 0 if there is none."""
+    for section, _, start, end in find_sections(wasm):
+        if section == CODE:
+            return _number(wasm, start, end)[1]  # after their number
+    return 0
 
 
 def custom_size(sections: Sequence[CustomSection]) -> int:

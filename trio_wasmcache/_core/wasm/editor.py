@@ -9,9 +9,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+from trio_wasmcache._core.wasm.custom import find_sections
 from trio_wasmcache._core.wasm.encoding import (
     name_bytes as name_bytes,
     section as section,
@@ -32,6 +33,7 @@ from trio_wasmcache._core.wasm.reader import (
     Import,
     Limits,
     ModuleInfo,
+    Section,
     TableType,
     TagType,
     find_global_gets,
@@ -208,6 +210,29 @@ def defer_start(wasm: bytes, info: ModuleInfo, name: str) -> bytes:
     return exported[:begin] + exported[end:]
 
 
+def extend_sections(wasm: bytes, items: Mapping[int, Sequence[bytes]]) -> bytes:
+    """Return the module with items added after those of sections.
+
+    Args:
+        wasm: The module.
+        items: {section id: encoded items}; a section that is missing is made.
+    """
+    places = [Section(id, start, end) for id, _, start, end in find_sections(wasm)]
+    pieces = []
+    for id, added in items.items():
+        begin, payload, end = _place(places, id)
+        cursor = Cursor(wasm, payload, end)
+        count = cursor.number(32) if payload < end else 0
+        content = uleb(count + len(added)) + wasm[cursor.at : end] + b"".join(added)
+        pieces.append((begin, end, section(id, content)))
+    out, at = [], 0
+    # Sections that are missing may be put in one place: in their order.
+    for begin, end, piece in sorted(pieces, key=lambda one: (*one[:2], SECTION_RANKS[one[2][0]])):
+        out += [wasm[at:begin], piece]
+        at = end
+    return b"".join([*out, wasm[at:]])
+
+
 def _check_same(wasm: bytes, info: ModuleInfo) -> None:
     end = info.sections[-1].end if info.sections else len(HEADER)
     if end != len(wasm):
@@ -215,9 +240,13 @@ def _check_same(wasm: bytes, info: ModuleInfo) -> None:
 
 
 def _find(info: ModuleInfo, id: int) -> tuple[int, int, int]:
+    return _place(info.sections, id)
+
+
+def _place(sections: Sequence[Section], id: int) -> tuple[int, int, int]:
     """Return the begin of a section, of its payload, and its end; if missing, its position."""
     begin = place = len(HEADER)
-    for known in info.sections:
+    for known in sections:
         if known.id == id:
             return begin, known.start, known.end
         begin = known.end

@@ -26,6 +26,7 @@ from .formats import foreign
 from .stack import FUNCTION_LIMIT as FUNCTION_WEIGHT, MODULE_LIMIT as MODULE_WEIGHT, Weigher
 from .types import (
     ELEMENT_LIMIT as ELEMENT_LIMIT,
+    GROWTH_LIMIT as GROWTH_LIMIT,
     HEADER as HEADER,
     ITEM_LIMITS as ITEM_LIMITS,
     ITEM_NAMES as ITEM_NAMES,
@@ -47,6 +48,7 @@ from .types import (
     ForeignFormatError as ForeignFormatError,
     FuncType as FuncType,
     GlobalType as GlobalType,
+    Growth as Growth,
     Import as Import,
     Limits as Limits,
     MalformedModuleError as MalformedModuleError,
@@ -310,6 +312,8 @@ class _Reader:
         self.weigh = weigh
         self.weigher: Weigher | None = None
         self.weight = 0
+        self.growths: list[Growth] = []
+        self.knows_growths = weigh
         custom = custom_size(find_custom_sections(wasm))
         self.cursor = Cursor(wasm, 0, len(wasm), breathe=breathe, custom=custom)
         self.types: list[FuncType] = []
@@ -418,6 +422,7 @@ class _Reader:
             collected=self.collected or self.holds_references(),
             sections=tuple(self.sections),
             producers=self.producers,
+            growths=tuple(self.growths),
         )
 
     def holds_references(self) -> bool:
@@ -515,21 +520,39 @@ class _Reader:
 
     def body(self) -> None:
         cursor, end = self.cursor, self.cursor.end
+        place = cursor.at
         size = cursor.number(32)
         cursor.skip(size)
         self.code_bytes += size
         # A few bytes may declare any number of locals: they are counted, the rest is skipped.
-        cursor.at, cursor.end = cursor.begin, cursor.at
+        begin = cursor.at = cursor.begin
+        cursor.end = begin + size
         if groups := cursor.count(2):
             for _ in cursor.items(groups):
                 self.locals += cursor.number(32)
                 cursor.value_type()
         if self.weigh:
-            self.weigh_body(size)
+            growths = self.weigh_body(size)
+            if growths or not self.knows_growths:
+                self.note_growths(place, begin, growths)
         cursor.at, cursor.end = cursor.end, end
 
-    def weigh_body(self, size: int) -> None:
-        """Refuse a body that keeps too much on the stack; see `stack`."""
+    def note_growths(self, size: int, body: int, growths: list[tuple[int, int, int]]) -> None:
+        """Note where a body has `memory.grow`; or forget all, if they are too many or unknown."""
+        memories = len(self.spaces["memory"])
+        self.growths += [Growth(size, body, self.cursor.end, *one) for one in growths]
+        self.knows_growths &= len(self.growths) <= GROWTH_LIMIT and all(
+            memory < memories for _, _, memory in growths
+        )
+        if not self.knows_growths:
+            self.growths = []
+
+    def weigh_body(self, size: int) -> list[tuple[int, int, int]]:
+        """Refuse a body that keeps too much on the stack; see `stack`.
+
+        Returns:
+            Offset, end and memory of each `memory.grow`.
+        """
         cursor, functions = self.cursor, self.spaces["func"]
         if self.weigher is None:
             self.weigher = Weigher(self.types, functions)
@@ -544,6 +567,8 @@ class _Reader:
                 f"the function at offset {cursor.at:#x}, of {size} bytes, keeps over {limit} "
                 "values on the stack across calls and blocks: too many to compile"
             )
+        self.knows_growths &= self.weigher.understood
+        return self.weigher.growths
 
     def data(self) -> None:
         cursor = self.cursor

@@ -14,6 +14,7 @@ import attrs
 
 from ..integers import signed
 from .editor import encode_module, sleb, uleb
+from .growth import NOTE_TYPE
 from .types import Export, FuncType, Import, Limits, ModuleInfo, TableType
 
 _END, _GLOBAL_GET, _GLOBAL_SET, _I32_CONST, _I64_CONST = 0x0B, 0x23, 0x24, 0x41, 0x42
@@ -42,12 +43,13 @@ class Restorer:
     """Number of elements of its tables together."""
 
 
-def restorer(*infos: ModuleInfo) -> Restorer | None:
+def restorer(*infos: ModuleInfo, notes: Sequence[int] = ()) -> Restorer | None:
     """Return the restorer for instances of modules; None if there is nothing to restore.
 
     Args:
         *infos: What the sections say, of each module that is instantiated in a store. What one
             module imports from another is restored once.
+        notes: Number of notes of refused growth of each, globals that follow its own; see `growth`.
     """
     tables = [
         (module, n, one)
@@ -59,6 +61,11 @@ def restorer(*infos: ModuleInfo) -> Restorer | None:
         for module, info in enumerate(infos)
         for n, one in enumerate(info.own_globals, len(info.globals) - len(info.own_globals))
         if one.mutable
+    ]
+    globals += [
+        (module, len(infos[module].globals) + n, NOTE_TYPE)
+        for module, number in enumerate(notes)
+        for n in range(number)
     ]
     if not (tables or globals):
         return None

@@ -17,6 +17,7 @@ and 13 s and 5.6 GB for 4.5 KB of loops.
 4. A call is compiled with all catches of the `try_table`s around it, which takes a microsecond for
    each pair of them: 10 s for 1000 calls, 100 catches and 3 KB. So it weighs the square of their
    number. Only inside of `try_table`s, blocks and ends are looked at one by one.
+5. `memory.grow` is noted on the way, as it may become a call: see `growth`.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _MEMARG: Final = rb"(?:[\x40-\x7f]L|[\xc0-\xff][\x80-\xff]{0,8}[\x00-\x7f]L|L)L"
 )
 _PLAIN: Final = (
     rb"[\x00\x01\x05\x0f\x1a\x1b\x45-\xc4\xd1]",
-    rb"[\x0c\x0d\x12\x20-\x26\x3f-\x42\xd0\xd2]L",
+    rb"[\x0c\x0d\x12\x20-\x26\x3f\x41\x42\xd0\xd2]L",
     rb"[\x28-\x3e]M",
     rb"\x43.{4}",
     rb"\x44.{8}",
@@ -67,12 +68,12 @@ def _run(parts: Sequence[bytes]) -> re.Pattern[bytes]:
 _ANY_CALL, _NO_CALL = _run((*_PLAIN, *_BLOCKS, *_CALLS)), _run((*_PLAIN, *_BLOCKS))
 _INSIDE = _run(_PLAIN)
 _BLOCK, _LOOP, _IF, _THROW, _THROW_REF, _END, _JUMPS = 0x02, 0x03, 0x04, 0x08, 0x0A, 0x0B, 0x0E
-_CALL, _CALL_INDIRECT, _TRY_TABLE = 0x10, 0x11, 0x1F
+_CALL, _CALL_INDIRECT, _TRY_TABLE, _GROW = 0x10, 0x11, 0x1F, 0x40
 # Legacy exceptions (try, catch, rethrow, delegate, catch_all), and the prefix of threads.
 REFUSED: Final = frozenset((0x06, 0x07, 0x09, 0x18, 0x19, 0xFE))
 """Opcodes that wasmtime refuses, as their feature is switched off, before it compiles the rest."""
 # Of which a run contains none or only some.
-_SINGLE: Final = frozenset((_BLOCK, _LOOP, _IF, _JUMPS, _CALL, _CALL_INDIRECT, _TRY_TABLE))
+_SINGLE: Final = frozenset((_BLOCK, _LOOP, _IF, _JUMPS, _CALL, _CALL_INDIRECT, _TRY_TABLE, _GROW))
 _SINGLE_INSIDE: Final = _SINGLE | {_THROW, _THROW_REF, _END}
 _OPENING: Final = (_BLOCK, _LOOP, _IF, _TRY_TABLE)
 _NUMBER: Final = re.compile(_LEB)
@@ -99,6 +100,10 @@ class Weigher:
         }
         several = self._calls or self._indirect
         self._run = _NO_CALL if several else _ANY_CALL
+        self.growths: list[tuple[int, int, int]] = []
+        """[(offset, offset of its end, memory)] of each `memory.grow` in the last body."""
+        self.understood = True
+        """Whether all instructions so far are known, so that `growths` were complete."""
         widest = max(map(_width, types), default=0)
         self._worst = BLOCK_WEIGHT * max(widest, 1)
 
@@ -114,6 +119,7 @@ class Weigher:
                 catch.
         """
         weight = 0
+        self.growths = []
         opened: list[int] = []  # the catches of each block, from the outermost `try_table` on
         catches = 0  # of all of these
         while weight <= limit:
@@ -126,6 +132,7 @@ class Weigher:
             opcode = data[at]
             if opcode not in (_SINGLE_INSIDE if opened else _SINGLE):
                 if at == begin:
+                    self.understood = False
                     return weight if opcode in REFUSED else weight + (end - at) * self._worst
                 continue  # the run had the maximal length
             at += 1
@@ -152,14 +159,18 @@ class Weigher:
                 catches -= opened.pop()
             else:
                 weight += catches * catches // CATCHES_WEIGHT
+                started = at - 1
                 if opcode != _THROW_REF:
                     number, at = _leb(data, at, end)
-                if opcode == _CALL:
+                if opcode == _GROW:
+                    self.growths.append((started, at, number))
+                elif opcode == _CALL:
                     weight += self._calls.get(number, 0)
                 elif opcode == _CALL_INDIRECT:
                     weight += self._indirect.get(number, 0)
                     at = _skip(data, at, end, 1)
             if at < 0:
+                self.understood = False
                 return weight + (end - begin) * self._worst
         return weight
 

@@ -44,6 +44,8 @@ ITEM_NAMES: Final = {
     13: "tags",
 }
 SECTION_LIMIT: Final = 10_000  # sections, including custom ones
+GROWTH_LIMIT: Final = 1000
+"""Number of `memory.grow` instructions whose positions are kept; toolchains emit a few."""
 # Section ids in their required order; 0, custom, may stand anywhere.
 _ORDER: Final = (1, 2, 3, 4, 5, 13, 6, 7, 8, 9, 12, 10, 11)
 SECTION_RANKS: Final = {section: rank for rank, section in enumerate(_ORDER)}
@@ -188,6 +190,20 @@ class Section:
     end: int
 
 
+@attrs.frozen
+class Growth:
+    """The position of a `memory.grow`, and of the function body that has it (offsets)."""
+
+    size: int
+    """Offset of the size of the body, which is before it."""
+    body: int
+    body_end: int
+    at: int
+    end: int
+    memory: int
+    """Index of the memory that is to grow."""
+
+
 @attrs.frozen(kw_only=True)
 class ModuleInfo:
     """The declarations of a module. Index spaces are complete: imported items come first."""
@@ -230,6 +246,9 @@ class ModuleInfo:
     linked: frozenset[str] = frozenset()
     """Kinds of imports that are another module's memories, tables and globals, in a graph. Those of
     the other kinds become the module's own: see `define_imports`."""
+    growths: tuple[Growth, ...] = ()
+    """Each `memory.grow`, in order; none if there are more than `GROWTH_LIMIT`, if an instruction
+    is unknown, or if instructions were not weighed."""
     # {name: export}; a dict has no hash, so it stays out of comparisons.
     _by_name: dict[str, Export] = attrs.field(init=False, eq=False, repr=False, factory=dict)
 

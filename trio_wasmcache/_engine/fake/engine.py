@@ -22,6 +22,7 @@ from ..._core.wasm.custom import keep_debug_sections
 from ..._core.wasm.driver import Shape
 from ..._core.wasm.editor import encode_module
 from ..._core.wasm.graph import Graph
+from ..._core.wasm.growth import UNMOVED
 from ..._core.wasm.memory_layout import MemoryShape
 from ..._core.wasm.reader import (
     VALUE_TYPES,
@@ -383,7 +384,7 @@ class FakeEngine(Steps):
             address_space=sum(one.address_space for one in behaviours if one is not None),
             mappings=sum(one.mappings for one in behaviours if one is not None),
             graph=admitted.bare(),
-            codes=tuple(PartCode(part.wasm, 0) for part in admitted.parts),
+            codes=tuple(PartCode(part.wasm, UNMOVED) for part in admitted.parts),
         )
 
     async def prove(

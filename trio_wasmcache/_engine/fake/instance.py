@@ -116,6 +116,8 @@ class FakeInstance:
     _marked: int | None = None
     _memories: dict[str, FakeMemory] = field(factory=dict)
     """{name: memory} of the parts of the graph, if there is one."""
+    _refused: int = 0
+    """Bytes of the last growth, if the limit refused it."""
 
     def __attrs_post_init__(self) -> None:
         artifact = self.module.artifact
@@ -220,6 +222,7 @@ class FakeInstance:
         for memory in self._memories.values():
             memory.clear()
         self.memory.clear()
+        self._refused = 0
         self.state.clear()
         self.host_state.clear()
         for driver in self.drivers.values():
@@ -233,6 +236,12 @@ class FakeInstance:
         return FakeFunction(
             self, check_call(functions[found.index] if found and is_function else None, name)
         )
+
+    def start_function(self) -> None:
+        return None
+
+    def refused_memory(self) -> int | None:
+        return self._refused or None if self._under_way is None else None
 
     def global_value(self, name: str) -> int | float:
         raise LookupError(f"the fake module exports no global {name!r}")
@@ -316,11 +325,24 @@ class FakeInstance:
     def result(self, values: tuple[object, ...]) -> Any:
         """Return what a call ends with."""
         behaviour = self.module.behaviour
-        self._pages += behaviour.grow_pages
-        self.memory.grow(behaviour.grow_pages)
+        self._grow(behaviour.grow_pages)
         answers, self._answers = self._answers, []
         self._seconds = behaviour.seconds  # of the next row, in a batch
         return behaviour.result(tuple(answers) or values)
+
+    def _grow(self, pages: int) -> None:
+        """Grow the memory, as its guest would: it goes on without what is refused."""
+        artifact = self.module.artifact
+        size = (self._pages + pages) * WASM_PAGE
+        if pages and size > artifact.edits.memory_limit:
+            maximum = artifact.info.memories[0].maximum
+            self._refused = (
+                pages * WASM_PAGE if maximum is None or size <= maximum * WASM_PAGE else 0
+            )
+            return
+        self._refused = 0 if pages else self._refused
+        self._pages += pages
+        self.memory.grow(pages)
 
     def add_driver(self, key: Hashable, driver: Rows) -> None:
         """Keep a driver for as long as this lives, as a part of its size."""

@@ -15,20 +15,21 @@ from attrs import evolve
 from ..._core.errors import InvalidModuleError
 from ..._core.wasm.admission import Edits, table_elements
 from ..._core.wasm.custom import (
-    code_offset,
+    bodies_offset,
     keep_debug_sections,
     name_module,
     without_custom_sections,
 )
 from ..._core.wasm.editor import add_exports, clamp_maxima, defer_start, define_imports
 from ..._core.wasm.graph import Graph
+from ..._core.wasm.growth import CodeOffsets, code_offsets, note_refusals
 from ..._core.wasm.reader import MalformedModuleError, ModuleInfo, read_module
 from ..._gil import Breath
 from ..base import Artifact, PartCode
 from . import native
 from .code_cache import CodeCache, new_module
 from .errors import load_error, take_error
-from .plan import HIDDEN, START, compiled_name, hidden_exports
+from .plan import HIDDEN, START, compiled_name, hidden_exports, note_names, starts_later
 from .reservations import IMAGE_MAPPINGS, instance_reservation
 from .residency import Range
 
@@ -77,7 +78,9 @@ def _compile_alone(
     stack_size: int,
     breathe: Callable[[], object],
 ) -> Artifact:
-    edited = _edit(wasm, info, edits, breathe)
+    edited, moves = _edit(wasm, info, edits, breathe)
+    if starts_later(info, edits):
+        edited = defer_start(edited, read_module(edited, breathe, weigh=False), START)
     ((data, code_size),) = make([edited])
     space, mappings = instance_reservation((info,), table_elements(info, edits), stack_size)
     return Artifact(
@@ -88,7 +91,7 @@ def _compile_alone(
         address_space=space,
         mappings=mappings,
         module_mappings=IMAGE_MAPPINGS,
-        code_shift=code_offset(wasm) - code_offset(edited),
+        offsets=code_offsets(wasm, edited, len(info.functions), moves),
     )
 
 
@@ -100,24 +103,27 @@ def _compile_graph(
     breathe: Callable[[], object],
 ) -> Artifact:
     edited: list[bytes] = []
+    offsets: list[CodeOffsets] = []
     for number, part in enumerate(graph.parts):
         _check_names(part.info)
-        wasm = _edit(part.wasm, part.info, part.edits, breathe)
+        noted = part.offset is not None
+        wasm, moves = _edit(part.wasm, part.info, part.edits, breathe, noted=noted)
         if part.info.start is not None:
             wasm = defer_start(wasm, read_module(wasm, breathe, weigh=False), START)
         if part.offset is not None:
             wasm = name_module(wasm, compiled_name(number))
         edited.append(wasm)
+        functions, begin = len(part.info.functions), part.offset or 0
+        offsets.append(code_offsets(part.wasm, wasm, functions, moves, begin))
     made = iter(make([w for w, one in zip(edited, graph.parts, strict=True) if not one.constant]))
     constant = iter(
         make_constant([w for w, one in zip(edited, graph.parts, strict=True) if one.constant])
     )
     codes, code_size = [], 0
-    for wasm, part in zip(edited, graph.parts, strict=True):
+    for part, moved in zip(graph.parts, offsets, strict=True):
         data, size = next(constant if part.constant else made)
         code_size += size
-        shift = (part.offset or 0) + code_offset(part.wasm) - code_offset(wasm)
-        codes.append(PartCode(data, shift))
+        codes.append(PartCode(data, moved))
     infos = [part.info for part in graph.parts]
     elements = sum(table_elements(part.info, part.edits) for part in graph.parts)
     space, mappings = instance_reservation(infos, elements, stack_size)
@@ -130,7 +136,7 @@ def _compile_graph(
         address_space=space,
         mappings=mappings,
         module_mappings=IMAGE_MAPPINGS * len(codes),
-        code_shift=codes[user].shift,
+        offsets=codes[user].offsets,
         graph=graph.bare(),
         codes=tuple(codes),
     )
@@ -142,15 +148,25 @@ def _check_names(info: ModuleInfo) -> None:
             raise InvalidModuleError(f"the export name {export.name!r:.60} is kept for ourselves")
 
 
-def _edit(wasm: bytes, info: ModuleInfo, edits: Edits, breathe: Callable[[], object]) -> bytes:
-    """Return a module as the compiler gets it."""
+def _edit(
+    wasm: bytes,
+    info: ModuleInfo,
+    edits: Edits,
+    breathe: Callable[[], object],
+    *,
+    noted: bool = True,
+) -> tuple[bytes, tuple[tuple[int, int], ...]]:
+    """Return a module as the compiler gets it, and where its code moved; see `note_refusals`."""
     edited = define_imports(wasm, info, edits.initials, breathe)
     own = info if edited is wasm else read_module(edited, breathe, weigh=False)
     edited = clamp_maxima(edited, own, edits.memory_maxima, edits.table_maxima)
     hidden = hidden_exports(info, edits)
     if hidden:
         edited = add_exports(edited, read_module(edited, breathe, weigh=False), hidden)
-    return without_custom_sections(edited, breathe)
+    moves: tuple[tuple[int, int], ...] = ()
+    if noted and (names := note_names(info, edits)):
+        edited, moves = note_refusals(edited, info, names, bodies_offset(wasm))
+    return without_custom_sections(edited, breathe), moves
 
 
 def build(

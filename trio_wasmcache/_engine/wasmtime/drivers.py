@@ -142,7 +142,7 @@ class WasmtimeDriver:
         handle = instantiate(instance, "driver", code.engine, code.module, parts, memory=self.size)
         made = part(instance, handle, b"run")
         # A frame of its own, as chunks begin in any thread, and those of instances at once.
-        caller = Caller(RUN, instance.hosted, instance.plan.code_shift, within=1)
+        caller = Caller(RUN, instance.hosted, instance.plan.offsets, within=1)
         run = WasmtimeFunction(instance, "run", made, caller.frame)
         self._begin, self._finish = run.begin, run.finish
         # The memory can't grow, so it stays where it is for as long as the store does.

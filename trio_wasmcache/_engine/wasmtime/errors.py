@@ -22,6 +22,7 @@ from ..._core.errors import (
 from ..._core.frames import Frame
 from ..._core.text import fold, printable
 from ..._core.wasm.custom import VEIL
+from ..._core.wasm.growth import UNMOVED, CodeOffsets
 from ..base import NoMemoryError
 from . import native
 
@@ -58,23 +59,23 @@ UNKNOWN_OFFSET = ctypes.c_size_t(-1).value
 MAX_LINES, MAX_LINE_LENGTH = 12, 200
 
 
-Shift: TypeAlias = int | Mapping[bytes, int]
-"""Bytes to add to offsets of frames, so that they are those in the module as it was given.
+Offsets: TypeAlias = CodeOffsets | Mapping[bytes, CodeOffsets]
+"""Map from the offsets of frames to those in the module as it was given.
 
-For a graph, {name of a compiled part: bytes}; frames of parts that are not there are not shown.
+For a graph, {name of a compiled part: map}; frames of parts that are not there are not shown.
 """
 
 
 class Ending:
     """Where C says how something ended: with a trap, with an error, or well. Can be used again."""
 
-    __slots__ = ("error", "error_ref", "ran", "shift", "trap", "trap_ref", "within")
+    __slots__ = ("error", "error_ref", "offsets", "ran", "trap", "trap_ref", "within")
 
-    def __init__(self, shift: Shift = 0, within: int = 0) -> None:
+    def __init__(self, offsets: Offsets = UNMOVED, within: int = 0) -> None:
         self.ran = False
         """Whether any code had run where `take_error` found an error."""
-        self.shift = shift
-        """Bytes to add to offsets of frames; see `Shift`."""
+        self.offsets = offsets
+        """Map of the offsets of frames; see `Offsets`."""
         self.within = within
         """Number of outermost frames that are none of the guest's."""
         self.trap, self.error = c_void_p(), c_void_p()
@@ -210,9 +211,9 @@ def _take_frames(
         if len(frames) == MAX_FRAMES or hidden > MAX_HIDDEN:
             break
         frame = trace.data[number]
-        shift = ending.shift if isinstance(ending.shift, int) else _shift(frame, ending.shift)
-        if shift is None:
-            hidden += 1
+        offsets = _offsets(frame, ending.offsets)
+        if offsets is None or native.wasm_frame_func_index(frame) >= offsets.functions:
+            hidden += 1  # a generated part, or a function that was added to the module
             continue
         name = native.frame_func_name(frame)
         if name:
@@ -223,7 +224,7 @@ def _take_frames(
             label = f"func[{native.wasm_frame_func_index(frame)}]"
         offset = native.wasm_frame_module_offset(frame)
         # Where it is not known, as in the prologue that found no stack, the offset is -1.
-        frames.append(Frame(label, None if offset == UNKNOWN_OFFSET else offset + shift))
+        frames.append(Frame(label, None if offset == UNKNOWN_OFFSET else offsets.given(offset)))
     native.wasm_frame_vec_delete(byref(trace))
     lines = fold([str(frame) for frame in frames])
     left = count - hidden - len(frames)
@@ -232,9 +233,11 @@ def _take_frames(
     return tuple(frames), tuple(lines)
 
 
-def _shift(frame: int | None, shifts: Mapping[bytes, int]) -> int | None:
-    """Return what to add to the offset of a frame of a graph; None: it is not shown."""
+def _offsets(frame: int | None, offsets: Offsets) -> CodeOffsets | None:
+    """Return the map for the offset of a frame; None: the frame is not shown."""
+    if isinstance(offsets, CodeOffsets):
+        return offsets
     name = native.frame_module_name(frame)
     if not name:
         return None
-    return shifts.get(ctypes.string_at(name.contents.data or 0, name.contents.size))
+    return offsets.get(ctypes.string_at(name.contents.data or 0, name.contents.size))

@@ -29,10 +29,11 @@ from typing import Any, TypeAlias, final
 
 from ..._core.stack_room import check_headroom
 from ..._core.wasm.admission import check_call, signature as type_text
+from ..._core.wasm.growth import UNMOVED
 from ..._core.wasm.reader import FuncType
 from ..base import UNDER_WAY, InexactError, NoMemoryError
 from . import native
-from .errors import Ending, Shift, told_apart
+from .errors import Ending, Offsets, told_apart
 from .store import RAISED, Store, take_raised
 
 Put: TypeAlias = Callable[[Sequence[object]], None]
@@ -98,14 +99,14 @@ class Caller:
     """What functions of one signature share, of all instances of a module. It is one thread's."""
 
     __slots__ = (
-        *("frame", "fuel", "fuel_ref", "hosted", "left", "left_ref", "shift", "spare", "type"),
+        *("frame", "fuel", "fuel_ref", "hosted", "left", "left_ref", "offsets", "spare", "type"),
         "within",
     )
 
     def __init__(
-        self, signature: FuncType, hosted: bool, shift: Shift = 0, within: int = 0
+        self, signature: FuncType, hosted: bool, offsets: Offsets = UNMOVED, within: int = 0
     ) -> None:
-        self.shift, self.within = shift, within  # see `Ending`
+        self.offsets, self.within = offsets, within  # see `Ending`
         self.type = signature
         self.hosted = hosted
         self.left = c_uint64()
@@ -138,11 +139,13 @@ class Callers:
     Args:
         types: {name of an exported function: its type}.
         hosted: whether the module imports host functions.
-        shift: see `errors.Shift`.
+        offsets: see `errors.Offsets`.
     """
 
-    def __init__(self, types: Mapping[str, FuncType], hosted: bool, shift: Shift = 0) -> None:
-        self._shift = shift
+    def __init__(
+        self, types: Mapping[str, FuncType], hosted: bool, offsets: Offsets = UNMOVED
+    ) -> None:
+        self._offsets = offsets
         self._types = types
         self._hosted = hosted
         self._by_type: dict[FuncType, Caller] = {}
@@ -167,7 +170,7 @@ class Callers:
     def _caller(self, signature: FuncType) -> Caller:
         caller = self._by_type.get(signature)
         if caller is None:
-            caller = self._by_type[signature] = Caller(signature, self._hosted, self._shift)
+            caller = self._by_type[signature] = Caller(signature, self._hosted, self._offsets)
         return caller
 
 
@@ -178,7 +181,7 @@ class Frame(Ending):
     __slots__ = ("begin", "busy", "call", "caller", "function", "take")
 
     def __init__(self, caller: Caller) -> None:
-        super().__init__(caller.shift, caller.within)
+        super().__init__(caller.offsets, caller.within)
         self.caller = caller
         self.busy = False
         """Whether a call goes on beyond its first slice, or ended badly in it."""

@@ -11,14 +11,14 @@ import trio
 
 from ..._core.config import WASM_PAGE
 from ..._core.wasm.admission import TABLE_ELEMENT_SIZE
-from ..._core.wasm.reader import PAGE_LIMIT
+from ..._core.wasm.reader import PAGE_LIMIT, FuncType
 from . import native
 from .errors import told_apart
 from .function import Callers, WasmtimeFunction
 from .hosts import INSTANCES
 from .linking import LinkedModule, Start
 from .memory import InstanceMemory, SuspendedMemory
-from .plan import Plan
+from .plan import START, Plan
 from .reservations import MEMORY_SPACE, SCRATCH_MAPPINGS
 from .residency import Range
 from .restore import Restoring
@@ -44,9 +44,7 @@ class WasmtimeInstance(Store):
         super().__init__(module.engine, module.plan, module.tally, number, fuel, yield_fuel)
         if number:
             INSTANCES[number] = self, module.hosts
-        self.ending = start = (
-            module.starts.pop() if module.starts else Start(module.plan.code_shift)
-        )
+        self.ending = start = module.starts.pop() if module.starts else Start(module.plan.offsets)
         if module.pre:
             self.future = native.instance_pre_instantiate_async(
                 module.pre, self.context, start.handle, start.trap_ref, start.error_ref
@@ -88,6 +86,12 @@ class WasmtimeInstance(Store):
                 else:
                     self._fixed_size += elements * TABLE_ELEMENT_SIZE
 
+    def start_function(self) -> WasmtimeFunction | None:
+        if not self.plan.starts_later:
+            return None
+        frame = self.module.callers.frame(FuncType())
+        return WasmtimeFunction(self, "start", self.export(START), frame)
+
     def mark(self) -> None:
         if self.module.restore is None:
             raise AssertionError("it was not proved that this can be put back")
@@ -106,6 +110,19 @@ class WasmtimeInstance(Store):
         made = WasmtimeFunction(self, name, self.export(name), frame)
         self._functions += (made,)
         return made
+
+    def refused_memory(self) -> int | None:
+        if self.future or not self._store or not self._handle:
+            return None
+        for instance, plan in self.pieces:
+            for name, memory, note in plan.notes:
+                cell = ctypes.create_string_buffer(native.VALUE_SIZE)
+                native.global_get(self.context, self.export(name, instance), cell)
+                (asked,) = _VALUES["i64"].unpack_from(cell, native.VALUE_OFFSET)
+                size = native.memory_data_size(self.context, self.export(memory, instance))
+                if (refused := note.refused(asked, size)) is not None:
+                    return refused
+        return None
 
     def global_value(self, name: str) -> int | float:
         return self.global_of(self._handle, self.plan, name)

@@ -10,7 +10,7 @@ from ..._core.errors import LinkError
 from ..base import Artifact, HostImport, PartCode
 from . import native
 from .compiler import deserialize, image_of
-from .errors import Ending, Shift, take_error
+from .errors import Ending, Offsets, take_error
 from .function import Callers
 from .hosts import HostTable
 from .plan import PartPlan, RestorePlan, make_plan
@@ -26,8 +26,8 @@ class Start(Ending):
 
     __slots__ = ("handle",)
 
-    def __init__(self, shift: Shift) -> None:
-        super().__init__(shift)
+    def __init__(self, offsets: Offsets) -> None:
+        super().__init__(offsets)
         self.handle = _INSTANCE()
 
 
@@ -121,7 +121,7 @@ class LinkedModule:
         self.engine: int = native.engine_clone(engine)
         self.starts: list[Start] = []
         """One that an instance may start with, or none."""
-        self.callers = Callers(self.plan.function_types, bool(hosts), self.plan.code_shift)
+        self.callers = Callers(self.plan.function_types, bool(hosts), self.plan.offsets)
         self.pre: int = 0
         self.parts: tuple[LinkedPart, ...] = ()
         """Parts of the graph, if there is one; else `pre` is there."""
@@ -142,8 +142,8 @@ class LinkedModule:
                 part = LinkedPart(engine, code, plan, self.hosts)
                 self.parts += (part,)
                 self.images.append(part.image)
-                types, shift = plan.plan.function_types, self.plan.code_shift
-                self.part_callers += (Callers(types, bool(hosts), shift),)
+                types, offsets = plan.plan.function_types, self.plan.offsets
+                self.part_callers += (Callers(types, bool(hosts), offsets),)
             if self.restore is not None and self.restore.code:
                 self.restorer = deserialize(engine, self.restore.code)
                 self.images.append(image_of(self.restorer))

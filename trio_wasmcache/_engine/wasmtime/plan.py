@@ -9,15 +9,17 @@ from attrs import evolve, frozen
 from ..._core.config import WASM_PAGE
 from ..._core.wasm.admission import Edits, rest_size
 from ..._core.wasm.graph import FromHost, FromPart, Graph
+from ..._core.wasm.growth import UNMOVED, CodeOffsets, Note, notes_of
 from ..._core.wasm.reader import Export, FuncType, ModuleInfo
 from ..._core.wasm.restorer import Restorer
 from ..base import Artifact
 from . import native
-from .errors import Shift
+from .errors import Offsets
 
 # No name that a toolchain emits, so it won't collide with the module's own exports.
 HIDDEN = "\x00trio_wasmcache:"
-# The start function of a part of a graph.
+# The start function of a part of a graph, and of a module with notes of refused growth: those of an
+# instance that instantiation itself fails to start can't be read.
 START = f"{HIDDEN}start"
 
 NUMBERS = frozenset(native.VALUE_KINDS)
@@ -79,12 +81,16 @@ class Plan:
     function_types: dict[str, FuncType]
     global_types: dict[str, str]
     """Of the exported globals that are numbers."""
-    code_shift: Shift
-    """Bytes from an offset in the compiled module's code to that in the module as it was given."""
+    offsets: Offsets
+    """Map from offsets in the compiled module to those in the module as it was given."""
     names: dict[tuple[str, int], str]
     """{(kind, index): the name it is exported by}"""
     parts: tuple[PartPlan, ...] = ()
     """Parts of the graph, in order, if there is one."""
+    notes: tuple[tuple[str, str, Note], ...] = ()
+    """Export names of each note of refused growth, and of its memory."""
+    starts_later: bool = False
+    """Whether its start function is exported by `START`, and not run by instantiation."""
     user: int = 0
     """Position of the user's module among them."""
 
@@ -108,6 +114,20 @@ class RestorePlan:
 def patches_size(patches: tuple[tuple[Patch, ...], ...]) -> int:
     """Return the bytes of patches, for all memories."""
     return sum(len(data) for several in patches for _, data in several)
+
+
+def note_names(info: ModuleInfo, edits: Edits) -> dict[int, str]:
+    """Return {memory: export name of its note of refused growth}; see `growth`."""
+    return {note.memory: f"{HIDDEN}refused:{note.memory}" for note in notes_of(info, edits)}
+
+
+def starts_later(info: ModuleInfo, edits: Edits) -> bool:
+    """Return whether a module by itself gets an export in place of its start function.
+
+    An imported start function can't grow a memory.
+    """
+    own = info.start is not None and info.start >= info.imported_functions
+    return own and bool(notes_of(info, edits))
 
 
 def compiled_name(number: int) -> str:
@@ -135,14 +155,14 @@ def hidden_exports(info: ModuleInfo, edits: Edits) -> list[Export]:
 
 def make_plan(artifact: Artifact) -> Plan:
     """Work out what every instance of an artifact needs to know."""
-    plan = _plan_of(artifact.info, artifact.edits, artifact.code_shift)
+    plan = _plan_of(artifact.info, artifact.edits, artifact.offsets)
     graph = artifact.graph
     if graph is None:
-        return plan
+        return evolve(plan, starts_later=starts_later(artifact.info, artifact.edits))
     parts = _plan_parts(graph)
     infos = [part.info for part in graph.parts]
-    shifts = {
-        compiled_name(number).encode(): code.shift
+    offsets = {
+        compiled_name(number).encode(): code.offsets
         for number, (part, code) in enumerate(zip(graph.parts, artifact.codes, strict=True))
         if part.offset is not None
     }
@@ -151,7 +171,7 @@ def make_plan(artifact: Artifact) -> Plan:
         plan,
         counts=(sum(instances), sum(tables), sum(memories)),
         rest_size=rest_size(*infos) + sum(part.edits.heap_size for part in graph.parts),
-        code_shift=shifts,
+        offsets=offsets,
         parts=parts,
         user=graph.parts.index(graph.user),
     )
@@ -168,7 +188,7 @@ def _plan_parts(graph: Graph) -> tuple[PartPlan, ...]:
     return tuple(
         PartPlan(
             part.name,
-            _plan_of(part.info, part.edits, 0),
+            _plan_of(part.info, part.edits, UNMOVED, noted=part.offset is not None),
             wires=tuple(
                 Wire(module.encode(), name.encode(), numbers[source.part], source.export)
                 for (module, name), source in part.wiring.items()
@@ -187,11 +207,15 @@ def _plan_parts(graph: Graph) -> tuple[PartPlan, ...]:
     )
 
 
-def _plan_of(info: ModuleInfo, edits: Edits, shift: int) -> Plan:
+def _plan_of(info: ModuleInfo, edits: Edits, offsets: CodeOffsets, *, noted: bool = True) -> Plan:
     """Work out what every instance of a module needs to know, by itself."""
     names: dict[tuple[str, int], str] = {}
     for export in (*info.exports, *hidden_exports(info, edits)):
         names.setdefault((export.kind, export.index), export.name)
+    notes = notes_of(info, edits) if noted else ()
+    note_of = note_names(info, edits)
+    for number, note in enumerate(notes, len(info.globals)):
+        names["global", number] = note_of[note.memory]
     memories = []
     for index, limits in enumerate(info.own_memories):
         maximum = edits.memory_maxima[index] if index < len(edits.memory_maxima) else None
@@ -226,8 +250,9 @@ def _plan_of(info: ModuleInfo, edits: Edits, shift: int) -> Plan:
             for export in info.exports
             if export.kind == "global" and info.globals[export.index].value_type in NUMBERS
         },
-        code_shift=shift,
+        offsets=offsets,
         names=names,
+        notes=tuple((note_of[note.memory], names["memory", note.memory], note) for note in notes),
     )
 
 

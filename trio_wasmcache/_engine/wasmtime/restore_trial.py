@@ -18,7 +18,7 @@ from ..base import UNDER_WAY, Artifact, HostCall, HostImport, NoMemoryError
 from .compiler import build
 from .instance import WasmtimeInstance
 from .module import WasmtimeModule
-from .plan import Patch, RestorePlan, patches_size
+from .plan import Patch, RestorePlan, make_plan, patches_size
 from .reservations import IMAGE_MAPPINGS
 from .restore import LINUX, Restoring, can_discard
 from .store import Tally
@@ -48,7 +48,10 @@ def prove(
 ) -> Artifact:
     """Find out how instances are put back; see `Engine.prove`. Blocks: for threads."""
     infos = [info for info, _ in artifact.modules]
-    code, code_size, made = b"", 0, restorer(*infos)
+    whole = make_plan(artifact)
+    plans = [part.plan for part in whole.parts] or [whole]
+    made = restorer(*infos, notes=[len(one.notes) for one in plans])
+    code, code_size = b"", 0
     if made is not None:
         ((code, code_size),) = build(engine, [made.wasm])
     plan = RestorePlan(code, made)
@@ -142,9 +145,13 @@ def _started(module: WasmtimeModule, initialize: str | None) -> WasmtimeInstance
     try:
         poll_to_the_end(instance, trial)
         instance.started()
+        functions = [instance.start_function()]
         if initialize is not None:
+            functions.append(instance.function(initialize))
+        for function in functions:
+            if function is None:
+                continue
             trial.before = trial.burnt()
-            function = instance.function(initialize)
             if function.begin((), TRIAL_FUEL) is UNDER_WAY:
                 poll_to_the_end(instance, trial)
                 function.finish()

@@ -1,0 +1,197 @@
+"""Makes a module note the growth of a memory that was refused, so that errors can name it.
+
+The engine does not report a refused growth: the guest just gets -1, and usually traps soon after.
+So each `memory.grow` of a memory that a limit of the cache can stop becomes a call of a function
+that is added at the end. It grows the memory, and stores the number of pages asked for in an
+exported global: the *note* of that memory. A growth that succeeds sets the note to 0.
+
+1. Modules without `memory.grow` are not edited, nor are memories whose own maximum is within the
+   limit.
+2. No index changes: functions, globals and types are added after the module's own.
+3. The call can be longer than the instruction that it replaces. `CodeOffsets` maps offsets back.
+4. Only the guest's own instructions are seen, not memory that the host adds.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Final
+
+from attrs import field, frozen
+
+from ..config import WASM_PAGE
+from .admission import Edits
+from .custom import bodies_offset, find_sections
+from .editor import extend_sections
+from .encoding import name_bytes, section, uleb
+from .types import PAGE_LIMIT, WIDE_PAGE_LIMIT, GlobalType, Growth, ModuleInfo
+
+_CALL: Final = b"\x10"
+_TYPES, _FUNCTIONS, _GLOBALS, _EXPORTS, _CODE = 1, 3, 6, 7, 10
+# (i32) -> i32 and (i64) -> i64.
+_NARROW_TYPE, _WIDE_TYPE = b"\x60\x01\x7f\x01\x7f", b"\x60\x01\x7e\x01\x7e"
+NOTE_TYPE: Final = GlobalType("i64", True)
+"""Type of a note."""
+# Of that type, and 0 at first.
+_NOTE: Final = b"\x7e\x01\x42\x00\x0b"
+_GLOBAL_KIND: Final = b"\3"
+
+
+@frozen
+class Note:
+    """The note of a memory, and which refusals are the cache's."""
+
+    memory: int
+    """Index of the memory."""
+    limit: int
+    """Largest size that the cache allows (bytes)."""
+    maximum: int
+    """Largest size that the module itself, or its addresses, allow (bytes)."""
+
+    def refused(self, asked: int, size: int) -> int | None:
+        """Return the bytes that were refused because of `limit`; None if they were not.
+
+        Args:
+            asked: The note's value (pages); 0: the last growth succeeded, or there was none.
+            size: Size of the memory (bytes).
+        """
+        wanted = (asked & 0xFFFF_FFFF_FFFF_FFFF) * WASM_PAGE
+        return wanted if wanted and self.limit < size + wanted <= self.maximum else None
+
+
+def notes_of(info: ModuleInfo, edits: Edits) -> tuple[Note, ...]:
+    """Return a note for each memory that grows, and that a limit stops before its maximum."""
+    notes = []
+    first = len(info.memories) - len(info.own_memories)
+    for memory in sorted({growth.memory for growth in info.growths}):
+        if memory < first:
+            continue  # of another part of a graph, which has limits of its own
+        declared = info.memories[memory]
+        limit = edits.memory_limit
+        maxima = edits.memory_maxima[memory - first :]
+        if maxima and (pages := maxima[0]) is not None:
+            limit = min(limit, pages * WASM_PAGE)
+        maximum = declared.maximum
+        if maximum is None:
+            maximum = WIDE_PAGE_LIMIT if declared.wide else PAGE_LIMIT
+        if limit < maximum * WASM_PAGE:
+            notes.append(Note(memory, limit, maximum * WASM_PAGE))
+    return tuple(notes)
+
+
+@frozen
+class CodeOffsets:
+    """Maps offsets in a compiled module to those in the module as it was given."""
+
+    functions: float = math.inf
+    """Number of functions of the module as it was given; those that were added are behind them."""
+    _starts: tuple[int, ...] = (0,)
+    _shifts: tuple[int, ...] = field(default=(0,))
+    """Bytes to add to an offset from each of `_starts` on."""
+
+    def given(self, offset: int) -> int:
+        """Return the offset in the module as it was given."""
+        return offset + self._shifts[bisect.bisect_right(self._starts, offset) - 1]
+
+
+UNMOVED: Final = CodeOffsets()
+
+
+def code_offsets(
+    wasm: bytes,
+    edited: bytes,
+    functions: int,
+    moves: tuple[tuple[int, int], ...] = (),
+    begin: int = 0,
+) -> CodeOffsets:
+    """Return the map from `edited` to `wasm`.
+
+    Args:
+        wasm: The module as it was given.
+        edited: The module as it is compiled.
+        functions: Number of functions of `wasm`.
+        moves: What `note_refusals` returned, if it was called.
+        begin: Offset of `wasm` in what was given.
+    """
+    base = bodies_offset(edited)
+    shift = begin + bodies_offset(wasm) - base
+    return CodeOffsets(
+        functions,
+        (0, *(base + at for at, _ in moves)),
+        (shift, *(shift - longer for _, longer in moves)),
+    )
+
+
+def note_refusals(
+    wasm: bytes, info: ModuleInfo, names: Mapping[int, str], begin: int
+) -> tuple[bytes, tuple[tuple[int, int], ...]]:
+    """Return the module that notes refused growth of some memories, and where its code moved.
+
+    Args:
+        wasm: The module; its types, functions, globals and bodies are those of `info`.
+        info: The module as it was given.
+        names: {memory: export name of its note}.
+        begin: Offset of the first function body in the module as it was given.
+
+    Returns:
+        The module, and [(bytes from the first body on, bytes by which code from there on has become
+        longer)].
+    """
+    wrappers = {memory: len(info.functions) + number for number, memory in enumerate(names)}
+    code, content, code_end = next(
+        (code, content, end) for id, code, content, end in find_sections(wasm) if id == _CODE
+    )
+    at = first = bodies_offset(wasm)
+    pieces: list[bytes] = [wasm[content:first]]
+    moves: list[tuple[int, int]] = []
+    longer = 0
+    noted = (growth for growth in info.growths if growth.memory in names)
+    for _, group in itertools.groupby(noted, lambda growth: growth.size):
+        for begin_given, end_given, new in _replacements(list(group), wrappers):
+            old, end = begin_given - begin + first, end_given - begin + first
+            pieces += [wasm[at:old], new]
+            at = end
+            longer += len(new) - (end - old)
+            moves.append((end - first + longer, longer))
+    made = section(_CODE, b"".join([*pieces, wasm[at:code_end]]))
+    edited = wasm[:code] + made + wasm[code_end:]
+    exports = [
+        name_bytes(name) + _GLOBAL_KIND + uleb(len(info.globals) + number)
+        for number, name in enumerate(names.values())
+    ]
+    added = {
+        _TYPES: [_WIDE_TYPE if info.memories[memory].wide else _NARROW_TYPE for memory in names],
+        _FUNCTIONS: [uleb(len(info.types) + number) for number in range(len(names))],
+        _GLOBALS: [_NOTE] * len(names),
+        _EXPORTS: exports,
+        _CODE: [
+            _wrapper(memory, len(info.globals) + number, wide=info.memories[memory].wide)
+            for number, memory in enumerate(names)
+        ],
+    }
+    return extend_sections(edited, added), tuple(moves)
+
+
+def _replacements(
+    growths: list[Growth], wrappers: Mapping[int, int]
+) -> list[tuple[int, int, bytes]]:
+    """Return [(begin, end, what replaces it)] for the size of a body and for each growth in it."""
+    calls = [(one.at, one.end, _CALL + uleb(wrappers[one.memory])) for one in growths]
+    longer = sum(len(call) - (end - at) for at, end, call in calls)
+    body = growths[0]
+    return [(body.size, body.body, uleb(body.body_end - body.body + longer)), *calls]
+
+
+def _wrapper(memory: int, note: int, *, wide: bool) -> bytes:
+    """Return the body, with its size, of a function that grows a memory and sets its note."""
+    # One local, for the result; then: (local.tee 1 (memory.grow (local.get 0)))
+    body = b"\x01\x01" + (b"\x7e" if wide else b"\x7f")
+    body += b"\x20\x00\x40" + uleb(memory) + b"\x22\x01"
+    # (global.set note (select (local.get 0) (i64.const 0) (eq (local.get 1) (const -1))))
+    body += b"\x20\x00" if wide else b"\x20\x00\xad"
+    body += b"\x42\x00\x20\x01" + (b"\x42\x7f\x51" if wide else b"\x41\x7f\x46")
+    body += b"\x1b\x24" + uleb(note) + b"\x0b"
+    return uleb(len(body)) + body
