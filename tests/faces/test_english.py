@@ -61,11 +61,13 @@ def paragraphs(text: str) -> Iterator[str]:
 
 
 def test_pages() -> None:
-    """Each sentence can be read once."""
+    """Each sentence can be read once, in the changelog, too."""
+    changelog = ROOT / "CHANGELOG.md"
     found = [
         f"{page.relative_to(ROOT)}: {problem}"
-        for page in PAGES
-        for paragraph in paragraphs(TEXTS[page])
+        for page, text in {**TEXTS, changelog: changelog.read_text()}.items()
+        if page in (*PAGES, changelog)
+        for paragraph in paragraphs(text)
         for problem in problems(paragraph)
     ]
     assert not found, "\n".join(found)

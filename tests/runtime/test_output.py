@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import structlog
 import trio
-from engine.support import Quiet
+from engine.support import Quiet, quiet_cache
+from hypothesis import given, strategies as st
 from kits import ListLogger, open_real_cache
 from runtime.test_last_words import WRITE
 
@@ -24,7 +25,7 @@ from trio_wasmcache import (
     current_lease,
     open_cache,
 )
-from trio_wasmcache._core.output import CALL_LINES, GROUP_LINES, MAX_LINE
+from trio_wasmcache._core.output import CALL_LINES, GROUP_LINES, MAX_LINE, escapes
 from trio_wasmcache._core.policy.shares import CALL_FUEL
 from trio_wasmcache._log import BUFFER_OUTPUTS
 from trio_wasmcache.testing import check_invariants
@@ -432,3 +433,24 @@ async def test_a_broken_sink_is_not_the_guest_s_fault() -> None:
     async with open_cache(logger=Broken()) as cache:
         async with (await add(cache, LOG)).acquire() as lease:
             await prints(lease, b"one\n")
+
+
+@pytest.mark.parametrize("stdout", ["log", lambda stream, line: None])
+async def test_bytes_that_have_to_be_escaped_cost_the_guest_more(stdout: Any) -> None:
+    """300 units each, as that takes 300 ns; text in any language costs what ASCII does."""
+    async with quiet_cache(total_fuel=10_000_000) as cache:
+        f = await add(cache, Wasi(stdout=stdout), "print")
+        burnt = {}
+        async with f.acquire() as lease:
+            for text in (b"a" * 1000, "ß".encode() * 500, b"\x1b" * 1000, b"\xff" * 1000):
+                await prints(lease, text)
+                burnt[text[:1]] = lease.fuel_consumed
+        plain = burnt[b"a"]
+        assert burnt == {b"a": plain, b"\xc3": plain, b"\x1b": plain, b"\xff": plain + 300_000}
+
+
+@given(st.binary(max_size=40))
+def test_escapes_are_counted_as_they_are_made(data: bytes) -> None:
+    """One for each byte that decoding escapes."""
+    plain = data.replace(b"\\", b"/")
+    assert escapes(plain) == plain.decode("utf-8", "backslashreplace").count("\\")

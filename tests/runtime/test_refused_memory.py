@@ -17,6 +17,8 @@ from trio_wasmcache import (
     FuelExhaustedError,
     GuestError,
     HostFunction,
+    HostGlobal,
+    HostMemory,
     KiB,
     LoadError,
     MiB,
@@ -105,6 +107,24 @@ async def test_of_several_memories_it_is_the_one_that_was_refused() -> None:
         assert await f.call(1, 2) == 3
         assert (await failing(f, 2, 0)).refused_memory is None
         assert (await failing(f, 0, 12)).refused_memory == 12 * PAGE
+
+
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+async def test_a_memory_that_is_imported_is_named_too(isolation: str) -> None:
+    """Each instance has one of its own, under the same limit."""
+    source = """(module (import "env" "memory" (memory 1)) (import "env" "g" (global i32))
+      (func (export "f") (param i32) (result i32)
+        (if (i32.eq (memory.grow (local.get 0)) (i32.const -1)) (then unreachable))
+        (memory.size)))"""
+    env = {"env": {"memory": HostMemory(), "g": HostGlobal("i32", 1)}}
+    async with quiet_cache(memory_limit=MiB) as cache:
+        f = await cache.register(
+            "f", source, args=("i32",), returns="i32", imports=env, isolation=isolation
+        )
+        assert await f.call(1) == 2
+        error = await failing(f, 77)
+        assert error.refused_memory == 77 * PAGE
+        assert error.frames[0].offset == wat(source).index(b"\x40\x00\x41\x7f\x46\x04\x40") + 7
 
 
 async def test_a_refusal_is_forgotten_once_memory_grows_again() -> None:

@@ -41,6 +41,14 @@ def line_text(data: bytes) -> str:
     return escaped(data.decode("utf-8", "backslashreplace"))
 
 
+def escapes(data: bytes) -> int:
+    """Return the number of bytes that are not UTF-8, each of which takes an escape (300 ns)."""
+    if data.isascii():
+        return 0
+    # Both are fast, unlike `backslashreplace`: they make no exception for each byte.
+    return len(data) - len(data.decode("utf-8", "surrogateescape").encode("utf-8", "ignore"))
+
+
 @final
 @define(eq=False)
 class Tail:

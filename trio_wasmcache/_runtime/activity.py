@@ -12,7 +12,7 @@ from .._core.policy.shares import Share
 from .._engine.base import HostCall
 from .._log import Origin
 from .host import AnyHost
-from .runner import Job, Polled, Runner, context_of_call
+from .runner import Job, Polled, Runner, context_of_call, refused
 from .session import KEY, Session
 
 T = TypeVar("T")
@@ -122,9 +122,7 @@ class Activity:
             else:
                 if not self.ended:
                     return result
-        # A task that is cancelled, too, is told that first.
-        await trio.lowlevel.checkpoint_if_cancelled()
-        raise self._make_error()
+        raise await refused(self._make_error)
 
     def new_job(self, native: Polled, fuel: int, burnt: int = 0) -> Job:
         """Return a job for `Runner.drive`; `job_over` must be called afterwards in any case."""

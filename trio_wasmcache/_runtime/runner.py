@@ -95,16 +95,21 @@ class Job:
         if self.parked is not None:
             self.parked.cancel()
 
-    async def refuse(self) -> None:
-        """Raise `trio.Cancelled` if the task was cancelled, else the error made by `ended`."""
-        await trio.lowlevel.checkpoint_if_cancelled()
-        raise self.ended()
-
     def charge(self) -> None:
         """Charge the group for the fuel that the guest burnt since the last time."""
         burnt = self.fuel - self.native.fuel_left()
         self.share.charge(burnt - self.burnt)
         self.burnt = burnt
+
+
+async def refused(ended: Callable[[], Exception]) -> Exception:
+    """Return the error made by `ended`, for what another task has ended.
+
+    **Checkpoint:** only if the task is cancelled, too, which it is to know first.
+    **Cancellation:** nothing is left behind.
+    """
+    await trio.lowlevel.checkpoint_if_cancelled()
+    return ended()
 
 
 @final
@@ -218,7 +223,7 @@ class Runner:
         try:
             while not over:
                 if job.stop:
-                    await job.refuse()
+                    raise await refused(job.ended)
                 host_call = native.host_call
                 if host_call is not None:
                     await self._answer(job, host_call)
@@ -227,7 +232,7 @@ class Runner:
                         # must many that go on in the same pass.
                         await self._parked(job, self.pass_turn)
                         if job.stop:
-                            await job.refuse()
+                            raise await refused(job.ended)
                     slices = 0
                     over = native.poll()
                     job.charge()
@@ -241,8 +246,8 @@ class Runner:
                     holding = True
                     try:
                         while True:
-                            if job.stop:
-                                break
+                            if job.stop:  # by another task, while this one waited
+                                break  # type: ignore[unreachable]
                             over = native.poll() if inline else await self._hop(job)
                             job.charge()
                             slices += 1
@@ -333,7 +338,7 @@ class Runner:
             # Not charged to the group, which is charged with CPU time instead.
             job.burnt += call.spent
         if job.stop:
-            await job.refuse()
+            raise await refused(job.ended)
         call.answer(results)
 
     async def _run_steps(
@@ -353,7 +358,7 @@ class Runner:
                 elif pause != IF_DUE or job.share.burst >= BURST_FUEL:
                     await self._parked(job, self.pass_turn)
                 if job.stop:
-                    await job.refuse()
+                    raise await refused(job.ended)
         finally:
             steps.close()
 
@@ -391,11 +396,11 @@ class Runner:
     async def _parked(self, job: Job, wait: Callable[[Share], Awaitable[None]]) -> None:
         """Wait for a turn, or raise at once when another task stops the job."""
         if job.stop:
-            await job.refuse()
+            raise await refused(job.ended)
         with trio.CancelScope() as job.parked:
             await wait(job.share)
         if job.parked.cancelled_caught and job.stop:
-            await job.refuse()
+            raise await refused(job.ended)
 
 
 def _slices(job: Job, threads: Turns) -> bool:

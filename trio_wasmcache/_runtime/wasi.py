@@ -23,7 +23,7 @@ from attrs import evolve, field, frozen
 from .._abi.base import Value
 from .._core.costs import copy_fuel
 from .._core.errors import ExitError
-from .._core.output import TAIL
+from .._core.output import TAIL, escapes
 from .._core.wasm.admission import WASI_MODULE, WASI_TYPES, signature
 from .._core.wasm.reader import FuncType
 from .._engine.base import GuestMemory, HostCall
@@ -53,6 +53,8 @@ EVENT_CLOCK, EVENT_READ, EVENT_WRITE = 0, 1, 2
 # Bytes that are copied at once: about 0.2 ms of the system's generator. Units of fuel for a random
 # byte, which takes 4 ns; for a byte that is cut into lines; and for a string, for its pointer.
 PIECE, RANDOM_FUEL, LINE_FUEL, STRING_FUEL = 32 * 1024, 4, 1, 100
+# Units of fuel for a byte of a line that has to be escaped, as it is not UTF-8.
+ESCAPE_FUEL = 300
 UNSIGNED = {"i32": 0xFFFFFFFF, "i64": 0xFFFFFFFFFFFFFFFF}
 
 
@@ -466,6 +468,7 @@ def _write_lines(
         if not left:
             break
     data = b"".join(parts)
+    call.spend(escapes(data) * ESCAPE_FUEL)
     stream.tail.add(len(data), data[-TAIL:])
     yield from _session(call).write_lines(call, stream, data)
     memory.write(result_at, _word(len(data)))
