@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from kits import PAGE, Kit, add
+from contract.test_fail_everywhere import fail_everywhere, trying
+from kits import PAGE, FakeKit, Kit, add
+from staging import stage
 
 from trio_wasmcache import (
     CacheConfig,
@@ -11,8 +13,10 @@ from trio_wasmcache import (
     HostGlobal,
     HostMemory,
     HostTable,
+    InstanceCache,
     LinkError,
     ModuleTooLargeError,
+    WasmCacheError,
 )
 from trio_wasmcache.testing import check_invariants
 
@@ -96,3 +100,30 @@ async def test_what_is_given_and_not_imported_is_not_used(kit: Kit) -> None:
         assert await g.call(1) == 2
         with pytest.raises(LinkError, match=r"\(env\.memori is given, which it does not import\)"):
             await add(cache, "h", kit.importing_memory(), imports={"env": {"memori": HostMemory()}})
+
+
+async def test_cancelled_everywhere(kit: Kit) -> None:
+    """Compiling, trying, loading, marking and calling, as of any module."""
+    async with stage(kit, CacheConfig()) as at:
+        wasm = kit.importing_memory(2)
+
+        async def scenario() -> None:
+            f = await add(at.cache, "f", wasm, imports=GIVEN, isolation="reset", replace=True)
+            for _ in range(2):
+                async with f.acquire() as lease:
+                    assert lease.memory.read(PAGE, 6) == bytes(6)
+                    lease.memory.write(PAGE, b"secret")
+                    assert await lease.call(5) == 5
+
+        await at.run(scenario, least=6)
+
+
+async def test_each_native_step_fails_in_turn() -> None:
+    """What fails leaves nothing of the memory behind."""
+
+    async def scenario(cache: InstanceCache, kit: FakeKit, errors: list[WasmCacheError]) -> None:
+        await trying(errors, add(cache, "f", kit.importing_memory(), imports=GIVEN))
+        if cache.functions():
+            await trying(errors, cache.functions()[0].call(1))
+
+    assert await fail_everywhere(scenario) == ["compile", "load", "instantiate", "start", "call"]

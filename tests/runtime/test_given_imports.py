@@ -11,6 +11,8 @@ import pytest
 from batch.routes import drives
 from engine.support import quiet_cache, wat
 from hypothesis import given, strategies as st
+from kits import WasmtimeKit
+from parts import TwoParts
 
 from trio_wasmcache import (
     CodeMemoryError,
@@ -268,6 +270,50 @@ async def test_frames_are_in_the_module_as_it_was_given() -> None:
         assert wasm[offsets[0]] == 0x00  # unreachable
         assert wasm[offsets[1]] == 0x10  # call
         assert all(offset > code_offset(wasm) for offset in offsets)
+
+
+@pytest.mark.parametrize("isolation", ["reuse", "fresh", "reset"])
+async def test_they_are_given_beside_other_parts(isolation: str) -> None:
+    """In a store with several core modules, those of the user's module are its own as well."""
+    kit = WasmtimeKit()
+    wasm = wat(
+        """(module (import "part" "run" (func $part (param i64) (result i64)))
+        (import "env" "memory" (memory 2 9)) (import "env" "table" (table 3 funcref))
+        (import "env" "base" (global $base i32)) (import "env" "calls" (global $calls (mut i64)))
+        (data (global.get $base) "\\05") (elem (i32.const 1) func $part) (start $begin)
+        (func $begin (i64.store8 (i32.const 0) (i64.const 4)))
+        (func $fails (export "fails") (unreachable))
+        (func (export "f") (param i64) (result i64)
+          (global.set $calls (i64.add (global.get $calls) (i64.const 100)))
+          (i64.store8 (i32.const 0)
+            (i64.add (i64.load8_u (i32.const 0)) (i64.load8_u (global.get $base))))
+          (if (i64.lt_s (local.get 0) (i64.const 0)) (then (call $fails)))
+          (i64.add (i64.add (global.get $calls) (i64.load8_u (i32.const 0)))
+            (call_indirect (param i64) (result i64) (local.get 0) (i32.const 1)))))"""
+    )
+    async with kit.open() as cache:
+        f = await cache.register(
+            "f",
+            wasm,
+            imports={"env": GIVEN},
+            abi=TwoParts(kit.adding(1, pages=3)),
+            isolation=isolation,
+            **I64,
+        )
+        assert f.isolation_verdict.startswith(isolation)
+        for number in range(3):
+            async with f.acquire() as lease:
+                kept = number if isolation == "reuse" else 0
+                assert await lease.call(10) == 1100 + 100 * kept + 9 + 5 * kept + 11
+                assert lease.memory.read(70, 1) == b"\5"
+                assert (lease.memory.size, lease.size // PAGE) == (2 * PAGE, 2 + 3 + 1)
+        async with f.acquire() as lease:
+            column = array("q", [10] * 100)
+            assert len({*(await lease.map([column]))}) == 100
+        with pytest.raises(TrapError) as caught:
+            await f.call(-1)
+        assert wasm[caught.value.frames[0].offset] == 0x00  # unreachable, in the bytes as given
+        check_invariants(cache)
 
 
 @pytest.mark.parametrize(
