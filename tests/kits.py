@@ -32,6 +32,15 @@ BUSY = (
 )
 
 
+# What a host function can invoke: the first burns as much as a call of `kit.costly`.
+CALLED_BACK = f"""
+(func (export "double") (param i64) (result i64) {BUSY} (i64.mul (local.get 0) (i64.const 2)))
+(func (export "swap") (param i32 f64) (result f64 i32) (local.get 1) (local.get 0))
+(func (export "nothing"))
+(func (export "trap") (unreachable))
+"""
+
+
 class ListLogger:
     """A logger that keeps its events: (level, event, fields), in order."""
 
@@ -102,6 +111,23 @@ class FakeKit:
             lambda *answers: answers[0], host_imports=[("host", name) for name in names]
         )
 
+    def calling_back(self) -> bytes:
+        """As `asking`, of one; exports what a host function can invoke: see `CALLED_BACK`."""
+
+        def trap() -> None:
+            raise TrapError("wasm trap: unreachable", code="unreachable")
+
+        return self.engine.module(
+            host_imports=[("host", "ask")],
+            fuel=COSTLY + 1,
+            exports={
+                "double": lambda x: 2 * x,
+                "swap": lambda x, y: (y, x),
+                "nothing": lambda: None,
+                "trap": trap,
+            },
+        )
+
     def importing(self, *, pages: int = 1, slow_start: bool = False) -> bytes:
         """Gives what another part, ``part.run``, gives for its argument."""
         return self.engine.module(
@@ -163,6 +189,13 @@ class WasmtimeKit:
             f"(local $first i64) (local.set $first (call ${names[0]} (local.get 0)))"
             f"{rest} (local.get $first)",
             before=imports,
+        )
+
+    def calling_back(self) -> bytes:
+        return function(
+            "(call $ask (local.get 0))",
+            before='(import "host" "ask" (func $ask (param i64) (result i64)))',
+            after=CALLED_BACK,
         )
 
     def importing(self, *, pages: int = 1, slow_start: bool = False) -> bytes:
@@ -236,6 +269,14 @@ async def add(cache: InstanceCache, name: str, wasm: bytes, **more: Any) -> Any:
     """Register a module of a kit."""
     more = {"args": ("i64",), "returns": "i64", "export": "run", **more}
     return await cache.register(name, wasm, **more)
+
+
+async def add_calling_back(
+    cache: InstanceCache, kit: Kit, ask: Any, *, name: str = "asks", **more: Any
+) -> Any:
+    """Register a function that asks a reentrant host function; its answer is the result."""
+    host = HostFunction(ask, ("i64",), ("i64",), reentrant=True)
+    return await add(cache, name, kit.calling_back(), imports={"host": {"ask": host}}, **more)
 
 
 async def add_asking(cache: InstanceCache, kit: Kit, *hosts: Any, name: str = "asks") -> Any:

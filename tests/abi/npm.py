@@ -29,6 +29,8 @@ PACKAGES = (
     "argon2-browser@1.18.0",
     "web-tree-sitter@0.27.2",
     "tree-sitter-json@0.24.8",
+    "brotli-wasm@3.0.1",
+    "@resvg/resvg-wasm@2.6.2",
 )
 FETCH_SECONDS = 120
 

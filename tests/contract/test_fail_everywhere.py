@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 import trio
-from kits import COSTLY, FakeKit, add, add_asking
+from kits import COSTLY, FakeKit, add, add_asking, add_calling_back
 from staging import look
 from trio.testing import wait_all_tasks_blocked
 
-from trio_wasmcache import CacheConfig, InstanceCache, Lease, WasmCacheError
+from trio_wasmcache import CacheConfig, InstanceCache, Lease, WasmCacheError, current_lease
 from trio_wasmcache.testing import FakeEngine
 
 CONFIG = CacheConfig(yield_fuel=COSTLY // 3, offload_after=None)
@@ -63,6 +63,25 @@ async def test_an_acquire_and_a_call() -> None:
 
     steps = await fail_everywhere(scenario)
     assert steps == ["compile", "load", "instantiate", "start", "call"]
+
+
+async def test_a_host_function_that_calls_back() -> None:
+    """Its instance has one more part; nothing of either is left, whichever step fails."""
+
+    async def ask(value: int) -> int:
+        if value != 1:
+            return int(await current_lease().invoke("double", value))
+        return value
+
+    async def scenario(cache: InstanceCache, kit: FakeKit, errors: list[WasmCacheError]) -> None:
+        await trying(errors, add_calling_back(cache, kit, ask))
+        if cache.functions():
+            await trying(errors, cache.functions()[0].call(2))
+        else:
+            await add_calling_back(cache, kit, ask)
+
+    steps = await fail_everywhere(scenario)
+    assert steps == ["compile", "load", "instantiate", "instantiate", "start", "call"]
 
 
 async def test_waiters_behind_the_one_that_fails() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import trio
 
 from trio_wasmcache import (
@@ -66,7 +68,84 @@ def _answers_nonsense(cache: InstanceCache, name: str) -> Imports:
     return {"host": {"ask": HostFunction(lambda value: 2**64, ("i64",), ("i64",))}}
 
 
+def _invokes(export: str) -> Callable[[InstanceCache, str], Imports]:
+    async def ask(value: int) -> int:
+        got: int = await current_lease().invoke(export, value)
+        return got
+
+    return lambda _cache, _name: {
+        "host": {"ask": HostFunction(ask, ("i64",), ("i64",), reentrant=True)}
+    }
+
+
+def _writes_where_it_is_told(cache: InstanceCache, name: str) -> Imports:
+    async def ask(value: int) -> int:
+        lease = current_lease()
+        at = await lease.invoke("malloc", 64)
+        lease.memory.write(at & 0xFFFFFFFF, b"secret")
+        return value
+
+    return {"host": {"ask": HostFunction(ask, ("i64",), ("i64",), reentrant=True)}}
+
+
+def _many_signatures() -> str:
+    """Exports of 400 types, with up to 400 parameters."""
+    return " ".join(
+        f'(func (export "e{n}") (param{" i32" * n}) (result{" f64" * (n % 40)}) (unreachable))'
+        for n in range(400)
+    )
+
+
 GUESTS = [
+    Guest(
+        "a guest that recurses through its host",
+        "Python's stack: each level has a host function on it",
+        ASKS,
+        Fails(StackOverflowError, "more than 16 deep"),
+        imports=_invokes("run"),
+    ),
+    Guest(
+        "a guest that recurses through its host, in a batch",
+        "Python's stack: each level has a host function on it",
+        ASKS,
+        Fails(StackOverflowError, "more than 16 deep"),
+        imports=_invokes("run"),
+        rows=3,
+    ),
+    Guest(
+        "a guest that recurses through its host, deep down its stack",
+        "the host's stack: callbacks run on the guest's",
+        function(
+            """(if (result i64) (i32.wrap_i64 (i64.rem_u (local.get 0) (i64.const 900)))
+              (then (i64.add (call $run (i64.sub (local.get 0) (i64.const 1))) (i64.const 1)))
+              (else (call $ask (i64.const 899))))""",
+            ASK,
+        ),
+        Fails(StackOverflowError, "the guest's stack is exhausted"),
+        imports=_invokes("run"),
+    ),
+    Guest(
+        "a guest whose host calls an endless export",
+        "the event loop",
+        function("(call $ask (local.get 0))", ASK)
+        + '(func (export "spin") (param i64) (result i64) (loop (br 0)) (unreachable))',
+        Fails(FuelExhaustedError, "after 1000000 units of fuel: all fuel is burnt"),
+        imports=_invokes("spin"),
+    ),
+    Guest(
+        "a guest that gives its host an address that is none",
+        "the memory of the process",
+        ASKS + '(func (export "malloc") (param i32) (result i32) (i32.const -32))',
+        Fails(IndexError, "not inside the guest's memory of 65536 bytes"),
+        imports=_writes_where_it_is_told,
+    ),
+    Guest(
+        "a guest that has its host call it with four hundred signatures",
+        "whoever makes something for each of them",
+        ASKS + _many_signatures(),
+        Fails(LookupError, "exports no function 'nothing'"),
+        imports=_invokes("nothing"),
+    ),
     Guest(
         "a host function that acquires its caller",
         "the graph of waits: the one instance is held by the task that waits for it",

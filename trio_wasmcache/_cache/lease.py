@@ -492,6 +492,61 @@ class Lease(Generic[R_co]):
             await self._pool.lines.locate(error, bound.definition.module)
             raise
 
+    @trio.lowlevel.enable_ki_protection
+    async def invoke(self, export: str, *values: float) -> Value:
+        """Call an export of the guest from a reentrant host function, which the guest has called.
+
+        .. code-block::
+
+            at = await current_lease().invoke("malloc", 64)
+
+        The export runs as a part of the guest's call: it burns the fuel of that call, in its slices
+        and in its thread. It may call host functions in turn, which may invoke exports, 16 levels
+        deep. `memory` shows what it has written, also if it has grown the memory.
+
+        If the export fails or is cancelled, the guest can't go on. So its call fails as well, with
+        the same error, even if the host function catches it.
+
+        Args:
+            export: name of an exported function.
+            *values: wasm values, one for each parameter of the export: ints and floats. An integer
+                may be signed or unsigned.
+
+        Returns:
+            The result as a wasm value, signed if it is an integer: None if the export returns
+            nothing, a tuple if it has several results.
+
+        Raises:
+            LookupError: the module exports no such function, or one whose types can't cross.
+            TypeError, ValueError, OverflowError: a value does not fit its type, or there are too
+                many or too few; no wasm has run.
+            GuestError: the export trapped, ran out of fuel or stack, or exited.
+            StackOverflowError: 16 invokes are under way in this call, one within the other; no wasm
+                has run.
+            RuntimeError: this is not a reentrant host function that the guest of this lease has
+                called and waits for; or the guest is starting; or this is not the Trio run of the
+                cache.
+            trio.BusyResourceError: another task awaits an invoke of this lease.
+            trio.BrokenResourceError: an earlier invoke failed or was cancelled.
+            trio.ClosedResourceError: the lease has ended, or its group or the cache is closed.
+            Exception: whatever a host function raised that the export called.
+
+        **Checkpoint:** cancellation is checked before the export starts and between slices; others
+        run after each slice.
+        **Cancellation:** the guest is stopped within a slice, and its call fails.
+        """
+        self._check_thread("invoke", waits=True)
+        call = self._under_way
+        if call is None or context_of_call.get(None) is not self:
+            if self._state is ENDED:
+                raise self._unusable()
+            when = "after its start" if self._acquisition is not None else "by call()"
+            raise RuntimeError(
+                f"invoke() works only in a reentrant host function, while a call of "
+                f"{shown(self._name)} in this lease waits for it: call the guest {when}"
+            )
+        return await call.invoke(export, values)
+
     async def _call_in_steps(
         self,
         bound: BoundFunction,
@@ -712,7 +767,8 @@ class Lease(Generic[R_co]):
         if context_of_call.get(None) is self:
             return trio.BusyResourceError(
                 f"the call of {name} that called this host function is under way in this lease: "
-                "the guest can't be called again before it ends"
+                "the guest can't be called again before it ends, but a host function with "
+                "reentrant=True can call its exports by invoke()"
             )
         return trio.BusyResourceError(
             f"another call of {name} is under way in this lease; await it first, or acquire a "
@@ -800,6 +856,26 @@ class LeaseMemory:
             raise TypeError(f"data must be bytes or a buffer, got {shown(data)}{remedy}") from None
         with view:
             self._memory().write(at, view)
+
+    def grow(self, pages: int) -> int:
+        """Add pages of 64 KiB, and return the address of the first one.
+
+        As WebAssembly's ``memory.grow``, it can't be undone: a ``"reset"`` instance that has grown
+        is replaced.
+
+        Args:
+            pages: number of pages, from 0.
+
+        Raises:
+            MemoryLimitError: the memory would exceed `memory_limit`, or the maximum in the module;
+                nothing has changed, and the lease can still be used.
+            ValueError: `pages` is negative.
+            TypeError: `pages` is not an int.
+        """
+        pages = _whole("pages", pages)
+        if pages < 0:
+            raise ValueError(f"pages must not be negative, got {pages}")
+        return self._memory().grow(pages)
 
 
 def _whole(what: str, value: object) -> int:

@@ -236,7 +236,11 @@ class FuelExhaustedError(GuestError):
 
 @public
 class StackOverflowError(GuestError):
-    """The guest recursed deeper than its half of `stack_size` allows."""
+    """The guest recursed deeper than its half of `stack_size` allows.
+
+    `Lease.invoke` also raises it if the guest and its host functions call each other more than 16
+    levels deep.
+    """
 
 
 @public

@@ -28,6 +28,7 @@ from .._core.wasm.graph import USER, FromPart, Graph
 from .._core.wasm.growth import UNMOVED, CodeOffsets
 from .._core.wasm.memory_layout import MemoryShape
 from .._core.wasm.reader import FuncType, ModuleInfo
+from .._core.wasm.trampoline import Arm, Returned
 from .compile_slots import CompileSlots, Turn
 
 WasmValue: TypeAlias = int | float
@@ -131,6 +132,10 @@ class HostImport:
     serve: Callable[[HostCall], Any] | None = field(default=None, eq=False, repr=False)
     """Answers a call without the runner, for `Engine.prove`: the results, or a generator that
     yields how long to wait (seconds) and returns them. None: only the runner can."""
+    reentrant: bool = False
+    """Whether it may call exports of the guest before it answers; see `HostCall.invoke`."""
+    helper: Arm | Returned | None = None
+    """Import of a trampoline that the engine answers itself; None: a host function does."""
     part: str = USER
     """Name of the part whose memory `HostCall.memory` is."""
 
@@ -180,7 +185,7 @@ class HostCall:
     state: dict[str, Any] = field(factory=dict)
     """For host functions to keep what they know about this instance; a reset clears it."""
     spent: int = 0
-    """Fuel that this host call has cost so far."""
+    """Fuel that this host call has cost and that its job has not counted yet."""
     serve: Callable[[HostCall], Generator[float, None, tuple[object, ...]]] | None = None
     """Function of the engine's own that answers it, at no cost: yields the seconds to wait, and
     returns the results. None: the host function of that index answers."""
@@ -188,6 +193,18 @@ class HostCall:
     """What it is a part of; whoever drives the guest says so."""
     grants: Any = None
     """For the host function to note what it was registered with."""
+    invoke: Callable[[str, Sequence[object]], None] | None = None
+    """Function that has the guest call an export, by name and wasm values, before it goes on.
+
+    The next polls run the export. Once it has returned, `GuestInstance.host_call` is this call
+    again, and `result` is there. The function raises, and changes nothing, `LookupError` if there
+    is no such export to call, and `TypeError`, `ValueError` or `OverflowError` if the values do not
+    fit. None: the host function is not reentrant.
+    """
+    result: Any = None
+    """Result of the export that was called last: None, a value, or a tuple."""
+    invoking: bool = False
+    """Whether such an export is under way; whoever drives the guest says so."""
 
     def spend(self, fuel: int) -> None:
         """Charge the guest's call for something that the host does for it, before it is done.
@@ -214,12 +231,12 @@ class GuestMemory(Protocol):
     def write(self, at: int, data: bytes | bytearray | memoryview) -> None:
         """Put `data` at address `at`; `IndexError` (and nothing is written) outside."""
 
+    def grow(self, pages: int) -> int:
+        """Add pages, and return where they begin; `MemoryLimitError` beyond the limits."""
+
 
 class OwnMemory(GuestMemory, Protocol):
     """The linear memory of an instance that has no call under way."""
-
-    def grow(self, pages: int) -> int:
-        """Add pages, and return where they begin; `MemoryLimitError` if there is no room."""
 
 
 class Counter(Protocol):

@@ -46,6 +46,7 @@ from .._core.wasm.reader import (
     FuncType,
     ModuleInfo,
 )
+from .._core.wasm.trampoline import trampoline_layer
 from .._engine.base import Engine, HostImport, Substitute
 from .._engine.compile_slots import Turn
 from .._runtime.host import (
@@ -53,7 +54,9 @@ from .._runtime.host import (
     HostExtern,
     HostFunction,
     Importable,
+    TrampolineHost,
     flatten,
+    is_reentrant,
     missing_functions,
     provided,
 )
@@ -667,6 +670,8 @@ class Imports:
     """Whether some of them trap, as nobody provides them."""
     layers: tuple[Layer, ...] = ()
     """Layers of generated parts around the module, the first one next to the host."""
+    reentrant: frozenset[int] = frozenset()
+    """Positions of the host functions that a trampoline calls."""
 
     @property
     def indexes(self) -> dict[tuple[str, str], int]:
@@ -680,7 +685,14 @@ class Imports:
         names = (*self.names, *((OWN, str(number)) for number in range(own)))
         memories = {index: name for layer in self.layers for index, name in layer.memories.items()}
         return tuple(
-            HostImport(*name, host.type, host.serve_alone, part=memories.get(index, USER))
+            HostImport(
+                *name,
+                host.type,
+                host.serve_alone,
+                part=memories.get(index, USER),
+                reentrant=index in self.reentrant,
+                helper=host.helper if isinstance(host, TrampolineHost) else None,
+            )
             for index, (name, host) in enumerate(zip(names, self.hosts, strict=True))
         )
 
@@ -714,7 +726,20 @@ def _find_imports(info: ModuleInfo, declaration: Declaration) -> Imports:
         hosts |= missing_functions(missing)
     names = tuple(name for name in wanted if name in hosts)
     found = Imports(names, tuple(hosts[name] for name in names), bool(missing))
+    reentrant = {
+        name: (index, host.type)
+        for index, (name, host) in enumerate(zip(names, found.hosts, strict=True))
+        if is_reentrant(host) and name not in supplied
+    }
+    if reentrant:
+        layer = trampoline_layer(info, reentrant, len(found.hosts))
+        found = evolve(
+            found,
+            hosts=(*found.hosts, *map(TrampolineHost, layer.hosts)),
+            layers=(layer,),
+            reentrant=frozenset(index for index, _ in reentrant.values()),
+        )
     if layered is None:
         return found
-    layer = layered.layer(info, found.indexes, len(names))
-    return evolve(found, hosts=(*found.hosts, *layer.hosts), layers=(layer,))
+    layer = layered.layer(info, found.indexes, len(found.hosts))
+    return evolve(found, hosts=(*found.hosts, *layer.hosts), layers=(*found.layers, layer))

@@ -7,12 +7,22 @@ from typing import Any, Protocol, TypeVar
 
 import trio
 
+from .._abi.base import Value
+from .._core.errors import StackOverflowError
 from .._core.policy.records import Request
 from .._core.policy.shares import Share
 from .._engine.base import HostCall
 from .._log import Origin
 from .host import AnyHost
-from .runner import Job, Polled, Runner, context_of_call, refused
+from .runner import (
+    MAX_INVOKES,
+    Job,
+    Polled,
+    Runner,
+    context_of_call,
+    refused,
+    served_call,
+)
 from .session import KEY, Session
 
 T = TypeVar("T")
@@ -124,21 +134,65 @@ class Activity:
                     return result
         raise await refused(self._make_error)
 
-    def new_job(self, native: Polled, fuel: int, burnt: int = 0) -> Job:
+    def new_job(
+        self,
+        native: Polled,
+        fuel: int,
+        burnt: int = 0,
+        finish: Callable[[], object] | None = None,
+    ) -> Job:
         """Return a job for `Runner.drive`; `job_over` must be called afterwards in any case."""
         self._job = job = Job(
-            native, self.share, self._hosts, self._lease, fuel, burnt, ended=self.error, caller=self
+            native,
+            self.share,
+            self._hosts,
+            self._lease,
+            fuel,
+            burnt,
+            ended=self.error,
+            caller=self,
+            finish=finish,
         )
         return job
 
     def job_over(self, job: Job) -> int:
         """End a job, and charge the group for the rest; return the fuel that the job has burnt."""
         self._job = None
+        job.broken = None  # whose frames hold the job
         if not self.ended:
             job.charge()
         return job.burnt
 
     # -- for host functions, and for WASI among them
+
+    async def invoke(self, export: str, values: tuple[object, ...]) -> Value:
+        """Have the guest call an export for the host function that is running: see `Lease.invoke`.
+
+        **Checkpoint:** cancellation is checked; others run between slices.
+        **Cancellation:** the guest is stopped, and can't go on.
+        """
+        self.check_open()
+        job, call = self._job, served_call.get(None)
+        if job is None or call is None or call not in job.serving or call.invoke is None:
+            raise RuntimeError(
+                "invoke() works only in a reentrant host function, HostFunction(..., "
+                "reentrant=True), while the guest that called it waits for it"
+            )
+        if job.broken is not None:
+            raise trio.BrokenResourceError(
+                "an earlier invoke() of this host function failed or was cancelled: the guest "
+                "can't go on, and its call will fail"
+            )
+        if call.invoking:
+            raise trio.BusyResourceError(
+                "another invoke() of this host function is under way; await it first"
+            )
+        if job.invokes >= MAX_INVOKES:
+            raise StackOverflowError(
+                f"the guest and its host functions call each other more than {MAX_INVOKES} deep: "
+                f"invoke({export!r:.100}) would be number {MAX_INVOKES + 1}"
+            )
+        return await self.runner.invoke(job, call, export, values)
 
     @property
     def fuel_before(self) -> int:

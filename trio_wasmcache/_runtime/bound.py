@@ -145,7 +145,8 @@ class BoundFunction:
         self.native.abandon()
         if isinstance(error, GuestError) and not error.function:
             # Not for the error of another guest, which a host function of this one called.
-            if isinstance(error, StackOverflowError):
+            if isinstance(error, StackOverflowError) and error.backtrace:
+                # Without one it is that of `Lease.invoke`, whose message says all.
                 limit = stack_limit(policy.config.stack_size)
                 error.args = (f"{error.args[0]}; {limit}", *error.args[1:])
             self._say_refusal(error)

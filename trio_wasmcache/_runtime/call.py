@@ -142,7 +142,7 @@ class Call(Activity):
         **Checkpoint:** always.
         **Cancellation:** the guest is stopped within a slice; the caller must call `fail`.
         """
-        job = self.new_job(self.native, fuel)
+        job = self.new_job(self.native, fuel, finish=function.finish)
         try:
             job.charge()
             await self.runner.drive(job)
@@ -174,7 +174,7 @@ class Call(Activity):
                 if result is UNDER_WAY:
                     # `finish`, inline: calling it would be one more coroutine to resume for every
                     # slice.
-                    job = self.new_job(native, left)
+                    job = self.new_job(native, left, finish=function.finish)
                     try:
                         job.charge()
                         await self.runner.drive(job)

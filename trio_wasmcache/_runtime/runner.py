@@ -6,7 +6,9 @@
    free, and stays there until it ends or another call needs the thread.
 4. When the guest calls the host, it is suspended, turn and thread are given back, and the Python
    function runs here, in the calling task. The call is charged fuel for it, the group CPU time.
-5. When `drive` returns or raises, nothing runs in the instance any more.
+5. A reentrant host function may have the guest call an export before it goes on (`invoke`). Then
+   the task that awaits it drives the same job, until the export has returned to that host call.
+6. When `drive` returns or raises, nothing runs in the instance any more.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import importlib
 import time
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
-from typing import Any, Protocol, TypeVar, final
+from typing import Any, NoReturn, Protocol, TypeVar, final
 
 import outcome
 import trio
@@ -44,8 +46,14 @@ CHARGE_SLICES = 256
 # Turns of other groups within which a group that asks again was not away, but between two calls.
 AWAY_TURNS = 2
 
+# Invokes under way in one call, at most. A level takes a dozen frames of Python's stack, and what
+# its functions need of the guest's.
+MAX_INVOKES = 16
+
 context_of_call: contextvars.ContextVar[object] = contextvars.ContextVar("trio_wasmcache_lease")
 """The lease whose guest called the host function that is running."""
+served_call: contextvars.ContextVar[HostCall] = contextvars.ContextVar("trio_wasmcache_host_call")
+"""The host call that it answers, if that is reentrant or within an invoke."""
 
 
 class Polled(Protocol):
@@ -80,6 +88,16 @@ class Job:
     """Function that makes the error to raise if another task stops the job."""
     caller: HostCaller | None = field(default=None, kw_only=True)
     """The call, batch or start that it is a part of, for host functions."""
+    finish: Callable[[], object] | None = field(default=None, kw_only=True)
+    """Function that raises how the guest failed, once `poll` says that it is over; None: `poll`
+    raises that itself."""
+    serving: list[HostCall] = field(factory=list)
+    """Host calls that are being answered, the innermost last: those that are reentrant, and all
+    that were made within an invoke."""
+    broken: BaseException | None = None
+    """Exception by which an invoke ended, after which the guest can't go on."""
+    left: trio.Event | None = None
+    """Event to be set when an invoke ends; None while nobody waits for that."""
     stop: bool = False
     """Whether it must stop after the current slice; set by another task or on cancellation."""
     parked: trio.CancelScope | None = None
@@ -94,6 +112,23 @@ class Job:
         self.stop = True
         if self.parked is not None:
             self.parked.cancel()
+
+    def reason(self) -> Exception:
+        """Return why it must stop: the error of an invoke that failed, or that made by `ended`."""
+        broken = self.broken
+        if broken is None:
+            return self.ended()
+        if isinstance(broken, Exception):
+            return broken
+        return trio.BrokenResourceError(
+            "a host function was cancelled in its await of invoke(), and went on: the guest, which "
+            "is half-way in that export, can't go on"
+        )
+
+    @property
+    def invokes(self) -> int:
+        """Number of invokes under way."""
+        return sum(call.invoking for call in self.serving)
 
     def charge(self) -> None:
         """Charge the group for the fuel that the guest burnt since the last time."""
@@ -205,8 +240,12 @@ class Runner:
             function, *values, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1)
         )
 
-    async def drive(self, job: Job) -> None:
+    async def drive(self, job: Job, until: HostCall | None = None) -> None:
         """Poll a job until it is over; the caller must have made the first poll.
+
+        Args:
+            job: the job.
+            until: a host call with an invoke: poll until the export has returned to it.
 
         Raises:
             GuestError: the guest failed.
@@ -223,16 +262,21 @@ class Runner:
         try:
             while not over:
                 if job.stop:
-                    raise await refused(job.ended)
+                    raise await refused(job.reason)
                 host_call = native.host_call
                 if host_call is not None:
-                    await self._answer(job, host_call)
+                    if host_call is until:
+                        return
+                    if host_call.invoke is None and not job.serving:
+                        await self._answer(job, host_call)
+                    else:
+                        await self._answer_within(job, host_call)
                     if share.burst >= BURST_FUEL:
                         # A guest that does little but call the host must not keep the loop, nor
                         # must many that go on in the same pass.
                         await self._parked(job, self.pass_turn)
                         if job.stop:
-                            raise await refused(job.ended)
+                            raise await refused(job.reason)
                     slices = 0
                     over = native.poll()
                     job.charge()
@@ -265,6 +309,61 @@ class Runner:
                             turns.give_back()
         finally:
             self._leave(share)
+        if until is not None:
+            _fail(job)
+
+    async def invoke(
+        self, job: Job, call: HostCall, export: str, values: Sequence[object]
+    ) -> object:
+        """Have the guest, which waits for a host function, call an export; return its result.
+
+        Args:
+            job: the job in which the guest called the host function.
+            call: that host call, which must be the innermost of `Job.serving` and reentrant, with
+                no invoke under way.
+            export: name of the export.
+            values: wasm values.
+
+        Raises:
+            LookupError, TypeError, ValueError, OverflowError: see `HostCall.invoke`; the host
+                function can go on.
+            BaseException: as of `drive`; the job can't go on.
+
+        **Checkpoint:** between slices.
+        **Cancellation:** at the end of a slice; the job can't go on.
+        """
+        assert call.invoke is not None
+        await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            call.spend(CALL_FUEL)
+        except BaseException as error:
+            job.broken, job.stop = error, True
+            raise
+        # Counted now, so that the group is not charged for it with the guest's.
+        job.burnt += call.spent
+        call.spent = 0
+        call.invoke(export, values)
+        call.invoking = True
+        try:
+            if job.share.burst >= BURST_FUEL:
+                await self._parked(job, self.pass_turn)
+            if job.stop:
+                raise await refused(job.reason)
+            over = job.native.poll()
+            job.charge()
+            if over:
+                _fail(job)
+            if job.native.host_call is not call:
+                await self.drive(job, call)
+        except BaseException as error:
+            job.broken = job.broken or error
+            job.stop = True
+            raise
+        finally:
+            call.invoking = False
+            if job.left is not None:
+                job.left.set()
+        return call.result
 
     def _arrive(self, share: Share) -> None:
         """Count one more call of the group that takes turns."""
@@ -316,6 +415,31 @@ class Runner:
             raise_cancel()
         return over
 
+    async def _answer_within(self, job: Job, call: HostCall) -> None:
+        """Answer a host call that may invoke exports, or that was made within an invoke."""
+        job.serving.append(call)
+        reset = served_call.set(call)
+        try:
+            await self._answer(job, call)
+        finally:
+            served_call.reset(reset)
+            job.serving.remove(call)
+
+    async def _end_invoke(self, job: Job) -> None:
+        """End an invoke of a host function that has returned: a task that it left behind awaits it.
+
+        When this returns, nothing runs in the instance, and nothing will.
+        """
+        job.broken = job.broken or RuntimeError(
+            "a host function has returned while another task awaited its invoke(): await all tasks "
+            "that use current_lease().invoke() before it returns"
+        )
+        job.end()
+        if job.serving[-1].invoking:  # otherwise that task is in a host function, for any time
+            job.left = trio.Event()
+            with trio.CancelScope(shield=True):
+                await job.left.wait()
+
     async def _answer(self, job: Job, call: HostCall) -> None:
         serve: Callable[[HostCall], Any] | None = call.serve
         meter = self.meter(job.share)
@@ -337,8 +461,10 @@ class Runner:
             context_of_call.reset(reset)
             # Not charged to the group, which is charged with CPU time instead.
             job.burnt += call.spent
+            if call.invoking:
+                await self._end_invoke(job)
         if job.stop:
-            raise await refused(job.ended)
+            raise await refused(job.reason)
         call.answer(results)
 
     async def _run_steps(
@@ -358,7 +484,7 @@ class Runner:
                 elif pause != IF_DUE or job.share.burst >= BURST_FUEL:
                     await self._parked(job, self.pass_turn)
                 if job.stop:
-                    raise await refused(job.ended)
+                    raise await refused(job.reason)
         finally:
             steps.close()
 
@@ -396,11 +522,18 @@ class Runner:
     async def _parked(self, job: Job, wait: Callable[[Share], Awaitable[None]]) -> None:
         """Wait for a turn, or raise at once when another task stops the job."""
         if job.stop:
-            raise await refused(job.ended)
+            raise await refused(job.reason)
         with trio.CancelScope() as job.parked:
             await wait(job.share)
         if job.parked.cancelled_caught and job.stop:
-            raise await refused(job.ended)
+            raise await refused(job.reason)
+
+
+def _fail(job: Job) -> NoReturn:
+    """Raise how the guest failed, whose call is over though it waited for a host function."""
+    if job.finish is not None:
+        job.finish()
+    raise AssertionError("the guest returned before the host function that it called")
 
 
 def _slices(job: Job, threads: Turns) -> bool:

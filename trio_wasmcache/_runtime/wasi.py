@@ -22,7 +22,7 @@ from attrs import evolve, field, frozen
 
 from .._abi.base import Value
 from .._core.costs import copy_fuel
-from .._core.errors import ExitError
+from .._core.errors import ExitError, MemoryLimitError
 from .._core.output import TAIL, escapes
 from .._core.wasm.admission import WASI_MODULE, WASI_TYPES, signature
 from .._core.wasm.reader import FuncType
@@ -155,6 +155,9 @@ class _NoMemory:
 
     def write(self, _at: int, _data: bytes | bytearray | memoryview, /) -> NoReturn:
         raise IndexError("the module exports no memory")
+
+    def grow(self, _pages: int, /) -> NoReturn:
+        raise MemoryLimitError("the module exports no memory")
 
 
 NO_MEMORY = _NoMemory()

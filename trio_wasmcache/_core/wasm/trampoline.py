@@ -16,16 +16,22 @@ the host in a loop, and in between the exports that the host asks for:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Final
 
 import attrs
 
 from .editor import encode_module, name_bytes, section, sleb, uleb, vector
-from .types import VALUE_LIMIT, Export, FuncType, Import, Limits, TableType
+from .graph import FromHost, FromPart, ImportName, Layer, Part, Source
+from .reader import read_module
+from .types import VALUE_LIMIT, Export, FuncType, Import, Limits, ModuleInfo, TableType
 
-DONE: Final = -1
-"""Answer of the host: give the guest the results."""
+DONE: Final = 0
+"""Answer of the host: give the guest the results. Arms are numbered from 1, so that a host that
+failed, and answers with zeros, is done."""
+TRAMPOLINE: Final = "trampoline"
+"""Name of the part of a graph that is a trampoline."""
 TABLE: Final = "table"
 """Name of the export that is the table."""
 ARMS_LIMIT: Final = 256
@@ -36,8 +42,22 @@ and results together. They bound what a hostile module costs; real ones have som
 
 _BLOCK, _LOOP, _END, _BR, _BR_IF, _BR_TABLE = 0x02, 0x03, 0x0B, 0x0C, 0x0D, 0x0E
 _RETURN, _CALL, _CALL_INDIRECT, _GET, _TEE = 0x0F, 0x10, 0x11, 0x20, 0x22
-_I32_CONST, _LT_S, _VOID, _UNREACHABLE, _I32 = 0x41, 0x48, 0x40, 0x00, 0x7F
-_IS_DONE: Final = bytes([_I32_CONST, 0, _LT_S])
+_I32_CONST, _EQZ, _VOID, _UNREACHABLE, _I32 = 0x41, 0x45, 0x40, 0x00, 0x7F
+
+
+@attrs.frozen
+class Arm:
+    """An import of a trampoline by which it gets the arguments of an export."""
+
+    number: int
+    """Number of the arm, and index of the export in the table."""
+    export: FuncType
+    """Type of the export."""
+
+    @property
+    def type(self) -> FuncType:
+        """Type of the import."""
+        return FuncType((), self.export.params)
 
 
 @attrs.frozen
@@ -63,15 +83,10 @@ class Trampoline:
     functions: tuple[FuncType, ...]
     """Types of the reentrant functions. The import ``("host", number)`` of each has one more i32
     among its results, see `widened`; the guest gets the export of that number instead."""
-    arms: tuple[FuncType, ...]
-    """Signatures of exports that it can call; the import ``("arguments", number)`` of each returns
-    its parameters."""
+    arms: tuple[Arm, ...]
+    """Imports ``("arguments", number)``, one for each signature of exports that it can call."""
     returned: tuple[Returned, ...]
-    """Types of the imports ``("returned", number)``."""
-
-    def arm(self, export: FuncType) -> int | None:
-        """Return the number of the arm for an export of this type; None: it can't be called."""
-        return self.arms.index(export) if export in self.arms else None
+    """Imports ``("returned", number)``."""
 
 
 def widened(function: FuncType) -> FuncType:
@@ -112,14 +127,14 @@ def trampoline(functions: Sequence[FuncType], exports: Mapping[str, FuncType]) -
     """
     if any(len(function.results) >= VALUE_LIMIT for function in functions):
         raise ValueError(f"a reentrant host function has fewer than {VALUE_LIMIT} results")
-    arms = arms_of(list(exports.values()))
+    arms = tuple(Arm(number, one) for number, one in enumerate(arms_of(list(exports.values())), 1))
     # One way back for all functions that have the same results.
     wanted = tuple(dict.fromkeys(function.results for function in functions))
-    given = tuple(dict.fromkeys(arm.results for arm in arms))
+    given = tuple(dict.fromkeys(arm.export.results for arm in arms))
     returned = tuple(Returned(values, results) for results in wanted for values in given)
     signatures = {
         "host": [widened(function) for function in functions],
-        "arguments": [FuncType((), arm.params) for arm in arms],
+        "arguments": [arm.type for arm in arms],
         "returned": [one.type for one in returned],
     }
     imports = [
@@ -128,7 +143,8 @@ def trampoline(functions: Sequence[FuncType], exports: Mapping[str, FuncType]) -
         for number, signature in enumerate(several)
     ]
     ways = [FuncType(("i32",), results) for results in wanted]
-    needed = [*(one.type for one in imports), *arms, *functions, *ways]
+    exported = [arm.export for arm in arms]
+    needed = [*(one.type for one in imports), *exported, *functions, *ways]
     types = list(dict.fromkeys(one for one in needed if isinstance(one, FuncType)))
     places = {signature: number for number, signature in enumerate(types)}
     first_arm, first_returned = len(functions), len(functions) + len(arms)
@@ -137,11 +153,11 @@ def trampoline(functions: Sequence[FuncType], exports: Mapping[str, FuncType]) -
     for number in range(len(wanted)):
         calls = [
             (
-                first_arm + arm,
-                places[signature],
-                first_returned + number * len(given) + given.index(signature.results),
+                first_arm + arm.number - 1,
+                places[arm.export],
+                first_returned + number * len(given) + given.index(arm.export.results),
             )
-            for arm, signature in enumerate(arms)
+            for arm in arms
         ]
         code.append(_way(calls))
     for number, function in enumerate(functions):
@@ -151,7 +167,7 @@ def trampoline(functions: Sequence[FuncType], exports: Mapping[str, FuncType]) -
         types=types,
         imports=imports,
         functions=[places[one] for one in (*ways, *functions)],
-        tables=[TableType("funcref", Limits(len(arms), len(arms)))],
+        tables=[TableType("funcref", Limits(len(arms) + 1, len(arms) + 1))],
         exports=[
             *(Export(str(n), "func", first_export + n) for n in range(len(functions))),
             Export(TABLE, "table", 0),
@@ -176,6 +192,45 @@ def trampoline(functions: Sequence[FuncType], exports: Mapping[str, FuncType]) -
     return Trampoline(wasm, tuple(functions), arms, returned)
 
 
+def trampoline_layer(
+    info: ModuleInfo, reentrant: Mapping[ImportName, tuple[int, FuncType]], first: int
+) -> Layer:
+    """Return the layer of a module by which its reentrant host functions can call it.
+
+    The host functions of the layer are `Arm` and `Returned`.
+
+    Args:
+        info: the module.
+        reentrant: {module and name of an import: index and type of the host function}.
+        first: index of the first host function of the layer itself.
+    """
+    exports = {one.name: info.functions[one.index] for one in info.exports if one.kind == "func"}
+    made = trampoline([function for _, function in reentrant.values()], exports)
+    helpers = {"arguments": made.arms, "returned": made.returned}
+    indexes = itertools.count(first)
+    wiring: dict[ImportName, Source] = {
+        ("host", str(number)): FromHost(index)
+        for number, (index, _) in enumerate(reentrant.values())
+    }
+    wiring |= {
+        (module, str(number)): FromHost(next(indexes))
+        for module, several in helpers.items()
+        for number in range(len(several))
+    }
+    part = Part(
+        TRAMPOLINE,
+        made.wasm,
+        read_module(made.wasm),
+        wiring,
+        relays={str(number): index for number, (index, _) in enumerate(reentrant.values())},
+    )
+    return Layer(
+        parts=(part,),
+        supplies={name: FromPart(TRAMPOLINE, str(number)) for number, name in enumerate(reentrant)},
+        hosts=(*made.arms, *made.returned),
+    )
+
+
 def _function(number: int, function: FuncType, way: int) -> bytes:
     """Return the body of a function that the guest calls.
 
@@ -187,7 +242,7 @@ def _function(number: int, function: FuncType, way: int) -> bytes:
     arm = uleb(len(function.params))
     code = vector([uleb(1) + bytes([_I32])])
     code += b"".join(bytes([_GET]) + uleb(param) for param in range(len(function.params)))
-    code += bytes([_CALL]) + uleb(number) + bytes([_TEE]) + arm + _IS_DONE + bytes([_BR_IF, 0])
+    code += bytes([_CALL]) + uleb(number) + bytes([_TEE]) + arm + bytes([_EQZ, _BR_IF, 0])
     return code + bytes([_GET]) + arm + bytes([_CALL]) + uleb(way) + bytes([_RETURN, _END])
 
 
@@ -201,12 +256,13 @@ def _way(calls: Sequence[tuple[int, int, int]]) -> bytes:
     """
     count = len(calls)
     code = bytearray([0, _LOOP, _VOID]) + bytes([_BLOCK, _VOID]) * (count + 1)
-    code += bytes([_GET, 0, _BR_TABLE]) + vector([uleb(arm) for arm in range(count)]) + uleb(count)
-    for arm, (arguments, signature, returned) in enumerate(calls):
+    targets = [count, *range(count)]  # 0 is no arm
+    code += bytes([_GET, 0, _BR_TABLE]) + vector([uleb(at) for at in targets]) + uleb(count)
+    for arm, (arguments, signature, returned) in enumerate(calls, 1):
         code += bytes([_END, _CALL]) + uleb(arguments) + bytes([_I32_CONST]) + sleb(arm)
         code += bytes([_CALL_INDIRECT]) + uleb(signature) + uleb(0) + bytes([_CALL])
-        code += uleb(returned) + bytes([_TEE, 0]) + _IS_DONE
+        code += uleb(returned) + bytes([_TEE, 0, _EQZ])
         # Enclosed by the blocks of the arms that follow, the outermost one, and the loop.
-        code += bytes([_BR_IF]) + uleb(count - arm + 1) + bytes([_BR]) + uleb(count - arm)
+        code += bytes([_BR_IF]) + uleb(count - arm + 2) + bytes([_BR]) + uleb(count - arm + 1)
     # The host never answers with another number.
     return bytes(code) + bytes([_END, _UNREACHABLE, _END, _UNREACHABLE, _END])

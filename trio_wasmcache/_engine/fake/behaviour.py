@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from attrs import frozen
@@ -32,6 +32,8 @@ class Behaviour:
     resettable: bool
     address_space: int
     mappings: int
+    exports: Mapping[str, Callable[..., Any]] = {}
+    """{name: function} of exports that host functions may invoke."""
     takes_values: bool = False
     """Whether it takes and returns Python values, in place of wasm's numbers."""
     args: Sequence[str] | None = None

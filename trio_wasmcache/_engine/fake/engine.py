@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import os
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -47,6 +47,7 @@ FAKE_SECTION = "trio_wasmcache.fake"
 MARKER = bytes([len(FAKE_SECTION)]) + FAKE_SECTION.encode()
 RUN = "run"
 MAX_PAGES = 65536
+NO_EXPORTS: Mapping[str, Callable[..., Any]] = {}
 # Bytes of the code of a generated part of a graph, which this engine does not run.
 PART_SIZE = 4 * KiB
 _numbers = itertools.count(1)  # of the engines of this process, so that fakes differ
@@ -118,6 +119,7 @@ class FakeEngine(Steps):
         grow_pages: int = 0,
         host_imports: Sequence[tuple[str, str]] = (),
         memory_import: tuple[str, str] | None = None,
+        exports: Mapping[str, Callable[..., Any]] = NO_EXPORTS,
         resettable: bool = True,
         address_space: int = 0,
         mappings: int = 0,
@@ -162,6 +164,9 @@ class FakeEngine(Steps):
                 in this order, with its own arguments, and then `run` with their results.
             memory_import: (module, name) of its memory if it imports that, which `register` must be
                 given as a `HostMemory`, and does not export it; None: it has a memory of its own.
+            exports: {name: function} of further exports, for reentrant host functions to invoke.
+                They take wasm's numbers and return one, a tuple, or None, or raise what the invoke
+                is to raise; each burns as much fuel as a call, and calls no host functions.
             resettable: whether its instances can be reset, as ``isolation="reset"`` asks.
             address_space: bytes of addresses that an instance reserves, and each of its drivers.
             mappings: number of memory mappings of an instance, and of each of its drivers.
@@ -176,6 +181,8 @@ class FakeEngine(Steps):
         _check_host_imports("host_imports", host_imports)
         if memory_import is not None:
             _check_host_imports("memory_import", [memory_import])
+        if not isinstance(exports, Mapping):
+            raise TypeError(f"exports must be {{name: function}}, got {shown(exports)}")
         for what, number in (
             ("code_size", code_size),
             ("grow_pages", grow_pages),
@@ -194,6 +201,7 @@ class FakeEngine(Steps):
             start_seconds=_amount("start_seconds", start_seconds),
             grow_pages=grow_pages,
             host_calls=len(host_imports),
+            exports={name: _plain_function(made) for name, made in exports.items()},
             resettable=resettable,
             address_space=address_space,
             mappings=mappings,
@@ -413,7 +421,7 @@ class FakeEngine(Steps):
             self,
             artifact,
             self._behaviour(artifact.data),
-            len(hosts),
+            hosts,
             {
                 name: behaviour
                 for name, behaviour in zip(parts, behaviours, strict=True)

@@ -7,18 +7,26 @@ assume, such as one poll at a time.
 from __future__ import annotations
 
 import functools
-from collections.abc import Generator, Hashable, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from typing import Any, Protocol
 
 from attrs import define, field
 
 from ..._core.config import WASM_PAGE
-from ..._core.errors import AbiError, FuelExhaustedError, GuestError, LoadError, TrapError
-from ..._core.wasm.admission import check_call
+from ..._core.errors import (
+    AbiError,
+    FuelExhaustedError,
+    GuestError,
+    LoadError,
+    MemoryLimitError,
+    TrapError,
+)
+from ..._core.text import shown
+from ..._core.wasm.admission import Edits, check_call
 from ..._core.wasm.graph import USER, FromHost, FromPart, Source
-from ..._core.wasm.reader import FuncType
+from ..._core.wasm.reader import FuncType, ModuleInfo
 from ..._public import public_in_testing
-from ..base import UNDER_WAY, Artifact, HostCall, InexactError
+from ..base import UNDER_WAY, Artifact, HostCall, HostImport, InexactError
 from .behaviour import Behaviour
 from .memory import FakeMemory
 from .steps import Steps
@@ -44,13 +52,24 @@ class Rows(Protocol):
 
 
 @define(eq=False)
+class Invoked:
+    """An export that a reentrant host function has the fake guest call."""
+
+    call: HostCall
+    run: Callable[..., Any]
+    values: tuple[object, ...]
+    fuel: float
+    """Units of fuel that it has yet to burn."""
+
+
+@define(eq=False)
 class FakeModule:
     """See `LoadedModule`."""
 
     engine: Steps
     artifact: Artifact
     behaviour: Behaviour
-    hosts: int
+    hosts: Sequence[HostImport]
     parts: dict[str, Behaviour] = field(factory=dict)
     """{name: behaviour} of the parts of the graph that are fake modules, the given one included."""
     closed: bool = False
@@ -111,8 +130,8 @@ class FakeInstance:
     _seconds: float = 0
     """Time that what is under way has yet to take, on Trio's clock."""
     _failure: Exception | None = None
-    """What the fake function raised in the first slice of the call under way."""
-    _pages: int = 0
+    """What the fake function raised in the first slice of the call under way, or an invoked one."""
+    _invoked: Invoked | None = None
     _marked: int | None = None
     _memories: dict[str, FakeMemory] = field(factory=dict)
     """{name: memory} of the parts of the graph, if there is one."""
@@ -121,12 +140,10 @@ class FakeInstance:
 
     def __attrs_post_init__(self) -> None:
         artifact = self.module.artifact
-        self._pages = sum(limits.minimum for limits in artifact.info.own_memories)
-        self.memory = FakeMemory(self._pages * WASM_PAGE)
+        self.memory = _memory_of(artifact.info, artifact.edits)
         if artifact.graph is not None:
             for part in artifact.graph.parts:
-                pages = sum(limits.minimum for limits in part.info.own_memories)
-                self._memories[part.name] = FakeMemory(pages * WASM_PAGE)
+                self._memories[part.name] = _memory_of(part.info, part.edits)
             self._memories[USER] = self.memory
         behaviours = self.module.parts.values() or (self.module.behaviour,)
         self._needed = sum(behaviour.start_fuel for behaviour in behaviours)
@@ -160,6 +177,9 @@ class FakeInstance:
 
     def ask_host(self, values: tuple[object, ...]) -> bool:
         """Return whether the host has answered all that this call asks; else ask for the next."""
+        if self._invoked is not None:
+            self._run_invoked(self._invoked)
+            return False
         if self._pause():
             return False
         while len(self._answers) < self.module.behaviour.host_calls:
@@ -193,7 +213,37 @@ class FakeInstance:
             self.host_call = None
 
         call = HostCall(index, values, self.memory, answer, self._take_fuel, self.host_state)
+        if self.module.hosts[index].reentrant:
+            call.invoke = functools.partial(self._invoke, call)
         self.host_call = call
+
+    def _invoke(self, call: HostCall, export: str, values: Sequence[object]) -> None:
+        assert self.host_call is call, "invoked for a host call that is over"
+        behaviour = self.module.behaviour
+        run = behaviour.exports.get(export)
+        if run is None:
+            raise LookupError(f"the fake module exports no function {export!r:.100}")
+        if not all(isinstance(value, (int, float)) for value in values):
+            raise TypeError(f"wasm values are ints and floats, got {shown(tuple(values))}")
+        self._invoked = Invoked(call, run, tuple(values), behaviour.fuel)
+        self._needed += behaviour.fuel
+        self.host_call = None
+
+    def _run_invoked(self, invoked: Invoked) -> None:
+        """Run a slice of the export that a host function invokes."""
+        if self._failure is not None:
+            return
+        invoked.fuel -= self.burn(min(invoked.fuel, self.yield_fuel))
+        if invoked.fuel > 0:
+            if not self.fuel_left():
+                self._failure = FuelExhaustedError("all fuel is burnt")
+            return
+        try:
+            invoked.call.result = invoked.run(*invoked.values)
+        except Exception as error:
+            self._failure = error
+        else:
+            self._invoked, self.host_call = None, invoked.call
 
     def _take_fuel(self, fuel: int) -> int:
         if self.host_call is None:
@@ -213,11 +263,11 @@ class FakeInstance:
         assert self.module.artifact.edits.reset and self.module.artifact.obstacle is None
         if self.module.engine.step("mark"):
             raise LoadError("the fake engine was told to fail")
-        self._marked = self._pages
+        self._marked = self.memory.size
 
     def reset(self) -> bool:
         assert not self.closed and not self._under_way
-        if self._marked != self._pages:
+        if self._marked != self.memory.size:
             return False
         for memory in self._memories.values():
             memory.clear()
@@ -254,7 +304,7 @@ class FakeInstance:
     def abandon(self) -> None:
         assert not self.polling, "abandoned while it was polled"
         self.module.starting.discard(self)
-        self._under_way = self.host_call = self._driver = self._failure = None
+        self._under_way = self.host_call = self._driver = self._failure = self._invoked = None
 
     def fuel_left(self) -> int:
         assert not self.closed, "asked for fuel after it was closed"
@@ -264,7 +314,7 @@ class FakeInstance:
         assert not self.closed and not self._under_way
         scratch = sum(len(driver.scratch) for driver in self.drivers.values())
         others = sum(memory.size for name, memory in self._memories.items() if name != USER)
-        return (self._pages + 1) * WASM_PAGE + others + scratch
+        return self.memory.size + WASM_PAGE + others + scratch
 
     @property
     def reserved(self) -> tuple[int, int]:
@@ -333,16 +383,16 @@ class FakeInstance:
     def _grow(self, pages: int) -> None:
         """Grow the memory, as its guest would: it goes on without what is refused."""
         artifact = self.module.artifact
-        size = (self._pages + pages) * WASM_PAGE
-        if pages and size > artifact.edits.memory_limit:
+        size = self.memory.size + pages * WASM_PAGE
+        try:
+            self.memory.grow(pages)
+        except MemoryLimitError:
             maximum = artifact.info.memories[0].maximum
             self._refused = (
                 pages * WASM_PAGE if maximum is None or size <= maximum * WASM_PAGE else 0
             )
-            return
-        self._refused = 0 if pages else self._refused
-        self._pages += pages
-        self.memory.grow(pages)
+        else:
+            self._refused = 0 if pages else self._refused
 
     def add_driver(self, key: Hashable, driver: Rows) -> None:
         """Keep a driver for as long as this lives, as a part of its size."""
@@ -364,6 +414,10 @@ class FakeInstance:
     def end_rows(self) -> None:
         """End the rows."""
         self._driver = None
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            self._under_way = None
+            raise failure
         self._finish("call")
 
     def _finish(self, what: str) -> None:
@@ -373,6 +427,15 @@ class FakeInstance:
             raise FakeFailure("the fake engine was told to fail", code="unreachable")
         if self._burnt < self._needed:
             raise FuelExhaustedError("all fuel is burnt")
+
+
+def _memory_of(info: ModuleInfo, edits: Edits) -> FakeMemory:
+    """Return the memory of a module: all that it defines are one."""
+    memories = info.own_memories
+    pages = sum(limits.minimum for limits in memories)
+    maxima = [limits.maximum for limits in memories if limits.maximum is not None]
+    limit = min([edits.memory_limit, *(maximum * WASM_PAGE for maximum in maxima)])
+    return FakeMemory(pages * WASM_PAGE, limit)
 
 
 def _wait(seconds: float, _call: HostCall) -> Generator[float, None, tuple[object, ...]]:

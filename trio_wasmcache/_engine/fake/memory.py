@@ -5,6 +5,10 @@ from __future__ import annotations
 from attrs import define, field
 
 from ..._core.config import WASM_PAGE
+from ..._core.errors import MemoryLimitError
+from ..._core.wasm.types import PAGE_LIMIT
+
+MAX_SIZE = PAGE_LIMIT * WASM_PAGE
 
 
 @define(eq=False)
@@ -13,6 +17,8 @@ class FakeMemory:
 
     size: int = 0
     """Bytes, in whole pages."""
+    limit: int = MAX_SIZE
+    """Bytes that it can grow to."""
     pages: dict[int, bytearray] = field(factory=dict, repr=False)
     """{number: page} of the pages that were written to."""
 
@@ -41,6 +47,11 @@ class FakeMemory:
 
     def grow(self, pages: int) -> int:
         before = self.size
+        if before + pages * WASM_PAGE > self.limit:
+            raise MemoryLimitError(
+                f"its memory of {before // WASM_PAGE} pages of 64 KiB can't have {pages} more: "
+                "raise memory_limit, unless the module itself limits its memory to less"
+            )
         self.size += pages * WASM_PAGE
         return before
 

@@ -25,11 +25,15 @@ import ctypes
 import struct
 from collections.abc import Sequence
 from ctypes import c_void_p
-from typing import TYPE_CHECKING, TypeAlias, final
+from typing import TYPE_CHECKING, Any, TypeAlias, final
 
 import trio
 
+from ..._core.errors import LoadError
+from ..._core.wasm.admission import no_crossing, signature
 from ..._core.wasm.reader import FuncType
+from ..._core.wasm.trampoline import DONE, TABLE, TRAMPOLINE, Arm, Returned, widened
+from ..._core.wasm.values import wasm_values
 from ..base import HostCall, HostImport
 from . import native
 from .errors import take_error
@@ -71,12 +75,26 @@ class HostTable:
     def __init__(self, imports: Sequence[HostImport]) -> None:
         self.imports = tuple(imports)
         # A function with references is one that only traps: it reads and returns nothing.
-        types = [
-            FuncType() if host.type.uncrossable() is not None else host.type for host in imports
+        self.types: list[FuncType] = [
+            widened(host.type) if host.reentrant else host.type for host in imports
         ]
+        """Type of each, as it is linked."""
+        types = [FuncType() if type.uncrossable() is not None else type for type in self.types]
         self.params = [cells(type.params) for type in types]
         self.results = [cells(type.results) for type in types]
         self.result_kinds = [kinds(type.results) for type in types]
+        self.helpers: dict[int, Arm | Returned] = {
+            index: host.helper for index, host in enumerate(imports) if host.helper is not None
+        }
+        """{index: what it is for} of the imports of a trampoline that need no host function."""
+        self.reentrant: bool = any(host.reentrant for host in imports)
+        """Whether some of them may call exports of the guest."""
+        self.arms: dict[FuncType, int] = {
+            helper.export: helper.number
+            for helper in self.helpers.values()
+            if isinstance(helper, Arm)
+        }
+        """{type of an export: number of the arm that calls it}"""
 
     def define(self, linker: int) -> list[str]:
         """Define all of them in a linker; return the messages of what could not be."""
@@ -87,10 +105,19 @@ class HostTable:
                 problems.append(problem)
         return problems
 
+    def put(self, index: int, values: Sequence[object], results: int) -> None:
+        """Write results of one of them to their cells, which begin at an address."""
+        packed: list[object] = []
+        for kind, value in zip(self.result_kinds[index], values, strict=True):
+            packed += [kind, value]
+        data = self.results[index].pack(*packed)
+        if data:
+            ctypes.memmove(results, data, len(data))
+
     def define_as(self, linker: int, index: int, module: str, name: str) -> str | None:
         """Define one of them in a linker by a name; return the message if it could not be."""
         raw_module, raw_name = module.encode(), name.encode()
-        function_type = _function_type(self.imports[index].type)
+        function_type = _function_type(self.types[index])
         error = native.linker_define_async_func(
             linker,
             raw_module,
@@ -158,13 +185,24 @@ def _note(env: int, caller: int, args: int, results: int, continuation: Continua
     index = env - 1
     size = table.params[index].size
     raw = ctypes.string_at(args, size) if size else b""
+    values = table.params[index].unpack(raw)[1::2]
+    if index in table.helpers:
+        call = Invokes.of(store).help(store, context, index, values, results)
+        if call is None:
+            continuation[0] = _AT_ONCE
+        else:
+            _wait(store, call, continuation)
+        return
     memory = None
     handle = None if store.stages is None else store.stages.memory_of(index)
     if handle is None and store.memory is not None:
         handle = store.memory.handle
     if handle is not None:
         memory = SuspendedMemory(
-            native.memory_data(context, handle), native.memory_data_size(context, handle)
+            native.memory_data(context, handle),
+            native.memory_data_size(context, handle),
+            store.context,
+            handle,
         )
     elif store.plan.memory_name is not None and store.stages is None:
         # Its start function runs: the exports are not known yet, but the caller has them.
@@ -179,19 +217,149 @@ def _note(env: int, caller: int, args: int, results: int, continuation: Continua
     def answer(values: Sequence[object]) -> None:
         if store.host_call is not call:
             raise RuntimeError("this host call is over")  # its result cells are gone
-        packed: list[object] = []
-        for kind, value in zip(table.result_kinds[index], values, strict=True):
-            packed += [kind, value]
-        data = table.results[index].pack(*packed)
-        if data:
-            ctypes.memmove(results, data, len(data))
+        table.put(index, values, results)
         store.resume()
         if memory is not None:
             memory.end()
 
-    values = table.params[index].unpack(raw)[1::2]
     call = HostCall(index, values, memory, answer, store.take_fuel, store.host_state)
+    if table.imports[index].reentrant:
+        ReentrantCall(store, call, memory, results)
+    _wait(store, call, continuation)
+
+
+def _wait(store: Store, call: HostCall, continuation: Continuations) -> None:
+    """Suspend the guest until a host call is answered."""
     answered = store.suspend(call)
     continuation[0].callback = ANSWERED
     continuation[0].env = answered
     continuation[0].finalizer = None
+
+
+@final
+class Invokes:
+    """The exports that one guest calls for its reentrant host functions: see `trampoline`."""
+
+    __slots__ = ("_functions", "_given", "_table", "hosts", "under_way")
+
+    def __init__(self, hosts: HostTable) -> None:
+        self.hosts = hosts
+        self.under_way: list[ReentrantCall] = []
+        """Host calls that wait for an export, the innermost last."""
+        self._given: tuple[str, tuple[int | float, ...]] | None = None
+        """Name and arguments of the export that is to be called next."""
+        self._functions: dict[str, bytes] = {}
+        """{name of an export: it, as a wasmtime_val_t}"""
+        self._table = b""
+        """Handle of the trampoline's table; empty before the first use."""
+
+    @staticmethod
+    def of(store: Store) -> Invokes:
+        """Return those of the guest in a store that has a trampoline."""
+        invokes = None if store.stages is None else store.stages.invokes
+        assert isinstance(invokes, Invokes)
+        return invokes
+
+    def begin(self, call: ReentrantCall, export: str, values: tuple[int | float, ...]) -> None:
+        """Note what is to be called for a host call."""
+        self.under_way.append(call)
+        self._given = export, values
+
+    def help(
+        self, store: Store, context: int, index: int, values: tuple[Any, ...], results: int
+    ) -> HostCall | None:
+        """Answer a call of the trampoline, or return the host call that goes on.
+
+        Args:
+            store: the guest's.
+            context: context of the caller.
+            index: which import it is.
+            values: arguments.
+            results: address of the cells of the results.
+        """
+        helper = self.hosts.helpers[index]
+        if not isinstance(helper, Arm):
+            return self.under_way.pop().returned(context, index, values, results)
+        given, self._given = self._given, None
+        assert given is not None
+        export, arguments = given
+        function = self._functions.get(export)
+        if function is None:
+            kind = native.FUNCTION_KIND.to_bytes(native.VALUE_OFFSET, "little")
+            function = self._functions[export] = kind + store.export(export)
+        if not self._table:
+            self._table = store.export(TABLE, store.piece(TRAMPOLINE))
+        # Each time, as a reset has emptied the table.
+        problem = native.table_set(context, self._table, helper.number, function)
+        if problem:
+            raise LoadError(f"wasmtime would not fill a table: {take_error(problem)}")
+        self.hosts.put(index, arguments, results)
+        return None
+
+
+@final
+class ReentrantCall:
+    """A host call that may have the guest call exports before it is answered.
+
+    Args:
+        store: the guest's.
+        call: the host call; its `answer` and `invoke` are set.
+        memory: its memory.
+        results: address of the cells of its results.
+    """
+
+    __slots__ = ("_call", "_index", "_invokes", "_memory", "_results", "_store")
+
+    def __init__(
+        self, store: Store, call: HostCall, memory: SuspendedMemory | None, results: int
+    ) -> None:
+        self._store = store
+        self._invokes = Invokes.of(store)
+        self._call = call
+        self._memory = memory
+        self._index = call.index
+        self._results = results
+        call.answer, call.invoke = self._answer, self._invoke
+
+    def returned(self, context: int, index: int, values: tuple[Any, ...], results: int) -> HostCall:
+        """Take the results of an export, and return the host call, which goes on.
+
+        Its answer goes where the trampoline waits now.
+        """
+        call = self._call
+        call.result = values[0] if len(values) == 1 else values or None
+        if self._memory is not None:
+            # The export may have grown it.
+            call.memory = self._memory = self._memory.now(context, self._store.context)
+        self._index, self._results = index, results
+        return call
+
+    def _answer(self, values: Sequence[object]) -> None:
+        self._go_on((*values, DONE))
+
+    def _invoke(self, export: str, values: Sequence[object]) -> None:
+        hosts = self._invokes.hosts
+        function = self._store.plan.function_types.get(export)
+        what = f"invoke({export!r:.100})"
+        if function is None:
+            raise LookupError(f"{what}: the module exports no function {export!r:.100}")
+        arm = hosts.arms.get(function)
+        if arm is None:
+            name = function.uncrossable()
+            raise LookupError(
+                f"{what}: that export is {signature(function)}, and "
+                + (no_crossing(name) if name else "the module has too many types of exports")
+            )
+        exact = wasm_values(what, function, values)
+        zeros = [0] * (len(hosts.result_kinds[self._index]) - 1)
+        self._go_on((*zeros, arm))
+        self._invokes.begin(self, export, exact)
+
+    def _go_on(self, values: Sequence[object]) -> None:
+        store = self._store
+        if store.host_call is not self._call:
+            raise RuntimeError("this host call is over")  # its result cells are gone
+        self._invokes.hosts.put(self._index, values, self._results)
+        store.resume()
+        if self._memory is not None:
+            self._memory.end()

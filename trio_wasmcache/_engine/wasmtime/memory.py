@@ -9,6 +9,7 @@ from typing import final
 from ..._core.buffers import flat
 from ..._core.config import WASM_PAGE
 from ..._core.errors import MemoryLimitError
+from ..._core.wasm.types import PAGE_LIMIT
 from . import native
 from .errors import take_error
 
@@ -19,19 +20,78 @@ def check_range(at: int, n: int, size: int) -> None:
         raise IndexError(f"{n} bytes at {at} are not inside the guest's memory of {size} bytes")
 
 
+def grow_memory(context: native.Context, handle: bytes, size: int, pages: int) -> int:
+    """Add pages to a memory of `size` bytes, and return where they begin.
+
+    Raises:
+        MemoryLimitError: the memory would exceed a limit, or there is no room for it.
+    """
+    before = ctypes.c_uint64()
+    # More than any memory can have would be cut to 64 bits.
+    few = min(pages, PAGE_LIMIT + 1)
+    problem = native.memory_grow(context, handle, few, ctypes.byref(before))
+    if problem:
+        raise MemoryLimitError(
+            f"its memory of {size // WASM_PAGE} pages of 64 KiB can't have {pages} more: "
+            "pass less at once, or raise memory_limit, unless the module itself limits its "
+            f"memory to less ({take_error(problem)})"
+        )
+    return before.value * WASM_PAGE
+
+
 @final
 class SuspendedMemory:
-    """The memory of a guest that waits for a host function: it can't move or grow meanwhile."""
+    """The memory of a guest that waits for a host function: only `grow` moves or grows it.
 
-    __slots__ = ("_base", "size")
+    Args:
+        base: address of its first byte.
+        size: bytes.
+        context: context of the store; None: it can't grow.
+        handle: handle of the memory.
+    """
 
-    def __init__(self, base: int | None, size: int) -> None:
+    __slots__ = ("_base", "_context", "_handle", "size")
+
+    def __init__(
+        self,
+        base: int | None,
+        size: int,
+        context: native.Context | None = None,
+        handle: bytes = b"",
+    ) -> None:
         self._base = base or 0
+        self._context = context
+        self._handle = handle
         self.size = size
 
     def end(self) -> None:
         """Have nothing inside any more: the guest is gone, or goes on."""
         self._base = self.size = 0
+        self._context = None
+
+    def now(self, caller: int, context: native.Context) -> SuspendedMemory:
+        """Return the same memory after the guest went on, and was suspended again.
+
+        Args:
+            caller: context of the guest that calls.
+            context: context of the store.
+        """
+        return SuspendedMemory(
+            native.memory_data(caller, self._handle),
+            native.memory_data_size(caller, self._handle),
+            context,
+            self._handle,
+        )
+
+    def grow(self, pages: int) -> int:
+        context, handle = self._context, self._handle
+        if context is None:
+            raise MemoryLimitError("the guest has gone on, or is starting: its memory can't grow")
+        # The guest reads anew where its memory is when it goes on, as after any host call.
+        before = grow_memory(context, handle, self.size, pages)
+        self._base = native.memory_data(context, handle) or 0
+        self.size = native.memory_data_size(context, handle)
+        return before
 
     def read(self, at: int, n: int) -> bytes:
         at, n = index(at), index(n)
@@ -88,15 +148,7 @@ class InstanceMemory:
     def grow(self, pages: int) -> int:
         if self._context is None:
             raise MemoryLimitError("the instance is closed: its memory can't grow")
-        before = ctypes.c_uint64()
-        problem = native.memory_grow(self._context, self.handle, pages, ctypes.byref(before))
-        if problem:
-            raise MemoryLimitError(
-                f"its memory of {self.size // WASM_PAGE} pages of 64 KiB can't have {pages} more: "
-                "pass less at once, or raise memory_limit, unless the module itself limits its "
-                f"memory to less ({take_error(problem)})"
-            )
-        return before.value * WASM_PAGE
+        return grow_memory(self._context, self.handle, self.size, pages)
 
     def _now(self) -> SuspendedMemory:
         if self._context is None:

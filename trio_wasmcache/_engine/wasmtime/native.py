@@ -62,6 +62,8 @@ VALUE_SIZE = 32
 VALUE_OFFSET = 8
 # {value type: (kind, struct code)}
 VALUE_KINDS = {"i32": (0, "i"), "i64": (1, "q"), "f32": (2, "f"), "f64": (3, "d")}
+# wasmtime_valkind_t of a reference to a function.
+FUNCTION_KIND = 5
 # wasm_valkind_t, for building function types.
 TYPE_KINDS = {"i32": 0, "i64": 1, "f32": 2, "f64": 3, "externref": 128, "funcref": 129}
 EXTERN_FUNC, EXTERN_GLOBAL, EXTERN_TABLE, EXTERN_MEMORY = 0, 1, 2, 3

@@ -17,13 +17,11 @@ from typing import final
 from ..._core.errors import LoadError
 from . import native
 from .errors import take_error
+from .hosts import Invokes
 from .linking import LinkedModule, LinkedPart, Start
 from .memory import InstanceMemory, SuspendedMemory
 from .plan import START
 from .store import Pieces, Store
-
-# wasmtime_val_t of a function: its kind, and its handle.
-FUNCTION_KIND = 5
 
 
 @final
@@ -36,6 +34,7 @@ class Starting:
         self._parts: tuple[LinkedPart, ...] = module.parts
         self._user = module.plan.user
         self._hosts = module.hosts.imports
+        self.invokes: Invokes | None = Invokes(module.hosts) if module.hosts.reentrant else None
         self._memories: dict[str, bytes] = {}  # {name of a part: handle of its memory}
         self._start = start
         self._lent: tuple[InstanceMemory | SuspendedMemory, ...] = ()
@@ -141,7 +140,7 @@ class Starting:
                 store.context,
                 store.export(table_name, self.handles[table]),
                 at,
-                bytes([FUNCTION_KIND, *bytes(native.VALUE_OFFSET - 1)])
+                native.FUNCTION_KIND.to_bytes(native.VALUE_OFFSET, "little")
                 + store.export(name, self.handles[function]),
             )
             if problem:

@@ -94,6 +94,10 @@ class Stages(Protocol):
     def pieces(self) -> Pieces:
         """The parts that are there."""
 
+    @property
+    def invokes(self) -> object:
+        """The exports that host functions have the guest call: see `hosts.Invokes`."""
+
     def memory_of(self, index: int) -> bytes | None:
         """Return the handle of the memory for a host import; None: it is the user's module's."""
 
