@@ -22,6 +22,7 @@ import trio
 from engine.support import quiet_cache, wat
 from hostile.guest import Gives
 from hostile.liars import buffer, scylla
+from hostile.scripts import HONEST, script
 
 from trio_wasmcache import HostFunction, InstanceCache, Lease, current_lease
 from trio_wasmcache._abi.base import FuncType, Invoke
@@ -187,12 +188,20 @@ VALUES: dict[str, list[Callable[[Act], Any]]] = {
     "blob": [lambda act: acting(Bytes, act, b"hello"), Buffer],
     "str": [lambda act: acting(Text, act, "hello")],
     "text": [lambda act: acting(Text, act, "hello")],
+    "array<f64>": [
+        lambda act: acting(Many, act),
+        endless,
+        lambda act: [7, Real(act)],
+        lambda act: (Buffer(act),),
+        Table,
+    ],
     "list<int>": [lambda act: acting(Many, act), endless, lambda act: [7, Whole(act)]],
     "list<blob>": [lambda act: [acting(Bytes, act, b"hello"), Buffer(act)]],
     "set<int>": [lambda act: acting(Many, act), endless],
     "map<text,int>": [Table, lambda act: {acting(Text, act, "hello"): Whole(act)}],
     "tuple<int,text>": [lambda act: (Whole(act), acting(Text, act, "hello"))],
 }
+SCRIPT = ("str", "bytes", "array<f64>")
 PLAIN = {"i32": "i32", "i64": "i64", "u8": "i32", "u64": "i64", "f32": "f32", "f64": "f64"}
 NATIVE = {"bigint": "i64", "double": "f64"}  # of CQL
 ECHO = (
@@ -246,6 +255,8 @@ def module(abi: str, kind: str) -> bytes:
             '(module (memory (export "memory") 1)'
             f' (func (export "run") (param {wasm}) (result {wasm}) (local.get 0)))'
         )
+    if abi == "assemblyscript":
+        return script("", Gives(None), "(local.get 0)", new=HONEST).wasm()
     if abi == "buffer":
         return buffer("", Gives(None), ECHO).wasm()
     return scylla("", Gives(None), version=2 if abi == "scylla" else 1).wasm()
@@ -340,7 +351,7 @@ REFUSALS = (
     trio.BrokenResourceError,
 )
 SEVENS: tuple[Any, ...] = (7, 7.0, "hello", b"hello", [7], {7}, [7, 7], (7, "hello"), {"hello": 7})
-SAME: dict[str, Any] = {"str": "a", "bytes": b"a", "text": "a", "blob": b"a"}
+SAME: dict[str, Any] = {"array<f64>": [7.0], "str": "a", "bytes": b"a", "text": "a", "blob": b"a"}
 
 
 def fine(result: Any) -> bool:
@@ -353,7 +364,8 @@ def fine(result: Any) -> bool:
 CASES: list[tuple[str, Any, str]] = [
     *(("plain", "plain", kind) for kind in PLAIN),
     *(("buffer", "buffer", kind) for kind in ("str", "bytes")),
-    *(("scylla", "scylla", kind) for kind in VALUES if kind not in (*PLAIN, "str", "bytes")),
+    *(("scylla", "scylla", kind) for kind in VALUES if kind not in (*PLAIN, *SCRIPT)),
+    *(("assemblyscript", "assemblyscript", kind) for kind in SCRIPT),
     *(("scylla 1", "scylla", kind) for kind in ("text", "blob", "list<blob>", "varint")),
     *(("plain", Own(binding), "i64") for binding in (Binding(), Lowers(), Steps())),
 ]

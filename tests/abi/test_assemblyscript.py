@@ -17,16 +17,18 @@ from trio_wasmcache import (
     AbiError,
     AssemblyScriptAbi,
     ExportError,
+    FuelExhaustedError,
     Function,
     HostFunction,
     InstanceCache,
     LinkError,
+    LoadError,
     ResultTooLargeError,
     SignatureError,
     TrapError,
     Wasi,
 )
-from trio_wasmcache.testing import check_invariants
+from trio_wasmcache.testing import cancel_everywhere, check_invariants
 
 FOLDER = Path(__file__).parents[1] / "udfs" / "assemblyscript"
 GOLDEN: list[dict[str, Any]] = json.loads((FOLDER / "golden.json").read_text())["results"]
@@ -494,3 +496,60 @@ async def test_words_are_kept_for_the_error_of_a_failing_call() -> None:
         )
         with pytest.raises(TrapError):
             await dropped.call(-1)
+
+
+# -- wherever it ends
+
+
+@pytest.mark.parametrize("isolation", ["reuse", "reset"])
+@pytest.mark.parametrize("runtime", ["incremental", "minimal"])
+async def test_cancelled_anywhere(runtime: str, isolation: Any) -> None:
+    """While objects are made, in the function, while garbage is collected, and in a batch."""
+    async with quiet_cache(yield_fuel=30_000, offload_after=None) as cache:
+        wasm = FOLDER / f"{runtime}.wasm"
+        join = await cache.register(
+            "join", wasm, args=("str",) * 3, returns="str", isolation=isolation
+        )
+        litter = await cache.register(
+            "litter",
+            wasm,
+            args=("i32",),
+            returns="i32",
+            abi="assemblyscript",
+            isolation=isolation,
+        )
+
+        async def scenario() -> None:
+            assert await join.call("a" * 300, "b", "c") == "a" * 300 + "-b-c"
+            async with litter.acquire() as lease:
+                assert list(await lease.map([[100, 100]])) == [10_000, 10_000]
+            async with join.acquire() as lease:
+                assert await lease.map([["a" * 100] * 3, "b", "c"]) == ["a" * 100 + "-b-c"] * 3
+
+        def check() -> None:
+            check_invariants(cache)
+            assert cache.stats().running_instances == 0
+
+        assert await cancel_everywhere(scenario, check) > 10
+        await scenario()
+
+
+async def test_failing_anywhere() -> None:
+    """With any amount of fuel, a call gives its result or fails as it must, and so does a batch."""
+    wasm = FOLDER / "minimal.wasm"
+    types = ("array<f64>", "f64", "staticarray<f64>", "str")
+    seen = set()
+    for fuel in [*range(1, 400, 37), *range(400, 6000, 450), 10**6]:
+        async with quiet_cache(total_fuel=fuel) as cache:
+            total = await cache.register("sum", wasm, args=types, returns="f64")
+            try:
+                async with total.acquire() as lease:
+                    assert await lease.call([1, 2], 0.5, [3], "four") == 8.5
+                    made = await lease.map([[[1, 2]] * 3, 0.5, [[3]] * 3, "four"])
+                    assert list(made) == [8.5] * 3
+            except (LoadError, FuelExhaustedError) as error:
+                seen.add(type(error))
+            else:
+                seen.add(float)
+            check_invariants(cache)
+    assert seen == {LoadError, FuelExhaustedError, float}

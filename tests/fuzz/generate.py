@@ -32,6 +32,7 @@ CONSTANTS = {
 WILD = (0, 1, 2, 8, 64, 1024, 65_530, -1, -(2**31), 2**31 - 1)
 NAMES = (
     *("run", "memory", "_initialize", "_start", "_scylla_abi", "malloc", "free"),
+    *("__new", "__pin", "__unpin", "__rtti_base"),
     *("a\nb", "\x1b[2J", "é🦀"),
 )
 

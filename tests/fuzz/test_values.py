@@ -12,6 +12,7 @@ import trio
 from engine.support import quiet_cache, wat
 from hostile.guest import Gives
 from hostile.liars import buffer, scylla
+from hostile.scripts import HONEST, script
 from hypothesis import HealthCheck, given, strategies as st
 from kits import tries
 from peeking import may_call
@@ -102,6 +103,10 @@ ECHOES: list[tuple[str, str, bytes]] = [
         )
         for kind in ("str", "bytes")
     ),
+    *(
+        ("assemblyscript", kind, script("", Gives(None), "(local.get 0)", new=HONEST).wasm())
+        for kind in ("str", "bytes", "array<f64>", "staticarray<f64>", "float64array")
+    ),
 ]
 
 
@@ -133,6 +138,8 @@ def test_any_value(abi: str, kind: str, wasm: bytes, values: Sequence[Any]) -> N
                         raise AssertionError(f"{value!r} was let in") from error
                     if value is None:
                         assert got is None
+                    elif "array" in kind:
+                        assert repr(got) == repr([float(one) for one in value])
                     elif isinstance(value, (int, str, bytes)) and kind != "timestamp":
                         assert got == NEAREST.get(kind, lambda same: same)(value)
                     elif isinstance(value, float) and kind in NEAREST:

@@ -75,8 +75,20 @@ IMPORTS: dict[str, dict[str, HostMemory | HostTable | HostGlobal]] = {
         **{f"{kind}{n}": HostGlobal(kind, None) for kind in REFERENCES for n in range(6)},
     }
 }
-ABIS = (None, None, "plain", "scylla", "buffer")
-TYPES = ("i32", "i64", "f32", "f64", "text", "blob", "list<int>", "str", "bytes", "bool")
+ABIS = (None, None, "plain", "scylla", "buffer", "assemblyscript")
+TYPES = (
+    "i32",
+    "i64",
+    "f32",
+    "f64",
+    "text",
+    "blob",
+    "list<int>",
+    "str",
+    "bytes",
+    "bool",
+    "list[f64]",
+)
 
 
 class Silent:

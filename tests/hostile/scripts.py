@@ -26,6 +26,14 @@ ARRAY_F64, TYPED_F64, STATIC_F64, UINT8, TEXTS = range(4, 9)
 # Where an object of the tests is, and its buffer.
 AT, BUFFER = 1024, 2048
 
+# A `__new` that writes the header of an object of AssemblyScript; the last ones are overwritten.
+HONEST = """(local $at i32)
+    (local.set $at (i32.add (i32.const 1024) (i32.and (i32.load (i32.const 0)) (i32.const 0xfff))))
+    (i32.store (i32.const 0) (i32.add (i32.load (i32.const 0)) (i32.const 256)))
+    (i32.store (i32.sub (local.get $at) (i32.const 8)) (local.get 1))
+    (i32.store (i32.sub (local.get $at) (i32.const 4)) (local.get 0))
+    (local.get $at)"""
+
 
 def escaped(data: bytes) -> str:
     """Bytes as WebAssembly text writes them."""

@@ -140,6 +140,15 @@ GUESTS: dict[str, Guest] = {
         result=lambda left, right: left + right,
         column=list,
     ),
+    "shouts": Guest(
+        make=built("assemblyscript/minimal"),
+        args=("str",),
+        returns="str",
+        export="shout",
+        values=lambda random: (words(random),),
+        result=lambda some: some.upper() + "!",
+        column=list,
+    ),
     "fib": Guest(
         make=built("scylla_v2"),
         args=("int",),
