@@ -173,6 +173,15 @@ class CacheCollector(Collector):
                 for group, summary in groups.items():
                     _add_histogram(family, (group,), field, getattr(summary, field))
                 yield family
+            throttled = CounterMetricFamily(
+                f"{prefix}group_throttled_seconds",
+                "Time that calls waited for the cpu_limit of their group.",
+                labels=("group",),
+                unit="seconds",
+            )
+            for group, seconds in ({} if stats is None else stats.throttled_seconds).items():
+                throttled.add_metric((group,), seconds)
+            yield throttled
         if self._per_function:
             functions = {} if stats is None else stats.per_function
             yield from _counters(f"{prefix}function_", "function", functions)

@@ -16,7 +16,9 @@ from bench.harness import Result
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("suite", ["hostile", "isolation", "log", "loop", "reentry", "statistics"])
+@pytest.mark.parametrize(
+    "suite", ["hostile", "isolation", "log", "loop", "reentry", "statistics", "tenants"]
+)
 def test_a_bench_runs_and_writes_its_figures(suite: str, tmp_path: Path) -> None:
     """With a name, a value and a unit for each."""
     figures = tmp_path / "figures.json"

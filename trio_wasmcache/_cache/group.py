@@ -343,9 +343,13 @@ class Groups:
     def _change(self, state: GroupState, limits: GroupLimits) -> None:
         pool, now = self._pool, trio.current_time()
         origin = pool.journal.here()
+        old = state.limits
         state.resize(limits)
         self._reserved[state] = limits.reserved_size
         pool.journal.group_resized(state.record.name, limits, now, origin)
+        if limits.cpu_limit != old.cpu_limit:
+            pool.runner.cpu_limits.change(state.record.name, state.share, limits.cpu_limit)
+            pool.set_aside(state.record.entries)
         step = pool.policy.resize_group(state.record, limits.max_size, limits.reserved_size, now)
         pool.carry_out(step, now, lambda: origin, in_pieces=True)
 
@@ -353,6 +357,8 @@ class Groups:
         reserved = {**self._reserved, state: state.limits.reserved_size}
         self._check_reserved(reserved, max_size)
         self._reserved = reserved
+        name, share = state.record.name, state.share
+        self._pool.runner.cpu_limits.change(name, share, state.limits.cpu_limit)
         self._pool.policy.open_group(state.record)
 
     def _check_reserved(self, reserved: dict[GroupState, int], max_size: int) -> None:
@@ -381,6 +387,8 @@ class Groups:
                 now, work = trio.current_time(), 0
             if group.record.closed:
                 continue  # it is being closed already, and waits for a thread
+            if group.share.budget is not None:
+                pool.runner.cpu_limits.end(group.share.budget)
             pool.journal.group_closed(group.record.name, pool.closed, now)
             step = pool.policy.close_group(group.record, now, reason)
             pool.carry_out(step, now, in_pieces=True)

@@ -120,6 +120,8 @@ class Lease(Generic[R_co]):
     _under_way: Call | None = None
     """Call under way; it may outlive the block."""
     _fuel: int | None = None
+    _error: str | None = None
+    """Type of the error by which a call failed half-way."""
     _entered_from: FrameType | None = None
     """Frame that awaited `__aenter__`, while HELD by a lease that did not take the fast path."""
 
@@ -313,7 +315,9 @@ class Lease(Generic[R_co]):
             self._step(ENDED)
         bound = self._bound
         assert bound is not None
-        self._pool.recycle(request, bound, clean=clean, calls=self._calls, reason=reason)
+        self._pool.recycle(
+            request, bound, clean=clean, calls=self._calls, reason=reason, error=self._error
+        )
 
     def _end(self, reason: Reason) -> trio.Event | None:
         """Give up the instance, as the group or the cache closes: see `GiveUp`."""
@@ -615,6 +619,7 @@ class Lease(Generic[R_co]):
         try:
             call.close()
         finally:
+            self._error = call.failed
             if self._state is ENDED:
                 # The block has ended meanwhile, or the cache is being closed.
                 if self._request is not None:
@@ -645,6 +650,7 @@ class Lease(Generic[R_co]):
         self._group.share.charge(fuel)
         bound.entry.uses.add(FUELS, fuel)
         self._step(BROKEN)
+        self._error = type(error).__name__
         bound.fail(self._pool.policy, error, values, fuel)
         return error
 
@@ -662,6 +668,7 @@ class Lease(Generic[R_co]):
             if self._request is not None:
                 self._ready = None
                 self._step(BROKEN)
+                self._error = type(error).__name__
                 bound.fail(self._pool.policy, error, values, self._fuel or 0)
             raise
 

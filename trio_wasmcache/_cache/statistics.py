@@ -17,6 +17,7 @@ from .._core.metrics.snapshot import (
     ResidentSnapshot,
 )
 from .._core.metrics.stats import CacheStats, EntryInfo, ResidentBytes
+from .._core.policy.cpu_budget import CpuBudget
 from .._core.policy.records import Instance, Stage
 from .._engine.base import GuestInstance
 from .._pool.capacity import GroupState
@@ -37,6 +38,7 @@ class _Base:
     log_lost: int = 0
     log_failures: int = 0
     context_lost: int = 0
+    throttled: Mapping[CpuBudget, float] = Factory(dict)
 
 
 @final
@@ -93,6 +95,10 @@ class Statistics:
             log_lost=pool.log.lost - base.log_lost,
             log_failures=pool.log.failures - base.log_failures,
             context_lost=pool.log.context_lost - base.context_lost,
+            throttled_seconds={
+                budget.group: waited - base.throttled.get(budget, 0.0)
+                for budget, waited in self._throttled().items()
+            },
             uses=uses,
         )
 
@@ -127,8 +133,15 @@ class Statistics:
             log_lost=pool.log.lost,
             log_failures=pool.log.failures,
             context_lost=pool.log.context_lost,
+            throttled=self._throttled(),
         )
         policy.instances.begin_anew()
+
+    def _throttled(self) -> dict[CpuBudget, float]:
+        """Return {CPU time of a group with a limit: seconds that its calls have waited for it}."""
+        budgets = [group.share.budget for group in self._groups.values()]
+        now = self._pool.now()
+        return {budget: budget.waited(now) for budget in budgets if budget is not None}
 
     def describe_entries(self) -> tuple[EntryInfo, ...]:
         """Return every function in every group that has instances or waiters."""

@@ -174,6 +174,23 @@ class GroupResized(OfGroup):
 
 
 @frozen(kw_only=True)
+class Throttled(Event):
+    """Calls of a group waited, as it had used the CPU time of its `cpu_limit`; once a second."""
+
+    name = "wasmcache.throttled"
+    group: str
+    """Name of the group."""
+    cpu_limit_cores: float
+    """Limit of the CPU time of its guests (cores)."""
+    waits: int
+    """Number of waits that have begun since the last such event."""
+    wait_seconds: float
+    """Time that its calls have waited since then, all together (seconds)."""
+    waiting: int
+    """Number of its calls that wait now."""
+
+
+@frozen(kw_only=True)
 class GroupClosed(Event):
     """A scheduling group closes; the evictions of its idle instances follow."""
 
@@ -543,6 +560,7 @@ EVENTS: tuple[type[Event], ...] = (
     Closed,
     GroupOpened,
     GroupResized,
+    Throttled,
     GroupClosed,
     Registered,
     Removed,

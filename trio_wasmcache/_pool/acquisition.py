@@ -46,7 +46,15 @@ from .._core.stack_room import check_headroom
 from .._core.text import shown
 from .._engine.base import GuestInstance, NoMemoryError
 from .._log import Origin
-from .._runtime.bound import BoundFunction, Definition, bind, fuel_limit, refusal, stack_limit
+from .._runtime.bound import (
+    Begin,
+    BoundFunction,
+    Definition,
+    bind,
+    fuel_limit,
+    refusal,
+    stack_limit,
+)
 from .._runtime.relief import Reserved
 from .._runtime.start import Start
 from .capacity import GroupState
@@ -133,6 +141,10 @@ class Acquisition:
         except BaseException:
             capacity.give_back(self._task)
             raise
+
+    def _metered(self, begin: Begin) -> Begin:
+        """Return a function that charges the group for the CPU time of a call's first slice."""
+        return self._pool.runner.cpu_limits.metered(self._group.share, begin)
 
     def end(self, reason: Reason) -> trio.Event | None:
         """Give up what was granted so far, as the group or the cache closes.
@@ -239,7 +251,13 @@ class Acquisition:
             native = bound.native
             if native.yield_fuel != config.yield_fuel:
                 native.set_yield_fuel(config.yield_fuel)
-            bound = bind(bound.definition, instance.entry, native, config.total_fuel)
+            bound = bind(
+                bound.definition,
+                instance.entry,
+                native,
+                config.total_fuel,
+                self._metered if self._group.share.budget else None,
+            )
             instance.hold(bound, ready=True)
         return bound
 
@@ -306,7 +324,13 @@ class Acquisition:
             if problem is error:
                 raise
             raise problem from error
-        bound = bind(definition, instance.entry, native, pool.config.total_fuel)
+        bound = bind(
+            definition,
+            instance.entry,
+            native,
+            pool.config.total_fuel,
+            self._metered if self._group.share.budget else None,
+        )
         instance.hold(bound, ready=definition.serves_again)
         now, seat = pool.now(), instance.seat
         instance.entry.uses.add(LOADS, microseconds(now - began))

@@ -41,8 +41,10 @@ from .._core.events import (
     Removed,
     Requested,
     Resized,
+    Throttled,
 )
 from .._core.output import LineBudget
+from .._core.policy.cpu_budget import CpuBudget
 from .._core.policy.ledger import Ledger
 from .._core.policy.lifecycle import State
 from .._core.policy.records import FunctionRecord, Instance, Need, Request
@@ -131,6 +133,18 @@ class Journal:
     def group_resized(self, name: str, limits: GroupLimits, at: float, origin: Origin) -> None:
         """Note the limits of a group from now on; the evictions that they cause follow."""
         self.note(GroupResized(**_group(name, limits)), at, origin)
+
+    def throttled(self, budget: CpuBudget, waits: int, seconds: float) -> None:
+        """Note that calls of a group have waited for its `cpu_limit`."""
+        self.note(
+            Throttled(
+                group=budget.group,
+                cpu_limit_cores=budget.limit,
+                waits=waits,
+                wait_seconds=seconds,
+                waiting=budget.waiting,
+            )
+        )
 
     def group_closed(self, name: str, with_cache: bool, at: float) -> None:
         """Note that a group closes; the evictions of that step follow."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import final
 
 import trio
@@ -15,7 +15,7 @@ from .._core.errors import CodeMemoryError
 from .._core.events import Reason
 from .._core.policy.instances import Step
 from .._core.policy.policy import Policy
-from .._core.policy.records import FunctionRecord, GroupRecord, Need, Request
+from .._core.policy.records import Entry, FunctionRecord, GroupRecord, Need, Request
 from .._core.text import shown
 from .._core.wasm.isolation import SEAT_SIZE
 from .._engine.base import Engine
@@ -87,7 +87,7 @@ class Pool:
         self.exact: Mapping[tuple[str, tuple[str, ...] | None], FunctionRecord] = (
             self.registry.exact
         )
-        self.runner: Runner = Runner(config)
+        self.runner: Runner = Runner(config, note_waits=self.journal.throttled)
         self.results: ResultMemory = ResultMemory()
         self.result_book: ResultBook = ResultBook(config.max_result_size)
         self.relief: Relief = Relief(self.evict_for)
@@ -156,6 +156,7 @@ class Pool:
         clean: bool,
         calls: int,
         reason: Reason | None = None,
+        error: str | None = None,
     ) -> None:
         """Give back the instance of a lease that has ended, in which nothing runs.
 
@@ -165,13 +166,13 @@ class Pool:
             clean: whether no call failed or ended half-way.
             calls: number of calls that were made.
             reason: why the instance must be evicted; None if it need not be.
+            error: type of the error by which a call failed.
         """
         instance, native, definition = request.held, bound.native, bound.definition
-        seat, closed_size, error = False, None, None
+        seat, closed_size = False, None
         if not clean:
             reason = reason or Reason.CORRUPTED
             native.abandon()
-            error = bound.error
         elif reason is None and not definition.keeps_state:
             # The next lease must find nothing of this one.
             seat = True
@@ -270,7 +271,11 @@ class Pool:
         self.carry_out(self.policy.resize(config, now), now, lambda: origin, in_pieces=True)
         self.evictor.sleep_until(self.policy.next_expiry())
         # The next lease of each instance takes the slow path, which adapts it to limits.
-        for entry in self.policy.instances.entries:
+        self.set_aside(self.policy.instances.entries)
+
+    def set_aside(self, entries: Iterable[Entry]) -> None:
+        """Have the next leases of all instances take the slow path, which binds them anew."""
+        for entry in entries:
             for instance in (*entry.idle, *(request.instance for request in entry.claims)):
                 if instance is not None:
                     instance.set_aside()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, final
+from typing import Final, TypeAlias, final
 
 from attrs import Factory, define, frozen
 
@@ -26,6 +26,9 @@ from .._engine.base import (
 )
 from .module import CachedModule
 from .relief import Relief
+
+Begin: TypeAlias = Callable[[Sequence[object], int], Value]
+"""Begins a call: see `GuestFunction.begin`."""
 
 
 @final
@@ -69,7 +72,7 @@ class BoundFunction:
     total_fuel: int
     """Units of fuel that one call may burn; after a change of the limit it is bound anew."""
     # Attributes of the above that every call and every recycle needs.
-    begin: Callable[[Sequence[object], int], Value]
+    begin: Begin
     left: Counter
     measure: Callable[[GuestInstance], int]
     """Function that returns the size of `native` for the fast path of a recycle; it first resets an
@@ -77,8 +80,6 @@ class BoundFunction:
     lower: Callable[[tuple[object, ...]], Sequence[object]] | None
     lift: Callable[[Value], Value] | None
     steps: Callable[[Guest, tuple[object, ...]], Steps] | None
-    error: str | None = None
-    """Type of the error that has left the instance unusable; None: none has."""
 
     @staticmethod
     def of(instance: Instance) -> BoundFunction:
@@ -140,8 +141,7 @@ class BoundFunction:
         self, policy: Policy, error: BaseException, values: tuple[object, ...], fuel: int
     ) -> None:
         """Abandon the failed call of the instance, and complete the error with its facts."""
-        self.error = type(error).__name__
-        policy.note_error(self.entry, self.error)
+        policy.note_error(self.entry, type(error).__name__)
         self.native.abandon()
         if isinstance(error, GuestError) and not error.function:
             # Not for the error of another guest, which a host function of this one called.
@@ -190,9 +190,16 @@ MAX_KEPT, BEGINNING, MAX_SHOWN = 64 * KiB, 1000, 20
 
 
 def bind(
-    definition: Definition, entry: Entry, native: GuestInstance, total_fuel: int
+    definition: Definition,
+    entry: Entry,
+    native: GuestInstance,
+    total_fuel: int,
+    metered: Callable[[Begin], Begin] | None = None,
 ) -> BoundFunction:
-    """Bind the function of `entry`, of this definition, to one of its instances."""
+    """Bind the function of `entry`, of this definition, to one of its instances.
+
+    Where the group has a `cpu_limit`, `metered` makes the beginning of a call charge its CPU time.
+    """
     guest, binding = native.function(definition.export), definition.binding
     return BoundFunction(
         native,
@@ -200,7 +207,7 @@ def bind(
         definition,
         entry,
         total_fuel,
-        guest.begin,
+        guest.begin if metered is None else metered(guest.begin),
         guest.left,
         _put_back if definition.resets else type(native).measure,
         binding.lower,

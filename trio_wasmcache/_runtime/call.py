@@ -108,8 +108,9 @@ class Call(Activity):
         self.fuel = 0
         """Units of fuel burnt so far, by the guest and by the host for it, without those of a job
         that is under way."""
-        self.failed = False
-        """Whether it failed half-way, so that the instance can serve no other call."""
+        self.failed: str | None = None
+        """Type of the error by which it failed half-way, so that the instance can serve no other
+        call; None: it has not."""
         self.exited = False
         """Whether it was a command that has exited well, so that nothing runs in the instance, and
         no other call may begin before it is reset."""
@@ -215,7 +216,7 @@ class Call(Activity):
             CodeMemoryError: the system has no memory for a stack, though all idle instances were
                 evicted.
         """
-        begin, exact = function.begin, values
+        begin, exact = self.runner.cpu_limits.metered(self.share, function.begin), values
         while True:
             self.check_open()
             try:
@@ -235,7 +236,8 @@ class Call(Activity):
     def _begin_with_stack(
         self, function: GuestFunction, values: Sequence[object], fuel: int
     ) -> Value:
-        return self.with_stack(function.begin, values, fuel)
+        begin = self.runner.cpu_limits.metered(self.share, function.begin)
+        return self.with_stack(begin, values, fuel)
 
     async def step(self, steps: Steps, result: object, left: int) -> Invoke:
         """Let the ABI convert values up to its next call of an export, which is returned.
@@ -325,6 +327,7 @@ class Call(Activity):
             return await self.unless_ended(self.runner.convert, run)
         finally:
             self.share.charge_host(seconds, self.share.burst)
+            self.runner.cpu_limits.charge(self.share, seconds)
 
     async def yield_if_due(self) -> None:
         """Let other tasks run if the group has had its burst of short calls.
@@ -406,7 +409,7 @@ class Call(Activity):
 
     def fail(self, error: BaseException, values: tuple[object, ...]) -> None:
         """Note that the call failed half-way, and complete the error with its facts."""
-        self.failed = True
+        self.failed = type(error).__name__
         self._say(error)
         self.bound.fail(self._runtime.policy, error, values, self.fuel)
 

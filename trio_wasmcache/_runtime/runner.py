@@ -28,9 +28,11 @@ from trio.lowlevel import Abort, RaiseCancelT
 
 from .._abi.gil import paced
 from .._core.config import CacheConfig
+from .._core.policy.cpu_budget import CpuBudget
 from .._core.policy.shares import BURST_FUEL, CALL_FUEL, PASS_FUEL, Share
 from .._engine.base import HostCall, HostCaller
 from .._threads import no_autojump, run_in_thread
+from .cpu_limits import CpuLimits
 from .host import AnyHost
 from .session import IF_DUE
 from .turns import Turns
@@ -104,6 +106,8 @@ class Job:
     """Cancel scope around the last wait for a turn; only `end` may cancel it."""
     in_thread: bool = False
     """Whether a thread runs it now."""
+    cpu_seconds: float = 0.0
+    """CPU time of its last stay in a thread, if its group has a `cpu_limit` (seconds)."""
     out_of_thread: trio.Event = field(factory=trio.Event)
     """Event that is set when the thread has left it; each hop to a thread has a new one."""
 
@@ -154,18 +158,21 @@ class Meter:
     The block must not let the event loop run. Tasks started by a host function are not charged.
     """
 
-    __slots__ = ("_began", "_burst", "_clock", "_share")
+    __slots__ = ("_began", "_burst", "_limits", "_share")
 
-    def __init__(self, share: Share, clock: Callable[[], float]) -> None:
+    def __init__(self, share: Share, limits: CpuLimits) -> None:
         self._share = share
-        self._clock = clock
+        self._limits = limits
 
     def __enter__(self) -> None:
         self._burst = self._share.burst
-        self._began = self._clock()
+        self._began = self._limits.clock()
 
     def __exit__(self, *_: object) -> None:
-        self._share.charge_host(self._clock() - self._began, self._burst)
+        seconds = self._limits.clock() - self._began
+        self._share.charge_host(seconds, self._burst)
+        if self._share.budget is not None:
+            self._limits.charge(self._share, seconds)
 
 
 @final
@@ -175,13 +182,17 @@ class Runner:
     Args:
         config: the limits, with the number of threads.
         cpu_clock: function that returns the CPU time of the calling thread (seconds).
+        note_waits: function that is told of waits of a group for its `cpu_limit`: see `CpuLimits`.
     """
 
     def __init__(
-        self, config: CacheConfig, cpu_clock: Callable[[], float] = time.thread_time
+        self,
+        config: CacheConfig,
+        cpu_clock: Callable[[], float] = time.thread_time,
+        note_waits: Callable[[CpuBudget, int, float], None] = lambda *_: None,
     ) -> None:
         self.config: CacheConfig = config
-        self.cpu_clock: Callable[[], float] = cpu_clock
+        self.cpu_limits: CpuLimits = CpuLimits(cpu_clock, note_waits)
         self.loop: Turns = Turns(1)
         self.threads: Turns = Turns(config.max_threads)
         self.converters: trio.CapacityLimiter = trio.CapacityLimiter(config.max_threads)
@@ -195,7 +206,16 @@ class Runner:
 
     def meter(self, share: Share) -> Meter:
         """Return a meter for blocks in which the host works for a guest of a group."""
-        return Meter(share, self.cpu_clock)
+        return Meter(share, self.cpu_limits)
+
+    @property
+    def cpu_clock(self) -> Callable[[], float]:
+        """Function that returns the CPU time of the calling thread (seconds)."""
+        return self.cpu_limits.clock
+
+    @cpu_clock.setter
+    def cpu_clock(self, clock: Callable[[], float]) -> None:
+        self.cpu_limits.clock = clock
 
     async def pass_turn(self, share: Share) -> None:
         """Let others run: wait for a turn of the loop, and begin a new burst of short calls.
@@ -204,8 +224,14 @@ class Runner:
         **Cancellation:** nothing is left behind.
         """
         share.settle(PASS_FUEL)
-        await self.loop.take(share)
-        self.loop.give_back()
+        while True:
+            if share.budget is not None:
+                await self.cpu_limits.wait(share)
+            await self.loop.take(share)
+            self.loop.give_back()
+            # Of many calls that have waited, the first ones may use up a window.
+            if share.budget is None or not self.cpu_limits.spent(share):
+                break
         share.begin_burst()
 
     async def convert(self, function: Callable[..., T], *values: object) -> T:
@@ -263,6 +289,9 @@ class Runner:
             while not over:
                 if job.stop:
                     raise await refused(job.reason)
+                if share.budget is not None and self.cpu_limits.spent(share):
+                    await self._parked(job, self._wait_for_cpu)
+                    continue
                 host_call = native.host_call
                 if host_call is not None:
                     if host_call is until:
@@ -278,7 +307,7 @@ class Runner:
                         if job.stop:
                             raise await refused(job.reason)
                     slices = 0
-                    over = native.poll()
+                    over = self.cpu_limits.metered(share, native.poll)()
                     job.charge()
                     continue
                 inline = offload_after is None or slices < offload_after
@@ -292,7 +321,14 @@ class Runner:
                         while True:
                             if job.stop:  # by another task, while this one waited
                                 break  # type: ignore[unreachable]
-                            over = native.poll() if inline else await self._hop(job)
+                            if share.budget is not None and self.cpu_limits.spent(share):
+                                break
+                            if not inline:
+                                over = await self._hop(job)
+                            elif share.budget is None:
+                                over = native.poll()
+                            else:
+                                over = self.cpu_limits.metered(share, native.poll)()
                             job.charge()
                             slices += 1
                             if over or native.host_call is not None:
@@ -349,7 +385,7 @@ class Runner:
                 await self._parked(job, self.pass_turn)
             if job.stop:
                 raise await refused(job.reason)
-            over = job.native.poll()
+            over = self.cpu_limits.metered(job.share, job.native.poll)()
             job.charge()
             if over:
                 _fail(job)
@@ -400,14 +436,16 @@ class Runner:
         def deliver(result: outcome.Outcome[bool]) -> None:
             token.run_sync_soon(trio.lowlevel.reschedule, task, result)
 
+        budget = job.share.budget
+        most = None if budget is None else budget.left(trio.current_time())
         job.in_thread = True
         try:
             with no_autojump():
-                trio.lowlevel.start_thread_soon(
-                    functools.partial(_slices, job, self.threads), deliver, "trio_wasmcache call"
-                )
+                run = functools.partial(_slices, job, self.threads, self.cpu_clock, most)
+                trio.lowlevel.start_thread_soon(run, deliver, "trio_wasmcache call")
                 over: bool = await trio.lowlevel.wait_task_rescheduled(abort)
         finally:
+            self.cpu_limits.charge(job.share, job.cpu_seconds)
             job.in_thread = False
             job.out_of_thread.set()
             job.out_of_thread = trio.Event()
@@ -488,6 +526,13 @@ class Runner:
         finally:
             steps.close()
 
+    async def _wait_for_cpu(self, share: Share) -> None:
+        self._leave(share)
+        try:
+            await self.cpu_limits.wait(share)
+        finally:
+            self._arrive(share)
+
     async def _sleep(self, seconds: float, share: Share) -> None:
         self._leave(share)
         try:
@@ -536,17 +581,22 @@ def _fail(job: Job) -> NoReturn:
     raise AssertionError("the guest returned before the host function that it called")
 
 
-def _slices(job: Job, threads: Turns) -> bool:
+def _slices(job: Job, threads: Turns, clock: Callable[[], float], most: float | None) -> bool:
     """Run slices in a worker thread; return whether the call is over.
 
-    It uses the instance and the job, and only reads `threads.contended`.
+    It uses the instance and the job, and only reads `threads.contended`. With `most`, it ends once
+    it has used that much CPU time (seconds).
     """
     native = job.native
-    slices = 0
+    slices, began = 0, 0.0 if most is None else clock()
     while True:
         over = native.poll()
         slices += 1
+        if most is not None:
+            job.cpu_seconds = clock() - began
         if over or native.host_call is not None or job.stop:
             return over
+        if most is not None and job.cpu_seconds >= most:
+            return False
         if slices >= CHARGE_SLICES or (slices >= THREAD_SLICES and threads.contended):
             return False

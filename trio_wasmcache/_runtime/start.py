@@ -34,8 +34,9 @@ class Start(Activity):
         **Checkpoint:** between slices.
         **Cancellation:** the guest is stopped; the instance can only be closed.
         """
+        budget, limits = self.share.budget, self.runner.cpu_limits
         try:
-            over = native.poll()
+            over = native.poll() if budget is None else limits.metered(self.share, native.poll)()
             burnt = fuel - native.fuel_left()
             self.share.charge(burnt, CALL_FUEL + load_fuel)
             if not over:
@@ -48,7 +49,8 @@ class Start(Activity):
                 if guest is None:
                     continue
                 self._fuel += fuel - native.fuel_left()
-                if guest.begin((), fuel) is UNDER_WAY:
+                begin = guest.begin if budget is None else limits.metered(self.share, guest.begin)
+                if begin((), fuel) is UNDER_WAY:
                     await self._drive(native, fuel, 0)
                     guest.finish()
                 else:

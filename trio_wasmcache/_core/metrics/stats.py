@@ -239,6 +239,9 @@ class CacheStats:
     context_lost: int
     """Number of events that were logged without the context of the task that caused them, because
     the log's sink was too slow."""
+    throttled_seconds: dict[str, float] = field(factory=dict)
+    """{group: seconds that its calls have waited for its `cpu_limit`, all together}, of the open
+    groups that have one."""
     _uses: Snapshot = field(factory=Snapshot, repr=False, eq=False)
 
     @cached_property

@@ -394,7 +394,7 @@ class Policy:
         """
         instance = _instance(request, GRANTED)
         entry = instance.entry
-        instances, config = self.instances, self.config
+        instances, config, group = self.instances, self.config, entry.group
         if seat:
             instance.seat, instance.ready, instance.bound = True, False, None
             instances.ledger.reserve(instance, 0, 0)
@@ -406,15 +406,16 @@ class Policy:
             drop = drop or unwanted
         elif drop is None and size > config.max_instance_size:
             drop, limit = Reason.OVERSIZED, config.max_instance_size
-        elif drop is None:
-            drop, limit = self._too_large(entry.group, size)
+        elif drop is None and (size > config.max_size or size > group.room):
+            drop, limit = Reason.SIZE, min(config.max_size, group.room)
         result = None
         booked = instance.address_space, instance.mappings
         if drop is None and not seat and reserved not in (None, booked):
             result = Step()
             if not instances.reserve(request, reserved, now, result):
                 drop = Reason.ADDRESS_SPACE
-        if drop is None and self._is_full(entry.group, size):
+        total = instances.ledger.total_size
+        if drop is None and (total + size > config.max_size or group.idle_size + size > group.room):
             result = result or Step()
             if not instances.fit(request, size, now, result):
                 drop = Reason.SIZE
@@ -822,25 +823,14 @@ class Policy:
         reason, group = self._unwanted(seat.entry), seat.entry.group
         if reason is None and seat.size > config.max_instance_size:
             reason, limit = Reason.OVERSIZED, config.max_instance_size
-        elif reason is None:
-            reason, limit = self._too_large(group, seat.size)
-        full = reason is None and self._is_full(group, seat.size)
-        if full and not self.instances.fit(request, seat.size, now, result):
+        elif reason is None and (seat.size > config.max_size or seat.size > group.room):
+            reason, limit = Reason.SIZE, min(config.max_size, group.room)
+        if reason is None and not self.instances.fit(request, seat.size, now, result):
             reason = Reason.SIZE
         if reason is not None:
             self.instances.drop(seat, reason, now, result, limit)
         else:
             self.instances.settle(seat, Action.LEAVE, seat.size, now)
-
-    def _too_large(self, group: GroupRecord, size: int) -> tuple[Reason | None, int | None]:
-        """Return why an instance can never be kept in a group, and the limit that it exceeds."""
-        limit = min(self.config.max_size, group.room)
-        return (Reason.SIZE, limit) if size > limit else (None, None)
-
-    def _is_full(self, group: GroupRecord, size: int) -> bool:
-        """Return whether something must go before an instance can be kept in a group."""
-        total = self.instances.ledger.total_size
-        return total + size > self.config.max_size or group.idle_size + size > group.room
 
     def _unwanted(self, entry: Entry) -> Reason | None:
         """Return why a running instance of `entry` must not be kept, or None if it may be."""

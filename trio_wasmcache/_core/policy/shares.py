@@ -19,6 +19,8 @@ from typing import Generic, TypeVar
 
 from attrs import Factory, define
 
+from .cpu_budget import CpuBudget
+
 T = TypeVar("T")
 
 # Calls that end in their first slice may follow each other for this much fuel before the group has
@@ -50,6 +52,8 @@ class Share:
     `BURST_FUEL`."""
     burst_from: float = 0.0
     """The virtual time at which that was 0."""
+    budget: CpuBudget | None = None
+    """The group's CPU time, if that has a limit."""
 
     def arrive(self) -> None:
         """Count one more call that takes turns."""
@@ -83,6 +87,10 @@ class Share:
         self.settle()
         self.burst = 0
         self.burst_from = self.virtual_time
+
+    def end_burst(self) -> None:
+        """Have the next short call of the group wait for a turn."""
+        self.burst = max(self.burst, BURST_FUEL)
 
     def charge_host(self, seconds: float, burst: int) -> None:
         """Charge CPU time that the host took for a guest of this group.

@@ -1,0 +1,74 @@
+"""What a group with limits of its own costs, and what its neighbours feel of it.
+
+CPU time is that of the process, less that of the same run without the group.
+"""
+
+from __future__ import annotations
+
+import time
+
+import trio
+
+from trio_wasmcache import CacheConfig, InstanceCache, MiB, SchedulingGroup, open_cache
+
+from .harness import FIB, Report, SilentLogger
+
+LOOPS, LIMIT = 100, 0.1
+
+
+async def _loop(group: SchedulingGroup) -> None:
+    async with group.acquire("forever", ()) as lease:
+        await lease.call()
+
+
+async def _cores(cache: InstanceCache, seconds: float, loops: int) -> float:
+    """Cores that the process uses while a group with a limit runs so many endless loops."""
+    async with cache.scheduling_group("slow", capacity=LOOPS, cpu_limit=LIMIT) as slow:
+        for _ in range(loops):
+            slow.start_soon(_loop, slow)
+        await trio.sleep(2)  # they are loaded, and the first window is over
+        began, cpu = time.monotonic(), time.process_time()
+        await trio.sleep(seconds)
+        used = (time.process_time() - cpu) / (time.monotonic() - began)
+        slow.cancel_scope.cancel()
+    return used
+
+
+async def _neighbours(cache: InstanceCache, seconds: float, limited: int) -> float:
+    """Fuel that a group which always has work burns beside so many limited loops, each second."""
+
+    async def work(group: SchedulingGroup) -> None:
+        async with group.acquire("forever", ()) as lease:
+            await lease.call()
+
+    async with (
+        cache.scheduling_group("slow", capacity=LOOPS, cpu_limit=LIMIT) as slow,
+        cache.scheduling_group("busy", capacity=8) as busy,
+    ):
+        for _ in range(limited):
+            slow.start_soon(_loop, slow)
+        for _ in range(2):
+            busy.start_soon(work, busy)
+        await trio.sleep(1)
+        began, before = time.monotonic(), busy._state.share.virtual_time
+        await trio.sleep(seconds)
+        fuel = (busy._state.share.virtual_time - before) * busy.shares
+        rate = fuel / (time.monotonic() - began)
+        slow.cancel_scope.cancel()
+        busy.cancel_scope.cancel()
+    return rate
+
+
+async def run(report: Report, quick: bool) -> None:
+    seconds = 2 if quick else 10
+    loops = 10 if quick else LOOPS
+    config = CacheConfig(total_fuel=10**15, max_code_size=256 * MiB)
+    async with open_cache(config, logger=SilentLogger()) as cache:
+        await cache.register("forever", FIB, args=(), concurrency=LOOPS)
+        without = await _cores(cache, seconds, 0)
+        used = await _cores(cache, seconds, loops) - without
+        alone = await _neighbours(cache, seconds, 0)
+        beside = await _neighbours(cache, seconds, loops)
+    report.add(f"cores of {loops} endless loops, limited to {LIMIT}", used, "", at_most=0.11)
+    # Two cores' worth of loops can lose what the limit allows, and 2 %.
+    report.add("a busy group beside them / alone", beside / alone, "", at_least=0.93)

@@ -1,0 +1,117 @@
+"""Holds groups to their `cpu_limit`: measures their CPU time, and lets their calls wait.
+
+1. CPU time is that of the thread that runs a slice, a host function, or a conversion. Nothing is
+   measured for groups without a limit.
+2. A call that waits has given up its turn or thread. It keeps its token, its instance and its
+   stack, so at most `capacity` tasks of a group wait.
+3. A wait ends when the next window has something left, when the limit is raised or taken away, and
+   when the group closes.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar, final
+
+import trio
+
+from .._core.policy.cpu_budget import CpuBudget
+from .._core.policy.shares import Share
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@final
+class CpuLimits:
+    """The waits of all groups of one cache that have a `cpu_limit`.
+
+    Args:
+        clock: function that returns the CPU time of the calling thread (seconds).
+        note: function that is told of waits of a group: their number, and their seconds.
+    """
+
+    def __init__(
+        self, clock: Callable[[], float], note: Callable[[CpuBudget, int, float], None]
+    ) -> None:
+        self.clock: Callable[[], float] = clock
+        self._note = note
+        self._lots: dict[CpuBudget, trio.lowlevel.ParkingLot] = {}  # of those for which calls wait
+
+    def metered(self, share: Share, run: Callable[P, T]) -> Callable[P, T]:
+        """Return `run`, or a function that does the same and charges its CPU time to the group."""
+        return run if share.budget is None else functools.partial(self._run, share, run)
+
+    def _run(self, share: Share, run: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
+        began = self.clock()
+        try:
+            return run(*args, **named)
+        finally:
+            self.charge(share, self.clock() - began)
+
+    @staticmethod
+    def charge(share: Share, seconds: float) -> None:
+        """Charge CPU time (seconds) to a group, if it has a limit."""
+        budget = share.budget
+        if budget is not None:
+            now = trio.current_time()
+            budget.charge(seconds, now)
+            if budget.left(now) <= 0:
+                share.end_burst()  # so that its next call lets others run, and waits
+
+    @staticmethod
+    def spent(share: Share) -> bool:
+        """Return whether the calls of a group have to wait."""
+        budget = share.budget
+        return budget is not None and budget.ready_at(trio.current_time()) is not None
+
+    async def wait(self, share: Share) -> None:
+        """Wait until the group may use the CPU again.
+
+        **Checkpoint:** if it has to wait.
+        **Cancellation:** nothing is left behind.
+        """
+        budget = share.budget
+        if budget is None or budget.ready_at(began := trio.current_time()) is None:
+            return
+        lot = self._lots.setdefault(budget, trio.lowlevel.ParkingLot())
+        budget.begin_wait(began)
+        try:
+            while (ready_at := budget.ready_at(trio.current_time())) is not None:
+                with trio.move_on_at(ready_at):
+                    await lot.park()
+        finally:
+            budget.end_wait(began, trio.current_time())
+            if not budget.waiting:
+                del self._lots[budget]
+            if not budget.closed:
+                self._tell(budget)
+
+    def change(self, group: str, share: Share, limit: float | None) -> None:
+        """Change the limit of a group (cores; None: none): calls look whether they may go on."""
+        budget = share.budget
+        if limit is None:
+            share.budget = None
+            if budget is not None:
+                self.end(budget)
+        elif budget is None:
+            share.budget = CpuBudget(group, limit)
+        else:
+            budget.limit = limit
+            self._wake(budget)
+
+    def end(self, budget: CpuBudget) -> None:
+        """End all waits, as the limit was taken away or the group closes."""
+        budget.closed = True
+        self._tell(budget, last=True)
+        self._wake(budget)
+
+    def _tell(self, budget: CpuBudget, *, last: bool = False) -> None:
+        told = budget.take_waits(trio.current_time(), last=last)
+        if told is not None:
+            self._note(budget, *told)
+
+    def _wake(self, budget: CpuBudget) -> None:
+        if budget in self._lots:
+            self._lots[budget].unpark_all()
