@@ -210,6 +210,23 @@ async def test_limits_are_shared_with_the_modules_own() -> None:
             await f.call(0)
 
 
+async def test_refused_memory_is_named() -> None:
+    """As that of any module: the growth that the limit refused, and where it was asked for."""
+    wasm = wat(
+        """(module (import "env" "memory" (memory 1)) (import "env" "g" (global i64))
+        (func (export "f") (param i64) (result i64)
+          (if (i32.eq (memory.grow (i32.const 600)) (i32.const -1)) (then (unreachable)))
+          (local.get 0)))"""
+    )
+    imports = {"env": {"memory": HostMemory(), "g": HostGlobal("i64", -(2**60))}}
+    async with quiet_cache() as cache:
+        f = await cache.register("f", wasm, imports=imports, **I64)
+        with pytest.raises(TrapError) as caught:
+            await f.call(1)
+        assert caught.value.refused_memory == 600 * PAGE
+        assert wasm[caught.value.frames[0].offset] == 0x00  # unreachable
+
+
 async def test_memories_of_64_bits_are_given_as_any() -> None:
     """Addresses are as wide as the import says."""
     wasm = wat(
