@@ -10,7 +10,7 @@ import wasmtime
 from batch.routes import both, drives, outcome, row_by_row
 from engine.support import quiet_cache, wat
 from hostile.guest import CONFIG, Fails
-from hostile.scripts import GUESTS, runtime, words
+from hostile.scripts import GUESTS, array, runtime, words
 from hypothesis import HealthCheck, given, strategies as st
 from kits import WasmtimeKit, tries
 
@@ -19,12 +19,13 @@ from trio_wasmcache._abi.batching import Heap
 from trio_wasmcache._abi.managed import MANAGED
 from trio_wasmcache._core.wasm.driver import CELLS
 from trio_wasmcache._core.wasm.memory_driver import memory_layout
-from trio_wasmcache._core.wasm.memory_layout import BYTES, MemoryShape
+from trio_wasmcache._core.wasm.memory_layout import BYTES, RTTI_AT, MemoryShape
 from trio_wasmcache._core.wasm.reader import read_module
 from trio_wasmcache.testing import check_invariants
 
 FOLDER = Path(__file__).parents[1] / "udfs" / "assemblyscript"
 ENGINE = wasmtime.Engine()
+ARRAY_I8 = 1 << 1 | 1 << 6 | 1 << 11
 CONTENTS = sorted({kind.name: kind.contents for kind in MANAGED.values()}.items())
 TEXTS = st.text(st.characters() | st.characters(categories=["Cs"]), max_size=20)
 
@@ -187,6 +188,48 @@ async def test_a_failing_row_is_named() -> None:
         assert got.row == 2
         large = await both(repeat, [["x", "\U0001f600"], [90_000, 3]])
         assert large == ["x" * 90_000, "\U0001f600" * 3]
+
+
+def test_what_a_driver_burns_is_bounded() -> None:
+    """`fuel_per_row` is an upper bound of its own fuel, rows without a call included."""
+    view = array(4, 2048, 2048, 64, 8)  # an array of i8 in the table below
+    guest = f"""(module (memory (export "memory") 1) {view} {words(64, 5, 0, 0, 0, 0, ARRAY_I8)}
+      (func (export "new") (param i32 i32) (result i32) (i32.const 4096))
+      (func (export "pin") (param i32) (result i32) (i32.const 8))
+      (func (export "unpin") (param i32)) (func (export "count") (param i32))
+      (func (export "collect"))
+      (func (export "f") (param i32 i32 f64) (result i32) (i32.const 1024)))"""
+    shape = MemoryShape(
+        (BYTES, BYTES),
+        (BYTES,),
+        "object",
+        "object",
+        "guest",
+        views=(8, 8),
+        contents=MANAGED["list[i8]"].contents,
+        count=2,
+        defaults=("f64",),
+        collects=True,
+    )
+    made = memory_layout(shape)
+    config = wasmtime.Config()
+    config.consume_fuel = True
+    engine = wasmtime.Engine(config)
+    store = wasmtime.Store(engine)
+    store.set_fuel(10**9)
+    instance = wasmtime.Instance(store, wasmtime.Module(engine, wasmtime.wat2wasm(guest)), [])
+    module = wasmtime.Module(engine, wasmtime.wat2wasm(made.text))
+    exports = instance.exports(store)
+    names = {"function": "f"}
+    imports = [exports[names.get(one.name or "", one.name or "")] for one in module.imports]
+    driver = wasmtime.Instance(store, module, imports).exports(store)
+    for validity in (b"\xff", b"\0"):
+        for rows in (1, 8, made.rows):
+            driver["scratch"].write(store, (64).to_bytes(4, "little"), RTTI_AT)
+            driver["scratch"].write(store, validity * (made.rows // 8), made.validity[0])
+            before = store.get_fuel()
+            assert driver["run"](store, rows) == rows
+            assert 0 < before - store.get_fuel() <= rows * made.fuel_per_row
 
 
 # -- garbage

@@ -78,6 +78,24 @@ def test_a_real_component_is_told_what_to_build(path: Path) -> None:
     ("path", "said"),
     [
         ("udfs/toolchains/assemblyscript.wasm", "made by: AssemblyScript"),
+        (
+            "udfs/toolchains/assemblyscript.wasm",
+            'Text, bytes and lists of numbers are passed as objects: see abi="assemblyscript".',
+        ),
+        (
+            "udfs/assemblyscript/numbers.wasm",
+            (
+                "For text, bytes and lists of numbers, build with asc --exportRuntime: see "
+                'abi="assemblyscript".'
+            ),
+        ),
+        (
+            "udfs/assemblyscript/stub.wasm",
+            (
+                "  by this library, as AssemblyScript's, which grants what `wasi` says: abort, "
+                "console.log, console.error, trace, Date.now, seed"
+            ),
+        ),
         ("udfs/toolchains/clang-dwarf5.wasm", "made by: C or C++, by clang (clang 22.1.8)"),
         (
             "udfs/toolchains/clang-dwarf5.wasm",

@@ -135,6 +135,15 @@ def test_assemblyscripts_abort_is_known_by_its_type() -> None:
     assert not families_of(importing(("env", "abort")).imports)
 
 
+def test_assemblyscripts_standard_library_is_known_by_its_objects() -> None:
+    """What is not provided of it is named, with the ABI for what is."""
+    for name in ("console.time", "process.exit", "Math.log", "crypto.getRandomValuesN"):
+        with pytest.raises(LinkError) as caught:
+            check_imports(importing(("env", name)), "f()", {})
+        assert 'abi="assemblyscript" (build with asc --exportRuntime)' in str(caught.value)
+    assert not families_of(importing(("env", "console")).imports)
+
+
 def test_an_imported_memory_must_be_given() -> None:
     """The message says how, and does not suggest traps, which are for functions."""
     memory = Import("env", "memory", "memory", Limits(1))
