@@ -21,7 +21,15 @@ from abi.npm import node
 from abis.opa import OpaAbi
 from engine.support import ROOT, quiet_cache
 
-from trio_wasmcache import AbiError, Function, HostFunction, HostMemory, InstanceCache, TrapError
+from trio_wasmcache import (
+    AbiError,
+    Function,
+    HostFunction,
+    HostMemory,
+    InstanceCache,
+    TrapError,
+    current_lease,
+)
 from trio_wasmcache.testing import check_invariants
 
 UDFS = ROOT / "examples" / "udfs"
@@ -164,4 +172,39 @@ async def test_a_policy_that_aborts_says_why() -> None:
         f = await add(cache, "x", nonsense % ("", "(i32.const -1)"), replace=True)
         with pytest.raises(AbiError):
             await f.call({})
+        check_invariants(cache)
+
+
+async def test_a_builtin_function_of_the_host_calls_the_policy_back() -> None:
+    """It reads its argument, and makes its result, by functions of the policy."""
+    asks = """(module (import "env" "memory" (memory 2))
+        (import "env" "opa_builtin1" (func $ask (param i32 i32 i32) (result i32)))
+        (data (i32.const 8) "{\\"x\\": 0}") (global $heap (mut i32) (i32.const 4096))
+        (func (export "opa_malloc") (param $size i32) (result i32)
+          (global.get $heap) (global.set $heap (i32.add (global.get $heap) (local.get $size))))
+        (func $same (export "opa_json_parse") (param i32 i32) (result i32) (local.get 0))
+        (func (export "opa_heap_ptr_get") (result i32) (global.get $heap))
+        (func (export "entrypoints") (result i32) (i32.const 8))
+        (func (export "opa_json_dump") (param i32) (result i32) (local.get 0))
+        (func (export "opa_eval") (param $_ i32) (param $entrypoint i32) (param $data i32)
+          (param $at i32) (param $size i32) (param $free i32) (param $format i32) (result i32)
+          (i32.store8 (local.get $free) (i32.const 0))
+          (global.set $heap (i32.add (local.get $free) (i32.const 1)))
+          (call $ask (i32.const 3) (i32.const 0) (local.get $at))))"""
+
+    async def shout(number: int, context: int, value: int) -> int:
+        lease = current_lease()
+        at = await lease.invoke("opa_json_dump", value)
+        text = lease.memory.read(at, 100).partition(b"\0")[0]
+        made = json.dumps([{"result": json.loads(text).upper()}]).encode() + b"\0"
+        at = await lease.invoke("opa_malloc", len(made))
+        lease.memory.write(at, made)
+        found: int = await lease.invoke("opa_json_parse", at, len(made))
+        return found
+
+    host = HostFunction(shout, ("i32",) * 3, ("i32",), reentrant=True)
+    async with quiet_cache() as cache:
+        f = await add(cache, "x", asks, imports={"env": {"memory": MEMORY, "opa_builtin1": host}})
+        async with f.acquire() as lease:
+            assert [await lease.call(word) for word in ("one", "two")] == ["ONE", "TWO"]
         check_invariants(cache)
