@@ -13,6 +13,7 @@ from typing import Any
 
 import wasmtime
 from hypothesis import settings
+from parts import TwoParts
 
 import trio_wasmcache
 from trio_wasmcache import CacheConfig, HostFunction, InstanceCache, TrapError
@@ -286,3 +287,18 @@ async def add_asking(cache: InstanceCache, kit: Kit, *hosts: Any, name: str = "a
         one: HostFunction(host, ("i64",), ("i64",)) for one, host in zip(names, hosts, strict=True)
     }
     return await add(cache, name, kit.asking(names), imports={"host": given})
+
+
+async def add_two_parts(
+    cache: InstanceCache,
+    kit: Kit,
+    part: bytes,
+    *,
+    name: str = "f",
+    pages: int = 1,
+    slow_start: bool = False,
+    **more: Any,
+) -> Any:
+    """Register a function that gives what ``run`` of a part gives for its argument."""
+    wasm = kit.importing(pages=pages, slow_start=slow_start)
+    return await add(cache, name, wasm, abi=TwoParts(part), **more)

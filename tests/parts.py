@@ -1,4 +1,4 @@
-"""An ABI that puts a part before the user's module, for tests of graphs on both engines."""
+"""ABIs that put parts beside the user's module, for tests of graphs on both engines."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from attrs import field, frozen
-from kits import Kit, add
+from wasmtime import wat2wasm
 
-from trio_wasmcache import Function, InstanceCache
+from trio_wasmcache._abi import ABIS
 from trio_wasmcache._abi.base import Abi, Binding, LayeredAbi
 from trio_wasmcache._abi.plain import Plain
-from trio_wasmcache._core.wasm.graph import FromPart, Layer, Part
+from trio_wasmcache._abi.scylla import VERSION_GLOBAL
+from trio_wasmcache._core.wasm.graph import FromHost, FromPart, Layer, Part
 from trio_wasmcache._core.wasm.reader import FuncType, ModuleInfo, read_module
 
 ONE = FuncType(("i64",), ("i64",))
@@ -36,17 +37,50 @@ class TwoParts(LayeredAbi):
         return self.plain.bind(*args)
 
 
-async def add_two_parts(
-    cache: InstanceCache,
-    kit: Kit,
-    part: bytes,
-    *,
-    name: str = "f",
-    pages: int = 1,
-    slow_start: bool = False,
-    **more: Any,
-) -> Function:
-    """Register a function that gives what ``run`` of a part gives for its argument."""
-    wasm = kit.importing(pages=pages, slow_start=slow_start)
-    function: Function = await add(cache, name, wasm, abi=TwoParts(part), **more)
-    return function
+@frozen
+class Relayed(LayeredAbi):
+    """Another ABI, with a part between the module and its host functions, and one after it.
+
+    All calls of the host go through the part, which changes nothing.
+    """
+
+    abi: Any = field(default=None, eq=False)
+    """As in `register`."""
+
+    @property
+    def supplies(self) -> Mapping[tuple[str, str], FuncType]:
+        return {}
+
+    def layer(self, info: ModuleInfo, hosts: Mapping[tuple[str, str], int], first: int) -> Layer:
+        types = {
+            (item.module, item.name): item.type
+            for item in info.imports
+            if isinstance(item.type, FuncType)
+        }
+        fields = ["(global (mut i32) (i32.const 0))"]
+        for name, index in hosts.items():
+            params, results = (" ".join(many) for many in (types[name].params, types[name].results))
+            signature = f"(param {params}) (result {results})"
+            values = " ".join(f"(local.get {n})" for n in range(len(types[name].params)))
+            fields.insert(0, f'(import "h" "{index}" (func $f{index} {signature}))')
+            fields.append(f'(func (export "{index}") {signature} (call $f{index} {values}))')
+        wasm = bytes(wat2wasm(f"(module {' '.join(fields)})"))
+        relay = Part(
+            "relay",
+            wasm,
+            read_module(wasm),
+            {("h", str(index)): FromHost(index) for index in hosts.values()},
+            relays={str(index): index for index in hosts.values()},
+        )
+        after = bytes(wat2wasm('(module (global (mut i32) (i32.const 0)) (func (export "f")))'))
+        return Layer(
+            (relay,),
+            {name: FromPart("relay", str(index)) for name, index in hosts.items()},
+            (Part("after", after, read_module(after), {}),),
+        )
+
+    def bind(self, function: str, export: str, *rest: Any) -> Binding:
+        abi = ABIS.get(self.abi) if isinstance(self.abi, str) else self.abi
+        if abi is None:
+            abi = ABIS["scylla" if VERSION_GLOBAL in rest[2].globals else "plain"]
+        return abi.bind(function, export, *rest)

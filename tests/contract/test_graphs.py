@@ -7,8 +7,8 @@ from array import array
 import pytest
 import trio
 from contract.test_fail_everywhere import fail_everywhere, trying
-from kits import COSTLY, PAGE, FakeKit, Kit, WasmtimeKit, add
-from parts import TwoParts, add_two_parts
+from kits import COSTLY, PAGE, FakeKit, Kit, WasmtimeKit, add, add_two_parts
+from parts import TwoParts
 from peeking import native_of
 from staging import stage
 

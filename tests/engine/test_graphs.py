@@ -13,8 +13,7 @@ from attrs import evolve
 from engine.faults import LIBRARY
 from engine.support import wat
 from engine.test_instance import PARTS, heap_in_use
-from kits import WasmtimeKit
-from parts import add_two_parts
+from kits import WasmtimeKit, add_two_parts
 
 from trio_wasmcache import (
     CacheConfig,

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import structlog
 import trio
+from attrs import evolve
 from hostile.guest import CONFIG, Guest, Refused
 from hostile.zoo import ZOO
 from kits import ListLogger, WasmtimeKit, add, open_real_cache
+from parts import Relayed
 
 from trio_wasmcache.testing import check_invariants, snapshot
 
@@ -19,6 +21,8 @@ RENDERERS = (
     structlog.processors.KeyValueRenderer(),
 )
 NEIGHBOURS, CALLS = 20, 15
+# Those that ask the host, or that do something before they are called.
+LINKED = [one for one in ZOO if one.imports or one.wasi or "(start" in str(one.source)]
 ISOLATIONS = ("reuse", "fresh", "reset")
 
 
@@ -41,6 +45,17 @@ def test_the_zoo_is_large_and_its_names_tell_guests_apart() -> None:
 @pytest.mark.parametrize("guest", ZOO, ids=lambda guest: guest.name)
 async def test_alone(guest: Guest, real: WasmtimeKit, log: ListLogger) -> None:
     """It gets what it must get, twice, and the cache goes on as if nothing had been."""
+    await check_alone(guest, real, log)
+
+
+@pytest.mark.parametrize("guest", LINKED, ids=lambda guest: guest.name)
+async def test_alone_between_parts(guest: Guest, real: WasmtimeKit, log: ListLogger) -> None:
+    """The same, where all that it asks of the host goes through a module of ours."""
+    await check_alone(evolve(guest, abi=Relayed(guest.abi)), real, log)
+
+
+async def check_alone(guest: Guest, real: WasmtimeKit, log: ListLogger) -> None:
+    """See `test_alone`."""
     wasm = guest.wasm()
     async with open_real_cache(CONFIG, logger=log) as cache:
         neighbour = await add(cache, "neighbour", real.adding(1))
