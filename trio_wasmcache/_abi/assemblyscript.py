@@ -100,6 +100,9 @@ class AssemblyScriptAbi:
 
     A null that the guest returns is None. With `called_on_null`, a None is passed as null.
 
+    Without `abi`, a function of numbers alone uses the plain ABI, in which they mean the same, and
+    its garbage is left to the runtime.
+
     A function may be registered with fewer types than it has parameters, if those left out have
     default values.
 
