@@ -24,6 +24,7 @@ from trio_wasmcache import (
 )
 from trio_wasmcache._core.config import WASM_PAGE, MiB
 from trio_wasmcache._core.errors import GuestError
+from trio_wasmcache._core.wasm.admission import rest_size
 from trio_wasmcache._core.wasm.driver import Shape
 from trio_wasmcache._core.wasm.graph import (
     USER,
@@ -507,3 +508,39 @@ async def test_parts_are_compiled_apart_and_kept_on_disk(tmp_path: Path) -> None
             bad = bytes(kit.adding(7)).replace(b"\x7c\x0b", b"\x92\x0b")  # f32.add
             with pytest.raises(InvalidModuleError, match="can't compile it"):
                 await add_two_parts(cache, kit, bad, name="h")
+
+
+async def test_forty_modules_of_the_users_share_a_memory_and_a_table() -> None:
+    """As those of a component that is linked dynamically; others may run after each of them."""
+    first = '(memory (export "memory") 1) (table (export "table") 40 funcref)'
+    text = """(import "env" "memory" (memory 1)) (import "env" "table" (table 40 funcref))
+      (func $f (result i32) (i32.load8_u (i32.const {n}))) (elem (i32.const {n}) $f)
+      (data (i32.const {n}) "\\{n:02x}") (global (export "g") (mut i32) (i32.const {n}))"""
+    last = """(import "env" "memory" (memory 1)) (import "env" "table" (table 40 funcref))
+      (type $f (func (result i32)))
+      (func (export "run") (param i32) (result i32) (call_indirect (type $f) (local.get 0)))"""
+    shared: Wiring = {("env", name): FromPart("first", name) for name in ("memory", "table")}
+    parts = [
+        part("first", first, generated=False),
+        *(part(f"part{n}", text.format(n=n), shared, generated=False) for n in range(38)),
+        user(last, shared),
+    ]
+    engine = WasmtimeEngine(STACK)
+    made = await compiled(engine, *parts, reset=True)
+    module = await engine.load(await engine.prove(made, (), None), ())
+    instance = module.instantiate(FUEL, SLICE)
+    assert drive(instance) == len(parts)
+    instance.started()
+    instance.mark()
+    assert instance.measure() == sum(
+        (WASM_PAGE, 2 * 40 * 8, rest_size(*(one.info for one in parts)))
+    )
+    for _ in range(2):
+        assert [call(instance, "run", n) for n in range(38)] == [*range(38)]
+        assert instance.memory is not None
+        instance.memory.write(0, bytes(38))
+        assert {call(instance, "run", n) for n in range(38)} == {0}
+        assert instance.reset()
+    instance.close()
+    module.close()
+    engine.close()
