@@ -6,6 +6,7 @@ stranger's: they are cut, and shown without control characters.
 
 from __future__ import annotations
 
+import itertools
 import keyword
 import re
 from collections.abc import Iterator
@@ -302,6 +303,9 @@ def _registration(info: ModuleInfo, path: Path) -> Iterator[str]:
         arguments.append(f"export={_quoted(export.name)}")
     arguments += _imports_arguments(_missing(info))
     yield f"    {name} = await cache.register({', '.join(arguments)})"
+    externs = sum(not isinstance(item.type, FuncType) for item in _missing(info))
+    if more := externs - len(_shown_externs(_missing(info))):
+        yield f"{more:,} more memories, tables and globals are given in the same way."
     if exports_runtime(exports_of(info)):
         yield 'Text, bytes and lists of numbers are passed as objects: see abi="assemblyscript".'
     elif toolchain_of(info) == ASSEMBLYSCRIPT:
@@ -316,7 +320,7 @@ def _registration(info: ModuleInfo, path: Path) -> Iterator[str]:
 def _imports_arguments(missing: list[Import]) -> Iterator[str]:
     """Yield the arguments of `register` for imports that nobody provides yet."""
     functions = [item for item in missing if isinstance(item.type, FuncType)]
-    shown = [item for item in missing if not isinstance(item.type, FuncType)]
+    shown = _shown_externs(missing)
     if not _traps(functions):
         shown += functions
     modules: dict[str, list[str]] = {}
@@ -333,6 +337,13 @@ def _imports_arguments(missing: list[Import]) -> Iterator[str]:
         yield f"imports={{{', '.join(listed)}}}"
     if _traps(functions):
         yield 'missing="trap"'
+
+
+def _shown_externs(missing: list[Import]) -> list[Import]:
+    """Return the memories, tables and globals that the call of `register` shows."""
+    externs = (item for item in missing if not isinstance(item.type, FuncType))
+    short = (item for item in externs if len(item.module) + len(item.name) <= MAX_SHOWN)
+    return list(itertools.islice(short, MAX_GIVEN))
 
 
 def _traps(functions: list[Import]) -> bool:
