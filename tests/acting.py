@@ -447,6 +447,47 @@ async def host(act: str) -> None:
         check_invariants(cache)
 
 
+async def invoked(act: str) -> None:
+    """The same of what a host function has the guest called with."""
+    world: World | None = None
+    maker: Callable[[Act], Any] = Whole
+
+    async def ask() -> Any:
+        lease = current_lease()
+        try:
+            return await lease.invoke("same", 7 if world is None else maker(world.does(act)))
+        except REFUSALS:
+            if world is not None and act == "end":
+                assert repr(lease).endswith("ended>")
+            raise
+
+    async with quiet_cache() as cache:
+        for kind, wasm in PLAIN.items():
+            text = (
+                f'(module (import "host" "ask" (func $ask (result {wasm})))'
+                ' (memory (export "memory") 1)'
+                f' (func (export "same") (param {wasm}) (result {wasm}) (local.get 0))'
+                f' (func (export "run") (result {wasm}) (call $ask)))'
+            )
+            for maker in NUMBERS[kind]:  # noqa: B007 - `ask` has it
+                ask_it = HostFunction(ask, params=(), results=(kind,), reentrant=True)
+                await cache.register(
+                    "run",
+                    wat(text),
+                    args=(),
+                    returns=kind,
+                    concurrency=2,
+                    imports={"host": {"ask": ask_it}},
+                    replace=True,
+                )
+                async with entered(cache, ()) as world:
+                    with contextlib.suppress(*REFUSALS):
+                        result = await world.lease.call()
+                        assert fine(result), (kind, act, result)
+                    world = None
+        check_invariants(cache)
+
+
 async def two(act: str) -> None:
     """The cells of a call of two arguments are its own, whichever of the values acts."""
     body = "(i64.sub (local.get 0) (local.get 1))"
@@ -495,6 +536,7 @@ async def main(act: str) -> None:
     for name, abi, kind in CASES:
         await one(name, abi, kind, act)
     await host(act)
+    await invoked(act)
     await two("call_other_two" if act == "call_other" else act)
     await memory(act)
     print("survived")

@@ -99,6 +99,8 @@ async def bench_reentry(report: Report, number: int, rounds: int) -> None:
     report.add("invoke / direct host call", (invoked - reentrant) / direct, "")
     report.add("miss, module loaded", made["direct"], "us")
     report.add("reentrant adds to it", made["reentrant"] - made["direct"], "us", at_most=60)
+    # What 60 us are where a plain one takes 73, as on a quiet machine.
+    report.add("reentrant miss / plain one", made["reentrant"] / made["direct"], "", at_most=1.8)
 
 
 async def run(report: Report, quick: bool) -> None:

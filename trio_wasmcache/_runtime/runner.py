@@ -378,7 +378,12 @@ class Runner:
         # Counted now, so that the group is not charged for it with the guest's.
         job.burnt += call.spent
         call.spent = 0
-        call.invoke(export, values)
+        try:
+            call.invoke(export, values)
+        except Exception:
+            if job.stop:  # code of the values' classes has ended the lease
+                raise job.reason() from None
+            raise
         call.invoking = True
         try:
             if job.share.burst >= BURST_FUEL:

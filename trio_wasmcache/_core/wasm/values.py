@@ -40,14 +40,15 @@ def wasm_values(what: str, function: FuncType, values: Sequence[object]) -> tupl
 def _integer(what: str, number: int, name: str, value: object) -> int:
     bits = _BITS[name]
     try:
-        whole = operator.index(value)  # type: ignore[arg-type]
+        # A class of the value's own may compare as it likes: the number itself is what counts.
+        whole = int.__pos__(operator.index(value))  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(
             f"{what}: argument {number} is {name} and takes an int, got {shown(value)}"
         ) from None
     if not -(1 << bits - 1) <= whole < 1 << bits:
         raise OverflowError(f"{what}: argument {number} is {name}, got {shown(value)}")
-    return signed(int(whole), bits)
+    return signed(whole, bits)
 
 
 def _real(what: str, number: int, name: str, value: object) -> float:
