@@ -36,7 +36,7 @@ def show_report(console: Console, document: Document, top: int = TOP) -> None:
 
 
 def _findings(document: Document) -> RenderableType:
-    """Return the sentences, each with the line to paste, which is not broken in two."""
+    """Return the sentences, each with the line to paste."""
     if not document["findings"]:
         return Text(cite(document["verdict"], MAX_SENTENCE), style="green")
     table = Table(box=None, show_header=False, pad_edge=False)
