@@ -46,6 +46,8 @@ LOOK_AGAIN = 100
 # What guests write has a part of the buffer of its own, so that it displaces no other event; and
 # its events take no more than half of the contexts.
 BUFFER_OUTPUTS = 1000
+# Characters of a label: every event has it.
+MAX_LABEL = 100
 
 
 @final
@@ -80,6 +82,8 @@ class _Uses:
 class LogWriter(Protocol):
     """The destination of a cache's events."""
 
+    label: str
+    """Label of the cache, which every event has."""
     lost: int
     """Number of events that were dropped because the buffer was full."""
     failures: int
@@ -140,20 +144,37 @@ def check_logger(logger: object) -> None:
         )
 
 
+def check_label(label: object) -> str:
+    """Return the label of a cache.
+
+    Raises:
+        TypeError: It is no str.
+        ValueError: It is longer than `MAX_LABEL`, or can't be printed.
+    """
+    if not isinstance(label, str):
+        raise TypeError(f"label must be a str, got {shown(label)}")
+    if len(label) > MAX_LABEL or not label.isprintable():
+        raise ValueError(
+            f"label must be printable, of at most {MAX_LABEL} characters, got {shown(label)}"
+        )
+    return label
+
+
 def _write_here(logger: object, stamped: Stamped) -> None:
     getattr(logger, stamped.event.level)(stamped.event.name, **stamped.fields())
 
 
 class Stamper:
-    """Stamps the events of one cache with the cache's identifier and a sequence number."""
+    """Stamps the events of one cache with its identifier, its label and a sequence number."""
 
-    def __init__(self) -> None:
+    def __init__(self, label: str) -> None:
         self.cache = secrets.token_hex(4)
+        self.label = label
         self._numbers = itertools.count(1)
 
     def stamp(self, event: Event, at: float, context_lost: bool = False) -> Stamped:
         """Return `event` with the next sequence number of this cache."""
-        return Stamped(event, self.cache, next(self._numbers), at, context_lost)
+        return Stamped(event, self.cache, next(self._numbers), at, context_lost, self.label)
 
 
 @final
@@ -163,9 +184,10 @@ class ThreadedLogWriter:
     The thread is a daemon: a sink that never returns can't keep the process from exiting.
     """
 
-    def __init__(self, logger: object = None) -> None:
+    def __init__(self, logger: object = None, label: str = "") -> None:
         self._logger = structlog.get_logger("trio_wasmcache") if logger is None else logger
-        self._stamper = Stamper()
+        self.label: str = label
+        self._stamper = Stamper(label)
         self._events: collections.deque[tuple[Stamped, Origin | None]] = collections.deque()
         self._contexts: list[_Uses] = []  # of the different contexts that may be in the buffer
         self._written_events = 0  # changed by the log's thread only
@@ -284,7 +306,8 @@ class ThreadedLogWriter:
 class NoLogWriter:
     """A `LogWriter` that drops all events, for tests that look at none."""
 
-    def __init__(self) -> None:
+    def __init__(self, label: str = "") -> None:
+        self.label: str = label
         self.lost = 0
         self.failures = 0
         self.context_lost = 0
@@ -306,9 +329,10 @@ class NoLogWriter:
 class InlineLogWriter:
     """A `LogWriter` that writes at once, in the calling thread, for tests and mock clocks."""
 
-    def __init__(self, logger: object = None) -> None:
+    def __init__(self, logger: object = None, label: str = "") -> None:
         self._logger = structlog.get_logger("trio_wasmcache") if logger is None else logger
-        self._stamper = Stamper()
+        self.label: str = label
+        self._stamper = Stamper(label)
         self.lost = 0
         self.failures = 0
         self.context_lost = 0

@@ -96,7 +96,8 @@ class CacheCollector(Collector):
     steps of its tasks, and converted to metrics in the collecting thread.
 
     Counters begin with the cache. `InstanceCache.pop_stats` would reset them, so do not use both.
-    Use a different namespace for each cache of a process.
+    Use a different namespace for each cache of a process. If the cache has a label, every metric
+    has it, as the label `label`, so that the caches of several processes can be distinguished.
 
     Args:
         cache: an open cache. Unregister the collector when the cache is closed; until then it
@@ -131,7 +132,14 @@ class CacheCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Return the metrics of this moment. In another thread, this waits for the Trio thread."""
-        return self._metrics(self._read())
+        label = self._cache.label
+        for metric in self._metrics(self._read()):
+            if label:
+                metric.samples = [
+                    sample._replace(labels={"label": label, **sample.labels})
+                    for sample in metric.samples
+                ]
+            yield metric
 
     def _read(self) -> CacheStats:
         try:

@@ -30,7 +30,7 @@ from ._core.policy.records import Stage
 from ._core.text import shown
 from ._engine.fake.engine import FakeEngine as FakeEngine
 from ._engine.fake.instance import FakeFailure as FakeFailure
-from ._log import InlineLogWriter, NoLogWriter
+from ._log import InlineLogWriter, NoLogWriter, check_label
 from ._runtime.bound import BoundFunction
 
 __all__ = [
@@ -52,7 +52,11 @@ __all__ = [
 
 @asynccontextmanager
 async def open_fake_cache(
-    config: CacheConfig | None = None, *, engine: FakeEngine | None = None, logger: object = None
+    config: CacheConfig | None = None,
+    *,
+    engine: FakeEngine | None = None,
+    logger: object = None,
+    label: str = "",
 ) -> AsyncIterator[InstanceCache]:
     """Open a cache on a fake engine, for the length of a block.
 
@@ -65,9 +69,11 @@ async def open_fake_cache(
         engine: the fake engine; a new one by default.
         logger: a structlog logger, which is called in the task that caused the event, or None to
             log nothing.
+        label: label of the cache, as in `open_cache`.
 
     Raises:
-        TypeError: `config` is not a `CacheConfig`.
+        TypeError: `config` is not a `CacheConfig`, or `label` is no str.
+        ValueError: `label` is too long, or can't be printed.
         AssertionError: on leaving, an instance was not closed or a module not unloaded. That is a
             bug of the library.
 
@@ -81,7 +87,8 @@ async def open_fake_cache(
             + (": write open_fake_cache(engine=engine)" if isinstance(config, FakeEngine) else "")
         )
     engine = FakeEngine() if engine is None else engine
-    log = NoLogWriter() if logger is None else InlineLogWriter(logger)
+    check_label(label)
+    log = NoLogWriter(label) if logger is None else InlineLogWriter(logger, label)
     async with open_with(config, engine, log) as cache:
         yield cache
     assert engine.open_instances == 0, f"{engine.open_instances} instances were never closed"

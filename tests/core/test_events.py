@@ -18,7 +18,7 @@ RESERVED = {
     *vars(logging.makeLogRecord({})),
     *("message", "asctime", "event", "level", "logger", "timestamp", "exception", "stack"),
 }
-STAMP = {"cache", "seq", "at_seconds", "schema"}
+STAMP = {"cache", "label", "seq", "at_seconds", "schema"}
 KINDS = pytest.mark.parametrize("kind", EVENTS, ids=lambda kind: kind.__name__)
 SAMPLES: dict[Any, object] = {
     str: "text",
@@ -124,6 +124,7 @@ def test_a_stamp_puts_origin_and_order_before_the_fields() -> None:
         "seq": 3,
         "at_seconds": 12.5,
         "schema": SCHEMA_VERSION,
+        "label": "",
         "count": 2,
         "first_seq": 9,
     }

@@ -25,7 +25,7 @@ def told(log: ListLogger, event: str) -> list[dict[str, Any]]:
     """The fields of every such event, without those that all events have."""
     lines = [dict(fields) for fields in log.fields(event)]
     for fields in lines:
-        for key in ("cache", "seq", "at_seconds", "schema"):
+        for key in ("cache", "label", "seq", "at_seconds", "schema"):
             del fields[key]
     return lines
 
@@ -326,6 +326,7 @@ async def test_structlogs_capture_logs_works() -> None:
         "log_level": "info",
         "seq": 4,
         "schema": 1,
+        "label": "",
         "hits": 0,
         "misses": 0,
         "blocks": 0,

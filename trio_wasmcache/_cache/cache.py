@@ -684,6 +684,11 @@ class InstanceCache:
         self._groups.resize_cache(evolve(pool.config, **limits))
 
     @property
+    def label(self) -> str:
+        """Label of the cache, as it was given to `open_cache`."""
+        return self._pool.log.label
+
+    @property
     def config(self) -> CacheConfig:
         """Configuration with the limits in force."""
         return self._pool.config

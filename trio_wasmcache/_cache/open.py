@@ -10,7 +10,7 @@ from .._core.config import CacheConfig
 from .._core.text import shown
 from .._engine.base import Engine
 from .._ki import ki_safe_contextmanager
-from .._log import LogWriter, ThreadedLogWriter, check_logger
+from .._log import LogWriter, ThreadedLogWriter, check_label, check_logger
 from .._owner import check_trio
 from .._pool.pool import Pool
 from .._public import public
@@ -22,7 +22,7 @@ from .parts import Parts
 @public
 @ki_safe_contextmanager
 async def open_cache(
-    config: CacheConfig | None = None, *, logger: object = None
+    config: CacheConfig | None = None, *, logger: object = None, label: str = ""
 ) -> AsyncIterator[InstanceCache]:
     """Open a cache for the length of a block.
 
@@ -39,9 +39,13 @@ async def open_cache(
         config: the limits; `CacheConfig()` by default.
         logger: a structlog logger; ``structlog.get_logger("trio_wasmcache")`` by default. It is
             called from a thread of the cache's own.
+        label: name of the cache in every event of its log and in its metrics, such as the name of
+            the service and of the host; at most 100 printable characters.
 
     Raises:
-        TypeError: `config` is not a `CacheConfig`, or `logger` is no structlog logger.
+        TypeError: `config` is not a `CacheConfig`, `logger` is no structlog logger, or `label` is
+            no str.
+        ValueError: `label` is too long, or can't be printed.
         CacheDirError: `cache_dir` can't be used.
         RuntimeError: no Trio task is running here (but another event loop, or none).
 
@@ -58,6 +62,7 @@ async def open_cache(
     if not isinstance(config, CacheConfig):
         raise TypeError(f"config must be a CacheConfig, got {shown(config)}")
     check_logger(logger)
+    check_label(label)
     subprocess = code_cache = None
     if config.cache_dir is not None:
         code_cache = await run_in_thread(
@@ -70,7 +75,7 @@ async def open_cache(
     engine = WasmtimeEngine(config.stack_size, subprocess, code_cache)
     del code_cache  # the engine owns it, and releases it when it is closed
     try:
-        log = ThreadedLogWriter(logger)
+        log = ThreadedLogWriter(logger, label)
     except BaseException:  # no thread could be started
         engine.close()
         raise

@@ -591,11 +591,14 @@ class Stamped:
     """The cache's clock, `trio.current_time()`: only differences have a meaning."""
     context_lost: bool = False
     """Whether the context of the task that caused it is missing, as the log kept too many."""
+    label: str = ""
+    """Label of the cache: the parameter of `open_cache`."""
 
     def fields(self) -> dict[str, object]:
         """Return the flat fields of the log line, without its name."""
         found = {
             "cache": self.cache,
+            "label": self.label,
             "seq": self.seq,
             "at_seconds": self.at_seconds,
             "schema": SCHEMA_VERSION,

@@ -124,12 +124,13 @@ def test_names_from_the_log_do_nothing(tmp_path: Path, capsys: Capture) -> None:
     log.loaded(201, HOSTILE, 10**6)
     rows = without(log.lines, 90)
     for row in rows:
-        row["timestamp"] = HOSTILE
+        row["timestamp"] = row["label"] = HOSTILE
     rows += [{**rows[0], "event": f"wasmcache.{HOSTILE}"}, {**rows[0], "schema": HOSTILE}]
     path = tmp_path / "log"
     path.write_text(text_of(rows))
-    ran = report(capsys, "--top", "50", path)
-    for text in (ran.out, ran.err):
+    ran = report(capsys, "--top", "50", "--by-cache", path)
+    followed = report(capsys, "--where", f"label={HOSTILE}", path)
+    for text in (ran.out, ran.err, followed.out):
         assert all(letter.isprintable() or letter == "\n" for letter in text)
         assert r"\x1b[31m\x1b]0;owned\x07[bol" in text
     assert "missing" in ran.err

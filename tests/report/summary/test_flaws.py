@@ -90,7 +90,7 @@ def test_two_caches(tmp_path: Path, capsys: Capture) -> None:
     path.write_text(text_of(mixed))
     ran = run_report(capsys, path)
     assert ran.status == 0
-    assert ran.err == "2 caches in this log, each by itself below: one, two\n"
+    assert ran.err == "2 caches in this log, which --by-cache shows one by one: one, two\n"
     alone = [report_on(capsys, tmp_path, log) for log in (one, two)]
     assert ran.document["caches"] == alone
     path.write_text(text_of(mixed))

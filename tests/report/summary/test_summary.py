@@ -349,7 +349,7 @@ def test_caches_without_end(
     assert ran.status == 0
     assert ran.document["caches"] == apart["caches"][:3]
     told = ran.err.splitlines()
-    assert told[0] == "3 caches in this log, each by itself below: c0, c1, c2"
+    assert told[0] == "3 caches in this log, which --by-cache shows one by one: c0, c1, c2"
     assert told[1].startswith(
         "5 caches more, whose events are only added up, all together: --cache"
     )
@@ -369,7 +369,9 @@ def test_caches_without_end(
     for name, number in others["peak"].items():
         assert number == max(it["peak"][name] for it in late)
     page = tmp_path / "page"
-    text = re.sub(" +", " ", run_command(capsys, "report", "--html", page, path).out)
+    ran = run_command(capsys, "report", "--by-cache", "--html", page, path)
+    text = re.sub(" +", " ", ran.out)
+    assert "\n8 caches together\n" in text
     assert "5 other caches, added up together\n" in text
     assert f" of {others['leases']['hits'] + others['leases']['misses']} leases" in text
     assert "5 other caches, added up together</h2>" in page.read_text()

@@ -16,10 +16,22 @@ import click
 
 from ..output.document import make_document
 from ..output.terminal import TOP, show_report
-from ..reading.notes import FINE, NOTHING
+from ..output.trail import show_trail, trail_document
+from ..reading.notes import FINE, NOTHING, cite
 from ..summary.summary import THRASH_SECONDS, Summary
+from ..summary.trail import Trail
 from .questions import replay, tune, whatif
-from .session import CACHE, HTML, JSON, LOGS, Session, parse_seconds, print_json, write_text
+from .session import (
+    CACHE,
+    HTML,
+    JSON,
+    LOGS,
+    Session,
+    parse_seconds,
+    parse_where,
+    print_json,
+    write_text,
+)
 
 PROGRAM = "python -m trio_wasmcache"
 
@@ -40,6 +52,15 @@ def commands() -> None:
 @HTML
 @CACHE
 @click.option(
+    "--by-cache", is_flag=True, help="Also print each cache by itself, if there are several."
+)
+@click.option(
+    "--where",
+    type=parse_where,
+    metavar="FIELD=VALUE",
+    help="Print all events of the requests or instances that have this value, in time.",
+)
+@click.option(
     "--thrash-seconds",
     type=parse_seconds,
     default=str(THRASH_SECONDS),
@@ -59,16 +80,21 @@ def report(
     as_json: bool,
     html: Path | None,
     only: str | None,
+    by_cache: bool,
+    where: tuple[str, str] | None,
     thrash_seconds: float,
     top: int,
 ) -> int:
     """Report what was evicted and why, hits and waits, thrash, churn, sizes over time.
 
+    Of several caches, it prints the sums and the worst of them; with --by-cache, each by itself.
     LOG is a file of JSON lines, plain or compressed with gzip or zstd, or - for standard input;
     several files are one log. Lines that are no events are skipped and counted. The exit status is
     0; 1 if some of the input was missing or damaged; 2 if there was nothing to analyse.
     """
     session = Session(logs)
+    if where is not None:
+        return _follow(session, logs, Trail(*where), only, as_json)
     summary = Summary(thrash_seconds)
     with session.bar():
         for block in session.reader.blocks():
@@ -90,7 +116,44 @@ def report(
     if as_json:
         print_json(document)
     else:
-        show_report(session.out, document, top)
+        show_report(session.out, document, top, by_cache=by_cache)
+    return session.notes.status
+
+
+def _follow(
+    session: Session, logs: Sequence[str], trail: Trail, only: str | None, as_json: bool
+) -> int:
+    """Print the events of a trail; return the exit status."""
+    if not all(Path(path).is_file() for path in logs):
+        raise click.UsageError("--where reads the log twice: give it files")
+    mark = trail.mark()
+    with session.bar():
+        for block in session.reader.blocks():
+            for event in session.parser.dicts(line for line in block if mark in line):
+                if only is None or event["cache"] == only:
+                    trail.look(event)
+        session.tell()
+        # What is wrong with the log has been said.
+        again = Session(logs, quiet=True)
+        for block in again.reader.blocks():
+            for event in again.parser.dicts(block):
+                if only is None or event["cache"] == only:
+                    trail.take(event)
+    trail.sort()
+    if not trail.events:
+        session.errors.print(
+            f"no event has {cite(trail.field)}={cite(trail.value)}", style="red", markup=False
+        )
+        return NOTHING
+    if trail.left_out or trail.unfollowed:
+        session.notes.remark(
+            f"{len(trail.events):,} events are shown, {trail.left_out:,} are left out, and those "
+            f"of {trail.unfollowed:,} more requests or instances"
+        )
+    if as_json:
+        print_json(trail_document(trail, session.notes.texts))
+    else:
+        show_trail(session.out, trail)
     return session.notes.status
 
 

@@ -63,6 +63,14 @@ def parse_rate(text: str) -> float:
     return number
 
 
+def parse_where(text: str) -> tuple[str, str]:
+    """Parse ``FIELD=VALUE``."""
+    field, separator, value = text.partition("=")
+    if not field or not separator:
+        raise click.BadParameter(f"{text!r} is not FIELD=VALUE, such as request=17")
+    return field, value
+
+
 LOGS = click.argument("logs", nargs=-1, required=True, metavar="LOG...")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 HTML = click.option(
@@ -84,12 +92,12 @@ class _Output(Console):
 class Session:
     """The input of a command, the notes on it, and the consoles for its output."""
 
-    def __init__(self, logs: Sequence[str]) -> None:
+    def __init__(self, logs: Sequence[str], *, quiet: bool = False) -> None:
         self.errors: Console = Console(stderr=True, highlight=False, soft_wrap=True)
         columns = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", PLAIN_COLUMNS))
         self.out: Console = _Output(highlight=False, width=columns)
         self.notes: Notes = Notes(
-            lambda text: self.errors.print(text, markup=False, style="yellow")
+            lambda text: None if quiet else self.errors.print(text, markup=False, style="yellow")
         )
         self.reader: Reader = Reader(logs, self.notes)
         self.parser: Parser = Parser()

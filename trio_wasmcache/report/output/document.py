@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from ..findings.verdict import findings_of, nothing_to_do
 from ..reading.documents import Document
@@ -14,12 +14,16 @@ from ..reading.notes import Notes
 from ..reading.order import Order
 from ..summary.entries import Fate
 from ..summary.leases import Leases
+from ..summary.needs import Pair, Served
 from ..summary.summary import OTHER, REASONS, CacheSummary, Gone, Others, Summary, Sums
+from .fleet import fleet
 
 # Raised when a field changes its meaning or is removed; not for new fields.
 REPORT_VERSION = 1
 # Gaps that are listed one by one.
 MAX_GAPS = 100
+# Pairs of victim and culprit that are listed, of groups and of functions.
+MAX_NEEDS = 1000
 # The interval of which the worst churn is reported, in seconds; longer in a long log.
 BUSY_SECONDS = 1.0
 
@@ -27,6 +31,8 @@ BUSY_SECONDS = 1.0
 def make_document(summary: Summary, reader: Reader, parser: Parser, notes: Notes) -> Document:
     """Return the whole report."""
     findings = findings_of(summary, reader.paths)
+    caches = [_cache(cache) for cache in summary.caches.values()]
+    others = _others(summary.others) if summary.others.count else None
     return {
         "report": REPORT_VERSION,
         "findings": findings,
@@ -41,8 +47,9 @@ def make_document(summary: Summary, reader: Reader, parser: Parser, notes: Notes
             "other_schemas": dict(parser.other_schemas),
         },
         "notes": list(notes.texts),
-        "caches": [_cache(cache) for cache in summary.caches.values()],
-        "others": _others(summary.others) if summary.others.count else None,
+        "together": fleet(caches, others),
+        "caches": caches,
+        "others": others,
     }
 
 
@@ -65,6 +72,7 @@ def _others(others: Others) -> Document:
 def _cache(cache: CacheSummary) -> Document:
     return {
         "cache": cache.cache,
+        "label": cache.label,
         "log_uses": cache.log_uses,
         "span_seconds": cache.series.end,
         "began": cache.began,
@@ -84,6 +92,10 @@ def _cache(cache: CacheSummary) -> Document:
         "peak": {"total_size_bytes": cache.peak_size, "code_size_bytes": cache.peak_code},
         "functions": _rows(cache, "function", lambda key: shown(key[0], key[1])),
         "groups": _rows(cache, "group", lambda key: key[2]),
+        "needs": {
+            "groups": _needs(cache.needs.by_group),
+            "functions": _needs(cache.needs.by_function),
+        },
         "over_time": _over_time(cache),
     }
 
@@ -225,6 +237,20 @@ def _rows(cache: CacheSummary, what: str, name: Callable[[Key], str]) -> list[Do
         return -row["load_seconds"], -row["evictions"], -row["misses"], -row["hits"]
 
     return sorted(rows.values(), key=rank)
+
+
+def _needs(pairs: Mapping[Pair, Served]) -> list[Document]:
+    """Return a row for each pair of a victim and a culprit, those with most evictions first."""
+    most = sorted(pairs.items(), key=lambda item: (-item[1].count, -item[1].freed_bytes))
+    return [
+        {
+            "victim": victim,
+            "culprit": culprit,
+            "evictions": served.count,
+            "freed_bytes": served.freed_bytes,
+        }
+        for (victim, culprit), served in most[:MAX_NEEDS]
+    ]
 
 
 def _over_time(cache: CacheSummary) -> Document:

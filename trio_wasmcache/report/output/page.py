@@ -14,6 +14,7 @@ from ..reading.documents import Document
 from ..reading.notes import cite, count
 from ..reading.units import MAX_MOMENT, moment, rate, seconds, size, soon
 from .charts import Chart, charts_of
+from .terminal import cache_name, needs_of
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 TOP = 50
@@ -65,6 +66,8 @@ def report_page(document: Document) -> str:
         files += f" and {count(len(document['files']) - 4, 'more file')}"
     subtitle = f"{count(lines['events'], 'event')} in {count(lines['read'], 'line')} of {files}"
     notes = list(document["notes"])
+    if document["together"] is not None:
+        sections.insert(0, _together(document["together"]))
     if document["others"] is not None:
         sections.append(_others(document["others"]))
     if len(caches) > MAX_SHOWN:
@@ -72,11 +75,57 @@ def report_page(document: Document) -> str:
     return render("What the instance cache did", subtitle, notes, sections, document)
 
 
+def _together(together: Document) -> PageSection:
+    """Return the section of all caches together."""
+    more = "More than " * together["more"]
+    leases, thrash, reloads = together["leases"], together["thrash"], together["reloads"]
+    section = PageSection(f"{more}{count(together['caches'], 'cache')} together")
+    section.subtitle = f"{together['events']:,} events"
+    granted = leases["hits"] + leases["misses"]
+    if granted:
+        section.facts.append((rate(leases["hit_rate"]), f"hits, of {granted:,} leases"))
+    section.facts += [
+        (f"{together['evictions']['count']:,}", "evictions"),
+        (f"{thrash['count']:,}", f"thrash: loaded again {soon(thrash['within_seconds'])}"),
+        (
+            seconds(reloads["seconds"]),
+            f"loading again what was evicted, {reloads['count']:,} times",
+        ),
+    ]
+    worst = together["worst"]
+    tables = [
+        _reasons(together),
+        Table(
+            "Caches with the most misses",
+            ["cache", "misses", "leases", "missed"],
+            [
+                [
+                    cache_name(row),
+                    f"{row['misses']:,}",
+                    f"{row['hits'] + row['misses']:,}",
+                    rate(row["miss_rate"]),
+                ]
+                for row in worst["misses"]
+            ],
+        ),
+        Table(
+            "Caches with the most thrash",
+            ["cache", "loaded again", "time paid"],
+            [
+                [cache_name(row), f"{row['count']:,}", seconds(row["load_seconds"])]
+                for row in worst["thrash"]
+            ],
+        ),
+    ]
+    section.tables = [table for table in tables if table.rows]
+    return section
+
+
 def _section(cache: Document, prefix: str, charted: bool) -> PageSection:
     leases, thrash, peak = cache["leases"], cache["thrash"], cache["peak"]
     granted = leases["hits"] + leases["misses"]
     evictions, reloads = cache["evictions"]["count"], cache["reloads"]
-    section = PageSection(f"Cache {cite(cache['cache'])}")
+    section = PageSection(f"Cache {cache_name(cache)}")
     section.subtitle = (
         f"{sum(cache['events'].values()):,} events in {seconds(cache['span_seconds'])}"
     )
@@ -109,9 +158,30 @@ def _section(cache: Document, prefix: str, charted: bool) -> PageSection:
     if charted:
         section.charts = charts_of(cache, prefix)
     tables = [_reasons(cache), _times(cache), _counts(cache)]
-    tables += [_rows(cache, "function"), _rows(cache, "group"), _limits(cache)]
+    tables += [_rows(cache, "function"), _rows(cache, "group")]
+    tables += [_needs(cache, "group"), _needs(cache, "function"), _limits(cache)]
     section.tables = [table for table in tables if table.rows]
     return section
+
+
+def _needs(cache: Document, what: str) -> Table:
+    rows = needs_of(cache, what)
+    more = f"the first {TOP} of {len(rows):,} pairs" if len(rows) > TOP else ""
+    return Table(
+        f"Evicted for whose need, by {what}",
+        ["victim", "for", "evicted", "freed"],
+        [
+            [
+                cite(row["victim"]),
+                cite(row["culprit"]),
+                f"{row['evictions']:,}",
+                size(row["freed_bytes"]),
+            ]
+            for row in rows[:TOP]
+        ],
+        more,
+        left=2,
+    )
 
 
 def _others(others: Document) -> PageSection:

@@ -21,12 +21,26 @@ MAX_SENTENCE = 1000
 NOTHING_PAID: dict[str, float] = {"count": 0, "seconds": 0.0}
 
 
-def show_report(console: Console, document: Document, top: int = TOP) -> None:
-    """Print the findings, then all caches, one after the other."""
+def show_report(
+    console: Console, document: Document, top: int = TOP, *, by_cache: bool = False
+) -> None:
+    """Print the findings, then all caches together, then each: if it is the only one, or if asked.
+
+    Args:
+        console: The destination.
+        document: The report.
+        top: Number of rows of tables.
+        by_cache: Whether to print each of several caches, too.
+    """
     show(console, Group(_findings(document), Text()))
+    if document["together"] is not None:
+        _show_together(console, document["together"])
+        if not by_cache:
+            return
     for cache in document["caches"]:
         parts = [_overview(cache), _reasons(cache), _times(cache), _waits(cache)]
         parts += [_rows(cache, what, top) for what in ("function", "group")]
+        parts += [_needs(cache, what, top) for what in ("group", "function")]
         for part in parts:
             if isinstance(part, Table) and part.show_header:
                 fit(part, console.width)
@@ -47,6 +61,59 @@ def _findings(document: Document) -> RenderableType:
         paste = Text(cite(finding["paste"], MAX_SENTENCE), style="cyan")
         table.add_row(f"{number}.", Group(sentence, paste))
     return Group(Text("What to do", style="bold"), table)
+
+
+def _show_together(console: Console, together: Document) -> None:
+    """Print the sums of all caches, and those that do worst."""
+    more = "More than " * together["more"]
+    leases, thrash, reloads = together["leases"], together["thrash"], together["reloads"]
+    facts = [("events", f"{together['events']:,}")]
+    if together["labels"]:
+        facts.append(("labels", _named(together["labels"])))
+    if leases["hits"] + leases["misses"]:
+        facts.append(_hits(leases))
+        if leases["acquires"]:
+            waits = f"{rate(leases['block_rate'])} of {leases['acquires']:,} acquires"
+            facts.append(("waits", waits))
+    facts += [
+        ("thrash", _thrash(thrash)),
+        ("paid for evictions", _paid(reloads, together["loads"])),
+    ]
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
+    for name, text in facts:
+        table.add_row(name, Text(text))
+    title = f"{more}{count(together['caches'], 'cache')} together"
+    parts = [Group(Text(title, style="bold"), table), _reasons(together)]
+    worst = together["worst"]
+    if worst["misses"]:
+        misses = make_table("Caches with the most misses", "cache", "misses", "leases", "missed")
+        for row in worst["misses"]:
+            granted = row["hits"] + row["misses"]
+            cells = short(row["misses"]), short(granted), rate(row["miss_rate"])
+            misses.add_row(Text(cache_name(row)), *cells)
+        parts.append(misses)
+    if worst["thrash"]:
+        again = make_table("Caches with the most thrash", "cache", "loaded again", "time paid")
+        for row in worst["thrash"]:
+            again.add_row(Text(cache_name(row)), short(row["count"]), seconds(row["load_seconds"]))
+        parts.append(again)
+    for part in parts:
+        if isinstance(part, Table) and part.show_header:
+            fit(part, console.width)
+    show(console, Group(*(Group(part, Text()) for part in parts)))
+
+
+def _named(labels: dict[str, int]) -> str:
+    listed = ", ".join(f"{cite(label)} {number:,}" for label, number in [*labels.items()][:TOP])
+    return listed + ", ..." * (len(labels) > TOP)
+
+
+def cache_name(cache: Document) -> str:
+    """Return the name of a cache, with its label if it has one."""
+    label = f" {cite(cache['label'])}" if cache["label"] else ""
+    return f"{cite(cache['cache'])}{label}"
 
 
 def _show_others(console: Console, others: Document) -> None:
@@ -115,7 +182,7 @@ def _overview(cache: Document) -> RenderableType:
     table.add_column()
     for name, text in _facts(cache):
         table.add_row(name, Text(text))
-    return Group(Text(f"Cache {cite(cache['cache'])}", style="bold"), table)
+    return Group(Text(f"Cache {cache_name(cache)}", style="bold"), table)
 
 
 def _facts(cache: Document) -> list[tuple[str, str]]:
@@ -154,21 +221,23 @@ def _facts(cache: Document) -> list[tuple[str, str]]:
         *facts,
         ("churn", churn),
         ("never reused", f"{cache['never_reused']:,} of {evictions:,} evicted"),
-        (
-            "thrash",
-            (
-                f"{thrash['count']:,} loaded again {soon(thrash['within_seconds'])}, "
-                f"in {seconds(thrash['load_seconds'])}"
-            ),
-        ),
-        (
-            "paid for evictions",
-            (
-                f"{reloads['count']:,} loads, {seconds(reloads['seconds'])} of "
-                f"{seconds(cache['loads']['total'])} spent loading"
-            ),
-        ),
+        ("thrash", _thrash(thrash)),
+        ("paid for evictions", _paid(reloads, cache["loads"])),
     ]
+
+
+def _thrash(thrash: Document) -> str:
+    return (
+        f"{thrash['count']:,} loaded again {soon(thrash['within_seconds'])}, "
+        f"in {seconds(thrash['load_seconds'])}"
+    )
+
+
+def _paid(reloads: Document, loads: Document) -> str:
+    return (
+        f"{reloads['count']:,} loads, {seconds(reloads['seconds'])} of "
+        f"{seconds(loads['total'])} spent loading"
+    )
 
 
 def _limits(cache: Document) -> list[tuple[str, str]]:
@@ -184,6 +253,33 @@ def _limits(cache: Document) -> list[tuple[str, str]]:
         ("code and stacks", f"{code} at most, of {size(limits['max_code_size_bytes'])}"),
         ("idle timeout", seconds(math.inf if timeout is None else timeout) + changed),
     ]
+
+
+def needs_of(cache: Document, what: str) -> list[Document]:
+    """Return pairs of victim and culprit; groups only if one has evicted another's instances."""
+    rows: list[Document] = cache["needs"][f"{what}s"]
+    if what == "group" and all(row["victim"] == row["culprit"] for row in rows):
+        return []
+    return rows
+
+
+def _needs(cache: Document, what: str, top: int) -> RenderableType | None:
+    rows = needs_of(cache, what)
+    if not rows:
+        return None
+    title = f"Evicted for whose need, by {what}"
+    if len(rows) > top:
+        title += f" (the first {top} of {len(rows):,} pairs)"
+    table = make_table(title, "victim", "evicted", "freed")
+    table.add_column("for", overflow="ellipsis", no_wrap=True, header_style="dim")
+    for row in rows[:top]:
+        table.add_row(
+            Text(cite(row["victim"])),
+            short(row["evictions"]),
+            size(row["freed_bytes"]),
+            Text(cite(row["culprit"])),
+        )
+    return table
 
 
 def _sum(counts: dict[str, int]) -> int:

@@ -32,7 +32,8 @@ USED = frozenset(
     seat wait_seconds held_seconds age_seconds idle_seconds freed_bytes freed_code_bytes
     total_size_bytes code_size_bytes total_size_before_bytes code_size_before_bytes
     total_size_after_bytes code_size_after_bytes first_seq
-    task capacity_tokens limit_bytes closed_size_bytes error_message concurrency for_group
+    task capacity_tokens limit_bytes closed_size_bytes error_message
+    concurrency for_group for_function for_arg_types
     """.split()
 )
 # Field of events that were logged without the context of their task, and of no others.
@@ -137,6 +138,10 @@ class Parser:
                 found.append(event)
         self.events += len(found)
         return found
+
+    def dicts(self, lines: Iterable[bytes]) -> list[dict[str, Any]]:
+        """Return the events among `lines` with all fields, also those that processors added."""
+        return self._parse(lines, TYPES)
 
     def _load(self, lines: Iterable[bytes]) -> Iterator[Any]:
         for line in lines:

@@ -23,7 +23,7 @@ ABSURD = 2**63
 # Fields added after the first logs of this schema were written: a log may lack them, and they are
 # None in its events.
 OPTIONAL = frozenset(
-    {"deadline_seconds", "task", "blocked", "seat"}
+    {"label", "deadline_seconds", "task", "blocked", "seat"}
     | {"address_space_bytes", "mappings", "module_mappings"}
 )
 STAMPS = ("schema", *STAMP_TYPES)
@@ -89,10 +89,10 @@ def read_event(fields: Any) -> Stamped | None:
             return None
     except (KeyError, TypeError, OverflowError):
         return None
-    version, cache, seq, at, *rest = values
+    version, cache, seq, at, label, *rest = values
     if version != SCHEMA_VERSION or seq < 1:
         return None
-    return Stamped(kind.build(rest), cache, seq, at)
+    return Stamped(kind.build(rest), cache, seq, at, label=label)
 
 
 def make_event(fields: dict[str, Any]) -> Stamped:
@@ -103,7 +103,8 @@ def make_event(fields: dict[str, Any]) -> Stamped:
         numbers = [index for index, one in enumerate(signature) if one in (int, float)]
         kind.known[signature] = itemgetter(*numbers)  # the stamps alone are three
     event = kind.build([fields.get(name) for name in kind.names])
-    return Stamped(event, fields["cache"], fields["seq"], fields["at_seconds"])
+    label = fields.get("label") or ""
+    return Stamped(event, fields["cache"], fields["seq"], fields["at_seconds"], label=label)
 
 
 def letters_of(event: Event) -> int:

@@ -28,6 +28,10 @@ _STAMP: dict[str, dict[str, Any]] = {
         "type": "string",
         "description": "The cache: a name made up when it was opened.",
     },
+    "label": {
+        "type": "string",
+        "description": "Label of the cache, as given to `open_cache`; empty: it has none.",
+    },
     "seq": {
         "type": "integer",
         "minimum": 1,
@@ -124,5 +128,6 @@ STAMP_TYPES: dict[str, tuple[type, ...]] = {
     "cache": (str,),
     "seq": (int,),
     "at_seconds": (float, int),
+    "label": (str,),
 }
 assert {*STAMP_TYPES} <= {field.name for field in fields(Stamped)}

@@ -20,6 +20,7 @@ from .entries import Fates
 from .failures import Failures
 from .histogram import Histogram
 from .leases import LeaseBook
+from .needs import Needs
 from .series import Series
 from .waiting import Waiting
 
@@ -152,6 +153,8 @@ class CacheSummary:
     cache: str
     fates: Fates
     names: Names = Factory(Names)
+    label: str = ""
+    """Label of the cache, as it was given to `open_cache`."""
     order: Order = Factory(Order)
     clock: Clock = Factory(Clock)
     sums: Sums = Factory(Sums)
@@ -167,6 +170,7 @@ class CacheSummary:
     """The timestamp of the last event that has one."""
     waiting: Waiting = Factory(Waiting)
     failures: Failures = Factory(Failures)
+    needs: Needs = Factory(Needs)
     series: Series = Factory(Series)
     peak_size: int = 0
     peak_code: int = 0
@@ -185,6 +189,7 @@ class CacheSummary:
         frame = frame.with_columns(times.alias("time"))
         parts, acquired = self.sums.take(frame)
         self._take_rare(frame, parts)
+        self.needs.take(parts["wasmcache.evicted"])
         timeout = self.limits.get("idle_timeout_seconds")
         self.fates.idle_timeout = math.inf if timeout is None else timeout
         self.fates.max_size = self.limits.get("max_size_bytes", math.inf)
@@ -206,6 +211,9 @@ class CacheSummary:
             self.series.add(f"evicted {reason}", rows["time"])
 
     def _take_rare(self, frame: pl.DataFrame, parts: dict[str, pl.DataFrame]) -> None:
+        if not self.label:
+            labels = frame["label"].drop_nulls()
+            self.label = labels[0][:MAX_NAME] if len(labels) else ""
         stamps = frame["timestamp"].drop_nulls()
         if len(stamps):
             self.began = self.began or stamps[0][:MAX_NAME]
@@ -380,8 +388,8 @@ class Summary:
             names = ", ".join(map(cite, [*self.caches][:4]))
             more = ", ..." if len(self.caches) > 4 else ""
             notes.remark(
-                f"{count(len(self.caches), 'cache')} in this log, each by itself below: "
-                f"{names}{more}"
+                f"{count(len(self.caches), 'cache')} in this log, which --by-cache shows one by "
+                f"one: {names}{more}"
             )
         if others.count:
             notes.remark(

@@ -1,0 +1,97 @@
+"""Follows requests and instances through a log: all their events, from a value of one field.
+
+The log is read twice: first for the events that have the value (`look`), then for all events of
+their requests and instances (`take`).
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, TypeAlias
+
+from attrs import Factory, define
+
+Fields: TypeAlias = dict[str, Any]
+# Requests and instances that are followed, and events that are kept.
+MAX_FOLLOWED, MAX_EVENTS = 100_000, 10_000
+# Fields with the number of a request.
+REQUESTS = ("request", "for_request")
+
+
+@define(eq=False)
+class Trail:
+    """The events of the requests or instances that have a value of a field.
+
+    An event with the value is followed by its request; if it has none, or the field is `instance`,
+    by its instance. An event without either stands for itself.
+    """
+
+    field: str
+    value: str
+    """The value as text, as it is in JSON if it is no string."""
+    events: list[Fields] = Factory(list)
+    left_out: int = 0
+    """Number of events beyond `MAX_EVENTS`."""
+    unfollowed: int = 0
+    """Number of events whose request or instance is beyond `MAX_FOLLOWED`."""
+    _requests: set[tuple[str, int]] = Factory(set)  # {(cache, number)}
+    _instances: set[tuple[str, int]] = Factory(set)
+
+    @property
+    def followed(self) -> tuple[int, int]:
+        """Numbers of requests and of instances that are followed."""
+        return len(self._requests), len(self._instances)
+
+    def mark(self) -> bytes:
+        """Return bytes that are in every line with the value, to skip others unparsed."""
+        plain = json.dumps(self.value)[1:-1]
+        return plain.encode() if plain == self.value else b""
+
+    def has(self, event: Fields) -> bool:
+        """Return whether an event has the value."""
+        if self.field not in event:
+            return False
+        found = event[self.field]
+        return (found if isinstance(found, str) else json.dumps(found)) == self.value
+
+    def look(self, event: Fields) -> None:
+        """Follow the request or the instance of an event, if it has the value."""
+        if not self.has(event):
+            return
+        request, instance = event.get("request"), event.get("instance")
+        follow, number = self._requests, request
+        if instance is not None and (request is None or self.field == "instance"):
+            follow, number = self._instances, instance
+        if number is None or (event["cache"], number) in follow:
+            return
+        if len(self._requests) + len(self._instances) >= MAX_FOLLOWED:
+            self.unfollowed += 1
+            return
+        follow.add((event["cache"], number))
+
+    def take(self, event: Fields) -> None:
+        """Keep an event, if it is one of those that are followed, or has the value itself."""
+        cache = event["cache"]
+        if not (
+            (cache, event.get("instance")) in self._instances
+            or any((cache, event.get(name)) in self._requests for name in REQUESTS)
+            or self.has(event)
+        ):
+            return
+        if len(self.events) >= MAX_EVENTS:
+            self.left_out += 1
+            return
+        self.events.append(event)
+
+    def sort(self) -> None:
+        """Put the events in order of time, as far as one clock shows it: each cache has its own."""
+        stamps = {type(event.get("timestamp")) for event in self.events}
+        timed = stamps <= {str} or stamps <= {int, float}
+        order = {event["cache"]: number for number, event in enumerate(reversed(self.events))}
+        self.events.sort(
+            key=lambda event: (
+                event["timestamp"] if timed else -order[event["cache"]],
+                -order[event["cache"]],
+                event["seq"],
+            )
+        )
