@@ -218,6 +218,25 @@ async def test_in_the_host_function_of_another_lease(kit: Kit) -> None:
         assert await f.call(3) == 12
 
 
+async def test_in_a_plain_host_function_of_another_lease(kit: Kit) -> None:
+    """As there: what the task waits for now is the other guest."""
+    outer: list[Lease] = []
+
+    async def inner_ask(value: int) -> int:
+        await refused(outer[0], "only in a reentrant host function")
+        return value
+
+    async def ask(value: int) -> int:
+        outer.append(current_lease())
+        result: int = await inner.call(value)
+        return await double(result)
+
+    async with kit.open() as cache:
+        inner = await add_asking(cache, kit, inner_ask, name="inner")
+        f = await add_calling_back(cache, kit, ask)
+        assert await f.call(3) == 6
+
+
 async def test_two_tasks_of_a_host_function(kit: Kit) -> None:
     """Its children may invoke, one at a time: the second is refused, and the first undisturbed."""
     results: list[object] = []
@@ -269,6 +288,32 @@ async def test_a_task_that_outlives_the_host_function(kit: Kit) -> None:
             go_on.set()
             await wait_all_tasks_blocked()
         assert outcomes == ["refused"]
+
+
+async def test_a_task_that_outlives_its_row(kit: Kit) -> None:
+    """It is refused, too, while the same lease waits for another call of the host function."""
+    outcomes: list[str] = []
+    go_on = trio.Event()
+
+    async with kit.open() as cache, trio.open_nursery() as nursery:
+
+        async def late(lease: Lease) -> None:
+            await go_on.wait()
+            await refused(lease, "only in a reentrant host function")
+            outcomes.append("refused")
+
+        async def ask(value: int) -> int:
+            if value == 1:
+                nursery.start_soon(late, current_lease())
+            else:
+                go_on.set()
+                await wait_all_tasks_blocked()
+                assert outcomes == ["refused"]
+            return await double(value)
+
+        f = await add_calling_back(cache, kit, ask)
+        async with f.acquire() as lease:
+            assert list(await lease.map([[1, 2]])) == [2, 4]
 
 
 @INLINE_AND_THREAD

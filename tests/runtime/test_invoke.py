@@ -29,8 +29,9 @@ from trio_wasmcache import (
     Wasi,
     current_lease,
 )
+from trio_wasmcache._core.policy.shares import CALL_FUEL
 from trio_wasmcache._runtime.runner import MAX_INVOKES
-from trio_wasmcache.testing import check_invariants
+from trio_wasmcache.testing import check_invariants, snapshot
 
 GUEST = """(module
   (import "host" "ask" (func $ask (param i64) (result i64)))
@@ -203,6 +204,34 @@ async def test_the_fuel_is_that_of_the_outer_call(real: WasmtimeKit) -> None:
                     await lease.call(value)
                 assert lease.fuel_consumed == 1_000_000
         check_invariants(cache)
+
+
+async def test_the_group_is_charged_with_fuel_once(real: WasmtimeKit) -> None:
+    """Not with what the invokes cost besides, which it is charged with as CPU time."""
+    charged: list[float] = []
+
+    async with real.open() as cache:
+
+        def fuel() -> float:
+            group = snapshot(cache).group("main")
+            return group.virtual_time * group.shares
+
+        async def ask(value: int) -> int:
+            before = fuel()
+            for _ in range(value):
+                await current_lease().invoke("calls")
+            charged.append(fuel() - before)
+            return value
+
+        f = await put(cache, ask)
+        burnt = []
+        async with f.acquire() as lease:
+            for times in (0, 10):
+                assert await lease.call(times) == times
+                assert lease.fuel_consumed is not None
+                burnt.append(lease.fuel_consumed)
+    spent = 10 * CALL_FUEL
+    assert 0 <= charged[1] - charged[0] <= burnt[1] - burnt[0] - spent + CALL_FUEL
 
 
 async def test_values_of_every_type(real: WasmtimeKit) -> None:
