@@ -252,6 +252,7 @@ class LayeredAbi(Abi):
 
         Args:
             info: what the sections of the module say.
-            hosts: {module and name of an import: index} of the host functions that are given.
+            hosts: {module and name of an import: index} of the host functions that are given, but
+                for reentrant ones: only their trampoline can import these.
             first: index of the first of `Layer.hosts`.
         """

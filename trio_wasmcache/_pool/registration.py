@@ -741,5 +741,6 @@ def _find_imports(info: ModuleInfo, declaration: Declaration) -> Imports:
         )
     if layered is None:
         return found
-    layer = layered.layer(info, found.indexes, len(found.hosts))
+    direct = {name: at for name, at in found.indexes.items() if at not in found.reentrant}
+    layer = layered.layer(info, direct, len(found.hosts))
     return evolve(found, hosts=(*found.hosts, *layer.hosts), layers=(*found.layers, layer))

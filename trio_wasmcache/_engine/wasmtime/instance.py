@@ -112,7 +112,7 @@ class WasmtimeInstance(Store):
         return made
 
     def refused_memory(self) -> int | None:
-        if self.future or not self._store or not self._handle:
+        if self.future or not self._store or not (self._handle or self.stages):
             return None
         for instance, plan in self.pieces:
             for name, memory, note in plan.notes:

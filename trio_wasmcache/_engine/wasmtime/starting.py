@@ -68,7 +68,8 @@ class Starting:
     @property
     def pieces(self) -> Pieces:
         return tuple(
-            (handle, part.plan.plan) for handle, part in zip(self.handles, self._parts, strict=True)
+            (handle, part.plan.plan)
+            for handle, part in zip(self.handles, self._parts, strict=False)
         )
 
     def memory_of(self, index: int) -> bytes | None:
