@@ -17,7 +17,18 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
-    "suite", ["hostile", "isolation", "log", "loop", "reentry", "statistics", "tenants"]
+    "suite",
+    [
+        "hostile",
+        "isolation",
+        "log",
+        "loop",
+        "policies",
+        "reentry",
+        "statistics",
+        "tenants",
+        "trace",
+    ],
 )
 def test_a_bench_runs_and_writes_its_figures(suite: str, tmp_path: Path) -> None:
     """With a name, a value and a unit for each."""

@@ -208,9 +208,12 @@ def test_whatif_tells_what_the_log_has(log: Path, capsys: Capture) -> None:
     hit = next(it for it in events if it["event"] == "wasmcache.acquired" and not it["hit"])
     hit["hit"] = True
     write(log, map(json.dumps, events))
-    assert "The log itself has" in run_command(capsys, *command).out
+    ran = run_command(capsys, *command)
+    assert "The log itself has" in ran.out
+    assert "it is approximated, by -0.6 points, and so are the others" in " ".join(ran.out.split())
     document = json.loads(run_command(capsys, *command, "--json").out)
     assert document["logged"]["hits"] == document["results"][0]["hits"] + 1
+    assert document["logged"]["off_by_points"] == pytest.approx(-100 / 180)
 
 
 def test_whatif_tries_every_combination(log: Path, capsys: Capture) -> None:
@@ -234,6 +237,24 @@ def test_whatif_tries_every_combination(log: Path, capsys: Capture) -> None:
     assert large["peak_size"] > own["peak_size"]
     closed = events_of(log)[-1]
     assert (own["hits"], own["misses"]) == (closed["hits"], closed["misses"])
+
+
+def test_whatif_tries_every_policy_with_every_size(log: Path, capsys: Capture) -> None:
+    """Each as the cache would be with it; the policy of the log is LRU."""
+    policies = ["--policy", "lru", "--policy", "gdsf", "--policy", "cost"]
+    sizes = ["--max-size", "1MiB", "--max-size", "2560KiB"]
+    document = json.loads(run_command(capsys, "whatif", log, *policies, *sizes, "--json").out)
+    assert document["logged"]["off_by_points"] == 0
+    rows = document["results"]
+    assert [(it["limits"]["policy"], it["limits"]["max_size"]) for it in rows[1:]] == [
+        (policy, size) for policy in ("lru", "gdsf", "cost") for size in (2**20, 40 * PAGE)
+    ]
+    own, _, lru, _, gdsf, _, cost = (it["hits"] for it in rows)
+    assert own == lru < gdsf
+    assert cost != lru
+    text = run_command(capsys, "whatif", log, *policies, *sizes).out
+    assert "policy=gdsf" in text
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_whatif_on_a_terminal(log: Path, capsys: Capture) -> None:
@@ -261,6 +282,7 @@ def test_whatif_on_a_terminal(log: Path, capsys: Capture) -> None:
         (["--idle-timeout", "0"], "idle_timeout must be above 0"),
         (["--max-instances", "99999"], "max_instances must be at most 16384"),
         (["--concurrency", "0"], "concurrency must be at least 1"),
+        (["--policy", "fifo"], "'fifo' is not one of 'lru', 'sieve', 'gdsf', 'cost'"),
     ],
 )
 def test_limits_that_make_no_sense(
@@ -336,6 +358,41 @@ def test_tune_for_programs(log: Path, capsys: Capture) -> None:
     assert document["exact_from"] <= document["knee"] <= curve[-1]["max_size"]
     unchecked = run_command(capsys, "tune", log, "--no-check", "--json")
     assert json.loads(unchecked.out)["checked"] is None
+
+
+def test_tune_for_a_size(log: Path, capsys: Capture) -> None:
+    """The policies are compared at sizes over the whole curve, and at that one."""
+    given = "--max-size", "1MiB", "--objective", "seconds"
+    document = json.loads(run_command(capsys, "tune", log, *given, "--json").out)
+    assert (document["objective"], document["max_size"]) == ("seconds", 2**20)
+    assert document["target_hit_rate"] is None
+    advice = document["advice"]
+    assert advice["sentence"].startswith("With max_size = 1 * MiB, policy = ")
+    at_size = {it["policy"]: it for it in document["policies"] if it["max_size"] == 2**20}
+    assert [*at_size] == ["lru", "sieve", "gdsf", "cost"]
+    least = min(it["load_seconds"] for it in at_size.values())
+    assert advice["load_seconds"] == at_size[advice["policy"]]["load_seconds"] <= 1.01 * least
+    text = run_command(capsys, "tune", log, *given).out
+    assert "Loading by size and policy" in text
+    assert max(map(len, text.splitlines())) <= 80
+    alone = json.loads(run_command(capsys, "tune", log, *given, "--policy", "lru", "--json").out)
+    assert alone["advice"]["policy"] == "lru"
+    assert {it["policy"] for it in alone["policies"]} == {"lru"}
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--target-hit-rate", "0.5", "--max-size", "1MiB"], "use one of them"),
+        (["--objective", "bytes"], "'bytes' is not one of 'misses', 'seconds'"),
+        (["--max-size", "lots"], "no size"),
+    ],
+)
+def test_tune_asked_wrongly(log: Path, capsys: Capture, options: list[str], told: str) -> None:
+    """Said before anything is read."""
+    ran = run_command(capsys, "tune", log, *options)
+    assert (ran.status, ran.out) == (2, "")
+    assert told in ran.err
 
 
 def test_tune_writes_a_page(log: Path, tmp_path: Path, capsys: Capture) -> None:

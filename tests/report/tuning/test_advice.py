@@ -17,9 +17,10 @@ from trio_wasmcache.report.tuning.advice import (
     Advice,
     advise,
     in_source,
-    round_up,
 )
 from trio_wasmcache.report.tuning.curve import Curve
+from trio_wasmcache.report.tuning.search import Question, Search, round_up
+from trio_wasmcache.report.tuning.trials import Trials
 from trio_wasmcache.report.whatif.results import Result
 
 
@@ -67,10 +68,16 @@ def test_a_curve_without_hits() -> None:
     assert curve.largest == 8
 
 
-def advice_for(plan: Plan, target: float, **limits: Any) -> Any:
+def search_in(plan: Plan, question: Question, **limits: Any) -> Search:
     config = evolve(CONFIG, **limits)
     tuner = tuned(run_on_jumping_clock(plan, config).log.events)
-    return advise(tuner, target)
+    return Search(tuner, question, Trials(tuner.trace.packed()))
+
+
+def advice_for(plan: Plan, target: float, **limits: Any) -> Any:
+    search = search_in(plan, Question(target), **limits)
+    advice = advise(search)
+    return search.curve, advice
 
 
 def test_a_size_that_reaches_the_target() -> None:

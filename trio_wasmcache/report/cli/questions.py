@@ -5,14 +5,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
-from ..._core.config import CacheConfig
+from ..._core.config import CacheConfig, PolicyName
 from ..._core.events import Stamped
 from ..output.answers import (
     Setting,
+    off_by_points,
     replay_document,
     show_replay,
     show_tuning,
@@ -22,7 +23,9 @@ from ..output.answers import (
 from ..reading.feeding import Feeder
 from ..reading.notes import FLAWED, NOTHING, cite, count
 from ..replay.replay import NotReplayable, Replay
-from ..tuning.advice import advise
+from ..tuning.advice import advise, rows_of
+from ..tuning.search import POLICIES, Objective, Question, Search
+from ..tuning.trials import Trials
 from ..tuning.tuning import Tuner
 from ..whatif.tasks import Application, Recorder
 from ..whatif.whatif import WhatIf
@@ -88,6 +91,7 @@ def _limits(command: Callable[..., int]) -> Callable[..., int]:
         ("max-instances", int, "NUMBER", "Number of idle and running instances."),
         ("max-instance-size", parse_size, "SIZE", "Largest instance that is kept."),
         ("max-size", parse_size, "SIZE", "All idle instances together, such as 64MiB."),
+        ("policy", click.Choice(POLICIES), None, "What is evicted first."),
     ):
         option = click.option(f"--{name}", type=kind, multiple=True, metavar=metavar, help=text)
         command = option(command)
@@ -117,7 +121,11 @@ def whatif(logs: Sequence[str], as_json: bool, only: str | None, **given: Sequen
     rows = [(it, it.run(made)) for it in session.each(settings, "running")]
     if as_json:
         results = [{"setting": setting.as_dict(), **it.as_dict()} for setting, it in rows]
-        logged = {"hits": made.hits, "misses": made.leases - made.hits}
+        logged = {
+            "hits": made.hits,
+            "misses": made.leases - made.hits,
+            "off_by_points": off_by_points(rows[0][1], made),
+        }
         print_json({"logged": logged, "results": results, "notes": session.notes.texts})
     else:
         show_whatif(session.out, rows, made)
@@ -173,30 +181,56 @@ class Both:
     "--target-hit-rate",
     type=parse_rate,
     metavar="RATE",
-    default=0.99,
+    help="Part of the leases that are to be hits, from 0 to 1.  [default: 0.99]",
+)
+@click.option(
+    "--max-size",
+    type=parse_size,
+    metavar="SIZE",
+    help="Find the best policy and timeout for this size instead, such as 64MiB.",
+)
+@click.option(
+    "--objective",
+    type=click.Choice(get_args(Objective)),
+    default="misses",
     show_default=True,
-    help="Part of the leases that are hits, from 0 to 1.",
+    help="What is to be least: the number of loads, or the time that they take.",
+)
+@click.option(
+    "--policy",
+    "policies",
+    type=click.Choice(POLICIES),
+    multiple=True,
+    help="Consider only this policy; may be given several times.  [default: all]",
 )
 @click.option(
     "--check/--no-check",
     default=True,
     show_default=True,
-    help="Run the advised limits through the policy, too.",
+    help="Run the advised limits with all others as they are, too.",
 )
 def tune(
     logs: Sequence[str],
     as_json: bool,
     html: Path | None,
     only: str | None,
-    target_hit_rate: float,
+    target_hit_rate: float | None,
+    max_size: int | None,
+    objective: Objective,
+    policies: tuple[PolicyName, ...],
     check: bool,
 ) -> int:
-    """Find how large the cache must be for a hit rate, and the hit rate of each size.
+    """Find the policy, the size and the timeout for a hit rate, or the best ones for a size.
 
-    The log must have been written with log_uses. The curve assumes that leases begin and end as in
-    the log, and that limits other than max_size and idle_timeout do not interfere; then it is exact
-    from the size of the largest instance on. The check drops both assumptions.
+    The log must have been written with log_uses. The curve and the trials assume that leases begin
+    and end as in the log, and that limits other than max_size and idle_timeout do not interfere;
+    then they are exact, the curve from the size of the largest instance on. The check drops both
+    assumptions.
     """
+    if target_hit_rate is not None and max_size is not None:
+        raise click.UsageError(
+            "--target-hit-rate asks for a size, and --max-size gives one: use one of them"
+        )
     session = Session(logs)
     made = _largest(session, only, lambda: Both(check))
     if made is None:
@@ -206,20 +240,25 @@ def tune(
         session.errors.print("no leases to tune by", style="red")
         return NOTHING
     made.recorder.tell(session.notes)
-    curve, advice = advise(tuner, target_hit_rate)
+    target = 0.99 if target_hit_rate is None else target_hit_rate
+    chosen = tuple(it for it in POLICIES if it in policies) or POLICIES
+    question = Question(target, objective, max_size, chosen)
+    with session.counted("trying") as advanced, Trials(tuner.trace.packed(), advanced) as trials:
+        search = Search(tuner, question, trials)
+        advice = advise(search)
+        rows_of(search, advice)  # while there are processes for it
     if made.made is not None:
-        wanted = {"max_size": advice.max_size, "idle_timeout": advice.idle_timeout}
-        advice.checked = WhatIf(made.made, wanted).run()
+        names = "policy", "max_size", "idle_timeout"
+        advice.checked = WhatIf(made.made, {name: advice.limits[name] for name in names}).run()
     if html is not None:
         # As in `report`: importing charts takes a second.
         from ..output.tuning_page import tuning_page
 
-        write_text(html, tuning_page(tuner, curve, advice, session.notes.texts))
+        write_text(html, tuning_page(search, advice, session.notes.texts))
     if as_json:
-        document = tune_document(tuner, curve, advice, target_hit_rate)
-        print_json({**document, "notes": session.notes.texts})
+        print_json({**tune_document(search, advice), "notes": session.notes.texts})
     else:
-        show_tuning(session.out, tuner, curve, advice)
+        show_tuning(session.out, search, advice)
     return session.notes.status
 
 

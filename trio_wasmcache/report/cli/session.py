@@ -11,7 +11,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -137,6 +137,16 @@ class Session:
                 yield item
                 if progress is not None and task is not None:
                     progress.advance(task)
+
+    @contextlib.contextmanager
+    def counted(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """Show how many of a growing number of things are done; call what is yielded with both."""
+        if not self.errors.is_terminal:
+            yield lambda _done, _wanted: None
+            return
+        with self._progress() as progress:
+            task = progress.add_task(what, total=None)
+            yield lambda done, wanted: progress.update(task, completed=done, total=wanted)
 
     def _progress(self) -> Progress:
         columns = (

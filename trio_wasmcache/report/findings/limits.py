@@ -13,7 +13,8 @@ from ..reading.notes import cite, count
 from ..reading.units import seconds, size, soon
 from ..summary.summary import CacheSummary
 from ..summary.wanted import Wanted
-from ..tuning.advice import in_source, round_up
+from ..tuning.advice import in_source
+from ..tuning.search import round_up
 from .finding import LOG, Finding, of_group, work_of
 
 # A raised limit should avoid this part of the loads; this much less, if half of the raise does.

@@ -7,7 +7,8 @@ import math
 from ..reading.notes import cite, count
 from ..reading.units import rate, seconds, soon
 from ..summary.summary import CacheSummary
-from ..tuning.advice import in_source, round_up
+from ..tuning.advice import in_source
+from ..tuning.search import round_up
 from .finding import LEAST_COUNT, Finding, of_group
 
 # A part of a group's leases that others may cost; and how much more than it costs them itself.

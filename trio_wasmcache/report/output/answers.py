@@ -16,8 +16,7 @@ from ..reading.units import rate, seconds, size
 from ..replay.books import Limits
 from ..replay.replay import Replay
 from ..tuning.advice import Advice, rows_of
-from ..tuning.curve import Curve
-from ..tuning.tuning import Tuner
+from ..tuning.search import UNLIMITED, Search
 from ..whatif.results import Result
 from ..whatif.tasks import Application
 from ..whatif.whatif import WhatIf
@@ -82,12 +81,13 @@ def show_whatif(
             size(result.peak_size),
         )
     console.print(table)
-    own, hits, leases = rows[0][1], application.hits, application.leases
-    if leases and (own.hits, own.misses) != (hits, leases - hits):
+    off = off_by_points(rows[0][1], application)
+    if off:
+        hits, leases = application.hits, application.leases
         console.print(
             Text(
                 f"The log itself has {rate(hits / leases)} of {leases:,} leases: run again under "
-                "its own limits, it is approximated, and so are the others."
+                f"its own limits, it is approximated, by {off:+.1f} points, and so are the others."
             )
         )
     for setting, result in rows:
@@ -97,24 +97,43 @@ def show_whatif(
             )
 
 
-def show_tuning(console: Console, tuner: Tuner, curve: Curve, advice: Advice) -> None:
-    """Print the curve in a few rows, and the advice."""
-    table = make_table(
-        f"Hit rate by size, idle instances going after {seconds(curve.timeout)}",
-        "max_size",
-        "hit rate",
-        "loading",
-        "",
-    )
-    table.columns[-1].justify = "left"
-    for row in rows_of(tuner, curve, advice):
-        point = row.point
-        bar = "█" * round(point.hit_rate * BAR)
+def off_by_points(own: Result, application: Application) -> float | None:
+    """Return by how many points the first row's hit rate differs from the log's.
+
+    It is 0.0 only if all is the same, and None if the log has no leases.
+    """
+    hits, leases = application.hits, application.leases
+    if not leases:
+        return None
+    if (own.hits, own.misses) == (hits, leases - hits):
+        return 0.0
+    return 100 * (own.hit_rate - hits / leases) or 1e-9
+
+
+def show_tuning(console: Console, search: Search, advice: Advice) -> None:
+    """Print the hit rate of a few sizes under each policy, and the advice."""
+    after = f"idle instances going after {seconds(search.curve.timeout)}"
+    alone = search.compared == ["lru"]
+    if alone:
+        table = make_table(f"Hit rate by size, {after}", "max_size", "hit rate", "loading", "")
+        table.columns[-1].justify = "left"
+    else:
+        by_seconds = search.question.objective == "seconds"
+        what = "Loading" if by_seconds else "Hit rate"
+        table = make_table(f"{what} by size and policy, {after}", "max_size", *search.compared)
+    for row in rows_of(search, advice):
+        point = row.points[0]
+        cells: list[str | Text]
+        if alone:
+            bar = Text(f"{'█' * round(point.hit_rate * BAR):{BAR}}", style="cyan")
+            cells = [rate(point.hit_rate), seconds(point.load_seconds), bar]
+        else:
+            cells = [
+                seconds(it.load_seconds) if by_seconds else rate(it.hit_rate) for it in row.points
+            ]
         table.add_row(
-            f"{size(point.max_size)}  {', '.join(row.marks)}",
-            rate(point.hit_rate),
-            seconds(point.load_seconds),
-            Text(f"{bar:{BAR}}", style="cyan"),
+            f"{size(row.max_size)}  {', '.join(row.marks)}",
+            *cells,
             style="bold" if row.marks else None,
         )
     console.print(table)
@@ -125,19 +144,25 @@ def show_tuning(console: Console, tuner: Tuner, curve: Curve, advice: Advice) ->
     console.print(Text(f"\n{advice.line}", style="bold"))
 
 
-def tune_document(tuner: Tuner, curve: Curve, advice: Advice, target: float) -> Document:
+def tune_document(search: Search, advice: Advice) -> Document:
     """Return a document for programs; an infinite timeout is null."""
     timeout = None if advice.idle_timeout == math.inf else advice.idle_timeout
+    tuner, curve, question = search.tuner, search.curve, search.question
     return {
         "leases": tuner.leases,
         "hit_rate": tuner.hits / tuner.leases,
-        "target_hit_rate": target,
+        "load_seconds": tuner.load_seconds,
+        "objective": question.objective,
+        "target_hit_rate": question.target if question.max_size is None else None,
+        "max_size": question.max_size,
         "advice": {
             "sentence": advice.sentence,
             "line": advice.line,
+            "policy": advice.policy,
             "max_size": advice.max_size,
             "idle_timeout": timeout,
             "hit_rate": advice.hit_rate,
+            "load_seconds": advice.load_seconds,
             "verdict": advice.verdict,
         },
         "checked": None if advice.checked is None else advice.checked.as_dict(),
@@ -150,6 +175,18 @@ def tune_document(tuner: Tuner, curve: Curve, advice: Advice, target: float) -> 
                 "load_seconds": point.load_seconds,
             }
             for point in curve.points()
+        ],
+        "policies": [
+            {
+                "policy": it.settings.policy,
+                "max_size": it.settings.max_size,
+                "hit_rate": it.hit_rate,
+                "misses": it.misses,
+                "load_seconds": it.load_seconds,
+            }
+            for policy in search.compared
+            for it in search.outcomes(policy, curve.timeout)
+            if it.settings.max_size != UNLIMITED
         ],
     }
 

@@ -10,6 +10,10 @@ from attrs import define, frozen
 
 # Number of sizes of a curve.
 POINTS = 200
+# The curve is flat where it rises at less than this part of its average.
+FLAT = 0.25
+# Part of the hits that memory can gain, over which the average is taken.
+NEARLY_ALL = 0.99
 
 
 @frozen
@@ -60,14 +64,20 @@ class Curve:
         return max(self.smallest, int(self.needs["size"][index]))
 
     def knee(self) -> int:
-        """Return the size farthest above the line from end to end: more memory gains less."""
-        low, high = self.smallest, self.largest
-        first, last = self.at(low).hit_rate, self.at(high).hit_rate
-        if high == low or last == first:
+        """Return the size where the curve flattens: more memory gains little from there on.
+
+        It is farthest above a line that rises `FLAT` times as steeply as the curve does on average.
+        A line as steep as the curve would find where it begins to flatten, which may be far below.
+        """
+        low = self.smallest
+        first, last = self.at(low).hit_rate, self.best.hit_rate
+        # Without the last few leases, which may need any size.
+        end = self.smallest_for(first + NEARLY_ALL * (last - first))
+        if end is None or end <= low or last == first:
             return low
         sizes = self.needs.filter(pl.col("size") >= low)
         gained = (sizes["hits"] / self.leases - first) / (last - first)
-        above = gained - (sizes["size"] - low) / (high - low)
+        above = gained - FLAT * (sizes["size"] - low) / (end - low)
         farthest = above.arg_max()
         if farthest is None:
             raise AssertionError(f"no size from {low} on among {len(self.needs)} is in the curve")

@@ -30,9 +30,8 @@ from ..replay.books import Limits, limits_of
 from ..replay.replay import check_start, is_end_of_corrupted
 from .curve import Curve
 from .distances import Stack
+from .trace import SAMPLES, Op, Trace
 
-# Number of loads of a function whose median estimates a load that did not happen.
-SAMPLES = 1001
 Key = tuple[str, str, int, int]  # (function, argument types, generation, number of the group)
 
 
@@ -46,6 +45,8 @@ class Tuner:
     hits: int = 0
     ignored: int = 0
     stack: Stack = Factory(Stack)
+    trace: Trace = Factory(Trace)
+    """The same leases, for trials under other policies."""
     _sizes: array[float] = Factory(lambda: array("d"))  # bytes needed, for each lease
     _gaps: array[float] = Factory(lambda: array("d"))  # seconds that its instance was idle
     _costs: array[float] = Factory(lambda: array("d"))  # seconds of its load
@@ -54,14 +55,16 @@ class Tuner:
     _numbers: dict[tuple[str, str], int] = Factory(dict)
     _loads: dict[tuple[int, bool], list[float]] = Factory(dict)  # {(function, a hit): seconds}
     _current: dict[tuple[str, str], int] = Factory(dict)  # {function: generation}
+    _modules: dict[tuple[str, str, int], int] = Factory(dict)  # {generation: number of its module}
     _groups: dict[str, int] = Factory(dict)  # {open group: its number}
     _opened_groups: int = 0
     _keys: dict[tuple[str, str], set[Key]] = Factory(dict)  # {function: what was ever idle}
     _keys_in: dict[int, set[Key]] = Factory(dict)  # {number of an open group: the same}
-    _loading: dict[int | None, float] = Factory(dict)  # {request: seconds its load took}
-    _leased: dict[int | None, Key] = Factory(dict)
+    # {request: (seconds that its load took, whether with its module)}
+    _loading: dict[int | None, tuple[float, bool]] = Factory(dict)
+    _leased: dict[int | None, tuple[Key, int]] = Factory(dict)  # {request: (key, run of the trace)}
     _warm: set[int | None] = Factory(set)
-    _ended: tuple[Key, Recycled, float] | None = None
+    _ended: tuple[Key, int, Recycled, float] | None = None
 
     def feed(self, event: Stamped) -> None:
         """Add the next event.
@@ -87,21 +90,26 @@ class Tuner:
                 self._on_acquired(event, at)
             case Recycled():
                 self._warm.discard(event.request)
-                self._ended = self._leased.pop(event.request), event, at
+                self._ended = *self._leased.pop(event.request), event, at
             case Loaded():
                 self._on_loaded(event)
             case GroupOpened():
                 self._opened_groups += 1
                 self._groups[event.group] = self._opened_groups
             case GroupClosed():
-                self._on_group_closed(event)
+                self._on_group_closed(event, at)
             case Registered():
-                self._on_registered(event)
+                self._on_registered(event, at)
             case Removed():
-                self._retire((event.function, event.arg_types))
+                self._retire((event.function, event.arg_types), at)
                 self._current.pop((event.function, event.arg_types), None)
             case Resized():
                 self.limits = limits_of(event)
+
+    @property
+    def load_seconds(self) -> float:
+        """Time spent loading in the log, for leases (seconds)."""
+        return math.fsum(self._costs)
 
     def curve(self, timeout: float) -> Curve:
         """Return the curve where idle instances are evicted after `timeout` seconds.
@@ -152,27 +160,33 @@ class Tuner:
 
     # -- events
 
-    def _on_group_closed(self, event: GroupClosed) -> None:
+    def _on_group_closed(self, event: GroupClosed, at: float) -> None:
         group = self._groups.pop(event.group, None)
         if group is not None:
             for key in self._keys_in.pop(group, ()):
                 self._keys[key[:2]].discard(key)
-                self.stack.forget(key)
+                self._forget(key, at)
 
-    def _on_registered(self, event: Registered) -> None:
+    def _on_registered(self, event: Registered, at: float) -> None:
         name = event.function, event.arg_types
-        self._retire(name)
+        self._retire(name, at)
         self._current[name] = event.generation
+        self._modules[*name, event.generation] = event.module_number
         self._numbers.setdefault(name, len(self._numbers))
 
-    def _retire(self, name: tuple[str, str]) -> None:
+    def _retire(self, name: tuple[str, str], at: float) -> None:
         for key in self._keys.pop(name, ()):
             self._keys_in[key[3]].discard(key)
-            self.stack.forget(key)
+            self._forget(key, at)
+
+    def _forget(self, key: Key, at: float) -> None:
+        self.stack.forget(key)
+        self.trace.forget(key, at)
 
     def _on_loaded(self, event: Loaded) -> None:
-        seconds = self._loading[event.request] = event.load_seconds
+        seconds, cold = self._loading[event.request] = event.load_seconds, event.module_loaded
         number = self._numbers[event.function, event.arg_types]
+        self.trace.note_load(number, cold, seconds)
         samples = self._loads.setdefault((number, event.seat), [])
         samples.append(seconds)
         if len(samples) > 2 * SAMPLES:
@@ -183,9 +197,12 @@ class Tuner:
         # First look up what may be missing in the log: a lease is in all columns, or in none.
         number = self._numbers[name]
         key = (*name, event.generation, self._groups[event.group])
-        self._leased[request] = key
-        loaded = self._loading.pop(request, 0.0)
-        if request in self._warm:
+        self.trace.know(key, key[:3], self._modules[key[:3]], number)
+        loaded, cold = self._loading.pop(request, (None, False))
+        ahead = request in self._warm
+        op = Op.TAKE if not ahead else Op.REUSE if event.hit else Op.WARM
+        self._leased[request] = key, self.trace.begin(op, key, at, loaded, cold)
+        if ahead:
             if event.hit:
                 self.stack.take(key, at)
             return
@@ -194,17 +211,20 @@ class Tuner:
         self.hits += event.hit
         self._sizes.append(size)
         self._gaps.append(gap)
-        self._costs.append(loaded)
+        self._costs.append(loaded or 0.0)
         self._was_hit.append(event.hit)
         self._names.append(number)
 
-    def _give_back(self, key: Key, event: Recycled, at: float, following: Event) -> None:
+    def _give_back(self, key: Key, run: int, event: Recycled, at: float, following: Event) -> None:
         """End a lease; drop its instance if `following` shows that it was corrupted."""
         corrupted = is_end_of_corrupted(event, following)
         too_large = event.size_bytes > self.limits["max_instance_size"]
         name = key[:2]
         gone = self._current.get(name) != key[2] or self._groups.get(event.group) != key[3]
-        if not (corrupted or too_large or gone):
+        if corrupted or too_large or gone:
+            self.trace.end(Op.DROP, key, at, run)
+        else:
             self._keys.setdefault(name, set()).add(key)
             self._keys_in.setdefault(key[3], set()).add(key)
             self.stack.give_back(key, event.size_bytes, at)
+            self.trace.end(Op.REST, key, at, run, event.size_bytes, event.seat)

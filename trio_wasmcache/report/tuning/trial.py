@@ -1,0 +1,177 @@
+"""Runs the leases of a log under another policy, `max_size` and `idle_timeout`.
+
+Leases begin and end as in the log, and no other limit interferes: what the curve of `tuning`
+assumes for LRU, so the two agree. The eviction orders are those of the cache. Nothing waits, so all
+that is left of the cache's books are idle instances in order of last use, and their size.
+"""
+
+from __future__ import annotations
+
+import math
+
+from attrs import Factory, define, frozen
+
+from ..._core.config import PolicyName
+from ..._core.keys import FunctionKey
+from ..._core.policy.choice import make_order
+from ..._core.policy.lifecycle import IDLE, RUNNING, State
+from ..._core.policy.lru import LRU
+from ..._core.policy.order import EvictionOrder
+from ..._core.policy.records import Entry, FunctionRecord, GroupRecord, Instance, Module
+from .trace import Op, Trace
+
+TAKE, WARM, REUSE, REST, DROP, FORGET = map(int, Op)
+# The group of all keys: a key has but one, and nothing is asked of it here.
+GROUP = GroupRecord("")
+
+
+@frozen
+class Settings:
+    """What a trial changes."""
+
+    policy: PolicyName
+    max_size: int
+    idle_timeout: float
+
+
+@frozen
+class Outcome:
+    """What came of a trial."""
+
+    settings: Settings
+    hits: int = 0
+    misses: int = 0
+    load_seconds: float = 0.0
+    peak_size: int = 0
+
+    @property
+    def hit_rate(self) -> float:
+        """Hits per lease; 0.0 without any."""
+        return self.hits / (self.hits + self.misses) if self.hits + self.misses else 0.0
+
+
+@define(eq=False)
+class Trial:
+    """One run of a trace."""
+
+    trace: Trace
+    settings: Settings
+    _total: int = 0
+    """Bytes of all idle instances."""
+    _lru: LRU[Instance] = Factory(lambda: LRU[Instance]())
+    _order: EvictionOrder = Factory(
+        lambda self: make_order(self.settings.policy, self._lru, LRU[Module]()), takes_self=True
+    )
+    _entries: list[Entry] = Factory(list)
+    """The entry of each key."""
+
+    def run(self) -> Outcome:
+        """Run everything, from the first step to the last."""
+        trace, lru, order = self.trace, self._lru, self._order
+        max_size, timeout = self.settings.max_size, self.settings.idle_timeout
+        told = self.settings.policy != "lru"
+        entries = self._entries = _entries_of(trace)
+        running: dict[int, Instance] = {}
+        ahead: set[int] = set()  # runs that are no leases
+        hits = misses = peak = rests = 0
+        seconds = 0.0
+        columns = trace.ops, trace.at, trace.keys, trace.runs, trace.sizes, trace.seats
+        for op, now, key, run, size, seat in zip(*columns, strict=True):
+            while (oldest := lru.after) is not lru and oldest.last_used + timeout <= now:
+                self._evict(oldest)
+            entry = entries[key]
+            if op == REST:
+                instance = running.pop(run)
+                if run not in ahead:
+                    instance.uses += 1
+                if size > max_size:
+                    self._leave(instance)
+                    continue
+                while self._total + size > max_size:
+                    victim = order.victim(rests)
+                    if victim is None:
+                        raise AssertionError(f"{self._total} bytes are idle, but no instance")
+                    self._evict(victim)
+                rests += 1
+                changed = size != instance.size or seat
+                report = told and (changed or size != instance.resting_size)
+                instance.size = instance.resting_size = size
+                instance.seat = bool(seat)
+                instance.state, instance.rested, instance.last_used = IDLE, rests, now
+                self._total += size
+                lru.touch(instance)
+                entry.idle.append(instance)
+                if report:
+                    order.settled(instance, changed)
+                if self._total > peak:
+                    peak = self._total
+            elif op <= REUSE:
+                if op != WARM and entry.idle:
+                    instance = entry.idle.pop()
+                    lru.remove(instance)
+                    self._total -= instance.size
+                    instance.state = RUNNING
+                    hits += op == TAKE
+                    if instance.seat:
+                        seconds += self._load(instance, key, run)
+                else:
+                    instance = self._make(entry)
+                    seconds += self._load(instance, key, run)
+                    misses += op == TAKE
+                running[run] = instance
+                if op != TAKE:
+                    ahead.add(run)
+            elif op == DROP:
+                self._leave(running.pop(run))
+            else:
+                for instance in list(entry.idle):
+                    self._evict(instance)
+        return Outcome(self.settings, hits, misses, seconds, peak)
+
+    def _make(self, entry: Entry) -> Instance:
+        module = entry.function.module
+        instance = Instance(0, entry, 0.0, RUNNING)
+        instance.loads_module = module.users == 0
+        instance.resting_size = -1
+        module.users += 1
+        module.instances[instance] = None
+        return instance
+
+    def _load(self, instance: Instance, key: int, run: int) -> float:
+        """Load an instance, or on a seat; return the seconds that it takes."""
+        trace = self.trace
+        if instance.seat:
+            instance.seat = instance.loads_module = False
+            instance.size, instance.resting_size = 0, -1
+        cold = instance.loads_module
+        seconds = trace.loads[run]
+        if math.isnan(seconds) or trace.cold[run] != cold:
+            seconds = trace.usual(trace.names[key], cold)
+        instance.note_load(seconds)
+        return seconds
+
+    def _evict(self, instance: Instance) -> None:
+        self._lru.remove(instance)
+        instance.entry.idle.remove(instance)
+        self._total -= instance.size
+        self._leave(instance)
+
+    def _leave(self, instance: Instance) -> None:
+        module = instance.entry.function.module
+        del module.instances[instance]
+        module.users -= 1
+        self._order.left(instance)
+        instance.state = State.CLOSED
+
+
+def _entries_of(trace: Trace) -> list[Entry]:
+    modules: dict[int, Module] = {}
+    functions: dict[int, FunctionRecord] = {}
+    entries = []
+    for function, module in zip(trace.functions, trace.modules, strict=True):
+        record = functions.get(function)
+        if record is None:
+            code = modules.setdefault(module, Module("", 0))
+            record = functions[function] = FunctionRecord(FunctionKey("", ()), 0, code)
+        entries.append(Entry(record, GROUP))
+    return entries
