@@ -24,6 +24,7 @@ from trio_wasmcache import (
     MiB,
     StackOverflowError,
     TrapError,
+    current_lease,
 )
 from trio_wasmcache.testing import FakeEngine, check_invariants, open_fake_cache
 
@@ -315,3 +316,38 @@ def test_an_error_can_be_made_with_it() -> None:
     for kind in (GuestError, TrapError, LoadError):
         assert kind("why").refused_memory is None
         assert kind("why", refused_memory=PAGE).refused_memory == PAGE
+
+
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+async def test_it_is_named_in_an_instance_of_several_modules(isolation: str) -> None:
+    """As where a host function calls back: with offsets, and forgotten by a reset."""
+    source = """(module (import "h" "ask" (func $ask (result i32)))
+      (memory (export "memory") 1) (global $started (mut i32) (i32.const 0))
+      (func $start (drop (memory.grow (i32.const 1))) (global.set $started (i32.const 1)))
+      (start $start)
+      (func (export "seven") (result i32) (i32.const 7))
+      (func (export "f") (param $pages i32) (param $fails i32) (result i32)
+        (drop (call $ask))
+        (if (i32.eq (memory.grow (local.get $pages)) (i32.const -1))
+          (then (if (local.get $fails) (then unreachable))))
+        (if (local.get $fails) (then unreachable))
+        (i32.add (memory.size) (global.get $started))))"""
+
+    async def ask() -> int:
+        result: int = await current_lease().invoke("seven")
+        return result
+
+    host = {"h": {"ask": HostFunction(ask, (), ("i32",), reentrant=True)}}
+    async with quiet_cache(memory_limit=MiB) as cache:
+        f = await cache.register(
+            "f", source, args=("i32", "i32"), returns="i32", imports=host, isolation=isolation
+        )
+        assert await f.call(0, 0) == 3
+        error = await failing(f, 77, 1)
+        assert error.refused_memory == 77 * PAGE
+        assert WORDS in str(error)
+        offsets = [frame.offset for frame in error.frames]
+        assert all(wat(source)[at] == 0 for at in offsets if at is not None)
+        assert await f.call(77, 0) == 3
+        assert (await failing(f, 0, 1)).refused_memory is None
+        check_invariants(cache)
