@@ -85,11 +85,11 @@ def test_an_event_can_go_through_the_standard_logging(kind: type[Event]) -> None
 
 @KINDS
 def test_units_are_in_the_names(kind: type[Event]) -> None:
-    """Times end in `_seconds`; a number of bytes says so."""
+    """Times end in `_seconds`, shares of processors in `_cores`; a number of bytes says so."""
     hints = get_type_hints(kind)
     for field in attrs.fields(kind):
-        if hints[field.name] is float:
-            assert field.name.endswith("_seconds")
+        if hints[field.name] in (float, float | None):
+            assert field.name.endswith(("_seconds", "_cores"))
         if "size" in field.name or "freed" in field.name:
             assert field.name.endswith("_bytes")
 
