@@ -14,6 +14,7 @@ import csv
 import json
 import math
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from random import Random
@@ -27,6 +28,7 @@ from trio_wasmcache._core.config import PolicyName
 from trio_wasmcache.testing import FakeEngine, open_fake_cache
 
 from .harness import Report
+from .log import run_tool
 
 POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
 PAGE = 64 * KiB
@@ -265,6 +267,13 @@ async def run(report: Report, quick: bool) -> None:
     seconds = lru.seconds / min(it.seconds for it in figures.values())
     report.add("LRU's loads, of the best policy's", loads, "times", at_least=2)
     report.add("LRU's seconds of loading, of the best policy's", seconds, "times", at_least=5)
+    rows = rows[: 2000 if quick else 50_000]
+    size = working_set(rows) // 10
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        await trio.to_thread.run_sync(serve, rows, config_for(rows), log)
+        taken, _ = run_tool("tune", "--objective", "seconds", "--max-size", str(size), log)
+    report.add(f"tune, of {len(rows):,} requests", taken, "s", at_most=60)
 
 
 if __name__ == "__main__":
