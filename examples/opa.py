@@ -1,7 +1,7 @@
 """A policy of Open Policy Agent decides who may read and write documents.
 
-The policy is udfs/access.rego. Policies import their memory, which `HostMemory` gives; the ABI is
-in abis/opa.py.
+The policy is cookbook/opa/access.rego. Policies import their memory, which `HostMemory` gives; the
+ABI is in abis/opa.py.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from abis.opa import OpaAbi
 
 from trio_wasmcache import HostMemory, open_cache
 
-POLICY = Path(__file__).parent / "udfs" / "access.wasm"
+POLICY = Path(__file__).parent / "cookbook" / "opa" / "access.wasm"
 DATA = {"owners": {"plan": "ada", "diary": "bob"}, "public": {"plan": True}}
 
 

@@ -28,11 +28,4 @@ clang --target=wasm32-wasi -O2 -Wall -Wextra -Werror -nostartfiles -nodefaultlib
 clang --target=wasm32 -O2 -Wall -Wextra -Werror -ffreestanding -fno-builtin -nostdlib $LINK \
     -o greet.component.core.wasm greet.c
 
-# AssemblyScript (npm's assemblyscript) and OPA's compiler (opa) are optional; `opa build -t wasm
-# -e access/allow -e access/owner access.rego` makes a policy.wasm that does what this one does.
-if command -v asc; then
-    asc access.ts -o access.wasm -O3 --runtime stub --importMemory --noExportMemory \
-        --initialMemory 2 --use abort=
-fi
-
 ls -l ./*.wasm

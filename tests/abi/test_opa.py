@@ -1,8 +1,8 @@
 """Policies of Open Policy Agent, with the ABI of `examples/abis/opa.py`.
 
-`examples/udfs/access.wasm` was written by hand, as OPA's compiler is in no package registry. OPA's
-own answers for the same rules are stored, and OPA's own SDK runs the same module in node. Where an
-`opa` is installed, the rules are compiled by it.
+`examples/cookbook/opa/access.wasm` was written by hand, as OPA's compiler is in no package
+registry. OPA's own answers for the same rules are stored, and OPA's own SDK runs the same module in
+node. Where an `opa` is installed, the rules are compiled by it.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from trio_wasmcache import (
 )
 from trio_wasmcache.testing import check_invariants
 
-UDFS = ROOT / "examples" / "udfs"
-ACCESS = UDFS / "access.wasm"
+OPA = ROOT / "examples" / "cookbook" / "opa"
+ACCESS = OPA / "access.wasm"
 GOLDEN = json.loads((ROOT / "tests" / "udfs" / "opa_golden.json").read_text())
 ENTRYPOINTS = GOLDEN["columns"][1:]
 DOCUMENTS = [row[0] for row in GOLDEN["rows"]]
@@ -90,7 +90,7 @@ def test_opas_compiler_makes_the_same_of_the_rules(tmp_path: Path) -> None:
         pytest.skip(said)
     entrypoints = [word for name in ENTRYPOINTS for word in ("-e", name)]
     bundle = tmp_path / "bundle.tar.gz"
-    command = [opa, "build", "-t", "wasm", *entrypoints, "-o", bundle, UDFS / "access.rego"]
+    command = [opa, "build", "-t", "wasm", *entrypoints, "-o", bundle, OPA / "access.rego"]
     subprocess.run(command, check=True, timeout=120)
     with tarfile.open(bundle) as packed:
         policy = packed.extractfile("/policy.wasm")

@@ -115,6 +115,7 @@ PROBES: dict[str, Callable[[Path], None]] = {
     "c": WASI_C,
     "emscripten": programs("emcc"),
     "go": answers("go", "version", words="go1.24"),
+    "opa": programs("opa", "tar"),
     "rust": rust,
     "scylladb": WASI_C,
     "zig": answers("python", "-m", "ziglang", "version", words="0.17"),

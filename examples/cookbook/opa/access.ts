@@ -1,5 +1,8 @@
 // The policy access.rego, written by hand with the ABI of the modules that `opa build -t wasm` makes.
 // It stands in for one, as OPA's compiler is in no package registry. A parsed value is its own text.
+//
+// asc access.ts -o access.wasm -O3 --runtime stub --importMemory --noExportMemory \
+//     --initialMemory 2 --use abort=
 
 @external("env", "opa_abort")
 declare function opa_abort(message: usize): void;

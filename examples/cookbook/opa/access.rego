@@ -1,4 +1,4 @@
-# The policy of examples/opa.py: the owner of a document may do anything, others read what is public.
+# access.rego: the owner of a document may do anything, others read what is public.
 package access
 
 import rego.v1
