@@ -29,7 +29,9 @@ class TwoParts(LayeredAbi):
     def supplies(self) -> Mapping[tuple[str, str], FuncType]:
         return {("part", "run"): ONE}
 
-    def layer(self, info: ModuleInfo, hosts: Mapping[tuple[str, str], int], first: int) -> Layer:
+    def layer(
+        self, what: str, info: ModuleInfo, hosts: Mapping[tuple[str, str], Any], first: int
+    ) -> Layer:
         part = Part("ours", self.wasm, read_module(self.wasm), wiring={}, constant=True)
         return Layer((part,), {("part", "run"): FromPart("ours", "run")})
 
@@ -51,14 +53,17 @@ class Relayed(LayeredAbi):
     def supplies(self) -> Mapping[tuple[str, str], FuncType]:
         return {}
 
-    def layer(self, info: ModuleInfo, hosts: Mapping[tuple[str, str], int], first: int) -> Layer:
+    def layer(
+        self, what: str, info: ModuleInfo, hosts: Mapping[tuple[str, str], Any], first: int
+    ) -> Layer:
+        direct = {name: index for name, (index, _) in hosts.items() if index is not None}
         types = {
             (item.module, item.name): item.type
             for item in info.imports
             if isinstance(item.type, FuncType)
         }
         fields = ["(global (mut i32) (i32.const 0))"]
-        for name, index in hosts.items():
+        for name, index in direct.items():
             params, results = (" ".join(many) for many in (types[name].params, types[name].results))
             signature = f"(param {params}) (result {results})"
             values = " ".join(f"(local.get {n})" for n in range(len(types[name].params)))
@@ -69,13 +74,13 @@ class Relayed(LayeredAbi):
             "relay",
             wasm,
             read_module(wasm),
-            {("h", str(index)): FromHost(index) for index in hosts.values()},
-            relays={str(index): index for index in hosts.values()},
+            {("h", str(index)): FromHost(index) for index in direct.values()},
+            relays={str(index): index for index in direct.values()},
         )
         after = bytes(wat2wasm('(module (global (mut i32) (i32.const 0)) (func (export "f")))'))
         return Layer(
             (relay,),
-            {name: FromPart("relay", str(index)) for name, index in hosts.items()},
+            {name: FromPart("relay", str(index)) for name, index in direct.items()},
             (Part("after", after, read_module(after), {}),),
         )
 

@@ -26,11 +26,12 @@ The names, in reading order; `help()` of each is its reference:
   `InvalidModuleError`, `ModuleTooLargeError`, `LinkError`, `ExportError`, `SignatureError` and
   `DuplicateFunctionError`. Entering a lease raises `UnknownFunctionError`, `LoadError`,
   `CodeMemoryError` and `DeadlockError`. Calls raise a `GuestError`: a `TrapError`,
-  `FuelExhaustedError`, `StackOverflowError`, `MemoryLimitError`, `ExitError`,
+  `FuelExhaustedError`, `StackOverflowError`, `MemoryLimitError`, `ExitError`, `PluginError`,
   `ResultTooLargeError` or `AbiError`, with a `Frame` for each function that was running.
 - ABIs, the ways in which values cross: `BufferAbi` for bytes and text, `AssemblyScriptAbi` for
-  AssemblyScript's strings and arrays, `ScyllaAbi` for CQL types, and the protocol `Abi` for your
-  own, with `Binding`, `Exports`, `FuncType`, `Guest`, `Memory`, `Invoke` and `Convert`.
+  AssemblyScript's strings and arrays, `ExtismAbi` for Extism's plugins, `ScyllaAbi` for CQL types,
+  and the protocol `Abi` for your own, with `Binding`, `Exports`, `FuncType`, `Guest`, `Memory`,
+  `Invoke` and `Convert`.
 
 Modules beside it: `trio_wasmcache.testing` for tests of an application,
 `trio_wasmcache.prometheus` for metrics, and ``python -m trio_wasmcache`` for the log.
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
         Memory as Memory,
     )
     from ._abi.buffer import BufferAbi as BufferAbi
+    from ._abi.extism import ExtismAbi as ExtismAbi
     from ._abi.scylla import ScyllaAbi as ScyllaAbi
     from ._cache.cache import InstanceCache as InstanceCache
     from ._cache.group import SchedulingGroup as SchedulingGroup, current_group as current_group
@@ -89,6 +91,7 @@ if TYPE_CHECKING:
         LoadError as LoadError,
         MemoryLimitError as MemoryLimitError,
         ModuleTooLargeError as ModuleTooLargeError,
+        PluginError as PluginError,
         ResultTooLargeError as ResultTooLargeError,
         SignatureError as SignatureError,
         StackOverflowError as StackOverflowError,
@@ -126,11 +129,12 @@ _HOMES = {
         "WasmCacheError CacheDirError InvalidModuleError ModuleTooLargeError LinkError ExportError "
         "SignatureError DuplicateFunctionError UnknownFunctionError LoadError CodeMemoryError "
         "DeadlockError GuestError TrapError FuelExhaustedError StackOverflowError MemoryLimitError "
-        "ExitError ResultTooLargeError AbiError"
+        "ExitError PluginError ResultTooLargeError AbiError"
     ),
     "._core.frames": "Frame",
     "._abi.buffer": "BufferAbi",
     "._abi.assemblyscript": "AssemblyScriptAbi",
+    "._abi.extism": "ExtismAbi",
     "._abi.scylla": "ScyllaAbi",
     "._abi.base": "Abi Binding Exports FuncType Guest Memory Invoke Convert",
 }

@@ -15,6 +15,7 @@ from pathlib import Path
 from ._abi import exports_of
 from ._abi.allocator import CABI, OTHERS, WBINDGEN
 from ._abi.assemblyscript import exports_runtime
+from ._abi.extism import ENV, ExtismAbi
 from ._abi.scylla import VERSION_GLOBAL
 from ._core.config import WASM_PAGE, CacheConfig, KiB, MiB
 from ._core.errors import InvalidModuleError, WasmCacheError
@@ -184,18 +185,28 @@ def _imports(info: ModuleInfo) -> Iterator[str]:
     if standard := functions_for(info, NOTHING):
         names = ", ".join(name for _, name in standard)
         yield f"  by this library, as AssemblyScript's, which grants what `wasi` says: {names}"
+    if _is_plugin(info):
+        names = ", ".join(item.name for item in info.imports if item not in missing)
+        yield f'  by abi="extism", which runs plugins of Extism: {names}'
     for family in families_of(missing):
         yield f"  {family.advice}"
 
 
 def _missing(info: ModuleInfo) -> list[Import]:
     standard = functions_for(info, NOTHING)
+    extism = ExtismAbi().supplies if _is_plugin(info) else {}
     return [
         item
         for item in info.imports
         if (item.module != WASI_MODULE or WASI_TYPES.get(item.name) != item.type)
         and ((item.module, item.name) not in standard)
+        and extism.get((item.module, item.name)) != item.type
     ]
+
+
+def _is_plugin(info: ModuleInfo) -> bool:
+    """Return whether it is a plugin of Extism."""
+    return any(item.module == ENV for item in info.imports)
 
 
 def _provider(item: Import) -> str:
@@ -278,6 +289,10 @@ def _registration(info: ModuleInfo, path: Path) -> Iterator[str]:
         yield f"`register` refuses it, as it imports the {refused[0].kind} {name}."
         return
     candidates = [one for one in info.exports if _is_candidate(info, one)]
+    plugin = _is_plugin(info)
+    if plugin:
+        statuses = (FuncType(), FuncType((), ("i32",)))
+        candidates = [one for one in candidates if info.functions[one.index] in statuses]
     if not candidates:
         yield "No export is a function of numbers of its own, so there is nothing to register."
         return
@@ -293,6 +308,9 @@ def _registration(info: ModuleInfo, path: Path) -> Iterator[str]:
     if scylla is not None and scylla.kind == "global":
         yield "To begin with (the types are those of its CREATE FUNCTION in CQL):"
         arguments += ['args=("text",)', 'returns="text"']
+    elif plugin:
+        yield "To begin with (the argument and the result may also be str, or left out):"
+        arguments += ['args=("bytes",)', 'returns="bytes"', 'abi="extism"']
     else:
         yield "To begin with:"
         arguments.append(f"args={_spelt(kind.params)}")

@@ -114,6 +114,7 @@ PROBES: dict[str, Callable[[Path], None]] = {
     "assemblyscript": node_modules("assemblyscript"),
     "c": WASI_C,
     "emscripten": programs("emcc"),
+    "extism": node_modules("assemblyscript", "@extism/as-pdk"),
     "go": answers("go", "version", words="go1.24"),
     "opa": programs("opa", "tar"),
     "rust": rust,

@@ -271,7 +271,7 @@ async def test_all_parts_are_put_back() -> None:
     wiring: Wiring = {("c", name): FromPart("counter", name) for name in names}
     engine = WasmtimeEngine(STACK)
     made = await compiled(engine, part("counter", COUNTER), user(text, wiring), reset=True)
-    artifact = await engine.prove(made, (), None)
+    artifact = await engine.prove(made, (), ())
     assert artifact.obstacle is None
     assert artifact.code_size > made.code_size
     module = await engine.load(artifact, ())
@@ -527,7 +527,7 @@ async def test_forty_modules_of_the_users_share_a_memory_and_a_table() -> None:
     ]
     engine = WasmtimeEngine(STACK)
     made = await compiled(engine, *parts, reset=True)
-    module = await engine.load(await engine.prove(made, (), None), ())
+    module = await engine.load(await engine.prove(made, (), ()), ())
     instance = module.instantiate(FUEL, SLICE)
     assert drive(instance) == len(parts)
     instance.started()

@@ -93,9 +93,10 @@ def proved(
     """An artifact after its trial, and a way to make marked instances of it."""
     engine = WasmtimeEngine(512 * 1024)
     made: list[WasmtimeInstance] = []
+    starts = () if initialize is None else ((initialize, ()),)
 
     async def load() -> tuple[Artifact, WasmtimeModule]:
-        artifact = await engine.prove(await engine.compile(wasm, admit), hosts, initialize)
+        artifact = await engine.prove(await engine.compile(wasm, admit), hosts, starts)
         return artifact, await engine.load(artifact, hosts)
 
     artifact, module = trio.run(load)
@@ -277,7 +278,7 @@ def prove(wasm: bytes, *hosts: HostImport) -> tuple[Artifact, int]:
 
     async def both() -> tuple[Artifact, int]:
         artifact = await engine.compile(wasm, admit_more)
-        return await engine.prove(artifact, hosts, None), artifact.code_size
+        return await engine.prove(artifact, hosts, ()), artifact.code_size
 
     try:
         return trio.run(both)

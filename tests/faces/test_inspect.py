@@ -55,7 +55,7 @@ async def test_the_line_to_begin_with_registers_the_module(path: Path) -> None:
         pytest.importorskip("cassandra")
     refused = [line for line in lines if line.startswith("`register` refuses it: ")]
     names: dict[str, Any] = {"Path": Path, "HostFunction": HostFunction, "unit_price": abs}
-    names["HostMemory"] = HostMemory
+    names |= {"HostMemory": HostMemory, "note": abs, "lookup": abs, "add": abs}
     async with quiet_cache() as cache:
         try:
             function = await eval(call, {"cache": cache, **names})
@@ -95,6 +95,16 @@ def test_a_real_component_is_told_what_to_build(path: Path) -> None:
                 "  by this library, as AssemblyScript's, which grants what `wasi` says: abort, "
                 "console.log, console.error, trace, Date.now, seed"
             ),
+        ),
+        (
+            "udfs/extism/zig.wasm",
+            '  by abi="extism", which runs plugins of Extism: input_length, alloc',
+        ),
+        (
+            "udfs/extism/zig.wasm",
+            '    reverse = await cache.register("reverse", Path("'
+            + str(ROOT / "tests" / "udfs" / "extism" / "zig.wasm")
+            + '"), args=("bytes",), returns="bytes", abi="extism")',
         ),
         ("udfs/toolchains/clang-dwarf5.wasm", "made by: C or C++, by clang (clang 22.1.8)"),
         (

@@ -1,7 +1,7 @@
 """ABIs: how Python values cross into a guest and back, and which ABI a function uses.
 
 `base` defines the protocol; `plain` is the default, `scylla`, `buffer` and `assemblyscript` pass
-values through memory.
+values through memory, `extism` through the memory of a part of its own.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from .._core.wasm.reader import ModuleInfo
 from .assemblyscript import AssemblyScriptAbi, is_needed
 from .base import Abi, Binding, Exports
 from .buffer import BufferAbi
+from .extism import ExtismAbi
 from .plain import Plain
 from .scylla import VERSION_GLOBAL, ScyllaAbi
 
@@ -28,6 +29,7 @@ ABIS: dict[str, Abi] = {
     "scylla": ScyllaAbi(),
     "buffer": BufferAbi(),
     "assemblyscript": AssemblyScriptAbi(),
+    "extism": ExtismAbi(),
 }
 
 # What a binding has.

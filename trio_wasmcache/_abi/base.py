@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 from attrs import frozen
 
@@ -57,6 +57,8 @@ class Convert:
     """Arguments of the function."""
 
 
+BY_STEPS: Final = object()
+"""What `Direct.lift` returns for a result that takes steps."""
 Step = Invoke | Convert
 """A request that an ABI may yield."""
 Steps = Generator[Step, Value, Value]
@@ -234,8 +236,32 @@ class Abi(Protocol):
         """
 
 
+class Direct(Protocol):
+    """How the values of most calls cross without steps, into one instance: see `LayeredAbi`."""
+
+    def lower(self, values: tuple[object, ...]) -> bool:
+        """Put values where the guest finds them; False if it takes steps. No code of theirs runs.
+
+        The export is then called without values.
+        """
+
+    def lift(self, result: Value) -> Value:
+        """Return the Python value of a result, and the units of fuel that making it costs.
+
+        `BY_STEPS`, if it takes steps, see `leave`.
+        """
+
+
 class LayeredAbi(Abi):
     """Base of ABIs of ours that put generated parts around the module; see `_core/wasm/graph`.
+
+    Their bindings may have more than others:
+
+    - `direct(native)` returns a `Direct` for an instance.
+    - `leave(guest, result)` returns the value of a call whose export has returned `result`, None
+      after a command has exited.
+    - `reported_error(native)` returns what the guest has said about an error, for the message of
+      another.
 
     Only one that is given to `register` is asked, not one that is recognised. Functions share a
     module only if their ABIs are equal.
@@ -247,12 +273,28 @@ class LayeredAbi(Abi):
         """{module and name of an import: type} of the functions that its parts provide."""
 
     @abstractmethod
-    def layer(self, info: ModuleInfo, hosts: Mapping[tuple[str, str], int], first: int) -> Layer:
+    def layer(
+        self, what: str, info: ModuleInfo, hosts: Mapping[tuple[str, str], Any], first: int
+    ) -> Layer:
         """Return the parts.
 
         Args:
+            what: name of the function, for messages.
             info: what the sections of the module say.
-            hosts: {module and name of an import: index} of the host functions that are given, but
-                for reentrant ones: only their trampoline can import these.
+            hosts: {module and name of an import: (index, host function)} of those that are given.
+                The index of a reentrant one is None: only its trampoline can import it.
             first: index of the first of `Layer.hosts`.
+
+        Raises:
+            LinkError: a host function does not fit.
         """
+
+    def starts(self, info: ModuleInfo) -> tuple[tuple[str, tuple[int, ...]], ...] | None:  # noqa: ARG002
+        """Return the exports to call when an instance starts, in order, and their values.
+
+        None: as for other modules.
+
+        Args:
+            info: what the sections of the module say.
+        """
+        return None

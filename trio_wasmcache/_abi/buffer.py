@@ -12,10 +12,9 @@ from typing import Literal, get_args
 
 from attrs import Attribute, field, frozen
 
-from .._core.buffers import flat
 from .._core.errors import AbiError, ExportError, SignatureError
 from .._core.integers import signed
-from .._core.tally import BYTES_SIZE, Tally, text_size
+from .._core.tally import Tally
 from .._core.wasm.admission import signature
 from .._core.wasm.memory_layout import AREA_SIZE, BYTES, MemoryShape
 from .._core.wasm.reader import FuncType
@@ -23,6 +22,7 @@ from .._public import public
 from .allocator import CABI, WBINDGEN, Allocator, find_allocator
 from .base import Binding, Exports, Guest, Invoke, Memory, Value
 from .batching import KEPT, Bulk
+from .bytes_and_text import BUFFERS, lift_buffer, lower_buffer
 from .guest_memory import check_address, memory_of, read, read_result
 from .packing import Blob, Text, Wire
 from .plain import (
@@ -38,7 +38,6 @@ from .plain import (
 )
 from .post import find_post, post_values
 
-BUFFERS = ("bytes", "str")
 KNOWN = {**TYPES, **dict.fromkeys(BUFFERS, TYPES["i32"])}
 
 Argument = Literal["pair", "nul"]
@@ -319,16 +318,7 @@ class BufferBinding:
         return Text(nul=self.nul) if name == "str" else Blob(nul=self.nul)
 
     def _decode(self, data: bytes, tally: Tally) -> Value:
-        if self.returns[0] == "bytes":
-            tally.add_made(BYTES_SIZE + len(data), 1)
-            return data
-        tally.add_made(text_size(data), 1)
-        try:
-            return data.decode()
-        except UnicodeDecodeError as error:
-            problem = str(error)
-        # Not in the handler: that error refers to all of the data.
-        raise AbiError(f"{self.got} what is not UTF-8: {problem}")
+        return lift_buffer(self.got, self.returns[0], data, tally)
 
     def _lower(self, values: tuple[object, ...], views: ExitStack) -> list[object]:
         """Return numbers, and bytes or views of bytes for buffers; only text is copied."""
@@ -343,26 +333,7 @@ class BufferBinding:
         return lower_number(self, number, TYPES[name], value)
 
     def _buffer(self, number: int, name: str, value: Value, views: ExitStack) -> bytes | memoryview:
-        data: bytes | memoryview
-        if name == "str":
-            if not isinstance(value, str):
-                raise TypeError(f"{self.place(number)}: str takes a str, got {shown(value)}")
-            try:
-                data = str.encode(value)
-            except UnicodeEncodeError as error:
-                raise ValueError(
-                    f"{self.place(number)}: str has no UTF-8 for {shown(value)}: {error.reason}"
-                ) from None
-        else:
-            try:
-                view = views.enter_context(memoryview(value))
-            except TypeError:
-                raise TypeError(
-                    f"{self.place(number)}: bytes takes bytes or a buffer, got {shown(value)}"
-                ) from None
-            data = views.enter_context(flat(view))
-        if len(data) >= 1 << 31:
-            raise OverflowError(f"{self.place(number)}: {name} of {len(data)} bytes is too large")
+        data = lower_buffer(self.place(number), name, value, views)
         if self.nul and b"\0" in (data if isinstance(data, bytes) else bytes(data)):
             raise ValueError(f"{self.place(number)}: {shown(value)} has a zero in it")
         return data

@@ -12,12 +12,15 @@ from typing import Literal, TypeAlias
 from .assemblyscript import AssemblyScriptAbi
 from .base import Abi
 from .buffer import BufferAbi
+from .extism import ExtismAbi
 from .scylla import ScyllaAbi
 
-AbiName: TypeAlias = Literal["plain", "scylla", "buffer", "assemblyscript"]
-KnownAbi: TypeAlias = AbiName | BufferAbi | ScyllaAbi | AssemblyScriptAbi
+AbiName: TypeAlias = Literal["plain", "scylla", "buffer", "assemblyscript", "extism"]
+KnownAbi: TypeAlias = AbiName | BufferAbi | ScyllaAbi | AssemblyScriptAbi | ExtismAbi
 """An ABI of this library, whose types are those below."""
-TextAbi: TypeAlias = Literal["plain", "scylla", "buffer"] | BufferAbi | ScyllaAbi
+TextAbi: TypeAlias = (
+    Literal["plain", "scylla", "buffer", "extism"] | BufferAbi | ScyllaAbi | ExtismAbi
+)
 """One of them whose `str` and `bytes` are never None."""
 ScriptAbi: TypeAlias = Literal["assemblyscript"] | AssemblyScriptAbi
 """One whose `str` and `bytes` may be None."""

@@ -13,7 +13,7 @@ from typing import cast
 
 from .._abi.base import Guest, Steps, Value
 from .._abi.plain import PlainType
-from .._core.errors import GuestError, ResultTooLargeError
+from .._core.errors import INTACT, GuestError, ResultTooLargeError
 from .._core.tally import NUMBER, SLOT
 from .._engine.base import UNDER_WAY
 from .._runtime.bound import kept_values
@@ -32,9 +32,9 @@ class _ValuesError(Exception):
 
 
 class _Refused(Exception):
-    """Raised when the result of a row is too large; the guest had returned."""
+    """Raised from an error of `INTACT`: the guest had returned."""
 
-    def __init__(self, error: ResultTooLargeError) -> None:
+    def __init__(self, error: GuestError) -> None:
         super().__init__(error)
         self.error = error
 
@@ -177,7 +177,7 @@ async def _call_in_steps(
                 result = await call.finish(function, left)
             try:
                 invoke = await call.step(steps, result, total + start - call.fuel)
-            except ResultTooLargeError as error:
+            except INTACT as error:
                 raise _Refused(error) from None
     except Finished as finished:
         return finished.result

@@ -14,7 +14,7 @@ Rules:
 
 from __future__ import annotations
 
-from typing import Any, Self, SupportsIndex
+from typing import Any, Final, Self, SupportsIndex
 
 from .._public import public
 from .frames import Frame
@@ -159,7 +159,7 @@ class GuestError(WasmCacheError):
     """Base of the errors of `Lease.call` and `Lease.map` that are the guest's fault.
 
     The guest ended its call without a result. Its instance is dropped, except after a
-    `ResultTooLargeError`; the cache is intact.
+    `ResultTooLargeError` or a `PluginError`; the cache is intact.
     """
 
     def __init__(
@@ -293,9 +293,50 @@ class ResultTooLargeError(GuestError):
 
 
 @public
+class PluginError(GuestError):
+    """An Extism plugin reported an error, or returned a status other than 0.
+
+    The plugin has returned in order, so its instance is intact, with its variables, and the lease
+    can still be used.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = -1,
+        text: str = "",
+        function: str = "",
+        values: tuple[object, ...] = (),
+        backtrace: tuple[str, ...] = (),
+        frames: tuple[Frame, ...] = (),
+        row: int | None = None,
+        output: str = "",
+    ) -> None:
+        super().__init__(
+            message,
+            function=function,
+            values=values,
+            backtrace=backtrace,
+            frames=frames,
+            row=row,
+            output=output,
+        )
+        self.status: int = status
+        """Status that the plugin returned, which may be 0; -1 if the error was made without one."""
+        self.text: str = text
+        """Text of the error that the plugin reported, at most 2 KiB of UTF-8, as it is; empty if it
+        only returned a status."""
+
+
+@public
 class AbiError(GuestError):
     """The guest broke its ABI: an address, a size or a text is not valid.
 
     It is also raised if an ABI of the application calls an export that is missing, or whose types
     can't cross.
     """
+
+
+INTACT: Final = (ResultTooLargeError, PluginError)
+"""Errors that are raised once the guest has returned, so that its instance is intact."""

@@ -31,6 +31,8 @@ from .._core.wasm.reader import FuncType, ModuleInfo
 from .._core.wasm.trampoline import Arm, Returned
 from .compile_slots import CompileSlots, Turn
 
+StartCall: TypeAlias = tuple[str, tuple[int, ...]]
+"""An export that is called when an instance starts, and its values."""
 WasmValue: TypeAlias = int | float
 """A number as it crosses: of i32 and i64, signed; of f32 and f64."""
 
@@ -235,6 +237,18 @@ class GuestMemory(Protocol):
         """Add pages, and return where they begin; `MemoryLimitError` beyond the limits."""
 
 
+class Window(Protocol):
+    """The pages with which a memory begins, which stay where they are for as long as the instance.
+
+    It is the fastest way to the memory: nothing is checked but that the instance is not closed, and
+    no code of the values' own may run meanwhile.
+    """
+
+    @property
+    def view(self) -> memoryview:
+        """The bytes; empty once the instance is closed."""
+
+
 class OwnMemory(GuestMemory, Protocol):
     """The linear memory of an instance that has no call under way."""
 
@@ -330,6 +344,13 @@ class GuestPart(Protocol):
 
     def memory(self, name: str) -> OwnMemory:
         """Return an exported memory; `LookupError` if there is none of that name."""
+
+    def window(self, name: str) -> Window:
+        """Return the pages with which an exported memory begins, to be used at any time.
+
+        Raises:
+            LookupError: there is no memory of that name.
+        """
 
     def fixed_memory(self, name: str) -> GuestMemory:
         """Return an exported memory that can't grow, to be used also while the guest waits.
@@ -514,7 +535,7 @@ class Engine(Protocol):
         self,
         artifact: Artifact,
         hosts: Sequence[HostImport],
-        initialize: str | None,
+        initialize: Sequence[StartCall],
         turn: Turn | None = None,
     ) -> Artifact:
         """Find out, off the event loop, how instances of an artifact are put back, or why not.
@@ -522,7 +543,7 @@ class Engine(Protocol):
         Args:
             artifact: compiled with `Edits.reset`.
             hosts: what it imports.
-            initialize: an export that is called once an instance has started.
+            initialize: exports that are called once an instance has started.
             turn: see `compile`.
 
         Returns:

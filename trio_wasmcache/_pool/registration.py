@@ -15,6 +15,7 @@ from attrs import define, evolve, field, frozen
 
 from .._abi import check_abi, check_binding, exports_of, recognise
 from .._abi.base import Abi, Binding, LayeredAbi
+from .._abi.extism import ExtismAbi
 from .._abi.plain import Plain, PlainAbi, fitting
 from .._abi.values import ValuesAbi
 from .._core.config import CacheConfig
@@ -31,6 +32,7 @@ from .._core.wasm.admission import (
     check_limits,
     check_signature,
     heap_size,
+    import_name,
     initials_of,
     missing_imports,
     signature,
@@ -47,8 +49,9 @@ from .._core.wasm.reader import (
     ModuleInfo,
 )
 from .._core.wasm.trampoline import trampoline_layer
-from .._engine.base import Engine, HostImport, Substitute
+from .._engine.base import Engine, HostImport, StartCall, Substitute
 from .._engine.compile_slots import Turn
+from .._runtime.extism import kernel_hosts
 from .._runtime.host import (
     AnyHost,
     HostExtern,
@@ -56,6 +59,7 @@ from .._runtime.host import (
     Importable,
     TrampolineHost,
     flatten,
+    grants_of,
     is_reentrant,
     missing_functions,
     provided,
@@ -192,6 +196,14 @@ def declare(
         hosts, externs = flatten(imports, wasi)
     except TypeError as error:
         raise TypeError(f"{key}: {error}") from None
+    if not isinstance(chosen, ExtismAbi):
+        for name, host in hosts.items():
+            if isinstance(host, HostFunction) and host.blocks:
+                raise SignatureError(
+                    f"{key}: the HostFunction for {import_name(*name)} has str or bytes among its "
+                    'types, which only plugins of Extism (abi="extism") can pass: take the address '
+                    "and the length as i32, and read the bytes by current_lease().memory"
+                )
     return Declaration(
         key=key,
         returns=given,
@@ -544,12 +556,11 @@ class Compiler:
         imports = _find_imports(info, declaration)
         if declaration.trap_missing and not imports.missing:
             equal = evolve(equal, trap_missing=False)
-        reactor = _is_reactor(info)
+        initialize = _starts(info, declaration)
         why_not = None
         if declaration.isolation == RESET:
             why_not = _obstacle(info, declaration, *artifact.others)
         if artifact.edits.reset:
-            initialize = INITIALIZE if reactor else None
             artifact = await self.engine.prove(artifact, imports.native, initialize, turn)
             why_not = artifact.obstacle
         hidden = any(hides_globals(one) for one in (info, *artifact.others))
@@ -564,7 +575,7 @@ class Compiler:
             imports.hosts,
             imports.native,
             why_not=why_not,
-            initialize=reactor,
+            initialize=initialize,
             number=self._next_number(),
         )
 
@@ -643,6 +654,15 @@ def _remedy(info: ModuleInfo, declaration: Declaration, binding: Binding, actual
     return "other args, or another abi, may fit"
 
 
+def _starts(info: ModuleInfo, declaration: Declaration) -> tuple[StartCall, ...]:
+    """Return the exports that are called when an instance starts."""
+    abi = declaration.abi
+    starts = abi.starts(info) if isinstance(abi, LayeredAbi) else None
+    if starts is not None:
+        return starts
+    return ((INITIALIZE, ()),) if _is_reactor(info) else ()
+
+
 def _is_reactor(info: ModuleInfo) -> bool:
     found = info.export(INITIALIZE)
     return (
@@ -654,7 +674,9 @@ def _is_reactor(info: ModuleInfo) -> bool:
 
 def _obstacle(info: ModuleInfo, declaration: Declaration, *others: ModuleInfo) -> str | None:
     given = {name for name, host in declaration.hosts.items() if isinstance(host, HostFunction)}
-    return obstacle(info, info.start is not None or _is_reactor(info), given, *others)
+    return obstacle(
+        info, info.start is not None or bool(_starts(info, declaration)), given, *others
+    )
 
 
 @final
@@ -716,7 +738,9 @@ def _find_imports(info: ModuleInfo, declaration: Declaration) -> Imports:
         str(declaration.key),
         {**declaration.given_to(info), **supplied},
         misfit=lambda name, wanted: (
-            hosts[name].misfit(wanted) if name not in supplied else signature(supplied[name])
+            hosts[name].misfit(wanted)
+            if name not in supplied
+            else f"it is {signature(supplied[name])}"
         ),
         trap_missing=declaration.trap_missing,
     )
@@ -741,6 +765,10 @@ def _find_imports(info: ModuleInfo, declaration: Declaration) -> Imports:
         )
     if layered is None:
         return found
-    direct = {name: at for name, at in found.indexes.items() if at not in found.reentrant}
-    layer = layered.layer(info, direct, len(found.hosts))
-    return evolve(found, hosts=(*found.hosts, *layer.hosts), layers=(*found.layers, layer))
+    given = {
+        name: (None if index in found.reentrant else index, hosts[name])
+        for name, index in found.indexes.items()
+    }
+    layer = layered.layer(str(declaration.key), info, given, len(found.hosts))
+    own = kernel_hosts(layer.hosts, grants_of(declaration.hosts))
+    return evolve(found, hosts=(*found.hosts, *own), layers=(*found.layers, layer))

@@ -7,7 +7,7 @@ from typing import Final, TypeAlias, final
 
 from attrs import Factory, define, frozen
 
-from .._abi.base import Binding, Guest, Steps, Value
+from .._abi.base import Binding, Direct, Guest, Steps, Value
 from .._abi.plain import shown
 from .._core.config import KiB
 from .._core.errors import FuelExhaustedError, GuestError, StackOverflowError
@@ -77,7 +77,9 @@ class BoundFunction:
     measure: Callable[[GuestInstance], int]
     """Function that returns the size of `native` for the fast path of a recycle; it first resets an
     instance that does not keep its state."""
-    lower: Callable[[tuple[object, ...]], Sequence[object]] | None
+    lower: Callable[[tuple[object, ...]], Value] | None
+    """Function `lower` of the binding, or with `steps` of a `Direct`, if there is one; so is
+    `lift`."""
     lift: Callable[[Value], Value] | None
     steps: Callable[[Guest, tuple[object, ...]], Steps] | None
 
@@ -150,6 +152,9 @@ class BoundFunction:
                 limit = stack_limit(policy.config.stack_size)
                 error.args = (f"{error.args[0]}; {limit}", *error.args[1:])
             self._say_refusal(error)
+            reported = getattr(self.binding, "reported_error", None)
+            if reported is not None and (words := reported(self.native)):
+                error.args = (f"{error.args[0]}; it had reported: {words}", *error.args[1:])
             self.complete(error, values, fuel)
 
     def _say_refusal(self, error: GuestError) -> None:
@@ -201,6 +206,13 @@ def bind(
     Where the group has a `cpu_limit`, `metered` makes the beginning of a call charge its CPU time.
     """
     guest, binding = native.function(definition.export), definition.binding
+    lower: Callable[[tuple[object, ...]], Value] | None = None
+    lift: Callable[[Value], Value] | None = None
+    if binding.steps is None:
+        lower, lift = binding.lower, binding.lift
+    elif hasattr(binding, "direct") and not definition.command:
+        direct: Direct = binding.direct(native)
+        lower, lift = direct.lower, direct.lift
     return BoundFunction(
         native,
         guest,
@@ -210,8 +222,8 @@ def bind(
         guest.begin if metered is None else metered(guest.begin),
         guest.left,
         _put_back if definition.resets else type(native).measure,
-        binding.lower,
-        binding.lift,
+        lower,
+        lift,
         binding.steps,
     )
 

@@ -19,7 +19,7 @@ from attrs import frozen
 from .._abi.base import Convert, Guest, Invoke, Steps, Value
 from .._abi.plain import exact_values
 from .._core.config import MiB
-from .._core.errors import CodeMemoryError, ExitError, GuestError, ResultTooLargeError
+from .._core.errors import INTACT, CodeMemoryError, ExitError, GuestError
 from .._core.events import Reason
 from .._core.policy.policy import Policy
 from .._core.policy.records import Need, Request
@@ -192,16 +192,58 @@ class Call(Activity):
             elif isinstance(error, CodeMemoryError) and not ran:
                 # The first call of an export has no stack: the instance is intact.
                 self._runtime.policy.note_error(self.bound.entry, type(error).__name__)
-            elif isinstance(error, ResultTooLargeError) and not inside:
+            elif isinstance(error, INTACT) and not inside:
                 self.refuse(error, values)
             elif self.ends_well(error):
-                return None
+                return self._left(values)
             else:
                 self.fail(error, values)
             raise
         finally:
             if steps is not None:
                 self.put_away(steps)
+
+    async def run_rest(self, result: object, burnt: int, values: tuple[object, ...]) -> Value:
+        """Make the rest of a call whose first slice ran without steps: see `Direct`.
+
+        Args:
+            result: result of that slice, as wasm values.
+            burnt: units of fuel that it burnt, if it was the last.
+            values: arguments of the call.
+
+        **Checkpoint:** between slices.
+        **Cancellation:** the guest is stopped, and the instance can serve no other call.
+        """
+        bound = self.bound
+        if result is UNDER_WAY:
+            try:
+                result = await self.finish(bound.guest, bound.total_fuel)
+            except BaseException as error:
+                self.fail(error, values)
+                raise
+        else:
+            self.account(burnt)
+        leave: Callable[[Guest, object], Value] = getattr(bound.binding, "leave")  # noqa: B009
+
+        def rest(guest: Guest, _values: tuple[object, ...]) -> Steps:
+            yield from ()
+            return leave(guest, result)
+
+        return await self.run_steps(rest, values)
+
+    def _left(self, values: tuple[object, ...]) -> Value:
+        """Return the result of a command that has exited well, if its ABI has any."""
+        leave = getattr(self.bound.binding, "leave", None)
+        if leave is None:
+            return None
+        self.tally.allow(self.bound.total_fuel - self.fuel)
+        try:
+            return leave(MeteredGuest(self.native, self.tally), None)
+        except INTACT as error:
+            self.refuse(error, values)
+            raise
+        finally:
+            self.take_spent()
 
     # -- parts of a call, for batches too
 
@@ -226,11 +268,11 @@ class Call(Activity):
             except NoMemoryError:  # for its stack: the guest has not run
                 begin = functools.partial(self._begin_with_stack, function)
             except GuestError:
-                self._account(fuel - self.native.fuel_left())
+                self.account(fuel - self.native.fuel_left())
                 raise
             else:
                 if result is not UNDER_WAY:
-                    self._account(fuel - self.native.fuel_left())
+                    self.account(fuel - self.native.fuel_left())
                 return result
 
     def _begin_with_stack(
@@ -379,7 +421,7 @@ class Call(Activity):
     def charge_spent(self) -> None:
         """Charge the call and its group for a thread's work on results."""
         if spent := self.tally.take_spent():
-            self._account(spent)
+            self.account(spent)
 
     def count_result(self, value: object) -> None:
         """Count a result made by an ABI of the user's own, which did not count it itself."""
@@ -388,7 +430,8 @@ class Call(Activity):
             size = size_of(value, tally.limit - tally.begun)
             tally.add(max(size - (tally.size - tally.begun), 0))
 
-    def _account(self, burnt: int) -> None:
+    def account(self, burnt: int) -> None:
+        """Add fuel that the guest has burnt in a slice that was not of a job."""
         self.fuel += burnt
         self.share.charge(burnt)
 
@@ -418,8 +461,8 @@ class Call(Activity):
         if isinstance(error, GuestError) and not error.function:
             error.output = self.output(error.row)
 
-    def refuse(self, error: ResultTooLargeError, values: tuple[object, ...]) -> None:
-        """Complete the error with its facts; the guest had returned, so the instance is intact."""
+    def refuse(self, error: GuestError, values: tuple[object, ...]) -> None:
+        """Complete an error of `INTACT` with its facts."""
         self._runtime.policy.note_error(self.bound.entry, type(error).__name__)
         self._say(error)
         self.bound.complete(error, values, self.fuel)

@@ -10,12 +10,13 @@ import functools
 import inspect
 import struct
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from typing import NoReturn, TypeAlias, final
+from typing import NoReturn, Protocol, TypeAlias, final
 
 from attrs import field, frozen
 
 from .._abi.base import Value
-from .._abi.plain import PlainAbi, fitting, to_number
+from .._abi.bytes_and_text import BUFFERS
+from .._abi.plain import TYPES, PlainAbi, fitting, to_number
 from .._core.errors import SignatureError, TrapError
 from .._core.keys import normalise_types
 from .._core.text import cut, quoted, shown
@@ -26,10 +27,13 @@ from .._core.wasm.trampoline import Arm, Returned
 from .._engine.base import HostCall
 from .._public import public
 from .assemblyscript import ScriptFunction, functions_for
+from .session import Grants
 from .user_code import await_unprotected, call_unprotected, identity
 from .wasi import NOTHING, WasiFunction, functions_of
 from .wasi_config import Wasi
 
+# Types of values of host functions that cross as offsets of blocks, besides the plain ABI's.
+OFFSETS = {**TYPES, **dict.fromkeys(BUFFERS, TYPES["i64"])}
 # Characters of a function's own name in messages.
 MAX_NAME = 100
 
@@ -64,7 +68,8 @@ class HostFunction:
     ``HostFunction(lookup, params=("i64",), results=("i64",))``
 
     `fn` is called with one value for each of `params`. It must return a value if there is one
-    result, a tuple if there are several, and None if there is none. `Lease.call` raises its
+    result, a tuple if there are several, and None if there is none. ``"str"`` and ``"bytes"`` are
+    for Extism plugins, see `ExtismAbi`. `Lease.call` raises its
     exceptions unchanged. While it runs, `trio_wasmcache.current_lease()` returns the lease whose
     guest called; `Lease.memory` gives access to the memory of that guest.
 
@@ -115,15 +120,29 @@ class HostFunction:
                 f"host function {name} is reentrant, so it must be an async function (async def): "
                 "it has to await invoke()"
             )
+        if self.reentrant and self.blocks:
+            raise SignatureError(
+                f"host function {name} is reentrant, and so can't have str or bytes among its types"
+            )
         if self.reentrant and len(self.results) >= VALUE_LIMIT:
             raise SignatureError(
                 f"host function {name} is reentrant and has {len(self.results)} results: it can "
                 f"have at most {VALUE_LIMIT - 1}"
             )
         # The host returns what the guest gets: its results are lowered, its parameters lifted.
-        object.__setattr__(
-            self, "_abi", PlainAbi(f"host function {name}", self.results, self.params, host=True)
-        )
+        types = OFFSETS if self.blocks else TYPES
+        abi = PlainAbi(f"host function {name}", self.results, self.params, host=True, types=types)
+        object.__setattr__(self, "_abi", abi)
+
+    @property
+    def blocks(self) -> bool:
+        """Whether it takes or returns bytes or text, which only an Extism plugin can give."""
+        return not {*self.params, *self.results}.isdisjoint(BUFFERS)
+
+    @property
+    def what(self) -> str:
+        """Name of the function for messages."""
+        return self._abi.what
 
     @property
     def type(self) -> FuncType:
@@ -170,19 +189,41 @@ class HostFunction:
         if self._abi.lift is not None:
             lifted = self._abi.lift(values[0] if len(values) == 1 else values)
             values = (lifted,) if len(values) == 1 else lifted
+        result = self.call(values)
+        return self._rest(result) if inspect.isawaitable(result) else self._checked(result)
+
+    def call(self, values: tuple[object, ...]) -> object:
+        """Call `fn`; return its result, or an awaitable. The cache calls this.
+
+        Args:
+            values: an argument for each of `params`.
+
+        Raises:
+            RuntimeError: `fn` raised StopIteration, which no coroutine can raise further.
+        """
         try:
-            result = call_unprotected(self.fn, values)
+            return call_unprotected(self.fn, values)
         except StopIteration as error:
             raise RuntimeError(
                 f"{self._abi.what} raised StopIteration, which no coroutine can raise further: "
                 "return a value, or raise another exception"
             ) from error
-        return self._rest(result) if inspect.isawaitable(result) else self._checked(result)
 
     async def _rest(self, result: Awaitable[object]) -> tuple[object, ...]:
         return self._checked(await await_unprotected(result))
 
     def _checked(self, result: object) -> tuple[object, ...]:
+        return self._abi.checked(self.given(result))
+
+    def given(self, result: object) -> tuple[object, ...]:
+        """Return a value for each of `results`, of what `fn` returned. The cache calls this.
+
+        Args:
+            result: the result of `fn`.
+
+        Raises:
+            TypeError: it is another number of values.
+        """
         if not self.results:
             given: tuple[object, ...] = () if result is None else (result,)
         elif len(self.results) == 1:
@@ -193,7 +234,7 @@ class HostFunction:
             raise TypeError(
                 f"{self._abi.what} must return {_count(self.results)}, returned {shown(result)}"
             )
-        return self._abi.checked(given)
+        return given
 
 
 @public
@@ -352,12 +393,35 @@ class TrampolineHost:
         raise AssertionError(f"host call {call.index} is the engine's")
 
 
-AnyHost = HostFunction | WasiFunction | ScriptFunction | MissingFunction | TrampolineHost
+class OwnHost(Protocol):
+    """A host function of a part that this library puts beside the guest."""
+
+    @property
+    def type(self) -> FuncType:
+        """Type of the function for the part, in wasm types."""
+
+    @property
+    def serve_alone(self) -> Callable[[HostCall], Value] | None:
+        """Function that answers without a task, if there is one: see `HostImport.serve`."""
+
+    def misfit(self, wanted: FuncType, /) -> str:
+        """Return words for a message: its type."""
+
+    def serve(self, call: HostCall, /) -> Value:
+        """Answer a call; see `HostFunction.serve`."""
+
+
+AnyHost = HostFunction | WasiFunction | ScriptFunction | MissingFunction | TrampolineHost | OwnHost
 
 
 def is_reentrant(host: AnyHost) -> bool:
     """Return whether a host function may call exports of the guest."""
     return isinstance(host, HostFunction) and host.reentrant
+
+
+def grants_of(hosts: Mapping[tuple[str, str], AnyHost]) -> Grants:
+    """Return what WASI grants, by the WASI functions among what is provided."""
+    return next((one.grants for one in hosts.values() if isinstance(one, WasiFunction)), NOTHING)
 
 
 def missing_functions(
@@ -380,8 +444,7 @@ def provided(
         info: the module.
         given: those that were registered, WASI's included, which take precedence.
     """
-    grants = next((one.grants for one in given.values() if isinstance(one, WasiFunction)), NOTHING)
-    return {**functions_for(info, grants), **given}
+    return {**functions_for(info, grants_of(given)), **given}
 
 
 def _is_async(fn: Callable[..., object]) -> bool:

@@ -10,7 +10,7 @@ from typing import final
 
 from .._abi.base import Memory, Value
 from .._core.tally import Tally
-from .._engine.base import GuestInstance, OwnMemory
+from .._engine.base import GuestInstance, GuestPart, OwnMemory
 
 
 @final
@@ -34,8 +34,27 @@ class MeteredGuest:
     def state(self) -> dict[str, Value]:
         return self._native.state
 
+    def part(self, name: str) -> MeteredPart:
+        """Return a part of the instance, whose memories are metered, too."""
+        return MeteredPart(self._native.part(name), self.tally)
+
     def global_value(self, name: str) -> int | float:
         return self._native.global_value(name)
+
+
+@final
+class MeteredPart:
+    """A part of an instance, for an ABI that has put it there."""
+
+    __slots__ = ("_part", "_tally")
+
+    def __init__(self, part: GuestPart, tally: Tally) -> None:
+        self._part = part
+        self._tally = tally
+
+    def memory(self, name: str) -> MeteredMemory:
+        """Return a memory that the part exports."""
+        return MeteredMemory(self._part.memory(name), self._tally)
 
 
 @final

@@ -12,7 +12,7 @@ from .._core.config import MiB
 from .._core.policy.records import Module
 from .._core.wasm.custom import DebugSections
 from .._core.wasm.dwarf import LineTables
-from .._engine.base import Artifact, Engine, HostImport, LoadedModule
+from .._engine.base import Artifact, Engine, HostImport, LoadedModule, StartCall
 from .host import AnyHost
 
 INITIALIZE = "_initialize"
@@ -38,8 +38,8 @@ class CachedModule:
     host_imports: tuple[HostImport, ...]
     why_not: str | None = None
     """Reason why its instances can't be reset, if there is one and it is known."""
-    initialize: bool = False
-    """Whether it is a WASI reactor, whose `_initialize` is called before anything else."""
+    initialize: tuple[StartCall, ...] = ()
+    """Exports that are called before anything else: of a WASI reactor, `_initialize`."""
     number: int = 0
     """Number of the module in the cache's log."""
     load_fuel: int = field(init=False)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import final
 
 from .._core.errors import GuestError
 from .._core.policy.shares import CALL_FUEL
-from .._engine.base import UNDER_WAY, GuestInstance
+from .._engine.base import UNDER_WAY, GuestFunction, GuestInstance, StartCall
 from .activity import Activity
-from .module import INITIALIZE
 
 
 @final
@@ -18,14 +18,19 @@ class Start(Activity):
     _fuel = 0  # burnt by what ran before
 
     async def run(
-        self, native: GuestInstance, fuel: int, *, initialize: bool, load_fuel: int
+        self,
+        native: GuestInstance,
+        fuel: int,
+        *,
+        initialize: Sequence[StartCall],
+        load_fuel: int,
     ) -> None:
-        """Run the start function of a new instance, and then, with `initialize`, `_initialize`.
+        """Run the start function of a new instance, and then the exports of `initialize`.
 
         Args:
             native: the new instance.
-            fuel: units that each of the two may burn.
-            initialize: whether it exports `_initialize`.
+            fuel: units that each of them may burn.
+            initialize: exports to call, such as `_initialize`, and their values.
             load_fuel: units that making it costs beside that.
 
         Raises:
@@ -42,19 +47,11 @@ class Start(Activity):
             if not over:
                 await self._drive(native, fuel, burnt)
             native.started()
-            guests = [native.start_function()]
-            if initialize:
-                guests.append(native.function(INITIALIZE))
-            for guest in guests:
-                if guest is None:
-                    continue
-                self._fuel += fuel - native.fuel_left()
-                begin = guest.begin if budget is None else limits.metered(self.share, guest.begin)
-                if begin((), fuel) is UNDER_WAY:
-                    await self._drive(native, fuel, 0)
-                    guest.finish()
-                else:
-                    self.share.charge(fuel - native.fuel_left())
+            guest = native.start_function()
+            if guest is not None:
+                await self._call(native, guest, (), fuel)
+            for export, values in initialize:
+                await self._call(native, native.function(export), values, fuel)
         except GuestError as error:
             error.output = self.output()
             error.refused_memory = native.refused_memory()
@@ -68,6 +65,18 @@ class Start(Activity):
     @property
     def fuel_before(self) -> int:
         return self._fuel
+
+    async def _call(
+        self, native: GuestInstance, guest: GuestFunction, values: tuple[int, ...], fuel: int
+    ) -> None:
+        self._fuel += fuel - native.fuel_left()
+        share, limits = self.share, self.runner.cpu_limits
+        begin = guest.begin if share.budget is None else limits.metered(share, guest.begin)
+        if begin(values, fuel) is UNDER_WAY:
+            await self._drive(native, fuel, 0)
+            guest.finish()
+        else:
+            self.share.charge(fuel - native.fuel_left())
 
     async def _drive(self, native: GuestInstance, fuel: int, burnt: int) -> None:
         job = self.new_job(native, fuel, burnt)

@@ -72,7 +72,7 @@ def go(*exports: str) -> ModuleInfo:
         ("__wbindgen_placeholder__", "__wbindgen_throw", "without wasm-bindgen"),
         ("gojs", "runtime.wasmExit", "GOOS=wasip1 GOARCH=wasm go build -buildmode=c-shared"),
         ("go", "syscall/js.valueGet", "GOOS=wasip1"),
-        ("extism:host/env", "input_length", "Extism plug-in"),
+        ("extism:host/env", "input_length", "Extism plugin"),
         ("wasi:clocks/wall-clock@0.2.3", "now", "WASI 0.2"),
         ("demo:udf/kv@0.1.0", "get", "core module of a component"),
         ("wasi_unstable", "fd_write", "before preview 1"),

@@ -26,7 +26,7 @@ from __future__ import annotations
 import functools
 import struct
 from collections.abc import Iterable
-from typing import Final
+from typing import ClassVar, Final
 
 from attrs import frozen
 
@@ -76,7 +76,10 @@ class CallBooks:
     error: int
     error_size: int
 
-    SIZE = _BOOKS.size
+    SIZE: ClassVar[int] = _BOOKS.size
+    ENDED: ClassVar[struct.Struct] = struct.Struct("<4I")
+    """These four fields, which are at `ENDED_AT` in the books."""
+    ENDED_AT: ClassVar[int] = 32
 
     @staticmethod
     def begin(size: int) -> bytes:
@@ -92,7 +95,7 @@ class CallBooks:
     @staticmethod
     def read(data: bytes | memoryview) -> CallBooks:
         """Return the fields of what was read at `CALL_AT`."""
-        return CallBooks(*_BOOKS.unpack_from(data)[4:8])
+        return CallBooks(*CallBooks.ENDED.unpack_from(data, CallBooks.ENDED_AT - CALL_AT))
 
 
 _NO_HEADS: Final = bytes(4 * _CLASSES)

@@ -111,9 +111,9 @@ FAMILIES: Final = (
     ),
     Family(
         "Extism's plug-in kit",
-        "It is an Extism plug-in, which reads its input and writes its output by functions of "
-        "Extism's host: build the function without Extism's plug-in kit, with exports of its own.",
+        'It is an Extism plugin: abi="extism" gives it the functions of Extism\'s host.',
         _begins("extism:"),
+        yours=True,
     ),
     Family(
         "WASI 0.2, as the core module of a component",

@@ -36,7 +36,7 @@ from ..._core.wasm.reader import (
     read_module,
 )
 from ..._public import public_in_testing
-from ..base import Artifact, HostImport, PartCode, Substitute
+from ..base import Artifact, HostImport, PartCode, StartCall, Substitute
 from ..compile_slots import CompileSlots, Turn
 from .behaviour import Behaviour
 from .driver import FakeDriverCode
@@ -399,7 +399,7 @@ class FakeEngine(Steps):
         self,
         artifact: Artifact,
         hosts: Sequence[HostImport],
-        initialize: str | None,
+        initialize: Sequence[StartCall],
         turn: Turn | None = None,
     ) -> Artifact:
         """Find out whether instances can be reset, for the cache; see `Engine.prove`."""

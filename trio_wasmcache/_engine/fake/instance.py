@@ -26,7 +26,7 @@ from ..._core.wasm.admission import Edits, check_call
 from ..._core.wasm.graph import USER, FromHost, FromPart, Source
 from ..._core.wasm.reader import FuncType, ModuleInfo
 from ..._public import public_in_testing
-from ..base import UNDER_WAY, Artifact, HostCall, HostImport, InexactError
+from ..base import UNDER_WAY, Artifact, HostCall, HostImport, InexactError, Window
 from .behaviour import Behaviour
 from .memory import FakeMemory
 from .steps import Steps
@@ -464,6 +464,9 @@ class FakePart:
         if name not in info.exported_memories:
             raise LookupError(f"that part has no memory {name!r:.100}")
         return self._memory
+
+    def window(self, name: str) -> Window:
+        raise LookupError(f"the fake engine has no window to the memory {name!r:.100}")
 
     def fixed_memory(self, name: str) -> FakeMemory:
         return self.memory(name)

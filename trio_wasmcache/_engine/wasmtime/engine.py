@@ -23,7 +23,7 @@ from ..._core.wasm.graph import Graph
 from ..._core.wasm.memory_layout import MemoryShape
 from ..._core.wasm.reader import ModuleInfo
 from ..._threads import run_in_thread
-from ..base import Artifact, HostImport
+from ..base import Artifact, HostImport, StartCall
 from ..compile_slots import CompileSlots, Turn
 from . import native
 from .code_cache import CodeCache
@@ -181,11 +181,11 @@ class WasmtimeEngine:
         self,
         artifact: Artifact,
         hosts: Sequence[HostImport],
-        initialize: str | None,
+        initialize: Sequence[StartCall],
         turn: Turn | None = None,
     ) -> Artifact:
         return await self._in_compiler(
-            lambda engine: prove(engine, artifact, tuple(hosts), initialize), turn
+            lambda engine: prove(engine, artifact, tuple(hosts), tuple(initialize)), turn
         )
 
     async def count_resident(

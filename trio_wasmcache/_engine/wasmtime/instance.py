@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import final
 
 import trio
@@ -17,12 +17,12 @@ from .errors import told_apart
 from .function import Callers, WasmtimeFunction
 from .hosts import INSTANCES
 from .linking import LinkedModule, Start
-from .memory import InstanceMemory, SuspendedMemory
+from .memory import InstanceMemory, MemoryWindow, SuspendedMemory
 from .plan import START, Plan
 from .reservations import MEMORY_SPACE, SCRATCH_MAPPINGS
 from .residency import Range
 from .restore import Restoring
-from .starting import Starting
+from .starting import Lent, Starting
 from .store import Pieces, Store
 
 
@@ -144,8 +144,8 @@ class WasmtimeInstance(Store):
             if part.name == name:
                 handle, plan = self.pieces[number]
                 assert isinstance(self.stages, Starting)
-                lend = self.stages.lend
-                return WasmtimePart(self, handle, plan, self.module.part_callers[number], lend)
+                callers = self.module.part_callers[number]
+                return WasmtimePart(self, name, handle, plan, callers, self.stages.lend)
         raise LookupError(f"the instance has no part {name!r:.100}")
 
     @property
@@ -176,17 +176,19 @@ class WasmtimeInstance(Store):
 class WasmtimePart:
     """See `GuestPart`; made by `WasmtimeInstance.part`."""
 
-    __slots__ = ("_callers", "_handle", "_instance", "_lend", "_plan")
+    __slots__ = ("_callers", "_handle", "_instance", "_lend", "_name", "_plan")
 
     def __init__(
         self,
         instance: WasmtimeInstance,
+        name: str,
         handle: bytes,
         plan: Plan,
         callers: Callers,
-        lend: Callable[[InstanceMemory | SuspendedMemory], None],
+        lend: Callable[[Hashable, Callable[[], Lent]], Lent],
     ) -> None:
         self._lend = lend
+        self._name = name
         self._instance = instance
         self._handle = handle
         self._plan = plan
@@ -199,17 +201,35 @@ class WasmtimePart:
         )
 
     def memory(self, name: str) -> InstanceMemory:
-        memory = InstanceMemory(self._instance.context, self._memory(name))
-        self._lend(memory)
+        def make() -> InstanceMemory:
+            return InstanceMemory(self._instance.context, self._memory(name))
+
+        memory = self._lend((self._name, name), make)
+        assert isinstance(memory, InstanceMemory)
         return memory
 
+    def window(self, name: str) -> MemoryWindow:
+        def make() -> MemoryWindow:
+            # It stays where it is: see `WasmtimeInstance._memories`.
+            handle, context = self._memory(name), self._instance.context
+            size = native.memory_data_size(context, handle)
+            return MemoryWindow(native.memory_data(context, handle) or 0, size)
+
+        window = self._lend((self._name, name, "window"), make)
+        assert isinstance(window, MemoryWindow)
+        return window
+
     def fixed_memory(self, name: str) -> SuspendedMemory:
-        handle = self._memory(name)
-        size = self._plan.memory_sizes[name]
+        size = self._plan.memory_sizes.get(name, 0)
         if size is None:
             raise LookupError(f"the memory {name!r:.100} of that part can grow")
-        memory = SuspendedMemory(native.memory_data(self._instance.context, handle), size)
-        self._lend(memory)
+
+        def make() -> SuspendedMemory:
+            handle = self._memory(name)
+            return SuspendedMemory(native.memory_data(self._instance.context, handle), size)
+
+        memory = self._lend((self._name, name, "fixed"), make)
+        assert isinstance(memory, SuspendedMemory)
         return memory
 
     def global_value(self, name: str) -> int | float:

@@ -113,6 +113,20 @@ class SuspendedMemory:
 
 
 @final
+class MemoryWindow:
+    """The pages with which a memory begins: see `Window`."""
+
+    __slots__ = ("view",)
+
+    def __init__(self, base: int, size: int) -> None:
+        self.view: memoryview = native.memory_view(base, size)
+
+    def end(self) -> None:
+        """Have nothing inside any more: the instance is closed."""
+        self.view = memoryview(b"")
+
+
+@final
 class InstanceMemory:
     """The memory of an instance that has no call under way.
 

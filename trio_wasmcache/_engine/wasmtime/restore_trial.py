@@ -14,8 +14,9 @@ from ..._core.errors import GuestError, LoadError
 from ..._core.policy.shares import CALL_FUEL
 from ..._core.wasm.reader import ModuleInfo
 from ..._core.wasm.restorer import restorer
-from ..base import UNDER_WAY, Artifact, HostCall, HostImport, NoMemoryError
+from ..base import UNDER_WAY, Artifact, HostCall, HostImport, NoMemoryError, StartCall
 from .compiler import build
+from .function import WasmtimeFunction
 from .instance import WasmtimeInstance
 from .module import WasmtimeModule
 from .plan import Patch, RestorePlan, make_plan, patches_size
@@ -44,7 +45,10 @@ class UnrestorableError(Exception):
 
 
 def prove(
-    engine: int, artifact: Artifact, hosts: tuple[HostImport, ...], initialize: str | None
+    engine: int,
+    artifact: Artifact,
+    hosts: tuple[HostImport, ...],
+    initialize: tuple[StartCall, ...],
 ) -> Artifact:
     """Find out how instances are put back; see `Engine.prove`. Blocks: for threads."""
     infos = [info for info, _ in artifact.modules]
@@ -72,7 +76,10 @@ def prove(
 
 
 def find_patches(
-    module: WasmtimeModule, plan: RestorePlan, infos: Sequence[ModuleInfo], initialize: str | None
+    module: WasmtimeModule,
+    plan: RestorePlan,
+    infos: Sequence[ModuleInfo],
+    initialize: tuple[StartCall, ...],
 ) -> tuple[tuple[Patch, ...], ...]:
     """Try it: make two instances, spoil one and put it back, and return what differs.
 
@@ -139,20 +146,21 @@ class Trial:
         pass
 
 
-def _started(module: WasmtimeModule, initialize: str | None) -> WasmtimeInstance:
+def _started(module: WasmtimeModule, initialize: tuple[StartCall, ...]) -> WasmtimeInstance:
     instance = module.instantiate(TRIAL_FUEL, TRIAL_SLICE)
     trial = Trial(instance)
     try:
         poll_to_the_end(instance, trial)
         instance.started()
-        functions = [instance.start_function()]
-        if initialize is not None:
-            functions.append(instance.function(initialize))
-        for function in functions:
+        calls: list[tuple[WasmtimeFunction | None, tuple[int, ...]]] = [
+            (instance.start_function(), ())
+        ]
+        calls += [(instance.function(export), values) for export, values in initialize]
+        for function, values in calls:
             if function is None:
                 continue
             trial.before = trial.burnt()
-            if function.begin((), TRIAL_FUEL) is UNDER_WAY:
+            if function.begin(values, TRIAL_FUEL) is UNDER_WAY:
                 poll_to_the_end(instance, trial)
                 function.finish()
     except BaseException:

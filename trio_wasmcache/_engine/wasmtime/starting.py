@@ -12,16 +12,20 @@
 
 from __future__ import annotations
 
-from typing import final
+from collections.abc import Callable, Hashable
+from typing import TypeAlias, final
 
 from ..._core.errors import LoadError
 from . import native
 from .errors import take_error
 from .hosts import Invokes
 from .linking import LinkedModule, LinkedPart, Start
-from .memory import InstanceMemory, SuspendedMemory
+from .memory import InstanceMemory, MemoryWindow, SuspendedMemory
 from .plan import START
 from .store import Pieces, Store
+
+Lent: TypeAlias = InstanceMemory | SuspendedMemory | MemoryWindow
+"""A memory of a part that others may still have when the store is closed."""
 
 
 @final
@@ -37,7 +41,7 @@ class Starting:
         self.invokes: Invokes | None = Invokes(module.hosts) if module.hosts.reentrant else None
         self._memories: dict[str, bytes] = {}  # {name of a part: handle of its memory}
         self._start = start
-        self._lent: tuple[InstanceMemory | SuspendedMemory, ...] = ()
+        self._lent: dict[Hashable, Lent] = {}
         self._linker = 0
         self._called = b""
         """Handle of a start function that is under way: C goes on reading it."""
@@ -93,13 +97,21 @@ class Starting:
         self.begin(store)
         return None if generated else False
 
-    def lend(self, memory: InstanceMemory | SuspendedMemory) -> None:
-        """Have a memory of a part hold nothing any more once the store is closed."""
-        self._lent += (memory,)
+    def lend(self, key: Hashable, make: Callable[[], Lent]) -> Lent:
+        """Return a memory of a part, which holds nothing any more once the store is closed.
+
+        Args:
+            key: names it; there is one for each.
+            make: makes it, the first time.
+        """
+        memory = self._lent.get(key)
+        if memory is None:
+            memory = self._lent[key] = make()
+        return memory
 
     def close(self) -> None:
         self._unlink()
-        for memory in self._lent:
+        for memory in self._lent.values():
             memory.end()
 
     def _unlink(self) -> None:
