@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import trio
 from abi.support import UDFS
-from kits import open_real_cache
+from kits import WasmtimeKit, open_real_cache
+from staging import stage
 
 from trio_wasmcache import (
     AbiError,
@@ -705,3 +706,23 @@ def test_bad_abi_objects(options: Any, error: type[Exception], words: str) -> No
     with pytest.raises(error, match=words) as raised:
         ExtismAbi(**options)
     assert "secret" not in str(raised.value)
+
+
+async def test_cancelled_everywhere(real: WasmtimeKit) -> None:
+    """Cancelled at each checkpoint, of the load, the slices and the host functions too."""
+
+    async def lookup(key: str) -> str:
+        await trio.lowlevel.checkpoint()
+        return key * 2
+
+    given = {**QUIET[USER], "lookup": HostFunction(lookup, ("str",), ("str",))}
+    async with stage(real, CacheConfig(max_size=0, yield_fuel=2000, offload_after=None)) as at:
+        asks = await add(at.cache, "asks", imports={USER: given})
+        copy = await add(at.cache, "copy")
+
+        async def scenario() -> None:
+            assert await asks.call(b"key") == b"keykey"
+            assert await copy.call(b"x" * 600) == b"x" * 600
+
+        await at.run(scenario, least=8)
+        assert await asks.call(b"key") == b"keykey"
