@@ -181,6 +181,18 @@ def test_no_size_is_advised_where_none_helps(read: Any) -> None:
     )
 
 
+def test_what_tune_needs_comes_first(tmp_path: Path, capsys: Capture) -> None:
+    """A log without leases is no log for `tune`."""
+    log = Log()
+    log.opened()
+    log.lines[0]["log_uses"] = False
+    for number in range(20):  # each was idle for so long that no size would have kept it
+        log.evicted(1 + number, idle_seconds=60.0)
+        log.loaded(1.5 + number)
+    finding = only(run_report(capsys, log.write(tmp_path / "log")).document)
+    assert (finding["kind"], finding["paste"]) == ("too_small", "CacheConfig(log_uses=True)")
+
+
 def test_a_function_that_is_never_kept(read: Any) -> None:
     """The advised limits keep it, also if it would not fit into the cache."""
     large = FunctionPlan("large", 40, PAGE, 1, 0.0, load=0.5)

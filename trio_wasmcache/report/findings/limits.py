@@ -91,6 +91,8 @@ def evicts_too_early(limit: Limit, cache: CacheSummary) -> Finding | None:
         f"{_again(cache, wanted)}"
     )
     paste = f"python -m trio_wasmcache tune {LOG} --target-hit-rate 0.95"
+    if not cache.log_uses:  # which `tune` needs
+        paste = "CacheConfig(log_uses=True)"
     if limit is TIMEOUT:
         paste = "cache.resize(idle_timeout=60)"
     evidence: Document = {"evictions": gone, "all_evictions": everything}
