@@ -43,7 +43,20 @@ async def bench_calls(report: Report, number: int, rounds: int) -> None:
         }
         if extism := peers.extism():
             candidates["extism"] = extism, number // 2
-        async with other.acquire("same", I64) as lease:
+        await other.register(
+            "plugin", peers.PLUGIN, args=("bytes",), returns="bytes", export="same", abi="extism"
+        )
+        async with (
+            other.acquire("same", I64) as lease,
+            other.acquire("plugin", ("bytes",)) as plugin,
+        ):
+
+            async def held_plugin(n: int) -> None:
+                for _ in range(n):
+                    await plugin.call(peers.EIGHT_BYTES)
+
+            if extism:
+                candidates["plugin"] = held_plugin, number
 
             async def held(n: int) -> None:
                 for _ in range(n):
@@ -66,6 +79,8 @@ async def bench_calls(report: Report, number: int, rounds: int) -> None:
     report.add("held call / wasmtime-py call", us["held"] / us["bare"], "", at_most=0.15)
     if "extism" in us:
         report.add("held call / Extism call", us["held"] / us["extism"], "", at_most=0.4)
+        plugins = us["plugin"] / us["extism"]
+        report.add("held call of the same plugin / Extism call", plugins, "", at_most=1)
     else:
         print("  (Extism is not installed: pip install -e '.[bench]')")
 
