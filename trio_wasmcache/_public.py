@@ -17,6 +17,8 @@ import attrs
 
 T = TypeVar("T", bound=object)
 
+_sources: dict[type, str] = {}  # {public class: the module in which it is defined}
+
 
 def public(thing: T) -> T:
     """Decorate a public class or function: its `__module__` is ``trio_wasmcache``.
@@ -51,7 +53,13 @@ def _present(module: str, thing: T) -> T:
                 for one in overloads:
                     one.__module__ = module
                     overload(one)
-        cls.__doc__ = _Documentation(cls)
+        _sources[cls] = cls.__module__
+        documentation: Any = _Documentation(cls)
+        if type(cls) is type:
+            cls.__doc__ = documentation
+        elif attrs.has(cls):
+            # `inspect.getdoc` takes what lies in a class of another metaclass as it is.
+            cls.__doc__ = documentation.__get__(None, cls)
     thing.__module__ = module
     return thing
 
@@ -75,8 +83,7 @@ def described_fields(cls: type) -> dict[str, FieldDoc]:
     """Return {field: description} of a class and its bases, in order; empty without a source."""
     found: dict[str, FieldDoc] = {}
     for base in reversed(cls.__mro__):
-        doc = vars(base).get("__doc__")
-        module = doc.module if isinstance(doc, _Documentation) else base.__module__
+        module = _sources.get(base, base.__module__)
         if module.partition(".")[0] != "trio_wasmcache":
             continue
         try:
@@ -129,7 +136,6 @@ class _Documentation:
     """The docstring of a class: as written, with a list of its fields."""
 
     def __init__(self, cls: type) -> None:
-        self.module = cls.__module__
         self._written = cls.__doc__
         self._complete: str | None = None
 

@@ -170,6 +170,9 @@ def test_help_shows_the_fields() -> None:
     assert "    max_size: int = 256 * MiB\n        Bytes of" in shown
     assert "total_fuel: int = 1_000_000_000\n" in shown
     assert "max_threads: int = os.cpu_count() or 1\n" in shown
+    for name, cls in CLASSES.items():
+        assert inspect.getdoc(cls), name  # whatever its metaclass is
+    assert "log_level: LogLevel" in (inspect.getdoc(trio_wasmcache.ExtismAbi) or "")
     assert "    chain: tuple[str, ...]\n" in (inspect.getdoc(trio_wasmcache.DeadlockError) or "")
     assert "_uses" not in (trio_wasmcache.CacheStats.__doc__ or "")
     # In a process of its own, as attrs notes on a class if it is asked again for the types.

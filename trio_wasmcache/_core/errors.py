@@ -312,6 +312,7 @@ class PluginError(GuestError):
         frames: tuple[Frame, ...] = (),
         row: int | None = None,
         output: str = "",
+        refused_memory: int | None = None,
     ) -> None:
         super().__init__(
             message,
@@ -321,6 +322,7 @@ class PluginError(GuestError):
             frames=frames,
             row=row,
             output=output,
+            refused_memory=refused_memory,
         )
         self.status: int = status
         """Status that the plugin returned, which may be 0; -1 if the error was made without one."""
