@@ -5,6 +5,7 @@ CPU time is that of the process, less that of the same run without the group.
 
 from __future__ import annotations
 
+import statistics
 import time
 
 import trio
@@ -67,8 +68,12 @@ async def run(report: Report, quick: bool) -> None:
         await cache.register("forever", FIB, args=(), concurrency=LOOPS)
         without = await _cores(cache, seconds, 0)
         used = await _cores(cache, seconds, loops) - without
-        alone = await _neighbours(cache, seconds, 0)
-        beside = await _neighbours(cache, seconds, loops)
+        # In turns, as other programs may run, too.
+        rounds = [
+            (await _neighbours(cache, seconds / 3, 0), await _neighbours(cache, seconds / 3, loops))
+            for _ in range(3)
+        ]
+        beside_alone = statistics.median(beside / alone for alone, beside in rounds)
     report.add(f"cores of {loops} endless loops, limited to {LIMIT}", used, "", at_most=0.11)
     # Two cores' worth of loops can lose what the limit allows, and 2 %.
-    report.add("a busy group beside them / alone", beside / alone, "", at_least=0.93)
+    report.add("a busy group beside them / alone", beside_alone, "", at_least=0.93)

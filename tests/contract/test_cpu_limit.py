@@ -71,6 +71,34 @@ async def test_short_calls_keep_to_it_too(fake: FakeKit, autojump_clock: None) -
                 assert used[0] - before <= (math.ceil(seconds) + 1) * 0.1 + 2 * TICK
 
 
+async def test_many_that_wait_go_on_one_after_the_other(
+    fake: FakeKit, autojump_clock: None
+) -> None:
+    """A window is used up, whatever they do in it: a call each, or endless loops."""
+    async with fake.open(INLINE) as cache:
+        f = await add(cache, "f", fake.adding(1))
+        endless = await add(cache, "endless", fake.endless(), concurrency=40)
+        used = tick(cache)
+        async with cache.scheduling_group("slow", capacity=math.inf, cpu_limit=0.1) as slow:
+            for _ in range(3):
+                with trio.move_on_after(2.5):
+                    async with trio.open_nursery() as nursery:
+                        for _ in range(40):
+                            nursery.start_soon(loop_for, 9.0, endless)
+            began, before = trio.current_time(), used[0]
+
+            async def call() -> None:
+                async with slow.acquire(f.name) as lease:
+                    await lease.call(1)
+
+            async with trio.open_nursery() as nursery:
+                for _ in range(400):
+                    nursery.start_soon(call)
+            seconds = trio.current_time() - began
+            assert used[0] - before >= (seconds - 2) * 0.1
+            assert seconds <= 400 * TICK / 0.1 + 2
+
+
 async def test_host_functions_count(fake: FakeKit, autojump_clock: None) -> None:
     """By the time that they take, sync and async."""
     async with fake.open(INLINE) as cache:

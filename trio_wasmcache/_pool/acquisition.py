@@ -144,7 +144,7 @@ class Acquisition:
 
     def _metered(self, begin: Begin) -> Begin:
         """Return a function that charges the group for the CPU time of a call's first slice."""
-        return self._pool.runner.cpu_limits.metered(self._group.share, begin)
+        return self._pool.runner.cpu_limits.metered_call(self._group.share, begin)
 
     def end(self, reason: Reason) -> trio.Event | None:
         """Give up what was granted so far, as the group or the cache closes.

@@ -258,7 +258,7 @@ class Call(Activity):
             CodeMemoryError: the system has no memory for a stack, though all idle instances were
                 evicted.
         """
-        begin, exact = self.runner.cpu_limits.metered(self.share, function.begin), values
+        begin, exact = self.runner.cpu_limits.metered_call(self.share, function.begin), values
         while True:
             self.check_open()
             try:
@@ -278,7 +278,7 @@ class Call(Activity):
     def _begin_with_stack(
         self, function: GuestFunction, values: Sequence[object], fuel: int
     ) -> Value:
-        begin = self.runner.cpu_limits.metered(self.share, function.begin)
+        begin = self.runner.cpu_limits.metered_call(self.share, function.begin)
         return self.with_stack(begin, values, fuel)
 
     async def step(self, steps: Steps, result: object, left: int) -> Invoke:

@@ -6,6 +6,8 @@
    stack, so at most `capacity` tasks of a group wait.
 3. A wait ends when the next window has something left, when the limit is raised or taken away, and
    when the group closes.
+4. Of the calls that wait, the first goes on when a window begins; the next one when a call has
+   ended, or a sixteenth of the window was used. If all woke at once, most would wake in vain.
 """
 
 from __future__ import annotations
@@ -18,6 +20,13 @@ import trio
 
 from .._core.policy.cpu_budget import CpuBudget
 from .._core.policy.shares import Share
+
+# CPU time (seconds) of scheduling a slice, on the loop and in a thread, which no clock here sees.
+TURN_SECONDS, HOP_SECONDS = 20e-6, 200e-6
+# Parts of a window's CPU time after which one more call goes on.
+PARTS = 16
+# Seconds by which each further call wakes later by itself, should nobody wake it.
+APART = 0.05
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -43,15 +52,24 @@ class CpuLimits:
         """Return `run`, or a function that does the same and charges its CPU time to the group."""
         return run if share.budget is None else functools.partial(self._run, share, run)
 
+    def metered_call(self, share: Share, begin: Callable[P, T]) -> Callable[P, T]:
+        """Return what `metered` does, for a function that begins a call, and mostly ends it."""
+        return begin if share.budget is None else functools.partial(self._call, share, begin)
+
+    def _call(self, share: Share, begin: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
+        try:
+            return self._run(share, begin, *args, **named)
+        finally:
+            self.pass_on(share)
+
     def _run(self, share: Share, run: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
         began = self.clock()
         try:
             return run(*args, **named)
         finally:
-            self.charge(share, self.clock() - began)
+            self.charge(share, self.clock() - began + TURN_SECONDS)
 
-    @staticmethod
-    def charge(share: Share, seconds: float) -> None:
+    def charge(self, share: Share, seconds: float) -> None:
         """Charge CPU time (seconds) to a group, if it has a limit."""
         budget = share.budget
         if budget is not None:
@@ -59,6 +77,8 @@ class CpuLimits:
             budget.charge(seconds, now)
             if budget.left(now) <= 0:
                 share.end_burst()  # so that its next call lets others run, and waits
+            elif budget.waiting and budget.used_part(PARTS):
+                self.pass_on(share)
 
     @staticmethod
     def spent(share: Share) -> bool:
@@ -79,8 +99,11 @@ class CpuLimits:
         budget.begin_wait(began)
         try:
             while (ready_at := budget.ready_at(trio.current_time())) is not None:
-                with trio.move_on_at(ready_at):
+                with trio.move_on_at(ready_at + APART * len(lot)):
                     await lot.park()
+        except BaseException:
+            lot.unpark()  # it was perhaps the one that would have woken the next
+            raise
         finally:
             budget.end_wait(began, trio.current_time())
             if not budget.waiting:
@@ -100,6 +123,12 @@ class CpuLimits:
         else:
             budget.limit = limit
             self._wake(budget)
+
+    def pass_on(self, share: Share) -> None:
+        """Let the next call of a group go on, if it may, as one has ended."""
+        budget = share.budget
+        if budget in self._lots and budget.left(trio.current_time()) > 0:
+            self._lots[budget].unpark()
 
     def end(self, budget: CpuBudget) -> None:
         """End all waits, as the limit was taken away or the group closes."""

@@ -32,7 +32,7 @@ from .._core.policy.cpu_budget import CpuBudget
 from .._core.policy.shares import BURST_FUEL, CALL_FUEL, PASS_FUEL, Share
 from .._engine.base import HostCall, HostCaller
 from .._threads import no_autojump, run_in_thread
-from .cpu_limits import CpuLimits
+from .cpu_limits import HOP_SECONDS, CpuLimits
 from .host import AnyHost
 from .session import IF_DUE
 from .turns import Turns
@@ -345,6 +345,8 @@ class Runner:
                             turns.give_back()
         finally:
             self._leave(share)
+            if share.budget is not None:
+                self.cpu_limits.pass_on(share)
         if until is not None:
             _fail(job)
 
@@ -450,7 +452,7 @@ class Runner:
                 trio.lowlevel.start_thread_soon(run, deliver, "trio_wasmcache call")
                 over: bool = await trio.lowlevel.wait_task_rescheduled(abort)
         finally:
-            self.cpu_limits.charge(job.share, job.cpu_seconds)
+            self.cpu_limits.charge(job.share, job.cpu_seconds + HOP_SECONDS)
             job.in_thread = False
             job.out_of_thread.set()
             job.out_of_thread = trio.Event()

@@ -31,6 +31,7 @@ class CpuBudget:
     closed: bool = False
     """Whether nothing waits for it any more: the limit was taken away, or the group has closed."""
     _began: float | None = field(default=None)  # the present window, or the last in which it ran
+    _part: int = 0  # of the window, in which the last call was let go on
     _waits: int = 0  # that have begun
     _waited: float = 0.0  # seconds of those that have ended
     _since: float = 0.0  # sum of the times when those under way have begun
@@ -41,6 +42,12 @@ class CpuBudget:
         """Count CPU time that was used (seconds)."""
         self._go_on(now)
         self.used += seconds
+
+    def used_part(self, parts: int) -> bool:
+        """Return whether one more part of a window, of so many, was used since this was true."""
+        part = int(self.used * parts / (self.limit * WINDOW))
+        changed, self._part = part != self._part, part
+        return changed
 
     def left(self, now: float) -> float:
         """Return the CPU time that is left in this window (seconds); 0 or less if it is spent."""
