@@ -27,7 +27,7 @@ import pytest
 import trio
 import trio.lowlevel
 
-from trio_wasmcache import CacheConfig, InstanceCache, KiB, open_cache
+from trio_wasmcache import CacheConfig, HostFunction, InstanceCache, KiB, open_cache
 from trio_wasmcache._cache.open import open_with
 from trio_wasmcache._core.config import PolicyName
 from trio_wasmcache._engine.wasmtime import native
@@ -227,6 +227,36 @@ def check(works: dict[str, Work], what: str, like: str) -> None:
         limit = agreed.get(kind, {}).get(VERSION)
         if limit is not None:
             assert found[kind][VERSION] <= limit + max(LEAST[kind], SLACK * limit), kind
+
+
+async def test_reentrant_imports_are_linked_at_once() -> None:
+    """An instance with many of them takes no more native calls than one with two."""
+
+    async def ask() -> None:
+        pass
+
+    host = HostFunction(ask, (), (), reentrant=True)
+    found = []
+    with counted_native_calls() as counter:
+        async with open_cache(CacheConfig(), logger=Silent()) as cache:
+            for count in (2, 40):
+                names = [f"f{number}" for number in range(count)]
+                imports = "".join(f'(import "env" "{name}" (func))' for name in names)
+                await cache.register(
+                    f"asks{count}",
+                    f'(module {imports} (func (export "run")))',
+                    args=(),
+                    returns=None,
+                    export="run",
+                    imports={"env": dict.fromkeys(names, host)},
+                    isolation="fresh",
+                )
+                for _ in range(2):
+                    counter.clear()
+                    async with cache.acquire(f"asks{count}", ()) as lease:
+                        await lease.call()
+                found.append(dict(counter))
+    assert found[0] == found[1]
 
 
 def main() -> None:

@@ -101,6 +101,9 @@ async def test_what_does_not_fit_is_refused(kit: Kit) -> None:
         lease = current_lease()
         with pytest.raises(LookupError, match="exports no function 'no such'"):
             await lease.invoke("no such", 1)
+        for name in (5, None, [], b"double"):
+            with pytest.raises(TypeError, match="the name of an export must be a str, got"):
+                await lease.invoke(name, 1)  # type: ignore[arg-type]
         with pytest.raises(TypeError):
             await lease.invoke("double", "1")  # type: ignore[arg-type]
         return await double(value)

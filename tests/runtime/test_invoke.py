@@ -564,3 +564,52 @@ async def test_what_has_no_reentrant_import_pays_nothing(real: WasmtimeKit) -> N
             assert native_of(reentrant).reserved[0] == native_of(plain).reserved[0]
         assert f.code_size < g.code_size
         assert f.worst_size < g.worst_size < f.worst_size + 200
+
+
+NAMES = [
+    *(("host", str(number)) for number in range(1, 6)),
+    ("host", "table"),
+    ("other", "1"),
+    ("other", "\0start"),
+    ("other", "6"),
+    ("", ""),
+    ("host", "\0table"),
+    ("host", "\0table2"),
+    ("host", "\0" + "6"),
+    ("host", "\0trio_wasmcache:start"),
+    ("other", "\0trio_wasmcache:table:0"),
+]
+
+
+@pytest.mark.parametrize("reentrant", [NAMES, NAMES[:6], NAMES[::2], NAMES[1::2], NAMES[6:]])
+async def test_names_of_imports(real: WasmtimeKit, reentrant: list[tuple[str, str]]) -> None:
+    """Whatever they are, each import is its own host function, beside others of its module."""
+    imports: dict[str, dict[str, HostFunction]] = {}
+    written = calls = ""
+    for number, (module, name) in enumerate(NAMES):
+
+        async def ask(value: int, number: int = number) -> int:
+            return value * 5 + number
+
+        async def back(value: int, number: int = number) -> int:
+            return int(await current_lease().invoke("times", value)) + number
+
+        again = (module, name) in reentrant
+        imports.setdefault(module, {})[name] = HostFunction(
+            back if again else ask, ("i64",), ("i64",), reentrant=again
+        )
+        quoted = name.replace("\0", "\\00")
+        written += f'(import "{module}" "{quoted}" (func $f{number} (param i64) (result i64)))'
+        calls = f"(call $f{number} {calls or '(local.get 0)'})"
+    wasm = (
+        f'(module {written} (memory (export "memory") 1)'
+        f'(func (export "run") (param i64) (result i64) {calls})'
+        '(func (export "times") (param i64) (result i64) (i64.mul (local.get 0) (i64.const 5))))'
+    )
+    expected = 1
+    for number in range(len(NAMES)):
+        expected = expected * 5 + number
+    async with real.open() as cache:
+        f = await add(cache, "f", wat(wasm), imports=imports)
+        for _ in range(2):
+            assert await f.call(1) == expected

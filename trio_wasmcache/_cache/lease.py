@@ -511,7 +511,8 @@ class Lease(Generic[R_co]):
         deep. `memory` shows what it has written, also if it has grown the memory.
 
         If the export fails or is cancelled, the guest can't go on. So its call fails as well, with
-        the same error, even if the host function catches it.
+        the same error, even if the host function catches it. If the host function raises another
+        exception instead, the call raises that one. It has the guest's error as its context.
 
         Args:
             export: name of an exported function.
@@ -524,8 +525,8 @@ class Lease(Generic[R_co]):
 
         Raises:
             LookupError: the module exports no such function, or one whose types can't cross.
-            TypeError, ValueError, OverflowError: a value does not fit its type, or there are too
-                many or too few; no wasm has run.
+            TypeError, ValueError, OverflowError: `export` is not a str, a value does not fit its
+                type, or there are too many or too few; no wasm has run.
             GuestError: the export trapped, ran out of fuel or stack, or exited.
             StackOverflowError: 16 invokes are under way in this call, one within the other; no wasm
                 has run.

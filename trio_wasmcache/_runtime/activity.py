@@ -11,6 +11,7 @@ from .._abi.base import Value
 from .._core.errors import StackOverflowError
 from .._core.policy.records import Request
 from .._core.policy.shares import Share
+from .._core.text import shown
 from .._engine.base import HostCall
 from .._log import Origin
 from .host import AnyHost
@@ -187,6 +188,8 @@ class Activity:
             raise trio.BusyResourceError(
                 "another invoke() of this host function is under way; await it first"
             )
+        if not isinstance(export, str):
+            raise TypeError(f"invoke(): the name of an export must be a str, got {shown(export)}")
         if job.invokes >= MAX_INVOKES:
             raise StackOverflowError(
                 f"the guest and its host functions call each other more than {MAX_INVOKES} deep: "

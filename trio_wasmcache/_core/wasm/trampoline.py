@@ -17,7 +17,7 @@ the host in a loop, and in between the exports that the host asks for:
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import attrs
@@ -32,8 +32,8 @@ DONE: Final = 0
 failed, and answers with zeros, is done."""
 TRAMPOLINE: Final = "trampoline"
 """Name of the part of a graph that is a trampoline."""
-TABLE: Final = "table"
-"""Name of the export that is the table."""
+TABLE: Final = "\x00table"
+"""Name of the export that is the table; no function has it, see `_export_names`."""
 ARMS_LIMIT: Final = 256
 RETURNS_LIMIT: Final = 32
 VALUES_LIMIT: Final = 8192
@@ -82,7 +82,9 @@ class Trampoline:
     wasm: bytes
     functions: tuple[FuncType, ...]
     """Types of the reentrant functions. The import ``("host", number)`` of each has one more i32
-    among its results, see `widened`; the guest gets the export of that number instead."""
+    among its results, see `widened`; the guest gets the export of that place in `names`."""
+    names: tuple[str, ...]
+    """Names of the exports that are these functions."""
     arms: tuple[Arm, ...]
     """Imports ``("arguments", number)``, one for each signature of exports that it can call."""
     returned: tuple[Returned, ...]
@@ -115,18 +117,22 @@ def arms_of(exports: Sequence[FuncType]) -> tuple[FuncType, ...]:
     return tuple(arms)
 
 
-def trampoline(functions: Sequence[FuncType], exports: Mapping[str, FuncType]) -> Trampoline:
+def trampoline(
+    functions: Sequence[FuncType], exports: Mapping[str, FuncType], names: Sequence[str] = ()
+) -> Trampoline:
     """Return the trampoline for a guest.
 
     Args:
         functions: types of its imports that are reentrant host functions.
         exports: {name: type} of the functions that it exports.
+        names: by which the trampoline exports the functions; their numbers if there are none.
 
     Raises:
         ValueError: a function has so many results that none can be added.
     """
     if any(len(function.results) >= VALUE_LIMIT for function in functions):
         raise ValueError(f"a reentrant host function has fewer than {VALUE_LIMIT} results")
+    names = tuple(names) or tuple(map(str, range(len(functions))))
     arms = tuple(Arm(number, one) for number, one in enumerate(arms_of(list(exports.values())), 1))
     # One way back for all functions that have the same results.
     wanted = tuple(dict.fromkeys(function.results for function in functions))
@@ -169,7 +175,7 @@ def trampoline(functions: Sequence[FuncType], exports: Mapping[str, FuncType]) -
         functions=[places[one] for one in (*ways, *functions)],
         tables=[TableType("funcref", Limits(len(arms) + 1, len(arms) + 1))],
         exports=[
-            *(Export(str(n), "func", first_export + n) for n in range(len(functions))),
+            *(Export(name, "func", at) for at, name in enumerate(names, first_export)),
             Export(TABLE, "table", 0),
         ],
         code=code,
@@ -189,7 +195,7 @@ def trampoline(functions: Sequence[FuncType], exports: Mapping[str, FuncType]) -
             )
         ],
     )
-    return Trampoline(wasm, tuple(functions), arms, returned)
+    return Trampoline(wasm, tuple(functions), names, arms, returned)
 
 
 def trampoline_layer(
@@ -205,7 +211,8 @@ def trampoline_layer(
         first: index of the first host function of the layer itself.
     """
     exports = {one.name: info.functions[one.index] for one in info.exports if one.kind == "func"}
-    made = trampoline([function for _, function in reentrant.values()], exports)
+    functions = [function for _, function in reentrant.values()]
+    made = trampoline(functions, exports, _export_names(reentrant))
     helpers = {"arguments": made.arms, "returned": made.returned}
     indexes = itertools.count(first)
     wiring: dict[ImportName, Source] = {
@@ -222,13 +229,28 @@ def trampoline_layer(
         made.wasm,
         read_module(made.wasm),
         wiring,
-        relays={str(number): index for number, (index, _) in enumerate(reentrant.values())},
+        relays={name: at for name, (at, _) in zip(made.names, reentrant.values(), strict=True)},
     )
     return Layer(
         parts=(part,),
-        supplies={name: FromPart(TRAMPOLINE, str(number)) for number, name in enumerate(reentrant)},
+        supplies={
+            name: FromPart(TRAMPOLINE, export)
+            for name, export in zip(reentrant, made.names, strict=True)
+        },
         hosts=(*made.arms, *made.returned),
     )
+
+
+def _export_names(reentrant: Iterable[ImportName]) -> list[str]:
+    """Return how to export what a guest imports: by the same names, as far as they differ.
+
+    So all that it imports from one module can be linked at once.
+    """
+    names: dict[str, None] = {}
+    for number, (_, name) in enumerate(reentrant):
+        taken = name in names or name.startswith("\x00")
+        names[f"\x00{number}" if taken else name] = None
+    return list(names)
 
 
 def _function(number: int, function: FuncType, way: int) -> bytes:

@@ -60,7 +60,7 @@ class LinkedPart:
             named = (hosts.define_as(self.linker, at, *name) for *name, at in plan.hosts)
             if problems := [problem for problem in named if problem is not None]:
                 raise LinkError("; ".join(problems))
-            if not plan.wires:
+            if not plan.wires and not plan.bundles:
                 self.pre = make_pre(self.linker, self.module)
         except BaseException:
             self.close()

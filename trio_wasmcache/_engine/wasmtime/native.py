@@ -374,6 +374,12 @@ def linker_define(
 
 
 @_fast.declare
+def linker_define_instance(
+    linker: Pointer, context: StoreContext, name: Text, size: Size, instance: Address, /
+) -> Problem: ...
+
+
+@_fast.declare
 def linker_instantiate_pre(linker: Pointer, module: Pointer, pre: PointerOut, /) -> Problem: ...
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from attrs import evolve, frozen
 
 from ..._core.config import WASM_PAGE
 from ..._core.wasm.admission import Edits, rest_size
-from ..._core.wasm.graph import FromHost, FromPart, Graph
+from ..._core.wasm.graph import FromHost, FromPart, Graph, Part, Source
 from ..._core.wasm.growth import UNMOVED, CodeOffsets, Note, notes_of
 from ..._core.wasm.reader import Export, FuncType, ModuleInfo
 from ..._core.wasm.restorer import Restorer
@@ -21,6 +22,9 @@ HIDDEN = "\x00trio_wasmcache:"
 # The start function of a part of a graph, and of a module with notes of refused growth: those of an
 # instance that instantiation itself fails to start can't be read.
 START = f"{HIDDEN}start"
+
+# An import that is linked by itself costs more than so many exports in a bundle.
+BUNDLED = 4
 
 NUMBERS = frozenset(native.VALUE_KINDS)
 
@@ -39,6 +43,14 @@ class Wire:
 
 
 @frozen
+class Bundle:
+    """Imports of a part that are exports of another one by the same names, given all at once."""
+
+    module: bytes
+    part: int
+
+
+@frozen
 class PartPlan:
     """What every instance of a graph needs to know of one part."""
 
@@ -46,6 +58,8 @@ class PartPlan:
     plan: Plan
     """What it exports."""
     wires: tuple[Wire, ...]
+    bundles: tuple[Bundle, ...]
+    """They are no wires as well."""
     hosts: tuple[tuple[str, str, int], ...]
     """Module, name and index of each import that is a host function."""
     starts: bool
@@ -185,26 +199,59 @@ def _plan_parts(graph: Graph) -> tuple[PartPlan, ...]:
         entries.setdefault(max(table, function), []).append(
             ((table, entry.table.export), entry.at, (function, entry.function.export))
         )
-    return tuple(
-        PartPlan(
-            part.name,
-            _plan_of(part.info, part.edits, UNMOVED, noted=part.offset is not None),
-            wires=tuple(
-                Wire(module.encode(), name.encode(), numbers[source.part], source.export)
-                for (module, name), source in part.wiring.items()
-                if isinstance(source, FromPart)
-            ),
-            hosts=tuple(
-                (module, name, source.index)
-                for (module, name), source in part.wiring.items()
-                if isinstance(source, FromHost)
-            ),
-            starts=part.info.start is not None,
-            generated=part.offset is None,
-            entries=tuple(entries.get(number, ())),
+    plans: list[PartPlan] = []
+    for number, part in enumerate(graph.parts):
+        bundles = _bundles(part, graph.parts, plans)
+        plans.append(
+            PartPlan(
+                part.name,
+                _plan_of(part.info, part.edits, UNMOVED, noted=part.offset is not None),
+                wires=tuple(
+                    Wire(module.encode(), name.encode(), numbers[source.part], source.export)
+                    for (module, name), source in part.wiring.items()
+                    if isinstance(source, FromPart)
+                    and not (module in bundles and source.export == name)
+                ),
+                bundles=tuple(Bundle(name.encode(), at) for name, at in bundles.items()),
+                hosts=tuple(
+                    (module, name, source.index)
+                    for (module, name), source in part.wiring.items()
+                    if isinstance(source, FromHost)
+                ),
+                starts=part.info.start is not None,
+                generated=part.offset is None,
+                entries=tuple(entries.get(number, ())),
+            )
         )
-        for number, part in enumerate(graph.parts)
-    )
+    return tuple(plans)
+
+
+def _bundles(part: Part, parts: Sequence[Part], plans: Sequence[PartPlan]) -> dict[str, int]:
+    """Return {module that a part imports from: number of the part that is given for it}."""
+    found: dict[str, int] = {}
+    modules: dict[str, dict[str, Source]] = {}
+    for (module, name), source in part.wiring.items():
+        modules.setdefault(module, {})[name] = source
+    # All exports are defined, so that none may have the name of something else.
+    exports = {
+        one.name: {*(export.name for export in given.info.exports), *one.plan.names.values(), START}
+        for one, given in zip(plans, parts, strict=False)
+    }
+    numbers = {one.name: number for number, one in enumerate(plans)}
+    for module, sources in modules.items():
+        givers = {one.part for one in sources.values() if isinstance(one, FromPart)}
+        if len(givers) != 1:
+            continue
+        giver = givers.pop()
+        meant = {
+            name
+            for name, source in sources.items()
+            if isinstance(source, FromPart) and source.export == name
+        }
+        clash = any(name in exports[giver] for name in sources if name not in meant)
+        if not clash and len(exports[giver]) < BUNDLED * len(meant):
+            found[module] = numbers[giver]
+    return found
 
 
 def _plan_of(info: ModuleInfo, edits: Edits, offsets: CodeOffsets, *, noted: bool = True) -> Plan:

@@ -5,7 +5,8 @@
 2. Generated parts are small and have nothing to run, so they go together with the next part of the
    user's. After each of these, others may run.
 3. A part that takes something from another one is linked anew for each instance, as what it takes
-   belongs to a store. That is some microseconds for each such import.
+   belongs to a store. That is some microseconds for each such import, or for each part whose
+   exports it imports by their names.
 4. Start functions are exported, not declared (`compiler`), and are called once their part is there.
    Till then, host functions could not find its memory.
 """
@@ -122,6 +123,15 @@ class Starting:
     def _link(self, store: Store, part: LinkedPart) -> None:
         """Make a linker with all that a part takes."""
         self._linker = native.linker_clone(part.linker)
+        for bundle in part.plan.bundles:
+            problem = native.linker_define_instance(
+                self._linker,
+                store.context,
+                bundle.module,
+                len(bundle.module),
+                self.handles[bundle.part],
+            )
+            self._check(part, problem)
         for wire in part.plan.wires:
             problem = native.linker_define(
                 self._linker,
@@ -132,10 +142,15 @@ class Starting:
                 len(wire.name),
                 store.extern(wire.export, self.handles[wire.part]),
             )
-            if problem:
-                raise LoadError(
-                    f"wasmtime would not link part {part.plan.name!r}: {take_error(problem)}"
-                )
+            self._check(part, problem)
+
+    @staticmethod
+    def _check(part: LinkedPart, problem: int | None) -> None:
+        """Raise what wasmtime says if it would not link something."""
+        if problem:
+            raise LoadError(
+                f"wasmtime would not link part {part.plan.name!r}: {take_error(problem)}"
+            )
 
     def _note_part(self, store: Store) -> None:
         """Keep what was instantiated, and put its functions in tables."""
