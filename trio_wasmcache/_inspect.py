@@ -29,11 +29,12 @@ from ._core.wasm.admission import (
     giver,
     heap_size,
     import_name,
-    is_givable,
+    is_yours,
     least_size,
     signature,
 )
 from ._core.wasm.custom import DEBUG, find_custom_sections
+from ._core.wasm.extism_kernel import KernelSettings, kernel
 from ._core.wasm.families import (
     ASSEMBLYSCRIPT,
     COMMAND,
@@ -211,7 +212,7 @@ def _is_plugin(info: ModuleInfo) -> bool:
 
 def _provider(item: Import) -> str:
     if not isinstance(item.type, FuncType):
-        if not is_givable(item):
+        if not is_yours(item):
             return "nobody, as that can't be given"
         return f"yours to give by imports=, as {giver(item)}"
     if item.module == WASI_MODULE and item.name in WASI_TYPES:
@@ -269,7 +270,10 @@ def _isolation(info: ModuleInfo) -> str:
 
 
 def _caching(info: ModuleInfo, config: CacheConfig) -> Iterator[str]:
-    least = least_size(heap_size(info, config.memory_limit, config.stack_size), info)
+    infos = [info]
+    if _is_plugin(info):
+        infos.append(read_module(kernel(KernelSettings())))
+    least = least_size(heap_size(info, config.memory_limit, config.stack_size), *infos)
     said, _ = cache_verdict(config, least, seats=False, restored=False)
     yield f"caching: {said}"
     try:
@@ -282,7 +286,7 @@ def _caching(info: ModuleInfo, config: CacheConfig) -> Iterator[str]:
 def _registration(info: ModuleInfo, path: Path) -> Iterator[str]:
     """Yield the call of `register` to begin with."""
     refused = [
-        item for item in _missing(info) if not (isinstance(item.type, FuncType) or is_givable(item))
+        item for item in _missing(info) if not (isinstance(item.type, FuncType) or is_yours(item))
     ]
     if refused:
         name = import_name(refused[0].module, refused[0].name)

@@ -208,6 +208,28 @@ async def test_declarations_that_do_not_fit() -> None:
             await add(cache, "run", other)
 
 
+@pytest.mark.parametrize(
+    "imports", [{}, {USER: {"note": HostFunction(lambda n: None, ("i32",), ())}}]
+)
+async def test_the_types_of_blocks_are_proposed(imports: Any) -> None:
+    """For a function of the application that is missing, or has another type."""
+    wasm = f"""(module (import "{USER}" "note" (func (param i64)))
+        (func (export "run") (result i32) (i32.const 0)))"""
+    async with open_real_cache() as cache:
+        with pytest.raises(LinkError, match='abi="extism", "str" or "bytes" in place of "i64"'):
+            await add(cache, "run", wasm, imports=imports)
+
+
+async def test_the_memory_of_the_host_is_not_proposed() -> None:
+    """One that the application gives would not be that of Extism's functions."""
+    wasm = f"""(module (import "{ENV}" "memory" (memory 1))
+        (func (export "run") (result i32) (i32.const 0)))"""
+    async with open_real_cache() as cache:
+        with pytest.raises(LinkError, match=r"No plugin is given the memory") as raised:
+            await add(cache, "run", wasm, imports={})
+        assert "HostMemory()" not in str(raised.value)
+
+
 async def test_without_the_abi() -> None:
     """A plugin that is registered as another module is refused, and the message names the ABI."""
     async with open_real_cache() as cache:
@@ -327,12 +349,12 @@ async def test_no_memory_creeps() -> None:
         ((("a", 4), ("f", BLOCK + NEXT), ("l", BLOCK)), [1, 0, 4]),
         ((("f", 0), ("f", -1), ("f", 1 << 40), ("l", -1)), [0, 0, 0, 0]),
         ((("a", 0), ("l", BLOCK)), [0, 0]),
-        ((("a", 8), ("W", BLOCK + NEXT, -1), ("R", BLOCK)), [1, 0, 0]),
+        ((("a", 8), ("W", BLOCK + NEXT, -1), ("R", BLOCK)), [1, 0, (1 << 64) - (1 << 8)]),
         ((("a", 9), ("W", BLOCK + NEXT, -1), ("R", BLOCK)), [1, 0, (1 << 64) - (1 << 8)]),
         ((("w", 0, 1), ("w", 8, 1), ("W", 3, -1), ("r", 0), ("r", 8), ("R", 8)), [0] * 6),
         ((("r", -1), ("R", -8), ("r", 1 << 32), ("w", -1, 1), ("W", -8, 1)), [0] * 5),
         ((("a", 8), ("o", BLOCK, 9)), None),
-        ((("o", 0, 1),), None),
+        ((("o", 0, 1), ("o", 0, 0), ("o", -1, 0)), [0, 0, 0]),
         ((("o", -1, 1),), None),
         ((("o", 1 << 50, -1),), None),
         ((("a", 8), ("o", BLOCK, -1)), None),
@@ -342,7 +364,7 @@ async def test_no_memory_creeps() -> None:
         ((("a", 5), ("f", BLOCK), ("v", BLOCK)), None),
         ((("V", 1, 0),), None),
         ((("a", 4), ("V", BLOCK, 1)), None),
-        ((("g", 1 << 33),), None),
+        ((("g", 1 << 33), ("g", 1 << 33)), [0, 0]),
     ],
 )
 async def test_hostile_offsets(steps: tuple[tuple[Any, ...], ...], found: list[int] | None) -> None:
@@ -356,6 +378,28 @@ async def test_hostile_offsets(steps: tuple[tuple[Any, ...], ...], found: list[i
         else:
             assert numbers(await operate.call(data)) == found
         assert numbers(await operate.call(operation("n"))) == [17]
+
+
+async def test_too_many_blocks() -> None:
+    """A plugin that frees no blocks is told the limit, and what to do; freed ones do not count."""
+    wasm = f"""(module
+      (import "{ENV}" "alloc" (func $alloc (param i64) (result i64)))
+      (import "{ENV}" "free" (func $free (param i64)))
+      (func $many (export "many") (local $i i32) (local $at i64)
+        (loop $next
+          (local.set $at (call $alloc (i64.const 1)))
+          (if (global.get $frees) (then (call $free (local.get $at))))
+          (local.set $i (i32.add (local.get $i) (i32.const 1)))
+          (br_if $next (i32.lt_u (local.get $i) (i32.const 70000)))))
+      (func (export "freed") (global.set $frees (i32.const 1)) (call $many))
+      (global $frees (mut i32) (i32.const 0)))"""
+    async with open_real_cache() as cache:
+        many = await add(cache, "many", wasm, imports={})
+        with pytest.raises(TrapError, match=r"65536 blocks .* let it free blocks \(") as raised:
+            await many.call(b"")
+        assert raised.value.code == "out of memory"
+        freed = await add(cache, "freed", wasm, imports={})
+        assert await freed.call(b"") == b""
 
 
 async def test_large_results() -> None:
@@ -691,8 +735,8 @@ def test_abi_objects() -> None:
     ("options", "error", "words"),
     [
         ({"config": [("a", "b")]}, TypeError, "config must be a mapping"),
-        ({"config": {"a": b"bytes"}}, TypeError, "config must be a mapping of str to str"),
-        ({"config": {1: "a"}}, TypeError, "config must be a mapping"),
+        ({"config": {"a": b"bytes"}}, TypeError, "of str to str, got bytes for 'a'$"),
+        ({"config": {1: "a"}}, TypeError, "of str to str, got the key 1 of type int$"),
         ({"config": {"a": "\ud800"}}, ValueError, "no UTF-8"),
         ({"config": {"a": "x" * MiB}}, ValueError, "config may have"),
         ({"vars": {"a": 5}}, TypeError, "vars must be a mapping of str to bytes or str"),

@@ -15,11 +15,21 @@ from engine.support import quiet_cache
 from hostile.zoo import ZOO
 from hypothesis import given, strategies as st
 
-from trio_wasmcache import HostFunction, HostMemory, InvalidModuleError, WasmCacheError
+from trio_wasmcache import (
+    CacheConfig,
+    HostFunction,
+    HostMemory,
+    InvalidModuleError,
+    MiB,
+    WasmCacheError,
+)
 from trio_wasmcache.__main__ import main
+from trio_wasmcache._core.config import WASM_PAGE
+from trio_wasmcache._core.wasm.admission import least_size
 from trio_wasmcache._core.wasm.editor import encode_module
+from trio_wasmcache._core.wasm.extism_kernel import KernelSettings, kernel
 from trio_wasmcache._core.wasm.formats import is_component
-from trio_wasmcache._core.wasm.reader import Export, FuncType, Import, Limits
+from trio_wasmcache._core.wasm.reader import Export, FuncType, Import, Limits, read_module
 from trio_wasmcache._inspect import MAX_LISTED, inspect
 
 ROOT = Path(__file__).parents[2]
@@ -236,6 +246,29 @@ def test_text_is_read_as_a_module(tmp_path: Path) -> None:
     )
     assert any('"reset" is not possible: its data segments' in line for line in lines)
     assert lines[-1].endswith('args=(), imports={"app": {"m": HostMemory()}})')
+
+
+def test_an_extism_plugin_is_counted_with_the_memories_of_its_host() -> None:
+    """As `register` counts an instance, which has them."""
+    path = ROOT / "tests/udfs/extism/c.wasm"
+    info = read_module(path.read_bytes())
+    size = least_size(0, info, read_module(kernel(KernelSettings())))
+    assert size > least_size(0, info) + 2 * WASM_PAGE - 1
+    config = CacheConfig(max_instance_size=size - 1, max_size=100 * MiB)
+    lines = list(inspect(path, config))
+    assert any(f"an instance takes at least {size} bytes" in line for line in lines)
+    assert '  Functions of `extism:host/user` are the application\'s: with abi="extism", ' in (
+        "\n".join(lines)
+    )
+
+
+def test_the_memory_of_extisms_host_is_nobodys(tmp_path: Path) -> None:
+    """It is not proposed to give one, which would not be that of Extism's functions."""
+    path = tmp_path / "f.wat"
+    path.write_text('(module (import "extism:host/env" "memory" (memory 1)) (func (export "f")))')
+    lines = described(path)
+    assert "  extism:host/env.memory (memory): nobody, as that can't be given" in lines
+    assert "HostMemory()" not in "".join(lines)
 
 
 @pytest.mark.parametrize(

@@ -74,10 +74,12 @@ def _texts(name: str, value: Mapping[str, Any], kinds: tuple[type, ...]) -> Mapp
     items = dict(value)
     for key, one in items.items():
         if not isinstance(key, str) or not isinstance(one, kinds):
-            raise TypeError(
-                f"ExtismAbi: {name} must be a mapping of str to {types}, got {shown(key)} of "
-                f"{type(one).__name__}"
+            got = (
+                f"{type(one).__name__} for {shown(key)}"
+                if isinstance(key, str)
+                else f"the key {shown(key)} of type {type(key).__name__}"
             )
+            raise TypeError(f"ExtismAbi: {name} must be a mapping of str to {types}, got {got}")
         for text in (key, one):
             if isinstance(text, str):
                 try:
@@ -129,8 +131,9 @@ class ExtismAbi(LayeredAbi):
     **Errors.** A plugin that reports an error, or returns a status other than 0, raises
     `PluginError`; the instance is intact. If it traps after it has reported an error, the message
     has that, too. It traps if it has no memory left for a block, if its output is not inside a
-    block, or if it gives a function an offset at which no block begins. Freeing a block twice has
-    no effect.
+    block, or if it gives a function an offset at which no block begins. It also traps if it makes
+    more than 65,536 blocks in one call without freeing some. Freeing a block twice, logging what is
+    no block, and setting an output at offset 0 have no effect.
 
     **Variables** live as long as the instance: with ``isolation="reuse"`` from lease to lease,
     until it is evicted. With ``"reset"`` and ``"fresh"``, each lease begins with `vars`. Instances
@@ -139,7 +142,7 @@ class ExtismAbi(LayeredAbi):
     **Host functions** of ``extism:host/user`` are given by `imports`. With ``"str"`` or ``"bytes"``
     among its `params` and `results`, a `HostFunction` takes and returns the contents of blocks,
     where the plugin has their offsets. An offset that is none gives b"" or "", and None may be
-    returned for it.
+    returned for it. A reentrant one can't have these types: it takes the offset as ``"i64"``.
 
     **HTTP.** A plugin has no network, so a request raises `TrapError`. To serve requests, give
     ``{"extism:host/env": {"http_request": HostFunction(fetch, ("bytes", "bytes"), ("bytes",))}}``:
@@ -147,7 +150,8 @@ class ExtismAbi(LayeredAbi):
     returns the status and the headers (JSON), too. The functions for config, variables and the log
     can be replaced in the same way.
 
-    **Log.** Lines of `log_level` or above go to where `Wasi` sends standard error.
+    **Log.** Lines of `log_level` or above go to where `Wasi` sends standard error. A plugin that
+    asks for the level gets ``"info"`` by default, where Extism's own host logs nothing and says so.
 
     **Start.** As with Extism, a new instance first runs its export ``hs_init``,
     ``__wasm_call_ctors`` or ``_initialize``.

@@ -100,7 +100,8 @@ def _trap(call: HostCall) -> TrapError:
     if reason == TOO_MANY_BLOCKS:
         return TrapError(
             f"the plugin has made {MAX_BLOCKS} blocks of memory of Extism's host, which are all "
-            "that one call may have",
+            "that one call may have: let it free blocks (extism_free) that it does not need any "
+            "more, or make fewer, larger ones",
             code="out of memory",
         )
     if reason == NO_BLOCK:

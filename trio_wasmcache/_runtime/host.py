@@ -73,7 +73,8 @@ class HostFunction:
     exceptions unchanged. While it runs, `trio_wasmcache.current_lease()` returns the lease whose
     guest called; `Lease.memory` gives access to the memory of that guest.
 
-    A reentrant one may call exports of that guest before it returns: see `Lease.invoke`.
+    A reentrant one may call exports of that guest before it returns: see `Lease.invoke`. Its types
+    are numbers.
 
     .. code-block::
 
@@ -86,7 +87,8 @@ class HostFunction:
         HostFunction(greeting, params=("i32",), results=("i32",), reentrant=True)
 
     Raises:
-        SignatureError: a type is unknown, or a reentrant function has 1000 results.
+        SignatureError: a type is unknown, or a reentrant function has 1000 results, or ``"str"`` or
+            ``"bytes"`` among its types.
         TypeError: `fn` is not callable; neither `params` nor `results` is given; one of them is
             not a sequence of str; or `reentrant` is not a bool, or True for a function that is not
             an ``async def``.

@@ -73,6 +73,7 @@ def go(*exports: str) -> ModuleInfo:
         ("gojs", "runtime.wasmExit", "GOOS=wasip1 GOARCH=wasm go build -buildmode=c-shared"),
         ("go", "syscall/js.valueGet", "GOOS=wasip1"),
         ("extism:host/env", "input_length", "Extism plugin"),
+        ("extism:host/user", "lookup", '"str" or "bytes" in place of "i64"'),
         ("wasi:clocks/wall-clock@0.2.3", "now", "WASI 0.2"),
         ("demo:udf/kv@0.1.0", "get", "core module of a component"),
         ("wasi_unstable", "fd_write", "before preview 1"),

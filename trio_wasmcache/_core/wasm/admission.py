@@ -18,7 +18,7 @@ from ..errors import AbiError, ExportError, LinkError, ModuleTooLargeError, Sign
 from ..keys import MAX_COMPARED
 from ..text import printable, quoted
 from .driver import SCRATCH_LIMIT
-from .families import COMMAND, GO_COMMAND, advice, go_command
+from .families import COMMAND, GO_COMMAND, advice, go_command, is_extism_memory
 from .reader import (
     NUMBER_TYPES,
     OTHER_TYPES,
@@ -353,7 +353,7 @@ def check_imports(
         if problem is not None:
             problems.append(problem)
             bad.append(item)
-            if name not in given and is_givable(item):
+            if name not in given and is_yours(item):
                 missing.setdefault(item.kind, item)
     if problems:
         shown = problems[:50] + ([f"{len(problems) - 50} more"] if len(problems) > 50 else [])
@@ -457,6 +457,11 @@ def is_givable(item: Import) -> bool:
             return item.type.value_type in (*NUMBER_TYPES, *REFERENCE_GLOBALS)
         case _:
             return not isinstance(item.type, TagType)
+
+
+def is_yours(item: Import) -> bool:
+    """Return whether a message may propose to give the import."""
+    return is_givable(item) and not is_extism_memory(item)
 
 
 def giver(item: Import) -> str:

@@ -10,12 +10,12 @@ wasm. The kernel has two memories:
     | persistent fields | fields of a call | free lists | table of blocks | config | vars |
 
 1. A plugin reads and writes `blocks` alone, and there only from `FIRST` to the end of the last
-   block, so that it can't damage the books. An address elsewhere reads as 0, and isn't written.
+   block, so that it can't damage the books. A byte elsewhere reads as 0, and isn't written.
 2. A call begins with what `CallBooks` writes: one block, the input, or none. All other blocks of
    the last call are gone then; a new block is filled with zeros.
-3. Blocks are made one after the other while the memory has room. Only then is a freed block used
-   again, and only then does the memory grow. So a freed block keeps its content for as long as it
-   does with Extism, whose plugins may have freed their output.
+3. Blocks are made one after the other while the memory and the table have room. Only then is a
+   freed block used again, and only then does the memory grow. So a freed block keeps its content
+   for as long as it does with Extism, whose plugins may have freed their output.
 4. The config and the variables stay in the books from call to call, in the form of entries: the
    lengths of key and value (32 bits each), the key, the value.
 5. The kernel has no start function, no globals and no tables: its state is its memories.
@@ -36,7 +36,7 @@ from .assembler import assemble
 FIRST: Final = 16
 """Address of the first block. No block is at 0, which stands for an empty one, or for none."""
 MAX_BLOCKS: Final = 65_536
-"""Number of blocks at the same time, freed ones included, at most."""
+"""Number of blocks of a call, at most; one that is used again after it was freed counts once."""
 VARS_LIMIT: Final = MiB
 """Bytes of all variables together, as Extism counts them: `VAR_COST` for each, besides its own."""
 VAR_COST: Final = 48
@@ -59,7 +59,7 @@ _MAX_PAGES: Final = 65_535
 # Reasons that the kernel gives to the host for a trap.
 OUT_OF_MEMORY, TOO_MANY_BLOCKS, NO_BLOCK, OUTSIDE, VARS_FULL, NO_HTTP = range(6)
 # What a block is for, where it is none (`NO_BLOCK`).
-HANDLES: Final = ("config key", "var key", "var value", "log message", "http request")
+HANDLES: Final = ("config key", "var key", "var value", "http request")
 LOG_LEVELS: Final = ("trace", "debug", "info", "warn", "error")
 OFF: Final = 0x7FFFFFFF
 """What `get_log_level` returns if nothing is logged."""
@@ -236,12 +236,13 @@ def _set(at: int, value: str) -> str:
     return f"(i32.store $books offset={at} (i32.const 0) {value})"
 
 
-_LOG = f"""
-  (func $log_{{name}} (export "log_{{name}}") (param $p i64) (local $n i64)
+_LOG = """
+  (func $log_{name} (export "log_{name}") (param $p i64) (local $n i64)
     (local.set $n (call $length (local.get $p)))
+    ;; The block may have been logged, and thereby freed: that ends no call at other levels either.
     (if (i64.lt_u (local.get $n) (i64.extend_i32_u (i64.ne (local.get $p) (i64.const 0)))) (then
-      (call $fail (i32.const {NO_BLOCK}) (i64.const 3) (local.get $p)) (unreachable)))
-    (call $log (i32.const {{level}}) (local.get $p) (local.get $n))
+      (return)))
+    (call $log (i32.const {level}) (local.get $p) (local.get $n))
     (call $free (local.get $p)))"""
 _NO_LOG = """
   (func $log_{name} (export "log_{name}") (param $p i64)
@@ -255,7 +256,7 @@ _REPLACEABLE = {
     (local $n i64)
     (local.set $n (call $length (local.get $p)))
     (if (i64.lt_u (local.get $n) (i64.extend_i32_u (i64.ne (local.get $p) (i64.const 0)))) (then
-      (call $fail (i32.const {NO_BLOCK}) (i64.const 4) (local.get $p)) (unreachable)))
+      (call $fail (i32.const {NO_BLOCK}) (i64.const 3) (local.get $p)) (unreachable)))
     (call $fail (i32.const {NO_HTTP}) (local.get $p) (local.get $n))
     (unreachable))""",
     "http_status_code": f"""
@@ -466,7 +467,8 @@ _TEXT = f"""(module
     (local.set $size (i64.and (i64.add (local.get $n) (i64.const 7)) (i64.const -8)))
     (local.set $end (i64.add (local.get $size) (i64.extend_i32_u {_field(_POSITION)})))
     (local.set $room (i64.shl (i64.extend_i32_u (memory.size $blocks)) (i64.const 16)))
-    (if (i64.gt_u (local.get $end) (local.get $room)) (then
+    (if (i32.or (i64.gt_u (local.get $end) (local.get $room))
+          (i32.eq {_field(_COUNT)} (i32.const {MAX_BLOCKS}))) (then
       (local.set $at (call $reuse (i32.wrap_i64 (local.get $size))))))
     (if (i32.eqz (local.get $at)) (then
       (if (i64.gt_u (local.get $end) (local.get $room)) (then
@@ -520,11 +522,16 @@ _TEXT = f"""(module
       (return (i32.const 0))))
     (i32.load8_u (i32.wrap_i64 (local.get $p))))
 
-  (func $load_u64 (export "load_u64") (param $p i64) (result i64)
-    (if (i64.ge_u (local.get $p)
-          (i64.sub (i64.extend_i32_u {_field(_POSITION)}) (i64.const 7)))
-      (then (return (i64.const 0))))
-    (i64.load (i32.wrap_i64 (local.get $p))))
+  ;; Behind the last block are zeros: the bytes before come from the last eight, shifted.
+  (func $load_u64 (export "load_u64") (param $p i64) (result i64) (local $last i64)
+    (if (i64.le_u (local.get $p)
+          (i64.sub (i64.extend_i32_u {_field(_POSITION)}) (i64.const 8)))
+      (then (return (i64.load (i32.wrap_i64 (local.get $p))))))
+    (local.set $last (i64.sub (i64.extend_i32_u {_field(_POSITION)}) (i64.const 8)))
+    (local.set $p (i64.sub (local.get $p) (local.get $last)))
+    (if (i64.ge_u (local.get $p) (i64.const 8)) (then (return (i64.const 0))))
+    (i64.shr_u (i64.load (i32.wrap_i64 (local.get $last)))
+      (i64.shl (local.get $p) (i64.const 3))))
 
   (func $store_u8 (export "store_u8") (param $p i64) (param $byte i32)
     (if (i64.lt_u (i64.sub (local.get $p) (i64.const {FIRST}))
@@ -532,12 +539,17 @@ _TEXT = f"""(module
       (then (i32.store8 (i32.wrap_i64 (local.get $p)) (local.get $byte)))))
 
   (func $store_u64 (export "store_u64") (param $p i64) (param $word i64)
-    (if (i32.and
-          (i64.lt_u (i64.sub (local.get $p) (i64.const {FIRST}))
-            (i64.sub (i64.extend_i32_u {_field(_POSITION)}) (i64.const {FIRST})))
-          (i64.lt_u (i64.add (local.get $p) (i64.const 7))
-            (i64.extend_i32_u {_field(_POSITION)})))
-      (then (i64.store (i32.wrap_i64 (local.get $p)) (local.get $word)))))
+    (if (i64.ge_u (i64.sub (local.get $p) (i64.const {FIRST}))
+          (i64.sub (i64.extend_i32_u {_field(_POSITION)}) (i64.const {FIRST})))
+      (then (return)))
+    (if (i64.le_u (i64.add (local.get $p) (i64.const 8)) (i64.extend_i32_u {_field(_POSITION)}))
+      (then (i64.store (i32.wrap_i64 (local.get $p)) (local.get $word)) (return)))
+    ;; Up to the end of the last block.
+    (loop $next
+      (i32.store8 (i32.wrap_i64 (local.get $p)) (i32.wrap_i64 (local.get $word)))
+      (local.set $word (i64.shr_u (local.get $word) (i64.const 8)))
+      (local.set $p (i64.add (local.get $p) (i64.const 1)))
+      (br_if $next (i64.lt_u (local.get $p) (i64.extend_i32_u {_field(_POSITION)})))))
 
   (func $memory_bytes (export "memory_bytes") (result i64)
     (i64.shl (i64.extend_i32_u (memory.size $blocks)) (i64.const 16)))
@@ -568,7 +580,14 @@ _TEXT = f"""(module
       {_set(_INPUT_SIZE, "(i32.wrap_i64 (local.get $n))")})))
 
   (func $output_set (export "output_set") (param $p i64) (param $n i64)
-    (if (i64.eqz (local.get $n)) (then (local.set $p (i64.const 0)))
+    ;; Without a place there is no output to set, and the last one stays.
+    (if (i64.eqz (local.get $p)) (then (return)))
+    (if (i64.eqz (local.get $n))
+      (then
+        (if (i64.ge_u (i64.sub (local.get $p) (i64.const {FIRST}))
+              (i64.sub (i64.extend_i32_u {_field(_POSITION)}) (i64.const {FIRST})))
+          (then (return)))
+        (local.set $p (i64.const 0)))
       (else
         (if (i32.eqz (call $inside (local.get $p) (local.get $n))) (then
           (call $fail (i32.const {OUTSIDE}) (local.get $p) (local.get $n)) (unreachable)))))

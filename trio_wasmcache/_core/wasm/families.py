@@ -88,6 +88,11 @@ def _minified(item: Import) -> bool:
     return item.module == "a" and len(item.name) <= 2
 
 
+def is_extism_memory(item: Import) -> bool:
+    """Return whether an import is a memory of Extism's host, which plugins use by its functions."""
+    return item.kind == "memory" and item.module == "extism:host/env"
+
+
 IMPORTED_MEMORY: Final = "a linker that was told to import the memory"
 
 # An import belongs to the first family that matches it.
@@ -112,8 +117,25 @@ FAMILIES: Final = (
     Family(
         "Extism's plug-in kit",
         'It is an Extism plugin: abi="extism" gives it the functions of Extism\'s host.',
-        _begins("extism:"),
+        lambda item: (
+            item.module.startswith("extism:")
+            and item.module != "extism:host/user"
+            and not is_extism_memory(item)
+        ),
         yours=True,
+    ),
+    Family(
+        "Extism's plug-in kit, for functions of the application",
+        'Functions of `extism:host/user` are the application\'s: with abi="extism", "str" or '
+        '"bytes" in place of "i64" passes the contents of a block instead of its offset.',
+        _in_module("extism:host/user"),
+        yours=True,
+    ),
+    Family(
+        "Extism's plug-in kit, for the memory of its host",
+        "No plugin is given the memory of Extism's host: use a kit that reads and writes it by "
+        "`load_u8` and `store_u8`.",
+        is_extism_memory,
     ),
     Family(
         "WASI 0.2, as the core module of a component",
