@@ -236,11 +236,59 @@ async def test_only_trailing_arguments_with_their_types_can_be_left_out() -> Non
             await cache.register("f", without, args=("i32",), abi="assemblyscript")
 
 
+async def test_a_trap_says_how_many_arguments_were_given() -> None:
+    """If some were left out: of calls and of batches. Those of the runtime are not told apart."""
+    async with quiet_cache() as cache:
+        wasm = FOLDER / "incremental.wasm"
+        units = await cache.register(
+            "units", wasm, args=(), returns="i32", abi="assemblyscript", isolation="fresh"
+        )
+        with pytest.raises(TrapError, match=r"memory access.*; 0 of 1 arguments were given"):
+            await units.call()
+        fail = await cache.register("fail", wasm, args=("str",), returns="str")
+        with pytest.raises(TrapError) as caught:
+            await fail.call("no")
+        assert "arguments were given" not in str(caught.value)
+        sums = await cache.register("sum", wasm, args=("Array<f64>", "f64"), returns="f64")
+        async with sums.acquire() as lease:
+            with pytest.raises(TrapError, match="; 2 of 4 arguments were given"):
+                await lease.map([[[1.0], [2.0]], [1.0, 2.0]])
+        check_invariants(cache)
+
+
+async def test_a_64_bit_memory_is_refused() -> None:
+    """Its objects would have other addresses; other ABIs take the module."""
+    wide = wat(
+        """(module (memory (export "memory") i64 1)
+        (func (export "__setArgumentsLength") (param i32))
+        (func (export "f") (param i32) (result i32) (local.get 0)))"""
+    )
+    async with quiet_cache() as cache:
+        with pytest.raises(ExportError, match=r'abi="assemblyscript" takes .* 64-bit memory'):
+            await cache.register("f", wide, args=("i32",), returns="i32", abi="assemblyscript")
+        plain = await cache.register("f", wide, args=("i32",), returns="i32", abi="plain")
+        assert await plain.call(7) == 7
+
+
+async def test_advice_names_the_classes_of_the_module() -> None:
+    """A class that the module lacks, spelt as in the source, and those that it has."""
+    wasm = FOLDER.parents[2] / "examples" / "cookbook" / "assemblyscript" / "slug.wasm"
+    async with quiet_cache() as cache:
+        mean = await cache.register("mean", wasm, args=("StaticArray< f64 >",), returns="f64")
+        with pytest.raises(AbiError) as caught:
+            await mean.call([1.0])
+        assert str(caught.value).endswith(
+            "no class for StaticArray<f64>: declare the type that its source says; its classes are "
+            "Float64Array, Array<i32>"
+        )
+
+
 @pytest.mark.parametrize(
     ("args", "returns", "error", "said"),
     [
         (("string",), "str", SignatureError, r"did you mean str\?"),
-        (("list[str]",), "str", SignatureError, "unknown type"),
+        (("list[str]",), "str", SignatureError, r"'list\[str\]': lists hold numbers only, of"),
+        (("Array<string>",), "str", SignatureError, "lists hold numbers only"),
         (("list[i128]",), "str", SignatureError, "unknown type"),
         (("array<list[i32]>",), "str", SignatureError, "unknown type"),
         (("v128",), "str", SignatureError, "v128"),
@@ -287,11 +335,13 @@ async def test_a_type_that_several_classes_have_must_be_said() -> None:
         known = await cache.register(
             "staticF64", wasm, args=("StaticArray<f64>",), returns="Array<f64>"
         )
-        with pytest.raises(AbiError, match=r"of class \d+, which is no array<f64>"):
+        with pytest.raises(AbiError, match=r"of class \d+, which is no Array<f64>"):
             await known.call([1.0])
         lacks = await cache.register("same", wasm, args=("StaticArray<u64>",), returns="str")
-        with pytest.raises(AbiError, match="the module has no class for staticarray<u64>"):
+        with pytest.raises(AbiError, match="the module has no class for StaticArray<u64>"):
             await lacks.call([1])
+        with pytest.raises(TypeError, match=r"takes 1 argument \(StaticArray<u64>\), got 0"):
+            await lacks.call()
         check_invariants(cache)
 
 

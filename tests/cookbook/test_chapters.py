@@ -43,6 +43,7 @@ print(json.dumps({"reset": verdict}))
 # Chapters whose function is `slug` agree with Python, in every isolation, and keep their size.
 SLUGS = """
 TEXTS = ["", " ", "a", "A b", "  Tab\\tand\\n LINES ", "x" * 5000, "Ab " * 2000, "-", "3.14 PI"]
+TEXTS += ["A\\0b \\0 c"]
 ROWS = [(text, most) for text in TEXTS for most in (1, 2, 1000)]
 WANTED = ["-".join(text.lower().split()[:most]) for text, most in ROWS]
 for isolation in ("reset", "fresh", "reuse"):

@@ -18,7 +18,7 @@ from .._core.integers import signed
 from .._core.tally import Tally
 from .._core.wasm.memory_layout import BYTES, MemoryShape
 from .._core.wasm.object_code import imports
-from .._core.wasm.reader import FuncType
+from .._core.wasm.reader import FuncType, ModuleInfo
 from .._public import public
 from .base import Binding, Convert, Exports, Guest, Invoke, Steps, Value
 from .batching import Bulk, Heap, Objects
@@ -61,6 +61,9 @@ OPTIONAL: Final = {COLLECT: FuncType(), SET_COUNT: FuncType(("i32",))}
 HEAP, CHOSEN = "AssemblyScript heap", "AssemblyScript classes"
 KNOWN: Final = {**TYPES, **dict.fromkeys(MANAGED, TYPES["i32"])}
 
+COLLECTIONS: Final = ("list[", "list<", "array<", "staticarray<")
+"""Beginnings of the names of lists, normalised."""
+
 
 def is_needed(types: Sequence[str], exports: Exports) -> bool:
     """Return whether a function of these types needs this ABI: a module exports its runtime.
@@ -71,6 +74,15 @@ def is_needed(types: Sequence[str], exports: Exports) -> bool:
     if functions.get(SET_COUNT) == OPTIONAL[SET_COUNT]:
         return all(name in KNOWN for name in types)
     return any(name in MANAGED for name in types) and exports_runtime(exports)
+
+
+def check_memories(what: str, info: ModuleInfo) -> None:
+    """Raise `ExportError` if a module has a 64-bit memory: objects have 32-bit addresses."""
+    if any(memory.wide for memory in info.memories):
+        raise ExportError(
+            f'{what}: abi="assemblyscript" takes modules with a 32-bit memory, and this one has a '
+            "64-bit memory: build it for 32-bit addresses, or give another abi"
+        )
 
 
 def exports_runtime(exports: Exports) -> bool:
@@ -104,7 +116,8 @@ class AssemblyScriptAbi:
     its garbage is left to the runtime.
 
     A function may be registered with fewer types than it has parameters, if those left out have
-    default values.
+    default values. Nothing checks that they have: without one, a parameter is 0 or null. If such a
+    call traps, its `TrapError` says how many arguments were given.
 
     The host collects garbage if the memory grows, also with ``--runtime minimal``; ``--runtime
     stub`` can't free any, so its instances run out of memory, and are best registered with
@@ -132,9 +145,15 @@ class AssemblyScriptAbi:
 
         Raises:
             SignatureError: a type is unknown, or there are several results.
-            ExportError: the types need the runtime, which the module does not export.
+            ExportError: the types need the runtime, which the module does not export. `register`
+                also raises it if the module has a 64-bit memory.
         """
         for name in (*args, *returns):
+            if name not in KNOWN and name.startswith(COLLECTIONS):
+                raise SignatureError(
+                    f"{function}: unknown type {shown(name)}: lists hold numbers only, of the "
+                    f"types {', '.join(TYPES)}; pass other lists as one str, such as JSON"
+                )
             find_type(function, name, KNOWN)
         if len(returns) > 1:
             raise SignatureError(
@@ -198,6 +217,12 @@ class AssemblyScriptBinding:
     @property
     def arity(self) -> int:
         return len(self.args)
+
+    @property
+    def trap_note(self) -> str:
+        """Words for the message of a trap, if arguments were left out; see `BoundFunction.fail`."""
+        given, taken = len(self.args), len(self.signature.params)
+        return f"{given} of {taken} arguments were given" if given < taken else ""
 
     @property
     def numbers(self) -> tuple[PlainType, ...]:

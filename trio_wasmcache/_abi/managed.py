@@ -58,7 +58,7 @@ class ManagedType:
     """A type whose values are objects of the guest."""
 
     name: str
-    """Its name, normalised."""
+    """Its name, spelt as in the source."""
     python: Python
     """Class of the values in Python."""
     elements: Elements | None
@@ -105,7 +105,7 @@ def _bytes(name: str, kinds: tuple[int, ...], results: tuple[int, ...]) -> Manag
     flags = tuple(kind | _element_flags("u8") for kind in kinds)
     accepted = tuple(kind | _element_flags("u8") for kind in results)
     number = 0 if kinds else BUFFER_CLASS
-    buffers = name in ("bytes", "arraybuffer")
+    buffers = name in ("bytes", "ArrayBuffer")
     return ManagedType(
         name, "bytes", None, number, flags, Contents(False, accepted, 1, buffers=buffers)
     )
@@ -117,27 +117,26 @@ _TYPED_NAMES: Final = {
     **{f"Uint{bits}Array": f"u{bits}" for bits in (8, 16, 32, 64)},
     **{f"Float{bits}Array": f"f{bits}" for bits in (32, 64)},
 }
-TYPED: Final = {name.lower(): element for name, element in _TYPED_NAMES.items()}
 
 
 def _managed_types() -> Iterator[ManagedType]:
     text = Contents(True, (), 2, buffers=False)
     yield ManagedType("str", "str", None, TEXT_CLASS, (), text)
     yield _bytes("bytes", (TYPED_ARRAY,), ARRAYS)
-    yield _bytes("arraybuffer", (), ())
-    for name in ("uint8array", "uint8clampedarray"):
+    yield _bytes("ArrayBuffer", (), ())
+    for name in ("Uint8Array", "Uint8ClampedArray"):
         yield _bytes(name, (TYPED_ARRAY,), (TYPED_ARRAY,))
-    for name, element in TYPED.items():
+    for name, element in _TYPED_NAMES.items():
         if element == "u8":
             continue  # bytes
         yield _list(name, element, (TYPED_ARRAY,))
     for element in TYPES:
         yield _list(f"list[{element}]", element, ARRAYS)
-        yield _list(f"array<{element}>", element, (ARRAY,))
-        yield _list(f"staticarray<{element}>", element, (STATIC_ARRAY,))
+        yield _list(f"Array<{element}>", element, (ARRAY,))
+        yield _list(f"StaticArray<{element}>", element, (STATIC_ARRAY,))
 
 
-MANAGED: Final = {one.name: one for one in _managed_types()}
+MANAGED: Final = {one.name.lower(): one for one in _managed_types()}
 """{normalised name: type}."""
 
 
@@ -164,9 +163,10 @@ def choose_class(what: str, guest: Guest, kind: ManagedType) -> Chosen:
     if not found:
         if kind.name == "bytes":
             return Chosen(BUFFER_CLASS, False)
+        names = ", ".join(_classes(table)) or "none that holds numbers"
         raise AbiError(
             f"{what}: the module has no class for {kind.name}: declare the type that its source "
-            "says, such as StaticArray<f64> or Float64Array"
+            f"says; its classes are {names}"
         )
     views = [number for flags, number in found if not flags & STATIC_ARRAY]
     if views and len(views) < len(found):
@@ -176,6 +176,19 @@ def choose_class(what: str, guest: Guest, kind: ManagedType) -> Chosen:
             "its source says"
         )
     return Chosen((views or [found[0][1]])[0], bool(views))
+
+
+def _classes(table: list[int]) -> list[str]:
+    """Return the names of the classes of arrays in a table of flags, in the order of the types.
+
+    Classes that differ in nothing that matters are named once.
+    """
+    held = set(table)
+    names: dict[int, str] = {}
+    for kind in MANAGED.values():
+        if len(kind.flags) == 1 and kind.flags[0] in held and kind.name != "bytes":
+            names.setdefault(kind.flags[0], kind.name)
+    return list(names.values())
 
 
 def _class_name(flags: int, kind: ManagedType) -> str:

@@ -14,6 +14,7 @@ import trio
 from attrs import define, evolve, field, frozen
 
 from .._abi import check_abi, check_binding, exports_of, recognise
+from .._abi.assemblyscript import AssemblyScriptAbi, check_memories
 from .._abi.base import Abi, Binding, LayeredAbi
 from .._abi.extism import ExtismAbi
 from .._abi.plain import Plain, PlainAbi, fitting
@@ -125,6 +126,8 @@ class Declaration:
             abi: Abi = ValuesAbi(self.abi, fake.args, fake.returns)
         else:
             abi = self.abi or self.recognised(info)
+            if isinstance(abi, AssemblyScriptAbi):
+                check_memories(str(self.key), info)
         binding = abi.bind(
             str(self.key),
             self.export,

@@ -10,7 +10,7 @@ from attrs import Factory, define, frozen
 from .._abi.base import Binding, Direct, Guest, Steps, Value
 from .._abi.plain import shown
 from .._core.config import KiB
-from .._core.errors import FuelExhaustedError, GuestError, StackOverflowError
+from .._core.errors import FuelExhaustedError, GuestError, StackOverflowError, TrapError
 from .._core.output import last_words
 from .._core.policy.policy import Policy
 from .._core.policy.records import Entry, FunctionRecord, Instance, Need
@@ -152,6 +152,8 @@ class BoundFunction:
                 limit = stack_limit(policy.config.stack_size)
                 error.args = (f"{error.args[0]}; {limit}", *error.args[1:])
             self._say_refusal(error)
+            if isinstance(error, TrapError) and (note := getattr(self.binding, "trap_note", "")):
+                error.args = (f"{error.args[0]}; {note}", *error.args[1:])
             reported = getattr(self.binding, "reported_error", None)
             if reported is not None and (words := reported(self.native)):
                 error.args = (f"{error.args[0]}; it had reported: {words}", *error.args[1:])

@@ -4,7 +4,8 @@ export function slug(text: string, most: u32 = 8): string {
   const words: string[] = [];
   let begin = -1;
   for (let i = 0; i <= text.length && <u32>words.length < most; i++) {
-    const space = i == text.length || text.charCodeAt(i) <= 32;
+    const code = i < text.length ? text.charCodeAt(i) : 32;
+    const space = code == 32 || (code >= 9 && code <= 13);
     if (!space && begin < 0) begin = i;
     if (space && begin >= 0) {
       words.push(text.substring(begin, i).toLowerCase());
