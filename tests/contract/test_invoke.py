@@ -406,8 +406,14 @@ async def test_memory_grows(kit: Kit) -> None:
             assert lease.memory.read(3 * PAGE, 4) == b"more"
             assert lease.size == before + 3 * PAGE
             for pages in (61, 2**31, 2**40, 2**64, 2**64 + 1, 2**70):
-                with pytest.raises(MemoryLimitError, match=f"can't have {pages} more"):
+                with pytest.raises(MemoryLimitError) as caught:
                     lease.memory.grow(pages)
+                assert str(caught.value) == (
+                    f"memory.grow({pages}) in a lease of {f.name!r}: its memory of 4 pages of 64 "
+                    f"KiB can't have {pages} more: raise memory_limit = {64 * PAGE}, unless the "
+                    "module itself limits its memory to less"
+                )
+                assert caught.value.function == f.name
             with pytest.raises(ValueError, match="negative"):
                 lease.memory.grow(-1)
             with pytest.raises(TypeError):

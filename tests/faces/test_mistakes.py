@@ -538,8 +538,8 @@ async def test_limits_of_a_guest_are_named() -> None:
         with pytest.raises(MemoryLimitError) as full:
             await text.call("a" * 33 * MiB)
         assert (
-            ": its memory of 1 pages of 64 KiB can't have 528 more: pass less at once, or raise "
-            "memory_limit, unless the module itself limits its memory to less ("
+            ": its memory of 1 pages of 64 KiB can't have 528 more: raise memory_limit = 33554432, "
+            "unless the module itself limits its memory to less; or pass less at once"
         ) in str(full.value)
 
 

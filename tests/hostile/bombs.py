@@ -248,13 +248,13 @@ GUESTS = [
         "a data segment outside of memory",
         "the memory beside its own, while it is made",
         function("(local.get 0)", '(memory 1) (data (i32.const 65535) "ab")'),
-        Fails(LoadError, "out of bounds memory access"),
+        Fails(LoadError, "a data segment lies outside of its memory (wasm trap: out of bounds mem"),
     ),
     Guest(
         "an element segment outside of its table",
         "the table beside its own, while it is made",
         function("(local.get 0)", "(table 1 funcref) (elem (i32.const 1) $run)"),
-        Fails(LoadError, "out of bounds table access"),
+        Fails(LoadError, "an element segment lies outside of its table (wasm trap: out of bounds"),
     ),
     Guest(
         "fifty thousand locals",

@@ -21,6 +21,7 @@ from trio_wasmcache import (
     HostMemory,
     HostTable,
     LinkError,
+    LoadError,
     MiB,
     ModuleTooLargeError,
     SignatureError,
@@ -210,6 +211,51 @@ async def test_limits_are_shared_with_the_modules_own() -> None:
             await f.call(0)
 
 
+MEMORY, TABLE = '(import "env" "memory" (memory 1))', '(import "env" "table" (table 1 funcref))'
+BASE, LOADS = '(import "env" "base" (global i32))', "(drop (i32.load (i32.const 65535)))"
+DATA = "a data segment lies outside of its memory (wasm trap: out of bounds memory access)"
+ELEMENT = "an element segment lies outside of its table (wasm trap: out of bounds table access)"
+SIZE = "that is imported begins with the size that its import declares"
+OUTSIDE = {
+    f'{MEMORY} {BASE} (data (global.get 0) "ab") (func $f (export "f"))': (
+        f"{DATA}; check what imports= gives for env.base; a memory {SIZE}"
+    ),
+    f'{TABLE} {BASE} (elem (global.get 0) $f) (func $f (export "f"))': (
+        f"{ELEMENT}; check what imports= gives for env.base; a table {SIZE}"
+    ),
+    f'{MEMORY} (data (i32.const 65535) "ab") (func (export "f"))': f"{DATA}; a memory {SIZE}",
+    '(memory 1) (data (i32.const 65535) "ab") (func (export "f"))': DATA,
+    '(table 1 funcref) (elem (i32.const 1) $f) (func $f (export "f"))': ELEMENT,
+    f'{MEMORY} (start $f) (func $f (export "f") {LOADS})': (
+        "its start function failed: wasm trap: out of bounds memory access"
+    ),
+}
+
+
+@pytest.mark.parametrize("isolation", ["reuse", "fresh", "reset"])
+@pytest.mark.parametrize("source", OUTSIDE)
+async def test_segments_outside_are_no_start_function(source: str, isolation: Any) -> None:
+    """The message names them, and the imports that may be wrong."""
+    env = {"memory": HostMemory(), "table": HostTable(), "base": HostGlobal("i32", PAGE - 1)}
+    async with quiet_cache() as cache:
+        f = await cache.register(
+            "f", wat(f"(module {source})"), args=(), imports={"env": env}, isolation=isolation
+        )
+        with pytest.raises(LoadError) as caught:
+            await f.call()
+        first = str(caught.value).splitlines()[0]
+        assert first == f"f() could not be instantiated: {OUTSIDE[source]}"
+
+
+async def test_one_memory_imported_twice_is_not_advised_to_be_given() -> None:
+    """It is given."""
+    source = """(module (import "e" "m" (memory 1)) (import "e" "m" (memory 1))
+      (func (export "f")))"""
+    async with quiet_cache() as cache:
+        with pytest.raises(LinkError, match=r"it imports e\.m twice, .* as one\.$"):
+            await cache.register("f", source, args=(), imports={"e": {"m": HostMemory()}})
+
+
 async def test_refused_memory_is_named() -> None:
     """As that of any module: the growth that the limit refused, and where it was asked for."""
     wasm = wat(
@@ -347,6 +393,7 @@ async def test_they_are_given_beside_other_parts(isolation: str) -> None:
         ("funcref", 0, TypeError, "the one value of funcref is None, got 0"),
         ("v128", 0, SignatureError, "HostGlobal: values of type 'v128' can't cross"),
         ("int", 0, SignatureError, "HostGlobal: unknown type 'int'"),
+        ("q", 0, SignatureError, "f64; a global can also be funcref or externref"),
         (5, 0, TypeError, "the type of a HostGlobal"),
     ],
 )

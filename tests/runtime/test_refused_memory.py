@@ -21,6 +21,7 @@ from trio_wasmcache import (
     HostMemory,
     KiB,
     LoadError,
+    MemoryLimitError,
     MiB,
     StackOverflowError,
     TrapError,
@@ -107,7 +108,12 @@ async def test_of_several_memories_it_is_the_one_that_was_refused() -> None:
         f = await cache.register("f", source, args=("i32", "i32"), returns="i32", isolation="reset")
         assert await f.call(1, 2) == 3
         assert (await failing(f, 2, 0)).refused_memory is None
-        assert (await failing(f, 0, 12)).refused_memory == 12 * PAGE
+        error = await failing(f, 0, 12)
+        assert error.refused_memory == 12 * PAGE
+        assert f"{WORDS}, of which each of its 3 growable memories has a fixed part" in str(error)
+        async with f.acquire() as lease:
+            with pytest.raises(MemoryLimitError, match="of its 3 growable memories has a fixed"):
+                lease.memory.grow(12)
 
 
 @pytest.mark.parametrize("isolation", ISOLATIONS)

@@ -27,7 +27,7 @@ from .._abi.base import BY_STEPS, Guest, Invoke, Steps, Value
 from .._abi.plain import exact_values, shown
 from .._batch.batch import map_columns
 from .._core.buffers import Buffer
-from .._core.errors import GuestError
+from .._core.errors import GuestError, MemoryLimitError
 from .._core.events import Reason
 from .._core.keys import FunctionKey
 from .._core.metrics.counters import FUELS
@@ -723,7 +723,7 @@ class Lease(Generic[R_co]):
 
         Getting it never raises; see `LeaseMemory` for the errors of using it.
         """
-        return LeaseMemory(self._guest_memory)
+        return LeaseMemory(self._guest_memory, self._name)
 
     @property
     def fuel_consumed(self) -> int | None:
@@ -859,13 +859,14 @@ class LeaseMemory:
     - `RuntimeError` before the lease is entered, and in another thread.
     """
 
-    __slots__ = ("_memory",)
+    __slots__ = ("_memory", "_name")
 
     def __reduce__(self) -> NoReturn:
         refuse_copy(self, "copy the bytes that read() returns")
 
-    def __init__(self, memory: Callable[[], GuestMemory]) -> None:
+    def __init__(self, memory: Callable[[], GuestMemory], name: str) -> None:
         self._memory = memory
+        self._name = name
 
     @property
     def size(self) -> int:
@@ -925,7 +926,14 @@ class LeaseMemory:
         pages = _whole("pages", pages)
         if pages < 0:
             raise ValueError(f"pages must not be negative, got {pages}")
-        return self._memory().grow(pages)
+        memory = self._memory()
+        try:
+            return memory.grow(pages)
+        except MemoryLimitError as error:
+            error.function = self._name
+            what = f"memory.grow({pages}) in a lease of {shown(self._name)}"
+            error.args = (f"{what}: {error.args[0]}", *error.args[1:])
+            raise
 
 
 def _whole(what: str, value: object) -> int:

@@ -230,7 +230,10 @@ class CacheConfig:
     idle_timeout: float = field(default=5.0, metadata=_seconds(zero=False, infinite=True))
     """Seconds after which an unused instance is evicted; above 0. `math.inf`: never."""
     memory_limit: int = field(default=32 * MiB, metadata=_whole(0))
-    """Bytes of all linear memories of one instance together, at most; from 0."""
+    """Bytes of all linear memories of one instance together, at most; from 0.
+
+    Several memories that can grow share it in fixed equal parts, as far as their minima and maxima
+    allow: each may grow to its part, whatever the others use."""
     table_limit: int = field(default=10_000, metadata=_whole(0))
     """Number of elements of all tables of one instance together, at most; from 0."""
     max_result_size: int = field(default=256 * MiB, metadata=_whole(1 * KiB))

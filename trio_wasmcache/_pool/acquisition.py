@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import final
+from typing import Final, final
 
 import trio
 from attrs import frozen
@@ -25,6 +25,7 @@ from .._core.errors import (
     LinkError,
     LoadError,
     StackOverflowError,
+    TrapError,
     WasmCacheError,
 )
 from .._core.events import Reason
@@ -44,6 +45,7 @@ from .._core.policy.records import (
 from .._core.policy.shares import BURST_FUEL
 from .._core.stack_room import check_headroom
 from .._core.text import shown
+from .._core.wasm.admission import import_name
 from .._engine.base import GuestInstance, NoMemoryError
 from .._log import Origin
 from .._runtime.bound import (
@@ -409,6 +411,27 @@ def _needed(function: FunctionRecord) -> Reserved:
     )
 
 
+# {code of a trap: (kind of a segment, where it belongs)}
+_SEGMENTS: Final = {
+    "out of bounds memory access": ("a data", "memory"),
+    "out of bounds table access": ("an element", "table"),
+}
+
+
+def _failed(error: GuestError, definition: Definition) -> str:
+    """Return what failed in instantiating: a segment, or the start function."""
+    found = _SEGMENTS.get(error.code) if isinstance(error, TrapError) else None
+    if found is None or error.backtrace:  # with frames, it is code that accessed it
+        return f"its start function failed: {error}"
+    kind, place = found
+    imports = definition.module.artifact.info.imports
+    bases = [import_name(item.module, item.name) for item in imports if item.kind == "global"]
+    hint = f"; check what imports= gives for {', '.join(bases[:10])}" if bases else ""
+    if any(item.kind == place for item in imports):
+        hint += f"; a {place} that is imported begins with the size that its import declares"
+    return f"{kind} segment lies outside of its {place} ({error}){hint}"
+
+
 def _explain(
     definition: Definition, key: FunctionKey, error: BaseException, config: CacheConfig
 ) -> BaseException:
@@ -420,11 +443,10 @@ def _explain(
         elif isinstance(error, StackOverflowError):
             limit = f"; {stack_limit(config.stack_size)}"
         if error.refused_memory is not None:
-            memory_limit = definition.module.artifact.edits.memory_limit
-            limit = f"{limit}; {refusal(error.refused_memory, memory_limit)}"
+            limit = f"{limit}; {refusal(error.refused_memory, definition.module.artifact)}"
         trace = "".join(f"\n  {frame}" for frame in error.backtrace)
         return LoadError(
-            f"{key} could not be instantiated: its start function failed: {error}{limit}"
+            f"{key} could not be instantiated: {_failed(error, definition)}{limit}"
             f"{last_words(error.output)}{trace}",
             output=error.output,
             refused_memory=error.refused_memory,

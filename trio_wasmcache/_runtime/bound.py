@@ -16,8 +16,10 @@ from .._core.policy.policy import Policy
 from .._core.policy.records import Entry, FunctionRecord, Instance, Need
 from .._core.portable import CallValues
 from .._core.tally import size_of
+from .._core.wasm.admission import sharing
 from .._core.wasm.graph import FromPart
 from .._engine.base import (
+    Artifact,
     Counter,
     DriverCode,
     GuestDriver,
@@ -164,8 +166,8 @@ class BoundFunction:
         refused = error.refused_memory = self.native.refused_memory()
         reason = error.args[0]
         if refused is not None and "memory_limit" not in reason:
-            limit = self.definition.module.artifact.edits.memory_limit
-            error.args = (f"{reason}; {refusal(refused, limit)}", *error.args[1:])
+            words = refusal(refused, self.definition.module.artifact)
+            error.args = (f"{reason}; {words}", *error.args[1:])
 
     def complete(self, error: GuestError, values: tuple[object, ...], fuel: int) -> None:
         """Add the function, the values of the call and the fuel that it burnt to the error."""
@@ -243,11 +245,11 @@ def stack_limit(stack_size: int) -> str:
     )
 
 
-def refusal(refused: int, memory_limit: int) -> str:
+def refusal(refused: int, artifact: Artifact) -> str:
     """Return that memory was refused, and the limit, as the end of a message."""
     return (
         f"when it last asked for memory ({refused} bytes more), its memory could not grow beyond "
-        f"memory_limit = {memory_limit}"
+        f"memory_limit = {artifact.edits.memory_limit}{sharing(*artifact.modules)}"
     )
 
 

@@ -252,7 +252,8 @@ class HostMemory:
 
     The module then works as if it defined the memory itself. Every instance has its own, which
     begins with the size that the import declares, and may grow up to its maximum and
-    `memory_limit`. It counts in `Lease.size`, and is reset or dropped with the instance.
+    `memory_limit`, of which several growable memories of one instance have fixed equal parts. It
+    counts in `Lease.size`, and is reset or dropped with the instance.
     `Lease.memory` is this memory if the module exports none.
 
     A `HostMemory` may be given for several imports and modules, as each import of each instance
@@ -325,7 +326,11 @@ class HostGlobal:
                 )
             made = Provided("global", self.type, initial)
         else:
-            abi = PlainAbi("HostGlobal", (self.type,), (), host=True)
+            try:
+                abi = PlainAbi("HostGlobal", (self.type,), (), host=True)
+            except SignatureError as error:
+                also = " or ".join(REFERENCE_GLOBALS)
+                raise SignatureError(f"{error}; a global can also be {also}") from None
             try:
                 number = to_number(abi.args[0], self.value)
             except (TypeError, ValueError, OverflowError) as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import final
 
 from .._abi.base import Memory, Value
+from .._core.errors import MemoryLimitError
 from .._core.tally import Tally
 from .._engine.base import GuestInstance, GuestPart, OwnMemory
 
@@ -80,4 +81,9 @@ class MeteredMemory:
         self._memory.write(at, data)
 
     def grow(self, pages: int) -> int:
-        return self._memory.grow(pages)
+        try:
+            return self._memory.grow(pages)
+        except MemoryLimitError as error:
+            # It grows for arguments, unlike that of a lease.
+            error.args = (f"{error.args[0]}; or pass less at once", *error.args[1:])
+            raise

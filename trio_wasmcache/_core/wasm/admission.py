@@ -220,6 +220,31 @@ def share_out(limits: Sequence[Limits], budget: int) -> tuple[int | None, ...]:
     return tuple(maxima)
 
 
+def sharing(*modules: tuple[ModuleInfo, Edits]) -> str:
+    """Return words for messages about `memory_limit`: how many memories share it, if several do.
+
+    Args:
+        *modules: What the sections say, and the edits, of each module of an instance.
+    """
+    count = sum(
+        limits.maximum != limits.minimum for info, _ in modules for limits in info.own_memories
+    )
+    return f", of which each of its {count} growable memories has a fixed part" if count > 1 else ""
+
+
+def memory_remedy(*modules: tuple[ModuleInfo, Edits]) -> str:
+    """Return what to do about a memory that the host could not grow, as the end of a message.
+
+    Args:
+        *modules: What the sections say, and the edits, of each module of an instance.
+    """
+    limit = modules[0][1].memory_limit
+    return (
+        f"raise memory_limit = {limit}{sharing(*modules)}, unless the module itself limits its "
+        "memory to less"
+    )
+
+
 def worst_size(*modules: tuple[ModuleInfo, Edits]) -> int:
     """Return the most that an instance may touch (bytes).
 
@@ -341,18 +366,21 @@ def check_imports(
     bad: list[Import] = []
     missing: dict[str, Import] = {}
     seen: set[tuple[str, str]] = set()
+    repeated: set[tuple[str, str]] = set()
     for item in info.imports:
         name = item.module, item.name
         problem = _problem(item, given, misfit, trap_missing)
         if problem is None and item.kind != "func":
             if name in seen and not (isinstance(item.type, GlobalType) and not item.type.mutable):
                 problem = f"it imports {import_name(*name)} twice, which can't be given as one"
+                repeated.add(name)
             seen.add(name)
         elif problem is None:
             wanted[name] = None
         if problem is not None:
             problems.append(problem)
-            bad.append(item)
+            if name not in repeated:  # no advice to give what is given
+                bad.append(item)
             if name not in given and is_yours(item):
                 missing.setdefault(item.kind, item)
     if problems:

@@ -22,7 +22,7 @@ from ..._core.errors import (
     TrapError,
 )
 from ..._core.text import shown
-from ..._core.wasm.admission import Edits, check_call
+from ..._core.wasm.admission import Edits, check_call, memory_remedy
 from ..._core.wasm.graph import USER, FromHost, FromPart, Source
 from ..._core.wasm.reader import FuncType, ModuleInfo
 from ..._public import public_in_testing
@@ -140,10 +140,11 @@ class FakeInstance:
 
     def __attrs_post_init__(self) -> None:
         artifact = self.module.artifact
-        self.memory = _memory_of(artifact.info, artifact.edits)
+        remedy = memory_remedy(*artifact.modules)
+        self.memory = _memory_of(artifact.info, artifact.edits, remedy)
         if artifact.graph is not None:
             for part in artifact.graph.parts:
-                self._memories[part.name] = _memory_of(part.info, part.edits)
+                self._memories[part.name] = _memory_of(part.info, part.edits, remedy)
             self._memories[USER] = self.memory
         behaviours = self.module.parts.values() or (self.module.behaviour,)
         self._needed = sum(behaviour.start_fuel for behaviour in behaviours)
@@ -429,13 +430,13 @@ class FakeInstance:
             raise FuelExhaustedError("all fuel is burnt")
 
 
-def _memory_of(info: ModuleInfo, edits: Edits) -> FakeMemory:
+def _memory_of(info: ModuleInfo, edits: Edits, remedy: str) -> FakeMemory:
     """Return the memory of a module: all that it defines are one."""
     memories = info.own_memories
     pages = sum(limits.minimum for limits in memories)
     maxima = [limits.maximum for limits in memories if limits.maximum is not None]
     limit = min([edits.memory_limit, *(maximum * WASM_PAGE for maximum in maxima)])
-    return FakeMemory(pages * WASM_PAGE, limit)
+    return FakeMemory(pages * WASM_PAGE, limit, remedy)
 
 
 def _wait(seconds: float, _call: HostCall) -> Generator[float, None, tuple[object, ...]]:

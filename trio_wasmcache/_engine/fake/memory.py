@@ -19,6 +19,8 @@ class FakeMemory:
     """Bytes, in whole pages."""
     limit: int = MAX_SIZE
     """Bytes that it can grow to."""
+    remedy: str = field(default="", repr=False)
+    """What `memory_remedy` returns."""
     pages: dict[int, bytearray] = field(factory=dict, repr=False)
     """{number: page} of the pages that were written to."""
 
@@ -50,7 +52,7 @@ class FakeMemory:
         if before + pages * WASM_PAGE > self.limit:
             raise MemoryLimitError(
                 f"its memory of {before // WASM_PAGE} pages of 64 KiB can't have {pages} more: "
-                "raise memory_limit, unless the module itself limits its memory to less"
+                f"{self.remedy}"
             )
         self.size += pages * WASM_PAGE
         return before

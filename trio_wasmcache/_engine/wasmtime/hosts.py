@@ -203,6 +203,7 @@ def _note(env: int, caller: int, args: int, results: int, continuation: Continua
             native.memory_data_size(context, handle),
             store.context,
             handle,
+            store.plan.remedy,
         )
     elif store.plan.memory_name is not None and store.stages is None:
         # Its start function runs: the exports are not known yet, but the caller has them.

@@ -78,7 +78,7 @@ class WasmtimeInstance(Store):
                 else:
                     self._fixed_size += size
                 if name == plan.memory_name and instance is self._handle:
-                    self.memory = InstanceMemory(self.context, handle)
+                    self.memory = InstanceMemory(self.context, handle, self.plan.remedy)
             for name, growable, elements in plan.table_exports:
                 if growable:
                     table = self.export(name, instance)
@@ -202,7 +202,8 @@ class WasmtimePart:
 
     def memory(self, name: str) -> InstanceMemory:
         def make() -> InstanceMemory:
-            return InstanceMemory(self._instance.context, self._memory(name))
+            instance = self._instance
+            return InstanceMemory(instance.context, self._memory(name), instance.plan.remedy)
 
         memory = self._lend((self._name, name), make)
         assert isinstance(memory, InstanceMemory)

@@ -20,7 +20,7 @@ def check_range(at: int, n: int, size: int) -> None:
         raise IndexError(f"{n} bytes at {at} are not inside the guest's memory of {size} bytes")
 
 
-def grow_memory(context: native.Context, handle: bytes, size: int, pages: int) -> int:
+def grow_memory(context: native.Context, handle: bytes, size: int, pages: int, remedy: str) -> int:
     """Add pages to a memory of `size` bytes, and return where they begin.
 
     Raises:
@@ -31,10 +31,9 @@ def grow_memory(context: native.Context, handle: bytes, size: int, pages: int) -
     few = min(pages, PAGE_LIMIT + 1)
     problem = native.memory_grow(context, handle, few, ctypes.byref(before))
     if problem:
+        take_error(problem)  # it names the pages that wasmtime was asked for, which may be fewer
         raise MemoryLimitError(
-            f"its memory of {size // WASM_PAGE} pages of 64 KiB can't have {pages} more: "
-            "pass less at once, or raise memory_limit, unless the module itself limits its "
-            f"memory to less ({take_error(problem)})"
+            f"its memory of {size // WASM_PAGE} pages of 64 KiB can't have {pages} more: {remedy}"
         )
     return before.value * WASM_PAGE
 
@@ -48,9 +47,10 @@ class SuspendedMemory:
         size: bytes.
         context: context of the store; None: it can't grow.
         handle: handle of the memory.
+        remedy: `Plan.remedy`.
     """
 
-    __slots__ = ("_base", "_context", "_handle", "size")
+    __slots__ = ("_base", "_context", "_handle", "_remedy", "size")
 
     def __init__(
         self,
@@ -58,10 +58,12 @@ class SuspendedMemory:
         size: int,
         context: native.Context | None = None,
         handle: bytes = b"",
+        remedy: str = "",
     ) -> None:
         self._base = base or 0
         self._context = context
         self._handle = handle
+        self._remedy = remedy
         self.size = size
 
     def end(self) -> None:
@@ -81,6 +83,7 @@ class SuspendedMemory:
             native.memory_data_size(caller, self._handle),
             context,
             self._handle,
+            self._remedy,
         )
 
     def grow(self, pages: int) -> int:
@@ -88,7 +91,7 @@ class SuspendedMemory:
         if context is None:
             raise MemoryLimitError("the guest has gone on, or is starting: its memory can't grow")
         # The guest reads anew where its memory is when it goes on, as after any host call.
-        before = grow_memory(context, handle, self.size, pages)
+        before = grow_memory(context, handle, self.size, pages, self._remedy)
         self._base = native.memory_data(context, handle) or 0
         self.size = native.memory_data_size(context, handle)
         return before
@@ -134,10 +137,11 @@ class InstanceMemory:
     It can't outlive its instance: an ABI may still have it when that is closed, and clean up.
     """
 
-    __slots__ = ("_context", "handle")
+    __slots__ = ("_context", "_remedy", "handle")
 
-    def __init__(self, context: native.Context, handle: bytes) -> None:
+    def __init__(self, context: native.Context, handle: bytes, remedy: str) -> None:
         self._context: native.Context | None = context
+        self._remedy = remedy
         self.handle = handle
 
     def end(self) -> None:
@@ -162,7 +166,7 @@ class InstanceMemory:
     def grow(self, pages: int) -> int:
         if self._context is None:
             raise MemoryLimitError("the instance is closed: its memory can't grow")
-        return grow_memory(self._context, self.handle, self.size, pages)
+        return grow_memory(self._context, self.handle, self.size, pages, self._remedy)
 
     def _now(self) -> SuspendedMemory:
         if self._context is None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from attrs import evolve, frozen
 
 from ..._core.config import WASM_PAGE
-from ..._core.wasm.admission import Edits, rest_size
+from ..._core.wasm.admission import Edits, memory_remedy, rest_size
 from ..._core.wasm.graph import FromHost, FromPart, Graph, Part, Source
 from ..._core.wasm.growth import UNMOVED, CodeOffsets, Note, notes_of
 from ..._core.wasm.reader import Export, FuncType, ModuleInfo
@@ -99,6 +99,8 @@ class Plan:
     """Map from offsets in the compiled module to those in the module as it was given."""
     names: dict[tuple[str, int], str]
     """{(kind, index): the name it is exported by}"""
+    remedy: str = ""
+    """What `memory_remedy` returns."""
     parts: tuple[PartPlan, ...] = ()
     """Parts of the graph, in order, if there is one."""
     notes: tuple[tuple[str, str, Note], ...] = ()
@@ -172,7 +174,8 @@ def make_plan(artifact: Artifact) -> Plan:
     plan = _plan_of(artifact.info, artifact.edits, artifact.offsets)
     graph = artifact.graph
     if graph is None:
-        return evolve(plan, starts_later=starts_later(artifact.info, artifact.edits))
+        later = starts_later(artifact.info, artifact.edits)
+        return evolve(plan, starts_later=later, remedy=memory_remedy(*artifact.modules))
     parts = _plan_parts(graph)
     infos = [part.info for part in graph.parts]
     offsets = {
@@ -186,6 +189,7 @@ def make_plan(artifact: Artifact) -> Plan:
         counts=(sum(instances), sum(tables), sum(memories)),
         rest_size=rest_size(*infos) + sum(part.edits.heap_size for part in graph.parts),
         offsets=offsets,
+        remedy=memory_remedy(*artifact.modules),
         parts=parts,
         user=graph.parts.index(graph.user),
     )

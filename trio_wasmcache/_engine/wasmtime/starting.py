@@ -162,7 +162,7 @@ class Starting:
         if memory is not None:
             handle = self._memories[plan.name] = store.export(memory, self.handles[number])
             if number == self._user:
-                store.memory = InstanceMemory(store.context, handle)
+                store.memory = InstanceMemory(store.context, handle, store.plan.remedy)
         for (table, table_name), at, (function, name) in plan.entries:
             problem = native.table_set(
                 store.context,
