@@ -327,8 +327,9 @@ async def a_bare_host_function(cache: InstanceCache) -> object:
 
 @mistake(
     SignatureError,
-    "host function now: unknown type 'str': only numbers cross to a host function: take the "
-    "address and the length as i32, and read the bytes by current_lease().memory",
+    "now(): the HostFunction for env.now has str or bytes among its types, which only plugins of "
+    'Extism (abi="extism") can pass: take the address and the length as i32, and read the bytes by '
+    "current_lease().memory",
 )
 async def text_for_a_host_function(cache: InstanceCache) -> object:
     return await register_now(cache, now=HostFunction(now, params=("str",), results=()))
@@ -947,7 +948,8 @@ async def a_misspelt_import(cache: InstanceCache) -> object:
 @mistake(
     trio.BusyResourceError,
     "the call of 'now' that called this host function is under way in this lease: the guest can't "
-    "be called again before it ends",
+    "be called again before it ends, but a host function with reentrant=True can call its exports "
+    "by invoke()",
 )
 async def a_host_function_that_calls_its_guest(cache: InstanceCache) -> object:
     async def again() -> int:
