@@ -33,5 +33,5 @@ def test_the_nth_is_refused(kind: str, modules: str) -> None:
     assert found == set(allowed)
     for _, came in lines:
         assert "start function" not in came
-        words = "failed to grow memory" if kind == "growth" else f"no {kind} for you"
+        words = "raise memory_limit" if kind == "growth" else f"no {kind} for you"
         assert came == "all answers" or words in came
