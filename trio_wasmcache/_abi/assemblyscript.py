@@ -41,12 +41,12 @@ from .plain import (
     PlainAbi,
     PlainType,
     cell_name,
+    find_misfit,
     find_type,
     lift_number,
     lower_number,
+    reworded,
     shown,
-    to_blame,
-    wrong_count,
 )
 
 NEW, PIN, UNPIN, COLLECT = "__new", "__pin", "__unpin", "__collect"
@@ -248,14 +248,8 @@ class AssemblyScriptBinding:
 
     def misfit(self, values: tuple[object, ...]) -> Exception | None:
         """Return the error for arguments that do not fit; None if they do."""
-        if len(values) != len(self.args):
-            return wrong_count(self.what, [kind.name for kind in self.args], values)
-        try:
-            for number, (kind, value) in to_blame(self.args, values):
-                self._lower_one(number, kind, value)
-        except (TypeError, ValueError, OverflowError) as error:
-            return error
-        return None
+        names = [kind.name for kind in self.args]
+        return find_misfit(self.what, names, self.args, values, self._lower_one)
 
     def steps(self, guest: Guest, values: tuple[object, ...]) -> Steps:
         """Perform one call; see `Binding.steps`."""
@@ -370,8 +364,7 @@ class AssemblyScriptBinding:
         try:
             data = _encode(kind, value)
         except (TypeError, ValueError, OverflowError) as error:
-            # A UnicodeEncodeError can't be made from a message.
-            raise _same_kind(error)(f"{self.place(number)}: {error}") from None
+            raise reworded(error, f"{self.place(number)}: {error}") from None
         except Exception as error:  # a value's own method may raise anything
             raise TypeError(
                 f"{self.place(number)}, of type {kind.name}: {shown(value)} raised {shown(error)}"
@@ -475,11 +468,6 @@ def _wire(kind: ManagedType) -> Wire:
     if kind.elements is not None:
         return Single(kind.elements.lower, kind.elements.lift)
     return Utf16() if kind.python == "str" else Blob()
-
-
-def _same_kind(error: Exception) -> type[Exception]:
-    kinds: tuple[type[Exception], ...] = (TypeError, OverflowError, ValueError)
-    return next(kind for kind in kinds if isinstance(error, kind))
 
 
 def _is_large(kind: PlainType | ManagedType, value: Value) -> bool:

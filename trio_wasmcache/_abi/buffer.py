@@ -29,12 +29,11 @@ from .plain import (
     TYPES,
     PlainType,
     cell_name,
+    find_misfit,
     find_type,
     lift_number,
     lower_number,
     shown,
-    to_blame,
-    wrong_count,
 )
 from .post import find_post, post_values
 
@@ -228,15 +227,14 @@ class BufferBinding:
 
     def misfit(self, values: tuple[object, ...]) -> Exception | None:
         """Return the error for arguments that do not fit; None if they do."""
-        if len(values) != len(self.args):
-            return wrong_count(self.what, self.args, values)
-        try:
-            with ExitStack() as views:
-                for number, (name, value) in to_blame(self.args, values):
-                    self._lower_one(number, name, value, views)
-        except (TypeError, ValueError, OverflowError) as error:
-            return error
-        return None
+        with ExitStack() as views:
+            return find_misfit(
+                self.what,
+                self.args,
+                self.args,
+                values,
+                lambda number, name, value: self._lower_one(number, name, value, views),
+            )
 
     def steps(self, guest: Guest, values: tuple[object, ...]) -> Generator[Invoke, Value, Value]:
         """Perform one call; see `Binding.steps`."""

@@ -162,14 +162,10 @@ class PlainAbi:
 
     def misfit(self, values: tuple[object, ...]) -> Exception | None:
         """Return the error for arguments that do not fit; None if they do."""
-        if len(values) != len(self.args):
-            return wrong_count(self.what, [kind.name for kind in self.args], values)
-        try:
-            for number, (kind, value) in to_blame(self.args, values):
-                lower_number(self, number, kind, value)
-        except (TypeError, ValueError, OverflowError) as error:
-            return error
-        return None
+        names = [kind.name for kind in self.args]
+        return find_misfit(
+            self.what, names, self.args, values, functools.partial(lower_number, self)
+        )
 
     def checked(self, values: tuple[object, ...]) -> tuple[object, ...]:
         """Return the wasm values for `values`, each checked, also where `lower` is None."""
@@ -240,6 +236,41 @@ def wrong_count(what: str, names: Sequence[str], values: Sequence[object]) -> Ty
     """Return the error for a wrong number of arguments."""
     noun = "argument" if len(names) == 1 else "arguments"
     return TypeError(f"{what} takes {len(names)} {noun} ({listed(names)}), got {len(values)}")
+
+
+def find_misfit(
+    what: str,
+    names: Sequence[str],
+    kinds: Sequence[T],
+    values: tuple[object, ...],
+    lower: Callable[[int, T, Value], object],
+) -> Exception | None:
+    """Return the error for arguments that do not fit; None if they do.
+
+    Args:
+        what: name of the function, for messages.
+        names: names of the types.
+        kinds: the types.
+        values: the arguments.
+        lower: converts an argument, by its number and type; it raises for one that does not fit.
+    """
+    if len(values) != len(kinds):
+        return wrong_count(what, names, values)
+    try:
+        for number, (kind, value) in to_blame(kinds, values):
+            lower(number, kind, value)
+    except (TypeError, ValueError, OverflowError) as error:
+        return error
+    return None
+
+
+def reworded(error: Exception, message: str) -> Exception:
+    """Return an error for a value that does not fit, of the kind of another, with this message.
+
+    Not all of their subclasses can be made from one, as `UnicodeEncodeError`.
+    """
+    kinds: tuple[type[Exception], ...] = (TypeError, OverflowError, ValueError)
+    return next((kind for kind in kinds if isinstance(error, kind)), TypeError)(message)
 
 
 def to_blame(kinds: Sequence[T], values: tuple[object, ...]) -> list[tuple[int, tuple[T, Value]]]:

@@ -42,11 +42,11 @@ from .plain import (
     PlainAbi,
     PlainType,
     cell_name,
+    find_misfit,
     lift_number,
     lower_number,
+    reworded,
     shown,
-    to_blame,
-    wrong_count,
 )
 
 VERSION_GLOBAL = "_scylla_abi"
@@ -196,14 +196,8 @@ class ScyllaBinding:
 
     def misfit(self, values: tuple[object, ...]) -> Exception | None:
         """Return the error for arguments that do not fit; None if they do."""
-        if len(values) != self.arity:
-            return wrong_count(self.what, [kind.name for kind in self._args], values)
-        try:
-            for number, (kind, value) in to_blame(self._args, values):
-                self._encode_one(number, kind, value)
-        except (TypeError, ValueError, OverflowError) as error:
-            return error
-        return None
+        names = [kind.name for kind in self._args]
+        return find_misfit(self.what, names, self._args, values, self._encode_one)
 
     def steps(self, guest: Guest, values: tuple[object, ...]) -> Steps:
         """Perform one call; see `Binding.steps`."""
@@ -291,9 +285,7 @@ class ScyllaBinding:
             text = f"{self.place(number)}: {error}"
             if not str(error).startswith(codec.name):
                 text = f"{self.place(number)}, of type {codec.name}: {error}"
-            # A UnicodeEncodeError can't be made from a message.
-            kinds = (TypeError, OverflowError, ValueError)
-            raise next(kind for kind in kinds if isinstance(error, kind))(text) from None
+            raise reworded(error, text) from None
         except Exception as error:  # a value's own method may raise anything
             raise TypeError(
                 f"{self.place(number)}, of type {codec.name}: {shown(value)} raised {shown(error)}"

@@ -20,7 +20,7 @@ from .assemblyscript import RUNTIME, AssemblyScriptAbi, is_needed
 from .base import Abi, Exports, Guest, Invoke, Steps, Value
 from .buffer import BufferAbi
 from .managed import RTTI
-from .plain import TYPES, Plain, PlainAbi, PlainType, wrong_count
+from .plain import TYPES, Plain, PlainAbi, PlainType, reworded, wrong_count
 from .scylla import NATIVE, VERSION_GLOBAL, ScyllaAbi
 
 Types = str | Sequence[str] | None
@@ -192,7 +192,5 @@ class ValuesBinding:
 
 def _about_result(problem: Exception, what: str) -> Exception:
     """Return the error of an argument as one of a result."""
-    kinds: tuple[type[Exception], ...] = (TypeError, OverflowError, ValueError)
-    kind = next((kind for kind in kinds if isinstance(problem, kind)), TypeError)
     why = str(problem).split(what, 1)[-1].lstrip(":, ")
-    return kind(f"the fake of {what} returned what does not fit: {why}")
+    return reworded(problem, f"the fake of {what} returned what does not fit: {why}")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 from .._abi.base import Guest, Steps, Value
-from .._abi.plain import PlainType
+from .._abi.plain import PlainType, reworded
 from .._core.errors import INTACT, GuestError, ResultTooLargeError
 from .._core.tally import NUMBER, SLOT
 from .._engine.base import UNDER_WAY
@@ -41,10 +41,7 @@ class _Refused(Exception):
 
 def in_row(error: Exception, row: int, values: tuple[object, ...]) -> Exception:
     """Return the error of values that do not fit, with `row` and `values` for the batch."""
-    kinds: tuple[type[Exception], ...] = (TypeError, OverflowError, ValueError)
-    # Not all of their subclasses take a message.
-    kind = next((kind for kind in kinds if isinstance(error, kind)), TypeError)
-    made: Value = kind(f"row {row}: {error}")
+    made: Value = reworded(error, f"row {row}: {error}")
     made.row, made.values = row, kept_values(values)
     return cast("Exception", made)
 
