@@ -117,6 +117,28 @@ async def test_host_functions_count(fake: FakeKit, autojump_clock: None) -> None
             assert trio.current_time() - began >= 20 * 0.05 / 0.1 - 1
 
 
+async def test_short_batches_count(kit: Kit, autojump_clock: None) -> None:
+    """Also if the first slice of a driver is the last, and it calls no host function."""
+    config = CacheConfig(offload_after=None, main_cpu_limit=0.1, idle_timeout=math.inf)
+    async with kit.open(config) as cache:
+        f = await add(cache, "f", kit.adding(1))
+        await f.call(1)
+        used = tick(cache)
+        async with f.acquire() as lease:
+            await lease.map([[1, 2]])
+            budget = cache._groups.main.share.budget
+            assert budget is not None
+            before, charged = used[0], budget.used
+            await lease.map([[3, 4]])
+            slices = used[0] - before
+            assert slices >= 2 * TICK  # the columns were read, and the guest ran
+            assert budget.used - charged >= slices
+            began, before = trio.current_time(), used[0]
+            for _ in range(200):
+                await lease.map([[5, 6]])
+            assert trio.current_time() - began >= (used[0] - before) / 0.1 - 2
+
+
 async def test_others_run_meanwhile(fake: FakeKit, log: ListLogger, autojump_clock: None) -> None:
     """A call that waits holds no turn; the log and the statistics say for how long it waited."""
     async with fake.open(INLINE, logger=log) as cache:

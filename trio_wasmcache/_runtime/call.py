@@ -278,8 +278,7 @@ class Call(Activity):
     def _begin_with_stack(
         self, function: GuestFunction, values: Sequence[object], fuel: int
     ) -> Value:
-        begin = self.runner.cpu_limits.metered_call(self.share, function.begin)
-        return self.with_stack(begin, values, fuel)
+        return self.with_stack(function.begin, values, fuel)
 
     async def step(self, steps: Steps, result: object, left: int) -> Invoke:
         """Let the ABI convert values up to its next call of an export, which is returned.
@@ -396,6 +395,7 @@ class Call(Activity):
         Raises:
             CodeMemoryError: no idle instance is left to evict.
         """
+        begin = self.runner.cpu_limits.metered_call(self.share, begin)
         return self._runtime.relief.run(self._need, STACK_SHARE, begin, *args)
 
     @property

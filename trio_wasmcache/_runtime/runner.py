@@ -445,7 +445,7 @@ class Runner:
 
         budget = job.share.budget
         most = None if budget is None else budget.left(trio.current_time())
-        job.in_thread = True
+        job.cpu_seconds, job.in_thread = 0.0, True
         try:
             with no_autojump():
                 run = functools.partial(_slices, job, self.threads, self.cpu_clock, most)
