@@ -552,11 +552,16 @@ class Compiler:
         config: CacheConfig,
         turn: Turn,
     ) -> CachedModule:
-        artifact = await self.engine.compile(
-            wasm, lambda info: self._admit(wasm, info, declaration, config), turn
-        )
-        info = artifact.info
-        imports = _find_imports(info, declaration)
+        found: list[Imports] = []
+
+        def admit(info: ModuleInfo) -> Edits | Graph:
+            check_counts(info, str(declaration.key), config.table_limit)
+            # Here, and not once more below: making trampolines may take long, and this is a thread.
+            found.append(_find_imports(info, declaration))
+            return self._admit(wasm, info, found[-1], declaration, config)
+
+        artifact = await self.engine.compile(wasm, admit, turn)
+        info, imports = artifact.info, found[-1]
         if declaration.trap_missing and not imports.missing:
             equal = evolve(equal, trap_missing=False)
         initialize = _starts(info, declaration)
@@ -583,11 +588,14 @@ class Compiler:
         )
 
     def _admit(
-        self, wasm: bytes, info: ModuleInfo, declaration: Declaration, config: CacheConfig
+        self,
+        wasm: bytes,
+        info: ModuleInfo,
+        imports: Imports,
+        declaration: Declaration,
+        config: CacheConfig,
     ) -> Edits | Graph:
         what = str(declaration.key)
-        check_counts(info, what, config.table_limit)
-        imports = _find_imports(info, declaration)
         self._check(info, declaration)
         layers = imports.layers
         others = [part.info for layer in layers for part in (*layer.parts, *layer.after)]
