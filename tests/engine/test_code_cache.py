@@ -379,10 +379,21 @@ async def test_settings_are_left_nowhere(folder: Path) -> None:
 
 
 def put(place: Path, what: str) -> None:
-    """Put something at a place that is no code of ours, and would not end if it was read."""
-    if place.is_dir() and not place.is_symlink():
-        shutil.rmtree(place)
-    place.unlink(missing_ok=True)
+    """Put something at a place that is no code of ours, and would not end if it was read.
+
+    A thread of wasmtime's may write statistics to that place at the same time: the place is then
+    cleared anew.
+    """
+    while True:
+        if place.is_dir() and not place.is_symlink():
+            shutil.rmtree(place)
+        place.unlink(missing_ok=True)
+        with contextlib.suppress(FileExistsError):
+            _make(place, what)
+            return
+
+
+def _make(place: Path, what: str) -> None:
     if what == "pipe":
         os.mkfifo(place, 0o600)
     elif what == "endless":
@@ -397,7 +408,7 @@ def put(place: Path, what: str) -> None:
             at = os.open(place.parent, os.O_RDONLY)
             made.bind(f"/proc/self/fd/{at}/s")  # a longer path would not fit
             os.close(at)
-            place.with_name("s").rename(place)
+            place.with_name("s").rename(place)  # over what is there
     elif what == "device":
         os.mknod(place, 0o600 | stat.S_IFCHR, os.makedev(1, 5))
     elif what == "sparse":
