@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from random import Random
 
 import trio
-from kits import COSTLY, PAGE, Kit, add
+from kits import COSTLY, PAGE, Kit, add, add_calling_back, add_two_parts
 from staging import look
 
 from trio_wasmcache import (
@@ -24,10 +24,13 @@ from trio_wasmcache import (
     SchedulingGroup,
     TrapError,
     UnknownFunctionError,
+    current_lease,
 )
 from trio_wasmcache.testing import snapshot
 
 TYPES = ("i64",)
+# Exports that a host function may invoke, and with what; see `kits.CALLED_BACK`.
+INVOKED = (("double", 3), ("swap", 1, 2.5), ("nothing",), ("trap",))
 LEVELS = ("reuse", "fresh", "reset")
 # Leases of each task, one after the other, in a small storm.
 ROUNDS = 5
@@ -46,6 +49,7 @@ class Storm:
         self.rounds = rounds
         self.modules: list[bytes] = []
         self.names: list[str] = []
+        """Of functions that are replaced and removed; the others stay as they are."""
         self.groups: list[SchedulingGroup | None] = [None]
         self.scopes: list[trio.CancelScope] = []
         self.working = 0
@@ -55,7 +59,10 @@ class Storm:
         self.disturbances = 8 * rounds  # left; with more, hardly any lease would be granted
 
     async def register(self) -> None:
-        """Two functions of one module, slow and costly ones, one that traps, one that asks."""
+        """Two functions of one module, slow and costly ones, one that traps, and what stays.
+
+        One that asks, one that is called back, and one with an instance of its own beside it.
+        """
         kit, shared = self.kit, self.kit.adding(1)
         self.modules += [shared, shared, kit.adding(1, slow_start=True), kit.costly()]
         self.modules += [kit.trapping(), kit.growing()]
@@ -64,8 +71,13 @@ class Storm:
             await add(self.cache, f"f{number}", wasm, concurrency=concurrency, isolation=isolation)
         self.names = [f"f{number}" for number in range(len(self.modules))]
         imports = {"host": {"ask": HostFunction(self.ask, ("i64",), ("i64",))}}
-        isolation = self.random.choice(LEVELS)
-        await add(self.cache, "asks", kit.asking(), imports=imports, isolation=isolation)
+        choose = self.random.choice
+        await add(self.cache, "asks", kit.asking(), imports=imports, isolation=choose(LEVELS))
+        await add_calling_back(
+            self.cache, kit, self.ask_back, name="called", isolation=choose(LEVELS)
+        )
+        part = choose([kit.adding(1), kit.costly(), kit.trapping(), kit.growing()])
+        await add_two_parts(self.cache, kit, part, name="parts", isolation=choose(LEVELS))
         code = max(function.code_size for function in self.cache.functions())
         room = self.random.choice([2, 3, 100]) * (code + self.cache.config.stack_size)
         self.cache.resize(max_code_size=room, max_instances=self.random.choice([2, 5, 50]))
@@ -79,6 +91,14 @@ class Storm:
         if self.random.random() < 0.2:
             raise ZeroDivisionError
         return value
+
+    async def ask_back(self, value: int) -> int:
+        """A reentrant host function: it has the guest do something first, or leases something."""
+        lease = current_lease()
+        for _ in range(self.random.randrange(3)):
+            self.operations += 1
+            await lease.invoke(*self.random.choice(INVOKED))
+        return await self.ask(value)
 
     async def work(self) -> None:
         """Some leases, one after the other; anybody may cancel one."""
@@ -96,7 +116,7 @@ class Storm:
         """A lease of anything, in any group, with calls and perhaps another lease in it."""
         random = self.random
         group = random.choice(self.groups)
-        name = random.choice([*self.names, "asks"])
+        name = random.choice([*self.names, "asks", "called", "parts"])
         self.operations += 1
         try:
             async with (group or self.cache).acquire(name, TYPES) as lease:
@@ -135,8 +155,9 @@ class Storm:
                     await add(cache, name, wasm, replace=True, **more)
                 except DuplicateFunctionError:
                     raise AssertionError("nobody else registers") from None
-            elif chance < 0.055 and len(cache.functions()) > 3:
-                cache.remove(random.choice(cache.functions()[:-1]).name)
+            elif chance < 0.055 and len(cache.functions()) > 5:
+                kept = {function.name for function in cache.functions()} & set(self.names)
+                cache.remove(random.choice(sorted(kept)))
             elif chance < 0.07:
                 cache.resize(max_size=random.choice([0, 3, 10, 100]) * PAGE)
             if chance < 0.07:
