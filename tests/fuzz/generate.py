@@ -28,6 +28,12 @@ CONSTANTS = {
     "funcref": b"\xd0\x70\x0b",
     "externref": b"\xd0\x6f\x0b",
 }
+# Host functions that call the guest back, in the module "back".
+BACK = {
+    "one": FuncType(("i64",), ("i64",)),
+    "other": FuncType(("i32", "f64"), ("f32",)),
+    "nothing": FuncType((), ()),
+}
 # Addresses, sizes and descriptors for functions that are imported.
 WILD = (0, 1, 2, 8, 64, 1024, 65_530, -1, -(2**31), 2**31 - 1)
 NAMES = (
@@ -57,6 +63,11 @@ def generate(random: Random) -> bytes:
             if WASI_TYPES[name] not in types:
                 types.append(WASI_TYPES[name])
             imports.append(Import(WASI, name, "func", WASI_TYPES[name]))
+    if random.random() < 0.4:
+        for name in random.sample(sorted(BACK), k=random.randint(1, 3)):
+            if BACK[name] not in types:
+                types.append(BACK[name])
+            imports.append(Import("back", name, "func", BACK[name]))
     functions = [random.randrange(len(types)) for _ in range(random.randint(1, 6))]
     all_types = [types.index(item.type) for item in imports] + functions  # type: ignore[arg-type]
     tables = [
@@ -154,7 +165,8 @@ def _body(
             case 2 if random.random() < 0.3:
                 code += b"\0"  # unreachable
             case 3:
-                callee = random.randrange(len(all_types))
+                few = imported if imported and random.random() < 0.5 else len(all_types)
+                callee = random.randrange(few)
                 callee_type = types[all_types[callee]]
                 for param in callee_type.params:
                     wild = param == "i32" and callee < imported and random.random() < 0.5

@@ -10,6 +10,7 @@ import gc
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -19,6 +20,7 @@ import wasmtime
 
 from trio_wasmcache import (
     CacheConfig,
+    HostFunction,
     HostGlobal,
     HostMemory,
     HostTable,
@@ -28,15 +30,17 @@ from trio_wasmcache import (
     SignatureError,
     Wasi,
     WasmCacheError,
+    current_lease,
     open_cache,
 )
 from trio_wasmcache._core.wasm.isolation import ISOLATIONS
-from trio_wasmcache._core.wasm.reader import MalformedModuleError, ModuleInfo, read_module
+from trio_wasmcache._core.wasm.reader import FuncType, MalformedModuleError, ModuleInfo, read_module
 from trio_wasmcache._engine.wasmtime.hosts import INSTANCES
 from trio_wasmcache._engine.wasmtime.instance import WasmtimeInstance
 from trio_wasmcache.testing import check_invariants
 
 from ..parts import Relayed
+from .generate import BACK, NAMES
 from .mutate import make
 from .verdict import ENGINE
 
@@ -66,15 +70,40 @@ GRANTS = (
         clock=1.5,
     ),
 )
+DICE = Random()
+"""What host functions do. It is thrown alike each time that an input is tried."""
+EXPORTS: dict[str, FuncType] = {}
+"""The functions that the input exports, as far as it can be read."""
+
+
+def _calls_back(type: FuncType) -> HostFunction:
+    """A host function that has the guest do something else, whatever that may be."""
+
+    async def call_back(*values: float) -> Any:
+        lease = current_lease()
+        for _ in range(DICE.choice((0, 1, 1, 2))):
+            name = DICE.choice([*EXPORTS, DICE.choice(NAMES)])
+            params = EXPORTS[name].params if name in EXPORTS else ()
+            given = DICE.choice((_values(DICE, params), _values(DICE, params), values))
+            with suppress(LookupError, TypeError, ValueError, OverflowError):
+                await lease.invoke(name, *given)
+        if DICE.random() < 0.1:
+            raise ValueError("the host function fails")
+        return values[0] if type.results else None
+
+    return HostFunction(call_back, type.params, type.results, reentrant=True)
+
+
 # What generated modules may import, under these names.
-IMPORTS: dict[str, dict[str, HostMemory | HostTable | HostGlobal]] = {
+IMPORTS: dict[str, dict[str, HostFunction | HostMemory | HostTable | HostGlobal]] = {
+    "back": {name: _calls_back(type) for name, type in BACK.items()},
     "env": {
         **{f"memory{n}": HostMemory() for n in range(4)},
         **{f"table{n}": HostTable() for n in range(4)},
         **{f"{kind}{n}": HostGlobal(kind, 7) for kind in ("i32", "i64", "f32") for n in range(6)},
         **{f"f64{n}": HostGlobal("f64", float("nan")) for n in range(6)},
         **{f"{kind}{n}": HostGlobal(kind, None) for kind in REFERENCES for n in range(6)},
-    }
+    },
 }
 ABIS = (None, None, "plain", "scylla", "buffer", "assemblyscript")
 TYPES = (
@@ -120,7 +149,10 @@ async def one(cache: InstanceCache, wasm: bytes, random: Random) -> str:
     One in three is tried once more between parts of ours, which must not change the outcome.
     """
     info = read(wasm)
-    args, returns, export = _declared(random, info)
+    functions = [one for one in info.exports if one.kind == "func"] if info is not None else []
+    EXPORTS.clear()
+    EXPORTS.update((one.name, info.functions[one.index]) for one in functions if info is not None)
+    args, returns, export = _declared(random)
     declared = {
         "args": args,
         "returns": returns,
@@ -154,11 +186,22 @@ async def _tried(
         _check(error)
         return f"register: {type(error).__name__}"
     try:
+        DICE.seed(1)
         async with cache.acquire("f", declared["args"]) as lease:
             for given in values:
                 await lease.call(*given)
         return "result"
-    except (WasmCacheError, TypeError, ValueError, OverflowError) as error:
+    except RuntimeError as error:
+        if "call the guest after its start" not in str(error):
+            raise
+        return "call: it calls back from its start"
+    except (
+        WasmCacheError,
+        TypeError,
+        ValueError,
+        OverflowError,
+        trio.BrokenResourceError,  # a host function went on after an invoke that failed
+    ) as error:
         _check(error)
         return f"call: {type(error).__name__}"
     finally:
@@ -171,16 +214,12 @@ def _check(error: Exception) -> None:
     assert message.replace("\n", "").isprintable(), ascii(message)
 
 
-def _declared(
-    random: Random, info: ModuleInfo | None
-) -> tuple[tuple[str, ...], tuple[str, ...], str]:
+def _declared(random: Random) -> tuple[tuple[str, ...], tuple[str, ...], str]:
     """Types and export: now and then at random, otherwise what the module shows."""
-    functions = [one for one in info.exports if one.kind == "func"] if info is not None else []
-    if info is None or not functions or random.random() < 0.2:
+    if not EXPORTS or random.random() < 0.2:
         return tuple(random.choices(TYPES, k=random.randrange(3))), ("i64",), "run"
-    chosen = random.choice(functions)
-    kind = info.functions[chosen.index]
-    return kind.params, kind.results, chosen.name
+    name, kind = random.choice([*EXPORTS.items()])
+    return kind.params, kind.results, name
 
 
 def _values(random: Random, args: tuple[str, ...]) -> list[Any]:
