@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ..._core.errors import LoadError
 from ..base import NoMemoryError
@@ -17,18 +17,20 @@ def instantiate(
     what: str,
     engine: int,
     module: int,
+    imports: Sequence[str],
     parts: Mapping[str, native.Buffer],
     *,
     memory: int = 0,
     tables: int = 0,
 ) -> native.Buffer:
-    """Make an instance of `module`, which has no start function; return its handle.
+    """Make an instance of `module`, whose start function is short, if any; return its handle.
 
     Args:
         store: where.
         what: of it, for errors.
         engine: the native engine.
         module: the native module.
+        imports: the name of each of its imports, in order.
         parts: {name of an import: what it gets}.
         memory: bytes of its memory; 0: it has none.
         tables: how many it has.
@@ -36,27 +38,46 @@ def instantiate(
     Raises:
         LoadError: it can't be linked, or there is no room for it.
     """
-    handle = ctypes.create_string_buffer(native.INSTANCE_SIZE)
-    linker, ending = native.linker_new(engine), Ending()
+    handle, ending = ctypes.create_string_buffer(native.INSTANCE_SIZE), Ending()
+    with store.one_more_instance(memory=memory, tables=tables):
+        if store.sliced:
+            _link(store, what, engine, module, parts, handle, ending)
+        else:
+            # Far faster: nothing is linked by name, and there is no future.
+            externs = b"".join([parts[name].raw for name in imports])
+            ending.error.value = native.instance_new(
+                store.context, module, externs, len(imports), handle, ending.trap_ref
+            )
+    if ending.trap or ending.error:
+        message = f"there is no room for a {what}: {ending.take_error()}"
+        raise (NoMemoryError if is_no_memory(message) else LoadError)(message)
+    return handle
+
+
+def _link(
+    store: Store,
+    what: str,
+    engine: int,
+    module: int,
+    parts: Mapping[str, native.Buffer],
+    handle: native.Buffer,
+    ending: Ending,
+) -> None:
+    """Make the instance in a store whose calls yield: that takes a linker, and a future."""
+    linker = native.linker_new(engine)
     try:
         for name, extern in parts.items():
             raw = name.encode()
             problem = native.linker_define(linker, store.context, b"", 0, raw, len(raw), extern)
             if problem:
                 raise LoadError(f"wasmtime would not link a {what}: {take_error(problem)}")
-        # Only so are instances made in a store whose calls yield.
-        with store.one_more_instance(memory=memory, tables=tables):
-            future = native.linker_instantiate_async(
-                linker, store.context, module, handle, ending.trap_ref, ending.error_ref
-            )
-            poll_until_over(future)
-            native.hot_delete(future)
+        future = native.linker_instantiate_async(
+            linker, store.context, module, handle, ending.trap_ref, ending.error_ref
+        )
+        poll_until_over(future)
+        native.hot_delete(future)
     finally:
         native.linker_delete(linker)
-    if ending.trap or ending.error:
-        message = f"there is no room for a {what}: {ending.take_error()}"
-        raise (NoMemoryError if is_no_memory(message) else LoadError)(message)
-    return handle
 
 
 def part(store: Store, handle: native.Buffer, name: bytes) -> bytes:

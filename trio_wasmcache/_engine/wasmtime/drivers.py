@@ -15,7 +15,7 @@ from ..._core.wasm.driver import Layout, Shape, layout
 from ..._core.wasm.graph import FromPart
 from ..._core.wasm.memory_driver import memory_layout
 from ..._core.wasm.memory_layout import MemoryLayout, MemoryShape
-from ..._core.wasm.reader import FuncType
+from ..._core.wasm.reader import FuncType, read_module
 from ..._threads import run_in_thread
 from ..base import UnderWay
 from . import native
@@ -45,6 +45,7 @@ class WasmtimeDriverCode:
         else:
             self.layout = memory_layout(shape)
             wasm = to_wasm(self.layout.text)
+        self.imports = [item.name for item in read_module(wasm).imports]
         made = c_void_p()
         problem = native.module_new(engine, wasm, len(wasm), byref(made))
         if problem:
@@ -139,7 +140,9 @@ class WasmtimeDriver:
         if isinstance(code.shape, MemoryShape) and "memory" not in parts:
             # Only modules with a memory have functions whose values cross through it.
             parts["memory"] = instance.extern(instance.plan.memory_name or "")
-        handle = instantiate(instance, "driver", code.engine, code.module, parts, memory=self.size)
+        handle = instantiate(
+            instance, "driver", code.engine, code.module, code.imports, parts, memory=self.size
+        )
         made = part(instance, handle, b"run")
         # A frame of its own, as chunks begin in any thread, and those of instances at once.
         caller = Caller(RUN, instance.hosted, instance.plan.offsets, within=1)

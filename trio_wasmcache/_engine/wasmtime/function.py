@@ -40,6 +40,8 @@ Put: TypeAlias = Callable[[Sequence[object]], None]
 """Puts the values of a call into their cells."""
 Begin: TypeAlias = Callable[[Sequence[object], int], Any]
 """See `GuestFunction.begin`."""
+# As `WasmtimeFunction.fuel`, the fuel of no call: so the first one calls `set_fuel`.
+UNSLICED = -1
 Place: TypeAlias = "tuple[memoryview[Any], int]"
 """A view of all cells as values of one type, and the index of one there."""
 
@@ -57,7 +59,7 @@ class WasmtimeFunction:
         # What the native calls are given, as tuples that are there already.
         self.call = (instance.context, handle, *frame.call)
         self.where_left = (instance.context, frame.caller.left_ref)
-        self.fuel = frame.caller.fuel
+        self.fuel = frame.caller.fuel if instance.sliced else UNSLICED
         self.fuel_for: tuple[native.Context, native.Ready] = (
             instance.context,
             frame.caller.fuel_ref,
@@ -77,8 +79,10 @@ class WasmtimeFunction:
         return self.frame.caller.left
 
     def set_fuel(self, fuel: int) -> None:
-        """Let `fuel_for` say this much from now on."""
+        """Let `fuel_for` say this much from now on, and calls yield."""
         caller = self.frame.caller
+        if not self.instance.sliced:
+            self.instance.slice_calls()
         if fuel != caller.fuel:
             caller.set_fuel(fuel)
         self.fuel, self.fuel_for = fuel, (self.instance.context, caller.fuel_ref)

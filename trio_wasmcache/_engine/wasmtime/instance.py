@@ -45,6 +45,18 @@ class WasmtimeInstance(Store):
         if number:
             INSTANCES[number] = self, module.hosts
         self.ending = start = module.starts.pop() if module.starts else Start(module.plan.offsets)
+        if module.at_once:
+            # Keeps the GIL: there is no code of the guest's to run, and waiting to get it again
+            # could take longer than this.
+            start.error.value = native.instance_pre_instantiate(
+                module.pre, self.context, start.handle, start.trap_ref
+            )
+            return
+        try:
+            self.slice_calls()
+        except BaseException:
+            self.close()
+            raise
         if module.pre:
             self.future = native.instance_pre_instantiate_async(
                 module.pre, self.context, start.handle, start.trap_ref, start.error_ref

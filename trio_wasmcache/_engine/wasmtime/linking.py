@@ -123,6 +123,9 @@ class LinkedModule:
         """One that an instance may start with, or none."""
         self.callers = Callers(self.plan.function_types, bool(hosts), self.plan.offsets)
         self.pre: int = 0
+        self.at_once: bool = artifact.graph is None and not self.hosts.imports
+        """Whether instances can be made synchronously: wasmtime refuses that where host functions
+        are asynchronous. Start functions are called later: see `plan.starts_later`."""
         self.parts: tuple[LinkedPart, ...] = ()
         """Parts of the graph, if there is one; else `pre` is there."""
         self.part_callers: tuple[Callers, ...] = ()

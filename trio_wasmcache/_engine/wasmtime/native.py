@@ -131,6 +131,8 @@ Place = Annotated[Buffer | Reference | int, c_void_p]
 """Where C writes, or reads what was written there before."""
 Address = Annotated[Buffer | bytes, c_void_p]
 """wasmtime_instance_t, by address."""
+Externs = Annotated[bytes, c_void_p]
+"""Consecutive wasmtime_extern_t."""
 Text = Annotated[bytes, c_char_p]
 Size = Annotated[int, c_size_t]
 Bool = Annotated[bool, c_bool]
@@ -403,6 +405,24 @@ def instance_pre_delete(pre: Pointer, /) -> None: ...
 def instance_pre_instantiate_async(
     pre: Pointer, context: StoreContext, instance: Place, trap: Place, error: Place, /
 ) -> Pointer: ...
+
+
+@_fast.declare
+def instance_pre_instantiate(
+    pre: Pointer, context: StoreContext, instance: Place, trap: Place, /
+) -> Problem: ...
+
+
+@_fast.declare
+def instance_new(
+    context: StoreContext,
+    module: Pointer,
+    imports: Externs,
+    number: Size,
+    instance: Place,
+    trap: Place,
+    /,
+) -> Problem: ...
 
 
 @_fast.declare

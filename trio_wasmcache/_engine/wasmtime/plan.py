@@ -19,8 +19,8 @@ from .errors import Offsets
 
 # No name that a toolchain emits, so it won't collide with the module's own exports.
 HIDDEN = "\x00trio_wasmcache:"
-# The start function of a part of a graph, and of a module with notes of refused growth: those of an
-# instance that instantiation itself fails to start can't be read.
+# The start function of a part of a graph, of a module without host functions, and of one with notes
+# of refused growth: those of an instance that instantiation itself fails to start can't be read.
 START = f"{HIDDEN}start"
 
 # An import that is linked by itself costs more than so many exports in a bundle.
@@ -140,10 +140,12 @@ def note_names(info: ModuleInfo, edits: Edits) -> dict[int, str]:
 def starts_later(info: ModuleInfo, edits: Edits) -> bool:
     """Return whether a module by itself gets an export in place of its start function.
 
-    An imported start function can't grow a memory.
+    It does if instances can be made synchronously otherwise (`LinkedModule.at_once`), for it has to
+    be called in slices, and if it may be refused memory. An imported one does neither.
     """
-    own = info.start is not None and info.start >= info.imported_functions
-    return own and bool(notes_of(info, edits))
+    if info.start is None or info.start < info.imported_functions:
+        return False
+    return not info.imported_functions or bool(notes_of(info, edits))
 
 
 def compiled_name(number: int) -> str:

@@ -115,7 +115,10 @@ def _attach(instance: Store, module: LinkedModule, made: Restorer) -> Callable[[
         piece, exports = instance.pieces[module_number]
         parts[str(number)] = instance.extern(exports.names[kind, index], piece)
     tables = sum(kind == "table" for _, kind, _ in made.imports)
-    handle = instantiate(instance, "restorer", module.engine, module.restorer, parts, tables=tables)
+    names = list(parts)  # in the order of its imports
+    handle = instantiate(
+        instance, "restorer", module.engine, module.restorer, names, parts, tables=tables
+    )
     exported = part(instance, handle, b"reset")
     function = WasmtimeFunction(instance, "reset", exported, module.callers.frame(FuncType()))
     begin = function.begin

@@ -1,9 +1,14 @@
 """A store of wasmtime: its context, limits and fuel, and what is under way in it.
 
-1. One thing at a time is under way: a call future, and the *ending*, where C says how it ended.
-2. What C writes to must stay where it is while the future lives, so the ending is kept as long.
+1. A store begins without a yield interval. Until it has one (`Store.sliced`), wasmtime makes
+   instances in it synchronously, at half of the cost, but can't interrupt guest code: nothing that
+   may run for long is called then. The first call sets the interval, and from then on only
+   asynchronous calls are possible. An instance that imports host functions needs these anyway, so
+   there the interval is set first.
+2. One thing at a time is under way: a call future, and the *ending*, where C says how it ended.
+3. What C writes to must stay where it is while the future lives, so the ending is kept as long.
    Nothing of it is needed while nothing is under way.
-3. A guest that calls a host function is suspended, and goes on once `answered` says so.
+4. A guest that calls a host function is suspended, and goes on once `answered` says so.
 """
 
 from __future__ import annotations
@@ -150,6 +155,7 @@ class Store:
         "memory",
         "number",
         "plan",
+        "sliced",
         "stages",
         "yield_fuel",
     )
@@ -160,6 +166,8 @@ class Store:
         self.plan = plan
         self.number = number
         self.yield_fuel = yield_fuel
+        self.sliced = False
+        """Whether calls yield after `yield_fuel`, and everything has to be asynchronous."""
         self.future: int = 0
         """0 while nothing is under way."""
         self.ending: Ending | None = None
@@ -185,13 +193,23 @@ class Store:
         tally.count_store(1)
         self.context: native.Context = c_void_p.from_param(native.store_context(self._store))
         native.store_limiter(self._store, plan.memory_limit, plan.table_limit, *self._counts)
-        problem = native.context_set_fuel(self.context, fuel)
-        problem = problem or native.context_fuel_async_yield_interval(self.context, yield_fuel)
-        if problem:
+        if problem := native.context_set_fuel(self.context, fuel):
             self.close()
             raise LoadError(f"wasmtime would not set up a store: {take_error(problem)}")
 
+    def slice_calls(self) -> None:
+        """Have all calls from now on yield after `yield_fuel`.
+
+        Raises:
+            LoadError: wasmtime would not; no guest code may run then.
+        """
+        if problem := native.context_fuel_async_yield_interval(self.context, self.yield_fuel):
+            raise LoadError(f"wasmtime would not slice the calls of a store: {take_error(problem)}")
+        self.sliced = True
+
     def poll(self) -> bool:
+        if not self.future:
+            return True  # it was made at once
         while True:
             if self.answered is None:
                 over = native.call_future_poll(self.future)
@@ -208,12 +226,14 @@ class Store:
 
     def set_yield_fuel(self, fuel: int) -> None:
         self.yield_fuel = fuel
-        native.context_fuel_async_yield_interval(self.context, fuel)
+        if self.sliced:
+            self.slice_calls()
 
     def end(self) -> Ending:
         """End what was under way, which is over; return how it ended."""
         future, self.future = self.future, 0
-        native.hot_delete(future)
+        if future:
+            native.hot_delete(future)
         ending, self.ending = self.ending, None
         if ending is None:
             raise AssertionError("nothing was under way")
