@@ -106,8 +106,8 @@ def proved(
         made.append(instance)
         assert instance.poll()
         instance.started()
-        if initialize is not None:
-            function = instance.function(initialize)
+        exported = None if initialize is None else instance.function(initialize)
+        for function in filter(None, (instance.start_function(), exported)):
             if function.begin((), FUEL) is UNDER_WAY:
                 poll_to_the_end(instance)
                 function.finish()

@@ -457,8 +457,12 @@ class GuestInstance(Protocol):
 class LoadedModule(Protocol):
     """Executable code."""
 
+    @property
+    def at_once(self) -> bool:
+        """Whether new instances are there at once: nothing of their start is under way then."""
+
     def instantiate(self, fuel: int, yield_fuel: int) -> GuestInstance:
-        """Make an instance, with its start under way.
+        """Make an instance, with its start under way unless it is `at_once`.
 
         Raises:
             NoMemoryError: the system has no memory for it; `started` may say so, too.

@@ -357,12 +357,16 @@ class Acquisition:
                 await pool.runner.pass_turn(share)
                 start.check_open()
             config = pool.config
-            self._native = native = code.instantiate(config.total_fuel, config.yield_fuel)
+            make = code.instantiate
+            if code.at_once and share.budget is not None:
+                make = pool.runner.cpu_limits.metered(share, make)
+            self._native = native = make(config.total_fuel, config.yield_fuel)
             await start.run(
                 native,
                 config.total_fuel,
                 initialize=module.initialize,
                 load_fuel=module.load_fuel,
+                at_once=code.at_once,
             )
             if definition.resets:
                 native.mark()

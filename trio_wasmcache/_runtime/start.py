@@ -24,6 +24,7 @@ class Start(Activity):
         *,
         initialize: Sequence[StartCall],
         load_fuel: int,
+        at_once: bool,
     ) -> None:
         """Run the start function of a new instance, and then the exports of `initialize`.
 
@@ -32,6 +33,7 @@ class Start(Activity):
             fuel: units that each of them may burn.
             initialize: exports to call, such as `_initialize`, and their values.
             load_fuel: units that making it costs beside that.
+            at_once: whether nothing of it is under way; see `LoadedModule`.
 
         Raises:
             GuestError: it trapped, ran out of fuel, or exited.
@@ -41,11 +43,15 @@ class Start(Activity):
         """
         budget, limits = self.share.budget, self.runner.cpu_limits
         try:
-            over = native.poll() if budget is None else limits.metered(self.share, native.poll)()
-            burnt = fuel - native.fuel_left()
-            self.share.charge(burnt, CALL_FUEL + load_fuel)
-            if not over:
-                await self._drive(native, fuel, burnt)
+            if at_once:
+                self.share.charge(0, CALL_FUEL + load_fuel)
+            else:
+                poll = native.poll if budget is None else limits.metered(self.share, native.poll)
+                over = poll()
+                burnt = fuel - native.fuel_left()
+                self.share.charge(burnt, CALL_FUEL + load_fuel)
+                if not over:
+                    await self._drive(native, fuel, burnt)
             native.started()
             guest = native.start_function()
             if guest is not None:

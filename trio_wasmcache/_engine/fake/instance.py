@@ -74,6 +74,7 @@ class FakeModule:
     """{name: behaviour} of the parts of the graph that are fake modules, the given one included."""
     closed: bool = False
     starting: set[FakeInstance] = field(factory=set, repr=False)
+    at_once: bool = False
 
     def instantiate(self, fuel: int, yield_fuel: int) -> FakeInstance:
         assert not self.closed, "instantiated after the module was unloaded"

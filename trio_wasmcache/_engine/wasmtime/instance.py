@@ -25,12 +25,15 @@ from .restore import Restoring
 from .starting import Lent, Starting
 from .store import Pieces, Store
 
+# A memory is measured in bytes.
+MEMORY_UNIT = 1
+
 
 @final
 class WasmtimeInstance(Store):
     """See `GuestInstance`; made by `WasmtimeModule.instantiate`."""
 
-    __slots__ = ("_functions", "_memories", "_restoring", "module")
+    __slots__ = ("_bases", "_functions", "_restoring", "module")
 
     def __init__(self, module: LinkedModule, number: int, fuel: int, yield_fuel: int) -> None:
         if not module.pre and not module.parts:
@@ -38,9 +41,9 @@ class WasmtimeInstance(Store):
         self.module = module
         self._functions: tuple[WasmtimeFunction, ...] = ()
         self._restoring: Restoring | None = None
-        # (handle, address, bytes if it can't grow) of each memory. It stays where it is, as
-        # addresses are reserved for all that it could grow to.
-        self._memories: tuple[tuple[bytes, int, int | None], ...] = ()
+        # Address of each memory, in the order of the plans. It stays where it is, as addresses are
+        # reserved for all that it could grow to.
+        self._bases: tuple[int, ...] = ()
         super().__init__(module.engine, module.plan, module.tally, number, fuel, yield_fuel)
         if number:
             INSTANCES[number] = self, module.hosts
@@ -83,10 +86,9 @@ class WasmtimeInstance(Store):
         for instance, plan in pieces:
             for name, growable, size in plan.memory_exports:
                 handle = self.export(name, instance)
-                base = native.memory_data(self.context, handle) or 0
-                self._memories += ((handle, base, size if not growable else None),)
+                self._bases += (native.memory_data(self.context, handle) or 0,)
                 if growable:
-                    self._sizes += ((native.memory_data_size, handle, 1),)
+                    self._sizes += ((native.memory_data_size, handle, MEMORY_UNIT),)
                 else:
                     self._fixed_size += size
                 if name == plan.memory_name and instance is self._handle:
@@ -170,10 +172,13 @@ class WasmtimeInstance(Store):
         """Return where all memory is that it may touch, scratches included."""
         ranges = [driver.range for driver in self.drivers.values()]
         most = min(self.plan.memory_limit, PAGE_LIMIT * WASM_PAGE)
-        for handle, base, size in self._memories:
-            if size is None:
-                # While something is under way, it must not be asked.
-                quiet = not self.future and self._store
+        # While something is under way, it must not be asked.
+        quiet = not self.future and self._store
+        growable = iter([handle for _, handle, unit in self._sizes if unit == MEMORY_UNIT])
+        memories = (memory for _, plan in self.pieces for memory in plan.memory_exports)
+        for base, (_, can_grow, size) in zip(self._bases, memories, strict=False):
+            if can_grow:
+                handle = next(growable)
                 size = native.memory_data_size(self.context, handle) if quiet else most
             ranges.append((base, size))
         return ranges
@@ -223,7 +228,7 @@ class WasmtimePart:
 
     def window(self, name: str) -> MemoryWindow:
         def make() -> MemoryWindow:
-            # It stays where it is: see `WasmtimeInstance._memories`.
+            # It stays where it is: see `WasmtimeInstance._bases`.
             handle, context = self._memory(name), self._instance.context
             size = native.memory_data_size(context, handle)
             return MemoryWindow(native.memory_data(context, handle) or 0, size)
