@@ -24,14 +24,13 @@ from trio_wasmcache import CacheConfig, CacheDirError, InvalidModuleError, WasmC
 from trio_wasmcache._cache.open import open_cache
 from trio_wasmcache._core.config import KiB
 from trio_wasmcache._engine.wasmtime import native
-from trio_wasmcache._engine.wasmtime.code_cache import (
-    CodeCache,
-    StrangeFileError,
-    _read,
-    _write,
-    new_module,
-)
+from trio_wasmcache._engine.wasmtime.code_cache import CodeCache, new_module
 from trio_wasmcache._engine.wasmtime.config import new_config
+from trio_wasmcache._engine.wasmtime.private_files import (
+    StrangeFileError,
+    read_ours,
+    write_whole,
+)
 
 STACK = 512 * KiB
 
@@ -106,7 +105,11 @@ async def test_a_folder_is_made_for_its_owner_alone(folder: Path) -> None:
     for path in (folder / "deep" / "er", *(folder / "deep" / "er").iterdir()):
         assert stat.S_IMODE(path.stat().st_mode) == 0o700
     async with open_cache(CacheConfig(cache_dir=str(folder / "text")), logger=Quiet()):
-        assert {path.name for path in (folder / "text").iterdir()} == {"wasmtime", "digests"}
+        assert {path.name for path in (folder / "text").iterdir()} == {
+            "wasmtime",
+            "digests",
+            "locks",
+        }
 
 
 @pytest.mark.parametrize("name", ['a "quoted" \\ name', "über", "tab\tand del\x7f", "[x] #y"])
@@ -251,7 +254,7 @@ async def test_a_full_disk_is_one_error_and_leaves_nothing(
         with pytest.raises(CacheDirError, match="can't be used"):
             CodeCache(folder, STACK)
         with pytest.raises(OSError, match="too large"):
-            _write(folder / "digests" / "new", b"digest")
+            write_whole(folder / "digests" / "new", b"digest")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert of_ours(folder) == there
@@ -375,7 +378,7 @@ async def test_it_is_fixed_while_the_cache_is_open(folder: Path) -> None:
 async def test_settings_are_left_nowhere(folder: Path) -> None:
     """The file that told wasmtime about the folder is gone."""
     await call(folder, giving(1))
-    assert {path.name for path in folder.iterdir()} == {"wasmtime", "digests"}
+    assert {path.name for path in folder.iterdir()} == {"wasmtime", "digests", "locks"}
 
 
 def put(place: Path, what: str) -> None:
@@ -420,7 +423,7 @@ def _make(place: Path, what: str) -> None:
 
 
 STRANGERS = "pipe endless loop folder socket device sparse other".split()
-PLACES = "code new stats digest wasmtime modules compiler top".split()
+PLACES = "code new stats digest lock wasmtime modules compiler top".split()
 
 
 def try_strangers(folder: Path, where: str) -> None:
@@ -436,6 +439,7 @@ def try_strangers(folder: Path, where: str) -> None:
             "new": code.with_name("new"),
             "stats": code.with_suffix(".stats"),
             "digest": digest,
+            "lock": next((folder / "locks").iterdir(), folder / "locks" / "new"),
             "wasmtime": folder / "wasmtime" / "new",
             "modules": folder / "wasmtime" / "modules" / "new",
             "compiler": code.parent.parent / "new" / "new",
@@ -472,11 +476,11 @@ def test_a_file_that_is_replaced_after_the_look_is_not_read(folder: Path) -> Non
     for what in STRANGERS[:5]:
         put(folder / what, what)
         with pytest.raises(OSError, match=r"no regular file|Is a directory"):
-            list(_read(folder / what, 2**50))
+            list(read_ours(folder / what, 2**50))
     put(folder / "sparse", "sparse")
     with pytest.raises(StrangeFileError, match="at most 1000 bytes"):
-        list(_read(folder / "sparse", 1000))
-    pieces = _read(folder / "sparse", 2**50)
+        list(read_ours(folder / "sparse", 1000))
+    pieces = read_ours(folder / "sparse", 2**50)
     next(pieces)
     (folder / "sparse").write_bytes(b"short now")
     assert list(pieces) == []

@@ -18,6 +18,9 @@ from .._threads import run_in_thread
 from .cache import InstanceCache
 from .parts import Parts
 
+# Seconds to wait for another process that compiles the same module, beyond its CPU time.
+COMPILE_SLACK = 5.0
+
 
 @public
 @ki_safe_contextmanager
@@ -66,7 +69,11 @@ async def open_cache(
     subprocess = code_cache = None
     if config.cache_dir is not None:
         code_cache = await run_in_thread(
-            CodeCache, config.cache_dir, config.stack_size, limiter=trio.CapacityLimiter(1)
+            CodeCache,
+            config.cache_dir,
+            config.stack_size,
+            config.compile_seconds + COMPILE_SLACK,
+            limiter=trio.CapacityLimiter(1),
         )
     if config.compile_memory is not None:
         subprocess = SubprocessCompiler(

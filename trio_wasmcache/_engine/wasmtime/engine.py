@@ -134,7 +134,10 @@ class WasmtimeEngine:
             make_constant = functools.partial(constants.build, make)
             return compile_module(build_it, wasm, admit, self._stack_size, make_constant)
 
-        return await self._in_compiler(work, turn)
+        # Before there is a slot, which others could use while this one waits.
+        alone = contextlib.nullcontext() if code_cache is None else code_cache.locks.held(wasm)
+        async with alone:
+            return await self._in_compiler(work, turn)
 
     async def _in_compiler(self, work: Callable[[int], Artifact], turn: Turn | None) -> Artifact:
         # The thread may be abandoned, and the engine closed, while it compiles: it works on a
