@@ -147,9 +147,9 @@ class CodeCache:
         if (problem := problem_of(self._root)) is not None:
             raise PermissionError(f"cache_dir {problem} now")
         with self._lock:
-            _remove_strangers(self._code, CODE_DEPTH)
-            _remove_strangers(self._digests, 0)
-            _remove_strangers(self.locks.folder, 0)
+            _remove_strangers(self._code, CODE_DEPTH, large=True)
+            _remove_strangers(self._digests, 0, large=False)
+            _remove_strangers(self.locks.folder, 0, large=False)
         for _ in range(CHECKS):
             with self._lock:
                 bad = self._unrecorded()
@@ -260,19 +260,22 @@ def _note(file: Path, noted: bytes | None = None) -> bytes:
     return b"%d %s" % (size, digest.hexdigest().encode())
 
 
-def _remove_strangers(folder: Path, depth: int) -> None:
-    """Remove what is neither a regular file of ours, nor a folder down to that depth."""
+def _remove_strangers(folder: Path, depth: int, *, large: bool) -> None:
+    """Remove what is neither a regular file of ours, nor a folder down to that depth.
+
+    Only files of code may be `large`. They are at that depth, and have no suffix.
+    """
     with os.scandir(folder) as entries:
         for entry in entries:
             with contextlib.suppress(FileNotFoundError):
                 found = entry.stat(follow_symlinks=False)
                 if stat.S_ISDIR(found.st_mode):
                     if depth and found.st_uid == os.geteuid():
-                        _remove_strangers(folder / entry.name, depth - 1)
+                        _remove_strangers(folder / entry.name, depth - 1, large=large)
                     else:
                         shutil.rmtree(folder / entry.name)
                 elif not is_ours(found) or (
-                    # Files of code, which have a digest, are the only ones that may be large.
-                    found.st_size > MAX_OTHER_SIZE and (depth or entry.name.endswith(".stats"))
+                    found.st_size > MAX_OTHER_SIZE
+                    and (depth or not large or entry.name.endswith(".stats"))
                 ):
                     (folder / entry.name).unlink()
