@@ -33,7 +33,8 @@ The names, in reading order; `help()` of each is its reference:
   and the protocol `Abi` for your own, with `Binding`, `Exports`, `FuncType`, `Guest`, `Memory`,
   `Invoke` and `Convert`.
 
-Modules beside it: `trio_wasmcache.testing` for tests of an application,
+Modules beside it: `trio_wasmcache.blocking` for threads without an event loop,
+`trio_wasmcache.aio` for asyncio, `trio_wasmcache.testing` for tests of an application,
 `trio_wasmcache.prometheus` for metrics, and ``python -m trio_wasmcache`` for the log.
 """
 # Imports point down: `_cache` > `_pool`, `_batch` > `_runtime` > `_engine`, `_abi`, `_log` >
@@ -141,7 +142,7 @@ _HOMES = {
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 _FORMER = {"Crossing": "._abi.base"}
 # Listed by `dir` once they are imported.
-_MODULES = ("prometheus", "report", "testing")
+_MODULES = ("aio", "blocking", "prometheus", "report", "testing")
 
 if not TYPE_CHECKING:  # with it, checkers would take any name for one of the package's
 

@@ -46,7 +46,10 @@ _CORE = os.path.join(_FOLDER, "_core", "")  # noqa: PTH118
 # Files that use a cache as any program does, or that only wrap public methods.
 _OUTSIDE = tuple(
     _FOLDER + name
-    for name in ("_demo.py", "_ki.py", "__main__.py", "testing.py", "prometheus.py", "report")
+    for name in (
+        *("_demo.py", "_ki.py", "__main__.py", "testing.py", "prometheus.py", "report"),
+        *("_portal.py", "aio.py", "blocking.py"),
+    )
 )
 
 

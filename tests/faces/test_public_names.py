@@ -16,7 +16,7 @@ import attrs
 import pytest
 
 import trio_wasmcache
-from trio_wasmcache import prometheus, testing
+from trio_wasmcache import aio, blocking, prometheus, testing
 
 
 def declared() -> set[str]:
@@ -82,7 +82,9 @@ def test_what_is_for_tests_has_its_public_name(name: str) -> None:
         assert not [field.name for field in attrs.fields(thing) if isinstance(field.type, str)]
 
 
-@pytest.mark.parametrize("module", [testing, prometheus], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [testing, prometheus, blocking, aio], ids=lambda module: module.__name__
+)
 def test_all_has_the_public_names_of_a_module(module: ModuleType) -> None:
     """Those that it defines, and those that it imports for others, as checkers see it."""
     names = set()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import enum
 import functools
 import operator
+import threading
 from collections.abc import Callable, Sequence
 from sys import _getframe
 from threading import get_ident
@@ -956,9 +957,102 @@ def current_lease() -> Lease:
         RuntimeError: no host function is running in this context.
     """
     lease = context_of_call.get(None)
-    if not isinstance(lease, Lease):
+    if not isinstance(lease, (Lease, SuspendedLease)):
         raise RuntimeError("current_lease() has a meaning only inside a host function")
-    return lease
+    return lease  # type: ignore[return-value] # of the second, it is documented in `aio`
+
+
+@final
+class SuspendedLease:
+    """What `current_lease` returns in a coroutine on another event loop: a lease's memory only.
+
+    The guest is suspended until the coroutine has ended. That may be noticed late, or be given up,
+    so each use checks it, under a lock, as the instance may be closed afterwards.
+
+    Args:
+        name: name of the function, for messages.
+        memory: memory of the guest, if it has one.
+        thread: identifier of the thread in which the coroutine runs.
+    """
+
+    def __init__(self, name: str, memory: GuestMemory | None, thread: int) -> None:
+        self._name = name
+        self._lent = _LentMemory(name, memory, thread)
+
+    @property
+    def memory(self) -> LeaseMemory:
+        """Memory of the guest, to be used until the host function ends."""
+        return LeaseMemory(self._lent.check, self._name)
+
+    def end(self) -> None:
+        """Refuse further use, as the host function has ended."""
+        self._lent.end()
+
+    def __reduce__(self) -> NoReturn:
+        refuse_copy(self, "copy what you read of its memory")
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            raise AttributeError(
+                f"current_lease() has no {name!r} in a coroutine host function under asyncio, but "
+                "only its memory: the lease belongs to the cache's own thread"
+            )
+
+
+@final
+class _LentMemory:
+    """A `GuestMemory` for the thread of a `SuspendedLease`."""
+
+    def __init__(self, name: str, memory: GuestMemory | None, thread: int) -> None:
+        self._name = name
+        self._memory = memory
+        self._thread = thread
+        self._ended = False
+        self._lock = threading.Lock()
+
+    def check(self) -> GuestMemory:
+        """Check that it may be used here and now; return itself."""
+        if get_ident() != self._thread:
+            raise RuntimeError(
+                "memory must be used in the thread of the event loop on which the host function "
+                "runs, but this is another thread"
+            )
+        with self._lock:
+            self._now()
+        return self
+
+    def end(self) -> None:
+        """Refuse further use."""
+        with self._lock:
+            self._ended, self._memory = True, None
+
+    @property
+    def size(self) -> int:
+        with self._lock:
+            return self._now().size
+
+    def read(self, at: int, n: int) -> bytes:
+        with self._lock:
+            return self._now().read(at, n)
+
+    def write(self, at: int, data: bytes | bytearray | memoryview) -> None:
+        with self._lock:
+            self._now().write(at, data)
+
+    def grow(self, pages: int) -> int:
+        with self._lock:
+            return self._now().grow(pages)
+
+    def _now(self) -> GuestMemory:
+        if self._ended:
+            raise trio.ClosedResourceError(
+                f"the host function that {shown(self._name)} called has ended, or was given up: "
+                "the memory of the guest can't be used any more"
+            )
+        if self._memory is None:
+            raise LookupError(f"the module of {shown(self._name)} exports no memory")
+        return self._memory
 
 
 @public

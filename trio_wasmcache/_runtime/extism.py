@@ -192,7 +192,7 @@ class BlockHost:
         return self._results(call, result)
 
     async def _rest(self, call: HostCall, result: Awaitable[object]) -> Results:
-        return self._results(call, await await_unprotected(result))
+        return self._results(call, await await_unprotected(result, call))
 
     def _arguments(self, call: HostCall) -> tuple[object, ...]:
         taken: list[Any] = []

@@ -193,7 +193,7 @@ class HostFunction:
             lifted = self._abi.lift(values[0] if len(values) == 1 else values)
             values = (lifted,) if len(values) == 1 else lifted
         result = self.call(values)
-        return self._rest(result) if inspect.isawaitable(result) else self._checked(result)
+        return self._rest(result, call) if inspect.isawaitable(result) else self._checked(result)
 
     def call(self, values: tuple[object, ...]) -> object:
         """Call `fn`; return its result, or an awaitable. The cache calls this.
@@ -212,8 +212,8 @@ class HostFunction:
                 "return a value, or raise another exception"
             ) from error
 
-    async def _rest(self, result: Awaitable[object]) -> tuple[object, ...]:
-        return self._checked(await await_unprotected(result))
+    async def _rest(self, result: Awaitable[object], call: HostCall) -> tuple[object, ...]:
+        return self._checked(await await_unprotected(result, call))
 
     def _checked(self, result: object) -> tuple[object, ...]:
         return self._abi.checked(self.given(result))
