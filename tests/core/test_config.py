@@ -24,6 +24,8 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "max_running_size": None,
         "max_address_space": None,
         "idle_timeout": 5.0,
+        "min_idle_timeout": 1.0,
+        "max_idle_timeout": 600.0,
         "memory_limit": 32 * MiB,
         "table_limit": 10_000,
         "max_result_size": 256 * MiB,
@@ -85,6 +87,21 @@ def test_all_bad_fields_are_reported_at_once() -> None:
     )
 
 
+def test_the_longest_idle_timeout_is_no_shorter_than_the_shortest() -> None:
+    """Whether they are in use or not; they may be equal."""
+    with pytest.raises(ValueError, match="bad cache configuration") as caught:
+        CacheConfig(idle_timeout="adaptive", min_idle_timeout=2.0, max_idle_timeout=1.5)
+    assert str(caught.value).endswith("min_idle_timeout, 2.0, exceeds max_idle_timeout, 1.5")
+    CacheConfig(min_idle_timeout=2.0, max_idle_timeout=2.0)
+
+
+def test_an_idle_timeout_in_words_is_adaptive() -> None:
+    """Anything else is no timeout, and the message says what is one."""
+    with pytest.raises(ValueError, match="bad cache configuration") as caught:
+        CacheConfig(idle_timeout="auto")  # type: ignore[arg-type]
+    assert "idle_timeout must be seconds or \"adaptive\", got 'auto'" in str(caught.value)
+
+
 def test_with_a_wrong_type_among_them_it_is_a_type_error() -> None:
     """Wrong types come first, and the wrong values are told all the same."""
     with pytest.raises(TypeError) as caught:
@@ -109,6 +126,12 @@ BAD: list[tuple[str, Any]] = [
     *((name, 1.5) for name in WHOLE),
     *((name, None) for name in (*WHOLE, "idle_timeout", "log_flush_timeout", "log_uses")),
     *((name, "5") for name in ("idle_timeout", "log_flush_timeout", "offload_after")),
+    *(("idle_timeout", value) for value in ("", "Adaptive", "inf", b"adaptive")),
+    *(
+        (f"{which}_idle_timeout", value)
+        for which in ("min", "max")
+        for value in (0, -1.0, math.inf, math.nan, None, True, "adaptive", "5")
+    ),
     *((name, 0) for name in ("max_instances", "max_code_size", "total_fuel", "yield_fuel")),
     *((name, math.nan) for name in ("idle_timeout", "log_flush_timeout", "main_capacity")),
     *((name, True) for name in ("idle_timeout", "offload_after", "main_capacity", "main_shares")),
@@ -154,7 +177,9 @@ def test_a_bad_field_is_refused_by_name(name: str, value: Any) -> None:
         *(("max_instances", value) for value in (1, 16384)),
         *(("stack_size", value) for value in (64 * KiB, 1024 * MiB)),
         *(("total_fuel", value) for value in (1, 2**63 - 1)),
-        *(("idle_timeout", value) for value in (1, 0.001, math.inf)),
+        *(("idle_timeout", value) for value in (1, 0.001, math.inf, "adaptive")),
+        *(("min_idle_timeout", value) for value in (1, 0.001, 600)),
+        *(("max_idle_timeout", value) for value in (1, 1.5, 1e9)),
         *(("log_flush_timeout", value) for value in (0, 0.0, 3)),
         *(("offload_after", value) for value in (None, 0, 7)),
         *(("main_capacity", value) for value in (1, 8, math.inf)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -65,6 +66,9 @@ async def test_opened_resized_closed(fake: FakeKit, log: ListLogger) -> None:
         "max_running_size_bytes": None,
         "max_result_size_bytes": 256 * 2**20,
         "idle_timeout_seconds": 7.0,
+        "idle_timeout_policy": "fixed",
+        "min_idle_timeout_seconds": 1.0,
+        "max_idle_timeout_seconds": 600.0,
         "max_address_space_bytes": None,
     }
     assert told(log, "opened") == [
@@ -343,3 +347,19 @@ async def test_the_inline_writer_goes_to_structlog_too() -> None:
             "wasmcache.opened",
             "wasmcache.group_opened",
         ]
+
+
+async def test_an_adaptive_idle_timeout_is_no_number(fake: FakeKit, log: ListLogger) -> None:
+    """Of both events with limits; a number follows when there is one again, and null is never."""
+    async with fake.open(CacheConfig(idle_timeout="adaptive"), logger=log) as cache:
+        cache.resize(max_idle_timeout=60.0)
+        for timeout in (9.0, math.inf):
+            cache.resize(idle_timeout=timeout)
+    events = [*log.fields("opened"), *log.fields("resized")]
+    names = "idle_timeout_seconds", "idle_timeout_policy", "max_idle_timeout_seconds"
+    assert [tuple(event[name] for name in names) for event in events] == [
+        (None, "adaptive", 600.0),
+        (None, "adaptive", 60.0),
+        (9.0, "fixed", 60.0),
+        (None, "fixed", 60.0),
+    ]

@@ -282,3 +282,85 @@ async def test_a_hit_reads_the_clock_that_trio_reads(fake: FakeKit) -> None:
 
     await trio.to_thread.run_sync(lambda: trio.run(on_another_clock, clock=MockClock()))
     assert times == [(0.0, 0.0)]
+
+
+async def until(clock: trio.testing.MockClock, seconds: float) -> None:
+    """Let the clock show `seconds`, and everything on the way that a deadline is for."""
+    while (due := trio.current_time() + next_deadline()) < seconds:
+        await at(clock, due)
+    await at(clock, seconds)
+
+
+ADAPTIVE = CacheConfig(idle_timeout="adaptive", min_idle_timeout=1.0, max_idle_timeout=60.0)
+
+
+async def test_an_adaptive_timeout_ends_on_time(
+    fake: FakeKit, clock: trio.testing.MockClock, log: ListLogger
+) -> None:
+    """For each function at its own, in whatever order they were used; then nothing wakes."""
+    async with fake.open(ADAPTIVE, logger=log) as cache:
+        often, seldom = [await add(cache, name, fake.adding(1)) for name in ("often", "seldom")]
+        for second in (0.0, 2.0, 4.0, 6.0):
+            await until(clock, second)
+            await often.call(1)
+        for second in (7.0, 27.0):
+            await until(clock, second)
+            await seldom.call(1)
+        (first,) = log.fields("evicted")
+        assert first["function"] == "often"
+        assert 8.0 < first["at_seconds"] < 10.0
+        await until(clock, 28.0)
+        check_invariants(cache)
+        while cache.stats().idle_instances:
+            await at(clock, trio.current_time() + next_deadline())
+        assert next_deadline() == math.inf
+        *_, last = log.fields("evicted")
+        assert (last["function"], last["reason"]) == ("seldom", "idle")
+        assert 47.0 < last["at_seconds"] < 60.0
+        assert last["at_seconds"] - 27.0 == last["idle_seconds"]
+        check_invariants(cache)
+
+
+async def test_a_new_idle_instance_is_looked_at_before_those_that_are_due_later(
+    fake: FakeKit, clock: trio.testing.MockClock
+) -> None:
+    """The deadline comes forward when all others have been idle for long; a hit does not know."""
+    async with fake.open(ADAPTIVE) as cache:
+        f, g = [await add(cache, name, fake.adding(1), concurrency=2) for name in "fg"]
+        await g.call(1)
+        async with g.acquire():  # so that another one of it is idle from the same time on
+            await g.call(1)
+        await at(clock, 1.0)
+        assert next_deadline() == 59.0
+        await f.call(1)
+        assert next_deadline() == 1.0
+        await at(clock, 1.5)
+        for _ in range(3):
+            await f.call(1)
+        assert next_deadline() == 0.5
+        await at(clock, 2.0)
+        assert next_deadline() == 0.5
+        await at(clock, 2.5)
+        assert next_deadline() == 57.5
+        check_invariants(cache)
+
+
+async def test_idle_timeouts_are_switched_by_resize(
+    fake: FakeKit, clock: trio.testing.MockClock
+) -> None:
+    """The deadline follows at once, there and back."""
+    async with fake.open(CacheConfig(idle_timeout=5.0)) as cache:
+        f = await add(cache, "f", fake.adding(1))
+        await f.call(1)
+        await at(clock, 2.0)
+        cache.resize(idle_timeout="adaptive")
+        assert next_deadline() == 598.0
+        cache.resize(max_idle_timeout=100.0)
+        assert next_deadline() == 98.0
+        assert cache.stats().idle_instances == 1
+        cache.resize(idle_timeout=10.0)
+        assert next_deadline() == 8.0
+        await f.call(1)
+        assert cache.stats().hits == 1
+        assert next_deadline() == 8.0
+        check_invariants(cache)

@@ -480,7 +480,14 @@ def draw_limits(random: Random) -> tuple[tuple[str, Any], ...]:
     # No draw of its own, so that the plans of a seed stay what they were.
     limits = dict(numbers)
     which = limits["max_instances"] + limits["max_code_size"] // PAGE
-    return ("policy", POLICIES[which % len(POLICIES)]), *numbers
+    if which % 3 == 0:
+        limits["idle_timeout"] = "adaptive"
+    return (
+        ("policy", POLICIES[which % len(POLICIES)]),
+        *limits.items(),
+        ("min_idle_timeout", 0.2),
+        ("max_idle_timeout", 2.0),
+    )
 
 
 def _draw_numbers(random: Random) -> tuple[tuple[str, Any], ...]:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias, TypedDict
 
-from .._core.config import PolicyName
+from .._core.config import IdleTimeout, PolicyName
 from .._core.wasm.isolation import Isolation
 from .._pool.registration import Missing
 from .._runtime.host import Importable
@@ -55,7 +55,9 @@ class Limits(TypedDict, total=False):
     max_code_size: int
     max_running_size: int | None
     max_address_space: int | None
-    idle_timeout: float
+    idle_timeout: IdleTimeout
+    min_idle_timeout: float
+    max_idle_timeout: float
     memory_limit: int
     table_limit: int
     max_result_size: int

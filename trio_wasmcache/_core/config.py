@@ -7,7 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable
-from typing import Literal, TypeAlias, get_args
+from typing import Final, Literal, TypeAlias, get_args
 
 from attrs import field, fields, frozen
 
@@ -16,6 +16,9 @@ from .text import shown
 
 PolicyName: TypeAlias = Literal["lru", "sieve", "gdsf", "cost"]
 """Name of an eviction policy; see `CacheConfig.policy`."""
+ADAPTIVE: Final = "adaptive"
+IdleTimeout: TypeAlias = float | Literal["adaptive"]
+"""Seconds, or that they are learned; see `CacheConfig.idle_timeout`."""
 
 KiB = 1024
 MiB = 1024 * KiB
@@ -53,6 +56,21 @@ def _seconds(*, zero: bool, infinite: bool) -> dict[str, object]:
         return None
 
     return {"check": check}
+
+
+def _timeout() -> dict[str, object]:
+    seconds: Callable[[object], str | None] = _seconds(zero=False, infinite=True)["check"]  # type: ignore[assignment]
+
+    def check(value: object) -> str | None:
+        if isinstance(value, str):
+            return (
+                None
+                if value == ADAPTIVE
+                else f'must be seconds or "{ADAPTIVE}", got {shown(value)}'
+            )
+        return seconds(value)
+
+    return {"check": check, "type": (int, float, str)}
 
 
 _BYTES: Callable[[object], str | None] = _whole(0)["check"]  # type: ignore[assignment]
@@ -227,8 +245,17 @@ class CacheConfig:
     """Bytes of addresses that instances and loaded code reserve together, at most: about 4 GiB for
     each memory of an instance, however little of it is used. None: three quarters of the system's
     limit (the smaller of `RLIMIT_AS` and 2^47 bytes)."""
-    idle_timeout: float = field(default=5.0, metadata=_seconds(zero=False, infinite=True))
-    """Seconds after which an unused instance is evicted; above 0. `math.inf`: never."""
+    idle_timeout: IdleTimeout = field(default=5.0, metadata=_timeout())
+    """Seconds after which an unused instance is evicted; above 0. `math.inf`: never.
+    ``"adaptive"``: for each function as long as its own times between uses make worthwhile, from
+    `min_idle_timeout` to `max_idle_timeout`."""
+    min_idle_timeout: float = field(default=1.0, metadata=_seconds(zero=False, infinite=False))
+    """Seconds for which an unused instance is kept at least, with ``idle_timeout="adaptive"``;
+    above 0."""
+    max_idle_timeout: float = field(default=600.0, metadata=_seconds(zero=False, infinite=False))
+    """Seconds for which an unused instance is kept at most, with ``idle_timeout="adaptive"``; above
+    0. It is also what one load is worth: idle time is spent where each load that it avoids takes
+    fewer seconds than that. An instance of a function that is not known yet is kept for as long."""
     memory_limit: int = field(default=32 * MiB, metadata=_whole(0))
     """Bytes of all linear memories of one instance together, at most; from 0.
 
@@ -309,6 +336,11 @@ class CacheConfig:
 
     def _contradictions(self) -> list[str]:
         problems = []
+        if self.min_idle_timeout > self.max_idle_timeout:
+            problems.append(
+                f"min_idle_timeout, {self.min_idle_timeout}, exceeds max_idle_timeout, "
+                f"{self.max_idle_timeout}"
+            )
         for limit in ("max_size", "main_max_size"):
             value = getattr(self, limit)
             if value is not None and self.main_reserved_size > value:
@@ -316,6 +348,11 @@ class CacheConfig:
                     f"main_reserved_size, {self.main_reserved_size}, exceeds {limit}, {value}"
                 )
         return problems
+
+    @property
+    def timeouts(self) -> tuple[IdleTimeout, float, float]:
+        """All that decides for how long instances are kept idle (seconds, or "adaptive")."""
+        return self.idle_timeout, self.min_idle_timeout, self.max_idle_timeout
 
     @property
     def main_group(self) -> GroupLimits:

@@ -90,7 +90,14 @@ class OfLimits(Event):
     max_result_size_bytes: int | None = None
     """Limit of the result of one call or batch (bytes); None: the log is older than the limit."""
     idle_timeout_seconds: float | None = field(converter=_finite)
-    """Seconds after which an unused instance is evicted; None: never."""
+    """Seconds after which an unused instance is evicted; None: never, or "adaptive"."""
+    idle_timeout_policy: str | None = None
+    """"fixed", or "adaptive": each function has a timeout of its own; None: a log from before this
+    field existed, of a cache with a fixed one."""
+    min_idle_timeout_seconds: float | None = None
+    """Shortest adaptive timeout (seconds); None: the log is older than the limit."""
+    max_idle_timeout_seconds: float | None = None
+    """Longest adaptive timeout (seconds); None: the log is older than the limit."""
     max_address_space_bytes: int | None = None
     """Limit of the addresses that instances and code reserve (bytes); None: no limit."""
 

@@ -1,7 +1,9 @@
 """The background task that evicts idle instances on time, and closes evicted ones in pieces.
 
 With nothing idle it sleeps without a deadline. A recycle into an empty cache sets one
-(`Evictor.expect_expiry`); after that the task sets it itself, so a hit costs nothing here.
+(`Evictor.expect_expiry`); after that the task sets it itself, so a hit costs nothing here. With
+`idle_timeout="adaptive"`, so does a recycle while all idle instances have aged (see `keep_alive`):
+it may be the next for which there is something to do.
 """
 
 from __future__ import annotations
@@ -31,12 +33,14 @@ class Evictor:
         # The task sleeps in this scope, whose deadline is when the next instance is due.
         self._sleep = trio.CancelScope()
         self._to_close: deque[Closable] = deque()  # instances whose memory nothing waits for
+        self._is_set = False  # whether the scope has a deadline
         self.expects_expiry: bool = False
-        """Whether a deadline is set. While one is set, `expect_expiry` would change nothing."""
+        """Whether a deadline is set that is early enough for whatever becomes idle from now on.
+        While it is, `expect_expiry` would change nothing."""
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> NoReturn:
-        """Evict instances as soon as they have been idle for `idle_timeout`. It never returns.
+        """Evict instances as soon as they have been idle for their timeout. It never returns.
 
         If many instances are due at the same time, other tasks run in between: the deadline of the
         rest has passed already, so the next sleep ends at once.
@@ -89,14 +93,15 @@ class Evictor:
     def expect_expiry(self) -> None:
         """Wake when the next idle instance is due. It must be called when an instance becomes idle.
 
-        If a deadline is set already, it is not later, and the task sets the next one then.
+        If one is set that is early enough, the task sets the next one then.
         """
         if not self.expects_expiry:
             self.sleep_until(self._policy.next_expiry())
 
     def sleep_until(self, due: float | None) -> None:
         """Sleep until time `due` (seconds, the clock of Trio's run), or with None for ever."""
-        if due is None and not self.expects_expiry:
+        if due is None and not self._is_set:
             return  # it does already; setting Trio's deadline costs more than a call
-        self.expects_expiry = due is not None
+        self.expects_expiry = due is not None and self._policy.expects_expiry
+        self._is_set = due is not None
         self._sleep.deadline = math.inf if due is None else due

@@ -20,7 +20,7 @@ import trio
 from attrs import define
 from trio.lowlevel import Task
 
-from .._core.config import CacheConfig, GroupLimits, SystemLimits
+from .._core.config import ADAPTIVE, CacheConfig, GroupLimits, SystemLimits
 from .._core.events import (
     Abandoned,
     Acquired,
@@ -441,6 +441,7 @@ def _function(record: FunctionRecord) -> Fields:
 
 def _limits(config: CacheConfig, system: SystemLimits) -> Fields:
     """Return the limits that `resize` can change and a replay needs."""
+    adaptive = config.idle_timeout == ADAPTIVE
     return {
         "policy": config.policy,
         "max_size_bytes": config.max_size,
@@ -449,6 +450,9 @@ def _limits(config: CacheConfig, system: SystemLimits) -> Fields:
         "max_code_size_bytes": config.max_code_size,
         "max_running_size_bytes": config.max_running_size,
         "max_result_size_bytes": config.max_result_size,
-        "idle_timeout_seconds": config.idle_timeout,
+        "idle_timeout_seconds": None if adaptive else config.idle_timeout,
+        "idle_timeout_policy": ADAPTIVE if adaptive else "fixed",
+        "min_idle_timeout_seconds": config.min_idle_timeout,
+        "max_idle_timeout_seconds": config.max_idle_timeout,
         "max_address_space_bytes": system.max_address_space(config),
     }

@@ -7,6 +7,7 @@ out by looking. Where the policy asks "who is affected?", the model looks at eve
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -79,6 +80,8 @@ class MInstance:
     """The floors of sizes and of counts when it became idle."""
     seen: int = 0
     """Its uses when SIEVE's hand last passed."""
+    due: float | None = None
+    """When it goes for time if nobody uses it, once that is known, with an adaptive timeout."""
 
     @property
     def module(self) -> str:
@@ -116,6 +119,46 @@ class Outcome:
 
 
 @dataclass(eq=False)
+class MIdleTimes:
+    """How long something was idle, by classes of 2 ** (1 / 4)."""
+
+    weights: dict[int, int] = field(default_factory=dict)
+    beyond: int = 0
+
+    def total(self) -> int:
+        return sum(self.weights.values()) + self.beyond
+
+    def add(self, seconds: float, most: float) -> None:
+        if self.total() + 4 > 240:
+            faded = {place: weight * 3 // 4 for place, weight in self.weights.items()}
+            self.weights = {place: weight for place, weight in faded.items() if weight}
+            self.beyond = self.beyond * 3 // 4
+        if seconds >= most:
+            self.beyond += 4
+        else:
+            places = [it for it in range(-40, 121) if 2 ** (it / 4) <= seconds]
+            place = max(places, default=-40)
+            self.weights[place] = self.weights.get(place, 0) + 4
+
+    def timeout(self, least: float, most: float) -> float:
+        """The one that pays best: `most` for each that would be a hit, less the time spent."""
+        found, best = least, 0.0
+        for last in sorted(self.weights):
+            if 2 ** (last / 4) >= most:
+                continue
+            timeout = min(2 ** ((last + 2) / 4), most)
+            worth, missed = 0.0, self.total()
+            for place in sorted(self.weights):
+                if place <= last:
+                    middle = (2 ** (place / 4) + 2 ** ((place + 1) / 4)) / 2
+                    worth += self.weights[place] * (most - min(middle, most))
+                    missed -= self.weights[place]
+            if worth - missed * timeout > best + 1e-9:
+                found, best = timeout, worth - missed * timeout
+        return max(found, least)
+
+
+@dataclass(eq=False)
 class Model:
     """The whole cache."""
 
@@ -127,7 +170,9 @@ class Model:
     max_instances: int
     max_code: int
     max_running: int | None
-    idle_timeout: float
+    idle_timeout: float | str
+    least_idle: float = 1.0
+    most_idle: float = 600.0
     policy: str = "lru"
     max_space: int | None = None
     max_mappings: int | None = None
@@ -155,6 +200,13 @@ class Model:
     module_hand: str | None = None
     module_seen: dict[str, int] = field(default_factory=dict)
     """{module: tick at which the hand last passed; -1: another one of it came since}."""
+    now: float = 0.0
+    times: dict[str, MIdleTimes] = field(default_factory=dict)
+    """{name of a function: its idle times}, under an adaptive timeout."""
+    first_times: MIdleTimes = field(default_factory=MIdleTimes)
+    """The first four of each."""
+    gone: list[tuple[str, MGroup, float]] = field(default_factory=list)
+    """Last uses of evicted ones that were not wanted since: the last one of each key."""
     hits: int = 0
     misses: int = 0
     blocks: int = 0
@@ -420,6 +472,70 @@ class Model:
             if it.state == "idle":
                 self.enter(it)
 
+    # -- how long who is kept
+
+    def times_of(self, key: Key) -> MIdleTimes:
+        return self.times.setdefault(name_of(key[0]), MIdleTimes())
+
+    def learn(self, name: str, seconds: float) -> None:
+        times = self.times.setdefault(name, MIdleTimes())
+        if times.total() < 16:
+            self.first_times.add(seconds, self.most_idle)
+        times.add(seconds, self.most_idle)
+
+    def give_up(self, now: float) -> None:
+        while self.gone and self.gone[0][2] + self.most_idle <= now:
+            name, group, _ = self.gone.pop(0)
+            if not group.closed:
+                self.learn(name, math.inf)
+
+    def age(self, now: float) -> None:
+        """Whoever has been idle for long enough learns when to go."""
+        for it in self.idle():
+            at = it.last_used + self.least_idle
+            if it.due is None and at <= now:
+                self.give_up(at)
+                times = self.times_of(it.key)
+                if not times.total():
+                    times = self.first_times
+                timeout = times.timeout(self.least_idle, self.most_idle)
+                if times is self.first_times and times.total() < 64:
+                    timeout = self.most_idle
+                it.due = it.last_used + timeout
+
+    def note_use(self, it: MInstance) -> None:
+        """It was idle, and is wanted for a lease."""
+        idle = self.now - it.last_used
+        if self.idle_timeout == "adaptive" and idle >= self.least_idle:
+            self.age(self.now)
+            self.give_up(self.now)
+            self.learn(name_of(it.key[0]), idle)
+
+    def note_start(self, key: Key) -> None:
+        """Nothing was idle, and a lease wants one."""
+        if self.idle_timeout != "adaptive":
+            return
+        self.age(self.now)
+        self.give_up(self.now)
+        for one in [it for it in self.gone if it[:2] == (name_of(key[0]), key[1])]:
+            self.gone.remove(one)
+            if self.now - one[2] >= self.least_idle:
+                self.learn(one[0], self.now - one[2])
+
+    def note_gone(self, it: MInstance) -> None:
+        function, group = it.key
+        if self.idle_timeout == "adaptive" and not (function.retired or group.closed):
+            self.age(self.now)
+            name = name_of(function)
+            self.gone = [one for one in self.gone if one[:2] != (name, group)]
+            self.gone.append((name, group, it.last_used))
+
+    def due(self, it: MInstance) -> float:
+        """When there is something to do for an idle one."""
+        if self.idle_timeout != "adaptive":
+            return it.last_used + float(self.idle_timeout)
+        return it.last_used + self.least_idle if it.due is None else it.due
+
     def may_run(self, size: int) -> bool:
         return self.max_running is None or size <= self.max_running
 
@@ -468,6 +584,8 @@ class Model:
             self.stopped[instance.module] = self.tick()
 
     def evict(self, instance: MInstance, reason: str, out: Outcome) -> None:
+        if instance.state == "idle":
+            self.note_gone(instance)
         self.leave(instance, out)
         out.evicted.append((instance.number, reason))
 
@@ -518,6 +636,10 @@ class Model:
         seat = bool(idle) and idle[-1].seat
         if not self.make_room(request.key[0], not idle, seat, out):
             return False
+        if idle and not request.warm:
+            self.note_use(idle[-1])
+        elif not request.warm:
+            self.note_start(request.key)
         if idle and idle[-1].seat:
             request.stage = "loading"
             request.instance = idle[-1]
@@ -771,6 +893,7 @@ class Model:
             changed = size != instance.size or instance.seat or not instance.known
             instance.size = size
             instance.last_used = now
+            instance.due = None
             instance.rested = self.tick()
             floors = [self.floors.get(kind, 0.0) for kind in ("size", "count", "code")]
             instance.floors = floors[0], floors[1]
@@ -791,11 +914,27 @@ class Model:
 
     def expire(self, now: float) -> Outcome:
         out = Outcome()
-        for it in self.idle():
-            if it.last_used + self.idle_timeout <= now:
+        if self.idle_timeout == "adaptive":
+            self.age(now)
+        for it in sorted(self.idle(), key=lambda it: (self.due(it), it.rested)):
+            if self.due(it) <= now:
                 self.evict(it, "idle", out)
         self.settle(out)
         return out
+
+    def change_timeout(self, timeout: float | str, least: float, most: float) -> None:
+        """What was learned is still true; when whom to keep how long is decided anew."""
+        if (timeout, least, most) == (self.idle_timeout, self.least_idle, self.most_idle):
+            return
+        if self.idle_timeout == "adaptive":
+            self.age(self.now)
+        self.idle_timeout, self.least_idle, self.most_idle = timeout, least, most
+        for it in self.instances:
+            it.due = None
+        if timeout == "adaptive":
+            self.age(self.now)
+        else:
+            self.gone.clear()
 
     def waiters(self, key: Key) -> list[MRequest]:
         """Those ahead first: a claim comes before a place in line."""
@@ -861,17 +1000,19 @@ class Model:
         max_instances: int,
         max_code: int,
         max_running: int | None,
-        idle_timeout: float,
+        idle_timeout: float | str,
+        least_idle: float,
+        most_idle: float,
         policy: str,
         max_space: int | None = None,
     ) -> Outcome:
         out = Outcome()
         self.change_policy(policy)
+        self.change_timeout(idle_timeout, least_idle, most_idle)
         self.max_space = max_space
         self.max_size, self.max_instance_size = max_size, max_instance_size
         self.max_instances, self.max_code = max_instances, max_code
         self.max_running = max_running
-        self.idle_timeout = idle_timeout
         for it in self.idle():
             if it.size > max_instance_size:
                 self.evict(it, "oversized", out)
@@ -881,6 +1022,11 @@ class Model:
         self.refuse(out)
         self.settle(out)
         return out
+
+
+def name_of(function: MFunction) -> str:
+    """Without the generation."""
+    return function.label.partition("/")[0]
 
 
 def walk(

@@ -15,7 +15,15 @@ from typing import Any, get_args
 
 import pytest
 from attrs import asdict
-from core.policy.policy_model import MFunction, MGroup, Model, MRequest, Outcome
+from core.policy.policy_model import (
+    MFunction,
+    MGroup,
+    MIdleTimes,
+    Model,
+    MRequest,
+    Outcome,
+    name_of,
+)
 from hypothesis import settings, strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -31,6 +39,7 @@ from trio_wasmcache._core.events import Evicted, Reason
 from trio_wasmcache._core.keys import FunctionKey
 from trio_wasmcache._core.metrics.counters import WAITS, add_up
 from trio_wasmcache._core.policy import greedy, sieve
+from trio_wasmcache._core.policy.idle_times import IdleTimes
 from trio_wasmcache._core.policy.instances import Step
 from trio_wasmcache._core.policy.lifecycle import IllegalStepError, State
 from trio_wasmcache._core.policy.policy import Policy
@@ -58,7 +67,9 @@ LIMITS = st.fixed_dictionaries(
         "max_code": st.integers(4, 12),
         "max_running": st.sampled_from([None, 4, 6, 10]),
         "max_space": st.sampled_from([None, None, 9, 12, 20]),
-        "idle_timeout": st.sampled_from([2.0, 5.0, 1000.0]),
+        "idle_timeout": st.sampled_from([2.0, 5.0, 1000.0, "adaptive", "adaptive"]),
+        "least_idle": st.sampled_from([0.5, 1.0, 2.0]),
+        "most_idle": st.sampled_from([2.0, 6.0, 30.0]),
         "policy": st.sampled_from(POLICIES),
     }
 )
@@ -85,6 +96,8 @@ def config_of(limits: Limits) -> CacheConfig:
         max_running_size=None if most is None else int(most),
         max_address_space=None if space is None else int(space) * UNIT,
         idle_timeout=limits["idle_timeout"],
+        min_idle_timeout=limits["least_idle"],
+        max_idle_timeout=limits["most_idle"],
         policy=limits["policy"],
         stack_size=UNIT,
     )
@@ -110,11 +123,25 @@ def snapshot(policy: Policy) -> list[object]:
         *(ledger.running_size, ledger.address_space, ledger.mappings),
         {(id(entry.group), entry.group.idle_size) for entry in instances.entries},
         *([*instances.lru], dict(instances.evictions), entries),
-        [(it.seat, it.address_space, it.mappings) for it in instances.lru],
+        [(it.seat, it.address_space, it.mappings, it.ready) for it in instances.lru],
+        dict(instances.keep_alive.due),
+        *(weights(instances.keep_alive.everyone), dict(instances.keep_alive.gone)),
+        {(id(f), weights(it)) for f, it in instances.keep_alive.times.items()},
         {(module.digest, module.users, module.running, *module.idle) for module in modules},
         {(id(f), f.retired, f.warned_oversized, *map(id, f.entries.values())) for f in functions},
         {(id(r), r.stage, r.error) for entry in instances.entries for r in entry.claims},
     ]
+
+
+def weights(times: IdleTimes) -> tuple[tuple[int, int], ...]:
+    """(class, weight) of those that have any; that of times beyond the longest timeout is last."""
+    found = [(place, weight) for place, weight in enumerate(times.weights, times.first) if weight]
+    assert times.total == times.beyond + sum(times.weights)
+    return (*found, (999, times.beyond))
+
+
+def model_weights(times: MIdleTimes) -> tuple[tuple[int, int], ...]:
+    return (*sorted(times.weights.items()), (999, times.beyond))
 
 
 class PolicyMachine(RuleBasedStateMachine):
@@ -142,7 +169,13 @@ class PolicyMachine(RuleBasedStateMachine):
         self, limits: Limits, codes: list[int], concurrency: int, mappings: int | None
     ) -> None:
         self.policy = Policy(config_of(limits), SystemLimits(mappings=mappings))
-        self.model = Model(stack=1, unit=UNIT, max_mappings=mappings, **limits)  # type: ignore[arg-type]
+        self.model = Model(
+            stack=1,
+            unit=UNIT,
+            max_mappings=mappings,
+            now=self.now,
+            **limits,  # type: ignore[arg-type]
+        )
         self.modules = [Module(f"m{number}", code * UNIT, 1) for number, code in enumerate(codes)]
         for _ in range(2):
             self.open_group()
@@ -185,6 +218,7 @@ class PolicyMachine(RuleBasedStateMachine):
         ours = MRequest(key, owners[owner % len(owners)], warm, self.turns)
         theirs = None
         idle = self.model.idle_of(key)
+        aged = bool(idle) and idle[-1].due is not None
 
         def act() -> Step | None:
             nonlocal theirs
@@ -200,7 +234,8 @@ class PolicyMachine(RuleBasedStateMachine):
             theirs = self.policy.request(*where, ours.owner, warm)
             self.requests[ours] = theirs
             step = self.policy.acquire(theirs, self.now)
-            assert not (short and theirs.hit and step is None), "a plain hit was refused"
+            plain = theirs.hit and step is None and not aged
+            assert not (short and plain), "a plain hit was refused"
             return step
 
         self.compare(act, lambda: self.model.acquire(ours))
@@ -290,10 +325,13 @@ class PolicyMachine(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0.0, 0.5, 1.0, 2.0, 5.0]))
     def advance(self, seconds: float) -> None:
-        self.now += seconds
+        self.now = self.model.now = self.now + seconds
         due = self.policy.next_expiry()
         idle = self.model.idle()
-        assert due == (idle[0].last_used + self.model.idle_timeout if idle else None)
+        assert due == min(map(self.model.due, idle), default=None)
+        adaptive = self.model.idle_timeout == "adaptive"
+        young = [it for it in idle if it.due is None]
+        assert self.policy.expects_expiry == bool(young if adaptive else idle)
         self.compare(lambda: self.policy.expire(self.now), lambda: self.model.expire(self.now))
         later = self.policy.next_expiry()
         assert later is None or later > self.now
@@ -572,6 +610,24 @@ class PolicyMachine(RuleBasedStateMachine):
             assert len(module.instances) == len(of_it)
 
     @invariant()
+    def times_are_what_was_learned(self) -> None:
+        model, instances = self.model, self.policy.instances
+        for ours, theirs in self.functions.items():
+            if not ours.retired:
+                learned = model.times.get(name_of(ours), MIdleTimes())
+                times = instances.keep_alive.times.get(theirs, IdleTimes())
+                assert weights(times) == model_weights(learned)
+            else:
+                assert theirs not in instances.keep_alive.times
+        assert weights(instances.keep_alive.everyone) == model_weights(model.first_times)
+        last_used = [one[2] for one in model.gone]
+        assert [*instances.keep_alive.gone.values()] == last_used
+        due = instances.keep_alive.due
+        assert [due.get(it) for it in instances.lru] == [it.due for it in model.idle()]
+        ready = [(None if it in due else True) for it in instances.lru if not it.seat]
+        assert [it.ready for it in instances.lru if not it.seat] == ready
+
+    @invariant()
     def entries_are_what_is_there(self) -> None:
         model = self.model
         seen: list[Entry] = []
@@ -646,7 +702,9 @@ def draw_limits(random: Random, wide: bool = False, policy: str | None = None) -
         "max_instances": random.randint(6, 14) if wide else random.randint(2, 9),
         "max_code": random.randint(9, 20) if wide else random.randint(4, 12),
         "max_running": random.choice([None, None, 8, 12, 20] if wide else [None, 3, 4, 6, 10]),
-        "idle_timeout": random.choice([2.0, 20.0, 1000.0]),
+        "idle_timeout": random.choice([2.0, 20.0, 1000.0, "adaptive", "adaptive"]),
+        "least_idle": random.choice([0.5, 1.0, 2.0]),
+        "most_idle": random.choice([2.0, 6.0, 30.0]),
         "max_space": random.choice([None, None, 14, 20, 30] if wide else [None, 9, 12, 18]),
         "policy": random.choice(POLICIES) if policy is None else policy,
     }
@@ -687,7 +745,7 @@ def test_the_policy_agrees_with_the_model_on_a_long_walk(
         lambda: machine.at("granted") and machine.recycle_corrupted(pick(), 9): 3,
         lambda: machine.at("granted") and machine.recycle_grown(pick(), 9, 1 + pick() % 4): 3,
         lambda: machine.relieve(pick() % 6, 1 + pick() % 6): 1,
-        lambda: machine.advance(random.choice([0.1, 0.1, 1.0])): 6,
+        lambda: machine.advance(random.choice([0.1, 0.1, 1.0, 1.7])): 6,
         lambda: machine.live_functions()[4:] or machine.register(pick(), 1 + pick() % 3): 6,
         lambda: machine.live_functions()[1:] and machine.remove(pick()): 1,
         lambda: machine.live_functions() and machine.replace(pick(), pick(), 1 + pick() % 3): 3,
@@ -700,6 +758,7 @@ def test_the_policy_agrees_with_the_model_on_a_long_walk(
     for act in random.choices([*weights], [*weights.values()], k=WALK):
         act()
         machine.sums_are_what_is_there()
+        machine.times_are_what_was_learned()
         machine.entries_are_what_is_there()
         machine.nobody_waits_in_vain()
         machine.leases_are_hits_and_misses()

@@ -11,12 +11,13 @@ from typing import Any
 
 from attrs import Factory, define
 
-from ..config import CacheConfig, PolicyName, SystemLimits
+from ..config import ADAPTIVE, CacheConfig, PolicyName, SystemLimits
 from ..errors import CodeMemoryError
 from ..events import Evicted, Reason
 from ..keys import FunctionKey
 from ..metrics.counters import Snapshot, UseBook
 from .choice import make_order
+from .keep_alive import KeepAlive
 from .ledger import Ledger
 from .lifecycle import ACQUIRE, IDLE, TRANSITIONS, Action, IllegalStepError, step
 from .lru import LRU
@@ -69,6 +70,8 @@ class Instances:
     )
     lru: LRU[Instance] = Factory(lambda: LRU[Instance]())
     """Idle instances in order of last use, kept under every policy for the idle timeout."""
+    keep_alive: KeepAlive = Factory(lambda self: KeepAlive(self.config, self.lru), takes_self=True)
+    """When idle instances are due, while `idle_timeout` is "adaptive"."""
     order: EvictionOrder = Factory(lambda self: self._order(self.config.policy), takes_self=True)
     """The order of evictions for size, count, code and addresses, by `CacheConfig.policy`."""
     reservations: Reservations = Factory(Reservations)
@@ -165,8 +168,10 @@ class Instances:
 
     # -- entering, and becoming idle
 
-    def start(self, entry: Entry, now: float) -> Instance:
-        """Add a new instance of `entry`, which begins to load."""
+    def start(self, entry: Entry, now: float, *, warm: bool = False) -> Instance:
+        """Add a new instance of `entry`, which begins to load; `warm`: ahead, for no lease."""
+        if self.keep_alive.learns and not warm:
+            self.keep_alive.started(entry, now)
         self._numbers += 1
         instance = Instance(self._numbers, entry, now)
         instance.state = step(instance.state, Action.LOAD)
@@ -176,20 +181,24 @@ class Instances:
         entry.live += 1
         return instance
 
-    def resume(self, entry: Entry) -> Instance:
-        """Let the most recently used idle instance of `entry` run again."""
+    def resume(self, entry: Entry, now: float, *, warm: bool = False) -> Instance:
+        """Let the most recently used idle instance of `entry` run again; `warm`: for no lease."""
         instance = entry.idle[-1]
         state = TRANSITIONS[instance.state][ACQUIRE]
+        if self.keep_alive.learns:
+            self.keep_alive.taken(instance, now, used=not warm)
         entry.idle.pop()
         self.lru.remove(instance)
         self.ledger.resume(instance)
         instance.state = state
         return instance
 
-    def take(self, entry: Entry) -> Instance:
+    def take(self, entry: Entry, now: float, *, warm: bool = False) -> Instance:
         """Let an instance begin to load on the most recently used idle one of `entry`, a seat."""
         instance = entry.idle[-1]
         state = step(instance.state, Action.TAKE)
+        if self.keep_alive.learns:
+            self.keep_alive.taken(instance, now, used=not warm)
         entry.idle.pop()
         self.lru.remove(instance)
         self.ledger.resume(instance)
@@ -254,6 +263,8 @@ class Instances:
         state = step(instance.state, Action.EVICT)
         entry = instance.entry
         before = self.ledger.total_size, self.ledger.used
+        if self.keep_alive.learns:
+            self.keep_alive.left(instance, now)
         self.lru.remove(instance)
         entry.idle.remove(instance)
         entry.live -= 1
@@ -345,17 +356,27 @@ class Instances:
         return self.order.victim_module(self.rests, lambda it: it is not needed)
 
     def expire(self, now: float, result: Step) -> None:
-        """Evict instances idle for `idle_timeout`, at most `MAX_EXPIRED` in one step."""
+        """Evict instances idle for their timeout, at most `MAX_EXPIRED` in one step."""
+        if self.keep_alive.learns:
+            self.keep_alive.age(now)
         for _ in range(MAX_EXPIRED):
-            oldest = self.lru.oldest()
-            if oldest is None or oldest.last_used + self.config.idle_timeout > now:
+            if (instance := self._overdue(now)) is None:
                 return
-            self.evict(oldest, Reason.IDLE, now, result)
+            self.evict(instance, Reason.IDLE, now, result)
+
+    def _overdue(self, now: float) -> Instance | None:
+        timeout = self.config.idle_timeout
+        if timeout == ADAPTIVE:
+            return self.keep_alive.overdue(now)
+        oldest = self.lru.oldest()
+        return None if oldest is None or oldest.last_used + timeout > now else oldest
 
     def resize(self, config: CacheConfig, now: float, result: Step) -> None:
         """Apply the limits of `config`, and evict idle instances that no longer fit."""
         if config.policy != self.config.policy:
             self._reorder(config.policy)
+        if config.timeouts != self.config.timeouts:
+            self.keep_alive.resize(config, now)
         self.config = config
         self.running_limit = _number(config.max_running_size)
         self.space_limit = self._space_limit()

@@ -37,7 +37,7 @@ from collections.abc import Hashable
 
 from attrs import Factory, define
 
-from ..config import CacheConfig, SystemLimits
+from ..config import ADAPTIVE, CacheConfig, SystemLimits
 from ..errors import CodeMemoryError, DeadlockError, UnknownFunctionError
 from ..events import Reason
 from ..keys import FunctionKey
@@ -452,7 +452,7 @@ class Policy:
     # -- time
 
     def expire(self, now: float) -> Step:
-        """Evict instances idle for `idle_timeout`; some may be left over, see `next_expiry`."""
+        """Evict instances idle for their timeout; some may be left over, see `next_expiry`."""
         result = Step()
         self.instances.expire(now, result)
         self._pump_room(now, result)
@@ -460,8 +460,17 @@ class Policy:
 
     def next_expiry(self) -> float | None:
         """Return when `expire` will next have something to do (the clock of `now`), or None."""
+        timeout = self.config.idle_timeout
+        if timeout == ADAPTIVE:
+            return self.instances.keep_alive.next_due()
         oldest = self.instances.lru.oldest()
-        return None if oldest is None else oldest.last_used + self.config.idle_timeout
+        return None if oldest is None else oldest.last_used + timeout
+
+    @property
+    def expects_expiry(self) -> bool:
+        """Whether an instance that becomes idle now can't be the next one for `expire`."""
+        keep_alive = self.instances.keep_alive
+        return keep_alive.has_young if keep_alive.learns else bool(self.instances.lru)
 
     # -- functions, groups, limits
 
@@ -476,6 +485,7 @@ class Policy:
         self.instances.fold()
         function.retired = True
         function.successor = successor
+        self.instances.keep_alive.retired(function, successor)
         if successor is None:
             self.instances.book.drop_function(function.key)
         result = Step()
@@ -597,14 +607,14 @@ class Policy:
         if hit and not seat:
             self._grant(request, now)
         else:
-            instances = self.instances
-            request.instance = instances.take(entry) if hit else instances.start(entry, now)
+            begin = self.instances.take if hit else self.instances.start
+            request.instance = begin(entry, now, warm=request.warm)
             request.stage = Stage.LOADING
             self.waits.held[request] = None
         return True
 
     def _grant(self, request: Request, now: float) -> None:
-        request.instance = self.instances.resume(request.entry)
+        request.instance = self.instances.resume(request.entry, now, warm=request.warm)
         request.stage = GRANTED
         request.hit = True
         self.waits.held[request] = None

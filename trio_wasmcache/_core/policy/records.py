@@ -241,8 +241,9 @@ class Instance:
     uses: int = 0
     bound: Closable | None = None
     """The loaded instance, ready for calls; None for a seat."""
-    ready: bool = False
-    """Whether a hit can use `bound` without preparation."""
+    ready: bool | None = False
+    """Whether a hit can use `bound` without preparation; None: it can, but its next hit has to take
+    the long way, as it has aged (see `keep_alive`)."""
     loads_module: bool = False
     """Whether its module had to be loaded when it began to load."""
     seat: bool = False
@@ -269,6 +270,14 @@ class Instance:
     def set_aside(self) -> None:
         """Mark `bound` as not ready; it has to be made again before a hit."""
         self.ready = False
+
+    def age(self) -> None:
+        """Have its next hit take the long way."""
+        self.ready = None if self.ready else False
+
+    def wake(self) -> None:
+        """Undo `age`."""
+        self.ready = self.ready is not False
 
     def release(self) -> Closable | None:
         """Give up `bound`; return it for the caller to close, if there is one."""

@@ -38,6 +38,7 @@ from .session import (
     parse_rate,
     parse_seconds,
     parse_size,
+    parse_timeout,
     print_json,
     write_text,
 )
@@ -80,7 +81,9 @@ def replay(logs: Sequence[str], as_json: bool, only: str | None) -> int:
 def _limits(command: Callable[..., int]) -> Callable[..., int]:
     for name, kind, metavar, text in (
         ("concurrency", int, "NUMBER", "Number of instances of each function in each group."),
-        ("idle-timeout", parse_seconds, "SECONDS", "Seconds, or inf."),
+        ("max-idle-timeout", parse_seconds, "SECONDS", "Longest adaptive timeout."),
+        ("min-idle-timeout", parse_seconds, "SECONDS", "Shortest adaptive timeout."),
+        ("idle-timeout", parse_timeout, "SECONDS", 'Seconds, "inf" or "adaptive".'),
         (
             "max-running-size",
             parse_size,

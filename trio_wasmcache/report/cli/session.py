@@ -19,6 +19,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from ..._core.config import ADAPTIVE, IdleTimeout
 from ..reading.frames import Parser
 from ..reading.lines import Reader
 from ..reading.notes import NOTHING, Notes, cite
@@ -50,6 +51,11 @@ def parse_seconds(text: str) -> float:
     if math.isnan(number) or number < 0:
         raise click.BadParameter(f"{text!r} is no number of seconds")
     return number
+
+
+def parse_timeout(text: str) -> IdleTimeout:
+    """Parse an idle timeout: seconds, or ``adaptive``."""
+    return ADAPTIVE if text == ADAPTIVE else parse_seconds(text)
 
 
 def parse_rate(text: str) -> float:

@@ -10,6 +10,7 @@ from attrs import frozen
 from rich.console import Console
 from rich.text import Text
 
+from ..._core.config import ADAPTIVE
 from ..reading.documents import Document
 from ..reading.notes import cite
 from ..reading.units import rate, seconds, size
@@ -58,7 +59,7 @@ class Setting:
 
 
 def _in_words(name: str, value: Any) -> str:
-    if name == "idle_timeout":
+    if name.endswith("idle_timeout") and value != ADAPTIVE:
         return seconds(value)
     return size(value) if name.endswith("_size") else str(value)
 

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from attrs import Factory, define, evolve
 
-from ..._core.config import CacheConfig, SystemLimits
+from ..._core.config import ADAPTIVE, CacheConfig, SystemLimits
 from ..._core.events import GroupOpened, GroupResized, Opened, Registered, Removed, Resized
 from ..._core.keys import FunctionKey
 from ..._core.policy.instances import Step
@@ -26,7 +26,11 @@ LIMITS = {
     "max_running_size": "max_running_size_bytes",
     "max_address_space": "max_address_space_bytes",
     "idle_timeout": "idle_timeout_seconds",
+    "min_idle_timeout": "min_idle_timeout_seconds",
+    "max_idle_timeout": "max_idle_timeout_seconds",
 }
+# {field of `CacheConfig`: its value in a log from before it existed}.
+OLD = {"policy": "lru", "min_idle_timeout": 1.0, "max_idle_timeout": 600.0}
 Limits: TypeAlias = dict[str, Any]
 """Fields of `CacheConfig` by name: the limits in a log, or those to try."""
 NameKey = tuple[str, str]  # (function, argument types)
@@ -34,12 +38,12 @@ NameKey = tuple[str, str]  # (function, argument types)
 
 def limits_of(event: Opened | Resized) -> Limits:
     """Return the limits in an `opened` or `resized` event, named as in `CacheConfig`."""
-    # A log from before `max_running_size` or `max_address_space` existed had no such limit; before
-    # `policy` existed, it was LRU.
+    # A log from before `max_running_size` or `max_address_space` existed had no such limit.
     limits = {name: getattr(event, field) for name, field in LIMITS.items()}
-    if limits["policy"] is None:
-        limits["policy"] = "lru"
-    if limits["idle_timeout"] is None:
+    limits |= {name: value for name, value in OLD.items() if limits[name] is None}
+    if event.idle_timeout_policy == ADAPTIVE:
+        limits["idle_timeout"] = ADAPTIVE
+    elif limits["idle_timeout"] is None:
         limits["idle_timeout"] = math.inf
     return limits
 

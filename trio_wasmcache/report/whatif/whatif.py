@@ -116,16 +116,14 @@ class WhatIf:
             self._next(program, 0, 0.0)
         if not self._remaining and made.closed_at is not None:
             self._at(made.closed_at, self._close)
-        heap, lru = self._heap, policy.instances.lru
+        heap = self._heap
         while heap:
             at = heap[0][0]
-            oldest = lru.oldest()
-            if oldest is not None:
-                due = oldest.last_used + policy.config.idle_timeout
-                if due <= at:
-                    self._now = max(self._now, due)
-                    self._act(policy.expire(self._now))
-                    continue
+            due = policy.next_expiry()
+            if due is not None and due <= at:
+                self._now = max(self._now, due)
+                self._act(policy.expire(self._now))
+                continue
             self._now = max(self._now, at)
             heapq.heappop(heap)[2]()
         self.result.hits, self.result.misses = policy.hits, policy.misses

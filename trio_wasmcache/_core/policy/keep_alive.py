@@ -1,0 +1,216 @@
+"""When idle instances are evicted for time under `idle_timeout="adaptive"`.
+
+Each function has a timeout of its own, learned from the times for which its instances were idle
+between two uses (`idle_times`). Before the first such time is known, the timeout is learned from
+the first times of all functions; before these are known, it is `max_idle_timeout`.
+
+A hit pays nothing for that:
+
+1. An instance is *young* until it has been idle for `min_idle_timeout`. No timeout is shorter, so a
+   shorter idle time teaches nothing, and a hit on a young instance calls nothing here.
+2. Then it is *aged*: its timeout is determined, and its next hit takes the long way, which reports
+   for how long it was idle. So a hit is reported at most once in `min_idle_timeout`.
+3. In the order of last use, the aged instances come first. A mark separates them from the young
+   ones, of which the first is always the next to age. Aged ones are in a heap by the time when they
+   are due. An entry of an instance that has left the heap is skipped when it comes up.
+4. The last uses of evicted instances are remembered, up to `MAX_GONE`: the next use then says for
+   how long one would have been idle. After `max_idle_timeout` without one, the time counts as
+   longer than any timeout.
+5. Learning depends on the times of uses and evictions only, never on when the background task ran:
+   before anything is learned, all instances are aged that should be by then, each with the
+   knowledge of its time. So a replay of a log learns the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from heapq import heapify, heappop, heappush
+from typing import final
+
+from ..config import ADAPTIVE, CacheConfig
+from .idle_times import WEIGHT, IdleTimes
+from .lru import LRU
+from .records import Entry, FunctionRecord, GroupRecord, Instance
+
+# Last uses of evicted instances that are remembered; each takes some 250 bytes.
+MAX_GONE = 65_536
+# Idle times of a function that count for all functions: those that it had when it was little known.
+FIRST = 4
+# Number of these from which on they are the timeout of functions of which nothing is known.
+ENOUGH = 16
+# Skipped entries of the heap that are kept, whatever the number of others.
+SLACK = 64
+
+
+@final
+class KeepAlive:
+    """The timeouts of one cache's idle instances.
+
+    Args:
+        config: its limits.
+        idle: idle instances in order of last use; the caller keeps it up to date.
+    """
+
+    def __init__(self, config: CacheConfig, idle: LRU[Instance]) -> None:
+        self._idle = idle
+        self.learns: bool = config.idle_timeout == ADAPTIVE
+        """Whether `idle_timeout` is ``"adaptive"``; if not, nothing else here is of use."""
+        self.least: float = config.min_idle_timeout
+        """Seconds of the shortest timeout."""
+        self.most: float = config.max_idle_timeout
+        """Seconds of the longest timeout."""
+        self.everyone: IdleTimes = IdleTimes()
+        """The first idle times of all functions."""
+        self._usual: float | None = None  # the timeout by them, until more are known
+        self.times: dict[FunctionRecord, IdleTimes] = {}
+        """The idle times of each function; a generation goes on with those of the one before."""
+        self.due: dict[Instance, float] = {}
+        """When each aged instance is evicted if it stays idle (seconds, the clock of `now`)."""
+        # The last aged instance in the order of last use; the order itself: none is.
+        self._mark: Instance | LRU[Instance] = idle
+        self._heap: list[tuple[float, int, Instance]] = []  # (due, its rest, instance)
+        # {(times of its function, its group): last use of the latest one evicted}
+        self.gone: OrderedDict[tuple[IdleTimes, GroupRecord], float] = OrderedDict()
+        """Last uses of evicted instances, by function and group, in the order of evictions."""
+
+    # -- time
+
+    def age(self, now: float) -> None:
+        """Determine when instances are due that have been idle for `min_idle_timeout`."""
+        idle, member = self._idle, self._mark.after
+        while member is not idle and (at := member.last_used + self.least) <= now:
+            self._give_up(at)
+            timeout = self.timeout(self.times.get(member.entry.function))
+            due = self.due[member] = member.last_used + timeout
+            heappush(self._heap, (due, member.rested, member))
+            member.age()
+            self._mark = member
+            member = member.after
+
+    def timeout(self, times: IdleTimes | None) -> float:
+        """Return the timeout of a function with these idle times (seconds)."""
+        if times is not None and times.total:
+            return times.timeout(self.least, self.most)
+        if self._usual is None:
+            known = self.everyone.total >= ENOUGH * WEIGHT
+            self._usual = self.everyone.timeout(self.least, self.most) if known else self.most
+        return self._usual
+
+    def overdue(self, now: float) -> Instance | None:
+        """Return the aged instance to evict next, or None if none is due."""
+        first = self._first()
+        return None if first is None or first[0] > now else first[2]
+
+    def next_due(self) -> float | None:
+        """Return when `age` or `overdue` will next have something to do, or None."""
+        young, first = self._mark.after, self._first()
+        if young is self._idle:
+            return None if first is None else first[0]
+        ages: float = young.last_used + self.least
+        return ages if first is None else min(ages, first[0])
+
+    @property
+    def has_young(self) -> bool:
+        """Whether an idle instance is not aged yet."""
+        return self._mark.after is not self._idle
+
+    def _first(self) -> tuple[float, int, Instance] | None:
+        heap, due = self._heap, self.due
+        while heap and due.get(heap[0][2]) != heap[0][0]:
+            heappop(heap)
+        return heap[0] if heap else None
+
+    # -- uses
+
+    def taken(self, instance: Instance, now: float, *, used: bool) -> None:
+        """Note that an idle instance is about to run again; `used`: for a lease."""
+        idle = now - instance.last_used
+        if used and idle >= self.least:
+            self.age(now)
+            self._give_up(now)
+            self._learn(self._times(instance.entry), idle)
+        self._wake(instance)
+
+    def started(self, entry: Entry, now: float) -> None:
+        """Note that a lease needs a new instance of `entry`."""
+        self.age(now)
+        self._give_up(now)
+        times = self._times(entry)
+        last_used = self.gone.pop((times, entry.group), None)
+        if last_used is not None and now - last_used >= self.least:
+            self._learn(times, now - last_used)
+
+    def left(self, instance: Instance, now: float) -> None:
+        """Note that an idle instance is about to be evicted."""
+        entry = instance.entry
+        if not (entry.function.retired or entry.group.closed):
+            self.age(now)
+            key = self._times(entry), entry.group
+            self.gone.pop(key, None)
+            self.gone[key] = instance.last_used
+            if len(self.gone) > MAX_GONE:
+                self.gone.popitem(last=False)
+        self._wake(instance)
+
+    def _times(self, entry: Entry) -> IdleTimes:
+        times = self.times.get(entry.function)
+        if times is None:
+            times = self.times[entry.function] = IdleTimes()
+        return times
+
+    def retired(self, function: FunctionRecord, successor: FunctionRecord | None) -> None:
+        """Note that a function was removed, or replaced if there is a successor."""
+        times = self.times.pop(function, None)
+        if times is not None and successor is not None:
+            self.times[successor] = times
+
+    def _learn(self, times: IdleTimes, idle: float) -> None:
+        if idle >= self.most:
+            idle = math.inf
+        if times.total < FIRST * WEIGHT:
+            self.everyone.add(idle)
+            self._usual = None
+        times.add(idle)
+
+    def _give_up(self, now: float) -> None:
+        """Count the idle times that have become longer than any timeout by `now`."""
+        gone = self.gone
+        while gone:
+            (times, group), last_used = key, _ = next(iter(gone.items()))
+            if last_used + self.most > now:
+                return
+            del gone[key]
+            if not group.closed:
+                self._learn(times, math.inf)
+
+    def _wake(self, instance: Instance) -> None:
+        """Let an instance that leaves the order of last use be neither young nor aged."""
+        if self._mark is instance:
+            self._mark = instance.before
+        if self.due.pop(instance, None) is None:
+            return
+        instance.wake()
+        due = self.due
+        if len(self._heap) > 2 * len(due) + SLACK:
+            self._heap = [entry for entry in self._heap if due.get(entry[2]) == entry[0]]
+            heapify(self._heap)
+
+    # -- limits
+
+    def resize(self, config: CacheConfig, now: float) -> None:
+        """Apply other limits. What was learned stays; when instances are due is decided anew."""
+        if self.learns:
+            self.age(now)
+        self.learns = config.idle_timeout == ADAPTIVE
+        self.least, self.most = config.min_idle_timeout, config.max_idle_timeout
+        self._usual = None
+        self._mark = self._idle
+        self._heap.clear()
+        for instance in self.due:
+            instance.wake()
+        self.due.clear()
+        if self.learns:
+            self.age(now)
+        else:
+            self.gone.clear()
