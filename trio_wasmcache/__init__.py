@@ -18,7 +18,8 @@ The names, in reading order; `help()` of each is its reference:
 - The guest and its host: `LeaseMemory` reads and writes the guest's memory. A `HostFunction` is a
   Python function that a guest may call; in it, `current_lease` returns the caller's lease.
   `HostMemory`, `HostTable` and `HostGlobal` are for modules that import these. `Wasi` says what a
-  guest gets through WASI, and where its output goes.
+  guest gets through WASI, and where its output goes. `Prepare` is a call that is made once, and
+  with whose effects every instance begins.
 - Numbers: `InstanceCache.stats` returns `CacheStats`, which contain `UseSummary` and
   `DistributionSummary`; `InstanceCache.entries` returns `EntryInfo`, and
   `InstanceCache.resident_bytes` returns `ResidentBytes`.
@@ -114,6 +115,7 @@ if TYPE_CHECKING:
         HostMemory as HostMemory,
         HostTable as HostTable,
     )
+    from ._runtime.prepare import Prepare as Prepare
     from ._runtime.wasi_config import Wasi as Wasi
 
 # {module: the public names that it defines}, in reading order.
@@ -124,6 +126,7 @@ _HOMES = {
     "._cache.lease": "Function Lease LeaseMemory current_lease",
     "._cache.group": "SchedulingGroup current_group",
     "._runtime.host": "HostFunction HostMemory HostTable HostGlobal",
+    "._runtime.prepare": "Prepare",
     "._runtime.wasi_config": "Wasi",
     "._core.metrics.stats": "CacheStats UseSummary DistributionSummary EntryInfo ResidentBytes",
     "._core.errors": (

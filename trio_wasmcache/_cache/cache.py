@@ -45,6 +45,7 @@ from .._public import public
 from .._runtime.bound import Definition
 from .._runtime.host import Importable
 from .._runtime.module import CachedModule
+from .._runtime.prepare import Prepare
 from .._runtime.wasi_config import Wasi
 from .group import SchedulingGroup, groups_around
 from .lease import Function, Lease, function_of
@@ -279,6 +280,7 @@ class InstanceCache:
         called_on_null: bool = False,
         imports: Mapping[str, Mapping[str, Importable]] | None = None,
         wasi: Wasi | None = None,
+        prepare: Sequence[Prepare] = (),
         missing: Missing = "error",
         concurrency: int = 1,
         isolation: Isolation = "reuse",
@@ -328,6 +330,14 @@ class InstanceCache:
                 module need not import everything that is given.
             wasi: what WASI grants: arguments, environment, input, outputs, a seed and a clock.
                 None: as `Wasi()`, nothing, and what a failing call wrote is in its error.
+            prepare: calls to make once, before the module is compiled, such as
+                ``(Prepare("init"),)``: every instance begins with what they did. They burn at most
+                `total_fuel` each, are charged to the caller's group, and run in one of
+                `max_threads` threads. Functions with equal modules and calls are prepared once.
+                `cache_dir` keeps the state of the instance after the calls, unless host functions
+                took part, or `wasi` has functions, an environment or an input. The guest may not
+                draw random bytes, read a clock (see `Prepare`) or call a `HostFunction` that is not
+                pure.
             missing: what happens if nobody provides an imported function. ``"error"``: the module
                 is rejected. ``"trap"``: calling the import raises a `TrapError` that names it.
                 Memories, tables and globals must be given in any case.
@@ -356,6 +366,8 @@ class InstanceCache:
             SignatureError: a type is unknown to the ABI, or the export has other types.
             DuplicateFunctionError: the function is registered or being registered, and `replace`
                 does not allow it.
+            LoadError: a call of `prepare` failed, with the guest's error as its cause, or what it
+                did can't be kept; the message says which call.
             CodeMemoryError: the system has no memory to compile it, though all idle instances
                 were evicted.
             OSError: the file can't be read; `FileNotFoundError` if there is none.
@@ -377,6 +389,7 @@ class InstanceCache:
             called_on_null=called_on_null,
             imports=imports,
             wasi=wasi,
+            prepare=prepare,
             concurrency=concurrency,
             isolation=isolation,
             missing=missing,
@@ -416,7 +429,7 @@ class InstanceCache:
             artifact.address_space,
             artifact.mappings,
         )
-        return self._install(record, module, declaration, binding, seconds)
+        return self._install(record, module, declaration, binding, seconds, group.record.name)
 
     def _install(
         self,
@@ -425,6 +438,7 @@ class InstanceCache:
         declaration: Declaration,
         binding: Binding,
         seconds: float,
+        group: str,
     ) -> Function:
         pool, code_size = self._pool, module.record.code_size
         config, artifact = pool.config, module.artifact
@@ -446,7 +460,8 @@ class InstanceCache:
             code_size=code_size,
             worst_size=record.worst_size,
             isolation=declaration.isolation,
-            isolation_verdict=verdict(declaration.isolation, module.why_not, command=command),
+            isolation_verdict=verdict(declaration.isolation, module.why_not, command=command)
+            + ("" if module.prepared is None else f"; {module.prepared}"),
             cache_verdict=kept,
             acquire=self.acquire,
         )
@@ -468,6 +483,8 @@ class InstanceCache:
         if seconds:
             pool.policy.note_compiled(record, seconds)
         origin = pool.journal.here()
+        if (prepared := module.take_news()) is not None:
+            pool.journal.prepared(record, group, prepared, now, origin)
         pool.journal.registered(
             record,
             now,

@@ -42,6 +42,7 @@ from .._owner import refuse_copy
 from .._pool.acquisition import Acquisition
 from .._pool.capacity import GroupState
 from .._pool.pool import Pool
+from .._pool.preparation import Preparing
 from .._public import public
 from .._runtime.activity import Activity
 from .._runtime.bound import BoundFunction, Definition
@@ -116,7 +117,7 @@ class Lease(Generic[R_co]):
     """Bound function of the instance that is, or last was, held."""
     _ready: Callable[[Sequence[object], int], Value] | None = None
     """Function that begins a call; None while none may begin."""
-    _acquisition: Acquisition | None = None
+    _acquisition: Acquisition | Preparing | None = None
     """Acquisition under way, while ACQUIRING."""
     _under_way: Call | None = None
     """Call under way; it may outlive the block."""
@@ -322,7 +323,7 @@ class Lease(Generic[R_co]):
 
     def _end(self, reason: Reason) -> trio.Event | None:
         """Give up the instance, as the group or the cache closes: see `GiveUp`."""
-        if self._acquisition is not None:
+        if isinstance(self._acquisition, Acquisition):
             return self._acquisition.end(reason)
         call = self._under_way
         if call is not None:
@@ -545,6 +546,8 @@ class Lease(Generic[R_co]):
         """
         self._check_thread("invoke", waits=True)
         call = self._under_way
+        if isinstance(self._acquisition, Preparing):
+            call = self._acquisition.call
         if call is None or context_of_call.get(None) is not self:
             if self._state is ENDED:
                 raise self._unusable()
@@ -947,6 +950,13 @@ def _whole(what: str, value: object) -> int:
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"{what} must be an int, got {shown(value)}") from None
+
+
+def preparing_lease(pool: Pool, group: GroupState, key: FunctionKey, preparing: Preparing) -> Lease:
+    """Return the result of `current_lease` in host functions that a preparation calls."""
+    lease: Lease = Lease(pool, group, key.name, key.args)
+    lease._acquisition, lease._state = preparing, ACQUIRING  # noqa: SLF001 - in its own file
+    return lease
 
 
 @public

@@ -13,6 +13,7 @@ from .._core.config import IdleTimeout, PolicyName
 from .._core.wasm.isolation import Isolation
 from .._pool.registration import Missing
 from .._runtime.host import Importable
+from .._runtime.prepare import Prepare
 from .._runtime.wasi_config import Wasi
 
 Wasm: TypeAlias = bytes | str | os.PathLike[str]
@@ -29,6 +30,7 @@ class RegisterOptions(_Required, total=False):
     export: str | None
     imports: Mapping[str, Mapping[str, Importable]] | None
     wasi: Wasi | None
+    prepare: Sequence[Prepare]
     missing: Missing
     concurrency: int
     isolation: Isolation

@@ -6,6 +6,7 @@ of the cache last, when nothing is under way any more.
 
 from __future__ import annotations
 
+import functools
 from typing import final
 
 import trio
@@ -15,6 +16,7 @@ from .._core.events import Reason
 from .._pool.pool import Pool
 from .._pool.registration import Compiler
 from .group import Groups
+from .lease import preparing_lease
 from .statistics import Statistics
 
 
@@ -35,7 +37,14 @@ class Parts:
         return Parts(
             pool,
             groups,
-            Compiler(pool.engine, service, pool.debug_book),
+            Compiler(
+                pool.engine,
+                service,
+                pool.debug_book,
+                pool.runtime,
+                pool.lines,
+                functools.partial(preparing_lease, pool),
+            ),
             Statistics(pool, groups.states),
         )
 

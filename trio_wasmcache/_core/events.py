@@ -262,6 +262,36 @@ class Registered(OfFunction):
 
 
 @frozen(kw_only=True)
+class Prepared(OfFunction):
+    """The calls of `prepare` were made; the `registered` event of the function follows."""
+
+    name = "wasmcache.prepared"
+    generation: int
+    """Number of this registration of the function."""
+    group: str
+    """Name of the group that was charged."""
+    calls: int
+    """Number of calls."""
+    prepare_seconds: float
+    """Time that they took, with making the instance and reading its state (seconds)."""
+    fuel: int
+    """Units of fuel that the calls burnt."""
+    pages: int
+    """Pages of 64 KiB of the memories with which new instances begin."""
+    added_bytes: int
+    """Bytes of these that were written into the module, as they are not zero."""
+    globals: int
+    """Number of globals that were written."""
+    elements: int
+    """Number of elements of tables that were written."""
+    frozen: str | None = None
+    """Things that are the same in every instance though they should not be, separated by commas,
+    such as ``"random bytes"``. None: there are none."""
+    stored: bool = False
+    """Whether this was found in `cache_dir`, so that no call was made now."""
+
+
+@frozen(kw_only=True)
 class Removed(OfFunction):
     """A function can no longer be acquired; the evictions of its idle instances follow."""
 
@@ -569,6 +599,7 @@ EVENTS: tuple[type[Event], ...] = (
     GroupResized,
     Throttled,
     GroupClosed,
+    Prepared,
     Registered,
     Removed,
     Refused,

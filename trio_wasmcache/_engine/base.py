@@ -27,6 +27,7 @@ from .._core.wasm.driver import Shape
 from .._core.wasm.graph import USER, FromPart, Graph
 from .._core.wasm.growth import UNMOVED, CodeOffsets
 from .._core.wasm.memory_layout import MemoryShape
+from .._core.wasm.preparation import FrozenState
 from .._core.wasm.reader import FuncType, ModuleInfo
 from .._core.wasm.trampoline import Arm, Returned
 from .compile_slots import CompileSlots, Turn
@@ -146,8 +147,27 @@ def _take_all(fuel: int) -> int:
     return fuel
 
 
+class Watch(Protocol):
+    """Told of what a guest does that can't be kept for other instances, while it is prepared."""
+
+    def drawn(self, what: str, remedy: str) -> None:
+        """Note that the guest gets something that is not the same each time; may raise.
+
+        Args:
+            what: it, such as ``"random bytes"``.
+            remedy: what the application can give in its place.
+        """
+
+    def changed(self, what: str) -> None:
+        """Note that the guest changes something of its host's; raises."""
+
+
 class HostCaller(Protocol):
     """What a host call is a part of: a call of a guest, a batch, the start of an instance."""
+
+    @property
+    def watch(self) -> Watch | None:
+        """Told of what can't be kept, while the guest is prepared; else None."""
 
     @property
     def keep(self) -> dict[str, Any]:
@@ -412,6 +432,15 @@ class GuestInstance(Protocol):
         Then it is neither as it was nor as it began, and only `close` may follow.
         """
 
+    def freeze(self) -> dict[str, FrozenState]:
+        """Return the state of each part of it, by name. Only if compiled with `Edits.observed`.
+
+        It has started, and nothing is under way. Blocks: for threads.
+
+        Raises:
+            UnfreezableError: something of it can't be written into a module.
+        """
+
     def function(self, name: str) -> GuestFunction:
         """Return the exported function of that name.
 
@@ -555,6 +584,17 @@ class Engine(Protocol):
 
         Raises:
             NoMemoryError: the system has no memory for trying.
+        """
+
+    async def find_state(self, key: str) -> bytes | None:
+        """Return what `keep_state` was given for a key, maybe in another process; or None."""
+
+    async def keep_state(self, key: str, data: bytes) -> None:
+        """Keep on disk what a prepared function begins with, if anything is kept there.
+
+        Args:
+            key: hexadecimal digits.
+            data: of any size.
         """
 
     async def load(self, artifact: Artifact, hosts: Sequence[HostImport]) -> LoadedModule:

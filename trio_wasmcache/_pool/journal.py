@@ -35,6 +35,7 @@ from .._core.events import (
     Loaded,
     Opened,
     Output,
+    Prepared,
     Recycled,
     Refused,
     Registered,
@@ -49,6 +50,7 @@ from .._core.policy.ledger import Ledger
 from .._core.policy.lifecycle import State
 from .._core.policy.records import FunctionRecord, Instance, Need, Request
 from .._log import LogWriter, Origin
+from .._runtime.prepare import Prepared as Frozen
 
 Cause: TypeAlias = Callable[[], Origin | None]
 """Returns the origin of events, and is called only if there are any."""
@@ -150,6 +152,28 @@ class Journal:
         """Note that a group closes; the evictions of that step follow."""
         self._end_output(name)
         self.note(GroupClosed(group=name, with_cache=with_cache), at)
+
+    def prepared(
+        self, function: FunctionRecord, group: str, made: Frozen, at: float, origin: Origin
+    ) -> None:
+        """Note how a function was prepared."""
+        self.note(
+            Prepared(
+                **_function(function),
+                group=group,
+                calls=made.calls,
+                prepare_seconds=made.seconds,
+                fuel=made.fuel,
+                pages=made.pages,
+                added_bytes=made.size,
+                globals=made.globals,
+                elements=made.elements,
+                frozen=", ".join(made.frozen) or None,
+                stored=made.stored,
+            ),
+            at,
+            origin,
+        )
 
     def registered(self, function: FunctionRecord, at: float, origin: Origin, **facts: Any) -> None:
         """Note that a function serves from now on; `facts` are further fields of the event."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
+import importlib.metadata
 import itertools
 import operator
 import os
@@ -20,7 +23,7 @@ from .._abi.extism import ExtismAbi
 from .._abi.plain import Plain, PlainAbi, fitting
 from .._abi.values import ValuesAbi
 from .._core.config import CacheConfig
-from .._core.errors import InvalidModuleError, ModuleTooLargeError, SignatureError
+from .._core.errors import InvalidModuleError, LoadError, ModuleTooLargeError, SignatureError
 from .._core.keys import FunctionKey, check_name, normalise_type, normalise_types
 from .._core.text import quoted, shown
 from .._core.wasm.admission import (
@@ -41,7 +44,13 @@ from .._core.wasm.admission import (
 from .._core.wasm.custom import custom_size, find_custom_sections
 from .._core.wasm.formats import LOOKED_AT, known_format
 from .._core.wasm.graph import USER, Graph, Layer, join_layers, limit_graph
-from .._core.wasm.isolation import ISOLATIONS, RESET, Isolation, hides_globals, obstacle
+from .._core.wasm.isolation import ISOLATIONS, RESET, REUSE, Isolation, hides_globals, obstacle
+from .._core.wasm.preparation import (
+    FORMAT as STATE_FORMAT,
+    FrozenState,
+    UnfreezableError,
+    observe,
+)
 from .._core.wasm.reader import (
     HEADER,
     ExcessiveModuleError,
@@ -49,9 +58,10 @@ from .._core.wasm.reader import (
     FuncType,
     ModuleInfo,
 )
-from .._core.wasm.trampoline import trampoline_layer
+from .._core.wasm.trampoline import TRAMPOLINE, trampoline_layer
 from .._engine.base import Engine, HostImport, StartCall, Substitute
 from .._engine.compile_slots import Turn
+from .._runtime.call import Runtime
 from .._runtime.extism import kernel_hosts
 from .._runtime.host import (
     AnyHost,
@@ -66,8 +76,12 @@ from .._runtime.host import (
     provided,
 )
 from .._runtime.module import INITIALIZE, CachedModule, DebugBook
+from .._runtime.prepare import Prepare, Prepared, UnknownValueError, digest_of
+from .._runtime.source_lines import SourceLines
 from .._runtime.wasi_config import Wasi
 from .._threads import run_in_thread
+from .capacity import GroupState
+from .preparation import PrepareCall, Preparing
 
 # Bytes from which on a module is hashed in a thread: hashing takes 1 to 2 ms a MB, a hop 0.2 ms.
 DIGEST_IN_THREAD = 256 * 1024
@@ -102,6 +116,9 @@ class Declaration:
     """Whether imported functions that nobody provides trap when they are called."""
     substitute: Substitute | None = None
     """Fake that is registered in place of the module."""
+    prepare: tuple[Prepare, ...] = ()
+    """Calls that are made once, before the module is compiled."""
+    wasi: Wasi | None = None
 
     def hosts_for(self, info: ModuleInfo) -> dict[tuple[str, str], AnyHost]:
         """Return {(module, name): host function}, with those that are provided for the module."""
@@ -138,6 +155,29 @@ class Declaration:
         )
         return check_binding(str(self.key), binding)
 
+    def bind_calls(self, info: ModuleInfo) -> tuple[PrepareCall, ...]:
+        """Return how the values of the calls of `prepare` cross.
+
+        Raises:
+            ExportError: the module has no such function.
+            SignatureError: the types differ, or can't cross.
+        """
+        made = []
+        for number, one in enumerate(self.prepare, 1):
+            what = f"{self.key}: call {number} of prepare"
+            actual = check_export(info, what, one.export)
+            types = (*one.args, *one.results)
+            abi = self.abi or recognise(info, types)
+            key = str(FunctionKey(one.export, one.args))
+            binding = abi.bind(key, one.export, one.args, one.results, exports_of(info), False)
+            binding = check_binding(what, binding)
+            declared = check_crossing(what, binding.signature)
+            if declared != actual:
+                remedy = "other args or returns, or another abi, may fit"
+                check_signature(what, one.export, declared, actual, remedy)
+            made.append(PrepareCall(one, binding))
+        return tuple(made)
+
     @property
     def results(self) -> tuple[str, ...]:
         """Types of the results."""
@@ -158,6 +198,7 @@ def declare(
     called_on_null: bool,
     imports: Mapping[str, Mapping[str, Importable]] | None,
     wasi: Wasi | None,
+    prepare: Sequence[Prepare],
     concurrency: int,
     isolation: Isolation,
     missing: Missing,
@@ -195,6 +236,16 @@ def declare(
         raise TypeError(f"{key}: called_on_null must be True or False, got {shown(called_on_null)}")
     if not isinstance(replace, bool):
         raise TypeError(f"{key}: replace must be True or False, got {shown(replace)}")
+    if not isinstance(prepare, (tuple, list)):
+        raise TypeError(
+            f"{key}: prepare must be a sequence of Prepare, such as (Prepare(...),), got "
+            f"{shown(prepare)}"
+        )
+    for one in prepare:
+        if not isinstance(one, Prepare):
+            raise TypeError(
+                f'{key}: prepare must be calls such as Prepare("init"), one is {shown(one)}'
+            )
     try:
         hosts, externs = flatten(imports, wasi)
     except TypeError as error:
@@ -218,6 +269,8 @@ def declare(
         concurrency=concurrency,
         isolation=isolation,
         trap_missing=missing == TRAP,
+        prepare=tuple(prepare),
+        wasi=wasi,
     )
 
 
@@ -394,6 +447,8 @@ class Equal:
     """Whether what its imports lack was filled with traps."""
     layered: Hashable = None
     """What decides which generated parts are around it, beside the host functions."""
+    preparation: Hashable = None
+    """What its instances begin with: the calls of `prepare`, and all that decides what they do."""
 
 
 @final
@@ -408,6 +463,8 @@ class Compiling:
     module: CachedModule | None = None
     error: Exception | None = None
     seconds: float = 0.0
+    prepare: Callable[[], Preparing] | None = None
+    """Begins to prepare the module; None: it is not prepared."""
 
 
 @final
@@ -418,6 +475,10 @@ class Compiler:
     engine: Engine
     nursery: trio.Nursery
     debug_book: DebugBook
+    runtime: Runtime
+    lines: SourceLines
+    lend: Callable[[GroupState, FunctionKey, Preparing], object]
+    """Returns the result of `current_lease` in host functions that a preparation calls."""
     modules: dict[Hashable, CachedModule] = field(factory=dict)
     """{key: module} of the registered functions; see `Equal`."""
     readers: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(MAX_READS))
@@ -427,7 +488,7 @@ class Compiler:
     _next_number: Callable[[], int] = field(factory=lambda: itertools.count(1).__next__)
 
     async def get(
-        self, wasm: bytes, declaration: Declaration, config: CacheConfig, group: Hashable
+        self, wasm: bytes, declaration: Declaration, config: CacheConfig, group: GroupState
     ) -> tuple[CachedModule, Binding, float]:
         """Return the compiled module, how values cross, and the seconds that compiling took.
 
@@ -437,7 +498,8 @@ class Compiler:
         The module is shared only if the caller calls `keep` for it in the same step.
 
         **Checkpoint:** always.
-        **Cancellation:** the compile goes on if another task waits for it, else it is abandoned.
+        **Cancellation:** the compile goes on if another task waits for it, else it is abandoned. A
+        guest that is prepared is stopped within a slice.
         """
         resets = declaration.isolation == RESET
         plain = Equal(
@@ -447,6 +509,7 @@ class Compiler:
             config.table_limit,
             trap_missing=declaration.trap_missing,
             layered=declaration.abi if isinstance(declaration.abi, LayeredAbi) else None,
+            preparation=_preparation(declaration, config),
         )
         equal = evolve(plain, prepared=resets)
         module = self._known(plain, declaration)
@@ -460,7 +523,17 @@ class Compiler:
             mine = job is None
             if job is None:
                 job = self._compiling[equal] = Compiling(self.engine.turn(group))
-                self.nursery.start_soon(self._run, equal, job, wasm, declaration, config)
+                if plain.preparation is not None:
+                    job.prepare = functools.partial(
+                        Preparing,
+                        str(declaration.key),
+                        self.runtime,
+                        self.lines,
+                        config,
+                        group,
+                        self.engine.system,
+                    )
+                self.nursery.start_soon(self._run, equal, job, wasm, declaration, config, group)
             job.turn.join(group)
             await self._wait(equal, job)
             if job.error is None or mine:
@@ -492,7 +565,7 @@ class Compiler:
             return None
         if module.why_not is None:
             artifact = module.artifact
-            module.learn(_obstacle(artifact.info, declaration, *artifact.others))
+            module.learn(_obstacle(artifact.info, declaration, module.initialize, *artifact.others))
         return None if module.why_not is None else module
 
     async def _wait(self, equal: Equal, job: Compiling) -> None:
@@ -505,6 +578,9 @@ class Compiler:
                 job.scope.cancel()
                 if self._compiling.get(equal) is job:
                     del self._compiling[equal]
+                # A compile is abandoned at once; a guest that is prepared stops within a slice.
+                with trio.CancelScope(shield=True):
+                    await job.done.wait()
 
     def keep(self, module: CachedModule) -> None:
         """Count one more function that uses `module`."""
@@ -527,11 +603,20 @@ class Compiler:
         wasm: bytes,
         declaration: Declaration,
         config: CacheConfig,
+        group: GroupState,
     ) -> None:
         began = trio.current_time()
         try:
             with job.scope:
-                job.module = await self._make(equal, wasm, declaration, config, job.turn)
+                prepared = None
+                if job.prepare is not None:
+                    preparing = job.prepare()
+                    lease = self.lend(group, declaration.key, preparing)
+                    prepared = await self._prepare(
+                        equal.digest, wasm, declaration, config, job.turn, preparing, lease
+                    )
+                    began = trio.current_time()
+                job.module = await self._make(equal, wasm, declaration, config, job.turn, prepared)
                 job.seconds = trio.current_time() - began
         except InvalidModuleError as error:
             job.error = InvalidModuleError(f"{declaration.key}: {error}")
@@ -551,6 +636,7 @@ class Compiler:
         declaration: Declaration,
         config: CacheConfig,
         turn: Turn,
+        prepared: Prepared | None,
     ) -> CachedModule:
         found: list[Imports] = []
 
@@ -558,16 +644,16 @@ class Compiler:
             check_counts(info, str(declaration.key), config.table_limit)
             # Here, and not once more below: making trampolines may take long, and this is a thread.
             found.append(_find_imports(info, declaration))
-            return self._admit(wasm, info, found[-1], declaration, config)
+            return self._admit(wasm, info, found[-1], declaration, config, prepared)
 
         artifact = await self.engine.compile(wasm, admit, turn)
         info, imports = artifact.info, found[-1]
         if declaration.trap_missing and not imports.missing:
             equal = evolve(equal, trap_missing=False)
-        initialize = _starts(info, declaration)
+        initialize = _starts(info, declaration) if prepared is None else ()
         why_not = None
         if declaration.isolation == RESET:
-            why_not = _obstacle(info, declaration, *artifact.others)
+            why_not = _obstacle(info, declaration, initialize, *artifact.others)
         if artifact.edits.reset:
             artifact = await self.engine.prove(artifact, imports.native, initialize, turn)
             why_not = artifact.obstacle
@@ -585,7 +671,60 @@ class Compiler:
             why_not=why_not,
             initialize=initialize,
             number=self._next_number(),
+            prepared=prepared,
         )
+
+    async def _prepare(
+        self,
+        digest: bytes,
+        wasm: bytes,
+        declaration: Declaration,
+        config: CacheConfig,
+        turn: Turn,
+        preparing: Preparing,
+        lease: object,
+    ) -> Prepared:
+        """Make the calls of `prepare`, in an instance of the module as it was given.
+
+        If that was done before, maybe by another process, what it came to may be in `cache_dir`.
+        """
+        key = _state_key(digest, declaration, config)
+        packed = None if key is None else await self.engine.find_state(key)
+        if packed is not None:
+            with contextlib.suppress(ValueError):  # as if it had not been there
+                return Prepared.unpack(packed)
+        found: list[tuple[Imports, tuple[PrepareCall, ...]]] = []
+
+        def admit(info: ModuleInfo) -> Edits | Graph:
+            check_counts(info, str(declaration.key), config.table_limit)
+            imports, calls = _find_imports(info, declaration), declaration.bind_calls(info)
+            found.append((imports, calls))
+            plain = evolve(declaration, isolation=REUSE)
+            admitted = self._admit(wasm, info, imports, plain, config, None)
+            try:
+                return _observed(wasm, info, admitted)
+            except UnfreezableError as error:
+                raise LoadError(f"{declaration.key} can't be prepared: {error}") from None
+
+        artifact = await self.engine.compile(wasm, admit, turn)
+        imports, calls = found[-1]
+        names = (import_name(*name) for name in imports.names)
+        hosts = tuple(preparing.watched(next(names, OWN), host) for host in imports.hosts)
+        module = CachedModule(
+            object(),
+            "",
+            self.engine,
+            artifact,
+            hosts,
+            imports.native,
+            initialize=_starts(artifact.info, declaration),
+        )
+        began = trio.current_time()
+        prepared = await preparing.run(module, calls, lease)
+        prepared = evolve(prepared, seconds=trio.current_time() - began)
+        if key is not None and (packed := prepared.pack()) is not None:
+            await self.engine.keep_state(key, packed)
+        return prepared
 
     def _admit(
         self,
@@ -594,19 +733,28 @@ class Compiler:
         imports: Imports,
         declaration: Declaration,
         config: CacheConfig,
+        prepared: Prepared | None,
     ) -> Edits | Graph:
         what = str(declaration.key)
         self._check(info, declaration)
         layers = imports.layers
-        others = [part.info for layer in layers for part in (*layer.parts, *layer.after)]
-        obstacle = _obstacle(info, declaration, *others)
+        parts = [part for layer in layers for part in (*layer.parts, *layer.after)]
+        starts = _starts(info, declaration) if prepared is None else ()
+        states = {} if prepared is None else prepared.states
+        obstacle = _obstacle(
+            _written(info, states.get(USER)),
+            declaration,
+            starts,
+            *(_written(part.info, states.get(part.name)) for part in parts),
+        )
         resets = declaration.isolation == RESET and obstacle is None
         heap = heap_size(info, config.memory_limit, config.stack_size)
         initials = initials_of(info, declaration.given_to(info))
         if not layers:
             edits = check_limits(info, what, config.memory_limit, config.table_limit)
-            return evolve(edits, initials=initials, heap_size=heap, reset=resets)
-        return limit_graph(
+            edits = evolve(edits, initials=initials, heap_size=heap, reset=resets)
+            return edits if prepared is None else _prepared_edits(edits, USER, prepared)
+        graph = limit_graph(
             join_layers(wasm, info, layers, imports.indexes),
             what,
             config.memory_limit,
@@ -614,6 +762,19 @@ class Compiler:
             initials=initials,
             heap_size=heap,
             reset=resets,
+        )
+        if prepared is None:
+            return graph
+        return evolve(
+            graph,
+            parts=tuple(
+                evolve(
+                    part,
+                    edits=_prepared_edits(part.edits, part.name, prepared),
+                    constant=part.constant and part.name not in states,
+                )
+                for part in graph.parts
+            ),
         )
 
     def _check(self, info: ModuleInfo, declaration: Declaration) -> Binding:
@@ -633,6 +794,49 @@ class Compiler:
             remedy = _remedy(info, declaration, binding, actual)
             check_signature(what, declaration.export, declared, actual, remedy)
         return binding
+
+
+def _state_key(digest: bytes, declaration: Declaration, config: CacheConfig) -> str | None:
+    """Return the key of what a preparation comes to; None: it is not to be kept on disk.
+
+    Of host functions only the names are known, so nothing is kept if one of them is called.
+    """
+    wasi = declaration.wasi
+    granted: tuple[object, ...] = ()
+    if wasi is not None:
+        outputs = wasi.stdout, wasi.stderr, wasi.clock
+        if wasi.env or wasi.stdin or any(map(callable, outputs)):
+            return None
+        granted = wasi.args, wasi.random, wasi.clock
+    given = [name for name, host in declaration.hosts.items() if isinstance(host, HostFunction)]
+    externs = [(name, one.provided) for name, one in declaration.externs.items()]
+    try:
+        return digest_of(
+            STATE_FORMAT,
+            wasmtime_version(),
+            digest,
+            declaration.prepare,
+            declaration.abi,
+            declaration.key.args,
+            declaration.results,
+            granted,
+            sorted(given),
+            sorted(externs, key=operator.itemgetter(0)),
+            declaration.trap_missing,
+            (config.memory_limit, config.table_limit, config.total_fuel, config.stack_size),
+        ).hex()
+    except UnknownValueError:
+        return None
+
+
+@functools.cache
+def wasmtime_version() -> str:
+    """Return the versions of wasmtime and of this library."""
+    versions = []
+    for name in ("wasmtime", "trio_wasmcache"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions.append(f"{name} {importlib.metadata.version(name)}")
+    return ", ".join(versions)
 
 
 async def _digest(wasm: bytes, limiter: trio.CapacityLimiter) -> bytes:
@@ -683,11 +887,73 @@ def _is_reactor(info: ModuleInfo) -> bool:
     )
 
 
-def _obstacle(info: ModuleInfo, declaration: Declaration, *others: ModuleInfo) -> str | None:
+def _obstacle(
+    info: ModuleInfo,
+    declaration: Declaration,
+    initialize: Sequence[StartCall],
+    *others: ModuleInfo,
+) -> str | None:
     given = {name for name, host in declaration.hosts.items() if isinstance(host, HostFunction)}
-    return obstacle(
-        info, info.start is not None or bool(_starts(info, declaration)), given, *others
+    return obstacle(info, info.start is not None or bool(initialize), given, *others)
+
+
+def _written(info: ModuleInfo, state: FrozenState | None) -> ModuleInfo:
+    """Return what a module declares as far as it decides whether instances can be reset."""
+    if state is None:
+        return info
+    return evolve(
+        info,
+        start=None,
+        passive_data=info.passive_data - len(state.dropped_data),
+        passive_elements=info.passive_elements - len(state.dropped_elements),
     )
+
+
+def _prepared_edits(edits: Edits, part: str, prepared: Prepared) -> Edits:
+    abi_state = prepared.abi_state if part == USER else {}
+    return evolve(edits, state=prepared.states.get(part), abi_state=abi_state)
+
+
+def _observed(wasm: bytes, info: ModuleInfo, admitted: Edits | Graph) -> Edits | Graph:
+    """Return the edits of a module whose instance is to be prepared.
+
+    A trampoline has no state: see `_core/wasm/trampoline`.
+
+    Raises:
+        UnfreezableError: its state can't be read.
+    """
+    if isinstance(admitted, Edits):
+        return evolve(admitted, observed=observe(wasm, info))
+    return evolve(
+        admitted,
+        parts=tuple(
+            part
+            if part.name == TRAMPOLINE
+            else evolve(
+                part,
+                edits=evolve(part.edits, observed=observe(part.wasm, part.info)),
+                constant=False,
+            )
+            for part in admitted.parts
+        ),
+    )
+
+
+def _preparation(declaration: Declaration, config: CacheConfig) -> Hashable:
+    """Return what tells preparations apart, beside the rest of `Equal`; None: there is none."""
+    if not declaration.prepare or declaration.substitute is not None:
+        return None
+    try:
+        calls = digest_of(
+            declaration.prepare, config.total_fuel, config.stack_size, declaration.key.args
+        )
+    except UnknownValueError:
+        return object()  # nobody knows whether another one is the same
+    try:
+        hash(declaration.abi)
+    except TypeError:
+        return object()
+    return calls, declaration.abi
 
 
 @final

@@ -12,7 +12,7 @@ from .._core.errors import StackOverflowError
 from .._core.policy.records import Request
 from .._core.policy.shares import Share
 from .._core.text import shown
-from .._engine.base import HostCall
+from .._engine.base import HostCall, Watch
 from .._log import Origin
 from .host import AnyHost
 from .runner import (
@@ -59,6 +59,10 @@ class Activity:
 
     quiet = False
     """See `HostCaller.quiet`."""
+    watch: Watch | None = None
+    """See `HostCaller.watch`."""
+    aside = False
+    """Whether the guest runs in threads from its second slice on, see `Job.aside`."""
     row: int | None = None
     """Row of a batch that runs row by row; None in a call."""
     find_row: Callable[[], int] | None = None
@@ -153,6 +157,7 @@ class Activity:
             ended=self.error,
             caller=self,
             finish=finish,
+            aside=self.aside,
         )
         return job
 

@@ -14,6 +14,7 @@ from .._core.wasm.custom import DebugSections
 from .._core.wasm.dwarf import LineTables
 from .._engine.base import Artifact, Engine, HostImport, LoadedModule, StartCall
 from .host import AnyHost
+from .prepare import Prepared
 
 INITIALIZE = "_initialize"
 # Cost of making an instance besides the fuel of its start (units): about 40 microseconds; of each
@@ -42,6 +43,10 @@ class CachedModule:
     """Exports that are called before anything else: of a WASI reactor, `_initialize`."""
     number: int = 0
     """Number of the module in the cache's log."""
+    prepared: Prepared | None = None
+    """What its instances begin with, if it was prepared."""
+    _told: bool = False
+    """Whether the log knows how it was prepared."""
     load_fuel: int = field(init=False)
     """Units that making an instance costs, beside the fuel of its start."""
     record: Module = field(init=False)
@@ -81,6 +86,11 @@ class CachedModule:
     def learn(self, why_not: str | None) -> None:
         """Note why its instances can't be reset, if that was not known yet."""
         self.why_not = self.why_not or why_not
+
+    def take_news(self) -> Prepared | None:
+        """Return how it was prepared, the first time; None if it was not."""
+        told, self._told = self._told, True
+        return None if told else self.prepared
 
     async def get(self) -> LoadedModule:
         """Return the executable module; the first caller loads it, others wait for the load.

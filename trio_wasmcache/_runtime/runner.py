@@ -93,6 +93,8 @@ class Job:
     finish: Callable[[], object] | None = field(default=None, kw_only=True)
     """Function that raises how the guest failed, once `poll` says that it is over; None: `poll`
     raises that itself."""
+    aside: bool = field(default=False, kw_only=True)
+    """Whether all further slices run in threads, whatever `offload_after` is."""
     serving: list[HostCall] = field(factory=list)
     """Host calls that are being answered, the innermost last: those that are reentrant, and all
     that were made within an invoke."""
@@ -282,7 +284,7 @@ class Runner:
         **Cancellation:** at the end of a slice; the caller must abandon the call in the instance.
         """
         share, native = job.share, job.native
-        offload_after = self.config.offload_after
+        offload_after = 0 if job.aside else self.config.offload_after
         slices, over = 1, False
         self._arrive(share)
         try:

@@ -183,6 +183,8 @@ class Session:
             CallbackError: the function that tells the time has failed.
         """
         start, clock = self.grants.time, self.grants.wasi.clock
+        if clock is None:
+            self._note("a clock", "Wasi(clock=...)")
         if start is not None:
             burnt = 0 if self._caller is None else self._caller.burnt()
             return min(start + burnt + self.waited, MAX_TIME)
@@ -213,6 +215,7 @@ class Session:
         """Return random bytes: the next ones of the seed's stream, if there is a seed."""
         seed = self.grants.wasi.random
         if seed is None:
+            self._note("random bytes", "Wasi(random=...)")
             return random_bytes(size)
         parts, left = [], size
         while left:
@@ -225,6 +228,12 @@ class Session:
             self._drawn += len(part)
             left -= len(part)
         return b"".join(parts)
+
+    def _note(self, what: str, remedy: str) -> None:
+        """Note that the guest gets something that is not the same each time."""
+        watch = None if self._caller is None else self._caller.watch
+        if watch is not None:
+            watch.drawn(what, remedy)
 
     # -- input and output
 

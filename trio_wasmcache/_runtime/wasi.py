@@ -176,6 +176,12 @@ def _streams(call: HostCall) -> dict[int, str]:
     return cast("dict[int, str]", call.state.get("streams", STREAMS))
 
 
+def _note_change(call: HostCall) -> None:
+    """Note that the open streams of the instance change."""
+    if call.caller is not None and call.caller.watch is not None:
+        call.caller.watch.changed("closes a standard stream")
+
+
 def _word(value: int) -> bytes:
     return value.to_bytes(4, "little")
 
@@ -294,6 +300,7 @@ def fd_close(call: HostCall, descriptor: int) -> int:
     streams = dict(_streams(call))
     if streams.pop(descriptor, None) is None:
         return EBADF
+    _note_change(call)
     call.state["streams"] = streams
     return SUCCESS
 
@@ -304,6 +311,7 @@ def fd_renumber(call: HostCall, descriptor: int, to: int) -> int:
     streams = dict(_streams(call))
     if descriptor not in streams or to not in streams:
         return EBADF
+    _note_change(call)
     streams[to] = streams.pop(descriptor)
     call.state["streams"] = streams
     return SUCCESS

@@ -10,8 +10,9 @@ from __future__ import annotations
 import difflib
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
-from attrs import frozen
+from attrs import field, frozen
 
 from ..config import WASM_PAGE, KiB
 from ..errors import AbiError, ExportError, LinkError, ModuleTooLargeError, SignatureError
@@ -19,6 +20,7 @@ from ..keys import MAX_COMPARED
 from ..text import printable, quoted
 from .driver import SCRATCH_LIMIT
 from .families import COMMAND, GO_COMMAND, advice, go_command, is_extism_memory
+from .preparation import FrozenState, Observed
 from .reader import (
     NUMBER_TYPES,
     OTHER_TYPES,
@@ -114,6 +116,12 @@ class Edits:
     """Initial value of each imported global, in order; see `define_imports`."""
     reset: bool = False
     """Whether its instances will be reset, for which all of its mutable state is exported."""
+    observed: Observed | None = None
+    """What is exported of it beside that, so that the state of an instance can be read."""
+    state: FrozenState | None = None
+    """What its instances begin with, in place of what the module says."""
+    abi_state: Mapping[str, Any] = field(factory=dict, eq=False, repr=False)
+    """What the ABI knows about new instances, see `Guest.state`."""
 
 
 def check_limits(info: ModuleInfo, what: str, memory_limit: int, table_limit: int) -> Edits:

@@ -40,7 +40,7 @@ from ..base import Artifact, HostImport, PartCode, StartCall, Substitute
 from ..compile_slots import CompileSlots, Turn
 from .behaviour import Behaviour
 from .driver import FakeDriverCode
-from .instance import FakeInstance, FakeModule
+from .instance import FakeInstance, FakeModule, prepared_sizes
 from .steps import Steps
 
 FAKE_SECTION = "trio_wasmcache.fake"
@@ -373,11 +373,13 @@ class FakeEngine(Steps):
             info = read_module(wasm)
         except MalformedModuleError as error:
             raise InvalidModuleError(str(error)) from None
-        admitted, behaviour = admit(info), self._behaviour(wasm)
+        admitted, behaviour = _prepared(admit(info)), self._behaviour(wasm)
+        if isinstance(admitted, Edits):
+            info = prepared_sizes(info, admitted)
         artifact = Artifact(
             wasm,
             behaviour.code_size,
-            info,
+            admitted.user.info if isinstance(admitted, Graph) else info,
             admitted.user.edits if isinstance(admitted, Graph) else admitted,
             address_space=behaviour.address_space,
             mappings=behaviour.mappings,
@@ -406,6 +408,15 @@ class FakeEngine(Steps):
         await trio.lowlevel.checkpoint()
         resettable = self._behaviour(artifact.data).resettable
         return evolve(artifact, obstacle=None if resettable else "the fake module says so")
+
+    async def find_state(self, key: str) -> bytes | None:
+        """Find nothing, for the cache; see `Engine.find_state`."""
+        await trio.lowlevel.checkpoint()
+        return None
+
+    async def keep_state(self, key: str, data: bytes) -> None:
+        """Keep nothing, for the cache; see `Engine.keep_state`."""
+        await trio.lowlevel.checkpoint()
 
     async def load(self, artifact: Artifact, hosts: Sequence[HostImport]) -> FakeModule:
         """Load a compiled module, for the cache; see `Engine.load`."""
@@ -479,6 +490,14 @@ class FakeEngine(Steps):
                 if name in self.modules:
                     return self.modules[name]
         return None
+
+
+def _prepared(admitted: Edits | Graph) -> Edits | Graph:
+    """Return a graph in which prepared parts declare the memories with which they begin."""
+    if isinstance(admitted, Edits):
+        return admitted
+    parts = (evolve(one, info=prepared_sizes(one.info, one.edits)) for one in admitted.parts)
+    return evolve(admitted, parts=tuple(parts))
 
 
 def _key(source: object) -> str | bytes | tuple[str]:

@@ -6,11 +6,12 @@ assume, such as one poll at a time.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Generator, Hashable, Sequence
 from typing import Any, Protocol
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from ..._core.config import WASM_PAGE
 from ..._core.errors import (
@@ -24,6 +25,7 @@ from ..._core.errors import (
 from ..._core.text import shown
 from ..._core.wasm.admission import Edits, check_call, memory_remedy
 from ..._core.wasm.graph import USER, FromHost, FromPart, Source
+from ..._core.wasm.preparation import FrozenState, UnfreezableError
 from ..._core.wasm.reader import FuncType, ModuleInfo
 from ..._public import public_in_testing
 from ..base import UNDER_WAY, Artifact, HostCall, HostImport, InexactError, Window
@@ -147,6 +149,7 @@ class FakeInstance:
             for part in artifact.graph.parts:
                 self._memories[part.name] = _memory_of(part.info, part.edits, remedy)
             self._memories[USER] = self.memory
+        self.state.update(copy.deepcopy({**artifact.edits.abi_state}))
         behaviours = self.module.parts.values() or (self.module.behaviour,)
         self._needed = sum(behaviour.start_fuel for behaviour in behaviours)
         self._seconds = sum(behaviour.start_seconds for behaviour in behaviours)
@@ -276,10 +279,23 @@ class FakeInstance:
         self.memory.clear()
         self._refused = 0
         self.state.clear()
+        self.state.update(copy.deepcopy({**self.module.artifact.edits.abi_state}))
         self.host_state.clear()
         for driver in self.drivers.values():
             driver.wipe()
         return True
+
+    def freeze(self) -> dict[str, FrozenState]:
+        assert not self.closed and not self._under_way
+        assert self.module.artifact.edits.observed is not None, "not compiled to be frozen"
+        if self.module.engine.step("freeze"):
+            raise UnfreezableError("the fake engine was told to fail")
+        found = {USER: _state_of(self.memory)}
+        graph = self.module.artifact.graph
+        for part in () if graph is None else graph.parts:
+            if part.edits.observed is not None:
+                found[part.name] = _state_of(self._memories[part.name])
+        return found
 
     def function(self, name: str) -> FakeFunction:
         found = self.module.artifact.info.export(name)
@@ -437,7 +453,26 @@ def _memory_of(info: ModuleInfo, edits: Edits, remedy: str) -> FakeMemory:
     pages = sum(limits.minimum for limits in memories)
     maxima = [limits.maximum for limits in memories if limits.maximum is not None]
     limit = min([edits.memory_limit, *(maximum * WASM_PAGE for maximum in maxima)])
-    return FakeMemory(pages * WASM_PAGE, limit, remedy)
+    memory = FakeMemory(pages * WASM_PAGE, limit, remedy)
+    if edits.state is not None:
+        for _, runs in edits.state.memories:
+            for at, data in runs:
+                memory.write(at, data)
+        memory.begin_so()
+    return memory
+
+
+def _state_of(memory: FakeMemory) -> FrozenState:
+    runs = tuple((number * WASM_PAGE, bytes(page)) for number, page in sorted(memory.pages.items()))
+    return FrozenState(((memory.size // WASM_PAGE, runs),), (), ())
+
+
+def prepared_sizes(info: ModuleInfo, edits: Edits) -> ModuleInfo:
+    """Return what a module declares once it is prepared; the fake engine knows one memory."""
+    if edits.state is None or not info.memories:
+        return info
+    pages, _ = edits.state.memories[0]
+    return evolve(info, memories=(evolve(info.memories[0], minimum=pages), *info.memories[1:]))
 
 
 def _wait(seconds: float, _call: HostCall) -> Generator[float, None, tuple[object, ...]]:

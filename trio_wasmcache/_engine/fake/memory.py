@@ -23,6 +23,7 @@ class FakeMemory:
     """What `memory_remedy` returns."""
     pages: dict[int, bytearray] = field(factory=dict, repr=False)
     """{number: page} of the pages that were written to."""
+    _first: dict[int, bytes] = field(factory=dict, repr=False)
 
     def read(self, at: int, n: int) -> bytes:
         self._check(at, n)
@@ -44,8 +45,12 @@ class FakeMemory:
             held[start : start + length] = raw[offset : offset + length]
 
     def clear(self) -> None:
-        """Make it all zeros, as it began."""
-        self.pages.clear()
+        """Make it as it began: all zeros, unless it was prepared."""
+        self.pages = {number: bytearray(page) for number, page in self._first.items()}
+
+    def begin_so(self) -> None:
+        """Let it begin with what it contains now."""
+        self._first = {number: bytes(page) for number, page in self.pages.items()}
 
     def grow(self, pages: int) -> int:
         before = self.size

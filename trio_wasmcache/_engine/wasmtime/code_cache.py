@@ -17,7 +17,8 @@ So:
 
 In the folder, ``wasmtime`` belongs to wasmtime, which limits its size and removes files that it
 does not know; ``digests`` has a record for each of those; ``locks`` is empty files by which
-processes that share the folder take turns, see `CompileLocks`.
+processes that share the folder take turns, see `CompileLocks`; ``states`` has what prepared
+functions begin with, see `StateCache`.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ from .private_files import (
     shown_path,
     write_whole,
 )
+from .state_cache import StateCache
 
 # Folders within wasmtime's own: ``modules``, and one for each of its compilers.
 CODE_DEPTH = 2
@@ -100,6 +102,7 @@ class CodeCache:
             self._code = private_folder(root / "wasmtime")
             self._digests = private_folder(root / "digests")
             self.locks = CompileLocks(private_folder(root / "locks"), patience)
+            self.states = StateCache(private_folder(root / "states"))
             with _settings(root, self._code) as path:
                 config = new_config(stack_size)
                 problem = native.config_cache_config_load(config, path)

@@ -21,15 +21,24 @@ from ..._core.wasm.custom import (
     without_custom_sections,
 )
 from ..._core.wasm.editor import add_exports, clamp_maxima, defer_start, define_imports
-from ..._core.wasm.graph import Graph
+from ..._core.wasm.graph import Graph, Part
 from ..._core.wasm.growth import CodeOffsets, code_offsets, note_refusals
+from ..._core.wasm.preparation import add_probes, prepared_info, write_state
 from ..._core.wasm.reader import MalformedModuleError, ModuleInfo, read_module
 from ..._gil import Breath
 from ..base import Artifact, PartCode
 from . import native
 from .code_cache import CodeCache, new_module
 from .errors import load_error, take_error
-from .plan import HIDDEN, START, compiled_name, hidden_exports, note_names, starts_later
+from .plan import (
+    HIDDEN,
+    START,
+    compiled_name,
+    hidden_exports,
+    note_names,
+    probe_names,
+    starts_later,
+)
 from .reservations import IMAGE_MAPPINGS, instance_reservation
 from .residency import Range
 
@@ -78,7 +87,7 @@ def _compile_alone(
     stack_size: int,
     breathe: Callable[[], object],
 ) -> Artifact:
-    edited, moves = _edit(wasm, info, edits, breathe)
+    edited, moves, info = _edit(wasm, info, edits, breathe)
     if starts_later(info, edits):
         edited = defer_start(edited, read_module(edited, breathe, weigh=False), START)
     ((data, code_size),) = make([edited])
@@ -104,10 +113,14 @@ def _compile_graph(
 ) -> Artifact:
     edited: list[bytes] = []
     offsets: list[CodeOffsets] = []
+    parts: list[Part] = []
     for number, part in enumerate(graph.parts):
         _check_names(part.info)
         noted = part.offset is not None
-        wasm, moves = _edit(part.wasm, part.info, part.edits, breathe, noted=noted)
+        wasm, moves, info = _edit(part.wasm, part.info, part.edits, breathe, noted=noted)
+        if info is not part.info:
+            part = evolve(part, info=info)
+        parts.append(part)
         if part.info.start is not None:
             wasm = defer_start(wasm, read_module(wasm, breathe, weigh=False), START)
         if part.offset is not None:
@@ -115,6 +128,7 @@ def _compile_graph(
         edited.append(wasm)
         functions, begin = len(part.info.functions), part.offset or 0
         offsets.append(code_offsets(part.wasm, wasm, functions, moves, begin))
+    graph = evolve(graph, parts=tuple(parts))
     made = iter(make([w for w, one in zip(edited, graph.parts, strict=True) if not one.constant]))
     constant = iter(
         make_constant([w for w, one in zip(edited, graph.parts, strict=True) if one.constant])
@@ -155,10 +169,17 @@ def _edit(
     breathe: Callable[[], object],
     *,
     noted: bool = True,
-) -> tuple[bytes, tuple[tuple[int, int], ...]]:
-    """Return a module as the compiler gets it, and where its code moved; see `note_refusals`."""
+) -> tuple[bytes, tuple[tuple[int, int], ...], ModuleInfo]:
+    """Return a module as the compiler gets it, where its code moved, and what it declares now.
+
+    For where its code moved see `note_refusals`. Only `edits.state` changes what it declares.
+    """
     edited = define_imports(wasm, info, edits.initials, breathe)
     own = info if edited is wasm else read_module(edited, breathe, weigh=False)
+    if edits.state is not None:
+        edited = write_state(edited, own, edits.state)
+        own = read_module(edited, breathe, weigh=False)
+        info = prepared_info(info, own)
     edited = clamp_maxima(edited, own, edits.memory_maxima, edits.table_maxima)
     hidden = hidden_exports(info, edits)
     if hidden:
@@ -166,7 +187,11 @@ def _edit(
     moves: tuple[tuple[int, int], ...] = ()
     if noted and (names := note_names(info, edits)):
         edited, moves = note_refusals(edited, info, names, bodies_offset(wasm))
-    return without_custom_sections(edited, breathe), moves
+    if edits.observed is not None and edits.observed.probes:
+        probes = [body for _, _, body in edits.observed.probes]
+        named = list(zip(probe_names(edits.observed), probes, strict=True))
+        edited = add_probes(edited, read_module(edited, breathe, weigh=False), named)
+    return without_custom_sections(edited, breathe), moves, info
 
 
 def build(

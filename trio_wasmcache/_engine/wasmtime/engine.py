@@ -49,7 +49,7 @@ LOAD_IN_THREAD = 256 * 1024
 # that none waits for another kind, or for the limiter of Trio's threads: work of the application
 # may hold all of its tokens while it waits for this cache. None of the work here waits for
 # anything, so whoever waits for one of these limiters gets a token.
-MAX_LOADS, MAX_TEXTS, MAX_DRIVER_COMPILES, MAX_COUNTS = 4, 2, 1, 1
+MAX_LOADS, MAX_TEXTS, MAX_DRIVER_COMPILES, MAX_COUNTS, MAX_FILES = 4, 2, 1, 1, 2
 # Number of parts of graphs that are kept compiled. Each is some KB. There are few of them, in some
 # variants, as the maximum of its memory is written into each.
 MAX_CONSTANTS = 16
@@ -103,6 +103,7 @@ class WasmtimeEngine:
         self._texts = trio.CapacityLimiter(MAX_TEXTS)
         self._driver_compilers = trio.CapacityLimiter(MAX_DRIVER_COMPILES)
         self._counters = trio.CapacityLimiter(MAX_COUNTS)
+        self._files = trio.CapacityLimiter(MAX_FILES)
         self._drivers = Drivers()
         self._constants = Constants()
 
@@ -163,6 +164,17 @@ class WasmtimeEngine:
         finally:
             with contextlib.suppress(IndexError):
                 native.wasm_engine_delete(owned.pop())
+
+    async def find_state(self, key: str) -> bytes | None:
+        if self._code_cache is None:
+            return None
+        find = self._code_cache.states.find
+        return await run_in_thread(find, key, abandon_on_cancel=True, limiter=self._files)
+
+    async def keep_state(self, key: str, data: bytes) -> None:
+        if self._code_cache is not None:
+            keep = self._code_cache.states.keep
+            await run_in_thread(keep, key, data, abandon_on_cancel=True, limiter=self._files)
 
     async def load(self, artifact: Artifact, hosts: Sequence[HostImport]) -> WasmtimeModule:
         # The engine may be closed while a thread loads: it works on a reference of its own, too,

@@ -11,9 +11,11 @@ import trio
 
 from ..._core.config import WASM_PAGE
 from ..._core.wasm.admission import TABLE_ELEMENT_SIZE
+from ..._core.wasm.preparation import FrozenState
 from ..._core.wasm.reader import PAGE_LIMIT, FuncType
 from . import native
 from .errors import told_apart
+from .freezing import freeze
 from .function import Callers, WasmtimeFunction
 from .hosts import INSTANCES
 from .linking import LinkedModule, Start
@@ -114,6 +116,9 @@ class WasmtimeInstance(Store):
 
     def reset(self) -> bool:
         return self._restoring is not None and self._restoring.reset()
+
+    def freeze(self) -> dict[str, FrozenState]:
+        return freeze(self, self.module.callers)
 
     def function(self, name: str) -> WasmtimeFunction:
         for made in self._functions:  # one, or the few that an ABI calls

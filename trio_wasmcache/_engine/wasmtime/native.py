@@ -508,6 +508,14 @@ def table_size(context: StoreContext, table: Handle, /) -> Elements: ...
 
 
 @_fast.declare
+def memory_size(context: StoreContext, memory: Handle, /) -> Pages: ...
+
+
+@_fast.declare
+def table_get(context: StoreContext, table: Handle, index: Elements, value: Place, /) -> Bool: ...
+
+
+@_fast.declare
 def table_set(
     context: StoreContext, table: Handle, index: Elements, value: Address, /
 ) -> Problem: ...

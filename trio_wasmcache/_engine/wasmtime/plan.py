@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from ..._core.config import WASM_PAGE
 from ..._core.wasm.admission import Edits, memory_remedy, rest_size
 from ..._core.wasm.graph import FromHost, FromPart, Graph, Part, Source
 from ..._core.wasm.growth import UNMOVED, CodeOffsets, Note, notes_of
+from ..._core.wasm.preparation import Observed
 from ..._core.wasm.reader import Export, FuncType, ModuleInfo
 from ..._core.wasm.restorer import Restorer
 from ..base import Artifact
@@ -72,6 +74,22 @@ class PartPlan:
 
 
 @frozen
+class ObservedPlan:
+    """What is exported of a module so that the state of its instances can be read, by name."""
+
+    memories: tuple[str, ...]
+    """Of its own, in order."""
+    tables: tuple[tuple[str, str], ...]
+    """Export name and type of elements of each of its own, in order."""
+    globals: tuple[tuple[int, str, str], ...]
+    """Index, export name and value type of its own that are mutable."""
+    functions: tuple[tuple[int, str], ...]
+    """Index and export name of those to which it can refer."""
+    probes: tuple[tuple[str, int, str], ...]
+    """Kind and index of segments, and export name of a function that traps if it was dropped."""
+
+
+@frozen
 class Plan:
     """What every instance of a module needs to know, worked out once.
 
@@ -105,8 +123,12 @@ class Plan:
     """Parts of the graph, in order, if there is one."""
     notes: tuple[tuple[str, str, Note], ...] = ()
     """Export names of each note of refused growth, and of its memory."""
+    observed: ObservedPlan | None = None
+    """What is exported so that the state of its instances can be read."""
     starts_later: bool = False
     """Whether its start function is exported by `START`, and not run by instantiation."""
+    abi_state: Mapping[str, Any] = field(factory=dict)
+    """What the ABI knows about a new instance."""
     user: int = 0
     """Position of the user's module among them."""
 
@@ -159,7 +181,9 @@ def hidden_exports(info: ModuleInfo, edits: Edits) -> list[Export]:
     wanted = [("memory", index) for index in range(len(info.memories))]
     first = len(info.tables) - len(info.own_tables)
     wanted += [("table", index) for index in range(first, len(info.tables))]
-    if edits.reset:
+    if edits.observed is not None:
+        wanted += [("func", index) for index in edits.observed.functions]
+    if edits.reset or edits.observed is not None:
         first = len(info.globals) - len(info.own_globals)
         wanted += [
             ("global", index) for index, one in enumerate(info.own_globals, first) if one.mutable
@@ -305,7 +329,43 @@ def _plan_of(info: ModuleInfo, edits: Edits, offsets: CodeOffsets, *, noted: boo
         },
         offsets=offsets,
         names=names,
+        observed=_observed(info, edits, names),
+        abi_state=edits.abi_state,
         notes=tuple((note_of[note.memory], names["memory", note.memory], note) for note in notes),
+    )
+
+
+def probe_names(observed: Observed) -> list[str]:
+    """Return the export name of each probe."""
+    return [f"{HIDDEN}probe:{kind}:{index}" for kind, index, _ in observed.probes]
+
+
+def _observed(
+    info: ModuleInfo, edits: Edits, names: dict[tuple[str, int], str]
+) -> ObservedPlan | None:
+    observed = edits.observed
+    if observed is None:
+        return None
+    memory = len(info.memories) - len(info.own_memories)
+    table = len(info.tables) - len(info.own_tables)
+    first = len(info.globals) - len(info.own_globals)
+    # Code can refer to functions that are exported, too.
+    functions = {index: name for (kind, index), name in names.items() if kind == "func"}
+    return ObservedPlan(
+        tuple(names["memory", index] for index in range(memory, len(info.memories))),
+        tuple(
+            (names["table", index], one.element) for index, one in enumerate(info.own_tables, table)
+        ),
+        tuple(
+            (index, names["global", index], one.value_type)
+            for index, one in enumerate(info.own_globals, first)
+            if one.mutable
+        ),
+        tuple(functions.items()),
+        tuple(
+            (kind, index, name)
+            for (kind, index, _), name in zip(observed.probes, probe_names(observed), strict=True)
+        ),
     )
 
 

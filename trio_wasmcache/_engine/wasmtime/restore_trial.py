@@ -135,6 +135,7 @@ class Trial:
     before: int = 0
     """Units of fuel that its start function burnt, when `_initialize` runs."""
     quiet: bool = True
+    watch: None = None
 
     def burnt(self) -> int:
         return self.before + TRIAL_FUEL - self.instance.fuel_left()

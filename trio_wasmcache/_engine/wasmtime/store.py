@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from ctypes import Array, addressof, byref, c_char, c_uint8, c_uint64, c_void_p
@@ -270,7 +271,8 @@ class Store:
     @property
     def state(self) -> dict[str, Any]:
         if self._state is None:
-            self._state = {}
+            # Its own, as an ABI changes what it keeps there.
+            self._state = copy.deepcopy({**self.plan.abi_state})
         return self._state
 
     def forget(self) -> bool:
@@ -284,6 +286,7 @@ class Store:
                 return False
         if self._state is not None:
             self._state.clear()
+            self._state.update(copy.deepcopy({**self.plan.abi_state}))
         self.host_state.clear()  # open descriptors are state, too: a guest may close them
         return True
 

@@ -1,0 +1,148 @@
+"""Read the state of an instance, so that it can be written into its modules: see `preparation`.
+
+1. wasmtime tells references to functions apart by an address, which is the same each time that a
+   function of an instance is exported. So the functions to which code can refer are exported
+   (`Plan.observed`), and a reference is that to the function whose export equals it.
+2. Whether a passive segment was dropped can't be asked. A probe, which copies nothing from the
+   segment's end, traps if it was.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Final
+
+from ..._core.errors import TrapError
+from ..._core.wasm.graph import USER
+from ..._core.wasm.preparation import (
+    FrozenState,
+    Items,
+    Run,
+    UnfreezableError,
+    constant,
+    reference,
+    runs_of,
+)
+from ..._core.wasm.reader import FuncType
+from ..base import UNDER_WAY
+from . import native
+from .companions import poll_until_over
+from .function import Callers, WasmtimeFunction
+from .plan import ObservedPlan
+from .store import Store
+
+# A probe burns some ten units.
+PROBE_FUEL: Final = 10_000
+# Bytes of a reference to a function, of which the first eight are 0 if it is null.
+REFERENCE_SIZE, STORE_SIZE = 16, 8
+
+
+def freeze(store: Store, callers: Callers) -> dict[str, FrozenState]:
+    """Return the state of each part of an instance that was compiled for it. Blocks: for threads.
+
+    Args:
+        store: the instance, which has started, and in which nothing is under way.
+        callers: of its module.
+
+    Raises:
+        UnfreezableError: something of it can't be written into a module.
+    """
+    names = [part.name for part in store.plan.parts] or [USER]
+    pieces = [
+        (name, handle, plan.observed)
+        for name, (handle, plan) in zip(names, store.pieces, strict=True)
+        if plan.observed is not None
+    ]
+    states = {name: _read(store, handle, found) for name, handle, found in pieces}
+    # Last, though they change nothing.
+    for name, handle, found in pieces:
+        dropped: dict[str, set[int]] = {"data": set(), "elem": set()}
+        for kind, index, export in found.probes:
+            if _is_dropped(store, handle, callers, export):
+                dropped[kind].add(index)
+        state = states[name]
+        states[name] = FrozenState(
+            state.memories,
+            state.tables,
+            state.globals,
+            frozenset(dropped["data"]),
+            frozenset(dropped["elem"]),
+        )
+    return states
+
+
+def _read(store: Store, instance: bytes, plan: ObservedPlan) -> FrozenState:
+    functions = {
+        store.export(name, instance)[:REFERENCE_SIZE]: index for index, name in plan.functions
+    }
+    memories = tuple(_memory(store, store.export(name, instance)) for name in plan.memories)
+    tables = tuple(
+        _table(store, store.export(name, instance), number, element, functions)
+        for number, (name, element) in enumerate(plan.tables)
+    )
+    globals = tuple(
+        (index, _global(store, store.export(name, instance), index, value_type, functions))
+        for index, name, value_type in plan.globals
+    )
+    return FrozenState(memories, tables, globals)
+
+
+def _memory(store: Store, handle: bytes) -> tuple[int, tuple[Run, ...]]:
+    size = native.memory_data_size(store.context, handle)
+    pages = native.memory_size(store.context, handle)
+    if not size:
+        return pages, ()
+    base = native.memory_data(store.context, handle)
+    view = memoryview((ctypes.c_uint8 * size).from_address(base or 0)).cast("B")
+    return pages, runs_of(view)
+
+
+def _table(
+    store: Store, handle: bytes, number: int, element: str, functions: dict[bytes, int]
+) -> Items:
+    cell = ctypes.create_string_buffer(native.VALUE_SIZE)
+    items: list[int | None] = []
+    for at in range(native.table_size(store.context, handle)):
+        if not native.table_get(store.context, handle, at, cell):
+            raise AssertionError("wasmtime does not know an element of a table")
+        what = f"element {at} of its table {number}"
+        items.append(_function(cell, element, what, functions))
+    return tuple(items)
+
+
+def _global(
+    store: Store, handle: bytes, index: int, value_type: str, functions: dict[bytes, int]
+) -> bytes:
+    cell = ctypes.create_string_buffer(native.VALUE_SIZE)
+    native.global_get(store.context, handle, cell)
+    what = f"its global {index}"
+    if value_type in ("funcref", "externref"):
+        return reference(value_type, _function(cell, value_type, what, functions), what=what)
+    return constant(value_type, cell.raw[native.VALUE_OFFSET :], what=what)
+
+
+def _function(
+    cell: native.Buffer, element: str, what: str, functions: dict[bytes, int]
+) -> int | None:
+    """Return the function to which a value refers; None if it is null."""
+    raw = cell.raw[native.VALUE_OFFSET : native.VALUE_OFFSET + REFERENCE_SIZE]
+    if not any(raw[:STORE_SIZE]):
+        return None
+    if element != "funcref":
+        raise UnfreezableError(f"{what} is a reference to something of the host's ({element})")
+    index = functions.get(raw)
+    if index is None:
+        raise UnfreezableError(f"{what} is a function of another module")
+    return index
+
+
+def _is_dropped(store: Store, instance: bytes, callers: Callers, export: str) -> bool:
+    handle = store.export(export, instance)
+    probe = WasmtimeFunction(store, export, handle, callers.frame(FuncType()))
+    try:
+        if probe.begin((), PROBE_FUEL) is UNDER_WAY:
+            poll_until_over(store.future)
+            probe.finish()
+    except TrapError:
+        return True
+    return False
