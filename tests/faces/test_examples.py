@@ -73,6 +73,17 @@ def test_opa() -> None:
     ]
 
 
+def test_javascript() -> None:
+    """Each call finds the prelude and nothing else; what it logs is logged, and limits hold."""
+    folder = os.environ.get("WASMCACHE_QUICKJS")
+    if folder is None:
+        pytest.skip("WASMCACHE_QUICKJS names no folder with the guest of quickjs-rs")
+    out = output_of("javascript.py", folder)
+    assert "tenants 0, 1, 99: [0, 2, 108.95]" in out
+    assert re.search(r"console\.log +line=.*got 41.*\n42\n41\n41\n", out)
+    assert re.search(r"FuelExhaustedError .*\nJavaScriptError .*out of memory", out)
+
+
 def test_two_groups() -> None:
     """The fuel is split about as the shares say."""
     out = output_of("two_groups.py")

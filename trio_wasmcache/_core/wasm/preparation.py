@@ -588,5 +588,5 @@ def unpack_states(packed: bytes) -> tuple[dict[str, FrozenState], dict[str, Any]
         if at != len(packed):
             raise ValueError("another size")
         return states, dict(head["facts"])
-    except (KeyError, TypeError, AttributeError, IndexError, struct.error) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, struct.error) as error:
         raise ValueError(f"no states: {error!r:.100}") from None
