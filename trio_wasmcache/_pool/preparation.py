@@ -177,7 +177,9 @@ class Preparing:
             native = loaded.instantiate(self._config.total_fuel, self._config.yield_fuel)
             # A start may ask for the same as the call that is the least strict.
             self._allowed = any(call.prepare.allow_frozen_random for call in calls)
-            await self._step("its start", module, self._run_start(native, module, lease))
+            await self._step(
+                "its start", module, self._run_start(native, module, lease, loaded.at_once)
+            )
             for number, call in enumerate(calls, 1):
                 self._allowed = call.prepare.allow_frozen_random
                 where = f"call {number} of prepare, {call.prepare}"
@@ -230,7 +232,9 @@ class Preparing:
                 error.add_note(f"in {where} of {self._what}")
             raise
 
-    async def _run_start(self, native: GuestInstance, module: CachedModule, lease: object) -> None:
+    async def _run_start(
+        self, native: GuestInstance, module: CachedModule, lease: object, at_once: bool
+    ) -> None:
         runtime = self._runtime
         start = self.start = Start(
             runtime.runner, self._group.share, module.hosts, lease, runtime.log, None
@@ -238,7 +242,13 @@ class Preparing:
         start.watch, start.aside = self, True
         fuel = self._config.total_fuel
         try:
-            await start.run(native, fuel, initialize=module.initialize, load_fuel=module.load_fuel)
+            await start.run(
+                native,
+                fuel,
+                at_once=at_once,
+                initialize=module.initialize,
+                load_fuel=module.load_fuel,
+            )
         finally:
             self.start = None
 
