@@ -24,13 +24,13 @@ import collections
 import concurrent.futures.thread
 import contextlib
 import contextvars
-import functools
 import math
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any, Generic, TypeVar, Unpack, final
 
 import trio
@@ -47,6 +47,8 @@ T = TypeVar("T")
 # Seconds after which a thread that waits looks whether it was interrupted: a signal wakes the main
 # thread at once, but `_thread.interrupt_main` and exceptions set for a thread wake no lock.
 POLL = 0.1
+# Workers that are kept for later requests. One takes 2 KB, and making one about 20 us.
+MAX_IDLE = 100
 
 Opening = Callable[[], AbstractAsyncContextManager[InstanceCache]]
 """Function that returns the block of a cache, such as `trio_wasmcache.open_cache`."""
@@ -106,7 +108,8 @@ class Request(Completion, Generic[T]):
         group: OpenGroup | None,
         notify: Callable[[], object],
     ) -> None:
-        super().__init__(notify)
+        self._notify = notify
+        self.over = False
         self._work = work
         self._timeout = timeout
         # The time until it is started counts, too.
@@ -116,27 +119,67 @@ class Request(Completion, Generic[T]):
         self._value: T | None = None
         self.what = what
         self.context: contextvars.Context = contextvars.copy_context()
-        """Copy of the caller's context. The task gets a copy of it, so it stays as it is."""
+        """Copy of the caller's context, in which it runs."""
         self.error: BaseException | None = None
         """Exception by which it ended."""
         self.withdrawn = False
         """Whether its caller has given it up."""
 
-    def start(self, nursery: trio.Nursery) -> None:
-        """Start its task, in its group or in `nursery`."""
-        group = self._group
-        if group is None:
-            start_soon: Callable[..., None] = nursery.start_soon
-        elif group.closed or group.trio is None:
-            self.refuse(f"group {shown(group.name)} is closed")
-            return
-        else:
-            start_soon = group.trio.start_soon
-        # Before the task runs, so that it can be cancelled from now on.
-        self._scope = trio.CancelScope()
+    @property
+    def group(self) -> OpenGroup | None:
+        """Group in which it runs; None: in none."""
+        return self._group
+
+    @property
+    def timed(self) -> bool:
+        """Whether it has a timeout."""
+        return self._timeout is not None
+
+    def begin(self, scope: trio.CancelScope) -> None:
+        """Have it cancelled by a scope from now on, in which its task is to `run` it."""
+        self._scope = scope
         if self._timeout is not None:
-            self._scope.deadline = trio.current_time() + self._deadline - time.monotonic()
-        self.context.run(start_soon, self._run, name=self.what)
+            scope.deadline = trio.current_time() + self._deadline - time.monotonic()
+
+    async def run(self) -> None:
+        """Run the function, in the scope that it began with, and finish.
+
+        Raises:
+            trio.Cancelled: it was cancelled; `cancelled` must be called after the scope.
+        """
+        try:
+            self._value = await self._work()
+        except BaseException as error:
+            self.error = _without_cancelled(error)
+            if self.error is None:
+                raise
+        self.finish()
+
+    async def run_in_group(self) -> None:
+        """Run the function in a task of its own, which belongs to the group."""
+        scope = self._scope
+        assert scope is not None
+        # A task that is cancelled from outside may end without saying so.
+        with suppress_cancelled(), scope:
+            await self.run()
+            return
+        self.cancelled()
+
+    def cancelled(self) -> None:
+        """End it, as its task was cancelled."""
+        group, scope = self._group, self._scope
+        assert scope is not None
+        if not scope.cancelled_caught:
+            closed = "the cache" if group is None else f"group {shown(group.name)} or the cache"
+            self.refuse(f"{closed} was closed meanwhile")
+        elif self.withdrawn:
+            self.refuse("it was cancelled")
+        else:
+            self.error = TimeoutError(
+                f"{self.what} was stopped, as it did not end within its timeout of "
+                f"{self._timeout:g} seconds"
+            )
+            self.finish()
 
     def withdraw(self) -> None:
         """Cancel it, as its caller no longer wants it; in the cache's thread."""
@@ -153,33 +196,6 @@ class Request(Completion, Generic[T]):
         self.error = trio.ClosedResourceError(f"{self.what}: {why}")
         self.finish()
 
-    async def _run(self) -> None:
-        scope = self._scope
-        assert scope is not None
-        try:
-            with scope:
-                self._value = await self._work()
-                self.finish()
-                return
-        except BaseException as error:
-            # None of them is for Trio: a task that is cancelled may end without saying so.
-            self.error = _without_cancelled(error)
-            if self.error is not None:
-                self.finish()
-                return
-        if scope.cancelled_caught and not self.withdrawn:
-            self.error = TimeoutError(
-                f"{self.what} was stopped, as it did not end within its timeout of "
-                f"{self._timeout:g} seconds"
-            )
-            self.finish()
-        elif scope.cancelled_caught:
-            self.refuse("it was cancelled")
-        else:
-            group = self._group
-            closed = "the cache" if group is None else f"group {shown(group.name)} or the cache"
-            self.refuse(f"{closed} was closed meanwhile")
-
     def result(self) -> T:
         """Return what the function returned, or raise what it raised."""
         error, self.error = self.error, None
@@ -192,11 +208,87 @@ class Request(Completion, Generic[T]):
             del self, error  # they are in the frames of the error's traceback
 
 
+@contextlib.contextmanager
+def suppress_cancelled() -> Iterator[None]:
+    """Drop `trio.Cancelled`, also in a group, from the end of a task."""
+    try:
+        yield
+    except BaseException as error:
+        if _without_cancelled(error) is not None:
+            raise
+
+
 def _without_cancelled(error: BaseException) -> BaseException | None:
     if isinstance(error, BaseExceptionGroup):
         rest: BaseException | None = error.split(trio.Cancelled)[1]
         return rest
     return None if isinstance(error, trio.Cancelled) else error
+
+
+@final
+class Worker:
+    """A task of a cache's run that runs requests one after the other, to save making a task.
+
+    Each runs in its own context, and all that are not cancelled in one cancel scope.
+
+    Args:
+        idle: workers that wait for a request.
+    """
+
+    def __init__(self, idle: list[Worker]) -> None:
+        self._idle = idle
+        self._request: Request[Any] | None = None
+        self._scope = trio.CancelScope()
+        self._task: trio.lowlevel.Task | None = None
+
+    def give(self, request: Request[Any], nursery: trio.Nursery) -> None:
+        """Have a request run; the worker is new, or was taken from `idle`."""
+        self._request = request
+        request.begin(self._scope)
+        task = self._task
+        if task is None:
+            request.context.run(partial(nursery.start_soon, self._run, name=request.what))
+        else:
+            # Trio enters the context for each step of a task, so it may change between two.
+            task.context = request.context
+            task.name = request.what
+            trio.lowlevel.reschedule(task)
+
+    async def _run(self) -> None:
+        self._task = trio.lowlevel.current_task()
+        with suppress_cancelled():
+            while await self._serve():
+                self._scope = trio.CancelScope()
+        self._end_request()
+
+    async def _serve(self) -> bool:
+        """Run requests until one is cancelled; return whether to go on in a new scope."""
+        task = self._task
+        assert task is not None
+        with self._scope as scope:
+            while True:
+                request = self._request
+                if request is not None:
+                    await request.run()
+                    if request.timed:
+                        scope.deadline = math.inf
+                    self._request = request = None
+                if len(self._idle) >= MAX_IDLE:
+                    return False
+                task.context = contextvars.Context()  # or it keeps what the caller has bound
+                self._idle.append(self)
+                await trio.lowlevel.wait_task_rescheduled(self._abort)
+        self._end_request()
+        return True
+
+    def _end_request(self) -> None:
+        request, self._request = self._request, None
+        if request is not None:
+            request.cancelled()
+
+    def _abort(self, _: object) -> trio.lowlevel.Abort:
+        self._idle.remove(self)
+        return trio.lowlevel.Abort.SUCCEEDED
 
 
 @final
@@ -243,6 +335,15 @@ class OpenGroup:
             raise trio.ClosedResourceError(f"group {shown(self.name)} is not open")
         self.trio.resize(**changes)
 
+    def start(self, request: Request[Any]) -> None:
+        """Start a request as a task of the group, or refuse it."""
+        if self.trio is None or self.closed:
+            request.refuse(f"group {shown(self.name)} is closed")
+            return
+        request.begin(trio.CancelScope())
+        start_soon = self.trio.start_soon
+        request.context.run(partial(start_soon, request.run_in_group, name=request.what))
+
     async def close(self) -> None:
         """Close the group: refuse requests, cancel those under way, and wait for their end."""
         if self.trio is None or self._gone is None:
@@ -277,9 +378,12 @@ class Portal:
         self._nursery: trio.Nursery | None = None
         self._failure: BaseException | None = None
         self._cache: InstanceCache | None = None
+        self._idle: list[Worker] = []
+        self._woken = False  # whether `_take` is going to run
         self._closing = False  # whether requests are refused
         self._over = False  # whether nothing runs in the thread any more
         self._thread: threading.Thread | None = None
+        self._ident = 0  # identifier of the thread while it runs
 
     def start(self, opened: Completion) -> None:
         """Start the thread, and open the cache in it; `opened` is when that is done, or failed.
@@ -297,7 +401,12 @@ class Portal:
         )
         self._thread = thread
         _open.add(self)
-        thread.start()
+        try:
+            thread.start()
+        except BaseException:
+            if not thread.is_alive():
+                _open.discard(self)
+            raise
 
     @property
     def cache(self) -> InstanceCache:
@@ -351,7 +460,7 @@ class Portal:
                 f"{what}: this {self._kind} belongs to process {self._pid}, which forked this one, "
                 f"{os.getpid()}, where its thread does not run: open another here"
             )
-        if threading.current_thread() is self._thread:
+        if threading.get_ident() == self._ident:
             raise RuntimeError(
                 f"{what}: this is the {self._kind}'s own thread, in which its sync host functions "
                 "run, and which can't wait for itself: do it in another thread"
@@ -362,11 +471,16 @@ class Portal:
         token = self._token
         assert token is not None
         self._inbox.append(request)
+        if self._woken:
+            return  # `_take` finds it, which runs after this, or before `_woken` was read
         try:
-            # Idempotent: of all that wait when the thread wakes, one call takes care.
-            token.run_sync_soon(self._take, idempotent=True)
+            self._woken = True
+            token.run_sync_soon(self._take)
         except trio.RunFinishedError:
             self._refuse_all()
+        except BaseException:  # such as Ctrl-C: whether it will run is unknown
+            self._woken = False
+            raise
 
     def withdraw(self, request: Request[Any]) -> None:
         """Have a request cancelled, whether it was submitted, is under way, or is over."""
@@ -433,18 +547,19 @@ class Portal:
         """Open a group; in the cache's thread."""
         nursery = self._nursery
         assert nursery is not None
-        await nursery.start(functools.partial(group.hold, self.cache))
+        await nursery.start(partial(group.hold, self.cache))
 
     # -- in the thread
 
     def _main(self, opened: Completion) -> None:
+        self._ident = threading.get_ident()
         try:
             trio.run(self._serve, opened)
         except BaseException as error:
             self._failure = error
         self._closing = True
         self._refuse_all()
-        self._over = True
+        self._over, self._ident = True, 0  # which another thread may get
         if not opened.over:
             opened.finish()
         self._finish_endings()
@@ -460,16 +575,22 @@ class Portal:
                 await trio.sleep_forever()
 
     def _take(self) -> None:
+        # First: whoever reads it later calls this again, and whoever read it before is served here.
+        self._woken = False
         nursery = self._nursery
         assert nursery is not None
         while self._inbox:
             request = self._inbox.popleft()
             if request.over:
                 continue  # it was withdrawn
+            group = request.group
             if self._closing:
                 request.refuse("the cache is closed")
+            elif group is not None:
+                group.start(request)
             else:
-                request.start(nursery)
+                worker = self._idle.pop() if self._idle else Worker(self._idle)
+                worker.give(request, nursery)
 
     def _begin_closing(self) -> None:
         self._closing = True
@@ -494,17 +615,23 @@ class Portal:
 # -- what requests do, in the cache's thread
 
 
-async def call(
+def call_of(
     cache: InstanceCache,
     function: Function[T] | str,
     args: Sequence[str] | None,
     values: tuple[object, ...],
-) -> T:
-    """Call a function once."""
+) -> Callable[[], Awaitable[T]]:
+    """Return a function that calls a function of the cache once."""
     if isinstance(function, Function):
-        return await function.call(*values)
-    async with cache.acquire(function, args) as lease:
-        return await lease.call(*values)  # type: ignore[no-any-return]
+        return partial(function.call, *values)
+    return partial(_call_by_name, cache, function, args, values)
+
+
+async def _call_by_name(
+    cache: InstanceCache, name: str, args: Sequence[str] | None, values: tuple[object, ...]
+) -> Any:
+    async with cache.acquire(name, args) as lease:
+        return await lease.call(*values)
 
 
 async def map_rows(
@@ -524,9 +651,10 @@ async def map_rows(
 
 
 def what(verb: str, function: Function[Any] | str) -> str:
-    """Return what a request does, for messages."""
-    name = function.key if isinstance(function, Function) else function
-    return f"{verb} of {name!s:.100}"
+    """Return what a request does, for messages and as the name of its task."""
+    if isinstance(function, Function):
+        return f"{verb} of {function.name}({', '.join(function.args)})"
+    return f"{verb} of {function!s:.100}"
 
 
 async def at_once(function: Callable[[], T]) -> T:

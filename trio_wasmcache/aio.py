@@ -188,13 +188,19 @@ class _Caller:
         self._mailboxes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Mailbox] = (
             weakref.WeakKeyDictionary()
         )
+        # (reference to the loop of the last call, its mailbox): so it is seldom looked up.
+        self._last: tuple[Callable[[], object], _Mailbox] = (object, _Mailbox())
 
     def waiting(self) -> _Waiting:
         """Return a new way to wake the coroutine that is running."""
         loop = asyncio.get_running_loop()
-        mailbox = self._mailboxes.get(loop)
-        if mailbox is None:
-            mailbox = self._mailboxes[loop] = _Mailbox()
+        last, mailbox = self._last
+        if last() is not loop:
+            found = self._mailboxes.get(loop)
+            if found is None:
+                found = self._mailboxes[loop] = _Mailbox()
+            mailbox = found
+            self._last = weakref.ref(loop), mailbox
         return _Waiting(loop, mailbox)
 
     async def run(self, what: str, work: Callable[[], Awaitable[T]]) -> T:
@@ -209,8 +215,9 @@ class _Caller:
         portal = self.portal
         portal.check(what)
         waiting = self.waiting()
-        with_host = partial(_run_with, _Bridge(waiting.loop), work)
-        request = Request(with_host, what, None, group, waiting.notify)
+        bridge = _Bridge(waiting.loop)
+        request = Request(work, what, None, group, waiting.notify)
+        request.context.run(awaits_elsewhere.set, bridge.run)
         portal.submit(request)
         await waiting.wait(request, partial(portal.withdraw, request))
         return request.result()
@@ -227,7 +234,7 @@ class _Caller:
         self, function: Function[T] | str, args: Sequence[str] | None, values: tuple[object, ...]
     ) -> T:
         """Call a function once."""
-        work = partial(_portal.call, self.portal.cache, function, args, values)
+        work = _portal.call_of(self.portal.cache, function, args, values)
         return await self.run(_portal.what("call", function), work)
 
     async def map(
@@ -249,12 +256,6 @@ class _Caller:
 
 
 # -- coroutines of host functions
-
-
-async def _run_with(bridge: _Bridge, work: Callable[[], Awaitable[T]]) -> T:
-    """Run an async function, with coroutines of host functions awaited by `bridge`."""
-    awaits_elsewhere.set(bridge.run)
-    return await work()
 
 
 @final

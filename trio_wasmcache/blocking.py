@@ -170,7 +170,7 @@ class _Caller:
         timeout: float | None,
     ) -> T:
         """Call a function once."""
-        work = partial(_portal.call, self.portal.cache, function, args, values)
+        work = _portal.call_of(self.portal.cache, function, args, values)
         return self.run(_portal.what("call", function), work, timeout)
 
     def map(

@@ -20,6 +20,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -423,4 +424,6 @@ WAYS: dict[str, Callable[[Program], None]] = {
 
 
 if __name__ == "__main__":
+    # Of Python since 3.12, for any program with threads that forks.
+    warnings.filterwarnings("ignore", ".*use of fork\\(\\) may lead", DeprecationWarning)
     WAYS[sys.argv[1]](Program(sys.argv[2]))
