@@ -5,7 +5,8 @@
    columns are copied into its scratch, it is driven like any call, and results are copied out
    (`chunks`, `byte_chunks`).
 3. Batches without a driver, such as those of an ABI of the user's own, run row by row (`row_loop`).
-4. Either all rows have a result, or the batch raises and drops the results so far.
+4. Either all rows have a result, or the batch raises and drops the results so far. With
+   `RowErrors`, rows that fail have null as their result, and their errors are kept there.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from __future__ import annotations
 import operator
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from typing import TypeGuard
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import TypeGuard, final
 
-from .._abi.base import Binding, Guest, Value
+from .._abi.base import Binding, Value
 from .._abi.batching import Bulk
 from .._abi.gil import breathe, is_large
 from .._abi.plain import PlainAbi, PlainType, cell_name
@@ -28,22 +30,32 @@ from .._core.wasm.memory_driver import memory_layout
 from .._runtime.call import Call
 from .._runtime.metered import MeteredGuest
 from . import arrow as _arrow
-from .byte_chunks import MemoryChunks, Packed
+from .byte_chunks import MemoryChunks, Packed, bulk_of
 from .byte_columns import ArrowBytes, PackedColumn
-from .chunks import NumberChunks
+from .chunks import Failing, NumberChunks
 from .collectors import BytesSink, Sink
-from .columns import Column, MisfitError, column, to_collect
-from .row_loop import in_row, map_rows, next_row
+from .columns import Column, MisfitError, Misfits, column, to_collect
+from .failures import RowErrors
+from .row_loop import FAILED, in_row, map_rows, next_row
 
 # Values that are packed between two turns of the loop at most, and how long that may take
 # (seconds). More than `HEAVY_ROWS` values that take microseconds each are packed in a thread.
 PIECE, PIECE_TIME, HEAVY_ROWS = 2048, 0.0003, 64
 
 
-async def map_columns(call: Call, columns: object, rows: int | None) -> Value:
-    """Call a function for every row of some columns: see `Lease.map`."""
+async def map_columns(
+    call: Call, columns: object, rows: int | None, errors: RowErrors | None
+) -> Value:
+    """Call a function for every row of some columns: see `Lease.map`.
+
+    Args:
+        call: the batch.
+        columns: the columns.
+        rows: number of rows; None: that of the columns.
+        errors: where errors of rows go that are null; None: the first one is raised.
+    """
     try:
-        return await _map_columns(call, columns, rows)
+        return await _map_columns(call, columns, rows, errors)
     except GuestError as error:
         if error.row is not None:
             # Frames of the batch would keep its packed columns.
@@ -51,14 +63,16 @@ async def map_columns(call: Call, columns: object, rows: int | None) -> Value:
         raise
 
 
-async def _map_columns(call: Call, columns: object, rows: int | None) -> Value:
+async def _map_columns(
+    call: Call, columns: object, rows: int | None, errors: RowErrors | None
+) -> Value:
     binding = call.bound.binding
     numbers = isinstance(binding, PlainAbi)
     arrow, found = await call.unless_ended(_look_at, call.name, columns, not numbers, call.runner)
     rows = _count(call.bound.entry.function.key, binding, found, rows)
     if isinstance(binding, PlainAbi):
-        return await _map_numbers(call, binding, found, rows, arrow)
-    return await _map_values(call, found, rows, arrow)
+        return await _map_numbers(call, binding, found, rows, arrow, errors)
+    return await _map_values(call, found, rows, arrow, errors)
 
 
 async def _look_at(
@@ -147,34 +161,39 @@ async def _map_numbers(
     columns: Sequence[Column],
     rows: int,
     arrow: bool,
+    errors: RowErrors | None,
 ) -> Value:
+    packer = Packer(call, columns, rows, errors)
     for number, (one, kind) in enumerate(zip(columns, binding.args, strict=True)):
         try:
             one.use(CELLS[cell_name(kind)])
-        except MisfitError as misfit:
-            if not rows:
-                continue  # no row uses that scalar
-            raise _misfit(binding, columns, misfit.row) from None
+        except MisfitError:
+            await packer.refuse_all()
         except TypeError as error:
             raise TypeError(f"{binding.place(number + 1)}: {kind.name} {error}") from None
     refuses_none = call.bound.definition.called_on_null
-    await _pack_all(call, columns, columns, rows, refuses_none=refuses_none)
+    misfits = await packer.pack_all(columns, refuses_none=refuses_none)
     shape = Shape(
         tuple(cell_name(kind) for kind in binding.args),
         tuple(cell_name(kind, cut=True) for kind in binding.returns),
         any(one.nullable for one in columns),
         binding.post is not None,
     )
-    nones = not arrow and any(one.holds_none for one in columns)
+    nones = not arrow and (errors is not None or any(one.holds_none for one in columns))
     sinks = _number_sinks(call, shape.results, columns, rows, arrow=arrow, nones=nones)
-    if rows:
+    for sink in sinks:
+        sink.marked = shape.nullable
+    if len(misfits) == rows:
+        await _add_nulls(call, sinks, rows)
+    else:
         code = await call.unless_ended(call.engine.driver, shape)
         assert code is not None
         exports = {"function": call.bound.definition.export}
         if binding.post is not None:
             exports["post"] = binding.post
         driver = call.attach(code, exports)
-        batch = NumberChunks(call, driver, binding, layout(shape), columns, rows, sinks)
+        failing = None if errors is None else Failing(errors, misfits, code, exports)
+        batch = NumberChunks(call, driver, binding, layout(shape), columns, rows, sinks, failing)
         await batch.run()
     return _together([sink.result() for sink in sinks])
 
@@ -184,43 +203,64 @@ async def _map_values(
     columns: Sequence[Column],
     rows: int,
     arrow: bool,
+    errors: RowErrors | None,
 ) -> Value:
     native, tally = call.native, call.tally
     bulk = _bulk_of(call.bound.binding, MeteredGuest(native, tally))
-    packed = None
+    packed: list[Column | Packed] | None = None
+    misfits: tuple[int, ...] = ()
     if bulk is not None and rows:
         refuses_none = call.bound.definition.called_on_null and not bulk.shape.passes_nulls
-        packed = await _packed(call, bulk, columns, refuses_none=refuses_none)
+        packer = Packer(call, columns, rows, errors)
+        packed = await _packed(packer, bulk, columns, refuses_none=refuses_none)
         if packed is not None:
-            await _pack_all(call, columns, packed, rows, refuses_none=refuses_none)
+            misfits = await packer.pack_all(packed, refuses_none=refuses_none)
     if bulk is None or packed is None:
-        return await map_rows(call, columns, rows, arrow)
+        return await map_rows(call, columns, rows, arrow, errors)
     made = memory_layout(bulk.shape)
     scalars = sum(one.size(0, 1) for one in packed if _is_packed(one) and one.rows is None)
     code = None
     if scalars <= made.data_size:
         code = await call.unless_ended(call.engine.driver, bulk.shape)
     if code is None:
-        return await map_rows(call, columns, rows, arrow)
+        return await map_rows(call, columns, rows, arrow, errors, misfits)
     sinks: list[Sink | BytesSink]
     if bulk.wire is not None:
         kind = call.bound.definition.returns
         assert isinstance(kind, str)
         sinks = [BytesSink(kind, bulk.wire, bulk.lift, arrow, rows, tally)]
     else:
-        nones = not arrow and any(one.holds_none for one in packed)
+        nones = not arrow and (errors is not None or any(one.holds_none for one in packed))
         names = bulk.shape.results
         sinks = [*_number_sinks(call, names, packed, rows, arrow=arrow, nones=nones)]
+    if len(misfits) == rows:
+        await _add_nulls(call, sinks, rows)
+        return _together([sink.result() for sink in sinks])
     driver = call.attach(code, bulk.exports)
-    batch = MemoryChunks(call, driver, bulk, made, packed, rows, sinks)
+    failing = None if errors is None else Failing(errors, misfits, code, bulk.exports)
+    batch = MemoryChunks(call, driver, bulk, made, packed, rows, sinks, failing)
     while batch.done < rows:
         await batch.run()
         if batch.large is not None:
             await batch.settle()
         elif batch.done < rows:
             row = batch.done
-            batch.skip(await next_row(call, row, batch.values(row)))
+            result = await next_row(call, row, batch.values(row), errors)
+            if result is FAILED:
+                batch.skip_failed()
+            else:
+                batch.skip(result)
     return _together([sink.result() for sink in sinks])
+
+
+async def _add_nulls(call: Call, sinks: Sequence[Sink | BytesSink], rows: int) -> None:
+    """Add nulls for all rows, as no row's values fit."""
+    for start in range(0, rows, PIECE):
+        for sink in sinks:
+            for _ in range(start, min(start + PIECE, rows)):
+                sink.add_null()
+        await call.runner.pass_turn(call.share)
+        call.check_open()
 
 
 def _number_sinks(
@@ -248,18 +288,11 @@ def _number_sinks(
         raise
 
 
-def _bulk_of(binding: Binding, guest: Guest) -> Bulk | None:
-    """Return how a memory driver makes the calls; None if it can't."""
-    make = getattr(binding, "bulk", None)
-    try:
-        bulk: Bulk | None = None if make is None else make(guest)
-    except GuestError:
-        return None  # the first call raises it, and names its row
-    return bulk
+_bulk_of = bulk_of
 
 
 async def _packed(
-    call: Call, bulk: Bulk, columns: Sequence[Column], *, refuses_none: bool
+    packer: Packer, bulk: Bulk, columns: Sequence[Column], *, refuses_none: bool
 ) -> list[Column | Packed] | None:
     """Return the columns for a memory driver; None if the batch must run row by row.
 
@@ -267,13 +300,14 @@ async def _packed(
         TypeError, ValueError, OverflowError: a scalar does not fit.
         ValueError: an Arrow array is damaged.
     """
+    call = packer.call
     packed: list[Column | Packed] = []
     for number, (one, kind) in enumerate(zip(columns, bulk.args, strict=True), start=1):
         if isinstance(kind, PlainType):
             try:
                 one.use(CELLS[cell_name(kind)])
-            except MisfitError as misfit:
-                raise _misfit(call.bound.binding, columns, misfit.row) from None
+            except MisfitError:
+                await packer.refuse_all()
             except TypeError:
                 return None  # numbers of another type, which may fit one by one
             packed.append(one)
@@ -295,36 +329,99 @@ def _is_packed(one: Column | Packed) -> TypeGuard[Packed]:
     return not isinstance(one, Column)
 
 
-async def _pack_all(
-    call: Call,
-    columns: Sequence[Column],
-    packed: Sequence[Column | Packed],
-    rows: int,
-    *,
-    refuses_none: bool,
-) -> None:
-    """Check and convert all values of columns.
+@final
+class Packer:
+    """Checks and converts the values of all columns of a batch, before anything runs.
 
     Args:
         call: the batch.
         columns: the columns as they were given, for the values in errors.
-        packed: the columns to convert.
         rows: number of rows.
-        refuses_none: whether a null is a value that does not fit.
-
-    Raises:
-        TypeError, ValueError, OverflowError: a value does not fit.
-
-    **Checkpoint:** maybe.
-    **Cancellation:** nothing has run.
+        errors: where errors of rows go that are null; None: the first one is raised.
     """
-    for one in packed:
+
+    def __init__(
+        self, call: Call, columns: Sequence[Column], rows: int, errors: RowErrors | None
+    ) -> None:
+        self.call = call
+        self._columns = columns
+        self._rows = rows
+        self._errors = errors
+        self._misfits = None if errors is None else Misfits(errors.max_errors)
+
+    async def refuse_all(self) -> None:
+        """Note that one value for all rows does not fit.
+
+        Raises:
+            TypeError, ValueError, OverflowError: of the first row that may not be null.
+        """
         try:
-            await _pack(call, one, rows)
+            for row in range(self._rows):
+                self._refuse(row)
         except MisfitError as misfit:
-            raise _misfit(call.bound.binding, columns, misfit.row) from None
-        if one.nullable and refuses_none and rows:
-            raise _misfit(call.bound.binding, columns, _first_null(one, rows))
+            raise await self._error(misfit.row) from None
+
+    def _refuse(self, row: int) -> None:
+        if self._misfits is None:
+            raise MisfitError(row)
+        self._misfits.add(row)
+
+    async def pack_all(
+        self, packed: Sequence[Column | Packed], *, refuses_none: bool
+    ) -> tuple[int, ...]:
+        """Check and convert all values of columns.
+
+        Args:
+            packed: the columns to convert.
+            refuses_none: whether a null is a value that does not fit.
+
+        Returns:
+            The rows whose values do not fit, and which are null; their errors are noted.
+
+        Raises:
+            TypeError, ValueError, OverflowError: a value does not fit.
+
+        **Checkpoint:** maybe.
+        **Cancellation:** nothing has run.
+        """
+        rows = self._rows
+        for one in packed:
+            if one.rows is not None:
+                one.misfits = self._misfits
+            try:
+                await _pack(self.call, one, rows)
+            except MisfitError as misfit:
+                if one.rows is not None:
+                    raise await self._error(misfit.row) from None
+                await self.refuse_all()
+            if one.nullable and refuses_none and rows:
+                try:
+                    for row in _nulls(one, rows):
+                        self._refuse(row)
+                except MisfitError as misfit:
+                    raise await self._error(misfit.row) from None
+        if self._misfits is None or not self._misfits.rows:
+            return ()
+        return await self._note()
+
+    async def _note(self) -> tuple[int, ...]:
+        """Note the errors of all rows so far whose values do not fit; return the rows."""
+        assert self._misfits is not None
+        assert self._errors is not None
+        call, binding = self.call, self.call.bound.binding
+        found = tuple(sorted(self._misfits.rows))
+        for start in range(0, len(found), HEAVY_ROWS):
+            with call.runner.meter(call.share):
+                for row in found[start : start + HEAVY_ROWS]:
+                    self._errors.note_misfit(row, partial(_misfit, binding, self._columns, row))
+            await call.yield_if_due()
+        return found
+
+    async def _error(self, row: int) -> Exception:
+        """Return the error that ends the batch, in a row whose values do not fit."""
+        if self._misfits is not None:
+            await self._note()
+        return _misfit(self.call.bound.binding, self._columns, row)
 
 
 async def _pack(call: Call, one: Column | Packed, rows: int) -> None:
@@ -374,9 +471,13 @@ def _misfit(binding: Binding, columns: Sequence[Column], row: int) -> Exception:
     return in_row(binding.explain(values), row, values)
 
 
-def _first_null(one: Column | Packed, rows: int) -> int:
-    bits = one.validity(0, rows) or 0
-    return (~bits & bits + 1).bit_length() - 1
+def _nulls(one: Column | Packed, rows: int) -> Iterator[int]:
+    """Return the rows with a null, in order."""
+    digits = f"{~(one.validity(0, rows) or 0) & (1 << rows) - 1:b}"[::-1]
+    row = digits.find("1")
+    while row >= 0:
+        yield row
+        row = digits.find("1", row + 1)
 
 
 def _together(results: list[object]) -> Value:

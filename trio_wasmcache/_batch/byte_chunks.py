@@ -11,11 +11,11 @@ import struct
 from collections.abc import Sequence
 from typing import final
 
-from .._abi.base import Value
+from .._abi.base import Binding, Guest, Value
 from .._abi.batching import KEPT, Bulk
 from .._abi.gil import LONG
 from .._abi.guest_memory import memory_of, read_result
-from .._core.errors import GuestError, ResultTooLargeError
+from .._core.errors import AbiError, GuestError, ResultTooLargeError
 from .._core.tally import SLOT
 from .._core.wasm.memory_layout import (
     AT_AT,
@@ -35,16 +35,25 @@ from .._engine.base import GuestDriver
 from .._runtime.call import Call
 from .._runtime.metered import MeteredGuest
 from .byte_columns import ArrowBytes, PackedColumn
-from .chunks import Chunks
+from .chunks import ZERO, Chunks, Failing
 from .collectors import BytesSink, Sink
 from .columns import Column
 
-ZERO = bytes(4)
 _STATE = struct.Struct("<III")
 _KEPT = struct.Struct("<II")
 _HEAP = struct.Struct("<III")
 _WORD = struct.Struct("<I")
 Packed = PackedColumn | ArrowBytes
+
+
+def bulk_of(binding: Binding, guest: Guest) -> Bulk | None:
+    """Return how a memory driver makes the calls of a binding; None if it can't."""
+    make = getattr(binding, "bulk", None)
+    try:
+        bulk: Bulk | None = None if make is None else make(guest)
+    except GuestError:
+        return None  # the first call raises it, and names its row
+    return bulk
 
 
 @final
@@ -59,6 +68,7 @@ class MemoryChunks(Chunks):
         columns: a column for each argument; those that are not numbers are packed.
         rows: number of rows.
         sinks: a sink for each column of results.
+        failing: see `Chunks`.
     """
 
     def __init__(
@@ -70,8 +80,11 @@ class MemoryChunks(Chunks):
         columns: Sequence[Column | Packed],
         rows: int,
         sinks: Sequence[Sink | BytesSink],
+        failing: Failing | None,
     ) -> None:
-        super().__init__(call, driver, bulk.what, rows, layout.fuel_per_row)
+        super().__init__(
+            call, driver, bulk.what, rows, layout.fuel_per_row, FIRST_AT, sinks, failing
+        )
         self._tally = call.tally
         self._guest = MeteredGuest(call.native, call.tally)
         self._refused: ResultTooLargeError | None = None
@@ -80,7 +93,6 @@ class MemoryChunks(Chunks):
         self._heap = None if bulk.objects is None else bulk.objects.heap
         self._layout = layout
         self._columns = columns
-        self._sinks = sinks
         self._packed = [one for one in columns if not isinstance(one, Column)]
         self._states = dict(zip(map(id, self._packed), layout.states, strict=False))
         self._moving = [one for one in self._packed if one.rows is not None]
@@ -88,21 +100,31 @@ class MemoryChunks(Chunks):
         self._passes_nulls = bulk.shape.passes_nulls
         self.large: bytes | None = None
         """Result whose conversion takes long; `settle` must convert it before the next `run`."""
-        self._first = 0  # the next row of the chunk whose result is to be taken
         self._valid = 0  # a bit for each row of the chunk; 0 means that it is not called for
         self._data = layout.data  # address of the data of columns, behind that of scalars
-        for one, at in zip(columns, layout.args, strict=True):
+        self._put_scalars()
+        for one in columns:
+            if isinstance(one, Column) or one.rows is not None:
+                continue
+            self._data += one.size(0, 1)
+
+    def _put_scalars(self) -> None:
+        """Put what is the same for all chunks into the scratch."""
+        driver, layout = self.driver, self._layout
+        data = layout.data
+        for one, at in zip(self._columns, layout.args, strict=True):
             if one.rows is not None:
                 continue
             if isinstance(one, Column):
-                driver.put(at, one.raw(0, min(layout.rows, rows)))
+                driver.put(at, one.raw(0, min(layout.rows, self.rows)))
             else:
-                self._data += self._put(one, at, 0, 1, self._data)
+                data += self._put(one, at, 0, 1, data)
         for at in layout.validity:
             driver.put(at, b"\xff" * (layout.rows // 8))
-        if bulk.objects is not None:
-            driver.put(RTTI_AT, _WORD.pack(bulk.objects.rtti))
-            for number, at in zip(bulk.objects.classes, layout.states, strict=True):
+        objects = self._bulk.objects
+        if objects is not None:
+            driver.put(RTTI_AT, _WORD.pack(objects.rtti))
+            for number, at in zip(objects.classes, layout.states, strict=True):
                 driver.put(at + KEPT_AT, _WORD.pack(number))
 
     def values(self, row: int) -> tuple[object, ...]:
@@ -115,12 +137,21 @@ class MemoryChunks(Chunks):
             sink.add_value(None if results is None else results[number])
         self.done += 1
 
+    def skip_failed(self) -> None:
+        """Add null for the next row, which the caller has called for in vain, and go on."""
+        failing = self._failing
+        assert failing is not None
+        self.add_null()
+        self.done += 1
+        self.renew(self.call.attach(failing.code, failing.exports))
+
     # -- into the scratch
 
     def fill(self) -> int:
         driver, layout, start = self.driver, self._layout, self.done
         driver.put(ROW_AT, ZERO)  # a failure from here on is one of the first row
-        stop = self._fitting(start, min(start + layout.rows, self.rows))
+        most = self.limit(min(layout.rows, self.rows - start))
+        stop = self._fitting(start, start + most)
         if self._bulk.shape.allocation == "grown":
             stop = self._grown(start, stop)
         if stop == start:
@@ -244,34 +275,51 @@ class MemoryChunks(Chunks):
         if done == self._chunk:
             return True
         at, size = self._cell(AT_AT), self._cell(SIZE_AT)
-        if why != READ_OUT:
-            self._bulk.refuse(self._guest, why, at, size)
         tally = self._tally
         tally.begin_row()
         tally.allow(self.total_fuel)
+        if why != READ_OUT:
+            self._bulk.refuse(self._guest, why, at, size)
         data, refused = read_result(self._bulk.got, memory_of(self._guest), at, size)
         if refused is not None:
             refused.row = self.done + done
-            return self._refuse(refused, done, why)
+            return self._refuse_one(refused, done)
         if self._bulk.shape.heavy and size > LONG:
             self.large = data
         else:
             try:
                 self._add(done, data, (size,))
             except ResultTooLargeError as error:
-                return self._refuse(error, done, why)
-        self._go_on_behind(done)
+                return self._refuse_one(error, done)
+        self._free_behind(done)
         return False
 
-    def _go_on_behind(self, row: int) -> None:
+    def _free_behind(self, row: int) -> None:
         """Have the driver free the result of this row of the chunk, and continue behind it."""
         self.driver.put(FIRST_AT, row.to_bytes(4, "little"))
         self._first = row + 1
 
+    def go_on_behind(self, row: int) -> None:
+        super().go_on_behind(row)
+        self.driver.put(PENDING_AT, ZERO)
+
+    def put_back(self) -> None:
+        self._put_kept()
+
+    def renew(self, driver: GuestDriver) -> None:
+        super().renew(driver)
+        self._guest = MeteredGuest(self.native, self._tally)
+        made = bulk_of(self.call.bound.binding, self._guest)
+        if made is None or made.shape != self._bulk.shape:
+            raise AbiError(f"{self.what}: a new instance is not as the one before it was")
+        self._bulk = made
+        self._heap = None if made.objects is None else made.objects.heap
+        self._put_scalars()
+
     def _refuse(self, error: ResultTooLargeError, done: int, why: int) -> bool:
         """Raise the error, now or once the driver has freed the result that the guest left."""
         if why == READ_OUT:
-            self._go_on_behind(done)
+            self._free_behind(done)
             self._refused, self._chunk = error, done + 1
             return False
         if not why:
@@ -281,8 +329,33 @@ class MemoryChunks(Chunks):
     def take_spent(self) -> int:
         return self._tally.take_spent()
 
+    def _refuse_one(self, error: ResultTooLargeError, done: int) -> bool:
+        """Do as `_refuse`, for the result of one row that the driver has left to the host."""
+        if self._is_null(error, self.done + done):
+            self._free_behind(done)
+            return False
+        return self._refuse(error, done, READ_OUT)
+
+    def _is_null(self, error: ResultTooLargeError, row: int) -> bool:
+        """Return whether the row is null: its result alone is too large. The guest is intact."""
+        failing = self._failing
+        if failing is None or not self._tally.alone or not failing.errors.may_go_on(self.call):
+            return False
+        self._tally.drop_row()
+        self._put_null(row, error)
+        return True
+
+    def add_null(self) -> None:
+        self._tally.begin_row()
+        self._tally.allow(self.total_fuel)
+        super().add_null()
+
     @property
     def paused(self) -> bool:
+        return self.unsettled or super().paused
+
+    @property
+    def unsettled(self) -> bool:
         return self.large is not None
 
     async def settle(self) -> None:
@@ -300,17 +373,27 @@ class MemoryChunks(Chunks):
             tally.begin_row()
         except ResultTooLargeError as error:
             error.row = self.done + self._first - 1
-            self._refused, self._chunk = error, self._first
+            if not self._is_null(error, error.row):
+                self._refused, self._chunk = error, self._first
         except BaseException as error:
             if isinstance(error, GuestError):
-                error.row = self.done + self._first - 1
+                error.row = row = self.done + self._first - 1
+                if self._failing is not None and not self.call.ended:
+                    self._tally.drop_row()
+                    try:
+                        self.result_failed(row, error)
+                    except GuestError:
+                        self._blame(error)
+                        raise
+                    self.add_null()
+                    return
             self._blame(error)
             raise
         finally:
             self.call.charge_spent()
 
-    def look_back(self) -> None:
-        self._take(self._cell(ROW_AT))
+    def take(self, stop: int) -> None:
+        self._take(stop)
 
     def _cell(self, at: int) -> int:
         return int.from_bytes(self.driver.get(at, 4), "little")
@@ -334,12 +417,20 @@ class MemoryChunks(Chunks):
             self._tally.copy_some(total)
             self._add(start, bytes(self.driver.get(self._layout.out, total)), sizes)
             self._tally.begin_row()
+        self._first = stop
 
     def _add(self, start: int, data: bytes, sizes: Sequence[int]) -> None:
         (sink,) = self._sinks
         assert isinstance(sink, BytesSink)
+        first, tally = self.done + start, self._tally
+
+        def failed(row: int, error: GuestError) -> None:
+            self.result_failed(first + row, error)
+            tally.allow(tally.spent + len(sizes) * self.total_fuel)
+
         try:
-            sink.add(data, sizes)
+            sink.add(data, sizes, None if self._failing is None else failed)
         except GuestError as error:
-            error.row = self.done + start + (error.row or 0)
+            if self._failing is None or isinstance(error, ResultTooLargeError):
+                error.row = first + (error.row or 0)
             raise

@@ -15,7 +15,7 @@ from typing import Protocol, final
 from .._abi.base import Value
 from .._abi.packing import Wire
 from .arrow import Arrow, ArrowColumn, valid_bits
-from .columns import BITS, Column, MisfitError
+from .columns import BITS, Column, MisfitError, Misfits
 
 MAX_SIZE = 2**31 - 1
 WIDE = 8
@@ -70,6 +70,8 @@ class PackedColumn:
     """
 
     packs = True
+    misfits: Misfits | None = None
+    """See `Column.misfits`."""
 
     def __init__(self, source: Column, wire: Wire, *, refuses_none: bool) -> None:
         self.rows = source.rows
@@ -107,7 +109,10 @@ class PackedColumn:
                 if size > MAX_SIZE:
                     raise OverflowError("the value is too large")
             except Exception:
-                raise MisfitError(row) from None
+                if self.misfits is None or self.rows is None:
+                    raise MisfitError(row) from None
+                self.misfits.add(row)
+                data, size = b"", 0
             together += data
             sizes.append(size)
         return bytes(together), sizes
@@ -146,6 +151,8 @@ class ArrowBytes:
     packs = False
     heavy = False
     holds_none = False
+    misfits: Misfits | None = None
+    """See `Column.misfits`: there are none."""
 
     def __init__(self, source: ArrowColumn, chunks: Sequence[Arrow]) -> None:
         self.rows = source.rows

@@ -2,6 +2,10 @@
 
 A poll either copies a chunk in and runs its first slice, or runs a further slice; after the last
 slice of the chunk, it copies the results out. For the runner, the whole batch is one `Polled`.
+
+If rows may fail, a failed one is null in the result, and the batch goes on behind it: in the same
+chunk if the instance can be put back; in a new chunk in a new instance otherwise. As then rows may
+fail soon again, the first chunks are small.
 """
 
 from __future__ import annotations
@@ -9,19 +13,30 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import final
 
 import trio
+from attrs import frozen
 
 from .._abi.plain import PlainAbi, lift_number
 from .._core.errors import FuelExhaustedError, GuestError, ResultTooLargeError
-from .._core.wasm.driver import RAW_AT, ROW_AT, VALIDITY_AT, WHICH_AT, Layout
-from .._engine.base import UNDER_WAY, GuestDriver, HostCall, NoMemoryError, UnderWay
+from .._core.wasm.driver import FIRST_AT, RAW_AT, ROW_AT, VALIDITY_AT, WHICH_AT, Layout
+from .._core.wasm.graph import FromPart
+from .._engine.base import (
+    UNDER_WAY,
+    DriverCode,
+    GuestDriver,
+    HostCall,
+    NoMemoryError,
+    UnderWay,
+)
 from .._runtime.call import Call
 from .._runtime.runner import Job
-from .collectors import Sink
+from .._runtime.user_code import is_of_guest
+from .collectors import BytesSink, Sink
 from .columns import Column
+from .failures import RowErrors
 
 MAX_FUEL = 2**63 - 1
 # Units of fuel, more than any batch can burn.
@@ -31,6 +46,25 @@ BATCH_FUEL = 2**200
 # this often (seconds). If the loop has not run it by the next time, the thread waits for the loop,
 # but not for long: the loop may be busy without the GIL, or have no core at the moment.
 LOOP_EVERY, REST = 0.001, 0.0003
+# Rows of the first chunk of a new instance in the middle of a batch; each further one has twice as
+# many. A new scratch costs a microsecond for 4 KiB.
+FIRST_CHUNK = 64
+# What a failed row costs beside its fuel, and beside another instance: about 30 microseconds.
+FAILED_FUEL = 30_000
+ZERO = bytes(4)
+
+
+@frozen
+class Failing:
+    """What a batch needs if rows may fail in it."""
+
+    errors: RowErrors
+    misfits: tuple[int, ...]
+    """Rows whose values do not fit, in order: they are null, and the guest is not called."""
+    code: DriverCode
+    """The driver, to be attached to a new instance."""
+    exports: Mapping[str, str | FromPart]
+    """Exports of the guest that the driver calls."""
 
 
 class Chunks:
@@ -42,6 +76,9 @@ class Chunks:
         what: name of the function, for messages.
         rows: number of rows.
         fuel_per_row: units of fuel that the driver itself burns for a row.
+        first_at: address in the scratch of the row of the chunk with which the driver begins.
+        sinks: a sink for each column of results.
+        failing: what it needs if rows may fail; None: the first that fails ends the batch.
     """
 
     def __init__(
@@ -51,6 +88,9 @@ class Chunks:
         what: str,
         rows: int,
         fuel_per_row: int,
+        first_at: int,
+        sinks: Sequence[Sink | BytesSink],
+        failing: Failing | None,
     ) -> None:
         total_fuel = call.bound.total_fuel
         self.call = call
@@ -63,6 +103,16 @@ class Chunks:
         self.job: Job | None = None
         self.done = 0  # rows whose chunks are over
         self._chunk = 0  # rows of the chunk that is under way
+        self._first = 0  # the next row of the chunk whose result is to be taken
+        self._first_at = first_at
+        self._sinks = sinks
+        self._failing = failing
+        self._misfit = 0  # number of rows among `misfits` that are done
+        self._most: int | None = None  # rows of the next chunk at most; None: as many as fit
+        self._unlike: GuestError | None = None  # error of a result, after which it must be renewed
+        self._clean = 0, 0  # rows that did not fail, fuel of these as far as it is known
+        # (row, fuel that was left) when a row was last seen to run, and when one before it was.
+        self._seen = self._before = 0, 0
         self._chunk_fuel = 0  # given to the chunk that runs; 0 while none runs
         self._burnt = 0  # fuel of the chunks that are over
         self._watched = -1  # the row that was running at the end of the last slice
@@ -94,14 +144,33 @@ class Chunks:
     @property
     def paused(self) -> bool:
         """Whether `run` must return before the driver continues, as a result is unfinished."""
+        return self._unlike is not None
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether the caller must add the next result before `run` continues."""
         return False
 
-    def look_back(self) -> None:
-        """After the failure of a row, collect the rows before it in its chunk.
+    def take(self, stop: int) -> None:
+        """Take the results of the rows of the chunk up to `stop`, as far as they are not taken.
 
         Raises:
             GuestError: a result of these can't be converted.
         """
+
+    def go_on_behind(self, row: int) -> None:
+        """Have the driver go on behind this row of the chunk, in the instance that was put back."""
+        self.driver.put(self._first_at, (row + 1).to_bytes(4, "little"))
+        self._first = row + 1
+
+    def renew(self, driver: GuestDriver) -> None:
+        """Go on in another instance, with the next row."""
+        self.native, self.driver = self.call.native, driver
+
+    def add_null(self) -> None:
+        """Add the result of a row that is null."""
+        for sink in self._sinks:
+            sink.add_null()
 
     def values(self, row: int) -> tuple[object, ...]:
         """Return the arguments of a row."""
@@ -120,11 +189,15 @@ class Chunks:
     def poll(self) -> bool:
         if not self._chunk_fuel:
             if not self._chunk:
+                if self._failing is not None and self._pass_misfits(self._failing.misfits):
+                    return True
                 self._chunk = self.fill()
                 if not self._chunk:
                     return True
             self._watched = -1
-            self._chunk_fuel = min(self._chunk * self._row_fuel, MAX_FUEL)
+            rows = self._chunk - self._first + 1 if self._first else self._chunk
+            self._chunk_fuel = min(rows * self._row_fuel, MAX_FUEL)
+            self._seen = self._before = self.done + self._first, self._chunk_fuel
             try:
                 done: int | UnderWay = self.driver.begin(self._chunk, self._chunk_fuel)
             except NoMemoryError:
@@ -135,17 +208,42 @@ class Chunks:
         if done is UNDER_WAY:
             self._watch()
             return False
-        self._burnt += self._chunk_fuel - self.native.fuel_left()
+        burnt = self._chunk_fuel - self.native.fuel_left()
+        self._burnt += burnt
         self._chunk_fuel = 0
+        self._clean = self._clean[0] + self._chunk - self._first, self._clean[1] + burnt
         try:
             over = self.collect(done)
         finally:
             self._burnt += self.take_spent()
         if over:
-            self.done, self._chunk = self.done + self._chunk, 0
+            self._end_chunk()
         if self.job is not None and self.job.in_thread:
             self._make_way()
         return self.paused or self.done == self.rows
+
+    def _end_chunk(self) -> None:
+        """End the chunk, of which all rows are done."""
+        self.done, self._chunk = self.done + self._chunk, 0
+        if self._first:
+            self.driver.put(self._first_at, ZERO)
+            self._first = 0
+        if self._most is not None:
+            self._most *= 2
+
+    def limit(self, most: int) -> int:
+        """Return how many of the next `most` rows may be in one chunk."""
+        if self._failing is not None and self._misfit < len(self._failing.misfits):
+            most = min(most, self._failing.misfits[self._misfit] - self.done)
+        return most if self._most is None else min(most, self._most)
+
+    def _pass_misfits(self, misfits: Sequence[int]) -> bool:
+        """Add nulls for the next rows if their values do not fit; return whether all are done."""
+        while self._misfit < len(misfits) and misfits[self._misfit] == self.done:
+            self.add_null()
+            self._misfit += 1
+            self.done += 1
+        return self.done == self.rows
 
     def row(self) -> int:
         """Return the row that is running, or was the last to run."""
@@ -162,8 +260,10 @@ class Chunks:
         row, left = self.row(), self.native.fuel_left()
         if row != self._watched:
             self._watched, self._watched_since = row, left
+            self._before = self._seen
         elif self._watched_since - left >= self.total_fuel:
             raise FuelExhaustedError("the row burnt all of its fuel")
+        self._seen = row, left
 
     def _make_way(self) -> None:
         """In a thread, let the event loop have the GIL every `LOOP_EVERY` seconds."""
@@ -191,18 +291,126 @@ class Chunks:
         **Checkpoint:** between slices.
         **Cancellation:** the guest is stopped, and its instance is unusable.
         """
-        try:
-            await self._drive()
-        except BaseException as error:
-            refusal, self.refusal = self.refusal, None
-            if refusal is not None and error is refusal:
-                self.call.refuse(refusal, self.values(refusal.row or 0))
-                raise
-            earlier = self._earlier(error)
-            self._blame(earlier or error)
-            if earlier is None:
-                raise
+        failed: GuestError | None = None
+        while True:
+            # Not in the handler, where the errors of what follows would have that as context.
+            if failed is not None or self._unlike is not None:
+                await self.go_on(failed)
+                failed = None
+                if self.done == self.rows:
+                    return
+            try:
+                await self._drive()
+            except BaseException as error:
+                failed = error if isinstance(error, GuestError) else None
+                if failed is None or not self._may_go_on(failed):
+                    self._fail(error)
+                    raise
+            else:
+                if self._unlike is None or self.unsettled:
+                    return
+
+    def _fail(self, error: BaseException) -> None:
+        """End the batch with an error, or raise that of an earlier row from here."""
+        refusal, self.refusal = self.refusal, None
+        if refusal is not None and error is refusal:
+            self.call.refuse(refusal, self.values(refusal.row or 0))
+            return
+        earlier = self._earlier(error)
+        self._blame(earlier or error)
+        if earlier is not None:
             raise earlier from None
+
+    # -- behind a row that has failed
+
+    def _may_go_on(self, error: GuestError) -> bool:
+        """Return whether the batch may go on without the row that has failed."""
+        failing = self._failing
+        if failing is None or not is_of_guest(error) or isinstance(error, ResultTooLargeError):
+            return False  # if only one result is too large, the row is null already
+        return failing.errors.may_go_on(self.call, self._fuel_of_failed(error))
+
+    def _fuel_of_failed(self, error: BaseException) -> int:
+        """Return about how many units the row has burnt that has failed.
+
+        Fuel is known between slices only. What the rows in the same slice have burnt is estimated
+        by the mean of all rows so far.
+        """
+        if isinstance(error, FuelExhaustedError):
+            return self.total_fuel
+        if not self._chunk_fuel:
+            return 0
+        failed, now = self.row(), self.native.fuel_left()
+        row, left = self._before if failed == self._watched else self._seen
+        rows, fuel = self._clean
+        burnt, before = left - now, failed - row
+        mean = fuel // rows if rows else burnt // (before + 1)
+        seen = self._watched_since - now if failed == self._watched else 0
+        return min(max(burnt - before * mean, seen, 0), self.total_fuel)
+
+    async def go_on(self, error: GuestError | None) -> None:
+        """Note a row that has failed, if one has, put back the instance or replace it, and go on.
+
+        **Checkpoint:** maybe.
+        **Cancellation:** the instance is unusable.
+        """
+        failing = self._failing
+        assert failing is not None
+        unlike, self._unlike = self._unlike, None
+        self.call.share.charge(0, FAILED_FUEL)
+        try:
+            if error is not None:
+                row = self.row() if error.row is None else error.row
+                if self._chunk_fuel:
+                    self._burnt += self._chunk_fuel - self.native.fuel_left()
+                    self._chunk_fuel = 0
+                self.native.abandon()
+                self.take(row - self.done)
+                self._put_null(row, error)
+                self._first = row + 1 - self.done
+            await self._renew(failing, error or unlike)
+            await self.call.yield_if_due()
+        except BaseException as problem:
+            self._fail(problem)
+            raise
+
+    def _put_null(self, row: int, error: GuestError) -> None:
+        """Add null as the result of the row, and keep its error."""
+        assert self._failing is not None
+        self._failing.errors.note(self.call, row, error, self.values(row))
+        self.add_null()
+        self._burnt += self.take_spent()
+
+    def result_failed(self, row: int, error: GuestError) -> None:
+        """Note that the result of a row can't be converted, or raise the error to end the batch.
+
+        The rows behind it in its chunk have run already.
+        """
+        failing = self._failing
+        if failing is None or not (is_of_guest(error) and failing.errors.may_go_on(self.call)):
+            error.row = row
+            raise error
+        failing.errors.note(self.call, row, error, self.values(row))
+        self._unlike = error
+
+    async def _renew(self, failing: Failing, error: BaseException | None) -> None:
+        assert error is not None
+        call = self.call
+        if await call.renew(error, self.driver):
+            if self._first < self._chunk:
+                self.go_on_behind(self._first - 1)
+            else:
+                self._chunk = max(self._chunk, self._first)
+                self._end_chunk()
+            self.put_back()
+        else:
+            self.done, self._first, self._chunk = self.done + self._first, 0, 0
+            self.renew(call.attach(failing.code, failing.exports))
+            self._most = FIRST_CHUNK
+        self.driver.abridge(failing.errors.brief)
+
+    def put_back(self) -> None:
+        """Note that the instance was put back, and knows nothing of the rows so far."""
 
     async def _drive(self) -> None:
         call = self.call
@@ -222,7 +430,7 @@ class Chunks:
         """Return the error of a row before the one that failed, or None."""
         if self._chunk_fuel and isinstance(error, Exception) and not self.call.ended:
             try:
-                self.look_back()
+                self.take(self.row() - self.done)
             except GuestError as earlier:
                 return earlier
         return None
@@ -235,8 +443,16 @@ class Chunks:
                 error.row = self.row()
             values = self.values(error.row)
         elif isinstance(error, Exception) and not self.call.ended and self._chunk_fuel:
-            error.add_note(f"in row {self.row()} of a batch of {self.what}")
+            blame(error, self.row(), self.what)
         self.call.fail(error, values)
+
+
+def blame(error: Exception, row: int, what: object) -> None:
+    """Add its row to an exception that is not the guest's, as of a host function."""
+    with contextlib.suppress(Exception):  # of a class that takes no attributes
+        error.add_note(f"in row {row} of a batch of {what}")
+        if getattr(error, "row", None) is None:
+            error.row = row  # type: ignore[attr-defined]
 
 
 @final
@@ -251,6 +467,7 @@ class NumberChunks(Chunks):
         columns: a column for each argument.
         rows: number of rows.
         sinks: a sink for each column of results.
+        failing: see `Chunks`.
     """
 
     def __init__(
@@ -262,27 +479,41 @@ class NumberChunks(Chunks):
         columns: Sequence[Column],
         rows: int,
         sinks: Sequence[Sink],
+        failing: Failing | None,
     ) -> None:
-        super().__init__(call, driver, binding.what, rows, layout.fuel_per_row)
+        super().__init__(
+            call, driver, binding.what, rows, layout.fuel_per_row, FIRST_AT, sinks, failing
+        )
         self._binding = binding
         self._layout = layout
         self._columns = columns
-        self._sinks = sinks
+        self._numbers = sinks
         self._moving: list[tuple[Column, int]] = []
-        for one, at in zip(columns, layout.args, strict=True):
-            if one.rows is None:
-                driver.put(at, one.raw(0, min(layout.rows, rows)))
-            else:
-                self._moving.append((one, at))
         self._nullable = any(one.nullable for one in columns)
         self._marks = self._nullable or any(sink.arrow for sink in sinks)
         self._valid = 0  # a bit for each row of the chunk, if `_marks`
+        for one, at in zip(columns, layout.args, strict=True):
+            if one.rows is not None:
+                self._moving.append((one, at))
+        self._put_scalars()
+
+    def _put_scalars(self) -> None:
+        """Put what is the same for all chunks into the scratch."""
+        self.driver.put(FIRST_AT, ZERO)
+        for one, at in zip(self._columns, self._layout.args, strict=True):
+            if one.rows is None:
+                self.driver.put(at, one.raw(0, min(self._layout.rows, self.rows)))
+
+    def renew(self, driver: GuestDriver) -> None:
+        super().renew(driver)
+        self._put_scalars()
 
     def values(self, row: int) -> tuple[object, ...]:
         return tuple(one.values(row, row + 1)[0] for one in self._columns)
 
     def fill(self) -> int:
-        chunk = self._fitting(min(self._layout.rows, self.rows - self.done))
+        most = self.limit(min(self._layout.rows, self.rows - self.done))
+        chunk = self._fitting(most)
         start, stop = self.done, self.done + chunk
         put = self.driver.put
         for one, at in self._moving:
@@ -301,7 +532,7 @@ class NumberChunks(Chunks):
 
         A slice costs as much as a thousand short rows, however few rows are left for it.
         """
-        if not self._burnt:
+        if not self._burnt or not self.done:
             return most
         fuel = self.native.yield_fuel
         slices = most * self._burnt // (self.done * fuel)
@@ -311,9 +542,19 @@ class NumberChunks(Chunks):
     def collect(self, done: int) -> bool:
         if done != self._chunk:
             self._refuse()
-        for sink, at in zip(self._sinks, self._layout.results, strict=True):
-            sink.add(self.driver.get(at, done * sink.cell.size), done, self._valid)
+        self.take(done)
         return True
+
+    def take(self, stop: int) -> None:
+        start, rows = self._first, stop - self._first
+        if rows <= 0:
+            return
+        valid = self._valid >> start & (1 << rows) - 1 if start else self._valid
+        if stop < self._chunk:
+            valid &= (1 << rows) - 1
+        for sink, at in zip(self._numbers, self._layout.results, strict=True):
+            size = sink.cell.size
+            sink.add(self.driver.get(at + start * size, rows * size), rows, valid)
 
     def _refuse(self) -> None:
         """Raise `AbiError` for the row that gave a result out of its range."""

@@ -6,14 +6,14 @@ import array
 import itertools
 import struct
 from collections.abc import Callable, Sequence
-from typing import final
+from typing import TypeAlias, final
 
 from attrs import Factory, define
 
 from .._abi.base import Value
 from .._abi.packing import Data, Wire
 from .._abi.plain import PlainType, cell_name
-from .._core.errors import GuestError
+from .._core.errors import GuestError, ResultTooLargeError
 from .._core.tally import NUMBER, SLOT, Tally
 from .._core.wasm.driver import CELLS, Cell
 from .._runtime.results import ResultMemory
@@ -22,6 +22,8 @@ from .columns import valid_rows
 
 # Number of values that are converted to an Arrow array at once.
 ARROW_PIECE = 4096
+Failed: TypeAlias = Callable[[int, GuestError], None]
+"""Is told of a row whose result can't be converted, and of the error."""
 # Bytes of an offset in a column of bytes.
 WIDE = 8
 
@@ -63,6 +65,8 @@ class Sink:
     """Number of rows of the batch."""
     memory: ResultMemory
     tally: Tally
+    marked: bool = True
+    """Whether `valid` of `add` says which rows are null; if not, none is."""
     _room: memoryview = Factory(lambda self: self._take(), takes_self=True)
     _end: int = 0  # of the bytes that are filled
     _list: list[object] = Factory(list)
@@ -77,9 +81,11 @@ class Sink:
     def add(self, data: memoryview, rows: int, valid: int) -> None:
         """Add the results of the next rows; `valid` has a bit for each row."""
         if self.nones:
-            which = valid_rows(valid, rows)
             values = data.cast(self.cell.code).tolist()  # type: ignore[call-overload]
-            self._list += [v if yes else None for v, yes in zip(values, which, strict=True)]
+            if self.marked and valid.bit_count() < rows:
+                which = valid_rows(valid, rows)
+                values = [v if yes else None for v, yes in zip(values, which, strict=True)]
+            self._list += values
             return
         start, self._end = self._end, self._end + len(data)
         self._room[start : self._end] = data
@@ -96,6 +102,10 @@ class Sink:
         struct.pack_into("<" + cell.code, self._room, start, 0 if value is None else value)
         if self.arrow:
             self._validity.add(int(value is not None), 1)
+
+    def add_null(self) -> None:
+        """Add null as the result of one row."""
+        self.add_value(None)
 
     def result(self) -> Value:
         """Return the column: a list, an Arrow array, or a `memoryview` of the type."""
@@ -133,8 +143,14 @@ class BytesSink:
     def _as_bytes(self) -> bool:
         return self.arrow and bool(self.wire.arrow)
 
-    def add(self, data: bytes, sizes: Sequence[int]) -> None:
+    def add(self, data: bytes, sizes: Sequence[int], failed: Failed | None = None) -> None:
         """Add the results of the next rows; a negative size means null.
+
+        Args:
+            data: the bytes of all results.
+            sizes: the size of each.
+            failed: function that is told of each row whose result can't be converted, which is null
+                then; it may raise the error.
 
         Raises:
             AbiError: a result can't be converted.
@@ -146,11 +162,14 @@ class BytesSink:
         if self._as_bytes:
             if not data.isascii() and self.wire.arrow == "string":
                 mark = self.tally.mark()
-                self._values(data, sizes)  # checks that each is UTF-8 by itself
+                # Checks that each is UTF-8 by itself.
+                values = self._values(data, sizes, failed)
                 self.tally.go_back(mark)
+                if failed is not None:
+                    data, sizes = _without(data, sizes, values)
             self._put(data, sizes)
         else:
-            self._list += self._values(data, sizes)
+            self._list += self._values(data, sizes, failed)
             if self.arrow and len(self._list) >= ARROW_PIECE:
                 self._parts.append(self._part())
 
@@ -186,23 +205,35 @@ class BytesSink:
                 return row
         return len(sizes) - 1
 
-    def _values(self, data: bytes, sizes: Sequence[int]) -> Sequence[object]:
+    def _values(self, data: bytes, sizes: Sequence[int], failed: Failed | None) -> Sequence[object]:
         tally, mark = self.tally, self.tally.mark()
         try:
             tally.add(SLOT * len(sizes))
             return self.wire.unpack(data, sizes, tally)
         except Exception:
             tally.go_back(mark)
-        values, at = [], 0
+        values: list[object] = []
+        at = 0
         for row, size in enumerate(sizes):
             try:
                 tally.add(SLOT)
                 values.append(None if size < 0 else self.lift(data[at : at + size], tally))
             except GuestError as error:
                 error.row = row
-                raise
+                if failed is None or isinstance(error, ResultTooLargeError):
+                    raise
+                failed(row, error)
+                values.append(None)
             at += max(size, 0)
         return values
+
+    def add_null(self) -> None:
+        """Add null as the result of one row, the next one."""
+        if self._as_bytes:
+            self._put(b"", (-1,))
+        else:
+            self.tally.add(SLOT)
+            self._list.append(None)
 
     def add_value(self, value: object) -> None:
         """Add the result of one row that was called for singly and is in the tally already."""
@@ -228,6 +259,21 @@ class BytesSink:
         return _arrow.from_bytes(
             self.kind, self.rows, self._validity.result(), self._ends, self._data
         )
+
+
+def _without(
+    data: bytes, sizes: Sequence[int], values: Sequence[object]
+) -> tuple[bytes, Sequence[int]]:
+    """Return data and sizes of results, with nulls for those of which the value is None."""
+    if None not in values:
+        return data, sizes
+    parts, left, at = [], [], 0
+    for size, value in zip(sizes, values, strict=True):
+        left.append(-1 if value is None else size)
+        if value is not None:
+            parts.append(data[at : at + size])
+        at += max(size, 0)
+    return b"".join(parts), left
 
 
 def as_numbers(

@@ -33,8 +33,35 @@ class MisfitError(Exception):
         self.row = row
 
 
+@final
+class Misfits:
+    """Rows of a batch that are null as their values do not fit, in all columns.
+
+    Args:
+        most: number of such rows at most.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.rows: set[int] = set()
+        self._most = most
+
+    def add(self, row: int) -> None:
+        """Add a row.
+
+        Raises:
+            MisfitError: there are too many.
+        """
+        if row not in self.rows:
+            if len(self.rows) >= self._most:
+                raise MisfitError(row) from None
+            self.rows.add(row)
+
+
 class Column:
     """A column of values for one argument."""
+
+    misfits: Misfits | None = None
+    """Where rows are noted whose values do not fit; None: they are errors."""
 
     rows: int | None = None
     """Number of rows; None for a scalar, which is the same in every row."""
@@ -227,7 +254,10 @@ class ListColumn(Column):
         try:
             return pack(self._cell, (value,))
         except Exception:
-            raise MisfitError(row) from None
+            if self.misfits is None:
+                raise MisfitError(row) from None
+            self.misfits.add(row)
+            return bytes(self._cell.size)
 
     def raw(self, start: int, stop: int) -> memoryview:
         return memoryview(self._packed)[start * self._cell.size : stop * self._cell.size]

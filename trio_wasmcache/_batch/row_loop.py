@@ -7,24 +7,39 @@ what the guest did before.
 
 from __future__ import annotations
 
+import enum
 import itertools
 from collections.abc import Callable, Sequence
-from typing import cast
+from functools import partial
+from typing import Final, cast
 
 from .._abi.base import Guest, Steps, Value
 from .._abi.plain import PlainType, reworded
-from .._core.errors import INTACT, GuestError, ResultTooLargeError
+from .._core.errors import INTACT, GuestError, PluginError, ResultTooLargeError
 from .._core.tally import NUMBER, SLOT
 from .._engine.base import UNDER_WAY
 from .._runtime.bound import kept_values
 from .._runtime.call import Call, Finished
 from .._runtime.metered import MeteredGuest
+from .._runtime.user_code import is_of_guest
 from . import arrow as _arrow
+from .chunks import FAILED_FUEL, blame
 from .collectors import as_numbers
 from .columns import Column
+from .failures import RowErrors
 
 # Number of rows to take out of the columns at once.
 PIECE = 512
+
+
+class _Failed(enum.Enum):
+    """See `FAILED`; an enum, so that type checkers can tell it from a result."""
+
+    FAILED = "failed"
+
+
+FAILED: Final = _Failed.FAILED
+"""Result of a row that has failed, and without which the batch goes on."""
 
 
 class _ValuesError(Exception):
@@ -46,8 +61,23 @@ def in_row(error: Exception, row: int, values: tuple[object, ...]) -> Exception:
     return cast("Exception", made)
 
 
-async def map_rows(call: Call, columns: Sequence[Column], rows: int, arrow: bool) -> Value:
+async def map_rows(
+    call: Call,
+    columns: Sequence[Column],
+    rows: int,
+    arrow: bool,
+    errors: RowErrors | None = None,
+    misfits: Sequence[int] = (),
+) -> Value:
     """Call for every row; return a column for each result, Arrow arrays with `arrow`.
+
+    Args:
+        call: the batch.
+        columns: the columns.
+        rows: number of rows.
+        arrow: whether results are Arrow's.
+        errors: where errors of rows go that are null; None: the first one is raised.
+        misfits: rows that are null already, as their values do not fit.
 
     **Checkpoint:** between slices, and about every 0.5 ms of short rows.
     **Cancellation:** the guest is stopped, and its instance is lost if a row was under way.
@@ -55,12 +85,14 @@ async def map_rows(call: Call, columns: Sequence[Column], rows: int, arrow: bool
     given = call.bound.definition.returns
     returns: tuple[str, ...] = (given,) if isinstance(given, str) else given or ()
     results: list[list[object]] = [[] for _ in returns]
+    skipped = frozenset(misfits)
     for start in range(0, rows, PIECE):
         stop = min(start + PIECE, rows)
         parts = [one.values(start, stop) for one in columns]
         piece = zip(*parts, strict=True) if parts else itertools.repeat((), stop - start)
         for row, values in enumerate(piece, start):
-            result = await next_row(call, row, values)
+            if row in skipped or (result := await next_row(call, row, values, errors)) is FAILED:
+                result = None
             if len(returns) == 1:
                 results[0].append(result)
                 continue
@@ -73,7 +105,7 @@ async def map_rows(call: Call, columns: Sequence[Column], rows: int, arrow: bool
     made = []
     for number, (kind, column) in enumerate(zip(returns, results, strict=True)):
         if numbers:
-            nones = not arrow and None in column
+            nones = not arrow and (errors is not None or None in column)
             made.append(
                 as_numbers(numbers[number], column, memory, tally, nones=nones, arrow=arrow)
             )
@@ -82,8 +114,13 @@ async def map_rows(call: Call, columns: Sequence[Column], rows: int, arrow: bool
     return made[0] if len(made) == 1 else tuple(made) or None
 
 
-async def next_row(call: Call, row: int, values: tuple[object, ...]) -> Value:
+async def next_row(
+    call: Call, row: int, values: tuple[object, ...], errors: RowErrors | None = None
+) -> Value:
     """Return the result of one row of a batch, or None for a row with a null that is not called.
+
+    With `errors`, it is `FAILED` if the row has failed and the batch goes on: its error is noted,
+    and the instance is put back, or another.
 
     **Checkpoint:** between slices, and about every 0.5 ms of short rows.
     **Cancellation:** the guest is stopped, and its instance is lost if it was under way.
@@ -100,32 +137,59 @@ async def next_row(call: Call, row: int, values: tuple[object, ...]) -> Value:
         error.row = row
         call.refuse(error, values)
         raise
-    return await _row(call, row, values)
+    return await _row(call, row, values, errors)
 
 
-async def _row(call: Call, row: int, values: tuple[object, ...]) -> Value:
+async def _row(call: Call, row: int, values: tuple[object, ...], errors: RowErrors | None) -> Value:
     """Make one call; add the row to its error."""
+    begun = call.fuel
+    failed: GuestError | None = None
+    refused: GuestError | None = None
     try:
         if call.bound.steps is None:
             return await _call(call, values)
         return await _call_in_steps(call, call.bound.steps, values)
-    except _Refused as refused:
-        too_large = refused.error
+    except _Refused as returned:
+        refused = returned.error
     except _ValuesError as misfit:
         error = misfit.__cause__
         assert isinstance(error, Exception)
+        if errors is not None and errors.may_go_on(call):
+            call.tally.drop_row()
+            errors.note_misfit(row, partial(in_row, error, row, values))
+            return FAILED
         raise in_row(error, row, values) from None
     except BaseException as error:
-        if isinstance(error, GuestError) and not error.function:
-            error.row = row
-        elif isinstance(error, Exception):
-            error.add_note(f"in row {row} of a batch of {call.name}")
-        call.fail(error, values)
+        failed = error if isinstance(error, GuestError) and is_of_guest(error) else None
+        if failed is None or errors is None or not errors.may_go_on(call, call.fuel - begun):
+            if isinstance(error, GuestError) and not error.function:
+                error.row = row
+            elif isinstance(error, Exception):
+                blame(error, row, call.name)
+            call.fail(error, values)
+            raise
+    # Not in the handlers, where the error's context would keep the frames, and so the data.
+    if refused is not None:
+        one = isinstance(refused, PluginError) or call.tally.alone
+        if errors is None or not one or not errors.may_go_on(call, call.fuel - begun):
+            refused.row = row
+            call.refuse(refused, values)
+            raise refused
+        call.tally.drop_row()
+        errors.note(call, row, refused, values)
+        return FAILED
+    assert failed is not None
+    assert errors is not None
+    call.tally.drop_row()
+    call.native.abandon()
+    errors.note(call, row, failed, values)
+    try:
+        call.share.charge(0, FAILED_FUEL)
+        await call.renew(failed)
+    except BaseException as error:
+        call.fail(error, ())
         raise
-    # Not in the handler, where the error's context would keep the frames, and so the data.
-    too_large.row = row
-    call.refuse(too_large, values)
-    raise too_large
+    return FAILED
 
 
 async def _call(call: Call, values: tuple[object, ...]) -> Value:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from sys import _getframe
 from threading import get_ident
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypeVar, final
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, Self, TypeVar, final
 
 import trio
 from attrs import field, frozen
@@ -27,6 +27,7 @@ from trio.lowlevel import Task, checkpoint, checkpoint_if_cancelled, current_tas
 from .._abi.base import BY_STEPS, Guest, Invoke, Steps, Value
 from .._abi.plain import exact_values, shown
 from .._batch.batch import map_columns
+from .._batch.failures import RowErrors, check_options
 from .._core.buffers import Buffer
 from .._core.errors import GuestError, MemoryLimitError
 from .._core.events import Reason
@@ -43,6 +44,7 @@ from .._pool.acquisition import Acquisition
 from .._pool.capacity import GroupState
 from .._pool.pool import Pool
 from .._pool.preparation import Preparing
+from .._pool.replacing import Replacing
 from .._public import public
 from .._runtime.activity import Activity
 from .._runtime.bound import BoundFunction, Definition
@@ -121,6 +123,10 @@ class Lease(Generic[R_co]):
     """Acquisition under way, while ACQUIRING."""
     _under_way: Call | None = None
     """Call under way; it may outlive the block."""
+    _row_errors: RowErrors | None = None
+    """Errors of the rows of the last batch; None if its first error ended it."""
+    _replacing: Replacing | None = None
+    """Replaces the instance when a row fails, while a batch is under way that goes on then."""
     _fuel: int | None = None
     _error: str | None = None
     """Type of the error by which a call failed half-way."""
@@ -311,6 +317,8 @@ class Lease(Generic[R_co]):
 
     def _recycle(self, request: Request, reason: Reason | None = None) -> None:
         """Give the instance back, in which nothing runs; with a reason, have it dropped."""
+        if self._replacing is not None and self._under_way is not None:
+            self._end_replacing(self._under_way)
         clean, self._ready = self._ready is not None or self._state is EXITED, None
         self._request = None
         if self._state is not ENDED:
@@ -449,10 +457,24 @@ class Lease(Generic[R_co]):
         return self._lifted(bound, bound.lift, result, values)  # type: ignore[no-any-return]
 
     @trio.lowlevel.enable_ki_protection
-    async def map(self, columns: object, *, rows: int | None = None) -> Value:
+    async def map(
+        self,
+        columns: object,
+        *,
+        rows: int | None = None,
+        on_error: Literal["raise", "null"] = "raise",
+        max_errors: int = 1000,
+    ) -> Value:
         """Call the function for every row of some columns; much faster than one call for each row.
 
-        Each row may burn `total_fuel` units of fuel. If a row fails, no results are returned.
+        Each row may burn `total_fuel` units of fuel. If a row fails, no results are returned, or
+        its result is null with ``on_error="null"``.
+
+        Then the batch goes on with the next row, in an instance that was put back to how it began
+        if the function is ``"reset"``, and in a new one otherwise. `row_errors` and
+        `row_error_count` say which rows failed. The batch ends all the same if a host function
+        raises, an instance can't be made, there is no capacity, or it is cancelled; if more than
+        `max_errors` rows fail; and if those that fail have burnt 10 times `total_fuel` together.
 
         Args:
             columns: a sequence with one column for each argument, not one item for each row:
@@ -461,18 +483,22 @@ class Lease(Generic[R_co]):
                 also be an Arrow table.
             rows: number of rows; None: the length of the columns. It must be given if no column
                 has a length.
+            on_error: what becomes of a row in which the guest fails, or whose values do not fit:
+                ``"raise"`` ends the batch with the error, ``"null"`` makes its result null.
+            max_errors: number of rows that may fail, from 0; the error of one more is raised.
 
         Returns:
             A column for each result, in a tuple if there are several. It is an Arrow array if a
-            column is Arrow's, a list if a column has a None or the results are not numbers, and
-            otherwise a `memoryview`. None if the function returns nothing. Rows with a null are
-            treated as in `call`.
+            column is Arrow's; a list if a column has a None, the results are not numbers, or with
+            ``on_error="null"``; and otherwise a `memoryview`. None if the function returns nothing.
+            Rows with a null are treated as in `call`.
 
         Raises:
             TypeError, ValueError, OverflowError: a column, or a value in a row, does not fit. The
                 error of a row has its number in `row`.
             GuestError: the guest failed; the error's `row` says in which row.
-            LoadError: the driver, the code that calls the function for each row, can't be made.
+            LoadError: the driver, the code that calls the function for each row, can't be made; or
+                an instance can't that is to go on behind a row that failed.
             ResultTooLargeError: the results up to row `row` exceed `max_result_size`; the lease can
                 still be used.
             CodeMemoryError: the system has no memory for the driver, though all idle instances
@@ -484,21 +510,50 @@ class Lease(Generic[R_co]):
         **Cancellation:** the guest is stopped within a slice, and its instance is dropped.
         """
         self._check_thread("map", waits=True)
+        max_failed = check_options(on_error, max_errors)
         bound, share = self._bound, self._group.share
         if self._ready is None or bound is None:
             raise self._unusable()
         await self._pool.runner.pass_turn(share)
         if self._ready is None:
             raise self._unusable()
+        errors = self._row_errors = None
+        if max_failed is not None:
+            errors = self._row_errors = RowErrors(max_failed, bound.total_fuel)
+            request = self._request
+            assert request is not None
+            self._replacing = Replacing(self._pool, share, self, request, current_task())
         call = self._begin_call(bound)
+        module = bound.definition.module
         try:
             try:
-                return await map_columns(call, columns, rows)
+                result = await map_columns(call, columns, rows, errors)
             finally:
                 self._end_call(call)
         except GuestError as error:
-            await self._pool.lines.locate(error, bound.definition.module)
+            await self._pool.lines.locate(error, module)
             raise
+        if errors is not None:
+            for failed in errors.kept.values():
+                if isinstance(failed, GuestError):
+                    await self._pool.lines.locate(failed, module)
+        return result
+
+    @property
+    def row_errors(self) -> dict[int, Exception]:
+        """Errors of the rows that failed in the last `map` with ``on_error="null"``, by row.
+
+        They are at most 1,000, and those that were found first: values that do not fit come before
+        errors of the guest. Of each kind of error, the first 16 have all facts; later ones have no
+        frames, values or output. Empty before the first `map`, and after one that raises errors of
+        rows.
+        """
+        return {} if self._row_errors is None else self._row_errors.kept
+
+    @property
+    def row_error_count(self) -> int:
+        """Number of rows that failed in the last `map` with ``on_error="null"``, 0 without one."""
+        return 0 if self._row_errors is None else self._row_errors.count
 
     @trio.lowlevel.enable_ki_protection
     async def invoke(self, export: str, *values: float) -> Value:
@@ -653,7 +708,9 @@ class Lease(Generic[R_co]):
 
     def _begin_call(self, bound: BoundFunction) -> Call:
         """Begin a call during which other tasks may run; they find the lease busy."""
-        call = Call(self._pool.runtime, bound, self._group.share, self, self._request)
+        call = Call(
+            self._pool.runtime, bound, self._group.share, self, self._request, self._replacing
+        )
         self._step(CALLING)
         self._under_way = call
         self._ready = None
@@ -663,6 +720,8 @@ class Lease(Generic[R_co]):
     def _end_call(self, call: Call) -> None:
         self._under_way = None
         self._fuel = call.fuel
+        if self._replacing is not None:
+            self._end_replacing(call)
         try:
             call.close()
         finally:
@@ -678,6 +737,13 @@ class Lease(Generic[R_co]):
             else:
                 self._step(HELD)
                 self._ready = call.bound.begin
+
+    def _end_replacing(self, call: Call) -> None:
+        """Note the instance that the lease has after a batch in which rows may have failed."""
+        replacing, self._replacing = self._replacing, None
+        self._bound = call.bound
+        if replacing is not None:
+            replacing.finish()
 
     def _end_call_early(self, call: Call, reason: Reason) -> None:
         """End the lease while a task has a call under way; its instance is evicted for `reason`.
@@ -747,7 +813,7 @@ class Lease(Generic[R_co]):
             RuntimeError: the lease was not entered, or this is another thread.
         """
         self._check_thread("size")
-        return self._resting().native.measure()
+        return self._resting().size
 
     @property
     def function(self) -> Function[R_co]:

@@ -431,6 +431,12 @@ class Evicted(Use):
     did."""
     advice: str | None = None
     """Remedy, given once for each function whose instances are too large; otherwise None."""
+    replaced_by: int | None = None
+    """Number of the instance that its lease continued with, as a row of a batch failed under
+    ``on_error="null"``; None: the lease had ended."""
+    evictions: int | None = None
+    """Number of evictions that it stands for, if there are several: in a batch, those after the
+    first 99 have one event together."""
 
     @property
     def level(self) -> str:

@@ -59,6 +59,8 @@ class Tally:
     begun: int = 0
     """Value of `size` when the call, or the row, began."""
     ended: bool = False
+    alone: bool = False
+    """Whether the bytes that were refused last exceed the limit without those of earlier rows."""
 
     @property
     def held(self) -> int:
@@ -110,6 +112,11 @@ class Tally:
         """Begin the next row of a batch: the bytes copied for the last one are freed."""
         self.raw, self.begun = 0, self.size
 
+    def drop_row(self) -> None:
+        """Forget the values of the row, which has failed."""
+        if not self.ended:
+            self.size, self.raw = self.begun, 0
+
     def mark(self) -> tuple[int, int]:
         """Return a mark with which `go_back` undoes all counts made from now on."""
         return self.size, self.spent
@@ -159,6 +166,7 @@ class Tally:
         """Return the error for `size` more bytes."""
         if self.ended:
             return ResultTooLargeError("the call has ended")
+        self.alone = self.size - self.begun + size > self.limit
         return ResultTooLargeError(
             f"its result takes at least {self.size + size} bytes, more than max_result_size = "
             f"{self.limit}: return less, map fewer rows at once, or raise max_result_size"

@@ -329,6 +329,13 @@ class GuestDriver(Protocol):
     def get(self, at: int, size: int) -> memoryview:
         """Return the bytes at an address of the scratch: not copied, so to be used at once."""
 
+    def abridge(self, codes: frozenset[str]) -> None:
+        """Raise the errors of traps with these codes without frames, which take most of the time.
+
+        Args:
+            codes: of `TrapError.code`; also ``"out of fuel"`` and ``"call stack exhausted"``.
+        """
+
     def begin(self, rows: int, fuel: int) -> int | UnderWay:
         """Begin to call for that many rows, and run the first slice; see `GuestFunction.begin`.
 
@@ -426,10 +433,13 @@ class GuestInstance(Protocol):
             LoadError: the engine could not make what that takes.
         """
 
-    def reset(self) -> bool:
+    def reset(self, keep: GuestDriver | None = None) -> bool:
         """Put it back to when it was marked, at once; False if that can't be done.
 
         Then it is neither as it was nor as it began, and only `close` may follow.
+
+        Args:
+            keep: driver of which the scratch is left as it is, as the lease goes on; None: none.
         """
 
     def freeze(self) -> dict[str, FrozenState]:
@@ -467,7 +477,7 @@ class GuestInstance(Protocol):
         """
 
     def abandon(self) -> None:
-        """Stop what is under way for good, if anything is. Only `close` may follow."""
+        """Stop what is under way for good, if anything is. Only `reset` or `close` may follow."""
 
     def fuel_left(self) -> int:
         """Return what is left of the fuel of the call that is, or was last, under way."""

@@ -11,27 +11,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Final, final
+from typing import final
 
 import trio
 from attrs import frozen
 from trio.lowlevel import Abort, RaiseCancelT, Task
 
-from .._core.config import CacheConfig
 from .._core.errors import (
     DeadlockError,
-    FuelExhaustedError,
-    GuestError,
-    LinkError,
-    LoadError,
-    StackOverflowError,
-    TrapError,
     WasmCacheError,
 )
 from .._core.events import Reason
-from .._core.keys import FunctionKey
 from .._core.metrics.counters import LOADS, microseconds
-from .._core.output import last_words
 from .._core.policy.lifecycle import IllegalStepError
 from .._core.policy.records import (
     GRANTED,
@@ -42,10 +33,8 @@ from .._core.policy.records import (
     RequestClosed,
     Stage,
 )
-from .._core.policy.shares import BURST_FUEL
 from .._core.stack_room import check_headroom
 from .._core.text import shown
-from .._core.wasm.admission import import_name
 from .._engine.base import GuestInstance, NoMemoryError
 from .._log import Origin
 from .._runtime.bound import (
@@ -53,13 +42,10 @@ from .._runtime.bound import (
     BoundFunction,
     Definition,
     bind,
-    fuel_limit,
-    refusal,
-    stack_limit,
 )
-from .._runtime.relief import Reserved
 from .._runtime.start import Start
 from .capacity import GroupState
+from .making import Making, explain, needed
 from .pool import CLOSED, Pool
 
 
@@ -97,9 +83,7 @@ class Acquisition:
         self._asked_at = 0.0
         self._request: Request | None = None
         self._origin: Origin | None = None  # of its events, once there is one
-        self._native: GuestInstance | None = None  # while it starts
-        self.start: Start | None = None
-        """Start of the instance that is being made; None when none is."""
+        self._making: Making | None = None
         self.definition: Definition | None = None
         """Definition of the function whose instance is, or was, being made."""
 
@@ -144,6 +128,11 @@ class Acquisition:
             capacity.give_back(self._task)
             raise
 
+    @property
+    def start(self) -> Start | None:
+        """Start of the instance that is being made; None when none is."""
+        return None if self._making is None else self._making.start
+
     def _metered(self, begin: Begin) -> Begin:
         """Return a function that charges the group for the CPU time of a call's first slice."""
         return self._pool.runner.cpu_limits.metered_call(self._group.share, begin)
@@ -162,14 +151,16 @@ class Acquisition:
         if request is None:
             raise IllegalStepError("this acquire has not asked for an instance yet")
         instance = request.held
-        if self.start is not None:
-            self.start.end(self._closed_error)
-            if self.start.out_of_thread is not None:
-                return self.start.out_of_thread
+        making = self._making
+        if making is not None and making.start is not None:
+            making.start.end(self._closed_error)
+            if making.start.out_of_thread is not None:
+                return making.start.out_of_thread
         now = pool.now()
         pool.journal.abandoned(request, CLOSED, now)
         if request.stage is Stage.LOADING:
-            self._close_native()  # first, as its start may use the code that is unloaded next
+            if making is not None:
+                making.close()  # first, as its start may use the code that is unloaded next
             pool.carry_out(pool.policy.failed(request, now), now)
         elif request.stage is Stage.GRANTED:
             # The task was woken but has not run yet.
@@ -301,14 +292,15 @@ class Acquisition:
         began = pool.now()
         module = function.module
         native: GuestInstance | None = None
+        self._making = making = Making(pool, self._group.share, self._lease, request)
         try:
             try:
-                native = await self._make(definition)
+                native = await making.run(definition)
             except NoMemoryError as error:
-                pool.relief.evict(request.need, _needed(function), error, 0)
+                pool.relief.evict(request.need, needed(function), error, 0)
             if native is None:
                 native = await pool.relief.run_async(
-                    request.need, _needed(function), self._make, definition, attempt=1
+                    request.need, needed(function), making.run, definition, attempt=1
                 )
         except BaseException as error:
             if request.stage is Stage.ENDED:
@@ -317,7 +309,7 @@ class Acquisition:
                     definition.module.unload()
                 raise
             now = pool.now()
-            problem = _explain(definition, function.key, error, pool.config)
+            problem = explain(definition, function.key, error, pool.config)
             if isinstance(problem, Exception) and not isinstance(problem, trio.ClosedResourceError):
                 pool.journal.failed(request, instance, problem, now, self._cause())
             pool.journal.abandoned(request, type(problem).__name__, now)
@@ -343,50 +335,6 @@ class Acquisition:
             # The group was closed meanwhile; the lease would have begun in the next pass.
             pool.journal.abandoned(request, CLOSED, now)
 
-    async def _make(self, definition: Definition) -> GuestInstance:
-        """Load the code if it is not loaded, make an instance, and run its start to the end."""
-        pool, share, module = self._pool, self._group.share, definition.module
-        self.start = start = Start(
-            pool.runner, share, module.hosts, self._lease, pool.journal, self._request
-        )
-        try:
-            code = module.loaded
-            if code is None:
-                code = await start.unless_ended(module.get)
-            if share.burst >= BURST_FUEL:
-                await pool.runner.pass_turn(share)
-                start.check_open()
-            config = pool.config
-            make = code.instantiate
-            if code.at_once and share.budget is not None:
-                make = pool.runner.cpu_limits.metered(share, make)
-            self._native = native = make(config.total_fuel, config.yield_fuel)
-            await start.run(
-                native,
-                config.total_fuel,
-                initialize=module.initialize,
-                load_fuel=module.load_fuel,
-                at_once=code.at_once,
-            )
-            if definition.resets:
-                native.mark()
-        except GuestError as error:
-            self._close_native()
-            await pool.lines.locate(error, module)
-            raise
-        except BaseException as error:
-            self._close_native()
-            if isinstance(error, NoMemoryError):
-                start.check_open()  # if another task has ended it, it is not tried again
-            raise
-        finally:
-            self.start = self._native = None
-        return native
-
-    def _close_native(self) -> None:
-        if self._native is not None:
-            self._native.close()
-
     # -- closing
 
     def _closed_error(self) -> Exception:
@@ -404,59 +352,3 @@ class _TokenWait:
     def refused(self) -> None:
         self.over()
         self.note(CLOSED)
-
-
-def _needed(function: FunctionRecord) -> Reserved:
-    """Return what one more instance reserves, if its code has to be loaded, too."""
-    module = function.module
-    return (
-        function.address_space + module.code_size,
-        max(1, function.mappings + module.mappings),
-    )
-
-
-# {code of a trap: (kind of a segment, where it belongs)}
-_SEGMENTS: Final = {
-    "out of bounds memory access": ("a data", "memory"),
-    "out of bounds table access": ("an element", "table"),
-}
-
-
-def _failed(error: GuestError, definition: Definition) -> str:
-    """Return what failed in instantiating: a segment, or the start function."""
-    found = _SEGMENTS.get(error.code) if isinstance(error, TrapError) else None
-    if found is None or error.backtrace:  # with frames, it is code that accessed it
-        return f"its start function failed: {error}"
-    kind, place = found
-    imports = definition.module.artifact.info.imports
-    bases = [import_name(item.module, item.name) for item in imports if item.kind == "global"]
-    hint = f"; check what imports= gives for {', '.join(bases[:10])}" if bases else ""
-    if any(item.kind == place for item in imports):
-        hint += f"; a {place} that is imported begins with the size that its import declares"
-    return f"{kind} segment lies outside of its {place} ({error}){hint}"
-
-
-def _explain(
-    definition: Definition, key: FunctionKey, error: BaseException, config: CacheConfig
-) -> BaseException:
-    """Return the error that the caller gets for an error of loading."""
-    if isinstance(error, GuestError) and getattr(error, "code", "") != "host":
-        limit = ""
-        if isinstance(error, FuelExhaustedError):
-            limit = f"; {fuel_limit(config.total_fuel)}"
-        elif isinstance(error, StackOverflowError):
-            limit = f"; {stack_limit(config.stack_size)}"
-        if error.refused_memory is not None:
-            limit = f"{limit}; {refusal(error.refused_memory, definition.module.artifact)}"
-        trace = "".join(f"\n  {frame}" for frame in error.backtrace)
-        return LoadError(
-            f"{key} could not be instantiated: {_failed(error, definition)}{limit}"
-            f"{last_words(error.output)}{trace}",
-            output=error.output,
-            refused_memory=error.refused_memory,
-        )
-    if isinstance(error, GuestError):  # wasmtime itself failed: it got no memory, or no stack
-        return LoadError(f"{key} could not be instantiated: {error}")
-    if isinstance(error, (LoadError, LinkError)):
-        return type(error)(f"{key} could not be instantiated: {error}")
-    return error

@@ -182,8 +182,8 @@ class Pool:
                 closed_size = size if seat else None
             if seat:
                 native.close()
-        size = SEAT_SIZE if seat else native.measure()
-        reserved = (0, 0) if seat else native.reserved
+        size = SEAT_SIZE if seat else bound.size
+        reserved = (0, 0) if seat else bound.reserved
         if reserved != (instance.address_space, instance.mappings):
             instance.set_aside()  # it was kept off the fast path: see `BoundFunction.attach`
         now = self.now()

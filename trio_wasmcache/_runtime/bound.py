@@ -84,6 +84,23 @@ class BoundFunction:
     `lift`."""
     lift: Callable[[Value], Value] | None
     steps: Callable[[Guest, tuple[object, ...]], Steps] | None
+    _last: tuple[int, tuple[int, int]] | None = None  # see `close_early`
+
+    @property
+    def size(self) -> int:
+        """Bytes that the instance may touch now, or could when it was closed early."""
+        return self.native.measure() if self._last is None else self._last[0]
+
+    @property
+    def reserved(self) -> tuple[int, int]:
+        """Bytes of addresses, and mappings, that the instance reserves, or did."""
+        return self.native.reserved if self._last is None else self._last[1]
+
+    def close_early(self) -> None:
+        """Free the instance, in which nothing runs, before its lease ends."""
+        if self._last is None:
+            self._last = self.native.measure(), self.native.reserved
+            self.native.close()
 
     @staticmethod
     def of(instance: Instance) -> BoundFunction:
@@ -147,6 +164,12 @@ class BoundFunction:
         """Abandon the failed call of the instance, and complete the error with its facts."""
         policy.note_error(self.entry, type(error).__name__)
         self.native.abandon()
+        self.explain(policy, error, values, fuel)
+
+    def explain(
+        self, policy: Policy, error: BaseException, values: tuple[object, ...], fuel: int
+    ) -> None:
+        """Complete the error of a call that has failed in the instance with all facts."""
         if isinstance(error, GuestError) and not error.function:
             # Not for the error of another guest, which a host function of this one called.
             if isinstance(error, StackOverflowError) and error.backtrace:

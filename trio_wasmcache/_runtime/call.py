@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar, TypeVarTuple, Unpack, final
+from typing import Protocol, TypeVar, TypeVarTuple, Unpack, final
 
 import trio
 from attrs import frozen
@@ -34,6 +34,7 @@ from .._engine.base import (
     Engine,
     GuestDriver,
     GuestFunction,
+    HostCall,
     InexactError,
     NoMemoryError,
 )
@@ -65,6 +66,25 @@ class Runtime:
     log: OutputLog
 
 
+class Replacement(Protocol):
+    """The making of an instance that replaces the one of a call; see `Call.renew`."""
+
+    @property
+    def start(self) -> Activity | None:
+        """Start of the new instance; None while it does not start."""
+
+    async def run(self, bound: BoundFunction, error: str) -> BoundFunction:
+        """Close an instance, which is unusable, and return the function bound to a new one.
+
+        Args:
+            bound: the function bound to the old one, in which nothing runs.
+            error: type of the error that has left it unusable.
+        """
+
+    def close(self) -> None:
+        """Free the new instance, which is starting: the lease has ended."""
+
+
 class Finished(Exception):
     """Raised when the ABI has made all steps of a call."""
 
@@ -83,6 +103,7 @@ class Call(Activity):
         share: share of the group that is charged.
         lease: the result of `current_lease` in host functions.
         request: the request of the lease.
+        replacement: what replaces its instance when a row of a batch fails; None: nothing does.
     """
 
     def __init__(
@@ -92,6 +113,7 @@ class Call(Activity):
         share: Share,
         lease: object,
         request: Request | None,
+        replacement: Replacement | None = None,
     ) -> None:
         check_headroom()  # for its end, too
         hosts = bound.definition.module.hosts
@@ -116,6 +138,7 @@ class Call(Activity):
         no other call may begin before it is reset."""
         self.drop: Reason | None = None
         """Reason for evicting the instance after the call, if another task has ended it."""
+        self._replacement = replacement
         self._runtime = runtime
         self._began = trio.current_time()
         bound.entry.uses.note_continued()
@@ -134,6 +157,60 @@ class Call(Activity):
         """End it from another task, as `end` does; its instance is dropped for that reason."""
         self.drop = reason
         self.end(error)
+        if self._replacement is not None and self.out_of_thread is None:
+            # First, as its start may use the code that is unloaded next.
+            self._replacement.close()
+
+    # -- another instance in its course
+
+    @property
+    def _start(self) -> Activity | None:
+        return None if self._replacement is None else self._replacement.start
+
+    @property
+    def host_call(self) -> HostCall | None:
+        """Host call for which the guest, or the start of its new instance, is suspended."""
+        return super().host_call if self._start is None else self._start.host_call
+
+    def end(self, error: Callable[[], Exception]) -> None:
+        """End it from another task, and the start of its new instance: see `Activity.end`."""
+        super().end(error)
+        if self._start is not None:
+            self._start.end(error)
+
+    @property
+    def out_of_thread(self) -> trio.Event | None:
+        """Event that is set when the thread has left the guest; None if no thread runs it."""
+        return super().out_of_thread if self._start is None else self._start.out_of_thread
+
+    async def renew(self, error: BaseException, keep: GuestDriver | None = None) -> bool:
+        """Put the instance back, or replace it by a new one, as a call in it has failed.
+
+        Args:
+            error: the error of the call, which has its facts already.
+            keep: driver to go on with if the instance can be put back; its scratch stays as it is.
+
+        Returns:
+            Whether it is the same instance; `bound` and `native` are another otherwise.
+
+        Raises:
+            LoadError: the new instance can't be made, or its start failed.
+            CodeMemoryError: the system has no memory for it.
+            trio.ClosedResourceError: the lease has ended.
+
+        **Checkpoint:** maybe.
+        **Cancellation:** the lease has no usable instance any more; the caller must call `fail`.
+        """
+        native, bound = self.native, self.bound
+        native.abandon()
+        self.check_open()
+        with self.runner.meter(self.share):
+            if bound.definition.resets and native.reset(keep):
+                return True
+        assert self._replacement is not None
+        self.bound = bound = await self._replacement.run(bound, type(error).__name__)
+        self.native = bound.native
+        return False
 
     # -- one call
 
@@ -455,6 +532,14 @@ class Call(Activity):
         self.failed = type(error).__name__
         self._say(error)
         self.bound.fail(self._runtime.policy, error, values, self.fuel)
+
+    def explain(self, error: GuestError, values: tuple[object, ...]) -> None:
+        """Complete the error of a row without which the batch goes on; nothing runs any more."""
+        self._say(error)
+        if isinstance(error, INTACT):
+            self.bound.complete(error, values, self.fuel)
+        else:
+            self.bound.explain(self._runtime.policy, error, values, self.fuel)
 
     def _say(self, error: BaseException) -> None:
         """Add what the guest wrote in the failed call, or in the failed row, to its error."""

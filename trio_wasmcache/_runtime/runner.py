@@ -36,6 +36,7 @@ from .cpu_limits import HOP_SECONDS, CpuLimits
 from .host import AnyHost
 from .session import IF_DUE
 from .turns import Turns
+from .user_code import note_invoked
 
 T = TypeVar("T")
 
@@ -377,6 +378,7 @@ class Runner:
         try:
             call.spend(CALL_FUEL)
         except BaseException as error:
+            note_invoked(error)
             job.broken, job.stop = error, True
             raise
         # Counted now, so that the group is not charged for it with the guest's.
@@ -401,6 +403,7 @@ class Runner:
             if job.native.host_call is not call:
                 await self.drive(job, call)
         except BaseException as error:
+            note_invoked(error)
             job.broken = job.broken or error
             job.stop = True
             raise

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextvars
+import weakref
 from collections.abc import Awaitable, Callable
 from types import MethodType
 
 import trio
 
 from .._abi.base import Value
+from .._core.errors import GuestError
 from .._engine.base import GuestMemory, HostCall
 from .._owner import calls_user
 
@@ -26,7 +28,11 @@ awaits_elsewhere: contextvars.ContextVar[Elsewhere] = contextvars.ContextVar(
 @calls_user
 def call_unprotected(fn: Callable[..., object], values: tuple[object, ...]) -> Value:
     """Call user code, which Ctrl-C may interrupt, unlike the library around it."""
-    return fn(*values)
+    try:
+        return fn(*values)
+    except GuestError as error:
+        _raised.add(error)
+        raise
 
 
 @trio.lowlevel.disable_ki_protection
@@ -34,7 +40,35 @@ def call_unprotected(fn: Callable[..., object], values: tuple[object, ...]) -> V
 async def await_unprotected(result: Awaitable[object], call: HostCall) -> Value:
     """Await what a host function has returned; Ctrl-C may interrupt it."""
     elsewhere = awaits_elsewhere.get(None)
-    return await (result if elsewhere is None else elsewhere(result, call.memory))
+    try:
+        return await (result if elsewhere is None else elsewhere(result, call.memory))
+    except GuestError as error:
+        _raised.add(error)
+        raise
+
+
+# Errors of guests that user code has raised, and that were raised by an export that it invoked.
+_raised: weakref.WeakSet[GuestError] = weakref.WeakSet()
+_invoked: weakref.WeakSet[GuestError] = weakref.WeakSet()
+
+
+def note_invoked(error: BaseException) -> None:
+    """Note the error of an export that a host function has invoked: the guest's, who ever passes it
+    on."""
+    if isinstance(error, GuestError):
+        _invoked.add(error)
+
+
+def is_of_guest(error: BaseException) -> bool:
+    """Return whether an error is one of the guest that was called.
+
+    It is not if a host function has made it, or had it from another guest.
+    """
+    return (
+        isinstance(error, GuestError)
+        and not error.function
+        and (error not in _raised or error in _invoked)
+    )
 
 
 def identity(fn: object) -> object:

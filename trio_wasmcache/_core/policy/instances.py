@@ -244,6 +244,43 @@ class Instances:
         instance.state = state
         self._record(instance, reason, now, result, before, limit, error)
 
+    def replace(
+        self, old: Instance, size: int, now: float, result: Step, error: str, count: int
+    ) -> Instance:
+        """Replace a running instance by a new one of its entry, which runs; record the eviction.
+
+        The new one takes the place of the old one under each limit, so there is capacity for it.
+
+        Args:
+            old: the instance, which is corrupted.
+            size: what it could touch (bytes).
+            now: the time (seconds).
+            result: the step to which the eviction is added.
+            error: type of the error that has left it unusable.
+            count: number of evictions that this one stands for.
+        """
+        state = step(old.state, Action.DROP)
+        before = self.ledger.total_size, self.ledger.used
+        # First, so that the module is in use all the time.
+        new = self.start(old.entry, now)
+        new.state = step(new.state, Action.LOADED)
+        new.resting_size = -1
+        old.size, old.last_used = size, now
+        self._leave_running(old, result)
+        old.state = state
+        self.evictions[Reason.CORRUPTED] += count - 1
+        self._record(
+            old,
+            Reason.CORRUPTED,
+            now,
+            result,
+            before,
+            None,
+            error,
+            replacing=(new.number, count if count > 1 else None),
+        )
+        return new
+
     def discard(self, instance: Instance, result: Step) -> None:
         """Remove an instance whose load failed; as it was never loaded, it is no eviction."""
         state = step(instance.state, Action.DROP)
@@ -644,6 +681,7 @@ class Instances:
         limit: int | None,
         error: str | None = None,
         need: Need | None = None,
+        replacing: tuple[int | None, int | None] = (None, None),
     ) -> None:
         function = instance.entry.function
         module = function.module
@@ -677,6 +715,8 @@ class Instances:
             error=error,
             **({} if need is None else _whose(need)),
             advice=advice,
+            replaced_by=replacing[0],
+            evictions=replacing[1],
         )
         result.evicted.append((instance, event))
 

@@ -434,6 +434,24 @@ class Policy:
             self._pump(entry, now, result)
         return result
 
+    def replace(self, request: Request, size: int, now: float, error: str, count: int = 1) -> Step:
+        """Replace the instance of a lease, which has become unusable, by a new one.
+
+        The lease goes on with the new one, whatever became of its function meanwhile.
+
+        Args:
+            request: the request of the lease.
+            size: what the old instance could touch (bytes).
+            now: the time (seconds).
+            error: type of the error that has left the old one unusable.
+            count: number of evictions that this one stands for.
+        """
+        instance = _instance(request, GRANTED)
+        result = Step()
+        instance.uses += 1
+        request.instance = self.instances.replace(instance, size, now, result, error, count)
+        return result
+
     def relieve(
         self, address_space: int, mappings: int, now: float, need: Need | None = None
     ) -> Step | None:

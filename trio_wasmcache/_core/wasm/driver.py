@@ -4,7 +4,7 @@ A call from Python costs microseconds, a call from wasm nanoseconds. So the loop
 wasm: a driver imports the function and exports `run`, which takes a number of rows, calls the
 function for each, and returns how many are done. Its memory, the *scratch*, holds one chunk:
 
-    | row | which | raw result | validity, a bit a row | column | ... | result | ... |
+    | row | which | raw result | first row | validity, a bit a row | column | ... | result | ... |
 
 1. Before each call the driver writes the number of the row, so that a reader of the scratch, after
    a trap or between two slices, knows which row the guest is at.
@@ -12,6 +12,7 @@ function for each, and returns how many are done. Its memory, the *scratch*, hol
    it loads and checks the range of values that it stores. A result out of range ends the loop at
    its row, with the number of the result in `which` and its value in `raw result`.
 3. A row whose validity bit is 0 is not called; its results are 0.
+4. It begins with `first row`, so that a chunk can go on behind a row that failed.
 """
 
 from __future__ import annotations
@@ -32,11 +33,13 @@ ROWS_LIMIT: Final = 16_384
 ROW_AT: Final = 0
 WHICH_AT: Final = 4
 RAW_AT: Final = 8
+FIRST_AT: Final = 12
 VALIDITY_AT: Final = 64
 
 _BLOCK, _LOOP, _IF, _ELSE, _END, _BR_IF, _RETURN, _CALL = 0x02, 0x03, 0x04, 0x05, 11, 13, 15, 16
 _GET, _SET, _TEE, _I32_CONST, _I64_CONST, _F32_CONST, _F64_CONST = 32, 33, 34, 65, 66, 67, 68
-_I32_STORE, _NE, _LT_U, _ADD, _AND, _SHL, _SHR_U = 0x36, 0x47, 0x49, 0x6A, 0x71, 0x74, 0x76
+_I32_LOAD, _I32_STORE, _NE, _LT_U, _ADD, _AND = 0x28, 0x36, 0x47, 0x49, 0x6A, 0x71
+_SHL, _SHR_U = 0x74, 0x76
 _LOAD8_U, _EXTEND8_S, _EXTEND16_S, _VOID = 0x2D, 0xC0, 0xC1, 0x40
 _TRUTH: Final = bytes([_I32_CONST, 0, _NE])
 _TYPE_BYTES: Final = {name: byte for byte, name in VALUE_TYPES.items()}
@@ -180,7 +183,8 @@ def _body(shape: Shape, args: tuple[int, ...], results: tuple[int, ...]) -> byte
     declared = [uleb(4) + bytes([_TYPE_BYTES["i32"]])]
     declared += [uleb(1) + bytes([_TYPE_BYTES[cell.wasm]]) for cell in cells]
     shifts = sorted({CELLS[name].shift for name in (*shape.args, *shape.results)} - {0})
-    code = bytearray([_LOOP, _VOID, _I32_CONST, 0, _GET, _ROW, _I32_STORE, 2, ROW_AT])
+    code = bytearray([_I32_CONST, 0, _I32_LOAD, 2, FIRST_AT, _SET, _ROW])
+    code += bytes([_LOOP, _VOID, _I32_CONST, 0, _GET, _ROW, _I32_STORE, 2, ROW_AT])
     for shift in shifts:
         code += bytes([_GET, _ROW, _I32_CONST, shift, _SHL, _SET, _OFFSETS[shift]])
     if shape.nullable:

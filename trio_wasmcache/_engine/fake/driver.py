@@ -12,6 +12,7 @@ from ..._core.config import WASM_PAGE
 from ..._core.errors import FuelExhaustedError
 from ..._core.wasm.driver import (
     CELLS,
+    FIRST_AT,
     RAW_AT,
     ROW_AT,
     VALIDITY_AT,
@@ -74,9 +75,14 @@ class FakeDriver:
 
     def begin(self, rows: int, fuel: int) -> int | UnderWay:
         assert 0 < rows <= self.layout.rows
-        self._rows, self._row, self._row_burnt, self._error = rows, 0, 0, None
+        (first,) = struct.unpack_from("<I", self.scratch, FIRST_AT)
+        assert first < rows
+        self._rows, self._row, self._row_burnt, self._error = rows, first, 0, None
         self.instance.begin_rows(self, fuel)
         return self.finish() if self.instance.poll() else UNDER_WAY
+
+    def abridge(self, codes: frozenset[str]) -> None:
+        """Do nothing: its errors have no frames."""
 
     def finish(self) -> int:
         self.instance.end_rows()

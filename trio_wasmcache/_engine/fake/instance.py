@@ -270,7 +270,7 @@ class FakeInstance:
             raise LoadError("the fake engine was told to fail")
         self._marked = self.memory.size
 
-    def reset(self) -> bool:
+    def reset(self, keep: object = None) -> bool:
         assert not self.closed and not self._under_way
         if self._marked != self.memory.size:
             return False
@@ -282,7 +282,8 @@ class FakeInstance:
         self.state.update(copy.deepcopy({**self.module.artifact.edits.abi_state}))
         self.host_state.clear()
         for driver in self.drivers.values():
-            driver.wipe()
+            if driver is not keep:
+                driver.wipe()
         return True
 
     def freeze(self) -> dict[str, FrozenState]:

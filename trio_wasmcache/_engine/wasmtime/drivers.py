@@ -147,6 +147,7 @@ class WasmtimeDriver:
         # A frame of its own, as chunks begin in any thread, and those of instances at once.
         caller = Caller(RUN, instance.hosted, instance.plan.offsets, within=1)
         run = WasmtimeFunction(instance, "run", made, caller.frame)
+        self._frame = caller.frame
         self._begin, self._finish = run.begin, run.finish
         # The memory can't grow, so it stays where it is for as long as the store does.
         base = native.memory_data(instance.context, part(instance, handle, b"scratch")) or 0
@@ -171,6 +172,9 @@ class WasmtimeDriver:
         self._clean = False
         done: int | UnderWay = self._begin((rows,), fuel)
         return done
+
+    def abridge(self, codes: frozenset[str]) -> None:
+        self._frame.brief = codes
 
     def finish(self) -> int:
         done: int = self._finish()

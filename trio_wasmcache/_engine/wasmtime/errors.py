@@ -69,9 +69,11 @@ For a graph, {name of a compiled part: map}; frames of parts that are not there 
 class Ending:
     """Where C says how something ended: with a trap, with an error, or well. Can be used again."""
 
-    __slots__ = ("error", "error_ref", "offsets", "ran", "trap", "trap_ref", "within")
+    __slots__ = ("brief", "error", "error_ref", "offsets", "ran", "trap", "trap_ref", "within")
 
     def __init__(self, offsets: Offsets = UNMOVED, within: int = 0) -> None:
+        self.brief: frozenset[str] = frozenset()
+        """Codes of the traps whose errors have no frames: see `GuestDriver.abridge`."""
         self.ran = False
         """Whether any code had run where `take_error` found an error."""
         self.offsets = offsets
@@ -165,6 +167,9 @@ def trap_error(pointer: int, ending: Ending) -> GuestError:
     """Make an error of an owned wasm_trap_t that ended a call."""
     code = c_uint8()
     known = native.trap_code(pointer, byref(code))
+    if ending.brief and known and CODES.get(code.value) in ending.brief:
+        native.wasm_trap_delete(pointer)
+        return _brief_error(code.value)
     trace = native.PointerVec()
     native.wasm_trap_trace(pointer, byref(trace))
     frames, backtrace = _take_frames(trace, ending)
@@ -180,6 +185,15 @@ def trap_error(pointer: int, ending: Ending) -> GuestError:
         )
     name = CODES.get(code.value, message) if known else message
     return TrapError(f"wasm trap: {name}", code=name, backtrace=backtrace, frames=frames)
+
+
+def _brief_error(code: int) -> GuestError:
+    """Return the error of a trap with a known code, without its frames."""
+    if code == OUT_OF_FUEL:
+        return FuelExhaustedError("all fuel is burnt")
+    if code == STACK_OVERFLOW:
+        return StackOverflowError("the guest's stack is exhausted")
+    return TrapError(f"wasm trap: {CODES[code]}", code=CODES[code])
 
 
 def _take_message(pointer: int) -> str:

@@ -13,6 +13,7 @@ from ..._core.config import WASM_PAGE
 from ..._core.wasm.admission import TABLE_ELEMENT_SIZE
 from ..._core.wasm.preparation import FrozenState
 from ..._core.wasm.reader import PAGE_LIMIT, FuncType
+from ..base import GuestDriver
 from . import native
 from .errors import told_apart
 from .freezing import freeze
@@ -114,8 +115,8 @@ class WasmtimeInstance(Store):
         self._restoring = Restoring(self, self.module, self.module.restore)
         self._fixed_size += self._restoring.size
 
-    def reset(self) -> bool:
-        return self._restoring is not None and self._restoring.reset()
+    def reset(self, keep: GuestDriver | None = None) -> bool:
+        return self._restoring is not None and self._restoring.reset(keep)
 
     def freeze(self) -> dict[str, FrozenState]:
         return freeze(self, self.module.callers)

@@ -23,7 +23,7 @@ from typing import final
 from ..._core.errors import GuestError
 from ..._core.wasm.reader import FuncType
 from ..._core.wasm.restorer import Restorer
-from ..base import UNDER_WAY
+from ..base import UNDER_WAY, GuestDriver
 from . import native
 from .companions import instantiate, part, poll_until_over
 from .function import WasmtimeFunction
@@ -97,15 +97,18 @@ class Restoring:
         context = self._instance.context
         return any(measure(context, handle) != size for measure, handle, size in self._sizes)
 
-    def reset(self) -> bool:
-        """Put the instance back; return whether it is as it was when this was made, or spoilt."""
+    def reset(self, keep: GuestDriver | None = None) -> bool:
+        """Put the instance back; return whether it is as it was when this was made, or spoilt.
+
+        The scratch of the driver `keep` is left as it is.
+        """
         instance = self._instance
         if self.grown() or not all(discard(base, size) for base, size in self.memories):
             return False
         for (base, _), patches in zip(self.memories, self.patches, strict=False):
             for at, data in patches:
                 ctypes.memmove(base + at, data, len(data))
-        return instance.forget() and (self._run is None or self._run())
+        return instance.forget(keep) and (self._run is None or self._run())
 
 
 def _attach(instance: Store, module: LinkedModule, made: Restorer) -> Callable[[], bool]:

@@ -275,14 +275,17 @@ class Store:
             self._state = copy.deepcopy({**self.plan.abi_state})
         return self._state
 
-    def forget(self) -> bool:
+    def forget(self, keep: object = None) -> bool:
         """Forget what host functions, the ABI and batches know of the guest.
+
+        Args:
+            keep: driver of which the scratch is not wiped.
 
         Returns:
             Whether the system has wiped all scratches.
         """
         for driver in self.drivers.values():
-            if not driver.wipe():
+            if driver is not keep and not driver.wipe():
                 return False
         if self._state is not None:
             self._state.clear()

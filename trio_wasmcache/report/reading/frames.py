@@ -33,7 +33,7 @@ USED = frozenset(
     total_size_bytes code_size_bytes total_size_before_bytes code_size_before_bytes
     total_size_after_bytes code_size_after_bytes first_seq
     task capacity_tokens limit_bytes closed_size_bytes error_message
-    concurrency for_group for_function for_arg_types
+    concurrency for_group for_function for_arg_types replaced_by
     """.split()
 )
 # Field of events that were logged without the context of their task, and of no others.

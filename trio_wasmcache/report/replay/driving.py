@@ -19,6 +19,7 @@ from ..._core.errors import WasmCacheError
 from ..._core.events import (
     Abandoned,
     Blocked,
+    Evicted,
     GroupClosed,
     GroupOpened,
     GroupResized,
@@ -176,6 +177,16 @@ class Driver:
         self._give_back_token(request, before)
         self._left.add(request)
         return step
+
+    def replace(self, event: Evicted, now: float) -> Step:
+        """Perform the step of an `evicted` event of an instance that was replaced in its lease."""
+        request = next(
+            request
+            for request in self.requests.values()
+            if request.instance is not None and request.instance.number == event.instance
+        )
+        error = event.error or ""
+        return self.policy.replace(request, event.freed_bytes, now, error, event.evictions or 1)
 
     def recycle(self, event: Recycled, now: float, drop: Reason | None) -> Step | None:
         """Perform the step of a `recycled` event; `drop` if a call of it had failed."""

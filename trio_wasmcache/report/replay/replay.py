@@ -4,7 +4,8 @@ Some events made the policy take a step; `driving` repeats it. The others report
 compared with those of the repeated steps:
 
 - `evicted`: the instance, the reason, the order, all sizes. An eviction that no event led to may be
-  for idleness: the cache's clock caused it, and the books must agree that it was due.
+  for idleness: the cache's clock caused it, and the books must agree that it was due; or an
+  instance was replaced in its lease, as a row of a batch failed.
 - `acquired`: the instance, whether it is a hit, its uses, all sizes.
 - `blocked`, `loaded`, `abandoned`: what it waits for, the instance, the error.
 - `recycled`: whether it is kept, all sizes; `closed`: all counts.
@@ -63,6 +64,7 @@ COMPARED = (
 ALL_COMPARED = (
     *COMPARED,
     *("for_function", "for_arg_types", "for_group", "for_request", "error"),
+    *("replaced_by", "evictions"),
 )
 
 
@@ -185,7 +187,7 @@ class Replay:
             self._handle(event, stamped.at_seconds, following)
         except IllegalStepError as error:
             self._disagree(f"{_short(event)}: {error}")
-        except (KeyError, AssertionError, ValueError, AttributeError, TypeError):
+        except (KeyError, AssertionError, ValueError, AttributeError, TypeError, StopIteration):
             self._disagree(f"{_short(event)}: the books know nothing of it")
 
     def _handle(self, event: Event, now: float, following: Stamped | None) -> None:
@@ -316,8 +318,12 @@ class Replay:
 
     def _on_evicted(self, event: Evicted, now: float) -> None:
         self.evictions += 1
-        if not self._expected and event.reason is Reason.IDLE:
+        if self._expected:
+            pass
+        elif event.reason is Reason.IDLE:
             self._act(self._driven.expire(now))
+        elif event.replaced_by is not None:
+            self._act(self._driven.replace(event, now))
         if not self._expected:
             self._disagree(
                 f"evicted: instance {event.instance} of {event.function} went "

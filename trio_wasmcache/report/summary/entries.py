@@ -108,7 +108,7 @@ class Fates:
         relevant = frame["event"].is_in(["wasmcache.loaded", "wasmcache.evicted"])
         columns = ["function", "arg_types", "group", "reason", "load_seconds", "uses", "seat"]
         columns += ["idle_seconds", "freed_bytes", "freed_code_bytes"]
-        columns += ["total_size_before_bytes", "for_group"]
+        columns += ["total_size_before_bytes", "for_group", "replaced_by", "evictions"]
         rows = frame.filter(relevant).select(columns)
         lists = [rows[name].to_list() for name in columns]
         for at, *row in zip(times.filter(relevant).to_list(), *lists, strict=True):
@@ -125,10 +125,13 @@ class Fates:
                 elif fate.gone:
                     self._loaded_again(fate, group, at, seconds)
                 continue
-            fate.evictions += 1
+            *facts, replaced_by, several = row[7:]
+            fate.evictions += several or 1
+            if replaced_by is not None:
+                continue  # its lease went on, and no load will follow
             fate.never_reused += uses <= 1
             if key != OTHERS:  # these can't be matched with their loads
-                idle, freed, code, before, culprit = row[7:]
+                idle, freed, code, before, culprit = facts
                 own = None
                 if reason == "size" and group in self.own_limits and culprit == group:
                     # With room left in the cache, it was the limit of the group.

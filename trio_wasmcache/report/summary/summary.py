@@ -119,7 +119,7 @@ class Sums:
     def _take_evictions(self, evicted: pl.DataFrame) -> None:
         self.ages.take(evicted["age_seconds"])
         grouped = evicted.group_by("reason", "function", "arg_types", "group").agg(
-            pl.len(),
+            pl.col("evictions").fill_null(1).sum(),
             pl.col("freed_bytes").sum(),
             pl.col("freed_code_bytes").sum(),
             pl.col("freed_bytes").max().alias("largest"),

@@ -348,6 +348,8 @@ class Recorder:
     def _on_evicted(self, event: Evicted, at: float, seq: int) -> None:
         if event.freed_code_bytes:
             self._freed[event.module_digest] = at, seq
+        if event.replaced_by is not None:
+            return  # its lease goes on
         if event.reason is Reason.CORRUPTED and self._last_release is not None:
             self._last_release.corrupted = True
 
