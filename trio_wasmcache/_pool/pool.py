@@ -182,8 +182,10 @@ class Pool:
                 closed_size = size if seat else None
             if seat:
                 native.close()
-        size = SEAT_SIZE if seat else bound.size
-        reserved = (0, 0) if seat else bound.reserved
+        if seat:
+            size, reserved = SEAT_SIZE, (0, 0)
+        else:
+            size, reserved = bound.last or (native.measure(), native.reserved)
         if reserved != (instance.address_space, instance.mappings):
             instance.set_aside()  # it was kept off the fast path: see `BoundFunction.attach`
         now = self.now()

@@ -84,22 +84,19 @@ class BoundFunction:
     `lift`."""
     lift: Callable[[Value], Value] | None
     steps: Callable[[Guest, tuple[object, ...]], Steps] | None
-    _last: tuple[int, tuple[int, int]] | None = None  # see `close_early`
+    last: tuple[int, tuple[int, int]] | None = None
+    """Size and reservation of the instance (bytes; bytes of addresses, mappings), if it was closed
+    before its lease ends; None: it was not."""
 
     @property
     def size(self) -> int:
         """Bytes that the instance may touch now, or could when it was closed early."""
-        return self.native.measure() if self._last is None else self._last[0]
-
-    @property
-    def reserved(self) -> tuple[int, int]:
-        """Bytes of addresses, and mappings, that the instance reserves, or did."""
-        return self.native.reserved if self._last is None else self._last[1]
+        return self.native.measure() if self.last is None else self.last[0]
 
     def close_early(self) -> None:
         """Free the instance, in which nothing runs, before its lease ends."""
-        if self._last is None:
-            self._last = self.native.measure(), self.native.reserved
+        if self.last is None:
+            self.last = self.native.measure(), self.native.reserved
             self.native.close()
 
     @staticmethod
