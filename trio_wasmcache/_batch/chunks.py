@@ -46,9 +46,10 @@ BATCH_FUEL = 2**200
 # this often (seconds). If the loop has not run it by the next time, the thread waits for the loop,
 # but not for long: the loop may be busy without the GIL, or have no core at the moment.
 LOOP_EVERY, REST = 0.001, 0.0003
-# Rows of the first chunk of a new instance in the middle of a batch; each further one has twice as
-# many. A new scratch costs a microsecond for 4 KiB.
-FIRST_CHUNK = 64
+# Rows, at least, of the first chunk of a new instance in the middle of a batch. A new scratch costs
+# half a microsecond for 4 KiB, and a further chunk as much as 100 KiB. So it has twice as many rows
+# as there were before the one that failed, and each further one twice as many again.
+FIRST_CHUNK = 256
 # What a failed row costs beside its fuel, and beside another instance: about 30 microseconds.
 FAILED_FUEL = 30_000
 ZERO = bytes(4)
@@ -110,6 +111,7 @@ class Chunks:
         self._misfit = 0  # number of rows among `misfits` that are done
         self._most: int | None = None  # rows of the next chunk at most; None: as many as fit
         self._unlike: GuestError | None = None  # error of a result, after which it must be renewed
+        self._renewed = 0  # row with which the instance began, if it is not the first
         self._clean = 0, 0  # rows that did not fail, fuel of these as far as it is known
         # (row, fuel that was left) when a row was last seen to run, and when one before it was.
         self._seen = self._before = 0, 0
@@ -406,7 +408,8 @@ class Chunks:
         else:
             self.done, self._first, self._chunk = self.done + self._first, 0, 0
             self.renew(call.attach(failing.code, failing.exports))
-            self._most = FIRST_CHUNK
+            self._most = max(FIRST_CHUNK, 2 * (self.done - self._renewed))
+            self._renewed = self.done
         self.driver.abridge(failing.errors.brief)
 
     def put_back(self) -> None:

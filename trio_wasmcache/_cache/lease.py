@@ -476,6 +476,16 @@ class Lease(Generic[R_co]):
         raises, an instance can't be made, there is no capacity, or it is cancelled; if more than
         `max_errors` rows fail; and if those that fail have burnt 10 times `total_fuel` together.
 
+        Effects of failed rows on the host stay. A text that can't be decoded is found when further
+        rows of its chunk have run; these keep their results. Each instance that is replaced is an
+        eviction for ``"corrupted"``; a batch logs at most 100, the last one with the number of all
+        later ones.
+
+        .. code-block::
+
+            assert await divide.map([[6, 7, "x"], [2, 0, 1]], on_error="null") == [3, None, None]
+            assert sorted(divide.row_errors) == [1, 2]
+
         Args:
             columns: a sequence with one column for each argument, not one item for each row:
                 rows become columns by ``list(zip(*rows))``. A column is a buffer of the argument's
