@@ -435,8 +435,8 @@ class Evicted(Use):
     """Number of the instance that its lease continued with, as a row of a batch failed under
     ``on_error="null"``; None: the lease had ended."""
     evictions: int | None = None
-    """Number of evictions that it stands for, if there are several: in a batch, those after the
-    first 99 have one event together."""
+    """Number of evictions that it stands for: in a batch, those after the first 99 have one event
+    together. None: one."""
 
     @property
     def level(self) -> str:
