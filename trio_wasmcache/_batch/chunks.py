@@ -346,9 +346,9 @@ class Chunks:
         row, left = self._before if failed == self._watched else self._seen
         rows, fuel = self._clean
         burnt, before = left - now, failed - row
-        mean = fuel // rows if rows else burnt // (before + 1)
+        others = before * fuel // rows if rows else before * burnt // (before + 1)
         seen = self._watched_since - now if failed == self._watched else 0
-        return min(max(burnt - before * mean, seen, 0), self.total_fuel)
+        return min(max(burnt - others, seen, 0), self.total_fuel)
 
     async def go_on(self, error: GuestError | None) -> None:
         """Note a row that has failed, if one has, put back the instance or replace it, and go on.

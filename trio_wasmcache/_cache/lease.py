@@ -470,15 +470,15 @@ class Lease(Generic[R_co]):
         Each row may burn `total_fuel` units of fuel. If a row fails, no results are returned, or
         its result is null with ``on_error="null"``.
 
-        Then the batch goes on with the next row. A ``"reset"`` instance is put back to how it began;
-        any other is replaced by a new one, which is an eviction for ``"corrupted"``. A batch logs
-        at most 100 of these, the last one with the number of all later ones. `row_errors` and
+        Then the batch goes on with the next row. A ``"reset"`` instance is put back to how it
+        began; any other is replaced by a new one, which is an eviction for ``"corrupted"``. A batch
+        logs at most 100 of these, the last one with the number of all later ones. `row_errors` and
         `row_error_count` say which rows failed. Effects of failed rows on the host stay. A text
         that can't be decoded is found when further rows of its chunk have run; these keep their
         results.
 
-        The batch ends all the same if a host function raises, a new instance can't be made, there is
-        no capacity, or it is cancelled. It also ends if its results exceed `max_result_size`
+        The batch ends all the same if a host function raises, a new instance can't be made, there
+        is no capacity, or it is cancelled. It also ends if its results exceed `max_result_size`
         together, if more than `max_errors` rows fail, and if those that fail have burnt 10 times
         `total_fuel` together.
 

@@ -96,7 +96,7 @@ class Replacing:
         later, self._later = self._later, 0
         if later:
             held = self._request.held
-            ready, bound = held.ready, held.release()
+            ready, bound = held.ready is not False, held.release()
             self._book(*self._last, later)
             if bound is not None:
                 self._request.held.hold(bound, ready=ready)
