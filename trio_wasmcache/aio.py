@@ -153,7 +153,7 @@ class _Waiting:
         """Wait for a completion that calls `notify`, whether cancelled or not.
 
         **Checkpoint:** if it has not ended yet.
-        **Cancellation:** `give_up` is called, and the end is waited for, each time.
+        **Cancellation:** `give_up` is called, and the end is waited for.
         """
         cancelled: asyncio.CancelledError | None = None
         while not end.over:
@@ -161,8 +161,9 @@ class _Waiting:
             try:
                 await self.future
             except asyncio.CancelledError as error:
-                cancelled = cancelled or error
-                give_up()
+                if cancelled is None:  # anyio cancels in each step of the loop, until it ends
+                    cancelled = error
+                    give_up()
             except BaseException:  # this coroutine is closed, so it can't wait any more
                 give_up()
                 raise
