@@ -777,8 +777,8 @@ class AsyncioCache:
             returns: type of the result; several types for a tuple; None: it returns nothing.
             abi: convention by which values cross; None: chosen by the module's exports.
             called_on_null: whether the function is called if an argument is None.
-            **options: `args`, `export`, `imports`, `wasi`, `missing`, `concurrency`, `isolation`
-                and `replace`, as for `InstanceCache.register`.
+            **options: `args`, `export`, `imports`, `wasi`, `prepare`, `missing`, `concurrency`,
+                `isolation` and `replace`, as for `InstanceCache.register`.
 
         Raises:
             trio.ClosedResourceError: the cache is closed.

@@ -502,8 +502,8 @@ class BlockingCache:
             abi: convention by which values cross; None: chosen by the module's exports.
             called_on_null: whether the function is called if an argument is None.
             timeout: seconds after which it is given up; None: no limit.
-            **options: `args`, `export`, `imports`, `wasi`, `missing`, `concurrency`, `isolation`
-                and `replace`, as for `InstanceCache.register`.
+            **options: `args`, `export`, `imports`, `wasi`, `prepare`, `missing`, `concurrency`,
+                `isolation` and `replace`, as for `InstanceCache.register`.
 
         Raises:
             TimeoutError: it did not end in time; nothing is registered.
