@@ -378,3 +378,41 @@ async def test_references_to_anything_of_the_hosts_are_refused() -> None:
     async with quiet_cache() as cache:
         with pytest.raises(LoadError, match="table 0 is of type exnref"):
             await cache.register("f", wat(module), **GET, prepare=(Prepare("init"),))
+
+
+FILLING = """(module (memory (export "memory") 1)
+  (func (export "fill") (param i32) (local $i i32)
+    (drop (memory.grow (i32.shr_u (local.get 0) (i32.const 16))))
+    (loop (i32.store (local.get $i) (i32.mul (local.get $i) (i32.const 0x9E3779B1)))
+      (local.set $i (i32.add (local.get $i) (i32.const 4)))
+      (br_if 0 (i32.lt_u (local.get $i) (local.get 0)))))
+  (func (export "get") (param i32) (result i64) (i64.load (local.get 0))))"""
+
+
+async def test_limits_of_what_is_prepared() -> None:
+    """`memory_limit` and `max_instance_size` hold for it, `max_wasm_size` does not."""
+    wasm = wat(FILLING)
+    fill = Prepare("fill", (1_000_000,), ("i32",))
+    limits = {"max_wasm_size": len(wasm), "max_instance_size": 500_000}
+    async with quiet_cache(**limits) as cache:
+        f = await cache.register("f", wasm, **GET, prepare=(fill,))
+        assert "never kept" in f.cache_verdict
+        assert f.code_size > 900_000
+        assert await f.call(500_000) != 0
+        assert cache.stats().idle_instances == 0
+    async with quiet_cache(memory_limit=500_000) as cache:
+        with pytest.raises(LoadError, match=r"call 1 of prepare, fill.*memory_limit = 500000"):
+            await cache.register("f", wasm, **GET, prepare=(fill,))
+
+
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+async def test_what_was_written_is_not_kept_twice(isolation: Any) -> None:
+    """Once it is in the code, the cache has nothing of it, in parts of graphs either."""
+    fill = Prepare("fill", (1_000_000,), ("i32",))
+    async with quiet_cache() as cache:
+        await cache.register("f", wat(FILLING), **GET, prepare=(fill,), isolation=isolation)
+        (module,) = cache._compiler.modules.values()
+        assert module.prepared is not None
+        assert module.prepared.size > 900_000
+        assert not module.prepared.states
+        assert [edits.state for _, edits in module.artifact.modules] == [None]

@@ -596,7 +596,7 @@ class Engine(Protocol):
             NoMemoryError: the system has no memory for trying.
         """
 
-    async def find_state(self, key: str) -> bytes | None:
+    async def find_state(self, key: str) -> bytes | memoryview | None:
         """Return what `keep_state` was given for a key, maybe in another process; or None."""
 
     async def keep_state(self, key: str, data: bytes) -> None:

@@ -199,8 +199,8 @@ class Preparing:
             if native is not None:
                 native.close()
             module.unload()
-        return Prepared(
-            states=states,
+        return Prepared.of(
+            states,
             abi_state=abi_state,
             calls=len(calls),
             fuel=self._fuel,

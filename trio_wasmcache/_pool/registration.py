@@ -671,7 +671,7 @@ class Compiler:
             why_not=why_not,
             initialize=initialize,
             number=self._next_number(),
-            prepared=prepared,
+            prepared=None if prepared is None else prepared.bare(),
         )
 
     async def _prepare(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, final
 
 import attrs
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from .._core.keys import normalise_type, normalise_types
 from .._core.text import shown
@@ -119,25 +119,31 @@ class Prepared:
     stored: bool = False
     """Whether it was found in `cache_dir`, and nothing was called."""
 
-    @property
-    def size(self) -> int:
-        """Bytes of memory that are written into the modules."""
-        return sum(state.size for state in self.states.values())
+    size: int
+    """Bytes of memory that are written into the modules."""
+    pages: int
+    """Pages of the memories that new instances begin with."""
+    globals: int
+    """Number of the globals that were written."""
+    elements: int
+    """Number of the elements of tables that were written."""
 
-    @property
-    def pages(self) -> int:
-        """Pages of the memories that new instances begin with."""
-        return sum(state.pages for state in self.states.values())
+    @staticmethod
+    def of(states: Mapping[str, FrozenState], **facts: Any) -> Prepared:
+        """Return what comes of states, and of further facts about them."""
+        all_states = states.values()
+        return Prepared(
+            states=states,
+            size=sum(state.size for state in all_states),
+            pages=sum(state.pages for state in all_states),
+            globals=sum(len(state.globals) for state in all_states),
+            elements=sum(state.elements for state in all_states),
+            **facts,
+        )
 
-    @property
-    def globals(self) -> int:
-        """Number of the globals that were written."""
-        return sum(len(state.globals) for state in self.states.values())
-
-    @property
-    def elements(self) -> int:
-        """Number of the elements of tables that were written."""
-        return sum(state.elements for state in self.states.values())
+    def bare(self) -> Prepared:
+        """Return it without the states, which may be megabytes, once they are written."""
+        return evolve(self, states={}, abi_state={})
 
     def pack(self) -> bytes | None:
         """Return it as bytes; None if it is not to be kept on disk.
@@ -156,7 +162,7 @@ class Prepared:
         return pack_states(self.states, facts)
 
     @staticmethod
-    def unpack(packed: bytes) -> Prepared:
+    def unpack(packed: bytes | memoryview) -> Prepared:
         """Return what `pack` was called on.
 
         Raises:
@@ -164,8 +170,8 @@ class Prepared:
         """
         states, facts = unpack_states(packed)
         try:
-            return Prepared(
-                states=states,
+            return Prepared.of(
+                states,
                 abi_state=ast.literal_eval(facts["abi"]),
                 calls=facts["calls"],
                 fuel=facts["fuel"],

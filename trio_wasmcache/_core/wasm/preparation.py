@@ -54,7 +54,7 @@ _END: Final = b"\x0b"
 
 Items = tuple[int | None, ...]
 """Elements of a table: indexes of functions, None for null."""
-Run = tuple[int, bytes]
+Run = tuple[int, bytes | memoryview]
 """Address, and what is there."""
 
 
@@ -406,15 +406,18 @@ def write_state(wasm: bytes, info: ModuleInfo, state: FrozenState) -> bytes:
     elements = _elements(wasm, info, state, globals)
     if elements:
         payloads[ELEMENTS] = vector(elements)
-    data = _data(wasm, info, state)
-    if data:
-        payloads[DATA] = vector(data)
+    segments, pieces = _data(wasm, info, state)  # may be megabytes, so they are joined once
     if DATA_COUNT in payloads:
-        payloads[DATA_COUNT] = uleb(len(data))
-    return (
-        b"".join([HEADER, *(section(id, payloads[id]) for id in SECTION_RANKS if id in payloads)])
-        + custom
-    )
+        payloads[DATA_COUNT] = uleb(segments)
+    made: list[bytes | memoryview] = [HEADER]
+    for id in SECTION_RANKS:
+        if id == DATA and segments:
+            count = uleb(segments)
+            size = len(count) + sum(len(piece) for piece in pieces)
+            made += [bytes([id]) + uleb(size) + count, *pieces]
+        elif id in payloads:
+            made.append(section(id, payloads[id]))
+    return b"".join([*made, custom])
 
 
 def prepared_info(info: ModuleInfo, written: ModuleInfo) -> ModuleInfo:
@@ -490,8 +493,12 @@ def _filled(items: Items) -> Iterator[tuple[int, list[int]]]:
             run = []
 
 
-def _data(wasm: bytes, info: ModuleInfo, state: FrozenState) -> list[bytes]:
-    made = []
+def _data(
+    wasm: bytes, info: ModuleInfo, state: FrozenState
+) -> tuple[int, list[bytes | memoryview]]:
+    """Return the number of data segments, and what they consist of."""
+    made: list[bytes | memoryview] = []
+    segments = 0
     cursor = _cursor(wasm, info, DATA)
     at = 0
     if cursor is not None:
@@ -499,6 +506,7 @@ def _data(wasm: bytes, info: ModuleInfo, state: FrozenState) -> list[bytes]:
         at = cursor.at
     for number, one in enumerate(read_data(wasm, info)):
         assert cursor is not None
+        segments += 1
         begin = cursor.at = at
         flags = cursor.number(32)
         if flags == 2:
@@ -517,8 +525,10 @@ def _data(wasm: bytes, info: ModuleInfo, state: FrozenState) -> list[bytes]:
     for memory, (_, runs) in enumerate(state.memories, info.imported_memories):
         wide = info.memories[memory].wide
         place = b"\0" if memory == 0 else b"\2" + uleb(memory)
-        made += [place + _address(at, wide=wide) + uleb(len(data)) + data for at, data in runs]
-    return made
+        segments += len(runs)
+        for at, data in runs:
+            made += [place + _address(at, wide=wide) + uleb(len(data)), data]
+    return segments, made
 
 
 def _address(at: int, *, wide: bool) -> bytes:
@@ -539,7 +549,7 @@ def pack_states(states: Mapping[str, FrozenState], facts: Mapping[str, Any]) -> 
         states: {name of a part of a graph: its state}.
         facts: What else is to be kept.
     """
-    blobs: list[bytes] = []
+    blobs: list[bytes | memoryview] = []
     parts = {}
     for name, state in states.items():
         memories = []
@@ -557,15 +567,16 @@ def pack_states(states: Mapping[str, FrozenState], facts: Mapping[str, Any]) -> 
     return struct.pack("<Q", len(head)) + head + b"".join(blobs)
 
 
-def unpack_states(packed: bytes) -> tuple[dict[str, FrozenState], dict[str, Any]]:
-    """Return what was given to `pack_states`.
+def unpack_states(packed: bytes | memoryview) -> tuple[dict[str, FrozenState], dict[str, Any]]:
+    """Return what was given to `pack_states`. The contents of memories are views of `packed`.
 
     Raises:
         ValueError: it is something else, or of another version.
     """
     try:
         (size,) = struct.unpack_from("<Q", packed)
-        head = json.loads(packed[8 : 8 + size])
+        packed = memoryview(packed)
+        head = json.loads(bytes(packed[8 : 8 + size]))
         if head["format"] != FORMAT:
             raise ValueError(f"format {head['format']!r:.20}")
         at = 8 + size

@@ -96,7 +96,7 @@ def _compile_alone(
         data,
         code_size,
         info,
-        edits,
+        evolve(edits, state=None),  # it is written, and may be megabytes
         address_space=space,
         mappings=mappings,
         module_mappings=IMAGE_MAPPINGS,
@@ -146,14 +146,20 @@ def _compile_graph(
         codes[user].data,
         code_size,
         graph.user.info,
-        graph.user.edits,
+        evolve(graph.user.edits, state=None),
         address_space=space,
         mappings=mappings,
         module_mappings=IMAGE_MAPPINGS * len(codes),
         offsets=codes[user].offsets,
-        graph=graph.bare(),
+        graph=_without_states(graph.bare()),
         codes=tuple(codes),
     )
+
+
+def _without_states(graph: Graph) -> Graph:
+    """Return the graph without what was written into its parts, which may be megabytes."""
+    parts = (evolve(part, edits=evolve(part.edits, state=None)) for part in graph.parts)
+    return evolve(graph, parts=tuple(parts))
 
 
 def _check_names(info: ModuleInfo) -> None:

@@ -165,7 +165,7 @@ class WasmtimeEngine:
             with contextlib.suppress(IndexError):
                 native.wasm_engine_delete(owned.pop())
 
-    async def find_state(self, key: str) -> bytes | None:
+    async def find_state(self, key: str) -> bytes | memoryview | None:
         if self._code_cache is None:
             return None
         find = self._code_cache.states.find

@@ -32,7 +32,7 @@ class StateCache:
         self._folder = folder
         self._lock = threading.Lock()
 
-    def find(self, key: str) -> bytes | None:
+    def find(self, key: str) -> memoryview | None:
         """Return what was kept under a key, a name of a file; None if there is nothing."""
         file = self._folder / key
         with contextlib.suppress(OSError):
@@ -40,7 +40,7 @@ class StateCache:
             data = content[DIGEST_SIZE:]
             if hashlib.sha256(data).digest() == content[:DIGEST_SIZE]:
                 os.utime(file)
-                return data.tobytes()
+                return data
             file.unlink()
         return None
 
