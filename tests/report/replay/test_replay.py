@@ -16,7 +16,7 @@ from hypothesis import given, strategies as st
 from kits import PAGE, WasmtimeKit, add_asking
 from report.workloads import CoarseRandom, JsonLogger, draw_config, run_on_jumping_clock, wild_plan
 
-from trio_wasmcache import CacheConfig, CodeMemoryError, DeadlockError
+from trio_wasmcache import CacheConfig, CodeMemoryError, DeadlockError, Prepare
 from trio_wasmcache._core.config import SystemLimits
 from trio_wasmcache.report.reading.records import make_event
 from trio_wasmcache.report.replay.replay import MAX_KEPT, NotReplayable, Replay
@@ -119,8 +119,15 @@ async def test_a_log_of_real_modules_and_threads_agrees() -> None:
             ("ever", kit.endless()),
             ("trap", kit.trapping()),
         ):
+            prepare = (Prepare("run", (1,), ("i64",), "i64"),) if name == "two" else ()
             await cache.register(
-                name, wasm, args=("i64",), returns="i64", export="run", concurrency=2
+                name,
+                wasm,
+                args=("i64",),
+                returns="i64",
+                export="run",
+                concurrency=2,
+                prepare=prepare,
             )
 
         async def use(name: str) -> None:
@@ -150,6 +157,7 @@ async def test_a_log_of_real_modules_and_threads_agrees() -> None:
     assert replay.complete
     assert evicted == logged(log.events)
     assert {"corrupted", "group_closed"} <= {reason for _, reason, _ in evicted}
+    assert find(log.events, "prepared", function="two") is not None
 
 
 async def test_what_goes_for_addresses_agrees() -> None:
