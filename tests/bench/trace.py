@@ -217,7 +217,7 @@ def compare(rows: list[Row], parts: Iterable[float] = PARTS) -> list[Figure]:
         trace.note_load(number, True, row.cost)
         run = trace.begin(Op.TAKE, row.function, row.time, row.cost, True)
         trace.end(Op.REST, row.function, row.time, run, size_of(row))
-    with Trials(trace.packed()) as trials:
+    with Trials([trace.packed()]) as trials:
         wanted = {
             Settings(policy, int(whole * part), math.inf): part
             for policy in POLICIES

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import math
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,13 @@ from report.workloads import (
     run_on_jumping_clock,
     steady_plan,
 )
+from rich.console import Console
 
 from trio_wasmcache import CacheConfig
+from trio_wasmcache.report.cli import questions
+from trio_wasmcache.report.output.answers import Ran, Setting, show_whatif, whatif_document
+from trio_wasmcache.report.reading import processes
+from trio_wasmcache.report.whatif.results import Result
 
 Capture = pytest.CaptureFixture[str]
 RESIZED = "wasmcache.resized"
@@ -274,6 +281,109 @@ def test_whatif_on_a_terminal(log: Path, capsys: Capture) -> None:
     assert max(map(len, ran.out.splitlines())) <= 80
 
 
+def test_whatif_runs_settings_in_processes(
+    log: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is much to do; the answer is the same."""
+    command = ["whatif", log, "--max-size", "512KiB", "--max-size", "8MiB", "--concurrency", "2"]
+    alone = run_command(capsys, *command, "--json")
+    monkeypatch.setattr(questions, "PROCESSES_FROM", 0)
+    started: list[int | None] = []
+
+    class Counted(ProcessPoolExecutor):
+        def __init__(self, most: int | None, *others: Any) -> None:
+            started.append(most)
+            super().__init__(most, *others)
+
+    monkeypatch.setattr(processes, "ProcessPoolExecutor", Counted)
+    monkeypatch.setattr(processes.os, "sched_getaffinity", lambda _: {0, 1, 2})
+    assert run_command(capsys, *command, "--json") == alone
+    assert started == [3]
+    # A copy of a large log takes memory in each of them.
+    monkeypatch.setattr(questions, "MOST_COPIED", 2 * 180)
+    monkeypatch.setattr(questions, "run_one", lambda *_: pytest.fail("in this process"))
+    monkeypatch.setattr(processes, "ProcessPoolExecutor", refuse)
+    with pytest.raises(Started, match=r"^2$"):
+        run_command(capsys, *command)
+
+
+class Started(Exception):
+    """With the number of processes."""
+
+
+def refuse(most: int, *_: Any) -> None:
+    raise Started(most)
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> dict[str, Path]:
+    """{label: log} of three caches, two of which have the same limits and label."""
+    plans = {
+        "web-1": (steady_plan(2, 3, 60, functions=8), CONFIG),
+        "web-2": (in_turn(12, 10, 0.05), CONFIG),
+        "web-3": (in_turn(4, 3, 0.05), evolve(CONFIG, max_size=30 * PAGE)),
+        "batch": (in_turn(3, 3, 0.05), CONFIG),
+    }
+    logs = {}
+    for label, (plan, config) in plans.items():
+        events = run_on_jumping_clock(plan, config).log.events
+        lines = [json.dumps({**it, "label": label, "cache": f"of {label}"}) for it in events]
+        logs[label] = write(tmp_path / label, lines)
+    return logs
+
+
+def test_whatif_for_a_fleet(fleet: dict[str, Path], capsys: Capture) -> None:
+    """Sums of what each cache of the label does with its own log, and which ones would differ."""
+    settings = ["--max-size", "16MiB", "--idle-timeout", "0.01", "--idle-timeout", "inf"]
+    alone = [
+        json.loads(run_command(capsys, "whatif", fleet[label], *settings, "--json").out)
+        for label in ("web-1", "web-2")
+    ]
+    ran = run_command(capsys, "whatif", *fleet.values(), "--label", "web-*", *settings, "--json")
+    assert ran.status == 0
+    assert "1 cache with other limits left out: of web-3 (this is about 2, which have" in ran.err
+    document = json.loads(ran.out)
+    assert [it["cache"] for it in document["caches"]] == ["of web-1", "of web-2"]
+    for one, cache in zip(alone, document["caches"], strict=True):
+        assert cache["results"] == one["results"]
+        assert cache["logged"] == one["logged"]
+    for row, both in enumerate(document["results"]):
+        parts = [one["results"][row] for one in alone]
+        for name in ("hits", "misses", "load_seconds", "wait_seconds", "blocks"):
+            assert both[name] == pytest.approx(sum(part[name] for part in parts)), name
+        assert both["peak_size"] == max(part["peak_size"] for part in parts)
+    assert document["logged"]["hits"] == sum(one["logged"]["hits"] for one in alone)
+    assert document["different"] == []
+    # One of them needs more than there is in the row that is best for both.
+    small = run_command(
+        capsys, "whatif", *fleet.values(), "--label", "web-*", "--policy", "gdsf", "--policy", "lru"
+    )
+    assert "2 caches, each run with its own log; the sums:" in small.out
+    none = run_command(capsys, "whatif", *fleet.values(), "--label", "nothing", *settings)
+    assert (none.status, none.out) == (2, "")
+    assert "no events to analyse of a cache with a label like nothing" in none.err
+
+
+def test_whatif_says_for_which_cache_another_row_is_the_best() -> None:
+    """If it is so by a twentieth of its misses."""
+    settings = [Setting({}), Setting({"policy": "gdsf"}), Setting({"policy": "cost"})]
+
+    def ran(cache: str, *misses: int) -> Ran:
+        return Ran(cache, "web", 0, 100, [Result({}, 100 - it, it) for it in misses])
+
+    caches = [ran("a", 90, 10, 50), ran("b", 30, 22, 20), ran("c", 30, 21, 20)]
+    document = whatif_document(settings, caches)
+    assert document["different"] == [
+        {"cache": "b", "setting": {"policy": "cost"}, "fewer_misses": 2}
+    ]
+    console = Console(width=80, file=io.StringIO())
+    show_whatif(console, settings, caches)
+    assert isinstance(console.file, io.StringIO)
+    assert "For b (web), another row is the best: policy=cost, with 2 fewer misses than" in (
+        console.file.getvalue()
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -395,6 +505,37 @@ def test_tune_asked_wrongly(log: Path, capsys: Capture, options: list[str], told
     assert told in ran.err
 
 
+@pytest.mark.parametrize("question", [["--target-hit-rate", "0.8"], ["--max-size", "1MiB"]])
+def test_tune_for_a_fleet(fleet: dict[str, Path], capsys: Capture, question: list[str]) -> None:
+    """One answer for all of the label: each is run with its own log, and the sums count."""
+    command = ["tune", *fleet.values(), "--label", "web-[12]", *question, "--json"]
+    ran = run_command(capsys, *command)
+    assert (ran.status, ran.err) == (0, "")
+    document = json.loads(ran.out)
+    assert [it["cache"] for it in document["caches"]] == ["of web-1", "of web-2"]
+    assert document["leases"] == sum(it["leases"] for it in document["caches"])
+    advice = document["advice"]
+    limits = [
+        *("--max-size", str(advice["max_size"])),
+        *("--idle-timeout", str(advice["idle_timeout"] or "inf")),
+        *("--policy", advice["policy"]),
+    ]
+    each = [
+        json.loads(run_command(capsys, "whatif", fleet[label], *limits, "--json").out)["results"][1]
+        for label in ("web-1", "web-2")
+    ]
+    hits, misses = (sum(it[name] for it in each) for name in ("hits", "misses"))
+    assert document["checked"]["hits"] == hits
+    assert advice["hit_rate"] == pytest.approx(hits / (hits + misses), abs=0.02)
+    # In one cache of them much less memory does, or another policy is better; it is named.
+    for one in document["different"]:
+        assert one["cache"] in one["sentence"]
+    text = run_command(capsys, *command[:-1]).out
+    assert "For 2 caches, each run with its own log:" in text
+    for one in document["different"]:
+        assert one["sentence"] in " ".join(text.split())
+
+
 def test_tune_writes_a_page(log: Path, tmp_path: Path, capsys: Capture) -> None:
     """With the curve as a picture, the sentence and the line."""
     page = tmp_path / "tune.html"
@@ -424,6 +565,7 @@ def test_tune_takes_the_cache_with_the_most_leases(
     ran = run_command(capsys, "tune", log, other, "--json")
     assert json.loads(ran.out)["leases"] == 180
     assert "2 caches in this log; this is about" in ran.err
+    assert "--label PATTERN for several together" in ran.err
     name = small.events[0]["cache"]
     ran = run_command(capsys, "tune", log, other, "--json", "--cache", name)
     assert json.loads(ran.out)["leases"] == 1

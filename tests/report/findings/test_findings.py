@@ -7,6 +7,7 @@ import ast
 import math
 import random
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from report.workloads import (
 )
 
 from trio_wasmcache import CacheConfig, MiB
-from trio_wasmcache._core.events import Blocked, GroupOpened, GroupResized, Reason
+from trio_wasmcache._core.events import Blocked, Failed, GroupOpened, GroupResized, Reason
 from trio_wasmcache.report.findings.verdict import KINDS, MOST
 from trio_wasmcache.report.summary import wanted as wanted_module
 from trio_wasmcache.report.summary.wanted import Ghosts, Wanted
@@ -331,7 +332,7 @@ def test_guests_that_fail(read: Any) -> None:
     assert finding["sentence"] == (
         "f0(i64) fails: 20 of 20 leases ended with a failed call; the error was TrapError."
     )
-    assert finding["paste"] == 'cache.stats().per_function["f0(i64)"].errors'
+    assert finding["paste"].endswith("log --where error=TrapError")
     # Every other load fails, and then there is no lease.
     flaky = evolve(plan, functions=(evolve(first, flaky=True, traps=True), *others))
     finding = only(read(flaky, CacheConfig(idle_timeout=60)))
@@ -341,6 +342,36 @@ def test_guests_that_fail(read: Any) -> None:
         finding["sentence"],
     )
     nothing(read(plan, CacheConfig()))
+
+
+@pytest.mark.parametrize("kind", ["call", "load", "old", "control", "long"])
+def test_the_command_shows_the_failures(tmp_path: Path, capsys: Capture, kind: str) -> None:
+    """All of them, of calls or of loads, and in logs that do not name the error; and no others."""
+    error = {"old": None, "control": "\x1b[2JError", "long": "E" * 5000}.get(kind, "KeyError")
+    name = "\x1b[2Jf" if kind == "control" else "f"
+    log, failures = Log(), set()
+    log.opened()
+    for number in range(30):
+        log.requested(number, number, name)
+        if kind == "load" and number % 3:
+            fields = {**use(name), "request": number, "instance": number}
+            log.add(number, make(Failed, **fields, error="KeyError"))
+        else:
+            log.loaded(number, name, request=number, instance=number)
+            log.acquired(number, False, name, request=number, instance=number)
+            log.recycled(number, name, request=number, instance=number, error=error, kept=False)
+            log.evicted(number, Reason.CORRUPTED, name, instance=number, error=error)
+        failures.add(len(log.lines))
+        log.loaded(number, "other", request=100 + number, instance=100 + number)
+    finding = only(run_report(capsys, log.write(tmp_path / "log")).document)
+    assert finding["kind"] == "guests_fail"
+    assert finding["paste"].isprintable()
+    command = shlex.split(finding["paste"])
+    assert command[:3] == ["python", "-m", "trio_wasmcache"]
+    ran = run_command(capsys, *command[3:], "--json")
+    events = ran.document["events"]
+    assert failures <= {one["seq"] for one in events}
+    assert {one["function"] for one in events} == {name}
 
 
 def test_a_function_that_always_fails_is_named_however_seldom_it_is_used(read: Any) -> None:
@@ -355,18 +386,15 @@ def test_a_function_that_always_fails_is_named_however_seldom_it_is_used(read: A
 
 def test_the_limit_that_a_failing_guest_needs(tmp_path: Path, capsys: Capture) -> None:
     """By the last error; a caller's timeout is none of them."""
-    for error, paste in (
-        ("FuelExhaustedError", "CacheConfig(total_fuel=...)"),
-        ("Cancelled", 'cache.stats().per_function["f(i64)"].errors'),
-    ):
+    for error, limit in (("FuelExhaustedError", " (total_fuel sets its limit)"), ("Cancelled", "")):
         log = Log()
         log.opened()
         for number in range(20):
             log.acquired(1 + number, hit=False)
             log.evicted(2 + number, Reason.CORRUPTED, error=error)
         finding = only(run_report(capsys, log.write(tmp_path / "log")).document)
-        assert finding["paste"] == paste
-        assert f"; the error was {error}." in finding["sentence"]
+        assert finding["paste"].endswith(f" --where error={error}")
+        assert finding["sentence"].endswith(f"; the error was {error}{limit}.")
 
 
 def test_a_log_that_loses_events(tmp_path: Path, capsys: Capture) -> None:

@@ -71,7 +71,7 @@ def test_a_curve_without_hits() -> None:
 def search_in(plan: Plan, question: Question, **limits: Any) -> Search:
     config = evolve(CONFIG, **limits)
     tuner = tuned(run_on_jumping_clock(plan, config).log.events)
-    return Search(tuner, question, Trials(tuner.trace.packed()))
+    return Search(tuner, question, Trials([tuner.trace.packed()]))
 
 
 def advice_for(plan: Plan, target: float, **limits: Any) -> Any:

@@ -55,7 +55,7 @@ class Curved:
 def search_on(needs: dict[int, int], target: float) -> Search:
     limits = {"policy": "lru", "max_size": 20 * MiB, "idle_timeout": 5.0}
     tuner: Any = Curved(needs, limits)
-    return Search(tuner, Question(target, policies=LRU), Trials(Trace()))
+    return Search(tuner, Question(target, policies=LRU), Trials([Trace()]))
 
 
 # -- cliffs
@@ -110,7 +110,7 @@ def test_more_is_advised_for_more(seed: int) -> None:
     for target in (0.3, 0.6, 0.8, 0.95, 1.0):
         for policies in (LRU, POLICIES):
             search = Search(
-                tuner, Question(target, policies=policies), Trials(tuner.trace.packed())
+                tuner, Question(target, policies=policies), Trials([tuner.trace.packed()])
             )
             advice = advise(search)
             found[target, policies] = advice.hit_rate

@@ -141,7 +141,7 @@ def test_trials_in_processes_give_the_same() -> None:
     trace = tuner.trace.packed()
     wanted = [Settings(policy, pages * PAGE, 5.0) for policy in POLICIES for pages in (2, 4)]
     progress: list[tuple[int, int]] = []
-    with Trials(trace, lambda done, all_: progress.append((done, all_)), 1) as apart:
+    with Trials([trace], lambda done, all_: progress.append((done, all_)), 1) as apart:
         outcomes = apart.run(wanted)
         assert apart.run(reversed(wanted)) == outcomes[::-1]
     assert outcomes == [Trial(trace, it).run() for it in wanted]

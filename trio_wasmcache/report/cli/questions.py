@@ -12,27 +12,33 @@ import click
 from ..._core.config import CacheConfig, PolicyName
 from ..._core.events import Stamped
 from ..output.answers import (
+    Ran,
     Setting,
-    off_by_points,
     replay_document,
     show_replay,
     show_tuning,
     show_whatif,
     tune_document,
+    whatif_document,
 )
 from ..reading.feeding import Feeder
 from ..reading.notes import FLAWED, NOTHING, cite, count
+from ..reading.processes import Processes
+from ..replay.books import Limits, limits_of
 from ..replay.replay import NotReplayable, Replay
 from ..tuning.advice import advise, rows_of
+from ..tuning.fleet import Member, different
 from ..tuning.search import POLICIES, Objective, Question, Search
 from ..tuning.trials import Trials
 from ..tuning.tuning import Tuner
+from ..whatif.results import Result
 from ..whatif.tasks import Application, Recorder
-from ..whatif.whatif import WhatIf
+from ..whatif.whatif import Run, run_one
 from .session import (
     CACHE,
     HTML,
     JSON,
+    LABEL,
     LOGS,
     Session,
     parse_rate,
@@ -43,7 +49,14 @@ from .session import (
     write_text,
 )
 
-T = TypeVar("T", Replay, Recorder, "Both")
+T = TypeVar("T", Replay, "Programs", "Both")
+F = TypeVar("F", "Programs", "Both")
+# Leases times settings from which on processes are started: a second's work, and they take a half.
+PROCESSES_FROM = 20_000
+# Leases that all processes hold together at most, in 0.5 KB each.
+MOST_COPIED = 1_000_000
+# Number of caches that are named in a note.
+NAMED = 3
 
 
 @click.command()
@@ -105,8 +118,15 @@ def _limits(command: Callable[..., int]) -> Callable[..., int]:
 @LOGS
 @JSON
 @CACHE
+@LABEL
 @_limits
-def whatif(logs: Sequence[str], as_json: bool, only: str | None, **given: Sequence[object]) -> int:
+def whatif(
+    logs: Sequence[str],
+    as_json: bool,
+    only: str | None,
+    label: str | None,
+    **given: Sequence[object],
+) -> int:
     """Run the same requests under other limits.
 
     Each option may be given several times: every combination is tried. The log must have been
@@ -116,23 +136,47 @@ def whatif(logs: Sequence[str], as_json: bool, only: str | None, **given: Sequen
     """
     settings = _settings({name: values for name, values in given.items() if values})
     session = Session(logs)
-    recorder = _largest(session, only, Recorder)
-    made = None if recorder is None else recorder.made
-    if recorder is None or made is None:
+    found = [(cache, it, it.made) for cache, it in _fleet(session, only, label, Programs)]
+    if not found:
         return NOTHING
-    recorder.tell(session.notes)
-    rows = [(it, it.run(made)) for it in session.each(settings, "running")]
+    for _, programs, _ in found:
+        programs.recorder.tell(session.notes)
+    applications = [made for *_, made in found]
+    with session.counted("running") as advanced:
+        results = _run_all(applications, settings, advanced)
+    ran = [
+        Ran(cache, programs.label, made.hits, made.leases, own)
+        for (cache, programs, made), own in zip(found, results, strict=True)
+    ]
     if as_json:
-        results = [{"setting": setting.as_dict(), **it.as_dict()} for setting, it in rows]
-        logged = {
-            "hits": made.hits,
-            "misses": made.leases - made.hits,
-            "off_by_points": off_by_points(rows[0][1], made),
-        }
-        print_json({"logged": logged, "results": results, "notes": session.notes.texts})
+        print_json({**whatif_document(settings, ran), "notes": session.notes.texts})
     else:
-        show_whatif(session.out, rows, made)
+        show_whatif(session.out, settings, ran)
     return session.notes.status
+
+
+def _run_all(
+    applications: Sequence[Application],
+    settings: Sequence[Setting],
+    advanced: Callable[[int, int], None],
+) -> list[list[Result]]:
+    """Return the results of each application under each setting."""
+    runs = [
+        Run(index, row, setting.limits, setting.concurrency)
+        for index in range(len(applications))
+        for row, setting in enumerate(settings)
+    ]
+    leases = sum(it.leases for it in applications)
+    most = max(1, MOST_COPIED // max(1, leases))
+    found: dict[tuple[int, int], Result] = {}
+    advanced(0, len(runs))
+    with Processes(run_one, applications, most) as processes:
+        much = leases * len(settings) >= PROCESSES_FROM
+        for run, result in processes.results(runs, much=much):
+            found[run.number, run.row] = result
+            advanced(len(found), len(runs))
+    rows = range(len(settings))
+    return [[found[index, row] for row in rows] for index in range(len(applications))]
 
 
 def _settings(given: dict[str, Sequence[Any]]) -> list[Setting]:
@@ -152,27 +196,57 @@ def _settings(given: dict[str, Sequence[Any]]) -> list[Setting]:
     return settings
 
 
+class Programs:
+    """The input of `whatif`: the programs of the tasks of one cache."""
+
+    def __init__(self) -> None:
+        self.recorder: Recorder = Recorder()
+        self.label: str = ""
+
+    def feed(self, event: Stamped) -> None:
+        self.label = event.label or ""
+        self.recorder.feed(event)
+
+    @property
+    def made(self) -> Application:
+        """The programs."""
+        if self.recorder.made is None:
+            raise AssertionError("a log that begins as it should has an opened cache")
+        return self.recorder.made
+
+    @property
+    def leases(self) -> int:
+        return self.recorder.leases
+
+    @property
+    def limits(self) -> Limits:
+        """The limits with which the cache was opened."""
+        return limits_of(self.made.opened)
+
+
 class Both:
     """The input of `tune`: leases by the size they need, and programs to check the advice with."""
 
     def __init__(self, check: bool) -> None:
         self.tuner: Tuner = Tuner()
-        self.recorder: Recorder = Recorder()
+        self.programs: Programs = Programs()
+        self.label: str = ""
         self.check = check
 
     def feed(self, event: Stamped) -> None:
+        self.label = event.label or ""
         self.tuner.feed(event)
         if self.check:
-            self.recorder.feed(event)
-
-    @property
-    def made(self) -> Application | None:
-        """The programs to run; None without `check`."""
-        return self.recorder.made
+            self.programs.feed(event)
 
     @property
     def leases(self) -> int:
         return self.tuner.leases
+
+    @property
+    def limits(self) -> Limits:
+        """The limits in force at the end of the log."""
+        return self.tuner.limits
 
 
 @click.command()
@@ -180,6 +254,7 @@ class Both:
 @JSON
 @HTML
 @CACHE
+@LABEL
 @click.option(
     "--target-hit-rate",
     type=parse_rate,
@@ -217,6 +292,7 @@ def tune(
     as_json: bool,
     html: Path | None,
     only: str | None,
+    label: str | None,
     target_hit_rate: float | None,
     max_size: int | None,
     objective: Objective,
@@ -235,42 +311,53 @@ def tune(
             "--target-hit-rate asks for a size, and --max-size gives one: use one of them"
         )
     session = Session(logs)
-    made = _largest(session, only, lambda: Both(check))
-    if made is None:
+    found = _fleet(session, only, label, lambda: Both(check))
+    if not found:
         return NOTHING
-    tuner = made.tuner
+    members = [Member(cache, it.label, it.tuner) for cache, it in found]
+    tuners = [it.tuner for it in members]
+    tuner = tuners[0] if len(tuners) == 1 else Tuner.together(tuners)
     if not tuner.leases:
         session.errors.print("no leases to tune by", style="red")
         return NOTHING
-    made.recorder.tell(session.notes)
+    for _, both in found:
+        both.programs.recorder.tell(session.notes)
     target = 0.99 if target_hit_rate is None else target_hit_rate
     chosen = tuple(it for it in POLICIES if it in policies) or POLICIES
     question = Question(target, objective, max_size, chosen)
-    with session.counted("trying") as advanced, Trials(tuner.trace.packed(), advanced) as trials:
+    traces = [it.trace.packed() for it in tuners]
+    with session.counted("trying") as advanced, Trials(traces, advanced) as trials:
         search = Search(tuner, question, trials)
         advice = advise(search)
         rows_of(search, advice)  # while there are processes for it
-    if made.made is not None:
+        others = different(search, advice, members)
+    if check:
         names = "policy", "max_size", "idle_timeout"
-        advice.checked = WhatIf(made.made, {name: advice.limits[name] for name in names}).run()
+        setting = Setting({name: advice.limits[name] for name in names})
+        with session.counted("checking") as advanced:
+            ran = _run_all([both.programs.made for _, both in found], [setting], advanced)
+        advice.checked = Result.together([own for (own,) in ran])
     if html is not None:
         # As in `report`: importing charts takes a second.
         from ..output.tuning_page import tuning_page
 
-        write_text(html, tuning_page(search, advice, session.notes.texts))
+        write_text(html, tuning_page(search, advice, others, session.notes.texts))
     if as_json:
-        print_json({**tune_document(search, advice), "notes": session.notes.texts})
+        document = tune_document(search, advice, members, others)
+        print_json({**document, "notes": session.notes.texts})
     else:
-        show_tuning(session.out, search, advice)
+        show_tuning(session.out, search, advice, members, others)
     return session.notes.status
 
 
-def _feed(session: Session, only: str | None, make: Callable[[], T]) -> dict[str, T]:
+def _feed(
+    session: Session, only: str | None, make: Callable[[], T], label: str | None = None
+) -> dict[str, T]:
     """Return {cache: an object from `make`, fed with the events of that cache}.
 
     Caches whose log is not sufficient are left out, with a note that gives the reason.
     """
-    feeder = Feeder(session.reader, session.parser, only)
+    feeder = Feeder(session.reader, session.parser, only, label)
     made: dict[str, T] = {}
     refused: set[str] = set()
     with session.bar():
@@ -289,19 +376,43 @@ def _feed(session: Session, only: str | None, make: Callable[[], T]) -> dict[str
     session.tell()
     feeder.tell(session.notes)
     if not made and not refused:
-        session.nothing(only)
+        session.nothing(only, label)
     return made
 
 
-def _largest(session: Session, only: str | None, make: Callable[[], T]) -> T | None:
-    """Return the object from `_feed` with the most leases; None if there is none."""
-    made = _feed(session, only, make)
+def _fleet(
+    session: Session, only: str | None, label: str | None, make: Callable[[], F]
+) -> list[tuple[str, F]]:
+    """Return the caches that are asked about, with the objects from `_feed`.
+
+    With a `label`, these are all that have the same limits: those of most leases. Otherwise, it is
+    the one with the most leases.
+    """
+    made = _feed(session, only, make, label)
     if not made:
-        return None
-    cache, largest = max(made.items(), key=lambda item: item[1].leases)
-    if len(made) > 1:
+        return []
+    if label is None:
+        cache, largest = max(made.items(), key=lambda item: item[1].leases)
+        if len(made) > 1:
+            session.notes.remark(
+                f"{len(made)} caches in this log; this is about {cite(cache)}, which has the most "
+                "leases (--cache ID is for the others, --label PATTERN for several together)"
+            )
+        return [(cache, largest)]
+    alike: list[list[tuple[str, F]]] = []
+    for member in made.items():
+        for group in alike:
+            if group[0][1].limits == member[1].limits:
+                group.append(member)
+                break
+        else:
+            alike.append([member])
+    alike.sort(key=lambda group: -sum(it.leases for _, it in group))
+    left_out = [cache for group in alike[1:] for cache, _ in group]
+    if left_out:
         session.notes.remark(
-            f"{len(made)} caches in this log; this is about {cite(cache)}, which has the most "
-            "leases (--cache ID is for the others)"
+            f"{count(len(left_out), 'cache')} with other limits left out: "
+            f"{', '.join(map(cite, left_out[:NAMED]))}{', ...' * (len(left_out) > NAMED)} "
+            f"(this is about {len(alike[0])}, which have the most leases)"
         )
-    return largest
+    return alike[0]

@@ -13,7 +13,6 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import click
 from rich.console import Console
@@ -25,7 +24,6 @@ from ..reading.lines import Reader
 from ..reading.notes import NOTHING, Notes, cite
 from ..reading.units import size
 
-T = TypeVar("T")
 # Bytes read, packed or unpacked, below which a bar would vanish before it is seen.
 BAR_FROM = 8 * 1024 * 1024
 # Width of output to a file or a pipe.
@@ -86,6 +84,11 @@ HTML = click.option(
     help="Also write one self-contained page with charts.",
 )
 CACHE = click.option("--cache", "only", metavar="ID", help="Report on this cache of the log only.")
+LABEL = click.option(
+    "--label",
+    metavar="PATTERN",
+    help="Answer for all caches whose label matches, such as 'web-*', together.",
+)
 
 
 class _Output(Console):
@@ -135,15 +138,6 @@ class Session:
             if progress.live.is_started:
                 progress.stop()
 
-    def each(self, items: Sequence[T], what: str) -> Iterator[T]:
-        """Yield items whose processing takes long, and show how many are done."""
-        with self._progress() if self.errors.is_terminal else contextlib.nullcontext() as progress:
-            task = None if progress is None else progress.add_task(what, total=len(items))
-            for item in items:
-                yield item
-                if progress is not None and task is not None:
-                    progress.advance(task)
-
     @contextlib.contextmanager
     def counted(self, what: str) -> Iterator[Callable[[int, int], None]]:
         """Show how many of a growing number of things are done; call what is yielded with both."""
@@ -168,7 +162,7 @@ class Session:
         self.reader.tell()
         self.parser.tell(self.notes)
 
-    def nothing(self, only: str | None = None) -> int:
+    def nothing(self, only: str | None = None, label: str | None = None) -> int:
         """Print why there are no events to analyse; return the exit status."""
         counts = self.reader.counts
         if self.reader.opened:
@@ -179,6 +173,8 @@ class Session:
                 text += ": the log names events, but not as JSON; write it with JSONRenderer"
             elif only is not None:
                 text += f" of cache {cite(only)}"
+            elif label is not None:
+                text += f" of a cache with a label like {cite(label)}"
             self.errors.print(text, style="red", markup=False)
         return NOTHING
 

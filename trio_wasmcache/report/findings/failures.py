@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import shlex
 
-from ..reading.names import shown
+from ..reading.names import MAX_LETTERS, OTHERS, shown
 from ..reading.notes import cite, count
 from ..reading.units import rate
+from ..summary.failures import Failed
 from ..summary.summary import CacheSummary
-from .finding import LEAST_COUNT, Finding, quoted, work_of
+from .finding import LEAST_COUNT, LOG, Finding, work_of
 
 # {error: limit of `CacheConfig` that raises it}.
 RAISED_BY = {
@@ -56,13 +58,10 @@ def guests_fail(cache: CacheSummary) -> Finding | None:
         if len(failed.errors) > 1:
             last = f" ({errors}); the last error was {cite(failed.error)}{said}"
     more = f", and so do {count(len(often) - 1, 'other function')}" if len(often) > 1 else ""
-    text = f"{cite(name)} fails{more}: {' and '.join(parts)}{last}."
     limit = RAISED_BY.get(failed.error or "")
-    paste = (
-        f"cache.stats().per_function[{quoted(name)}].errors"
-        if limit is None
-        else f"CacheConfig({limit}=...)"
-    )
+    raised = "" if limit is None else f" ({limit} sets its limit)"
+    text = f"{cite(name)} fails{more}: {' and '.join(parts)}{last}{raised}."
+    paste = f"python -m trio_wasmcache report {LOG} --where {shlex.quote(_where(worst, failed))}"
     evidence = {
         "function": name,
         "failed_leases": failed.leases,
@@ -75,6 +74,19 @@ def guests_fail(cache: CacheSummary) -> Finding | None:
     }
     number = sum(one.leases + one.loads for one in often.values())
     return Finding("guests_fail", text, paste, work.part(number), evidence)
+
+
+def _where(function: tuple[str, str], failed: Failed) -> str:
+    """Return the condition that shows the failures: the most frequent error, if it can be named.
+
+    A log of an older cache does not have it; and a terminal shows printable text only.
+    """
+    conditions = [
+        *(f"error={error}" for error, _ in failed.errors.most_common() if error != OTHERS[0]),
+        f"function={function[0]}",
+    ]
+    whole = (it for it in conditions if it.isprintable() and len(it) < MAX_LETTERS)
+    return next(whole, "reason=corrupted" if failed.leases else "event=wasmcache.failed")
 
 
 def _leases_by_function(cache: CacheSummary) -> dict[tuple[str, str], int]:

@@ -17,13 +17,15 @@ from ..reading.units import rate, seconds, size
 from ..replay.books import Limits
 from ..replay.replay import Replay
 from ..tuning.advice import Advice, rows_of
+from ..tuning.fleet import Different, Member
 from ..tuning.search import UNLIMITED, Search
+from ..tuning.trial import Settings
 from ..whatif.results import Result
-from ..whatif.tasks import Application
-from ..whatif.whatif import WhatIf
 from .terminal import TOP, make_table
 
 BAR = 24
+# Number of caches of a fleet that are named, and the part of their misses that is worth it.
+NAMED, FEWER = 3, 0.05
 
 
 @frozen
@@ -47,10 +49,6 @@ class Setting:
         """Return the values for JSON; an infinite timeout is null."""
         return {name: None if it == math.inf else it for name, it in self.given.items()}
 
-    def run(self, application: Application) -> Result:
-        """Run the application under these limits."""
-        return WhatIf(application, self.limits, self.concurrency).run()
-
     def __str__(self) -> str:
         return (
             "\n".join(f"{name}={_in_words(name, value)}" for name, value in self.given.items())
@@ -64,10 +62,80 @@ def _in_words(name: str, value: Any) -> str:
     return size(value) if name.endswith("_size") else str(value)
 
 
-def show_whatif(
-    console: Console, rows: Sequence[tuple[Setting, Result]], application: Application
-) -> None:
-    """Print a row for each setting; the first one is the log's own."""
+@frozen
+class Ran:
+    """What came of one cache of a log."""
+
+    cache: str
+    label: str
+    hits: int
+    """Number of hits in the log."""
+    leases: int
+    results: list[Result]
+    """A result for each setting."""
+
+    @property
+    def name(self) -> str:
+        """Its id, with its label if it has one."""
+        return f"{cite(self.cache)} ({cite(self.label)})" if self.label else cite(self.cache)
+
+
+def _together(ran: Sequence[Ran]) -> Ran:
+    """Return the sums of all caches."""
+    results = [Result.together(each) for each in zip(*(it.results for it in ran), strict=True)]
+    return Ran("", "", sum(it.hits for it in ran), sum(it.leases for it in ran), results)
+
+
+def _differing(ran: Sequence[Ran]) -> list[tuple[Ran, int, int]]:
+    """Return the caches for which another setting is the best than for all together.
+
+    Each with the index of that setting, and by how many misses it is better, the most first.
+    """
+    every = [it.misses for it in _together(ran).results]
+    best = every.index(min(every))
+    found = []
+    for it in ran:
+        own = [result.misses for result in it.results]
+        index = own.index(min(own))
+        if own[best] - own[index] > FEWER * own[best]:
+            found.append((it, index, own[best] - own[index]))
+    return sorted(found, key=lambda one: -one[2])
+
+
+def whatif_document(settings: Sequence[Setting], ran: Sequence[Ran]) -> Document:
+    """Return a document for programs: the sums, and each cache if there are several."""
+    document = _results_document(settings, _together(ran))
+    if len(ran) > 1:
+        document["caches"] = [
+            {"cache": it.cache, "label": it.label, **_results_document(settings, it)} for it in ran
+        ]
+        document["different"] = [
+            {"cache": it.cache, "setting": settings[index].as_dict(), "fewer_misses": fewer}
+            for it, index, fewer in _differing(ran)
+        ]
+    return document
+
+
+def _results_document(settings: Sequence[Setting], ran: Ran) -> Document:
+    return {
+        "logged": {
+            "hits": ran.hits,
+            "misses": ran.leases - ran.hits,
+            "off_by_points": off_by_points(ran),
+        },
+        "results": [
+            {"setting": setting.as_dict(), **result.as_dict()}
+            for setting, result in zip(settings, ran.results, strict=True)
+        ],
+    }
+
+
+def show_whatif(console: Console, settings: Sequence[Setting], caches: Sequence[Ran]) -> None:
+    """Print a row for each setting, of sums over the caches; the first one is the log's own."""
+    ran = _together(caches)
+    rows = list(zip(settings, ran.results, strict=True))
+    if len(caches) > 1:
+        console.print(Text(f"{len(caches)} caches, each run with its own log; the sums:\n"))
     table = make_table(
         "Under other limits", "limits", "hit rate", "misses", "waits", "evicted", "loading", "peak"
     )
@@ -82,9 +150,9 @@ def show_whatif(
             size(result.peak_size),
         )
     console.print(table)
-    off = off_by_points(rows[0][1], application)
+    off = off_by_points(ran)
     if off:
-        hits, leases = application.hits, application.leases
+        hits, leases = ran.hits, ran.leases
         console.print(
             Text(
                 f"The log itself has {rate(hits / leases)} of {leases:,} leases: run again under "
@@ -96,14 +164,25 @@ def show_whatif(
             console.print(
                 Text(f"{str(setting).replace(chr(10), ' ')}: {result.refused:,} acquires refused")
             )
+    others = _differing(caches) if len(caches) > 1 else []
+    for it, index, fewer in others[:NAMED]:
+        best = str(settings[index]).replace("\n", " ")
+        console.print(
+            Text(
+                f"For {it.name}, another row is the best: {best}, with {fewer:,} fewer misses than "
+                "the best one for all."
+            )
+        )
+    if len(others) > NAMED:
+        console.print(Text(f"So it is for {len(others) - NAMED:,} more."))
 
 
-def off_by_points(own: Result, application: Application) -> float | None:
+def off_by_points(ran: Ran) -> float | None:
     """Return by how many points the first row's hit rate differs from the log's.
 
     It is 0.0 only if all is the same, and None if the log has no leases.
     """
-    hits, leases = application.hits, application.leases
+    own, hits, leases = ran.results[0], ran.hits, ran.leases
     if not leases:
         return None
     if (own.hits, own.misses) == (hits, leases - hits):
@@ -111,8 +190,22 @@ def off_by_points(own: Result, application: Application) -> float | None:
     return 100 * (own.hit_rate - hits / leases) or 1e-9
 
 
-def show_tuning(console: Console, search: Search, advice: Advice) -> None:
-    """Print the hit rate of a few sizes under each policy, and the advice."""
+def show_tuning(
+    console: Console,
+    search: Search,
+    advice: Advice,
+    members: Sequence[Member],
+    others: Sequence[Different],
+) -> None:
+    """Print the hit rate of a few sizes under each policy, and the advice.
+
+    Args:
+        console: where to.
+        search: what was found out.
+        advice: the advice.
+        members: the caches that it is for.
+        others: those that would need other limits.
+    """
     after = f"idle instances going after {seconds(search.curve.timeout)}"
     alone = search.compared == ["lru"]
     if alone:
@@ -139,13 +232,21 @@ def show_tuning(console: Console, search: Search, advice: Advice) -> None:
         )
     console.print(table)
     console.print()
+    if len(members) > 1:
+        console.print(Text(f"For {len(members)} caches, each run with its own log:"))
     console.print(Text(advice.sentence))
+    for one in others[:NAMED]:
+        console.print(Text(f"{one.sentence}."))
+    if len(others) > NAMED:
+        console.print(Text(f"{len(others) - NAMED:,} more caches would need other limits."))
     if advice.verdict is not None:
         console.print(Text(advice.verdict))
     console.print(Text(f"\n{advice.line}", style="bold"))
 
 
-def tune_document(search: Search, advice: Advice) -> Document:
+def tune_document(
+    search: Search, advice: Advice, members: Sequence[Member], others: Sequence[Different]
+) -> Document:
     """Return a document for programs; an infinite timeout is null."""
     timeout = None if advice.idle_timeout == math.inf else advice.idle_timeout
     tuner, curve, question = search.tuner, search.curve, search.question
@@ -167,6 +268,19 @@ def tune_document(search: Search, advice: Advice) -> Document:
             "verdict": advice.verdict,
         },
         "checked": None if advice.checked is None else advice.checked.as_dict(),
+        "caches": [
+            {"cache": it.cache, "label": it.label, "leases": it.tuner.leases} for it in members
+        ],
+        "different": [
+            {
+                "cache": it.member.cache,
+                "sentence": it.sentence,
+                "hit_rate": it.outcome.hit_rate,
+                "load_seconds": it.outcome.load_seconds,
+                "wanted": None if it.wanted is None else _settings_document(it.wanted),
+            }
+            for it in others
+        ],
         "knee": curve.knee(),
         "exact_from": curve.smallest,
         "curve": [
@@ -190,6 +304,11 @@ def tune_document(search: Search, advice: Advice) -> Document:
             if it.settings.max_size != UNLIMITED
         ],
     }
+
+
+def _settings_document(it: Settings) -> Document:
+    timeout = None if it.idle_timeout == math.inf else it.idle_timeout
+    return {"policy": it.policy, "max_size": it.max_size, "idle_timeout": timeout}
 
 
 def show_replay(console: Console, replays: Mapping[str, Replay]) -> None:

@@ -11,6 +11,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 from ..reading.units import rate, seconds, size
 from ..tuning.advice import Advice, Row, marks_of, rows_of
 from ..tuning.curve import Point
+from ..tuning.fleet import Different
 from ..tuning.search import Search
 from ..tuning.trial import Outcome
 from .charts import SERIES, WIDTH, Chart, byte_ticks, draw, legend
@@ -22,11 +23,14 @@ COLOURS = {"now": 4, "knee": 1, "advised": 2}
 POLICY_COLOURS = {"sieve": 3, "gdsf": 5, "cost": 6}
 
 
-def tuning_page(search: Search, advice: Advice, notes: Sequence[str]) -> str:
-    """Return the page of a tuning."""
+def tuning_page(
+    search: Search, advice: Advice, others: Sequence[Different], notes: Sequence[str]
+) -> str:
+    """Return the page of a tuning; `others` are the caches that would need other limits."""
     tuner, curve = search.tuner, search.curve
     knee = curve.knee()
-    texts = [advice.sentence, *([] if advice.verdict is None else [advice.verdict])]
+    texts = [advice.sentence, *(f"{one.sentence}." for one in others)]
+    texts += [] if advice.verdict is None else [advice.verdict]
     narrow = curve_chart("curve", search, advice, WIDTH, HEIGHT)
     wide = curve_chart("wide", search, advice, WIDE, HEIGHT)
     rows = rows_of(search, advice)

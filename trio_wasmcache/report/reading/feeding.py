@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 
 from attrs import Factory, define
 
@@ -24,11 +25,14 @@ LEAST_WINDOW = 10
 
 @define(eq=False)
 class Feeder:
-    """The caches of a log, or the one that is selected."""
+    """The caches of a log, or those that are selected."""
 
     reader: Reader
     parser: Parser
     only: str | None = None
+    """Id of the only cache; None: all."""
+    label: str | None = None
+    """Pattern that the caches' labels match, as for names of files; None: any."""
     lines: dict[str, Line] = Factory(dict)
     jumps: Counter[str] = Factory(Counter)
     """{cache: number of times its clock jumped back}."""
@@ -48,6 +52,8 @@ class Feeder:
                     continue
                 line = self.lines.get(cache)
                 if line is None:
+                    if self.label is not None and not fnmatchcase(event.label or "", self.label):
+                        continue
                     if len(self.lines) >= MAX_CACHES:
                         self.left_out += 1
                         continue

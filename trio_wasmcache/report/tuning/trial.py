@@ -8,6 +8,7 @@ that is left of the cache's books are idle instances in order of last use, and t
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from attrs import Factory, define, frozen
 
@@ -43,6 +44,19 @@ class Outcome:
     misses: int = 0
     load_seconds: float = 0.0
     peak_size: int = 0
+
+    @classmethod
+    def together(cls, outcomes: Sequence[Outcome]) -> Outcome:
+        """Return the sums over several caches under the same settings, and the highest peak."""
+        if len(outcomes) == 1:
+            return outcomes[0]
+        return cls(
+            outcomes[0].settings,
+            sum(it.hits for it in outcomes),
+            sum(it.misses for it in outcomes),
+            math.fsum(it.load_seconds for it in outcomes),
+            max(it.peak_size for it in outcomes),
+        )
 
     @property
     def hit_rate(self) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from array import array
+from collections.abc import Sequence
 
 import polars as pl
 from attrs import Factory, define
@@ -36,6 +37,38 @@ Key = tuple[str, str, int, int]  # (function, argument types, generation, number
 
 
 @define(eq=False)
+class Columns:
+    """What is known of each lease, and of the loads of each function."""
+
+    sizes: array[float] = Factory(lambda: array("d"))
+    """Bytes that it needs to be a hit."""
+    gaps: array[float] = Factory(lambda: array("d"))
+    """Seconds for which its instance was idle."""
+    costs: array[float] = Factory(lambda: array("d"))
+    """Seconds of its load."""
+    was_hit: bytearray = Factory(bytearray)
+    """Whether it was a hit; then its load was on a seat."""
+    names: array[int] = Factory(lambda: array("l"))
+    """Number of its function."""
+    loads: dict[tuple[int, bool], list[float]] = Factory(dict)
+    """{(number of a function, whether on a hit): seconds}."""
+    functions: int = 0
+    """Number of functions."""
+
+    def add(self, others: Columns) -> None:
+        """Add those of another cache, where a function of the same name is another one."""
+        first = self.functions
+        self.functions += others.functions
+        self.sizes.extend(others.sizes)
+        self.gaps.extend(others.gaps)
+        self.costs.extend(others.costs)
+        self.was_hit.extend(others.was_hit)
+        self.names.extend(first + number for number in others.names)
+        taken = others.loads.items()
+        self.loads.update({(first + number, hit): times for (number, hit), times in taken})
+
+
+@define(eq=False)
 class Tuner:
     """Feeds a `Stack` with a log's leases."""
 
@@ -47,13 +80,8 @@ class Tuner:
     stack: Stack = Factory(Stack)
     trace: Trace = Factory(Trace)
     """The same leases, for trials under other policies."""
-    _sizes: array[float] = Factory(lambda: array("d"))  # bytes needed, for each lease
-    _gaps: array[float] = Factory(lambda: array("d"))  # seconds that its instance was idle
-    _costs: array[float] = Factory(lambda: array("d"))  # seconds of its load
-    _was_hit: bytearray = Factory(bytearray)  # if it was, its load was on a seat
-    _names: array[int] = Factory(lambda: array("l"))  # number of the function
+    columns: Columns = Factory(lambda: Columns())
     _numbers: dict[tuple[str, str], int] = Factory(dict)
-    _loads: dict[tuple[int, bool], list[float]] = Factory(dict)  # {(function, a hit): seconds}
     _current: dict[tuple[str, str], int] = Factory(dict)  # {function: generation}
     _modules: dict[tuple[str, str, int], int] = Factory(dict)  # {generation: number of its module}
     _groups: dict[str, int] = Factory(dict)  # {open group: its number}
@@ -65,6 +93,21 @@ class Tuner:
     _leased: dict[int | None, tuple[Key, int]] = Factory(dict)  # {request: (key, run of the trace)}
     _warm: set[int | None] = Factory(set)
     _ended: tuple[Key, int, Recycled, float] | None = None
+
+    @classmethod
+    def together(cls, tuners: Sequence[Tuner]) -> Tuner:
+        """Return the leases of several caches, each with `max_size` and `idle_timeout` alike.
+
+        It has no trace, as each cache has its own.
+        """
+        made = cls(tuners[0].limits)
+        for tuner in tuners:
+            made.leases += tuner.leases
+            made.hits += tuner.hits
+            made.ignored += tuner.ignored
+            made.stack.largest = max(made.stack.largest, tuner.stack.largest)
+            made.columns.add(tuner.columns)
+        return made
 
     def feed(self, event: Stamped) -> None:
         """Add the next event.
@@ -109,7 +152,7 @@ class Tuner:
     @property
     def load_seconds(self) -> float:
         """Time spent loading in the log, for leases (seconds)."""
-        return math.fsum(self._costs)
+        return math.fsum(self.columns.costs)
 
     def curve(self, timeout: float) -> Curve:
         """Return the curve where idle instances are evicted after `timeout` seconds.
@@ -120,11 +163,11 @@ class Tuner:
         hit, cost = pl.col("hit") == 1, pl.col("cost")
         frame = pl.DataFrame(
             {
-                "size": self._sizes,
-                "gap": self._gaps,
-                "cost": self._costs,
-                "hit": list(self._was_hit),
-                "name": self._names,
+                "size": self.columns.sizes,
+                "gap": self.columns.gaps,
+                "cost": self.columns.costs,
+                "hit": list(self.columns.was_hit),
+                "name": self.columns.names,
             }
         ).with_columns(
             pl.when(hit).then(self._usual(hit=False)).otherwise(cost).alias("missed"),
@@ -147,7 +190,7 @@ class Tuner:
         """Return the usual time of a load for such a lease, by the function's number."""
         usual = {
             number: statistics.median(taken)
-            for (number, was_hit), taken in self._loads.items()
+            for (number, was_hit), taken in self.columns.loads.items()
             if was_hit == hit
         }
         return pl.col("name").replace_strict(usual, default=0.0, return_dtype=pl.Float64)
@@ -155,7 +198,7 @@ class Tuner:
     def timeout_for(self, hit_rate: float) -> float | None:
         """Return the shortest timeout that can reach the hit rate, or None."""
         wanted = math.ceil(hit_rate * self.leases - 1e-9)
-        gaps = sorted(gap for gap in self._gaps if gap < math.inf)
+        gaps = sorted(gap for gap in self.columns.gaps if gap < math.inf)
         return None if wanted > len(gaps) else gaps[wanted - 1] if wanted else 0.0
 
     # -- events
@@ -173,6 +216,7 @@ class Tuner:
         self._current[name] = event.generation
         self._modules[*name, event.generation] = event.module_number
         self._numbers.setdefault(name, len(self._numbers))
+        self.columns.functions = len(self._numbers)
 
     def _retire(self, name: tuple[str, str], at: float) -> None:
         for key in self._keys.pop(name, ()):
@@ -187,7 +231,7 @@ class Tuner:
         seconds, cold = self._loading[event.request] = event.load_seconds, event.module_loaded
         number = self._numbers[event.function, event.arg_types]
         self.trace.note_load(number, cold, seconds)
-        samples = self._loads.setdefault((number, event.seat), [])
+        samples = self.columns.loads.setdefault((number, event.seat), [])
         samples.append(seconds)
         if len(samples) > 2 * SAMPLES:
             del samples[:SAMPLES]
@@ -209,11 +253,11 @@ class Tuner:
         size, gap = self.stack.take(key, at)
         self.leases += 1
         self.hits += event.hit
-        self._sizes.append(size)
-        self._gaps.append(gap)
-        self._costs.append(loaded or 0.0)
-        self._was_hit.append(event.hit)
-        self._names.append(number)
+        self.columns.sizes.append(size)
+        self.columns.gaps.append(gap)
+        self.columns.costs.append(loaded or 0.0)
+        self.columns.was_hit.append(event.hit)
+        self.columns.names.append(number)
 
     def _give_back(self, key: Key, run: int, event: Recycled, at: float, following: Event) -> None:
         """End a lease; drop its instance if `following` shows that it was corrupted."""

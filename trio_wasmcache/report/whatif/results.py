@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 
 from attrs import Factory, define
 
@@ -26,6 +28,21 @@ class Result:
     evictions: dict[str, int] = Factory(dict)
     peak_size: int = 0
     peak_code: int = 0
+
+    @classmethod
+    def together(cls, results: Sequence[Result]) -> Result:
+        """Return the sums of several caches under the same limits; of peaks, the highest."""
+        evictions = Counter[str]()
+        for result in results:
+            evictions.update(result.evictions)
+        summed = ("hits", "misses", "blocks", "refused", "gave_up", "load_seconds", "wait_seconds")
+        return cls(
+            results[0].limits,
+            **{name: sum(getattr(it, name) for it in results) for name in summed},
+            evictions=dict(evictions),
+            peak_size=max(it.peak_size for it in results),
+            peak_code=max(it.peak_code for it in results),
+        )
 
     @property
     def hit_rate(self) -> float:

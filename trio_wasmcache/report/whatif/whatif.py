@@ -31,8 +31,9 @@ The tests verify this with random applications of that kind. For others the resu
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 from attrs import Factory, define, evolve
 
@@ -54,6 +55,22 @@ from .loading import Loading
 from .results import Result
 from .tasks import Acquire, Application, Release
 from .tokens import Tokens
+
+
+class Run(NamedTuple):
+    """What a process is asked to do: see `run_one`."""
+
+    number: int
+    """Index of the application."""
+    row: int
+    """Index of the setting, for the caller."""
+    limits: Limits
+    concurrency: int | None
+
+
+def run_one(applications: Sequence[Application], run: Run) -> Result:
+    """Run one of several applications under limits."""
+    return WhatIf(applications[run.number], run.limits, run.concurrency).run()
 
 
 @define(eq=False)
