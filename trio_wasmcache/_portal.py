@@ -65,7 +65,7 @@ class Completion:
 
     def __init__(self, notify: Callable[[], object]) -> None:
         self._notify = notify
-        self.over = False
+        self.over: bool = False
         """Whether it has ended; set just before `notify` is called."""
 
     def finish(self) -> None:
@@ -117,12 +117,12 @@ class Request(Completion, Generic[T]):
         self._group = group
         self._scope: trio.CancelScope | None = None
         self._value: T | None = None
-        self.what = what
+        self.what: str = what
         self.context: contextvars.Context = contextvars.copy_context()
         """Copy of the caller's context, in which it runs."""
         self.error: BaseException | None = None
         """Exception by which it ended."""
-        self.withdrawn = False
+        self.withdrawn: bool = False
         """Whether its caller has given it up."""
 
     @property
@@ -296,11 +296,11 @@ class OpenGroup:
     """A scheduling group that is open in the cache's thread, held by a task of its own there."""
 
     def __init__(self, name: str, limits: dict[str, Any]) -> None:
-        self.name = name
+        self.name: str = name
         self._limits = limits
         self.trio: SchedulingGroup | None = None
         """The group, once it is open."""
-        self.closed = False
+        self.closed: bool = False
         """Whether it takes no more requests."""
         self._gone: trio.Event | None = None
 
@@ -639,15 +639,20 @@ async def map_rows(
     function: Function[Any] | str,
     args: Sequence[str] | None,
     columns: object,
+    row_errors: dict[int, Exception] | None,
     options: Mapping[str, Any],
 ) -> Value:
-    """Call a function for every row of some columns."""
+    """Call a function for every row of some columns; errors of rows are added to `row_errors`."""
     if isinstance(function, Function):
         lease: Lease[Any] = function.acquire()
     else:
         lease = cache.acquire(function, args)
     async with lease:
-        return await lease.map(columns, **options)
+        try:
+            return await lease.map(columns, **options)
+        finally:
+            if row_errors is not None:
+                row_errors.update(lease.row_errors)
 
 
 def what(verb: str, function: Function[Any] | str) -> str:

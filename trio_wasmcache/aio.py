@@ -41,7 +41,7 @@ from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import Any, Generic, NoReturn, Self, TypeVar, Unpack, final, overload
+from typing import Any, Generic, Literal, NoReturn, Self, TypeVar, Unpack, final, overload
 
 import trio
 
@@ -134,7 +134,7 @@ class _Waiting:
     __slots__ = ("_mailbox", "future", "loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, mailbox: _Mailbox) -> None:
-        self.loop = loop
+        self.loop: asyncio.AbstractEventLoop = loop
         self.future: asyncio.Future[None] | None = None
         """Future that the coroutine awaits now."""
         self._mailbox = mailbox
@@ -184,7 +184,7 @@ class _Caller:
     """
 
     def __init__(self, portal: Portal, group: OpenGroup | None = None) -> None:
-        self.portal = portal
+        self.portal: Portal = portal
         self._group = group
         self._mailboxes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Mailbox] = (
             weakref.WeakKeyDictionary()
@@ -243,11 +243,13 @@ class _Caller:
         function: Function[Any] | str,
         args: Sequence[str] | None,
         columns: object,
-        rows: int | None,
+        row_errors: dict[int, Exception] | None,
+        **options: Any,
     ) -> Value:
         """Call a function for every row of some columns."""
-        options = {"rows": rows}
-        work = partial(_portal.map_rows, self.portal.cache, function, args, columns, options)
+        work = partial(
+            _portal.map_rows, self.portal.cache, function, args, columns, row_errors, options
+        )
         return await self.run(_portal.what("map", function), work)
 
     async def warm(self, name: str, args: Sequence[str] | None, count: int) -> None:
@@ -342,8 +344,8 @@ class _Coroutine:
         self._token = trio.lowlevel.current_trio_token()
         self._lock = threading.Lock()  # held by whoever takes the awaitable
         self._task: asyncio.Task[None] | None = None
-        self.ended = trio.Event()
-        self.over = False
+        self.ended: trio.Event = trio.Event()
+        self.over: bool = False
         """Whether it has ended; `ended` is set soon after."""
         self.value: Value = None
         self.error: BaseException | None = None
@@ -469,13 +471,25 @@ class AsyncioFunction(Generic[R_co]):
         """
         return await self._caller.call(self._function, None, values)
 
-    async def map(self, columns: object, *, rows: int | None = None) -> Value:
+    async def map(
+        self,
+        columns: object,
+        *,
+        rows: int | None = None,
+        on_error: Literal["raise", "null"] = "raise",
+        max_errors: int = 1000,
+        row_errors: dict[int, Exception] | None = None,
+    ) -> Value:
         """Call the function for every row of some columns; much faster than one call for each row.
 
         Args:
             columns: a sequence with one column for each argument, or an Arrow table; see
                 `Lease.map`. They must not be changed meanwhile.
             rows: number of rows; None: the length of the columns.
+            on_error: what becomes of a row in which the guest fails: see `Lease.map`.
+            max_errors: number of rows that may fail; the error of one more is raised.
+            row_errors: dict to which the errors of failed rows are added, by row, at most 1,000;
+                None: they are dropped.
 
         Returns:
             A column for each result: see `Lease.map`.
@@ -488,7 +502,15 @@ class AsyncioFunction(Generic[R_co]):
         **Checkpoint:** always.
         **Cancellation:** the guest is stopped within a slice, and waited for.
         """
-        return await self._caller.map(self._function, None, columns, rows)
+        return await self._caller.map(
+            self._function,
+            None,
+            columns,
+            row_errors,
+            rows=rows,
+            on_error=on_error,
+            max_errors=max_errors,
+        )
 
     def __repr__(self) -> str:
         return f"<AsyncioFunction {self.key}>"
@@ -601,6 +623,9 @@ class AsyncioGroup:
         *,
         args: Sequence[str] | None = None,
         rows: int | None = None,
+        on_error: Literal["raise", "null"] = "raise",
+        max_errors: int = 1000,
+        row_errors: dict[int, Exception] | None = None,
     ) -> Value:
         """Call a function for every row of some columns, in this group.
 
@@ -610,6 +635,10 @@ class AsyncioGroup:
             args: types of its arguments, as registered; None if there is only one function of that
                 name.
             rows: number of rows; None: the length of the columns.
+            on_error: what becomes of a row in which the guest fails: see `Lease.map`.
+            max_errors: number of rows that may fail; the error of one more is raised.
+            row_errors: dict to which the errors of failed rows are added, by row, at most 1,000;
+                None: they are dropped.
 
         Raises:
             Exception: the errors of `AsyncioFunction.map`.
@@ -617,7 +646,15 @@ class AsyncioGroup:
         **Checkpoint:** always.
         **Cancellation:** the guest is stopped within a slice, and waited for.
         """
-        return await self._caller.map(_plain(function), args, columns, rows)
+        return await self._caller.map(
+            _plain(function),
+            args,
+            columns,
+            row_errors,
+            rows=rows,
+            on_error=on_error,
+            max_errors=max_errors,
+        )
 
     async def warm(
         self,
@@ -871,6 +908,9 @@ class AsyncioCache:
         *,
         args: Sequence[str] | None = None,
         rows: int | None = None,
+        on_error: Literal["raise", "null"] = "raise",
+        max_errors: int = 1000,
+        row_errors: dict[int, Exception] | None = None,
     ) -> Value:
         """Call a function for every row of some columns: see `AsyncioFunction.map`.
 
@@ -880,6 +920,10 @@ class AsyncioCache:
             args: types of its arguments, as registered; None if there is only one function of that
                 name.
             rows: number of rows; None: the length of the columns.
+            on_error: what becomes of a row in which the guest fails: see `Lease.map`.
+            max_errors: number of rows that may fail; the error of one more is raised.
+            row_errors: dict to which the errors of failed rows are added, by row, at most 1,000;
+                None: they are dropped.
 
         Raises:
             Exception: the errors of `AsyncioFunction.map`.
@@ -887,7 +931,15 @@ class AsyncioCache:
         **Checkpoint:** always.
         **Cancellation:** the guest is stopped within a slice, and waited for.
         """
-        return await self._caller.map(_plain(function), args, columns, rows)
+        return await self._caller.map(
+            _plain(function),
+            args,
+            columns,
+            row_errors,
+            rows=rows,
+            on_error=on_error,
+            max_errors=max_errors,
+        )
 
     async def warm(
         self,

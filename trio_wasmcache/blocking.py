@@ -33,7 +33,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import Any, Generic, NoReturn, Self, TypeVar, Unpack, final, overload
+from typing import Any, Generic, Literal, NoReturn, Self, TypeVar, Unpack, final, overload
 
 import trio
 
@@ -123,7 +123,7 @@ class _Caller:
     """
 
     def __init__(self, portal: Portal, group: OpenGroup | None = None) -> None:
-        self.portal = portal
+        self.portal: Portal = portal
         self._group = group
 
     def run(self, what: str, work: Callable[[], Awaitable[T]], timeout: float | None = None) -> T:
@@ -178,12 +178,14 @@ class _Caller:
         function: Function[Any] | str,
         args: Sequence[str] | None,
         columns: object,
-        rows: int | None,
+        row_errors: dict[int, Exception] | None,
         timeout: float | None,
+        **options: Any,
     ) -> Value:
         """Call a function for every row of some columns."""
-        options = {"rows": rows}
-        work = partial(_portal.map_rows, self.portal.cache, function, args, columns, options)
+        work = partial(
+            _portal.map_rows, self.portal.cache, function, args, columns, row_errors, options
+        )
         return self.run(_portal.what("map", function), work, timeout)
 
     def warm(
@@ -258,7 +260,14 @@ class BlockingFunction(Generic[R_co]):
         return self._caller.call(self._function, None, values, timeout)
 
     def map(
-        self, columns: object, *, rows: int | None = None, timeout: float | None = None
+        self,
+        columns: object,
+        *,
+        rows: int | None = None,
+        on_error: Literal["raise", "null"] = "raise",
+        max_errors: int = 1000,
+        row_errors: dict[int, Exception] | None = None,
+        timeout: float | None = None,
     ) -> Value:
         """Call the function for every row of some columns; much faster than one call for each row.
 
@@ -266,6 +275,10 @@ class BlockingFunction(Generic[R_co]):
             columns: a sequence with one column for each argument, or an Arrow table; see
                 `Lease.map`. They must not be changed meanwhile.
             rows: number of rows; None: the length of the columns.
+            on_error: what becomes of a row in which the guest fails: see `Lease.map`.
+            max_errors: number of rows that may fail; the error of one more is raised.
+            row_errors: dict to which the errors of failed rows are added, by row, at most 1,000;
+                None: they are dropped.
             timeout: seconds after which the guest is stopped, as for `call`; None: no limit but
                 `total_fuel` for each row.
 
@@ -279,7 +292,16 @@ class BlockingFunction(Generic[R_co]):
             TypeError, ValueError: `timeout` is no number of seconds.
             Exception: the errors of `Lease.__aenter__` and `Lease.map`.
         """
-        return self._caller.map(self._function, None, columns, rows, timeout)
+        return self._caller.map(
+            self._function,
+            None,
+            columns,
+            row_errors,
+            timeout,
+            rows=rows,
+            on_error=on_error,
+            max_errors=max_errors,
+        )
 
     def __repr__(self) -> str:
         return f"<BlockingFunction {self.key}>"
@@ -382,6 +404,9 @@ class BlockingGroup:
         *,
         args: Sequence[str] | None = None,
         rows: int | None = None,
+        on_error: Literal["raise", "null"] = "raise",
+        max_errors: int = 1000,
+        row_errors: dict[int, Exception] | None = None,
         timeout: float | None = None,
     ) -> Value:
         """Call a function for every row of some columns, in this group.
@@ -392,12 +417,25 @@ class BlockingGroup:
             args: types of its arguments, as registered; None if there is only one function of that
                 name.
             rows: number of rows; None: the length of the columns.
+            on_error: what becomes of a row in which the guest fails: see `Lease.map`.
+            max_errors: number of rows that may fail; the error of one more is raised.
+            row_errors: dict to which the errors of failed rows are added, by row, at most 1,000;
+                None: they are dropped.
             timeout: see `BlockingFunction.map`; None: no limit but `total_fuel` for each row.
 
         Raises:
             Exception: the errors of `BlockingFunction.map`.
         """
-        return self._caller.map(_plain(function), args, columns, rows, timeout)
+        return self._caller.map(
+            _plain(function),
+            args,
+            columns,
+            row_errors,
+            timeout,
+            rows=rows,
+            on_error=on_error,
+            max_errors=max_errors,
+        )
 
     def warm(
         self,
@@ -588,6 +626,9 @@ class BlockingCache:
         *,
         args: Sequence[str] | None = None,
         rows: int | None = None,
+        on_error: Literal["raise", "null"] = "raise",
+        max_errors: int = 1000,
+        row_errors: dict[int, Exception] | None = None,
         timeout: float | None = None,
     ) -> Value:
         """Call a function for every row of some columns: see `BlockingFunction.map`.
@@ -598,13 +639,26 @@ class BlockingCache:
             args: types of its arguments, as registered; None if there is only one function of that
                 name.
             rows: number of rows; None: the length of the columns.
+            on_error: what becomes of a row in which the guest fails: see `Lease.map`.
+            max_errors: number of rows that may fail; the error of one more is raised.
+            row_errors: dict to which the errors of failed rows are added, by row, at most 1,000;
+                None: they are dropped.
             timeout: seconds after which the guest is stopped; None: no limit but `total_fuel` for
                 each row.
 
         Raises:
             Exception: the errors of `BlockingFunction.map`.
         """
-        return self._caller.map(_plain(function), args, columns, rows, timeout)
+        return self._caller.map(
+            _plain(function),
+            args,
+            columns,
+            row_errors,
+            timeout,
+            rows=rows,
+            on_error=on_error,
+            max_errors=max_errors,
+        )
 
     def warm(
         self,

@@ -19,11 +19,21 @@ import pytest
 import trio
 from kits import FakeKit, Kit, ListLogger
 
-from trio_wasmcache import CacheConfig, HostFunction, InstanceCache, aio, blocking, current_lease
+from trio_wasmcache import (
+    CacheConfig,
+    HostFunction,
+    InstanceCache,
+    TrapError,
+    aio,
+    blocking,
+    current_lease,
+)
 from trio_wasmcache.aio import AsyncioCache
 
 # Long enough for a machine under load; a test that needs it hangs.
 HANG = 60
+DIVIDE: Any = """(module (func (export "run") (param i64) (result i64)
+  (i64.div_s (i64.const 100) (local.get 0))))"""
 I64 = ("i64",)
 
 
@@ -278,6 +288,23 @@ def test_two_loops_on_one_cache(kit: Kit, log: ListLogger) -> None:
             others = [asyncio.to_thread(asyncio.run, work(n)) for n in (100, 200)]
             results = await asyncio.gather(work(0), *others)
             assert results == [[n + step + 1 for step in range(20)] for n in (0, 100, 200)]
+
+    run(main)
+
+
+def test_a_batch_goes_past_rows_that_fail(real: Kit) -> None:
+    """As in Trio; the errors of the rows are in the dict that was given."""
+
+    async def main() -> None:
+        async with opened(real) as cache:
+            divide = await add(cache, "divide", DIVIDE)
+            options: dict[str, Any] = {"on_error": "null", "row_errors": {}}
+            for work in (divide.map, functools.partial(cache.map, "divide")):
+                assert await work([[1, 0, 5]], **options) == [100, None, 20]
+                assert isinstance(options["row_errors"].pop(1), TrapError)
+                assert options["row_errors"] == {}
+            with pytest.raises(TrapError):
+                await divide.map([[0, 0]], on_error="null", max_errors=1)
 
     run(main)
 

@@ -22,6 +22,7 @@ from trio_wasmcache import (
     CacheConfig,
     FuelExhaustedError,
     HostFunction,
+    TrapError,
     UnknownFunctionError,
     blocking,
     current_lease,
@@ -31,6 +32,8 @@ from trio_wasmcache.blocking import BlockingCache
 
 # Long enough for a machine under load; a test that needs it hangs.
 HANG = 60
+DIVIDE: Any = """(module (func (export "run") (param i64) (result i64)
+  (i64.div_s (i64.const 100) (local.get 0))))"""
 I64 = ("i64",)
 NEVER = CacheConfig(total_fuel=10**15)
 
@@ -159,6 +162,21 @@ def test_a_timeout_stops_the_guest(cache: BlockingCache, kit: Kit, log: ListLogg
     with pytest.raises(TimeoutError):
         add(cache, "f", kit.adding(1)).call(1, timeout=0)
     assert cache.call("f", 1, timeout=float("inf")) == 2
+
+
+def test_a_batch_goes_past_rows_that_fail(real: Kit) -> None:
+    """As in Trio; the errors of the rows are in the dict that was given."""
+    with blocking._open(real.open) as cache:
+        divide = add(cache, "divide", DIVIDE)
+        options: dict[str, Any] = {"on_error": "null", "row_errors": {}}
+        with cache.scheduling_group("group", capacity=1) as group:
+            for map_by_name in (cache.map, group.map):
+                assert map_by_name("divide", [[1, 0, 5]], **options) == [100, None, 20]
+                assert isinstance(options["row_errors"].pop(1), TrapError)
+                assert options["row_errors"] == {}
+        assert divide.map([[1, 0, 5]], **options) == [100, None, 20]
+        with pytest.raises(TrapError):
+            divide.map([[0, 0]], on_error="null", max_errors=1)
 
 
 def test_the_caller_context_is_copied(cache: BlockingCache, kit: Kit) -> None:
