@@ -78,6 +78,8 @@ class MInstance:
     code: float = 0.0
     floors: tuple[float, float] = (0.0, 0.0)
     """The floors of sizes and of counts when it became idle."""
+    altered: bool = False
+    """Whether it was loaded on a seat since it last rested."""
     seen: int = 0
     """Its uses when SIEVE's hand last passed."""
     due: float | None = None
@@ -780,6 +782,7 @@ class Model:
         reason = self.unwanted(instance)
         if reason is None:
             instance.size = size
+            instance.altered = seat
             request.stage = "granted"
             instance.state = "loaded" if request.warm else "running"
             self.hits += seat and not request.warm
@@ -891,6 +894,8 @@ class Model:
             self.stop(instance)
             instance.state = "idle"
             changed = size != instance.size or instance.seat or not instance.known
+            changed = changed or instance.altered
+            instance.altered = False
             instance.size = size
             instance.last_used = now
             instance.due = None

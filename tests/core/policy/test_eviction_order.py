@@ -426,7 +426,7 @@ class Unwilling:
     def victim(self, rests: int, **of: object) -> None:
         pass
 
-    def victim_module(self, rests: int, needed: object = None) -> None:
+    def victim_module(self, rests: int, **of: object) -> None:
         pass
 
 

@@ -10,23 +10,30 @@ from .lru import LRU
 from .order import EvictionOrder
 from .recency import Recency
 from .records import Instance, Module
+from .reservations import Reservations
 from .sieve import Sieve
 
 
-def make_order(policy: PolicyName, idle: LRU[Instance], evictable: LRU[Module]) -> EvictionOrder:
+def make_order(
+    policy: PolicyName,
+    idle: LRU[Instance],
+    evictable: LRU[Module],
+    reservations: Reservations,
+) -> EvictionOrder:
     """Return a new order that knows no instance yet.
 
     Args:
         policy: name of the policy.
         idle: idle instances, in order of last use; the caller keeps it up to date.
         evictable: modules that have only idle instances, in order of last use; likewise.
+        reservations: what groups have reserved; likewise.
     """
     match policy:
         case "sieve":
-            return Sieve(idle, evictable)
+            return Sieve(idle, evictable, reservations)
         case "gdsf":
-            return GreedyDual(Loads())
+            return GreedyDual(Loads(), reservations)
         case "cost":
-            return GreedyDual(LoadSeconds())
+            return GreedyDual(LoadSeconds(), reservations)
         case _:
-            return Recency(idle, evictable)
+            return Recency(idle, evictable, reservations)

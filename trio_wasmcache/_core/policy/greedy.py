@@ -9,11 +9,7 @@ behind, however good it was. Evictions by count take 1 for the size. Those of mo
 add up `uses * worth` of the instances, and divide by the size of the code. Each of the three has a
 floor of its own.
 
-Nothing is computed at a hit. A heap holds one entry for each member, whose key is its priority as
-it was at some earlier rest. A later use only raises a priority, so a key is never above it: the
-least key is taken, computed anew if its member rested since, and put back, until one is up to date.
-Where a priority may have fallen, the member gets an entry below all others (`doubt`), so that it is
-computed anew first; the old entry is skipped when it comes up.
+Nothing is computed at a hit, which only raises a priority: see `parts`.
 
 The floor at an earlier rest is looked up in a list of (rests, floor) that grows with each eviction.
 When it has four times as many pairs as there are members, the floors of all members are noted, and
@@ -24,16 +20,16 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
-from heapq import heapify, heappop, heappush, heapreplace
-from typing import Generic, Protocol, TypeVar, final
+from typing import Any, Generic, Protocol, TypeVar, final
 
+from . import parts
 from .lifecycle import IDLE
-from .order import Allowed, AllowedModule
+from .order import Allowed
+from .parts import Parts
 from .records import Instance, Module
+from .reservations import EVERY, SPARE, Among, Keepers, Reservations
 
 T = TypeVar("T")
-# Entries and floors that are kept whatever the number of members.
-SLACK = 64
 
 
 class Worth(Protocol):
@@ -55,20 +51,18 @@ class Worth(Protocol):
         """Return what `instance` and the code of its module save together."""
 
 
-class _Heap(Generic[T]):
-    """Members by priority, and the floor.
+class _Ranking(Generic[T]):
+    """Members by priority, in `parts`, and the floor.
 
     Args:
         busy: returns whether a member can't be evicted now.
         park: is told of a busy member that was left out until `doubt` is called.
         stamp: returns the number of the last rest of a member.
         value: returns its priority above the floor.
+        others: what else `Parts` takes.
     """
 
-    __slots__ = (
-        *("_busy", "_doubts", "_floors", "_heap", "_noted", "_park", "_rests"),
-        *("_stamp", "_value", "entries"),
-    )
+    __slots__ = ("_floors", "_noted", "_rests", "_stamp", "_value", "parts")
 
     def __init__(
         self,
@@ -76,66 +70,48 @@ class _Heap(Generic[T]):
         park: Callable[[T], None],
         stamp: Callable[[T], int],
         value: Callable[[T], float],
+        **others: Any,
     ) -> None:
-        self._busy, self._park, self._stamp, self._value = busy, park, stamp, value
-        # (key, its rest, member). The key of an entry that must be computed anew is below zero, and
-        # the only one of that value; of others, the rest is. So no two members are ever compared.
-        self._heap: list[tuple[float, int, T]] = []
-        self.entries: dict[T, tuple[float, int, T] | None] = {}
-        """The valid entry of each member; None while it is left out."""
-        self._doubts = 0
+        self._stamp, self._value = stamp, value
+        self.parts: Parts[T] = Parts(busy, park, stamp, self.priority, **others)
         # The floor was `_floors[i]` from the rest after `_rests[i]` on.
         self._rests = [0]
         self._floors = [0.0]
         self._noted: dict[T, tuple[int, float]] = {}  # {member: (rest, floor then)}
 
-    def doubt(self, member: T) -> None:
-        """Add `member`, or have its priority computed anew, as it may have fallen."""
-        entry = self.entries.get(member)
-        if entry is not None and entry[0] < 0:
-            return
-        self._doubts += 1
-        entry = self.entries[member] = (-float(self._doubts), -1, member)
-        heappush(self._heap, entry)
-        if len(self._heap) > 2 * len(self.entries) + SLACK:
-            self._heap = [entry for entry in self.entries.values() if entry is not None]
-            heapify(self._heap)
-
     def remove(self, member: T) -> None:
         """Remove `member`, if it is in."""
-        self.entries.pop(member, None)
+        self.parts.remove(member)
         self._noted.pop(member, None)
 
-    def least(self, rests: int, allowed: Callable[[T], bool] | None = None) -> T | None:
+    def least(self, rests: int, among: Among = EVERY, but: T | None = None) -> T | None:
         """Return the member with the least priority, the first to rest if equal; raise the floor.
 
-        Leaves out those that are busy or not allowed.
+        Leaves out those that are busy, those that are not `among` them, and `but`.
         """
-        heap, entries = self._heap, self.entries
-        refused = []
-        least = None
-        while heap:
-            entry = heap[0]
-            key, rest, member = entry
-            if entries.get(member) is not entry:
-                heappop(heap)
-            elif self._busy(member):
-                heappop(heap)
-                entries[member] = None
-                self._park(member)
-            elif rest != (stamp := self._stamp(member)):
-                priority = self._floor(member, stamp) + self._value(member)
-                entries[member] = entry = (priority, stamp, member)
-                heapreplace(heap, entry)
-            elif allowed is not None and not allowed(member):
-                refused.append(heappop(heap))
-            else:
-                least = member
-                self._raise(key, rests)
-                break
-        for entry in refused:
-            heappush(heap, entry)
-        return least
+        entry = self.parts.least(among, but)
+        if entry is None:
+            return None
+        self._raise(entry[0], rests)
+        member: T = entry[2]
+        return member
+
+    def least_where(self, rests: int, where: Callable[[T], bool]) -> T | None:
+        """Return the same of those for which `where` is true, by looking at all."""
+        found = [
+            (self.priority(it, self._stamp(it)), self._stamp(it), it)
+            for it in self.parts.entries
+            if where(it)
+        ]
+        if not found:
+            return None
+        key, _, member = min(found, key=lambda entry: entry[:2])
+        self._raise(key, rests)
+        return member
+
+    def priority(self, member: T, rest: int) -> float:
+        """Return the priority of a member that rested last at that rest."""
+        return self._floor(member, rest) + self._value(member)
 
     def _floor(self, member: T, rest: int) -> float:
         """Return the floor at a rest of `member`."""
@@ -151,8 +127,8 @@ class _Heap(Generic[T]):
             return
         self._rests.append(rests)
         self._floors.append(floor)
-        if len(self._rests) > 4 * len(self.entries) + SLACK:
-            stamps = [(member, self._stamp(member)) for member in self.entries]
+        if len(self._rests) > 4 * len(self.parts.entries) + parts.SLACK:
+            stamps = [(member, self._stamp(member)) for member in self.parts.entries]
             self._noted = {member: (rest, self._floor(member, rest)) for member, rest in stamps}
             self._rests, self._floors = [rests], [floor]
 
@@ -161,16 +137,23 @@ class _Heap(Generic[T]):
 class GreedyDual:
     """The eviction order of GDSF, and of "cost", which differ in what they save: the `worth`.
 
-    The heaps for counts and for modules are made when something is first evicted from them.
+    The rankings for counts and for modules are made when something is first evicted from them.
     """
 
-    def __init__(self, worth: Worth) -> None:
+    def __init__(self, worth: Worth, reservations: Reservations) -> None:
         self._worth = worth
-        self._sizes = _Heap(_runs, _leave_out, _rested, self._by_size)
-        self._counts: _Heap[Instance] | None = None
-        self._modules: _Heap[Module] | None = None
+        self._reservations = reservations
+        self._keepers = Keepers(reservations)
+        self._sizes = self._ranking(self._by_size)
+        self._counts: _Ranking[Instance] | None = None
+        self._modules: _Ranking[Module] | None = None
         self._last: dict[Module, int] = {}  # {module: last rest of an instance that has left}
-        self._busy: dict[Module, None] = {}  # modules left out of the heap
+        self._busy: dict[Module, None] = {}  # modules left out
+
+    @property
+    def attentive(self) -> bool:
+        """True: it must be told what happens."""
+        return True
 
     def settled(self, instance: Instance, changed: bool) -> None:
         """Add an instance that is not known yet, or that was left out while it was running.
@@ -178,59 +161,92 @@ class GreedyDual:
         Its worth is computed anew if it has `changed`.
         """
         module = instance.entry.function.module
-        new = instance not in self._sizes.entries
+        new = instance not in self._sizes.parts.entries
         if new:
             self._doubt_other(module, instance)
         if new or changed:
             self._worth.settled(instance)
-        for heap in self._heaps():
-            if new or changed or heap.entries[instance] is None:
-                heap.doubt(instance)
-        if new or changed:
-            self._doubt_module(module)
+        for it in self._by_instance():
+            if new or changed or it.parts.entries[instance] is None or it.parts.moved(instance):
+                it.parts.doubt(instance)
+        self._doubt_module(module, new or changed)
 
     def left(self, instance: Instance) -> None:
         """Remove an instance, and with the last one its module."""
-        if instance not in self._sizes.entries:
+        if instance not in self._sizes.parts.entries:
             return
         self._worth.left(instance)
-        for heap in self._heaps():
-            heap.remove(instance)
+        for it in self._by_instance():
+            it.remove(instance)
         module = instance.entry.function.module
         self._doubt_other(module, None)
         if self._modules is None:
             return
-        if any(other in self._sizes.entries for other in module.instances):
+        if any(other in self._sizes.parts.entries for other in module.instances):
             self._last[module] = max(self._last.get(module, 0), instance.rested)
-            self._doubt_module(module)
+            self._doubt_module(module, True)
         else:
             self._modules.remove(module)
             self._last.pop(module, None)
             self._busy.pop(module, None)
+            self._keepers.forget(module)
+
+    def regroup(self, instances: Iterable[Instance]) -> None:
+        """Keep the known ones of these instances by group, as a group has other limits."""
+        for instance in instances:
+            if instance in self._sizes.parts.entries:
+                for it in self._by_instance():
+                    if it.parts.moved(instance):
+                        it.parts.doubt(instance)
+                self._doubt_module(instance.entry.function.module, False)
 
     def victim(
-        self, rests: int, *, by_count: bool = False, allowed: Allowed | None = None
+        self,
+        rests: int,
+        *,
+        by_count: bool = False,
+        among: Among = EVERY,
+        where: Allowed | None = None,
     ) -> Instance | None:
         """Return the idle instance with the least priority."""
-        if not by_count:
-            return self._sizes.least(rests, allowed)
-        if self._counts is None:
-            self._counts = _Heap(_runs, _leave_out, _rested, self._by_count)
-            _fill(self._counts, self._sizes.entries)
-        return self._counts.least(rests, allowed)
+        ranking = self._sizes
+        if by_count:
+            if self._counts is None:
+                self._counts = self._ranking(self._by_count)
+                _fill(self._counts, self._sizes.parts.entries)
+            ranking = self._counts
+        if where is None:
+            return ranking.least(rests, among)
+        return ranking.least_where(rests, lambda it: it.state is IDLE and among(it) and where(it))
 
-    def victim_module(self, rests: int, allowed: AllowedModule | None = None) -> Module | None:
+    def victim_module(
+        self, rests: int, *, spare: bool = False, but: Module | None = None
+    ) -> Module | None:
         """Return the module with the least priority among those that have only idle instances."""
-        heap = self._modules
-        if heap is None:
-            heap = self._modules = _Heap(_running, self._leave_out, self._used, self._by_code)
-            _fill(heap, dict.fromkeys(it.entry.function.module for it in self._sizes.entries))
+        ranking = self._modules
+        if ranking is None:
+            keepers = self._keepers
+            ranking = self._modules = _Ranking(
+                *(_running, self._leave_out, self._used, self._by_code),
+                home=keepers.home,
+                elsewhere=keepers.elsewhere,
+            )
+            known = self._sizes.parts.entries
+            _fill(ranking, dict.fromkeys(it.entry.function.module for it in known))
         for module in [module for module in self._busy if not module.running]:
             del self._busy[module]
-            heap.doubt(module)
-        return heap.least(rests, allowed)
+            ranking.parts.doubt(module)
+        return ranking.least(rests, SPARE if spare else EVERY, but)
 
-    def _heaps(self) -> Iterable[_Heap[Instance]]:
+    def _ranking(self, value: Callable[[Instance], float]) -> _Ranking[Instance]:
+        reservations = self._reservations
+        return _Ranking(
+            *(_runs, _leave_out, _rested, value),
+            home=reservations.home,
+            limited=reservations.limited,
+        )
+
+    def _by_instance(self) -> Iterable[_Ranking[Instance]]:
         return (self._sizes,) if self._counts is None else (self._sizes, self._counts)
 
     def _doubt_other(self, module: Module, instance: Instance | None) -> None:
@@ -239,23 +255,25 @@ class GreedyDual:
             return
         only = None
         for other in module.instances:
-            if other is not instance and other in self._sizes.entries:
+            if other is not instance and other in self._sizes.parts.entries:
                 if only is not None:
                     return
                 only = other
         if only is not None:
-            for heap in self._heaps():
-                if heap.entries[only] is not None:
-                    heap.doubt(only)
+            for it in self._by_instance():
+                if it.parts.entries[only] is not None:
+                    it.parts.doubt(only)
 
-    def _doubt_module(self, module: Module) -> None:
-        if self._modules is not None and module not in self._busy:
-            self._modules.doubt(module)
+    def _doubt_module(self, module: Module, changed: bool) -> None:
+        if self._modules is None or module in self._busy:
+            return
+        if changed or self._modules.parts.moved(module):
+            self._modules.parts.doubt(module)
 
     def _by_count(self, instance: Instance) -> float:
         others = instance.entry.function.module.instances
         alone = not self._worth.shared or not any(
-            other is not instance and other in self._sizes.entries for other in others
+            other is not instance and other in self._sizes.parts.entries for other in others
         )
         return max(instance.uses, 1) * self._worth.of(instance, alone=alone)
 
@@ -265,7 +283,7 @@ class GreedyDual:
     def _by_code(self, module: Module) -> float:
         total = 0.0
         for instance in module.instances:
-            if instance in self._sizes.entries:
+            if instance in self._sizes.parts.entries:
                 total += max(instance.uses, 1) * self._worth.with_code(instance)
         return total / max(module.code_size, 1)
 
@@ -277,9 +295,9 @@ class GreedyDual:
         self._busy[module] = None
 
 
-def _fill(heap: _Heap[T], members: Iterable[T]) -> None:
+def _fill(ranking: _Ranking[T], members: Iterable[T]) -> None:
     for member in members:
-        heap.doubt(member)
+        ranking.parts.doubt(member)
 
 
 def _runs(instance: Instance) -> bool:

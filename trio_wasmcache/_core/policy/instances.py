@@ -22,8 +22,8 @@ from .ledger import Ledger
 from .lifecycle import ACQUIRE, IDLE, TRANSITIONS, Action, IllegalStepError, step
 from .lru import LRU
 from .order import Allowed, EvictionOrder
-from .recency import Recency
 from .records import (
+    DROPS,
     GRANTED,
     Entry,
     FunctionRecord,
@@ -33,7 +33,7 @@ from .records import (
     Need,
     Request,
 )
-from .reservations import Passes, Reservations
+from .reservations import Among, Passes, Reservations
 
 # Vacant entries kept with their uncollected counts: enough for the functions an application uses
 # in turn, and few enough to take no memory.
@@ -72,12 +72,13 @@ class Instances:
     """Idle instances in order of last use, kept under every policy for the idle timeout."""
     keep_alive: KeepAlive = Factory(lambda self: KeepAlive(self.config, self.lru), takes_self=True)
     """When idle instances are due, while `idle_timeout` is "adaptive"."""
-    order: EvictionOrder = Factory(lambda self: self._order(self.config.policy), takes_self=True)
-    """The order of evictions for size, count, code and addresses, by `CacheConfig.policy`."""
     reservations: Reservations = Factory(Reservations)
     """The bytes that groups have reserved."""
+    order: EvictionOrder = Factory(lambda self: self._order(self.config.policy), takes_self=True)
+    """The order of evictions for size, count, code and addresses, by `CacheConfig.policy`."""
     told: EvictionOrder | None = Factory(lambda self: self._told(), takes_self=True)
-    """The same, if it must be told what happens; None under LRU, for which the calls are saved."""
+    """The same, if it must be told what happens; None under LRU without limits of groups, for
+    which the calls are saved."""
     evictions: dict[Reason, int] = Factory(lambda: dict.fromkeys(Reason, 0))
     entries: dict[Entry, None] = Factory(dict)
     book: UseBook = Factory(UseBook)
@@ -97,6 +98,9 @@ class Instances:
     rests: int = 0
     """Number of times an instance became idle so far."""
     _numbers: int = 0
+    _drops: int = 0
+    _altered: set[Instance] = Factory(set)
+    """Running instances that were loaded on a seat: not what last rested, whatever their size."""
 
     # -- entries: made on request, forgotten once vacant
 
@@ -207,11 +211,16 @@ class Instances:
         instance.loads_module = False
         return instance
 
+    def altered(self, instance: Instance) -> None:
+        """Note that an instance was loaded on a seat, which it no longer is when it rests."""
+        self._altered.add(instance)
+
     def settle(self, instance: Instance, action: Action, size: int, now: float) -> None:
         """Make a running (or just loaded) instance idle. The caller has checked that it fits."""
         entry = instance.entry
         instance.state = step(instance.state, action)
-        changed = size != instance.size or instance.seat
+        changed = size != instance.size or instance.seat or instance in self._altered
+        self._altered.discard(instance)
         instance.size = instance.resting_size = size
         instance.last_used = entry.last_used = now
         self.rests += 1
@@ -220,6 +229,7 @@ class Instances:
         self.lru.touch(instance)
         entry.idle.append(instance)
         if self.told is not None:
+            self.reservations.entered(instance)
             self.told.settled(instance, changed)
 
     # -- leaving
@@ -306,9 +316,12 @@ class Instances:
         entry.idle.remove(instance)
         entry.live -= 1
         del entry.function.module.instances[instance]
+        module = entry.function.module
         if self.ledger.leave_idle(instance):
-            result.unloaded.append(entry.function.module)
+            result.unloaded.append(module)
+        module.stopped = max(module.stopped, instance.rested << DROPS)
         if self.told is not None:
+            self.reservations.left(instance)
             self.told.left(instance)
         instance.state = state
         self._record(instance, reason, now, result, before, limit, need=need)
@@ -343,11 +356,8 @@ class Instances:
         if reservations.groups and not within and reservations.kept_from(group) + size > limit:
             return False
 
-        def own(instance: Instance) -> bool:
-            return instance.entry.group is group
-
         while group.idle_size + size > group.room:
-            if (victim := self._victim((own,))) is None:
+            if (victim := self._victim((Among(only=group),))) is None:
                 return False
             self.evict(victim, Reason.SIZE, now, result, need=request.need)
         while ledger.total_size + size > limit:
@@ -356,11 +366,29 @@ class Instances:
             self.evict(victim, Reason.SIZE, now, result, need=request.need)
         return True
 
+    def note_group(self, group: GroupRecord) -> None:
+        """Note that a group is new, was closed, or has other limits."""
+        if self.reservations.note(group):
+            self.told = self.order
+            self._regroup()
+
+    def _regroup(self) -> None:
+        """Have all instances filed anew, as a group has other limits, or the first ones."""
+        instances = self._all()
+        for instance in instances:
+            if instance.state is IDLE:
+                self.reservations.entered(instance)
+            else:
+                instance.resting_size = -1
+        self.order.regroup(instances)
+
     def resize_group(self, group: GroupRecord, now: float, result: Step) -> None:
         """Note a change of a group's limits, and evict its idle instances that no longer fit."""
-        self.reservations.note(group)
+        self.note_group(group)
+        if group.entries:
+            self._regroup()
         while group.idle_size > group.room >= 0:
-            if (victim := self._victim((lambda it: it.entry.group is group,))) is None:
+            if (victim := self._victim((Among(only=group),))) is None:
                 return
             self.evict(victim, Reason.SIZE, now, result)
 
@@ -371,26 +399,23 @@ class Instances:
                 return
             self.evict(victim, Reason.SIZE, now, result)
 
-    def _victim(self, passes: Passes, *, by_count: bool = False) -> Instance | None:
+    def _victim(
+        self, passes: Passes, *, by_count: bool = False, where: Allowed | None = None
+    ) -> Instance | None:
         """Return the instance to evict next: the first that is found in one of the passes."""
-        for allowed in passes:
-            victim = self.order.victim(self.rests, by_count=by_count, allowed=allowed)
+        for among in passes:
+            victim = self.order.victim(self.rests, by_count=by_count, among=among, where=where)
             if victim is not None:
                 return victim
         return None
 
     def _victim_module(self, needed: Module | None = None) -> Module | None:
         """Return the module to evict next, never `needed`: one that no group has reserved first."""
-        reservations = self.reservations
-        if reservations.groups:
-            module = self.order.victim_module(
-                self.rests, lambda it: it is not needed and reservations.spare(it)
-            )
+        if self.reservations.groups:
+            module = self.order.victim_module(self.rests, spare=True, but=needed)
             if module is not None:
                 return module
-        if needed is None:
-            return self.order.victim_module(self.rests)
-        return self.order.victim_module(self.rests, lambda it: it is not needed)
+        return self.order.victim_module(self.rests, but=needed)
 
     def expire(self, now: float, result: Step) -> None:
         """Evict instances idle for their timeout, at most `MAX_EXPIRED` in one step."""
@@ -633,14 +658,14 @@ class Instances:
             return module.running == 0 and module is not needed
 
         passes = self.reservations.for_others()
-        return self._victim(_both(passes, _is_no_seat), by_count=True) or self._victim(
-            _both(passes, helps), by_count=True
+        return self._victim(passes, by_count=True, where=_is_no_seat) or self._victim(
+            passes, by_count=True, where=helps
         )
 
     # -- the policy
 
     def _order(self, policy: PolicyName) -> EvictionOrder:
-        return make_order(policy, self.lru, self.ledger.evictable)
+        return make_order(policy, self.lru, self.ledger.evictable, self.reservations)
 
     def _reorder(self, policy: PolicyName) -> None:
         """Begin with another policy, which knows the idle instances but not their past.
@@ -649,26 +674,38 @@ class Instances:
         """
         self.order = self._order(policy)
         self.told = self._told()
-        modules = {entry.function.module for entry in self.entries}
-        instances = [instance for module in modules for instance in module.instances]
-        for instance in sorted(instances, key=_number_of):
+        instances = self._all()
+        if self.told is not None and self.reservations.limits:
+            self.order.regroup(())
+        for instance in instances:
             if instance.state is IDLE:
                 self.order.settled(instance, True)
             else:
                 instance.resting_size = -1
 
+    def _all(self) -> list[Instance]:
+        """Return all instances, in the order in which they came."""
+        modules = {entry.function.module for entry in self.entries}
+        instances = (instance for module in modules for instance in module.instances)
+        return sorted(instances, key=_number_of)
+
     def _told(self) -> EvictionOrder | None:
-        return None if isinstance(self.order, Recency) else self.order
+        return self.order if self.order.attentive else None
 
     # -- shared by the above
 
     def _leave_running(self, instance: Instance, result: Step) -> None:
         module = instance.entry.function.module
         del module.instances[instance]
+        self._altered.discard(instance)
         if self.ledger.leave_running(instance):
             result.unloaded.append(module)
         instance.entry.live -= 1
+        if module.running == 0:
+            self._drops += 1
+            module.stopped = (self.rests << DROPS) + self._drops
         if self.told is not None:
+            self.reservations.left(instance)
             self.told.left(instance)
 
     def _record(
@@ -732,15 +769,6 @@ def _number_of(instance: Instance) -> int:
 
 def _is_no_seat(instance: Instance) -> bool:
     return not instance.seat
-
-
-def _both(passes: Passes, allowed: Allowed) -> Passes:
-    """Return passes that choose among the instances that are allowed."""
-
-    def both(one: Allowed) -> Allowed:
-        return lambda instance: allowed(instance) and one(instance)
-
-    return [allowed if one is None else both(one) for one in passes]
 
 
 def _whose(need: Need) -> dict[str, Any]:

@@ -14,15 +14,14 @@ The idle timeout is not decided here: it follows the order of last use, whatever
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from .records import Instance, Module
+from .reservations import Among
 
 Allowed = Callable[[Instance], bool]
 """Returns whether this idle instance may be evicted."""
-AllowedModule = Callable[[Module], bool]
-"""Returns whether this module of idle instances may be evicted."""
 
 
 class EvictionOrder(Protocol):
@@ -34,21 +33,40 @@ class EvictionOrder(Protocol):
     def left(self, instance: Instance) -> None:
         """Note that `instance`, if known, is gone; its module has forgotten it already."""
 
+    def regroup(self, instances: Iterable[Instance]) -> None:
+        """Note that the limits of a group have changed; these are all instances, idle or not.
+
+        Those that are not idle are reported when they next rest.
+        """
+
+    @property
+    def attentive(self) -> bool:
+        """Whether it must be told what happens."""
+
     def victim(
-        self, rests: int, *, by_count: bool = False, allowed: Allowed | None = None
+        self,
+        rests: int,
+        *,
+        by_count: bool = False,
+        among: Among = ...,
+        where: Allowed | None = None,
     ) -> Instance | None:
         """Return the idle instance to evict next, or None.
 
         Args:
             rests: number of times that an instance of the cache became idle so far.
             by_count: whether each instance counts the same, however large it is.
-            allowed: chooses among the idle instances; None: all.
+            among: the instances that groups' limits let go.
+            where: chooses among these, by looking at all; None: all.
         """
 
-    def victim_module(self, rests: int, allowed: AllowedModule | None = None) -> Module | None:
+    def victim_module(
+        self, rests: int, *, spare: bool = False, but: Module | None = None
+    ) -> Module | None:
         """Return the module to evict next, never one with running instances, or None.
 
         Args:
             rests: number of times that an instance of the cache became idle so far.
-            allowed: chooses among the modules; None: all.
+            spare: whether to leave out modules of which a reservation needs an instance.
+            but: a module to leave out.
         """

@@ -305,6 +305,8 @@ class Policy:
         reason = self._unwanted(instance.entry)
         if reason is None:
             instance.resting_size = size if instances.told is None else -1
+            if seat:
+                instances.altered(instance)
             request.hit = seat
             if not request.warm:
                 instance.state = step(instance.state, Action.LOADED)
@@ -529,7 +531,7 @@ class Policy:
         """
         self.instances.fold()
         group.close()
-        self.instances.reservations.note(group)
+        self.instances.note_group(group)
         if not self.closed:
             group.gone = True
             self.instances.book.drop_group(group.name)
@@ -554,7 +556,7 @@ class Policy:
 
     def open_group(self, group: GroupRecord) -> None:
         """Note a new group, which may have bytes reserved."""
-        self.instances.reservations.note(group)
+        self.instances.note_group(group)
 
     def resize_group(
         self, group: GroupRecord, max_size: int | None, reserved_size: int, now: float

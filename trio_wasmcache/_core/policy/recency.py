@@ -1,53 +1,148 @@
 """LRU: the least recently used instance is evicted first.
 
-The cache keeps the order of last use anyway, for the idle timeout; nothing else is remembered.
+The cache keeps the order of last use anyway, for the idle timeout; nothing else is remembered. Only
+once a group has limits of its own, `Parts` keep the instances by group, too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import final
 
-from attrs import frozen
-
+from .lifecycle import IDLE
 from .lru import LRU
-from .order import Allowed, AllowedModule
-from .records import Instance, Module
+from .order import Allowed
+from .parts import Parts
+from .records import DROPS, Instance, Module
+from .reservations import EVERY, Among, Keepers, Reservations
 
 
 @final
-@frozen(eq=False)
 class Recency:
-    """The eviction order of LRU."""
+    """The eviction order of LRU.
 
-    instances: LRU[Instance]
-    """Idle instances, in order of last use."""
-    modules: LRU[Module]
-    """Modules that have only idle instances, in order of last use."""
+    Args:
+        idle: idle instances, in order of last use.
+        evictable: modules that have only idle instances, in order of last use.
+        reservations: what groups have reserved.
+    """
+
+    def __init__(
+        self, idle: LRU[Instance], evictable: LRU[Module], reservations: Reservations
+    ) -> None:
+        self._idle, self._evictable, self._reservations = idle, evictable, reservations
+        self._instances: Parts[Instance] | None = None
+        self._modules: Parts[Module] | None = None
+        self._keepers = Keepers(reservations)
+        self._busy: dict[Module, None] = {}  # modules left out
+
+    @property
+    def attentive(self) -> bool:
+        """Whether it must be told what happens."""
+        return self._reservations.limits
 
     def settled(self, instance: Instance, changed: bool) -> None:
-        """Do nothing."""
+        """Note an instance that is not known yet, that was left out, or whose size has changed."""
+        instances, modules = self._instances, self._modules
+        if instances is None or modules is None:
+            return
+        new = instance not in instances.entries
+        if new or changed or instances.entries[instance] is None or instances.moved(instance):
+            instances.doubt(instance)
+        module = instance.entry.function.module
+        if (new or changed or modules.moved(module)) and module not in self._busy:
+            modules.doubt(module)
 
     def left(self, instance: Instance) -> None:
-        """Do nothing."""
+        """Remove an instance, and with the last one its module."""
+        instances, modules = self._instances, self._modules
+        if instances is None or modules is None:
+            return
+        instances.remove(instance)
+        module = instance.entry.function.module
+        if not module.instances:
+            modules.remove(module)
+            self._busy.pop(module, None)
+            self._keepers.forget(module)
+        elif module in modules.entries and module not in self._busy and modules.moved(module):
+            modules.doubt(module)
+
+    def regroup(self, instances: Iterable[Instance]) -> None:
+        """Keep the idle ones of these instances by group, as the limits of a group have changed."""
+        if self._instances is None:
+            reservations, keepers = self._reservations, self._keepers
+            self._instances = Parts(
+                *(_runs, _leave_out, _rested, _by_rest, reservations.home, reservations.limited)
+            )
+            self._modules = Parts(
+                *(_running, self._leave_out, _stopped, _by_rest, keepers.home),
+                elsewhere=keepers.elsewhere,
+            )
+        for instance in instances:
+            if instance.state is IDLE:
+                self.settled(instance, True)
 
     def victim(
         self,
         rests: int,  # noqa: ARG002
         *,
         by_count: bool = False,  # noqa: ARG002
-        allowed: Allowed | None = None,
+        among: Among = EVERY,
+        where: Allowed | None = None,
     ) -> Instance | None:
-        """Return the least recently used instance that is allowed."""
-        if allowed is None:
-            return self.instances.oldest()
-        return next(filter(allowed, self.instances), None)
+        """Return the least recently used instance that may go."""
+        if where is not None:
+            return next((it for it in self._idle if among(it) and where(it)), None)
+        if among is EVERY:
+            return self._idle.oldest()
+        if self._instances is None:
+            return next(filter(among, self._idle), None)
+        entry = self._instances.least(among)
+        return None if entry is None else entry[2]
 
     def victim_module(
         self,
         rests: int,  # noqa: ARG002
-        allowed: AllowedModule | None = None,
+        *,
+        spare: bool = False,
+        but: Module | None = None,
     ) -> Module | None:
         """Return the module whose last instance has been idle for the longest time."""
-        if allowed is None:
-            return self.modules.oldest()
-        return next(filter(allowed, self.modules), None)
+        modules = self._modules
+        if not spare or modules is None:
+            return next((it for it in self._evictable if it is not but), None)
+        for module in [module for module in self._busy if not module.running]:
+            del self._busy[module]
+            modules.doubt(module)
+        entry = modules.least(Among(spare=True), but)
+        return None if entry is None else entry[2]
+
+    def _leave_out(self, module: Module) -> None:
+        self._busy[module] = None
+
+
+def _runs(instance: Instance) -> bool:
+    return instance.state is not IDLE
+
+
+def _running(module: Module) -> int:
+    return module.running
+
+
+def _rested(instance: Instance) -> int:
+    return instance.rested
+
+
+def _stopped(module: Module) -> int:
+    """Return when the last instance of a module stopped running: see `Module.stopped`."""
+    last = max((instance.rested for instance in module.instances), default=0)
+    return max(last << DROPS, module.stopped)
+
+
+def _by_rest(_: object, rest: int) -> int:
+    return rest
+
+
+def _leave_out(instance: Instance) -> None:
+    """Have the next rest of a running instance reported."""
+    instance.resting_size = -1

@@ -21,6 +21,8 @@ from .lifecycle import IDLE, IllegalStepError, State
 
 # Part of each load in the mean of the last few.
 LOAD_PART = 0.25
+# Bits for the number of a drop beside that of a rest: more drops than a process lives for.
+DROPS = 40
 
 
 class Unloadable(Protocol):
@@ -68,6 +70,9 @@ class Module:
     """Number of those that are loading or running; the code is kept loaded while there are any."""
     instances: dict[Instance, None] = field(factory=dict, repr=False)
     """All instances and seats of the module; each knows whether it is idle."""
+    stopped: int = 0
+    """When a drop last left none of them running, or the last rest of one that was evicted: the
+    number of that rest, shifted by `DROPS` bits, and of the drop."""
     code: Unloadable | None = None
     """The code itself, of the pool; None where nothing runs, as in the log tool."""
     before: Any = field(default=None, repr=False)

@@ -8,20 +8,23 @@ a queue and a hand of their own.
 "Used since" needs no mark at each use: an instance that has more `uses` than the hand saw last was.
 A first use is that for which it was loaded, so one use is as good as none.
 
-A hit pays for each used one that the hand passes, but nothing pays for a running one, which may be
-passed at each eviction. So for one victim the hand passes `MOST_PASSED` of them at most; then it
-stays where it is, and the least recently used that can be evicted is the victim.
+A hit pays for each used one that the hand passes, but nothing pays for a running one, or for one
+that a group has reserved, which may be passed at each eviction. So for one victim the hand passes
+`MOST_PASSED` of them at most; then it stays where it is, and the least recently used that can be
+evicted is the victim.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar, final
 
 from .lifecycle import IDLE
 from .lru import LRU
-from .order import Allowed, AllowedModule
+from .order import Allowed
+from .recency import Recency
 from .records import Instance, Module
+from .reservations import EVERY, Among, Reservations
 
 T = TypeVar("T")
 # Members that can't be evicted now that the hand passes for one victim; 4,096 would take 0.3 ms.
@@ -101,15 +104,25 @@ class Sieve:
     Args:
         idle: idle instances, in order of last use.
         evictable: modules that have only idle instances, in order of last use.
+        reservations: what groups have reserved.
     """
 
-    def __init__(self, idle: LRU[Instance], evictable: LRU[Module]) -> None:
-        self._idle, self._evictable = idle, evictable
+    def __init__(
+        self, idle: LRU[Instance], evictable: LRU[Module], reservations: Reservations
+    ) -> None:
+        self._oldest = Recency(idle, evictable, reservations)
+        self._reservations = reservations
         self._instances: _Queue[Instance] = _Queue()
         self._modules: _Queue[Module] = _Queue()
 
-    def settled(self, instance: Instance, changed: bool) -> None:  # noqa: ARG002
+    @property
+    def attentive(self) -> bool:
+        """True: it must be told what happens."""
+        return True
+
+    def settled(self, instance: Instance, changed: bool) -> None:
         """Add an instance that is not known yet, as the newest."""
+        self._oldest.settled(instance, changed)
         if instance in self._instances.places:
             return
         self._instances.add(instance, max(instance.uses, 1))
@@ -122,6 +135,7 @@ class Sieve:
 
     def left(self, instance: Instance) -> None:
         """Remove an instance, and with the last one its module."""
+        self._oldest.left(instance)
         if instance not in self._instances.places:
             return
         self._instances.remove(instance)
@@ -129,36 +143,44 @@ class Sieve:
         if not any(other in self._instances.places for other in module.instances):
             self._modules.remove(module)
 
+    def regroup(self, instances: Iterable[Instance]) -> None:
+        """Keep instances by group, to find the least recently used one that may go."""
+        self._oldest.regroup(instances)
+
     def victim(
         self,
-        rests: int,  # noqa: ARG002
+        rests: int,
         *,
         by_count: bool = False,  # noqa: ARG002
-        allowed: Allowed | None = None,
+        among: Among = EVERY,
+        where: Allowed | None = None,
     ) -> Instance | None:
         """Return the next idle instance that was not used again since the hand last passed it."""
 
-        def barred(instance: Instance) -> bool:
-            return instance.state is not IDLE or (allowed is not None and not allowed(instance))
+        def barred(it: Instance) -> bool:
+            return it.state is not IDLE or not among(it) or not (where is None or where(it))
 
-        oldest = next((it for it in self._idle if allowed is None or allowed(it)), None)
+        oldest = self._oldest.victim(rests, among=among, where=where)
         return oldest and (self._instances.stop(barred, _used) or oldest)
 
-    def victim_module(self, rests: int, allowed: AllowedModule | None = None) -> Module | None:
+    def victim_module(
+        self, rests: int, *, spare: bool = False, but: Module | None = None
+    ) -> Module | None:
         """Return the next module with none running that was not used again since.
 
         It was used again if one of its instances was a hit, or another one came.
         """
+        keeps = self._reservations.keeps
 
-        def barred(module: Module) -> bool:
-            return module.running > 0 or (allowed is not None and not allowed(module))
+        def barred(it: Module) -> bool:
+            return it.running > 0 or it is but or (spare and keeps(it) is not None)
 
         def used(place: _Place[Module]) -> bool:
             seen, place.seen = place.seen, rests
             instances = place.member.instances
             return seen < 0 or any(it.uses > 1 and it.rested > seen for it in instances)
 
-        oldest = next((it for it in self._evictable if allowed is None or allowed(it)), None)
+        oldest = self._oldest.victim_module(rests, spare=spare, but=but)
         return oldest and (self._modules.stop(barred, used) or oldest)
 
 

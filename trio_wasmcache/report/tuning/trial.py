@@ -19,6 +19,7 @@ from ..._core.policy.lifecycle import IDLE, RUNNING, State
 from ..._core.policy.lru import LRU
 from ..._core.policy.order import EvictionOrder
 from ..._core.policy.records import Entry, FunctionRecord, GroupRecord, Instance, Module
+from ..._core.policy.reservations import Reservations
 from .trace import Op, Trace
 
 TAKE, WARM, REUSE, REST, DROP, FORGET = map(int, Op)
@@ -74,7 +75,8 @@ class Trial:
     """Bytes of all idle instances."""
     _lru: LRU[Instance] = Factory(lambda: LRU[Instance]())
     _order: EvictionOrder = Factory(
-        lambda self: make_order(self.settings.policy, self._lru, LRU[Module]()), takes_self=True
+        lambda self: make_order(self.settings.policy, self._lru, LRU[Module](), Reservations()),
+        takes_self=True,
     )
     _entries: list[Entry] = Factory(list)
     """The entry of each key."""
