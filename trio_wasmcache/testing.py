@@ -204,6 +204,19 @@ def _disagreements(cache: InstanceCache) -> list[str]:
             problems.append(f"a waiter for {entry.function.key} was not woken")
     if ledger.total_size > policy.config.max_size:
         problems.append("idle instances exceed max_size")
+    reserved = sum(group.record.reserved_size for group in groups if not group.record.closed)
+    if reserved > policy.config.max_size:
+        problems.append(f"groups have {reserved} bytes reserved, more than max_size")
+    for group in groups:
+        record, budget = group.record, group.share.budget
+        size = sum(instance.size for instance in idle if instance.entry.group is record)
+        same(f"idle bytes of group {record.name!r}", record.idle_size, size)
+        if record.max_size is not None and size > record.max_size:
+            problems.append(f"idle instances of group {record.name!r} exceed its max_size")
+        parked = pool.runner.cpu_limits.parked(group.share)
+        waiting = budget.waiting if budget else 0  # some may be awake, and have not run yet
+        if parked > waiting:
+            problems.append(f"group {record.name!r}: {parked} of {waiting} wait for the CPU")
     waiters = list(itertools.chain(policy.room, *(entry.waiting for entry in entries)))
     records: list[object] = [group.record for group in groups]
     tokens = [what for what in policy.waits.waiting.values() if what in records]

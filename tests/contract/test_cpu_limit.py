@@ -8,11 +8,13 @@ from collections.abc import Iterator
 
 import pytest
 import trio
-from kits import FakeKit, Kit, ListLogger, add, add_asking
+from attrs import evolve
+from kits import COSTLY, PAGE, FakeKit, Kit, ListLogger, add, add_asking
+from staging import look, stage
 from trio.testing import wait_all_tasks_blocked
 
-from trio_wasmcache import CacheConfig, Function, InstanceCache
-from trio_wasmcache.testing import check_invariants
+from trio_wasmcache import CacheConfig, DeadlockError, Function, InstanceCache
+from trio_wasmcache.testing import cancel_everywhere, check_invariants
 
 # Each slice, host function and start takes a millisecond of the clock below.
 TICK = 0.001
@@ -196,6 +198,90 @@ async def test_a_wait_can_be_cancelled(fake: FakeKit, how: str, autojump_clock: 
             slow.cancel_scope.cancel()
         assert trio.current_time() == began + 0.5
         assert cache.stats().running_instances == 0
+        check_invariants(cache)
+
+
+@pytest.mark.parametrize("what", ["call", "start", "host", "batch"])
+async def test_cancelled_everywhere(fake: FakeKit, what: str, autojump_clock: None) -> None:
+    """Before a call, between its slices, while it starts, and beside others that wait, too."""
+    config = evolve(INLINE, max_size=0 if what == "start" else 100 * PAGE, yield_fuel=COSTLY // 3)
+    async with stage(fake, config) as at:
+        cache = at.cache
+        slow = await add(cache, "slow", fake.adding(1, slow_start=True), concurrency=3)
+        costly = await add(cache, "costly", fake.costly(), concurrency=3)
+
+        async def ask(value: int) -> int:
+            await costly.call(1)
+            return value
+
+        asks = await add_asking(cache, fake, ask)
+        used = tick(cache)
+        # Each step of a host function takes a tick, too.
+        cores = 10 * TICK if what == "host" else TICK
+        async with cache.scheduling_group("slow", capacity=3, cpu_limit=cores) as group:
+
+            async def use(value: int) -> None:
+                function = {"start": slow, "host": asks}.get(what, costly)
+                async with group.acquire(function.name) as lease:
+                    if what == "batch":
+                        await lease.map([[value, value]])
+                    else:
+                        await lease.call(value)
+
+            async def scenario() -> None:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(use, 1)
+                    if what in {"call", "start"}:
+                        nursery.start_soon(use, 2)
+
+            def check() -> None:
+                look(cache, fake)
+                budget = group._state.share.budget
+                assert budget is not None
+                assert budget.waiting == 0
+                assert cache._pool.runner.loop.taken == 0
+
+            count = await cancel_everywhere(scenario, check)
+            assert count >= 12
+            assert cache.stats().throttled_seconds["slow"] > count * 0.5
+            began = trio.current_time()
+            await use(3)
+            assert trio.current_time() - began < 60
+        assert used[0] > count * TICK
+
+
+async def test_a_wait_for_the_cpu_is_no_deadlock(fake: FakeKit, autojump_clock: None) -> None:
+    """It ends by itself; so others may wait for what it holds, and a real deadlock is found."""
+    config = evolve(INLINE, yield_fuel=COSTLY // 3)
+    async with fake.open(config) as cache, trio.open_nursery() as nursery:
+        costly = await add(cache, "costly", fake.costly())
+        f = await add(cache, "f", fake.adding(1))
+        tick(cache)
+        order = []
+
+        async def holds_f() -> None:
+            async with f.acquire() as lease:
+                await wait_all_tasks_blocked()
+                async with group.acquire(costly.name) as other:
+                    order.append("waited")
+                    await other.call(1)
+                await lease.call(1)
+
+        async with cache.scheduling_group("slow", capacity=5, cpu_limit=TICK) as group:
+            nursery.start_soon(holds_f)
+            async with group.acquire(costly.name) as lease:
+                began = trio.current_time()
+                await lease.call(1)  # waits for the CPU, and the other for this
+                order.append("called")
+                assert trio.current_time() - began > 2
+                assert cache.stats().waiting == 1
+                with pytest.raises(DeadlockError, match="this wait would never end"):
+                    async with cache.acquire(f.name):
+                        raise AssertionError("granted")
+                check_invariants(cache)
+            async with cache.acquire(f.name):  # once the other has gone through, too
+                pass
+            assert order == ["called", "waited"]
         check_invariants(cache)
 
 

@@ -6,8 +6,10 @@ a bug all the same.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from random import Random
 
 import trio
@@ -26,6 +28,8 @@ from trio_wasmcache import (
     UnknownFunctionError,
     current_lease,
 )
+from trio_wasmcache._core.policy import cpu_budget
+from trio_wasmcache._runtime import cpu_limits
 from trio_wasmcache.testing import snapshot
 
 TYPES = ("i64",)
@@ -37,6 +41,9 @@ ROUNDS = 5
 # Passes of the loop for each round, until somebody must be waiting for ever. They are some hundreds
 # in a small storm, but with threads the loop may spin many times until one of them gets the GIL.
 ENOUGH = 100_000
+# Limits of groups (cores), where a window is a millisecond and each slice takes a tenth of it.
+CORES = (None, None, 0.5, 1000.0)
+SHORT_WINDOW, SLICE = 0.001, 0.0001
 
 
 class Storm:
@@ -56,6 +63,7 @@ class Storm:
         self.leases = 0
         self.operations = 0
         """Leases asked for, calls, and disturbances."""
+        self.reserved: dict[SchedulingGroup | None, int] = {}
         self.disturbances = 8 * rounds  # left; with more, hardly any lease would be granted
 
     async def register(self) -> None:
@@ -136,6 +144,25 @@ class Storm:
             pass
         look(self.cache, self.kit)
 
+    def limit_group(self) -> None:
+        """Other limits for one of the groups, or for the cache's own."""
+        random, cache = self.random, self.cache
+        group = random.choice(self.groups)
+        most, cores = random.choice([None, None, 0, 4, 12]), random.choice(CORES)
+        others = sum(size for name, size in self.reserved.items() if name is not group)
+        reserved = min(random.choice([0, 0, 2, 4, 8]) * PAGE, cache.config.max_size - others)
+        if most is not None:
+            most *= PAGE
+            reserved = min(reserved, most)
+        try:
+            if group is None:
+                cache.resize(main_max_size=most, main_reserved_size=reserved, main_cpu_limit=cores)
+            else:
+                group.resize(max_size=most, reserved_size=reserved, cpu_limit=cores)
+        except trio.ClosedResourceError:
+            reserved = 0  # its tasks have ended, and others still work
+        self.reserved[group] = reserved
+
     async def disturb(self) -> None:
         """Until everybody has finished, do something unexpected now and then."""
         random, cache = self.random, self.cache
@@ -158,8 +185,11 @@ class Storm:
             elif chance < 0.055 and len(cache.functions()) > 5:
                 kept = {function.name for function in cache.functions()} & set(self.names)
                 cache.remove(random.choice(sorted(kept)))
+            elif chance < 0.06:
+                self.limit_group()
             elif chance < 0.07:
-                cache.resize(max_size=random.choice([0, 3, 10, 100]) * PAGE)
+                reserved = sum(self.reserved.values())
+                cache.resize(max_size=max(reserved, random.choice([0, 3, 10, 100]) * PAGE))
             if chance < 0.07:
                 self.operations += 1
                 look(cache, self.kit)
@@ -174,6 +204,22 @@ async def blow(kit: Kit, seed: int, rounds: int = ROUNDS) -> int:
     Whatever happens, the books agree, and everybody finishes.
     """
     random = Random(seed)
+    with short_windows():
+        return await _blow(kit, random, rounds)
+
+
+@contextmanager
+def short_windows() -> Iterator[None]:
+    """Let no call wait long for the CPU."""
+    before = cpu_budget.WINDOW, cpu_limits.APART
+    cpu_budget.WINDOW = cpu_limits.APART = SHORT_WINDOW
+    try:
+        yield
+    finally:
+        cpu_budget.WINDOW, cpu_limits.APART = before
+
+
+async def _blow(kit: Kit, random: Random, rounds: int) -> int:
     config = CacheConfig(
         yield_fuel=COSTLY // 3,
         offload_after=random.choice([None, None, 0]),
@@ -182,12 +228,14 @@ async def blow(kit: Kit, seed: int, rounds: int = ROUNDS) -> int:
         log_uses=random.random() < 0.5,
     )
     async with kit.open(config) as cache:
+        ticks = itertools.count()
+        cache._pool.runner.cpu_clock = lambda: next(ticks) * SLICE
         storm = Storm(cache, kit, random, rounds)
         await storm.register()
         capacities: Sequence[int] = random.choices([1, 2, 5], k=2)
         async with trio.open_nursery() as nursery:
             async with (
-                cache.scheduling_group("a", capacity=capacities[0]) as a,
+                cache.scheduling_group("a", capacity=capacities[0], cpu_limit=0.5) as a,
                 cache.scheduling_group("b", capacity=capacities[1]) as b,
             ):
                 storm.groups += [a, b]
@@ -204,5 +252,6 @@ async def blow(kit: Kit, seed: int, rounds: int = ROUNDS) -> int:
         stats = cache.stats()
         assert (stats.running_instances, stats.waiting) == (0, 0)
         assert snapshot(cache).group("main").tokens == 0
+        assert not cache._pool.runner.cpu_limits._lots, "somebody waits for the CPU"
         assert snapshot(cache).loop.taken == snapshot(cache).threads.taken == 0
     return storm.operations

@@ -78,7 +78,9 @@ class CpuLimits:
             if budget.left(now) <= 0:
                 share.end_burst()  # so that its next call lets others run, and waits
             elif budget.waiting and budget.used_part(PARTS):
-                self.pass_on(share)
+                # Not at once: this may be a step of an async host function, of which the task is in
+                # the lot already, but Trio does not know yet that it sleeps.
+                trio.lowlevel.current_trio_token().run_sync_soon(self.pass_on, share)
 
     @staticmethod
     def spent(share: Share) -> bool:
@@ -110,6 +112,11 @@ class CpuLimits:
                 del self._lots[budget]
             if not budget.closed:
                 self._tell(budget)
+
+    def parked(self, share: Share) -> int:
+        """Return the number of calls of a group that wait now."""
+        budget = share.budget
+        return len(self._lots[budget]) if budget is not None and budget in self._lots else 0
 
     def change(self, group: str, share: Share, limit: float | None) -> None:
         """Change the limit of a group (cores; None: none): calls look whether they may go on."""
