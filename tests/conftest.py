@@ -1,5 +1,6 @@
 """Fixtures for all tests: both engines, and a log to look at; and how hard Hypothesis tries.
 
+`--compiler baseline` has every module compiled by the baseline compiler that it can compile.
 `HYPOTHESIS_PROFILE` is "ci" (the default), which tries the same examples each time, so that a
 change is judged by what it changed; or "nightly": ten times as many, and others every night.
 """
@@ -12,9 +13,21 @@ import pytest
 from hypothesis import settings
 from kits import FakeKit, Kit, ListLogger, WasmtimeKit
 
+from trio_wasmcache._core import tiers
+
 settings.register_profile("ci", max_examples=100, deadline=None, derandomize=True)
 settings.register_profile("nightly", max_examples=1000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option by which the tests run on the other compiler."""
+    parser.addoption("--compiler", choices=tuple(tiers.FIRST), default="optimizing")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let "optimizing", the default of caches and engines, be what the option says."""
+    tiers.FIRST["optimizing"] = tiers.FIRST[config.getoption("compiler")]
 
 
 @pytest.fixture(params=[FakeKit, WasmtimeKit], ids=["fake", "wasmtime"])

@@ -244,7 +244,7 @@ async def open_real_cache(
     else:
         # Written at once, so that a test can look while the cache is open.
         config = config or CacheConfig()
-        engine = WasmtimeEngine(config.stack_size)
+        engine = WasmtimeEngine(config.stack_size, compiler=config.compiler)
         opening = open_with(config, engine, InlineLogWriter(logger))
     async with opening as cache:
         yield cache

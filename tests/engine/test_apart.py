@@ -10,6 +10,7 @@ from engine.support import quiet_cache, wat
 from hostile.bombs import module, nested
 
 from trio_wasmcache import InvalidModuleError, MiB
+from trio_wasmcache._core.tiers import OPTIMIZING
 from trio_wasmcache._engine.wasmtime.subprocess import SubprocessCompiler
 from trio_wasmcache.testing import check_invariants
 
@@ -83,7 +84,7 @@ def test_where_it_is_started_takes_no_part(tmp_path: Path, monkeypatch: pytest.M
     for name in ("json", "trio", "wasmtime"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit(3)")
     monkeypatch.chdir(tmp_path)
-    ((code, size),) = SubprocessCompiler(512 * 1024, 512 * MiB, 10).build([GOOD])
+    ((code, size),) = SubprocessCompiler(512 * 1024, 512 * MiB, 10).build(OPTIMIZING, [GOOD])
     assert size > 0
     assert code.startswith(b"\x7fELF")
 
@@ -95,4 +96,4 @@ def test_a_process_that_stands_still_is_ended(monkeypatch: pytest.MonkeyPatch) -
     )
     monkeypatch.setattr("trio_wasmcache._engine.wasmtime.subprocess.PATIENCE", 0.1)
     with pytest.raises(InvalidModuleError, match="compile_seconds"):
-        SubprocessCompiler(512 * 1024, 512 * MiB, 0.01).build([GOOD])
+        SubprocessCompiler(512 * 1024, 512 * MiB, 0.01).build(OPTIMIZING, [GOOD])

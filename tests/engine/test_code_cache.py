@@ -23,6 +23,7 @@ from engine.support import Quiet, exported, quiet_cache, run_python
 from trio_wasmcache import CacheConfig, CacheDirError, InvalidModuleError, WasmCacheError
 from trio_wasmcache._cache.open import open_cache
 from trio_wasmcache._core.config import KiB
+from trio_wasmcache._core.tiers import OPTIMIZING
 from trio_wasmcache._engine.wasmtime import native
 from trio_wasmcache._engine.wasmtime.code_cache import CodeCache, new_module
 from trio_wasmcache._engine.wasmtime.config import new_config
@@ -49,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def plain() -> Iterator[int]:
     """An engine without a cache."""
-    engine = native.wasm_engine_new_with_config(new_config(STACK))
+    engine = native.wasm_engine_new_with_config(new_config(STACK, OPTIMIZING))
     yield engine
     native.wasm_engine_delete(engine)
 
@@ -281,36 +282,36 @@ def stored(code: bytes) -> bytes:
 def test_damage_that_was_not_seen_before_is_not_believed(folder: Path, plain: int) -> None:
     """Where wasmtime chokes on a file, the module is compiled anew and the cache is emptied."""
     code_cache = CodeCache(folder, STACK)
-    module = code_cache.compile(plain, giving(1))
+    module = code_cache.compile(plain, OPTIMIZING, giving(1))
     out = native.ByteVec()
     native.module_serialize(module, byref(out))
     native.module_delete(module)
     code = native.take_bytes(out)
     (file,) = code_files(folder)
-    native.module_delete(code_cache.compile(plain, giving(2)))
+    native.module_delete(code_cache.compile(plain, OPTIMIZING, giving(2)))
     # Most damage goes unnoticed there, or is noticed early; some makes it fail.
     for at in range(0, len(code) - 600, 300):
         file.write_bytes(stored(code[:at] + b"\xff" * 600 + code[at + 600 :]))
         try:
-            native.module_delete(new_module(code_cache._engine, giving(1)))
+            native.module_delete(new_module(code_cache._engines[OPTIMIZING], giving(1)))
         except InvalidModuleError:
             break
     status = file.lstat()
     # As if it had been damaged after the look at it.
     code_cache._good[file] = (status.st_ino, status.st_mtime_ns, status.st_size)
-    native.module_delete(code_cache.compile(plain, giving(1)))
+    native.module_delete(code_cache.compile(plain, OPTIMIZING, giving(1)))
     assert code_files(folder) == []
-    native.module_delete(code_cache.compile(plain, giving(1)))
+    native.module_delete(code_cache.compile(plain, OPTIMIZING, giving(1)))
     assert code_files(folder) == [file]
 
 
 def test_what_is_no_module_leaves_the_cache_alone(folder: Path, plain: int) -> None:
     """An upload that does not compile says nothing about the cache."""
     code_cache = CodeCache(folder, STACK)
-    native.module_delete(code_cache.compile(plain, giving(1)))
+    native.module_delete(code_cache.compile(plain, OPTIMIZING, giving(1)))
     before = looks(folder)
     with pytest.raises(InvalidModuleError):
-        code_cache.compile(plain, giving(1)[:-3])
+        code_cache.compile(plain, OPTIMIZING, giving(1)[:-3])
     assert looks(folder) == before != {}
 
 

@@ -21,6 +21,7 @@ from engine.support import ROOT, exported, quiet_cache
 from engine.test_code_cache import STACK, code_files
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from trio_wasmcache._core.tiers import OPTIMIZING
 from trio_wasmcache._engine.wasmtime import code_cache, compile_locks, native
 from trio_wasmcache._engine.wasmtime.code_cache import CodeCache, new_module
 
@@ -170,18 +171,20 @@ def test_code_is_not_removed_before_it_can_be_recorded(
     monkeypatch.setattr(code_cache, "time", SimpleNamespace(sleep=lambda seconds: waits.set()))
     one, other = (CodeCache(tmp_path / "code", STACK) for _ in range(2))
     with one.locks.recording(), ThreadPoolExecutor() as executor:
-        native.module_delete(new_module(one._engine, WASM))
+        native.module_delete(new_module(one._engines[OPTIMIZING], WASM))
         (file,) = code_files(tmp_path / "code")
-        compiled = executor.submit(other.compile, 0, exported("(i64.const 2)", "(result i64)"))
+        compiled = executor.submit(
+            other.compile, 0, OPTIMIZING, exported("(i64.const 2)", "(result i64)")
+        )
         assert waits.wait(timeout=60)
         assert file.exists()
         one._note()
         native.module_delete(compiled.result())
     assert file.exists()
     with one.locks.recording():
-        native.module_delete(new_module(one._engine, exported("(nop)")))
+        native.module_delete(new_module(one._engines[OPTIMIZING], exported("(nop)")))
         monkeypatch.setattr(code_cache, "CHECKS", 2)
-        native.module_delete(other.compile(0, WASM))
+        native.module_delete(other.compile(0, OPTIMIZING, WASM))
     assert file in code_files(tmp_path / "code")
     assert len(code_files(tmp_path / "code")) == 2, "what was never recorded is gone"
 
@@ -197,8 +200,8 @@ from trio_wasmcache._engine.wasmtime.code_cache import CodeCache
 
 folder, seen, compile = Path(sys.argv[1]), set(), CodeCache.compile
 
-def compile_and_look(self, plain, wasm):
-    made = compile(self, plain, wasm)
+def compile_and_look(self, plain, tier, wasm):
+    made = compile(self, plain, tier, wasm)
     for file in code_files(folder):
         with contextlib.suppress(FileNotFoundError):
             seen.add((file.name, file.stat().st_mtime_ns))

@@ -487,11 +487,12 @@ async def test_drivers_take_exports_of_parts() -> None:
     """A batch may call what is no export of the user's module."""
     text = '(func (export "twice") (param i64) (result i64) (i64.shl (local.get 0) (i64.const 1)))'
     engine = WasmtimeEngine(STACK)
-    module = await engine.load(await compiled(engine, part("one", text), user("")), ())
+    artifact = await compiled(engine, part("one", text), user(""))
+    module = await engine.load(artifact, ())
     instance = module.instantiate(FUEL, SLICE)
     drive(instance)
     instance.started()
-    code = await engine.driver(Shape(("i64",), ("i64",)))
+    code = await engine.driver(Shape(("i64",), ("i64",)), artifact.tier)
     driver = code.attach(instance, {"function": FromPart("one", "twice")})
     assert driver is code.attach(instance, {"function": FromPart("one", "twice")})
     with pytest.raises(LookupError):

@@ -109,6 +109,8 @@ async def test_registered_removed_loaded(fake: FakeKit, log: ListLogger) -> None
     registered = {
         **common,
         "module_number": 1,
+        "compiler": "optimizing",
+        "stack_size_bytes": 512 * 1024,
         "artifact_bytes": len(wasm),
         "worst_size_bytes": f.worst_size,
         "address_space_bytes": 0,

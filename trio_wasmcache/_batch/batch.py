@@ -186,7 +186,7 @@ async def _map_numbers(
     if len(misfits) == rows:
         await _add_nulls(call, sinks, rows)
     else:
-        code = await call.unless_ended(call.engine.driver, shape)
+        code = await call.unless_ended(call.engine.driver, shape, call.bound.tier)
         assert code is not None
         exports = {"function": call.bound.definition.export}
         if binding.post is not None:
@@ -221,7 +221,7 @@ async def _map_values(
     scalars = sum(one.size(0, 1) for one in packed if _is_packed(one) and one.rows is None)
     code = None
     if scalars <= made.data_size:
-        code = await call.unless_ended(call.engine.driver, bulk.shape)
+        code = await call.unless_ended(call.engine.driver, bulk.shape, call.bound.tier)
     if code is None:
         return await map_rows(call, columns, rows, arrow, errors, misfits)
     sinks: list[Sink | BytesSink]

@@ -54,7 +54,8 @@ from .parts import Parts
 
 # Fields that `resize` can't change. `log_uses`, as a log that began without uses can't be replayed.
 FIXED = frozenset(
-    "stack_size compile_memory compile_seconds main_capacity main_shares cache_dir log_uses".split()
+    "stack_size compiler compile_memory compile_seconds main_capacity main_shares cache_dir "
+    "log_uses".split()
 )
 
 
@@ -492,6 +493,8 @@ class InstanceCache:
             module_digest=module.digest,
             module_number=module.number,
             code_bytes=code_size,
+            compiler=artifact.tier.value,
+            stack_size_bytes=module.record.stacks * config.stack_size,
             artifact_bytes=module.size,
             compile_seconds=seconds,
             concurrency=record.concurrency,

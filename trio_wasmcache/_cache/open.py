@@ -8,6 +8,7 @@ import trio
 
 from .._core.config import CacheConfig
 from .._core.text import shown
+from .._core.tiers import tiers_of
 from .._engine.base import Engine
 from .._ki import ki_safe_contextmanager
 from .._log import LogWriter, ThreadedLogWriter, check_label, check_logger
@@ -73,13 +74,14 @@ async def open_cache(
             config.cache_dir,
             config.stack_size,
             config.compile_seconds + COMPILE_SLACK,
+            tiers_of(config.compiler),
             limiter=trio.CapacityLimiter(1),
         )
     if config.compile_memory is not None:
         subprocess = SubprocessCompiler(
             config.stack_size, config.compile_memory, config.compile_seconds, config.cache_dir
         )
-    engine = WasmtimeEngine(config.stack_size, subprocess, code_cache)
+    engine = WasmtimeEngine(config.stack_size, subprocess, code_cache, config.compiler)
     del code_cache  # the engine owns it, and releases it when it is closed
     try:
         log = ThreadedLogWriter(logger, label)

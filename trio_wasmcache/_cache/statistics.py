@@ -18,7 +18,7 @@ from .._core.metrics.snapshot import (
 )
 from .._core.metrics.stats import CacheStats, EntryInfo, ResidentBytes
 from .._core.policy.cpu_budget import CpuBudget
-from .._core.policy.records import Instance, Stage
+from .._core.policy.records import Entry, Instance, Stage
 from .._engine.base import GuestInstance
 from .._pool.capacity import GroupState
 from .._pool.pool import Pool
@@ -89,7 +89,7 @@ class Statistics:
             max_address_space=policy.system.max_address_space(policy.config),
             mappings=ledger.mappings,
             max_mappings=policy.system.mappings,
-            idle_stacks_size=max(0, pool.engine.open_instances - ledger.running)
+            idle_stacks_size=max(0, pool.engine.open_stacks - ledger.running_stacks)
             * ledger.stack_size,
             artifact_size=sum(module.size for module in modules),
             log_lost=pool.log.lost - base.log_lost,
@@ -160,6 +160,7 @@ class Statistics:
                     waiting=len(entry.waiting) + rooms,
                     size=sum(instance.size for instance in entry.idle),
                     last_used=entry.last_used,
+                    tiers=_tiers(entry),
                 )
             )
         return tuple(infos)
@@ -280,3 +281,9 @@ def _describe_resident(instance: Instance, order: int | None) -> ResidentSnapsho
         last_used=instance.last_used if instance.rested else None,
         order=order,
     )
+
+
+def _tiers(entry: Entry) -> dict[str, int]:
+    definition = entry.function.definition
+    assert isinstance(definition, Definition)
+    return {definition.module.artifact.tier.value: entry.live} if entry.live else {}

@@ -13,6 +13,7 @@ from attrs import field, fields, frozen
 
 from .._public import public
 from .text import shown
+from .tiers import CompilerName
 
 PolicyName: TypeAlias = Literal["lru", "sieve", "gdsf", "cost"]
 """Name of an eviction policy; see `CacheConfig.policy`."""
@@ -269,6 +270,11 @@ class CacheConfig:
     max_wasm_size: int = field(default=4 * MiB, metadata=_whole(8))
     """Bytes of a module without its custom sections, or of its text, at most; `register` rejects
     larger ones. From 8. With custom sections, a module may have 8 times as many."""
+    compiler: CompilerName = field(default="optimizing", metadata=_one_of(*get_args(CompilerName)))
+    """Which of wasmtime's compilers compiles modules. ``"optimizing"``: Cranelift, whose code is
+    the fastest. ``"baseline"``: Winch, which takes a tenth of the time, and whose code takes up to
+    half as long again; modules that it can't compile go to the other one. Instances of its code
+    have stacks of 4 times `stack_size`, as they need more."""
     compile_memory: int | None = field(default=None, metadata=_whole_or_none(1 * MiB))
     """Bytes of memory that compiling a module may take, in a process of its own; from 1 MiB. None:
     modules are compiled in this process, without a limit."""

@@ -232,6 +232,12 @@ class Registered(OfFunction):
     equal."""
     code_bytes: int
     """Size of the module's machine code, once loaded (bytes)."""
+    compiler: str | None = None
+    """Compiler that made the code: ``"optimizing"`` or ``"baseline"``. None: a log from before this
+    field existed, when it was always the former."""
+    stack_size_bytes: int | None = None
+    """Size of the stack of a running instance of it (bytes). None: likewise, the `stack_size_bytes`
+    of `wasmcache.opened`."""
     artifact_bytes: int
     """Size of the compiled module at rest (bytes)."""
     compile_seconds: float

@@ -21,6 +21,7 @@ from attrs import define, field, frozen
 from .._core.config import SystemLimits
 from .._core.errors import FuelExhaustedError, LoadError
 from .._core.metrics.stats import ResidentBytes
+from .._core.tiers import OPTIMIZING, Tier
 from .._core.wasm.admission import Edits
 from .._core.wasm.custom import DebugSections
 from .._core.wasm.driver import Shape
@@ -106,6 +107,8 @@ class Artifact:
     """Parts that its instances consist of, if there are others than the module that was given."""
     codes: tuple[PartCode, ...] = ()
     """Code of each part of the graph, the given module's included."""
+    tier: Tier = OPTIMIZING
+    """Which compiler compiled all of it."""
 
     @property
     def size(self) -> int:
@@ -543,6 +546,10 @@ class Engine(Protocol):
         """Instances that are not closed."""
 
     @property
+    def open_stacks(self) -> int:
+        """Stacks of these, in the `stack_size` that the engine was made with."""
+
+    @property
     def scratch_size(self) -> int:
         """Bytes of the scratches that drivers keep, in all instances that are not closed."""
 
@@ -631,10 +638,14 @@ class Engine(Protocol):
             NotImplementedError: the system does not tell.
         """
 
-    async def driver(self, shape: Shape | MemoryShape) -> DriverCode | None:
+    async def driver(self, shape: Shape | MemoryShape, tier: Tier) -> DriverCode | None:
         """Return the driver of a shape, compiled off the event loop if it is not there yet.
 
         None: this engine has none for functions whose values cross through memory.
+
+        Args:
+            shape: of the driver.
+            tier: `Artifact.tier` of the instances that it is for.
 
         Raises:
             NoMemoryError: the system has no memory for it.

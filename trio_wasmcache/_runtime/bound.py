@@ -16,6 +16,7 @@ from .._core.policy.policy import Policy
 from .._core.policy.records import Entry, FunctionRecord, Instance, Need
 from .._core.portable import CallValues
 from .._core.tally import size_of
+from .._core.tiers import STACKS, Tier
 from .._core.wasm.admission import sharing
 from .._core.wasm.graph import FromPart
 from .._engine.base import (
@@ -116,6 +117,11 @@ class BoundFunction:
         return self.definition.binding
 
     @property
+    def tier(self) -> Tier:
+        """Which compiler compiled its code."""
+        return self.definition.module.artifact.tier
+
+    @property
     def counts_results(self) -> bool:
         """Whether the ABI counts everything it makes of a result, as those of this library do."""
         return getattr(self.binding, "counts_results", False)
@@ -171,7 +177,7 @@ class BoundFunction:
             # Not for the error of another guest, which a host function of this one called.
             if isinstance(error, StackOverflowError) and error.backtrace:
                 # Without one it is that of `Lease.invoke`, whose message says all.
-                limit = stack_limit(policy.config.stack_size)
+                limit = stack_limit(policy.config.stack_size, self.tier)
                 error.args = (f"{error.args[0]}; {limit}", *error.args[1:])
             self._say_refusal(error)
             if isinstance(error, TrapError) and (note := getattr(self.binding, "trap_note", "")):
@@ -257,10 +263,12 @@ def fuel_limit(total_fuel: int) -> str:
     return f"total_fuel is {total_fuel}: raise it, unless the guest is in an endless loop"
 
 
-def stack_limit(stack_size: int) -> str:
+def stack_limit(stack_size: int, tier: Tier) -> str:
     """Return the limit of the stack and the remedy, as the end of a message."""
+    times = STACKS[tier]
+    part = "half" if times == 1 else f"{times // 2} times as much, as its frames are larger"
     return (
-        f"stack_size is {stack_size}, of which it can use half: raise it, unless its recursion "
+        f"stack_size is {stack_size}, of which it can use {part}: raise it, unless its recursion "
         "never ends"
     )
 

@@ -10,6 +10,7 @@ from attrs import define, evolve, field
 
 from .._core.config import MiB
 from .._core.policy.records import Module
+from .._core.tiers import STACKS
 from .._core.wasm.custom import DebugSections
 from .._core.wasm.dwarf import LineTables
 from .._engine.base import Artifact, Engine, HostImport, LoadedModule, StartCall
@@ -65,7 +66,13 @@ class CachedModule:
         self.load_fuel = LOAD_FUEL
         if artifact.graph is not None:
             self.load_fuel += PART_FUEL * len(artifact.others) + LINK_FUEL * artifact.graph.links
-        self.record = Module(self.digest, artifact.code_size, artifact.module_mappings, code=self)
+        self.record = Module(
+            self.digest,
+            artifact.code_size,
+            artifact.module_mappings,
+            STACKS[artifact.tier],
+            code=self,
+        )
 
     @property
     def size(self) -> int:

@@ -29,6 +29,8 @@ class MFunction:
     """Addresses that an instance of it reserves."""
     mappings: int = 0
     """Mappings of an instance of it; its module has one."""
+    stacks: int = 1
+    """Stacks that an instance of it takes while it runs."""
     retired: bool = False
     successor: MFunction | None = None
 
@@ -245,7 +247,10 @@ class Model:
         return {it.module: it.key[0].code for it in self.instances}
 
     def used(self) -> int:
-        return sum(self.code().values()) + self.stack * len(self.busy())
+        return sum(self.code().values()) + self.stacks()
+
+    def stacks(self) -> int:
+        return sum(self.stack * it.key[0].stacks for it in self.busy())
 
     def claims(self, key: Key) -> list[MRequest]:
         found = [it for it in self.requests if it.claimed and it.key == key]
@@ -267,7 +272,7 @@ class Model:
         function = key[0]
         alone = function.space + function.code, function.mappings + 1
         return (
-            function.code + self.stack <= self.max_code
+            function.code + self.stack * function.stacks <= self.max_code
             and self.may_run(function.worst)
             and self.may_reserve(*alone)
         )
@@ -597,7 +602,7 @@ class Model:
 
     def make_room(self, function: MFunction, another: bool, seat: bool, out: Outcome) -> bool:
         loaded = function.module in self.code()
-        needed = self.stack + (0 if loaded else function.code)
+        needed = self.stack * function.stacks + (0 if loaded else function.code)
         free = sum(self.code()[it] for it in self.idle_modules() if it != function.module)
         if self.used() + needed - free > self.max_code or not self.may_run(
             self.running_size() + function.worst

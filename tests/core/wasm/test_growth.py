@@ -16,7 +16,7 @@ from trio_wasmcache import KiB, MiB
 from trio_wasmcache._core.wasm.admission import Edits, check_limits
 from trio_wasmcache._core.wasm.custom import bodies_offset
 from trio_wasmcache._core.wasm.editor import name_bytes, section
-from trio_wasmcache._core.wasm.growth import UNMOVED, code_offsets, note_refusals, notes_of
+from trio_wasmcache._core.wasm.growth import UNMOVED, code_offsets, edit_code, notes_of
 from trio_wasmcache._core.wasm.reader import GROWTH_LIMIT, ModuleInfo, read_module
 
 UDFS = Path(__file__).parents[2] / "udfs"
@@ -29,7 +29,7 @@ def noted(wasm: bytes, edits: Edits = LIMITS) -> tuple[bytes, ModuleInfo, Any]:
     """The module with notes named ``note 0`` and so on, and the map of its offsets."""
     info = read_module(wasm)
     names = {note.memory: f"note {note.memory}" for note in notes_of(info, edits)}
-    edited, moves = note_refusals(wasm, info, names, bodies_offset(wasm))
+    edited, moves = edit_code(wasm, info, names, bodies_offset(wasm))
     return edited, info, code_offsets(wasm, edited, len(info.functions), moves)
 
 

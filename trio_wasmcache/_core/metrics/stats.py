@@ -356,3 +356,6 @@ class EntryInfo:
     last_used: float | None
     """Time at which one of its instances was last recycled (`trio.current_time()`); None if none
     was."""
+    tiers: dict[str, int] = field(factory=dict)
+    """``{tier: number of instances and seats}``: how many run code of the ``"baseline"`` or of the
+    ``"optimizing"`` compiler."""

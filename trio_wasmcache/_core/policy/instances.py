@@ -490,7 +490,8 @@ class Instances:
                 f"{function.key} may touch {worst} bytes while it runs, but max_running_size is "
                 f"{self.running_limit}: raise it, or register under a smaller memory_limit"
             )
-        code_size, stack_size = function.module.code_size, self.ledger.stack_size
+        module = function.module
+        code_size, stack_size = module.code_size, module.stacks * self.ledger.stack_size
         if code_size + stack_size > self.config.max_code_size:
             raise CodeMemoryError(
                 f"{function.key} needs {code_size + stack_size} bytes ({code_size} of code, "
@@ -533,7 +534,7 @@ class Instances:
         ledger, limit, module = self.ledger, self.config.max_code_size, function.module
         if ledger.running_size + function.worst_size > self.running_limit:
             return False
-        needed = ledger.stack_size + (0 if module.users else module.code_size)
+        needed = module.stacks * ledger.stack_size + (0 if module.users else module.code_size)
         possible = ledger.evictable_code
         if module in ledger.evictable:
             possible -= module.code_size

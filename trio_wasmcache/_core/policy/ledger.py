@@ -6,8 +6,8 @@ last use. Each of these sums has its own limit:
 - `total_size`: idle instances, at their present size; `GroupRecord.idle_size` is the same for one
   group;
 - `running_size`: instances that are loading or running, at their largest possible size;
-- `code_size` + `stacks`: code of loaded modules, whatever uses them, and one stack for each
-  instance that is loading or running;
+- `code_size` + `stacks`: code of loaded modules, whatever uses them, and the stack of each
+  instance that is loading or running, which is larger where the baseline compiler compiled it;
 - `address_space` and `mappings`: addresses of the process and entries in the kernel's table of
   mappings, reserved by instances and loaded code. An idle instance reserves as much as a running
   one, so a hit does not change them.
@@ -45,8 +45,10 @@ class Ledger:
     loaded_modules: int = 0
     evictable: LRU[Module] = Factory(lambda: LRU[Module]())
     evictable_code: int = 0
-    most_running: int = field(init=False)
-    """Number of instances that may run beside the loaded code, computed ahead for the hit."""
+    running_stacks: int = 0
+    """Number of stacks of running instances; those of some modules take several."""
+    most_stacks: int = field(init=False)
+    """Number of stacks that fit beside the loaded code, computed ahead for the hit."""
 
     def __attrs_post_init__(self) -> None:
         self._reckon()
@@ -57,7 +59,7 @@ class Ledger:
         self._reckon()
 
     def _reckon(self) -> None:
-        self.most_running = (self.code_limit - self.code_size) // self.stack_size
+        self.most_stacks = (self.code_limit - self.code_size) // self.stack_size
 
     @property
     def idle(self) -> int:
@@ -66,13 +68,13 @@ class Ledger:
 
     @property
     def stacks(self) -> int:
-        """Bytes of stack: one stack for each instance that is loading or running."""
-        return self.running * self.stack_size
+        """Bytes of the stacks of all instances that are loading or running."""
+        return self.running_stacks * self.stack_size
 
     @property
     def used(self) -> int:
         """Bytes that count against `max_code_size`."""
-        return self.code_size + self.running * self.stack_size
+        return self.code_size + self.running_stacks * self.stack_size
 
     def enter(self, function: FunctionRecord) -> bool:
         """Count a new instance that begins to load; return whether to load its module too."""
@@ -135,6 +137,7 @@ class Ledger:
             self.evictable_code -= module.code_size
         module.running += 1
         self.running += 1
+        self.running_stacks += module.stacks
         self.running_size += function.worst_size
 
     def _stop(self, function: FunctionRecord) -> None:
@@ -142,6 +145,7 @@ class Ledger:
         module = function.module
         module.running -= 1
         self.running -= 1
+        self.running_stacks -= module.stacks
         self.running_size -= function.worst_size
         if module.running == 0:
             self.evictable.touch(module)

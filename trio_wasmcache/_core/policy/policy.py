@@ -104,12 +104,13 @@ class Policy:
             return None
         instance, claims, instances = idle[-1], entry.claims, self.instances
         ledger = instances.ledger
-        running = ledger.running + 1
+        module = function.module
+        stacks = ledger.running_stacks + module.stacks
         running_size = ledger.running_size + function.worst_size
         if (
             not instance.ready
             or len(claims) >= function.concurrency
-            or running > ledger.most_running
+            or stacks > ledger.most_stacks
             or running_size > instances.running_limit
         ):
             return None
@@ -127,14 +128,14 @@ class Policy:
         before.after, after.before = after, before
         instance.before = instance.after = None
         # The ledger.
-        module = function.module
         if module.running == 0:
             before, after = module.before, module.after
             before.after, after.before = after, before
             module.before = module.after = None
             ledger.evictable_code -= module.code_size
         module.running += 1
-        ledger.running = running
+        ledger.running += 1
+        ledger.running_stacks = stacks
         ledger.running_size = running_size
         ledger.total_size -= instance.size
         group.idle_size -= instance.size
@@ -202,6 +203,7 @@ class Policy:
             last.after = modules.before = module
             ledger.evictable_code += module.code_size
         ledger.running -= 1
+        ledger.running_stacks -= module.stacks
         ledger.running_size -= function.worst_size
         ledger.total_size = total
         group.idle_size = idle_size
@@ -263,7 +265,7 @@ class Policy:
             # The fast path of a hit.
             instances, ledger = self.instances, self.instances.ledger
             if (
-                ledger.code_size + ledger.stacks + ledger.stack_size <= self.config.max_code_size
+                ledger.running_stacks + entry.function.module.stacks <= ledger.most_stacks
                 and ledger.running_size + entry.function.worst_size <= instances.running_limit
             ):
                 claims[request] = None

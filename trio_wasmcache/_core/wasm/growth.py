@@ -10,6 +10,8 @@ exported global: the *note* of that memory. A growth that succeeds sets the note
 2. No index changes: functions, globals and types are added after the module's own.
 3. The call can be longer than the instruction that it replaces. `CodeOffsets` maps offsets back.
 4. Only the guest's own instructions are seen, not memory that the host adds.
+5. On the baseline tier, bulk instructions become calls in the same pass, and growth is charged in
+   its function: see `bulk`.
 """
 
 from __future__ import annotations
@@ -17,17 +19,18 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from attrs import field, frozen
 
 from ..config import WASM_PAGE
 from .admission import Edits
+from .bulk import BURN_TYPE, burn_body, charged_body, charged_type
 from .custom import bodies_offset, find_sections
 from .editor import extend_sections
 from .encoding import name_bytes, section, uleb
-from .types import PAGE_LIMIT, WIDE_PAGE_LIMIT, GlobalType, Growth, ModuleInfo
+from .types import PAGE_LIMIT, WIDE_PAGE_LIMIT, GlobalType, Growth, Instruction, ModuleInfo
 
 _CALL: Final = b"\x10"
 _TYPES, _FUNCTIONS, _GLOBALS, _EXPORTS, _CODE = 1, 3, 6, 7, 10
@@ -113,7 +116,7 @@ def code_offsets(
         wasm: The module as it was given.
         edited: The module as it is compiled.
         functions: Number of functions of `wasm`.
-        moves: What `note_refusals` returned, if it was called.
+        moves: What `edit_code` returned, if it was called.
         begin: Offset of `wasm` in what was given.
     """
     base = bodies_offset(edited)
@@ -125,22 +128,94 @@ def code_offsets(
     )
 
 
-def note_refusals(
-    wasm: bytes, info: ModuleInfo, names: Mapping[int, str], begin: int
+def edit_code(
+    wasm: bytes, info: ModuleInfo, names: Mapping[int, str], begin: int, *, charge: bool = False
 ) -> tuple[bytes, tuple[tuple[int, int], ...]]:
-    """Return the module that notes refused growth of some memories, and where its code moved.
+    """Return the module in which instructions became calls, and where its code moved.
 
     Args:
         wasm: The module; its types, functions, globals and bodies are those of `info`.
         info: The module as it was given.
-        names: {memory: export name of its note}.
+        names: {memory: export name of its note}, of the memories whose refused growth it notes.
         begin: Offset of the first function body in the module as it was given.
+        charge: Whether bulk instructions, and growth, are charged for their length, too.
 
     Returns:
         The module, and [(bytes from the first body on, bytes by which code from there on has become
         longer)].
     """
-    wrappers = {memory: len(info.functions) + number for number, memory in enumerate(names)}
+    bulks = (info.bulks or ()) if charge else ()
+    growths = [one for one in info.growths if charge or one.memory in names]
+    if not (bulks or growths):
+        return wasm, ()
+    added = _Added(len(info.types), len(info.functions))
+    burn = added.function(BURN_TYPE, burn_body()) if charge else None
+    notes = {memory: len(info.globals) + number for number, memory in enumerate(names)}
+    grow = {
+        memory: added.function(
+            _WIDE_TYPE if wide else _NARROW_TYPE,
+            _wrapper(memory, notes.get(memory), burn, wide=wide),
+        )
+        for memory, wide in _memories(info, growths, names)
+    }
+    calls: list[tuple[Instruction, int]] = [(one, grow[one.memory]) for one in growths]
+    if burn is not None:
+        codes = {
+            code: added.function(charged_type(code, info), charged_body(code, info, burn))
+            for code in dict.fromkeys(bulk.code for bulk in bulks)
+        }
+        calls += [(bulk, codes[bulk.code]) for bulk in bulks]
+        calls.sort(key=lambda call: call[0].at)
+    edited, moves = _replaced(wasm, calls, begin)
+    exports = [
+        name_bytes(name) + _GLOBAL_KIND + uleb(notes[memory]) for memory, name in names.items()
+    ]
+    items = {
+        _TYPES: added.types,
+        _FUNCTIONS: [uleb(number) for number in added.type_indexes],
+        _GLOBALS: [_NOTE] * len(names),
+        _EXPORTS: exports,
+        _CODE: added.bodies,
+    }
+    return extend_sections(edited, {id: some for id, some in items.items() if some}), moves
+
+
+class _Added:
+    """Functions that are added to a module, each with a type of its own."""
+
+    def __init__(self, types: int, functions: int) -> None:
+        self._first_type, self._first = types, functions
+        self.types: list[bytes] = []
+        self.type_indexes: list[int] = []
+        self.bodies: list[bytes] = []
+
+    def function(self, kind: bytes, body: bytes) -> int:
+        """Add a function; return its index."""
+        if kind not in self.types:
+            self.types.append(kind)
+        self.type_indexes.append(self._first_type + self.types.index(kind))
+        self.bodies.append(body)
+        return self._first + len(self.bodies) - 1
+
+
+def _memories(
+    info: ModuleInfo, growths: Iterable[Growth], names: Iterable[int]
+) -> list[tuple[int, bool]]:
+    """Return (index, whether addresses have 64 bits) of each memory that grows."""
+    memories = sorted({*(one.memory for one in growths), *names})
+    return [(memory, info.memories[memory].wide) for memory in memories]
+
+
+def _replaced(
+    wasm: bytes, calls: Sequence[tuple[Instruction, int]], begin: int
+) -> tuple[bytes, tuple[tuple[int, int], ...]]:
+    """Return the module with calls in the place of instructions, and where its code moved.
+
+    Args:
+        wasm: The module.
+        calls: Each instruction and the index of the function to call instead, in order.
+        begin: Offset of the first function body in the module as it was given.
+    """
     code, content, code_end = next(
         (code, content, end) for id, code, content, end in find_sections(wasm) if id == _CODE
     )
@@ -148,50 +223,44 @@ def note_refusals(
     pieces: list[bytes] = [wasm[content:first]]
     moves: list[tuple[int, int]] = []
     longer = 0
-    noted = (growth for growth in info.growths if growth.memory in names)
-    for _, group in itertools.groupby(noted, lambda growth: growth.size):
-        for begin_given, end_given, new in _replacements(list(group), wrappers):
+    for _, group in itertools.groupby(calls, lambda call: call[0].size):
+        for begin_given, end_given, new in _replacements(list(group)):
             old, end = begin_given - begin + first, end_given - begin + first
             pieces += [wasm[at:old], new]
             at = end
             longer += len(new) - (end - old)
             moves.append((end - first + longer, longer))
     made = section(_CODE, b"".join([*pieces, wasm[at:code_end]]))
-    edited = wasm[:code] + made + wasm[code_end:]
-    exports = [
-        name_bytes(name) + _GLOBAL_KIND + uleb(len(info.globals) + number)
-        for number, name in enumerate(names.values())
-    ]
-    added = {
-        _TYPES: [_WIDE_TYPE if info.memories[memory].wide else _NARROW_TYPE for memory in names],
-        _FUNCTIONS: [uleb(len(info.types) + number) for number in range(len(names))],
-        _GLOBALS: [_NOTE] * len(names),
-        _EXPORTS: exports,
-        _CODE: [
-            _wrapper(memory, len(info.globals) + number, wide=info.memories[memory].wide)
-            for number, memory in enumerate(names)
-        ],
-    }
-    return extend_sections(edited, added), tuple(moves)
+    return wasm[:code] + made + wasm[code_end:], tuple(moves)
 
 
-def _replacements(
-    growths: list[Growth], wrappers: Mapping[int, int]
-) -> list[tuple[int, int, bytes]]:
-    """Return [(begin, end, what replaces it)] for the size of a body and for each growth in it."""
-    calls = [(one.at, one.end, _CALL + uleb(wrappers[one.memory])) for one in growths]
-    longer = sum(len(call) - (end - at) for at, end, call in calls)
-    body = growths[0]
-    return [(body.size, body.body, uleb(body.body_end - body.body + longer)), *calls]
+def _replacements(calls: list[tuple[Instruction, int]]) -> list[tuple[int, int, bytes]]:
+    """Return [(begin, end, what replaces it)] for the size of a body and for each call in it."""
+    made = [(one.at, one.end, _CALL + uleb(function)) for one, function in calls]
+    longer = sum(len(call) - (end - at) for at, end, call in made)
+    body = calls[0][0]
+    return [(body.size, body.body, uleb(body.body_end - body.body + longer)), *made]
 
 
-def _wrapper(memory: int, note: int, *, wide: bool) -> bytes:
-    """Return the body, with its size, of a function that grows a memory and sets its note."""
-    # One local, for the result; then: (local.tee 1 (memory.grow (local.get 0)))
+def _wrapper(memory: int, note: int | None, burn: int | None, *, wide: bool) -> bytes:
+    """Return the body, with its size, of a function that grows a memory.
+
+    Args:
+        memory: Index of the memory.
+        note: Index of its note; None: it has none.
+        burn: Index of the function that burns fuel for each page that was added; None: none does.
+        wide: Whether addresses have 64 bits.
+    """
+    # One local, for the result; then: (local.set 1 (memory.grow (local.get 0)))
     body = b"\x01\x01" + (b"\x7e" if wide else b"\x7f")
-    body += b"\x20\x00\x40" + uleb(memory) + b"\x22\x01"
-    # (global.set note (select (local.get 0) (i64.const 0) (eq (local.get 1) (const -1))))
-    body += b"\x20\x00" if wide else b"\x20\x00\xad"
-    body += b"\x42\x00\x20\x01" + (b"\x42\x7f\x51" if wide else b"\x41\x7f\x46")
-    body += b"\x1b\x24" + uleb(note) + b"\x0b"
+    body += b"\x20\x00\x40" + uleb(memory) + b"\x21\x01"
+    pages = b"\x20\x00" if wide else b"\x20\x00\xad"
+    refused = b"\x20\x01" + (b"\x42\x7f\x51" if wide else b"\x41\x7f\x46")
+    if burn is not None:
+        # (call burn (select (i64.const 0) (pages) (refused)))
+        body += b"\x42\x00" + pages + refused + b"\x1b\x10" + uleb(burn)
+    if note is not None:
+        # (global.set note (select (pages) (i64.const 0) (refused)))
+        body += pages + b"\x42\x00" + refused + b"\x1b\x24" + uleb(note)
+    body += b"\x20\x01\x0b"
     return uleb(len(body)) + body

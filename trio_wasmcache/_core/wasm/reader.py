@@ -25,6 +25,7 @@ from .custom import custom_size, find_custom_sections
 from .formats import foreign
 from .stack import FUNCTION_LIMIT as FUNCTION_WEIGHT, MODULE_LIMIT as MODULE_WEIGHT, Weigher
 from .types import (
+    BULK_LIMIT as BULK_LIMIT,
     ELEMENT_LIMIT as ELEMENT_LIMIT,
     GROWTH_LIMIT as GROWTH_LIMIT,
     HEADER as HEADER,
@@ -42,6 +43,7 @@ from .types import (
     VALUE_TYPES as VALUE_TYPES,
     WIDE_ELEMENT_LIMIT as WIDE_ELEMENT_LIMIT,
     WIDE_PAGE_LIMIT as WIDE_PAGE_LIMIT,
+    Bulk as Bulk,
     ExcessiveModuleError as ExcessiveModuleError,
     Export as Export,
     ExternType as ExternType,
@@ -313,6 +315,7 @@ class _Reader:
         self.weigher: Weigher | None = None
         self.weight = 0
         self.growths: list[Growth] = []
+        self.bulks: list[Bulk] | None = []
         self.knows_growths = weigh
         custom = custom_size(find_custom_sections(wasm))
         self.cursor = Cursor(wasm, 0, len(wasm), breathe=breathe, custom=custom)
@@ -423,6 +426,7 @@ class _Reader:
             sections=tuple(self.sections),
             producers=self.producers,
             growths=tuple(self.growths),
+            bulks=None if self.bulks is None else tuple(self.bulks),
         )
 
     def holds_references(self) -> bool:
@@ -533,6 +537,7 @@ class _Reader:
                 cursor.value_type()
         if self.weigh:
             growths = self.weigh_body(size)
+            self.note_bulks(place, begin)
             if growths or not self.knows_growths:
                 self.note_growths(place, begin, growths)
         cursor.at, cursor.end = cursor.end, end
@@ -546,6 +551,16 @@ class _Reader:
         )
         if not self.knows_growths:
             self.growths = []
+
+    def note_bulks(self, size: int, body: int) -> None:
+        """Note where a body has bulk instructions; or forget all, if not all are known."""
+        weigher, cursor = self.weigher, self.cursor
+        assert weigher is not None
+        if self.bulks is None or not (weigher.understood and weigher.knows_bulks):
+            self.bulks = None
+            return
+        for at, end in weigher.bulks:
+            self.bulks.append(Bulk(size, body, cursor.end, at, end, cursor.data[at:end]))
 
     def weigh_body(self, size: int) -> list[tuple[int, int, int]]:
         """Refuse a body that keeps too much on the stack; see `stack`.

@@ -17,7 +17,8 @@ and 13 s and 5.6 GB for 4.5 KB of loops.
 4. A call is compiled with all catches of the `try_table`s around it, which takes a microsecond for
    each pair of them: 10 s for 1000 calls, 100 catches and 3 KB. So it weighs the square of their
    number. Only inside of `try_table`s, blocks and ends are looked at one by one.
-5. `memory.grow` is noted on the way, as it may become a call: see `growth`.
+5. `memory.grow` and bulk instructions are noted on the way, as they may become calls: see
+   `growth` and `bulk`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from .types import FuncType
+from .types import BULK_LIMIT, FuncType
 
 BLOCK_WEIGHT: Final = 20
 """Weight of a value that passes through a block; one that is kept across a call weighs 1."""
@@ -49,10 +50,11 @@ _PLAIN: Final = (
     rb"\x44.{8}",
     rb"\x13LL",
     rb"\x1c\x01[\x40-\x7f]",
-    rb"\xfc(?:[\x00-\x07\x13-\x16]|[\x09\x0b\x0d\x0f-\x11]L|[\x08\x0a\x0c\x0e]LL)",
+    rb"\xfc(?:[\x00-\x07\x13-\x16]|[\x09\x0d\x0f\x10]L)",
     rb"\xfd(?:[\x00-\x0b\x5c\x5d]M|[\x0c\x0d].{16}|[\x15-\x22].|[\x54-\x5b]M.)",
     rb"\xfd(?:[\x0e-\x14\x23-\x53\x5e-\x7f]|[\x80-\xff]{1,4}[\x01-\x7f])",
 )
+_BULK: Final = rb"\xfc(?:[\x0b\x11]L|[\x08\x0a\x0c\x0e]LL)"
 # Blocks without a type, and ends; throws.
 _BLOCKS: Final = (rb"[\x02-\x04][\x40-\x7f]", rb"\x0b", rb"\x08L", rb"\x0a")
 _CALLS: Final = (rb"\x10L", rb"\x11LL")
@@ -67,13 +69,24 @@ def _run(parts: Sequence[bytes]) -> re.Pattern[bytes]:
 
 _ANY_CALL, _NO_CALL = _run((*_PLAIN, *_BLOCKS, *_CALLS)), _run((*_PLAIN, *_BLOCKS))
 _INSIDE = _run(_PLAIN)
+# {pattern: the same with bulk instructions}, for when no more of them are noted.
+_WITH_BULK: Final = {
+    _ANY_CALL: _run((*_PLAIN, *_BLOCKS, *_CALLS, _BULK)),
+    _NO_CALL: _run((*_PLAIN, *_BLOCKS, _BULK)),
+    _INSIDE: _run((*_PLAIN, _BULK)),
+}
 _BLOCK, _LOOP, _IF, _THROW, _THROW_REF, _END, _JUMPS = 0x02, 0x03, 0x04, 0x08, 0x0A, 0x0B, 0x0E
-_CALL, _CALL_INDIRECT, _TRY_TABLE, _GROW = 0x10, 0x11, 0x1F, 0x40
+_CALL, _CALL_INDIRECT, _TRY_TABLE, _GROW, _MISC = 0x10, 0x11, 0x1F, 0x40, 0xFC
+# {second number of a bulk instruction: number of its operands}: memory.init, memory.copy,
+# memory.fill, table.init, table.copy, table.fill.
+_BULK_OPERANDS: Final = {8: 2, 10: 2, 11: 1, 12: 2, 14: 2, 17: 1}
 # Legacy exceptions (try, catch, rethrow, delegate, catch_all), and the prefix of threads.
 REFUSED: Final = frozenset((0x06, 0x07, 0x09, 0x18, 0x19, 0xFE))
 """Opcodes that wasmtime refuses, as their feature is switched off, before it compiles the rest."""
 # Of which a run contains none or only some.
-_SINGLE: Final = frozenset((_BLOCK, _LOOP, _IF, _JUMPS, _CALL, _CALL_INDIRECT, _TRY_TABLE, _GROW))
+_SINGLE: Final = frozenset(
+    (_BLOCK, _LOOP, _IF, _JUMPS, _CALL, _CALL_INDIRECT, _TRY_TABLE, _GROW, _MISC)
+)
 _SINGLE_INSIDE: Final = _SINGLE | {_THROW, _THROW_REF, _END}
 _OPENING: Final = (_BLOCK, _LOOP, _IF, _TRY_TABLE)
 _NUMBER: Final = re.compile(_LEB)
@@ -100,8 +113,14 @@ class Weigher:
         }
         several = self._calls or self._indirect
         self._run = _NO_CALL if several else _ANY_CALL
+        self._inside = _INSIDE
+        self._bulks_left = BULK_LIMIT
         self.growths: list[tuple[int, int, int]] = []
         """[(offset, offset of its end, memory)] of each `memory.grow` in the last body."""
+        self.bulks: list[tuple[int, int]] = []
+        """[(offset, offset of its end)] of each bulk instruction in the last body."""
+        self.knows_bulks = True
+        """Whether `bulks` has been complete so far, if all instructions are known."""
         self.understood = True
         """Whether all instructions so far are known, so that `growths` were complete."""
         widest = max(map(_width, types), default=0)
@@ -120,11 +139,12 @@ class Weigher:
         """
         weight = 0
         self.growths = []
+        self.bulks = []
         opened: list[int] = []  # the catches of each block, from the outermost `try_table` on
         catches = 0  # of all of these
         while weight <= limit:
             step()
-            found = (_INSIDE if opened else self._run).match(data, at, end)
+            found = (self._inside if opened else self._run).match(data, at, end)
             assert found is not None
             begin, at = at, found.end()
             if at >= end:
@@ -136,7 +156,16 @@ class Weigher:
                     return weight if opcode in REFUSED else weight + (end - at) * self._worst
                 continue  # the run had the maximal length
             at += 1
-            if opcode == _JUMPS:
+            if opcode == _MISC:
+                started = at - 1
+                number, at = _leb(data, at, end)
+                if number not in _BULK_OPERANDS and started > begin:
+                    at = started
+                    continue  # likewise
+                at = _skip(data, at, end, _BULK_OPERANDS.get(number, 0))
+                if at > 0 and self.knows_bulks:
+                    self._note_bulk(started, at)
+            elif opcode == _JUMPS:
                 number, at = _leb(data, at, end)
                 at = _skip(data, at, end, number + 1)
             elif opcode in _OPENING:
@@ -173,6 +202,14 @@ class Weigher:
                 self.understood = False
                 return weight + (end - begin) * self._worst
         return weight
+
+    def _note_bulk(self, at: int, end: int) -> None:
+        """Note a bulk instruction, or that there are too many."""
+        self.bulks.append((at, end))
+        self._bulks_left -= 1
+        if self._bulks_left < 0:
+            self.knows_bulks = False
+            self._run, self._inside = _WITH_BULK[self._run], _WITH_BULK[self._inside]
 
 
 def _skip_catches(data: bytes, at: int, end: int, step: Callable[[], object]) -> tuple[int, int]:

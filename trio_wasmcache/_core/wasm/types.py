@@ -46,6 +46,8 @@ ITEM_NAMES: Final = {
 SECTION_LIMIT: Final = 10_000  # sections, including custom ones
 GROWTH_LIMIT: Final = 1000
 """Number of `memory.grow` instructions whose positions are kept; toolchains emit a few."""
+BULK_LIMIT: Final = 10_000
+"""Number of bulk instructions whose positions are kept; each takes a microsecond or two."""
 # Section ids in their required order; 0, custom, may stand anywhere.
 _ORDER: Final = (1, 2, 3, 4, 5, 13, 6, 7, 8, 9, 12, 10, 11)
 SECTION_RANKS: Final = {section: rank for rank, section in enumerate(_ORDER)}
@@ -191,8 +193,8 @@ class Section:
 
 
 @attrs.frozen
-class Growth:
-    """The position of a `memory.grow`, and of the function body that has it (offsets)."""
+class Instruction:
+    """The position of an instruction, and of the function body that has it (offsets)."""
 
     size: int
     """Offset of the size of the body, which is before it."""
@@ -200,8 +202,22 @@ class Growth:
     body_end: int
     at: int
     end: int
+
+
+@attrs.frozen
+class Growth(Instruction):
+    """A `memory.grow`."""
+
     memory: int
     """Index of the memory that is to grow."""
+
+
+@attrs.frozen
+class Bulk(Instruction):
+    """A bulk instruction: `memory.init`, `copy` or `fill`, or one of the same names of tables."""
+
+    code: bytes
+    """The instruction itself, with its operands."""
 
 
 @attrs.frozen(kw_only=True)
@@ -249,6 +265,9 @@ class ModuleInfo:
     growths: tuple[Growth, ...] = ()
     """Each `memory.grow`, in order; none if there are more than `GROWTH_LIMIT`, if an instruction
     is unknown, or if instructions were not weighed."""
+    bulks: tuple[Bulk, ...] | None = ()
+    """Each bulk instruction, in order; None if there are more than `BULK_LIMIT`, or if an
+    instruction is unknown. Empty, too, if instructions were not weighed."""
     # {name: export}; a dict has no hash, so it stays out of comparisons.
     _by_name: dict[str, Export] = attrs.field(init=False, eq=False, repr=False, factory=dict)
 

@@ -17,6 +17,7 @@ from ..._core.errors import InvalidModuleError, LoadError
 from ..._core.keys import normalise_types
 from ..._core.metrics.stats import ResidentBytes
 from ..._core.text import shown
+from ..._core.tiers import Tier
 from ..._core.wasm.admission import Edits
 from ..._core.wasm.custom import keep_debug_sections
 from ..._core.wasm.driver import Shape
@@ -456,7 +457,7 @@ class FakeEngine(Steps):
             stacks=0,
         )
 
-    async def driver(self, shape: Shape | MemoryShape) -> FakeDriverCode | None:
+    async def driver(self, shape: Shape | MemoryShape, tier: Tier) -> FakeDriverCode | None:
         """Compile the driver of a batch, for the cache; see `Engine.driver`."""
         await trio.lowlevel.checkpoint()
         if isinstance(shape, MemoryShape):

@@ -33,12 +33,13 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from ctypes import byref, c_void_p
 from pathlib import Path
 from typing import final
 
 from ..._core.errors import CacheDirError, InvalidModuleError
+from ..._core.tiers import OPTIMIZING, Tier
 from ..base import NoMemoryError
 from . import native
 from .compile_locks import CompileLocks
@@ -95,8 +96,14 @@ class CodeCache:
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], stack_size: int, patience: float = 0.0
+        self,
+        folder: str | os.PathLike[str],
+        stack_size: int,
+        patience: float = 0.0,
+        tiers: Sequence[Tier] = (OPTIMIZING,),
     ) -> None:
+        configs: dict[Tier, int] = {}
+        problem = None
         try:
             self._root = root = private_folder(folder)
             self._code = private_folder(root / "wasmtime")
@@ -104,30 +111,35 @@ class CodeCache:
             self.locks = CompileLocks(private_folder(root / "locks"), patience)
             self.states = StateCache(private_folder(root / "states"))
             with _settings(root, self._code) as path:
-                config = new_config(stack_size)
-                problem = native.config_cache_config_load(config, path)
+                for tier in tiers:
+                    configs[tier] = new_config(stack_size, tier)
+                    problem = problem or native.config_cache_config_load(configs[tier], path)
         except (OSError, ValueError) as error:  # a name with a zero byte is a `ValueError`
             raise CacheDirError(f"cache_dir {shown_path(folder)} can't be used: {error}") from error
         if problem:
-            native.wasm_config_delete(config)
+            for config in configs.values():
+                native.wasm_config_delete(config)
             raise CacheDirError(
                 f"cache_dir {shown_path(folder)} can't be used: {take_error(problem)}"
             )
-        self._engine = native.wasm_engine_new_with_config(config)
-        # At the end of the process its thread goes by itself.
-        weakref.finalize(self, native.wasm_engine_delete, self._engine).atexit = False
+        self._engines: dict[Tier, int] = {}
+        for tier, config in configs.items():
+            self._engines[tier] = native.wasm_engine_new_with_config(config)
+            # At the end of the process its thread goes by itself.
+            weakref.finalize(self, native.wasm_engine_delete, self._engines[tier]).atexit = False
         self._lock = threading.Lock()
         # {file of code: what a change of it would change}, of files that are as they should be.
         self._good: dict[Path, tuple[int, int, int]] = {}
         with contextlib.suppress(OSError):
             self._forget_digests()
 
-    def compile(self, plain: int, wasm: bytes) -> int:
+    def compile(self, plain: int, tier: Tier, wasm: bytes) -> int:
         """Compile a module, or take it out of the cache if it is there; see `new_module`.
 
         Args:
-            wasm: the module, binary.
             plain: an engine without a cache, for when this one can't be trusted.
+            tier: of that engine. wasmtime keeps the code of tiers apart.
+            wasm: the module, binary.
         """
         try:
             self._check()
@@ -135,7 +147,7 @@ class CodeCache:
             return new_module(plain, wasm)
         with self.locks.recording():
             try:
-                module = new_module(self._engine, wasm)
+                module = new_module(self._engines[tier], wasm)
             except InvalidModuleError:
                 module = new_module(plain, wasm)  # raises again, if it is the module's own fault
                 with contextlib.suppress(OSError):

@@ -6,14 +6,16 @@ An artifact is serialized code, which uses no memory of the engine until it is l
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from ctypes import byref, c_void_p
 from typing import TypeAlias
 
 from attrs import evolve
 
 from ..._core.errors import InvalidModuleError
+from ..._core.tiers import BASELINE, STACKS, CompilerName, Tier, tiers_for
 from ..._core.wasm.admission import Edits, table_elements
+from ..._core.wasm.bulk import can_charge
 from ..._core.wasm.custom import (
     bodies_offset,
     keep_debug_sections,
@@ -22,7 +24,7 @@ from ..._core.wasm.custom import (
 )
 from ..._core.wasm.editor import add_exports, clamp_maxima, defer_start, define_imports
 from ..._core.wasm.graph import Graph, Part
-from ..._core.wasm.growth import CodeOffsets, code_offsets, note_refusals
+from ..._core.wasm.growth import CodeOffsets, code_offsets, edit_code
 from ..._core.wasm.preparation import add_probes, prepared_info, write_state
 from ..._core.wasm.reader import MalformedModuleError, ModuleInfo, read_module
 from ..._gil import Breath
@@ -42,11 +44,15 @@ from .plan import (
 from .reservations import IMAGE_MAPPINGS, instance_reservation
 from .residency import Range
 
-Make: TypeAlias = Callable[[Sequence[bytes]], "list[tuple[bytes, int]]"]
-"""Compiles modules: the code at rest of each, and its bytes once it is loaded; see `build`."""
+Make: TypeAlias = Callable[[Tier, Sequence[bytes]], "list[tuple[bytes, int]]"]
+"""Compiles modules in a tier: the code at rest of each, and its bytes once loaded; see `build`."""
 
 # Seconds between two breaths of a thread that reads a module.
 BREATH_EVERY = 0.0005
+
+
+class CompileLimitError(InvalidModuleError):
+    """Compiling a module takes more time or memory than it may; another tier is not tried."""
 
 
 def compile_module(
@@ -55,6 +61,7 @@ def compile_module(
     admit: Callable[[ModuleInfo], Edits | Graph],
     stack_size: int,
     make_constant: Make,
+    compiler: CompilerName,
 ) -> Artifact:
     """Read, check, edit and compile a module; see `Engine.compile`. Blocks: for threads.
 
@@ -62,8 +69,9 @@ def compile_module(
         make: compiles; see `build`.
         wasm: the module, binary.
         admit: looks at what the sections say, and says what to change.
-        stack_size: bytes of the stacks that its instances get.
+        stack_size: `CacheConfig.stack_size`.
         make_constant: compiles the parts of graphs that are the same for many modules.
+        compiler: `CacheConfig.compiler`.
     """
     breathe = Breath(BREATH_EVERY)
     try:
@@ -72,26 +80,44 @@ def compile_module(
         raise InvalidModuleError(str(error)) from None
     _check_names(info)
     admitted = admit(info)
-    if isinstance(admitted, Graph):
-        artifact = _compile_graph(make, make_constant, admitted, stack_size, breathe)
-    else:
-        artifact = _compile_alone(make, wasm, info, admitted, stack_size, breathe)
+    infos = [part.info for part in admitted.parts] if isinstance(admitted, Graph) else [info]
+    simple = can_charge(infos) and not any(one.collected for one in infos)
+    *earlier, last = tiers_for(compiler, simple=simple)
+
+    def compile_in(tier: Tier) -> Artifact:
+        if isinstance(admitted, Graph):
+            return _compile_graph(make, make_constant, tier, admitted, stack_size, breathe)
+        return _compile_alone(make, tier, wasm, info, admitted, stack_size, breathe)
+
+    artifact = None
+    for tier in earlier:
+        try:
+            artifact = compile_in(tier)
+        except CompileLimitError:
+            raise
+        except InvalidModuleError:
+            continue  # it may have what only the next one knows; else that says what is wrong
+        break
+    artifact = artifact or compile_in(last)
     return evolve(artifact, debug=keep_debug_sections(wasm, breathe))
 
 
 def _compile_alone(
     make: Make,
+    tier: Tier,
     wasm: bytes,
     info: ModuleInfo,
     edits: Edits,
     stack_size: int,
     breathe: Callable[[], object],
 ) -> Artifact:
-    edited, moves, info = _edit(wasm, info, edits, breathe)
+    edited, moves, info = _edit(wasm, info, edits, breathe, charge=tier is BASELINE)
     if starts_later(info, edits):
         edited = defer_start(edited, read_module(edited, breathe, weigh=False), START)
-    ((data, code_size),) = make([edited])
-    space, mappings = instance_reservation((info,), table_elements(info, edits), stack_size)
+    ((data, code_size),) = make(tier, [edited])
+    space, mappings = instance_reservation(
+        (info,), table_elements(info, edits), stack_size * STACKS[tier]
+    )
     return Artifact(
         data,
         code_size,
@@ -101,12 +127,14 @@ def _compile_alone(
         mappings=mappings,
         module_mappings=IMAGE_MAPPINGS,
         offsets=code_offsets(wasm, edited, len(info.functions), moves),
+        tier=tier,
     )
 
 
 def _compile_graph(
     make: Make,
     make_constant: Make,
+    tier: Tier,
     graph: Graph,
     stack_size: int,
     breathe: Callable[[], object],
@@ -117,7 +145,10 @@ def _compile_graph(
     for number, part in enumerate(graph.parts):
         _check_names(part.info)
         noted = part.offset is not None
-        wasm, moves, info = _edit(part.wasm, part.info, part.edits, breathe, noted=noted)
+        charge = tier is BASELINE
+        wasm, moves, info = _edit(
+            part.wasm, part.info, part.edits, breathe, noted=noted, charge=charge
+        )
         if info is not part.info:
             part = evolve(part, info=info)
         parts.append(part)
@@ -129,10 +160,9 @@ def _compile_graph(
         functions, begin = len(part.info.functions), part.offset or 0
         offsets.append(code_offsets(part.wasm, wasm, functions, moves, begin))
     graph = evolve(graph, parts=tuple(parts))
-    made = iter(make([w for w, one in zip(edited, graph.parts, strict=True) if not one.constant]))
-    constant = iter(
-        make_constant([w for w, one in zip(edited, graph.parts, strict=True) if one.constant])
-    )
+    pairs = list(zip(edited, graph.parts, strict=True))
+    made = iter(make(tier, [wasm for wasm, part in pairs if not part.constant]))
+    constant = iter(make_constant(tier, [wasm for wasm, part in pairs if part.constant]))
     codes, code_size = [], 0
     for part, moved in zip(graph.parts, offsets, strict=True):
         data, size = next(constant if part.constant else made)
@@ -140,7 +170,7 @@ def _compile_graph(
         codes.append(PartCode(data, moved))
     infos = [part.info for part in graph.parts]
     elements = sum(table_elements(part.info, part.edits) for part in graph.parts)
-    space, mappings = instance_reservation(infos, elements, stack_size)
+    space, mappings = instance_reservation(infos, elements, stack_size * STACKS[tier])
     user = graph.parts.index(graph.user)
     return Artifact(
         codes[user].data,
@@ -153,6 +183,7 @@ def _compile_graph(
         offsets=codes[user].offsets,
         graph=_without_states(graph.bare()),
         codes=tuple(codes),
+        tier=tier,
     )
 
 
@@ -175,10 +206,11 @@ def _edit(
     breathe: Callable[[], object],
     *,
     noted: bool = True,
+    charge: bool = False,
 ) -> tuple[bytes, tuple[tuple[int, int], ...], ModuleInfo]:
     """Return a module as the compiler gets it, where its code moved, and what it declares now.
 
-    For where its code moved see `note_refusals`. Only `edits.state` changes what it declares.
+    For where its code moved see `edit_code`. Only `edits.state` changes what it declares.
     """
     edited = define_imports(wasm, info, edits.initials, breathe)
     own = info if edited is wasm else read_module(edited, breathe, weigh=False)
@@ -190,9 +222,8 @@ def _edit(
     hidden = hidden_exports(info, edits)
     if hidden:
         edited = add_exports(edited, read_module(edited, breathe, weigh=False), hidden)
-    moves: tuple[tuple[int, int], ...] = ()
-    if noted and (names := note_names(info, edits)):
-        edited, moves = note_refusals(edited, info, names, bodies_offset(wasm))
+    names = note_names(info, edits) if noted else {}
+    edited, moves = edit_code(edited, info, names, bodies_offset(wasm), charge=charge)
     if edits.observed is not None and edits.observed.probes:
         probes = [body for _, _, body in edits.observed.probes]
         named = list(zip(probe_names(edits.observed), probes, strict=True))
@@ -201,20 +232,31 @@ def _edit(
 
 
 def build(
-    engine: int, wasms: Sequence[bytes], code_cache: CodeCache | None = None
+    engines: Mapping[Tier, int],
+    tier: Tier,
+    wasms: Sequence[bytes],
+    code_cache: CodeCache | None = None,
 ) -> list[tuple[bytes, int]]:
     """Compile modules: return the code at rest of each, and its bytes once it is loaded.
+
+    Args:
+        engines: {tier: native engine}.
+        tier: in which they are compiled.
+        wasms: the modules, binary.
+        code_cache: where compiled code is kept; None: nowhere.
 
     Raises:
         InvalidModuleError: wasmtime can't compile one.
         NoMemoryError: the system has no memory for it.
     """
-    return [_build(engine, wasm, code_cache) for wasm in wasms]
+    return [_build(engines[tier], tier, wasm, code_cache) for wasm in wasms]
 
 
-def _build(engine: int, wasm: bytes, code_cache: CodeCache | None) -> tuple[bytes, int]:
-    compile_it = new_module if code_cache is None else code_cache.compile
-    made = compile_it(engine, wasm)
+def _build(engine: int, tier: Tier, wasm: bytes, code_cache: CodeCache | None) -> tuple[bytes, int]:
+    if code_cache is None:
+        made = new_module(engine, wasm)
+    else:
+        made = code_cache.compile(engine, tier, wasm)
     try:
         out = native.ByteVec()
         if problem := native.module_serialize(made, byref(out)):

@@ -7,12 +7,26 @@ from __future__ import annotations
 
 import sys
 
+from ..._core.tiers import BASELINE, STACKS, Tier
 from . import native
 
+# wasmtime_strategy_enum (crates/c-api/include/wasmtime/config.h): Winch.
+_WINCH = 2
 
-def new_config(stack_size: int) -> int:
-    """Make a configuration, to be given to an engine, which takes it over."""
+
+def new_config(stack_size: int, tier: Tier) -> int:
+    """Make a configuration, to be given to an engine, which takes it over.
+
+    Args:
+        stack_size: `CacheConfig.stack_size`.
+        tier: of the engine.
+    """
+    stack_size *= STACKS[tier]
     config = native.wasm_config_new()
+    if tier is BASELINE:
+        native.config_strategy_set(config, _WINCH)
+        # Off by default there, though it compiles them.
+        native.config_wasm_tail_call_set(config, True)
     native.config_consume_fuel_set(config, True)
     native.config_async_stack_size_set(config, stack_size)
     native.config_max_wasm_stack_set(config, stack_size // 2)
@@ -25,7 +39,9 @@ def new_config(stack_size: int) -> int:
     native.config_wasm_function_references_set(config, False)
     native.config_wasm_threads_set(config, False)
     # Up to 45, the heap of exceptions grew to its limit before garbage was collected.
-    native.config_wasm_exceptions_set(config, native.is_since_46())
+    # The baseline compiler has none. Nor may GC types, typed references, stack switching or relaxed
+    # SIMD be switched on for it: the process would abort.
+    native.config_wasm_exceptions_set(config, tier is not BASELINE and native.is_since_46())
     native.config_wasm_memory64_set(config, True)
     native.config_wasm_multi_memory_set(config, True)
     return config

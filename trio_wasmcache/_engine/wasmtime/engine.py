@@ -10,13 +10,14 @@ import contextlib
 import functools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import cast, final
 
 import trio
 
 from ..._core.config import SystemLimits
 from ..._core.metrics.stats import ResidentBytes
+from ..._core.tiers import OPTIMIZING, STACKS, CompilerName, Tier, tiers_of
 from ..._core.wasm.admission import Edits
 from ..._core.wasm.driver import Shape
 from ..._core.wasm.graph import Graph
@@ -61,18 +62,19 @@ class Constants:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._kept: OrderedDict[bytes, tuple[bytes, int]] = OrderedDict()  # last used at the end
+        # {(tier, module): code}, the last used at the end
+        self._kept: OrderedDict[tuple[Tier, bytes], tuple[bytes, int]] = OrderedDict()
 
-    def build(self, make: Make, wasms: Sequence[bytes]) -> list[tuple[bytes, int]]:
+    def build(self, make: Make, tier: Tier, wasms: Sequence[bytes]) -> list[tuple[bytes, int]]:
         """Compile modules that are not kept yet; see `build`."""
         found = []
         for wasm in wasms:
             with self._lock:
-                made = self._kept.pop(wasm, None)
+                made = self._kept.pop((tier, wasm), None)
             if made is None:
-                (made,) = make([wasm])
+                (made,) = make(tier, [wasm])
             with self._lock:
-                self._kept[wasm] = made
+                self._kept[tier, wasm] = made
                 if len(self._kept) > MAX_CONSTANTS:
                     self._kept.popitem(last=False)
             found.append(made)
@@ -84,6 +86,8 @@ class WasmtimeEngine:
     """See `Engine`. With a `subprocess`, modules are compiled in processes of their own.
 
     With a `code_cache`, what is compiled is kept on disk.
+
+    There is a native engine for each tier in which `compiler` may have modules compiled.
     """
 
     def __init__(
@@ -91,12 +95,17 @@ class WasmtimeEngine:
         stack_size: int,
         subprocess: SubprocessCompiler | None = None,
         code_cache: CodeCache | None = None,
+        compiler: CompilerName = "optimizing",
     ) -> None:
-        self._engine: int | None = native.wasm_engine_new_with_config(new_config(stack_size))
+        self._engines: dict[Tier, int] = {
+            tier: native.wasm_engine_new_with_config(new_config(stack_size, tier))
+            for tier in tiers_of(compiler)
+        }
+        self._compiler: CompilerName = compiler
         self._subprocess = subprocess
         self._code_cache = code_cache
         self._stack_size = stack_size
-        self._tally = Tally()
+        self._tallies = {tier: Tally() for tier in self._engines}
         self.system: SystemLimits = read_system_limits()
         self.compile_slots: CompileSlots = CompileSlots(MAX_COMPILES)
         self._loaders = trio.CapacityLimiter(MAX_LOADS)
@@ -104,16 +113,20 @@ class WasmtimeEngine:
         self._driver_compilers = trio.CapacityLimiter(MAX_DRIVER_COMPILES)
         self._counters = trio.CapacityLimiter(MAX_COUNTS)
         self._files = trio.CapacityLimiter(MAX_FILES)
-        self._drivers = Drivers()
+        self._drivers = {tier: Drivers() for tier in self._engines}
         self._constants = Constants()
 
     @property
     def open_instances(self) -> int:
-        return self._tally.stores
+        return sum(tally.stores for tally in self._tallies.values())
+
+    @property
+    def open_stacks(self) -> int:
+        return sum(tally.stores * STACKS[tier] for tier, tally in self._tallies.items())
 
     @property
     def scratch_size(self) -> int:
-        return self._tally.scratch
+        return sum(tally.scratch for tally in self._tallies.values())
 
     def substitute(self, name: str, wasm: object) -> None:
         """Return None: it runs what it is given."""
@@ -129,30 +142,35 @@ class WasmtimeEngine:
     ) -> Artifact:
         subprocess, code_cache, constants = self._subprocess, self._code_cache, self._constants
 
-        def work(engine: int) -> Artifact:
-            make = functools.partial(build, engine, code_cache=code_cache)
+        def work(engines: Mapping[Tier, int]) -> Artifact:
+            make = functools.partial(build, engines, code_cache=code_cache)
             build_it = make if subprocess is None else subprocess.build
             make_constant = functools.partial(constants.build, make)
-            return compile_module(build_it, wasm, admit, self._stack_size, make_constant)
+            return compile_module(
+                build_it, wasm, admit, self._stack_size, make_constant, self._compiler
+            )
 
         # Before there is a slot, which others could use while this one waits.
         alone = contextlib.nullcontext() if code_cache is None else code_cache.locks.held(wasm)
         async with alone:
             return await self._in_compiler(work, turn)
 
-    async def _in_compiler(self, work: Callable[[int], Artifact], turn: Turn | None) -> Artifact:
-        # The thread may be abandoned, and the engine closed, while it compiles: it works on a
-        # reference of its own and leaves nothing native behind.
-        # Whoever takes the reference out of `owned` frees it: the thread once it runs, or we if it
-        # was never started.
-        owned = [native.engine_clone(self.open())]
+    async def _in_compiler(
+        self, work: Callable[[Mapping[Tier, int]], Artifact], turn: Turn | None
+    ) -> Artifact:
+        # The thread may be abandoned, and the engine closed, while it compiles: it works on
+        # references of its own and leaves nothing native behind.
+        # Whoever takes the references out of `owned` frees them: the thread once it runs, or we if
+        # it was never started.
+        self.open()
+        owned = [{tier: native.engine_clone(one) for tier, one in self._engines.items()}]
 
         def run() -> Artifact:
-            engine = owned.pop()
+            engines = owned.pop()
             try:
-                return work(engine)
+                return work(engines)
             finally:
-                native.wasm_engine_delete(engine)
+                _delete(engines)
 
         try:
             return await run_in_thread(
@@ -163,7 +181,7 @@ class WasmtimeEngine:
             )
         finally:
             with contextlib.suppress(IndexError):
-                native.wasm_engine_delete(owned.pop())
+                _delete(owned.pop())
 
     async def find_state(self, key: str) -> bytes | memoryview | None:
         if self._code_cache is None:
@@ -179,15 +197,16 @@ class WasmtimeEngine:
     async def load(self, artifact: Artifact, hosts: Sequence[HostImport]) -> WasmtimeModule:
         # The engine may be closed while a thread loads: it works on a reference of its own, too,
         # and what it made by then goes.
-        engine = native.engine_clone(self.open())
+        engine = native.engine_clone(self.open(artifact.tier))
         try:
-            make = functools.partial(WasmtimeModule, engine, artifact, tuple(hosts), self._tally)
+            tally = self._tallies[artifact.tier]
+            make = functools.partial(WasmtimeModule, engine, artifact, tuple(hosts), tally)
             if len(artifact.data) < LOAD_IN_THREAD:
                 return make()
             module = await run_in_thread(make, limiter=self._loaders)
         finally:
             native.wasm_engine_delete(engine)
-        if self._engine is None:
+        if not self._engines:
             module.close()
         self.open()
         return module
@@ -200,7 +219,7 @@ class WasmtimeEngine:
         turn: Turn | None = None,
     ) -> Artifact:
         return await self._in_compiler(
-            lambda engine: prove(engine, artifact, tuple(hosts), tuple(initialize)), turn
+            lambda engines: prove(engines, artifact, tuple(hosts), tuple(initialize)), turn
         )
 
     async def count_resident(
@@ -217,25 +236,33 @@ class WasmtimeEngine:
             for instances in (idle, running)
         ]
         groups.append([image for module in modules for image in module.images])
-        groups.append(find_stacks(self._stack_size))
+        # In a list: of tiers with stacks of one size, none may be counted twice.
+        sizes = {self._stack_size * STACKS[tier] for tier in self._engines}
+        groups.append([one for size in sizes for one in find_stacks(size)])
         found = await run_in_thread(
             count_resident, groups, abandon_on_cancel=True, limiter=self._counters
         )
         return ResidentBytes(**dict(zip(("idle", "running", "code", "stacks"), found, strict=True)))
 
-    async def driver(self, shape: Shape | MemoryShape) -> WasmtimeDriverCode:
-        return await self._drivers.get(self.open, shape, self._driver_compilers)
+    async def driver(self, shape: Shape | MemoryShape, tier: Tier) -> WasmtimeDriverCode:
+        engine = functools.partial(self.open, tier)
+        return await self._drivers[tier].get(engine, shape, self._driver_compilers)
 
     def close(self) -> None:
         self.compile_slots.close()
-        self._drivers.close()
+        for drivers in self._drivers.values():
+            drivers.close()
         self._code_cache = None
-        if self._engine is not None:
-            engine, self._engine = self._engine, None
-            native.wasm_engine_delete(engine)
+        engines, self._engines = self._engines, {}
+        _delete(engines)
 
-    def open(self) -> int:
-        """Return the native engine; raise `trio.ClosedResourceError` if it is closed."""
-        if self._engine is None:
+    def open(self, tier: Tier = OPTIMIZING) -> int:
+        """Return the native engine of a tier; raise `trio.ClosedResourceError` if it is closed."""
+        if not self._engines:
             raise trio.ClosedResourceError("this engine is closed")
-        return self._engine
+        return self._engines[tier]
+
+
+def _delete(engines: dict[Tier, int]) -> None:
+    for engine in engines.values():
+        native.wasm_engine_delete(engine)

@@ -52,7 +52,7 @@ else:
         __class_getitem__ = staticmethod(POINTER)
 
 
-TESTED_VERSIONS = "42 to 50"
+TESTED_VERSIONS = "43.0.1 to 50"
 # Up to 41, calls were async only after this was called; without it they abort the process.
 GONE_SINCE_42 = "wasmtime_config_async_support_set"
 NEW_IN_46 = "wasmtime_exnref_type"
@@ -289,6 +289,14 @@ def config_max_wasm_stack_set(config: Pointer, size: Size, /) -> None: ...
 
 @_fast.declare
 def config_async_stack_size_set(config: Pointer, size: Size, /) -> None: ...
+
+
+@_fast.declare
+def config_strategy_set(config: Pointer, strategy: Byte, /) -> None: ...
+
+
+@_fast.declare
+def config_wasm_tail_call_set(config: Pointer, on: Bool, /) -> None: ...
 
 
 @_fast.declare

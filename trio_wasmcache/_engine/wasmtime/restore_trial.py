@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from ctypes import c_int, c_size_t, c_void_p
 from typing import Any, final
 
@@ -12,6 +12,7 @@ from attrs import define, evolve, field
 from ..._core.config import WASM_PAGE, KiB, MiB
 from ..._core.errors import GuestError, LoadError
 from ..._core.policy.shares import CALL_FUEL
+from ..._core.tiers import Tier
 from ..._core.wasm.reader import ModuleInfo
 from ..._core.wasm.restorer import restorer
 from ..base import UNDER_WAY, Artifact, HostCall, HostImport, NoMemoryError, StartCall
@@ -45,7 +46,7 @@ class UnrestorableError(Exception):
 
 
 def prove(
-    engine: int,
+    engines: Mapping[Tier, int],
     artifact: Artifact,
     hosts: tuple[HostImport, ...],
     initialize: tuple[StartCall, ...],
@@ -57,7 +58,7 @@ def prove(
     made = restorer(*infos, notes=[len(one.notes) for one in plans])
     code, code_size = b"", 0
     if made is not None:
-        ((code, code_size),) = build(engine, [made.wasm])
+        ((code, code_size),) = build(engines, artifact.tier, [made.wasm])
     plan = RestorePlan(code, made)
     tried = evolve(
         artifact,
@@ -65,7 +66,7 @@ def prove(
         restore=plan,
         module_mappings=artifact.module_mappings + (IMAGE_MAPPINGS if code else 0),
     )
-    module = WasmtimeModule(engine, tried, hosts, Tally())
+    module = WasmtimeModule(engines[artifact.tier], tried, hosts, Tally())
     try:
         patches = find_patches(module, plan, infos, initialize)
     except UnrestorableError as error:

@@ -21,9 +21,10 @@ from typing import final
 from attrs import frozen
 
 from ..._core.errors import CacheDirError, InvalidModuleError
+from ..._core.tiers import Tier
 from . import native
 from .code_cache import CodeCache
-from .compiler import build
+from .compiler import CompileLimitError, build
 from .config import new_config
 
 # What the answer begins with, and how long the size after it is.
@@ -31,7 +32,7 @@ BUILT, REFUSED, SIZE_BYTES = b"B", b"R", 8
 START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from trio_wasmcache._engine.wasmtime.subprocess import main; "
-    "main(sys.argv[2], *map(int, sys.argv[3:]))"
+    "main(*sys.argv[2:4], *map(int, sys.argv[4:]))"
 )
 # Seconds for the process to start and to read, and for a machine that is busy.
 PATIENCE = 30.0
@@ -50,20 +51,25 @@ class SubprocessCompiler:
     folder: str | os.PathLike[str] | None = None
     """Where compiled code is kept; see `CodeCache`."""
 
-    def build(self, wasms: Sequence[bytes]) -> list[tuple[bytes, int]]:
+    def build(self, tier: Tier, wasms: Sequence[bytes]) -> list[tuple[bytes, int]]:
         """Return compiled code at rest, and its bytes once it is loaded. Blocks: for threads.
 
         Several modules are compiled in one process, with the limits of one.
 
+        Args:
+            tier: in which they are compiled.
+            wasms: the modules, binary.
+
         Raises:
-            InvalidModuleError: wasmtime can't compile one, or it took too much.
+            InvalidModuleError: wasmtime can't compile one.
+            CompileLimitError: it took too much.
         """
         if not wasms:
             return []
         limits = self.stack_size, self.memory, -int(-self.seconds // 1)
         # -I: neither the working directory nor the user's own site takes part.
         command = [sys.executable, "-I", "-c", START, json.dumps(sys.path)]
-        command += [os.fsdecode(self.folder or ""), *map(str, limits)]
+        command += [os.fsdecode(self.folder or ""), tier.value, *map(str, limits)]
         try:
             done = subprocess.run(
                 command,
@@ -85,28 +91,29 @@ class SubprocessCompiler:
             raise InvalidModuleError(rest.decode())
         if done.returncode in (-24, -9):  # SIGXCPU, SIGKILL: all the CPU time is used up
             raise self._too_long()
-        raise InvalidModuleError(
+        raise CompileLimitError(
             f"compiling it ended with status {done.returncode}, most likely for want of memory; "
             f"compile_memory is {self.memory}: raise it, or split the module"
         )
 
-    def _too_long(self) -> InvalidModuleError:
-        return InvalidModuleError(
+    def _too_long(self) -> CompileLimitError:
+        return CompileLimitError(
             f"compiling it took more than compile_seconds, {self.seconds:g}: raise it, or split "
             "the module"
         )
 
 
-def main(folder: str, stack_size: int, memory: int, seconds: int) -> None:
+def main(folder: str, tier_name: str, stack_size: int, memory: int, seconds: int) -> None:
     """Be the process: take a module on standard input, and answer on standard output."""
-    engine, code_cache = native.wasm_engine_new_with_config(new_config(stack_size)), None
+    tier, code_cache = Tier(tier_name), None
+    engine = native.wasm_engine_new_with_config(new_config(stack_size, tier))
     if folder:
         with contextlib.suppress(CacheDirError):  # having none only costs time
-            code_cache = CodeCache(folder, stack_size)
+            code_cache = CodeCache(folder, stack_size, tiers=(tier,))
     wasms = _apart(sys.stdin.buffer.read())
     _limit(memory, seconds)
     try:
-        made = build(engine, wasms, code_cache)
+        made = build({tier: engine}, tier, wasms, code_cache)
         answer = BUILT + b"".join(
             _sized(size.to_bytes(SIZE_BYTES, "little") + code) for code, size in made
         )

@@ -99,7 +99,13 @@ class Books:
         name = event.function, event.arg_types
         module = self._modules.get(event.module_number)
         if module is None:
-            module = Module(event.module_digest, event.code_bytes, event.module_mappings or 0)
+            stack_size = event.stack_size_bytes or self.config.stack_size
+            module = Module(
+                event.module_digest,
+                event.code_bytes,
+                event.module_mappings or 0,
+                max(1, stack_size // self.config.stack_size),
+            )
             self._modules[event.module_number] = module
         types = tuple(event.arg_types.split(", ")) if event.arg_types else ()
         record = FunctionRecord(

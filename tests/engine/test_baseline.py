@@ -1,0 +1,325 @@
+"""The baseline compiler: what it does as the optimizing one, what it can't do, and what differs."""
+
+from __future__ import annotations
+
+import random
+from array import array
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from engine.support import quiet_cache, wat
+
+from trio_wasmcache import (
+    FuelExhaustedError,
+    Function,
+    GuestError,
+    InstanceCache,
+    KiB,
+    MiB,
+    StackOverflowError,
+)
+from trio_wasmcache._core.tiers import STACKS, Tier
+from trio_wasmcache._core.wasm.bulk import HELPER_LIMIT, SLACK
+from trio_wasmcache.testing import check_invariants
+
+COMPILERS = ("optimizing", "baseline")
+BULK = wat(
+    f"""(module (memory (export "memory") 32) (memory $other 2 16) (memory $wide i64 32)
+    (table $t 1000 1000 funcref) (table $u 1000 1000 funcref)
+    (data $d "{"x" * 500}") (elem $e func {" ".join(["$z"] * 500)}) (func $z)
+    (func (export "memory.fill") (param i32)
+        (memory.fill (i32.const 0) (i32.const 1) (local.get 0)))
+    (func (export "memory.copy") (param i32)
+        (memory.copy (i32.const 0) (i32.const 65536) (local.get 0)))
+    (func (export "memory.copy to another") (param i32)
+        (memory.copy $other 0 (i32.const 0) (i32.const 65536) (local.get 0)))
+    (func (export "memory.copy to a wide one") (param i32)
+        (memory.copy $wide 0 (i64.const 0) (i32.const 65536) (local.get 0)))
+    (func (export "memory.fill of a wide one") (param i32)
+        (memory.fill $wide (i64.const 0) (i32.const 1) (i64.extend_i32_u (local.get 0))))
+    (func (export "memory.init") (param i32)
+        (memory.init $d (i32.const 0) (i32.const 0) (local.get 0)))
+    (func (export "table.fill") (param i32)
+        (table.fill $u (i32.const 0) (ref.null func) (local.get 0)))
+    (func (export "table.copy") (param i32)
+        (table.copy $u $t (i32.const 0) (i32.const 10) (local.get 0)))
+    (func (export "table.init") (param i32)
+        (table.init $t $e (i32.const 0) (i32.const 0) (local.get 0)))
+    (func (export "memory.grow") (param i32) (drop (memory.grow $other (local.get 0)))))"""
+)
+INSTRUCTIONS = (
+    *("memory.fill", "memory.copy", "memory.copy to another", "memory.copy to a wide one"),
+    *("memory.fill of a wide one", "memory.init", "table.fill", "table.copy", "table.init"),
+    "memory.grow",
+)
+FILLS = wat(
+    """(module (memory 256) (func (export "f") (param i32) (loop
+    (memory.fill (i32.const 0) (i32.const 1) (i32.const 0x1000000))
+    (br_if 0 (local.tee 0 (i32.sub (local.get 0) (i32.const 1)))))))"""
+)
+Outcome = tuple[str, Any, Any]
+
+
+def cache_on(compiler: str, **limits: Any) -> AbstractAsyncContextManager[InstanceCache]:
+    return quiet_cache(compiler=compiler, **limits)
+
+
+def tier_of(cache: InstanceCache, function: Function) -> Tier:
+    record = cache._pool.registry.find(function.name, function.args)  # type: ignore[attr-defined]
+    return record.definition.module.artifact.tier  # type: ignore[no-any-return]
+
+
+async def outcome(function: Function, *values: Any) -> tuple[Outcome, int]:
+    """How a call ends: with a result, or with an error and where; and the fuel that it took."""
+    async with function.acquire() as lease:
+        try:
+            result = await lease.call(*values)
+        except GuestError as error:
+            how = type(error).__name__, getattr(error, "code", None), error.backtrace
+            return how, lease.fuel_consumed
+        return ("result", result, None), lease.fuel_consumed
+
+
+async def outcomes(wasm: bytes, export: str, values: list[tuple[Any, ...]], **more: Any) -> Any:
+    """{compiler: how calls end, each in an instance of its own}."""
+    found = {}
+    for compiler in COMPILERS:
+        async with cache_on(compiler) as cache:
+            function = await cache.register(
+                "f", wasm, export=export, isolation="fresh", **{"args": ("i32",), **more}
+            )
+            assert tier_of(cache, function) is Tier(compiler)
+            found[compiler] = [await outcome(function, *some) for some in values]
+            check_invariants(cache)
+    return found
+
+
+@pytest.mark.parametrize("export", INSTRUCTIONS)
+async def test_bulk_instructions_cost_the_same(export: str) -> None:
+    """They are charged for their length on both tiers, and trap in the same place."""
+    lengths = [0, 1, SLACK - 1, SLACK, 39, 127, 490, 501, 1023, 1024, MiB, MiB + 1, -1]
+    found = await outcomes(BULK, export, [(one,) for one in lengths])
+    for length, optimizing, baseline in zip(lengths, *found.values(), strict=True):
+        (how, fuel), (other, more) = optimizing, baseline
+        assert how == other
+        if how[0] == "result":
+            most = 0 if length >= SLACK and export != "memory.grow" else 24
+            assert abs(more - fuel) <= most, length
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
+async def test_fills_without_end_are_cancelled(compiler: str) -> None:
+    """A slice is not so many fills, but so many bytes."""
+    async with cache_on(compiler, total_fuel=2**62, offload_after=None) as cache:
+        fills = await cache.register("f", FILLS, args=("i32",))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fills.call, 10_000)
+            while cache.stats().running_instances == 0:
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+        check_invariants(cache)
+    async with cache_on(compiler, total_fuel=100_000_000) as cache:
+        fills = await cache.register("f", FILLS, args=("i32",))
+        with pytest.raises(FuelExhaustedError):
+            await fills.call(10_000)
+
+
+async def test_a_module_with_too_many_kinds_of_bulk_instructions() -> None:
+    """It goes to the compiler that charges them by itself."""
+    count = HELPER_LIMIT + 1
+    segments = '(data "x")' * count
+    inits = "".join(
+        f"(memory.init {number} (i32.const 0) (i32.const 0) (i32.const 1))"
+        for number in range(count)
+    )
+    wasm = wat(f'(module (memory 1) {segments} (func (export "f") (param i32) {inits}))')
+    async with cache_on("baseline") as cache:
+        function = await cache.register("f", wasm, args=("i32",))
+        assert tier_of(cache, function) is Tier.OPTIMIZING
+        await function.call(1)
+
+
+LOCALS = " ".join(["i64"] * 64)
+DEEP = f"""(module (func $f (export "f") (param i32) (result i32) (local {LOCALS})
+    (if (result i32) (i32.eqz (local.get 0)) (then (i32.const 0)) (else (i32.add (i32.const 1)
+    (call $f (i32.sub (local.get 0) (i32.const 1))))))))"""
+PLAIN = DEEP.replace(f"(local {LOCALS})", "")
+
+
+async def test_what_fits_on_one_stack_fits_on_the_other() -> None:
+    """Frames are larger, and so are the stacks; the ledger counts them."""
+    for compiler in COMPILERS:
+        async with cache_on(compiler) as cache:
+            plain = await cache.register("plain", PLAIN, args=("i32",), returns="i32", export="f")
+            assert await plain.call(5000) == 5000
+            deep = await cache.register("deep", DEEP, args=("i32",), returns="i32", export="f")
+            assert await deep.call(1500) == 1500
+            with pytest.raises(StackOverflowError, match="stack_size is 524288"):
+                await deep.call(1_000_000)
+            async with plain.acquire():
+                stacks = cache.stats().stacks_size
+                assert stacks == cache.config.stack_size * STACKS[Tier(compiler)]
+                check_invariants(cache)
+            (entry,) = (one for one in cache.entries() if one.function == "plain")
+            assert entry.tiers == {compiler: 1}
+
+
+async def test_stacks_of_both_sizes_count_against_one_limit() -> None:
+    """An instance waits, or is refused, by the size of its own stack."""
+    reference = '(module (table 1 externref) (func (export "f")))'
+    async with cache_on("baseline", max_code_size=2 * MiB) as cache:
+        small = await cache.register("small", reference, args=(), export="f")
+        assert tier_of(cache, small) is Tier.OPTIMIZING
+        large = await cache.register("large", '(module (func (export "f")))', args=(), export="f")
+        with pytest.raises(Exception, match="2097152 of stack"):
+            await large.call()
+        async with small.acquire():
+            assert cache.stats().stacks_size == 512 * KiB
+        cache.resize(max_code_size=4 * MiB)
+        async with small.acquire(), large.acquire() as lease:
+            assert cache.stats().stacks_size == 2 * MiB + 512 * KiB
+            await lease.call()
+        check_invariants(cache)
+
+
+RELAXED = """(module (func (export "f") (param i32) (result i32) (i32x4.extract_lane 0
+    (i32x4.relaxed_trunc_f32x4_s (f32x4.splat (f32.convert_i32_s (local.get 0)))))))"""
+CAUGHT = """(module (func $f (param i32) (if (local.get 0) (then (unreachable))))
+    (func (export "f") (param i32) (result i32) (block (try_table (catch_all 0)
+    (call $f (i32.const 0)))) (local.get 0)))"""
+EXTERN = '(module (table 1 externref) (func (export "f") (param i32) (result i32) (local.get 0)))'
+TAIL = """(module (func $f (export "f") (param i32) (result i32)
+    (if (result i32) (i32.eqz (local.get 0)) (then (i32.const 7))
+    (else (return_call $f (i32.sub (local.get 0) (i32.const 1)))))))"""
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "result", "tier"),
+    [
+        (RELAXED, 7, 7, Tier.OPTIMIZING),
+        (CAUGHT, 7, 7, Tier.OPTIMIZING),
+        (EXTERN, 7, 7, Tier.OPTIMIZING),
+        (TAIL, 1_000_000, 7, Tier.BASELINE),
+    ],
+    ids=["relaxed SIMD", "exceptions", "externref", "tail calls"],
+)
+@pytest.mark.parametrize("memory", [None, 512 * MiB], ids=["here", "apart"])
+async def test_what_it_can_not_compile(
+    text: str, value: int, result: int, tier: Tier, memory: int | None
+) -> None:
+    """The other compiler does, in a process of its own, too."""
+    async with cache_on("baseline", compile_memory=memory) as cache:
+        function = await cache.register("f", text, args=("i32",), returns="i32")
+        assert tier_of(cache, function) is tier
+        assert await function.call(value) == result
+
+
+async def test_what_neither_can_compile() -> None:
+    """The error says what is wrong with it, and the name stays free."""
+    wrong = wat('(module (func (export "f") drop))')
+    async with cache_on("baseline") as cache:
+        with pytest.raises(Exception, match="can't compile it"):
+            await cache.register("f", wrong, args=())
+        assert cache.functions() == ()
+
+
+@pytest.mark.parametrize("isolation", ["reuse", "reset", "fresh"])
+async def test_two_engines_in_one_cache(isolation: Any) -> None:
+    """Drivers, restorers and host functions are those of the instance's tier."""
+    text = """(module {} (memory (export "memory") 1) (global $n (mut i64) (i64.const 0))
+        (func (export "f") (param i64) (result i64)
+        (global.set $n (i64.add (global.get $n) (i64.const 1)))
+        (i64.add (local.get 0) (global.get $n))))"""
+    async with cache_on("baseline") as cache:
+        for name, rest in (("fast", "(table 1 externref)"), ("slow", "")):
+            function = await cache.register(
+                name,
+                text.format(rest),
+                args=("i64",),
+                returns="i64",
+                export="f",
+                isolation=isolation,
+            )
+            kept = isolation == "reuse"
+            for lease_number in range(2):
+                async with function.acquire() as lease:
+                    column = array("q", [10, 20, 30])
+                    first = 3 * lease_number * kept
+                    expected = [11 + first, 22 + first, 33 + first]
+                    assert list(await lease.map([column])) == expected
+        tiers = {entry.function: entry.tiers for entry in cache.entries()}
+        assert tiers == {"fast": {"optimizing": 1}, "slow": {"baseline": 1}}
+        check_invariants(cache)
+
+
+async def test_a_folder_keeps_the_code_of_both(tmp_path: Path) -> None:
+    """Each restart finds what its compiler made."""
+    counts = []
+    for compiler in (*COMPILERS, *COMPILERS):
+        async with cache_on(compiler, cache_dir=tmp_path / "code") as cache:
+            function = await cache.register("f", TAIL, args=("i32",), returns="i32")
+            assert await function.call(3) == 7
+            assert tier_of(cache, function) is Tier(compiler)
+        counts.append(len(list((tmp_path / "code" / "digests").iterdir())))
+    assert counts == [1, 2, 2, 2]
+
+
+def generated(seed: int) -> bytes:
+    """A module with loops, memory, calls, jumps, bulk instructions and traps, by a number."""
+    chance = random.Random(seed)
+
+    def number(depth: int) -> str:
+        kind = chance.randrange(13 if depth else 3)
+        inner = [number(depth - 1) for _ in range(3)] if kind > 2 else []
+        match kind:
+            case 0:
+                return f"(i64.const {chance.randrange(-9, 99)})"
+            case 1 | 2:
+                return f"(local.get {chance.randrange(3)})"
+            case 3:
+                operator = chance.choice("add sub mul and or xor shl shr_s rotl".split())
+                return f"(i64.{operator} {inner[0]} {inner[1]})"
+            case 4:
+                return f"(i64.{chance.choice(['div_s', 'rem_u'])} {inner[0]} {inner[1]})"
+            case 5:
+                return f"(if (result i64) (i64.eqz {inner[0]}) (then {inner[1]}) (else {inner[2]}))"
+            case 6:
+                return f"(i64.load (i32.and (i32.wrap_i64 {inner[0]}) (i32.const 131064)))"
+            case 7:
+                return f"(block (result i64) (br_table 0 0 {inner[0]} (i32.wrap_i64 {inner[1]})))"
+            case 8:
+                return f"(local.tee {chance.randrange(3)} {inner[0]})"
+            case 9:
+                return f"(call $g {inner[0]})"
+            case 10:
+                return f"(select {inner[0]} {inner[1]} (i32.wrap_i64 {inner[2]}))"
+            case 11:
+                return f"(i64.extend_i32_s (memory.grow (i32.eqz (i32.wrap_i64 {inner[0]}))))"
+            case _:
+                return f"(i64.trunc_f64_s (f64.convert_i64_s {inner[0]}))"
+
+    return wat(
+        f"""(module (memory (export "memory") 1)
+        (func $g (param i64) (result i64) (i64.mul (local.get 0) (i64.const 3)))
+        (func (export "f") (param i64) (result i64) (local i64 i64 i64)
+        (local.set 3 (i64.const 5))
+        (loop $l (local.set 1 {number(4)}) (i64.store (i32.const 64) (local.get 1))
+        (memory.copy (i32.const 1000) (i32.const 64) (i32.and (i32.wrap_i64 (local.get 1))
+            (i32.const 66000)))
+        (local.set 3 (i64.sub (local.get 3) (i64.const 1)))
+        (br_if $l (i64.ne (local.get 3) (i64.const 0)))) {number(4)}))"""
+    )
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_generated_modules_do_the_same(seed: int) -> None:
+    """Results, traps and backtraces are the same; so is fuel, but for what short copies cost."""
+    values = [(one,) for one in (0, 1, -7, 12345)]
+    found = await outcomes(generated(seed), "f", values, args=("i64",), returns="i64")
+    for (how, fuel), (other, more) in zip(*found.values(), strict=True):
+        assert how == other
+        if how[0] == "result":
+            assert abs(more - fuel) <= 24 * 10 + fuel // 100

@@ -1,0 +1,53 @@
+"""Decides by which of wasmtime's compilers a module is compiled: its *tier*.
+
+The baseline compiler (Winch) takes a tenth of the optimizing one's (Cranelift's) time, and its code
+is up to half as fast. Results, traps and backtraces are the same, and so is the fuel of calls that
+return. These differ, and this file and `wasm/bulk` are what deals with them:
+
+1. The baseline compiler knows no values that are garbage-collected, and no relaxed SIMD. A module
+   that has the first goes to the optimizing compiler at once; one with the second, as soon as the
+   baseline compiler has refused it.
+2. Its frames are larger, 1.3 to 12 times: its stacks have `STACKS` times the size.
+3. It charges nothing for the length of bulk instructions, so these are edited: see `wasm/bulk`.
+
+Code of one tier can be neither loaded by the engine of the other nor instantiated in its stores, so
+all that is compiled has a tier: modules and their parts, drivers, restorers.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Final, Literal, TypeAlias
+
+CompilerName: TypeAlias = Literal["optimizing", "baseline"]
+"""Name of a way to choose compilers; see `CacheConfig.compiler`."""
+
+
+class Tier(enum.Enum):
+    """One of wasmtime's compilers."""
+
+    BASELINE = "baseline"
+    OPTIMIZING = "optimizing"
+
+
+BASELINE, OPTIMIZING = Tier.BASELINE, Tier.OPTIMIZING
+STACKS: Final = {BASELINE: 4, OPTIMIZING: 1}
+"""{tier: number of times `stack_size` that the stack of a running instance has}."""
+FIRST: Final[dict[str, Tier]] = {"optimizing": OPTIMIZING, "baseline": BASELINE}
+"""{name of `CacheConfig.compiler`: tier in which modules are compiled first}."""
+
+
+def tiers_of(compiler: CompilerName) -> tuple[Tier, ...]:
+    """Return the tiers in which modules are compiled, the first one first."""
+    return tuple(dict.fromkeys((FIRST[compiler], OPTIMIZING)))
+
+
+def tiers_for(compiler: CompilerName, *, simple: bool) -> tuple[Tier, ...]:
+    """Return the tiers in which a module may be compiled, in the order in which they are tried.
+
+    Args:
+        compiler: `CacheConfig.compiler`.
+        simple: Whether the baseline compiler may get it: it holds no values that are
+            garbage-collected, and all its bulk instructions can be charged.
+    """
+    return tiers_of(compiler) if simple else (OPTIMIZING,)
