@@ -38,6 +38,13 @@ def kit(request: pytest.FixtureRequest) -> Kit:
 
 
 @pytest.fixture
+def optimizing_only() -> None:
+    """Skip a test that is about the optimizing compiler where modules get the other one."""
+    if tiers.FIRST["optimizing"] is not tiers.OPTIMIZING:
+        pytest.skip("it is about the optimizing compiler")
+
+
+@pytest.fixture
 def fake() -> FakeKit:
     """The fake engine alone: for clocks that jump, and for counting what is open."""
     return FakeKit()

@@ -30,6 +30,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "table_limit": 10_000,
         "max_result_size": 256 * MiB,
         "max_wasm_size": 4 * MiB,
+        "compiler": "optimizing",
         "compile_memory": None,
         "compile_seconds": 10.0,
         "total_fuel": 1_000_000_000,

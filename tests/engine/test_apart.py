@@ -40,6 +40,7 @@ async def test_what_is_compiled_apart_runs_here() -> None:
     assert len(sizes) == 1
 
 
+@pytest.mark.usefixtures("optimizing_only")
 @pytest.mark.parametrize(
     ("bomb", "memory", "said"),
     [

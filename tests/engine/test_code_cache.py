@@ -77,6 +77,7 @@ def looks(folder: Path) -> dict[Path, tuple[int, int, bytes]]:
     return found
 
 
+@pytest.mark.usefixtures("optimizing_only")
 async def test_what_was_compiled_once_is_there_after_a_restart(folder: Path) -> None:
     """Another cache, and another process, find the code: no file is written again."""
     assert await call(folder, giving(1)) == 1

@@ -116,9 +116,9 @@ GUESTS = [
         "a guest that recurses through its host, deep down its stack",
         "the host's stack: callbacks run on the guest's",
         function(
-            """(if (result i64) (i32.wrap_i64 (i64.rem_u (local.get 0) (i64.const 900)))
+            """(if (result i64) (i32.wrap_i64 (i64.rem_u (local.get 0) (i64.const 2000)))
               (then (i64.add (call $run (i64.sub (local.get 0) (i64.const 1))) (i64.const 1)))
-              (else (call $ask (i64.const 899))))""",
+              (else (call $ask (i64.const 1999))))""",
             ASK,
         ),
         Fails(StackOverflowError, "the guest's stack is exhausted"),
@@ -216,7 +216,7 @@ GUESTS = [
         "one that asks deep down its stack",
         "the host's stack: callbacks run on the guest's",
         function(
-            """(if (i64.eqz (i64.and (local.get 0) (i64.const 31)))
+            """(if (i64.eqz (i64.and (local.get 0) (i64.const 127)))
               (then (drop (call $ask (local.get 0)))))
             (i64.add (call $run (i64.sub (local.get 0) (i64.const 1))) (i64.const 1))""",
             ASK,
