@@ -236,3 +236,14 @@ async def test_a_bad_parameter(kit: Kit, bad: Any, error: type[Exception], words
     async with kit.open() as cache:
         with pytest.raises(error, match=words):
             await add(cache, "f", kit.adding(1), prepare=bad)
+
+
+async def test_long_calls_run_in_threads(kit: Kit) -> None:
+    """From their second slice on, as nobody waits for an answer, whatever `offload_after` is."""
+    async with kit.open(CacheConfig(yield_fuel=SLICE, offload_after=None)) as cache:
+        turns = cache._pool.runner.threads.line
+        await add(cache, "f", kit.costly(), prepare=ONCE)
+        assert turns.turns > 0
+        before = turns.turns
+        assert await cache.functions()[0].call(1) == 1
+        assert turns.turns == before

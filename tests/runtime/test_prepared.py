@@ -126,12 +126,14 @@ def test_equal_values_have_equal_digests() -> None:
 
 
 async def test_functions_with_equal_calls_share_a_module() -> None:
-    """Also if their values are equal objects; values of other types are others."""
+    """Also if they have other types, or if values are equal objects; other values are others."""
     wasm = wat(DRAWING)
     async with quiet_cache() as cache:
         for name, value in (("a", 8), ("b", 8), ("c", 9)):
             calls = (Prepare("get", [value], ["i32"], "i64"),)
             await cache.register(name, wasm, **GET, prepare=calls)
+        calls = (Prepare("get", (8,), ("i32",), "i64"),)
+        await cache.register("draw", wasm, args=(), prepare=calls)
         assert len(cache._compiler.modules) == 2
 
 

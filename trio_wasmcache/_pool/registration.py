@@ -817,8 +817,6 @@ def _state_key(digest: bytes, declaration: Declaration, config: CacheConfig) -> 
             digest,
             declaration.prepare,
             declaration.abi,
-            declaration.key.args,
-            declaration.results,
             granted,
             sorted(given),
             sorted(externs, key=operator.itemgetter(0)),
@@ -944,9 +942,7 @@ def _preparation(declaration: Declaration, config: CacheConfig) -> Hashable:
     if not declaration.prepare or declaration.substitute is not None:
         return None
     try:
-        calls = digest_of(
-            declaration.prepare, config.total_fuel, config.stack_size, declaration.key.args
-        )
+        calls = digest_of(declaration.prepare, config.total_fuel, config.stack_size)
     except UnknownValueError:
         return object()  # nobody knows whether another one is the same
     try:
