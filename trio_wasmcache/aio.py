@@ -9,11 +9,11 @@
         async with asyncio.timeout(1.0):
             assert await fib.call(10) == 55
 
-Trio and the cache run in a thread of their own, so that slices of guests do not delay the loop. A
-call costs the way there and back, which takes ten times as long as a call within Trio. A batch
-(`AsyncioFunction.map`) has these costs once, and calls that are made at the same time, as by
-`asyncio.gather`, share them. In a notebook, ``cache = await aio.open_cache()`` opens a cache, and
-``await cache.close()`` closes it.
+Trio and the cache run in a thread of their own, so that slices of guests do not delay the loop. The
+way there and back makes a short call take five times as long as within Trio, or more if the machine
+is busy. A batch (`AsyncioFunction.map`) has these costs once, and calls that are made at the same
+time, as by `asyncio.gather`, share them. In a notebook, ``cache = await aio.open_cache()`` opens a
+cache, and ``await cache.close()`` closes it.
 
 - Each call runs in a copy of the caller's context (`contextvars`), so in the log it has what the
   caller has bound.

@@ -8,9 +8,9 @@
         fib = cache.register("fib", wasm, args=("i64",), returns="i64")
         assert fib.call(10, timeout=1.0) == 55
 
-Trio and the cache run in a thread of their own. All threads of the process may call; a call costs
-two switches between threads, which take ten times as long as a call within Trio. A batch
-(`BlockingFunction.map`) has the same costs once.
+Trio and the cache run in a thread of their own. All threads of the process may call. The way to
+that thread and back makes a short call take four times as long as within Trio, or more if the
+machine is busy. A batch (`BlockingFunction.map`) has these costs once.
 
 - Each call runs in a copy of the caller's context (`contextvars`), so in the log it has what the
   caller has bound.

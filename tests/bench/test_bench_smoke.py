@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
         "isolation",
         "log",
         "loop",
+        "outside",
         "poison",
         "policies",
         "reentry",
