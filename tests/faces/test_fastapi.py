@@ -58,7 +58,11 @@ class Server:
         raise AssertionError("".join(self.lines))
 
 
-@pytest.fixture(params=SERVERS)
+# The other one at night: `udf_service.py`, whose test always runs, is served by it, too.
+NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
+
+
+@pytest.fixture(params=SERVERS if NIGHTLY else ("uvicorn",))
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     """One of both servers, in a process of its own."""
     for name in (request.param, "fastapi"):

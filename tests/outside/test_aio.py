@@ -492,6 +492,39 @@ def test_cancelling_a_call_cancels_its_coroutine(kit: Kit, log: ListLogger) -> N
     run(main)
 
 
+def test_asyncio_run_that_ends_inside_a_host_call(kit: Kit, log: ListLogger) -> None:
+    """It cancels both the call and the coroutine; the cache goes on, on another loop."""
+    ended: list[str] = []
+
+    async def ask(value: int) -> int:
+        if value == 2:
+            return value
+        inside.set()
+        try:
+            await asyncio.sleep(HANG)
+        finally:
+            ended.append("coroutine")
+        return value
+
+    async def first() -> AsyncioCache:
+        cache = await opened(kit, log)
+        asks = await add_asking(cache, kit, ask)
+        call = asyncio.create_task(asks.call(1))
+        call.add_done_callback(lambda _: ended.append("call"))
+        await inside.wait()
+        return cache
+
+    async def second() -> None:
+        assert log.reasons() == ["corrupted"]
+        assert await cache.call("asks", 2) == 2
+        await cache.close()
+
+    inside = asyncio.Event()
+    cache = run(first)
+    assert ended == ["coroutine", "call"]
+    run(second)
+
+
 # -- closing
 
 

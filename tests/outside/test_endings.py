@@ -45,7 +45,7 @@ HOW = dict.fromkeys(("interrupt_in_call", "interrupt_main"), "KeyboardInterrupt"
     "asyncio_host_call": "cancelled",
 }
 # In each test run; the others are for the night, and all of them with wasmtime.
-USUAL = ("interrupt_in_call", "executor", "fork", "asyncio_host_call", "asyncio_loop_left")
+USUAL = ("interrupt_in_call", "fork")
 CHOSEN = [
     *((way, "fake") for way in (WAYS if NIGHTLY else USUAL)),
     *((way, "wasmtime") for way in (WAYS if NIGHTLY else ("executor",))),
