@@ -19,9 +19,10 @@ def look(cache: InstanceCache, kit: Kit) -> None:
     if isinstance(kit, FakeKit):
         stats = cache.stats()
         kept = stats.idle_instances - seats(cache)
-        most = kept + stats.running_instances + cache._pool.evictor.closing
+        preparing = cache._compiler.preparing
+        most = kept + stats.running_instances + cache._pool.evictor.closing + preparing
         assert kept <= kit.engine.open_instances <= most
-        assert kit.engine.loaded_modules <= stats.loaded_modules
+        assert kit.engine.loaded_modules <= stats.loaded_modules + preparing
 
 
 def seats(cache: InstanceCache) -> int:

@@ -481,6 +481,8 @@ class Compiler:
     """Returns the result of `current_lease` in host functions that a preparation calls."""
     modules: dict[Hashable, CachedModule] = field(factory=dict)
     """{key: module} of the registered functions; see `Equal`."""
+    preparing: int = 0
+    """Number of guests that are being prepared, which are in no other book."""
     readers: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(MAX_READS))
     _digests: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(MAX_DIGESTS))
     _functions: dict[CachedModule, int] = field(factory=dict)  # {module: functions that use it}
@@ -720,7 +722,11 @@ class Compiler:
             initialize=_starts(artifact.info, declaration),
         )
         began = trio.current_time()
-        prepared = await preparing.run(module, calls, lease)
+        self.preparing += 1
+        try:
+            prepared = await preparing.run(module, calls, lease)
+        finally:
+            self.preparing -= 1
         prepared = evolve(prepared, seconds=trio.current_time() - began)
         if key is not None and (packed := prepared.pack()) is not None:
             await self.engine.keep_state(key, packed)
