@@ -266,6 +266,12 @@ async def _checked(
     assert (stats.total_size, stats.code_size, stats.loaded_modules) == (0, 0, 0)
 
 
+def stack_of(cache: InstanceCache) -> int:
+    """Bytes of stack of a running instance of the functions of a cache, which are all alike."""
+    stacks = {record.module.stacks for record in cache._pool.registry.functions.values()}
+    return max(stacks, default=1) * cache.config.stack_size
+
+
 async def add(cache: InstanceCache, name: str, wasm: bytes, **more: Any) -> Any:
     """Register a module of a kit."""
     more = {"args": ("i64",), "returns": "i64", "export": "run", **more}

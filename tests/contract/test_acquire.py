@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import trio
-from kits import Kit, add, add_asking
+from kits import Kit, add, add_asking, stack_of
 from trio.testing import assert_checkpoints, assert_no_checkpoints, wait_all_tasks_blocked
 
 from trio_wasmcache import CacheConfig, LoadError, UnknownFunctionError
@@ -216,7 +216,7 @@ async def test_4_making_room_never_evicts_the_one_asked_for(kit: Kit) -> None:
         await f.call(1)
         await g.call(1)
         code = f.code_size + g.code_size
-        cache.resize(max_code_size=code + cache.config.stack_size - 1)
+        cache.resize(max_code_size=code + stack_of(cache) - 1)
         async with f.acquire():
             assert cache.stats().evictions["stack"] == 1
             assert [info.function for info in cache.entries()] == ["f"]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import trio
-from kits import COSTLY, FakeKit, Kit, add, add_asking
+from kits import COSTLY, FakeKit, Kit, add, add_asking, stack_of
 from staging import look, stage
 from trio.testing import wait_all_tasks_blocked
 
@@ -163,7 +163,7 @@ async def test_queued_for_room(kit: Kit) -> None:
     async with stage(kit, KEPT) as at:
         f, g, h = [await add(at.cache, name, kit.adding(1)) for name in "fgh"]
         code = max(function.code_size for function in (f, g, h))
-        at.cache.resize(max_code_size=code + at.cache.config.stack_size)
+        at.cache.resize(max_code_size=code + stack_of(at.cache))
 
         async def scenario() -> None:
             await at.occupy(f.acquire, behind=h.acquire)

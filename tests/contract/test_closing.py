@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import trio
-from kits import FakeKit, Kit, ListLogger, add, add_asking
+from kits import FakeKit, Kit, ListLogger, add, add_asking, stack_of
 from trio.testing import wait_all_tasks_blocked
 
 from trio_wasmcache import CacheConfig, InstanceCache, MiB, SchedulingGroup
@@ -162,7 +162,7 @@ async def test_18_waiters_for_tokens_and_room_are_told_at_once(kit: Kit) -> None
             f = await add(cache, "f", kit.adding(1), concurrency=2)
             g = await add(cache, "g", kit.adding(2))
             async with cache.scheduling_group("small", capacity=1) as group, f.acquire():
-                cache.resize(max_code_size=max(f.code_size, g.code_size) + cache.config.stack_size)
+                cache.resize(max_code_size=max(f.code_size, g.code_size) + stack_of(cache))
                 context = cache._groups.main_group.acquire("g", ("i64",))
                 nursery.start_soon(outcomes.note, context.__aenter__)  # room
                 token = group.acquire("f", ("i64",))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import trio
-from kits import FakeKit, Kit, add, add_asking
+from kits import FakeKit, Kit, add, add_asking, stack_of
 from trio.testing import Sequencer, wait_all_tasks_blocked
 
 from trio_wasmcache import CacheConfig, DeadlockError, MiB, WasmCacheError
@@ -119,7 +119,7 @@ async def test_3_waiting_for_room_that_the_waiter_itself_takes(kit: Kit) -> None
     async with kit.open() as cache:
         f = await add(cache, "f", kit.adding(1))
         g = await add(cache, "g", kit.adding(2))
-        cache.resize(max_code_size=f.code_size + g.code_size + cache.config.stack_size)
+        cache.resize(max_code_size=f.code_size + g.code_size + stack_of(cache))
         async with f.acquire() as lease:
             with pytest.raises(DeadlockError, match="room"):
                 await g.call(1)
@@ -133,7 +133,7 @@ async def test_3_when_the_last_who_could_release_is_gone_a_waiter_is_told(kit: K
     async with kit.open() as cache:
         a, b, c = [await add(cache, n, kit.adding(i)) for i, n in enumerate("abc")]
         big = [await add(cache, n, kit.adding(i)) for i, n in enumerate("xy", start=10)]
-        stack = cache.config.stack_size
+        stack = stack_of(cache)
         outcomes: list[str] = []
 
         async def nest(outer: object, inner: object) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 import trio
-from kits import COSTLY, FakeKit, add, add_asking, add_calling_back
+from kits import COSTLY, FakeKit, add, add_asking, add_calling_back, stack_of
 from staging import look
 from trio.testing import wait_all_tasks_blocked
 
@@ -157,7 +157,7 @@ async def test_waiters_for_room_behind_the_one_that_fails() -> None:
             await trying(errors, add(cache, name, wasm))
         functions = cache.functions()
         code = max(function.code_size for function in functions)
-        cache.resize(max_code_size=code + cache.config.stack_size)
+        cache.resize(max_code_size=code + stack_of(cache))
         results: list[int] = []
 
         async def use(name: str) -> None:

@@ -6,7 +6,7 @@ import mmap
 
 import pytest
 import trio
-from kits import FakeKit, Kit, ListLogger, add
+from kits import FakeKit, Kit, ListLogger, add, stack_of
 from trio.testing import wait_all_tasks_blocked
 
 from trio_wasmcache import (
@@ -29,7 +29,7 @@ async def test_11_code_size_is_whole_system_pages(kit: Kit) -> None:
         assert f.code_size % mmap.PAGESIZE == 0
         assert cache.stats().code_size == 0
         async with f.acquire():
-            assert cache.stats().code_size == f.code_size + cache.config.stack_size
+            assert cache.stats().code_size == f.code_size + stack_of(cache)
         assert cache.stats().code_size == f.code_size
 
 
@@ -127,7 +127,7 @@ async def test_12_whole_modules_go_least_recently_used_first(kit: Kit, log: List
         a, b, c, d = [await add(cache, n, kit.adding(i)) for i, n in enumerate("abcd")]
         await use_all(cache, "a", "b", "c", "a")
         code = a.code_size + b.code_size + c.code_size
-        cache.resize(max_code_size=code + cache.config.stack_size)
+        cache.resize(max_code_size=code + stack_of(cache))
         async with d.acquire():
             assert [fields["function"] for fields in log.fields("evicted")] == ["b"]
             check_invariants(cache)
@@ -144,7 +144,7 @@ async def test_12_no_instance_goes_whose_going_frees_no_code(kit: Kit, log: List
         free = await add(cache, "free", kit.adding(2))
         new = await add(cache, "new", kit.adding(3))
         await use_all(cache, "pinned", "free")
-        stack = cache.config.stack_size
+        stack = stack_of(cache)
         cache.resize(max_code_size=pinned.code_size + free.code_size + 2 * stack)
         async with running.acquire(), new.acquire():
             assert [fields["function"] for fields in log.fields("evicted")] == ["free"]
@@ -164,7 +164,7 @@ async def test_12_all_instances_of_a_module_go_together(kit: Kit, log: ListLogge
             f_main = cache._groups.main_group.acquire("f", ("i64",))
             async with f_main:
                 pass
-            cache.resize(max_code_size=max(f.code_size, new.code_size) + cache.config.stack_size)
+            cache.resize(max_code_size=max(f.code_size, new.code_size) + stack_of(cache))
             async with new.acquire():
                 assert sorted(fields["function"] for fields in log.fields("evicted")) == ["f", "g"]
                 assert cache.stats().loaded_modules == 1
@@ -178,7 +178,7 @@ async def test_12_if_eviction_cannot_help_nothing_goes_and_the_acquire_waits(
     async with kit.open(logger=log) as cache:
         a, b, c = [await add(cache, n, kit.adding(i)) for i, n in enumerate("abc")]
         await use_all(cache, "b")
-        stack = cache.config.stack_size
+        stack = stack_of(cache)
         done: list[int] = []
 
         async def waiter() -> None:
@@ -212,7 +212,7 @@ async def test_12_waiters_for_room_are_served_in_order(kit: Kit) -> None:
         async with trio.open_nursery() as nursery:
             async with functions[0].acquire():
                 code = max(function.code_size for function in functions)
-                cache.resize(max_code_size=code + cache.config.stack_size)
+                cache.resize(max_code_size=code + stack_of(cache))
                 for name in ("b", "c", "d"):
                     nursery.start_soon(use, name)
                     await wait_all_tasks_blocked()
@@ -229,7 +229,7 @@ async def test_12_who_comes_later_does_not_overtake_those_who_wait_for_room(
         a = await add(cache, "a", fake.adding(1))
         large = await add(cache, "large", fake.engine.module(code_size=1 * MiB))
         small = await add(cache, "small", fake.adding(3))
-        stack = cache.config.stack_size
+        stack = stack_of(cache)
         # Enough for the large one alone, or for both others.
         assert a.code_size + small.code_size + 2 * stack < large.code_size + stack
         cache.resize(max_code_size=large.code_size + stack + small.code_size)
@@ -263,7 +263,7 @@ async def test_12_its_own_code_is_no_room_for_it(fake: FakeKit) -> None:
                 done.append("f")
 
         async with trio.open_nursery() as nursery, g.acquire():
-            cache.resize(max_code_size=f.code_size + g.code_size + cache.config.stack_size)
+            cache.resize(max_code_size=f.code_size + g.code_size + stack_of(cache))
             nursery.start_soon(use)
             await wait_all_tasks_blocked()
             assert done == []
@@ -278,7 +278,7 @@ async def test_12_what_would_not_fit_an_empty_budget_is_refused(kit: Kit) -> Non
     async with kit.open() as cache:
         f = await add(cache, "f", kit.adding(1))
         g = await add(cache, "g", kit.adding(2))
-        limit = f.code_size + cache.config.stack_size - 1
+        limit = f.code_size + stack_of(cache) - 1
         cache.resize(max_code_size=limit)
         with pytest.raises(CodeMemoryError, match=rf"f\(i64\).*{limit}"):
             await f.call(1)

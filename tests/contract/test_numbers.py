@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import trio
-from kits import PAGE, Kit, ListLogger, add
+from kits import PAGE, Kit, ListLogger, add, stack_of
 from trio.testing import wait_all_tasks_blocked
 
 from trio_wasmcache import CacheConfig, DeadlockError, EntryInfo, TrapError
@@ -13,7 +13,7 @@ from trio_wasmcache.testing import check_invariants
 
 async def test_stats_of_an_empty_cache(kit: Kit) -> None:
     """All zero, with every eviction reason there, and the limits as configured."""
-    async with kit.open(CacheConfig(max_size=5 * PAGE, max_code_size=2**22)) as cache:
+    async with kit.open(CacheConfig(max_size=5 * PAGE, max_code_size=2**23)) as cache:
         stats = cache.stats()
         assert set(stats.evictions.values()) == {0}
         assert set(stats.evictions) == {
@@ -23,7 +23,7 @@ async def test_stats_of_an_empty_cache(kit: Kit) -> None:
         assert (stats.hits, stats.misses, stats.blocks, stats.calls) == (0, 0, 0, 0)
         assert (stats.functions, stats.groups, stats.entries) == (0, 1, 0)
         assert (stats.total_size, stats.max_size) == (0, 5 * PAGE)
-        assert (stats.code_size, stats.max_code_size) == (0, 2**22)
+        assert (stats.code_size, stats.max_code_size) == (0, 2**23)
         assert (stats.address_space, stats.mappings) == (0, 0)
         assert (stats.log_lost, stats.log_failures) == (0, 0)
 
@@ -123,6 +123,8 @@ async def test_entries_tell_what_is_where(kit: Kit) -> None:
         async with f.acquire(), f.acquire(), trio.open_nursery() as nursery:
             nursery.start_soon(f.call, 1)
             await wait_all_tasks_blocked()
+            (tiers,) = (info.tiers for info in cache.entries())
+            assert tiers in ({"optimizing": 2}, {"baseline": 2})
             assert cache.entries() == (
                 EntryInfo(
                     function="f",
@@ -134,6 +136,7 @@ async def test_entries_tell_what_is_where(kit: Kit) -> None:
                     waiting=1,
                     size=0,
                     last_used=None,
+                    tiers=tiers,
                 ),
             )
             nursery.cancel_scope.cancel()
@@ -149,15 +152,15 @@ async def test_entries_tell_what_is_where(kit: Kit) -> None:
 
 async def test_the_repr_tells_the_state_in_words_and_numbers(kit: Kit) -> None:
     """Open, with what is in it; then closed."""
-    async with kit.open(CacheConfig(max_size=10 * PAGE, max_code_size=2**22)) as cache:
+    async with kit.open(CacheConfig(max_size=10 * PAGE, max_code_size=2**23)) as cache:
         f = await add(cache, "f", kit.adding(1), concurrency=2)
         async with f.acquire(), f.acquire(), trio.open_nursery() as nursery:
             nursery.start_soon(f.call, 1)
             await wait_all_tasks_blocked()
-            code = f.code_size + 2 * cache.config.stack_size
+            code = f.code_size + 2 * stack_of(cache)
             assert repr(cache) == (
                 f"<InstanceCache open: 1 functions, 1 groups, 0 idle instances (0 of {10 * PAGE} "
-                f"bytes), 2 running, 1 waiting, code {code} of {2**22} bytes>"
+                f"bytes), 2 running, 1 waiting, code {code} of {2**23} bytes>"
             )
             nursery.cancel_scope.cancel()
         assert f"2 idle instances ({4 * PAGE} of {10 * PAGE} bytes), 0 running" in repr(cache)
@@ -257,11 +260,11 @@ async def test_resize_serves_waiters_and_refuses_those_who_never_fit(kit: Kit) -
 
         async with trio.open_nursery() as nursery, f.acquire():
             code = max(f.code_size, g.code_size)
-            cache.resize(max_code_size=code + cache.config.stack_size)
+            cache.resize(max_code_size=code + stack_of(cache))
             nursery.start_soon(use)
             await wait_all_tasks_blocked()
             assert results == []
-            cache.resize(max_code_size=10 * (code + cache.config.stack_size))
+            cache.resize(max_code_size=10 * (code + stack_of(cache)))
             await wait_all_tasks_blocked()
             assert results == [3]
         check_invariants(cache)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import trio
-from kits import Kit, ListLogger, add
+from kits import Kit, ListLogger, add, stack_of
 from trio.testing import wait_all_tasks_blocked
 
 from trio_wasmcache import CacheConfig, InstanceCache, UnknownFunctionError
@@ -99,7 +99,7 @@ async def test_15_waiters_for_room_go_on_with_the_new_generation(kit: Kit) -> No
 
         async with trio.open_nursery() as nursery:
             async with g.acquire():
-                cache.resize(max_code_size=max(f.code_size, g.code_size) + cache.config.stack_size)
+                cache.resize(max_code_size=max(f.code_size, g.code_size) + stack_of(cache))
                 nursery.start_soon(use)
                 await wait_all_tasks_blocked()
                 await add(cache, "f", kit.adding(2), replace=True)

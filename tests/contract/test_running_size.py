@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import trio
-from kits import PAGE, Kit, add
+from kits import PAGE, Kit, add, stack_of
 from trio.testing import wait_all_tasks_blocked
 
 from trio_wasmcache import CacheConfig, CodeMemoryError, DeadlockError
@@ -115,7 +115,7 @@ async def test_kinds_of_bytes_add_up(kit: Kit) -> None:
         async with g.acquire():
             stats = cache.stats()
             assert stats.module_code_size == f.code_size + g.code_size
-            assert stats.stacks_size == cache.config.stack_size
+            assert stats.stacks_size == stack_of(cache)
             assert stats.code_size == stats.module_code_size + stats.stacks_size
             parts = (stats.total_size, stats.running_size, stats.code_size, stats.artifact_size)
             assert parts[:2] == (2 * PAGE, WORST)

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 import pytest
 import trio
 import trio.testing
-from kits import FakeKit, ListLogger, add
+from kits import FakeKit, ListLogger, add, stack_of
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_wasmcache import CacheConfig, InstanceCache
@@ -220,7 +220,7 @@ async def test_expiry_makes_room_for_who_waits(
 
         async with trio.open_nursery() as nursery:
             async with running.acquire():
-                cache.resize(max_code_size=other.code_size + cache.config.stack_size)
+                cache.resize(max_code_size=other.code_size + stack_of(cache))
                 nursery.start_soon(use)
                 await at(clock, 5.0)
                 assert cache.stats().evictions["idle"] == 1
