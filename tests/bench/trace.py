@@ -3,14 +3,15 @@
 `python -m tests.bench.trace FILE` takes a CSV file with the columns time (seconds), function, size
 (bytes) and cost (seconds of loading); or a sample of the Azure Functions trace of 2019, as three
 files `..._inv.csv`, `..._mem.csv` and `..._run.csv`, of which the first is named. Without a file it
-draws a trace of the same shape. `--log LOG` lets a cache serve it, too, which takes a millisecond a
-request, and writes its log, for `tune` and `whatif`.
+draws a trace of the same shape. `--idle` compares idle timeouts instead. `--log LOG` lets a cache
+serve it, too, which takes a millisecond a request, and writes its log, for `tune` and `whatif`.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import math
 import sys
@@ -18,7 +19,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import trio
 from trio.testing import MockClock
@@ -30,6 +31,9 @@ from trio_wasmcache.testing import FakeEngine, open_fake_cache
 from .harness import Report
 from .log import run_tool
 
+if TYPE_CHECKING:
+    from trio_wasmcache.report.tuning.trace import Trace
+
 POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
 PAGE = 64 * KiB
 GiB = 1024 * MiB
@@ -40,6 +44,9 @@ PARTS = (0.05, 0.1, 0.2, 0.4)
 # millisecond. At most so many requests a minute, spread over it, as there are no times within.
 AZURE_SECOND = 0.001
 AZURE_PER_MINUTE = 1
+# Idle timeouts that are compared (seconds), and the longest adaptive ones.
+FIXED = (60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0, 7200.0, 14_400.0)
+LONGEST = (300.0, 600.0, 1800.0, 3600.0)
 
 
 class Row(NamedTuple):
@@ -203,13 +210,11 @@ class Figure(NamedTuple):
     seconds: float
 
 
-def compare(rows: list[Row], parts: Iterable[float] = PARTS) -> list[Figure]:
-    """Loads and seconds of loading under each policy at parts of the working set, by trials."""
+def packed(rows: list[Row]) -> Trace:
+    """The trace as trials read it."""
     from trio_wasmcache.report.tuning.trace import Op, Trace
-    from trio_wasmcache.report.tuning.trial import Settings
-    from trio_wasmcache.report.tuning.trials import Trials
 
-    trace, whole = Trace(), working_set(rows)
+    trace = Trace()
     numbers: dict[str, int] = {}
     for row in rows:
         number = numbers.setdefault(row.function, len(numbers))
@@ -217,7 +222,16 @@ def compare(rows: list[Row], parts: Iterable[float] = PARTS) -> list[Figure]:
         trace.note_load(number, True, row.cost)
         run = trace.begin(Op.TAKE, row.function, row.time, row.cost, True)
         trace.end(Op.REST, row.function, row.time, run, size_of(row))
-    with Trials([trace.packed()]) as trials:
+    return trace.packed()
+
+
+def compare(rows: list[Row], parts: Iterable[float] = PARTS) -> list[Figure]:
+    """Loads and seconds of loading under each policy at parts of the working set, by trials."""
+    from trio_wasmcache.report.tuning.trial import Settings
+    from trio_wasmcache.report.tuning.trials import Trials
+
+    whole = working_set(rows)
+    with Trials([packed(rows)]) as trials:
         wanted = {
             Settings(policy, int(whole * part), math.inf): part
             for policy in POLICIES
@@ -227,6 +241,61 @@ def compare(rows: list[Row], parts: Iterable[float] = PARTS) -> list[Figure]:
             Figure(it.settings.policy, wanted[it.settings], it.misses, it.load_seconds)
             for it in trials.run(wanted)
         ]
+
+
+class Kept(NamedTuple):
+    """What an idle timeout does, with room for everything."""
+
+    timeout: float
+    """Seconds; of an adaptive one, the longest."""
+    adaptive: bool
+    loads: int
+    memory: float
+    """Bytes of idle instances, on average."""
+
+
+def keep(rows: list[Row], longest: Iterable[float] = LONGEST) -> list[Kept]:
+    """Loads and memory with fixed timeouts, and with adaptive ones up to each of `longest`."""
+    from trio_wasmcache.report.tuning.trial import Settings
+    from trio_wasmcache.report.tuning.trials import Trials
+
+    everything = 2 * working_set(rows)
+    fixed = [Settings("lru", everything, timeout) for timeout in FIXED]
+    learned = [Settings("lru", everything, "adaptive", 1.0, most) for most in longest]
+    which = [False] * len(fixed) + [True] * len(learned)
+    span = rows[-1].time - rows[0].time
+    with Trials([packed(rows)]) as trials:
+        return [
+            Kept(
+                it.settings.max_idle_timeout if adaptive else float(it.settings.idle_timeout),
+                adaptive,
+                it.misses,
+                it.idle_byte_seconds / span,
+            )
+            for it, adaptive in zip(trials.run([*fixed, *learned]), which, strict=True)
+        ]
+
+
+def loads_of_a_fixed_one(kept: list[Kept], memory: float) -> float:
+    """The loads of the fixed timeout that takes so much memory, between the two nearest ones."""
+    fixed = sorted(it for it in kept if not it.adaptive)
+    for less, more in itertools.pairwise(fixed):
+        if less.memory <= memory <= more.memory:
+            part = (memory - less.memory) / (more.memory - less.memory)
+            return less.loads ** (1 - part) * more.loads**part
+    return math.nan
+
+
+def show_kept(kept: list[Kept]) -> None:
+    """Print a row for each timeout."""
+    print("idle timeout         loads  GiB on average")
+    for it in kept:
+        what = f"adaptive, to {it.timeout:,.0f} s" if it.adaptive else f"{it.timeout:,.0f} s"
+        text = f"{what:18} {it.loads:7,} {it.memory / GiB:8.3f}"
+        if it.adaptive:
+            fixed = loads_of_a_fixed_one(kept, it.memory)
+            text += f"   a fixed one loads {fixed / it.loads:.2f} times as often in that memory"
+        print(text)
 
 
 def show(figures: list[Figure]) -> None:
@@ -243,6 +312,7 @@ def main() -> None:
     parser.add_argument("file", nargs="?", type=Path, help="a CSV file; without one, a drawn trace")
     parser.add_argument("--log", type=Path, help="keep the log there")
     parser.add_argument("--limit", type=int, help="at most so many requests, the first ones")
+    parser.add_argument("--idle", action="store_true", help="compare idle timeouts instead")
     options = parser.parse_args()
     rows = read(options.file) if options.file else draw(1000, 24)
     rows = rows[: options.limit]
@@ -251,7 +321,10 @@ def main() -> None:
     whole = working_set(rows)
     print(f"{len({row.function for row in rows}):,} functions of {whole / GiB:.1f} GiB together")
     print(f"{len(rows):,} requests in {rows[-1].time / 3600:.1f} hours", flush=True)
-    show(compare(rows))
+    if options.idle:
+        show_kept(keep(rows))
+    else:
+        show(compare(rows))
     if options.log:
         serve(rows, config_for(rows), options.log)
 
@@ -267,6 +340,13 @@ async def run(report: Report, quick: bool) -> None:
     seconds = lru.seconds / min(it.seconds for it in figures.values())
     report.add("LRU's loads, of the best policy's", loads, "times", at_least=2)
     report.add("LRU's seconds of loading, of the best policy's", seconds, "times", at_least=5)
+    kept = keep(rows, (600.0,))
+    (learned,) = (it for it in kept if it.adaptive)
+    fixed = loads_of_a_fixed_one(kept, learned.memory)
+    report.add("loads with an adaptive timeout up to 600 s", float(learned.loads), "")
+    bar = 1.8 if quick else 2.0
+    name = "a fixed one's loads in the same memory, of these"
+    report.add(name, fixed / learned.loads, "times", at_least=bar)
     rows = rows[: 2000 if quick else 50_000]
     size = working_set(rows) // 10
     with tempfile.TemporaryDirectory() as folder:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attrs import Factory, define
+from attrs import Factory, define, evolve
 
 from trio_wasmcache._core.events import (
     Acquired,
@@ -63,8 +63,8 @@ class Log:
         fields = Stamped(event, self.cache, len(self.lines) + 1, at).fields()
         self.lines.append({**fields, "event": event.name, "level": event.level})
 
-    def opened(self, at: float = 0.0) -> None:
-        self.add(at, OPENED)
+    def opened(self, at: float = 0.0, **limits: Any) -> None:
+        self.add(at, evolve(OPENED, **limits))
 
     def closed(self, at: float) -> None:
         self.add(at, make(Closed))

@@ -264,6 +264,37 @@ def test_whatif_tries_every_policy_with_every_size(log: Path, capsys: Capture) -
     assert max(map(len, text.splitlines())) <= 80
 
 
+def test_whatif_tries_adaptive_timeouts(log: Path, capsys: Capture) -> None:
+    """Beside fixed ones, with limits of their own, from any log."""
+    times = ["--idle-timeout", "adaptive", "--idle-timeout", "0.25", "--max-idle-timeout", "60"]
+    command = ["whatif", log, *times, "--min-idle-timeout", "0.25"]
+    document = json.loads(run_command(capsys, *command, "--json").out)
+    _, adaptive, short = document["results"]
+    assert adaptive["setting"]["idle_timeout"] == "adaptive"
+    assert adaptive["limits"]["max_idle_timeout"] == 60
+    assert adaptive["hits"] > short["hits"]
+    assert "idle_timeout=adaptive" in run_command(capsys, *command).out
+    refused = run_command(capsys, "whatif", log, "--idle-timeout", "soon")
+    assert refused.status == 2
+    assert "'soon' is no number of seconds" in refused.err
+
+
+def test_tune_of_a_cache_with_adaptive_timeouts(capsys: Capture, tmp_path: Path) -> None:
+    """The longest stands for them; for a size, they are tried beside fixed ones."""
+    config = CacheConfig(
+        idle_timeout="adaptive", min_idle_timeout=0.5, max_idle_timeout=20.0, max_size=40 * PAGE
+    )
+    logged = run_on_jumping_clock(in_turn(3, 10, 2.0), config).log
+    path = logged.write(tmp_path / "adaptive")
+    for given in (["--target-hit-rate", "0.8"], ["--max-size", "4MiB"]):
+        ran = run_command(capsys, "tune", path, *given, "--html", tmp_path / "page.html")
+        assert ran.status == 0, ran.err
+        assert "CacheConfig(" in ran.out
+    found = json.loads(run_command(capsys, "tune", path, *given, "--json").out)["advice"]
+    assert found["idle_timeout"] == "adaptive"
+    assert 'idle_timeout="adaptive"' in found["line"]
+
+
 def test_whatif_on_a_terminal(log: Path, capsys: Capture) -> None:
     """A table, a row for each setting, with what was refused below."""
     ran = run_command(

@@ -125,6 +125,17 @@ def test_limits_that_evict_too_early(kind: str, read: Any) -> None:
     )
 
 
+def test_adaptive_timeouts_that_are_all_too_short(read: Any) -> None:
+    """Their limit is raised: what is used after a longer time is not worth keeping below it."""
+    config = CacheConfig(idle_timeout="adaptive", min_idle_timeout=1.0, max_idle_timeout=5.0)
+    finding = only(read(in_turn(3, 12, 2.0), config))
+    assert finding["kind"] == "short_timeout"
+    assert finding["evidence"]["limit"] == "max_idle_timeout"
+    assert (finding["evidence"]["now"], finding["evidence"]["advised"]) == (5.0, 8)
+    assert finding["paste"] == "cache.resize(max_idle_timeout=8)"
+    assert nothing(read(in_turn(3, 12, 2.0), evolve(config, **pasted(finding))))
+
+
 def test_the_whole_sentence(read: Any, capsys: Capture, tmp_path: Path) -> None:
     """It has its evidence, and comes before all else, on a terminal and in the page."""
     plan, config, _ = EVICTING["too_small"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import math
 from collections.abc import Callable
 from random import Random
 from typing import Any
@@ -14,7 +15,17 @@ import trio
 import trio.testing
 from hypothesis import given, strategies as st
 from kits import PAGE, WasmtimeKit, add_asking
-from report.workloads import CoarseRandom, JsonLogger, draw_config, run_on_jumping_clock, wild_plan
+from report.workloads import (
+    Change,
+    CoarseRandom,
+    FunctionPlan,
+    JsonLogger,
+    Plan,
+    Use,
+    draw_config,
+    run_on_jumping_clock,
+    wild_plan,
+)
 
 from trio_wasmcache import CacheConfig, CodeMemoryError, DeadlockError, Prepare
 from trio_wasmcache._core.config import SystemLimits
@@ -417,3 +428,30 @@ async def test_a_lease_whose_block_ended_under_a_call(real: WasmtimeKit, how: st
     assert replay.complete
     without = numbered([event for event in events if event is not told])
     assert replayed(without)[0].disagreements
+
+
+def test_adaptive_timeouts_are_replayed() -> None:
+    """Event for event: what each function learned, and when the background task looked."""
+    random = Random(3)
+    functions = tuple(FunctionPlan(f"f{n}", 1, PAGE, 1 + n % 2, 0.0) for n in range(6))
+
+    def program(number: int) -> tuple[float, tuple[Use, ...]]:
+        rest = 1.5 ** (number + 1)
+        uses = [
+            Use(rest * random.uniform(0.9, 1.1), number, None, math.inf, random.random() / 10)
+            for _ in range(20)
+        ]
+        return random.random(), tuple(uses)
+
+    tasks = tuple(program(number % 6) for number in range(12))
+    changes = (Change(30.0, "resize", limits=(("max_idle_timeout", 20.0),)),)
+    config = CacheConfig(
+        idle_timeout="adaptive", min_idle_timeout=0.5, max_idle_timeout=9.0, max_size=30 * PAGE
+    )
+    events = run_on_jumping_clock(Plan(functions, (), tasks, changes), config).log.events
+    replay, evicted = replayed(events)
+    assert replay.disagreements == []
+    assert evicted == logged(events)
+    assert sum(reason == "idle" for _, reason, _ in evicted) > 10
+    kept = {round(event["idle_seconds"], 3) for event in events if event.get("reason") == "idle"}
+    assert len(kept) > 5

@@ -148,6 +148,45 @@ def test_thrash(within: str, thrashed: int, tmp_path: Path, capsys: Capture) -> 
     }
 
 
+def test_timed_out(tmp_path: Path, capsys: Capture) -> None:
+    """Those that were wanted soon after went too early; the others were kept in vain."""
+    log = Log()
+    for start, again in ((0, 9), (100, 50), (200, None)):
+        log.loaded(start)
+        log.evicted(start + 20, Reason.IDLE, idle_seconds=6.0, freed_bytes=1000)
+        if again is not None:
+            log.loaded(start + 20 + again, seconds=2.0)
+            log.evicted(start + 75, Reason.SIZE)
+    path = log.write(tmp_path / "log")
+    cache = run_command(capsys, "report", "--json", path).cache
+    assert cache["timed_out"] == {
+        "evictions": 3,
+        "loaded_again": 1,
+        "load_seconds": 2.0,
+        "in_vain": 2,
+        "in_vain_seconds": 12.0,
+        "in_vain_byte_seconds": 12_000.0,
+    }
+    text = " ".join(run_command(capsys, "report", path).out.split())
+    assert "1 of 3 loaded again within 10 s of going; 2 kept in vain, for 6.0 s on average" in text
+
+
+def test_adaptive_timeouts_in_words(tmp_path: Path, capsys: Capture) -> None:
+    """On the terminal and on the page, with their ends."""
+    log = Log()
+    log.opened(
+        idle_timeout_seconds=None,
+        idle_timeout_policy="adaptive",
+        min_idle_timeout_seconds=2.0,
+        max_idle_timeout_seconds=300.0,
+    )
+    log.loaded(1)
+    path, page = log.write(tmp_path / "log"), tmp_path / "page.html"
+    text = " ".join(run_command(capsys, "report", "--html", page, path).out.split())
+    assert "adaptive, 2.0 s to 5 min" in text or "adaptive, 2.0 s to 300 s" in text
+    assert "adaptive, 2.0 s to" in page.read_text()
+
+
 def test_never_reused_and_ages(tmp_path: Path, capsys: Capture) -> None:
     """An instance that went after one lease or none was not worth keeping."""
     log = Log()
@@ -293,7 +332,9 @@ def test_limits_and_times(tmp_path: Path, capsys: Capture) -> None:
     for number, line in enumerate(log.lines[1:]):
         line["timestamp"] = f"2026-01-01T00:00:0{number}Z"
     cache = report_on(capsys, tmp_path, log)
-    assert cache["limits"] == {"max_size_bytes": MiB, **more, "idle_timeout_seconds": None}
+    older = ("idle_timeout_policy", "min_idle_timeout_seconds", "max_idle_timeout_seconds")
+    timeouts = dict.fromkeys(["idle_timeout_seconds", *older])
+    assert cache["limits"] == {"max_size_bytes": MiB, **more, **timeouts}
     assert cache["resizes"] == 1
     assert cache["span_seconds"] == 3.0
     assert (cache["began"], cache["ended"]) == ("2026-01-01T00:00:00Z", "2026-01-01T00:00:03Z")

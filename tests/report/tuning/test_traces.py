@@ -6,7 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
-from bench.trace import Row, compare, config_for, draw, read, serve, working_set
+from bench.trace import (
+    Row,
+    compare,
+    config_for,
+    draw,
+    keep,
+    loads_of_a_fixed_one,
+    read,
+    serve,
+    working_set,
+)
 from report.logs import run_command
 
 # A trace of the shape of the Azure sample, in small: 5,900 requests of 142 functions.
@@ -21,6 +31,13 @@ def test_at_a_tenth_of_the_working_set_others_load_much_less() -> None:
     assert figures["lru"].seconds > 5 * figures["cost"].seconds
     assert figures["lru"].loads > 1.3 * figures["gdsf"].loads
     assert figures["lru"].loads > figures["sieve"].loads
+
+
+def test_adaptive_timeouts_load_less_in_the_same_memory() -> None:
+    """Half as often as the fixed timeout that takes so much memory, on average."""
+    kept = keep(ROWS, (600.0,))
+    (adaptive,) = (it for it in kept if it.adaptive)
+    assert 1.8 * adaptive.loads < loads_of_a_fixed_one(kept, adaptive.memory)
 
 
 @pytest.mark.parametrize("objective", ["misses", "seconds"])

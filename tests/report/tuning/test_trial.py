@@ -11,7 +11,7 @@ from attrs import evolve
 from hypothesis import given, strategies as st
 from kits import tries
 from report.tuning.test_tuning import CONFIG, tuned
-from report.workloads import PAGE, draw_config, in_turn, run_on_jumping_clock, wild_plan
+from report.workloads import PAGE, calm_plan, draw_config, in_turn, run_on_jumping_clock, wild_plan
 
 from trio_wasmcache._core.config import PolicyName
 from trio_wasmcache._core.events import GroupOpened, Opened, Reason, Recycled, Registered, Removed
@@ -39,6 +39,8 @@ def by_the_policy(events: list[Event], trace: Trace, settings: Settings) -> tupl
         policy=settings.policy,
         max_size=settings.max_size,
         idle_timeout=settings.idle_timeout,
+        min_idle_timeout=settings.min_idle_timeout,
+        max_idle_timeout=settings.max_idle_timeout,
         max_instance_size=16 * GiB,
         max_instances=16384,
         max_code_size=16 * GiB,
@@ -54,7 +56,7 @@ def by_the_policy(events: list[Event], trace: Trace, settings: Settings) -> tupl
     for event, following in zip(events, [*events[1:], events[-1]], strict=True):
         now, made = event["at_seconds"], make_event(event).event
         while (due := policy.next_expiry()) is not None and due <= now:
-            policy.expire(now)
+            policy.expire(due)
         match event["event"].removeprefix("wasmcache."):
             case "group_opened":
                 assert isinstance(made, GroupOpened)
@@ -148,3 +150,34 @@ def test_trials_in_processes_give_the_same() -> None:
     assert progress[0] == (0, 8)
     assert progress[-1] == (8, 8)
     assert len(progress) == 10
+
+
+@pytest.mark.parametrize("policy", ["lru", "cost"])
+@tries(12)
+@given(st.integers(0, 2**32))
+def test_adaptive_timeouts_are_those_of_the_policy(policy: PolicyName, seed: int) -> None:
+    """While no group closes, and no function is replaced, each function learns the same."""
+    random = Random(seed)
+    plan = evolve(calm_plan(random), changes=())
+    events = run_on_jumping_clock(plan, draw_config(random)).log.events
+    trace = tuned(events).trace.packed()
+    settings = Settings(policy, GiB, "adaptive", 0.05, random.choice([0.5, 2.0]))
+    found = Trial(trace, settings).run()
+    hits, misses, seconds = by_the_policy(events, trace, settings)
+    assert (found.hits, found.misses) == (hits, misses)
+    assert found.load_seconds == pytest.approx(seconds)
+
+
+def test_idle_bytes_are_counted_while_they_are_idle() -> None:
+    """Until the next use, the eviction or the end of the trace, whichever is first."""
+    trace = Trace()
+    trace.know("f", "f", 1, 1)
+    for at in (0.0, 3.0, 20.0, 21.0):
+        run = trace.begin(Op.TAKE, "f", at, 0.5, True)
+        trace.end(Op.REST, "f", at, run, 100)
+    found = Trial(trace.packed(), Settings("lru", GiB, 5.0)).run()
+    assert (found.misses, found.idle_byte_seconds) == (2, 100 * (3 + 5 + 1))
+    adaptive = Trial(trace.packed(), Settings("lru", GiB, "adaptive", 1.0, 10.0)).run()
+    kept = 2 ** (8 / 4)  # a class more than that of three seconds
+    assert adaptive.misses == 2
+    assert adaptive.idle_byte_seconds == pytest.approx(100 * (3 + kept + 1))

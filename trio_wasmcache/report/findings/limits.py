@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from attrs import frozen
 
+from ..._core.config import ADAPTIVE
 from ..reading.documents import Document
 from ..reading.names import Key, shown
 from ..reading.notes import cite, count
@@ -67,6 +68,10 @@ TIMEOUT = Limit(
     *("short_timeout", "The idle timeout is too short", ("idle",), "idleness"),
     *("idle_timeout", "idle_timeout_seconds", _timeout),
 )
+LONGEST = Limit(
+    *("short_timeout", "The longest idle timeout is too short", ("idle",), "idleness"),
+    *("max_idle_timeout", "max_idle_timeout_seconds", _timeout),
+)
 CODE = Limit(
     *("code_thrashes", "Code is unloaded too early", ("code", "stack"), "code or stacks"),
     *("max_code_size", "max_code_size_bytes", _bytes),
@@ -75,6 +80,8 @@ CODE = Limit(
 
 def evicts_too_early(limit: Limit, cache: CacheSummary) -> Finding | None:
     """Return a finding if instances that went for a limit were loaded again soon, too often."""
+    if limit is TIMEOUT and cache.limits.get("idle_timeout_policy") == ADAPTIVE:
+        limit = LONGEST
     wanted = [
         one
         for (reason, group), one in cache.fates.wanted.items()
@@ -95,13 +102,17 @@ def evicts_too_early(limit: Limit, cache: CacheSummary) -> Finding | None:
         paste = "CacheConfig(log_uses=True)"
     if limit is TIMEOUT:
         paste = "cache.resize(idle_timeout=60)"
+    elif limit is LONGEST:  # it has kept them for as long as they were worth by it
+        paste = (
+            f"cache.resize(max_idle_timeout={in_source(limit.name, 4 * cache.fates.idle_timeout)})"
+        )
     evidence: Document = {"evictions": gone, "all_evictions": everything}
     now = cache.limits.get(limit.field)
-    more, written = _advise(limit, now, wanted, evidence)
+    advice, written = _advise(limit, now, wanted, evidence)
     if written is not None:
         paste = f"cache.resize({limit.name}={written})"
     evidence |= {"all_load_seconds": cache.sums.loads.total}
-    return Finding(limit.kind, f"{text}{more}.", paste, work.part(again), evidence)
+    return Finding(limit.kind, f"{text}{advice}.", paste, work.part(again), evidence)
 
 
 def group_too_small(cache: CacheSummary) -> Finding | None:
@@ -165,7 +176,7 @@ def _advice(
     limit: Limit, now: float, wanted: Sequence[Wanted], again: int
 ) -> tuple[float | None, float | None]:
     """Return (a value for the limit, the part of the loads that it would have avoided)."""
-    base = 0.0 if limit is TIMEOUT else now
+    base = 0.0 if limit in (TIMEOUT, LONGEST) else now
 
     def avoided(value: float) -> float:
         return sum(one.part(value - base) * one.count for one in wanted) / again

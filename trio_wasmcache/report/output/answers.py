@@ -51,12 +51,13 @@ class Setting:
 
     def __str__(self) -> str:
         return (
-            "\n".join(f"{name}={_in_words(name, value)}" for name, value in self.given.items())
+            "\n".join(f"{name}={in_words(name, value)}" for name, value in self.given.items())
             or "as logged"
         )
 
 
-def _in_words(name: str, value: Any) -> str:
+def in_words(name: str, value: Any) -> str:
+    """Return a limit in words."""
     if name.endswith("idle_timeout") and value != ADAPTIVE:
         return seconds(value)
     return size(value) if name.endswith("_size") else str(value)

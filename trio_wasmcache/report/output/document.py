@@ -146,6 +146,7 @@ def _uses(sums: Sums, on_seats: int | None) -> Document:
 def _evictions(cache: CacheSummary) -> Document:
     """Return evictions and their consequences."""
     fates, leases = cache.fates, cache.sums.leases
+    timed_out = fates.timed_out
     gone = _gone(cache.sums)
     total = gone["count"]
     loads = sum(fate.loads for fate in fates.by_key.values()) - fates.on_seats
@@ -168,6 +169,14 @@ def _evictions(cache: CacheSummary) -> Document:
             "within_seconds": None if fates.thrash_seconds == math.inf else fates.thrash_seconds,
             "count": sum(fate.thrashed for fate in fates.by_key.values()),
             "load_seconds": fates.thrash_load_seconds,
+        },
+        "timed_out": {
+            "evictions": timed_out.evictions,
+            "loaded_again": timed_out.wanted,
+            "load_seconds": timed_out.load_seconds,
+            "in_vain": timed_out.evictions - timed_out.wanted,
+            "in_vain_seconds": timed_out.vain_seconds,
+            "in_vain_byte_seconds": timed_out.vain_byte_seconds,
         },
         "churn": {
             "loads_per_100_leases": 100 * loads / granted if granted else None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from ..reading.documents import Document
 from ..reading.notes import cite, count
 from ..reading.units import MAX_MOMENT, moment, rate, seconds, size, soon
 from .charts import Chart, charts_of
-from .terminal import cache_name, needs_of
+from .terminal import cache_name, needs_of, timeout_of
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 TOP = 50
@@ -125,6 +124,7 @@ def _section(cache: Document, prefix: str, charted: bool) -> PageSection:
     leases, thrash, peak = cache["leases"], cache["thrash"], cache["peak"]
     granted = leases["hits"] + leases["misses"]
     evictions, reloads = cache["evictions"]["count"], cache["reloads"]
+    timed_out = cache["timed_out"]
     section = PageSection(f"Cache {cache_name(cache)}")
     section.subtitle = (
         f"{sum(cache['events'].values()):,} events in {seconds(cache['span_seconds'])}"
@@ -147,6 +147,7 @@ def _section(cache: Document, prefix: str, charted: bool) -> PageSection:
     section.facts += [
         (f"{evictions:,}", "evictions"),
         (f"{cache['never_reused']:,}", "of them never reused"),
+        (f"{timed_out['in_vain']:,}", f"of {timed_out['evictions']:,} timed out kept in vain"),
         (f"{thrash['count']:,}", f"thrash: loaded again {soon(thrash['within_seconds'])}"),
         (
             seconds(reloads["seconds"]),
@@ -286,7 +287,9 @@ def _limits(cache: Document) -> Table:
     rows = []
     for name, value in cache["limits"].items():
         if name == "idle_timeout_seconds":
-            text = seconds(math.inf if value is None else value)
+            text = timeout_of(cache["limits"])
+        elif "idle_timeout" in name:
+            continue
         else:
             text = size(value) if name.endswith("_bytes") else f"{value:,}"
         rows.append((name.removesuffix("_bytes").removesuffix("_seconds"), text))

@@ -9,6 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ..._core.config import ADAPTIVE
 from ..reading.documents import Document
 from ..reading.notes import cite, count
 from ..reading.units import MAX_MOMENT, moment, rate, seconds, short, size, soon
@@ -222,6 +223,7 @@ def _facts(cache: Document) -> list[tuple[str, str]]:
         ("churn", churn),
         ("never reused", f"{cache['never_reused']:,} of {evictions:,} evicted"),
         ("thrash", _thrash(thrash)),
+        *([("timed out", timed_out(cache))] if cache["timed_out"]["evictions"] else []),
         ("paid for evictions", _paid(reloads, cache["loads"])),
     ]
 
@@ -231,6 +233,28 @@ def _thrash(thrash: Document) -> str:
         f"{thrash['count']:,} loaded again {soon(thrash['within_seconds'])}, "
         f"in {seconds(thrash['load_seconds'])}"
     )
+
+
+def timed_out(cache: Document) -> str:
+    """Return how many instances went for time: too early, or too late."""
+    gone = cache["timed_out"]
+    text = (
+        f"{gone['loaded_again']:,} of {gone['evictions']:,} loaded again "
+        f"{soon(cache['thrash']['within_seconds'])}"
+    )
+    if not gone["in_vain"]:
+        return text
+    kept = seconds(gone["in_vain_seconds"] / gone["in_vain"])
+    return f"{text}; {gone['in_vain']:,} kept in vain, for {kept} on average"
+
+
+def timeout_of(limits: Document) -> str:
+    """Return the idle timeout in words."""
+    timeout = limits["idle_timeout_seconds"]
+    if limits["idle_timeout_policy"] != ADAPTIVE:
+        return seconds(math.inf if timeout is None else timeout)
+    least, most = (limits[f"{which}_idle_timeout_seconds"] for which in ("min", "max"))
+    return f"adaptive, {seconds(least)} to {seconds(most)}"
 
 
 def _paid(reloads: Document, loads: Document) -> str:
@@ -245,13 +269,12 @@ def _limits(cache: Document) -> list[tuple[str, str]]:
     idle, code = size(peak["total_size_bytes"]), size(peak["code_size_bytes"])
     if not limits:
         return [("idle instances", f"{idle} at most"), ("code and stacks", f"{code} at most")]
-    timeout = limits["idle_timeout_seconds"]
     resizes = cache["resizes"]
     changed = f" (limits as at the end, after {count(resizes, 'resize')})" if resizes else ""
     return [
         ("idle instances", f"{idle} at most, of {size(limits['max_size_bytes'])}"),
         ("code and stacks", f"{code} at most, of {size(limits['max_code_size_bytes'])}"),
-        ("idle timeout", seconds(math.inf if timeout is None else timeout) + changed),
+        ("idle timeout", timeout_of(limits) + changed),
     ]
 
 

@@ -14,6 +14,7 @@ from ..tuning.curve import Point
 from ..tuning.fleet import Different
 from ..tuning.search import Search
 from ..tuning.trial import Outcome
+from .answers import in_words
 from .charts import SERIES, WIDTH, Chart, byte_ticks, draw, legend
 from .page import PageSection, Table, render
 
@@ -45,7 +46,7 @@ def tuning_page(
             (size(advice.max_size), "max_size, as advised"),
             (size(tuner.limits["max_size"]), "max_size in the log"),
             (size(knee), "the knee: more memory gains little"),
-            (seconds(advice.idle_timeout), "idle_timeout, as advised"),
+            (in_words("idle_timeout", advice.idle_timeout), "idle_timeout, as advised"),
         ],
         texts=texts,
         code=advice.line,

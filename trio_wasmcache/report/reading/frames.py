@@ -26,14 +26,14 @@ from .schema import STAMP_TYPES
 # Fields that the report uses. Others may be missing.
 USED = frozenset(
     """
-    function arg_types group request reason uses warm blocked waits_for error hit
-    max_size_bytes max_instance_size_bytes max_instances max_code_size_bytes idle_timeout_seconds
-    log_uses hits misses blocks calls evictions count compile_seconds module_loaded load_seconds
-    seat wait_seconds held_seconds age_seconds idle_seconds freed_bytes freed_code_bytes
+    function arg_types group request reason uses warm blocked waits_for error hit max_size_bytes
+    max_instance_size_bytes max_instances max_code_size_bytes idle_timeout_seconds log_uses hits
+    misses blocks calls evictions count compile_seconds module_loaded load_seconds seat
+    wait_seconds held_seconds age_seconds idle_seconds freed_bytes freed_code_bytes
     total_size_bytes code_size_bytes total_size_before_bytes code_size_before_bytes
-    total_size_after_bytes code_size_after_bytes first_seq
-    task capacity_tokens limit_bytes closed_size_bytes error_message
-    concurrency for_group for_function for_arg_types replaced_by
+    total_size_after_bytes code_size_after_bytes first_seq task capacity_tokens limit_bytes
+    closed_size_bytes error_message concurrency for_group for_function for_arg_types replaced_by
+    idle_timeout_policy min_idle_timeout_seconds max_idle_timeout_seconds
     """.split()
 )
 # Field of events that were logged without the context of their task, and of no others.

@@ -40,6 +40,7 @@ class Gone(NamedTuple):
     """Number among those that went for the same limit, except time."""
     culprit: str | None
     """Another group, whose need it was."""
+    freed_bytes: int
 
 
 @define
@@ -66,6 +67,26 @@ class Paid:
 
 
 @define
+class TimedOut:
+    """Instances that were evicted for time; of known functions only."""
+
+    evictions: int = 0
+    wanted: int = 0
+    """Number of those that were loaded again soon."""
+    load_seconds: float = 0.0
+    """Time spent on these loads."""
+    vain_seconds: float = 0.0
+    """Time for which the others were kept, all together."""
+    vain_byte_seconds: float = 0.0
+    """The same, times their bytes."""
+
+    def keep(self, seconds: float, size: int, sign: int = 1) -> None:
+        """Add an instance that was kept in vain; with `sign` -1, subtract it."""
+        self.vain_seconds += sign * seconds
+        self.vain_byte_seconds += sign * seconds * size
+
+
+@define
 class Against:
     """Instances of one group that went for the need of another."""
 
@@ -89,8 +110,9 @@ class Fates:
     paid: dict[str, Paid] = Factory(dict)
     """{reason of the eviction: loads}."""
     thrash_load_seconds: float = 0.0
+    timed_out: TimedOut = Factory(TimedOut)
     idle_timeout: float = math.inf
-    """The timeout in force (seconds)."""
+    """The timeout in force (seconds); of adaptive ones, the longest."""
     max_size: float = math.inf
     """The limit in force (bytes)."""
     own_limits: dict[str, int] = Factory(dict)
@@ -142,7 +164,10 @@ class Fates:
                 if line is not None:
                     weight = {"size": freed, "code": code}.get(line, 1)
                     ghost = self._ghosts.setdefault((line, own), Ghosts()).put(weight)
-                fate.gone.append(Gone(at, reason, at - idle, own, ghost, culprit))
+                fate.gone.append(Gone(at, reason, at - idle, own, ghost, culprit, freed))
+                if reason == "idle":
+                    self.timed_out.evictions += 1
+                    self.timed_out.keep(idle, freed)
                 del fate.gone[:-MAX_GONE]
 
     def _note(self, group: str, culprit: str | None) -> bool:
@@ -171,6 +196,10 @@ class Fates:
         if reason in LIMITS and at - gone.at <= self.thrash_seconds:
             fate.thrashed += 1
             self.thrash_load_seconds += seconds
+            if reason == "idle":
+                self.timed_out.wanted += 1
+                self.timed_out.load_seconds += seconds
+                self.timed_out.keep(gone.at - gone.last_used, gone.freed_bytes, -1)
             self.wanted.setdefault((reason, gone.group), Wanted()).add(need, seconds)
             if gone.culprit is not None:
                 against = self.against[group, gone.culprit]

@@ -8,6 +8,7 @@ from collections import Counter
 import polars as pl
 from attrs import Factory, define
 
+from ..._core.config import ADAPTIVE
 from ..._core.events import Reason
 from ..reading.clock import Clock
 from ..reading.frames import CONTEXT_LOST, TYPES
@@ -44,6 +45,9 @@ LIMITS = (
     "max_instances",
     "max_code_size_bytes",
     "idle_timeout_seconds",
+    "idle_timeout_policy",
+    "min_idle_timeout_seconds",
+    "max_idle_timeout_seconds",
 )
 COUNTS = ("hits", "misses", "blocks", "calls", "evictions")
 
@@ -190,7 +194,8 @@ class CacheSummary:
         parts, acquired = self.sums.take(frame)
         self._take_rare(frame, parts)
         self.needs.take(parts["wasmcache.evicted"])
-        timeout = self.limits.get("idle_timeout_seconds")
+        adaptive = self.limits.get("idle_timeout_policy") == ADAPTIVE
+        timeout = self.limits.get(f"{'max_' * adaptive}idle_timeout_seconds")
         self.fates.idle_timeout = math.inf if timeout is None else timeout
         self.fates.max_size = self.limits.get("max_size_bytes", math.inf)
         for name in ("group_opened", "group_resized"):

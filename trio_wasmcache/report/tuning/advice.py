@@ -11,7 +11,7 @@ import math
 
 from attrs import Factory, define, fields_dict, frozen
 
-from ..._core.config import CacheConfig, KiB, MiB
+from ..._core.config import CacheConfig, IdleTimeout, KiB, MiB
 from ..reading.notes import count
 from ..reading.units import rate, seconds, size as in_words
 from ..replay.books import Limits
@@ -67,9 +67,9 @@ class Advice:
         return policy
 
     @property
-    def idle_timeout(self) -> float:
-        """The advised `idle_timeout` (seconds); may be infinite."""
-        timeout: float = self.limits["idle_timeout"]
+    def idle_timeout(self) -> IdleTimeout:
+        """The advised `idle_timeout` (seconds, or "adaptive"); may be infinite."""
+        timeout: IdleTimeout = self.limits["idle_timeout"]
         return timeout
 
     @property
@@ -251,7 +251,7 @@ def in_source(name: str, value: float | str) -> str:
     """Return a limit as in source code: ``64 * MiB``, ``2.5``, ``math.inf``, ``"lru"``."""
     if isinstance(value, str):
         return f'"{value}"'
-    if name == "idle_timeout":
+    if name.endswith("idle_timeout"):
         return "math.inf" if value == math.inf else f"{value:g}"
     if name.endswith("_size"):
         for unit, written in ((MiB, "MiB"), (KiB, "KiB")):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from attrs import frozen
 
+from ..._core.config import ADAPTIVE
 from ..reading.notes import cite
 from ..reading.units import rate, seconds
 from .advice import Advice, in_source
@@ -57,7 +58,7 @@ def different(search: Search, advice: Advice, members: Sequence[Member]) -> list
     """
     if len(members) < 2:
         return []
-    advised = Settings(advice.limits["policy"], advice.max_size, advice.idle_timeout)
+    advised = search.settings(advice.limits["policy"], advice.max_size, advice.idle_timeout)
     search.trials.run([advised])
     look = _for_target if search.question.max_size is None else _for_size
     found = []
@@ -69,11 +70,11 @@ def different(search: Search, advice: Advice, members: Sequence[Member]) -> list
 
 
 def _for_target(search: Search, advised: Settings, index: int, member: Member) -> Different | None:
-    own = search.trials.each(advised)[index]
-    aim = min(search.question.target, member.tuner.curve(advised.idle_timeout).best.hit_rate)
+    own, timeout = search.trials.each(advised)[index], advised.idle_timeout
+    assert timeout != ADAPTIVE  # only tried for a size
+    aim = min(search.question.target, member.tuner.curve(timeout).best.hit_rate)
     tried = [
-        search.trials.each(it.settings)[index]
-        for it in search.outcomes(advised.policy, advised.idle_timeout)
+        search.trials.each(it.settings)[index] for it in search.outcomes(advised.policy, timeout)
     ]
     enough = [it.settings for it in tried if it.hit_rate >= aim]
     least = enough[0] if enough else None

@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias, get_args
 
 from attrs import Factory, define, frozen
 
-from ..._core.config import KiB, MiB, PolicyName
+from ..._core.config import ADAPTIVE, IdleTimeout, KiB, MiB, PolicyName
 from .curve import Curve
 from .trial import Outcome, Settings
 from .trials import Trials
@@ -65,7 +65,7 @@ class Choice:
 
     policy: PolicyName
     max_size: int
-    idle_timeout: float
+    idle_timeout: IdleTimeout
     hit_rate: float
     load_seconds: float
     least: int
@@ -96,9 +96,20 @@ class Search:
 
     @property
     def now(self) -> float:
-        """The timeout in the log (seconds)."""
-        timeout: float = self.tuner.limits["idle_timeout"]
-        return timeout
+        """The timeout in the log (seconds); of adaptive ones, the longest."""
+        timeout: IdleTimeout = self.tuner.limits["idle_timeout"]
+        return self._longest if timeout == ADAPTIVE else timeout
+
+    @property
+    def _ends(self) -> tuple[float, float]:
+        """The shortest and the longest adaptive timeout in the log, if it had any (seconds)."""
+        limits = self.tuner.limits
+        return limits["min_idle_timeout"], limits["max_idle_timeout"]
+
+    @property
+    def _longest(self) -> float:
+        """The longest adaptive timeout in the log, if it had one (seconds)."""
+        return self._ends[1]
 
     @property
     def present(self) -> PolicyName:
@@ -112,7 +123,8 @@ class Search:
         self.reachable = self._curve(math.inf).best.hit_rate
         if question.max_size is not None:
             choice = self._best_at(question.max_size)
-            self._try_sizes(choice.idle_timeout)
+            timeout = choice.idle_timeout
+            self._try_sizes(self._longest if timeout == ADAPTIVE else timeout)
             return choice
         self.aim = min(question.target, self.reachable)
         self._try_sizes(self._timeout_for_aim())
@@ -128,6 +140,10 @@ class Search:
     def at(self, size: int) -> list[Outcome]:
         """Return the outcomes at a size, with the chosen timeout, of each policy `compared`."""
         return self._run(self.compared, [size], [self.curve.timeout])
+
+    def settings(self, policy: PolicyName, size: int, timeout: IdleTimeout) -> Settings:
+        """Return the settings of a trial; adaptive timeouts have the ends that the log has."""
+        return Settings(policy, size, timeout, *(self._ends if timeout == ADAPTIVE else ()))
 
     def outcome(self, policy: PolicyName, size: int, timeout: float | None = None) -> Outcome:
         """Return what comes of one policy; `timeout`: as chosen, unless another is given."""
@@ -245,9 +261,11 @@ class Search:
         policy = self.present if self.present in able else min(able, key=able.__getitem__)
         return self._choice(policy, able[policy], timeout)
 
-    def _choice(self, policy: PolicyName, size: int, timeout: float, least: int = 0) -> Choice:
+    def _choice(
+        self, policy: PolicyName, size: int, timeout: IdleTimeout, least: int = 0
+    ) -> Choice:
         """Return a choice with what comes of it: by a trial, or by the curve if there are none."""
-        if self.compared == ["lru"] and size >= self.curve.smallest:
+        if self.compared == ["lru"] and size >= self.curve.smallest and timeout != ADAPTIVE:
             point = self._curve(timeout).at(size)
             return Choice(policy, size, timeout, point.hit_rate, point.load_seconds, least or size)
         (it,) = self._run([policy], [size], [timeout])
@@ -255,8 +273,8 @@ class Search:
 
     def _off_the_cliff(self, choice: Choice) -> Choice:
         """Return a slightly larger choice where that avoids many of the misses, and round it."""
-        timeout, policy = choice.idle_timeout, choice.policy
-        size = choice.max_size
+        timeout, policy, size = choice.idle_timeout, choice.policy, choice.max_size
+        assert timeout != ADAPTIVE
         for _ in range(CLIFFS):
             sizes = [math.ceil(size * step) for step in (1.0, *STEPS)]
             rates = self._rates(policy, sizes, timeout)
@@ -281,14 +299,17 @@ class Search:
     # -- for a size
 
     def _best_at(self, size: int) -> Choice:
-        timeouts = self._timeouts()
+        timeouts: list[IdleTimeout] = [*self._timeouts(), ADAPTIVE]
+        if self.tuner.limits["idle_timeout"] == ADAPTIVE:
+            timeouts.insert(0, timeouts.pop())  # kept, if it is as good
         choices = []
         self._run(self.compared, [size], timeouts)
         for policy in self.question.policies:
             outcomes = self._run([policy], [size], timeouts)
             fewest = min(map(self._score, outcomes))
-            # The shortest timeout that does: an instance that is kept in vain takes memory, too.
-            chosen = next(it for it in outcomes if self._score(it) <= (1 + SAME) * fewest)
+            # An instance that is kept in vain takes memory, too.
+            able = [it for it in outcomes if self._score(it) <= (1 + SAME) * fewest]
+            chosen = min(able, key=lambda it: it.idle_byte_seconds)
             enough = min(size, round_up(chosen.peak_size))
             choices.append(self._choice(policy, enough, chosen.settings.idle_timeout))
         return self._fewest(choices)
@@ -315,11 +336,11 @@ class Search:
         return next((it for it in able if it.policy == self.present), min(able, key=self._score))
 
     def _run(
-        self, policies: Iterable[PolicyName], sizes: Iterable[int], timeouts: Iterable[float]
+        self, policies: Iterable[PolicyName], sizes: Iterable[int], timeouts: Iterable[IdleTimeout]
     ) -> list[Outcome]:
         sizes, timeouts = list(sizes), list(timeouts)
         return self.trials.run(
-            Settings(policy, size, timeout)
+            self.settings(policy, size, timeout)
             for policy in policies
             for size in sizes
             for timeout in timeouts

@@ -12,9 +12,11 @@ from collections.abc import Sequence
 
 from attrs import Factory, define, frozen
 
-from ..._core.config import PolicyName
+from ..._core.config import ADAPTIVE, CacheConfig, IdleTimeout, PolicyName
 from ..._core.keys import FunctionKey
 from ..._core.policy.choice import make_order
+from ..._core.policy.idle_times import IdleTimes
+from ..._core.policy.keep_alive import KeepAlive
 from ..._core.policy.lifecycle import IDLE, RUNNING, State
 from ..._core.policy.lru import LRU
 from ..._core.policy.order import EvictionOrder
@@ -33,7 +35,11 @@ class Settings:
 
     policy: PolicyName
     max_size: int
-    idle_timeout: float
+    idle_timeout: IdleTimeout
+    min_idle_timeout: float = 1.0
+    """Shortest adaptive timeout (seconds)."""
+    max_idle_timeout: float = 600.0
+    """Longest adaptive timeout (seconds)."""
 
 
 @frozen
@@ -45,6 +51,8 @@ class Outcome:
     misses: int = 0
     load_seconds: float = 0.0
     peak_size: int = 0
+    idle_byte_seconds: float = 0.0
+    """Bytes of idle instances, times the seconds for which they were idle."""
 
     @classmethod
     def together(cls, outcomes: Sequence[Outcome]) -> Outcome:
@@ -57,6 +65,7 @@ class Outcome:
             sum(it.misses for it in outcomes),
             math.fsum(it.load_seconds for it in outcomes),
             max(it.peak_size for it in outcomes),
+            math.fsum(it.idle_byte_seconds for it in outcomes),
         )
 
     @property
@@ -80,21 +89,25 @@ class Trial:
     )
     _entries: list[Entry] = Factory(list)
     """The entry of each key."""
+    _keep_alive: KeepAlive | None = Factory(
+        lambda self: _keep_alive(self.settings, self._lru), takes_self=True
+    )
+    """The timeouts of functions, if they are adaptive."""
+    _idle_byte_seconds: float = 0.0
 
     def run(self) -> Outcome:
         """Run everything, from the first step to the last."""
         trace, lru, order = self.trace, self._lru, self._order
-        max_size, timeout = self.settings.max_size, self.settings.idle_timeout
+        max_size, keep_alive = self.settings.max_size, self._keep_alive
         told = self.settings.policy != "lru"
-        entries = self._entries = _entries_of(trace)
+        entries = self._entries = _entries_of(trace, keep_alive)
         running: dict[int, Instance] = {}
         ahead: set[int] = set()  # runs that are no leases
         hits = misses = peak = rests = 0
         seconds = 0.0
         columns = trace.ops, trace.at, trace.keys, trace.runs, trace.sizes, trace.seats
         for op, now, key, run, size, seat in zip(*columns, strict=True):
-            while (oldest := lru.after) is not lru and oldest.last_used + timeout <= now:
-                self._evict(oldest)
+            self._expire(now)
             entry = entries[key]
             if op == REST:
                 instance = running.pop(run)
@@ -107,7 +120,7 @@ class Trial:
                     victim = order.victim(rests)
                     if victim is None:
                         raise AssertionError(f"{self._total} bytes are idle, but no instance")
-                    self._evict(victim)
+                    self._evict(victim, now)
                 rests += 1
                 changed = size != instance.size or seat
                 report = told and (changed or size != instance.resting_size)
@@ -124,13 +137,16 @@ class Trial:
             elif op <= REUSE:
                 if op != WARM and entry.idle:
                     instance = entry.idle.pop()
-                    lru.remove(instance)
-                    self._total -= instance.size
+                    if keep_alive is not None:
+                        keep_alive.taken(instance, now, used=op == TAKE)
+                    self._take_out(instance, now)
                     instance.state = RUNNING
                     hits += op == TAKE
                     if instance.seat:
                         seconds += self._load(instance, key, run)
                 else:
+                    if keep_alive is not None and op == TAKE:
+                        keep_alive.started(entry, now)
                     instance = self._make(entry)
                     seconds += self._load(instance, key, run)
                     misses += op == TAKE
@@ -140,9 +156,26 @@ class Trial:
             elif op == DROP:
                 self._leave(running.pop(run))
             else:
+                if keep_alive is not None:
+                    entry.group.close()
                 for instance in list(entry.idle):
-                    self._evict(instance)
-        return Outcome(self.settings, hits, misses, seconds, peak)
+                    self._evict(instance, now)
+        for instance in list(lru):
+            self._take_out(instance, now)
+        return Outcome(self.settings, hits, misses, seconds, peak, self._idle_byte_seconds)
+
+    def _expire(self, now: float) -> None:
+        """Evict instances at the times when they are due, up to now."""
+        lru, keep_alive, timeout = self._lru, self._keep_alive, self.settings.idle_timeout
+        if timeout != ADAPTIVE:
+            while (oldest := lru.after) is not lru and oldest.last_used + timeout <= now:
+                self._evict(oldest, oldest.last_used + timeout)
+            return
+        assert keep_alive is not None
+        while (due := keep_alive.next_due()) is not None and due <= now:
+            keep_alive.age(due)
+            while (instance := keep_alive.overdue(due)) is not None:
+                self._evict(instance, due)
 
     def _make(self, entry: Entry) -> Instance:
         module = entry.function.module
@@ -166,11 +199,17 @@ class Trial:
         instance.note_load(seconds)
         return seconds
 
-    def _evict(self, instance: Instance) -> None:
-        self._lru.remove(instance)
+    def _evict(self, instance: Instance, at: float) -> None:
+        if self._keep_alive is not None:
+            self._keep_alive.left(instance, at)
+        self._take_out(instance, at)
         instance.entry.idle.remove(instance)
-        self._total -= instance.size
         self._leave(instance)
+
+    def _take_out(self, instance: Instance, at: float) -> None:
+        self._lru.remove(instance)
+        self._total -= instance.size
+        self._idle_byte_seconds += instance.size * (at - instance.last_used)
 
     def _leave(self, instance: Instance) -> None:
         module = instance.entry.function.module
@@ -180,14 +219,26 @@ class Trial:
         instance.state = State.CLOSED
 
 
-def _entries_of(trace: Trace) -> list[Entry]:
+def _keep_alive(settings: Settings, idle: LRU[Instance]) -> KeepAlive | None:
+    if settings.idle_timeout != ADAPTIVE:
+        return None
+    least, most = settings.min_idle_timeout, settings.max_idle_timeout
+    config = CacheConfig(idle_timeout=ADAPTIVE, min_idle_timeout=least, max_idle_timeout=most)
+    return KeepAlive(config, idle)
+
+
+def _entries_of(trace: Trace, keep_alive: KeepAlive | None) -> list[Entry]:
     modules: dict[int, Module] = {}
     functions: dict[int, FunctionRecord] = {}
     entries = []
-    for function, module in zip(trace.functions, trace.modules, strict=True):
+    times: dict[int, IdleTimes] = {}  # {number of a name: those of all its generations}
+    columns = trace.functions, trace.modules, trace.names
+    for function, module, name in zip(*columns, strict=True):
         record = functions.get(function)
         if record is None:
             code = modules.setdefault(module, Module("", 0))
             record = functions[function] = FunctionRecord(FunctionKey("", ()), 0, code)
-        entries.append(Entry(record, GROUP))
+            if keep_alive is not None:
+                keep_alive.times[record] = times.setdefault(name, IdleTimes())
+        entries.append(Entry(record, GROUP if keep_alive is None else GroupRecord("")))
     return entries
