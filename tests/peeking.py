@@ -14,6 +14,12 @@ def native_of(lease: Lease) -> Any:
     return lease._bound.native
 
 
+def small_of(lease: Lease) -> object:
+    """Return what begins small batches of the lease; None: nothing does yet."""
+    assert lease._bound is not None
+    return lease._bound.small
+
+
 def job_of(lease: Lease) -> Job | None:
     """Return what is driven for the lease now: a call, a batch, or a start."""
     activity = lease._activity()

@@ -37,6 +37,7 @@ from .collectors import BytesSink, Sink
 from .columns import Column, MisfitError, Misfits, column, to_collect
 from .failures import RowErrors
 from .row_loop import FAILED, in_row, map_rows, next_row
+from .small import SmallBatches
 
 # Values that are packed between two turns of the loop at most, and how long that may take
 # (seconds). More than `HEAVY_ROWS` values that take microseconds each are packed in a thread.
@@ -68,11 +69,44 @@ async def _map_columns(
 ) -> Value:
     binding = call.bound.binding
     numbers = isinstance(binding, PlainAbi)
-    arrow, found = await call.unless_ended(_look_at, call.name, columns, not numbers, call.runner)
+    if type(columns) in (list, tuple) and not any(map(_arrow.is_arrow, columns)):  # type: ignore[call-overload]
+        # Without a cancel scope, which costs as much as some hundred rows.
+        arrow, found = False, _plain_columns(call.name, columns, not numbers)  # type: ignore[arg-type]
+        call.check_open()
+    else:
+        arrow, found = await call.unless_ended(
+            _look_at, call.name, columns, not numbers, call.runner
+        )
     rows = _count(call.bound.entry.function.key, binding, found, rows)
     if isinstance(binding, PlainAbi):
         return await _map_numbers(call, binding, found, rows, arrow, errors)
     return await _map_values(call, found, rows, arrow, errors)
+
+
+async def go_on(
+    call: Call, small: SmallBatches, columns: Sequence[Value], rows: int, fuel: int, begun: object
+) -> Value:
+    """Go on with a small batch that has not ended well in its first slice.
+
+    Args:
+        call: the batch.
+        small: what has begun it.
+        columns: its columns.
+        rows: number of its rows.
+        fuel: units of fuel with which it has begun.
+        begun: the exception, or the result, of `SmallBatches.begin`.
+    """
+    found = _plain_columns(call.name, columns, False)
+    for one, kind in zip(found, small.binding.args, strict=True):
+        one.use(CELLS[cell_name(kind)])
+        if one.packs:
+            one.pack(0, rows)
+    names = tuple(cell_name(kind, cut=True) for kind in small.binding.returns)
+    sinks = _number_sinks(call, names, found, rows, arrow=False, nones=False)
+    driver, binding, made = small.driver, small.binding, small.layout
+    batch = NumberChunks(call, driver, binding, made, found, rows, sinks, None, begun=True)
+    await batch.go_on_begun(fuel, begun)
+    return _together([sink.result() for sink in sinks])
 
 
 async def _look_at(
@@ -90,12 +124,22 @@ async def _look_at(
     for number, value in enumerate(columns, start=1):
         if _arrow.is_arrow(value):
             found.append(await _arrow.arrow_column(value, threads))
-            continue
-        try:
-            found.append(column(value, objects=objects))
-        except (TypeError, ValueError, OverflowError) as error:
-            raise type(error)(f"argument {number} of {what}: {error}") from None
+        else:
+            found.append(_plain_column(what, number, value, objects))
     return any(isinstance(one, _arrow.ArrowColumn) for one in found), found
+
+
+def _plain_columns(what: str, columns: Sequence[Value], objects: bool) -> list[Column]:
+    """Return all columns, none of which is Arrow's."""
+    found = enumerate(columns, start=1)
+    return [_plain_column(what, number, value, objects) for number, value in found]
+
+
+def _plain_column(what: str, number: int, value: Value, objects: bool) -> Column:
+    try:
+        return column(value, objects=objects)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise type(error)(f"argument {number} of {what}: {error}") from None
 
 
 def _to_list(columns: object) -> str:
@@ -186,12 +230,18 @@ async def _map_numbers(
     if len(misfits) == rows:
         await _add_nulls(call, sinks, rows)
     else:
-        code = await call.unless_ended(call.engine.driver, shape, call.bound.tier)
-        assert code is not None
         exports = {"function": call.bound.definition.export}
         if binding.post is not None:
             exports["post"] = binding.post
-        driver = call.attach(code, exports)
+        code, driver = call.bound.attached(shape) or (None, None)
+        if code is None or driver is None:
+            code = await call.unless_ended(call.engine.driver, shape, call.bound.tier)
+            assert code is not None
+            driver = call.attach(code, exports)
+            small = None
+            if not shape.nullable:
+                small = SmallBatches(binding, shape, driver, call.bound.total_fuel)
+            call.bound.note_attached(shape, code, driver, small)
         failing = None if errors is None else Failing(errors, misfits, code, exports)
         batch = NumberChunks(call, driver, binding, layout(shape), columns, rows, sinks, failing)
         await batch.run()
@@ -389,7 +439,8 @@ class Packer:
             if one.rows is not None:
                 one.misfits = self._misfits
             try:
-                await _pack(self.call, one, rows)
+                if one.packs:
+                    await _pack(self.call, one, rows)
             except MisfitError as misfit:
                 if one.rows is not None:
                     raise await self._error(misfit.row) from None

@@ -287,8 +287,10 @@ class Chunks:
 
     # -- for the batch
 
-    async def run(self) -> None:
+    async def run(self, *, begun: bool = False) -> None:
         """Run until all rows are done, it is paused, or the next row does not fit.
+
+        `begun` says that a slice has run already, in `go_on_begun`.
 
         **Checkpoint:** between slices.
         **Cancellation:** the guest is stopped, and its instance is unusable.
@@ -302,7 +304,7 @@ class Chunks:
                 if self.done == self.rows:
                     return
             try:
-                await self._drive()
+                await self._drive(begun)
             except BaseException as error:
                 failed = error if isinstance(error, GuestError) else None
                 if failed is None or not self._may_go_on(failed):
@@ -311,6 +313,32 @@ class Chunks:
             else:
                 if self._unlike is None or self.unsettled:
                     return
+
+    async def go_on_begun(self, fuel: int, begun: object) -> None:
+        """Go on with all rows, in one chunk, which the driver has begun.
+
+        Args:
+            fuel: units of fuel with which it has begun.
+            begun: the exception, or the result, of `GuestDriver.begin`.
+
+        **Checkpoint:** between slices.
+        **Cancellation:** the guest is stopped, and its instance is unusable.
+        """
+        self._chunk, self._chunk_fuel = self.rows, fuel
+        self._seen = self._before = 0, fuel
+        try:
+            self.call.account(fuel - self.native.fuel_left())
+            if isinstance(begun, BaseException):
+                raise begun
+            if begun is UNDER_WAY:
+                self._watch()
+            else:
+                self._chunk_fuel = 0
+                self.collect(int(begun))  # type: ignore[call-overload]
+        except BaseException as error:
+            self._fail(error)
+            raise
+        await self.run(begun=True)
 
     def _fail(self, error: BaseException) -> None:
         """End the batch with an error, or raise that of an earlier row from here."""
@@ -415,12 +443,12 @@ class Chunks:
     def put_back(self) -> None:
         """Note that the instance was put back, and knows nothing of the rows so far."""
 
-    async def _drive(self) -> None:
+    async def _drive(self, begun: bool) -> None:
         call = self.call
         self.job = job = call.new_job(self, self.fuel_left())
         call.find_row = self.row
         try:
-            over = call.with_stack(self.poll)
+            over = False if begun else call.with_stack(self.poll)
             job.charge()
             if not over:
                 await call.runner.drive(job)
@@ -471,6 +499,7 @@ class NumberChunks(Chunks):
         rows: number of rows.
         sinks: a sink for each column of results.
         failing: see `Chunks`.
+        begun: whether the rows are in the scratch, and the driver has begun: see `go_on_begun`.
     """
 
     def __init__(
@@ -483,6 +512,8 @@ class NumberChunks(Chunks):
         rows: int,
         sinks: Sequence[Sink],
         failing: Failing | None,
+        *,
+        begun: bool = False,
     ) -> None:
         super().__init__(
             call, driver, binding.what, rows, layout.fuel_per_row, FIRST_AT, sinks, failing
@@ -498,7 +529,8 @@ class NumberChunks(Chunks):
         for one, at in zip(columns, layout.args, strict=True):
             if one.rows is not None:
                 self._moving.append((one, at))
-        self._put_scalars()
+        if not begun:
+            self._put_scalars()
 
     def _put_scalars(self) -> None:
         """Put what is the same for all chunks into the scratch."""

@@ -181,6 +181,13 @@ def numpy_name(cell: Cell) -> str:
     return "bool" if cell.truth else f"{_NUMPY[cell.name[0]]}{8 * cell.size}"
 
 
+def same_format(cell: Cell, view: memoryview) -> bool:
+    """Return whether the items of a buffer are cells of that type."""
+    letter = view.format.lstrip("@=<")
+    same = next((kind for kind in _KINDS if cell.code in kind), "")
+    return len(letter) == 1 and letter in same and view.itemsize == cell.size
+
+
 def pack(cell: Cell, values: Sequence[object]) -> bytes:
     """Return the values as cells; raise any exception if one does not fit."""
     if cell.truth:
@@ -286,9 +293,7 @@ class BufferColumn(Column):
 
     def use(self, cell: Cell) -> None:
         view = self._view
-        letter = view.format.lstrip("@=<")
-        same = next((kind for kind in _KINDS if cell.code in kind), "")
-        if len(letter) != 1 or letter not in same or view.itemsize != cell.size:
+        if not same_format(cell, view):
             raise TypeError(
                 f"takes a buffer of format {cell.code!r} ({cell.size} bytes an item), "
                 f"got one of format {view.format!r} ({view.itemsize} bytes an item): "

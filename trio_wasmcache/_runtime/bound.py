@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Final, TypeAlias, final
 
 from attrs import Factory, define, frozen
@@ -88,6 +88,22 @@ class BoundFunction:
     last: tuple[int, tuple[int, int]] | None = None
     """Size and reservation of the instance (bytes; bytes of addresses, mappings), if it was closed
     before its lease ends; None: it was not."""
+
+    _attached: tuple[Hashable, DriverCode, GuestDriver] | None = None
+    small: object = None
+    """What begins small batches with that driver: see `_batch/small`; None: nothing does."""
+
+    def attached(self, shape: Hashable) -> tuple[DriverCode, GuestDriver] | None:
+        """Return the driver that was used last, with its code, if it has that shape."""
+        found = self._attached
+        return None if found is None or found[0] != shape else found[1:]
+
+    def note_attached(
+        self, shape: Hashable, code: DriverCode, driver: GuestDriver, small: object
+    ) -> None:
+        """Keep a driver that calls this function, for `attached`, and what begins with it."""
+        self._attached = shape, code, driver
+        self.small = small
 
     @property
     def size(self) -> int:
