@@ -182,6 +182,8 @@ async def test_evicted(fake: FakeKit, log: ListLogger, mock_clock: trio.testing.
         "for_request": None,
         "error": None,
         "advice": None,
+        "replaced_by": None,
+        "evictions": None,
     }
 
 

@@ -75,6 +75,8 @@ def test_the_whole_life_of_a_lease() -> None:
         "for_request": None,
         "error": None,
         "advice": None,
+        "replaced_by": None,
+        "evictions": None,
     }
     assert (bench.used, bench.total_size, instance.state) == (0, 0, State.CLOSED)
     assert not policy.instances.entries
@@ -84,6 +86,30 @@ def test_the_whole_life_of_a_lease() -> None:
 
 
 # -- 3: deadlocks
+
+
+def test_an_instance_that_is_replaced_in_its_lease() -> None:
+    """The new one has its place in all books, in one step; the old one is an eviction."""
+    bench = Bench(max_code=4)
+    policy, function = bench.policy, bench.function("f", code=3)
+    request, _ = bench.ask(function)
+    bench.load(request)
+    old = request.held
+    books = bench.used, bench.total_size, policy.instances.ledger.running
+    step = policy.replace(request, 20, bench.now, "TrapError", 7)
+    new = request.held
+    ((evicted, event),) = step.evicted
+    assert (evicted, step.unloaded, step.woken) == (old, [], [])
+    assert (event.reason, event.error, event.freed_bytes) == (Reason.CORRUPTED, "TrapError", 20)
+    assert (event.instance, event.replaced_by, event.evictions) == (1, 2, 7)
+    assert (old.state, new.state, new.number) == (State.CLOSED, State.RUNNING, 2)
+    assert (old.uses, new.uses, old.entry) == (1, 0, new.entry)
+    assert (bench.used, bench.total_size, policy.instances.ledger.running) == books
+    assert policy.instances.evictions[Reason.CORRUPTED] == 7
+    assert not bench.recycle(request, 30)
+    assert (new.state, new.uses) == (State.IDLE, 1)
+    with pytest.raises(IllegalStepError):
+        policy.replace(request, 20, bench.now, "TrapError")
 
 
 def test_two_tasks_that_want_each_others_function_deadlock() -> None:
