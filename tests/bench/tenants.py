@@ -12,9 +12,11 @@ import trio
 
 from trio_wasmcache import CacheConfig, InstanceCache, MiB, SchedulingGroup, open_cache
 
-from .harness import FIB, Report, SilentLogger
+from .harness import FIB, Report, SilentLogger, percentile
 
 LOOPS, LIMIT = 100, 0.1
+# Seconds between two calls of a group that is mostly idle.
+PERIOD = 0.005
 
 
 async def _loop(group: SchedulingGroup) -> None:
@@ -60,6 +62,28 @@ async def _neighbours(cache: InstanceCache, seconds: float, limited: int) -> flo
     return rate
 
 
+async def _latencies(cache: InstanceCache, seconds: float, limited: int) -> list[float]:
+    """Times (seconds) from when a call is due to its end, in a group that is mostly idle."""
+    found = []
+    async with (
+        cache.scheduling_group("slow", capacity=LOOPS, cpu_limit=LIMIT) as slow,
+        cache.scheduling_group("idle", capacity=1) as idle,
+    ):
+        for _ in range(limited):
+            slow.start_soon(_loop, slow)
+        await trio.sleep(1)
+        end = due = trio.current_time()
+        end += seconds
+        while due < end:
+            due += PERIOD
+            await trio.sleep_until(due)
+            async with idle.acquire("fib", ("i64",)) as lease:
+                await lease.call(15)
+            found.append(trio.current_time() - due)
+        slow.cancel_scope.cancel()
+    return found
+
+
 async def run(report: Report, quick: bool) -> None:
     seconds = 2 if quick else 10
     loops = 10 if quick else LOOPS
@@ -74,6 +98,17 @@ async def run(report: Report, quick: bool) -> None:
             for _ in range(3)
         ]
         beside_alone = statistics.median(beside / alone for alone, beside in rounds)
+        await cache.register("fib", FIB, args=("i64",), returns="i64", concurrency=1)
+        alone: list[float] = []
+        beside: list[float] = []
+        for _ in range(3 if quick else 10):
+            alone += await _latencies(cache, seconds / 4, 0)
+            beside += await _latencies(cache, seconds / 4, loops)
     report.add(f"cores of {loops} endless loops, limited to {LIMIT}", used, "", at_most=0.11)
     # Two cores' worth of loops can lose what the limit allows, and 2 %.
     report.add("a busy group beside them / alone", beside_alone, "", at_least=0.93)
+    for part, name in ((0.5, "median"), (0.99, "p99")):
+        before, after = percentile(alone, part), percentile(beside, part)
+        bar = {"at_most": 1.02} if part == 0.99 else {}
+        note = f"{before * 1e6:,.0f} us alone, {after * 1e6:,.0f} us beside them"
+        report.add(f"{name} of an idle group beside / alone", after / before, "", note=note, **bar)

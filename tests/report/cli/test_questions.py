@@ -585,6 +585,18 @@ def test_tune_without_leases(tmp_path: Path, capsys: Capture) -> None:
     assert "no leases to tune by" in ran.err
 
 
+def test_tune_says_that_it_ignores_limits_of_groups(tmp_path: Path, capsys: Capture) -> None:
+    """In the curve and the trials; the run that checks the advice keeps them."""
+    uses = tuple(Use(0.1, n % 6, "web", math.inf, 0.1) for n in range(72))
+    plan = evolve(in_turn(6, 1, 0.1), groups=(("web", None),), tasks=((0.0, uses),))
+    plan = evolve(plan, group_limits={"web": {"max_size": 4 * PAGE}})
+    log = run_on_jumping_clock(plan, CONFIG).log.write(tmp_path / "log")
+    ran = run_command(capsys, "tune", log, "--max-size", "8MiB", "--policy", "lru", "--json")
+    assert "1 group with a max_size or reserved_size of its own (web): the curve" in ran.err
+    document = json.loads(ran.out)
+    assert document["checked"]["hits"] == 0 < document["advice"]["hit_rate"]
+
+
 def test_tune_takes_the_cache_with_the_most_leases(
     log: Path, tmp_path: Path, capsys: Capture
 ) -> None:

@@ -322,6 +322,14 @@ def tune(
         return NOTHING
     for _, both in found:
         both.programs.recorder.tell(session.notes)
+    if tuner.limited:
+        groups = ", ".join(map(cite, sorted(tuner.limited)[:NAMED]))
+        more = ", ..." * (len(tuner.limited) > NAMED)
+        session.notes.remark(
+            f"{count(len(tuner.limited), 'group')} with a max_size or reserved_size of its own "
+            f"({groups}{more}): the curve and the trials ignore these limits; the advice is "
+            "checked with them"
+        )
     target = 0.99 if target_hit_rate is None else target_hit_rate
     chosen = tuple(it for it in POLICIES if it in policies) or POLICIES
     question = Question(target, objective, max_size, chosen)

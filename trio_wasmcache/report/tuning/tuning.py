@@ -19,6 +19,7 @@ from ..._core.events import (
     Event,
     GroupClosed,
     GroupOpened,
+    GroupResized,
     Loaded,
     Recycled,
     Registered,
@@ -81,6 +82,8 @@ class Tuner:
     trace: Trace = Factory(Trace)
     """The same leases, for trials under other policies."""
     columns: Columns = Factory(lambda: Columns())
+    limited: set[str] = Factory(set)
+    """Groups that ever had a `max_size` or a `reserved_size`, which are not kept to here."""
     _numbers: dict[tuple[str, str], int] = Factory(dict)
     _current: dict[tuple[str, str], int] = Factory(dict)  # {function: generation}
     _modules: dict[tuple[str, str, int], int] = Factory(dict)  # {generation: number of its module}
@@ -107,6 +110,7 @@ class Tuner:
             made.ignored += tuner.ignored
             made.stack.largest = max(made.stack.largest, tuner.stack.largest)
             made.columns.add(tuner.columns)
+            made.limited |= tuner.limited
         return made
 
     def feed(self, event: Stamped) -> None:
@@ -139,6 +143,9 @@ class Tuner:
             case GroupOpened():
                 self._opened_groups += 1
                 self._groups[event.group] = self._opened_groups
+                self._on_limits(event)
+            case GroupResized():
+                self._on_limits(event)
             case GroupClosed():
                 self._on_group_closed(event, at)
             case Registered():
@@ -202,6 +209,10 @@ class Tuner:
         return None if wanted > len(gaps) else gaps[wanted - 1] if wanted else 0.0
 
     # -- events
+
+    def _on_limits(self, event: GroupOpened | GroupResized) -> None:
+        if event.reserved_size_bytes or event.max_size_bytes is not None:
+            self.limited.add(event.group)
 
     def _on_group_closed(self, event: GroupClosed, at: float) -> None:
         group = self._groups.pop(event.group, None)
