@@ -156,6 +156,10 @@ def _disagreements(cache: InstanceCache) -> list[str]:
     same("order of last use", set(instances.lru), set(idle))
     times = [instance.last_used for instance in instances.lru]
     same("order of last use by time", times, sorted(times))
+    due = instances.keep_alive.due
+    aged = [instance for instance in instances.lru if instance in due]
+    same("aged instances, which come first", list(instances.lru)[: len(due)], aged)
+    same("ready aged instances", [instance for instance in aged if instance.ready], [])
     modules = {i.entry.function.module for i in (*idle, *running)}
     same("loaded modules", ledger.loaded_modules, len(modules))
     same("code", ledger.code_size, sum(module.code_size for module in modules))
