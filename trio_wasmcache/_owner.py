@@ -175,7 +175,8 @@ def check_trio(function: str) -> None:
         raise RuntimeError(
             f"{function}() runs under Trio, and no Trio task is running here: start the program "
             "with trio.run(main), or with anyio.run(main, backend='trio'); under Hypercorn, choose "
-            "its Trio worker (--worker-class trio)"
+            "its Trio worker (--worker-class trio). Under asyncio, use trio_wasmcache.aio; "
+            "in a program without an event loop, trio_wasmcache.blocking"
         )
 
 
