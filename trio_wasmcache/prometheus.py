@@ -41,6 +41,7 @@ FUEL_BITS = range(6, 35, 4)
 # (field of CacheStats, metric, help text)
 COUNTERS = (
     ("hits", "hits", "Leases granted from an idle instance."),
+    ("seat_hits", "seat_hits", "Hits for which an instance had to be loaded, on a seat."),
     ("misses", "misses", "Leases for which something had to be loaded."),
     ("blocks", "blocks", "Acquires that had to wait."),
     ("calls", "calls", "Calls begun."),

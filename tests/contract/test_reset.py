@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 
 import pytest
 import trio
@@ -11,6 +12,9 @@ from kits import PAGE, FakeKit, Kit, ListLogger, WasmtimeKit, add
 from peeking import instance_behind
 
 from trio_wasmcache import CacheConfig
+from trio_wasmcache._core.policy.resets import GIVE_UP_AT
+from trio_wasmcache.report.reading.records import make_event
+from trio_wasmcache.report.replay.replay import Replay
 from trio_wasmcache.testing import check_invariants
 
 
@@ -209,3 +213,119 @@ async def test_one_that_can_be_reset_has_code_of_its_own(kit: Kit, log: ListLogg
         numbers = [fields["module_number"] for fields in log.fields("registered")]
         assert numbers[0] == numbers[1] != numbers[2]
         assert cache.stats().loaded_modules == 2
+
+
+@pytest.mark.parametrize("log_uses", [True, False])
+async def test_resets_in_vain_are_given_up(kit: Kit, log: ListLogger, log_uses: bool) -> None:
+    """One that grows in each lease gets a new instance from then on; all who ask are told so."""
+    async with kit.open(CacheConfig(log_uses=log_uses), logger=log) as cache:
+        f = await add(cache, "f", kit.growing(), isolation="reset")
+        for turn in range(GIVE_UP_AT):
+            (now,) = cache.functions()
+            assert now == f, turn
+            await f.call(1)
+            check_invariants(cache)
+        (now,) = cache.functions()
+        assert (now.name, now.generation, now.isolation) == ("f", 1, "reset")
+        assert now.isolation_verdict == (
+            "fresh: every lease gets a new instance, as reset does not pay: "
+            "instances had grown in 12 of 12 leases"
+        )
+        assert now.cache_verdict == ("a seat is kept: an instance is closed when its lease ends")
+        for _ in range(5):
+            async with f.acquire() as lease:
+                assert lease.function == now
+                assert lease.memory.size == PAGE
+                assert lease.memory.read(0, 1) == b"\0"
+                lease.memory.write(0, b"x")
+            assert cache.stats().total_size == PAGE
+            check_invariants(cache)
+        stats = cache.stats()
+        assert (stats.hits, stats.misses, stats.seat_hits) == (16, 1, 16)
+        assert stats.per_function["f(i64)"].seat_hits == stats.per_group["main"].seat_hits == 16
+        again = await add(cache, "f", kit.growing(), isolation="reset", replace=True)
+        assert again.isolation_verdict.startswith("reset: ")
+        assert cache.pop_stats().seat_hits == 16
+        assert cache.stats().seat_hits == 0
+    (event,) = log.fields("overgrown")
+    assert event["size_bytes"] == 3 * PAGE
+    assert (event["leases"], event["growths"], event["generation"]) == (12, 12, 1)
+    assert (event["function"], event["cache_verdict"]) == ("f", now.cache_verdict)
+    assert "grows in nearly every lease, up to 196608 bytes" in event["advice"]
+    assert log.fields("closed")[0]["seat_hits"] == 16
+    if log_uses:
+        grown = [one["grown_size_bytes"] for one in log.fields("recycled")]
+        assert grown == [3 * PAGE] * 12 + [None] * 5
+        played = replayed(log)
+        assert (played.disagreements, played.complete) == ([], True)
+
+
+async def test_resets_that_pay_are_not_given_up(kit: Kit, log: ListLogger) -> None:
+    """Every second lease does not grow its instance, and saves the next one a load."""
+    async with kit.open(CacheConfig(log_uses=True), logger=log) as cache:
+        f = await add(cache, "f", kit.growing(), isolation="reset")
+        for _ in range(3 * GIVE_UP_AT):
+            async with f.acquire():
+                pass
+            await f.call(1)
+            check_invariants(cache)
+        assert cache.functions() == (f,)
+        stats = cache.stats()
+        assert (stats.hits, stats.misses, stats.seat_hits) == (71, 1, 35)
+    assert log.fields("overgrown") == []
+    assert replayed(log).disagreements == []
+
+
+async def test_instances_at_hand_are_still_reset(kit: Kit, log: ListLogger) -> None:
+    """Those that have not grown by then stay hits for as long as they do not."""
+    async with kit.open(CacheConfig(log_uses=True), logger=log) as cache:
+        f = await add(cache, "f", kit.growing(), isolation="reset", concurrency=2)
+        async with f.acquire() as kept:
+            for _ in range(GIVE_UP_AT):
+                await f.call(1)
+            kept.memory.write(0, b"x")
+        (now,) = cache.functions()
+        assert now.isolation_verdict.startswith("fresh: ")
+        for _ in range(3):
+            async with f.acquire() as lease:
+                assert lease.memory.read(0, 1) == b"\0"
+                lease.memory.write(0, b"x")
+        stats = cache.stats()
+        assert (stats.hits, stats.misses, stats.seat_hits) == (14, 2, 11)
+        await f.call(1)
+        assert cache.stats().total_size == 2 * PAGE  # two seats
+        check_invariants(cache)
+    assert replayed(log).disagreements == []
+
+
+async def test_a_log_that_gives_resets_up_otherwise_disagrees(
+    fake: FakeKit, log: ListLogger
+) -> None:
+    """Too early, or never: the replay says so."""
+    async with fake.open(CacheConfig(log_uses=True), logger=log) as cache:
+        f = await add(cache, "f", fake.growing(), isolation="reset")
+        for _ in range(GIVE_UP_AT):
+            await f.call(1)
+    lines = log.lines
+    names = [name for _, name, _ in lines]
+    at = names.index("wasmcache.overgrown")
+    event = lines[at]
+    for changed, words in (
+        (lines[:at] + lines[at + 1 :], "resets of f should have been given up"),
+        ([*lines[: at - 4], event, *lines[at - 4 : at], *lines[at + 1 :]], "was still to be reset"),
+        ([*lines[:at], (*event[:2], {**event[2], "growths": 3}), *lines[at + 1 :]], "growths is 3"),
+    ):
+        other = ListLogger()
+        other.lines = [
+            (level, name, {**fields, "seq": seq})
+            for seq, (level, name, fields) in enumerate(changed, 1)
+        ]
+        assert words in replayed(other).disagreements[0][1]
+
+
+def replayed(log: ListLogger) -> Replay:
+    played = Replay()
+    for _, name, fields in log.lines:
+        played.feed(make_event({"event": name, **json.loads(json.dumps(fields))}))
+    played.finish()
+    return played

@@ -52,7 +52,7 @@ def test_every_kind_of_event_is_listed_once() -> None:
 @KINDS
 def test_a_name_is_a_past_participle(kind: type[Event]) -> None:
     """`wasmcache.` and what was done, in lower case; or a noun, for what is no step."""
-    assert re.fullmatch(r"wasmcache\.([a-z]+_)?([a-z]+ed|left|lost|output)", kind.name)
+    assert re.fullmatch(r"wasmcache\.([a-z]+_)?([a-z]+ed|left|lost|overgrown|output)", kind.name)
 
 
 @KINDS
@@ -104,10 +104,11 @@ def test_an_event_is_a_frozen_value(kind: type[Event]) -> None:
 
 
 def test_what_needs_attention_is_a_warning() -> None:
-    """Failed loads, lost events, no memory, an eviction with advice; the rest is information."""
+    """Failed loads, lost events, no memory, resets in vain, advice; the rest is information."""
     assert {kind.__name__ for kind in EVENTS if sample(kind).level == "warning"} == {
         "Failed",
         "Lost",
+        "Overgrown",
         "Refused",
     }
     evicted = sample(Evicted)

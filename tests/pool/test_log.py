@@ -86,7 +86,7 @@ async def test_opened_resized_closed(fake: FakeKit, log: ListLogger) -> None:
     assert log.lines[0][1] == "wasmcache.opened"
     assert told(log, "resized") == [{**limits, "max_size_bytes": 10 * PAGE, "max_instances": 5}]
     assert told(log, "closed") == [
-        {"hits": 1, "misses": 1, "blocks": 0, "calls": 2, "evictions": 1}
+        {"hits": 1, "seat_hits": 0, "misses": 1, "blocks": 0, "calls": 2, "evictions": 1}
     ]
     assert log.lines[-1][1] == "wasmcache.closed"
 
@@ -266,6 +266,7 @@ async def test_uses(fake: FakeKit, log: ListLogger, mock_clock: trio.testing.Moc
         "calls": 2,
         "seat": False,
         "closed_size_bytes": None,
+        "grown_size_bytes": None,
         "kept": True,
         "error": None,
         "address_space_bytes": 0,
@@ -336,6 +337,7 @@ async def test_structlogs_capture_logs_works() -> None:
         "schema": 1,
         "label": "",
         "hits": 0,
+        "seat_hits": 0,
         "misses": 0,
         "blocks": 0,
         "calls": 0,

@@ -478,6 +478,8 @@ class InstanceCache:
             command,
         )
         record.define(definition)
+        if resets:
+            record.begin_resets()
         self._compiler.keep(module)
         old = pool.registry.put(record)
         now = trio.current_time()

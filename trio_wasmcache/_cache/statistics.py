@@ -31,6 +31,7 @@ class _Base:
     """The counters of a cache at the last restart."""
 
     hits: int = 0
+    seat_hits: int = 0
     misses: int = 0
     blocks: int = 0
     calls: int = 0
@@ -59,6 +60,7 @@ class Statistics:
         base, uses = self._base, instances.snapshot()
         return CacheStats(
             hits=policy.hits - base.hits,
+            seat_hits=policy.seat_hits - base.seat_hits,
             misses=policy.misses - base.misses,
             blocks=policy.blocks - base.blocks,
             calls=uses.calls,
@@ -126,6 +128,7 @@ class Statistics:
         policy = pool.policy
         self._base = _Base(
             hits=policy.hits,
+            seat_hits=policy.seat_hits,
             misses=policy.misses,
             blocks=policy.blocks,
             calls=self._count_calls(),
@@ -249,6 +252,7 @@ class Statistics:
         policy = self._pool.policy
         return {
             "hits": policy.hits,
+            "seat_hits": policy.seat_hits,
             "misses": policy.misses,
             "blocks": policy.blocks,
             "calls": self._count_calls(),

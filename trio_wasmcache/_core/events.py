@@ -137,6 +137,9 @@ class Closed(Event):
     name = "wasmcache.closed"
     hits: int
     """Number of leases granted from an idle instance or seat."""
+    seat_hits: int | None = None
+    """Number of hits for which an instance had to be loaded, on a seat. None: a log from before
+    this field existed."""
     misses: int
     """Number of leases for which an instance had to be loaded."""
     blocks: int
@@ -295,6 +298,32 @@ class Prepared(OfFunction):
     such as ``"random bytes"``. None: there are none."""
     stored: bool = False
     """Whether this was found in `cache_dir`, so that no call was made now."""
+
+
+@frozen(kw_only=True)
+class Overgrown(OfFunction):
+    """The instances of a function are not reset any more: they had grown in nearly every lease.
+
+    From now on every lease gets a new instance, as under ``"fresh"``, which costs less.
+    """
+
+    name = "wasmcache.overgrown"
+    generation: int
+    """Number of the registration of the function."""
+    leases: int
+    """Number of leases of the instances that had grown, since it was registered."""
+    growths: int
+    """Number of these instances."""
+    size_bytes: int
+    """Size of the largest of these instances (bytes)."""
+    cache_verdict: str | None = None
+    """Sentence that says what stays in the cache between leases from now on."""
+    advice: str | None = None
+    """Remedy that lets its instances be reset again."""
+
+    @property
+    def level(self) -> str:
+        return "warning"
 
 
 @frozen(kw_only=True)
@@ -549,6 +578,9 @@ class Recycled(Use):
     closed_size_bytes: int | None = None
     """Size of an instance that was replaced by a seat only because it exceeds `max_instance_size`
     (bytes); otherwise None."""
+    grown_size_bytes: int | None = None
+    """Size of an instance that was replaced by a seat because it had grown, and so could not be
+    reset (bytes); otherwise None."""
     kept: bool
     """Whether the instance or seat was kept; if not, its eviction follows."""
     error: str | None = None
@@ -613,6 +645,7 @@ EVENTS: tuple[type[Event], ...] = (
     GroupClosed,
     Prepared,
     Registered,
+    Overgrown,
     Removed,
     Refused,
     Loaded,

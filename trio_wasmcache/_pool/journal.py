@@ -122,11 +122,11 @@ class Journal:
         """Note the limits in force from now on; the evictions that they cause follow."""
         self.note(Resized(**_limits(config, system)), at, origin)
 
-    def closed(self, *, hits: int, misses: int, blocks: int, calls: int, evictions: int) -> None:
-        """Note that the cache is closed: the last event."""
+    def closed(self, **totals: int) -> None:
+        """Note that the cache is closed: the last event; `totals` are its fields."""
         for name in tuple(self._budgets):
             self._end_output(name)
-        self.note(Closed(hits=hits, misses=misses, blocks=blocks, calls=calls, evictions=evictions))
+        self.note(Closed(**totals))
 
     def group_opened(self, name: str, limits: GroupLimits) -> None:
         """Note that a scheduling group is open."""

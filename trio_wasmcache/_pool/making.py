@@ -80,7 +80,7 @@ class Making:
                 load_fuel=module.load_fuel,
                 at_once=code.at_once,
             )
-            if definition.resets:
+            if definition.resets and native.measure() <= config.max_instance_size:
                 native.mark()
         except GuestError as error:
             self.close()

@@ -9,19 +9,20 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import final
 
 import trio
+from attrs import evolve
 
 from .._core.config import CacheConfig, MiB
 from .._core.errors import CodeMemoryError
-from .._core.events import Reason
+from .._core.events import Overgrown, Reason
 from .._core.policy.instances import Step
 from .._core.policy.policy import Policy
 from .._core.policy.records import Entry, FunctionRecord, GroupRecord, Need, Request
 from .._core.text import shown
-from .._core.wasm.isolation import SEAT_SIZE
+from .._core.wasm.isolation import ADVICE, SEAT_SIZE, cache_verdict, overgrown_verdict
 from .._engine.base import Engine
 from .._log import LogWriter, Origin
 from .._owner import Owner
-from .._runtime.bound import BoundFunction
+from .._runtime.bound import BoundFunction, Definition
 from .._runtime.call import Runtime
 from .._runtime.module import DebugBook
 from .._runtime.relief import Relief, Reserved
@@ -130,7 +131,7 @@ class Pool:
         """
         if step is None:
             return
-        origin = cause() if cause is not None and step.evicted else None
+        origin = cause() if cause is not None and (step.evicted or step.overgrown) else None
         for number, (instance, event) in enumerate(step.evicted):
             native = instance.release()
             if native is not None:
@@ -141,6 +142,8 @@ class Pool:
             self.journal.note(event, at, origin)
             # An eviction means that memory is short, or that the cache has less to do.
             self.results.forget()
+        for function, overgrown in step.overgrown:
+            self._give_up_resets(function, overgrown, at, origin)
         for module in step.unloaded:
             # The same step may have needed it again.
             if module.users == 0:
@@ -169,17 +172,21 @@ class Pool:
             error: type of the error by which a call failed.
         """
         instance, native, definition = request.held, bound.native, bound.definition
-        seat, closed_size = False, None
+        seat, closed_size, grown = False, None, None
         if not clean:
             reason = reason or Reason.CORRUPTED
             native.abandon()
         elif reason is None and not definition.keeps_state:
             # The next lease must find nothing of this one.
             seat = True
-            if definition.resets and native.reset():
+            if definition.resets:
                 size = native.measure()
-                seat = size > self.config.max_instance_size
-                closed_size = size if seat else None
+                if size > self.config.max_instance_size:
+                    closed_size = size
+                elif native.reset():
+                    seat = False
+                else:
+                    grown = size
             if seat:
                 native.close()
         if seat:
@@ -189,7 +196,7 @@ class Pool:
         if reserved != (instance.address_space, instance.mappings):
             instance.set_aside()  # it was kept off the fast path: see `BoundFunction.attach`
         now = self.now()
-        step = self.policy.recycle(request, size, now, reason, seat, reserved, error)
+        step = self.policy.recycle(request, size, now, reason, seat, reserved, error, grown)
         origin = None
         if self.journal.log_uses:
             ledger = self.policy.instances.ledger
@@ -202,6 +209,7 @@ class Pool:
                 size_bytes=size,
                 error=error,
                 closed_size_bytes=closed_size,
+                grown_size_bytes=grown,
                 address_space_bytes=reserved[0],
                 mappings=reserved[1],
             )
@@ -213,6 +221,19 @@ class Pool:
                     cause = functools.partial(_given, origin)
             self.carry_out(step, now, cause)
         self.evictor.expect_expiry()
+
+    def _give_up_resets(
+        self, function: FunctionRecord, event: Overgrown, at: float | None, origin: Origin | None
+    ) -> None:
+        """Have the next instances of a function made as those of a `fresh` one, and log it."""
+        definition = Definition.of(function)
+        kept, _ = cache_verdict(self.config, SEAT_SIZE, seats=True, restored=False)
+        verdict = overgrown_verdict(event.growths, event.leases)
+        if definition.module.prepared is not None:
+            verdict = f"{verdict}; {definition.module.prepared}"
+        function.define(definition.without_resets(verdict, kept))
+        advice = ADVICE.format(function=function.key, size=event.size_bytes)
+        self.journal.note(evolve(event, cache_verdict=kept, advice=advice), at, origin)
 
     def evict_for(self, need: Need, reserved: Reserved, error: Exception, attempt: int) -> None:
         """Evict idle instances, as the system refused memory for an instance or code.

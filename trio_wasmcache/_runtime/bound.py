@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Final, TypeAlias, final
+from typing import Any, Final, TypeAlias, final
 
-from attrs import Factory, define, frozen
+from attrs import Factory, define, evolve, frozen
 
 from .._abi.base import Binding, Direct, Guest, Steps, Value
 from .._abi.plain import shown
@@ -54,6 +54,12 @@ class Definition:
     """Whether it is a WASI command, which may end its call with `proc_exit(0)`."""
     serves_again: bool = Factory(lambda self: self.keeps_state or self.resets, takes_self=True)
     """Whether an instance can go from lease to lease."""
+
+    def without_resets(self, isolation_verdict: str, cache_verdict: str) -> Definition:
+        """Return the definition of the function once its instances are not reset any more."""
+        public: Any = self.public
+        verdicts = {"isolation_verdict": isolation_verdict, "cache_verdict": cache_verdict}
+        return evolve(self, public=evolve(public, **verdicts), resets=False, serves_again=False)
 
     @staticmethod
     def of(record: FunctionRecord) -> Definition:

@@ -58,7 +58,7 @@ def distribution(numbers: list[int], kind: int = HOLDS) -> Distribution:
 def uses(draw: st.DrawFn) -> UseStats:
     """What may have happened in one entry."""
     maybe = st.none() | values
-    made = UseStats(blocks=draw(st.integers(0, 3)))
+    made = UseStats(blocks=draw(st.integers(0, 3)), seat_hits=draw(st.integers(0, 3)))
     for hold, wait in draw(st.lists(st.tuples(values, maybe), max_size=3)):
         made.add(HOLDS, hold)
         if wait is not None:

@@ -43,7 +43,8 @@ def test_the_counts_are_the_caches_own(
     ran = run_report(capsys, outcome.log.write(tmp_path / "log"))
     assert (ran.status, ran.err) == (0, "")
     cache = ran.cache
-    counted = {name: cache["leases"][name] for name in ("hits", "misses", "blocks", "calls")}
+    names = ("hits", "seat_hits", "misses", "blocks", "calls")
+    counted = {name: cache["leases"][name] for name in names}
     counted["evictions"] = cache["evictions"]["count"]
     assert counted == cache["closed"]
     for rows in (cache["functions"], cache["groups"]):

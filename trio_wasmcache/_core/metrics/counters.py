@@ -80,6 +80,8 @@ class UseStats:
     """Number of leases held when counting began, which are not counted as granted."""
     continued: int = 0
     """Number of calls that took more than one slice; once over, they are in `RUNS`."""
+    seat_hits: int = 0
+    """Number of hits for which an instance had to be loaded, on a seat."""
     errors: dict[str, int] = NO_ERRORS
     """{name of the error's type: acquires and calls that ended with it}."""
     counts: dict[int, int] = NO_COUNTS
@@ -158,6 +160,7 @@ class UseStats:
         self.held += other.held
         self.carried += other.carried
         self.continued += other.continued
+        self.seat_hits += other.seat_hits
         self.fuel += other.fuel
         self.hold += other.hold
         self.wait += other.wait
@@ -175,7 +178,7 @@ class UseStats:
 
     def clear(self, held: int = 0) -> None:
         """Reset all counts while `held` leases are held."""
-        self.misses = self.blocks = self.continued = 0
+        self.misses = self.blocks = self.continued = self.seat_hits = 0
         self.carried = held
         self.fuel = self.hold = self.wait = self.load = self.run = self.compile = 0
         self.errors, self.counts = NO_ERRORS, NO_COUNTS
@@ -192,7 +195,7 @@ class UseStats:
         Few objects, and whole numbers: more of them for each of 4,096 entries would keep the
         garbage collector busy for longer than it takes to make them.
         """
-        frozen = [self.misses, self.blocks, held, self.carried, self.continued]
+        frozen = [self.misses, self.blocks, held, self.carried, self.continued, self.seat_hits]
         frozen += (self.fuel, self.hold, self.wait, self.load, self.run, self.compile)
         frozen += self.counts
         frozen += self.counts.values()
@@ -203,14 +206,16 @@ class UseStats:
         numbers, errors = frozen
         counters, middle = numbers[:COUNTERS], (len(numbers) + COUNTERS) // 2
         counts = dict(zip(numbers[COUNTERS:middle], numbers[middle:], strict=True))
-        misses, blocks, held, carried, continued, *sums = counters
-        self.merge(UseStats(misses, blocks, held, carried, continued, {**errors}, counts, *sums))
+        misses, blocks, held, carried, continued, seats, *sums = counters
+        self.merge(
+            UseStats(misses, blocks, held, carried, continued, seats, {**errors}, counts, *sums)
+        )
 
 
 # Counters and sums; then the places of values, and the number in each place. And errors.
 Frozen = tuple[list[int], Mapping[str, int]]
 # Number of counters and sums.
-COUNTERS = 5 + len(SUMS)
+COUNTERS = 6 + len(SUMS)
 
 
 def add_up(parts: Iterable[UseStats]) -> UseStats:

@@ -89,6 +89,8 @@ class UseSummary:
 
     hits: int
     """Number of leases granted from an idle instance or seat."""
+    seat_hits: int
+    """Number of the hits for which an instance had to be loaded on a seat."""
     misses: int
     """Number of leases for which an instance had to be loaded."""
     blocks: int
@@ -121,6 +123,7 @@ def summarise_uses(uses: UseStats) -> UseSummary:
     """Return the summary of `uses`, with the numbers that are derived rather than recorded."""
     return UseSummary(
         hits=uses.hits,
+        seat_hits=uses.seat_hits,
         misses=uses.misses,
         blocks=uses.blocks,
         calls=uses.calls,
@@ -171,6 +174,9 @@ class CacheStats:
 
     hits: int
     """Number of leases granted from an idle instance or seat."""
+    seat_hits: int
+    """Number of the hits for which an instance had to be loaded: a seat had only the module's code
+    ready."""
     misses: int
     """Number of leases for which an instance had to be loaded; hits + misses = leases granted."""
     blocks: int

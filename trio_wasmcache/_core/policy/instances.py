@@ -13,7 +13,7 @@ from attrs import Factory, define
 
 from ..config import ADAPTIVE, CacheConfig, PolicyName, SystemLimits
 from ..errors import CodeMemoryError
-from ..events import Evicted, Reason
+from ..events import Evicted, Overgrown, Reason
 from ..keys import FunctionKey
 from ..metrics.counters import Snapshot, UseBook
 from .choice import make_order
@@ -52,11 +52,13 @@ class Step:
     """Instances to close, each with its event for the log."""
     unloaded: list[Module] = Factory(list)
     """Modules whose code nothing uses any more."""
+    overgrown: list[tuple[FunctionRecord, Overgrown]] = Factory(list)
+    """Functions whose instances are not reset any more, each with its event for the log."""
     woken: list[Request] = Factory(list)
     """Requests that need not wait any longer; their `stage` and `error` tell why."""
 
     def __bool__(self) -> bool:
-        return bool(self.evicted or self.unloaded or self.woken)
+        return bool(self.evicted or self.unloaded or self.woken or self.overgrown)
 
 
 @define(eq=False)
@@ -692,6 +694,24 @@ class Instances:
 
     def _told(self) -> EvictionOrder | None:
         return self.order if self.order.attentive else None
+
+    # -- resets
+
+    def note_growth(self, instance: Instance, size: int, result: Step) -> None:
+        """Note that a running instance has grown and can't be reset; give resets up if need be."""
+        function, resets = instance.entry.function, instance.entry.function.resets
+        if resets is None or not resets.note_growth(size, instance.uses - instance.uses_before):
+            return
+        function.resets = None
+        event = Overgrown(
+            function=function.key.name,
+            arg_types=", ".join(function.key.args),
+            generation=function.generation,
+            leases=resets.leases,
+            growths=resets.growths,
+            size_bytes=resets.size,
+        )
+        result.overgrown.append((function, event))
 
     # -- shared by the above
 

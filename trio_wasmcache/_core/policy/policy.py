@@ -78,6 +78,8 @@ class Policy:
     """Requests that wait for capacity, in order."""
     waits: Waits = Factory(Waits)
     hits: int = 0
+    seat_hits: int = 0
+    """Number of hits for which an instance had to be loaded, on a seat."""
     misses: int = 0
     blocks: int = 0
     closed: bool = False
@@ -304,6 +306,7 @@ class Policy:
         seat, instance.seat = instance.seat, False
         instances = self.instances
         instance.note_load(seconds)
+        instance.uses_before = instance.uses
         reason = self._unwanted(instance.entry)
         if reason is None:
             instance.resting_size = size if instances.told is None else -1
@@ -388,20 +391,26 @@ class Policy:
         seat: bool = False,
         reserved: tuple[int, int] | None = None,
         error: str | None = None,
+        grown: int | None = None,
     ) -> Step | None:
         """End a lease; `size` is what its instance may touch now (bytes).
 
         With `drop` the instance is dropped for that reason, and `error` is the type of the error
         that has left it unusable. Otherwise it is kept if the limits allow, and others are evicted
-        until it fits. With `seat` it is closed already, and a seat of that size is kept. `reserved`
+        until it fits. With `seat` it is closed already, and a seat of that size is kept; `grown` is
+        its size (bytes) then if it was to be reset, and could not be, as it had grown. `reserved`
         is what the instance reserves now (bytes of addresses, mappings), where that has changed.
         """
         instance = _instance(request, GRANTED)
         entry = instance.entry
         instances, config, group = self.instances, self.config, entry.group
+        result = None
         if seat:
             instance.seat, instance.ready, instance.bound = True, False, None
             instances.ledger.reserve(instance, 0, 0)
+            if grown is not None:
+                result = Step()
+                instances.note_growth(instance, grown, result)
         if not request.warm:
             instance.uses += 1
             entry.uses.add(HOLDS, int((now - request.since) * 1e6))
@@ -412,10 +421,9 @@ class Policy:
             drop, limit = Reason.OVERSIZED, config.max_instance_size
         elif drop is None and (size > config.max_size or size > group.room):
             drop, limit = Reason.SIZE, min(config.max_size, group.room)
-        result = None
         booked = instance.address_space, instance.mappings
         if drop is None and not seat and reserved not in (None, booked):
-            result = Step()
+            result = result or Step()
             if not instances.reserve(request, reserved, now, result):
                 drop = Reason.ADDRESS_SPACE
         total = instances.ledger.total_size
@@ -649,6 +657,8 @@ class Policy:
     def _count_loaded(self, request: Request, now: float) -> None:
         if request.hit:
             self.hits += 1
+            self.seat_hits += 1
+            request.entry.uses.seat_hits += 1
         else:
             self.misses += 1
             request.entry.uses.misses += 1

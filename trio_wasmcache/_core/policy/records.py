@@ -18,6 +18,7 @@ from ..events import Reason
 from ..keys import FunctionKey
 from ..metrics.counters import UseStats
 from .lifecycle import IDLE, IllegalStepError, State
+from .resets import Resets
 
 # Part of each load in the mean of the last few.
 LOAD_PART = 0.25
@@ -119,12 +120,18 @@ class FunctionRecord:
     successor: FunctionRecord | None = None
     entries: dict[GroupRecord, Entry] = Factory(dict)
     warned_oversized: bool = False
+    resets: Resets | None = None
+    """Whether resets of its instances pay; None if they are not reset, or not any more."""
     definition: object = None
     """The pool's description of the function."""
 
     def define(self, definition: object) -> None:
         """Keep what the pool knows of it."""
         self.definition = definition
+
+    def begin_resets(self) -> None:
+        """Note that its instances are reset between leases."""
+        self.resets = Resets()
 
     @property
     def gone(self) -> bool:
@@ -246,6 +253,8 @@ class Instance:
     rested: int = 0
     """Sequence number, assigned each time the instance becomes idle."""
     uses: int = 0
+    uses_before: int = 0
+    """Value of `uses` when it was loaded last."""
     bound: Closable | None = None
     """The loaded instance, ready for calls; None for a seat."""
     ready: bool | None = False

@@ -92,6 +92,22 @@ def verdict(isolation: Isolation, why_not: str | None, *, command: bool = False)
     )
 
 
+ADVICE: Final = (
+    "{function} grows in nearly every lease, up to {size} bytes, so that it was reset in vain: "
+    "every lease gets a new instance from now on; build the module with a larger initial memory "
+    "(wasm-ld --initial-memory) if its allocator uses that, or register it with isolation='fresh'"
+)
+"""What would let the instances of an overgrown function be reset, with names to fill in."""
+
+
+def overgrown_verdict(growths: int, leases: int) -> str:
+    """Return what `verdict` does, once resets are given up."""
+    return (
+        "fresh: every lease gets a new instance, as reset does not pay: "
+        f"instances had grown in {growths} of {leases} leases"
+    )
+
+
 def cache_verdict(
     config: CacheConfig, least_size: int, *, seats: bool, restored: bool
 ) -> tuple[str, str | None]:

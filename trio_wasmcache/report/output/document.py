@@ -120,6 +120,7 @@ def _uses(sums: Sums, on_seats: int | None) -> Document:
         "leases": {
             "acquires": leases.acquires,
             "hits": leases.hits,
+            "seat_hits": sums.seat_hits,
             "misses": leases.misses,
             "blocks": leases.blocks,
             "hit_rate": leases.hits / granted if granted else None,

@@ -36,6 +36,7 @@ def fleet(caches: Sequence[Document], others: Document | None) -> Document | Non
         "leases": {
             "acquires": acquires,
             "hits": hits,
+            "seat_hits": sum(cache["leases"]["seat_hits"] for cache in every),
             "misses": misses,
             "blocks": blocks,
             "hit_rate": hits / (hits + misses) if hits + misses else None,

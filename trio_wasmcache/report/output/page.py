@@ -137,6 +137,8 @@ def _section(cache: Document, prefix: str, charted: bool) -> PageSection:
             (rate(leases["hit_rate"]), f"hits, of {granted:,} leases"),
             (rate(leases["block_rate"]), f"waits, of {leases['acquires']:,} acquires"),
         ]
+        if leases["seat_hits"]:
+            section.facts.insert(1, (f"{leases['seat_hits']:,}", "of the hits had to load"))
     elif cache["closed"]:
         closed = cache["closed"]
         total = closed["hits"] + closed["misses"]

@@ -143,7 +143,8 @@ def _show_others(console: Console, others: Document) -> None:
 def _hits(leases: Document) -> tuple[str, str]:
     granted = leases["hits"] + leases["misses"]
     rates = f"{rate(leases['hit_rate'])} and {rate(leases['miss_rate'])}"
-    return "hits, misses", f"{rates} of {granted:,} leases"
+    loaded = f"; {leases['seat_hits']:,} hits had to load" if leases["seat_hits"] else ""
+    return "hits, misses", f"{rates} of {granted:,} leases{loaded}"
 
 
 def show(console: Console, what: RenderableType) -> None:

@@ -119,6 +119,7 @@ class Books:
         )
         if event.isolation == RESET:
             self.resets.add(record)
+            record.begin_resets()
         old = self.current.get(name)
         self.current[name] = self.functions[(*name, event.generation)] = record
         if old is None:

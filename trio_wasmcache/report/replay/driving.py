@@ -196,7 +196,8 @@ class Driver:
         if event.address_space_bytes is not None:  # in a log from before it was counted
             reserved = event.address_space_bytes, event.mappings
         step = self.policy.recycle(
-            request, event.size_bytes, now, drop, event.seat, reserved, event.error
+            *(request, event.size_bytes, now, drop, event.seat, reserved, event.error),
+            event.grown_size_bytes,
         )
         if request in self._left:
             self._left.remove(request)

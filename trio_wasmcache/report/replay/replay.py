@@ -8,6 +8,7 @@ compared with those of the repeated steps:
   instance was replaced in its lease, as a row of a batch failed.
 - `acquired`: the instance, whether it is a hit, its uses, all sizes.
 - `blocked`, `loaded`, `abandoned`: what it waits for, the instance, the error.
+- `overgrown`: the function, and what of it led to that.
 - `recycled`: whether it is kept, all sizes; `closed`: all counts.
 
 After the first disagreement the books may stay wrong, so that one should be examined. A replay ends
@@ -34,6 +35,7 @@ from ..._core.events import (
     Left,
     Loaded,
     Opened,
+    Overgrown,
     Reason,
     Recycled,
     Refused,
@@ -126,6 +128,7 @@ class Replay:
     _pending: Stamped | None = None
     _last: int = 0
     _expected: deque[Evicted] = Factory(deque)
+    _overgrown: list[Overgrown] = Factory(list)
 
     def feed(self, event: Stamped) -> None:
         """Add the next event; it is replayed when the one after it is known.
@@ -180,7 +183,7 @@ class Replay:
     def _go_through(self, stamped: Stamped, following: Stamped | None) -> None:
         self.events += 1
         event = stamped.event
-        if not isinstance(event, Evicted):
+        if not isinstance(event, Evicted | Overgrown):
             self._settle(stamped.seq)
         self._seq = stamped.seq
         try:
@@ -219,6 +222,8 @@ class Replay:
                 self._act(driver.close_group(event, now))
             case Registered():
                 self._act(driver.register(event, now))
+            case Overgrown():
+                self._on_overgrown(event)
             case Removed():
                 self._act(driver.remove(event, now))
             case Refused():
@@ -234,6 +239,7 @@ class Replay:
             for _, event in step.evicted:
                 self._expected.append(event)
                 self.evicted(event)
+            self._overgrown += [event for _, event in step.overgrown]
 
     def _settle(self, seq: int) -> None:
         """Note a disagreement for each expected eviction that the log does not have by now."""
@@ -244,6 +250,13 @@ class Replay:
                 f"been evicted ({event.reason.value}); the log has not got that",
             )
         self._expected.clear()
+        for grown in self._overgrown:
+            self._note(
+                seq,
+                f"before this event, resets of {grown.function} should have been given up; the "
+                "log has not got that",
+            )
+        self._overgrown.clear()
 
     def _note(self, seq: int, text: str) -> None:
         self.disagreed += 1
@@ -335,11 +348,21 @@ class Replay:
         for name in self._compared:
             self._compare(event, name, getattr(event, name), getattr(booked, name))
 
+    def _on_overgrown(self, event: Overgrown) -> None:
+        if not self._overgrown:
+            self._disagree(f"overgrown: by the books {event.function} was still to be reset")
+            return
+        booked = self._overgrown.pop(0)
+        for name in ("function", "arg_types", "generation", "leases", "growths", "size_bytes"):
+            self._compare(event, name, getattr(event, name), getattr(booked, name))
+
     def _on_closed(self, event: Closed) -> None:
         policy = self.policy
         self.complete = True
         for name in ("hits", "misses", "blocks"):
             self._compare(event, name, getattr(event, name), getattr(policy, name))
+        if event.seat_hits is not None:
+            self._compare(event, "seat_hits", event.seat_hits, policy.seat_hits)
         evictions = sum(policy.instances.evictions.values())
         self._compare(event, "evictions", event.evictions, evictions)
 

@@ -49,7 +49,7 @@ LIMITS = (
     "min_idle_timeout_seconds",
     "max_idle_timeout_seconds",
 )
-COUNTS = ("hits", "misses", "blocks", "calls", "evictions")
+COUNTS = ("hits", "seat_hits", "misses", "blocks", "calls", "evictions")
 
 
 @define
@@ -80,6 +80,8 @@ class Sums:
     leases: LeaseBook = Factory(LeaseBook)
     loads: Histogram = Factory(Histogram)
     module_loads: int = 0
+    seat_hits: int = 0
+    """Number of leases that were hits, and for which an instance was loaded on a seat."""
     compile_seconds: float = 0.0
     ages: Histogram = Factory(Histogram)
     gone: dict[tuple[str, Key], Gone] = Factory(dict)
@@ -109,6 +111,8 @@ class Sums:
         if len(loaded):
             self.loads.take(loaded["load_seconds"])
             self.module_loads += int(loaded["module_loaded"].sum())
+            unasked = pl.col("warmed").fill_null(value=False).not_()
+            self.seat_hits += len(loaded.filter(pl.col("seat") & unasked))
         if len(evicted):
             self._take_evictions(evicted)
         closed = parts["wasmcache.recycled"].filter(pl.col("closed_size_bytes").is_not_null())
