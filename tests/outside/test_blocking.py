@@ -164,6 +164,20 @@ def test_a_timeout_stops_the_guest(cache: BlockingCache, kit: Kit, log: ListLogg
     assert cache.call("f", 1, timeout=float("inf")) == 2
 
 
+def test_a_timeout_is_that_of_one_call(cache: BlockingCache, kit: Kit) -> None:
+    """Later calls, which the same task runs, have none."""
+
+    async def ask(value: int) -> int:
+        deadlines.append(trio.current_effective_deadline())
+        return value
+
+    deadlines: list[float] = []
+    asks = add_asking(cache, kit, ask)
+    asks.call(1, timeout=HANG)
+    asks.call(1)
+    assert deadlines[0] < deadlines[1] == float("inf")
+
+
 def test_a_batch_goes_past_rows_that_fail(real: Kit) -> None:
     """As in Trio; the errors of the rows are in the dict that was given."""
     with blocking._open(real.open) as cache:
