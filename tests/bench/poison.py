@@ -1,4 +1,4 @@
-"""Rows that fail in a batch with ``on_error="null"``: beside a clean batch, and calls with `try`.
+"""Rows that fail in a batch, beside a clean batch, and calls with `try`; and small batches.
 
 Times are CPU times of the thread, in which all of this runs. The bars are for a quiet machine with
 which a new store, instance and call of wasmtime-py takes 39 us; the ratios to that are for any.
@@ -111,6 +111,26 @@ async def bench_clean(report: Report, rounds: int) -> None:
                 report.add(name, min(ratio, least), "", at_most=1.1)
 
 
+async def bench_small(report: Report, rounds: int) -> None:
+    """A batch of few rows, beside a lease and a call."""
+    few = array("q", range(1, 101)), array("q", range(1, 101))
+    async with open_cache(CacheConfig(), logger=SilentLogger()) as cache:
+        f = await cache.register("f", DIVIDE, args=TWO, returns="i64", export="divide")
+        maps: list[float] = []
+        calls: list[float] = []
+        for _ in range(3 * rounds):
+            async with f.acquire() as lease:
+                await lease.map(few)
+                maps.append(sum([await _microseconds(lease, few) for _ in range(100)]) / 100)
+            began = time.thread_time()
+            for _ in range(100):
+                await f.call(1, 1)
+            calls.append((time.thread_time() - began) * 1e4)
+        ratio = min(maps) / min(calls)
+        report.add("map of 100 rows / a lease and a call", ratio, "", at_most=2)
+
+
 async def run(report: Report, quick: bool) -> None:
     await bench_rows(report, 3 if quick else 9)
     await bench_clean(report, 5 if quick else 15)
+    await bench_small(report, 5 if quick else 15)
