@@ -73,7 +73,7 @@ def guests() -> dict[str, Guest]:
             ("x" * size,),
             {"abi": BufferAbi()},
         )
-    numbers = ("list[f64]",), "list[f64]", ([1.5] * 10_000,)
+    numbers = ("StaticArray<f64>",), "StaticArray<f64>", ([1.5] * 10_000,)
     made["AssemblyScript, numbers"] = Guest(
         UDFS / "assemblyscript" / "incremental.wasm", "staticF64", *numbers
     )
