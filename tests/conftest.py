@@ -1,5 +1,6 @@
 """Fixtures for all tests: both engines, and a log to look at; and how hard Hypothesis tries.
 
+Tests are marked `once` by their files, below.
 `--compiler baseline` has every module compiled by the baseline compiler that it can compile.
 `HYPOTHESIS_PROFILE` is "ci" (the default), which tries the same examples each time, so that a
 change is judged by what it changed; or "nightly": ten times as many, and others every night.
@@ -8,6 +9,7 @@ change is judged by what it changed; or "nightly": ten times as many, and others
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -18,6 +20,34 @@ from trio_wasmcache._core import tiers
 settings.register_profile("ci", max_examples=100, deadline=None, derandomize=True)
 settings.register_profile("nightly", max_examples=1000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+TESTS = Path(__file__).parent
+# Beginnings of paths. See `markers` in pyproject.toml.
+ONCE = (
+    "abi/test_assemblyscript.py",
+    "abi/test_extism.py",
+    "abi/test_npm_",
+    "batch/test_object_driver.py",
+    "batch/test_poison.py",
+    "bench/",
+    "cookbook/",
+    "engine/test_baseline.py",
+    "engine/test_faults.py",
+    "fuzz/",
+    "hostile/",
+    "runtime/test_determinism.py",
+    "runtime/test_prepared_guests.py",
+    "runtime/test_toolchains.py",
+    "soak/",
+    "storm/",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what takes long and is about WebAssembly rather than Python."""
+    for item in items:
+        if item.path.relative_to(TESTS).as_posix().startswith(ONCE):
+            item.add_marker("once")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
