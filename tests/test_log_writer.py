@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,9 +12,9 @@ from kits import FakeKit, ListLogger, add
 
 from trio_wasmcache import CacheConfig, open_cache
 from trio_wasmcache._cache.open import open_with
-from trio_wasmcache._core.events import Removed
+from trio_wasmcache._core.events import Event, Removed
 from trio_wasmcache._engine.wasmtime.engine import WasmtimeEngine
-from trio_wasmcache._log import BUFFER_EVENTS, InlineLogWriter, ThreadedLogWriter
+from trio_wasmcache._log import BUFFER_EVENTS, InlineLogWriter, Render, ThreadedLogWriter
 
 
 def fact(number: int) -> Removed:
@@ -229,3 +230,83 @@ async def test_where_no_thread_can_start_no_cache_is_opened(
     (engine,) = engines
     with pytest.raises(trio.ClosedResourceError):
         engine.open()
+
+
+def snapshot_of(parts: int, taken: list[int] | None = None) -> Render:
+    """A snapshot of so many parts; `taken` is told at which event."""
+
+    def render(last: int) -> Iterator[Event]:
+        if taken is not None:
+            taken.append(last)
+        return (Removed(function=f"part {n}", arg_types="", generation=last) for n in range(parts))
+
+    return render
+
+
+async def test_a_snapshot_is_written_while_no_event_waits() -> None:
+    """After all events that were in the buffer, also those that came later; it knows its own."""
+    logger = StuckLogger()
+    writer = ThreadedLogWriter(logger)
+    writer.add(fact(0), 5.0)
+    await trio.to_thread.run_sync(logger.reached.wait, 60)
+    taken: list[int] = []
+    writer.add(fact(1), 6.0)
+    writer.add_snapshot(snapshot_of(3, taken), 7.0)
+    assert not writer.takes_snapshot, "one at a time"
+    for number in range(2, 50):
+        writer.add(fact(number), 8.0)
+    logger.wanted = 53
+    logger.let_go.set()
+    assert await trio.to_thread.run_sync(logger.written.wait, 60)
+    await writer.close(60)
+    assert taken == [2]
+    lines = [fields for _, _, fields in logger.lines]
+    assert [line["function"] for line in lines] == [
+        *(f"f{number}" for number in range(50)),
+        *(f"part {number}" for number in range(3)),
+    ]
+    assert [line["seq"] for line in lines] == [*range(1, 54)]
+    # Its parts have the time of the event before them, so that no clock seems to go back.
+    assert [line["at_seconds"] for line in lines[-4:]] == [8.0] * 4
+    assert writer.takes_snapshot
+    assert (writer.lost, writer.snapshots_lost) == (0, 0)
+
+
+async def test_a_snapshot_displaces_no_event() -> None:
+    """A full buffer holds as many events with one in it; with events dropped, none is taken."""
+    logger = StuckLogger()
+    writer = ThreadedLogWriter(logger)
+    writer.add(fact(0), 0.0)
+    await trio.to_thread.run_sync(logger.reached.wait, 60)
+    writer.add_snapshot(snapshot_of(1000), 0.0)
+    for number in range(BUFFER_EVENTS):
+        writer.add(fact(number), 1.0)
+    assert writer.lost == 0
+    writer.add(fact(7), 2.0)
+    assert writer.lost == 1
+    assert not writer.takes_snapshot
+    logger.wanted = 1 + BUFFER_EVENTS
+    logger.let_go.set()
+    assert await trio.to_thread.run_sync(logger.written.wait, 60)
+    assert {fields["function"][0] for _, _, fields in logger.lines[: 1 + BUFFER_EVENTS]} == {"f"}
+    await writer.close(60)
+    assert [event for _, event, _ in logger.lines].count("wasmcache.lost") == 1
+    numbers = [fields["seq"] for _, _, fields in logger.lines]
+    assert numbers == sorted(numbers)
+    assert len(numbers) == 1 + BUFFER_EVENTS + 1 + 1000
+
+
+async def test_a_snapshot_that_can_not_be_rendered_ends_nothing() -> None:
+    """It is counted as a failure, and the next one is written."""
+    logger = ListLogger()
+    writer = ThreadedLogWriter(logger)
+
+    def render(last: int) -> Iterator[Event]:
+        yield fact(last)
+        raise MemoryError
+
+    writer.add(fact(0), 0.0)
+    writer.add_snapshot(render, 0.0)
+    await writer.close(60)
+    assert (writer.failures, len(logger.lines)) == (1, 2)
+    assert writer.takes_snapshot

@@ -8,6 +8,11 @@ An event that a task caused is rendered in a copy of the task's context, so that
 `merge_contextvars` and OpenTelemetry's current span are those of the task. Another thread can't
 enter the context itself. A copy is cheap, but keeps alive all that the task has bound: the buffer
 holds a limited number of different ones, and drops each after its last event.
+
+A snapshot has a lane of its own: its parts are made and written one by one, by the log's thread,
+while no event waits. So it displaces no event. While one is not written whole, there is no other.
+
+Only the writing thread numbers events, in the order in which it writes them.
 """
 
 from __future__ import annotations
@@ -16,16 +21,16 @@ import collections
 import contextlib
 import functools
 import inspect
-import itertools
 import logging
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import Context
-from typing import Protocol, final
+from typing import Protocol, TypeAlias, final
 
 import structlog
 import trio
+from attrs import frozen
 
 from ._core.events import Event, Lost, Output, Stamped
 from ._core.text import shown
@@ -48,6 +53,10 @@ LOOK_AGAIN = 100
 BUFFER_OUTPUTS = 1000
 # Characters of a label: every event has it.
 MAX_LABEL = 100
+
+Render: TypeAlias = Callable[[int], Iterator[Event]]
+"""Returns the parts of a snapshot that was taken after the event of that number; any thread may
+call it, and iterate."""
 
 
 @final
@@ -90,6 +99,18 @@ class LogWriter(Protocol):
     """Number of events for which the sink raised."""
     context_lost: int
     """Number of events that were written without the context of the task that caused them."""
+    snapshots_lost: int
+    """Number of snapshots that were not taken, as `takes_snapshot` was False."""
+
+    @property
+    def takes_snapshot(self) -> bool:
+        """Whether a snapshot can be added: none is being written, and events are not dropped."""
+
+    def add_snapshot(self, render: Render, at: float) -> None:
+        """Take note of a snapshot that was taken now, at time `at`, while `takes_snapshot`."""
+
+    def lose_snapshot(self) -> None:
+        """Count a snapshot that was not taken."""
 
     def add(self, event: Event, at: float, origin: Origin | None = None) -> None:
         """Take note of `event`, which happened at time `at` (seconds, the cache's clock).
@@ -165,16 +186,50 @@ def _write_here(logger: object, stamped: Stamped) -> None:
 
 
 class Stamper:
-    """Stamps the events of one cache with its identifier, its label and a sequence number."""
+    """Stamps the events of one cache with its identifier, its label and a sequence number.
+
+    Only one thread uses it.
+    """
 
     def __init__(self, label: str) -> None:
         self.cache = secrets.token_hex(4)
         self.label = label
-        self._numbers = itertools.count(1)
+        self.last: int = 0
+        """The last sequence number."""
+        self._at = 0.0
 
     def stamp(self, event: Event, at: float, context_lost: bool = False) -> Stamped:
         """Return `event` with the next sequence number of this cache."""
-        return Stamped(event, self.cache, next(self._numbers), at, context_lost, self.label)
+        self.last += 1
+        self._at = at
+        return Stamped(event, self.cache, self.last, at, context_lost, self.label)
+
+    def stamp_part(self, part: Event, at: float) -> Stamped:
+        """Return a part of a snapshot taken at time `at`, as of the time of the event before it."""
+        return self.stamp(part, max(at, self._at))
+
+    def stamp_lost(self, count: int, at: float) -> Stamped:
+        """Return an event about `count` events that were dropped: their numbers are before it."""
+        first = self.last + 1
+        self.last += count
+        return self.stamp(Lost(count=count, first_seq=first), at)
+
+
+@final
+@frozen
+class _Dropped:
+    """A mark in the buffer: so many events were dropped here."""
+
+    count: int
+
+
+@final
+@frozen
+class _Taken:
+    """A mark in the buffer: a snapshot was taken here."""
+
+    render: Render
+    at: float
 
 
 @final
@@ -188,7 +243,13 @@ class ThreadedLogWriter:
         self._logger = structlog.get_logger("trio_wasmcache") if logger is None else logger
         self.label: str = label
         self._stamper = Stamper(label)
-        self._events: collections.deque[tuple[Stamped, Origin | None]] = collections.deque()
+        # (event, its time, whether its context is lost, its origin)
+        self._events: collections.deque[
+            tuple[Event | _Dropped | _Taken, float, bool, Origin | None]
+        ] = collections.deque()
+        self._parts: Iterator[Event] | None = None
+        """Parts of a snapshot that are not written yet; only the log's thread uses it."""
+        self._parts_at = 0.0
         self._contexts: list[_Uses] = []  # of the different contexts that may be in the buffer
         self._written_events = 0  # changed by the log's thread only
         self._looked_at = 0  # `_written_events` when it was last looked which are still needed
@@ -197,26 +258,45 @@ class ThreadedLogWriter:
         self._written: Callable[[], object] | None = None
         """Callback that tells `close` that all events are written; None until `close` is called."""
         self._awake = False  # whether the thread has been woken and has not begun to write
-        self._gap: tuple[int, int, float] | None = None  # (first seq, count, time) of dropped ones
+        self._gap: tuple[int, float] | None = None  # (count, time) of dropped ones
         # Each is changed by one thread only: the one that adds, and the log's.
         self._outputs_added = self._outputs_written = 0
+        self._snapshots_added = self._snapshots_begun = self._snapshots_written = 0
         self.lost = 0
         self.failures = 0
         self.context_lost = 0
+        self.snapshots_lost = 0
         threading.Thread(target=self._run, name="trio_wasmcache log", daemon=True).start()
 
     def add(self, event: Event, at: float, origin: Origin | None = None) -> None:
-        outputs = self._outputs_added - self._outputs_written
-        full = len(self._events) - outputs >= BUFFER_EVENTS
+        full = self._full
         if self._gap is not None and not full:
             self._note_gap(*self._gap)
         if full:
-            stamped = self._stamper.stamp(event, at)
-            first, count, _ = self._gap or (stamped.seq, 0, at)
-            self._gap = (first, count + 1, at)
+            count, _ = self._gap or (0, at)
+            self._gap = (count + 1, at)
             self.lost += 1
             return
         self._put(event, at, origin, MAX_CONTEXTS)
+
+    @property
+    def _full(self) -> bool:
+        """Whether the buffer has no place for another event that is no output."""
+        others = self._outputs_added - self._outputs_written
+        others += self._snapshots_added - self._snapshots_begun
+        return len(self._events) - others >= BUFFER_EVENTS
+
+    @property
+    def takes_snapshot(self) -> bool:
+        written = self._snapshots_added == self._snapshots_written
+        return written and self._gap is None and not self._full
+
+    def add_snapshot(self, render: Render, at: float) -> None:
+        self._snapshots_added += 1
+        self._append(_Taken(render, at), at, False, None)
+
+    def lose_snapshot(self) -> None:
+        self.snapshots_lost += 1
 
     def add_output(self, event: Output, at: float, origin: Origin | None = None) -> bool:
         if self._outputs_added - self._outputs_written >= BUFFER_OUTPUTS:
@@ -252,7 +332,12 @@ class ThreadedLogWriter:
             else:
                 context_lost, origin = True, None
                 self.context_lost += 1
-        self._events.append((self._stamper.stamp(event, at, context_lost), origin))
+        self._append(event, at, context_lost, origin)
+
+    def _append(
+        self, event: Event | _Dropped | _Taken, at: float, context_lost: bool, origin: Origin | None
+    ) -> None:
+        self._events.append((event, at, context_lost, origin))
         if not self._awake:
             self._awake = True
             self._wake.set()
@@ -268,28 +353,58 @@ class ThreadedLogWriter:
                 queued.append(uses)
         self._contexts = queued
 
-    def _note_gap(self, first: int, count: int, at: float) -> None:
+    def _note_gap(self, count: int, at: float) -> None:
         self._gap = None
-        self._put(Lost(count=count, first_seq=first), at, None, MAX_CONTEXTS)
+        self._append(_Dropped(count), at, False, None)
 
     def _run(self) -> None:
         closing = False
         while not closing:
-            self._wake.wait()
+            if self._parts is None:
+                self._wake.wait()
             self._closing.wait(GATHER)
             # In this order: an event added after `clear` is either written below or wakes the
             # thread again; and `close` sets `_closing` before it wakes the thread.
             self._wake.clear()
             self._awake = False
             closing = self._closing.is_set()
-            while self._events:
-                stamped, origin = self._events.popleft()
-                self._outputs_written += isinstance(stamped.event, Output)
-                self._write(stamped, origin)
-                del origin  # or it keeps its context until the next event
+            self._write_events()
+            # One part at a time, as rendering it keeps the event loop from the GIL.
+            self._write_part()
+            while closing and self._parts is not None:
+                self._write_part()
         assert self._written is not None
         with contextlib.suppress(trio.RunFinishedError):  # `close` timed out, and the run is over
             self._written()
+
+    def _write_events(self) -> None:
+        """Write all events that are in the buffer."""
+        while self._events:
+            event, at, context_lost, origin = self._events.popleft()
+            if isinstance(event, _Taken):
+                self._snapshots_begun += 1
+                self._parts, self._parts_at = event.render(self._stamper.last), event.at
+            elif isinstance(event, _Dropped):
+                self._write(self._stamper.stamp_lost(event.count, at), None)
+            else:
+                self._outputs_written += isinstance(event, Output)
+                self._write(self._stamper.stamp(event, at, context_lost), origin)
+            del event, origin  # or they keep a context, and a snapshot, until the next event
+
+    def _write_part(self) -> None:
+        """Write the next part of a snapshot, if there is one."""
+        if self._parts is None:
+            return
+        try:
+            part = next(self._parts, None)
+        except Exception:  # for lack of memory
+            self.failures += 1
+            part = None
+        if part is None:
+            self._parts = None
+            self._snapshots_written += 1
+        else:
+            self._write(self._stamper.stamp_part(part, self._parts_at), None)
 
     def _write(self, stamped: Stamped, origin: Origin | None) -> None:
         try:
@@ -311,6 +426,17 @@ class NoLogWriter:
         self.lost = 0
         self.failures = 0
         self.context_lost = 0
+        self.snapshots_lost = 0
+
+    @property
+    def takes_snapshot(self) -> bool:
+        return False
+
+    def add_snapshot(self, render: Render, at: float) -> None:
+        """Drop the snapshot."""
+
+    def lose_snapshot(self) -> None:
+        """Do nothing, as no log is kept at all."""
 
     def add(self, event: Event, at: float, origin: Origin | None = None) -> None:
         """Drop `event`."""
@@ -336,9 +462,23 @@ class InlineLogWriter:
         self.lost = 0
         self.failures = 0
         self.context_lost = 0
+        self.snapshots_lost = 0
+
+    @property
+    def takes_snapshot(self) -> bool:
+        return True
+
+    def add_snapshot(self, render: Render, at: float) -> None:
+        for part in render(self._stamper.last):
+            self._write(self._stamper.stamp_part(part, at), None)
+
+    def lose_snapshot(self) -> None:
+        self.snapshots_lost += 1
 
     def add(self, event: Event, at: float, origin: Origin | None = None) -> None:
-        stamped = self._stamper.stamp(event, at)
+        self._write(self._stamper.stamp(event, at), origin)
+
+    def _write(self, stamped: Stamped, origin: Origin | None) -> None:
         try:
             write(self._logger, stamped, origin)
         except Exception:

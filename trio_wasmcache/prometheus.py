@@ -218,6 +218,9 @@ class CacheCollector(Collector):
         context_lost = CounterMetricFamily(
             f"{prefix}log_context_lost_events", "Events logged without the context of their task."
         )
+        snapshots = CounterMetricFamily(
+            f"{prefix}log_lost_snapshots", "Snapshots that were left out of the log."
+        )
         if stats is not None:
             for reason, count in stats.evictions.items():
                 evictions.add_metric((reason,), count)
@@ -226,7 +229,8 @@ class CacheCollector(Collector):
             lost.add_metric((), stats.log_lost)
             failed.add_metric((), stats.log_failures)
             context_lost.add_metric((), stats.context_lost)
-        yield from (evictions, errors, lost, failed, context_lost)
+            snapshots.add_metric((), stats.snapshots_lost)
+        yield from (evictions, errors, lost, failed, context_lost, snapshots)
 
 
 def _unit(name: str) -> str:

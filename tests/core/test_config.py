@@ -45,6 +45,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "main_cpu_limit": None,
         "cache_dir": None,
         "log_uses": False,
+        "snapshot_interval": 300.0,
         "log_flush_timeout": 1.0,
     }
 
@@ -151,6 +152,7 @@ BAD: list[tuple[str, Any]] = [
     ("stack_size", 1024 * MiB + 1),
     ("idle_timeout", -1.0),
     ("idle_timeout", 0.0),
+    *(("snapshot_interval", bad) for bad in (0, -1.0, None, "5", math.nan, True)),
     ("log_flush_timeout", -0.1),
     ("log_flush_timeout", math.inf),
     ("offload_after", -1),
@@ -181,6 +183,7 @@ def test_a_bad_field_is_refused_by_name(name: str, value: Any) -> None:
         *(("idle_timeout", value) for value in (1, 0.001, math.inf, "adaptive")),
         *(("min_idle_timeout", value) for value in (1, 0.001, 600)),
         *(("max_idle_timeout", value) for value in (1, 1.5, 1e9)),
+        *(("snapshot_interval", value) for value in (0.001, 60, math.inf)),
         *(("log_flush_timeout", value) for value in (0, 0.0, 3)),
         *(("offload_after", value) for value in (None, 0, 7)),
         *(("main_capacity", value) for value in (1, 8, math.inf)),

@@ -5,13 +5,23 @@ from __future__ import annotations
 import json
 import logging
 import re
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import attrs
 import pytest
 
 from trio_wasmcache._core import events
-from trio_wasmcache._core.events import EVENTS, SCHEMA_VERSION, Event, Evicted, Reason, Stamped
+from trio_wasmcache._core.events import (
+    EVENTS,
+    LISTS,
+    SCHEMA_VERSION,
+    Event,
+    Evicted,
+    Reason,
+    SnapshotPart,
+    Stamped,
+)
+from trio_wasmcache._core.snapshot import Item
 
 # What logging.LogRecord sets itself, and what structlog and the stamp put beside the fields.
 RESERVED = {
@@ -33,8 +43,21 @@ SAMPLES: dict[Any, object] = {
 
 
 def sample(kind: type[Event]) -> Event:
+    return kind(**samples(kind))
+
+
+def samples(kind: type[Event] | type[Item]) -> dict[str, Any]:
+    """A value for each field, and an item in each list."""
     hints = get_type_hints(kind)
-    return kind(**{field.name: SAMPLES[hints[field.name]] for field in attrs.fields(kind)})
+    values = {}
+    for field in attrs.fields(kind):
+        hint = hints[field.name]
+        if get_origin(hint) is tuple:
+            (item, _) = get_args(hint)
+            values[field.name] = (item(**samples(item)),)
+        else:
+            values[field.name] = SAMPLES[hint]
+    return values
 
 
 def test_every_kind_of_event_is_listed_once() -> None:
@@ -52,16 +75,28 @@ def test_every_kind_of_event_is_listed_once() -> None:
 @KINDS
 def test_a_name_is_a_past_participle(kind: type[Event]) -> None:
     """`wasmcache.` and what was done, in lower case; or a noun, for what is no step."""
-    assert re.fullmatch(r"wasmcache\.([a-z]+_)?([a-z]+ed|left|lost|overgrown|output)", kind.name)
+    assert re.fullmatch(
+        r"wasmcache\.([a-z]+_)?([a-z]+ed|left|lost|overgrown|output|snapshot)", kind.name
+    )
 
 
 @KINDS
 def test_fields_are_flat_plain_values(kind: type[Event]) -> None:
-    """Numbers, strings and None; enums by value; all of it survives JSON."""
+    """Numbers, strings and None; enums by value; all of it survives JSON.
+
+    One kind has lists, of items that are flat.
+    """
     fields = sample(kind).fields()
     assert [*fields] == [field.name for field in attrs.fields(kind)]
     for name, value in fields.items():
-        assert value is None or type(value) in {str, int, float, bool}, name
+        if kind is SnapshotPart and name in LISTS:
+            assert isinstance(value, list)
+            ((made,), one) = (getattr(sample(kind), name), value[0])
+            assert [*one] == [field.name for field in attrs.fields(type(made))]
+        else:
+            one = {name: value}
+        for part, plain in one.items():
+            assert plain is None or type(plain) in {str, int, float, bool}, (name, part)
     assert json.loads(json.dumps(fields)) == fields
 
 

@@ -33,7 +33,7 @@ PAGE = 65536
 
 def make(kind: type[Event], **known: Any) -> Event:
     """An event whose other fields are null where they may be, else nothing in particular."""
-    nothing = {str: "x", int: 0, float: 0.0, bool: False}
+    nothing: dict[type, object] = {str: "x", int: 0, float: 0.0, bool: False, list: ()}
     fields = {
         field: None if type(None) in kinds else nothing[kinds[0]]
         for field, kinds in types_of(kind).items()

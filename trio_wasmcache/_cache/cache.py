@@ -93,6 +93,7 @@ class InstanceCache:
         self._groups = parts.groups
         self._compiler = parts.compiler
         self._statistics = parts.statistics
+        self._snapshots = parts.snapshots
         _parts[self] = parts
 
     def __reduce__(self) -> NoReturn:
@@ -429,6 +430,7 @@ class InstanceCache:
             worst_size(*artifact.modules),
             artifact.address_space,
             artifact.mappings,
+            declaration.isolation,
         )
         return self._install(record, module, declaration, binding, seconds, group.record.name)
 
@@ -704,6 +706,7 @@ class InstanceCache:
             raise ValueError(f"{', '.join(sorted(fixed))} can't be changed while the cache is open")
         check_fields("resize", limits)
         self._groups.resize_cache(evolve(pool.config, **limits))
+        self._snapshots.set_deadline()
 
     @property
     def label(self) -> str:

@@ -110,6 +110,8 @@ async def open_with(
                 parts = Parts.make(pool, service)
                 cache = InstanceCache(parts)
                 service.start_soon(pool.evictor.run)
+                if config.log_uses:
+                    service.start_soon(parts.snapshots.run)
                 try:
                     await trio.lowlevel.checkpoint()
                     yield cache

@@ -71,4 +71,5 @@ class Limits(TypedDict, total=False):
     main_max_size: int | None
     main_reserved_size: int
     main_cpu_limit: float | None
+    snapshot_interval: float
     log_flush_timeout: float

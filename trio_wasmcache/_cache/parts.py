@@ -15,6 +15,7 @@ from attrs import frozen
 from .._core.events import Reason
 from .._pool.pool import Pool
 from .._pool.registration import Compiler
+from .._pool.snapshots import Snapshots
 from .group import Groups
 from .lease import preparing_lease
 from .statistics import Statistics
@@ -29,6 +30,7 @@ class Parts:
     groups: Groups
     compiler: Compiler
     statistics: Statistics
+    snapshots: Snapshots
 
     @staticmethod
     def make(pool: Pool, service: trio.Nursery) -> Parts:
@@ -46,6 +48,7 @@ class Parts:
                 functools.partial(preparing_lease, pool),
             ),
             Statistics(pool, groups.states),
+            Snapshots(pool, groups.states),
         )
 
     async def close(self) -> None:

@@ -39,6 +39,7 @@ class _Base:
     log_lost: int = 0
     log_failures: int = 0
     context_lost: int = 0
+    snapshots_lost: int = 0
     throttled: Mapping[CpuBudget, float] = Factory(dict)
 
 
@@ -97,6 +98,7 @@ class Statistics:
             log_lost=pool.log.lost - base.log_lost,
             log_failures=pool.log.failures - base.log_failures,
             context_lost=pool.log.context_lost - base.context_lost,
+            snapshots_lost=pool.log.snapshots_lost - base.snapshots_lost,
             throttled_seconds={
                 budget.group: waited - base.throttled.get(budget, 0.0)
                 for budget, waited in self._throttled().items()
@@ -136,6 +138,7 @@ class Statistics:
             log_lost=pool.log.lost,
             log_failures=pool.log.failures,
             context_lost=pool.log.context_lost,
+            snapshots_lost=pool.log.snapshots_lost,
             throttled=self._throttled(),
         )
         policy.instances.begin_anew()

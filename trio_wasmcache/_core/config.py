@@ -316,6 +316,10 @@ class CacheConfig:
     compiled code is not kept."""
     log_uses: bool = field(default=False, metadata=_flag())
     """Whether acquires and recycles are logged, too. Such a log can be replayed."""
+    snapshot_interval: float = field(default=300.0, metadata=_seconds(zero=False, infinite=True))
+    """Seconds between two snapshots in a log with uses; above 0. From each, a log that has lost
+    what came before can be replayed. Nothing is written while nothing happens. `math.inf`: never.
+    """
     log_flush_timeout: float = field(default=1.0, metadata=_seconds(zero=True, infinite=False))
     """Seconds that closing the cache waits for the log to be written, at most; from 0."""
 

@@ -1,6 +1,7 @@
 """The events of the cache: frozen values, turned into log lines elsewhere.
 
-Each event's name is ``wasmcache.<past participle>``. Fields are flat, with the unit in the name.
+Each event's name is ``wasmcache.<past participle>``. Fields are flat, with the unit in the name;
+only `SnapshotPart` has lists of objects, which are flat in turn.
 Names reserved by the standard `logging` module (``args``, ``module``, ``name``) are not used, so
 that every event can pass through it.
 
@@ -17,6 +18,17 @@ from operator import attrgetter
 from typing import ClassVar
 
 from attrs import field, fields, frozen
+
+from .snapshot import (
+    SnapshotFunction,
+    SnapshotGone,
+    SnapshotGroup,
+    SnapshotModule,
+    SnapshotOrder,
+    SnapshotRequest,
+    SnapshotResident,
+    SnapshotTokenWait,
+)
 
 SCHEMA_VERSION = 1
 
@@ -103,10 +115,9 @@ class OfLimits(Event):
 
 
 @frozen(kw_only=True)
-class Opened(OfLimits):
-    """The cache was opened with these limits."""
+class OfConfig(OfLimits):
+    """Base of the events about all limits of the cache, those included that never change."""
 
-    name = "wasmcache.opened"
     max_mappings: int | None = None
     """Number of mappings that the kernel's limit leaves to this cache; None: no limit."""
     stack_size_bytes: int
@@ -121,6 +132,13 @@ class Opened(OfLimits):
     """Units of fuel that one slice of a call may burn."""
     log_uses: bool
     """Whether acquires and recycles are logged, too."""
+
+
+@frozen(kw_only=True)
+class Opened(OfConfig):
+    """The cache was opened with these limits."""
+
+    name = "wasmcache.opened"
 
 
 @frozen(kw_only=True)
@@ -635,6 +653,78 @@ class Lost(Event):
         return "warning"
 
 
+@frozen(kw_only=True)
+class SnapshotPart(OfConfig):
+    """With `log_uses`: a part of what was in the cache after event `at_seq`.
+
+    A snapshot is complete with all `parts` parts of the same `at_seq`. They may come long after
+    that event, between later ones, and describe nothing of what happened since. Each part has the
+    limits and counts, and at most 50 items in all lists together.
+    """
+
+    name = "wasmcache.snapshot"
+    at_seq: int
+    """Number of the last event before the snapshot."""
+    taken_at_seconds: float
+    """Time of the snapshot (seconds on the cache's clock)."""
+    part: int
+    """Number of this part, from 1."""
+    parts: int
+    """Number of parts of this snapshot."""
+    hits: int
+    """Number of leases granted from an idle instance or seat."""
+    misses: int
+    """Number of leases for which an instance had to be loaded."""
+    blocks: int
+    """Number of acquires that had to wait."""
+    seat_hits: int
+    """Number of hits for which an instance was made on a seat."""
+    evictions: int
+    """Number of instances and seats evicted, for any reason."""
+    loads: int
+    """Number of instances made so far: that of the last one."""
+    rests: int
+    """Number of times that an instance became idle so far."""
+    drops: int
+    """Number of running instances dropped that were the last running ones of their modules."""
+    turns: int
+    """Number of acquires that were not served at once so far."""
+    idle_times: str | None = None
+    """With an adaptive timeout: the first idle times of all functions, as in `SnapshotFunction`."""
+    omitted_functions: int
+    """Number of registered functions that are left out, as there are too many and no instance of
+    them is in the cache."""
+    groups: tuple[SnapshotGroup, ...] = ()
+    """Open groups."""
+    modules: tuple[SnapshotModule, ...] = ()
+    """Modules of the functions."""
+    functions: tuple[SnapshotFunction, ...] = ()
+    """Registered functions, and old generations that are in use."""
+    residents: tuple[SnapshotResident, ...] = ()
+    """Instances and seats."""
+    requests: tuple[SnapshotRequest, ...] = ()
+    """Acquires that hold an instance or wait for one."""
+    token_waits: tuple[SnapshotTokenWait, ...] = ()
+    """Acquires that wait for a token."""
+    orders: tuple[SnapshotOrder, ...] = ()
+    """State of the eviction policy."""
+    gone: tuple[SnapshotGone, ...] = ()
+    """With an adaptive timeout: the last uses of evicted instances, in the order of evictions."""
+
+    def fields(self) -> dict[str, object]:
+        """Return {field: plain value}; each list has {field: plain value} of each item."""
+        found = super().fields()
+        for name in LISTS:
+            found[name] = [item.fields() for item in getattr(self, name)]
+        return found
+
+
+LISTS = (
+    *("groups", "modules", "functions", "residents", "requests", "token_waits", "orders"),
+    "gone",
+)
+"""Fields of `SnapshotPart` with lists of items."""
+
 EVENTS: tuple[type[Event], ...] = (
     Opened,
     Resized,
@@ -659,6 +749,7 @@ EVENTS: tuple[type[Event], ...] = (
     Abandoned,
     Output,
     Lost,
+    SnapshotPart,
 )
 """All classes of events, one for each name."""
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, TypeAlias, final
 
 import trio
@@ -45,10 +45,13 @@ from .._core.events import (
     Throttled,
 )
 from .._core.output import LineBudget
+from .._core.policy.copying import UnderWay
 from .._core.policy.cpu_budget import CpuBudget
 from .._core.policy.ledger import Ledger
 from .._core.policy.lifecycle import State
-from .._core.policy.records import FunctionRecord, Instance, Need, Request
+from .._core.policy.policy import Policy
+from .._core.policy.records import FunctionRecord, GroupRecord, Instance, Need, Request
+from .._core.snapshot import SnapshotGroup, SnapshotTokenWait
 from .._log import LogWriter, Origin
 from .._runtime.prepare import Prepared as Frozen
 
@@ -64,7 +67,11 @@ class _Use:
 
     number: int
     origin: Origin
-    granted_at: float = 0.0
+    task: int
+    """Number of the task that waits for or holds the instance."""
+    requested_at: float
+    deadline: float | None
+    granted_at: float | None = None
 
 
 @final
@@ -75,6 +82,10 @@ class Journal:
         self.log = log
         self.log_uses = log_uses
         """Whether each acquire and recycle is noted, and not only loads and evictions."""
+        self.quiet: bool = log_uses
+        """Whether nothing was noted since the last snapshot; always False without `log_uses`."""
+        self.stirred: Callable[[], None] = _nothing
+        """Called when something is noted for the first time since the last snapshot."""
         self._uses: dict[Request, _Use] = {}  # {request under way: use}, with `log_uses` only
         self._last_request = 0
         self._tasks: weakref.WeakKeyDictionary[object, int] = weakref.WeakKeyDictionary()
@@ -82,6 +93,8 @@ class Journal:
         self._budgets: dict[
             str, LineBudget
         ] = {}  # {group: budget} of those that have logged output
+        # {task: (function, group, since)}, with `log_uses` only
+        self._token_waits: dict[int, tuple[FunctionRecord, str, float]] = {}
 
     def note(self, event: Event, at: float | None = None, origin: Origin | None = None) -> None:
         """Note `event`, which happened at time `at` (seconds, Trio's clock; None: now).
@@ -89,6 +102,9 @@ class Journal:
         It is rendered in the context of `origin`; None: nobody's.
         """
         self.log.add(event, trio.current_time() if at is None else at, origin)
+        if self.quiet:
+            self.quiet = False
+            self.stirred()
 
     @staticmethod
     def here() -> Origin:
@@ -105,16 +121,7 @@ class Journal:
     def opened(self, config: CacheConfig, system: SystemLimits) -> None:
         """Note that the cache is open, with all limits."""
         self.note(
-            Opened(
-                **_limits(config, system),
-                max_mappings=system.mappings,
-                stack_size_bytes=config.stack_size,
-                memory_limit_bytes=config.memory_limit,
-                table_limit_elements=config.table_limit,
-                total_fuel=config.total_fuel,
-                yield_fuel=config.yield_fuel,
-                log_uses=config.log_uses,
-            ),
+            Opened(**_everything(config, system)),
             origin=self.here(),
         )
 
@@ -214,14 +221,17 @@ class Journal:
         if not self.log_uses:
             return
         self._last_request = request.number = self._last_request + 1
-        self._uses[request] = _Use(self._last_request, origin)
-        deadline = trio.current_effective_deadline()
+        effective = trio.current_effective_deadline()
+        deadline = None if effective == math.inf else effective
+        task = self._task(request.owner)
+        self._token_waits.pop(task, None)
+        self._uses[request] = _Use(self._last_request, origin, task, at, deadline)
         self.note(
             Requested(
                 **self._request(request, request.owner),
                 warm=request.warm,
                 blocked=request.blocked,
-                deadline_seconds=None if deadline == math.inf else deadline,
+                deadline_seconds=deadline,
             ),
             at,
             origin,
@@ -237,6 +247,7 @@ class Journal:
     def token_blocked(self, function: FunctionRecord, group: str, task: Task, cause: Cause) -> None:
         """Note that an acquire of `task` waits for a token of its group."""
         if self.log_uses:
+            self._token_waits[self._task(task)] = function, group, trio.current_time()
             blocked = Blocked(**self._token_wait(function, group, task), waits_for="a token")
             self.note(blocked, None, cause())
 
@@ -245,6 +256,7 @@ class Journal:
     ) -> None:
         """Note that an acquire failed before it got its token; `error` is the type's name."""
         if self.log_uses:
+            self._token_waits.pop(self._task(task), None)
             abandoned = Abandoned(**self._token_wait(function, group, task), error=error)
             self.note(abandoned, None, cause())
 
@@ -330,7 +342,7 @@ class Journal:
         """Note that a block has ended while `caller` has a call of its lease under way."""
         if self.log_uses:
             use = self._uses[request]
-            use.origin = Origin(caller.context)
+            use.origin, use.task = Origin(caller.context), self._task(caller)
             self.note(Left(**self._request(request, caller)), at, use.origin)
 
     def recycled(
@@ -352,7 +364,7 @@ class Journal:
             Recycled(
                 **self._instance(request, instance),
                 **facts,
-                held_seconds=at - use.granted_at,
+                held_seconds=at - (use.granted_at or 0.0),
                 calls=calls,
                 seat=instance.seat,
                 kept=instance.state is not State.CLOSED,
@@ -364,6 +376,47 @@ class Journal:
         )
         del self._uses[request]
         return use.origin
+
+    # -- snapshots
+
+    def snapshot(
+        self,
+        policy: Policy,
+        functions: Collection[FunctionRecord],
+        groups: Iterable[tuple[GroupRecord, GroupLimits]],
+        at: float,
+    ) -> None:
+        """Note all that is in the cache now; what is noted next stirs the journal.
+
+        Args:
+            policy: the policy of the cache.
+            functions: all registered functions.
+            groups: open groups, and their limits now.
+            at: the time (seconds, Trio's clock).
+        """
+        under_way = [
+            UnderWay(
+                request,
+                use.number,
+                use.task,
+                use.granted_at is not None,
+                use.requested_at,
+                use.deadline,
+            )
+            for request, use in self._uses.items()
+        ]
+        copy = policy.copy(functions, under_way)
+        waits = list(self._token_waits.items())
+        limits = [(record.name, record.closed, it) for record, it in groups]
+        config = policy.config
+        head = {**_everything(config, policy.system), "taken_at_seconds": at}
+
+        def render(last: int) -> Iterator[Event]:
+            made = [_snapshot_group(*it) for it in limits]
+            return copy.parts({**head, "at_seq": last}, made, [_token_wait(*it) for it in waits])
+
+        self.log.add_snapshot(render, at)
+        self.quiet = self.log_uses
 
     # -- output of guests
 
@@ -455,11 +508,40 @@ def _group(name: str, limits: GroupLimits) -> Fields:
     }
 
 
+def _nothing() -> None:
+    pass
+
+
+def _snapshot_group(name: str, closed: bool, limits: GroupLimits) -> SnapshotGroup:
+    return SnapshotGroup(**_group(name, limits), closed=closed)
+
+
+def _token_wait(task: int, wait: tuple[FunctionRecord, str, float]) -> SnapshotTokenWait:
+    function, group, since = wait
+    return SnapshotTokenWait(
+        **_function(function), group=group, task=task, blocked_at_seconds=since
+    )
+
+
 def _function(record: FunctionRecord) -> Fields:
     return {
         "function": record.key.name,
         "arg_types": ", ".join(record.key.args),
         "generation": record.generation,
+    }
+
+
+def _everything(config: CacheConfig, system: SystemLimits) -> Fields:
+    """Return all limits, those included that never change."""
+    return {
+        **_limits(config, system),
+        "max_mappings": system.mappings,
+        "stack_size_bytes": config.stack_size,
+        "memory_limit_bytes": config.memory_limit,
+        "table_limit_elements": config.table_limit,
+        "total_fuel": config.total_fuel,
+        "yield_fuel": config.yield_fuel,
+        "log_uses": config.log_uses,
     }
 
 

@@ -72,6 +72,7 @@ class CachedModule:
             artifact.module_mappings,
             STACKS[artifact.tier],
             code=self,
+            number=self.number,
         )
 
     @property

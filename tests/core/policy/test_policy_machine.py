@@ -7,6 +7,7 @@ so that a mistake made in both is seen too.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -35,10 +36,11 @@ from hypothesis.stateful import (
 
 from trio_wasmcache._core.config import CacheConfig, KiB, PolicyName, SystemLimits
 from trio_wasmcache._core.errors import WasmCacheError
-from trio_wasmcache._core.events import Evicted, Reason
+from trio_wasmcache._core.events import LISTS, Evicted, Reason, Stamped
 from trio_wasmcache._core.keys import FunctionKey
 from trio_wasmcache._core.metrics.counters import WAITS, add_up
 from trio_wasmcache._core.policy import parts, sieve
+from trio_wasmcache._core.policy.copying import MOST_ITEMS, UnderWay, Whole
 from trio_wasmcache._core.policy.idle_times import IdleTimes
 from trio_wasmcache._core.policy.instances import Step
 from trio_wasmcache._core.policy.lifecycle import IllegalStepError, State
@@ -52,6 +54,9 @@ from trio_wasmcache._core.policy.records import (
     Request,
     Stage,
 )
+from trio_wasmcache._core.snapshot import SnapshotGroup
+from trio_wasmcache.report.reading.records import make_event
+from trio_wasmcache.report.replay.books import LIMITS as LOGGED, Books
 
 # Code is counted in stacks of the smallest size allowed: a module has 1 to 4, the budget 4 to 12.
 UNIT = 64 * KiB
@@ -178,7 +183,7 @@ class PolicyMachine(RuleBasedStateMachine):
             **limits,  # type: ignore[arg-type]
         )
         self.modules = [
-            Module(f"m{number}", code * UNIT, 1, stacks=1 + code // 3)
+            Module(f"m{number}", code * UNIT, 1, stacks=1 + code // 3, number=number)
             for number, code in enumerate(codes)
         ]
         for _ in range(2):
@@ -472,6 +477,82 @@ class PolicyMachine(RuleBasedStateMachine):
     def go_the_other_way(self, pick: int) -> None:
         """The short way of a hit and the long one lead to the same, also one after the other."""
         self.short = pick % 3 != 0
+
+    @rule()
+    def begin_again(self) -> None:
+        """A policy made of the lines of a snapshot goes on as the one that it was taken of."""
+        old = self.policy
+        numbers = {it: number for number, it in enumerate(self.requests.values(), 1)}
+        under_way = [
+            UnderWay(it, number, OWNERS.index(str(it.owner)), True, 0.0, None)
+            for it, number in numbers.items()
+        ]
+        copied = old.copy([self.functions[it] for it in self.live_functions()], under_way)
+        config, made = old.config, Books(old.config, old.system)
+        head = {
+            **{field: getattr(config, name) for name, field in LOGGED.items()},
+            **({"idle_timeout_seconds": None} if config.idle_timeout == "adaptive" else {}),
+            **dict.fromkeys(("memory_limit_bytes", "table_limit_elements"), 0),
+            **dict.fromkeys(("total_fuel", "yield_fuel", "at_seq"), 1),
+            "idle_timeout_policy": "adaptive" if config.idle_timeout == "adaptive" else "fixed",
+            "stack_size_bytes": UNIT,
+            "log_uses": True,
+            "taken_at_seconds": self.now,
+        }
+        groups = [
+            SnapshotGroup(
+                group=ours.label,
+                capacity_tokens=None,
+                shares=100,
+                max_size_bytes=it.max_size,
+                reserved_size_bytes=it.reserved_size,
+                cpu_limit_cores=None,
+                closed=it.closed,
+            )
+            for ours, it in self.groups.items()
+        ]
+        parts = []
+        for part in copied.parts(head, groups, []):
+            assert sum(len(getattr(part, name)) for name in LISTS) <= MOST_ITEMS
+            line = json.loads(json.dumps(Stamped(part, "c", 1, 0.0).fields()))
+            parts.append(make_event({**line, "event": part.name}).event)
+        assert parts == [*copied.parts(head, groups, [])]
+        Random(len(parts)).shuffle(parts)
+        requests = made.begin(Whole.join(parts))
+        new = made.policy
+        # Counts are not in a snapshot.
+        new.hits, new.misses, new.blocks = old.hits, old.misses, old.blocks
+        old.instances.fold()
+        new.instances.book = old.instances.book
+        for before, after in zip(old.instances.entries, new.instances.entries, strict=True):
+            after.uses = before.uses
+            assert after.function.key == before.function.key
+        for ours, it in self.functions.items():
+            # One that is not in the snapshot is not used again.
+            key = it.key.name, ", ".join(it.key.args), it.generation
+            self.functions[ours] = made.functions.get(key, it)
+        for ours in self.groups:
+            self.groups[ours] = made.groups[ours.label]
+        numbered = {one.number: one for one in {f.module for f in made.functions.values()}}
+        for place, module in enumerate(self.modules):
+            # One without a function is loaded nowhere.
+            fresh = Module(module.digest, module.code_size, module.mappings, number=module.number)
+            fresh.load_seconds = module.load_seconds
+            self.modules[place] = numbered.get(module.number, fresh)
+        for ours, it in self.requests.items():
+            self.requests[ours] = requests[numbers[it]]
+            self.requests[ours].owner = it.owner
+        new.waits.waiting = {OWNERS[it]: what for it, what in new.waits.waiting.items()}  # type: ignore[index]
+        aged = new.instances.keep_alive.due
+        for instance in new.instances.lru:
+            instance.ready = not instance.seat
+            if instance in aged:
+                instance.age()
+        for request in new.waits.held:
+            request.held.ready = request.stage is Stage.GRANTED
+        self.policy = new
+        # Of no use any more, so they are left out.
+        self.model.gone = [one for one in self.model.gone if not one[1].closed]
 
     @rule(pick=PICK, step=st.sampled_from([*STAGES_OF]))
     def misuse(self, pick: int, step: str) -> None:
@@ -774,8 +855,10 @@ def test_the_policy_agrees_with_the_model_on_a_long_walk(
         lambda: machine.limit_group(pick(), random.choice([None, None, 60, 150]), pick() % 150): 4,
         lambda: machine.misuse(pick(), random.choice([*STAGES_OF])): 5,
     }
-    for act in random.choices([*weights], [*weights.values()], k=WALK):
+    for number, act in enumerate(random.choices([*weights], [*weights.values()], k=WALK)):
         act()
+        if number % 40 == 39:
+            machine.begin_again()
         machine.sums_are_what_is_there()
         machine.times_are_what_was_learned()
         machine.entries_are_what_is_there()

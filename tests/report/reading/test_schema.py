@@ -16,8 +16,22 @@ from report.logs import Log, busy_log
 
 from trio_wasmcache import CacheConfig
 from trio_wasmcache.__main__ import main
-from trio_wasmcache._core.events import EVENTS, SCHEMA_VERSION, Event, Reason, Stamped
-from trio_wasmcache.report.reading.schema import SHIPPED, as_text, make_schema, types_of
+from trio_wasmcache._core.events import (
+    EVENTS,
+    LISTS,
+    SCHEMA_VERSION,
+    Event,
+    Reason,
+    SnapshotPart,
+    Stamped,
+)
+from trio_wasmcache.report.reading.schema import (
+    SHIPPED,
+    as_text,
+    item_type,
+    make_schema,
+    types_of,
+)
 
 SCHEMA = json.loads(SHIPPED.read_text(encoding="utf-8"))
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
@@ -35,6 +49,12 @@ def line_of(kind: type[Event], *, nothing: bool = False) -> dict[str, Any]:
             values[field.name] = None
         elif hints[field.name] is Reason:
             values[field.name] = Reason.SIZE
+        elif (item := item_type(hints[field.name])) is not None:
+            told = {
+                name: None if nothing and type(None) in kinds else samples[kinds[0]]
+                for name, kinds in types_of(item).items()
+            }
+            values[field.name] = (item(**told),)
         else:
             values[field.name] = samples[kinds[0]]
     return {**Stamped(kind(**values), "c", 1, 0.5).fields(), "event": kind.name}
@@ -81,6 +101,22 @@ def test_it_refuses_what_is_no_event(kind: type[Event]) -> None:
     assert not VALIDATOR.is_valid({**line, "schema": SCHEMA_VERSION + 1})
     assert not VALIDATOR.is_valid({**line, "event": "wasmcache.nonsense"})
     assert not VALIDATOR.is_valid({**line, "seq": 0})
+
+
+def test_items_of_lists_are_described_and_checked() -> None:
+    """Each field of each, as those of events are; one with a bad field is none."""
+    definition = SCHEMA["$defs"]["snapshot"]["properties"]
+    line = line_of(SnapshotPart)
+    for name in LISTS:
+        items = definition[name]["items"]
+        (item,) = line[name]
+        assert items["description"]
+        assert [*items["properties"]] == items["required"] == [*item]
+        assert all(it["description"] for it in items["properties"].values())
+        for field in item:
+            less = {one: value for one, value in item.items() if one != field}
+            for bad in (less, {**item, field: ["no", "such"]}, 7):
+                assert not VALIDATOR.is_valid({**line, name: [bad]}), (name, field)
 
 
 def test_it_allows_what_processors_add() -> None:

@@ -30,7 +30,8 @@ from report.workloads import (
 from trio_wasmcache import CacheConfig, CodeMemoryError, DeadlockError, Prepare
 from trio_wasmcache._core.config import SystemLimits
 from trio_wasmcache.report.reading.records import make_event
-from trio_wasmcache.report.replay.replay import MAX_KEPT, NotReplayable, Replay
+from trio_wasmcache.report.replay.replay import MAX_KEPT, Replay
+from trio_wasmcache.report.replay.start import NotReplayable
 from trio_wasmcache.testing import FakeEngine, open_fake_cache
 
 Event = dict[str, Any]
@@ -365,15 +366,20 @@ def test_a_log_that_breaks_off_agrees_as_far_as_it_goes(wild_log: list[Event]) -
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"event": "wasmcache.group_opened", "seq": 7}, "begins with event 7: a replay needs it"),
+        (
+            {"event": "wasmcache.group_opened", "seq": 7},
+            "begins with event 7, and no snapshot after it is all there: a replay needs its",
+        ),
         ({"log_uses": False}, "written without log_uses"),
         ({"max_size_bytes": -1}, "no cache has these limits: .*max_size must be at least 0"),
     ],
 )
 def test_what_can_not_be_replayed(wild_log: list[Event], fields: dict[str, Any], told: str) -> None:
     """A log without its beginning, without uses, or with limits that no cache has."""
+    replay = Replay()
     with pytest.raises(NotReplayable, match=told):
-        Replay().feed(make_event({**wild_log[0], **fields}))
+        replay.feed(make_event({**wild_log[0], **fields}))
+        replay.start.check()
 
 
 def test_an_empty_log_is_nothing() -> None:

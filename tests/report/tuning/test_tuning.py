@@ -27,7 +27,8 @@ from trio_wasmcache._core.events import GroupOpened, Opened, Reason, Recycled, R
 from trio_wasmcache._core.policy.records import Request, Stage
 from trio_wasmcache.report.reading.records import make_event
 from trio_wasmcache.report.replay.books import Books, config_of
-from trio_wasmcache.report.replay.replay import NotReplayable, is_end_of_corrupted
+from trio_wasmcache.report.replay.replay import is_end_of_corrupted
+from trio_wasmcache.report.replay.start import NotReplayable
 from trio_wasmcache.report.tuning.distances import Stack
 from trio_wasmcache.report.tuning.tuning import Tuner
 
@@ -218,8 +219,10 @@ def test_places_run_out_and_are_made() -> None:
 def test_what_can_not_be_tuned_by(first: dict[str, Any]) -> None:
     """A log without its beginning, or without uses."""
     events = run_on_jumping_clock(in_turn(1, 1, 0.1), CONFIG).log.events
+    tuner = Tuner()
     with pytest.raises(NotReplayable, match="tuning needs"):
-        Tuner().feed(make_event({**events[0], **first}))
+        tuner.feed(make_event({**events[0], **first}))
+        tuner.start.check()
 
 
 def test_events_of_requests_without_a_beginning_are_left_out() -> None:

@@ -25,7 +25,7 @@ from report.workloads import (
 
 from trio_wasmcache import CacheConfig
 from trio_wasmcache.report.reading.records import make_event
-from trio_wasmcache.report.replay.replay import NotReplayable
+from trio_wasmcache.report.replay.start import NotReplayable
 from trio_wasmcache.report.whatif.results import Result
 from trio_wasmcache.report.whatif.tasks import Application, Recorder
 from trio_wasmcache.report.whatif.whatif import WhatIf
@@ -220,8 +220,10 @@ def test_who_gave_up_is_served_where_there_is_more() -> None:
 def test_what_can_not_be_asked(first: dict[str, Any]) -> None:
     """A log without its beginning, or without uses."""
     logged = run_on_jumping_clock(one_after_the_other(0), CONFIG).log.events
+    recorder = Recorder()
     with pytest.raises(NotReplayable, match="needs"):
-        Recorder().feed(make_event({**logged[0], **first}))
+        recorder.feed(make_event({**logged[0], **first}))
+        recorder.start.check()
 
 
 def test_limits_that_no_cache_has() -> None:

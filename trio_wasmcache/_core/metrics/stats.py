@@ -245,6 +245,9 @@ class CacheStats:
     context_lost: int
     """Number of events that were logged without the context of the task that caused them, because
     the log's sink was too slow."""
+    snapshots_lost: int
+    """Number of snapshots of the cache that were left out of the log, because its sink was too
+    slow."""
     throttled_seconds: dict[str, float] = field(factory=dict)
     """{group: seconds that its calls have waited for its `cpu_limit`, all together}, of the open
     groups that have one."""

@@ -7,8 +7,10 @@ load of the module alone.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import final
 
+from ..snapshot import SnapshotResident
 from .records import Instance
 
 
@@ -38,3 +40,14 @@ class LoadSeconds:
     def with_code(self, instance: Instance) -> float:
         """Return the seconds of loading it and its module again."""
         return self.of(instance, alone=True)
+
+    def copy(self) -> Mapping[Instance, tuple[float, float]]:
+        """Return what is kept of each instance."""
+        return self._seconds.copy()
+
+    def restore(self, instances: Mapping[Instance, SnapshotResident]) -> None:
+        """Keep what a copy had of these instances."""
+        self._seconds = {
+            one: (it.own_load_seconds or 0.0, it.module_load_seconds or 0.0)
+            for one, it in instances.items()
+        }

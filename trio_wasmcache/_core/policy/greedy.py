@@ -19,12 +19,15 @@ the list begins anew.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar, final
 
+from attrs import frozen
+
+from ..snapshot import SnapshotModule, SnapshotOrder, SnapshotResident
 from . import parts
 from .lifecycle import IDLE
-from .order import Allowed
+from .order import Allowed, OrderCopy
 from .parts import Parts
 from .records import Instance, Module
 from .reservations import EVERY, SPARE, Among, Keepers, Reservations
@@ -49,6 +52,12 @@ class Worth(Protocol):
 
     def with_code(self, instance: Instance) -> float:
         """Return what `instance` and the code of its module save together."""
+
+    def copy(self) -> Mapping[Instance, tuple[float, float]]:
+        """Return the seconds of loading that are kept of each instance: its own, its module's."""
+
+    def restore(self, instances: Mapping[Instance, SnapshotResident]) -> None:
+        """Keep what a copy had of these instances."""
 
 
 class _Ranking(Generic[T]):
@@ -113,12 +122,21 @@ class _Ranking(Generic[T]):
         """Return the priority of a member that rested last at that rest."""
         return self._floor(member, rest) + self._value(member)
 
+    def copy(self) -> _HeapCopy[T]:
+        """Return the members, and the floors at their rests."""
+        noted = self._noted.copy()
+        return _HeapCopy(self.parts.entries.copy(), noted, self._rests.copy(), self._floors.copy())
+
+    def restore(self, floors: Mapping[T, float], floor: float, rests: int) -> None:
+        """Add members with the floors at their last rests, and take over the floor."""
+        for member, noted in floors.items():
+            self._noted[member] = self._stamp(member), noted
+            self.parts.doubt(member)
+        self._rests, self._floors = [rests], [floor]
+
     def _floor(self, member: T, rest: int) -> float:
         """Return the floor at a rest of `member`."""
-        noted = self._noted.get(member)
-        if noted is not None and noted[0] == rest:
-            return noted[1]
-        return self._floors[max(bisect_right(self._rests, rest - 1) - 1, 0)]
+        return _floor_at(member, rest, self._noted, self._rests, self._floors)
 
     def _raise(self, key: float, rests: int) -> None:
         floor = max(key, self._floors[-1])
@@ -131,6 +149,69 @@ class _Ranking(Generic[T]):
             stamps = [(member, self._stamp(member)) for member in self.parts.entries]
             self._noted = {member: (rest, self._floor(member, rest)) for member, rest in stamps}
             self._rests, self._floors = [rests], [floor]
+
+
+def _floor_at(
+    member: T,
+    rest: int,
+    noted: Mapping[T, tuple[int, float]],
+    rests: Sequence[int],
+    floors: Sequence[float],
+) -> float:
+    known = noted.get(member)
+    if known is not None and known[0] == rest:
+        return known[1]
+    return floors[max(bisect_right(rests, rest - 1) - 1, 0)]
+
+
+@frozen(eq=False)
+class _HeapCopy(Generic[T]):
+    members: Mapping[T, object]
+    noted: Mapping[T, tuple[int, float]]
+    rests: Sequence[int]
+    floors: Sequence[float]
+
+    def floor(self, member: T, rest: int) -> float | None:
+        """Return the floor at a rest of a member; None if it is none."""
+        if member not in self.members:
+            return None
+        return _floor_at(member, rest, self.noted, self.rests, self.floors)
+
+
+@final
+@frozen(eq=False)
+class _GreedyCopy:
+    """What was remembered at one moment."""
+
+    sizes: _HeapCopy[Instance]
+    counts: _HeapCopy[Instance] | None
+    modules: _HeapCopy[Module] | None
+    last: Mapping[Module, int]
+    seconds: Mapping[Instance, tuple[float, float]]
+
+    def of_instance(self, instance: Instance, rested: int) -> dict[str, Any]:
+        """Return the floors at its last rest, and the seconds of its loads."""
+        own, module = self.seconds.get(instance, (None, None))
+        return {
+            "floor_by_size": self.sizes.floor(instance, rested),
+            "floor_by_count": self.counts and self.counts.floor(instance, rested),
+            "own_load_seconds": own,
+            "module_load_seconds": module,
+        }
+
+    def of_module(self, module: Module, rested: int) -> dict[str, Any]:
+        """Return the floor at the last rest of its instances."""
+        last = self.last.get(module)
+        rested = max(rested, last or 0)
+        return {
+            "floor_by_code": self.modules and self.modules.floor(module, rested),
+            "last_rest": last,
+        }
+
+    def orders(self) -> tuple[SnapshotOrder, ...]:
+        """Return the floor of each priority in use."""
+        heaps = ("size", self.sizes), ("count", self.counts), ("code", self.modules)
+        return tuple(SnapshotOrder(by=by, floor=it.floors[-1]) for by, it in heaps if it)
 
 
 @final
@@ -225,18 +306,21 @@ class GreedyDual:
         """Return the module with the least priority among those that have only idle instances."""
         ranking = self._modules
         if ranking is None:
-            keepers = self._keepers
-            ranking = self._modules = _Ranking(
-                *(_running, self._leave_out, self._used, self._by_code),
-                home=keepers.home,
-                elsewhere=keepers.elsewhere,
-            )
+            ranking = self._modules = self._module_ranking()
             known = self._sizes.parts.entries
             _fill(ranking, dict.fromkeys(it.entry.function.module for it in known))
         for module in [module for module in self._busy if not module.running]:
             del self._busy[module]
             ranking.parts.doubt(module)
         return ranking.least(rests, SPARE if spare else EVERY, but)
+
+    def _module_ranking(self) -> _Ranking[Module]:
+        keepers = self._keepers
+        return _Ranking(
+            *(_running, self._leave_out, self._used, self._by_code),
+            home=keepers.home,
+            elsewhere=keepers.elsewhere,
+        )
 
     def _ranking(self, value: Callable[[Instance], float]) -> _Ranking[Instance]:
         reservations = self._reservations
@@ -245,6 +329,40 @@ class GreedyDual:
             home=reservations.home,
             limited=reservations.limited,
         )
+
+    def copy(self) -> OrderCopy:
+        """Return the members, floors and seconds; priorities are computed from them."""
+        return _GreedyCopy(
+            self._sizes.copy(),
+            None if self._counts is None else self._counts.copy(),
+            None if self._modules is None else self._modules.copy(),
+            self._last.copy(),
+            self._worth.copy(),
+        )
+
+    def restore(
+        self,
+        instances: Mapping[Instance, SnapshotResident],
+        modules: Mapping[Module, SnapshotModule],
+        orders: Sequence[SnapshotOrder],
+        rests: int,
+    ) -> None:
+        """Take over members, floors and seconds; all priorities are computed anew when needed."""
+        known = {one: it for one, it in instances.items() if it.floor_by_size is not None}
+        self._worth.restore(known)
+        self._last = {one: it.last_rest for one, it in modules.items() if it.last_rest is not None}
+        floors = {order.by: order.floor or 0.0 for order in orders}
+        by_size = {one: it.floor_by_size or 0.0 for one, it in known.items()}
+        self._sizes.restore(by_size, floors.get("size", 0.0), rests)
+        if "count" in floors:
+            self._counts = self._ranking(self._by_count)
+            by_count = {one: it.floor_by_count or 0.0 for one, it in known.items()}
+            self._counts.restore(by_count, floors["count"], rests)
+        if "code" in floors:
+            self._modules = self._module_ranking()
+            of_known = dict.fromkeys(one.entry.function.module for one in known)
+            by_code = {one: modules[one].floor_by_code or 0.0 for one in of_known}
+            self._modules.restore(by_code, floors["code"], rests)
 
     def _by_instance(self) -> Iterable[_Ranking[Instance]]:
         return (self._sizes,) if self._counts is None else (self._sizes, self._counts)

@@ -65,6 +65,19 @@ class IdleTimes:
         weights[place] += WEIGHT
         self.weights = bytes(weights)
 
+    def as_text(self) -> str:
+        """Return all of it, for a snapshot: first class, weights in hexadecimal, weight beyond."""
+        return text_of(self.first, self.weights, self.beyond)
+
+    @staticmethod
+    def from_text(text: str) -> IdleTimes:
+        """Return what `as_text` was made of; raise `ValueError` if it was made of nothing."""
+        first, weights, beyond = text.split(":")
+        times = IdleTimes()
+        times.first, times.weights, times.beyond = int(first), bytes.fromhex(weights), int(beyond)
+        times.total = sum(times.weights) + times.beyond
+        return times
+
     def timeout(self, least: float, most: float) -> float:
         """Return how long an instance should be kept idle (seconds, from `least` to `most`).
 
@@ -91,6 +104,11 @@ class IdleTimes:
             if worth > best:
                 best, timeout = worth, kept
         return max(timeout, least)
+
+
+def text_of(first: int, weights: bytes, beyond: int) -> str:
+    """Return idle times as text."""
+    return f"{first}:{weights.hex()}:{beyond}"
 
 
 def class_of(seconds: float) -> int:

@@ -7,6 +7,8 @@ a time. Each eviction and unload is recorded in the `Step` that the pool receive
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 from attrs import Factory, define
@@ -16,10 +18,12 @@ from ..errors import CodeMemoryError
 from ..events import Evicted, Overgrown, Reason
 from ..keys import FunctionKey
 from ..metrics.counters import Snapshot, UseBook
+from ..snapshot import SnapshotModule, SnapshotRequest, SnapshotResident
 from .choice import make_order
+from .copying import COLUMNS, Residents, Whole
 from .keep_alive import KeepAlive
 from .ledger import Ledger
-from .lifecycle import ACQUIRE, IDLE, TRANSITIONS, Action, IllegalStepError, step
+from .lifecycle import ACQUIRE, IDLE, TRANSITIONS, Action, IllegalStepError, State, step
 from .lru import LRU
 from .order import Allowed, EvictionOrder
 from .records import (
@@ -40,6 +44,8 @@ from .reservations import Among, Passes, Reservations
 PARKED = 64
 # Instances that time out in one step: freeing one that touched much memory takes 1 or 2 ms.
 MAX_EXPIRED = 8
+# Lists of numbers, and no tuple for each instance, which would make the garbage collector run.
+_COLUMNS = [attrgetter(name) for name in COLUMNS]
 # Above the sum of any limits of a function, which may be arbitrarily large ints.
 NO_LIMIT = 1 << 4096
 
@@ -103,6 +109,105 @@ class Instances:
     _drops: int = 0
     _altered: set[Instance] = Factory(set)
     """Running instances that were loaded on a seat: not what last rested, whatever their size."""
+
+    # -- snapshots
+
+    def copy(self, held: Sequence[Instance]) -> Residents:
+        """Return a copy of all that is in the cache; `held` are the loading and running ones."""
+        instances = self.lru.members()
+        instances += held
+        return Residents(
+            instances,
+            [list(map(get, instances)) for get in _COLUMNS],
+            [(it.state, it.loads_module, it in self._altered) for it in held],
+            list(self.entries),
+            self.ledger.evictable.members(),
+            self.order.copy(),
+            self.keep_alive.copy(),
+            sum(self.evictions.values()),
+            self._numbers,
+            self.rests,
+            self._drops,
+        )
+
+    def restore(
+        self,
+        whole: Whole,
+        functions: Mapping[tuple[str, str, int], FunctionRecord],
+        groups: Mapping[str, GroupRecord],
+        modules: Mapping[int, Module],
+    ) -> dict[int, Instance]:
+        """Take over what a snapshot has; nothing is in this cache yet.
+
+        Args:
+            whole: the snapshot.
+            functions: {(function, types of its arguments, generation): function}.
+            groups: {name: group}.
+            modules: {number: module}.
+
+        Returns:
+            {number: instance}.
+
+        Raises:
+            KeyError: the snapshot refers to something that it does not have.
+        """
+        used: list[SnapshotResident | SnapshotRequest] = [*whole.residents, *whole.requests]
+        entries = {
+            it.entry: (functions[it.function, it.arg_types, it.generation], groups[it.group])
+            for it in used
+            if it.entry is not None
+        }
+        made = {place: self.entry(*entries[place]) for place in sorted(entries)}
+        found: dict[Instance, SnapshotResident] = {}
+        for it in sorted(whole.residents, key=_instance_of):
+            instance = Instance(it.instance, made[it.entry], it.created_at_seconds)
+            function = instance.entry.function
+            self.ledger.enter(function)
+            self.ledger.reserve(instance, it.address_space_bytes, it.mappings)
+            function.module.instances[instance] = None
+            instance.entry.live += 1
+            instance.state = State(it.state)
+            instance.size, instance.seat = it.size_bytes, it.seat
+            instance.last_used, instance.rested, instance.uses = (
+                it.last_used_at_seconds,
+                it.rest,
+                it.uses,
+            )
+            instance.loads_module, instance.uses_before = it.module_loaded, it.uses_before
+            instance.resting_size = it.size_bytes if instance.state is IDLE else -1
+            if it.altered:
+                self._altered.add(instance)
+            found[instance] = it
+        for instance in sorted(found, key=_rested):
+            if instance.state is IDLE:
+                self.ledger.suspend(instance)
+                self.lru.touch(instance)
+                instance.entry.idle.append(instance)
+                instance.entry.last_used = instance.last_used
+        evictable = [it for it in whole.modules if it.evictable is not None]
+        for module in sorted(evictable, key=_evictable):
+            self.ledger.evictable.touch(modules[module.module_number])
+        self._numbers, self.rests = whole.head.loads, whole.head.rests
+        self._drops = whole.head.drops
+        if self.reservations.limits:
+            for instance in found:
+                if instance.rested:
+                    self.reservations.entered(instance)
+        of_modules = {modules[it.module_number]: it for it in whole.modules}
+        self.order.restore(found, of_modules, whole.orders, self.rests)
+        self.keep_alive.restore(
+            whole.head.idle_times,
+            {functions[_key(it)]: it.idle_times for it in whole.functions},
+            {one: it.due_at_seconds for one, it in found.items() if it.due_at_seconds is not None},
+            [
+                it
+                for it in whole.gone
+                if it.group in groups and (it.function is None or _key(it) in functions)
+            ],
+            lambda it: (None if it.function is None else functions[_key(it)], groups[it.group]),
+        )
+        self.shrunk = self.crowded
+        return {instance.number: instance for instance in found}
 
     # -- entries: made on request, forgotten once vacant
 
@@ -782,6 +887,22 @@ class Instances:
 def _number(limit: int | None) -> int:
     # No infinity: to compare a whole number with a float takes three times as long.
     return NO_LIMIT if limit is None else limit
+
+
+def _rested(instance: Instance) -> int:
+    return instance.rested
+
+
+def _instance_of(resident: SnapshotResident) -> int:
+    return resident.instance
+
+
+def _key(item: Any) -> tuple[str, str, int]:
+    return item.function, item.arg_types, item.generation
+
+
+def _evictable(module: SnapshotModule) -> int:
+    return module.evictable or 0
 
 
 def _number_of(instance: Instance) -> int:

@@ -25,11 +25,16 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from heapq import heapify, heappop, heappush
-from typing import final
+from operator import attrgetter, itemgetter
+from typing import Any, final
+
+from attrs import frozen
 
 from ..config import ADAPTIVE, CacheConfig
-from .idle_times import WEIGHT, IdleTimes
+from ..snapshot import SnapshotGone
+from .idle_times import WEIGHT, IdleTimes, text_of
 from .lru import LRU
 from .records import Entry, FunctionRecord, GroupRecord, Instance
 
@@ -41,6 +46,8 @@ FIRST = 4
 ENOUGH = 16
 # Skipped entries of the heap that are kept, whatever the number of others.
 SLACK = 64
+_FIRST, _SECOND = itemgetter(0), itemgetter(1)
+_PARTS = attrgetter("first"), attrgetter("weights"), attrgetter("beyond")
 
 
 @final
@@ -196,6 +203,66 @@ class KeepAlive:
             self._heap = [entry for entry in self._heap if due.get(entry[2]) == entry[0]]
             heapify(self._heap)
 
+    # -- snapshots
+
+    def copy(self) -> KeepAliveCopy:
+        """Return what is known, in time for little more than copying references."""
+        gone = self.gone
+        known = dict.fromkeys(self.times.values())
+        known.update(dict.fromkeys(map(_FIRST, gone)))
+        closed = [group for group in set(map(_SECOND, gone)) if group.closed]
+        return KeepAliveCopy(
+            self.everyone.as_text(),
+            self.times.copy(),
+            list(known),
+            [list(map(get, known)) for get in _PARTS],
+            list(gone),
+            list(gone.values()),
+            closed,
+            self.due.copy(),
+        )
+
+    def restore(
+        self,
+        everyone: str | None,
+        functions: Mapping[FunctionRecord, str | None],
+        due: Mapping[Instance, float],
+        gone: Sequence[SnapshotGone],
+        keys: Callable[[SnapshotGone], tuple[FunctionRecord | None, GroupRecord]],
+    ) -> None:
+        """Take over what a copy had; nothing is known yet.
+
+        Args:
+            everyone: the first idle times of all functions.
+            functions: {function: its idle times}.
+            due: {aged instance: when it is due}; all are idle.
+            gone: last uses of evicted instances.
+            keys: returns the function, if it still has one, and the group of one of these.
+
+        Raises:
+            KeyError, ValueError: the snapshot contradicts itself.
+        """
+        if everyone is not None:
+            self.everyone = IdleTimes.from_text(everyone)
+        self.times = {
+            one: IdleTimes.from_text(text) for one, text in functions.items() if text is not None
+        }
+        removed: dict[int | None, IdleTimes] = {}
+        for it in gone:
+            function, group = keys(it)
+            if function is not None:
+                times = self.times[function]
+            else:
+                if it.removed not in removed:
+                    removed[it.removed] = IdleTimes.from_text(it.idle_times or "")
+                times = removed[it.removed]
+            self.gone[times, group] = it.last_used_at_seconds
+        for instance in self._idle:
+            if instance in due:
+                self.due[instance] = due[instance]
+                heappush(self._heap, (due[instance], instance.rested, instance))
+                self._mark = instance
+
     # -- limits
 
     def resize(self, config: CacheConfig, now: float) -> None:
@@ -214,3 +281,46 @@ class KeepAlive:
             self.age(now)
         else:
             self.gone.clear()
+
+
+@final
+@frozen(eq=False)
+class KeepAliveCopy:
+    """What was known at one moment. It does not change any more, and any thread may read it."""
+
+    everyone: str
+    """The first idle times of all functions."""
+    functions: Mapping[FunctionRecord, IdleTimes]
+    known: Sequence[IdleTimes]
+    parts: Sequence[Sequence[Any]]
+    """For each of `_PARTS`, the values of all `known`."""
+    gone: Sequence[tuple[IdleTimes, GroupRecord]]
+    last_used: Sequence[float]
+    closed: Collection[GroupRecord]
+    """Groups that were closed, of those in `gone`."""
+    due: Mapping[Instance, float]
+
+    def texts(self) -> dict[IdleTimes, str]:
+        """Return all idle times as text."""
+        parts = zip(*self.parts, strict=True)
+        return {one: text_of(*values) for one, values in zip(self.known, parts, strict=True)}
+
+    def items(self, texts: Mapping[IdleTimes, str]) -> list[SnapshotGone]:
+        """Return the last uses of evicted instances."""
+        functions = {times: function for function, times in self.functions.items()}
+        removed: dict[IdleTimes, int] = {}
+        items = []
+        for (times, group), at in zip(self.gone, self.last_used, strict=True):
+            if group in self.closed:
+                continue
+            function = functions.get(times)
+            fields: dict[str, Any] = {"function": None, "arg_types": None, "generation": None}
+            if function is None:
+                fields["removed"] = removed.setdefault(times, len(removed))
+                fields["idle_times"] = texts[times]
+            else:
+                fields["function"] = function.key.name
+                fields["arg_types"] = ", ".join(function.key.args)
+                fields["generation"] = function.generation
+            items.append(SnapshotGone(**fields, group=group.name, last_used_at_seconds=at))
+        return items

@@ -14,14 +14,30 @@ The idle timeout is not decided here: it follows the order of last use, whatever
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
+from ..snapshot import SnapshotModule, SnapshotOrder, SnapshotResident
 from .records import Instance, Module
 from .reservations import Among
 
 Allowed = Callable[[Instance], bool]
 """Returns whether this idle instance may be evicted."""
+
+
+class OrderCopy(Protocol):
+    """What a policy remembered at one moment. It does not change any more, and any thread may read
+    it."""
+
+    def of_instance(self, instance: Instance, rested: int) -> dict[str, Any]:
+        """Return fields of `SnapshotResident`, of an instance whose last rest was `rested`."""
+
+    def of_module(self, module: Module, rested: int) -> dict[str, Any]:
+        """Return fields of `SnapshotModule`, of one of whose instances in the cache the last rest
+        was `rested`."""
+
+    def orders(self) -> tuple[SnapshotOrder, ...]:
+        """Return what is of no instance or module."""
 
 
 class EvictionOrder(Protocol):
@@ -69,4 +85,23 @@ class EvictionOrder(Protocol):
             rests: number of times that an instance of the cache became idle so far.
             spare: whether to leave out modules of which a reservation needs an instance.
             but: a module to leave out.
+        """
+
+    def copy(self) -> OrderCopy:
+        """Return what the policy remembers, in time for little more than copying references."""
+
+    def restore(
+        self,
+        instances: Mapping[Instance, SnapshotResident],
+        modules: Mapping[Module, SnapshotModule],
+        orders: Sequence[SnapshotOrder],
+        rests: int,
+    ) -> None:
+        """Remember what a copy had; this policy remembers nothing yet.
+
+        Args:
+            instances: all instances, in order of their numbers.
+            modules: their modules.
+            orders: what is of no instance or module.
+            rests: number of times that an instance of the cache became idle so far.
         """

@@ -33,7 +33,8 @@ logs; the log tool replays a log through this file.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from operator import attrgetter
 
 from attrs import Factory, define
 
@@ -42,6 +43,7 @@ from ..errors import CodeMemoryError, DeadlockError, UnknownFunctionError
 from ..events import Reason
 from ..keys import FunctionKey
 from ..metrics.counters import COMPILES, FUELS, HOLDS, RUNS, WAITS, microseconds
+from .copying import MAX_FUNCTIONS, STAGES, PolicyCopy, UnderWay, Whole
 from .deadlock import ROOM, Resource, Waits
 from .instances import Instances, Step
 from .lifecycle import IDLE, LOADING, RECYCLE, RUNNING, Action, IllegalStepError, step
@@ -61,6 +63,16 @@ from .records import (
     Stage,
 )
 
+_FUNCTION, _MODULE = attrgetter("function"), attrgetter("module")
+_LOAD_SECONDS, _STOPPED = attrgetter("load_seconds"), attrgetter("stopped")
+_REQUEST = attrgetter(
+    *("stage", "entry", "instance", "warm", "blocked", "hit", "handed_over", "turn", "error")
+)
+_STAGES = {name: stage for stage, name in STAGES.items()}
+_ENDINGS: dict[str, Callable[[str], Exception]] = {
+    error.__name__: error
+    for error in (CodeMemoryError, DeadlockError, UnknownFunctionError, RequestClosed)
+}
 # Entry of a spare request: its last one may be of a removed function, which must not be kept.
 _NO_ENTRY = Entry(FunctionRecord(FunctionKey("", ()), 0, Module("", 0)), GroupRecord(""))
 
@@ -581,6 +593,124 @@ class Policy:
         self._pump_room(now, result)
         return result
 
+    # -- snapshots
+
+    def copy(
+        self, functions: Collection[FunctionRecord], under_way: Sequence[UnderWay]
+    ) -> PolicyCopy:
+        """Return a copy of the books, for a snapshot; this changes nothing.
+
+        Args:
+            functions: all registered functions; beyond `MAX_FUNCTIONS`, only those in use are
+                copied.
+            under_way: all requests whose end is not logged yet.
+        """
+        instances = self.instances
+        records = {one.request: one for one in under_way}
+        held = [request for request in self.waits.held if request.instance is not None]
+        residents = instances.copy([request.held for request in held])
+        old = [entry.function for entry in residents.entries if entry.function.retired]
+        old += [it.request.entry.function for it in under_way if it.request.entry.function.retired]
+        retired = {one: _successor(one) for one in old}
+        copied = [*functions]
+        if len(copied) > MAX_FUNCTIONS:
+            in_use = dict.fromkeys(map(_FUNCTION, residents.entries))
+            in_use.update(dict.fromkeys([one for one in retired.values() if one is not None]))
+            copied = [one for one in in_use if one not in retired]
+        omitted = len(functions) - len(copied)
+        copied += retired
+        modules = list(map(_MODULE, copied))
+        order = dict.fromkeys([*held, *self.room])
+        first = [records.pop(request) for request in order if request in records]
+        rest = sorted(records.values(), key=lambda one: one.request.turn)
+        ordered = [*first, *rest]
+        claimed = dict.fromkeys([one.request.entry for one in ordered])
+        claims = {it: place for one in claimed for place, it in enumerate(one.claims)}
+        return PolicyCopy(
+            residents,
+            copied,
+            list(map(_LOAD_SECONDS, copied)),
+            {one: one.resets.as_text() for one in copied if one.resets is not None},
+            retired,
+            modules,
+            (list(map(_LOAD_SECONDS, modules)), list(map(_STOPPED, modules))),
+            omitted,
+            ordered,
+            [_REQUEST(one.request) for one in ordered],
+            claims,
+            {
+                "hits": self.hits,
+                "seat_hits": self.seat_hits,
+                "misses": self.misses,
+                "blocks": self.blocks,
+                "evictions": residents.evictions,
+                "loads": residents.loads,
+                "rests": residents.rests,
+                "drops": residents.drops,
+                "turns": self._turns,
+            },
+        )
+
+    def restore(
+        self,
+        whole: Whole,
+        functions: Mapping[tuple[str, str, int], FunctionRecord],
+        groups: Mapping[str, GroupRecord],
+        modules: Mapping[int, Module],
+    ) -> dict[int, Request]:
+        """Take over the books of a snapshot; this policy has done nothing yet.
+
+        Counts begin at 0. Functions, groups and modules have what the snapshot says of them; tokens
+        and waits for them are the caller's.
+
+        Args:
+            whole: the snapshot.
+            functions: {(function, types of its arguments, generation): function}.
+            groups: {name: group}.
+            modules: {number: module}.
+
+        Returns:
+            {number: request}, of all requests in the snapshot.
+
+        Raises:
+            KeyError, ValueError: the snapshot contradicts itself.
+        """
+        instances = self.instances.restore(whole, functions, groups, modules)
+        requests: dict[int, Request] = {}
+        claims: list[tuple[int, Request]] = []
+        for it in whole.requests:
+            function, group = functions[it.function, it.arg_types, it.generation], groups[it.group]
+            in_books = it.entry is not None
+            entry = self.instances.entry(function, group) if in_books else Entry(function, group)
+            request = requests[it.request] = Request(
+                entry,
+                it.task,
+                it.warm,
+                turn=it.turn,
+                stage=_STAGES[it.stage],
+                instance=None if it.instance is None else instances[it.instance],
+                hit=it.hit,
+                blocked=it.blocked,
+                handed_over=it.left,
+                number=it.request,
+            )
+            if it.error is not None:
+                request.refuse(_ENDINGS[it.error](""))
+            if it.claim is not None:
+                claims.append((it.claim, request))
+            if request.instance is not None:
+                self.waits.held[request] = None
+            if request.stage is Stage.QUEUED:
+                entry.waiting.append(request)
+                self.waits.waiting[it.task] = entry
+            elif request.stage is Stage.ROOM:
+                self.room.append(request)
+                self.waits.waiting[it.task] = ROOM
+        for _, request in sorted(claims, key=lambda claim: claim[0]):
+            request.entry.claims[request] = None
+        self._turns = whole.head.turns
+        return requests
+
     # -- counts of uses
 
     def note_token_block(self, function: FunctionRecord, group: GroupRecord) -> None:
@@ -896,6 +1026,13 @@ def _instance(request: Request, stage: Stage) -> Instance:
     if request.stage is not stage:
         raise _illegal(request)
     return request.held
+
+
+def _successor(function: FunctionRecord) -> FunctionRecord | None:
+    """Return the function that serves in the place of an old generation, or None."""
+    while function.retired and function.successor is not None:
+        function = function.successor
+    return None if function.retired else function
 
 
 def _unknown(function: FunctionRecord) -> UnknownFunctionError:

@@ -6,12 +6,15 @@ once a group has limits of its own, `Parts` keep the instances by group, too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, final
 
+from attrs import frozen
+
+from ..snapshot import SnapshotModule, SnapshotOrder, SnapshotResident
 from .lifecycle import IDLE
 from .lru import LRU
-from .order import Allowed
+from .order import Allowed, OrderCopy
 from .parts import Parts
 from .records import DROPS, Instance, Module
 from .reservations import EVERY, Among, Keepers, Reservations
@@ -117,6 +120,21 @@ class Recency:
         entry = modules.least(Among(spare=True), but)
         return None if entry is None else entry[2]
 
+    def copy(self) -> OrderCopy:
+        """Return nothing, as the order of last use is all that there is."""
+        return Nothing()
+
+    def restore(
+        self,
+        instances: Mapping[Instance, SnapshotResident],
+        modules: Mapping[Module, SnapshotModule],  # noqa: ARG002
+        orders: Sequence[SnapshotOrder],  # noqa: ARG002
+        rests: int,  # noqa: ARG002
+    ) -> None:
+        """Keep the idle ones by group, if a group has limits."""
+        if self.attentive:
+            self.regroup(instances)
+
     def _leave_out(self, module: Module) -> None:
         self._busy[module] = None
 
@@ -146,3 +164,21 @@ def _by_rest(_: object, rest: int) -> int:
 def _leave_out(instance: Instance) -> None:
     """Have the next rest of a running instance reported."""
     instance.resting_size = -1
+
+
+@final
+@frozen
+class Nothing:
+    """The copy of an order that remembers nothing."""
+
+    def of_instance(self, instance: Instance, rested: int) -> dict[str, Any]:  # noqa: ARG002
+        """Return nothing."""
+        return {}
+
+    def of_module(self, module: Module, rested: int) -> dict[str, Any]:  # noqa: ARG002
+        """Return nothing."""
+        return {}
+
+    def orders(self) -> tuple[SnapshotOrder, ...]:
+        """Return nothing."""
+        return ()

@@ -78,6 +78,8 @@ class Module:
     number of that rest, shifted by `DROPS` bits, and of the drop."""
     code: Unloadable | None = None
     """The code itself, of the pool; None where nothing runs, as in the log tool."""
+    number: int = 0
+    """Number of the module in the log."""
     before: Any = field(default=None, repr=False)
     after: Any = field(default=None, repr=False)
     """Its neighbours among the evictable modules; see `lru`."""
@@ -113,6 +115,8 @@ class FunctionRecord:
     """Bytes of addresses that a new instance of it reserves."""
     mappings: int = 0
     """Number of memory mappings of a new instance of it."""
+    isolation: str = ""
+    """Isolation that was asked for; for the log only."""
     load_seconds: float | None = None
     """Seconds that making an instance has taken while the code was loaded, a mean of the last few;
     None: not known yet."""
@@ -129,9 +133,9 @@ class FunctionRecord:
         """Keep what the pool knows of it."""
         self.definition = definition
 
-    def begin_resets(self) -> None:
-        """Note that its instances are reset between leases."""
-        self.resets = Resets()
+    def begin_resets(self, *counts: int) -> None:
+        """Note that its instances are reset between leases; `counts`: of earlier ones."""
+        self.resets = Resets(*counts)
 
     @property
     def gone(self) -> bool:

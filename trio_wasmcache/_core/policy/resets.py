@@ -37,6 +37,10 @@ class Resets:
     balance: int = 0
     """Growths, less what resets have saved since; never below 0."""
 
+    def as_text(self) -> str:
+        """Return all counts, for a snapshot."""
+        return f"{self.leases}:{self.growths}:{self.size}:{self.balance}"
+
     def note_growth(self, size: int, resets: int) -> bool:
         """Note an instance that has grown, after so many resets; return whether to give up.
 

@@ -16,12 +16,16 @@ evicted is the victim.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, Generic, TypeVar, final
 
+from attrs import frozen
+
+from ..snapshot import SnapshotModule, SnapshotOrder, SnapshotResident
 from .lifecycle import IDLE
 from .lru import LRU
-from .order import Allowed
+from .order import Allowed, OrderCopy
 from .recency import Recency
 from .records import Instance, Module
 from .reservations import EVERY, Among, Reservations
@@ -29,6 +33,7 @@ from .reservations import EVERY, Among, Reservations
 T = TypeVar("T")
 # Members that can't be evicted now that the hand passes for one victim; 4,096 would take 0.3 ms.
 MOST_PASSED = 64
+_SEEN = attrgetter("seen")
 
 
 class _Place(Generic[T]):
@@ -68,6 +73,20 @@ class _Queue(Generic[T]):
             self._hand = place.after
         place.before.after, place.after.before = place.after, place.before
 
+    def copy(self) -> _QueueCopy[T]:
+        """Return the members in order, with what was seen of them, and the hand's."""
+        hand = self._hand
+        # A dictionary keeps the order of the ring: both only ever append.
+        return _QueueCopy(
+            list(self.places),
+            list(map(_SEEN, self.places.values())),
+            None if hand is self else hand.member,
+        )
+
+    def put_hand(self, member: T) -> None:
+        """Put the hand at a member."""
+        self._hand = self.places[member]
+
     def stop(self, barred: Callable[[T], object], used: Callable[[_Place[T]], bool]) -> T | None:
         """Move the hand to the next member to evict; return that, or None after `MOST_PASSED`.
 
@@ -95,6 +114,49 @@ class _Queue(Generic[T]):
                 member: T = place.member
                 return member
         return None
+
+
+@frozen(eq=False)
+class _QueueCopy(Generic[T]):
+    members: Sequence[T]
+    seen: Sequence[int]
+    hand: T | None
+
+    def fields(self) -> dict[T, dict[str, Any]]:
+        """Return the fields of each member in a snapshot."""
+        places = enumerate(zip(self.members, self.seen, strict=True))
+        return {member: {"place": place, "seen": seen} for place, (member, seen) in places}
+
+
+@final
+class _SieveCopy:
+    """What was remembered at one moment."""
+
+    def __init__(self, instances: _QueueCopy[Instance], modules: _QueueCopy[Module]) -> None:
+        self._instances, self._modules = instances, modules
+        # Made when it is first asked for, in another thread.
+        self._of_instances: dict[Instance, dict[str, Any]] | None = None
+        self._of_modules: dict[Module, dict[str, Any]] | None = None
+
+    def of_instance(self, instance: Instance, rested: int) -> dict[str, Any]:  # noqa: ARG002
+        """Return its place, and what was seen of it."""
+        if self._of_instances is None:
+            self._of_instances = self._instances.fields()
+        return self._of_instances.get(instance, {})
+
+    def of_module(self, module: Module, rested: int) -> dict[str, Any]:  # noqa: ARG002
+        """Return its place, and what was seen of it."""
+        if self._of_modules is None:
+            self._of_modules = self._modules.fields()
+        return self._of_modules.get(module, {})
+
+    def orders(self) -> tuple[SnapshotOrder, ...]:
+        """Return where the hands stand."""
+        instance, module = self._instances.hand, self._modules.hand
+        return (
+            SnapshotOrder(by="instances", hand=None if instance is None else instance.number),
+            SnapshotOrder(by="modules", hand=None if module is None else module.number),
+        )
 
 
 @final
@@ -182,6 +244,35 @@ class Sieve:
 
         oldest = self._oldest.victim_module(rests, spare=spare, but=but)
         return oldest and (self._modules.stop(barred, used) or oldest)
+
+    def copy(self) -> OrderCopy:
+        """Return the places, and where the hands stand."""
+        return _SieveCopy(self._instances.copy(), self._modules.copy())
+
+    def restore(
+        self,
+        instances: Mapping[Instance, SnapshotResident],
+        modules: Mapping[Module, SnapshotModule],
+        orders: Sequence[SnapshotOrder],
+        rests: int,
+    ) -> None:
+        """Put all in their places, and the hands where they stood."""
+        hands = {order.by: order.hand for order in orders}
+        _refill(self._instances, instances, hands.get("instances"))
+        _refill(self._modules, modules, hands.get("modules"))
+        self._oldest.restore(instances, modules, orders, rests)
+
+
+def _refill(queue: _Queue[Any], items: Mapping[Any, Any], hand: int | None) -> None:
+    placed = [(item.place, item.seen, one) for one, item in items.items() if item.place is not None]
+    for _, seen, member in sorted(placed, key=_place):
+        queue.add(member, seen)
+        if member.number == hand:
+            queue.put_hand(member)
+
+
+def _place(placed: tuple[int, int, object]) -> int:
+    return placed[0]
 
 
 def _used(place: _Place[Instance]) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import click
+from attrs import Factory, define
 
 from ..._core.config import CacheConfig, PolicyName
 from ..._core.events import Stamped
@@ -25,7 +26,8 @@ from ..reading.feeding import Feeder
 from ..reading.notes import FLAWED, NOTHING, cite, count
 from ..reading.processes import Processes
 from ..replay.books import Limits, limits_of
-from ..replay.replay import NotReplayable, Replay
+from ..replay.replay import Replay
+from ..replay.start import Beginning, Fed, Held, NotReplayable, Start
 from ..tuning.advice import advise, rows_of
 from ..tuning.fleet import Member, different
 from ..tuning.search import POLICIES, Objective, Question, Search
@@ -196,16 +198,20 @@ def _settings(given: dict[str, Sequence[Any]]) -> list[Setting]:
     return settings
 
 
-class Programs:
+@define(eq=False)
+class Programs(Fed):
     """The input of `whatif`: the programs of the tasks of one cache."""
 
-    def __init__(self) -> None:
-        self.recorder: Recorder = Recorder()
-        self.label: str = ""
+    start: Start = Factory(lambda: Start("another run of it"))
+    recorder: Recorder = Factory(Recorder)
+    label: str = ""
 
-    def feed(self, event: Stamped) -> None:
+    def begin(self, beginning: Beginning) -> None:
+        self.recorder.begin(beginning)
+
+    def take(self, event: Stamped) -> None:
         self.label = event.label or ""
-        self.recorder.feed(event)
+        self.recorder.take(event)
 
     @property
     def made(self) -> Application:
@@ -221,23 +227,29 @@ class Programs:
     @property
     def limits(self) -> Limits:
         """The limits with which the cache was opened."""
-        return limits_of(self.made.opened)
+        return limits_of(self.made.beginning.head)
 
 
-class Both:
+@define(eq=False)
+class Both(Fed):
     """The input of `tune`: leases by the size they need, and programs to check the advice with."""
 
-    def __init__(self, check: bool) -> None:
-        self.tuner: Tuner = Tuner()
-        self.programs: Programs = Programs()
-        self.label: str = ""
-        self.check = check
+    start: Start = Factory(lambda: Start("tuning"))
+    check: bool = True
+    tuner: Tuner = Factory(Tuner)
+    programs: Programs = Factory(Programs)
+    label: str = ""
 
-    def feed(self, event: Stamped) -> None:
-        self.label = event.label or ""
-        self.tuner.feed(event)
+    def begin(self, beginning: Beginning) -> None:
+        self.tuner.begin(beginning)
         if self.check:
-            self.programs.feed(event)
+            self.programs.begin(beginning)
+
+    def take(self, event: Stamped) -> None:
+        self.label = event.label or ""
+        self.tuner.take(event)
+        if self.check:
+            self.programs.take(event)
 
     @property
     def leases(self) -> int:
@@ -311,7 +323,7 @@ def tune(
             "--target-hit-rate asks for a size, and --max-size gives one: use one of them"
         )
     session = Session(logs)
-    found = _fleet(session, only, label, lambda: Both(check))
+    found = _fleet(session, only, label, lambda: Both(check=check))
     if not found:
         return NOTHING
     members = [Member(cache, it.label, it.tuner) for cache, it in found]
@@ -368,6 +380,7 @@ def _feed(
     feeder = Feeder(session.reader, session.parser, only, label)
     made: dict[str, T] = {}
     refused: set[str] = set()
+    held = Held()
     with session.bar():
         for event in feeder.events():
             cache = event.cache
@@ -375,12 +388,26 @@ def _feed(
                 continue
             if cache not in made:
                 made[cache] = make()
+                made[cache].start.held = held
             try:
                 made[cache].feed(event)
             except NotReplayable as error:
                 session.notes.problem(f"cache {cite(cache)}: {error}")
                 refused.add(cache)
                 del made[cache]
+    for cache, one in list(made.items()):
+        try:
+            beginning = one.start.check()
+        except NotReplayable as error:
+            session.notes.problem(f"cache {cite(cache)}: {error}")
+            refused.add(cache)
+            del made[cache]
+            continue
+        if beginning.whole is not None:
+            session.notes.remark(
+                f"cache {cite(cache)}: the log begins with event {one.start.first:,}; this begins "
+                f"with the snapshot after event {beginning.seq:,}"
+            )
     session.tell()
     feeder.tell(session.notes)
     if not made and not refused:

@@ -35,6 +35,7 @@ USED = frozenset(
     closed_size_bytes error_message concurrency for_group for_function for_arg_types replaced_by
     idle_timeout_policy min_idle_timeout_seconds max_idle_timeout_seconds
     warmed seat_hits
+    at_seq part parts
     """.split()
 )
 # Field of events that were logged without the context of their task, and of no others.
@@ -132,9 +133,13 @@ class Parser:
         """Return the events among `lines`, parsed one by one."""
         found = []
         for fields in self._load(lines):
-            event = read_event(fields)
-            if event is None and self._is_event(fields, TYPES):
-                event = make_event(fields)
+            try:
+                event = read_event(fields)
+                if event is None and self._is_event(fields, TYPES):
+                    event = make_event(fields)
+            except ValueError:  # an item of a list is none
+                self.damaged += 1
+                continue
             if event is not None:
                 found.append(event)
         self.events += len(found)
@@ -236,3 +241,6 @@ def _mend_surrogates(event: object) -> None:
         for field, value in event.items():
             if isinstance(value, str):
                 event[field] = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            elif isinstance(value, list):
+                for item in value:
+                    _mend_surrogates(item)

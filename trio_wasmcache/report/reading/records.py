@@ -11,12 +11,13 @@ from collections.abc import Callable
 from itertools import repeat
 from operator import call, itemgetter
 from types import NoneType
-from typing import Any
+from typing import Any, get_type_hints
 
 from attrs import Factory, define
 
 from ..._core.events import EVENTS, SCHEMA_VERSION, Event, Reason, Stamped
-from .schema import STAMP_TYPES, types_of
+from ..._core.snapshot import Item
+from .schema import STAMP_TYPES, item_type, types_of
 
 # Numbers from here on are no sizes and no times. polars refuses whole ones itself.
 ABSURD = 2**63
@@ -28,9 +29,34 @@ OPTIONAL = frozenset(
 )
 STAMPS = ("schema", *STAMP_TYPES)
 _REASONS: dict[str, Any] = {reason.value: reason for reason in Reason}
+# Characters that an item of a list counts as.
+ITEM_LETTERS = 500
 # Number of signatures remembered; there are a few for each kind of event.
 MAX_SIGNATURES = 100
 Setter = Callable[[Event, Any], None]
+
+
+@define(eq=False)
+class ItemKind:
+    """How items of one class are made."""
+
+    make: type[Item]
+    types: tuple[tuple[str, tuple[type, ...]], ...]
+    """(field, allowed types of its value)."""
+
+    def build(self, values: object) -> Item:
+        """Return an item with the fields of an object.
+
+        Raises:
+            ValueError: It is no object, or a value is not allowed.
+        """
+        if not isinstance(values, dict):
+            raise ValueError("no item")
+        found = {name: values.get(name) for name, _ in self.types}
+        for name, kinds in self.types:
+            if not fits(found[name], kinds):
+                raise ValueError(name)
+        return self.make(**found)
 
 
 @define(eq=False)
@@ -47,14 +73,22 @@ class Kind:
     """Setters of the fields of a new event: `__init__` sets them by name, at twice the cost."""
     reason: int | None
     """Index of the field that is the reason; None: there is none."""
+    lists: tuple[tuple[int, ItemKind], ...] = ()
+    """Indices of the fields with lists of items, and their kinds."""
     known: dict[tuple[type, ...], Callable[[Any], tuple[float, ...]]] = Factory(dict)
     """{types of accepted values: getter of the numbers among them}."""
 
     def build(self, values: list[Any]) -> Event:
-        """Return an event with these values of its fields, in order."""
+        """Return an event with these values of its fields, in order.
+
+        Raises:
+            ValueError: An item of a list is none.
+        """
         if self.reason is not None:
             # A reason that this version does not know stays a text.
             values[self.reason] = _REASONS.get(values[self.reason], values[self.reason])
+        for index, kind in self.lists:
+            values[index] = tuple(map(kind.build, values[index]))
         event = object.__new__(self.make)
         for _ in map(call, self.setters, repeat(event), values):
             pass
@@ -71,6 +105,11 @@ def _kind_of(event: type[Event]) -> Kind:
         itemgetter(*STAMPS, *names),
         tuple(getattr(event, name).__set__ for name in names),
         names.index("reason") if "reason" in names else None,
+        tuple(
+            (names.index(name), ItemKind(item, tuple(types_of(item).items())))
+            for name, hint in get_type_hints(event).items()
+            if (item := item_type(hint)) is not None
+        ),
     )
 
 
@@ -78,7 +117,11 @@ KINDS = {event.name: _kind_of(event) for event in EVENTS}
 
 
 def read_event(fields: Any) -> Stamped | None:
-    """Return an event with the fields of a line, if they have the usual types; else None."""
+    """Return an event with the fields of a line, if they have the usual types; else None.
+
+    Raises:
+        ValueError: An item of a list is none.
+    """
     try:
         kind = KINDS[fields["event"]]
         values = kind.get(fields)
@@ -96,7 +139,11 @@ def read_event(fields: Any) -> Stamped | None:
 
 
 def make_event(fields: dict[str, Any]) -> Stamped:
-    """Return an event with fields that were checked one by one."""
+    """Return an event with fields that were checked one by one.
+
+    Raises:
+        ValueError: An item of a list is none.
+    """
     kind = KINDS[fields["event"]]
     if len(kind.known) < MAX_SIGNATURES and kind.types.keys() <= fields.keys():
         signature = tuple(map(type, kind.get(fields)))
@@ -109,8 +156,12 @@ def make_event(fields: dict[str, Any]) -> Stamped:
 
 def letters_of(event: Event) -> int:
     """Return the number of characters in an event's texts."""
-    values = (getattr(event, name) for name in KINDS[event.name].names)
-    return sum(len(it) for it in values if isinstance(it, str))
+    values = [getattr(event, name) for name in KINDS[event.name].names]
+    letters = sum(len(it) for it in values if isinstance(it, str))
+    for it in values:
+        if type(it) is tuple:
+            letters += ITEM_LETTERS * len(it)
+    return letters
 
 
 def fits(value: object, kinds: tuple[type, ...]) -> bool:

@@ -17,6 +17,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from attrs import fields
 
 from ..._core.events import EVENTS, SCHEMA_VERSION, Event, Stamped
+from ..._core.snapshot import Item
 from ..._public import described_fields
 
 __all__ = ["make_schema", "as_text"]
@@ -74,13 +75,20 @@ def make_schema() -> dict[str, Any]:
     }
 
 
-def types_of(event: type[Event]) -> dict[str, tuple[type, ...]]:
+def types_of(event: type[Event] | type[Item]) -> dict[str, tuple[type, ...]]:
     """Return {field: the Python types that its value in a parsed line may have}."""
     hints = get_type_hints(event)
     return {field.name: _plain(hints[field.name]) for field in fields(event)}
 
 
+def item_type(hint: Any) -> type[Item] | None:
+    """Return the class of the items, if the type is that of a list of them."""
+    return get_args(hint)[0] if get_origin(hint) is tuple else None
+
+
 def _plain(hint: Any) -> tuple[type, ...]:
+    if get_origin(hint) is tuple:
+        return (list,)
     if get_origin(hint) in (Union, UnionType):
         return tuple(kind for part in get_args(hint) for kind in _plain(part))
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
@@ -92,7 +100,7 @@ def _short(event: type[Event]) -> str:
     return event.name.removeprefix("wasmcache.")
 
 
-def _definition(event: type[Event]) -> dict[str, Any]:
+def _definition(event: type[Event] | type[Item]) -> dict[str, Any]:
     hints = get_type_hints(event)
     told = described_fields(event)
     properties = {}
@@ -107,6 +115,9 @@ def _definition(event: type[Event]) -> dict[str, Any]:
 
 
 def _property(hint: object) -> dict[str, Any]:
+    item = item_type(hint)
+    if item is not None:
+        return {"type": "array", "items": {"type": "object", **_definition(item)}}
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         return {"enum": [member.value for member in hint]}
     parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)

@@ -9,8 +9,16 @@ from typing import Any, TypeAlias
 from attrs import Factory, define, evolve
 
 from ..._core.config import ADAPTIVE, CacheConfig, SystemLimits
-from ..._core.events import GroupOpened, GroupResized, Opened, Registered, Removed, Resized
+from ..._core.events import (
+    GroupResized,
+    OfConfig,
+    OfGroup,
+    OfLimits,
+    Registered,
+    Removed,
+)
 from ..._core.keys import FunctionKey
+from ..._core.policy.copying import Whole
 from ..._core.policy.instances import Step
 from ..._core.policy.policy import Policy
 from ..._core.policy.records import FunctionRecord, GroupRecord, Module, Request, TokenBook
@@ -36,8 +44,8 @@ Limits: TypeAlias = dict[str, Any]
 NameKey = tuple[str, str]  # (function, argument types)
 
 
-def limits_of(event: Opened | Resized) -> Limits:
-    """Return the limits in an `opened` or `resized` event, named as in `CacheConfig`."""
+def limits_of(event: OfLimits) -> Limits:
+    """Return the limits in an event, named as in `CacheConfig`."""
     # A log from before `max_running_size` or `max_address_space` existed had no such limit.
     limits = {name: getattr(event, field) for name, field in LIMITS.items()}
     limits |= {name: value for name, value in OLD.items() if limits[name] is None}
@@ -48,8 +56,8 @@ def limits_of(event: Opened | Resized) -> Limits:
     return limits
 
 
-def config_of(event: Opened) -> CacheConfig:
-    """Return the configuration in an `opened` event.
+def config_of(event: OfConfig) -> CacheConfig:
+    """Return the configuration in an `opened` event, or in a part of a snapshot.
 
     Raises:
         ValueError: The limits are not valid for a cache.
@@ -57,8 +65,8 @@ def config_of(event: Opened) -> CacheConfig:
     return CacheConfig(stack_size=event.stack_size_bytes, **limits_of(event))
 
 
-def system_of(event: Opened) -> SystemLimits:
-    """Return the system's limits in an `opened` event."""
+def system_of(event: OfConfig) -> SystemLimits:
+    """Return the system's limits in such an event."""
     return SystemLimits(mappings=event.max_mappings)
 
 
@@ -74,11 +82,9 @@ class Books:
     """Functions that an acquire can find."""
     functions: dict[tuple[str, str, int], FunctionRecord] = Factory(dict)
     """{(function, argument types, generation): record}, including old generations."""
-    resets: set[FunctionRecord] = Factory(set)
-    """Functions whose instances are reset; an instance that is too large leaves a seat."""
     _modules: dict[int, Module] = Factory(dict)
 
-    def open_group(self, event: GroupOpened, others: Callable[[], bool]) -> GroupRecord:
+    def open_group(self, event: OfGroup, others: Callable[[], bool]) -> GroupRecord:
         """Open a group; see `TokenBook.strangers`."""
         group = self.groups[event.group] = GroupRecord(
             event.group,
@@ -88,6 +94,67 @@ class Books:
         )
         self.policy.open_group(group)
         return group
+
+    def begin(self, whole: Whole) -> dict[int, Request]:
+        """Take over a snapshot; nothing has happened yet.
+
+        Args:
+            whole: The snapshot.
+
+        Returns:
+            {number: request} of those that are under way, each with its token.
+
+        Raises:
+            KeyError, ValueError: It contradicts itself.
+        """
+        for one in whole.groups:
+            group = self.groups[one.group] = GroupRecord(
+                one.group, one.max_size_bytes, one.reserved_size_bytes
+            )
+            if one.closed:
+                group.close()
+            self.policy.open_group(group)
+        for it in whole.modules:
+            self._modules[it.module_number] = Module(
+                it.module_digest,
+                it.code_bytes,
+                it.mappings,
+                it.stacks,
+                it.load_seconds,
+                stopped=it.stopped,
+                number=it.module_number,
+            )
+        for made in whole.functions:
+            types = tuple(made.arg_types.split(", ")) if made.arg_types else ()
+            record = FunctionRecord(
+                FunctionKey(made.function, types),
+                made.generation,
+                self._modules[made.module_number],
+                made.concurrency,
+                made.worst_size_bytes,
+                made.address_space_bytes,
+                made.mappings,
+                made.isolation,
+                made.load_seconds,
+                made.retired,
+            )
+            if made.resets is not None:
+                record.begin_resets(*map(int, made.resets.split(":")))
+            self.functions[made.function, made.arg_types, made.generation] = record
+            if not made.retired:
+                self.current[made.function, made.arg_types] = record
+        for made in whole.functions:
+            name = made.function, made.arg_types
+            if made.successor is not None:
+                self.functions[*name, made.generation].successor = self.functions[
+                    *name, made.successor
+                ]
+        requests = self.policy.restore(whole, self.functions, self.groups, self._modules)
+        for request in requests.values():
+            if not request.handed_over:
+                owners = request.entry.group.tokens.owners
+                owners[request.owner] = owners.get(request.owner, 0) + 1
+        return requests
 
     def resize_group(self, group: GroupRecord, event: GroupResized, now: float) -> Step:
         """Apply new limits of a group."""
@@ -105,6 +172,7 @@ class Books:
                 event.code_bytes,
                 event.module_mappings or 0,
                 max(1, stack_size // self.config.stack_size),
+                number=event.module_number,
             )
             self._modules[event.module_number] = module
         types = tuple(event.arg_types.split(", ")) if event.arg_types else ()
@@ -116,9 +184,9 @@ class Books:
             event.worst_size_bytes,
             event.address_space_bytes or 0,
             event.mappings or 0,
+            event.isolation,
         )
         if event.isolation == RESET:
-            self.resets.add(record)
             record.begin_resets()
         old = self.current.get(name)
         self.current[name] = self.functions[(*name, event.generation)] = record

@@ -11,7 +11,8 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
+from functools import partial
 
 from attrs import Factory, define
 
@@ -34,10 +35,12 @@ from ..._core.events import (
     Resized,
 )
 from ..._core.keys import FunctionKey
+from ..._core.policy.copying import Whole
 from ..._core.policy.instances import Step
 from ..._core.policy.policy import Policy
 from ..._core.policy.records import GroupRecord, Need, Request, Stage
 from .books import Books, limits_of
+from .start import Beginning
 
 
 @define(eq=False)
@@ -54,6 +57,31 @@ class Driver:
     _token_waits: dict[int, GroupRecord] = Factory(dict)  # {task: group}
     _waiting: dict[GroupRecord, dict[int, None]] = Factory(dict)  # {group: tasks}
     _capacities: dict[GroupRecord, int | None] = Factory(dict)
+
+    @staticmethod
+    def begin(beginning: Beginning) -> Driver:
+        """Return a driver with the books of a beginning."""
+        books, requests = beginning.books()
+        driver = Driver(books)
+        if beginning.whole is not None:
+            driver._take_over(beginning.whole, requests)
+        return driver
+
+    def _take_over(self, whole: Whole, requests: Mapping[int, Request]) -> None:
+        """Take over what a snapshot has besides the books."""
+        for number, request in requests.items():
+            self.requests[number] = request
+        for one in whole.groups:
+            group = self.books.groups[one.group]
+            self._capacities[group] = one.capacity_tokens
+            group.tokens.strangers = partial(self._others_have_tokens, group)
+        for it in whole.requests:
+            if it.acquired:
+                self.granted.add(requests[it.request])
+            if it.left:
+                self._left.add(requests[it.request])
+        for wait in whole.token_waits:
+            self._begin_token_wait(wait.task, self.books.groups[wait.group])
 
     @property
     def policy(self) -> Policy:
@@ -116,10 +144,13 @@ class Driver:
         function = self.books.functions[_generation(event)]
         group = self.books.groups[event.group]
         self.policy.note_token_block(function, group)
-        self._forget_wait(event.task)
-        self._token_waits[event.task] = group
-        self._waiting.setdefault(group, {})[event.task] = None
-        self.policy.waits.waiting[event.task] = group
+        self._begin_token_wait(event.task, group)
+
+    def _begin_token_wait(self, task: int, group: GroupRecord) -> None:
+        self._forget_wait(task)
+        self._token_waits[task] = group
+        self._waiting.setdefault(group, {})[task] = None
+        self.policy.waits.waiting[task] = group
 
     def end_token_wait(self, task: int) -> None:
         """End a task's wait for a token; no error if it has none."""

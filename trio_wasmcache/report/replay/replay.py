@@ -11,6 +11,8 @@ compared with those of the repeated steps:
 - `overgrown`: the function, and what of it led to that.
 - `recycled`: whether it is kept, all sizes; `closed`: all counts.
 
+A log that has lost its beginning is replayed from a snapshot on; see `start`.
+
 After the first disagreement the books may stay wrong, so that one should be examined. A replay ends
 where events are missing: what follows cannot be known.
 """
@@ -34,7 +36,6 @@ from ..._core.events import (
     GroupResized,
     Left,
     Loaded,
-    Opened,
     Overgrown,
     Reason,
     Recycled,
@@ -43,14 +44,15 @@ from ..._core.events import (
     Removed,
     Requested,
     Resized,
+    SnapshotPart,
     Stamped,
 )
 from ..._core.policy.instances import Step
 from ..._core.policy.lifecycle import IllegalStepError, State
 from ..._core.policy.policy import Policy
 from ..._core.policy.records import Request, RequestClosed, Stage
-from .books import Books, config_of, system_of
 from .driving import Driver
+from .start import Beginning, Fed, Start
 
 # Disagreements that are kept as text; further ones are counted.
 MAX_KEPT = 50
@@ -70,42 +72,11 @@ ALL_COMPARED = (
 )
 
 
-class NotReplayable(Exception):
-    """The log can't be replayed; the message gives the reason."""
-
-
-def check_start(stamped: Stamped, what: str) -> Opened:
-    """Return the first event of a log that contains every use.
-
-    Args:
-        stamped: The first event of the log.
-        what: What needs it, for messages.
-
-    Raises:
-        NotReplayable: It is not `opened`, its limits are not valid, or the log lacks uses.
-    """
-    event = stamped.event
-    if not isinstance(event, Opened):
-        raise NotReplayable(
-            f"the log begins with event {stamped.seq:,}: {what} needs it from its "
-            "`wasmcache.opened` event on"
-        )
-    if not event.log_uses:
-        raise NotReplayable(
-            f"the log was written without log_uses, and {what} needs every use of the cache: open "
-            "it with CacheConfig(log_uses=True)"
-        )
-    try:
-        config_of(event)
-    except (TypeError, ValueError) as error:
-        raise NotReplayable(f"no cache has these limits: {error}") from None
-    return event
-
-
 @define(eq=False)
-class Replay:
+class Replay(Fed):
     """A replay of the log of one cache, fed event by event and in order."""
 
+    start: Start = Factory(lambda: Start("a replay"))
     events: int = 0
     """Number of events replayed."""
     leases: int = 0
@@ -124,21 +95,18 @@ class Replay:
     """Called with each eviction that the policy decides on, in order."""
     _driver: Driver | None = None
     _compared: tuple[str, ...] = COMPARED
+    _before: dict[str, int] = Factory(
+        lambda: dict.fromkeys(("hits", "seat_hits", "misses", "blocks", "evictions"), 0)
+    )
+    """Counts at the beginning."""
     _seq: int = 0  # of the event that is replayed
     _pending: Stamped | None = None
     _last: int = 0
     _expected: deque[Evicted] = Factory(deque)
     _overgrown: list[Overgrown] = Factory(list)
 
-    def feed(self, event: Stamped) -> None:
-        """Add the next event; it is replayed when the one after it is known.
-
-        Raises:
-            NotReplayable: It is the first, and a replay can't begin with it.
-        """
-        if self._driver is None:
-            self._open(event)
-            return
+    def take(self, event: Stamped) -> None:
+        """Add the next event; it is replayed when the one after it is known."""
         if self.gap is None and event.seq != self._last + 1:
             self.gap = self._last + 1, event.seq - 1
             self.finish()
@@ -146,6 +114,9 @@ class Replay:
             self.left_out += 1
             return
         self._last = event.seq
+        if isinstance(event.event, SnapshotPart):
+            self.events += 1  # it may stand between a step and its evictions
+            return
         if self._pending is not None:
             self._go_through(self._pending, event)
         self._pending = event
@@ -172,11 +143,15 @@ class Replay:
         assert self._driver is not None
         return self._driver
 
-    def _open(self, stamped: Stamped) -> None:
-        opened = check_start(stamped, "a replay")
-        self._driver = Driver(Books(config_of(opened), system_of(opened)))
-        self.events = 1
-        self._last = stamped.seq
+    def begin(self, beginning: Beginning) -> None:
+        """Begin with the books of then."""
+        self._driver = Driver.begin(beginning)
+        self.events = int(beginning.whole is None)
+        self._last = beginning.seq
+        if beginning.whole is not None:
+            self._compared = ALL_COMPARED
+            head = beginning.whole.head
+            self._before = {name: getattr(head, name) for name in self._before}
 
     # -- the frame around each event
 
@@ -360,10 +335,12 @@ class Replay:
         policy = self.policy
         self.complete = True
         for name in ("hits", "misses", "blocks"):
-            self._compare(event, name, getattr(event, name), getattr(policy, name))
+            booked = self._before[name] + getattr(policy, name)
+            self._compare(event, name, getattr(event, name), booked)
         if event.seat_hits is not None:
-            self._compare(event, "seat_hits", event.seat_hits, policy.seat_hits)
-        evictions = sum(policy.instances.evictions.values())
+            booked = self._before["seat_hits"] + policy.seat_hits
+            self._compare(event, "seat_hits", event.seat_hits, booked)
+        evictions = self._before["evictions"] + sum(policy.instances.evictions.values())
         self._compare(event, "evictions", event.evictions, evictions)
 
 

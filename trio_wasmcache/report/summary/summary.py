@@ -17,6 +17,7 @@ from ..reading.notes import Notes, cite, count
 from ..reading.order import Order
 from ..reading.units import seconds
 from ..replay.books import Limits
+from ..replay.start import MAX_SNAPSHOTS
 from .entries import Fates
 from .failures import Failures
 from .histogram import Histogram
@@ -170,6 +171,8 @@ class CacheSummary:
     """The limits in force at the end."""
     resizes: int = 0
     log_uses: bool = False
+    whole_from: int = 0
+    """Number of the event before the first snapshot that is all there; 0: there is none."""
     closed: dict[str, int] | None = None
     """The cache's own counts, if it was closed."""
     began: str | None = None
@@ -182,6 +185,8 @@ class CacheSummary:
     series: Series = Factory(Series)
     peak_size: int = 0
     peak_code: int = 0
+    _parts: dict[int, set[int]] = Factory(dict)
+    """{number of the event before a snapshot: numbers of its parts}."""
 
     def take(self, frame: pl.DataFrame) -> None:
         """Add events of this cache."""
@@ -230,6 +235,12 @@ class CacheSummary:
         for row in parts["wasmcache.opened"].iter_rows(named=True):
             self.limits = {name: row[name] for name in LIMITS}
             self.log_uses = row["log_uses"]
+        for row in parts["wasmcache.snapshot"].iter_rows(named=True):
+            if not self.limits:  # the log has lost its beginning
+                self.limits = {name: row[name] for name in LIMITS}
+                self.log_uses = row["log_uses"]
+            if not self.whole_from:
+                self._take_part(row["at_seq"], row["part"], row["parts"])
         for row in parts["wasmcache.resized"].iter_rows(named=True):
             self.limits = {name: row[name] for name in LIMITS}
             self.resizes += 1
@@ -237,6 +248,16 @@ class CacheSummary:
             self.closed = {name: row[name] for name in COUNTS}
         for number, first in parts["wasmcache.lost"].select("count", "first_seq").iter_rows():
             self.order.lose(number, first)
+
+    def _take_part(self, at: int, part: int, parts: int) -> None:
+        """Take note of a part of a snapshot, until one is all there."""
+        found = self._parts.setdefault(at, set())
+        found.add(part)
+        if len(found) == parts and at >= self.order.first - 1:
+            self.whole_from = at
+            self._parts.clear()
+        elif len(self._parts) > MAX_SNAPSHOTS:
+            del self._parts[min(self._parts)]
 
     def _take_sizes(self, frame: pl.DataFrame) -> None:
         def either(now: str, otherwise: str) -> pl.Expr:
@@ -266,7 +287,11 @@ class CacheSummary:
         if order.missing:
             notes.problem(f"{name}: {count(order.missing, 'event')} missing{_where(order)}")
         if order.first > 1:
-            notes.problem(f"{name}: begins with event {order.first:,}, not with the first")
+            text = f"{name}: begins with event {order.first:,}, not with the first"
+            if self.whole_from:  # by rotation: the limits are known, and all that follows is there
+                notes.remark(f"{text}; the earlier ones are not counted")
+            else:
+                notes.problem(text)
         if order.late:
             notes.remark(f"{name}: {count(order.late, 'event')} came out of order: put in order")
         if order.repeated:

@@ -33,6 +33,8 @@ class Op(enum.IntEnum):
     """The instance is gone: its call failed, it is too large, its function or group is gone."""
     FORGET = 5
     """All idle instances of a key are gone, as its function or group is."""
+    HELD = 6
+    """A lease that began before the log did has its instance; `sizes` has its uses so far."""
 
 
 @define(eq=False)
@@ -47,7 +49,7 @@ class Trace:
     runs: array[int] = Factory(lambda: array("l"))
     """Number of the run to which the step belongs, counted from 0: a lease, or a load ahead."""
     sizes: array[int] = Factory(lambda: array("q"))
-    """Bytes of an instance that becomes idle; 0 of other steps."""
+    """Bytes of an instance that becomes idle; uses of one that is `HELD`; 0 of other steps."""
     seats: array[int] = Factory(lambda: array("b"))
     """Whether it leaves a seat."""
     loads: array[float] = Factory(lambda: array("d"))
@@ -71,6 +73,15 @@ class Trace:
         self.loads.append(math.nan if load is None else load)
         self.cold.append(cold)
         self._add(op, key, at, run)
+        return run
+
+    def hold(self, key: Hashable, at: float, uses: int) -> int:
+        """Add a run that began before the log did, with an instance of so many uses; return its
+        number."""
+        run = len(self.loads)
+        self.loads.append(math.nan)
+        self.cold.append(False)
+        self._add(Op.HELD, key, at, run, uses)
         return run
 
     def end(

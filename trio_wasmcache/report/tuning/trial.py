@@ -24,7 +24,7 @@ from ..._core.policy.records import Entry, FunctionRecord, GroupRecord, Instance
 from ..._core.policy.reservations import Reservations
 from .trace import Op, Trace
 
-TAKE, WARM, REUSE, REST, DROP, FORGET = map(int, Op)
+TAKE, WARM, REUSE, REST, DROP, FORGET, HELD = map(int, Op)
 # The group of all keys: a key has but one, and nothing is asked of it here.
 GROUP = GroupRecord("")
 
@@ -153,6 +153,10 @@ class Trial:
                 running[run] = instance
                 if op != TAKE:
                     ahead.add(run)
+            elif op == HELD:
+                running[run] = instance = self._make(entry)
+                instance.uses = size
+                self._know_loads(instance, key)
             elif op == DROP:
                 self._leave(running.pop(run))
             else:
@@ -198,6 +202,16 @@ class Trial:
             seconds = trace.usual(trace.names[key], cold)
         instance.note_load(seconds)
         return seconds
+
+    def _know_loads(self, instance: Instance, key: int) -> None:
+        """Take the usual seconds for those that loading took before the log began."""
+        trace, function = self.trace, instance.entry.function
+        name, module = trace.names[key], instance.entry.function.module
+        own = trace.usual(name, False)
+        if function.load_seconds is None:
+            function.load_seconds = own
+        if module.load_seconds is None:
+            module.load_seconds = max(0.0, trace.usual(name, True) - own)
 
     def _evict(self, instance: Instance, at: float) -> None:
         if self._keep_alive is not None:

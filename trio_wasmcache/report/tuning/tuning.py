@@ -26,10 +26,14 @@ from ..._core.events import (
     Removed,
     Requested,
     Resized,
+    SnapshotPart,
     Stamped,
 )
+from ..._core.policy.lifecycle import State
+from ..._core.snapshot import SnapshotGroup
 from ..replay.books import Limits, limits_of
-from ..replay.replay import check_start, is_end_of_corrupted
+from ..replay.replay import is_end_of_corrupted
+from ..replay.start import Beginning, Fed, Start
 from .curve import Curve
 from .distances import Stack
 from .trace import SAMPLES, Op, Trace
@@ -70,9 +74,10 @@ class Columns:
 
 
 @define(eq=False)
-class Tuner:
+class Tuner(Fed):
     """Feeds a `Stack` with a log's leases."""
 
+    start: Start = Factory(lambda: Start("tuning"))
     limits: Limits = Factory(dict)
     """The limits in force at the end of the log."""
     leases: int = 0
@@ -103,7 +108,7 @@ class Tuner:
 
         It has no trace, as each cache has its own.
         """
-        made = cls(tuners[0].limits)
+        made = cls(limits=tuners[0].limits)
         for tuner in tuners:
             made.leases += tuner.leases
             made.hits += tuner.hits
@@ -113,14 +118,49 @@ class Tuner:
             made.limited |= tuner.limited
         return made
 
-    def feed(self, event: Stamped) -> None:
-        """Add the next event.
+    def begin(self, beginning: Beginning) -> None:
+        """Begin with what was in the cache; idle instances become idle in the order of then."""
+        self.limits = limits_of(beginning.head)
+        whole, at = beginning.whole, beginning.at
+        if whole is None:
+            return
+        for group in whole.groups:
+            if not group.closed:
+                self._open_group(group.group)
+                self._on_limits(group)
+        modules = {it.module_number: it for it in whole.modules}
+        for made in whole.functions:
+            name = made.function, made.arg_types
+            if not made.retired:
+                self._current[name] = made.generation
+            self._modules[*name, made.generation] = made.module_number
+            number = self._numbers.setdefault(name, len(self._numbers))
+            if made.load_seconds is not None:
+                code = modules[made.module_number].load_seconds or 0.0
+                self.trace.note_load(number, False, made.load_seconds)
+                self.trace.note_load(number, True, made.load_seconds + code)
+                self.columns.loads[number, False] = [made.load_seconds + code]
+        self.columns.functions = len(self._numbers)
+        self._warm.update(it.request for it in whole.requests if it.warm)
+        # Leases of which the log has `acquired`; other acquires take their instance in the log.
+        held = {it.instance: it.request for it in whole.requests if it.acquired}
+        for it in sorted(whole.residents, key=lambda it: (it.instance in held, it.rest)):
+            group_number = self._groups.get(it.group)
+            if group_number is None:
+                continue  # it closes
+            key = (it.function, it.arg_types, it.generation, group_number)
+            name = key[:2]
+            self.trace.know(key, key[:3], self._modules[key[:3]], self._numbers[name])
+            if it.instance in held:
+                self._leased[held[it.instance]] = key, self.trace.hold(key, at, it.uses)
+            elif it.rest or it.state == State.IDLE:
+                run = self.trace.hold(key, it.last_used_at_seconds, it.uses - 1)
+                self._rest(key, run, it.size_bytes, it.last_used_at_seconds, it.seat)
 
-        Raises:
-            NotReplayable: It is the first, and the log is not sufficient for tuning.
-        """
-        if not self.limits:
-            self.limits = limits_of(check_start(event, "tuning"))
+    def take(self, event: Stamped) -> None:
+        """Add the next event."""
+        if isinstance(event.event, SnapshotPart):
+            return  # it may stand between a step and its evictions
         if self._ended is not None:
             self._give_back(*self._ended, event.event)
             self._ended = None
@@ -141,8 +181,7 @@ class Tuner:
             case Loaded():
                 self._on_loaded(event)
             case GroupOpened():
-                self._opened_groups += 1
-                self._groups[event.group] = self._opened_groups
+                self._open_group(event.group)
                 self._on_limits(event)
             case GroupResized():
                 self._on_limits(event)
@@ -210,9 +249,13 @@ class Tuner:
 
     # -- events
 
-    def _on_limits(self, event: GroupOpened | GroupResized) -> None:
+    def _on_limits(self, event: GroupOpened | GroupResized | SnapshotGroup) -> None:
         if event.reserved_size_bytes or event.max_size_bytes is not None:
             self.limited.add(event.group)
+
+    def _open_group(self, name: str) -> None:
+        self._opened_groups += 1
+        self._groups[name] = self._opened_groups
 
     def _on_group_closed(self, event: GroupClosed, at: float) -> None:
         group = self._groups.pop(event.group, None)
@@ -279,7 +322,10 @@ class Tuner:
         if corrupted or too_large or gone:
             self.trace.end(Op.DROP, key, at, run)
         else:
-            self._keys.setdefault(name, set()).add(key)
-            self._keys_in.setdefault(key[3], set()).add(key)
-            self.stack.give_back(key, event.size_bytes, at)
-            self.trace.end(Op.REST, key, at, run, event.size_bytes, event.seat)
+            self._rest(key, run, event.size_bytes, at, event.seat)
+
+    def _rest(self, key: Key, run: int, size: int, at: float, seat: bool) -> None:
+        self._keys.setdefault(key[:2], set()).add(key)
+        self._keys_in.setdefault(key[3], set()).add(key)
+        self.stack.give_back(key, size, at)
+        self.trace.end(Op.REST, key, at, run, size, seat)

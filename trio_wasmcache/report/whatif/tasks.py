@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
+from typing import Any
 
 from attrs import Factory, define, evolve
 
@@ -24,7 +25,7 @@ from ..._core.events import (
     GroupOpened,
     GroupResized,
     Loaded,
-    Opened,
+    OfGroup,
     Reason,
     Recycled,
     Registered,
@@ -33,9 +34,10 @@ from ..._core.events import (
     Resized,
     Stamped,
 )
+from ..._core.snapshot import SnapshotRequest, SnapshotTokenWait
 from ..reading.notes import Notes, count
 from ..replay.books import config_of, limits_of
-from ..replay.replay import check_start
+from ..replay.start import Beginning, Fed, Start
 
 # Number of the latest holds and loads of a function of which the median is taken.
 SAMPLES = 1001
@@ -68,6 +70,10 @@ class Acquire:
     """Whether its load included that of the module."""
     outcome: str = "open"
     """The result: "leased", "gave up", "refused" or "failed"; "open": not in the log."""
+    held: bool = False
+    """Whether it had its lease already when the log began."""
+    first_load: tuple[float, float] | None = None
+    """Time at which its first load was over, and the seconds that it took; None: it had none."""
     release: Release | None = None
 
 
@@ -93,8 +99,9 @@ class Release:
 class Group:
     """A scheduling group, from its opening to its closing."""
 
-    opened: GroupOpened
-    opened_at: float
+    opened: OfGroup
+    opened_at: float | None
+    """None: before the log began."""
     closed_at: float | None = None
     acquires: int = 0
     """Number of acquires that were over when it was closed."""
@@ -110,7 +117,11 @@ class Group:
 class Application:
     """The data needed to run the same requests again."""
 
-    opened: Opened
+    beginning: Beginning
+    started: dict[int, Acquire] = Factory(dict)
+    """{number: acquire} of those that were under way when the log began."""
+    token_waits: list[Acquire] = Factory(list)
+    """Those that waited for a token then."""
     groups: list[Group] = Factory(list)
     changes: list[Stamped] = Factory(list)
     """`registered`, `removed`, `resized` and `group_resized` events."""
@@ -151,9 +162,10 @@ class Application:
 
 
 @define(eq=False)
-class Recorder:
+class Recorder(Fed):
     """Makes an `Application` from events, fed in order."""
 
+    start: Start = Factory(lambda: Start("another run of it"))
     made: Application | None = None
     ignored: int = 0
     """Number of events about requests whose beginning is missing, or with invalid limits."""
@@ -167,14 +179,48 @@ class Recorder:
     _freed: dict[str, tuple[float, int]] = Factory(dict)
     """{module: (time when its code was last freed, sequence number of that event)}."""
 
-    def feed(self, event: Stamped) -> None:
-        """Add the next event.
+    def begin(self, beginning: Beginning) -> None:
+        """Begin with what was in the cache, and with the acquires that were under way."""
+        made = self.made = Application(beginning, last_at=beginning.at)
+        whole = beginning.whole
+        if whole is None:
+            return
+        for group in whole.groups:
+            fields: dict[str, Any] = group.fields()
+            del fields["closed"]
+            self._open[group.group] = len(made.groups)
+            made.groups.append(Group(OfGroup(**fields), None))
+        modules = {it.module_number: it for it in whole.modules}
+        for function in whole.functions:
+            if function.load_seconds is not None:
+                name = function.function, function.arg_types
+                code = modules[function.module_number].load_seconds or 0.0
+                made.note_load(name, False, function.load_seconds)
+                made.note_load(name, True, function.load_seconds + code)
+        for resident in whole.residents:
+            name = resident.function, resident.arg_types
+            if not resident.seat:
+                made.loaded_sizes[name] = resident.size_bytes
+            if resident.rest:
+                made.left[name] = resident.size_bytes, resident.seat, None
+        for it in sorted(whole.requests, key=lambda it: it.request):
+            acquire = self._begin(made, it, it.requested_at_seconds)
+            acquire.warm = it.warm
+            if it.deadline_seconds is not None:
+                acquire.patience = it.deadline_seconds - acquire.start
+            if it.acquired:
+                acquire.held, acquire.outcome = True, "leased"
+            made.started[it.request] = self._requests[it.request] = acquire
+            self._over[it.task] = beginning.at
+        for wait in whole.token_waits:
+            acquire = self._begin(made, wait, wait.blocked_at_seconds)
+            made.token_waits.append(acquire)
+            self._token_waits[wait.task] = acquire
+            self._over[wait.task] = beginning.at
 
-        Raises:
-            NotReplayable: It is the first, and a replay can't begin with it.
-        """
-        if self.made is None:
-            self.made = Application(check_start(event, "another run of it"))
+    def take(self, event: Stamped) -> None:
+        """Add the next event."""
+        assert self.made is not None, "no beginning"
         try:
             self._handle(self.made, event)
         except (KeyError, ValueError):  # an unknown request, or invalid limits
@@ -205,7 +251,7 @@ class Recorder:
             case GroupClosed() as event:
                 self._on_group_closed(made, event, at)
             case Resized() as event:
-                evolve(config_of(made.opened), **limits_of(event))
+                evolve(config_of(made.beginning.head), **limits_of(event))
                 made.changes.append(stamped)
                 made.last_at = at
             case Registered() | Removed() | GroupResized():
@@ -262,7 +308,10 @@ class Recorder:
         return at - self._over.get(task, 0.0)
 
     def _begin(
-        self, made: Application, event: Requested | Blocked | Abandoned, at: float
+        self,
+        made: Application,
+        event: Requested | Blocked | Abandoned | SnapshotRequest | SnapshotTokenWait,
+        at: float,
     ) -> Acquire:
         task = event.task
         stale = self._token_waits.pop(task, None)
@@ -313,6 +362,7 @@ class Recorder:
     def _on_loaded(self, made: Application, event: Loaded, at: float) -> None:
         acquire = self._requests[event.request]
         took = acquire.load_seconds = event.load_seconds
+        acquire.first_load = acquire.first_load or (at, took)
         freed_at, freed_seq = self._freed.get(event.module_digest, (-1.0, 0))
         # An instance evicted in the step that began this load was the last user of the module: the
         # books have it unloaded and loaded again, but the code was never freed.
@@ -365,6 +415,7 @@ class Recorder:
         if acquire.outcome == "failed":
             outcome = "failed"
             acquire.load_seconds = at - acquire.start
+            acquire.first_load = acquire.first_load or (at, acquire.load_seconds)
         self._finish(made, acquire, outcome, at)
 
 

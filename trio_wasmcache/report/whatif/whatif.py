@@ -35,7 +35,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from attrs import Factory, define, evolve
+from attrs import Factory, define, evolve, field
 
 from ..._core.errors import DeadlockError, WasmCacheError
 from ..._core.events import (
@@ -47,9 +47,10 @@ from ..._core.events import (
     Removed,
     Resized,
 )
+from ..._core.policy.copying import Whole
 from ..._core.policy.instances import Step
 from ..._core.policy.records import Request, Stage
-from ..._core.wasm.isolation import SEAT_SIZE
+from ..._core.wasm.isolation import RESET, SEAT_SIZE
 from ..replay.books import Books, Limits, config_of, limits_of, system_of
 from .loading import Loading
 from .results import Result
@@ -89,13 +90,9 @@ class WhatIf:
     concurrency: int | None = None
     evicted: Callable[[Evicted], None] = lambda _event: None
     result: Result = Factory(lambda self: Result(self.limits), takes_self=True)
-    _books: Books = Factory(
-        lambda self: Books(
-            evolve(config_of(self.application.opened), **self.limits),
-            system_of(self.application.opened),
-        ),
-        takes_self=True,
-    )
+    _books: Books = field(init=False)
+    _requests: dict[int, Request] = field(init=False)
+    """{number: request} of those under way at the beginning."""
     _heap: list[tuple[float, int, Callable[[], None]]] = Factory(list)
     _order: int = 0
     _now: float = 0.0
@@ -107,6 +104,14 @@ class WhatIf:
     _remaining: int = 0
     """Number of acquires and changes that are still to come."""
 
+    def __attrs_post_init__(self) -> None:
+        beginning = self.application.beginning
+        if beginning.whole is None:
+            config = evolve(config_of(beginning.head), **self.limits)
+            self._books, self._requests = Books(config, system_of(beginning.head)), {}
+        else:  # the other limits apply from that moment on
+            self._books, self._requests = beginning.books()
+
     def run(self) -> Result:
         """Run everything, from the opening to the closing.
 
@@ -114,11 +119,15 @@ class WhatIf:
             TypeError, ValueError: The limits are not valid for a cache.
         """
         made, policy = self.application, self._books.policy
+        self._now = made.beginning.at
+        if made.beginning.whole is not None:
+            self._begin(made.beginning.whole)
         self.result.limits = {
-            name: getattr(self._books.config, name) for name in limits_of(made.opened)
+            name: getattr(self._books.config, name) for name in limits_of(made.beginning.head)
         }
         for index, group in enumerate(made.groups):
-            self._at(group.opened_at, partial(self._open_group, index))
+            if group.opened_at is not None:
+                self._at(group.opened_at, partial(self._open_group, index))
             if group.closed_at is None or (group.acquires and not group.cut_short):
                 continue
             if not group.with_cache:
@@ -130,7 +139,7 @@ class WhatIf:
         self._remaining = len(made.changes)
         for program in made.programs.values():
             self._remaining += sum(isinstance(item, Acquire) for item in program)
-            self._next(program, 0, 0.0)
+            self._next_after_start(program)
         if not self._remaining and made.closed_at is not None:
             self._at(made.closed_at, self._close)
         heap = self._heap
@@ -148,6 +157,61 @@ class WhatIf:
         counted = policy.instances.evictions.items()
         self.result.evictions = {reason.value: number for reason, number in counted if number}
         return self.result
+
+    def _begin(self, whole: Whole) -> None:
+        """Begin with the books of a snapshot: with its leases, loads and waits."""
+        made, books = self.application, self._books
+        policy, now = books.policy, self._now
+        for index, group in enumerate(made.groups):
+            if group.opened_at is None:
+                record = books.groups[group.opened.group]
+                self._tokens[index] = Tokens(index, group, record, left=group.acquires)
+        for function in books.functions.values():
+            if function.module.users:
+                self._loading.ready[function.module] = now
+            if self.concurrency is not None:
+                function.concurrency = self.concurrency
+        for it in whole.requests:
+            acquire, request = made.started[it.request], self._requests[it.request]
+            self._leases[acquire], self._acquires[request] = request, acquire
+            self._asked[acquire] = acquire.start
+            if it.left:  # here, a lease has its token to the end
+                owners = self._tokens[acquire.group].record.tokens.owners
+                owners[acquire.task] = owners.get(acquire.task, 0) + 1
+            if request.stage is Stage.LOADING:
+                usual = made.load_seconds(acquire.name, request.held.loads_module)
+                at, seconds = acquire.first_load or (now + usual, usual)
+                self.result.load_seconds += at - now
+                self._at(at, partial(self._loaded, acquire, request, seconds))
+                self._expect_to_give_up(acquire)
+            elif request.stage in (Stage.QUEUED, Stage.ROOM):
+                self._expect_to_give_up(acquire)
+            elif not it.acquired:  # its task goes on in the next pass
+                granted = request.stage is Stage.GRANTED and not it.warm
+                policy.hits += granted and it.hit
+                policy.misses += granted and not it.hit
+                self._at(now, partial(self._go_on, request))
+        for acquire in made.token_waits:
+            tokens = self._tokens[acquire.group]
+            policy.waits.waiting[acquire.task] = tokens.record
+            self._asked[acquire] = acquire.start
+            tokens.wait(acquire)
+            self._expect_to_give_up(acquire)
+        if self.limits:
+            self._act(books.resize(self.limits, now))
+
+    def _next_after_start(self, program: list[Acquire | Release]) -> None:
+        """Schedule the first step of a task, or the first one after the log's beginning."""
+        index = 0
+        while index < len(program) and program[index] in self._asked:
+            index += 1
+        if not index:
+            self._next(program, 0, 0.0)
+            return
+        last = program[index - 1]
+        assert isinstance(last, Acquire)
+        if last.held:
+            self._next(program, index, self._now)
 
     def _at(self, when: float, act: Callable[[], None]) -> None:
         self._order += 1
@@ -250,7 +314,8 @@ class WhatIf:
             return
         tokens = self._tokens.get(item.group)
         if tokens is None:  # the task is earlier than in the log, and has to wait for the group
-            self._at(self.application.groups[item.group].opened_at, partial(self._step, item))
+            opened_at = self.application.groups[item.group].opened_at or 0.0
+            self._at(opened_at, partial(self._step, item))
             return
         self._asked[item] = self._now
         if tokens.record.closed:
@@ -361,7 +426,7 @@ class WhatIf:
         policy, drop = self._books.policy, Reason.CORRUPTED if release.corrupted else None
         size, seat, reserved = release.size, release.seat, release.reserved
         limit = policy.config.max_instance_size
-        if request.entry.function in self._books.resets and drop is None:
+        if request.entry.function.isolation == RESET and drop is None:
             # The cache closes instances that are too large under the limit of this run.
             if release.closed_size is not None and release.closed_size <= limit:
                 size, seat = release.closed_size, False
