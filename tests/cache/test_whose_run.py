@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import os
 import sys
 import types
@@ -156,7 +157,8 @@ def books(p: Parts) -> list[Any]:
 async def with_parts(
     test: Callable[[Parts], Awaitable[Any]], config: CacheConfig | None = None
 ) -> None:
-    """Run a test on a cache that has something of everything."""
+    """Run a test on a cache that has something of everything, and evicts nothing meanwhile."""
+    config = config or CacheConfig(idle_timeout=math.inf)
     async with open_cache(config, logger=ListLogger()) as cache:
         for name in ("run", "spare"):
             await cache.register(name, WASM, args=I64, returns="i64", export="run", concurrency=2)

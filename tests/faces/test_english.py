@@ -37,6 +37,10 @@ def sentences(text: str) -> Iterator[str]:
         yield part.strip()
 
 
+# A cell that is a list of names is no sentence.
+NAMES = re.compile(r"\s*(`[^`]+`(, )?)+\s*")
+
+
 def problems(text: str) -> Iterator[str]:
     """What is wrong with the sentences of a paragraph."""
     for sentence in sentences(text):
@@ -55,7 +59,8 @@ def paragraphs(text: str) -> Iterator[str]:
         if line.startswith(("    ", "#", "<!--", "- [")):
             continue
         if line.startswith("|"):
-            yield from (cell for cell in line.strip("|").split(" | "))
+            cells = line.strip("|").split(" | ")
+            yield from (cell for cell in cells if not NAMES.fullmatch(cell))
         else:
             yield re.sub(r"^[-*] +", "", line)
 

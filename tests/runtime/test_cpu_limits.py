@@ -18,7 +18,7 @@ async def test_a_step_in_which_a_wait_begins_can_let_the_next_one_go_on(
 ) -> None:
     """The next may be the task itself, which Trio does not know to sleep yet."""
     told: list[float] = []
-    limits = CpuLimits(lambda: 0.0, lambda _budget, _waits, seconds: told.append(seconds))
+    limits = CpuLimits(lambda: 0.0, lambda _budget, _waits, seconds, _at: told.append(seconds))
     share = Share(100)
     budget = share.budget = CpuBudget("g", 0.1)
 
@@ -40,3 +40,19 @@ async def test_a_step_in_which_a_wait_begins_can_let_the_next_one_go_on(
     await charged(limits.wait(share))
     assert trio.current_time() == began
     assert (budget.waiting, limits.parked(share), told) == (0, 0, [])
+
+
+async def test_waits_are_told_with_the_time_of_the_step_that_ends_them() -> None:
+    """Of closing the group, or of changing its limit: the events that follow are not earlier."""
+    told: list[float] = []
+    limits = CpuLimits(lambda: 0.0, lambda _budget, _waits, _seconds, at: told.append(at))
+    for end in (
+        lambda share, now: limits.end(share.budget, now),
+        lambda share, now: limits.change("g", share, None, now),
+    ):
+        share = Share(100)
+        budget = share.budget = CpuBudget("g", 0.1)
+        now = trio.current_time() - 5
+        budget.begin_wait(now - 1)
+        end(share, now)
+        assert told.pop() == now

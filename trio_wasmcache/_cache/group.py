@@ -348,7 +348,8 @@ class Groups:
         self._reserved[state] = limits.reserved_size
         pool.journal.group_resized(state.record.name, limits, now, origin)
         if limits.cpu_limit != old.cpu_limit:
-            pool.runner.cpu_limits.change(state.record.name, state.share, limits.cpu_limit)
+            name, share = state.record.name, state.share
+            pool.runner.cpu_limits.change(name, share, limits.cpu_limit, now)
             pool.set_aside(state.record.entries)
         step = pool.policy.resize_group(state.record, limits.max_size, limits.reserved_size, now)
         pool.carry_out(step, now, lambda: origin, in_pieces=True)
@@ -358,7 +359,8 @@ class Groups:
         self._check_reserved(reserved, max_size)
         self._reserved = reserved
         name, share = state.record.name, state.share
-        self._pool.runner.cpu_limits.change(name, share, state.limits.cpu_limit)
+        now = trio.current_time()
+        self._pool.runner.cpu_limits.change(name, share, state.limits.cpu_limit, now)
         self._pool.policy.open_group(state.record)
 
     def _check_reserved(self, reserved: dict[GroupState, int], max_size: int) -> None:
@@ -388,7 +390,7 @@ class Groups:
             if group.record.closed:
                 continue  # it is being closed already, and waits for a thread
             if group.share.budget is not None:
-                pool.runner.cpu_limits.end(group.share.budget)
+                pool.runner.cpu_limits.end(group.share.budget, now)
             pool.journal.group_closed(group.record.name, pool.closed, now)
             step = pool.policy.close_group(group.record, now, reason)
             pool.carry_out(step, now, in_pieces=True)

@@ -143,7 +143,7 @@ class Journal:
         """Note the limits of a group from now on; the evictions that they cause follow."""
         self.note(GroupResized(**_group(name, limits)), at, origin)
 
-    def throttled(self, budget: CpuBudget, waits: int, seconds: float) -> None:
+    def throttled(self, budget: CpuBudget, waits: int, seconds: float, at: float) -> None:
         """Note that calls of a group have waited for its `cpu_limit`."""
         self.note(
             Throttled(
@@ -152,7 +152,8 @@ class Journal:
                 waits=waits,
                 wait_seconds=seconds,
                 waiting=budget.waiting,
-            )
+            ),
+            at,
         )
 
     def group_closed(self, name: str, with_cache: bool, at: float) -> None:

@@ -38,11 +38,12 @@ class CpuLimits:
 
     Args:
         clock: function that returns the CPU time of the calling thread (seconds).
-        note: function that is told of waits of a group: their number, and their seconds.
+        note: function that is told of waits of a group: their number, their seconds, and the time
+            at which they are told.
     """
 
     def __init__(
-        self, clock: Callable[[], float], note: Callable[[CpuBudget, int, float], None]
+        self, clock: Callable[[], float], note: Callable[[CpuBudget, int, float, float], None]
     ) -> None:
         self.clock: Callable[[], float] = clock
         self._note = note
@@ -107,24 +108,25 @@ class CpuLimits:
             lot.unpark()  # it was perhaps the one that would have woken the next
             raise
         finally:
-            budget.end_wait(began, trio.current_time())
+            ended = trio.current_time()
+            budget.end_wait(began, ended)
             if not budget.waiting:
                 del self._lots[budget]
             if not budget.closed:
-                self._tell(budget)
+                self._tell(budget, ended)
 
     def parked(self, share: Share) -> int:
         """Return the number of calls of a group that wait now."""
         budget = share.budget
         return len(self._lots[budget]) if budget is not None and budget in self._lots else 0
 
-    def change(self, group: str, share: Share, limit: float | None) -> None:
+    def change(self, group: str, share: Share, limit: float | None, now: float) -> None:
         """Change the limit of a group (cores; None: none): calls look whether they may go on."""
         budget = share.budget
         if limit is None:
             share.budget = None
             if budget is not None:
-                self.end(budget)
+                self.end(budget, now)
         elif budget is None:
             share.budget = CpuBudget(group, limit)
         else:
@@ -137,16 +139,16 @@ class CpuLimits:
         if budget in self._lots and budget.left(trio.current_time()) > 0:
             self._lots[budget].unpark()
 
-    def end(self, budget: CpuBudget) -> None:
+    def end(self, budget: CpuBudget, now: float) -> None:
         """End all waits, as the limit was taken away or the group closes."""
         budget.closed = True
-        self._tell(budget, last=True)
+        self._tell(budget, now, last=True)
         self._wake(budget)
 
-    def _tell(self, budget: CpuBudget, *, last: bool = False) -> None:
-        told = budget.take_waits(trio.current_time(), last=last)
+    def _tell(self, budget: CpuBudget, now: float, *, last: bool = False) -> None:
+        told = budget.take_waits(now, last=last)
         if told is not None:
-            self._note(budget, *told)
+            self._note(budget, *told, now)
 
     def _wake(self, budget: CpuBudget) -> None:
         if budget in self._lots:

@@ -192,7 +192,7 @@ class Runner:
         self,
         config: CacheConfig,
         cpu_clock: Callable[[], float] = time.thread_time,
-        note_waits: Callable[[CpuBudget, int, float], None] = lambda *_: None,
+        note_waits: Callable[[CpuBudget, int, float, float], None] = lambda *_: None,
     ) -> None:
         self.config: CacheConfig = config
         self.cpu_limits: CpuLimits = CpuLimits(cpu_clock, note_waits)

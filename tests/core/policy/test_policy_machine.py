@@ -615,6 +615,8 @@ class PolicyMachine(RuleBasedStateMachine):
         for group, (size, reserved) in had.items():
             gone = [event for _, event in step.evicted if event.group == group.label]
             for_others = [it for it in gone if it.for_group not in (None, it.group)]
+            if any(ours.key[1] is group for ours in outcome.woken):
+                continue  # it may have taken others of its own
             if gone and all(it.reason is Reason.SIZE for it in gone) and gone == for_others:
                 left = self.model.idle_size(group)
                 # An instance of which a part was borrowed goes as a whole, but for an owner only.

@@ -250,7 +250,7 @@ class CacheStats:
     slow."""
     throttled_seconds: dict[str, float] = field(factory=dict)
     """{group: seconds that its calls have waited for its `cpu_limit`, all together}, of the open
-    groups that have one."""
+    groups that have one. It begins anew for a group whose limit is taken away."""
     _uses: Snapshot = field(factory=Snapshot, repr=False, eq=False)
 
     @cached_property
