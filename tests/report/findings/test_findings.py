@@ -136,6 +136,36 @@ def test_adaptive_timeouts_that_are_all_too_short(read: Any) -> None:
     assert nothing(read(in_turn(3, 12, 2.0), evolve(config, **pasted(finding))))
 
 
+def test_a_timeout_that_is_far_too_short(read: Any, capsys: Capture, tmp_path: Path) -> None:
+    """What is used each 90 s is never found after a timeout of 60 s, though that is 30 s later."""
+    plan = in_turn(1, 30, 90.0)
+    finding = only(read(plan, CacheConfig(idle_timeout=60)))
+    assert finding["kind"] == "short_timeout"
+    assert "29 were loaded again within 60 s of going" in finding["sentence"]
+    assert (finding["evidence"]["now"], finding["evidence"]["advised"]) == (60.0, 120)
+    command = ("report", "--json", "--thrash-seconds", "10", tmp_path / "log")
+    nothing(run_command(capsys, *command).document)  # as it was asked
+    nothing(read(plan, CacheConfig(idle_timeout=120)))
+    # What is not worth keeping for as long:
+    nothing(read(in_turn(1, 30, 150.0), CacheConfig(idle_timeout=60)))
+
+
+def test_an_adaptive_timeout_decides_what_its_limit_does_not(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    """What went before the longest timeout, and was wanted before it, needs no longer one."""
+    for again, kinds in ((100, []), (590, ["short_timeout"])):
+        log = Log()
+        log.opened(idle_timeout_policy="adaptive", max_idle_timeout_seconds=600.0)
+        for number in range(20):
+            log.acquired(1000 * number, hit=False)
+            log.evicted(1000 * number + 30, Reason.IDLE, idle_seconds=29.0)
+            log.loaded(1000 * number + 30 + again)
+        document = run_report(capsys, log.write(tmp_path / "log")).document
+        assert document["caches"][0]["timed_out"]["loaded_again"] == 20
+        assert [finding["kind"] for finding in document["findings"]] == kinds
+
+
 def test_the_whole_sentence(read: Any, capsys: Capture, tmp_path: Path) -> None:
     """It has its evidence, and comes before all else, on a terminal and in the page."""
     plan, config, _ = EVICTING["too_small"]

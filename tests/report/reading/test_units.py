@@ -91,7 +91,9 @@ def test_moments(stamp: str, text: str) -> None:
 def test_what_counts_as_soon() -> None:
     """In words."""
     assert soon(2.5) == "within 2.5 s of going"
-    assert soon(None) == "after they went"
+    assert soon(None) == soon(None, None) == "after they went"
+    assert soon(10, 10) == "within 10 s of going"
+    assert soon(10, 60) == "within 10 s of going (60 s if for idle)"
 
 
 def test_cited_names() -> None:

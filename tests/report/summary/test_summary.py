@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 from report.cli.test_report import full_log
-from report.logs import PAGE, Log, MiB, busy_log, run_command, run_report, text_of
+from report.logs import PAGE, Log, MiB, busy_log, make, run_command, run_report, text_of
 from report.workloads import draw_config, run_on_jumping_clock, wild_plan
 
 from trio_wasmcache._core.events import Abandoned, Blocked, Failed, Reason, Resized
 from trio_wasmcache.report.reading import lines, names
 from trio_wasmcache.report.reading.frames import Parser
 from trio_wasmcache.report.reading.names import OTHERS
+from trio_wasmcache.report.reading.schema import types_of
 from trio_wasmcache.report.summary import leases, summary
 from trio_wasmcache.report.summary.summary import Summary
 
@@ -144,6 +145,7 @@ def test_thrash(within: str, thrashed: int, tmp_path: Path, capsys: Capture) -> 
     cache = run_command(capsys, "report", "--json", "--thrash-seconds", within, path).cache
     assert cache["thrash"] == {
         "within_seconds": None if within == "inf" else float(within),
+        "within_idle_seconds": None if within == "inf" else float(within),
         "count": thrashed,
         "load_seconds": 2.0 * thrashed,
     }
@@ -170,6 +172,41 @@ def test_timed_out(tmp_path: Path, capsys: Capture) -> None:
     }
     text = " ".join(run_command(capsys, "report", path).out.split())
     assert "1 of 3 loaded again within 10 s of going; 2 kept in vain, for 6.0 s on average" in text
+
+
+@pytest.mark.parametrize(
+    ("limits", "within"),
+    [
+        ({"idle_timeout_seconds": 5.0}, 10),
+        ({"idle_timeout_seconds": 40.0}, 40),
+        ({"idle_timeout_seconds": None, "idle_timeout_policy": "fixed"}, 10),
+        ({"idle_timeout_policy": "adaptive", "max_idle_timeout_seconds": 40.0}, 40),
+    ],
+)
+def test_the_timeout_in_force_is_soon(
+    limits: dict[str, Any], within: int, tmp_path: Path, capsys: Capture
+) -> None:
+    """For what went for it, whatever the timeout was before and after."""
+    log = Log()
+    log.opened(idle_timeout_seconds=200.0)
+    for name, value in (("Resized", limits), ("Later", {"idle_timeout_seconds": 300.0})):
+        known = {field: log.lines[0].get(field) for field in types_of(Resized)}
+        log.add(1, make(Resized, **known | value))
+        if name == "Later":
+            break
+        for number, again in enumerate((9, 39, 41)):
+            log.loaded(100 * number)
+            log.evicted(100 * number + 1, Reason.IDLE)
+            log.loaded(100 * number + 1 + again)
+            log.evicted(100 * number + 60, Reason.SIZE)
+    path = log.write(tmp_path / "log")
+    cache = run_command(capsys, "report", "--json", path).cache
+    assert cache["thrash"]["within_idle_seconds"] == within
+    assert cache["timed_out"]["loaded_again"] == (2 if within == 40 else 1)
+    assert cache["timed_out"]["in_vain"] == (1 if within == 40 else 2)
+    text = " ".join(run_command(capsys, "report", path).out.split())
+    assert f"loaded again within {within} s of going; " in text
+    assert (" (40 s if for idle)" in text) == (within == 40)
 
 
 def test_adaptive_timeouts_in_words(tmp_path: Path, capsys: Capture) -> None:

@@ -18,7 +18,7 @@ from ..output.document import make_document
 from ..output.terminal import TOP, show_report
 from ..output.trail import show_trail, trail_document
 from ..reading.notes import FINE, NOTHING, cite
-from ..summary.summary import THRASH_SECONDS, Summary
+from ..summary.summary import Summary
 from ..summary.trail import Trail
 from .questions import replay, tune, whatif
 from .session import (
@@ -63,10 +63,9 @@ def commands() -> None:
 @click.option(
     "--thrash-seconds",
     type=parse_seconds,
-    default=str(THRASH_SECONDS),
     metavar="SECONDS",
-    show_default=True,
-    help="A load this soon after an eviction is thrash.",
+    help="A load this soon after an eviction is thrash.  [default: 10, or the idle timeout after "
+    "an eviction for that, if it is longer]",
 )
 @click.option(
     "--top",
@@ -82,7 +81,7 @@ def report(
     only: str | None,
     by_cache: bool,
     where: tuple[str, str] | None,
-    thrash_seconds: float,
+    thrash_seconds: float | None,
     top: int,
 ) -> int:
     """Report what was evicted and why, hits and waits, thrash, churn, sizes over time.

@@ -82,6 +82,7 @@ def evicts_too_early(limit: Limit, cache: CacheSummary) -> Finding | None:
     """Return a finding if instances that went for a limit were loaded again soon, too often."""
     if limit is TIMEOUT and cache.limits.get("idle_timeout_policy") == ADAPTIVE:
         limit = LONGEST
+    idle = limit in {TIMEOUT, LONGEST}
     wanted = [
         one
         for (reason, group), one in cache.fates.wanted.items()
@@ -95,17 +96,15 @@ def evicts_too_early(limit: Limit, cache: CacheSummary) -> Finding | None:
     everything = sum(one.count for one in cache.sums.gone.values())
     text = (
         f"{limit.words}: {gone:,} of {count(everything, 'eviction')} were for {limit.why}, and "
-        f"{_again(cache, wanted)}"
+        f"{_again(cache, wanted, cache.fates.idle_thrash_seconds if idle else None)}"
     )
     paste = f"python -m trio_wasmcache tune {LOG} --target-hit-rate 0.95"
     if not cache.log_uses:  # which `tune` needs
         paste = "CacheConfig(log_uses=True)"
-    if limit is TIMEOUT:
-        paste = "cache.resize(idle_timeout=60)"
-    elif limit is LONGEST:  # it has kept them for as long as they were worth by it
-        paste = (
-            f"cache.resize(max_idle_timeout={in_source(limit.name, 4 * cache.fates.idle_timeout)})"
-        )
+    if idle:  # an adaptive one has kept them for as long as they were worth by it
+        timeout = cache.fates.idle_timeout
+        timeout = 60.0 if timeout == math.inf else 4 * timeout
+        paste = f"cache.resize({limit.name}={in_source(limit.name, timeout)})"
     evidence: Document = {"evictions": gone, "all_evictions": everything}
     now = cache.limits.get(limit.field)
     advice, written = _advise(limit, now, wanted, evidence)
@@ -139,8 +138,8 @@ def group_too_small(cache: CacheSummary) -> Finding | None:
     return Finding("group_too_small", f"{text}{more}.", paste, part, evidence)
 
 
-def _again(cache: CacheSummary, wanted: Sequence[Wanted]) -> str:
-    within = cache.fates.thrash_seconds
+def _again(cache: CacheSummary, wanted: Sequence[Wanted], within: float | None = None) -> str:
+    within = cache.fates.thrash_seconds if within is None else within
     return (
         f"{sum(one.count for one in wanted):,} were loaded again "
         f"{soon(None if within == math.inf else within)}, in "

@@ -167,7 +167,8 @@ def _evictions(cache: CacheSummary) -> Document:
             },
         },
         "thrash": {
-            "within_seconds": None if fates.thrash_seconds == math.inf else fates.thrash_seconds,
+            "within_seconds": _finite(fates.thrash_seconds),
+            "within_idle_seconds": _finite(fates.idle_thrash_seconds),
             "count": sum(fate.thrashed for fate in fates.by_key.values()),
             "load_seconds": fates.thrash_load_seconds,
         },
@@ -186,6 +187,10 @@ def _evictions(cache: CacheSummary) -> Document:
             "busiest_seconds": busy_seconds,
         },
     }
+
+
+def _finite(seconds: float) -> float | None:
+    return None if seconds == math.inf else seconds
 
 
 def _gone(sums: Sums) -> Document:

@@ -57,6 +57,7 @@ def fleet(caches: Sequence[Document], others: Document | None) -> Document | Non
         },
         "thrash": {
             "within_seconds": caches[0]["thrash"]["within_seconds"] if caches else None,
+            "within_idle_seconds": _longest([cache["thrash"] for cache in caches]),
             "count": sum(cache["thrash"]["count"] for cache in caches),
             "load_seconds": sum(cache["thrash"]["load_seconds"] for cache in caches),
         },
@@ -65,6 +66,12 @@ def fleet(caches: Sequence[Document], others: Document | None) -> Document | Non
             "thrash": _worst(caches, lambda cache: cache["thrash"]["count"], _thrash),
         },
     }
+
+
+def _longest(thrash: Sequence[Document]) -> float | None:
+    """Return the longest time in which a load after an eviction for time is thrash."""
+    times = [one["within_idle_seconds"] for one in thrash]
+    return None if None in times else max(times, default=None)
 
 
 def _uses(cache: Document) -> tuple[int, int, int, int]:

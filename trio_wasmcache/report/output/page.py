@@ -11,9 +11,9 @@ from attrs import Factory, define
 
 from ..reading.documents import Document
 from ..reading.notes import cite, count
-from ..reading.units import MAX_MOMENT, moment, rate, seconds, size, soon
+from ..reading.units import MAX_MOMENT, moment, rate, seconds, size
 from .charts import Chart, charts_of
-from .terminal import cache_name, needs_of, timeout_of
+from .terminal import cache_name, needs_of, thrash_soon, timeout_of
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 TOP = 50
@@ -85,7 +85,7 @@ def _together(together: Document) -> PageSection:
         section.facts.append((rate(leases["hit_rate"]), f"hits, of {granted:,} leases"))
     section.facts += [
         (f"{together['evictions']['count']:,}", "evictions"),
-        (f"{thrash['count']:,}", f"thrash: loaded again {soon(thrash['within_seconds'])}"),
+        (f"{thrash['count']:,}", f"thrash: loaded again {thrash_soon(thrash)}"),
         (
             seconds(reloads["seconds"]),
             f"loading again what was evicted, {reloads['count']:,} times",
@@ -150,7 +150,7 @@ def _section(cache: Document, prefix: str, charted: bool) -> PageSection:
         (f"{evictions:,}", "evictions"),
         (f"{cache['never_reused']:,}", "of them never reused"),
         (f"{timed_out['in_vain']:,}", f"of {timed_out['evictions']:,} timed out kept in vain"),
-        (f"{thrash['count']:,}", f"thrash: loaded again {soon(thrash['within_seconds'])}"),
+        (f"{thrash['count']:,}", f"thrash: loaded again {thrash_soon(thrash)}"),
         (
             seconds(reloads["seconds"]),
             f"loading again what was evicted, {reloads['count']:,} times",

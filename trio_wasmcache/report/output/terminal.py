@@ -231,9 +231,15 @@ def _facts(cache: Document) -> list[tuple[str, str]]:
 
 def _thrash(thrash: Document) -> str:
     return (
-        f"{thrash['count']:,} loaded again {soon(thrash['within_seconds'])}, "
+        f"{thrash['count']:,} loaded again "
+        f"{thrash_soon(thrash)}, "
         f"in {seconds(thrash['load_seconds'])}"
     )
+
+
+def thrash_soon(thrash: Document) -> str:
+    """Return what counts as thrash."""
+    return soon(thrash["within_seconds"], thrash["within_idle_seconds"])
 
 
 def timed_out(cache: Document) -> str:
@@ -241,7 +247,7 @@ def timed_out(cache: Document) -> str:
     gone = cache["timed_out"]
     text = (
         f"{gone['loaded_again']:,} of {gone['evictions']:,} loaded again "
-        f"{soon(cache['thrash']['within_seconds'])}"
+        f"{soon(cache['thrash']['within_idle_seconds'])}"
     )
     if not gone["in_vain"]:
         return text

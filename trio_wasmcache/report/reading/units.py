@@ -85,6 +85,12 @@ def moment(timestamp: str) -> str:
     return f"{at:%Y-%m-%d %H:%M:%S}Z"
 
 
-def soon(within: float | None) -> str:
-    """Return the definition of thrash: a load `within` seconds of an eviction; None: any load."""
-    return "after they went" if within is None else f"within {within:g} s of going"
+def soon(within: float | None, within_idle: float | None = None) -> str:
+    """Return the definition of thrash: a load `within` seconds of an eviction; None: any load.
+
+    After an eviction for time, that is `within_idle` seconds, if this is given.
+    """
+    if within is None:
+        return "after they went"
+    more = "" if within_idle in {None, within} else f" ({within_idle:g} s if for idle)"
+    return f"within {within:g} s of going{more}"

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import polars as pl
 from attrs import Factory, define
 
+from ..._core.config import ADAPTIVE
 from ..reading.names import KEY_LETTERS, OTHERS, Key
 from .wanted import Ghosts, Wanted
 
@@ -41,6 +42,10 @@ class Gone(NamedTuple):
     culprit: str | None
     """Another group, whose need it was."""
     freed_bytes: int
+    timeout: float
+    """The idle timeout in force when it went (seconds); of adaptive ones, the longest."""
+    within: float
+    """Time in which a load of it is thrash, at most (seconds)."""
 
 
 @define
@@ -103,16 +108,23 @@ class Fates:
 
     Args:
         thrash_seconds: Time between an eviction and a load that counts as thrash, at most.
+        or_timeout: Whether that is the idle timeout in force, for evictions for time, if that is
+            longer: an instance that was worth keeping for as long is worth it once more.
     """
 
     thrash_seconds: float
+    or_timeout: bool = False
     by_key: dict[Key, Fate] = Factory(dict)
     paid: dict[str, Paid] = Factory(dict)
     """{reason of the eviction: loads}."""
     thrash_load_seconds: float = 0.0
     timed_out: TimedOut = Factory(TimedOut)
+    idle_thrash_seconds: float = Factory(lambda self: self.thrash_seconds, takes_self=True)
+    """The same time for evictions for time; the longest, if it has changed."""
     idle_timeout: float = math.inf
     """The timeout in force (seconds); of adaptive ones, the longest."""
+    adaptive: bool = False
+    """Whether that is so."""
     max_size: float = math.inf
     """The limit in force (bytes)."""
     own_limits: dict[str, int] = Factory(dict)
@@ -125,16 +137,28 @@ class Fates:
     """Number of loads on seats, for functions that get a new instance for each lease."""
     _ghosts: dict[Limit, Ghosts] = Factory(dict)  # {limit: those evicted for it}
 
+    def resize(self, policy: str | None, timeout: float | None, longest: float | None) -> None:
+        """Take the idle timeout from now on, as events of limits have it."""
+        self.adaptive = policy == ADAPTIVE
+        timeout = longest if self.adaptive else timeout
+        self.idle_timeout = math.inf if timeout is None else timeout
+
     def take(self, frame: pl.DataFrame, times: pl.Series) -> None:
         """Add events of one cache, in order; `times` are seconds since its first event."""
-        relevant = frame["event"].is_in(["wasmcache.loaded", "wasmcache.evicted"])
+        relevant = frame["event"].is_in(
+            ["wasmcache.loaded", "wasmcache.evicted", "wasmcache.opened", "wasmcache.resized"]
+        )
         columns = ["function", "arg_types", "group", "reason", "load_seconds", "uses", "seat"]
         columns += ["idle_seconds", "freed_bytes", "freed_code_bytes"]
         columns += ["total_size_before_bytes", "for_group", "replaced_by", "evictions"]
+        columns += ["idle_timeout_policy", "idle_timeout_seconds", "max_idle_timeout_seconds"]
         rows = frame.filter(relevant).select(columns)
         lists = [rows[name].to_list() for name in columns]
         for at, *row in zip(times.filter(relevant).to_list(), *lists, strict=True):
             function, types, group, reason, seconds, uses, seat = row[:7]
+            if function is None:
+                self.resize(*row[-3:])
+                continue
             key = (function, types, group)
             fate = self.by_key.get(key)
             if fate is None:
@@ -147,7 +171,7 @@ class Fates:
                 elif fate.gone:
                     self._loaded_again(fate, group, at, seconds)
                 continue
-            *facts, replaced_by, several = row[7:]
+            *facts, replaced_by, several = row[7:-3]
             fate.evictions += several or 1
             if replaced_by is not None:
                 continue  # its lease went on, and no load will follow
@@ -164,11 +188,23 @@ class Fates:
                 if line is not None:
                     weight = {"size": freed, "code": code}.get(line, 1)
                     ghost = self._ghosts.setdefault((line, own), Ghosts()).put(weight)
-                fate.gone.append(Gone(at, reason, at - idle, own, ghost, culprit, freed))
+                within = self._within(reason)
+                fate.gone.append(
+                    Gone(
+                        *(at, reason, at - idle, own, ghost, culprit, freed),
+                        *(self.idle_timeout, within),
+                    )
+                )
                 if reason == "idle":
+                    self.idle_thrash_seconds = max(self.idle_thrash_seconds, within)
                     self.timed_out.evictions += 1
                     self.timed_out.keep(idle, freed)
                 del fate.gone[:-MAX_GONE]
+
+    def _within(self, reason: str) -> float:
+        if reason == "idle" and self.or_timeout and self.idle_timeout < math.inf:
+            return max(self.thrash_seconds, self.idle_timeout)
+        return self.thrash_seconds
 
     def _note(self, group: str, culprit: str | None) -> bool:
         """Count an eviction for the need of another group; return whether it is followed."""
@@ -193,14 +229,16 @@ class Fates:
                 need = math.inf
         elif reason == "idle":
             need = at - gone.last_used
-        if reason in LIMITS and at - gone.at <= self.thrash_seconds:
+        if reason in LIMITS and at - gone.at <= gone.within:
             fate.thrashed += 1
             self.thrash_load_seconds += seconds
             if reason == "idle":
                 self.timed_out.wanted += 1
                 self.timed_out.load_seconds += seconds
                 self.timed_out.keep(gone.at - gone.last_used, gone.freed_bytes, -1)
-            self.wanted.setdefault((reason, gone.group), Wanted()).add(need, seconds)
+            if reason != "idle" or not self.adaptive or need > gone.timeout:
+                # An adaptive timeout below the longest is a decision, which no limit would change.
+                self.wanted.setdefault((reason, gone.group), Wanted()).add(need, seconds)
             if gone.culprit is not None:
                 against = self.against[group, gone.culprit]
                 against.thrashed += 1

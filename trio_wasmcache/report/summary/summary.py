@@ -8,7 +8,6 @@ from collections import Counter
 import polars as pl
 from attrs import Factory, define
 
-from ..._core.config import ADAPTIVE
 from ..._core.events import Reason
 from ..reading.clock import Clock
 from ..reading.frames import CONTEXT_LOST, TYPES
@@ -201,11 +200,12 @@ class CacheSummary:
         self.series.reach(end)
         frame = frame.with_columns(times.alias("time"))
         parts, acquired = self.sums.take(frame)
+        known = bool(self.limits)
         self._take_rare(frame, parts)
         self.needs.take(parts["wasmcache.evicted"])
-        adaptive = self.limits.get("idle_timeout_policy") == ADAPTIVE
-        timeout = self.limits.get(f"{'max_' * adaptive}idle_timeout_seconds")
-        self.fates.idle_timeout = math.inf if timeout is None else timeout
+        if not known and self.limits and not len(parts["wasmcache.opened"]):  # by a snapshot
+            names = ("idle_timeout_policy", "idle_timeout_seconds", "max_idle_timeout_seconds")
+            self.fates.resize(*(self.limits.get(name) for name in names))
         self.fates.max_size = self.limits.get("max_size_bytes", math.inf)
         for name in ("group_opened", "group_resized"):
             limits = parts[f"wasmcache.{name}"].select("group", "max_size_bytes")
@@ -375,7 +375,8 @@ class Others:
 class Summary:
     """All caches of a log: the first `MAX_CACHES` by themselves, the others together."""
 
-    thrash_seconds: float = THRASH_SECONDS
+    thrash_seconds: float | None = None
+    """Time within which a load is thrash; None: `THRASH_SECONDS`, or the timeout, if longer."""
     caches: dict[str, CacheSummary] = Factory(dict)
     """{name: sums}, in order of appearance."""
     others: Others = Factory(Others)
@@ -413,7 +414,9 @@ class Summary:
 
     def _open(self, name: str) -> None:
         names = Names(self.space)
-        self.caches[name] = CacheSummary(name, Fates(self.thrash_seconds), names)
+        within = self.thrash_seconds
+        fates = Fates(THRASH_SECONDS, or_timeout=True) if within is None else Fates(within)
+        self.caches[name] = CacheSummary(name, fates, names)
 
     def tell(self, notes: Notes) -> None:
         """Note the number of caches, and problems of their logs."""
