@@ -28,7 +28,14 @@ from report.workloads import (
 )
 
 from trio_wasmcache import CacheConfig, MiB
-from trio_wasmcache._core.events import Blocked, Failed, GroupOpened, GroupResized, Reason
+from trio_wasmcache._core.events import (
+    Blocked,
+    Failed,
+    GroupOpened,
+    GroupResized,
+    Reason,
+    Throttled,
+)
 from trio_wasmcache.report.findings.verdict import KINDS, MOST
 from trio_wasmcache.report.summary import wanted as wanted_module
 from trio_wasmcache.report.summary.wanted import Ghosts, Wanted
@@ -361,6 +368,51 @@ def test_a_group_whose_own_limit_is_too_small(read: Any) -> None:
     )
     assert finding["paste"] == 'cache.scheduling_group("web", ..., max_size=768 * KiB)'
     nothing(read(evolve(plan, group_limits={"web": pasted(finding)}), config))
+
+
+@pytest.mark.parametrize("uses", [True, False])
+@pytest.mark.parametrize("group", ["web", "main"])
+def test_a_group_that_waits_for_cpu_time(
+    group: str, uses: bool, tmp_path: Path, capsys: Capture
+) -> None:
+    """Much of the time of its leases, or of the log; a tenth of it is healthy."""
+
+    def report_on(waited: float) -> dict[str, Any]:
+        log = Log()
+        log.opened()
+        if uses:
+            log.loaded(0, f"{group}/f")
+            log.acquired(0, True, f"{group}/f")
+        for number in range(10):
+            known = {"group": group, "cpu_limit_cores": 0.1, "waiting": number % 4}
+            log.add(number + 1, make(Throttled, **known, waits=2, wait_seconds=waited))
+        if uses:
+            log.recycled(10, f"{group}/f", held_seconds=10.0)
+        ran = run_report(capsys, log.write(tmp_path / "log"))
+        assert (ran.status, ran.err) == (0, "")
+        return ran.document
+
+    nothing(report_on(0.09))
+    document = report_on(0.75)
+    finding = only(document)
+    assert finding["kind"] == "throttled"
+    of = "for which its leases were held" if uses else "of the log"
+    assert finding["sentence"] == (
+        f"Calls of group {group} wait for CPU time: by its cpu_limit of 0.1 cores, 20 waits took "
+        f"7.5 s, 75.0 % of the 10.0 s {of}."
+    )
+    assert finding["paste"] == (
+        "CacheConfig(main_cpu_limit=0.4)" if group == "main" else "group.resize(cpu_limit=0.4)"
+    )
+    assert finding["evidence"]["held_seconds"] == (10.0 if uses else None)
+    row = {"group": group, "cpu_limit_cores": 0.1, "waits": 20, "wait_seconds": 7.5, "at_once": 3}
+    assert document["caches"][0]["throttled"] == [row]
+    page = tmp_path / "page.html"
+    text = run_command(capsys, "report", "--html", page, tmp_path / "log").out
+    assert re.search(
+        rf"Waits for the cpu_limit of a group\ngroup .*\n{group} +0\.1 +20 +7\.5 s +3", text
+    )
+    assert "Waits for the cpu_limit of a group" in page.read_text()
 
 
 def test_guests_that_fail(read: Any) -> None:

@@ -16,7 +16,7 @@ from .failures import guests_fail, log_loses
 from .finding import LOG, Finding, work_of
 from .limits import CODE, COUNT, SIZE, TIMEOUT, evicts_too_early, group_too_small, never_kept
 from .tenants import one_against_another
-from .waits import waits_for_instances, waits_for_tokens
+from .waits import throttled, waits_for_instances, waits_for_tokens
 
 # Number of findings that are shown; one who mends these reads the next log.
 MOST = 5
@@ -37,6 +37,7 @@ KINDS: dict[str, Callable[[CacheSummary], Finding | None]] = {
     "never_kept": never_kept,
     "waits_for_tokens": waits_for_tokens,
     "waits_for_instances": waits_for_instances,
+    "throttled": throttled,
 }
 
 

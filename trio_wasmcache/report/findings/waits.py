@@ -10,11 +10,13 @@ from ..reading.notes import cite, count
 from ..reading.units import rate, seconds
 from ..summary.summary import CacheSummary
 from ..summary.waiting import Queue
-from .finding import LEAST_COUNT, Finding, of_group, quoted
+from .finding import LEAST_COUNT, MAIN, Finding, of_group, quoted
 
 # A part of the acquires of a group or an entry that may wait, as limits are meant to be reached now
 # and then; and a part of all acquires that is not worth a sentence.
 MAY_WAIT, LEAST_PART = 0.1, 0.02
+# A limit of CPU time is raised tenfold at most, whatever its calls seem to need.
+MOST_RAISED = 0.9
 
 
 def waits_for_tokens(cache: CacheSummary) -> Finding | None:
@@ -90,6 +92,56 @@ def waits_for_instances(cache: CacheSummary) -> Finding | None:
     }
     part = _part(often, everything)
     return Finding("waits_for_instances", text, paste, part, evidence)
+
+
+def throttled(cache: CacheSummary) -> Finding | None:
+    """Return a finding about the group whose calls wait longest for its `cpu_limit`."""
+    held: dict[str, float] = {}
+    for key, leases in cache.sums.leases.by_key.items():
+        held[key[2]] = held.get(key[2], 0.0) + leases.held_seconds
+    span = cache.series.end
+
+    def part(group: str) -> float:
+        time = held.get(group) or span  # leases may not be in the log
+        return min(1.0, often[group].seconds / time) if time else 1.0
+
+    often = {
+        group: one
+        for group, one in cache.waiting.throttled.items()
+        if one.waits >= LEAST_COUNT and one.seconds > 0
+    }
+    often = {group: one for group, one in often.items() if part(group) >= MAY_WAIT}
+    if not often:
+        return None
+    group = max(often, key=lambda name: often[name].seconds)
+    one, share, known = often[group], part(group), bool(held.get(group))
+    of = "for which its leases were held" if known else "of the log"
+    time = held[group] if known else span
+    more = f", as do those of {count(len(often) - 1, 'other group')}" if len(often) > 1 else ""
+    text = (
+        f"Calls of group {cite(group)} wait for CPU time{more}: by its cpu_limit of "
+        f"{one.cores:g} core{'s' * (one.cores != 1)}, {count(one.waits, 'wait')} took {seconds(one.seconds)}, "
+        f"{rate(share)} of the {seconds(time)} {of}."
+    )
+    # The calls need the same CPU time without the waits.
+    advised = float(f"{one.cores / (1 - min(share, MOST_RAISED)):.2g}")
+    evidence = {
+        "group": group,
+        "waits": one.waits,
+        "wait_seconds": one.seconds,
+        "held_seconds": held.get(group),
+        "at_once": one.at_once,
+        "groups": len(often),
+        "now": one.cores,
+        "advised": advised,
+    }
+    paste = f"group.resize(cpu_limit={advised!r})"
+    if group == MAIN:
+        paste = of_group(group, "cpu_limit", f"{advised!r}")
+    everything = sum(held.values()) or span
+    waited = sum(each.seconds for each in often.values())
+    whole = min(1.0, waited / everything) if everything else 1.0
+    return Finding("throttled", text, paste, whole, evidence)
 
 
 def _matters(queue: Queue, acquires: int, everything: int) -> bool:

@@ -96,6 +96,7 @@ def _cache(cache: CacheSummary) -> Document:
             "groups": _needs(cache.needs.by_group),
             "functions": _needs(cache.needs.by_function),
         },
+        "throttled": _throttled(cache),
         "over_time": _over_time(cache),
     }
 
@@ -265,6 +266,21 @@ def _needs(pairs: Mapping[Pair, Served]) -> list[Document]:
             "freed_bytes": served.freed_bytes,
         }
         for (victim, culprit), served in most[:MAX_NEEDS]
+    ]
+
+
+def _throttled(cache: CacheSummary) -> list[Document]:
+    """Return a row for each group whose calls waited for its `cpu_limit`, the longest first."""
+    most = sorted(cache.waiting.throttled.items(), key=lambda item: -item[1].seconds)
+    return [
+        {
+            "group": group,
+            "cpu_limit_cores": one.cores,
+            "waits": one.waits,
+            "wait_seconds": one.seconds,
+            "at_once": one.at_once,
+        }
+        for group, one in most
     ]
 
 

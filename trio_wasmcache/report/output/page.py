@@ -160,7 +160,7 @@ def _section(cache: Document, prefix: str, charted: bool) -> PageSection:
     ]
     if charted:
         section.charts = charts_of(cache, prefix)
-    tables = [_reasons(cache), _times(cache), _counts(cache)]
+    tables = [_reasons(cache), _times(cache), _counts(cache), _throttled(cache)]
     tables += [_rows(cache, "function"), _rows(cache, "group")]
     tables += [_needs(cache, "group"), _needs(cache, "function"), _limits(cache)]
     section.tables = [table for table in tables if table.rows]
@@ -255,6 +255,21 @@ def _counts(cache: Document) -> Table:
     if cache["loads"]["failed"]:
         rows.append(("loads", "failed", f"{cache['loads']['failed']:,}"))
     return Table("Waits and failures", ("what", "", "count"), rows, left=2)
+
+
+def _throttled(cache: Document) -> Table:
+    rows = [
+        (
+            cite(row["group"]),
+            f"{row['cpu_limit_cores']:g}",
+            f"{row['waits']:,}",
+            seconds(row["wait_seconds"]),
+            f"{row['at_once']:,}",
+        )
+        for row in cache["throttled"][:TOP]
+    ]
+    columns = ("group", "cores", "waits", "waited", "at once")
+    return Table("Waits for the cpu_limit of a group", columns, rows)
 
 
 def _rows(cache: Document, what: str) -> Table:

@@ -40,6 +40,7 @@ def show_report(
             return
     for cache in document["caches"]:
         parts = [_overview(cache), _reasons(cache), _times(cache), _waits(cache)]
+        parts.append(_throttled(cache, top))
         parts += [_rows(cache, what, top) for what in ("function", "group")]
         parts += [_needs(cache, what, top) for what in ("group", "function")]
         for part in parts:
@@ -374,6 +375,21 @@ def _waits(cache: Document) -> RenderableType | None:
     if cache["loads"]["failed"]:
         parts.append(f"Loads that failed: {cache['loads']['failed']:,}")
     return Text("\n".join(parts)) if parts else None
+
+
+def _throttled(cache: Document, top: int) -> RenderableType | None:
+    rows = cache["throttled"]
+    if not rows:
+        return None
+    title = "Waits for the cpu_limit of a group"
+    if len(rows) > top:
+        title += f" (the first {top} of {len(rows):,})"
+    table = make_table(title, "group", "cores", "waits", "waited", "at once")
+    for row in rows[:top]:
+        cores, waited = f"{row['cpu_limit_cores']:g}", seconds(row["wait_seconds"])
+        cells = cores, short(row["waits"]), waited, short(row["at_once"])
+        table.add_row(Text(cite(row["group"])), *cells)
+    return table
 
 
 def _largest(counts: dict[str, int]) -> list[tuple[str, int]]:

@@ -36,6 +36,7 @@ USED = frozenset(
     idle_timeout_policy min_idle_timeout_seconds max_idle_timeout_seconds
     warmed seat_hits
     at_seq part parts
+    waits waiting cpu_limit_cores
     """.split()
 )
 # Field of events that were logged without the context of their task, and of no others.

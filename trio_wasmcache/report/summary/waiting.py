@@ -26,6 +26,19 @@ class Queue:
     now: int = 0
 
 
+@define
+class Throttled:
+    """Calls of a group that wait for its `cpu_limit`."""
+
+    cores: float
+    """The limit, when they last waited."""
+    waits: int = 0
+    seconds: float = 0.0
+    """Time that they waited, all together."""
+    at_once: int = 0
+    """Number of calls that waited at the same time, as far as the log says."""
+
+
 @define(eq=False)
 class Waiting:
     """The queues of one cache."""
@@ -39,6 +52,8 @@ class Waiting:
     """{group: its tokens}; None: no limit."""
     concurrency: dict[tuple[str, str], int] = Factory(dict)
     """{function: its instances in a group, at most}."""
+    throttled: dict[str, Throttled] = Factory(dict)
+    """{group: calls that wait for its `cpu_limit`}."""
     _open: dict[tuple[str, int], tuple[float, Queue]] = Factory(dict)
     # {("task" or "request", number): (since when it waits, where)}
 
@@ -57,6 +72,14 @@ class Waiting:
             frame, "registered", "function", "arg_types", "concurrency"
         ):
             self.concurrency[function, types] = most
+        for group, cores, waits, seconds, now in _columns(
+            frame, "throttled", "group", "cpu_limit_cores", "waits", "wait_seconds", "waiting"
+        ):
+            one = self.throttled.setdefault(group, Throttled(cores))
+            one.cores = cores
+            one.waits += waits
+            one.seconds += seconds
+            one.at_once = max(one.at_once, now)
         blocked = frame.filter(event == "wasmcache.blocked")
         if not len(blocked) and not self._open:
             return
