@@ -276,7 +276,7 @@ def test_whatif_tries_adaptive_timeouts(log: Path, capsys: Capture) -> None:
     assert "idle_timeout=adaptive" in run_command(capsys, *command).out
     refused = run_command(capsys, "whatif", log, "--idle-timeout", "soon")
     assert refused.status == 2
-    assert "'soon' is no number of seconds" in refused.err
+    assert "'soon' is no number of seconds, nor 'adaptive'" in refused.err
 
 
 def test_tune_of_a_cache_with_adaptive_timeouts(capsys: Capture, tmp_path: Path) -> None:
@@ -595,6 +595,25 @@ def test_tune_says_that_it_ignores_limits_of_groups(tmp_path: Path, capsys: Capt
     assert "1 group with a max_size or reserved_size of its own (web): the curve" in ran.err
     document = json.loads(ran.out)
     assert document["checked"]["hits"] == 0 < document["advice"]["hit_rate"]
+
+
+def test_tune_says_it_of_several_groups(tmp_path: Path, capsys: Capture) -> None:
+    """In the plural."""
+    uses = tuple(Use(0.1, n % 2, ("web", "api")[n % 2], math.inf, 0.1) for n in range(12))
+    plan = evolve(in_turn(2, 1, 0.1), groups=(("web", None), ("api", None)), tasks=((0.0, uses),))
+    plan = evolve(plan, group_limits={it: {"max_size": 4 * PAGE} for it in ("web", "api")})
+    log = run_on_jumping_clock(plan, CONFIG).log.write(tmp_path / "log")
+    ran = run_command(capsys, "tune", log, "--max-size", "8MiB", "--policy", "lru")
+    assert "2 groups with a max_size or reserved_size of their own (api, web): " in ran.err
+
+
+def test_whatif_counts_what_is_refused() -> None:
+    """One acquire, or several."""
+    for number, text in ((1, "1 acquire refused"), (2, "2 acquires refused")):
+        console = Console(width=80, file=io.StringIO())
+        show_whatif(console, [Setting({})], [Ran("a", "", 1, 1, [Result({}, 1, refused=number)])])
+        assert isinstance(console.file, io.StringIO)
+        assert text in console.file.getvalue()
 
 
 def test_tune_takes_the_cache_with_the_most_leases(

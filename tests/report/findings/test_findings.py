@@ -4,6 +4,7 @@ none: under the limits that it says to paste, with guests that do not fail, and 
 from __future__ import annotations
 
 import ast
+import json
 import math
 import random
 import re
@@ -478,8 +479,8 @@ def test_a_function_that_always_fails_is_named_however_seldom_it_is_used(read: A
 
 
 def test_the_limit_that_a_failing_guest_needs(tmp_path: Path, capsys: Capture) -> None:
-    """By the last error; a caller's timeout is none of them."""
-    for error, limit in (("FuelExhaustedError", " (total_fuel sets its limit)"), ("Cancelled", "")):
+    """By the last error."""
+    for error, limit in (("FuelExhaustedError", " (total_fuel sets its limit)"), ("TrapError", "")):
         log = Log()
         log.opened()
         for number in range(20):
@@ -488,6 +489,53 @@ def test_the_limit_that_a_failing_guest_needs(tmp_path: Path, capsys: Capture) -
         finding = only(run_report(capsys, log.write(tmp_path / "log")).document)
         assert finding["paste"].endswith(f" --where error={error}")
         assert finding["sentence"].endswith(f"; the error was {error}{limit}.")
+
+
+@pytest.mark.parametrize("loads", [False, True])
+def test_a_caller_who_gives_up_is_no_failing_guest(
+    loads: bool, tmp_path: Path, capsys: Capture
+) -> None:
+    """Neither while it calls nor while it loads; and it hides none of those that fail."""
+    log = Log()
+    log.opened()
+    for number in range(20):
+        log.acquired(1 + number)
+        if loads:
+            known = use("f") | {"error": "Cancelled", "error_message": "Cancelled"}
+            log.add(2 + number, make(Failed, **known))
+        else:
+            log.evicted(2 + number, Reason.CORRUPTED, error="Cancelled")
+    nothing(run_report(capsys, log.write(tmp_path / "log")).document)
+    for number in range(5):
+        log.evicted(30 + number, Reason.CORRUPTED, error="TrapError")
+    finding = only(run_report(capsys, log.write(tmp_path / "log")).document)
+    assert finding["sentence"] == (
+        "f(i64) fails: 5 of 20 leases ended with a failed call; the error was TrapError."
+    )
+
+
+@pytest.mark.parametrize(
+    ("functions", "never", "fails"),
+    [
+        (1, "f0(i64) is never kept: ", "f0(i64) fails: "),
+        (2, " (nor is 1 other function): ", " fails, and so does 1 other function: "),
+        (3, " (nor are 2 other functions): ", " fails, and so do 2 other functions: "),
+    ],
+)
+def test_one_other_function_or_several(
+    functions: int, never: str, fails: str, tmp_path: Path, capsys: Capture
+) -> None:
+    """The verb has the number of its subject."""
+    log = Log()
+    log.opened()
+    for number in range(20 * functions):
+        name = f"f{number % functions}"
+        log.acquired(2 * number, hit=False, function=name)
+        log.evicted(2 * number + 1, Reason.OVERSIZED, name)
+        log.evicted(2 * number + 1, Reason.CORRUPTED, name, error="TrapError")
+    document = run_report(capsys, log.write(tmp_path / "log")).document
+    assert never in of_kind("never_kept", document)["sentence"]
+    assert fails in of_kind("guests_fail", document)["sentence"]
 
 
 def test_a_log_that_loses_events(tmp_path: Path, capsys: Capture) -> None:
@@ -528,6 +576,13 @@ def test_the_worst_come_first_and_name_their_cache(tmp_path: Path, capsys: Captu
     for finding in findings:
         assert finding["cache"] in names
         assert finding["sentence"].startswith(f"Cache {finding['cache']}: ")
+        assert finding["label"] == ""
+    named = Log()
+    named.lines = [{**json.loads(str(line)), "label": "web-7"} for line in log.lines]
+    document = run_report(capsys, *paths[:2], named.write(tmp_path / "more")).document
+    (finding,) = (it for it in document["findings"] if it["kind"] == "waits_for_instances")
+    assert finding["sentence"].startswith(f"Cache {finding['cache']} web-7: ")
+    assert finding["label"] == "web-7"
     healthy = [
         run_on_jumping_clock(in_turn(3, 100, 0.1), CacheConfig()).log.write(tmp_path / name)
         for name in ("a", "b")

@@ -337,8 +337,9 @@ def tune(
     if tuner.limited:
         groups = ", ".join(map(cite, sorted(tuner.limited)[:NAMED]))
         more = ", ..." * (len(tuner.limited) > NAMED)
+        own = "its" if len(tuner.limited) == 1 else "their"
         session.notes.remark(
-            f"{count(len(tuner.limited), 'group')} with a max_size or reserved_size of its own "
+            f"{count(len(tuner.limited), 'group')} with a max_size or reserved_size of {own} own "
             f"({groups}{more}): the curve and the trials ignore these limits; the advice is "
             "checked with them"
         )

@@ -53,7 +53,12 @@ def parse_seconds(text: str) -> float:
 
 def parse_timeout(text: str) -> IdleTimeout:
     """Parse an idle timeout: seconds, or ``adaptive``."""
-    return ADAPTIVE if text == ADAPTIVE else parse_seconds(text)
+    if text == ADAPTIVE:
+        return ADAPTIVE
+    try:
+        return parse_seconds(text)
+    except click.BadParameter as error:
+        raise click.BadParameter(f"{error.message}, nor {ADAPTIVE!r}") from None
 
 
 def parse_rate(text: str) -> float:

@@ -57,7 +57,9 @@ def guests_fail(cache: CacheSummary) -> Finding | None:
         last = f"; the error was {cite(failed.error)}{said}"
         if len(failed.errors) > 1:
             last = f" ({errors}); the last error was {cite(failed.error)}{said}"
-    more = f", and so do {count(len(often) - 1, 'other function')}" if len(often) > 1 else ""
+    more = ""
+    if len(often) > 1:
+        more = f", and so do{'es' * (len(often) == 2)} {count(len(often) - 1, 'other function')}"
     limit = RAISED_BY.get(failed.error or "")
     raised = "" if limit is None else f" ({limit} sets its limit)"
     text = f"{cite(name)} fails{more}: {' and '.join(parts)}{last}{raised}."

@@ -215,7 +215,10 @@ def never_kept(cache: CacheSummary) -> Finding | None:
     worst = max(never, key=lambda function: never[function][0])
     number, largest = never[worst]
     total, most = sum(one for one, _ in never.values()), max(one for _, one in never.values())
-    more = f" (nor are {count(len(never) - 1, 'other function')})" if len(never) > 1 else ""
+    more = ""
+    if len(never) > 1:
+        verb = "is" if len(never) == 2 else "are"
+        more = f" (nor {verb} {count(len(never) - 1, 'other function')})"
     now = cache.limits.get("max_instance_size_bytes")
     limit = "max_instance_size" if now is None else f"max_instance_size = {size(now)}"
     loading = sum(fate.load_seconds for key, fate in cache.fates.by_key.items() if key[:2] in never)

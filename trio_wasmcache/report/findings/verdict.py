@@ -48,8 +48,7 @@ def findings_of(summary: Summary, files: Sequence[str]) -> list[Document]:
         of_cache = [finding for kind in KINDS.values() if (finding := kind(cache)) is not None]
         if several:
             of_cache = [
-                evolve(one, sentence=f"Cache {cite(cache.cache)}: {one.sentence}")
-                for one in of_cache
+                evolve(one, sentence=f"Cache {_named(cache)}: {one.sentence}") for one in of_cache
             ]
         found += [(cache, one) for one in of_cache]
     found.sort(key=lambda pair: -pair[1].part)  # stable
@@ -57,6 +56,7 @@ def findings_of(summary: Summary, files: Sequence[str]) -> list[Document]:
         {
             "kind": one.kind,
             "cache": cache.cache,
+            "label": cache.label,
             "sentence": one.sentence,
             "paste": _with_files(one.paste, files, cache.cache if several else None),
             "part": one.part,
@@ -64,6 +64,11 @@ def findings_of(summary: Summary, files: Sequence[str]) -> list[Document]:
         }
         for cache, one in found[:MOST]
     ]
+
+
+def _named(cache: CacheSummary) -> str:
+    """Return the name of a cache, with its label if it has one."""
+    return f"{cite(cache.cache)} {cite(cache.label)}" if cache.label else cite(cache.cache)
 
 
 def _with_files(paste: str, files: Sequence[str], cache: str | None) -> str:

@@ -120,8 +120,8 @@ def throttled(cache: CacheSummary) -> Finding | None:
     more = f", as do those of {count(len(often) - 1, 'other group')}" if len(often) > 1 else ""
     text = (
         f"Calls of group {cite(group)} wait for CPU time{more}: by its cpu_limit of "
-        f"{one.cores:g} core{'s' * (one.cores != 1)}, {count(one.waits, 'wait')} took {seconds(one.seconds)}, "
-        f"{rate(share)} of the {seconds(time)} {of}."
+        f"{one.cores:g} core{'s' * (one.cores != 1)}, {count(one.waits, 'wait')} took "
+        f"{seconds(one.seconds)}, {rate(share)} of the {seconds(time)} {of}."
     )
     # The calls need the same CPU time without the waits.
     advised = float(f"{one.cores / (1 - min(share, MOST_RAISED)):.2g}")

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ..._core.config import ADAPTIVE
 from ..reading.documents import Document
-from ..reading.notes import cite
+from ..reading.notes import cite, count
 from ..reading.units import rate, seconds, size
 from ..replay.books import Limits
 from ..replay.replay import Replay
@@ -162,9 +162,8 @@ def show_whatif(console: Console, settings: Sequence[Setting], caches: Sequence[
         )
     for setting, result in rows:
         if result.refused:
-            console.print(
-                Text(f"{str(setting).replace(chr(10), ' ')}: {result.refused:,} acquires refused")
-            )
+            limits = str(setting).replace("\n", " ")
+            console.print(Text(f"{limits}: {count(result.refused, 'acquire')} refused"))
     others = _differing(caches) if len(caches) > 1 else []
     for it, index, fewer in others[:NAMED]:
         best = str(settings[index]).replace("\n", " ")

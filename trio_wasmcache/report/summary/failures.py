@@ -36,7 +36,8 @@ class Failures:
     def take(self, frame: pl.DataFrame) -> None:
         """Add events of one cache, in order."""
         failed = pl.col("event") == "wasmcache.failed"
-        rows = frame.filter(failed | (pl.col("reason") == "corrupted"))
+        gave_up = (pl.col("error") == "Cancelled").fill_null(value=False)  # the caller did
+        rows = frame.filter((failed | (pl.col("reason") == "corrupted")) & ~gave_up)
         if not len(rows):
             return
         columns = ("function", "arg_types", "reason", "error", "error_message")
