@@ -43,7 +43,7 @@ async def _in_place(lease: Any, rows: int) -> float:
 
     In the slices of a batch, but without copies, turns of the loop, or looks at anything.
     """
-    code = await lease._pool.engine.driver(Shape(TWO, ("i64",)), lease._guest.tier)
+    code = await lease._pool.engine.driver(Shape(TWO, ("i64",)), lease._bound.tier)
     driver, native = code.attach(native_of(lease), {"function": "add"}), native_of(lease)
     chunk = layout(code.shape).rows
     began = time.perf_counter()

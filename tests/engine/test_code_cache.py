@@ -111,6 +111,7 @@ async def test_a_folder_is_made_for_its_owner_alone(folder: Path) -> None:
             "wasmtime",
             "digests",
             "locks",
+            "states",
         }
 
 
@@ -380,7 +381,7 @@ async def test_it_is_fixed_while_the_cache_is_open(folder: Path) -> None:
 async def test_settings_are_left_nowhere(folder: Path) -> None:
     """The file that told wasmtime about the folder is gone."""
     await call(folder, giving(1))
-    assert {path.name for path in folder.iterdir()} == {"wasmtime", "digests", "locks"}
+    assert {path.name for path in folder.iterdir()} == {"wasmtime", "digests", "locks", "states"}
 
 
 def put(place: Path, what: str) -> None:

@@ -136,7 +136,9 @@ def test_write_log(written_log: Path) -> None:
     assert cache["sequence"]["missing"] == 0
     assert {row["group"] for row in cache["groups"]} == {"web", "reports"}
     assert {"size", "group_closed"} <= cache["evictions"]["by_reason"].keys()
-    counted = {name: cache["leases"][name] for name in ("hits", "misses", "blocks", "calls")}
+    counted = {
+        name: cache["leases"][name] for name in ("hits", "seat_hits", "misses", "blocks", "calls")
+    }
     assert {**counted, "evictions": cache["evictions"]["count"]} == cache["closed"]
 
 

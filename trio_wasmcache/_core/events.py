@@ -335,9 +335,9 @@ class Overgrown(OfFunction):
     size_bytes: int
     """Size of the largest of these instances (bytes)."""
     cache_verdict: str | None = None
-    """Sentence that says what stays in the cache between leases from now on."""
+    """Sentence that says what stays in the cache between leases from now on; None: what did."""
     advice: str | None = None
-    """Remedy that lets its instances be reset again."""
+    """Remedy that lets its instances be reset again; None: there is none."""
 
     @property
     def level(self) -> str:
@@ -690,7 +690,8 @@ class SnapshotPart(OfConfig):
     turns: int
     """Number of acquires that were not served at once so far."""
     idle_times: str | None = None
-    """With an adaptive timeout: the first idle times of all functions, as in `SnapshotFunction`."""
+    """With an adaptive timeout: the first idle times of all functions, as in `SnapshotFunction`.
+    None: with a fixed one."""
     omitted_functions: int
     """Number of registered functions that are left out, as there are too many and no instance of
     them is in the cache."""
