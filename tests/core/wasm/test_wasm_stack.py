@@ -179,7 +179,7 @@ def test_what_catches_weigh() -> None:
     assert weight(b"\x1f\2\0\x0b") == 4 * BLOCK_WEIGHT
     worst = 4 * BLOCK_WEIGHT
     for tail in (b"\x1f", b"\x1f\x40", b"\x1f\x40\2\0\0", b"\x1f\x40\1\0\0\0\xff"):
-        assert weight(b"\x01" * 10 + tail) >= worst
+        assert worst <= weight(b"\x01" * 10 + tail) <= 100 * worst, "it began again at the front"
 
 
 def test_it_agrees_with_wasmtime_on_text() -> None:

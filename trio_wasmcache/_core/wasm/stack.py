@@ -176,10 +176,10 @@ class Weigher:
                     at += 1
                 else:
                     number, at = _leb(data, at, end)
-                    if number < len(self._types):
+                    if 0 <= number < len(self._types):
                         weight += BLOCK_WEIGHT * max(_width(self._types[number]), 1)
                 caught = 0
-                if opcode == _TRY_TABLE:
+                if opcode == _TRY_TABLE and at >= 0:
                     caught, at = _skip_catches(data, at, end, step)
                 if opened or opcode == _TRY_TABLE:
                     opened.append(caught)
