@@ -38,7 +38,7 @@ LIMITS = {
     "max_idle_timeout": "max_idle_timeout_seconds",
 }
 # {field of `CacheConfig`: its value in a log from before it existed}.
-OLD = {"policy": "lru", "min_idle_timeout": 1.0, "max_idle_timeout": 600.0}
+OLD: dict[str, str | float] = {"policy": "lru", "min_idle_timeout": 1.0, "max_idle_timeout": 600.0}
 Limits: TypeAlias = dict[str, Any]
 """Fields of `CacheConfig` by name: the limits in a log, or those to try."""
 NameKey = tuple[str, str]  # (function, argument types)
