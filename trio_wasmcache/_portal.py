@@ -28,17 +28,15 @@ import math
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any, Generic, TypeVar, Unpack, final
 
 import trio
 
-from ._abi.base import Value
 from ._cache.cache import InstanceCache
 from ._cache.group import SchedulingGroup
-from ._cache.lease import Function, Lease
 from ._cache.options import GroupChanges
 from ._core.text import shown
 
@@ -610,76 +608,6 @@ class Portal:
         with contextlib.suppress(IndexError):
             while True:
                 self._endings.popleft().finish()
-
-
-# -- what requests do, in the cache's thread
-
-
-def call_of(
-    cache: InstanceCache,
-    function: Function[T] | str,
-    args: Sequence[str] | None,
-    values: tuple[object, ...],
-) -> Callable[[], Awaitable[T]]:
-    """Return a function that calls a function of the cache once."""
-    if isinstance(function, Function):
-        return partial(function.call, *values)
-    return partial(_call_by_name, cache, function, args, values)
-
-
-async def _call_by_name(
-    cache: InstanceCache, name: str, args: Sequence[str] | None, values: tuple[object, ...]
-) -> Any:
-    async with cache.acquire(name, args) as lease:
-        return await lease.call(*values)
-
-
-async def map_rows(
-    cache: InstanceCache,
-    function: Function[Any] | str,
-    args: Sequence[str] | None,
-    columns: object,
-    row_errors: dict[int, Exception] | None,
-    options: Mapping[str, Any],
-) -> Value:
-    """Call a function for every row of some columns; errors of rows are added to `row_errors`."""
-    if isinstance(function, Function):
-        lease: Lease[Any] = function.acquire()
-    else:
-        lease = cache.acquire(function, args)
-    async with lease:
-        try:
-            return await lease.map(columns, **options)
-        finally:
-            if row_errors is not None:
-                row_errors.update(lease.row_errors)
-
-
-def what(verb: str, function: Function[Any] | str) -> str:
-    """Return what a request does, for messages and as the name of its task."""
-    if isinstance(function, Function):
-        return f"{verb} of {function.name}({', '.join(function.args)})"
-    return f"{verb} of {function!s:.100}"
-
-
-async def at_once(function: Callable[[], T]) -> T:
-    """Call a sync function."""
-    return function()
-
-
-def check_timeout(timeout: object) -> None:
-    """Check a timeout.
-
-    Raises:
-        TypeError: it is neither None nor a number.
-        ValueError: it is negative, or no number of seconds.
-    """
-    if timeout is None:
-        return
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise TypeError(f"timeout must be a number of seconds, or None, got {shown(timeout)}")
-    if not timeout >= 0:
-        raise ValueError(f"timeout must be a number of seconds from 0, got {shown(timeout)}")
 
 
 # -- waiting in a thread

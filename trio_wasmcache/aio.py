@@ -41,22 +41,21 @@ from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import Any, Generic, Literal, NoReturn, Self, TypeVar, Unpack, final, overload
+from typing import Any, Literal, Self, TypeVar, Unpack, final, overload
 
 import trio
 
-from . import _portal
+from . import _outside, _portal
 from ._abi.base import Value
 from ._abi.names import AnyAbi
 from ._cache.lease import Function, R_co, SuspendedLease, current_lease
 from ._cache.open import open_cache as open_trio_cache
 from ._cache.options import GroupChanges, Limits, RegisterOptions, Wasm
 from ._core.config import CacheConfig
-from ._core.keys import FunctionKey
 from ._core.metrics.stats import CacheStats, EntryInfo
 from ._core.text import shown
 from ._engine.base import GuestMemory
-from ._owner import refuse_copy
+from ._outside import OutsideCache, OutsideFunction, OutsideGroup, plain
 from ._portal import Completion, OpenGroup, Portal, Request
 from ._runtime.runner import context_of_call
 from ._runtime.user_code import awaits_elsewhere
@@ -227,7 +226,7 @@ class _Caller:
         """Call a function that only reads, in the cache's thread; here, if that has ended."""
         if self.portal.over:
             return function()
-        return await self.run_in(None, what, partial(_portal.at_once, function))
+        return await self.run_in(None, what, partial(_outside.at_once, function))
 
     # -- what cache, group and function have in common
 
@@ -235,8 +234,8 @@ class _Caller:
         self, function: Function[T] | str, args: Sequence[str] | None, values: tuple[object, ...]
     ) -> T:
         """Call a function once."""
-        work = _portal.call_of(self.portal.cache, function, args, values)
-        return await self.run(_portal.what("call", function), work)
+        work = _outside.call_of(self.portal.cache, function, args, values)
+        return await self.run(_outside.what("call", function), work)
 
     async def map(
         self,
@@ -248,14 +247,14 @@ class _Caller:
     ) -> Value:
         """Call a function for every row of some columns."""
         work = partial(
-            _portal.map_rows, self.portal.cache, function, args, columns, row_errors, options
+            _outside.map_rows, self.portal.cache, function, args, columns, row_errors, options
         )
-        return await self.run(_portal.what("map", function), work)
+        return await self.run(_outside.what("map", function), work)
 
     async def warm(self, name: str, args: Sequence[str] | None, count: int) -> None:
         """Load instances of a function."""
         work = partial(self.portal.cache.warm, name, args, count)
-        await self.run(_portal.what("warm", name), work)
+        await self.run(_outside.what("warm", name), work)
 
 
 # -- coroutines of host functions
@@ -410,7 +409,7 @@ def _close_unrun(awaitable: Awaitable[object] | None) -> None:
 
 
 @final
-class AsyncioFunction(Generic[R_co]):
+class AsyncioFunction(OutsideFunction[R_co]):
     """A registered function, to be called on any event loop.
 
     Use `AsyncioCache.register` or `AsyncioCache.functions` to get one. If the function is
@@ -418,39 +417,8 @@ class AsyncioFunction(Generic[R_co]):
     """
 
     def __init__(self, caller: _Caller, function: Function[R_co]) -> None:
+        super().__init__(function)
         self._caller = caller
-        self._function = function
-
-    def __reduce__(self) -> NoReturn:
-        refuse_copy(self, "keep its name and args, and register it in a cache of each process")
-
-    @property
-    def function(self) -> Function[R_co]:
-        """The registered function, with all its facts, such as `Function.code_size`.
-
-        Its own `acquire` and `call` work in the cache's thread only.
-        """
-        return self._function
-
-    @property
-    def name(self) -> str:
-        """Name of the function."""
-        return self._function.name
-
-    @property
-    def args(self) -> tuple[str, ...]:
-        """Types of the arguments, in their normal spelling."""
-        return self._function.args
-
-    @property
-    def returns(self) -> str | tuple[str, ...] | None:
-        """Type of the result, as `Function.returns`."""
-        return self._function.returns
-
-    @property
-    def key(self) -> FunctionKey:
-        """Name and argument types; `str()` of it is the name in messages, such as ``fib(i64)``."""
-        return self._function.key
 
     async def call(self, *values: object) -> R_co:
         """Acquire an instance, call it once, and give it back.
@@ -512,12 +480,9 @@ class AsyncioFunction(Generic[R_co]):
             max_errors=max_errors,
         )
 
-    def __repr__(self) -> str:
-        return f"<AsyncioFunction {self.key}>"
-
 
 @final
-class AsyncioGroup:
+class AsyncioGroup(OutsideGroup):
     """A scheduling group for calls of any tasks: a capacity, a part of the CPU, instances.
 
     .. code-block::
@@ -531,14 +496,8 @@ class AsyncioGroup:
     """
 
     def __init__(self, portal: Portal, name: str, limits: dict[str, Any]) -> None:
-        self._portal = portal
-        self._group = OpenGroup(name, limits)
+        super().__init__(portal, name, limits)
         self._caller = _Caller(portal, self._group)
-        self._reset: contextvars.Token[Any] | None = None
-        self._entered = False
-
-    def __reduce__(self) -> NoReturn:
-        refuse_copy(self, "open another with cache.scheduling_group(name, capacity=...)")
 
     async def __aenter__(self) -> Self:
         """Open the group.
@@ -551,9 +510,7 @@ class AsyncioGroup:
         **Checkpoint:** always.
         **Cancellation:** nothing is open.
         """
-        if self._entered:
-            raise RuntimeError("a scheduling group is entered once; make another")
-        self._entered = True
+        self._check_entered_once()
         group, around = self._group, self._portal.group_around()
         what = f"scheduling_group {shown(group.name)}"
         try:
@@ -576,9 +533,7 @@ class AsyncioGroup:
         **Checkpoint:** always.
         **Cancellation:** the group is closed all the same.
         """
-        reset, self._reset = self._reset, None
-        if reset is not None:
-            self._portal.leave(reset)
+        self._leave()
         await self._close()
 
     async def _close(self) -> None:
@@ -588,11 +543,6 @@ class AsyncioGroup:
             await self._caller.run_in(
                 None, f"closing of group {shown(self.name)}", self._group.close
             )
-
-    @property
-    def name(self) -> str:
-        """Name of the group; unique among the open groups of its cache."""
-        return self._group.name
 
     async def call(
         self,
@@ -614,7 +564,7 @@ class AsyncioGroup:
         **Checkpoint:** always.
         **Cancellation:** the guest is stopped within a slice, and waited for.
         """
-        return await self._caller.call(_plain(function), args, values)
+        return await self._caller.call(plain(function), args, values)
 
     async def map(
         self,
@@ -647,7 +597,7 @@ class AsyncioGroup:
         **Cancellation:** the guest is stopped within a slice, and waited for.
         """
         return await self._caller.map(
-            _plain(function),
+            plain(function),
             args,
             columns,
             row_errors,
@@ -690,16 +640,12 @@ class AsyncioGroup:
         **Checkpoint:** always.
         **Cancellation:** it may have been done.
         """
-        work = partial(_portal.at_once, partial(self._group.resize, **changes))
+        work = partial(_outside.at_once, partial(self._group.resize, **changes))
         await self._caller.run_in(None, f"resize of group {shown(self.name)}", work)
-
-    def __repr__(self) -> str:
-        state = "open" if self._group.is_open else "closed"
-        return f"<AsyncioGroup {self.name!r} {state}>"
 
 
 @final
-class AsyncioCache:
+class AsyncioCache(OutsideCache):
     """Registered functions, and their instances, to be used on any event loop.
 
     Use `open_cache` to make one; the end of its block, `close` and the end of the program close it.
@@ -708,12 +654,9 @@ class AsyncioCache:
     """
 
     def __init__(self, portal: Portal) -> None:
-        self._portal = portal
+        super().__init__(portal)
         self._caller = _Caller(portal)
         self._begun = False  # whether it was opened, or is being opened
-
-    def __reduce__(self) -> NoReturn:
-        refuse_copy(self, "open one in each process, and register its functions there")
 
     def __await__(self) -> Generator[Any, None, Self]:
         """Open the cache, which `close` is to close."""
@@ -833,7 +776,7 @@ class AsyncioCache:
             called_on_null=called_on_null,
             **options,
         )
-        function = await self._caller.run(_portal.what("register", name), work)
+        function = await self._caller.run(_outside.what("register", name), work)
         return AsyncioFunction(self._caller, function)
 
     async def remove(self, name: str, args: Sequence[str] | None = None) -> None:
@@ -849,8 +792,8 @@ class AsyncioCache:
         **Checkpoint:** always.
         **Cancellation:** it may have been done.
         """
-        work = partial(_portal.at_once, partial(self._portal.cache.remove, name, args))
-        await self._caller.run(_portal.what("remove", name), work)
+        work = partial(_outside.at_once, partial(self._portal.cache.remove, name, args))
+        await self._caller.run(_outside.what("remove", name), work)
 
     async def functions(self) -> tuple[AsyncioFunction[Any], ...]:
         """Return the registered functions, in order of registration.
@@ -899,7 +842,7 @@ class AsyncioCache:
         **Checkpoint:** always.
         **Cancellation:** the guest is stopped within a slice, and waited for.
         """
-        return await self._caller.call(_plain(function), args, values)
+        return await self._caller.call(plain(function), args, values)
 
     async def map(
         self,
@@ -932,7 +875,7 @@ class AsyncioCache:
         **Cancellation:** the guest is stopped within a slice, and waited for.
         """
         return await self._caller.map(
-            _plain(function),
+            plain(function),
             args,
             columns,
             row_errors,
@@ -1013,7 +956,7 @@ class AsyncioCache:
         **Checkpoint:** always.
         **Cancellation:** it may have been done.
         """
-        work = partial(_portal.at_once, partial(self._portal.cache.resize, **limits))
+        work = partial(_outside.at_once, partial(self._portal.cache.resize, **limits))
         await self._caller.run("resize", work)
 
     async def stats(self) -> CacheStats:
@@ -1032,20 +975,6 @@ class AsyncioCache:
         """
         return await self._caller.read("entries", self._portal.cache.entries)
 
-    @property
-    def label(self) -> str:
-        """Label of the cache, as it was given to `open_cache`."""
-        return self._portal.cache.label
-
-    @property
-    def config(self) -> CacheConfig:
-        """Configuration with the limits in force."""
-        return self._portal.cache.config
-
     def __repr__(self) -> str:
         what = f"of {self._portal.cache!r}" if self._portal.is_open else "not open"
         return f"<AsyncioCache {what}>"
-
-
-def _plain(function: AsyncioFunction[T] | str) -> Function[T] | str:
-    return function.function if isinstance(function, AsyncioFunction) else function

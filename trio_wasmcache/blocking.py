@@ -27,27 +27,25 @@ machine is busy. A batch (`BlockingFunction.map`) has these costs once.
 
 from __future__ import annotations
 
-import contextvars
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import Any, Generic, Literal, NoReturn, Self, TypeVar, Unpack, final, overload
+from typing import Any, Literal, Self, TypeVar, Unpack, final, overload
 
 import trio
 
-from . import _portal
+from . import _outside, _portal
 from ._abi.base import Value
 from ._abi.names import AnyAbi
 from ._cache.lease import Function, R_co
 from ._cache.open import open_cache as open_trio_cache
 from ._cache.options import GroupChanges, Limits, RegisterOptions, Wasm
 from ._core.config import CacheConfig
-from ._core.keys import FunctionKey
 from ._core.metrics.stats import CacheStats, EntryInfo
 from ._core.text import shown
-from ._owner import refuse_copy
+from ._outside import OutsideCache, OutsideFunction, OutsideGroup, plain
 from ._portal import OpenGroup, Portal, Request
 
 __all__ = ["open_cache", "BlockingCache", "BlockingFunction", "BlockingGroup"]
@@ -113,6 +111,21 @@ def _close(portal: Portal) -> None:
     portal.check_failure()
 
 
+def _check_timeout(timeout: object) -> None:
+    """Check a timeout.
+
+    Raises:
+        TypeError: it is neither None nor a number.
+        ValueError: it is negative, or no number of seconds.
+    """
+    if timeout is None:
+        return
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise TypeError(f"timeout must be a number of seconds, or None, got {shown(timeout)}")
+    if not timeout >= 0:
+        raise ValueError(f"timeout must be a number of seconds from 0, got {shown(timeout)}")
+
+
 @final
 class _Caller:
     """Has requests run in a cache's thread, and waits for them.
@@ -139,7 +152,7 @@ class _Caller:
         timeout: float | None = None,
     ) -> T:
         """Run an async function in the cache's thread, in a group or in none."""
-        _portal.check_timeout(timeout)
+        _check_timeout(timeout)
         portal = self.portal
         portal.check(what)
         lock = threading.Lock()
@@ -158,7 +171,7 @@ class _Caller:
         """Call a function that only reads, in the cache's thread; here, if that has ended."""
         if self.portal.over:
             return function()
-        return self.run_in(None, what, partial(_portal.at_once, function))
+        return self.run_in(None, what, partial(_outside.at_once, function))
 
     # -- what cache, group and function have in common
 
@@ -170,8 +183,8 @@ class _Caller:
         timeout: float | None,
     ) -> T:
         """Call a function once."""
-        work = _portal.call_of(self.portal.cache, function, args, values)
-        return self.run(_portal.what("call", function), work, timeout)
+        work = _outside.call_of(self.portal.cache, function, args, values)
+        return self.run(_outside.what("call", function), work, timeout)
 
     def map(
         self,
@@ -184,20 +197,20 @@ class _Caller:
     ) -> Value:
         """Call a function for every row of some columns."""
         work = partial(
-            _portal.map_rows, self.portal.cache, function, args, columns, row_errors, options
+            _outside.map_rows, self.portal.cache, function, args, columns, row_errors, options
         )
-        return self.run(_portal.what("map", function), work, timeout)
+        return self.run(_outside.what("map", function), work, timeout)
 
     def warm(
         self, name: str, args: Sequence[str] | None, count: int, timeout: float | None
     ) -> None:
         """Load instances of a function."""
         work = partial(self.portal.cache.warm, name, args, count)
-        self.run(_portal.what("warm", name), work, timeout)
+        self.run(_outside.what("warm", name), work, timeout)
 
 
 @final
-class BlockingFunction(Generic[R_co]):
+class BlockingFunction(OutsideFunction[R_co]):
     """A registered function, to be called in any thread.
 
     Use `BlockingCache.register` or `BlockingCache.functions` to get one. If the function is
@@ -205,39 +218,8 @@ class BlockingFunction(Generic[R_co]):
     """
 
     def __init__(self, caller: _Caller, function: Function[R_co]) -> None:
+        super().__init__(function)
         self._caller = caller
-        self._function = function
-
-    def __reduce__(self) -> NoReturn:
-        refuse_copy(self, "keep its name and args, and register it in a cache of each process")
-
-    @property
-    def function(self) -> Function[R_co]:
-        """The registered function, with all its facts, such as `Function.code_size`.
-
-        Its own `acquire` and `call` work in the cache's thread only.
-        """
-        return self._function
-
-    @property
-    def name(self) -> str:
-        """Name of the function."""
-        return self._function.name
-
-    @property
-    def args(self) -> tuple[str, ...]:
-        """Types of the arguments, in their normal spelling."""
-        return self._function.args
-
-    @property
-    def returns(self) -> str | tuple[str, ...] | None:
-        """Type of the result, as `Function.returns`."""
-        return self._function.returns
-
-    @property
-    def key(self) -> FunctionKey:
-        """Name and argument types; `str()` of it is the name in messages, such as ``fib(i64)``."""
-        return self._function.key
 
     def call(self, *values: object, timeout: float | None = None) -> R_co:
         """Acquire an instance, call it once, and give it back.
@@ -303,12 +285,9 @@ class BlockingFunction(Generic[R_co]):
             max_errors=max_errors,
         )
 
-    def __repr__(self) -> str:
-        return f"<BlockingFunction {self.key}>"
-
 
 @final
-class BlockingGroup:
+class BlockingGroup(OutsideGroup):
     """A scheduling group for calls of any threads: a capacity, a part of the CPU, instances.
 
     .. code-block::
@@ -322,14 +301,8 @@ class BlockingGroup:
     """
 
     def __init__(self, portal: Portal, name: str, limits: dict[str, Any]) -> None:
-        self._portal = portal
-        self._group = OpenGroup(name, limits)
+        super().__init__(portal, name, limits)
         self._caller = _Caller(portal, self._group)
-        self._reset: contextvars.Token[Any] | None = None
-        self._entered = False
-
-    def __reduce__(self) -> NoReturn:
-        refuse_copy(self, "open another with cache.scheduling_group(name, capacity=...)")
 
     def __enter__(self) -> Self:
         """Open the group.
@@ -339,9 +312,7 @@ class BlockingGroup:
                 child.
             Exception: the errors of `InstanceCache.scheduling_group`.
         """
-        if self._entered:
-            raise RuntimeError("a scheduling group is entered once; make another")
-        self._entered = True
+        self._check_entered_once()
         group, around = self._group, self._portal.group_around()
         what = f"scheduling_group {shown(group.name)}"
         try:
@@ -360,9 +331,7 @@ class BlockingGroup:
         traceback: TracebackType | None,
     ) -> None:
         """Close the group; an exception of the block is raised unchanged."""
-        reset, self._reset = self._reset, None
-        if reset is not None:
-            self._portal.leave(reset)
+        self._leave()
         self._close()
 
     def _close(self) -> None:
@@ -370,11 +339,6 @@ class BlockingGroup:
             return
         with suppress(trio.ClosedResourceError):  # the cache is closed, and the group with it
             self._caller.run_in(None, f"closing of group {shown(self.name)}", self._group.close)
-
-    @property
-    def name(self) -> str:
-        """Name of the group; unique among the open groups of its cache."""
-        return self._group.name
 
     def call(
         self,
@@ -395,7 +359,7 @@ class BlockingGroup:
         Raises:
             Exception: the errors of `BlockingFunction.call`.
         """
-        return self._caller.call(_plain(function), args, values, timeout)
+        return self._caller.call(plain(function), args, values, timeout)
 
     def map(
         self,
@@ -427,7 +391,7 @@ class BlockingGroup:
             Exception: the errors of `BlockingFunction.map`.
         """
         return self._caller.map(
-            _plain(function),
+            plain(function),
             args,
             columns,
             row_errors,
@@ -469,16 +433,12 @@ class BlockingGroup:
         Raises:
             Exception: the errors of `SchedulingGroup.resize`.
         """
-        work = partial(_portal.at_once, partial(self._group.resize, **changes))
+        work = partial(_outside.at_once, partial(self._group.resize, **changes))
         self._caller.run_in(None, f"resize of group {shown(self.name)}", work)
-
-    def __repr__(self) -> str:
-        state = "open" if self._group.is_open else "closed"
-        return f"<BlockingGroup {self.name!r} {state}>"
 
 
 @final
-class BlockingCache:
+class BlockingCache(OutsideCache):
     """Registered functions, and their instances, to be used in any thread.
 
     Use `open_cache` to make one; the end of its ``with`` block, `close` and the end of the program
@@ -487,11 +447,8 @@ class BlockingCache:
     """
 
     def __init__(self, portal: Portal) -> None:
-        self._portal = portal
+        super().__init__(portal)
         self._caller = _Caller(portal)
-
-    def __reduce__(self) -> NoReturn:
-        refuse_copy(self, "open one in each process, and register its functions there")
 
     def __enter__(self) -> Self:
         """Return the cache, which is open already."""
@@ -557,7 +514,7 @@ class BlockingCache:
             called_on_null=called_on_null,
             **options,
         )
-        function = self._caller.run(_portal.what("register", name), work, timeout)
+        function = self._caller.run(_outside.what("register", name), work, timeout)
         return BlockingFunction(self._caller, function)
 
     def remove(self, name: str, args: Sequence[str] | None = None) -> None:
@@ -570,8 +527,8 @@ class BlockingCache:
         Raises:
             Exception: the errors of `InstanceCache.remove`.
         """
-        work = partial(_portal.at_once, partial(self._portal.cache.remove, name, args))
-        self._caller.run(_portal.what("remove", name), work)
+        work = partial(_outside.at_once, partial(self._portal.cache.remove, name, args))
+        self._caller.run(_outside.what("remove", name), work)
 
     def functions(self) -> tuple[BlockingFunction[Any], ...]:
         """Return the registered functions, in order of registration."""
@@ -617,7 +574,7 @@ class BlockingCache:
         Raises:
             Exception: the errors of `BlockingFunction.call`.
         """
-        return self._caller.call(_plain(function), args, values, timeout)
+        return self._caller.call(plain(function), args, values, timeout)
 
     def map(
         self,
@@ -650,7 +607,7 @@ class BlockingCache:
             Exception: the errors of `BlockingFunction.map`.
         """
         return self._caller.map(
-            _plain(function),
+            plain(function),
             args,
             columns,
             row_errors,
@@ -730,7 +687,7 @@ class BlockingCache:
         Raises:
             Exception: the errors of `InstanceCache.resize`.
         """
-        work = partial(_portal.at_once, partial(self._portal.cache.resize, **limits))
+        work = partial(_outside.at_once, partial(self._portal.cache.resize, **limits))
         self._caller.run("resize", work)
 
     def stats(self) -> CacheStats:
@@ -741,19 +698,5 @@ class BlockingCache:
         """Return an `EntryInfo` for each function and group with instances or waiters."""
         return self._caller.read("entries", self._portal.cache.entries)
 
-    @property
-    def label(self) -> str:
-        """Label of the cache, as it was given to `open_cache`."""
-        return self._portal.cache.label
-
-    @property
-    def config(self) -> CacheConfig:
-        """Configuration with the limits in force."""
-        return self._portal.cache.config
-
     def __repr__(self) -> str:
         return f"<BlockingCache of {self._portal.cache!r}>"
-
-
-def _plain(function: BlockingFunction[T] | str) -> Function[T] | str:
-    return function.function if isinstance(function, BlockingFunction) else function
