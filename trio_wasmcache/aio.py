@@ -481,8 +481,118 @@ class AsyncioFunction(OutsideFunction[R_co]):
         )
 
 
+class _Calls:
+    """What a cache and a group have in common: calls of any function.
+
+    Those of a group run in it, whatever group the caller is in. Those of a cache run in the
+    innermost of its groups that is around the caller.
+    """
+
+    _caller: _Caller
+
+    @overload
+    async def call(
+        self,
+        function: AsyncioFunction[T],
+        *values: object,
+        args: Sequence[str] | None = None,
+    ) -> T: ...
+
+    @overload
+    async def call(
+        self,
+        function: str,
+        *values: object,
+        args: Sequence[str] | None = None,
+    ) -> Any: ...
+
+    async def call(
+        self,
+        function: AsyncioFunction[Any] | str,
+        *values: object,
+        args: Sequence[str] | None = None,
+    ) -> Any:
+        """Call a function once: see `AsyncioFunction.call`.
+
+        Args:
+            function: the function, or its name.
+            *values: an argument for each of its argument types.
+            args: types of its arguments, as registered; None if there is only one function of that
+                name.
+
+        Raises:
+            Exception: the errors of `AsyncioFunction.call`.
+
+        **Checkpoint:** always.
+        **Cancellation:** the guest is stopped within a slice, and waited for.
+        """
+        return await self._caller.call(plain(function), args, values)
+
+    async def map(
+        self,
+        function: AsyncioFunction[Any] | str,
+        columns: object,
+        *,
+        args: Sequence[str] | None = None,
+        rows: int | None = None,
+        on_error: Literal["raise", "null"] = "raise",
+        max_errors: int = 1000,
+        row_errors: dict[int, Exception] | None = None,
+    ) -> Value:
+        """Call a function for every row of some columns: see `AsyncioFunction.map`.
+
+        Args:
+            function: the function, or its name.
+            columns: a sequence with one column for each argument, or an Arrow table.
+            args: types of its arguments, as registered; None if there is only one function of that
+                name.
+            rows: number of rows; None: the length of the columns.
+            on_error: what becomes of a row in which the guest fails: see `Lease.map`.
+            max_errors: number of rows that may fail; the error of one more is raised.
+            row_errors: dict to which the errors of failed rows are added, by row, at most 1,000;
+                None: they are dropped.
+
+        Raises:
+            Exception: the errors of `AsyncioFunction.map`.
+
+        **Checkpoint:** always.
+        **Cancellation:** the guest is stopped within a slice, and waited for.
+        """
+        return await self._caller.map(
+            plain(function),
+            args,
+            columns,
+            row_errors,
+            rows=rows,
+            on_error=on_error,
+            max_errors=max_errors,
+        )
+
+    async def warm(
+        self,
+        name: str,
+        args: Sequence[str] | None = None,
+        count: int = 1,
+    ) -> None:
+        """Load instances of a function ahead of use: see `InstanceCache.warm`.
+
+        Args:
+            name: name of the function.
+            args: types of its arguments, as registered; None if there is only one function of that
+                name.
+            count: number of instances; 1 to the function's concurrency.
+
+        Raises:
+            Exception: the errors of `InstanceCache.warm`.
+
+        **Checkpoint:** always.
+        **Cancellation:** instances that were loaded before stay.
+        """
+        await self._caller.warm(name, args, count)
+
+
 @final
-class AsyncioGroup(OutsideGroup):
+class AsyncioGroup(OutsideGroup, _Calls):
     """A scheduling group for calls of any tasks: a capacity, a part of the CPU, instances.
 
     .. code-block::
@@ -544,90 +654,6 @@ class AsyncioGroup(OutsideGroup):
                 None, f"closing of group {shown(self.name)}", self._group.close
             )
 
-    async def call(
-        self,
-        function: AsyncioFunction[Any] | str,
-        *values: object,
-        args: Sequence[str] | None = None,
-    ) -> Any:
-        """Call a function once, in this group; the caller may be in any group, or in none.
-
-        Args:
-            function: the function, or its name.
-            *values: see `AsyncioFunction.call`.
-            args: types of its arguments, as registered; None if there is only one function of that
-                name.
-
-        Raises:
-            Exception: the errors of `AsyncioFunction.call`.
-
-        **Checkpoint:** always.
-        **Cancellation:** the guest is stopped within a slice, and waited for.
-        """
-        return await self._caller.call(plain(function), args, values)
-
-    async def map(
-        self,
-        function: AsyncioFunction[Any] | str,
-        columns: object,
-        *,
-        args: Sequence[str] | None = None,
-        rows: int | None = None,
-        on_error: Literal["raise", "null"] = "raise",
-        max_errors: int = 1000,
-        row_errors: dict[int, Exception] | None = None,
-    ) -> Value:
-        """Call a function for every row of some columns, in this group.
-
-        Args:
-            function: the function, or its name.
-            columns: see `AsyncioFunction.map`.
-            args: types of its arguments, as registered; None if there is only one function of that
-                name.
-            rows: number of rows; None: the length of the columns.
-            on_error: what becomes of a row in which the guest fails: see `Lease.map`.
-            max_errors: number of rows that may fail; the error of one more is raised.
-            row_errors: dict to which the errors of failed rows are added, by row, at most 1,000;
-                None: they are dropped.
-
-        Raises:
-            Exception: the errors of `AsyncioFunction.map`.
-
-        **Checkpoint:** always.
-        **Cancellation:** the guest is stopped within a slice, and waited for.
-        """
-        return await self._caller.map(
-            plain(function),
-            args,
-            columns,
-            row_errors,
-            rows=rows,
-            on_error=on_error,
-            max_errors=max_errors,
-        )
-
-    async def warm(
-        self,
-        name: str,
-        args: Sequence[str] | None = None,
-        count: int = 1,
-    ) -> None:
-        """Load instances of a function ahead of use, until this group has `count` of them.
-
-        Args:
-            name: name of the function.
-            args: types of its arguments, as registered; None if there is only one function of that
-                name.
-            count: number of instances; 1 to the function's concurrency.
-
-        Raises:
-            Exception: the errors of `InstanceCache.warm`.
-
-        **Checkpoint:** always.
-        **Cancellation:** instances that were loaded before stay.
-        """
-        await self._caller.warm(name, args, count)
-
     async def resize(self, **changes: Unpack[GroupChanges]) -> None:
         """Change limits of the group: see `SchedulingGroup.resize`.
 
@@ -645,7 +671,7 @@ class AsyncioGroup(OutsideGroup):
 
 
 @final
-class AsyncioCache(OutsideCache):
+class AsyncioCache(OutsideCache, _Calls):
     """Registered functions, and their instances, to be used on any event loop.
 
     Use `open_cache` to make one; the end of its block, `close` and the end of the program close it.
@@ -803,108 +829,6 @@ class AsyncioCache(OutsideCache):
         """
         found = await self._caller.read("functions", self._portal.cache.functions)
         return tuple(AsyncioFunction(self._caller, function) for function in found)
-
-    # -- calls
-
-    @overload
-    async def call(
-        self,
-        function: AsyncioFunction[T],
-        *values: object,
-        args: Sequence[str] | None = None,
-    ) -> T: ...
-
-    @overload
-    async def call(
-        self,
-        function: str,
-        *values: object,
-        args: Sequence[str] | None = None,
-    ) -> Any: ...
-
-    async def call(
-        self,
-        function: AsyncioFunction[Any] | str,
-        *values: object,
-        args: Sequence[str] | None = None,
-    ) -> Any:
-        """Call a function once: see `AsyncioFunction.call`.
-
-        Args:
-            function: the function, or its name.
-            *values: an argument for each of its argument types.
-            args: types of its arguments, as registered; None if there is only one function of that
-                name.
-
-        Raises:
-            Exception: the errors of `AsyncioFunction.call`.
-
-        **Checkpoint:** always.
-        **Cancellation:** the guest is stopped within a slice, and waited for.
-        """
-        return await self._caller.call(plain(function), args, values)
-
-    async def map(
-        self,
-        function: AsyncioFunction[Any] | str,
-        columns: object,
-        *,
-        args: Sequence[str] | None = None,
-        rows: int | None = None,
-        on_error: Literal["raise", "null"] = "raise",
-        max_errors: int = 1000,
-        row_errors: dict[int, Exception] | None = None,
-    ) -> Value:
-        """Call a function for every row of some columns: see `AsyncioFunction.map`.
-
-        Args:
-            function: the function, or its name.
-            columns: a sequence with one column for each argument, or an Arrow table.
-            args: types of its arguments, as registered; None if there is only one function of that
-                name.
-            rows: number of rows; None: the length of the columns.
-            on_error: what becomes of a row in which the guest fails: see `Lease.map`.
-            max_errors: number of rows that may fail; the error of one more is raised.
-            row_errors: dict to which the errors of failed rows are added, by row, at most 1,000;
-                None: they are dropped.
-
-        Raises:
-            Exception: the errors of `AsyncioFunction.map`.
-
-        **Checkpoint:** always.
-        **Cancellation:** the guest is stopped within a slice, and waited for.
-        """
-        return await self._caller.map(
-            plain(function),
-            args,
-            columns,
-            row_errors,
-            rows=rows,
-            on_error=on_error,
-            max_errors=max_errors,
-        )
-
-    async def warm(
-        self,
-        name: str,
-        args: Sequence[str] | None = None,
-        count: int = 1,
-    ) -> None:
-        """Load instances of a function ahead of use: see `InstanceCache.warm`.
-
-        Args:
-            name: name of the function.
-            args: types of its arguments, as registered; None if there is only one function of that
-                name.
-            count: number of instances; 1 to the function's concurrency.
-
-        Raises:
-            Exception: the errors of `InstanceCache.warm`.
-
-        **Checkpoint:** always.
-        **Cancellation:** instances that were loaded before stay.
-        """
-        await self._caller.warm(name, args, count)
 
     # -- groups
 

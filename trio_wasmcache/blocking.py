@@ -286,256 +286,14 @@ class BlockingFunction(OutsideFunction[R_co]):
         )
 
 
-@final
-class BlockingGroup(OutsideGroup):
-    """A scheduling group for calls of any threads: a capacity, a part of the CPU, instances.
+class _Calls:
+    """What a cache and a group have in common: calls of any function.
 
-    .. code-block::
-
-        with cache.scheduling_group("reports", capacity=2, shares=50) as group:
-            fib.call(20)  # in the group, as the block is
-            pool.submit(group.call, fib, 20)  # so is this, in another thread
-
-    Use `BlockingCache.scheduling_group` to make one. When the block ends, calls in the group that
-    are under way raise `trio.ClosedResourceError`, and its instances are evicted.
+    Those of a group run in it, whatever group the caller is in. Those of a cache run in the
+    innermost of its groups that is around the caller.
     """
 
-    def __init__(self, portal: Portal, name: str, limits: dict[str, Any]) -> None:
-        super().__init__(portal, name, limits)
-        self._caller = _Caller(portal, self._group)
-
-    def __enter__(self) -> Self:
-        """Open the group.
-
-        Raises:
-            RuntimeError: it was entered before, or this is the cache's own thread, or a forked
-                child.
-            Exception: the errors of `InstanceCache.scheduling_group`.
-        """
-        self._check_entered_once()
-        group, around = self._group, self._portal.group_around()
-        what = f"scheduling_group {shown(group.name)}"
-        try:
-            self._caller.run_in(around, what, partial(self._portal.open_group, group))
-        except BaseException:
-            if group.is_open:  # it was interrupted just then
-                self._close()
-            raise
-        self._reset = self._portal.enter(group)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Close the group; an exception of the block is raised unchanged."""
-        self._leave()
-        self._close()
-
-    def _close(self) -> None:
-        if self._portal.over or self._portal.is_copy():
-            return
-        with suppress(trio.ClosedResourceError):  # the cache is closed, and the group with it
-            self._caller.run_in(None, f"closing of group {shown(self.name)}", self._group.close)
-
-    def call(
-        self,
-        function: BlockingFunction[Any] | str,
-        *values: object,
-        args: Sequence[str] | None = None,
-        timeout: float | None = None,
-    ) -> Any:
-        """Call a function once, in this group; the caller may be in any group, or in none.
-
-        Args:
-            function: the function, or its name.
-            *values: see `BlockingFunction.call`.
-            args: types of its arguments, as registered; None if there is only one function of that
-                name.
-            timeout: see `BlockingFunction.call`; None: no limit but `total_fuel`.
-
-        Raises:
-            Exception: the errors of `BlockingFunction.call`.
-        """
-        return self._caller.call(plain(function), args, values, timeout)
-
-    def map(
-        self,
-        function: BlockingFunction[Any] | str,
-        columns: object,
-        *,
-        args: Sequence[str] | None = None,
-        rows: int | None = None,
-        on_error: Literal["raise", "null"] = "raise",
-        max_errors: int = 1000,
-        row_errors: dict[int, Exception] | None = None,
-        timeout: float | None = None,
-    ) -> Value:
-        """Call a function for every row of some columns, in this group.
-
-        Args:
-            function: the function, or its name.
-            columns: see `BlockingFunction.map`.
-            args: types of its arguments, as registered; None if there is only one function of that
-                name.
-            rows: number of rows; None: the length of the columns.
-            on_error: what becomes of a row in which the guest fails: see `Lease.map`.
-            max_errors: number of rows that may fail; the error of one more is raised.
-            row_errors: dict to which the errors of failed rows are added, by row, at most 1,000;
-                None: they are dropped.
-            timeout: see `BlockingFunction.map`; None: no limit but `total_fuel` for each row.
-
-        Raises:
-            Exception: the errors of `BlockingFunction.map`.
-        """
-        return self._caller.map(
-            plain(function),
-            args,
-            columns,
-            row_errors,
-            timeout,
-            rows=rows,
-            on_error=on_error,
-            max_errors=max_errors,
-        )
-
-    def warm(
-        self,
-        name: str,
-        args: Sequence[str] | None = None,
-        count: int = 1,
-        *,
-        timeout: float | None = None,
-    ) -> None:
-        """Load instances of a function ahead of use, until this group has `count` of them.
-
-        Args:
-            name: name of the function.
-            args: types of its arguments, as registered; None if there is only one function of that
-                name.
-            count: number of instances; 1 to the function's concurrency.
-            timeout: seconds after which it is given up; None: no limit.
-
-        Raises:
-            TimeoutError: it did not end in time; instances that were loaded before stay.
-            Exception: the errors of `InstanceCache.warm`.
-        """
-        self._caller.warm(name, args, count, timeout)
-
-    def resize(self, **changes: Unpack[GroupChanges]) -> None:
-        """Change limits of the group: see `SchedulingGroup.resize`.
-
-        Args:
-            **changes: `capacity`, `shares`, `max_size`, `reserved_size` or `cpu_limit`.
-
-        Raises:
-            Exception: the errors of `SchedulingGroup.resize`.
-        """
-        work = partial(_outside.at_once, partial(self._group.resize, **changes))
-        self._caller.run_in(None, f"resize of group {shown(self.name)}", work)
-
-
-@final
-class BlockingCache(OutsideCache):
-    """Registered functions, and their instances, to be used in any thread.
-
-    Use `open_cache` to make one; the end of its ``with`` block, `close` and the end of the program
-    close it. A call in the cache's own thread, where host functions run, raises `RuntimeError`, as
-    it would wait for itself; so does any call in a forked child.
-    """
-
-    def __init__(self, portal: Portal) -> None:
-        super().__init__(portal)
-        self._caller = _Caller(portal)
-
-    def __enter__(self) -> Self:
-        """Return the cache, which is open already."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Close the cache; an exception of the block is raised unchanged."""
-        self.close()
-
-    def close(self) -> None:
-        """Close the cache: refuse calls, stop the guests, free their memory, write the log out.
-
-        Calls that other threads wait for raise `trio.ClosedResourceError`. It may be called again,
-        and does nothing in a forked child.
-
-        Raises:
-            RuntimeError: this is the cache's own thread.
-        """
-        if not self._portal.is_copy():
-            _close(self._portal)
-
-    # -- functions
-
-    def register(
-        self,
-        name: str,
-        wasm: Wasm,
-        *,
-        returns: str | Sequence[str] | None = None,
-        abi: AnyAbi | None = None,
-        called_on_null: bool = False,
-        timeout: float | None = None,
-        **options: Unpack[RegisterOptions],
-    ) -> BlockingFunction[Any]:
-        """Compile a module, and register one of its exports: see `InstanceCache.register`.
-
-        Args:
-            name: name of the function.
-            wasm: bytes of a module, WebAssembly text as a `str`, or the path of a file with either.
-            returns: type of the result; several types for a tuple; None: it returns nothing.
-            abi: convention by which values cross; None: chosen by the module's exports.
-            called_on_null: whether the function is called if an argument is None.
-            timeout: seconds after which it is given up; None: no limit.
-            **options: `args`, `export`, `imports`, `wasi`, `prepare`, `missing`, `concurrency`,
-                `isolation` and `replace`, as for `InstanceCache.register`.
-
-        Raises:
-            TimeoutError: it did not end in time; nothing is registered.
-            trio.ClosedResourceError: the cache is closed.
-            Exception: the errors of `InstanceCache.register`.
-        """
-        work: Callable[[], Awaitable[Function[Any]]] = partial(
-            self._portal.cache.register,
-            name,
-            wasm,
-            returns=returns,
-            abi=abi,
-            called_on_null=called_on_null,
-            **options,
-        )
-        function = self._caller.run(_outside.what("register", name), work, timeout)
-        return BlockingFunction(self._caller, function)
-
-    def remove(self, name: str, args: Sequence[str] | None = None) -> None:
-        """Remove a function, or all functions of a name: see `InstanceCache.remove`.
-
-        Args:
-            name: name of the function.
-            args: types of its arguments, as registered; None: all functions of that name.
-
-        Raises:
-            Exception: the errors of `InstanceCache.remove`.
-        """
-        work = partial(_outside.at_once, partial(self._portal.cache.remove, name, args))
-        self._caller.run(_outside.what("remove", name), work)
-
-    def functions(self) -> tuple[BlockingFunction[Any], ...]:
-        """Return the registered functions, in order of registration."""
-        found = self._caller.read("functions", self._portal.cache.functions)
-        return tuple(BlockingFunction(self._caller, function) for function in found)
-
-    # -- calls
+    _caller: _Caller
 
     @overload
     def call(
@@ -639,6 +397,172 @@ class BlockingCache(OutsideCache):
             Exception: the errors of `InstanceCache.warm`.
         """
         self._caller.warm(name, args, count, timeout)
+
+
+@final
+class BlockingGroup(OutsideGroup, _Calls):
+    """A scheduling group for calls of any threads: a capacity, a part of the CPU, instances.
+
+    .. code-block::
+
+        with cache.scheduling_group("reports", capacity=2, shares=50) as group:
+            fib.call(20)  # in the group, as the block is
+            pool.submit(group.call, fib, 20)  # so is this, in another thread
+
+    Use `BlockingCache.scheduling_group` to make one. When the block ends, calls in the group that
+    are under way raise `trio.ClosedResourceError`, and its instances are evicted.
+    """
+
+    def __init__(self, portal: Portal, name: str, limits: dict[str, Any]) -> None:
+        super().__init__(portal, name, limits)
+        self._caller = _Caller(portal, self._group)
+
+    def __enter__(self) -> Self:
+        """Open the group.
+
+        Raises:
+            RuntimeError: it was entered before, or this is the cache's own thread, or a forked
+                child.
+            Exception: the errors of `InstanceCache.scheduling_group`.
+        """
+        self._check_entered_once()
+        group, around = self._group, self._portal.group_around()
+        what = f"scheduling_group {shown(group.name)}"
+        try:
+            self._caller.run_in(around, what, partial(self._portal.open_group, group))
+        except BaseException:
+            if group.is_open:  # it was interrupted just then
+                self._close()
+            raise
+        self._reset = self._portal.enter(group)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the group; an exception of the block is raised unchanged."""
+        self._leave()
+        self._close()
+
+    def _close(self) -> None:
+        if self._portal.over or self._portal.is_copy():
+            return
+        with suppress(trio.ClosedResourceError):  # the cache is closed, and the group with it
+            self._caller.run_in(None, f"closing of group {shown(self.name)}", self._group.close)
+
+    def resize(self, **changes: Unpack[GroupChanges]) -> None:
+        """Change limits of the group: see `SchedulingGroup.resize`.
+
+        Args:
+            **changes: `capacity`, `shares`, `max_size`, `reserved_size` or `cpu_limit`.
+
+        Raises:
+            Exception: the errors of `SchedulingGroup.resize`.
+        """
+        work = partial(_outside.at_once, partial(self._group.resize, **changes))
+        self._caller.run_in(None, f"resize of group {shown(self.name)}", work)
+
+
+@final
+class BlockingCache(OutsideCache, _Calls):
+    """Registered functions, and their instances, to be used in any thread.
+
+    Use `open_cache` to make one; the end of its ``with`` block, `close` and the end of the program
+    close it. A call in the cache's own thread, where host functions run, raises `RuntimeError`, as
+    it would wait for itself; so does any call in a forked child.
+    """
+
+    def __init__(self, portal: Portal) -> None:
+        super().__init__(portal)
+        self._caller = _Caller(portal)
+
+    def __enter__(self) -> Self:
+        """Return the cache, which is open already."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the cache; an exception of the block is raised unchanged."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the cache: refuse calls, stop the guests, free their memory, write the log out.
+
+        Calls that other threads wait for raise `trio.ClosedResourceError`. It may be called again,
+        and does nothing in a forked child.
+
+        Raises:
+            RuntimeError: this is the cache's own thread.
+        """
+        if not self._portal.is_copy():
+            _close(self._portal)
+
+    # -- functions
+
+    def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: str | Sequence[str] | None = None,
+        abi: AnyAbi | None = None,
+        called_on_null: bool = False,
+        timeout: float | None = None,
+        **options: Unpack[RegisterOptions],
+    ) -> BlockingFunction[Any]:
+        """Compile a module, and register one of its exports: see `InstanceCache.register`.
+
+        Args:
+            name: name of the function.
+            wasm: bytes of a module, WebAssembly text as a `str`, or the path of a file with either.
+            returns: type of the result; several types for a tuple; None: it returns nothing.
+            abi: convention by which values cross; None: chosen by the module's exports.
+            called_on_null: whether the function is called if an argument is None.
+            timeout: seconds after which it is given up; None: no limit.
+            **options: `args`, `export`, `imports`, `wasi`, `prepare`, `missing`, `concurrency`,
+                `isolation` and `replace`, as for `InstanceCache.register`.
+
+        Raises:
+            TimeoutError: it did not end in time; nothing is registered.
+            trio.ClosedResourceError: the cache is closed.
+            Exception: the errors of `InstanceCache.register`.
+        """
+        work: Callable[[], Awaitable[Function[Any]]] = partial(
+            self._portal.cache.register,
+            name,
+            wasm,
+            returns=returns,
+            abi=abi,
+            called_on_null=called_on_null,
+            **options,
+        )
+        function = self._caller.run(_outside.what("register", name), work, timeout)
+        return BlockingFunction(self._caller, function)
+
+    def remove(self, name: str, args: Sequence[str] | None = None) -> None:
+        """Remove a function, or all functions of a name: see `InstanceCache.remove`.
+
+        Args:
+            name: name of the function.
+            args: types of its arguments, as registered; None: all functions of that name.
+
+        Raises:
+            Exception: the errors of `InstanceCache.remove`.
+        """
+        work = partial(_outside.at_once, partial(self._portal.cache.remove, name, args))
+        self._caller.run(_outside.what("remove", name), work)
+
+    def functions(self) -> tuple[BlockingFunction[Any], ...]:
+        """Return the registered functions, in order of registration."""
+        found = self._caller.read("functions", self._portal.cache.functions)
+        return tuple(BlockingFunction(self._caller, function) for function in found)
 
     # -- groups
 
