@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 import trio
 from kits import FakeKit, Kit, ListLogger
+from outside.support import DECLARED, DIVIDE, HANG, I64, opening
 
 from trio_wasmcache import (
-    CacheConfig,
     HostFunction,
     InstanceCache,
     TrapError,
@@ -30,18 +30,10 @@ from trio_wasmcache import (
 )
 from trio_wasmcache.aio import AsyncioCache
 
-# Long enough for a machine under load; a test that needs it hangs.
-HANG = 60
-DIVIDE: Any = """(module (func (export "run") (param i64) (result i64)
-  (i64.div_s (i64.const 100) (local.get 0))))"""
-I64 = ("i64",)
-
 
 def opened(kit: Kit, log: Any = None) -> AsyncioCache:
     """A cache on an engine; closing it checks that nothing is left open."""
-    offload_after = None if isinstance(kit, FakeKit) else 3
-    config = CacheConfig(total_fuel=10**15, offload_after=offload_after)
-    return aio._open(functools.partial(kit.open, config, logger=log))
+    return aio._open(opening(kit, log))
 
 
 def run(main: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
@@ -56,8 +48,7 @@ def run(main: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
 
 async def add(cache: AsyncioCache, name: str, wasm: bytes, **more: Any) -> Any:
     """Register a module of a kit."""
-    more = {"args": I64, "returns": "i64", "export": "run", **more}
-    return await cache.register(name, wasm, **more)
+    return await cache.register(name, wasm, **{**DECLARED, **more})
 
 
 async def add_asking(

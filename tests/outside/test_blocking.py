@@ -17,6 +17,7 @@ import pytest
 import trio
 import trio.lowlevel
 from kits import FakeKit, Kit, ListLogger
+from outside.support import DECLARED, DIVIDE, HANG, I64, opening
 
 from trio_wasmcache import (
     CacheConfig,
@@ -30,26 +31,17 @@ from trio_wasmcache import (
 from trio_wasmcache._portal import POLL
 from trio_wasmcache.blocking import BlockingCache
 
-# Long enough for a machine under load; a test that needs it hangs.
-HANG = 60
-DIVIDE: Any = """(module (func (export "run") (param i64) (result i64)
-  (i64.div_s (i64.const 100) (local.get 0))))"""
-I64 = ("i64",)
-NEVER = CacheConfig(total_fuel=10**15)
-
 
 @pytest.fixture
 def cache(kit: Kit, log: ListLogger) -> Iterator[BlockingCache]:
     """A cache on each engine; closing it checks that nothing is left open."""
-    offload_after = None if isinstance(kit, FakeKit) else 3
-    config = CacheConfig(total_fuel=10**15, offload_after=offload_after)
-    with blocking._open(functools.partial(kit.open, config, logger=log)) as cache:
+    with blocking._open(opening(kit, log)) as cache:
         yield cache
 
 
 def add(cache: BlockingCache, name: str, wasm: bytes, **more: Any) -> Any:
     """Register a module of a kit."""
-    return cache.register(name, wasm, **{"args": I64, "returns": "i64", "export": "run", **more})
+    return cache.register(name, wasm, **{**DECLARED, **more})
 
 
 def add_asking(cache: BlockingCache, kit: Kit, ask: Any, name: str = "asks", **more: Any) -> Any:
