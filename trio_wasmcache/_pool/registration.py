@@ -463,8 +463,6 @@ class Compiling:
     module: CachedModule | None = None
     error: Exception | None = None
     seconds: float = 0.0
-    prepare: Callable[[], Preparing] | None = None
-    """Begins to prepare the module; None: it is not prepared."""
 
 
 @final
@@ -525,16 +523,6 @@ class Compiler:
             mine = job is None
             if job is None:
                 job = self._compiling[equal] = Compiling(self.engine.turn(group))
-                if plain.preparation is not None:
-                    job.prepare = functools.partial(
-                        Preparing,
-                        str(declaration.key),
-                        self.runtime,
-                        self.lines,
-                        config,
-                        group,
-                        self.engine.system,
-                    )
                 self.nursery.start_soon(self._run, equal, job, wasm, declaration, config, group)
             job.turn.join(group)
             await self._wait(equal, job)
@@ -611,8 +599,15 @@ class Compiler:
         try:
             with job.scope:
                 prepared = None
-                if job.prepare is not None:
-                    preparing = job.prepare()
+                if equal.preparation is not None:
+                    preparing = Preparing(
+                        str(declaration.key),
+                        self.runtime,
+                        self.lines,
+                        config,
+                        group,
+                        self.engine.system,
+                    )
                     lease = self.lend(group, declaration.key, preparing)
                     prepared = await self._prepare(
                         equal.digest, wasm, declaration, config, job.turn, preparing, lease
