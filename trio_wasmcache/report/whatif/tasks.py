@@ -41,7 +41,6 @@ from ..replay.start import Beginning, Fed, Start
 
 # Number of the latest holds and loads of a function of which the median is taken.
 SAMPLES = 1001
-Asked = Requested | Blocked | Abandoned
 # Seconds. Events of one step have the same time, except for rounding.
 INSTANT = 1e-6
 
@@ -173,7 +172,6 @@ class Recorder(Fed):
     _requests: dict[int | None, Acquire] = Factory(dict)
     _token_waits: dict[int, Acquire] = Factory(dict)  # {task: the acquire that waits}
     _over: dict[int, float] = Factory(dict)  # {task: time when its last step was over}
-    _deadlines: dict[int, float | None] = Factory(dict)
     _under_way: Counter[int] = Factory(Counter)  # {index of a group: acquires and leases}
     _last_release: Release | None = None
     _freed: dict[str, tuple[float, int]] = Factory(dict)
