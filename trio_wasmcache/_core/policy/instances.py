@@ -275,7 +275,8 @@ class Instances:
 
     def _names(self, entry: Entry) -> tuple[FunctionKey | None, str | None]:
         function, group = entry.function, entry.group
-        return None if function.gone else function.key, None if group.gone else group.name
+        key = None if function.serving is None else function.key
+        return key, None if group.gone else group.name
 
     # -- entering, and becoming idle
 

@@ -611,7 +611,7 @@ class Policy:
         residents = instances.copy([request.held for request in held])
         old = [entry.function for entry in residents.entries if entry.function.retired]
         old += [it.request.entry.function for it in under_way if it.request.entry.function.retired]
-        retired = {one: _successor(one) for one in old}
+        retired = {one: one.serving for one in old}
         copied = [*functions]
         if len(copied) > MAX_FUNCTIONS:
             in_use = dict.fromkeys(map(_FUNCTION, residents.entries))
@@ -880,11 +880,9 @@ class Policy:
 
     def _go_on(self, request: Request, now: float, result: Step) -> None:
         """Requeue a request whose load was overtaken by `retire`, before all that came after it."""
-        function = request.entry.function
-        while function.retired and function.successor is not None:
-            function = function.successor
-        if function.retired:
-            self._end(request, _unknown(function), result)
+        function = request.entry.function.serving
+        if function is None:
+            self._end(request, _unknown(request.entry.function), result)
             return
         entry = request.entry = self.instances.entry(function, request.entry.group)
         self._queue(request)
@@ -1026,13 +1024,6 @@ def _instance(request: Request, stage: Stage) -> Instance:
     if request.stage is not stage:
         raise _illegal(request)
     return request.held
-
-
-def _successor(function: FunctionRecord) -> FunctionRecord | None:
-    """Return the function that serves in the place of an old generation, or None."""
-    while function.retired and function.successor is not None:
-        function = function.successor
-    return None if function.retired else function
 
 
 def _unknown(function: FunctionRecord) -> UnknownFunctionError:

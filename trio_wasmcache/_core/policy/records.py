@@ -138,12 +138,12 @@ class FunctionRecord:
         self.resets = Resets(*counts)
 
     @property
-    def gone(self) -> bool:
-        """Whether it was removed, and no later generation exists."""
+    def serving(self) -> FunctionRecord | None:
+        """The generation that serves now, itself or a later one; None: the function is gone."""
         function = self
         while function.retired and function.successor is not None:
             function = function.successor
-        return function.retired
+        return None if function.retired else function
 
 
 @define(eq=False)
