@@ -48,6 +48,16 @@ class FunctionKey:
     def __str__(self) -> str:
         return printable(f"{self.name}({listed(self.args)})", MAX_SHOWN)
 
+    @property
+    def arg_types(self) -> str:
+        """The types as events have them: separated by commas."""
+        return ", ".join(self.args)
+
+    @staticmethod
+    def logged(name: str, arg_types: str) -> FunctionKey:
+        """Return the key of which events have that name and these types."""
+        return FunctionKey(name, tuple(arg_types.split(", ")) if arg_types else ())
+
 
 def normalise_type(name: str) -> str:
     """Return a type in lower case and without spaces (``List< Int >`` becomes ``list<int>``)."""

@@ -167,7 +167,7 @@ class Journal:
         """Note how a function was prepared."""
         self.note(
             Prepared(
-                **_function(function),
+                **function.names,
                 group=group,
                 calls=made.calls,
                 prepare_seconds=made.seconds,
@@ -185,11 +185,11 @@ class Journal:
 
     def registered(self, function: FunctionRecord, at: float, origin: Origin, **facts: Any) -> None:
         """Note that a function serves from now on; `facts` are further fields of the event."""
-        self.note(Registered(**_function(function), **facts), at, origin)
+        self.note(Registered(**function.names, **facts), at, origin)
 
     def removed(self, function: FunctionRecord, at: float, origin: Origin) -> None:
         """Note that a function was removed; the evictions of that step follow."""
-        self.note(Removed(**_function(function)), at, origin)
+        self.note(Removed(**function.names), at, origin)
 
     def refused(
         self,
@@ -204,7 +204,7 @@ class Journal:
         self.note(
             Refused(
                 function=need.key.name,
-                arg_types=", ".join(need.key.args),
+                arg_types=need.key.arg_types,
                 group=need.group.name,
                 request=need.number,
                 address_space_bytes=address_space,
@@ -459,7 +459,7 @@ class Journal:
 
     def _output(self, request: Request, **facts: Any) -> Output:
         return Output(
-            **_function(request.entry.function),
+            **request.entry.function.names,
             group=request.entry.group.name,
             request=self._number(request),
             **facts,
@@ -469,7 +469,7 @@ class Journal:
 
     def _request(self, request: Request, task: object) -> Fields:
         return {
-            **_function(request.entry.function),
+            **request.entry.function.names,
             "group": request.entry.group.name,
             "request": self._number(request),
             "task": self._task(task),
@@ -477,14 +477,14 @@ class Journal:
 
     def _instance(self, request: Request, instance: Instance) -> Fields:
         return {
-            **_function(instance.entry.function),
+            **instance.entry.function.names,
             "group": instance.entry.group.name,
             "instance": instance.number,
             "request": self._number(request),
         }
 
     def _token_wait(self, function: FunctionRecord, group: str, task: Task) -> Fields:
-        return {**_function(function), "group": group, "request": None, "task": self._task(task)}
+        return {**function.names, "group": group, "request": None, "task": self._task(task)}
 
     def _number(self, request: Request) -> int | None:
         use = self._uses.get(request)
@@ -519,17 +519,7 @@ def _snapshot_group(name: str, closed: bool, limits: GroupLimits) -> SnapshotGro
 
 def _token_wait(task: int, wait: tuple[FunctionRecord, str, float]) -> SnapshotTokenWait:
     function, group, since = wait
-    return SnapshotTokenWait(
-        **_function(function), group=group, task=task, blocked_at_seconds=since
-    )
-
-
-def _function(record: FunctionRecord) -> Fields:
-    return {
-        "function": record.key.name,
-        "arg_types": ", ".join(record.key.args),
-        "generation": record.generation,
-    }
+    return SnapshotTokenWait(**function.names, group=group, task=task, blocked_at_seconds=since)
 
 
 def _everything(config: CacheConfig, system: SystemLimits) -> Fields:

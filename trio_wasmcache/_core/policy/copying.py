@@ -259,7 +259,7 @@ class _Rendering:
         successor = self.copy.successors.get(function)
         times = self.copy.residents.keep_alive.functions.get(function)
         return SnapshotFunction(
-            **_names(function),
+            **function.names,
             module_number=function.module.number,
             concurrency=function.concurrency,
             worst_size_bytes=function.worst_size,
@@ -278,7 +278,7 @@ class _Rendering:
         size, space, mappings, last_used, rested, uses, seat, uses_before = row
         entry = instance.entry
         return SnapshotResident(
-            **_names(entry.function),
+            **entry.function.names,
             group=entry.group.name,
             entry=self._places[entry],
             instance=instance.number,
@@ -302,7 +302,7 @@ class _Rendering:
         it, row = made
         stage, entry, instance, warm, blocked, hit, handed_over, turn, error = row
         return SnapshotRequest(
-            **_names(entry.function),
+            **entry.function.names,
             group=entry.group.name,
             entry=self._places.get(entry),
             request=it.number,
@@ -329,14 +329,6 @@ def _same(item: T) -> T:
 def _letters(function: FunctionRecord) -> int:
     key = function.key
     return len(key.name) + sum(map(len, key.args))
-
-
-def _names(function: FunctionRecord) -> Fields:
-    return {
-        "function": function.key.name,
-        "arg_types": ", ".join(function.key.args),
-        "generation": function.generation,
-    }
 
 
 @final

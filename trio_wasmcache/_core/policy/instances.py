@@ -810,9 +810,7 @@ class Instances:
             return
         function.resets = None
         event = Overgrown(
-            function=function.key.name,
-            arg_types=", ".join(function.key.args),
-            generation=function.generation,
+            **function.names,
             leases=resets.leases,
             growths=resets.growths,
             size_bytes=resets.size,
@@ -858,10 +856,8 @@ class Instances:
                 f"{limit}: it is loaded anew for every lease until the limit is raised"
             )
         event = Evicted(
-            function=function.key.name,
-            arg_types=", ".join(function.key.args),
+            **function.names,
             group=instance.entry.group.name,
-            generation=function.generation,
             instance=instance.number,
             reason=reason,
             seat=instance.seat,
@@ -918,7 +914,7 @@ def _whose(need: Need) -> dict[str, Any]:
     """Return the fields of an eviction that say whose need it served."""
     return {
         "for_function": need.key.name,
-        "for_arg_types": ", ".join(need.key.args),
+        "for_arg_types": need.key.arg_types,
         "for_group": need.group.name,
         "for_request": need.number,
     }

@@ -314,13 +314,12 @@ class KeepAliveCopy:
             if group in self.closed:
                 continue
             function = functions.get(times)
-            fields: dict[str, Any] = {"function": None, "arg_types": None, "generation": None}
+            fields: dict[str, Any]
             if function is None:
+                fields = dict.fromkeys(("function", "arg_types", "generation"))
                 fields["removed"] = removed.setdefault(times, len(removed))
                 fields["idle_times"] = texts[times]
             else:
-                fields["function"] = function.key.name
-                fields["arg_types"] = ", ".join(function.key.args)
-                fields["generation"] = function.generation
+                fields = function.names
             items.append(SnapshotGone(**fields, group=group.name, last_used_at_seconds=at))
         return items

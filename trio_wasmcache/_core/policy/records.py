@@ -138,6 +138,12 @@ class FunctionRecord:
         self.resets = Resets(*counts)
 
     @property
+    def names(self) -> dict[str, Any]:
+        """The fields by which events and items of snapshots name it."""
+        key = self.key
+        return {"function": key.name, "arg_types": key.arg_types, "generation": self.generation}
+
+    @property
     def serving(self) -> FunctionRecord | None:
         """The generation that serves now, itself or a later one; None: the function is gone."""
         function = self

@@ -125,9 +125,8 @@ class Books:
                 number=it.module_number,
             )
         for made in whole.functions:
-            types = tuple(made.arg_types.split(", ")) if made.arg_types else ()
             record = FunctionRecord(
-                FunctionKey(made.function, types),
+                FunctionKey.logged(made.function, made.arg_types),
                 made.generation,
                 self._modules[made.module_number],
                 made.concurrency,
@@ -175,9 +174,8 @@ class Books:
                 number=event.module_number,
             )
             self._modules[event.module_number] = module
-        types = tuple(event.arg_types.split(", ")) if event.arg_types else ()
         record = FunctionRecord(
-            FunctionKey(event.function, types),
+            FunctionKey.logged(event.function, event.arg_types),
             event.generation,
             module,
             event.concurrency,

@@ -119,9 +119,8 @@ class Driver:
 
     def relieve(self, event: Refused, now: float) -> Step | None:
         """Perform the step of a `refused` event."""
-        types = tuple(event.arg_types.split(", ")) if event.arg_types else ()
         group = self.books.groups.get(event.group or "")
-        key = FunctionKey(event.function, types)
+        key = FunctionKey.logged(event.function, event.arg_types)
         need = None if group is None else Need(key, group, event.request)
         return self.policy.relieve(event.address_space_bytes, event.mappings, now, need)
 
