@@ -29,7 +29,7 @@ from . import parts
 from .lifecycle import IDLE
 from .order import Allowed, OrderCopy
 from .parts import Parts
-from .records import Instance, Module
+from .records import Instance, Module, rested, running, runs
 from .reservations import EVERY, SPARE, Among, Keepers, Reservations
 
 T = TypeVar("T")
@@ -317,7 +317,7 @@ class GreedyDual:
     def _module_ranking(self) -> _Ranking[Module]:
         keepers = self._keepers
         return _Ranking(
-            *(_running, self._leave_out, self._used, self._by_code),
+            *(running, self._leave_out, self._used, self._by_code),
             home=keepers.home,
             elsewhere=keepers.elsewhere,
         )
@@ -325,7 +325,7 @@ class GreedyDual:
     def _ranking(self, value: Callable[[Instance], float]) -> _Ranking[Instance]:
         reservations = self._reservations
         return _Ranking(
-            *(_runs, _leave_out, _rested, value),
+            *(runs, Instance.report_rest, rested, value),
             home=reservations.home,
             limited=reservations.limited,
         )
@@ -406,8 +406,7 @@ class GreedyDual:
         return total / max(module.code_size, 1)
 
     def _used(self, module: Module) -> int:
-        last = max((instance.rested for instance in module.instances), default=0)
-        return max(last, self._last.get(module, 0))
+        return max(module.rested, self._last.get(module, 0))
 
     def _leave_out(self, module: Module) -> None:
         self._busy[module] = None
@@ -416,20 +415,3 @@ class GreedyDual:
 def _fill(ranking: _Ranking[T], members: Iterable[T]) -> None:
     for member in members:
         ranking.parts.doubt(member)
-
-
-def _runs(instance: Instance) -> bool:
-    return instance.state is not IDLE
-
-
-def _running(module: Module) -> int:
-    return module.running
-
-
-def _rested(instance: Instance) -> int:
-    return instance.rested
-
-
-def _leave_out(instance: Instance) -> None:
-    """Have the next rest of a running instance reported."""
-    instance.resting_size = -1

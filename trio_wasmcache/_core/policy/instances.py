@@ -36,8 +36,9 @@ from .records import (
     Module,
     Need,
     Request,
+    rested,
 )
-from .reservations import Among, Passes, Reservations
+from .reservations import NO_LIMIT, Among, Passes, Reservations
 
 # Vacant entries kept with their uncollected counts: enough for the functions an application uses
 # in turn, and few enough to take no memory.
@@ -46,8 +47,6 @@ PARKED = 64
 MAX_EXPIRED = 8
 # Lists of numbers, and no tuple for each instance, which would make the garbage collector run.
 _COLUMNS = [attrgetter(name) for name in COLUMNS]
-# Above the sum of any limits of a function, which may be arbitrarily large ints.
-NO_LIMIT = 1 << 4096
 
 
 @define
@@ -178,7 +177,7 @@ class Instances:
             if it.altered:
                 self._altered.add(instance)
             found[instance] = it
-        for instance in sorted(found, key=_rested):
+        for instance in sorted(found, key=rested):
             if instance.state is IDLE:
                 self.ledger.suspend(instance)
                 self.lru.touch(instance)
@@ -382,7 +381,7 @@ class Instances:
         # First, so that the module is in use all the time.
         new = self.start(old.entry, now)
         new.state = step(new.state, Action.LOADED)
-        new.resting_size = -1
+        new.report_rest()
         old.size, old.last_used = size, now
         self._leave_running(old, result)
         old.state = state
@@ -487,7 +486,7 @@ class Instances:
             if instance.state is IDLE:
                 self.reservations.entered(instance)
             else:
-                instance.resting_size = -1
+                instance.report_rest()
         self.order.regroup(instances)
 
     def resize_group(self, group: GroupRecord, now: float, result: Step) -> None:
@@ -790,7 +789,7 @@ class Instances:
             if instance.state is IDLE:
                 self.order.settled(instance, True)
             else:
-                instance.resting_size = -1
+                instance.report_rest()
 
     def _all(self) -> list[Instance]:
         """Return all instances, in the order in which they came."""
@@ -884,10 +883,6 @@ class Instances:
 def _number(limit: int | None) -> int:
     # No infinity: to compare a whole number with a float takes three times as long.
     return NO_LIMIT if limit is None else limit
-
-
-def _rested(instance: Instance) -> int:
-    return instance.rested
 
 
 def _instance_of(resident: SnapshotResident) -> int:

@@ -16,7 +16,7 @@ from .lifecycle import IDLE
 from .lru import LRU
 from .order import Allowed, OrderCopy
 from .parts import Parts
-from .records import DROPS, Instance, Module
+from .records import DROPS, Instance, Module, rested, running, runs
 from .reservations import EVERY, Among, Keepers, Reservations
 
 
@@ -75,10 +75,13 @@ class Recency:
         if self._instances is None:
             reservations, keepers = self._reservations, self._keepers
             self._instances = Parts(
-                *(_runs, _leave_out, _rested, _by_rest, reservations.home, reservations.limited)
+                *(runs, Instance.report_rest, rested, _by_rest),
+                home=reservations.home,
+                limited=reservations.limited,
             )
             self._modules = Parts(
-                *(_running, self._leave_out, _stopped, _by_rest, keepers.home),
+                *(running, self._leave_out, _stopped, _by_rest),
+                home=keepers.home,
                 elsewhere=keepers.elsewhere,
             )
         for instance in instances:
@@ -139,31 +142,13 @@ class Recency:
         self._busy[module] = None
 
 
-def _runs(instance: Instance) -> bool:
-    return instance.state is not IDLE
-
-
-def _running(module: Module) -> int:
-    return module.running
-
-
-def _rested(instance: Instance) -> int:
-    return instance.rested
-
-
 def _stopped(module: Module) -> int:
     """Return when the last instance of a module stopped running: see `Module.stopped`."""
-    last = max((instance.rested for instance in module.instances), default=0)
-    return max(last << DROPS, module.stopped)
+    return max(module.rested << DROPS, module.stopped)
 
 
 def _by_rest(_: object, rest: int) -> int:
     return rest
-
-
-def _leave_out(instance: Instance) -> None:
-    """Have the next rest of a running instance reported."""
-    instance.resting_size = -1
 
 
 @final

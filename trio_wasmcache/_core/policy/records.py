@@ -88,7 +88,12 @@ class Module:
     def idle(self) -> list[Instance]:
         """Idle instances and seats, the least recently used first."""
         idle = [instance for instance in self.instances if instance.state is IDLE]
-        return sorted(idle, key=_rested)
+        return sorted(idle, key=rested)
+
+    @property
+    def rested(self) -> int:
+        """The last rest of one of its instances; 0 if none has rested."""
+        return max(map(rested, self.instances), default=0)
 
     def unload(self) -> None:
         """Free the code.
@@ -293,6 +298,10 @@ class Instance:
         self.bound = bound
         self.ready = ready
 
+    def report_rest(self) -> None:
+        """Have its next rest reported, whatever its size."""
+        self.resting_size = -1
+
     def set_aside(self) -> None:
         """Mark `bound` as not ready; it has to be made again before a hit."""
         self.ready = False
@@ -312,8 +321,19 @@ class Instance:
         return bound
 
 
-def _rested(instance: Instance) -> int:
+def rested(instance: Instance) -> int:
+    """Return the last rest of an instance, by which instances are sorted."""
     return instance.rested
+
+
+def runs(instance: Instance) -> bool:
+    """Return whether an instance is not idle, and so can't be evicted."""
+    return instance.state is not IDLE
+
+
+def running(module: Module) -> int:
+    """Return how many instances of a module are not idle."""
+    return module.running
 
 
 class Stage(enum.Enum):

@@ -19,7 +19,7 @@ from attrs import Factory, define, frozen
 
 from .records import GroupRecord, Instance, Module
 
-# Larger than any instance.
+# Above the sum of any sizes and limits, which may be arbitrarily large ints.
 NO_LIMIT = 1 << 4096
 
 

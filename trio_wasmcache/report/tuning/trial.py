@@ -185,7 +185,7 @@ class Trial:
         module = entry.function.module
         instance = Instance(0, entry, 0.0, RUNNING)
         instance.loads_module = module.users == 0
-        instance.resting_size = -1
+        instance.report_rest()
         module.users += 1
         module.instances[instance] = None
         return instance
