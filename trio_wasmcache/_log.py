@@ -229,7 +229,6 @@ class _Taken:
     """A mark in the buffer: a snapshot was taken here."""
 
     render: Render
-    at: float
 
 
 @final
@@ -293,7 +292,7 @@ class ThreadedLogWriter:
 
     def add_snapshot(self, render: Render, at: float) -> None:
         self._snapshots_added += 1
-        self._append(_Taken(render, at), at, False, None)
+        self._append(_Taken(render), at, False, None)
 
     def lose_snapshot(self) -> None:
         self.snapshots_lost += 1
@@ -383,7 +382,7 @@ class ThreadedLogWriter:
             event, at, context_lost, origin = self._events.popleft()
             if isinstance(event, _Taken):
                 self._snapshots_begun += 1
-                self._parts, self._parts_at = event.render(self._stamper.last), event.at
+                self._parts, self._parts_at = event.render(self._stamper.last), at
             elif isinstance(event, _Dropped):
                 self._write(self._stamper.stamp_lost(event.count, at), None)
             else:
