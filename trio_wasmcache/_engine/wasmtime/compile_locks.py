@@ -52,8 +52,7 @@ class CompileLocks:
         **Checkpoint:** before the block.
         **Cancellation:** nothing is locked, and no file is left open.
         """
-        place = self.folder / f"{hashlib.sha256(wasm).digest()[0] % FILES:02x}"
-        number, locked = await run_in_thread(_open_and_lock, place, limiter=self._tries)
+        number, locked = await run_in_thread(self._try_first, wasm, limiter=self._tries)
         try:
             with trio.move_on_after(self._patience):
                 while not locked:
@@ -62,6 +61,10 @@ class CompileLocks:
             yield
         finally:
             _release(number)
+
+    def _try_first(self, wasm: bytes) -> tuple[int | None, bool]:
+        # In a thread, too, as the digest of a large module takes long.
+        return _open_and_lock(self.folder / f"{hashlib.sha256(wasm).digest()[0] % FILES:02x}")
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
