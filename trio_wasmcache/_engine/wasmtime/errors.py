@@ -167,16 +167,17 @@ def trap_error(pointer: int, ending: Ending) -> GuestError:
     """Make an error of an owned wasm_trap_t that ended a call."""
     code = c_uint8()
     known = native.trap_code(pointer, byref(code))
-    if ending.brief and known and CODES.get(code.value) in ending.brief:
-        native.wasm_trap_delete(pointer)
-        return _brief_error(code.value)
-    trace = native.PointerVec()
-    native.wasm_trap_trace(pointer, byref(trace))
-    frames, backtrace = _take_frames(trace, ending)
-    text = native.ByteVec()
-    native.wasm_trap_message(pointer, byref(text))
+    frames: tuple[Frame, ...] = ()
+    backtrace: tuple[str, ...] = ()
+    message = ""
+    if not (ending.brief and known and CODES.get(code.value) in ending.brief):
+        trace = native.PointerVec()
+        native.wasm_trap_trace(pointer, byref(trace))
+        frames, backtrace = _take_frames(trace, ending)
+        text = native.ByteVec()
+        native.wasm_trap_message(pointer, byref(text))
+        message = _cause(native.take_bytes(text).decode("utf-8", "replace"))
     native.wasm_trap_delete(pointer)
-    message = _cause(native.take_bytes(text).decode("utf-8", "replace"))
     if known and code.value == OUT_OF_FUEL:
         return FuelExhaustedError("all fuel is burnt", backtrace=backtrace, frames=frames)
     if known and code.value == STACK_OVERFLOW:
@@ -185,15 +186,6 @@ def trap_error(pointer: int, ending: Ending) -> GuestError:
         )
     name = CODES.get(code.value, message) if known else message
     return TrapError(f"wasm trap: {name}", code=name, backtrace=backtrace, frames=frames)
-
-
-def _brief_error(code: int) -> GuestError:
-    """Return the error of a trap with a known code, without its frames."""
-    if code == OUT_OF_FUEL:
-        return FuelExhaustedError("all fuel is burnt")
-    if code == STACK_OVERFLOW:
-        return StackOverflowError("the guest's stack is exhausted")
-    return TrapError(f"wasm trap: {CODES[code]}", code=CODES[code])
 
 
 def _take_message(pointer: int) -> str:
