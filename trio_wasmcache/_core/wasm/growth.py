@@ -19,7 +19,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from attrs import field, frozen
@@ -30,7 +30,7 @@ from .bulk import BURN_TYPE, burn_body, charged_body, charged_type
 from .custom import bodies_offset, find_sections
 from .editor import extend_sections
 from .encoding import name_bytes, section, uleb
-from .types import PAGE_LIMIT, WIDE_PAGE_LIMIT, GlobalType, Growth, Instruction, ModuleInfo
+from .types import PAGE_LIMIT, WIDE_PAGE_LIMIT, GlobalType, Instruction, ModuleInfo
 
 _CALL: Final = b"\x10"
 _TYPES, _FUNCTIONS, _GLOBALS, _EXPORTS, _CODE = 1, 3, 6, 7, 10
@@ -151,13 +151,11 @@ def edit_code(
     added = _Added(len(info.types), len(info.functions))
     burn = added.function(BURN_TYPE, burn_body()) if charge else None
     notes = {memory: len(info.globals) + number for number, memory in enumerate(names)}
-    grow = {
-        memory: added.function(
-            _WIDE_TYPE if wide else _NARROW_TYPE,
-            _wrapper(memory, notes.get(memory), burn, wide=wide),
-        )
-        for memory, wide in _memories(info, growths, names)
-    }
+    grow = {}
+    for memory in sorted({one.memory for one in growths}):
+        wide = info.memories[memory].wide
+        kind = _WIDE_TYPE if wide else _NARROW_TYPE
+        grow[memory] = added.function(kind, _wrapper(memory, notes.get(memory), burn, wide=wide))
     calls: list[tuple[Instruction, int]] = [(one, grow[one.memory]) for one in growths]
     if burn is not None:
         codes = {
@@ -196,14 +194,6 @@ class _Added:
         self.type_indexes.append(self._first_type + self.types.index(kind))
         self.bodies.append(body)
         return self._first + len(self.bodies) - 1
-
-
-def _memories(
-    info: ModuleInfo, growths: Iterable[Growth], names: Iterable[int]
-) -> list[tuple[int, bool]]:
-    """Return (index, whether addresses have 64 bits) of each memory that grows."""
-    memories = sorted({*(one.memory for one in growths), *names})
-    return [(memory, info.memories[memory].wide) for memory in memories]
 
 
 def _replaced(
