@@ -12,6 +12,8 @@ from __future__ import annotations
 import ctypes
 from typing import Final
 
+from attrs import evolve
+
 from ..._core.errors import TrapError
 from ..._core.wasm.graph import USER
 from ..._core.wasm.preparation import (
@@ -60,13 +62,10 @@ def freeze(store: Store, callers: Callers) -> dict[str, FrozenState]:
         for kind, index, export in found.probes:
             if _is_dropped(store, handle, callers, export):
                 dropped[kind].add(index)
-        state = states[name]
-        states[name] = FrozenState(
-            state.memories,
-            state.tables,
-            state.globals,
-            frozenset(dropped["data"]),
-            frozenset(dropped["elem"]),
+        states[name] = evolve(
+            states[name],
+            dropped_data=frozenset(dropped["data"]),
+            dropped_elements=frozenset(dropped["elem"]),
         )
     return states
 
