@@ -31,7 +31,7 @@ from .._runtime.call import Call
 from .._runtime.metered import MeteredGuest
 from . import arrow as _arrow
 from .byte_chunks import MemoryChunks, Packed, bulk_of
-from .byte_columns import ArrowBytes, PackedColumn
+from .byte_columns import ArrowBytes, PackedColumn, row_values
 from .chunks import Failing, NumberChunks
 from .collectors import BytesSink, Sink
 from .columns import Column, MisfitError, Misfits, column, to_collect
@@ -333,8 +333,7 @@ def _number_sinks(
     except ResultTooLargeError as error:
         each = sum(SLOT + NUMBER if nones else cell.size for cell in cells)
         error.row = tally.limit // each
-        values = tuple(one.values(error.row, error.row + 1)[0] for one in columns)
-        call.refuse(error, values)
+        call.refuse(error, row_values(columns, error.row))
         raise
 
 
@@ -518,7 +517,7 @@ async def _pack_in_thread(call: Call, one: Packed, end: int) -> None:
 
 def _misfit(binding: Binding, columns: Sequence[Column], row: int) -> Exception:
     """Return the error for a row whose values don't fit."""
-    values = tuple(one.values(row, row + 1)[0] for one in columns)
+    values = row_values(columns, row)
     return in_row(binding.explain(values), row, values)
 
 

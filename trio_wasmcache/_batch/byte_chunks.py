@@ -34,7 +34,7 @@ from .._core.wasm.memory_layout import (
 from .._engine.base import GuestDriver
 from .._runtime.call import Call
 from .._runtime.metered import MeteredGuest
-from .byte_columns import ArrowBytes, PackedColumn
+from .byte_columns import ArrowBytes, PackedColumn, row_values
 from .chunks import ZERO, Chunks, Failing
 from .collectors import BytesSink, Sink
 from .columns import Column
@@ -128,7 +128,7 @@ class MemoryChunks(Chunks):
                 driver.put(at + KEPT_AT, _WORD.pack(number))
 
     def values(self, row: int) -> tuple[object, ...]:
-        return tuple(one.values(row, row + 1)[0] for one in self._columns)
+        return row_values(self._columns, row)
 
     def skip(self, result: Value) -> None:
         """Add the result of the next row, which the caller has called for."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import array
 import bisect
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol, final
 
 from .._abi.base import Value
@@ -224,3 +224,10 @@ def _views(chunk: Arrow) -> tuple[memoryview, memoryview]:
     raw = memoryview(offsets).cast("B")
     view = raw.cast("q") if str(chunk.type).startswith("large") else raw.cast("i")
     return view[chunk.offset :], memoryview(b"" if data is None else data).cast("B")
+
+
+def row_values(
+    columns: Iterable[Column | PackedColumn | ArrowBytes], row: int
+) -> tuple[object, ...]:
+    """Return the values of a row, one of each column."""
+    return tuple(one.values(row, row + 1)[0] for one in columns)

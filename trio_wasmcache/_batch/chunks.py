@@ -34,6 +34,7 @@ from .._engine.base import (
 from .._runtime.call import Call
 from .._runtime.runner import Job
 from .._runtime.user_code import is_of_guest
+from .byte_columns import row_values
 from .collectors import BytesSink, Sink
 from .columns import Column
 from .failures import RowErrors
@@ -544,7 +545,7 @@ class NumberChunks(Chunks):
         self._put_scalars()
 
     def values(self, row: int) -> tuple[object, ...]:
-        return tuple(one.values(row, row + 1)[0] for one in self._columns)
+        return row_values(self._columns, row)
 
     def fill(self) -> int:
         most = self.limit(min(self._layout.rows, self.rows - self.done))
