@@ -15,9 +15,9 @@ from .._abi.base import Value
 from .._abi.plain import PlainAbi
 from .._core.wasm.driver import CELLS, FIRST_AT, Cell, Shape, layout
 from .._engine.base import GuestDriver, UnderWay
+from .chunks import ZERO
 from .columns import pack, same_format
 
-ZERO = bytes(4)
 LISTS = (list, tuple, range)
 NUMBERS = (int, float, bool)
 
