@@ -106,6 +106,9 @@ class Segment:
     items: bytes = b""
     """Elements, encoded with their number; they are expressions if `expressions`."""
     expressions: bool = False
+    begin: int = 0
+    """Offset in the module, if it is a data segment; likewise of its end."""
+    end: int = 0
 
 
 def runs_of(memory: bytes | memoryview) -> tuple[Run, ...]:
@@ -241,6 +244,7 @@ def read_data(wasm: bytes, info: ModuleInfo) -> list[Segment]:
     if cursor is None:
         return segments
     for _ in range(cursor.number(32)):
+        begin = cursor.at
         flags, target = cursor.number(32), 0
         if flags != 1:
             if flags == 2:
@@ -248,7 +252,8 @@ def read_data(wasm: bytes, info: ModuleInfo) -> list[Segment]:
             cursor.expression()
         size = cursor.number(32)
         cursor.skip(size)
-        segments.append(Segment("passive" if flags == 1 else "active", target, size))
+        mode = "passive" if flags == 1 else "active"
+        segments.append(Segment(mode, target, size, begin=begin, end=cursor.at))
     return segments
 
 
@@ -499,24 +504,10 @@ def _data(
     """Return the number of data segments, and what they consist of."""
     made: list[bytes | memoryview] = []
     segments = 0
-    cursor = _cursor(wasm, info, DATA)
-    at = 0
-    if cursor is not None:
-        cursor.number(32)
-        at = cursor.at
     for number, one in enumerate(read_data(wasm, info)):
-        assert cursor is not None
         segments += 1
-        begin = cursor.at = at
-        flags = cursor.number(32)
-        if flags == 2:
-            cursor.number(32)
-        if flags != 1:
-            cursor.expression()
-        cursor.skip(cursor.number(32))
-        at = cursor.at
         if one.mode == "passive" and number not in state.dropped_data:
-            made.append(wasm[begin:at])
+            made.append(wasm[one.begin : one.end])
         elif info.memories:
             wide = info.memories[one.target].wide
             made.append(b"\2" + uleb(one.target) + _address(0, wide=wide) + b"\0")
