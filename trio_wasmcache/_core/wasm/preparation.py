@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from attrs import evolve, field, frozen
@@ -298,12 +298,7 @@ def observe(wasm: bytes, info: ModuleInfo) -> Observed:
         if table.element not in _NULLS:
             raise UnfreezableError(f"its table {index} is of type {table.element}")
     segments, functions = read_elements(wasm, info)
-    initial = {
-        function
-        for _, one in read_globals(wasm, info)
-        for function in _referred(one, [(0, len(one))])
-    }
-    found = tuple(sorted(functions | initial))
+    found = tuple(sorted(functions | _initial(read_globals(wasm, info))))
     if len(found) > MAX_REFERABLE:
         raise UnfreezableError(
             f"its tables can refer to {len(found)} functions, more than {MAX_REFERABLE}"
@@ -335,6 +330,11 @@ def _referred(wasm: bytes, expressions: Sequence[tuple[int, int]]) -> Iterator[i
     for at, end in expressions:
         if wasm[at] == 0xD2:
             yield Cursor(wasm, at + 1, end).number(32)
+
+
+def _initial(globals: Iterable[tuple[bytes, bytes]]) -> set[int]:
+    """Return the functions to which the initial values of globals refer; see `read_globals`."""
+    return {function for _, one in globals for function in _referred(one, [(0, len(one))])}
 
 
 def _cursor(wasm: bytes, info: ModuleInfo, id: int) -> Cursor | None:
@@ -474,9 +474,7 @@ def _elements(
         else:
             made.append(b"\3\0" + one.items)
     # Of the first value of a global, which code may refer to after it has changed.
-    initial = {
-        function for _, one in globals for function in _referred(one, [(0, len(one))])
-    } - known
+    initial = _initial(globals) - known
     if initial:
         made.append(b"\3\0" + vector([uleb(function) for function in sorted(initial)]))
     for table, items in enumerate(state.tables, info.imported_tables):
