@@ -12,7 +12,7 @@ from batch.modules import binary
 from peeking import native_of
 
 from trio_wasmcache import CacheConfig, Function, GuestError, HostFunction, InstanceCache, Lease
-from trio_wasmcache._batch import batch as _batch
+from trio_wasmcache._batch import byte_chunks
 from trio_wasmcache._core.wasm.memory_layout import MemoryShape
 
 UDFS = Path(__file__).parents[1] / "udfs"
@@ -103,12 +103,12 @@ def moody() -> bytes:
 @contextmanager
 def row_by_row() -> Iterator[None]:
     """No driver makes calls whose values cross through memory."""
-    real = _batch._bulk_of
-    _batch._bulk_of = lambda binding, native: None
+    real = byte_chunks.bulk_of
+    byte_chunks.bulk_of = lambda binding, native: None
     try:
         yield
     finally:
-        _batch._bulk_of = real
+        byte_chunks.bulk_of = real
 
 
 def drives(lease: Lease) -> bool:

@@ -14,7 +14,7 @@ import trio
 import wasmtime
 
 from trio_wasmcache import CacheConfig, open_cache
-from trio_wasmcache._batch import batch as _batch
+from trio_wasmcache._batch import byte_chunks
 from trio_wasmcache._core.wasm.driver import Shape, layout
 from trio_wasmcache._engine.base import UNDER_WAY
 
@@ -143,13 +143,13 @@ async def bench_text(report: Report, rows: int, rounds: int) -> None:
                     for word in words[:few]:
                         await lease.call(*[word] * len(args))
                     us.setdefault("call", []).append((time.perf_counter() - began) / few * 1e6)
-                    driven, _batch._bulk_of = _batch._bulk_of, lambda *_: None
+                    driven, byte_chunks.bulk_of = byte_chunks.bulk_of, lambda *_: None
                     began = time.perf_counter()
                     await lease.map([words[:few]] * len(args))
                     us.setdefault("row by row", []).append(
                         (time.perf_counter() - began) / few * 1e6
                     )
-                    _batch._bulk_of = driven
+                    byte_chunks.bulk_of = driven
             median = {way: statistics.median(taken) for way, taken in us.items()}
             for way, value in median.items():
                 report.add(f"{rows:,} rows of text, {what}, {way}", value, "us/row")

@@ -29,8 +29,8 @@ from .._core.wasm.driver import CELLS, Shape, layout
 from .._core.wasm.memory_driver import memory_layout
 from .._runtime.call import Call
 from .._runtime.metered import MeteredGuest
-from . import arrow as _arrow
-from .byte_chunks import MemoryChunks, Packed, bulk_of
+from . import arrow as _arrow, byte_chunks
+from .byte_chunks import MemoryChunks, Packed
 from .byte_columns import ArrowBytes, PackedColumn, row_values
 from .chunks import Failing, NumberChunks
 from .collectors import BytesSink, Sink
@@ -256,7 +256,7 @@ async def _map_values(
     errors: RowErrors | None,
 ) -> Value:
     native, tally = call.native, call.tally
-    bulk = _bulk_of(call.bound.binding, MeteredGuest(native, tally))
+    bulk = byte_chunks.bulk_of(call.bound.binding, MeteredGuest(native, tally))
     packed: list[Column | Packed] | None = None
     misfits: tuple[int, ...] = ()
     if bulk is not None and rows:
@@ -335,9 +335,6 @@ def _number_sinks(
         error.row = tally.limit // each
         call.refuse(error, row_values(columns, error.row))
         raise
-
-
-_bulk_of = bulk_of
 
 
 async def _packed(
