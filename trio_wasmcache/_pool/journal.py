@@ -380,6 +380,10 @@ class Journal:
 
     # -- snapshots
 
+    def listen(self) -> None:
+        """Call `stirred` at the next event, if this is a log with uses."""
+        self.quiet = self.log_uses
+
     def snapshot(
         self,
         policy: Policy,
@@ -387,7 +391,7 @@ class Journal:
         groups: Iterable[tuple[GroupRecord, GroupLimits]],
         at: float,
     ) -> None:
-        """Note all that is in the cache now; what is noted next stirs the journal.
+        """Note all that is in the cache now.
 
         Args:
             policy: the policy of the cache.
@@ -417,7 +421,6 @@ class Journal:
             return copy.parts({**head, "at_seq": last}, made, [_token_wait(*it) for it in waits])
 
         self.log.add_snapshot(render, at)
-        self.quiet = self.log_uses
 
     # -- output of guests
 

@@ -1,7 +1,7 @@
 """The background task that takes snapshots for a log with uses, while something happens.
 
 With nothing noted since the last snapshot it sleeps without a deadline. The first event sets one
-(`Snapshots.stirred`), so there is one wakeup for each snapshot, and none in an idle cache.
+(see `Journal.stirred`), so there is one wakeup for each snapshot, and none in an idle cache.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Snapshots:
         """
         pool, now = self._pool, trio.current_time()
         self._since = math.inf
-        pool.journal.quiet = pool.journal.log_uses
+        pool.journal.listen()
         if pool.closed:
             return
         if not pool.log.takes_snapshot:
