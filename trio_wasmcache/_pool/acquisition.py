@@ -17,10 +17,7 @@ import trio
 from attrs import frozen
 from trio.lowlevel import Abort, RaiseCancelT, Task
 
-from .._core.errors import (
-    DeadlockError,
-    WasmCacheError,
-)
+from .._core.errors import DeadlockError, WasmCacheError
 from .._core.events import Reason
 from .._core.metrics.counters import LOADS, microseconds
 from .._core.policy.lifecycle import IllegalStepError
@@ -37,15 +34,10 @@ from .._core.stack_room import check_headroom
 from .._core.text import shown
 from .._engine.base import GuestInstance, NoMemoryError
 from .._log import Origin
-from .._runtime.bound import (
-    Begin,
-    BoundFunction,
-    Definition,
-    bind,
-)
+from .._runtime.bound import BoundFunction, Definition
 from .._runtime.start import Start
 from .capacity import GroupState
-from .making import Making, explain, needed
+from .making import Making, bind_metered, explain, needed
 from .pool import CLOSED, Pool
 
 
@@ -132,10 +124,6 @@ class Acquisition:
     def start(self) -> Start | None:
         """Start of the instance that is being made; None when none is."""
         return None if self._making is None else self._making.start
-
-    def _metered(self, begin: Begin) -> Begin:
-        """Return a function that charges the group for the CPU time of a call's first slice."""
-        return self._pool.runner.cpu_limits.metered_call(self._group.share, begin)
 
     def end(self, reason: Reason) -> trio.Event | None:
         """Give up what was granted so far, as the group or the cache closes.
@@ -239,18 +227,12 @@ class Acquisition:
 
     def _bind(self, instance: Instance) -> BoundFunction:
         """Return the function bound to the instance; bind it anew if the instance was set aside."""
-        config, bound = self._pool.config, BoundFunction.of(instance)
+        pool, bound = self._pool, BoundFunction.of(instance)
         if not instance.ready and bound.definition.serves_again:
             native = bound.native
-            if native.yield_fuel != config.yield_fuel:
-                native.set_yield_fuel(config.yield_fuel)
-            bound = bind(
-                bound.definition,
-                instance.entry,
-                native,
-                config.total_fuel,
-                self._metered if self._group.share.budget else None,
-            )
+            if native.yield_fuel != pool.config.yield_fuel:
+                native.set_yield_fuel(pool.config.yield_fuel)
+            bound = bind_metered(pool, self._group.share, bound.definition, instance.entry, native)
             instance.hold(bound, ready=True)
         return bound
 
@@ -318,13 +300,7 @@ class Acquisition:
             if problem is error:
                 raise
             raise problem from error
-        bound = bind(
-            definition,
-            instance.entry,
-            native,
-            pool.config.total_fuel,
-            self._metered if self._group.share.budget else None,
-        )
+        bound = bind_metered(pool, self._group.share, definition, instance.entry, native)
         instance.hold(bound, ready=definition.serves_again)
         now, seat = pool.now(), instance.seat
         instance.entry.uses.add(LOADS, microseconds(now - began))

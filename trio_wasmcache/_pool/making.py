@@ -1,7 +1,8 @@
-"""Makes instances: loads their code, instantiates them, and runs their start to its end."""
+"""Makes instances: loads their code, instantiates them, runs their start, and binds them."""
 
 from __future__ import annotations
 
+import functools
 from typing import Final, final
 
 from .._core.config import CacheConfig
@@ -15,11 +16,11 @@ from .._core.errors import (
 )
 from .._core.keys import FunctionKey
 from .._core.output import last_words
-from .._core.policy.records import FunctionRecord, Request
+from .._core.policy.records import Entry, FunctionRecord, Request
 from .._core.policy.shares import BURST_FUEL, Share
 from .._core.wasm.admission import import_name
 from .._engine.base import GuestInstance, NoMemoryError
-from .._runtime.bound import Definition, fuel_limit, refusal, stack_limit
+from .._runtime.bound import BoundFunction, Definition, bind, fuel_limit, refusal, stack_limit
 from .._runtime.relief import Reserved
 from .._runtime.start import Start
 from .pool import Pool
@@ -99,6 +100,18 @@ class Making:
         """Free the instance that is starting, if there is one; no thread runs it."""
         if self._native is not None:
             self._native.close()
+
+
+def bind_metered(
+    pool: Pool, share: Share, definition: Definition, entry: Entry, native: GuestInstance
+) -> BoundFunction:
+    """Bind the function of an entry to an instance, for leases of the group with that share.
+
+    If the group has a `cpu_limit`, the beginning of each call charges its CPU time.
+    """
+    limits = pool.runner.cpu_limits
+    metered = functools.partial(limits.metered_call, share) if share.budget else None
+    return bind(definition, entry, native, pool.config.total_fuel, metered)
 
 
 def needed(function: FunctionRecord) -> Reserved:

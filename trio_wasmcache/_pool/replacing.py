@@ -17,9 +17,9 @@ from trio.lowlevel import Task
 
 from .._core.policy.records import Request
 from .._core.policy.shares import Share
-from .._runtime.bound import BoundFunction, bind
+from .._runtime.bound import BoundFunction
 from .._runtime.start import Start
-from .making import Making, explain, needed
+from .making import Making, bind_metered, explain, needed
 from .pool import Pool
 
 MAX_EVENTS: Final = 99
@@ -70,14 +70,7 @@ class Replacing:
             if problem is failure:
                 raise
             raise problem from failure
-        limits = pool.runner.cpu_limits
-        made = bind(
-            definition,
-            entry,
-            native,
-            pool.config.total_fuel,
-            functools.partial(limits.metered_call, self._share) if self._share.budget else None,
-        )
+        made = bind_metered(pool, self._share, definition, entry, native)
         if self._events < MAX_EVENTS:
             self._events += 1
             self._book(size, error, 1)
