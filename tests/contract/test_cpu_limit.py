@@ -258,18 +258,20 @@ async def test_a_wait_for_the_cpu_is_no_deadlock(fake: FakeKit, autojump_clock: 
         f = await add(cache, "f", fake.adding(1))
         tick(cache)
         order = []
+        holds = trio.Event()
 
         async def holds_f() -> None:
             async with f.acquire() as lease:
-                await wait_all_tasks_blocked()
+                holds.set()
                 async with group.acquire(costly.name) as other:
                     order.append("waited")
                     await other.call(1)
                 await lease.call(1)
 
         async with cache.scheduling_group("slow", capacity=5, cpu_limit=TICK) as group:
-            nursery.start_soon(holds_f)
             async with group.acquire(costly.name) as lease:
+                nursery.start_soon(holds_f)
+                await holds.wait()  # its start takes CPU time of the group, too
                 began = trio.current_time()
                 await lease.call(1)  # waits for the CPU, and the other for this
                 order.append("called")
