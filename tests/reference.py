@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import trio_wasmcache
-from trio_wasmcache import aio, blocking, prometheus, testing
+from trio_wasmcache import aio, blocking, prometheus, testing, udf
 from trio_wasmcache.report.reading import schema
 
-MODULES = (trio_wasmcache, testing, prometheus, blocking, aio, schema)
+MODULES = (trio_wasmcache, testing, prometheus, blocking, aio, udf, schema)
 PUBLIC = {
     f"{module.__name__}.{name}": getattr(module, name)
     for module in MODULES

@@ -15,6 +15,7 @@ from ._cache.cache import InstanceCache
 from ._cache.lease import Function, Lease, R_co
 from ._core.config import CacheConfig
 from ._core.keys import FunctionKey
+from ._core.text import shown
 from ._owner import refuse_copy
 from ._portal import OpenGroup, Portal
 
@@ -119,6 +120,21 @@ class OutsideCache:
 def plain(function: OutsideFunction[T] | str) -> Function[T] | str:
     """Return the function of a cache that a function is, or its name."""
     return function.function if isinstance(function, OutsideFunction) else function
+
+
+def check_timeout(timeout: object) -> None:
+    """Check a timeout.
+
+    Raises:
+        TypeError: it is neither None nor a number.
+        ValueError: it is negative, or no number of seconds.
+    """
+    if timeout is None:
+        return
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise TypeError(f"timeout must be a number of seconds, or None, got {shown(timeout)}")
+    if not timeout >= 0:
+        raise ValueError(f"timeout must be a number of seconds from 0, got {shown(timeout)}")
 
 
 # -- what requests do, in the cache's thread

@@ -48,7 +48,7 @@ _OUTSIDE = tuple(
     _FOLDER + name
     for name in (
         *("_demo.py", "_ki.py", "__main__.py", "testing.py", "prometheus.py", "report"),
-        *("_outside.py", "_portal.py", "aio.py", "blocking.py"),
+        *("_outside.py", "_portal.py", "aio.py", "blocking.py", "udf"),
     )
 )
 

@@ -37,6 +37,11 @@ def public_in_testing(thing: T) -> T:
     return _present("trio_wasmcache.testing", thing)
 
 
+def public_in_udf(thing: T) -> T:
+    """Decorate a class of `trio_wasmcache.udf`, as `public` does."""
+    return _present("trio_wasmcache.udf", thing)
+
+
 def _present(module: str, thing: T) -> T:
     if isinstance(thing, type):
         cls: Any = thing

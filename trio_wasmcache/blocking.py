@@ -111,21 +111,6 @@ def _close(portal: Portal) -> None:
     portal.check_failure()
 
 
-def _check_timeout(timeout: object) -> None:
-    """Check a timeout.
-
-    Raises:
-        TypeError: it is neither None nor a number.
-        ValueError: it is negative, or no number of seconds.
-    """
-    if timeout is None:
-        return
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise TypeError(f"timeout must be a number of seconds, or None, got {shown(timeout)}")
-    if not timeout >= 0:
-        raise ValueError(f"timeout must be a number of seconds from 0, got {shown(timeout)}")
-
-
 @final
 class _Caller:
     """Has requests run in a cache's thread, and waits for them.
@@ -152,7 +137,7 @@ class _Caller:
         timeout: float | None = None,
     ) -> T:
         """Run an async function in the cache's thread, in a group or in none."""
-        _check_timeout(timeout)
+        _outside.check_timeout(timeout)
         portal = self.portal
         portal.check(what)
         lock = threading.Lock()
@@ -503,6 +488,24 @@ class BlockingCache(OutsideCache, _Calls):
         """
         if not self._portal.is_copy():
             _close(self._portal)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the cache is closed, so that all calls raise `trio.ClosedResourceError`."""
+        return self._portal.over
+
+    def check_caller(self, what: str) -> None:
+        """Check that this thread may wait for the cache, as each call does.
+
+        It is for code that takes a lock around calls of the cache: to be called before that.
+
+        Args:
+            what: what the thread is going to do, for the message.
+
+        Raises:
+            RuntimeError: this is the cache's own thread, or a forked child.
+        """
+        self._portal.check(what)
 
     # -- functions
 
