@@ -154,8 +154,8 @@ class WasmUDF:
     imports: Mapping[str, Mapping[str, Importable]] | None = field(
         default=None, converter=_imports, kw_only=True
     )
-    """Imports of the module, as for `InstanceCache.register`. Host functions must be importable: they
-    are pickled by name, and a worker uses its own function of that name. None: none."""
+    """Imports of the module, as for `InstanceCache.register`. Host functions must be importable:
+    they are pickled by name, and a worker uses its own function of that name. None: none."""
     wasi: Wasi | None = field(default=None, kw_only=True)
     """Grants through WASI. None: those of `Wasi()`."""
     prepare: Sequence[Prepare] = field(default=(), converter=_calls, kw_only=True)
