@@ -23,6 +23,7 @@ from trio_wasmcache import (
 )
 from trio_wasmcache._core.tiers import STACKS, Tier
 from trio_wasmcache._core.wasm.bulk import HELPER_LIMIT, SLACK
+from trio_wasmcache._core.wasm.reader import SHORT
 from trio_wasmcache.testing import check_invariants
 
 COMPILERS = ("optimizing", "baseline")
@@ -110,6 +111,59 @@ async def test_bulk_instructions_cost_the_same(export: str) -> None:
             assert abs(more - fuel) <= most, length
 
 
+# {instruction: its text, for an address that the caller gives and a constant length}
+CONSTANT = {
+    "memory.fill": "(memory.fill (local.get 0) (i32.const 1) (i32.const {0}))",
+    "memory.copy": "(memory.copy (local.get 0) (i32.const 1) (i32.const {0}))",
+    "memory.copy of a wide one": """(memory.copy $w $w (i64.extend_i32_u (local.get 0))
+        (i64.const 1) (i64.const {0}))""",
+    "memory.init": "(memory.init $d (local.get 0) (i32.const 0) (i32.const {0}))",
+    "table.fill": "(table.fill (local.get 0) (ref.null func) (i32.const {0}))",
+    "table.copy": "(table.copy $u $t (local.get 0) (i32.const 1) (i32.const {0}))",
+    "table.init": "(table.init $t $e (local.get 0) (i32.const 0) (i32.const {0}))",
+}
+SHORTS = (0, 1, SLACK - 1, SLACK, 63, 64, 255, SHORT, SHORT + 1)
+
+
+@pytest.mark.parametrize("name", CONSTANT)
+async def test_small_constant_lengths_cost_exactly_the_same(name: str) -> None:
+    """Each of the six, to the unit; and they trap in the same place."""
+    functions = "".join(
+        f"""(func (export "{length}") (param i32) {CONSTANT[name].format(length)})"""
+        for length in SHORTS
+    )
+    wasm = wat(
+        f"""(module (memory 1) (memory $w i64 1) (table $t 999 funcref) (table $u 999 funcref)
+        (data $d "{"x" * 300}") (elem $e func {" ".join(["$z"] * 300)}) (func $z) {functions})"""
+    )
+    found: dict[str, list[Any]] = {}
+    for compiler in COMPILERS:
+        async with cache_on(compiler) as cache:
+            for length in SHORTS:
+                function = await cache.register(str(length), wasm, args=("i32",), isolation="fresh")
+                found.setdefault("fuel", []).append((await outcome(function, 0))[1])
+                ends = [(await outcome(function, at))[0] for at in (0, 900, -1)]
+                found.setdefault(compiler, []).append(ends)
+            assert tier_of(cache, function) is Tier(compiler)
+    assert found["optimizing"] == found["baseline"]
+    assert [how for *_, (how, _, _) in found["baseline"]] == ["TrapError"] * len(SHORTS)
+    assert found["fuel"][: len(SHORTS)] == found["fuel"][len(SHORTS) :]
+
+
+async def test_a_length_that_only_looks_constant_is_charged() -> None:
+    """The bytes before the instruction are those of (i32.const 26), but belong to another."""
+    locals_ = " ".join(["i32"] * 65)
+    wasm = wat(
+        f"""(module (memory 32) (func (export "f") (param i32) (local {locals_})
+        (memory.fill (i32.const 0) (i32.const 1) (local.get 0) (drop (local.get 65)))))"""
+    )
+    assert b"\x41\x1a\xfc\x0b\x00" in wasm
+    (_, optimizing), (_, baseline) = (
+        ends[0] for ends in (await outcomes(wasm, "f", [(MiB,)])).values()
+    )
+    assert optimizing == baseline > MiB
+
+
 @pytest.mark.parametrize("compiler", COMPILERS)
 async def test_fills_without_end_are_cancelled(compiler: str) -> None:
     """A slice is not so many fills, but so many bytes."""
@@ -132,7 +186,7 @@ async def test_a_module_with_too_many_kinds_of_bulk_instructions() -> None:
     count = HELPER_LIMIT + 1
     segments = '(data "x")' * count
     inits = "".join(
-        f"(memory.init {number} (i32.const 0) (i32.const 0) (i32.const 1))"
+        f"(memory.init {number} (i32.const 0) (i32.const 0) (local.get 0))"
         for number in range(count)
     )
     wasm = wat(f'(module (memory 1) {segments} (func (export "f") (param i32) {inits}))')

@@ -14,10 +14,11 @@ from fuzz.verdict import ENGINE
 
 from trio_wasmcache import KiB, MiB
 from trio_wasmcache._core.wasm.admission import Edits, check_limits
+from trio_wasmcache._core.wasm.bulk import UNITS_LIMIT
 from trio_wasmcache._core.wasm.custom import bodies_offset
 from trio_wasmcache._core.wasm.editor import name_bytes, section
 from trio_wasmcache._core.wasm.growth import UNMOVED, code_offsets, edit_code, notes_of
-from trio_wasmcache._core.wasm.reader import GROWTH_LIMIT, ModuleInfo, read_module
+from trio_wasmcache._core.wasm.reader import GROWTH_LIMIT, SHORT, ModuleInfo, read_module
 
 UDFS = Path(__file__).parents[2] / "udfs"
 PAGE = 64 * KiB
@@ -176,3 +177,85 @@ def test_without_edits_offsets_are_as_they_were() -> None:
     assert UNMOVED.given(7) == 7
     empty = b"\0asm\1\0\0\0"
     assert code_offsets(empty, empty, 0).given(7) == 7
+
+
+def charged(wasm: bytes) -> tuple[bytes, ModuleInfo, Any]:
+    """The module in which bulk instructions are charged, and the map of its offsets."""
+    info = read_module(wasm)
+    edited, moves = edit_code(wasm, info, {}, bodies_offset(wasm), charge=True)
+    return edited, info, code_offsets(wasm, edited, len(info.functions), moves)
+
+
+LENGTHS = {
+    "(i32.const 0)": 0,
+    "(i32.const 63)": 63,
+    "(i32.const 64)": 64,
+    f"(i32.const {SHORT})": SHORT,
+    f"(i32.const {SHORT + 1})": None,
+    "(i32.const -1)": None,
+    "(i32.const 0x7fffffff)": None,
+    "(i32.add (i32.const 1) (i32.const 2))": None,
+    "(local.get 65)": None,
+    "(block (result i32) (i32.const 7))": None,
+    "(i32.const 9) (nop)": None,
+    # These end with the bytes of (i32.const 26), (i32.const 27), and (i64.const 26).
+    "(local.get 0) (drop (local.get 65))": None,
+    "(select (local.get 0) (local.get 1) (local.get 65))": None,
+    "(local.get 0) (drop (local.get 66))": None,
+    # And this one with those of (i32.const 167).
+    "(i32.wrap_i64 (global.get 65)) (nop)": None,
+}
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_lengths_are_constant_only_where_a_constant_is_before(length: str) -> None:
+    """Bytes of other instructions that look like one are not taken for it."""
+    globals_, locals_ = "(global i64 (i64.const 0))" * 66, " ".join(["i32"] * 67)
+    wasm = wat(f"""(module (memory 1) {globals_} (func (local {locals_})
+        (memory.fill (i32.const 0) (i32.const 1) {length}) (call 0)
+        (memory.copy (i32.const 0) (i32.const 1) (local.get 1))))""")
+    first, second = read_module(wasm).bulks or ()
+    assert (first.length, second.length) == (LENGTHS[length], None)
+
+
+BULKS = """(module (memory i64 1) (memory 1) (table 9 funcref) (table 9 funcref)
+    (data "abc") (elem func 0)
+    (func (param i64) (nop) (memory.fill (local.get 0) (i32.const 1) (i64.const 130)) (nop))
+    (func (memory.copy (i64.const 0) (i64.const 1) (i64.const 2))
+        (memory.copy 0 1 (i64.const 0) (i32.const 1) (i32.const 200))
+        (memory.init 1 0 (i32.const 0) (i32.const 0) (i32.const 3))
+        (if (i32.const 0) (then (table.fill 1 (i32.const 0) (ref.null func) (i32.const 9)))))
+    (func (table.copy 0 1 (i32.const 0) (i32.const 1) (i32.const 5))
+        (table.init 0 0 (i32.const 0) (i32.const 0) (i32.const 1))))"""
+
+
+def test_instructions_of_small_constant_lengths_stay() -> None:
+    """The module gets no function, and its offsets are mapped back."""
+    wasm = wat(BULKS)
+    edited, info, offsets = charged(wasm)
+    after = read_module(edited)
+    assert is_valid(edited)
+    assert after.functions == info.functions
+    assert info.bulks is not None
+    assert after.bulks is not None
+    assert [one.length for one in info.bulks] == [130, 2, 200, 3, 9, 5, 1]
+    for given, made in zip(info.bulks, after.bulks, strict=True):
+        assert given.code == made.code
+        assert offsets.given(made.at) == given.at
+        assert edited[made.end :].startswith(b"\x41\x00\x1a" * (given.length or 0))
+        # The last byte of the body is where it was.
+        assert offsets.given(made.body_end - 1) == given.body_end - 1
+    assert len(edited) - len(wasm) < 3 * sum(one.length or 0 for one in info.bulks) + 20
+
+
+def test_a_module_grows_little_by_constant_lengths() -> None:
+    """Instructions beyond that become calls, which is as good."""
+    fill = f"(memory.fill (i32.const 0) (i32.const 1) (i32.const {SHORT}))"
+    wasm = wat(f"(module (memory 1) (func {fill * 1000}))")
+    edited, info, _ = charged(wasm)
+    assert is_valid(edited)
+    after = read_module(edited)
+    assert len(after.functions) == len(info.functions) + 2
+    assert after.bulks is not None
+    assert len(after.bulks) == UNITS_LIMIT // SHORT + 1
+    assert len(edited) < len(wasm) + 3 * UNITS_LIMIT + 10_000

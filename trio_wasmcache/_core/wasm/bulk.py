@@ -8,24 +8,29 @@ a function that is added to the module: it executes the instruction, and then bu
 1. Fuel is the same to the unit for lengths from `SLACK` on, and differs by at most 24 units below.
 2. What burns fuel is a constant that is dropped: no code at all, but a unit. `burn` has blocks of
    1, 16 and 128 of them, and a loop of 1,024, which lets others run every now and then.
-3. The instruction is executed at once, and charged afterwards, as the optimizing tier does it. If
+3. An instruction whose length is a small constant stays where it is, with that many of them behind
+   it: its time is the same as without, and its fuel the same to the unit as on the other tier.
+4. The instruction is executed at once, and charged afterwards, as the optimizing tier does it. If
    it traps, nothing is burnt.
-4. The function that is called is not shown in backtraces, as it is behind the module's own.
+5. The function that is called is not shown in backtraces, as it is behind the module's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from .encoding import sleb, uleb
-from .types import ModuleInfo
+from .types import Bulk, ModuleInfo
 
 SLACK: Final = 38
 """Units that a call burns in any case, and from which on the length is charged to the unit."""
 HELPER_LIMIT: Final = 1000
 """Number of different bulk instructions in a module that is compiled by the baseline compiler; most
 modules have two, and a further one for each passive segment."""
+UNITS_LIMIT: Final = 1 << 15
+"""Units burnt behind instructions of small constant lengths in a module: they add three bytes each,
+and all together less than a millisecond to compiling it. Further instructions become calls."""
 
 _I32, _I64, _FUNCREF = b"\x7f", b"\x7e", b"\x70"
 _PAIR: Final = b"\x41\x00\x1a"  # i32.const 0; drop: one unit
@@ -38,9 +43,29 @@ BURN_TYPE: Final = b"\x60\x01" + _I64 + b"\x00"
 def can_charge(infos: Iterable[ModuleInfo]) -> bool:
     """Return whether all bulk instructions of modules are known, and few enough kinds of them."""
     return all(
-        one.bulks is not None and len({bulk.code for bulk in one.bulks}) <= HELPER_LIMIT
+        one.bulks is not None and len({bulk.code for bulk in split(one.bulks)[1]}) <= HELPER_LIMIT
         for one in infos
     )
+
+
+def split(bulks: Sequence[Bulk]) -> tuple[list[Bulk], list[Bulk]]:
+    """Return a module's bulk instructions that stay in place, and those that become calls."""
+    left = UNITS_LIMIT
+    staying: list[Bulk] = []
+    called: list[Bulk] = []
+    for bulk in bulks:
+        if bulk.length is None or bulk.length > left:
+            called.append(bulk)
+        else:
+            left -= bulk.length
+            staying.append(bulk)
+    return staying, called
+
+
+def charged_inline(bulk: Bulk) -> bytes:
+    """Return code that executes a bulk instruction of a constant length, and burns the length."""
+    assert bulk.length is not None
+    return bulk.code + _PAIR * bulk.length
 
 
 def burn_body() -> bytes:

@@ -10,8 +10,8 @@ exported global: the *note* of that memory. A growth that succeeds sets the note
 2. No index changes: functions, globals and types are added after the module's own.
 3. The call can be longer than the instruction that it replaces. `CodeOffsets` maps offsets back.
 4. Only the guest's own instructions are seen, not memory that the host adds.
-5. On the baseline tier, bulk instructions become calls in the same pass, and growth is charged in
-   its function: see `bulk`.
+5. On the baseline tier, bulk instructions are charged in the same pass, and growth is in its
+   function: see `bulk`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from attrs import field, frozen
 
 from ..config import WASM_PAGE
 from .admission import Edits
-from .bulk import BURN_TYPE, burn_body, charged_body, charged_type
+from .bulk import BURN_TYPE, burn_body, charged_body, charged_inline, charged_type, split
 from .custom import bodies_offset, find_sections
 from .editor import extend_sections
 from .encoding import name_bytes, section, uleb
@@ -131,7 +131,7 @@ def code_offsets(
 def edit_code(
     wasm: bytes, info: ModuleInfo, names: Mapping[int, str], begin: int, *, charge: bool = False
 ) -> tuple[bytes, tuple[tuple[int, int], ...]]:
-    """Return the module in which instructions became calls, and where its code moved.
+    """Return the module with its edited instructions, and where its code moved.
 
     Args:
         wasm: The module; its types, functions, globals and bodies are those of `info`.
@@ -144,27 +144,28 @@ def edit_code(
         The module, and [(bytes from the first body on, bytes by which code from there on has become
         longer)].
     """
-    bulks = (info.bulks or ()) if charge else ()
+    staying, called = split((info.bulks or ()) if charge else ())
     growths = [one for one in info.growths if charge or one.memory in names]
-    if not (bulks or growths):
+    if not (staying or called or growths):
         return wasm, ()
     added = _Added(len(info.types), len(info.functions))
-    burn = added.function(BURN_TYPE, burn_body()) if charge else None
+    burn = added.function(BURN_TYPE, burn_body()) if charge and (called or growths) else None
     notes = {memory: len(info.globals) + number for number, memory in enumerate(names)}
     grow = {}
     for memory in sorted({one.memory for one in growths}):
         wide = info.memories[memory].wide
         kind = _WIDE_TYPE if wide else _NARROW_TYPE
         grow[memory] = added.function(kind, _wrapper(memory, notes.get(memory), burn, wide=wide))
-    calls: list[tuple[Instruction, int]] = [(one, grow[one.memory]) for one in growths]
+    new: list[tuple[Instruction, bytes]] = [(one, _call(grow[one.memory])) for one in growths]
     if burn is not None:
         codes = {
             code: added.function(charged_type(code, info), charged_body(code, info, burn))
-            for code in dict.fromkeys(bulk.code for bulk in bulks)
+            for code in dict.fromkeys(bulk.code for bulk in called)
         }
-        calls += [(bulk, codes[bulk.code]) for bulk in bulks]
-        calls.sort(key=lambda call: call[0].at)
-    edited, moves = _replaced(wasm, calls, begin)
+        new += [(bulk, _call(codes[bulk.code])) for bulk in called]
+    new += [(bulk, charged_inline(bulk)) for bulk in staying]
+    new.sort(key=lambda pair: pair[0].at)
+    edited, moves = _replaced(wasm, new, begin)
     exports = [
         name_bytes(name) + _GLOBAL_KIND + uleb(notes[memory]) for memory, name in names.items()
     ]
@@ -196,39 +197,43 @@ class _Added:
         return self._first + len(self.bodies) - 1
 
 
+def _call(function: int) -> bytes:
+    return _CALL + uleb(function)
+
+
 def _replaced(
-    wasm: bytes, calls: Sequence[tuple[Instruction, int]], begin: int
+    wasm: bytes, new: Sequence[tuple[Instruction, bytes]], begin: int
 ) -> tuple[bytes, tuple[tuple[int, int], ...]]:
-    """Return the module with calls in the place of instructions, and where its code moved.
+    """Return the module with other code in the place of instructions, and where its code moved.
 
     Args:
         wasm: The module.
-        calls: Each instruction and the index of the function to call instead, in order.
+        new: Each instruction and the code that replaces it, in order.
         begin: Offset of the first function body in the module as it was given.
     """
-    code, content, code_end = next(
-        (code, content, end) for id, code, content, end in find_sections(wasm) if id == _CODE
+    start, content, code_end = next(
+        (start, content, end) for id, start, content, end in find_sections(wasm) if id == _CODE
     )
     at = first = bodies_offset(wasm)
     pieces: list[bytes] = [wasm[content:first]]
     moves: list[tuple[int, int]] = []
     longer = 0
-    for _, group in itertools.groupby(calls, lambda call: call[0].size):
-        for begin_given, end_given, new in _replacements(list(group)):
+    for _, group in itertools.groupby(new, lambda pair: pair[0].size):
+        for begin_given, end_given, code in _replacements(list(group)):
             old, end = begin_given - begin + first, end_given - begin + first
-            pieces += [wasm[at:old], new]
+            pieces += [wasm[at:old], code]
             at = end
-            longer += len(new) - (end - old)
+            longer += len(code) - (end - old)
             moves.append((end - first + longer, longer))
     made = section(_CODE, b"".join([*pieces, wasm[at:code_end]]))
-    return wasm[:code] + made + wasm[code_end:], tuple(moves)
+    return wasm[:start] + made + wasm[code_end:], tuple(moves)
 
 
-def _replacements(calls: list[tuple[Instruction, int]]) -> list[tuple[int, int, bytes]]:
-    """Return [(begin, end, what replaces it)] for the size of a body and for each call in it."""
-    made = [(one.at, one.end, _CALL + uleb(function)) for one, function in calls]
-    longer = sum(len(call) - (end - at) for at, end, call in made)
-    body = calls[0][0]
+def _replacements(new: list[tuple[Instruction, bytes]]) -> list[tuple[int, int, bytes]]:
+    """Return [(begin, end, what replaces it)] for the size of a body and instructions in it."""
+    made = [(one.at, one.end, code) for one, code in new]
+    longer = sum(len(code) - (end - at) for at, end, code in made)
+    body = new[0][0]
     return [(body.size, body.body, uleb(body.body_end - body.body + longer)), *made]
 
 

@@ -39,6 +39,7 @@ from .types import (
     REFUSED_TYPES as REFUSED_TYPES,
     SECTION_LIMIT as SECTION_LIMIT,
     SECTION_RANKS as SECTION_RANKS,
+    SHORT as SHORT,
     VALUE_LIMIT as VALUE_LIMIT,
     VALUE_TYPES as VALUE_TYPES,
     WIDE_ELEMENT_LIMIT as WIDE_ELEMENT_LIMIT,
@@ -559,8 +560,9 @@ class _Reader:
         if self.bulks is None or not (weigher.understood and weigher.knows_bulks):
             self.bulks = None
             return
-        for at, end in weigher.bulks:
-            self.bulks.append(Bulk(size, body, cursor.end, at, end, cursor.data[at:end]))
+        for at, end, length in weigher.bulks:
+            code = cursor.data[at:end]
+            self.bulks.append(Bulk(size, body, cursor.end, at, end, code, length))
 
     def weigh_body(self, size: int) -> list[tuple[int, int, int]]:
         """Refuse a body that keeps too much on the stack; see `stack`.

@@ -18,7 +18,9 @@ and 13 s and 5.6 GB for 4.5 KB of loops.
    each pair of them: 10 s for 1000 calls, 100 catches and 3 KB. So it weighs the square of their
    number. Only inside of `try_table`s, blocks and ends are looked at one by one.
 5. `memory.grow` and bulk instructions are noted on the way, as they may become calls: see
-   `growth` and `bulk`.
+   `growth` and `bulk`. So is the length of a bulk instruction that directly follows a small
+   constant. Bytes that look like one are not enough, as they may be the end of another instruction:
+   the run of instructions is decoded again, up to there.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from .types import BULK_LIMIT, FuncType
+from .types import BULK_LIMIT, SHORT, FuncType
 
 BLOCK_WEIGHT: Final = 20
 """Weight of a value that passes through a block; one that is kept across a call weighs 1."""
@@ -69,6 +71,8 @@ def _run(parts: Sequence[bytes]) -> re.Pattern[bytes]:
 
 _ANY_CALL, _NO_CALL = _run((*_PLAIN, *_BLOCKS, *_CALLS)), _run((*_PLAIN, *_BLOCKS))
 _INSIDE = _run(_PLAIN)
+# With a group for the last constant in the run: (i32.const or i64.const).
+_CONSTANTS = _run((rb"([\x41\x42]L)", *_PLAIN, *_BLOCKS, *_CALLS))
 # {pattern: the same with bulk instructions}, for when no more of them are noted.
 _WITH_BULK: Final = {
     _ANY_CALL: _run((*_PLAIN, *_BLOCKS, *_CALLS, _BULK)),
@@ -77,6 +81,7 @@ _WITH_BULK: Final = {
 }
 _BLOCK, _LOOP, _IF, _THROW, _THROW_REF, _END, _JUMPS = 0x02, 0x03, 0x04, 0x08, 0x0A, 0x0B, 0x0E
 _CALL, _CALL_INDIRECT, _TRY_TABLE, _GROW, _MISC = 0x10, 0x11, 0x1F, 0x40, 0xFC
+_CONST, _WIDE_CONST = 0x41, 0x42
 # {second number of a bulk instruction: number of its operands}: memory.init, memory.copy,
 # memory.fill, table.init, table.copy, table.fill.
 _BULK_OPERANDS: Final = {8: 2, 10: 2, 11: 1, 12: 2, 14: 2, 17: 1}
@@ -117,8 +122,9 @@ class Weigher:
         self._bulks_left = BULK_LIMIT
         self.growths: list[tuple[int, int, int]] = []
         """[(offset, offset of its end, memory)] of each `memory.grow` in the last body."""
-        self.bulks: list[tuple[int, int]] = []
-        """[(offset, offset of its end)] of each bulk instruction in the last body."""
+        self.bulks: list[tuple[int, int, int | None]] = []
+        """[(offset, offset of its end, constant length or None)] of each bulk instruction in the
+        last body."""
         self.knows_bulks = True
         """Whether `bulks` has been complete so far, if all instructions are known."""
         self.understood = True
@@ -164,7 +170,7 @@ class Weigher:
                     continue  # likewise
                 at = _skip(data, at, end, _BULK_OPERANDS.get(number, 0))
                 if at > 0 and self.knows_bulks:
-                    self._note_bulk(started, at)
+                    self._note_bulk(started, at, _constant(data, begin, started))
             elif opcode == _JUMPS:
                 number, at = _leb(data, at, end)
                 at = _skip(data, at, end, number + 1)
@@ -203,13 +209,26 @@ class Weigher:
                 return weight + (end - begin) * self._worst
         return weight
 
-    def _note_bulk(self, at: int, end: int) -> None:
+    def _note_bulk(self, at: int, end: int, length: int | None) -> None:
         """Note a bulk instruction, or that there are too many."""
-        self.bulks.append((at, end))
+        self.bulks.append((at, end, length))
         self._bulks_left -= 1
         if self._bulks_left < 0:
             self.knows_bulks = False
             self._run, self._inside = _WITH_BULK[self._run], _WITH_BULK[self._inside]
+
+
+def _constant(data: bytes, begin: int, end: int) -> int | None:
+    """Return the constant up to `SHORT` that ends a run of instructions; None if none does."""
+    at = end - 2
+    if at > begin and data[at] >= 0x80:
+        at -= 1
+    if at < begin or data[at] not in (_CONST, _WIDE_CONST) or data[end - 1] >= 0x40:  # negative
+        return None
+    value, _ = _leb(data, at + 1, end)
+    run = _CONSTANTS.match(data, begin, end)
+    assert run is not None
+    return value if value <= SHORT and run.end() == run.end(1) == end else None
 
 
 def _skip_catches(data: bytes, at: int, end: int, step: Callable[[], object]) -> tuple[int, int]:

@@ -48,6 +48,8 @@ GROWTH_LIMIT: Final = 1000
 """Number of `memory.grow` instructions whose positions are kept; toolchains emit a few."""
 BULK_LIMIT: Final = 10_000
 """Number of bulk instructions whose positions are kept; each takes a microsecond or two."""
+SHORT: Final = 256
+"""Largest constant length of a bulk instruction that is noted; it takes two bytes at most."""
 # Section ids in their required order; 0, custom, may stand anywhere.
 _ORDER: Final = (1, 2, 3, 4, 5, 13, 6, 7, 8, 9, 12, 10, 11)
 SECTION_RANKS: Final = {section: rank for rank, section in enumerate(_ORDER)}
@@ -218,6 +220,8 @@ class Bulk(Instruction):
 
     code: bytes
     """The instruction itself, with its operands."""
+    length: int | None = None
+    """Its length, where the instruction before it is that constant, of `SHORT` at most."""
 
 
 @attrs.frozen(kw_only=True)
