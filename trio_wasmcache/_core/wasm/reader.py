@@ -25,7 +25,6 @@ from .custom import custom_size, find_custom_sections
 from .formats import foreign
 from .stack import FUNCTION_LIMIT as FUNCTION_WEIGHT, MODULE_LIMIT as MODULE_WEIGHT, Weigher
 from .types import (
-    BULK_LIMIT as BULK_LIMIT,
     ELEMENT_LIMIT as ELEMENT_LIMIT,
     GROWTH_LIMIT as GROWTH_LIMIT,
     HEADER as HEADER,

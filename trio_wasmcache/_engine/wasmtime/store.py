@@ -271,9 +271,13 @@ class Store:
     @property
     def state(self) -> dict[str, Any]:
         if self._state is None:
-            # Its own, as an ABI changes what it keeps there.
-            self._state = copy.deepcopy({**self.plan.abi_state})
+            self._state = self._first_state()
         return self._state
+
+    def _first_state(self) -> dict[str, Any]:
+        known = self.plan.abi_state
+        # Its own, as an ABI changes what it keeps there. To copy nothing would take a microsecond.
+        return copy.deepcopy({**known}) if known else {}
 
     def forget(self, keep: object = None) -> bool:
         """Forget what host functions, the ABI and batches know of the guest.
@@ -289,7 +293,7 @@ class Store:
                 return False
         if self._state is not None:
             self._state.clear()
-            self._state.update(copy.deepcopy({**self.plan.abi_state}))
+            self._state.update(self._first_state())
         self.host_state.clear()  # open descriptors are state, too: a guest may close them
         return True
 
