@@ -167,6 +167,15 @@ class CacheCollector(Collector):
             if stats is not None and value is None:
                 value = math.inf  # a limit that is not set
             yield GaugeMetricFamily(prefix + name, what, value=value, unit=_unit(name))
+        compilers = GaugeMetricFamily(
+            f"{prefix}compiler_code_bytes",
+            "Code of loaded modules, by the compiler that made it.",
+            labels=("compiler",),
+            unit="bytes",
+        )
+        for compiler, size in ({} if stats is None else stats.compiler_code_sizes).items():
+            compilers.add_metric((compiler,), size)
+        yield compilers
         for field, name, what in (*DURATIONS, FUEL):
             family = HistogramMetricFamily(prefix + name, what, labels=(), unit=_unit(name))
             if stats is not None:

@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
+import compilers
 import pytest
 import trio
 from engine.support import quiet_cache, wat
@@ -21,7 +22,7 @@ from trio_wasmcache import (
     MiB,
     StackOverflowError,
 )
-from trio_wasmcache._core.tiers import STACKS, Tier
+from trio_wasmcache._core.tiers import FIRST, OPTIMIZING, STACKS, Tier
 from trio_wasmcache._core.wasm.bulk import HELPER_LIMIT, SLACK
 from trio_wasmcache._core.wasm.reader import SHORT
 from trio_wasmcache.testing import check_invariants
@@ -62,6 +63,12 @@ FILLS = wat(
     (br_if 0 (local.tee 0 (i32.sub (local.get 0) (i32.const 1)))))))"""
 )
 Outcome = tuple[str, Any, Any]
+
+
+@pytest.fixture(autouse=True)
+def both_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let "optimizing" be that compiler, whatever `--compiler` says."""
+    monkeypatch.setitem(FIRST, "optimizing", OPTIMIZING)
 
 
 def cache_on(compiler: str, **limits: Any) -> AbstractAsyncContextManager[InstanceCache]:
@@ -307,6 +314,26 @@ async def test_two_engines_in_one_cache(isolation: Any) -> None:
         tiers = {entry.function: entry.tiers for entry in cache.entries()}
         assert tiers == {"fast": {"optimizing": 1}, "slow": {"baseline": 1}}
         check_invariants(cache)
+        modules = {
+            name: cache._pool.registry.find(name, ("i64",)).definition.module  # type: ignore[attr-defined]
+            for name in ("fast", "slow")
+        }
+        sizes = {"optimizing": modules["fast"].artifact.code_size}
+        sizes["baseline"] = modules["slow"].artifact.code_size
+        stats = cache.stats()
+        assert stats.compiler_code_sizes == sizes
+        assert stats.module_code_size == sum(sizes.values())
+        cache.remove("fast")
+        assert cache.stats().compiler_code_sizes == {**sizes, "optimizing": 0}
+
+
+def test_processes_that_tests_start_use_the_same_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that `--compiler` names, by a variable of the environment."""
+    for name in COMPILERS:
+        monkeypatch.setenv(compilers.VARIABLE, name)
+        monkeypatch.setitem(FIRST, "optimizing", OPTIMIZING)
+        compilers.use()
+        assert FIRST["optimizing"] is Tier(name)
 
 
 async def test_a_folder_keeps_the_code_of_both(tmp_path: Path) -> None:

@@ -87,6 +87,8 @@ async def test_counters_and_gauges_are_those_of_stats(used: InstanceCache) -> No
     for name, value in gauges.items():
         assert metrics[PREFIX + name].type == "gauge"
         assert values(metrics[PREFIX + name]) == {(): value}
+    compilers = values(metrics[f"{PREFIX}compiler_code_bytes"])
+    assert compilers == {("optimizing",): stats.module_code_size}
     used.resize(max_running_size=5)
     assert values(scrape(CacheCollector(used))[PREFIX + "max_running_instances_bytes"]) == {(): 5}
     evictions = values(metrics[f"{PREFIX}evictions"], "_total")

@@ -87,6 +87,7 @@ class Statistics:
             code_size=ledger.used,
             max_code_size=policy.config.max_code_size,
             module_code_size=ledger.code_size,
+            compiler_code_sizes={tier.value: size for tier, size in pool.engine.code_sizes.items()},
             stacks_size=ledger.stacks,
             address_space=ledger.address_space,
             max_address_space=policy.system.max_address_space(policy.config),

@@ -553,6 +553,10 @@ class Engine(Protocol):
     def scratch_size(self) -> int:
         """Bytes of the scratches that drivers keep, in all instances that are not closed."""
 
+    @property
+    def code_sizes(self) -> dict[Tier, int]:
+        """``{tier: bytes of code of loaded modules}``, of the tiers in which it compiles."""
+
     def substitute(self, name: str, wasm: object) -> Substitute | None:
         """Return what to register as function `name` in place of `wasm`; None: `wasm` itself."""
 

@@ -223,7 +223,9 @@ def stats_of(bench: Bench) -> CacheStats:
     given_here = {"hits": policy.hits, "misses": policy.misses, "blocks": policy.blocks}
     names = [field.name for field in attrs.fields(CacheStats) if not field.name.startswith("_")]
     rest = dict.fromkeys(names, 0)
-    return CacheStats(**{**rest, "evictions": {}, **given_here}, uses=snapshot)
+    return CacheStats(
+        **{**rest, "evictions": {}, "compiler_code_sizes": {}, **given_here}, uses=snapshot
+    )
 
 
 def test_the_policy_records_waits_and_holds_once() -> None:

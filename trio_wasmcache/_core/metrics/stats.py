@@ -222,6 +222,9 @@ class CacheStats:
     """Limit of `code_size` (bytes)."""
     module_code_size: int
     """Bytes of code of loaded modules: one part of `code_size`."""
+    compiler_code_sizes: dict[str, int]
+    """``{compiler: bytes of code of loaded modules}``: `module_code_size` by the compiler that made
+    it, ``"baseline"`` or ``"optimizing"``, of those that the cache uses."""
     stacks_size: int
     """Bytes of stacks of running instances: the other part of `code_size`."""
     address_space: int

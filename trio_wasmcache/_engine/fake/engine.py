@@ -17,7 +17,7 @@ from ..._core.errors import InvalidModuleError, LoadError
 from ..._core.keys import normalise_types
 from ..._core.metrics.stats import ResidentBytes
 from ..._core.text import shown
-from ..._core.tiers import Tier
+from ..._core.tiers import OPTIMIZING, Tier
 from ..._core.wasm.admission import Edits
 from ..._core.wasm.custom import keep_debug_sections
 from ..._core.wasm.driver import Shape
@@ -419,13 +419,18 @@ class FakeEngine(Steps):
         """Keep nothing, for the cache; see `Engine.keep_state`."""
         await trio.lowlevel.checkpoint()
 
+    @property
+    def code_sizes(self) -> dict[Tier, int]:
+        """Bytes of code of loaded modules, for the cache; see `Engine.code_sizes`."""
+        return {OPTIMIZING: self.code_size}
+
     async def load(self, artifact: Artifact, hosts: Sequence[HostImport]) -> FakeModule:
         """Load a compiled module, for the cache; see `Engine.load`."""
         await trio.lowlevel.checkpoint()
         if self.step("load"):
             raise LoadError("the fake engine was told to fail")
         self.check_memory()
-        self.count_module(1)
+        self.count_module(1, artifact.code_size)
         graph = artifact.graph
         parts = () if graph is None else tuple(part.name for part in graph.parts)
         behaviours = [self._find(code.data) for code in artifact.codes]

@@ -106,7 +106,7 @@ class FakeModule:
         assert not self.starting, "unloaded under an instance that is starting"
         if not self.closed:
             self.closed = True
-            self.engine.count_module(-1)
+            self.engine.count_module(-1, self.artifact.code_size)
 
 
 @define(eq=False)

@@ -27,6 +27,8 @@ class Steps:
         """Number of stacks of these."""
         self.scratch_size: int = 0
         """Bytes of the scratch memories of their drivers."""
+        self.code_size: int = 0
+        """Bytes of code of loaded modules."""
 
     def step(self, name: str) -> bool:
         """Count a native step; return True if this is the one that fails.
@@ -43,13 +45,15 @@ class Steps:
             self.refusals -= 1
             raise NoMemoryError("Cannot allocate memory (os error 12)")
 
-    def count_module(self, change: int) -> None:
+    def count_module(self, change: int, code_size: int) -> None:
         """Count a module that was loaded or closed.
 
         Args:
             change: 1 if it was loaded, -1 if it was closed.
+            code_size: bytes of its code.
         """
         self.loaded_modules += change
+        self.code_size += change * code_size
 
     def count_instance(self, change: int) -> None:
         """Count an instance that was made or closed.

@@ -128,6 +128,10 @@ class WasmtimeEngine:
     def scratch_size(self) -> int:
         return sum(tally.scratch for tally in self._tallies.values())
 
+    @property
+    def code_sizes(self) -> dict[Tier, int]:
+        return {tier: tally.code for tier, tally in self._tallies.items()}
+
     def substitute(self, name: str, wasm: object) -> None:
         """Return None: it runs what it is given."""
 
@@ -202,13 +206,15 @@ class WasmtimeEngine:
             tally = self._tallies[artifact.tier]
             make = functools.partial(WasmtimeModule, engine, artifact, tuple(hosts), tally)
             if len(artifact.data) < LOAD_IN_THREAD:
-                return make()
-            module = await run_in_thread(make, limiter=self._loaders)
+                module = make()
+            else:
+                module = await run_in_thread(make, limiter=self._loaders)
         finally:
             native.wasm_engine_delete(engine)
         if not self._engines:
             module.close()
         self.open()
+        module.count()
         return module
 
     async def prove(

@@ -100,7 +100,7 @@ class LinkedModule:
         engine: the native engine; of it, this keeps a reference of its own.
         artifact: the code at rest.
         hosts: the host functions that it may import.
-        tally: where its stores are counted.
+        tally: where its stores are counted, and its code, once `count` was called.
 
     Raises:
         LinkError: wasmtime would not link it after all.
@@ -112,6 +112,8 @@ class LinkedModule:
         self, engine: int, artifact: Artifact, hosts: tuple[HostImport, ...], tally: Tally
     ) -> None:
         self.tally = tally
+        self._code_size = artifact.code_size
+        self._counted: int = 0
         self.plan = make_plan(artifact)
         self.reserved: tuple[int, int] = (artifact.address_space, artifact.mappings)
         self.hosts = HostTable(hosts)
@@ -159,7 +161,14 @@ class LinkedModule:
         """Whether instances can be made of it."""
         return bool(self.pre or self.parts)
 
+    def count(self) -> None:
+        """Count its code until it is closed: on the event loop, as the tally knows no threads."""
+        self._counted = self._code_size
+        self.tally.count_code(self._counted)
+
     def close(self) -> None:
+        counted, self._counted = self._counted, 0
+        self.tally.count_code(-counted)
         parts, self.parts = self.parts, ()
         for part in parts:
             part.close()

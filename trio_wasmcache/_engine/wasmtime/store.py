@@ -35,15 +35,17 @@ Measure = Callable[[native.Context, bytes], int]
 
 @final
 class Tally:
-    """Counts what all stores of one engine have together."""
+    """Counts what all stores and modules of one engine have together."""
 
-    __slots__ = ("scratch", "stores")
+    __slots__ = ("code", "scratch", "stores")
 
     def __init__(self) -> None:
         self.stores = 0
         """Those that are not closed."""
         self.scratch = 0
         """Bytes of the drivers' scratches."""
+        self.code = 0
+        """Bytes of code of loaded modules."""
 
     def count_store(self, change: int) -> None:
         """Count a store that is made (1), or closed (-1)."""
@@ -52,6 +54,10 @@ class Tally:
     def count_scratch(self, change: int) -> None:
         """Count the bytes of a scratch that is made, or of one that goes (negative)."""
         self.scratch += change
+
+    def count_code(self, change: int) -> None:
+        """Count the bytes of code of a module that was loaded, or of one that goes (negative)."""
+        self.code += change
 
 
 class _Raised(threading.local):
