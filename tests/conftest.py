@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import compilers
 import pytest
 from hypothesis import settings
 from kits import FakeKit, Kit, ListLogger, WasmtimeKit
@@ -58,12 +59,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option by which the tests run on the other compiler."""
-    parser.addoption("--compiler", choices=tuple(tiers.FIRST), default="optimizing")
+    parser.addoption("--compiler", choices=tuple(tiers.FIRST), default=compilers.chosen())
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let "optimizing", the default of caches and engines, be what the option says."""
-    tiers.FIRST["optimizing"] = tiers.FIRST[config.getoption("compiler")]
+    """Let modules get the compiler that the option names, in processes that tests start, too."""
+    compilers.use(config.getoption("compiler"))
 
 
 @pytest.fixture(params=[FakeKit, WasmtimeKit], ids=["fake", "wasmtime"])

@@ -14,6 +14,7 @@ from pathlib import Path
 import attrs
 import trio
 
+from .. import compilers
 from . import plot, readme
 from .harness import Report, machine
 
@@ -49,6 +50,7 @@ def main() -> None:
             path.open("a").close()
         except OSError as error:
             parser.error(f"{path} can't be written: {error.strerror}")
+    compilers.use()
     report = Report()
     began = time.monotonic()
     print(machine())

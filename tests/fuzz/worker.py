@@ -39,6 +39,7 @@ from trio_wasmcache._engine.wasmtime.hosts import INSTANCES
 from trio_wasmcache._engine.wasmtime.instance import WasmtimeInstance
 from trio_wasmcache.testing import check_invariants
 
+from .. import compilers
 from ..parts import Relayed
 from .generate import BACK, NAMES
 from .mutate import make
@@ -266,4 +267,5 @@ def _resident() -> int:
 
 
 if __name__ == "__main__":
+    compilers.use()
     trio.run(run, *map(int, sys.argv[1:4]), Path(sys.argv[4]), int(sys.argv[5]))

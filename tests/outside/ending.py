@@ -25,6 +25,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import compilers
 import trio
 
 from trio_wasmcache import CacheConfig, HostFunction, InstanceCache, aio, blocking
@@ -426,4 +427,5 @@ WAYS: dict[str, Callable[[Program], None]] = {
 if __name__ == "__main__":
     # Of Python since 3.12, for any program with threads that forks.
     warnings.filterwarnings("ignore", ".*use of fork\\(\\) may lead", DeprecationWarning)
+    compilers.use()
     WAYS[sys.argv[1]](Program(sys.argv[2]))

@@ -19,6 +19,7 @@ import trio
 from trio_wasmcache import open_cache
 from trio_wasmcache.testing import check_invariants
 
+from .. import compilers
 from .drift import MIB, books_left, busy_threads, code_mappings, drifts, handles_left, quiet_rss
 from .life import CONFIG, Life
 
@@ -104,6 +105,7 @@ def main() -> int:
     parser.add_argument("--interval", type=float, default=60, help="seconds; a line is printed")
     parser.add_argument("--seed", type=int, default=1, help="of what can be chosen at random")
     options = parser.parse_args()
+    compilers.use()
     soak = Soak(options.seed)
     trio.run(soak.run, options.minutes, options.interval)
     print(f"{soak.calls:,} calls, {soak.operations:,} operations, {len(soak.problems)} problems")

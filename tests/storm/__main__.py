@@ -15,6 +15,7 @@ from pathlib import Path
 # Where pytest has it, too.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import compilers
 import trio
 from kits import FakeKit, WasmtimeKit
 from storm.weather import blow
@@ -32,6 +33,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the first storm")
     parser.add_argument("--engine", choices=KITS, action="append", help="default: all, by turns")
     options = parser.parse_args()
+    compilers.use()
     engines = options.engine or list(KITS)
     began = time.monotonic()
     done, storms = 0, 0
