@@ -1,11 +1,13 @@
 """Charges bulk instructions for their length, where the compiler does not: on the baseline tier.
 
 The optimizing compiler charges `memory.fill` and its like a unit of fuel for each byte or element,
-and `memory.grow` one for each page that was added. The baseline compiler charges nothing for that,
-so that a slice of a few units could fill gigabytes. There, each such instruction becomes a call of
-a function that is added to the module: it executes the instruction, and then burns the length.
+and `memory.grow` and `table.grow` one for each page or element that was added. The baseline
+compiler charges nothing for that, so that a slice of a few units could fill gigabytes. There, each
+such instruction becomes a call of a function that is added to the module: it executes the
+instruction, and then burns the length.
 
-1. Fuel is the same to the unit for lengths from `SLACK` on, and differs by at most 24 units below.
+1. Fuel is the same to the unit for lengths from `SLACK` on, and differs by at most 24 units below,
+   and where a memory or table grows.
 2. What burns fuel is a constant that is dropped: no code at all, but a unit. `burn` has blocks of
    1, 16 and 128 of them, and a loop of 1,024, which lets others run every now and then.
 3. An instruction whose length is a small constant stays where it is, with that many of them behind
@@ -97,7 +99,8 @@ def _slide(count: int, units: int, selector: bytes) -> bytes:
 
 def charged_type(code: bytes, info: ModuleInfo) -> bytes:
     """Return the type of the function that takes the place of a bulk instruction."""
-    return b"\x60" + uleb(3) + b"".join(_params(code, info)) + b"\x00"
+    params, results = _signature(code, info)
+    return b"\x60" + uleb(len(params)) + b"".join(params) + uleb(len(results)) + b"".join(results)
 
 
 def charged_body(code: bytes, info: ModuleInfo, burn: int) -> bytes:
@@ -108,7 +111,16 @@ def charged_body(code: bytes, info: ModuleInfo, burn: int) -> bytes:
         info: The module.
         burn: Index of the function that burns fuel.
     """
-    wide = _params(code, info)[2] == _I64
+    params, results = _signature(code, info)
+    wide = params[-1] == _I64
+    if results:
+        # One local, for the result; (local.set 2 (table.grow (local.get 0) (local.get 1)))
+        body = b"\x01\x01" + results[0] + b"\x20\x00\x20\x01" + code + b"\x21\x02"
+        added = b"\x20\x01" if wide else b"\x20\x01\xad"
+        refused = b"\x20\x02" + (b"\x42\x7f\x51" if wide else b"\x41\x7f\x46")
+        # (call burn (select (i64.const 0) (added) (refused))) (local.get 2)
+        body += b"\x42\x00" + added + refused + b"\x1b\x10" + uleb(burn) + b"\x20\x02\x0b"
+        return uleb(len(body)) + body
     body = b"\x00\x20\x00\x20\x01\x20\x02" + code
     # A conversion takes a unit.
     body += _PAIR + b"\x20\x02" if wide else b"\x20\x02\xad"
@@ -116,8 +128,8 @@ def charged_body(code: bytes, info: ModuleInfo, burn: int) -> bytes:
     return uleb(len(body)) + body
 
 
-def _params(code: bytes, info: ModuleInfo) -> tuple[bytes, bytes, bytes]:
-    """Return the types of the three operands of a bulk instruction.
+def _signature(code: bytes, info: ModuleInfo) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+    """Return the types of the operands of a bulk instruction, its length last, and of results.
 
     An index that is out of range, for which wasmtime refuses the module, counts as narrow.
     """
@@ -130,21 +142,24 @@ def _params(code: bytes, info: ModuleInfo) -> tuple[bytes, bytes, bytes]:
 
     match kind:
         case 8:  # memory.init segment memory
-            return index(memories, operands[1]), _I32, _I32
+            return (index(memories, operands[1]), _I32, _I32), ()
         case 10:  # memory.copy to from
             to, source = (index(memories, number) for number in operands)
-            return to, source, _narrower(to, source)
+            return (to, source, _narrower(to, source)), ()
         case 11:  # memory.fill memory
             address = index(memories, operands[0])
-            return address, _I32, address
+            return (address, _I32, address), ()
         case 12:  # table.init segment table
-            return index(tables, operands[1]), _I32, _I32
+            return (index(tables, operands[1]), _I32, _I32), ()
         case 14:  # table.copy to from
             to, source = (index(tables, number) for number in operands)
-            return to, source, _narrower(to, source)
+            return (to, source, _narrower(to, source)), ()
+        case 15:  # table.grow table
+            length = index(tables, operands[0])
+            return (_FUNCREF, length), (length,)
         case _:  # table.fill table
             at = index(tables, operands[0])
-            return at, _FUNCREF, at
+            return (at, _FUNCREF, at), ()
 
 
 def _narrower(one: bytes, other: bytes) -> bytes:

@@ -29,7 +29,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from .types import BULK_LIMIT, SHORT, FuncType
+from .types import BULK_LIMIT, SHORT, TABLE_GROW, FuncType
 
 BLOCK_WEIGHT: Final = 20
 """Weight of a value that passes through a block; one that is kept across a call weighs 1."""
@@ -52,11 +52,11 @@ _PLAIN: Final = (
     rb"\x44.{8}",
     rb"\x13LL",
     rb"\x1c\x01[\x40-\x7f]",
-    rb"\xfc(?:[\x00-\x07\x13-\x16]|[\x09\x0d\x0f\x10]L)",
+    rb"\xfc(?:[\x00-\x07\x13-\x16]|[\x09\x0d\x10]L)",
     rb"\xfd(?:[\x00-\x0b\x5c\x5d]M|[\x0c\x0d].{16}|[\x15-\x22].|[\x54-\x5b]M.)",
     rb"\xfd(?:[\x0e-\x14\x23-\x53\x5e-\x7f]|[\x80-\xff]{1,4}[\x01-\x7f])",
 )
-_BULK: Final = rb"\xfc(?:[\x0b\x11]L|[\x08\x0a\x0c\x0e]LL)"
+_BULK: Final = rb"\xfc(?:[\x0b\x0f\x11]L|[\x08\x0a\x0c\x0e]LL)"
 # Blocks without a type, and ends; throws.
 _BLOCKS: Final = (rb"[\x02-\x04][\x40-\x7f]", rb"\x0b", rb"\x08L", rb"\x0a")
 _CALLS: Final = (rb"\x10L", rb"\x11LL")
@@ -83,8 +83,8 @@ _BLOCK, _LOOP, _IF, _THROW, _THROW_REF, _END, _JUMPS = 0x02, 0x03, 0x04, 0x08, 0
 _CALL, _CALL_INDIRECT, _TRY_TABLE, _GROW, _MISC = 0x10, 0x11, 0x1F, 0x40, 0xFC
 _CONST, _WIDE_CONST = 0x41, 0x42
 # {second number of a bulk instruction: number of its operands}: memory.init, memory.copy,
-# memory.fill, table.init, table.copy, table.fill.
-_BULK_OPERANDS: Final = {8: 2, 10: 2, 11: 1, 12: 2, 14: 2, 17: 1}
+# memory.fill, table.init, table.copy, table.grow, table.fill.
+_BULK_OPERANDS: Final = {8: 2, 10: 2, 11: 1, 12: 2, 14: 2, 15: 1, 17: 1}
 # Legacy exceptions (try, catch, rethrow, delegate, catch_all), and the prefix of threads.
 REFUSED: Final = frozenset((0x06, 0x07, 0x09, 0x18, 0x19, 0xFE))
 """Opcodes that wasmtime refuses, as their feature is switched off, before it compiles the rest."""
@@ -170,7 +170,9 @@ class Weigher:
                     continue  # likewise
                 at = _skip(data, at, end, _BULK_OPERANDS.get(number, 0))
                 if at > 0 and self.knows_bulks:
-                    self._note_bulk(started, at, _constant(data, begin, started))
+                    # A growth may be refused, and is not charged then.
+                    length = None if number == TABLE_GROW else _constant(data, begin, started)
+                    self._note_bulk(started, at, length)
             elif opcode == _JUMPS:
                 number, at = _leb(data, at, end)
                 at = _skip(data, at, end, number + 1)

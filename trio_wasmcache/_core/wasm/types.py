@@ -48,6 +48,8 @@ GROWTH_LIMIT: Final = 1000
 """Number of `memory.grow` instructions whose positions are kept; toolchains emit a few."""
 BULK_LIMIT: Final = 10_000
 """Number of bulk instructions whose positions are kept; each takes a microsecond or two."""
+TABLE_GROW: Final = 15
+"""Second number of `table.grow`."""
 SHORT: Final = 256
 """Largest constant length of a bulk instruction that is noted; it takes two bytes at most."""
 # Section ids in their required order; 0, custom, may stand anywhere.
@@ -216,7 +218,8 @@ class Growth(Instruction):
 
 @attrs.frozen
 class Bulk(Instruction):
-    """A bulk instruction: `memory.init`, `copy` or `fill`, or one of the same names of tables."""
+    """A bulk instruction: `memory.init`, `copy` or `fill`, one of the same names of tables, or
+    `table.grow`."""
 
     code: bytes
     """The instruction itself, with its operands."""
