@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pyarrow
 import pytest
 import trio
 from batch.modules import STOPS, binary, both, dividing, held, same, silent
@@ -67,6 +68,13 @@ async def test_results_and_errors_are_those_of_the_first_batch(
         | numbers.map(lambda it: memoryview(array("q", it)))
         | numbers.map(lambda it: array("l", it)[::1])
         | numbers.map(lambda it: array("d", it))
+        | numbers.map(lambda it: pyarrow.array(it, pyarrow.int64()))
+        | numbers.map(lambda it: pyarrow.array([7, *it, 8], pyarrow.int64())[1:-1])
+        | numbers.map(lambda it: pyarrow.array([*it, None], pyarrow.int64()))
+        | numbers.map(lambda it: pyarrow.array([*it, None], pyarrow.int64())[:-1])
+        | numbers.map(lambda it: pyarrow.array(it, pyarrow.float64()))
+        | numbers.map(lambda it: pyarrow.chunked_array([it], pyarrow.int64()))
+        | numbers.map(lambda it: pyarrow.chunked_array([it[:1], it[1:]], pyarrow.int64()))
         | st.lists(st.integers(0, 3), max_size=6)
         | VALUES
         | st.just(range(rows))
@@ -159,6 +167,21 @@ async def test_results_that_are_too_large(kit: Kit) -> None:
         assert len(await lease.map([range(128), 1])) == 128
 
 
+async def test_columns_of_arrow(kit: Kit) -> None:
+    """They take the same way if they have one chunk and no nulls, and give an array of Arrow's."""
+    async with warm(kit, dividing(kit), [[1], [1]], args=TWO) as (_, lease):
+        looked = small_of(lease).look_at
+        column = pyarrow.chunked_array([[6, 7]])
+        assert looked([column, 2]) is not None
+        assert (await lease.map([column, 2])).equals(pyarrow.array([3, 3]))
+        assert looked([pyarrow.chunked_array([[6], [7]]), 2]) is None
+        assert looked([pyarrow.array([6, None]), 2]) is None
+        assert looked([pyarrow.array([6.0]), 2]) is None
+        with pytest.raises(TrapError) as caught:
+            await lease.map([column, pyarrow.array([1, 0])])
+        assert (caught.value.row, caught.value.values) == (1, (7, 0))
+
+
 async def test_a_row_that_traps(kit: Kit) -> None:
     """It is named, and the lease is broken."""
     async with warm(kit, dividing(kit), [[1], [1]], args=TWO) as (cache, lease):
@@ -199,6 +222,8 @@ async def test_rows_that_take_several_slices(real: WasmtimeKit, offload: int | N
     config = CacheConfig(total_fuel=10**15, yield_fuel=10_000, offload_after=offload)
     async with warm(real, binary(text), [[1]], config) as (cache, lease):
         assert list(await lease.map([[10_000, 20_000, 1]])) == [10_000, 20_000, 1]
+        arrow = pyarrow.array([10_000, 20_000, 1])
+        assert (await lease.map([arrow])).equals(arrow)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lease.map, [[1, 10**12]])
             while not in_call(lease):

@@ -115,6 +115,12 @@ async def arrow_column(value: Arrow, threads: Threads) -> ArrowColumn:
     return ArrowColumn(pa, value.type, value.chunks, library)
 
 
+def whole_column(column: Arrow) -> ArrowColumn:
+    """Return the column for one of pyarrow's that has one chunk, or is an array."""
+    array = one_chunk(column)
+    return ArrowColumn(sys.modules["pyarrow"], array.type, [array])
+
+
 @final
 class ArrowColumn(Column):
     """A column of an Arrow array in one or several chunks.
@@ -226,6 +232,22 @@ class ArrowColumn(Column):
 
     def values(self, start: int, stop: int) -> Sequence[object]:
         return [value for part in self._parts(start, stop) for value in part.to_pylist()]
+
+
+def one_chunk(column: Arrow) -> Arrow:
+    """Return the array of a column of pyarrow's; None: it has several chunks, or none."""
+    if not hasattr(column, "num_chunks"):
+        return column
+    return column.chunk(0) if column.num_chunks == 1 else None
+
+
+def cells_of(cell: Cell, column: Arrow) -> memoryview | None:
+    """Return the bytes of a column of pyarrow's; None: it is not an array of just such cells."""
+    array = one_chunk(column)
+    if array is None or cell.truth or str(array.type) != TYPES[cell.name] or array.null_count:
+        return None
+    start = array.offset * cell.size
+    return memoryview(array.buffers()[1]).cast("B")[start : start + len(array) * cell.size]
 
 
 def valid_bits(part: Arrow) -> int:

@@ -84,7 +84,13 @@ async def _map_columns(
 
 
 async def go_on(
-    call: Call, small: SmallBatches, columns: Sequence[Value], rows: int, fuel: int, begun: object
+    call: Call,
+    small: SmallBatches,
+    columns: Sequence[Value],
+    rows: int,
+    arrow: bool,
+    fuel: int,
+    begun: object,
 ) -> Value:
     """Go on with a small batch that has not ended well in its first slice.
 
@@ -93,16 +99,24 @@ async def go_on(
         small: what has begun it.
         columns: its columns.
         rows: number of its rows.
+        arrow: whether a column is Arrow's.
         fuel: units of fuel with which it has begun.
         begun: the exception, or the result, of `SmallBatches.begin`.
     """
-    found = _plain_columns(call.name, columns, False)
+    found = [
+        _arrow.whole_column(value)
+        if _arrow.is_arrow(value)
+        else _plain_column(call.name, number, value, False)
+        for number, value in enumerate(columns, 1)
+    ]
     for one, kind in zip(found, small.binding.args, strict=True):
         one.use(CELLS[cell_name(kind)])
         if one.packs:
             one.pack(0, rows)
     names = tuple(cell_name(kind, cut=True) for kind in small.binding.returns)
-    sinks = _number_sinks(call, names, found, rows, arrow=False, nones=False)
+    sinks = _number_sinks(call, names, found, rows, arrow=arrow, nones=False)
+    for sink in sinks:
+        sink.marked = False
     driver, binding, made = small.driver, small.binding, small.layout
     batch = NumberChunks(call, driver, binding, made, found, rows, sinks, None, begun=True)
     await batch.go_on_begun(fuel, begun)

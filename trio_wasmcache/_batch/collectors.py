@@ -90,7 +90,7 @@ class Sink:
         start, self._end = self._end, self._end + len(data)
         self._room[start : self._end] = data
         if self.arrow:
-            self._validity.add(valid, rows)
+            self._validity.add(valid if self.marked else (1 << rows) - 1, rows)
 
     def add_value(self, value: object) -> None:
         """Add the result of one row that was called for singly; None is null."""

@@ -15,6 +15,7 @@ from .._abi.base import Value
 from .._abi.plain import PlainAbi
 from .._core.wasm.driver import CELLS, FIRST_AT, Cell, Shape, layout
 from .._engine.base import GuestDriver, UnderWay
+from . import arrow as _arrow
 from .chunks import ZERO
 from .columns import pack, same_format
 
@@ -49,14 +50,14 @@ class SmallBatches:
             (CELLS[name], at) for name, at in zip(shape.results, made.results, strict=True)
         ]
 
-    def look_at(self, columns: object) -> tuple[int, list[Any]] | None:
-        """Return the number of rows, and the cells of each column; None: it is no small batch.
+    def look_at(self, columns: object) -> tuple[int, list[Any], bool] | None:
+        """Return the number of rows, the cells of each column, and whether one is Arrow's.
 
-        This may run code of the values' classes.
+        None: it is no small batch. This may run code of the values' classes.
         """
         if type(columns) not in (list, tuple) or len(columns) != len(self._args):  # type: ignore[arg-type]
             return None
-        rows = -1
+        rows, arrow = -1, False
         cells: list[Any] = []
         try:
             for (cell, _), column in zip(self._args, columns, strict=True):  # type: ignore[call-overload]
@@ -76,6 +77,8 @@ class SmallBatches:
                     data = _flat(cell, column)
                 elif kind in LISTS:
                     data = pack(cell, column)
+                elif kind.__module__ == "pyarrow.lib":
+                    data, arrow = _arrow.cells_of(cell, column), True
                 if data is None or len(data) != rows * cell.size:
                     return None
                 cells.append(data)
@@ -83,7 +86,7 @@ class SmallBatches:
             return None  # a value that does not fit, or another column: these take the long way
         if rows < 0:
             return None
-        return rows, cells
+        return rows, cells, arrow
 
     def begin(self, rows: int, cells: Sequence[Any], fuel: int) -> int | UnderWay:
         """Copy the rows in, and run their first slice: see `GuestDriver.begin`."""
@@ -93,12 +96,15 @@ class SmallBatches:
             put(at, data if len(data) == rows * cell.size else data * rows)
         return self.driver.begin(rows, fuel)
 
-    def results(self, rows: int) -> Value:
-        """Return a column for each result, as `Lease.map` does."""
-        made = []
+    def results(self, rows: int, arrow: bool) -> Value:
+        """Return a column for each result, as `Lease.map` does; `arrow` says whether of Arrow's."""
+        made: list[Any] = []
         for cell, at in self._results:
             data = bytearray(self.driver.get(at, rows * cell.size))
-            made.append(memoryview(data).cast(cell.code))  # type: ignore[call-overload]
+            if arrow:
+                made.append(_arrow.from_cells(cell, rows, data, None))
+            else:
+                made.append(memoryview(data).cast(cell.code))  # type: ignore[call-overload]
         return made[0] if len(made) == 1 else tuple(made) or None
 
 

@@ -551,6 +551,7 @@ class Lease(Generic[R_co]):
         columns: Any,
         rows: int,
         cells: list[Any],
+        arrow: bool,
     ) -> Value:
         """Map a small batch, which mostly ends in its first slice: the fast path of `map`."""
         ready, fuel = self._ready, rows * small.row_fuel
@@ -570,11 +571,11 @@ class Lease(Generic[R_co]):
             self._fuel = burnt = fuel - bound.native.fuel_left()
             self._group.share.charge(burnt)
             bound.entry.uses.add(FUELS, burnt)
-            return small.results(rows)
+            return small.results(rows, arrow)
         call = self._begin_call(bound)
         try:
             try:
-                return await go_on(call, small, columns, rows, fuel, begun)
+                return await go_on(call, small, columns, rows, arrow, fuel, begun)
             finally:
                 self._end_call(call)
         except GuestError as error:
