@@ -200,7 +200,7 @@ async def test_a_stream_may_wait_for_batches_of_the_same_cache() -> None:
                 return pa.chunked_array([await lease.map([column])])
 
     token = trio.lowlevel.current_trio_token()
-    async with open_cache(CacheConfig(max_code_size=64 * MiB), logger=ListLogger()) as cache:
+    async with open_cache(CacheConfig(max_code_size=256 * MiB), logger=ListLogger()) as cache:
         await cache.register("text", TEXT, args=I64, returns="i64", concurrency=60)
         assert (await Nested(None).make()).to_pylist() == [50]
 

@@ -278,6 +278,7 @@ async def test_a_guest_that_ends_inside_of_a_growth_shows_no_function_of_ours() 
         assert {frame.function for frame in error.frames} == {"f"}
 
 
+@pytest.mark.usefixtures("optimizing_only")
 async def test_a_growth_burns_a_little_more_fuel_and_nothing_else_does() -> None:
     """13 units, whether it is refused or not; and nothing where no limit can refuse it."""
     async with quiet_cache(memory_limit=MiB) as cache:
