@@ -45,11 +45,12 @@ class Server:
             env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            bufsize=0,  # or `communicate` would lose lines that came together with the one below
         )
         self.lines: list[str] = []
         assert self.process.stdout is not None
-        for line in self.process.stdout:
+        for read in self.process.stdout:
+            line = read.decode()
             self.lines.append(line)
             found = re.search(listening, line)
             if found:
@@ -102,7 +103,7 @@ def test_the_app_serves_under_both(server: Server) -> None:
     asyncio.run(main())
     rest, _ = server.process.communicate(timeout=HANG)
     assert server.process.returncode == server.status, rest
-    lines = [*server.lines, *rest.splitlines()]
+    lines = [*server.lines, *rest.decode().splitlines()]
     events = [json.loads(line) for line in lines if line.startswith("{")]
     assert events[0]["event"] == "wasmcache.opened"
     assert events[-1]["event"] == "wasmcache.closed"
