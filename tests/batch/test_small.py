@@ -174,6 +174,9 @@ async def test_columns_of_arrow(kit: Kit) -> None:
         column = pyarrow.chunked_array([[6, 7]])
         assert looked([column, 2]) is not None
         assert (await lease.map([column, 2])).equals(pyarrow.array([3, 3]))
+        part = pyarrow.array([8, 6, 9])[1:2]
+        assert looked([part, 2]) is not None
+        assert (await lease.map([part, 2])).equals(pyarrow.array([3]))
         assert looked([pyarrow.chunked_array([[6], [7]]), 2]) is None
         assert looked([pyarrow.array([6, None]), 2]) is None
         assert looked([pyarrow.array([6.0]), 2]) is None

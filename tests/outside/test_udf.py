@@ -375,6 +375,34 @@ def test_numbers_of_other_types_keep_their_value_or_are_null(data: st.DataObject
         assert all(map(same, listed, wanted)), (type(column), listed, wanted)
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "source", "wanted"),
+    [
+        (
+            "i64",
+            [1.0, 2.5, math.inf, 2.0**63, -(2.0**63)],
+            "float64",
+            [1, None, None, None, -(2**63)],
+        ),
+        ("i64", [1.0, 2.5], "float64", [1, None]),
+        ("i8", [127, 128, -129], "int64", [127, None, None]),
+        ("u64", [-1, 5], "int64", [None, 5]),
+        ("i64", [2**63, 2**63 - 1], "uint64", [None, 2**63 - 1]),
+        ("f32", [1e300, 0.5, math.inf], "float64", [None, 0.5, math.inf]),
+        ("f64", [2**53 + 1, 1], "int64", [2.0**53, 1.0]),
+        ("i64", [True, False], "bool", [1, 0]),
+    ],
+)
+def test_values_at_the_limits(name: str, values: Any, source: str, wanted: Any) -> None:
+    """Of NumPy and of Arrow."""
+    array = numpy.array(values, source)
+    assert SAME[name](pyarrow.array(array)).to_pylist() == wanted
+    found = SAME[name](array)
+    if name == "f32":
+        wanted = [math.nan if value is None else value for value in wanted]
+    assert all(map(same, found.tolist(), wanted))
+
+
 def test_a_value_that_does_not_fit_is_named() -> None:
     """By its row, as if the whole column had been given as Python values."""
     for column in (numpy.array([1.0, 2.5]), pyarrow.array([1.0, 2.5]), polars.Series([1.0, 2.5])):
