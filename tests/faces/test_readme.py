@@ -16,6 +16,7 @@ from documents import (
     ALL,
     BLOCKS,
     COOKBOOK,
+    ENGINES,
     FRONT,
     GUIDE,
     PAGES,
@@ -234,7 +235,7 @@ def test_links_lead_somewhere() -> None:
 
 def test_every_page_has_its_contents() -> None:
     """A list at its beginning links to each section."""
-    for page in (GUIDE, COOKBOOK):
+    for page in (GUIDE, COOKBOOK, ENGINES):
         contents = re.findall(r"^- \[(.+)\]\(#", TEXTS[page], re.MULTILINE)
         assert contents == re.findall(r"^## (.+)$", TEXTS[page], re.MULTILINE)
 
