@@ -21,7 +21,7 @@ from .harness import Report, machine
 # Without being asked for: what the README shows.
 DEFAULT = ("calls", "misses", "first", "entries", "waiting", "batches", "loop", "startup")
 # Whatever is here and no part of the machinery is a suite, with a function `run`.
-MACHINERY = {"__main__", "harness", "instructions", "peers", "plot", "readme"}
+MACHINERY = {"__main__", "engines", "harness", "instructions", "peers", "plot", "readme"}
 HERE = Path(__file__).parent
 SUITES = {path.stem for path in HERE.glob("*.py") if not path.stem.startswith("test_")} - MACHINERY
 

@@ -1,6 +1,7 @@
 """What a call costs from outside of Trio: from a thread, and from asyncio; beside an empty hop.
 
-A hop is the way to the cache's thread and back, with nothing done there.
+A hop is the way to the cache's thread and back, with nothing done there. Then rows in engines for
+data frames, and in other processes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import trio
 
 from trio_wasmcache import CacheConfig, aio, blocking
 
+from . import engines
+from .batches import HAS_ARROW
 from .harness import FIB, Report, SilentLogger
 
 I64 = ("i64",)
@@ -135,3 +138,13 @@ async def _opened(cache: aio.AsyncioCache) -> aio.AsyncioCache:
 async def run(report: Report, quick: bool) -> None:
     number, rounds = (TOGETHER, 3) if quick else (2 * TOGETHER, 31)
     await trio.to_thread.run_sync(bench_outside, report, number, rounds)
+    if HAS_ARROW:
+        await trio.to_thread.run_sync(outside_engines, report, quick)
+
+
+def outside_engines(report: Report, quick: bool) -> None:
+    """Rows in engines and in processes."""
+    rows, rounds = (5_000, 1) if quick else (engines.MILLION, 5)
+    names = ("polars", "DuckDB") if quick else tuple(engines.ENGINES)
+    engines.bench_engines(report, rows, rounds, names)
+    engines.bench_processes(report, rows, rounds)

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from bench import plot, readme
-from bench.harness import Result
+from bench import engines, plot, readme
+from bench.harness import Report, Result
 
 ROOT = Path(__file__).parents[2]
 
@@ -105,3 +105,15 @@ def test_what_can_not_be_counted_is_refused() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (2, "")
     assert "no such thing: speed" in done.stderr
+
+
+def test_rows_in_engines_are_measured() -> None:
+    """By `bench_engines`, in those that the tests have; others by the suite, at night."""
+    pytest.importorskip("pyarrow")
+    report = Report()
+    engines.bench_engines(report, 200, 1, ("polars", "DuckDB"))
+    assert {line.name.partition(":")[0] for line in report.results} == {"Arrow", "polars", "DuckDB"}
+    assert [line.name for line in report.results if line.bar] == [
+        "DuckDB: WasmUDF in SQL / its Python UDF"
+    ]
+    assert all(line.value > 0 for line in report.results)
