@@ -1,6 +1,7 @@
 """A program that ends in some way while an endless guest is under way: `test_endings` runs it.
 
-``python ending.py WAY ENGINE``: how it ends (a function of `WAYS`), and ``fake`` or ``wasmtime``.
+``python ending.py WAY ENGINE``: how it ends (a function of `WAYS`), and ``fake``, ``wasmtime``, or
+``udf``: a `WasmUDF` on wasmtime.
 It prints JSON lines: the log, and marks. ``{"mark": "ready"}``: now is the time for a signal.
 ``{"mark": "native"}`` comes when a cache is closed: what of it is open still.
 """
@@ -32,13 +33,15 @@ from trio_wasmcache import CacheConfig, HostFunction, InstanceCache, aio, blocki
 from trio_wasmcache._cache.open import open_with
 from trio_wasmcache._log import ThreadedLogWriter
 from trio_wasmcache.testing import FakeEngine
+from trio_wasmcache.udf import WasmUDF
 
 TERMINATED = 143
 # Long enough for a machine under load.
 HANG = 60
 # Asks the host, and then never ends.
 ENDLESS = """(module (import "host" "mark" (func $mark)) (memory (export "memory") 1)
-  (func (export "run") (call $mark) (loop (br 0))))"""
+  (func (export "run") (call $mark) (loop (br 0)))
+  (func (export "spin") (param i64) (result i64) (call $mark) (loop (br 0)) (local.get 0)))"""
 
 
 def say(**fields: Any) -> None:
@@ -107,6 +110,11 @@ class Program:
         imports = {"host": {"mark": HostFunction(mark, (), ())}}
         return {"wasm": wasm, "args": (), "export": "run", "imports": imports}
 
+    def announce(self) -> None:
+        """Have the endless function print that it is ready."""
+        ready = self.endless(lambda: say(mark="ready"))
+        self.cache.register("spin", replace=True, **ready)
+
     def call(self) -> None:
         """Call the endless function, and print how that ends."""
         try:
@@ -114,6 +122,10 @@ class Program:
         except BaseException as error:
             say(mark="ended", how=type(error).__name__)
             raise
+
+    def calls(self) -> int:
+        """Return how many calls were made."""
+        return self.cache.stats().calls
 
     def begin(self, *, daemon: bool = False) -> None:
         """Have a thread call the endless function, and wait until its guest is under way."""
@@ -131,6 +143,54 @@ class Program:
         future = executor.submit(self.call)
         assert self.under_way.wait(HANG)
         return executor, future
+
+
+class UDFProgram(Program):
+    """A `WasmUDF`: a cache of each process, which nobody opens or closes."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.under_way = threading.Event()
+        Marks.mark = self.under_way.set
+        blocking.open_cache = lambda *_, **__: blocking._open(self.opening())  # type: ignore[assignment]
+        self.cache: Any = contextlib.nullcontext(self)
+        self.spin: Any = self
+        self.udf = WasmUDF(
+            "spin",
+            ENDLESS,
+            args=("i64",),
+            returns="i64",
+            imports={"host": {"mark": HostFunction(mark, (), ())}},
+        )
+
+    def announce(self) -> None:
+        Marks.mark = functools.partial(say, mark="ready")
+
+    def call(self) -> None:
+        try:
+            self.udf([1])
+        except BaseException as error:
+            say(mark="ended", how=type(error).__name__)
+            raise
+
+    def calls(self) -> int:
+        return 0  # nobody sees its cache
+
+
+class Marks:
+    """What the endless function of this process says when it is under way."""
+
+    mark: Callable[[], Any]
+
+
+def mark() -> None:
+    """Host function, which processes import by its name."""
+    Marks.mark()
+
+
+def program(name: str) -> Program:
+    """Return the program on an engine."""
+    return UDFProgram(name) if name == "udf" else Program(name)
 
 
 # -- ways to end
@@ -174,8 +234,7 @@ def executor_block(program: Program) -> None:
 
 def interrupt_in_call(program: Program) -> None:
     """Ctrl-C while the main thread waits for the guest."""
-    ready = program.endless(lambda: say(mark="ready"))
-    program.cache.register("spin", replace=True, **ready)
+    program.announce()
     with program.cache:
         program.call()
 
@@ -237,7 +296,7 @@ def fork_and_open(program: Program) -> None:
     program.begin()
     child = os.fork()
     if child == 0:
-        never_closed(Program(program.name))
+        never_closed(type(program)(program.name))
         sys.exit(5)
     say(mark="child", status=os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
@@ -254,7 +313,7 @@ def process(method: str, program: Program) -> None:
 
 def other_process(name: str) -> None:
     """What runs in it: neither the thread nor the cache is waited for."""
-    executor(Program(name))
+    executor(program(name))
     sys.exit(5)
 
 
@@ -266,7 +325,7 @@ def late_call(program: Program) -> None:
         try:
             program.spin.call()
         except trio.ClosedResourceError:
-            say(mark="refused", why="", calls=program.cache.stats().calls)
+            say(mark="refused", why="", calls=program.calls())
 
     atexit.register(call)
 
@@ -393,6 +452,22 @@ def asyncio_loop_left(program: Program) -> None:
 
 
 task: Any = None
+# Of a `WasmUDF`. Its end does not stop calls that are under way, the program's does.
+UDF_WAYS = (
+    "never_closed",
+    "daemon",
+    "executor",
+    "interrupt_in_call",
+    "interrupt_elsewhere",
+    "interrupt_main",
+    "terminate",
+    "exit_in_thread",
+    "fork_and_open",
+    "late_call",
+    "process_fork",
+    "process_spawn",
+    "process_forkserver",
+)
 WAYS: dict[str, Callable[[Program], None]] = {
     way.__name__: way
     for way in (
@@ -428,4 +503,4 @@ if __name__ == "__main__":
     # Of Python since 3.12, for any program with threads that forks.
     warnings.filterwarnings("ignore", ".*use of fork\\(\\) may lead", DeprecationWarning)
     compilers.use()
-    WAYS[sys.argv[1]](Program(sys.argv[2]))
+    WAYS[sys.argv[1]](program(sys.argv[2]))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from outside.ending import HANG, TERMINATED, WAYS
+from outside.ending import HANG, TERMINATED, UDF_WAYS, WAYS
 
 HERE = Path(__file__).parent
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
@@ -49,6 +49,7 @@ USUAL = ("interrupt_in_call", "fork")
 CHOSEN = [
     *((way, "fake") for way in (WAYS if NIGHTLY else USUAL)),
     *((way, "wasmtime") for way in (WAYS if NIGHTLY else ("executor",))),
+    *((way, "udf") for way in (UDF_WAYS if NIGHTLY else ())),
 ]
 
 
@@ -59,7 +60,7 @@ def run(way: str, engine: str) -> tuple[int, list[dict[str, Any]], str]:
         env={**os.environ, "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE.parents[1]}"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        bufsize=0,  # or lines that came together with the one that is waited for would be lost
     )
     try:
         lines = []
@@ -73,7 +74,8 @@ def run(way: str, engine: str) -> tuple[int, list[dict[str, Any]], str]:
         rest, errors = process.communicate(timeout=5 * HANG)
     finally:
         process.kill()
-    return process.returncode, [json.loads(one) for one in (*lines, *rest.splitlines())], errors
+    read = [json.loads(one) for one in (*lines, *rest.splitlines())]
+    return process.returncode, read, errors.decode()
 
 
 def check_logs(lines: list[dict[str, Any]]) -> None:
