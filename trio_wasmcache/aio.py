@@ -47,7 +47,23 @@ import trio
 
 from . import _outside, _portal
 from ._abi.base import Value
-from ._abi.names import AnyAbi
+from ._abi.names import (
+    AnyAbi,
+    BoolName,
+    BytesName,
+    CqlBoolName,
+    CqlBytesName,
+    CqlFloatName,
+    CqlIntName,
+    CqlLongName,
+    CqlStrName,
+    FloatName,
+    IntName,
+    KnownAbi,
+    ScriptAbi,
+    StrName,
+    TextAbi,
+)
 from ._cache.lease import Function, R_co, SuspendedLease, current_lease
 from ._cache.open import open_cache as open_trio_cache
 from ._cache.options import GroupChanges, Limits, RegisterOptions, Wasm
@@ -764,6 +780,174 @@ class AsyncioCache(OutsideCache, _Calls):
         portal.check_failure()
 
     # -- functions
+
+    @overload
+    async def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: IntName | CqlIntName,
+        abi: KnownAbi | None = None,
+        called_on_null: Literal[False] = False,
+        **options: Unpack[RegisterOptions],
+    ) -> AsyncioFunction[int]: ...
+
+    @overload
+    async def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: FloatName | CqlFloatName,
+        abi: KnownAbi | None = None,
+        called_on_null: Literal[False] = False,
+        **options: Unpack[RegisterOptions],
+    ) -> AsyncioFunction[float]: ...
+
+    @overload
+    async def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: BoolName | CqlBoolName,
+        abi: KnownAbi | None = None,
+        called_on_null: Literal[False] = False,
+        **options: Unpack[RegisterOptions],
+    ) -> AsyncioFunction[bool]: ...
+
+    @overload
+    async def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: StrName,
+        abi: TextAbi | None = None,
+        called_on_null: Literal[False] = False,
+        **options: Unpack[RegisterOptions],
+    ) -> AsyncioFunction[str]: ...
+
+    @overload
+    async def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: StrName,
+        abi: ScriptAbi,
+        called_on_null: bool = False,
+        **options: Unpack[RegisterOptions],
+    ) -> AsyncioFunction[str | None]: ...
+
+    @overload
+    async def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: BytesName,
+        abi: TextAbi | None = None,
+        called_on_null: Literal[False] = False,
+        **options: Unpack[RegisterOptions],
+    ) -> AsyncioFunction[bytes]: ...
+
+    @overload
+    async def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: BytesName,
+        abi: ScriptAbi,
+        called_on_null: bool = False,
+        **options: Unpack[RegisterOptions],
+    ) -> AsyncioFunction[bytes | None]: ...
+
+    @overload
+    async def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: None = None,
+        abi: KnownAbi | None = None,
+        called_on_null: bool = False,
+        **options: Unpack[RegisterOptions],
+    ) -> AsyncioFunction[None]: ...
+
+    @overload
+    async def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: CqlIntName | CqlLongName,
+        abi: KnownAbi | None = None,
+        called_on_null: bool = False,
+        **options: Unpack[RegisterOptions],
+    ) -> AsyncioFunction[int | None]: ...
+
+    @overload
+    async def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: CqlFloatName,
+        abi: KnownAbi | None = None,
+        called_on_null: bool = False,
+        **options: Unpack[RegisterOptions],
+    ) -> AsyncioFunction[float | None]: ...
+
+    @overload
+    async def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: CqlBoolName,
+        abi: KnownAbi | None = None,
+        called_on_null: bool = False,
+        **options: Unpack[RegisterOptions],
+    ) -> AsyncioFunction[bool | None]: ...
+
+    @overload
+    async def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: CqlStrName,
+        abi: KnownAbi | None = None,
+        called_on_null: bool = False,
+        **options: Unpack[RegisterOptions],
+    ) -> AsyncioFunction[str | None]: ...
+
+    @overload
+    async def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: CqlBytesName,
+        abi: KnownAbi | None = None,
+        called_on_null: bool = False,
+        **options: Unpack[RegisterOptions],
+    ) -> AsyncioFunction[bytes | None]: ...
+
+    @overload
+    async def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: str | Sequence[str] | None = None,
+        abi: AnyAbi | None = None,
+        called_on_null: bool = False,
+        **options: Unpack[RegisterOptions],
+    ) -> AsyncioFunction[Any]: ...
 
     async def register(
         self,

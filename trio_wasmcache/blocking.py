@@ -38,7 +38,23 @@ import trio
 
 from . import _outside, _portal
 from ._abi.base import Value
-from ._abi.names import AnyAbi
+from ._abi.names import (
+    AnyAbi,
+    BoolName,
+    BytesName,
+    CqlBoolName,
+    CqlBytesName,
+    CqlFloatName,
+    CqlIntName,
+    CqlLongName,
+    CqlStrName,
+    FloatName,
+    IntName,
+    KnownAbi,
+    ScriptAbi,
+    StrName,
+    TextAbi,
+)
 from ._cache.lease import Function, R_co
 from ._cache.open import open_cache as open_trio_cache
 from ._cache.options import GroupChanges, Limits, RegisterOptions, Wasm
@@ -508,6 +524,188 @@ class BlockingCache(OutsideCache, _Calls):
         self._portal.check(what)
 
     # -- functions
+
+    @overload
+    def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: IntName | CqlIntName,
+        abi: KnownAbi | None = None,
+        called_on_null: Literal[False] = False,
+        timeout: float | None = None,
+        **options: Unpack[RegisterOptions],
+    ) -> BlockingFunction[int]: ...
+
+    @overload
+    def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: FloatName | CqlFloatName,
+        abi: KnownAbi | None = None,
+        called_on_null: Literal[False] = False,
+        timeout: float | None = None,
+        **options: Unpack[RegisterOptions],
+    ) -> BlockingFunction[float]: ...
+
+    @overload
+    def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: BoolName | CqlBoolName,
+        abi: KnownAbi | None = None,
+        called_on_null: Literal[False] = False,
+        timeout: float | None = None,
+        **options: Unpack[RegisterOptions],
+    ) -> BlockingFunction[bool]: ...
+
+    @overload
+    def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: StrName,
+        abi: TextAbi | None = None,
+        called_on_null: Literal[False] = False,
+        timeout: float | None = None,
+        **options: Unpack[RegisterOptions],
+    ) -> BlockingFunction[str]: ...
+
+    @overload
+    def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: StrName,
+        abi: ScriptAbi,
+        called_on_null: bool = False,
+        timeout: float | None = None,
+        **options: Unpack[RegisterOptions],
+    ) -> BlockingFunction[str | None]: ...
+
+    @overload
+    def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: BytesName,
+        abi: TextAbi | None = None,
+        called_on_null: Literal[False] = False,
+        timeout: float | None = None,
+        **options: Unpack[RegisterOptions],
+    ) -> BlockingFunction[bytes]: ...
+
+    @overload
+    def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: BytesName,
+        abi: ScriptAbi,
+        called_on_null: bool = False,
+        timeout: float | None = None,
+        **options: Unpack[RegisterOptions],
+    ) -> BlockingFunction[bytes | None]: ...
+
+    @overload
+    def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: None = None,
+        abi: KnownAbi | None = None,
+        called_on_null: bool = False,
+        timeout: float | None = None,
+        **options: Unpack[RegisterOptions],
+    ) -> BlockingFunction[None]: ...
+
+    @overload
+    def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: CqlIntName | CqlLongName,
+        abi: KnownAbi | None = None,
+        called_on_null: bool = False,
+        timeout: float | None = None,
+        **options: Unpack[RegisterOptions],
+    ) -> BlockingFunction[int | None]: ...
+
+    @overload
+    def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: CqlFloatName,
+        abi: KnownAbi | None = None,
+        called_on_null: bool = False,
+        timeout: float | None = None,
+        **options: Unpack[RegisterOptions],
+    ) -> BlockingFunction[float | None]: ...
+
+    @overload
+    def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: CqlBoolName,
+        abi: KnownAbi | None = None,
+        called_on_null: bool = False,
+        timeout: float | None = None,
+        **options: Unpack[RegisterOptions],
+    ) -> BlockingFunction[bool | None]: ...
+
+    @overload
+    def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: CqlStrName,
+        abi: KnownAbi | None = None,
+        called_on_null: bool = False,
+        timeout: float | None = None,
+        **options: Unpack[RegisterOptions],
+    ) -> BlockingFunction[str | None]: ...
+
+    @overload
+    def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: CqlBytesName,
+        abi: KnownAbi | None = None,
+        called_on_null: bool = False,
+        timeout: float | None = None,
+        **options: Unpack[RegisterOptions],
+    ) -> BlockingFunction[bytes | None]: ...
+
+    @overload
+    def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: str | Sequence[str] | None = None,
+        abi: AnyAbi | None = None,
+        called_on_null: bool = False,
+        timeout: float | None = None,
+        **options: Unpack[RegisterOptions],
+    ) -> BlockingFunction[Any]: ...
 
     def register(
         self,

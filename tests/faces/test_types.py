@@ -31,6 +31,8 @@ from trio_wasmcache._cache.cache import FIXED
 from trio_wasmcache._cache.options import Limits, RegisterOptions
 from trio_wasmcache._core.wasm.isolation import ISOLATIONS, Isolation
 from trio_wasmcache._pool.registration import MISSING, Missing
+from trio_wasmcache.aio import AsyncioCache, AsyncioFunction
+from trio_wasmcache.blocking import BlockingCache, BlockingFunction
 
 TYPED = Path(__file__).parent / "typed"
 RIGHT, WRONG = TYPED / "right.py", TYPED / "wrong.py"
@@ -168,6 +170,28 @@ def test_overloads_of_register_take_its_parameters() -> None:
             if name != "abi" or signature[name].default is not inspect.Parameter.empty:
                 assert signature[name].default == parameters[name].default
     assert get_type_hints(overloads[-1])["return"] == Function[Any]
+
+
+@pytest.mark.parametrize(
+    ("register", "function"),
+    [
+        (BlockingCache.register, BlockingFunction),
+        (AsyncioCache.register, AsyncioFunction),
+    ],
+)
+def test_the_faces_outside_have_the_same_overloads(register: Any, function: Any) -> None:
+    """In the same order, for the functions that they return."""
+
+    def told(one: Any, kind: Any) -> dict[str, Any]:
+        hints = get_type_hints(one)
+        assert get_origin(hints["return"]) is kind
+        hints["return"] = get_args(hints["return"])
+        del hints["options"]
+        hints.pop("timeout", None)
+        return hints
+
+    found = [told(one, function) for one in typing.get_overloads(register)]
+    assert found == [told(one, Function) for one in typing.get_overloads(InstanceCache.register)]
 
 
 # Parameters that are names of the caller's choice, whatever their default.

@@ -33,7 +33,10 @@ from trio_wasmcache import (
     open_cache,
 )
 from trio_wasmcache._abi.base import Binding
+from trio_wasmcache.aio import AsyncioCache
+from trio_wasmcache.blocking import BlockingCache
 from trio_wasmcache.testing import FakeEngine, open_fake_cache
+from trio_wasmcache.udf import BatchUDF, WasmUDF
 
 WASM = b""
 NONE: Sequence[str] = ()
@@ -214,3 +217,15 @@ def errors(error: GuestError) -> None:
     memory.write(0, memoryview(b""))
     memory.write(0, array("q"))
     memory.write(0, numpy.zeros(3))
+
+
+async def outside(threads: BlockingCache, loop: AsyncioCache) -> None:
+    """The same in the faces for threads and for asyncio; and columns of any kind."""
+    fib = threads.register("fib", WASM, args=("i64",), returns="i64", timeout=1.0)
+    assert_type(fib.call(10), int)
+    assert_type(threads.call(fib, 10), int)
+    awaited = await loop.register("upper", WASM, args=("str",), returns="str", abi="buffer")
+    assert_type(await awaited.call("a"), str)
+    assert_type(threads.register("a", WASM, args=NONE).call(), None)
+    add = WasmUDF("add", WASM, args=("i64", "i64"), returns="i64", on_error="null")
+    assert_type(add.on("a", "b", into="c", error="why"), BatchUDF)

@@ -19,6 +19,9 @@ from trio_wasmcache import (
     TrapError,
     Wasi,
 )
+from trio_wasmcache.aio import AsyncioCache
+from trio_wasmcache.blocking import BlockingCache
+from trio_wasmcache.udf import WasmUDF
 
 print(trio_wasmcache.open_cach)  # attr-defined, reportAttributeAccessIssue
 trio_wasmcache.open_cache(CacheConfig(), loger=None)  # call-arg, reportCallIssue
@@ -135,3 +138,13 @@ def failing() -> None:
     TrapError()  # call-arg, reportCallIssue
     TrapError("m", cod="unreachable")  # call-arg, reportCallIssue
     print(TrapError("m").status)  # attr-defined, reportAttributeAccessIssue
+
+
+async def outside(threads: BlockingCache, loop: AsyncioCache) -> None:
+    """The faces for threads and for asyncio."""
+    threads.register("a", b"", args=(), isolation="frehs")  # call-overload, reportCallIssue
+    await loop.register("a", b"", args=(), concurency=2)  # call-overload, reportCallIssue
+    number = threads.register("a", b"", args=(), returns="i64")
+    word: str = number.call()  # assignment, reportAssignmentType
+    WasmUDF("a", b"", args=(), returns="i64", on_error="drop")  # arg-type, reportArgumentType
+    print(word)
