@@ -25,6 +25,7 @@ from trio_wasmcache import (
 from trio_wasmcache._core.tiers import FIRST, OPTIMIZING, STACKS, Tier
 from trio_wasmcache._core.wasm.bulk import HELPER_LIMIT, SLACK
 from trio_wasmcache._core.wasm.reader import SHORT
+from trio_wasmcache._engine.wasmtime import native
 from trio_wasmcache.testing import check_invariants
 
 COMPILERS = ("optimizing", "baseline")
@@ -176,6 +177,19 @@ async def test_a_length_that_only_looks_constant_is_charged() -> None:
         ends[0] for ends in (await outcomes(wasm, "f", [(MiB,)])).values()
     )
     assert optimizing == baseline > MiB
+
+
+async def test_an_old_wasmtime_leaves_bulk_instructions_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before 46, so they are charged by us on both tiers: here, where it charges them, twice."""
+    burnt = []
+    for since_46 in (True, False):
+        monkeypatch.setattr(native, "is_since_46", lambda since_46=since_46: since_46)
+        async with cache_on("optimizing") as cache:
+            function = await cache.register("memory.fill", BULK, args=("i32",))
+            burnt.append((await outcome(function, MiB))[1])
+    assert burnt[1] - burnt[0] == MiB
 
 
 @pytest.mark.parametrize("compiler", COMPILERS)

@@ -1,5 +1,7 @@
 """Charges bulk instructions for their length, where the compiler does not: on the baseline tier.
 
+With wasmtime before 46, the optimizing compiler does not either.
+
 The optimizing compiler charges `memory.fill` and its like a unit of fuel for each byte or element,
 and `memory.grow` and `table.grow` one for each page or element that was added. The baseline
 compiler charges nothing for that, so that a slice of a few units could fill gigabytes. There, each

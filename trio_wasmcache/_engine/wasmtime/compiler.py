@@ -111,7 +111,7 @@ def _compile_alone(
     stack_size: int,
     breathe: Callable[[], object],
 ) -> Artifact:
-    edited, moves, info = _edit(wasm, info, edits, breathe, charge=tier is BASELINE)
+    edited, moves, info = _edit(wasm, info, edits, breathe, charge=_leaves_bulk_free(tier))
     if starts_later(info, edits):
         edited = defer_start(edited, read_module(edited, breathe, weigh=False), START)
     ((data, code_size),) = make(tier, [edited])
@@ -131,6 +131,11 @@ def _compile_alone(
     )
 
 
+def _leaves_bulk_free(tier: Tier) -> bool:
+    """Return whether bulk instructions are to be charged by us; see `wasm/bulk`."""
+    return tier is BASELINE or not native.is_since_46()
+
+
 def _compile_graph(
     make: Make,
     make_constant: Make,
@@ -145,7 +150,7 @@ def _compile_graph(
     for number, part in enumerate(graph.parts):
         _check_names(part.info)
         noted = part.offset is not None
-        charge = tier is BASELINE
+        charge = _leaves_bulk_free(tier)
         wasm, moves, info = _edit(
             part.wasm, part.info, part.edits, breathe, noted=noted, charge=charge
         )
