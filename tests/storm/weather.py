@@ -31,6 +31,7 @@ from trio_wasmcache import (
     current_lease,
 )
 from trio_wasmcache._core.policy import cpu_budget
+from trio_wasmcache._core.tiers import FIRST, STACKS
 from trio_wasmcache._runtime import cpu_limits
 from trio_wasmcache.testing import snapshot
 
@@ -90,7 +91,8 @@ class Storm:
         part = choose([kit.adding(1), kit.costly(), kit.trapping(), kit.growing()])
         await add_two_parts(self.cache, kit, part, name="parts", isolation=choose(LEVELS))
         code = max(function.code_size for function in self.cache.functions())
-        room = self.random.choice([2, 3, 100]) * (code + self.cache.config.stack_size)
+        stack = self.cache.config.stack_size * STACKS[FIRST["optimizing"]]
+        room = self.random.choice([2, 3, 100]) * (code + stack)
         self.cache.resize(max_code_size=room, max_instances=self.random.choice([2, 5, 50]))
         worst = max(function.worst_size for function in self.cache.functions())
         times = self.random.choice([None, 1, 2, 5])
