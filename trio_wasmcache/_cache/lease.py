@@ -49,7 +49,7 @@ from .._pool.preparation import Preparing
 from .._pool.replacing import Replacing
 from .._public import public
 from .._runtime.activity import Activity
-from .._runtime.bound import BoundFunction, Definition
+from .._runtime.bound import BoundFunction, Definition, Failure
 from .._runtime.call import Call
 from .._runtime.runner import context_of_call
 
@@ -130,8 +130,8 @@ class Lease(Generic[R_co]):
     _replacing: Replacing | None = None
     """Replaces the instance when a row fails, while a batch is under way that goes on then."""
     _fuel: int | None = None
-    _error: str | None = None
-    """Type of the error by which a call failed half-way."""
+    _failed_by: Failure | None = None
+    """How a call failed half-way."""
     _entered_from: FrameType | None = None
     """Frame that awaited `__aenter__`, while HELD by a lease that did not take the fast path."""
 
@@ -148,7 +148,7 @@ class Lease(Generic[R_co]):
         self._name = name
         self._args = args
         self._warm = warm
-        self._calls = 0
+        self._calls = self._burnt = 0
 
     # -- the block
 
@@ -328,7 +328,13 @@ class Lease(Generic[R_co]):
         bound = self._bound
         assert bound is not None
         self._pool.recycle(
-            request, bound, clean=clean, calls=self._calls, reason=reason, error=self._error
+            request,
+            bound,
+            clean=clean,
+            calls=self._calls,
+            fuel=self._burnt,
+            reason=reason,
+            failure=self._failed_by,
         )
 
     def _end(self, reason: Reason) -> trio.Event | None:
@@ -446,6 +452,7 @@ class Lease(Generic[R_co]):
             self._ready = begin
             self._calls += 1
             self._fuel = burnt = fuel - bound.left.value
+            self._burnt += burnt
             share.virtual_time += burnt / share.shares
             share.burst += burnt + CALL_FUEL
             uses = bound.entry.uses
@@ -569,6 +576,7 @@ class Lease(Generic[R_co]):
             self._ready = ready
             self._calls += 1
             self._fuel = burnt = fuel - bound.native.fuel_left()
+            self._burnt += burnt
             self._group.share.charge(burnt)
             bound.entry.uses.add(FUELS, burnt)
             return small.results(rows, arrow)
@@ -724,6 +732,7 @@ class Lease(Generic[R_co]):
                 self._ready = begin
                 self._calls += 1
                 self._fuel = burnt = burnt + spent
+                self._burnt += burnt
                 self._group.share.charge(burnt)
                 bound.entry.uses.add(FUELS, burnt)
                 return value
@@ -791,12 +800,13 @@ class Lease(Generic[R_co]):
     def _end_call(self, call: Call) -> None:
         self._under_way = None
         self._fuel = call.fuel
+        self._burnt += call.fuel
         if self._replacing is not None:
             self._end_replacing(call)
         try:
             call.close()
         finally:
-            self._error = call.failed
+            self._failed_by = call.failed
             if self._state is ENDED:
                 # The block has ended meanwhile, or the cache is being closed.
                 if self._request is not None:
@@ -831,11 +841,11 @@ class Lease(Generic[R_co]):
             return error  # the code that converts the values ended the lease, then raised this
         self._calls += 1
         self._fuel = fuel = bound.total_fuel - bound.native.fuel_left()
+        self._burnt += fuel
         self._group.share.charge(fuel)
         bound.entry.uses.add(FUELS, fuel)
         self._step(BROKEN)
-        self._error = type(error).__name__
-        bound.fail(self._pool.policy, error, values, fuel)
+        self._failed_by = bound.fail(self._pool.policy, error, values, fuel)
         return error
 
     def _lifted(
@@ -852,8 +862,7 @@ class Lease(Generic[R_co]):
             if self._request is not None:
                 self._ready = None
                 self._step(BROKEN)
-                self._error = type(error).__name__
-                bound.fail(self._pool.policy, error, values, self._fuel or 0)
+                self._failed_by = bound.fail(self._pool.policy, error, values, self._fuel or 0)
             raise
 
     # -- other facts

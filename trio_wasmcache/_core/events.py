@@ -591,6 +591,8 @@ class Recycled(Use):
     """Length of the lease (seconds)."""
     calls: int
     """Number of calls in the lease."""
+    fuel: int = 0
+    """Units of fuel that its calls burnt."""
     seat: bool
     """Whether its instance was closed and replaced by a seat."""
     closed_size_bytes: int | None = None
@@ -603,6 +605,9 @@ class Recycled(Use):
     """Whether the instance or seat was kept; if not, its eviction follows."""
     error: str | None = None
     """Type of the error that left the instance unusable; None: none did."""
+    error_message: str | None = None
+    """Why the guest failed, and some of the last lines that it wrote; no argument of the call. None
+    if no error of a guest left the instance unusable."""
     address_space_bytes: int
     """Bytes of addresses that its instance reserves now."""
     mappings: int

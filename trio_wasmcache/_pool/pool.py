@@ -22,7 +22,7 @@ from .._core.wasm.isolation import ADVICE, SEAT_SIZE, cache_verdict, overgrown_v
 from .._engine.base import Engine
 from .._log import LogWriter, Origin
 from .._owner import Owner
-from .._runtime.bound import BoundFunction, Definition
+from .._runtime.bound import BoundFunction, Definition, Failure
 from .._runtime.call import Runtime
 from .._runtime.module import DebugBook
 from .._runtime.relief import Relief, Reserved
@@ -158,8 +158,9 @@ class Pool:
         *,
         clean: bool,
         calls: int,
+        fuel: int,
         reason: Reason | None = None,
-        error: str | None = None,
+        failure: Failure | None = None,
     ) -> None:
         """Give back the instance of a lease that has ended, in which nothing runs.
 
@@ -168,8 +169,9 @@ class Pool:
             bound: the function bound to the instance.
             clean: whether no call failed or ended half-way.
             calls: number of calls that were made.
+            fuel: units of fuel that they burnt.
             reason: why the instance must be evicted; None if it need not be.
-            error: type of the error by which a call failed.
+            failure: how a call failed half-way; None: none did.
         """
         instance, native, definition = request.held, bound.native, bound.definition
         seat, closed_size, grown = False, None, None
@@ -196,6 +198,7 @@ class Pool:
         if reserved != (instance.address_space, instance.mappings):
             instance.set_aside()  # it was kept off the fast path: see `BoundFunction.attach`
         now = self.now()
+        error = None if failure is None else failure.error
         step = self.policy.recycle(request, size, now, reason, seat, reserved, error, grown)
         origin = None
         if self.journal.log_uses:
@@ -206,8 +209,10 @@ class Pool:
                 calls,
                 now,
                 ledger,
+                fuel=fuel,
                 size_bytes=size,
                 error=error,
+                error_message=None if failure is None else failure.reason,
                 closed_size_bytes=closed_size,
                 grown_size_bytes=grown,
                 address_space_bytes=reserved[0],

@@ -36,6 +36,17 @@ Begin: TypeAlias = Callable[[Sequence[object], int], Value]
 
 @final
 @frozen(eq=False)
+class Failure:
+    """How a call failed, so that its instance can serve no other: for the log."""
+
+    error: str
+    """Type of the error."""
+    reason: str | None = None
+    """Why the guest failed, and its last words; None if it is no error of the guest."""
+
+
+@final
+@frozen(eq=False)
 class Definition:
     """A registered function: its declaration and its module."""
 
@@ -185,16 +196,19 @@ class BoundFunction:
 
     def fail(
         self, policy: Policy, error: BaseException, values: tuple[object, ...], fuel: int
-    ) -> None:
+    ) -> Failure:
         """Abandon the failed call of the instance, and complete the error with its facts."""
         policy.note_error(self.entry, type(error).__name__)
         self.native.abandon()
-        self.explain(policy, error, values, fuel)
+        return Failure(type(error).__name__, self.explain(policy, error, values, fuel))
 
     def explain(
         self, policy: Policy, error: BaseException, values: tuple[object, ...], fuel: int
-    ) -> None:
-        """Complete the error of a call that has failed in the instance with all facts."""
+    ) -> str | None:
+        """Complete the error of a call that has failed in the instance with all facts.
+
+        Return the reason, as `complete` does; None if the error is not one of this guest.
+        """
         if isinstance(error, GuestError) and not error.function:
             # Not for the error of another guest, which a host function of this one called.
             if isinstance(error, StackOverflowError) and error.backtrace:
@@ -207,7 +221,8 @@ class BoundFunction:
             reported = getattr(self.binding, "reported_error", None)
             if reported is not None and (words := reported(self.native)):
                 error.args = (f"{error.args[0]}; it had reported: {words}", *error.args[1:])
-            self.complete(error, values, fuel)
+            return self.complete(error, values, fuel)
+        return None
 
     def _say_refusal(self, error: GuestError) -> None:
         """Add to the error of a guest how much memory it was refused."""
@@ -217,8 +232,11 @@ class BoundFunction:
             words = refusal(refused, self.definition.module.artifact)
             error.args = (f"{reason}; {words}", *error.args[1:])
 
-    def complete(self, error: GuestError, values: tuple[object, ...], fuel: int) -> None:
-        """Add the function, the values of the call and the fuel that it burnt to the error."""
+    def complete(self, error: GuestError, values: tuple[object, ...], fuel: int) -> str:
+        """Add the function, the values of the call and the fuel that it burnt to the error.
+
+        Return the reason and the guest's last words, without the values and the frames.
+        """
         key = self.entry.function.key
         error.function = key.name
         error.values = kept_values(values)
@@ -229,14 +247,15 @@ class BoundFunction:
         burnt = f" after {fuel} units of fuel" if fuel else ""
         row = "" if error.row is None else f" in row {error.row} of a batch,"
         what = f"{key}{row} called with ({listed}){burnt}"
-        reason = error.args[0]
+        reason: str = error.args[0]
         if isinstance(error, FuelExhaustedError):
             reason = f"{reason}; {fuel_limit(self.total_fuel)}"
-        words = last_words(error.output)
-        error.args = (f"{what}: {reason}{words}{trace}", *error.args[1:])
+        reason += last_words(error.output)
+        error.args = (f"{what}: {reason}{trace}", *error.args[1:])
         if self.counts_results:
             # Frames and errors of a conversion would keep the data that was converted.
             error.__traceback__ = error.__context__ = None
+        return reason
 
 
 # A size that no limit allows.

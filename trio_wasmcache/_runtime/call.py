@@ -39,7 +39,7 @@ from .._engine.base import (
     NoMemoryError,
 )
 from .activity import Activity, OutputLog
-from .bound import BoundFunction
+from .bound import BoundFunction, Failure
 from .metered import MeteredGuest
 from .relief import Relief, Reserved
 from .results import ResultBook, ResultMemory
@@ -130,9 +130,9 @@ class Call(Activity):
         self.fuel = 0
         """Units of fuel burnt so far, by the guest and by the host for it, without those of a job
         that is under way."""
-        self.failed: str | None = None
-        """Type of the error by which it failed half-way, so that the instance can serve no other
-        call; None: it has not."""
+        self.failed: Failure | None = None
+        """How it failed half-way, so that the instance can serve no other call; None: it has
+        not."""
         self.exited = False
         """Whether it was a command that has exited well, so that nothing runs in the instance, and
         no other call may begin before it is reset."""
@@ -529,9 +529,9 @@ class Call(Activity):
 
     def fail(self, error: BaseException, values: tuple[object, ...]) -> None:
         """Note that the call failed half-way, and complete the error with its facts."""
-        self.failed = type(error).__name__
+        self.failed = Failure(type(error).__name__)
         self._say(error)
-        self.bound.fail(self._runtime.policy, error, values, self.fuel)
+        self.failed = self.bound.fail(self._runtime.policy, error, values, self.fuel)
 
     def explain(self, error: GuestError, values: tuple[object, ...]) -> None:
         """Complete the error of a row without which the batch goes on; nothing runs any more."""

@@ -206,7 +206,7 @@ def test_what_is_followed_is_shown_in_time(tmp_path: Path, capsys: Capture) -> N
     log = story()
     log.lines[5]["http_request"] = "\x1b[2Jabc"
     path = log.write(tmp_path / "log")
-    ran = run_command(capsys, "report", "--where", "request=2", path)
+    ran = run_command(capsys, "report", "--events", "--where", "request=2", path)
     lines = ran.out.splitlines()
     assert lines[0] == "Cache cafe"
     assert [line[11:].split()[0] for line in lines[1:] if line.lstrip().startswith("+")] == [

@@ -133,6 +133,13 @@ class FunctionRecord:
     """Whether resets of its instances pay; None if they are not reset, or not any more."""
     definition: object = None
     """The pool's description of the function."""
+    names: dict[str, Any] = field(init=False)
+    """The fields by which events and items of snapshots name it."""
+
+    @names.default
+    def _names(self) -> dict[str, Any]:
+        key = self.key
+        return {"function": key.name, "arg_types": key.arg_types, "generation": self.generation}
 
     def define(self, definition: object) -> None:
         """Keep what the pool knows of it."""
@@ -141,12 +148,6 @@ class FunctionRecord:
     def begin_resets(self, *counts: int) -> None:
         """Note that its instances are reset between leases; `counts`: of earlier ones."""
         self.resets = Resets(*counts)
-
-    @property
-    def names(self) -> dict[str, Any]:
-        """The fields by which events and items of snapshots name it."""
-        key = self.key
-        return {"function": key.name, "arg_types": key.arg_types, "generation": self.generation}
 
     @property
     def serving(self) -> FunctionRecord | None:

@@ -15,9 +15,11 @@ from pathlib import Path
 import click
 
 from ..output.document import make_document
+from ..output.story import show_stories, story_document
 from ..output.terminal import TOP, show_report
 from ..output.trail import show_trail, trail_document
 from ..reading.notes import FINE, NOTHING, cite
+from ..summary.story import Causes, stories
 from ..summary.summary import Summary
 from ..summary.trail import Trail
 from .questions import replay, tune, whatif
@@ -58,7 +60,12 @@ def commands() -> None:
     "--where",
     type=parse_where,
     metavar="FIELD=VALUE",
-    help="Print all events of the requests or instances that have this value, in time.",
+    help="Tell what became of the requests that have this value in any event, and why.",
+)
+@click.option(
+    "--events",
+    is_flag=True,
+    help="With --where: print the events of those requests, or of those instances.",
 )
 @click.option(
     "--thrash-seconds",
@@ -81,6 +88,7 @@ def report(
     only: str | None,
     by_cache: bool,
     where: tuple[str, str] | None,
+    events: bool,
     thrash_seconds: float | None,
     top: int,
 ) -> int:
@@ -93,7 +101,9 @@ def report(
     """
     session = Session(logs)
     if where is not None:
-        return _follow(session, logs, Trail(*where), only, as_json)
+        return _follow(session, logs, Trail(*where), only, as_json=as_json, events=events)
+    if events:
+        raise click.UsageError("--events is for --where")
     summary = Summary(thrash_seconds)
     with session.bar():
         for block in session.reader.blocks():
@@ -120,24 +130,29 @@ def report(
 
 
 def _follow(
-    session: Session, logs: Sequence[str], trail: Trail, only: str | None, as_json: bool
+    session: Session,
+    logs: Sequence[str],
+    trail: Trail,
+    only: str | None,
+    *,
+    as_json: bool,
+    events: bool,
 ) -> int:
-    """Print the events of a trail; return the exit status."""
+    """Print the stories of a trail, or its events; return the exit status."""
     if not all(Path(path).is_file() for path in logs):
         raise click.UsageError("--where reads the log twice: give it files")
-    mark = trail.mark()
+    search = trail.search()
     with session.bar():
         for block in session.reader.blocks():
-            for event in session.parser.dicts(line for line in block if mark in line):
+            for event in session.parser.dicts(line for line in block if search.finds(line)):
                 if only is None or event["cache"] == only:
                     trail.look(event)
         session.tell()
         # What is wrong with the log has been said.
         again = Session(logs, quiet=True)
+        causes = Causes(trail, again.parser.dicts)
         for block in again.reader.blocks():
-            for event in again.parser.dicts(block):
-                if only is None or event["cache"] == only:
-                    trail.take(event)
+            causes.take(block, only)
     trail.sort()
     if not trail.events:
         session.errors.print(
@@ -149,10 +164,15 @@ def _follow(
             f"{len(trail.events):,} events are shown, {trail.left_out:,} are left out, and those "
             f"of {trail.unfollowed:,} more requests or instances"
         )
+    told = stories(trail, causes)
     if as_json:
-        print_json(trail_document(trail, session.notes.texts))
-    else:
+        document = trail_document(trail, session.notes.texts)
+        document["stories"] = [story_document(story) for story in told]
+        print_json(document)
+    elif events or not told:
         show_trail(session.out, trail)
+    else:
+        show_stories(session.out, told)
     return session.notes.status
 
 

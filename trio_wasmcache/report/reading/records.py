@@ -24,7 +24,7 @@ ABSURD = 2**63
 # Fields added after the first logs of this schema were written: a log may lack them, and they are
 # None in its events.
 OPTIONAL = frozenset(
-    {"label", "deadline_seconds", "task", "blocked", "seat"}
+    {"label", "deadline_seconds", "task", "blocked", "seat", "fuel"}
     | {"address_space_bytes", "mappings", "module_mappings"}
 )
 STAMPS = ("schema", *STAMP_TYPES)

@@ -1,0 +1,278 @@
+"""`report --where` as a story: what became of a request, where its time went, and why."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kits import Kit, ListLogger, add
+from report.logs import Log, make, run_command, use
+
+from trio_wasmcache import CacheConfig, TrapError
+from trio_wasmcache._core.events import Abandoned, Blocked, Event, Failed, Output, Reason
+from trio_wasmcache.report.summary import story as stories
+
+Capture = pytest.CaptureFixture[str]
+
+
+def waiting(kind: type[Event], function: str = "f", **more: Any) -> Event:
+    """An event of an acquire that waits."""
+    known = {**use(function), "task": 1}
+    del known["instance"]
+    return make(kind, **known | more)
+
+
+def tell(capsys: Capture, log: Log, path: Path, condition: str = "request=2") -> list[Any]:
+    """The stories, as JSON; the text is told, too, and has all of their sentences."""
+    log.write(path)
+    ran = run_command(capsys, "report", "--json", "--where", condition, path)
+    assert ran.status == 0, ran.err
+    told: list[Any] = ran.document["stories"]
+    shown = run_command(capsys, "report", "--where", condition, path)
+    words = " ".join(shown.out.split())
+    for one in told:
+        for step in one["steps"]:
+            assert " ".join(step["text"].split()) in words
+    return told
+
+
+def texts(story: Any) -> list[str]:
+    return [step["text"] for step in story["steps"]]
+
+
+def test_a_wait_for_a_token(tmp_path: Path, capsys: Capture) -> None:
+    """It is behind the lease of its group that ended last; the request begins with the wait."""
+    log = Log()
+    log.opened()
+    log.add(1.0, waiting(Blocked, "b/f", request=None, task=7, waits_for="a token"))
+    log.recycled(1.5, "c/h", request=8)
+    log.recycled(1.75, "b/g", request=9, held_seconds=3.0)
+    log.requested(1.75, 2, "b/f", task=7, blocked=True)
+    log.acquired(1.75, True, "b/f", request=2, instance=4)
+    log.recycled(2.0, "b/f", request=2, instance=4, held_seconds=0.25, fuel=1234, calls=2)
+    (story,) = tell(capsys, log, tmp_path / "log")
+    assert (story["seconds"], story["outcome"], story["held_seconds"]) == (1.0, "completed", 0.25)
+    assert story["waited_seconds"] == {"a token": 0.75}
+    asked = "asked for an instance, after a wait for a token of its group"
+    assert texts(story) == [
+        f"{asked}: waited 750 ms behind request 9, g(i64) in group b, whose lease lasted 3.0 s",
+        "was granted an instance that was idle (instance 4)",
+        "gave it back after 250 ms: 2 calls, 1,234 units of fuel",
+    ]
+    assert story["steps"][0]["behind"]["request"] == 9
+    shown = run_command(capsys, "report", "--where", "request=2", tmp_path / "log").out
+    title = "Request 2, f(i64) in group b, took 1.0 s: 750 ms for a token, 250 ms in its lease"
+    assert title in " ".join(shown.split())
+
+
+def test_a_wait_for_an_instance(tmp_path: Path, capsys: Capture) -> None:
+    """It is behind a lease of the same function in the same group, the last that ended."""
+    log = Log()
+    log.opened()
+    log.requested(1.0, 2)
+    log.add(1.0, waiting(Blocked, request=2, waits_for="an instance"))
+    log.recycled(1.125, request=5, held_seconds=2.0)
+    log.recycled(1.25, request=6, held_seconds=4.0)
+    log.recycled(1.25, "g", request=7)
+    log.recycled(1.25, "b/f", request=8)
+    log.acquired(1.25, True, request=2)
+    log.recycled(1.5, request=2, held_seconds=0.25)
+    log.recycled(1.5, request=9)
+    (story,) = tell(capsys, log, tmp_path / "log")
+    assert story["waited_seconds"] == {"an instance": 0.25}
+    assert texts(story)[1] == (
+        "waited 250 ms for an instance behind request 6, f(i64) in group main, whose lease lasted "
+        "4.0 s"
+    )
+
+
+def test_a_wait_that_was_given_up(tmp_path: Path, capsys: Capture) -> None:
+    """It is behind the lease that had its instance for the longest time."""
+    log = Log()
+    log.opened()
+    log.acquired(0.25, request=4)
+    log.acquired(0.5, request=5)
+    log.acquired(0.75, request=6, instance=2)
+    log.recycled(0.875, request=4)
+    log.requested(1.0, 2)
+    log.add(1.0, waiting(Blocked, request=2, waits_for="an instance"))
+    log.add(1.5, waiting(Abandoned, request=2, error="Cancelled"))
+    (story,) = tell(capsys, log, tmp_path / "log")
+    assert (story["outcome"], story["error"]) == ("gave up", "Cancelled")
+    assert texts(story)[1] == (
+        "waited 500 ms for an instance behind request 5, f(i64) in group main, which had held its "
+        "instance for 1.0 s by then"
+    )
+    assert texts(story)[2:] == ["ended without an instance: Cancelled"]
+
+
+def test_a_wait_for_room_ends_when_the_load_begins(tmp_path: Path, capsys: Capture) -> None:
+    """What was given back while it loaded was not what it waited for; loads have a cause."""
+    log = Log()
+    log.opened()
+    log.requested(1.0, 2)
+    log.add(1.0, waiting(Blocked, request=2, waits_for="room"))
+    log.recycled(1.5, "c/h", request=8, held_seconds=1.0)
+    log.recycled(1.75, "c/h", request=9)
+    log.loaded(2.0, request=2, seconds=0.5)
+    log.acquired(2.0, False, request=2)
+    (story,) = tell(capsys, log, tmp_path / "log")
+    assert (story["outcome"], story["load_seconds"]) == ("under way", 0.5)
+    assert story["waited_seconds"] == {"room": 0.5}
+    assert texts(story) == [
+        "asked for an instance",
+        "waited 500 ms for room behind request 8, h(i64) in group c, whose lease lasted 1.0 s",
+        "loaded an instance in 500 ms: there was none yet in this log",
+        "was granted it (instance 1)",
+    ]
+
+
+def test_why_it_loaded(tmp_path: Path, capsys: Capture) -> None:
+    """The last instance went for somebody's need; others are in use; or leases have new ones."""
+    need = {"for_group": "c", "for_function": "g", "for_arg_types": "str", "for_request": 7}
+    log = Log()
+    log.opened()
+    log.loaded(0.25, request=1, instance=1)
+    log.loaded(0.5, request=1, instance=2, function="b/f")  # of another group
+    log.evicted(0.5, instance=1, **need)
+    log.loaded(0.75, request=3, instance=3)
+    log.requested(1.0, 2)
+    log.loaded(4.0, request=2, instance=4, seconds=0.5, module_loaded=True, code_bytes=2048)
+    log.acquired(4.0, False, request=2, instance=4)
+    log.requested(5.0, 11)
+    log.evicted(5.0, Reason.CORRUPTED, instance=3, error="TrapError")
+    log.evicted(5.0, Reason.CORRUPTED, instance=4, error="TrapError")
+    log.loaded(6.0, request=11, instance=5, seconds=1.0)
+    log.requested(7.0, 12)
+    log.loaded(8.0, request=12, instance=5, seat=True)
+    (story,) = tell(capsys, log, tmp_path / "log")
+    assert texts(story)[1] == (
+        "loaded an instance in 500 ms, and its code of 2.0 KiB: the other one was in use, and the "
+        "last one had gone 3.0 s before, for size, for the sake of request 7, g(str) in group c"
+    )
+    assert story["steps"][1]["gone"]["for_request"] == 7
+    (story,) = tell(capsys, log, tmp_path / "log", "request=11")
+    assert texts(story)[1] == (
+        "loaded an instance in 1.0 s: the last one had gone 0 s before, as a call in it had failed "
+        "(TrapError)"
+    )
+    (story,) = tell(capsys, log, tmp_path / "log", "request=12")
+    assert texts(story)[1].endswith("on its seat, as every lease gets a new one")
+
+
+def test_what_it_did_to_others_and_what_its_guest_said(tmp_path: Path, capsys: Capture) -> None:
+    """Evictions for its need are its own steps; its lines and its last words are shown, cut."""
+    log = Log()
+    log.opened()
+    log.requested(1.0, 2)
+    log.evicted(1.0, function="c/h", for_group="main", for_function="f", for_request=2)
+    log.add(1.0, make(Failed, **use("f"), request=2, error="LoadError", error_message="no\nluck"))
+    log.requested(2.0, 3)
+    log.acquired(2.0, request=3)
+    told = {**use("f"), "request": 3, "stream": "stderr", "line": "look"}
+    del told["instance"]
+    log.add(2.0, make(Output, **told))
+    words = "unreachable; its last output:\n    \x1b[2Jpanicked\n" + "\n".join("abcdefghijkl")
+    log.recycled(2.5, request=3, error="TrapError", error_message=words, kept=False)
+    path = tmp_path / "log"
+    (story,) = tell(capsys, log, path)
+    assert (story["outcome"], story["error"]) == ("failed", "LoadError")
+    assert texts(story) == [
+        "asked for an instance",
+        "had an instance evicted for size, of h(i64) in group c: 128.0 KiB",
+        "could not load: LoadError",
+    ]
+    assert story["steps"][2]["error_message"] == "no\nluck"
+    (story,) = tell(capsys, log, path, "request=3")
+    assert texts(story)[2:] == [
+        "the guest wrote to stderr: look",
+        "gave it back after 500 ms: 1 call; failed with TrapError",
+    ]
+    shown = run_command(capsys, "report", "--where", "request=3", path).out
+    assert "\n             unreachable; its last output:\n" in shown
+    assert "\\x1b[2Jpanicked" in shown
+    assert "\x1b" not in shown
+    assert "  f\n" in shown
+    assert "  g\n" not in shown
+
+
+@pytest.mark.parametrize("spaces", [True, False])
+@pytest.mark.parametrize("names", ["f", "föö"])
+def test_lines_are_found_however_they_are_written(
+    names: str, spaces: bool, tmp_path: Path, capsys: Capture
+) -> None:
+    """With and without spaces, and with names that JSON may write in two ways."""
+    log = Log()
+    log.opened()
+    for number in range(1, 30):
+        log.loaded(number, names, request=100 + number, instance=number)
+        log.evicted(number, function=names, instance=number)
+        log.requested(number, 2 if number == 29 else 200 + number, names)
+    log.loaded(40, names, request=2, instance=40)
+    log.lines[-1]["tenant"] = "it's me"
+    path = tmp_path / "log"
+    separators = (", ", ": ") if spaces else (",", ":")
+    for condition in ("request=2", "tenant=it's me"):
+        path.write_text("".join(f"{json.dumps(it, separators=separators)}\n" for it in log.lines))
+        ran = run_command(capsys, "report", "--json", "--where", condition, path)
+        (story,) = ran.document["stories"]
+        assert "the last one had gone" in texts(story)[1]
+        assert [step["event"] for step in story["steps"]] == ["requested", "loaded"]
+
+
+def test_it_is_bounded(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the limits, waits have no cause, and stories are in the JSON only."""
+    monkeypatch.setattr(stories, "MAX_EXPLAINED", 1)
+    monkeypatch.setattr(stories, "MAX_OPEN", 1)
+    log = Log()
+    log.opened()
+    for number in range(3):
+        log.add(number, waiting(Blocked, request=None, task=number, waits_for="a token"))
+    log.recycled(3.0, request=99)
+    for number in range(3):
+        log.requested(3.0 + number, 10 + number, task=number, blocked=True)
+    for number in range(2):
+        log.add(6.0, waiting(Blocked, request=10 + number, waits_for="an instance"))
+    log.recycled(6.0, request=98)
+    log.acquired(7.0, request=10)
+    log.acquired(7.0, request=11)
+    told = tell(capsys, log, tmp_path / "log", "function=f")
+    told = [one for one in told if one["request"] in {10, 11, 12}]
+    assert [one["steps"][0].get("behind") for one in told[:2]] == [None, None]
+    assert told[2]["steps"][0]["behind"]["request"] == 99
+    assert [one["steps"][1]["behind"] for one in told[:2]] == [None, None]
+    monkeypatch.setattr("trio_wasmcache.report.output.story.MAX_TOLD", 1)
+    shown = run_command(capsys, "report", "--where", "function=f", tmp_path / "log").out
+    assert "and 4 more requests: --json tells them all" in shown
+
+
+def test_events_need_a_condition(tmp_path: Path, capsys: Capture) -> None:
+    log = Log()
+    log.opened()
+    ran = run_command(capsys, "report", "--events", log.write(tmp_path / "log"))
+    assert ran.status == 2
+    assert "--events is for --where" in ran.err
+
+
+async def test_a_lease_logs_its_fuel_and_why_it_failed(kit: Kit) -> None:
+    """The reason has no argument of the call, which may be a secret."""
+    log = ListLogger()
+    async with kit.open(CacheConfig(log_uses=True), logger=log) as cache:
+        await add(cache, "f", kit.adding(1))
+        await add(cache, "bad", kit.trapping())
+        async with cache.acquire("f") as lease:
+            await lease.call(1)
+            first = lease.fuel_consumed
+            await lease.map([[1, 2, 3]])
+            assert first
+            burnt = first + (lease.fuel_consumed or 0)
+        with pytest.raises(TrapError, match=r"\(424242\)"):
+            async with cache.acquire("bad") as lease:
+                await lease.call(424242)
+    ended = log.fields("recycled")
+    assert [it["fuel"] for it in ended] == [burnt, lease.fuel_consumed]
+    assert ended[0]["error_message"] is None
+    assert "unreachable" in ended[1]["error_message"]
+    assert "424242" not in ended[1]["error_message"]
