@@ -263,11 +263,10 @@ async def test_a_lease_logs_its_fuel_and_why_it_failed(kit: Kit) -> None:
         await add(cache, "f", kit.adding(1))
         await add(cache, "bad", kit.trapping())
         async with cache.acquire("f") as lease:
-            await lease.call(1)
-            first = lease.fuel_consumed
-            await lease.map([[1, 2, 3]])
-            assert first
-            burnt = first + (lease.fuel_consumed or 0)
+            burnt = 0
+            for work in (lease.call(1), lease.map([[1, 2]]), lease.map([[1, 2]])):
+                await work  # the second small batch takes a way of its own
+                burnt += lease.fuel_consumed or 0
         with pytest.raises(TrapError, match=r"\(424242\)"):
             async with cache.acquire("bad") as lease:
                 await lease.call(424242)
