@@ -1,6 +1,6 @@
 """Fixtures for all tests: both engines, and a log to look at; and how hard Hypothesis tries.
 
-Tests are marked `once` by their files, below.
+Tests are marked `once` and `twice` by their files, below.
 `--compiler baseline` has every module compiled by the baseline compiler that it can compile.
 `HYPOTHESIS_PROFILE` is "ci" (the default), which tries the same examples each time, so that a
 change is judged by what it changed; or "nightly": ten times as many, and others every night.
@@ -48,13 +48,21 @@ ONCE = (
     "soak/",
     "storm/",
 )
+TWICE = (
+    "faces/test_english.py",
+    "faces/test_examples.py",
+    "faces/test_readme.py",
+    "faces/test_service.py",
+    "report/",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what takes long and is about WebAssembly rather than Python."""
+    """Mark what takes long, and would find the same on each interpreter."""
     for item in items:
-        if item.path.relative_to(TESTS).as_posix().startswith(ONCE):
-            item.add_marker("once")
+        for mark, paths in (("once", ONCE), ("twice", TWICE)):
+            if item.path.relative_to(TESTS).as_posix().startswith(paths):
+                item.add_marker(mark)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

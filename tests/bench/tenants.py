@@ -24,12 +24,12 @@ async def _loop(group: SchedulingGroup) -> None:
         await lease.call()
 
 
-async def _cores(cache: InstanceCache, seconds: float, loops: int) -> float:
+async def _cores(cache: InstanceCache, begin: float, seconds: float, loops: int) -> float:
     """Cores that the process uses while a group with a limit runs so many endless loops."""
     async with cache.scheduling_group("slow", capacity=LOOPS, cpu_limit=LIMIT) as slow:
         for _ in range(loops):
             slow.start_soon(_loop, slow)
-        await trio.sleep(2)  # they are loaded, and the first window is over
+        await trio.sleep(2 * begin)  # they are loaded, and the first window is over
         began, cpu = time.monotonic(), time.process_time()
         await trio.sleep(seconds)
         used = (time.process_time() - cpu) / (time.monotonic() - began)
@@ -37,7 +37,7 @@ async def _cores(cache: InstanceCache, seconds: float, loops: int) -> float:
     return used
 
 
-async def _neighbours(cache: InstanceCache, seconds: float, limited: int) -> float:
+async def _neighbours(cache: InstanceCache, begin: float, seconds: float, limited: int) -> float:
     """Fuel that a group which always has work burns beside so many limited loops, each second."""
 
     async def work(group: SchedulingGroup) -> None:
@@ -52,7 +52,7 @@ async def _neighbours(cache: InstanceCache, seconds: float, limited: int) -> flo
             slow.start_soon(_loop, slow)
         for _ in range(2):
             busy.start_soon(work, busy)
-        await trio.sleep(1)
+        await trio.sleep(begin)
         began, before = time.monotonic(), busy._state.share.virtual_time
         await trio.sleep(seconds)
         fuel = (busy._state.share.virtual_time - before) * busy.shares
@@ -62,7 +62,9 @@ async def _neighbours(cache: InstanceCache, seconds: float, limited: int) -> flo
     return rate
 
 
-async def _latencies(cache: InstanceCache, seconds: float, limited: int) -> list[float]:
+async def _latencies(
+    cache: InstanceCache, begin: float, seconds: float, limited: int
+) -> list[float]:
     """Times (seconds) from when a call is due to its end, in a group that is mostly idle."""
     found = []
     async with (
@@ -71,7 +73,7 @@ async def _latencies(cache: InstanceCache, seconds: float, limited: int) -> list
     ):
         for _ in range(limited):
             slow.start_soon(_loop, slow)
-        await trio.sleep(1)
+        await trio.sleep(begin)
         end = due = trio.current_time()
         end += seconds
         while due < end:
@@ -85,16 +87,16 @@ async def _latencies(cache: InstanceCache, seconds: float, limited: int) -> list
 
 
 async def run(report: Report, quick: bool) -> None:
-    seconds = 2 if quick else 10
+    seconds, begin = (0.3, 0.1) if quick else (10, 1)
     loops = 10 if quick else LOOPS
     config = CacheConfig(total_fuel=10**15, max_code_size=256 * MiB)
     async with open_cache(config, logger=SilentLogger()) as cache:
         await cache.register("forever", FIB, args=(), concurrency=LOOPS)
-        without = await _cores(cache, seconds, 0)
-        used = await _cores(cache, seconds, loops) - without
+        without = await _cores(cache, begin, seconds, 0)
+        used = await _cores(cache, begin, seconds, loops) - without
         # In turns, as other programs may run, too.
         rounds = [
-            (await _neighbours(cache, seconds / 3, 0), await _neighbours(cache, seconds / 3, loops))
+            [await _neighbours(cache, begin, seconds / 3, limited) for limited in (0, loops)]
             for _ in range(3)
         ]
         beside_alone = statistics.median(beside / alone for alone, beside in rounds)
@@ -102,8 +104,8 @@ async def run(report: Report, quick: bool) -> None:
         alone: list[float] = []
         beside: list[float] = []
         for _ in range(3 if quick else 10):
-            alone += await _latencies(cache, seconds / 4, 0)
-            beside += await _latencies(cache, seconds / 4, loops)
+            alone += await _latencies(cache, begin, seconds / 4, 0)
+            beside += await _latencies(cache, begin, seconds / 4, loops)
     report.add(f"cores of {loops} endless loops, limited to {LIMIT}", used, "", at_most=0.11)
     # Two cores' worth of loops can lose what the limit allows, and 2 %.
     report.add("a busy group beside them / alone", beside_alone, "", at_least=0.93)
