@@ -224,12 +224,47 @@ def in_spark(table: Any) -> Iterator[Candidates]:
         }
 
 
+@contextmanager
+def in_ray(table: Any) -> Iterator[Candidates]:
+    """By an actor of Ray Core that stays, in batches of 100,000 rows."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import ray
+
+    class Adding:
+        def wasm(self, part: Any) -> Any:
+            return add(part["a"], part["b"])
+
+        def python(self, part: Any) -> Any:
+            return pa.array(map(plus, part["a"].to_pylist(), part["b"].to_pylist()), pa.int64())
+
+        def native(self, part: Any) -> Any:
+            return pc.add(part["a"], part["b"])
+
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        actor = ray.remote(Adding).remote()
+
+        def compute(method: Any, n: int) -> None:
+            parts = [table.slice(at, min(BATCH, n - at)) for at in range(0, n, BATCH)]
+            ray.get([method.remote(part) for part in parts])
+
+        yield {
+            "WasmUDF": (partial(compute, actor.wasm), 1),
+            "its Python UDF": (partial(compute, actor.python), 0.25),
+            "native": (partial(compute, actor.native), 1),
+        }
+    finally:
+        ray.shutdown()
+
+
 ENGINES: dict[str, tuple[Any, tuple[str, ...], Any]] = {
     "polars": (in_polars, ("polars",), time.process_time),
     "DuckDB": (in_duckdb, ("duckdb",), time.process_time),
     "DataFusion": (in_datafusion, ("datafusion",), time.process_time),
     "Daft": (in_daft, ("daft",), time.process_time),
     "Dask": (in_dask, ("dask", "pandas"), time.process_time),
+    "Ray": (in_ray, ("ray",), time.monotonic),
     "Spark": (in_spark, ("pyspark", "pandas"), time.monotonic),
 }
 # DuckDB's vectors are small, and each crosses to the cache's thread.
