@@ -9,6 +9,7 @@ change is judged by what it changed; or "nightly": ten times as many, and others
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import compilers
@@ -71,8 +72,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let modules get the compiler that the option names, in processes that tests start, too."""
+    """Let modules get the compiler that the option names, and tests send Ctrl-C."""
     compilers.use(config.getoption("compiler"))
+    # A shell has what it starts in the background ignore Ctrl-C, and tests send it.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(params=[FakeKit, WasmtimeKit], ids=["fake", "wasmtime"])

@@ -11,6 +11,7 @@ from typing import Any
 import compilers
 import pytest
 import trio
+from attrs import evolve
 from engine.support import quiet_cache, wat
 
 from trio_wasmcache import (
@@ -19,13 +20,18 @@ from trio_wasmcache import (
     GuestError,
     InstanceCache,
     KiB,
+    LoadError,
     MiB,
+    ModuleTooLargeError,
     StackOverflowError,
 )
 from trio_wasmcache._core.tiers import FIRST, OPTIMIZING, STACKS, Tier
+from trio_wasmcache._core.wasm.admission import Edits, check_limits
 from trio_wasmcache._core.wasm.bulk import HELPER_LIMIT, SLACK
-from trio_wasmcache._core.wasm.reader import SHORT
+from trio_wasmcache._core.wasm.driver import Shape
+from trio_wasmcache._core.wasm.reader import SHORT, ModuleInfo
 from trio_wasmcache._engine.wasmtime import native
+from trio_wasmcache._engine.wasmtime.engine import WasmtimeEngine
 from trio_wasmcache.testing import check_invariants
 
 COMPILERS = ("optimizing", "baseline")
@@ -355,6 +361,99 @@ def test_processes_that_tests_start_use_the_same_compiler(monkeypatch: pytest.Mo
         monkeypatch.setitem(FIRST, "optimizing", OPTIMIZING)
         compilers.use()
         assert FIRST["optimizing"] is Tier(name)
+
+
+async def test_the_baseline_compiler_has_a_bomb_of_its_own() -> None:
+    """9 KB took it 12 s; it is rejected before it is compiled, as by the other compiler."""
+    several = " ".join(["i64"] * 1000)
+    wasm = wat(
+        f"""(module (func $g (result {several}) unreachable)
+        (func (export "f") {"(call $g)" * 1000} unreachable))"""
+    )
+    for compiler in COMPILERS:
+        async with cache_on(compiler) as cache:
+            with pytest.raises(ModuleTooLargeError, match="values on the stack across calls"):
+                await cache.register("f", wasm, args=())
+            assert cache.stats().compile.count == 0
+
+
+@pytest.mark.parametrize("isolation", ["reuse", "reset", "fresh"])
+async def test_two_caches_share_a_folder(tmp_path: Path, isolation: Any) -> None:
+    """With the same module at the same time, on a compiler each, and each again from the folder."""
+    text = """(module (memory (export "memory") 1) (func (export "f") (param i64) (result i64)
+        (memory.fill (i32.const 8) (i32.const 1) (i32.wrap_i64 (local.get 0)))
+        (i64.add (i64.load (i32.const 8)) (local.get 0))))"""
+    folder, found = tmp_path / "code", []
+    for _ in range(2):
+        async with (
+            cache_on("baseline", cache_dir=folder) as baseline,
+            cache_on("optimizing", cache_dir=folder) as optimizing,
+        ):
+            for cache, tier in ((baseline, Tier.BASELINE), (optimizing, Tier.OPTIMIZING)):
+                function = await cache.register(
+                    "f", text, args=("i64",), returns="i64", isolation=isolation
+                )
+                assert tier_of(cache, function) is tier
+                async with function.acquire() as lease:
+                    assert list(await lease.map([array("q", [8, 9])])) == [
+                        0x0101010101010109,
+                        0x010101010101010A,
+                    ]
+                assert await function.call(8) == 0x0101010101010109
+                check_invariants(cache)
+        found.append(sorted(path.name for path in (folder / "digests").iterdir()))
+    assert found[0] == found[1]
+
+
+async def test_both_tiers_of_a_module_in_one_engine() -> None:
+    """Each has its instances, its restorer and its driver; those of the other are refused."""
+    text = """(module (memory (export "memory") 1) (global $n (mut i64) (i64.const 5))
+        (func (export "f") (param i64) (result i64) (global.set $n (i64.add (global.get $n)
+        (local.get 0))) (i64.store (i32.const 0) (global.get $n)) (global.get $n)))"""
+    engines = {tier: WasmtimeEngine(512 * KiB, compiler=tier.value) for tier in Tier}
+    engine = engines[Tier.BASELINE]  # which knows both
+    shape = Shape(("i64",), ("i64",))
+    open_ones: list[Any] = []
+    try:
+        artifacts, instances, drivers = {}, {}, {}
+        for tier in Tier:
+            artifact = await engines[tier].compile(wat(text), admit_reset)
+            artifacts[tier] = await engine.prove(artifact, (), ())
+            assert artifact.tier is tier
+        for tier, artifact in artifacts.items():
+            module = await engine.load(artifact, ())
+            instance = instances[tier] = module.instantiate(10**9, 10**9)
+            open_ones += [module, instance]
+            assert instance.poll()
+            instance.started()
+            instance.mark()
+            drivers[tier] = await engine.driver(shape, tier)
+        assert engine.code_sizes == {tier: one.code_size for tier, one in artifacts.items()}
+        for _ in range(2):
+            for instance in instances.values():
+                assert instance.function("f").begin((2,), 10**9) == 7
+                assert instance.reset()
+        for tier, other in (tuple(Tier), tuple(reversed(Tier))):
+            with pytest.raises(LoadError):
+                drivers[other].attach(instances[tier], {"function": "f"})
+            drivers[tier].attach(instances[tier], {"function": "f"})
+            for wrong in (
+                evolve(artifacts[tier], tier=other),
+                evolve(artifacts[tier], restore=artifacts[other].restore),
+            ):
+                with pytest.raises(LoadError):
+                    await engine.load(wrong, ())
+        assert engine.code_sizes == {tier: one.code_size for tier, one in artifacts.items()}
+    finally:
+        for one in reversed(open_ones):
+            one.close()
+        assert set(engine.code_sizes.values()) == {0}
+        for one in engines.values():
+            one.close()
+
+
+def admit_reset(info: ModuleInfo) -> Edits:
+    return evolve(check_limits(info, "f", MiB, 100), reset=True)
 
 
 async def test_a_folder_keeps_the_code_of_both(tmp_path: Path) -> None:
