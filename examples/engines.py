@@ -22,11 +22,11 @@ ORDERS = pa.table({"total": [600, 700, 900], "units": [2, 0, 3]})
 
 
 def with_duckdb(orders: pa.Table) -> list[int | None]:
-    """The fast way: DuckDB's relation, Arrow, the function, and back into SQL."""
+    """The fast way: from a relation to an Arrow table, which DuckDB reads again."""
     import duckdb
 
     relation = duckdb.sql("SELECT total, units FROM orders WHERE total > 0")
-    priced = unit_price.on("total", "units", into="price")(relation.to_arrow_table())
+    priced = unit_price.on("total", "units", into="price")(relation)
     return [price for (price,) in duckdb.from_arrow(priced).select("price").fetchall()]
 
 

@@ -78,10 +78,11 @@ def test_ray_data(tmp_path: Path) -> None:
     logs = sorted((tmp_path / "run/logs").glob("*.jsonl"))
     assert 1 <= len(logs) <= 2
     report = json.loads(run("-m", "trio_wasmcache", "report", "--json", *logs))
-    caches = report["caches"]
-    assert len(caches) == len(logs)
+    assert report["together"]["caches"] == len(report["caches"]) == len(logs)
     # A worker loads the function once, and is warm for all its other batches.
-    assert [cache["leases"]["misses"] for cache in caches] == [1] * len(caches)
+    closed = [cache["closed"] for cache in report["caches"]]
+    assert [one["misses"] for one in closed] == [1] * len(logs)
+    assert sum(one["hits"] for one in closed) == 8 - len(logs)
 
 
 @needs_ray
