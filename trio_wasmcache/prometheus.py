@@ -230,6 +230,9 @@ class CacheCollector(Collector):
         snapshots = CounterMetricFamily(
             f"{prefix}log_lost_snapshots", "Snapshots that were left out of the log."
         )
+        promotions = CounterMetricFamily(
+            f"{prefix}promotions", "Functions whose optimized code was made in the background."
+        )
         if stats is not None:
             for reason, count in stats.evictions.items():
                 evictions.add_metric((reason,), count)
@@ -239,7 +242,8 @@ class CacheCollector(Collector):
             failed.add_metric((), stats.log_failures)
             context_lost.add_metric((), stats.context_lost)
             snapshots.add_metric((), stats.snapshots_lost)
-        yield from (evictions, errors, lost, failed, context_lost, snapshots)
+            promotions.add_metric((), stats.promotions)
+        yield from (evictions, errors, lost, failed, context_lost, snapshots, promotions)
 
 
 def _unit(name: str) -> str:

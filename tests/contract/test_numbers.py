@@ -18,7 +18,7 @@ async def test_stats_of_an_empty_cache(kit: Kit) -> None:
         assert set(stats.evictions.values()) == {0}
         assert set(stats.evictions) == {
             *("size", "count", "idle", "code", "stack", "oversized", "corrupted"),
-            *("removed", "group_closed", "closed", "address_space"),
+            *("removed", "group_closed", "closed", "address_space", "promoted"),
         }
         assert (stats.hits, stats.misses, stats.blocks, stats.calls) == (0, 0, 0, 0)
         assert (stats.functions, stats.groups, stats.entries) == (0, 1, 0)
@@ -26,6 +26,7 @@ async def test_stats_of_an_empty_cache(kit: Kit) -> None:
         assert (stats.code_size, stats.max_code_size) == (0, 2**23)
         assert (stats.address_space, stats.mappings) == (0, 0)
         assert (stats.log_lost, stats.log_failures) == (0, 0)
+        assert (stats.promotions, stats.promotions_waiting) == (0, 0)
 
 
 async def test_hits_and_misses_add_up_to_the_leases(kit: Kit) -> None:

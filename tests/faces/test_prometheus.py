@@ -96,6 +96,7 @@ async def test_counters_and_gauges_are_those_of_stats(used: InstanceCache) -> No
     assert values(metrics[f"{PREFIX}errors"], "_total") == {("TrapError",): 1}
     assert values(metrics[f"{PREFIX}log_lost_events"], "_total") == {(): 0}
     assert values(metrics[f"{PREFIX}log_failures"], "_total") == {(): 0}
+    assert values(metrics[f"{PREFIX}promotions"], "_total") == {(): 0}
     assert values(metrics[f"{PREFIX}log_context_lost_events"], "_total") == {(): 0}
 
 

@@ -138,6 +138,7 @@ async def test_registered_removed_loaded(fake: FakeKit, log: ListLogger) -> None
             "module_loaded": name == "f",
             "seat": False,
             "warmed": name == "f",
+            "promoted": False,
             "size_bytes": 2 * PAGE,
         }
         for name, number in (("f", 1), ("g", 2))

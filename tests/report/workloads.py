@@ -16,6 +16,7 @@ from typing import Any
 
 import trio
 from attrs import Factory, define, evolve, frozen
+from promoting import look
 from trio.testing import MockClock
 
 from trio_wasmcache import (
@@ -253,6 +254,7 @@ class _Run:
     async def hold(self, lease: Any, use: Use, groups: dict[str, Any]) -> None:
         with contextlib.suppress(TrapError, trio.ClosedResourceError):
             await lease.call(1)
+        look(self.cache)  # where functions are promoted
         await trio.sleep(use.hold)
         for inner in use.inner:
             await self.use(inner, groups)
@@ -506,3 +508,8 @@ def _draw_numbers(random: Random) -> tuple[tuple[str, Any], ...]:
 def draw_config(random: Random) -> CacheConfig:
     """A configuration with `draw_limits`."""
     return CacheConfig(stack_size=PAGE, memory_limit=16 * MiB, **dict(draw_limits(random)))
+
+
+def tiered(config: CacheConfig) -> CacheConfig:
+    """The same with two compilers, and with capacity for the larger stacks of one of them."""
+    return evolve(config, compiler="tiered", max_code_size=2 * config.max_code_size)

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from random import Random
 
 import trio
-from kits import COSTLY, PAGE, Kit, add, add_calling_back, add_two_parts
+from kits import COSTLY, PAGE, Kit, add, add_calling_back, add_two_parts, stack_of
+from promoting import due_at_once
 from staging import look
 
 from trio_wasmcache import (
@@ -31,7 +32,6 @@ from trio_wasmcache import (
     current_lease,
 )
 from trio_wasmcache._core.policy import cpu_budget
-from trio_wasmcache._core.tiers import FIRST, STACKS
 from trio_wasmcache._runtime import cpu_limits
 from trio_wasmcache.testing import snapshot
 
@@ -91,8 +91,7 @@ class Storm:
         part = choose([kit.adding(1), kit.costly(), kit.trapping(), kit.growing()])
         await add_two_parts(self.cache, kit, part, name="parts", isolation=choose(LEVELS))
         code = max(function.code_size for function in self.cache.functions())
-        stack = self.cache.config.stack_size * STACKS[FIRST["optimizing"]]
-        room = self.random.choice([2, 3, 100]) * (code + stack)
+        room = self.random.choice([2, 3, 100]) * (code + stack_of(self.cache))
         self.cache.resize(max_code_size=room, max_instances=self.random.choice([2, 5, 50]))
         worst = max(function.worst_size for function in self.cache.functions())
         times = self.random.choice([None, 1, 2, 5])
@@ -201,6 +200,7 @@ class Storm:
                 cache.resize(max_size=max(reserved, random.choice([0, 3, 10, 100]) * PAGE))
             if chance < 0.07:
                 self.operations += 1
+                cache._promoter.look()
                 look(cache, self.kit)
             if not self.working:
                 return
@@ -213,7 +213,7 @@ async def blow(kit: Kit, seed: int, rounds: int = ROUNDS) -> int:
     Whatever happens, the books agree, and everybody finishes.
     """
     random = Random(seed)
-    with short_windows():
+    with short_windows(), due_at_once():
         return await _blow(kit, random, rounds)
 
 
@@ -235,6 +235,7 @@ async def _blow(kit: Kit, random: Random, rounds: int) -> int:
         main_capacity=random.choice([1, 3, math.inf]),
         max_threads=random.choice([1, 2]),
         log_uses=random.random() < 0.5,
+        compiler=random.choice(["optimizing", "tiered"]),
     )
     async with kit.open(config) as cache:
         ticks = itertools.count()

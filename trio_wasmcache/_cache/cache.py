@@ -92,6 +92,7 @@ class InstanceCache:
         self._pool = parts.pool
         self._groups = parts.groups
         self._compiler = parts.compiler
+        self._promoter = parts.promoter
         self._statistics = parts.statistics
         self._snapshots = parts.snapshots
         _parts[self] = parts
@@ -483,6 +484,7 @@ class InstanceCache:
         if resets:
             record.begin_resets()
         self._compiler.keep(module)
+        self._promoter.add(record)
         old = pool.registry.put(record)
         now = trio.current_time()
         if seconds:
@@ -546,6 +548,7 @@ class InstanceCache:
         successor: FunctionRecord | None = None,
     ) -> None:
         self._compiler.drop(Definition.of(record).module)
+        self._promoter.forget(record)
         step = self._pool.policy.retire(record, now, successor)
         self._pool.carry_out(step, now, lambda: origin, in_pieces=True)
 

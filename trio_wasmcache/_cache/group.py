@@ -353,6 +353,8 @@ class Groups:
             pool.set_aside(state.record.entries)
         step = pool.policy.resize_group(state.record, limits.max_size, limits.reserved_size, now)
         pool.carry_out(step, now, lambda: origin, in_pieces=True)
+        if pool.freed is not None:
+            pool.freed()
 
     def _reserve(self, state: GroupState, max_size: int) -> None:
         reserved = {**self._reserved, state: state.limits.reserved_size}
@@ -418,6 +420,9 @@ class Groups:
             await outlast(out_of_thread)
             if request in pool.policy.waits.held:
                 request.revoke(reason)
+        for entry, end in list(pool.background.items()):
+            while entry.group in records and (left := end()) is not None:
+                await outlast(left)
 
     def _note_opened(self, state: GroupState) -> None:
         """Note for the log that a group is open."""

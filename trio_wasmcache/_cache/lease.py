@@ -46,6 +46,7 @@ from .._pool.acquisition import Acquisition
 from .._pool.capacity import GroupState
 from .._pool.pool import Pool
 from .._pool.preparation import Preparing
+from .._pool.promotion import Upgrade
 from .._pool.replacing import Replacing
 from .._public import public
 from .._runtime.activity import Activity
@@ -121,7 +122,7 @@ class Lease(Generic[R_co]):
     """Bound function of the instance that is, or last was, held."""
     _ready: Callable[[Sequence[object], int], Value] | None = None
     """Function that begins a call; None while none may begin."""
-    _acquisition: Acquisition | Preparing | None = None
+    _acquisition: Acquisition | Preparing | Upgrade | None = None
     """Acquisition under way, while ACQUIRING."""
     _under_way: Call | None = None
     """Call under way; it may outlive the block."""
@@ -1098,8 +1099,10 @@ def _whole(what: str, value: object) -> int:
         raise TypeError(f"{what} must be an int, got {shown(value)}") from None
 
 
-def preparing_lease(pool: Pool, group: GroupState, key: FunctionKey, preparing: Preparing) -> Lease:
-    """Return the result of `current_lease` in host functions that a preparation calls."""
+def lend_lease(
+    pool: Pool, group: GroupState, key: FunctionKey, preparing: Preparing | Upgrade
+) -> Lease:
+    """Return the result of `current_lease` in host functions of an instance that no lease has."""
     lease: Lease = Lease(pool, group, key.name, key.args)
     lease._acquisition, lease._state = preparing, ACQUIRING  # noqa: SLF001 - in its own file
     return lease

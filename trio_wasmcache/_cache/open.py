@@ -8,7 +8,7 @@ import trio
 
 from .._core.config import CacheConfig
 from .._core.text import shown
-from .._core.tiers import tiers_of
+from .._core.tiers import TIERED, tiers_of
 from .._engine.base import Engine
 from .._ki import ki_safe_contextmanager
 from .._log import LogWriter, ThreadedLogWriter, check_label, check_logger
@@ -110,6 +110,9 @@ async def open_with(
                 parts = Parts.make(pool, service)
                 cache = InstanceCache(parts)
                 service.start_soon(pool.evictor.run)
+                if config.compiler == TIERED:
+                    service.start_soon(parts.promoter.run_compiles)
+                    service.start_soon(parts.promoter.run_upgrades)
                 if config.log_uses:
                     service.start_soon(parts.snapshots.run)
                 try:

@@ -14,10 +14,11 @@ from attrs import frozen
 
 from .._core.events import Reason
 from .._pool.pool import Pool
+from .._pool.promotion import Promoter
 from .._pool.registration import Compiler
 from .._pool.snapshots import Snapshots
 from .group import Groups
-from .lease import preparing_lease
+from .lease import lend_lease
 from .statistics import Statistics
 
 
@@ -29,6 +30,7 @@ class Parts:
     pool: Pool
     groups: Groups
     compiler: Compiler
+    promoter: Promoter
     statistics: Statistics
     snapshots: Snapshots
 
@@ -36,18 +38,15 @@ class Parts:
     def make(pool: Pool, service: trio.Nursery) -> Parts:
         """Make the parts round a pool; `service` runs what belongs to no group."""
         groups = Groups(pool, service)
+        lend = functools.partial(lend_lease, pool)
+        compiler = Compiler(pool.engine, service, pool.debug_book, pool.runtime, pool.lines, lend)
+        promoter = Promoter(pool, compiler, groups.states, lend)
         return Parts(
             pool,
             groups,
-            Compiler(
-                pool.engine,
-                service,
-                pool.debug_book,
-                pool.runtime,
-                pool.lines,
-                functools.partial(preparing_lease, pool),
-            ),
-            Statistics(pool, groups.states),
+            compiler,
+            promoter,
+            Statistics(pool, groups.states, promoter),
             Snapshots(pool, groups.states),
         )
 

@@ -22,6 +22,7 @@ from .._core.policy.records import Entry, Instance, Stage
 from .._engine.base import GuestInstance
 from .._pool.capacity import GroupState
 from .._pool.pool import Pool
+from .._pool.promotion import Promoter
 from .._runtime.bound import BoundFunction, Definition
 from .._runtime.module import CachedModule
 
@@ -40,6 +41,7 @@ class _Base:
     log_failures: int = 0
     context_lost: int = 0
     snapshots_lost: int = 0
+    promotions: int = 0
     throttled: Mapping[CpuBudget, float] = Factory(dict)
 
 
@@ -47,8 +49,9 @@ class _Base:
 class Statistics:
     """Counters since the last restart, gauges of this moment, and totals for the log."""
 
-    def __init__(self, pool: Pool, groups: Mapping[str, GroupState]) -> None:
+    def __init__(self, pool: Pool, groups: Mapping[str, GroupState], promoter: Promoter) -> None:
         self._pool = pool
+        self._promoter = promoter
         self._groups = groups  # {name: group}, of those that are open
         self._base = _Base()
 
@@ -100,6 +103,8 @@ class Statistics:
             log_failures=pool.log.failures - base.log_failures,
             context_lost=pool.log.context_lost - base.context_lost,
             snapshots_lost=pool.log.snapshots_lost - base.snapshots_lost,
+            promotions=self._promoter.promotions - base.promotions,
+            promotions_waiting=self._promoter.waiting,
             throttled_seconds={
                 budget.group: waited - base.throttled.get(budget, 0.0)
                 for budget, waited in self._throttled().items()
@@ -116,9 +121,9 @@ class Statistics:
         pool = self._pool
         instances, held = pool.policy.instances, pool.policy.waits.held
         running = [request.instance for request in held if request.instance is not None]
-        functions = {instance.entry.function for instance in instances.lru}
-        functions |= {request.entry.function for request in held}
-        modules = {Definition.of(function).module for function in functions}
+        modules = {CachedModule.of(instance.module) for instance in (*instances.lru, *running)}
+        functions = {request.entry.function for request in held}
+        modules |= {Definition.of(function).module for function in functions}
         return await pool.engine.count_resident(
             idle=_natives(instances.lru),
             running=_natives(running),
@@ -140,6 +145,7 @@ class Statistics:
             log_failures=pool.log.failures,
             context_lost=pool.log.context_lost,
             snapshots_lost=pool.log.snapshots_lost,
+            promotions=self._promoter.promotions,
             throttled=self._throttled(),
         )
         policy.instances.begin_anew()
@@ -224,7 +230,9 @@ class Statistics:
         functions: dict[CachedModule, list[str]] = {}  # {module: registered functions}
         for key, function in self._pool.registry.functions.items():
             functions.setdefault(Definition.of(function).module, []).append(str(key))
-        for entry in (*(one.entry for one in instances), *self._pool.policy.instances.entries):
+        for instance in instances:
+            functions.setdefault(CachedModule.of(instance.module), [])
+        for entry in self._pool.policy.instances.entries:
             functions.setdefault(Definition.of(entry.function).module, [])
         return tuple(
             ModuleSnapshot(
@@ -292,6 +300,10 @@ def _describe_resident(instance: Instance, order: int | None) -> ResidentSnapsho
 
 
 def _tiers(entry: Entry) -> dict[str, int]:
-    definition = entry.function.definition
-    assert isinstance(definition, Definition)
-    return {definition.module.artifact.tier.value: entry.live} if entry.live else {}
+    modules = entry.function.modules
+    if len(modules) == 1:
+        counts = {modules[0]: entry.live}
+    else:
+        counts = {it: sum(one.entry is entry for one in it.instances) for it in modules}
+    tiers = {CachedModule.of(it).artifact.tier.value: count for it, count in counts.items()}
+    return {tier: count for tier, count in tiers.items() if count}

@@ -43,6 +43,11 @@ class CompileQueue(Generic[G, T]):
         """Number of tickets that wait."""
         return len(self._groups)
 
+    @property
+    def idle(self) -> bool:
+        """Whether no ticket runs or waits."""
+        return not (self._running or self._groups)
+
     def is_waiting(self, ticket: T) -> bool:
         """Return whether a ticket waits."""
         return ticket in self._groups

@@ -274,7 +274,8 @@ class CacheConfig:
     """Which of wasmtime's compilers compiles modules. ``"optimizing"``: Cranelift, whose code is
     the fastest. ``"baseline"``: Winch, which takes a tenth of the time, and whose code takes up to
     half as long again; modules that it can't compile go to the other one. Instances of its code
-    have stacks of 4 times `stack_size`, as they need more."""
+    have stacks of 4 times `stack_size`, as they need more. ``"tiered"``: first Winch, and in the
+    background Cranelift, for functions whose calls have used 10 ms."""
     compile_memory: int | None = field(default=None, metadata=_whole_or_none(1 * MiB))
     """Bytes of memory that compiling a module may take, in a process of its own; from 1 MiB. None:
     modules are compiled in this process, without a limit."""

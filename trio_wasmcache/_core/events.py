@@ -47,6 +47,7 @@ class Reason(enum.Enum):
     GROUP_CLOSED = "group_closed"
     CLOSED = "closed"
     ADDRESS_SPACE = "address_space"
+    PROMOTED = "promoted"
 
 
 def _finite(seconds: float | None) -> float | None:
@@ -345,6 +346,52 @@ class Overgrown(OfFunction):
 
 
 @frozen(kw_only=True)
+class Promoted(OfFunction):
+    """The code of a function that the optimizing compiler made is ready, or can't be made.
+
+    From now on new instances are made of it. Instances of the earlier code are hits until others
+    take their places, in the background: then they are evicted for ``"promoted"``.
+    """
+
+    name = "wasmcache.promoted"
+    generation: int
+    """Number of the registration of the function, which stays the same."""
+    group: str
+    """Name of the group in whose turn it was compiled."""
+    guest_seconds: float
+    """Time that its calls had used when it was queued, by the fuel that they burnt (seconds)."""
+    compile_seconds: float
+    """Time that compiling took (seconds); 0 for a further function of the same module."""
+    module_digest: str
+    """SHA-256 of the module's bytes, in hexadecimal."""
+    module_number: int | None = None
+    """Number of the module that the compiler made; None: it could not, as for all below."""
+    code_bytes: int | None = None
+    """Size of the module's machine code, once loaded (bytes)."""
+    compiler: str | None = None
+    """Compiler that made it: ``"optimizing"``."""
+    stack_size_bytes: int | None = None
+    """Size of the stack of a running instance of it (bytes)."""
+    artifact_bytes: int | None = None
+    """Size of the compiled module at rest (bytes)."""
+    address_space_bytes: int | None = None
+    """Bytes of addresses that one instance of it reserves."""
+    mappings: int | None = None
+    """Number of memory mappings of one instance of it."""
+    module_mappings: int | None = None
+    """Number of memory mappings of the code, while it is loaded."""
+    error: str | None = None
+    """Type of the error for which the function stays as it is; it is not tried again. None: it was
+    promoted."""
+    error_message: str | None = None
+    """Message of that error."""
+
+    @property
+    def level(self) -> str:
+        return "info" if self.error is None else "warning"
+
+
+@frozen(kw_only=True)
 class Removed(OfFunction):
     """A function can no longer be acquired; the evictions of its idle instances follow."""
 
@@ -412,6 +459,9 @@ class Loaded(Use):
     """Whether it was made on the seat of that number; the lease is a hit then."""
     warmed: bool
     """Whether it was made by `InstanceCache.warm`."""
+    promoted: bool = False
+    """Whether it was made in the background, as its function was promoted. It is idle now; the
+    instance whose place it takes, if there is one, is evicted next."""
     load_seconds: float
     """Time that making it took, including any load of its code (seconds)."""
     size_bytes: int
@@ -486,7 +536,8 @@ class Evicted(Use):
     """Remedy, given once for each function whose instances are too large; otherwise None."""
     replaced_by: int | None = None
     """Number of the instance that its lease continued with, as a row of a batch failed under
-    ``on_error="null"``; None: the lease had ended."""
+    ``on_error="null"``; or for ``"promoted"`` the one that has taken its place. None: there is
+    none."""
     evictions: int | None = None
     """Number of evictions that it stands for: in a batch, those after the first 99 have one event
     together. None: one."""
@@ -742,6 +793,7 @@ EVENTS: tuple[type[Event], ...] = (
     Prepared,
     Registered,
     Overgrown,
+    Promoted,
     Removed,
     Refused,
     Loaded,

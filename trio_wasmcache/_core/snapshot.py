@@ -115,6 +115,13 @@ class SnapshotFunction(Item):
     idle_times: str | None = None
     """With an adaptive timeout: its idle times, as ``class:weights:beyond``, with the weights as
     bytes in hexadecimal; None: none are known."""
+    earlier_module_number: int | None = None
+    """Number of its module before it was promoted, of which it may still have instances. None: it
+    was not promoted."""
+    earlier_address_space_bytes: int | None = None
+    """Bytes of addresses that an instance of that reserves."""
+    earlier_mappings: int | None = None
+    """Number of memory mappings of an instance of that."""
 
 
 @frozen(kw_only=True)
@@ -133,6 +140,9 @@ class SnapshotResident(Item):
     """Place of its function and group among all that have instances or waiting acquires."""
     instance: int
     """Number of the instance or seat in its cache."""
+    module_number: int | None = None
+    """Number of the module of which it is made. None: a log from before this field existed, when it
+    was that of its function."""
     state: str
     """``"idle"``, ``"loading"`` or ``"running"``."""
     seat: bool

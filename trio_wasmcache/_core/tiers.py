@@ -19,7 +19,7 @@ from __future__ import annotations
 import enum
 from typing import Final, Literal, TypeAlias
 
-CompilerName: TypeAlias = Literal["optimizing", "baseline"]
+CompilerName: TypeAlias = Literal["optimizing", "tiered", "baseline"]
 """Name of a way to choose compilers; see `CacheConfig.compiler`."""
 
 
@@ -33,7 +33,13 @@ class Tier(enum.Enum):
 BASELINE, OPTIMIZING = Tier.BASELINE, Tier.OPTIMIZING
 STACKS: Final = {BASELINE: 4, OPTIMIZING: 1}
 """{tier: number of times `stack_size` that the stack of a running instance has}."""
-FIRST: Final[dict[str, Tier]] = {"optimizing": OPTIMIZING, "baseline": BASELINE}
+TIERED: Final = "tiered"
+"""Name of the way in which modules are compiled by both compilers, see `policy/promotion`."""
+FIRST: Final[dict[str, Tier]] = {
+    "optimizing": OPTIMIZING,
+    TIERED: BASELINE,
+    "baseline": BASELINE,
+}
 """{name of `CacheConfig.compiler`: tier in which modules are compiled first}."""
 
 
@@ -42,12 +48,12 @@ def tiers_of(compiler: CompilerName) -> tuple[Tier, ...]:
     return tuple(dict.fromkeys((FIRST[compiler], OPTIMIZING)))
 
 
-def tiers_for(compiler: CompilerName, *, simple: bool) -> tuple[Tier, ...]:
+def tiers_for(first: Tier, *, simple: bool) -> tuple[Tier, ...]:
     """Return the tiers in which a module may be compiled, in the order in which they are tried.
 
     Args:
-        compiler: `CacheConfig.compiler`.
+        first: the one to try first.
         simple: Whether the baseline compiler may get it: it holds no values that are
             garbage-collected, and all its bulk instructions can be charged.
     """
-    return tiers_of(compiler) if simple else (OPTIMIZING,)
+    return tuple(dict.fromkeys((first, OPTIMIZING))) if simple else (OPTIMIZING,)

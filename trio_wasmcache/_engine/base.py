@@ -31,7 +31,7 @@ from .._core.wasm.memory_layout import MemoryShape
 from .._core.wasm.preparation import FrozenState
 from .._core.wasm.reader import FuncType, ModuleInfo
 from .._core.wasm.trampoline import Arm, Returned
-from .compile_slots import CompileSlots, Turn
+from .compile_slots import AnyTurn, CompileSlots, Turn
 
 StartCall: TypeAlias = tuple[str, tuple[int, ...]]
 """An export that is called when an instance starts, and its values."""
@@ -567,13 +567,19 @@ class Engine(Protocol):
         """Return a place in line for `compile` and `prove`, in the turn of that group."""
 
     async def compile(
-        self, wasm: bytes, admit: Callable[[ModuleInfo], Edits | Graph], turn: Turn | None = None
+        self,
+        wasm: bytes,
+        admit: Callable[[ModuleInfo], Edits | Graph],
+        turn: AnyTurn | None = None,
+        tier: Tier | None = None,
     ) -> Artifact:
         """Read, check, edit and compile a module, off the event loop, when it is its turn.
 
         Args:
             wasm: the module, binary.
             turn: whose turn it waits for; None: that of a group of its own.
+            tier: the first to compile it in; the optimizing one is the last. None: as the engine
+                was made.
             admit: looks at what the sections say, raises if it must not come in, and says what to
                 change; or it gives a graph, of which the module is the user's part. May be called
                 in another thread.
@@ -590,7 +596,7 @@ class Engine(Protocol):
         artifact: Artifact,
         hosts: Sequence[HostImport],
         initialize: Sequence[StartCall],
-        turn: Turn | None = None,
+        turn: AnyTurn | None = None,
     ) -> Artifact:
         """Find out, off the event loop, how instances of an artifact are put back, or why not.
 

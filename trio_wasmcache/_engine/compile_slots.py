@@ -1,12 +1,15 @@
 """Let a few tasks compile at a time: `CompileSlots` makes the others wait for a slot.
 
 `CompileQueue` in the core decides the order, which is fair between groups; the waits are here.
+
+A compile for which nobody waits has a slot of its own, `CompileSlots.background`: it begins only
+while no other compile runs or waits, and takes no slot from those that come later.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import final
+from typing import TypeAlias, final
 
 import trio
 
@@ -20,6 +23,9 @@ class CompileSlots:
     def __init__(self, slots: int) -> None:
         self._queue: CompileQueue[Hashable, Turn] = CompileQueue(slots)
         self._closed = False
+        self.background: BackgroundTurn = BackgroundTurn(self)
+        """The slot of compiles for which nobody waits."""
+        self._idle: trio.Event | None = None  # set when no compile runs or waits
 
     @property
     def running(self) -> int:
@@ -40,10 +46,33 @@ class CompileSlots:
         self._closed = True
         for turn in self._queue.clear():
             turn.wake()
+        self._note_idle()
+
+    async def wait_idle(self) -> None:
+        """Wait until no compile runs or waits.
+
+        **Checkpoint:** if it waits.
+        **Cancellation:** nothing is left behind.
+
+        Raises:
+            trio.ClosedResourceError: the engine was closed.
+        """
+        while True:
+            self.check_open()
+            if self._queue.idle:
+                return
+            self._idle = self._idle or trio.Event()
+            await self._idle.wait()
+
+    def _note_idle(self) -> None:
+        idle = self._idle
+        if idle is not None and (self._closed or self._queue.idle):
+            self._idle = None
+            idle.set()
 
     async def take(self, turn: Turn) -> None:
         """Wait for a slot; see `Turn.acquire_on_behalf_of`."""
-        self._check_open()
+        self.check_open()
         await trio.lowlevel.checkpoint_if_cancelled()
         self._start(self._queue.add(turn, turn.groups))
         try:
@@ -55,11 +84,12 @@ class CompileSlots:
             else:
                 self.give_back(turn)
             raise
-        self._check_open()
+        self.check_open()
 
     def give_back(self, turn: Turn) -> None:
         """Free the slot of a compile; the next one takes it in this step."""
         self._start(self._queue.finish(turn))
+        self._note_idle()
 
     def join(self, turn: Turn, group: Hashable) -> None:
         """Let a compile wait in one more group, if it waits."""
@@ -70,9 +100,57 @@ class CompileSlots:
         for turn in turns:
             turn.wake()
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raise `trio.ClosedResourceError` if the engine was closed."""
         if self._closed:
             raise trio.ClosedResourceError("this engine is closed")
+
+
+@final
+class BackgroundTurn:
+    """The slot of compiles for which nobody waits, as a limiter like `Turn`."""
+
+    def __init__(self, slots: CompileSlots) -> None:
+        self._slots = slots
+        self._free = trio.Event()
+        self._free.set()
+
+    @property
+    def taken(self) -> bool:
+        """Whether a compile has it, an abandoned one too until its thread ends."""
+        return not self._free.is_set()
+
+    async def wait(self) -> None:
+        """Wait until the slot is free, and no other compile runs or waits.
+
+        **Checkpoint:** always.
+        **Cancellation:** nothing is left behind.
+
+        Raises:
+            trio.ClosedResourceError: the engine was closed.
+        """
+        await trio.lowlevel.checkpoint()
+        while True:
+            await self._free.wait()
+            await self._slots.wait_idle()
+            if self._free.is_set():
+                return
+
+    async def acquire_on_behalf_of(self, borrower: object) -> None:
+        """Wait for the slot, and until no other compile runs or waits.
+
+        **Checkpoint:** always.
+        **Cancellation:** nothing is taken.
+
+        Raises:
+            trio.ClosedResourceError: the engine was closed.
+        """
+        await self.wait()
+        self._free = trio.Event()
+
+    def release_on_behalf_of(self, borrower: object) -> None:
+        """Free the slot."""
+        self._free.set()
 
 
 @final
@@ -117,3 +195,7 @@ class Turn:
     async def woken(self) -> None:
         """Wait for `wake`."""
         await self._event.wait()
+
+
+AnyTurn: TypeAlias = Turn | BackgroundTurn
+"""What a compile waits for."""

@@ -35,6 +35,7 @@ from .._core.text import shown
 from .._engine.base import GuestInstance, NoMemoryError
 from .._log import Origin
 from .._runtime.bound import BoundFunction, Definition
+from .._runtime.module import CachedModule
 from .._runtime.start import Start
 from .capacity import GroupState
 from .making import Making, bind_metered, explain, needed
@@ -270,9 +271,12 @@ class Acquisition:
     async def _load(self, request: Request, instance: Instance) -> None:
         pool = self._pool
         function = instance.entry.function
-        definition = self.definition = Definition.of(function)
+        definition = Definition.of(function)
+        module = instance.module
+        if definition.module.record is not module:  # the function was promoted meanwhile
+            definition = definition.promoted(CachedModule.of(module))
+        self.definition = definition
         began = pool.now()
-        module = function.module
         native: GuestInstance | None = None
         self._making = making = Making(pool, self._group.share, self._lease, request)
         try:

@@ -36,6 +36,7 @@ from .._core.events import (
     Opened,
     Output,
     Prepared,
+    Promoted,
     Recycled,
     Refused,
     Registered,
@@ -183,6 +184,10 @@ class Journal:
             origin,
         )
 
+    def promoted(self, function: FunctionRecord, at: float, **facts: Any) -> None:
+        """Note that a function was promoted, or could not be; `facts`: fields of the event."""
+        self.note(Promoted(**function.names, **facts), at)
+
     def registered(self, function: FunctionRecord, at: float, origin: Origin, **facts: Any) -> None:
         """Note that a function serves from now on; `facts` are further fields of the event."""
         self.note(Registered(**function.names, **facts), at, origin)
@@ -283,7 +288,7 @@ class Journal:
         origin: Origin,
     ) -> None:
         """Note that an instance was made between `began` and `at`, or with `seat` from a seat."""
-        module = instance.entry.function.module
+        module = instance.module
         self.note(
             Loaded(
                 **self._instance(request, instance),
@@ -297,6 +302,27 @@ class Journal:
             ),
             at,
             origin,
+        )
+
+    def upgraded(self, instance: Instance, began: float, at: float) -> None:
+        """Note that an instance, or a seat, of a promoted function was made in the background."""
+        module = instance.module
+        self.note(
+            Loaded(
+                **instance.entry.function.names,
+                group=instance.entry.group.name,
+                instance=instance.number,
+                request=None,
+                module_digest=module.digest,
+                module_loaded=instance.loads_module,
+                seat=instance.seat,
+                warmed=False,
+                promoted=True,
+                load_seconds=at - began,
+                size_bytes=instance.size,
+                code_bytes=module.code_size,
+            ),
+            at,
         )
 
     def failed(
@@ -323,7 +349,7 @@ class Journal:
             return
         use = self._uses[request]
         use.granted_at = at
-        module = instance.entry.function.module
+        module = instance.module
         self.note(
             Acquired(
                 **self._instance(request, instance),

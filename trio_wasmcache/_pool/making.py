@@ -96,6 +96,26 @@ class Making:
             self.start = self._native = None
         return native
 
+    async def load(self, definition: Definition) -> None:
+        """Load the code if it is not loaded, and make no instance: that is enough for a seat.
+
+        Raises:
+            LoadError: the engine could not make it.
+            NoMemoryError: the system has no memory for it.
+
+        **Checkpoint:** maybe.
+        **Cancellation:** nothing is left.
+        """
+        pool, module = self._pool, definition.module
+        self.start = start = Start(
+            pool.runner, self._share, module.hosts, self._lease, pool.journal, self._request
+        )
+        try:
+            if module.loaded is None:
+                await start.unless_ended(module.get)
+        finally:
+            self.start = None
+
     def close(self) -> None:
         """Free the instance that is starting, if there is one; no thread runs it."""
         if self._native is not None:

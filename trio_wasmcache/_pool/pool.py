@@ -110,6 +110,10 @@ class Pool:
         self.now: Callable[[], float] = _short_way_to_the_clock()
         self.exits: DeferredExits = DeferredExits()
         self.evictor: Evictor = Evictor(self.policy, self.carry_out)
+        self.freed: Callable[[], None] | None = None
+        """Called when something may fit that did not fit before; None: nobody wants to know."""
+        self.background: dict[Entry, Callable[[], trio.Event | None]] = {}
+        """Instances that start for no lease, by entry, and what ends each; see `Upgrade.end`."""
 
     def carry_out(
         self,
@@ -150,6 +154,8 @@ class Pool:
                 module.unload()
         for request in step.woken:
             request.rouse()
+        if self.freed is not None and (step.evicted or step.unloaded):
+            self.freed()
 
     def recycle(
         self,
@@ -225,6 +231,8 @@ class Pool:
                 if origin is not None:
                     cause = functools.partial(_given, origin)
             self.carry_out(step, now, cause)
+        if self.freed is not None and instance.outdated:
+            self.freed()
         self.evictor.expect_expiry()
 
     def _give_up_resets(
@@ -300,6 +308,8 @@ class Pool:
         self.evictor.sleep_until(self.policy.next_expiry())
         # The next lease of each instance takes the slow path, which adapts it to limits.
         self.set_aside(self.policy.instances.entries)
+        if self.freed is not None:
+            self.freed()
 
     def set_aside(self, entries: Iterable[Entry]) -> None:
         """Have the next leases of all instances take the slow path, which binds them anew."""

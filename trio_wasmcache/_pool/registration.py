@@ -26,6 +26,7 @@ from .._core.config import CacheConfig
 from .._core.errors import InvalidModuleError, LoadError, ModuleTooLargeError, SignatureError
 from .._core.keys import FunctionKey, check_name, normalise_type, normalise_types
 from .._core.text import quoted, shown
+from .._core.tiers import BASELINE, OPTIMIZING, TIERED, Tier
 from .._core.wasm.admission import (
     Edits,
     Provided,
@@ -41,7 +42,7 @@ from .._core.wasm.admission import (
     missing_imports,
     signature,
 )
-from .._core.wasm.custom import custom_size, find_custom_sections
+from .._core.wasm.custom import custom_size, find_custom_sections, without_trailing_sections
 from .._core.wasm.formats import LOOKED_AT, known_format
 from .._core.wasm.graph import USER, Graph, Layer, join_layers, limit_graph
 from .._core.wasm.isolation import ISOLATIONS, RESET, REUSE, Isolation, hides_globals, obstacle
@@ -60,7 +61,7 @@ from .._core.wasm.reader import (
 )
 from .._core.wasm.trampoline import TRAMPOLINE, trampoline_layer
 from .._engine.base import Engine, HostImport, StartCall, Substitute
-from .._engine.compile_slots import Turn
+from .._engine.compile_slots import AnyTurn, Turn
 from .._runtime.call import Runtime
 from .._runtime.extism import kernel_hosts
 from .._runtime.host import (
@@ -449,6 +450,25 @@ class Equal:
     """What decides which generated parts are around it, beside the host functions."""
     preparation: Hashable = None
     """What its instances begin with: the calls of `prepare`, and all that decides what they do."""
+    tier: Tier | None = None
+    """Which compiler made it, with ``compiler="tiered"``; None: there is one only."""
+
+
+@final
+@frozen(eq=False)
+class ModuleRecipe:
+    """What is needed to compile a module once more: a `Recipe`."""
+
+    equal: Equal
+    wasm: bytes
+    declaration: Declaration
+    config: CacheConfig
+    prepared: Prepared | None
+
+    @property
+    def size(self) -> int:
+        """Bytes that are kept for it."""
+        return len(self.wasm) + (0 if self.prepared is None else self.prepared.size)
 
 
 @final
@@ -511,10 +531,14 @@ class Compiler:
             layered=declaration.abi if isinstance(declaration.abi, LayeredAbi) else None,
             preparation=_preparation(declaration, config),
         )
+        module = None
+        if config.compiler == TIERED:
+            plain = evolve(plain, tier=OPTIMIZING)
+            module = self._find(plain, declaration)
+            if module is None:
+                plain = evolve(plain, tier=BASELINE)
         equal = evolve(plain, prepared=resets)
-        module = self._known(plain, declaration)
-        if module is None and plain.trap_missing:  # maybe nothing is missing
-            module = self._known(evolve(plain, trap_missing=False), declaration)
+        module = module or self._find(plain, declaration)
         if module is not None:
             await trio.lowlevel.checkpoint()
             return module, self._check(module.artifact.info, declaration), 0.0
@@ -539,6 +563,52 @@ class Compiler:
         module = self.modules.get(job.module.equal, job.module)
         module.learn(job.module.why_not)
         return module, binding, job.seconds
+
+    async def optimize(self, module: CachedModule) -> tuple[CachedModule, float]:
+        """Compile a module, whose `recipe` is there, by the optimizing compiler, in the background.
+
+        Returns:
+            The compiled module, of which `keep` must be called in the same step; and the seconds
+            that compiling took, 0.0 if it existed.
+
+        Raises:
+            InvalidModuleError: it can't be compiled, or not within the limits.
+            LoadError: its instances could be reset, and now could not.
+            NoMemoryError: the system has no memory for it.
+            trio.ClosedResourceError: the engine was closed.
+
+        **Checkpoint:** always.
+        **Cancellation:** the thread is abandoned, and what it makes is dropped.
+        """
+        recipe, turn = module.recipe, self.engine.compile_slots.background
+        assert isinstance(recipe, ModuleRecipe)
+        plain = evolve(recipe.equal, tier=OPTIMIZING, prepared=False)
+        found = self._find(plain, recipe.declaration)
+        if found is not None:
+            await trio.lowlevel.checkpoint()
+            return found, 0.0
+        equal = evolve(recipe.equal, tier=OPTIMIZING)
+        began = trio.current_time()
+        made = await self._make(
+            equal, recipe.wasm, recipe.declaration, recipe.config, turn, recipe.prepared, module
+        )
+        seconds = trio.current_time() - began
+        if made.why_not is not None and module.why_not is None:
+            raise LoadError(
+                f"{recipe.declaration.key}: its instances can't be reset with optimized code: "
+                f"{made.why_not}"
+            )
+        if (key := _tier_key(equal, recipe.config)) is not None:
+            await self.engine.keep_state(key, OPTIMIZING.value.encode())
+        # An equal function may have been registered meanwhile.
+        return self.modules.get(made.equal, made), seconds
+
+    def _find(self, plain: Equal, declaration: Declaration) -> CachedModule | None:
+        """Return the module if a function uses it, whether or not something is missing."""
+        module = self._known(plain, declaration)
+        if module is None and plain.trap_missing:  # maybe nothing is missing
+            module = self._known(evolve(plain, trap_missing=False), declaration)
+        return module
 
     def _known(self, plain: Equal, declaration: Declaration) -> CachedModule | None:
         """Return the module if a function uses it, prepared if the declaration asks for that."""
@@ -632,10 +702,16 @@ class Compiler:
         wasm: bytes,
         declaration: Declaration,
         config: CacheConfig,
-        turn: Turn,
+        turn: AnyTurn,
         prepared: Prepared | None,
+        earlier: CachedModule | None = None,
     ) -> CachedModule:
+        """Compile a module; `earlier`: the same of another compiler, which has what it has not."""
         found: list[Imports] = []
+        wanted = tier = equal.tier
+        if tier is BASELINE and (key := _tier_key(equal, config)) is not None:
+            # Its optimized code is in `cache_dir`, unless that has become too small.
+            tier = BASELINE if await self.engine.find_state(key) is None else OPTIMIZING
 
         def admit(info: ModuleInfo) -> Edits | Graph:
             check_counts(info, str(declaration.key), config.table_limit)
@@ -643,8 +719,14 @@ class Compiler:
             found.append(_find_imports(info, declaration))
             return self._admit(wasm, info, found[-1], declaration, config, prepared)
 
-        artifact = await self.engine.compile(wasm, admit, turn)
+        artifact = await self.engine.compile(wasm, admit, turn, tier)
         info, imports = artifact.info, found[-1]
+        if wanted is not None:
+            equal = evolve(equal, tier=artifact.tier)
+        recipe = None
+        if wanted is not None and artifact.tier is BASELINE:
+            core = without_trailing_sections(wasm)
+            recipe = ModuleRecipe(equal, core, declaration, config, prepared)
         if declaration.trap_missing and not imports.missing:
             equal = evolve(equal, trap_missing=False)
         initialize = _starts(info, declaration) if prepared is None else ()
@@ -658,7 +740,9 @@ class Compiler:
         if why_not is not None and not (artifact.edits.reset and hidden):
             # The preparation failed and has not changed the code: any isolation can use it.
             equal = evolve(equal, prepared=False)
-        return CachedModule(
+        if earlier is not None:
+            artifact = evolve(artifact, debug=earlier.debug_sections)
+        made = CachedModule(
             equal,
             equal.digest.hex(),
             self.engine,
@@ -669,7 +753,11 @@ class Compiler:
             initialize=initialize,
             number=self._next_number(),
             prepared=None if prepared is None else prepared.bare(),
+            recipe=recipe,
         )
+        if earlier is not None:
+            made.take_news()  # which were told of the earlier one
+        return made
 
     async def _prepare(
         self,
@@ -795,6 +883,23 @@ class Compiler:
             remedy = _remedy(info, declaration, binding, actual)
             check_signature(what, declaration.export, declared, actual, remedy)
         return binding
+
+
+def _tier_key(equal: Equal, config: CacheConfig) -> str | None:
+    """Return the key of a note that the optimized code of a module is in `cache_dir`.
+
+    None: there is no such folder. If modules of one key differ all the same, one that has no such
+    code is compiled by the optimizing compiler at once.
+    """
+    if config.cache_dir is None:
+        return None
+    return digest_of(
+        "optimized",
+        wasmtime_version(),
+        equal.digest,
+        (equal.memory_limit, equal.table_limit, config.stack_size, equal.prepared),
+        equal.preparation is not None,
+    ).hex()
 
 
 def _state_key(digest: bytes, declaration: Declaration, config: CacheConfig) -> str | None:

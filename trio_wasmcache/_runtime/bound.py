@@ -72,6 +72,10 @@ class Definition:
         verdicts = {"isolation_verdict": isolation_verdict, "cache_verdict": cache_verdict}
         return evolve(self, public=evolve(public, **verdicts), resets=False, serves_again=False)
 
+    def promoted(self, module: CachedModule) -> Definition:
+        """Return the definition of the function with its code in another module."""
+        return evolve(self, module=module)
+
     @staticmethod
     def of(record: FunctionRecord) -> Definition:
         """Return the definition of a function record of the policy."""

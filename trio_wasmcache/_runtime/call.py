@@ -151,6 +151,7 @@ class Call(Activity):
         self._runtime.book.end(self.tally)
         seconds = trio.current_time() - self._began
         self._runtime.policy.note_long_call(self.bound.entry, self.fuel, seconds)
+        self.runner.burnt()
         self.end_session()
 
     def end_for(self, reason: Reason, error: Callable[[], Exception]) -> None:

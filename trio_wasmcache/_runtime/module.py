@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from typing import final
+import contextlib
+from collections.abc import Hashable, Iterator
+from typing import Protocol, final
 
 import trio
 from attrs import define, evolve, field
@@ -23,6 +24,14 @@ INITIALIZE = "_initialize"
 LOAD_FUEL, PART_FUEL, LINK_FUEL = 40_000, 10_000, 1_000
 # Bytes of compressed debug sections that are kept of all modules of a cache.
 DEBUG_BOOK_LIMIT = 128 * MiB
+
+
+class Recipe(Protocol):
+    """What is needed to compile a module by another compiler."""
+
+    @property
+    def size(self) -> int:
+        """Bytes that are kept for it."""
 
 
 @final
@@ -58,7 +67,10 @@ class CachedModule:
     line_tables: LineTables | None = None
     """Source lines that were found in them so far; None before the first search."""
     loaded: LoadedModule | None = None
+    recipe: Recipe | None = None
+    """What the optimizing compiler needs to compile it, too; None: it has, or is not to."""
     _loading: trio.Event | None = None
+    _pins: int = 0
 
     def __attrs_post_init__(self) -> None:
         self.debug_sections = self.artifact.debug
@@ -77,8 +89,18 @@ class CachedModule:
 
     @property
     def size(self) -> int:
-        """Bytes that are kept of it at rest: its artifact, its debug sections and line tables."""
-        return self.artifact.size + self.debug_size
+        """Bytes that are kept of it at rest: its artifact, its debug sections and line tables.
+
+        While it is to be compiled once more, also the module itself.
+        """
+        recipe = 0 if self.recipe is None else self.recipe.size
+        return self.artifact.size + self.debug_size + recipe
+
+    @staticmethod
+    def of(module: Module) -> CachedModule:
+        """Return the compiled module of a record of the policy."""
+        assert isinstance(module.code, CachedModule)
+        return module.code
 
     @property
     def debug_size(self) -> int:
@@ -118,9 +140,24 @@ class CachedModule:
                 self._loading = None
         return self.loaded
 
+    @contextlib.contextmanager
+    def pinned(self) -> Iterator[None]:
+        """Keep the code loaded in the block, for an instance that is in no book yet."""
+        self._pins += 1
+        try:
+            yield
+        finally:
+            self._pins -= 1
+            if not self.record.users:
+                self.unload()
+
+    def forget_recipe(self) -> None:
+        """Have it compiled by no other compiler."""
+        self.recipe = None
+
     def unload(self) -> None:
-        """Free the code, which no instance uses any more."""
-        if self.loaded is not None:
+        """Free the code, which no instance uses any more, unless it is `pinned`."""
+        if self.loaded is not None and not self._pins:
             loaded, self.loaded = self.loaded, None
             loaded.close()
 

@@ -200,6 +200,8 @@ class Runner:
         self.threads: Turns = Turns(config.max_threads)
         self.converters: trio.CapacityLimiter = trio.CapacityLimiter(config.max_threads)
         self.importers: trio.CapacityLimiter = trio.CapacityLimiter(1)
+        self.burnt: Callable[[], None] = _nothing
+        """Called after a burst of short calls, and after each longer one."""
 
     def resize(self, config: CacheConfig) -> None:
         """Apply other limits: more threads are used at once, fewer as their turns end."""
@@ -236,6 +238,7 @@ class Runner:
             if share.budget is None or not self.cpu_limits.spent(share):
                 break
         share.begin_burst()
+        self.burnt()
 
     async def convert(self, function: Callable[..., T], *values: object) -> T:
         """Call a function that converts values and takes long, in a thread; return its result.
@@ -584,6 +587,10 @@ class Runner:
             await wait(job.share)
         if job.parked.cancelled_caught and job.stop:
             raise await refused(job.reason)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _fail(job: Job) -> NoReturn:

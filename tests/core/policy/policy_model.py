@@ -15,6 +15,17 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class MCode:
+    """What a function is made of."""
+
+    module: str
+    code: int
+    stacks: int
+    space: int
+    mappings: int
+
+
 @dataclass(eq=False)
 class MFunction:
     """One generation of a function."""
@@ -33,9 +44,15 @@ class MFunction:
     """Stacks that an instance of it takes while it runs."""
     retired: bool = False
     successor: MFunction | None = None
+    promoted: bool = False
+    """Whether new ones are made of other code than it began with."""
 
     def __repr__(self) -> str:
         return self.label
+
+    @property
+    def made(self) -> MCode:
+        return MCode(self.module, self.code, self.stacks, self.space, self.mappings)
 
 
 @dataclass(eq=False)
@@ -61,6 +78,7 @@ class MInstance:
 
     number: int
     key: Key
+    made: MCode
     state: str = "loading"  # loading, loaded (to be warm), running, idle
     size: int = 0
     space: int = 0
@@ -89,7 +107,11 @@ class MInstance:
 
     @property
     def module(self) -> str:
-        return self.key[0].module
+        return self.made.module
+
+    @property
+    def outdated(self) -> bool:
+        return self.made != self.key[0].made
 
 
 @dataclass(eq=False)
@@ -244,13 +266,13 @@ class Model:
 
     def code(self) -> dict[str, int]:
         """{loaded module: bytes}."""
-        return {it.module: it.key[0].code for it in self.instances}
+        return {it.module: it.made.code for it in self.instances}
 
     def used(self) -> int:
         return sum(self.code().values()) + self.stacks()
 
     def stacks(self) -> int:
-        return sum(self.stack * it.key[0].stacks for it in self.busy())
+        return sum(self.stack * it.made.stacks for it in self.busy())
 
     def claims(self, key: Key) -> list[MRequest]:
         found = [it for it in self.requests if it.claimed and it.key == key]
@@ -293,7 +315,7 @@ class Model:
     def least_reserved(self, needed: str | None) -> tuple[int, int]:
         """If all that is idle went, but for the code of the module that is needed."""
         busy = self.busy()
-        code = {it.module: it.key[0].code for it in busy}
+        code = {it.module: it.made.code for it in busy}
         if needed is not None and needed in self.code():
             code[needed] = self.code()[needed]
         return (
@@ -600,24 +622,24 @@ class Model:
         for it in [it for it in self.idle() if it.module == module]:
             self.evict(it, reason, out)
 
-    def make_room(self, function: MFunction, another: bool, seat: bool, out: Outcome) -> bool:
-        loaded = function.module in self.code()
-        needed = self.stack * function.stacks + (0 if loaded else function.code)
-        free = sum(self.code()[it] for it in self.idle_modules() if it != function.module)
+    def make_room(self, worst: int, made: MCode, another: bool, seat: bool, out: Outcome) -> bool:
+        loaded = made.module in self.code()
+        needed = self.stack * made.stacks + (0 if loaded else made.code)
+        free = sum(self.code()[it] for it in self.idle_modules() if it != made.module)
         if self.used() + needed - free > self.max_code or not self.may_run(
-            self.running_size() + function.worst
+            self.running_size() + worst
         ):
             return False
         if another and len(self.instances) >= self.max_instances and not self.idle():
             return False
-        if (another or seat) and not self.may_have(function, self.least_reserved(function.module)):
+        if (another or seat) and not self.may_have(made, self.least_reserved(made.module)):
             return False
         while self.used() + needed > self.max_code:
-            module = self.victim_module(function.module)
+            module = self.victim_module(made.module)
             assert module is not None
             self.evict_module(module, "stack" if loaded else "code", out)
-        while (another or seat) and not self.may_have(function, self.reserved()):
-            self.evict_for_space(function.module, out)
+        while (another or seat) and not self.may_have(made, self.reserved()):
+            self.evict_for_space(made.module, out)
         if another and len(self.instances) >= self.max_instances:
             victim = self.victim("count", self.reserved_last(self.idle()))
             assert victim is not None
@@ -629,11 +651,11 @@ class Model:
         assert victim is not None
         self.evict(victim, "address_space", out)
 
-    def may_have(self, function: MFunction, beside: tuple[int, int]) -> bool:
-        """Whether another instance of a function fits beside what is reserved."""
-        space, mappings = beside[0] + function.space, beside[1] + function.mappings
-        if function.module not in self.code():
-            space, mappings = space + function.code, mappings + 1
+    def may_have(self, made: MCode, beside: tuple[int, int]) -> bool:
+        """Whether another instance of that code fits beside what is reserved."""
+        space, mappings = beside[0] + made.space, beside[1] + made.mappings
+        if made.module not in self.code():
+            space, mappings = space + made.code, mappings + 1
         return self.may_reserve(space, mappings)
 
     def serve(self, request: MRequest, out: Outcome) -> bool:
@@ -641,7 +663,9 @@ class Model:
         if request.warm and len(self.live(request.key)) < request.key[0].concurrency:
             idle = []
         seat = bool(idle) and idle[-1].seat
-        if not self.make_room(request.key[0], not idle, seat, out):
+        function = request.key[0]
+        made = idle[-1].made if idle else function.made
+        if not self.make_room(function.worst, made, not idle, seat, out):
             return False
         if idle and not request.warm:
             self.note_use(idle[-1])
@@ -662,14 +686,13 @@ class Model:
             self.made += 1
             request.stage = "loading"
             first = request.key[0].module not in self.code()
-            request.instance = MInstance(self.made, request.key, with_module=first)
+            request.instance = MInstance(self.made, request.key, made, with_module=first)
             self.start(request.instance)
             self.instances.append(request.instance)
         return True
 
     def start(self, instance: MInstance) -> None:
-        function = instance.key[0]
-        instance.space, instance.mappings = function.space, function.mappings
+        instance.space, instance.mappings = instance.made.space, instance.made.mappings
 
     def end(self, request: MRequest, error: str, out: Outcome) -> None:
         self.drop_out(request)
@@ -824,7 +847,8 @@ class Model:
         assert instance is not None
         if instance.seat:
             instance.space = instance.mappings = 0
-            self.rest(instance, instance.size, now, self.unwanted(instance), out)
+            reason = self.unwanted(instance) or self.surplus(instance)
+            self.rest(instance, instance.size, now, reason, out)
         else:
             self.leave(instance, out)
         self.drop_out(request)
@@ -853,7 +877,8 @@ class Model:
         instance.uses += not request.warm
         if seat:
             instance.space = instance.mappings = 0
-        self.rest(instance, size, now, drop or self.unwanted(instance), out, grown)
+        drop = drop or self.unwanted(instance) or self.surplus(instance)
+        self.rest(instance, size, now, drop, out, grown)
         self.drop_out(request)
         self.settle(out)
         return out
@@ -865,6 +890,104 @@ class Model:
         if group.closed:
             return "group_closed"
         return "removed" if function.retired else None
+
+    def surplus(self, instance: MInstance) -> str | None:
+        """Whether other code has come in the place of its own."""
+        many = len(self.live(instance.key)) > instance.key[0].concurrency
+        fits = instance.made.code + self.stack * instance.made.stacks <= self.max_code
+        return "promoted" if instance.outdated and (many or not fits) else None
+
+    def promote(self, function: MFunction, made: MCode) -> Outcome:
+        """New ones are made of that code."""
+        out = Outcome()
+        alone = made.space + made.code, made.mappings + 1
+        if (
+            made.code + self.stack * made.stacks > self.max_code
+            or not self.may_run(function.worst)
+            or not self.may_reserve(*alone)
+        ):
+            out.error = "CodeMemoryError"
+            return out
+        function.promoted = True
+        function.module, function.code, function.stacks = made.module, made.code, made.stacks
+        function.space, function.mappings = made.space, made.mappings
+        self.settle(out)
+        return out
+
+    def wants_upgrade(self, key: Key) -> bool:
+        function, group = key
+        live = self.live(key)
+        running = [it for it in live if it.outdated and it.state != "idle"]
+        beside = bool(running) and len(live) - len(running) < function.concurrency
+        idle = any(it.outdated for it in self.idle_of(key))
+        return not (function.retired or group.closed) and (idle or beside)
+
+    def may_upgrade(self, key: Key) -> bool:
+        """Whether one that starts fits beside all that is there, and somebody wants it."""
+        function = key[0]
+        code = 0 if function.module in self.code() else function.code
+        return (
+            self.wants_upgrade(key)
+            and self.used() + code + self.stack * function.stacks <= self.max_code
+            and self.may_run(self.running_size() + function.worst)
+            and len(self.instances) < self.max_instances
+            and self.may_have(function.made, self.reserved())
+        )
+
+    def upgrade(self, key: Key, size: int, seat: bool, seconds: float) -> Outcome:
+        """One of the new code takes the place of an old one, or is there besides."""
+        out, (function, group) = Outcome(), key
+        idle = [it for it in self.idle_of(key) if it.outdated]
+        more = size - (idle[-1].size if idle else 0)
+        first = function.module not in self.code()
+        if (
+            not self.wants_upgrade(key)
+            or size > self.max_instance_size
+            or self.total_size() + more > self.max_size
+            or (group.max_size is not None and self.idle_size(group) + more > group.max_size)
+            or self.used() + (function.code if first else 0) > self.max_code
+            or len(self.instances) >= self.max_instances
+            or not self.may_have(function.made, self.reserved())
+        ):
+            return out
+        self.made += 1
+        new = MInstance(self.made, key, function.made, with_module=first, seat=seat)
+        if not seat:
+            self.start(new)
+        self.instances.append(new)
+        if not idle:
+            self.rest(new, size, self.now, None, out)
+        else:
+            self.take_place(idle[-1], new, size, out)
+        self.count_load(new, first, seconds)
+        self.settle(out)
+        return out
+
+    def take_place(self, old: MInstance, new: MInstance, size: int, out: Outcome) -> None:
+        self.stop(new)
+        new.state, new.size = "idle", size
+        new.last_used, new.rested, new.uses = old.last_used, old.rested, old.uses
+        new.floors, new.due, new.seen = old.floors, old.due, old.seen
+        self.module_floors[new.module] = self.floors.get("code", 0.0)
+        new.own, new.code = self.means.get(new.key[0], 0.0), self.means.get(new.module, 0.0)
+        self.line[self.line.index(old)] = new
+        if self.hand is old:
+            self.hand = new
+        new.known, old.known = True, False
+        self.instances.remove(old)
+        self.tick()  # of the rest of its module
+        if not any(it.known and it.module == old.module for it in self.instances):
+            if self.module_hand == old.module:
+                self.module_hand = after(self.module_line, old.module)
+            self.module_line.remove(old.module)
+        if new.module in self.module_line:
+            self.module_seen[new.module] = -1
+        else:
+            self.module_line.append(new.module)
+            self.module_seen[new.module] = 0
+        if old.module not in self.code():
+            out.unloaded.append(old.module)
+        out.evicted.append((old.number, "promoted"))
 
     def rest(
         self,
@@ -1026,6 +1149,9 @@ class Model:
         for it in self.idle():
             if it.size > max_instance_size:
                 self.evict(it, "oversized", out)
+        for it in self.idle():
+            if it.outdated and it.made.code + self.stack * it.made.stacks > max_code:
+                self.evict(it, "code", out)
         while self.total_size() > max_size and (victim := self.victim("size", self.for_size(None))):
             self.evict(victim, "size", out)
         self.trim(out)

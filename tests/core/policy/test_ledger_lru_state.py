@@ -112,7 +112,7 @@ class TestLedger:
         ledger, module = Ledger(STACK), Module("m", 100)
         function = function_of(module)
         instance = instance_of(function, size=7)
-        assert ledger.enter(function)
+        assert ledger.enter(instance)
         assert (ledger.used, ledger.total_size, ledger.running, ledger.idle) == (110, 0, 1, 0)
         assert ledger.running_size == 50
         assert (ledger.loaded_modules, ledger.evictable_code) == (1, 0)
@@ -133,7 +133,7 @@ class TestLedger:
         """Booked as what each reserves now; an instance that goes takes its own with it."""
         ledger, module = Ledger(STACK), Module("m", 100, 3)
         instance = instance_of(function_of(module))
-        ledger.enter(instance.entry.function)
+        ledger.enter(instance)
         assert (ledger.address_space, ledger.mappings) == (100, 3)
         ledger.reserve(instance, 1000, 5)
         ledger.reserve(instance, 1500, 7)
@@ -149,12 +149,13 @@ class TestLedger:
         ledger, module = Ledger(STACK), Module("m", 100)
         function, other = function_of(module), function_of(module, worst=5)
         idle = instance_of(function, size=7)
-        assert [ledger.enter(one) for one in (function, other, other)] == [True, False, False]
+        others = instance_of(other), instance_of(other)
+        assert [ledger.enter(one) for one in (idle, *others)] == [True, False, False]
         assert (ledger.used, ledger.running_size) == (130, 60)
         ledger.suspend(idle)
-        assert not ledger.leave_running(instance_of(other))
+        assert not ledger.leave_running(others[0])
         assert (ledger.evictable_code, ledger.running_size) == (0, 5), "one still runs"
-        assert not ledger.leave_running(instance_of(other))
+        assert not ledger.leave_running(others[1])
         assert ledger.evictable_code == 100
         assert ledger.leave_idle(idle)
         assert (ledger.used, ledger.evictable_code, ledger.running_size) == (0, 0, 0)
@@ -162,10 +163,9 @@ class TestLedger:
     def test_modules_are_evictable_in_the_order_in_which_they_stopped(self) -> None:
         """The least recently used first: the order of stopping, not of loading."""
         ledger = Ledger(STACK)
-        functions = [function_of(Module(name, 100)) for name in "abc"]
-        instances = [instance_of(function) for function in functions]
-        for function in functions:
-            ledger.enter(function)
+        instances = [instance_of(function_of(Module(name, 100))) for name in "abc"]
+        for instance in instances:
+            ledger.enter(instance)
         for number in (2, 0, 1):
             ledger.suspend(instances[number])
         ledger.resume(instances[2])

@@ -17,6 +17,7 @@ from typing import Any, get_args
 import pytest
 from attrs import asdict
 from core.policy.policy_model import (
+    MCode,
     MFunction,
     MGroup,
     MIdleTimes,
@@ -119,7 +120,7 @@ def snapshot(policy: Policy) -> list[object]:
         )
         for entry in instances.entries
     ]
-    modules = {entry.function.module for entry in instances.entries}
+    modules = {module for entry in instances.entries for module in entry.function.modules}
     functions = {entry.function for entry in instances.entries}
     return [
         *(policy.config, policy.hits, policy.misses, policy.blocks, policy.closed),
@@ -135,6 +136,7 @@ def snapshot(policy: Policy) -> list[object]:
         {(id(f), weights(it)) for f, it in instances.keep_alive.times.items()},
         {(module.digest, module.users, module.running, *module.idle) for module in modules},
         {(id(f), f.retired, f.warned_oversized, *map(id, f.entries.values())) for f in functions},
+        {(id(f), f.address_space, f.mappings, *map(id, f.modules)) for f in functions},
         {(id(r), r.stage, r.error) for entry in instances.entries for r in entry.claims},
     ]
 
@@ -150,6 +152,13 @@ def model_weights(times: MIdleTimes) -> tuple[tuple[int, int], ...]:
     return (*sorted(times.weights.items()), (999, times.beyond))
 
 
+class Loaded:
+    """An instance that was made in the background."""
+
+    def close(self) -> None:
+        pass
+
+
 class PolicyMachine(RuleBasedStateMachine):
     """Tasks that acquire and recycle, functions and groups that come and go, limits that change."""
 
@@ -163,6 +172,7 @@ class PolicyMachine(RuleBasedStateMachine):
         self.groups: dict[MGroup, GroupRecord] = {}
         self.requests: dict[MRequest, Request] = {}
         self.ended: list[Request] = []
+        self.upgraded: set[int] = set()  # numbers of those made in the background
         self.granted = 0
 
     @initialize(
@@ -186,6 +196,11 @@ class PolicyMachine(RuleBasedStateMachine):
             Module(f"m{number}", code * UNIT, 1, stacks=1 + code // 3, number=number)
             for number, code in enumerate(codes)
         ]
+        # What each is promoted to.
+        self.optimized = {
+            one: Module(f"o{number}", (1 + number // 2) * UNIT, 1, number=10 + number)
+            for number, one in enumerate(self.modules)
+        }
         for _ in range(2):
             self.open_group()
         for number in range(3):
@@ -343,6 +358,44 @@ class PolicyMachine(RuleBasedStateMachine):
             act,
             lambda: self.model.recycle(ours, size, self.now, drop and drop.value, seat, grown),
         )
+
+    # -- what the background does
+
+    @precondition(lambda self: any(not it.promoted for it in self.live_functions()))
+    @rule(pick=PICK)
+    def promote(self, pick: int) -> None:
+        functions = [it for it in self.live_functions() if not it.promoted]
+        ours = functions[pick % len(functions)]
+        record = self.functions[ours]
+        module = self.optimized[record.module]
+        made = MCode(module.digest, module.code_size // UNIT, module.stacks, pick % 3, 1)
+        self.compare(
+            lambda: self.policy.promote(record, module, (made.space * UNIT, 1), self.now),
+            lambda: self.model.promote(ours, made),
+        )
+
+    @precondition(lambda self: any(it.outdated for it in self.model.instances))
+    @rule(pick=PICK, size=SIZES, seat=st.booleans())
+    def upgrade(self, pick: int, size: int, seat: bool) -> None:
+        keys = [it.key for it in self.model.instances if it.outdated]
+        ours = keys[pick % len(keys)]
+        entry = self.functions[ours[0]].entries[self.groups[ours[1]]]
+        assert self.policy.instances.can_upgrade(entry) == self.model.may_upgrade(ours)
+        seconds = SECONDS[pick // 3 % 4]
+        bound = None if seat else Loaded()
+        here, number = self.now, self.model.made + 1
+
+        def act() -> Step | None:
+            done = self.policy.upgrade(entry, size, here, seconds, bound, ready=True)
+            if done is None:
+                return None
+            instance, step = done
+            assert instance.number == number
+            assert instance.bound is bound
+            self.upgraded.add(number)
+            return step
+
+        self.compare(act, lambda: self.model.upgrade(ours, size, seat, seconds))
 
     # -- what time and the application do
 
@@ -533,12 +586,19 @@ class PolicyMachine(RuleBasedStateMachine):
             self.functions[ours] = made.functions.get(key, it)
         for ours in self.groups:
             self.groups[ours] = made.groups[ours.label]
-        numbered = {one.number: one for one in {f.module for f in made.functions.values()}}
-        for place, module in enumerate(self.modules):
+        loaded = {one for f in made.functions.values() for one in f.modules}
+        numbered = {one.number: one for one in loaded}
+
+        def again(module: Module) -> Module:
             # One without a function is loaded nowhere.
-            fresh = Module(module.digest, module.code_size, module.mappings, number=module.number)
+            size, mappings = module.code_size, module.mappings
+            fresh = Module(module.digest, size, mappings, module.stacks, number=module.number)
             fresh.load_seconds = module.load_seconds
-            self.modules[place] = numbered.get(module.number, fresh)
+            return numbered.get(module.number, fresh)
+
+        optimized = [again(self.optimized[module]) for module in self.modules]
+        self.modules = list(map(again, self.modules))
+        self.optimized = dict(zip(self.modules, optimized, strict=True))
         for ours, it in self.requests.items():
             self.requests[ours] = requests[numbers[it]]
             self.requests[ours].owner = it.owner
@@ -587,7 +647,8 @@ class PolicyMachine(RuleBasedStateMachine):
         assert (ledger.total_size, ledger.used, ledger.idle, ledger.running) == (0, 0, 0, 0)
         assert (ledger.running_size, ledger.address_space, ledger.mappings) == (0, 0, 0)
         assert (ledger.loaded_modules, ledger.evictable_code, len(ledger.evictable)) == (0, 0, 0)
-        assert all((it.users, it.running, it.instances) == (0, 0, {}) for it in self.modules)
+        all_modules = [*self.modules, *self.optimized.values()]
+        assert all((it.users, it.running, it.instances) == (0, 0, {}) for it in all_modules)
         assert not any(it.entries for it in self.functions.values())
         assert not any(it.entries for it in self.groups.values())
 
@@ -645,11 +706,13 @@ class PolicyMachine(RuleBasedStateMachine):
 
     def check_event(self, event: Evicted) -> None:
         fields = asdict(event, recurse=False)
-        assert fields["total_size_before_bytes"] >= fields["total_size_after_bytes"]
-        freed = fields["code_size_before_bytes"] - fields["code_size_after_bytes"]
-        assert freed - fields["freed_code_bytes"] in {0, UNIT, 2 * UNIT}
+        if event.replaced_by is None:
+            assert fields["total_size_before_bytes"] >= fields["total_size_after_bytes"]
+            freed = fields["code_size_before_bytes"] - fields["code_size_after_bytes"]
+            assert freed - fields["freed_code_bytes"] in {0, UNIT, 2 * UNIT}
         assert fields["idle_seconds"] >= 0
-        assert fields["age_seconds"] >= fields["idle_seconds"]
+        # One that took the place of another was not used itself.
+        assert fields["age_seconds"] >= fields["idle_seconds"] or event.instance in self.upgraded
 
     @staticmethod
     def check_fifo(lines: list[list[Request]], step: Step) -> None:
@@ -703,7 +766,7 @@ class PolicyMachine(RuleBasedStateMachine):
                 assert not model.idle_modules()
             if not model.may_reserve(*model.reserved()):
                 assert not model.space_victims(None)
-        for module in self.modules:
+        for module in (*self.modules, *self.optimized.values()):
             of_it = [it for it in model.instances if it.module == module.digest]
             busy = [it for it in of_it if it.state != "idle"]
             assert (module.users, module.running) == (len(of_it), len(busy))
@@ -744,7 +807,8 @@ class PolicyMachine(RuleBasedStateMachine):
             assert [*entry.claims] == [self.requests[it] for it in model.claims(key)]
             assert len(entry.claims) <= key[0].concurrency
             if not key[0].retired:
-                assert entry.live <= key[0].concurrency
+                running = [it for it in model.live(key) if it.outdated and it.state != "idle"]
+                assert entry.live - len(running) <= key[0].concurrency
             assert not (entry.waiting and len(entry.claims) < key[0].concurrency), "lost wakeup"
         assert len(self.policy.instances.entries) == len(seen)
         assert sum(len(it.entries) for it in self.functions.values()) == len(seen)
@@ -847,6 +911,13 @@ def test_the_policy_agrees_with_the_model_on_a_long_walk(
         lambda: machine.at("granted") and machine.recycle_corrupted(pick(), 9): 3,
         lambda: machine.at("granted") and machine.recycle_grown(pick(), 9, 1 + pick() % 4): 3,
         lambda: machine.relieve(pick() % 6, 1 + pick() % 6): 1,
+        lambda: (
+            [it for it in machine.live_functions() if not it.promoted] and machine.promote(pick())
+        ): 4,
+        lambda: (
+            any(it.outdated for it in machine.model.instances)
+            and machine.upgrade(pick(), size(), pick() % 3 == 0)
+        ): 12,
         lambda: machine.advance(random.choice([0.1, 0.1, 1.0, 1.7])): 6,
         lambda: machine.live_functions()[4:] or machine.register(pick(), 1 + pick() % 3): 6,
         lambda: machine.live_functions()[1:] and machine.remove(pick()): 1,

@@ -24,6 +24,7 @@ from report.workloads import (
     Use,
     draw_config,
     run_on_jumping_clock,
+    tiered,
     wild_plan,
 )
 
@@ -111,7 +112,9 @@ def test_a_log_replayed_under_its_own_limits_gives_its_own_evictions(
     On a coarse clock many things happen at the same moment; on a fine one, more of them overlap.
     """
     random = CoarseRandom(seed) if coarse else Random(seed)
-    events = run_on_jumping_clock(wild_plan(random), draw_config(random)).log.events
+    plan, config = wild_plan(random), draw_config(random)
+    config = tiered(config) if seed % 2 else config
+    events = run_on_jumping_clock(plan, config).log.events
     replay, evicted = replayed(events)
     assert replay.disagreements == []
     assert replay.complete

@@ -18,6 +18,7 @@ from report.workloads import (
     draw_config,
     run_on_jumping_clock,
     steady_plan,
+    tiered,
     wild_plan,
 )
 
@@ -87,6 +88,7 @@ def test_from_each_snapshot_on_the_log_agrees_event_for_event(seed: int, coarse:
     """Whatever was held, waited for, being loaded, resized, replaced, removed or closed then."""
     random = CoarseRandom(seed) if coarse else Random(seed)
     config = evolve(draw_config(random), snapshot_interval=random.choice([0.2, 0.7, 2.0]))
+    config = tiered(config) if seed % 2 else config
     events = events_of(run_on_jumping_clock(wild_plan(random), config).log.events)
     for after in instants(events):
         check_all([it for it in events if it.seq > after], after)
@@ -214,6 +216,7 @@ def test_whatif_from_a_snapshot_on_does_what_the_log_did(seed: int) -> None:
     """
     random = Random(seed)
     config = evolve(draw_config(random), snapshot_interval=random.choice([0.7, 2.0]))
+    config = tiered(config) if seed % 2 else config
     events = events_of(run_on_jumping_clock(calm_plan(random), config).log.events)
     for after in random.sample(instants(events), min(3, len(instants(events)))):
         rest = [it for it in events if it.seq > after]

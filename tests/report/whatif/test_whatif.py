@@ -20,6 +20,7 @@ from report.workloads import (
     draw_config,
     draw_limits,
     run_on_jumping_clock,
+    tiered,
     wild_plan,
 )
 
@@ -117,7 +118,9 @@ def test_other_limits_give_what_a_live_run_under_them_gave(seed: int) -> None:
 def test_its_own_limits_give_the_log_itself(seed: int) -> None:
     """Also where limits changed in between: those changes are part of the log."""
     random = Random(seed)
-    logged = run_on_jumping_clock(calm_plan(random), roomy_config(random)).log.events
+    plan, config = calm_plan(random), roomy_config(random)
+    config = tiered(config) if seed % 2 else config
+    logged = run_on_jumping_clock(plan, config).log.events
     assume(is_calm(logged))
     result, evicted = what_if(logged)
     assert evicted == evictions(logged)
@@ -131,6 +134,7 @@ def test_whatever_the_application_does_it_comes_to_an_end(seed: int) -> None:
     """An approximation at worst: each acquire is served, refused or given up, and none is lost."""
     random = Random(seed)
     plan, config = wild_plan(random), draw_config(random)
+    config = tiered(config) if seed % 2 else config
     logged = run_on_jumping_clock(plan, config).log.events
     made = recorded(logged)
     run = WhatIf(made, dict(draw_limits(random)))

@@ -251,6 +251,10 @@ class CacheStats:
     snapshots_lost: int
     """Number of snapshots of the cache that were left out of the log, because its sink was too
     slow."""
+    promotions: int = 0
+    """Number of functions whose code the optimizing compiler has made in the background."""
+    promotions_waiting: int = 0
+    """Number of modules that wait for that compiler, or are in it, now."""
     throttled_seconds: dict[str, float] = field(factory=dict)
     """{group: seconds that its calls have waited for its `cpu_limit`, all together}, of the open
     groups that have one. It begins anew for a group whose limit is taken away."""

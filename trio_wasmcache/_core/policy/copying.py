@@ -106,7 +106,7 @@ class PolicyCopy:
     successors: Mapping[FunctionRecord, FunctionRecord | None]
     """{old generation: the function that serves in its place}."""
     modules: Sequence[Module]
-    """Module of each function."""
+    """Module of each function; then the earlier ones of those that were promoted."""
     of_modules: tuple[Sequence[float | None], Sequence[int]]
     """For each, the seconds of loading, and `stopped`."""
     omitted: int
@@ -201,7 +201,7 @@ class _Rendering:
         states = [(IDLE, False, False)] * idle + [*residents.held]
         rows = list(zip(*residents.columns, strict=True))
         for instance, row in zip(residents.instances, rows, strict=True):
-            module = instance.entry.function.module
+            module = instance.module
             self._rested[module] = max(self._rested.get(module, 0), row[4])
         return (
             _List("groups", groups, _same, lambda it: len(it.group)),
@@ -213,7 +213,7 @@ class _Rendering:
             ),
             _List(
                 "functions",
-                list(zip(copy.functions, copy.loading, strict=True)),
+                list(zip(copy.functions, copy.loading, copy.modules, strict=False)),
                 self._function,
                 lambda it: _letters(it[0]),
             ),
@@ -253,24 +253,27 @@ class _Rendering:
             **self.copy.residents.order.of_module(module, self._rested.get(module, 0)),
         )
 
-    def _function(self, made: tuple[FunctionRecord, float | None]) -> SnapshotFunction:
-        function, seconds = made
+    def _function(self, made: tuple[FunctionRecord, float | None, Module]) -> SnapshotFunction:
+        # The module is that of then: it may have been promoted since.
+        function, seconds, module = made
+        address_space, mappings = function.reserved(module)
         retired = function in self.copy.successors
         successor = self.copy.successors.get(function)
         times = self.copy.residents.keep_alive.functions.get(function)
         return SnapshotFunction(
             **function.names,
-            module_number=function.module.number,
+            module_number=module.number,
             concurrency=function.concurrency,
             worst_size_bytes=function.worst_size,
-            address_space_bytes=function.address_space,
-            mappings=function.mappings,
+            address_space_bytes=address_space,
+            mappings=mappings,
             isolation=function.isolation,
             load_seconds=seconds,
             retired=retired,
             successor=None if successor is None else successor.generation,
             resets=self.copy.resets.get(function),
             idle_times=None if times is None else self._idle_times[times],
+            **_earlier(function, module),
         )
 
     def _resident(self, made: tuple[Instance, Any, tuple[State, bool, bool]]) -> SnapshotResident:
@@ -282,6 +285,7 @@ class _Rendering:
             group=entry.group.name,
             entry=self._places[entry],
             instance=instance.number,
+            module_number=instance.module.number,
             state=state.value,
             seat=seat,
             size_bytes=size,
@@ -320,6 +324,17 @@ class _Rendering:
             requested_at_seconds=it.requested_at,
             deadline_seconds=it.deadline,
         )
+
+
+def _earlier(function: FunctionRecord, module: Module) -> Fields:
+    """Return the fields about its earlier module, of a function that had been promoted to one."""
+    if function.earlier is None or function.earlier is module:
+        return {}
+    return {
+        "earlier_module_number": function.earlier.number,
+        "earlier_address_space_bytes": function.earlier_reserved[0],
+        "earlier_mappings": function.earlier_reserved[1],
+    }
 
 
 def _same(item: T) -> T:

@@ -26,7 +26,7 @@ class LoadSeconds:
     def settled(self, instance: Instance) -> None:
         """Keep what its function and module have taken to load lately."""
         function = instance.entry.function
-        self._seconds[instance] = function.load_seconds or 0.0, function.module.load_seconds or 0.0
+        self._seconds[instance] = function.load_seconds or 0.0, instance.module.load_seconds or 0.0
 
     def left(self, instance: Instance) -> None:
         """Forget it."""

@@ -93,6 +93,11 @@ class _Ranking(Generic[T]):
         self.parts.remove(member)
         self._noted.pop(member, None)
 
+    def replace(self, old: T, new: T) -> None:
+        """Let `new`, which rested last when `old` did, have the floor of then."""
+        if old in self._noted:
+            self._noted[new] = self._noted[old]
+
     def least(self, rests: int, among: Among = EVERY, but: T | None = None) -> T | None:
         """Return the member with the least priority, the first to rest if equal; raise the floor.
 
@@ -241,7 +246,7 @@ class GreedyDual:
 
         Its worth is computed anew if it has `changed`.
         """
-        module = instance.entry.function.module
+        module = instance.module
         new = instance not in self._sizes.parts.entries
         if new:
             self._doubt_other(module, instance)
@@ -259,7 +264,7 @@ class GreedyDual:
         self._worth.left(instance)
         for it in self._by_instance():
             it.remove(instance)
-        module = instance.entry.function.module
+        module = instance.module
         self._doubt_other(module, None)
         if self._modules is None:
             return
@@ -272,6 +277,17 @@ class GreedyDual:
             self._busy.pop(module, None)
             self._keepers.forget(module)
 
+    def replaced(self, old: Instance, new: Instance, rests: int) -> None:
+        """Put another instance in the place of one: it has the same floors and uses."""
+        for it in self._by_instance():
+            it.replace(old, new)
+        self.left(old)
+        for it in self._by_instance():
+            it.parts.expunge(old)
+        if self._modules is not None:
+            self._last[new.module] = rests
+        self.settled(new, True)
+
     def regroup(self, instances: Iterable[Instance]) -> None:
         """Keep the known ones of these instances by group, as a group has other limits."""
         for instance in instances:
@@ -279,7 +295,7 @@ class GreedyDual:
                 for it in self._by_instance():
                     if it.parts.moved(instance):
                         it.parts.doubt(instance)
-                self._doubt_module(instance.entry.function.module, False)
+                self._doubt_module(instance.module, False)
 
     def victim(
         self,
@@ -308,7 +324,7 @@ class GreedyDual:
         if ranking is None:
             ranking = self._modules = self._module_ranking()
             known = self._sizes.parts.entries
-            _fill(ranking, dict.fromkeys(it.entry.function.module for it in known))
+            _fill(ranking, dict.fromkeys(it.module for it in known))
         for module in [module for module in self._busy if not module.running]:
             del self._busy[module]
             ranking.parts.doubt(module)
@@ -360,7 +376,7 @@ class GreedyDual:
             self._counts.restore(by_count, floors["count"], rests)
         if "code" in floors:
             self._modules = self._module_ranking()
-            of_known = dict.fromkeys(one.entry.function.module for one in known)
+            of_known = dict.fromkeys(one.module for one in known)
             by_code = {one: modules[one].floor_by_code or 0.0 for one in of_known}
             self._modules.restore(by_code, floors["code"], rests)
 
@@ -389,7 +405,7 @@ class GreedyDual:
             self._modules.parts.doubt(module)
 
     def _by_count(self, instance: Instance) -> float:
-        others = instance.entry.function.module.instances
+        others = instance.module.instances
         alone = not self._worth.shared or not any(
             other is not instance and other in self._sizes.parts.entries for other in others
         )

@@ -29,6 +29,7 @@ from .order import Allowed, EvictionOrder
 from .records import (
     DROPS,
     GRANTED,
+    Closable,
     Entry,
     FunctionRecord,
     GroupRecord,
@@ -160,10 +161,11 @@ class Instances:
         found: dict[Instance, SnapshotResident] = {}
         for it in sorted(whole.residents, key=_instance_of):
             instance = Instance(it.instance, made[it.entry], it.created_at_seconds)
-            function = instance.entry.function
-            self.ledger.enter(function)
+            if it.module_number is not None:
+                instance.module = modules[it.module_number]
+            self.ledger.enter(instance)
             self.ledger.reserve(instance, it.address_space_bytes, it.mappings)
-            function.module.instances[instance] = None
+            instance.module.instances[instance] = None
             instance.entry.live += 1
             instance.state = State(it.state)
             instance.size, instance.seat = it.size_bytes, it.seat
@@ -266,10 +268,12 @@ class Instances:
         self.fold()
         self.book.clear()
         for entry in self.entries:
+            entry.function.burnt += entry.uses.fuel
             entry.uses.clear(_held(entry))
 
     def _collect(self, entry: Entry) -> None:
         self.book.add(entry.uses, *self._names(entry))
+        entry.function.burnt += entry.uses.fuel
         entry.uses.clear()
 
     def _names(self, entry: Entry) -> tuple[FunctionKey | None, str | None]:
@@ -277,18 +281,48 @@ class Instances:
         key = None if function.serving is None else function.key
         return key, None if group.gone else group.name
 
+    def fuel_of(self, function: FunctionRecord) -> int:
+        """Return the units of fuel of all calls of a function that are over."""
+        parked = (entry for (owner, _), entry in self._parked.items() if owner is function)
+        return function.burnt + sum(
+            entry.uses.fuel for entry in (*function.entries.values(), *parked)
+        )
+
+    def used_since(self, rest: int) -> list[FunctionRecord]:
+        """Return the functions of which an instance became idle after that rest."""
+        found: dict[FunctionRecord, None] = {}
+        member, lru = self.lru.before, self.lru
+        while member is not lru and member.rested > rest:
+            found[member.entry.function] = None
+            member = member.before
+        return list(found)
+
     # -- entering, and becoming idle
 
-    def start(self, entry: Entry, now: float, *, warm: bool = False) -> Instance:
-        """Add a new instance of `entry`, which begins to load; `warm`: ahead, for no lease."""
+    def start(
+        self, entry: Entry, now: float, *, warm: bool = False, module: Module | None = None
+    ) -> Instance:
+        """Add a new instance of `entry`, which begins to load.
+
+        Args:
+            entry: the entry.
+            now: the time (seconds).
+            warm: whether it is made ahead, for no lease.
+            module: of which it is made; None: that of new instances.
+        """
         if self.keep_alive.learns and not warm:
             self.keep_alive.started(entry, now)
         self._numbers += 1
-        instance = Instance(self._numbers, entry, now)
+        module = entry.function.module if module is None else module
+        instance = Instance(self._numbers, entry, now, module=module)
         instance.state = step(instance.state, Action.LOAD)
-        instance.loads_module = self.ledger.enter(entry.function)
-        self.ledger.reserve(instance, entry.function.address_space, entry.function.mappings)
-        entry.function.module.instances[instance] = None
+        instance.loads_module = self.ledger.enter(instance)
+        function = entry.function
+        if function.earlier is None:  # as mostly: a call less
+            self.ledger.reserve(instance, function.address_space, function.mappings)
+        else:
+            self.ledger.reserve(instance, *function.reserved(module))
+        module.instances[instance] = None
         entry.live += 1
         return instance
 
@@ -313,7 +347,7 @@ class Instances:
         entry.idle.pop()
         self.lru.remove(instance)
         self.ledger.resume(instance)
-        self.ledger.reserve(instance, entry.function.address_space, entry.function.mappings)
+        self.ledger.reserve(instance, *entry.function.reserved(instance.module))
         instance.state = state
         instance.loads_module = False
         return instance
@@ -379,7 +413,7 @@ class Instances:
         state = step(old.state, Action.DROP)
         before = self.ledger.total_size, self.ledger.used
         # First, so that the module is in use all the time.
-        new = self.start(old.entry, now)
+        new = self.start(old.entry, now, module=old.module)
         new.state = step(new.state, Action.LOADED)
         new.report_rest()
         old.size, old.last_used = size, now
@@ -421,18 +455,138 @@ class Instances:
             self.keep_alive.left(instance, now)
         self.lru.remove(instance)
         entry.idle.remove(instance)
-        entry.live -= 1
-        del entry.function.module.instances[instance]
-        module = entry.function.module
-        if self.ledger.leave_idle(instance):
-            result.unloaded.append(module)
-        module.stopped = max(module.stopped, instance.rested << DROPS)
+        self._leave_idle(instance, result)
         if self.told is not None:
             self.reservations.left(instance)
             self.told.left(instance)
         instance.state = state
         self._record(instance, reason, now, result, before, limit, need=need)
         self.forget(entry)
+
+    @staticmethod
+    def has_outdated(entry: Entry) -> bool:
+        """Return whether an instance of a promoted function is of its earlier module."""
+        function = entry.function
+        if function.retired or entry.group.closed or function.earlier is None:
+            return False
+        held = [request.instance for request in entry.claims if request.instance is not None]
+        return any(it.outdated and it.entry is entry for it in (*entry.idle, *held))
+
+    def can_upgrade(self, entry: Entry) -> bool:
+        """Return whether an instance of a promoted function may be made beside all that is there.
+
+        It must fit while it starts, without an eviction, and be of use: see `upgrade`.
+        """
+        function, ledger, config = entry.function, self.ledger, self.config
+        if not _wants_upgrade(entry):
+            return False
+        module = function.module
+        code = (0 if module.users else module.code_size) + module.stacks * ledger.stack_size
+        return (
+            ledger.used + code <= config.max_code_size
+            and ledger.running_size + function.worst_size <= self.running_limit
+            and ledger.instances < config.max_instances
+            and max(self._missing(function, module)) <= 0
+        )
+
+    def upgrade(
+        self,
+        entry: Entry,
+        size: int,
+        now: float,
+        result: Step,
+        bound: Closable | None,
+        ready: bool,
+    ) -> Instance | None:
+        """Add an idle instance of a promoted function, made in the background.
+
+        It takes the place of the idle instance of the earlier module that was used last, which is
+        evicted. If all of these are running, it is idle beside them until they are given back, and
+        then they are evicted.
+        Returns None, and changes nothing, if it is of no use or does not fit.
+
+        Args:
+            entry: the entry.
+            size: what it may touch now (bytes).
+            now: the time (seconds).
+            result: the step to which the eviction is added.
+            bound: the loaded instance; None: it is a seat.
+            ready: whether the next hit can use it without preparation.
+        """
+        function, ledger, config, group = entry.function, self.ledger, self.config, entry.group
+        if not _wants_upgrade(entry):
+            return None
+        module = function.module
+        idle = [instance for instance in entry.idle if instance.outdated]
+        old = idle[-1] if idle else None
+        more = size - (0 if old is None else old.size)
+        code = 0 if module.users else module.code_size
+        if (
+            size > config.max_instance_size
+            or ledger.total_size + more > config.max_size
+            or group.idle_size + more > group.room
+            or ledger.used + code > config.max_code_size
+            or ledger.instances >= config.max_instances
+            or max(self._missing(function, module)) > 0
+        ):
+            return None
+        before = ledger.total_size, ledger.used
+        new = self.start(entry, now, warm=True)
+        if bound is None:
+            new.seat = True
+            ledger.reserve(new, 0, 0)
+        else:
+            new.hold(bound, ready=ready)
+        if old is None:
+            self.settle(new, Action.WARMED, size, now)
+            for request in entry.claims:
+                if request.instance is not None:
+                    request.instance.report_rest()
+            return new
+        state = step(old.state, Action.EVICT)
+        new.state = step(new.state, Action.WARMED)
+        new.size = new.resting_size = size
+        new.last_used, new.rested = old.last_used, old.rested
+        new.uses = new.uses_before = old.uses
+        ledger.suspend(new)
+        self.rests += 1
+        self._drops += 1
+        module.stopped = (self.rests << DROPS) + self._drops
+        self.lru.replace(old, new)
+        entry.idle[entry.idle.index(old)] = new
+        if self.keep_alive.learns:
+            self.keep_alive.replaced(old, new)
+        self._leave_idle(old, result)
+        if self.told is not None:
+            self.reservations.left(old)
+            self.reservations.entered(new)
+            self.told.replaced(old, new, self.rests)
+        old.state = state
+        self._record(old, Reason.PROMOTED, now, result, before, None, replacing=(new.number, None))
+        return new
+
+    def _leave_idle(self, instance: Instance, result: Step) -> None:
+        module = instance.module
+        instance.entry.live -= 1
+        del module.instances[instance]
+        if self.ledger.leave_idle(instance):
+            result.unloaded.append(module)
+        module.stopped = max(module.stopped, instance.rested << DROPS)
+
+    def surplus(self, instance: Instance) -> bool:
+        """Return whether a running instance must not be kept, as its function was promoted.
+
+        So it is if others have come in its place, or if it can never run again under the limits.
+        """
+        entry = instance.entry
+        return instance.outdated and (
+            entry.live > entry.function.concurrency or not self._may_run(instance.module)
+        )
+
+    def _may_run(self, module: Module) -> bool:
+        """Return whether an empty cache could run an instance of a module."""
+        stack_size = module.stacks * self.ledger.stack_size
+        return module.code_size + stack_size <= self.config.max_code_size
 
     def evict_entry(self, entry: Entry, reason: Reason, now: float, result: Step) -> None:
         """Evict all idle instances of `entry`, the least recently used first."""
@@ -553,6 +707,9 @@ class Instances:
         limit = config.max_instance_size
         for instance in [instance for instance in self.lru if instance.size > limit]:
             self.evict(instance, Reason.OVERSIZED, now, result, limit)
+        # A request is checked for the module of new instances, so that these would wait for ever.
+        for instance in [it for it in self.lru if it.outdated and not self._may_run(it.module)]:
+            self.evict(instance, Reason.CODE, now, result)
         self._shrink(now, result)
         self.trim(now, result)
 
@@ -589,15 +746,27 @@ class Instances:
 
     # -- capacity to run: for code, for a stack, for worst sizes and for reserved addresses
 
-    def check_fits(self, function: FunctionRecord) -> None:
-        """Raise `CodeMemoryError` if an empty cache could not run an instance of `function`."""
+    def check_fits(
+        self,
+        function: FunctionRecord,
+        module: Module | None = None,
+        reserved: tuple[int, int] | None = None,
+    ) -> None:
+        """Raise `CodeMemoryError` if an empty cache could not run an instance of `function`.
+
+        Args:
+            function: the function.
+            module: of which it would be made; None: that of new instances.
+            reserved: what an instance of that reserves (bytes of addresses, mappings).
+        """
+        module = module or function.module
+        space, more = reserved or (function.address_space, function.mappings)
         worst = function.worst_size
         if worst > self.running_limit:
             raise CodeMemoryError(
                 f"{function.key} may touch {worst} bytes while it runs, but max_running_size is "
                 f"{self.running_limit}: raise it, or register under a smaller memory_limit"
             )
-        module = function.module
         code_size, stack_size = module.code_size, module.stacks * self.ledger.stack_size
         if code_size + stack_size > self.config.max_code_size:
             raise CodeMemoryError(
@@ -605,14 +774,14 @@ class Instances:
                 f"{stack_size} of stack), but max_code_size is {self.config.max_code_size}: "
                 "raise it, or split the module"
             )
-        space = function.address_space + code_size
+        space += code_size
         if space > self.space_limit:
             raise CodeMemoryError(
                 f"{function.key} reserves {space} bytes of addresses, but max_address_space is "
                 f"{self.space_limit}: raise it (or the process's RLIMIT_AS), or build the module "
                 "with fewer memories"
             )
-        mappings = function.mappings + function.module.mappings
+        mappings = more + module.mappings
         if mappings > self.mapping_limit:
             raise CodeMemoryError(
                 f"{function.key} needs {mappings} memory mappings, but the cache may have "
@@ -638,7 +807,8 @@ class Instances:
             seat: Whether the instance will be loaded on a seat of its module.
         """
         function = request.entry.function
-        ledger, limit, module = self.ledger, self.config.max_code_size, function.module
+        ledger, limit = self.ledger, self.config.max_code_size
+        module = function.module if another else request.entry.idle[-1].module
         if ledger.running_size + function.worst_size > self.running_limit:
             return False
         needed = module.stacks * ledger.stack_size + (0 if module.users else module.code_size)
@@ -650,7 +820,7 @@ class Instances:
         full = ledger.idle + ledger.running >= self.config.max_instances
         if another and full and not ledger.idle:
             return False
-        if (another or seat) and not self._space_for(function):
+        if (another or seat) and not self._space_for(function, module):
             return False
         reason = Reason.STACK if module.users else Reason.CODE
         while ledger.used + needed > limit:
@@ -658,7 +828,7 @@ class Instances:
             if other is None:
                 raise self._no_victim(function, reason, f"{ledger.evictable_code} bytes of code")
             self.evict_module(other, reason, now, result, request.need)
-        while (another or seat) and max(self._missing(function)) > 0:
+        while (another or seat) and max(self._missing(function, module)) > 0:
             victim = self._space_victim(module)
             if victim is None:
                 space, mappings = self._idle_space(module)
@@ -721,21 +891,23 @@ class Instances:
     def _space_limit(self) -> int:
         return _number(self.system.max_address_space(self.config))
 
-    def _missing(self, function: FunctionRecord) -> tuple[int, int]:
-        """Return how many bytes of addresses and mappings an instance of `function` lacks."""
-        ledger, module = self.ledger, function.module
-        space = ledger.address_space + function.address_space - self.space_limit
-        mappings = ledger.mappings + function.mappings - self.mapping_limit
+    def _missing(self, function: FunctionRecord, module: Module) -> tuple[int, int]:
+        """Return how many bytes of addresses and mappings an instance of a module lacks."""
+        ledger, reserved = self.ledger, (function.address_space, function.mappings)
+        if function.earlier is not None:
+            reserved = function.reserved(module)
+        space = ledger.address_space + reserved[0] - self.space_limit
+        mappings = ledger.mappings + reserved[1] - self.mapping_limit
         if module.users == 0:
             return space + module.code_size, mappings + module.mappings
         return space, mappings
 
-    def _space_for(self, function: FunctionRecord) -> bool:
-        """Whether evicting idle instances can free what an instance of `function` reserves."""
-        missing = self._missing(function)
+    def _space_for(self, function: FunctionRecord, module: Module) -> bool:
+        """Whether evicting idle instances can free what an instance of a module reserves."""
+        missing = self._missing(function, module)
         if max(missing) <= 0:
             return True
-        idle = self._idle_space(function.module)
+        idle = self._idle_space(module)
         return missing[0] <= idle[0] and missing[1] <= idle[1]
 
     def _idle_space(self, needed: Module | None) -> tuple[int, int]:
@@ -762,7 +934,7 @@ class Instances:
         """
 
         def helps(instance: Instance) -> bool:
-            module = instance.entry.function.module
+            module = instance.module
             return module.running == 0 and module is not needed
 
         passes = self.reservations.for_others()
@@ -793,7 +965,7 @@ class Instances:
 
     def _all(self) -> list[Instance]:
         """Return all instances, in the order in which they came."""
-        modules = {entry.function.module for entry in self.entries}
+        modules = {module for entry in self.entries for module in entry.function.modules}
         instances = (instance for module in modules for instance in module.instances)
         return sorted(instances, key=_number_of)
 
@@ -819,7 +991,7 @@ class Instances:
     # -- shared by the above
 
     def _leave_running(self, instance: Instance, result: Step) -> None:
-        module = instance.entry.function.module
+        module = instance.module
         del module.instances[instance]
         self._altered.discard(instance)
         if self.ledger.leave_running(instance):
@@ -844,8 +1016,7 @@ class Instances:
         need: Need | None = None,
         replacing: tuple[int | None, int | None] = (None, None),
     ) -> None:
-        function = instance.entry.function
-        module = function.module
+        function, module = instance.entry.function, instance.module
         self.evictions[reason] += 1
         advice = None
         if reason is Reason.OVERSIZED and not function.warned_oversized:
@@ -899,6 +1070,18 @@ def _evictable(module: SnapshotModule) -> int:
 
 def _number_of(instance: Instance) -> int:
     return instance.number
+
+
+def _wants_upgrade(entry: Entry) -> bool:
+    """Return whether an instance of an entry can take the place of one of an earlier module."""
+    function = entry.function
+    if function.retired or entry.group.closed or function.earlier is None:
+        return False
+    if any(instance.outdated for instance in entry.idle):
+        return True
+    held = [request.instance for request in entry.claims if request.instance is not None]
+    running = sum(it.outdated and it.entry is entry for it in held)
+    return running > 0 and entry.live - running < function.concurrency
 
 
 def _is_no_seat(instance: Instance) -> bool:

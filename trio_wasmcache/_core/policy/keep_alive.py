@@ -160,6 +160,17 @@ class KeepAlive:
                 self.gone.popitem(last=False)
         self._wake(instance)
 
+    def replaced(self, old: Instance, new: Instance) -> None:
+        """Note that `new` has taken the place of `old` in the order of last use."""
+        if self._mark is old:
+            self._mark = new
+        due = self.due.pop(old, None)
+        if due is not None:
+            self.due[new] = due
+            # In the same place: both are due at the same time, and rested at the same time.
+            self._heap = [(*it[:2], new) if it[2] is old else it for it in self._heap]
+            new.age()
+
     def _times(self, entry: Entry) -> IdleTimes:
         times = self.times.get(entry.function)
         if times is None:

@@ -24,7 +24,7 @@ import sys
 from attrs import Factory, define, field
 
 from .lru import LRU
-from .records import FunctionRecord, Instance, Module
+from .records import Instance, Module
 
 
 @define(eq=False)
@@ -76,9 +76,9 @@ class Ledger:
         """Bytes that count against `max_code_size`."""
         return self.code_size + self.running_stacks * self.stack_size
 
-    def enter(self, function: FunctionRecord) -> bool:
+    def enter(self, instance: Instance) -> bool:
         """Count a new instance that begins to load; return whether to load its module too."""
-        module = function.module
+        module = instance.module
         first = module.users == 0
         if first:
             self.code_size += module.code_size
@@ -86,7 +86,7 @@ class Ledger:
             self.mappings += module.mappings
             self._reckon()
             self.loaded_modules += 1
-        self._start(function)
+        self._start(instance)
         module.users += 1
         self.instances += 1
         return first
@@ -101,27 +101,26 @@ class Ledger:
         """Count an idle instance as running."""
         self.total_size -= instance.size
         instance.entry.group.idle_size -= instance.size
-        self._start(instance.entry.function)
+        self._start(instance)
 
     def suspend(self, instance: Instance) -> None:
         """Count a running instance as idle, with its present size."""
         self.total_size += instance.size
         instance.entry.group.idle_size += instance.size
-        self._stop(instance.entry.function)
+        self._stop(instance)
 
     def leave_running(self, instance: Instance) -> bool:
         """Subtract a loading or running instance; return whether to unload its module."""
-        function = instance.entry.function
-        module = function.module
+        module = instance.module
         self.reserve(instance, 0, 0)
         module.users -= 1
         self.instances -= 1
-        self._stop(function)
+        self._stop(instance)
         return self._left(module)
 
     def leave_idle(self, instance: Instance) -> bool:
         """Subtract an idle instance; return whether to unload its module."""
-        module = instance.entry.function.module
+        module = instance.module
         self.total_size -= instance.size
         instance.entry.group.idle_size -= instance.size
         self.reserve(instance, 0, 0)
@@ -129,24 +128,24 @@ class Ledger:
         self.instances -= 1
         return self._left(module)
 
-    def _start(self, function: FunctionRecord) -> None:
+    def _start(self, instance: Instance) -> None:
         """Count one more running instance."""
-        module = function.module
+        module = instance.module
         if module in self.evictable:
             self.evictable.remove(module)
             self.evictable_code -= module.code_size
         module.running += 1
         self.running += 1
         self.running_stacks += module.stacks
-        self.running_size += function.worst_size
+        self.running_size += instance.entry.function.worst_size
 
-    def _stop(self, function: FunctionRecord) -> None:
+    def _stop(self, instance: Instance) -> None:
         """Count one less running instance."""
-        module = function.module
+        module = instance.module
         module.running -= 1
         self.running -= 1
         self.running_stacks -= module.stacks
-        self.running_size -= function.worst_size
+        self.running_size -= instance.entry.function.worst_size
         if module.running == 0:
             self.evictable.touch(module)
             self.evictable_code += module.code_size

@@ -66,6 +66,15 @@ class LRU(Generic[T]):
         member.before, member.after = last, self
         last.after = self.before = member
 
+    def replace(self, member: T, other: T) -> None:
+        """Put `other` in the place of `member`; raise `KeyError` if that is not in."""
+        before, after = member.before, member.after
+        if after is None:
+            raise KeyError(member)
+        member.before = member.after = None
+        other.before, other.after = before, after
+        before.after = after.before = other
+
     def remove(self, member: T) -> None:
         """Remove `member`; raise `KeyError` if it is not in."""
         before, after = member.before, member.after

@@ -49,6 +49,17 @@ class EvictionOrder(Protocol):
     def left(self, instance: Instance) -> None:
         """Note that `instance`, if known, is gone; its module has forgotten it already."""
 
+    def replaced(self, old: Instance, new: Instance, rests: int) -> None:
+        """Note that `new`, which is idle, has taken the place of `old`, which is gone.
+
+        `old` may be unknown. The module of `new` counts as one that was just used.
+
+        Args:
+            old: an instance of the same entry; its module has forgotten it already.
+            new: an instance with the uses and the last rest of `old`.
+            rests: number of times that an instance of the cache became idle so far.
+        """
+
     def regroup(self, instances: Iterable[Instance]) -> None:
         """Note that the limits of a group have changed; these are all instances, idle or not.
 

@@ -217,6 +217,12 @@ class Parts(Generic[T]):
         self.entries.pop(member, None)
         self._homes.pop(member, None)
 
+    def expunge(self, member: T) -> None:
+        """Remove `member` from the heap, too, as another one is to have its priority and rest."""
+        self.remove(member)
+        self._heap[:] = [entry for entry in self._heap if entry[2] is not member]
+        heapify(self._heap)
+
     def least(self, among: Among = EVERY, but: T | None = None) -> Entry | None:
         """Return the entry of the least priority, the first to rest if equal.
 

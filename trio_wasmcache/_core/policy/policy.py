@@ -51,6 +51,7 @@ from .records import (
     ENDED,
     GRANTED,
     NEW,
+    Closable,
     Entry,
     FunctionRecord,
     GiveUp,
@@ -118,7 +119,7 @@ class Policy:
             return None
         instance, claims, instances = idle[-1], entry.claims, self.instances
         ledger = instances.ledger
-        module = function.module
+        module = instance.module
         stacks = ledger.running_stacks + module.stacks
         running_size = ledger.running_size + function.worst_size
         if (
@@ -208,7 +209,7 @@ class Policy:
         last.after = ring.before = instance
         # The ledger.
         function = entry.function
-        module = function.module
+        module = instance.module
         module.running -= 1
         if module.running == 0:
             modules = ledger.evictable
@@ -279,7 +280,7 @@ class Policy:
             # The fast path of a hit.
             instances, ledger = self.instances, self.instances.ledger
             if (
-                ledger.running_stacks + entry.function.module.stacks <= ledger.most_stacks
+                ledger.running_stacks + entry.idle[-1].module.stacks <= ledger.most_stacks
                 and ledger.running_size + entry.function.worst_size <= instances.running_limit
             ):
                 claims[request] = None
@@ -321,7 +322,9 @@ class Policy:
         instance.uses_before = instance.uses
         reason = self._unwanted(instance.entry)
         if reason is None:
-            instance.resting_size = size if instances.told is None else -1
+            instance.resting_size = size
+            if instances.told is not None or instance.module is not instance.entry.function.module:
+                instance.report_rest()
             if seat:
                 instances.altered(instance)
             request.hit = seat
@@ -429,6 +432,8 @@ class Policy:
         limit = None
         if (unwanted := self._unwanted(entry)) is not None:
             drop = drop or unwanted
+        elif drop is None and entry.function.earlier is not None and instances.surplus(instance):
+            drop = Reason.PROMOTED
         elif drop is None and size > config.max_instance_size:
             drop, limit = Reason.OVERSIZED, config.max_instance_size
         elif drop is None and (size > config.max_size or size > group.room):
@@ -490,6 +495,64 @@ class Policy:
             return None
         self._pump_room(now, result)
         return result
+
+    # -- promotion
+
+    def promote(
+        self,
+        function: FunctionRecord,
+        module: Module,
+        reserved: tuple[int, int],
+        now: float,
+    ) -> Step:
+        """Have new instances of a function made of another module: its optimized code is ready.
+
+        Everything else of the function stays as it is. Instances of the earlier module stay, and
+        are hits, until `upgrade` puts others in their places.
+
+        Args:
+            function: the function, which is not retired.
+            module: the module; its instances may touch as much as those of the earlier one.
+            reserved: what an instance of it reserves (bytes of addresses, mappings).
+            now: the time (seconds).
+
+        Raises:
+            CodeMemoryError: an empty cache could not run it; nothing has changed.
+            IllegalStepError: the function was promoted before; nothing has changed.
+        """
+        self.instances.check_fits(function, module, reserved)
+        function.promote(module, *reserved)
+        for entry in function.entries.values():
+            for request in entry.claims:
+                if request.instance is not None:
+                    request.instance.report_rest()
+        result = Step()
+        self._pump_room(now, result)
+        return result
+
+    def upgrade(
+        self,
+        entry: Entry,
+        size: int,
+        now: float,
+        seconds: float = 0.0,
+        bound: Closable | None = None,
+        *,
+        ready: bool = False,
+    ) -> tuple[Instance, Step] | None:
+        """Add an idle instance of a promoted function, which took that many seconds to make.
+
+        See `Instances.upgrade`; None: it is not wanted.
+        """
+        result = Step()
+        if self.closed:
+            return None
+        instance = self.instances.upgrade(entry, size, now, result, bound, ready)
+        if instance is None:
+            return None
+        instance.note_load(seconds)
+        self._pump_room(now, result)
+        return instance, result
 
     # -- time
 
@@ -620,6 +683,7 @@ class Policy:
         omitted = len(functions) - len(copied)
         copied += retired
         modules = list(map(_MODULE, copied))
+        modules += [one.earlier for one in copied if one.earlier is not None]
         order = dict.fromkeys([*held, *self.room])
         first = [records.pop(request) for request in order if request in records]
         rest = sorted(records.values(), key=lambda one: one.request.turn)
@@ -991,6 +1055,8 @@ class Policy:
         config, limit = self.config, None
         self.instances.ledger.reserve(seat, 0, 0)
         reason, group = self._unwanted(seat.entry), seat.entry.group
+        if reason is None and self.instances.surplus(seat):
+            reason = Reason.PROMOTED
         if reason is None and seat.size > config.max_instance_size:
             reason, limit = Reason.OVERSIZED, config.max_instance_size
         elif reason is None and (seat.size > config.max_size or seat.size > group.room):

@@ -52,7 +52,7 @@ class Recency:
         new = instance not in instances.entries
         if new or changed or instances.entries[instance] is None or instances.moved(instance):
             instances.doubt(instance)
-        module = instance.entry.function.module
+        module = instance.module
         if (new or changed or modules.moved(module)) and module not in self._busy:
             modules.doubt(module)
 
@@ -62,13 +62,20 @@ class Recency:
         if instances is None or modules is None:
             return
         instances.remove(instance)
-        module = instance.entry.function.module
+        module = instance.module
         if not module.instances:
             modules.remove(module)
             self._busy.pop(module, None)
             self._keepers.forget(module)
         elif module in modules.entries and module not in self._busy and modules.moved(module):
             modules.doubt(module)
+
+    def replaced(self, old: Instance, new: Instance, rests: int) -> None:  # noqa: ARG002
+        """Put another instance in the place of one: it has rested last when that has."""
+        if self._instances is not None:
+            self._instances.expunge(old)
+        self.left(old)
+        self.settled(new, True)
 
     def regroup(self, instances: Iterable[Instance]) -> None:
         """Keep the idle ones of these instances by group, as the limits of a group have changed."""

@@ -129,8 +129,14 @@ class FunctionRecord:
     successor: FunctionRecord | None = None
     entries: dict[GroupRecord, Entry] = Factory(dict)
     warned_oversized: bool = False
+    burnt: int = 0
+    """Units of fuel of its calls that are no longer in `uses` of one of its entries."""
     resets: Resets | None = None
     """Whether resets of its instances pay; None if they are not reset, or not any more."""
+    earlier: Module | None = None
+    """Module of which instances were made before the function was promoted; None: it was not."""
+    earlier_reserved: tuple[int, int] = (0, 0)
+    """Bytes of addresses, and number of mappings, of an instance of that."""
     definition: object = None
     """The pool's description of the function."""
     names: dict[str, Any] = field(init=False)
@@ -148,6 +154,30 @@ class FunctionRecord:
     def begin_resets(self, *counts: int) -> None:
         """Note that its instances are reset between leases; `counts`: of earlier ones."""
         self.resets = Resets(*counts)
+
+    def promote(self, module: Module, address_space: int, mappings: int) -> None:
+        """Have new instances made of another module, once; see `Policy.promote`.
+
+        Raises:
+            IllegalStepError: it was promoted before.
+        """
+        if self.earlier is not None:
+            raise IllegalStepError(f"{self.key} was promoted before")
+        # In this order: a snapshot may be rendered in another thread, of the module of then.
+        self.earlier_reserved = self.address_space, self.mappings
+        self.earlier = self.module
+        self.module, self.address_space, self.mappings = module, address_space, mappings
+
+    def reserved(self, module: Module) -> tuple[int, int]:
+        """Return the bytes of addresses, and the number of mappings, of an instance of a module."""
+        if module is self.earlier:
+            return self.earlier_reserved
+        return self.address_space, self.mappings
+
+    @property
+    def modules(self) -> tuple[Module, ...]:
+        """The modules of which its instances are."""
+        return (self.module,) if self.earlier is None else (self.module, self.earlier)
 
     @property
     def serving(self) -> FunctionRecord | None:
@@ -251,7 +281,7 @@ class Entry:
 
 @define(eq=False, weakref_slot=False)
 class Instance:
-    """One instance, or one seat. Its `entry` never changes."""
+    """One instance, or one seat. Its `entry` and its `module` never change."""
 
     number: int
     entry: Entry
@@ -283,13 +313,20 @@ class Instance:
     before: Any = field(default=None, repr=False)
     after: Any = field(default=None, repr=False)
     """Its neighbours in the order of last use, while it is idle: see `lru`."""
+    module: Module = Factory(lambda self: self.entry.function.module, takes_self=True)
+    """Module of which it is made."""
+
+    @property
+    def outdated(self) -> bool:
+        """Whether its function was promoted since it was made."""
+        return self.module is not self.entry.function.module
 
     def note_load(self, seconds: float) -> None:
         """Add its load, with its code if `loads_module`, to the means (seconds)."""
         function = self.entry.function
         loaded: FunctionRecord | Module = function
         if self.loads_module:
-            loaded = function.module
+            loaded = self.module
             seconds = max(0.0, seconds - (function.load_seconds or 0.0))
         mean = loaded.load_seconds
         loaded.load_seconds = seconds if mean is None else mean + LOAD_PART * (seconds - mean)

@@ -99,7 +99,7 @@ class Reservations:
         if group in self.groups:
             self.left(instance)
             self._sizes[instance] = instance.size
-            shares = self._shares.setdefault(instance.entry.function.module, {})
+            shares = self._shares.setdefault(instance.module, {})
             share = shares.setdefault(group, [0, 0])
             share[0] += 1
             share[1] += instance.size
@@ -109,7 +109,7 @@ class Reservations:
         size = self._sizes.pop(instance, None)
         if size is None:
             return
-        module, group = instance.entry.function.module, instance.entry.group
+        module, group = instance.module, instance.entry.group
         shares = self._shares[module]
         share = shares[group]
         share[0] -= 1

@@ -73,10 +73,16 @@ class _Queue(Generic[T]):
             self._hand = place.after
         place.before.after, place.after.before = place.after, place.before
 
+    def replace(self, member: T, other: T) -> None:
+        """Put `other` in the place of `member`."""
+        self.places[member].member = other
+        # In the order of the ring: see `copy`.
+        self.places = {place.member: place for place in self.places.values()}
+
     def copy(self) -> _QueueCopy[T]:
         """Return the members in order, with what was seen of them, and the hand's."""
         hand = self._hand
-        # A dictionary keeps the order of the ring: both only ever append.
+        # A dictionary keeps the order of the ring: both only append, except in `replace`.
         return _QueueCopy(
             list(self.places),
             list(map(_SEEN, self.places.values())),
@@ -188,7 +194,10 @@ class Sieve:
         if instance in self._instances.places:
             return
         self._instances.add(instance, max(instance.uses, 1))
-        module = instance.entry.function.module
+        self._add_module(instance)
+
+    def _add_module(self, instance: Instance) -> None:
+        module = instance.module
         place = self._modules.places.get(module)
         if place is None:
             self._modules.add(module, 0)
@@ -201,7 +210,17 @@ class Sieve:
         if instance not in self._instances.places:
             return
         self._instances.remove(instance)
-        module = instance.entry.function.module
+        self._leave_module(instance)
+
+    def replaced(self, old: Instance, new: Instance, rests: int) -> None:
+        """Put another instance in the place of one, in the queue, too."""
+        self._oldest.replaced(old, new, rests)
+        self._instances.replace(old, new)
+        self._leave_module(old)
+        self._add_module(new)
+
+    def _leave_module(self, instance: Instance) -> None:
+        module = instance.module
         if not any(other in self._instances.places for other in module.instances):
             self._modules.remove(module)
 

@@ -114,6 +114,25 @@ def custom_size(sections: Sequence[CustomSection]) -> int:
     return sum(section.end - section.begin for section in sections)
 
 
+# Bytes of a custom section that is not worth leaving out.
+SMALL_SECTION = 1024
+
+
+def without_trailing_sections(wasm: bytes) -> bytes:
+    """Return a module without large custom sections behind its last other section, but the names.
+
+    Offsets in its code stay as they are. Compilers make the same of it as of the whole module.
+    """
+    end, kept = len(wasm), b""
+    for section in reversed(find_custom_sections(wasm)):
+        if section.end != end:
+            break
+        end = section.begin
+        if section.name == NAMES or section.end - section.begin <= SMALL_SECTION:
+            kept = wasm[section.begin : section.end] + kept
+    return wasm[:end] + kept
+
+
 def without_custom_sections(wasm: bytes, breathe: Callable[[], object] = lambda: None) -> bytes:
     """Return the module as the compiler gets it: without custom sections, except the names.
 

@@ -38,7 +38,7 @@ from ..._core.wasm.reader import (
 )
 from ..._public import public_in_testing
 from ..base import Artifact, HostImport, PartCode, StartCall, Substitute
-from ..compile_slots import CompileSlots, Turn
+from ..compile_slots import AnyTurn, CompileSlots, Turn
 from .behaviour import Behaviour
 from .driver import FakeDriverCode
 from .instance import FakeInstance, FakeModule, prepared_sizes
@@ -363,7 +363,11 @@ class FakeEngine(Steps):
         return self.compile_slots.turn(group)
 
     async def compile(
-        self, wasm: bytes, admit: Callable[[ModuleInfo], Edits | Graph], turn: Turn | None = None
+        self,
+        wasm: bytes,
+        admit: Callable[[ModuleInfo], Edits | Graph],
+        turn: AnyTurn | None = None,
+        tier: Tier | None = None,
     ) -> Artifact:
         """Compile bytes that `module` made, for the cache; see `Engine.compile`."""
         await trio.lowlevel.checkpoint()
@@ -385,6 +389,7 @@ class FakeEngine(Steps):
             address_space=behaviour.address_space,
             mappings=behaviour.mappings,
             debug=keep_debug_sections(wasm),
+            tier=tier or OPTIMIZING,
         )
         if not isinstance(admitted, Graph):
             return artifact
@@ -403,7 +408,7 @@ class FakeEngine(Steps):
         artifact: Artifact,
         hosts: Sequence[HostImport],
         initialize: Sequence[StartCall],
-        turn: Turn | None = None,
+        turn: AnyTurn | None = None,
     ) -> Artifact:
         """Find out whether instances can be reset, for the cache; see `Engine.prove`."""
         await trio.lowlevel.checkpoint()

@@ -13,7 +13,7 @@ from typing import TypeAlias
 from attrs import evolve
 
 from ..._core.errors import InvalidModuleError
-from ..._core.tiers import BASELINE, STACKS, CompilerName, Tier, tiers_for
+from ..._core.tiers import BASELINE, STACKS, Tier, tiers_for
 from ..._core.wasm.admission import Edits, table_elements
 from ..._core.wasm.bulk import can_charge
 from ..._core.wasm.custom import (
@@ -61,7 +61,7 @@ def compile_module(
     admit: Callable[[ModuleInfo], Edits | Graph],
     stack_size: int,
     make_constant: Make,
-    compiler: CompilerName,
+    first: Tier,
 ) -> Artifact:
     """Read, check, edit and compile a module; see `Engine.compile`. Blocks: for threads.
 
@@ -71,7 +71,7 @@ def compile_module(
         admit: looks at what the sections say, and says what to change.
         stack_size: `CacheConfig.stack_size`.
         make_constant: compiles the parts of graphs that are the same for many modules.
-        compiler: `CacheConfig.compiler`.
+        first: the tier that is tried first.
     """
     breathe = Breath(BREATH_EVERY)
     try:
@@ -82,7 +82,7 @@ def compile_module(
     admitted = admit(info)
     infos = [part.info for part in admitted.parts] if isinstance(admitted, Graph) else [info]
     simple = can_charge(infos) and not any(one.collected for one in infos)
-    *earlier, last = tiers_for(compiler, simple=simple)
+    *earlier, last = tiers_for(first, simple=simple)
 
     def compile_in(tier: Tier) -> Artifact:
         if isinstance(admitted, Graph):

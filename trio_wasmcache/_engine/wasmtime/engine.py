@@ -17,7 +17,7 @@ import trio
 
 from ..._core.config import SystemLimits
 from ..._core.metrics.stats import ResidentBytes
-from ..._core.tiers import OPTIMIZING, STACKS, CompilerName, Tier, tiers_of
+from ..._core.tiers import FIRST, OPTIMIZING, STACKS, CompilerName, Tier, tiers_of
 from ..._core.wasm.admission import Edits
 from ..._core.wasm.driver import Shape
 from ..._core.wasm.graph import Graph
@@ -25,7 +25,7 @@ from ..._core.wasm.memory_layout import MemoryShape
 from ..._core.wasm.reader import ModuleInfo
 from ..._threads import run_in_thread
 from ..base import Artifact, HostImport, StartCall
-from ..compile_slots import CompileSlots, Turn
+from ..compile_slots import AnyTurn, CompileSlots, Turn
 from . import native
 from .code_cache import CodeCache
 from .compiler import Make, build, compile_module
@@ -101,7 +101,7 @@ class WasmtimeEngine:
             tier: native.wasm_engine_new_with_config(new_config(stack_size, tier))
             for tier in tiers_of(compiler)
         }
-        self._compiler: CompilerName = compiler
+        self._first = FIRST[compiler]
         self._subprocess = subprocess
         self._code_cache = code_cache
         self._stack_size = stack_size
@@ -142,17 +142,20 @@ class WasmtimeEngine:
         return self.compile_slots.turn(group)
 
     async def compile(
-        self, wasm: bytes, admit: Callable[[ModuleInfo], Edits | Graph], turn: Turn | None = None
+        self,
+        wasm: bytes,
+        admit: Callable[[ModuleInfo], Edits | Graph],
+        turn: AnyTurn | None = None,
+        tier: Tier | None = None,
     ) -> Artifact:
+        first = tier or self._first
         subprocess, code_cache, constants = self._subprocess, self._code_cache, self._constants
 
         def work(engines: Mapping[Tier, int]) -> Artifact:
             make = functools.partial(build, engines, code_cache=code_cache)
             build_it = make if subprocess is None else subprocess.build
             make_constant = functools.partial(constants.build, make)
-            return compile_module(
-                build_it, wasm, admit, self._stack_size, make_constant, self._compiler
-            )
+            return compile_module(build_it, wasm, admit, self._stack_size, make_constant, first)
 
         # Before there is a slot, which others could use while this one waits.
         alone = contextlib.nullcontext() if code_cache is None else code_cache.locks.held(wasm)
@@ -160,7 +163,7 @@ class WasmtimeEngine:
             return await self._in_compiler(work, turn)
 
     async def _in_compiler(
-        self, work: Callable[[Mapping[Tier, int]], Artifact], turn: Turn | None
+        self, work: Callable[[Mapping[Tier, int]], Artifact], turn: AnyTurn | None
     ) -> Artifact:
         # The thread may be abandoned, and the engine closed, while it compiles: it works on
         # references of its own and leaves nothing native behind.
@@ -222,7 +225,7 @@ class WasmtimeEngine:
         artifact: Artifact,
         hosts: Sequence[HostImport],
         initialize: Sequence[StartCall],
-        turn: Turn | None = None,
+        turn: AnyTurn | None = None,
     ) -> Artifact:
         return await self._in_compiler(
             lambda engines: prove(engines, artifact, tuple(hosts), tuple(initialize)), turn

@@ -11,9 +11,11 @@ from attrs import Factory, define, evolve
 from ..._core.config import ADAPTIVE, CacheConfig, SystemLimits
 from ..._core.events import (
     GroupResized,
+    Loaded,
     OfConfig,
     OfGroup,
     OfLimits,
+    Promoted,
     Registered,
     Removed,
 )
@@ -21,7 +23,14 @@ from ..._core.keys import FunctionKey
 from ..._core.policy.copying import Whole
 from ..._core.policy.instances import Step
 from ..._core.policy.policy import Policy
-from ..._core.policy.records import FunctionRecord, GroupRecord, Module, Request, TokenBook
+from ..._core.policy.records import (
+    FunctionRecord,
+    GroupRecord,
+    Instance,
+    Module,
+    Request,
+    TokenBook,
+)
 from ..._core.wasm.isolation import RESET
 
 # {field of `CacheConfig`: field of the events with limits}.
@@ -68,6 +77,13 @@ def config_of(event: OfConfig) -> CacheConfig:
 def system_of(event: OfConfig) -> SystemLimits:
     """Return the system's limits in such an event."""
     return SystemLimits(mappings=event.max_mappings)
+
+
+class _Loaded:
+    """An instance that is not there: nothing runs here."""
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 @define(eq=False)
@@ -137,6 +153,13 @@ class Books:
                 made.load_seconds,
                 made.retired,
             )
+            if made.earlier_module_number is not None:
+                # As if it was promoted now.
+                record.earlier = self._modules[made.earlier_module_number]
+                record.earlier_reserved = (
+                    made.earlier_address_space_bytes or 0,
+                    made.earlier_mappings or 0,
+                )
             if made.resets is not None:
                 record.begin_resets(*map(int, made.resets.split(":")))
             self.functions[made.function, made.arg_types, made.generation] = record
@@ -191,6 +214,31 @@ class Books:
         if old is None:
             return Step()
         return self.policy.retire(old, now, successor=record)
+
+    def promote(self, event: Promoted, now: float) -> Step:
+        """Promote a function, unless it could not be."""
+        if event.module_number is None:
+            return Step()
+        module = self._modules.get(event.module_number)
+        if module is None:
+            stack_size = event.stack_size_bytes or self.config.stack_size
+            module = self._modules[event.module_number] = Module(
+                event.module_digest,
+                event.code_bytes or 0,
+                event.module_mappings or 0,
+                max(1, stack_size // self.config.stack_size),
+                number=event.module_number,
+            )
+        record = self.functions[event.function, event.arg_types, event.generation]
+        reserved = event.address_space_bytes or 0, event.mappings or 0
+        return self.policy.promote(record, module, reserved, now)
+
+    def upgrade(self, event: Loaded, now: float) -> tuple[Instance, Step] | None:
+        """Add an instance that was made in the background, as its function was promoted."""
+        record = self.functions[event.function, event.arg_types, event.generation]
+        entry = record.entries[self.groups[event.group]]
+        bound = None if event.seat else _Loaded()
+        return self.policy.upgrade(entry, event.size_bytes, now, event.load_seconds, bound)
 
     def remove(self, event: Removed, now: float) -> Step:
         """Remove a function."""

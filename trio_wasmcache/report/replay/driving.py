@@ -26,6 +26,7 @@ from ..._core.events import (
     GroupResized,
     Left,
     Loaded,
+    Promoted,
     Reason,
     Recycled,
     Refused,
@@ -38,7 +39,7 @@ from ..._core.keys import FunctionKey
 from ..._core.policy.copying import Whole
 from ..._core.policy.instances import Step
 from ..._core.policy.policy import Policy
-from ..._core.policy.records import GroupRecord, Need, Request, Stage
+from ..._core.policy.records import GroupRecord, Instance, Need, Request, Stage
 from .books import Books, limits_of
 from .start import Beginning
 
@@ -104,6 +105,14 @@ class Driver:
     def register(self, event: Registered, now: float) -> Step:
         """Perform the step of a `registered` event."""
         return self.books.register(event, now)
+
+    def promote(self, event: Promoted, now: float) -> Step:
+        """Perform the step of a `promoted` event."""
+        return self.books.promote(event, now)
+
+    def upgrade(self, event: Loaded, now: float) -> tuple[Instance, Step] | None:
+        """Perform the step of a `loaded` event of an instance that was made in the background."""
+        return self.books.upgrade(event, now)
 
     def remove(self, event: Removed, now: float) -> Step:
         """Perform the step of a `removed` event."""

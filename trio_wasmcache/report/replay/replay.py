@@ -37,6 +37,7 @@ from ..._core.events import (
     Left,
     Loaded,
     Overgrown,
+    Promoted,
     Reason,
     Recycled,
     Refused,
@@ -197,6 +198,8 @@ class Replay(Fed):
                 self._act(driver.close_group(event, now))
             case Registered():
                 self._act(driver.register(event, now))
+            case Promoted():
+                self._act(driver.promote(event, now))
             case Overgrown():
                 self._on_overgrown(event)
             case Removed():
@@ -254,12 +257,25 @@ class Replay(Fed):
     # -- events that repeat a step of the policy
 
     def _on_loaded(self, event: Loaded, now: float) -> None:
+        if event.promoted:
+            self._on_upgraded(event, now)
+            return
         request = self._driven.requests[event.request]
         instance = request.held
         self._compare(event, "the instance", event.instance, instance.number)
         self._compare(event, "module_loaded", event.module_loaded, instance.loads_module)
         self._compare(event, "seat", event.seat, instance.seat)
         self._act(self._driven.loaded(event, now))
+
+    def _on_upgraded(self, event: Loaded, now: float) -> None:
+        done = self._driven.upgrade(event, now)
+        if done is None:
+            self._disagree(f"loaded: by the books no instance of {event.function} was wanted")
+            return
+        instance, step = done
+        self._compare(event, "the instance", event.instance, instance.number)
+        self._compare(event, "module_loaded", event.module_loaded, instance.loads_module)
+        self._act(step)
 
     def _on_abandoned(self, event: Abandoned, now: float) -> None:
         if event.request is None:

@@ -149,6 +149,8 @@ class Fates:
             ["wasmcache.loaded", "wasmcache.evicted", "wasmcache.opened", "wasmcache.resized"]
         )
         columns = ["function", "arg_types", "group", "reason", "load_seconds", "uses", "seat"]
+        # An instance that was made in the background was made for no lease.
+        relevant &= ~(frame["promoted"].fill_null(False))
         columns += ["idle_seconds", "freed_bytes", "freed_code_bytes"]
         columns += ["total_size_before_bytes", "for_group", "replaced_by", "evictions"]
         columns += ["idle_timeout_policy", "idle_timeout_seconds", "max_idle_timeout_seconds"]

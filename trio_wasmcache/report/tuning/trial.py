@@ -206,7 +206,7 @@ class Trial:
     def _know_loads(self, instance: Instance, key: int) -> None:
         """Take the usual seconds for those that loading took before the log began."""
         trace, function = self.trace, instance.entry.function
-        name, module = trace.names[key], instance.entry.function.module
+        name, module = trace.names[key], instance.module
         own = trace.usual(name, False)
         if function.load_seconds is None:
             function.load_seconds = own
@@ -226,7 +226,7 @@ class Trial:
         self._idle_byte_seconds += instance.size * (at - instance.last_used)
 
     def _leave(self, instance: Instance) -> None:
-        module = instance.entry.function.module
+        module = instance.module
         del module.instances[instance]
         module.users -= 1
         self._order.left(instance)

@@ -282,6 +282,8 @@ class Tuner(Fed):
         self.trace.forget(key, at)
 
     def _on_loaded(self, event: Loaded) -> None:
+        if event.promoted:
+            return  # for no lease
         seconds, cold = self._loading[event.request] = event.load_seconds, event.module_loaded
         number = self._numbers[event.function, event.arg_types]
         self.trace.note_load(number, cold, seconds)

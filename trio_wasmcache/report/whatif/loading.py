@@ -25,7 +25,7 @@ class Loading:
 
     def begin(self, acquire: Acquire, instance: Instance, now: float) -> float:
         """Begin a load; return the seconds that it takes."""
-        module = instance.entry.function.module
+        module = instance.module
         ready = self.ready.get(module)
         if ready is not None:
             return max(0.0, ready - now) + self._seconds(acquire, cold=False)
@@ -35,7 +35,7 @@ class Loading:
 
     def failed(self, instance: Instance, now: float) -> None:
         """End a load without an instance; the work on its module is lost."""
-        module = instance.entry.function.module
+        module = instance.module
         if instance.loads_module and self.ready.get(module, now) > now:
             del self.ready[module]
 

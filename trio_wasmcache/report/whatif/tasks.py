@@ -26,6 +26,7 @@ from ..._core.events import (
     GroupResized,
     Loaded,
     OfGroup,
+    Promoted,
     Reason,
     Recycled,
     Registered,
@@ -123,7 +124,8 @@ class Application:
     """Those that waited for a token then."""
     groups: list[Group] = Factory(list)
     changes: list[Stamped] = Factory(list)
-    """`registered`, `removed`, `resized` and `group_resized` events."""
+    """`registered`, `promoted`, `removed`, `resized` and `group_resized` events, and those of
+    instances that were made in the background, `loaded`."""
     programs: dict[int, list[Acquire | Release]] = Factory(dict)
     closed_at: float | None = None
     last_at: float = 0.0
@@ -233,6 +235,9 @@ class Recorder(Fed):
                 self._on_acquired(made, event, at)
             case Recycled() as event:
                 self._on_recycled(made, event, at)
+            case Promoted() | Loaded(promoted=True):
+                made.changes.append(stamped)
+                made.last_at = at
             case Loaded() as event:
                 self._on_loaded(made, event, at)
             case Evicted() as event:

@@ -4,9 +4,10 @@ Assumptions:
 
 1. A task takes the same steps as in the log, in the same order, and as much time as then passes
    between being served and its next step. If it waits longer, all its later steps are later.
-2. A task begins at the same time. Functions are registered, removed and replaced, and limits
-   changed, at the same times. Groups, and the cache, are closed as long after their last lease as
-   in the log; or, if they were closed under leases, at the same time.
+2. A task begins at the same time. Functions are registered, removed, replaced and promoted, and
+   limits changed, at the same times; so are instances made in the background, if they fit. Groups,
+   and the cache, are closed as long after their last lease as in the log; or, if they were closed
+   under leases, at the same time.
 3. A lease leaves an instance or a seat of the same size; a lease with a failed call costs the
    instance again.
 4. Loads take the times given by `loading`. A load that failed fails again.
@@ -42,6 +43,8 @@ from ..._core.events import (
     Event,
     Evicted,
     GroupResized,
+    Loaded,
+    Promoted,
     Reason,
     Registered,
     Removed,
@@ -56,6 +59,9 @@ from .loading import Loading
 from .results import Result
 from .tasks import Acquire, Application, Release
 from .tokens import Tokens
+
+# Above the number of all that is done.
+LATE = 1 << 62
 
 
 class Run(NamedTuple):
@@ -135,7 +141,9 @@ class WhatIf:
             elif group.cut_short:
                 self._at(group.closed_at, self._close)
         for change in made.changes:
-            self._at(change.at_seconds, partial(self._change, change.event))
+            # What goes on in the background comes after all else of a moment.
+            late = LATE * isinstance(change.event, Promoted | Loaded)
+            self._at(change.at_seconds, partial(self._change, change.event), late)
         self._remaining = len(made.changes)
         for program in made.programs.values():
             self._remaining += sum(isinstance(item, Acquire) for item in program)
@@ -213,9 +221,9 @@ class WhatIf:
         if last.held:
             self._next(program, index, self._now)
 
-    def _at(self, when: float, act: Callable[[], None]) -> None:
+    def _at(self, when: float, act: Callable[[], None], late: int = 0) -> None:
         self._order += 1
-        heapq.heappush(self._heap, (when, self._order, act))
+        heapq.heappush(self._heap, (when, self._order + late, act))
 
     def _act(self, step: Step | None) -> None:
         if step is None:
@@ -236,12 +244,34 @@ class WhatIf:
                 self._act(self._books.register(event, self._now))
             case Removed():
                 self._act(self._books.remove(event, self._now))
+            case Promoted():
+                self._promote(event)
+            case Loaded():
+                self._upgrade(event)
             case Resized():
                 changed = {k: v for k, v in limits_of(event).items() if k not in self.limits}
                 self._act(self._books.resize(changed, self._now))
             case GroupResized():
                 self._resize_group(event)
         self._one_done()
+
+    def _promote(self, event: Promoted) -> None:
+        try:
+            step = self._books.promote(event, self._now)
+        except WasmCacheError:
+            return  # under these limits the code never fits, and the function stays as it is
+        self._act(step)
+
+    def _upgrade(self, event: Loaded) -> None:
+        """Repeat what was made in the background, if it is wanted and fits."""
+        try:
+            done = self._books.upgrade(event, self._now)
+        except KeyError:
+            return  # nothing of the function is there, or its group is not open
+        if done is not None:
+            instance, step = done
+            self._loading.ready.setdefault(instance.module, self._now)
+            self._act(step)
 
     def _resize_group(self, event: GroupResized) -> None:
         for tokens in self._tokens.values():
