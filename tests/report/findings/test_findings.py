@@ -491,6 +491,22 @@ def test_the_limit_that_a_failing_guest_needs(tmp_path: Path, capsys: Capture) -
         assert finding["sentence"].endswith(f"; the error was {error}{limit}.")
 
 
+def test_a_batch_that_goes_on_is_no_failing_guest(tmp_path: Path, capsys: Capture) -> None:
+    """Behind a row that fails, an instance is replaced, and the lease goes on as its caller asked."""
+    log = Log()
+    log.opened()
+    for number in range(20):
+        log.acquired(1 + number)
+        failed = {"error": "TrapError", "instance": number, "replaced_by": 1 + number}
+        log.evicted(2 + number, Reason.CORRUPTED, **failed)
+    log.evicted(30, Reason.CORRUPTED, error="TrapError", replaced_by=90, evictions=1000)
+    nothing(run_report(capsys, log.write(tmp_path / "log")).document)
+    for number in range(5):
+        log.evicted(40 + number, Reason.CORRUPTED, error="TrapError")
+    finding = only(run_report(capsys, log.write(tmp_path / "log")).document)
+    assert finding["evidence"]["failed_leases"] == 5
+
+
 @pytest.mark.parametrize("loads", [False, True])
 def test_a_caller_who_gives_up_is_no_failing_guest(
     loads: bool, tmp_path: Path, capsys: Capture

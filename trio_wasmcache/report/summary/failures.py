@@ -37,7 +37,9 @@ class Failures:
         """Add events of one cache, in order."""
         failed = pl.col("event") == "wasmcache.failed"
         gave_up = (pl.col("error") == "Cancelled").fill_null(value=False)  # the caller did
-        rows = frame.filter((failed | (pl.col("reason") == "corrupted")) & ~gave_up)
+        # Of a batch that goes on, an instance is replaced behind a row that fails.
+        ended = (pl.col("reason") == "corrupted") & pl.col("replaced_by").is_null()
+        rows = frame.filter((failed | ended) & ~gave_up)
         if not len(rows):
             return
         columns = ("function", "arg_types", "reason", "error", "error_message")
