@@ -492,7 +492,7 @@ def test_the_limit_that_a_failing_guest_needs(tmp_path: Path, capsys: Capture) -
 
 
 def test_a_batch_that_goes_on_is_no_failing_guest(tmp_path: Path, capsys: Capture) -> None:
-    """Behind a row that fails, an instance is replaced, and the lease goes on as its caller asked."""
+    """Behind a row that fails, its instance is replaced, and the lease goes on as asked."""
     log = Log()
     log.opened()
     for number in range(20):
