@@ -55,7 +55,7 @@ from .parts import Parts
 # Fields that `resize` can't change. `log_uses`, as a log that began without uses can't be replayed.
 FIXED = frozenset(
     "stack_size compiler compile_memory compile_seconds main_capacity main_shares cache_dir "
-    "log_uses".split()
+    "log_uses keep_dumps".split()
 )
 
 

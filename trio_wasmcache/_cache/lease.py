@@ -846,8 +846,16 @@ class Lease(Generic[R_co]):
         self._group.share.charge(fuel)
         bound.entry.uses.add(FUELS, fuel)
         self._step(BROKEN)
-        self._failed_by = bound.fail(self._pool.policy, error, values, fuel)
+        self._fail(bound, error, values, fuel)
         return error
+
+    def _fail(
+        self, bound: BoundFunction, error: BaseException, values: tuple[object, ...], fuel: int
+    ) -> None:
+        pool = self._pool
+        failure = bound.fail(pool.policy, pool.runtime.dumps, error, values, fuel)
+        self._failed_by = failure
+        self._group.share.charge(failure.fuel)
 
     def _lifted(
         self,
@@ -863,7 +871,7 @@ class Lease(Generic[R_co]):
             if self._request is not None:
                 self._ready = None
                 self._step(BROKEN)
-                self._failed_by = bound.fail(self._pool.policy, error, values, self._fuel or 0)
+                self._fail(bound, error, values, self._fuel or 0)
             raise
 
     # -- other facts

@@ -14,7 +14,8 @@ Rules:
 
 from __future__ import annotations
 
-from typing import Any, Final, Self, SupportsIndex
+import os
+from typing import Any, Final, Protocol, Self, SupportsIndex
 
 from .._public import public
 from .frames import Frame
@@ -154,6 +155,13 @@ class DeadlockError(WasmCacheError):
         omits the middle of a long chain."""
 
 
+class Dumped(Protocol):
+    """What a failed call left of its guest; see `dumps`."""
+
+    def encode(self, frames: tuple[Frame, ...]) -> bytes | None:
+        """Return the core dump with the frames of its error; None: it is not kept any more."""
+
+
 @public
 class GuestError(WasmCacheError):
     """Base of the errors of `Lease.call` and `Lease.map` that are the guest's fault.
@@ -195,6 +203,44 @@ class GuestError(WasmCacheError):
         Usually the guest then fails at once; if a call goes on without the memory, later calls of
         its instance report it, too, until memory grows again. None if memory was not refused, or if
         the module's own maximum refused it."""
+        self._dump: Dumped | None = None
+
+    def keep_dump(self, dump: Dumped) -> None:
+        """Keep what the call has left, for `dump`; the cache calls it.
+
+        Args:
+            dump: what is written later, as long as it is kept.
+        """
+        self._dump = dump
+
+    def dump(self, path: str | os.PathLike[str]) -> None:
+        """Write a core dump of the guest: its stack's functions, globals and memories.
+
+        It is a file in the `format of WebAssembly's tools
+        <https://github.com/WebAssembly/tool-conventions/blob/main/Coredump.md>`_, as `wasmgdb`
+        reads it. It contains all memory of the guest, and so what the call was given. Values on the
+        stack and in locals are not known. Memory beyond 64 MiB is left out.
+
+        It blocks while the file is written.
+
+        Args:
+            path: the file, which must not exist. Only the user may read it.
+
+        Raises:
+            LookupError: there is no dump: `CacheConfig.keep_dumps` is 0, as by default; later calls
+                failed, and took its place; the cache is closed; or the error was pickled.
+            FileExistsError: the file exists.
+            OSError: the file can't be written.
+        """
+        data = None if self._dump is None else self._dump.encode(self.frames)
+        if data is None:
+            raise LookupError(
+                "there is no core dump of this call: open_cache(CacheConfig(keep_dumps=10)) keeps "
+                "those of the last 10 failed calls while the cache is open"
+            )
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+        with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
+            file.write(data)
 
 
 @public

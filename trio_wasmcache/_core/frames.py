@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attrs import frozen
+from attrs import field, frozen
 
 from .._public import public
 
@@ -23,6 +23,9 @@ class Frame:
     """Line in the file, from 1; None if it is not known."""
     column: int | None = None
     """Column in the line, from 1; None if it is not known."""
+    place: tuple[bytes, int, int] | None = field(default=None, eq=False, repr=False)
+    """For core dumps: name of the part of a graph (empty: there is one module), index of the
+    function, and position of the instruction in the function's body. None if it is not known."""
 
     def __str__(self) -> str:
         text = self.function if self.offset is None else f"{self.function} at {self.offset:#x}"

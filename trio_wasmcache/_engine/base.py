@@ -23,6 +23,7 @@ from .._core.errors import FuelExhaustedError, LoadError
 from .._core.metrics.stats import ResidentBytes
 from .._core.tiers import OPTIMIZING, Tier
 from .._core.wasm.admission import Edits
+from .._core.wasm.coredump import DumpedInstance
 from .._core.wasm.custom import DebugSections
 from .._core.wasm.driver import Shape
 from .._core.wasm.graph import USER, FromPart, Graph
@@ -480,7 +481,17 @@ class GuestInstance(Protocol):
         """
 
     def abandon(self) -> None:
-        """Stop what is under way for good, if anything is. Only `reset` or `close` may follow."""
+        """Stop what is under way for good, if anything is.
+
+        Only `dump`, `reset` or `close` may follow.
+        """
+
+    def dump(self, most: int) -> tuple[DumpedInstance, ...]:
+        """Return what a failed call has left of it. Only if compiled with `Edits.dumped`.
+
+        Args:
+            most: bytes of memories that are read, at most.
+        """
 
     def fuel_left(self) -> int:
         """Return what is left of the fuel of the call that is, or was last, under way."""

@@ -12,6 +12,7 @@ import trio
 from attrs import evolve
 
 from .._core.config import CacheConfig, MiB
+from .._core.dumps import DumpBook
 from .._core.errors import CodeMemoryError
 from .._core.events import Overgrown, Reason
 from .._core.policy.instances import Step
@@ -102,6 +103,7 @@ class Pool:
             self.results,
             self.relief,
             self.journal,
+            DumpBook(self.config.keep_dumps),
         )
         self.closed: bool = False
         self.owner: Owner = Owner()
@@ -290,6 +292,7 @@ class Pool:
         self.closed = True
         self.policy.close()
         self.registry.close()
+        self.runtime.dumps.close()
 
     def closed_error(self, group: GroupRecord, function: str) -> trio.ClosedResourceError:
         """Return the error for using a function in a group that is closed, or whose cache is."""

@@ -837,11 +837,12 @@ class Compiler:
             *(_written(part.info, states.get(part.name)) for part in parts),
         )
         resets = declaration.isolation == RESET and obstacle is None
+        dumped = config.keep_dumps > 0
         heap = heap_size(info, config.memory_limit, config.stack_size)
         initials = initials_of(info, declaration.given_to(info))
         if not layers:
             edits = check_limits(info, what, config.memory_limit, config.table_limit)
-            edits = evolve(edits, initials=initials, heap_size=heap, reset=resets)
+            edits = evolve(edits, initials=initials, heap_size=heap, reset=resets, dumped=dumped)
             return edits if prepared is None else _prepared_edits(edits, USER, prepared)
         graph = limit_graph(
             join_layers(wasm, info, layers, imports.indexes),
@@ -851,6 +852,7 @@ class Compiler:
             initials=initials,
             heap_size=heap,
             reset=resets,
+            dumped=dumped,
         )
         if prepared is None:
             return graph

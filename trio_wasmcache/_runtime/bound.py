@@ -10,6 +10,8 @@ from attrs import Factory, define, evolve, frozen
 from .._abi.base import Binding, Direct, Guest, Steps, Value
 from .._abi.plain import shown
 from .._core.config import KiB
+from .._core.costs import copy_fuel
+from .._core.dumps import MAX_SIZE, Dump, DumpBook
 from .._core.errors import FuelExhaustedError, GuestError, StackOverflowError, TrapError
 from .._core.output import last_words
 from .._core.policy.policy import Policy
@@ -43,6 +45,8 @@ class Failure:
     """Type of the error."""
     reason: str | None = None
     """Why the guest failed, and its last words; None if it is no error of the guest."""
+    fuel: int = 0
+    """Units of fuel that the dump of the instance costs, beside what the call burnt."""
 
 
 @final
@@ -199,12 +203,27 @@ class BoundFunction:
         return driver
 
     def fail(
-        self, policy: Policy, error: BaseException, values: tuple[object, ...], fuel: int
+        self,
+        policy: Policy,
+        dumps: DumpBook,
+        error: BaseException,
+        values: tuple[object, ...],
+        fuel: int,
     ) -> Failure:
         """Abandon the failed call of the instance, and complete the error with its facts."""
         policy.note_error(self.entry, type(error).__name__)
         self.native.abandon()
-        return Failure(type(error).__name__, self.explain(policy, error, values, fuel))
+        reason, cost = self.explain(policy, error, values, fuel), 0
+        if dumps.most and isinstance(error, GuestError) and reason is not None:
+            cost = self._dump(dumps, error)
+        return Failure(type(error).__name__, reason, cost)
+
+    def _dump(self, dumps: DumpBook, error: GuestError) -> int:
+        """Keep what the failed call has left for `GuestError.dump`; return what that costs."""
+        dump = Dump(error.function, self.native.dump(MAX_SIZE))
+        error.keep_dump(dump)
+        dumps.add(dump)
+        return copy_fuel(self.native.measure())
 
     def explain(
         self, policy: Policy, error: BaseException, values: tuple[object, ...], fuel: int

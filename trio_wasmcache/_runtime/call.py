@@ -19,6 +19,7 @@ from attrs import frozen
 from .._abi.base import Convert, Guest, Invoke, Steps, Value
 from .._abi.plain import exact_values
 from .._core.config import MiB
+from .._core.dumps import DumpBook
 from .._core.errors import INTACT, CodeMemoryError, ExitError, GuestError
 from .._core.events import Reason
 from .._core.policy.policy import Policy
@@ -64,6 +65,7 @@ class Runtime:
     results: ResultMemory
     relief: Relief
     log: OutputLog
+    dumps: DumpBook
 
 
 class Replacement(Protocol):
@@ -532,7 +534,9 @@ class Call(Activity):
         """Note that the call failed half-way, and complete the error with its facts."""
         self.failed = Failure(type(error).__name__)
         self._say(error)
-        self.failed = self.bound.fail(self._runtime.policy, error, values, self.fuel)
+        runtime = self._runtime
+        self.failed = self.bound.fail(runtime.policy, runtime.dumps, error, values, self.fuel)
+        self.share.charge(self.failed.fuel)
 
     def explain(self, error: GuestError, values: tuple[object, ...]) -> None:
         """Complete the error of a row without which the batch goes on; nothing runs any more."""

@@ -118,6 +118,8 @@ class Edits:
     """Whether its instances will be reset, for which all of its mutable state is exported."""
     observed: Observed | None = None
     """What is exported of it beside that, so that the state of an instance can be read."""
+    dumped: bool = False
+    """Whether its instances are dumped when a call fails, for which all globals are exported."""
     state: FrozenState | None = None
     """What its instances begin with, in place of what the module says."""
     abi_state: Mapping[str, Any] = field(factory=dict, eq=False, repr=False)

@@ -224,6 +224,7 @@ def limit_graph(
     initials: tuple[bytes, ...] = (),
     heap_size: int = 0,
     reset: bool = False,
+    dumped: bool = False,
 ) -> Graph:
     """Return the graph with the edits that make it keep the limits.
 
@@ -235,6 +236,7 @@ def limit_graph(
         initials: Initial value of each global that the user's module imports and that is not wired.
         heap_size: Bytes that the exceptions of an instance may take; the heap is one for all parts.
         reset: Whether its instances will be reset.
+        dumped: Whether its instances are dumped when a call fails.
 
     Raises:
         ModuleTooLargeError: The parts start over a limit, or one has too many imports.
@@ -248,7 +250,7 @@ def limit_graph(
     shares = share_limits([part.info for part in graph.parts], what, memory_limit, table_limit)
     parts = []
     for part, edits in zip(graph.parts, shares, strict=True):
-        edits = evolve(edits, reset=reset)
+        edits = evolve(edits, reset=reset, dumped=dumped)
         if part.name == USER:
             edits = evolve(edits, initials=initials, heap_size=heap_size)
         parts.append(evolve(part, edits=edits))

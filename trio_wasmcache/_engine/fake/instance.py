@@ -24,6 +24,7 @@ from ..._core.errors import (
 )
 from ..._core.text import shown
 from ..._core.wasm.admission import Edits, check_call, memory_remedy
+from ..._core.wasm.coredump import DumpedInstance, DumpedMemory
 from ..._core.wasm.graph import USER, FromHost, FromPart, Source
 from ..._core.wasm.preparation import FrozenState, UnfreezableError
 from ..._core.wasm.reader import FuncType, ModuleInfo
@@ -297,6 +298,15 @@ class FakeInstance:
             if part.edits.observed is not None:
                 found[part.name] = _state_of(self._memories[part.name])
         return found
+
+    def dump(self, most: int) -> tuple[DumpedInstance, ...]:
+        assert not self.closed and not self._under_way, "dumped while something is under way"
+        assert self.module.artifact.edits.dumped, "not compiled to be dumped"
+        memories = tuple(
+            DumpedMemory(pages, tuple((at, data[:most]) for at, data in runs))
+            for pages, runs in _state_of(self.memory).memories
+        )
+        return (DumpedInstance("", memories=memories),)
 
     def function(self, name: str) -> FakeFunction:
         found = self.module.artifact.info.export(name)

@@ -228,9 +228,16 @@ def _take_frames(
             label = printable(demangle(raw.removeprefix(VEIL)), MAX_LINE_LENGTH)
         else:
             label = f"func[{native.wasm_frame_func_index(frame)}]"
+        index = native.wasm_frame_func_index(frame)
         offset = native.wasm_frame_module_offset(frame)
+        given: int | None = None
+        inside = 0
         # Where it is not known, as in the prologue that found no stack, the offset is -1.
-        frames.append(Frame(label, None if offset == UNKNOWN_OFFSET else offsets.given(offset)))
+        if offset != UNKNOWN_OFFSET:
+            given = offsets.given(offset)
+            inside = given - offsets.given(offset - native.wasm_frame_func_offset(frame))
+        part = b"" if isinstance(ending.offsets, CodeOffsets) else _part_name(frame)
+        frames.append(Frame(label, given, place=(part, index, max(inside, 0))))
     native.wasm_frame_vec_delete(byref(trace))
     lines = fold([str(frame) for frame in frames])
     left = count - hidden - len(frames)
@@ -241,9 +248,10 @@ def _take_frames(
 
 def _offsets(frame: int | None, offsets: Offsets) -> CodeOffsets | None:
     """Return the map for the offset of a frame; None: the frame is not shown."""
-    if isinstance(offsets, CodeOffsets):
-        return offsets
+    return offsets if isinstance(offsets, CodeOffsets) else offsets.get(_part_name(frame))
+
+
+def _part_name(frame: int | None) -> bytes:
+    """Return the name of the compiled part of a graph whose frame it is; empty: of none."""
     name = native.frame_module_name(frame)
-    if not name:
-        return None
-    return offsets.get(ctypes.string_at(name.contents.data or 0, name.contents.size))
+    return ctypes.string_at(name.contents.data or 0, name.contents.size) if name else b""

@@ -11,10 +11,12 @@ import trio
 
 from ..._core.config import WASM_PAGE
 from ..._core.wasm.admission import TABLE_ELEMENT_SIZE
+from ..._core.wasm.coredump import DumpedInstance
 from ..._core.wasm.preparation import FrozenState
 from ..._core.wasm.reader import PAGE_LIMIT, FuncType
 from ..base import GuestDriver
 from . import native
+from .dumping import dump
 from .errors import told_apart
 from .freezing import freeze
 from .function import Callers, WasmtimeFunction
@@ -120,6 +122,9 @@ class WasmtimeInstance(Store):
 
     def freeze(self) -> dict[str, FrozenState]:
         return freeze(self, self.module.callers)
+
+    def dump(self, most: int) -> tuple[DumpedInstance, ...]:
+        return dump(self, most)
 
     def function(self, name: str) -> WasmtimeFunction:
         for made in self._functions:  # one, or the few that an ABI calls

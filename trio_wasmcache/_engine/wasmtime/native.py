@@ -590,6 +590,10 @@ def wasm_frame_func_index(frame: Nullable, /) -> Index: ...
 
 
 @_fast.declare
+def wasm_frame_func_offset(frame: Nullable, /) -> Size: ...
+
+
+@_fast.declare
 def wasm_frame_module_offset(frame: Nullable, /) -> Size: ...
 
 

@@ -90,6 +90,16 @@ class ObservedPlan:
 
 
 @frozen
+class DumpedPlan:
+    """The memories and globals of a module, for dumps of its instances."""
+
+    memories: tuple[str, ...]
+    """Export name of each memory, imported ones first."""
+    globals: tuple[tuple[str, str], ...]
+    """(export name, value type) of each global, imported ones first."""
+
+
+@frozen
 class Plan:
     """What every instance of a module needs to know, worked out once.
 
@@ -125,6 +135,8 @@ class Plan:
     """Export names of each note of refused growth, and of its memory."""
     observed: ObservedPlan | None = None
     """What is exported so that the state of its instances can be read."""
+    dumped: DumpedPlan | None = None
+    """What a dump of its instances has."""
     starts_later: bool = False
     """Whether its start function is exported by `START`, and not run by instantiation."""
     abi_state: Mapping[str, Any] = field(factory=dict)
@@ -183,7 +195,9 @@ def hidden_exports(info: ModuleInfo, edits: Edits) -> list[Export]:
     wanted += [("table", index) for index in range(first, len(info.tables))]
     if edits.observed is not None:
         wanted += [("func", index) for index in edits.observed.functions]
-    if edits.reset or edits.observed is not None:
+    if edits.dumped:
+        wanted += [("global", index) for index in range(len(info.globals))]
+    elif edits.reset or edits.observed is not None:
         first = len(info.globals) - len(info.own_globals)
         wanted += [
             ("global", index) for index, one in enumerate(info.own_globals, first) if one.mutable
@@ -330,6 +344,7 @@ def _plan_of(info: ModuleInfo, edits: Edits, offsets: CodeOffsets, *, noted: boo
         offsets=offsets,
         names=names,
         observed=_observed(info, edits, names),
+        dumped=_dumped(info, names) if edits.dumped else None,
         abi_state=edits.abi_state,
         notes=tuple((note_of[note.memory], names["memory", note.memory], note) for note in notes),
     )
@@ -338,6 +353,13 @@ def _plan_of(info: ModuleInfo, edits: Edits, offsets: CodeOffsets, *, noted: boo
 def probe_names(observed: Observed) -> list[str]:
     """Return the export name of each probe."""
     return [f"{HIDDEN}probe:{kind}:{index}" for kind, index, _ in observed.probes]
+
+
+def _dumped(info: ModuleInfo, names: dict[tuple[str, int], str]) -> DumpedPlan:
+    return DumpedPlan(
+        tuple(names["memory", index] for index in range(len(info.memories))),
+        tuple((names["global", index], one.value_type) for index, one in enumerate(info.globals)),
+    )
 
 
 def _observed(
