@@ -12,6 +12,7 @@ from report.logs import Log, make, run_command, use
 
 from trio_wasmcache import CacheConfig, TrapError
 from trio_wasmcache._core.events import Abandoned, Blocked, Event, Failed, Output, Reason
+from trio_wasmcache.report.output.story import REASONS
 from trio_wasmcache.report.summary import story as stories
 
 Capture = pytest.CaptureFixture[str]
@@ -246,6 +247,10 @@ def test_it_is_bounded(tmp_path: Path, capsys: Capture, monkeypatch: pytest.Monk
     monkeypatch.setattr("trio_wasmcache.report.output.story.MAX_TOLD", 1)
     shown = run_command(capsys, "report", "--where", "function=f", tmp_path / "log").out
     assert "and 4 more requests: --json tells them all" in shown
+
+
+def test_each_reason_has_words() -> None:
+    assert set(REASONS) == {reason.value for reason in Reason}
 
 
 def test_events_need_a_condition(tmp_path: Path, capsys: Capture) -> None:

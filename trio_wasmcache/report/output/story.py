@@ -22,7 +22,7 @@ MAX_TOLD: Final = 20
 # Lines of a guest, and of the message of an error, that a story shows.
 MAX_LINES: Final = 8
 # {reason of an eviction: why the instance went}
-_REASONS: Final = {
+REASONS: Final = {
     "size": "for size",
     "count": "as there were too many",
     "idle": "at its idle timeout",
@@ -34,6 +34,7 @@ _REASONS: Final = {
     "group_closed": "as its group closed",
     "closed": "as the cache closed",
     "address_space": "for addresses",
+    "promoted": "as one with optimized code took its place",
 }
 
 
@@ -189,7 +190,7 @@ def _loaded(event: Fields, cause: Fields | None, facts: dict[str, Any]) -> str:
     gone = cause["gone"]
     if gone is not None:
         ago = max(event["at_seconds"] - event["load_seconds"] - gone["at_seconds"], 0.0)
-        why = _REASONS.get(gone["reason"], f"for {cite(gone['reason'])}")
+        why = REASONS.get(gone["reason"], f"for {cite(gone['reason'])}")
         if gone["error"] is not None:
             why += f" ({cite(gone['error'])})"
         because.append(f"the last one had gone {seconds(ago)} before, {why}{_sake(gone)}")
@@ -207,7 +208,7 @@ def _loaded(event: Fields, cause: Fields | None, facts: dict[str, Any]) -> str:
 
 
 def _evicted(story: Story, event: Fields, facts: dict[str, Any]) -> str:
-    why = _REASONS.get(event["reason"], f"for {cite(event['reason'])}")
+    why = REASONS.get(event["reason"], f"for {cite(event['reason'])}")
     facts |= {"reason": event["reason"], "freed_bytes": event["freed_bytes"]}
     if event.get("for_request") != story.request:
         return ""
