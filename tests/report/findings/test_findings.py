@@ -34,6 +34,7 @@ from trio_wasmcache._core.events import (
     Failed,
     GroupOpened,
     GroupResized,
+    Overgrown,
     Reason,
     Throttled,
 )
@@ -264,6 +265,43 @@ def test_a_function_that_is_never_kept(read: Any) -> None:
     finding = only(read(plan, CacheConfig(max_instance_size=8 * PAGE)))
     assert finding["evidence"]["dropped"] == 20
     nothing(read(plan, evolve(CacheConfig(), **pasted(finding))))
+
+
+def test_resets_in_vain(tmp_path: Path, capsys: Capture) -> None:
+    """With and without leases in the log; of a function that is hardly used, nothing."""
+    vain = make(Overgrown, **named("f"), leases=13, growths=12)
+    log = Log()
+    log.opened()
+    log.loaded(1)
+    for number in range(30):
+        log.acquired(2 + number, hit=number > 0)
+    nothing(run_report(capsys, log.write(tmp_path / "log")).document)
+    log.add(40, vain)
+    finding = only(run_report(capsys, log.write(tmp_path / "log")).document)
+    assert finding["kind"] == "resets_in_vain"
+    assert finding["sentence"].startswith(
+        "f(i64) was reset in vain: its instances had grown in 12 of 13 leases, so every lease gets "
+    )
+    assert pasted(finding) == {"isolation": "fresh", "replace": True}
+    assert finding["part"] == 1.0
+    log.add(41, make(Overgrown, **named("g"), leases=30, growths=29))
+    finding = only(run_report(capsys, log.write(tmp_path / "log")).document)
+    assert finding["sentence"].startswith("f(i64) was reset in vain, and so was 1 other function: ")
+    assert finding["evidence"]["functions"] == 2
+    for number in range(2000):
+        log.acquired(50 + number, hit=True, function="h")
+    nothing(run_report(capsys, log.write(tmp_path / "log")).document)
+    log = Log()
+    log.opened()
+    for number in range(20):
+        log.loaded(1 + number)
+    log.add(40, vain)
+    assert only(run_report(capsys, log.write(tmp_path / "log")).document)["part"] == 13 / 20
+
+
+def named(function: str) -> dict[str, Any]:
+    """The fields that name a function."""
+    return {field: use(function)[field] for field in ("function", "arg_types")}
 
 
 def crowd(capacity: int | None, concurrency: int) -> Plan:

@@ -15,6 +15,7 @@ from ..summary.summary import CacheSummary, Summary
 from .failures import guests_fail, log_loses
 from .finding import LOG, Finding, work_of
 from .limits import CODE, COUNT, SIZE, TIMEOUT, evicts_too_early, group_too_small, never_kept
+from .resets import resets_in_vain
 from .tenants import one_against_another
 from .waits import throttled, waits_for_instances, waits_for_tokens
 
@@ -35,6 +36,7 @@ KINDS: dict[str, Callable[[CacheSummary], Finding | None]] = {
     "too_few_instances": partial(evicts_too_early, COUNT),
     "group_too_small": group_too_small,
     "never_kept": never_kept,
+    "resets_in_vain": resets_in_vain,
     "waits_for_tokens": waits_for_tokens,
     "waits_for_instances": waits_for_instances,
     "throttled": throttled,

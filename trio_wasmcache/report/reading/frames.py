@@ -34,7 +34,7 @@ USED = frozenset(
     total_size_after_bytes code_size_after_bytes first_seq task capacity_tokens limit_bytes
     closed_size_bytes error_message concurrency for_group for_function for_arg_types replaced_by
     idle_timeout_policy min_idle_timeout_seconds max_idle_timeout_seconds
-    warmed promoted seat_hits
+    warmed promoted seat_hits leases growths
     at_seq part parts
     waits waiting cpu_limit_cores
     """.split()

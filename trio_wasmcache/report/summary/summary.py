@@ -71,6 +71,15 @@ class Closed:
     largest_bytes: int = 0
 
 
+@define
+class Overgrown:
+    """Leases after which instances could not be reset, when resets of a function were given up."""
+
+    leases: int = 0
+    growths: int = 0
+    """Number of `leases` whose instances had grown."""
+
+
 @define(eq=False)
 class Sums:
     """Sums that do not depend on the order of events, of one cache or of many."""
@@ -88,6 +97,8 @@ class Sums:
     """{(reason, key): evictions}."""
     closed: dict[Key, Closed] = Factory(dict)
     """{key: instances that left a seat, as they exceed `max_instance_size`}."""
+    overgrown: dict[tuple[str, str], Overgrown] = Factory(dict)
+    """{function and types: leases, of those that are not reset any more}."""
     lost: int = 0
     """Number of events that a cache reports as dropped."""
     context_lost: int = 0
@@ -122,6 +133,13 @@ class Sums:
             one = self.closed.setdefault((function, types, group), Closed())
             one.count += number
             one.largest_bytes = max(one.largest_bytes, largest)
+        grown = parts["wasmcache.overgrown"]
+        for function, types, leases, growths in (
+            grown.group_by(KEY[:2]).agg(pl.col("leases").sum(), pl.col("growths").sum()).iter_rows()
+        ):
+            vain = self.overgrown.setdefault((function, types), Overgrown())
+            vain.leases += leases
+            vain.growths += growths
         return parts, self.leases.take(parts)
 
     def _take_evictions(self, evicted: pl.DataFrame) -> None:
