@@ -11,12 +11,14 @@ from peeking import job_of
 
 from trio_wasmcache import HostFunction
 from trio_wasmcache._core.config import KiB, MiB
+from trio_wasmcache._core.tiers import FIRST, STACKS
 from trio_wasmcache._engine.wasmtime.residency import find_stacks
 from trio_wasmcache.testing import check_invariants
 
 PAGE = mmap.PAGESIZE
 # Of its own, so that no other test's stacks are counted.
-STACK = 1236 * KiB
+STACK_SIZE = 1236 * KiB
+STACK = STACK_SIZE * STACKS[FIRST["optimizing"]]
 # Writes to the first byte of so many system pages; and calls itself so often.
 TOUCH = wat(
     f"""(module (memory (export "memory") 32)
@@ -31,7 +33,7 @@ TOUCH = wat(
 
 async def test_each_kind_is_told_apart() -> None:
     """Memories by what was touched of them, in idle and in running instances; code; stacks."""
-    limits = {"stack_size": STACK, "memory_limit": 8 * MiB}
+    limits = {"stack_size": STACK_SIZE, "memory_limit": 8 * MiB}
     async with quiet_cache(**limits) as cache:
         f = await cache.register("f", TOUCH, args=("i32", "i32"), export="f", concurrency=3)
         nothing = await cache.resident_bytes()
@@ -55,7 +57,7 @@ async def test_each_kind_is_told_apart() -> None:
 
 async def test_idle_instances_keep_the_stacks_they_touched() -> None:
     """wasmtime does not give them back, so the books count them, as large as they may be."""
-    async with quiet_cache(stack_size=STACK) as cache:
+    async with quiet_cache(stack_size=STACK_SIZE) as cache:
         f = await cache.register("f", TOUCH, args=("i32", "i32"), export="f")
         assert cache.stats().idle_stacks_size == 0
         await f.call(1, 10_000)

@@ -263,6 +263,7 @@ class Terminal:
         return True
 
 
+@pytest.mark.usefixtures("optimizing_only")
 @pytest.mark.parametrize("no_color", [False, True])
 def test_demo_in_a_terminal(monkeypatch: pytest.MonkeyPatch, no_color: bool) -> None:
     """In a terminal the same story has colours, unless NO_COLOR is set."""
