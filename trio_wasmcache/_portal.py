@@ -35,8 +35,11 @@ from typing import Any, Generic, TypeVar, Unpack, final
 
 import trio
 
+from ._abi.base import Value
 from ._cache.cache import InstanceCache
 from ._cache.group import SchedulingGroup
+from ._cache.lease import Function
+from ._cache.lent import Lent
 from ._cache.options import GroupChanges
 from ._core.text import shown
 
@@ -547,6 +550,23 @@ class Portal:
         assert nursery is not None
         await nursery.start(partial(group.hold, self.cache))
 
+    async def lend(
+        self, function: Function[Any], columns: object, former: Lent | None
+    ) -> tuple[Value, Lent | None]:
+        """Map in a lease, and lend its instance to the caller; in the cache's thread.
+
+        Args:
+            function: the function.
+            columns: its columns.
+            former: what it has lent to the caller before, which is taken back.
+        """
+        if former is not None:
+            former.give_up()
+        nursery = self._nursery
+        assert nursery is not None
+        started: tuple[Value, Lent | None] = await nursery.start(_map_and_lend, function, columns)
+        return started
+
     # -- in the thread
 
     def _main(self, opened: Completion) -> None:
@@ -608,6 +628,20 @@ class Portal:
         with contextlib.suppress(IndexError):
             while True:
                 self._endings.popleft().finish()
+
+
+async def _map_and_lend(
+    function: Function[Any],
+    columns: object,
+    *,
+    task_status: trio.TaskStatus[tuple[Value, Lent | None]],
+) -> None:
+    async with function.acquire() as lease:
+        result = await lease.map(columns)
+        lent = lease.lend()
+        task_status.started((result, lent))
+        if lent is not None:
+            await lent.hold()
 
 
 # -- waiting in a thread

@@ -10,7 +10,9 @@
 
 Trio and the cache run in a thread of their own. All threads of the process may call. The way to
 that thread and back makes a short call take four times as long as within Trio, or more if the
-machine is busy. A batch (`BlockingFunction.map`) has these costs once.
+machine is busy. A batch (`BlockingFunction.map`) has these costs once. A thread whose small batches
+follow each other is lent an instance for some of them, if the function has a concurrency above 1,
+keeps its state, and calls no host functions: these batches run in the calling thread.
 
 - Each call runs in a copy of the caller's context (`contextvars`), so in the log it has what the
   caller has bound.
@@ -27,12 +29,14 @@ machine is busy. A batch (`BlockingFunction.map`) has these costs once.
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, Unpack, final, overload
+from typing import Any, Final, Literal, Self, TypeVar, Unpack, final, overload
 
 import trio
 
@@ -56,6 +60,7 @@ from ._abi.names import (
     TextAbi,
 )
 from ._cache.lease import Function, R_co
+from ._cache.lent import Begun, Lent
 from ._cache.open import open_cache as open_trio_cache
 from ._cache.options import GroupChanges, Limits, RegisterOptions, Wasm
 from ._core.config import CacheConfig
@@ -67,6 +72,11 @@ from ._portal import OpenGroup, Portal, Request
 __all__ = ["open_cache", "BlockingCache", "BlockingFunction", "BlockingGroup"]
 
 T = TypeVar("T")
+
+# Seconds: a thread whose batches follow each other so soon is lent an instance; and one that could
+# not be lent any asks again after so long.
+SOON: Final = 0.005
+REFUSED: Final = 1.0
 
 
 def open_cache(
@@ -140,6 +150,11 @@ class _Caller:
         self.portal: Portal = portal
         self._group = group
 
+    @property
+    def lends(self) -> bool:
+        """Whether an instance may be lent to a caller: in no group, so also to nobody in one."""
+        return self._group is None
+
     def run(self, what: str, work: Callable[[], Awaitable[T]], timeout: float | None = None) -> T:
         """Run an async function in the cache's thread, in the group."""
         group = self.portal.group_around() if self._group is None else self._group
@@ -211,6 +226,18 @@ class _Caller:
 
 
 @final
+class _Here(threading.local):
+    """What a thread has of a function."""
+
+    lent: Lent | None = None
+    """Instance that is, or was, lent to it."""
+    mapped: float = -math.inf
+    """Time at which its last batch on the way to the cache's thread ended."""
+    refused_until: float = -math.inf
+    """Time until which it asks for no instance, as it was given none."""
+
+
+@final
 class BlockingFunction(OutsideFunction[R_co]):
     """A registered function, to be called in any thread.
 
@@ -221,6 +248,7 @@ class BlockingFunction(OutsideFunction[R_co]):
     def __init__(self, caller: _Caller, function: Function[R_co]) -> None:
         super().__init__(function)
         self._caller = caller
+        self._here = _Here()
 
     def call(self, *values: object, timeout: float | None = None) -> R_co:
         """Acquire an instance, call it once, and give it back.
@@ -275,6 +303,9 @@ class BlockingFunction(OutsideFunction[R_co]):
             TypeError, ValueError: `timeout` is no number of seconds.
             Exception: the errors of `Lease.__aenter__` and `Lease.map`.
         """
+        plain = rows is None and on_error == "raise" and max_errors == 1000
+        if plain and self._caller.lends:
+            return self._map_again(columns, timeout)
         return self._caller.map(
             self._function,
             None,
@@ -285,6 +316,32 @@ class BlockingFunction(OutsideFunction[R_co]):
             on_error=on_error,
             max_errors=max_errors,
         )
+
+    def _map_again(self, columns: object, timeout: float | None) -> Value:
+        """Map in an instance that is lent to this thread, or borrow one if that seems worth it."""
+        here, caller = self._here, self._caller
+        portal, lent = caller.portal, here.lent
+        if lent is not None:
+            _outside.check_timeout(timeout)
+            portal.check("map")
+            result = lent.map(columns) if portal.group_around() is None else None
+            if type(result) is tuple:
+                return result[0]
+            here.lent = None
+            if isinstance(result, Begun):
+                what = _outside.what("map", self._function)
+                return caller.run(what, partial(lent.go_on, result), timeout)
+        now = time.perf_counter()
+        if lent is None and (now - here.mapped > SOON or now < here.refused_until):
+            result = caller.map(self._function, None, columns, None, timeout)
+        else:
+            work = partial(portal.lend, self._function, columns, lent)
+            what = _outside.what("map", self._function)
+            result, here.lent = caller.run(what, work, timeout)
+            if here.lent is None:
+                here.refused_until = now + REFUSED
+        here.mapped = time.perf_counter()
+        return result
 
 
 class _Calls:

@@ -53,6 +53,7 @@ from .._runtime.activity import Activity
 from .._runtime.bound import BoundFunction, Definition, Failure
 from .._runtime.call import Call
 from .._runtime.runner import context_of_call
+from .lent import Begun, Lent
 
 if TYPE_CHECKING:  # for a default, which Python's own has from 3.13 on
     from typing_extensions import TypeVar as TypeVarWithDefault
@@ -130,6 +131,8 @@ class Lease(Generic[R_co]):
     """Errors of the rows of the last batch; None if its first error ended it."""
     _replacing: Replacing | None = None
     """Replaces the instance when a row fails, while a batch is under way that goes on then."""
+    _lent: Lent | None = None
+    """The instance, while it is lent to another thread."""
     _fuel: int | None = None
     _failed_by: Failure | None = None
     """How a call failed half-way."""
@@ -340,6 +343,8 @@ class Lease(Generic[R_co]):
 
     def _end(self, reason: Reason) -> trio.Event | None:
         """Give up the instance, as the group or the cache closes: see `GiveUp`."""
+        if self._lent is not None:
+            self._lent.end()
         if isinstance(self._acquisition, Acquisition):
             return self._acquisition.end(reason)
         call = self._under_way
@@ -581,6 +586,19 @@ class Lease(Generic[R_co]):
             self._group.share.charge(burnt)
             bound.entry.uses.add(FUELS, burnt)
             return small.results(rows, arrow)
+        return await self._go_on(bound, small, columns, rows, arrow, fuel, begun)
+
+    async def _go_on(
+        self,
+        bound: BoundFunction,
+        small: SmallBatches,
+        columns: Any,
+        rows: int,
+        arrow: bool,
+        fuel: int,
+        begun: object,
+    ) -> Value:
+        """Go on with a small batch that has not ended well in its first slice."""
         call = self._begin_call(bound)
         try:
             try:
@@ -618,6 +636,56 @@ class Lease(Generic[R_co]):
                 if isinstance(failed, GuestError):
                     await self._pool.lines.locate(failed, module)
         return result
+
+    def lend(self) -> Lent | None:
+        """Lend the instance to another thread for small batches: for `trio_wasmcache.blocking`.
+
+        Until it is taken back, the lease can't be used.
+
+        Returns:
+            The instance; None if it can't be lent. A thread may have one whose function keeps its
+            state from lease to lease, has a concurrency above 1, has just mapped a small batch, and
+            calls no host functions, in a group without a limit of CPU time.
+        """
+        self._check_thread("lend")
+        bound = self._bound
+        if bound is None or self._ready is None or not isinstance(bound.small, SmallBatches):
+            return None
+        definition, function = bound.definition, bound.entry.function
+        if not definition.keeps_state or definition.module.hosts or function.concurrency == 1:
+            return None
+        if self._group.share.budget is not None:
+            return None
+        limit = self._pool.result_book.limit
+        self._lent = Lent(
+            bound, bound.small, limit, self._book, self._take_back, self._go_on_with_begun
+        )
+        self._ready = None
+        return self._lent
+
+    def _book(self, burnt: list[int]) -> None:
+        """Book batches that another thread has run in the instance."""
+        bound = self._bound
+        assert bound is not None
+        self._calls += len(burnt)
+        for fuel in burnt:
+            self._group.share.charge(fuel)
+            bound.entry.uses.add(FUELS, fuel)
+
+    def _take_back(self, burnt: list[int], dirty: bool) -> None:
+        """End what `lend` has begun; with `dirty`, the instance can't be used any more."""
+        self._book(burnt)
+        self._lent = None
+        bound = self._bound
+        if not dirty and bound is not None and self._request is not None:
+            self._ready = bound.begin
+
+    async def _go_on_with_begun(self, begun: Begun) -> Value:
+        bound = self._bound
+        if bound is None or not isinstance(bound.small, SmallBatches) or self._ready is None:
+            raise self._unusable()
+        columns, rows, arrow = begun.columns, begun.rows, begun.arrow
+        return await self._go_on(bound, bound.small, columns, rows, arrow, begun.fuel, begun.result)
 
     @property
     def row_errors(self) -> dict[int, Exception]:

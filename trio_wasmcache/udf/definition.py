@@ -588,7 +588,8 @@ class BatchUDF:
         columns = [frame.column(name) for name in self.names]
         like = frame.like(columns)
         errors: dict[int, Exception] | None = None if self.error is None else {}
-        result = self.udf.map(columns, rows=frame.rows, row_errors=errors, like=like)
+        rows = None if columns else frame.rows
+        result = self.udf.map(columns, rows=rows, row_errors=errors, like=like)
         into = self.into
         added = {into: result} if isinstance(into, str) else dict(zip(into, result, strict=True))
         if self.error is not None and errors is not None:
