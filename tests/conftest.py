@@ -4,6 +4,7 @@ Tests are marked `once` and `twice` by their files, below.
 `--compiler baseline` has every module compiled by the baseline compiler that it can compile.
 `HYPOTHESIS_PROFILE` is "ci" (the default), which tries the same examples each time, so that a
 change is judged by what it changed; or "nightly": ten times as many, and others every night.
+So it is with the order in which Trio runs tasks: see `ready_order`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import compilers
 import pytest
 from hypothesis import settings
 from kits import FakeKit, Kit, ListLogger, WasmtimeKit
+from ready_order import VARIABLE, begin_test, choose_seed
 
 from trio_wasmcache._core import tiers
 
@@ -50,6 +52,7 @@ ONCE = (
     "storm/",
 )
 TWICE = (
+    "faces/test_engines.py",
     "faces/test_english.py",
     "faces/test_examples.py",
     "faces/test_readme.py",
@@ -74,9 +77,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Let modules get the compiler that the option names, and tests send Ctrl-C."""
     compilers.use(config.getoption("compiler"))
+    choose_seed(nightly=settings.default.max_examples > 100)
     # A shell has what it starts in the background ignore Ctrl-C, and tests send it.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Have Trio draw the lots of this test."""
+    begin_test(item.nodeid)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how to run what has failed again, with tasks in the same order."""
+    if terminalreporter.stats.get("failed"):
+        terminalreporter.write_line(
+            f"The order of tasks was that of {VARIABLE}={os.environ[VARIABLE]}"
+        )
 
 
 @pytest.fixture(params=[FakeKit, WasmtimeKit], ids=["fake", "wasmtime"])

@@ -78,7 +78,7 @@ def run(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Completed
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr

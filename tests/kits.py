@@ -11,9 +11,12 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
+import trio
 import wasmtime
+from attrs import evolve
 from hypothesis import settings
 from parts import TwoParts
+from trio.testing import MockClock
 
 import trio_wasmcache
 from trio_wasmcache import CacheConfig, HostFunction, InstanceCache, TrapError
@@ -74,7 +77,10 @@ class FakeKit:
     def open(
         self, config: CacheConfig | None = None, *, logger: Any = None
     ) -> AbstractAsyncContextManager[InstanceCache]:
-        return _checked(open_fake_cache(config, engine=self.engine, logger=logger or ListLogger()))
+        opening = open_fake_cache(
+            patient(config), engine=self.engine, logger=logger or ListLogger()
+        )
+        return _checked(opening)
 
     def adding(self, number: int, *, pages: int = 1, slow_start: bool = False) -> bytes:
         """Adds `number` to its argument. A slow start burns what a call of `costly` does."""
@@ -234,16 +240,28 @@ def function(
     return made
 
 
+def patient(config: CacheConfig | None) -> CacheConfig:
+    """Return limits by which nothing is evicted because the machine is slow.
+
+    The default `idle_timeout` is left as it is only on a clock that the test moves.
+    """
+    config = config or CacheConfig()
+    moved = isinstance(trio.lowlevel.current_clock(), MockClock)
+    if moved or config.idle_timeout != CacheConfig().idle_timeout:
+        return config
+    return evolve(config, idle_timeout=math.inf)
+
+
 @asynccontextmanager
 async def open_real_cache(
     config: CacheConfig | None = None, *, logger: Any = None
 ) -> AsyncIterator[InstanceCache]:
     """`open_cache`, and a look afterwards at whether anything native was left open."""
+    config = patient(config)
     if logger is None:
         opening = trio_wasmcache.open_cache(config, logger=ListLogger())
     else:
         # Written at once, so that a test can look while the cache is open.
-        config = config or CacheConfig()
         engine = WasmtimeEngine(config.stack_size, compiler=config.compiler)
         opening = open_with(config, engine, InlineLogWriter(logger))
     async with opening as cache:

@@ -198,11 +198,11 @@ async def test_closing_is_not_missed_by_a_thread_about_to_write() -> None:
     before.set()
     assert await trio.to_thread.run_sync(has_looked.wait, 60)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(writer.close, 5)
+        nursery.start_soon(writer.close, 600)
         while not writer._wake.is_set() or not writer._closing.is_set():
             await trio.lowlevel.checkpoint()
         was_told.set()
-    threads[0].join(5)
+    threads[0].join(600)
     assert not threads[0].is_alive()
     assert len(logger.lines) == 1
 

@@ -76,7 +76,7 @@ def node(packages: Path, script: str, *values: Any) -> Any:
         cwd=packages.parent,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -91,7 +91,7 @@ def test_opas_compiler_makes_the_same_of_the_rules(tmp_path: Path) -> None:
     entrypoints = [word for name in ENTRYPOINTS for word in ("-e", name)]
     bundle = tmp_path / "bundle.tar.gz"
     command = [opa, "build", "-t", "wasm", *entrypoints, "-o", bundle, OPA / "access.rego"]
-    subprocess.run(command, check=True, timeout=120)
+    subprocess.run(command, check=True, timeout=600)
     with tarfile.open(bundle) as packed:
         policy = packed.extractfile("/policy.wasm")
         assert policy is not None

@@ -222,12 +222,15 @@ async def test_a_group_that_is_closed_can_not_be_resized(fake: FakeKit) -> None:
 
 
 async def test_what_spoilt_an_instance(kit: Kit, log: ListLogger) -> None:
-    """The type of the error, of a trap, a timeout and a host function's exception."""
+    """The type of the error, of a trap, a cancellation and a host function's exception."""
 
     async def fail(_: int) -> int:
         raise KeyError("rate")
 
+    scope = trio.CancelScope()
+
     async def wait(_: int) -> int:
+        scope.cancel()
         await trio.sleep_forever()
         raise AssertionError
 
@@ -241,7 +244,7 @@ async def test_what_spoilt_an_instance(kit: Kit, log: ListLogger) -> None:
         for function in (trapping, failing):
             with pytest.raises(Exception):  # noqa: B017, PT011
                 await function.call(1)
-        with trio.move_on_after(0.01):
+        with scope:
             await waiting.call(1)
     kinds = ["TrapError", "KeyError", "Cancelled"]
     recycled = log.fields("recycled")

@@ -71,7 +71,7 @@ def run_python(script: str, *arguments: str) -> str:
         env={**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, f"ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
     return done.stdout

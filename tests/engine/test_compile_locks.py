@@ -176,7 +176,7 @@ def test_code_is_not_removed_before_it_can_be_recorded(
         compiled = executor.submit(
             other.compile, 0, OPTIMIZING, exported("(i64.const 2)", "(result i64)")
         )
-        assert waits.wait(timeout=60)
+        assert waits.wait(timeout=600)
         assert file.exists()
         one._note()
         native.module_delete(compiled.result())
@@ -239,6 +239,6 @@ for name, written in seen:
         process.stdin.write("go\n")
         process.stdin.flush()
     for process in processes:
-        written.update(process.communicate(timeout=120)[0].split())
+        written.update(process.communicate(timeout=600)[0].split())
         assert process.returncode == 0
     assert len(written) == MODULES

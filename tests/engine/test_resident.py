@@ -106,6 +106,6 @@ def test_what_is_resident_of_a_whole_cache() -> None:
     """In a process of its own: in one that has done much, the kernel may merge a stack's mapping
     with what lies above it, and then it is not told apart."""
     command = [sys.executable, "-m", "pytest", "-q", Path(__file__).with_name("resident_alone.py")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout
     assert "3 passed" in done.stdout

@@ -28,7 +28,7 @@ def run(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         check=False,
     )
 

@@ -12,7 +12,7 @@ INPUTS = 300
 
 def fuzz(*options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tests.fuzz", *options]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
 
 
 def test_every_input_gets_a_typed_error_or_a_result(tmp_path: Path) -> None:

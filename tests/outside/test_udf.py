@@ -44,7 +44,7 @@ from trio_wasmcache import (
 from trio_wasmcache.udf import BatchUDF, WasmUDF, process
 
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
-HANG = 60
+HANG = 600
 ADD = """(module (func (export "add") (param i64 i64) (result i64)
   (i64.add (local.get 0) (local.get 1))))"""
 SUBTRACT = ADD.replace("i64.add", "i64.sub")

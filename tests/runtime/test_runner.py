@@ -39,7 +39,7 @@ class Gated:
         self.polled.append("loop" if here else "thread")
         if not here:
             self.reached.release()
-            assert self.permits.acquire(timeout=20)
+            assert self.permits.acquire(timeout=600)
         return len(self.polled) >= self.slices
 
     def fuel_left(self) -> int:

@@ -88,7 +88,7 @@ def built_anew(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Pat
         env={**os.environ, "PATH": path},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     if done.returncode != 0:
         said = done.stderr.strip().splitlines()

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 def soak(*options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tests.soak", *options]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
 
 
 def test_a_short_soak_finds_nothing() -> None:

@@ -322,7 +322,7 @@ def command(*arguments: str | Path, **kwargs: Any) -> subprocess.CompletedProces
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         text=True,
-        timeout=60,
+        timeout=600,
         check=False,
         **kwargs,
     )
@@ -362,7 +362,7 @@ def test_ctrl_c(name: str, tmp_path: Path) -> None:
             writer.write(busy_log().text())
             writer.flush()
             process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=600)
     assert (process.returncode, out, err) == (130, "", "interrupted\n")
 
 
