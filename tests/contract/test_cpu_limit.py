@@ -11,7 +11,7 @@ import trio
 from attrs import evolve
 from kits import COSTLY, PAGE, FakeKit, Kit, ListLogger, add, add_asking
 from staging import look, stage
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_wasmcache import CacheConfig, DeadlockError, Function, InstanceCache
 from trio_wasmcache.testing import cancel_everywhere, check_invariants
@@ -343,12 +343,17 @@ async def test_a_limit_that_comes_later_holds_for_instances_that_are_there(
             assert trio.current_time() - began >= 4.0
 
 
-async def test_threads_keep_to_it(kit: Kit) -> None:
+async def test_threads_keep_to_it(kit: Kit, mock_clock: MockClock) -> None:
     """The time of a thread is its own clock's; it comes back once the window is used up."""
     config = CacheConfig(offload_after=0, total_fuel=10**12)
     async with kit.open(config) as cache:
         endless = await add(cache, "endless", kit.endless())
         used = tick(cache)
         async with cache.scheduling_group("slow", capacity=1, cpu_limit=0.005) as slow:
-            slow.start_soon(loop_for, 0.1, endless)
+            budget = slow._state.share.budget
+            assert budget is not None
+            slow.start_soon(endless.call, 1)
+            while not budget.waiting:  # in the first window: the clock stands
+                await trio.lowlevel.checkpoint()
+            slow.cancel_scope.cancel()
         assert 0.005 <= used[0] <= 0.005 + 3 * TICK

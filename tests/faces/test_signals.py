@@ -21,10 +21,12 @@ from faces.under_fire import INTERRUPTED, TERMINATED
 from kits import ListLogger
 
 import trio_wasmcache
+from trio_wasmcache import CacheConfig
 
 HERE = Path(__file__).parent
 # Seconds after which a child that hangs is killed, far more than it takes on a machine under load.
 HANG = 600
+CONFIG = CacheConfig(log_flush_timeout=HANG)
 STATUS = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
 STATES = {
     *("in an async host function", "waiting for an instance", "in a thread", "in a batch"),
@@ -164,7 +166,7 @@ async def test_closing_needs_no_thread_of_trios(log: ListLogger) -> None:
         limiter.acquire_on_behalf_of_nowait(who)
     try:
         with trio.fail_after(HANG):
-            async with trio_wasmcache.open_cache(logger=log):
+            async with trio_wasmcache.open_cache(CONFIG, logger=log):
                 pass
     finally:
         for who in taken:

@@ -40,7 +40,12 @@ from trio_wasmcache.testing import check_invariants, snapshot
 
 TYPES = ("i64",)
 LIMITS = CacheConfig(
-    offload_after=1, total_fuel=10**15, yield_fuel=10_000, max_threads=1, log_uses=True
+    offload_after=1,
+    total_fuel=10**15,
+    yield_fuel=10_000,
+    max_threads=1,
+    log_uses=True,
+    log_flush_timeout=600,
 )
 INTERRUPTED, TERMINATED = 130, 143
 

@@ -91,12 +91,12 @@ class Program:
         """Make an engine; return what opens a cache on it."""
         if self.name == "fake":
             self.engine: Any = FakeEngine()
-            config = CacheConfig(total_fuel=10**15, offload_after=None)
+            config = CacheConfig(total_fuel=10**15, offload_after=None, log_flush_timeout=HANG)
         else:
             from trio_wasmcache._engine.wasmtime.engine import WasmtimeEngine
 
             # Slices in threads, too.
-            config = CacheConfig(total_fuel=10**15, offload_after=3)
+            config = CacheConfig(total_fuel=10**15, offload_after=3, log_flush_timeout=HANG)
             self.engine = WasmtimeEngine(config.stack_size)
         return functools.partial(opening, self.engine, config)
 

@@ -251,7 +251,7 @@ async def test_a_stalled_sink_keeps_a_thousand_requests_alive_and_no_more(fake: 
     """Of 5,000 requests, each with a session of its own; after the flush, of none."""
     log = StuckLogger()
     alive: weakref.WeakSet[Session] = weakref.WeakSet()
-    config = CacheConfig(log_uses=True, offload_after=None)
+    config = CacheConfig(log_uses=True, offload_after=None, log_flush_timeout=600)
     async with open_with(config, fake.engine, ThreadedLogWriter(log)) as cache:
         f = await add(cache, "f", fake.adding(1))
         await trio.to_thread.run_sync(log.reached.wait, 60)
