@@ -207,6 +207,17 @@ def test_functions_whose_instances_are_not_lent(
     assert len(hops) == 4
 
 
+def test_limits_of_the_group(kit: Kit, hops: list[str]) -> None:
+    """With a capacity, or a limit of CPU time, others may wait for what the thread would have."""
+    for config in (CacheConfig(main_capacity=9), CacheConfig(main_cpu_limit=2.0)):
+        with blocking._open(lambda config=config: kit.open(config)) as cache:
+            f = divide(cache, kit)
+            hops.clear()
+            for _ in range(4):
+                assert list(f.map([[6], 3])) == [2]
+            assert len(hops) == 4
+
+
 def test_host_functions_and_groups(cache: BlockingCache, kit: Kit, hops: list[str]) -> None:
     """A function that calls the host is not lent, and nothing is in a group."""
     imports = {"host": {"ask": HostFunction(abs, ("i64",), ("i64",))}}

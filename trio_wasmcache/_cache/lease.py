@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import math
 import operator
 import threading
 from collections.abc import Callable, Sequence
@@ -645,7 +646,7 @@ class Lease(Generic[R_co]):
         Returns:
             The instance; None if it can't be lent. A thread may have one whose function keeps its
             state from lease to lease, has a concurrency above 1, has just mapped a small batch, and
-            calls no host functions, in a group without a limit of CPU time.
+            calls no host functions, in a group without limits of CPU time and of capacity.
         """
         self._check_thread("lend")
         bound = self._bound
@@ -654,8 +655,8 @@ class Lease(Generic[R_co]):
         definition, function = bound.definition, bound.entry.function
         if not definition.keeps_state or definition.module.hosts or function.concurrency == 1:
             return None
-        if self._group.share.budget is not None:
-            return None
+        if self._group.share.budget is not None or self._group.capacity.total != math.inf:
+            return None  # others may wait for the CPU, or for the token
         limit = self._pool.result_book.limit
         self._lent = Lent(
             bound, bound.small, limit, self._book, self._take_back, self._go_on_with_begun

@@ -164,7 +164,7 @@ class WasmUDF:
     """Treatment of imported functions that nobody provides, as for `InstanceCache.register`."""
     concurrency: int | None = field(default=None, kw_only=True)
     """Number of instances that may run at the same time in a process. None: the number of CPUs
-    there."""
+    there, and at least 2."""
     isolation: Isolation = field(default="reuse", kw_only=True)
     """Traces that a batch may find of the one before it, as for `InstanceCache.register`."""
     _token: str = field(init=False)
@@ -437,7 +437,7 @@ class WasmUDF:
             wasm = self._read(wasm, config.max_wasm_size)
         concurrency = self.concurrency
         if concurrency is None:
-            concurrency = min(os.cpu_count() or 1, config.max_instances)
+            concurrency = min(max(2, os.cpu_count() or 1), config.max_instances)
         return cache.register(
             name,
             wasm,
