@@ -5,6 +5,7 @@ CPU time is that of the process, less that of the same run without the group.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 
@@ -99,7 +100,9 @@ async def run(report: Report, quick: bool) -> None:
             [await _neighbours(cache, begin, seconds / 3, limited) for limited in (0, loops)]
             for _ in range(3)
         ]
-        beside_alone = statistics.median(beside / alone for alone, beside in rounds)
+        # Where a machine was too busy for a single call, there is nothing to compare.
+        ratios = [beside / alone for alone, beside in rounds if alone]
+        beside_alone = statistics.median(ratios or [math.nan])
         await cache.register("fib", FIB, args=("i64",), returns="i64", concurrency=1)
         alone: list[float] = []
         beside: list[float] = []
