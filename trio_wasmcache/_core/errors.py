@@ -170,6 +170,9 @@ class GuestError(WasmCacheError):
     `ResultTooLargeError` or a `PluginError`; the cache is intact.
     """
 
+    # Of the class, so that only an error that has a dump has the attribute.
+    _dump: Dumped | None = None
+
     def __init__(
         self,
         message: str,
@@ -203,7 +206,6 @@ class GuestError(WasmCacheError):
         Usually the guest then fails at once; if a call goes on without the memory, later calls of
         its instance report it, too, until memory grows again. None if memory was not refused, or if
         the module's own maximum refused it."""
-        self._dump: Dumped | None = None
 
     def keep_dump(self, dump: Dumped) -> None:
         """Keep what the call has left, for `dump`; the cache calls it.
