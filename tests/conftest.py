@@ -52,6 +52,13 @@ ONCE = (
     "storm/",
 )
 TWICE = (
+    "core/metrics/",
+    "core/policy/",
+    "engine/test_apart.py",
+    "engine/test_code_cache.py",
+    "engine/test_compile_locks.py",
+    "engine/test_exceptions.py",
+    "engine/test_wasi_costs.py",
     "faces/test_engines.py",
     "faces/test_english.py",
     "faces/test_examples.py",
