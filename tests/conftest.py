@@ -20,6 +20,7 @@ from kits import FakeKit, Kit, ListLogger, WasmtimeKit
 from ready_order import VARIABLE, begin_test, choose_seed
 
 from trio_wasmcache._core import tiers
+from trio_wasmcache._runtime import source_lines
 
 settings.register_profile("ci", max_examples=100, deadline=None, derandomize=True)
 settings.register_profile("nightly", max_examples=1000, deadline=None)
@@ -85,6 +86,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Let modules get the compiler that the option names, and tests send Ctrl-C."""
     compilers.use(config.getoption("compiler"))
     choose_seed(nightly=settings.default.max_examples > 100)
+    # Errors have their source lines however slow the machine is.
+    source_lines.PATIENCE = source_lines.MAX_SECONDS = 600.0
     # A shell has what it starts in the background ignore Ctrl-C, and tests send it.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
