@@ -330,7 +330,10 @@ class BlockingFunction(OutsideFunction[R_co]):
             here.lent = None
             if isinstance(result, Begun):
                 what = _outside.what("map", self._function)
-                return caller.run(what, partial(lent.go_on, result), timeout)
+                ended = caller.run(what, partial(lent.go_on, result), timeout)
+                if ended is not None:
+                    return ended[0]
+                lent = None  # it was taken back
         now = time.perf_counter()
         if lent is None and (now - here.mapped > SOON or now < here.refused_until):
             result = caller.map(self._function, None, columns, None, timeout)

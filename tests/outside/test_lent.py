@@ -13,6 +13,7 @@ import numpy
 import pyarrow
 import pytest
 import trio
+import trio.testing
 from batch.modules import dividing
 from hypothesis import HealthCheck, given, strategies as st
 from kits import FakeKit, Kit, ListLogger, WasmtimeKit, tries
@@ -148,6 +149,28 @@ def test_rows_that_take_several_slices(real: WasmtimeKit, hops: list[str]) -> No
             f.map([[1, 10**15]], timeout=0.01)
         assert list(f.map([[3]])) == [3]
         assert cache.stats().evictions["corrupted"] == 1
+
+
+@pytest.mark.parametrize("when", ["while", "before"])
+def test_taken_back_from_a_batch(
+    when: str, real: WasmtimeKit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that has gone on in the cache's thread ends there; one that has not begins anew."""
+    go_on = lent.Lent.go_on
+
+    async def taken_back(self: lent.Lent, begun: lent.Begun) -> Any:
+        self.give_up()
+        if when == "before":
+            await trio.testing.wait_all_tasks_blocked()
+            assert self._ended
+        return await go_on(self, begun)
+
+    monkeypatch.setattr(lent.Lent, "go_on", taken_back)
+    config = CacheConfig(total_fuel=10**15, yield_fuel=10_000)
+    with blocking._open(lambda: real.open(config)) as cache:
+        f = counting(cache)
+        assert list(f.map([[100_000, 20_000, 1]])) == [100_000, 20_000, 1]
+        assert cache.stats().evictions.get("corrupted", 0) == (when == "before")
 
 
 def test_closed_while_a_batch_is_under_way(real: WasmtimeKit) -> None:

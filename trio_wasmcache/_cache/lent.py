@@ -6,7 +6,8 @@ go to the Trio run and back for each of them, which takes longer than the batch.
 1. The thread holds the lock while it uses the instance: for a slice at most. The Trio run holds it
    while it takes the instance back.
 2. The thread keeps what has ended in its first slice. Whatever else has come of a batch, the Trio
-   run goes on with.
+   run goes on with, for as long as it takes. If the instance was taken back before that, the batch
+   begins anew in another: it has no host functions, so nobody sees that.
 3. An instance is lent for a short time, and shorter if it is not used, or if others wait for one.
    In between, the lease ends as any does, so that all who wait get their turn.
 4. The thread counts, and the Trio run books: fuel, calls and charges.
@@ -85,6 +86,7 @@ class Lent:
         self._ended = False
         self._leaving = False  # set by the Trio run, for the thread to begin no further batch
         self._wanted = trio.Event()
+        self._went_on: trio.Event | None = None  # set when `go_on` has ended
 
     # -- in the other thread
 
@@ -124,8 +126,11 @@ class Lent:
 
     # -- in the Trio run
 
-    async def go_on(self, begun: Begun) -> Value:
+    async def go_on(self, begun: Begun) -> tuple[Value] | None:
         """Go on with a batch that the other thread has begun; the instance is not lent any more.
+
+        Returns:
+            The results; None if the instance has been taken back.
 
         Raises:
             trio.ClosedResourceError: the cache has been closed meanwhile.
@@ -133,16 +138,20 @@ class Lent:
         """
         with self._lock:
             if self._ended:
-                raise trio.ClosedResourceError("the cache was closed while a batch was under way")
+                return None
             self._dirty = False
             self._end()
+            self._went_on = trio.Event()
         try:
-            return await self._go_on(begun)
+            return (await self._go_on(begun),)
         finally:
+            self._went_on.set()
             self._wanted.set()
 
     async def hold(self) -> None:
         """Wait until the instance is not used any more, or others should have it.
+
+        A batch that `go_on` has under way is waited for to its end.
 
         **Checkpoint:** always.
         **Cancellation:** it is taken back.
@@ -151,15 +160,18 @@ class Lent:
             for _ in range(LOOKS):
                 with trio.move_on_after(UNUSED):
                     await self._wanted.wait()
-                    return
+                    break
+                if self._ended:
+                    break
                 if not self._lock.acquire(blocking=False):
                     continue  # it is used
                 burnt, self._burnt = self._burnt, []
+                begun = self._dirty  # `go_on` will soon be called
                 self._lock.release()
-                if not burnt:
-                    return
-                if not self._ended:
+                if burnt:
                     self._book(burnt)
+                elif not begun:
+                    break
         finally:
             self._leaving = True
             with trio.CancelScope(shield=True):
@@ -169,6 +181,8 @@ class Lent:
                     await trio.sleep(AGAIN)
             self._end()
             self._lock.release()
+        if self._went_on is not None:
+            await self._went_on.wait()
 
     def give_up(self) -> None:
         """Have the instance taken back soon."""
