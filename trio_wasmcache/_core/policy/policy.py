@@ -523,9 +523,9 @@ class Policy:
         self.instances.check_fits(function, module, reserved)
         function.promote(module, *reserved)
         for entry in function.entries.values():
-            for request in entry.claims:
-                if request.instance is not None:
-                    request.instance.report_rest()
+            for instance in (*entry.idle, *(request.instance for request in entry.claims)):
+                if instance is not None:
+                    instance.report_rest()
         result = Step()
         self._pump_room(now, result)
         return result
