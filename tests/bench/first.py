@@ -20,7 +20,7 @@ import wasmtime
 from trio_wasmcache import CacheConfig, InstanceCache, WasmCacheError, open_cache
 from trio_wasmcache._core.wasm.reader import FuncType, read_module
 
-from .harness import Report, SilentLogger
+from .harness import FIB, Report, SilentLogger
 
 I64 = ("i64",)
 FUEL = 1_000_000_000
@@ -220,8 +220,33 @@ async def bench_real(report: Report) -> None:
     report.add(f"tiered / plain ({what})", ratio, "", at_most=0.6)
 
 
+async def bench_promoted(report: Report, rounds: int) -> None:
+    """Calls of a function that was promoted, beside those of one that was optimized at once."""
+    async with (
+        open_cache(CacheConfig(), logger=SilentLogger()) as cache,
+        open_cache(CacheConfig(compiler="tiered"), logger=SilentLogger()) as tiered,
+    ):
+        leases = {}
+        for name, one in (("optimizing", cache), ("promoted", tiered)):
+            fib = await one.register("fib", FIB, args=I64, returns="i64")
+            await fib.call(20)
+            while one.entries()[0].tiers != {"optimizing": 1}:
+                await fib.call(20)
+            leases[name] = fib
+        taken: dict[str, list[float]] = {name: [] for name in leases}
+        for _ in range(rounds):
+            for name, fib in leases.items():
+                began = time.perf_counter()
+                await fib.call(20)
+                taken[name].append(time.perf_counter() - began)
+        assert tiered.entries()[0].tiers == {"optimizing": 1}
+    before, after = (statistics.median(taken[name]) for name in ("optimizing", "promoted"))
+    report.add("promoted code / optimizing only (fib(20))", after / before, "", at_most=1.02)
+
+
 async def run(report: Report, quick: bool) -> None:
     await bench_first(report, 3, 2 if quick else 81)
     await bench_first(report, 70, 1 if quick else 25)
+    await bench_promoted(report, 5 if quick else 501)
     if not quick:
         await bench_real(report)

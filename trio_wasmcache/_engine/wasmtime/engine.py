@@ -158,7 +158,9 @@ class WasmtimeEngine:
             return compile_module(build_it, wasm, admit, self._stack_size, make_constant, first)
 
         # Before there is a slot, which others could use while this one waits.
-        alone = contextlib.nullcontext() if code_cache is None else code_cache.locks.held(wasm)
+        # One that nobody waits for has a lock of its own, on which no other process waits.
+        name = wasm if first is self._first else first.value.encode() + wasm
+        alone = contextlib.nullcontext() if code_cache is None else code_cache.locks.held(name)
         async with alone:
             return await self._in_compiler(work, turn)
 
