@@ -365,26 +365,26 @@ class Promoted(OfFunction):
     module_digest: str
     """SHA-256 of the module's bytes, in hexadecimal."""
     module_number: int | None = None
-    """Number of the module that the compiler made; None: it could not, as for all below."""
+    """Number of the module that the compiler made; None: it could not."""
     code_bytes: int | None = None
-    """Size of the module's machine code, once loaded (bytes)."""
+    """Size of the module's machine code, once loaded (bytes); None as for `module_number`."""
     compiler: str | None = None
-    """Compiler that made it: ``"optimizing"``."""
+    """Compiler that made it: ``"optimizing"``; None as for `module_number`."""
     stack_size_bytes: int | None = None
-    """Size of the stack of a running instance of it (bytes)."""
+    """Size of the stack of a running instance of it (bytes); None as for `module_number`."""
     artifact_bytes: int | None = None
-    """Size of the compiled module at rest (bytes)."""
+    """Size of the compiled module at rest (bytes); None as for `module_number`."""
     address_space_bytes: int | None = None
-    """Bytes of addresses that one instance of it reserves."""
+    """Bytes of addresses that one instance of it reserves; None as for `module_number`."""
     mappings: int | None = None
-    """Number of memory mappings of one instance of it."""
+    """Number of memory mappings of one instance of it; None as for `module_number`."""
     module_mappings: int | None = None
-    """Number of memory mappings of the code, while it is loaded."""
+    """Number of memory mappings of the code, while it is loaded; None as for `module_number`."""
     error: str | None = None
     """Type of the error for which the function stays as it is; it is not tried again. None: it was
     promoted."""
     error_message: str | None = None
-    """Message of that error."""
+    """Message of that error; None as for `error`."""
 
     @property
     def level(self) -> str:
