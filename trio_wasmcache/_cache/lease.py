@@ -646,7 +646,7 @@ class Lease(Generic[R_co]):
         Returns:
             The instance; None if it can't be lent. A thread may have one whose function keeps its
             state from lease to lease, has a concurrency above 1, has just mapped a small batch, and
-            calls no host functions, in a group without limits of CPU time and of capacity.
+            calls no host functions. Its group must not limit CPU time or capacity.
         """
         self._check_thread("lend")
         bound = self._bound
