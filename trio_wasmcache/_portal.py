@@ -618,6 +618,8 @@ class Portal:
 
     def _refuse_all(self) -> None:
         """Refuse the requests that came too late; in any thread, each of which gets others."""
+        # First, as in `_take`: nobody else is going to look for a request that comes later.
+        self._woken = False
         with contextlib.suppress(IndexError):
             while True:
                 request = self._inbox.popleft()

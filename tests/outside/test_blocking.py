@@ -404,6 +404,16 @@ def test_the_end_of_a_group_ends_its_calls(cache: BlockingCache, kit: Kit) -> No
 # -- closing
 
 
+def test_each_call_after_closing_is_refused(cache: BlockingCache, kit: Kit) -> None:
+    """Also the later ones, which find that another was refused before."""
+    f = add(cache, "f", kit.adding(1))
+    assert f.call(1) == 2
+    cache.close()
+    for _ in range(3):
+        with pytest.raises(trio.ClosedResourceError):
+            f.call(1)
+
+
 def test_closing_ends_all_calls(cache: BlockingCache, kit: Kit, log: ListLogger) -> None:
     """In a group or in none, running or waiting, by `ClosedResourceError`; the log is whole."""
     spin = Spinning(cache, kit)
