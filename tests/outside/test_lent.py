@@ -379,24 +379,23 @@ def outcome(map_: Callable[..., Any], columns: Any) -> Any:
 
 def test_many_threads_and_a_close(kit: Kit) -> None:
     """All batches have their results, or the cache is closed."""
-    for _ in range(3):
-        with blocking._open(opening(kit)) as cache, ThreadPoolExecutor(4) as threads:
-            f = divide(cache, kit, concurrency=4)
-            ready = threading.Barrier(5)
+    with blocking._open(opening(kit)) as cache, ThreadPoolExecutor(4) as threads:
+        f = divide(cache, kit, concurrency=4)
+        ready = threading.Barrier(5)
 
-            def run(f: BlockingFunction[Any] = f, ready: threading.Barrier = ready) -> int:
-                for number in range(1, 10**9):
-                    if number == 20:
-                        ready.wait(HANG)
-                    try:
-                        assert list(f.map([[2 * number], number])) == [2]
-                    except trio.ClosedResourceError:
-                        return number
-                return 0
+        def run() -> int:
+            for number in range(1, 300):  # an end of its own: these threads take the GIL
+                if number == 20:
+                    ready.wait(HANG)
+                try:
+                    assert list(f.map([[2 * number], number])) == [2]
+                except trio.ClosedResourceError:
+                    return number
+            return 300
 
-            found = [threads.submit(run) for _ in range(4)]
-            ready.wait(HANG)
-            cache.close()
-            assert all(one.result(HANG) >= 20 for one in found)
+        found = [threads.submit(run) for _ in range(4)]
+        ready.wait(HANG)
+        cache.close()
+        assert all(one.result(HANG) >= 20 for one in found)
     if isinstance(kit, FakeKit):
         assert not kit.engine.open_instances
