@@ -34,6 +34,7 @@ BREACHES = {
         "_cache/planted.py",
         "import prometheus_client",
     ),
+    "Only the tracer imports opentelemetry": ("_cache/planted.py", "import opentelemetry.trace"),
     "Only the log tool imports what it is made with": ("_core/planted.py", "import polars"),
 }
 

@@ -36,7 +36,8 @@ The names, in reading order; `help()` of each is its reference:
 
 Modules beside it: `trio_wasmcache.blocking` for threads without an event loop,
 `trio_wasmcache.aio` for asyncio, `trio_wasmcache.udf` for data frames, databases and clusters,
-`trio_wasmcache.testing` for tests of an application, `trio_wasmcache.prometheus` for metrics, and
+`trio_wasmcache.testing` for tests of an application, `trio_wasmcache.prometheus` for metrics,
+`trio_wasmcache.otel` for traces and metrics by OpenTelemetry, and
 ``python -m trio_wasmcache`` for the log.
 """
 # Imports point down: `_cache` > `_pool`, `_batch` > `_runtime` > `_engine`, `_abi`, `_log` >
@@ -146,7 +147,7 @@ _HOMES = {
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 _FORMER = {"Crossing": "._abi.base"}
 # Listed by `dir` once they are imported.
-_MODULES = ("aio", "blocking", "prometheus", "report", "testing", "udf")
+_MODULES = ("aio", "blocking", "otel", "prometheus", "report", "testing", "udf")
 
 if not TYPE_CHECKING:  # with it, checkers would take any name for one of the package's
 

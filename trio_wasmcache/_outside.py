@@ -6,6 +6,7 @@ What differs is how a caller waits: the methods that wait are in those two.
 from __future__ import annotations
 
 import contextvars
+import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Generic, NoReturn, TypeVar
@@ -17,7 +18,7 @@ from ._core.config import CacheConfig
 from ._core.keys import FunctionKey
 from ._core.text import shown
 from ._owner import refuse_copy
-from ._portal import OpenGroup, Portal
+from ._portal import OpenGroup, Portal, Request, outwait
 
 T = TypeVar("T")
 
@@ -115,6 +116,25 @@ class OutsideCache:
     def config(self) -> CacheConfig:
         """Configuration with the limits in force."""
         return self._portal.cache.config
+
+
+def run_inside(cache: OutsideCache, what: str, function: Callable[[InstanceCache], T]) -> T:
+    """Call a sync function with the cache, in the cache's thread, and wait for it.
+
+    Raises:
+        RuntimeError: the cache is not open yet, or this is its own thread, or a forked child.
+        trio.ClosedResourceError: the cache is closed.
+        Exception: whatever the function raises.
+    """
+    portal = cache._portal  # noqa: SLF001 - in its own file
+    work = partial(at_once, partial(function, portal.cache))
+    portal.check(what)
+    lock = threading.Lock()
+    lock.acquire()
+    request = Request(work, what, None, None, lock.release)
+    portal.submit(request)
+    outwait(request, lock, lambda: None)
+    return request.result()
 
 
 def plain(function: OutsideFunction[T] | str) -> Function[T] | str:

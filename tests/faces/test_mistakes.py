@@ -843,6 +843,11 @@ async def test_messages_about_hostile_names_and_values_are_short() -> None:
             "prometheus_client",
             "trio_wasmcache.prometheus takes prometheus_client: pip install '.[prometheus]'",
         ),
+        (
+            "trio_wasmcache.otel",
+            "opentelemetry",
+            "trio_wasmcache.otel takes opentelemetry-api: pip install '.[otel]'",
+        ),
     ],
 )
 def test_a_missing_library_names_the_extra(

@@ -16,7 +16,7 @@ import attrs
 import pytest
 
 import trio_wasmcache
-from trio_wasmcache import aio, blocking, prometheus, testing, udf
+from trio_wasmcache import aio, blocking, otel, prometheus, testing, udf
 
 
 def declared() -> set[str]:
@@ -83,7 +83,7 @@ def test_what_is_for_tests_has_its_public_name(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", [testing, prometheus, blocking, aio, udf], ids=lambda module: module.__name__
+    "module", [testing, prometheus, otel, blocking, aio, udf], ids=lambda module: module.__name__
 )
 def test_all_has_the_public_names_of_a_module(module: ModuleType) -> None:
     """Those that it defines, and those that it imports for others, as checkers see it."""

@@ -77,7 +77,7 @@ async def _map_columns(
         arrow, found = await call.unless_ended(
             _look_at, call.name, columns, not numbers, call.runner
         )
-    rows = _count(call.bound.entry.function.key, binding, found, rows)
+    rows = call.rows = _count(call.bound.entry.function.key, binding, found, rows)
     if isinstance(binding, PlainAbi):
         return await _map_numbers(call, binding, found, rows, arrow, errors)
     return await _map_values(call, found, rows, arrow, errors)

@@ -48,9 +48,10 @@ from .._runtime.module import CachedModule
 from .._runtime.prepare import Prepare
 from .._runtime.wasi_config import Wasi
 from .group import SchedulingGroup, groups_around
-from .lease import Function, Lease, function_of
+from .lease import Function, Lease, function_of, watched
 from .options import Limits, RegisterOptions, Wasm
 from .parts import Parts
+from .watching import Facts, Watcher
 
 # Fields that `resize` can't change. `log_uses`, as a log that began without uses can't be replayed.
 FIXED = frozenset(
@@ -95,6 +96,7 @@ class InstanceCache:
         self._promoter = parts.promoter
         self._statistics = parts.statistics
         self._snapshots = parts.snapshots
+        self._watcher: Watcher | None = None
         _parts[self] = parts
 
     def __reduce__(self) -> NoReturn:
@@ -402,12 +404,32 @@ class InstanceCache:
         key = declaration.key
         with pool.registry.reserve(key, replace):
             try:
-                return await self._register(declaration, wasm)
+                watcher = self._watcher
+                if watcher is not None and watcher.wants():
+                    return await self._show_registration(watcher, declaration, wasm)
+                function, _ = await self._register(declaration, wasm)
+                return function
             finally:
                 pool.registry.release(key)
         raise trio.ClosedResourceError(f"the cache was closed while {key} was being registered")
 
-    async def _register(self, declaration: Declaration, wasm: Wasm) -> Function:
+    async def _show_registration(
+        self, watcher: Watcher, declaration: Declaration, wasm: Wasm
+    ) -> Function:
+        key = declaration.key
+        use = watcher.begin("register", key.name, key.args, self._groups.find().record.name)
+        try:
+            function, seconds = await self._register(declaration, wasm)
+        except BaseException as error:
+            use.end(error, Facts(key=key))
+            raise
+        facts = Facts(key=key, generation=function.generation, compile_seconds=seconds)
+        facts["code_size"], facts["module_digest"] = function.code_size, function.module_digest
+        use.end(None, facts)
+        return function
+
+    async def _register(self, declaration: Declaration, wasm: Wasm) -> tuple[Function, float]:
+        """Register a function; return it, and the seconds that compiling took."""
         pool, key = self._pool, declaration.key
         substitute = pool.engine.substitute(key.name, wasm)
         if substitute is not None:
@@ -433,7 +455,8 @@ class InstanceCache:
             artifact.mappings,
             declaration.isolation,
         )
-        return self._install(record, module, declaration, binding, seconds, group.record.name)
+        name = group.record.name
+        return self._install(record, module, declaration, binding, seconds, name), seconds
 
     def _install(
         self,
@@ -574,7 +597,8 @@ class InstanceCache:
                 name.
         """
         groups = self._groups
-        return Lease(self._pool, groups.find() if groups_around() else groups.main, name, args)
+        group = groups.find() if groups_around() else groups.main
+        return groups.lease(self._pool, group, name, args)
 
     @trio.lowlevel.enable_ki_protection
     async def warm(self, name: str, args: Sequence[str] | None = None, count: int = 1) -> None:
@@ -614,8 +638,9 @@ class InstanceCache:
             entry = record.entries.get(group.record)
             if entry is not None and entry.live >= min(count, record.concurrency):
                 return
+            lease = self._groups.lease(self._pool, group, name, args, warm=True)
             async with AsyncExitStack() as stack:
-                await stack.enter_async_context(Lease(self._pool, group, name, args, warm=True))
+                await stack.enter_async_context(lease)
             entry = record.entries.get(group.record)
             if entry is None or not entry.idle:
                 return  # loaded, but too large to be kept, and so would be any further one
@@ -770,6 +795,18 @@ class InstanceCache:
         if self._pool.closed:
             what = "" if function is None else f"{shown(function)} can't be used: "
             raise trio.ClosedResourceError(f"{what}the cache is closed")
+
+
+def watch(cache: InstanceCache, watcher: Watcher) -> None:
+    """Show a watcher the uses of a cache, of leases that are made from now on.
+
+    Raises:
+        RuntimeError: somebody watches it already.
+    """
+    if cache._watcher is not None:  # noqa: SLF001 - in its own file
+        raise RuntimeError(f"{cache!r} is watched already")
+    cache._watcher = watcher  # noqa: SLF001
+    parts_of(cache).groups.lease = watched(watcher)
 
 
 # {cache: its parts}: for `trio_wasmcache.testing`, which compares what several of them say.

@@ -186,7 +186,7 @@ class SchedulingGroup:
             args: types of its arguments, as registered; None if there is only one function of that
                 name.
         """
-        return Lease(self._pool, self._state, name, args)
+        return self._groups.lease(self._pool, self._state, name, args)
 
     @trio.lowlevel.enable_ki_protection
     def resize(self, **changes: Unpack[GroupChanges]) -> None:
@@ -272,6 +272,8 @@ class Groups:
         self.main_group: SchedulingGroup = SchedulingGroup(self, pool, self.main, service)
         self.states: dict[str, GroupState] = {MAIN: self.main}
         """{name: state} of the groups that are open."""
+        self.lease: type[Lease[Any]] = Lease
+        """Class of the leases of all groups."""
         self._opening: set[str] = set()
         self._reserved: dict[GroupState, int] = {}  # {group: bytes that it has reserved}
         self._reserve(self.main, pool.config.max_size)

@@ -15,7 +15,7 @@ import functools
 import math
 import operator
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from sys import _getframe
 from threading import get_ident
 from types import FrameType, TracebackType
@@ -43,7 +43,7 @@ from .._core.stack_room import check_headroom
 from .._core.wasm.isolation import Isolation
 from .._engine.base import UNDER_WAY, GuestMemory, InexactError, NoMemoryError
 from .._owner import refuse_copy
-from .._pool.acquisition import Acquisition
+from .._pool.acquisition import LOAD, Acquisition
 from .._pool.capacity import GroupState
 from .._pool.pool import Pool
 from .._pool.preparation import Preparing
@@ -55,6 +55,7 @@ from .._runtime.bound import BoundFunction, Definition, Failure
 from .._runtime.call import Call
 from .._runtime.runner import context_of_call
 from .lent import Begun, Lent
+from .watching import Facts, Use, Watcher
 
 if TYPE_CHECKING:  # for a default, which Python's own has from 3.13 on
     from typing_extensions import TypeVar as TypeVarWithDefault
@@ -63,6 +64,7 @@ if TYPE_CHECKING:  # for a default, which Python's own has from 3.13 on
 else:
     R_co = TypeVar("R_co", covariant=True)
 E = TypeVar("E", bound=BaseException)
+T = TypeVar("T")
 
 
 class LeaseState(enum.Enum):
@@ -139,6 +141,10 @@ class Lease(Generic[R_co]):
     """How a call failed half-way."""
     _entered_from: FrameType | None = None
     """Frame that awaited `__aenter__`, while HELD by a lease that did not take the fast path."""
+    _reach: Callable[[str, Collection[Request]], None] | None = None
+    """Called when an acquire begins to wait or to load; see `watching.Use.reach`."""
+    _rows: int | None = None
+    """Number of rows of the last batch, once it was known."""
 
     def __init__(
         self,
@@ -235,7 +241,9 @@ class Lease(Generic[R_co]):
         return await self._acquire(task)
 
     async def _acquire(self, task: Task) -> Self:
-        acquisition = Acquisition(self._pool, self._group, task, self, self._end, warm=self._warm)
+        acquisition = Acquisition(
+            self._pool, self._group, task, self, self._end, warm=self._warm, reach=self._reach
+        )
         self._acquisition = acquisition
         try:
             self._request, self._bound = await acquisition.run(self._name, self._args)
@@ -548,7 +556,7 @@ class Lease(Generic[R_co]):
             await checkpoint_if_cancelled()
         if self._ready is None:
             raise self._unusable()
-        self._row_errors = None
+        self._row_errors = self._rows = None
         small = bound.small if max_failed is None and rows is None else None
         if isinstance(small, SmallBatches) and share.budget is None:
             looked = small.look_at(columns)
@@ -569,6 +577,7 @@ class Lease(Generic[R_co]):
     ) -> Value:
         """Map a small batch, which mostly ends in its first slice: the fast path of `map`."""
         ready, fuel = self._ready, rows * small.row_fuel
+        self._rows = rows
         if rows * small.result_size > self._pool.result_book.limit or fuel > MAX_FUEL:
             return await self._map_any(bound, columns, None, None)
         self._ready = None
@@ -871,6 +880,8 @@ class Lease(Generic[R_co]):
         self._under_way = None
         self._fuel = call.fuel
         self._burnt += call.fuel
+        if call.rows is not None:
+            self._rows = call.rows
         if self._replacing is not None:
             self._end_replacing(call)
         try:
@@ -1072,6 +1083,131 @@ class Lease(Generic[R_co]):
 
     def _activity(self) -> Activity | None:
         return self._under_way if self._acquisition is None else self._acquisition.start
+
+
+def watched(watcher: Watcher) -> type[Lease[Any]]:
+    """Return a class of leases whose uses are shown to a watcher."""
+    return type("Lease", (_WatchedLease,), {"_watcher": watcher, "__module__": Lease.__module__})
+
+
+class _WatchedLease(Lease[R_co]):  # type: ignore[misc] # it is final for users
+    """A lease whose uses are shown to a `Watcher`, those that it wants.
+
+    Its methods are not async, so that a use which is not shown costs one question and no coroutine.
+    """
+
+    _watcher: Watcher
+    _held: Request | None = None
+    """Request that the watcher knows to be held."""
+    _cold = False
+    """Whether the instance was loaded for this lease, and not called since."""
+    _use: Use | None = None
+    """Acquire that is shown, while it is under way."""
+
+    @trio.lowlevel.enable_ki_protection
+    def __aenter__(self) -> Coroutine[Any, Any, Self]:
+        if not self._watcher.wants():
+            return Lease.__aenter__(self)  # type: ignore[return-value]
+        return self._show_acquire()
+
+    @trio.lowlevel.enable_ki_protection
+    def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> Coroutine[Any, Any, None]:
+        held, self._held = self._held, None
+        if held is not None:
+            self._watcher.release(held)
+        return Lease.__aexit__(self, kind, error, traceback)
+
+    @trio.lowlevel.enable_ki_protection
+    def call(self, *values: object) -> Coroutine[Any, Any, R_co]:
+        if not self._watcher.wants():
+            return Lease.call(self, *values)
+        return self._show_call("call", functools.partial(Lease.call, self, *values))
+
+    @trio.lowlevel.enable_ki_protection
+    def map(
+        self,
+        columns: object,
+        *,
+        rows: int | None = None,
+        on_error: Literal["raise", "null"] = "raise",
+        max_errors: int = 1000,
+    ) -> Coroutine[Any, Any, Value]:
+        work = functools.partial(
+            Lease.map, self, columns, rows=rows, on_error=on_error, max_errors=max_errors
+        )
+        return self._show_call("map", work) if self._watcher.wants() else work()
+
+    def lend(self) -> None:
+        """Lend nothing: what another thread does with the instance would not be shown."""
+
+    @trio.lowlevel.enable_ki_protection
+    async def _show_acquire(self) -> Self:
+        use = self._watcher.begin("acquire", self._name, self._args, self._group.record.name)
+        self._use, self._reach = use, self._note_stage
+        try:
+            await Lease.__aenter__(self)
+        except BaseException as error:
+            use.end(error, Facts(cold=self._cold))
+            raise
+        finally:
+            self._use = self._reach = None
+        facts = self._names()
+        request = self._request
+        if request is not None and request.instance is not None:
+            facts["instance"], facts["request"] = request.instance.number, request.number
+            facts["hit"], facts["cold"] = request.hit, self._cold
+            if self._warm:
+                facts["warm"] = True
+            self._held = request
+            use.hold(request)
+        use.end(None, facts)
+        return self
+
+    def _note_stage(self, stage: str, behind: Collection[Request]) -> None:
+        if stage == LOAD:
+            self._cold = True
+        if self._use is not None:
+            self._use.reach(stage, behind)
+
+    @trio.lowlevel.enable_ki_protection
+    async def _show_call(self, what: Literal["call", "map"], work: Callable[[], Awaitable[T]]) -> T:
+        use = self._watcher.begin(what, self._name, self._args, self._group.record.name)
+        before, cold = self._calls, self._cold
+        try:
+            result = await work()
+        except BaseException as error:
+            use.end(error, self._facts_of_call(what, before, cold))
+            raise
+        use.end(None, self._facts_of_call(what, before, cold))
+        return result
+
+    def _facts_of_call(self, what: Literal["call", "map"], before: int, cold: bool) -> Facts:
+        """Return the facts about a call or batch, before which there were so many."""
+        facts = self._names()
+        facts["cold"] = cold
+        if self._calls != before:  # else no guest has run
+            self._cold = False
+            facts["fuel"] = self._fuel
+        if what == "map":
+            facts["rows"] = self._rows
+            if self._row_errors is not None:
+                facts["row_errors"] = self._row_errors.count
+        return facts
+
+    def _names(self) -> Facts:
+        if self._bound is None:
+            return Facts()
+        function = self._bound.entry.function
+        return Facts(key=function.key, generation=function.generation)
+
+
+for _name in ("__aenter__", "__aexit__", "call", "map"):
+    getattr(_WatchedLease, _name).__doc__ = getattr(Lease, _name).__doc__
 
 
 @public

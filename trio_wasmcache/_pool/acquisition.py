@@ -10,7 +10,7 @@ Python's stack is checked before. This costs a few calls, which a hit saves: its
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import final
 
 import trio
@@ -41,6 +41,9 @@ from .capacity import GroupState
 from .making import Making, bind_metered, explain, needed
 from .pool import CLOSED, Pool
 
+# Stages of an acquire that is watched, besides those of `Stage`.
+TOKEN, LOAD = "a token", "load"
+
 
 @final
 class Acquisition:
@@ -53,6 +56,8 @@ class Acquisition:
         lease: the result of `current_lease` in host functions that the start of the instance calls.
         give_up: function that gives up the granted instance, when the group or the cache closes.
         warm: whether to load another instance even if one is idle.
+        reach: called when it begins to wait or to load, with what for, and with the requests that
+            hold what it waits for, as far as they are known; None: nobody watches.
     """
 
     def __init__(
@@ -64,6 +69,7 @@ class Acquisition:
         give_up: GiveUp,
         *,
         warm: bool,
+        reach: Callable[[str, Collection[Request]], None] | None = None,
     ) -> None:
         self._pool = pool
         self._group = group
@@ -72,6 +78,7 @@ class Acquisition:
         self._lease = lease
         self._give_up = give_up
         self._warm = warm
+        self._reach = reach
         self._blocked = False
         self._asked_at = 0.0
         self._request: Request | None = None
@@ -168,6 +175,8 @@ class Acquisition:
         pool, group = self._pool, self._group
         policy = pool.policy
         self._blocked, self._asked_at = True, pool.now()
+        if self._reach is not None:
+            self._reach(TOKEN, ())
         try:
             policy.waits.begin(self._task, group.record)
             policy.note_token_block(record, group.record)
@@ -265,6 +274,9 @@ class Acquisition:
             return Abort.SUCCEEDED
 
         pool.journal.blocked(request)
+        if self._reach is not None:
+            what = request.stage.value.removeprefix("waiting for ")
+            self._reach(what, () if request.stage is Stage.ROOM else tuple(request.entry.claims))
         request.sleep(functools.partial(trio.lowlevel.reschedule, trio.lowlevel.current_task()))
         await trio.lowlevel.wait_task_rescheduled(abort)
 
@@ -277,6 +289,8 @@ class Acquisition:
             definition = definition.promoted(CachedModule.of(module))
         self.definition = definition
         began = pool.now()
+        if self._reach is not None:
+            self._reach(LOAD, ())
         native: GuestInstance | None = None
         self._making = making = Making(pool, self._group.share, self._lease, request)
         try:

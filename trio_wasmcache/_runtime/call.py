@@ -129,6 +129,8 @@ class Call(Activity):
         self.tally: Tally = runtime.book.begin()
         """Count of the bytes that the host allocates for results."""
         self.caller = trio.lowlevel.current_task()
+        self.rows: int | None = None
+        """Number of rows of a batch, once it is known."""
         self.fuel = 0
         """Units of fuel burnt so far, by the guest and by the host for it, without those of a job
         that is under way."""
