@@ -6,7 +6,9 @@ Names and units follow https://prometheus.io/docs/practices/naming/: base units,
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
+import platform
 from collections.abc import Iterable, Iterator, Mapping
 from typing import final
 
@@ -20,6 +22,7 @@ try:
         CounterMetricFamily,
         GaugeMetricFamily,
         HistogramMetricFamily,
+        InfoMetricFamily,
         Metric,
         SummaryMetricFamily,
     )
@@ -155,6 +158,7 @@ class CacheCollector(Collector):
             return self._cache.stats()  # it can't change any more
 
     def _metrics(self, stats: CacheStats | None) -> Iterator[Metric]:
+        yield self._info(stats)
         prefix = f"{self._namespace}_"
         for field, name, what in COUNTERS:
             value = None if stats is None else getattr(stats, field)
@@ -213,6 +217,21 @@ class CacheCollector(Collector):
                     sums.add_metric((function,), distribution.count, total)
                 yield sums
 
+    def _info(self, stats: CacheStats | None) -> Metric:
+        """Return what the numbers depend on: with the value 1, to be joined with others."""
+        info = InfoMetricFamily(self._namespace, "Versions, policy and compiler of the cache.")
+        if stats is not None:
+            config = self._cache.config
+            facts = {
+                "version": _version("trio-wasmcache"),
+                "wasmtime_version": _version("wasmtime"),
+                "python_version": platform.python_version(),
+                "policy": config.policy,
+                "compiler": config.compiler,
+            }
+            info.add_metric((), facts)
+        return info
+
     def _more_counters(self, prefix: str, stats: CacheStats | None) -> Iterator[Metric]:
         evictions = CounterMetricFamily(
             f"{prefix}evictions", "Evicted instances, by reason.", labels=("reason",)
@@ -244,6 +263,14 @@ class CacheCollector(Collector):
             snapshots.add_metric((), stats.snapshots_lost)
             promotions.add_metric((), stats.promotions)
         yield from (evictions, errors, lost, failed, context_lost, snapshots, promotions)
+
+
+def _version(package: str) -> str:
+    """Return the version of an installed package; of one that is not, an empty string."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def _unit(name: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
+import platform
 from collections.abc import AsyncIterator
 
 import pytest
@@ -16,7 +18,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from trio_wasmcache import CacheConfig, InstanceCache, TrapError
-from trio_wasmcache.prometheus import CacheCollector
+from trio_wasmcache.prometheus import CacheCollector, _version
 
 PREFIX = "trio_wasmcache_"
 
@@ -44,7 +46,8 @@ def scrape(collector: CacheCollector) -> dict[str, Metric]:
     registry.register(collector)
     read = {metric.name: metric for metric in parse(generate_latest(registry).decode())}
     text = openmetrics.generate_latest(registry).decode()
-    assert {metric.name for metric in parse_strictly(text)} == read.keys()
+    strict = [metric.name + "_info" * (metric.type == "info") for metric in parse_strictly(text)]
+    assert {*strict} == read.keys()
     return read
 
 
@@ -98,6 +101,19 @@ async def test_counters_and_gauges_are_those_of_stats(used: InstanceCache) -> No
     assert values(metrics[f"{PREFIX}log_failures"], "_total") == {(): 0}
     assert values(metrics[f"{PREFIX}promotions"], "_total") == {(): 0}
     assert values(metrics[f"{PREFIX}log_context_lost_events"], "_total") == {(): 0}
+
+
+async def test_an_info_metric_has_what_the_numbers_depend_on(used: InstanceCache) -> None:
+    """The value is always 1; the policy is that in force."""
+    used.resize(policy="sieve")
+    (sample,) = scrape(CacheCollector(used))["trio_wasmcache_info"].samples
+    assert sample.value == 1
+    assert sample.labels["wasmtime_version"] == importlib.metadata.version("wasmtime")
+    assert sample.labels["python_version"] == platform.python_version()
+    del sample.labels["wasmtime_version"], sample.labels["python_version"]
+    version = _version("trio-wasmcache")
+    assert sample.labels == {"version": version, "policy": "sieve", "compiler": "optimizing"}
+    assert _version("no-such-package") == ""
 
 
 async def test_histograms_are_those_of_stats(used: InstanceCache) -> None:
@@ -207,6 +223,8 @@ async def test_the_table_of_scylladbs_metrics(used: InstanceCache) -> None:
 async def test_every_metric_is_documented(used: InstanceCache) -> None:
     """Those of the whole cache are in its table, as they are exported, without their namespace."""
     metrics = scrape(CacheCollector(used, per_group=False))
+    assert "`info`" in ALL
+    del metrics["trio_wasmcache_info"]
     suffixes = {"counter": "_total", "gauge": "", "histogram": ""}
     assert {
         name
