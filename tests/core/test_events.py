@@ -167,8 +167,8 @@ def test_a_stamp_puts_origin_and_order_before_the_fields() -> None:
 
 
 def test_the_reasons_are_those_of_the_contract() -> None:
-    """Eleven words, which logs and dashboards may rely on."""
+    """Twelve words, which logs and dashboards may rely on."""
     assert [reason.value for reason in Reason] == [
         *("size", "count", "idle", "code", "stack", "oversized", "corrupted", "removed"),
-        *("group_closed", "closed", "address_space"),
+        *("group_closed", "closed", "address_space", "promoted"),
     ]

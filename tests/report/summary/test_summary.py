@@ -520,3 +520,16 @@ def test_the_document_is_json(tmp_path: Path, capsys: Capture) -> None:
         raise AssertionError(word)
 
     json.loads(ran.out, parse_constant=refuse)
+
+
+def test_loads_that_no_lease_asked_for_are_no_seat_hits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a seat, an instance may be made by `warm`, or in the background after a promotion."""
+    log = Log()
+    log.opened()
+    for more in ({}, {"warmed": True}, {"promoted": True}):
+        log.loaded(1.0, seat=True, **more)
+    log.acquired(1.0, request=1)
+    path = log.write(tmp_path / "log")
+    assert run_report(capsys, path).cache["leases"]["seat_hits"] == 1

@@ -122,7 +122,7 @@ class Sums:
         if len(loaded):
             self.loads.take(loaded["load_seconds"])
             self.module_loads += int(loaded["module_loaded"].sum())
-            unasked = pl.col("warmed").fill_null(value=False).not_()
+            unasked = pl.any_horizontal(pl.col("warmed", "promoted").fill_null(value=False)).not_()
             self.seat_hits += len(loaded.filter(pl.col("seat") & unasked))
         if len(evicted):
             self._take_evictions(evicted)
