@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from documents import STATISTICS, TEXTS
 from kits import FakeKit, Kit, WasmtimeKit, add, add_asking
 from opentelemetry import trace
@@ -445,6 +446,22 @@ async def test_metrics_are_read_in_any_thread(fake: FakeKit, seen: Seen) -> None
         there = await trio.to_thread.run_sync(seen.metrics)
         assert here == there
         assert taken == [threading.get_ident()] * 2
+
+
+async def test_a_reader_for_which_the_caches_thread_waits_gets_nothing(
+    fake: FakeKit, seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the SDK is shut down inside of the block: that must end, and what follows works."""
+    monkeypatch.setattr("trio_wasmcache.otel.MAX_WAIT", 0)
+    async with fake.open() as cache:
+        seen.instrument(cache)
+        got: list[object] = []
+        thread = threading.Thread(target=lambda: got.append(seen.metrics()))
+        thread.start()
+        thread.join()
+        assert got == [{}]
+        await trio.testing.wait_all_tasks_blocked()
+        assert seen.metrics()["wasmcache.function.count"] == [({}, 0)]
 
 
 async def test_a_cache_is_instrumented_once(fake: FakeKit, seen: Seen) -> None:
