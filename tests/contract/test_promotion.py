@@ -112,6 +112,26 @@ async def test_a_held_lease_keeps_its_code(kit: Kit) -> None:
         assert (cache.stats().hits, cache.stats().misses) == (1, 1)
 
 
+async def test_one_instance_stands_in_for_each_that_runs(kit: Kit) -> None:
+    """However many `concurrency` allows; one that has gone is not made again for it."""
+    logger = WatchedLogger()
+    async with kit.open(TIERED, logger=logger) as cache:
+        f = await add(cache, "f", kit.adding(1), concurrency=8)
+        async with f.acquire() as first, f.acquire() as second:
+            await promote(cache, logger, f)
+            await settle(cache)
+            assert tiers(cache) == [{"baseline": 2, "optimizing": 2}]
+            cache.resize(max_instances=2)
+            cache.resize(max_instances=TIERED.max_instances)
+            await settle(cache)
+            assert tiers(cache) == [{"baseline": 2}]
+            assert await first.call(1) == await second.call(1) == 2
+        # Given back, they are hits, until each is replaced in its place.
+        await settle(cache)
+        assert tiers(cache) == [{"optimizing": 2}]
+        assert len([one for one in logger.fields("loaded") if one["promoted"]]) == 4
+
+
 async def test_whoever_waits_gets_optimized_code(kit: Kit) -> None:
     """The queue of a function goes on; the others of its concurrency are made in turn."""
     logger = WatchedLogger()

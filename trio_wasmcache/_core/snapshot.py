@@ -157,6 +157,9 @@ class SnapshotResident(Item):
     """Whether the code of its module had to be loaded for it."""
     altered: bool
     """Whether it runs, and was loaded on a seat."""
+    paired: bool = False
+    """Whether it is of baseline code, and one of optimized code was made to be idle beside it while
+    it ran."""
     uses: int
     """Number of leases of it that have ended."""
     uses_before: int

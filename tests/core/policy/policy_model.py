@@ -100,6 +100,8 @@ class MInstance:
     """The floors of sizes and of counts when it became idle."""
     altered: bool = False
     """Whether it was loaded on a seat since it last rested."""
+    has_stand_in: bool = False
+    """Whether one of other code was made to be idle beside it, while it runs."""
     seen: int = 0
     """Its uses when SIEVE's hand last passed."""
     due: float | None = None
@@ -919,7 +921,8 @@ class Model:
         function, group = key
         live = self.live(key)
         running = [it for it in live if it.outdated and it.state != "idle"]
-        beside = bool(running) and len(live) - len(running) < function.concurrency
+        beside = len(live) - len(running) < function.concurrency
+        beside = beside and any(not it.has_stand_in for it in running)
         idle = any(it.outdated for it in self.idle_of(key))
         return not (function.retired or group.closed) and (idle or beside)
 
@@ -957,6 +960,9 @@ class Model:
             self.start(new)
         self.instances.append(new)
         if not idle:
+            held = (it.instance for it in self.claims(key))
+            old = next(it for it in held if it and it.outdated and not it.has_stand_in)
+            old.has_stand_in = True
             self.rest(new, size, self.now, None, out)
         else:
             self.take_place(idle[-1], new, size, out)

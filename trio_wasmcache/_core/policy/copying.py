@@ -6,7 +6,7 @@ changes, and numbers. `PolicyCopy.parts` turns them into events later, in the lo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, Generic, TypeVar, final
 
 from attrs import Factory, define, frozen
@@ -85,6 +85,8 @@ class Residents:
     evictable: Sequence[Module]
     order: OrderCopy
     keep_alive: KeepAliveCopy
+    paired: Set[Instance]
+    """Those of earlier modules for which one of optimized code stood in while they ran."""
     evictions: int
     loads: int
     rests: int
@@ -293,6 +295,7 @@ class _Rendering:
             mappings=mappings,
             module_loaded=loads_module,
             altered=altered,
+            paired=instance in self.copy.residents.paired,
             uses=uses,
             uses_before=uses_before,
             created_at_seconds=instance.created_at,

@@ -7,7 +7,7 @@ a time. Each eviction and unload is recorded in the `Step` that the pool receive
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -109,6 +109,8 @@ class Instances:
     _drops: int = 0
     _altered: set[Instance] = Factory(set)
     """Running instances that were loaded on a seat: not what last rested, whatever their size."""
+    _paired: set[Instance] = Factory(set)
+    """Instances of earlier modules for which one of optimized code stood in while they ran."""
 
     # -- snapshots
 
@@ -124,6 +126,7 @@ class Instances:
             self.ledger.evictable.members(),
             self.order.copy(),
             self.keep_alive.copy(),
+            frozenset(self._paired),
             sum(self.evictions.values()),
             self._numbers,
             self.rests,
@@ -179,6 +182,8 @@ class Instances:
             instance.resting_size = it.size_bytes if idle else -1
             if it.altered:
                 self._altered.add(instance)
+            if it.paired:
+                self._paired.add(instance)
             found[instance] = it
         for instance in sorted(found, key=rested):
             if instance.state is IDLE:
@@ -418,6 +423,8 @@ class Instances:
         # First, so that the module is in use all the time.
         new = self.start(old.entry, now, module=old.module)
         new.state = step(new.state, Action.LOADED)
+        if old in self._paired:
+            self._paired.add(new)
         new.report_rest()
         old.size, old.last_used = size, now
         self._leave_running(old, result)
@@ -481,7 +488,7 @@ class Instances:
         It must fit while it starts, without an eviction, and be of use: see `upgrade`.
         """
         function, ledger, config = entry.function, self.ledger, self.config
-        if not _wants_upgrade(entry):
+        if not self._wants_upgrade(entry):
             return False
         module = function.module
         code = (0 if module.users else module.code_size) + module.stacks * ledger.stack_size
@@ -504,8 +511,9 @@ class Instances:
         """Add an idle instance of a promoted function, made in the background.
 
         It takes the place of the idle instance of the earlier module that was used last, which is
-        evicted. If all of these are running, it is idle beside them until they are given back, and
-        then they are evicted.
+        evicted. If all of these are running, it stands in for one of them: it is idle beside it,
+        and may be evicted as any other. No other is made for that one while it runs. If one is idle
+        when that one is given back, that is evicted.
         Returns None, and changes nothing, if it is of no use or does not fit.
 
         Args:
@@ -517,7 +525,7 @@ class Instances:
             ready: whether the next hit can use it without preparation.
         """
         function, ledger, config, group = entry.function, self.ledger, self.config, entry.group
-        if not _wants_upgrade(entry):
+        if not self._wants_upgrade(entry):
             return None
         module = function.module
         idle = [instance for instance in entry.idle if instance.outdated]
@@ -541,6 +549,7 @@ class Instances:
         else:
             new.hold(bound, ready=ready)
         if old is None:
+            self._paired.add(next(self._unpaired(entry)))
             self.settle(new, Action.WARMED, size, now)
             return new
         state = step(old.state, Action.EVICT)
@@ -565,8 +574,29 @@ class Instances:
         self._record(old, Reason.PROMOTED, now, result, before, None, replacing=(new.number, None))
         return new
 
+    def _wants_upgrade(self, entry: Entry) -> bool:
+        """Return whether an entry has use for one more instance of its optimized code."""
+        function = entry.function
+        if function.retired or entry.group.closed or function.earlier is None:
+            return False
+        if any(instance.outdated for instance in entry.idle):
+            return True
+        if next(self._unpaired(entry), None) is None:
+            return False
+        held = [request.instance for request in entry.claims if request.instance is not None]
+        leaving = sum(it.outdated and it.entry is entry for it in held)
+        return entry.live - leaving < function.concurrency
+
+    def _unpaired(self, entry: Entry) -> Iterator[Instance]:
+        """Yield the running instances of an earlier module for which none has stood in yet."""
+        for request in entry.claims:
+            it = request.instance
+            if it is not None and it.entry is entry and it.outdated and it not in self._paired:
+                yield it
+
     def _leave_idle(self, instance: Instance, result: Step) -> None:
         module = instance.module
+        self._paired.discard(instance)
         instance.entry.live -= 1
         del module.instances[instance]
         if self.ledger.leave_idle(instance):
@@ -997,6 +1027,7 @@ class Instances:
         module = instance.module
         del module.instances[instance]
         self._altered.discard(instance)
+        self._paired.discard(instance)
         if self.ledger.leave_running(instance):
             result.unloaded.append(module)
         instance.entry.live -= 1
@@ -1073,18 +1104,6 @@ def _evictable(module: SnapshotModule) -> int:
 
 def _number_of(instance: Instance) -> int:
     return instance.number
-
-
-def _wants_upgrade(entry: Entry) -> bool:
-    """Return whether an instance of an entry can take the place of one of an earlier module."""
-    function = entry.function
-    if function.retired or entry.group.closed or function.earlier is None:
-        return False
-    if any(instance.outdated for instance in entry.idle):
-        return True
-    held = [request.instance for request in entry.claims if request.instance is not None]
-    running = sum(it.outdated and it.entry is entry for it in held)
-    return running > 0 and entry.live - running < function.concurrency
 
 
 def _is_no_seat(instance: Instance) -> bool:
