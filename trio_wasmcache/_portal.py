@@ -392,7 +392,6 @@ class Portal:
         Raises:
             RuntimeError: the system has no thread, or the program is ending.
         """
-        _close_at_exit()
         thread = threading.Thread(
             target=self._main,
             args=(opened,),
@@ -401,13 +400,7 @@ class Portal:
             daemon=True,
         )
         self._thread = thread
-        _open.add(self)
-        try:
-            thread.start()
-        except BaseException:
-            if not thread.is_alive():
-                _open.discard(self)
-            raise
+        _all.start(self, thread)
 
     @property
     def cache(self) -> InstanceCache:
@@ -514,7 +507,7 @@ class Portal:
         thread = self._thread
         assert thread is not None
         thread.join()
-        _open.discard(self)
+        _all.discard(self)
 
     def check_failure(self) -> None:
         """Raise the exception that ended the thread, if one did."""
@@ -678,31 +671,81 @@ def outwait(end: Completion, lock: threading.Lock, ask: Callable[[], object]) ->
 
 # -- the end of the program
 
-_open: set[Portal] = set()
-_registered = False
+
+@final
+class _Portals:
+    """All portals of this process, which are closed when the program ends.
+
+    That is before it waits for its other threads, which may use one until then. None is opened
+    afterwards, as nobody would close it.
+    """
+
+    def __init__(self) -> None:
+        # Reentrant, as the handler of a signal may open a cache, too.
+        self._lock = threading.RLock()
+        self._open: set[Portal] = set()
+        self._registered = False
+        self._ending = False  # whether `close_all` has been called
+
+    def start(self, portal: Portal, thread: threading.Thread) -> None:
+        """Start the thread of a portal.
+
+        Raises:
+            RuntimeError: the program is ending, or the system has no thread.
+        """
+        # Until it is alive: `close_all` must find it, or be over before it.
+        with self._lock:
+            self._close_at_exit()
+            self._open.add(portal)
+            try:
+                thread.start()
+            except BaseException:
+                if not thread.is_alive():
+                    self._open.discard(portal)
+                raise
+
+    def discard(self, portal: Portal) -> None:
+        """Forget a portal, whose thread has ended."""
+        self._open.discard(portal)
+
+    def _close_at_exit(self) -> None:
+        if self._registered and not self._ending:
+            return
+        # Functions registered later are called earlier. That of `concurrent.futures` waits for the
+        # threads of all executors, in which guests may run for ever: so it is imported by now.
+        assert concurrent.futures.thread
+        register: Callable[..., object] = getattr(threading, "_register_atexit", atexit.register)
+        try:
+            if self._ending:
+                raise RuntimeError
+            register(self.close_all)
+        except RuntimeError:
+            raise RuntimeError(
+                "open_cache: the program is ending, and would not wait for another cache to be "
+                "closed: open it before the end of the main thread"
+            ) from None
+        os.register_at_fork(after_in_child=self._begin_again)
+        self._registered = True
+
+    def _begin_again(self) -> None:
+        """Leave all portals to the process that has forked this one."""
+        self._lock = threading.RLock()  # another thread may have held it
+        self._open.clear()
+        self._ending = False
+
+    def close_all(self) -> None:
+        """Close all portals, and refuse to start others."""
+        with self._lock:
+            self._ending = True
+            portals = [one for one in self._open.copy() if one.is_alive() and not one.is_copy()]
+        waits = []
+        for portal in portals:
+            closed, lock = completion()
+            portal.close(closed)
+            waits.append((portal, closed, lock))
+        for portal, closed, lock in waits:
+            outwait(closed, lock, lambda: None)
+            portal.join()
 
 
-def _close_at_exit() -> None:
-    """Have all portals closed when the program ends, before it waits for its other threads."""
-    global _registered
-    if _registered:
-        return
-    # Functions registered later are called earlier. That of `concurrent.futures` waits for the
-    # threads of all executors, in which guests may run for ever: so it is imported by now.
-    assert concurrent.futures.thread
-    register: Callable[..., object] = getattr(threading, "_register_atexit", atexit.register)
-    register(_close_all)
-    os.register_at_fork(after_in_child=_open.clear)
-    _registered = True
-
-
-def _close_all() -> None:
-    portals = [portal for portal in _open if portal.is_alive() and not portal.is_copy()]
-    waits = []
-    for portal in portals:
-        closed, lock = completion()
-        portal.close(closed)
-        waits.append((portal, closed, lock))
-    for portal, closed, lock in waits:
-        outwait(closed, lock, lambda: None)
-        portal.join()
+_all = _Portals()

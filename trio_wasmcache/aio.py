@@ -709,7 +709,8 @@ class AsyncioCache(OutsideCache, _Calls):
 
         Raises:
             TypeError, ValueError, CacheDirError: see `trio_wasmcache.open_cache`.
-            RuntimeError: another task is opening it, or the system has no thread for it.
+            RuntimeError: another task is opening it, the program is ending, or the system has no
+                thread for it.
             trio.ClosedResourceError: it was closed.
 
         **Checkpoint:** unless it is open.
@@ -727,7 +728,11 @@ class AsyncioCache(OutsideCache, _Calls):
         self._begun = True
         waiting = self._caller.waiting()
         opened = Completion(waiting.notify)
-        portal.start(opened)
+        try:
+            portal.start(opened)
+        except BaseException:
+            self._begun = False  # or `close` would wait for a thread that there is not
+            raise
         try:
             await waiting.wait(opened, lambda: None)
         except asyncio.CancelledError:

@@ -102,7 +102,7 @@ def open_cache(
             no str.
         ValueError: `label` is too long, or can't be printed.
         CacheDirError: `cache_dir` can't be used.
-        RuntimeError: the system has no thread for it.
+        RuntimeError: the system has no thread for it, or the program is ending.
     """
     return _open(partial(open_trio_cache, config, logger=logger, label=label))
 

@@ -753,17 +753,47 @@ def test_processes(method: str, tmp_path: Path) -> None:
     assert [cells(one, "c") for one in found] == 4 * [[8, 7, 11]]
 
 
+ENDING = "open_cache: the program is ending"
+
+
 def test_the_program_ends_with_an_endless_guest(tmp_path: Path) -> None:
-    """In a thread of an executor, which the interpreter waits for; the log is whole."""
+    """In a thread of an executor, which the interpreter waits for; the log is whole.
+
+    No other cache is opened from then on, as nobody would close it: not after an error that may be
+    tried again, and not by the interpreter's own last steps.
+    """
     program = f"""
-        import sys, time
+        import asyncio, atexit, sys, time, trio
         from concurrent.futures import ThreadPoolExecutor
         from pathlib import Path
-        from trio_wasmcache import CacheConfig
+        from trio_wasmcache import CacheConfig, aio, blocking
         from trio_wasmcache.udf import WasmUDF
         spin = WasmUDF("spin", {ENDLESS!r}, args=("i64",), returns="i64", log_dir={str(tmp_path)!r},
                        config=CacheConfig(total_fuel=10**15))
-        ThreadPoolExecutor().submit(spin, [1])
+        def again_and_again():
+            while True:
+                try:
+                    spin([1])
+                except trio.ClosedResourceError:
+                    pass
+                except RuntimeError as error:
+                    return print(error)
+        def late():
+            try:
+                blocking.open_cache()
+            except RuntimeError as error:
+                print(error)
+            asyncio.run(opened_late())
+        async def opened_late():
+            cache = aio.open_cache()
+            try:
+                await cache
+            except RuntimeError as error:
+                print(error)
+            finally:
+                await cache.close()
+        atexit.register(late)
+        ThreadPoolExecutor().submit(again_and_again)
         log = Path({str(tmp_path)!r})
         while not any("wasmcache.loaded" in file.read_text() for file in log.iterdir()):
             time.sleep(0.01)
@@ -773,6 +803,17 @@ def test_the_program_ends_with_an_endless_guest(tmp_path: Path) -> None:
     done = subprocess.run(command, timeout=HANG, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (3, "")
     assert names(tmp_path)[-1] == "closed"
+    assert [line.partition(",")[0] for line in done.stdout.splitlines()] == 3 * [ENDING]
+
+
+def test_the_first_cache_of_a_program_that_ends() -> None:
+    """It is refused likewise, though nothing has asked to be called at the end."""
+    program = "import atexit, trio_wasmcache.blocking as b; atexit.register(b.open_cache)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], timeout=HANG, capture_output=True, text=True
+    )
+    assert f"RuntimeError: {ENDING}" in done.stderr
+    assert "register atexit" not in done.stderr
 
 
 def test_the_function_of_a_batch_is_public() -> None:

@@ -337,7 +337,8 @@ class WasmUDF:
 
         Raises:
             TimeoutError: it did not end within `timeout`.
-            RuntimeError: a host function called it, in the cache's own thread.
+            RuntimeError: a host function called it, in the cache's own thread; or it needs a cache
+                as the program ends.
             ValueError: the file has another digest.
             TypeError: there are too many columns, or too few.
             Exception: the errors of `BlockingCache.register`, for the first call in a process, and

@@ -119,7 +119,7 @@ def run(udf: Declared, what: str, work: Callable[[BlockingFunction[Any]], T]) ->
         work: what to do; it may be called again if the function was removed before it ran.
 
     Raises:
-        RuntimeError: this is the cache's own thread.
+        RuntimeError: this is the cache's own thread, or a cache is needed as the program ends.
         Exception: the errors of opening the cache, of `register`, and of `work`.
     """
     with _used(udf) as (cache, entry):
