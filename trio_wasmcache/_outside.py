@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from functools import partial
 from typing import Any, Generic, NoReturn, TypeVar
 
@@ -155,6 +155,16 @@ def check_timeout(timeout: object) -> None:
         raise TypeError(f"timeout must be a number of seconds, or None, got {shown(timeout)}")
     if not timeout >= 0:
         raise ValueError(f"timeout must be a number of seconds from 0, got {shown(timeout)}")
+
+
+def check_row_errors(row_errors: object) -> None:
+    """Check what errors of rows are to be added to, before the guest runs.
+
+    Raises:
+        TypeError: it is neither None nor a dict.
+    """
+    if row_errors is not None and not isinstance(row_errors, MutableMapping):
+        raise TypeError(f"row_errors must be a dict, or None, got {shown(row_errors)}")
 
 
 # -- what requests do, in the cache's thread

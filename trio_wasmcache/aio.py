@@ -262,6 +262,7 @@ class _Caller:
         **options: Any,
     ) -> Value:
         """Call a function for every row of some columns."""
+        _outside.check_row_errors(row_errors)
         work = partial(
             _outside.map_rows, self.portal.cache, function, args, columns, row_errors, options
         )

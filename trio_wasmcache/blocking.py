@@ -212,6 +212,7 @@ class _Caller:
         **options: Any,
     ) -> Value:
         """Call a function for every row of some columns."""
+        _outside.check_row_errors(row_errors)
         work = partial(
             _outside.map_rows, self.portal.cache, function, args, columns, row_errors, options
         )
@@ -303,6 +304,8 @@ class BlockingFunction(OutsideFunction[R_co]):
             TypeError, ValueError: `timeout` is no number of seconds.
             Exception: the errors of `Lease.__aenter__` and `Lease.map`.
         """
+        if row_errors is not None:
+            _outside.check_row_errors(row_errors)
         plain = rows is None and on_error == "raise" and max_errors == 1000
         if plain and self._caller.lends:
             return self._map_again(columns, timeout)

@@ -296,6 +296,11 @@ def test_a_batch_goes_past_rows_that_fail(real: Kit) -> None:
                 assert options["row_errors"] == {}
             with pytest.raises(TrapError):
                 await divide.map([[0, 0]], on_error="null", max_errors=1)
+            calls = (await cache.stats()).calls
+            bad: Any = []
+            with pytest.raises(TypeError, match="row_errors must be a dict"):
+                await divide.map([[0]], row_errors=bad)
+            assert (await cache.stats()).calls == calls
 
     run(main)
 

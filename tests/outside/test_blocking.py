@@ -183,6 +183,11 @@ def test_a_batch_goes_past_rows_that_fail(real: Kit) -> None:
         assert divide.map([[1, 0, 5]], **options) == [100, None, 20]
         with pytest.raises(TrapError):
             divide.map([[0, 0]], on_error="null", max_errors=1)
+        calls = cache.stats().calls
+        bad: Any = []
+        with pytest.raises(TypeError, match="row_errors must be a dict"):
+            divide.map([[0]], row_errors=bad)
+        assert cache.stats().calls == calls
 
 
 def test_the_caller_context_is_copied(cache: BlockingCache, kit: Kit) -> None:

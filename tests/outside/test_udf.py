@@ -63,6 +63,8 @@ ECHO = """(module (memory (export "memory") 2)
     (i64.or (i64.shl (i64.extend_i32_u (local.get 0)) (i64.const 32))
       (i64.extend_i32_u (local.get 1)))))"""
 I64S = ("i64", "i64")
+# A table with two columns of a name, as of a join.
+TWICE = pyarrow.table([[1], [2], [3]], ["a", "a", "b"])
 
 
 @pytest.fixture(autouse=True)
@@ -196,6 +198,7 @@ class Stateful:
         (lambda: asking(Stateful()), TypeError, "can't be pickled"),
         (lambda: adding(wasi=Wasi(stdout=lambda *_: None)), TypeError, "can't import"),
         (lambda: adding(returns=None), ValueError, "must be one type or several"),
+        (lambda: adding(returns=("i64",)), ValueError, "must be the type itself for one column"),
         (lambda: adding(timeout="1"), TypeError, "timeout must be a number of seconds"),
         (lambda: adding(max_errors=-1), ValueError, "max_errors"),
         (lambda: adding(cast=1), TypeError, "cast must be True or False"),
@@ -211,6 +214,7 @@ class Stateful:
         (lambda: adding().on("a", into="c"), TypeError, "takes the names of 2 columns, got 1"),
         (lambda: adding().on("a", 1, into="c"), TypeError, "must be str"),
         (lambda: adding().on("a", "b", into=["c"]), TypeError, "into must be the name"),
+        (lambda: adding().on("a", "b", into=2), TypeError, "into must be the name .* got 2"),
         (lambda: adding().on("a", "b", into="c", error="e"), ValueError, 'on_error="null"'),
         (
             lambda: dividing(on_error="null").on("a", "b", into="c", error="c"),
@@ -223,6 +227,15 @@ class Stateful:
             "at most 1000",
         ),
         (lambda: adding()([1]), TypeError, r"takes 2 columns, one for each argument, got 1"),
+        (lambda: adding().map([[1], [2]], row_errors=[]), TypeError, "row_errors must be a dict"),
+        (lambda: adding().polars([]), TypeError, "takes one Series at least, got none"),
+        (lambda: adding().on("a", "b", into="c")(TWICE), ValueError, "has 2 columns 'a'"),
+        (lambda: adding().on("b", "b", into="a")(TWICE), ValueError, "has 2 columns 'a'"),
+        (
+            lambda: adding().on("a", "b", into="c")(TWICE.to_pandas()),
+            ValueError,
+            "has 2 columns 'a'",
+        ),
         (lambda: adding().on("a", "b", into="c")([1]), TypeError, "a batch is an Arrow table"),
         (
             lambda: adding().on("a", "b", into="c")(polars.LazyFrame({"a": [1]})),

@@ -24,7 +24,7 @@ from .._core.keys import MAX_NAME_LENGTH
 from .._core.text import listed, shown
 from .._core.wasm.isolation import Isolation
 from .._core.wasm.reader import HEADER
-from .._outside import check_timeout
+from .._outside import check_row_errors, check_timeout
 from .._pool.registration import Declaration, Missing, declare, read_file
 from .._public import public_in_udf
 from .._runtime.host import Importable
@@ -33,7 +33,7 @@ from .._runtime.wasi_config import Wasi
 from ..blocking import BlockingCache, BlockingFunction
 from . import process
 from .columns import for_map, kind_of, may_have_nulls, result_of
-from .frames import frame_of
+from .frames import check_once, frame_of
 from .identity import digest_of, said
 
 # Hexadecimal digits of a SHA-256.
@@ -98,6 +98,9 @@ class WasmUDF:
         table = add.on("a", "b", into="c")(table)  # batch in, batch out
         frame.select(polars.map_batches(["a", "b"], add.polars, return_dtype=polars.Int64))
         database.create_function("wasm_add", add, ["BIGINT", "BIGINT"], "BIGINT", type="arrow")
+
+    With ``on_error="null"`` or ``called_on_null=True``, DuckDB's line takes
+    ``null_handling="special"``, too.
 
     It is a value: it does not change, equal ones are interchangeable, and it is pickled as its
     parameters. Unpickling calls this constructor, which checks them, and nothing else. Pickles
@@ -225,6 +228,11 @@ class WasmUDF:
             )
         if not declared.results:
             raise ValueError(f"{declared.key}: returns must be one type or several, got none")
+        if not isinstance(declared.returns, str) and len(declared.results) == 1:
+            raise ValueError(
+                f"{declared.key}: returns must be the type itself for one column, got "
+                f"{self.returns!r:.100}: a sequence is for several"
+            )
         check_options(self.on_error, self.max_errors)
         check_timeout(self.timeout)
         if not isinstance(self.cast, bool):
@@ -350,6 +358,7 @@ class WasmUDF:
                 f"{self.name}({listed(self.args)}) takes {len(self.args)} {noun}, one for each "
                 f"argument, got {len(columns)}"
             )
+        check_row_errors(row_errors)
         kinds = [kind_of(column) for column in columns]
         if like is None:
             like = next((c for c, k in zip(columns, kinds, strict=True) if k != "scalar"), [])
@@ -392,8 +401,11 @@ class WasmUDF:
             A Series with the name of the first one.
 
         Raises:
+            TypeError: there is no Series.
             Exception: as when it is called with columns.
         """
+        if isinstance(series, (list, tuple)) and not series:
+            raise TypeError(f"polars: {self.name} takes one Series at least, got none")
         first = series[0] if isinstance(series, (list, tuple)) else series
         if first is series:
             structs = bool(getattr(series.dtype, "fields", None))
@@ -519,6 +531,10 @@ class BatchUDF:
 
     def __attrs_post_init__(self) -> None:
         udf, into = self.udf, self.into
+        if not isinstance(into, (str, Sequence)):
+            raise TypeError(
+                f"on: into must be the name of a column, or a sequence of names, got {shown(into)}"
+            )
         results = [into] if isinstance(into, str) else [*into]
         if not isinstance(into, str):
             object.__setattr__(self, "into", tuple(results))
@@ -582,16 +598,18 @@ class BatchUDF:
 
         Raises:
             KeyError: it has no column of a name.
+            ValueError: it has several columns of a name.
             TypeError: it is no batch.
             Exception: the errors of a `WasmUDF` that is called with columns.
         """
-        frame = frame_of(batch)
+        frame, into = frame_of(batch), self.into
+        results = [into] if isinstance(into, str) else into
+        check_once(frame, [*self.names, *results, self.error])
         columns = [frame.column(name) for name in self.names]
         like = frame.like(columns)
         errors: dict[int, Exception] | None = None if self.error is None else {}
         rows = None if columns else frame.rows
         result = self.udf.map(columns, rows=rows, row_errors=errors, like=like)
-        into = self.into
         added = {into: result} if isinstance(into, str) else dict(zip(into, result, strict=True))
         if self.error is not None and errors is not None:
             texts = {row: _text(error) for row, error in errors.items()}

@@ -17,6 +17,8 @@ class Frame(Protocol):
 
     rows: int
     """Number of rows."""
+    names: list[object]
+    """Names of its columns."""
 
     def column(self, name: str) -> Any:
         """Return a column.
@@ -70,6 +72,20 @@ def _missing(name: str, names: Sequence[object]) -> KeyError:
     return KeyError(f"the batch has no column {shown(name)}; it has {listed([*map(str, names)])}")
 
 
+def check_once(frame: Frame, names: Sequence[str | None]) -> None:
+    """Check that a batch has no two columns of one of some names.
+
+    Raises:
+        ValueError: it has.
+    """
+    for name in names:
+        count = frame.names.count(name)
+        if count > 1:
+            raise ValueError(
+                f"the batch has {count} columns {shown(name)}: give each a name of its own"
+            )
+
+
 @final
 class ArrowFrame:
     """A table or a record batch of pyarrow."""
@@ -77,6 +93,7 @@ class ArrowFrame:
     def __init__(self, batch: Any) -> None:
         self._batch = batch
         self.rows: int = batch.num_rows
+        self.names: list[object] = batch.schema.names
 
     def column(self, name: str) -> Any:
         names = self._batch.schema.names
@@ -111,6 +128,7 @@ class PandasFrame:
     def __init__(self, batch: Any) -> None:
         self._batch = batch
         self.rows: int = len(batch)
+        self.names: list[object] = [*batch.columns]
 
     def column(self, name: str) -> Any:
         if name not in self._batch.columns:
@@ -135,6 +153,7 @@ class PolarsFrame:
     def __init__(self, batch: Any) -> None:
         self._batch = batch
         self.rows: int = batch.height
+        self.names: list[object] = batch.columns
 
     def column(self, name: str) -> Any:
         if name not in self._batch.columns:
@@ -159,6 +178,7 @@ class DictFrame:
     def __init__(self, batch: Mapping[str, Any]) -> None:
         self._batch = batch
         self.rows: int = len(next(iter(batch.values()), ()))
+        self.names: list[object] = [*batch]
 
     def column(self, name: str) -> Any:
         if name not in self._batch:
