@@ -11,7 +11,7 @@ from attrs import evolve
 from kits import COSTLY, FakeKit, Kit, add, add_asking, add_two_parts
 from promoting import TIERED, WatchedLogger, due_at_once, look, promote, settle, tiers
 from staging import look as look_at_books, stage
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_wasmcache import CacheConfig, HostFunction, KiB, LoadError, Prepare, current_lease
 from trio_wasmcache.testing import FakeEngine, open_fake_cache
@@ -238,6 +238,58 @@ async def test_instances_that_cannot_be_made(isolation: Any) -> None:
 
 def tiers_of(logger: WatchedLogger) -> bool:
     return any(one["promoted"] for one in logger.fields("loaded"))
+
+
+async def test_a_start_in_the_background_has_its_time(
+    fake: FakeKit, autojump_clock: MockClock
+) -> None:
+    """Others wait for it only so long; it is logged, and is not tried again."""
+    logger = WatchedLogger()
+    config = evolve(TIERED, log_uses=True, idle_timeout=1e9)
+    async with fake.open(config, logger=logger) as cache:
+        f = await add(cache, "f", fake.engine.module(start_seconds=3600), concurrency=3)
+        g = await add(cache, "g", fake.adding(1), concurrency=3)
+        for function in (f, g):
+            await function.call(1)
+        look(cache)
+        for _ in range(1000):
+            await trio.sleep(1)
+            if logger.fields("failed") and "optimizing" in tiers(cache)[1]:
+                break
+        assert tiers(cache) == [{"baseline": 1}, {"optimizing": 1}]
+        (failed,) = logger.fields("failed")
+        assert (failed["function"], failed["error"]) == ("f", "TooSlowError")
+        assert (failed["promoted"], failed["instance"], failed["request"]) == (True, None, None)
+        assert failed["error_message"] == (
+            "f(i64) took more than 2 s to start in the background, and is not tried there again"
+        )
+        assert (await f.call(1), cache.stats().hits) == (1, 1)
+        assert tiers(cache) == [{"baseline": 1}, {"optimizing": 1}]
+        assert len(logger.fields("failed")) == 1
+
+
+@pytest.mark.parametrize("replace", [False, True])
+async def test_a_start_in_the_background_ends_with_its_function(
+    fake: FakeKit, autojump_clock: MockClock, replace: bool
+) -> None:
+    """In the same moment, and nothing of it is logged."""
+    logger = WatchedLogger()
+    async with fake.open(TIERED, logger=logger) as cache:
+        f = await add(cache, "f", fake.engine.module(start_seconds=1))
+        await f.call(1)
+        await promote(cache, logger, f)
+        for _ in range(4):
+            await trio.lowlevel.checkpoint()
+        assert cache._pool.background
+        at = trio.current_time()
+        if replace:
+            await add(cache, "f", fake.adding(1), replace=True)
+        else:
+            cache.remove("f")
+        await settle(cache)
+        assert not cache._pool.background
+        assert fake.engine.open_instances == 0
+        assert (trio.current_time(), logger.fields("failed")) == (at, [])
 
 
 async def test_functions_of_one_module_are_promoted_together(kit: Kit) -> None:
@@ -476,6 +528,8 @@ async def test_a_failing_start_leaves_what_is_idle() -> None:
         async with f.acquire():
             with pytest.raises(LoadError):
                 await f.call(1)
+        failed, _ = logger.fields("failed")
+        assert (failed["promoted"], failed["error"]) == (True, "LoadError")
         engine.fail_at = None
         async with f.acquire():
             assert await f.call(1) == 1

@@ -471,14 +471,20 @@ class Loaded(Use):
 
 
 @frozen(kw_only=True)
-class Failed(Use):
+class Failed(OfEntry):
     """An instance could not be made."""
 
     name = "wasmcache.failed"
+    instance: int | None
+    """Number of the instance or seat in its cache; None if `promoted`, as it has got none."""
     request: int | None
-    """Number of the acquire that it was to be made for; None without `log_uses`."""
+    """Number of the acquire that it was to be made for; None without `log_uses`, or if
+    `promoted`."""
+    promoted: bool = False
+    """Whether it was to be made in the background, as its function was promoted. That is not tried
+    again: instances of optimized code are made for leases only."""
     error: str
-    """Type of the error raised to the caller."""
+    """Type of the error raised to the caller; if `promoted`, there is none."""
     error_message: str
     """Message of that error."""
 

@@ -51,7 +51,7 @@ from .._core.policy.cpu_budget import CpuBudget
 from .._core.policy.ledger import Ledger
 from .._core.policy.lifecycle import State
 from .._core.policy.policy import Policy
-from .._core.policy.records import FunctionRecord, GroupRecord, Instance, Need, Request
+from .._core.policy.records import Entry, FunctionRecord, GroupRecord, Instance, Need, Request
 from .._core.snapshot import SnapshotGroup, SnapshotTokenWait
 from .._log import LogWriter, Origin
 from .._runtime.prepare import Prepared as Frozen
@@ -337,6 +337,21 @@ class Journal:
             ),
             at,
             origin,
+        )
+
+    def not_upgraded(self, entry: Entry, error: BaseException, at: float) -> None:
+        """Note that an instance of a promoted function could not be made in the background."""
+        self.note(
+            Failed(
+                **entry.function.names,
+                group=entry.group.name,
+                instance=None,
+                request=None,
+                promoted=True,
+                error=type(error).__name__,
+                error_message=str(error),
+            ),
+            at,
         )
 
     # -- holding

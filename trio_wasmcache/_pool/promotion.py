@@ -10,7 +10,8 @@
    as its lease ends. Idle instances of baseline code are hits until then.
 4. An instance that starts in the background is in no book of the policy, as a guest that is
    prepared is in none; there is one at most. Its step into the books is one, and whatever happens
-   before leaves nothing.
+   before leaves nothing. Others wait for it, so it has `LONGEST_START`, and ends when its function
+   is removed or replaced.
 5. A module that can't be compiled stays as it is, and is not tried again.
 
 A hit pays nothing for that: fuel is counted anyway, and looked at after a burst of calls.
@@ -36,12 +37,14 @@ from .._runtime.bound import Definition
 from .._runtime.module import CachedModule
 from .._runtime.start import Start
 from .capacity import GroupState
-from .making import Making, bind_metered
+from .making import Making, bind_metered, explain
 from .pool import Pool
 from .registration import Compiler
 
 # Entries that are looked at each time that something has become free.
 MOST_LOOKED_AT = 16
+LONGEST_START = 2.0
+"""Seconds that an instance may take in the background, on Trio's clock."""
 
 
 class Lend(Protocol):
@@ -77,6 +80,7 @@ class Promoter:
         self._is_due = self._is_freed = trio.Event()  # that each of the two tasks waits for
         self._scope = trio.CancelScope()  # around a compile
         self._compiling: CachedModule | None = None
+        self._upgrading: tuple[FunctionRecord, trio.CancelScope] | None = None
         self.promotions = 0
         """Number of functions that were promoted."""
         self.failures = 0
@@ -100,6 +104,8 @@ class Promoter:
 
     def forget(self, function: FunctionRecord) -> None:
         """Note that a function was removed or replaced."""
+        if self._upgrading is not None and self._upgrading[0] is function:
+            self._upgrading[1].cancel()
         module = Definition.of(function).module
         users = self._users.get(module)
         if users is None or function not in users:
@@ -292,16 +298,36 @@ class Promoter:
         if group is None or group.record is not entry.group or pool.closed:
             self._entries.pop(entry, None)
             return
+        function = entry.function
+        error: BaseException | None = None
         upgrade = Upgrade(pool, group, entry)
-        upgrade.lease = self._lend(group, entry.function.key, upgrade)
+        upgrade.lease = self._lend(group, function.key, upgrade)
         pool.background[entry] = upgrade.end
+        done = False
         try:
-            done = await upgrade.run()
+            with trio.move_on_after(LONGEST_START) as scope:
+                self._upgrading = function, scope
+                done = await upgrade.run()
+        except Exception as problem:
+            definition = Definition.of(function)
+            error = explain(definition, function.key, problem, pool.config)
+        else:
+            if scope.cancelled_caught:
+                error = trio.TooSlowError(
+                    f"{function.key} took more than {LONGEST_START:g} s to start in the "
+                    "background, and is not tried there again"
+                )
         finally:
+            self._upgrading = None
             del pool.background[entry]
-        if not done:
-            # Its start has failed, or it does not fit: the next miss gets optimized code.
-            self._entries.pop(entry, None)
+        if done:
+            return
+        # It has failed, or it does not fit: the next miss gets optimized code.
+        self._entries.pop(entry, None)
+        if error is not None and not (upgrade.ended or function.retired or pool.closed):
+            for other in function.entries.values():
+                self._entries.pop(other, None)
+            pool.journal.not_upgraded(entry, error, pool.now())
 
 
 @final
@@ -318,7 +344,8 @@ class Upgrade:
     """Definition of its function."""
     call: None = None
     _making: Making | None = None
-    _ended: bool = False
+    ended: bool = False
+    """Whether its group or the cache has closed."""
 
     @property
     def start(self) -> Start | None:
@@ -327,6 +354,9 @@ class Upgrade:
 
     async def run(self) -> bool:
         """Make it, and put it into the books; return whether it has got there.
+
+        Raises:
+            Exception: whatever its start has raised, or a host function in it.
 
         **Checkpoint:** maybe.
         **Cancellation:** nothing is left.
@@ -345,11 +375,9 @@ class Upgrade:
                     await making.load(definition)
                 else:
                     native = await making.run(definition)
-            except Exception:
-                return False  # whoever loads one for a lease gets the error
             finally:
                 self._making = None
-            if self._ended:
+            if self.ended:
                 if native is not None:
                     native.close()
                 return False
@@ -382,13 +410,13 @@ class Upgrade:
             be called again then. Otherwise None.
         """
         making, start = self._making, self.start
+        self.ended = True
         if making is None:
             return None
         if start is not None:
             start.end(trio.ClosedResourceError)
             if start.out_of_thread is not None:
                 return start.out_of_thread
-        self._ended = True
         making.close()
         return None
 

@@ -246,6 +246,8 @@ class Recorder(Fed):
                 self._token_waits[event.task] = self._begin(made, event, at)
             case Abandoned() as event:
                 self._on_abandoned(made, event, at)
+            case Failed(promoted=True):
+                made.last_at = at  # it was made for no task
             case Failed() as event:
                 self._requests[event.request].outcome = "failed"
             case GroupOpened() as event:
