@@ -231,7 +231,7 @@ class _Caller:
         portal = self.portal
         portal.check(what)
         waiting = self.waiting()
-        bridge = _Bridge(waiting.loop)
+        bridge = _Bridge(waiting.loop, portal)
         request = Request(work, what, None, group, waiting.notify)
         request.context.run(awaits_elsewhere.set, bridge.run)
         portal.submit(request)
@@ -276,6 +276,11 @@ class _Caller:
 
 # -- coroutines of host functions
 
+# Those by which the coroutine that is running is awaited, or was.
+_bridges: contextvars.ContextVar[tuple[_Bridge, ...]] = contextvars.ContextVar(
+    "trio_wasmcache_bridges", default=()
+)
+
 
 @final
 class _Bridge:
@@ -284,12 +289,17 @@ class _Bridge:
     It is made on that loop. All coroutines of a call run in the same copy.
     """
 
-    __slots__ = ("_context", "_loop", "_thread")
+    __slots__ = ("_context", "_loop", "_thread", "portal", "waits")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, portal: Portal) -> None:
         self._loop = loop
         self._thread = threading.get_ident()
         self._context = contextvars.copy_context()
+        self._context.run(_bridges.set, (*_bridges.get(), self))
+        self.portal: Portal = portal
+        """The cache's thread."""
+        self.waits: bool = False
+        """Whether a coroutine is under way, for which closing the cache waits."""
 
     async def run(self, awaitable: Awaitable[object], memory: GuestMemory | None) -> Value:
         """Await something on the loop, from the cache's thread; see `awaits_elsewhere`.
@@ -304,6 +314,7 @@ class _Bridge:
         name = current_lease().function.name
         lease = SuspendedLease(name, memory, self._thread)
         coroutine = _Coroutine(awaitable)
+        self.waits = True
         try:
             try:
                 self._loop.call_soon_threadsafe(coroutine.start, self._context, lease)
@@ -318,6 +329,7 @@ class _Bridge:
                     await self._wait(coroutine, only_while_running=True)
                 raise
         finally:
+            self.waits = False
             lease.end()
             coroutine.abandon()
         if not coroutine.over:
@@ -766,7 +778,7 @@ class AsyncioCache(OutsideCache, _Calls):
         a forked child.
 
         Raises:
-            RuntimeError: this is the cache's own thread.
+            RuntimeError: this is the cache's own thread, or a coroutine host function of the cache.
 
         **Checkpoint:** if it was open.
         **Cancellation:** the cache is closed all the same.
@@ -775,6 +787,11 @@ class AsyncioCache(OutsideCache, _Calls):
         if portal.is_copy() or not self._begun:
             return
         portal.check("close")
+        if any(bridge.waits and bridge.portal is portal for bridge in _bridges.get()):
+            raise RuntimeError(
+                "close: a coroutine host function can't wait for the cache to be closed, which "
+                "waits for it: close the cache once the call has ended"
+            )
         waiting = self._caller.waiting()
         closed = Completion(waiting.notify)
         portal.close(closed)

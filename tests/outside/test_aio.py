@@ -559,6 +559,31 @@ def test_closing_waits_for_coroutines(kit: Kit, log: ListLogger) -> None:
     run(main)
 
 
+def test_a_coroutine_can_not_close_its_cache(kit: Kit, log: ListLogger) -> None:
+    """Closing would wait for it; what it refuses does no harm."""
+
+    async def main() -> None:
+        async def ask(value: int) -> int:
+            with pytest.raises(RuntimeError, match="close: a coroutine host function can't wait"):
+                await asyncio.wait_for(cache.close(), HANG)
+            later.append(asyncio.create_task(close_later()))
+            return value
+
+        async def close_later() -> None:
+            await done.wait()
+            await cache.close()
+
+        later: list[asyncio.Task[None]] = []
+        done = asyncio.Event()
+        async with opened(kit, log) as cache:
+            asks = await add_asking(cache, kit, ask)
+            assert await asks.call(1) == 1
+            done.set()
+            await later[0]  # it holds nothing up any more
+
+    run(main)
+
+
 def test_closing_is_done_though_cancelled(kit: Kit, log: ListLogger) -> None:
     """However often."""
 
