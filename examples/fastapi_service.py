@@ -5,11 +5,12 @@ uvicorn --app-dir examples fastapi_service:app
 """
 
 import contextlib
+from typing import Annotated, Literal
 
 import anyio
 import structlog
 import trio
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, HTTPException, Query, Request
 
 import trio_wasmcache
 from trio_wasmcache import CacheConfig, GuestError, HostFunction, aio
@@ -46,8 +47,18 @@ async def lifespan(app: FastAPI):
 app = FastAPI(lifespan=lifespan)
 
 
+I64 = Annotated[int, Query(ge=-(2**63), lt=2**63)]
+Seconds = Annotated[float, Query(ge=0, allow_inf_nan=False)]
+
+
 @app.get("/{name}")
-async def call(request: Request, name: str, cents: int = 0, country: int = 0, seconds: float = 30):
+async def call(
+    request: Request,
+    name: Literal["price", "forever"],
+    cents: I64 = 0,
+    country: I64 = 0,
+    seconds: Seconds = 30,
+):
     """Call a function, for at most that many seconds."""
     function = getattr(request.app.state, name)
     try:

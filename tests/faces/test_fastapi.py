@@ -92,6 +92,11 @@ def test_the_app_serves_under_both(server: Server) -> None:
                 504,
                 "the function was stopped after 0.2 seconds",
             )
+            for mistake in (
+                *("/nope", "/_state", f"/price?cents={10**23}", "/price?country=x"),
+                *("/price?seconds=nan", "/price?seconds=-1", "/forever?seconds=inf"),
+            ):
+                assert (await client.get(mistake)).status_code == 422, mistake
             # One that is under way when the server ends.
             cut_off = asyncio.create_task(client.get("/forever?seconds=1"))
             assert (await client.get("/price")).json() == {"result": 0}
