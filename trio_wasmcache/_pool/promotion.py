@@ -25,7 +25,7 @@ from typing import NoReturn, Protocol, final
 import trio
 from attrs import define
 
-from .._core.errors import CodeMemoryError
+from .._core.errors import CodeMemoryError, InvalidModuleError
 from .._core.keys import FunctionKey
 from .._core.policy.promotion import DUE_FUEL, PromotionQueue
 from .._core.policy.records import Entry, FunctionRecord, Request
@@ -185,7 +185,7 @@ class Promoter:
         fuel = max(map(self._pool.policy.instances.fuel_of, self._users[module]))
         made: tuple[CachedModule, float] | None = None
         error: Exception | None = None
-        self._compiling = module
+        self._compiling, began = module, trio.current_time()
         try:
             with trio.CancelScope() as self._scope:
                 made = await self._compiler.optimize(module)
@@ -200,12 +200,14 @@ class Promoter:
         if self._pool.closed:
             return
         name, seconds = group.record.name, fuel / FUEL_PER_SECOND
+        spent = trio.current_time() - began
         for function in functions:
             if made is not None:
                 self._promote(function, *made, name, seconds)
                 made = made[0], 0.0
             elif error is not None:
-                self._fail(function, error, name, seconds)
+                self._fail(function, error, name, seconds, spent)
+                spent = 0.0
 
     def _fuel_by_group(self, module: CachedModule) -> dict[GroupState, int]:
         fuel: dict[GroupState, int] = {}
@@ -232,7 +234,7 @@ class Promoter:
         try:
             step = pool.policy.promote(function, made.record, reserved, now)
         except CodeMemoryError as error:
-            self._fail(function, error, group, guest_seconds)
+            self._fail(function, error, group, guest_seconds, seconds)
             return
         function.define(earlier.promoted(made))
         self._compiler.keep(made)
@@ -261,7 +263,12 @@ class Promoter:
         self._look_for_room()
 
     def _fail(
-        self, function: FunctionRecord, error: Exception, group: str, guest_seconds: float
+        self,
+        function: FunctionRecord,
+        error: Exception,
+        group: str,
+        guest_seconds: float,
+        seconds: float,
     ) -> None:
         """Note that a function can't be promoted, and stays as it is."""
         self.failures += 1
@@ -270,9 +277,9 @@ class Promoter:
             trio.current_time(),
             group=group,
             guest_seconds=guest_seconds,
-            compile_seconds=0.0,
+            compile_seconds=seconds,
             module_digest=Definition.of(function).module.digest,
-            error=type(error).__name__,
+            error=_public_name(error),
             error_message=str(error),
         )
 
@@ -419,6 +426,13 @@ class Upgrade:
                 return start.out_of_thread
         making.close()
         return None
+
+
+def _public_name(error: Exception) -> str:
+    """Return the name of an error's class; of a private one of an engine, that of its base."""
+    if isinstance(error, InvalidModuleError):
+        return InvalidModuleError.__name__
+    return type(error).__name__
 
 
 def _shares(group: GroupState) -> int:
