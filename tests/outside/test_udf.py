@@ -416,6 +416,15 @@ def test_values_at_the_limits(name: str, values: Any, source: str, wanted: Any) 
     assert all(map(same, found.tolist(), wanted))
 
 
+def test_single_values_of_libraries() -> None:
+    """They are no columns, and one of Arrow's may be null."""
+    found = adding()(numpy.int64(6), numpy.array([1, 2]))
+    assert (type(found), found.tolist()) == (numpy.ndarray, [7, 8])
+    column = pyarrow.array([1, 2])
+    assert adding()(column, pyarrow.scalar(5)).to_pylist() == [6, 7]
+    assert adding()(column, pyarrow.scalar(None, pyarrow.int64())).to_pylist() == [None, None]
+
+
 def test_a_value_that_does_not_fit_is_named() -> None:
     """By its row, as if the whole column had been given as Python values."""
     for column in (numpy.array([1.0, 2.5]), pyarrow.array([1.0, 2.5]), polars.Series([1.0, 2.5])):

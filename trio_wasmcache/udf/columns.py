@@ -48,6 +48,7 @@ _CLASSES: Final[tuple[tuple[str, str, Kind], ...]] = (
     ("pyarrow", "Array", "arrow"),
     ("pyarrow", "ChunkedArray", "arrow"),
     ("numpy", "ndarray", "numpy"),
+    ("numpy", "generic", "scalar"),  # which is a buffer, too
     ("polars", "Series", "polars"),
     ("pandas", "Series", "pandas"),
 )
@@ -87,6 +88,9 @@ def for_map(column: Any, kind: Kind, name: str, *, cast: bool) -> Any:
         name: type of the function's argument.
         cast: whether numbers of other types are converted.
     """
+    if kind == "scalar":
+        arrow = sys.modules.get("pyarrow")
+        return column.as_py() if arrow and isinstance(column, arrow.Scalar) else column
     if kind == "pandas":
         column, kind = _of_pandas(column, name)
     wanted = NUMPY.get(name)
