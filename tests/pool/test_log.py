@@ -204,6 +204,7 @@ async def test_failed(log: ListLogger) -> None:
             "generation": 1,
             "instance": 1,
             "request": None,
+            "promoted": False,
             "error": "LoadError",
             "error_message": str(caught.value),
         }
