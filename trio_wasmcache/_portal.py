@@ -472,8 +472,12 @@ class Portal:
             token.run_sync_soon(self._take)
         except trio.RunFinishedError:
             self._refuse_all()
-        except BaseException:  # such as Ctrl-C: whether it will run is unknown
-            self._woken = False
+        except BaseException:
+            # Such as Ctrl-C: whether it will run is unknown, and others rely on it by now.
+            try:
+                token.run_sync_soon(self._take)
+            except trio.RunFinishedError:
+                self._refuse_all()
             raise
 
     def withdraw(self, request: Request[Any]) -> None:
