@@ -137,15 +137,19 @@ class PlainAbi:
         self.what = what
         self.export = export
         self.post = post
-        self.noun = "result" if host else "argument"
-        self.got = f"{what} was called with" if host else f"{what} returned"
-        self.args = tuple(find_type(what, name, types, host=host) for name in args)
-        self.arity = len(self.args)
+        self.noun: str = "result" if host else "argument"
+        self.got: str = f"{what} was called with" if host else f"{what} returned"
+        self.args: tuple[PlainType, ...] = tuple(
+            find_type(what, name, types, host=host) for name in args
+        )
+        self.arity: int = len(self.args)
         self.steps: Callable[[Guest, tuple[object, ...]], Steps] | None = (
             None if post is None else functools.partial(self._steps, post)
         )
-        self.returns = tuple(find_type(what, name, types, host=host) for name in returns)
-        self.signature = FuncType(
+        self.returns: tuple[PlainType, ...] = tuple(
+            find_type(what, name, types, host=host) for name in returns
+        )
+        self.signature: FuncType = FuncType(
             tuple(kind.wasm for kind in self.args), tuple(kind.wasm for kind in self.returns)
         )
         # None if there are only wasm's own types: then a call needs no conversion.

@@ -49,7 +49,7 @@ class DumpBook:
     """The dumps of a cache, at most `most` of `MAX_SIZE` bytes together."""
 
     def __init__(self, most: int) -> None:
-        self.most = most
+        self.most: int = most
         self._dumps: deque[weakref.ref[Dump]] = deque()
 
     def add(self, dump: Dump) -> None:

@@ -81,9 +81,9 @@ class Promoter:
         self._scope = trio.CancelScope()  # around a compile
         self._compiling: CachedModule | None = None
         self._upgrading: tuple[FunctionRecord, trio.CancelScope] | None = None
-        self.promotions = 0
+        self.promotions: int = 0
         """Number of functions that were promoted."""
-        self.failures = 0
+        self.failures: int = 0
         """Number of functions that could not be promoted."""
         if pool.config.compiler == TIERED:
             pool.runner.burnt = self.look

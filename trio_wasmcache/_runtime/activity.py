@@ -89,7 +89,7 @@ class Activity:
         self._lease = lease  # what `current_lease` gives inside the guest's host functions
         self._job: Job | None = None
         self._apart: trio.CancelScope | None = None  # around a wait other than for a turn
-        self.ended = False
+        self.ended: bool = False
         """Whether another task has ended it."""
         self._make_error: Callable[[], Exception] = trio.ClosedResourceError
 

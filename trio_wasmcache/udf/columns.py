@@ -19,7 +19,7 @@ Kind: TypeAlias = Literal["arrow", "numpy", "pandas", "polars", "list", "buffer"
 """What a column is, and its result is to be."""
 
 # {type of a function: name of NumPy's type}, of numbers and bools.
-NUMPY: Final = {
+NUMPY: Final[dict[str, str]] = {
     name: {"float": "float32", "double": "float64", "bool_": "bool"}.get(factory, factory)
     for name, factory in FACTORIES.items()
     if factory not in ("string", "binary")
