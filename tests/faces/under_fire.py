@@ -44,6 +44,9 @@ LIMITS = CacheConfig(
     total_fuel=10**15,
     yield_fuel=10_000,
     max_threads=1,
+    # What its endless call burns in a thread may be as much as the other group's on the loop, and
+    # then no other task of it would get a turn there.
+    main_shares=10_000,
     log_uses=True,
     log_flush_timeout=600,
 )
