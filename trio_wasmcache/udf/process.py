@@ -161,11 +161,16 @@ def _used(udf: Declared) -> Iterator[tuple[_Cache, _Entry]]:
                     del _books.caches[udf.cache_key]
         raise
     finally:
-        with _books.lock:
-            entry.users -= 1
-            last = _drop(cache, udf.function_key, entry) and _leave(udf.cache_key, cache)
-        if last:
-            cache.close()
+        _give_back(udf, cache, entry)
+
+
+def _give_back(udf: Declared, cache: _Cache, entry: _Entry) -> None:
+    """End a use of an entry; if nothing is left of the cache, close it."""
+    with _books.lock:
+        entry.users -= 1
+        last = _drop(cache, udf.function_key, entry) and _leave(udf.cache_key, cache)
+    if last:
+        cache.close()
 
 
 def _drop(cache: _Cache, key: str, entry: _Entry) -> bool:
@@ -253,11 +258,7 @@ def forget(udf: Declared, what: str) -> None:
             cache.cache.check_caller(what)
         _remove(cache, entry)
     finally:
-        with _books.lock:
-            entry.users -= 1
-            last = _drop(cache, udf.function_key, entry) and _leave(udf.cache_key, cache)
-    if last:
-        cache.close()
+        _give_back(udf, cache, entry)
 
 
 @contextlib.contextmanager
