@@ -31,7 +31,6 @@ Parse: TypeAlias = Callable[[Iterable[bytes]], list[Fields]]
 MAX_RELEASES: Final = 2_000
 # Waits that are explained.
 MAX_EXPLAINED: Final = 1_000
-ROOM: Final = "room"
 # Rounding of times in a log (seconds).
 EXACT: Final = 1e-9
 # Kinds of events from which it is known how many instances a function has, and who holds them.
@@ -59,8 +58,6 @@ class Causes:
     parse: Parse
     found: dict[tuple[str, int], Fields] = Factory(dict)
     """{(cache, seq) of an event: what caused it}."""
-    unexplained: int = 0
-    """Number of waits beyond `MAX_EXPLAINED`."""
     _releases: deque[bytes] = Factory(lambda: deque(maxlen=MAX_RELEASES))
     _token_waits: OrderedDict[tuple[str, int], Fields] = Factory(OrderedDict)
     # {(cache, task): its wait for a token}
@@ -153,7 +150,6 @@ class Causes:
         }
         self._explained += 1
         if self._explained > MAX_EXPLAINED:
-            self.unexplained += 1
             return what
         for line in reversed(self._releases):
             for release in self.parse((line,)):
@@ -163,10 +159,10 @@ class Causes:
         if wait["waits_for"] == INSTANCE:
             # It gave up before one was given back.
             holders = self._instances.get(_entry(wait), _Instances()).holders
-            for holder in holders.values():
+            holder = next(iter(holders.values()), None)
+            if holder is not None:
                 what["behind"] = holder
                 what["so_far"] = max(end - holder["at_seconds"], 0.0)
-                break
         return what
 
 
