@@ -283,8 +283,10 @@ async def bench_large(report: Report, seconds: float) -> None:
 
 
 async def run(report: Report, quick: bool) -> None:
-    await bench_rows(report, 200_000 if quick else 1_000_000, 5 if quick else 11)
-    await bench_text(report, 20_000 if quick else 200_000, 3 if quick else 7)
+    await bench_rows(report, 100_000 if quick else 1_000_000, 3 if quick else 11)
+    await bench_text(report, 10_000 if quick else 200_000, 2 if quick else 7)
     if HAS_CQL:
         await bench_large(report, 0.5 if quick else 2)
-    await bench_others(report, 10_000_000, 0.6 if quick else 6, 10 if quick else 50)
+    await bench_others(
+        report, 3_000_000 if quick else 10_000_000, 0.3 if quick else 6, 3 if quick else 50
+    )

@@ -131,6 +131,6 @@ async def bench_small(report: Report, rounds: int) -> None:
 
 
 async def run(report: Report, quick: bool) -> None:
-    await bench_rows(report, 3 if quick else 9)
-    await bench_clean(report, 5 if quick else 15)
-    await bench_small(report, 5 if quick else 15)
+    await bench_rows(report, 1 if quick else 9)
+    await bench_clean(report, 2 if quick else 15)
+    await bench_small(report, 2 if quick else 15)

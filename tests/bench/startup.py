@@ -29,7 +29,7 @@ def import_ms(what: str) -> float:
 
 async def run(report: Report, quick: bool) -> None:
     taken: dict[str, list[float]] = {NEEDED: [], OURS: [], OPENED: []}
-    for _ in range(3 if quick else 15):
+    for _ in range(1 if quick else 15):
         for what, times in taken.items():
             times.append(import_ms(what))
     ms = {what: statistics.median(times) for what, times in taken.items()}

@@ -23,7 +23,6 @@ ROOT = Path(__file__).parents[2]
         "hostile",
         "isolation",
         "log",
-        "loop",
         "poison",
         "policies",
         "reentry",
