@@ -22,12 +22,15 @@ from trio_wasmcache._core.wit.types import (
     Enum,
     Flags,
     Function,
+    Handle,
     List,
     Option,
     Record,
+    Resource,
     Result,
     Tuple,
     Type,
+    Unsupported,
     Variant,
 )
 
@@ -50,6 +53,9 @@ SHAPE = Variant((("circle", Tuple((POINT, F64))), ("nothing", None)), "shape", H
         (Record((("a-b", U8),)), "record { a-b: u8 }"),
         (Enum(("red", "blue")), "enum { red, blue }"),
         (Flags(("r", "w")), "flags { r, w }"),
+        (Handle(Resource("file"), owned=True), "file"),
+        (List(Handle(Resource("file"), owned=False)), "list<borrow<file>>"),
+        (Option(Unsupported("stream<u8>")), "option<stream<u8>>"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

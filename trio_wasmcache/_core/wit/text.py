@@ -9,6 +9,7 @@ from .types import (
     Enum,
     Flags,
     Function,
+    Handle,
     List,
     Named,
     Option,
@@ -17,6 +18,7 @@ from .types import (
     Result,
     Tuple,
     Type,
+    Unsupported,
     Variant,
 )
 
@@ -34,6 +36,10 @@ def type_text(one: Type) -> str:
             return f"option<{type_text(one.some)}>"
         case Result():
             return _result(one)
+        case Handle():
+            return one.resource.name if one.owned else f"borrow<{one.resource.name}>"
+        case Unsupported():
+            return one.text
         case _:
             return one.name or body_text(one)
 

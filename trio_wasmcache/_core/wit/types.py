@@ -191,7 +191,51 @@ class Result:
         _measure(self, [one for one in (self.ok, self.err) if one is not None])
 
 
-Type: TypeAlias = Primitive | List | Record | Tuple | Variant | Enum | Flags | Option | Result
+@final
+@frozen(cache_hash=True)
+class Resource:
+    """A kind of objects to which there are handles; it is no type of a value by itself."""
+
+    name: str
+    home: str = ""
+
+
+@final
+@frozen(cache_hash=True)
+class Handle:
+    """A handle to an object of a resource."""
+
+    resource: Resource
+    owned: bool
+    """Whether the one who gets it owns the object; if not, it is lent for the call."""
+    parts: int = field(default=1, init=False, eq=False, repr=False)
+    depth: int = field(default=1, init=False, eq=False, repr=False)
+
+
+@final
+@frozen(cache_hash=True)
+class Unsupported:
+    """A type whose values this library can't convert, such as a stream."""
+
+    text: str
+    """The type as WIT writes it, as far as messages need it: ``stream<u8>``."""
+    parts: int = field(default=1, init=False, eq=False, repr=False)
+    depth: int = field(default=1, init=False, eq=False, repr=False)
+
+
+Type: TypeAlias = (
+    Primitive
+    | List
+    | Record
+    | Tuple
+    | Variant
+    | Enum
+    | Flags
+    | Option
+    | Result
+    | Handle
+    | Unsupported
+)
 """A type of a value."""
 Named: TypeAlias = Record | Variant | Enum | Flags
 """A type that its interface gives a name."""
