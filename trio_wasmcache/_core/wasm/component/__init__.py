@@ -1,0 +1,1 @@
+"""Reads components: which core modules they consist of, and how these are linked. Pure."""
