@@ -37,6 +37,7 @@ ONCE = (
     "batch/test_poison.py",
     "batch/test_routes.py",
     "bench/",
+    "components/",
     "cookbook/",
     "core/wasm/",
     "engine/test_baseline.py",
