@@ -28,7 +28,10 @@ The names, in reading order; `help()` of each is its reference:
   `DuplicateFunctionError`. Entering a lease raises `UnknownFunctionError`, `LoadError`,
   `CodeMemoryError` and `DeadlockError`. Calls raise a `GuestError`: a `TrapError`,
   `FuelExhaustedError`, `StackOverflowError`, `MemoryLimitError`, `ExitError`, `PluginError`,
-  `ResultTooLargeError` or `AbiError`, with a `Frame` for each function that was running.
+  `ResultTooLargeError` or `AbiError`, with a `Frame` for each function that was running; or the
+  `WitError` that a component's function returned.
+- Values of components: a variant is a `Case`, a `result` an `Ok` or `Err`, and an option inside an
+  option a `Some`.
 - ABIs, the ways in which values cross: `BufferAbi` for bytes and text, `AssemblyScriptAbi` for
   AssemblyScript's strings and arrays, `ExtismAbi` for Extism's plugins, `ScyllaAbi` for CQL types,
   and the protocol `Abi` for your own, with `Binding`, `Exports`, `FuncType`, `Guest`, `Memory`,
@@ -102,6 +105,7 @@ if TYPE_CHECKING:
         TrapError as TrapError,
         UnknownFunctionError as UnknownFunctionError,
         WasmCacheError as WasmCacheError,
+        WitError as WitError,
     )
     from ._core.frames import Frame as Frame
     from ._core.metrics.stats import (
@@ -111,6 +115,7 @@ if TYPE_CHECKING:
         ResidentBytes as ResidentBytes,
         UseSummary as UseSummary,
     )
+    from ._core.wit.values import Case as Case, Err as Err, Ok as Ok, Some as Some
     from ._runtime.host import (
         HostFunction as HostFunction,
         HostGlobal as HostGlobal,
@@ -135,8 +140,9 @@ _HOMES = {
         "WasmCacheError CacheDirError InvalidModuleError ModuleTooLargeError LinkError ExportError "
         "SignatureError DuplicateFunctionError UnknownFunctionError LoadError CodeMemoryError "
         "DeadlockError GuestError TrapError FuelExhaustedError StackOverflowError MemoryLimitError "
-        "ExitError PluginError ResultTooLargeError AbiError"
+        "ExitError PluginError ResultTooLargeError AbiError WitError"
     ),
+    "._core.wit.values": "Case Some Ok Err",
     "._core.frames": "Frame",
     "._abi.buffer": "BufferAbi",
     "._abi.assemblyscript": "AssemblyScriptAbi",

@@ -20,6 +20,10 @@ from typing import Any, Final, Protocol, Self, SupportsIndex
 from .._public import public
 from .frames import Frame
 from .portable import copy_error, deepcopy_error, reduce_error
+from .text import printable, shown
+
+TEXT_LIMIT: Final = 2000
+"""Characters of a guest's text in a message, at most."""
 
 
 @public
@@ -386,6 +390,30 @@ class AbiError(GuestError):
     It is also raised if an ABI of the application calls an export that is missing, or whose types
     can't cross.
     """
+
+
+@public
+class WitError(WasmCacheError):
+    """A component's function returned the error of its `result` type.
+
+    The function has returned in order, so this is no `GuestError`: the instance is intact, and the
+    lease can still be used. A host function raises it, too, to return the error of its own `result`
+    type to the guest.
+    """
+
+    value: Any
+    """The error's value; None if the type has none. A component's own type for it determines what
+    it is: often a str, an enum's name (str) or a `Case`."""
+    function: str
+    """Name of the function that returned it; empty if it was raised by hand."""
+
+    def __init__(self, value: Any = None, *, function: str = "") -> None:
+        text = "an error without a value" if value is None else shown(value)
+        if isinstance(value, str):
+            text = printable(value, TEXT_LIMIT)
+        super().__init__(f"{function} returned an error: {text}" if function else text)
+        self.value = value
+        self.function = function
 
 
 INTACT: Final = (ResultTooLargeError, PluginError)
