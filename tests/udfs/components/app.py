@@ -1,10 +1,11 @@
 """The functions of `funcs.wit` in Python: componentize-py makes a component of them."""
 
 from componentize_py_types import Err
+from wit_world import exports
 from wit_world.exports import funcs
 
 
-class Funcs(funcs.Funcs):
+class Funcs(exports.Funcs):
     def add(self, a, b):
         return (a + b + 2**63) % 2**64 - 2**63
 
