@@ -310,8 +310,8 @@ class _Reader:
                     2: (2, self.core_instance),
                     5: (2, self.instance),
                     6: (4, self.alias),
-                    7: (2, self.type),
-                    8: (2, self.canon),
+                    7: (1, self.type),
+                    8: (1, self.canon),
                     10: (4, self.import_),
                     11: (4, self.export),
                 }
@@ -965,8 +965,11 @@ class _Reader:
             return wit.PRIMITIVES[plain.kind]
         if plain.kind in _UNSUPPORTED:
             raise _UnsupportedError(_UNSUPPORTED[plain.kind], plain.offset)
-        named = given if given.label else plain.named
-        label, home = ("", "") if named is None else (named.label, named.home or "")
+        if plain.kind in _HANDLES:
+            (resource,) = plain.inner
+            assert resource is not None
+            return wit.Handle(wit.Resource(*_name(resource)), owned=plain.kind == "own")
+        label, home = _name(given)
         inner = tuple(None if one is None else self.convert(one) for one in plain.inner)
         whole = tuple(one for one in inner if one is not None)
         match plain.kind:
@@ -996,13 +999,21 @@ class _UnsupportedError(Exception):
         self.unsupported = Unsupported(what=what, offset=offset)
 
 
+def _name(given: _Type) -> tuple[str, str]:
+    """Return the name of a type, and the interface that gives it; empty if there is none."""
+    plain = given.plain
+    if plain.resource is not None and plain.resource.imported:
+        return plain.resource.name, plain.resource.home
+    named = given if given.label else plain.named
+    return ("", "") if named is None else (named.label, named.home or "")
+
+
 # Kinds of types that get a name where they are imported or exported.
-_NAMED: Final = frozenset(("record", "variant", "enum", "flags"))
+_NAMED: Final = frozenset(("record", "variant", "enum", "flags", "resource"))
+_HANDLES: Final = frozenset(("own", "borrow"))
 _NO_VALUES: Final = frozenset(("func", "async func", "resource", "instance type", "component type"))
 # {kind of a type that is not supported: what a message calls it}
 _UNSUPPORTED: Final = {
-    "own": "a resource",
-    "borrow": "a resource",
     "stream": "a stream",
     "future": "a future",
     "error-context": "an error context",
