@@ -479,11 +479,26 @@ def _write_lines(
         if not left:
             break
     data = b"".join(parts)
-    call.spend(escapes(data) * ESCAPE_FUEL)
-    stream.tail.add(len(data), data[-TAIL:])
-    yield from _session(call).write_lines(call, stream, data)
+    yield from pass_lines(call, _session(call), stream, data, charged=True)
     memory.write(result_at, _word(len(data)))
     return SUCCESS
+
+
+def pass_lines(
+    call: HostCall, session: Session, stream: Stream, data: bytes, *, charged: bool = False
+) -> Generator[Pause, None, None]:
+    """Cut what a guest wrote into lines, and pass them on; yields pauses.
+
+    Args:
+        call: the call, which is charged.
+        session: what is kept for it.
+        stream: where the guest wrote, which has `lines`.
+        data: what it wrote, at most `PIECE` bytes.
+        charged: whether its bytes were charged before.
+    """
+    call.spend((0 if charged else len(data) * LINE_FUEL) + escapes(data) * ESCAPE_FUEL)
+    stream.tail.add(len(data), data[-TAIL:])
+    yield from session.write_lines(call, stream, data)
 
 
 # -- sockets: there are none
