@@ -57,6 +57,12 @@ class Convert:
     """Arguments of the function."""
 
 
+def _nothing() -> None:
+    """Do nothing."""
+
+
+PAUSE: Final = Convert(_nothing, ())
+"""A request to let other tasks run, if it is time to."""
 BY_STEPS: Final = object()
 """What `Direct.lift` returns for a result that takes steps."""
 Step = Invoke | Convert

@@ -97,12 +97,19 @@ class Elements:
     kind: PlainType
     code: str
     """Type code of `struct` and `array`."""
+    title: str = "list[{}]"
+    """How messages name the list, with the name of the number's type."""
     size: int = field(init=False)
     """Size of a number (bytes)."""
 
     @size.default
     def _size(self) -> int:
         return struct.calcsize(f"<{self.code}")
+
+    @property
+    def name(self) -> str:
+        """The name of the list's type."""
+        return self.title.format(self.kind.name)
 
     def lower(self, value: Value) -> bytes:
         """Return the bytes of the numbers in a sequence or a buffer.
@@ -124,8 +131,7 @@ class Elements:
                             return data.tobytes()
                     if view.ndim != 1:
                         raise TypeError(
-                            f"list[{self.kind.name}] takes an array of one dimension, this one has "
-                            f"{view.ndim}"
+                            f"{self.name} takes an array of one dimension, this one has {view.ndim}"
                         )
                     values = view.tolist()
         parts = []
@@ -143,8 +149,7 @@ class Elements:
     def _listed(self, value: Value) -> Value:
         if isinstance(value, (str, set, frozenset, dict)) or not isinstance(value, Sequence):
             raise TypeError(
-                f"list[{self.kind.name}] takes a sequence or an array of numbers, got "
-                f"{shown(value)}"
+                f"{self.name} takes a sequence or an array of numbers, got {shown(value)}"
             )
         # By Python's own methods, whatever a subclass overrides; others may be without end.
         if isinstance(value, list):

@@ -276,6 +276,12 @@ class Window(Protocol):
 class OwnMemory(GuestMemory, Protocol):
     """The linear memory of an instance that has no call under way."""
 
+    def view(self) -> memoryview:
+        """Return all bytes, read-only, to be used until the guest runs or its memory grows.
+
+        Empty once the instance is closed.
+        """
+
 
 class Counter(Protocol):
     """Somewhere to read a number."""

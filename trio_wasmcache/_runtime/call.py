@@ -16,11 +16,11 @@ from typing import Protocol, TypeVar, TypeVarTuple, Unpack, final
 import trio
 from attrs import frozen
 
-from .._abi.base import Convert, Guest, Invoke, Steps, Value
+from .._abi.base import PAUSE, Convert, Guest, Invoke, Steps, Value
 from .._abi.plain import exact_values
 from .._core.config import MiB
 from .._core.dumps import DumpBook
-from .._core.errors import INTACT, CodeMemoryError, ExitError, GuestError
+from .._core.errors import INTACT, CodeMemoryError, ExitError, GuestError, WitError
 from .._core.events import Reason
 from .._core.policy.policy import Policy
 from .._core.policy.records import Need, Request
@@ -276,6 +276,9 @@ class Call(Activity):
                 self._runtime.policy.note_error(self.bound.entry, type(error).__name__)
             elif isinstance(error, INTACT) and not inside:
                 self.refuse(error, values)
+            elif isinstance(error, WitError) and not inside:
+                # The guest has returned it in order.
+                self._runtime.policy.note_error(self.bound.entry, type(error).__name__)
             elif self.ends_well(error):
                 return self._left(values)
             else:
@@ -406,6 +409,10 @@ class Call(Activity):
                 if isinstance(asked, Invoke):
                     self.check_open()  # a thread may have finished the last call after the end
                     return asked
+                if asked is PAUSE:
+                    await self.yield_if_due()
+                    send, sent = steps.send, None
+                    continue
                 if not isinstance(asked, Convert):
                     raise TypeError(
                         f"{self.name}: steps of its ABI must yield an Invoke or a Convert, got "

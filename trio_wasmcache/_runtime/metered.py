@@ -77,6 +77,10 @@ class MeteredMemory:
             self._tally.copy(n)
         return self._memory.read(at, n)
 
+    def view(self) -> memoryview:
+        """Return all bytes, unmetered, for an ABI of this library, which counts by itself."""
+        return self._memory.view()
+
     def write(self, at: int, data: bytes | bytearray | memoryview) -> None:
         self._memory.write(at, data)
 

@@ -34,6 +34,9 @@ class FakeMemory:
                 data[offset : offset + length] = held[start : start + length]
         return bytes(data)
 
+    def view(self) -> memoryview:
+        return memoryview(self.read(0, self.size))
+
     def write(self, at: int, data: bytes | bytearray | memoryview) -> None:
         with memoryview(data) as view:
             raw = view.tobytes()

@@ -168,6 +168,13 @@ class InstanceMemory:
             raise MemoryLimitError("the instance is closed: its memory can't grow")
         return grow_memory(self._context, self.handle, self.size, pages, self._remedy)
 
+    def view(self) -> memoryview:
+        context = self._context
+        if context is None:
+            return memoryview(b"")
+        base = native.memory_data(context, self.handle)
+        return native.memory_view(base, self.size).toreadonly() if base else memoryview(b"")
+
     def _now(self) -> SuspendedMemory:
         if self._context is None:
             return SuspendedMemory(None, 0)

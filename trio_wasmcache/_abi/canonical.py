@@ -1,0 +1,415 @@
+"""The canonical ABI: functions of a component, on the core module that implements them.
+
+The types of a function determine all: how its values lie in memory, and which of them are passed as
+wasm values. See `canonical_lower` and `canonical_lift` for values, `_core/wit/layout` for layouts.
+
+1. Memory for arguments comes from the guest's ``cabi_realloc``, and is the guest's from then on.
+   What that returns is checked.
+2. A result is read, or copied out, before the guest's post-return function is called, and that is
+   called whatever the result's type is.
+3. An `Err` as the whole result of a function is raised as `WitError`. The guest has returned in
+   order then, and post-return was called: its instance goes on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from types import MappingProxyType
+from typing import Any, Final, Protocol, cast, final
+
+from attrs import field, frozen
+
+from .._core.errors import AbiError, ExportError, ResultTooLargeError, SignatureError, WitError
+from .._core.integers import signed
+from .._core.tally import Tally
+from .._core.wasm.admission import signature
+from .._core.wasm.graph import Layer
+from .._core.wasm.reader import FuncType, ModuleInfo
+from .._core.wit.layout import Layout, layout, lifted_signature
+from .._core.wit.text import function_text, type_text
+from .._core.wit.types import Function, Primitive, Result, Type
+from .._core.wit.values import Err, Ok
+from .base import PAUSE, Binding, Convert, Exports, Guest, Invoke, LayeredAbi, Memory, Steps, Value
+from .canonical_lift import Lifting, collect_all, lifter
+from .canonical_lower import (
+    FLAT,
+    MISFITS,
+    Detour,
+    Lowering,
+    lowerer,
+)
+from .gil import MANY, paced
+from .guest_memory import memory_of
+from .plain import reworded, shown, to_blame, wrong_count
+
+REALLOC: Final = FuncType(("i32", "i32", "i32", "i32"), ("i32",))
+# Types whose wasm values need no conversion.
+_NATIVE: Final = frozenset(("s32", "s64", "f32", "f64"))
+# Blocks of memory that are allocated or written between two pauses: about 0.5 ms.
+BLOCKS_AT_ONCE: Final = 64
+_MASK: Final = 0xFFFFFFFF
+
+
+@final
+@frozen
+class Lifted:
+    """A function of a component, and the exports of the core module that implement it."""
+
+    export: str
+    """Name of the export that is called."""
+    type: Function
+    realloc: str | None = None
+    """Name of the export that allocates memory; None: there is none."""
+    post: str | None = None
+    """Name of the export that is called with the results, once they are read; None: there is none.
+    """
+
+
+def _by_export(functions: Sequence[Lifted]) -> tuple[Lifted, ...]:
+    found = {one.export: one for one in functions}
+    if len(found) < len(functions):
+        raise ValueError("two functions of one ABI have the same export")
+    return tuple(functions)
+
+
+@final
+@frozen(cache_hash=True)
+class CanonicalAbi(LayeredAbi):
+    """The canonical ABI for the functions of one component.
+
+    Functions share a compiled module only if their ABIs are equal: so each has all functions of the
+    component, whichever are registered.
+
+    Raises:
+        ValueError: two functions have the same export.
+    """
+
+    functions: tuple[Lifted, ...] = field(
+        converter=_by_export, repr=lambda functions: str(len(functions))
+    )
+
+    def bind(
+        self,
+        function: str,
+        export: str,
+        args: Sequence[str],  # noqa: ARG002 -- the component says the types
+        returns: Sequence[str],  # noqa: ARG002
+        exports: Exports,
+        called_on_null: bool,  # noqa: ARG002 -- nulls are values of options
+    ) -> Binding:
+        """Return the binding for one function; see `Abi.bind`.
+
+        Raises:
+            ExportError: the core module lacks an export, or one has another type.
+            SignatureError: a type is not supported.
+        """
+        one = next((one for one in self.functions if one.export == export), None)
+        if one is None:
+            raise ExportError(f"{function}: the component has no function with export {export!r}")
+        try:
+            core = lifted_signature(one.type)
+            for inner in _types(one.type):
+                lowerer(inner)
+                lifter(inner)
+        except ValueError as error:
+            raise SignatureError(f"{function}: {error}") from None
+        wasm = FuncType(core.params, core.results)
+        _check_export(function, exports, export, wasm)
+        if one.post is not None:
+            _check_export(function, exports, one.post, FuncType(core.results))
+        if one.realloc is not None:
+            _check_export(function, exports, one.realloc, REALLOC)
+        uses_memory = core.returned is not None
+        if core.arguments is not None or any(layout(p).has_pointers for _, p in one.type.params):
+            uses_memory = True
+            if one.realloc is None:
+                raise ExportError(
+                    f"{function}: {function_text(one.type)} takes memory for its arguments, but "
+                    "the component names no function that allocates it"
+                )
+        if uses_memory and not exports.memories:
+            raise ExportError(
+                f"{function}: {function_text(one.type)} needs a memory, but the module exports none"
+            )
+        return CanonicalBinding(function, one, wasm, core.arguments, core.returned)
+
+    @property
+    def supplies(self) -> Mapping[tuple[str, str], FuncType]:
+        """{module and name of an import: type} of the functions that its parts provide."""
+        return MappingProxyType({})
+
+    def layer(
+        self,
+        what: str,  # noqa: ARG002 -- for other ABIs
+        info: ModuleInfo,  # noqa: ARG002
+        hosts: Mapping[tuple[str, str], Any],  # noqa: ARG002
+        first: int,  # noqa: ARG002
+    ) -> Layer:
+        """Return the parts; see `LayeredAbi.layer`."""
+        return Layer()
+
+
+def _types(function: Function) -> list[Type]:
+    result = [] if function.result is None else [function.result]
+    return [*(one for _, one in function.params), *result]
+
+
+def _check_export(what: str, exports: Exports, name: str, wanted: FuncType) -> None:
+    kind = exports.functions.get(name)
+    if kind != wanted:
+        found = "is missing" if kind is None else f"is {signature(kind)}"
+        raise ExportError(
+            f"{what}: the component needs the export {name!r:.300} of its core module to be "
+            f"{signature(wanted)}, but it {found}"
+        )
+
+
+class Viewed(Memory, Protocol):
+    """A memory that can be looked at without copying."""
+
+    def view(self) -> memoryview:
+        """Return all bytes, read-only; to be used until the guest goes on, or memory grows."""
+
+
+@final
+@frozen(eq=False)
+class CanonicalBinding:
+    """The canonical ABI, bound to one function: a `Binding`."""
+
+    what: str
+    """The function's name for messages."""
+    function: Lifted
+    signature: FuncType
+    arguments: Layout | None
+    """Layout of the arguments if their address is passed; None: they are flat."""
+    returned: Layout | None
+    """Layout of the result if its address is returned; None: it is flat, or there is none."""
+    kinds: tuple[Type, ...] = field(init=False)
+    """Types of the arguments."""
+    lower: Callable[[tuple[object, ...]], Sequence[object]] | None = field(init=False)
+    lift: Callable[[Value], Value] | None = field(init=False)
+    steps: Callable[[Guest, tuple[object, ...]], Steps] | None = field(init=False)
+    counts_results: bool = field(default=True, init=False)
+    _nowhere: Lifting = field(init=False)
+    """For results that need no memory, and are not counted."""
+
+    @_nowhere.default
+    def _default_nowhere(self) -> Lifting:
+        return Lifting(self.got, b"", Tally(0), math.inf)
+
+    @kinds.default
+    def _kinds(self) -> tuple[Type, ...]:
+        return tuple(one for _, one in self.function.type.params)
+
+    @property
+    def _flat(self) -> bool:
+        """Whether a call is one call of wasm with wasm values."""
+        pointers = any(layout(one).has_pointers for one in self.kinds)
+        return not (pointers or self.arguments or self.returned or self.function.post)
+
+    @lower.default
+    def _default_lower(self) -> Callable[[tuple[object, ...]], Sequence[object]] | None:
+        if not self._flat or all(_is_native(one) for one in self.kinds):
+            return None
+        return self._lower_flat
+
+    @lift.default
+    def _default_lift(self) -> Callable[[Value], Value] | None:
+        result = self.function.type.result
+        if not self._flat or result is None or _is_native(result):
+            return None
+        return self._lift_flat
+
+    @steps.default
+    def _default_steps(self) -> Callable[[Guest, tuple[object, ...]], Steps] | None:
+        return None if self._flat else self._steps
+
+    @property
+    def arity(self) -> int:
+        return len(self.kinds)
+
+    @property
+    def got(self) -> str:
+        """The beginning of messages about a result."""
+        return f"{self.what} returned"
+
+    def place(self, number: int) -> str:
+        """Return the name of an argument for messages."""
+        name, _ = self.function.type.params[number - 1]
+        return f"argument {number} ({name}) of {self.what}"
+
+    def explain(self, values: tuple[object, ...]) -> Exception:
+        return self.misfit(values) or TypeError(f"{self.what}: {shown(values)} can't be passed")
+
+    def misfit(self, values: tuple[object, ...]) -> Exception | None:
+        """Return the error for arguments that do not fit; None if they do."""
+        if len(values) != len(self.kinds):
+            return wrong_count(self.what, [type_text(one) for one in self.kinds], values)
+        with ExitStack() as views:
+            job = Lowering(False, math.inf, views)
+            for number, (kind, value) in to_blame(self.kinds, values):
+                try:
+                    lowerer(kind).flat(value, [], job)
+                except MISFITS as error:
+                    return reworded(error, f"{self.place(number)}: {error}")
+        return None
+
+    # -- without memory
+
+    def _lower_flat(self, values: tuple[object, ...]) -> tuple[object, ...]:
+        if len(values) != len(self.kinds):
+            raise self.explain(values)
+        return self._signed(self._lower(values, Lowering(False, math.inf)))
+
+    def _lift_flat(self, result: Value) -> Value:
+        return self._value(lifter(self._result).flat(iter((result,)), self._nowhere))
+
+    # -- with memory
+
+    def _steps(self, guest: Guest, values: tuple[object, ...]) -> Steps:
+        """Perform one call; see `Binding.steps`."""
+        with ExitStack() as views:
+            job = Lowering(False, MANY, views)
+            try:
+                out = self._lower(values, job)
+            except Detour:
+                job = Lowering(False, math.inf, views)
+                out = yield Convert(paced, (self._lower, values, job))
+            yield from self._place(guest, out, job)
+            del job
+        result = yield Invoke(self.function.export, self._signed(out))
+        return (yield from self._take(guest, result))
+
+    def _lower(self, values: tuple[object, ...], job: Lowering) -> list[Any]:
+        """Return flat values; the blocks that they refer to are in the job."""
+        if self.arguments is None:
+            out: list[Any] = []
+            for number, (kind, value) in enumerate(zip(self.kinds, values, strict=True), start=1):
+                try:
+                    lowerer(kind).flat(value, out, job)
+                except MISFITS as error:
+                    raise self._blame(number, error) from None
+            return out
+        image = bytearray(self.arguments.size)
+        job.blocks.append((self.arguments.align, image, FLAT, 0))
+        placed = zip(self.kinds, self.arguments.offsets, values, strict=True)
+        for number, (kind, at, value) in enumerate(placed, start=1):
+            try:
+                lowerer(kind).store(value, image, at, job, 0)
+            except MISFITS as error:
+                raise self._blame(number, error) from None
+        return [0]
+
+    def _blame(self, number: int, error: Exception) -> Exception:
+        return reworded(error, f"{self.place(number)}: {error}")
+
+    def _signed(self, out: Sequence[Value]) -> tuple[object, ...]:
+        return tuple(
+            [
+                signed(value, 32)
+                if kind == "i32"
+                else signed(value, 64)
+                if kind == "i64"
+                else value
+                for kind, value in zip(self.signature.params, out, strict=True)
+            ]
+        )
+
+    def _place(self, guest: Guest, out: list[Any], job: Lowering) -> Steps:
+        """Have the guest allocate the blocks, put their addresses in place, and write them."""
+        realloc, blocks = self.function.realloc or "", job.blocks
+        addresses: list[int] = []
+        for number, (align, data, owner, at) in enumerate(blocks):
+            size = len(data)
+            address = yield Invoke(realloc, (0, 0, align, signed(size)))
+            address &= _MASK
+            self._check_allocated(memory_of(guest), address, size, align)
+            addresses.append(address)
+            if owner == FLAT:
+                out[at] = address
+            else:
+                image = blocks[owner][1]
+                assert isinstance(image, bytearray)
+                image[at : at + 4] = address.to_bytes(4, "little")
+            if number % BLOCKS_AT_ONCE == BLOCKS_AT_ONCE - 1:
+                yield PAUSE
+        for number, (address, (_, data, _, _)) in enumerate(zip(addresses, blocks, strict=True)):
+            memory_of(guest).write(address, data)
+            if number % BLOCKS_AT_ONCE == BLOCKS_AT_ONCE - 1:
+                yield PAUSE
+
+    def _check_allocated(self, memory: Memory, address: int, size: int, align: int) -> None:
+        name = f"{self.what}: {self.function.realloc}(0, 0, {align}, {size}) returned"
+        if address % align:
+            raise AbiError(f"{name} the address {address}, which is not a multiple of {align}")
+        if address + size > memory.size:
+            raise AbiError(
+                f"{name} the address {address}: that many bytes there exceed its memory of "
+                f"{memory.size} bytes"
+            )
+
+    def _take(self, guest: Guest, result: Value) -> Steps:
+        """Return the value of a result, after the guest was told that it is read."""
+        value: Value = None
+        refused: Exception | None = None
+        job = self._nowhere
+        if self.function.type.result is not None:
+            view = b"" if guest.memory is None else cast("Viewed", guest.memory).view()
+            job = Lifting(self.got, view, guest.tally, MANY)
+            mark = guest.tally.mark()
+            try:
+                value = self._lift_result(result, job)
+            except Detour:
+                guest.tally.go_back(mark)
+                job = Lifting(self.got, view, guest.tally, math.inf, {})
+                self._collect_result(result, job)
+                yield from collect_all(job)
+            except ResultTooLargeError as error:
+                refused = error
+            # The guest goes on, and may grow its memory.
+            del view
+            job.memory = b""
+        if self.function.post is not None:
+            yield Invoke(self.function.post, () if result is None else (result,))
+        if refused is not None:
+            raise refused
+        if job.copies is not None:
+            value = yield Convert(paced, (self._lift_result, result, job))
+        return self._value(value)
+
+    @property
+    def _result(self) -> Type:
+        result = self.function.type.result
+        assert result is not None
+        return result
+
+    def _lift_result(self, result: Value, job: Lifting) -> Value:
+        one = lifter(self._result)
+        job.take(one.items)
+        if self.returned is None:
+            return one.flat(iter((result,)), job)
+        job.tally.add_made(one.size, one.items)
+        buffer, at = job.place("a result", result & _MASK, self.returned.size, self.returned.align)
+        return one.load(buffer, at, job)
+
+    def _collect_result(self, result: Value, job: Lifting) -> None:
+        assert self.returned is not None
+        one = lifter(self._result)
+        data = job.copy("a result", result & _MASK, self.returned.size, self.returned.align)
+        if one.collect is not None:
+            one.collect(data, 0, job)
+
+    def _value(self, value: Value) -> Value:
+        """Return the value of the function; raise `WitError` if it is an error."""
+        if isinstance(self.function.type.result, Result):
+            if type(value) is Err:
+                raise WitError(value.value, function=self.what)
+            assert type(value) is Ok
+            return value.value
+        return value
+
+
+def _is_native(one: Type) -> bool:
+    return isinstance(one, Primitive) and one.name in _NATIVE
