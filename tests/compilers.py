@@ -23,3 +23,4 @@ def use(name: str | None = None) -> None:
     if name is not None:
         os.environ[VARIABLE] = name
     tiers.FIRST["optimizing"] = tiers.FIRST[chosen()]
+    tiers.STACKS["optimizing"] = tiers.STACKS[chosen()]

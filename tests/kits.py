@@ -262,7 +262,7 @@ async def open_real_cache(
         opening = trio_wasmcache.open_cache(config, logger=ListLogger())
     else:
         # Written at once, so that a test can look while the cache is open.
-        engine = WasmtimeEngine(config.stack_size, compiler=config.compiler)
+        engine = WasmtimeEngine(config.instance_stack_size, compiler=config.compiler)
         opening = open_with(config, engine, InlineLogWriter(logger))
     async with opening as cache:
         yield cache
@@ -285,9 +285,8 @@ async def _checked(
 
 
 def stack_of(cache: InstanceCache) -> int:
-    """Bytes of stack of a running instance of the functions of a cache, which are all alike."""
-    stacks = {record.module.stacks for record in cache._pool.registry.functions.values()}
-    return max(stacks, default=1) * cache.config.stack_size
+    """Bytes of stack of a running instance."""
+    return cache.config.instance_stack_size
 
 
 async def add(cache: InstanceCache, name: str, wasm: bytes, **more: Any) -> Any:

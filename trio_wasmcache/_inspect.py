@@ -273,7 +273,7 @@ def _caching(info: ModuleInfo, config: CacheConfig) -> Iterator[str]:
     infos = [info]
     if _is_plugin(info):
         infos.append(read_module(kernel(KernelSettings())))
-    least = least_size(heap_size(info, config.memory_limit, config.stack_size), *infos)
+    least = least_size(heap_size(info, config.memory_limit, config.instance_stack_size), *infos)
     said, _ = cache_verdict(config, least, seats=False, restored=False)
     yield f"caching: {said}"
     try:

@@ -9,16 +9,15 @@ import trio
 from engine.support import quiet_cache, wat
 from peeking import job_of
 
-from trio_wasmcache import HostFunction
+from trio_wasmcache import CacheConfig, HostFunction
 from trio_wasmcache._core.config import KiB, MiB
-from trio_wasmcache._core.tiers import FIRST, STACKS
 from trio_wasmcache._engine.wasmtime.residency import find_stacks
 from trio_wasmcache.testing import check_invariants
 
 PAGE = mmap.PAGESIZE
 # Of its own, so that no other test's stacks are counted.
 STACK_SIZE = 1236 * KiB
-STACK = STACK_SIZE * STACKS[FIRST["optimizing"]]
+STACK = CacheConfig(stack_size=STACK_SIZE).instance_stack_size
 # Writes to the first byte of so many system pages; and calls itself so often.
 TOUCH = wat(
     f"""(module (memory (export "memory") 32)

@@ -13,8 +13,11 @@ import pytest
 import trio
 from attrs import evolve
 from engine.support import quiet_cache, wat
+from kits import WasmtimeKit
+from promoting import TIERED, WatchedLogger, promote, settle
 
 from trio_wasmcache import (
+    CodeMemoryError,
     FuelExhaustedError,
     Function,
     GuestError,
@@ -83,6 +86,7 @@ Outcome = tuple[str, Any, Any]
 def both_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let "optimizing" be that compiler, whatever `--compiler` says."""
     monkeypatch.setitem(FIRST, "optimizing", OPTIMIZING)
+    monkeypatch.setitem(STACKS, "optimizing", 1)
 
 
 def cache_on(compiler: str, **limits: Any) -> AbstractAsyncContextManager[InstanceCache]:
@@ -249,28 +253,64 @@ async def test_what_fits_on_one_stack_fits_on_the_other() -> None:
                 await deep.call(1_000_000)
             async with plain.acquire():
                 stacks = cache.stats().stacks_size
-                assert stacks == cache.config.stack_size * STACKS[Tier(compiler)]
+                assert stacks == cache.config.instance_stack_size
                 check_invariants(cache)
             (entry,) = (one for one in cache.entries() if one.function == "plain")
             assert entry.tiers == {compiler: 1}
 
 
-async def test_stacks_of_both_sizes_count_against_one_limit() -> None:
-    """An instance waits, or is refused, by the size of its own stack."""
-    reference = '(module (table 1 externref) (func (export "f")))'
+async def test_the_configuration_decides_the_size_of_all_stacks() -> None:
+    """Of whichever tier the code is: one cache has stacks of one size."""
+    reference = DEEP.replace("(module", "(module (table 1 externref)")
     async with cache_on("baseline", max_code_size=2 * MiB) as cache:
-        small = await cache.register("small", reference, args=(), export="f")
-        assert tier_of(cache, small) is Tier.OPTIMIZING
-        large = await cache.register("large", '(module (func (export "f")))', args=(), export="f")
-        with pytest.raises(Exception, match="2097152 of stack"):
-            await large.call()
-        async with small.acquire():
-            assert cache.stats().stacks_size == 512 * KiB
-        cache.resize(max_code_size=4 * MiB)
-        async with small.acquire(), large.acquire() as lease:
-            assert cache.stats().stacks_size == 2 * MiB + 512 * KiB
-            await lease.call()
+        assert cache.config.instance_stack_size == 2 * MiB
+        one = await cache.register("one", reference, args=("i32",), returns="i32", export="f")
+        other = await cache.register("other", DEEP, args=("i32",), returns="i32", export="f")
+        assert tier_of(cache, one) is Tier.OPTIMIZING
+        assert tier_of(cache, other) is Tier.BASELINE
+        for function in (one, other):
+            with pytest.raises(CodeMemoryError, match="2097152 of stack"):
+                await function.call(1)
+        cache.resize(max_code_size=5 * MiB)
+        for function in (one, other):
+            async with function.acquire() as lease:
+                assert await lease.call(1500) == 1500
+                assert cache.stats().stacks_size == 2 * MiB
+        async with one.acquire() as lease:
+            assert await lease.call(15_000) == 15_000
+            assert cache.stats().idle_stacks_size == 2 * MiB
         check_invariants(cache)
+
+
+async def test_a_promotion_takes_no_stack_from_a_function() -> None:
+    """What recurses as deep as baseline code can go, goes on with that once it is promoted."""
+    logger = WatchedLogger()
+    async with WasmtimeKit().open(TIERED, logger=logger) as cache:
+        f = await cache.register("f", PLAIN, args=("i32",), returns="i32")
+        found: dict[str, int] = {}
+        for tier in ("baseline", "optimizing"):
+            await f.call(1)
+            assert [entry.tiers for entry in cache.entries()] == [{tier: 1}]
+            found[tier] = await deepest(f)
+            await f.call(1)
+            if tier == "baseline":
+                await promote(cache, logger, f)
+                await settle(cache)
+        assert 10_000 < found["baseline"] < found["optimizing"]
+        check_invariants(cache)
+
+
+async def deepest(function: Function) -> int:
+    """How deep a recursion may be."""
+    fits, fails = 1, 100_000
+    while fails - fits > 1:
+        depth = (fits + fails) // 2
+        try:
+            await function.call(depth)
+            fits = depth
+        except StackOverflowError:
+            fails = depth
+    return fits
 
 
 RELAXED = """(module (func (export "f") (param i32) (result i32) (i32x4.extract_lane 0
@@ -359,6 +399,7 @@ def test_processes_that_tests_start_use_the_same_compiler(monkeypatch: pytest.Mo
     for name in COMPILERS:
         monkeypatch.setenv(compilers.VARIABLE, name)
         monkeypatch.setitem(FIRST, "optimizing", OPTIMIZING)
+        monkeypatch.setitem(STACKS, "optimizing", 1)
         compilers.use()
         assert FIRST["optimizing"] is Tier(name)
 

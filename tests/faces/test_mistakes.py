@@ -523,8 +523,9 @@ async def an_endless_loop(cache: InstanceCache) -> object:
 async def test_limits_of_a_guest_are_named() -> None:
     """The stack's, in a call and in a start, and the memory's, each with what to change."""
     optimizing = FIRST["optimizing"] is OPTIMIZING
-    part = "half" if optimizing else "2 times as much, as its frames are larger"
-    limit = f"stack_size is 524288, of which it can use {part}: raise it, unless its recursion"
+    more = "and it can use 2 times as much with compiler='optimizing'"
+    part = "of which it can use half" if optimizing else more
+    limit = f"stack_size is 524288, {part}: raise it, unless its recursion"
     start = LOOP.replace("(func $a (export", "(start $a) (func $a (export")
     assert start != LOOP
     async with quiet_cache() as cache:

@@ -97,7 +97,7 @@ class Program:
 
             # Slices in threads, too.
             config = CacheConfig(total_fuel=10**15, offload_after=3, log_flush_timeout=HANG)
-            self.engine = WasmtimeEngine(config.stack_size)
+            self.engine = WasmtimeEngine(config.instance_stack_size)
         return functools.partial(opening, self.engine, config)
 
     def endless(self, mark: Callable[[], Any]) -> dict[str, Any]:

@@ -75,6 +75,7 @@ async def test_opened_resized_closed(fake: FakeKit, log: ListLogger) -> None:
         {
             **limits,
             "max_mappings": None,
+            "compiler": "optimizing",
             "stack_size_bytes": STACK,
             "memory_limit_bytes": 32 * 2**20,
             "table_limit_elements": 10_000,
@@ -110,7 +111,6 @@ async def test_registered_removed_loaded(fake: FakeKit, log: ListLogger) -> None
         **common,
         "module_number": 1,
         "compiler": "optimizing",
-        "stack_size_bytes": 512 * 1024,
         "artifact_bytes": len(wasm),
         "worst_size_bytes": f.worst_size,
         "address_space_bytes": 0,

@@ -523,7 +523,6 @@ class InstanceCache:
             module_number=module.number,
             code_bytes=code_size,
             compiler=artifact.tier.value,
-            stack_size_bytes=module.record.stacks * config.stack_size,
             artifact_bytes=module.size,
             compile_seconds=seconds,
             concurrency=record.concurrency,

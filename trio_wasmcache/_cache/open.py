@@ -72,16 +72,19 @@ async def open_cache(
         code_cache = await run_in_thread(
             CodeCache,
             config.cache_dir,
-            config.stack_size,
+            config.instance_stack_size,
             config.compile_seconds + COMPILE_SLACK,
             tiers_of(config.compiler),
             limiter=trio.CapacityLimiter(1),
         )
     if config.compile_memory is not None:
         subprocess = SubprocessCompiler(
-            config.stack_size, config.compile_memory, config.compile_seconds, config.cache_dir
+            config.instance_stack_size,
+            config.compile_memory,
+            config.compile_seconds,
+            config.cache_dir,
         )
-    engine = WasmtimeEngine(config.stack_size, subprocess, code_cache, config.compiler)
+    engine = WasmtimeEngine(config.instance_stack_size, subprocess, code_cache, config.compiler)
     del code_cache  # the engine owns it, and releases it when it is closed
     try:
         log = ThreadedLogWriter(logger, label)

@@ -96,7 +96,7 @@ class Statistics:
             max_address_space=policy.system.max_address_space(policy.config),
             mappings=ledger.mappings,
             max_mappings=policy.system.mappings,
-            idle_stacks_size=max(0, pool.engine.open_stacks - ledger.running_stacks)
+            idle_stacks_size=max(0, pool.engine.open_instances - ledger.running)
             * ledger.stack_size,
             artifact_size=sum(module.size for module in modules),
             log_lost=pool.log.lost - base.log_lost,

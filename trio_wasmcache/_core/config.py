@@ -13,7 +13,7 @@ from attrs import field, fields, frozen
 
 from .._public import public
 from .text import shown
-from .tiers import CompilerName
+from .tiers import STACKS, CompilerName
 
 PolicyName: TypeAlias = Literal["lru", "sieve", "gdsf", "cost"]
 """Name of an eviction policy; see `CacheConfig.policy`."""
@@ -273,9 +273,10 @@ class CacheConfig:
     compiler: CompilerName = field(default="optimizing", metadata=_one_of(*get_args(CompilerName)))
     """Which of wasmtime's compilers compiles modules. ``"optimizing"``: Cranelift, whose code is
     the fastest. ``"baseline"``: Winch, which takes a tenth of the time, and whose code takes up to
-    half as long again; modules that it can't compile go to the other one. Instances of its code
-    have stacks of 4 times `stack_size`, as they need more. ``"tiered"``: first Winch, and in the
-    background Cranelift, for functions whose calls have used 10 ms."""
+    half as long again; modules that it can't compile go to the other one. ``"tiered"``: first
+    Winch, and in the background Cranelift, for functions whose calls have used 10 ms. With
+    ``"baseline"`` and ``"tiered"``, all stacks have 4 times `stack_size`, as Winch's code needs
+    more."""
     compile_memory: int | None = field(default=None, metadata=_whole_or_none(1 * MiB))
     """Bytes of memory that compiling a module may take, in a process of its own; from 1 MiB. None:
     modules are compiled in this process, without a limit."""
@@ -294,7 +295,8 @@ class CacheConfig:
     """Number of worker threads that run calls at the same time; 1 to 1024. The default is the
     number of CPUs."""
     stack_size: int = field(default=512 * KiB, metadata=_whole(MIN_STACK_SIZE, 1024 * MiB))
-    """Bytes of stack of a running instance; 64 KiB to 1 GiB. The guest can use half of it."""
+    """Bytes of stack of a running instance; 64 KiB to 1 GiB. The guest can use half of it. It has 4
+    times as much unless `compiler` is ``"optimizing"``; see `instance_stack_size`."""
     main_capacity: float = field(default=math.inf, metadata=_tokens())
     """Capacity of the group ``"main"``, which serves tasks that are in no other group: the number
     of tasks that may hold or wait for instances at the same time. An int from 1, or `math.inf`."""
@@ -380,6 +382,14 @@ class CacheConfig:
             reserved_size=self.main_reserved_size,
             cpu_limit=self.main_cpu_limit,
         )
+
+    @property
+    def instance_stack_size(self) -> int:
+        """Bytes of the stack of each running instance, of which the guest can use half.
+
+        It is `stack_size`, or 4 times as much unless `compiler` is ``"optimizing"``.
+        """
+        return self.stack_size * STACKS[self.compiler]
 
     @classmethod
     def scylladb(cls) -> CacheConfig:

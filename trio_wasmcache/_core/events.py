@@ -121,8 +121,10 @@ class OfConfig(OfLimits):
 
     max_mappings: int | None = None
     """Number of mappings that the kernel's limit leaves to this cache; None: no limit."""
+    compiler: str | None = None
+    """`CacheConfig.compiler`; None: a log from before this field existed."""
     stack_size_bytes: int
-    """Size of the stack of a running instance (bytes)."""
+    """Size of the stack of a running instance (bytes): `CacheConfig.instance_stack_size`."""
     memory_limit_bytes: int
     """Limit of the memories of one instance together (bytes)."""
     table_limit_elements: int
@@ -257,9 +259,6 @@ class Registered(OfFunction):
     compiler: str | None = None
     """Compiler that made the code: ``"optimizing"`` or ``"baseline"``. None: a log from before this
     field existed, when it was always the former."""
-    stack_size_bytes: int | None = None
-    """Size of the stack of a running instance of it (bytes). None: likewise, the `stack_size_bytes`
-    of `wasmcache.opened`."""
     artifact_bytes: int
     """Size of the compiled module at rest (bytes)."""
     compile_seconds: float
@@ -370,8 +369,6 @@ class Promoted(OfFunction):
     """Size of the module's machine code, once loaded (bytes); None as for `module_number`."""
     compiler: str | None = None
     """Compiler that made it: ``"optimizing"``; None as for `module_number`."""
-    stack_size_bytes: int | None = None
-    """Size of the stack of a running instance of it (bytes); None as for `module_number`."""
     artifact_bytes: int | None = None
     """Size of the compiled module at rest (bytes); None as for `module_number`."""
     address_space_bytes: int | None = None

@@ -63,8 +63,6 @@ class SnapshotModule(Item):
     """Number of memory mappings of the code, while it is loaded."""
     load_seconds: float | None
     """Time that loading the code has taken, a mean of the last loads (seconds); None: not known."""
-    stacks: int
-    """Number of stacks, of `stack_size_bytes` each, that a running instance of it takes."""
     stopped: int
     """When none of its instances was left running last, by an eviction: a sequence number."""
     evictable: int | None

@@ -7,7 +7,8 @@ return. These differ, and this file and `wasm/bulk` are what deals with them:
 1. The baseline compiler knows no values that are garbage-collected, and no relaxed SIMD. A module
    that has the first goes to the optimizing compiler at once; one with the second, as soon as the
    baseline compiler has refused it.
-2. Its frames are larger, 1.3 to 12 times: its stacks have `STACKS` times the size.
+2. Its frames are larger, 1.3 to 12 times. Where it may compile modules, all stacks are larger, by
+   `STACKS`: those of optimized code, too, as a promotion must not take stack from a function.
 3. It charges nothing for the length of bulk instructions, so these are edited: see `wasm/bulk`.
 
 Code of one tier can be neither loaded by the engine of the other nor instantiated in its stores, so
@@ -31,8 +32,6 @@ class Tier(enum.Enum):
 
 
 BASELINE, OPTIMIZING = Tier.BASELINE, Tier.OPTIMIZING
-STACKS: Final = {BASELINE: 4, OPTIMIZING: 1}
-"""{tier: number of times `stack_size` that the stack of a running instance has}."""
 TIERED: Final = "tiered"
 """Name of the way in which modules are compiled by both compilers, see `policy/promotion`."""
 FIRST: Final[dict[str, Tier]] = {
@@ -41,6 +40,8 @@ FIRST: Final[dict[str, Tier]] = {
     "baseline": BASELINE,
 }
 """{name of `CacheConfig.compiler`: tier in which modules are compiled first}."""
+STACKS: Final[dict[str, int]] = {"optimizing": 1, TIERED: 4, "baseline": 4}
+"""{name of `CacheConfig.compiler`: size of all stacks, in `CacheConfig.stack_size`}."""
 
 
 def tiers_of(compiler: CompilerName) -> tuple[Tier, ...]:

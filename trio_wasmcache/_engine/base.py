@@ -563,10 +563,6 @@ class Engine(Protocol):
         """Instances that are not closed."""
 
     @property
-    def open_stacks(self) -> int:
-        """Stacks of these, in the `stack_size` that the engine was made with."""
-
-    @property
     def scratch_size(self) -> int:
         """Bytes of the scratches that drivers keep, in all instances that are not closed."""
 

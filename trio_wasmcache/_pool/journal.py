@@ -571,7 +571,8 @@ def _everything(config: CacheConfig, system: SystemLimits) -> Fields:
     return {
         **_limits(config, system),
         "max_mappings": system.mappings,
-        "stack_size_bytes": config.stack_size,
+        "compiler": config.compiler,
+        "stack_size_bytes": config.instance_stack_size,
         "memory_limit_bytes": config.memory_limit,
         "table_limit_elements": config.table_limit,
         "total_fuel": config.total_fuel,

@@ -173,7 +173,7 @@ def explain(
         if isinstance(error, FuelExhaustedError):
             limit = f"; {fuel_limit(config.total_fuel)}"
         elif isinstance(error, StackOverflowError):
-            limit = f"; {stack_limit(config.stack_size, definition.module.artifact.tier)}"
+            limit = f"; {stack_limit(config)}"
         if error.refused_memory is not None:
             limit = f"{limit}; {refusal(error.refused_memory, definition.module.artifact)}"
         trace = "".join(f"\n  {frame}" for frame in error.backtrace)

@@ -252,7 +252,6 @@ class Promoter:
             module_number=made.number,
             code_bytes=made.record.code_size,
             compiler=artifact.tier.value,
-            stack_size_bytes=made.record.stacks * pool.config.stack_size,
             artifact_bytes=made.size,
             address_space_bytes=artifact.address_space,
             mappings=artifact.mappings,

@@ -838,7 +838,7 @@ class Compiler:
         )
         resets = declaration.isolation == RESET and obstacle is None
         dumped = config.keep_dumps > 0
-        heap = heap_size(info, config.memory_limit, config.stack_size)
+        heap = heap_size(info, config.memory_limit, config.instance_stack_size)
         initials = initials_of(info, declaration.given_to(info))
         if not layers:
             edits = check_limits(info, what, config.memory_limit, config.table_limit)
@@ -899,7 +899,7 @@ def _tier_key(equal: Equal, config: CacheConfig) -> str | None:
         "optimized",
         wasmtime_version(),
         equal.digest,
-        (equal.memory_limit, equal.table_limit, config.stack_size, equal.prepared),
+        (equal.memory_limit, equal.table_limit, config.instance_stack_size, equal.prepared),
         equal.preparation is not None,
     ).hex()
 
@@ -929,7 +929,12 @@ def _state_key(digest: bytes, declaration: Declaration, config: CacheConfig) -> 
             sorted(given),
             sorted(externs, key=operator.itemgetter(0)),
             declaration.trap_missing,
-            (config.memory_limit, config.table_limit, config.total_fuel, config.stack_size),
+            (
+                config.memory_limit,
+                config.table_limit,
+                config.total_fuel,
+                config.instance_stack_size,
+            ),
         ).hex()
     except UnknownValueError:
         return None
@@ -1050,7 +1055,7 @@ def _preparation(declaration: Declaration, config: CacheConfig) -> Hashable:
     if not declaration.prepare or declaration.substitute is not None:
         return None
     try:
-        calls = digest_of(declaration.prepare, config.total_fuel, config.stack_size)
+        calls = digest_of(declaration.prepare, config.total_fuel, config.instance_stack_size)
     except UnknownValueError:
         return object()  # nobody knows whether another one is the same
     try:

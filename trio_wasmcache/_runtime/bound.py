@@ -9,7 +9,7 @@ from attrs import Factory, define, evolve, frozen
 
 from .._abi.base import Binding, Direct, Guest, Steps, Value
 from .._abi.plain import shown
-from .._core.config import KiB
+from .._core.config import CacheConfig, KiB
 from .._core.costs import copy_fuel
 from .._core.dumps import MAX_SIZE, Dump, DumpBook
 from .._core.errors import FuelExhaustedError, GuestError, StackOverflowError, TrapError
@@ -18,7 +18,7 @@ from .._core.policy.policy import Policy
 from .._core.policy.records import Entry, FunctionRecord, Instance, Need
 from .._core.portable import CallValues
 from .._core.tally import size_of
-from .._core.tiers import STACKS, Tier
+from .._core.tiers import Tier
 from .._core.wasm.admission import sharing
 from .._core.wasm.graph import FromPart
 from .._engine.base import (
@@ -236,7 +236,7 @@ class BoundFunction:
             # Not for the error of another guest, which a host function of this one called.
             if isinstance(error, StackOverflowError) and error.backtrace:
                 # Without one it is that of `Lease.invoke`, whose message says all.
-                limit = stack_limit(policy.config.stack_size, self.tier)
+                limit = stack_limit(policy.config)
                 error.args = (f"{error.args[0]}; {limit}", *error.args[1:])
             self._say_refusal(error)
             if isinstance(error, TrapError) and (note := getattr(self.binding, "trap_note", "")):
@@ -327,14 +327,13 @@ def fuel_limit(total_fuel: int) -> str:
     return f"total_fuel is {total_fuel}: raise it, unless the guest is in an endless loop"
 
 
-def stack_limit(stack_size: int, tier: Tier) -> str:
+def stack_limit(config: CacheConfig) -> str:
     """Return the limit of the stack and the remedy, as the end of a message."""
-    times = STACKS[tier]
-    part = "half" if times == 1 else f"{times // 2} times as much, as its frames are larger"
-    return (
-        f"stack_size is {stack_size}, of which it can use {part}: raise it, unless its recursion "
-        "never ends"
-    )
+    part = "of which it can use half"
+    if config.instance_stack_size != config.stack_size:
+        times = config.instance_stack_size // config.stack_size // 2
+        part = f"and it can use {times} times as much with compiler={config.compiler!r}"
+    return f"stack_size is {config.stack_size}, {part}: raise it, unless its recursion never ends"
 
 
 def refusal(refused: int, artifact: Artifact) -> str:

@@ -11,7 +11,6 @@ from attrs import define, evolve, field
 
 from .._core.config import MiB
 from .._core.policy.records import Module
-from .._core.tiers import STACKS
 from .._core.wasm.custom import DebugSections
 from .._core.wasm.dwarf import LineTables
 from .._engine.base import Artifact, Engine, HostImport, LoadedModule, StartCall
@@ -82,7 +81,6 @@ class CachedModule:
             self.digest,
             artifact.code_size,
             artifact.module_mappings,
-            STACKS[artifact.tier],
             code=self,
             number=self.number,
         )

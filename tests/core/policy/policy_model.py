@@ -21,7 +21,6 @@ class MCode:
 
     module: str
     code: int
-    stacks: int
     space: int
     mappings: int
 
@@ -40,8 +39,6 @@ class MFunction:
     """Addresses that an instance of it reserves."""
     mappings: int = 0
     """Mappings of an instance of it; its module has one."""
-    stacks: int = 1
-    """Stacks that an instance of it takes while it runs."""
     retired: bool = False
     successor: MFunction | None = None
     promoted: bool = False
@@ -52,7 +49,7 @@ class MFunction:
 
     @property
     def made(self) -> MCode:
-        return MCode(self.module, self.code, self.stacks, self.space, self.mappings)
+        return MCode(self.module, self.code, self.space, self.mappings)
 
 
 @dataclass(eq=False)
@@ -274,7 +271,7 @@ class Model:
         return sum(self.code().values()) + self.stacks()
 
     def stacks(self) -> int:
-        return sum(self.stack * it.made.stacks for it in self.busy())
+        return self.stack * len(self.busy())
 
     def claims(self, key: Key) -> list[MRequest]:
         found = [it for it in self.requests if it.claimed and it.key == key]
@@ -296,7 +293,7 @@ class Model:
         function = key[0]
         alone = function.space + function.code, function.mappings + 1
         return (
-            function.code + self.stack * function.stacks <= self.max_code
+            function.code + self.stack <= self.max_code
             and self.may_run(function.worst)
             and self.may_reserve(*alone)
         )
@@ -626,7 +623,7 @@ class Model:
 
     def make_room(self, worst: int, made: MCode, another: bool, seat: bool, out: Outcome) -> bool:
         loaded = made.module in self.code()
-        needed = self.stack * made.stacks + (0 if loaded else made.code)
+        needed = self.stack + (0 if loaded else made.code)
         free = sum(self.code()[it] for it in self.idle_modules() if it != made.module)
         if self.used() + needed - free > self.max_code or not self.may_run(
             self.running_size() + worst
@@ -897,7 +894,7 @@ class Model:
         """Whether other code has come in the place of its own."""
         many = len(self.live(instance.key)) > instance.key[0].concurrency
         beside = any(not it.outdated for it in self.idle_of(instance.key))
-        fits = instance.made.code + self.stack * instance.made.stacks <= self.max_code
+        fits = instance.made.code + self.stack <= self.max_code
         return "promoted" if instance.outdated and (many or beside or not fits) else None
 
     def promote(self, function: MFunction, made: MCode) -> Outcome:
@@ -905,14 +902,14 @@ class Model:
         out = Outcome()
         alone = made.space + made.code, made.mappings + 1
         if (
-            made.code + self.stack * made.stacks > self.max_code
+            made.code + self.stack > self.max_code
             or not self.may_run(function.worst)
             or not self.may_reserve(*alone)
         ):
             out.error = "CodeMemoryError"
             return out
         function.promoted = True
-        function.module, function.code, function.stacks = made.module, made.code, made.stacks
+        function.module, function.code = made.module, made.code
         function.space, function.mappings = made.space, made.mappings
         self.settle(out)
         return out
@@ -932,7 +929,7 @@ class Model:
         code = 0 if function.module in self.code() else function.code
         return (
             self.wants_upgrade(key)
-            and self.used() + code + self.stack * function.stacks <= self.max_code
+            and self.used() + code + self.stack <= self.max_code
             and self.may_run(self.running_size() + function.worst)
             and len(self.instances) < self.max_instances
             and self.may_have(function.made, self.reserved())
@@ -1157,7 +1154,7 @@ class Model:
             if it.size > max_instance_size:
                 self.evict(it, "oversized", out)
         for it in self.idle():
-            if it.outdated and it.made.code + self.stack * it.made.stacks > max_code:
+            if it.outdated and it.made.code + self.stack > max_code:
                 self.evict(it, "code", out)
         while self.total_size() > max_size and (victim := self.victim("size", self.for_size(None))):
             self.evict(victim, "size", out)

@@ -193,8 +193,7 @@ class PolicyMachine(RuleBasedStateMachine):
             **limits,  # type: ignore[arg-type]
         )
         self.modules = [
-            Module(f"m{number}", code * UNIT, 1, stacks=1 + code // 3, number=number)
-            for number, code in enumerate(codes)
+            Module(f"m{number}", code * UNIT, 1, number=number) for number, code in enumerate(codes)
         ]
         # What each is promoted to.
         self.optimized = {
@@ -368,7 +367,7 @@ class PolicyMachine(RuleBasedStateMachine):
         ours = functions[pick % len(functions)]
         record = self.functions[ours]
         module = self.optimized[record.module]
-        made = MCode(module.digest, module.code_size // UNIT, module.stacks, pick % 3, 1)
+        made = MCode(module.digest, module.code_size // UNIT, pick % 3, 1)
         self.compare(
             lambda: self.policy.promote(record, module, (made.space * UNIT, 1), self.now),
             lambda: self.model.promote(ours, made),
@@ -456,7 +455,6 @@ class PolicyMachine(RuleBasedStateMachine):
             worst=1 + module % 4,
             space=module % 5,
             mappings=1 + module % 3,
-            stacks=record.stacks,
         )
         self.functions[ours] = FunctionRecord(
             FunctionKey(label, ("i64",)),
@@ -592,7 +590,7 @@ class PolicyMachine(RuleBasedStateMachine):
         def again(module: Module) -> Module:
             # One without a function is loaded nowhere.
             size, mappings = module.code_size, module.mappings
-            fresh = Module(module.digest, size, mappings, module.stacks, number=module.number)
+            fresh = Module(module.digest, size, mappings, number=module.number)
             fresh.load_seconds = module.load_seconds
             return numbered.get(module.number, fresh)
 
@@ -746,7 +744,7 @@ class PolicyMachine(RuleBasedStateMachine):
         assert [(it.address_space, it.mappings) for it in lru] == reserves
         assert all(it == (0, 0) for it, one in zip(reserves, lru, strict=True) if one.seat)
         spare = model.max_code - sum(model.code().values())
-        assert ledger.most_stacks == spare // model.stack
+        assert ledger.most_running == spare // model.stack
         assert (ledger.idle, ledger.running) == (len(model.idle()), len(model.busy()))
         assert ledger.loaded_modules == len(model.code())
         assert [it.digest for it in ledger.evictable] == model.idle_modules()

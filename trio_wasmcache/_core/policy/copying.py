@@ -248,7 +248,6 @@ class _Rendering:
             module_digest=module.digest,
             code_bytes=module.code_size,
             mappings=module.mappings,
-            stacks=module.stacks,
             stopped=stopped,
             load_seconds=seconds,
             evictable=self._evictable.get(module),

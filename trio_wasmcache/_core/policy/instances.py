@@ -74,7 +74,8 @@ class Instances:
     config: CacheConfig
     system: SystemLimits = Factory(SystemLimits)
     ledger: Ledger = Factory(
-        lambda self: Ledger(self.config.stack_size, self.config.max_code_size), takes_self=True
+        lambda self: Ledger(self.config.instance_stack_size, self.config.max_code_size),
+        takes_self=True,
     )
     lru: LRU[Instance] = Factory(lambda: LRU[Instance]())
     """Idle instances in order of last use, kept under every policy for the idle timeout."""
@@ -491,7 +492,7 @@ class Instances:
         if not self._wants_upgrade(entry):
             return False
         module = function.module
-        code = (0 if module.users else module.code_size) + module.stacks * ledger.stack_size
+        code = (0 if module.users else module.code_size) + ledger.stack_size
         return (
             ledger.used + code <= config.max_code_size
             and ledger.running_size + function.worst_size <= self.running_limit
@@ -618,8 +619,7 @@ class Instances:
 
     def _may_run(self, module: Module) -> bool:
         """Return whether an empty cache could run an instance of a module."""
-        stack_size = module.stacks * self.ledger.stack_size
-        return module.code_size + stack_size <= self.config.max_code_size
+        return module.code_size + self.ledger.stack_size <= self.config.max_code_size
 
     def evict_entry(self, entry: Entry, reason: Reason, now: float, result: Step) -> None:
         """Evict all idle instances of `entry`, the least recently used first."""
@@ -800,7 +800,7 @@ class Instances:
                 f"{function.key} may touch {worst} bytes while it runs, but max_running_size is "
                 f"{self.running_limit}: raise it, or register under a smaller memory_limit"
             )
-        code_size, stack_size = module.code_size, module.stacks * self.ledger.stack_size
+        code_size, stack_size = module.code_size, self.ledger.stack_size
         if code_size + stack_size > self.config.max_code_size:
             raise CodeMemoryError(
                 f"{function.key} needs {code_size + stack_size} bytes ({code_size} of code, "
@@ -844,7 +844,7 @@ class Instances:
         module = function.module if another else request.entry.idle[-1].module
         if ledger.running_size + function.worst_size > self.running_limit:
             return False
-        needed = module.stacks * ledger.stack_size + (0 if module.users else module.code_size)
+        needed = ledger.stack_size + (0 if module.users else module.code_size)
         possible = ledger.evictable_code
         if module in ledger.evictable:
             possible -= module.code_size

@@ -7,7 +7,7 @@ last use. Each of these sums has its own limit:
   group;
 - `running_size`: instances that are loading or running, at their largest possible size;
 - `code_size` + `stacks`: code of loaded modules, whatever uses them, and the stack of each
-  instance that is loading or running, which is larger where the baseline compiler compiled it;
+  instance that is loading or running;
 - `address_space` and `mappings`: addresses of the process and entries in the kernel's table of
   mappings, reserved by instances and loaded code. An idle instance reserves as much as a running
   one, so a hit does not change them.
@@ -45,9 +45,7 @@ class Ledger:
     loaded_modules: int = 0
     evictable: LRU[Module] = Factory(lambda: LRU[Module]())
     evictable_code: int = 0
-    running_stacks: int = 0
-    """Number of stacks of running instances; those of some modules take several."""
-    most_stacks: int = field(init=False)
+    most_running: int = field(init=False)
     """Number of stacks that fit beside the loaded code, computed ahead for the hit."""
 
     def __attrs_post_init__(self) -> None:
@@ -59,7 +57,7 @@ class Ledger:
         self._reckon()
 
     def _reckon(self) -> None:
-        self.most_stacks = (self.code_limit - self.code_size) // self.stack_size
+        self.most_running = (self.code_limit - self.code_size) // self.stack_size
 
     @property
     def idle(self) -> int:
@@ -69,12 +67,12 @@ class Ledger:
     @property
     def stacks(self) -> int:
         """Bytes of the stacks of all instances that are loading or running."""
-        return self.running_stacks * self.stack_size
+        return self.running * self.stack_size
 
     @property
     def used(self) -> int:
         """Bytes that count against `max_code_size`."""
-        return self.code_size + self.running_stacks * self.stack_size
+        return self.code_size + self.running * self.stack_size
 
     def enter(self, instance: Instance) -> bool:
         """Count a new instance that begins to load; return whether to load its module too."""
@@ -136,7 +134,6 @@ class Ledger:
             self.evictable_code -= module.code_size
         module.running += 1
         self.running += 1
-        self.running_stacks += module.stacks
         self.running_size += instance.entry.function.worst_size
 
     def _stop(self, instance: Instance) -> None:
@@ -144,7 +141,6 @@ class Ledger:
         module = instance.module
         module.running -= 1
         self.running -= 1
-        self.running_stacks -= module.stacks
         self.running_size -= instance.entry.function.worst_size
         if module.running == 0:
             self.evictable.touch(module)

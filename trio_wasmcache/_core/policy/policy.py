@@ -120,12 +120,12 @@ class Policy:
         instance, claims, instances = idle[-1], entry.claims, self.instances
         ledger = instances.ledger
         module = instance.module
-        stacks = ledger.running_stacks + module.stacks
+        running = ledger.running + 1
         running_size = ledger.running_size + function.worst_size
         if (
             not instance.ready
             or len(claims) >= function.concurrency
-            or stacks > ledger.most_stacks
+            or running > ledger.most_running
             or running_size > instances.running_limit
         ):
             return None
@@ -149,8 +149,7 @@ class Policy:
             module.before = module.after = None
             ledger.evictable_code -= module.code_size
         module.running += 1
-        ledger.running += 1
-        ledger.running_stacks = stacks
+        ledger.running = running
         ledger.running_size = running_size
         ledger.total_size -= instance.size
         group.idle_size -= instance.size
@@ -218,7 +217,6 @@ class Policy:
             last.after = modules.before = module
             ledger.evictable_code += module.code_size
         ledger.running -= 1
-        ledger.running_stacks -= module.stacks
         ledger.running_size -= function.worst_size
         ledger.total_size = total
         group.idle_size = idle_size
@@ -280,7 +278,7 @@ class Policy:
             # The fast path of a hit.
             instances, ledger = self.instances, self.instances.ledger
             if (
-                ledger.running_stacks + entry.idle[-1].module.stacks <= ledger.most_stacks
+                ledger.running < ledger.most_running
                 and ledger.running_size + entry.function.worst_size <= instances.running_limit
             ):
                 claims[request] = None

@@ -63,8 +63,6 @@ class Module:
     code_size: int
     mappings: int = 0
     """Memory mappings of the code, while it is loaded."""
-    stacks: int = 1
-    """Number of stacks, of `stack_size` each, that a running instance of it takes."""
     load_seconds: float | None = None
     """Seconds that loading the code has taken, a mean of the last few; None: not known yet."""
     users: int = 0

@@ -23,8 +23,6 @@ class Steps:
         """Number of loaded modules that are not closed."""
         self.open_instances: int = 0
         """Number of instances that are not closed."""
-        self.open_stacks: int = 0
-        """Number of stacks of these."""
         self.scratch_size: int = 0
         """Bytes of the scratch memories of their drivers."""
         self.code_size: int = 0
@@ -62,7 +60,6 @@ class Steps:
             change: 1 if it was made, -1 if it was closed.
         """
         self.open_instances += change
-        self.open_stacks += change
 
     def count_scratch(self, change: int) -> None:
         """Count the scratch memory of a driver that was made or closed.

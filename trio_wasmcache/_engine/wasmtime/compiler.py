@@ -13,7 +13,7 @@ from typing import TypeAlias
 from attrs import evolve
 
 from ..._core.errors import InvalidModuleError
-from ..._core.tiers import BASELINE, STACKS, Tier, tiers_for
+from ..._core.tiers import BASELINE, Tier, tiers_for
 from ..._core.wasm.admission import Edits, table_elements
 from ..._core.wasm.bulk import can_charge
 from ..._core.wasm.custom import (
@@ -69,7 +69,7 @@ def compile_module(
         make: compiles; see `build`.
         wasm: the module, binary.
         admit: looks at what the sections say, and says what to change.
-        stack_size: `CacheConfig.stack_size`.
+        stack_size: of a running instance (bytes).
         make_constant: compiles the parts of graphs that are the same for many modules.
         first: the tier that is tried first.
     """
@@ -115,9 +115,7 @@ def _compile_alone(
     if starts_later(info, edits):
         edited = defer_start(edited, read_module(edited, breathe, weigh=False), START)
     ((data, code_size),) = make(tier, [edited])
-    space, mappings = instance_reservation(
-        (info,), table_elements(info, edits), stack_size * STACKS[tier]
-    )
+    space, mappings = instance_reservation((info,), table_elements(info, edits), stack_size)
     return Artifact(
         data,
         code_size,
@@ -175,7 +173,7 @@ def _compile_graph(
         codes.append(PartCode(data, moved))
     infos = [part.info for part in graph.parts]
     elements = sum(table_elements(part.info, part.edits) for part in graph.parts)
-    space, mappings = instance_reservation(infos, elements, stack_size * STACKS[tier])
+    space, mappings = instance_reservation(infos, elements, stack_size)
     user = graph.parts.index(graph.user)
     return Artifact(
         codes[user].data,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from ..._core.tiers import BASELINE, STACKS, Tier
+from ..._core.tiers import BASELINE, Tier
 from . import native
 
 # wasmtime_strategy_enum (crates/c-api/include/wasmtime/config.h): Winch.
@@ -18,10 +18,9 @@ def new_config(stack_size: int, tier: Tier) -> int:
     """Make a configuration, to be given to an engine, which takes it over.
 
     Args:
-        stack_size: `CacheConfig.stack_size`.
+        stack_size: of a running instance (bytes), in every tier.
         tier: of the engine.
     """
-    stack_size *= STACKS[tier]
     config = native.wasm_config_new()
     if tier is BASELINE:
         native.config_strategy_set(config, _WINCH)

@@ -17,7 +17,7 @@ import trio
 
 from ..._core.config import SystemLimits
 from ..._core.metrics.stats import ResidentBytes
-from ..._core.tiers import FIRST, OPTIMIZING, STACKS, CompilerName, Tier, tiers_of
+from ..._core.tiers import FIRST, OPTIMIZING, CompilerName, Tier, tiers_of
 from ..._core.wasm.admission import Edits
 from ..._core.wasm.driver import Shape
 from ..._core.wasm.graph import Graph
@@ -87,7 +87,8 @@ class WasmtimeEngine:
 
     With a `code_cache`, what is compiled is kept on disk.
 
-    There is a native engine for each tier in which `compiler` may have modules compiled.
+    There is a native engine for each tier in which `compiler` may have modules compiled. Stacks
+    have `stack_size` bytes in all of them.
     """
 
     def __init__(
@@ -119,10 +120,6 @@ class WasmtimeEngine:
     @property
     def open_instances(self) -> int:
         return sum(tally.stores for tally in self._tallies.values())
-
-    @property
-    def open_stacks(self) -> int:
-        return sum(tally.stores * STACKS[tier] for tier, tally in self._tallies.items())
 
     @property
     def scratch_size(self) -> int:
@@ -247,9 +244,7 @@ class WasmtimeEngine:
             for instances in (idle, running)
         ]
         groups.append([image for module in modules for image in module.images])
-        # In a list: of tiers with stacks of one size, none may be counted twice.
-        sizes = {self._stack_size * STACKS[tier] for tier in self._engines}
-        groups.append([one for size in sizes for one in find_stacks(size)])
+        groups.append(list(find_stacks(self._stack_size)))
         found = await run_in_thread(
             count_resident, groups, abandon_on_cancel=True, limiter=self._counters
         )

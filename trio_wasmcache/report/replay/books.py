@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from attrs import Factory, define, evolve
 
@@ -31,6 +31,7 @@ from ..._core.policy.records import (
     Request,
     TokenBook,
 )
+from ..._core.tiers import STACKS, CompilerName
 from ..._core.wasm.isolation import RESET
 
 # {field of `CacheConfig`: field of the events with limits}.
@@ -71,7 +72,9 @@ def config_of(event: OfConfig) -> CacheConfig:
     Raises:
         ValueError: The limits are not valid for a cache.
     """
-    return CacheConfig(stack_size=event.stack_size_bytes, **limits_of(event))
+    compiler = cast("CompilerName", event.compiler or "optimizing")
+    stack_size = event.stack_size_bytes // STACKS.get(compiler, 1)
+    return CacheConfig(compiler=compiler, stack_size=stack_size, **limits_of(event))
 
 
 def system_of(event: OfConfig) -> SystemLimits:
@@ -135,7 +138,6 @@ class Books:
                 it.module_digest,
                 it.code_bytes,
                 it.mappings,
-                it.stacks,
                 it.load_seconds,
                 stopped=it.stopped,
                 number=it.module_number,
@@ -188,12 +190,10 @@ class Books:
         name = event.function, event.arg_types
         module = self._modules.get(event.module_number)
         if module is None:
-            stack_size = event.stack_size_bytes or self.config.stack_size
             module = Module(
                 event.module_digest,
                 event.code_bytes,
                 event.module_mappings or 0,
-                max(1, stack_size // self.config.stack_size),
                 number=event.module_number,
             )
             self._modules[event.module_number] = module
@@ -221,12 +221,10 @@ class Books:
             return Step()
         module = self._modules.get(event.module_number)
         if module is None:
-            stack_size = event.stack_size_bytes or self.config.stack_size
             module = self._modules[event.module_number] = Module(
                 event.module_digest,
                 event.code_bytes or 0,
                 event.module_mappings or 0,
-                max(1, stack_size // self.config.stack_size),
                 number=event.module_number,
             )
         record = self.functions[event.function, event.arg_types, event.generation]
