@@ -19,6 +19,7 @@ from trio_wasmcache import (
     LoadError,
     Prepare,
     TrapError,
+    UnknownFunctionError,
     WasmCacheError,
     current_group,
     current_lease,
@@ -95,17 +96,21 @@ async def test_a_host_function_that_is_not_pure_is_refused(kit: Kit) -> None:
         assert cache.functions() == ()
 
 
-async def test_an_error_of_a_pure_host_function_is_unchanged(kit: Kit) -> None:
-    """But for a note, which says in which call it was raised."""
+@pytest.mark.parametrize("error", [KeyError(5), UnknownFunctionError("g"), ValueError("a", "b")])
+async def test_an_error_of_a_pure_host_function_is_unchanged(kit: Kit, error: Exception) -> None:
+    """But for a note, which says in which call it was raised, and what to do."""
     async with kit.open() as cache:
 
-        def fail(value: int) -> int:
-            raise KeyError(value)
+        def fail(_value: int) -> int:
+            raise error
 
         host = HostFunction(fail, ("i64",), ("i64",), pure=True)
-        with pytest.raises(KeyError) as caught:
+        with pytest.raises(type(error)) as caught:
             await add(cache, "f", kit.asking(), imports={"host": {"ask": host}}, prepare=ONCE)
-        assert caught.value.__notes__ == ["in call 1 of prepare, run(5) of f(i64)"]
+        (note,) = caught.value.__notes__
+        assert note.startswith("in call 1 of prepare, run(5) of f(i64): ")
+        assert note.endswith("let it return a value, or leave the call out of prepare")
+        error.__notes__.clear()
 
 
 async def test_a_trap_is_an_error_of_register(kit: Kit) -> None:

@@ -68,6 +68,16 @@ async def test_a_bomb_is_refused(bomb: Callable[[], bytes], memory: int, said: s
         check_invariants(cache)
 
 
+@pytest.mark.usefixtures("optimizing_only")
+def test_less_than_a_second_is_a_limit() -> None:
+    """What takes a few tenths of a second is refused by a limit of a hundredth."""
+    wasm = module(nested(b"\x03\x40", 3000))
+    with pytest.raises(InvalidModuleError, match=r"more than compile_seconds, 0\.01: raise it"):
+        SubprocessCompiler(512 * 1024, 512 * MiB, 0.01).build(OPTIMIZING, [wasm])
+    ((code, _),) = SubprocessCompiler(512 * 1024, 512 * MiB, 30.5).build(OPTIMIZING, [wasm])
+    assert code
+
+
 async def test_an_invalid_module_is_refused_in_the_same_words() -> None:
     """What wasmtime says about it comes through."""
     wasm = module(b"\0\x1a\x0b")

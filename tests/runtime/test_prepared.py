@@ -100,6 +100,17 @@ async def test_a_call_that_does_not_fit(
         assert cache.functions() == ()
 
 
+@pytest.mark.parametrize("values", [(), ("a", "b")])
+@pytest.mark.parametrize("abi", ["buffer", "scylla", None])
+async def test_each_argument_of_a_call_needs_a_value(abi: Any, values: tuple[str, ...]) -> None:
+    """Whatever the ABI: it is refused before anything is compiled."""
+    async with quiet_cache() as cache:
+        prepare = (Prepare("get", args=("text",), values=values),)
+        words = r"f\(i32\): call 1 of prepare, get\(.*\), gives \d values for args \(text\): give"
+        with pytest.raises(TypeError, match=words):
+            await cache.register("f", b"no module", **GET, abi=abi, prepare=prepare)
+
+
 def test_bad_parameters() -> None:
     """They are refused where they are given."""
     bad: Any

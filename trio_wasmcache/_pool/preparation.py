@@ -21,7 +21,7 @@ from attrs import define, evolve, frozen
 from .._abi.base import Binding, Guest, Invoke, Steps
 from .._abi.plain import exact_values
 from .._core.config import CacheConfig, SystemLimits
-from .._core.errors import GuestError, LoadError, WasmCacheError
+from .._core.errors import GuestError, LoadError
 from .._core.keys import FunctionKey
 from .._core.policy.policy import Policy
 from .._core.policy.records import Entry, FunctionRecord
@@ -225,12 +225,19 @@ class Preparing:
             if type(error) in (TypeError, ValueError, OverflowError) and len(error.args) == 1:
                 error.args = (f"{self._what}: in {where}: {error.args[0]}",)
             else:
-                error.add_note(f"in {where} of {self._what}")
+                error.add_note(self._note(where))
             raise
         except Exception as error:
-            if not isinstance(error, (WasmCacheError, trio.ClosedResourceError)):
-                error.add_note(f"in {where} of {self._what}")
+            if not isinstance(error, trio.ClosedResourceError):
+                error.add_note(self._note(where))
             raise
+
+    def _note(self, where: str) -> str:
+        """Return a note for an error that is left as it is: a host function has raised it."""
+        return (
+            f"in {where} of {self._what}: register prepares nothing if a host function fails; "
+            "let it return a value, or leave the call out of prepare"
+        )
 
     async def _run_start(
         self, native: GuestInstance, module: CachedModule, lease: object, at_once: bool

@@ -242,10 +242,16 @@ def declare(
             f"{key}: prepare must be a sequence of Prepare, such as (Prepare(...),), got "
             f"{shown(prepare)}"
         )
-    for one in prepare:
+    for number, one in enumerate(prepare, 1):
         if not isinstance(one, Prepare):
             raise TypeError(
                 f'{key}: prepare must be calls such as Prepare("init"), one is {shown(one)}'
+            )
+        if len(one.values) != len(one.args):
+            raise TypeError(
+                f"{key}: call {number} of prepare, {one}, gives {len(one.values)} values for "
+                f"args ({', '.join(one.args)}): give one for each, such as "
+                f'Prepare({one.export!r}, args=("i64",), values=(1,))'
             )
     try:
         hosts, externs = flatten(imports, wasi)

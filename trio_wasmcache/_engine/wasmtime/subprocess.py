@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -32,8 +34,10 @@ BUILT, REFUSED, SIZE_BYTES = b"B", b"R", 8
 START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from trio_wasmcache._engine.wasmtime.subprocess import main; "
-    "main(*sys.argv[2:4], *map(int, sys.argv[4:]))"
+    "main(*sys.argv[2:])"
 )
+# Signals that end it when its CPU time is used up, as status.
+TIME_IS_UP = (-signal.SIGPROF, -signal.SIGXCPU, -signal.SIGKILL)
 # Seconds for the process to start and to read, and for a machine that is busy.
 PATIENCE = 30.0
 
@@ -47,7 +51,7 @@ class SubprocessCompiler:
     memory: int
     """Bytes of address space beyond what the process has when it begins."""
     seconds: float
-    """Of CPU time, rounded up."""
+    """Of CPU time."""
     folder: str | os.PathLike[str] | None = None
     """Where compiled code is kept; see `CodeCache`."""
 
@@ -66,7 +70,7 @@ class SubprocessCompiler:
         """
         if not wasms:
             return []
-        limits = self.stack_size, self.memory, -int(-self.seconds // 1)
+        limits = self.stack_size, self.memory, self.seconds
         # -I: neither the working directory nor the user's own site takes part.
         command = [sys.executable, "-I", "-c", START, json.dumps(sys.path)]
         command += [os.fsdecode(self.folder or ""), tier.value, *map(str, limits)]
@@ -89,7 +93,7 @@ class SubprocessCompiler:
             ]
         if done.returncode == 0 and kind == REFUSED:
             raise InvalidModuleError(rest.decode())
-        if done.returncode in (-24, -9):  # SIGXCPU, SIGKILL: all the CPU time is used up
+        if done.returncode in TIME_IS_UP:
             raise self._too_long()
         raise CompileLimitError(
             f"compiling it ended with status {done.returncode}, most likely for want of memory; "
@@ -103,15 +107,15 @@ class SubprocessCompiler:
         )
 
 
-def main(folder: str, tier_name: str, stack_size: int, memory: int, seconds: int) -> None:
+def main(folder: str, tier_name: str, stack_size: str, memory: str, seconds: str) -> None:
     """Be the process: take a module on standard input, and answer on standard output."""
     tier, code_cache = Tier(tier_name), None
-    engine = native.wasm_engine_new_with_config(new_config(stack_size, tier))
+    engine = native.wasm_engine_new_with_config(new_config(int(stack_size), tier))
     if folder:
         with contextlib.suppress(CacheDirError):  # having none only costs time
-            code_cache = CodeCache(folder, stack_size, tiers=(tier,))
+            code_cache = CodeCache(folder, int(stack_size), tiers=(tier,))
     wasms = _apart(sys.stdin.buffer.read())
-    _limit(memory, seconds)
+    _limit(int(memory), float(seconds))
     try:
         made = build({tier: engine}, tier, wasms, code_cache)
         answer = BUILT + b"".join(
@@ -139,11 +143,13 @@ def _apart(joined: bytes) -> list[bytes]:
     return pieces
 
 
-def _limit(memory: int, seconds: int) -> None:
+def _limit(memory: int, seconds: float) -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     space = pages * resource.getpagesize() + memory
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (space, space))
     used = resource.getrusage(resource.RUSAGE_SELF)
-    end = -int(-(used.ru_utime + used.ru_stime) // 1) + seconds
+    # The limit is in whole seconds, so it is the last word only.
+    end = math.ceil(used.ru_utime + used.ru_stime + seconds) + 1
     resource.setrlimit(resource.RLIMIT_CPU, (end, end + 1))
+    signal.setitimer(signal.ITIMER_PROF, seconds)  # CPU time of all threads; ends the process
