@@ -5,7 +5,6 @@ Every module exports ``run``, which takes one i64 and gives one, unless said oth
 
 from __future__ import annotations
 
-import gc
 import math
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -15,6 +14,7 @@ import trio
 import wasmtime
 from attrs import evolve
 from hypothesis import settings
+from open_stores import check_all_closed
 from parts import TwoParts
 from trio.testing import MockClock
 
@@ -23,7 +23,6 @@ from trio_wasmcache import CacheConfig, HostFunction, InstanceCache, TrapError
 from trio_wasmcache._cache.open import open_with
 from trio_wasmcache._engine.wasmtime.engine import WasmtimeEngine
 from trio_wasmcache._engine.wasmtime.hosts import INSTANCES
-from trio_wasmcache._engine.wasmtime.instance import WasmtimeInstance
 from trio_wasmcache._log import InlineLogWriter
 from trio_wasmcache.testing import FakeEngine, check_invariants, open_fake_cache
 
@@ -267,8 +266,7 @@ async def open_real_cache(
     async with opening as cache:
         yield cache
     assert not INSTANCES
-    left = [one for one in gc.get_objects() if type(one) is WasmtimeInstance and one._store]
-    assert not left, f"{len(left)} stores were never closed"
+    check_all_closed()
 
 
 @asynccontextmanager

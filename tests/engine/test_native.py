@@ -2,6 +2,7 @@
 
 import ast
 import ctypes
+import inspect
 import re
 import shutil
 from pathlib import Path
@@ -82,7 +83,7 @@ def test_all_that_is_written_is_declared() -> None:
     ]
     assert len(functions) > 60
     for item in functions:
-        function = getattr(native, item.name)
+        function = inspect.unwrap(getattr(native, item.name))
         assert isinstance(function, ctypes._CFuncPtr), item.name  # type: ignore[attr-defined]
         assert len(function.argtypes) == len(item.args.posonlyargs), item.name
         assert (function.restype is None) == (ast.unparse(item.returns) == "None"), item.name

@@ -7,7 +7,6 @@ It prints JSON lines: the log, and marks. ``{"mark": "ready"}``: now is the time
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import signal
@@ -23,6 +22,7 @@ from typing import Any
 import guests
 import trio
 from kits import add
+from open_stores import check_all_closed
 from peeking import job_of
 
 from trio_wasmcache import (
@@ -35,7 +35,6 @@ from trio_wasmcache import (
 )
 from trio_wasmcache._engine.wasmtime import engine
 from trio_wasmcache._engine.wasmtime.hosts import INSTANCES
-from trio_wasmcache._engine.wasmtime.instance import WasmtimeInstance
 from trio_wasmcache.testing import check_invariants, snapshot
 
 TYPES = ("i64",)
@@ -117,9 +116,7 @@ class Program:
         finally:
             check_invariants(cache)
             assert not INSTANCES
-            assert not [
-                one for one in gc.get_objects() if type(one) is WasmtimeInstance and one._store
-            ]
+            check_all_closed()
             inside = snapshot(cache)
             assert (inside.threads.taken, inside.loop.taken) == (0, 0)
             self.finish.set()

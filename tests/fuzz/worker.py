@@ -6,7 +6,6 @@ neither an error of the library's nor a harmless result is told as such, and the
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import sys
@@ -36,10 +35,10 @@ from trio_wasmcache import (
 from trio_wasmcache._core.wasm.isolation import ISOLATIONS
 from trio_wasmcache._core.wasm.reader import FuncType, MalformedModuleError, ModuleInfo, read_module
 from trio_wasmcache._engine.wasmtime.hosts import INSTANCES
-from trio_wasmcache._engine.wasmtime.instance import WasmtimeInstance
 from trio_wasmcache.testing import check_invariants
 
 from .. import compilers
+from ..open_stores import check_all_closed
 from ..parts import Relayed
 from .generate import BACK, NAMES
 from .mutate import make
@@ -255,8 +254,7 @@ async def run(seed: int, begin: int, end: int, path: Path, crash_at: int) -> Non
                     outcome, wrong = f"{type(error).__name__}: {error}", True
                 print(json.dumps({"ends": number, "outcome": outcome, "wrong": wrong}), flush=True)
         assert not INSTANCES
-        left = [one for one in gc.get_objects() if type(one) is WasmtimeInstance and one._store]
-        assert not left, f"{len(left)} stores were never closed"
+        check_all_closed()
         print(json.dumps({"resident": _resident()}), flush=True)
 
 
