@@ -9,17 +9,27 @@ from typing import Any
 import pytest
 import trio
 from kits import FakeKit, ListLogger, add
+from report.logs import make
 
 from trio_wasmcache import CacheConfig, open_cache
 from trio_wasmcache._cache.open import open_with
-from trio_wasmcache._core.events import Event, Removed
+from trio_wasmcache._core.events import Event, Removed, Replayable
 from trio_wasmcache._engine.wasmtime.engine import WasmtimeEngine
-from trio_wasmcache._log import BUFFER_EVENTS, InlineLogWriter, Render, ThreadedLogWriter
+from trio_wasmcache._log import (
+    BUFFER_EVENTS,
+    BUFFER_VALUES,
+    InlineLogWriter,
+    Render,
+    ThreadedLogWriter,
+)
 
 
 def fact(number: int) -> Removed:
     """An event to tell apart from others."""
     return Removed(function=f"f{number}", arg_types="", generation=1)
+
+
+CALL = make(Replayable)
 
 
 class StuckLogger(ListLogger):
@@ -241,6 +251,27 @@ def snapshot_of(parts: int, taken: list[int] | None = None) -> Render:
         return (Removed(function=f"part {n}", arg_types="", generation=last) for n in range(parts))
 
     return render
+
+
+async def test_calls_with_their_values_displace_no_event() -> None:
+    """They have places of their own, few as they are large."""
+    logger = StuckLogger()
+    writer = ThreadedLogWriter(logger)
+    writer.add(fact(0), 0.0)
+    await trio.to_thread.run_sync(logger.reached.wait, 60)
+    kept = [writer.add_values(CALL, 1.0) for _ in range(BUFFER_VALUES + 5)]
+    assert kept == [True] * BUFFER_VALUES + [False] * 5
+    for number in range(BUFFER_EVENTS):
+        writer.add(fact(number), 2.0)
+    assert writer.lost == 0
+    logger.wanted = 1 + BUFFER_VALUES
+    logger.let_go.set()
+    assert await trio.to_thread.run_sync(logger.written.wait, 60)
+    assert writer.add_values(CALL, 3.0)
+    await writer.close(60)
+    assert [fields["seq"] for _, _, fields in logger.lines] == [*range(1, len(logger.lines) + 1)]
+    assert len(logger.fields("replayable")) == BUFFER_VALUES + 1
+    assert len(logger.fields("removed")) == 1 + BUFFER_EVENTS
 
 
 async def test_a_snapshot_is_written_while_no_event_waits() -> None:

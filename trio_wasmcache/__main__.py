@@ -48,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if options.command == "inspect":
         return inspect_file(options.file)
+    if options.command == "again":
+        return run_again(options)
     colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     status = 0
     try:
@@ -62,12 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def read_log(arguments: Sequence[str]) -> int:
     """Run a command of the log tool; report the libraries that are missing."""
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        print(
-            f"{arguments[0]} needs {', '.join(missing)}: pip install '.[report]'",
-            file=sys.stderr,
-        )
+    if lacks_libraries(arguments[0]):
         return MISUSED
     try:
         # This import takes a second; Ctrl-C during it is handled, too.
@@ -77,6 +74,36 @@ def read_log(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def lacks_libraries(command: str) -> bool:
+    """Return whether libraries of the log tool are missing, and report them."""
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"{command} needs {', '.join(missing)}: pip install '.[report]'", file=sys.stderr)
+    return bool(missing)
+
+
+def run_again(options: argparse.Namespace) -> int:
+    """Run logged calls again; return the exit status."""
+    if lacks_libraries("again"):
+        return MISUSED
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    status = INTERRUPTED
+    try:
+        from ._again import Wanted, again
+
+        wanted = Wanted(options.request, options.seq, options.row, options.cache)
+        status = again(options.logs, options.module, wanted, as_json=options.json)
+        sys.stdout.flush()
+    except* KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+    except* BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    return status
 
 
 def inspect_file(file: str) -> int:
@@ -131,6 +158,28 @@ def make_parser() -> argparse.ArgumentParser:
         "the register(...) line to begin with. Ends with status 1 if it is no module.",
     )
     looking.add_argument("file", metavar="FILE", help="a module, binary or text")
+    repeating = commands.add_parser(
+        "again",
+        help="run logged calls again: same result, fuel and trap?",
+        description="Runs calls that a cache with log_values has logged, each in a new instance of "
+        "the given module, with the answers of its host from the log. Ends with status 0 if all "
+        "end as in the log, with 1 if some end otherwise, with 2 if some can't be run.",
+    )
+    repeating.add_argument("logs", nargs="+", metavar="LOG", help="files of JSON lines")
+    repeating.add_argument(
+        "--module",
+        action="append",
+        required=True,
+        metavar="FILE",
+        help="the module that was registered; may be given several times",
+    )
+    repeating.add_argument(
+        "--request", type=int, metavar="N", help="only calls of that request (default: all)"
+    )
+    repeating.add_argument("--seq", type=int, metavar="N", help="only the event of that number")
+    repeating.add_argument("--row", type=int, metavar="N", help="only that row of a batch")
+    repeating.add_argument("--cache", metavar="ID", help="only calls of that cache")
+    repeating.add_argument("--json", action="store_true", help="print JSON")
     commands.add_parser("schema", help="print the JSON Schema of the log's events")
     return parser
 

@@ -32,7 +32,7 @@ import structlog
 import trio
 from attrs import frozen
 
-from ._core.events import Event, Lost, Output, Stamped
+from ._core.events import Event, Lost, Output, Replayable, Stamped
 from ._core.text import shown
 from ._ki import outlast
 from ._threads import no_autojump
@@ -51,6 +51,8 @@ LOOK_AGAIN = 100
 # What guests write has a part of the buffer of its own, so that it displaces no other event; and
 # its events take no more than half of the contexts.
 BUFFER_OUTPUTS = 1000
+# Calls with their values have one, too: of at most 64 KiB each.
+BUFFER_VALUES = 100
 # Characters of a label: every event has it.
 MAX_LABEL = 100
 
@@ -123,6 +125,9 @@ class LogWriter(Protocol):
 
         A dropped one is neither stamped nor counted here.
         """
+
+    def add_values(self, event: Replayable, at: float, origin: Origin | None = None) -> bool:
+        """Take note of a call with its values, as `add_output` does of what a guest wrote."""
 
     async def close(self, timeout: float) -> None:
         """Wait for the noted events to be written, for at most `timeout` seconds, and end.
@@ -260,6 +265,7 @@ class ThreadedLogWriter:
         self._gap: tuple[int, float] | None = None  # (count, time) of dropped ones
         # Each is changed by one thread only: the one that adds, and the log's.
         self._outputs_added = self._outputs_written = 0
+        self._values_added = self._values_written = 0
         self._snapshots_added = self._snapshots_begun = self._snapshots_written = 0
         self.lost = 0
         self.failures = 0
@@ -282,6 +288,7 @@ class ThreadedLogWriter:
     def _full(self) -> bool:
         """Whether the buffer has no place for another event that is no output."""
         others = self._outputs_added - self._outputs_written
+        others += self._values_added - self._values_written
         others += self._snapshots_added - self._snapshots_begun
         return len(self._events) - others >= BUFFER_EVENTS
 
@@ -301,6 +308,13 @@ class ThreadedLogWriter:
         if self._outputs_added - self._outputs_written >= BUFFER_OUTPUTS:
             return False
         self._outputs_added += 1
+        self._put(event, at, origin, MAX_CONTEXTS // 2)
+        return True
+
+    def add_values(self, event: Replayable, at: float, origin: Origin | None = None) -> bool:
+        if self._values_added - self._values_written >= BUFFER_VALUES:
+            return False
+        self._values_added += 1
         self._put(event, at, origin, MAX_CONTEXTS // 2)
         return True
 
@@ -387,6 +401,7 @@ class ThreadedLogWriter:
                 self._write(self._stamper.stamp_lost(event.count, at), None)
             else:
                 self._outputs_written += isinstance(event, Output)
+                self._values_written += isinstance(event, Replayable)
                 self._write(self._stamper.stamp(event, at, context_lost), origin)
             del event, origin  # or they keep a context, and a snapshot, until the next event
 
@@ -445,6 +460,11 @@ class NoLogWriter:
         del event, at, origin
         return True
 
+    def add_values(self, event: Replayable, at: float, origin: Origin | None = None) -> bool:
+        """Drop `event`."""
+        del event, at, origin
+        return True
+
     async def close(self, timeout: float) -> None:
         del timeout  # nothing is to be written
         await trio.lowlevel.cancel_shielded_checkpoint()
@@ -484,6 +504,10 @@ class InlineLogWriter:
             self.failures += 1
 
     def add_output(self, event: Output, at: float, origin: Origin | None = None) -> bool:
+        self.add(event, at, origin)
+        return True
+
+    def add_values(self, event: Replayable, at: float, origin: Origin | None = None) -> bool:
         self.add(event, at, origin)
         return True
 

@@ -47,7 +47,15 @@ _CORE = os.path.join(_FOLDER, "_core", "")  # noqa: PTH118
 _OUTSIDE = tuple(
     _FOLDER + name
     for name in (
-        *("_demo.py", "_ki.py", "__main__.py", "testing.py", "prometheus.py", "report"),
+        *(
+            "_again.py",
+            "_demo.py",
+            "_ki.py",
+            "__main__.py",
+            "testing.py",
+            "prometheus.py",
+            "report",
+        ),
         *("_outside.py", "_portal.py", "aio.py", "blocking.py", "udf"),
     )
 )

@@ -47,6 +47,8 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "log_uses": False,
         "snapshot_interval": 300.0,
         "keep_dumps": 0,
+        "log_values": None,
+        "redact": None,
         "log_flush_timeout": 1.0,
     }
 
@@ -155,6 +157,8 @@ BAD: list[tuple[str, Any]] = [
     ("idle_timeout", 0.0),
     *(("snapshot_interval", bad) for bad in (0, -1.0, None, "5", math.nan, True)),
     *(("keep_dumps", bad) for bad in (-1, 1001, 1.5, None, True)),
+    *(("log_values", bad) for bad in (-0.1, 1.1, True, "0.0", math.nan, math.inf)),
+    *(("redact", bad) for bad in (1, "a", ())),
     ("log_flush_timeout", -0.1),
     ("log_flush_timeout", math.inf),
     ("offload_after", -1),
@@ -187,6 +191,8 @@ def test_a_bad_field_is_refused_by_name(name: str, value: Any) -> None:
         *(("max_idle_timeout", value) for value in (1, 1.5, 1e9)),
         *(("snapshot_interval", value) for value in (0.001, 60, math.inf)),
         *(("keep_dumps", value) for value in (0, 1, 1000)),
+        *(("log_values", value) for value in (None, 0, 0.0, 0.01, 1, 1.0)),
+        *(("redact", value) for value in (None, print)),
         *(("log_flush_timeout", value) for value in (0, 0.0, 3)),
         *(("offload_after", value) for value in (None, 0, 7)),
         *(("main_capacity", value) for value in (1, 8, math.inf)),

@@ -76,7 +76,7 @@ def test_every_kind_of_event_is_listed_once() -> None:
 def test_a_name_is_a_past_participle(kind: type[Event]) -> None:
     """`wasmcache.` and what was done, in lower case; or a noun, for what is no step."""
     assert re.fullmatch(
-        r"wasmcache\.([a-z]+_)?([a-z]+ed|left|lost|overgrown|output|snapshot)", kind.name
+        r"wasmcache\.([a-z]+_)?([a-z]+ed|left|lost|overgrown|output|replayable|snapshot)", kind.name
     )
 
 

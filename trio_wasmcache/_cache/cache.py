@@ -56,7 +56,7 @@ from .watching import Facts, Watcher
 # Fields that `resize` can't change. `log_uses`, as a log that began without uses can't be replayed.
 FIXED = frozenset(
     "stack_size compiler compile_memory compile_seconds main_capacity main_shares cache_dir "
-    "log_uses keep_dumps".split()
+    "log_uses keep_dumps log_values redact".split()
 )
 
 
@@ -501,6 +501,7 @@ class InstanceCache:
             declaration.called_on_null,
             keeps_state,
             resets,
+            declaration.setup if pool.runtime.recorder is not None else None,
             command,
         )
         record.define(definition)

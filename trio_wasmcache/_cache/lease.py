@@ -867,7 +867,7 @@ class Lease(Generic[R_co]):
 
     def _begin_call(self, bound: BoundFunction) -> Call:
         """Begin a call during which other tasks may run; they find the lease busy."""
-        call = Call(
+        call = self._pool.call_type(
             self._pool.runtime, bound, self._group.share, self, self._request, self._replacing
         )
         self._step(CALLING)
@@ -1070,7 +1070,8 @@ class Lease(Generic[R_co]):
         memory: GuestMemory | None
         activity = self._activity()
         if activity is None:
-            memory = self._resting().native.memory
+            native, recorder = self._resting().native, self._pool.runtime.recorder
+            memory = native.memory if recorder is None else recorder.watched(native)
         else:
             # In a call, or being loaded: only host functions that it called may use it.
             call = activity.host_call

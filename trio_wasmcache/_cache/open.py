@@ -15,6 +15,7 @@ from .._log import LogWriter, ThreadedLogWriter, check_label, check_logger
 from .._owner import check_trio
 from .._pool.pool import Pool
 from .._public import public
+from .._runtime.call import CallRecorder
 from .._threads import run_in_thread
 from .cache import InstanceCache
 from .parts import Parts
@@ -97,15 +98,17 @@ async def open_cache(
 
 @ki_safe_contextmanager
 async def open_with(
-    config: CacheConfig, engine: Engine, log: LogWriter
+    config: CacheConfig, engine: Engine, log: LogWriter, recorder: CallRecorder | None = None
 ) -> AsyncIterator[InstanceCache]:
     """Open a cache on any engine and any log, as `trio_wasmcache.testing` does.
+
+    With a `recorder`, it answers for the host functions: see `playing`.
 
     **Checkpoint:** entering and leaving are checkpoints.
     **Cancellation:** as of `open_cache`.
     """
     failure: BaseException | None = None
-    pool = Pool(config, engine, log)
+    pool = Pool(config, engine, log, recorder)
     try:
         with trio.CancelScope() as ending:
             async with trio.open_nursery() as service:

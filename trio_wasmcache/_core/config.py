@@ -86,6 +86,26 @@ def _path_or_none() -> dict[str, object]:
     return {"check": check, "type": (str, os.PathLike)}
 
 
+def _part_or_none() -> dict[str, object]:
+    def check(value: object) -> str | None:
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            return f"must be from 0.0 to 1.0, or None, got {shown(value)}"
+        return None
+
+    return {"check": check}
+
+
+def _function_or_none() -> dict[str, object]:
+    def check(value: object) -> str | None:
+        if value is None or callable(value):
+            return None
+        return f"must be a function or None, got {shown(value)}"
+
+    return {"check": check, "type": ()}
+
+
 def _flag() -> dict[str, object]:
     def check(value: object) -> str | None:
         return None if isinstance(value, bool) else f"must be True or False, got {shown(value)}"
@@ -328,6 +348,21 @@ class CacheConfig:
     them together, and each as long as its error. 0 to 1000; 0: none. A dump contains all memory of
     the guest, and so what the call was given. With others than 0, a failing call takes about half a
     millisecond longer for each MiB of memory."""
+    log_values: float | None = field(default=None, metadata=_part_or_none())
+    """Part of the calls that are logged with their values, from 0.0 to 1.0, so that ``python -m
+    trio_wasmcache again`` can run them again. With 0.0, these are only calls that fail, and rows of
+    batches that fail. With 0.01, one of a hundred other calls is logged, too. With any part, the
+    cache notes the answers of host functions in each call, which takes some microseconds. The log
+    then contains data of callers: see `redact`. None: no calls are logged."""
+    redact: Callable[[str, str, object], object] | None = field(
+        default=None, metadata=_function_or_none()
+    )
+    """Function that gets each value that `log_values` logs, and returns the value to log in its
+    place. It is called as ``redact(function, what, value)`` in the task that called the guest, with
+    the name of the function. `what` is ``"argument 0"`` and so on; ``"result"``; ``"env.lookup
+    returned"``, with a tuple of wasm values, and ``"env.lookup wrote"``, with bytes, for each host
+    function; or ``"setup"``, with options of `register`. The value is left out if the function
+    raises. None: all values are logged as they are."""
     log_flush_timeout: float = field(default=1.0, metadata=_seconds(zero=True, infinite=False))
     """Seconds that closing the cache waits for the log to be written, at most; from 0."""
 

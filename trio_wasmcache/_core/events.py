@@ -698,6 +698,76 @@ class Output(Event):
 
 
 @frozen(kw_only=True)
+class Replayable(OfEntry):
+    """With `log_values`: a call, or a row of a batch, with all that is needed to run it again.
+
+    Values are JSON in a text, with a tag for each type; see `tagged` and `answers`. Together they
+    have at most 64 KiB.
+    """
+
+    name = "wasmcache.replayable"
+    instance: int | None = None
+    """Number of the instance in its cache; None if its lease has ended meanwhile."""
+    request: int | None = None
+    """Number of the acquire of the lease; None without `log_uses`."""
+    row: int | None = None
+    """Number of the row, from 0; None for a call."""
+    pristine: bool
+    """Whether it was the first one in its instance since that was made or reset. If not, memory
+    that earlier ones have changed may matter."""
+    error: str | None = None
+    """Type of the error by which it ended; None: it gave a result."""
+    trap: str | None = None
+    """Code of a trap, or the status of an exit, as in ``"status 3"``; None: it was neither."""
+    trap_offset: int | None = None
+    """Position of the innermost instruction that was running when it failed, in the bytes of the
+    module; None if it is not known."""
+    fuel: int | None = None
+    """Units of fuel that it burnt; None for a row."""
+    arguments: str | None = None
+    """Tuple of its arguments; None: they were cut, or withheld by `redact`."""
+    result: str | None = None
+    """Its result; None if it failed, and as for `arguments`."""
+    host_calls: str | None = None
+    """Answers of host functions, WASI's included, in it: values that they returned, errors that
+    they raised, bytes that they wrote to memory, fuel that they took; None: they were cut."""
+    start_calls: str | None = None
+    """Answers of host functions in the start of its instance; None: they were cut."""
+    setup: str | None = None
+    """Options of `register` that decide how it runs: ABI, imports, seed and clock, and the like;
+    None: they were cut."""
+    cut: str | None = None
+    """Names of the fields above that were cut, separated by commas; None: all is there."""
+    redacted: bool = False
+    """Whether `redact` has replaced a value, so that a call with these may end otherwise."""
+    returns: str | None = None
+    """Types of its results, separated by commas; None: it has none."""
+    export: str
+    """Name of the export that was called."""
+    module_digest: str
+    """SHA-256 of the module's bytes, in hexadecimal."""
+    isolation: str
+    """Isolation that was asked for: ``"reuse"``, ``"fresh"`` or ``"reset"``."""
+    compiler: str
+    """Compiler that made the code: ``"optimizing"`` or ``"baseline"``."""
+    versions: str
+    """Versions of wasmtime and of this library."""
+    total_fuel: int
+    """Units of fuel that it might burn."""
+    stack_size_bytes: int
+    """Size of the stack of its instance (bytes): `CacheConfig.instance_stack_size`."""
+    memory_limit_bytes: int
+    """Limit of the memories of one instance together (bytes)."""
+    table_limit_elements: int
+    """Limit of the tables of one instance together (elements)."""
+    max_result_size_bytes: int
+    """Limit of its result (bytes)."""
+    dropped: int = 0
+    """Number of such events that were dropped before this one, as its group had used up its part of
+    the log, or the log its buffer."""
+
+
+@frozen(kw_only=True)
 class Lost(Event):
     """The log's buffer was full, so events are missing."""
 
@@ -809,6 +879,7 @@ EVENTS: tuple[type[Event], ...] = (
     Recycled,
     Abandoned,
     Output,
+    Replayable,
     Lost,
     SnapshotPart,
 )

@@ -25,6 +25,8 @@ CALL_LINES: Final = 16
 """Number of lines that one call may log."""
 GROUP_LINES: Final = 100
 """Number of events about output that a group may log in a second, and at once."""
+GROUP_VALUES: Final = 1024 * KiB
+"""Characters of values of calls that a group may log in a second, and at once."""
 MESSAGE_LINES, MESSAGE_WIDTH = 8, 200
 """Number of lines of output in the message of an error, and characters of each."""
 
@@ -145,6 +147,27 @@ class Lines:
         self.muted_lines += self._open
         rest, self._rest, self._open = self._rest, b"", False
         return rest or None
+
+
+@final
+@define(eq=False)
+class ByteBudget:
+    """How many characters of values a group may log, and the calls that it has not logged."""
+
+    left: float = GROUP_VALUES
+    since: float = 0.0
+    """Time at which that much was left (seconds)."""
+    dropped: int = 0
+    """Number of calls that were not logged since the last one that was."""
+
+    def take(self, now: float, size: int) -> bool:
+        """Take some characters at time `now` (seconds); return False if not so many are left."""
+        self.left = min(self.left + max(now - self.since, 0.0) * GROUP_VALUES, GROUP_VALUES)
+        self.since = now
+        if self.left < size:
+            return False
+        self.left -= size
+        return True
 
 
 @final

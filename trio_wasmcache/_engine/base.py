@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 from attrs import define, field, frozen
 
@@ -151,6 +151,20 @@ def _take_all(fuel: int) -> int:
     return fuel
 
 
+START: Final = "start"
+"""Key in `HostCall.state` of what was noted of the instance's start, which a reset does not
+undo."""
+
+
+def keep_start(state: dict[str, Any]) -> None:
+    """Clear what host functions keep about an instance, except what belongs to its start."""
+    if state:
+        start = state.get(START)
+        state.clear()
+        if start is not None:
+            state[START] = start
+
+
 class Watch(Protocol):
     """Told of what a guest does that can't be kept for other instances, while it is prepared."""
 
@@ -201,7 +215,7 @@ class HostCall:
     index: int
     """Which of the module's host imports."""
     values: tuple[Any, ...]
-    memory: GuestMemory | None
+    memory: LentMemory | None
     """The memory of the guest, or of the part that `HostImport.part` names, to be used until the
     guest goes on."""
     answer: Callable[[Sequence[object]], None]
@@ -231,6 +245,9 @@ class HostCall:
     """Result of the export that was called last: None, a value, or a tuple."""
     invoking: bool = False
     """Whether such an export is under way; whoever drives the guest says so."""
+    lend: Callable[[Any], Any] | None = None
+    """Function that makes what `memory` is of the memory that the engine has, once an export has
+    returned; None: `memory` is that memory itself."""
 
     def spend(self, fuel: int) -> None:
         """Charge the guest's call for something that the host does for it, before it is done.
@@ -259,6 +276,13 @@ class GuestMemory(Protocol):
 
     def grow(self, pages: int) -> int:
         """Add pages, and return where they begin; `MemoryLimitError` beyond the limits."""
+
+
+class LentMemory(GuestMemory, Protocol):
+    """The linear memory of an instance while its guest waits for the host."""
+
+    def end(self) -> None:
+        """Have nothing inside any more: the guest is gone, or goes on."""
 
 
 class Window(Protocol):
@@ -471,6 +495,10 @@ class GuestInstance(Protocol):
     @property
     def state(self) -> dict[str, Any]:
         """For the ABI to keep what it knows about this instance."""
+
+    @property
+    def host_state(self) -> dict[str, Any]:
+        """See `HostCall.state`; only to be read here."""
 
     def global_value(self, name: str) -> WasmValue:
         """Return the value of an exported global; `LookupError` if there is no such number."""

@@ -41,11 +41,12 @@ from .._core.events import (
     Refused,
     Registered,
     Removed,
+    Replayable,
     Requested,
     Resized,
     Throttled,
 )
-from .._core.output import LineBudget
+from .._core.output import ByteBudget, LineBudget
 from .._core.policy.copying import UnderWay
 from .._core.policy.cpu_budget import CpuBudget
 from .._core.policy.ledger import Ledger
@@ -60,6 +61,9 @@ Cause: TypeAlias = Callable[[], Origin | None]
 """Returns the origin of events, and is called only if there are any."""
 Fields: TypeAlias = dict[str, Any]
 """Fields of an event by name; the event's class says what they are."""
+
+# Characters of an event about a call, beside its values.
+VALUES_OVERHEAD = 1000
 
 
 @define(eq=False)
@@ -94,6 +98,7 @@ class Journal:
         self._budgets: dict[
             str, LineBudget
         ] = {}  # {group: budget} of those that have logged output
+        self._values: dict[str, ByteBudget] = {}  # likewise, of those that have logged calls
         # {task: (function, group, since)}, with `log_uses` only
         self._token_waits: dict[int, tuple[FunctionRecord, str, float]] = {}
 
@@ -491,8 +496,32 @@ class Journal:
             if self.log.add_output(event, at, origin):
                 budget.take_dropped()
 
+    def replayable(self, request: Request, origin: Origin, size: int, **facts: Any) -> None:
+        """Log a call of a request with its values, unless its group has logged too many of late.
+
+        Args:
+            request: the request of its lease.
+            origin: the task that calls the guest.
+            size: characters of its values.
+            facts: fields of the event.
+        """
+        group, at = request.entry.group.name, trio.current_time()
+        budget = self._values.setdefault(group, ByteBudget())
+        event = Replayable(
+            **request.entry.function.names,
+            group=group,
+            request=self._number(request),
+            **facts,
+            dropped=budget.dropped,
+        )
+        if budget.take(at, size + VALUES_OVERHEAD) and self.log.add_values(event, at, origin):
+            budget.dropped = 0
+        else:
+            budget.dropped += 1
+
     def _end_output(self, group: str) -> None:
         """Log what output of a group was dropped and is not in the log yet."""
+        self._values.pop(group, None)
         budget = self._budgets.pop(group, None)
         if budget is not None and budget.dropped_lines:
             lines, size = budget.take_dropped()

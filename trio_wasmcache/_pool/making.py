@@ -131,7 +131,8 @@ def bind_metered(
     """
     limits = pool.runner.cpu_limits
     metered = functools.partial(limits.metered_call, share) if share.budget else None
-    return bind(definition, entry, native, pool.config.total_fuel, metered)
+    recorded = pool.runtime.recorder is not None
+    return bind(definition, entry, native, pool.config.total_fuel, metered, recorded)
 
 
 def needed(function: FunctionRecord) -> Reserved:

@@ -24,12 +24,14 @@ from .._engine.base import Engine
 from .._log import LogWriter, Origin
 from .._owner import Owner
 from .._runtime.bound import BoundFunction, Definition, Failure
-from .._runtime.call import Runtime
+from .._runtime.call import Call, CallRecorder, Runtime
 from .._runtime.module import DebugBook
+from .._runtime.recording import RecordedCall, Recorder
 from .._runtime.relief import Relief, Reserved
 from .._runtime.results import ResultBook, ResultMemory
 from .._runtime.runner import Runner
 from .._runtime.source_lines import SourceLines
+from .._runtime.versions import library_versions
 from .evictor import AT_ONCE, Evictor
 from .journal import Cause, Journal
 from .registry import Registry
@@ -79,7 +81,13 @@ COMPILE_SHARE: Reserved = 64 * MiB, 64
 class Pool:
     """The parts of one cache, shared by its leases, groups and background task."""
 
-    def __init__(self, config: CacheConfig, engine: Engine, log: LogWriter) -> None:
+    def __init__(
+        self,
+        config: CacheConfig,
+        engine: Engine,
+        log: LogWriter,
+        recorder: CallRecorder | None = None,
+    ) -> None:
         self.config: CacheConfig = config
         self.engine = engine
         self.log = log
@@ -95,6 +103,11 @@ class Pool:
         self.relief: Relief = Relief(self.evict_for)
         self.debug_book: DebugBook = DebugBook()
         self.lines: SourceLines = SourceLines(self.debug_book)
+        self.call_type: type[Call] = Call
+        """Class of the calls of leases."""
+        if config.log_values is not None and recorder is None:
+            recorder = Recorder(config, self.journal, library_versions())
+            self.call_type = RecordedCall
         self.runtime: Runtime = Runtime(
             engine,
             self.runner,
@@ -104,6 +117,7 @@ class Pool:
             self.relief,
             self.journal,
             DumpBook(self.config.keep_dumps),
+            recorder,
         )
         self.closed: bool = False
         self.owner: Owner = Owner()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
-import importlib.metadata
 import itertools
 import operator
 import os
@@ -78,7 +76,9 @@ from .._runtime.host import (
 )
 from .._runtime.module import INITIALIZE, CachedModule, DebugBook
 from .._runtime.prepare import Prepare, Prepared, UnknownValueError, digest_of
+from .._runtime.recording import Setup
 from .._runtime.source_lines import SourceLines
+from .._runtime.versions import library_versions
 from .._runtime.wasi_config import Wasi
 from .._threads import run_in_thread
 from .capacity import GroupState
@@ -132,6 +132,22 @@ class Declaration:
             name: host.type for name, host in self.hosts_for(info).items()
         }
         return given | {name: extern.provided for name, extern in self.externs.items()}
+
+    @property
+    def setup(self) -> Setup:
+        """All that decides how the function runs, for `again`."""
+        abi, options = Setup.abi_of(self.abi)
+        given = {name: host for name, host in self.hosts.items() if isinstance(host, HostFunction)}
+        return Setup(
+            abi,
+            options,
+            tuple(given.items()),
+            tuple(self.externs.items()),
+            self.called_on_null,
+            self.trap_missing,
+            len(self.prepare),
+            self.wasi,
+        )
 
     def replaced(self, substitute: Substitute) -> Declaration:
         """Return the declaration of a fake that is registered in place of the module."""
@@ -748,12 +764,15 @@ class Compiler:
             equal = evolve(equal, prepared=False)
         if earlier is not None:
             artifact = evolve(artifact, debug=earlier.debug_sections)
+        hosts, recorder = imports.hosts, self.runtime.recorder
+        if recorder is not None:
+            hosts = recorder.wrap(hosts, imports.titles)
         made = CachedModule(
             equal,
             equal.digest.hex(),
             self.engine,
             artifact,
-            imports.hosts,
+            hosts,
             imports.native,
             why_not=why_not,
             initialize=initialize,
@@ -903,7 +922,7 @@ def _tier_key(equal: Equal, config: CacheConfig) -> str | None:
         return None
     return digest_of(
         "optimized",
-        wasmtime_version(),
+        library_versions(),
         equal.digest,
         (equal.memory_limit, equal.table_limit, config.instance_stack_size, equal.prepared),
         equal.preparation is not None,
@@ -927,7 +946,7 @@ def _state_key(digest: bytes, declaration: Declaration, config: CacheConfig) -> 
     try:
         return digest_of(
             STATE_FORMAT,
-            wasmtime_version(),
+            library_versions(),
             digest,
             declaration.prepare,
             declaration.abi,
@@ -944,16 +963,6 @@ def _state_key(digest: bytes, declaration: Declaration, config: CacheConfig) -> 
         ).hex()
     except UnknownValueError:
         return None
-
-
-@functools.cache
-def wasmtime_version() -> str:
-    """Return the versions of wasmtime and of this library."""
-    versions = []
-    for name in ("wasmtime", "trio_wasmcache"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions.append(f"{name} {importlib.metadata.version(name)}")
-    return ", ".join(versions)
 
 
 async def _digest(wasm: bytes, limiter: trio.CapacityLimiter) -> bytes:
@@ -1086,6 +1095,17 @@ class Imports:
     """Layers of generated parts around the module, the first one next to the host."""
     reentrant: frozenset[int] = frozenset()
     """Positions of the host functions that a trampoline calls."""
+
+    @property
+    def titles(self) -> tuple[str, ...]:
+        """Names of the host functions for messages, except of those that the engine answers."""
+        made = [f"{module}.{name}" for module, name in self.names]
+        for host in self.hosts[len(self.names) :]:
+            if isinstance(host, TrampolineHost):
+                made.append("")
+            else:
+                made.append(getattr(getattr(host, "function", host), "what", OWN))
+        return tuple(made)
 
     @property
     def indexes(self) -> dict[tuple[str, str], int]:

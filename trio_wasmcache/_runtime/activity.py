@@ -223,8 +223,12 @@ class Activity:
 
     def output(self, row: int | None = None) -> str:
         """Return what the guest has written in the call, in the start, or in a row of the batch."""
-        session = None if self._keep is None or row != self._kept_row else self._keep.get(KEY)
+        session = self.kept(KEY, row)
         return session.output if isinstance(session, Session) else ""
+
+    def kept(self, key: str, row: int | None = None) -> object:
+        """Return what host functions keep by a key in the call, the start, or a row; else None."""
+        return None if self._keep is None or row != self._kept_row else self._keep.get(key)
 
     def end_session(self) -> None:
         """End what host functions keep; the application may get the last lines of output."""

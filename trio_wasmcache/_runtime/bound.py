@@ -28,6 +28,7 @@ from .._engine.base import (
     GuestDriver,
     GuestFunction,
     GuestInstance,
+    NoMemoryError,
 )
 from .module import CachedModule
 from .relief import Relief
@@ -65,6 +66,8 @@ class Definition:
     """Whether an instance keeps its state from one lease to the next."""
     resets: bool = False
     """Whether an instance that does not keep its state is reset, and not closed."""
+    setup: object = None
+    """With `log_values`: how it was registered, see `recording.Setup`."""
     command: bool = False
     """Whether it is a WASI command, which may end its call with `proc_exit(0)`."""
     serves_again: bool = Factory(lambda self: self.keeps_state or self.resets, takes_self=True)
@@ -114,6 +117,8 @@ class BoundFunction:
     """Size and reservation of the instance (bytes; bytes of addresses, mappings), if it was closed
     before its lease ends; None: it was not."""
 
+    recorded: bool = False
+    """Whether each call needs a `Call` from its beginning, as it is noted."""
     _attached: tuple[Hashable, DriverCode, GuestDriver] | None = None
     small: object = None
     """What begins small batches with that driver: see `_batch/small`; None: nothing does."""
@@ -128,7 +133,7 @@ class BoundFunction:
     ) -> None:
         """Keep a driver that calls this function, for `attached`, and what begins with it."""
         self._attached = shape, code, driver
-        self.small = small
+        self.small = None if self.recorded else small
 
     @property
     def size(self) -> int:
@@ -294,32 +299,43 @@ def bind(
     native: GuestInstance,
     total_fuel: int,
     metered: Callable[[Begin], Begin] | None = None,
+    recorded: bool = False,
 ) -> BoundFunction:
     """Bind the function of `entry`, of this definition, to one of its instances.
 
     Where the group has a `cpu_limit`, `metered` makes the beginning of a call charge its CPU time.
+    If it is `recorded`, all calls take the long way.
     """
     guest, binding = native.function(definition.export), definition.binding
     lower: Callable[[tuple[object, ...]], Value] | None = None
     lift: Callable[[Value], Value] | None = None
     if binding.steps is None:
         lower, lift = binding.lower, binding.lift
-    elif hasattr(binding, "direct") and not definition.command:
+    elif hasattr(binding, "direct") and not definition.command and not recorded:
         direct: Direct = binding.direct(native)
         lower, lift = direct.lower, direct.lift
+    begin = guest.begin if metered is None else metered(guest.begin)
+    if recorded:
+        begin = _the_long_way_round
     return BoundFunction(
         native,
         guest,
         definition,
         entry,
         total_fuel,
-        guest.begin if metered is None else metered(guest.begin),
+        begin,
         guest.left,
         _put_back if definition.resets else type(native).measure,
         lower,
         lift,
         binding.steps,
+        recorded=recorded,
     )
+
+
+def _the_long_way_round(_values: Sequence[object], _fuel: int) -> Value:
+    """Begin no call, as if there were no stack: then its lease makes a `Call`, which begins it."""
+    raise NoMemoryError("this call is noted")
 
 
 def fuel_limit(total_fuel: int) -> str:

@@ -35,12 +35,15 @@ from .._engine.base import (
     Engine,
     GuestDriver,
     GuestFunction,
+    GuestInstance,
+    GuestMemory,
     HostCall,
     InexactError,
     NoMemoryError,
 )
 from .activity import Activity, OutputLog
 from .bound import BoundFunction, Failure
+from .host import AnyHost
 from .metered import MeteredGuest
 from .relief import Relief, Reserved
 from .results import ResultBook, ResultMemory
@@ -51,6 +54,21 @@ T = TypeVar("T")
 
 # Bytes of addresses, and mappings, to free first when the system has no memory for a stack.
 STACK_SHARE: Reserved = 64 * MiB, 64
+
+
+class CallRecorder(Protocol):
+    """Notes calls to be run again, or runs them again: see `recording` and `playing`."""
+
+    def wrap(self, hosts: Sequence[AnyHost], names: Sequence[str]) -> tuple[AnyHost, ...]:
+        """Return what takes the places of the host functions of a module.
+
+        Args:
+            hosts: all of them, those included that this library adds.
+            names: their names for messages; of those that the engine answers, there are none.
+        """
+
+    def watched(self, native: GuestInstance) -> GuestMemory | None:
+        """Return the memory of an instance, in which nothing runs, for the application."""
 
 
 @final
@@ -66,6 +84,9 @@ class Runtime:
     relief: Relief
     log: OutputLog
     dumps: DumpBook
+    recorder: CallRecorder | None = None
+    """What wraps host functions, to note what they answer, or to answer for them; None: nothing
+    does."""
 
 
 class Replacement(Protocol):
@@ -95,7 +116,6 @@ class Finished(Exception):
         self.result = result
 
 
-@final
 class Call(Activity):
     """A call, or a batch, from the moment when other tasks may run to its end.
 

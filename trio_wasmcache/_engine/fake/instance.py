@@ -29,7 +29,15 @@ from ..._core.wasm.graph import USER, FromHost, FromPart, Source
 from ..._core.wasm.preparation import FrozenState, UnfreezableError
 from ..._core.wasm.reader import FuncType, ModuleInfo
 from ..._public import public_in_testing
-from ..base import UNDER_WAY, Artifact, HostCall, HostImport, InexactError, Window
+from ..base import (
+    UNDER_WAY,
+    Artifact,
+    HostCall,
+    HostImport,
+    InexactError,
+    Window,
+    keep_start,
+)
 from .behaviour import Behaviour
 from .memory import FakeMemory
 from .steps import Steps
@@ -281,7 +289,7 @@ class FakeInstance:
         self._refused = 0
         self.state.clear()
         self.state.update(copy.deepcopy({**self.module.artifact.edits.abi_state}))
-        self.host_state.clear()
+        keep_start(self.host_state)
         for driver in self.drivers.values():
             if driver is not keep:
                 driver.wipe()

@@ -47,6 +47,9 @@ class FakeMemory:
                 held = self.pages[page] = bytearray(WASM_PAGE)
             held[start : start + length] = raw[offset : offset + length]
 
+    def end(self) -> None:
+        """Do nothing: it can be used as long as anybody has it."""
+
     def clear(self) -> None:
         """Make it as it began: all zeros, unless it was prepared."""
         self.pages = {number: bytearray(page) for number, page in self._first.items()}

@@ -332,6 +332,8 @@ class ReentrantCall:
         if self._memory is not None:
             # The export may have grown it.
             call.memory = self._memory = self._memory.now(context, self._store.context)
+            if call.lend is not None:
+                call.memory = call.lend(self._memory)
         self._index, self._results = index, results
         return call
 

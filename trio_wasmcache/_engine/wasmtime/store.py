@@ -22,10 +22,10 @@ from typing import Any, Protocol, TypeAlias, final
 
 from ..._core.errors import LoadError
 from ..._core.stack_room import check_headroom
-from ..base import HostCall
+from ..base import HostCall, keep_start
 from . import native
 from .errors import Ending, take_error
-from .memory import InstanceMemory, SuspendedMemory
+from .memory import InstanceMemory
 from .plan import Plan
 from .residency import Range
 
@@ -248,7 +248,7 @@ class Store:
 
     def abandon(self) -> None:
         call, self.host_call = self.host_call, None
-        if call is not None and isinstance(call.memory, SuspendedMemory):
+        if call is not None and call.memory is not None:
             call.memory.end()  # a host function may still be running
         if self.future:
             future, self.future = self.future, 0
@@ -300,7 +300,8 @@ class Store:
         if self._state is not None:
             self._state.clear()
             self._state.update(self._first_state())
-        self.host_state.clear()  # open descriptors are state, too: a guest may close them
+        # Open descriptors are state, too: a guest may close them.
+        keep_start(self.host_state)
         return True
 
     def take_fuel(self, fuel: int) -> int:

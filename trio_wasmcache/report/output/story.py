@@ -132,6 +132,9 @@ def step(story: Story, event: Fields, cause: Fields | None) -> tuple[str, dict[s
     elif kind == "output":
         if event["line"] is not None:
             text = f"the guest wrote to {cite(event['stream'] or '?')}: {cite(event['line'], 1024)}"
+    elif kind == "replayable":
+        row = "" if event["row"] is None else f" of row {event['row']}"
+        text = f"the values{row} are in the log: again LOG --seq {event['seq']} --module FILE"
     elif kind == "left":
         text = "its block ended while another task had a call of the lease under way"
     elif kind == "recycled":

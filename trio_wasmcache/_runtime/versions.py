@@ -1,0 +1,17 @@
+"""The versions of what runs guests, by which compiled code and logged calls are told apart."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.metadata
+
+
+@functools.cache
+def library_versions() -> str:
+    """Return the versions of wasmtime and of this library."""
+    versions = []
+    for name in ("wasmtime", "trio_wasmcache"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions.append(f"{name} {importlib.metadata.version(name)}")
+    return ", ".join(versions)
