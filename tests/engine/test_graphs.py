@@ -328,19 +328,13 @@ class Refusing:
 
 
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt])
-@pytest.mark.parametrize(
-    ("name", "times"), [("linker_define", 2), ("linker_define_instance", 1), ("table_set", 1)]
-)
+@pytest.mark.parametrize(("name", "times"), [("linker_define_instance", 1), ("table_set", 1)])
 async def test_each_native_step_fails_in_turn(
     name: str, times: int, error: type | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever was made by then is freed, and the next instance works."""
     engine = WasmtimeEngine(STACK)
-    shared, wired = SHARED, WIRED
-    if name == "linker_define":  # for imports that have not the names of the exports
-        shared = shared.replace('"c" "', '"c" "my ')
-        wired = {(module, f"my {export}"): source for (module, export), source in WIRED.items()}
-    parts = part("counter", COUNTER), user(shared, wired)
+    parts = part("counter", COUNTER), user(SHARED, WIRED)
     module = await engine.load(await compiled(engine, *parts, entries=[NINE]), ())
     linkers: dict[str, int] = {}
     for counted in ("linker_clone", "linker_delete"):
@@ -515,6 +509,43 @@ async def test_parts_are_compiled_apart_and_kept_on_disk(tmp_path: Path) -> None
             bad = bytes(kit.adding(7)).replace(b"\x7c\x0b", b"\x92\x0b")  # f32.add
             with pytest.raises(InvalidModuleError, match="can't compile it"):
                 await add_two_parts(cache, kit, bad, name="h")
+
+
+async def test_linking_costs_a_call_for_each_part_that_gives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However many imports there are, by whatever names, of whatever parts, the host included."""
+    given = "".join(f'(func (export "f{n}") (result i32) (i32.const {n}))' for n in range(50))
+    wiring: Wiring = {(f"any {n}", "x"): FromPart(f"giver{n % 2}", f"f{n}") for n in range(50)} | {
+        ("any 0", "ask"): FromHost(0)
+    }
+    imports = "".join(f'(import "any {n}" "x" (func $f{n} (result i32)))' for n in range(50))
+    text = f"""{imports} (import "any 0" "ask" (func $ask (param i64) (result i64)))
+      (func (export "run") (result i32) (drop (call $ask (i64.const 1)))
+        {" ".join(f"(call $f{n})" for n in range(50))} {"(i32.add) " * 49})"""
+    engine = WasmtimeEngine(STACK)
+    parts = part("giver0", given), part("giver1", given), user(text, wiring)
+    module = await engine.load(await compiled(engine, *parts), [ASK])
+    calls: dict[str, int] = {}
+    for name in ("linker_clone", "linker_define_instance", "linker_define", "instance_export_get"):
+        function = getattr(native, name)
+
+        def count(*args: Any, function: Any = function, name: str = name) -> Any:
+            calls[name] = calls.get(name, 0) + 1
+            return function(*args)
+
+        monkeypatch.setattr(native, name, count)
+    instance = module.instantiate(FUEL, SLICE)
+    drive(instance)
+    assert calls == {"linker_clone": 1, "linker_define_instance": 2}
+    instance.started()
+    function = instance.function("run")
+    assert function.begin((), FUEL) is UNDER_WAY
+    drive(instance, lambda index, value: value)
+    assert function.finish() == sum(range(50))
+    instance.close()
+    module.close()
+    engine.close()
 
 
 async def test_forty_modules_of_the_users_share_a_memory_and_a_table() -> None:

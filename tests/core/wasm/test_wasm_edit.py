@@ -15,6 +15,7 @@ from trio_wasmcache._core.wasm.editor import (
     encode_module,
     i32_const,
     name_bytes,
+    rename_imports,
     section,
     sleb,
     uleb,
@@ -442,3 +443,23 @@ def test_any_module_can_be_edited(wasm: bytes, data: st.DataObject) -> None:
     for old, new, maximum in pairs:
         known = [limit for limit in (old.maximum, maximum) if limit is not None]
         assert new == Limits(old.minimum, min(known, default=None))
+
+
+def test_imports_are_renamed() -> None:
+    """Of every kind, some of them, and nothing else changes."""
+    text = """(module
+      (import "a" "f" (func (param i32))) (import "a" "t" (table 1 funcref))
+      (import "a" "m" (memory 1 2)) (import "b" "g" (global (mut i64)))
+      (import "a" "f" (func (param i32)))
+      (func (export "x") (call 0 (i32.const 1))))"""
+    wasm = bytes(wasmtime.wat2wasm(text))
+    names = {("a", "f"): ("long" * 50, "é"), ("b", "g"): ("", ""), ("a", "m"): ("a", "n")}
+    renamed = rename_imports(wasm, names)
+    before, after = read_module(wasm), read_module(renamed)
+    assert [(one.module, one.name) for one in after.imports] == [
+        names.get((one.module, one.name), (one.module, one.name)) for one in before.imports
+    ]
+    assert [one.type for one in after.imports] == [one.type for one in before.imports]
+    assert rename_imports(renamed, {new: old for old, new in names.items()}) == wasm
+    alone = bytes(wasmtime.wat2wasm("(module)"))
+    assert rename_imports(alone, names) == alone

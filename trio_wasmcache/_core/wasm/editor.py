@@ -162,34 +162,61 @@ def define_imports(
     return wasm[:begin] + (section(2, vector(kept)) if kept else b"") + wasm[end:]
 
 
+def rename_imports(wasm: bytes, names: Mapping[tuple[str, str], tuple[str, str]]) -> bytes:
+    """Return the module with other names of imports.
+
+    Args:
+        wasm: The module.
+        names: {(module, name): the new ones}. Other imports stay as they are.
+    """
+    places = [Section(id, start, end) for id, _, start, end in find_sections(wasm)]
+    begin, payload, end = _place(places, 2)
+    if payload == end:
+        return wasm
+    cursor = Cursor(wasm, payload, end)
+    items = []
+    for _ in range(cursor.number(32)):
+        name = cursor.name(), cursor.name()
+        first = cursor.at
+        _skip_import(cursor)
+        new = names.get(name, name)
+        items.append(name_bytes(new[0]) + name_bytes(new[1]) + wasm[first : cursor.at])
+    return wasm[:begin] + section(2, vector(items)) + wasm[end:]
+
+
+def _skip_import(cursor: Cursor) -> str:
+    """Read what is imported, and return its kind; the cursor is behind it then."""
+    kind = KINDS[cursor.byte()]
+    match kind:
+        case "table":
+            cursor.reference_type()
+            cursor.limits(kind)
+        case "memory":
+            cursor.limits(kind)
+        case "global":
+            cursor.global_type()
+        case "tag":
+            cursor.byte()
+            cursor.number(32)
+        case _:
+            cursor.number(32)
+    return kind
+
+
 def _parted_imports(wasm: bytes, info: ModuleInfo) -> tuple[list[bytes], dict[int, list[bytes]]]:
     """Return the imports that stay, and {section: types} of those to define there."""
     kept: list[bytes] = []
     moved: dict[int, list[bytes]] = {id: [] for id in _DEFINED_IN.values()}
     _, payload, end = _find(info, 2)
     cursor = Cursor(wasm, payload, end)
-    cursor.number(32)  # the count
-    for item in info.imports:
+    for _ in range(cursor.number(32)):
         first = cursor.at
         cursor.name()
         cursor.name()
-        cursor.byte()  # the kind
-        begin = cursor.at
-        match item.kind:
-            case "table":
-                cursor.reference_type()
-                cursor.limits(item.kind)
-            case "memory":
-                cursor.limits(item.kind)
-            case "global":
-                cursor.global_type()
-            case "tag":
-                cursor.byte()
-                cursor.number(32)
-            case _:
-                cursor.number(32)
-        if item.kind in _DEFINED_IN and item.kind not in info.linked:
-            moved[_DEFINED_IN[item.kind]].append(wasm[begin : cursor.at])
+        begin = cursor.at + 1
+        kind = _skip_import(cursor)
+        if kind in _DEFINED_IN and kind not in info.linked:
+            moved[_DEFINED_IN[kind]].append(wasm[begin : cursor.at])
         else:
             kept.append(wasm[first : cursor.at])
     return kept, moved

@@ -22,7 +22,13 @@ from ..._core.wasm.custom import (
     name_module,
     without_custom_sections,
 )
-from ..._core.wasm.editor import add_exports, clamp_maxima, defer_start, define_imports
+from ..._core.wasm.editor import (
+    add_exports,
+    clamp_maxima,
+    defer_start,
+    define_imports,
+    rename_imports,
+)
 from ..._core.wasm.graph import Graph, Part
 from ..._core.wasm.growth import CodeOffsets, code_offsets, edit_code
 from ..._core.wasm.preparation import add_probes, prepared_info, write_state
@@ -35,6 +41,7 @@ from .errors import load_error, take_error
 from .plan import (
     HIDDEN,
     START,
+    compiled_imports,
     compiled_name,
     hidden_exports,
     note_names,
@@ -157,6 +164,8 @@ def _compile_graph(
         parts.append(part)
         if part.info.start is not None:
             wasm = defer_start(wasm, read_module(wasm, breathe, weigh=False), START)
+        if part.links:
+            wasm = rename_imports(wasm, compiled_imports(graph, part))
         if part.offset is not None:
             wasm = name_module(wasm, compiled_name(number))
         edited.append(wasm)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from ctypes import byref, c_char, c_void_p
 from typing import final
 
@@ -49,19 +49,17 @@ class LinkedPart:
 
     def __init__(self, engine: int, code: PartCode, plan: PartPlan, hosts: HostTable) -> None:
         self.plan = plan
-        self.linker: int = native.linker_new(engine)
-        """Linker in which the host functions are defined, to be cloned for each instance."""
         self.module: int = 0
         self.pre: int = 0
         """What instances are made of if it takes nothing from other parts; 0: it does."""
+        self._linker: int = 0
         try:
             self.module = deserialize(engine, code.data)
             self.image: Range = image_of(self.module)
-            named = (hosts.define_as(self.linker, at, *name) for *name, at in plan.hosts)
-            if problems := [problem for problem in named if problem is not None]:
-                raise LinkError("; ".join(problems))
-            if not plan.wires and not plan.bundles:
-                self.pre = make_pre(self.linker, self.module)
+            if not plan.takes:
+                self._linker = native.linker_new(engine)
+                define_hosts(self._linker, plan.hosts, hosts)
+                self.pre = make_pre(self._linker, self.module)
         except BaseException:
             self.close()
             raise
@@ -70,9 +68,22 @@ class LinkedPart:
         _delete(
             self,
             ("pre", native.instance_pre_delete),
-            ("linker", native.linker_delete),
+            ("_linker", native.linker_delete),
             ("module", native.module_delete),
         )
+
+
+def define_hosts(linker: int, names: Iterable[tuple[str, str, int]], hosts: HostTable) -> None:
+    """Define host functions by names; `LinkError` if wasmtime would not.
+
+    Args:
+        linker: where they are defined.
+        names: module, name and index of each.
+        hosts: the host functions.
+    """
+    named = (hosts.define_as(linker, at, *name) for *name, at in names)
+    if problems := [problem for problem in named if problem is not None]:
+        raise LinkError("; ".join(problems))
 
 
 def make_pre(linker: int, module: int) -> int:
@@ -132,6 +143,9 @@ class LinkedModule:
         """Parts of the graph, if there is one; else `pre` is there."""
         self.part_callers: tuple[Callers, ...] = ()
         """Of each of these parts."""
+        self.linker: int = 0
+        """Linker with the host functions of the parts that import from others, to be cloned for
+        each instance; 0: there are no such parts."""
         self.images: list[Range] = []
         self._linker: int = 0
         self._module: int = 0
@@ -149,12 +163,22 @@ class LinkedModule:
                 self.images.append(part.image)
                 types, offsets = plan.plan.function_types, self.plan.offsets
                 self.part_callers += (Callers(types, bool(hosts), offsets),)
+            self._link_hosts(engine)
             if self.restore is not None and self.restore.code:
                 self.restorer = deserialize(engine, self.restore.code)
                 self.images.append(image_of(self.restorer))
         except BaseException:
             self.close()
             raise
+
+    def _link_hosts(self, engine: int) -> None:
+        """Make the linker for the parts that import from others."""
+        several = [part.plan for part in self.parts if part.plan.takes]
+        if not several:
+            return
+        self.linker = native.linker_new(engine)
+        names = dict.fromkeys(name for plan in several for name in plan.hosts)
+        define_hosts(self.linker, names, self.hosts)
 
     @property
     def is_open(self) -> bool:
@@ -176,6 +200,7 @@ class LinkedModule:
             self,
             ("pre", native.instance_pre_delete),
             ("_linker", native.linker_delete),
+            ("linker", native.linker_delete),
             ("_module", native.module_delete),
             ("restorer", native.module_delete),
             ("engine", native.wasm_engine_delete),

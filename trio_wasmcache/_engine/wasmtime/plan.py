@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from attrs import evolve, field, frozen
 
 from ..._core.config import WASM_PAGE
 from ..._core.wasm.admission import Edits, memory_remedy, rest_size
-from ..._core.wasm.graph import FromHost, FromPart, Graph, Part, Source
+from ..._core.wasm.graph import FromHost, FromPart, Graph, Part
 from ..._core.wasm.growth import UNMOVED, CodeOffsets, Note, notes_of
 from ..._core.wasm.preparation import Observed
 from ..._core.wasm.reader import Export, FuncType, ModuleInfo
@@ -25,31 +25,13 @@ HIDDEN = "\x00trio_wasmcache:"
 # of refused growth: those of an instance that instantiation itself fails to start can't be read.
 START = f"{HIDDEN}start"
 
-# An import that is linked by itself costs more than so many exports in a bundle.
-BUNDLED = 4
+# Module name of host functions in what is compiled of a part that imports from other parts.
+HOST = f"{HIDDEN}host"
 
 NUMBERS = frozenset(native.VALUE_KINDS)
 
 Patch = tuple[int, bytes]
 """Where in a memory, and what."""
-
-
-@frozen
-class Wire:
-    """An import of a part that is an export of another one, as it is given to a linker."""
-
-    module: bytes
-    name: bytes
-    part: int
-    export: str
-
-
-@frozen
-class Bundle:
-    """Imports of a part that are exports of another one by the same names, given all at once."""
-
-    module: bytes
-    part: int
 
 
 @frozen
@@ -59,9 +41,11 @@ class PartPlan:
     name: str
     plan: Plan
     """What it exports."""
-    wires: tuple[Wire, ...]
-    bundles: tuple[Bundle, ...]
-    """They are no wires as well."""
+    takes: bool
+    """Whether it imports something from another part; its imports then have the names that
+    `compiled_imports` gives."""
+    gives: bytes
+    """Module name by which later parts import from it; empty if none does."""
     hosts: tuple[tuple[str, str, int], ...]
     """Module, name and index of each import that is a host function."""
     starts: bool
@@ -187,6 +171,21 @@ def compiled_name(number: int) -> str:
     return f"part {number}"
 
 
+def compiled_imports(graph: Graph, part: Part) -> dict[tuple[str, str], tuple[str, str]]:
+    """Return {(module, name): those in what is compiled} for a part that imports from other parts.
+
+    They are the name of the other part, and the name by which it exports: so all of its exports can
+    be given to a linker at once, for whatever part imports them by whatever names.
+    """
+    numbers = {one.name: number for number, one in enumerate(graph.parts)}
+    return {
+        name: (HOST, str(source.index))
+        if isinstance(source, FromHost)
+        else (compiled_name(numbers[source.part]), source.export)
+        for name, source in part.wiring.items()
+    }
+
+
 def hidden_exports(info: ModuleInfo, edits: Edits) -> list[Export]:
     """Return exports for what has none: memories and tables to measure, globals to put back."""
     named = {(export.kind, export.index) for export in info.exports}
@@ -243,59 +242,33 @@ def _plan_parts(graph: Graph) -> tuple[PartPlan, ...]:
         entries.setdefault(max(table, function), []).append(
             ((table, entry.table.export), entry.at, (function, entry.function.export))
         )
+    givers = {
+        source.part
+        for part in graph.parts
+        for source in part.wiring.values()
+        if isinstance(source, FromPart)
+    }
     plans: list[PartPlan] = []
     for number, part in enumerate(graph.parts):
-        bundles = _bundles(part, graph.parts, plans)
+        names = compiled_imports(graph, part) if part.links else {}
+        hosts = {
+            (*names.get(name, name), source.index): None
+            for name, source in part.wiring.items()
+            if isinstance(source, FromHost)
+        }
         plans.append(
             PartPlan(
                 part.name,
                 _plan_of(part.info, part.edits, UNMOVED, noted=part.offset is not None),
-                wires=tuple(
-                    Wire(module.encode(), name.encode(), numbers[source.part], source.export)
-                    for (module, name), source in part.wiring.items()
-                    if isinstance(source, FromPart)
-                    and not (module in bundles and source.export == name)
-                ),
-                bundles=tuple(Bundle(name.encode(), at) for name, at in bundles.items()),
-                hosts=tuple(
-                    (module, name, source.index)
-                    for (module, name), source in part.wiring.items()
-                    if isinstance(source, FromHost)
-                ),
+                takes=bool(part.links),
+                gives=compiled_name(number).encode() if part.name in givers else b"",
+                hosts=tuple(hosts),
                 starts=part.info.start is not None,
                 generated=part.offset is None,
                 entries=tuple(entries.get(number, ())),
             )
         )
     return tuple(plans)
-
-
-def _bundles(part: Part, parts: Sequence[Part], plans: Sequence[PartPlan]) -> dict[str, int]:
-    """Return {module that a part imports from: number of the part that is given for it}."""
-    found: dict[str, int] = {}
-    modules: dict[str, dict[str, Source]] = {}
-    for (module, name), source in part.wiring.items():
-        modules.setdefault(module, {})[name] = source
-    # All exports are defined, so that none may have the name of something else.
-    exports = {
-        one.name: {*(export.name for export in given.info.exports), *one.plan.names.values(), START}
-        for one, given in zip(plans, parts, strict=False)
-    }
-    numbers = {one.name: number for number, one in enumerate(plans)}
-    for module, sources in modules.items():
-        givers = {one.part for one in sources.values() if isinstance(one, FromPart)}
-        if len(givers) != 1:
-            continue
-        giver = givers.pop()
-        meant = {
-            name
-            for name, source in sources.items()
-            if isinstance(source, FromPart) and source.export == name
-        }
-        clash = any(name in exports[giver] for name in sources if name not in meant)
-        if not clash and len(exports[giver]) < BUNDLED * len(meant):
-            found[module] = numbers[giver]
-    return found
 
 
 def _plan_of(info: ModuleInfo, edits: Edits, offsets: CodeOffsets, *, noted: bool = True) -> Plan:

@@ -5,8 +5,8 @@
 2. Generated parts are small and have nothing to run, so they go together with the next part of the
    user's. After each of these, others may run.
 3. A part that takes something from another one is linked anew for each instance, as what it takes
-   belongs to a store. That is some microseconds for each such import, or for each part whose
-   exports it imports by their names.
+   belongs to a store. One linker serves all parts: each part's exports are given to it at once, by
+   the names that importing parts were compiled with.
 4. Start functions are exported, not declared (`compiler`), and are called once their part is there.
    Till then, host functions could not find its memory.
 """
@@ -37,6 +37,7 @@ class Starting:
 
     def __init__(self, module: LinkedModule, start: Start) -> None:
         self._parts: tuple[LinkedPart, ...] = module.parts
+        self._base = module.linker
         self._user = module.plan.user
         self._hosts = module.hosts.imports
         self.invokes: Invokes | None = Invokes(module.hosts) if module.hosts.reentrant else None
@@ -60,9 +61,8 @@ class Starting:
                 part.pre, store.context, start.handle, start.trap_ref, start.error_ref
             )
             return
-        self._link(store, part)
         store.future = native.linker_instantiate_async(
-            self._linker,
+            self._given(),
             store.context,
             part.module,
             start.handle,
@@ -120,44 +120,27 @@ class Starting:
             linker, self._linker = self._linker, 0
             native.linker_delete(linker)
 
-    def _link(self, store: Store, part: LinkedPart) -> None:
-        """Make a linker with all that a part takes."""
-        self._linker = native.linker_clone(part.linker)
-        for bundle in part.plan.bundles:
-            problem = native.linker_define_instance(
-                self._linker,
-                store.context,
-                bundle.module,
-                len(bundle.module),
-                self.handles[bundle.part],
-            )
-            self._check(part, problem)
-        for wire in part.plan.wires:
-            problem = native.linker_define(
-                self._linker,
-                store.context,
-                wire.module,
-                len(wire.module),
-                wire.name,
-                len(wire.name),
-                store.extern(wire.export, self.handles[wire.part]),
-            )
-            self._check(part, problem)
-
-    @staticmethod
-    def _check(part: LinkedPart, problem: int | None) -> None:
-        """Raise what wasmtime says if it would not link something."""
-        if problem:
-            raise LoadError(
-                f"wasmtime would not link part {part.plan.name!r}: {take_error(problem)}"
-            )
+    def _given(self) -> int:
+        """Return the linker with all that later parts take."""
+        if not self._linker:
+            self._linker = native.linker_clone(self._base)
+        return self._linker
 
     def _note_part(self, store: Store) -> None:
         """Keep what was instantiated, and put its functions in tables."""
         number = len(self.handles)
         plan = self._parts[number].plan
         self.handles += (self._start.handle.raw,)
-        self._unlink()
+        if len(self.handles) == len(self._parts):
+            self._unlink()
+        elif plan.gives:
+            problem = native.linker_define_instance(
+                self._given(), store.context, plan.gives, len(plan.gives), self.handles[number]
+            )
+            if problem:
+                raise LoadError(
+                    f"wasmtime would not link part {plan.name!r}: {take_error(problem)}"
+                )
         memory = plan.plan.memory_name
         if memory is not None:
             handle = self._memories[plan.name] = store.export(memory, self.handles[number])
