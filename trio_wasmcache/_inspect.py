@@ -33,6 +33,7 @@ from ._core.wasm.admission import (
     least_size,
     signature,
 )
+from ._core.wasm.component.reader import read_component
 from ._core.wasm.custom import DEBUG, find_custom_sections
 from ._core.wasm.extism_kernel import KernelSettings, kernel
 from ._core.wasm.families import (
@@ -46,6 +47,7 @@ from ._core.wasm.families import (
     is_function,
     toolchain_of,
 )
+from ._core.wasm.formats import is_component
 from ._core.wasm.isolation import cache_verdict, obstacle
 from ._core.wasm.reader import (
     ExcessiveModuleError,
@@ -57,13 +59,17 @@ from ._core.wasm.reader import (
     ModuleInfo,
     read_module,
 )
+from ._core.wit.stubs import list_functions
 from ._engine.wasmtime.text import to_wasm
+from ._pool.components import Offered, take_apart
 from ._pool.registration import check_core, check_text, read_file
 from ._runtime.assemblyscript import functions_for
 from ._runtime.wasi import NOTHING
 
 # Exports and imports that are listed, at most; the rest is counted.
 MAX_LISTED = 40
+# Characters of a line about a component's function, and of why it can't be registered.
+MAX_LINE, MAX_REASON = 500, 300
 # Imports that the call of `register` shows, at most, and numbers in the type of one.
 MAX_GIVEN = 8
 # Exports that toolchains add, which are nobody's function.
@@ -91,6 +97,9 @@ def inspect(path: Path, config: CacheConfig | None = None) -> Iterator[str]:
     config = config or CacheConfig()
     name = printable(path.name, MAX_SHOWN)
     wasm = _read(name, path, config.max_wasm_size)
+    if is_component(wasm):
+        yield from _component(name, path, wasm, config)
+        return
     try:
         info = read_module(wasm)
     except (MalformedModuleError, ExcessiveModuleError) as error:
@@ -121,6 +130,56 @@ def _read(name: str, path: Path, limit: int) -> bytes:
         except InvalidModuleError as error:
             raise InvalidModuleError(f"{name}: {error}") from None
     return check_core(name, data, limit)
+
+
+def _component(name: str, path: Path, wasm: bytes, config: CacheConfig) -> Iterator[str]:
+    """Yield the lines that describe a component."""
+    try:
+        component = read_component(wasm)
+    except (MalformedModuleError, ExcessiveModuleError) as error:
+        raise InvalidModuleError(f"{name}: {error}") from None
+    yield f"{name}: a component of WebAssembly, {len(wasm):,} bytes"
+    made = " ".join(f"{tool} {version}".strip() for _, tool, version in component.producers)
+    yield f"made by: {_shown(made or 'not known')}"
+    yield f"core modules: {len(component.modules)}, instantiated {len(component.instances)} times"
+    imports = dict.fromkeys(one.interface or one.name for one in component.imports)
+    yield f"imports: {len(imports) or 'none'}"
+    yield from (f"  {_shown(one)}" for one in list(imports)[:MAX_LISTED])
+    if len(imports) > MAX_LISTED:
+        yield f"  and {len(imports) - MAX_LISTED:,} more"
+    try:
+        _, taken = take_apart(name, wasm, config.max_wasm_size, lambda: None)
+    except WasmCacheError as error:
+        yield f"`register` refuses it: {error}"
+        return
+    yield f"exports: {len(taken.functions) + len(taken.refused)} functions"
+    for number, (export, reason) in enumerate(taken.refused.items()):
+        if number == MAX_LISTED:
+            yield f"  and {len(taken.refused) - MAX_LISTED:,} more that can't be registered"
+            break
+        yield f"  {_shown(export)} can't be registered: it {printable(reason, MAX_REASON)}"
+    functions = list(taken.functions.values())
+    interfaces: dict[str, list[Offered]] = {}
+    for one in functions[:MAX_LISTED]:
+        interfaces.setdefault(one.export.rpartition("#")[0], []).append(one)
+    for interface, offered in interfaces.items():
+        where = f"of {_shown(interface)}" if interface else "of the component itself"
+        yield ""
+        yield f"# Functions {where}, as Python sees them:"
+        for line in list_functions([(one.name, one.type) for one in offered]):
+            yield printable(line, MAX_LINE)
+    if len(functions) > MAX_LISTED:
+        yield f"# and {len(functions) - MAX_LISTED:,} more"
+    if not functions:
+        return
+    yield ""
+    yield "To begin with:"
+    first = functions[0]
+    made = _identifier(first.name)
+    arguments = [_quoted(made), f"Path({_quoted(str(path))})"]
+    if first.name != made or sum(one.name == first.name for one in functions) > 1:
+        arguments.append(f"export={_quoted(_shown(first.export))}")
+    yield f"    {made} = await cache.register({', '.join(arguments)})"
 
 
 def _shown(text: str) -> str:

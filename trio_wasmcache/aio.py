@@ -66,8 +66,17 @@ from ._abi.names import (
 )
 from ._cache.lease import Function, R_co, SuspendedLease, current_lease
 from ._cache.open import open_cache as open_trio_cache
-from ._cache.options import GroupChanges, Limits, RegisterOptions, Wasm
+from ._cache.options import (
+    AnyOptions,
+    ComponentOptions,
+    GroupChanges,
+    Limits,
+    RegisterOptions,
+    SharedOptions,
+    Wasm,
+)
 from ._core.config import CacheConfig
+from ._core.keys import INFERRED, Inferred
 from ._core.metrics.stats import CacheStats, EntryInfo
 from ._core.text import shown
 from ._engine.base import GuestMemory
@@ -972,22 +981,34 @@ class AsyncioCache(OutsideCache, _Calls):
         **options: Unpack[RegisterOptions],
     ) -> AsyncioFunction[Any]: ...
 
+    @overload
     async def register(
         self,
         name: str,
         wasm: Wasm,
         *,
-        returns: str | Sequence[str] | None = None,
+        returns: str | None = ...,
+        called_on_null: bool = False,
+        **options: Unpack[ComponentOptions],
+    ) -> AsyncioFunction[Any]: ...
+
+    async def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: str | Sequence[str] | Inferred | None = INFERRED,
         abi: AnyAbi | None = None,
         called_on_null: bool = False,
-        **options: Unpack[RegisterOptions],
+        **options: Unpack[AnyOptions],
     ) -> AsyncioFunction[Any]:
         """Compile a module, and register one of its exports: see `InstanceCache.register`.
 
         Args:
             name: name of the function.
             wasm: bytes of a module, WebAssembly text as a `str`, or the path of a file with either.
-            returns: type of the result; several types for a tuple; None: it returns nothing.
+            returns: type of the result; several types for a tuple; None: it returns nothing. It may
+                be left out for components.
             abi: convention by which values cross; None: chosen by the module's exports.
             called_on_null: whether the function is called if an argument is None.
             **options: `args`, `export`, `imports`, `wasi`, `prepare`, `missing`, `concurrency`,
@@ -1011,6 +1032,43 @@ class AsyncioCache(OutsideCache, _Calls):
         )
         function = await self._caller.run(_outside.what("register", name), work)
         return AsyncioFunction(self._caller, function)
+
+    async def register_component(
+        self,
+        wasm: Wasm,
+        interface: str | None = None,
+        prefix: str = "",
+        *,
+        called_on_null: bool = False,
+        **options: Unpack[SharedOptions],
+    ) -> tuple[AsyncioFunction[Any], ...]:
+        """Register all functions of a component: see `InstanceCache.register_component`.
+
+        Args:
+            wasm: bytes of a component, its text as a `str`, or the path of a file with either.
+            interface: name of the interface whose functions are registered; None: all functions.
+            prefix: beginning of the functions' names in the cache.
+            called_on_null: whether functions are called if an argument is None.
+            **options: `imports`, `wasi`, `prepare`, `missing`, `concurrency`, `isolation` and
+                `replace`, as for `InstanceCache.register`.
+
+        Raises:
+            trio.ClosedResourceError: the cache is closed.
+            Exception: the errors of `InstanceCache.register_component`.
+
+        **Checkpoint:** always.
+        **Cancellation:** nothing is registered.
+        """
+        work: Callable[[], Awaitable[tuple[Function[Any], ...]]] = partial(
+            self._portal.cache.register_component,
+            wasm,
+            interface,
+            prefix,
+            called_on_null=called_on_null,
+            **options,
+        )
+        functions = await self._caller.run(_outside.what("register_component", prefix), work)
+        return tuple(AsyncioFunction(self._caller, function) for function in functions)
 
     async def remove(self, name: str, args: Sequence[str] | None = None) -> None:
         """Remove a function, or all functions of a name: see `InstanceCache.remove`.

@@ -62,8 +62,17 @@ from ._abi.names import (
 from ._cache.lease import Function, R_co
 from ._cache.lent import Begun, Lent
 from ._cache.open import open_cache as open_trio_cache
-from ._cache.options import GroupChanges, Limits, RegisterOptions, Wasm
+from ._cache.options import (
+    AnyOptions,
+    ComponentOptions,
+    GroupChanges,
+    Limits,
+    RegisterOptions,
+    SharedOptions,
+    Wasm,
+)
 from ._core.config import CacheConfig
+from ._core.keys import INFERRED, Inferred
 from ._core.metrics.stats import CacheStats, EntryInfo
 from ._core.text import shown
 from ._outside import OutsideCache, OutsideFunction, OutsideGroup, plain
@@ -770,23 +779,36 @@ class BlockingCache(OutsideCache, _Calls):
         **options: Unpack[RegisterOptions],
     ) -> BlockingFunction[Any]: ...
 
+    @overload
     def register(
         self,
         name: str,
         wasm: Wasm,
         *,
-        returns: str | Sequence[str] | None = None,
+        returns: str | None = ...,
+        called_on_null: bool = False,
+        timeout: float | None = None,
+        **options: Unpack[ComponentOptions],
+    ) -> BlockingFunction[Any]: ...
+
+    def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: str | Sequence[str] | Inferred | None = INFERRED,
         abi: AnyAbi | None = None,
         called_on_null: bool = False,
         timeout: float | None = None,
-        **options: Unpack[RegisterOptions],
+        **options: Unpack[AnyOptions],
     ) -> BlockingFunction[Any]:
         """Compile a module, and register one of its exports: see `InstanceCache.register`.
 
         Args:
             name: name of the function.
             wasm: bytes of a module, WebAssembly text as a `str`, or the path of a file with either.
-            returns: type of the result; several types for a tuple; None: it returns nothing.
+            returns: type of the result; several types for a tuple; None: it returns nothing. It may
+                be left out for components.
             abi: convention by which values cross; None: chosen by the module's exports.
             called_on_null: whether the function is called if an argument is None.
             timeout: seconds after which it is given up; None: no limit.
@@ -809,6 +831,43 @@ class BlockingCache(OutsideCache, _Calls):
         )
         function = self._caller.run(_outside.what("register", name), work, timeout)
         return BlockingFunction(self._caller, function)
+
+    def register_component(
+        self,
+        wasm: Wasm,
+        interface: str | None = None,
+        prefix: str = "",
+        *,
+        called_on_null: bool = False,
+        timeout: float | None = None,
+        **options: Unpack[SharedOptions],
+    ) -> tuple[BlockingFunction[Any], ...]:
+        """Register all functions of a component: see `InstanceCache.register_component`.
+
+        Args:
+            wasm: bytes of a component, its text as a `str`, or the path of a file with either.
+            interface: name of the interface whose functions are registered; None: all functions.
+            prefix: beginning of the functions' names in the cache.
+            called_on_null: whether functions are called if an argument is None.
+            timeout: seconds after which it is given up; None: no limit.
+            **options: `imports`, `wasi`, `prepare`, `missing`, `concurrency`, `isolation` and
+                `replace`, as for `InstanceCache.register`.
+
+        Raises:
+            TimeoutError: it did not end in time; nothing is registered.
+            trio.ClosedResourceError: the cache is closed.
+            Exception: the errors of `InstanceCache.register_component`.
+        """
+        work: Callable[[], Awaitable[tuple[Function[Any], ...]]] = partial(
+            self._portal.cache.register_component,
+            wasm,
+            interface,
+            prefix,
+            called_on_null=called_on_null,
+            **options,
+        )
+        functions = self._caller.run(_outside.what("register_component", prefix), work, timeout)
+        return tuple(BlockingFunction(self._caller, function) for function in functions)
 
     def remove(self, name: str, args: Sequence[str] | None = None) -> None:
         """Remove a function, or all functions of a name: see `InstanceCache.remove`.

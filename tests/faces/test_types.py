@@ -15,7 +15,7 @@ import sys
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Unpack, get_args, get_origin, get_type_hints
 
 import attrs
 import pytest
@@ -28,7 +28,8 @@ from trio_wasmcache._abi.cql.scalars import scalars
 from trio_wasmcache._abi.plain import TYPES
 from trio_wasmcache._abi.scylla import NATIVE
 from trio_wasmcache._cache.cache import FIXED
-from trio_wasmcache._cache.options import Limits, RegisterOptions
+from trio_wasmcache._cache.options import ComponentOptions, Limits, RegisterOptions
+from trio_wasmcache._core.keys import Inferred
 from trio_wasmcache._core.wasm.isolation import ISOLATIONS, Isolation
 from trio_wasmcache._pool.registration import MISSING, Missing
 from trio_wasmcache.aio import AsyncioCache, AsyncioFunction
@@ -157,14 +158,21 @@ def test_overloads_of_register_take_its_parameters() -> None:
     spelt = {"self", "name", "wasm", "returns", "abi", "called_on_null"}
     assert options.keys() | spelt == parameters.keys()
     hints = get_type_hints(InstanceCache.register)
-    assert {name: hints[name] for name in options} == options
-    required = {name for name, one in parameters.items() if one.default is one.empty}
-    assert {*RegisterOptions.__required_keys__} == required & options.keys()
+    # Only components may leave out the types of arguments.
+    assert hints["args"] == options["args"] | Inferred
+    del hints["args"]
+    assert {name: hints[name] for name in options.keys() - {"args"}} == get_type_hints(
+        ComponentOptions
+    )
+    assert {*RegisterOptions.__required_keys__} == {"args"}
+    assert not ComponentOptions.__required_keys__
     overloads = typing.get_overloads(InstanceCache.register)
     assert len(overloads) > 10
     for one in overloads:
         signature = inspect.signature(one).parameters
-        assert signature.keys() == spelt | {"options"}
+        assert signature.keys() | {"abi"} == spelt | {"options"}
+        of_component = get_type_hints(one)["options"] == Unpack[ComponentOptions]  # type: ignore[misc]
+        assert ("abi" not in signature) is of_component is (one is overloads[-1])
         for name in signature.keys() - {"options", "returns"}:
             # Types that are an ABI's own can't be had without naming it.
             if name != "abi" or signature[name].default is not inspect.Parameter.empty:

@@ -242,11 +242,11 @@ async def test_emscriptens_javascript_is_told_from_what_runs() -> None:
             await function.call(1, 2)
 
 
-async def test_a_component_is_told_what_it_is_however_large() -> None:
+async def test_what_is_no_module_is_told_what_it_is_however_large() -> None:
     """Its size is not what is wrong with it, and neither is that of another format."""
     async with quiet_cache(max_wasm_size=4096) as cache:
         for data, said in (
-            (b"\0asm\x0d\0\1\0", "but a component: build a core module instead"),
+            (b"PK\3\4", "but a ZIP archive"),
             (b"\x7fELF\2\1\1\0", "but an ELF file"),
         ):
             for padding in (0, 100_000):

@@ -88,7 +88,9 @@ NOT_MODULES = {
     "an ELF file": (b"\x7fELF" + bytes(60), "not a WebAssembly module but an ELF file"),
     "a header alone, cut": (GOOD[:7], "not a WebAssembly module"),
     "an older version": (b"\0asm\x02\0\0\0", "not a WebAssembly module"),
-    "a component": (b"\0asm\x0d\0\1\0", "but a component: build a core module"),
+    "an empty component": (b"\0asm\x0d\0\1\0", "exports no functions"),
+    "a component of another version": (b"\0asm\x0c\0\1\0", "a component of version 0xc"),
+    "a damaged component": (b"\0asm\x0d\0\1\0\7\5\1", "announced with 1 bytes left"),
     "bytes after the end": (GOOD + b"\xff\xff", "section 255"),
     "an invalid body": (GOOD[:-3] + b"\x1a\x1a\x0b", "wasmtime can't compile it"),
     "a bytearray": (bytearray(b"nothing"), "not a WebAssembly module"),
@@ -309,12 +311,6 @@ async def test_a_tag_can_not_be_given() -> None:
     )
     async with quiet_cache() as cache:
         await refused(cache, LinkError, "a.b is a tag, which can't be given", wasm=wat(source))
-
-
-async def test_a_component_is_refused() -> None:
-    """A component is not a module."""
-    async with quiet_cache() as cache:
-        await refused(cache, InvalidModuleError, "f(i64)", "component", wasm="(component)")
 
 
 async def test_a_missing_export_is_refused() -> None:

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, final
 
-from .._core.errors import FuelExhaustedError, GuestError, StackOverflowError, TrapError
+from .._core.errors import (
+    FuelExhaustedError,
+    GuestError,
+    StackOverflowError,
+    TrapError,
+    WitError,
+)
 from .._core.text import shown
 from .._runtime.call import Call
 
@@ -52,6 +58,15 @@ class RowErrors:
         self.count += 1
         if len(self.kept) < KEPT:
             self.kept[row] = make()
+
+    def note_returned(self, call: Call, row: int, error: WitError) -> None:
+        """Note a row for which a component's function returned an error."""
+        self.count += 1
+        error.function = call.name
+        # Frames would keep the data of the batch.
+        error.__traceback__ = error.__context__ = None
+        if len(self.kept) < KEPT:
+            self.kept[row] = error
 
     def note(self, call: Call, row: int, error: GuestError, values: tuple[object, ...]) -> None:
         """Note a row in which the guest has failed, and complete its error with facts.

@@ -15,7 +15,7 @@ from typing import Final, cast
 
 from .._abi.base import Guest, Steps, Value
 from .._abi.plain import PlainType, reworded
-from .._core.errors import INTACT, GuestError, PluginError, ResultTooLargeError
+from .._core.errors import INTACT, GuestError, PluginError, ResultTooLargeError, WitError
 from .._core.tally import NUMBER, SLOT
 from .._engine.base import UNDER_WAY
 from .._runtime.bound import kept_values
@@ -47,9 +47,9 @@ class _ValuesError(Exception):
 
 
 class _Refused(Exception):
-    """Raised from an error of `INTACT`: the guest had returned."""
+    """Raised from an error of `INTACT`, or a `WitError`: the guest had returned."""
 
-    def __init__(self, error: GuestError) -> None:
+    def __init__(self, error: GuestError | WitError) -> None:
         super().__init__(error)
         self.error = error
 
@@ -131,7 +131,7 @@ async def next_row(
     tally.begin_row()
     try:
         tally.add(SLOT + NUMBER * len(getattr(bound.binding, "numbers", ())))
-        if not bound.definition.called_on_null and any(value is None for value in values):
+        if bound.gives_null(values):
             return None
     except ResultTooLargeError as error:
         error.row = row
@@ -144,7 +144,7 @@ async def _row(call: Call, row: int, values: tuple[object, ...], errors: RowErro
     """Make one call; add the row to its error."""
     begun = call.fuel
     failed: GuestError | None = None
-    refused: GuestError | None = None
+    refused: GuestError | WitError | None = None
     try:
         if call.bound.steps is None:
             return await _call(call, values)
@@ -169,6 +169,14 @@ async def _row(call: Call, row: int, values: tuple[object, ...], errors: RowErro
             call.fail(error, values)
             raise
     # Not in the handlers, where the error's context would keep the frames, and so the data.
+    if isinstance(refused, WitError):
+        refused.row = row
+        if errors is None or not errors.may_go_on(call, call.fuel - begun):
+            call.note_returned(refused)
+            raise refused
+        call.tally.drop_row()
+        errors.note_returned(call, row, refused)
+        return FAILED
     if refused is not None:
         one = isinstance(refused, PluginError) or call.tally.alone
         if errors is None or not one or not errors.may_go_on(call, call.fuel - begun):
@@ -204,10 +212,10 @@ async def _call(call: Call, values: tuple[object, ...]) -> Value:
         raise _ValuesError from binding.explain(values)
     if result is UNDER_WAY:
         result = await call.finish(guest, fuel)
-    lifted = result if binding.lift is None else binding.lift(result)
     try:
+        lifted = result if binding.lift is None else binding.lift(result)
         call.count_result(lifted)
-    except ResultTooLargeError as error:
+    except (ResultTooLargeError, WitError) as error:
         raise _Refused(error) from None
     return lifted
 
@@ -238,7 +246,7 @@ async def _call_in_steps(
                 result = await call.finish(function, left)
             try:
                 invoke = await call.step(steps, result, total + start - call.fuel)
-            except INTACT as error:
+            except (*INTACT, WitError) as error:
                 raise _Refused(error) from None
     except Finished as finished:
         return finished.result

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Unpack, final, overload
 
 import trio
-from attrs import evolve
+from attrs import evolve, frozen
 
 from .._abi.base import Binding
 from .._abi.names import (
@@ -29,6 +29,7 @@ from .._abi.names import (
     TextAbi,
 )
 from .._core.config import CacheConfig, GroupLimits, check_fields
+from .._core.keys import INFERRED, FunctionKey, Inferred, check_name
 from .._core.metrics.stats import CacheStats, EntryInfo, ResidentBytes
 from .._core.policy.records import FunctionRecord, Need
 from .._core.text import shown
@@ -40,7 +41,7 @@ from .._ki import ki_safe_contextmanager
 from .._log import Origin
 from .._owner import refuse_copy
 from .._pool.pool import COMPILE_SHARE
-from .._pool.registration import Declaration, Missing, declare, read_source
+from .._pool.registration import Declaration, Missing, Source, declare, read_source
 from .._public import public
 from .._runtime.bound import Definition
 from .._runtime.host import Importable
@@ -49,7 +50,7 @@ from .._runtime.prepare import Prepare
 from .._runtime.wasi_config import Wasi
 from .group import SchedulingGroup, groups_around
 from .lease import Function, Lease, function_of, watched
-from .options import Limits, RegisterOptions, Wasm
+from .options import ComponentOptions, Limits, RegisterOptions, Wasm
 from .parts import Parts
 from .watching import Facts, Watcher
 
@@ -58,6 +59,19 @@ FIXED = frozenset(
     "stack_size compiler compile_memory compile_seconds main_capacity main_shares cache_dir "
     "log_uses keep_dumps log_values redact".split()
 )
+
+
+@final
+@frozen
+class Compiled:
+    """The compiled module of a function."""
+
+    module: CachedModule
+    binding: Binding
+    seconds: float
+    """What compiling took; 0.0 if the module was there."""
+    group: str
+    """Name of the group in whose turn it was."""
 
 
 @public
@@ -272,14 +286,25 @@ class InstanceCache:
         **options: Unpack[RegisterOptions],
     ) -> Function[Any]: ...
 
+    @overload
+    async def register(
+        self,
+        name: str,
+        wasm: Wasm,
+        *,
+        returns: str | None = ...,
+        called_on_null: bool = False,
+        **options: Unpack[ComponentOptions],
+    ) -> Function[Any]: ...
+
     @trio.lowlevel.enable_ki_protection
     async def register(
         self,
         name: str,
         wasm: Wasm,
         *,
-        args: Sequence[str],
-        returns: str | Sequence[str] | None = None,
+        args: Sequence[str] | Inferred = INFERRED,
+        returns: str | Sequence[str] | Inferred | None = INFERRED,
         export: str | None = None,
         abi: AnyAbi | None = None,
         called_on_null: bool = False,
@@ -385,6 +410,12 @@ class InstanceCache:
         pool = self._pool
         pool.owner.check("register", waits=True)
         self._check_open(name)
+        source: Source | None = None
+        if isinstance(args, Inferred):
+            name = check_name(name)
+            source = await self._read(name, name, wasm)
+            args, returns = source.types(name, export, returns)
+            self._check_open(name)
         declaration = declare(
             name=name,
             args=args,
@@ -406,45 +437,204 @@ class InstanceCache:
             try:
                 watcher = self._watcher
                 if watcher is not None and watcher.wants():
-                    return await self._show_registration(watcher, declaration, wasm)
-                function, _ = await self._register(declaration, wasm)
+                    return await self._show_registration(watcher, declaration, wasm, source)
+                function, _ = await self._register(declaration, wasm, source)
                 return function
             finally:
                 pool.registry.release(key)
         raise trio.ClosedResourceError(f"the cache was closed while {key} was being registered")
 
+    @trio.lowlevel.enable_ki_protection
+    async def register_component(
+        self,
+        wasm: Wasm,
+        interface: str | None = None,
+        prefix: str = "",
+        *,
+        called_on_null: bool = False,
+        imports: Mapping[str, Mapping[str, Importable]] | None = None,
+        wasi: Wasi | None = None,
+        prepare: Sequence[Prepare] = (),
+        missing: Missing = "error",
+        concurrency: int = 1,
+        isolation: Isolation = "reuse",
+        replace: bool = False,
+    ) -> tuple[Function, ...]:
+        """Compile a component once, and register all functions that it exports.
+
+        .. code-block::
+
+            await cache.register_component(Path("shapes.wasm"), "demo:shapes/funcs", "shapes.")
+            async with cache.acquire("shapes.area") as area:
+                assert await area.call(Case("circle", 2.0)) > 12
+
+        A function that can't be used, such as one with a resource in its signature, is left out;
+        `register` says why, and ``python -m trio_wasmcache inspect``. If one function can't be
+        registered, none is.
+
+        Args:
+            wasm: bytes of a component, its text as a `str`, or the path of a file with either.
+            interface: name of the interface whose functions are registered, such as
+                ``"demo:shapes/funcs@0.1.0"``. Its package, or its version, may be left out, and a
+                compatible version is taken. None: all functions of the component.
+            prefix: beginning of the functions' names in the cache; the rest is that in WIT.
+            called_on_null: see `register`.
+            imports: see `register`.
+            wasi: see `register`.
+            prepare: see `register`.
+            missing: see `register`.
+            concurrency: see `register`; of each function.
+            isolation: see `register`.
+            replace: see `register`; it applies to each function.
+
+        Returns:
+            The functions, in the order in which the component exports them.
+
+        Raises:
+            ExportError: the component has no such interface, or no function that can be used.
+            DuplicateFunctionError: a function is registered or being registered, and `replace` does
+                not allow it; or two interfaces have functions of the same name and types.
+            TypeError: `wasm` is no component.
+            Exception: the errors of `register`.
+
+        **Checkpoint:** always.
+        **Cancellation:** nothing is registered; the compiling thread is abandoned.
+        """
+        pool = self._pool
+        pool.owner.check("register_component", waits=True)
+        self._check_open()
+        for name, value in (("interface", interface), ("prefix", prefix)):
+            if not isinstance(value, str) and not (value is None and name == "interface"):
+                raise TypeError(f"register_component: {name} must be a str, got {shown(value)}")
+        what = f"component {prefix}*" if interface is None else f"component {interface}"
+        source = await self._read(what, what, wasm)
+        self._check_open()
+        component = source.component
+        if component is None:
+            raise TypeError(f"{what}: this is a core module: use register() for its functions")
+        declarations = [
+            declare(
+                name=f"{prefix}{one.name}",
+                args=one.args,
+                returns=one.returns,
+                export=one.export,
+                abi=None,
+                called_on_null=called_on_null,
+                imports=imports,
+                wasi=wasi,
+                prepare=prepare,
+                concurrency=concurrency,
+                isolation=isolation,
+                missing=missing,
+                replace=replace,
+                max_instances=pool.config.max_instances,
+            ).of_component(component)
+            for one in component.of_interface(what, interface)
+        ]
+        reserved: list[FunctionKey] = []
+        with ExitStack() as stack:
+            try:
+                for one in declarations:
+                    stack.enter_context(pool.registry.reserve(one.key, replace))
+                    reserved.append(one.key)
+                return await self._register_all(declarations, source.wasm)
+            finally:
+                for key in reserved:
+                    pool.registry.release(key)
+        raise trio.ClosedResourceError(f"the cache was closed while {what} was being registered")
+
+    async def _register_all(
+        self, declarations: Sequence[Declaration], wasm: bytes
+    ) -> tuple[Function, ...]:
+        """Register functions of one component. A watcher is shown the first one, which compiles."""
+        first, *others = declarations
+        watcher, key, use = self._watcher, first.key, None
+        if watcher is not None and watcher.wants():
+            use = watcher.begin("register", key.name, key.args, self._groups.find().record.name)
+        try:
+            compiled = await self._compile(first, wasm)
+            # All are checked before any is installed.
+            module = compiled.module
+            bound = [evolve(compiled, binding=self._compiler.bind(module, one)) for one in others]
+        except BaseException as error:
+            if use is not None:
+                use.end(error, Facts(key=key))
+            raise
+        functions = [self._install(first, compiled, compiled.seconds)]
+        functions += [self._install(*pair) for pair in zip(others, bound, strict=True)]
+        if use is not None:
+            use.end(None, _facts(functions[0], compiled.seconds))
+        return tuple(functions)
+
     async def _show_registration(
-        self, watcher: Watcher, declaration: Declaration, wasm: Wasm
+        self, watcher: Watcher, declaration: Declaration, wasm: Wasm, source: Source | None
     ) -> Function:
         key = declaration.key
         use = watcher.begin("register", key.name, key.args, self._groups.find().record.name)
         try:
-            function, seconds = await self._register(declaration, wasm)
+            function, seconds = await self._register(declaration, wasm, source)
         except BaseException as error:
             use.end(error, Facts(key=key))
             raise
-        facts = Facts(key=key, generation=function.generation, compile_seconds=seconds)
-        facts["code_size"], facts["module_digest"] = function.code_size, function.module_digest
-        use.end(None, facts)
+        use.end(None, _facts(function, seconds))
         return function
 
-    async def _register(self, declaration: Declaration, wasm: Wasm) -> tuple[Function, float]:
-        """Register a function; return it, and the seconds that compiling took."""
-        pool, key = self._pool, declaration.key
-        substitute = pool.engine.substitute(key.name, wasm)
-        if substitute is not None:
-            wasm, declaration = substitute.wasm, declaration.replaced(substitute)
-        source = await read_source(
-            pool.engine, str(key), wasm, pool.config.max_wasm_size, self._compiler.readers
+    async def _read(self, what: str, name: str, wasm: Wasm) -> Source:
+        """Read what `register` was given."""
+        pool = self._pool
+        substitute = pool.engine.substitute(name, wasm)
+        data = await read_source(
+            pool.engine,
+            what,
+            wasm if substitute is None else substitute.wasm,
+            pool.config.max_wasm_size,
+            self._compiler.readers,
         )
+        core, component = await self._compiler.take_apart(what, data, pool.config)
+        return Source(core, component, substitute)
+
+    async def _register(
+        self, declaration: Declaration, wasm: Wasm, source: Source | None
+    ) -> tuple[Function, float]:
+        """Register a function; return it, and the seconds that compiling took."""
+        key = declaration.key
+        if source is None:
+            source = await self._read(str(key), key.name, wasm)
+        if source.substitute is not None:
+            declaration = declaration.replaced(source.substitute)
+        elif source.component is not None:
+            declaration = declaration.of_component(source.component)
+        else:
+            declaration = declaration.of_core()
         self._check_open(key.name)
+        compiled = await self._compile(declaration, source.wasm)
+        return self._install(declaration, compiled, compiled.seconds), compiled.seconds
+
+    async def _compile(self, declaration: Declaration, wasm: bytes) -> Compiled:
+        """Compile the module of a function, if it is not there; `_install` follows in this step."""
+        pool, key = self._pool, declaration.key
         group = self._groups.find()
         get = self._compiler.get
         module, binding, seconds = await pool.relief.run_async(
-            Need(key, group.record), COMPILE_SHARE, get, source, declaration, pool.config, group
+            Need(key, group.record),
+            COMPILE_SHARE,
+            get,
+            wasm,
+            declaration,
+            pool.config,
+            group,
         )
         self._check_open(key.name)
-        artifact = module.artifact
+        return Compiled(module, binding, seconds, group.record.name)
+
+    def _install(
+        self, declaration: Declaration, compiled: Compiled, seconds: float = 0.0
+    ) -> Function:
+        """Make a function known; `seconds`: what compiling took for it."""
+        module, binding, group = compiled.module, compiled.binding, compiled.group
+        pool, code_size = self._pool, module.record.code_size
+        config, artifact = pool.config, module.artifact
+        key = declaration.key
         record = FunctionRecord(
             key,
             pool.registry.next_generation(key),
@@ -455,20 +645,6 @@ class InstanceCache:
             artifact.mappings,
             declaration.isolation,
         )
-        name = group.record.name
-        return self._install(record, module, declaration, binding, seconds, name), seconds
-
-    def _install(
-        self,
-        record: FunctionRecord,
-        module: CachedModule,
-        declaration: Declaration,
-        binding: Binding,
-        seconds: float,
-        group: str,
-    ) -> Function:
-        pool, code_size = self._pool, module.record.code_size
-        config, artifact = pool.config, module.artifact
         command = declaration.export == COMMAND and binding.signature == FuncType((), ())
         keeps_state = declaration.isolation == REUSE and not command
         resets = declaration.isolation == RESET and module.why_not is None
@@ -490,6 +666,7 @@ class InstanceCache:
             isolation_verdict=verdict(declaration.isolation, module.why_not, command=command)
             + ("" if module.prepared is None else f"; {module.prepared}"),
             cache_verdict=kept,
+            wit=None if declaration.offered is None else declaration.offered.wit,
             acquire=self.acquire,
         )
         definition = Definition(
@@ -503,6 +680,7 @@ class InstanceCache:
             resets,
             declaration.setup if pool.runtime.recorder is not None else None,
             command,
+            None if declaration.offered is None else declaration.offered.takes_none,
         )
         record.define(definition)
         if resets:
@@ -795,6 +973,13 @@ class InstanceCache:
         if self._pool.closed:
             what = "" if function is None else f"{shown(function)} can't be used: "
             raise trio.ClosedResourceError(f"{what}the cache is closed")
+
+
+def _facts(function: Function, seconds: float) -> Facts:
+    """Return what a watcher is told of a registration."""
+    facts = Facts(key=function.key, generation=function.generation, compile_seconds=seconds)
+    facts["code_size"], facts["module_digest"] = function.code_size, function.module_digest
+    return facts
 
 
 def watch(cache: InstanceCache, watcher: Watcher) -> None:

@@ -32,7 +32,7 @@ from .._batch.chunks import MAX_FUEL
 from .._batch.failures import RowErrors, check_options
 from .._batch.small import SmallBatches
 from .._core.buffers import Buffer
-from .._core.errors import GuestError, MemoryLimitError
+from .._core.errors import GuestError, MemoryLimitError, WitError
 from .._core.events import Reason
 from .._core.keys import FunctionKey
 from .._core.metrics.counters import FUELS
@@ -385,6 +385,8 @@ class Lease(Generic[R_co]):
             GuestError: the guest trapped, ran out of fuel or stack, exited, or broke its ABI. A
                 command (see `InstanceCache.register`) that exits with status 0 returns None.
             ResultTooLargeError: the result exceeds `max_result_size`; the lease can still be used.
+            WitError: the function of a component returned the error of its `result` type; the lease
+                can still be used.
             CodeMemoryError: the system has no memory for the guest's stack, though all idle
                 instances were evicted; the lease can still be used.
             trio.BusyResourceError: another call of this lease is under way.
@@ -456,7 +458,10 @@ class Lease(Generic[R_co]):
                 except BaseException as error:
                     if call.ends_well(error):
                         return None  # type: ignore[return-value] # a command has no result
-                    call.fail(error, values)
+                    if result is not UNDER_WAY and isinstance(error, WitError):
+                        call.note_returned(error)
+                    else:
+                        call.fail(error, values)
                     raise
                 finally:
                     self._end_call(call)
@@ -947,6 +952,10 @@ class Lease(Generic[R_co]):
         """Return the Python value of a result; a guest that broke its ABI breaks the lease."""
         try:
             return lift(result)
+        except WitError as error:
+            error.function = bound.entry.function.key.name
+            self._pool.policy.note_error(bound.entry, type(error).__name__)
+            raise
         except GuestError as error:
             if self._request is not None:
                 self._ready = None
@@ -1469,6 +1478,9 @@ class Function(Generic[R_co]):
     cache_verdict: str
     """Sentence that says what stays in the cache between leases, under the limits at registration;
     if that is nothing or only a seat, because an instance is too large, which limit to raise."""
+    wit: str | None
+    """Name and type of the function in its component, as WIT's text, such as
+    ``area: func(shape: shape) -> f64``; None if it is one of a core module."""
     _acquire: Callable[[str, tuple[str, ...]], Lease[R_co]] = field(repr=False, eq=False)
 
     if not TYPE_CHECKING:  # checkers find this mistake by themselves

@@ -20,14 +20,9 @@ Wasm: TypeAlias = bytes | str | os.PathLike[str]
 """Bytes, WebAssembly text, or the path of a file with either."""
 
 
-class _Required(TypedDict):
-    args: Sequence[str]
+class SharedOptions(TypedDict, total=False):
+    """The parameters of `register` that apply to all functions of a component."""
 
-
-class RegisterOptions(_Required, total=False):
-    """The parameters of `register` that do not determine the type of the function's result."""
-
-    export: str | None
     imports: Mapping[str, Mapping[str, Importable]] | None
     wasi: Wasi | None
     prepare: Sequence[Prepare]
@@ -35,6 +30,24 @@ class RegisterOptions(_Required, total=False):
     concurrency: int
     isolation: Isolation
     replace: bool
+
+
+class ComponentOptions(SharedOptions, total=False):
+    """The parameters of `register` for components, but for `returns` and `called_on_null`."""
+
+    export: str | None
+
+
+class RegisterOptions(ComponentOptions):
+    """The parameters of `register` that do not determine the type of the function's result."""
+
+    args: Sequence[str]
+
+
+class AnyOptions(ComponentOptions, total=False):
+    """The same, where the types of arguments may be left out."""
+
+    args: Sequence[str]
 
 
 class GroupChanges(TypedDict, total=False):

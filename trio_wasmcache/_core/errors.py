@@ -406,6 +406,8 @@ class WitError(WasmCacheError):
     it is: often a str, an enum's name (str) or a `Case`."""
     function: str
     """Name of the function that returned it; empty if it was raised by hand."""
+    row: int | None
+    """Number of the row that returned it, in a batch, from 0; else None."""
 
     def __init__(self, value: Any = None, *, function: str = "") -> None:
         text = "an error without a value" if value is None else shown(value)
@@ -414,6 +416,7 @@ class WitError(WasmCacheError):
         super().__init__(f"{function} returned an error: {text}" if function else text)
         self.value = value
         self.function = function
+        self.row = None
 
 
 INTACT: Final = (ResultTooLargeError, PluginError)

@@ -7,9 +7,11 @@ up first, because that is one dictionary access; types are normalised only when 
 from __future__ import annotations
 
 import difflib
+import enum
 import heapq
 import re
 from collections.abc import Iterable
+from typing import Final
 
 from attrs import frozen
 
@@ -36,6 +38,19 @@ _NAME_OF = {
 }
 # Number of names that an unknown one is compared with: each takes up to 0.1 ms.
 MAX_COMPARED = 50
+
+
+class Inferred(enum.Enum):
+    """See `INFERRED`; an enum, so that type checkers can tell it from types."""
+
+    INFERRED = "inferred"
+
+    def __repr__(self) -> str:
+        return "INFERRED"
+
+
+INFERRED: Final = Inferred.INFERRED
+"""What stands for types that are left out: those of a component's function are its own."""
 
 
 @frozen

@@ -22,8 +22,15 @@ from .._abi.plain import Plain, PlainAbi, fitting
 from .._abi.values import ValuesAbi
 from .._core.config import CacheConfig
 from .._core.errors import InvalidModuleError, LoadError, ModuleTooLargeError, SignatureError
-from .._core.keys import FunctionKey, check_name, normalise_type, normalise_types
-from .._core.text import quoted, shown
+from .._core.keys import (
+    INFERRED,
+    FunctionKey,
+    Inferred,
+    check_name,
+    normalise_type,
+    normalise_types,
+)
+from .._core.text import printable, quoted, shown
 from .._core.tiers import BASELINE, OPTIMIZING, TIERED, Tier
 from .._core.wasm.admission import (
     Edits,
@@ -41,7 +48,7 @@ from .._core.wasm.admission import (
     signature,
 )
 from .._core.wasm.custom import custom_size, find_custom_sections, without_trailing_sections
-from .._core.wasm.formats import LOOKED_AT, known_format
+from .._core.wasm.formats import LOOKED_AT, is_component, known_format
 from .._core.wasm.graph import USER, Graph, Layer, join_layers, limit_graph
 from .._core.wasm.isolation import ISOLATIONS, RESET, REUSE, Isolation, hides_globals, obstacle
 from .._core.wasm.preparation import (
@@ -60,6 +67,7 @@ from .._core.wasm.reader import (
 from .._core.wasm.trampoline import TRAMPOLINE, trampoline_layer
 from .._engine.base import Engine, HostImport, StartCall, Substitute
 from .._engine.compile_slots import AnyTurn, Turn
+from .._gil import Breath
 from .._runtime.call import Runtime
 from .._runtime.extism import kernel_hosts
 from .._runtime.host import (
@@ -82,10 +90,13 @@ from .._runtime.versions import library_versions
 from .._runtime.wasi_config import Wasi
 from .._threads import run_in_thread
 from .capacity import GroupState
+from .components import Offered, Taken, take_apart
 from .preparation import PrepareCall, Preparing
 
 # Bytes from which on a module is hashed in a thread: hashing takes 1 to 2 ms a MB, a hop 0.2 ms.
 DIGEST_IN_THREAD = 256 * 1024
+# Seconds between two pauses of a thread that reads a component.
+BREATH_EVERY = 0.0005
 # What `register` does about imported functions that nobody provides: an error, or a trap later.
 Missing: TypeAlias = Literal["error", "trap"]
 TRAP: Final = "trap"
@@ -96,6 +107,10 @@ MAX_READS, MAX_DIGESTS = 8, 2
 # A module with its custom sections may have so many times `max_wasm_size` bytes. An unstripped
 # module of Rust or C++ has 5 to 10 times as many bytes of DWARF as of everything else.
 CUSTOM_FACTOR = 8
+# Characters of a function of a component in a message.
+MAX_SIGNATURE = 500
+# Bytes from which on a component is read in a thread; reading one takes some 10 us for 1 KB.
+READ_IN_THREAD = 16 * 1024
 
 
 @frozen(kw_only=True)
@@ -120,6 +135,51 @@ class Declaration:
     prepare: tuple[Prepare, ...] = ()
     """Calls that are made once, before the module is compiled."""
     wasi: Wasi | None = None
+    leaves_returns: bool = False
+    """Whether `returns` was left out, and not given as None."""
+    component: Taken | None = None
+    """Component of which the module is a part; its types and its ABI are known then."""
+    offered: Offered | None = None
+    """Function of the component."""
+
+    def of_component(self, component: Taken) -> Declaration:
+        """Return the declaration for a function of a component, which says types and ABI itself.
+
+        Raises:
+            ExportError: the component has no such function.
+            SignatureError: the function can't be used, or has other types than were given.
+        """
+        what = str(self.key)
+        offered = component.find(what, self.export)
+        if self.abi is not None:
+            raise SignatureError(f"{what}: a component says how values cross: leave out abi")
+        if self.key.args != offered.args or not (
+            self.leaves_returns or self.returns == offered.returns
+        ):
+            raise SignatureError(
+                f"{what}: the component has {shown_text(offered.wit)}: leave out args and returns, "
+                f"or give args={quoted(offered.args)}, returns="
+                + ("None" if offered.returns is None else f'"{offered.returns}"')
+            )
+        return evolve(
+            self,
+            export=offered.core,
+            abi=component.abi,
+            returns=offered.returns,
+            component=component,
+            offered=offered,
+            prepare=tuple(_prepare_of(what, component, one) for one in self.prepare),
+        )
+
+    def of_core(self) -> Declaration:
+        """Return the declaration, which is for a core module.
+
+        Raises:
+            TypeError: a call of `prepare` has values without types.
+        """
+        for number, one in enumerate(self.prepare, 1):
+            _check_values(self.key, number, one)
+        return self
 
     def hosts_for(self, info: ModuleInfo) -> dict[tuple[str, str], AnyHost]:
         """Return {(module, name): host function}, with those that are provided for the module."""
@@ -205,11 +265,84 @@ class Declaration:
         return recognise(info, (*self.key.args, *self.results))
 
 
+@final
+@frozen(eq=False)
+class Source:
+    """What `register` was given, once it is read."""
+
+    wasm: bytes = field(repr=False)
+    """The core module: that of the component, if it is one."""
+    component: Taken | None
+    substitute: Substitute | None
+    """Fake that is registered in its place."""
+
+    def types(
+        self, name: str, export: str | None, returns: str | Sequence[str] | Inferred | None
+    ) -> tuple[Sequence[str], str | Sequence[str] | Inferred | None]:
+        """Return the types of a function, which were left out.
+
+        Args:
+            name: name of the function.
+            export: name of the export; None: the same as `name`.
+            returns: type of the result; `INFERRED` if it was left out, too.
+
+        Raises:
+            ExportError: there is no such function.
+            SignatureError: it can't be used.
+            TypeError: it is a core module, which does not say the types of values.
+        """
+        fake = self.substitute
+        if fake is not None:
+            if fake.args is None:
+                raise TypeError(
+                    f"{name}: args was left out, and the fake does not say them either: give args "
+                    "to FakeEngine.function, as those of the component's function"
+                )
+            return fake.args, fake.returns if returns is INFERRED else returns
+        if self.component is None:
+            raise TypeError(
+                f"{name}: args was left out, but only components say the types of their functions, "
+                'and this is a core module: give them, such as args=("i64",), returns="i64" '
+                "(`python -m trio_wasmcache inspect FILE` shows those of its exports)"
+            )
+        return self.component.find(name, name if export is None else export).args, returns
+
+
+def _check_values(key: FunctionKey, number: int, one: Prepare) -> None:
+    if len(one.values) != len(one.args):
+        raise TypeError(
+            f"{key}: call {number} of prepare, {one}, gives {len(one.values)} values for "
+            f"args ({', '.join(one.args)}): give one for each, such as "
+            f'Prepare({one.export!r}, args=("i64",), values=(1,))'
+        )
+
+
+def _prepare_of(what: str, component: Taken, one: Prepare) -> Prepare:
+    """Return a call of `prepare` with the types that the component says, and the core export."""
+    offered = component.find(f"{what}: prepare", one.export)
+    if len(one.values) != len(offered.args):
+        raise SignatureError(
+            f"{what}: {one} of prepare gives {len(one.values)} values, but the component has "
+            f"{shown_text(offered.wit)}"
+        )
+    if one.args not in ((), offered.args) or one.returns not in (None, offered.returns):
+        raise SignatureError(
+            f"{what}: {one} of prepare: the component has {shown_text(offered.wit)}: leave out "
+            "args and returns"
+        )
+    return evolve(one, export=offered.core, args=offered.args, returns=offered.returns)
+
+
+def shown_text(text: str) -> str:
+    """Return a text of a component's, cut for a message."""
+    return printable(text, MAX_SIGNATURE)
+
+
 def declare(
     *,
     name: object,
     args: Sequence[str],
-    returns: str | Sequence[str] | None,
+    returns: str | Sequence[str] | Inferred | None,
     export: str | None,
     abi: object,
     called_on_null: bool,
@@ -225,8 +358,8 @@ def declare(
     """Check the parameters of `InstanceCache.register`; raise the errors that it documents."""
     key = FunctionKey(check_name(name), _spelt(f"{name}: args", args))
     given: str | tuple[str, ...] | None
-    if returns is None or isinstance(returns, str):
-        given = None if returns is None else normalise_type(returns)
+    if returns is None or returns is INFERRED or isinstance(returns, str):
+        given = normalise_type(returns) if isinstance(returns, str) else None
     else:
         given = _spelt(f"{key}: returns", returns)
     chosen = check_abi(str(key), abi)
@@ -263,12 +396,8 @@ def declare(
             raise TypeError(
                 f'{key}: prepare must be calls such as Prepare("init"), one is {shown(one)}'
             )
-        if len(one.values) != len(one.args):
-            raise TypeError(
-                f"{key}: call {number} of prepare, {one}, gives {len(one.values)} values for "
-                f"args ({', '.join(one.args)}): give one for each, such as "
-                f'Prepare({one.export!r}, args=("i64",), values=(1,))'
-            )
+        if one.args:  # else it may be a component that says them
+            _check_values(key, number, one)
     try:
         hosts, externs = flatten(imports, wasi)
     except TypeError as error:
@@ -294,6 +423,7 @@ def declare(
         trap_missing=missing == TRAP,
         prepare=tuple(prepare),
         wasi=wasi,
+        leaves_returns=returns is INFERRED,
     )
 
 
@@ -544,8 +674,10 @@ class Compiler:
         guest that is prepared is stopped within a slice.
         """
         resets = declaration.isolation == RESET
+        component = declaration.component
+        digest = component.digest if component else await _digest(wasm, self._digests)
         plain = Equal(
-            await _digest(wasm, self._digests),
+            digest,
             frozenset([*declaration.hosts.items(), *declaration.externs.items()]),
             config.memory_limit,
             config.table_limit,
@@ -585,6 +717,29 @@ class Compiler:
         module = self.modules.get(job.module.equal, job.module)
         module.learn(job.module.why_not)
         return module, binding, job.seconds
+
+    async def take_apart(
+        self, what: str, wasm: bytes, config: CacheConfig
+    ) -> tuple[bytes, Taken | None]:
+        """Return a module as it is and None; or the core module of a component, and the rest of it.
+
+        Raises:
+            InvalidModuleError: the component is damaged, or uses something that is not supported.
+            ModuleTooLargeError: it has too much of something.
+
+        **Checkpoint:** if it is a component.
+        **Cancellation:** the thread is abandoned.
+        """
+        if not is_component(wasm):
+            return wasm, None
+        limit = config.max_wasm_size
+        if len(wasm) < READ_IN_THREAD:
+            await trio.lowlevel.checkpoint()
+            return take_apart(what, wasm, limit, lambda: None)
+        breathe = Breath(BREATH_EVERY)
+        return await run_in_thread(
+            take_apart, what, wasm, limit, breathe, abandon_on_cancel=True, limiter=self._digests
+        )
 
     async def optimize(self, module: CachedModule) -> tuple[CachedModule, float]:
         """Compile a module, whose `recipe` is there, by the optimizing compiler, in the background.
@@ -663,6 +818,10 @@ class Compiler:
                 # A compile is abandoned at once; a guest that is prepared stops within a slice.
                 with trio.CancelScope(shield=True):
                     await job.done.wait()
+
+    def bind(self, module: CachedModule, declaration: Declaration) -> Binding:
+        """Return how the values of a function of a compiled module cross; see `get` for errors."""
+        return self._check(module.artifact.info, declaration)
 
     def keep(self, module: CachedModule) -> None:
         """Count one more function that uses `module`."""
@@ -865,12 +1024,19 @@ class Compiler:
         dumped = config.keep_dumps > 0
         heap = heap_size(info, config.memory_limit, config.instance_stack_size)
         initials = initials_of(info, declaration.given_to(info))
-        if not layers:
+        component = declaration.component
+        if not layers and component is None:
             edits = check_limits(info, what, config.memory_limit, config.table_limit)
             edits = evolve(edits, initials=initials, heap_size=heap, reset=resets, dumped=dumped)
             return edits if prepared is None else _prepared_edits(edits, USER, prepared)
         graph = limit_graph(
-            join_layers(wasm, info, layers, imports.indexes),
+            join_layers(
+                wasm,
+                info,
+                layers,
+                imports.indexes,
+                offset=0 if component is None else component.offset,
+            ),
             what,
             config.memory_limit,
             config.table_limit,

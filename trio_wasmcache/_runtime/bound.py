@@ -70,6 +70,8 @@ class Definition:
     """With `log_values`: how it was registered, see `recording.Setup`."""
     command: bool = False
     """Whether it is a WASI command, which may end its call with `proc_exit(0)`."""
+    takes_none: tuple[bool, ...] | None = None
+    """Whether None is a value of each argument, as it is of WIT's options; None: of no one."""
     serves_again: bool = Factory(lambda self: self.keeps_state or self.resets, takes_self=True)
     """Whether an instance can go from lease to lease."""
 
@@ -174,11 +176,13 @@ class BoundFunction:
 
     def gives_null(self, values: tuple[object, ...]) -> bool:
         """Return whether a call with these values returns None without running the guest."""
-        return (
-            not self.definition.called_on_null
-            and len(values) == self.binding.arity
-            and any(value is None for value in values)
-        )
+        definition = self.definition
+        if definition.called_on_null or len(values) != self.binding.arity:
+            return False
+        if definition.takes_none is None:
+            return any(value is None for value in values)
+        pairs = zip(values, definition.takes_none, strict=True)
+        return any(value is None and not taken for value, taken in pairs)
 
     def attach(
         self,

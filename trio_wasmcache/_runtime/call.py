@@ -297,8 +297,7 @@ class Call(Activity):
             elif isinstance(error, INTACT) and not inside:
                 self.refuse(error, values)
             elif isinstance(error, WitError) and not inside:
-                # The guest has returned it in order.
-                self._runtime.policy.note_error(self.bound.entry, type(error).__name__)
+                self.note_returned(error)
             elif self.ends_well(error):
                 return self._left(values)
             else:
@@ -579,6 +578,11 @@ class Call(Activity):
         """Add what the guest wrote in the failed call, or in the failed row, to its error."""
         if isinstance(error, GuestError) and not error.function:
             error.output = self.output(error.row)
+
+    def note_returned(self, error: WitError) -> None:
+        """Count an error that a component's function returned: the instance is intact."""
+        error.function = self.name
+        self._runtime.policy.note_error(self.bound.entry, type(error).__name__)
 
     def refuse(self, error: GuestError, values: tuple[object, ...]) -> None:
         """Complete an error of `INTACT` with its facts."""

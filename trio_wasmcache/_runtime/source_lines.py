@@ -66,7 +66,10 @@ class SourceLines:
         tables = module.line_tables
         if tables is None:
             tables = module.line_tables = LineTables()
-        begin = next((one.start for one in module.artifact.info.sections if one.id == CODE), 0)
+        artifact = module.artifact
+        begin = next((one.start for one in artifact.info.sections if one.id == CODE), 0)
+        if artifact.graph is not None:
+            begin += artifact.graph.user.offset or 0  # of a component
         known = [frame.offset for frame in error.frames if frame.offset is not None]
         addresses = [offset - begin for offset in known]
         found = tables.look_up(addresses)

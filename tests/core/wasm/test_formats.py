@@ -28,7 +28,7 @@ TAR = b"name".ljust(257, b"\0") + b"ustar\x0000".ljust(255, b"\0")
         (HEADER[:3], "a module that was cut after 3 bytes"),
         (HEADER[:7], "a module that was cut after 7 bytes"),
         (b"\0asm\2\0\0\0", "WebAssembly of version 2, and not 1"),
-        (COMPONENT, "a component: build a core module instead"),
+        (COMPONENT, "a component, where only a core module can be"),
         (b"\x7fELF\2\1\1" + bytes(57), "an ELF file"),
         (gzip.compress(HEADER, mtime=0), "gzip data"),  # its id is the same in each worker
         (b"\x28\xb5\x2f\xfd....", "zstd data"),

@@ -108,6 +108,8 @@ async def results(cache: InstanceCache, text: str) -> None:
     # Whatever else it is, a checker does not know.
     assert_type(await cache.register("a", WASM, args=NONE, returns=text), Function[Any])
     assert_type(await cache.register("a", WASM, args=NONE, returns="list<int>"), Function[Any])
+    assert_type(await cache.register("a", Path("a.wasm"), export="b:c/d#a"), Function[Any])
+    assert_type(await cache.register("a", WASM, returns="s64"), Function[Any])
     assert_type(await cache.register("a", WASM, args=NONE, returns=("i64", "f64")), Function[Any])
     assert_type(
         await cache.register("a", WASM, args=NONE, returns="i64", abi=OwnAbi()), Function[Any]

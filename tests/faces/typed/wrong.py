@@ -49,7 +49,7 @@ def importing() -> None:
 
 async def registering(cache: InstanceCache) -> None:
     register = cache.register
-    await register("a", b"")  # call-overload, reportCallIssue
+    await register("a", b"", abi="plain")  # call-overload, reportCallIssue
     await register("a", b"", args=(1,))  # arg-type, reportCallIssue
     await register("a", b"", args=(), returns=1)  # call-overload, reportCallIssue
     await register("a", b"", args=(), isolation="frehs")  # call-overload, reportCallIssue

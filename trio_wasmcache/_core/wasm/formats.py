@@ -1,4 +1,4 @@
-"""Recognises what bytes are that are no core module: other formats, components, and damage.
+"""Recognises what bytes are that are no core module: components, other formats, and damage.
 
 It looks at the first kilobyte only, decides by what stands there, and never fails.
 """
@@ -19,12 +19,7 @@ ELF_OF_WASMTIME: Final = 200
 LOOKED_AT: Final = 1024
 """Bytes at the beginning that are looked at."""
 
-COMPONENT: Final = (
-    "a component: build a core module instead (for Rust: the target wasm32-wasip1 or "
-    "wasm32-unknown-unknown, and no `wasm-tools component new`), or take the core module out with "
-    "`wasm-tools component unbundle --threshold 0 --module-dir DIR FILE -o /dev/null` and register "
-    'that with abi="buffer"'
-)
+COMPONENT: Final = "a component, where only a core module can be"
 
 # (how the bytes begin, what they are)
 _BEGINNINGS: Final = (
@@ -54,13 +49,15 @@ def foreign(data: bytes) -> str | None:
     """
     if data[:8] == HEADER:
         return None
+    if is_component(data):
+        return COMPONENT
     return known_format(data) or f"unknown data that begins with {data[:8].hex(' ')}"
 
 
 def known_format(data: bytes) -> str | None:
-    """Return what bytes are that are no core module; None for those, and for what is unknown."""
+    """Return what bytes are that are no WebAssembly; None for that, and for what is unknown."""
     head = data[:LOOKED_AT]
-    if head[:8] == HEADER:
+    if head[:8] == HEADER or is_component(head):
         return None
     if head[:4] == MAGIC:
         return _other_version(head)
@@ -84,15 +81,13 @@ def known_format(data: bytes) -> str | None:
 
 
 def is_component(data: bytes) -> bool:
-    """Return whether the bytes have the header of a component."""
+    """Return whether the bytes have the header of a component, of any version."""
     return data[:4] == MAGIC and data[6:8] == COMPONENT_LAYER
 
 
 def _other_version(head: bytes) -> str:
     if len(head) < len(HEADER):
         return f"a module that was cut after {len(head)} bytes"
-    if head[6:8] == COMPONENT_LAYER:
-        return COMPONENT
     return f"WebAssembly of version {int.from_bytes(head[4:8], 'little')}, and not 1"
 
 

@@ -181,7 +181,12 @@ class Layer:
 
 
 def join_layers(
-    wasm: bytes, info: ModuleInfo, layers: Sequence[Layer], hosts: Mapping[ImportName, int]
+    wasm: bytes,
+    info: ModuleInfo,
+    layers: Sequence[Layer],
+    hosts: Mapping[ImportName, int],
+    *,
+    offset: int = 0,
 ) -> Graph:
     """Return the graph of the user's module and of the layers around it.
 
@@ -190,6 +195,7 @@ def join_layers(
         info: What its sections say.
         layers: The layers. If several supply an import, the last one provides it.
         hosts: {module and name of an import: index of the host function}.
+        offset: Position of the module in the bytes given to `register`.
 
     Raises:
         ValueError: An import is left, or the parts can't be linked so.
@@ -203,7 +209,7 @@ def join_layers(
         wasm,
         info,
         {name: source for name, source in wiring.items() if name in imported},
-        offset=0,
+        offset=offset,
     )
     return Graph(
         (

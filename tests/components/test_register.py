@@ -1,0 +1,371 @@
+"""Components as `register` and `register_component` take them: types, names, refusals, facts."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import wasmtime
+from components.samples import FUNCS, PURE
+from engine.support import quiet_cache
+from kits import ListLogger
+
+from trio_wasmcache import (
+    CacheConfig,
+    Case,
+    DuplicateFunctionError,
+    ExportError,
+    FuelExhaustedError,
+    InvalidModuleError,
+    ModuleTooLargeError,
+    Prepare,
+    SignatureError,
+    TrapError,
+    WitError,
+    aio,
+    blocking,
+    open_cache,
+)
+
+CORE = """
+  (core module $m
+    (memory (export "memory") 1)
+    (global $count (mut i32) (i32.const 0))
+    (func (export "add") (param i64 i64) (result i64) (i64.add (local.get 0) (local.get 1)))
+    (func (export "count") (result i32)
+      (global.set $count (i32.add (global.get $count) (i32.const 1))) (global.get $count))
+    (func (export "trap") unreachable)
+    (func (export "check") (param i32) (result i32) (local.get 0))
+    (func (export "or-else") (param i32 i32 i32) (result i32)
+      (select (local.get 1) (local.get 2) (local.get 0)))
+    (func (export "handle") (param i32)))
+  (core instance $i (instantiate $m))
+"""
+
+
+def lifted(name: str, type_: str) -> str:
+    return (
+        f'(alias core export $i "{name}" (core func ${name}-core)) '
+        f"(func ${name} {type_} (canon lift (core func ${name}-core)))"
+    )
+
+
+TYPES: Mapping[str, str] = {
+    "add": '(param "a" s64) (param "b" s64) (result s64)',
+    "count": "(result u32)",
+    "trap": "",
+    "check": '(param "fails" bool) (result (result))',
+    "or-else": '(param "a" (option u32)) (param "b" u32) (result u32)',
+}
+SMALL = f"""(component {CORE} {" ".join(lifted(*one) for one in TYPES.items())}
+  (instance $first (export "add" (func $add)) (export "count" (func $count)))
+  (instance $second (export "add" (func $add)) (export "or-else" (func $or-else)))
+  (export "demo:small/first@0.2.1" (instance $first))
+  (export "demo:small/second@1.4.0" (instance $second))
+  (export "trap" (func $trap))
+  (export "check" (func $check))
+)"""
+
+
+def wat(text: str) -> bytes:
+    return bytes(wasmtime.wat2wasm(text))
+
+
+async def test_a_whole_life(log: ListLogger) -> None:
+    """Types come from the component, in keys, facts and log; nothing else has to be said."""
+    async with open_cache(CacheConfig(log_uses=True), logger=log) as cache:
+        area = await cache.register("area", PURE)
+        assert (area.name, area.args, area.returns) == ("area", ("shape",), "f64")
+        assert area.wit == "area: func(of: shape) -> f64"
+        assert area.module_digest == hashlib.sha256(PURE.read_bytes()).hexdigest()
+        assert str(area.key) == "area(shape)"
+        assert await area.call(Case("circle", 2.0)) == 12.0
+        async with cache.acquire("area") as lease:
+            assert await lease.call(Case("nothing")) == 0.0
+            assert lease.fuel_consumed
+        async with cache.acquire("area", ("shape",)) as lease:
+            assert await lease.call(Case("rectangle", (2.0, 3.0))) == 6.0
+        assert cache.stats().calls == 3
+        cache.remove("area")
+    (registered,) = log.fields("registered")
+    assert (registered["function"], registered["arg_types"]) == ("area", "shape")
+    assert [one["arg_types"] for one in log.fields("acquired")] == ["shape"] * 3
+
+
+@pytest.mark.parametrize(
+    "export", [None, "add", "funcs#add", f"{FUNCS}#add", "demo:udf/funcs@0.1.7#add"]
+)
+async def test_an_export_by_any_part_of_its_name(export: str | None) -> None:
+    async with quiet_cache() as cache:
+        add = await cache.register("add", PURE, export=export)
+        assert await add.call(20, 22) == 42
+
+
+async def test_text_and_bytes_are_taken_too(tmp_path: Path) -> None:
+    path = tmp_path / "small.wat"
+    path.write_text(SMALL)
+    async with quiet_cache() as cache:
+        for number, wasm in enumerate((SMALL, wat(SMALL), path)):
+            check = await cache.register(f"check{number}", wasm, export="check")
+            assert check.wit == "check: func(fails: bool) -> result"
+        assert cache.stats().loaded_modules == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        (
+            {"export": "add"},
+            ExportError,
+            "'add' may be demo:small/first@0.2.1#add or demo:small",
+        ),
+        ({"export": "ad"}, ExportError, "it exports no function 'ad', but demo:small/first@0.2"),
+        ({"export": "ad"}, ExportError, "did you mean demo:small/first@0.2.1#add"),
+        ({"export": "first@0.3#add"}, ExportError, "exports no function 'first@0.3#add'"),
+        (
+            {"export": "check", "args": ("i32",), "returns": "result"},
+            SignatureError,
+            'check: func(fails: bool) -> result: leave out args and returns, or give args=("bool"',
+        ),
+        ({"export": "check", "returns": None}, SignatureError, 'returns="result"'),
+        ({"export": "trap", "returns": "u32"}, SignatureError, "args=(), returns=None"),
+        ({"export": "check", "abi": "buffer"}, SignatureError, "leave out abi"),
+        ({"export": "count", "prepare": (Prepare("cuont"),)}, ExportError, "'cuont'"),
+        ({"export": "count", "prepare": (Prepare("or-else"),)}, SignatureError, "gives 0 values"),
+    ],
+)
+async def test_what_is_refused(given: dict[str, Any], error: type[Exception], words: str) -> None:
+    """With what there is, and what to do; and nothing of it stays."""
+    async with quiet_cache() as cache:
+        with pytest.raises(error) as caught:
+            await cache.register("f", wat(SMALL), **given)
+        assert words in str(caught.value)
+        assert cache.functions() == ()
+        await cache.register("f", wat(SMALL), export="check")
+
+
+async def test_types_that_are_given_must_agree() -> None:
+    async with quiet_cache() as cache:
+        move = await cache.register("move-by", PURE, args=("place", " F64 "), returns="place")
+        assert move.args == ("place", "f64")
+        assert await move.call((1.0, 2.0, "a"), 0.5) == (1.5, 2.5, "a")
+        with pytest.raises(DuplicateFunctionError):
+            await cache.register("move-by", PURE)
+        again = await cache.register("move-by", PURE, replace=True)
+        assert again.generation == 2
+
+
+async def test_a_core_module_does_not_say_its_types() -> None:
+    """Leaving them out is an error that says so."""
+    core = '(module (func (export "f") (param i64) (result i64) local.get 0))'
+    async with quiet_cache() as cache:
+        with pytest.raises(TypeError, match=r"args was left out.* core module: give them"):
+            await cache.register("f", core)
+        with pytest.raises(TypeError, match="this is a core module: use register"):
+            await cache.register_component(core)
+        f = await cache.register("f", core, args=("i64",), returns="i64")
+        assert f.wit is None
+        assert await f.call(1) == 1
+
+
+HANDLES = f"""(component {CORE}
+  (alias core export $i "handle" (core func $handle-core))
+  (type $r (resource (rep i32)))
+  (export $re "file" (type $r))
+  (func $handle (param "f" (own $re)) (canon lift (core func $handle-core)))
+  (export "handle" (func $handle))
+  {lifted("count", TYPES["count"])} (export "count" (func $count))
+  (func $stream (param "s" (stream u8)) (canon lift (core func $handle-core)))
+  (export "stream" (func $stream))
+)"""
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("handle", "has a handle of the resource file in its parameter f, and resources in signat"),
+        ("stream", "uses a stream, at offset 0x"),
+    ],
+)
+async def test_a_function_that_can_not_be_used(name: str, words: str) -> None:
+    """It is refused by name; the others of the component can be used."""
+    async with quiet_cache() as cache:
+        with pytest.raises(SignatureError) as caught:
+            await cache.register(name, HANDLES)
+        assert words in str(caught.value)
+        (count,) = await cache.register_component(HANDLES)
+        assert await count.call() == 1
+
+
+async def test_damage_and_size_are_named() -> None:
+    damaged = bytearray(wat(SMALL))
+    damaged[8:8] = b"\x0d\0"
+    async with quiet_cache(max_wasm_size=8192) as cache:
+        with pytest.raises(InvalidModuleError, match=r"f: unknown section 13 of a comp.*0x9"):
+            await cache.register("f", bytes(damaged))
+        with pytest.raises(ModuleTooLargeError, match=r"the component has \d+ bytes without its"):
+            await cache.register("f", PURE, export="add")
+
+
+async def test_all_functions_of_a_component_by_one_compile(log: ListLogger) -> None:
+    async with open_cache(CacheConfig(), logger=log) as cache:
+        functions = await cache.register_component(PURE, "demo:udf/funcs", "pure.")
+        assert [one.name for one in functions][:2] == ["pure.add", "pure.upper"]
+        assert cache.functions() == functions
+        assert await functions[0].call(1, 2) == 3
+        async with cache.acquire("pure.upper") as upper:
+            assert await upper.call("abc") == "ABC"
+    registered = log.fields("registered")
+    assert len(registered) == len(functions) == 11
+    assert len({one["module_number"] for one in registered}) == 1
+    assert [one["compile_seconds"] > 0 for one in registered] == [True] + [False] * 10
+    assert len(log.fields("loaded")) == 2
+
+
+async def test_functions_of_one_interface() -> None:
+    async with quiet_cache() as cache:
+        functions = await cache.register_component(SMALL, "demo:small/second@1.0")
+        assert [one.name for one in functions] == ["add", "or-else"]
+        with pytest.raises(ExportError, match=r"no interface 'third', but demo:small/first@0"):
+            await cache.register_component(SMALL, "third")
+
+
+async def test_either_all_functions_are_registered_or_none() -> None:
+    async with quiet_cache() as cache:
+        with pytest.raises(DuplicateFunctionError, match=r"add\(s64, s64\) is being registered"):
+            await cache.register_component(SMALL)  # two interfaces have one
+        assert cache.functions() == ()
+        or_else = await cache.register("or-else", SMALL)
+        with pytest.raises(DuplicateFunctionError, match="or-else"):
+            await cache.register_component(SMALL, "second")
+        assert cache.functions() == (or_else,)
+        await cache.register_component(SMALL, "second", replace=True)
+        assert [one.name for one in cache.functions()] == ["or-else", "add"]
+
+
+async def test_an_error_that_is_returned_costs_no_instance() -> None:
+    """It is counted, and the lease goes on."""
+    async with quiet_cache() as cache:
+        check = await cache.register("check", SMALL)
+        divide = await cache.register("divide", PURE)
+        for function, bad, good, value in (
+            (check, (True,), (False,), None),
+            (divide, (7, 0), (7, 2), 3),
+        ):
+            async with function.acquire() as lease:
+                for _ in range(2):
+                    with pytest.raises(WitError) as caught:
+                        await lease.call(*bad)
+                    assert caught.value.function == function.name
+                    assert await lease.call(*good) == value
+        assert caught.value.value == "7 can't be divided by 0"
+        stats = cache.stats()
+        assert (stats.misses, stats.evictions["corrupted"]) == (2, 0)
+        assert stats.errors == {"WitError": 4}
+        async with divide.acquire() as lease:
+            with pytest.raises(WitError) as caught:
+                await lease.map([[1, 2, 3], [1, 0, 0]])
+            assert caught.value.row == 1
+            assert await lease.map([[6, 7, 8], [2, 0, 1]], on_error="null") == [3, None, 8]
+            assert lease.row_error_count == 1
+            failed = lease.row_errors[1]
+            assert isinstance(failed, WitError)
+            assert (failed.row, failed.value) == (1, "7 can't be divided by 0")
+        assert cache.stats().misses == 2
+
+
+async def test_an_option_takes_none_and_other_types_are_null() -> None:
+    async with quiet_cache() as cache:
+        or_else = await cache.register("or-else", SMALL)
+        asked = await cache.register("asked", SMALL, export="or-else", called_on_null=True)
+        async with or_else.acquire() as lease:
+            assert await lease.call(1, 2) == 1
+            assert await lease.call(None, 2) == 2
+            assert await lease.call(None, None) is None
+            assert await lease.map([[1, None, None], [4, 5, None]]) == [1, 5, None]
+        with pytest.raises(TypeError):
+            await asked.call(1, None)
+        assert await asked.call(None, 2) == 2
+
+
+async def test_frames_are_where_they_are_in_the_component() -> None:
+    """Offsets count from the beginning of the component."""
+    wasm = wat(SMALL)
+    async with quiet_cache() as cache:
+        trap = await cache.register("trap", wasm)
+        with pytest.raises(TrapError) as caught:
+            await trap.call()
+    (frame,) = caught.value.frames
+    assert frame.offset is not None
+    assert wasm[frame.offset] == 0  # unreachable
+
+
+@pytest.mark.parametrize(("isolation", "counts"), [("reuse", [1, 2]), ("fresh", [1, 1])])
+async def test_isolation(isolation: Any, counts: list[int]) -> None:
+    async with quiet_cache() as cache:
+        count = await cache.register("count", SMALL, isolation=isolation)
+        assert [await count.call(), await count.call()] == counts
+
+
+async def test_reset_and_prepare() -> None:
+    """Types of the calls of `prepare` are those of the component."""
+    prepare = (Prepare("count"), Prepare("first#add", values=(1, 2)))
+    async with quiet_cache() as cache:
+        count = await cache.register("count", SMALL, isolation="reset", prepare=prepare)
+        assert count.isolation_verdict.startswith("reset: ")
+        assert [await count.call(), await count.call()] == [2, 2]
+        assert cache.stats().misses == 1
+        upper = await cache.register("upper", PURE, isolation="reset")
+        assert upper.isolation_verdict.startswith("reset: ")
+        assert [await upper.call("a"), await upper.call("b")] == ["A", "B"]
+
+
+async def test_fuel_and_cancellation() -> None:
+    """A component's function is stopped like any other."""
+    async with quiet_cache(total_fuel=1_000_000_000_000) as cache:
+        spin = await cache.register("spin", PURE)
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+
+                @nursery.start_soon
+                async def stop() -> None:
+                    while not cache.stats().running_instances:
+                        await trio.lowlevel.checkpoint()
+                    for _ in range(5):
+                        await trio.lowlevel.checkpoint()
+                    scope.cancel()
+
+                await spin.call(2**63)
+        assert scope.cancelled_caught
+        assert cache.stats().evictions["corrupted"] == 1
+        assert await spin.call(1000) == 1000
+    async with quiet_cache(total_fuel=10_000) as cache:
+        spin = await cache.register("spin", PURE)
+        with pytest.raises(FuelExhaustedError):
+            await spin.call(2**63)
+
+
+def test_the_blocking_face() -> None:
+    with blocking.open_cache() as cache:
+        upper = cache.register("upper", PURE)
+        assert upper.call("abc") == "ABC"
+        functions = cache.register_component(PURE, "funcs", "all.")
+        assert functions[0].call(1, 2) == 3
+        assert functions[0].function.wit == "add: func(a: s64, b: s64) -> s64"
+
+
+async def from_asyncio() -> None:
+    async with aio.open_cache() as cache:
+        upper = await cache.register("upper", PURE)
+        assert await upper.call("abc") == "ABC"
+        functions = await cache.register_component(PURE, "funcs", "all.")
+        assert await functions[0].call(1, 2) == 3
+
+
+def test_the_asyncio_face() -> None:
+    asyncio.run(from_asyncio())

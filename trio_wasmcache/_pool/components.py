@@ -1,0 +1,268 @@
+"""Takes a component apart for `register`: its core module, and the functions that it offers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Final, final
+
+from attrs import field, frozen
+
+from .._abi.canonical import CanonicalAbi, Lifted as LiftedAbi
+from .._core.errors import ExportError, InvalidModuleError, ModuleTooLargeError, SignatureError
+from .._core.keys import normalise_type
+from .._core.text import printable
+from .._core.wasm.component.exports import ExportMatchError, find_export, find_interface
+from .._core.wasm.component.reader import read_component
+from .._core.wasm.component.types import (
+    Component,
+    CoreInstance,
+    ExportedFunction,
+    ImportedFunction,
+    Lifted,
+    Unsupported,
+    UnsupportedComponentError,
+)
+from .._core.wasm.custom import custom_size, find_custom_sections
+from .._core.wasm.reader import ExcessiveModuleError, MalformedModuleError
+from .._core.wit.text import function_text, parts_of, type_text
+from .._core.wit.types import Function, Handle, Option, Type, Unsupported as UnsupportedType
+
+# Characters of the types of a function in keys and in the log; a component may have any names.
+MAX_TYPES: Final = 2000
+# Characters of a name in a message.
+MAX_SHOWN: Final = 300
+
+
+@final
+@frozen(eq=False)
+class Offered:
+    """A function that a component offers."""
+
+    export: str
+    """Its name in the component, as ``demo:shapes/funcs@0.1.0#area``."""
+    core: str
+    """Name of the core function, among the exports of the core module."""
+    type: Function
+
+    @property
+    def name(self) -> str:
+        """Its name without that of its interface."""
+        return self.export.rpartition("#")[2]
+
+    @property
+    def args(self) -> tuple[str, ...]:
+        """Types of its parameters, as they are in keys."""
+        return tuple(normalise_type(type_text(one)) for _, one in self.type.params)
+
+    @property
+    def returns(self) -> str | None:
+        """Type of its result, likewise."""
+        result = self.type.result
+        return None if result is None else normalise_type(type_text(result))
+
+    @property
+    def takes_none(self) -> tuple[bool, ...] | None:
+        """Whether None is a value of each parameter; None: of no one."""
+        found = tuple(isinstance(one, Option) for _, one in self.type.params)
+        return found if any(found) else None
+
+    @property
+    def wit(self) -> str:
+        """Its name and its type, as WIT writes them."""
+        return f"{self.name}: {function_text(self.type)}"
+
+
+@final
+@frozen(eq=False)
+class Taken:
+    """What a component comes to: a core module, and the functions that it offers."""
+
+    digest: bytes = field(repr=False)
+    """SHA-256 of the component."""
+    offset: int
+    """Position of the core module in the component."""
+    abi: CanonicalAbi
+    """How values cross; the same for all functions."""
+    functions: Mapping[str, Offered] = field(repr=False)
+    """{name in the component: function}"""
+    refused: Mapping[str, str] = field(repr=False)
+    """{name in the component: why the function can't be used}"""
+
+    def find(self, what: str, wanted: str) -> Offered:
+        """Return the function that is meant by a name.
+
+        Args:
+            what: the function's name, for messages.
+            wanted: its name in the component, of which parts may be left out.
+
+        Raises:
+            ExportError: none is meant, or several are.
+            SignatureError: the function can't be used.
+        """
+        try:
+            name = find_export((*self.functions, *self.refused), wanted)
+        except ExportMatchError as error:
+            raise ExportError(f"{what}: the component can't be used so: {error}") from None
+        if name in self.refused:
+            raise SignatureError(f"{what}: {printable(name, MAX_SHOWN)} {self.refused[name]}")
+        return self.functions[name]
+
+    def of_interface(self, what: str, wanted: str | None) -> tuple[Offered, ...]:
+        """Return the functions of an interface that can be used; of all if that is None.
+
+        Raises:
+            ExportError: no interface is meant, or several are; or it has no such function.
+        """
+        found = tuple(self.functions.values())
+        if wanted is not None:
+            names = (name.rpartition("#")[0] for name in (*self.functions, *self.refused))
+            try:
+                interface = find_interface(filter(None, names), wanted)
+            except ExportMatchError as error:
+                raise ExportError(f"{what}: the component can't be used so: {error}") from None
+            found = tuple(one for one in found if one.export.rpartition("#")[0] == interface)
+        if not found:
+            raise ExportError(f"{what}: the component exports no function that can be used")
+        return found
+
+
+def take_apart(
+    what: str, wasm: bytes, limit: int, breathe: Callable[[], object]
+) -> tuple[bytes, Taken]:
+    """Return the core module of a component, and what it offers. Blocks: for threads.
+
+    Args:
+        what: the function's name, for messages.
+        wasm: the component.
+        limit: `max_wasm_size` (bytes).
+        breathe: called every now and then, so that the thread lets others run.
+
+    Raises:
+        InvalidModuleError: it is damaged, or uses something that is not supported.
+        ModuleTooLargeError: it has too much of something.
+    """
+    try:
+        component = read_component(wasm, breathe)
+        _check_size(what, wasm, component, limit)
+        main = _main(component)
+    except MalformedModuleError as error:
+        raise InvalidModuleError(f"{what}: {error}") from None
+    except ExcessiveModuleError as error:
+        raise ModuleTooLargeError(f"{what}: {error}") from None
+    functions: dict[str, Offered] = {}
+    refused: dict[str, str] = {}
+    lifted: dict[str, LiftedAbi] = {}
+    for one in component.exports:
+        reason = _reason(one, main)
+        if reason is not None:
+            refused[one.export] = reason
+            continue
+        assert isinstance(one.function, Lifted)
+        assert isinstance(one.type, Function)
+        options = one.function.options
+        core = one.function.core.name
+        crossing = LiftedAbi(
+            core,
+            one.type,
+            None if options.realloc is None else options.realloc.name,
+            None if options.post_return is None else options.post_return.name,
+        )
+        if lifted.setdefault(core, crossing) != crossing:
+            refused[one.export] = "is the same core function as another one, with another type"
+            continue
+        functions[one.export] = Offered(one.export, core, one.type)
+    taken = Taken(
+        hashlib.sha256(wasm).digest(),
+        main.module.start,
+        CanonicalAbi(tuple(lifted.values())),
+        functions,
+        refused,
+    )
+    return wasm[main.module.start : main.module.end], taken
+
+
+def _check_size(what: str, wasm: bytes, component: Component, limit: int) -> None:
+    """Raise `ModuleTooLargeError` if a component is too large without custom sections."""
+    if len(wasm) <= limit:
+        return
+    size = len(wasm) - custom_size(find_custom_sections(wasm))
+    for module in component.modules:
+        size -= custom_size(find_custom_sections(wasm[module.start : module.end]))
+    if size > limit:
+        raise ModuleTooLargeError(
+            f"{what}: the component has {size} bytes without its custom sections, max_wasm_size is "
+            f"{limit}: raise it. Components with a language in them have some 10 to 20 MB "
+            "(JavaScript, Python)"
+        )
+
+
+def _main(component: Component) -> CoreInstance:
+    """Return the core instance whose functions the component exports.
+
+    Raises:
+        UnsupportedComponentError: there are several core instances.
+    """
+    lifted = [one.function for one in component.exports if isinstance(one.function, Lifted)]
+    if not lifted:
+        raise MalformedModuleError("a component that exports no functions of its own", 0)
+    main = lifted[0].core.instance
+    if len(component.instances) > 1:
+        raise UnsupportedComponentError(
+            "several core modules that are linked with each other", component.modules[1].start
+        )
+    return main
+
+
+def _reason(one: ExportedFunction, main: CoreInstance) -> str | None:
+    """Return why an exported function can't be used; None: it can."""
+    kind, function = one.type, one.function
+    if isinstance(function, ImportedFunction):
+        return "is a function that the component imports, and has to be called where it is from"
+    if isinstance(function.type, Unsupported) and not isinstance(kind, Unsupported):
+        kind = function.type  # the asynchronous ABI of a function of any type
+    if isinstance(kind, Unsupported):
+        return f"uses {kind.what}, at offset {kind.offset:#x}, which is not supported"
+    offset = f"(its `canon lift` is at offset {function.offset:#x})"
+    for what, label, part in _all_parts(kind):
+        if isinstance(part, Handle):
+            resource = part.resource.name or "a resource"
+            return (
+                f"has a handle of the resource {resource} {what} {label}, and resources in "
+                f"signatures are not supported: let it take and return values, such as "
+                f"a record or list<u8> {offset}"
+            )
+        if isinstance(part, UnsupportedType):
+            return f"uses {part.text}, which is not supported {offset}"
+    options = function.options
+    if options.encoding != "utf8":
+        return (
+            f"encodes strings as {options.encoding}, which is not supported: build it with "
+            f"string-encoding=utf8 {offset}"
+        )
+    exports = (function.core, options.memory, options.realloc, options.post_return)
+    if any(item is not None and item.instance is not main for item in exports):
+        return f"is linked with several core modules, which is not supported {offset}"
+    if sum(map(len, Offered(one.export, "", kind).args)) > MAX_TYPES:
+        return f"has types of more than {MAX_TYPES} characters: give its records names"
+    return None
+
+
+def _all_parts(kind: Function) -> list[tuple[str, str, Type]]:
+    """Return (as what, name of the parameter, type) of all that values of a function have."""
+    found: list[tuple[str, str, Type]] = []
+    seen: set[tuple[str, Type]] = set()
+
+    def visit(what: str, label: str, one: Type) -> None:
+        if (label, one) in seen:
+            return
+        seen.add((label, one))
+        found.append((what, label, one))
+        for inner in parts_of(one):
+            visit(what, label, inner)
+
+    for label, one in kind.params:
+        visit("in its parameter", label, one)
+    if kind.result is not None:
+        visit("in", "its result", kind.result)
+    return found
