@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from abi.canonical import CoreGuest, bind, call
+from abi.canonical import CoreGuest, abi_of, bind, call
 from components.echo import BUMP, REALLOC, echo_function, result_of
 from components.shapes import Shape, parameters, same, values
 from components.wit import to_python
@@ -24,15 +24,15 @@ def core(params: tuple[Shape, ...], *, post: bool) -> str:
 @given(params=parameters(), post=st.booleans(), data=st.data())
 def test_echoes_of_any_types(params: tuple[Shape, ...], post: bool, data: st.DataObject) -> None:
     """What a function gets, it gives back, flat or through memory, and post-return is called."""
-    guest = CoreGuest(core(params, post=post))
     result = result_of(params)
-    binding = bind(params, result, post=post)
-    for _ in range(5):
+    abi = abi_of(params, result, post=post)
+    guest, binding = CoreGuest(core(params, post=post), abi), bind(abi)
+    for way in ("direct", "steps", "no adapter"):
         neutral = tuple(data.draw(values(of)) for of in params)
         given_values = tuple(to_python(of, one) for of, one in zip(params, neutral, strict=True))
         expected: Any = given_values[0] if len(params) == 1 else given_values
         try:
-            answer = call(binding, guest, *given_values)
+            answer = call(binding, guest, *given_values, way=way)
         except WitError as error:
             answer = Err(error.value)
         else:

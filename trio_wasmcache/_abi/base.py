@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias, final
 
 from attrs import frozen
 
@@ -39,6 +39,15 @@ class Invoke:
     """Name of the export."""
     values: tuple[object, ...]
     """Wasm values, one for each parameter of the export: ints and floats."""
+
+
+@final
+@frozen
+class InvokePart(Invoke):
+    """A request to call an export of a part that a `LayeredAbi` has put beside the module."""
+
+    part: str = ""
+    """Name of the part."""
 
 
 @public
@@ -242,6 +251,31 @@ class Abi(Protocol):
         """
 
 
+class GuestPart(Protocol):
+    """A part of a guest."""
+
+    def memory(self, name: str, /) -> Memory:
+        """Return a memory that it exports."""
+
+    def window(self, name: str, /) -> Window:
+        """Return the pages with which such a memory begins, which stay where they are."""
+
+
+class Window(Protocol):
+    """Bytes of a memory, to be used at any time."""
+
+    @property
+    def view(self) -> memoryview:
+        """The bytes; empty once the instance is closed."""
+
+
+class Parts(Protocol):
+    """A guest with parts of its own."""
+
+    def part(self, name: str, /) -> GuestPart:
+        """Return a part by its name."""
+
+
 class Direct(Protocol):
     """How the values of most calls cross without steps, into one instance: see `LayeredAbi`."""
 
@@ -265,7 +299,8 @@ class LayeredAbi(Abi):
 
     - `direct(native)` returns a `Direct` for an instance.
     - `leave(guest, result)` returns the value of a call whose export has returned `result`, None
-      after a command has exited.
+      after a command has exited; or `rest(guest, result)` makes the rest of such a call in steps.
+    - `entry` is what a call with a `Direct` calls, instead of the export: an export of a part.
     - `reported_error(native)` returns what the guest has said about an error, for the message of
       another.
 

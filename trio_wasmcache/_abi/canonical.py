@@ -7,13 +7,16 @@ wasm values. See `canonical_lower` and `canonical_lift` for values, `_core/wit/l
    What that returns is checked.
 2. A result is read, or copied out, before the guest's post-return function is called, and that is
    called whatever the result's type is.
-3. An `Err` as the whole result of a function is raised as `WitError`. The guest has returned in
+3. Most calls are one call of wasm, of an adapter beside the module, see
+   `_core/wasm/component/calls`. Values that do not fit into its scratch cross in steps.
+4. An `Err` as the whole result of a function is raised as `WitError`. The guest has returned in
    order then, and post-return was called: its instance goes on.
 """
 
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from types import MappingProxyType
@@ -21,21 +24,62 @@ from typing import Any, Final, Protocol, cast, final
 
 from attrs import field, frozen
 
-from .._core.errors import AbiError, ExportError, ResultTooLargeError, SignatureError, WitError
+from .._core.errors import (
+    AbiError,
+    ExportError,
+    ResultTooLargeError,
+    SignatureError,
+    WasmCacheError,
+    WitError,
+)
 from .._core.integers import signed
 from .._core.tally import Tally
 from .._core.wasm.admission import signature
-from .._core.wasm.graph import Layer
-from .._core.wasm.reader import FuncType, ModuleInfo
-from .._core.wit.layout import Layout, layout, lifted_signature
+from .._core.wasm.component.calls import (
+    AT_AT,
+    CELLS_AT,
+    DONE,
+    ENTRY,
+    FUNCTIONS_LIMIT,
+    HEAD_AT,
+    LEFT,
+    MISALIGNED,
+    OUTSIDE,
+    RESULT_AT,
+    SCRATCH_SIZE,
+    TABLE_AT,
+    Target,
+    adapter,
+    allocators_of,
+    head_of,
+    result_of,
+)
+from .._core.wasm.graph import USER, FromPart, Layer, Part
+from .._core.wasm.reader import FuncType, ModuleInfo, read_module
+from .._core.wit.layout import Layout, align_up, layout, lifted_signature
 from .._core.wit.text import function_text, type_text
 from .._core.wit.types import Function, Primitive, Result, Type
 from .._core.wit.values import Err, Ok
-from .base import PAUSE, Binding, Convert, Exports, Guest, Invoke, LayeredAbi, Memory, Steps, Value
+from .base import (
+    BY_STEPS,
+    PAUSE,
+    Binding,
+    Convert,
+    Exports,
+    Guest,
+    Invoke,
+    InvokePart,
+    LayeredAbi,
+    Memory,
+    Parts,
+    Steps,
+    Value,
+)
 from .canonical_lift import Lifting, collect_all, lifter
 from .canonical_lower import (
     FLAT,
     MISFITS,
+    Block,
     Detour,
     Lowering,
     lowerer,
@@ -50,6 +94,16 @@ _NATIVE: Final = frozenset(("s32", "s64", "f32", "f64"))
 # Blocks of memory that are allocated or written between two pauses: about 0.5 ms.
 BLOCKS_AT_ONCE: Final = 64
 _MASK: Final = 0xFFFFFFFF
+PART: Final = "canonical"
+"""Name of the adapter among the parts of an instance."""
+SCRATCH: Final = "scratch"
+"""Name of its memory."""
+# Results of up to so many bytes, units of fuel and values are lifted without a `Call`.
+DIRECT_SIZE: Final = 64 * 1024
+DIRECT_FUEL: Final = 1_000_000
+DIRECT_VALUES: Final = 512
+_FACTS: Final = struct.Struct("<III")
+_HEAD: Final = struct.Struct("<II")
 
 
 @final
@@ -133,7 +187,31 @@ class CanonicalAbi(LayeredAbi):
             raise ExportError(
                 f"{function}: {function_text(one.type)} needs a memory, but the module exports none"
             )
-        return CanonicalBinding(function, one, wasm, core.arguments, core.returned)
+        calls = None
+        if exports.memories:
+            targets = self._targets(exports.functions.get)
+            numbers = {target.export: number for number, target in enumerate(targets)}
+            if export in numbers:
+                place = allocators_of(targets).index(one.realloc) if one.realloc else 0
+                calls = Calls(numbers[export], place)
+        return CanonicalBinding(function, one, wasm, core.arguments, core.returned, calls)
+
+    def _targets(self, type_of: Callable[[str], FuncType | None]) -> tuple[Target, ...]:
+        """Return the functions that an adapter calls, given the types of exports."""
+        found = []
+        for one in self.functions:
+            try:
+                core = lifted_signature(one.type)
+            except ValueError:
+                continue
+            wanted = {one.export: FuncType(core.params, core.results)}
+            if one.post is not None:
+                wanted[one.post] = FuncType(core.results)
+            if one.realloc is not None:
+                wanted[one.realloc] = REALLOC
+            if not _is_flat(one) and all(type_of(name) == kind for name, kind in wanted.items()):
+                found.append(Target(one.export, one.type, one.realloc, one.post))
+        return tuple(found[:FUNCTIONS_LIMIT])
 
     @property
     def supplies(self) -> Mapping[tuple[str, str], FuncType]:
@@ -143,12 +221,38 @@ class CanonicalAbi(LayeredAbi):
     def layer(
         self,
         what: str,  # noqa: ARG002 -- for other ABIs
-        info: ModuleInfo,  # noqa: ARG002
+        info: ModuleInfo,
         hosts: Mapping[tuple[str, str], Any],  # noqa: ARG002
         first: int,  # noqa: ARG002
     ) -> Layer:
-        """Return the parts; see `LayeredAbi.layer`."""
-        return Layer()
+        """Return the part that makes calls; see `LayeredAbi.layer`."""
+
+        def type_of(name: str) -> FuncType | None:
+            export = info.export(name)
+            if export is None or export.kind != "func":
+                return None
+            return info.functions[export.index]
+
+        targets = self._targets(type_of)
+        if not targets or not info.exported_memories:
+            return Layer()
+        names = {"memory": info.exported_memories[0]}
+        for number, name in enumerate(allocators_of(targets)):
+            names[f"realloc {number}"] = name
+        for number, one in enumerate(targets):
+            names[f"call {number}"] = one.export
+            if one.post is not None:
+                names[f"post {number}"] = one.post
+        wasm = adapter(targets)
+        wiring = {("", name): FromPart(USER, export) for name, export in names.items()}
+        return Layer(after=(Part(PART, wasm, read_module(wasm), wiring),))
+
+
+def _is_flat(one: Lifted) -> bool:
+    """Return whether a call is one call of the export, with wasm values and nothing after it."""
+    core = lifted_signature(one.type)
+    pointers = any(layout(inner).has_pointers for _, inner in one.type.params)
+    return not (pointers or core.arguments or core.returned or one.post)
 
 
 def _types(function: Function) -> list[Type]:
@@ -164,6 +268,17 @@ def _check_export(what: str, exports: Exports, name: str, wanted: FuncType) -> N
             f"{what}: the component needs the export {name!r:.300} of its core module to be "
             f"{signature(wanted)}, but it {found}"
         )
+
+
+@final
+@frozen
+class Calls:
+    """Where the calls of a function are in an adapter."""
+
+    number: int
+    """Number of the function."""
+    allocator: int
+    """Number of its allocator."""
 
 
 class Viewed(Memory, Protocol):
@@ -186,12 +301,18 @@ class CanonicalBinding:
     """Layout of the arguments if their address is passed; None: they are flat."""
     returned: Layout | None
     """Layout of the result if its address is returned; None: it is flat, or there is none."""
+    calls: Calls | None
+    """How an adapter calls it; None: there is none."""
     kinds: tuple[Type, ...] = field(init=False)
     """Types of the arguments."""
     lower: Callable[[tuple[object, ...]], Sequence[object]] | None = field(init=False)
     lift: Callable[[Value], Value] | None = field(init=False)
     steps: Callable[[Guest, tuple[object, ...]], Steps] | None = field(init=False)
     counts_results: bool = field(default=True, init=False)
+    head: struct.Struct = field(init=False)
+    """How the beginning of a call is packed for an adapter."""
+    cell: struct.Struct | None = field(init=False)
+    """How the result in its cell is packed; None: there is none."""
     _nowhere: Lifting = field(init=False)
     """For results that need no memory, and are not counted."""
 
@@ -199,15 +320,21 @@ class CanonicalBinding:
     def _default_nowhere(self) -> Lifting:
         return Lifting(self.got, b"", Tally(0), math.inf)
 
+    @head.default
+    def _default_head(self) -> struct.Struct:
+        return head_of(self.signature.params)
+
+    @cell.default
+    def _default_cell(self) -> struct.Struct | None:
+        return result_of(self.signature.results)
+
     @kinds.default
     def _kinds(self) -> tuple[Type, ...]:
         return tuple(one for _, one in self.function.type.params)
 
     @property
     def _flat(self) -> bool:
-        """Whether a call is one call of wasm with wasm values."""
-        pointers = any(layout(one).has_pointers for one in self.kinds)
-        return not (pointers or self.arguments or self.returned or self.function.post)
+        return _is_flat(self.function)
 
     @lower.default
     def _default_lower(self) -> Callable[[tuple[object, ...]], Sequence[object]] | None:
@@ -225,6 +352,19 @@ class CanonicalBinding:
     @steps.default
     def _default_steps(self) -> Callable[[Guest, tuple[object, ...]], Steps] | None:
         return None if self._flat else self._steps
+
+    @property
+    def entry(self) -> FromPart | None:
+        """What a call with a `Direct` calls."""
+        return None if self.calls is None else FromPart(PART, f"call {self.calls.number}")
+
+    @property
+    def direct(self) -> Callable[[Parts], CanonicalDirect] | None:
+        """Function that returns how values cross in most calls, into one instance."""
+        return None if self.calls is None else self._direct
+
+    def _direct(self, native: Parts) -> CanonicalDirect:
+        return CanonicalDirect(self, native)
 
     @property
     def arity(self) -> int:
@@ -261,10 +401,10 @@ class CanonicalBinding:
     def _lower_flat(self, values: tuple[object, ...]) -> tuple[object, ...]:
         if len(values) != len(self.kinds):
             raise self.explain(values)
-        return self._signed(self._lower(values, Lowering(False, math.inf)))
+        return self._signed(self.lower_values(values, Lowering(False, math.inf)))
 
     def _lift_flat(self, result: Value) -> Value:
-        return self._value(lifter(self._result).flat(iter((result,)), self._nowhere))
+        return self.value(lifter(self._result).flat(iter((result,)), self._nowhere))
 
     # -- with memory
 
@@ -273,16 +413,79 @@ class CanonicalBinding:
         with ExitStack() as views:
             job = Lowering(False, MANY, views)
             try:
-                out = self._lower(values, job)
+                out = self.lower_values(values, job)
             except Detour:
                 job = Lowering(False, math.inf, views)
-                out = yield Convert(paced, (self._lower, values, job))
+                out = yield Convert(paced, (self.lower_values, values, job))
+            if self.calls is not None and self.put(_scratch_of(guest), out, job.blocks):
+                del job
+                status = yield InvokePart(f"call {self.calls.number}", (), PART)
+                return (yield from self.rest(guest, status))
             yield from self._place(guest, out, job)
             del job
         result = yield Invoke(self.function.export, self._signed(out))
         return (yield from self._take(guest, result))
 
-    def _lower(self, values: tuple[object, ...], job: Lowering) -> list[Any]:
+    def rest(self, guest: Guest, status: Value) -> Steps:
+        """Make the rest of a call that the adapter has made, or has begun."""
+        scratch = _scratch_of(guest)
+        if status in (MISALIGNED, OUTSIDE):
+            at, size, align = _FACTS.unpack_from(scratch, AT_AT)
+            self._check_allocated(memory_of(guest), at, size, align)
+            raise AssertionError(f"an allocator returned what can be used: {at}, {size}, {align}")
+        result = self.result_in(scratch)
+        if status == LEFT:
+            return (yield from self._take(guest, result))
+        if self.function.type.result is None:
+            return None
+        job = self.copied_in(scratch, guest.tally, math.inf)
+        return self.value(self.lift_result(result, job))
+
+    # -- through the scratch of an adapter
+
+    def put(self, scratch: memoryview, out: Sequence[Value], blocks: Sequence[Block]) -> bool:
+        """Write the values of a call into the scratch; False if they do not fit."""
+        count = len(blocks)
+        at, table = TABLE_AT + ENTRY.size * count, TABLE_AT
+        if at > SCRATCH_SIZE:
+            return False
+        if count == 1:  # nearly always
+            ((align, data, _, place),) = blocks
+            end = at + len(data)
+            if end > SCRATCH_SIZE:
+                return False
+            ENTRY.pack_into(scratch, table, len(data), align, at, CELLS_AT + 8 * place)
+            scratch[at:end] = data
+            at = end
+        else:
+            begins: list[int] = []
+            for align, data, owner, place in blocks:
+                end = at + len(data)
+                if end > SCRATCH_SIZE:
+                    return False
+                to = CELLS_AT + 8 * place if owner == FLAT else begins[owner] + place
+                ENTRY.pack_into(scratch, table, len(data), align, at, to)
+                scratch[at:end] = data
+                begins.append(at)
+                at, table = end, table + ENTRY.size
+        at = align_up(at, 8)
+        if self.returned is not None and at + self.returned.size + 8 > SCRATCH_SIZE:
+            return False
+        self.head.pack_into(scratch, HEAD_AT, count, at, *out)
+        return True
+
+    def result_in(self, scratch: memoryview) -> Value:
+        """Return the result of the function, as the wasm value that is in its cell."""
+        return None if self.cell is None else self.cell.unpack_from(scratch, RESULT_AT)[0]
+
+    def copied_in(self, scratch: memoryview, tally: Tally, left: float) -> Lifting:
+        """Return how a result is lifted that was copied into the scratch."""
+        _, begin = _HEAD.unpack_from(scratch, HEAD_AT)
+        return Lifting(self.got, scratch, tally, left, cursor=begin)
+
+    # -- in steps
+
+    def lower_values(self, values: tuple[object, ...], job: Lowering) -> list[Any]:
         """Return flat values; the blocks that they refer to are in the job."""
         if self.arguments is None:
             out: list[Any] = []
@@ -360,7 +563,7 @@ class CanonicalBinding:
             job = Lifting(self.got, view, guest.tally, MANY)
             mark = guest.tally.mark()
             try:
-                value = self._lift_result(result, job)
+                value = self.lift_result(result, job)
             except Detour:
                 guest.tally.go_back(mark)
                 job = Lifting(self.got, view, guest.tally, math.inf, {})
@@ -372,12 +575,20 @@ class CanonicalBinding:
             del view
             job.memory = b""
         if self.function.post is not None:
-            yield Invoke(self.function.post, () if result is None else (result,))
+            yield self._after(guest, result)
         if refused is not None:
             raise refused
         if job.copies is not None:
-            value = yield Convert(paced, (self._lift_result, result, job))
-        return self._value(value)
+            value = yield Convert(paced, (self.lift_result, result, job))
+        return self.value(value)
+
+    def _after(self, guest: Guest, result: Value) -> Invoke:
+        """Return the request to call the post-return function."""
+        if self.calls is None:
+            return Invoke(self.function.post or "", () if result is None else (result,))
+        if self.cell is not None:
+            self.cell.pack_into(_scratch_of(guest), RESULT_AT, result)
+        return InvokePart(f"post {self.calls.number}", (), PART)
 
     @property
     def _result(self) -> Type:
@@ -385,7 +596,7 @@ class CanonicalBinding:
         assert result is not None
         return result
 
-    def _lift_result(self, result: Value, job: Lifting) -> Value:
+    def lift_result(self, result: Value, job: Lifting) -> Value:
         one = lifter(self._result)
         job.take(one.items)
         if self.returned is None:
@@ -401,7 +612,7 @@ class CanonicalBinding:
         if one.collect is not None:
             one.collect(data, 0, job)
 
-    def _value(self, value: Value) -> Value:
+    def value(self, value: Value) -> Value:
         """Return the value of the function; raise `WitError` if it is an error."""
         if isinstance(self.function.type.result, Result):
             if type(value) is Err:
@@ -413,3 +624,58 @@ class CanonicalBinding:
 
 def _is_native(one: Type) -> bool:
     return isinstance(one, Primitive) and one.name in _NATIVE
+
+
+@final
+class CanonicalDirect:
+    """How values cross through the scratch of an adapter, in one instance.
+
+    Args:
+        binding: the ABI, bound to a function.
+        native: the instance.
+    """
+
+    __slots__ = ("_binding", "_kinds", "_scratch", "_tally")
+
+    def __init__(self, binding: CanonicalBinding, native: Parts) -> None:
+        self._binding = binding
+        self._scratch = native.part(PART).window(SCRATCH)
+        self._tally = Tally(DIRECT_SIZE)
+        self._kinds = None
+        if binding.arguments is None:
+            self._kinds = [lowerer(one).flat for one in binding.kinds]
+
+    def lower(self, values: tuple[object, ...]) -> bool:
+        binding, kinds = self._binding, self._kinds
+        if len(values) != binding.arity:
+            return False
+        job = Lowering(True, DIRECT_VALUES)
+        try:
+            if kinds is None:
+                out = binding.lower_values(values, job)
+            else:
+                out = []
+                for flat, value in zip(kinds, values, strict=True):
+                    flat(value, out, job)
+        except Detour:
+            return False
+        return binding.put(self._scratch.view, out, job.blocks)
+
+    def lift(self, status: Value) -> Value:
+        if status != DONE:
+            return BY_STEPS
+        binding, scratch = self._binding, self._scratch.view
+        if binding.function.type.result is None:
+            return None, 0
+        tally = self._tally
+        tally.size, tally.spent, tally.allowed = 0, 0, DIRECT_FUEL
+        try:
+            job = binding.copied_in(scratch, tally, DIRECT_VALUES)
+            value = binding.value(binding.lift_result(binding.result_in(scratch), job))
+        except (Detour, WasmCacheError):
+            return BY_STEPS  # which find the same, and say so
+        return value, tally.spent
+
+
+def _scratch_of(guest: Guest) -> memoryview:
+    return cast("Parts", guest).part(PART).window(SCRATCH).view

@@ -28,7 +28,7 @@ from attrs import define, field, frozen
 from .._core.costs import ITEM_FUEL, NUMBER_FUEL, copy_fuel
 from .._core.errors import AbiError
 from .._core.tally import BYTES_SIZE, FREE, NUMBER, SLOT, Tally, text_size
-from .._core.wit.layout import cases_of, layout
+from .._core.wit.layout import align_up, cases_of, layout
 from .._core.wit.text import type_text
 from .._core.wit.types import (
     Enum,
@@ -78,6 +78,9 @@ class Lifting:
     """Number of values that may still be made before it takes long."""
     copies: dict[tuple[int, int], bytes] | None = None
     """{(address, size): content} of the parts that were copied; None: they are in the memory."""
+    cursor: int | None = None
+    """Address of the next part, if all of them lie in `memory` in the order of lifting, each at a
+    multiple of eight; None: they lie where the guest has them."""
     pending: list[tuple[Collect, bytes, int, int]] = field(factory=list)
     """What elements refer to is still to be copied: (how, elements, their number, size of one)."""
     collected: set[tuple[Collect, int, int]] = field(factory=set)
@@ -94,6 +97,9 @@ class Lifting:
             return self.copies[at, size], 0
         if at % align:
             raise AbiError(f"{self.got} {what} at address {at}, which is not a multiple of {align}")
+        if self.cursor is not None:
+            begin, self.cursor = self.cursor, align_up(self.cursor + size, 8)
+            return self.memory, begin
         if at + size > len(self.memory):
             raise AbiError(
                 f"{self.got} {what} of {size} bytes at address {at}, which are not inside its "

@@ -17,7 +17,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from types import MappingProxyType
-from typing import Any, Final, Literal, Protocol, cast, final, get_args
+from typing import Any, Final, Literal, cast, final, get_args
 
 from attrs import Attribute, field, fields, frozen
 
@@ -44,7 +44,18 @@ from .._core.wasm.extism_kernel import (
 from .._core.wasm.graph import FromHost, FromPart, Layer, Part
 from .._core.wasm.reader import FuncType, ModuleInfo, read_module
 from .._public import public
-from .base import BY_STEPS, Binding, Exports, Guest, Invoke, LayeredAbi, Memory, Steps, Value
+from .base import (
+    BY_STEPS,
+    Binding,
+    Exports,
+    Guest,
+    GuestPart,
+    Invoke,
+    LayeredAbi,
+    Parts,
+    Steps,
+    Value,
+)
 from .bytes_and_text import BUFFERS, lift_buffer, lower_buffer
 from .plain import TYPES, shown, wrong_count
 
@@ -389,31 +400,6 @@ class KernelHost:
     type: FuncType
     function: Any = None
     """`HostFunction` of the application, for ``call``."""
-
-
-class GuestPart(Protocol):
-    """A part of a guest."""
-
-    def memory(self, name: str, /) -> Memory:
-        """Return a memory that it exports."""
-
-    def window(self, name: str, /) -> Window:
-        """Return the pages with which such a memory begins, which stay where they are."""
-
-
-class Window(Protocol):
-    """Bytes of a memory, to be used at any time."""
-
-    @property
-    def view(self) -> memoryview:
-        """The bytes; empty once the instance is closed."""
-
-
-class Parts(Protocol):
-    """A guest with parts of its own."""
-
-    def part(self, name: str, /) -> GuestPart:
-        """Return a part by its name."""
 
 
 @frozen(eq=False)

@@ -19,7 +19,7 @@ from .._core.errors import INTACT, GuestError, PluginError, ResultTooLargeError,
 from .._core.tally import NUMBER, SLOT
 from .._engine.base import UNDER_WAY
 from .._runtime.bound import kept_values
-from .._runtime.call import Call, Finished
+from .._runtime.call import Call, Finished, function_of
 from .._runtime.metered import MeteredGuest
 from .._runtime.user_code import is_of_guest
 from . import arrow as _arrow
@@ -240,7 +240,7 @@ async def _call_in_steps(
             raise _ValuesError from error
         while True:
             left = total + start - call.fuel
-            function = native.function(invoke.export)
+            function = function_of(native, invoke)
             result = call.begin(function, invoke.values, left)
             if result is UNDER_WAY:
                 result = await call.finish(function, left)

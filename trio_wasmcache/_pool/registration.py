@@ -1348,5 +1348,7 @@ def _find_imports(info: ModuleInfo, declaration: Declaration) -> Imports:
         for name, index in found.indexes.items()
     }
     layer = layered.layer(str(declaration.key), info, given, len(found.hosts))
+    if layer == Layer():
+        return found
     own = kernel_hosts(layer.hosts, grants_of(declaration.hosts))
     return evolve(found, hosts=(*found.hosts, *own), layers=(*found.layers, layer))

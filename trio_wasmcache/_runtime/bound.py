@@ -315,8 +315,15 @@ def bind(
     lift: Callable[[Value], Value] | None = None
     if binding.steps is None:
         lower, lift = binding.lower, binding.lift
-    elif hasattr(binding, "direct") and not definition.command and not recorded:
-        direct: Direct = binding.direct(native)
+    elif (
+        (made := getattr(binding, "direct", None)) is not None
+        and not definition.command
+        and not recorded
+    ):
+        called: FromPart | None = getattr(binding, "entry", None)
+        if called is not None:
+            guest = native.part(called.part).function(called.export)
+        direct: Direct = made(native)
         lower, lift = direct.lower, direct.lift
     begin = guest.begin if metered is None else metered(guest.begin)
     if recorded:

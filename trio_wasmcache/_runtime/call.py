@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, TypeVar, TypeVarTuple, Unpack, final
+from typing import Any, Protocol, TypeVar, TypeVarTuple, Unpack, final
 
 import trio
 from attrs import frozen
 
-from .._abi.base import PAUSE, Convert, Guest, Invoke, Steps, Value
+from .._abi.base import PAUSE, Convert, Guest, Invoke, InvokePart, Steps, Value
 from .._abi.plain import exact_values
 from .._core.config import MiB
 from .._core.dumps import DumpBook
@@ -54,6 +54,13 @@ T = TypeVar("T")
 
 # Bytes of addresses, and mappings, to free first when the system has no memory for a stack.
 STACK_SHARE: Reserved = 64 * MiB, 64
+
+
+def function_of(native: GuestInstance, asked: Invoke) -> GuestFunction:
+    """Return the exported function that an ABI asks to be called."""
+    if isinstance(asked, InvokePart):
+        return native.part(asked.part).function(asked.export)
+    return native.function(asked.export)
 
 
 class CallRecorder(Protocol):
@@ -270,7 +277,7 @@ class Call(Activity):
             invoke = await self.step(steps, None, total)
             while True:
                 left = total - self.fuel
-                function = native.function(invoke.export)
+                function = function_of(native, invoke)
                 inside = True
                 result = self.begin(function, invoke.values, left)
                 ran = True
@@ -327,11 +334,12 @@ class Call(Activity):
                 raise
         else:
             self.account(burnt)
-        leave: Callable[[Guest, object], Value] = getattr(bound.binding, "leave")  # noqa: B009
+        binding: Any = bound.binding
 
         def rest(guest: Guest, _values: tuple[object, ...]) -> Steps:
-            yield from ()
-            return leave(guest, result)
+            if hasattr(binding, "rest"):
+                return (yield from binding.rest(guest, result))
+            return binding.leave(guest, result)
 
         return await self.run_steps(rest, values)
 

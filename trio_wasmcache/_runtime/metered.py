@@ -11,7 +11,7 @@ from typing import final
 from .._abi.base import Memory, Value
 from .._core.errors import MemoryLimitError
 from .._core.tally import Tally
-from .._engine.base import GuestInstance, GuestPart, OwnMemory
+from .._engine.base import GuestInstance, GuestPart, OwnMemory, Window
 
 
 @final
@@ -56,6 +56,10 @@ class MeteredPart:
     def memory(self, name: str) -> MeteredMemory:
         """Return a memory that the part exports."""
         return MeteredMemory(self._part.memory(name), self._tally)
+
+    def window(self, name: str) -> Window:
+        """Return the pages with which a memory begins, unmetered; see `MeteredMemory.view`."""
+        return self._part.window(name)
 
 
 @final

@@ -18,6 +18,7 @@ from trio_wasmcache._core.wasm.reader import HEADER, read_module
 EVERYTHING = """(module
   (import "a" "b" (func $f (param i64 i32) (result i64)))
   (import "a" "c" (func $none))
+  (import "a" "d" (memory $o 0))
   (memory $m (export "memory") 1 10)
   (memory $n 1)
   (func $g (export "g") (param $a i64) (param $b i32) (result i64)
@@ -31,6 +32,9 @@ EVERYTHING = """(module
     (i32.store8 $n offset=300 (local.get $x) (i32.load8_u (i32.load (local.get $x))))
     (if (i32.eqz (local.get $x)) (then (call $none) (unreachable)) (else (drop (local.get $a))))
     (if (i32.eqz (local.get $x)) (then (return (i64.const 0xffffffff))))
+    (f32.store $m offset=4 (local.get $x) (f32.load $n (local.get $x)))
+    (f64.store $o (local.get $x) (f64.load $o offset=8 (local.get $x)))
+    (drop (i32.load16_u $m (local.get $x)))
     (i64.store $m offset=8 (memory.grow $n (i32.const 1)) (i64.load32_u $n offset=8 (local.get $x)))
     (if (result i64) (i64.eqz (local.get $a))
       (then (i64.const -9223372036854775808))

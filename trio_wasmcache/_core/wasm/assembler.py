@@ -49,10 +49,15 @@ _PLAIN: Final = {
 _ACCESSES: Final = {
     "i32.load": (0x28, 2),
     "i64.load": (0x29, 3),
+    "f32.load": (0x2A, 2),
+    "f64.load": (0x2B, 3),
     "i32.load8_u": (0x2D, 0),
+    "i32.load16_u": (0x2F, 1),
     "i64.load32_u": (0x35, 2),
     "i32.store": (0x36, 2),
     "i64.store": (0x37, 3),
+    "f32.store": (0x38, 2),
+    "f64.store": (0x39, 3),
     "i32.store8": (0x3A, 0),
 }
 _LOCALS: Final = {"local.get": b"\x20", "local.set": b"\x21", "local.tee": b"\x22"}
@@ -65,7 +70,7 @@ def assemble(text: str, data: Sequence[tuple[int, int, bytes]] = ()) -> bytes:
     """Return the module that a text describes.
 
     Args:
-        text: a ``(module ...)`` of imported functions, memories and functions.
+        text: a ``(module ...)`` of imported functions and memories, memories and functions.
         data: (memory, address, content) of active data segments.
 
     Raises:
@@ -113,8 +118,14 @@ class _Module:
                     self._type(kind)
                     self._add(self.functions, own)
                     self._imports.append(Import(module[1:-1], name[1:-1], "func", kind))
+                case ["import", str(module), str(name), ["memory", str(own), str(pages)]]:
+                    if self._limits:
+                        raise ValueError("imported memories come before others")
+                    self._add(self.memories, own)
+                    limits = Limits(int(pages), None)
+                    self._imports.append(Import(module[1:-1], name[1:-1], "memory", limits))
                 case ["memory", str(own), *rest]:
-                    rest = self._exported("memory", len(self._limits), rest)
+                    rest = self._exported("memory", len(self.memories), rest)
                     self._add(self.memories, own)
                     least, *most = (int(str(number)) for number in rest)
                     self._limits.append(Limits(least, most[0] if most else None))
