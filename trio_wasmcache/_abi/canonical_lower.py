@@ -251,7 +251,9 @@ def _encode(value: Value, job: Lowering) -> tuple[Data, int]:
         job.detour()
         if not isinstance(value, str):
             raise TypeError(f"string takes a str, got {shown(value)}")
-    job.take(1 + (str.__len__(value) >> TEXT_SHIFT))
+    job.left -= 1 + (str.__len__(value) >> TEXT_SHIFT)
+    if job.left < 0:
+        raise DETOUR
     try:
         data = str.encode(value)
     except UnicodeEncodeError as error:
