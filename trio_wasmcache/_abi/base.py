@@ -301,6 +301,8 @@ class LayeredAbi(Abi):
     - `leave(guest, result)` returns the value of a call whose export has returned `result`, None
       after a command has exited; or `rest(guest, result)` makes the rest of such a call in steps.
     - `entry` is what a call with a `Direct` calls, instead of the export: an export of a part.
+    - `refuse_host_call(native)` returns the error for a host call that the guest makes now, or
+      None: it may make it.
     - `reported_error(native)` returns what the guest has said about an error, for the message of
       another.
 

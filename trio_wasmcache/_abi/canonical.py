@@ -20,7 +20,7 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from types import MappingProxyType
-from typing import Any, Final, Protocol, cast, final
+from typing import Any, Final, NoReturn, Protocol, cast, final
 
 from attrs import field, frozen
 
@@ -30,6 +30,7 @@ from .._core.errors import (
     ExportError,
     ResultTooLargeError,
     SignatureError,
+    TrapError,
     WasmCacheError,
     WitError,
 )
@@ -37,6 +38,7 @@ from .._core.integers import signed
 from .._core.tally import Tally
 from .._core.wasm.admission import signature
 from .._core.wasm.component.calls import (
+    ALLOCATING,
     AT_AT,
     CELLS_AT,
     DONE,
@@ -46,6 +48,7 @@ from .._core.wasm.component.calls import (
     LEFT,
     MISALIGNED,
     OUTSIDE,
+    PHASE_AT,
     RESULT_AT,
     SCRATCH_SIZE,
     TABLE_AT,
@@ -92,8 +95,10 @@ from .plain import reworded, shown, to_blame, wrong_count
 REALLOC: Final = FuncType(("i32", "i32", "i32", "i32"), ("i32",))
 # Types whose wasm values need no conversion.
 _NATIVE: Final = frozenset(("s32", "s64", "f32", "f64"))
-# Blocks of memory that are allocated or written between two pauses: about 0.5 ms.
-BLOCKS_AT_ONCE: Final = 64
+# Blocks of memory that are allocated between two pauses: about 0.5 ms.
+BLOCKS_AT_ONCE: Final = 1024
+# Blocks of up to so many bytes are written many at once, by the adapter.
+SMALL_BLOCK: Final = 4096
 _MASK: Final = 0xFFFFFFFF
 PART: Final = "canonical"
 """Name of the adapter among the parts of an instance."""
@@ -376,6 +381,24 @@ class CanonicalBinding:
         """Function that returns how values cross in most calls, into one instance."""
         return None if self.calls is None else self._direct
 
+    def refuse_host_call(self, native: Parts) -> Exception | None:
+        """Return the error for a host call that the guest makes now; None: it may make it."""
+        if self.calls is None:
+            return None
+        phase = native.part(PART).window(SCRATCH).view[PHASE_AT]
+        if not phase:
+            return None
+        when = (
+            f"while it allocated memory for an argument ({self.function.realloc})"
+            if phase == ALLOCATING
+            else f"after it had returned ({self.function.post})"
+        )
+        return TrapError(
+            f"the guest called a host function {when}, when a component must not: cannot leave "
+            "component instance",
+            code="cannot leave component instance",
+        )
+
     def _direct(self, native: Parts) -> CanonicalDirect:
         return CanonicalDirect(self, native)
 
@@ -443,9 +466,7 @@ class CanonicalBinding:
         """Make the rest of a call that the adapter has made, or has begun."""
         scratch = _scratch_of(guest)
         if status in (MISALIGNED, OUTSIDE):
-            at, size, align = _FACTS.unpack_from(scratch, AT_AT)
-            self._check_allocated(memory_of(guest), at, size, align)
-            raise AssertionError(f"an allocator returned what can be used: {at}, {size}, {align}")
+            self._refuse_allocated(guest)
         result = self.result_in(scratch)
         if status == LEFT:
             return (yield from self._take(guest, result))
@@ -535,26 +556,77 @@ class CanonicalBinding:
 
     def _place(self, guest: Guest, out: list[Any], job: Lowering) -> Steps:
         """Have the guest allocate the blocks, put their addresses in place, and write them."""
-        realloc, blocks = self.function.realloc or "", job.blocks
+        blocks = job.blocks
         addresses: list[int] = []
-        for number, (align, data, owner, at) in enumerate(blocks):
+        for start in range(0, len(blocks), BLOCKS_AT_ONCE):
+            if start:
+                yield PAUSE
+            batch = blocks[start : start + BLOCKS_AT_ONCE]
+            found: Sequence[int] = yield from self._allocate(guest, batch)
+            addresses += found
+            for address, (_, _, owner, at) in zip(found, batch, strict=True):
+                if owner == FLAT:
+                    out[at] = address
+                else:
+                    image = blocks[owner][1]
+                    assert isinstance(image, bytearray)
+                    image[at : at + 4] = address.to_bytes(4, "little")
+        yield from self._write(guest, addresses, blocks)
+
+    def _allocate(self, guest: Guest, blocks: Sequence[Block]) -> Steps:
+        """Have the guest allocate some blocks; return their addresses."""
+        if self.calls is None:
+            addresses = []
+            for align, data, _, _ in blocks:
+                size = len(data)
+                values = 0, 0, align, signed(size)
+                address = (yield Invoke(self.function.realloc or "", values)) & _MASK
+                self._check_allocated(memory_of(guest), address, size, align)
+                addresses.append(address)
+            return addresses
+        scratch, table, count = _scratch_of(guest), TABLE_AT, len(blocks)
+        for align, data, _, _ in blocks:
+            ENTRY.pack_into(scratch, table, len(data), align, 0, RESULT_AT)
+            table += ENTRY.size
+        _OUT.pack_into(scratch, HEAD_AT, count)
+        status = yield InvokePart(f"allocate {self.calls.allocator}", (), PART)
+        if status != DONE:
+            self._refuse_allocated(guest)
+        return struct.unpack_from(f"<{4 * count}I", scratch, TABLE_AT)[1::4]
+
+    def _write(self, guest: Guest, addresses: Sequence[int], blocks: Sequence[Block]) -> Steps:
+        """Write the blocks where the guest has allocated them."""
+        scratch = None if self.calls is None else _scratch_of(guest)
+        table, count, end = TABLE_AT, 0, SCRATCH_SIZE
+        for address, (_, data, _, _) in zip(addresses, blocks, strict=True):
             size = len(data)
-            address = yield Invoke(realloc, (0, 0, align, signed(size)))
-            address &= _MASK
-            self._check_allocated(memory_of(guest), address, size, align)
-            addresses.append(address)
-            if owner == FLAT:
-                out[at] = address
-            else:
-                image = blocks[owner][1]
-                assert isinstance(image, bytearray)
-                image[at : at + 4] = address.to_bytes(4, "little")
-            if number % BLOCKS_AT_ONCE == BLOCKS_AT_ONCE - 1:
-                yield PAUSE
-        for number, (address, (_, data, _, _)) in enumerate(zip(addresses, blocks, strict=True)):
-            memory_of(guest).write(address, data)
-            if number % BLOCKS_AT_ONCE == BLOCKS_AT_ONCE - 1:
-                yield PAUSE
+            if scratch is None or size > SMALL_BLOCK:
+                memory_of(guest).write(address, data)
+                count += scratch is None
+                if count == BLOCKS_AT_ONCE:
+                    count = 0
+                    yield PAUSE
+                continue
+            if end - size < table + ENTRY.size:
+                yield from self._copy_batch(scratch, count)
+                table, count, end = TABLE_AT, 0, SCRATCH_SIZE
+            end -= size
+            scratch[end : end + size] = data
+            ENTRY.pack_into(scratch, table, size, address, end, 0)
+            table, count = table + ENTRY.size, count + 1
+        if scratch is not None and count:
+            yield from self._copy_batch(scratch, count)
+
+    def _copy_batch(self, scratch: memoryview, count: int) -> Steps:
+        _OUT.pack_into(scratch, HEAD_AT, count)
+        yield InvokePart("write", (), PART)
+        yield PAUSE
+
+    def _refuse_allocated(self, guest: Guest) -> NoReturn:
+        """Raise the error for an address from the allocator that can't be used."""
+        at, size, align = _FACTS.unpack_from(_scratch_of(guest), AT_AT)
+        self._check_allocated(memory_of(guest), at, size, align)
+        raise AssertionError(f"an allocator returned what can be used: {at}, {size}, {align}")
 
     def _check_allocated(self, memory: Memory, address: int, size: int, align: int) -> None:
         name = f"{self.what}: {self.function.realloc}(0, 0, {align}, {size}) returned"

@@ -198,6 +198,9 @@ class HostCaller(Protocol):
     def quiet(self) -> bool:
         """Whether nobody is to notice it, as it is a trial: see `Engine.prove`."""
 
+    def refuse_host_call(self) -> Exception | None:
+        """Return the error for a host call that the guest makes while it must not, or None."""
+
     def burnt(self) -> int:
         """Return the units of fuel that it has burnt so far."""
 

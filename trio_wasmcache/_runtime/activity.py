@@ -98,6 +98,10 @@ class Activity:
         """Host call for which the guest is suspended; None if it is not."""
         return None if self._job is None else self._job.native.host_call
 
+    def refuse_host_call(self) -> Exception | None:
+        """Return the error for a host call that the guest makes while it must not, or None."""
+        return None
+
     def end(self, error: Callable[[], Exception]) -> None:
         """End it from another task; it raises the error that `error` returns."""
         self.ended = True

@@ -204,6 +204,14 @@ class Call(Activity):
         """Host call for which the guest, or the start of its new instance, is suspended."""
         return super().host_call if self._start is None else self._start.host_call
 
+    def refuse_host_call(self) -> Exception | None:
+        """Return the error for a host call that the guest makes while its ABI forbids it."""
+        binding: Any = self.bound.binding
+        if not hasattr(binding, "refuse_host_call"):
+            return None
+        refused: Exception | None = binding.refuse_host_call(self.native)
+        return refused
+
     def end(self, error: Callable[[], Exception]) -> None:
         """End it from another task, and the start of its new instance: see `Activity.end`."""
         super().end(error)

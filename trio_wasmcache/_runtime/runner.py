@@ -497,6 +497,8 @@ class Runner:
         serve: Callable[[HostCall], Any] | None = call.serve
         meter = self.meter(job.share)
         call.caller = job.caller
+        if job.caller is not None and (refused_call := job.caller.refuse_host_call()) is not None:
+            raise refused_call
         reset = context_of_call.set(job.lease)
         try:
             if serve is None:
