@@ -411,6 +411,11 @@ def _throttled(reading: _Reading) -> Values:
         yield seconds, {"wasmcache.group": group}
 
 
+def _throttled_waits(reading: _Reading) -> Values:
+    for group, number in reading.stats.throttled_waits.items():
+        yield number, {"wasmcache.group": group}
+
+
 STATE = "wasmcache.instance.state"
 METRICS = (
     _Metric(
@@ -514,6 +519,12 @@ METRICS = (
         _throttled,
     ),
     _Metric(
+        "wasmcache.throttled_waits",
+        "{wait}",
+        "Waits of calls for the cpu_limit of their group.",
+        _throttled_waits,
+    ),
+    _Metric(
         "wasmcache.memory.usage",
         "By",
         "What idle and used instances may touch.",
@@ -557,6 +568,12 @@ METRICS = (
         "{event}",
         "Events that the log dropped.",
         _one(lambda it: it.log_lost),
+    ),
+    _Metric(
+        "wasmcache.output.dropped_lines",
+        "{line}",
+        "Lines of guests' output that were dropped.",
+        _one(lambda it: it.output_dropped),
     ),
 )
 NAMES = frozenset(metric.name for metric in METRICS)

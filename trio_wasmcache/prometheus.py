@@ -204,6 +204,14 @@ class CacheCollector(Collector):
             for group, seconds in ({} if stats is None else stats.throttled_seconds).items():
                 throttled.add_metric((group,), seconds)
             yield throttled
+            waits = CounterMetricFamily(
+                f"{prefix}group_throttled_waits",
+                "Waits of calls for the cpu_limit of their group.",
+                labels=("group",),
+            )
+            for group, number in ({} if stats is None else stats.throttled_waits).items():
+                waits.add_metric((group,), number)
+            yield waits
         if self._per_function:
             functions = {} if stats is None else stats.per_function
             yield from _counters(f"{prefix}function_", "function", functions)
@@ -249,6 +257,12 @@ class CacheCollector(Collector):
         snapshots = CounterMetricFamily(
             f"{prefix}log_lost_snapshots", "Snapshots that were left out of the log."
         )
+        lines = CounterMetricFamily(
+            f"{prefix}output_dropped_lines", "Lines of guests' output that were dropped."
+        )
+        values = CounterMetricFamily(
+            f"{prefix}log_dropped_calls", "Calls with their values that were left out of the log."
+        )
         promotions = CounterMetricFamily(
             f"{prefix}promotions", "Functions whose optimized code was made in the background."
         )
@@ -261,8 +275,11 @@ class CacheCollector(Collector):
             failed.add_metric((), stats.log_failures)
             context_lost.add_metric((), stats.context_lost)
             snapshots.add_metric((), stats.snapshots_lost)
+            lines.add_metric((), stats.output_dropped)
+            values.add_metric((), stats.values_dropped)
             promotions.add_metric((), stats.promotions)
-        yield from (evictions, errors, lost, failed, context_lost, snapshots, promotions)
+        yield from (evictions, errors, lost, failed, context_lost, snapshots, lines, values)
+        yield promotions
 
 
 def _version(package: str) -> str:

@@ -153,6 +153,7 @@ async def test_others_run_meanwhile(fake: FakeKit, log: ListLogger, autojump_clo
             await trio.sleep(2.5)
             before = cache.stats()
             assert before.throttled_seconds["slow"] >= 2.0
+            assert before.throttled_waits["slow"] >= 2
             began = trio.current_time()
             async with cache.scheduling_group("fast", capacity=1) as fast:
                 for _ in range(1000):
@@ -161,8 +162,10 @@ async def test_others_run_meanwhile(fake: FakeKit, log: ListLogger, autojump_clo
             assert trio.current_time() == began
             cache.pop_stats()
             assert cache.stats().throttled_seconds == {"slow": 0.0}
+            assert cache.stats().throttled_waits == {"slow": 0}
         assert cache.stats().throttled_seconds == {}
     told = log.fields("throttled")
+    assert sum(one["waits"] for one in told) >= before.throttled_waits["slow"]
     assert {one["group"] for one in told} == {"slow"}
     assert {one["cpu_limit_cores"] for one in told} == {0.01}
     assert 4.0 <= sum(one["wait_seconds"] for one in told) <= 10.0

@@ -101,6 +101,8 @@ async def test_counters_and_gauges_are_those_of_stats(used: InstanceCache) -> No
     assert values(metrics[f"{PREFIX}log_failures"], "_total") == {(): 0}
     assert values(metrics[f"{PREFIX}promotions"], "_total") == {(): 0}
     assert values(metrics[f"{PREFIX}log_context_lost_events"], "_total") == {(): 0}
+    assert values(metrics[f"{PREFIX}output_dropped_lines"], "_total") == {(): 0}
+    assert values(metrics[f"{PREFIX}log_dropped_calls"], "_total") == {(): 0}
 
 
 async def test_an_info_metric_has_what_the_numbers_depend_on(used: InstanceCache) -> None:

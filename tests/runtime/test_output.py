@@ -147,6 +147,7 @@ async def test_output_displaces_no_other_event() -> None:
                     async with f.acquire() as lease:
                         await prints(lease, b"a\n" * CALL_LINES)
         assert cache.stats().log_lost == 0
+        dropped = cache.stats().output_dropped
         let_go.set()
     assert not log.fields("lost")
     assert len(log.fields("loaded")) == len(log.fields("evicted")) == groups * 10
@@ -155,6 +156,7 @@ async def test_output_displaces_no_other_event() -> None:
     # One event more for each group: what was dropped is told when it closes.
     assert BUFFER_OUTPUTS - 1 <= len(outputs) <= BUFFER_OUTPUTS + groups
     assert lines + sum(fields["dropped_lines"] for fields in outputs) == groups * 10 * CALL_LINES
+    assert lines + dropped == groups * 10 * CALL_LINES
     numbers = [fields["seq"] for _, _, fields in log.lines]
     assert numbers == [*range(1, len(numbers) + 1)]
 

@@ -426,6 +426,9 @@ async def test_a_group_logs_a_limited_number_of_bytes(
             mock_clock.jump(0.5)
             await lease.call(1)
         assert calls(log)[-1]["dropped"] == GROUP_VALUES // 1000 - few
+        assert cache.stats().values_dropped == GROUP_VALUES // 1000 - few
+        cache.pop_stats()
+        assert cache.stats().values_dropped == 0
         async with cache.scheduling_group("other", capacity=1):
             await f.call(1)
     assert (calls(log)[-1]["group"], calls(log)[-1]["dropped"]) == ("other", 0)

@@ -41,8 +41,10 @@ class _Base:
     log_failures: int = 0
     context_lost: int = 0
     snapshots_lost: int = 0
+    output_dropped: int = 0
+    values_dropped: int = 0
     promotions: int = 0
-    throttled: Mapping[CpuBudget, float] = Factory(dict)
+    throttled: Mapping[CpuBudget, tuple[float, int]] = Factory(dict)
 
 
 @final
@@ -62,6 +64,11 @@ class Statistics:
         instances, ledger = policy.instances, policy.instances.ledger
         modules = {Definition.of(it).module for it in pool.registry.functions.values()}
         base, uses = self._base, instances.snapshot()
+        throttled = {
+            budget.group: (seconds - before[0], waits - before[1])
+            for budget, (seconds, waits) in self._throttled().items()
+            for before in [base.throttled.get(budget, (0.0, 0))]
+        }
         return CacheStats(
             hits=policy.hits - base.hits,
             seat_hits=policy.seat_hits - base.seat_hits,
@@ -103,12 +110,12 @@ class Statistics:
             log_failures=pool.log.failures - base.log_failures,
             context_lost=pool.log.context_lost - base.context_lost,
             snapshots_lost=pool.log.snapshots_lost - base.snapshots_lost,
+            output_dropped=pool.journal.output_dropped_lines - base.output_dropped,
+            values_dropped=pool.journal.values_dropped - base.values_dropped,
             promotions=self._promoter.promotions - base.promotions,
             promotions_waiting=self._promoter.waiting,
-            throttled_seconds={
-                budget.group: waited - base.throttled.get(budget, 0.0)
-                for budget, waited in self._throttled().items()
-            },
+            throttled_seconds={group: seconds for group, (seconds, _) in throttled.items()},
+            throttled_waits={group: waits for group, (_, waits) in throttled.items()},
             uses=uses,
         )
 
@@ -145,16 +152,18 @@ class Statistics:
             log_failures=pool.log.failures,
             context_lost=pool.log.context_lost,
             snapshots_lost=pool.log.snapshots_lost,
+            output_dropped=pool.journal.output_dropped_lines,
+            values_dropped=pool.journal.values_dropped,
             promotions=self._promoter.promotions,
             throttled=self._throttled(),
         )
         policy.instances.begin_anew()
 
-    def _throttled(self) -> dict[CpuBudget, float]:
-        """Return {CPU time of a group with a limit: seconds that its calls have waited for it}."""
+    def _throttled(self) -> dict[CpuBudget, tuple[float, int]]:
+        """Return {CPU time of a group with a limit: seconds and number of the waits for it}."""
         budgets = [group.share.budget for group in self._groups.values()]
         now = self._pool.now()
-        return {budget: budget.waited(now) for budget in budgets if budget is not None}
+        return {it: (it.waited(now), it.waits) for it in budgets if it is not None}
 
     def describe_entries(self) -> tuple[EntryInfo, ...]:
         """Return every function in every group that has instances or waiters."""

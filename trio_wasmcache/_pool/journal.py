@@ -91,6 +91,10 @@ class Journal:
         """Whether nothing was noted since the last snapshot; always False without `log_uses`."""
         self.stirred: Callable[[], None] = _nothing
         """Called when something is noted for the first time since the last snapshot."""
+        self.output_dropped_lines: int = 0
+        """Number of lines of guests that were dropped so far."""
+        self.values_dropped: int = 0
+        """Number of calls with their values that were dropped so far."""
         self._uses: dict[Request, _Use] = {}  # {request under way: use}, with `log_uses` only
         self._last_request = 0
         self._tasks: weakref.WeakKeyDictionary[object, int] = weakref.WeakKeyDictionary()
@@ -489,6 +493,7 @@ class Journal:
         """
         budget, at = self._budget(request), trio.current_time()
         budget.drop(lines, size)
+        self.output_dropped_lines += lines
         if budget.take(at):
             event = self._output(
                 request, dropped_lines=budget.dropped_lines, dropped_bytes=budget.dropped_bytes
@@ -518,6 +523,7 @@ class Journal:
             budget.dropped = 0
         else:
             budget.dropped += 1
+            self.values_dropped += 1
 
     def _end_output(self, group: str) -> None:
         """Log what output of a group was dropped and is not in the log yet."""

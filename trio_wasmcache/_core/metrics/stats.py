@@ -251,6 +251,12 @@ class CacheStats:
     snapshots_lost: int
     """Number of snapshots of the cache that were left out of the log, because its sink was too
     slow."""
+    output_dropped: int = 0
+    """Number of lines that guests wrote for the log, or for a function in `Wasi`, and that were
+    dropped: they exceeded a limit, the log's sink was too slow, or the function raised."""
+    values_dropped: int = 0
+    """Number of calls that `log_values` selects and that were not logged, as their group had
+    exceeded its limit, or the log's sink was too slow."""
     promotions: int = 0
     """Number of functions whose code the optimizing compiler has made in the background."""
     promotions_waiting: int = 0
@@ -258,6 +264,8 @@ class CacheStats:
     throttled_seconds: dict[str, float] = field(factory=dict)
     """{group: seconds that its calls have waited for its `cpu_limit`, all together}, of the open
     groups that have one. It begins anew for a group whose limit is taken away."""
+    throttled_waits: dict[str, int] = field(factory=dict)
+    """{group: number of these waits that have begun}, of the same groups."""
     _uses: Snapshot = field(factory=Snapshot, repr=False, eq=False)
 
     @cached_property

@@ -32,7 +32,8 @@ class CpuBudget:
     """Whether nothing waits for it any more: the limit was taken away, or the group has closed."""
     _began: float | None = field(default=None)  # the present window, or the last in which it ran
     _part: int = 0  # of the window, in which the last call was let go on
-    _waits: int = 0  # that have begun
+    waits: int = 0
+    """Number of waits of its calls that have begun."""
     _waited: float = 0.0  # seconds of those that have ended
     _since: float = 0.0  # sum of the times when those under way have begun
     _told_at: float | None = field(default=None)
@@ -65,7 +66,7 @@ class CpuBudget:
     def begin_wait(self, now: float) -> None:
         """Count a call that waits."""
         self.waiting += 1
-        self._waits += 1
+        self.waits += 1
         self._since += now
 
     def end_wait(self, began: float, now: float) -> None:
@@ -83,7 +84,7 @@ class CpuBudget:
 
         At most once a window, unless it is for the `last` time; None if there is nothing to tell.
         """
-        waits, waited = self._waits, self.waited(now)
+        waits, waited = self.waits, self.waited(now)
         due = last or self._told_at is None or now >= self._told_at + WINDOW
         if not due or waited <= self._told[1]:
             return None
