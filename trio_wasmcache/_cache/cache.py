@@ -333,25 +333,29 @@ class InstanceCache:
         Args:
             name: name of the function. Together with `args` it identifies the function, so
                 functions can be overloaded.
-            wasm: bytes of a module, WebAssembly text as a `str`, or the path of a file with either:
-                a `pathlib.Path`, as a `str` is never taken for a path.
+            wasm: bytes of a module or component, WebAssembly text as a `str`, or the path of a file
+                with either: a `pathlib.Path`, as a `str` is never taken for a path.
             args: types of the arguments, such as ``("i64", "f64")``. The plain ABI has ``"i8"``,
                 ``"i16"``, ``"i32"``, ``"i64"``, ``"u8"``, ``"u16"``, ``"u32"``, ``"u64"``,
-                ``"f32"``, ``"f64"`` and ``"bool"``; others are those of `abi`.
+                ``"f32"``, ``"f64"`` and ``"bool"``; others are those of `abi`. A component says
+                them, so they may be left out.
             returns: type of the result; several types if a call returns a tuple; None: it returns
-                nothing.
-            export: name of the exported function; None: the same as `name`.
-            abi: convention by which values cross, and whose types `args` and `returns` are.
-                ``"plain"``: numbers and bools. ``"buffer"``: also bytes and str, by address and
-                length (`BufferAbi`). ``"scylla"``: CQL's types, for UDFs built for ScyllaDB
-                (`ScyllaAbi`; most types need the extra ``[scylla]``). ``"assemblyscript"``: also
+                nothing. Left out: None, and for a component what it says.
+            export: name of the exported function; None: the same as `name`. In a component, such as
+                ``"demo:shapes/funcs@0.1.0#area"``; the interface, its package and its version may
+                be left out, and a compatible version is taken.
+            abi: convention by which values cross, and whose types `args` and `returns` are; not for
+                components. ``"plain"``: numbers and bools. ``"buffer"``: also bytes and str, by
+                address and length (`BufferAbi`). ``"scylla"``: CQL's types, for UDFs built for
+                ScyllaDB (`ScyllaAbi`; most types need the extra ``[scylla]``). ``"assemblyscript"``: also
                 text, bytes and lists of numbers (`AssemblyScriptAbi`). Or an `Abi` object, such as
                 ``BufferAbi(result="nul")``. None: ``"scylla"`` for a module that exports a global
                 `_scylla_abi`; ``"assemblyscript"`` for one that exports AssemblyScript's runtime,
                 if the types are its own, not those of ``"plain"``, or arguments have default
                 values; ``"plain"`` for others.
             called_on_null: whether the function is called if an argument is None. If False, such a
-                call returns None without running the guest.
+                call returns None without running the guest. Arguments of a component's type
+                ``option`` may always be None.
             imports: what the module imports, as ``{"module": {"name": HostFunction(...)}}``, with
                 a `HostFunction`, `HostMemory`, `HostTable` or `HostGlobal` for each import; None:
                 the module imports nothing but WASI preview 1, and AssemblyScript's `abort`,
