@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -14,6 +15,7 @@ from staging import look as look_at_books, stage
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_wasmcache import CacheConfig, HostFunction, KiB, LoadError, Prepare, current_lease
+from trio_wasmcache._pool.promotion import LONGEST_START
 from trio_wasmcache.testing import FakeEngine, open_fake_cache
 
 ISOLATIONS = ("reuse", "reset", "fresh")
@@ -266,6 +268,29 @@ async def test_a_start_in_the_background_has_its_time(
         assert (await f.call(1), cache.stats().hits) == (1, 1)
         assert tiers(cache) == [{"baseline": 1}, {"optimizing": 1}]
         assert len(logger.fields("failed")) == 1
+
+
+async def test_a_start_that_waits_for_its_cpu_limit_has_its_time_too(
+    fake: FakeKit, autojump_clock: MockClock
+) -> None:
+    """It runs for hundredths of a second, in ten seconds in which its group may run as long."""
+    logger = WatchedLogger()
+    config = evolve(TIERED, idle_timeout=1e9, yield_fuel=1000)
+    async with fake.open(config, logger=logger) as cache:
+        clock = itertools.count()
+        cache._pool.runner.cpu_clock = lambda: (
+            (next(clock) + 1) // 2 * 0.001
+        )  # a slice takes as long
+        async with cache.scheduling_group("slow", capacity=1, cpu_limit=0.005):
+            f = await add(cache, "f", fake.engine.module(start_fuel=50_000))
+            began = trio.current_time()
+            await f.call(1)
+            needed = trio.current_time() - began
+            look(cache)
+            for _ in range(100):
+                await trio.sleep(1)
+            assert needed > 2 * LONGEST_START
+            assert (logger.fields("failed"), tiers(cache)) == ([], [{"optimizing": 1}])
 
 
 @pytest.mark.parametrize("replace", [False, True])

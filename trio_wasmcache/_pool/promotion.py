@@ -44,7 +44,8 @@ from .registration import Compiler
 # Entries that are looked at each time that something has become free.
 MOST_LOOKED_AT = 16
 LONGEST_START = 2.0
-"""Seconds that an instance may take in the background, on Trio's clock."""
+"""Seconds that an instance may take in the background, on Trio's clock, without those in which its
+group waits for its `cpu_limit`."""
 
 
 class Lend(Protocol):
@@ -311,7 +312,7 @@ class Promoter:
         pool.background[entry] = upgrade.end
         done = False
         try:
-            with trio.move_on_after(LONGEST_START) as scope:
+            with pool.runner.cpu_limits.move_on_after(LONGEST_START) as scope:
                 self._upgrading = function, scope
                 done = await upgrade.run()
         except Exception as problem:

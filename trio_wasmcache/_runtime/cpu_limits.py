@@ -8,12 +8,15 @@
    when the group closes.
 4. Of the calls that wait, the first goes on when a window begins; the next one when a call has
    ended, or a sixteenth of the window was used. If all woke at once, most would wake in vain.
+5. A deadline of `move_on_after` stands still while its task waits.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from typing import ParamSpec, TypeVar, final
 
 import trio
@@ -48,6 +51,8 @@ class CpuLimits:
         self.clock: Callable[[], float] = clock
         self._note = note
         self._lots: dict[CpuBudget, trio.lowlevel.ParkingLot] = {}  # of those for which calls wait
+        # {task: scope of which the deadline stands still while the task waits}
+        self._deadlines: dict[trio.lowlevel.Task, trio.CancelScope] = {}
 
     def metered(self, share: Share, run: Callable[P, T]) -> Callable[P, T]:
         """Return `run`, or a function that does the same and charges its CPU time to the group."""
@@ -100,6 +105,10 @@ class CpuLimits:
             return
         lot = self._lots.setdefault(budget, trio.lowlevel.ParkingLot())
         budget.begin_wait(began)
+        limited = self._deadlines.get(trio.lowlevel.current_task())
+        deadline = math.inf if limited is None else limited.deadline
+        if limited is not None:
+            limited.deadline = math.inf
         try:
             while (ready_at := budget.ready_at(trio.current_time())) is not None:
                 with trio.move_on_at(ready_at + APART * len(lot)):
@@ -109,11 +118,24 @@ class CpuLimits:
             raise
         finally:
             ended = trio.current_time()
+            if limited is not None:
+                limited.deadline = deadline + ended - began
             budget.end_wait(began, ended)
             if not budget.waiting:
                 del self._lots[budget]
             if not budget.closed:
                 self._tell(budget, ended)
+
+    @contextlib.contextmanager
+    def move_on_after(self, seconds: float) -> Iterator[trio.CancelScope]:
+        """Cancel the block after so many seconds, without those in which its task waits here."""
+        task = trio.lowlevel.current_task()
+        with trio.move_on_after(seconds) as scope:
+            self._deadlines[task] = scope
+            try:
+                yield scope
+            finally:
+                del self._deadlines[task]
 
     def parked(self, share: Share) -> int:
         """Return the number of calls of a group that wait now."""
