@@ -277,10 +277,8 @@ async def test_a_start_that_waits_for_its_cpu_limit_has_its_time_too(
     logger = WatchedLogger()
     config = evolve(TIERED, idle_timeout=1e9, yield_fuel=1000)
     async with fake.open(config, logger=logger) as cache:
-        clock = itertools.count()
-        cache._pool.runner.cpu_clock = lambda: (
-            (next(clock) + 1) // 2 * 0.001
-        )  # a slice takes as long
+        reads = itertools.count(1)
+        cache._pool.runner.cpu_clock = lambda: next(reads) // 2 * 0.001  # a slice takes one
         async with cache.scheduling_group("slow", capacity=1, cpu_limit=0.005):
             f = await add(cache, "f", fake.engine.module(start_fuel=50_000))
             began = trio.current_time()

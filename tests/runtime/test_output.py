@@ -20,6 +20,7 @@ from trio_wasmcache import (
     FuelExhaustedError,
     InstanceCache,
     LoadError,
+    Prepare,
     TrapError,
     Wasi,
     current_lease,
@@ -88,6 +89,18 @@ async def test_lines_are_events(log: ListLogger) -> None:
         ("stdout", "unfinished"),
         ("stderr", "Grüße"),
     ]
+
+
+async def test_lines_of_a_preparation_are_events_too(log: ListLogger) -> None:
+    """Of the function that is registered, which has no generation yet, and of its group."""
+    async with open_real_cache(CacheConfig(log_uses=True), logger=log) as cache:
+        prepare = (Prepare("print", args=("i32", "i32"), values=(1, 3)),)
+        async with cache.scheduling_group("oltp", capacity=1):
+            await add(cache, LOG, prepare=prepare)
+        assert lines_of(log) == [("stdout", "\\x00\\x00\\x00")]
+        (event,) = log.fields("output")
+        assert (event["function"], event["arg_types"]) == ("print", "i32, i32")
+        assert (event["group"], event["generation"], event["request"]) == ("oltp", 0, None)
 
 
 async def test_a_call_logs_sixteen_lines(log: ListLogger) -> None:

@@ -684,9 +684,10 @@ class Output(Event):
     group: str
     """Name of the group."""
     generation: int | None = None
-    """Generation of the function; None as for `function`."""
+    """Generation of the function, 0 while it is prepared; None as for `function`."""
     request: int | None = None
-    """Number of the acquire of the lease; None without `log_uses`, and as for `function`."""
+    """Number of the acquire of the lease; None without `log_uses`, without a lease, and as for
+    `function`."""
     stream: str | None = None
     """Name of the stream, ``"stdout"`` or ``"stderr"``; None if lines were dropped."""
     line: str | None = None

@@ -24,7 +24,7 @@ from .._core.config import CacheConfig, SystemLimits
 from .._core.errors import GuestError, LoadError
 from .._core.keys import FunctionKey
 from .._core.policy.policy import Policy
-from .._core.policy.records import Entry, FunctionRecord
+from .._core.policy.records import Entry, FunctionRecord, Request
 from .._core.wasm.preparation import UnfreezableError
 from .._engine.base import GuestInstance, HostCall
 from .._runtime.activity import Activity
@@ -95,7 +95,7 @@ class Preparing:
     """The preparation of one module.
 
     Args:
-        what: the function that is registered, for messages.
+        key: the function that is registered.
         runtime: parts of the cache that all calls share.
         lines: the source lines of the cache.
         config: the limits.
@@ -105,7 +105,7 @@ class Preparing:
 
     def __init__(
         self,
-        what: str,
+        key: FunctionKey,
         runtime: Runtime,
         lines: SourceLines,
         config: CacheConfig,
@@ -119,7 +119,8 @@ class Preparing:
         self.definition: None = None
         self.hosted = False
         """Whether the guest called host functions of the application."""
-        self._what = what
+        self._what = str(key)
+        self._key = key
         # Its books are nobody's: what is counted of these calls is not of the function's.
         self._runtime = evolve(runtime, policy=Policy(config, system))
         self._lines = lines
@@ -244,7 +245,12 @@ class Preparing:
     ) -> None:
         runtime = self._runtime
         start = self.start = Start(
-            runtime.runner, self._group.share, module.hosts, lease, runtime.log, None
+            runtime.runner,
+            self._group.share,
+            module.hosts,
+            lease,
+            runtime.log,
+            self._request(module),
         )
         start.watch, start.aside = self, True
         fuel = self._config.total_fuel
@@ -258,6 +264,11 @@ class Preparing:
             )
         finally:
             self.start = None
+
+    def _request(self, module: CachedModule) -> Request:
+        """Return a request for what the guest writes to the log; it is in no book, either."""
+        record = FunctionRecord(self._key, 0, module.record)
+        return Request(Entry(record, self._group.record), self)
 
     async def _run_call(
         self, native: GuestInstance, module: CachedModule, one: PrepareCall, lease: object
@@ -277,7 +288,7 @@ class Preparing:
         make = binding.steps
         if make is None:
             make = _plain_steps(bound.guest.type, binding, prepare.export)
-        call = Call(self._runtime, bound, self._group.share, lease, None)
+        call = Call(self._runtime, bound, self._group.share, lease, self._request(module))
         call.watch, call.aside = self, True
         self.start = self.call = call
         try:

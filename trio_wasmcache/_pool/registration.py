@@ -852,7 +852,7 @@ class Compiler:
                 prepared = None
                 if equal.preparation is not None:
                     preparing = Preparing(
-                        str(declaration.key),
+                        declaration.key,
                         self.runtime,
                         self.lines,
                         config,
