@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
         "statistics",
         "tenants",
         "trace",
-        *(("outside",) if os.environ.get("HYPOTHESIS_PROFILE") == "nightly" else ()),
+        *(("outside", "promotion") if os.environ.get("HYPOTHESIS_PROFILE") == "nightly" else ()),
     ],
 )
 def test_a_bench_runs_and_writes_its_figures(suite: str, tmp_path: Path) -> None:
