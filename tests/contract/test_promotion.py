@@ -97,6 +97,25 @@ async def test_a_burst_of_calls_is_looked_at(kit: Kit) -> None:
                 assert await f.call(5) == 5
 
 
+@pytest.mark.parametrize("offload_after", [None, 1])
+async def test_a_call_without_end_makes_its_function_due(
+    kit: Kit, offload_after: int | None
+) -> None:
+    """Once it has burnt the fuel of 10 ms, on the loop or in a thread; it keeps its code."""
+    logger = WatchedLogger()
+    config = evolve(TIERED, offload_after=offload_after, total_fuel=10**12)
+    async with kit.open(config, logger=logger) as cache:
+        f = await add(cache, "f", kit.endless())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(f.call, 1)
+            await logger.wait("promoted")
+            (promoted,) = logger.fields("promoted")
+            assert (promoted["function"], promoted["error"]) == ("f", None)
+            assert promoted["guest_seconds"] >= 0.01
+            assert {"baseline": 1}.items() <= tiers(cache)[0].items()
+            nursery.cancel_scope.cancel()
+
+
 async def test_a_held_lease_keeps_its_code(kit: Kit) -> None:
     """Another instance comes beside it, outside of `concurrency`; it goes when it is given back."""
     logger = WatchedLogger()

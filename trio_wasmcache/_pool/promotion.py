@@ -34,6 +34,7 @@ from .._core.tiers import TIERED
 from .._core.wasm.isolation import SEAT_SIZE
 from .._engine.base import GuestInstance
 from .._runtime.bound import Definition
+from .._runtime.call import Call
 from .._runtime.module import CachedModule
 from .._runtime.start import Start
 from .capacity import GroupState
@@ -131,13 +132,25 @@ class Promoter:
         used = dict.fromkeys(instances.used_since(self._seen))
         used.update(dict.fromkeys(request.held.entry.function for request in policy.waits.held))
         self._seen = instances.rests
+        burning = self._burning()
         for function in used:
             module = Definition.of(function).module
             if module is self._compiling or module in self._queue:
                 continue
-            if function in self._users.get(module, ()) and instances.fuel_of(function) >= DUE_FUEL:
+            if function not in self._users.get(module, ()):
+                continue
+            if instances.fuel_of(function) + burning.get(function, 0) >= DUE_FUEL:
                 self._queue.add(module)
                 self._is_due.set()
+
+    def _burning(self) -> dict[FunctionRecord, int]:
+        """Return {function: fuel} of calls that are not over."""
+        found: dict[FunctionRecord, int] = {}
+        for job in self._pool.runner.jobs:
+            if isinstance(job.caller, Call):
+                function = job.caller.bound.entry.function
+                found[function] = found.get(function, 0) + job.burnt
+        return found
 
     def _look_for_room(self) -> None:
         if self._entries:
@@ -183,7 +196,8 @@ class Promoter:
 
     async def _compile(self, module: CachedModule, group: GroupState) -> None:
         """Compile a module, and promote its functions."""
-        fuel = max(map(self._pool.policy.instances.fuel_of, self._users[module]))
+        fuel_of, burning = self._pool.policy.instances.fuel_of, self._burning()
+        fuel = max(fuel_of(one) + burning.get(one, 0) for one in self._users[module])
         made: tuple[CachedModule, float] | None = None
         error: Exception | None = None
         self._compiling, began = module, trio.current_time()

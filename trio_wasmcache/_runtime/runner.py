@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextvars
 import functools
 import importlib
+import math
 import time
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
@@ -29,6 +30,7 @@ from trio.lowlevel import Abort, RaiseCancelT
 from .._abi.gil import paced
 from .._core.config import CacheConfig
 from .._core.policy.cpu_budget import CpuBudget
+from .._core.policy.promotion import DUE_FUEL
 from .._core.policy.shares import BURST_FUEL, CALL_FUEL, PASS_FUEL, Share
 from .._engine.base import HostCall, HostCaller
 from .._threads import no_autojump, run_in_thread
@@ -87,6 +89,8 @@ class Job:
     """Units of fuel that the guest had at the beginning."""
     burnt: int = 0
     """Units of fuel burnt so far, by the guest and by the host for it."""
+    note_at: float = field(default=DUE_FUEL, kw_only=True)
+    """Units at which it is told that they are burnt; see `Runner.burnt`."""
     ended: Callable[[], Exception] = field(default=trio.ClosedResourceError, kw_only=True)
     """Function that makes the error to raise if another task stops the job."""
     caller: HostCaller | None = field(default=None, kw_only=True)
@@ -201,7 +205,10 @@ class Runner:
         self.converters: trio.CapacityLimiter = trio.CapacityLimiter(config.max_threads)
         self.importers: trio.CapacityLimiter = trio.CapacityLimiter(1)
         self.burnt: Callable[[], None] = _nothing
-        """Called after a burst of short calls, and after each longer one."""
+        """Called after a burst of short calls, after each longer one, and in each that alone has
+        burnt what makes its function due for promotion."""
+        self.jobs: dict[Job, None] = {}
+        """Jobs that are driven now."""
 
     def resize(self, config: CacheConfig) -> None:
         """Apply other limits: more threads are used at once, fewer as their turns end."""
@@ -291,6 +298,8 @@ class Runner:
         offload_after = 0 if job.aside else self.config.offload_after
         slices, over = 1, False
         self._arrive(share)
+        if until is None:
+            self.jobs[job] = None
         try:
             while not over:
                 if job.stop:
@@ -336,6 +345,9 @@ class Runner:
                             else:
                                 over = self.cpu_limits.metered(share, native.poll)()
                             job.charge()
+                            if job.burnt >= job.note_at:
+                                job.note_at = math.inf
+                                self.burnt()
                             slices += 1
                             if over or native.host_call is not None:
                                 break
@@ -350,6 +362,8 @@ class Runner:
                         if holding:
                             turns.give_back()
         finally:
+            if until is None:
+                del self.jobs[job]
             self._leave(share)
             if share.budget is not None:
                 self.cpu_limits.pass_on(share)
