@@ -25,8 +25,9 @@ from .shapes import (
 
 HEAP = 1024
 BUMP = f"""
-(global $heap (mut i32) (i32.const {HEAP}))
-(func $alloc (param $align i32) (param $size i32) (result i32) (local $at i32) (local $end i32)
+(global $heap (export "heap") (mut i32) (i32.const {HEAP}))
+(func $alloc (export "alloc") (param $align i32) (param $size i32) (result i32)
+  (local $at i32) (local $end i32)
   (local.set $at (i32.and
     (i32.add (global.get $heap) (i32.sub (local.get $align) (i32.const 1)))
     (i32.sub (i32.const 0) (local.get $align))))
@@ -43,6 +44,12 @@ REALLOC = """
 (func $realloc (export "cabi_realloc") (param i32 i32 i32 i32) (result i32)
   (if (i32.or (local.get 0) (local.get 1)) (then (unreachable)))
   (call $alloc (local.get 2) (local.get 3)))
+"""
+# The same of another core module.
+SHARED = """
+(import "a" "memory" (memory 1))
+(import "a" "heap" (global $heap (mut i32)))
+(import "a" "alloc" (func $alloc (param i32 i32) (result i32)))
 """
 INTERFACE = "gen:echo/echoes@0.1.0"
 
@@ -98,6 +105,7 @@ def component(
     functions: dict[str, tuple[Sequence[Shape], Shape | None]],
     *,
     interface: bool = False,
+    allocator: str = "",
 ) -> bytes:
     """A component that lifts functions of a core module, given as fields of its text.
 
@@ -105,6 +113,8 @@ def component(
         core: exports ``memory``, ``cabi_realloc``, each function, and perhaps its ``cabi_post_``.
         functions: {name: (types of its parameters, type of its result)}.
         interface: whether they are exported in an instance, as WIT's tools do, or by themselves.
+        allocator: fields of another core module, which then exports ``memory`` and
+            ``cabi_realloc``, and from which the first one imports as ``a``.
     """
     names = Names(exported=not interface)
     lifts, exports = [], []
@@ -112,7 +122,8 @@ def component(
         given = "".join(f' (param "p{i}" {names.refer(of)})' for i, of in enumerate(params))
         gives = "" if result is None else f" (result {names.refer(result)})"
         post = f"cabi_post_{name}"
-        options = '(memory (core memory $i "memory")) (realloc (core func $i "cabi_realloc"))'
+        at = "$a" if allocator else "$i"
+        options = f'(memory (core memory {at} "memory")) (realloc (core func {at} "cabi_realloc"))'
         if f'(export "{post}")' in core:
             options += f' (post-return (core func $i "{post}"))'
         lifts.append(f'(func ${name}{given}{gives} (canon lift (core func $i "{name}") {options}))')
@@ -123,8 +134,13 @@ def component(
         ]
         exports = [f"(instance $all {' '.join([*types, *exports])})"]
         exports.append(f'(export "{INTERFACE}" (instance $all))')
+    instances = "(core instance $i (instantiate $m))"
+    if allocator:
+        instances = f"""
+          (core module $n {allocator}) (core instance $a (instantiate $n))
+          (core instance $i (instantiate $m (with "a" (instance $a))))"""
     lines = (
-        f"(component (core module $m {core}) (core instance $i (instantiate $m))",
+        f"(component (core module $m {core}) {instances}",
         *names.lines,
         *lifts,
         *exports,
@@ -133,13 +149,21 @@ def component(
 
 
 def echo(
-    params: Sequence[Shape], *, post: bool = True, interface: bool = False, name: str = "echo"
+    params: Sequence[Shape],
+    *,
+    post: bool = True,
+    interface: bool = False,
+    modules: int = 1,
+    name: str = "echo",
 ) -> bytes:
-    """A component with the function that gives back what it gets."""
+    """A component with the function that gives back what it gets, of one or two core modules."""
+    memory = f'(memory (export "memory") 1) {BUMP} {REALLOC}'
+    function = echo_function(params, name, post=post)
     return component(
-        f'(memory (export "memory") 1) {BUMP} {REALLOC} {echo_function(params, name, post=post)}',
+        f"{memory if modules == 1 else SHARED} {function}",
         {name: (params, result_of(params))},
         interface=interface,
+        allocator="" if modules == 1 else memory,
     )
 
 

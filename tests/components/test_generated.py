@@ -16,13 +16,19 @@ REASONS = ("out of bounds", "not aligned", "discriminant", "char", "utf-8")
 VALUES = 3 if settings.default.max_examples <= 100 else 25
 
 
-@tries(40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-@given(params=parameters(), post=st.booleans(), interface=st.booleans(), data=st.data())
+@tries(15, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(
+    params=parameters(),
+    post=st.booleans(),
+    interface=st.booleans(),
+    modules=st.sampled_from((1, 2)),
+    data=st.data(),
+)
 def test_the_oracle_echoes(
-    params: tuple[Shape, ...], post: bool, interface: bool, data: st.DataObject
+    params: tuple[Shape, ...], post: bool, interface: bool, modules: int, data: st.DataObject
 ) -> None:
     """So the generator and the oracle agree on layouts, and on how values are passed."""
-    oracle = Oracle(echo(params, post=post, interface=interface))
+    oracle = Oracle(echo(params, post=post, interface=interface, modules=modules))
     result = result_of(params)
     path = f"{INTERFACE}#echo" if interface else "echo"
     for _ in range(VALUES):
@@ -32,7 +38,7 @@ def test_the_oracle_echoes(
         assert same(answer, expected), f"{params}: {given!r} came back as {answer!r}"
 
 
-@tries(40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@tries(15, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(shape=types(), data=st.data())
 def test_the_oracle_reads_what_is_well_formed(shape: Shape, data: st.DataObject) -> None:
     """So the images of values that are changed to lies are right before."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, final
 
 from attrs import field, frozen
@@ -13,18 +13,23 @@ from .._core.errors import ExportError, InvalidModuleError, ModuleTooLargeError,
 from .._core.keys import normalise_type
 from .._core.text import printable
 from .._core.wasm.component.exports import ExportMatchError, find_export, find_interface
+from .._core.wasm.component.linking import Locate, link_instances
 from .._core.wasm.component.reader import read_component
 from .._core.wasm.component.types import (
+    BuiltIn,
     Component,
-    CoreInstance,
+    CoreExport,
     ExportedFunction,
     ImportedFunction,
     Lifted,
+    Lowered,
     Unsupported,
     UnsupportedComponentError,
 )
 from .._core.wasm.custom import custom_size, find_custom_sections
+from .._core.wasm.graph import Layer, Part, Source
 from .._core.wasm.reader import ExcessiveModuleError, MalformedModuleError
+from .._core.wasm.types import FuncType
 from .._core.wit.text import function_text, parts_of, type_text
 from .._core.wit.types import Function, Handle, Option, Type, Unsupported as UnsupportedType
 
@@ -80,8 +85,10 @@ class Taken:
 
     digest: bytes = field(repr=False)
     """SHA-256 of the component."""
-    offset: int
-    """Position of the core module in the component."""
+    offset: int | None
+    """Position of the core module in the component; None: it is generated."""
+    layer: Layer | None = field(repr=False)
+    """Core instances of the component, if there are several: the module is the one in front."""
     abi: CanonicalAbi
     """How values cross; the same for all functions."""
     functions: Mapping[str, Offered] = field(repr=False)
@@ -145,41 +152,89 @@ def take_apart(
     try:
         component = read_component(wasm, breathe)
         _check_size(what, wasm, component, limit)
-        main = _main(component)
+        memory = _memory_of(component)
+        refused = {
+            one.export: reason
+            for one in component.exports
+            if (reason := _reason(one, memory)) is not None
+        }
+        usable = [one for one in component.exports if one.export not in refused]
+        core, names, layer, offset = _core(component, wasm, usable, breathe)
     except MalformedModuleError as error:
         raise InvalidModuleError(f"{what}: {error}") from None
     except ExcessiveModuleError as error:
         raise ModuleTooLargeError(f"{what}: {error}") from None
     functions: dict[str, Offered] = {}
-    refused: dict[str, str] = {}
     lifted: dict[str, LiftedAbi] = {}
-    for one in component.exports:
-        reason = _reason(one, main)
-        if reason is not None:
-            refused[one.export] = reason
-            continue
+    for one in usable:
         assert isinstance(one.function, Lifted)
         assert isinstance(one.type, Function)
-        options = one.function.options
-        core = one.function.core.name
+        options, name = one.function.options, names[one.function.core]
         crossing = LiftedAbi(
-            core,
+            name,
             one.type,
-            None if options.realloc is None else options.realloc.name,
-            None if options.post_return is None else options.post_return.name,
+            None if options.realloc is None else names[options.realloc],
+            None if options.post_return is None else names[options.post_return],
         )
-        if lifted.setdefault(core, crossing) != crossing:
+        if lifted.setdefault(name, crossing) != crossing:
             refused[one.export] = "is the same core function as another one, with another type"
             continue
-        functions[one.export] = Offered(one.export, core, one.type)
+        functions[one.export] = Offered(one.export, name, one.type)
     taken = Taken(
         hashlib.sha256(wasm).digest(),
-        main.module.start,
+        offset,
+        layer,
         CanonicalAbi(tuple(lifted.values())),
         functions,
         refused,
     )
-    return wasm[main.module.start : main.module.end], taken
+    return core, taken
+
+
+def _needs(one: ExportedFunction) -> list[CoreExport]:
+    """Return the exports of core instances that calls of a function need."""
+    if not isinstance(one.function, Lifted):
+        return []
+    options = one.function.options
+    exports = (one.function.core, options.memory, options.realloc, options.post_return)
+    return [item for item in exports if item is not None]
+
+
+def _core(
+    component: Component,
+    wasm: bytes,
+    usable: Sequence[ExportedFunction],
+    breathe: Callable[[], object],
+) -> tuple[bytes, Mapping[CoreExport, str], Layer | None, int | None]:
+    """Return the core module, names of its exports, what is behind it, and its position.
+
+    Raises:
+        UnsupportedComponentError: it imports functions.
+        MalformedModuleError: a core module is damaged.
+        ExcessiveModuleError: a core module has too much of something.
+    """
+    needed = [item for one in usable for item in _needs(one)]
+    if len(component.instances) == 1 and not component.instances[0].args:
+        module = component.instances[0].module
+        names = {item: item.name for item in needed}
+        return wasm[module.start : module.end], names, None, module.start
+    linked = link_instances(component, wasm, needed, _supply, breathe)
+    return linked.front, linked.names, linked.layer, None
+
+
+def _supply(
+    item: Lowered | BuiltIn,
+    wanted: FuncType,  # noqa: ARG001
+    locate: Locate,  # noqa: ARG001
+) -> tuple[tuple[Part, ...], Source]:
+    if isinstance(item, Lowered) and isinstance(item.function, ImportedFunction):
+        function = item.function
+        name = f"{function.interface}#{function.name}" if function.interface else function.name
+        raise UnsupportedComponentError(f"the import {printable(name, MAX_SHOWN)}", item.offset)
+    what = "functions of components inside it that call each other"
+    if isinstance(item, BuiltIn):
+        what = item.name
+    raise UnsupportedComponentError(what, item.offset)
 
 
 def _check_size(what: str, wasm: bytes, component: Component, limit: int) -> None:
@@ -197,24 +252,20 @@ def _check_size(what: str, wasm: bytes, component: Component, limit: int) -> Non
         )
 
 
-def _main(component: Component) -> CoreInstance:
-    """Return the core instance whose functions the component exports.
+def _memory_of(component: Component) -> CoreExport | None:
+    """Return the memory that functions use for values; None: they need none.
 
     Raises:
-        UnsupportedComponentError: there are several core instances.
+        MalformedModuleError: it exports no functions of its own.
     """
     lifted = [one.function for one in component.exports if isinstance(one.function, Lifted)]
     if not lifted:
         raise MalformedModuleError("a component that exports no functions of its own", 0)
-    main = lifted[0].core.instance
-    if len(component.instances) > 1:
-        raise UnsupportedComponentError(
-            "several core modules that are linked with each other", component.modules[1].start
-        )
-    return main
+    found = (one.options.memory for one in lifted)
+    return next((memory for memory in found if memory is not None), None)
 
 
-def _reason(one: ExportedFunction, main: CoreInstance) -> str | None:
+def _reason(one: ExportedFunction, memory: CoreExport | None) -> str | None:
     """Return why an exported function can't be used; None: it can."""
     kind, function = one.type, one.function
     if isinstance(function, ImportedFunction):
@@ -240,9 +291,8 @@ def _reason(one: ExportedFunction, main: CoreInstance) -> str | None:
             f"encodes strings as {options.encoding}, which is not supported: build it with "
             f"string-encoding=utf8 {offset}"
         )
-    exports = (function.core, options.memory, options.realloc, options.post_return)
-    if any(item is not None and item.instance is not main for item in exports):
-        return f"is linked with several core modules, which is not supported {offset}"
+    if options.memory not in (None, memory):
+        return f"uses another memory than other functions, which is not supported {offset}"
     if sum(map(len, Offered(one.export, "", kind).args)) > MAX_TYPES:
         return f"has types of more than {MAX_TYPES} characters: give its records names"
     return None

@@ -1301,11 +1301,23 @@ class Imports:
 OWN = "trio_wasmcache"
 
 
+def _behind(info: ModuleInfo, declaration: Declaration, instances: Layer) -> Imports:
+    """Return what the module in front of a component's core instances is linked with."""
+    layers = [instances]
+    if isinstance(declaration.abi, LayeredAbi):
+        first = len(instances.hosts)
+        layers.append(declaration.abi.layer(str(declaration.key), info, {}, first))
+    return Imports((), instances.hosts, False, tuple(layers))
+
+
 def _find_imports(info: ModuleInfo, declaration: Declaration) -> Imports:
     """Return what the imports of a module are linked with; `LinkError` if something is not there.
 
     The layers of generated parts are asked for here, once the imports are known.
     """
+    component = declaration.component
+    if component is not None and component.layer is not None:
+        return _behind(info, declaration, component.layer)
     hosts = declaration.hosts_for(info)
     layered = declaration.abi if isinstance(declaration.abi, LayeredAbi) else None
     supplied: dict[tuple[str, str], FuncType] = {}

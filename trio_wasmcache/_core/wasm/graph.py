@@ -186,7 +186,7 @@ def join_layers(
     layers: Sequence[Layer],
     hosts: Mapping[ImportName, int],
     *,
-    offset: int = 0,
+    offset: int | None = 0,
 ) -> Graph:
     """Return the graph of the user's module and of the layers around it.
 
@@ -195,7 +195,7 @@ def join_layers(
         info: What its sections say.
         layers: The layers. If several supply an import, the last one provides it.
         hosts: {module and name of an import: index of the host function}.
-        offset: Position of the module in the bytes given to `register`.
+        offset: Position of the module in the bytes given to `register`; None: it is generated.
 
     Raises:
         ValueError: An import is left, or the parts can't be linked so.
