@@ -20,6 +20,12 @@ none of those listed here is refused with 400. A group is a nursery, so it needs
 in it for as long as the tenant is there (`keep_tenant`). The server's own tasks are never inside of
 it, which is why they ask for leases by `group.acquire`, and register by `group.start`.
 
+Each request has a trace id: that of its header `traceparent`, or a new one. Every line of the log
+about the request has it, and the answer has it in the header `x-trace-id`. So this explains one
+request, with what it waited for and who evicted its instance:
+
+    python -m trio_wasmcache report service.jsonl --where trace_id=4bf92f3577b34da6a3ce929d0e0e4736
+
 Results have JSON as follows, within others, too:
 
 | value | JSON |
@@ -48,6 +54,7 @@ import json
 import math
 import os
 import re
+import secrets
 import signal
 import sys
 import uuid
@@ -74,12 +81,14 @@ LIMITS = CacheConfig(
     max_wasm_size=1 * MiB,
     compile_memory=512 * MiB,  # its modules come from strangers
     offload_after=8,
+    log_uses=True,  # 1 KB for each call, by which the log explains it
 )
 CALL_SECONDS = 5.0  # for a call and its waiting
 UPLOAD_SECONDS = 60.0  # for registering, which may wait for others' compiling
 TENANTS, FUNCTIONS = 32, 16  # at most; functions are for each tenant
 UPLOADS = 4  # of a tenant at the same time
 ARGUMENTS = 32  # of a function
+TRACE = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")  # W3C's traceparent
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # of tenants and functions
 QUEUE = 64  # calls of a tenant that may wait for one of its tokens
 GRACE_SECONDS = 1.0  # for requests under way at the end
@@ -366,6 +375,18 @@ async def json_body(default: dict[str, Any] | None = None) -> dict[str, Any]:
     return body
 
 
+async def begin_trace() -> None:
+    """Every event that this request causes has its trace id: the log merges what is bound here."""
+    found = TRACE.fullmatch(request.headers.get("traceparent", ""))
+    structlog.contextvars.clear_contextvars()
+    structlog.contextvars.bind_contextvars(trace_id=found[1] if found else secrets.token_hex(16))
+
+
+async def tell_trace(response: Response) -> Response:
+    response.headers["x-trace-id"] = structlog.contextvars.get_contextvars().get("trace_id", "")
+    return response
+
+
 async def read_body() -> None:
     """Before anything is answered: Hypercorn can lose a connection whose body comes after that."""
     await request.get_data()
@@ -391,7 +412,9 @@ def make_app(service: Service) -> QuartTrio:
     # A little more than the largest module, so that it is the cache that refuses those.
     app.config["MAX_CONTENT_LENGTH"] = LIMITS.max_wasm_size + 64 * 1024
     app.config["BODY_TIMEOUT"] = CALL_SECONDS
+    app.before_request(begin_trace)
     app.before_request(read_body)
+    app.after_request(tell_trace)
     app.errorhandler(Exception)(explain)
     for method, path, view in (
         ("GET", "/stats", service.stats),
@@ -446,7 +469,12 @@ if __name__ == "__main__":
         print(__doc__)
         sys.exit(0 if len(sys.argv) == 1 else 2)
     structlog.configure(
-        processors=[structlog.processors.add_log_level, structlog.processors.JSONRenderer()],
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.JSONRenderer(),
+        ],
         logger_factory=structlog.WriteLoggerFactory(os.fdopen(os.dup(1), "w", buffering=1)),
     )
     trio.run(main, int(sys.argv[1]))

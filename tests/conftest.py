@@ -65,7 +65,7 @@ TWICE = (
     "faces/test_english.py",
     "faces/test_examples.py",
     "faces/test_readme.py",
-    "faces/test_service.py",
+    "faces/test_service",
     "report/",
 )
 
