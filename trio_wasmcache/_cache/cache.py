@@ -347,12 +347,12 @@ class InstanceCache:
             abi: convention by which values cross, and whose types `args` and `returns` are; not for
                 components. ``"plain"``: numbers and bools. ``"buffer"``: also bytes and str, by
                 address and length (`BufferAbi`). ``"scylla"``: CQL's types, for UDFs built for
-                ScyllaDB (`ScyllaAbi`; most types need the extra ``[scylla]``). ``"assemblyscript"``: also
-                text, bytes and lists of numbers (`AssemblyScriptAbi`). Or an `Abi` object, such as
-                ``BufferAbi(result="nul")``. None: ``"scylla"`` for a module that exports a global
-                `_scylla_abi`; ``"assemblyscript"`` for one that exports AssemblyScript's runtime,
-                if the types are its own, not those of ``"plain"``, or arguments have default
-                values; ``"plain"`` for others.
+                ScyllaDB (`ScyllaAbi`; most types need the extra ``[scylla]``).
+                ``"assemblyscript"``: also text, bytes and lists of numbers (`AssemblyScriptAbi`).
+                Or an `Abi` object, such as ``BufferAbi(result="nul")``. None: ``"scylla"`` for a
+                module that exports a global `_scylla_abi`; ``"assemblyscript"`` for one that
+                exports AssemblyScript's runtime, if the types are its own, not those of
+                ``"plain"``, or arguments have default values; ``"plain"`` for others.
             called_on_null: whether the function is called if an argument is None. If False, such a
                 call returns None without running the guest. Arguments of a component's type
                 ``option`` may always be None.
