@@ -8,12 +8,14 @@ from random import Random
 from typing import Any
 
 import pytest
+import trio
 from attrs import evolve
 from hypothesis import assume, example, given, strategies as st
 from kits import tries
 from report.workloads import (
     PAGE,
     FunctionPlan,
+    JsonLogger,
     Plan,
     Use,
     calm_plan,
@@ -23,6 +25,7 @@ from report.workloads import (
     tiered,
     wild_plan,
 )
+from trio.testing import MockClock
 
 from trio_wasmcache import CacheConfig
 from trio_wasmcache.report.reading.records import make_event
@@ -30,6 +33,7 @@ from trio_wasmcache.report.replay.start import NotReplayable
 from trio_wasmcache.report.whatif.results import Result
 from trio_wasmcache.report.whatif.tasks import Application, Recorder
 from trio_wasmcache.report.whatif.whatif import WhatIf
+from trio_wasmcache.testing import FakeEngine, open_fake_cache
 
 Event = dict[str, Any]
 WHAT = ("function", "group", "generation", "reason", "seat", "freed_bytes", "uses")
@@ -227,6 +231,43 @@ def test_who_gave_up_is_served_where_there_is_more() -> None:
     one, two = (WhatIf(made, {}, concurrency=number).run() for number in (1, 2))
     assert (one.gave_up, one.hits, one.misses, one.wait_seconds) == (1, 1, 1, 3.0 - 0.6)
     assert (two.gave_up, two.hits, two.misses, two.wait_seconds) == (0, 1, 2, 0.0)
+
+
+def test_a_task_that_is_earlier_waits_for_what_it_uses() -> None:
+    """A function that is registered, and registered anew, while a task waited in the log."""
+    log = JsonLogger()
+
+    async def main() -> None:
+        engine = FakeEngine()
+        config = evolve(CONFIG, log_uses=True, idle_timeout=math.inf)
+        async with open_fake_cache(config, engine=engine, logger=log) as cache:
+            module = engine.module()
+            await cache.register("f", module, args=("i64",), returns="i64", export="run")
+
+            async def hold_f(seconds: float) -> None:
+                async with cache.acquire("f", ("i64",)):
+                    await trio.sleep(seconds)
+
+            async def use_both() -> None:
+                await hold_f(1.0)
+                async with cache.acquire("g", ("i64",)):
+                    await trio.sleep(1.0)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(hold_f, 10.0)
+                await trio.sleep(0.5)
+                nursery.start_soon(use_both)
+                await trio.sleep(4.5)
+                await cache.register("g", module, args=("i64",), returns="i64", export="run")
+                cache.remove("g", ("i64",))
+                await trio.sleep(1.0)
+                await cache.register("g", module, args=("i64",), returns="i64", export="run")
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+    made = recorded(log.events)
+    one, two = (WhatIf(made, {}, concurrency=number).run() for number in (1, 2))
+    assert (one.refused, one.hits, one.misses, one.blocks) == (0, 1, 2, 1)
+    assert (two.refused, two.hits, two.misses, two.blocks) == (0, 0, 3, 0)
 
 
 @pytest.mark.parametrize(

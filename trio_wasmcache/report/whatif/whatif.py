@@ -7,7 +7,8 @@ Assumptions:
 2. A task begins at the same time. Functions are registered, removed, replaced and promoted, and
    limits changed, at the same times; so are instances made in the background, if they fit. Groups,
    and the cache, are closed as long after their last lease as in the log; or, if they were closed
-   under leases, at the same time.
+   under leases, at the same time. A task that comes earlier than in the log waits for the function
+   to be registered, and for the group to be opened.
 3. A lease leaves an instance or a seat of the same size; a lease with a failed call costs the
    instance again.
 4. Loads take the times given by `loading`. A load that failed fails again.
@@ -54,10 +55,10 @@ from ..._core.policy.copying import Whole
 from ..._core.policy.instances import Step
 from ..._core.policy.records import Request, Stage
 from ..._core.wasm.isolation import RESET, SEAT_SIZE
-from ..replay.books import Books, Limits, config_of, limits_of, system_of
+from ..replay.books import Books, Limits, NameKey, config_of, limits_of, system_of
 from .loading import Loading
 from .results import Result
-from .tasks import Acquire, Application, Release
+from .tasks import INSTANT, Acquire, Application, Release
 from .tokens import Tokens
 
 # Above the number of all that is done.
@@ -107,6 +108,8 @@ class WhatIf:
     _asked: dict[Acquire, float] = Factory(dict)  # {acquire under way: time when it began}
     _acquires: dict[Request, Acquire] = Factory(dict)
     _loading: Loading = Factory(lambda self: Loading(self.application), takes_self=True)
+    _registrations: dict[NameKey, list[float]] = Factory(dict)
+    """{function: times of its registrations}."""
     _remaining: int = 0
     """Number of acquires and changes that are still to come."""
 
@@ -141,6 +144,9 @@ class WhatIf:
             elif group.cut_short:
                 self._at(group.closed_at, self._close)
         for change in made.changes:
+            if isinstance(event := change.event, Registered):
+                name = event.function, event.arg_types
+                self._registrations.setdefault(name, []).append(change.at_seconds)
             # What goes on in the background comes after all else of a moment.
             late = LATE * isinstance(change.event, Promoted | Loaded)
             self._at(change.at_seconds, partial(self._change, change.event), late)
@@ -347,6 +353,10 @@ class WhatIf:
             opened_at = self.application.groups[item.group].opened_at or 0.0
             self._at(opened_at, partial(self._step, item))
             return
+        registered_at = self._registration(item)
+        if registered_at is not None:
+            self._at(registered_at, partial(self._step, item))
+            return
         self._asked[item] = self._now
         if tokens.record.closed:
             self._refuse(item)
@@ -354,6 +364,14 @@ class WhatIf:
             self._request(item, blocked=False)
         else:
             self._wait_for_token(item, tokens)
+
+    def _registration(self, acquire: Acquire) -> float | None:
+        """Return when the function of an acquire is registered, if that has to be waited for."""
+        if acquire.name in self._books.current:
+            return None
+        times = self._registrations.get(acquire.name, ())
+        before = (at for at in times if self._now < at <= acquire.start + INSTANT)
+        return next(before, None)
 
     def _wait_for_token(self, acquire: Acquire, tokens: Tokens) -> None:
         policy = self._books.policy
