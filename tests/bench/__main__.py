@@ -1,6 +1,7 @@
 """``python -m tests.bench``: figures side by side, in one run of about two minutes.
 
 Each has a name, a value, a unit, perhaps a bar and whether it is met. Trust ratios: see `harness`.
+The command exits with 1 if a bar was missed.
 """
 
 from __future__ import annotations
@@ -8,21 +9,29 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import shutil
+import subprocess
+import sys
+import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import attrs
 import trio
 
 from .. import compilers
-from . import plot, readme
-from .harness import Report, machine
+from . import instructions, plot, readme
+from .harness import WAY, Report, Result, machine
 
 # Without being asked for: what the README shows.
 DEFAULT = ("calls", "misses", "first", "entries", "waiting", "batches", "loop", "startup")
 # Whatever is here and no part of the machinery is a suite, with a function `run`.
 MACHINERY = {"__main__", "engines", "harness", "instructions", "peers", "plot", "readme"}
+# What these measure takes the same steps each time, and can be counted.
+COUNTABLE = ("calls", "misses", "waiting")
 HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
 SUITES = {path.stem for path in HERE.glob("*.py") if not path.stem.startswith("test_")} - MACHINERY
 
 
@@ -33,6 +42,20 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them: .svg or .png")
     parser.add_argument("--readme", action="store_true", help="put them into the README's table")
+    parser.add_argument("--slow", action="store_true", help="evict caches before each turn")
+    parser.add_argument(
+        "--instructions",
+        action="store_true",
+        help=f"also count them, of {', '.join(COUNTABLE)}; needs valgrind",
+    )
+    parser.add_argument(
+        "--beside",
+        action="append",
+        default=[],
+        metavar="PYTHON",
+        help="run each suite with this interpreter, too, which has what the tests need",
+    )
+    parser.add_argument("--counting", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     names = sorted(SUITES) if options.suites == ["all"] else options.suites or DEFAULT
     unknown = set(names) - SUITES
@@ -40,25 +63,40 @@ def main() -> None:
         parser.error(f"no such suite: {', '.join(sorted(unknown))}")
     if options.plot and not plot.available():
         parser.error("--plot needs matplotlib: pip install -e '.[bench]'")
+    if options.instructions and not instructions.available():
+        parser.error("--instructions needs valgrind: apt-get install valgrind")
+    for python in options.beside:
+        if not shutil.which(python):
+            parser.error(f"there is no interpreter {python}")
     # All this is better known before some minutes have passed.
     if options.plot and options.plot.suffix not in (".svg", ".png"):
         parser.error(f"--plot draws .svg or .png, not {options.plot}")
-    if options.readme and (options.quick or not {*DEFAULT} <= {*names}):
-        parser.error("--readme needs all rows of the table: neither --quick nor only some suites")
+    if options.readme and (options.quick or options.slow or not {*DEFAULT} <= {*names}):
+        parser.error("--readme needs all rows of the table: not --quick, --slow or some suites")
     for path in filter(None, (options.json, options.plot)):
         try:
             path.open("a").close()
         except OSError as error:
             parser.error(f"{path} can't be written: {error.strerror}")
     compilers.use()
+    WAY.slow = options.slow
+    if options.counting:
+        WAY.counting = instructions.Callgrind(options.counting)
     report = Report()
     began = time.monotonic()
-    print(machine())
+    print(machine() + (", caches evicted" if options.slow else ""))
     for name in names:
         print(f"-- {name}", flush=True)
         report.suite = name
         suite = importlib.import_module(f"{__package__}.{name}")
         trio.run(suite.run, report, options.quick)
+        if options.instructions and name in COUNTABLE:
+            for result in counted(name):
+                report.take(result)
+        for python in options.beside:
+            print(f"-- {name}, {python}", flush=True)
+            for result in beside(python, name, options):
+                report.take(result)
     verdicts = [result.verdict for result in report.results if result.met is not None]
     missed = verdicts.count("MISSED")
     seconds = time.monotonic() - began
@@ -70,6 +108,43 @@ def main() -> None:
         plot.draw(report.results, options.plot)
     if options.readme:
         readme.write(report.results)
+    sys.exit(1 if missed else 0)
+
+
+def counted(suite: str) -> list[Result]:
+    """The ratios of a suite by instructions, from a process under valgrind."""
+    with tempfile.TemporaryDirectory() as folder:
+        figures = Path(folder) / "figures.json"
+        command = ["tests.bench", suite, "--quick", "--counting", "{output}", "--json"]
+        instructions.run_counted([*command, str(figures)])
+        return results(figures)
+
+
+def beside(python: str, suite: str, options: argparse.Namespace) -> Sequence[Result]:
+    """The rows of a suite with another interpreter."""
+    version = subprocess.run(
+        [python, "-c", "import platform; print(platform.python_version())"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    with tempfile.TemporaryDirectory() as folder:
+        figures = Path(folder) / "figures.json"
+        command = [python, "-m", "tests.bench", suite, "--json", str(figures)]
+        for option in ("quick", "slow", "instructions"):
+            command += [f"--{option}"] * getattr(options, option)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if done.returncode not in (0, 1) or not figures.exists():
+            raise SystemExit(f"{python} has failed: {done.stderr}")
+        return [
+            attrs.evolve(result, name=f"{version}: {result.name}", python=version)
+            for result in results(figures)
+        ]
+
+
+def results(figures: Path) -> list[Result]:
+    """The rows that a command has written."""
+    return [Result(**line) for line in json.loads(figures.read_text())]
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ async def bench_rows(report: Report, rows: int, rounds: int) -> None:
     for name, value in median.items():
         report.add(f"{rows:,} rows of two i64, {name}", value, "ns/row")
     report.add(
-        "map / the driver's loop in place", median["map"] / median["in place"], "", at_most=2.5
+        "map / the driver's loop in place", median["map"] / median["in place"], "", at_most=2
     )
     report.add("map / wasmtime-py", median["map"] / median["wasmtime-py"], "", at_most=0.001)
     report.add("map / list comprehension", median["map"] / median["Python"], "", at_most=1)

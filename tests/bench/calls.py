@@ -73,10 +73,12 @@ async def bench_calls(report: Report, number: int, rounds: int) -> None:
     report.add("hit: acquire, call, recycle", us["hit"], "us")
     report.add("held call", us["held"], "us")
     beyond = (us["hit"] - us["floor"]) / us["bare"]
-    report.add("(hit - floor) / wasmtime-py call", beyond, "", at_most=0.2)
-    report.add("hit / wasmtime-py call", us["hit"] / us["bare"], "", at_most=0.5)
+    report.add(
+        "(hit - floor) / wasmtime-py call", beyond, "", at_most=0.2, instructions_at_most=0.13
+    )
+    report.add("hit / wasmtime-py call", us["hit"] / us["bare"], "", at_most=0.45)
     report.add("hit / wasmtime-py call in a thread", us["hit"] / us["thread"], "", at_most=0.12)
-    report.add("held call / wasmtime-py call", us["held"] / us["bare"], "", at_most=0.15)
+    report.add("held call / wasmtime-py call", us["held"] / us["bare"], "", at_most=0.1)
     if "extism" in us:
         report.add("held call / Extism call", us["held"] / us["extism"], "", at_most=0.4)
         plugins = us["plugin"] / us["extism"]

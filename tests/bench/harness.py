@@ -2,10 +2,16 @@
 
 This machine is shared and its clock speed wanders, so a figure means something only beside another
 one taken in the same breath. Nothing here asserts a time.
+
+`interleave` measures in the way of `WAY`: times, times after other work has filled the processor's
+caches (``--slow``), or instructions, in a process under valgrind (``--instructions``).
 """
 
 from __future__ import annotations
 
+import ast
+import functools
+import gc
 import os
 import platform
 import statistics
@@ -13,7 +19,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from attrs import Factory, define
 
@@ -28,6 +34,33 @@ FIB = """(module
 
 # A line is 80 columns: name, value, unit, bar, verdict.
 NAME, VALUE, UNIT, BAR = 48, 9, 6, 8
+
+
+# Bytes that are copied before each turn with ``--slow``: more than the caches of a core hold.
+SPILL = 8 * 1024 * 1024
+# Repetitions in such a turn: after some of them, all would be in the caches again.
+SLOW_REPETITIONS = 3
+# Repetitions before instructions are counted, as the interpreter rewrites its code at first.
+WARM_UP = 60
+BY_INSTRUCTIONS = ", by instructions"
+
+
+class Counting(Protocol):
+    """Counts instructions: see `instructions.Callgrind`."""
+
+    def count(self) -> int:
+        """Return the number of instructions since the last time."""
+
+
+@define
+class Way:
+    """How `interleave` measures."""
+
+    slow: bool = False
+    counting: Counting | None = None
+
+
+WAY = Way()
 
 
 class SilentLogger:
@@ -50,6 +83,8 @@ class Result:
     met: bool | None = None
     note: str = ""
     suite: str = ""
+    python: str = ""
+    """Version of Python, if it is not that of the command itself."""
 
     @property
     def verdict(self) -> str:
@@ -78,8 +113,15 @@ class Report:
         at_most: float | None = None,
         at_least: float | None = None,
         between: tuple[float, float] | None = None,
+        instructions_at_most: float | None = None,
         note: str = "",
     ) -> None:
+        """Add a row; instructions have a bar of their own, and only ratios of them are shown."""
+        if WAY.counting is not None:
+            if unit:
+                return
+            name, note = name + BY_INSTRUCTIONS, ""
+            at_most, at_least, between = instructions_at_most, None, None
         bar, met = "", None
         if at_most is not None:
             bar, met = f"<= {at_most:g}", value <= at_most
@@ -87,13 +129,16 @@ class Report:
             bar, met = f">= {at_least:g}", value >= at_least
         if between is not None:
             bar, met = f"{between[0]:g}-{between[1]:g}", between[0] <= value <= between[1]
-        result = Result(name, value, unit, bar, met, note, self.suite)
+        self.take(Result(name, value, unit, bar, met, note, self.suite))
+
+    def take(self, result: Result) -> None:
+        """Add a row, of another process maybe, and show it."""
         self.results.append(result)
         print(result, flush=True)
-        if len(name) > NAME:
-            print(f"  ({name})")
-        if note:
-            print(f"  {note}")
+        if len(result.name) > NAME:
+            print(f"  ({result.name})")
+        if result.note:
+            print(f"  {result.note}")
 
 
 def shown(value: float) -> str:
@@ -116,19 +161,54 @@ def machine() -> str:
 Candidate = Callable[[int], Awaitable[None]]
 
 
+@functools.cache
+def _spill() -> tuple[bytearray, bytearray, str]:
+    return bytearray(SPILL), bytearray(SPILL), Path(__file__).read_text()
+
+
+def evict_caches() -> None:
+    """Fill the caches of the processor, with data and with code of the interpreter's."""
+    here, there, text = _spill()
+    here[:] = there
+    compile(ast.parse(text), "harness", "exec")
+
+
+async def _count(
+    candidates: Mapping[str, Candidate | tuple[Candidate, int]], number: int, counting: Counting
+) -> dict[str, float]:
+    """{name: instructions of one repetition}; the suite's repetitions, or enough to be warm."""
+    counted = {}
+    for name, given in candidates.items():
+        candidate, n = given if isinstance(given, tuple) else (given, number)
+        n = max(n, WARM_UP)
+        gc.collect()
+        gc.disable()  # a collection more or less would be told as a difference
+        await candidate(n)
+        counting.count()
+        await candidate(n)
+        counted[name] = counting.count() / n
+        gc.enable()
+    return counted
+
+
 async def interleave(
     candidates: Mapping[str, Candidate | tuple[Candidate, int]], number: int, rounds: int
 ) -> dict[str, float]:
-    """{name: median microseconds of one of the repetitions that each candidate makes}.
+    """{name: median microseconds (or instructions) of one repetition that each candidate makes}.
 
     Args:
         candidates: with a number of their own where they are slow.
         number: repetitions in a round.
     """
+    if WAY.counting is not None:
+        return await _count(candidates, number, WAY.counting)
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds):
         for name, given in candidates.items():
             candidate, n = given if isinstance(given, tuple) else (given, number)
+            if WAY.slow:
+                n = min(n, SLOW_REPETITIONS)
+                evict_caches()
             began = time.perf_counter()
             await candidate(n)
             times[name].append((time.perf_counter() - began) / n * 1e6)
