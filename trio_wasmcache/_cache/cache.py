@@ -928,6 +928,7 @@ class InstanceCache:
         """Configuration with the limits in force."""
         return self._pool.config
 
+    @trio.lowlevel.enable_ki_protection
     def stats(self) -> CacheStats:
         """Return counters, distributions and gauges of this moment. This changes nothing."""
         self._pool.owner.check_reading("stats")
@@ -960,6 +961,7 @@ class InstanceCache:
         self._pool.owner.check("resident_bytes", waits=True)
         return await self._statistics.count_resident()
 
+    @trio.lowlevel.enable_ki_protection
     def entries(self) -> tuple[EntryInfo, ...]:
         """Return an `EntryInfo` for each function and group with instances or waiters.
 

@@ -208,6 +208,10 @@ class Lease(Generic[R_co]):
             raise pool.owner.refusal("acquire", waits=True) from None
         self._state = ACQUIRING
         try:
+            if pool.waiting and self._must_wait():
+                # Waiting is a checkpoint; another one would be a pass of the loop for nothing.
+                await checkpoint_if_cancelled()
+                return await self._acquire(task)
             await checkpoint()
         except BaseException:
             self._state = ENDED
@@ -239,6 +243,13 @@ class Lease(Generic[R_co]):
                 self._state = HELD
                 return self
         return await self._acquire(task)
+
+    def _must_wait(self) -> bool:
+        """Return whether others are in line for an instance of this function in this group."""
+        function = self._pool.exact.get((self._name, self._args))  # type: ignore[arg-type]
+        if function is None or self._warm:
+            return False
+        return self._pool.policy.must_wait(function, self._group.record)
 
     async def _acquire(self, task: Task) -> Self:
         acquisition = Acquisition(
@@ -289,12 +300,14 @@ class Lease(Generic[R_co]):
         try:
             # The fast path: the instance becomes idle, and nobody is waiting.
             measure = None if self._ready is None else bound.measure
-            if measure is not None and pool.policy.rest(request, measure(bound.native), now()):
+            if measure is not None and pool.policy.rest(
+                request, size := measure(bound.native), now()
+            ):
                 self._ready = self._request = None
                 self._state = ENDED
                 if not pool.evictor.expects_expiry:
                     pool.evictor.expect_expiry()
-            else:
+            elif measure is None or not request.entry.waiting or not self._pass_on(request, size):
                 self._leave(task)
                 return
             if capacity.limiter is None and owners[task] == 1:
@@ -304,6 +317,23 @@ class Lease(Generic[R_co]):
                 capacity.give_back(task)
         except RecursionError:
             pool.exits.add(functools.partial(self._leave_late, task))
+
+    def _pass_on(self, request: Request, size: int) -> bool:
+        """Give the instance, of that size, to the first in line; or return False.
+
+        Raises:
+            RecursionError: there is not enough space on Python's stack; nothing has changed.
+        """
+        if self._entered_from is None or self._entered_from is not _getframe(2):
+            check_headroom()  # see `_leave`
+        pool = self._pool
+        following = pool.policy.pass_on(request, size, pool.now())
+        if following is None:
+            return False
+        self._ready = self._request = self._entered_from = None
+        self._state = ENDED
+        following.rouse()
+        return True
 
     def _leave(self, task: Task) -> None:
         """End the block: give back the token now, and the instance when no call is under way.

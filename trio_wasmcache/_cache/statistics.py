@@ -259,13 +259,13 @@ class Statistics:
     def in_words(self) -> str:
         """Return the state in words and counts, for `repr`."""
         pool = self._pool
-        policy, ledger = pool.policy, pool.policy.instances.ledger
+        policy, now = pool.policy, pool.policy.glance()
         return (
             f"{'closed' if pool.closed else 'open'}: {len(pool.registry.functions)} functions, "
-            f"{len(self._groups)} groups, {ledger.idle} idle instances ({ledger.total_size} of "
-            f"{policy.config.max_size} bytes), {ledger.running} running, "
-            f"{len(policy.waits.waiting)} waiting, "
-            f"code {ledger.used} of {policy.config.max_code_size} bytes"
+            f"{len(self._groups)} groups, {now.idle} idle instances ({now.total_size} of "
+            f"{policy.config.max_size} bytes), {now.running} running, "
+            f"{now.waiting} waiting, "
+            f"code {now.used} of {policy.config.max_code_size} bytes"
         )
 
     def totals(self) -> dict[str, int]:

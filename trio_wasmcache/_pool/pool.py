@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import final
 
 import trio
@@ -15,6 +15,7 @@ from .._core.config import CacheConfig, MiB
 from .._core.dumps import DumpBook
 from .._core.errors import CodeMemoryError
 from .._core.events import Overgrown, Reason
+from .._core.policy.deadlock import Resource
 from .._core.policy.instances import Step
 from .._core.policy.policy import Policy
 from .._core.policy.records import Entry, FunctionRecord, GroupRecord, Need, Request
@@ -93,6 +94,8 @@ class Pool:
         self.log = log
         self.journal: Journal = Journal(log, config.log_uses)
         self.policy: Policy = Policy(config, engine.system)
+        self.waiting: Mapping[Hashable, Resource] = self.policy.waits.waiting
+        """{task: what it waits for in the cache}; as `exact`, for the fast path of a hit."""
         self.registry: Registry = Registry()
         self.exact: Mapping[tuple[str, tuple[str, ...] | None], FunctionRecord] = (
             self.registry.exact

@@ -225,6 +225,34 @@ class PolicyMachine(RuleBasedStateMachine):
         if ours is not None and ours.stage == "granted":
             self.recycle(self.at("granted").index(ours), size, seat)
 
+    @precondition(lambda self: self.short and self.at("granted"))
+    @rule(pick=PICK, size=SIZES, owner=PICK, function=st.none() | PICK, group=PICK)
+    def go_on(self, pick: int, size: int, owner: int, function: int | None, group: int) -> None:
+        """A lease ends the short way, and the next one begins, before the books are looked at."""
+        ours, theirs = self.choose(pick, "granted")
+        if not self.policy.rest(theirs, size, self.now):
+            return
+        outcomes = [self.model.recycle(ours, size, self.now, None, False, 0)]
+        del self.requests[ours]
+        key = ours.key
+        functions = [it for it in self.functions if not it.retired]
+        groups = [it for it in self.groups if not it.closed]
+        if function is not None:
+            key = functions[function % len(functions)], groups[group % len(groups)]
+        busy = {it.owner for it in self.model.requests if it.stage != "granted"}
+        owners = [it for it in OWNERS if it not in busy]
+        if owners:
+            new = MRequest(key, owners[owner % len(owners)], False, self.turns + 1)
+            where = self.functions[key[0]], self.groups[key[1]]
+            request = self.policy.hit(*where, new.owner, new, self.now)
+            if request is not None:
+                self.turns += 1
+                self.granted += 1
+                self.requests[new] = request
+                outcomes.append(self.model.acquire(new))
+        assert all(outcome == Outcome() for outcome in outcomes)
+        self.compare(lambda: None, Outcome)
+
     @rule(owner=PICK, function=PICK, group=PICK)
     def warm(self, owner: int, function: int, group: int) -> None:
         self.begin(owner, function, group, warm=True)
@@ -347,6 +375,9 @@ class PolicyMachine(RuleBasedStateMachine):
                 before = snapshot(self.policy)
                 if self.policy.rest(theirs, size, self.now):
                     return None
+                following = self.policy.pass_on(theirs, size, self.now)
+                if following is not None:
+                    return Step(woken=[following])
                 assert snapshot(self.policy) == before, "refused, and changed something"
             more = instance.address_space + grown * UNIT, instance.mappings + grown
             step = self.policy.recycle(theirs, size, self.now, drop, seat, more)
@@ -692,6 +723,8 @@ class PolicyMachine(RuleBasedStateMachine):
         given_back = [holders[number] for number, _ in evicted if number in holders]
         assert len(given_back) <= 1
         assert not any(it.instance and it.instance.number in dict(evicted) for it in given_back)
+        held = {*self.policy.waits.held}  # the books are looked at, so nothing is put off any more
+        assert held == {it for it in self.requests.values() if it.instance is not None}
         for ours, theirs in self.requests.items():
             assert theirs.stage.name.lower() == ours.stage, ours
             assert (theirs.error and type(theirs.error).__name__) == ours.error

@@ -47,8 +47,49 @@ def test_hits_that_follow_each_other_share_one_request() -> None:
     assert first is not second
     for request in (first, second):
         assert bench.policy.rest(request, 10, bench.now)
+        assert not bench.policy.waits.held.keys() & {request}  # the books are looked at
         assert (request.stage, request.owner, request.instance) == (Stage.ENDED, None, None)
     assert {hit(bench, one, "anna"), hit(bench, other, "berta")} == {first, second}
+
+
+def test_the_next_hit_of_what_has_just_rested_finds_its_request_as_it_was() -> None:
+    """Nothing is kept of the lease before, and nobody sees that the instance was not idle."""
+    bench = Bench()
+    function, owner = loaded(bench, "f"), Owner()
+    request = hit(bench, function, owner)
+    assert bench.policy.rest(request, 10, bench.now)
+    gone = weakref.ref(owner)
+    del owner
+    gc.collect()
+    assert (gone(), request.give_up) == (None, None)
+    assert bench.policy.glance().idle == 1
+    assert hit(bench, function, "berta") is request
+    assert bench.policy.glance().idle == 0
+    assert bench.policy.rest(request, 10, bench.now)
+    ledger = bench.policy.instances.ledger
+    assert (ledger.idle, ledger.running, request.stage) == (1, 0, Stage.ENDED)
+    assert bench.policy.glance().idle == 1
+
+
+def test_an_instance_that_was_set_aside_after_it_rested_is_no_hit() -> None:
+    """Its next lease binds it anew."""
+    bench = Bench()
+    function = loaded(bench, "f")
+    request = hit(bench, function, "anna")
+    assert bench.policy.rest(request, 10, bench.now)
+    request.held.set_aside()
+    assert bench.policy.hit(function, bench.main, "berta", lambda _: None, bench.now) is None
+
+
+def test_a_lease_does_not_rest_where_another_has_taken_its_place_meanwhile() -> None:
+    """Each of the two would fit where it was, but both together do not."""
+    bench = Bench(max_size=20)
+    older, newer = loaded(bench, "older"), loaded(bench, "newer")
+    first = hit(bench, older, "anna")
+    loaded(bench, "other")  # where the first was
+    second = hit(bench, newer, "berta")
+    assert bench.policy.rest(first, 10, bench.now)
+    assert not bench.policy.rest(second, 10, bench.now)
 
 
 def test_a_request_that_took_the_long_way_is_not_used_again() -> None:

@@ -418,6 +418,8 @@ class Request:
     `Policy.rest`."""
     reused: bool = False
     """Whether a later hit uses it again, once its lease has ended the short way."""
+    epoch: int = -1
+    """Number of the steps of the policy before a hit was granted, or rested; see `Policy.rest`."""
     number: int | None = None
     """Number in the log, of an acquire that is logged; for the events of evictions only."""
     spare: Request | None = field(default=None, repr=False)
