@@ -7,7 +7,8 @@ import threading
 
 import pytest
 
-from trio_wasmcache import _gil
+import trio_wasmcache
+from trio_wasmcache import _gil, blocking
 
 
 def test_another_thread_gets_its_turn() -> None:
@@ -38,3 +39,15 @@ def test_it_breathes_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     breathes = _gil.Breath(1000.0)
     for _ in range(100):
         breathes()
+
+
+async def test_a_cache_is_refused_where_the_gil_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message says how to switch it on; nothing was opened."""
+    monkeypatch.setattr(sys, "_is_gil_enabled", lambda: False, raising=False)
+    threads = threading.active_count()
+    with pytest.raises(RuntimeError, match=r"open_cache\(\) needs the GIL.*PYTHON_GIL=1"):
+        async with trio_wasmcache.open_cache():
+            raise AssertionError("it is open")
+    assert threading.active_count() == threads
+    with pytest.raises(RuntimeError, match="PYTHON_GIL=1"), blocking.open_cache():
+        raise AssertionError("it is open")

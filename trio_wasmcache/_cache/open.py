@@ -10,6 +10,7 @@ from .._core.config import CacheConfig
 from .._core.text import shown
 from .._core.tiers import TIERED, tiers_of
 from .._engine.base import Engine
+from .._gil import check_gil
 from .._ki import ki_safe_contextmanager
 from .._log import LogWriter, ThreadedLogWriter, check_label, check_logger
 from .._owner import check_trio
@@ -63,6 +64,7 @@ async def open_cache(
     from .._engine.wasmtime.subprocess import SubprocessCompiler
 
     check_trio("open_cache")
+    check_gil("open_cache")
     config = CacheConfig() if config is None else config
     if not isinstance(config, CacheConfig):
         raise TypeError(f"config must be a CacheConfig, got {shown(config)}")
