@@ -269,9 +269,19 @@ class Call(Activity):
             self.end_job(job)
 
     async def run_steps(
-        self, make: Callable[[Guest, tuple[object, ...]], Steps], values: tuple[object, ...]
+        self,
+        make: Callable[[Guest, tuple[object, ...]], Steps],
+        values: tuple[object, ...],
+        *,
+        begun: bool = False,
     ) -> Value:
         """Make the call in the steps of an ABI, which share `total_fuel`.
+
+        Args:
+            make: makes the steps.
+            values: arguments of the call.
+            begun: whether the guest has run already, so that even their beginning may leave it
+                unusable.
 
         **Checkpoint:** between slices.
         **Cancellation:** the guest is stopped, and the instance can serve no other call.
@@ -279,7 +289,7 @@ class Call(Activity):
         native, total = self.native, self.bound.total_fuel
         steps: Steps | None = None
         invoke: Invoke | None = None
-        inside = ran = False
+        inside, ran = False, begun
         try:
             steps = make(MeteredGuest(native, self.tally), values)
             invoke = await self.step(steps, None, total)
@@ -304,7 +314,7 @@ class Call(Activity):
         except Finished as finished:
             return finished.result
         except BaseException as error:
-            if invoke is None and not isinstance(error, GuestError):
+            if invoke is None and not begun and not isinstance(error, GuestError):
                 pass  # before the first step: values that do not fit leave the instance intact
             elif isinstance(error, CodeMemoryError) and not ran:
                 # The first call of an export has no stack: the instance is intact.
@@ -349,7 +359,7 @@ class Call(Activity):
                 return (yield from binding.rest(guest, result))
             return binding.leave(guest, result)
 
-        return await self.run_steps(rest, values)
+        return await self.run_steps(rest, values, begun=True)
 
     def _left(self, values: tuple[object, ...]) -> Value:
         """Return the result of a command that has exited well, if its ABI has any."""

@@ -378,9 +378,13 @@ class RecordedCall(Call):
         self.native.state[USED] = True
 
     async def run_steps(
-        self, make: Callable[[Guest, tuple[object, ...]], Steps], values: tuple[object, ...]
+        self,
+        make: Callable[[Guest, tuple[object, ...]], Steps],
+        values: tuple[object, ...],
+        *,
+        begun: bool = False,
     ) -> Value:
-        result = await super().run_steps(make, values)
+        result = await super().run_steps(make, values, begun=begun)
         if self._recorder.sampled():
             self._note(values, None, result=result)
         return result
