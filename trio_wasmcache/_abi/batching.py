@@ -15,6 +15,7 @@ from .._core.config import WASM_PAGE
 from .._core.errors import AbiError
 from .._core.integers import signed
 from .._core.tally import Tally
+from .._core.wasm.graph import FromPart
 from .._core.wasm.memory_layout import (
     ALLOCATED_OUTSIDE,
     AREA_OUTSIDE,
@@ -92,8 +93,8 @@ class Bulk:
     got: str
     """The beginning of messages about a result."""
     shape: MemoryShape
-    exports: Mapping[str, str]
-    """{import of the driver: export of the guest}."""
+    exports: Mapping[str, str | FromPart]
+    """{import of the driver: export of the guest, or of a part beside it}."""
     args: tuple[PlainType | Wire, ...]
     results: tuple[PlainType, ...]
     """Types of the results; empty if the result is bytes."""
@@ -103,6 +104,8 @@ class Bulk:
     """Converts a result to a value and counts it; raises `AbiError` if it is not valid."""
     returns: str
     """Name of the result's type for messages."""
+    refusal: Callable[[Guest, int, int, int], object] | None = None
+    """Function that raises the error instead of `refuse`, for an ABI with rules of its own."""
     objects: Objects | None = None
     """How objects are made and found, if values cross as these."""
     kept: tuple[int | str, ...] = field(init=False)
@@ -133,11 +136,13 @@ class Bulk:
 
     def refuse(self, guest: Guest, why: int, at: int, size: int) -> NoReturn:
         """Raise the error that `steps` raises in a case in which the driver stopped."""
+        if self.refusal is not None:
+            self.refusal(guest, why, at, size)
         memory = memory_of(guest)
         if self.shape.style == "cql":
             size = signed(size)
         if why in (NO_ROOM, ALLOCATED_OUTSIDE):
-            check_allocated(self.what, self.exports["alloc"], memory, at, size)
+            check_allocated(self.what, str(self.exports["alloc"]), memory, at, size)
         elif why == OUTSIDE:
             read(self.got, memory, at, size)
         elif why == AREA_OUTSIDE:

@@ -22,7 +22,7 @@ from contextlib import ExitStack
 from types import MappingProxyType
 from typing import Any, Final, NoReturn, Protocol, cast, final
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from .._core.costs import ITEM_FUEL
 from .._core.errors import (
@@ -35,7 +35,7 @@ from .._core.errors import (
     WitError,
 )
 from .._core.integers import signed
-from .._core.tally import Tally
+from .._core.tally import BYTES_SIZE, Tally, text_size
 from .._core.wasm.admission import signature
 from .._core.wasm.component.calls import (
     ALLOCATING,
@@ -59,10 +59,17 @@ from .._core.wasm.component.calls import (
     result_of,
 )
 from .._core.wasm.graph import USER, FromPart, Layer, Part
+from .._core.wasm.memory_layout import (
+    ALLOCATED_OUTSIDE,
+    AREA_MISALIGNED,
+    AREA_OUTSIDE,
+    BYTES,
+    MemoryShape,
+)
 from .._core.wasm.reader import FuncType, ModuleInfo, read_module
 from .._core.wit.layout import Layout, align_up, layout, lifted_signature
 from .._core.wit.text import function_text, type_text
-from .._core.wit.types import Function, Primitive, Result, Type
+from .._core.wit.types import STRING, U8, Function, List, Primitive, Result, Type
 from .._core.wit.values import Err, Ok
 from .base import (
     BY_STEPS,
@@ -79,6 +86,7 @@ from .base import (
     Steps,
     Value,
 )
+from .batching import Bulk
 from .canonical_lift import Lifting, collect_all, lifter
 from .canonical_lower import (
     FLAT,
@@ -88,9 +96,11 @@ from .canonical_lower import (
     Lowering,
     lowerer,
 )
+from .canonical_numbers import NUMBERS
 from .gil import MANY, paced
 from .guest_memory import memory_of
-from .plain import reworded, shown, to_blame, wrong_count
+from .packing import Blob, Text, Wire
+from .plain import PlainAbi, PlainType, cell_name, reworded, shown, to_blame, wrong_count
 
 REALLOC: Final = FuncType(("i32", "i32", "i32", "i32"), ("i32",))
 # Types whose wasm values need no conversion.
@@ -100,6 +110,13 @@ BLOCKS_AT_ONCE: Final = 1024
 # Blocks of up to so many bytes are written many at once, by the adapter.
 SMALL_BLOCK: Final = 4096
 _MASK: Final = 0xFFFFFFFF
+# Results have only the bits of their type; all others are not looked at.
+CUT: Final = {
+    name: evolve(kind, cut=True) if name in ("bool", "s8", "u8", "s16", "u16") else kind
+    for name, kind in NUMBERS.items()
+}
+WIRES: Final[Mapping[Type, Wire]] = {STRING: Text(), List(U8): Blob()}
+"""{type: how many values of it are converted at once}"""
 PART: Final = "canonical"
 """Name of the adapter among the parts of an instance."""
 SCRATCH: Final = "scratch"
@@ -181,6 +198,12 @@ class CanonicalAbi(LayeredAbi):
             _check_export(function, exports, one.post, FuncType(core.results))
         if one.realloc is not None:
             _check_export(function, exports, one.realloc, REALLOC)
+        if _has_numbers_only(one):
+            names = [type_text(inner) for inner in _types(one.type)]
+            count = len(one.type.params)
+            return PlainAbi(
+                function, names[:count], names[count:], types=CUT, export=export, post=one.post
+            )
         uses_memory = core.returned is not None
         if core.arguments is not None or any(layout(p).has_pointers for _, p in one.type.params):
             uses_memory = True
@@ -215,7 +238,9 @@ class CanonicalAbi(LayeredAbi):
                 wanted[one.post] = FuncType(core.results)
             if one.realloc is not None:
                 wanted[one.realloc] = REALLOC
-            if not _is_flat(one) and all(type_of(name) == kind for name, kind in wanted.items()):
+            if _is_flat(one) or _has_numbers_only(one):
+                continue
+            if all(type_of(name) == kind for name, kind in wanted.items()):
                 found.append(Target(one.export, one.type, one.realloc, one.post))
         return tuple(found[:FUNCTIONS_LIMIT])
 
@@ -259,6 +284,17 @@ def _is_flat(one: Lifted) -> bool:
     core = lifted_signature(one.type)
     pointers = any(layout(inner).has_pointers for _, inner in one.type.params)
     return not (pointers or core.arguments or core.returned or one.post)
+
+
+def _has_numbers_only(one: Lifted) -> bool:
+    """Return whether the plain ABI makes its calls, and its batches."""
+    core = lifted_signature(one.type)
+    return core.arguments is None and all(map(_number_of, _types(one.type)))
+
+
+def _number_of(one: Type) -> PlainType | None:
+    """Return a type that is a number, as the plain ABI has it; None for other types."""
+    return CUT.get(one.name) if isinstance(one, Primitive) else None
 
 
 def _types(function: Function) -> list[Type]:
@@ -474,6 +510,80 @@ class CanonicalBinding:
             return None
         job = self.copied_in(scratch, guest.tally, math.inf)
         return self.value(self.lift_result(result, job))
+
+    # -- in batches
+
+    @property
+    def numbers(self) -> tuple[PlainType, ...]:
+        """The types of the results, if they are numbers; else empty."""
+        result = self.function.type.result
+        kind = None if result is None else _number_of(result)
+        return () if kind is None else (kind,)
+
+    def bulk(self, guest: Guest) -> Bulk | None:  # noqa: ARG002 -- needed by the Scylla ABI
+        """Return how a driver makes the calls; None: values are not numbers, text and bytes."""
+        one, result, calls = self.function, self.function.type.result, self.calls
+        args = [_number_of(kind) or WIRES.get(kind) for kind in self.kinds]
+        wire = None if result is None else WIRES.get(result)
+        if (
+            None in args
+            or self.arguments is not None
+            or (result is not None and wire is None and not self.numbers)
+            or calls is None
+        ):
+            return None
+        shape = MemoryShape(
+            tuple(cell_name(one) if isinstance(one, PlainType) else BYTES for one in args),
+            (BYTES,) if wire else tuple(cell_name(kind, cut=True) for kind in self.numbers),
+            argument="pair",
+            style="area" if wire else None,
+            allocation="guest",
+            alloc=4 if any(kind in WIRES for kind in self.kinds) else 0,
+            post=one.post is not None,
+            canonical=True,
+        )
+        exports: dict[str, str | FromPart] = {"function": one.export}
+        if shape.alloc:
+            exports["alloc"] = FromPart(PART, f"realloc {calls.allocator}")
+        if shape.post:
+            exports["post"] = FromPart(PART, f"told {calls.number}")
+        return Bulk(
+            self.what,
+            self.got,
+            shape,
+            exports,
+            tuple(one for one in args if one is not None),
+            self.numbers,
+            wire,
+            self._decode,
+            "" if result is None else type_text(result),
+            self._refuse_row,
+        )
+
+    def _decode(self, data: bytes, tally: Tally) -> Value:
+        if self.function.type.result != STRING:
+            tally.add_made(BYTES_SIZE + len(data), 1)
+            return data
+        tally.add_made(text_size(data), 1)
+        try:
+            return data.decode()
+        except UnicodeDecodeError as error:
+            problem = str(error)
+        # Not in the handler: that error refers to all of the data.
+        raise AbiError(f"{self.got} a string that is not UTF-8: {problem}")
+
+    def _refuse_row(self, guest: Guest, why: int, at: int, size: int) -> None:
+        """Raise the error of a row at which a driver has stopped, as `steps` do."""
+        memory = memory_of(guest)
+        if why == ALLOCATED_OUTSIDE:
+            self._check_allocated(memory, at, size, 1)
+        area = why in (AREA_OUTSIDE, AREA_MISALIGNED)
+        what = "a result" if area else f"a {type_text(self._result)}"
+        if self.function.type.result == STRING and not area:
+            what = "a string"
+        Lifting(self.got, cast("Viewed", memory).view(), guest.tally, math.inf).place(
+            what, at, size, 4 if area else 1
+        )
 
     # -- through the scratch of an adapter
 

@@ -34,7 +34,9 @@ def _number(name: str) -> PlainType:
         return PlainType(name, name, native=True)
     bits = int(name[1:])
     low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if name[0] == "s" else (0, (1 << bits) - 1)
-    return PlainType(name, "i64" if bits == 64 else "i32", low, high)
+    return PlainType(
+        name, "i64" if bits == 64 else "i32", low, high, native=bool(low) and bits >= 32
+    )
 
 
 NUMBERS: Final = {name: _number(name) for name in CODES}

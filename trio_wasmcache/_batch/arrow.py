@@ -37,7 +37,8 @@ FACTORIES = {name: kind for name, kind in TYPES.items() if name[0] in "iu"} | di
     for pair in (
         "bool:bool_ boolean:bool_ f32:float32 float:float32 f64:float64 double:float64 "
         "tinyint:int8 smallint:int16 int:int32 bigint:int64 "
-        "str:string text:string ascii:string varchar:string bytes:binary blob:binary"
+        "str:string text:string ascii:string varchar:string bytes:binary blob:binary "
+        "s8:int8 s16:int16 s32:int32 s64:int64 char:string string:string list<u8>:binary"
     ).split()
 )
 

@@ -25,6 +25,7 @@ from . import object_code
 from .driver import CELLS
 from .memory_layout import (
     ALLOCATED_OUTSIDE,
+    AREA_MISALIGNED,
     AREA_OUTSIDE,
     AREA_SIZE,
     AT_AT,
@@ -69,6 +70,10 @@ INSIDE: Final = """
       (then (return (i32.const 0))))
     (i64.le_u (i64.add (i64.extend_i32_u (local.get $at)) (i64.extend_i32_u (local.get $size)))
       (i64.shl (i64.extend_i32_u (memory.size $guest)) (i64.const 16))))"""
+INSIDE_ANYWHERE: Final = """
+  (func $inside (param $at i32) (param $size i32) (result i32)
+    (i64.le_u (i64.add (i64.extend_i32_u (local.get $at)) (i64.extend_i32_u (local.get $size)))
+      (i64.shl (i64.extend_i32_u (memory.size $guest)) (i64.const 16))))"""
 STOP: Final = f"""
   (func $stop (param $why i32) (param $at i32) (param $size i32)
     {write(WHY_AT, get("why"))} {write(AT_AT, get("at"))} {write(SIZE_AT, get("size"))})"""
@@ -87,7 +92,7 @@ class _Writer:
     def module(self) -> tuple[str, int]:
         """Return the text, and the fuel that a row burns at most."""
         shape, pages = self.shape, self.layout.pages
-        helpers = {"inside": INSIDE, "stop": STOP}
+        helpers = {"inside": INSIDE_ANYWHERE if shape.canonical else INSIDE, "stop": STOP}
         parts = [_import("function", shape.signature)]
         if shape.alloc:
             parts.append(_import("alloc", FuncType(("i32",) * shape.alloc, ("i32",))))
@@ -111,9 +116,19 @@ class _Writer:
         return text, costs["run"]
 
     def _allocate(self) -> str:
-        """Return a function that allocates 1 byte or more, or returns 0 and records why not."""
+        """Return a function that allocates 1 byte or more, or returns 0 and records why not.
+
+        By the canonical ABI it allocates what it is asked for, and records why not beforehand.
+        """
         size = get("size")
         values = {1: size, 2: f"{size} {i32(1)}", 4: f"{i32(0)} {i32(0)} {i32(1)} {size}"}
+        if self.shape.canonical:
+            return f"""
+  (func $allocate (param $size i32) (result i32) (local $at i32)
+    {put("at", f"(call $alloc {values[self.shape.alloc]})")}
+    (if (i32.eqz (call $inside {get("at")} {size}))
+      (then (call $stop {i32(ALLOCATED_OUTSIDE)} {get("at")} {size})))
+    {get("at")})"""
         return f"""
   (func $allocate (param $size i32) (result i32) (local $at i32)
     {put("size", f"(select {size} {i32(1)} {size})")}
@@ -227,7 +242,8 @@ class _Writer:
                 one = self._kept(f"at{n}", number, size)
             else:
                 one = put(f"at{n}", f"(call $allocate {size})")
-                one += f"(br_if $stopped (i32.eqz {get(f'at{n}')}))"
+                failed = read(WHY_AT) if shape.canonical else f"(i32.eqz {get(f'at{n}')})"
+                one += f"(br_if $stopped {failed})"
             null = put(f"at{n}", i32(0)) + put(f"size{n}", i32(-1))
             code += self._passed(number, one, null)
         return code
@@ -362,6 +378,9 @@ class _Writer:
           (if (i32.eq {get("size")} {i32(-1)}) (then {null} (br $over)))"""
         area = get("area")
         code = "" if style == "out" else "(local.set $area)"
+        if self.shape.canonical:
+            code += f"""(if (i32.and {area} {i32(3)})
+            (then (call $stop {i32(AREA_MISALIGNED)} {area} {i32(8)}) (br $stopped)))"""
         code += f"""
           (if (i32.eqz (call $inside {area} {i32(8)}))
             (then (call $stop {i32(AREA_OUTSIDE)} {area} {i32(8)}) (br $stopped)))

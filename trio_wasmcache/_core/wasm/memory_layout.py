@@ -37,7 +37,7 @@ RTTI_AT, CALLS_AT, INTERVAL_AT, PAGES_AT = 36, 40, 44, 48
 after which to collect it, and pages of the memory when it was last looked at."""
 
 NO_ROOM, OUTSIDE, AREA_OUTSIDE, FAILED, RANGE, READ_OUT, ALLOCATED_OUTSIDE = range(1, 8)
-NO_OBJECT, NEW_OUTSIDE = 8, 9
+NO_OBJECT, NEW_OUTSIDE, AREA_MISALIGNED = 8, 9, 10
 """Reasons for which a driver stops."""
 
 Style = Literal["cql", "packed", "packed_low", "pair", "area", "out", "object"]
@@ -108,6 +108,9 @@ class MemoryShape:
     """Wasm types of further parameters, which are 0."""
     collects: bool = False
     """Whether garbage of the guest is collected."""
+    canonical: bool = False
+    """Whether the canonical ABI's rules hold: memory may begin at address 0, nothing is allocated
+    as such, and the area of a result is aligned."""
 
     @property
     def signature(self) -> FuncType:

@@ -147,7 +147,8 @@ def adapter(targets: Sequence[Target]) -> bytes:
     It imports, all from ``""``: ``memory``, and the exports of the functions, of their allocators
     and of their post-return functions, by names such as ``call 0``, ``realloc 0`` and ``post 0``.
     It exports ``call 0`` and ``post 0`` for each function, which take nothing, ``allocate 0`` for
-    each allocator, ``write``, and its memory as ``scratch``.
+    each allocator, ``write``, and its memory as ``scratch``. ``told 0`` is the post-return function
+    itself, and ``realloc 0`` the allocator, for batches: they only say what the guest is doing.
     """
     imports, functions = [], []
     allocators = allocators_of(targets)
@@ -252,17 +253,27 @@ def _allocate(number: int) -> str:
     {put("entry", f"(i32.add {get('entry')} {i32(16)})")}
     (br $next)))
   {write(PHASE_AT, i32(0))}
-  {i32(DONE)})"""
+  {i32(DONE)})
+(func $again{number} (export "realloc {number}")
+  (param $old i32) (param $before i32) (param $align i32) (param $size i32) (result i32)
+  (local $at i32)
+  {write(PHASE_AT, i32(ALLOCATING))}
+  {put("at", f"(call $realloc{number} {get('old')} {get('before')} {get('align')} {get('size')})")}
+  {write(PHASE_AT, i32(0))}
+  {get("at")})"""
 
 
 def _post(number: int, results: Sequence[str]) -> str:
     """Return a function that calls a post-return function with the result in its cell."""
     value = "".join(read(RESULT_AT, what=f"{kind}.load") for kind in results)
+    params = "".join(f"(param $given {kind})" for kind in results)
+    given = "".join(get("given") for _ in results)
     return f"""
-(func $after{number} (export "post {number}")
+(func $told{number} (export "told {number}") {params}
   {write(PHASE_AT, i32(RETURNED))}
-  (call $post{number} {value})
-  {write(PHASE_AT, i32(0))})"""
+  (call $post{number} {given})
+  {write(PHASE_AT, i32(0))})
+(func $after{number} (export "post {number}") (call $told{number} {value}))"""
 
 
 def _call(number: int, one: Target, allocator: int | None) -> str:

@@ -1,0 +1,145 @@
+"""Batches of components' functions: the same results as row by row, by a driver where there is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from batch.routes import row_by_row
+from components.echo import component, echo
+from components.shapes import Shape
+from kits import WasmtimeKit
+
+from trio_wasmcache import AbiError, HostFunction, TrapError
+from trio_wasmcache._core.wasm.memory_layout import MemoryShape
+
+BATCHES: list[tuple[tuple[Shape, ...], list[list[Any]], bool]] = [
+    (("string",), [["", "a", "\u20ac" * 50, None, "x" * 200_000]], True),
+    ((("list", "u8"),), [[b"", b"\0\xff", None, bytes(1000)]], True),
+    (("u8",), [[0, 255, 7]], False),
+    (("bool",), [[True, False, True]], False),
+    (("f32",), [[0.5, -1.0, float("inf")]], False),
+    (("s64",), [[-(2**63), 2**63 - 1, None]], False),
+    (("char",), [["a", "\u20ac", None]], False),
+    ((("option", "s64"),), [[1, None, -1]], False),
+    ((("option", "string"),), [["a", None, ""]], False),
+    ((("record", (("x", "f64"), ("name", "string"))),), [[(1.0, "a"), (2.0, "b")]], False),
+    ((("list", "string"),), [[["a"], [], ["b", "c"]]], False),
+    (("string", "u8"), [["a", "b", None], [1, 2, 3]], False),
+]
+
+
+def driven(lease: Any) -> bool:
+    """Whether the batches of a lease are made by a memory driver."""
+    return any(isinstance(shape, MemoryShape) for shape, _ in lease._bound.native.drivers)
+
+
+@pytest.mark.parametrize(("params", "columns", "by_driver"), BATCHES, ids=str)
+async def test_batches_are_those_of_single_calls(
+    real: WasmtimeKit, params: tuple[Shape, ...], columns: list[list[Any]], by_driver: bool
+) -> None:
+    """Each row is what a call gives; a None where no option is expected gives None."""
+    async with real.open() as cache:
+        await cache.register("echo", echo(params), export="echo")
+        async with cache.acquire("echo") as lease:
+            single = [await lease.call(*row) for row in zip(*columns, strict=True)]
+            assert list(await lease.map(columns)) == single
+            assert driven(lease) == by_driver
+            with row_by_row():
+                assert list(await lease.map(columns)) == single
+
+
+MOODY = component(
+    """(memory (export "memory") 1) (global $heap (mut i32) (i32.const 64))
+  (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32)
+    (if (i32.eq (local.get 3) (i32.const 3)) (then (return (i32.const 65536))))
+    (global.get $heap)
+    (global.set $heap (i32.add (global.get $heap) (local.get 3))))
+  (func (export "run") (param i32 i32) (result i32)
+    (if (i32.eq (local.get 1) (i32.const 4)) (then (return (i32.const 30))))
+    (if (i32.eq (local.get 1) (i32.const 5)) (then (return (i32.const 65532))))
+    (if (i32.eq (local.get 1) (i32.const 6)) (then (local.set 0 (i32.const 65535))))
+    (if (i32.eq (local.get 1) (i32.const 7)) (then (i32.store8 (local.get 0) (i32.const 255))))
+    (i32.store (i32.const 32) (local.get 0)) (i32.store (i32.const 36) (local.get 1))
+    (i32.const 32))
+  (func (export "cabi_post_run") (param i32)
+    (if (i32.eq (i32.load offset=4 (local.get 0)) (i32.const 8)) (then (unreachable)))
+    (global.set $heap (i32.const 64)))""",
+    {"run": (("string",), "string")},
+)
+
+
+@pytest.mark.parametrize(
+    ("size", "error", "message"),
+    [
+        (3, AbiError, r"cabi_realloc\(0, 0, 1, 3\) returned the address 65536"),
+        (4, AbiError, "a result at address 30, which is not a multiple of 4"),
+        (5, AbiError, "a result of 8 bytes at address 65532, which are not inside"),
+        (6, AbiError, "a string of 6 bytes at address 65535, which are not inside"),
+        (7, AbiError, "a string that is not UTF-8"),
+        (8, TrapError, "unreachable"),
+    ],
+)
+@pytest.mark.parametrize("by_driver", [True, False])
+async def test_rows_fail_as_single_calls(
+    real: WasmtimeKit, size: int, error: type[Exception], message: str, by_driver: bool
+) -> None:
+    """What an allocator, a function or its post-return function does is checked in each row."""
+    async with real.open() as cache:
+        await cache.register("run", MOODY, export="run")
+        async with cache.acquire("run") as lease:
+            column = ["a", "bb", "x" * size, "c"]
+            if by_driver:
+                found = await lease.map([column], on_error="null")
+                assert driven(lease)
+            else:
+                with row_by_row():
+                    found = await lease.map([column], on_error="null")
+            assert found == ["a", "bb", None, "c"]
+            failed = lease.row_errors
+            assert list(failed) == [2]
+            assert isinstance(failed[2], error)
+            with pytest.raises(error, match=message):
+                raise failed[2]
+
+
+async def test_text_and_bytes_cross_in_arrow_format(real: WasmtimeKit) -> None:
+    """Results are Arrow arrays of the type that a component's type has."""
+    pa = pytest.importorskip("pyarrow")
+    async with real.open() as cache:
+        for name, shape, column in (
+            ("text", "string", pa.array(["a", None, "b"])),
+            ("data", ("list", "u8"), pa.array([b"a", None], pa.binary())),
+            ("number", "s64", pa.array([1, None], pa.int64())),
+        ):
+            await cache.register(name, echo((shape,)), export="echo")
+            async with cache.acquire(name) as lease:
+                found = await lease.map([column])
+                assert found.type == column.type
+                assert found.to_pylist() == column.to_pylist()
+
+
+async def test_a_host_function_is_refused_while_a_driver_has_memory_allocated(
+    real: WasmtimeKit,
+) -> None:
+    """As in a single call: the row fails, and the host function does not run."""
+    import wasmtime
+    from abi.test_canonical import HOSTED
+    from components.wit import function_type
+
+    from trio_wasmcache._abi.canonical import CanonicalAbi, Lifted
+
+    called: list[str] = []
+    kind = function_type(("string",), "u32")
+    abi = CanonicalAbi((Lifted("echo", kind, "cabi_realloc", "cabi_post_echo"),))
+    hosts = {"h": {"f": HostFunction(lambda: called.append("f"), params=(), results=())}}
+    async with real.open() as cache:
+        wasm = bytes(wasmtime.wat2wasm(HOSTED))
+        await cache.register("echo", wasm, args=("string",), returns="u32", abi=abi, imports=hosts)
+        async with cache.acquire("echo", ("string",)) as lease:
+            found = await lease.map([["abc", "a", "ab", "abcd"]], on_error="null")
+            assert list(found) == [3, None, None, 4]
+            assert len(called) == 3
+            assert {str(one.code) for one in lease.row_errors.values()} == {  # type: ignore[attr-defined]
+                "cannot leave component instance"
+            }
