@@ -316,3 +316,24 @@ async def test_the_host_is_not_called_while_memory_is_allocated_or_after_the_ret
     assert when in str(caught.value)
     assert caught.value.code == "cannot leave component instance"
     assert len(called) == (1 if "return" in when else 0)
+
+
+async def test_wasi_may_be_called_while_memory_is_allocated(real: WasmtimeKit) -> None:
+    """Libraries do, and the adapter that it stands for would answer inside of the component."""
+    wasi = HOSTED.replace(
+        '(import "h" "f" (func $f))',
+        """
+      (import "wasi_snapshot_preview1" "sched_yield" (func $yield (result i32)))""",
+    )
+    wasi = wasi.replace("(call $f)", "(drop (call $yield))")
+    lifted = Lifted("echo", function_type(("string",), "u32"), "cabi_realloc", "cabi_post_echo")
+    async with real.open() as cache:
+        await cache.register(
+            "echo",
+            bytes(wasmtime.wat2wasm(wasi)),
+            args=("string",),
+            returns="u32",
+            abi=CanonicalAbi((lifted,)),
+        )
+        async with cache.acquire("echo", ("string",)) as echo:
+            assert [await echo.call(text) for text in ("a", "ab")] == [1, 2]

@@ -427,6 +427,14 @@ class OwnHost(Protocol):
 AnyHost = HostFunction | WasiFunction | ScriptFunction | MissingFunction | TrampolineHost | OwnHost
 
 
+def is_wasi(host: AnyHost) -> bool:
+    """Return whether a host function is one of WASI preview 1, recorded or played ones included.
+
+    A component's own adapter would answer it without leaving the component.
+    """
+    return isinstance(getattr(host, "host", host), WasiFunction)
+
+
 def is_reentrant(host: AnyHost) -> bool:
     """Return whether a host function may call exports of the guest."""
     return isinstance(host, HostFunction) and host.reentrant

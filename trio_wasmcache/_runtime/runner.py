@@ -36,7 +36,7 @@ from .._core.policy.shares import BURST_FUEL, CALL_FUEL, PASS_FUEL, Share
 from .._engine.base import HostCall, HostCaller
 from .._threads import no_autojump, run_in_thread
 from .cpu_limits import HOP_SECONDS, CpuLimits
-from .host import AnyHost
+from .host import AnyHost, is_wasi
 from .session import IF_DUE
 from .turns import Turns
 from .user_code import note_invoked
@@ -540,12 +540,15 @@ class Runner:
         serve: Callable[[HostCall], Any] | None = call.serve
         meter = self.meter(job.share)
         call.caller = job.caller
-        if job.caller is not None and (refused_call := job.caller.refuse_host_call()) is not None:
-            raise refused_call
         reset = context_of_call.set(job.lease)
         try:
             if serve is None:
-                serve = job.hosts[call.index].serve
+                host = job.hosts[call.index]
+                if job.caller is not None and not is_wasi(host):
+                    forbidden = job.caller.refuse_host_call()
+                    if forbidden is not None:
+                        raise forbidden
+                serve = host.serve
                 call.spend(CALL_FUEL)
             with meter:
                 served = serve(call)
