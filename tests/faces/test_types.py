@@ -160,10 +160,12 @@ def test_overloads_of_register_take_its_parameters() -> None:
     hints = get_type_hints(InstanceCache.register)
     # Only components may leave out the types of arguments.
     assert hints["args"] == options["args"] | Inferred
-    del hints["args"]
-    assert {name: hints[name] for name in options.keys() - {"args"}} == get_type_hints(
-        ComponentOptions
-    )
+    component = get_type_hints(ComponentOptions)
+    assert hints["imports"] == options["imports"] | component["imports"]
+    del hints["args"], hints["imports"]
+    shared = options.keys() - {"args", "imports"}
+    assert {name: hints[name] for name in shared} == {name: options[name] for name in shared}
+    assert {name: component[name] for name in shared} == {name: options[name] for name in shared}
     assert {*RegisterOptions.__required_keys__} == {"args"}
     assert not ComponentOptions.__required_keys__
     overloads = typing.get_overloads(InstanceCache.register)

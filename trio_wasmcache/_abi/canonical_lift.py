@@ -84,6 +84,9 @@ class Lifting:
     pending: list[tuple[Collect, bytes, int, int]] = field(factory=list)
     """What elements refer to is still to be copied: (how, elements, their number, size of one)."""
     collected: set[tuple[Collect, int, int]] = field(factory=set)
+    fetch: Callable[[int, int], bytes] | None = None
+    """Function that returns a copy of a part of the memory, given address and size, or raises
+    `IndexError`; None: the memory is in `memory`."""
 
     def take(self, number: int) -> None:
         """Count values about to be made."""
@@ -97,6 +100,14 @@ class Lifting:
             return self.copies[at, size], 0
         if at % align:
             raise AbiError(f"{self.got} {what} at address {at}, which is not a multiple of {align}")
+        if self.fetch is not None:
+            try:
+                return self.fetch(at, size), 0
+            except IndexError:
+                raise AbiError(
+                    f"{self.got} {what} of {size} bytes at address {at}, which are not inside its "
+                    "memory"
+                ) from None
         if self.cursor is not None:
             begin, self.cursor = self.cursor, align_up(self.cursor + size, 8)
             return self.memory, begin

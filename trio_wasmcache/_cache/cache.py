@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Unpack, final, overload
 
@@ -44,13 +44,19 @@ from .._pool.pool import COMPILE_SHARE
 from .._pool.registration import Declaration, Missing, Source, declare, read_source
 from .._public import public
 from .._runtime.bound import Definition
-from .._runtime.host import Importable
 from .._runtime.module import CachedModule
 from .._runtime.prepare import Prepare
 from .._runtime.wasi_config import Wasi
 from .group import SchedulingGroup, groups_around
 from .lease import Function, Lease, function_of, watched
-from .options import ComponentOptions, Limits, RegisterOptions, Wasm
+from .options import (
+    ComponentOptions,
+    Imports,
+    Limits,
+    RegisterOptions,
+    Wasm,
+    WitImports,
+)
 from .parts import Parts
 from .watching import Facts, Watcher
 
@@ -308,7 +314,7 @@ class InstanceCache:
         export: str | None = None,
         abi: AnyAbi | None = None,
         called_on_null: bool = False,
-        imports: Mapping[str, Mapping[str, Importable]] | None = None,
+        imports: Imports | WitImports | None = None,
         wasi: Wasi | None = None,
         prepare: Sequence[Prepare] = (),
         missing: Missing = "error",
@@ -361,7 +367,10 @@ class InstanceCache:
                 the module imports nothing but WASI preview 1, and AssemblyScript's `abort`,
                 `trace`, `seed`, `Date.now`, `performance.now` and `console` under ``"env"``. These
                 are always provided; a function given here under such a name takes its place. The
-                module need not import everything that is given.
+                module need not import everything that is given. For a component: plain functions,
+                sync or async, by interface, such as ``{"demo:kv/store@0.1.0": {"get": get}}``;
+                under ``""`` those of its world. They take and return values of WIT's types, and
+                raise `WitError` to return the error of a `result` type.
             wasi: what WASI grants: arguments, environment, input, outputs, a seed and a clock.
                 None: as `Wasi()`, nothing, and what a failing call wrote is in its error.
             prepare: calls to make once, before the module is compiled, such as
@@ -456,7 +465,7 @@ class InstanceCache:
         prefix: str = "",
         *,
         called_on_null: bool = False,
-        imports: Mapping[str, Mapping[str, Importable]] | None = None,
+        imports: WitImports | None = None,
         wasi: Wasi | None = None,
         prepare: Sequence[Prepare] = (),
         missing: Missing = "error",

@@ -6,8 +6,8 @@ A test holds them to the parameters of `register` and to the fields of `CacheCon
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import TypeAlias, TypedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias, TypedDict
 
 from .._core.config import IdleTimeout, PolicyName
 from .._core.wasm.isolation import Isolation
@@ -20,10 +20,13 @@ Wasm: TypeAlias = bytes | str | os.PathLike[str]
 """Bytes, WebAssembly text, or the path of a file with either."""
 
 
-class SharedOptions(TypedDict, total=False):
-    """The parameters of `register` that apply to all functions of a component."""
+Imports: TypeAlias = Mapping[str, Mapping[str, Importable]]
+"""Imports of a core module."""
+WitImports: TypeAlias = Mapping[str, Mapping[str, Callable[..., Any]]]
+"""Imports of a component: {interface: {name: function}}"""
 
-    imports: Mapping[str, Mapping[str, Importable]] | None
+
+class _Options(TypedDict, total=False):
     wasi: Wasi | None
     prepare: Sequence[Prepare]
     missing: Missing
@@ -32,22 +35,35 @@ class SharedOptions(TypedDict, total=False):
     replace: bool
 
 
+class SharedOptions(_Options, total=False):
+    """The parameters of `register` that apply to all functions of a component."""
+
+    imports: WitImports | None
+
+
 class ComponentOptions(SharedOptions, total=False):
     """The parameters of `register` for components, but for `returns` and `called_on_null`."""
 
     export: str | None
 
 
-class RegisterOptions(ComponentOptions):
+class _ModuleOptions(_Options, total=False):
+    export: str | None
+    imports: Imports | None
+
+
+class RegisterOptions(_ModuleOptions):
     """The parameters of `register` that do not determine the type of the function's result."""
 
     args: Sequence[str]
 
 
-class AnyOptions(ComponentOptions, total=False):
-    """The same, where the types of arguments may be left out."""
+class AnyOptions(_Options, total=False):
+    """Those of both."""
 
     args: Sequence[str]
+    export: str | None
+    imports: Imports | WitImports | None
 
 
 class GroupChanges(TypedDict, total=False):

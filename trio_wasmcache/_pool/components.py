@@ -6,14 +6,26 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, final
 
-from attrs import field, frozen
+from attrs import define, evolve, field, frozen
 
 from .._abi.canonical import CanonicalAbi, Lifted as LiftedAbi
 from .._core.errors import ExportError, InvalidModuleError, ModuleTooLargeError, SignatureError
 from .._core.keys import normalise_type
 from .._core.text import printable
+from .._core.wasm.admission import signature
 from .._core.wasm.component.exports import ExportMatchError, find_export, find_interface
 from .._core.wasm.component.linking import Locate, link_instances
+from .._core.wasm.component.lowering import (
+    CALL,
+    GUEST,
+    HOST,
+    NEXT,
+    REALLOC,
+    REALLOC_TYPE,
+    RUN,
+    LoweredFunction,
+    lowered_function,
+)
 from .._core.wasm.component.reader import read_component
 from .._core.wasm.component.types import (
     BuiltIn,
@@ -23,13 +35,15 @@ from .._core.wasm.component.types import (
     ImportedFunction,
     Lifted,
     Lowered,
+    Resource,
     Unsupported,
     UnsupportedComponentError,
 )
 from .._core.wasm.custom import custom_size, find_custom_sections
-from .._core.wasm.graph import Layer, Part, Source
-from .._core.wasm.reader import ExcessiveModuleError, MalformedModuleError
-from .._core.wasm.types import FuncType
+from .._core.wasm.editor import encode_module
+from .._core.wasm.graph import FromHost, FromPart, ImportName, Layer, Part, Source
+from .._core.wasm.reader import ExcessiveModuleError, MalformedModuleError, read_module
+from .._core.wasm.types import Export, FuncType, Import
 from .._core.wit.text import function_text, parts_of, type_text
 from .._core.wit.types import Function, Handle, Option, Type, Unsupported as UnsupportedType
 
@@ -37,6 +51,7 @@ from .._core.wit.types import Function, Handle, Option, Type, Unsupported as Uns
 MAX_TYPES: Final = 2000
 # Characters of a name in a message.
 MAX_SHOWN: Final = 300
+MEMORY: Final = "memory"
 
 
 @final
@@ -218,23 +233,119 @@ def _core(
         module = component.instances[0].module
         names = {item: item.name for item in needed}
         return wasm[module.start : module.end], names, None, module.start
-    linked = link_instances(component, wasm, needed, _supply, breathe)
-    return linked.front, linked.names, linked.layer, None
+    supply = _Supply()
+    linked = link_instances(component, wasm, needed, supply, breathe)
+    layer = evolve(linked.layer, hosts=tuple(supply.hosts), memories=supply.memories)
+    return linked.front, linked.names, layer, None
 
 
-def _supply(
-    item: Lowered | BuiltIn,
-    wanted: FuncType,  # noqa: ARG001
-    locate: Locate,  # noqa: ARG001
-) -> tuple[tuple[Part, ...], Source]:
-    if isinstance(item, Lowered) and isinstance(item.function, ImportedFunction):
-        function = item.function
+@final
+@frozen
+class Needed:
+    """A host function that a component needs."""
+
+    function: LoweredFunction | None
+    """Function that it imports; None: the host function `next` of its adapters."""
+    resource: Resource | None = None
+    """Resource whose handles it drops."""
+    signature: str = ""
+    """Type of the function, as WIT writes it."""
+    handles: bool = False
+    """Whether it takes or returns handles."""
+
+    @property
+    def what(self) -> str:
+        """Name of the function for messages."""
+        if self.function is not None:
+            return printable(self.function.what, MAX_SHOWN)
+        return "allocated" if self.resource is None else f"resource.drop {self.resource.name}"
+
+
+@final
+@define(eq=False)
+class _Supply:
+    """Provides what core modules import that is no export of a core module."""
+
+    hosts: list[Needed] = field(factory=list)
+    memories: dict[int, str] = field(factory=dict)
+    """{position of a host function: part whose memory it uses}"""
+    _parts: int = 0
+
+    def __call__(
+        self, item: Lowered | BuiltIn, wanted: FuncType, locate: Locate
+    ) -> tuple[tuple[Part, ...], Source]:
+        """Return what an import is linked with; see `Supply`."""
+        if isinstance(item, BuiltIn):
+            return (), self._built_in(item)
+        if isinstance(item.function, Lifted):
+            what = "functions of components inside it that call each other"
+            raise UnsupportedComponentError(what, item.offset)
+        function, kind = item.function, item.function.type
         name = f"{function.interface}#{function.name}" if function.interface else function.name
-        raise UnsupportedComponentError(f"the import {printable(name, MAX_SHOWN)}", item.offset)
-    what = "functions of components inside it that call each other"
-    if isinstance(item, BuiltIn):
-        what = item.name
-    raise UnsupportedComponentError(what, item.offset)
+        name = printable(name, MAX_SHOWN)
+        if isinstance(kind, Unsupported) or item.asynchronous:
+            what = kind.what if isinstance(kind, Unsupported) else "the asynchronous ABI"
+            raise UnsupportedComponentError(f"the import {name} with {what}", item.offset)
+        lowered = lowered_function(function.interface, function.name, kind)
+        options = item.options
+        if options.encoding != "utf8":
+            raise UnsupportedComponentError(
+                f"strings encoded as {options.encoding} for the import {name}", item.offset
+            )
+        if wanted != lowered.core:
+            raise MalformedModuleError(
+                f"the import {name} as {signature(wanted)}, and not {signature(lowered.core)}",
+                item.offset,
+            )
+        parts: list[Part] = []
+        handles = any(isinstance(part, Handle) for _, _, part in _all_parts(kind))
+        index = self._add(Needed(lowered, signature=function_text(kind), handles=handles))
+        if options.memory is not None:
+            self.memories[index] = self._memory(options.memory, locate, parts)
+        if not lowered.allocates:
+            return tuple(parts), FromHost(index)
+        if options.memory is None or options.realloc is None:
+            raise MalformedModuleError(f"the import {name} without memory or realloc", item.offset)
+        found, realloc = locate(options.realloc)
+        if realloc != REALLOC_TYPE:
+            raise MalformedModuleError(f"realloc of the import {name} is no allocator", item.offset)
+        following = self._add(Needed(None))
+        self.memories[following] = self.memories[index]
+        wiring: dict[ImportName, Source] = {
+            (HOST, CALL): FromHost(index),
+            (HOST, NEXT): FromHost(following),
+            (GUEST, REALLOC): found,
+        }
+        part = self._part(lowered.adapter(), wiring)
+        parts.append(part)
+        return tuple(parts), FromPart(part.name, RUN)
+
+    def _add(self, needed: Needed) -> int:
+        self.hosts.append(needed)
+        return len(self.hosts) - 1
+
+    def _part(self, wasm: bytes, wiring: Mapping[ImportName, Source]) -> Part:
+        self._parts += 1
+        return Part(f"import {self._parts}", wasm, read_module(wasm), wiring)
+
+    def _memory(self, memory: CoreExport, locate: Locate, parts: list[Part]) -> str:
+        """Return the part whose memory, which is the one of its name or its only one, it is."""
+        found, extern = locate(memory)
+        if found.export == MEMORY:
+            return found.part
+        # A part that exports several memories has only one for host functions.
+        wasm = encode_module(
+            types=(),
+            imports=[Import(GUEST, MEMORY, MEMORY, extern)],
+            exports=[Export(MEMORY, MEMORY, 0)],
+        )
+        parts.append(self._part(wasm, {(GUEST, MEMORY): found}))
+        return parts[-1].name
+
+    def _built_in(self, item: BuiltIn) -> Source:
+        if item.name == "resource.drop" and item.resource is not None and item.resource.imported:
+            return FromHost(self._add(Needed(None, item.resource)))
+        raise UnsupportedComponentError(item.name, item.offset)
 
 
 def _check_size(what: str, wasm: bytes, component: Component, limit: int) -> None:

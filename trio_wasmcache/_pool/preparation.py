@@ -36,6 +36,7 @@ from .._runtime.module import CachedModule
 from .._runtime.prepare import Prepare, Prepared
 from .._runtime.source_lines import SourceLines
 from .._runtime.start import Start
+from .._runtime.wit_host import WitFunction, WitHost
 from .._threads import run_in_thread
 from .capacity import GroupState
 
@@ -58,7 +59,7 @@ class _Watched:
     """A host function while the guest is prepared."""
 
     host: AnyHost
-    function: HostFunction | None
+    function: HostFunction | WitFunction | None
     """Function of the application, if it is one."""
     preparing: Preparing
     name: str
@@ -147,7 +148,11 @@ class Preparing:
 
     def watched(self, name: str, host: AnyHost) -> AnyHost:
         """Return a host function as it is while the guest is prepared."""
-        function = host if isinstance(host, HostFunction) else None
+        function: HostFunction | WitFunction | None = None
+        if isinstance(host, HostFunction):
+            function = host
+        elif isinstance(host, WitHost):
+            function = host.given
         if isinstance(host, BlockHost):
             function = host.function
         return _Watched(host, function, self, name)

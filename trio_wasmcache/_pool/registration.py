@@ -9,7 +9,7 @@ import operator
 import os
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, Literal, TypeAlias, final
+from typing import Any, Final, Literal, TypeAlias, final
 
 import trio
 from attrs import define, evolve, field, frozen
@@ -21,7 +21,13 @@ from .._abi.extism import ExtismAbi
 from .._abi.plain import Plain, PlainAbi, fitting
 from .._abi.values import ValuesAbi
 from .._core.config import CacheConfig
-from .._core.errors import InvalidModuleError, LoadError, ModuleTooLargeError, SignatureError
+from .._core.errors import (
+    InvalidModuleError,
+    LinkError,
+    LoadError,
+    ModuleTooLargeError,
+    SignatureError,
+)
 from .._core.keys import (
     INFERRED,
     FunctionKey,
@@ -30,7 +36,7 @@ from .._core.keys import (
     normalise_type,
     normalise_types,
 )
-from .._core.text import printable, quoted, shown
+from .._core.text import listed, printable, quoted, shown
 from .._core.tiers import BASELINE, OPTIMIZING, TIERED, Tier
 from .._core.wasm.admission import (
     Edits,
@@ -47,6 +53,7 @@ from .._core.wasm.admission import (
     missing_imports,
     signature,
 )
+from .._core.wasm.component.exports import is_interface
 from .._core.wasm.custom import custom_size, find_custom_sections, without_trailing_sections
 from .._core.wasm.formats import LOOKED_AT, is_component, known_format
 from .._core.wasm.graph import USER, Graph, Layer, join_layers, limit_graph
@@ -74,12 +81,13 @@ from .._runtime.host import (
     AnyHost,
     HostExtern,
     HostFunction,
-    Importable,
+    MissingFunction,
     TrampolineHost,
     flatten,
     grants_of,
     is_reentrant,
     missing_functions,
+    not_importable,
     provided,
 )
 from .._runtime.module import INITIALIZE, CachedModule, DebugBook
@@ -87,10 +95,12 @@ from .._runtime.prepare import Prepare, Prepared, UnknownValueError, digest_of
 from .._runtime.recording import Setup
 from .._runtime.source_lines import SourceLines
 from .._runtime.versions import library_versions
+from .._runtime.wasi2 import find_function
 from .._runtime.wasi_config import Wasi
+from .._runtime.wit_host import WitAllocated, WitDrop, WitFunction, WitHost, plain_functions
 from .._threads import run_in_thread
 from .capacity import GroupState
-from .components import Offered, Taken, take_apart
+from .components import Needed, Offered, Taken, take_apart
 from .preparation import PrepareCall, Preparing
 
 # Bytes from which on a module is hashed in a thread: hashing takes 1 to 2 ms a MB, a hop 0.2 ms.
@@ -107,8 +117,8 @@ MAX_READS, MAX_DIGESTS = 8, 2
 # A module with its custom sections may have so many times `max_wasm_size` bytes. An unstripped
 # module of Rust or C++ has 5 to 10 times as many bytes of DWARF as of everything else.
 CUSTOM_FACTOR = 8
-# Characters of a function of a component in a message.
-MAX_SIGNATURE = 500
+# Characters of a function of a component in a message, and functions that one lists.
+MAX_SIGNATURE, MAX_LISTED = 500, 20
 # Bytes from which on a component is read in a thread; reading one takes some 10 us for 1 KB.
 READ_IN_THREAD = 16 * 1024
 
@@ -135,6 +145,8 @@ class Declaration:
     prepare: tuple[Prepare, ...] = ()
     """Calls that are made once, before the module is compiled."""
     wasi: Wasi | None = None
+    functions: Mapping[tuple[str, str], WitFunction] = field(factory=dict)
+    """{(interface, name): function} that are given for imports of a component."""
     leaves_returns: bool = False
     """Whether `returns` was left out, and not given as None."""
     component: Taken | None = None
@@ -150,6 +162,12 @@ class Declaration:
             SignatureError: the function can't be used, or has other types than were given.
         """
         what = str(self.key)
+        given = {name: one for name, one in self.hosts.items() if isinstance(one, HostFunction)}
+        for module, name in (*given, *self.externs):
+            raise TypeError(
+                f"{what}: imports[{shown(module)}][{shown(name)}] must be a function, as this is a "
+                "component, which says the types of what it imports"
+            )
         offered = component.find(what, self.export)
         if self.abi is not None:
             raise SignatureError(f"{what}: a component says how values cross: leave out abi")
@@ -179,6 +197,9 @@ class Declaration:
         """
         for number, one in enumerate(self.prepare, 1):
             _check_values(self.key, number, one)
+        for (module, name), given in self.functions.items():
+            where = f"imports[{shown(module)}][{shown(name)}]"
+            raise TypeError(f"{self.key}: {not_importable(where, given.fn)}")
         return self
 
     def hosts_for(self, info: ModuleInfo) -> dict[tuple[str, str], AnyHost]:
@@ -346,7 +367,7 @@ def declare(
     export: str | None,
     abi: object,
     called_on_null: bool,
-    imports: Mapping[str, Mapping[str, Importable]] | None,
+    imports: Mapping[str, Mapping[str, Any]] | None,
     wasi: Wasi | None,
     prepare: Sequence[Prepare],
     concurrency: int,
@@ -398,8 +419,9 @@ def declare(
             )
         if one.args:  # else it may be a component that says them
             _check_values(key, number, one)
+    rest, functions = plain_functions(imports)
     try:
-        hosts, externs = flatten(imports, wasi)
+        hosts, externs = flatten(rest, wasi)
     except TypeError as error:
         raise TypeError(f"{key}: {error}") from None
     if not isinstance(chosen, ExtismAbi):
@@ -424,6 +446,7 @@ def declare(
         prepare=tuple(prepare),
         wasi=wasi,
         leaves_returns=returns is INFERRED,
+        functions=functions,
     )
 
 
@@ -591,7 +614,7 @@ class Equal:
     """Key of a compiled module: functions whose keys are equal share one module."""
 
     digest: bytes
-    imports: frozenset[tuple[tuple[str, str], AnyHost | HostExtern]]
+    imports: frozenset[tuple[tuple[str, str], AnyHost | HostExtern | WitFunction]]
     memory_limit: int
     table_limit: int
     prepared: bool = False
@@ -678,7 +701,13 @@ class Compiler:
         digest = component.digest if component else await _digest(wasm, self._digests)
         plain = Equal(
             digest,
-            frozenset([*declaration.hosts.items(), *declaration.externs.items()]),
+            frozenset(
+                [
+                    *declaration.hosts.items(),
+                    *declaration.externs.items(),
+                    *declaration.functions.items(),
+                ]
+            ),
             config.memory_limit,
             config.table_limit,
             trap_missing=declaration.trap_missing,
@@ -1307,7 +1336,53 @@ def _behind(info: ModuleInfo, declaration: Declaration, instances: Layer) -> Imp
     if isinstance(declaration.abi, LayeredAbi):
         first = len(instances.hosts)
         layers.append(declaration.abi.layer(str(declaration.key), info, {}, first))
-    return Imports((), instances.hosts, False, tuple(layers))
+    return Imports((), _component_hosts(declaration, instances.hosts), False, tuple(layers))
+
+
+def _component_hosts(declaration: Declaration, needed: Sequence[Needed]) -> tuple[AnyHost, ...]:
+    """Return the host functions that a component needs.
+
+    Raises:
+        LinkError: nobody provides one.
+    """
+    grants = grants_of(declaration.hosts)
+    made: list[AnyHost] = []
+    missing: dict[str, dict[str, None]] = {}
+    for one in needed:
+        function = one.function
+        if function is None:
+            made.append(WitAllocated() if one.resource is None else WitDrop(one.resource.name))
+            continue
+        given = next(
+            (
+                given
+                for (interface, name), given in declaration.functions.items()
+                if name == function.name and is_interface(function.interface, interface)
+            ),
+            None,
+        )
+        if given is not None and one.handles:
+            raise LinkError(
+                f"{declaration.key}: the component imports {one.what}, which is "
+                f"{shown_text(one.signature)}, and resources can't be given by imports="
+            )
+        own = None if given else find_function(function.interface, function.name, grants)
+        if given is not None or own is not None:
+            made.append(WitHost(function, given, None if own is None else own.run))
+        elif declaration.trap_missing:
+            made.append(MissingFunction(function.interface, function.name, function.host_type))
+        else:
+            missing.setdefault(function.interface, {})[function.name] = None
+    if missing:
+        names = [f"{interface}#{name}" for interface, names in missing.items() for name in names]
+        sample = next(iter(missing))
+        remedy = f'imports={{"{sample}": {{"{next(iter(missing[sample]))}": function}}}}'
+        raise LinkError(
+            f"{declaration.key}: the component imports what nobody provides: "
+            f"{shown_text(listed(names, MAX_LISTED))}: give {shown_text(remedy)}, or build it "
+            'without; missing="trap" lets calls of them trap'
+        )
+    return tuple(made)
 
 
 def _find_imports(info: ModuleInfo, declaration: Declaration) -> Imports:

@@ -521,11 +521,11 @@ def flatten(
                 flat.pop((module, name), None)
                 externs[module, name] = host
             else:
-                raise TypeError(_not_importable(f"imports[{shown(module)}][{shown(name)}]", host))
+                raise TypeError(not_importable(f"imports[{shown(module)}][{shown(name)}]", host))
     return flat, externs
 
 
-def _not_importable(where: str, given: object) -> str:
+def not_importable(where: str, given: object) -> str:
     """Return the message for something that can't be given as an import."""
     for kind, made in (
         (HostMemory, "HostMemory()"),

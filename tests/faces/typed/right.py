@@ -110,6 +110,9 @@ async def results(cache: InstanceCache, text: str) -> None:
     assert_type(await cache.register("a", WASM, args=NONE, returns="list<int>"), Function[Any])
     assert_type(await cache.register("a", Path("a.wasm"), export="b:c/d#a"), Function[Any])
     assert_type(await cache.register("a", WASM, returns="s64"), Function[Any])
+    plain = {"b:c/d": {"get": len}}
+    assert_type(await cache.register("a", WASM, imports=plain), Function[Any])
+    assert_type(await cache.register_component(WASM, imports=plain), tuple[Function[Any], ...])
     assert_type(await cache.register("a", WASM, args=NONE, returns=("i64", "f64")), Function[Any])
     assert_type(
         await cache.register("a", WASM, args=NONE, returns="i64", abi=OwnAbi()), Function[Any]

@@ -54,6 +54,14 @@ class _Name:
         return not wanted.version or is_compatible(self.version, wanted.version)
 
 
+def is_interface(name: str, wanted: str) -> bool:
+    """Return whether an interface is meant by a name that leaves out its package or version, or
+    has a compatible version."""
+    if not name or not wanted:
+        return name == wanted
+    return name == wanted or _Name.of(f"{name}#").is_meant(_Name.of(f"{wanted}#"))
+
+
 def is_compatible(version: str, wanted: str) -> bool:
     """Return whether a version may take the place of another one, as semantic versioning says.
 
