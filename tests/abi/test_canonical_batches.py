@@ -10,7 +10,7 @@ from components.echo import component, echo
 from components.shapes import Shape
 from kits import WasmtimeKit
 
-from trio_wasmcache import AbiError, HostFunction, TrapError
+from trio_wasmcache import AbiError, Case, HostFunction, Ok, Some, TrapError
 from trio_wasmcache._core.wasm.memory_layout import MemoryShape
 
 BATCHES: list[tuple[tuple[Shape, ...], list[list[Any]], bool]] = [
@@ -21,7 +21,23 @@ BATCHES: list[tuple[tuple[Shape, ...], list[list[Any]], bool]] = [
     (("f32",), [[0.5, -1.0, float("inf")]], False),
     (("s64",), [[-(2**63), 2**63 - 1, None]], False),
     (("char",), [["a", "\u20ac", None]], False),
-    ((("option", "s64"),), [[1, None, -1]], False),
+    ((("option", "s64"),), [[1, None, -1]], True),
+    ((("option", ("option", "u8")),), [[None, Some(None), Some(7)]], True),
+    (
+        (("record", (("x", "f64"), ("n", "u8"))), "string"),
+        [[(1.0, 2), None, (0.5, 255)], ["a", "b", "c"]],
+        False,
+    ),
+    ((("record", (("x", "f64"), ("n", "u8"), ("b", "bool"))),), [[(1.0, 2, True), None]], True),
+    ((("record", (("o", ("option", "f32")), ("c", "char"))),), [[(None, "a"), (0.5, "b")]], True),
+    ((("tuple", "s8", "u64"),), [[(-128, 2**64 - 1)]], True),
+    (
+        (("variant", (("a", "f32"), ("b", "s64"), ("c", None))),),
+        [[Case("a", 0.5), Case("b", -1), Case("c"), None]],
+        True,
+    ),
+    ((("enum", ("a", "b")),), [["a", "b"]], False),
+    ((("result", "u8", "s64"),), [[Ok(1), Ok(2)]], False),
     ((("option", "string"),), [["a", None, ""]], False),
     ((("record", (("x", "f64"), ("name", "string"))),), [[(1.0, "a"), (2.0, "b")]], False),
     ((("list", "string"),), [[["a"], [], ["b", "c"]]], False),
@@ -111,6 +127,15 @@ async def test_text_and_bytes_cross_in_arrow_format(real: WasmtimeKit) -> None:
             ("text", "string", pa.array(["a", None, "b"])),
             ("data", ("list", "u8"), pa.array([b"a", None], pa.binary())),
             ("number", "s64", pa.array([1, None], pa.int64())),
+            ("option", ("option", "u8"), pa.array([1, None], pa.uint8())),
+            (
+                "record",
+                ("record", (("x-y", "f64"), ("n", "u8"))),
+                pa.array(
+                    [{"x_y": 1.0, "n": 2}, None],
+                    pa.struct([("x_y", pa.float64()), ("n", pa.uint8())]),
+                ),
+            ),
         ):
             await cache.register(name, echo((shape,)), export="echo")
             async with cache.acquire(name) as lease:

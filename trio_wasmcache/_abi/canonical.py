@@ -87,6 +87,7 @@ from .base import (
     Value,
 )
 from .batching import Bulk
+from .canonical_batch import Cells, Images, crosses_in_cells
 from .canonical_lift import Lifting, collect_all, lifter
 from .canonical_lower import (
     FLAT,
@@ -521,25 +522,37 @@ class CanonicalBinding:
         return () if kind is None else (kind,)
 
     def bulk(self, guest: Guest) -> Bulk | None:  # noqa: ARG002 -- needed by the Scylla ABI
-        """Return how a driver makes the calls; None: values are not numbers, text and bytes."""
+        """Return how a driver makes the calls; None: it can't.
+
+        It can for numbers, text and bytes, and for what refers to no memory.
+        """
         one, result, calls = self.function, self.function.type.result, self.calls
-        args = [_number_of(kind) or WIRES.get(kind) for kind in self.kinds]
+        args = [self._argument(kind) for kind in self.kinds]
         wire = None if result is None else WIRES.get(result)
-        if (
-            None in args
-            or self.arguments is not None
-            or (result is not None and wire is None and not self.numbers)
-            or calls is None
-        ):
+        images = None
+        if result is not None and wire is None and self.returned and crosses_in_cells(result):
+            if isinstance(result, Result):
+                return None  # an error ends a row, as no result of a driver can
+            images = wire = Images(self.got, result)
+        known = result is None or wire is not None or self.numbers
+        if self.arguments is not None or calls is None or not known or None in args:
             return None
+        cells = [
+            layout(kind.type).flat if isinstance(kind, Cells) else ()
+            for kind in args
+            if not isinstance(kind, PlainType)
+        ]
         shape = MemoryShape(
-            tuple(cell_name(one) if isinstance(one, PlainType) else BYTES for one in args),
+            tuple(cell_name(kind) if isinstance(kind, PlainType) else BYTES for kind in args),
             (BYTES,) if wire else tuple(cell_name(kind, cut=True) for kind in self.numbers),
             argument="pair",
-            style="area" if wire else None,
+            style=None if wire is None else "image" if images else "area",
             allocation="guest",
-            alloc=4 if any(kind in WIRES for kind in self.kinds) else 0,
+            alloc=4 if () in cells else 0,
             post=one.post is not None,
+            heavy=images is not None and images.heavy,
+            cells=tuple(cells) if any(cells) else (),
+            image=(self.returned.size, self.returned.align) if images and self.returned else (0, 0),
             canonical=True,
         )
         exports: dict[str, str | FromPart] = {"function": one.export}
@@ -552,13 +565,21 @@ class CanonicalBinding:
             self.got,
             shape,
             exports,
-            tuple(one for one in args if one is not None),
+            tuple(kind for kind in args if kind is not None),
             self.numbers,
             wire,
-            self._decode,
+            self._decode if images is None else images.decode,
             "" if result is None else type_text(result),
             self._refuse_row,
         )
+
+    def _argument(self, kind: Type) -> PlainType | Wire | None:
+        """Return how a driver passes values of a type; None: it can't."""
+        if (number := _number_of(kind)) is not None:
+            return number
+        if kind in WIRES:
+            return WIRES[kind]
+        return Cells(kind) if crosses_in_cells(kind) else None
 
     def _decode(self, data: bytes, tally: Tally) -> Value:
         if self.function.type.result != STRING:
@@ -577,12 +598,11 @@ class CanonicalBinding:
         memory = memory_of(guest)
         if why == ALLOCATED_OUTSIDE:
             self._check_allocated(memory, at, size, 1)
-        area = why in (AREA_OUTSIDE, AREA_MISALIGNED)
+        area = why in (AREA_OUTSIDE, AREA_MISALIGNED) or self._result not in WIRES
         what = "a result" if area else f"a {type_text(self._result)}"
-        if self.function.type.result == STRING and not area:
-            what = "a string"
+        align = 1 if not area or self.returned is None else self.returned.align
         Lifting(self.got, cast("Viewed", memory).view(), guest.tally, math.inf).place(
-            what, at, size, 4 if area else 1
+            what, at, size, align
         )
 
     # -- through the scratch of an adapter

@@ -66,14 +66,15 @@ def read(got: str, memory: Memory, at: int, size: int) -> bytes:
 
 
 def read_result(
-    got: str, memory: Memory, at: int, size: int
+    got: str, memory: Memory, at: int, size: int, *, anywhere: bool = False
 ) -> tuple[bytes, ResultTooLargeError | None]:
     """Return what `read` does, and None; or no bytes, and the error if the result is too large.
 
-    Then the caller can have the guest free it before raising the error.
+    Then the caller can have the guest free it before raising the error. With `anywhere`, the bytes
+    may begin at address 0.
     """
     try:
-        return read(got, memory, at, size), None
+        return (read_anywhere if anywhere else read)(got, memory, at, size), None
     except ResultTooLargeError as error:
         return b"", error
 

@@ -32,13 +32,13 @@ class Wire(Protocol):
     def heavy(self) -> bool:
         """Whether converting a value takes microseconds."""
 
-    def pack(self, values: Sequence[object]) -> tuple[Data, Sequence[int]]:
+    def pack(self, values: Sequence[object], /) -> tuple[Data, Sequence[int]]:
         """Return the bytes of all values together, and the size of each.
 
         Raises any exception if a value does not fit, or is None.
         """
 
-    def unpack(self, data: bytes, sizes: Sequence[int], tally: Tally) -> Sequence[object]:
+    def unpack(self, data: bytes, sizes: Sequence[int], tally: Tally, /) -> Sequence[object]:
         """Return the values of such bytes; raise any exception if some are invalid or too large."""
 
 

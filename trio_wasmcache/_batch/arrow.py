@@ -291,15 +291,26 @@ def together(parts: Sequence[object]) -> Arrow:
     return sys.modules["pyarrow"].concat_arrays(parts)
 
 
-def from_values(kind: str, values: Sequence[object]) -> Arrow:
-    """Return an Arrow array of Python values.
+def from_values(
+    kind: str, values: Sequence[Any], fields: Sequence[tuple[str, str]] | None = None
+) -> Arrow:
+    """Return an Arrow array of Python values; of records, an array of structs.
+
+    Args:
+        kind: type of the values.
+        values: the values.
+        fields: (name, type) of the fields of records; None: Arrow infers them.
 
     Raises:
         TypeError: Arrow has no type for them.
     """
     pa = sys.modules["pyarrow"]
-    factory = FACTORIES.get(kind)
+    found: Arrow = getattr(pa, FACTORIES[kind])() if kind in FACTORIES else None
+    if fields is not None and all(one in FACTORIES for _, one in fields):
+        found = pa.struct([(name, getattr(pa, FACTORIES[one])()) for name, one in fields])
+    if kind not in FACTORIES:
+        values = [one._asdict() if hasattr(one, "_asdict") else one for one in values]
     try:
-        return pa.array(values, None if factory is None else getattr(pa, factory)())
+        return pa.array(values, found)
     except pa.ArrowException as error:
         raise TypeError(f"values of type {kind} don't fit into an Arrow array: {error}") from None

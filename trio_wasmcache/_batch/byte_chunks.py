@@ -280,7 +280,13 @@ class MemoryChunks(Chunks):
         tally.allow(self.total_fuel)
         if why != READ_OUT:
             self._bulk.refuse(self._guest, why, at, size)
-        data, refused = read_result(self._bulk.got, memory_of(self._guest), at, size)
+        data, refused = read_result(
+            self._bulk.got,
+            memory_of(self._guest),
+            at,
+            size,
+            anywhere=self._bulk.shape.canonical,
+        )
         if refused is not None:
             refused.row = self.done + done
             return self._refuse_one(refused, done)

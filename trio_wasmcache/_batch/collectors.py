@@ -175,7 +175,11 @@ class BytesSink:
 
     def _part(self) -> Value:
         """Return the list as an Arrow array, which replaces it, also in the tally."""
-        made = _arrow.from_values(self.kind, self._list)
+        made = _arrow.from_values(
+            getattr(self.wire, "arrow_type", "") or self.kind,
+            self._list,
+            getattr(self.wire, "arrow_fields", None),
+        )
         self._list = []
         self.tally.size = self._before
         self.tally.add(made.nbytes)

@@ -88,6 +88,9 @@ class _Writer:
         self.layout = layout
         self.buffers = tuple(n for n, name in enumerate(shape.args) if name == BYTES)
         self.nul = int(shape.argument == "nul")
+        # {argument: wasm types of its cells}
+        cells = zip(self.buffers, shape.cells, strict=False)
+        self.cells = {n: kinds for n, kinds in cells if kinds}
 
     def module(self) -> tuple[str, int]:
         """Return the text, and the fuel that a row burns at most."""
@@ -235,6 +238,8 @@ class _Writer:
         elif shape.areas:
             code += self._kept("area", len(self.buffers), i32(AREA_SIZE))
         for number, n in enumerate(self.buffers):
+            if n in self.cells:
+                continue
             size = f"(i32.add {get(f'size{n}')} {i32(self.nul)})" if self.nul else get(f"size{n}")
             if shape.allocation == "grown":
                 one = put(f"at{n}", get("base")) + put("base", self._end(size))
@@ -292,6 +297,8 @@ class _Writer:
             for offset in (0, 8):
                 code += f"(i64.store $guest offset={offset} {get('area')} (i64.const 0))"
         for number, n in enumerate(self.buffers):
+            if n in self.cells:
+                continue
             at, size = get(f"at{n}"), get(f"size{n}")
             one = f"(memory.copy $guest $scratch {at} {get(f'from{n}')} {size})"
             if self.nul:
@@ -307,6 +314,10 @@ class _Writer:
                 cell = CELLS[name]
                 value = read(column, self._row(cell.size), load(cell))
                 values += f"(i32.ne {value} {i32(0)})" if cell.truth else value
+                continue
+            if n in self.cells:
+                for place, kind in enumerate(self.cells[n]):
+                    values += read(8 * place, get(f"from{n}"), f"{kind}.load")
                 continue
             at, size = get(f"at{n}"), get(f"size{n}")
             wide = f"(i64.shl (i64.extend_i32_s {size}) (i64.const 32))"
@@ -377,6 +388,12 @@ class _Writer:
             return f"""(local.set $wide) {put("at", low)} {put("size", high)}
           (if (i32.eq {get("size")} {i32(-1)}) (then {null} (br $over)))"""
         area = get("area")
+        if style == "image":
+            bytes_, align = self.shape.image
+            return f"""(local.set $at) {put("size", i32(bytes_))}
+          (if (i32.and {get("at")} {i32(align - 1)})
+            (then (call $stop {i32(AREA_MISALIGNED)} {get("at")} {get("size")}) (br $stopped)))
+          {put("wide", f"(i64.extend_i32_u {get('at')})")}"""
         code = "" if style == "out" else "(local.set $area)"
         if self.shape.canonical:
             code += f"""(if (i32.and {area} {i32(3)})

@@ -40,7 +40,7 @@ NO_ROOM, OUTSIDE, AREA_OUTSIDE, FAILED, RANGE, READ_OUT, ALLOCATED_OUTSIDE = ran
 NO_OBJECT, NEW_OUTSIDE, AREA_MISALIGNED = 8, 9, 10
 """Reasons for which a driver stops."""
 
-Style = Literal["cql", "packed", "packed_low", "pair", "area", "out", "object"]
+Style = Literal["cql", "packed", "packed_low", "pair", "area", "out", "object", "image"]
 
 # Objects of AssemblyScript: see `_abi/managed`.
 HEADER_SIZE: Final = 20
@@ -108,6 +108,12 @@ class MemoryShape:
     """Wasm types of further parameters, which are 0."""
     collects: bool = False
     """Whether garbage of the guest is collected."""
+    cells: tuple[tuple[str, ...], ...] = ()
+    """For each argument of bytes that is no bytes to the guest: wasm types of the values that it
+    is, which are in cells of eight bytes; empty for others, or if there are none."""
+    image: tuple[int, int] = (0, 0)
+    """Size and alignment of a result of the style "image", of which the guest returns the address.
+    """
     canonical: bool = False
     """Whether the canonical ABI's rules hold: memory may begin at address 0, nothing is allocated
     as such, and the area of a result is aligned."""
@@ -116,14 +122,20 @@ class MemoryShape:
     def signature(self) -> FuncType:
         """The wasm type of the function that the driver calls."""
         params: list[str] = ["i32"] if self.style == "out" else []
+        cells = iter(self.cells)
         for name in self.args:
+            if name == BYTES and (kinds := next(cells, ())):
+                params += kinds
+                continue
             passed = {"pair": ("i32", "i32"), "packed": ("i64",)}.get(self.argument, ("i32",))
             params += passed if name == BYTES else (CELLS[name].wasm,)
         params += self.defaults
         results = [CELLS[name].wasm for name in self.results if name != BYTES]
         if self.style is not None:
             one, two = ["i32"], ["i32", "i32"]
-            results = {"pair": two, "area": one, "object": one, "out": []}.get(self.style, ["i64"])
+            results = {"pair": two, "area": one, "object": one, "image": one, "out": []}.get(
+                self.style, ["i64"]
+            )
         return FuncType(tuple(params), tuple(results))
 
     @property

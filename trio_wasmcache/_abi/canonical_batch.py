@@ -1,0 +1,125 @@
+"""Batches by the canonical ABI: columns of values that refer to no memory, such as records.
+
+An argument crosses as its flat values, in cells of eight bytes each; a result as its image in the
+guest's memory.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+from attrs import field, frozen
+
+from .._core.tally import Tally
+from .._core.wit.layout import layout
+from .._core.wit.text import type_text
+from .._core.wit.types import Option, Primitive, Record, Tuple, Type
+from .._core.wit.values import python_name, record_class
+from .base import Value
+from .canonical_lift import Lifting, lifter
+from .canonical_lower import Lowering, lowerer
+from .canonical_numbers import numbers_in
+
+CELL: dict[str, str] = {"i32": "I4x", "i64": "Q", "f32": "f4x", "f64": "d"}
+
+
+@final
+@frozen(eq=False)
+class Cells:
+    """Wire of arguments: see `packing.Wire`."""
+
+    type: Type
+    arrow: str = field(default="", init=False)
+    heavy: bool = field(default=False, init=False)
+    _cells: struct.Struct = field(init=False)
+
+    @_cells.default
+    def _default_cells(self) -> struct.Struct:
+        return struct.Struct("<" + "".join(CELL[kind] for kind in layout(self.type).flat))
+
+    def pack(self, values: Sequence[Value]) -> tuple[bytes, Sequence[int]]:
+        flat, pack, job = lowerer(self.type).flat, self._cells.pack, Lowering(False, math.inf)
+        parts = []
+        for value in values:
+            out: list[Any] = []
+            flat(value, out, job)
+            parts.append(pack(*out))
+        return b"".join(parts), [self._cells.size] * len(parts)
+
+    def unpack(self, _data: bytes, _sizes: Sequence[int], _tally: Tally) -> Sequence[object]:
+        raise AssertionError("results do not cross so")
+
+
+@final
+@frozen(eq=False)
+class Images:
+    """Wire of results: see `packing.Wire`."""
+
+    got: str
+    """The beginning of messages about a result."""
+    type: Type
+    arrow: str = field(default="", init=False)
+    heavy: bool = field(init=False)
+    _load_all: Callable[[bytes], list[Value]] | None = field(init=False)
+    """Makes all values at once, if they are numbers."""
+
+    @heavy.default
+    def _default_heavy(self) -> bool:
+        return lifter(self.type).items > 8
+
+    @_load_all.default
+    def _default_load_all(self) -> Callable[[bytes], list[Value]] | None:
+        one = self.type
+        packed = numbers_in(one) if isinstance(one, (Record, Tuple)) else None
+        if packed is None:
+            return None
+        unpack = packed[0].iter_unpack
+        if not isinstance(one, Record):
+            return lambda data: list(unpack(data))
+        made: Any = record_class(one)._make
+        return lambda data: list(map(made, unpack(data)))
+
+    @property
+    def arrow_fields(self) -> tuple[tuple[str, str], ...] | None:
+        """(name, type) of the fields of a record of numbers and text; None for other types."""
+        if not isinstance(self.type, Record):
+            return None
+        return tuple((python_name(name), type_text(one)) for name, one in self.type.fields)
+
+    @property
+    def arrow_type(self) -> str:
+        """Type of the values of an option of a primitive type; for others empty."""
+        inner = self.type.some if isinstance(self.type, Option) else self.type
+        return inner.name if isinstance(inner, Primitive) else ""
+
+    def pack(self, _values: Sequence[Value]) -> tuple[bytes, Sequence[int]]:
+        raise AssertionError("arguments do not cross so")
+
+    def unpack(self, data: bytes, sizes: Sequence[int], tally: Tally) -> Sequence[object]:
+        one, size = lifter(self.type), layout(self.type).size
+        count = len(data) // size
+        tally.add_made(count * one.size, count * one.items)
+        if count == len(sizes) and self._load_all is not None:
+            return self._load_all(data)
+        job, load, at = Lifting(self.got, data, tally, math.inf), one.load, 0
+        values: list[object] = []
+        for given in sizes:
+            if given < 0:
+                values.append(None)
+                continue
+            values.append(load(data, at, job))
+            at += size
+        return values
+
+    def decode(self, data: bytes, tally: Tally) -> Value:
+        """Return one value, which is counted."""
+        (value,) = self.unpack(data, (len(data),), tally)
+        return value
+
+
+def crosses_in_cells(one: Type) -> bool:
+    """Return whether values of a type refer to no memory, so that a driver can pass them."""
+    return not layout(one).has_pointers
