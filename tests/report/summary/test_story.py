@@ -13,7 +13,9 @@ from report.logs import Log, make, run_command, use
 from trio_wasmcache import CacheConfig, TrapError
 from trio_wasmcache._core.events import Abandoned, Blocked, Event, Failed, Output, Reason
 from trio_wasmcache.report.output.story import REASONS
+from trio_wasmcache.report.reading import lines
 from trio_wasmcache.report.summary import story as stories
+from trio_wasmcache.report.summary.trail import Trail
 
 Capture = pytest.CaptureFixture[str]
 
@@ -26,11 +28,22 @@ def waiting(kind: type[Event], function: str = "f", **more: Any) -> Event:
 
 
 def tell(capsys: Capture, log: Log, path: Path, condition: str = "request=2") -> list[Any]:
-    """The stories, as JSON; the text is told, too, and has all of their sentences."""
+    """The stories, as JSON; the text is told, too, and has all of their sentences.
+
+    They are the same if the log is read in small pieces, and if all of its lines are parsed.
+    """
     log.write(path)
     ran = run_command(capsys, "report", "--json", "--where", condition, path)
     assert ran.status == 0, ran.err
     told: list[Any] = ran.document["stories"]
+    for changed, name, value in (
+        (lines, "BLOCK", 300),
+        (Trail, "patterns", lambda _trail: None),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(changed, name, value)
+            again = run_command(capsys, "report", "--json", "--where", condition, path)
+            assert again.document["stories"] == told, name
     shown = run_command(capsys, "report", "--where", condition, path)
     words = " ".join(shown.out.split())
     for one in told:

@@ -18,6 +18,7 @@ from ..output.document import make_document
 from ..output.story import show_stories, story_document
 from ..output.terminal import TOP, show_report
 from ..output.trail import show_trail, trail_document
+from ..reading.lines import find_lines
 from ..reading.notes import FINE, NOTHING, cite
 from ..summary.story import Causes, stories
 from ..summary.summary import Summary
@@ -141,18 +142,18 @@ def _follow(
     """Print the stories of a trail, or its events; return the exit status."""
     if not all(Path(path).is_file() for path in logs):
         raise click.UsageError("--where reads the log twice: give it files")
-    search = trail.search()
+    patterns = trail.patterns()
     with session.bar():
-        for block in session.reader.blocks():
-            for event in session.parser.dicts(line for line in block if search.finds(line)):
+        for piece in session.reader.pieces():
+            lines = (line for _, line in find_lines(piece, patterns))
+            for event in session.parser.dicts(lines):
                 if only is None or event["cache"] == only:
                     trail.look(event)
         session.tell()
-        # What is wrong with the log has been said.
-        again = Session(logs, quiet=True)
-        causes = Causes(trail, again.parser.dicts)
-        for block in again.reader.blocks():
-            causes.take(block, only)
+        causes = _find_causes(logs, trail, only)
+        if causes.lacks_holders:
+            trail.begin_anew()
+            causes = _find_causes(logs, trail, only, with_holders=True)
     trail.sort()
     if not trail.events:
         session.errors.print(
@@ -174,6 +175,17 @@ def _follow(
     else:
         show_stories(session.out, told)
     return session.notes.status
+
+
+def _find_causes(
+    logs: Sequence[str], trail: Trail, only: str | None, *, with_holders: bool = False
+) -> Causes:
+    """Read the log again, for the events of a trail and their causes."""
+    again = Session(logs, quiet=True)  # what is wrong with the log has been said
+    causes = Causes(trail, again.parser.dicts, with_holders=with_holders)
+    for piece in again.reader.pieces(counted=False):
+        causes.take(piece, only)
+    return causes
 
 
 commands.add_command(replay)

@@ -9,15 +9,20 @@ without end, is abandoned (`MAX_BARREN`).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 from attrs import Factory, define, field
 
 from .notes import Notes, cite, count
 from .streams import READ_ERRORS, STDIN, CountingFile, explain, open_stream, read_some
 from .units import size
+
+T = TypeVar("T")
+Piece: TypeAlias = tuple[bytes, int]
+"""Lines, and the offset of their end; a part of another line may follow."""
 
 BLOCK = 8 * 1024 * 1024
 # The longest event that the cache writes is a few KB.
@@ -69,7 +74,19 @@ class Reader:
     def blocks(self) -> Iterator[list[bytes]]:
         """Yield lists of lines, each of which may be an event."""
         for path in self._ordered():
-            yield from self._blocks(path)
+            yield from self._blocks(path, self._candidates)
+
+    def pieces(self, *, counted: bool = True) -> Iterator[Piece]:
+        """Yield the same as pieces of the log, with other lines and too long ones among them.
+
+        To search a piece for the few lines that matter takes a fifth of the time of making all of
+        its lines objects.
+
+        Args:
+            counted: whether lines are counted, for `tell`.
+        """
+        for path in self._ordered():
+            yield from self._blocks(path, self._whole if counted else _uncounted)
 
     @property
     def size(self) -> int | None:
@@ -98,7 +115,8 @@ class Reader:
                 ]
         return paths
 
-    def _blocks(self, path: str) -> Iterator[list[bytes]]:
+    def _blocks(self, path: str, take: Callable[[bytes, int], T | tuple[()]]) -> Iterator[T]:
+        """Yield what `take` makes of each block: see `_candidates`; nothing, if that is empty."""
         try:
             file = CountingFile(path)
         except OSError as unopened:
@@ -130,7 +148,7 @@ class Reader:
                 if len(rest) > MAX_LINE:
                     rest, skipping = b"", True
                     self._too_long(1)
-                found = self._candidates(data, end)
+                found = take(data, end)
                 if found:
                     barren, fruitful_at = 0, file.count
                     yield found
@@ -142,8 +160,8 @@ class Reader:
                     return
         if error is not None:
             self.notes.problem(f"{cite(path)}: {explain(error)}; what came before is analysed")
-        if rest.strip():
-            yield self._last(path, rest)
+        if rest.strip() and (last := self._last(path, rest, take)):
+            yield last
 
     def _candidates(self, data: bytes, end: int) -> list[bytes]:
         """Return the lines that may be events, and count the others.
@@ -171,12 +189,23 @@ class Reader:
             return short
         return found
 
+    def _whole(self, data: bytes, end: int) -> Piece | tuple[()]:
+        """Return the data, if some may be events, and count the others: as `_candidates`."""
+        lines, marked = data.count(b"\n"), data.count(MARK)
+        if marked < lines:
+            lines = _count_filled(data)
+            self.counts.foreign += max(lines - marked, 0)
+            if not marked:
+                self.counts.named += data.count(NAME)
+        self.counts.lines += lines
+        return (data, end) if marked else ()
+
     def _too_long(self, number: int, counted: bool = False) -> None:
         self.counts.lines += 0 if counted else number
         self.counts.foreign += number
 
-    def _last(self, path: str, line: bytes) -> list[bytes]:
-        """Return the line without a newline at the end, if it is whole; note a half-written one."""
+    def _last(self, path: str, line: bytes, take: Callable[[bytes, int], T]) -> T:
+        """Take the line without a newline at the end, if it is whole; note a half-written one."""
         try:
             json.loads(line)
         except (ValueError, RecursionError):
@@ -184,8 +213,8 @@ class Reader:
                 self.counts.lines += 1
                 self.counts.half_written += 1
                 self.notes.remark(f"{cite(path)}: the last line is half written; it is left out")
-                return []
-        return self._candidates(line + b"\n", len(line) + 1)
+                return take(b"", 0)
+        return take(line + b"\n", len(line) + 1)
 
     def tell(self) -> None:
         """Note the number of lines that were no events."""
@@ -194,6 +223,36 @@ class Reader:
             are = "is" if counts.foreign == 1 else "are"
             lines = count(counts.foreign, "line")
             self.notes.remark(f"{lines} of {counts.lines:,} {are} from elsewhere: skipped")
+
+
+def _uncounted(data: bytes, end: int) -> Piece | tuple[()]:
+    return (data, end) if end else ()
+
+
+def find_lines(
+    piece: Piece, patterns: Sequence[re.Pattern[bytes]] | None
+) -> list[tuple[int, bytes]]:
+    """Return the lines of a piece in which one of some patterns is found, each with its offset.
+
+    A pattern must begin with plain text: then it is searched at 2 GB a second.
+
+    Args:
+        piece: the piece.
+        patterns: the patterns; None: all lines that may be events.
+    """
+    data, end = piece
+    found: dict[int, bytes] = {}
+    for pattern in (_ANY,) if patterns is None else patterns:
+        at = 0
+        while at < end and (match := pattern.search(data, at, end)) is not None:
+            start = data.rfind(b"\n", 0, match.start()) + 1
+            at = data.find(b"\n", match.start(), end) + 1 or end
+            if at - start <= MAX_LINE:
+                found[start] = data[start:at].rstrip(b"\n")
+    return sorted(found.items())
+
+
+_ANY = re.compile(re.escape(MARK))
 
 
 def _lines_with_mark(data: bytes, end: int) -> list[bytes]:

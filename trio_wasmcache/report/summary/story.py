@@ -7,21 +7,22 @@ Causes are found while the log is read for the second time:
 2. An instance is loaded because the last one went, for somebody's need, or because all others were
    in use, or because there had been none.
 
-Lines that may be causes are kept as they are, a bounded number of them, and parsed when one is
-asked for: nearly none ever is.
+Only lines that may matter are parsed, which a search of the bytes finds. Ends of leases, which may
+be what a wait was for, are searched backwards from the wait's end when one is asked for.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, TypeAlias
 
 from attrs import Factory, define, field
 
-from ..reading.lines import MARK
-from .trail import MAX_SEARCHED, Fields, Search, Trail
+from ..reading.lines import MARK, Piece, find_lines
+from .trail import MAX_SEARCHED, Fields, Trail
 from .waiting import INSTANCE, MAX_OPEN, TOKEN
 
 Parse: TypeAlias = Callable[[Iterable[bytes]], list[Fields]]
@@ -34,7 +35,11 @@ MAX_EXPLAINED: Final = 1_000
 # Rounding of times in a log (seconds).
 EXACT: Final = 1e-9
 # Kinds of events from which it is known how many instances a function has, and who holds them.
-_OF_INSTANCES: Final = frozenset((b"loaded", b"evicted", b"acquired", b"recycled"))
+_OF_INSTANCES: Final = frozenset((b"loaded", b"evicted"))
+_OF_HOLDERS: Final = frozenset((b"acquired", b"recycled"))
+_ENDS: Final = (b'"wasmcache.recycled"', b'"wasmcache.abandoned"')
+# Bytes of earlier pieces in which ends of leases are searched.
+_KEPT: Final = 16 * 1024 * 1024
 
 _Entry: TypeAlias = tuple[str, str, str, str]  # cache, function, argument types, group
 
@@ -56,45 +61,82 @@ class Causes:
 
     trail: Trail
     parse: Parse
+    with_holders: bool = False
+    """Whether to follow who holds which instance, which takes longer."""
+    lacks_holders: bool = False
+    """Whether the cause of a wait could only be found `with_holders`."""
     found: dict[tuple[str, int], Fields] = Factory(dict)
     """{(cache, seq) of an event: what caused it}."""
-    _releases: deque[bytes] = Factory(lambda: deque(maxlen=MAX_RELEASES))
+    _pieces: deque[Piece] = Factory(deque)  # the present piece, and earlier ones
+    _at: int = 0  # where the line is in the present piece that is looked at
     _token_waits: OrderedDict[tuple[str, int], Fields] = Factory(OrderedDict)
     # {(cache, task): its wait for a token}
     _instances: dict[_Entry, _Instances] = Factory(dict)
     _waits: dict[tuple[str, int], Fields] = Factory(dict)
     # {(cache, request): its wait under way, for an instance or for room}
     _explained: int = 0
-    _functions: Search = field(init=False)
-    _search: Search = field(init=False)
+    _functions: tuple[bytes, ...] = field(init=False)
+    _patterns: list[re.Pattern[bytes]] | None = field(init=False)
+    _kinds: frozenset[bytes] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         names = {entry[1] for entry in self.trail.entries}
         marks = tuple(json.dumps(name)[1:-1].encode() for name in names)
         if len(names) > MAX_SEARCHED or any(not name.isascii() for name in names):
             marks = (b"",)  # how others are written is up to the renderer
-        self._functions, self._search = Search(marks, ()), self.trail.search()
+        self._functions = marks
+        self._kinds = _OF_INSTANCES | (_OF_HOLDERS if self.with_holders else frozenset())
+        self._patterns = self.trail.patterns()
+        if self._patterns is not None and self.trail.requests:
+            kinds = "|".join(kind.decode() for kind in (b"blocked", *sorted(self._kinds)))
+            self._patterns.append(re.compile(re.escape(MARK) + rf"(?:{kinds})\"".encode()))
 
-    def take(self, lines: Iterable[bytes], only: str | None) -> None:
-        """Take a block of the log, in its order, and give the trail its events.
+    def take(self, piece: Piece, only: str | None) -> None:
+        """Take a piece of the log, in its order, and give the trail its events.
 
         Args:
-            lines: the lines.
+            piece: see `Reader.pieces`.
             only: id of the only cache; None: all.
         """
-        for line in lines:
+        self._pieces.append(piece)
+        while sum(end for _, end in self._pieces) > _KEPT + piece[1]:
+            self._pieces.popleft()
+        for at, line in find_lines(piece, self._patterns):
+            self._at = at
             begin = line.find(MARK) + len(MARK)
             kind = line[begin : line.find(b'"', begin)]
-            if (
-                self._search.finds(line)
-                or (kind in _OF_INSTANCES and self._functions.finds(line))
-                or (kind == b"blocked" and TOKEN.encode() in line)
-            ):
+            if self._may_matter(kind, line):
                 for event in self.parse((line,)):
                     if only is None or event["cache"] == only:
                         self._note(event)
-            if kind in (b"recycled", b"abandoned"):
-                self._releases.append(line)
+
+    def _may_matter(self, kind: bytes, line: bytes) -> bool:
+        """Whether an event is one of the trail, or may be a cause: from the bytes of its line."""
+        if kind in self._kinds and any(name in line for name in self._functions):
+            return True
+        if kind == b"blocked" and TOKEN.encode() in line:
+            return True
+        patterns = self._patterns
+        if patterns is None or not self.trail.requests:
+            return True
+        return any(pattern.search(line) for pattern in patterns[:-1])
+
+    def _releases(self) -> Iterator[bytes]:
+        """Yield the lines of leases and acquires that ended before the present line, last first."""
+        left = MAX_RELEASES
+        for number, (piece, whole) in enumerate(reversed(self._pieces)):
+            end = whole if number else self._at
+            places = [piece.rfind(mark, 0, end) for mark in _ENDS]
+            while (at := max(places)) >= 0:
+                start = piece.rfind(b"\n", 0, at) + 1
+                stop = piece.find(b"\n", at, whole)
+                yield piece[start : stop if stop >= 0 else whole]
+                left -= 1
+                if not left:
+                    return
+                for which, mark in enumerate(_ENDS):
+                    if places[which] >= start:
+                        places[which] = piece.rfind(mark, 0, start)
 
     def _note(self, event: Fields) -> None:
         kind = event["event"].removeprefix("wasmcache.")
@@ -107,7 +149,7 @@ class Causes:
             self._token_waits.move_to_end(waiter)
             if len(self._token_waits) > MAX_OPEN:
                 self._token_waits.popitem(last=False)
-        elif kind.encode() in _OF_INSTANCES and (entry := _entry(event)) in self.trail.entries:
+        elif kind.encode() in self._kinds and (entry := _entry(event)) in self.trail.entries:
             self._count(kind, event, self._instances.setdefault(entry, _Instances()))
 
     def _count(self, kind: str, event: Fields, instances: _Instances) -> None:
@@ -151,13 +193,14 @@ class Causes:
         self._explained += 1
         if self._explained > MAX_EXPLAINED:
             return what
-        for line in reversed(self._releases):
+        for line in self._releases():
             for release in self.parse((line,)):
                 if release["cache"] == wait["cache"] and _ends(release, wait, end):
                     what["behind"] = release
                     return what
         if wait["waits_for"] == INSTANCE:
             # It gave up before one was given back.
+            self.lacks_holders = not self.with_holders
             holders = self._instances.get(_entry(wait), _Instances()).holders
             holder = next(iter(holders.values()), None)
             if holder is not None:

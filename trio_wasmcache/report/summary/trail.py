@@ -10,35 +10,16 @@ import json
 import re
 from typing import Any, TypeAlias
 
-from attrs import Factory, define, frozen
+from attrs import Factory, define
 
 Fields: TypeAlias = dict[str, Any]
 # Requests and instances that are followed, and events that are kept.
 MAX_FOLLOWED, MAX_EVENTS = 100_000, 10_000
 # Requests and functions for which lines are searched before they are parsed; if there are more, all
 # lines are parsed.
-MAX_SEARCHED = 10
+MAX_SEARCHED = 50
 # Fields with the number of a request.
 REQUESTS = ("request", "for_request")
-
-
-@frozen
-class Search:
-    """Finds the lines that may be needed, to leave others unparsed."""
-
-    marks: tuple[bytes, ...]
-    """Bytes of which some are in every such line."""
-    patterns: tuple[re.Pattern[bytes], ...]
-    """Patterns of which some are in every such line; none: the marks say all."""
-
-    def finds(self, line: bytes) -> bool:
-        """Return whether a line may be needed."""
-        for mark in self.marks:
-            if mark in line:
-                break
-        else:
-            return False
-        return not self.patterns or any(it.search(line) for it in self.patterns)
 
 
 @define(eq=False)
@@ -62,6 +43,7 @@ class Trail:
     entries: set[tuple[str, str, str, str]] = Factory(set)
     """Their functions: {(cache, function, argument types, group)}."""
     _instances: set[tuple[str, int]] = Factory(set)
+    _alone: bool = False  # whether some events that have the value are not followed
 
     @property
     def followed(self) -> tuple[int, int]:
@@ -83,10 +65,14 @@ class Trail:
         follow, number = self.requests, request
         if instance is not None and (request is None or self.field == "instance"):
             follow, number = self._instances, instance
-        if number is None or (event["cache"], number) in follow:
+        if number is None:
+            self._alone = True
+            return
+        if (event["cache"], number) in follow:
             return
         if len(self.requests) + len(self._instances) >= MAX_FOLLOWED:
             self.unfollowed += 1
+            self._alone = True
             return
         follow.add((event["cache"], number))
         if follow is self.requests and event.get("function") is not None:
@@ -94,26 +80,23 @@ class Trail:
                 (event["cache"], event["function"], event["arg_types"], event["group"])
             )
 
-    def search(self, most: int = MAX_SEARCHED) -> Search:
-        """Return a search for the lines of which `look` or `take` may need the event.
+    def patterns(self) -> list[re.Pattern[bytes]] | None:
+        """Return patterns of which one is in each line that `look` or `take` may need.
 
-        Args:
-            most: number of requests that are searched for; with more, every line is found.
+        None: any line may be needed.
         """
-        if self._instances or len(self.requests) > most:
-            return Search((b"",), ())
-        numbers = {str(number) for _, number in self.requests}
-        patterns = [rf'request"\s*:\s*(?:{"|".join(numbers)})\b'] if numbers else []
+        if self._instances or len(self.requests) > MAX_SEARCHED:
+            return None
         value = json.dumps(self.value)[1:-1]
         if value != self.value or not self.field.isidentifier():
-            value = ""  # how others are written is up to the renderer
-        else:
+            return None  # how others are written is up to the renderer
+        patterns = []
+        if self._alone or not self.requests:
             patterns.append(rf'{self.field}"\s*:\s*"?{re.escape(value)}')
-        marks = (value, *numbers)
-        return Search(
-            tuple(mark.encode() for mark in marks),
-            tuple(re.compile(pattern.encode()) for pattern in patterns) if value else (),
-        )
+        if self.requests:
+            numbers = "|".join(str(number) for _, number in self.requests)
+            patterns.append(rf'request"\s*:\s*(?:{numbers})\b')
+        return [re.compile(pattern.encode()) for pattern in patterns]
 
     def take(self, event: Fields) -> bool:
         """Keep an event, if it is one of those that are followed, or has the value itself.
@@ -132,6 +115,11 @@ class Trail:
             return False
         self.events.append(event)
         return True
+
+    def begin_anew(self) -> None:
+        """Forget the events, as the log is read once more for them."""
+        self.events.clear()
+        self.left_out = 0
 
     def sort(self) -> None:
         """Put the events in order of time, as far as one clock shows it: each cache has its own."""
