@@ -434,7 +434,8 @@ def _compare(ran: Ran, result: object, error: Exception | None, fuel: int | None
         return
     for name, what in (("trap", "trap"), ("trap_offset", "place of the trap"), ("fuel", "fuel")):
         before = getattr(event, name)
-        if before != now[name] and not (name == "fuel" and before is None):
+        unknown = name != "trap" and (before is None or (name != "fuel" and now[name] is None))
+        if before != now[name] and not unknown:
             differences.append(f"{what}: {_shown(before)} in the log, {_shown(now[name])} now")
     if error is not None or event.result is None:
         return

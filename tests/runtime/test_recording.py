@@ -209,6 +209,26 @@ async def test_rows_that_fail(log: ListLogger) -> None:
     assert {one["arguments"] for one in calls(log)} == {'{"tuple":[{"int":"0"}]}'}
 
 
+async def test_rows_in_which_a_host_function_fails(log: ListLogger) -> None:
+    """Their arguments are not known; the row, the error and the answers are."""
+
+    def ask(value: int) -> int:
+        if value == 3:
+            raise ValueError("no")
+        return value
+
+    host = HostFunction(ask, ("i32",), ("i32",))
+    async with logging(log) as cache:
+        f = await cache.register("run", ASK, imports={"env": {"ask": host}}, **I64)
+        async with f.acquire() as lease:
+            with pytest.raises(ValueError, match="no"):
+                await lease.map([[1, 3, 5]])
+    (event,) = calls(log)
+    assert (event["row"], event["error"]) == (1, "ValueError")
+    assert (event["arguments"], event["cut"]) == (None, "arguments")
+    assert json.loads(event["host_calls"])[0][2][:2] == ["raise", "ValueError"]
+
+
 async def test_the_answers_of_a_host_function(log: ListLogger) -> None:
     """What it wrote, had the guest call, tried to add, and returned, in order."""
 

@@ -32,7 +32,15 @@ from .._core.answers import (
     to_json,
 )
 from .._core.config import CacheConfig
-from .._core.errors import ExitError, GuestError, PluginError, TrapError, WasmCacheError
+from .._core.errors import (
+    CodeMemoryError,
+    ExitError,
+    GuestError,
+    LoadError,
+    PluginError,
+    TrapError,
+    WasmCacheError,
+)
 from .._core.policy.records import Request
 from .._core.policy.shares import CALL_FUEL
 from .._core.tagged import TooLargeError, dumps, encode
@@ -53,6 +61,8 @@ from .start import Start
 from .user_code import call_unprotected
 from .wasi_config import Wasi
 
+# Errors that are neither the guest's nor an application's: it would not get them again.
+_NOBODYS: Final = (LoadError, CodeMemoryError, MemoryError, RecursionError)
 KEY: Final = "answers"
 """Key of the answers of a call in `HostCaller.keep`."""
 USED: Final = "trio_wasmcache used"
@@ -405,7 +415,7 @@ class RecordedCall(Call):
         """Note that the call failed: see `Call.fail`."""
         reason = reason_of(error)
         super().fail(error, values)
-        if isinstance(error, Exception) and not self.ended:
+        if isinstance(error, Exception) and not isinstance(error, _NOBODYS) and not self.ended:
             self._note(values, error, reason)
 
     def refuse(self, error: GuestError, values: tuple[object, ...]) -> None:
@@ -483,10 +493,13 @@ class RecordedCall(Call):
         setup = definition.setup
         assert isinstance(setup, Setup)
         texts.add("setup", texts.redact("setup", setup.values()))
-        given = tuple(
-            texts.redact(f"argument {number}", value) for number, value in enumerate(values)
-        )
-        texts.add("arguments", given)
+        if len(values) == self.bound.binding.arity:
+            given = tuple(
+                texts.redact(f"argument {number}", value) for number, value in enumerate(values)
+            )
+            texts.add("arguments", given)
+        else:  # of a row in which a host function failed, a batch does not collect them
+            texts.cut_out("arguments")
         hosts = definition.module.hosts
         texts.add_answers("start_calls", hosts, self.native.host_state.get(START))
         texts.add_answers("host_calls", hosts, self.kept(KEY, self.row if row is None else row))
@@ -541,12 +554,12 @@ class Texts:
         """Make the text of a value."""
         items = value if isinstance(value, tuple) else (value,)
         if any(item is WITHHELD for item in items):
-            self._cut(name)
+            self.cut_out(name)
             return
         try:
             self._keep(name, encode(value, MAX_CALL - self.size))
         except TooLargeError:
-            self._cut(name)
+            self.cut_out(name)
 
     def add_answers(self, name: str, hosts: Sequence[AnyHost], answers: object) -> None:
         """Make the text of the answers of the host; None: there were none."""
@@ -554,18 +567,18 @@ class Texts:
             self._keep(name, "[]")
             return
         if answers.cut:
-            self._cut(name)
+            self.cut_out(name)
             return
         kept: list[Answer] = answers.answers
         if self._redact is not None:
             try:
                 kept = [self._redact_answer(_name_of(hosts[one.host]), one) for one in kept]
             except _WithheldError:
-                self._cut(name)
+                self.cut_out(name)
                 return
         text = dumps(to_json(kept))
         if self.size + len(text) > MAX_CALL:
-            self._cut(name)
+            self.cut_out(name)
         else:
             self._keep(name, text)
 
@@ -589,7 +602,8 @@ class Texts:
         self.texts[name] = text
         self.size += len(text)
 
-    def _cut(self, name: str) -> None:
+    def cut_out(self, name: str) -> None:
+        """Note that a value is not there."""
         self.texts[name] = None
         self.cut.append(name)
 
