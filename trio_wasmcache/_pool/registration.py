@@ -1367,6 +1367,11 @@ def _component_hosts(declaration: Declaration, needed: Sequence[Needed]) -> tupl
                 f"{shown_text(one.signature)}, and resources can't be given by imports="
             )
         own = None if given else find_function(function.interface, function.name, grants)
+        if own is not None and own.type not in ("", one.signature):
+            raise LinkError(
+                f"{declaration.key}: the component imports {one.what} as "
+                f"{shown_text(one.signature)}, but WASI 0.2 has {own.type}"
+            )
         if given is not None or own is not None:
             made.append(WitHost(function, given, None if own is None else own.run))
         elif declaration.trap_missing:

@@ -24,7 +24,13 @@ from .._abi.canonical_lower import FLAT, MISFITS, Block, Lowering, lowerer
 from .._abi.plain import reworded
 from .._core.config import MiB
 from .._core.costs import ITEM_FUEL, copy_fuel
-from .._core.errors import AbiError, FuelExhaustedError, ResultTooLargeError, WitError
+from .._core.errors import (
+    AbiError,
+    FuelExhaustedError,
+    ResultTooLargeError,
+    TrapError,
+    WitError,
+)
 from .._core.integers import signed
 from .._core.tally import Tally
 from .._core.text import shown
@@ -150,11 +156,16 @@ class WitHost:
         """Call the function with the guest's arguments; return wasm values, or what does.
 
         Raises:
-            AbiError: the guest passed what is no value, or calls while it allocates for a result.
+            AbiError: the guest passed what is no value.
+            TrapError: it calls while it allocates for a result.
             TypeError, ValueError, OverflowError: the function's result is not of its type.
         """
         if PLACING in call.state:
-            raise AbiError(f"the guest called {self.what} while it allocated for another result")
+            raise TrapError(
+                f"the guest called {self.what} while it allocated for a result, when a component "
+                "must not: cannot leave component instance",
+                code="cannot leave component instance",
+            )
         values = self._lifted(call)
         if self.own is not None:
             made = self.own(call, *values)
