@@ -15,7 +15,6 @@ from trio_wasmcache.testing import cancel_everywhere, check_invariants
 
 ENVIRONMENT = "wasi:cli/environment@0.2.3"
 ARGUMENTS = '(export "get-arguments" (func (result (list string))))'
-ALLOCATE = "(call $alloc (local.get 2) (local.get 3))"
 
 
 def importing(
@@ -130,7 +129,7 @@ async def test_where_a_result_can_not_be(at: str) -> None:
     """It is refused before anything is allocated."""
     async with quiet_cache() as cache:
         f = await cache.register("f", importing(at=at))
-        with pytest.raises(AbiError, match="8 bytes for the result of .*get-arguments at address"):
+        with pytest.raises(AbiError, match=r"8 bytes for the result of .*get-arguments at address"):
             await f.call()
 
 
