@@ -234,11 +234,19 @@ class _Spans:
                     span.set_attribute("wasmcache.waits_for", self._waits)
                 if error is not None:
                     _describe(span, error)
+                    span.set_status(Status(StatusCode.ERROR, self._description(error, facts)))
         with _quietly():
             span.end()
         # An abandoned coroutine is closed in the context of somebody else.
         if self._token is not None and not isinstance(error, GeneratorExit):
             detach(self._token)
+
+    def _description(self, error: BaseException, facts: Facts) -> str | None:
+        """Return why the use has failed, in words without arguments of a call."""
+        if isinstance(error, (trio.Cancelled, GeneratorExit)):
+            return None
+        text = facts.get("reason") if self._what in ("call", "map") else str(error)
+        return printable(text, MAX_TEXT) if text else None
 
     def _end_stage(self) -> None:
         if self._stage is not None:
@@ -276,15 +284,11 @@ NUMBERS = "request hit warm fuel rows row_errors compile_seconds code_size modul
 
 
 def _describe(span: Span, error: BaseException) -> None:
-    """Set the status of a span whose use has failed."""
-    name = type(error).__name__
-    span.set_attribute("error.type", name)
+    """Set the attributes that say how a use has failed."""
+    span.set_attribute("error.type", type(error).__name__)
     row = getattr(error, "row", None)
     if isinstance(row, int):
         span.set_attribute("wasmcache.row", row)
-    cancelled = isinstance(error, (trio.Cancelled, GeneratorExit))
-    message = None if cancelled else printable(str(error), MAX_TEXT)
-    span.set_status(Status(StatusCode.ERROR, message or None))
 
 
 @contextlib.contextmanager

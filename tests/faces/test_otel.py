@@ -154,26 +154,32 @@ async def test_failures(kit: Kit, seen: Seen) -> None:
                 pass
         async with cache.acquire("trap") as lease:
             with pytest.raises(TypeError):
-                await lease.call("x")
-            with pytest.raises(TrapError):
-                await lease.call(1)
+                await lease.call("secret")
+            misfit = seen.spans()["call trap(i64)"]
+            with pytest.raises(TrapError, match="4242"):
+                await lease.call(4242)
         failed = seen.spans()
         seen.clear()
         async with cache.acquire("trap") as lease:
             assert await lease.map([[1, 2]], on_error="null") == [None, None]
         async with cache.acquire("trap") as lease:
             with pytest.raises(TrapError):
-                await lease.map([[1, 2]])
+                await lease.map([[4242, 2]])
         nulls, raised = (span for span in seen._spans.get_finished_spans() if "map" in span.name)
     assert attributes(failed["acquire none"])["error.type"] == "UnknownFunctionError"
     call = failed["call trap(i64)"]
     assert attributes(call)["error.type"] == "TrapError"
     assert call.status.status_code is StatusCode.ERROR
+    assert attributes(misfit)["error.type"] == "TypeError"
+    assert misfit.status.description is None  # it would be the argument
     assert "unreachable" in str(call.status.description)
     assert call.events == ()
     assert attributes(nulls)["wasmcache.row_errors"] == 2
     assert "error.type" not in attributes(nulls)
     assert attributes(raised)["wasmcache.row"] == 0
+    assert "unreachable" in str(raised.status.description)
+    for span in (call, raised):
+        assert "4242" not in str(span.status.description)
     assert attributes(raised)["error.type"] == "TrapError"
 
 

@@ -1233,6 +1233,8 @@ class _WatchedLease(Lease[R_co]):  # type: ignore[misc] # it is final for users
         if self._calls != before:  # else no guest has run
             self._cold = False
             facts["fuel"] = self._fuel
+        if self._failed_by is not None and self._failed_by.reason is not None:
+            facts["reason"] = self._failed_by.reason
         if what == "map":
             facts["rows"] = self._rows
             if self._row_errors is not None:

@@ -41,6 +41,8 @@ class Facts(TypedDict, total=False):
     """Number of rows of a batch."""
     row_errors: int
     """Number of rows that failed, in a batch that goes on then."""
+    reason: str
+    """Why a guest failed, and its last words; without arguments, which the error's text has."""
     compile_seconds: float
     """Seconds that compiling took; 0.0 if the module was compiled before."""
     code_size: int
