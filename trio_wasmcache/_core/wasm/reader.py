@@ -23,6 +23,7 @@ import attrs
 
 from .custom import custom_size, find_custom_sections
 from .formats import foreign
+from .height import HEIGHT_FROM, HEIGHT_LIMIT, RUN_STEPS, Heights
 from .stack import FUNCTION_LIMIT as FUNCTION_WEIGHT, MODULE_LIMIT as MODULE_WEIGHT, Weigher
 from .types import (
     ELEMENT_LIMIT as ELEMENT_LIMIT,
@@ -314,6 +315,8 @@ class _Reader:
         self.weigh = weigh
         self.weigher: Weigher | None = None
         self.weight = 0
+        self.heights: Heights | None = None
+        self.height = 0
         self.growths: list[Growth] = []
         self.bulks: list[Bulk] | None = []
         self.knows_growths = weigh
@@ -584,7 +587,25 @@ class _Reader:
                 "values on the stack across calls and blocks: too many to compile"
             )
         self.knows_growths &= self.weigher.understood
+        if size >= HEIGHT_FROM and self.weigher.understood:
+            self.weigh_height(size)
         return self.weigher.growths
+
+    def weigh_height(self, size: int) -> None:
+        """Refuse a body that is high on the stack where that costs time; see `height`."""
+        cursor = self.cursor
+        if self.heights is None:
+            self.heights = Heights(self.types, self.spaces["func"])
+        limit = HEIGHT_LIMIT - self.height
+        self.height += self.heights.weigh(
+            cursor.data, cursor.at, cursor.end, limit, partial(cursor.spend, RUN_STEPS)
+        )
+        if self.height > HEIGHT_LIMIT:
+            raise ExcessiveModuleError(
+                f"the function at offset {cursor.at:#x}, of {size} bytes, leaves so many values on "
+                "the stack across calls, blocks and jumps that they are too many to compile: keep "
+                "them in locals, or split the function"
+            )
 
     def data(self) -> None:
         cursor = self.cursor

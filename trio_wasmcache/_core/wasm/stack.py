@@ -64,9 +64,27 @@ _CALLS: Final = (rb"\x10L", rb"\x11LL")
 
 def _run(parts: Sequence[bytes]) -> re.Pattern[bytes]:
     """Return a pattern that matches a run of instructions of these forms."""
-    each = b"|".join(parts).replace(b"M", _MEMARG).replace(b"L", b"(?:" + _LEB + b")")
     # Limited, so that the state kept by `re` is bounded.
-    return re.compile(b"(?:" + each + b"){0,1000}", re.DOTALL)
+    return re.compile(b"(?:" + _one(parts).pattern + b"){0,1000}", re.DOTALL)
+
+
+def _one(parts: Sequence[bytes]) -> re.Pattern[bytes]:
+    """Return a pattern that matches one instruction of these forms."""
+    each = b"|".join(parts).replace(b"M", _MEMARG).replace(b"L", b"(?:" + _LEB + b")")
+    return re.compile(each, re.DOTALL)
+
+
+def instructions(*more: bytes, repeated: bool = False) -> re.Pattern[bytes]:
+    """Return a pattern that matches an instruction, or a run of them; see `_run` for its length.
+
+    It knows all of fixed length: neither jump tables nor `try_table`.
+
+    Args:
+        more: Further forms.
+        repeated: Whether it matches a run.
+    """
+    parts = (*_PLAIN, *_BLOCKS, *_CALLS, _BULK, rb"\x40L", *more)
+    return _run(parts) if repeated else _one(parts)
 
 
 _ANY_CALL, _NO_CALL = _run((*_PLAIN, *_BLOCKS, *_CALLS)), _run((*_PLAIN, *_BLOCKS))
@@ -164,18 +182,18 @@ class Weigher:
             at += 1
             if opcode == _MISC:
                 started = at - 1
-                number, at = _leb(data, at, end)
+                number, at = leb(data, at, end)
                 if number not in _BULK_OPERANDS and started > begin:
                     at = started
                     continue  # likewise
-                at = _skip(data, at, end, _BULK_OPERANDS.get(number, 0))
+                at = skip(data, at, end, _BULK_OPERANDS.get(number, 0))
                 if at > 0 and self.knows_bulks:
                     # A growth may be refused, and is not charged then.
                     length = None if number == TABLE_GROW else _constant(data, begin, started)
                     self._note_bulk(started, at, length)
             elif opcode == _JUMPS:
-                number, at = _leb(data, at, end)
-                at = _skip(data, at, end, number + 1)
+                number, at = leb(data, at, end)
+                at = skip(data, at, end, number + 1)
             elif opcode in _OPENING:
                 if at < end and 0x40 <= data[at] < 0x80:
                     if not opened and opcode != _TRY_TABLE:
@@ -183,12 +201,12 @@ class Weigher:
                         continue  # likewise
                     at += 1
                 else:
-                    number, at = _leb(data, at, end)
+                    number, at = leb(data, at, end)
                     if 0 <= number < len(self._types):
                         weight += BLOCK_WEIGHT * max(_width(self._types[number]), 1)
                 caught = 0
                 if opcode == _TRY_TABLE and at >= 0:
-                    caught, at = _skip_catches(data, at, end, step)
+                    caught, at = skip_catches(data, at, end, step)
                 if opened or opcode == _TRY_TABLE:
                     opened.append(caught)
                     catches += caught
@@ -198,14 +216,14 @@ class Weigher:
                 weight += catches * catches // CATCHES_WEIGHT
                 started = at - 1
                 if opcode != _THROW_REF:
-                    number, at = _leb(data, at, end)
+                    number, at = leb(data, at, end)
                 if opcode == _GROW:
                     self.growths.append((started, at, number))
                 elif opcode == _CALL:
                     weight += self._calls.get(number, 0)
                 elif opcode == _CALL_INDIRECT:
                     weight += self._indirect.get(number, 0)
-                    at = _skip(data, at, end, 1)
+                    at = skip(data, at, end, 1)
             if at < 0:
                 self.understood = False
                 return weight + (end - begin) * self._worst
@@ -227,21 +245,21 @@ def _constant(data: bytes, begin: int, end: int) -> int | None:
         at -= 1
     if at < begin or data[at] not in (_CONST, _WIDE_CONST) or data[end - 1] >= 0x40:  # negative
         return None
-    value, _ = _leb(data, at + 1, end)
+    value, _ = leb(data, at + 1, end)
     run = _CONSTANTS.match(data, begin, end)
     assert run is not None
     return value if value <= SHORT and run.end() == run.end(1) == end else None
 
 
-def _skip_catches(data: bytes, at: int, end: int, step: Callable[[], object]) -> tuple[int, int]:
+def skip_catches(data: bytes, at: int, end: int, step: Callable[[], object]) -> tuple[int, int]:
     """Return the number of catches of a `try_table`, and the offset of their end, or -1."""
-    count, at = _leb(data, at, end)
+    count, at = leb(data, at, end)
     for _ in range(count):
         if not 0 <= at < end:
             return count, -1
         step()
         kind = data[at]
-        at = _skip(data, at + 1, end, 2 if kind < 2 else 1)  # a tag and a label, or a label
+        at = skip(data, at + 1, end, 2 if kind < 2 else 1)  # a tag and a label, or a label
     return count, at
 
 
@@ -249,7 +267,7 @@ def _width(kind: FuncType) -> int:
     return len(kind.params) + len(kind.results)
 
 
-def _leb(data: bytes, at: int, end: int) -> tuple[int, int]:
+def leb(data: bytes, at: int, end: int) -> tuple[int, int]:
     """Return a number and the offset of its end; -1 if there is none."""
     found = _NUMBER.match(data, at, end)
     if found is None:
@@ -260,7 +278,7 @@ def _leb(data: bytes, at: int, end: int) -> tuple[int, int]:
     return value, found.end()
 
 
-def _skip(data: bytes, at: int, end: int, count: int) -> int:
+def skip(data: bytes, at: int, end: int, count: int) -> int:
     """Return the offset of the end of `count` numbers; -1 if there are fewer."""
     if at < 0 or not 0 < count <= end - at:
         return -1
