@@ -289,7 +289,7 @@ def test_any_part_may_be_what_can_not_be_reset() -> None:
     assert "start" in (found(asks, starts=True) or "")
     assert "start" in (found(f"{asks} (start $f)") or "")
     assert str(MAX_RESTORED) in (
-        found("(table 1 funcref)" * 99 + "(global (mut i32) (i32.const 0))" * 200) or ""
+        found("(table 1 funcref)" * 99 + "(global (mut i32) (i32.const 0))" * 1000) or ""
     )
 
 
