@@ -8,6 +8,7 @@
     curl localhost:8080/acme/longest -H 'content-type: application/json' -d '{"args": [1000]}'
     curl localhost:8080/acme/longest -H 'content-type: application/json' \\
          -d '{"columns": [[10, 100, 1000]]}'
+    curl 'localhost:8080/acme/profile?seconds=10' > acme.html  # a flame graph
 
 It runs until SIGTERM or Ctrl-C, and prints its address, then the cache's log, as JSON lines. Port 0
 is any that is free. It listens on this machine only and asks nobody who they are: put what does
@@ -91,6 +92,8 @@ ARGUMENTS = 32  # of a function
 TRACE = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")  # W3C's traceparent
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # of tenants and functions
 QUEUE = 64  # calls of a tenant that may wait for one of its tokens
+PROFILE_SECONDS = 60.0  # of a profile, at most
+PROFILES = {"html": "text/html; charset=utf-8", "collapsed": "text/plain; charset=utf-8"}
 GRACE_SECONDS = 1.0  # for requests under way at the end
 
 # The first that fits. What a tenant's module does wrong is 422, what we lack 503.
@@ -100,6 +103,7 @@ STATUS: list[tuple[type[Exception], int]] = [
     (wasm.ModuleTooLargeError, 413),
     (wasm.CodeMemoryError, 503),
     (wasm.DeadlockError, 503),
+    (trio.BusyResourceError, 503),  # there is a profile of some tenant under way
     (wasm.WasmCacheError, 422),  # a module that is refused, an instance or a call that failed
     (MemoryError, 503),
     (trio.ClosedResourceError, 503),  # the tenant goes, or the service does
@@ -272,6 +276,22 @@ class Service:
             tenant.calls -= 1
         return answer({"result": plain(result)})
 
+    async def profile(self, name: str) -> Response:
+        """A flame graph of what the tenant's functions do in the next seconds."""
+        tenant = self.tenant(name)
+        check_fields("the address", request.args, ("seconds", "form"))
+        form = request.args.get("form", "html")
+        if form not in PROFILES:
+            raise Problem(400, f"form must be one of {', '.join(PROFILES)}")
+        try:
+            seconds = float(request.args.get("seconds", "10"))
+            if not 0 < seconds <= PROFILE_SECONDS:
+                raise ValueError
+        except ValueError:
+            raise Problem(400, f"seconds must be from 0 to {PROFILE_SECONDS:g}") from None
+        found = await self.cache.profile(seconds, group=tenant.group)
+        return Response(getattr(found, form)(), content_type=PROFILES[form])
+
     async def stats(self) -> Response:
         stats = self.cache.stats()
         numbers = "hits misses blocks calls evictions errors idle_instances running_instances"
@@ -418,6 +438,7 @@ def make_app(service: Service) -> QuartTrio:
     app.errorhandler(Exception)(explain)
     for method, path, view in (
         ("GET", "/stats", service.stats),
+        ("GET", "/<name>/profile", service.profile),
         ("PUT", "/<name>", service.open_tenant),
         ("DELETE", "/<name>", service.close_tenant),
         ("PUT", "/<name>/<function>", service.upload),

@@ -22,7 +22,8 @@ The names, in reading order; `help()` of each is its reference:
   with whose effects every instance begins.
 - Numbers: `InstanceCache.stats` returns `CacheStats`, which contain `UseSummary` and
   `DistributionSummary`; `InstanceCache.entries` returns `EntryInfo`, and
-  `InstanceCache.resident_bytes` returns `ResidentBytes`.
+  `InstanceCache.resident_bytes` returns `ResidentBytes`. `InstanceCache.profile` returns a
+  `Profile` of what the guests do.
 - Errors: `WasmCacheError` is their base. `open_cache` raises `CacheDirError`. `register` raises
   `InvalidModuleError`, `ModuleTooLargeError`, `LinkError`, `ExportError`, `SignatureError` and
   `DuplicateFunctionError`. Entering a lease raises `UnknownFunctionError`, `LoadError`,
@@ -116,6 +117,7 @@ if TYPE_CHECKING:
         UseSummary as UseSummary,
     )
     from ._core.wit.values import Case as Case, Err as Err, Ok as Ok, Some as Some
+    from ._profile.profile import Profile as Profile
     from ._runtime.host import (
         HostFunction as HostFunction,
         HostGlobal as HostGlobal,
@@ -136,6 +138,7 @@ _HOMES = {
     "._runtime.prepare": "Prepare",
     "._runtime.wasi_config": "Wasi",
     "._core.metrics.stats": "CacheStats UseSummary DistributionSummary EntryInfo ResidentBytes",
+    "._profile.profile": "Profile",
     "._core.errors": (
         "WasmCacheError CacheDirError InvalidModuleError ModuleTooLargeError LinkError ExportError "
         "SignatureError DuplicateFunctionError UnknownFunctionError LoadError CodeMemoryError "

@@ -82,6 +82,7 @@ from ._core.text import shown
 from ._engine.base import GuestMemory
 from ._outside import OutsideCache, OutsideFunction, OutsideGroup, plain
 from ._portal import Completion, OpenGroup, Portal, Request
+from ._profile.profile import Profile
 from ._runtime.runner import context_of_call
 from ._runtime.user_code import awaits_elsewhere
 
@@ -1147,6 +1148,28 @@ class AsyncioCache(OutsideCache, _Calls):
         """
         work = partial(_outside.at_once, partial(self._portal.cache.resize, **limits))
         await self._caller.run("resize", work)
+
+    async def profile(
+        self,
+        seconds: float = 10,
+        group: str | None = None,
+        function: str | None = None,
+    ) -> Profile:
+        """Find out where guests burn their fuel, while they serve: see `InstanceCache.profile`.
+
+        Args:
+            seconds: length of the window, without the time for compiling; greater than 0.
+            group: name of the group whose instances are profiled; None: those of all groups.
+            function: name of the function to profile; None: all that have been called.
+
+        Raises:
+            Exception: the errors of `InstanceCache.profile`.
+
+        **Checkpoint:** always.
+        **Cancellation:** the window ends, and what was found is lost.
+        """
+        work = partial(self._portal.cache.profile, seconds, group, function)
+        return await self._caller.run("profile", work)
 
     async def stats(self) -> CacheStats:
         """Return counters, distributions and gauges of this moment; also of a closed cache.

@@ -77,6 +77,7 @@ from ._core.metrics.stats import CacheStats, EntryInfo
 from ._core.text import shown
 from ._outside import OutsideCache, OutsideFunction, OutsideGroup, plain
 from ._portal import OpenGroup, Portal, Request
+from ._profile.profile import Profile
 
 __all__ = ["open_cache", "BlockingCache", "BlockingFunction", "BlockingGroup"]
 
@@ -936,6 +937,29 @@ class BlockingCache(OutsideCache, _Calls):
         """
         work = partial(_outside.at_once, partial(self._portal.cache.resize, **limits))
         self._caller.run("resize", work)
+
+    def profile(
+        self,
+        seconds: float = 10,
+        group: str | None = None,
+        function: str | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> Profile:
+        """Find out where guests burn their fuel, while they serve: see `InstanceCache.profile`.
+
+        Args:
+            seconds: length of the window, without the time for compiling; greater than 0.
+            group: name of the group whose instances are profiled; None: those of all groups.
+            function: name of the function to profile; None: all that have been called.
+            timeout: seconds after which it is given up; None: no limit.
+
+        Raises:
+            TimeoutError: it did not end in time; what was found is lost.
+            Exception: the errors of `InstanceCache.profile`.
+        """
+        work = partial(self._portal.cache.profile, seconds, group, function)
+        return self._caller.run("profile", work, timeout)
 
     def stats(self) -> CacheStats:
         """Return counters, distributions and gauges of this moment; also of a closed cache."""

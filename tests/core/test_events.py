@@ -170,5 +170,5 @@ def test_the_reasons_are_those_of_the_contract() -> None:
     """Twelve words, which logs and dashboards may rely on."""
     assert [reason.value for reason in Reason] == [
         *("size", "count", "idle", "code", "stack", "oversized", "corrupted", "removed"),
-        *("group_closed", "closed", "address_space", "promoted"),
+        *("group_closed", "closed", "address_space", "promoted", "profiled"),
     ]

@@ -42,6 +42,7 @@ from .._log import Origin
 from .._owner import refuse_copy
 from .._pool.pool import COMPILE_SHARE
 from .._pool.registration import Declaration, Missing, Source, declare, read_source
+from .._profile.profile import Profile
 from .._public import public
 from .._runtime.bound import Definition
 from .._runtime.module import CachedModule
@@ -114,6 +115,7 @@ class InstanceCache:
         self._groups = parts.groups
         self._compiler = parts.compiler
         self._promoter = parts.promoter
+        self._profiler = parts.profiler
         self._statistics = parts.statistics
         self._snapshots = parts.snapshots
         self._watcher: Watcher | None = None
@@ -971,6 +973,72 @@ class InstanceCache:
         return await self._statistics.count_resident()
 
     @trio.lowlevel.enable_ki_protection
+    async def profile(
+        self,
+        seconds: float = 10,
+        group: str | SchedulingGroup | None = None,
+        function: str | Function | None = None,
+    ) -> Profile:
+        """Find out where guests burn their fuel, while they serve.
+
+        .. code-block::
+
+            profile = await cache.profile(seconds=10, function="slow")
+            profile.save("slow.json")  # for https://profiler.firefox.com
+
+        First, the modules of the functions are compiled once more, with code that takes samples.
+        Then, for a window of time, new instances are made of that code. It burns the same fuel, and
+        takes a few percent more time for long calls. Idle instances of these functions are evicted
+        when the window begins, and when it ends; those that are held, as their leases end. So under
+        ``isolation="reuse"``, what instances keep from lease to lease is lost then. Functions and
+        groups that are not profiled are not touched. The code counts in `max_code_size`, and is
+        dropped at the end.
+
+        If the cache is closed meanwhile, this returns what was found until then.
+
+        Args:
+            seconds: length of the window, without the time for compiling; greater than 0, and
+                `math.inf` for until the cache is closed.
+            group: group, or its name, whose instances are profiled, and those of a group that is
+                opened by that name meanwhile; None: those of all groups.
+            function: function to profile, or its name, for all functions of that name; None: all
+                that have been called there since they were registered. Functions that are
+                registered or replaced meanwhile are not profiled.
+
+        Raises:
+            UnknownFunctionError: no such function is registered.
+            trio.BusyResourceError: a profile is under way.
+            LoadError: nothing can be profiled; the message says why.
+            TypeError, ValueError: a parameter has a bad type or value.
+            trio.ClosedResourceError: the cache is closed, or was before the window began.
+
+        **Checkpoint:** always.
+        **Cancellation:** a compile is abandoned; the window ends, and what was found is lost.
+        """
+        pool = self._pool
+        pool.owner.check("profile", waits=True)
+        self._check_open()
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+            raise TypeError(f"seconds must be a number, got {shown(seconds)}")
+        if not seconds > 0:
+            raise ValueError(f"seconds must be greater than 0, got {seconds}")
+        if isinstance(group, SchedulingGroup):
+            group = group.name
+        if group is not None and not isinstance(group, str):
+            raise TypeError(f"group must be a group, its name, or None, got {shown(group)}")
+        functions = list(pool.registry.functions.values())
+        if isinstance(function, Function):
+            functions = [pool.registry.find(function.name, function.args)]
+        elif isinstance(function, str):
+            functions = pool.registry.named(function)
+        elif function is not None:
+            raise TypeError(
+                f"function must be a function, its name, or None, got {shown(function)}"
+            )
+        else:
+            functions = list(filter(pool.policy.instances.used_in(group), functions))
+        return await self._profiler.run(seconds, functions, group, self._groups.find())
+
     def entries(self) -> tuple[EntryInfo, ...]:
         """Return an `EntryInfo` for each function and group with instances or waiters.
 

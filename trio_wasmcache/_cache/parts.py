@@ -14,6 +14,7 @@ from attrs import frozen
 
 from .._core.events import Reason
 from .._pool.pool import Pool
+from .._pool.profiling import Profiler
 from .._pool.promotion import Promoter
 from .._pool.registration import Compiler
 from .._pool.snapshots import Snapshots
@@ -31,6 +32,7 @@ class Parts:
     groups: Groups
     compiler: Compiler
     promoter: Promoter
+    profiler: Profiler
     statistics: Statistics
     snapshots: Snapshots
 
@@ -39,13 +41,17 @@ class Parts:
         """Make the parts round a pool; `service` runs what belongs to no group."""
         groups = Groups(pool, service)
         lend = functools.partial(lend_lease, pool)
-        compiler = Compiler(pool.engine, service, pool.debug_book, pool.runtime, pool.lines, lend)
+        compiler = Compiler(
+            *(pool.engine, service, pool.debug_book, pool.source_book, pool.runtime, pool.lines),
+            lend,
+        )
         promoter = Promoter(pool, compiler, groups.states, lend)
         return Parts(
             pool,
             groups,
             compiler,
             promoter,
+            Profiler(pool, compiler),
             Statistics(pool, groups.states, promoter),
             Snapshots(pool, groups.states),
         )
@@ -57,5 +63,6 @@ class Parts:
         **Cancellation:** shielded, from Ctrl-C as well; a thread stops within a slice.
         """
         self.pool.close()
+        self.profiler.close()
         await self.groups.close(list(self.groups.states.values()), Reason.CLOSED)
         self.pool.journal.closed(**self.statistics.totals())

@@ -309,7 +309,7 @@ def _describe_resident(instance: Instance, order: int | None) -> ResidentSnapsho
 
 
 def _tiers(entry: Entry) -> dict[str, int]:
-    modules = entry.function.modules
+    modules = tuple(dict.fromkeys(entry.modules))
     if len(modules) == 1:
         counts = {modules[0]: entry.live}
     else:

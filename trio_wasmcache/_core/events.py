@@ -48,6 +48,7 @@ class Reason(enum.Enum):
     CLOSED = "closed"
     ADDRESS_SPACE = "address_space"
     PROMOTED = "promoted"
+    PROFILED = "profiled"
 
 
 def _finite(seconds: float | None) -> float | None:
@@ -386,6 +387,48 @@ class Promoted(OfFunction):
     @property
     def level(self) -> str:
         return "info" if self.error is None else "warning"
+
+
+@frozen(kw_only=True)
+class Profiled(OfFunction):
+    """A profile of a function begins, or ends: its new instances are made of another module.
+
+    Idle instances of the earlier module are evicted for ``"profiled"`` now, and those that run as
+    their leases end. See `InstanceCache.profile`.
+    """
+
+    name = "wasmcache.profiled"
+    generation: int
+    """Number of the registration of the function, which stays the same."""
+    group: str | None = None
+    """Name of the group whose instances are profiled; None: those of all groups, or of none."""
+    module_digest: str
+    """SHA-256 of the module's bytes, in hexadecimal."""
+    module_number: int | None = None
+    """Number of the module in which samples are taken, if the profile begins. None: it ends, and
+    new instances are made of the function's own module again."""
+    compile_seconds: float = 0.0
+    """Time that compiling took (seconds); 0 for a further function of the same module, and at the
+    end."""
+    code_bytes: int | None = None
+    """Size of the module's machine code, once loaded (bytes); None as for `module_number`."""
+    compiler: str | None = None
+    """Compiler that made it: ``"optimizing, profiled"`` or ``"baseline, profiled"``; None as for
+    `module_number`."""
+    stack_size_bytes: int | None = None
+    """Size of the stack of a running instance of it (bytes); None as for `module_number`."""
+    artifact_bytes: int | None = None
+    """Size of the compiled module at rest (bytes); None as for `module_number`."""
+    address_space_bytes: int | None = None
+    """Bytes of addresses that one instance of it reserves; None as for `module_number`."""
+    mappings: int | None = None
+    """Number of memory mappings of one instance of it; None as for `module_number`."""
+    module_mappings: int | None = None
+    """Number of memory mappings of the code, while it is loaded; None as for `module_number`."""
+    samples: int | None = None
+    """Number of samples that were taken of the function; None if the profile begins."""
+    fuel: int | None = None
+    """Units of fuel for which these samples stand; None if the profile begins."""
 
 
 @frozen(kw_only=True)
@@ -868,6 +911,7 @@ EVENTS: tuple[type[Event], ...] = (
     Registered,
     Overgrown,
     Promoted,
+    Profiled,
     Removed,
     Refused,
     Loaded,

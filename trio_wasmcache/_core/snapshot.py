@@ -120,6 +120,15 @@ class SnapshotFunction(Item):
     """Bytes of addresses that an instance of that reserves."""
     earlier_mappings: int | None = None
     """Number of memory mappings of an instance of that."""
+    profiled_module_number: int | None = None
+    """Number of the module of which its new instances are made, as it is profiled. None: it is
+    not."""
+    profiled_group: str | None = None
+    """Name of the group whose instances are profiled; None: those of all groups, or of none."""
+    profiled_address_space_bytes: int | None = None
+    """Bytes of addresses that an instance of that module reserves."""
+    profiled_mappings: int | None = None
+    """Number of memory mappings of an instance of that module."""
 
 
 @frozen(kw_only=True)

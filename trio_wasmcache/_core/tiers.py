@@ -13,6 +13,10 @@ return. These differ, and this file and `wasm/bulk` are what deals with them:
 
 Code of one tier can be neither loaded by the engine of the other nor instantiated in its stores, so
 all that is compiled has a tier: modules and their parts, drivers, restorers.
+
+Each of the two has a *profiled* tier beside it, the same compiler with checks of wasmtime's epochs
+in the code. In these, samples of the guest's stack are taken: see `_pool/profiling`. Fuel, traps
+and frames are the same.
 """
 
 from __future__ import annotations
@@ -29,9 +33,22 @@ class Tier(enum.Enum):
 
     BASELINE = "baseline"
     OPTIMIZING = "optimizing"
+    PROFILED_BASELINE = "baseline, profiled"
+    PROFILED_OPTIMIZING = "optimizing, profiled"
 
 
 BASELINE, OPTIMIZING = Tier.BASELINE, Tier.OPTIMIZING
+PROFILED: Final = {
+    BASELINE: Tier.PROFILED_BASELINE,
+    OPTIMIZING: Tier.PROFILED_OPTIMIZING,
+}
+"""{tier: the same with samples}."""
+COMPILERS: Final = {
+    BASELINE: BASELINE,
+    OPTIMIZING: OPTIMIZING,
+    **{profiled: tier for tier, profiled in PROFILED.items()},
+}
+"""{tier: the one of the same compiler without samples}."""
 TIERED: Final = "tiered"
 """Name of the way in which modules are compiled by both compilers, see `policy/promotion`."""
 FIRST: Final[dict[str, Tier]] = {
@@ -52,9 +69,13 @@ def tiers_of(compiler: CompilerName) -> tuple[Tier, ...]:
 def tiers_for(first: Tier, *, simple: bool) -> tuple[Tier, ...]:
     """Return the tiers in which a module may be compiled, in the order in which they are tried.
 
+    There is one alone for samples, as the module was compiled by that compiler before.
+
     Args:
         first: the one to try first.
         simple: Whether the baseline compiler may get it: it holds no values that are
             garbage-collected, and all its bulk instructions can be charged.
     """
+    if first not in PROFILED:
+        return (first,)
     return tuple(dict.fromkeys((first, OPTIMIZING))) if simple else (OPTIMIZING,)

@@ -20,6 +20,7 @@ from attrs import define, field, frozen
 
 from .._core.config import SystemLimits
 from .._core.errors import FuelExhaustedError, LoadError
+from .._core.frames import Frame
 from .._core.metrics.stats import ResidentBytes
 from .._core.tiers import OPTIMIZING, Tier
 from .._core.wasm.admission import Edits
@@ -429,6 +430,29 @@ class GuestPart(Protocol):
         """Return the value of an exported global; `LookupError` if there is no such number."""
 
 
+class Recording(Protocol):
+    """Told of the samples of a guest's stack. One thread at a time calls it.
+
+    Two of them are equal if it does not matter which one is told.
+    """
+
+    @property
+    def over(self) -> bool:
+        """Whether no more samples are wanted."""
+
+    def add(self, frames: Sequence[Frame], fuel: int, samples: int) -> None:
+        """Add samples that have the same stack.
+
+        Args:
+            frames: the functions that ran, the innermost first.
+            fuel: units that they stand for, together.
+            samples: their number.
+        """
+
+    def lose(self, fuel: int) -> None:
+        """Note that a sample was lost, and the units that it stood for."""
+
+
 class GuestInstance(Protocol):
     """A store with a module instantiated in it, or with the parts of a graph.
 
@@ -517,6 +541,13 @@ class GuestInstance(Protocol):
         refused it, or while a call is under way.
         """
 
+    def record(self, recording: Recording | None) -> None:
+        """Pass samples of the guest's stack on to a recording from now on; None: take none.
+
+        Only of a module that was compiled for that: see `tiers.PROFILED`. Others take none. Any
+        time will do, also while something is under way in another thread.
+        """
+
     def abandon(self) -> None:
         """Stop what is under way for good, if anything is.
 
@@ -557,6 +588,12 @@ class LoadedModule(Protocol):
         Raises:
             NoMemoryError: the system has no memory for it; `started` may say so, too.
             LoadError: the engine could not make it.
+        """
+
+    def collect(self) -> None:
+        """Pass on all samples that were taken of its instances so far; see `GuestInstance.record`.
+
+        They are passed on by themselves now and then, and when it is closed.
         """
 
     def close(self) -> None:

@@ -36,6 +36,7 @@ from .._core.events import (
     Opened,
     Output,
     Prepared,
+    Profiled,
     Promoted,
     Recycled,
     Refused,
@@ -196,6 +197,10 @@ class Journal:
     def promoted(self, function: FunctionRecord, at: float, **facts: Any) -> None:
         """Note that a function was promoted, or could not be; `facts`: fields of the event."""
         self.note(Promoted(**function.names, **facts), at)
+
+    def profiled(self, function: FunctionRecord, at: float, origin: Origin, **facts: Any) -> None:
+        """Note that a profile of a function begins or ends; `facts`: fields of the event."""
+        self.note(Profiled(**function.names, **facts), at, origin)
 
     def registered(self, function: FunctionRecord, at: float, origin: Origin, **facts: Any) -> None:
         """Note that a function serves from now on; `facts` are further fields of the event."""

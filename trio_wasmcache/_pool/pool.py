@@ -26,7 +26,7 @@ from .._log import LogWriter, Origin
 from .._owner import Owner
 from .._runtime.bound import BoundFunction, Definition, Failure
 from .._runtime.call import Call, CallRecorder, Runtime
-from .._runtime.module import DebugBook
+from .._runtime.module import DebugBook, SourceBook
 from .._runtime.recording import RecordedCall, Recorder
 from .._runtime.relief import Relief, Reserved
 from .._runtime.results import ResultBook, ResultMemory
@@ -105,6 +105,7 @@ class Pool:
         self.result_book: ResultBook = ResultBook(config.max_result_size)
         self.relief: Relief = Relief(self.evict_for)
         self.debug_book: DebugBook = DebugBook()
+        self.source_book: SourceBook = SourceBook()
         self.lines: SourceLines = SourceLines(self.debug_book)
         self.call_type: type[Call] = Call
         """Class of the calls of leases."""

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import operator
 import os
+import zlib
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, final
@@ -37,7 +38,7 @@ from .._core.keys import (
     normalise_types,
 )
 from .._core.text import listed, printable, quoted, shown
-from .._core.tiers import BASELINE, OPTIMIZING, TIERED, Tier
+from .._core.tiers import BASELINE, OPTIMIZING, PROFILED, TIERED, Tier
 from .._core.wasm.admission import (
     Edits,
     Provided,
@@ -90,7 +91,7 @@ from .._runtime.host import (
     not_importable,
     provided,
 )
-from .._runtime.module import INITIALIZE, CachedModule, DebugBook
+from .._runtime.module import INITIALIZE, CachedModule, DebugBook, SourceBook
 from .._runtime.prepare import Prepare, Prepared, UnknownValueError, digest_of
 from .._runtime.recording import Setup
 from .._runtime.source_lines import SourceLines
@@ -111,6 +112,8 @@ BREATH_EVERY = 0.0005
 Missing: TypeAlias = Literal["error", "trap"]
 TRAP: Final = "trap"
 MISSING: Final[tuple[Missing, ...]] = ("error", TRAP)
+# Compressing a module, in the thread that compiles it, takes 1 % of the time of that.
+PACK_LEVEL: Final = 1
 # Numbers of files read, and of modules hashed, at the same time. A file may be on a disk that does
 # not answer, and an abandoned thread that reads it keeps its token; hashing always ends.
 MAX_READS, MAX_DIGESTS = 8, 2
@@ -635,7 +638,8 @@ class ModuleRecipe:
     """What is needed to compile a module once more: a `Recipe`."""
 
     equal: Equal
-    wasm: bytes
+    packed: bytes
+    """The module, compressed."""
     declaration: Declaration
     config: CacheConfig
     prepared: Prepared | None
@@ -643,7 +647,11 @@ class ModuleRecipe:
     @property
     def size(self) -> int:
         """Bytes that are kept for it."""
-        return len(self.wasm) + (0 if self.prepared is None else self.prepared.size)
+        return len(self.packed) + (0 if self.prepared is None else self.prepared.size)
+
+    def unpack(self) -> bytes:
+        """Return the module. That takes some 3 ms a MB, without the GIL."""
+        return zlib.decompress(self.packed)
 
 
 @final
@@ -668,6 +676,7 @@ class Compiler:
     engine: Engine
     nursery: trio.Nursery
     debug_book: DebugBook
+    source_book: SourceBook
     runtime: Runtime
     lines: SourceLines
     lend: Callable[[GroupState, FunctionKey, Preparing], object]
@@ -795,9 +804,7 @@ class Compiler:
             return found, 0.0
         equal = evolve(recipe.equal, tier=OPTIMIZING)
         began = trio.current_time()
-        made = await self._make(
-            equal, recipe.wasm, recipe.declaration, recipe.config, turn, recipe.prepared, module
-        )
+        made = await self._remake(equal, recipe, turn, module)
         seconds = trio.current_time() - began
         if made.why_not is not None and module.why_not is None:
             raise LoadError(
@@ -808,6 +815,64 @@ class Compiler:
             await self.engine.keep_state(key, OPTIMIZING.value.encode())
         # An equal function may have been registered meanwhile.
         return self.modules.get(made.equal, made), seconds
+
+    async def sample(self, module: CachedModule, group: GroupState) -> tuple[CachedModule, float]:
+        """Compile a variant of a module that takes samples, by the same compiler.
+
+        Args:
+            module: the module.
+            group: the group in whose turn it is compiled.
+
+        Returns:
+            The variant, of which `keep` must be called in the same step; and the seconds that
+            compiling took, 0.0 if it existed.
+
+        Raises:
+            LookupError: the bytes of the module are not kept any more.
+            InvalidModuleError: it can't be compiled, or not within the limits.
+            LoadError: its instances could be reset, and now could not.
+            NoMemoryError: the system has no memory for it.
+            trio.ClosedResourceError: the engine was closed.
+
+        **Checkpoint:** always.
+        **Cancellation:** the thread is abandoned, and what it makes is dropped.
+        """
+        source = module.source
+        if source is None:
+            raise LookupError(
+                "its bytes are not kept any more, as other modules needed the memory: register it "
+                "again"
+            )
+        assert isinstance(source, ModuleRecipe)
+        assert isinstance(module.equal, Equal)
+        equal = evolve(module.equal, tier=PROFILED[module.artifact.tier])
+        found = self.modules.get(equal)
+        if found is not None:
+            await trio.lowlevel.checkpoint()
+            return found, 0.0
+        began = trio.current_time()
+        made = await self._remake(equal, source, self.engine.turn(group), module)
+        if made.why_not is not None and module.why_not is None:
+            raise LoadError(
+                f"its instances can't be reset with code that takes samples: {made.why_not}"
+            )
+        made.forget_debug_sections()  # the module has them
+        made.source = None
+        return self.modules.get(made.equal, made), trio.current_time() - began
+
+    async def _remake(
+        self, equal: Equal, recipe: ModuleRecipe, turn: AnyTurn, module: CachedModule
+    ) -> CachedModule:
+        """Compile a module once more, as another."""
+        if len(recipe.packed) < DIGEST_IN_THREAD:
+            wasm = recipe.unpack()
+        else:
+            unpack, limiter = recipe.unpack, self._digests
+            wasm = await run_in_thread(unpack, limiter=limiter, abandon_on_cancel=True)
+        declaration, config, prepared = recipe.declaration, recipe.config, recipe.prepared
+        return await self._make(
+            equal, wasm, declaration, config, turn, prepared, module, recipe.packed
+        )
 
     def _find(self, plain: Equal, declaration: Declaration) -> CachedModule | None:
         """Return the module if a function uses it, whether or not something is missing."""
@@ -857,6 +922,7 @@ class Compiler:
         self._functions[module] = self._functions.get(module, 0) + 1
         self.modules[module.equal] = module
         self.debug_book.add(module)
+        self.source_book.add(module)
 
     def drop(self, module: CachedModule) -> None:
         """Count one function fewer that uses `module`; after the last one, forget the module."""
@@ -864,6 +930,7 @@ class Compiler:
         if not self._functions[module]:
             del self._functions[module], self.modules[module.equal]
             self.debug_book.remove(module)
+            self.source_book.remove(module)
 
     @trio.lowlevel.enable_ki_protection
     async def _run(
@@ -915,9 +982,14 @@ class Compiler:
         turn: AnyTurn,
         prepared: Prepared | None,
         earlier: CachedModule | None = None,
+        packed: bytes = b"",
     ) -> CachedModule:
-        """Compile a module; `earlier`: the same of another compiler, which has what it has not."""
+        """Compile a module; `earlier`: the same of another compiler, which has what it has not.
+
+        `packed` is the module, compressed; empty: it is not there yet.
+        """
         found: list[Imports] = []
+        packs = [packed]
         wanted = tier = equal.tier
         if tier is BASELINE and (key := _tier_key(equal, config)) is not None:
             # Its optimized code is in `cache_dir`, unless that has become too small.
@@ -926,6 +998,8 @@ class Compiler:
         def admit(info: ModuleInfo) -> Edits | Graph:
             check_counts(info, str(declaration.key), config.table_limit)
             # Here, and not once more below: making trampolines may take long, and this is a thread.
+            if not packed:
+                packs.append(zlib.compress(without_trailing_sections(wasm), PACK_LEVEL))
             found.append(_find_imports(info, declaration))
             return self._admit(wasm, info, found[-1], declaration, config, prepared)
 
@@ -933,10 +1007,8 @@ class Compiler:
         info, imports = artifact.info, found[-1]
         if wanted is not None:
             equal = evolve(equal, tier=artifact.tier)
-        recipe = None
-        if wanted is not None and artifact.tier is BASELINE:
-            core = without_trailing_sections(wasm)
-            recipe = ModuleRecipe(equal, core, declaration, config, prepared)
+        source = ModuleRecipe(equal, packs[-1], declaration, config, prepared)
+        recipe = source if wanted is not None and artifact.tier is BASELINE else None
         if declaration.trap_missing and not imports.missing:
             equal = evolve(equal, trap_missing=False)
         initialize = _starts(info, declaration) if prepared is None else ()
@@ -967,6 +1039,7 @@ class Compiler:
             number=self._next_number(),
             prepared=None if prepared is None else prepared.bare(),
             recipe=recipe,
+            source=source,
         )
         if earlier is not None:
             made.take_news()  # which were told of the earlier one

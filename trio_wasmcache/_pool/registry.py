@@ -73,6 +73,15 @@ class Registry:
             f"arguments of one, such as args={first}"
         )
 
+    def named(self, name: str) -> list[FunctionRecord]:
+        """Return all functions of a name.
+
+        Raises:
+            UnknownFunctionError: there is none.
+        """
+        found = [record for key, record in self.functions.items() if key.name == name]
+        return found or [self.find(name, None)]
+
     def _hint(self, key: FunctionKey) -> str:
         similar = near_misses(key, self.functions)
         return f"; did you mean {' or '.join(similar)}?" if similar else ""

@@ -10,10 +10,11 @@ import trio
 from attrs import define, evolve, field
 
 from .._core.config import MiB
+from .._core.keys import FunctionKey
 from .._core.policy.records import Module
 from .._core.wasm.custom import DebugSections
 from .._core.wasm.dwarf import LineTables
-from .._engine.base import Artifact, Engine, HostImport, LoadedModule, StartCall
+from .._engine.base import Artifact, Engine, HostImport, LoadedModule, Recording, StartCall
 from .host import AnyHost
 from .prepare import Prepared
 
@@ -23,6 +24,8 @@ INITIALIZE = "_initialize"
 LOAD_FUEL, PART_FUEL, LINK_FUEL = 40_000, 10_000, 1_000
 # Bytes of compressed debug sections that are kept of all modules of a cache.
 DEBUG_BOOK_LIMIT = 128 * MiB
+# Bytes of modules as they were given, compressed, that are kept of all modules of a cache.
+SOURCE_BOOK_LIMIT = 128 * MiB
 
 
 class Recipe(Protocol):
@@ -31,6 +34,13 @@ class Recipe(Protocol):
     @property
     def size(self) -> int:
         """Bytes that are kept for it."""
+
+
+class Recorder(Protocol):
+    """Makes recordings of the instances of a module that takes samples."""
+
+    def recording(self, group: str, key: FunctionKey, /) -> Recording:
+        """Return a recording for an instance of a function, in the group of that name."""
 
 
 @final
@@ -68,6 +78,10 @@ class CachedModule:
     loaded: LoadedModule | None = None
     recipe: Recipe | None = None
     """What the optimizing compiler needs to compile it, too; None: it has, or is not to."""
+    source: Recipe | None = None
+    """The same, for a variant of it that takes samples; None once `SourceBook` needs its memory."""
+    recorder: Recorder | None = None
+    """Makes the recordings of new instances, while they are profiled; None: they are not."""
     _loading: trio.Event | None = None
     _pins: int = 0
 
@@ -89,10 +103,10 @@ class CachedModule:
     def size(self) -> int:
         """Bytes that are kept of it at rest: its artifact, its debug sections and line tables.
 
-        While it is to be compiled once more, also the module itself.
+        Also the module itself, compressed, as long as it may be compiled once more.
         """
-        recipe = 0 if self.recipe is None else self.recipe.size
-        return self.artifact.size + self.debug_size + recipe
+        recipe = self.recipe or self.source
+        return self.artifact.size + self.debug_size + (0 if recipe is None else recipe.size)
 
     @staticmethod
     def of(module: Module) -> CachedModule:
@@ -195,3 +209,32 @@ class DebugBook:
         """Free the debug sections of a module."""
         self.size -= self._sizes.pop(module, 0)
         module.forget_debug_sections()
+
+
+@final
+@define(eq=False)
+class SourceBook:
+    """The book of the modules, as they were given, that a cache keeps for profiles.
+
+    Where `limit` is exceeded, those of the modules that were added first are freed.
+    """
+
+    limit: int = SOURCE_BOOK_LIMIT
+    """Bytes of all modules together, at most."""
+    size: int = 0
+    """Bytes of all modules together."""
+    _sizes: dict[CachedModule, int] = field(factory=dict)  # {module: bytes}, the first added first
+
+    def add(self, module: CachedModule) -> None:
+        """Count the source of a module, and free others if they do not fit."""
+        if module.source is None or module in self._sizes:
+            return
+        size = self._sizes[module] = module.source.size
+        self.size += size
+        while self.size > self.limit:
+            self.remove(next(iter(self._sizes)))
+
+    def remove(self, module: CachedModule) -> None:
+        """Free the source of a module."""
+        self.size -= self._sizes.pop(module, 0)
+        module.source = None

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import time
 import weakref
+from collections.abc import Sequence
 from typing import final
 
 import trio
@@ -66,12 +67,8 @@ class SourceLines:
         tables = module.line_tables
         if tables is None:
             tables = module.line_tables = LineTables()
-        artifact = module.artifact
-        begin = next((one.start for one in artifact.info.sections if one.id == CODE), 0)
-        if artifact.graph is not None:
-            begin += artifact.graph.user.offset or 0  # of a component
         known = [frame.offset for frame in error.frames if frame.offset is not None]
-        addresses = [offset - begin for offset in known]
+        addresses = _addresses(module, known)
         found = tables.look_up(addresses)
         if found is None:
             # It may be that the system has no thread left: the error is more than its lines.
@@ -84,6 +81,29 @@ class SourceLines:
         self._recount_begun()
         if found:
             _apply(error, dict(zip(known, found, strict=True)))
+
+    async def find(self, module: CachedModule, offsets: Sequence[int]) -> dict[int, Line]:
+        """Return {offset in the module: its line}, as far as they are known.
+
+        **Checkpoint:** always.
+        **Cancellation:** the thread is abandoned.
+        """
+        await trio.lowlevel.checkpoint()
+        self._recount_begun()
+        sections = module.debug_sections
+        if sections is None:
+            return {}
+        tables = module.line_tables
+        if tables is None:
+            tables = module.line_tables = LineTables()
+        found = await run_in_thread(
+            *(self._find, weakref.ref(module), tables, sections, _addresses(module, offsets)),
+            limiter=self._limiter,
+            abandon_on_cancel=True,
+        )
+        self._recount_begun()
+        lines = zip(offsets, found or (), strict=False)
+        return {offset: line for offset, line in lines if line is not None}
 
     def _recount_begun(self) -> None:
         """Count tables, also of threads that were not waited for, whosever error it is now."""
@@ -104,6 +124,15 @@ class SourceLines:
         """Call `_find` in the one thread that works."""
         self._begun.append(module)
         return _find(tables, sections, addresses)
+
+
+def _addresses(module: CachedModule, offsets: Sequence[int]) -> list[int]:
+    """Return the addresses, as DWARF counts them, of offsets in a module."""
+    artifact = module.artifact
+    begin = next((one.start for one in artifact.info.sections if one.id == CODE), 0)
+    if artifact.graph is not None:
+        begin += artifact.graph.user.offset or 0  # of a component
+    return [offset - begin for offset in offsets]
 
 
 def _find(

@@ -26,7 +26,7 @@ from .idle_times import IdleTimes
 from .keep_alive import KeepAliveCopy
 from .lifecycle import IDLE, State
 from .order import OrderCopy
-from .records import Entry, FunctionRecord, Instance, Module, Request, Stage
+from .records import Entry, FunctionRecord, Instance, Module, Request, Stage, Variant
 
 T = TypeVar("T")
 Fields = dict[str, Any]
@@ -105,10 +105,13 @@ class PolicyCopy:
     """For each, the seconds of loading."""
     resets: Mapping[FunctionRecord, str]
     """{function whose instances are reset: how often they have grown}."""
+    variants: Mapping[FunctionRecord, Variant]
+    """{function that is profiled: of which its new instances are made}."""
     successors: Mapping[FunctionRecord, FunctionRecord | None]
     """{old generation: the function that serves in its place}."""
     modules: Sequence[Module]
-    """Module of each function; then the earlier ones of those that were promoted."""
+    """Module of each function; then the earlier ones of those that were promoted, variants, and
+    modules of which instances are held that will not be kept."""
     of_modules: tuple[Sequence[float | None], Sequence[int]]
     """For each, the seconds of loading, and `stopped`."""
     omitted: int
@@ -275,6 +278,7 @@ class _Rendering:
             resets=self.copy.resets.get(function),
             idle_times=None if times is None else self._idle_times[times],
             **_earlier(function, module),
+            **_variant(self.copy.variants.get(function)),
         )
 
     def _resident(self, made: tuple[Instance, Any, tuple[State, bool, bool]]) -> SnapshotResident:
@@ -336,6 +340,18 @@ def _earlier(function: FunctionRecord, module: Module) -> Fields:
         "earlier_module_number": function.earlier.number,
         "earlier_address_space_bytes": function.earlier_reserved[0],
         "earlier_mappings": function.earlier_reserved[1],
+    }
+
+
+def _variant(variant: Variant | None) -> Fields:
+    """Return the fields about the variant of a function that is profiled."""
+    if variant is None:
+        return {}
+    return {
+        "profiled_module_number": variant.module.number,
+        "profiled_group": variant.group,
+        "profiled_address_space_bytes": variant.reserved[0],
+        "profiled_mappings": variant.reserved[1],
     }
 
 

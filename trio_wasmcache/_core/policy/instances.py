@@ -7,7 +7,7 @@ a time. Each eviction and unload is recorded in the `Step` that the pool receive
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -295,6 +295,26 @@ class Instances:
             entry.uses.fuel for entry in (*function.entries.values(), *parked)
         )
 
+    def used_in(self, group: str | None) -> Callable[[FunctionRecord], bool]:
+        """Return what tells whether a function has instances in a group, or was called there.
+
+        Where it is not known any more in which group it was called, it is taken to be that one.
+
+        Args:
+            group: name of the group; None: any.
+        """
+        users: dict[FunctionRecord, set[str]] = {}
+        for entry in (*self.entries, *self._parked.values()):
+            users.setdefault(entry.function, set()).add(entry.group.name)
+
+        def is_used(function: FunctionRecord) -> bool:
+            groups = users.get(function)
+            if groups is None:
+                return function.burnt > 0
+            return group is None or group in groups
+
+        return is_used
+
     def used_since(self, rest: int) -> list[FunctionRecord]:
         """Return the functions of which an instance became idle after that rest."""
         found: dict[FunctionRecord, None] = {}
@@ -320,12 +340,13 @@ class Instances:
         if self.keep_alive.learns and not warm:
             self.keep_alive.started(entry, now)
         self._numbers += 1
-        module = entry.function.module if module is None else module
+        function = entry.function
+        if module is None:
+            module = function.module if function.variant is None else entry.module
         instance = Instance(self._numbers, entry, now, module=module)
         instance.state = step(instance.state, Action.LOAD)
         instance.loads_module = self.ledger.enter(instance)
-        function = entry.function
-        if function.earlier is None:  # as mostly: a call less
+        if function.earlier is None and function.variant is None:  # as mostly: a call less
             self.ledger.reserve(instance, function.address_space, function.mappings)
         else:
             self.ledger.reserve(instance, *function.reserved(module))
@@ -371,7 +392,7 @@ class Instances:
         self._altered.discard(instance)
         instance.size = instance.resting_size = size
         if instance.module is not entry.function.module:
-            instance.report_rest()  # it may be `surplus` by then
+            instance.report_rest()  # it may be `surplus`, or a `misfit`, by then
         instance.last_used = entry.last_used = now
         self.rests += 1
         instance.rested = self.rests
@@ -477,11 +498,17 @@ class Instances:
     @staticmethod
     def has_outdated(entry: Entry) -> bool:
         """Return whether an instance of a promoted function is of its earlier module."""
-        function = entry.function
-        if function.retired or entry.group.closed or function.earlier is None:
+        if not Instances._is_promoted(entry):
             return False
         held = [request.instance for request in entry.claims if request.instance is not None]
         return any(it.outdated and it.entry is entry for it in (*entry.idle, *held))
+
+    @staticmethod
+    def _is_promoted(entry: Entry) -> bool:
+        """Return whether instances of its optimized code are made for an entry."""
+        function = entry.function
+        gone = function.retired or entry.group.closed
+        return not gone and function.earlier is not None and function.variant is None
 
     def can_upgrade(self, entry: Entry) -> bool:
         """Return whether an instance of a promoted function may be made beside all that is there.
@@ -578,7 +605,7 @@ class Instances:
     def _wants_upgrade(self, entry: Entry) -> bool:
         """Return whether an entry has use for one more instance of its optimized code."""
         function = entry.function
-        if function.retired or entry.group.closed or function.earlier is None:
+        if not self._is_promoted(entry):
             return False
         if any(instance.outdated for instance in entry.idle):
             return True
@@ -792,6 +819,8 @@ class Instances:
             module: of which it would be made; None: that of new instances.
             reserved: what an instance of that reserves (bytes of addresses, mappings).
         """
+        if module is None and function.variant is not None:
+            self.check_fits(function, function.variant.module, function.variant.reserved)
         module = module or function.module
         space, more = reserved or (function.address_space, function.mappings)
         worst = function.worst_size
@@ -842,6 +871,8 @@ class Instances:
         function = request.entry.function
         ledger, limit = self.ledger, self.config.max_code_size
         module = function.module if another else request.entry.idle[-1].module
+        if another and function.variant is not None:
+            module = request.entry.module
         if ledger.running_size + function.worst_size > self.running_limit:
             return False
         needed = ledger.stack_size + (0 if module.users else module.code_size)
@@ -927,7 +958,7 @@ class Instances:
     def _missing(self, function: FunctionRecord, module: Module) -> tuple[int, int]:
         """Return how many bytes of addresses and mappings an instance of a module lacks."""
         ledger, reserved = self.ledger, (function.address_space, function.mappings)
-        if function.earlier is not None:
+        if function.earlier is not None or function.variant is not None:
             reserved = function.reserved(module)
         space = ledger.address_space + reserved[0] - self.space_limit
         mappings = ledger.mappings + reserved[1] - self.mapping_limit
@@ -998,7 +1029,7 @@ class Instances:
 
     def _all(self) -> list[Instance]:
         """Return all instances, in the order in which they came."""
-        modules = {module for entry in self.entries for module in entry.function.modules}
+        modules = {module for entry in self.entries for module in entry.modules}
         instances = (instance for module in modules for instance in module.instances)
         return sorted(instances, key=_number_of)
 

@@ -67,6 +67,7 @@ from .records import (
     Request,
     RequestClosed,
     Stage,
+    Variant,
 )
 
 _FUNCTION, _MODULE = attrgetter("function"), attrgetter("module")
@@ -475,7 +476,12 @@ class Policy:
         reason = self._unwanted(instance.entry)
         if reason is None:
             instance.resting_size = size
-            if instances.told is not None or instance.module is not instance.entry.function.module:
+            function = instance.entry.function
+            if (
+                instances.told is not None
+                or instance.module is not function.module
+                or function.variant is not None
+            ):
                 instance.report_rest()
             if seat:
                 instances.altered(instance)
@@ -596,6 +602,12 @@ class Policy:
         limit = None
         if (unwanted := self._unwanted(entry)) is not None:
             drop = drop or unwanted
+        elif (
+            drop is None
+            and (instance.module is not entry.function.module or entry.function.variant is not None)
+            and instance.misfit
+        ):
+            drop = Reason.PROFILED
         elif drop is None and entry.function.earlier is not None and instances.surplus(instance):
             drop = Reason.PROMOTED
         elif drop is None and size > config.max_instance_size:
@@ -729,6 +741,50 @@ class Policy:
         instance.note_load(seconds)
         self._pump_room(now, result)
         return instance, result
+
+    # -- profiles
+
+    def vary(
+        self,
+        function: FunctionRecord,
+        variant: Variant | None,
+        now: float,
+    ) -> Step:
+        """Have new instances of a function made of another module, or of its own one again.
+
+        Its idle instances of the other one are evicted now, and those that run as their leases end.
+        Everything else of the function stays as it is, and so do its instances in groups which the
+        variant does not serve.
+
+        Args:
+            function: the function; nothing happens if it is retired.
+            variant: the other module; None: its own one.
+            now: the time (seconds).
+
+        Raises:
+            CodeMemoryError: an empty cache could not run the variant; nothing has changed.
+            IllegalStepError: it has a variant already; nothing has changed.
+        """
+        if self._resting is not None:
+            self._settle()
+        self._epoch += 1
+        result = Step()
+        if variant is not None:
+            if function.variant is not None:
+                raise IllegalStepError(f"{function.key} has a variant already")
+            self._instances.check_fits(function, variant.module, variant.reserved)
+        if function.retired and variant is not None:
+            return result
+        function.vary(variant)
+        for entry in list(function.entries.values()):
+            for instance in [instance for instance in entry.idle if instance.misfit]:
+                self._instances.evict(instance, Reason.PROFILED, now, result)
+            for held in [request.instance for request in entry.claims]:
+                if held is not None and held.misfit:
+                    held.report_rest()
+            self._instances.forget(entry)
+        self._pump_room(now, result)
+        return result
 
     # -- time
 
@@ -887,6 +943,9 @@ class Policy:
         copied += retired
         modules = list(map(_MODULE, copied))
         modules += [one.earlier for one in copied if one.earlier is not None]
+        modules += [one.variant.module for one in copied if one.variant is not None]
+        strays = (request.held for request in held)
+        modules += [it.module for it in strays if it.module is not it.entry.function.module]
         order = dict.fromkeys([*held, *self._room])
         first = [records.pop(request) for request in order if request in records]
         rest = sorted(records.values(), key=lambda one: one.request.turn)
@@ -898,6 +957,7 @@ class Policy:
             copied,
             list(map(_LOAD_SECONDS, copied)),
             {one: one.resets.as_text() for one in copied if one.resets is not None},
+            {one: one.variant for one in copied if one.variant is not None},
             retired,
             modules,
             (list(map(_LOAD_SECONDS, modules)), list(map(_STOPPED, modules))),
@@ -1261,6 +1321,8 @@ class Policy:
         config, limit = self.config, None
         self._instances.ledger.reserve(seat, 0, 0)
         reason, group = self._unwanted(seat.entry), seat.entry.group
+        if reason is None and seat.misfit:
+            reason = Reason.PROFILED
         if reason is None and self._instances.surplus(seat):
             reason = Reason.PROMOTED
         if reason is None and seat.size > config.max_instance_size:

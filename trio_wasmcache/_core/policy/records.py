@@ -104,6 +104,21 @@ class Module:
         self.code.unload()
 
 
+@frozen(eq=False)
+class Variant:
+    """A second module of a function, of which its new instances are made while it is profiled."""
+
+    module: Module
+    reserved: tuple[int, int]
+    """Bytes of addresses, and number of mappings, of an instance of it."""
+    group: str | None = None
+    """Name of the group whose instances are made of it; None: those of all groups."""
+
+    def serves(self, group: GroupRecord) -> bool:
+        """Return whether new instances in a group are made of it."""
+        return self.group is None or self.group == group.name
+
+
 @define(eq=False)
 class FunctionRecord:
     """One generation of a function; `retired` once it is removed or replaced."""
@@ -135,6 +150,8 @@ class FunctionRecord:
     """Module of which instances were made before the function was promoted; None: it was not."""
     earlier_reserved: tuple[int, int] = (0, 0)
     """Bytes of addresses, and number of mappings, of an instance of that."""
+    variant: Variant | None = None
+    """Module of which new instances are made at the moment, as it is profiled; None: it is not."""
     definition: object = None
     """The pool's description of the function."""
     names: dict[str, Any] = field(init=False)
@@ -170,12 +187,19 @@ class FunctionRecord:
         """Return the bytes of addresses, and the number of mappings, of an instance of a module."""
         if module is self.earlier:
             return self.earlier_reserved
+        if self.variant is not None and module is self.variant.module:
+            return self.variant.reserved
         return self.address_space, self.mappings
 
     @property
     def modules(self) -> tuple[Module, ...]:
-        """The modules of which its instances are."""
-        return (self.module,) if self.earlier is None else (self.module, self.earlier)
+        """The modules of which its instances are, except those still held after a profile."""
+        modules = (self.module,) if self.earlier is None else (self.module, self.earlier)
+        return modules if self.variant is None else (*modules, self.variant.module)
+
+    def vary(self, variant: Variant | None) -> None:
+        """Have new instances made of another module, or of its own one again (None)."""
+        self.variant = variant
 
     @property
     def serving(self) -> FunctionRecord | None:
@@ -272,6 +296,20 @@ class Entry:
         return Need(self.function.key, self.group)
 
     @property
+    def module(self) -> Module:
+        """Module of which new instances are made."""
+        variant = self.function.variant
+        if variant is not None and variant.serves(self.group):
+            return variant.module
+        return self.function.module
+
+    @property
+    def modules(self) -> tuple[Module, ...]:
+        """The modules of which its instances are."""
+        held = [request.instance for request in self.claims]
+        return *self.function.modules, *(it.module for it in held if it is not None)
+
+    @property
     def vacant(self) -> bool:
         """Whether nothing keeps this entry alive."""
         return not (self.live or self.waiting or self.claims)
@@ -311,13 +349,21 @@ class Instance:
     before: Any = field(default=None, repr=False)
     after: Any = field(default=None, repr=False)
     """Its neighbours in the order of last use, while it is idle: see `lru`."""
-    module: Module = Factory(lambda self: self.entry.function.module, takes_self=True)
+    module: Module = Factory(lambda self: self.entry.module, takes_self=True)
     """Module of which it is made."""
 
     @property
     def outdated(self) -> bool:
-        """Whether its function was promoted since it was made."""
-        return self.module is not self.entry.function.module
+        """Whether new instances of its entry are made of another module, since it was made."""
+        return self.module is not self.entry.module
+
+    @property
+    def misfit(self) -> bool:
+        """Whether it must not be kept, as a profile of its function has begun, or ended, since."""
+        function = self.entry.function
+        if function.variant is not None and function.variant.serves(self.entry.group):
+            return self.module is not function.variant.module
+        return self.module is not function.module and self.module is not function.earlier
 
     def note_load(self, seconds: float) -> None:
         """Add its load, with its code if `loads_module`, to the means (seconds)."""

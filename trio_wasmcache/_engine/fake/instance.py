@@ -22,7 +22,9 @@ from ..._core.errors import (
     MemoryLimitError,
     TrapError,
 )
+from ..._core.frames import Frame
 from ..._core.text import shown
+from ..._core.tiers import PROFILED
 from ..._core.wasm.admission import Edits, check_call, memory_remedy
 from ..._core.wasm.coredump import DumpedInstance, DumpedMemory
 from ..._core.wasm.graph import USER, FromHost, FromPart, Source
@@ -35,6 +37,7 @@ from ..base import (
     HostCall,
     HostImport,
     InexactError,
+    Recording,
     Window,
     keep_start,
 )
@@ -111,6 +114,9 @@ class FakeModule:
                 return FromHost(part.relays[source.export])
         return source
 
+    def collect(self) -> None:
+        """Do nothing: each finished call is a sample, which is passed on at once."""
+
     def close(self) -> None:
         assert not self.starting, "unloaded under an instance that is starting"
         if not self.closed:
@@ -147,6 +153,7 @@ class FakeInstance:
     _marked: int | None = None
     _memories: dict[str, FakeMemory] = field(factory=dict)
     """{name: memory} of the parts of the graph, if there is one."""
+    _recording: Recording | None = None
     _refused: int = 0
     """Bytes of the last growth, if the limit refused it."""
 
@@ -307,6 +314,10 @@ class FakeInstance:
                 found[part.name] = _state_of(self._memories[part.name])
         return found
 
+    def record(self, recording: Recording | None) -> None:
+        profiled = self.module.artifact.tier not in PROFILED
+        self._recording = recording if profiled else None
+
     def dump(self, most: int) -> tuple[DumpedInstance, ...]:
         assert not self.closed and not self._under_way, "dumped while something is under way"
         assert self.module.artifact.edits.dumped, "not compiled to be dumped"
@@ -393,6 +404,9 @@ class FakeInstance:
             self._under_way = None
             raise failure
         self._finish("call")
+        if self._recording is not None and self._burnt:
+            frame = Frame(self.module.behaviour.export, 0)
+            self._recording.add([frame], self._burnt, 1)
         return self.result(self._values)
 
     def finish_first_slice(self) -> Any:

@@ -102,36 +102,46 @@ class CodeCache:
         patience: float = 0.0,
         tiers: Sequence[Tier] = (OPTIMIZING,),
     ) -> None:
-        configs: dict[Tier, int] = {}
-        problem = None
+        self._engines: dict[Tier, int] = {}
+        self._stack_size = stack_size
         try:
             self._root = root = private_folder(folder)
             self._code = private_folder(root / "wasmtime")
             self._digests = private_folder(root / "digests")
             self.locks = CompileLocks(private_folder(root / "locks"), patience)
             self.states = StateCache(private_folder(root / "states"))
-            with _settings(root, self._code) as path:
-                for tier in tiers:
-                    configs[tier] = new_config(stack_size, tier)
-                    problem = problem or native.config_cache_config_load(configs[tier], path)
+            problem = self._make_engines(tiers)
         except (OSError, ValueError) as error:  # a name with a zero byte is a `ValueError`
             raise CacheDirError(f"cache_dir {shown_path(folder)} can't be used: {error}") from error
-        if problem:
-            for config in configs.values():
-                native.wasm_config_delete(config)
-            raise CacheDirError(
-                f"cache_dir {shown_path(folder)} can't be used: {take_error(problem)}"
-            )
-        self._engines: dict[Tier, int] = {}
-        for tier, config in configs.items():
-            self._engines[tier] = native.wasm_engine_new_with_config(config)
-            # At the end of the process its thread goes by itself.
-            weakref.finalize(self, native.wasm_engine_delete, self._engines[tier]).atexit = False
+        if problem is not None:
+            raise CacheDirError(f"cache_dir {shown_path(folder)} can't be used: {problem}")
         self._lock = threading.Lock()
         # {file of code: what a change of it would change}, of files that are as they should be.
         self._good: dict[Path, tuple[int, int, int]] = {}
         with contextlib.suppress(OSError):
             self._forget_digests()
+
+    def _make_engines(self, tiers: Sequence[Tier]) -> str | None:
+        """Make the engines of tiers; return why that can't be done, and then make none.
+
+        Raises:
+            OSError, ValueError: the folder can't be used.
+        """
+        configs: dict[Tier, int] = {}
+        problem = None
+        with _settings(self._root, self._code) as path:
+            for tier in tiers:
+                configs[tier] = new_config(self._stack_size, tier)
+                problem = problem or native.config_cache_config_load(configs[tier], path)
+        if problem:
+            for config in configs.values():
+                native.wasm_config_delete(config)
+            return take_error(problem)
+        for tier, config in configs.items():
+            self._engines[tier] = native.wasm_engine_new_with_config(config)
+            # At the end of the process its thread goes by itself.
+            weakref.finalize(self, native.wasm_engine_delete, self._engines[tier]).atexit = False
+        return None
 
     def compile(self, plain: int, tier: Tier, wasm: bytes) -> int:
         """Compile a module, or take it out of the cache if it is there; see `new_module`.
@@ -144,6 +154,11 @@ class CodeCache:
         try:
             self._check()
         except OSError:
+            return new_module(plain, wasm)
+        with self._lock, contextlib.suppress(OSError, CacheDirError):
+            if tier not in self._engines:  # that of samples, which are seldom taken
+                self._make_engines((tier,))
+        if tier not in self._engines:
             return new_module(plain, wasm)
         with self.locks.recording():
             try:

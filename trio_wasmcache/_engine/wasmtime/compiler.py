@@ -13,7 +13,7 @@ from typing import TypeAlias
 from attrs import evolve
 
 from ..._core.errors import InvalidModuleError
-from ..._core.tiers import BASELINE, Tier, tiers_for
+from ..._core.tiers import BASELINE, COMPILERS, Tier, tiers_for
 from ..._core.wasm.admission import Edits, table_elements
 from ..._core.wasm.bulk import can_charge
 from ..._core.wasm.custom import (
@@ -138,7 +138,7 @@ def _compile_alone(
 
 def _leaves_bulk_free(tier: Tier) -> bool:
     """Return whether bulk instructions are to be charged by us; see `wasm/bulk`."""
-    return tier is BASELINE or not native.is_since_46()
+    return COMPILERS[tier] is BASELINE or not native.is_since_46()
 
 
 def _compile_graph(

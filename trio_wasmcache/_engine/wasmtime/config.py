@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from ..._core.tiers import BASELINE, Tier
+from ..._core.tiers import BASELINE, COMPILERS, PROFILED, Tier
 from . import native
 
 # wasmtime_strategy_enum (crates/c-api/include/wasmtime/config.h): Winch.
@@ -22,11 +22,14 @@ def new_config(stack_size: int, tier: Tier) -> int:
         tier: of the engine.
     """
     config = native.wasm_config_new()
-    if tier is BASELINE:
+    baseline = COMPILERS[tier] is BASELINE
+    if baseline:
         native.config_strategy_set(config, _WINCH)
         # Off by default there, though it compiles them.
         native.config_wasm_tail_call_set(config, True)
     native.config_consume_fuel_set(config, True)
+    if tier not in PROFILED:
+        native.config_epoch_interruption_set(config, True)
     native.config_async_stack_size_set(config, stack_size)
     native.config_max_wasm_stack_set(config, stack_size // 2)
     native.config_parallel_compilation_set(config, False)
@@ -40,7 +43,7 @@ def new_config(stack_size: int, tier: Tier) -> int:
     # Up to 45, the heap of exceptions grew to its limit before garbage was collected.
     # The baseline compiler has none. Nor may GC types, typed references, stack switching or relaxed
     # SIMD be switched on for it: the process would abort.
-    native.config_wasm_exceptions_set(config, tier is not BASELINE and native.is_since_46())
+    native.config_wasm_exceptions_set(config, not baseline and native.is_since_46())
     native.config_wasm_memory64_set(config, True)
     native.config_wasm_multi_memory_set(config, True)
     return config

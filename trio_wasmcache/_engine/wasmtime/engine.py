@@ -17,7 +17,7 @@ import trio
 
 from ..._core.config import SystemLimits
 from ..._core.metrics.stats import ResidentBytes
-from ..._core.tiers import FIRST, OPTIMIZING, CompilerName, Tier, tiers_of
+from ..._core.tiers import FIRST, OPTIMIZING, PROFILED, CompilerName, Tier, tiers_of
 from ..._core.wasm.admission import Edits
 from ..._core.wasm.driver import Shape
 from ..._core.wasm.graph import Graph
@@ -87,8 +87,8 @@ class WasmtimeEngine:
 
     With a `code_cache`, what is compiled is kept on disk.
 
-    There is a native engine for each tier in which `compiler` may have modules compiled. Stacks
-    have `stack_size` bytes in all of them.
+    There is a native engine for each tier in which `compiler` may have modules compiled; those for
+    samples are made when they are first used. Stacks have `stack_size` bytes in all of them.
     """
 
     def __init__(
@@ -127,7 +127,18 @@ class WasmtimeEngine:
 
     @property
     def code_sizes(self) -> dict[Tier, int]:
-        return {tier: tally.code for tier, tally in self._tallies.items()}
+        return {
+            tier: tally.code
+            for tier, tally in self._tallies.items()
+            if tally.code or tier in PROFILED
+        }
+
+    def _make_profiled(self, tier: Tier) -> None:
+        """Make the engine of a tier for samples, if it is one and has none yet."""
+        if tier not in PROFILED and tier not in self._engines and self._engines:
+            config = new_config(self._stack_size, tier)
+            self._engines[tier] = native.wasm_engine_new_with_config(config)
+            self._tallies[tier], self._drivers[tier] = Tally(), Drivers()
 
     def substitute(self, name: str, wasm: object) -> None:
         """Return None: it runs what it is given."""
@@ -146,6 +157,7 @@ class WasmtimeEngine:
         tier: Tier | None = None,
     ) -> Artifact:
         first = tier or self._first
+        self._make_profiled(first)
         subprocess, code_cache, constants = self._subprocess, self._code_cache, self._constants
 
         def work(engines: Mapping[Tier, int]) -> Artifact:

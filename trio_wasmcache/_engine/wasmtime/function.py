@@ -34,12 +34,10 @@ from ..._core.wasm.reader import FuncType
 from ..base import UNDER_WAY, InexactError, NoMemoryError
 from . import native
 from .errors import Ending, Offsets, told_apart
-from .store import RAISED, Store, take_raised
+from .store import RAISED, Begin, Store, take_raised
 
 Put: TypeAlias = Callable[[Sequence[object]], None]
 """Puts the values of a call into their cells."""
-Begin: TypeAlias = Callable[[Sequence[object], int], Any]
-"""See `GuestFunction.begin`."""
 # As `WasmtimeFunction.fuel`, the fuel of no call: so the first one calls `set_fuel`.
 UNSLICED = -1
 Place: TypeAlias = "tuple[memoryview[Any], int]"
@@ -72,6 +70,12 @@ class WasmtimeFunction:
     @property
     def begin(self) -> Begin:
         # Not kept here, where it would be a cycle for the garbage collector.
+        begin = MethodType(self.frame.begin, self)
+        return self.instance.begin_of(begin, self) if self.instance.sampled else begin
+
+    @property
+    def plain_begin(self) -> Begin:
+        """As `begin`, but no samples are taken of the call."""
         return MethodType(self.frame.begin, self)
 
     @property

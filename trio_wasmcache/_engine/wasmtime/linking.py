@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from ctypes import byref, c_char, c_void_p
 from typing import final
 
@@ -184,6 +184,10 @@ class LinkedModule:
     def is_open(self) -> bool:
         """Whether instances can be made of it."""
         return bool(self.pre or self.parts)
+
+    def native_parts(self, numbers: Sequence[int]) -> list[int]:
+        """Return the native modules of some parts of the graph; without one, the module alone."""
+        return [self.parts[number].module for number in numbers] if self.parts else [self._module]
 
     def count(self) -> None:
         """Count its code until it is closed: on the event loop, as the tally knows no threads."""

@@ -5,8 +5,12 @@ from __future__ import annotations
 import itertools
 from typing import final
 
+from ..._core.tiers import PROFILED
+from ..base import Artifact, HostImport
 from .instance import WasmtimeInstance
 from .linking import LinkedModule
+from .sampling import FrameReader, SampledInstance, Sampler
+from .store import Tally
 
 # Of the stores whose guests call host functions: how these find them.
 _numbers = itertools.count(1)
@@ -16,6 +20,28 @@ _numbers = itertools.count(1)
 class WasmtimeModule(LinkedModule):
     """See `LoadedModule`; made by `WasmtimeEngine.load`."""
 
+    _sampler: Sampler | None = None
+
+    def __init__(
+        self, engine: int, artifact: Artifact, hosts: tuple[HostImport, ...], tally: Tally
+    ) -> None:
+        super().__init__(engine, artifact, hosts, tally)
+        if artifact.tier not in PROFILED:
+            reader = FrameReader(artifact)
+            self._sampler = Sampler(self.engine, reader, self.native_parts(reader.numbers))
+
     def instantiate(self, fuel: int, yield_fuel: int) -> WasmtimeInstance:
         number = next(_numbers) if self.hosts.imports else 0
+        sampler = self._sampler
+        if sampler is not None:
+            return SampledInstance(self, sampler, number, fuel, yield_fuel)
         return WasmtimeInstance(self, number, fuel, yield_fuel)
+
+    def collect(self) -> None:
+        if self._sampler is not None:
+            self._sampler.read()
+
+    def close(self) -> None:
+        if self._sampler is not None:
+            self._sampler.close()
+        super().close()

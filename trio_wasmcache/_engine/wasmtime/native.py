@@ -94,6 +94,12 @@ class PointerVec(Structure):
 CONTINUE = CFUNCTYPE(c_bool, c_void_p)
 
 
+class ProfiledModule(Structure):
+    """wasmtime_guestprofiler_modules_t: a module, and the name that its frames have."""
+
+    _fields_ = (("name", POINTER(ByteVec)), ("module", c_void_p))
+
+
 class Continuation(Structure):
     """wasmtime_async_continuation_t: how a suspended host call learns that it may go on."""
 
@@ -112,6 +118,10 @@ HOST_CALL = CFUNCTYPE(
     POINTER(c_void_p),
     POINTER(Continuation),
 )
+
+# wasmtime_store_epoch_deadline_callback: context, data, delta, kind; an error, or null
+EPOCH_CALL = CFUNCTYPE(c_void_p, c_void_p, c_void_p, POINTER(c_uint64), c_void_p)
+
 
 # What is passed: the type that callers see, and the one that ctypes converts to.
 Ready: TypeAlias = Reference | c_void_p | c_size_t | c_uint64
@@ -152,6 +162,7 @@ Vector = Annotated[Reference, POINTER(PointerVec)]
 Name = Annotated[_Pointer[ByteVec] | None, POINTER(ByteVec)]
 """Bytes that C keeps, or null."""
 Callback = Annotated[Any, HOST_CALL]
+EpochCallback = Annotated[Any, EPOCH_CALL]
 
 
 class Declaration(Protocol):
@@ -281,6 +292,10 @@ def wasm_config_delete(config: Pointer, /) -> None: ...
 
 @_fast.declare
 def config_consume_fuel_set(config: Pointer, on: Bool, /) -> None: ...
+
+
+@_fast.declare
+def config_epoch_interruption_set(config: Pointer, on: Bool, /) -> None: ...
 
 
 @_fast.declare
@@ -603,6 +618,40 @@ def frame_func_name(frame: Nullable, /) -> Name: ...
 
 @_fast.declare
 def frame_module_name(frame: Nullable, /) -> Name: ...
+
+
+# For samples of a guest's stack: see `sampling`. They keep the GIL, by which samples and the end of
+# a profiler exclude each other.
+@_fast.declare
+def engine_increment_epoch(engine: Pointer, /) -> None: ...
+
+
+@_fast.declare
+def context_set_epoch_deadline(context: StoreContext, ticks: Fuel, /) -> None: ...
+
+
+@_fast.declare
+def store_epoch_deadline_callback(
+    store: Pointer, callback: EpochCallback, data: Nullable, finalizer: Nullable, /
+) -> None: ...
+
+
+@_fast.declare
+def guestprofiler_new(
+    engine: Pointer, name: Bytes, interval: Fuel, modules: Place, number: Size, /
+) -> Pointer: ...
+
+
+@_fast.declare
+def guestprofiler_sample(profiler: Pointer, store: Pointer, nanoseconds: Fuel, /) -> None: ...
+
+
+@_fast.declare
+def guestprofiler_finish(profiler: Pointer, json: Bytes, /) -> Problem: ...
+
+
+@_fast.declare
+def guestprofiler_delete(profiler: Pointer, /) -> None: ...
 
 
 check(_slow, _fast)

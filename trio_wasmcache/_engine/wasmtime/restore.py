@@ -124,7 +124,7 @@ def _attach(instance: Store, module: LinkedModule, made: Restorer) -> Callable[[
     )
     exported = part(instance, handle, b"reset")
     function = WasmtimeFunction(instance, "reset", exported, module.callers.frame(FuncType()))
-    begin = function.begin
+    begin = function.plain_begin
 
     def run() -> bool:
         try:

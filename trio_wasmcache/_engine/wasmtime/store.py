@@ -16,9 +16,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import threading
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from ctypes import Array, addressof, byref, c_char, c_uint8, c_uint64, c_void_p
-from typing import Any, Protocol, TypeAlias, final
+from typing import Any, ClassVar, Protocol, TypeAlias, final
 
 from ..._core.errors import LoadError
 from ..._core.stack_room import check_headroom
@@ -29,6 +29,8 @@ from .memory import InstanceMemory
 from .plan import Plan
 from .residency import Range
 
+Begin: TypeAlias = Callable[[Sequence[object], int], Any]
+"""See `GuestFunction.begin`."""
 Measure = Callable[[native.Context, bytes], int]
 """How large a memory or a table is, by context and handle."""
 
@@ -75,6 +77,21 @@ def take_raised() -> BaseException:
     if error is None:
         raise AssertionError("nothing was raised within a callback")
     return error
+
+
+class Begun(Protocol):
+    """A function of an instance, as its store sees it."""
+
+    @property
+    def left(self) -> c_uint64:
+        """See `GuestFunction.left`."""
+
+    @property
+    def where_left(self) -> tuple[native.Context, native.Ready]:
+        """The arguments by which C writes what is left to `left`."""
+
+    def finish(self) -> Any:
+        """See `GuestFunction.finish`."""
 
 
 class Driver(Protocol):
@@ -213,6 +230,13 @@ class Store:
         if problem := native.context_fuel_async_yield_interval(self.context, self.yield_fuel):
             raise LoadError(f"wasmtime would not slice the calls of a store: {take_error(problem)}")
         self.sliced = True
+
+    sampled: ClassVar[bool] = False
+    """Whether samples of its guest are taken, so that `begin_of` begins its calls."""
+
+    def begin_of(self, plain: Begin, _function: Begun, /) -> Begin:
+        """Return what begins calls of a function, given what does so in other instances."""
+        return plain
 
     def poll(self) -> bool:
         if not self.future:

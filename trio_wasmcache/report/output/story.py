@@ -35,6 +35,7 @@ REASONS: Final = {
     "closed": "as the cache closed",
     "address_space": "for addresses",
     "promoted": "as one with optimized code took its place",
+    "profiled": "as a profile of its function began or ended",
 }
 
 

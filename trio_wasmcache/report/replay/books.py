@@ -15,6 +15,7 @@ from ..._core.events import (
     OfConfig,
     OfGroup,
     OfLimits,
+    Profiled,
     Promoted,
     Registered,
     Removed,
@@ -30,6 +31,7 @@ from ..._core.policy.records import (
     Module,
     Request,
     TokenBook,
+    Variant,
 )
 from ..._core.tiers import STACKS, CompilerName
 from ..._core.wasm.isolation import RESET
@@ -162,6 +164,14 @@ class Books:
                     made.earlier_address_space_bytes or 0,
                     made.earlier_mappings or 0,
                 )
+            if made.profiled_module_number is not None:
+                record.vary(
+                    Variant(
+                        self._modules[made.profiled_module_number],
+                        (made.profiled_address_space_bytes or 0, made.profiled_mappings or 0),
+                        made.profiled_group,
+                    )
+                )
             if made.resets is not None:
                 record.begin_resets(*map(int, made.resets.split(":")))
             self.functions[made.function, made.arg_types, made.generation] = record
@@ -230,6 +240,24 @@ class Books:
         record = self.functions[event.function, event.arg_types, event.generation]
         reserved = event.address_space_bytes or 0, event.mappings or 0
         return self.policy.promote(record, module, reserved, now)
+
+    def vary(self, event: Profiled, now: float) -> Step:
+        """Begin or end the profile of a function."""
+        record = self.functions[event.function, event.arg_types, event.generation]
+        if event.module_number is None:
+            return self.policy.vary(record, None, now)
+        module = self._modules.get(event.module_number)
+        if module is None:
+            stack_size = event.stack_size_bytes or self.config.stack_size
+            module = self._modules[event.module_number] = Module(
+                event.module_digest,
+                event.code_bytes or 0,
+                event.module_mappings or 0,
+                max(1, stack_size // self.config.stack_size),
+                number=event.module_number,
+            )
+        reserved = event.address_space_bytes or 0, event.mappings or 0
+        return self.policy.vary(record, Variant(module, reserved, event.group), now)
 
     def upgrade(self, event: Loaded, now: float) -> tuple[Instance, Step] | None:
         """Add an instance that was made in the background, as its function was promoted."""

@@ -26,6 +26,7 @@ from ..._core.events import (
     GroupResized,
     Left,
     Loaded,
+    Profiled,
     Promoted,
     Reason,
     Recycled,
@@ -109,6 +110,10 @@ class Driver:
     def promote(self, event: Promoted, now: float) -> Step:
         """Perform the step of a `promoted` event."""
         return self.books.promote(event, now)
+
+    def vary(self, event: Profiled, now: float) -> Step:
+        """Perform the step of a `profiled` event."""
+        return self.books.vary(event, now)
 
     def upgrade(self, event: Loaded, now: float) -> tuple[Instance, Step] | None:
         """Perform the step of a `loaded` event of an instance that was made in the background."""

@@ -37,6 +37,7 @@ from ..._core.events import (
     Left,
     Loaded,
     Overgrown,
+    Profiled,
     Promoted,
     Reason,
     Recycled,
@@ -200,6 +201,8 @@ class Replay(Fed):
                 self._act(driver.register(event, now))
             case Promoted():
                 self._act(driver.promote(event, now))
+            case Profiled():
+                self._act(driver.vary(event, now))
             case Overgrown():
                 self._on_overgrown(event)
             case Removed():

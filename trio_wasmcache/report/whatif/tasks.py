@@ -26,6 +26,7 @@ from ..._core.events import (
     GroupResized,
     Loaded,
     OfGroup,
+    Profiled,
     Promoted,
     Reason,
     Recycled,
@@ -124,8 +125,8 @@ class Application:
     """Those that waited for a token then."""
     groups: list[Group] = Factory(list)
     changes: list[Stamped] = Factory(list)
-    """`registered`, `promoted`, `removed`, `resized` and `group_resized` events, and those of
-    instances that were made in the background, `loaded`."""
+    """`registered`, `promoted`, `profiled`, `removed`, `resized` and `group_resized` events, and
+    those of instances that were made in the background, `loaded`."""
     programs: dict[int, list[Acquire | Release]] = Factory(dict)
     closed_at: float | None = None
     last_at: float = 0.0
@@ -235,7 +236,7 @@ class Recorder(Fed):
                 self._on_acquired(made, event, at)
             case Recycled() as event:
                 self._on_recycled(made, event, at)
-            case Promoted() | Loaded(promoted=True):
+            case Promoted() | Profiled() | Loaded(promoted=True):
                 made.changes.append(stamped)
                 made.last_at = at
             case Loaded() as event:

@@ -4,11 +4,11 @@ Assumptions:
 
 1. A task takes the same steps as in the log, in the same order, and as much time as then passes
    between being served and its next step. If it waits longer, all its later steps are later.
-2. A task begins at the same time. Functions are registered, removed, replaced and promoted, and
-   limits changed, at the same times; so are instances made in the background, if they fit. Groups,
-   and the cache, are closed as long after their last lease as in the log; or, if they were closed
-   under leases, at the same time. A task that comes earlier than in the log waits for the function
-   to be registered, and for the group to be opened.
+2. A task begins at the same time. Functions are registered, removed, replaced, promoted and
+   profiled, and limits changed, at the same times; so are instances made in the background, if they
+   fit. Groups, and the cache, are closed as long after their last lease as in the log; or, if they
+   were closed under leases, at the same time. A task that comes earlier than in the log waits for
+   the function to be registered, and for the group to be opened.
 3. A lease leaves an instance or a seat of the same size; a lease with a failed call costs the
    instance again.
 4. Loads take the times given by `loading`. A load that failed fails again.
@@ -45,6 +45,7 @@ from ..._core.events import (
     Evicted,
     GroupResized,
     Loaded,
+    Profiled,
     Promoted,
     Reason,
     Registered,
@@ -252,6 +253,8 @@ class WhatIf:
                 self._act(self._books.remove(event, self._now))
             case Promoted():
                 self._promote(event)
+            case Profiled():
+                self._vary(event)
             case Loaded():
                 self._upgrade(event)
             case Resized():
@@ -266,6 +269,13 @@ class WhatIf:
             step = self._books.promote(event, self._now)
         except WasmCacheError:
             return  # under these limits the code never fits, and the function stays as it is
+        self._act(step)
+
+    def _vary(self, event: Profiled) -> None:
+        try:
+            step = self._books.vary(event, self._now)
+        except WasmCacheError:
+            return  # under these limits the variant never fits, and nothing is profiled
         self._act(step)
 
     def _upgrade(self, event: Loaded) -> None:

@@ -1,0 +1,1 @@
+"""What `InstanceCache.profile` returns, and its page."""
