@@ -78,7 +78,8 @@
     }
     rows.style.height = `${deepest * ROW}px`;
     rows.replaceChildren(...made);
-    found.textContent = words === "" ? "" : `${part(matched, chosen.total)} of the fuel is burnt in what is found`;
+    found.textContent = words === "" ? "" : matched === 0 ? "nothing is found here"
+      : `${part(matched, chosen.total)} of the fuel is burnt in what is found`;
   };
 
   const choose = node => {
@@ -133,6 +134,6 @@
     table();
   });
   window.addEventListener("resize", draw);
-  draw();
   table();
+  draw();
 })();

@@ -114,8 +114,9 @@ class Profile:
                 "there are no samples: nothing that was profiled was called, or too little"
             )
         title = f"What the guests of {self.label} do" if self.label else "What the guests do"
+        groups = len(self.fuel_by_group)
         subtitle = (
             f"{self.samples:,} samples of {self.fuel:,} units of fuel in {self.seconds:.1f} s, in "
-            f"{len(self.fuel_by_group):,} groups"
+            f"{groups:,} group{'s' * (groups != 1)}"
         )
         return page(self._tally, title, subtitle, notes)

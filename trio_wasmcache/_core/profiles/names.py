@@ -17,7 +17,8 @@ def shown_name(name: str) -> str:
 
 def folded_name(name: str) -> str:
     """Return a name for collapsed stacks, where ``;``, spaces and line breaks have a meaning."""
-    return "".join(
-        ":" if letter == ";" else "_" if letter.isspace() or not letter.isprintable() else letter
-        for letter in shown_name(name)
-    )
+    return "".join(map(_folded, shown_name(name))) or "?"
+
+
+def _folded(letter: str) -> str:
+    return ":" if letter == ";" else "_" if letter.isspace() else letter

@@ -52,11 +52,14 @@ class Pace:
     def slice_of(self, most: int) -> int:
         """Return the units of fuel in each slice of a call that begins.
 
+        A number of slices is about `most` together, so that an engine can join them.
+
         Args:
             most: units in a slice, at most.
         """
         least = max(LEAST, min(self._last // PARTS, self._interval // LONG_PARTS))
-        return min(max(self._due - self._burnt, least), most)
+        wanted = max(self._due - self._burnt, least)
+        return max(1, most // -(-most // wanted))
 
     def is_due(self, burnt: int) -> bool:
         """Return whether a sample is to be taken.

@@ -44,21 +44,22 @@ class AddressMap:
         elif len(data) < 8 + 8 * self._blocks or -(-self._count // BLOCK) != self._blocks:
             self._count = 0
 
-    def find(self, address: int, begin: int = 0) -> int | None:
+    def find(self, address: int, begin: int = 0, end: int = 0) -> int | None:
         """Return the place of an address, from the beginning of the code; None: it is not known.
 
         Code that the compiler has added, as it does around calls, has no place: then it is that of
-        the code before.
+        the code before, or else, of the code behind.
 
         Args:
             address: where the instruction is.
             begin: where its function begins.
+            end: where its function ends; 0: it is not known.
         """
         if not self._count:
             return None
         try:
             find = self._find_in_blocks if self._blocks else self._find_flat
-            place = find(address, begin)
+            place = find(address, begin, end)
         except (IndexError, struct.error):
             return None
         return None if place == NOWHERE else place
@@ -67,20 +68,23 @@ class AddressMap:
         number: int = struct.unpack_from("<I", self._data, at)[0]
         return number
 
-    def _find_flat(self, address: int, begin: int) -> int:
+    def _find_flat(self, address: int, begin: int, end: int) -> int:
         places = 4 + 4 * self._count
         at = bisect.bisect_right(
             range(self._count), address, key=lambda it: self._number(4 + 4 * it)
         )
-        place = NOWHERE
+        place, behind = NOWHERE, at
         while at and place == NOWHERE:
             at -= 1
             if self._number(4 + 4 * at) < begin:
                 break
             place = self._number(places + 4 * at)
+        while place == NOWHERE and behind < self._count and self._number(4 + 4 * behind) < end:
+            place = self._number(places + 4 * behind)
+            behind += 1
         return place
 
-    def _find_in_blocks(self, address: int, begin: int) -> int:
+    def _find_in_blocks(self, address: int, begin: int, end: int) -> int:
         block = bisect.bisect_right(
             range(self._blocks), address, key=lambda it: self._number(8 + 8 * it)
         )
@@ -93,7 +97,7 @@ class AddressMap:
         for _ in range(min(BLOCK, self._count - BLOCK * (block - 1))):
             token, at = self._leb(at)
             entry += token >> 1
-            if entry > address:
+            if entry > address and (found != NOWHERE or entry >= end):
                 break
             if token & 1:
                 continue

@@ -97,23 +97,24 @@ class FrameReader:
                 self.names.append(compiled_name(number))
                 self.numbers.append(number)
 
-    def read(self, library: int, symbol: str, begin: int, address: int) -> Frame | None:
+    def read(self, library: int, symbol: str, begin: int, size: int, address: int) -> Frame | None:
         """Return a frame; None if it is not to be shown.
 
         Args:
             library: position of the part.
             symbol: name of the function, as wasmtime gives it.
             begin: where its machine code begins.
+            size: bytes of that.
             address: where it is.
         """
         key = library, address, symbol
         try:
             return self._known[key]
         except KeyError:
-            frame = self._known[key] = self._make(library, symbol, begin, address)
+            frame = self._known[key] = self._make(library, symbol, begin, begin + size, address)
             return frame
 
-    def _make(self, library: int, symbol: str, begin: int, address: int) -> Frame | None:
+    def _make(self, library: int, symbol: str, begin: int, end: int, address: int) -> Frame | None:
         functions, addresses, offsets = self._parts[library]
         nameless = _NAMELESS.fullmatch(symbol)
         if nameless is None:
@@ -124,7 +125,7 @@ class FrameReader:
             if number >= offsets.functions:
                 return None  # it was added to the module, and has no name
             label = f"func[{number}]"
-        place = addresses.find(address, begin)
+        place = addresses.find(address, begin, end)
         return Frame(label, None if place is None else offsets.given(place))
 
 
@@ -265,6 +266,7 @@ class _Stacks:
                 libraries[symbols["libIndex"][symbol]],
                 texts[symbols["name"][symbol]],
                 symbols["address"][symbol],
+                symbols["functionSize"][symbol] or 0,
                 address,
             )
             for symbol, address in zip(frames["nativeSymbol"], frames["address"], strict=True)
