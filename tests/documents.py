@@ -16,13 +16,17 @@ STATISTICS = ROOT / "trio_wasmcache" / "_core" / "metrics" / "README.md"
 KEPT = ROOT / "trio_wasmcache" / "_core" / "policy" / "README.md"
 CODE = ROOT / "trio_wasmcache" / "_engine" / "README.md"
 COMPONENTS = ROOT / "trio_wasmcache" / "_core" / "wit" / "README.md"
+PROFILES = ROOT / "trio_wasmcache" / "_profile" / "README.md"
 ENGINES = ROOT / "trio_wasmcache" / "udf" / "README.md"
 COOKBOOK = ROOT / "examples" / "README.md"
 LOG = ROOT / "trio_wasmcache" / "report" / "README.md"
 TESTED = ROOT / "tests" / "README.md"
 SECURITY = ROOT / ".github" / "SECURITY.md"
 # Not all of them are part of a source distribution.
-_ALL = (FRONT, GUIDE, STATISTICS, KEPT, CODE, COMPONENTS, COOKBOOK, ENGINES, LOG, TESTED, SECURITY)
+_ALL = (
+    *(FRONT, GUIDE, STATISTICS, PROFILES, KEPT, CODE, COMPONENTS, COOKBOOK, ENGINES, LOG),
+    *(TESTED, SECURITY),
+)
 MAIN = [page for page in _ALL if page.exists()]
 CHAPTERS = sorted((ROOT / "examples" / "cookbook").glob("*/README.md"))
 """The cookbook's chapters: all have the same sections, and snippets that run in their folders."""

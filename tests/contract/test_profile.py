@@ -216,6 +216,7 @@ async def test_replaced_and_removed_meanwhile(kit: Kit, mock_clock: MockClock) -
             assert tiers(cache) == {"f": {"optimizing": 1}}
         assert await f.call(2) == 5
         assert len(cache._compiler.modules) == 1
+    assert len(logger.fields("profiled")) == 2, "the log tells of the end of a retired one"
     assert disagreements(logger) == []
 
 

@@ -113,7 +113,7 @@ async def test_fuel_and_slices_are_the_same(compiler: Any) -> None:
         await load(engine, PROFILED[plain]),
     )
     recorded, burnt = Recorded(), 0
-    instance.record(recorded)
+    instance.pass_samples(recorded)
     for name, value, times in (
         ("fib", 20, 3),
         ("both", 10_000, 5),
@@ -149,7 +149,7 @@ async def test_offsets_are_in_the_given_bytes(tmp_path: Any) -> None:
     wat = WAT + '(memory 1 99) (func (export "grow") (drop (memory.grow (i32.const 1))))'
     module, instance = await load(engine, Tier.PROFILED_OPTIMIZING, wat)
     recorded = Recorded()
-    instance.record(recorded)
+    instance.pass_samples(recorded)
     call(instance, "both", 50_000)
     module.collect()
     wasm = bytes(guests.binary(wat))
@@ -167,7 +167,7 @@ async def test_a_deep_recursion_is_bounded(monkeypatch: pytest.MonkeyPatch) -> N
     engine = WasmtimeEngine(512 * 1024)
     module, instance = await load(engine, Tier.PROFILED_OPTIMIZING)
     recorded = Recorded()
-    instance.record(recorded)
+    instance.pass_samples(recorded)
     result, burnt, _ = call(instance, "deep", 3_000)
     assert result == 3_001
     module.collect()
@@ -178,7 +178,7 @@ async def test_a_deep_recursion_is_bounded(monkeypatch: pytest.MonkeyPatch) -> N
     instance.abandon()
     instance.close()
     other = start(module)
-    other.record(recorded)
+    other.pass_samples(recorded)
     with pytest.raises(FuelExhaustedError):
         call(other, "fib", 40, 10 * YIELD)
     other.abandon()
@@ -195,7 +195,7 @@ async def test_in_threads_and_over(monkeypatch: pytest.MonkeyPatch) -> None:
     other = start(module)
     recordings, burnt = (Recorded(), Recorded()), []
     for one, recording in zip((instance, other), recordings, strict=True):
-        one.record(recording)
+        one.pass_samples(recording)
 
     async def run(one: WasmtimeInstance) -> None:
         function = one.function("both")
@@ -226,7 +226,7 @@ async def test_an_unknown_format_loses_samples_only(monkeypatch: pytest.MonkeyPa
     engine = WasmtimeEngine(512 * 1024)
     module, instance = await load(engine, Tier.PROFILED_OPTIMIZING)
     recorded = Recorded()
-    instance.record(recorded)
+    instance.pass_samples(recorded)
     monkeypatch.setattr(sampling.json, "loads", lambda _: {"threads": [{}]})
     assert call(instance, "both", 50_000)[0] == 7
     module.collect()

@@ -239,6 +239,18 @@ async def test_mistakes_of_clients_are_told_and_leave_nothing() -> None:
             assert (answer.status_code, answer.headers["connection"]) == (413, "close")
             answer = await client.put("/ann/%0Anew%20line", content=b"")
             assert (answer.status_code, answer.json()["error"]) == (400, "Problem")
+            for query, status, told in (
+                ({"seconds": 0.01}, 200, "What the guests do"),
+                ({"seconds": 0.01, "form": "collapsed"}, 200, ""),
+                ({"seconds": 0}, 400, "seconds must be from 0 to 60"),
+                ({"seconds": "nan"}, 400, "seconds must be"),
+                ({"form": "save"}, 400, "form must be one of html, collapsed"),
+                ({"group": "bob"}, 400, "the address has 'group'"),
+            ):
+                answer = await client.get("/ann/profile", params=query)
+                assert answer.status_code == status
+                assert told in answer.text
+            assert (await client.get("/bob/profile")).status_code == 404
             # All at once, each with other arguments: only one of them becomes the function.
             async with trio.open_nursery() as nursery:
                 for kind in ("i32", "i64", "f32", "f64"):

@@ -209,6 +209,28 @@ def test_cancelling_the_task_stops_the_guest(kit: Kit, log: ListLogger) -> None:
     run(main)
 
 
+def test_a_profile_while_others_call(fake: FakeKit, log: ListLogger) -> None:
+    """Its window ends by itself; cancelling the task ends it at once."""
+
+    async def main() -> None:
+        async with opened(fake, log) as cache:
+            plus = await add(cache, "plus", fake.costly())
+            await plus.call(1)
+            profiling = asyncio.create_task(cache.profile(seconds=HANG, function="plus"))
+            while not log.fields("profiled"):
+                await plus.call(1)
+            await plus.call(1)
+            profiling.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await profiling
+            assert await plus.call(1) == 1
+            assert [one.tiers for one in await cache.entries()] == [{"optimizing": 1}]
+            assert (await cache.profile(seconds=0.001, group="none")).fuel == 0
+
+    run(main)
+    assert len(log.fields("profiled")) == 2
+
+
 def test_calls_that_wait_share_a_hop(real: Kit) -> None:
     """Calls that are made in one step of the loop are taken over in one, and so are results."""
 

@@ -23,11 +23,13 @@ from trio_wasmcache import (
     CacheConfig,
     FuelExhaustedError,
     HostFunction,
+    Profile,
     TrapError,
     UnknownFunctionError,
     blocking,
     current_lease,
 )
+from trio_wasmcache._engine.wasmtime import sampling
 from trio_wasmcache._portal import POLL
 from trio_wasmcache.blocking import BlockingCache
 
@@ -54,6 +56,27 @@ def in_thread(function: Any, *args: Any) -> threading.Thread:
     thread = threading.Thread(target=function, args=args, daemon=True)
     thread.start()
     return thread
+
+
+def test_a_profile_while_others_call(
+    cache: BlockingCache, kit: Kit, log: ListLogger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for its window, or for as long as it may."""
+    monkeypatch.setattr(sampling, "INTERVAL", 1_000)
+    monkeypatch.setattr(sampling, "REST", 0)
+    f = add(cache, "f", kit.costly())
+    f.call(1)
+    profiles: list[Profile] = []
+    while not any(profile.samples for profile in profiles):  # on a slow machine, in the next one
+        thread = in_thread(lambda: profiles.append(cache.profile(seconds=0.05, function="f")))
+        while thread.is_alive():
+            f.call(1)
+    assert set(profiles[-1].fuel_by_group) == {"main"}
+    with pytest.raises(TimeoutError, match="profile"):
+        cache.profile(seconds=HANG, timeout=0.001)
+    with pytest.raises(UnknownFunctionError):
+        cache.profile(function="g")
+    assert f.call(2) == 2
 
 
 class Spinning:

@@ -299,6 +299,10 @@ class _Run:
             case "remove":
                 if any(one.name == function.name for one in self.cache.functions()):
                     self.cache.remove(function.name)
+            case "profile":
+                with contextlib.suppress(WasmCacheError, trio.BusyResourceError):
+                    with trio.move_on_after(0.8):
+                        await self.cache.profile(**dict(change.limits))
             case "warm":
                 with trio.move_on_after(0.5):
                     try:

@@ -415,8 +415,6 @@ class Profiled(OfFunction):
     compiler: str | None = None
     """Compiler that made it: ``"optimizing, profiled"`` or ``"baseline, profiled"``; None as for
     `module_number`."""
-    stack_size_bytes: int | None = None
-    """Size of the stack of a running instance of it (bytes); None as for `module_number`."""
     artifact_bytes: int | None = None
     """Size of the compiled module at rest (bytes); None as for `module_number`."""
     address_space_bytes: int | None = None

@@ -430,7 +430,7 @@ class GuestPart(Protocol):
         """Return the value of an exported global; `LookupError` if there is no such number."""
 
 
-class Recording(Protocol):
+class Samples(Protocol):
     """Told of the samples of a guest's stack. One thread at a time calls it.
 
     Two of them are equal if it does not matter which one is told.
@@ -541,8 +541,8 @@ class GuestInstance(Protocol):
         refused it, or while a call is under way.
         """
 
-    def record(self, recording: Recording | None) -> None:
-        """Pass samples of the guest's stack on to a recording from now on; None: take none.
+    def pass_samples(self, sink: Samples | None) -> None:
+        """Pass samples of the guest's stack on from now on, if there is a sink; None: take none.
 
         Only of a module that was compiled for that: see `tiers.PROFILED`. Others take none. Any
         time will do, also while something is under way in another thread.
@@ -591,7 +591,7 @@ class LoadedModule(Protocol):
         """
 
     def collect(self) -> None:
-        """Pass on all samples that were taken of its instances so far; see `GuestInstance.record`.
+        """Pass on the samples of its instances that were taken so far; see `pass_samples`.
 
         They are passed on by themselves now and then, and when it is closed.
         """

@@ -74,9 +74,9 @@ class Making:
             if code.at_once and share.budget is not None:
                 make = pool.runner.cpu_limits.metered(share, make)
             self._native = native = make(config.total_fuel, config.yield_fuel)
-            if module.recorder is not None:
+            if module.samples_of is not None:
                 entry = self._request.entry
-                native.record(module.recorder.recording(entry.group.name, entry.function.key))
+                native.pass_samples(module.samples_of(entry.group.name, entry.function.key))
             await start.run(
                 native,
                 config.total_fuel,

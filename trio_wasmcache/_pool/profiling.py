@@ -15,17 +15,18 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 from typing import final
 
 import trio
-from attrs import define, field, frozen
+from attrs import define, field
 
 from .._core.errors import CodeMemoryError, LoadError, WasmCacheError
 from .._core.keys import FunctionKey
 from .._core.policy.records import FunctionRecord, Need, Variant
-from .._core.profiles.tally import Origin, ProfileTally, StackRecording
+from .._core.profiles.tally import Origin, ProfileTally, StackSamples
 from .._log import Origin as Cause
 from .._profile.profile import Profile
 from .._runtime.bound import Definition
@@ -33,20 +34,6 @@ from .._runtime.module import CachedModule
 from .capacity import GroupState
 from .pool import COMPILE_SHARE, Pool
 from .registration import Compiler
-
-
-@final
-@frozen(eq=False)
-class Recorder:
-    """Makes the recordings of the instances of one variant: a `module.Recorder`."""
-
-    tally: ProfileTally
-    number: int
-    """Number of the variant."""
-
-    def recording(self, group: str, key: FunctionKey) -> StackRecording:
-        """Return what adds the samples of an instance."""
-        return self.tally.recording(Origin(group, key, self.number))
 
 
 @final
@@ -115,7 +102,7 @@ class Window:
             except CodeMemoryError as error:
                 self.skipped[str(function.key)] = str(error)
                 continue
-            variant.recorder = Recorder(self.tally, variant.number)
+            variant.samples_of = functools.partial(self._samples_of, variant.number)
             self._functions.append(function)
             pool.journal.profiled(
                 function,
@@ -127,7 +114,6 @@ class Window:
                 compile_seconds=seconds,
                 code_bytes=record.code_size,
                 compiler=artifact.tier.value,
-                stack_size_bytes=record.stacks * pool.config.stack_size,
                 artifact_bytes=variant.size,
                 address_space_bytes=artifact.address_space,
                 mappings=artifact.mappings,
@@ -137,6 +123,9 @@ class Window:
             self._variants[module] = variant, 0.0
             pool.carry_out(step, now, lambda: self.cause, in_pieces=True)
             pool.evictor.expect_expiry()
+
+    def _samples_of(self, module: int, group: str, key: FunctionKey) -> StackSamples:
+        return self.tally.samples_of(Origin(group, key, module))
 
     @property
     def is_empty(self) -> bool:
@@ -153,10 +142,13 @@ class Window:
         self.ended.set()
         pool = self.pool
         for variant in self.modules:
-            variant.recorder = None
+            variant.samples_of = None
             if variant.loaded is not None:
                 variant.loaded.collect()
         for function in self._functions:
+            if function.retired:
+                function.vary(None)  # the log may have forgotten it: nothing is made of it any more
+                continue
             now = pool.now()
             step = pool.policy.vary(function, None, now)
             samples, fuel = self.tally.of_function(function.key)

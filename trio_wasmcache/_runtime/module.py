@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Protocol, final
 
 import trio
@@ -14,7 +14,7 @@ from .._core.keys import FunctionKey
 from .._core.policy.records import Module
 from .._core.wasm.custom import DebugSections
 from .._core.wasm.dwarf import LineTables
-from .._engine.base import Artifact, Engine, HostImport, LoadedModule, Recording, StartCall
+from .._engine.base import Artifact, Engine, HostImport, LoadedModule, Samples, StartCall
 from .host import AnyHost
 from .prepare import Prepared
 
@@ -34,13 +34,6 @@ class Recipe(Protocol):
     @property
     def size(self) -> int:
         """Bytes that are kept for it."""
-
-
-class Recorder(Protocol):
-    """Makes recordings of the instances of a module that takes samples."""
-
-    def recording(self, group: str, key: FunctionKey, /) -> Recording:
-        """Return a recording for an instance of a function, in the group of that name."""
 
 
 @final
@@ -80,8 +73,9 @@ class CachedModule:
     """What the optimizing compiler needs to compile it, too; None: it has, or is not to."""
     source: Recipe | None = None
     """The same, for a variant of it that takes samples; None once `SourceBook` needs its memory."""
-    recorder: Recorder | None = None
-    """Makes the recordings of new instances, while they are profiled; None: they are not."""
+    samples_of: Callable[[str, FunctionKey], Samples] | None = None
+    """Function that returns where samples of a new instance go, by the name of its group and its
+    function, while it is profiled; None: it is not."""
     _loading: trio.Event | None = None
     _pins: int = 0
 

@@ -114,12 +114,12 @@ def read_firefox(tally: ProfileTally) -> list[Thread]:
 def test_the_life_of_a_tally() -> None:
     """Samples of two functions in two groups, with lines, and then none any more."""
     tally = ProfileTally()
-    recording = tally.recording(F)
-    assert recording == tally.recording(F) != tally.recording(G)
+    recording = tally.samples_of(F)
+    assert recording == tally.samples_of(F) != tally.samples_of(G)
     recording.add(frames("spin", "run"), 100, 2)
     recording.add(frames("spin", "run"), 50, 1)
     recording.add(frames("run"), 7, 1)
-    tally.recording(G).add([], 3, 1)
+    tally.samples_of(G).add([], 3, 1)
     recording.lose(11)
     assert (tally.fuel, tally.samples, tally.lost_fuel) == (160, 5, 11)
     assert tally.of_function(F.key) == (4, 157)

@@ -224,7 +224,8 @@ class CacheStats:
     """Bytes of code of loaded modules: one part of `code_size`."""
     compiler_code_sizes: dict[str, int]
     """``{compiler: bytes of code of loaded modules}``: `module_code_size` by the compiler that made
-    it, ``"baseline"`` or ``"optimizing"``, of those that the cache uses."""
+    it, ``"baseline"`` or ``"optimizing"``, of those that the cache uses; with ``", profiled"``,
+    that of modules in which samples are taken, while some is loaded."""
     stacks_size: int
     """Bytes of stacks of running instances: the other part of `code_size`."""
     address_space: int
@@ -382,4 +383,4 @@ class EntryInfo:
     was."""
     tiers: dict[str, int] = field(factory=dict)
     """``{tier: number of instances and seats}``: how many run code of the ``"baseline"`` or of the
-    ``"optimizing"`` compiler."""
+    ``"optimizing"`` compiler; with ``", profiled"``, those of which samples are taken."""

@@ -110,9 +110,9 @@ class ProfileTally:
         nodes = [node for root in roots for node in root.walk()]
         return sum(node.samples for node in nodes), sum(node.fuel for node in nodes)
 
-    def recording(self, origin: Origin) -> StackRecording:
+    def samples_of(self, origin: Origin) -> StackSamples:
         """Return what adds the samples of an origin."""
-        return StackRecording(self, origin)
+        return StackSamples(self, origin)
 
     def add(self, origin: Origin, frames: Sequence[Frame], fuel: int, samples: int) -> None:
         """Add samples with the same stack.
@@ -201,8 +201,8 @@ def cut_path(frames: Sequence[Frame]) -> list[Frame]:
 
 @final
 @frozen
-class StackRecording:
-    """Adds the samples of one origin to a tally: a `base.Recording`."""
+class StackSamples:
+    """Adds the samples of one origin to a tally: see `base.Samples`."""
 
     tally: ProfileTally
     origin: Origin

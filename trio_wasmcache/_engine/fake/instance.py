@@ -37,7 +37,7 @@ from ..base import (
     HostCall,
     HostImport,
     InexactError,
-    Recording,
+    Samples,
     Window,
     keep_start,
 )
@@ -153,7 +153,7 @@ class FakeInstance:
     _marked: int | None = None
     _memories: dict[str, FakeMemory] = field(factory=dict)
     """{name: memory} of the parts of the graph, if there is one."""
-    _recording: Recording | None = None
+    _sink: Samples | None = None
     _refused: int = 0
     """Bytes of the last growth, if the limit refused it."""
 
@@ -314,9 +314,9 @@ class FakeInstance:
                 found[part.name] = _state_of(self._memories[part.name])
         return found
 
-    def record(self, recording: Recording | None) -> None:
+    def pass_samples(self, sink: Samples | None) -> None:
         profiled = self.module.artifact.tier not in PROFILED
-        self._recording = recording if profiled else None
+        self._sink = sink if profiled else None
 
     def dump(self, most: int) -> tuple[DumpedInstance, ...]:
         assert not self.closed and not self._under_way, "dumped while something is under way"
@@ -404,9 +404,9 @@ class FakeInstance:
             self._under_way = None
             raise failure
         self._finish("call")
-        if self._recording is not None and self._burnt:
+        if self._sink is not None and self._burnt:
             frame = Frame(self.module.behaviour.export, 0)
-            self._recording.add([frame], self._burnt, 1)
+            self._sink.add([frame], self._burnt, 1)
         return self.result(self._values)
 
     def finish_first_slice(self) -> Any:

@@ -14,7 +14,7 @@ from ..._core.wasm.admission import TABLE_ELEMENT_SIZE
 from ..._core.wasm.coredump import DumpedInstance
 from ..._core.wasm.preparation import FrozenState
 from ..._core.wasm.reader import PAGE_LIMIT, FuncType
-from ..base import GuestDriver, Recording
+from ..base import GuestDriver, Samples
 from . import native
 from .dumping import dump
 from .errors import told_apart
@@ -122,7 +122,7 @@ class WasmtimeInstance(Store):
     def freeze(self) -> dict[str, FrozenState]:
         return freeze(self, self.module.callers)
 
-    def record(self, recording: Recording | None) -> None:
+    def pass_samples(self, sink: Samples | None) -> None:
         """Do nothing: its code takes no samples. See `sampling`."""
 
     def dump(self, most: int) -> tuple[DumpedInstance, ...]:

@@ -41,7 +41,7 @@ from ..._core.text import printable
 from ..._core.wasm.address_map import AddressMap
 from ..._core.wasm.custom import VEIL
 from ..._core.wasm.growth import CodeOffsets
-from ..base import UNDER_WAY, Artifact, Recording
+from ..base import UNDER_WAY, Artifact, Samples
 from . import native
 from .errors import MAX_LINE_LENGTH, take_error
 from .exception_table import tried_from_the_start
@@ -64,7 +64,7 @@ _CONTINUE: Final = 0
 # What wasmtime calls a function that the module has no name for.
 _NAMELESS: Final = re.compile(r"<wasm function (\d+)>")
 _numbers = itertools.count(1)
-# One profiler is read at a time, as the recordings know no threads.
+# One profiler is read at a time, as the sinks know no threads.
 _READING = threading.Lock()
 
 
@@ -145,30 +145,30 @@ class Sampler:
         self._modules = modules
         self._lock = threading.Lock()  # around all that touches the profiler
         self._profiler = 0  # 0: nothing was sampled since it was read
-        self._taken: list[tuple[Recording, int]] = []
+        self._taken: list[tuple[Samples, int]] = []
         self._seconds = 0.0
         self._seeds = itertools.count(1)
-        self._paces: dict[Recording, list[Pace]] = {}
+        self._paces: dict[Samples, list[Pace]] = {}
 
-    def take_pace(self, recording: Recording) -> Pace:
-        """Return a pace for an instance: that of an earlier one with that recording, if it is left.
+    def take_pace(self, sink: Samples) -> Pace:
+        """Return a pace for an instance: that of an earlier one with that sink, if it is left.
 
         Otherwise short calls would have no sample where each has an instance of its own.
         """
-        left = self._paces.get(recording)
+        left = self._paces.get(sink)
         return left.pop() if left else Pace(next(self._seeds), INTERVAL)
 
-    def leave_pace(self, recording: Recording, pace: Pace) -> None:
+    def leave_pace(self, sink: Samples, pace: Pace) -> None:
         """Keep the pace of an instance that is closed for the next one."""
-        if not recording.over:
-            self._paces.setdefault(recording, []).append(pace)
+        if not sink.over:
+            self._paces.setdefault(sink, []).append(pace)
 
     @property
     def is_full(self) -> bool:
         """Whether it is to be read."""
         return len(self._taken) >= MOST_SAMPLES or self._seconds >= MOST_SECONDS
 
-    def take(self, store: int, recording: Recording, weight: int) -> float | None:
+    def take(self, store: int, sink: Samples, weight: int) -> float | None:
         """Take a sample of the guest on whose stack this is called; return the seconds it took.
 
         None: another thread is reading the profiler, or the module is closed; nothing was taken.
@@ -182,7 +182,7 @@ class Sampler:
                 self._profiler = self._new_profiler()
             began = time.perf_counter()
             native.guestprofiler_sample(self._profiler, store, 0)
-            self._taken.append((recording, weight))
+            self._taken.append((sink, weight))
             took = time.perf_counter() - began
             self._seconds += took
             return took
@@ -224,21 +224,21 @@ class Sampler:
             return
         out = native.ByteVec()
         problem = native.guestprofiler_finish(profiler, byref(out))
-        sums: dict[tuple[Recording, int | None], list[int]] = {}
+        sums: dict[tuple[Samples, int | None], list[int]] = {}
         try:
             if problem:
                 raise ValueError(take_error(problem))
             stacks = _Stacks(json.loads(native.take_bytes(out)), self._reader)
-            for (recording, weight), stack in zip(taken, stacks.samples, strict=True):
-                found = sums.setdefault((recording, stack), [0, 0])
+            for (sink, weight), stack in zip(taken, stacks.samples, strict=True):
+                found = sums.setdefault((sink, stack), [0, 0])
                 found[0] += weight
                 found[1] += 1
         except (ValueError, LookupError, TypeError):  # a format that we do not know
-            for recording, weight in taken:
-                recording.lose(weight)
+            for sink, weight in taken:
+                sink.lose(weight)
             return
-        for (recording, stack), (weight, samples) in sums.items():
-            recording.add(stacks.frames(stack), weight, samples)
+        for (sink, stack), (weight, samples) in sums.items():
+            sink.add(stacks.frames(stack), weight, samples)
 
 
 @final
@@ -285,11 +285,11 @@ class _Stacks:
 
 @final
 class SampledInstance(WasmtimeInstance):
-    """See `GuestInstance`: one of which samples are taken, once it has a recording."""
+    """See `GuestInstance`: one of which samples are taken, once it is told where they go."""
 
     sampled: ClassVar[bool] = True
     __slots__ = (
-        *("_armed", "_clone", "_given", "_key", "_length", "_open", "_pace", "_recording"),
+        *("_armed", "_clone", "_given", "_key", "_length", "_open", "_pace", "_sink"),
         "_sampler",
     )
 
@@ -297,7 +297,7 @@ class SampledInstance(WasmtimeInstance):
         self, module: LinkedModule, sampler: Sampler, number: int, fuel: int, yield_fuel: int
     ) -> None:
         self._sampler = sampler
-        self._recording: Recording | None = None
+        self._sink: Samples | None = None
         self._pace = Pace(0, INTERVAL)
         self._armed = False
         """Whether the next callback takes a sample."""
@@ -318,12 +318,12 @@ class SampledInstance(WasmtimeInstance):
         native.store_epoch_deadline_callback(self._store, _CALLBACK, self._key, None)
         native.context_set_epoch_deadline(self.context, _NEXT)
 
-    def record(self, recording: Recording | None) -> None:
-        if self._recording is not None:
-            self._sampler.leave_pace(self._recording, self._pace)
-        self._recording = recording
-        if recording is not None:
-            self._pace = self._sampler.take_pace(recording)
+    def pass_samples(self, sink: Samples | None) -> None:
+        if self._sink is not None:
+            self._sampler.leave_pace(self._sink, self._pace)
+        self._sink = sink
+        if sink is not None:
+            self._pace = self._sampler.take_pace(sink)
 
     def slice_calls(self) -> None:
         if not self._key:  # something of its start is about to be under way
@@ -335,7 +335,7 @@ class SampledInstance(WasmtimeInstance):
         def begin(values: Sequence[object], fuel: int) -> Any:
             check_headroom()
             length = self.yield_fuel
-            if self._is_recorded():
+            if self._is_sampled():
                 length = self._pace.slice_of(length)
             if not self.sliced:
                 self.slice_calls()
@@ -371,7 +371,7 @@ class SampledInstance(WasmtimeInstance):
         while True:
             if burnt and burnt + self._length > self.yield_fuel:
                 return False
-            if self._is_recorded() and self._pace.is_due(self._given - self.fuel_left()):
+            if self._is_sampled() and self._pace.is_due(self._given - self.fuel_left()):
                 self._armed = True
                 native.engine_increment_epoch(self._clone)
             over = super().poll()
@@ -386,11 +386,11 @@ class SampledInstance(WasmtimeInstance):
                 return False
             burnt += self._length
 
-    def _is_recorded(self) -> bool:
-        recording = self._recording
-        if recording is not None and recording.over:
-            recording = self._recording = None
-        return recording is not None
+    def _is_sampled(self) -> bool:
+        sink = self._sink
+        if sink is not None and sink.over:
+            sink = self._sink = None
+        return sink is not None
 
     def _note_end(self, left: int) -> None:
         if self._open:
@@ -399,13 +399,13 @@ class SampledInstance(WasmtimeInstance):
 
     def sample(self, context: int) -> None:
         """Take a sample, in a callback on the guest's stack, if one is wanted."""
-        recording = self._recording
-        if not self._armed or recording is None:
+        sink = self._sink
+        if not self._armed or sink is None:
             return
         left = c_uint64()
         native.hot_get_fuel(ctypes.c_void_p.from_param(context), byref(left))
         burnt = self._given - left.value
-        took = self._sampler.take(self._store, recording, self._pace.weigh(burnt))
+        took = self._sampler.take(self._store, sink, self._pace.weigh(burnt))
         if took is not None:
             self._armed = False
             self._pace.note_sample(burnt, int(took * REST * FUEL_PER_SECOND))
@@ -413,7 +413,7 @@ class SampledInstance(WasmtimeInstance):
     def close(self) -> None:
         _INSTANCES.pop(self._key, None)
         super().close()
-        self.record(None)
+        self.pass_samples(None)
         clone, self._clone = self._clone, 0
         if clone:
             native.wasm_engine_delete(clone)

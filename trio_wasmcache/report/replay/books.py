@@ -248,12 +248,10 @@ class Books:
             return self.policy.vary(record, None, now)
         module = self._modules.get(event.module_number)
         if module is None:
-            stack_size = event.stack_size_bytes or self.config.stack_size
             module = self._modules[event.module_number] = Module(
                 event.module_digest,
                 event.code_bytes or 0,
                 event.module_mappings or 0,
-                max(1, stack_size // self.config.stack_size),
                 number=event.module_number,
             )
         reserved = event.address_space_bytes or 0, event.mappings or 0
