@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[2]
         "log",
         "poison",
         "policies",
+        "profiles",
         "reentry",
         "statistics",
         "tenants",

@@ -29,8 +29,8 @@ class Profile:
         Path("guests.html").write_text(profile.html(), encoding="utf-8")
 
     Samples stand for units of fuel, not for time. They are taken in loops and at the beginning of
-    functions. So, what a function burns before it calls another one may be counted for that one.
-    A profile does not change any more; any thread may use it.
+    functions, so the fuel that a function burns before it calls another one may be counted for that
+    one. A profile does not change any more; any thread may use it.
     """
 
     seconds: float

@@ -28,6 +28,8 @@ from .module import CachedModule, DebugBook
 
 # Seconds that an error waits for its lines, and that the thread may take for a module.
 PATIENCE, MAX_SECONDS = 0.1, 2.0
+# Bytes from the beginning of a function to its first instruction, for its locals: less than this.
+DECLARED = 12
 # Seconds between two pauses of the thread.
 BREATH_EVERY = 0.0005
 
@@ -85,9 +87,24 @@ class SourceLines:
     async def find(self, module: CachedModule, offsets: Sequence[int]) -> dict[int, Line]:
         """Return {offset in the module: its line}, as far as they are known.
 
+        The beginning of a function has the line of its first instruction.
+
         **Checkpoint:** always.
         **Cancellation:** the thread is abandoned.
         """
+        lines = await self._find_exactly(module, offsets)
+        left = [offset for offset in offsets if offset not in lines]
+        if left:
+            near = sorted({offset + more for offset in left for more in range(1, DECLARED)})
+            others = await self._find_exactly(module, near)
+            for offset in left:
+                places = range(offset + 1, offset + DECLARED)
+                line = next((others[at] for at in places if at in others), None)
+                if line is not None:
+                    lines[offset] = line
+        return lines
+
+    async def _find_exactly(self, module: CachedModule, offsets: Sequence[int]) -> dict[int, Line]:
         await trio.lowlevel.checkpoint()
         self._recount_begun()
         sections = module.debug_sections

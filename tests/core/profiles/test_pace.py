@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given, strategies as st
 from kits import tries
 
-from trio_wasmcache._core.profiles.pace import INTERVAL, LEAST, Pace
+from trio_wasmcache._core.profiles.pace import LEAST, Pace
 
-SLICE = 100_000
+SLICE, INTERVAL = 100_000, 200_000
 
 
 def run(pace: Pace, fuel: int, most: int = SLICE) -> tuple[list[int], int]:

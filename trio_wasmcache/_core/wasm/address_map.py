@@ -37,12 +37,19 @@ class AddressMap:
     def __init__(self, artifact: bytes) -> None:
         self._data = data = _find_section(artifact)
         self._count = self._blocks = 0
-        if len(data) >= 8:
-            self._count, self._blocks = struct.unpack_from("<II", data)
-        if len(data) == 4 + 8 * self._count:
-            self._blocks = 0
-        elif len(data) < 8 + 8 * self._blocks or -(-self._count // BLOCK) != self._blocks:
-            self._count = 0
+        if len(data) < 8:
+            return
+        count, blocks = struct.unpack_from("<II", data)
+        # The first block begins at 0. In the other layout, a third address would be there, which is
+        # no smaller than the first one.
+        if (
+            blocks == -(-count // BLOCK) > 0
+            and len(data) >= 8 + 8 * blocks
+            and not self._number(12)
+        ):
+            self._count, self._blocks = count, blocks
+        elif len(data) == 4 + 8 * count:
+            self._count = count
 
     def find(self, address: int, begin: int = 0, end: int = 0) -> int | None:
         """Return the place of an address, from the beginning of the code; None: it is not known.
