@@ -44,10 +44,12 @@ ONCE = (
     "engine/test_faults.py",
     "engine/test_no_memory.py",
     "engine/test_reservations.py",
+    "engine/test_sampling.py",
     "fuzz/",
     "hostile/",
     "runtime/test_determinism.py",
     "runtime/test_prepared_guests.py",
+    "runtime/test_profiles.py",
     "runtime/test_results.py",
     "runtime/test_toolchains.py",
     "soak/",
@@ -56,6 +58,7 @@ ONCE = (
 TWICE = (
     "core/metrics/",
     "core/policy/",
+    "core/profiles/",
     "engine/test_apart.py",
     "engine/test_code_cache.py",
     "engine/test_compile_locks.py",
@@ -66,6 +69,7 @@ TWICE = (
     "faces/test_examples.py",
     "faces/test_readme.py",
     "faces/test_service",
+    "profile/",
     "report/",
 )
 

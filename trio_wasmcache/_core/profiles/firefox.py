@@ -35,12 +35,11 @@ def firefox_profile(tally: ProfileTally, product: str, started_at: float) -> dic
         started_at: when it began (seconds since 1970).
     """
     groups: dict[str, int] = {}
-    for origin in tally.roots:
-        groups.setdefault(origin.group, len(groups) + 1)
-    threads = [
-        _Thread(groups[origin.group], number, origin).fill(root)
-        for number, (origin, root) in enumerate(tally.roots.items(), 1)
-    ]
+    threads = []
+    for number, (origin, root) in enumerate(tally.roots.items(), 1):
+        main = origin.group not in groups
+        process = groups.setdefault(origin.group, len(groups) + 1)
+        threads.append(_Thread(process, number, origin, main=main).fill(root))
     return {
         "meta": {
             "categories": [
@@ -84,8 +83,8 @@ class _Texts:
 class _Thread:
     """The tables of one function in one group."""
 
-    def __init__(self, process: int, number: int, origin: Origin) -> None:
-        self._process, self._number, self._origin = process, number, origin
+    def __init__(self, process: int, number: int, origin: Origin, *, main: bool) -> None:
+        self._process, self._number, self._origin, self._main = process, number, origin, main
         self._texts = _Texts()
         self._functions: dict[str, int] = {}  # {name: row of funcTable}
         self._files: dict[str, tuple[str, int]] = {}  # {name of a function: (file, line)}
@@ -149,7 +148,7 @@ class _Thread:
             "showMarkersInTimeline": False,
             "name": shown_name(origin.function),
             "processName": shown_name(origin.group),
-            "isMainThread": True,
+            "isMainThread": self._main,
             "pid": str(self._process),
             "tid": self._number,
             "samples": {
