@@ -9,8 +9,20 @@ from batch.routes import row_by_row
 from components.echo import component, echo
 from components.shapes import Shape
 from kits import WasmtimeKit
+from peeking import native_of
 
-from trio_wasmcache import AbiError, Case, HostFunction, Ok, Some, TrapError
+from trio_wasmcache import (
+    AbiError,
+    CacheConfig,
+    Case,
+    Err,
+    HostFunction,
+    Ok,
+    ResultTooLargeError,
+    Some,
+    TrapError,
+    WitError,
+)
 from trio_wasmcache._core.wasm.memory_layout import MemoryShape
 
 BATCHES: list[tuple[tuple[Shape, ...], list[list[Any]], bool]] = [
@@ -47,7 +59,7 @@ BATCHES: list[tuple[tuple[Shape, ...], list[list[Any]], bool]] = [
 
 def driven(lease: Any) -> bool:
     """Whether the batches of a lease are made by a memory driver."""
-    return any(isinstance(shape, MemoryShape) for shape, _ in lease._bound.native.drivers)
+    return any(isinstance(shape, MemoryShape) for shape, _ in native_of(lease).drivers)
 
 
 @pytest.mark.parametrize(("params", "columns", "by_driver"), BATCHES, ids=str)
@@ -168,3 +180,42 @@ async def test_a_host_function_is_refused_while_a_driver_has_memory_allocated(
             assert {str(one.code) for one in lease.row_errors.values()} == {  # type: ignore[attr-defined]
                 "cannot leave component instance"
             }
+
+
+@pytest.mark.parametrize("size", [1, 100_000])
+async def test_rows_whose_result_is_an_error_cost_no_instance(real: WasmtimeKit, size: int) -> None:
+    """They are null with their error; those that are too large, too. The instance goes on."""
+    shape: Shape = ("result", "string", "string")
+    async with real.open(CacheConfig(max_result_size=150_000)) as cache:
+        await cache.register("echo", echo((shape,)), export="echo")
+        async with cache.acquire("echo") as lease:
+            native = native_of(lease)
+            column = [Ok("a"), Err("x" * size), Ok("y" * 200_000), Ok("b")]
+            found = await lease.map([column], on_error="null")
+            assert found == ["a", None, None, "b"]
+            first, second = (lease.row_errors[row] for row in (1, 2))
+            assert isinstance(first, WitError)
+            assert first.value == "x" * size
+            assert isinstance(second, ResultTooLargeError)
+            assert await lease.call(Ok("again")) == "again"
+            assert native_of(lease) is native
+
+
+@pytest.mark.parametrize("isolation", ["reuse", "reset", "fresh"])
+async def test_each_isolation_level_runs_calls_and_batches(
+    real: WasmtimeKit, isolation: str
+) -> None:
+    """The adapter is put back with the guest: a lease reads nothing of the one before."""
+    async with real.open() as cache:
+        function = await cache.register(
+            "echo", echo(("string",)), export="echo", isolation=isolation
+        )
+        assert function.isolation == isolation
+        for text in ("secret" * 100, "b"):
+            async with cache.acquire("echo") as lease:
+                window = native_of(lease).part("canonical").window("scratch").view
+                if isolation != "reuse":
+                    assert not any(window)
+                assert await lease.call(text) == text
+                assert await lease.map([[text, "c"]]) == [text, "c"]
+                assert b"b" in bytes(window) or text != "b"

@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, cast
 
-from .._abi.base import Guest, Steps, Value
+from .._abi.base import BY_STEPS, Guest, Steps, Value
 from .._abi.plain import PlainType, reworded
 from .._core.errors import INTACT, GuestError, PluginError, ResultTooLargeError, WitError
-from .._core.tally import NUMBER, SLOT
+from .._core.tally import NUMBER, SLOT, size_of
 from .._engine.base import UNDER_WAY
 from .._runtime.bound import kept_values
-from .._runtime.call import Call, Finished, function_of
+from .._runtime.call import Call, Finished, function_of, rest_of
 from .._runtime.metered import MeteredGuest
 from .._runtime.user_code import is_of_guest
 from . import arrow as _arrow
@@ -148,6 +148,8 @@ async def _row(call: Call, row: int, values: tuple[object, ...], errors: RowErro
     try:
         if call.bound.steps is None:
             return await _call(call, values)
+        if call.bound.lower is not None and call.bound.lower(values):
+            return await _call_direct(call, values)
         return await _call_in_steps(call, call.bound.steps, values)
     except _Refused as returned:
         refused = returned.error
@@ -220,20 +222,55 @@ async def _call(call: Call, values: tuple[object, ...]) -> Value:
     return lifted
 
 
+async def _call_direct(call: Call, values: tuple[object, ...]) -> Value:
+    """Make one call whose values were lowered without steps: see `Direct`."""
+    bound, tally, start = call.bound, call.tally, call.fuel
+    guest, lift, fuel = bound.guest, bound.lift, bound.total_fuel
+    assert lift is not None
+    result = call.begin(guest, (), fuel)
+    if result is UNDER_WAY:
+        result = await call.finish(guest, fuel)
+    lifted = lift(result)
+    if lifted is not BY_STEPS and call.fuel - start + lifted[1] <= fuel:
+        value, spent = lifted
+        call.account(spent)
+        try:
+            tally.add(size_of(value, tally.limit))
+        except ResultTooLargeError as error:
+            raise _Refused(error) from None
+        return value
+    return await _call_in_steps(call, rest_of(bound.binding, result), values, begun=start)
+
+
 async def _call_in_steps(
-    call: Call, make: Callable[[Guest, tuple[object, ...]], Steps], values: tuple[object, ...]
+    call: Call,
+    make: Callable[[Guest, tuple[object, ...]], Steps],
+    values: tuple[object, ...],
+    *,
+    begun: int | None = None,
 ) -> Value:
-    """Make one call as `Call.run_steps` does; its errors do not have the row yet."""
+    """Make one call as `Call.run_steps` does; its errors do not have the row yet.
+
+    Args:
+        call: the batch.
+        make: makes the steps.
+        values: arguments of the call.
+        begun: `Call.fuel` when the row began, if the guest has run for it; None: it has not.
+    """
     # Not `run_steps` itself, which completes errors for the whole call: here the row comes first,
     # and values and results that are refused are told apart. What both have in common could only be
     # a coroutine below each, which every slice of a long call, and every row, would have to resume.
     native = call.native
     steps = make(MeteredGuest(native, call.tally), values)
-    total = left = call.bound.total_fuel
-    start = call.fuel
+    total = call.bound.total_fuel
+    start = call.fuel if begun is None else begun
     try:
         try:
-            invoke = await call.step(steps, None, left)
+            invoke = await call.step(steps, None, total + start - call.fuel)
+        except (*INTACT, WitError) as error:
+            if begun is None:
+                raise
+            raise _Refused(error) from None
         except (GuestError, Finished):
             raise
         except (TypeError, ValueError, OverflowError) as error:

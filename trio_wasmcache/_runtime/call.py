@@ -78,6 +78,17 @@ class CallRecorder(Protocol):
         """Return the memory of an instance, in which nothing runs, for the application."""
 
 
+def rest_of(binding: Any, result: object) -> Callable[[Guest, tuple[object, ...]], Steps]:
+    """Return what makes the rest of a call, of which the first export has returned `result`."""
+
+    def rest(guest: Guest, _values: tuple[object, ...]) -> Steps:
+        if hasattr(binding, "rest"):
+            return (yield from binding.rest(guest, result))
+        return binding.leave(guest, result)
+
+    return rest
+
+
 @final
 @frozen
 class Runtime:
@@ -352,14 +363,7 @@ class Call(Activity):
                 raise
         else:
             self.account(burnt)
-        binding: Any = bound.binding
-
-        def rest(guest: Guest, _values: tuple[object, ...]) -> Steps:
-            if hasattr(binding, "rest"):
-                return (yield from binding.rest(guest, result))
-            return binding.leave(guest, result)
-
-        return await self.run_steps(rest, values, begun=True)
+        return await self.run_steps(rest_of(bound.binding, result), values, begun=True)
 
     def _left(self, values: tuple[object, ...]) -> Value:
         """Return the result of a command that has exited well, if its ABI has any."""
