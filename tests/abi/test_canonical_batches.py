@@ -62,7 +62,9 @@ def driven(lease: Any) -> bool:
     return any(isinstance(shape, MemoryShape) for shape, _ in native_of(lease).drivers)
 
 
-@pytest.mark.parametrize(("params", "columns", "by_driver"), BATCHES, ids=str)
+@pytest.mark.parametrize(
+    ("params", "columns", "by_driver"), BATCHES, ids=[str(params) for params, *_ in BATCHES]
+)
 async def test_batches_are_those_of_single_calls(
     real: WasmtimeKit, params: tuple[Shape, ...], columns: list[list[Any]], by_driver: bool
 ) -> None:

@@ -1,4 +1,4 @@
-"""A call that runs in a thread and is cancelled: the loop waits a moment for the thread to leave."""
+"""A call in a thread that is cancelled: the loop waits a moment for the thread to leave."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ THREAD_SLICES = 32
 # Slices after which a thread returns in any case, so that the fuel is charged to its group.
 CHARGE_SLICES = 256
 
-# Seconds for which the loop waits for a thread whose call is cancelled: a slice takes 0.1 to 0.3 ms.
+# Seconds that the loop waits for a thread whose call is cancelled: a slice takes 0.1 to 0.3 ms.
 # If the thread was told and waited for by way of the loop, both would take turns at the GIL, 5 ms
 # each if the loop is busy, and two passes of the loop. It waits for a tenth of its time at most.
 STOP_WAIT, STOP_WAIT_EVERY = 0.0005, 0.005
