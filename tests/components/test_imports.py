@@ -14,6 +14,7 @@ from trio_wasmcache import (
     AbiError,
     Case,
     Err,
+    FuelExhaustedError,
     HostFunction,
     InvalidModuleError,
     LinkError,
@@ -44,6 +45,7 @@ from trio_wasmcache._core.wit.types import (
     Type,
     Variant,
 )
+from trio_wasmcache.testing import cancel_everywhere, check_invariants
 
 ASKING = FOLDER / "asking.wasm"
 STORE = "demo:udf/store@0.1.0"
@@ -374,3 +376,53 @@ async def test_resources_of_an_interface_of_the_applications_are_refused() -> No
         stream = wasm.replace("(own $r)", "(stream u8)")
         with pytest.raises(InvalidModuleError, match=r"the import .*#f with a stream, which is"):
             await cache.register("g", stream, imports={"it": {"f": len}})
+
+
+async def test_cancelled_anywhere() -> None:
+    """While it loads, in the host function, and in slices while the guest allocates and returns."""
+    async with quiet_cache(yield_fuel=2000, offload_after=None, max_size=0) as cache:
+
+        async def get(key: str) -> str:
+            await trio.lowlevel.checkpoint()
+            return key * 2000
+
+        imports: Any = {STORE: {"get": get}}
+        look_up = await cache.register("look-up", ASKING, imports=imports)
+
+        async def scenario() -> None:
+            assert len(await look_up.call("ab")) > 4000
+
+        assert await cancel_everywhere(scenario, lambda: check_invariants(cache)) >= 8
+        await scenario()
+
+
+async def test_registering_is_cancelled_anywhere() -> None:
+    """Nothing of it stays; all functions come at once."""
+    async with quiet_cache() as cache:
+
+        async def scenario() -> None:
+            assert len(await cache.register_component(relay(S64, result=S64), imports=ADD)) == 1
+            cache.remove("f")
+            await cache.register("f", relay(S64, result=S64), imports=ADD)
+            cache.remove("f")
+
+        def check() -> None:
+            check_invariants(cache)
+            for one in cache.functions():
+                cache.remove(one.name)
+
+        assert await cancel_everywhere(scenario, check) >= 4
+
+
+ADD: Any = {"it": {"f": lambda value: value + 1}}
+
+
+async def test_slices_and_fuel_of_a_guest_that_allocates() -> None:
+    """What the guest does for the host's result is a part of its call."""
+    endless = "(loop $again (br $again)) (unreachable)"
+    async with quiet_cache(total_fuel=100_000, yield_fuel=10_000) as cache:
+        wasm = relay(result=STRING, body=endless)
+        f = await cache.register("f", wasm, imports={"it": {"f": lambda: "abc"}})
+        with pytest.raises(FuelExhaustedError):
+            await f.call()
+        assert cache.stats().evictions["corrupted"] == 1
