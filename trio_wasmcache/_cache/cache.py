@@ -494,8 +494,8 @@ class InstanceCache:
                 compatible version is taken. None: all functions of the component.
             prefix: beginning of the functions' names in the cache; the rest is that in WIT.
             called_on_null: see `register`.
-            imports: see `register`.
-            wasi: see `register`.
+            imports: plain functions, see `register`; None: it imports nothing but WASI.
+            wasi: what WASI grants; None: as `Wasi()`, nothing.
             prepare: see `register`.
             missing: see `register`.
             concurrency: see `register`; of each function.
@@ -509,7 +509,8 @@ class InstanceCache:
             ExportError: the component has no such interface, or no function that can be used.
             DuplicateFunctionError: a function is registered or being registered, and `replace` does
                 not allow it; or two interfaces have functions of the same name and types.
-            TypeError: `wasm` is no component.
+            TypeError: `wasm` is no component, or a parameter has a bad type.
+            trio.ClosedResourceError: the cache is closed.
             Exception: the errors of `register`.
 
         **Checkpoint:** always.

@@ -60,8 +60,8 @@ class InvalidModuleError(WasmCacheError):
     """`register` was given something that is not a module it can compile.
 
     It is not wasm, is truncated, is WAT with a syntax error, or uses a proposal that is switched
-    off (threads, GC types, legacy exceptions); it is a component that uses something that is not
-    supported; or compiling it took more than `compile_memory` or `compile_seconds`.
+    off (threads, GC types, legacy exceptions); or compiling it took more than `compile_memory` or
+    `compile_seconds`. A component may also use something that is not supported.
     """
 
 
