@@ -122,6 +122,58 @@ def test_a_wait_that_was_given_up(tmp_path: Path, capsys: Capture) -> None:
     assert texts(story)[2:] == ["ended without an instance: Cancelled"]
 
 
+def test_a_wait_for_a_token_that_was_given_up(tmp_path: Path, capsys: Capture) -> None:
+    """It has no request, and is found by a field of the application's, alone or beside requests.
+
+    It was behind the lease of its group that ended last, or that is the oldest one under way.
+    """
+    log = Log()
+    log.opened()
+    log.acquired(0.25, True, "b/g", request=3)
+    log.acquired(0.5, True, "b/h", request=4)
+    for task, began, ended in ((7, 1.0, 1.5), (8, 1.75, 2.5), (9, 3.0, None)):
+        log.add(began, waiting(Blocked, "b/f", request=None, task=task, waits_for="a token"))
+        log.lines[-1]["trace"] = f"t{task}"
+        if ended is not None:
+            if task == 8:
+                log.recycled(2.0, "b/g", request=3, held_seconds=1.75)
+            log.add(ended, waiting(Abandoned, "b/f", request=None, task=task, error="Cancelled"))
+            log.lines[-1]["trace"] = f"t{task}"
+    log.requested(4.0, 5, "b/f", task=7)
+    log.lines[-1]["trace"] = "t8"
+    path = tmp_path / "log"
+    (story,) = tell(capsys, log, path, "trace=t7")
+    assert (story["request"], story["outcome"], story["error"]) == (None, "gave up", "Cancelled")
+    assert story["waited_seconds"] == {"a token": 0.5}
+    waited, gave_up = texts(story)
+    assert waited == (
+        "waited 500 ms behind request 3, g(i64) in group b, which had held its instance for 1.2 s "
+        "by then"
+    )
+    assert gave_up == "ended without an instance: Cancelled"
+    title = "An acquire without a token, f(i64) in group b, gave up with Cancelled after 500 ms"
+    shown = run_command(capsys, "report", "--where", "trace=t7", path).out
+    assert title in " ".join(shown.split())
+    asked, story = tell(capsys, log, path, "trace=t8")
+    assert (asked["request"], story["request"]) == (5, None)
+    assert texts(story)[0] == (
+        "waited 750 ms behind request 3, g(i64) in group b, whose lease lasted 1.8 s"
+    )
+    (story,) = tell(capsys, log, path, "trace=t9")
+    assert (story["outcome"], texts(story)) == ("under way", ["waits for a token"])
+
+
+def test_there_is_no_page_of_stories(tmp_path: Path, capsys: Capture) -> None:
+    log = Log()
+    log.opened()
+    page = tmp_path / "page.html"
+    log.write(tmp_path / "log")
+    ran = run_command(capsys, "report", "--where", "a=1", "--html", page, tmp_path / "log")
+    assert ran.status == 2
+    assert "--html has no page for --where" in ran.err
+    assert not page.exists()
+
+
 def test_a_wait_for_room_ends_when_the_load_begins(tmp_path: Path, capsys: Capture) -> None:
     """What was given back while it loaded was not what it waited for; loads have a cause."""
     log = Log()

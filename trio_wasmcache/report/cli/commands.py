@@ -102,6 +102,8 @@ def report(
     """
     session = Session(logs)
     if where is not None:
+        if html is not None:
+            raise click.UsageError("--html has no page for --where: use --json")
         return _follow(session, logs, Trail(*where), only, as_json=as_json, events=events)
     if events:
         raise click.UsageError("--events is for --where")

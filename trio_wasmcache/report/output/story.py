@@ -102,7 +102,8 @@ def _title(story: Story) -> str:
         "gave up": f"gave up with {cite(story.error or '?')} after",
     }.get(story.outcome, "has not ended in this log, and had taken")
     parts = f": {', '.join(spent)}" if spent else ""
-    return f"Request {story.request},{_whose(first)}{when}, {ended} {seconds(story.seconds)}{parts}"
+    who = "An acquire without a token," if story.request is None else f"Request {story.request},"
+    return f"{who}{_whose(first)}{when}, {ended} {seconds(story.seconds)}{parts}"
 
 
 def step(story: Story, event: Fields, cause: Fields | None) -> tuple[str, dict[str, Any]]:

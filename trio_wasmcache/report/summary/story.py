@@ -75,19 +75,22 @@ class Causes:
     _waits: dict[tuple[str, int], Fields] = Factory(dict)
     # {(cache, request): its wait under way, for an instance or for room}
     _explained: int = 0
+    _holders: dict[tuple[str, str], dict[int, Fields]] = Factory(dict)
+    # {(cache, group): {request: its grant}}, of groups where a wait for a token may be given up
     _functions: tuple[bytes, ...] = field(init=False)
     _patterns: list[re.Pattern[bytes]] | None = field(init=False)
     _kinds: frozenset[bytes] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         names = {entry[1] for entry in self.trail.entries}
+        names |= {group for _, group in self.trail.groups}
         marks = tuple(json.dumps(name)[1:-1].encode() for name in names)
         if len(names) > MAX_SEARCHED or any(not name.isascii() for name in names):
             marks = (b"",)  # how others are written is up to the renderer
         self._functions = marks
         self._kinds = _OF_INSTANCES | (_OF_HOLDERS if self.with_holders else frozenset())
         self._patterns = self.trail.patterns()
-        if self._patterns is not None and self.trail.requests:
+        if self._patterns is not None and (self.trail.requests or self.trail.groups):
             kinds = "|".join(kind.decode() for kind in (b"blocked", *sorted(self._kinds)))
             self._patterns.append(re.compile(re.escape(MARK) + rf"(?:{kinds})\"".encode()))
 
@@ -117,7 +120,7 @@ class Causes:
         if kind == b"blocked" and TOKEN.encode() in line:
             return True
         patterns = self._patterns
-        if patterns is None or not self.trail.requests:
+        if patterns is None or not (self.trail.requests or self.trail.groups):
             return True
         return any(pattern.search(line) for pattern in patterns[:-1])
 
@@ -149,18 +152,26 @@ class Causes:
             self._token_waits.move_to_end(waiter)
             if len(self._token_waits) > MAX_OPEN:
                 self._token_waits.popitem(last=False)
-        elif kind.encode() in self._kinds and (entry := _entry(event)) in self.trail.entries:
+            return
+        if kind == "abandoned" and kept and event["request"] is None:
+            wait = self._token_waits.pop((event["cache"], event["task"]), None)
+            if wait is not None:
+                self.found[wait["cache"], wait["seq"]] = self._behind(wait, event["at_seconds"])
+            return
+        if kind.encode() not in self._kinds:
+            return
+        where = event["cache"], event["group"]
+        if where in self.trail.groups and kind.encode() in _OF_HOLDERS:
+            _hold(kind, event, self._holders.setdefault(where, {}))
+        if kind.encode() in self._kinds and (entry := _entry(event)) in self.trail.entries:
             self._count(kind, event, self._instances.setdefault(entry, _Instances()))
 
     def _count(self, kind: str, event: Fields, instances: _Instances) -> None:
         if kind == "evicted":
             instances.now = max(instances.now - (event["evictions"] or 1), 0)
             instances.gone = event
-        elif kind == "acquired":
-            if event["request"] is not None and len(instances.holders) < MAX_OPEN:
-                instances.holders[event["request"]] = event
-        elif kind == "recycled":
-            instances.holders.pop(event["request"], None)
+        elif kind.encode() in _OF_HOLDERS:
+            _hold(kind, event, instances.holders)
         elif not event["seat"]:
             instances.now += 1
 
@@ -198,10 +209,12 @@ class Causes:
                 if release["cache"] == wait["cache"] and _ends(release, wait, end):
                     what["behind"] = release
                     return what
-        if wait["waits_for"] == INSTANCE:
+        if wait["waits_for"] in (INSTANCE, TOKEN):
             # It gave up before one was given back.
             self.lacks_holders = not self.with_holders
             holders = self._instances.get(_entry(wait), _Instances()).holders
+            if wait["waits_for"] == TOKEN:
+                holders = self._holders.get((wait["cache"], wait["group"]), {})
             holder = next(iter(holders.values()), None)
             if holder is not None:
                 what["behind"] = holder
@@ -211,6 +224,14 @@ class Causes:
 
 def _entry(event: Fields) -> _Entry:
     return event["cache"], event["function"], event["arg_types"], event["group"]
+
+
+def _hold(kind: str, event: Fields, holders: dict[int, Fields]) -> None:
+    """Note a grant, or that its lease has ended."""
+    if kind == "recycled":
+        holders.pop(event["request"], None)
+    elif event["request"] is not None and len(holders) < MAX_OPEN:
+        holders[event["request"]] = event
 
 
 def _ends(release: Fields, wait: Fields, end: float) -> bool:
@@ -229,7 +250,8 @@ class Story:
     """One request: its events in order, each with its cause, and where the time went."""
 
     cache: str
-    request: int
+    request: int | None
+    """Its number; None: it never had a token of its group."""
     events: list[tuple[Fields, Fields | None]] = Factory(list)
     """Each event, and what caused it, if that was found."""
     waited: dict[str, float] = Factory(dict)
@@ -283,14 +305,30 @@ class Story:
 
 
 def stories(trail: Trail, causes: Causes) -> list[Story]:
-    """Return the stories of the requests of a trail, in order of their first events."""
+    """Return the stories of the requests of a trail, in order of their first events.
+
+    Those of acquires that never had a token of their group, and so no number, come last.
+    """
     told: dict[tuple[str, int], Story] = {}
+    tokens: dict[tuple[str, int], Story] = {}  # {(cache, task)}: acquires that wait for a token
+    refused: list[Story] = []
     for event in trail.events:
+        cause = causes.found.get((event["cache"], event["seq"]))
+        waiter = event["cache"], event.get("task", -1)
+        if event["event"] == "wasmcache.blocked" and event["request"] is None:
+            tokens[waiter] = Story(event["cache"], None)
+            tokens[waiter].add(event, cause)
+        elif event["event"] == "wasmcache.requested":
+            tokens.pop(waiter, None)
+        elif event["event"] == "wasmcache.abandoned" and event["request"] is None:
+            story = tokens.pop(waiter, None) or Story(event["cache"], None)
+            story.add(event, None)
+            refused.append(story)
         for name in ("request", "for_request"):
             number = event.get(name)
             if number is None or (event["cache"], number) not in trail.requests:
                 continue
             key = event["cache"], number
             story = told.setdefault(key, Story(*key))
-            story.add(event, causes.found.get((event["cache"], event["seq"])))
-    return list(told.values())
+            story.add(event, cause)
+    return [*told.values(), *refused, *tokens.values()]

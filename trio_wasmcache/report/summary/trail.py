@@ -42,6 +42,8 @@ class Trail:
     """Requests that are followed: {(cache, number)}."""
     entries: set[tuple[str, str, str, str]] = Factory(set)
     """Their functions: {(cache, function, argument types, group)}."""
+    groups: set[tuple[str, str]] = Factory(set)
+    """Groups in which an event waits for a token, before there is a request: {(cache, group)}."""
     _instances: set[tuple[str, int]] = Factory(set)
     _alone: bool = False  # whether some events that have the value are not followed
 
@@ -67,6 +69,8 @@ class Trail:
             follow, number = self._instances, instance
         if number is None:
             self._alone = True
+            if event["event"] == "wasmcache.blocked" and len(self.groups) < MAX_SEARCHED:
+                self.groups.add((event["cache"], event["group"]))
             return
         if (event["cache"], number) in follow:
             return
