@@ -30,6 +30,7 @@ TESTS = Path(__file__).parent
 # Beginnings of paths. See `markers` in pyproject.toml.
 ONCE = (
     "abi/test_assemblyscript.py",
+    "abi/test_canonical",
     "abi/test_extism.py",
     "abi/test_npm_",
     "batch/test_allocators.py",

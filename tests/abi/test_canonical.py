@@ -35,7 +35,7 @@ def core(params: tuple[Shape, ...], *, post: bool) -> str:
     return f'(module (memory (export "memory") 1) {BUMP} {REALLOC} {function})'
 
 
-@tries(40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@tries(12, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(params=parameters(), post=st.booleans(), data=st.data())
 def test_echoes_of_any_types(params: tuple[Shape, ...], post: bool, data: st.DataObject) -> None:
     """What a function gets, it gives back, flat or through memory, and post-return is called."""
@@ -337,3 +337,52 @@ async def test_wasi_may_be_called_while_memory_is_allocated(real: WasmtimeKit) -
         )
         async with cache.acquire("echo", ("string",)) as echo:
             assert [await echo.call(text) for text in ("a", "ab")] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "fuel"),
+    [
+        ("string", "abc", 250),
+        ("string", "x" * 1000, 250 + 500),
+        (("list", "u8"), b"x" * 1000, 250 + 500),
+        (("list", "s64"), [1] * 100, 250 + 400 + 20 * 100),
+        (("record", (("a", "u8"), ("b", "string"))), (1, "b"), 250 * 3),
+        (("list", ("tuple", "u8", "u8")), [(1, 2)] * 10, 250 * 31),
+        (("option", "f64"), 0.5, 250),
+    ],
+    ids=str,
+)
+def test_what_a_result_costs_is_the_same_by_each_way(kind: Shape, value: Any, fuel: int) -> None:
+    """The units of fuel are those in the documentation, whichever way a value crosses."""
+    guest, binding = echo(kind)
+    direct = binding.direct(guest)
+    assert direct.lower((value,))
+    lifted, spent = direct.lift(guest.adapter["call 0"](guest.store))
+    assert lifted == value
+    assert spent == fuel
+    for way in WAYS[1:]:
+        guest.tally.spent = 0
+        assert call(binding, guest, value, way=way) == value
+        assert guest.tally.spent == fuel
+
+
+async def test_numbers_and_their_post_return_function_are_one_entry(real: WasmtimeKit) -> None:
+    """A function of numbers is told each time that its result was taken."""
+    wasm = wasmtime.wat2wasm("""(module (memory (export "memory") 1)
+      (global $busy (mut i32) (i32.const 0))
+      (func (export "echo") (param i32) (result i32)
+        (if (global.get $busy) (then (unreachable)))
+        (global.set $busy (i32.const 1)) (i32.add (local.get 0) (i32.const 256)))
+      (func (export "cabi_post_echo") (param i32) (global.set $busy (i32.const 0))))""")
+    lifted = Lifted("echo", function_type(("u8",), "u8"), None, "cabi_post_echo")
+    async with real.open() as cache:
+        await cache.register(
+            "echo", bytes(wasm), args=("u8",), returns="u8", abi=CanonicalAbi((lifted,))
+        )
+        async with cache.acquire("echo", ("u8",)) as echo:
+            assert [await echo.call(number) for number in (0, 7, 255)] == [0, 7, 255]
+            assert list(await echo.map([[0, 7, 255]])) == [0, 7, 255]
+            assert await echo.call(Number()) == 7
+            with pytest.raises(OverflowError, match="256 is out of the range of u8"):
+                await echo.call(256)
+            assert await echo.call(1) == 1

@@ -202,9 +202,14 @@ class CanonicalAbi(LayeredAbi):
         if _has_numbers_only(one):
             names = [type_text(inner) for inner in _types(one.type)]
             count = len(one.type.params)
-            return PlainAbi(
+            plain = CanonicalNumbers(
                 function, names[:count], names[count:], types=CUT, export=export, post=one.post
             )
+            if one.post is not None:
+                plain.use(
+                    CanonicalBinding(function, one, wasm, None, None, self._calls(exports, one))
+                )
+            return plain
         uses_memory = core.returned is not None
         if core.arguments is not None or any(layout(p).has_pointers for _, p in one.type.params):
             uses_memory = True
@@ -217,14 +222,19 @@ class CanonicalAbi(LayeredAbi):
             raise ExportError(
                 f"{function}: {function_text(one.type)} needs a memory, but the module exports none"
             )
-        calls = None
-        if exports.memories:
-            targets = self._targets(exports.functions.get)
-            numbers = {target.export: number for number, target in enumerate(targets)}
-            if export in numbers:
-                place = allocators_of(targets).index(one.realloc) if one.realloc else 0
-                calls = Calls(numbers[export], place)
+        calls = self._calls(exports, one)
         return CanonicalBinding(function, one, wasm, core.arguments, core.returned, calls)
+
+    def _calls(self, exports: Exports, one: Lifted) -> Calls | None:
+        """Return where the calls of a function are in the adapter; None: it has none."""
+        if not exports.memories:
+            return None
+        targets = self._targets(exports.functions.get)
+        for number, target in enumerate(targets):
+            if target.export == one.export:
+                place = allocators_of(targets).index(one.realloc) if one.realloc else 0
+                return Calls(number, place)
+        return None
 
     def _targets(self, type_of: Callable[[str], FuncType | None]) -> tuple[Target, ...]:
         """Return the functions that an adapter calls, given the types of exports."""
@@ -239,7 +249,7 @@ class CanonicalAbi(LayeredAbi):
                 wanted[one.post] = FuncType(core.results)
             if one.realloc is not None:
                 wanted[one.realloc] = REALLOC
-            if _is_flat(one) or _has_numbers_only(one):
+            if _is_flat(one):
                 continue
             if all(type_of(name) == kind for name, kind in wanted.items()):
                 found.append(Target(one.export, one.type, one.realloc, one.post))
@@ -322,6 +332,24 @@ class Calls:
     """Number of the function."""
     allocator: int
     """Number of its allocator."""
+
+
+@final
+class CanonicalNumbers(PlainAbi):
+    """The canonical ABI, bound to a function of numbers: a `Binding`, and one for batches.
+
+    With a post-return function, calls are those of an adapter, as for other types.
+    """
+
+    direct: Callable[[Parts], CanonicalDirect] | None = None
+    entry: FromPart | None = None
+    rest: Callable[[Guest, Value], Steps]
+    refuse_host_call: Callable[[Parts], Exception | None]
+
+    def use(self, binding: CanonicalBinding) -> None:
+        """Make calls as another binding of the function does."""
+        self.direct, self.entry = binding.direct, binding.entry
+        self.rest, self.refuse_host_call = binding.rest, binding.refuse_host_call
 
 
 class Viewed(Memory, Protocol):

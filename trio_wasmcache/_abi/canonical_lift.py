@@ -313,7 +313,8 @@ def _maker(element: Type) -> Make:
     def make(buffer: Buffer, at: int, count: int, job: Lifting) -> list[Value]:
         job.take(1 + count * items)
         tally = job.tally
-        tally.spend(copy_fuel(count * size))
+        if count * size > FREE:
+            tally.spend(copy_fuel(count * size))
         tally.add_made(LIST_SIZE + count * each, 1 + count * one.items)
         values: list[Value] = []
         for start in range(at, at + count * size, PIECE * size):
@@ -344,7 +345,8 @@ def _numbers(name: str) -> Make:
     def make(buffer: Buffer, at: int, count: int, job: Lifting) -> list[Value]:
         job.take(1 + (count >> NUMBERS_SHIFT))
         tally = job.tally
-        tally.spend(copy_fuel(count * size) + NUMBER_FUEL * count)
+        copying = copy_fuel(count * size) if count * size > FREE else 0
+        tally.spend(copying + NUMBER_FUEL * count)
         tally.add_made(LIST_SIZE + count * (SLOT + NUMBER), 1)
         view = memoryview(buffer)
         values: list[Value] = []
