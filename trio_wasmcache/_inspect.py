@@ -34,6 +34,7 @@ from ._core.wasm.admission import (
     signature,
 )
 from ._core.wasm.component.reader import read_component
+from ._core.wasm.component.types import ImportedFunction
 from ._core.wasm.custom import DEBUG, find_custom_sections
 from ._core.wasm.extism_kernel import KernelSettings, kernel
 from ._core.wasm.families import (
@@ -60,11 +61,13 @@ from ._core.wasm.reader import (
     read_module,
 )
 from ._core.wit.stubs import list_functions
+from ._core.wit.types import Function
 from ._engine.wasmtime.text import to_wasm
 from ._pool.components import Offered, take_apart
 from ._pool.registration import check_core, check_text, read_file
 from ._runtime.assemblyscript import functions_for
 from ._runtime.wasi import NOTHING
+from ._runtime.wasi2 import find_function
 
 # Exports and imports that are listed, at most; the rest is counted.
 MAX_LISTED = 40
@@ -142,11 +145,19 @@ def _component(name: str, path: Path, wasm: bytes, config: CacheConfig) -> Itera
     made = " ".join(f"{tool} {version}".strip() for _, tool, version in component.producers)
     yield f"made by: {_shown(made or 'not known')}"
     yield f"core modules: {len(component.modules)}, instantiated {len(component.instances)} times"
-    imports = dict.fromkeys(one.interface or one.name for one in component.imports)
-    yield f"imports: {len(imports) or 'none'}"
-    yield from (f"  {_shown(one)}" for one in list(imports)[:MAX_LISTED])
-    if len(imports) > MAX_LISTED:
-        yield f"  and {len(imports) - MAX_LISTED:,} more"
+    yours: dict[str, list[ImportedFunction]] = {}
+    ours: dict[str, None] = {}
+    for imported in component.imports:
+        if find_function(imported.interface, imported.name) is None:
+            yours.setdefault(imported.interface, []).append(imported)
+        else:
+            ours[imported.interface] = None
+    yield f"imports: {len(yours) + len(ours) or 'none'}"
+    for interface in list(yours)[:MAX_LISTED]:
+        yield f"  {_shown(interface) or 'functions of its world'}: yours to give by imports="
+    if ours:
+        names = ", ".join(map(_shown, list(ours)[:MAX_LISTED]))
+        yield f"  by this library, WASI 0.2, which grants what `wasi` says: {names}"
     try:
         _, taken = take_apart(name, wasm, config.max_wasm_size, lambda: None)
     except WasmCacheError as error:
@@ -158,6 +169,12 @@ def _component(name: str, path: Path, wasm: bytes, config: CacheConfig) -> Itera
             yield f"  and {len(taken.refused) - MAX_LISTED:,} more that can't be registered"
             break
         yield f"  {_shown(export)} can't be registered: it {printable(reason, MAX_REASON)}"
+    for interface, wanted in list(yours.items())[:MAX_LISTED]:
+        typed = [(one.name, one.type) for one in wanted if isinstance(one.type, Function)]
+        yield ""
+        yield f"# Functions that it imports from {_shown(interface) or 'its world'}:"
+        for line in list_functions(typed[:MAX_LISTED]):
+            yield printable(line, MAX_LINE)
     functions = list(taken.functions.values())
     interfaces: dict[str, list[Offered]] = {}
     for one in functions[:MAX_LISTED]:
@@ -179,6 +196,16 @@ def _component(name: str, path: Path, wasm: bytes, config: CacheConfig) -> Itera
     arguments = [_quoted(made), f"Path({_quoted(str(path))})"]
     if first.name != made or sum(one.name == first.name for one in functions) > 1:
         arguments.append(f"export={_quoted(_shown(first.export))}")
+    if yours and sum(map(len, yours.values())) <= MAX_GIVEN:
+        given = [
+            f"{_quoted(interface)}: {{"
+            + ", ".join(f"{_quoted(one.name)}: {_identifier(one.name)}" for one in wanted)
+            + "}"
+            for interface, wanted in yours.items()
+        ]
+        arguments.append(f"imports={{{printable(', '.join(given), MAX_LINE)}}}")
+    elif yours:
+        arguments.append('missing="trap"')
     yield f"    {made} = await cache.register({', '.join(arguments)})"
 
 

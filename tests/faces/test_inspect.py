@@ -89,7 +89,7 @@ async def test_the_line_to_begin_with_registers_a_function_of_a_component(path: 
     assert "def " in listing
     name, call = lines[-1].strip().split(" = await ")
     async with quiet_cache() as cache:
-        function = await eval(call, {"cache": cache, "Path": Path})
+        function = await eval(call, {"cache": cache, "Path": Path, "get": abs})
     assert function.name == name
     assert f"# {function.wit}" in listing
 
