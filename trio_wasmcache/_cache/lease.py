@@ -300,14 +300,20 @@ class Lease(Generic[R_co]):
         try:
             # The fast path: the instance becomes idle, and nobody is waiting.
             measure = None if self._ready is None else bound.measure
-            if measure is not None and pool.policy.rest(
-                request, size := measure(bound.native), now()
-            ):
+            if measure is None:
+                self._leave(task)
+                return
+            size = measure(bound.native)
+            if pool.waiting and request.entry.waiting:
+                if not self._pass_on(request, size):
+                    self._leave(task)
+                    return
+            elif pool.policy.rest(request, size, now()):
                 self._ready = self._request = None
                 self._state = ENDED
                 if not pool.evictor.expects_expiry:
                     pool.evictor.expect_expiry()
-            elif measure is None or not request.entry.waiting or not self._pass_on(request, size):
+            else:
                 self._leave(task)
                 return
             if capacity.limiter is None and owners[task] == 1:

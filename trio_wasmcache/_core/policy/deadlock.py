@@ -86,8 +86,13 @@ class Waits:
 
     def begin(self, owner: Hashable, resource: Resource) -> None:
         """Record that `owner` waits for `resource`; raise `DeadlockError` if it would in vain."""
-        self.check(owner, resource)
-        self.waiting[owner] = resource
+        waiting = self.waiting
+        for request in resource.claims if isinstance(resource, Entry) else ():
+            if request.owner not in waiting and request.owner != owner:
+                break  # as mostly: this holder can proceed
+        else:
+            self.check(owner, resource)
+        waiting[owner] = resource
 
     def end(self, owner: Hashable) -> None:
         """Record that `owner` no longer waits; no error if it did not."""
