@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import weakref
 
 from core.policy.policy_bench import Bench
 
+from trio_wasmcache._core.policy.policy import Policy
 from trio_wasmcache._core.policy.records import FunctionRecord, Request, Stage
 
 
@@ -113,3 +115,21 @@ def test_spare_requests_keep_neither_tasks_nor_removed_functions() -> None:
     del function, owner
     gc.collect()
     assert [one() for one in gone] == [None, None]
+
+
+# They read or change nothing that is put off.
+UNCONCERNED = {
+    *("glance", "may_rest", "must_wait", "note_compiled", "note_error", "note_long_call"),
+    "note_token_block",
+}
+
+
+def test_every_step_begins_with_books_that_are_complete() -> None:
+    """A new one that forgot it would find the instance that was left last held by nobody."""
+    steps = {
+        name
+        for name, method in vars(Policy).items()
+        if inspect.isfunction(method) and not name.startswith("_")
+    }
+    unguarded = {name for name in steps if "_settle" not in getattr(Policy, name).__code__.co_names}
+    assert unguarded == UNCONCERNED
