@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from components.echo import echo
+from components.echo import BUMP, REALLOC, SHARED, component, echo
 from components.oracle import Oracle
 from components.samples import CALLS, FUNCS, PURE
 from components.shapes import same
 from components.test_differential import call
 from engine.support import quiet_cache
 
-from trio_wasmcache import FuelExhaustedError, Function, GuestError, InstanceCache
+from trio_wasmcache import FuelExhaustedError, Function, GuestError, InstanceCache, TrapError
 from trio_wasmcache.testing import cancel_everywhere, check_invariants
 
 ISOLATIONS = ("reuse", "reset", "fresh")
@@ -71,6 +71,29 @@ async def test_a_batch_of_several_core_modules() -> None:
         function = await cache.register("echo", TWO_MODULES)
         async with function.acquire() as lease:
             assert await lease.map([texts]) == texts
+
+
+@pytest.mark.parametrize("modules", [1, 2])
+async def test_frames_have_offsets_in_the_component(modules: int) -> None:
+    """Where the instruction is that trapped, whichever core module has it."""
+    async with quiet_cache() as cache:
+        function = await cache.register("echo", trapping(modules))
+        with pytest.raises(TrapError) as caught:
+            await function.call("text")
+    offset = caught.value.frames[0].offset
+    assert offset is not None
+    assert trapping(modules)[offset] == 0x00  # unreachable
+    assert caught.value.frames[0].function == "trap"
+
+
+def trapping(modules: int) -> bytes:
+    """An echo whose function traps."""
+    text = """(func $trap (unreachable))
+      (func (export "echo") (param i32 i32) (result i32) (call $trap) (unreachable))"""
+    memory = f'(memory (export "memory") 1) {BUMP} {REALLOC}'
+    core = f"{memory if modules == 1 else SHARED} {text}"
+    function = {"echo": (("string",), "string")}
+    return component(core, function, allocator="" if modules == 1 else memory)
 
 
 async def test_fuel_and_limits() -> None:
