@@ -6,6 +6,7 @@ import threading
 from typing import Any
 
 import pytest
+import trio
 import wasmtime
 from abi.canonical import CoreGuest, abi_of, bind, call
 from components.echo import BUMP, REALLOC, echo_function, result_of
@@ -386,3 +387,43 @@ async def test_numbers_and_their_post_return_function_are_one_entry(real: Wasmti
             with pytest.raises(OverflowError, match="256 is out of the range of u8"):
                 await echo.call(256)
             assert await echo.call(1) == 1
+
+
+async def cancel_after(passes: int, scope: trio.CancelScope) -> None:
+    """Cancel a scope once others have run so often."""
+    for _ in range(passes):
+        await trio.lowlevel.cancel_shielded_checkpoint()
+    scope.cancel()
+
+
+@pytest.mark.parametrize("size", [3, MANY + 5], ids=["small", "large"])
+async def test_a_call_that_is_cancelled_anywhere_leaves_no_guest_in_its_midst(
+    real: WasmtimeKit, size: int
+) -> None:
+    """An instance goes on only if it was told that its result was read, as another call finds."""
+    data = pair(16, size) + b"a" + bytes(7) + pair(8, 1) * size
+    text = "".join(f"\\{byte:02x}" for byte in data)
+    wasm = wasmtime.wat2wasm(f"""(module (memory (export "memory") 2)
+      (global $busy (mut i32) (i32.const 0)) (data (i32.const 0) "{text}")
+      (func (export "echo") (result i32)
+        (if (global.get $busy) (then (unreachable)))
+        (global.set $busy (i32.const 1)) (i32.const 0))
+      (func (export "cabi_post_echo") (param i32) (global.set $busy (i32.const 0))))""")
+    lifted = Lifted("echo", function_type((), LIST), None, "cabi_post_echo")
+    ended: set[str] = set()
+    async with real.open() as cache:
+        await cache.register("echo", bytes(wasm), args=(), returns="x", abi=CanonicalAbi((lifted,)))
+        for passes in range(12):
+            async with cache.acquire("echo", ()) as echo:
+                scope = trio.CancelScope()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(cancel_after, passes, scope)
+                    with scope:
+                        assert await echo.call() == ["a"] * size
+                try:
+                    assert await echo.call() == ["a"] * size
+                except trio.BrokenResourceError:
+                    ended.add("broken")
+                else:
+                    ended.add("cancelled" if scope.cancelled_caught else "done")
+    assert ended if size > MANY else ended == {"cancelled", "done"}
