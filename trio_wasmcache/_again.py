@@ -29,7 +29,7 @@ from ._core.config import CacheConfig, MiB
 from ._core.errors import GuestError, WasmCacheError
 from ._core.events import Replayable, Stamped
 from ._core.keys import FunctionKey
-from ._core.tagged import TooLargeError, UnreadableError, decode, dumps, encode, loads
+from ._core.tagged import UNKNOWN, TooLargeError, UnreadableError, decode, dumps, encode, loads
 from ._core.text import printable
 from ._core.tiers import STACKS
 from ._engine.wasmtime.engine import WasmtimeEngine
@@ -37,7 +37,7 @@ from ._engine.wasmtime.text import to_wasm
 from ._log import NoLogWriter
 from ._runtime.host import HostFunction, HostGlobal, HostMemory, HostTable, Importable
 from ._runtime.playing import DivergedError, HostError, Player
-from ._runtime.recording import OWN, RECOGNISED, place_of, reason_of
+from ._runtime.recording import COMPONENT, OWN, RECOGNISED, place_of, reason_of
 from ._runtime.versions import library_versions
 from .report.cli.session import Session, print_json
 from .report.reading.lines import MARK
@@ -385,6 +385,8 @@ def _abi(setup: Mapping[Any, Any]) -> Abi | None:
     name = setup.get("abi", RECOGNISED)
     if name == RECOGNISED:
         return None
+    if name == COMPONENT:
+        raise RefusedError("it is a function of a component, which can't be run again yet")
     if name == OWN:
         raise RefusedError("it was registered with an abi of the application's own")
     known = ABIS.get(name)
@@ -482,6 +484,8 @@ def _remark(ran: Ran) -> None:
         remarks.append("redact had replaced some of its values")
     if event.row is not None:
         remarks.append("it was a row of a batch, of which the log has no fuel")
+    if event.error is None and f'{{"{UNKNOWN}":' in (event.result or ""):
+        remarks.append("its result has a value of another type, of which only the type is compared")
     if event.error is None and event.result is None:
         remarks.append("the log has no result to compare")
     if event.versions != library_versions():

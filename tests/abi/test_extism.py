@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import trio
 from abi.support import UDFS
-from kits import WasmtimeKit, open_real_cache
+from kits import ListLogger, WasmtimeKit, open_real_cache
 from staging import stage
 
 from trio_wasmcache import (
@@ -490,6 +490,28 @@ async def test_config_is_not_shared() -> None:
 
 
 # -- the host
+
+
+async def test_redact_knows_whose_answers_they_are() -> None:
+    """A function's result is written by this library, under the name of the function."""
+    seen: dict[str, object] = {}
+
+    def redact(_function: str, what: str, value: object) -> object:
+        seen[what] = value
+        return b"" if what == f"{USER}.lookup wrote" else value
+
+    log = ListLogger()
+    functions = {
+        **QUIET[USER],
+        "lookup": HostFunction(lambda key: f"{key} secret", *2 * [("str",)]),
+    }
+    config = CacheConfig(log_values=1.0, redact=redact)
+    async with open_real_cache(config, logger=log) as cache:
+        asks = await add(cache, "asks", args=("str",), returns="str", imports={USER: functions})
+        assert await asks.call("a") == "a secret"
+    assert seen[f"{USER}.lookup wrote"] == b"a secret"
+    (event,) = log.fields("replayable")
+    assert base64.b64encode(b"a secret").decode() not in event["host_calls"]
 
 
 async def test_host_functions() -> None:

@@ -75,9 +75,7 @@ class Raised:
     error: str
     """Type of the error."""
     detail: str | int | None
-    """Code of a trap, or status of an exit."""
-    message: str = ""
-    """Message of an error of this library, which has none of the application's data."""
+    """Code of a trap, or status of an exit. Not the message, which may have anybody's data."""
 
 
 Operation: TypeAlias = Spent | Wrote | Grew | Invoked
@@ -182,7 +180,7 @@ _OPERATIONS: Final[dict[type, Any]] = {
 }
 _OUTCOMES: Final[dict[type, Any]] = {
     Returned: lambda it: ["return", numbers(it.values)],
-    Raised: lambda it: ["raise", it.error, it.detail, it.message],
+    Raised: lambda it: ["raise", it.error, it.detail],
 }
 
 
@@ -203,8 +201,8 @@ def _outcome(made: Json) -> Outcome:
     match made:
         case ["return", list(values)]:
             return Returned(_numbers(values))
-        case ["raise", str(error), (str() | int() | None) as detail, str(message)]:
-            return Raised(error, detail, message)
+        case ["raise", str(error), (str() | int() | None) as detail]:
+            return Raised(error, detail)
     raise UnreadableError("no end of a host function")
 
 

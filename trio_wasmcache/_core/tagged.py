@@ -176,6 +176,8 @@ class _Encoder:
             return {kind.__name__: self._bytes(value)}
         if kind in _COLLECTIONS:
             return self._collection(value, depth)
+        if isinstance(value, tuple) and hasattr(kind, "_fields"):  # a named one, of a user type
+            return self._collection(tuple(value), depth)
         found = _TEXTS.get(kind)
         if found is not None:
             tag, write = found
@@ -203,12 +205,17 @@ class _Encoder:
             for key, item in dict.items(value):
                 pairs.append([self.value(key, depth + 1), self.value(item, depth + 1)])
             return {tag: pairs}
-        return {tag: [self.value(item, depth + 1) for item in tuple(value)[: self._left + 1]]}
+        items = [self.value(item, depth + 1) for item in tuple(value)[: self._left + 1]]
+        if isinstance(value, (set, frozenset)):
+            items.sort(key=dumps)  # so that equal ones have the same text
+        return {tag: items}
 
     def _other(self, value: object) -> Json:
         """Return the object of a buffer, of a number of another class, or of no known value."""
         kind = type(value)
         name = printable(f"{kind.__module__}.{kind.__qualname__}", MAX_TYPE)
+        if kind.__module__ == "cassandra.util":  # the driver's date, time and duration
+            return {UNKNOWN: printable(f"{name} {value}", MAX_TYPE)}
         try:
             if kind is array.array or kind is memoryview or kind.__module__ == "numpy":
                 with memoryview(value) as view:  # type: ignore[arg-type] # it may have none

@@ -1368,11 +1368,12 @@ class Imports:
     def titles(self) -> tuple[str, ...]:
         """Names of the host functions for messages, except of those that the engine answers."""
         made = [f"{module}.{name}" for module, name in self.names]
+        given = {id(host): name for host, name in zip(self.hosts, made, strict=False)}
         for host in self.hosts[len(self.names) :]:
             if isinstance(host, TrampolineHost):
                 made.append("")
             else:
-                made.append(getattr(getattr(host, "function", host), "what", OWN))
+                made.append(given.get(id(getattr(host, "function", None)), OWN))
         return tuple(made)
 
     @property

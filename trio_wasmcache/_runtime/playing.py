@@ -172,11 +172,10 @@ def _raise(outcome: Raised) -> NoReturn:
     """Raise what a host function raised."""
     kind = _KINDS.get(outcome.error)
     if kind is TrapError:
-        raise TrapError(outcome.message, code=str(outcome.detail or ""))
+        raise TrapError("as in the log", code=str(outcome.detail or ""))
     if kind is ExitError:
-        raise ExitError(
-            outcome.message, status=outcome.detail if isinstance(outcome.detail, int) else -1
-        )
+        status = outcome.detail if isinstance(outcome.detail, int) else -1
+        raise ExitError("as in the log", status=status)
     if kind is not None:
-        raise kind(outcome.message)
+        raise kind("as in the log")
     raise HostError(outcome.error)

@@ -18,6 +18,7 @@ from attrs import define, evolve, field, frozen
 
 from .._abi import ABIS
 from .._abi.base import Abi, Guest, Steps, Value
+from .._abi.canonical import CanonicalAbi
 from .._core.answers import (
     MAX_CALL,
     MAX_START,
@@ -39,12 +40,11 @@ from .._core.errors import (
     LoadError,
     PluginError,
     TrapError,
-    WasmCacheError,
+    WitError,
 )
 from .._core.policy.records import Request
 from .._core.policy.shares import CALL_FUEL
 from .._core.tagged import TooLargeError, dumps, encode
-from .._core.text import printable
 from .._core.wasm.reader import FuncType
 from .._engine.base import (
     START,
@@ -67,13 +67,13 @@ KEY: Final = "answers"
 """Key of the answers of a call in `HostCaller.keep`."""
 USED: Final = "trio_wasmcache used"
 """Key in `GuestInstance.state` that says that an instance is not pristine."""
-MAX_MESSAGE: Final = 500
-"""Characters of the message of an error that a host function raised, if it is one of ours."""
 # Of the numbers n * GOLDEN, the parts behind the point are spread evenly, whatever n are looked at:
 # so functions that are called in turn are each sampled alike, and a test knows which calls are.
 GOLDEN: Final = 0.6180339887498949
 RECOGNISED: Final = "recognised"
 """Name of the ABI of a function that was registered without one."""
+COMPONENT: Final = "component"
+"""Name of the ABI of functions of components."""
 OWN: Final = "own"
 """Name of an ABI of the application's."""
 
@@ -117,7 +117,7 @@ class Setup:
                     if attribute.init and value != getattr(known, attribute.name):
                         options[attribute.name] = _plain(value)
                 return name, options
-        return OWN, {}
+        return (COMPONENT if isinstance(abi, CanonicalAbi) else OWN), {}
 
     def values(self) -> dict[str, object]:
         """Return all that is not the default as plain values."""
@@ -357,11 +357,8 @@ def _returned(results: Any, answer: Answer, answers: Answers) -> Any:
 
 
 def _note_error(answer: Answer, answers: Answers, error: Exception) -> None:
-    message = ""
-    if isinstance(error, WasmCacheError) and error.args and not getattr(error, "function", ""):
-        message = printable(str(error.args[0]), MAX_MESSAGE)
-    answers.count(len(message) + OP_SIZE)
-    answer.outcome = Raised(type(error).__name__, detail_of(error), message)
+    answers.count(OP_SIZE)
+    answer.outcome = Raised(type(error).__name__, detail_of(error))
 
 
 def detail_of(error: BaseException) -> str | int | None:
@@ -394,7 +391,12 @@ class RecordedCall(Call):
         *,
         begun: bool = False,
     ) -> Value:
-        result = await super().run_steps(make, values, begun=begun)
+        try:
+            result = await super().run_steps(make, values, begun=begun)
+        except WitError as error:  # which is a result, too
+            if self._recorder.sampled():
+                self._note(values, error)
+            raise
         if self._recorder.sampled():
             self._note(values, None, result=result)
         return result
@@ -511,6 +513,8 @@ class _WithheldError(Exception):
     """Raised for a value that `redact` could not make fit for the log."""
 
 
+OWN_HOST: Final = "trio_wasmcache"
+"""Name of host functions of this library's own."""
 WITHHELD: Final = _WithheldError()
 
 
@@ -572,7 +576,7 @@ class Texts:
         kept: list[Answer] = answers.answers
         if self._redact is not None:
             try:
-                kept = [self._redact_answer(_name_of(hosts[one.host]), one) for one in kept]
+                kept = self._redact_answers(hosts, kept)
             except _WithheldError:
                 self.cut_out(name)
                 return
@@ -581,6 +585,15 @@ class Texts:
             self.cut_out(name)
         else:
             self._keep(name, text)
+
+    def _redact_answers(self, hosts: Sequence[AnyHost], answers: list[Answer]) -> list[Answer]:
+        made, last = [], ""
+        for one in answers:
+            name = _name_of(hosts[one.host])
+            # What a plugin of Extism gets of a function, this library writes, in another answer.
+            name = last = name if name != OWN_HOST else last or name
+            made.append(self._redact_answer(name, one))
+        return made
 
     def _redact_answer(self, name: str, answer: Answer) -> Answer:
         made = Answer(answer.host, [], answer.outcome)
