@@ -227,9 +227,9 @@ async def test_12_who_comes_later_does_not_overtake_those_who_wait_for_room(
     """Although there is room for the small one at once, the large one before it goes first."""
     async with fake.open() as cache:
         a = await add(cache, "a", fake.adding(1))
-        large = await add(cache, "large", fake.engine.module(code_size=1 * MiB))
-        small = await add(cache, "small", fake.adding(3))
         stack = stack_of(cache)
+        large = await add(cache, "large", fake.engine.module(code_size=2 * stack))
+        small = await add(cache, "small", fake.adding(3))
         # Enough for the large one alone, or for both others.
         assert a.code_size + small.code_size + 2 * stack < large.code_size + stack
         cache.resize(max_code_size=large.code_size + stack + small.code_size)

@@ -20,7 +20,7 @@ from trio_wasmcache.testing import open_fake_cache
 
 TYPES = ("i64",)
 CODE = 16 * KiB
-STACK = 512 * KiB
+STACK = CacheConfig().instance_stack_size
 
 
 def told(log: ListLogger, event: str) -> list[dict[str, Any]]:
