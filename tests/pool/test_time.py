@@ -136,7 +136,7 @@ async def test_it_wakes_only_when_something_is_due(
 
 async def test_others_run_while_much_is_due(fake: FakeKit, clock: trio.testing.MockClock) -> None:
     """All goes without the clock's going on, but some in each step."""
-    async with fake.open(CacheConfig(idle_timeout=5.0)) as cache:
+    async with fake.open(CacheConfig(idle_timeout=5.0, max_code_size=2**30)) as cache:
         f = await add(cache, "f", fake.adding(1), concurrency=40)
         async with AsyncExitStack() as leases:
             for _ in range(40):
