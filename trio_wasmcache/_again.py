@@ -45,6 +45,8 @@ from .report.reading.notes import NOTHING, cite, count
 
 SAME, DIFFERENT = 0, 1
 MARKED: Final = MARK + b"replayable"
+PROFILED: Final = ", profiled"
+"""End of the name of a compiler whose code was profiled."""
 MAX_TEXT: Final = 300
 """Characters that are shown of a value, or of a message."""
 # Files of modules that are read, at most: as much as the largest that `register` takes by default.
@@ -235,12 +237,12 @@ def config_of(event: Replayable) -> CacheConfig:
     Raises:
         RefusedError: the log has limits that no cache can have.
     """
-    compiler: Any = event.compiler
+    compiler: Any = _compiler(event)
     try:
         return CacheConfig(
             compiler=compiler,
             total_fuel=event.total_fuel,
-            stack_size=event.stack_size_bytes // STACKS.get(event.compiler, 1),
+            stack_size=event.stack_size_bytes // STACKS.get(compiler, 1),
             memory_limit=event.memory_limit_bytes,
             table_limit=event.table_limit_elements,
             max_result_size=event.max_result_size_bytes,
@@ -250,6 +252,11 @@ def config_of(event: Replayable) -> CacheConfig:
         )
     except (TypeError, ValueError) as error:
         raise RefusedError(f"its limits can't be those of a cache: {error}") from None
+
+
+def _compiler(event: Replayable) -> str:
+    """Return the name of the compiler, also for a call that was profiled."""
+    return event.compiler.removesuffix(PROFILED)
 
 
 async def _unused(*_values: object) -> None:
@@ -482,6 +489,8 @@ def _remark(ran: Ran) -> None:
         )
     if event.redacted:
         remarks.append("redact had replaced some of its values")
+    if event.compiler.endswith(PROFILED):
+        remarks.append("it was profiled, by other code of the same module, whose stack is smaller")
     if event.row is not None:
         remarks.append("it was a row of a batch, of which the log has no fuel")
     if event.error is None and f'{{"{UNKNOWN}":' in (event.result or ""):

@@ -363,6 +363,14 @@ def test_prepared_functions_are_refused(log: Path, tmp_path: Path, capsys: Captu
     assert "it was registered with prepare=, whose calls" in capsys.readouterr().out
 
 
+def test_calls_that_were_profiled(log: Path, module: Path, capsys: Capture) -> None:
+    """They are run by the code without a profile, which a note says."""
+    logged_compiler = log_moody(log)[0]["compiler"]
+    changed(log, compiler=f"{logged_compiler}, profiled")
+    assert again(log, "--module", module, "--request", 1) == 0
+    assert "note: it was profiled, by other code" in capsys.readouterr().out
+
+
 def test_options_of_register(log: Path, tmp_path: Path, capsys: Capture) -> None:
     """Imports that are given, missing ones, types, isolation, nulls, ABIs with options, Wasi."""
     wat = """(module (import "env" "memory" (memory 1)) (import "env" "gone" (func $gone))
