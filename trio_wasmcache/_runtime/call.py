@@ -158,24 +158,24 @@ class Call(Activity):
         check_headroom()  # for its end, too
         hosts = bound.definition.module.hosts
         super().__init__(runtime.runner, share, hosts, lease, runtime.log, request)
-        self.bound = bound
-        self.native = bound.native
-        self.name = bound.entry.function.key.name
-        self.engine = runtime.engine
-        self.results = runtime.results
+        self.bound: BoundFunction = bound
+        self.native: GuestInstance = bound.native
+        self.name: str = bound.entry.function.key.name
+        self.engine: Engine = runtime.engine
+        self.results: ResultMemory = runtime.results
         """Memory for the results of batches."""
         self.tally: Tally = runtime.book.begin()
         """Count of the bytes that the host allocates for results."""
-        self.caller = trio.lowlevel.current_task()
+        self.caller: trio.lowlevel.Task = trio.lowlevel.current_task()
         self.rows: int | None = None
         """Number of rows of a batch, once it is known."""
-        self.fuel = 0
+        self.fuel: int = 0
         """Units of fuel burnt so far, by the guest and by the host for it, without those of a job
         that is under way."""
         self.failed: Failure | None = None
         """How it failed half-way, so that the instance can serve no other call; None: it has
         not."""
-        self.exited = False
+        self.exited: bool = False
         """Whether it was a command that has exited well, so that nothing runs in the instance, and
         no other call may begin before it is reset."""
         self.drop: Reason | None = None
