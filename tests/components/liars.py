@@ -133,9 +133,12 @@ def lies(draw: st.DrawFn, shape: Shape, value: Any) -> tuple[bytes, int]:
     """Draw the image of a value with a few changes, and the bits that lead to it."""
     image = Image(shape, value)
     wild = st.sampled_from(WILD)
-    for _ in range(draw(st.integers(0, 3)) if image.spots else 0):
+    for _ in range(draw(st.integers(1, 3)) if image.spots else 0):
         at, width = image.spots[draw(st.integers(0, len(image.spots) - 1))]
-        number = draw(wild) & (2 ** (8 * width) - 1)
+        # A little more than what is right is just behind the last case, or just not aligned.
+        more = draw(st.integers(-1, 3))
+        right = int.from_bytes(image.data[at : at + width], "little")
+        number = (right + more if more > 0 else draw(wild)) & (2 ** (8 * width) - 1)
         image.data[at : at + width] = number.to_bytes(width, "little")
     bits = image.bits
     if draw(st.integers(0, 3)) == 3:
