@@ -86,7 +86,7 @@ def test_floats_keep_their_bits(bits: int) -> None:
         array.array("i", []),
         memoryview(array.array("q", [1, -(2**63)])),
     ],
-    ids=repr,
+    ids=["floats", "none", "view"],
 )
 def test_buffers_of_numbers_come_back_as_arrays(value: Any) -> None:
     """With the items that they had."""
