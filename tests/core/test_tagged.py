@@ -10,7 +10,8 @@ import json
 import math
 import struct
 import uuid
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given, strategies as st
@@ -28,6 +29,7 @@ from trio_wasmcache._core.answers import (
     to_json,
 )
 from trio_wasmcache._core.tagged import (
+    Copier,
     TooLargeError,
     UnreadableError,
     decode,
@@ -36,6 +38,7 @@ from trio_wasmcache._core.tagged import (
     encode,
     encode_float,
     loads,
+    unchanged,
 )
 
 ROOM = 64 * 1024
@@ -91,6 +94,46 @@ def test_floats_keep_their_bits(bits: int) -> None:
 def test_buffers_of_numbers_come_back_as_arrays(value: Any) -> None:
     """With the items that they had."""
     assert list(decode(encode((value,), ROOM))[0]) == list(value)  # type: ignore[index]
+
+
+class Pair(NamedTuple):
+    """As of a user type."""
+
+    one: object
+    other: object
+
+
+def test_a_copy_can_be_changed_without_the_value() -> None:
+    """At any depth; and the change is noticed. What can't be changed is the same object."""
+    numpy = pytest.importorskip("numpy")
+    changes: list[tuple[Any, Callable[[Any], object]]] = [
+        ([1, 2], list.clear),
+        ({1: 2}, dict.clear),
+        ({1, 2}, set.clear),
+        ({"a": [1]}, lambda it: it["a"].append(2)),
+        (Pair([1], (2, [3])), lambda it: it.other[1].append(it)),
+        (bytearray(b"abc"), lambda it: it.__setitem__(0, 42)),
+        (array.array("d", [math.nan]), lambda it: it.__setitem__(0, 0.0)),
+        (numpy.arange(3), lambda it: it.fill(0)),
+    ]
+    for value, change in changes:
+        kept, text = Copier(ROOM).copy(value), encode(value, ROOM)
+        copy = Copier(ROOM).copy(kept)
+        assert unchanged(copy, kept)
+        assert type(copy) is type(value)
+        assert encode(copy, ROOM) == text
+        change(copy)
+        assert not unchanged(copy, kept)
+        assert encode(value, ROOM) == text
+    with pytest.raises(TypeError):
+        Copier(ROOM).copy(memoryview(bytearray(1)))[0] = 1
+    odd = Odd()
+    assert Copier(0).copy(odd) is odd
+    endless: list[Any] = []
+    endless.append(endless)
+    for large in (endless, [0] * ROOM, {i: i for i in range(ROOM)}, bytearray(ROOM + 1)):
+        with pytest.raises(TooLargeError):
+            Copier(ROOM).copy(large)
 
 
 class Odd:

@@ -24,11 +24,12 @@ from trio_wasmcache import (
     Wasi,
     current_lease,
 )
+from trio_wasmcache._core.answers import MAX_CALL
 from trio_wasmcache._core.output import GROUP_VALUES
 from trio_wasmcache._core.tagged import decode
 from trio_wasmcache._runtime.call import Call
 from trio_wasmcache._runtime.module import CachedModule
-from trio_wasmcache._runtime.recording import RecordedHost
+from trio_wasmcache._runtime.recording import RecordedHost, Texts
 from trio_wasmcache.testing import open_fake_cache
 
 # Divides by its argument, and counts its calls in memory.
@@ -399,6 +400,26 @@ async def test_redact_sees_each_value_first(log: ListLogger) -> None:
     assert decode(event["arguments"]) == (77,)
     assert "KioqKg==" in event["host_calls"]
     assert "YWJjZA==" not in json.dumps(event)
+
+
+def test_redact_gets_copies() -> None:
+    """One that masks in place changes the log, and neither an argument nor a result."""
+
+    def mask(_function: str, _what: str, value: Any) -> object:
+        value[0][0] = "****"
+        return value
+
+    given = [["secret"], "open"]
+    texts = Texts(mask, "f")
+    texts.add("result", texts.redact("result", given))
+    assert given == [["secret"], "open"]
+    assert decode(texts.texts["result"] or "") == [["****"], "open"]
+    assert texts.redacted
+    texts = Texts(lambda _function, _what, value: value, "f")
+    assert texts.redact("result", given) == given
+    assert not texts.redacted
+    texts.add("result", texts.redact("result", [0] * MAX_CALL))
+    assert (texts.cut, texts.redacted) == (["result"], False)
 
 
 @pytest.mark.parametrize("how", ["raises", "awaits", "wrong"])

@@ -107,6 +107,85 @@ def decoded(made: Json, depth: int = 0) -> Any:
         raise UnreadableError(f"no {tag}: {type(error).__name__}") from None
 
 
+@final
+class Copier:
+    """Copies values in depth, for a function of the application that may change what it gets.
+
+    Only Python's own collections and buffers are copied, and arrays of numpy: objects of other
+    classes might do anything. It copies no more of a value than `encode` would take.
+
+    Args:
+        room: number of characters of all texts.
+    """
+
+    def __init__(self, room: int) -> None:
+        self._left = room
+
+    def copy(self, value: Any, depth: int = 0) -> Any:
+        """Return a copy of a value, or the value itself if it can't be changed.
+
+        Raises:
+            TooLargeError: there is no room, or collections are nested too deep.
+        """
+        kind = type(value)
+        if kind is bytearray or kind is array.array:
+            self._take(len(value) * getattr(value, "itemsize", 1))
+            return value[:]
+        if _is_numpys(kind):
+            self._take(value.nbytes)
+            return value.copy()
+        if kind is memoryview:
+            return value.toreadonly()
+        if kind is set:
+            self._take(8 * len(value))
+            return set(value)
+        if kind is dict:
+            made = value.copy()
+            return dict(zip(made, self._items(list(made.values()), depth), strict=True))
+        if kind is list:
+            return self._items(value[:], depth)
+        if isinstance(value, tuple) and (kind is tuple or hasattr(kind, "_fields")):
+            return tuple.__new__(kind, self._items(list(tuple.__iter__(value)), depth))
+        return value
+
+    def _items(self, items: list[Any], depth: int) -> list[Any]:
+        self._take(8 * len(items))
+        if depth > MAX_DEPTH:
+            raise TooLargeError("too many collections within collections")
+        return [self.copy(item, depth + 1) for item in items]
+
+    def _take(self, characters: int) -> None:
+        self._left -= characters
+        if self._left < 0:
+            raise TooLargeError("too large")
+
+
+def unchanged(one: Any, other: Any) -> bool:
+    """Return whether two copies of one value, as `Copier` makes them, are still alike."""
+    if one is other:
+        return True
+    kind = type(one)
+    if kind is not type(other):
+        return False
+    if kind is set:
+        return set(map(id, one)) == set(map(id, other))
+    if kind is dict:
+        return unchanged(list(one.items()), list(other.items()))
+    if kind is list or isinstance(one, tuple):
+        return len(one) == len(other) and all(map(unchanged, one, other))
+    if kind is memoryview:
+        return True  # they can't be changed
+    if kind is bytearray:
+        return bool(one == other)
+    if kind is array.array or _is_numpys(kind):
+        return bool(one.tobytes() == other.tobytes())
+    return False
+
+
+def _is_numpys(kind: type) -> bool:
+    return kind.__module__ == "numpy" and kind.__name__ == "ndarray"
+
+
 def encode_float(number: float) -> str:
     """Return a float as text: hexadecimal, or the bits of what is no number."""
     if number != number:

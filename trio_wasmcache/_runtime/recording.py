@@ -44,7 +44,7 @@ from .._core.errors import (
 )
 from .._core.policy.records import Request
 from .._core.policy.shares import CALL_FUEL
-from .._core.tagged import TooLargeError, dumps, encode
+from .._core.tagged import Copier, TooLargeError, dumps, encode, unchanged
 from .._core.wasm.reader import FuncType
 from .._engine.base import (
     START,
@@ -544,13 +544,19 @@ class Texts:
         if self._redact is None:
             return value
         try:
-            shown = call_unprotected(self._redact, (self._function, what, value))
+            before = Copier(MAX_CALL).copy(value)
+        except TooLargeError:  # it would not fit as it is, so it is left out
+            return WITHHELD
+        # A function that masks in place changes neither what the caller has nor what it gets.
+        given = Copier(MAX_CALL).copy(before)
+        try:
+            shown = call_unprotected(self._redact, (self._function, what, given))
         except Exception:
             shown = WITHHELD
         if inspect.iscoroutine(shown):
             shown.close()
             shown = WITHHELD
-        if shown is not value:
+        if shown is not given or not unchanged(given, before):
             self.redacted = True
         return shown
 
