@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,12 @@ def test_with_a_wrong_type_among_them_it_is_a_type_error() -> None:
     )
 
 
+class Later:
+    """A callable whose calls have to be awaited."""
+
+    async def __call__(self) -> None: ...
+
+
 BYTES = ("max_size", "max_instance_size", "memory_limit", "table_limit")
 WHOLE = (
     *BYTES,
@@ -158,7 +165,7 @@ BAD: list[tuple[str, Any]] = [
     *(("snapshot_interval", bad) for bad in (0, -1.0, None, "5", math.nan, True)),
     *(("keep_dumps", bad) for bad in (-1, 1001, 1.5, None, True)),
     *(("log_values", bad) for bad in (-0.1, 1.1, True, "0.0", math.nan, math.inf)),
-    *(("redact", bad) for bad in (1, "a", ())),
+    *(("redact", bad) for bad in (1, "a", (), Later(), partial(Later()), Later.__call__)),
     ("log_flush_timeout", -0.1),
     ("log_flush_timeout", math.inf),
     ("offload_after", -1),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
 import math
 import os
 import sys
 from collections.abc import Callable, Iterable
-from typing import Final, Literal, TypeAlias, get_args
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 from attrs import field, fields, frozen
 
@@ -97,11 +99,22 @@ def _part_or_none() -> dict[str, object]:
     return {"check": check}
 
 
+def is_async(function: Any) -> bool:
+    """Return whether calling a function gives a coroutine, as far as it says so itself."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return any(map(inspect.iscoroutinefunction, (function, type(function).__call__)))
+
+
 def _function_or_none() -> dict[str, object]:
     def check(value: object) -> str | None:
-        if value is None or callable(value):
+        if value is None:
             return None
-        return f"must be a function or None, got {shown(value)}"
+        if not callable(value):
+            return f"must be a function or None, got {shown(value)}"
+        if is_async(value):
+            return f"must be a plain function, not an async one, got {shown(value)}"
+        return None
 
     return {"check": check, "type": ()}
 

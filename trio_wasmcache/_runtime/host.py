@@ -6,7 +6,6 @@ is suspended. An async one may await, open cancel scopes, and is cancelled with 
 
 from __future__ import annotations
 
-import functools
 import inspect
 import struct
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -17,6 +16,7 @@ from attrs import field, frozen
 from .._abi.base import Value
 from .._abi.bytes_and_text import BUFFERS
 from .._abi.plain import TYPES, PlainAbi, fitting, to_number
+from .._core.config import is_async
 from .._core.errors import SignatureError, TrapError
 from .._core.keys import normalise_types
 from .._core.text import cut, quoted, shown
@@ -123,7 +123,7 @@ class HostFunction:
             raise TypeError(f"reentrant must be a bool, got {shown(self.reentrant)}")
         if not isinstance(self.pure, bool):
             raise TypeError(f"pure must be a bool, got {shown(self.pure)}")
-        if self.reentrant and not _is_async(self.fn):
+        if self.reentrant and not is_async(self.fn):
             raise TypeError(
                 f"host function {name} is reentrant, so it must be an async function (async def): "
                 "it has to await invoke()"
@@ -466,15 +466,6 @@ def provided(
         given: those that were registered, WASI's included, which take precedence.
     """
     return {**functions_for(info, grants_of(given)), **given}
-
-
-def _is_async(fn: Callable[..., object]) -> bool:
-    """Return whether calling it gives a coroutine, as far as it says so itself."""
-    while isinstance(fn, functools.partial):
-        fn = fn.func
-    if inspect.iscoroutinefunction(fn):
-        return True
-    return inspect.iscoroutinefunction(type(fn).__call__)
 
 
 def _count(results: Sequence[str]) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, Literal, TypeAlias, final
 
 from attrs import field, fields, frozen
 
-from .._core.config import KiB
+from .._core.config import KiB, is_async
 from .._core.text import shown
 from .._public import public
 from .user_code import identity
@@ -100,7 +99,7 @@ def nanoseconds(seconds: object) -> int:
 
 
 def _check_sync(what: str, function: object) -> None:
-    if inspect.iscoroutinefunction(function):
+    if is_async(function):
         raise TypeError(f"Wasi: {what} must not be an async function: {shown(function)}")
 
 
