@@ -52,6 +52,26 @@ def tell(capsys: Capture, log: Log, path: Path, condition: str = "request=2") ->
     return told
 
 
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        *(("a&b", r'"a\u0026b"'), ("a/b", r'"a\/b"'), ("é", '"\\u00e9"'), ("[1, 2]", "[1,2]")),
+        *(("0.5", "5e-1"), ("200.0", "2e2"), ("x 7e5.", '"x 7e5."'), ("-7", "-7")),
+    ],
+)
+def test_values_are_found_however_they_are_written(
+    tmp_path: Path, capsys: Capture, value: str, written: str
+) -> None:
+    """Writers of other languages escape more characters than Python's."""
+    log = Log()
+    log.opened()
+    path = log.write(tmp_path / "log")
+    text = path.read_text().replace('{"', f'{{"trace":{written},"', 1)
+    path.write_text(text)
+    ran = run_command(capsys, "report", "--events", "--where", f"trace={value}", path)
+    assert ran.status == 0, ran.err
+
+
 def texts(story: Any) -> list[str]:
     return [step["text"] for step in story["steps"]]
 

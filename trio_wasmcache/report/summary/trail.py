@@ -20,6 +20,10 @@ MAX_FOLLOWED, MAX_EVENTS = 100_000, 10_000
 MAX_SEARCHED = 50
 # Fields with the number of a request.
 REQUESTS = ("request", "for_request")
+# Fields and values that every renderer writes alike. Many escape quotes, "&", "<", ">", "=", "+" or
+# "/", and a number that is no int can be written in several ways.
+_FIELD = re.compile(r"\w+", re.ASCII)
+_PLAIN = re.compile(r"(?!-?\d+(\.\d*)?([eE]-?\d+)?\Z)[\w .:;,@#%*()-]+|-?\d+", re.ASCII)
 
 
 @define(eq=False)
@@ -91,12 +95,11 @@ class Trail:
         """
         if self._instances or len(self.requests) > MAX_SEARCHED:
             return None
-        value = json.dumps(self.value)[1:-1]
-        if value != self.value or not self.field.isidentifier():
+        if not (_FIELD.fullmatch(self.field) and _PLAIN.fullmatch(self.value)):
             return None  # how others are written is up to the renderer
         patterns = []
         if self._alone or not self.requests:
-            patterns.append(rf'{self.field}"\s*:\s*"?{re.escape(value)}')
+            patterns.append(rf'{self.field}"\s*:\s*"?{re.escape(self.value)}')
         if self.requests:
             numbers = "|".join(str(number) for _, number in self.requests)
             patterns.append(rf'request"\s*:\s*(?:{numbers})\b')
