@@ -24,11 +24,11 @@ from ._abi.base import Abi
 from ._cache.cache import InstanceCache
 from ._cache.lease import Function
 from ._cache.open import open_with
-from ._core.answers import MAX_CALL, Answer, from_json
+from ._core.answers import MAX_CALL, MAX_START, Answer, from_json
 from ._core.config import CacheConfig, MiB
-from ._core.errors import GuestError, WasmCacheError
+from ._core.errors import WasmCacheError
 from ._core.events import Replayable, Stamped
-from ._core.keys import FunctionKey
+from ._core.keys import MAX_NAME_LENGTH, FunctionKey, normalise_type
 from ._core.tagged import UNKNOWN, TooLargeError, UnreadableError, decode, dumps, encode, loads
 from ._core.text import printable
 from ._core.tiers import STACKS
@@ -272,6 +272,7 @@ class Stage:
     cache: InstanceCache
     player: Player
     _functions: dict[tuple[object, ...], Function] = Factory(dict)
+    _names: set[tuple[str, str]] = Factory(set)
 
     async def run(self, ran: Ran, wasm: bytes) -> None:
         """Run a call, and note what is different.
@@ -326,23 +327,38 @@ class Stage:
         options = _options(event)
         try:
             function: Function = await self.cache.register(
-                f"{len(self._functions)}", wasm, export=event.export, **options
+                self._name(event), wasm, export=event.export, **options
             )
         except (WasmCacheError, TypeError, ValueError, OverflowError) as error:
             raise RefusedError(f"it can't be registered again: {error}") from None
         self._functions[key] = function
         return function
 
+    def _name(self, event: Replayable) -> str:
+        """Return a name for a function, for messages: its own, if no other one has it."""
+        taken = event.function, normalise_type(event.arg_types)
+        if taken in self._names or printable(event.function, MAX_NAME_LENGTH) != event.function:
+            return f"{len(self._functions)}"
+        self._names.add(taken)
+        return event.function
+
 
 def _refuse_cut(event: Replayable) -> None:
     needed = ("arguments", "host_calls", "start_calls", "setup")
     cut = [name for name in needed if getattr(event, name) is None]
-    if cut:
-        are = "is" if len(cut) == 1 else "are"
-        raise RefusedError(
-            f"the log lacks {', '.join(cut)}, which {are} cut: the values of a call have at most "
-            f"{MAX_CALL} characters, and redact may withhold some"
-        )
+    if not cut:
+        return
+    why = []
+    if event.redacted:
+        why.append("redact has withheld values")
+    if event.row is not None and "arguments" in cut:
+        why.append("a batch does not keep the arguments of a row in which a host function fails")
+    if cut == ["start_calls"]:
+        why.append(f"the answers to its start have over {MAX_START:,} characters")
+    else:
+        why.append(f"its values have over {MAX_CALL:,} characters together")
+    are = "is" if len(cut) == 1 else "are"
+    raise RefusedError(f"the log lacks {', '.join(cut)}, which {are} cut: {', or '.join(why)}")
 
 
 def _answers(name: str, text: str | None) -> list[Answer]:
@@ -438,7 +454,7 @@ def _compare(ran: Ran, result: object, error: Exception | None, fuel: int | None
         return
     if now["error"] != event.error:
         differences.append(f"it ended {_end(event.error, event.trap)}, and now {_end_now(now)}")
-        if isinstance(error, GuestError):
+        if error is not None and not isinstance(error, HostError):
             ran.remarks.append(printable(str(error).split("\n", 1)[0], MAX_TEXT))
         return
     for name, what in (("trap", "trap"), ("trap_offset", "place of the trap"), ("fuel", "fuel")):

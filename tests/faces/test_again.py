@@ -209,6 +209,8 @@ def test_what_is_said(log: Path, module: Path, capsys: Capture) -> None:
         ({"trap": "unreachable"}, "trap: unreachable in the log, integer divide by zero now"),
         ({"error": "AbiError"}, "it ended by AbiError (integer divide by zero), and now by Trap"),
         ({"error": None}, "it ended with a result, and now by TrapError (integer divide by zero)"),
+        ({"error": None}, "note: moody(i64) called with (0) after"),
+        ({"arguments": '{"tuple":[]}'}, "note: moody(i64) takes 1 argument"),
         ({"arguments": '{"tuple":[{"int":"1"}]}'}, "and now with a result"),
         ({"host_calls": "[]"}, "it called wasi_snapshot_preview1.random_get, which it did not"),
         ({"start_calls": "[]"}, "it called wasi_snapshot_preview1.random_get, which it did not"),
@@ -248,7 +250,16 @@ def test_a_result_that_is_different(log: Path, module: Path, capsys: Capture) ->
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"arguments": None}, "the log lacks arguments, which is cut: the values of a call have"),
+        (
+            {"arguments": None},
+            "the log lacks arguments, which is cut: its values have over 65,536 char",
+        ),
+        (
+            {"arguments": None, "redacted": True},
+            "is cut: redact has withheld values, or its values",
+        ),
+        ({"arguments": None, "row": 0}, "is cut: a batch does not keep the arguments of a row in"),
+        ({"start_calls": None}, "is cut: the answers to its start have over 8,192 characters"),
         ({"host_calls": None, "setup": None}, "the log lacks host_calls, setup, which are cut"),
         ({"module_digest": "ab" * 32}, f"the module with SHA-256 {'ab' * 32}, and --module gives"),
         ({"arguments": '{"tuple":[{"unknown":"app.Money"}]}'}, "a value of type app.Money"),
