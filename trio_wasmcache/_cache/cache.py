@@ -989,11 +989,12 @@ class InstanceCache:
 
         First, the modules of the functions are compiled once more, with code that takes samples.
         Then, for a window of time, new instances are made of that code. It burns the same fuel, but
-        takes up to twice as long in tight loops and for short calls. Idle instances of these
-        functions are evicted when the window begins, and when it ends; those that are held, as
-        their leases end. So under ``isolation="reuse"``, what instances keep from lease to lease is
-        lost then. Functions and groups that are not profiled are not touched. The code counts in
-        `max_code_size`, and is dropped at the end.
+        takes up to twice as long in tight loops and for short calls. A recursion that only just
+        fits the stack may overflow it a call earlier. Idle instances of these functions are evicted
+        when the window begins, and when it ends; those that are held, as their leases end. So under
+        ``isolation="reuse"``, what instances keep from lease to lease is lost then. Functions and
+        groups that are not profiled are not touched. The code counts in `max_code_size`, and is
+        dropped at the end.
 
         If the cache is closed meanwhile, this returns what was found until then.
 

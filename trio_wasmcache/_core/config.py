@@ -360,13 +360,15 @@ class CacheConfig:
     """Number of failed calls whose core dumps are kept, at most, for `GuestError.dump`; 64 MiB of
     them together, and each as long as its error. 0 to 1000; 0: none. A dump contains all memory of
     the guest, and so what the call was given. With others than 0, a failing call takes about half a
-    millisecond longer for each MiB of memory."""
+    millisecond longer for each MiB of memory. Rows without which a batch goes on, with
+    ``on_error="null"``, have no dump."""
     log_values: float | None = field(default=None, metadata=_part_or_none())
     """Part of the calls that are logged with their values, from 0.0 to 1.0, so that ``python -m
     trio_wasmcache again`` can run them again. With 0.0, these are only calls that fail, and rows of
-    batches that fail. With 0.01, one of a hundred other calls is logged, too. With any part, the
-    cache notes the answers of host functions in each call, which takes some microseconds. The log
-    then contains data of callers: see `redact`. None: no calls are logged."""
+    batches that fail. Calls that are cancelled are not logged. With 0.01, one of a hundred other
+    calls is logged, too. With any part, the cache notes the answers of host functions in each call,
+    which takes some microseconds. The log then contains data of callers: see `redact`. None: no
+    calls are logged."""
     redact: Callable[[str, str, object], object] | None = field(
         default=None, metadata=_function_or_none()
     )

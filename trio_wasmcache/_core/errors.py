@@ -234,7 +234,8 @@ class GuestError(WasmCacheError):
 
         Raises:
             LookupError: there is no dump: `CacheConfig.keep_dumps` is 0, as by default; later calls
-                failed, and took its place; the cache is closed; or the error was pickled.
+                failed, and took its place; it is of a row without which the batch went on; the
+                cache is closed; or the error was pickled.
             FileExistsError: the file exists.
             OSError: the file can't be written.
         """
