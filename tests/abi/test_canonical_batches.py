@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 from typing import Any
 
 import pytest
@@ -221,3 +222,37 @@ async def test_each_isolation_level_runs_calls_and_batches(
                 assert await lease.call(text) == text
                 assert await lease.map([[text, "c"]]) == [text, "c"]
                 assert b"b" in bytes(window) or text != "b"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (array.array("H", [1, 2]), b"\1\2"),
+        (array.array("H", [300]), OverflowError),
+        (array.array("b", [-1]), b"\xff"),
+        (array.array("B", [1, 2]), b"\1\2"),
+        (memoryview(b"abcd")[::2], b"ac"),
+        (memoryview(b"ab").cast("c"), b"ab"),
+        (memoryview(b"\1\0").cast("?"), b"\1\0"),
+        (memoryview(b"abcd").cast("B", (2, 2)), TypeError),
+        (bytearray(b"ab"), b"ab"),
+        ([1, 2], b"\1\2"),
+        ((1, True), b"\1\1"),
+        ([256], OverflowError),
+        ("x", TypeError),
+    ],
+)
+async def test_bytes_of_a_batch_are_those_of_a_call(
+    real: WasmtimeKit, value: object, expected: object
+) -> None:
+    """Buffers of bytes are bytes; of all other buffers and sequences the items are."""
+    async with real.open() as cache:
+        await cache.register("echo", echo((("list", "u8"),)), export="echo")
+        async with cache.acquire("echo") as lease:
+            if isinstance(expected, bytes):
+                assert await lease.call(value) == expected
+                assert await lease.map([[b"", value]]) == [b"", expected]
+                return
+            for refused in (lambda: lease.call(value), lambda: lease.map([[b"", value]])):
+                with pytest.raises(expected):  # type: ignore[call-overload]
+                    await refused()

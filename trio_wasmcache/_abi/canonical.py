@@ -87,7 +87,7 @@ from .base import (
     Value,
 )
 from .batching import Bulk
-from .canonical_batch import Cells, Images, crosses_in_cells
+from .canonical_batch import Cells, Images, Octets, crosses_in_cells
 from .canonical_lift import Lifting, collect_all, lifter
 from .canonical_lower import (
     FLAT,
@@ -100,7 +100,7 @@ from .canonical_lower import (
 from .canonical_numbers import NUMBERS
 from .gil import MANY, paced
 from .guest_memory import memory_of
-from .packing import Blob, Text, Wire
+from .packing import Text, Wire
 from .plain import PlainAbi, PlainType, cell_name, reworded, shown, to_blame, wrong_count
 
 REALLOC: Final = FuncType(("i32", "i32", "i32", "i32"), ("i32",))
@@ -116,7 +116,7 @@ CUT: Final = {
     name: evolve(kind, cut=True) if name in ("bool", "s8", "u8", "s16", "u16") else kind
     for name, kind in NUMBERS.items()
 }
-WIRES: Final[Mapping[Type, Wire]] = {STRING: Text(), List(U8): Blob()}
+WIRES: Final[Mapping[Type, Wire]] = {STRING: Text(), List(U8): Octets()}
 """{type: how many values of it are converted at once}"""
 PART: Final = "canonical"
 """Name of the adapter among the parts of an instance."""

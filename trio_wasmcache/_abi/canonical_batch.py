@@ -1,7 +1,7 @@
-"""Batches by the canonical ABI: columns of values that refer to no memory, such as records.
+"""Batches by the canonical ABI: columns of bytes, and of values that refer to no memory.
 
-An argument crosses as its flat values, in cells of eight bytes each; a result as its image in the
-guest's memory.
+An argument that refers to no memory crosses as its flat values, in cells of eight bytes each; a
+result as its image in the guest's memory.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any, final
 
 from attrs import field, frozen
@@ -16,14 +17,37 @@ from attrs import field, frozen
 from .._core.tally import Tally
 from .._core.wit.layout import layout
 from .._core.wit.text import type_text
-from .._core.wit.types import Option, Primitive, Record, Tuple, Type
+from .._core.wit.types import U8, List, Option, Primitive, Record, Tuple, Type
 from .._core.wit.values import python_name, record_class
 from .base import Value
 from .canonical_lift import Lifting, lifter
 from .canonical_lower import Lowering, lowerer
 from .canonical_numbers import numbers_in
+from .packing import Blob
 
 CELL: dict[str, str] = {"i32": "I4x", "i64": "Q", "f32": "f4x", "f64": "d"}
+
+
+@final
+@frozen
+class Octets:
+    """Wire of ``list<u8>``, which takes what a call takes: see `packing.Wire`."""
+
+    arrow: str = field(default="binary", init=False)
+    heavy: bool = field(default=False, init=False)
+
+    def pack(self, values: Sequence[Value]) -> tuple[bytes, Sequence[int]]:
+        if {bytes}.issuperset(map(type, values)):
+            return b"".join(values), list(map(len, values))
+        with ExitStack() as views:
+            flat, job, out = lowerer(List(U8)).flat, Lowering(False, math.inf, views), list[Any]()
+            for value in values:
+                flat(value, out, job)
+            parts = [bytes(data) for _, data, _, _ in job.blocks]
+        return b"".join(parts), list(map(len, parts))
+
+    def unpack(self, data: bytes, sizes: Sequence[int], tally: Tally) -> Sequence[object]:
+        return Blob().unpack(data, sizes, tally)
 
 
 @final

@@ -54,6 +54,8 @@ TEXT_SHIFT, NUMBERS_SHIFT = 8, 3
 MAX_BLOCK: Final = 0x7FFFFFFF
 """Size of a block, at most (bytes)."""
 PAIR: Final = struct.Struct("<II")
+BYTE_FORMATS: Final = ("B", "b", "c")
+"""Formats of buffers that are bytes."""
 MISFITS: Final = (TypeError, ValueError, OverflowError)
 _TAGS: Final = {1: struct.Struct("<B"), 2: struct.Struct("<H"), 4: struct.Struct("<I")}
 
@@ -338,13 +340,16 @@ def _numbers(one: List, name: str) -> Callable[[Value, Lowering], tuple[Data, in
 
 
 def _view(value: Value, job: Lowering) -> memoryview | None:
-    """Return a view of the bytes in a buffer of bytes, which is not copied; None if it is none."""
+    """Return a view of the bytes in a buffer of bytes, which is not copied; None if it is none.
+
+    Items of any other format are values, as are those of a list.
+    """
     assert job.views is not None
     try:
         view = job.views.enter_context(memoryview(value))
     except TypeError:
         return None
-    if view.itemsize != 1 or view.ndim != 1:
+    if view.format.lstrip("@=<>!") not in BYTE_FORMATS or view.ndim != 1:
         return None
     return job.views.enter_context(flat_view(view))
 
