@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,78 @@ async def test_damage_and_size_are_named() -> None:
             await cache.register("f", bytes(damaged))
         with pytest.raises(ModuleTooLargeError, match=r"the component has \d+ bytes without its"):
             await cache.register("f", PURE, export="add")
+
+
+def exporting(names: Iterable[str], type_: str = TYPES["count"]) -> str:
+    """A component that exports one function by each of the names."""
+    exports = " ".join(f'(export "{name}" (func $count))' for name in names)
+    return f"(component {CORE} {lifted('count', type_)} {exports})"
+
+
+@pytest.mark.parametrize("name", [b"x\x7fyzz", b"xYzzz", b"x zzz", b"xyz--", b"-xyzz", b"]x[zz"])
+async def test_a_damaged_name_is_refused_with_its_offset(name: bytes) -> None:
+    """It may have come from anywhere, and is in messages, in keys and in the log."""
+    wasm = wat(exporting(["vwxyz"]))
+    assert wasm.count(b"vwxyz") == 1
+    async with quiet_cache() as cache:
+        with pytest.raises(InvalidModuleError, match=r" is no name of WIT, at offset 0x"):
+            await cache.register_component(wasm.replace(b"vwxyz", name))
+        (function,) = await cache.register_component(wasm)
+        assert await function.call() == 1
+
+
+async def test_a_damaged_header_is_named() -> None:
+    """Only a core module is sent to `register`."""
+    wasm = wat(SMALL)
+    async with quiet_cache() as cache:
+        for damaged in (b"\1" + wasm[1:], wasm[:6] + b"\7" + wasm[7:], wasm[1:], b""):
+            with pytest.raises(InvalidModuleError, match="not a WebAssembly module but "):
+                await cache.register_component(damaged)
+
+
+async def test_a_name_that_no_function_of_the_cache_may_have() -> None:
+    name = "a" * 257
+    wasm = wat(exporting([name]))
+    async with quiet_cache() as cache:
+        with pytest.raises(ExportError, match="more than 256 characters: register"):
+            await cache.register_component(wasm)
+        assert await (await cache.register("f", wasm, export=name)).call() == 1
+
+
+async def test_the_reason_why_no_function_can_be_used() -> None:
+    wasm = exporting(["count"], '(param "s" (stream u8)) (result u32)')
+    wasm = wasm.replace(
+        '(func (export "count") (result', '(func (export "count") (param i32) (result'
+    )
+    async with quiet_cache() as cache:
+        with pytest.raises(ExportError, match="can be used: count uses a stream, at offset 0x"):
+            await cache.register_component(wasm)
+
+
+async def test_many_functions_cost_as_much_each_as_few() -> None:
+    """The event loop would stand still; and there is a limit to how many are registered at once."""
+
+    async def calls_of(count: int) -> int:
+        wasm = wat(exporting(f"e{number}" for number in range(count)))
+        calls = 0
+
+        def note(_frame: object, event: str, _arg: object) -> None:
+            nonlocal calls
+            calls += event == "call"
+
+        async with quiet_cache() as cache:
+            sys.setprofile(note)
+            try:
+                await cache.register_component(wasm)
+            finally:
+                sys.setprofile(None)
+        return calls
+
+    few, some, many = [await calls_of(count) for count in (20, 60, 140)]
+    assert many - some < 2.2 * (some - few)
+    async with quiet_cache() as cache:
+        with pytest.raises(ExportError, match="1001 functions, more than the 1000 that can be"):
+            await cache.register_component(exporting(f"e{number}" for number in range(1001)))
 
 
 async def test_all_functions_of_a_component_by_one_compile(log: ListLogger) -> None:

@@ -54,7 +54,6 @@ from .._core.wasm.component.calls import (
     TABLE_AT,
     Target,
     adapter,
-    allocators_of,
     head_of,
     result_of,
 )
@@ -167,6 +166,20 @@ class CanonicalAbi(LayeredAbi):
     functions: tuple[Lifted, ...] = field(
         converter=_by_export, repr=lambda functions: str(len(functions))
     )
+    # As a component may export thousands of functions, none may cost a look at all others.
+    _numbers: Mapping[str, int] = field(init=False, eq=False, repr=False)
+    """{export: number of the function}"""
+    _allocators: Mapping[str, int] = field(init=False, eq=False, repr=False)
+    """{allocator of functions: its number}"""
+
+    @_numbers.default
+    def _default_numbers(self) -> Mapping[str, int]:
+        return {one.export: number for number, one in enumerate(self.functions)}
+
+    @_allocators.default
+    def _default_allocators(self) -> Mapping[str, int]:
+        names = dict.fromkeys(one.realloc for one in self.functions if one.realloc is not None)
+        return {name: number for number, name in enumerate(names)}
 
     def bind(
         self,
@@ -183,9 +196,9 @@ class CanonicalAbi(LayeredAbi):
             ExportError: the core module lacks an export, or one has another type.
             SignatureError: a type is not supported.
         """
-        one = next((one for one in self.functions if one.export == export), None)
-        if one is None:
+        if export not in self._numbers:
             raise ExportError(f"{function}: the component has no function with export {export!r}")
+        one = self.functions[self._numbers[export]]
         try:
             core = lifted_signature(one.type)
             for inner in _types(one.type):
@@ -229,31 +242,27 @@ class CanonicalAbi(LayeredAbi):
         """Return where the calls of a function are in the adapter; None: it has none."""
         if not exports.memories:
             return None
-        targets = self._targets(exports.functions.get)
-        for number, target in enumerate(targets):
-            if target.export == one.export:
-                place = allocators_of(targets).index(one.realloc) if one.realloc else 0
-                return Calls(number, place)
-        return None
+        if self._target(one, exports.functions.get) is None:
+            return None
+        place = self._allocators[one.realloc] if one.realloc else 0
+        return Calls(self._numbers[one.export], place)
 
-    def _targets(self, type_of: Callable[[str], FuncType | None]) -> tuple[Target, ...]:
-        """Return the functions that an adapter calls, given the types of exports."""
-        found = []
-        for one in self.functions:
-            try:
-                core = lifted_signature(one.type)
-            except ValueError:
-                continue
-            wanted = {one.export: FuncType(core.params, core.results)}
-            if one.post is not None:
-                wanted[one.post] = FuncType(core.results)
-            if one.realloc is not None:
-                wanted[one.realloc] = REALLOC
-            if _is_flat(one):
-                continue
-            if all(type_of(name) == kind for name, kind in wanted.items()):
-                found.append(Target(one.export, one.type, one.realloc, one.post))
-        return tuple(found[:FUNCTIONS_LIMIT])
+    def _target(self, one: Lifted, type_of: Callable[[str], FuncType | None]) -> Target | None:
+        """Return the function that an adapter calls, or None, given the types of exports."""
+        try:
+            core = lifted_signature(one.type)
+        except ValueError:
+            return None
+        wanted = {one.export: FuncType(core.params, core.results)}
+        if one.post is not None:
+            wanted[one.post] = FuncType(core.results)
+        if one.realloc is not None:
+            wanted[one.realloc] = REALLOC
+        if self._numbers[one.export] >= FUNCTIONS_LIMIT or _is_flat(one):
+            return None
+        if any(type_of(name) != kind for name, kind in wanted.items()):
+            return None
+        return Target(one.export, one.type, one.realloc, one.post)
 
     @property
     def supplies(self) -> Mapping[tuple[str, str], FuncType]:
@@ -275,17 +284,21 @@ class CanonicalAbi(LayeredAbi):
                 return None
             return info.functions[export.index]
 
-        targets = self._targets(type_of)
+        targets = {
+            number: target
+            for number, one in enumerate(self.functions[:FUNCTIONS_LIMIT])
+            if (target := self._target(one, type_of)) is not None
+        }
         if not targets or not info.exported_memories:
             return Layer()
         names = {"memory": info.exported_memories[0]}
-        for number, name in enumerate(allocators_of(targets)):
-            names[f"realloc {number}"] = name
-        for number, one in enumerate(targets):
+        for number, one in targets.items():
             names[f"call {number}"] = one.export
+            if one.realloc is not None:
+                names[f"realloc {self._allocators[one.realloc]}"] = one.realloc
             if one.post is not None:
                 names[f"post {number}"] = one.post
-        wasm = adapter(targets)
+        wasm = adapter(targets, self._allocators)
         wiring = {("", name): FromPart(USER, export) for name, export in names.items()}
         return Layer(after=(Part(PART, wasm, read_module(wasm), wiring),))
 

@@ -29,14 +29,16 @@ from .._abi.names import (
     TextAbi,
 )
 from .._core.config import CacheConfig, GroupLimits, check_fields
+from .._core.errors import InvalidModuleError
 from .._core.keys import INFERRED, FunctionKey, Inferred, check_name
 from .._core.metrics.stats import CacheStats, EntryInfo, ResidentBytes
 from .._core.policy.records import FunctionRecord, Need
 from .._core.text import shown
 from .._core.wasm.admission import least_size, worst_size
 from .._core.wasm.families import COMMAND
+from .._core.wasm.formats import foreign
 from .._core.wasm.isolation import RESET, REUSE, Isolation, cache_verdict, verdict
-from .._core.wasm.reader import FuncType
+from .._core.wasm.reader import ForeignFormatError, FuncType
 from .._ki import ki_safe_contextmanager
 from .._log import Origin
 from .._owner import refuse_copy
@@ -527,6 +529,8 @@ class InstanceCache:
         self._check_open()
         component = source.component
         if component is None:
+            if (found := foreign(source.wasm)) is not None:
+                raise InvalidModuleError(f"{what}: {ForeignFormatError(found)}")
             raise TypeError(f"{what}: this is a core module: use register() for its functions")
         declarations = [
             declare(

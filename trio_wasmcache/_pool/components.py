@@ -10,7 +10,7 @@ from attrs import define, evolve, field, frozen
 
 from .._abi.canonical import CanonicalAbi, Lifted as LiftedAbi
 from .._core.errors import ExportError, InvalidModuleError, ModuleTooLargeError, SignatureError
-from .._core.keys import normalise_type
+from .._core.keys import MAX_NAME_LENGTH, normalise_type
 from .._core.text import printable
 from .._core.wasm.admission import signature
 from .._core.wasm.component.exports import ExportMatchError, find_export, find_interface
@@ -49,6 +49,8 @@ from .._core.wit.types import Function, Handle, Option, Type, Unsupported as Uns
 
 # Characters of the types of a function in keys and in the log; a component may have any names.
 MAX_TYPES: Final = 2000
+# Functions that are registered at once; each takes 0.3 ms of the loop.
+MAX_FUNCTIONS: Final = 1000
 # Characters of a name in a message.
 MAX_SHOWN: Final = 300
 MEMORY: Final = "memory"
@@ -122,6 +124,8 @@ class Taken:
             ExportError: none is meant, or several are.
             SignatureError: the function can't be used.
         """
+        if (known := self.functions.get(wanted)) is not None:
+            return known
         try:
             name = find_export((*self.functions, *self.refused), wanted)
         except ExportMatchError as error:
@@ -140,13 +144,36 @@ class Taken:
         if wanted is not None:
             names = (name.rpartition("#")[0] for name in (*self.functions, *self.refused))
             try:
-                interface = find_interface(filter(None, names), wanted)
+                wanted = find_interface(filter(None, names), wanted)
             except ExportMatchError as error:
                 raise ExportError(f"{what}: the component can't be used so: {error}") from None
-            found = tuple(one for one in found if one.export.rpartition("#")[0] == interface)
+            found = tuple(one for one in found if one.export.rpartition("#")[0] == wanted)
         if not found:
-            raise ExportError(f"{what}: the component exports no function that can be used")
+            raise ExportError(
+                f"{what}: the component exports no function that can be used"
+                + self._why_not(wanted)
+            )
+        if len(found) > MAX_FUNCTIONS:
+            raise ExportError(
+                f"{what}: the component exports {len(found)} functions, more than the "
+                f"{MAX_FUNCTIONS} that can be registered at once: give an interface, or register() "
+                "those that are needed"
+            )
+        for one in found:
+            if len(one.name) > MAX_NAME_LENGTH:
+                raise ExportError(
+                    f"{what}: the name of the function {printable(one.name, MAX_SHOWN)} has more "
+                    f"than {MAX_NAME_LENGTH} characters: register() it under another one, with "
+                    "export="
+                )
         return found
+
+    def _why_not(self, interface: str | None) -> str:
+        """Return the reason for the first function of an interface, for a message."""
+        for name, reason in self.refused.items():
+            if interface is None or name.rpartition("#")[0] == interface:
+                return f": {printable(name, MAX_SHOWN)} {reason}"
+        return ""
 
 
 def take_apart(

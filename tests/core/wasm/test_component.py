@@ -670,6 +670,13 @@ def test_compatible_versions(version: str, wanted: str, fits: bool) -> None:
     assert is_compatible(version, wanted) is fits
 
 
+def test_versions_may_have_any_number_of_digits() -> None:
+    """Python makes no number of so many."""
+    digits = "1" + "0" * 5000
+    assert is_compatible(f"{digits}.2", f"{digits}.1")
+    assert not is_compatible(f"{digits}.2", f"{digits}1.2")
+
+
 def test_a_message_does_not_grow_with_the_component() -> None:
     names = [f"a:b/c#{'x' * 10_000}{number}" for number in range(1000)]
     with pytest.raises(ExportMatchError) as caught:

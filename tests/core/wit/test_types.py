@@ -32,6 +32,7 @@ from trio_wasmcache._core.wit.types import (
     Type,
     Unsupported,
     Variant,
+    is_label,
 )
 
 HOME = "demo:shapes/types@0.1.0"
@@ -128,3 +129,11 @@ def test_the_deepest_type_can_be_hashed_compared_and_written() -> None:
     assert _nested(100) == _nested(100)
     assert hash(_nested(100)) == hash(_nested(100))
     assert type_text(_nested(100)).count("option") == 99
+
+
+def test_a_name_is_looked_at_in_linear_time() -> None:
+    """Words of digits have no case: trying both for each word would take years here."""
+    words = "-1" * 2000
+    assert is_label(f"a{words}")
+    assert not is_label(f"a{words}!")
+    assert not is_label(f"a{words}-aA")

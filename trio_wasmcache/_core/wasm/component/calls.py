@@ -18,7 +18,7 @@ its post-return function, at microseconds each. An adapter does all of that in o
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, final
 
 from attrs import frozen
@@ -141,8 +141,12 @@ def _pointers(
                     yield from _pointers(case, at + made.payload, (*guards, guard))
 
 
-def adapter(targets: Sequence[Target]) -> bytes:
+def adapter(targets: Mapping[int, Target], allocators: Mapping[str, int]) -> bytes:
     """Return the module that calls these functions.
+
+    Args:
+        targets: {number: function}
+        allocators: {name: number} of the allocators that they use, and maybe of others.
 
     It imports, all from ``""``: ``memory``, and the exports of the functions, of their allocators
     and of their post-return functions, by names such as ``call 0``, ``realloc 0`` and ``post 0``.
@@ -151,14 +155,14 @@ def adapter(targets: Sequence[Target]) -> bytes:
     itself, and ``realloc 0`` the allocator, for batches: they only say what the guest is doing.
     """
     imports, functions = [], []
-    allocators = allocators_of(targets)
-    for number in range(len(allocators)):
+    used = {one.realloc for one in targets.values()}
+    for number in (number for name, number in allocators.items() if name in used):
         imports.append(
             f'(import "" "realloc {number}" (func $realloc{number} '
             "(param i32 i32 i32 i32) (result i32)))"
         )
         functions.append(_allocate(number))
-    for number, one in enumerate(targets):
+    for number, one in targets.items():
         core = lifted_signature(one.type)
         takes, gives = " ".join(core.params), " ".join(core.results)
         imports.append(
@@ -167,7 +171,7 @@ def adapter(targets: Sequence[Target]) -> bytes:
         if one.post is not None:
             imports.append(f'(import "" "post {number}" (func $post{number} (param {gives})))')
             functions.append(_post(number, core.results))
-        place = allocators.index(one.realloc) if one.realloc in allocators else None
+        place = None if one.realloc is None else allocators[one.realloc]
         functions.append(_call(number, one, place))
     text = "\n".join(
         (
@@ -182,11 +186,6 @@ def adapter(targets: Sequence[Target]) -> bytes:
         )
     )
     return assemble(text + ")")
-
-
-def allocators_of(targets: Sequence[Target]) -> list[str]:
-    """Return the names of the different allocators of some functions, in order."""
-    return list(dict.fromkeys(one.realloc for one in targets if one.realloc is not None))
 
 
 _OUTSIDE: Final = """

@@ -78,9 +78,11 @@ def is_compatible(version: str, wanted: str) -> bool:
     for part in ("major", "minor", "patch"):
         if want[part] is None:
             return True
-        if have[part] is None or int(have[part]) != int(want[part]):
+        # Not as numbers, which Python makes of 4,300 digits at most.
+        number = want[part].lstrip("0")
+        if have[part] is None or have[part].lstrip("0") != number:
             return False
-        if int(want[part]):
+        if number:
             return True
     return True
 

@@ -16,12 +16,14 @@ the names are known. A type that is exported gets a name once: other names for i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NoReturn, TypeAlias, cast
 
 from attrs import define, field, frozen
 
 from ...wit import types as wit
+from ...wit.types import LABEL
 from ..custom import custom_size, find_custom_sections
 from ..reader import MAX_PRODUCERS, PRODUCERS, Cursor, read_producers
 from ..types import HEADER, KINDS, ExcessiveModuleError
@@ -62,6 +64,14 @@ _PRIMITIVES: Final = dict(
         ),
         strict=True,
     )
+)
+# Names of imports and exports: of functions and types, as a label or ``[method]a.b``; of
+# interfaces, as ``demo:shapes/funcs@0.1.0``; and of components elsewhere, as ``url=<...>``.
+_EXTERN_NAME: Final = re.compile(
+    rf"(?:\[[a-z][ -Z^-~]*\])?(?:{LABEL})(?:\.(?:{LABEL}))?"
+    rf"|(?:{LABEL})(?::(?:{LABEL}))+(?:/(?:{LABEL}))*(?:@[0-9A-Za-z.+-]+)?"
+    r"|[a-z-]+=<[!-~]*>(?:,integrity=<[ -~]*>)?",
+    re.ASCII,
 )
 _ERROR_CONTEXT: Final = 0x64
 _ENCODINGS: Final[tuple[Encoding, ...]] = ("utf8", "utf16", "latin1+utf16")
@@ -383,6 +393,8 @@ class _Reader:
         if form > 2:
             cursor.fail(f"unknown form {form:#x} of a name")
         name = cursor.name()
+        if _EXTERN_NAME.fullmatch(name) is None:
+            cursor.fail(f"{name!r:.60} is no name of WIT")
         if form == 2:
             for _ in cursor.items(cursor.count(2)):
                 if (attribute := cursor.byte()) > 2:
