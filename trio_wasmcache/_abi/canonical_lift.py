@@ -18,6 +18,7 @@ For each type there is one set of functions, compiled once:
 from __future__ import annotations
 
 import functools
+import itertools
 import struct
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -212,6 +213,26 @@ def collect_all(job: Lifting) -> Iterator[Convert]:
             for at in range(start * size, stop * size, size):
                 collect(data, at, job)
             yield PAUSE
+
+
+def collect_flat(one: Type, values: Iterator[Any], job: Lifting) -> None:
+    """Copy what a flat value refers to, as `Lifter.collect` does for one in memory."""
+    collect = lifter(one).collect
+    slots = list(itertools.islice(values, len(layout(one).flat)))
+    if collect is None:
+        return
+    inner = iter(slots)
+    match one:
+        case Primitive() | List():
+            collect(PAIR.pack(*[slot & 0xFFFFFFFF for slot in slots]), 0, job)
+        case Record() | Tuple():
+            items = [part for _, part in one.fields] if isinstance(one, Record) else one.items
+            for part in items:
+                collect_flat(part, inner, job)
+        case Variant() | Option() | Result():
+            cases, number = cases_of(one), next(inner) & 0xFFFFFFFF
+            if number < len(cases) and (case := cases[number]) is not None:
+                collect_flat(case, inner, job)
 
 
 # -- numbers and text

@@ -16,6 +16,7 @@ from .._core.wasm.admission import signature
 from .._core.wasm.component.exports import ExportMatchError, find_export, find_interface
 from .._core.wasm.component.linking import Locate, link_instances
 from .._core.wasm.component.lowering import (
+    BATCHES,
     CALL,
     GUEST,
     HOST,
@@ -272,7 +273,9 @@ class Needed:
     """A host function that a component needs."""
 
     function: LoweredFunction | None
-    """Function that it imports; None: the host function `next` of its adapters."""
+    """Function that it imports; None: a host function of its adapters."""
+    batches: bool = False
+    """Whether it is `BATCHES` of its adapters, and not `NEXT`."""
     resource: Resource | None = None
     """Resource whose handles it drops."""
     signature: str = ""
@@ -296,6 +299,8 @@ class _Supply:
     hosts: list[Needed] = field(factory=list)
     memories: dict[int, str] = field(factory=dict)
     """{position of a host function: part whose memory it uses}"""
+    _adapters: dict[str, tuple[int, int]] = field(factory=dict)
+    """{part: host functions of the adapters with its memory}"""
     _parts: int = 0
 
     def __call__(
@@ -336,16 +341,25 @@ class _Supply:
         found, realloc = locate(options.realloc)
         if realloc != REALLOC_TYPE:
             raise MalformedModuleError(f"realloc of the import {name} is no allocator", item.offset)
-        following = self._add(Needed(None))
-        self.memories[following] = self.memories[index]
+        following, batches = self._allocated(self.memories[index])
         wiring: dict[ImportName, Source] = {
             (HOST, CALL): FromHost(index),
             (HOST, NEXT): FromHost(following),
+            (HOST, BATCHES): FromHost(batches),
             (GUEST, REALLOC): found,
         }
         part = self._part(lowered.adapter(), wiring)
         parts.append(part)
         return tuple(parts), FromPart(part.name, RUN)
+
+    def _allocated(self, memory: str) -> tuple[int, int]:
+        """Return `NEXT` and `BATCHES`, which all adapters with the memory of a part share."""
+        found = self._adapters.get(memory)
+        if found is None:
+            found = self._add(Needed(None)), self._add(Needed(None, batches=True))
+            self._adapters[memory] = found
+            self.memories.update(dict.fromkeys(found, memory))
+        return found
 
     def _add(self, needed: Needed) -> int:
         self.hosts.append(needed)
@@ -371,7 +385,7 @@ class _Supply:
 
     def _built_in(self, item: BuiltIn) -> Source:
         if item.name == "resource.drop" and item.resource is not None and item.resource.imported:
-            return FromHost(self._add(Needed(None, item.resource)))
+            return FromHost(self._add(Needed(None, resource=item.resource)))
         raise UnsupportedComponentError(item.name, item.offset)
 
 

@@ -55,6 +55,7 @@ from .._core.wasm.admission import (
     signature,
 )
 from .._core.wasm.component.exports import is_interface
+from .._core.wasm.component.lowering import BATCHES_TYPE, NEXT_TYPE
 from .._core.wasm.custom import custom_size, find_custom_sections, without_trailing_sections
 from .._core.wasm.formats import LOOKED_AT, is_component, known_format
 from .._core.wasm.graph import USER, Graph, Layer, join_layers, limit_graph
@@ -1425,7 +1426,8 @@ def _component_hosts(declaration: Declaration, needed: Sequence[Needed]) -> tupl
     for one in needed:
         function = one.function
         if function is None:
-            made.append(WitAllocated() if one.resource is None else WitDrop(one.resource.name))
+            allocated = WitAllocated(BATCHES_TYPE if one.batches else NEXT_TYPE)
+            made.append(allocated if one.resource is None else WitDrop(one.resource.name))
             continue
         given = next(
             (

@@ -277,6 +277,10 @@ class RecordedHost:
         except Exception as error:
             _note_error(answer, answers, error)
             raise
+        return self._served(served, answer, answers)
+
+    def _served(self, served: Any, answer: Answer, answers: Answers) -> Any:
+        """Return what was served; its results are noted once they are there."""
         if inspect.iscoroutine(served):
             return self._await(served, answer, answers)
         if isinstance(served, Generator):
@@ -291,18 +295,17 @@ class RecordedHost:
         except Exception as error:
             _note_error(answer, answers, error)
             raise
-        return _returned(results, answer, answers)
+        return self._served(results, answer, answers)
 
-    @staticmethod
     def _step(
-        served: Generator[float, None, Value], answer: Answer, answers: Answers
-    ) -> Generator[float, None, Value]:
+        self, served: Generator[Any, Any, Value], answer: Answer, answers: Answers
+    ) -> Generator[Any, Any, Value]:
         try:
             results = yield from served
         except Exception as error:
             _note_error(answer, answers, error)
             raise
-        return _returned(results, answer, answers)
+        return self._served(results, answer, answers)
 
 
 def _answers_of(call: HostCall) -> Answers | None:

@@ -28,6 +28,7 @@ import trio
 from attrs import define, field
 from trio.lowlevel import Abort, RaiseCancelT
 
+from .._abi.base import Convert
 from .._abi.gil import paced
 from .._core.config import CacheConfig
 from .._core.policy.cpu_budget import CpuBudget
@@ -552,12 +553,13 @@ class Runner:
                 call.spend(CALL_FUEL)
             with meter:
                 served = serve(call)
-            if isinstance(served, tuple):
-                results = served
-            elif isinstance(served, Coroutine):
-                results = await self._metered(job.share, meter, served)
-            else:
-                results = await self._run_steps(job, meter, served)
+            # A host function that has awaited may have steps left, and one in steps may await.
+            while not isinstance(served, tuple):
+                if isinstance(served, Coroutine):
+                    served = await self._metered(job.share, meter, served)
+                else:
+                    served = await self._run_steps(job, meter, served)
+            results = served
         finally:
             context_of_call.reset(reset)
             # Not charged to the group, which is charged with CPU time instead.
@@ -568,26 +570,61 @@ class Runner:
             raise await refused(job.reason)
         call.answer(results)
 
-    async def _run_steps(
-        self, job: Job, meter: Meter, steps: Generator[float, None, tuple[object, ...]]
-    ) -> tuple[object, ...]:
-        """Run a host function of our own, which yields pauses (see `wasi`); return its results."""
+    async def _run_steps(self, job: Job, meter: Meter, steps: Generator[Any, Any, Any]) -> Any:
+        """Run a host function of our own, which yields pauses (see `wasi`), or what a thread is to
+        do; return its results, or what makes them."""
+        go_on: Callable[[Any], Any] = steps.send
+        value: object = None
         try:
             while True:
                 with meter:
                     try:
-                        pause = next(steps)
+                        asked = go_on(value)
                     except StopIteration as end:
-                        results: tuple[object, ...] = end.value
-                        return results
-                if pause > 0:
-                    await self._parked(job, functools.partial(self._sleep, pause))
-                elif pause != IF_DUE or job.share.burst >= BURST_FUEL:
+                        return end.value
+                go_on, value = steps.send, None
+                if isinstance(asked, Convert):
+                    try:
+                        value = await self._converted(job, asked)
+                    except Exception as error:
+                        if job.stop:
+                            raise
+                        go_on, value = steps.throw, error
+                elif asked > 0:
+                    await self._parked(job, functools.partial(self._sleep, asked))
+                elif asked != IF_DUE or job.share.burst >= BURST_FUEL:
                     await self._parked(job, self.pass_turn)
                 if job.stop:
                     raise await refused(job.reason)
         finally:
             steps.close()
+
+    async def _converted(self, job: Job, asked: Convert) -> object:
+        """Convert in a thread for a host function; the group is charged with the CPU time."""
+        clock, seconds, result = self.cpu_clock, 0.0, None
+
+        def run() -> object:
+            nonlocal seconds
+            began = clock()
+            try:
+                return asked.function(*asked.values)
+            finally:
+                seconds = clock() - began
+
+        async def wait(share: Share) -> None:
+            nonlocal result
+            self._leave(share)
+            try:
+                result = await self.convert(run)
+            finally:
+                self._arrive(share)
+
+        try:
+            await self._parked(job, wait)
+        finally:
+            job.share.charge_host(seconds, job.share.burst)
+            self.cpu_limits.charge(job.share, seconds)
+        return result
 
     async def _wait_for_cpu(self, share: Share) -> None:
         self._leave(share)

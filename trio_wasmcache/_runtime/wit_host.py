@@ -4,23 +4,28 @@ The application's function is called in the task that called the guest, as a `Ho
 result is written to the guest's memory, once the guest has allocated what that takes; see
 `_core/wasm/component/lowering`.
 
-Values from the guest are checked as results of its functions are. How many there may be is limited,
-as they are converted at once, while others wait.
+Values from the guest are checked as results of its functions are, and how many there may be is
+limited. Many values are converted in a thread, in both directions: those of the guest are copied
+out in pieces before. Blocks are written in pieces.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
+from array import array
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import repeat
 from typing import Any, Final, TypeAlias, cast, final
 
 from attrs import define, field, frozen
 
-from .._abi.base import Value
-from .._abi.canonical_lift import Lifting, lifter
-from .._abi.canonical_lower import FLAT, MISFITS, Block, Lowering, lowerer
+from .._abi.base import PAUSE, Convert, Value
+from .._abi.canonical_lift import Lifting, collect_all, collect_flat, lifter
+from .._abi.canonical_lower import DETOUR, FLAT, MISFITS, Block, Detour, Lowering, lowerer
+from .._abi.gil import MANY, breathe
+from .._abi.packing import Data
 from .._abi.plain import reworded
 from .._core.config import MiB
 from .._core.costs import ITEM_FUEL, copy_fuel
@@ -35,22 +40,35 @@ from .._core.integers import signed
 from .._core.tally import Tally
 from .._core.text import shown
 from .._core.wasm.admission import signature
-from .._core.wasm.component.lowering import DONE, NEXT_TYPE, LoweredFunction, request
+from .._core.wasm.component.lowering import (
+    BATCH,
+    BATCHES_TYPE,
+    DONE,
+    NEXT_TYPE,
+    SEVERAL,
+    LoweredFunction,
+    request,
+)
 from .._core.wasm.reader import FuncType
-from .._core.wit.layout import layout, lowered_signature
+from .._core.wit.layout import Layout, layout, lowered_signature
 from .._core.wit.text import function_text, type_text
 from .._core.wit.types import Result
 from .._core.wit.values import Err, Ok
-from .._engine.base import GuestMemory, HostCall
+from .._engine.base import HostCall
 from .host import HostFunction, HostGlobal, HostMemory, HostTable
 from .user_code import await_unprotected, call_unprotected, identity
 from .wasi2 import drop_handle
 
 VALUES_LIMIT: Final = 100_000
-"""Values that a guest may pass to one call of a host function; a text or bytes is one. Converting
-them takes some 10 ms."""
+"""Values that a guest may pass to one call of a host function; a text or bytes is one."""
 SIZE_LIMIT: Final = 64 * MiB
 """Bytes that they may take in Python."""
+FEW: Final = 2
+"""Number of blocks that are allocated one by one, at most: a call for several has many values."""
+BLOCKS_AT_ONCE: Final = 256
+"""Number of blocks that are placed, or written, between two pauses: about 1 ms."""
+PIECE: Final = MiB
+"""Bytes that are written between two pauses."""
 PLACING: Final = "wit placing"
 """Key in `HostCall.state` of the result for which the guest allocates."""
 _MASK: Final = 0xFFFFFFFF
@@ -58,6 +76,10 @@ _CLASSES: Final = (HostFunction, HostMemory, HostTable, HostGlobal)
 DROP_TYPE: Final = FuncType(("i32",), ())
 
 WasmValues: TypeAlias = tuple[object, ...]
+Pauses: TypeAlias = "Generator[float | Convert, Any, Served]"
+"""Steps that yield seconds to wait, or what is to be done in a thread."""
+Served: TypeAlias = "WasmValues | Coroutine[object, object, Served] | Pauses"
+"""Answer to a host call, or what makes it."""
 Run: TypeAlias = Callable[..., Value]
 """Function of this library's own in place of the application's: takes the call and the values, and
 returns the result, or a generator that yields seconds to wait and returns it."""
@@ -83,41 +105,115 @@ class _Placing:
 
     what: str
     blocks: list[Block]
-    addresses: list[int]
+    addresses: array[int] = field(factory=lambda: array("I"))
     """Addresses of the first blocks."""
+    size: int = 0
+    """Bytes of these."""
+    asked: int = 0
+    """Number of blocks for which memory was asked last."""
 
-    def next(self) -> int:
-        """Return the next request, or `DONE`."""
+    def begin(self, at: int, call: HostCall) -> WasmValues | Pauses:
+        """Place the first block, which the guest has allocated; return the first request."""
+        self.asked = 1
+        self.place((at,), call)
+        left = len(self.blocks) - 1
+        if left > FEW:
+            call.state[PLACING] = self
+            return (SEVERAL,)
+        return self.next(call)
+
+    def next(self, call: HostCall) -> WasmValues | Pauses:
+        """Return the next request, or `DONE` once all blocks are written."""
         if len(self.addresses) == len(self.blocks):
-            return DONE
-        align, data, _, _ = self.blocks[len(self.addresses)]
-        return request(align, len(data))
+            return self.written(call, (DONE,))
+        call.state[PLACING] = self
+        return tuple(self._requests(1))
 
-    def place(self, at: int, memory: GuestMemory) -> None:
-        """Note the address of the block that was asked for.
+    def next_batch(self, call: HostCall) -> WasmValues | Pauses:
+        """Return whether it is over, and the next requests, the first one last."""
+        done = len(self.addresses)
+        if done == len(self.blocks):
+            return self.written(call, (1, *repeat(DONE, BATCH)))
+        call.state[PLACING] = self
+        found = self._requests(BATCH)
+        values = (0, *repeat(DONE, BATCH - len(found)), *reversed(found))
+        return values if done % BLOCKS_AT_ONCE >= BATCH else _after_pause(values)
+
+    def _requests(self, number: int) -> list[int]:
+        done = len(self.addresses)
+        asked = self.blocks[done : done + number]
+        found = [request(align, len(data)) for align, data, _, _ in asked]
+        self.asked = len(found)
+        return found
+
+    def place(self, addresses: Sequence[Any], call: HostCall) -> None:
+        """Note the addresses of the blocks that were asked for.
 
         Raises:
             AbiError: the guest's allocator returned nonsense.
         """
-        align, data, _, _ = self.blocks[len(self.addresses)]
-        if at % align or at + len(data) > memory.size:
-            raise AbiError(
-                f"the guest allocated {len(data)} bytes for the result of {self.what} at address "
-                f"{at}, which is no multiple of {align} or not inside its memory"
-            )
-        self.addresses.append(at)
-
-    def write(self, call: HostCall) -> None:
-        """Write all blocks."""
         assert call.memory is not None
-        contents = [bytearray(data) for _, data, _, _ in self.blocks]
-        for at, (_, _, owner, place) in zip(self.addresses, self.blocks, strict=True):
+        size, done = call.memory.size, len(self.addresses)
+        asked = self.blocks[done : done + self.asked]
+        for at, (align, data, owner, place) in zip(addresses, asked, strict=False):
+            at &= _MASK
+            if at % align or at + len(data) > size:
+                raise AbiError(
+                    f"the guest allocated {len(data)} bytes for the result of {self.what} at "
+                    f"address {at}, which is no multiple of {align} or not inside its memory"
+                )
             if owner != FLAT:
-                contents[owner][place : place + 4] = at.to_bytes(4, "little")
-        size = sum(map(len, contents))
-        call.spend(copy_fuel(size))
-        for at, content in zip(self.addresses, contents, strict=True):
-            call.memory.write(at, content)
+                image = self.blocks[owner][1]
+                assert isinstance(image, bytearray)
+                image[place : place + 4] = at.to_bytes(4, "little")
+            self.addresses.append(at)
+            self.size += len(data)
+        self.asked = 0
+
+    def written(self, call: HostCall, values: WasmValues) -> WasmValues | Pauses:
+        """Return these values once all blocks are written: at once, or in steps."""
+        call.spend(copy_fuel(self.size))
+        steps = self._write(call)
+        if len(self.blocks) > BLOCKS_AT_ONCE or self.size > PIECE:
+            return _then(steps, values)
+        for _ in steps:
+            raise AssertionError("a small result takes no pause")
+        return values
+
+    def _write(self, call: HostCall) -> Generator[float, None, None]:
+        memory, blocks = call.memory, self.blocks
+        assert memory is not None
+        size = 0
+        for number, at in enumerate(self.addresses):
+            _, data, _, _ = blocks[number]
+            # Freeing many of them at the end would take long, too.
+            blocks[number] = _WRITTEN
+            if number and not number % BLOCKS_AT_ONCE:
+                yield 0.0
+            if len(data) <= PIECE:
+                memory.write(at, data)
+                size += len(data)
+                if size > PIECE:
+                    yield 0.0
+                    size = 0
+                continue
+            view = memoryview(data)
+            for start in range(0, len(data), PIECE):
+                memory.write(at + start, view[start : start + PIECE])
+                yield 0.0
+
+
+_WRITTEN: Final[Block] = (1, b"", FLAT, 0)
+
+
+def _then(steps: Generator[float, None, None], values: WasmValues) -> Pauses:
+    yield from steps
+    return values
+
+
+def _after_pause(values: WasmValues) -> Pauses:
+    yield 0.0
+    return values
 
 
 @final
@@ -150,9 +246,7 @@ class WitHost:
         """Return words for a message: its type."""
         return f"it is {signature(self.type)}"
 
-    def serve(
-        self, call: HostCall
-    ) -> WasmValues | Coroutine[object, object, WasmValues] | Generator[float, None, WasmValues]:
+    def serve(self, call: HostCall) -> Served:
         """Call the function with the guest's arguments; return wasm values, or what does.
 
         Raises:
@@ -166,7 +260,13 @@ class WitHost:
                 "must not: cannot leave component instance",
                 code="cannot leave component instance",
             )
-        values = self._lifted(call)
+        try:
+            values = self._lifted(call)
+        except Detour:
+            return self._lifted_in_steps(call)
+        return self._called(values, call)
+
+    def _called(self, values: tuple[Value, ...], call: HostCall) -> Served:
         if self.own is not None:
             made = self.own(call, *values)
             if inspect.isgenerator(made):
@@ -186,13 +286,11 @@ class WitHost:
             return self._rest(result, call)
         return self._lowered(result, call)
 
-    def _paused(
-        self, steps: Generator[float, None, Value], call: HostCall
-    ) -> Generator[float, None, WasmValues]:
+    def _paused(self, steps: Generator[float, None, Value], call: HostCall) -> Pauses:
         result = yield from steps
         return self._lowered(result, call)
 
-    async def _rest(self, result: Awaitable[object], call: HostCall) -> WasmValues:
+    async def _rest(self, result: Awaitable[object], call: HostCall) -> Served:
         try:
             found = await await_unprotected(result, call)
         except WitError as error:
@@ -207,40 +305,102 @@ class WitHost:
 
     # -- arguments
 
-    def _lifted(self, call: HostCall) -> tuple[Value, ...]:
-        """Return the arguments of a call."""
-        kinds = [one for _, one in self.function.type.params]
-        if not kinds:
-            return ()
-        memory = call.memory
+    @property
+    def _left(self) -> float:
+        """Number of values that are converted without a thread, at most.
+
+        Functions of this library's own take and return few, and must not need a task.
+        """
+        return math.inf if self.own is not None else MANY
+
+    @property
+    def _got(self) -> str:
+        return f"the guest passed to {self.what}"
+
+    def _lifting(self, call: HostCall, left: float) -> Lifting:
         tally = Tally(SIZE_LIMIT)
         tally.allow(VALUES_LIMIT * ITEM_FUEL)
+        memory = call.memory
         fetch = None if memory is None else memory.read
-        got = f"the guest passed to {self.what}"
-        job = Lifting(got, b"", tally, math.inf, fetch=fetch)
-        spilled = lowered_signature(self.function.type).arguments
+        return Lifting(self._got, b"", tally, left, fetch=fetch)
+
+    def _lifted(self, call: HostCall) -> tuple[Value, ...]:
+        """Return the arguments of a call; `Detour` if a thread is to make them."""
+        if not self.function.type.params:
+            return ()
+        job = self._lifting(call, self._left)
+        values = self._lift(call.values, job)
+        self._spend(call, job)
+        return values
+
+    def _lifted_in_steps(self, call: HostCall) -> Pauses:
+        """Copy what arguments refer to, convert them in a thread, and call the function."""
+        job = self._lifting(call, math.inf)
+        job.copies = {}
+        spilled = self._spilled
         try:
             if spilled is None:
                 flat = iter(call.values)
-                values = [lifter(kind).flat(flat, job) for kind in kinds]
+                for _, kind in self.function.type.params:
+                    collect_flat(kind, flat, job)
             else:
                 at = _address(call.values[0])
-                buffer, begin = job.place("its arguments", at, spilled.size, spilled.align)
-                values = [
+                data = job.copy("its arguments", at, spilled.size, spilled.align)
+                for (_, kind), offset in zip(
+                    self.function.type.params, spilled.offsets, strict=True
+                ):
+                    collect = lifter(kind).collect
+                    if collect is not None:
+                        collect(data, offset, job)
+            for pause in collect_all(job):
+                assert pause is PAUSE
+                yield 0.0
+        except (FuelExhaustedError, ResultTooLargeError):
+            raise self._excess() from None
+        self._spend(call, job)
+        # All is copied, and the guest's memory is not for threads.
+        job.fetch = None
+        job.tally.allow(VALUES_LIMIT * ITEM_FUEL)
+        values = yield Convert(self._lift, (call.values, job))
+        self._spend(call, job)
+        return self._called(values, call)
+
+    @property
+    def _spilled(self) -> Layout | None:
+        return lowered_signature(self.function.type).arguments
+
+    def _lift(self, given: tuple[Any, ...], job: Lifting) -> tuple[Value, ...]:
+        kinds = [one for _, one in self.function.type.params]
+        spilled = self._spilled
+        try:
+            if spilled is None:
+                flat = iter(given)
+                return tuple([lifter(kind).flat(flat, job) for kind in kinds])
+            at = _address(given[0])
+            buffer, begin = job.place("its arguments", at, spilled.size, spilled.align)
+            return tuple(
+                [
                     lifter(kind).load(buffer, begin + offset, job)
                     for kind, offset in zip(kinds, spilled.offsets, strict=True)
                 ]
+            )
         except (FuelExhaustedError, ResultTooLargeError):
-            raise AbiError(
-                f"{got} more than {VALUES_LIMIT} values, or values of more than {SIZE_LIMIT} bytes"
-            ) from None
-        if spent := tally.take_spent():
+            raise self._excess() from None
+
+    def _excess(self) -> AbiError:
+        return AbiError(
+            f"{self._got} more than {VALUES_LIMIT} values, or values of more than {SIZE_LIMIT} "
+            "bytes"
+        )
+
+    @staticmethod
+    def _spend(call: HostCall, job: Lifting) -> None:
+        if spent := job.tally.take_spent():
             call.spend(spent)
-        return tuple(values)
 
     # -- the result
 
-    def _lowered(self, result: Value, call: HostCall) -> WasmValues:
+    def _lowered(self, result: Value, call: HostCall) -> WasmValues | Pauses:
         """Return the wasm values of a result, or a request for memory for it."""
         kind = self.function.type.result
         if kind is None:
@@ -249,10 +409,28 @@ class WitHost:
             return ()
         if isinstance(kind, Result) and not isinstance(result, (Ok, Err)):
             result = Ok(result)
+        try:
+            lowered = self._lower(result, self._left)
+        except Detour:
+            return self._lowered_in_steps(result, call)
+        return lowered if isinstance(lowered, tuple) else self._place(lowered, call)
+
+    def _lowered_in_steps(self, result: Value, call: HostCall) -> Pauses:
+        blocks = yield Convert(self._lower, (result, math.inf))
+        return self._place(blocks, call)
+
+    def _lower(self, result: Value, left: float) -> WasmValues | list[Block]:
+        """Return the one wasm value of a result, or the blocks of memory that it takes.
+
+        Raises:
+            Detour: they take long.
+        """
+        kind = self.function.type.result
+        assert kind is not None
         place = layout(kind)
         out: list[Value] = []
         with ExitStack() as views:
-            job = Lowering(False, math.inf, views)
+            job = Lowering(False, left, views)
             try:
                 if self.function.core.results:
                     lowerer(kind).flat(result, out, job)
@@ -268,30 +446,47 @@ class WitHost:
                     f"{self.what} must return {type_text(kind)}, as it is "
                     f"{function_text(self.function.type)}: {error}",
                 ) from None
-            # Copies, as views end here.
-            blocks: list[Block] = [
-                (align, bytes(data), owner, at) for align, data, owner, at in job.blocks
-            ]
-        placing = _Placing(self.what, blocks, [])
-        memory = call.memory
-        if memory is None:
-            raise AbiError(f"{self.what} has no memory to return its result in")
-        placing.place(_address(call.values[-1]), memory)
-        return self._next(placing, call)
+            # Views end here, and others may change what they show while the guest allocates.
+            size = sum([len(data) for _, data, _, _ in job.blocks if _own(data) is None])
+            if size > PIECE and left < math.inf:
+                raise DETOUR
+            return [(align, _kept(data), owner, at) for align, data, owner, at in job.blocks]
 
-    def _next(self, placing: _Placing, call: HostCall) -> WasmValues:
-        asked = placing.next()
-        if asked == DONE:
-            placing.write(call)
-        else:
-            call.state[PLACING] = placing
-        return (asked,) if self.function.allocates else ()
+    def _place(self, blocks: list[Block], call: HostCall) -> WasmValues | Pauses:
+        if call.memory is None:
+            raise AbiError(f"{self.what} has no memory to return its result in")
+        placing = _Placing(self.what, blocks)
+        if self.function.allocates:
+            return placing.begin(_address(call.values[-1]), call)
+        placing.asked = 1
+        placing.place((call.values[-1],), call)
+        return placing.written(call, ())
+
+
+def _own(data: Data | bytearray) -> bytes | bytearray | None:
+    """Return the content of a block without copying it; None: others may change it."""
+    if type(data) is not memoryview:
+        return data
+    whole = data.obj
+    return whole if type(whole) is bytes and len(whole) == data.nbytes else None
+
+
+def _kept(data: Data | bytearray) -> bytes | bytearray:
+    """Return the content of a block, as it stays."""
+    own = _own(data)
+    if own is None:
+        breathe()
+        return bytes(data)
+    return own
 
 
 @final
 @frozen
 class WitAllocated:
-    """The host function to which a guest passes the address of what it has allocated."""
+    """The host function to which a guest passes the address of what it has allocated, or several.
+
+    See `NEXT` and `BATCHES` of `_core/wasm/component/lowering`.
+    """
 
     type: FuncType = NEXT_TYPE
 
@@ -304,22 +499,17 @@ class WitAllocated:
         """Return words for a message: its type."""
         return f"it is {signature(self.type)}"
 
-    def serve(self, call: HostCall) -> WasmValues:
-        """Note the address; return the next request, or `DONE` once the result is written.
+    def serve(self, call: HostCall) -> WasmValues | Pauses:
+        """Note addresses; return the next requests, or that all is over once the result is written.
 
         Raises:
             AbiError: the guest's allocator returned nonsense, or nothing was asked for.
         """
         placing: _Placing | None = call.state.pop(PLACING, None)
-        if placing is None or call.memory is None:
+        if placing is None:
             raise AbiError("the guest allocated for a result that there is not")
-        placing.place(_address(call.values[0]), call.memory)
-        asked = placing.next()
-        if asked == DONE:
-            placing.write(call)
-        else:
-            call.state[PLACING] = placing
-        return (asked,)
+        placing.place(call.values, call)
+        return placing.next_batch(call) if self.type == BATCHES_TYPE else placing.next(call)
 
 
 @final

@@ -3,13 +3,18 @@
 The host function takes the wasm values of the arguments, and writes its result to the memory. A
 result with strings or lists in it needs memory of the guest's, and the guest can't be called while
 it waits for the host. So a generated module is between the two: it calls the host, and allocates
-for it until all has its place.
+for it until all has its place. A call of the host costs much more than an allocation, so several
+blocks are allocated between two calls where there are many.
 
 .. code-block::
 
-    request = call(arguments)         ;; alignment and size of the first block, or -1
+    request = call(arguments)         ;; alignment and size of the first block, or DONE, or SEVERAL
     while request >= 0:
         request = next(realloc(0, 0, alignment, size))
+    if request == SEVERAL:
+        addresses = [0] * BATCH
+        while (over, *requests := batches(*addresses)) and not over:
+            addresses = [realloc(0, 0, *request) if request >= 0 else 0 for request in requests]
 """
 
 from __future__ import annotations
@@ -35,13 +40,18 @@ from ..assembler import assemble
 from ..types import FuncType
 
 HOST: Final = "host"
-"""Module name of the host functions that an adapter imports: `CALL` and `NEXT`."""
+"""Module name of the host functions that an adapter imports: `CALL`, `NEXT` and `BATCHES`."""
 GUEST: Final = "guest"
 """Module name of what it imports of the guest: `REALLOC`."""
-CALL, NEXT, REALLOC, RUN = "call", "next", "realloc", "run"
-DONE: Final = -1
-"""What the host returns instead of a request once all has its place."""
+CALL, NEXT, BATCHES, REALLOC, RUN = "call", "next", "batches", "realloc", "run"
+DONE, SEVERAL = -1, -2
+"""What the host returns instead of a request: all has its place; `BATCHES` is to be called."""
+BATCH: Final = 64
+"""Number of blocks that are allocated between two calls of `BATCHES`."""
 NEXT_TYPE: Final = FuncType(("i32",), ("i64",))
+BATCHES_TYPE: Final = FuncType(("i32",) * BATCH, ("i32", *("i64",) * BATCH))
+"""Type of `BATCHES`: takes the addresses of the last blocks, in order; returns whether all is over,
+and the next requests, the first one last."""
 REALLOC_TYPE: Final = FuncType(("i32", "i32", "i32", "i32"), ("i32",))
 
 
@@ -85,23 +95,34 @@ class LoweredFunction:
         named = enumerate(self.core.params)
         params = " ".join(f"(param $p{number} {one})" for number, one in named)
         values = " ".join(f"(local.get $p{number})" for number in range(len(self.core.params)))
+        places = [f"$at{number}" for number in range(BATCH)]
+        addresses = " ".join(f"(local.get {place})" for place in places)
+        allocated = " ".join(f"(local.set {place} (call $allocate))" for place in places)
         return assemble(
             f"""(module
               (import "{HOST}" "{CALL}" (func $call (param {kinds}) (result i64)))
               (import "{HOST}" "{NEXT}" (func $next (param i32) (result i64)))
+              (import "{HOST}" "{BATCHES}" (func $batches
+                (param {" ".join(BATCHES_TYPE.params)}) (result {" ".join(BATCHES_TYPE.results)})))
               (import "{GUEST}" "{REALLOC}"
                 (func $realloc (param i32 i32 i32 i32) (result i32)))
+              (func $allocate (param $request i64) (result i32)
+                (if (i64.lt_s (local.get $request) (i64.const 0)) (then (return (i32.const 0))))
+                (call $realloc (i32.const 0) (i32.const 0)
+                  (i32.wrap_i64 (i64.shr_u (local.get $request) (i64.const 32)))
+                  (i32.wrap_i64 (local.get $request))))
               (func $run (export "{RUN}") {params} (local $request i64)
                 (local.set $request (call $call {values}))
-                (block $done
-                  (loop $again
-                    (br_if $done (i64.lt_s (local.get $request) (i64.const 0)))
-                    (local.set $request
-                      (call $next
-                        (call $realloc (i32.const 0) (i32.const 0)
-                          (i32.wrap_i64 (i64.shr_u (local.get $request) (i64.const 32)))
-                          (i32.wrap_i64 (local.get $request)))))
-                    (br $again)))))"""
+                (loop $again
+                  (if (i64.ge_s (local.get $request) (i64.const 0)) (then
+                    (local.set $request (call $next (call $allocate (local.get $request))))
+                    (br $again))))
+                (if (i64.eq (local.get $request) (i64.const {SEVERAL})) (then (call $in_batches))))
+              (func $in_batches {" ".join(f"(local {place} i32)" for place in places)}
+                (loop $more
+                  (call $batches {addresses})
+                  {allocated}
+                  (br_if $more (i32.eqz)))))"""
         )
 
 
