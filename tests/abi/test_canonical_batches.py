@@ -256,3 +256,79 @@ async def test_bytes_of_a_batch_are_those_of_a_call(
             for refused in (lambda: lease.call(value), lambda: lease.map([[b"", value]])):
                 with pytest.raises(expected):  # type: ignore[call-overload]
                     await refused()
+
+
+ARROW: list[tuple[Shape, str, list[Any], list[Any]]] = [
+    ("bool", "bool", [True], [True]),
+    ("u64", "uint64", [2**64 - 1], [2**64 - 1]),
+    ("f32", "float", [0.5], [0.5]),
+    ("char", "string", ["a"], ["a"]),
+    (("enum", ("a-b", "c")), "string", ["a-b", "c"], ["a-b", "c"]),
+    (
+        ("flags", ("z", "a")),
+        "list<item: string>",
+        [{"a", "z"}, frozenset[str]()],
+        [["z", "a"], []],
+    ),
+    (("option", "u16"), "uint16", [1, None], [1, None]),
+    (("list", "u8"), "binary", [b"a"], [b"a"]),
+    (("list", "u32"), "list<item: uint32>", [[1], []], [[1], []]),
+    (("list", "u64"), "list<item: uint64>", [[2**64 - 1]], [[2**64 - 1]]),
+    (("list", ("option", "f32")), "list<item: float>", [[1, None]], [[1.0, None]]),
+    (("list", ("flags", ("a",))), "list<item: list<item: string>>", [[{"a"}]], [[["a"]]]),
+    (
+        ("tuple", "f64", "u8"),
+        "struct<field_0: double, field_1: uint8>",
+        [(1.0, 0)],
+        [{"field_0": 1.0, "field_1": 0}],
+    ),
+    (
+        ("record", (("x-y", "string"), ("class", ("option", ("flags", ("a",)))))),
+        "struct<x_y: string, class_: list<item: string>>",
+        [("t", {"a"}), ("t", None)],
+        [{"x_y": "t", "class_": ["a"]}, {"x_y": "t", "class_": None}],
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "column", "expected"), ARROW, ids=[kind for _, kind, *_ in ARROW]
+)
+async def test_types_of_arrow_results_are_those_of_wit(
+    real: WasmtimeKit, shape: Shape, kind: str, column: list[Any], expected: list[Any]
+) -> None:
+    """They do not depend on the values: columns without any have the type, too."""
+    pa = pytest.importorskip("pyarrow")
+    async with real.open() as cache:
+        await cache.register("echo", echo((shape, "u8")), export="echo")
+        async with cache.acquire("echo") as lease:
+            for given, wanted in ((column, expected), ([], []), ([None], [None])):
+                numbers = pa.array([7] * len(given), pa.uint8())
+                found = await lease.map([given, numbers])
+                assert str(found.type) == f"struct<field_0: {kind}, field_1: uint8>"
+                rows = [one and one["field_0"] for one in found.to_pylist()]
+                assert rows == wanted
+
+
+@pytest.mark.parametrize(
+    ("shape", "column"),
+    [
+        (("option", ("option", "u8")), [None, Some(None)]),
+        (("result", "u8", None), [Ok(1)]),
+        (("list", ("variant", (("a", "u8"), ("b", None)))), [[], [Case("b")]]),
+    ],
+)
+async def test_results_that_arrow_has_no_type_for_are_refused_before_any_row(
+    real: WasmtimeKit, shape: Shape, column: list[Any]
+) -> None:
+    """Whatever the values are; with lists as columns they are taken."""
+    pa = pytest.importorskip("pyarrow")
+    async with real.open() as cache:
+        await cache.register("echo", echo((shape, "u8")), export="echo")
+        numbers = [7] * len(column)
+        async with cache.acquire("echo") as lease:
+            for given in (column, column[:0]):
+                with pytest.raises(TypeError, match=r"no type for .*map lists as columns"):
+                    await lease.map([given, pa.array(numbers[: len(given)], pa.uint8())])
+            assert lease.fuel_consumed == 0
+            assert await lease.map([column, numbers]) == list(zip(column, numbers, strict=True))

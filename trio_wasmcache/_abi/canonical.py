@@ -70,6 +70,7 @@ from .._core.wit.layout import Layout, align_up, layout, lifted_signature
 from .._core.wit.text import function_text, type_text
 from .._core.wit.types import STRING, U8, Function, List, Primitive, Result, Type
 from .._core.wit.values import Err, Ok
+from .arrow_forms import NULL, ArrowForm, arrow_form
 from .base import (
     BY_STEPS,
     PAUSE,
@@ -561,6 +562,23 @@ class CanonicalBinding:
         result = self.function.type.result
         kind = None if result is None else _number_of(result)
         return () if kind is None else (kind,)
+
+    def arrow_form(self) -> ArrowForm | None:
+        """Return the form of results in Arrow's arrays; None: there are no results.
+
+        Raises:
+            TypeError: Arrow has no type for them.
+        """
+        result = self.function.type.result
+        try:
+            if isinstance(result, Result):
+                return NULL if result.ok is None else arrow_form(result.ok)
+            return None if result is None else arrow_form(result)
+        except TypeError as error:
+            raise TypeError(
+                f"{self.what}: {error}, which it returns: give map lists as columns, such as "
+                "column.to_pylist(), and the results are a list, too"
+            ) from None
 
     def bulk(self, guest: Guest) -> Bulk | None:  # noqa: ARG002 -- needed by the Scylla ABI
         """Return how a driver makes the calls; None: it can't.

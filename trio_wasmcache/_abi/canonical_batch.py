@@ -16,9 +16,8 @@ from attrs import field, frozen
 
 from .._core.tally import Tally
 from .._core.wit.layout import layout
-from .._core.wit.text import type_text
-from .._core.wit.types import U8, List, Option, Primitive, Record, Tuple, Type
-from .._core.wit.values import python_name, record_class
+from .._core.wit.types import U8, List, Record, Tuple, Type
+from .._core.wit.values import record_class
 from .base import Value
 from .canonical_lift import Lifting, lifter
 from .canonical_lower import Lowering, lowerer
@@ -105,19 +104,6 @@ class Images:
             return lambda data: list(unpack(data))
         made: Any = record_class(one)._make
         return lambda data: list(map(made, unpack(data)))
-
-    @property
-    def arrow_fields(self) -> tuple[tuple[str, str], ...] | None:
-        """(name, type) of the fields of a record of numbers and text; None for other types."""
-        if not isinstance(self.type, Record):
-            return None
-        return tuple((python_name(name), type_text(one)) for name, one in self.type.fields)
-
-    @property
-    def arrow_type(self) -> str:
-        """Type of the values of an option of a primitive type; for others empty."""
-        inner = self.type.some if isinstance(self.type, Option) else self.type
-        return inner.name if isinstance(inner, Primitive) else ""
 
     def pack(self, _values: Sequence[Value]) -> tuple[bytes, Sequence[int]]:
         raise AssertionError("arguments do not cross so")

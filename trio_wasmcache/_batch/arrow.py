@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias, TypeVar, final
 
+from .._abi.arrow_forms import ArrowForm
 from .._core.text import printable
 from .._core.wasm.driver import Cell
 from .columns import Column, numpy_name
@@ -291,26 +292,44 @@ def together(parts: Sequence[object]) -> Arrow:
     return sys.modules["pyarrow"].concat_arrays(parts)
 
 
-def from_values(
-    kind: str, values: Sequence[Any], fields: Sequence[tuple[str, str]] | None = None
-) -> Arrow:
-    """Return an Arrow array of Python values; of records, an array of structs.
+def form_of(binding: object) -> ArrowForm | None:
+    """Return the form of the results of a binding; None: the ABI does not say it.
+
+    Raises:
+        TypeError: Arrow has no type for them.
+    """
+    known: Callable[[], ArrowForm | None] | None = getattr(binding, "arrow_form", None)
+    return None if known is None else known()
+
+
+def from_values(kind: str, values: Sequence[Any], form: ArrowForm | None = None) -> Arrow:
+    """Return an Arrow array of Python values.
 
     Args:
         kind: type of the values.
         values: the values.
-        fields: (name, type) of the fields of records; None: Arrow infers them.
+        form: their form; None: it is that of `kind`, or Arrow infers it.
 
     Raises:
         TypeError: Arrow has no type for them.
     """
     pa = sys.modules["pyarrow"]
-    found: Arrow = getattr(pa, FACTORIES[kind])() if kind in FACTORIES else None
-    if fields is not None and all(one in FACTORIES for _, one in fields):
-        found = pa.struct([(name, getattr(pa, FACTORIES[one])()) for name, one in fields])
-    if kind not in FACTORIES:
-        values = [one._asdict() if hasattr(one, "_asdict") else one for one in values]
+    found: Arrow = None
+    if form is not None:
+        found = _type_of(pa, form)
+        if (convert := form.convert) is not None:
+            values = [None if one is None else convert(one) for one in values]
+    elif kind in FACTORIES:
+        found = getattr(pa, FACTORIES[kind])()
     try:
         return pa.array(values, found)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OverflowError) as error:
         raise TypeError(f"values of type {kind} don't fit into an Arrow array: {error}") from None
+
+
+def _type_of(pa: Arrow, form: ArrowForm) -> Arrow:
+    """Return pyarrow's type of a form."""
+    parts = [(name, _type_of(pa, part)) for name, part in form.parts]
+    if form.factory == "struct":
+        return pa.struct(parts)
+    return getattr(pa, form.factory)(*(part for _, part in parts))

@@ -270,6 +270,7 @@ async def _map_values(
     errors: RowErrors | None,
 ) -> Value:
     native, tally = call.native, call.tally
+    form = _arrow.form_of(call.bound.binding) if arrow else None
     bulk = byte_chunks.bulk_of(call.bound.binding, MeteredGuest(native, tally))
     packed: list[Column | Packed] | None = None
     misfits: tuple[int, ...] = ()
@@ -292,7 +293,7 @@ async def _map_values(
     if bulk.wire is not None:
         kind = call.bound.definition.returns
         assert isinstance(kind, str)
-        sinks = [BytesSink(kind, bulk.wire, bulk.lift, arrow, rows, tally)]
+        sinks = [BytesSink(kind, bulk.wire, bulk.lift, arrow, rows, tally, form)]
     else:
         nones = not arrow and (errors is not None or any(one.holds_none for one in packed))
         names = bulk.shape.results

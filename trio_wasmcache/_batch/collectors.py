@@ -10,6 +10,7 @@ from typing import TypeAlias, final
 
 from attrs import Factory, define
 
+from .._abi.arrow_forms import ArrowForm
 from .._abi.base import Value
 from .._abi.packing import Data, Wire
 from .._abi.plain import PlainType, cell_name
@@ -131,6 +132,8 @@ class BytesSink:
     arrow: bool
     rows: int
     tally: Tally
+    form: ArrowForm | None = None
+    """Form of the results in Arrow's arrays; None: that of `kind`, or Arrow infers it."""
     _list: list[object] = Factory(list)
     _parts: list[object] = Factory(list)  # Arrow arrays of what was in the list
     _data: bytearray = Factory(bytearray)
@@ -175,11 +178,7 @@ class BytesSink:
 
     def _part(self) -> Value:
         """Return the list as an Arrow array, which replaces it, also in the tally."""
-        made = _arrow.from_values(
-            getattr(self.wire, "arrow_type", "") or self.kind,
-            self._list,
-            getattr(self.wire, "arrow_fields", None),
-        )
+        made = _arrow.from_values(self.kind, self._list, self.form)
         self._list = []
         self.tally.size = self._before
         self.tally.add(made.nbytes)

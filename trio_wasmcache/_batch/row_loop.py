@@ -86,6 +86,7 @@ async def map_rows(
     returns: tuple[str, ...] = (given,) if isinstance(given, str) else given or ()
     results: list[list[object]] = [[] for _ in returns]
     skipped = frozenset(misfits)
+    form = _arrow.form_of(call.bound.binding) if arrow else None
     for start in range(0, rows, PIECE):
         stop = min(start + PIECE, rows)
         parts = [one.values(start, stop) for one in columns]
@@ -110,7 +111,7 @@ async def map_rows(
                 as_numbers(numbers[number], column, memory, tally, nones=nones, arrow=arrow)
             )
         else:
-            made.append(_arrow.from_values(kind, column) if arrow else column)
+            made.append(_arrow.from_values(kind, column, form) if arrow else column)
     return made[0] if len(made) == 1 else tuple(made) or None
 
 
