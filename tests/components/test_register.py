@@ -23,6 +23,7 @@ from trio_wasmcache import (
     ExportError,
     FuelExhaustedError,
     InvalidModuleError,
+    LoadError,
     ModuleTooLargeError,
     Prepare,
     SignatureError,
@@ -396,6 +397,83 @@ async def test_reset_and_prepare() -> None:
         upper = await cache.register("upper", PURE, isolation="reset")
         assert upper.isolation_verdict.startswith("reset: ")
         assert [await upper.call("a"), await upper.call("b")] == ["A", "B"]
+
+
+SHARED_TABLE = f"""(component
+  (core module $first
+    (type $get (func (result i32)))
+    (table (export "table") 4 6 funcref)
+    (func $ten (result i32) (i32.const 10))
+    (elem (i32.const 0) $ten)
+    (func (export "far") (result funcref) (ref.func $ten)))
+  (core module $second
+    (type $get (func (result i32)))
+    (import "env" "table" (table 2 funcref))
+    (func $twenty (result i32) (i32.const 20))
+    (elem (i32.const 1) $twenty)
+    (export "table" (table 0)))
+  (core module $hidden
+    (func $none (result i32) (i32.const -1))
+    (func (export "none") (result funcref) (ref.func $none)) (elem declare func $none))
+  (core module $third
+    (type $get (func (result i32)))
+    (import "first" "far" (func $far (result funcref)))
+    (import "hidden" "none" (func $none (result funcref)))
+    (import "second" "table" (table $table 2 funcref))
+    (func $thirty (result i32) (i32.const 30))
+    (func $started (result i32) (i32.const 40))
+    (elem (table $table) (i32.const 2) func $thirty)
+    (elem declare func $started)
+    (func $start (table.set (i32.const 3) (ref.func $started)))
+    (start $start)
+    (func (export "get") (param i32) (result i32) (call_indirect (type $get) (local.get 0)))
+    (func (export "turn")
+      (table.set (i32.const 0) (table.get (i32.const 2)))
+      (table.set (i32.const 2) (table.get (i32.const 1)))
+      (table.set (i32.const 1) (ref.null func))
+      (drop (table.grow (call $far) (i32.const 1))))
+    (func (export "hide") (table.set (i32.const 1) (call $none))))
+  (core instance $a (instantiate $first))
+  (core instance $b (instantiate $second (with "env" (instance $a))))
+  (core instance $c (instantiate $hidden))
+  (core instance $i (instantiate $third
+    (with "first" (instance $a)) (with "second" (instance $b)) (with "hidden" (instance $c))))
+  {lifted("get", '(param "at" u32) (result s32)')}
+  {lifted("turn", "")}
+  {lifted("hide", "")}
+  (export "get" (func $get)) (export "turn" (func $turn)) (export "hide" (func $hide)))"""
+
+
+@pytest.mark.parametrize("isolation", ["reuse", "reset", "fresh"])
+async def test_a_table_that_several_modules_fill_is_prepared(isolation: Any) -> None:
+    """Each element is there, whoever put it there first, and whoever moved it."""
+    wasm = bytes(wasmtime.wat2wasm(SHARED_TABLE))
+    async with quiet_cache() as cache:
+        plain = await cache.register("get", wasm)
+        assert [await plain.call(at) for at in range(4)] == [10, 20, 30, 40]
+        prepare = (Prepare("turn"),)
+        get = await cache.register("get", wasm, prepare=prepare, isolation=isolation, replace=True)
+        for _ in range(2):
+            assert [await get.call(at) for at in (0, 2, 3, 4)] == [30, 20, 40, 10]
+            with pytest.raises(TrapError, match="uninitialized element"):
+                await get.call(1)
+        with pytest.raises(LoadError, match="element 1 of its table 0 is a function of another"):
+            await cache.register("get", wasm, prepare=(Prepare("hide"),), replace=True)
+
+
+async def test_core_modules_that_do_not_fit_are_refused() -> None:
+    """As bytes that are damaged, with the offset of the module that imports."""
+    wasm = bytes(wasmtime.wat2wasm(SHARED_TABLE))
+    table = b"\5table\1\x70"  # an import or a definition of one, of function references
+    at = wasm.index(b"\5table\1\x70\0\2")
+    wide = bytearray(wasm)
+    wide[at + len(table)] = 4  # an index of 64 bits
+    large = bytearray(wasm)
+    large[at + len(table) + 1] = 9
+    async with quiet_cache() as cache:
+        for damaged in (wide, large):
+            with pytest.raises(InvalidModuleError, match=r"import 'env' 'table' is .* at offset"):
+                await cache.register("get", bytes(damaged))
 
 
 async def test_fuel_and_cancellation() -> None:

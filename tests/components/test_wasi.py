@@ -10,9 +10,11 @@ from components.echo import BUMP, REALLOC
 from components.samples import SPEAKING
 from engine.support import quiet_cache
 
-from trio_wasmcache import AbiError, FuelExhaustedError, LinkError, TrapError, Wasi
+from trio_wasmcache import AbiError, FuelExhaustedError, LinkError, Prepare, TrapError, Wasi
+from trio_wasmcache._core.wasm.isolation import Isolation
 from trio_wasmcache.testing import cancel_everywhere, check_invariants
 
+ISOLATIONS: tuple[Isolation, ...] = ("reuse", "reset", "fresh")
 ENVIRONMENT = "wasi:cli/environment@0.2.3"
 ARGUMENTS = '(export "get-arguments" (func (result (list string))))'
 
@@ -63,6 +65,27 @@ async def test_the_adapter_is_run_as_the_module_it_is(isolation: Any) -> None:
         upper = await cache.register("upper", SPEAKING, isolation=isolation)
         async with upper.acquire() as lease:
             assert await lease.map([["a", "b"]]) == ["A", "B"]
+
+
+async def test_the_adapter_is_prepared_too() -> None:
+    """The table that a module of its own fills is filled again, under each isolation."""
+    lines: list[tuple[str, str]] = []
+    wasi = Wasi(env={"NAME": "Ada"}, stdout=lambda *line: lines.append(line))
+    prepare = (Prepare("speak", values=("early", "NAME")),)
+    async with quiet_cache() as cache:
+        for isolation in ISOLATIONS:
+            speak = await cache.register(
+                isolation,
+                SPEAKING,
+                export="speak",
+                wasi=wasi,
+                isolation=isolation,
+                prepare=prepare,
+            )
+            assert "elements of tables frozen" in speak.isolation_verdict
+            for _ in range(2):
+                assert await speak.call("a line", "NAME") == "Ada"
+            assert lines[-2:] == [("stdout", "a line")] * 2
 
 
 async def test_what_an_error_has_of_the_output() -> None:

@@ -25,6 +25,7 @@ from .._core.errors import GuestError, LoadError
 from .._core.keys import FunctionKey
 from .._core.policy.policy import Policy
 from .._core.policy.records import Entry, FunctionRecord, Request
+from .._core.text import printable
 from .._core.wasm.preparation import UnfreezableError
 from .._engine.base import GuestInstance, HostCall
 from .._runtime.activity import Activity
@@ -43,6 +44,8 @@ from .capacity import GroupState
 T = TypeVar("T")
 # Threads that read the state of instances at the same time: some milliseconds each.
 MAX_FREEZES: Final = 2
+# Characters of the name of an import, for messages.
+MAX_SHOWN: Final = 300
 
 
 @frozen
@@ -78,6 +81,12 @@ class _Watched:
         """Answer a call, or refuse to."""
         if self.function is not None:
             self.preparing.hosted = True
+            if isinstance(self.host, WitHost):
+                raise Refused(
+                    f"the guest called {printable(self.host.what, MAX_SHOWN)}, and functions that "
+                    "are given for the imports of a component can't be called while it is "
+                    "prepared: call them later, or pass what they return in Prepare(values=...)"
+                )
             if not self.function.pure:
                 raise Refused(
                     f"the guest called the host function {self.name}, whose effects can't be kept: "

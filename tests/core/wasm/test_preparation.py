@@ -162,6 +162,7 @@ def test_states_come_back_from_disk() -> None:
         ((4, b"\x41\0\x0b"),),
         frozenset({1}),
         frozenset({0, 2}),
+        ((0, 3, 1), (1, 0, 2)),
     )
     packed = pack_states({"": state, "kernel": state}, {"calls": 2})
     assert unpack_states(packed) == ({"": state, "kernel": state}, {"calls": 2})

@@ -135,7 +135,7 @@ class Graph:
                         raise ValueError(f"{wanted}, a {item.kind}, from the host")
                     continue
                 kind, offered = _extern(known, source)
-                if kind != item.kind or not _fits(offered, item.type):
+                if kind != item.kind or not fits(offered, item.type):
                     raise ValueError(f"{wanted} as {item.type}, and is given {offered}")
             known[part.name] = part
         for entry in self.entries:
@@ -274,7 +274,7 @@ def _extern(known: Mapping[str, Part], source: FromPart) -> tuple[str, ExternTyp
     return export.kind, part.info.extern(export)
 
 
-def _fits(offered: ExternType, wanted: ExternType) -> bool:
+def fits(offered: ExternType, wanted: ExternType) -> bool:
     """Return whether an import of the type `wanted` can be linked with `offered`."""
     if isinstance(offered, Limits) and isinstance(wanted, Limits):
         return _contains(wanted, offered)

@@ -6,7 +6,9 @@
    element segments become declared ones, which are as empty, and keep functions referable that code
    refers to. What memories and tables contain is written as further active segments.
 3. Memories, tables and globals that the module imports must have become its own before: see
-   `editor.define_imports`. Those of another part of a graph are written into that part.
+   `editor.define_imports`. Those of another part of a graph are written into that part. But an
+   element is written by a part that can refer to its function: by the table's, or else by one that
+   imports the table. So each element is written once, whatever the order of the parts.
 4. What can't be written raises `UnfreezableError`, which names it.
 """
 
@@ -74,6 +76,9 @@ class FrozenState:
     dropped_data: frozenset[int] = frozenset()
     """Indexes of passive data segments that were dropped; likewise of element segments."""
     dropped_elements: frozenset[int] = frozenset()
+    linked: tuple[tuple[int, int, int], ...] = field(default=(), repr=False)
+    """(index of a table of another part, position there, index of a function) of each element that
+    this module writes into such a table, in order."""
 
     @property
     def size(self) -> int:
@@ -87,8 +92,9 @@ class FrozenState:
 
     @property
     def elements(self) -> int:
-        """Elements of tables that are not null."""
-        return sum(item is not None for items in self.tables for item in items)
+        """Elements of tables that are not null, and that this module writes."""
+        own = sum(item is not None for items in self.tables for item in items)
+        return own + len(self.linked)
 
 
 @frozen
@@ -477,23 +483,34 @@ def _elements(
     initial = _initial(globals) - known
     if initial:
         made.append(b"\3\0" + vector([uleb(function) for function in sorted(initial)]))
-    for table, items in enumerate(state.tables, info.imported_tables):
-        for at, functions in _filled(items):
-            indexes = vector([uleb(function) for function in functions])
-            wide = info.tables[table].limits.wide
-            made.append(b"\2" + uleb(table) + _address(at, wide=wide) + b"\0" + indexes)
+    for table, at, functions in _filled(_written_items(info, state)):
+        indexes = vector([uleb(function) for function in functions])
+        wide = info.tables[table].limits.wide
+        made.append(b"\2" + uleb(table) + _address(at, wide=wide) + b"\0" + indexes)
     return made
 
 
-def _filled(items: Items) -> Iterator[tuple[int, list[int]]]:
-    """Yield where elements of a table are that are not null, and what they are."""
-    run: list[int] = []
-    for at, item in enumerate((*items, None)):
-        if item is not None:
+def _written_items(info: ModuleInfo, state: FrozenState) -> Iterator[tuple[int, int, int]]:
+    """Yield table, position and function of each element that the module writes, in order."""
+    yield from state.linked
+    for table, items in enumerate(state.tables, info.imported_tables):
+        for at, item in enumerate(items):
+            if item is not None:
+                yield table, at, item
+
+
+def _filled(items: Iterable[tuple[int, int, int]]) -> Iterator[tuple[int, int, list[int]]]:
+    """Yield the table of each run of elements, where it begins, and what they are."""
+    first, run = (-1, 0), list[int]()
+    for table, at, item in items:
+        if run and (table, at) == (first[0], first[1] + len(run)):
             run.append(item)
-        elif run:
-            yield at - len(run), run
-            run = []
+            continue
+        if run:
+            yield *first, run
+        first, run = (table, at), [item]
+    if run:
+        yield *first, run
 
 
 def _data(
@@ -527,7 +544,7 @@ def _address(at: int, *, wide: bool) -> bytes:
 # -- keeping states on disk
 
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Version of what `pack_states` returns."""
 
 
@@ -551,6 +568,7 @@ def pack_states(states: Mapping[str, FrozenState], facts: Mapping[str, Any]) -> 
             "globals": [[index, value.hex()] for index, value in state.globals],
             "dropped_data": sorted(state.dropped_data),
             "dropped_elements": sorted(state.dropped_elements),
+            "linked": state.linked,
         }
     head = json.dumps({"format": FORMAT, "parts": parts, "facts": dict(facts)}).encode()
     return struct.pack("<Q", len(head)) + head + b"".join(blobs)
@@ -584,6 +602,7 @@ def unpack_states(packed: bytes | memoryview) -> tuple[dict[str, FrozenState], d
                 tuple((index, bytes.fromhex(value)) for index, value in part["globals"]),
                 frozenset(part["dropped_data"]),
                 frozenset(part["dropped_elements"]),
+                tuple((table, at, function) for table, at, function in part["linked"]),
             )
         if at != len(packed):
             raise ValueError("another size")

@@ -52,6 +52,9 @@ class PartPlan:
     """Whether it has a start function."""
     generated: bool
     """Whether it is none of the user's."""
+    tables: tuple[tuple[int, int, int], ...]
+    """(index of a table that it imports from another part, number of the part that defines it,
+    number of the table among those of that part)."""
     entries: tuple[tuple[tuple[int, str], int, tuple[int, str]], ...]
     """(part and name of a table, index there, part and name of a function), put in once this part
     is there."""
@@ -249,8 +252,10 @@ def _plan_parts(graph: Graph) -> tuple[PartPlan, ...]:
         if isinstance(source, FromPart)
     }
     plans: list[PartPlan] = []
+    homes: dict[tuple[int, int], tuple[int, int]] = {}  # {part and table: where it is defined}
     for number, part in enumerate(graph.parts):
         names = compiled_imports(graph, part) if part.links else {}
+        linked = _linked_tables(part, number, graph, numbers, homes)
         hosts = {
             (*names.get(name, name), source.index): None
             for name, source in part.wiring.items()
@@ -265,10 +270,44 @@ def _plan_parts(graph: Graph) -> tuple[PartPlan, ...]:
                 hosts=tuple(hosts),
                 starts=part.info.start is not None,
                 generated=part.offset is None,
+                tables=tuple((index, *found) for index, found in linked.items()),
                 entries=tuple(entries.get(number, ())),
             )
         )
     return tuple(plans)
+
+
+def _linked_tables(
+    part: Part,
+    number: int,
+    graph: Graph,
+    numbers: Mapping[str, int],
+    homes: dict[tuple[int, int], tuple[int, int]],
+) -> dict[int, tuple[int, int]]:
+    """Return {table that a part imports from another one: part, and number there, that define it}.
+
+    Args:
+        part: The part.
+        number: Its number.
+        graph: The graph.
+        numbers: {name of a part: its number}.
+        homes: {part and index of a table: what is returned}, of the tables of earlier parts; those
+            of this part are added.
+    """
+    linked = {}
+    imported = [item for item in part.info.imports if item.kind == "table"]
+    for index, item in enumerate(imported):
+        source = part.wiring.get((item.module, item.name))
+        if isinstance(source, FromPart):
+            giver = numbers[source.part]
+            export = graph.parts[giver].info.export(source.export)
+            if export is None:
+                raise AssertionError(f"part {source.part!r} exports no {source.export!r}")
+            linked[index] = homes[number, index] = homes[giver, export.index]
+    first = len(part.info.tables) - len(part.info.own_tables)
+    for index in range(first, len(part.info.tables)):
+        homes[number, index] = number, index - first
+    return linked
 
 
 def _plan_of(info: ModuleInfo, edits: Edits, offsets: CodeOffsets, *, noted: bool = True) -> Plan:

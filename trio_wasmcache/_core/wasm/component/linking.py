@@ -19,7 +19,7 @@ from typing import Final, Protocol, final
 from attrs import field, frozen
 
 from ..editor import encode_module
-from ..graph import USER, FromPart, ImportName, Layer, Part, Source
+from ..graph import USER, FromPart, ImportName, Layer, Part, Source, fits
 from ..reader import read_module
 from ..types import (
     Export,
@@ -102,7 +102,8 @@ class _Linking:
         self.component, self.wasm, self.supply, self.breathe = component, wasm, supply, breathe
         self.infos: dict[int, ModuleInfo] = {}  # {number of a module: its sections}
         self.parts: list[Part] = []
-        self.supplied: dict[int, Source] = {}  # {id of a function: where it is}
+        # {id of a function: where it is, and its type}
+        self.supplied: dict[int, tuple[Source, FuncType]] = {}
         self.done: set[int] = set()  # numbers of the instances that are parts
 
     def link(self, needed: Iterable[CoreExport]) -> Linked:
@@ -152,16 +153,21 @@ class _Linking:
 
     def _source(self, source: CoreItem, item: Import, offset: int) -> Source:
         if isinstance(source, CoreExport):
-            found, _ = self._locate(source)
-            return found
+            place, extern = self._locate(source)
+            if not fits(extern, item.type):
+                raise _misfit(item, extern, offset)
+            return place
         if not isinstance(item.type, FuncType):
             raise MalformedModuleError(f"a {item.kind} that is given a function", offset)
         made = self.supplied.get(id(source))
         if made is None:
-            parts, made = self.supply(source, item.type, self._locate)
+            parts, found = self.supply(source, item.type, self._locate)
             self.parts += parts
-            self.supplied[id(source)] = made
-        return made
+            made = self.supplied[id(source)] = found, item.type
+        found, type = made
+        if type != item.type:
+            raise _misfit(item, type, offset)
+        return found
 
     def _locate(self, item: CoreExport) -> tuple[FromPart, ExternType]:
         instance = item.instance
@@ -175,6 +181,14 @@ class _Linking:
                 f"an alias of a {item.kind} {item.name!r}, which the module does not export", start
             )
         return FromPart(_name(instance), item.name), info.extern(export)
+
+
+def _misfit(item: Import, offered: ExternType, offset: int) -> MalformedModuleError:
+    return MalformedModuleError(
+        f"a core instance whose import {item.module!r:.60} {item.name!r:.60} is {item.type}, and "
+        f"is given {offered}",
+        offset,
+    )
 
 
 def _name(instance: CoreInstance) -> str:
