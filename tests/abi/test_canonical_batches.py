@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -33,7 +34,7 @@ BATCHES: list[tuple[tuple[Shape, ...], list[list[Any]], bool]] = [
     (("bool",), [[True, False, True]], False),
     (("f32",), [[0.5, -1.0, float("inf")]], False),
     (("s64",), [[-(2**63), 2**63 - 1, None]], False),
-    (("char",), [["a", "\u20ac", None]], False),
+    (("char",), [["a", "\u20ac", None]], True),
     ((("option", "s64"),), [[1, None, -1]], True),
     ((("option", ("option", "u8")),), [[None, Some(None), Some(7)]], True),
     (
@@ -49,7 +50,11 @@ BATCHES: list[tuple[tuple[Shape, ...], list[list[Any]], bool]] = [
         [[Case("a", 0.5), Case("b", -1), Case("c"), None]],
         True,
     ),
-    ((("enum", ("a", "b")),), [["a", "b"]], False),
+    ((("enum", ("a", "b")),), [["a", None, "b"]], True),
+    ((("flags", ("a", "b")),), [[{"a"}, set(), {"b", "a"}]], True),
+    ((("record", (("x", "f32"),)),), [[(0.5,), None, (-1.0,)]], True),
+    ((("tuple", "u64"),), [[(2**64 - 1,)]], True),
+    ((("variant", (("a", None), ("b", None))),), [[Case("b"), Case("a")]], True),
     ((("result", "u8", "s64"),), [[Ok(1), Ok(2)]], False),
     ((("option", "string"),), [["a", None, ""]], False),
     ((("record", (("x", "f64"), ("name", "string"))),), [[(1.0, "a"), (2.0, "b")]], False),
@@ -78,6 +83,69 @@ async def test_batches_are_those_of_single_calls(
             assert driven(lease) == by_driver
             with row_by_row():
                 assert list(await lease.map(columns)) == single
+
+
+ENUM, MORE = ("enum", ("a", "b")), ("enum", ("a", "b", "c"))
+FLAT: list[tuple[tuple[Shape, ...], Shape, str, list[Any], list[Any]]] = [
+    ((MORE,), ENUM, "(param i32) (result i32) (local.get 0)", ["a", None, "b"], ["a", None, "b"]),
+    ((("option", "f64"),), "f64", "(param i32 f64) (result f64) (local.get 1)", [1.5], [1.5]),
+    ((("tuple", "u8", "f32"),), "u8", "(param i32 f32) (result i32) (local.get 0)", [(7, 0)], [7]),
+    (("char",), "u32", "(param i32) (result i32) (local.get 0)", ["a", None], [97, None]),
+    (("u32",), "char", "(param i32) (result i32) (local.get 0)", [97, None], ["a", None]),
+    ((ENUM,), None, "(param i32)", ["a", "b"], [None, None]),
+]
+
+
+@pytest.mark.parametrize("memory", ['(memory (export "memory") 1)', ""])
+@pytest.mark.parametrize(("params", "result", "code", "column", "expected"), FLAT)
+async def test_functions_that_need_no_memory_have_a_driver(
+    real: WasmtimeKit,
+    params: tuple[Shape, ...],
+    result: Shape,
+    code: str,
+    column: list[Any],
+    expected: list[Any],
+    memory: str,
+) -> None:
+    """No adapter makes their calls. Those of a module without a memory run row by row."""
+    wasm = component(f'{memory} (func (export "run") {code})', {"run": (params, result)})
+    async with real.open() as cache:
+        await cache.register("run", wasm, export="run")
+        async with cache.acquire("run") as lease:
+            assert [await lease.call(value) for value in column] == expected
+            found = await lease.map([column * 3000])
+            assert found == (None if result is None else expected * 3000) or (
+                list(found) == expected * 3000
+            )
+            assert driven(lease) == bool(memory)
+
+
+@pytest.mark.parametrize("by_driver", [True, False])
+async def test_rows_with_a_wrong_flat_result_fail_as_single_calls(
+    real: WasmtimeKit, by_driver: bool
+) -> None:
+    """A number that is no case is an error of its row, also in Arrow's arrays."""
+    pa = pytest.importorskip("pyarrow")
+    code = "(param i32) (result i32) (local.get 0)"
+    wasm = component(
+        f'(memory (export "memory") 1) (func (export "run") {code})', {"run": ((MORE,), ENUM)}
+    )
+    async with real.open() as cache:
+        await cache.register("run", wasm, export="run")
+        for column in (["a", None, "c", "b"], pa.array(["a", None, "c", "b"])):
+            async with cache.acquire("run") as lease:
+                with ExitStack() as stack:
+                    if not by_driver:
+                        stack.enter_context(row_by_row())
+                    found = await lease.map([column], on_error="null")
+                    assert driven(lease) == by_driver
+                    assert list(lease.row_errors) == [2]
+                    assert isinstance(lease.row_errors[2], AbiError)
+                    values = found if isinstance(found, list) else found.to_pylist()
+                    assert values == ["a", None, None, "b"]
+            async with cache.acquire("run") as lease:
+                with pytest.raises(AbiError, match="row 2"):
+                    await lease.map([column])
 
 
 MOODY = component(

@@ -110,7 +110,8 @@ def component(
     """A component that lifts functions of a core module, given as fields of its text.
 
     Args:
-        core: exports ``memory``, ``cabi_realloc``, each function, and perhaps its ``cabi_post_``.
+        core: exports ``memory`` and ``cabi_realloc`` if functions need them, each function, and
+            perhaps its ``cabi_post_``.
         functions: {name: (types of its parameters, type of its result)}.
         interface: whether they are exported in an instance, as WIT's tools do, or by themselves.
         allocator: fields of another core module, which then exports ``memory`` and
@@ -123,7 +124,10 @@ def component(
         gives = "" if result is None else f" (result {names.refer(result)})"
         post = f"cabi_post_{name}"
         at = "$a" if allocator else "$i"
-        options = f'(memory (core memory {at} "memory")) (realloc (core func {at} "cabi_realloc"))'
+        made = allocator or core
+        options = f'(memory (core memory {at} "memory"))' if '"memory"' in made else ""
+        if '"cabi_realloc"' in made:
+            options += f' (realloc (core func {at} "cabi_realloc"))'
         if f'(export "{post}")' in core:
             options += f' (post-return (core func $i "{post}"))'
         lifts.append(f'(func ${name}{given}{gives} (canon lift (core func $i "{name}") {options}))')

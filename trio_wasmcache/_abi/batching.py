@@ -97,9 +97,9 @@ class Bulk:
     """{import of the driver: export of the guest, or of a part beside it}."""
     args: tuple[PlainType | Wire, ...]
     results: tuple[PlainType, ...]
-    """Types of the results; empty if the result is bytes."""
+    """Types of the results, if they are numbers; else empty."""
     wire: Wire | None
-    """Type of the result, if it is bytes; else None."""
+    """Type of the result, if it crosses as bytes or is made of the bytes of a number; else None."""
     lift: Callable[[bytes, Tally], Value]
     """Converts a result to a value and counts it; raises `AbiError` if it is not valid."""
     returns: str

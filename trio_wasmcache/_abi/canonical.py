@@ -87,7 +87,7 @@ from .base import (
     Value,
 )
 from .batching import Bulk
-from .canonical_batch import Cells, Images, Octets, crosses_in_cells
+from .canonical_batch import Cells, Flats, Images, Octets, crosses_in_cells
 from .canonical_lift import Lifting, collect_all, lifter
 from .canonical_lower import (
     FLAT,
@@ -580,7 +580,7 @@ class CanonicalBinding:
                 "column.to_pylist(), and the results are a list, too"
             ) from None
 
-    def bulk(self, guest: Guest) -> Bulk | None:  # noqa: ARG002 -- needed by the Scylla ABI
+    def bulk(self, guest: Guest) -> Bulk | None:
         """Return how a driver makes the calls; None: it can't.
 
         It can for numbers, text and bytes, and for what refers to no memory.
@@ -588,13 +588,18 @@ class CanonicalBinding:
         one, result, calls = self.function, self.function.type.result, self.calls
         args = [self._argument(kind) for kind in self.kinds]
         wire = None if result is None else WIRES.get(result)
-        images = None
-        if result is not None and wire is None and self.returned and crosses_in_cells(result):
+        images = flats = None
+        if result is not None and wire is None and not self.numbers and crosses_in_cells(result):
             if isinstance(result, Result):
                 return None  # an error ends a row, as no result of a driver can
-            images = wire = Images(self.got, result)
+            if self.returned:
+                images = wire = Images(self.got, result)
+            else:
+                flats = wire = Flats(self.got, result)
         known = result is None or wire is not None or self.numbers
-        if self.arguments is not None or calls is None or not known or None in args:
+        # A function without an adapter needs none, if it is flat.
+        callable_ = guest.memory is not None and (calls is not None or self._flat)
+        if self.arguments is not None or not callable_ or not known or None in args:
             return None
         cells = [
             layout(kind.type).flat if isinstance(kind, Cells) else ()
@@ -603,21 +608,25 @@ class CanonicalBinding:
         ]
         shape = MemoryShape(
             tuple(cell_name(kind) if isinstance(kind, PlainType) else BYTES for kind in args),
-            (BYTES,) if wire else tuple(cell_name(kind, cut=True) for kind in self.numbers),
+            (flats.cell,)
+            if flats
+            else (BYTES,)
+            if wire
+            else tuple(cell_name(kind, cut=True) for kind in self.numbers),
             argument="pair",
-            style=None if wire is None else "image" if images else "area",
+            style=None if wire is None or flats else "image" if images else "area",
             allocation="guest",
             alloc=4 if () in cells else 0,
             post=one.post is not None,
-            heavy=images is not None and images.heavy,
+            heavy=wire is not None and wire.heavy,
             cells=tuple(cells) if any(cells) else (),
             image=(self.returned.size, self.returned.align) if images and self.returned else (0, 0),
             canonical=True,
         )
         exports: dict[str, str | FromPart] = {"function": one.export}
-        if shape.alloc:
+        if shape.alloc and calls:
             exports["alloc"] = FromPart(PART, f"realloc {calls.allocator}")
-        if shape.post:
+        if shape.post and calls:
             exports["post"] = FromPart(PART, f"told {calls.number}")
         return Bulk(
             self.what,
@@ -627,7 +636,7 @@ class CanonicalBinding:
             tuple(kind for kind in args if kind is not None),
             self.numbers,
             wire,
-            self._decode if images is None else images.decode,
+            images.decode if images else flats.decode if flats else self._decode,
             "" if result is None else type_text(result),
             self._refuse_row,
         )

@@ -1,7 +1,7 @@
 """Batches by the canonical ABI: columns of bytes, and of values that refer to no memory.
 
 An argument that refers to no memory crosses as its flat values, in cells of eight bytes each; a
-result as its image in the guest's memory.
+result as its image in the guest's memory, or as the one wasm value that it is.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any, final
 from attrs import field, frozen
 
 from .._core.tally import Tally
+from .._core.wasm.driver import CELLS
 from .._core.wit.layout import layout
-from .._core.wit.types import U8, List, Record, Tuple, Type
+from .._core.wit.types import U8, Flags, List, Record, Tuple, Type
 from .._core.wit.values import record_class
 from .base import Value
 from .canonical_lift import Lifting, lifter
@@ -123,6 +124,47 @@ class Images:
             values.append(load(data, at, job))
             at += size
         return values
+
+    def decode(self, data: bytes, tally: Tally) -> Value:
+        """Return one value, which is counted."""
+        (value,) = self.unpack(data, (len(data),), tally)
+        return value
+
+
+@final
+@frozen(eq=False)
+class Flats:
+    """Wire of results that are one wasm value, such as enums: see `packing.Wire`.
+
+    As by a call, they cost no fuel of the host's.
+    """
+
+    got: str
+    """The beginning of messages about a result."""
+    type: Type
+    arrow: str = field(default="", init=False)
+    heavy: bool = field(init=False)
+    cell: str = field(init=False)
+    """Name of the cell of a result."""
+
+    @heavy.default
+    def _default_heavy(self) -> bool:
+        return isinstance(self.type, Flags) and len(self.type.labels) > 8
+
+    @cell.default
+    def _default_cell(self) -> str:
+        (cell,) = layout(self.type).flat
+        return cell
+
+    def pack(self, _values: Sequence[Value]) -> tuple[bytes, Sequence[int]]:
+        raise AssertionError("arguments do not cross so")
+
+    def unpack(self, data: bytes, sizes: Sequence[int], tally: Tally) -> Sequence[object]:
+        one, cell = lifter(self.type), CELLS[self.cell]
+        tally.add(len(data) // cell.size * one.size)
+        found = iter(struct.unpack(f"<{len(data) // cell.size}{cell.code}", data))
+        job = Lifting(self.got, b"", Tally(0), math.inf)
+        return [None if size < 0 else one.flat(found, job) for size in sizes]
 
     def decode(self, data: bytes, tally: Tally) -> Value:
         """Return one value, which is counted."""

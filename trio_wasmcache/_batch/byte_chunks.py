@@ -17,6 +17,7 @@ from .._abi.gil import LONG
 from .._abi.guest_memory import memory_of, read_result
 from .._core.errors import AbiError, GuestError, ResultTooLargeError
 from .._core.tally import SLOT
+from .._core.wasm.driver import CELLS
 from .._core.wasm.memory_layout import (
     AT_AT,
     BASE_AT,
@@ -37,7 +38,7 @@ from .._runtime.metered import MeteredGuest
 from .byte_columns import ArrowBytes, PackedColumn, row_values
 from .chunks import ZERO, Chunks, Failing
 from .collectors import BytesSink, Sink
-from .columns import Column
+from .columns import Column, valid_rows
 
 _STATE = struct.Struct("<III")
 _KEPT = struct.Struct("<II")
@@ -418,12 +419,28 @@ class MemoryChunks(Chunks):
                 valid = self._valid >> start & (1 << rows) - 1
                 sink.add(self.driver.get(at + start * size, rows * size), rows, valid)
                 continue
+            if self._bulk.shape.style is None:
+                self._add(start, *self._cells(at, start, rows))
+                self._tally.begin_row()
+                continue
             sizes = self.driver.get(at + start * 4, rows * 4).cast("i").tolist()
             total = sum(sizes) if min(sizes) >= 0 else sum(max(size, 0) for size in sizes)
             self._tally.copy_some(total)
             self._add(start, bytes(self.driver.get(self._layout.out, total)), sizes)
             self._tally.begin_row()
         self._first = stop
+
+    def _cells(self, at: int, start: int, rows: int) -> tuple[bytes, Sequence[int]]:
+        """Return the cells of rows that are not null, and the size of each; -1 for a null."""
+        (name,) = self._bulk.shape.results
+        size = CELLS[name].size
+        data = bytes(self.driver.get(at + start * size, rows * size))
+        valid = self._valid >> start & (1 << rows) - 1
+        if valid.bit_count() == rows:
+            return data, [size] * rows
+        which = valid_rows(valid, rows)
+        parts = [data[size * row : size * (row + 1)] for row, yes in enumerate(which) if yes]
+        return b"".join(parts), [size if yes else -1 for yes in which]
 
     def _add(self, start: int, data: bytes, sizes: Sequence[int]) -> None:
         (sink,) = self._sinks
