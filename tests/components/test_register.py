@@ -472,7 +472,7 @@ async def test_core_modules_that_do_not_fit_are_refused() -> None:
     large[at + len(table) + 1] = 9
     async with quiet_cache() as cache:
         for damaged in (wide, large):
-            with pytest.raises(InvalidModuleError, match=r"import 'env' 'table' is .* at offset"):
+            with pytest.raises(InvalidModuleError, match=r"import 'env' 'table', at offset"):
                 await cache.register("get", bytes(damaged))
 
 

@@ -155,7 +155,7 @@ class _Linking:
         if isinstance(source, CoreExport):
             place, extern = self._locate(source)
             if not fits(extern, item.type):
-                raise _misfit(item, extern, offset)
+                raise _misfit(item, offset)
             return place
         if not isinstance(item.type, FuncType):
             raise MalformedModuleError(f"a {item.kind} that is given a function", offset)
@@ -166,7 +166,7 @@ class _Linking:
             made = self.supplied[id(source)] = found, item.type
         found, type = made
         if type != item.type:
-            raise _misfit(item, type, offset)
+            raise _misfit(item, offset)
         return found
 
     def _locate(self, item: CoreExport) -> tuple[FromPart, ExternType]:
@@ -183,11 +183,10 @@ class _Linking:
         return FromPart(_name(instance), item.name), info.extern(export)
 
 
-def _misfit(item: Import, offered: ExternType, offset: int) -> MalformedModuleError:
+def _misfit(item: Import, offset: int) -> MalformedModuleError:
+    name = f"{item.module!r:.60} {item.name!r:.60}"
     return MalformedModuleError(
-        f"a core instance whose import {item.module!r:.60} {item.name!r:.60} is {item.type}, and "
-        f"is given {offered}",
-        offset,
+        f"a core instance that is given a {item.kind} of another type for its import {name}", offset
     )
 
 
