@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from trio_wasmcache import (
     DuplicateFunctionError,
     ExportError,
     FuelExhaustedError,
+    InstanceCache,
     InvalidModuleError,
     LoadError,
     ModuleTooLargeError,
@@ -33,6 +34,7 @@ from trio_wasmcache import (
     blocking,
     open_cache,
 )
+from trio_wasmcache.testing import check_invariants
 
 CORE = """
   (core module $m
@@ -204,6 +206,154 @@ async def test_a_function_that_can_not_be_used(name: str, words: str) -> None:
         assert await count.call() == 1
 
 
+async def test_an_error_says_why_no_function_is_left() -> None:
+    """It has the first reasons, and where the others are."""
+    handles = [f'(export "handle{number}" (func $handle))' for number in range(5)]
+    text = HANDLES.replace('(export "handle" (func $handle))', " ".join(handles))
+    text = text.replace('(export "count" (func $count))', "")
+    async with quiet_cache() as cache:
+        with pytest.raises(ExportError) as caught:
+            await cache.register_component(text)
+    message = str(caught.value)
+    assert "no function that can be used: handle0 has a handle of the resource file in" in message
+    assert "; handle2 has a " in message
+    assert "handle3" not in message
+    assert message.endswith("; `python -m trio_wasmcache inspect` says why of 3 more")
+
+
+async def test_two_types_of_one_core_function() -> None:
+    """The second one is left out, and register says why."""
+    text = f"""(component {CORE} {lifted("count", TYPES["count"])} (export "count" (func $count))
+      (func $other (result s32) (canon lift (core func $count-core)))
+      (export "other" (func $other)))"""
+    async with quiet_cache() as cache:
+        (count,) = await cache.register_component(text)
+        assert count.name == "count"
+        with pytest.raises(SignatureError, match="other is the same core function as another one"):
+            await cache.register("other", text)
+
+
+def many(count: int, *, texts: bool = False) -> bytes:
+    """Return a component of many functions: of numbers, or with texts and a core function each."""
+    if not texts:
+        exports = (f'(export "f{number}" (func $count))' for number in range(count))
+        return wat(f"(component {CORE} {lifted('count', TYPES['count'])} {' '.join(exports)})")
+    alias = '(alias core export $i "{0}" (core {1} ${0}))'.format
+    return wat(
+        """(component (core module $m (memory (export "memory") 1)
+          (func (export "realloc") (param i32 i32 i32 i32) (result i32) (i32.const 0))"""
+        + "".join(
+            f'(func (export "c{number}") (param i32 i32) (result i32) (i32.const 0))'
+            for number in range(count)
+        )
+        + f") (core instance $i (instantiate $m)) {alias('memory', 'memory')}"
+        + alias("realloc", "func")
+        + "".join(
+            f"""{alias(f"c{number}", "func")} (func $f{number} (param "a" string) (result string)
+              (canon lift (core func $c{number}) (memory $memory) (realloc $realloc)))
+              (export "f{number}" (func $f{number}))"""
+            for number in range(count)
+        )
+        + ")"
+    )
+
+
+class Steps(trio.abc.Instrument):
+    """Counts the calls of Python functions in each step of the current task."""
+
+    def __init__(self, at: Callable[[int], object] = lambda number: None) -> None:
+        self.task, self.calls, self.at = trio.lowlevel.current_task(), [0], at
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        if task is self.task:
+            self.at(len(self.calls))
+            self.calls.append(0)
+            sys.setprofile(self._count)
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        if task is self.task:
+            sys.setprofile(None)
+
+    def _count(self, _frame: object, event: str, _value: object) -> None:
+        self.calls[-1] += event == "call"
+
+
+@pytest.mark.parametrize("texts", [False, True], ids=["numbers", "texts"])
+async def test_the_work_for_many_functions(texts: bool) -> None:
+    """It is linear, and made in pieces between which other tasks run."""
+    found: dict[int, list[int]] = {}
+    async with quiet_cache() as cache:
+        for count in (60, 120):
+            wasm = many(count, texts=texts)
+            await cache.register_component(wasm, prefix=f"{count}.")
+            steps = Steps()
+            trio.lowlevel.add_instrument(steps)
+            try:
+                functions = await cache.register_component(wasm, prefix=f"{count} again.")
+            finally:
+                trio.lowlevel.remove_instrument(steps)
+            assert len(functions) == count
+            found[count] = steps.calls
+    few, more = found[60], found[120]
+    assert sum(more) < 2.2 * sum(few)
+    # Declarations, bindings and installing; three pieces of 20 more of each.
+    assert len(more) >= len(few) + 9
+    assert sum(sorted(more)[:-2]) > sum(more) / 4
+
+
+async def test_cancelled_at_each_step() -> None:
+    """Either all functions are registered or none, and the module is forgotten with the last."""
+    wasm, registered = many(50), set[int]()
+    async with quiet_cache() as cache:
+        await cache.register("kept", wasm, export="f0")
+        step = 0
+        while True:
+            step += 1
+            with trio.CancelScope() as scope:
+
+                def stop(number: int, at: int = step, scope: trio.CancelScope = scope) -> None:
+                    if number == at:
+                        scope.cancel()
+
+                steps = Steps(stop)
+                trio.lowlevel.add_instrument(steps)
+                try:
+                    await cache.register_component(wasm, prefix="all.")
+                finally:
+                    trio.lowlevel.remove_instrument(steps)
+            names = [one.name for one in cache.functions() if one.name != "kept"]
+            registered.add(len(names))
+            for name in names:
+                cache.remove(name)
+            check_invariants(cache)
+            if not scope.cancel_called:
+                break
+        assert step > 6
+        assert registered == {0, 50}
+        cache.remove("kept")
+        assert cache.functions() == ()
+        check_invariants(cache)
+
+
+async def test_closed_while_functions_are_registered() -> None:
+    wasm = many(60)
+    closed = list[trio.ClosedResourceError]()
+
+    async def register(cache: InstanceCache) -> None:
+        try:
+            await cache.register_component(wasm)
+        except trio.ClosedResourceError as error:
+            closed.append(error)
+
+    async with trio.open_nursery() as nursery:
+        async with quiet_cache() as cache:
+            nursery.start_soon(register, cache)
+            while not cache.functions():
+                await trio.lowlevel.checkpoint()
+            assert len(cache.functions()) < 60
+    assert len(closed) == 1
+
+
 async def test_damage_and_size_are_named() -> None:
     damaged = bytearray(wat(SMALL))
     damaged[8:8] = b"\x0d\0"
@@ -311,8 +461,13 @@ async def test_functions_of_one_interface() -> None:
 
 async def test_either_all_functions_are_registered_or_none() -> None:
     async with quiet_cache() as cache:
-        with pytest.raises(DuplicateFunctionError, match=r"add\(s64, s64\) is being registered"):
-            await cache.register_component(SMALL)  # two interfaces have one
+        with pytest.raises(DuplicateFunctionError) as caught:
+            await cache.register_component(SMALL, replace=True)  # two interfaces have one
+        assert str(caught.value) == (
+            "component *: demo:small/first@0.2.1#add and demo:small/second@1.4.0#add have the same "
+            "name and types: register one interface at a time, such as interface="
+            "'demo:small/first@0.2.1', each with a prefix= of its own"
+        )
         assert cache.functions() == ()
         or_else = await cache.register("or-else", SMALL)
         with pytest.raises(DuplicateFunctionError, match="or-else"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Unpack, final, overload
 
 import trio
@@ -30,7 +30,7 @@ from .._abi.names import (
 )
 from .._core.config import CacheConfig, GroupLimits, check_fields
 from .._core.errors import InvalidModuleError
-from .._core.keys import INFERRED, FunctionKey, Inferred, check_name
+from .._core.keys import INFERRED, Inferred, check_name
 from .._core.metrics.stats import CacheStats, EntryInfo, ResidentBytes
 from .._core.policy.records import FunctionRecord, Need
 from .._core.text import shown
@@ -43,7 +43,7 @@ from .._ki import ki_safe_contextmanager
 from .._log import Origin
 from .._owner import refuse_copy
 from .._pool.pool import COMPILE_SHARE
-from .._pool.registration import Declaration, Missing, Source, declare, read_source
+from .._pool.registration import AT_ONCE, Declaration, Missing, Source, declare, read_source
 from .._profile.profile import Profile
 from .._public import public
 from .._runtime.bound import Definition
@@ -81,6 +81,10 @@ class Compiled:
     """What compiling took; 0.0 if the module was there."""
     group: str
     """Name of the group in whose turn it was."""
+    least_size: int
+    """Bytes that an instance starts with; once for all functions that share the module."""
+    worst_size: int
+    """Bytes that an instance may touch."""
 
 
 @public
@@ -485,9 +489,10 @@ class InstanceCache:
             async with cache.acquire("shapes.area") as area:
                 assert await area.call(Case("circle", 2.0)) > 12
 
-        A function that can't be used, such as one with a resource in its signature, is left out;
-        `register` says why, and ``python -m trio_wasmcache inspect``. If one function can't be
-        registered, none is.
+        A function that can't be used, such as one with a resource in its signature, is left out
+        without an error, unless none is left. `register` says why, for one function, and
+        ``python -m trio_wasmcache inspect`` for all. If one of the rest can't be registered, none
+        is. Other tasks run meanwhile, and may see the first functions before the last ones.
 
         Args:
             wasm: bytes of a component, its text as a `str`, or the path of a file with either.
@@ -510,7 +515,8 @@ class InstanceCache:
         Raises:
             ExportError: the component has no such interface, or no function that can be used.
             DuplicateFunctionError: a function is registered or being registered, and `replace` does
-                not allow it; or two interfaces have functions of the same name and types.
+                not allow it; or two interfaces have functions of the same name and types, which
+                have to be registered one after the other, with another `prefix`.
             TypeError: `wasm` is no component, or a parameter has a bad type.
             trio.ClosedResourceError: the cache is closed.
             Exception: the errors of `register`.
@@ -532,34 +538,35 @@ class InstanceCache:
             if (found := foreign(source.wasm)) is not None:
                 raise InvalidModuleError(f"{what}: {ForeignFormatError(found)}")
             raise TypeError(f"{what}: this is a core module: use register() for its functions")
-        declarations = [
-            declare(
-                name=f"{prefix}{one.name}",
-                args=one.args,
-                returns=one.returns,
-                export=one.export,
-                abi=None,
-                called_on_null=called_on_null,
-                imports=imports,
-                wasi=wasi,
-                prepare=prepare,
-                concurrency=concurrency,
-                isolation=isolation,
-                missing=missing,
-                replace=replace,
-                max_instances=pool.config.max_instances,
-            ).of_component(component)
-            for one in component.of_interface(what, interface)
-        ]
-        reserved: list[FunctionKey] = []
-        with ExitStack() as stack:
+        offered, *others = component.of_interface(what, interface)
+        first = declare(
+            name=f"{prefix}{offered.name}",
+            args=offered.args,
+            returns=offered.returns,
+            export=offered.export,
+            abi=None,
+            called_on_null=called_on_null,
+            imports=imports,
+            wasi=wasi,
+            prepare=prepare,
+            concurrency=concurrency,
+            isolation=isolation,
+            missing=missing,
+            replace=replace,
+            max_instances=pool.config.max_instances,
+        ).of_component(component)
+        declarations = [first]
+        for offered in others:
+            if len(declarations) % AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
+            declarations.append(first.of_other(f"{prefix}{offered.name}", offered))
+        self._check_open()
+        keys = [one.key for one in declarations]
+        with pool.registry.reserve_all(keys, replace):
             try:
-                for one in declarations:
-                    stack.enter_context(pool.registry.reserve(one.key, replace))
-                    reserved.append(one.key)
                 return await self._register_all(declarations, source.wasm)
             finally:
-                for key in reserved:
+                for key in keys:
                     pool.registry.release(key)
         raise trio.ClosedResourceError(f"the cache was closed while {what} was being registered")
 
@@ -573,15 +580,24 @@ class InstanceCache:
             use = watcher.begin("register", key.name, key.args, self._groups.find().record.name)
         try:
             compiled = await self._compile(first, wasm)
-            # All are checked before any is installed.
+            # All are checked before any is installed, and the module is kept meanwhile.
             module = compiled.module
-            bound = [evolve(compiled, binding=self._compiler.bind(module, one)) for one in others]
+            self._compiler.keep(module)
+            try:
+                bindings = await self._compiler.bind_all(module, others)
+                functions = [self._install(first, compiled, compiled.seconds)]
+                for declaration, binding in zip(others, bindings, strict=True):
+                    if len(functions) % AT_ONCE == 0:
+                        # Either all are installed, or the cache is closed, which removes them.
+                        await trio.lowlevel.cancel_shielded_checkpoint()
+                        self._check_open()
+                    functions.append(self._install(declaration, evolve(compiled, binding=binding)))
+            finally:
+                self._compiler.drop(module)
         except BaseException as error:
             if use is not None:
                 use.end(error, Facts(key=key))
             raise
-        functions = [self._install(first, compiled, compiled.seconds)]
-        functions += [self._install(*pair) for pair in zip(others, bound, strict=True)]
         if use is not None:
             use.end(None, _facts(functions[0], compiled.seconds))
         return tuple(functions)
@@ -645,7 +661,10 @@ class InstanceCache:
             group,
         )
         self._check_open(key.name)
-        return Compiled(module, binding, seconds, group.record.name)
+        artifact = module.artifact
+        least = least_size(artifact.edits.heap_size, artifact.info, *artifact.others)
+        most = worst_size(*artifact.modules)
+        return Compiled(module, binding, seconds, group.record.name, least, most)
 
     def _install(
         self, declaration: Declaration, compiled: Compiled, seconds: float = 0.0
@@ -660,7 +679,7 @@ class InstanceCache:
             pool.registry.next_generation(key),
             module.record,
             declaration.concurrency,
-            worst_size(*artifact.modules),
+            compiled.worst_size,
             artifact.address_space,
             artifact.mappings,
             declaration.isolation,
@@ -670,7 +689,7 @@ class InstanceCache:
         resets = declaration.isolation == RESET and module.why_not is None
         kept, advice = cache_verdict(
             config,
-            least_size(artifact.edits.heap_size, artifact.info, *artifact.others),
+            compiled.least_size,
             seats=not keeps_state,
             restored=resets,
         )

@@ -9,7 +9,13 @@ from typing import Final, final
 from attrs import define, evolve, field, frozen
 
 from .._abi.canonical import CanonicalAbi, Lifted as LiftedAbi
-from .._core.errors import ExportError, InvalidModuleError, ModuleTooLargeError, SignatureError
+from .._core.errors import (
+    DuplicateFunctionError,
+    ExportError,
+    InvalidModuleError,
+    ModuleTooLargeError,
+    SignatureError,
+)
 from .._core.keys import MAX_NAME_LENGTH, normalise_type
 from .._core.text import printable
 from .._core.wasm.admission import signature
@@ -54,6 +60,8 @@ MAX_TYPES: Final = 2000
 MAX_FUNCTIONS: Final = 1000
 # Characters of a name in a message.
 MAX_SHOWN: Final = 300
+# Functions that are left out, of which a message says why.
+MAX_REASONS: Final = 3
 MEMORY: Final = "memory"
 
 
@@ -67,6 +75,12 @@ class Offered:
     core: str
     """Name of the core function, among the exports of the core module."""
     type: Function
+    args: tuple[str, ...] = field(init=False)
+    """Types of its parameters, as they are in keys."""
+
+    @args.default
+    def _find_args(self) -> tuple[str, ...]:
+        return tuple(normalise_type(type_text(one)) for _, one in self.type.params)
 
     @property
     def name(self) -> str:
@@ -74,13 +88,13 @@ class Offered:
         return self.export.rpartition("#")[2]
 
     @property
-    def args(self) -> tuple[str, ...]:
-        """Types of its parameters, as they are in keys."""
-        return tuple(normalise_type(type_text(one)) for _, one in self.type.params)
+    def interface(self) -> str:
+        """Name of its interface; empty if it is one of the world."""
+        return self.export.rpartition("#")[0]
 
     @property
     def returns(self) -> str | None:
-        """Type of its result, likewise."""
+        """Type of its result, as it is in the log."""
         result = self.type.result
         return None if result is None else normalise_type(type_text(result))
 
@@ -139,6 +153,7 @@ class Taken:
         """Return the functions of an interface that can be used; of all if that is None.
 
         Raises:
+            DuplicateFunctionError: two of them have the same name and types.
             ExportError: no interface is meant, or several are; or it has no such function.
         """
         found = tuple(self.functions.values())
@@ -148,7 +163,7 @@ class Taken:
                 wanted = find_interface(filter(None, names), wanted)
             except ExportMatchError as error:
                 raise ExportError(f"{what}: the component can't be used so: {error}") from None
-            found = tuple(one for one in found if one.export.rpartition("#")[0] == wanted)
+            found = tuple(one for one in found if one.interface == wanted)
         if not found:
             raise ExportError(
                 f"{what}: the component exports no function that can be used"
@@ -160,6 +175,7 @@ class Taken:
                 f"{MAX_FUNCTIONS} that can be registered at once: give an interface, or register() "
                 "those that are needed"
             )
+        _check_names(what, found)
         for one in found:
             if len(one.name) > MAX_NAME_LENGTH:
                 raise ExportError(
@@ -170,11 +186,33 @@ class Taken:
         return found
 
     def _why_not(self, interface: str | None) -> str:
-        """Return the reason for the first function of an interface, for a message."""
-        for name, reason in self.refused.items():
-            if interface is None or name.rpartition("#")[0] == interface:
-                return f": {printable(name, MAX_SHOWN)} {reason}"
-        return ""
+        """Return the reasons for the first functions of an interface, for a message."""
+        refused = [
+            name
+            for name in self.refused
+            if interface is None or name.rpartition("#")[0] == interface
+        ]
+        reasons = [
+            f"{printable(name, MAX_SHOWN)} {self.refused[name]}" for name in refused[:MAX_REASONS]
+        ]
+        if (more := len(refused) - len(reasons)) > 0:
+            reasons.append(f"`python -m trio_wasmcache inspect` says why of {more:,} more")
+        return f": {'; '.join(reasons)}" if reasons else ""
+
+
+def _check_names(what: str, functions: Sequence[Offered]) -> None:
+    """Raise `DuplicateFunctionError` if two functions have the same name and types."""
+    known: dict[tuple[str, tuple[str, ...]], Offered] = {}
+    for one in functions:
+        other = known.setdefault((one.name, one.args), one)
+        if other is not one:
+            first, second = (printable(each.export, MAX_SHOWN) for each in (other, one))
+            interface = other.interface or one.interface
+            raise DuplicateFunctionError(
+                f"{what}: {first} and {second} have the same name and types: register one interface"
+                f" at a time, such as interface={printable(interface, MAX_SHOWN)!r}, each with a "
+                "prefix= of its own"
+            )
 
 
 def take_apart(
@@ -196,11 +234,11 @@ def take_apart(
         component = read_component(wasm, breathe)
         _check_size(what, wasm, component, limit)
         memory = _memory_of(component)
-        refused = {
-            one.export: reason
-            for one in component.exports
-            if (reason := _reason(one, memory)) is not None
-        }
+        refused: dict[str, str] = {}
+        for one in component.exports:
+            breathe()
+            if (reason := _reason(one, memory)) is not None:
+                refused[one.export] = reason
         usable = [one for one in component.exports if one.export not in refused]
         core, names, layer, offset = _core(component, wasm, usable, breathe)
     except MalformedModuleError as error:
@@ -210,6 +248,7 @@ def take_apart(
     functions: dict[str, Offered] = {}
     lifted: dict[str, LiftedAbi] = {}
     for one in usable:
+        breathe()
         assert isinstance(one.function, Lifted)
         assert isinstance(one.type, Function)
         options, name = one.function.options, names[one.function.core]
@@ -220,7 +259,10 @@ def take_apart(
             None if options.post_return is None else names[options.post_return],
         )
         if lifted.setdefault(name, crossing) != crossing:
-            refused[one.export] = "is the same core function as another one, with another type"
+            refused[one.export] = (
+                "is the same core function as another one, with another type, which is not "
+                "supported: export a core function for each"
+            )
             continue
         functions[one.export] = Offered(one.export, name, one.type)
     taken = Taken(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import final
 
 import trio
@@ -102,6 +102,21 @@ class Registry:
                 f"{key} is registered already; replace=True puts the new one in its place"
             )
         scope = self.reserved[key] = trio.CancelScope()
+        return scope
+
+    def reserve_all(self, keys: Iterable[FunctionKey], replace: bool) -> trio.CancelScope:
+        """Reserve several different keys, all or none; see `reserve`."""
+        reserved: list[FunctionKey] = []
+        scope = trio.CancelScope()
+        try:
+            for key in keys:
+                self.reserve(key, replace)
+                self.reserved[key] = scope
+                reserved.append(key)
+        except DuplicateFunctionError:
+            for key in reserved:
+                self.release(key)
+            raise
         return scope
 
     def close(self) -> None:

@@ -637,6 +637,19 @@ def test_candidates_are_listed(wanted: str, message: str) -> None:
     assert message in str(caught.value)
 
 
+def test_the_very_version_is_taken_before_compatible_ones() -> None:
+    """With several compatible ones and without that one, the name may mean any of them."""
+    names = ["a:b/one@1.0.0#f", "a:b/one@1.3.0#f", "c:d/two@1.0.0#f"]
+    assert find_export(names, "one@1.0.0#f") == names[0]
+    assert find_export(names, "a:b/one@1.3.0#f") == find_export(names, "one@1.3.0#f") == names[1]
+    with pytest.raises(ExportMatchError, match=r"may be a:b/one@1\.0\.0#f or a:b/one@1\.3\.0#f: "):
+        find_export(names, "one@1#f")
+    interfaces = [name.partition("#")[0] for name in names]
+    assert find_interface(interfaces, "one@1.0.0") == interfaces[0]
+    with pytest.raises(ExportMatchError, match="may be"):
+        find_interface(["a:b/one@1.0.0", "c:d/one@1.0.0"], "one@1.0.0")
+
+
 def test_an_interface_is_found_likewise() -> None:
     names = [name.rpartition("#")[0] for name in NAMES[:3]]
     assert find_interface(names, "demo:shapes/funcs") == "demo:shapes/funcs@0.1.2"

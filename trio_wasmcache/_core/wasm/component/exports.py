@@ -93,12 +93,12 @@ def find_export(names: Sequence[str], wanted: str) -> str:
     Args:
         names: Names of exported functions, as ``demo:shapes/funcs@0.1.0#area``.
         wanted: One of them; or without its interface, its package or its version; or with a
-            compatible version.
+            compatible version, if none has that version.
 
     Raises:
         ExportMatchError: None is meant, or several are; the message lists them.
     """
-    return _find("function", names, wanted, [_Name.of(name) for name in names], _Name.of(wanted))
+    return _find("function", names, wanted, "")
 
 
 def find_interface(names: Iterable[str], wanted: str) -> str:
@@ -111,17 +111,16 @@ def find_interface(names: Iterable[str], wanted: str) -> str:
     Raises:
         ExportMatchError: None is meant, or several are; the message lists them.
     """
-    known = list(dict.fromkeys(names))
-    parsed = [_Name.of(f"{name}#") for name in known]
-    return _find("interface", known, wanted, parsed, _Name.of(f"{wanted}#"))
+    return _find("interface", list(dict.fromkeys(names)), wanted, "#")
 
 
-def _find(
-    kind: str, names: Sequence[str], wanted: str, parsed: Sequence[_Name], given: _Name
-) -> str:
+def _find(kind: str, names: Sequence[str], wanted: str, end: str) -> str:
     if wanted in names:
         return wanted
-    meant = [name for name, one in zip(names, parsed, strict=True) if one.is_meant(given)]
+    given, parsed = _Name.of(wanted + end), [_Name.of(name + end) for name in names]
+    found = [(name, one) for name, one in zip(names, parsed, strict=True) if one.is_meant(given)]
+    exact = [name for name, one in found if given.version and one.version == given.version]
+    meant = exact or [name for name, _ in found]
     if len(meant) == 1:
         return meant[0]
     if meant:
