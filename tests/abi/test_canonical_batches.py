@@ -26,6 +26,7 @@ from trio_wasmcache import (
     WitError,
 )
 from trio_wasmcache._core.wasm.memory_layout import MemoryShape
+from trio_wasmcache._runtime.call import Call
 
 BATCHES: list[tuple[tuple[Shape, ...], list[list[Any]], bool]] = [
     (("string",), [["", "a", "\u20ac" * 50, None, "x" * 200_000]], True),
@@ -400,3 +401,26 @@ async def test_results_that_arrow_has_no_type_for_are_refused_before_any_row(
                     await lease.map([given, pa.array(numbers[: len(given)], pa.uint8())])
             assert lease.fuel_consumed == 0
             assert await lease.map([column, numbers]) == list(zip(column, numbers, strict=True))
+
+
+async def test_lists_of_numbers_for_bytes_are_converted_in_a_thread(
+    real: WasmtimeKit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Columns of bytes are not: their conversion is short."""
+    converted: list[object] = []
+    convert = Call.convert
+
+    async def noted(self: Call, *given: Any) -> Any:
+        converted.append(given)
+        return await convert(self, *given)
+
+    monkeypatch.setattr(Call, "convert", noted)
+    async with real.open() as cache:
+        await cache.register("echo", echo((("list", "u8"),)), export="echo")
+        async with cache.acquire("echo") as lease:
+            assert await lease.map([[b"a"] * 100]) == [b"a"] * 100
+            assert not converted
+            assert await lease.map([[[1, 2]] * 100]) == [b"\1\2"] * 100
+            assert len(converted) == 1
+            assert await lease.map([[[7] * 5000]]) == [b"\7" * 5000]
+            assert len(converted) == 2

@@ -77,7 +77,9 @@ class PackedColumn:
         self.rows = source.rows
         self.nullable = False
         self.holds_none = False
-        self.heavy = wire.heavy
+        first = source.values(0, 1) if source.rows != 0 else ()
+        # Bytes may be given as lists of numbers, which take long.
+        self.heavy = wire.heavy or any(type(value) in (list, tuple) for value in first)
         self._source = source
         self._wire = wire
         self._refuses_none = refuses_none
