@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import re
 from contextlib import ExitStack
 from typing import Any
 
@@ -62,6 +63,41 @@ BATCHES: list[tuple[tuple[Shape, ...], list[list[Any]], bool]] = [
     ((("list", "string"),), [[["a"], [], ["b", "c"]]], False),
     (("string", "u8"), [["a", "b", None], [1, 2, 3]], False),
 ]
+
+
+NAMED = """(component
+  (core module $m (func (export "sub") (param i64 i64) (result i64)
+    (i64.sub (local.get 0) (local.get 1))))
+  (core instance $i (instantiate $m))
+  (func (export "sub") (param "from" s64) (param "by-x" s64) (result s64)
+    (canon lift (core func $i "sub"))))"""
+
+
+async def test_columns_by_the_names_of_arguments(real: WasmtimeKit) -> None:
+    """Those of WIT, or in Python's form."""
+    async with real.open() as cache:
+        sub = await cache.register("sub", NAMED)
+        for columns in (
+            {"by-x": 1, "from": [5, 6]},
+            {"from_": [5, 6], "by_x": [1, 1]},
+            {"from": array.array("q", [5, 6]), "by_x": [1, 1]},
+        ):
+            async with sub.acquire() as lease:
+                assert list(await lease.map(columns)) == [4, 5]
+        async with sub.acquire() as lease:
+            for wrong in ({"from": [5]}, {"from": [5], "by": [1]}, {"from": [1], "from_": [1]}):
+                with pytest.raises(TypeError, match=r"takes a column for each of from_, by_x, got"):
+                    await lease.map(wrong)
+        await cache.register("texts", echo(("string", "u8")), export="echo")
+        async with cache.acquire("texts") as lease:
+            names = lease_names(lease)
+            assert await lease.map(dict(zip(names, (["a"], 7), strict=True))) == [("a", 7)]
+
+
+def lease_names(lease: Any) -> list[str]:
+    """Names of the arguments of a function, in WIT."""
+    wit: str = lease.function.wit
+    return re.findall(r"([a-z][a-z0-9-]*): ", wit.partition("func(")[2])
 
 
 def driven(lease: Any) -> bool:

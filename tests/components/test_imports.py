@@ -325,8 +325,12 @@ async def test_what_is_not_given_is_named() -> None:
         core = '(module (func (export "f")))'
         with pytest.raises(TypeError, match=r"imports\['a'\]\['b'\] must be a HostFunction"):
             await cache.register("f", core, args=(), imports={"a": {"b": len}})  # type: ignore[dict-item]
+        number: Any = {STORE: {"get": 5}}
+        with pytest.raises(TypeError, match="got 5; for a component, give the function itself"):
+            await cache.register("look-up", ASKING, imports=number)
         look_up = await cache.register("look-up", ASKING, missing="trap")
-        with pytest.raises(TrapError, match="nobody provides"):
+        wit = r"get func\(key: string\) -> option<string>, which .* nobody provides"
+        with pytest.raises(TrapError, match=wit):
             await look_up.call("a")
 
 

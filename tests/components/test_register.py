@@ -382,6 +382,36 @@ async def test_a_damaged_name_is_refused_with_its_offset(name: bytes) -> None:
         assert await function.call() == 1
 
 
+LINKED = """(component
+  (core module $a
+    (table (export "t") 1 funcref) (memory (export "m") 1) (global (export "g") i64 (i64.const 0))
+    (func (export "f")))
+  (core instance $a (instantiate $a))
+  (core module $b (import "a" {})
+    (func (export "count") (result i32) (i32.const 1)))
+  (core instance $b (instantiate $b (with "a" (instance $a))))
+  (func (export "count") (result u32) (canon lift (core func $b "count"))))"""
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ('"t" (table 1 funcref)', '"t" (table 2 funcref)'),
+        ('"t" (table 1 funcref)', '"t" (table 1 externref)'),
+        ('"m" (memory 1)', '"m" (memory 2)'),
+        ('"m" (memory 1)', '"m" (memory i64 1)'),
+        ('"g" (global i64)', '"g" (global i32)'),
+        ('"f" (func)', '"f" (func (param i32))'),
+    ],
+)
+async def test_core_modules_that_do_not_fit_together_are_damage(right: str, wrong: str) -> None:
+    async with quiet_cache() as cache:
+        with pytest.raises(InvalidModuleError, match=r"import .*at offset 0x"):
+            await cache.register("count", wat(LINKED.format(wrong)))
+        function = await cache.register("count", LINKED.format(right))
+        assert await function.call() == 1
+
+
 async def test_a_damaged_header_is_named() -> None:
     """Only a core module is sent to `register`."""
     wasm = wat(SMALL)
@@ -406,7 +436,7 @@ async def test_the_reason_why_no_function_can_be_used() -> None:
         '(func (export "count") (result', '(func (export "count") (param i32) (result'
     )
     async with quiet_cache() as cache:
-        with pytest.raises(ExportError, match="can be used: count uses a stream, at offset 0x"):
+        with pytest.raises(ExportError, match=r"used: count uses a stream, .*: build it for sync"):
             await cache.register_component(wasm)
 
 

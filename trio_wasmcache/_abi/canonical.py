@@ -219,6 +219,7 @@ class CanonicalAbi(LayeredAbi):
             plain = CanonicalNumbers(
                 function, names[:count], names[count:], types=CUT, export=export, post=one.post
             )
+            plain.names = _parameters(one)
             if one.post is not None:
                 plain.use(
                     CanonicalBinding(function, one, wasm, None, None, self._calls(exports, one))
@@ -322,6 +323,10 @@ def _number_of(one: Type) -> PlainType | None:
     return CUT.get(one.name) if isinstance(one, Primitive) else None
 
 
+def _parameters(one: Lifted) -> tuple[str, ...]:
+    return tuple(name for name, _ in one.type.params)
+
+
 def _types(function: Function) -> list[Type]:
     result = [] if function.result is None else [function.result]
     return [*(one for _, one in function.params), *result]
@@ -355,6 +360,8 @@ class CanonicalNumbers(PlainAbi):
     With a post-return function, calls are those of an adapter, as for other types.
     """
 
+    names: tuple[str, ...] = ()
+    """Names of the arguments."""
     direct: Callable[[Parts], CanonicalDirect] | None = None
     entry: FromPart | None = None
     rest: Callable[[Guest, Value], Steps]
@@ -484,6 +491,11 @@ class CanonicalBinding:
     @property
     def arity(self) -> int:
         return len(self.kinds)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the arguments."""
+        return _parameters(self.function)
 
     @property
     def got(self) -> str:

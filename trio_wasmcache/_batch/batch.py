@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import TypeGuard, final
+from typing import Any, TypeGuard, final
 
 from .._abi.base import Binding, Value
 from .._abi.batching import Bulk
@@ -25,8 +25,10 @@ from .._abi.plain import PlainAbi, PlainType, cell_name
 from .._core.errors import GuestError, ResultTooLargeError
 from .._core.keys import FunctionKey
 from .._core.tally import NUMBER, SLOT
+from .._core.text import listed, shown
 from .._core.wasm.driver import CELLS, Shape, layout
 from .._core.wasm.memory_driver import memory_layout
+from .._core.wit.values import python_name
 from .._runtime.call import Call
 from .._runtime.metered import MeteredGuest
 from . import arrow as _arrow, byte_chunks
@@ -69,6 +71,8 @@ async def _map_columns(
 ) -> Value:
     binding = call.bound.binding
     numbers = isinstance(binding, PlainAbi)
+    if isinstance(columns, Mapping) and (names := getattr(binding, "names", ())):
+        columns = _by_name(call.name, names, columns)
     if type(columns) in (list, tuple) and not any(map(_arrow.is_arrow, columns)):  # type: ignore[call-overload]
         # Without a cancel scope, which costs as much as some hundred rows.
         arrow, found = False, _plain_columns(call.name, columns, not numbers)  # type: ignore[arg-type]
@@ -141,6 +145,25 @@ async def _look_at(
         else:
             found.append(_plain_column(what, number, value, objects))
     return any(isinstance(one, _arrow.ArrowColumn) for one in found), found
+
+
+def _by_name(what: str, names: Sequence[str], columns: Mapping[Any, Value]) -> list[Value]:
+    """Return columns that are given by the names of arguments, in their order.
+
+    Raises:
+        TypeError: there is none for an argument, two, or one for something else.
+    """
+    given = dict(columns)
+    found = [
+        [given.pop(key) for key in dict.fromkeys((name, python_name(name))) if key in given]
+        for name in names
+    ]
+    if given or any(len(values) != 1 for values in found):
+        raise TypeError(
+            f"{what} takes a column for each of {listed(list(map(python_name, names)))}, got "
+            f"{shown(list(columns))}"
+        )
+    return [value for (value,) in found]
 
 
 def _plain_columns(what: str, columns: Sequence[Value], objects: bool) -> list[Column]:

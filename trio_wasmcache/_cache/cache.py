@@ -513,6 +513,7 @@ class InstanceCache:
             The functions, in the order in which the component exports them.
 
         Raises:
+            InvalidModuleError: `wasm` is not valid WebAssembly.
             ExportError: the component has no such interface, or no function that can be used.
             DuplicateFunctionError: a function is registered or being registered, and `replace` does
                 not allow it; or two interfaces have functions of the same name and types, which

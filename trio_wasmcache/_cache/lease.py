@@ -556,7 +556,8 @@ class Lease(Generic[R_co]):
             columns: a sequence with one column for each argument, not one item for each row:
                 rows become columns by ``list(zip(*rows))``. A column is a buffer of the argument's
                 type (`array`, NumPy), a list, Arrow data, or one value for all rows. `columns` may
-                also be an Arrow table.
+                also be an Arrow table; or, for a function of a component, which names its
+                arguments, a mapping of these names to columns.
             rows: number of rows; None: the length of the columns. It must be given if no column
                 has a length.
             on_error: what becomes of a row in which the guest fails, or whose values do not fit:

@@ -45,6 +45,7 @@ from .._core.wasm.component.types import (
     Resource,
     Unsupported,
     UnsupportedComponentError,
+    remedy,
 )
 from .._core.wasm.custom import custom_size, find_custom_sections
 from .._core.wasm.editor import encode_module
@@ -53,6 +54,7 @@ from .._core.wasm.reader import ExcessiveModuleError, MalformedModuleError, read
 from .._core.wasm.types import Export, FuncType, Import
 from .._core.wit.text import function_text, parts_of, type_text
 from .._core.wit.types import Function, Handle, Option, Type, Unsupported as UnsupportedType
+from .._runtime.wit_host import DROP_TYPE
 
 # Characters of the types of a function in keys and in the log; a component may have any names.
 MAX_TYPES: Final = 2000
@@ -350,7 +352,7 @@ class _Supply:
     ) -> tuple[tuple[Part, ...], Source]:
         """Return what an import is linked with; see `Supply`."""
         if isinstance(item, BuiltIn):
-            return (), self._built_in(item)
+            return (), self._built_in(item, wanted)
         if isinstance(item.function, Lifted):
             what = "functions of components inside it that call each other"
             raise UnsupportedComponentError(what, item.offset)
@@ -425,8 +427,13 @@ class _Supply:
         parts.append(self._part(wasm, {(GUEST, MEMORY): found}))
         return parts[-1].name
 
-    def _built_in(self, item: BuiltIn) -> Source:
+    def _built_in(self, item: BuiltIn, wanted: FuncType) -> Source:
         if item.name == "resource.drop" and item.resource is not None and item.resource.imported:
+            if wanted != DROP_TYPE:
+                raise MalformedModuleError(
+                    f"{item.name} as {signature(wanted)}, and not {signature(DROP_TYPE)}",
+                    item.offset,
+                )
             return FromHost(self._add(Needed(None, resource=item.resource)))
         raise UnsupportedComponentError(item.name, item.offset)
 
@@ -467,7 +474,10 @@ def _reason(one: ExportedFunction, memory: CoreExport | None) -> str | None:
     if isinstance(function.type, Unsupported) and not isinstance(kind, Unsupported):
         kind = function.type  # the asynchronous ABI of a function of any type
     if isinstance(kind, Unsupported):
-        return f"uses {kind.what}, at offset {kind.offset:#x}, which is not supported"
+        return (
+            f"uses {kind.what}, at offset {kind.offset:#x}, which is not supported"
+            f"{remedy(kind.what)}"
+        )
     offset = f"(its `canon lift` is at offset {function.offset:#x})"
     for what, label, part in _all_parts(kind):
         if isinstance(part, Handle):
@@ -478,7 +488,7 @@ def _reason(one: ExportedFunction, memory: CoreExport | None) -> str | None:
                 f"a record or list<u8> {offset}"
             )
         if isinstance(part, UnsupportedType):
-            return f"uses {part.text}, which is not supported {offset}"
+            return f"uses {part.text}, which is not supported {offset}{remedy(part.text)}"
     options = function.options
     if options.encoding != "utf8":
         return (

@@ -1484,7 +1484,14 @@ def _component_hosts(declaration: Declaration, needed: Sequence[Needed]) -> tupl
         if given is not None or own is not None:
             made.append(WitHost(function, given, None if own is None else own.run))
         elif declaration.trap_missing:
-            made.append(MissingFunction(function.interface, function.name, function.host_type))
+            made.append(
+                MissingFunction(
+                    function.interface,
+                    function.name,
+                    function.host_type,
+                    shown_text(one.signature),
+                )
+            )
         else:
             missing.setdefault(function.interface, {})[function.name] = None
     if missing:

@@ -365,6 +365,8 @@ class MissingFunction:
     module: str
     name: str
     type: FuncType
+    wit: str = ""
+    """Its type as WIT writes it; empty: a core module imports it."""
 
     @property
     def serve_alone(self) -> Callable[[HostCall], NoReturn]:
@@ -378,7 +380,8 @@ class MissingFunction:
     def serve(self, call: HostCall) -> NoReturn:  # noqa: ARG002  # it does not come to that
         """Raise the trap."""
         raise TrapError(
-            f"the guest called {import_name(self.module, self.name)} {signature(self.type)}, "
+            f"the guest called {import_name(self.module, self.name)} "
+            f"{self.wit or signature(self.type)}, "
             'which it imports and nobody provides (missing="trap"): give it by imports=',
             code="missing import",
         )
@@ -526,7 +529,8 @@ def not_importable(where: str, given: object) -> str:
         if given is kind:
             return f"{where} must be an object, not a class: write {made}"
     others = "" if callable(given) else ", HostMemory(), HostTable() or HostGlobal(type, value)"
+    remedy = "" if callable(given) else "; for a component, give the function itself"
     return (
         f"{where} must be a HostFunction(function, params=..., results=...){others}, "
-        f"got {shown(given)}"
+        f"got {shown(given)}{remedy}"
     )

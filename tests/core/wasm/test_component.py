@@ -400,7 +400,7 @@ REFUSED = [
     ('(component (import "a" (core module)))', "an import of a core module"),
     (
         '(component (import "a" (instance (export "b" (instance)))))',
-        "an import of a instance in an interface",
+        "an import of an instance in an interface",
     ),
 ]
 

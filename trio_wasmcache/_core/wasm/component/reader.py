@@ -802,7 +802,8 @@ class _Reader:
                     imported = self.imported(interface, name, one.value, at)
                     found[name] = _Extern("func", imported)
                 case _:
-                    self.refuse(f"an import of a {one.sort} in an interface")
+                    article = "an" if one.sort == "instance" else "a"
+                    self.refuse(f"an import of {article} {one.sort} in an interface")
         return _Instance(found)
 
     def own(self, given: _Type, interface: str, name: str) -> None:

@@ -9,6 +9,7 @@ Values with an identity are compared by it: two instances of one module are diff
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Final, Literal, TypeAlias, final
 
@@ -22,11 +23,35 @@ Encoding: TypeAlias = Literal["utf8", "utf16", "latin1+utf16"]
 UTF8: Final = "utf8"
 
 
+_ASYNC: Final = (
+    r"(an? |the )?(async|stream|future|error.context|subtask|waitable|backpressure|"
+    r"(task|context|thread)\.)"
+)
+# (regular expression for what is not supported, what to do)
+_REMEDIES: Final = (
+    (
+        _ASYNC,
+        "build it for synchronous exports",
+    ),
+    ("(a )?(list of fixed|map)", "take and return a list, or a list of tuples"),
+    (".* call each other", "link their core modules before"),
+)
+
+
+def remedy(what: str) -> str:
+    """Return what to do in place of something that is not supported, behind a colon; or nothing."""
+    if what.startswith("the import "):  # its name may be any
+        what = what.rpartition(" with ")[2]
+    return next((f": {how}" for known, how in _REMEDIES if re.match(known, what)), "")
+
+
 class UnsupportedComponentError(MalformedModuleError):
     """The component may be valid elsewhere, but uses something that is not supported here."""
 
     def __init__(self, feature: str, offset: int) -> None:
-        super().__init__(f"the component uses {feature}, which is not supported", offset)
+        super().__init__(
+            f"the component uses {feature}, which is not supported{remedy(feature)}", offset
+        )
         self.args = (feature, offset)  # the arguments with which pickle calls the class
         self.feature = feature
 
