@@ -73,7 +73,11 @@ GAUGES = (
     ("max_address_space", "max_address_space_bytes", "The limit of that; +Inf: none is known."),
     ("mappings", "mappings", "Memory mappings of instances and loaded code."),
     ("max_mappings", "max_mappings", "The limit of that; +Inf: none is known."),
-    ("artifact_size", "artifact_bytes", "Serialized code of all registered modules."),
+    (
+        "artifact_size",
+        "artifact_bytes",
+        "Serialized code of all registered modules, and the modules, compressed.",
+    ),
 )
 # (field of UseSummary, metric, help text)
 DURATIONS = (

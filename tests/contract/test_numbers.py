@@ -18,7 +18,7 @@ async def test_stats_of_an_empty_cache(kit: Kit) -> None:
         assert set(stats.evictions.values()) == {0}
         assert set(stats.evictions) == {
             *("size", "count", "idle", "code", "stack", "oversized", "corrupted"),
-            *("removed", "group_closed", "closed", "address_space", "promoted"),
+            *("removed", "group_closed", "closed", "address_space", "promoted", "profiled"),
         }
         assert (stats.hits, stats.misses, stats.blocks, stats.calls) == (0, 0, 0, 0)
         assert (stats.functions, stats.groups, stats.entries) == (0, 1, 0)

@@ -83,7 +83,7 @@ class ModuleSnapshot:
     functions: tuple[str, ...]
     """Registered functions that share it, such as ``"fib(i64)"``."""
     artifact_size: int
-    """Bytes of the compiled code at rest."""
+    """Bytes of the compiled code at rest, and, compressed, of the module as it was given."""
     code_size: int
     """Bytes of the executable code, once loaded."""
     loaded: bool

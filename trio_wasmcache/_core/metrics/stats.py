@@ -240,8 +240,8 @@ class CacheStats:
     """Bytes that idle instances may keep of the stacks on which they ran, at most; the real size is
     unknown."""
     artifact_size: int
-    """Bytes of serialized code of all registered modules, loaded or not, and of their compressed
-    debug sections."""
+    """Bytes of serialized code of all registered modules, loaded or not, and, compressed, of their
+    debug sections, and of the modules as they were given."""
     log_lost: int
     """Number of events dropped from the log because its sink was too slow."""
     log_failures: int
