@@ -198,19 +198,10 @@ class Books:
     def register(self, event: Registered, now: float) -> Step:
         """Register a function; retire one that it replaces."""
         name = event.function, event.arg_types
-        module = self._modules.get(event.module_number)
-        if module is None:
-            module = Module(
-                event.module_digest,
-                event.code_bytes,
-                event.module_mappings or 0,
-                number=event.module_number,
-            )
-            self._modules[event.module_number] = module
         record = FunctionRecord(
             FunctionKey.logged(event.function, event.arg_types),
             event.generation,
-            module,
+            self._module_of(event, event.module_number),
             event.concurrency,
             event.worst_size_bytes,
             event.address_space_bytes or 0,
@@ -225,18 +216,23 @@ class Books:
             return Step()
         return self.policy.retire(old, now, successor=record)
 
+    def _module_of(self, event: Registered | Promoted | Profiled, number: int) -> Module:
+        """Return the module of an event, which functions may share."""
+        module = self._modules.get(number)
+        if module is None:
+            module = self._modules[number] = Module(
+                event.module_digest,
+                event.code_bytes or 0,
+                event.module_mappings or 0,
+                number=number,
+            )
+        return module
+
     def promote(self, event: Promoted, now: float) -> Step:
         """Promote a function, unless it could not be."""
         if event.module_number is None:
             return Step()
-        module = self._modules.get(event.module_number)
-        if module is None:
-            module = self._modules[event.module_number] = Module(
-                event.module_digest,
-                event.code_bytes or 0,
-                event.module_mappings or 0,
-                number=event.module_number,
-            )
+        module = self._module_of(event, event.module_number)
         record = self.functions[event.function, event.arg_types, event.generation]
         reserved = event.address_space_bytes or 0, event.mappings or 0
         return self.policy.promote(record, module, reserved, now)
@@ -246,14 +242,7 @@ class Books:
         record = self.functions[event.function, event.arg_types, event.generation]
         if event.module_number is None:
             return self.policy.vary(record, None, now)
-        module = self._modules.get(event.module_number)
-        if module is None:
-            module = self._modules[event.module_number] = Module(
-                event.module_digest,
-                event.code_bytes or 0,
-                event.module_mappings or 0,
-                number=event.module_number,
-            )
+        module = self._module_of(event, event.module_number)
         reserved = event.address_space_bytes or 0, event.mappings or 0
         return self.policy.vary(record, Variant(module, reserved, event.group), now)
 
