@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Final, final
+from typing import ClassVar, Final, final
 
-from attrs import define
+from attrs import Factory, define
 
 from .config import KiB
 from .text import cut, escaped
@@ -149,46 +149,43 @@ class Lines:
         return rest or None
 
 
-@final
 @define(eq=False)
-class ByteBudget:
-    """How many characters of values a group may log, and the calls that it has not logged."""
+class _Budget:
+    """How much a group may log: so much at once, and as much again each second."""
 
-    left: float = GROUP_VALUES
+    RATE: ClassVar[int]
+    left: float = Factory(lambda self: self.RATE, takes_self=True)
     since: float = 0.0
     """Time at which that much was left (seconds)."""
+
+    def take(self, now: float, number: int = 1) -> bool:
+        """Take some of it at time `now` (seconds); return False if not so much is left."""
+        self.left = min(self.left + max(now - self.since, 0.0) * self.RATE, self.RATE)
+        self.since = now
+        if self.left < number:
+            return False
+        self.left -= number
+        return True
+
+
+@final
+@define(eq=False)
+class ByteBudget(_Budget):
+    """How many characters of values a group may log, and the calls that it has not logged."""
+
+    RATE: ClassVar[int] = GROUP_VALUES
     dropped: int = 0
     """Number of calls that were not logged since the last one that was."""
 
-    def take(self, now: float, size: int) -> bool:
-        """Take some characters at time `now` (seconds); return False if not so many are left."""
-        self.left = min(self.left + max(now - self.since, 0.0) * GROUP_VALUES, GROUP_VALUES)
-        self.since = now
-        if self.left < size:
-            return False
-        self.left -= size
-        return True
-
 
 @final
 @define(eq=False)
-class LineBudget:
+class LineBudget(_Budget):
     """How many events about output a group may log, and what it has not logged since the last."""
 
-    left: float = GROUP_LINES
-    since: float = 0.0
-    """Time at which that much was left (seconds)."""
+    RATE: ClassVar[int] = GROUP_LINES
     dropped_lines: int = 0
     dropped_bytes: int = 0
-
-    def take(self, now: float) -> bool:
-        """Take one of the group's events at time `now` (seconds); return False if none is left."""
-        self.left = min(self.left + max(now - self.since, 0.0) * GROUP_LINES, GROUP_LINES)
-        self.since = now
-        if self.left < 1:
-            return False
-        self.left -= 1
-        return True
 
     def drop(self, lines: int, size: int) -> None:
         """Count lines that are not logged, and their bytes."""
