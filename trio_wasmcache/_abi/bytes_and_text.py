@@ -63,10 +63,25 @@ def lift_buffer(got: str, name: str, data: bytes, tally: Tally) -> Value:
     if name == "bytes":
         tally.add_made(BYTES_SIZE + len(data), 1)
         return data
+    return lift_text(f"{got} what is", data, tally)
+
+
+def lift_text(got: str, data: bytes, tally: Tally) -> str:
+    """Return the text of a guest's bytes, which is counted.
+
+    Args:
+        got: beginning of the message of an error.
+        data: the bytes.
+        tally: counts the text.
+
+    Raises:
+        AbiError: it is not UTF-8.
+        ResultTooLargeError: the text would exceed `max_result_size`.
+    """
     tally.add_made(text_size(data), 1)
     try:
         return data.decode()
     except UnicodeDecodeError as error:
         problem = str(error)
     # Not in the handler: that error refers to all of the data.
-    raise AbiError(f"{got} what is not UTF-8: {problem}")
+    raise AbiError(f"{got} not UTF-8: {problem}")

@@ -35,7 +35,7 @@ from .._core.errors import (
     WitError,
 )
 from .._core.integers import signed
-from .._core.tally import BYTES_SIZE, Tally, text_size
+from .._core.tally import BYTES_SIZE, Tally
 from .._core.wasm.admission import signature
 from .._core.wasm.component.calls import (
     ALLOCATING,
@@ -87,6 +87,7 @@ from .base import (
     Value,
 )
 from .batching import Bulk
+from .bytes_and_text import lift_text
 from .canonical_batch import Cells, Flats, Images, Octets, crosses_in_cells
 from .canonical_lift import Lifting, collect_all, lifter
 from .canonical_lower import (
@@ -662,16 +663,10 @@ class CanonicalBinding:
         return Cells(kind) if crosses_in_cells(kind) else None
 
     def _decode(self, data: bytes, tally: Tally) -> Value:
-        if self.function.type.result != STRING:
-            tally.add_made(BYTES_SIZE + len(data), 1)
-            return data
-        tally.add_made(text_size(data), 1)
-        try:
-            return data.decode()
-        except UnicodeDecodeError as error:
-            problem = str(error)
-        # Not in the handler: that error refers to all of the data.
-        raise AbiError(f"{self.got} a string that is not UTF-8: {problem}")
+        if self.function.type.result == STRING:
+            return lift_text(f"{self.got} a string that is", data, tally)
+        tally.add_made(BYTES_SIZE + len(data), 1)
+        return data
 
     def _refuse_row(self, guest: Guest, why: int, at: int, size: int) -> None:
         """Raise the error of a row at which a driver has stopped, as `steps` do."""

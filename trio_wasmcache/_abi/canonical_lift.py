@@ -28,7 +28,7 @@ from attrs import define, field, frozen
 
 from .._core.costs import ITEM_FUEL, NUMBER_FUEL, copy_fuel
 from .._core.errors import AbiError
-from .._core.tally import ASCII_SIZE, BYTES_SIZE, FREE, NUMBER, SLOT, Tally, text_size
+from .._core.tally import ASCII_SIZE, BYTES_SIZE, FREE, NUMBER, SLOT, Tally
 from .._core.wit.layout import align_up, cases_of, layout
 from .._core.wit.text import type_text
 from .._core.wit.types import (
@@ -45,6 +45,7 @@ from .._core.wit.types import (
 )
 from .._core.wit.values import Case, Err, Ok, Some, record_class
 from .base import PAUSE, Convert, Value
+from .bytes_and_text import lift_text
 from .canonical_lower import DETOUR, NUMBERS_SHIFT, PAIR, PIECE, TEXT_SHIFT
 from .canonical_numbers import CODES, ELEMENTS, NUMBERS, numbers_in
 from .elements import LIST_SIZE, NUMBERS_PIECE
@@ -148,13 +149,7 @@ class Lifting:
         if data.isascii():
             self.tally.add_made(ASCII_SIZE + size, 1)
             return data.decode("ascii")
-        self.tally.add_made(text_size(data), 1)
-        try:
-            return data.decode()
-        except UnicodeDecodeError as error:
-            problem = str(error)
-        # Not in the handler: that error refers to all of the data.
-        raise AbiError(f"{self.got} a string that is not UTF-8: {problem}")
+        return lift_text(f"{self.got} a string that is", data, self.tally)
 
 
 @final

@@ -185,6 +185,20 @@ def _bool() -> Lowerer:
     return Lowerer(store, flat)
 
 
+def _packed(
+    pack: Callable[[bytearray, int, Any], None], exact: Callable[[Value, Lowering], Any]
+) -> Lowerer:
+    """Lower values by a function that returns the number which stands for them."""
+
+    def store(value: Value, image: bytearray, at: int, job: Lowering, _me: int) -> None:
+        pack(image, at, exact(value, job))
+
+    def flat(value: Value, out: list[Any], job: Lowering) -> None:
+        out.append(exact(value, job))
+
+    return Lowerer(store, flat)
+
+
 def _real(kind: PlainType) -> Lowerer:
     pack = struct.Struct("<" + CODES[kind.name]).pack_into
     single = kind.name == "f32"
@@ -198,13 +212,7 @@ def _real(kind: PlainType) -> Lowerer:
         number: float = to_number(kind, value)
         return number
 
-    def store(value: Value, image: bytearray, at: int, job: Lowering, _me: int) -> None:
-        pack(image, at, exact(value, job))
-
-    def flat(value: Value, out: list[Any], job: Lowering) -> None:
-        out.append(exact(value, job))
-
-    return Lowerer(store, flat)
+    return _packed(pack, exact)
 
 
 def _char() -> Lowerer:
@@ -222,13 +230,7 @@ def _char() -> Lowerer:
             raise ValueError(f"char takes a str of one character, got {what}: {shown(value)}")
         return ord(value)
 
-    def store(value: Value, image: bytearray, at: int, job: Lowering, _me: int) -> None:
-        pack(image, at, exact(value, job))
-
-    def flat(value: Value, out: list[Any], job: Lowering) -> None:
-        out.append(exact(value, job))
-
-    return Lowerer(store, flat)
+    return _packed(pack, exact)
 
 
 def _blocks(align: int, encode: Callable[[Value, Lowering], tuple[Data, int]]) -> Lowerer:
@@ -507,13 +509,7 @@ def _flags(one: Flags) -> Lowerer:
                 ) from None
         return found
 
-    def store(value: Value, image: bytearray, at: int, job: Lowering, _me: int) -> None:
-        pack(image, at, exact(value, job))
-
-    def flat(value: Value, out: list[Any], job: Lowering) -> None:
-        out.append(exact(value, job))
-
-    return Lowerer(store, flat)
+    return _packed(pack, exact)
 
 
 # -- variants
