@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Unpack, final, overload
 
 import trio
@@ -30,7 +30,7 @@ from .._abi.names import (
 )
 from .._core.config import CacheConfig, GroupLimits, check_fields
 from .._core.errors import InvalidModuleError
-from .._core.keys import INFERRED, Inferred, check_name
+from .._core.keys import INFERRED, FunctionKey, Inferred, check_name
 from .._core.metrics.stats import CacheStats, EntryInfo, ResidentBytes
 from .._core.policy.records import FunctionRecord, Need
 from .._core.text import shown
@@ -456,10 +456,9 @@ class InstanceCache:
         key = declaration.key
         with pool.registry.reserve(key, replace):
             try:
-                watcher = self._watcher
-                if watcher is not None and watcher.wants():
-                    return await self._show_registration(watcher, declaration, wasm, source)
-                function, _ = await self._register(declaration, wasm, source)
+                with self._shown(key) as told:
+                    function, seconds = await self._register(declaration, wasm, source)
+                    told.append(_facts(function, seconds))
                 return function
             finally:
                 pool.registry.release(key)
@@ -576,10 +575,7 @@ class InstanceCache:
     ) -> tuple[Function, ...]:
         """Register functions of one component. A watcher is shown the first one, which compiles."""
         first, *others = declarations
-        watcher, key, use = self._watcher, first.key, None
-        if watcher is not None and watcher.wants():
-            use = watcher.begin("register", key.name, key.args, self._groups.find().record.name)
-        try:
+        with self._shown(first.key) as told:
             compiled = await self._compile(first, wasm)
             # All are checked before any is installed, and the module is kept meanwhile.
             module = compiled.module
@@ -595,26 +591,24 @@ class InstanceCache:
                     functions.append(self._install(declaration, evolve(compiled, binding=binding)))
             finally:
                 self._compiler.drop(module)
-        except BaseException as error:
-            if use is not None:
-                use.end(error, Facts(key=key))
-            raise
-        if use is not None:
-            use.end(None, _facts(functions[0], compiled.seconds))
+            told.append(_facts(functions[0], compiled.seconds))
         return tuple(functions)
 
-    async def _show_registration(
-        self, watcher: Watcher, declaration: Declaration, wasm: Wasm, source: Source | None
-    ) -> Function:
-        key = declaration.key
+    @contextmanager
+    def _shown(self, key: FunctionKey) -> Iterator[list[Facts]]:
+        """Show the watcher a registration in the block, which appends the facts about it."""
+        watcher = self._watcher
+        told: list[Facts] = []
+        if watcher is None or not watcher.wants():
+            yield told
+            return
         use = watcher.begin("register", key.name, key.args, self._groups.find().record.name)
         try:
-            function, seconds = await self._register(declaration, wasm, source)
+            yield told
         except BaseException as error:
             use.end(error, Facts(key=key))
             raise
-        use.end(None, _facts(function, seconds))
-        return function
+        use.end(None, told[0])
 
     async def _read(self, what: str, name: str, wasm: Wasm) -> Source:
         """Read what `register` was given."""
