@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, Final, TextIO, final
+from typing import Any, Final, TextIO, TypeVar, final
 
 import trio
 from attrs import Factory, define, frozen
@@ -42,6 +42,8 @@ from ._runtime.versions import library_versions
 from .report.cli.session import Session, print_json
 from .report.reading.lines import MARK
 from .report.reading.notes import NOTHING, cite, count
+
+T = TypeVar("T")
 
 SAME, DIFFERENT = 0, 1
 MARKED: Final = MARK + b"replayable"
@@ -285,12 +287,7 @@ class Stage:
         """
         event = ran.event
         _refuse_cut(event)
-        try:
-            arguments = decode(event.arguments or "")
-            if not isinstance(arguments, tuple):
-                raise UnreadableError("no tuple")
-        except UnreadableError as error:
-            raise RefusedError(f"its arguments can't be made again: {error}") from None
+        arguments = _decoded(tuple, "arguments", event.arguments)
         start = _answers("start_calls", event.start_calls)
         answers = _answers("host_calls", event.host_calls)
         function = await self._register(event, wasm)
@@ -361,6 +358,16 @@ def _refuse_cut(event: Replayable) -> None:
     raise RefusedError(f"the log lacks {', '.join(cut)}, which {are} cut: {', or '.join(why)}")
 
 
+def _decoded(kind: type[T], what: str, text: str | None) -> T:
+    try:
+        made = decode(text or "")
+        if not isinstance(made, kind):
+            raise UnreadableError(f"no {kind.__name__}")
+    except UnreadableError as error:
+        raise RefusedError(f"its {what} can't be made again: {error}") from None
+    return made
+
+
 def _answers(name: str, text: str | None) -> list[Answer]:
     try:
         return from_json(loads(text or ""))
@@ -374,12 +381,7 @@ def _options(event: Replayable) -> dict[str, Any]:
     Raises:
         RefusedError: some of them are not in the log, or make no sense.
     """
-    try:
-        setup = decode(event.setup or "")
-        if not isinstance(setup, dict):
-            raise UnreadableError("no dict")
-    except UnreadableError as error:
-        raise RefusedError(f"its options of register can't be made again: {error}") from None
+    setup = _decoded(dict, "options of register", event.setup)
     if setup.get("prepare"):
         raise RefusedError(
             "it was registered with prepare=, whose calls the log does not have: its instances "
