@@ -168,67 +168,68 @@ class CachedModule:
             loaded.close()
 
 
-@final
 @define(eq=False)
-class DebugBook:
-    """The book of the debug sections that a cache keeps; only it frees them.
+class _Book:
+    """A book of something that a cache keeps of its modules; only it frees that.
 
-    Where `limit` is exceeded, those of the modules that were added first are freed.
+    Where `limit` is exceeded, that of the modules that were added first is freed.
     """
 
-    limit: int = DEBUG_BOOK_LIMIT
+    limit: int
     """Bytes of all modules together, at most."""
-    size: int = 0
+    size: int = field(default=0, init=False)
     """Bytes of all modules together."""
-    _sizes: dict[CachedModule, int] = field(factory=dict)  # {module: bytes}, the first added first
+    _sizes: dict[CachedModule, int] = field(factory=dict, init=False)
+    # {module: bytes}, the first added first
 
-    def add(self, module: CachedModule) -> None:
-        """Count the debug sections of a module, and free others if they do not fit."""
-        if module.debug_sections is None or module in self._sizes:
-            return
-        self._sizes[module] = 0
-        self.recount(module)
-
-    def recount(self, module: CachedModule) -> None:
-        """Count the line tables of a module, too, and free others if they do not fit."""
-        if module not in self._sizes:
-            return  # its functions were removed meanwhile
-        size = module.debug_size
-        self.size += size - self._sizes[module]
+    def _count(self, module: CachedModule, size: int) -> None:
+        """Note the bytes of a module, and free others' if they do not fit."""
+        self.size += size - self._sizes.get(module, 0)
         self._sizes[module] = size
         while self.size > self.limit:
             self.remove(next(iter(self._sizes)))
 
     def remove(self, module: CachedModule) -> None:
-        """Free the debug sections of a module."""
+        """Free what is kept of a module."""
         self.size -= self._sizes.pop(module, 0)
+        self._free(module)
+
+    def _free(self, module: CachedModule) -> None:
+        raise NotImplementedError
+
+
+@final
+@define(eq=False)
+class DebugBook(_Book):
+    """The book of the debug sections that a cache keeps."""
+
+    limit: int = DEBUG_BOOK_LIMIT
+
+    def add(self, module: CachedModule) -> None:
+        """Count the debug sections of a module, and free others if they do not fit."""
+        if module.debug_sections is not None and module not in self._sizes:
+            self._count(module, module.debug_size)
+
+    def recount(self, module: CachedModule) -> None:
+        """Count the line tables of a module, too, and free others if they do not fit."""
+        if module in self._sizes:  # else its functions were removed meanwhile
+            self._count(module, module.debug_size)
+
+    def _free(self, module: CachedModule) -> None:
         module.forget_debug_sections()
 
 
 @final
 @define(eq=False)
-class SourceBook:
-    """The book of the modules, as they were given, that a cache keeps for profiles.
-
-    Where `limit` is exceeded, those of the modules that were added first are freed.
-    """
+class SourceBook(_Book):
+    """The book of the modules, as they were given, that a cache keeps for profiles."""
 
     limit: int = SOURCE_BOOK_LIMIT
-    """Bytes of all modules together, at most."""
-    size: int = 0
-    """Bytes of all modules together."""
-    _sizes: dict[CachedModule, int] = field(factory=dict)  # {module: bytes}, the first added first
 
     def add(self, module: CachedModule) -> None:
         """Count the source of a module, and free others if they do not fit."""
-        if module.source is None or module in self._sizes:
-            return
-        size = self._sizes[module] = module.source.size
-        self.size += size
-        while self.size > self.limit:
-            self.remove(next(iter(self._sizes)))
+        if module.source is not None and module not in self._sizes:
+            self._count(module, module.source.size)
 
-    def remove(self, module: CachedModule) -> None:
-        """Free the source of a module."""
-        self.size -= self._sizes.pop(module, 0)
+    def _free(self, module: CachedModule) -> None:
         module.source = None
