@@ -16,7 +16,7 @@ from pathlib import Path
 import compilers
 import pytest
 from hypothesis import settings
-from kits import FakeKit, Kit, ListLogger, WasmtimeKit
+from kits import FakeKit, Kit, ListLogger, WasmtimeKit, nightly
 from ready_order import VARIABLE, begin_test, choose_seed
 
 from trio_wasmcache._core import tiers
@@ -99,7 +99,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Let modules get the compiler that the option names, and tests send Ctrl-C."""
     compilers.use(config.getoption("compiler"))
-    choose_seed(nightly=settings.default.max_examples > 100)
+    choose_seed(nightly=nightly())
     # Errors have their source lines however slow the machine is.
     source_lines.PATIENCE = source_lines.MAX_SECONDS = 600.0
     # A shell has what it starts in the background ignore Ctrl-C, and tests send it.

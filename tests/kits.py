@@ -223,6 +223,11 @@ class WasmtimeKit:
 Kit = FakeKit | WasmtimeKit
 
 
+def nightly() -> bool:
+    """Whether Hypothesis tries as much as at night (see `conftest`)."""
+    return settings.default.max_examples > 100
+
+
 def tries(number: int, **more: Any) -> settings:
     """So many examples for Hypothesis to try, and ten times as many at night (see `conftest`)."""
     return settings(max_examples=number * settings.default.max_examples // 100, **more)

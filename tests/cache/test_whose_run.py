@@ -24,8 +24,7 @@ from typing import Any
 import pytest
 import trio
 from guests import binary
-from hypothesis import settings
-from kits import ListLogger
+from kits import ListLogger, nightly
 
 import trio_wasmcache
 from trio_wasmcache import (
@@ -45,7 +44,7 @@ from trio_wasmcache.testing import check_invariants
 
 ADD_ONE = '(func (export "run") (param i64) (result i64) (i64.add (local.get 0) (i64.const 1)))'
 WASM = binary(f'(memory (export "memory") 1) {ADD_ONE}')
-NIGHTLY = settings.default.max_examples > 100
+NIGHTLY = nightly()
 PACKAGE = str(Path(trio_wasmcache.__file__).parent) + os.sep
 I64 = ("i64",)
 

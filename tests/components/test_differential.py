@@ -13,12 +13,12 @@ from components.liars import ANSWER_PARAMS, LIAR_PARAMS, LIARS, Liar, answering,
 from components.oracle import FUEL, Oracle, Refused
 from components.shapes import Shape, parameters, same, types, values
 from engine.support import quiet_cache
-from hypothesis import HealthCheck, given, settings, strategies as st
-from kits import tries
+from hypothesis import HealthCheck, given, strategies as st
+from kits import nightly, tries
 
 from trio_wasmcache import Function, GuestError, WitError
 
-NIGHTLY = settings.default.max_examples > 100
+NIGHTLY = nightly()
 VALUES = 25 if NIGHTLY else 3
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 # {what wasmtime says of a refused answer: what the library says}. An address may be misaligned and

@@ -10,10 +10,10 @@ from components.liars import ANSWER_PARAMS, LIAR_PARAMS, LIARS, Image, answering
 from components.oracle import Oracle, Refused
 from components.shapes import Shape, parameters, same, types, values
 from hypothesis import HealthCheck, given, settings, strategies as st
-from kits import tries
+from kits import nightly, tries
 
 REASONS = ("out of bounds", "not aligned", "discriminant", "char", "utf-8")
-VALUES = 3 if settings.default.max_examples <= 100 else 25
+VALUES = 25 if nightly() else 3
 
 
 @tries(15, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from cookbook.toolchains import PROBES, MissingError, prepare
 from documents import CHAPTERS, COOKBOOK, TEXTS, blocks, program_of, rows, run, sections
-from hypothesis import settings
+from kits import nightly
 
 from trio_wasmcache._core.wasm.component.reader import read_component
 from trio_wasmcache._core.wasm.reader import read_module
 
-NIGHTLY = settings.default.max_examples > 100
+NIGHTLY = nightly()
 BUILT_AT_NIGHT = {"javascript", "python"}
 """Chapters without a module: it has over 10 MB, and building and compiling it takes minutes."""
 

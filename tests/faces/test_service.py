@@ -6,7 +6,6 @@ import collections
 import datetime
 import decimal
 import gc
-import importlib.util
 import json
 import math
 import os
@@ -26,6 +25,7 @@ import httpx
 import pytest
 import trio
 from bench.harness import percentile
+from documents import load_program
 from hostile.guest import Gives
 from hostile.liars import packed, scylla
 
@@ -358,11 +358,7 @@ async def test_every_type_of_result_has_json() -> None:
 
 def test_a_user_type_is_an_object() -> None:
     """Whose fields are as other values; a set within it is an array."""
-    spec = importlib.util.spec_from_file_location("udf_service", SERVICE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_program(SERVICE)
     address = collections.namedtuple("address", "street zips")
     assert module.plain([address("a", frozenset({1}))]) == [{"street": "a", "zips": [1]}]
     assert module.plain(memoryview(b"ab")) == [97, 98]

@@ -5,7 +5,6 @@ The guests are fakes that take seconds of a mock clock, so every figure is known
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import structlog
 import trio
 import trio.testing
 from attrs import evolve
+from documents import load_program
 from report.logs import run_command
 
 from trio_wasmcache import TrapError
@@ -24,16 +24,6 @@ SERVICE = Path(__file__).parents[2] / "examples" / "udf_service.py"
 PAGE = 65536
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 I64 = {"args": "i64", "returns": "i64", "export": "run"}
-
-
-def example() -> Any:
-    """The service's module, anew."""
-    spec = importlib.util.spec_from_file_location("udf_service", SERVICE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 async def stage(service: Any, engine: FakeEngine, logger: Any) -> str:
@@ -98,7 +88,7 @@ def test_the_story_of_a_slow_request(tmp_path: Path, capsys: pytest.CaptureFixtu
                 structlog.processors.JSONRenderer(),
             ],
         )
-        assert trio.run(stage, example(), FakeEngine(), logger, clock=clock) == TRACE
+        assert trio.run(stage, load_program(SERVICE), FakeEngine(), logger, clock=clock) == TRACE
     question = "report", log, "--where", f"trace_id={TRACE}"
     ran = run_command(capsys, *question, "--json")
     assert ran.status == 0

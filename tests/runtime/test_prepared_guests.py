@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 from fuzz.generate import generate
-from hypothesis import settings
-from kits import open_real_cache
+from kits import nightly, open_real_cache
 from runtime.isolation_guests import hider
 from runtime.several import Several
 
@@ -35,7 +34,7 @@ from trio_wasmcache import (
 from trio_wasmcache._core.wasm.reader import GlobalType, ModuleInfo, read_module
 
 UDFS = Path(__file__).parents[1] / "udfs"
-NIGHTLY = settings.default.max_examples > 100
+NIGHTLY = nightly()
 # Bytes of the modules that are tried in each run.
 SMALL = 6_000
 CONFIG = CacheConfig(
