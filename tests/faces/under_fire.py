@@ -66,6 +66,12 @@ class Printer:
     warning = info
 
 
+@trio.lowlevel.enable_ki_protection
+def ignore_interrupts() -> None:
+    """From now on: the program has done all, and Python, which now ends, isn't what is tested."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def large() -> bytes:
     """A module of which the compile is still under way when the process ends."""
     body = "(local.set 0 (i64.add (local.get 0) (i64.mul (local.get 0) (i64.const 77))))" * 40
@@ -98,6 +104,7 @@ class Program:
                         await trio.sleep_forever()
                 listening.cancel_scope.cancel()
         finally:
+            ignore_interrupts()
             say(mark="out")
 
     async def listen(self, stop: trio.CancelScope) -> None:
