@@ -45,7 +45,8 @@ def idle(cache: InstanceCache) -> Any:
 
 def waiter(cache: InstanceCache) -> Any:
     """The one request that waits, and its entry."""
-    return next(e for e in cache._pool.policy.instances.entries if e.waiting).waiting[0]
+    entries = cache._pool.policy.instances.entries
+    return next(iter(next(entry for entry in entries if entry.waiting).waiting))
 
 
 def change(what: Callable[[InstanceCache], Any], name: str, value: Any) -> Any:

@@ -89,7 +89,7 @@ def test_it_is_refused_where_recycling_may_do_more() -> None:
         (policy.instances, "told", policy.instances.order),
         (policy.instances, "running_limit", -1),
         (held.entry.group, "room", 9),
-        (held.entry.waiting[0], "warm", True),
+        (next(iter(held.entry.waiting)), "warm", True),
     ):
         kept: object = getattr(owner, field)
         setattr(owner, field, value)

@@ -856,7 +856,7 @@ class PolicyMachine(RuleBasedStateMachine):
             assert any(it.owner not in waiting for it in held), "everyone who holds waits"
         assert not self.model.stuck()
         if self.model.room:
-            first = self.policy.room[0]
+            first = next(iter(self.policy.room))
             assert not self.policy._serve(first, self.now, Step()), "there was room"
 
     @invariant()

@@ -36,7 +36,7 @@ logs; the log tool replays a log through this file.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from operator import attrgetter
 from typing import final
@@ -105,7 +105,7 @@ class Policy:
     _instances: Instances = Factory(
         lambda self: Instances(self.config, self.system), takes_self=True
     )
-    _room: deque[Request] = Factory(deque)
+    _room: OrderedDict[Request, None] = Factory(OrderedDict)
     _waits: Waits = Factory(Waits)
     hits: int = 0
     seat_hits: int = 0
@@ -139,7 +139,7 @@ class Policy:
         return self._waits
 
     @property
-    def room(self) -> deque[Request]:
+    def room(self) -> Collection[Request]:
         """Requests that wait for capacity, in order."""
         return self._room
 
@@ -344,7 +344,7 @@ class Policy:
         config, group, ledger = self.config, entry.group, instances.ledger
         if (
             not entry.waiting
-            or entry.waiting[0].warm
+            or next(iter(entry.waiting)).warm
             or self._room
             or self.closed
             or entry.function.retired
@@ -366,7 +366,7 @@ class Policy:
         instance.uses += 1
         request.give_up = None
         self._let_go(request)
-        following = entry.waiting.pop(0)
+        following, _ = entry.waiting.popitem(last=False)
         self._waits.end(following.owner)
         entry.claims[following] = self._waits.held[following] = None
         following.instance = instance
@@ -450,7 +450,7 @@ class Policy:
             self._instances.forget(entry)
             raise
         request.stage = Stage.QUEUED
-        entry.waiting.append(request)
+        entry.queue(request)
         return None
 
     def loaded(
@@ -533,7 +533,7 @@ class Policy:
         self._epoch += 1
         entry = request.entry
         if request.stage is Stage.QUEUED:
-            entry.waiting.remove(request)
+            del entry.waiting[request]
         else:
             _expect(request, Stage.ROOM)
             self._leave_room(request)
@@ -1031,10 +1031,10 @@ class Policy:
             if request.instance is not None:
                 self._waits.held[request] = None
             if request.stage is Stage.QUEUED:
-                entry.waiting.append(request)
+                entry.queue(request)
                 self._waits.waiting[it.task] = entry
             elif request.stage is Stage.ROOM:
-                self._room.append(request)
+                self._room[request] = None
                 self._waits.waiting[it.task] = ROOM
         for _, request in sorted(claims, key=lambda claim: claim[0]):
             request.entry.claims[request] = None
@@ -1133,7 +1133,7 @@ class Policy:
         """Serve the waiters of `entry`, then those that wait for capacity."""
         # A cache that closes, group by group, serves nothing any more.
         while not self.closed and entry.waiting and len(entry.claims) < entry.function.concurrency:
-            request = entry.waiting.pop(0)
+            request, _ = entry.waiting.popitem(last=False)
             try:
                 self._instances.check_fits(entry.function)
             except CodeMemoryError as error:
@@ -1155,13 +1155,13 @@ class Policy:
         if self._instances.shrunk:
             self._instances.trim(now, result)
         while self._room and not self.closed:
-            request = self._room[0]
+            request = next(iter(self._room))
             if not self._serve(request, now, result):
                 # The releasing task was perhaps the last that could; nothing else would notice.
                 if self._waits.chain(request.owner, ROOM) is not None:
                     self._break_deadlock(now, result)
                 return
-            self._room.popleft()
+            del self._room[request]
             self._waits.end(request.owner)
             result.woken.append(request)
 
@@ -1175,12 +1175,12 @@ class Policy:
         holders = {request.owner for request in self._waits.held}
         for request in [request for request in self._room if request.owner in holders]:
             if self._serve(request, now, result):
-                self._room.remove(request)
+                del self._room[request]
                 self._waits.end(request.owner)
                 result.woken.append(request)
                 return
         stuck = (request for request in self._waiters() if request.owner in holders)
-        self._give_way(next(stuck, self._room[0]), now, result)
+        self._give_way(next(stuck, next(iter(self._room))), now, result)
 
     def _break_cycle(self, owner: Hashable, now: float, result: Step) -> None:
         """Fail the wait of `owner`, which is in vain, or that of a task it depends on.
@@ -1202,7 +1202,7 @@ class Policy:
         if request.stage is Stage.ROOM:
             self._leave_room(request)
         else:
-            request.entry.waiting.remove(request)
+            del request.entry.waiting[request]
         self._end(request, error, result)
         self._pump(request.entry, now, result)
 
@@ -1221,7 +1221,7 @@ class Policy:
             try:
                 self._block(request, entry)
             except DeadlockError as error:
-                entry.waiting.remove(request)
+                del entry.waiting[request]
                 self._end(request, error, result)
 
     def _move_on(self, old: Entry, result: Step) -> None:
@@ -1243,8 +1243,8 @@ class Policy:
             if len(new.claims) < successor.concurrency:
                 new.claims[request] = None
             elif request.stage is Stage.ROOM:
-                self._room.remove(request)
-                old.waiting.append(request)
+                del self._room[request]
+                old.queue(request)
             del old.claims[request]
             request.entry = new
         for request in old.waiting:
@@ -1277,18 +1277,21 @@ class Policy:
     def _queue(self, request: Request) -> None:
         """Insert `request` into the queue of its entry, before all that came later."""
         request.stage = Stage.QUEUED
-        queue = request.entry.waiting
-        place = len(queue)
-        while place and queue[place - 1].turn > request.turn:
-            place -= 1
-        queue.insert(place, request)
+        entry, later = request.entry, list[Request]()
+        for other in reversed(entry.waiting):
+            if other.turn <= request.turn:
+                break
+            later.append(other)
+        entry.queue(request)
+        for other in reversed(later):
+            entry.waiting.move_to_end(other)
 
     def _enter_room(self, request: Request) -> None:
         request.stage = Stage.ROOM
-        self._room.append(request)
+        self._room[request] = None
 
     def _leave_room(self, request: Request) -> None:
-        self._room.remove(request)
+        del self._room[request]
         del request.entry.claims[request]
 
     def _block(self, request: Request, resource: Resource) -> None:

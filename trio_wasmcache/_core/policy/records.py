@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any, Protocol, final
 
@@ -24,6 +25,8 @@ from .resets import Resets
 LOAD_PART = 0.25
 # Bits for the number of a drop beside that of a rest: more drops than a process lives for.
 DROPS = 40
+# Shared by all entries that nobody has waited for yet, which are most.
+NO_LINE: OrderedDict[Request, None] = OrderedDict()
 
 
 class Unloadable(Protocol):
@@ -284,7 +287,8 @@ class Entry:
     """Number of instances that are loading, running or idle."""
     idle: list[Instance] = Factory(list)
     """Idle instances and seats, the most recently used last."""
-    waiting: list[Request] = Factory(list)
+    waiting: OrderedDict[Request, None] = NO_LINE
+    """Requests that wait for an instance, in order: any may leave, at the same cost."""
     claims: dict[Request, None] = Factory(dict)
     last_used: float | None = None
     uses: UseStats = Factory(UseStats)
@@ -308,6 +312,12 @@ class Entry:
         """The modules of which its instances are."""
         held = [request.instance for request in self.claims]
         return *self.function.modules, *(it.module for it in held if it is not None)
+
+    def queue(self, request: Request) -> None:
+        """Put a request at the end of the line."""
+        if self.waiting is NO_LINE:
+            self.waiting = OrderedDict()
+        self.waiting[request] = None
 
     @property
     def vacant(self) -> bool:
