@@ -54,7 +54,7 @@ def collected() -> Iterator[None]:
 
             def add_values(event: Replayable, at: float, origin: Any = None) -> bool:
                 numbers[0] += 1
-                stamped = Stamped(event, "collected", numbers[0], at)
+                stamped = Stamped(event, f"collected {os.getpid()}", numbers[0], at)
                 file.write(json.dumps({"event": event.name, **stamped.fields()}) + "\n")
                 return bool(add(event, at, origin))
 

@@ -26,7 +26,7 @@ from ._cache.lease import Function
 from ._cache.open import open_with
 from ._core.answers import MAX_CALL, MAX_START, Answer, from_json
 from ._core.config import CacheConfig, MiB
-from ._core.errors import WasmCacheError
+from ._core.errors import WasmCacheError, WitError
 from ._core.events import Replayable, Stamped
 from ._core.keys import MAX_NAME_LENGTH, FunctionKey, normalise_type
 from ._core.tagged import UNKNOWN, TooLargeError, UnreadableError, decode, dumps, encode, loads
@@ -408,10 +408,8 @@ def _options(event: Replayable) -> dict[str, Any]:
 
 def _abi(setup: Mapping[Any, Any]) -> Abi | None:
     name = setup.get("abi", RECOGNISED)
-    if name == RECOGNISED:
+    if name in (RECOGNISED, COMPONENT):  # which says its ABI itself
         return None
-    if name == COMPONENT:
-        raise RefusedError("it is a function of a component, which can't be run again yet")
     if name == OWN:
         raise RefusedError("it was registered with an abi of the application's own")
     known = ABIS.get(name)
@@ -425,8 +423,10 @@ def _abi(setup: Mapping[Any, Any]) -> Abi | None:
     return made
 
 
-def _imports(setup: Mapping[Any, Any]) -> dict[str, dict[str, Importable]]:
-    made: dict[str, dict[str, Importable]] = {}
+def _imports(setup: Mapping[Any, Any]) -> dict[str, dict[str, Any]]:
+    made: dict[str, dict[str, Any]] = {}
+    for interface, name in setup.get("functions") or ():
+        made.setdefault(interface, {})[name] = _unused
     for module, name, params, results, reentrant in setup.get("imports") or ():
         host = HostFunction(_unused, params, results, reentrant=reentrant)
         made.setdefault(module, {})[name] = host
@@ -464,7 +464,11 @@ def _compare(ran: Ran, result: object, error: Exception | None, fuel: int | None
         unknown = name != "trap" and (before is None or (name != "fuel" and now[name] is None))
         if before != now[name] and not unknown:
             differences.append(f"{what}: {_shown(before)} in the log, {_shown(now[name])} now")
-    if error is not None or event.result is None:
+    if isinstance(error, WitError):
+        result = error.value
+    elif error is not None:
+        return
+    if event.result is None:
         return
     try:
         now["result"] = encode(result, MAX_CALL)

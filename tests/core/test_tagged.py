@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import given, strategies as st
 
+from trio_wasmcache import Case, Err, Ok, Some
 from trio_wasmcache._core.answers import (
     Answer,
     Answers,
@@ -58,6 +59,8 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
         st.dictionaries(HASHABLE, inner, max_size=4),
         st.sets(HASHABLE, max_size=4),
         st.frozensets(HASHABLE, max_size=4),
+        st.builds(Case, st.text(), inner),
+        *(st.builds(kind, inner) for kind in (Some, Ok, Err)),
     ),
     max_leaves=10,
 )
@@ -115,6 +118,8 @@ def test_a_copy_can_be_changed_without_the_value() -> None:
         (bytearray(b"abc"), lambda it: it.__setitem__(0, 42)),
         (array.array("d", [math.nan]), lambda it: it.__setitem__(0, 0.0)),
         (numpy.arange(3), lambda it: it.fill(0)),
+        (Case("a", [1]), lambda it: it.value.append(2)),
+        (Some([Ok([1])]), lambda it: it.value[0].value.append(2)),
     ]
     for value, change in changes:
         kept, text = Copier(ROOM).copy(value), encode(value, ROOM)

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 import trio
-from attrs import evolve
+from attrs import evolve, frozen
+from components.samples import ASKING, PURE, SPEAKING
+from components.test_imports import STORE, relay
 from hostile import calls as endings, hosts, speakers
 from hostile.guest import CONFIG, Fails
 from kits import ListLogger, open_real_cache
@@ -19,15 +21,22 @@ from kits import ListLogger, open_real_cache
 from trio_wasmcache import (
     BufferAbi,
     CacheConfig,
+    Case,
+    Err,
+    FuelExhaustedError,
     HostFunction,
     HostGlobal,
     HostMemory,
     InstanceCache,
+    Ok,
     Prepare,
+    Some,
     Wasi,
+    WitError,
     current_lease,
 )
 from trio_wasmcache.__main__ import main
+from trio_wasmcache._core.wit.types import STRING, U8, List, Option, Result, Tuple
 
 I64: dict[str, Any] = {"args": ("i64",), "returns": "i64"}
 # All that is not the same each time: random bytes at its start and in its call, a clock, and what
@@ -451,3 +460,177 @@ def test_failed_calls_of_hostile_guests(log: Path, tmp_path: Path, capsys: Captu
     same = [one for one in verdicts if one[1] == "same"]
     assert len(same) > 0.7 * len(verdicts), verdicts
     assert [one for one in verdicts if one[1] == "different"] == []
+
+
+@frozen
+class Spot:
+    """An object with the attributes of a record."""
+
+    x: float
+    y: float
+    label: str
+
+
+async def pure(cache: InstanceCache) -> None:
+    """Calls with values of all kinds, of which one returns an error, and one burns all fuel."""
+    made = await cache.register_component(PURE, prefix="funcs.", isolation="reset")
+    funcs = {one.name.removeprefix("funcs."): one for one in made}
+    for name, *values in (
+        ("add", 2, 3),
+        ("upper", "grün"),
+        ("total", [1, 2, -6]),
+        ("move-by", (1.0, 2.0, "a"), 0.5),
+        ("move-by", {"x": 1.0, "y": 2.0, "label": "a"}, 0.5),
+        ("move-by", Spot(1.0, 2.0, "a"), 0.5),
+        ("area", Case("rectangle", (2.0, 3.5))),
+        ("successor", None),
+        ("successor", Some(3)),
+        ("next-color", "blue"),
+        ("other-rights", {"write"}),
+        ("backwards", bytearray(b"abc")),
+    ):
+        await funcs[name].call(*values)
+    with pytest.raises(WitError):
+        await funcs["divide"].call(7, 0)
+    with pytest.raises(FuelExhaustedError):
+        await funcs["spin"].call(2**63)
+    async with funcs["upper"].acquire() as lease:
+        await lease.map([["a", "b"]])
+
+
+def test_functions_of_components(log: Path, capsys: Capture) -> None:
+    """Arguments and results of all of WIT's types, errors of a `result`, and fuel."""
+    events = logged(log, pure, total_fuel=100_000)
+    assert all("#" in one["export"] for one in events)
+    assert events[-2]["result"] == '{"str":"7 can\'t be divided by 0"}'
+    assert again(log, "--module", PURE, "--json") == 0
+    ran = answer(capsys)
+    assert [one["verdict"] for one in ran] == ["same"] * 14
+    assert [one["now"] for one in ran] == [one["log"] for one in ran]
+    assert ran[-1]["now"]["error"] == "FuelExhaustedError"
+    changed(log, result='{"str":"no"}')
+    assert again(log, "--module", PURE, "--request", events[-2]["request"]) == 1
+    assert 'result: {"str":"no"} in the log, {"str":"7 can\'t' in capsys.readouterr().out
+
+
+class Moody:
+    """A record whose attributes can be asked for once."""
+
+    x, y = 1.0, 2.0
+
+    @property
+    def label(self) -> str:
+        return self.labels.pop()
+
+    def __init__(self) -> None:
+        self.labels = ["a"]
+
+
+def test_records_that_can_be_read_once(log: Path, capsys: Capture) -> None:
+    """The call is as without a log; it is logged, and can't be run again."""
+
+    async def use(cache: InstanceCache) -> None:
+        move = await cache.register("move-by", PURE)
+        assert await move.call(Moody(), 1.0) == (2.0, 3.0, "a")
+
+    logged(log, use)
+    assert again(log, "--module", PURE) == 2
+    assert "its arguments can't be made again: a value of type" in capsys.readouterr().out
+
+
+async def asking(cache: InstanceCache) -> None:
+    """Calls of a component that asks its host, which fails in one, and fails its guest in another.
+
+    The same of one with WASI 0.2 behind an adapter, as several core modules.
+    """
+
+    async def get(key: str) -> str | None:
+        await trio.lowlevel.checkpoint()
+        return {"a": "1", "long": "ü" * 600}[key] if key else None
+
+    imports: dict[str, Any] = {STORE: {"get": get}}
+    look_up = await cache.register("look-up", ASKING, imports=imports, isolation="reset")
+    for key in ("a", "long", ""):
+        await look_up.call(key)
+    with pytest.raises(KeyError):
+        await look_up.call("b")
+    wasi = Wasi(env={"HOME": "there"}, random=None)
+    speak = await cache.register("speak", SPEAKING, wasi=wasi, isolation="reset")
+    assert await speak.call("a line", "HOME") == "there"
+    assert await speak.call("a line", "other") is None
+
+
+def test_components_with_imports(log: Path, capsys: Capture) -> None:
+    """The guest gets the same answers, written where it allocates; nothing of the host runs."""
+    logged(log, asking)
+    assert again(log, "--module", ASKING, "--module", SPEAKING, "--json") == 0
+    ran = answer(capsys)
+    assert [one["verdict"] for one in ran] == ["same"] * 6
+    assert ran[3]["now"]["error"] == "KeyError"
+    assert [one["now"] for one in ran] == [one["log"] for one in ran]
+
+
+RELAYS: list[tuple[Any, Any, Callable[[Any], Any]]] = [
+    (Tuple((Result(STRING, U8), Option(Option(U8)))), (Err(3), Some(None)), lambda it: it),
+    (List(STRING), [str(number) for number in range(300)], lambda it: it),
+    (Result(STRING, U8), Ok("a"), lambda _: Err(9)),
+    (STRING, "a", lambda _: 5),
+]
+
+
+def test_any_values_of_imports(log: Path, tmp_path: Path, capsys: Capture) -> None:
+    """Texts of a list are allocated many at once; a result that does not fit is a failure."""
+
+    async def use(cache: InstanceCache) -> None:
+        for number, (kind, value, fn) in enumerate(RELAYS):
+            imports: Any = {"demo:host/it": {"f": fn}}
+            wasm = relay(kind, result=kind)
+            (tmp_path / f"{number}.wat").write_text(wasm)
+            f = await cache.register(f"f{number}", wasm, export="f", imports=imports)
+            try:
+                await f.call(value)
+            except (WitError, TypeError):
+                assert number > 1
+
+    events = logged(log, use)
+    assert [one["error"] for one in events] == [None, None, "WitError", "TypeError"]
+    files = [part for number in range(4) for part in ("--module", tmp_path / f"{number}.wat")]
+    assert again(log, "--json", *files) == 0
+    assert [one["verdict"] for one in answer(capsys)] == ["same"] * 4
+
+
+def test_rows_of_components(log: Path, capsys: Capture) -> None:
+    """As those of other functions; a row that returns an error has not failed."""
+
+    async def use(cache: InstanceCache) -> None:
+        divide = await cache.register("divide", PURE)
+        spin = await cache.register("spin", PURE)
+        async with divide.acquire() as lease:
+            await lease.map([[1, 2], [0, 1]], on_error="null")
+        async with spin.acquire() as lease:
+            await lease.map([[1, 2**62, 2**63]], on_error="null")
+
+    logged(log, use, total_fuel=100_000, log_values=0.0)
+    assert again(log, "--module", PURE, "--json") == 0
+    assert [(one["row"], one["verdict"]) for one in answer(capsys)] == [(1, "same"), (2, "same")]
+
+
+def test_names_of_imports_for_redact(log: Path) -> None:
+    """What an imported function returns and what is written for it have its name."""
+    seen: list[tuple[str, str, object]] = []
+
+    def redact(function: str, what: str, value: object) -> object:
+        seen.append((function, what, value))
+        return value
+
+    async def use(cache: InstanceCache) -> None:
+        imports: Any = {STORE: {"get": {"a": "secret"}.get}}
+        f = await cache.register("look-up", ASKING, imports=imports)
+        await f.call("a")
+        speak = await cache.register("speak", SPEAKING)
+        await speak.call("a line", "HOME")
+
+    logged(log, use, redact=redact)
+    wrote = [(what, value) for _, what, value in seen if "wrote" in what]
+    assert (f"{STORE}#get wrote", b"secret") in wrote
+    assert all(what.startswith((STORE, "wasi:")) for what, _ in wrote)

@@ -35,6 +35,7 @@ from .._core.errors import (
     WitError,
 )
 from .._core.integers import signed
+from .._core.tagged import TooLargeError
 from .._core.tally import BYTES_SIZE, Tally
 from .._core.wasm.admission import signature
 from .._core.wasm.component.calls import (
@@ -97,6 +98,7 @@ from .canonical_lower import (
     Detour,
     Lowering,
     lowerer,
+    plain_value,
 )
 from .canonical_numbers import NUMBERS
 from .gil import MANY, paced
@@ -523,6 +525,26 @@ class CanonicalBinding:
                 except MISFITS as error:
                     return reworded(error, f"{self.place(number)}: {error}")
         return None
+
+    def loggable(self, values: tuple[object, ...], limit: int) -> tuple[object, ...]:
+        """Return arguments of a call as they can be logged, without objects of other classes.
+
+        Args:
+            values: the arguments.
+            limit: number of values in records.
+
+        Raises:
+            TooLargeError: there are more.
+        """
+        job, made = Lowering(False, limit), list(values)
+        for number, (kind, value) in enumerate(zip(self.kinds, values, strict=True)):
+            try:
+                made[number] = plain_value(kind, value, job)
+            except Detour:
+                raise TooLargeError(f"over {limit} values") from None
+            except Exception:
+                pass  # of a value that has changed since, or of its class: it is logged as it is
+        return tuple(made)
 
     # -- without memory
 

@@ -23,11 +23,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Final, TypeAlias, final
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from .._core.buffers import flat as flat_view
 from .._core.wit.layout import cases_of, layout
-from .._core.wit.text import type_text
+from .._core.wit.text import parts_of, type_text
 from .._core.wit.types import (
     Enum,
     Flags,
@@ -512,8 +512,53 @@ def _flags(one: Flags) -> Lowerer:
     return _packed(pack, exact)
 
 
+# -- for the log
+
+
+def plain_value(one: Type, value: Value, job: Lowering) -> Value:
+    """Return a value that was lowered, with named tuples for objects that stand for records.
+
+    All of it that is not in records, or has none in it, stays as it is.
+
+    Raises:
+        Detour: it has more values than the job may convert.
+        TypeError, ValueError, OverflowError: it does not fit, or not any more.
+    """
+    if not _has_records(one):
+        return value
+
+    def inner(part: Type | None, value: Value) -> Value:
+        return None if part is None else plain_value(part, value, job)
+
+    job.take(1)
+    match one:
+        case Record(fields=fields):
+            made: Any = record_class(one)
+            kinds, values = [kind for _, kind in fields], _fields(one)(value, job)
+            items = [inner(kind, item) for kind, item in zip(kinds, values, strict=True)]
+            return (
+                dict(zip(made._fields, items, strict=True)) if type(value) is dict else made(*items)
+            )
+        case List(element=element):
+            return [inner(element, item) for item in _sequence(type_text(one), value, job)]
+        case Tuple(items=parts):
+            values = _items(one)(value, job)
+            return tuple([inner(part, item) for part, item in zip(parts, values, strict=True)])
+        case Variant() | Option() | Result():
+            number, held = _picker(one)(value, job)
+            held = inner(cases_of(one)[number], held)
+            return evolve(value, value=held) if type(value) in _WRAPPERS else held
+    raise AssertionError(one)
+
+
+@functools.lru_cache(maxsize=1024)
+def _has_records(one: Type) -> bool:
+    return isinstance(one, Record) or any(map(_has_records, parts_of(one)))
+
+
 # -- variants
 
+_WRAPPERS: Final = (Case, Some, Ok, Err)
 Pick: TypeAlias = "Callable[[Value, Lowering], tuple[int, Value]]"
 """Returns the number of a value's case, and the case's value."""
 

@@ -376,10 +376,12 @@ class CacheConfig:
     place. It is called as ``redact(function, what, value)`` in the task that called the guest, with
     the name of the function. `what` is ``"argument 0"`` and so on; ``"result"``; ``"env.lookup
     returned"``, with a tuple of wasm values, and ``"env.lookup wrote"``, with bytes, for each host
-    function; or ``"setup"``, with options of `register`. Python's own collections and buffers, and
-    arrays of numpy, are copies, which the function may change; those that are too large for the log
-    are left out without asking it. Objects of other classes are those of the call. The value is
-    left out if the function raises. None: all values are logged as they are."""
+    function, which is ``"demo:kv/store@0.1.0#get"`` for an import of a component; or ``"setup"``,
+    with options of `register`. Python's own collections and buffers, and arrays of numpy, are
+    copies, which the function may change; those that are too large for the log are left out without
+    asking it. Objects of other classes are those of the call; for records of a component there are
+    named tuples in place of them. The value is left out if the function raises. None: all values
+    are logged as they are."""
     log_flush_timeout: float = field(default=1.0, metadata=_seconds(zero=True, infinite=False))
     """Seconds that closing the cache waits for the log to be written, at most; from 0."""
 

@@ -769,7 +769,8 @@ class Replayable(OfEntry):
     arguments: str | None = None
     """Tuple of its arguments; None: they were cut, or withheld by `redact`."""
     result: str | None = None
-    """Its result; None if it failed, and as for `arguments`."""
+    """Its result, or the error that a component's function returned (`WitError`); None if it
+    failed, and as for `arguments`."""
     host_calls: str | None = None
     """Answers of host functions, WASI's included, in it: values that they returned, errors that
     they raised, bytes that they wrote to memory, fuel that they took; None: they were cut."""
@@ -785,7 +786,7 @@ class Replayable(OfEntry):
     returns: str | None = None
     """Types of its results, separated by commas; None: it has none."""
     export: str
-    """Name of the export that was called."""
+    """Name of the export that was called; of a component, its name there."""
     module_digest: str
     """SHA-256 of the module's bytes, in hexadecimal."""
     isolation: str

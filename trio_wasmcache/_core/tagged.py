@@ -4,8 +4,8 @@ r"""Values of Python as JSON with a tag for each type, which nothing has to be u
    ``{"list": [{"str": "a"}]}``. Ints are text, as JSON's numbers are floats to many readers; floats
    are hexadecimal, and so exact.
 2. The text is ASCII that can be printed, whatever it was made of.
-3. Only types of the list below are made again. Anything else is noted by the name of its type, and
-   refused when it is read.
+3. Only types of the list below are made again, those of WIT's values included. Anything else is
+   noted by the name of its type, and refused when it is read.
 4. Reading makes nothing but these values, and calls nothing of theirs.
 """
 
@@ -24,7 +24,10 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias, final
 
+from attrs import evolve
+
 from .text import printable
+from .wit.values import Case, Err, Ok, Some
 
 Json: TypeAlias = Any
 """What `json` reads and writes."""
@@ -32,6 +35,8 @@ MAX_DEPTH: Final = 50
 """Collections within collections; a value of the ABIs has at most 32."""
 MAX_DIGITS: Final = 4000
 """Digits of an int; Python converts no longer ones."""
+LEAST_SIZE: Final = 8
+"""Characters of a value, at least."""
 MAX_TYPE: Final = 100
 """Characters of the name of a type that is not known."""
 UNKNOWN: Final = "unknown"
@@ -137,7 +142,7 @@ class Copier:
         if kind is memoryview:
             return value.toreadonly()
         if kind is set:
-            self._take(8 * len(value))
+            self._take(LEAST_SIZE * len(value))
             return set(value)
         if kind is dict:
             made = value.copy()
@@ -146,10 +151,12 @@ class Copier:
             return self._items(value[:], depth)
         if isinstance(value, tuple) and (kind is tuple or hasattr(kind, "_fields")):
             return tuple.__new__(kind, self._items(list(tuple.__iter__(value)), depth))
+        if kind in _WRAPPERS:
+            return evolve(value, value=self._items([value.value], depth)[0])
         return value
 
     def _items(self, items: list[Any], depth: int) -> list[Any]:
-        self._take(8 * len(items))
+        self._take(LEAST_SIZE * len(items))
         if depth > MAX_DEPTH:
             raise TooLargeError("too many collections within collections")
         return [self.copy(item, depth + 1) for item in items]
@@ -173,6 +180,9 @@ def unchanged(one: Any, other: Any) -> bool:
         return unchanged(list(one.items()), list(other.items()))
     if kind is list or isinstance(one, tuple):
         return len(one) == len(other) and all(map(unchanged, one, other))
+    if kind in _WRAPPERS:
+        names = (one.name, other.name) if kind is Case else (None, None)
+        return names[0] == names[1] and unchanged(one.value, other.value)
     if kind is memoryview:
         return True  # they can't be changed
     if kind is bytearray:
@@ -234,7 +244,7 @@ class _Encoder:
 
     def value(self, value: object, depth: int) -> Json:
         """Return the object of a value."""
-        self._take(8)
+        self._take(LEAST_SIZE)
         if depth > MAX_DEPTH:
             return {UNKNOWN: "too many collections within collections"}
         kind = type(value)
@@ -257,6 +267,8 @@ class _Encoder:
             return self._collection(value, depth)
         if isinstance(value, tuple) and hasattr(kind, "_fields"):  # a named one, of a user type
             return self._collection(tuple(value), depth)
+        if kind in _WRAPPERS:
+            return self._wrapped(value, depth)
         found = _TEXTS.get(kind)
         if found is not None:
             tag, write = found
@@ -288,6 +300,13 @@ class _Encoder:
         if isinstance(value, (set, frozenset)):
             items.sort(key=dumps)  # so that equal ones have the same text
         return {tag: items}
+
+    def _wrapped(self, value: Any, depth: int) -> Json:
+        """Return the object of a value of WIT's that Python has no type for."""
+        inner = self.value(value.value, depth + 1)
+        if type(value) is not Case:
+            return {_WRAPPERS[type(value)]: inner}
+        return {"case": [self.value(value.name, depth + 1), inner]}
 
     def _other(self, value: object) -> Json:
         """Return the object of a buffer, of a number of another class, or of no known value."""
@@ -321,6 +340,8 @@ class _Encoder:
 
 
 _COLLECTIONS: Final = frozenset({list, tuple, dict, set, frozenset})
+# {type of WIT's values: tag}
+_WRAPPERS: Final[Mapping[type, str]] = {Case: "case", Some: "some", Ok: "ok", Err: "err"}
 # Formats of buffers whose items are numbers, in the machine's order; of a bytes-like one, too.
 _FORMATS: Final = frozenset("?bBhHiIlLqQfd")
 # {type: (tag, text of it)}
@@ -366,6 +387,11 @@ def _dict(data: Json, depth: int) -> dict[Any, Any]:
     return {decoded(key, depth): decoded(item, depth) for key, item in data}
 
 
+def _case(data: Json, depth: int) -> Case:
+    name, value = data
+    return Case(_str(decoded(name, depth)), decoded(value, depth))
+
+
 def _array(data: Json, _depth: int) -> array.array[Any] | list[bool]:
     form, raw = data
     if form not in _FORMATS:
@@ -397,6 +423,10 @@ _MAKERS: Final[Mapping[str, Callable[[Json, int], Any]]] = {
     "frozenset": lambda data, depth: frozenset(_items(data, depth)),
     "dict": _dict,
     "array": _array,
+    "case": _case,
+    "some": lambda data, depth: Some(decoded(data, depth)),
+    "ok": lambda data, depth: Ok(decoded(data, depth)),
+    "err": lambda data, depth: Err(decoded(data, depth)),
     "decimal": lambda data, _depth: decimal.Decimal(_str(data)),
     "date": lambda data, _depth: datetime.date.fromisoformat(_str(data)),
     "time": lambda data, _depth: datetime.time.fromisoformat(_str(data)),

@@ -254,6 +254,8 @@ class Declaration:
             self.trap_missing,
             len(self.prepare),
             self.wasi,
+            None if self.offered is None else self.offered.export,
+            tuple(self.functions),
         )
 
     def replaced(self, substitute: Substitute) -> Declaration:
@@ -1406,6 +1408,8 @@ class Imports:
         for host in self.hosts[len(self.names) :]:
             if isinstance(host, TrampolineHost):
                 made.append("")
+            elif isinstance(host, WitHost):
+                made.append(host.function.what)
             else:
                 made.append(given.get(id(getattr(host, "function", None)), OWN))
         return tuple(made)

@@ -44,7 +44,7 @@ from .._core.errors import (
 )
 from .._core.policy.records import Request
 from .._core.policy.shares import CALL_FUEL
-from .._core.tagged import Copier, TooLargeError, dumps, encode, unchanged
+from .._core.tagged import LEAST_SIZE, Copier, TooLargeError, dumps, encode, unchanged
 from .._core.wasm.reader import FuncType
 from .._engine.base import (
     START,
@@ -103,6 +103,10 @@ class Setup:
     prepared: int
     """Number of calls of `prepare`."""
     wasi: Wasi | None
+    export: str | None = None
+    """Name of the function in its component; None: it is one of a core module."""
+    functions: tuple[tuple[str, str], ...] = ()
+    """Interfaces and names of the functions that are given for imports of a component."""
 
     @staticmethod
     def abi_of(abi: Abi | None) -> tuple[str, dict[str, object]]:
@@ -135,6 +139,7 @@ class Setup:
                 (*name, one.params, one.results, one.reentrant) for name, one in self.imports
             ],
             "externs": [(*name, *_extern(one)) for name, one in self.externs],
+            "functions": list(self.functions),
         }
         return {name: value for name, value in values.items() if value not in (None, False, [], {})}
 
@@ -396,9 +401,10 @@ class RecordedCall(Call):
     ) -> Value:
         try:
             result = await super().run_steps(make, values, begun=begun)
-        except WitError as error:  # which is a result, too
-            if self._recorder.sampled():
-                self._note(values, error)
+        except WitError as error:
+            # It is a result, too; unless a host function has raised it, which was a failure.
+            if self.failed is None and self._recorder.sampled():
+                self._note(values, error, result=error.value)
             raise
         if self._recorder.sampled():
             self._note(values, None, result=result)
@@ -449,6 +455,8 @@ class RecordedCall(Call):
             return
         row = getattr(error, "row", None)
         definition = self.bound.definition
+        setup = definition.setup
+        assert isinstance(setup, Setup)
         with self.runner.meter(self.share):
             texts = Texts(self._recorder.config.redact, self.name)
             self._write(texts, values, row, error, result)
@@ -473,7 +481,7 @@ class RecordedCall(Call):
                 cut=", ".join(texts.cut) or None,
                 redacted=texts.redacted,
                 returns=None if types is None else ", ".join(types),
-                export=definition.export,
+                export=setup.export or definition.export,
                 module_digest=definition.module.digest,
                 isolation=public.isolation,
                 compiler=artifact.tier.value,
@@ -499,17 +507,25 @@ class RecordedCall(Call):
         assert isinstance(setup, Setup)
         texts.add("setup", texts.redact("setup", setup.values()))
         if len(values) == self.bound.binding.arity:
-            given = tuple(
-                texts.redact(f"argument {number}", value) for number, value in enumerate(values)
-            )
-            texts.add("arguments", given)
+            self._write_arguments(texts, values)
         else:  # of a row in which a host function failed, a batch does not collect them
             texts.cut_out("arguments")
         hosts = definition.module.hosts
         texts.add_answers("start_calls", hosts, self.native.host_state.get(START))
         texts.add_answers("host_calls", hosts, self.kept(KEY, self.row if row is None else row))
-        if error is None:
+        if error is None or (isinstance(error, WitError) and self.failed is None):
             texts.add("result", texts.redact("result", result))
+
+    def _write_arguments(self, texts: Texts, values: tuple[object, ...]) -> None:
+        loggable = getattr(self.bound.binding, "loggable", None)
+        try:
+            if loggable is not None:
+                values = loggable(values, MAX_CALL // LEAST_SIZE)
+        except TooLargeError:
+            texts.cut_out("arguments")
+            return
+        given = [texts.redact(f"argument {number}", value) for number, value in enumerate(values)]
+        texts.add("arguments", tuple(given))
 
 
 class _WithheldError(Exception):
