@@ -22,7 +22,7 @@ import trio
 
 from .. import compilers
 from . import instructions, plot, readme
-from .harness import WAY, Report, Result, machine
+from .harness import WAY, Report, Result, machine, medians
 
 # Without being asked for: what the README shows.
 DEFAULT = ("calls", "misses", "first", "entries", "waiting", "batches", "loop", "startup")
@@ -41,6 +41,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer repetitions, rougher figures")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them: .svg or .png")
+    parser.add_argument(
+        "--runs", type=int, default=1, metavar="N", help="run all N times (odd), and keep medians"
+    )
     parser.add_argument("--readme", action="store_true", help="put them into the README's table")
     parser.add_argument("--slow", action="store_true", help="evict caches before each turn")
     parser.add_argument(
@@ -63,6 +66,8 @@ def main() -> None:
         parser.error(f"no such suite: {', '.join(sorted(unknown))}")
     if options.plot and not plot.available():
         parser.error("--plot needs matplotlib: pip install -e '.[bench]'")
+    if options.runs < 1 or options.runs % 2 == 0:
+        parser.error(f"--runs must be odd, as a median is one of the figures: got {options.runs}")
     if options.instructions and not instructions.available():
         parser.error("--instructions needs valgrind: apt-get install valgrind")
     for python in options.beside:
@@ -82,33 +87,40 @@ def main() -> None:
     WAY.slow = options.slow
     if options.counting:
         WAY.counting = instructions.Callgrind(options.counting)
-    report = Report()
     began = time.monotonic()
     print(machine() + (", caches evicted" if options.slow else ""))
+    figures = medians([measure(names, options) for _ in range(options.runs)])
+    if options.runs > 1:
+        print(f"-- medians of {options.runs} runs")
+        Report().extend(figures)
+    verdicts = [result.verdict for result in figures if result.met is not None]
+    missed = verdicts.count("MISSED")
+    seconds = time.monotonic() - began
+    print(f"-- {len(verdicts) - missed} of {len(verdicts)} bars met, in {seconds:.0f} seconds")
+    if options.json:
+        lines = [attrs.asdict(result) for result in figures]
+        options.json.write_text(json.dumps(lines, indent=1) + "\n")
+    if options.plot:
+        plot.draw(figures, options.plot)
+    if options.readme:
+        readme.write(figures)
+    sys.exit(1 if missed else 0)
+
+
+def measure(names: Sequence[str], options: argparse.Namespace) -> list[Result]:
+    """The rows of all suites, once, shown as they come."""
+    report = Report()
     for name in names:
         print(f"-- {name}", flush=True)
         report.suite = name
         suite = importlib.import_module(f"{__package__}.{name}")
         trio.run(suite.run, report, options.quick)
         if options.instructions and name in COUNTABLE:
-            for result in counted(name):
-                report.take(result)
+            report.extend(counted(name))
         for python in options.beside:
             print(f"-- {name}, {python}", flush=True)
-            for result in beside(python, name, options):
-                report.take(result)
-    verdicts = [result.verdict for result in report.results if result.met is not None]
-    missed = verdicts.count("MISSED")
-    seconds = time.monotonic() - began
-    print(f"-- {len(verdicts) - missed} of {len(verdicts)} bars met, in {seconds:.0f} seconds")
-    if options.json:
-        lines = [attrs.asdict(result) for result in report.results]
-        options.json.write_text(json.dumps(lines, indent=1) + "\n")
-    if options.plot:
-        plot.draw(report.results, options.plot)
-    if options.readme:
-        readme.write(report.results)
-    sys.exit(1 if missed else 0)
+            report.extend(beside(python, name, options))
+    return report.results
 
 
 def counted(suite: str) -> list[Result]:

@@ -17,7 +17,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -131,14 +131,25 @@ class Report:
             bar, met = f"{between[0]:g}-{between[1]:g}", between[0] <= value <= between[1]
         self.take(Result(name, value, unit, bar, met, note, self.suite))
 
+    def extend(self, results: Iterable[Result]) -> None:
+        """Add rows, of another process maybe, and show them."""
+        for result in results:
+            self.take(result)
+
     def take(self, result: Result) -> None:
-        """Add a row, of another process maybe, and show it."""
+        """Add a row, and show it."""
         self.results.append(result)
         print(result, flush=True)
         if len(result.name) > NAME:
             print(f"  ({result.name})")
         if result.note:
             print(f"  {result.note}")
+
+
+def medians(runs: Sequence[Sequence[Result]]) -> list[Result]:
+    """Of each row the one with the median value, with its verdict and note."""
+    rows = zip(*runs, strict=True)
+    return [sorted(row, key=lambda result: result.value)[len(row) // 2] for row in rows]
 
 
 def shown(value: float) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from bench import engines, instructions, plot, readme
-from bench.harness import BY_INSTRUCTIONS, Report, Result
+from bench.harness import BY_INSTRUCTIONS, Report, Result, medians
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,6 +59,36 @@ def test_another_interpreter_and_evicted_caches(tmp_path: Path) -> None:
     assert [it.name for it in others] == [f"{version}: {it.name}" for it in ours]
     assert {it.python for it in others} == {version}
     assert done.returncode == any(it.met is False for it in lines)
+
+
+def test_of_several_runs_each_row_is_the_median(tmp_path: Path) -> None:
+    """With the verdict that it had; the last lines show what is written."""
+    figures = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "tests.bench", "reentry", "--quick", "--json", str(figures)]
+    done = subprocess.run(
+        [*command, "--runs", "3"], cwd=ROOT, capture_output=True, text=True, timeout=600
+    )
+    runs, _, shown = done.stdout.partition("-- medians of 3 runs\n")
+    lines = [Result(**line) for line in json.loads(figures.read_text())]
+    assert lines, done.stderr
+    assert all(runs.count(line.name) >= 3 for line in lines)
+    assert all(str(line) in runs and str(line) in shown for line in lines)
+    assert done.returncode == any(line.met is False for line in lines)
+    done = subprocess.run([*command, "--runs", "2"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, "--runs must be odd" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("values", [[3.0, 1.0, 2.0], [2.0, 1.0, 9.0]])
+def test_a_median_is_one_of_the_figures(values: list[float]) -> None:
+    """For each row by itself, with its note."""
+    runs = [
+        [Result("a", value, "us", "<= 2", value <= 2, note=f"of {value}"), Result("b", -value, "")]
+        for value in values
+    ]
+    assert medians(runs) == [
+        Result("a", 2.0, "us", "<= 2", True, note="of 2.0"),
+        Result("b", -2.0, ""),
+    ]
 
 
 @pytest.mark.skipif(not instructions.available(), reason="there is no valgrind")
