@@ -41,6 +41,8 @@ from trio_wasmcache._engine.base import UNDER_WAY, Artifact, HostImport
 from trio_wasmcache._engine.wasmtime import native
 from trio_wasmcache._engine.wasmtime.engine import WasmtimeEngine
 from trio_wasmcache._engine.wasmtime.instance import WasmtimeInstance
+from trio_wasmcache._engine.wasmtime.linking import Linkers
+from trio_wasmcache._engine.wasmtime.starting import ENOUGH
 
 STACK = 512 * 1024
 FUEL, SLICE = 10_000_000, 10_000
@@ -308,6 +310,8 @@ SHARED = """(import "c" "next" (func $next (result i32))) (import "c" "table" (t
   (func $begin (drop (call $next))) (start $begin) (func (export "nine") (result i32) (i32.const 9))
   (func (export "run") (result i32) (call $next))"""
 WIRED: Wiring = {("c", name): FromPart("counter", name) for name in ("next", "table")}
+BY_THEMSELVES = 1
+"""Parts that import from no other one, which have a linker each."""
 NINE = Entry(FromPart("counter", "table"), 3, FromPart(USER, "nine"))
 
 
@@ -361,9 +365,10 @@ async def test_each_native_step_fails_in_turn(
         instance.close()
         instance.close()
         assert engine.open_instances == 0
-    assert linkers["linker_clone"] == linkers["linker_delete"] == times + 1
+    assert linkers == {"linker_clone": 1}  # it is used again
     module.close()
     engine.close()
+    assert linkers["linker_delete"] == linkers["linker_clone"] + 1 + BY_THEMSELVES
 
 
 @pytest.mark.parametrize("polls", range(6))
@@ -548,8 +553,76 @@ async def test_linking_costs_a_call_for_each_part_that_gives(
     engine.close()
 
 
+async def test_others_may_run_while_much_is_linked() -> None:
+    """After `ENOUGH` imports and exports, and KiB of data; a start function is one slice more."""
+    names = [f"f{number}" for number in range(ENOUGH // 4)]
+    giving = '(memory (export "memory") 4)' + "".join(
+        f'(func (export "{name}") (result i32) (i32.const 7))' for name in names
+    )
+    taking = '(import "a" "memory" (memory 1))' + "".join(
+        f'(import "a" "{name}" (func (result i32)))' for name in names
+    )
+    wiring: Wiring = {("a", name): FromPart("a", name) for name in ("memory", *names)}
+    data = f'(data (i32.const 0) "{"x" * 1024 * (ENOUGH * 3 // 4)}")'
+    for text, pauses in (
+        (taking, 1),
+        (f"{taking} (func $begin) (start $begin)", 3),
+        (taking + data, 3),
+    ):
+        parts = [part(f"b{n}", text, wiring, generated=False) for n in range(3)]
+        engine = WasmtimeEngine(STACK)
+        made = await compiled(engine, part("a", giving, generated=False), *parts, user(""))
+        module = await engine.load(made, ())
+        instance = module.instantiate(FUEL, SLICE)
+        polls = drive(instance)
+        # wasmtime may pause while it writes data, too.
+        assert polls > pauses if "data" in text else polls == pauses + 1
+        instance.close()
+        module.close()
+        engine.close()
+
+
+async def test_linkers_are_used_again() -> None:
+    """One after the other; two instances that start at the same time have one each."""
+    engine = WasmtimeEngine(STACK)
+    linkers = Linkers()
+    linkers.make(next(iter(engine._engines.values())))
+    one, two = linkers.take(), linkers.take()
+    assert one != two
+    linkers.give(one)
+    assert linkers.take() == one
+    linkers.give(one)
+    linkers.give(two)
+    linkers.give(linkers.take())
+    kept = linkers.take()
+    linkers.close()
+    linkers.give(kept)
+    assert linkers._spare == []
+    engine.close()
+
+
+async def test_instances_that_start_at_the_same_time() -> None:
+    """Each one's parts are linked with its own, whichever linker they got."""
+    engine = WasmtimeEngine(STACK)
+    parts = part("counter", COUNTER), user(SHARED, WIRED)
+    module = await engine.load(await compiled(engine, *parts, entries=[NINE]), ())
+    for _ in range(2):
+        instances = [module.instantiate(FUEL, SLICE) for _ in range(3)]
+        over = [False] * 3
+        while not all(over):
+            over = [done or one.poll() for done, one in zip(over, instances, strict=True)]
+        for one in instances:
+            one.started()
+        assert [call(one, "run") for one in instances] == [2, 2, 2]
+        assert [call(one, "run") for one in instances[1:]] == [3, 3]
+        for one in instances:
+            one.close()
+    module.close()
+    engine.close()
+
+
 async def test_forty_modules_of_the_users_share_a_memory_and_a_table() -> None:
-    """As those of a component that is linked dynamically; others may run after each of them."""
+    """As those of a component that is linked dynamically."""
     first = '(memory (export "memory") 1) (table (export "table") 40 funcref)'
     text = """(import "env" "memory" (memory 1)) (import "env" "table" (table 40 funcref))
       (func $f (result i32) (i32.load8_u (i32.const {n}))) (elem (i32.const {n}) $f)
@@ -567,7 +640,7 @@ async def test_forty_modules_of_the_users_share_a_memory_and_a_table() -> None:
     made = await compiled(engine, *parts, reset=True)
     module = await engine.load(await engine.prove(made, (), ()), ())
     instance = module.instantiate(FUEL, SLICE)
-    assert drive(instance) == len(parts)
+    assert drive(instance) == 1
     instance.started()
     instance.mark()
     assert instance.measure() == sum(

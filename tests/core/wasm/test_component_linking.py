@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pytest
 import wasmtime
+from attrs import evolve
 
 from trio_wasmcache._core.wasm.component.linking import FRONT, Linked, link_instances
 from trio_wasmcache._core.wasm.component.reader import read_component
 from trio_wasmcache._core.wasm.component.types import BuiltIn, CoreExport, Lifted, Lowered
+from trio_wasmcache._core.wasm.editor import encode_module, find_references, keep_exports
+from trio_wasmcache._core.wasm.encoding import uleb
 from trio_wasmcache._core.wasm.graph import FromHost, FromPart, Graph, Part, Source, join_layers
 from trio_wasmcache._core.wasm.reader import MalformedModuleError, read_module
-from trio_wasmcache._core.wasm.types import FuncType
+from trio_wasmcache._core.wasm.types import Export, FuncType
 
 TWO = """
 (core module $memory
@@ -70,7 +73,10 @@ def test_each_instance_is_a_part() -> None:
     assert not asked
     first, second, third = found.layer.parts
     assert (first.wiring, first.links) == ({}, 0)
-    assert second.info == third.info and second.wasm == third.wasm
+    assert second.wasm == third.wasm
+    assert evolve(second.info, exports=third.info.exports) == third.info
+    # Nobody imports the function of the other instance.
+    assert (len(second.info.exports), len(third.info.exports)) == (0, 1)
     shared = {("env", name): FromPart("instance 0", name) for name in ("memory", "table", "top")}
     assert second.wiring == third.wiring == shared
     assert first.offset != second.offset == third.offset
@@ -119,6 +125,54 @@ def test_functions_of_the_host_are_asked_for_once() -> None:
         {("a", "b"): FromHost(0), ("a", "c"): FromHost(1)},
         {("a", "b"): FromHost(0), ("a", "c"): FromHost(0)},
     ]
+
+
+def test_exports_that_no_part_imports_are_left_out() -> None:
+    """Of functions and globals; those to which code refers must stay, memories and tables may."""
+    found, _ = linked(
+        TWO.replace(
+            '(table (export "table")',
+            """(func $idle (export "idle")) (func $referred (export "referred"))
+            (func (export "more") (drop (ref.func $referred)))
+            (global (export "idle global") i32 (i32.const 1)) (memory (export "other") 1)
+            (table (export "table")""",
+        )
+        + LIFT
+    )
+    first = found.layer.parts[0]
+    names = [one.name for one in first.info.exports]
+    assert [name for name in names if name in ("idle", "referred", "more", "idle global")] == [
+        "referred"
+    ]
+    assert {"memory", "other", "table", "top"} <= set(names)
+    assert len(read_module(first.wasm).exports) > len(names)
+    kept = keep_exports(first.wasm, first.info, set(names))
+    assert [one.name for one in read_module(kept).exports] == names
+    wasmtime.Module(wasmtime.Engine(), kept)
+    assert keep_exports(kept, read_module(kept), set(names)) is kept
+    none = keep_exports(first.wasm, first.info, ())
+    assert read_module(none).exports == ()
+    with pytest.raises(wasmtime.WasmtimeError, match="undeclared"):
+        wasmtime.Module(wasmtime.Engine(), none)
+
+
+@pytest.mark.parametrize("number", [0, 1, 127, 128, 16383, 16384, 2**21, 2**31])
+def test_references_are_found_wherever_they_are(number: int) -> None:
+    """Behind bytes that look like one, however the number is encoded; and in code only."""
+    for name in (uleb(number), uleb(number)[:-1] + bytes([uleb(number)[-1] | 0x80, 0x80, 0])):
+        body = b"\0\x41\xd2\xd2" + b"\xd2" + name + b"\x1a\x0b"
+        if len(name) > 5:
+            continue
+        wasm = encode_module(
+            types=(FuncType((), ()),),
+            functions=(0,),
+            exports=(Export("f", "func", 0),),
+            code=(body,),
+            custom=(("d", b"\xd2\x07"),),
+        )
+        info = read_module(wasm, weigh=False)
+        assert number in find_references(wasm, info)
+        assert 7 not in find_references(wasm, info)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
 from trio_wasmcache._core.wasm.custom import find_sections
@@ -41,6 +42,9 @@ from trio_wasmcache._core.wasm.reader import (
 
 _TYPE_BYTES: Final = {name: bytes([byte]) for byte, name in VALUE_TYPES.items()}
 _DEFINED_IN: Final = {"table": 4, "memory": 5, "global": 6}  # {kind: section}
+_CODE: Final = 10
+# Any byte may be the first one of the instruction, so matches may overlap.
+_REFERENCE: Final = re.compile(rb"\xd2(?=[\x80-\xff]{0,3}[\x00-\x7f]|[\x80-\xff]{4}[\x00-\x0f])")
 _KIND_BYTES: Final = {kind: bytes([byte]) for byte, kind in enumerate(KINDS)}
 
 
@@ -72,6 +76,46 @@ def add_exports(wasm: bytes, info: ModuleInfo, exports: Sequence[Export]) -> byt
     count = uleb(len(info.exports) + len(exports))
     items = wasm[cursor.at : end] + b"".join(map(_export, exports))
     return wasm[:begin] + section(7, count + items) + wasm[end:]
+
+
+def keep_exports(wasm: bytes, info: ModuleInfo, names: Collection[str]) -> bytes:
+    """Return the module without exports of other names than these.
+
+    A function that is referred to must stay exported, as that is what allows the reference: see
+    `find_references`.
+
+    Raises:
+        ValueError: `info` is of other bytes.
+    """
+    _check_same(wasm, info)
+    begin, payload, end = _find(info, 7)
+    if payload == end:
+        return wasm
+    cursor = Cursor(wasm, payload, end)
+    count, items = cursor.number(32), []
+    for _ in range(count):
+        first = cursor.at
+        name = cursor.name()
+        cursor.byte()
+        cursor.number(32)
+        if name in names:
+            items.append(wasm[first : cursor.at])
+    if len(items) == count:
+        return wasm
+    return wasm[:begin] + (section(7, vector(items)) if items else b"") + wasm[end:]
+
+
+def find_references(wasm: bytes, info: ModuleInfo) -> set[int]:
+    """Return the functions to which code refers by `ref.func`, and maybe a few others.
+
+    Code is not read instruction by instruction: whatever looks like one counts.
+    """
+    return {
+        Cursor(wasm, match.start() + 1, one.end).number(32)
+        for one in info.sections
+        if one.id == _CODE
+        for match in _REFERENCE.finditer(wasm, one.start, one.end)
+    }
 
 
 def clamp_maxima(

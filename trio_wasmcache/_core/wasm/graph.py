@@ -68,6 +68,7 @@ class Part:
     wasm: bytes = field(repr=False)
     """The module, before any edits; empty once it is compiled."""
     info: ModuleInfo = field(repr=False)
+    """What its sections say. Exports that are not here are left out when it is compiled."""
     wiring: Mapping[ImportName, Source]
     """{module and name of an import: what it is linked with}. If no memory that it imports is here,
     they become its own; likewise tables and globals. All else must be here."""

@@ -27,6 +27,7 @@ from ..._core.wasm.editor import (
     clamp_maxima,
     defer_start,
     define_imports,
+    keep_exports,
     rename_imports,
 )
 from ..._core.wasm.graph import Graph, Part
@@ -222,10 +223,13 @@ def _edit(
 ) -> tuple[bytes, tuple[tuple[int, int], ...], ModuleInfo]:
     """Return a module as the compiler gets it, where its code moved, and what it declares now.
 
-    For where its code moved see `edit_code`. Only `edits.state` changes what it declares.
+    For where its code moved see `edit_code`. Only `edits.state` changes what it declares. Exports
+    that `info` does not have are left out.
     """
     edited = define_imports(wasm, info, edits.initials, breathe)
     own = info if edited is wasm else read_module(edited, breathe, weigh=False)
+    if (kept := keep_exports(edited, own, {one.name for one in info.exports})) is not edited:
+        edited, own = kept, read_module(kept, breathe, weigh=False)
     if edits.state is not None:
         edited = write_state(edited, own, edits.state)
         own = read_module(edited, breathe, weigh=False)

@@ -73,6 +73,52 @@ class LinkedPart:
         )
 
 
+@final
+class Linkers:
+    """Owns the linkers by which parts of a graph get what other parts export.
+
+    There is one with the host functions, which is cloned for each instance that is being made. One
+    clone is kept for the next instance.
+    """
+
+    def __init__(self) -> None:
+        self._base = 0
+        self._spare: list[int] = []
+        self._open = True
+
+    def make(self, engine: int) -> int:
+        """Make the linker that is cloned, and return it, so that host functions are defined."""
+        self._base = native.linker_new(engine)
+        native.linker_allow_shadowing(self._base, True)
+        return self._base
+
+    def take(self) -> int:
+        """Return a linker for one instance, which may have what belonged to an earlier one."""
+        return self._pop() or native.linker_clone(self._base)
+
+    def give(self, linker: int) -> None:
+        """Take back a linker, which nothing uses any more."""
+        self._spare.append(linker)
+        if not self._open or len(self._spare) > 1:
+            self._free()
+
+    def close(self) -> None:
+        """Free the linkers that are not in use; those that are, once they are given back."""
+        self._open = False
+        self._free()
+        _delete(self, ("_base", native.linker_delete))
+
+    def _pop(self) -> int:
+        try:
+            return self._spare.pop()  # in one step, as instances are started in threads, too
+        except IndexError:
+            return 0
+
+    def _free(self) -> None:
+        while linker := self._pop():
+            native.linker_delete(linker)
+
+
 def define_hosts(linker: int, names: Iterable[tuple[str, str, int]], hosts: HostTable) -> None:
     """Define host functions by names; `LinkError` if wasmtime would not.
 
@@ -143,9 +189,8 @@ class LinkedModule:
         """Parts of the graph, if there is one; else `pre` is there."""
         self.part_callers: tuple[Callers, ...] = ()
         """Of each of these parts."""
-        self.linker: int = 0
-        """Linker with the host functions of the parts that import from others, to be cloned for
-        each instance; 0: there are no such parts."""
+        self.linkers = Linkers()
+        """For the parts that import from others."""
         self.images: list[Range] = []
         self._linker: int = 0
         self._module: int = 0
@@ -176,9 +221,8 @@ class LinkedModule:
         several = [part.plan for part in self.parts if part.plan.takes]
         if not several:
             return
-        self.linker = native.linker_new(engine)
         names = dict.fromkeys(name for plan in several for name in plan.hosts)
-        define_hosts(self.linker, names, self.hosts)
+        define_hosts(self.linkers.make(engine), names, self.hosts)
 
     @property
     def is_open(self) -> bool:
@@ -200,11 +244,11 @@ class LinkedModule:
         parts, self.parts = self.parts, ()
         for part in parts:
             part.close()
+        self.linkers.close()
         _delete(
             self,
             ("pre", native.instance_pre_delete),
             ("_linker", native.linker_delete),
-            ("linker", native.linker_delete),
             ("_module", native.module_delete),
             ("restorer", native.module_delete),
             ("engine", native.wasm_engine_delete),

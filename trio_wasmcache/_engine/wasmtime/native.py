@@ -367,6 +367,10 @@ def linker_clone(linker: Pointer, /) -> Pointer: ...
 
 
 @_fast.declare
+def linker_allow_shadowing(linker: Pointer, allow: Bool, /) -> None: ...
+
+
+@_fast.declare
 def linker_delete(linker: Pointer, /) -> None: ...
 
 

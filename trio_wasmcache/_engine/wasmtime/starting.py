@@ -2,11 +2,14 @@
 
 1. Each step is a call future of its own in the store, so the runner drives the start of a graph as
    that of any module: in slices, with one supply of fuel, until `Store.poll` says that it is over.
-2. Generated parts are small and have nothing to run, so they go together with the next part of the
-   user's. After each of these, others may run.
+2. Parts that have little to link and nothing to run are instantiated together. Others may run once
+   that was `ENOUGH`, and after each start function.
 3. A part that takes something from another one is linked anew for each instance, as what it takes
    belongs to a store. One linker serves all parts: each part's exports are given to it at once, by
    the names that importing parts were compiled with.
+   Linkers are used again, by one instance after the other, as names that are there already are
+   defined in less time. Each part finds only what earlier parts of its own instance have defined,
+   never what belonged to another store, as the names are always the same.
 4. Start functions are exported, not declared (`compiler`), and are called once their part is there.
    Till then, host functions could not find its memory.
 """
@@ -25,6 +28,8 @@ from .memory import InstanceMemory, MemoryWindow, SuspendedMemory
 from .plan import START
 from .store import Pieces, Store
 
+ENOUGH = 300
+"""Weight of parts that are instantiated together: about half a millisecond."""
 Lent: TypeAlias = InstanceMemory | SuspendedMemory | MemoryWindow
 """A memory of a part that others may still have when the store is closed."""
 
@@ -37,7 +42,7 @@ class Starting:
 
     def __init__(self, module: LinkedModule, start: Start) -> None:
         self._parts: tuple[LinkedPart, ...] = module.parts
-        self._base = module.linker
+        self._linkers = module.linkers
         self._user = module.plan.user
         self._hosts = module.hosts.imports
         self.invokes: Invokes | None = Invokes(module.hosts) if module.hosts.reentrant else None
@@ -45,6 +50,8 @@ class Starting:
         self._start = start
         self._lent: dict[Hashable, Lent] = {}
         self._linker = 0
+        self._weight = 0
+        """Of the parts that were instantiated since others might run."""
         self._called = b""
         """Handle of a start function that is under way: C goes on reading it."""
         self._runs = self._over = False
@@ -93,10 +100,14 @@ class Starting:
         if len(self.handles) == len(self._parts):
             self._over = True
             return True
-        generated = self._parts[len(self.handles) - 1].plan.generated
+        part = self._parts[len(self.handles) - 1].plan
+        self._weight += part.weight
+        pause = part.starts or self._weight >= ENOUGH
+        if pause:
+            self._weight = 0
         store.end()
         self.begin(store)
-        return None if generated else False
+        return False if pause else None
 
     def lend(self, key: Hashable, make: Callable[[], Lent]) -> Lent:
         """Return a memory of a part, which holds nothing any more once the store is closed.
@@ -118,12 +129,12 @@ class Starting:
     def _unlink(self) -> None:
         if self._linker:
             linker, self._linker = self._linker, 0
-            native.linker_delete(linker)
+            self._linkers.give(linker)
 
     def _given(self) -> int:
         """Return the linker with all that later parts take."""
         if not self._linker:
-            self._linker = native.linker_clone(self._base)
+            self._linker = self._linkers.take()
         return self._linker
 
     def _note_part(self, store: Store) -> None:

@@ -7,18 +7,20 @@ what is called, and whose memory a lease has, are its exports.
 
 1. A core instance is a part, in the order of the component. All are there, used or not, as each may
    fill a table of another one or run a start function.
-2. What is imported from the host, and functions that work with handles, come from a `Supply`, which
+2. Functions and globals that no other part imports are exported no more: each instance would give
+   them to the linker of the graph for nothing. What code refers to stays exported, as it must.
+3. What is imported from the host, and functions that work with handles, come from a `Supply`, which
    may add parts of its own before the one that imports.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final, Protocol, final
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
-from ..editor import encode_module
+from ..editor import encode_module, find_references
 from ..graph import USER, FromPart, ImportName, Layer, Part, Source, fits
 from ..reader import read_module
 from ..types import (
@@ -31,6 +33,8 @@ from ..types import (
 )
 from .types import BuiltIn, Component, CoreExport, CoreInstance, CoreItem, Lowered
 
+IDLE: Final = frozenset(("func", "global"))
+"""Kinds of exports that are left out if no part imports them."""
 FRONT: Final = "core"
 """Module name of all that the front imports."""
 
@@ -122,7 +126,30 @@ class _Linking:
             counts[item.kind] = counts.get(item.kind, 0) + 1
             wiring[FRONT, name] = source
         front = encode_module(types=tuple(types), imports=imports, exports=exports)
-        return Linked(front, Layer(parts=tuple(self.parts), supplies=wiring), names)
+        parts = self._without_idle_exports(wiring.values())
+        return Linked(front, Layer(parts=tuple(parts), supplies=wiring), names)
+
+    def _without_idle_exports(self, fronts: Iterable[Source]) -> list[Part]:
+        """Return the parts without the exports of functions and globals that none imports."""
+        used: dict[str, set[str]] = {}
+        sources = [source for part in self.parts for source in part.wiring.values()]
+        for source in (*sources, *fronts):
+            if isinstance(source, FromPart):
+                used.setdefault(source.part, set()).add(source.export)
+        return [self._keep(part, used.get(part.name, set())) for part in self.parts]
+
+    def _keep(self, part: Part, names: Collection[str]) -> Part:
+        """Return a part that exports functions and globals by these names only."""
+        info = part.info
+        idle = [one for one in info.exports if one.kind in IDLE and one.name not in names]
+        if not idle:
+            return part
+        if self.breathe is not None:
+            self.breathe()
+        referred = find_references(part.wasm, info)
+        left_out = {one for one in idle if one.kind == "global" or one.index not in referred}
+        exports = tuple(one for one in info.exports if one not in left_out)
+        return evolve(part, info=evolve(info, exports=exports))
 
     def _add(self, instance: CoreInstance) -> None:
         """Make a part of a core instance."""
